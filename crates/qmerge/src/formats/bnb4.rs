@@ -1,0 +1,383 @@
+//! bitsandbytes 4-bit: NF4 and FP4, with and without double quantization.
+//!
+//! Parts of a weight `M.weight`: the packed codes (viewed as any `quant_storage` type), `.absmax` (f32, or u8 codes with
+//! double quantization), `.quant_map`, `.nested_absmax` and `.nested_quant_map` (double quantization), and
+//! `.quant_state.bitsandbytes__nf4|fp4`. Blocks run over the flattened matrix and may cross rows. Arithmetic is that of
+//! bitsandbytes 0.50.2 on the CPU; decoding uses the flat block index (its AVX-512 kernel errs where a row is no
+//! multiple of the block).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::bnb4_state::{BLOCK_SIZES, QuantState};
+use super::nested::{self, Nested};
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats};
+use crate::dtype::Dtype;
+use crate::error::{Result, malformed, mismatch, usage};
+use crate::open::{Checkpoint, Entry};
+use crate::simd::nibbles::{self, Codebook};
+
+/// NF4 or FP4 as a format.
+#[derive(Debug)]
+pub struct Bnb4 {
+    id: &'static str,
+    about: &'static str,
+    book: &'static Codebook,
+    /// The levels in ascending order.
+    sorted: &'static [f32; 16],
+}
+
+/// 16 quantiles of a normal distribution, block-scaled.
+pub static NF4: Bnb4 =
+    Bnb4 { id: "nf4", about: "bitsandbytes NF4, 4 bits, block-scaled", book: &NF4_BOOK, sorted: &NF4_SORTED };
+/// 4-bit floats, block-scaled.
+pub static FP4: Bnb4 =
+    Bnb4 { id: "fp4", about: "bitsandbytes FP4, 4 bits, block-scaled", book: &FP4_BOOK, sorted: &FP4_SORTED };
+
+#[rustfmt::skip]
+pub(crate) static NF4_BOOK: Codebook = Codebook::new(
+    [
+        0xbf80_0000, 0xbf32_39b1, 0xbf06_6b30, 0xbeca_32a0, 0xbe91_a24d, 0xbe3d_353f, 0xbdba_7871, 0x0000_0000,
+        0x3da2_faff, 0x3e24_cae3, 0x3e7c_04dd, 0x3ead_033a, 0x3ee1_a4b8, 0x3f10_07ab, 0x3f39_13b3, 0x3f80_0000,
+    ],
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+    true,
+);
+
+#[rustfmt::skip]
+pub(crate) static FP4_BOOK: Codebook = Codebook::new(
+    [
+        0x0000_0000, 0x3baa_aaab, 0x3f2a_aaab, 0x3f80_0000, 0x3eaa_aaab, 0x3f00_0000, 0x3e2a_aaab, 0x3e80_0000,
+        0x0000_0000, 0xbbaa_aaab, 0xbf2a_aaab, 0xbf80_0000, 0xbeaa_aaab, 0xbf00_0000, 0xbe2a_aaab, 0xbe80_0000,
+    ],
+    [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3],
+    false,
+);
+
+static NF4_SORTED: [f32; 16] = sorted(&NF4_BOOK);
+static FP4_SORTED: [f32; 16] = sorted(&FP4_BOOK);
+
+const fn sorted(book: &Codebook) -> [f32; 16] {
+    let mut levels = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        levels[i] = book.levels[book.codes[i] as usize];
+        i += 1;
+    }
+    levels
+}
+
+/// A state is a few hundred bytes; anything much larger is not one.
+const MAX_STATE: u64 = 1 << 16;
+
+impl Format for Bnb4 {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
+        let sibling = |suffix: &str| checkpoint.get(&format!("{}.{suffix}", lead.name));
+        let Some(state_entry) = sibling(&format!("quant_state.bitsandbytes__{}", self.id)) else {
+            return self.refuse_half(checkpoint, lead).map(|()| None);
+        };
+        let state = QuantState::parse(&checkpoint.read_small(state_entry, MAX_STATE)?)
+            .map_err(|error| error.in_tensor(&state_entry.name))?;
+        if state.quant_type != self.id {
+            return Err(malformed(format!("its quant_state says `{}`", state.quant_type)));
+        }
+        let weight = Bnb4Weight::new(self.format(), &lead.name, state, lead.dtype, 1);
+        let mut parts = Vec::new();
+        let mut entries = Vec::new();
+        for part in &weight.parts {
+            let entry = if part.name == lead.name { Some(lead) } else { checkpoint.get(&part.name) };
+            let Some(entry) = entry else {
+                // The code table is informative: the type of the state decides.
+                if part.name.ends_with(".quant_map") {
+                    continue;
+                }
+                return Err(mismatch(format!("its companion `{}` is missing", part.name))
+                    .with_hint("the checkpoint is incomplete: download it again"));
+            };
+            // A stored state may be padded; every other part must have the size that the shape implies.
+            let fits = part.shape.is_none()
+                || entry.bytes == part.bytes && (part.name == lead.name || entry.dtype == part.dtype);
+            if !fits {
+                return Err(malformed(format!(
+                    "{} of shape {:?}, but a {} weight of shape {:?} needs {} of {} bytes",
+                    entry.dtype, entry.shape, self.id, weight.state.shape, part.dtype, part.bytes
+                ))
+                .in_tensor(&entry.name));
+            }
+            parts.push(Part {
+                name: entry.name.clone(),
+                dtype: entry.dtype,
+                shape: Some(entry.shape.clone()),
+                bytes: entry.bytes,
+            });
+            entries.push(entry.clone());
+        }
+        let roles = weight.roles_of(&parts);
+        Ok(Some(Claim { weight: Arc::new(Bnb4Weight { parts, roles, ..weight }), entries }))
+    }
+
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        if !BLOCK_SIZES.contains(&settings.block_size) {
+            return Err(usage(format!("block size {} is none of {BLOCK_SIZES:?}", settings.block_size)));
+        }
+        let nested = settings.double_quant.then_some(Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
+        let state = QuantState {
+            quant_type: self.id.to_owned(),
+            block: settings.block_size,
+            dtype: values,
+            shape: shape.to_vec(),
+            nested,
+        };
+        let weight = Bnb4Weight::new(self.format(), name, state, settings.quant_storage, settings.torch_threads);
+        let packed = weight.elements().div_ceil(2) as u64;
+        if packed % (settings.quant_storage.bits() / 8) != 0 {
+            return Err(mismatch(format!("{packed} packed bytes cannot be viewed as {}", settings.quant_storage))
+                .in_tensor(name));
+        }
+        Ok(Arc::new(weight))
+    }
+}
+
+impl Bnb4 {
+    fn format(&self) -> &'static Bnb4 {
+        if self.id == NF4.id { &NF4 } else { &FP4 }
+    }
+
+    /// A weight with an absmax but no state of either type is broken, not plain.
+    fn refuse_half(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<()> {
+        let has = |suffix: &str| checkpoint.has(&format!("{}.{suffix}", lead.name));
+        if let Some((weight, _)) = lead.name.split_once(".quant_state.bitsandbytes__")
+            && !checkpoint.has(weight)
+        {
+            return Err(mismatch(format!("the weight `{weight}` that it describes is missing"))
+                .with_hint("the checkpoint is incomplete: download it again"));
+        }
+        let stateless = has("absmax")
+            && !has("quant_state.bitsandbytes__nf4")
+            && !has("quant_state.bitsandbytes__fp4");
+        if stateless {
+            return Err(mismatch("it has an absmax, but its quant_state is missing")
+                .with_hint("the checkpoint is incomplete: download it again"));
+        }
+        Ok(())
+    }
+}
+
+/// What a part holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Codes,
+    Absmax,
+    Map,
+    NestedAbsmax,
+    NestedMap,
+    State,
+}
+
+/// One NF4 or FP4 weight.
+#[derive(Clone, Debug)]
+pub(crate) struct Bnb4Weight {
+    format: &'static Bnb4,
+    state: QuantState,
+    storage: Dtype,
+    torch_threads: usize,
+    parts: Vec<Part>,
+    roles: Vec<Role>,
+}
+
+impl Bnb4Weight {
+    fn new(format: &'static Bnb4, name: &str, state: QuantState, storage: Dtype, torch_threads: usize) -> Self {
+        let mut weight = Self { format, state, storage, torch_threads, parts: Vec::new(), roles: Vec::new() };
+        let item = (storage.bits() / 8).max(1) as usize;
+        let packed = weight.elements().div_ceil(2) / item;
+        let blocks = weight.blocks();
+        let part = |suffix: &str, dtype, shape: Vec<usize>| Part::new(format!("{name}.{suffix}"), dtype, shape);
+        weight.parts.push(Part::new(name.to_owned(), storage, vec![packed, 1]));
+        let absmax = if weight.state.nested.is_some() { Dtype::U8 } else { Dtype::F32 };
+        weight.parts.push(part("absmax", absmax, vec![blocks]));
+        weight.parts.push(part("quant_map", Dtype::F32, vec![16]));
+        if let Some(nested) = &weight.state.nested {
+            weight.parts.push(part("nested_absmax", Dtype::F32, vec![blocks.div_ceil(nested.block)]));
+            weight.parts.push(part("nested_quant_map", Dtype::F32, vec![256]));
+        }
+        let suffix = format!("quant_state.bitsandbytes__{}", format.id);
+        // Without a second level nothing in the state depends on the data, so its length is known.
+        let bytes = weight.state.max_json_len();
+        let exact = weight.state.to_json().len();
+        weight.parts.push(match weight.state.nested {
+            None => part(&suffix, Dtype::U8, vec![exact]),
+            Some(_) => Part { name: format!("{name}.{suffix}"), dtype: Dtype::U8, shape: None, bytes },
+        });
+        weight.roles = weight.roles_of(&weight.parts);
+        weight
+    }
+
+    fn roles_of(&self, parts: &[Part]) -> Vec<Role> {
+        let role = |part: &Part| match part.name.rsplit('.').next() {
+            Some("absmax") => Role::Absmax,
+            Some("quant_map") => Role::Map,
+            Some("nested_absmax") => Role::NestedAbsmax,
+            Some("nested_quant_map") => Role::NestedMap,
+            Some(last) if last.starts_with("bitsandbytes__") => Role::State,
+            _ => Role::Codes,
+        };
+        parts.iter().enumerate().map(|(i, part)| if i == 0 { Role::Codes } else { role(part) }).collect()
+    }
+
+    fn elements(&self) -> usize {
+        self.state.shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim)).unwrap_or(usize::MAX)
+    }
+
+    fn blocks(&self) -> usize {
+        self.elements().div_ceil(self.state.block)
+    }
+
+    /// First and last block (exclusive) that `rows` touch; chunks start at a block.
+    fn block_range(&self, rows: &Range<usize>) -> Range<usize> {
+        let cols = self.geometry().cols;
+        rows.start * cols / self.state.block..(rows.end * cols).div_ceil(self.state.block)
+    }
+
+    fn find(&self, role: Role) -> Option<usize> {
+        self.roles.iter().position(|&have| have == role)
+    }
+
+    /// The scales of the blocks of `rows`.
+    fn absmax(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
+        let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+        match &self.state.nested {
+            None => floats(bytes(Role::Absmax)).collect(),
+            Some(nested) => {
+                let first = self.block_range(rows).start;
+                nested::restore(nested, bytes(Role::Absmax), first, bytes(Role::NestedAbsmax), bytes(Role::NestedMap))
+            }
+        }
+    }
+}
+
+impl Weight for Bnb4Weight {
+    fn format(&self) -> &'static str {
+        self.format.id
+    }
+
+    fn name(&self) -> &str {
+        &self.parts[0].name
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.state.shape
+    }
+
+    fn geometry(&self) -> Geometry {
+        let cols = *self.state.shape.last().unwrap_or(&1);
+        let rows = self.elements().checked_div(cols).unwrap_or(0);
+        let row_step = self.state.block / gcd(cols, self.state.block);
+        Geometry { rows, cols, row_step: row_step.clamp(1, rows.max(1)) }
+    }
+
+    fn value_dtype(&self) -> Dtype {
+        self.state.dtype
+    }
+
+    fn details(&self) -> String {
+        let double = if self.state.nested.is_some() { ", double quantized" } else { "" };
+        format!("block {}{double}, decodes to {}", self.state.block, self.state.dtype.torch_name())
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>> {
+        let cols = self.geometry().cols;
+        let blocks = self.block_range(rows);
+        match self.roles[part] {
+            // Chunks start at an even element; only the last may end at an odd one, and then the byte is shared with
+            // padding.
+            Role::Codes => Some((rows.start * cols / 2) as u64..(rows.end * cols).div_ceil(2) as u64),
+            Role::Absmax if self.state.nested.is_some() => Some(blocks.start as u64..blocks.end as u64),
+            Role::Absmax => Some(4 * blocks.start as u64..4 * blocks.end as u64),
+            _ => None,
+        }
+    }
+
+    fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]) {
+        let absmax = self.absmax(parts, &rows);
+        nibbles::decode(self.format.book, parts[0], &absmax, self.state.block, self.state.dtype, out);
+    }
+
+    fn renewed(&self, values: Dtype) -> Arc<dyn Weight> {
+        let nested = self.state.nested.map(|_| Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
+        let state = QuantState { dtype: values, nested, ..self.state.clone() };
+        Arc::new(Self::new(self.format, self.name(), state, self.storage, self.torch_threads))
+    }
+
+    fn needs_survey(&self) -> bool {
+        self.state.nested.is_some()
+    }
+
+    fn survey(&self, _: Range<usize>, values: &[f32], held: &mut Vec<f32>) {
+        nibbles::absmax(values, self.state.block, held);
+    }
+
+    fn settle(&self, held: &[f32]) -> Settled {
+        let mut weight = self.clone();
+        let quantized = self.state.nested.as_ref().map(|_| nested::quantize(held, self.torch_threads));
+        if let (Some(nested), Some(quantized)) = (&mut weight.state.nested, &quantized) {
+            nested.offset = quantized.offset;
+        }
+        let bytes = |role: &Role| match (role, &quantized) {
+            (Role::Map, _) => Some(float_bytes(&self.format.book.levels)),
+            (Role::State, _) => Some(weight.state.to_json().into_bytes()),
+            (Role::Absmax, Some(quantized)) => Some(quantized.codes.clone()),
+            (Role::NestedAbsmax, Some(quantized)) => Some(float_bytes(&quantized.scales)),
+            (Role::NestedMap, _) => Some(nested::map_bytes()),
+            _ => None,
+        };
+        let parts = self.roles.iter().map(bytes).collect();
+        Settled { weight: Arc::new(weight), parts }
+    }
+
+    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        let mut absmax = Vec::with_capacity(values.len().div_ceil(self.state.block));
+        nibbles::absmax(values, self.state.block, &mut absmax);
+        out[0].resize(values.len().div_ceil(2), 0);
+        nibbles::encode(self.format.book, values, &absmax, self.state.block, &mut out[0]);
+        if self.state.nested.is_none()
+            && let Some(at) = self.find(Role::Absmax)
+        {
+            out[at] = float_bytes(&absmax);
+        }
+    }
+
+    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
+        Grid {
+            levels: Levels::Table(self.format.sorted),
+            run: self.state.block,
+            scales: self.absmax(parts, &rows),
+            offsets: Vec::new(),
+        }
+    }
+
+    fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        let absmax = self.absmax(parts, &rows);
+        out[0].resize(values.len().div_ceil(2), 0);
+        nibbles::encode_under(self.format.book, values, &absmax, self.state.block, &mut out[0]);
+        if let Some(at) = self.find(Role::Absmax) {
+            out[at].clear();
+            out[at].extend_from_slice(parts[at]);
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

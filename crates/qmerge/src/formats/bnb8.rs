@@ -1,0 +1,191 @@
+//! bitsandbytes LLM.int8: one signed byte per weight, one f32 absmax per row.
+//!
+//! Parts of `M.weight`: the codes (I8), `M.SCB` (the absmax itself), and `M.weight_format` (a scalar 0; other layouts are
+//! a GPU's own and cannot be loaded anywhere). Arithmetic: bitsandbytes 0.50.2 on the CPU, `int8_vectorwise_quant`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, floats};
+use crate::dtype::Dtype;
+use crate::error::{Result, malformed, mismatch, unsupported};
+use crate::open::{Checkpoint, Entry};
+use crate::simd::rows8;
+
+/// LLM.int8 as a format.
+#[derive(Debug)]
+pub struct Int8;
+
+impl Format for Int8 {
+    fn id(&self) -> &'static str {
+        "int8"
+    }
+
+    fn about(&self) -> &'static str {
+        "bitsandbytes LLM.int8, one scale per row"
+    }
+
+    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
+        let Some(module) = lead.name.strip_suffix(".weight").filter(|_| lead.dtype == Dtype::I8) else {
+            return Ok(None);
+        };
+        let format = checkpoint.get(&format!("{module}.weight_format"));
+        let Some(scales) = checkpoint.get(&format!("{module}.SCB")) else {
+            return match format {
+                Some(_) => Err(mismatch(format!("its scales `{module}.SCB` are missing"))
+                    .with_hint("the checkpoint is incomplete: download it again")),
+                None => Ok(None),
+            };
+        };
+        let [rows, cols] = lead.shape[..] else {
+            return Err(malformed(format!("int8 of shape {:?}: a matrix was expected", lead.shape)));
+        };
+        if scales.dtype != Dtype::F32 || scales.elements() != rows as u64 {
+            return Err(malformed(format!("{} of shape {:?}, expected {rows} F32", scales.dtype, scales.shape))
+                .in_tensor(&scales.name));
+        }
+        let mut weight = Int8Weight::new(&lead.name, rows, cols);
+        weight.parts[1].shape = Some(scales.shape.clone());
+        let mut entries = vec![lead.clone(), scales.clone()];
+        match format {
+            Some(format) => {
+                if checkpoint.read_small(format, 16)?.iter().any(|&byte| byte != 0) {
+                    return Err(unsupported("its weight_format is a GPU's tiled layout, not rows")
+                        .with_hint("save the model again with a recent bitsandbytes"));
+                }
+                weight.parts[2].dtype = format.dtype;
+                weight.parts[2].shape = Some(format.shape.clone());
+                weight.parts[2].bytes = format.bytes;
+                entries.push(format.clone());
+            }
+            None => weight.parts.truncate(2),
+        }
+        Ok(Some(Claim { weight: Arc::new(weight), entries }))
+    }
+
+    fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        match (shape, name.strip_suffix(".weight")) {
+            (&[rows, cols], Some(_)) => Ok(Arc::new(Int8Weight::new(name, rows, cols))),
+            _ => Err(mismatch(format!("int8 stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
+        }
+    }
+}
+
+/// One int8 weight.
+#[derive(Clone, Debug)]
+struct Int8Weight {
+    rows: usize,
+    cols: usize,
+    parts: Vec<Part>,
+}
+
+impl Int8Weight {
+    fn new(name: &str, rows: usize, cols: usize) -> Self {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let parts = vec![
+            Part::new(name.to_owned(), Dtype::I8, vec![rows, cols]),
+            Part::new(format!("{module}.SCB"), Dtype::F32, vec![rows]),
+            Part::new(format!("{module}.weight_format"), Dtype::U8, Vec::new()),
+        ];
+        Self { rows, cols, parts }
+    }
+}
+
+impl Weight for Int8Weight {
+    fn format(&self) -> &'static str {
+        "int8"
+    }
+
+    fn name(&self) -> &str {
+        &self.parts[0].name
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.parts[0].shape.as_deref().unwrap_or_default()
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { rows: self.rows, cols: self.cols, row_step: 1 }
+    }
+
+    fn value_dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn details(&self) -> String {
+        "one scale per row".into()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>> {
+        match part {
+            0 => Some((rows.start * self.cols) as u64..(rows.end * self.cols) as u64),
+            1 => Some(4 * rows.start as u64..4 * rows.end as u64),
+            _ => None,
+        }
+    }
+
+    fn decode(&self, parts: &[&[u8]], _: Range<usize>, out: &mut [f32]) {
+        if self.cols == 0 {
+            return;
+        }
+        for ((out, codes), absmax) in
+            out.chunks_exact_mut(self.cols).zip(parts[0].chunks_exact(self.cols)).zip(floats(parts[1]))
+        {
+            rows8::decode_row(codes, absmax, out);
+        }
+    }
+
+    fn renewed(&self, _: Dtype) -> Arc<dyn Weight> {
+        Arc::new(self.clone())
+    }
+
+    fn settle(&self, _: &[f32]) -> Settled {
+        let mut parts = vec![None; self.parts.len()];
+        if let (Some(last), Some(part)) = (parts.get_mut(2), self.parts.get(2)) {
+            *last = Some(vec![0; part.bytes as usize]);
+        }
+        Settled { weight: Arc::new(self.clone()), parts }
+    }
+
+    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        let [codes, scales, ..] = out else { return };
+        codes.resize(values.len(), 0);
+        scales.clear();
+        if self.cols == 0 {
+            return;
+        }
+        let mut scratch = vec![0.0; self.cols];
+        for (values, codes) in values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)) {
+            let absmax = rows8::encode_row(values, &mut scratch, codes);
+            scales.extend_from_slice(&absmax.to_le_bytes());
+        }
+    }
+
+    fn grid(&self, parts: &[&[u8]], _: Range<usize>) -> Grid {
+        Grid {
+            levels: Levels::Integers(-127, 127),
+            run: self.cols,
+            scales: floats(parts[1]).map(|absmax| absmax / 127.0).collect(),
+            offsets: Vec::new(),
+        }
+    }
+
+    fn pack(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        let [codes, scales, ..] = out else { return };
+        codes.resize(values.len(), 0);
+        scales.clear();
+        scales.extend_from_slice(parts[1]);
+        if self.cols == 0 {
+            return;
+        }
+        for ((values, codes), absmax) in
+            values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).zip(floats(parts[1]))
+        {
+            rows8::pack_row(values, absmax, codes);
+        }
+    }
+}

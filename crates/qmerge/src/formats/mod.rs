@@ -1,0 +1,240 @@
+//! How a matrix is stored: decode, encode, and the grid of values that a stored scale allows.
+//!
+//! One file per format and one line in [`FORMATS`]. A format knows nothing of adapters and of rounding methods: it
+//! turns rows into f32 values and back. A weight consists of *parts* (codes, scales, state), each a tensor of the
+//! checkpoint; formats work on chunks of whole rows, and say with [`Geometry::row_step`] how many rows belong together.
+
+pub(crate) mod bnb4;
+pub(crate) mod bnb4_state;
+mod bnb8;
+mod grid;
+pub(crate) mod nested;
+pub(crate) mod plain;
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use grid::{Grid, Levels};
+
+use crate::dtype::Dtype;
+use crate::error::{Result, usage};
+use crate::open::{Checkpoint, Entry};
+
+/// Every format, most specific first: a plain tensor is what no other format claims.
+pub static FORMATS: &[&dyn Format] =
+    &[&bnb4::NF4, &bnb4::FP4, &bnb8::Int8, &plain::F32, &plain::F16, &plain::BF16];
+
+/// A storage format.
+pub trait Format: Sync {
+    /// Its name in `--to`, reports and errors ("nf4").
+    fn id(&self) -> &'static str;
+
+    /// One line for the help and the documentation.
+    fn about(&self) -> &'static str;
+
+    /// Recognises a weight by its lead entry, the one that holds the codes. `None` means "not mine".
+    ///
+    /// Errors if it is this format's but broken: a missing scale, a shape that does not fit.
+    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>>;
+
+    /// A weight of this format for values of type `values`, with nothing in it yet.
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
+
+    /// True if only matrices of linear layers are stored this way (and everything else stays as it is).
+    fn quantizes(&self) -> bool {
+        true
+    }
+}
+
+/// A recognised weight and the entries that its parts are read from (same order as [`Weight::parts`]).
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The weight.
+    pub weight: Arc<dyn Weight>,
+    /// One entry per part.
+    pub entries: Vec<Entry>,
+}
+
+/// Choices that a new weight of a format takes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Elements per scale (bitsandbytes 4-bit: 32 … 4096).
+    pub block_size: usize,
+    /// Whether the scales are themselves quantized.
+    pub double_quant: bool,
+    /// Type that the packed codes are viewed as.
+    pub quant_storage: Dtype,
+    /// Threads that torch is taken to have summed the mean absmax with: it changes the last bit of the offset of
+    /// weights with 2²¹ elements and more.
+    pub torch_threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { block_size: 64, double_quant: true, quant_storage: Dtype::U8, torch_threads: 1 }
+    }
+}
+
+/// A weight seen as a matrix in the order it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Rows; all leading dimensions taken together.
+    pub rows: usize,
+    /// Elements per row.
+    pub cols: usize,
+    /// Chunks start at multiples of this many rows (the last chunk may be shorter).
+    pub row_step: usize,
+}
+
+impl Geometry {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.rows * self.cols
+    }
+}
+
+/// One stored tensor of a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Full tensor name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions; `None` where the length is known only once the weight is encoded (a JSON state).
+    pub shape: Option<Vec<usize>>,
+    /// Bytes, or the most it can take where the length is not known.
+    pub bytes: u64,
+}
+
+impl Part {
+    pub(crate) fn new(name: String, dtype: Dtype, shape: Vec<usize>) -> Self {
+        let bytes = crate::open::byte_size(dtype, &shape).unwrap_or(u64::MAX);
+        Self { name, dtype, shape: Some(shape), bytes }
+    }
+}
+
+/// A weight whose scales are decided: what [`Weight::settle`] returns.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// The weight to encode and decode with.
+    pub weight: Arc<dyn Weight>,
+    /// Bytes of the parts that are complete now, by part; `None` for parts that [`Weight::encode`] fills.
+    pub parts: Vec<Option<Vec<u8>>>,
+}
+
+/// One weight in one storage format.
+pub trait Weight: Debug + Send + Sync {
+    /// The format's id.
+    fn format(&self) -> &'static str;
+
+    /// Name of the lead entry, which is the weight's name.
+    fn name(&self) -> &str;
+
+    /// Logical dimensions, as the model sees them.
+    fn shape(&self) -> &[usize];
+
+    /// The matrix view that chunks are cut from.
+    fn geometry(&self) -> Geometry;
+
+    /// Type that decoded values are rounded to.
+    fn value_dtype(&self) -> Dtype;
+
+    /// Settings in words, for `inspect` ("block 64, double quantized").
+    fn details(&self) -> String {
+        String::new()
+    }
+
+    /// The stored tensors, lead first.
+    fn parts(&self) -> &[Part];
+
+    /// The bytes of a part that belong to `rows`; `None` if the part belongs to the weight as a whole.
+    fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>>;
+
+    /// Decodes `rows` into `out` (row-major, `rows.len() · cols`). `parts` holds, per part, the bytes of these rows, or
+    /// all bytes of a part that is not cut by rows.
+    fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]);
+
+    /// The same weight made afresh from values of type `values`, as the reference library would make it.
+    fn renewed(&self, values: Dtype) -> Arc<dyn Weight>;
+
+    /// The same bytes seen with other rows; `None` where the format's blocks forbid it.
+    fn reshaped(&self, _rows: usize, _cols: usize) -> Option<Arc<dyn Weight>> {
+        None
+    }
+
+    /// True if fresh scales depend on the whole weight: then every chunk goes through [`Weight::survey`] first.
+    fn needs_survey(&self) -> bool {
+        false
+    }
+
+    /// Appends to `held` what fresh scales need of these rows (their block maxima).
+    fn survey(&self, _rows: Range<usize>, _values: &[f32], _held: &mut Vec<f32>) {}
+
+    /// Decides the scales from all that [`Weight::survey`] held, in row order.
+    fn settle(&self, held: &[f32]) -> Settled;
+
+    /// Encodes `rows` with fresh scales by the format's reference quantizer, into each part that `settle` left open.
+    fn encode(&self, rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
+
+    /// The grid of `rows` under the stored scales.
+    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
+
+    /// Encodes `rows` under the stored scales: the code of the level nearest to each value. Fills every part that is cut
+    /// by rows.
+    fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
+}
+
+/// The format of that name.
+pub fn by_id(id: &str) -> Result<&'static dyn Format> {
+    FORMATS.iter().copied().find(|format| format.id() == id).ok_or_else(|| {
+        let known: Vec<_> = FORMATS.iter().map(|format| format.id()).collect();
+        usage(format!("there is no format `{id}`")).with_hint(format!("formats: same, {}", known.join(", ")))
+    })
+}
+
+/// All weights of a checkpoint, and the entries that belong to none.
+#[derive(Debug)]
+pub struct Inventory {
+    /// Weights in the order of their lead entries.
+    pub weights: Vec<Claim>,
+    /// Indices of entries that no format claims (integers, unknown types): copied, never edited.
+    pub opaque: Vec<usize>,
+}
+
+/// Claims every entry of a checkpoint.
+pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
+    let mut owner: Vec<Option<usize>> = vec![None; checkpoint.entries.len()];
+    let index: std::collections::HashMap<&str, usize> =
+        checkpoint.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
+    let mut claims: Vec<(usize, Claim)> = Vec::new();
+    for format in FORMATS {
+        for (at, entry) in checkpoint.entries.iter().enumerate() {
+            if owner[at].is_some() {
+                continue;
+            }
+            let claim = format
+                .claim(checkpoint, entry)
+                .map_err(|error| error.in_tensor(&entry.name).in_file(checkpoint.file_of(entry)))?;
+            if let Some(claim) = claim {
+                for part in &claim.entries {
+                    owner[index[part.name.as_str()]] = Some(claims.len());
+                }
+                claims.push((at, claim));
+            }
+        }
+    }
+    claims.sort_by_key(|(at, _)| *at);
+    let opaque = owner.iter().enumerate().filter(|(_, owner)| owner.is_none()).map(|(at, _)| at).collect();
+    Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
+}
+
+/// Reads little-endian f32 values.
+pub(crate) fn floats(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + Clone + '_ {
+    bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]))
+}
+
+/// Writes little-endian f32 values.
+pub(crate) fn float_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}

@@ -1,0 +1,142 @@
+//! Plain tensors: f32, f16, bf16. Little endian, row-major, rounded to nearest even.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::open::{Checkpoint, Entry};
+use crate::simd::floats;
+
+/// One of the three plain types as a format.
+#[derive(Debug)]
+pub struct Plain {
+    id: &'static str,
+    about: &'static str,
+    dtype: Dtype,
+}
+
+/// 32-bit floats.
+pub static F32: Plain = Plain { id: "f32", about: "plain 32-bit floats", dtype: Dtype::F32 };
+/// 16-bit IEEE floats.
+pub static F16: Plain = Plain { id: "f16", about: "plain 16-bit IEEE floats", dtype: Dtype::F16 };
+/// bfloat16.
+pub static BF16: Plain = Plain { id: "bf16", about: "plain bfloat16", dtype: Dtype::BF16 };
+
+fn format_of(dtype: Dtype) -> &'static Plain {
+    match dtype {
+        Dtype::F16 => &F16,
+        Dtype::BF16 => &BF16,
+        _ => &F32,
+    }
+}
+
+impl Format for Plain {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn claim(&self, _: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
+        Ok((lead.dtype == self.dtype).then(|| Claim {
+            weight: Arc::new(PlainWeight::new(&lead.name, &lead.shape, lead.dtype)),
+            entries: vec![lead.clone()],
+        }))
+    }
+
+    fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        Ok(Arc::new(PlainWeight::new(name, shape, self.dtype)))
+    }
+
+    fn quantizes(&self) -> bool {
+        false
+    }
+}
+
+/// A plain tensor of any number of dimensions.
+#[derive(Clone, Debug)]
+pub(crate) struct PlainWeight {
+    dtype: Dtype,
+    parts: [Part; 1],
+    rows: usize,
+    cols: usize,
+}
+
+impl PlainWeight {
+    pub(crate) fn new(name: &str, shape: &[usize], dtype: Dtype) -> Self {
+        let (rows, cols) = match shape {
+            [] => (1, 1),
+            [n] => (*n, 1),
+            [leading @ .., last] => (leading.iter().product(), *last),
+        };
+        Self { dtype, parts: [Part::new(name.to_owned(), dtype, shape.to_vec())], rows, cols }
+    }
+
+    fn width(&self) -> usize {
+        self.dtype.bits() as usize / 8
+    }
+}
+
+impl Weight for PlainWeight {
+    fn format(&self) -> &'static str {
+        format_of(self.dtype).id
+    }
+
+    fn name(&self) -> &str {
+        &self.parts[0].name
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.parts[0].shape.as_deref().unwrap_or_default()
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { rows: self.rows, cols: self.cols, row_step: 1 }
+    }
+
+    fn value_dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn part_rows(&self, _: usize, rows: &Range<usize>) -> Option<Range<u64>> {
+        let row = (self.cols * self.width()) as u64;
+        Some(rows.start as u64 * row..rows.end as u64 * row)
+    }
+
+    fn decode(&self, parts: &[&[u8]], _: Range<usize>, out: &mut [f32]) {
+        floats::decode(self.dtype, parts[0], out);
+    }
+
+    fn renewed(&self, _: Dtype) -> Arc<dyn Weight> {
+        Arc::new(self.clone())
+    }
+
+    fn reshaped(&self, rows: usize, cols: usize) -> Option<Arc<dyn Weight>> {
+        (rows.checked_mul(cols) == Some(self.rows * self.cols)).then(|| Arc::new(Self { rows, cols, ..self.clone() }) as _)
+    }
+
+    fn settle(&self, _: &[f32]) -> Settled {
+        Settled { weight: Arc::new(self.clone()), parts: vec![None] }
+    }
+
+    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        out[0].resize(values.len() * self.width(), 0);
+        floats::encode(self.dtype, values, &mut out[0]);
+    }
+
+    fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {
+        Grid { levels: Levels::Floats(self.dtype), run: 1, scales: Vec::new(), offsets: Vec::new() }
+    }
+
+    fn pack(&self, _: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+        self.encode(rows, values, out);
+    }
+}

@@ -1,0 +1,19 @@
+//! qmerge folds trained adapters into checkpoints on disk, quantized or not, and measures what the fold cost.
+//!
+//! The list of modules is the data flow:
+//!
+//! 1. [`open`]: files become named byte ranges.
+//! 2. `arch`: what is known of model families, as data.
+//! 3. [`adapters`]: an adapter becomes edits of named weights.
+//! 4. [`plan`]: everything decided before the first byte is read.
+//! 5. [`formats`]: decode and encode one storage format.
+//! 6. [`edit`], [`check`], [`round`], [`measure`]: what happens to a chunk of rows.
+//! 7. [`merge`]: runs the plan, chunk by chunk, on all threads.
+//! 8. [`write`]: the output, whole or not at all.
+//! 9. [`report`]: what was done and what it cost.
+
+pub mod dtype;
+pub mod error;
+pub mod formats;
+pub mod open;
+pub mod simd;

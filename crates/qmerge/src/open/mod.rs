@@ -1,0 +1,213 @@
+//! Opening: a checkpoint as named byte ranges.
+//!
+//! A container (safetensors, a torch `.bin`, later GGUF) is a parser that yields [`Entry`] values: name, element
+//! type, shape and where the bytes lie. Nothing here knows about quantization, adapters or models. All input is
+//! hostile: sizes are checked before anything is allocated, offsets before anything is read, and reading goes
+//! through positional reads, never through a memory map, so a file that shrinks under us is an error and the
+//! resident memory is ours to bound.
+
+mod config;
+mod hub;
+mod pickle;
+mod safetensors;
+mod source;
+mod torch;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub use config::ModelConfig;
+pub use source::Source;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result, malformed, unsupported};
+
+#[doc(hidden)]
+pub use pickle::parse as fuzz_pickle;
+#[doc(hidden)]
+pub use safetensors::parse_header as fuzz_safetensors_header;
+
+/// One tensor of a checkpoint: a name and a byte range of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Full name, as in the file ("model.layers.0.mlp.up_proj.weight").
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Index into [`Checkpoint::files`].
+    pub file: usize,
+    /// First byte in that file.
+    pub start: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl Entry {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dim| dim as u64).product()
+    }
+}
+
+/// What a container parser found in one file: its tensors and its free-form metadata.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// In header order; `file` is filled in by the caller.
+    pub entries: Vec<Entry>,
+    /// `__metadata__` in file order.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// An opened checkpoint or adapter: entries over one or more files, and the `config.json` beside them.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The folder, or the file where a single file was named.
+    pub path: PathBuf,
+    /// The files that hold tensors, in shard order.
+    pub files: Vec<Source>,
+    /// Metadata of each file (`{"format": "pt"}` as a rule).
+    pub metadata: Vec<Vec<(String, String)>>,
+    /// All tensors: by file, within a file by position of the data.
+    pub entries: Vec<Entry>,
+    /// Name of the index file, when there is one.
+    pub index: Option<String>,
+    /// `config.json`, when there is one.
+    pub config: Option<ModelConfig>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens a model: a folder, a single `.safetensors` file, or a hub id found in the local cache.
+    pub fn open(location: &Path) -> Result<Self> {
+        let path = hub::resolve(location)?;
+        let mut checkpoint = if path.is_dir() {
+            safetensors::open_folder(&path)?
+        } else {
+            match path.extension().and_then(|ext| ext.to_str()) {
+                Some("safetensors") => safetensors::open_file(&path)?,
+                Some("bin" | "pt" | "pth") => torch::open_file(&path)?,
+                _ => {
+                    return Err(unsupported("not a model: neither a folder nor a .safetensors file")
+                        .in_file(&path)
+                        .with_hint("pass the folder that holds config.json and the weights"));
+                }
+            }
+        };
+        let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+        let config = folder.join("config.json");
+        if config.is_file() {
+            checkpoint.config = Some(ModelConfig::read(&config)?);
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
+    pub fn open_weights(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|ext| ext.to_str()) {
+            Some("safetensors") => safetensors::open_file(path),
+            _ => torch::open_file(path),
+        }
+    }
+
+    pub(crate) fn from_parts(
+        path: &Path,
+        parts: Vec<(Source, Contents)>,
+        index: Option<String>,
+    ) -> Result<Self> {
+        let mut checkpoint = Self {
+            path: path.to_path_buf(),
+            files: Vec::new(),
+            metadata: Vec::new(),
+            entries: Vec::new(),
+            index,
+            config: None,
+            by_name: HashMap::new(),
+        };
+        for (file, (source, contents)) in parts.into_iter().enumerate() {
+            let mut entries = contents.entries;
+            entries.sort_by_key(|entry| (entry.start, entry.bytes));
+            for mut entry in entries {
+                entry.file = file;
+                let at = checkpoint.entries.len();
+                if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
+                    let other = &checkpoint.entries[before];
+                    let other_file: &Path = match checkpoint.files.get(other.file) {
+                        Some(source) => &source.path,
+                        None => &source.path,
+                    };
+                    return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
+                        .in_file(&source.path)
+                        .in_tensor(&entry.name));
+                }
+                checkpoint.entries.push(entry);
+            }
+            checkpoint.files.push(source);
+            checkpoint.metadata.push(contents.metadata);
+        }
+        Ok(checkpoint)
+    }
+
+    /// The entry of that name.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.by_name.get(name).map(|&at| &self.entries[at])
+    }
+
+    /// True if an entry of that name exists.
+    pub fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The file an entry lies in.
+    pub fn file_of(&self, entry: &Entry) -> &Path {
+        &self.files[entry.file].path
+    }
+
+    /// The folder that holds the files beside the weights.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new(".")) }
+    }
+
+    /// Reads `buffer.len()` bytes of an entry, from `offset` within it.
+    pub fn read_at(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        debug_assert!(offset + buffer.len() as u64 <= entry.bytes);
+        self.files[entry.file].read_at(entry.start + offset, buffer).map_err(|error| error.in_tensor(&entry.name))
+    }
+
+    /// Reads a whole entry that is known to be small.
+    ///
+    /// Refuses anything above `limit` bytes, so a hostile header cannot make us allocate.
+    pub fn read_small(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+        if entry.bytes > limit {
+            return Err(malformed(format!("{} bytes, expected at most {limit}", entry.bytes))
+                .in_file(self.file_of(entry))
+                .in_tensor(&entry.name));
+        }
+        let mut buffer = vec![0; entry.bytes as usize];
+        self.read_at(entry, 0, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Sum of the bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.bytes).sum()
+    }
+
+    /// An error about one entry of this checkpoint.
+    pub(crate) fn error(&self, entry: &Entry, kind: Kind, message: impl Into<String>) -> Error {
+        Error::new(kind, message).in_file(self.file_of(entry)).in_tensor(&entry.name)
+    }
+}
+
+/// Resolves what a user typed (folder, file, hub id) to a path.
+pub fn resolve(location: &Path) -> Result<PathBuf> {
+    hub::resolve(location)
+}
+
+/// Number of bytes of a tensor, checked: element count and byte count must not overflow and must be whole bytes.
+pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
+    let elements = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64))?;
+    let bits = elements.checked_mul(dtype.bits())?;
+    (bits % 8 == 0).then_some(bits / 8)
+}

@@ -1,0 +1,170 @@
+//! Conversions between f32 and the 16-bit floats, round to nearest even, subnormals kept.
+
+use half::slice::HalfFloatSliceExt;
+
+use super::versions;
+use crate::dtype::Dtype;
+
+/// Rounds to bf16 and back, in the bits of an f32.
+#[inline(always)]
+pub(crate) fn round_bf16(x: f32) -> f32 {
+    f32::from_bits(u32::from(to_bf16(x)) << 16)
+}
+
+#[inline(always)]
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // A NaN must not round up into an infinity or wrap to zero.
+    let quiet = (bits >> 16) | 0x40;
+    (if x.is_nan() { quiet } else { rounded }) as u16
+}
+
+#[inline(always)]
+fn bf16_to_f32_body(bytes: &[u8], out: &mut [f32]) {
+    for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+        *out = f32::from_bits(u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16);
+    }
+}
+
+#[inline(always)]
+fn f32_to_bf16_body(values: &[f32], out: &mut [u8]) {
+    for (pair, &x) in out.chunks_exact_mut(2).zip(values) {
+        pair.copy_from_slice(&to_bf16(x).to_le_bytes());
+    }
+}
+
+#[inline(always)]
+fn round_bf16_body(values: &mut [f32]) {
+    for x in values {
+        *x = round_bf16(*x);
+    }
+}
+
+versions! {
+    /// Decodes little-endian bf16.
+    fn bf16_to_f32(bytes: &[u8], out: &mut [f32]) = bf16_to_f32_body;
+}
+versions! {
+    /// Encodes little-endian bf16.
+    fn f32_to_bf16(values: &[f32], out: &mut [u8]) = f32_to_bf16_body;
+}
+versions! {
+    /// Rounds every value to bf16.
+    fn round_all_bf16(values: &mut [f32]) = round_bf16_body;
+}
+
+/// Elements converted at a time where a 16-bit copy must stand on the stack.
+const BATCH: usize = 512;
+
+fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
+    let mut halves = [half::f16::ZERO; BATCH];
+    for (out, bytes) in out.chunks_mut(BATCH).zip(bytes.chunks(2 * BATCH)) {
+        let halves = &mut halves[..out.len()];
+        for (half, pair) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
+            *half = half::f16::from_le_bytes([pair[0], pair[1]]);
+        }
+        halves.convert_to_f32_slice(out);
+    }
+}
+
+fn f32_to_f16(values: &[f32], out: &mut [u8]) {
+    let mut halves = [half::f16::ZERO; BATCH];
+    for (values, out) in values.chunks(BATCH).zip(out.chunks_mut(2 * BATCH)) {
+        let halves = &mut halves[..values.len()];
+        halves.convert_from_f32_slice(values);
+        for (pair, half) in out.chunks_exact_mut(2).zip(halves.iter()) {
+            pair.copy_from_slice(&half.to_le_bytes());
+        }
+    }
+}
+
+fn round_all_f16(values: &mut [f32]) {
+    let mut halves = [half::f16::ZERO; BATCH];
+    for values in values.chunks_mut(BATCH) {
+        let halves = &mut halves[..values.len()];
+        halves.convert_from_f32_slice(values);
+        halves.convert_to_f32_slice(values);
+    }
+}
+
+/// Decodes f32, f16 or bf16 (little endian). `bytes` holds exactly `out.len()` elements.
+pub(crate) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => bf16_to_f32(bytes, out),
+        Dtype::F16 => f16_to_f32(bytes, out),
+        _ => {
+            for (out, quad) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *out = f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]);
+            }
+        }
+    }
+}
+
+/// Encodes f32, f16 or bf16 (little endian) into exactly as many bytes.
+pub(crate) fn encode(dtype: Dtype, values: &[f32], out: &mut [u8]) {
+    match dtype {
+        Dtype::BF16 => f32_to_bf16(values, out),
+        Dtype::F16 => f32_to_f16(values, out),
+        _ => {
+            for (quad, x) in out.chunks_exact_mut(4).zip(values) {
+                quad.copy_from_slice(&x.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Rounds values to what `dtype` can hold (f32: nothing to do).
+pub(crate) fn round_to(dtype: Dtype, values: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => round_all_bf16(values),
+        Dtype::F16 => round_all_f16(values),
+        _ => {}
+    }
+}
+
+/// One value rounded to `dtype`.
+pub(crate) fn round_one(dtype: Dtype, x: f32) -> f32 {
+    match dtype {
+        Dtype::BF16 => round_bf16(x),
+        Dtype::F16 => half::f16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::forced::at_every_level;
+
+    /// Every finite bf16 and f16 survives a round trip, and ties go to even, at every level.
+    #[test]
+    fn sixteen_bit_floats_round_trip_and_round_to_even() {
+        for dtype in [Dtype::BF16, Dtype::F16] {
+            let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+            let results = at_every_level(|| {
+                let mut values = vec![0.0; 1 << 16];
+                decode(dtype, &bytes, &mut values);
+                let mut back = vec![0; bytes.len()];
+                encode(dtype, &values, &mut back);
+                // Half way between neighbours: must land on the even one.
+                let mut halfway: Vec<f32> = values.windows(2).map(|pair| pair[0] + (pair[1] - pair[0]) / 2.0).collect();
+                round_to(dtype, &mut halfway);
+                (values, back, halfway)
+            });
+            let (_, (values, back, halfway)) = &results[0];
+            for (i, x) in values.iter().enumerate() {
+                if x.is_finite() {
+                    assert_eq!(back[2 * i..2 * i + 2], bytes[2 * i..2 * i + 2]);
+                }
+                if values.get(i + 1).is_some_and(|next| next.is_finite()) && x.is_finite() && x.signum() == values[i + 1].signum() {
+                    let even = if i % 2 == 0 { values[i] } else { values[i + 1] };
+                    assert_eq!(halfway[i].to_bits(), even.to_bits(), "{dtype} {i:#x}");
+                }
+            }
+            for (level, result) in &results[1..] {
+                assert!(result.1 == *back && result.2.iter().map(|x| x.to_bits()).eq(halfway.iter().map(|x| x.to_bits())), "{level:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Sums over a chunk of rows from which every figure of the report follows.
+
+use super::versions;
+
+/// Sums over elements. W0: decoded base, D: delta, T: merged target, Wq: decoded output, E = Wq − T.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Moments {
+    /// Σ W0².
+    pub weight2: f64,
+    /// Σ D².
+    pub delta2: f64,
+    /// Σ (Wq − W0)·D.
+    pub change_delta: f64,
+    /// Σ E².
+    pub error2: f64,
+    /// Σ (Wq − W0)².
+    pub change2: f64,
+    /// max |E|.
+    pub max_error: f32,
+    /// Elements with Wq ≠ W0.
+    pub changed: u64,
+    /// False if any of D, T, Wq is NaN or infinite.
+    pub finite: bool,
+}
+
+impl Moments {
+    /// Adds another chunk's sums. Chunks are added in row order, so the result does not depend on threads.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.weight2 += other.weight2;
+        self.delta2 += other.delta2;
+        self.change_delta += other.change_delta;
+        self.error2 += other.error2;
+        self.change2 += other.change2;
+        self.max_error = self.max_error.max(other.max_error);
+        self.changed += other.changed;
+        self.finite &= other.finite;
+    }
+
+    /// Sums of nothing.
+    pub(crate) fn zero() -> Self {
+        Self { finite: true, ..Self::default() }
+    }
+}
+
+/// f32 lanes that run side by side: one AVX-512 register, two of AVX2; the order of additions is the same for all.
+const LANES: usize = 16;
+/// Elements summed in f32 before the lanes are added to the f64 totals.
+const SEGMENT: usize = 64 * LANES;
+
+versions! {
+    /// Sums over four equally long slices.
+    pub(crate) fn moments(base: &[f32], delta: &[f32], target: &[f32], output: &[f32]) -> Moments = body;
+}
+
+#[inline(always)]
+fn body(base: &[f32], delta: &[f32], target: &[f32], output: &[f32]) -> Moments {
+    let mut total = Moments::zero();
+    let segments = base.chunks(SEGMENT).zip(delta.chunks(SEGMENT)).zip(target.chunks(SEGMENT).zip(output.chunks(SEGMENT)));
+    for ((base, delta), (target, output)) in segments {
+        segment(base, delta, target, output, &mut total);
+    }
+    total
+}
+
+#[inline(always)]
+fn segment(base: &[f32], delta: &[f32], target: &[f32], output: &[f32], total: &mut Moments) {
+    let mut sums = [[0.0_f32; LANES]; 5];
+    let mut largest = [0_u32; LANES];
+    let mut largest_error = [0_u32; LANES];
+    let mut changed = [0_u32; LANES];
+    let lanes = |x: &[f32]| -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        lanes[..x.len()].copy_from_slice(x);
+        lanes
+    };
+    let mut step = |w: &[f32; LANES], d: &[f32; LANES], t: &[f32; LANES], q: &[f32; LANES]| {
+        for l in 0..LANES {
+            let change = q[l] - w[l];
+            let error = q[l] - t[l];
+            sums[0][l] += w[l] * w[l];
+            sums[1][l] += d[l] * d[l];
+            sums[2][l] += change * d[l];
+            sums[3][l] += error * error;
+            sums[4][l] += change * change;
+            changed[l] += u32::from(q[l] != w[l]);
+            largest_error[l] = largest_error[l].max(error.to_bits() & 0x7fff_ffff);
+            let widest = (d[l].to_bits() & 0x7fff_ffff).max(t[l].to_bits() & 0x7fff_ffff).max(q[l].to_bits() & 0x7fff_ffff);
+            largest[l] = largest[l].max(widest);
+        }
+    };
+    let whole = base.len() / LANES * LANES;
+    let quads = base[..whole]
+        .chunks_exact(LANES)
+        .zip(delta[..whole].chunks_exact(LANES))
+        .zip(target[..whole].chunks_exact(LANES).zip(output[..whole].chunks_exact(LANES)));
+    for ((w, d), (t, q)) in quads {
+        step(w.try_into().expect("LANES"), d.try_into().expect("LANES"), t.try_into().expect("LANES"), q.try_into().expect("LANES"));
+    }
+    if whole < base.len() {
+        step(&lanes(&base[whole..]), &lanes(&delta[whole..]), &lanes(&target[whole..]), &lanes(&output[whole..]));
+    }
+    let sum = |lanes: &[f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+    let max = |lanes: &[u32; LANES]| lanes.iter().copied().max().unwrap_or(0);
+    total.weight2 += sum(&sums[0]);
+    total.delta2 += sum(&sums[1]);
+    total.change_delta += sum(&sums[2]);
+    total.error2 += sum(&sums[3]);
+    total.change2 += sum(&sums[4]);
+    total.changed += changed.iter().map(|&n| u64::from(n)).sum::<u64>();
+    total.max_error = total.max_error.max(f32::from_bits(max(&largest_error)));
+    total.finite &= max(&largest) < f32::INFINITY.to_bits();
+}
+
+/// The first index whose value is NaN or infinite.
+pub(crate) fn first_nonfinite(values: &[f32]) -> Option<usize> {
+    values.iter().position(|x| !x.is_finite())
+}
+
+versions! {
+    /// True if every value is finite.
+    pub(crate) fn all_finite(values: &[f32]) -> bool = all_finite_body;
+}
+
+#[inline(always)]
+fn all_finite_body(values: &[f32]) -> bool {
+    values.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max) < f32::INFINITY.to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::forced::at_every_level;
+
+    #[test]
+    fn sums_agree_with_plain_f64_and_between_levels() {
+        let n = 5000;
+        let wave = |k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<_>>();
+        let (w, d, q) = (wave(0.7), wave(0.13), wave(0.71));
+        let t: Vec<f32> = w.iter().zip(&d).map(|(w, d)| w + d).collect();
+        let all = at_every_level(|| moments(&w, &d, &t, &q));
+        let got = all[0].1;
+        assert!(all.iter().all(|(_, other)| *other == got));
+        let sum = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
+        let want = sum(&|i| f64::from(q[i] - w[i]) * f64::from(d[i]));
+        assert!((got.change_delta - want).abs() < 1e-6 * sum(&|i| f64::from((q[i] - w[i]) * d[i]).abs()));
+        assert!((got.error2 - sum(&|i| f64::from(q[i] - t[i]).powi(2))).abs() < 1e-6 * got.error2);
+        assert_eq!(got.changed, (0..n).filter(|&i| q[i] != w[i]).count() as u64);
+        assert_eq!(got.max_error, (0..n).map(|i| (q[i] - t[i]).abs()).fold(0.0, f32::max));
+        assert!(got.finite);
+    }
+
+    #[test]
+    fn a_single_nan_or_infinity_is_seen_anywhere() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 15, 16, 1023, 1024, 1030] {
+                let mut values = vec![1.0; 1031];
+                let fine = values.clone();
+                values[at] = bad;
+                for (level, (a, b, c, plain)) in at_every_level(|| {
+                    (
+                        moments(&fine, &values, &fine, &fine).finite,
+                        moments(&fine, &fine, &values, &fine).finite,
+                        moments(&fine, &fine, &fine, &values).finite,
+                        all_finite(&values),
+                    )
+                }) {
+                    assert!(!a && !b && !c && !plain, "{level:?} {bad} {at}");
+                }
+                assert_eq!(first_nonfinite(&values), Some(at));
+            }
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Blocks of 4-bit codes from a table of 16 levels: bitsandbytes' NF4 and FP4.
+//!
+//! A weight is a flat run of elements cut into blocks of equal length (the last may be short), each with an `absmax`.
+//! Two codes share a byte, the first in the high nibble. Decoding is `level[code] · absmax`. Encoding scales by
+//! `1/absmax` and counts the thresholds below the value; source: bitsandbytes 0.50,
+//! `backends/default/ops.py` (`quantize_4bit`).
+
+use super::floats::round_bf16;
+use super::{Level, level, versions};
+use crate::dtype::Dtype;
+
+/// Smallest divisor of a block: f32(1e-38), a subnormal.
+const TINY: f32 = f32::from_bits(0x006c_e3ee);
+
+/// A table of 16 levels and the rule that picks one.
+#[derive(Debug)]
+pub(crate) struct Codebook {
+    /// Level of each code.
+    pub(crate) levels: [f32; 16],
+    /// Ascending; a scaled value takes the position equal to the number of thresholds strictly below it.
+    pub(crate) thresholds: [f32; 15],
+    /// Code at each position.
+    pub(crate) codes: [u8; 16],
+    /// Positions are codes, and no interval [k/16, (k+1)/16) holds two thresholds: the fast path applies.
+    buckets: bool,
+}
+
+impl Codebook {
+    /// Builds the thresholds as the reference does at run time: halves of rounded sums of neighbours.
+    pub(crate) const fn new(levels: [u32; 16], codes: [u8; 16], buckets: bool) -> Self {
+        let mut values = [0.0; 16];
+        let mut thresholds = [0.0; 15];
+        let mut i = 0;
+        while i < 16 {
+            values[i] = f32::from_bits(levels[i]);
+            i += 1;
+        }
+        i = 0;
+        while i < 15 {
+            thresholds[i] = (values[codes[i] as usize] + values[codes[i + 1] as usize]) / 2.0;
+            i += 1;
+        }
+        Self { levels: values, thresholds, codes, buckets }
+    }
+
+    /// The code of a value scaled to [−1, 1]; NaN takes the last position.
+    #[inline(always)]
+    pub(crate) fn code(&self, scaled: f32) -> u8 {
+        self.codes[position(&self.thresholds, scaled) as usize & 15]
+    }
+}
+
+#[inline(always)]
+fn position(thresholds: &[f32; 15], scaled: f32) -> u32 {
+    let below: u32 = thresholds.iter().map(|&t| u32::from(scaled > t)).sum();
+    if scaled.is_nan() { 15 } else { below }
+}
+
+/// Decodes whole bytes: `out.len()` elements from the start of a block, rounded to `dtype`.
+///
+/// `absmax` holds one scale per block of `block` elements; `codes` holds `out.len().div_ceil(2)` bytes.
+pub(crate) fn decode(book: &Codebook, codes: &[u8], absmax: &[f32], block: usize, dtype: Dtype, out: &mut [f32]) {
+    let bf16 = dtype == Dtype::BF16;
+    for ((out, codes), &scale) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(absmax) {
+        decode_block(&book.levels, codes, scale, bf16, out);
+    }
+    if dtype == Dtype::F16 {
+        super::floats::round_to(Dtype::F16, out);
+    }
+}
+
+fn decode_block(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let whole = out.len() / 16 * 16;
+        let (head, tail) = out.split_at_mut(whole);
+        match level() {
+            Level::Avx512 => {
+                // SAFETY: the level says the processor has these features.
+                unsafe { x86::decode_avx512(levels, codes, scale, bf16, head) };
+                return decode_scalar(levels, &codes[whole / 2..], scale, bf16, tail);
+            }
+            Level::Avx2 => {
+                // SAFETY: the level says the processor has these features.
+                unsafe { x86::decode_avx2(levels, codes, scale, bf16, head) };
+                return decode_scalar(levels, &codes[whole / 2..], scale, bf16, tail);
+            }
+            _ => {}
+        }
+    }
+    decode_scalar(levels, codes, scale, bf16, out);
+}
+
+fn decode_scalar(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+    for (pair, &byte) in out.chunks_mut(2).zip(codes) {
+        for (out, code) in pair.iter_mut().zip([byte >> 4, byte & 15]) {
+            let product = levels[code as usize] * scale;
+            *out = if bf16 { round_bf16(product) } else { product };
+        }
+    }
+}
+
+/// absmax of one block: max |x|, a NaN wins, not clamped.
+#[inline(always)]
+fn absmax_body(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max))
+}
+
+versions! {
+    fn block_absmax(values: &[f32]) -> f32 = absmax_body;
+}
+
+fn at_least_tiny(absmax: f32) -> f32 {
+    // `max` would drop a NaN.
+    if absmax < TINY { TINY } else { absmax }
+}
+
+/// The stored absmax of each block. A short last block stores its clamped value, a full block the bare one.
+pub(crate) fn absmax(values: &[f32], block: usize, out: &mut Vec<f32>) {
+    let full = values.len() / block * block;
+    out.extend(values[..full].chunks_exact(block).map(block_absmax));
+    if full < values.len() {
+        out.push(at_least_tiny(block_absmax(&values[full..])));
+    }
+}
+
+/// Encodes from the start of a block with fresh scales; a short last block is divided instead of multiplied.
+///
+/// Writes `values.len().div_ceil(2)` bytes; an odd count is padded with the code of 0.
+pub(crate) fn encode(book: &Codebook, values: &[f32], absmax: &[f32], block: usize, codes: &mut [u8]) {
+    for ((values, codes), &absmax) in values.chunks(block).zip(codes.chunks_mut(block / 2)).zip(absmax) {
+        let scale = at_least_tiny(absmax);
+        if values.len() == block {
+            encode_block(book, values, 1.0 / scale, codes);
+        } else {
+            pack(book, values, codes, |x| x / scale);
+        }
+    }
+}
+
+/// Codes of values under given scales: the level nearest to `x / scale`.
+pub(crate) fn encode_under(book: &Codebook, values: &[f32], absmax: &[f32], block: usize, codes: &mut [u8]) {
+    for ((values, codes), &scale) in values.chunks(block).zip(codes.chunks_mut(block / 2)).zip(absmax) {
+        // A restored absmax can be zero or negative: then every level is (close to) zero and the code is free.
+        let divisor = if scale > 0.0 { scale } else { f32::INFINITY };
+        pack(book, values, codes, |x| x / divisor);
+    }
+}
+
+fn pack(book: &Codebook, values: &[f32], codes: &mut [u8], scaled: impl Fn(f32) -> f32) {
+    for (byte, pair) in codes.iter_mut().zip(values.chunks(2)) {
+        let high = book.code(scaled(pair[0]).clamp(-1.0, 1.0));
+        let low = pair.get(1).map_or_else(|| book.code(0.0), |&x| book.code(scaled(x).clamp(-1.0, 1.0)));
+        *byte = high << 4 | low;
+    }
+}
+
+fn encode_block(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if book.buckets && level() == Level::Avx512 {
+        // SAFETY: the level says the processor has these features; a block is a multiple of 16 values.
+        return unsafe { x86::encode_avx512(book, values, inverse, codes) };
+    }
+    encode_counting(book, values, inverse, codes);
+}
+
+versions! {
+    fn encode_counting(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) = encode_body;
+}
+
+#[inline(always)]
+fn encode_body(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
+    for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
+        let mut positions = [0_u32; 16];
+        for (position, &x) in positions.iter_mut().zip(values) {
+            *position = self::position(&book.thresholds, (x * inverse).clamp(-1.0, 1.0));
+        }
+        for (byte, pair) in codes.iter_mut().zip(positions.chunks_exact(2)) {
+            *byte = book.codes[pair[0] as usize & 15] << 4 | book.codes[pair[1] as usize & 15];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Codebook;
+    use std::arch::x86_64::*;
+
+    /// 16 levels at a time: nibbles to 32-bit lanes, one table lookup, one product, one rounding.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn decode_avx512(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+        // SAFETY: 16 floats are read from an array of 16.
+        let table = unsafe { _mm512_loadu_ps(levels.as_ptr()) };
+        let table = _mm512_mul_ps(table, _mm512_set1_ps(scale));
+        let table = if bf16 { round_bf16(table) } else { table };
+        for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
+            let nibbles = spread(bytes);
+            let values = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), table);
+            // SAFETY: `out` is 16 floats long.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+        }
+    }
+
+    /// Eight bytes to sixteen nibbles in element order.
+    #[target_feature(enable = "sse2")]
+    fn spread(bytes: &[u8]) -> __m128i {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(word));
+        let low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+        let high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+        _mm_unpacklo_epi8(high, low)
+    }
+
+    /// Round to nearest even in the upper 16 bits. Levels times a finite scale are never NaN; an infinite scale times
+    /// the level 0 is, and stays NaN because its payload cannot carry into the sign.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn round_bf16(x: __m512) -> __m512 {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
+        _mm512_castsi512_ps(_mm512_and_si512(chosen, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn decode_avx2(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+        let mut scaled = [0.0_f32; 16];
+        for (scaled, &level) in scaled.iter_mut().zip(levels) {
+            let product = level * scale;
+            *scaled = if bf16 { super::round_bf16(product) } else { product };
+        }
+        // SAFETY: two times 8 floats of an array of 16.
+        let (lower, upper) = unsafe { (_mm256_loadu_ps(scaled.as_ptr()), _mm256_loadu_ps(scaled.as_ptr().add(8))) };
+        for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
+            let nibbles = spread(bytes);
+            for (out, nibbles) in out.chunks_exact_mut(8).zip([nibbles, _mm_srli_si128::<8>(nibbles)]) {
+                let index = _mm256_cvtepu8_epi32(nibbles);
+                let from_lower = _mm256_permutevar8x32_ps(lower, index);
+                let from_upper = _mm256_permutevar8x32_ps(upper, index);
+                // Bit 3 of the nibble, moved to the sign bit, picks the half of the table.
+                let pick = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+                // SAFETY: `out` is 8 floats long.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(from_lower, from_upper, pick)) };
+            }
+        }
+    }
+
+    /// Sixteen values at a time: the bucket `floor(16·v)` of a scaled value knows the one threshold it may hold and the
+    /// number of thresholds below it, so one comparison decides instead of fifteen.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn encode_avx512(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
+        let buckets = Buckets::new(book);
+        // SAFETY: both tables are arrays of 32.
+        let (thr0, thr1, base0, base1) = unsafe {
+            (
+                _mm512_loadu_ps(buckets.threshold.as_ptr()),
+                _mm512_loadu_ps(buckets.threshold.as_ptr().add(16)),
+                _mm512_loadu_si512(buckets.below.as_ptr().cast()),
+                _mm512_loadu_si512(buckets.below.as_ptr().add(16).cast()),
+            )
+        };
+        let one = _mm512_set1_epi32(1);
+        let inverse = _mm512_set1_ps(inverse);
+        for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
+            // SAFETY: `values` is 16 floats long.
+            let x = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+            let v = _mm512_mul_ps(x, inverse);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-1.0)), _mm512_set1_ps(1.0));
+            let bucket = _mm512_cvttps_epi32(_mm512_fmadd_ps(v, _mm512_set1_ps(16.0), _mm512_set1_ps(16.0)));
+            let bucket = _mm512_min_epi32(bucket, _mm512_set1_epi32(31));
+            let threshold = _mm512_permutex2var_ps(thr0, bucket, thr1);
+            let below = _mm512_permutex2var_epi32(base0, bucket, base1);
+            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, threshold);
+            let code = _mm512_mask_add_epi32(below, above, below, one);
+            let code = _mm512_mask_mov_epi32(code, nan, _mm512_set1_epi32(15));
+            let bytes = _mm512_cvtepi32_epi8(code);
+            // First of a pair times 16 plus the second: the packed byte.
+            let pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
+            let packed = _mm_packus_epi16(pairs, pairs);
+            codes.copy_from_slice(&_mm_cvtsi128_si64(packed).to_le_bytes());
+        }
+    }
+
+    /// For each interval [k/16, (k+1)/16) of [−1, 1]: the thresholds below it, and the one inside (or infinity).
+    ///
+    /// The interval of a value is found by rounding arithmetic; a value that rounds over an edge still gets its right
+    /// code, because no threshold lies within 2⁻¹⁰ of an edge (asserted in the tests).
+    struct Buckets {
+        threshold: [f32; 32],
+        below: [i32; 32],
+    }
+
+    impl Buckets {
+        #[inline(always)]
+        fn new(book: &Codebook) -> Self {
+            let mut buckets = Self { threshold: [f32::INFINITY; 32], below: [0; 32] };
+            let mut k = 0;
+            for (i, &t) in book.thresholds.iter().enumerate() {
+                let bucket = (t * 16.0 + 16.0) as usize & 31;
+                while k <= bucket {
+                    buckets.below[k] = i as i32;
+                    k += 1;
+                }
+                buckets.threshold[bucket] = t;
+            }
+            for below in &mut buckets.below[k..] {
+                *below = 15;
+            }
+            buckets
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
+    use crate::simd::forced::at_every_level;
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn no_threshold_of_nf4_is_near_an_edge_of_a_bucket() {
+        for t in NF4_BOOK.thresholds {
+            let place = t * 16.0;
+            assert!((place - place.round()).abs() > 0.015, "{t}");
+        }
+    }
+
+    /// Every threshold, its neighbours, every edge of a bucket and its neighbours, NaN and infinities.
+    #[test]
+    fn codes_are_equal_at_every_level_where_it_is_tight() {
+        let mut values = vec![0.0, -0.0, 1.0, -1.0, f32::NAN, f32::MIN_POSITIVE / 4.0, -f32::MIN_POSITIVE / 4.0];
+        for book in [&NF4_BOOK, &FP4_BOOK] {
+            for t in book.thresholds.into_iter().chain((-16..=16).map(|k| k as f32 / 16.0)) {
+                values.extend([t, t.next_up(), t.next_down()]);
+            }
+        }
+        values.retain(|x| x.is_nan() || x.abs() <= 1.0);
+        while values.len() % 64 != 63 {
+            values.push(0.3);
+        }
+        values.push(1.0);
+        for book in [&NF4_BOOK, &FP4_BOOK] {
+            let results = at_every_level(|| {
+                let mut codes = vec![0; values.len() / 2];
+                for (codes, values) in codes.chunks_mut(32).zip(values.chunks(64)) {
+                    encode_block(book, values, 1.0, codes);
+                }
+                codes
+            });
+            for (i, &x) in values.iter().enumerate() {
+                let code = results[0].1[i / 2] >> (4 * (1 - i % 2)) & 15;
+                assert_eq!(code, book.code(x), "{x:e}");
+            }
+            for (level, codes) in &results {
+                assert_eq!(codes, &results[0].1, "{level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_is_equal_at_every_level() {
+        let codes: Vec<u8> = (0..=255).collect();
+        let absmax = [0.013, f32::INFINITY, 1e-41, -3.0, f32::NAN, 0.0, 7.5, 1.0];
+        for (book, dtype) in [(&NF4_BOOK, Dtype::BF16), (&FP4_BOOK, Dtype::F32), (&NF4_BOOK, Dtype::F16)] {
+            for n in [512, 511, 500, 65, 1] {
+                let results = at_every_level(|| {
+                    let mut out = vec![0.0; n];
+                    decode(book, &codes[..n.div_ceil(2)], &absmax, 64, dtype, &mut out);
+                    out
+                });
+                for (level, out) in &results {
+                    let same = out.iter().zip(&results[0].1).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                    assert!(same, "{level:?} {:?} {:?}", bits(out), bits(&results[0].1));
+                }
+            }
+        }
+    }
+}

@@ -12,8 +12,18 @@
 //! 8. [`write`]: the output, whole or not at all.
 //! 9. [`report`]: what was done and what it cost.
 
+pub mod adapters;
+pub mod arch;
+mod check;
 pub mod dtype;
+pub mod edit;
 pub mod error;
 pub mod formats;
+pub mod measure;
+pub mod merge;
 pub mod open;
+pub mod plan;
+pub mod report;
+pub mod round;
 pub mod simd;
+pub mod write;

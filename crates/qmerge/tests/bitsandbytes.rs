@@ -138,7 +138,8 @@ fn four_bit_decodes_and_encodes_to_the_reference_bytes() {
         let grid = base.weight.grid(&cut, 0..base.weight.geometry().rows);
         for (i, &x) in values.iter().enumerate() {
             let scale = grid.scales[i / grid.run].abs();
-            assert!((grid.nearest(i, x) - x).abs() <= scale / 200.0, "{file} {i}");
+            let near = (grid.nearest(i, x) - x).abs() <= scale / 200.0;
+            assert!(near || !x.is_finite() || !scale.is_finite(), "{file} {i}");
         }
     }
 }

@@ -140,6 +140,11 @@ pub trait Weight: Debug + Send + Sync {
     /// Type that decoded values are rounded to.
     fn value_dtype(&self) -> Dtype;
 
+    /// True if values are stored as they are, not as codes.
+    fn is_plain(&self) -> bool {
+        false
+    }
+
     /// Settings in words, for `inspect` ("block 64, double quantized").
     fn details(&self) -> String {
         String::new()

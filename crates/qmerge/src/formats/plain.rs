@@ -102,6 +102,10 @@ impl Weight for PlainWeight {
         self.dtype
     }
 
+    fn is_plain(&self) -> bool {
+        true
+    }
+
     fn parts(&self) -> &[Part] {
         &self.parts
     }

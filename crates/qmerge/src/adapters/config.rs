@@ -1,0 +1,184 @@
+//! `adapter_config.json`: the fields that decide what a merge does.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result, malformed};
+
+/// An adapter's configuration. Fields that are missing take PEFT's defaults; unknown fields are kept in `json`.
+#[derive(Clone, Debug)]
+pub struct AdapterConfig {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// The whole document.
+    pub json: Map<String, Value>,
+    /// Kind of adapter ("LORA").
+    pub peft_type: String,
+    /// Rank.
+    pub r: u64,
+    /// Numerator of the scaling.
+    pub lora_alpha: f64,
+    /// Scaling by `1/√r` instead of `1/r`.
+    pub use_rslora: bool,
+    /// Weight-decomposed: a trained magnitude per output.
+    pub use_dora: bool,
+    /// A trained bias on the B factor.
+    pub lora_bias: bool,
+    /// The base stores weights as (in, out).
+    pub fan_in_fan_out: bool,
+    /// Ranks of modules that differ, in file order: the first pattern that matches decides.
+    pub rank_pattern: Vec<(String, f64)>,
+    /// Alphas of modules that differ, in file order.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules trained whole.
+    pub modules_to_save: Vec<String>,
+    /// Parameters targeted by name (experts).
+    pub target_parameters: Vec<String>,
+    /// Modules targeted, where given as a list.
+    pub target_modules: Vec<String>,
+    /// `init_lora_weights` where it is a string ("pissa").
+    pub init: Option<String>,
+    /// Input and output embedding share the adapter.
+    pub ensure_weight_tying: bool,
+    /// Base model the adapter was trained on, as it says.
+    pub base_model: Option<String>,
+}
+
+impl AdapterConfig {
+    /// Reads and checks the file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        parse(&text, path).map_err(|error| error.in_file(path))
+    }
+
+    /// True if the field is set: neither missing, nor null, false or empty.
+    pub fn is_set(&self, key: &str) -> bool {
+        match self.json.get(key) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(Value::Object(items)) => !items.is_empty(),
+            Some(_) => true,
+        }
+    }
+}
+
+/// Parses the document. `path` is remembered, not read.
+pub fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
+    let json: Map<String, Value> =
+        serde_json::from_slice(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
+    let fields = Fields(&json);
+    let peft_type = fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
+    let r = fields.number("r")?.unwrap_or(8.0);
+    if r.fract() != 0.0 || !(0.0..=1e6).contains(&r) {
+        return Err(malformed(format!("`r` is {r}, expected a whole number")));
+    }
+    Ok(AdapterConfig {
+        path: path.to_path_buf(),
+        peft_type,
+        r: r as u64,
+        lora_alpha: fields.number("lora_alpha")?.unwrap_or(8.0),
+        use_rslora: fields.flag("use_rslora")?,
+        use_dora: fields.flag("use_dora")?,
+        lora_bias: fields.flag("lora_bias")?,
+        fan_in_fan_out: fields.flag("fan_in_fan_out")?,
+        rank_pattern: fields.numbers("rank_pattern")?,
+        alpha_pattern: fields.numbers("alpha_pattern")?,
+        modules_to_save: fields.texts("modules_to_save")?,
+        target_parameters: fields.texts("target_parameters")?,
+        target_modules: match json.get("target_modules") {
+            Some(Value::String(_)) => Vec::new(),
+            _ => fields.texts("target_modules")?,
+        },
+        init: match json.get("init_lora_weights") {
+            Some(Value::String(text)) => Some(text.clone()),
+            _ => None,
+        },
+        ensure_weight_tying: fields.flag("ensure_weight_tying")?,
+        base_model: fields.text("base_model_name_or_path")?.filter(|name| !name.is_empty()),
+        json,
+    })
+}
+
+/// Typed access; null counts as missing.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl Fields<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(key: &str, want: &str, value: &Value) -> Error {
+        malformed(format!("`{key}` is {value}, expected {want}"))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>> {
+        self.get(key).map(|value| value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value))).transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key).map(|value| number(value).ok_or_else(|| Self::wrong(key, "a number", value))).transpose()
+    }
+
+    fn flag(&self, key: &str) -> Result<bool> {
+        self.get(key).map_or(Ok(false), |value| value.as_bool().ok_or_else(|| Self::wrong(key, "true or false", value)))
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let items = match value {
+            Value::String(one) => return Ok(vec![one.clone()]),
+            Value::Array(items) => items,
+            _ => return Err(Self::wrong(key, "a list of strings", value)),
+        };
+        items
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a list of strings", value)))
+            .collect()
+    }
+
+    fn numbers(&self, key: &str) -> Result<Vec<(String, f64)>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let map = value.as_object().ok_or_else(|| Self::wrong(key, "an object of numbers", value))?;
+        map.iter()
+            .map(|(pattern, value)| {
+                number(value)
+                    .map(|number| (pattern.clone(), number))
+                    .ok_or_else(|| Self::wrong(key, "an object of numbers", value))
+            })
+            .collect()
+    }
+}
+
+/// A finite number. A NaN cannot be spelled in JSON, but `1e999` can.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| number.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_fields_take_the_defaults_of_peft() {
+        let config = parse(br#"{"peft_type": "LORA"}"#, Path::new("x")).unwrap();
+        assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 8.0, false));
+    }
+
+    #[test]
+    fn wrong_types_are_named() {
+        for (text, field) in [
+            (r#"{"peft_type": 3}"#, "peft_type"),
+            (r#"{"r": 4}"#, "peft_type"),
+            (r#"{"peft_type": "LORA", "r": "8"}"#, "`r`"),
+            (r#"{"peft_type": "LORA", "r": 2.5}"#, "`r`"),
+            (r#"{"peft_type": "LORA", "lora_alpha": 1e999}"#, "lora_alpha"),
+            (r#"{"peft_type": "LORA", "alpha_pattern": {"q": "x"}}"#, "alpha_pattern"),
+            (r#"{"peft_type": "LORA", "use_dora": 1}"#, "use_dora"),
+            ("[]", "JSON object"),
+        ] {
+            let error = parse(text.as_bytes(), Path::new("x")).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Adapter tensor names: which module a tensor belongs to, and what it is there.
+//!
+//! PEFT writes `base_model.model.<module path>.<what>`; in the wild the prefix may be missing, wrappers of torch.compile and
+//! FSDP leave infixes, and some writers keep the adapter's name after `lora_A`.
+
+/// What a tensor is to its module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// First factor (rank, in).
+    A,
+    /// Second factor (out, rank).
+    B,
+    /// Bias of the second factor.
+    BiasB,
+    /// First factor of an embedding (rank, vocabulary).
+    EmbeddingA,
+    /// Second factor of an embedding (dim, rank).
+    EmbeddingB,
+    /// DoRA's magnitude.
+    Magnitude,
+    /// Replacement rows for trained tokens.
+    Tokens,
+    /// A base parameter, by its own name ("weight").
+    Whole(String),
+    /// A part of a training-time variant that the merge does not need.
+    TrainingOnly,
+    /// The untrained original of a module in `modules_to_save`.
+    Original,
+}
+
+/// A parsed name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Module path in the base model ("model.layers.0.mlp.up_proj").
+    pub(super) module: String,
+    /// How many wrappers lie around the tensor (`base_layer` at the end of the path): nested parameter targets.
+    pub(super) depth: usize,
+    /// Its role.
+    pub(super) role: Role,
+    /// True if the name passes through `base_layer` or `modules_to_save`: not the plain parameter of a module trained whole.
+    pub(super) wrapped: bool,
+}
+
+/// Components that wrappers insert anywhere.
+const INFIXES: &[&str] = &["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+pub(super) fn parse(name: &str) -> Key {
+    let mut path: Vec<&str> = name.split('.').filter(|component| !INFIXES.contains(component)).collect();
+    for prefix in [["base_model", "model"].as_slice(), &["module"], &["base_model", "model"], &["module"]] {
+        if path.starts_with(prefix) && path.len() > prefix.len() + 1 {
+            path.drain(..prefix.len());
+        }
+    }
+    let (mut module, role, mut wrapped) = split(&path);
+    let depth = module.iter().rev().take_while(|component| **component == "base_layer").count();
+    let before = module.len();
+    module.retain(|component| *component != "base_layer");
+    wrapped |= module.len() != before;
+    Key { module: module.join("."), depth, role, wrapped }
+}
+
+/// Separates the module path from what stands behind it.
+fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
+    let plain = |wrapped| {
+        let (last, module) = path.split_last().unwrap_or((&"", &[]));
+        (module.to_vec(), Role::Whole((*last).to_owned()), wrapped)
+    };
+    let Some(at) = path.iter().position(|component| is_marker(component)) else { return plain(false) };
+    let module = path[..at].to_vec();
+    let last = *path.last().unwrap_or(&"");
+    let role = match path[at] {
+        "lora_A" => Role::A,
+        "lora_B" if last == "bias" => Role::BiasB,
+        "lora_B" => Role::B,
+        "lora_embedding_A" => Role::EmbeddingA,
+        "lora_embedding_B" => Role::EmbeddingB,
+        "lora_magnitude_vector" => Role::Magnitude,
+        "token_adapter" | "trainable_tokens_delta" => Role::Tokens,
+        "lora_velora_embed" | "lora_monteclora_sampler" => Role::TrainingOnly,
+        "original_module" => Role::Original,
+        // `<module>.modules_to_save[.<adapter>].<param>`.
+        _ => return (module, Role::Whole(last.to_owned()), true),
+    };
+    (module, role, false)
+}
+
+fn is_marker(component: &str) -> bool {
+    matches!(
+        component,
+        "lora_A"
+            | "lora_B"
+            | "lora_embedding_A"
+            | "lora_embedding_B"
+            | "lora_magnitude_vector"
+            | "lora_velora_embed"
+            | "lora_monteclora_sampler"
+            | "token_adapter"
+            | "trainable_tokens_delta"
+            | "original_module"
+            | "modules_to_save"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> (String, Role, usize) {
+        let key = parse(name);
+        (key.module, key.role, key.depth)
+    }
+
+    #[test]
+    fn names_in_the_wild_are_understood() {
+        let q = "model.layers.0.self_attn.q_proj".to_owned();
+        for name in [
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.module.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
+        ] {
+            assert_eq!(key(name), (q.clone(), Role::A, 0), "{name}");
+        }
+        assert_eq!(key("base_model.model.a.q.lora_B.bias").1, Role::BiasB);
+        assert_eq!(key("base_model.model.a.q.lora_magnitude_vector.default.weight").1, Role::Magnitude);
+        assert_eq!(key("base_model.model.embed.lora_embedding_A").1, Role::EmbeddingA);
+        assert_eq!(key("base_model.model.embed.token_adapter.trainable_tokens_delta"), ("embed".into(), Role::Tokens, 0));
+        assert_eq!(key("base_model.model.mlp.experts.base_layer.lora_A.weight"), ("mlp.experts".into(), Role::A, 1));
+        assert_eq!(key("base_model.model.mha.base_layer.out_proj.lora_A.weight"), ("mha.out_proj".into(), Role::A, 0));
+        assert_eq!(key("base_model.model.lm_head.weight"), ("lm_head".into(), Role::Whole("weight".into()), 0));
+        assert_eq!(key("base_model.model.q.base_layer.bias"), ("q".into(), Role::Whole("bias".into()), 1));
+        assert_eq!(key("base_model.model.score.modules_to_save.default.weight"), ("score".into(), Role::Whole("weight".into()), 0));
+        assert_eq!(key("base_model.model.score.original_module.bias").1, Role::Original);
+    }
+}

@@ -1,0 +1,101 @@
+//! Python's `re` as PEFT uses it: rank and alpha patterns.
+
+use fancy_regex::Regex;
+
+use crate::error::{Result, malformed};
+
+/// The value of the first pattern, in file order, for which `re.match(rf"(.*\.)?({pattern})$", name)` holds.
+///
+/// Source: PEFT 0.21, `utils/other.py`, `get_pattern_key`.
+pub(super) fn lookup(patterns: &[(String, f64)], name: &str) -> Result<Option<f64>> {
+    for (pattern, value) in patterns {
+        let regex = compile(&format!(r"\A(.*\.)?({})\z", python_classes(pattern)))
+            .map_err(|cause| malformed(format!("the pattern `{pattern}` is not a regular expression: {cause}")))?;
+        let matched =
+            regex.is_match(name).map_err(|cause| malformed(format!("the pattern `{pattern}` cannot be matched: {cause}")))?;
+        if matched {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+/// Compiles a user's or a file's expression.
+pub(super) fn compile(pattern: &str) -> std::result::Result<Regex, Box<fancy_regex::Error>> {
+    Regex::new(pattern).map_err(Box::new)
+}
+
+/// In a character class Python takes `[` and `&&`, `--`, `~~` literally; the engine here would see set operations.
+fn python_classes(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut chars = pattern.chars().peekable();
+    let mut inside = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if inside => out.push('\\'),
+            '[' => {
+                inside = true;
+                out.push(c);
+                // A closing bracket in first place is literal.
+                if chars.peek() == Some(&'^') {
+                    out.extend(chars.next());
+                }
+                if chars.peek() == Some(&']') {
+                    out.push('\\');
+                    out.extend(chars.next());
+                }
+                continue;
+            }
+            ']' => inside = false,
+            '&' | '~' if inside && chars.peek() == Some(&c) => out.push('\\'),
+            _ => {}
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values were computed with Python 3.11.
+    #[test]
+    fn patterns_match_as_python_matches() {
+        let cases = [
+            ("q", "q", true),
+            ("q", "layers.0.q", true),
+            ("q", "layers.0.mlp.q", true),
+            ("q", "xq", false),
+            ("layers.1", "layers.1.q", false),
+            ("1.q", "layers.1.q", true),
+            ("1.q", "layers.11.q", false),
+            ("^q", "q", true),
+            ("^q", "layers.q", false),
+            ("^layers.1.q", "layers.1.q", true),
+            ("^layers.1.q", "model.layers.1.q", false),
+            ("q|xq", "a.xq", true),
+            (r"layers\.[0-3]\.q", "model.layers.2.q", true),
+            (r".*\.gate_up_proj", "model.layers.0.mlp.experts.gate_up_proj", true),
+            ("(?!k)[a-z]+_proj", "a.k_proj", false),
+            ("(?!k)[a-z]+_proj", "a.q_proj", true),
+            ("[a&&b]_proj", "x.&_proj", true),
+        ];
+        for (pattern, name, want) in cases {
+            let found = lookup(&[(pattern.into(), 4.0)], name).unwrap();
+            assert_eq!(found.is_some(), want, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn the_first_pattern_in_file_order_wins() {
+        let patterns = [("q".to_owned(), 1.0), ("layers.0.q".to_owned(), 2.0)];
+        assert_eq!(lookup(&patterns, "layers.0.q").unwrap(), Some(1.0));
+        assert!(lookup(&[("(".into(), 1.0)], "q").is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! Trained tokens: some rows of an embedding are replaced.
+//!
+//! PEFT calls the tensor `trainable_tokens_delta`, but its rows are the new values themselves. Which rows they are stands in the
+//! configuration only. Source: PEFT 0.21, `tuners/trainable_tokens/layer.py`.
+
+use serde_json::Value;
+
+use super::keys::{self, Role};
+use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, low_rank, read_floats};
+use crate::edit::{Edit, ReplaceRows};
+use crate::error::{Result, malformed, mismatch};
+use crate::open::Checkpoint;
+use std::sync::Arc;
+
+/// Adapters that train tokens and nothing else.
+pub(super) struct TrainableTokens;
+
+impl Method for TrainableTokens {
+    fn peft_type(&self) -> &'static str {
+        "TRAINABLE_TOKENS"
+    }
+
+    fn read(&self, adapter: &Adapter, names: &Names<'_>, _: &ReadOptions) -> Result<Changes> {
+        let mut changes = Changes::default();
+        for entry in &adapter.tensors.entries {
+            let key = keys::parse(&entry.name);
+            if key.role == Role::Tokens {
+                let indices = adapter.config.json.get("token_indices");
+                changes.edits.push(plan(adapter, names, &entry.name, &key.module, indices)?);
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// Plans the replacement of rows of `module`'s embedding. `indices` is a list, or an object from module suffixes to lists.
+pub(super) fn plan(
+    adapter: &Adapter,
+    names: &Names<'_>,
+    tensor: &str,
+    module: &str,
+    indices: Option<&Value>,
+) -> Result<PlannedEdit> {
+    let list = match indices {
+        Some(Value::Object(map)) => map
+            .iter()
+            .find(|(suffix, _)| module == suffix.as_str() || module.ends_with(&format!(".{suffix}")))
+            .map(|(_, list)| list),
+        other => other,
+    };
+    let indices: Vec<usize> = list
+        .and_then(Value::as_array)
+        .and_then(|items| items.iter().map(|item| item.as_u64().map(|n| n as usize)).collect())
+        .ok_or_else(|| malformed("the configuration does not say which tokens its rows are").in_tensor(tensor))?;
+    let (rows, cols) = low_rank::matrix_shape(&adapter.tensors, tensor)?;
+    if rows != indices.len() {
+        return Err(mismatch(format!("{rows} rows, but the configuration lists {} tokens", indices.len())).in_tensor(tensor));
+    }
+    let target = names
+        .find(&format!("{module}.weight"))?
+        .ok_or_else(|| mismatch(format!("the base has no `{module}.weight`")).in_tensor(tensor))?;
+    let geometry = target.weight.geometry();
+    if geometry.cols != cols {
+        return Err(mismatch(format!("rows of {cols}, but `{}` has rows of {}", target.weight.name(), geometry.cols))
+            .in_tensor(tensor));
+    }
+    if let Some(index) = indices.iter().find(|&&index| index >= geometry.rows) {
+        return Err(mismatch(format!("token {index}, but `{}` has {} rows", target.weight.name(), geometry.rows))
+            .in_tensor(tensor)
+            .with_hint("the adapter was trained on a base with a larger vocabulary"));
+    }
+    Ok(PlannedEdit {
+        target: target.weight.name().to_owned(),
+        plan: Arc::new(TokensPlan { tensor: tensor.to_owned(), indices, cols }),
+        tensors: vec![tensor.to_owned()],
+    })
+}
+
+#[derive(Clone, Debug)]
+struct TokensPlan {
+    tensor: String,
+    indices: Vec<usize>,
+    cols: usize,
+}
+
+impl EditPlan for TokensPlan {
+    fn load(&self, tensors: &Checkpoint) -> Result<Edit> {
+        Ok(Edit::Map(Box::new(ReplaceRows { indices: self.indices.clone(), values: read_floats(tensors, &self.tensor)? })))
+    }
+
+    fn memory(&self) -> u64 {
+        4 * (self.indices.len() * self.cols) as u64
+    }
+
+    fn is_additive(&self) -> bool {
+        false
+    }
+}

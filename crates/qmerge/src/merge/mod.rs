@@ -1,0 +1,460 @@
+//! Runs a plan: every step on all threads, chunk by chunk, in bounded memory.
+//!
+//! Workers take chunks in plan order from one counter. What a chunk goes through stands in `step.rs` and reads as the verbs of the
+//! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
+//! own syncs what is written and keeps the journal, so that the disk works while the processor does.
+
+mod schedule;
+mod step;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+pub use schedule::Memory;
+
+use crate::adapters::Adapter;
+use crate::error::{Error, Kind, Result};
+use crate::measure::Sums;
+use crate::open::Checkpoint;
+use crate::plan::{Action, Inputs, Plan, refuse_repeat};
+use crate::report::{self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict};
+use crate::round::Rounding;
+use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
+use schedule::Schedule;
+use step::{Buffers, Steps};
+
+/// Choices of a run that change no byte of the output.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Worker threads; 0 for one per processor.
+    pub threads: usize,
+    /// Most memory to plan for, bytes.
+    pub max_memory: Option<u64>,
+    /// What to do with an output that exists.
+    pub existing: Existing,
+    /// Whose tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl RunOptions {
+    fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        }
+    }
+}
+
+/// Told of the work done, and asked whether to go on.
+pub trait Progress: Sync {
+    /// Total work, in bytes read and written.
+    fn start(&self, _total: u64) {}
+    /// Work done since the last call.
+    fn advance(&self, _bytes: u64) {}
+    /// True to stop; the output stays unfinished.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody watches.
+pub struct Silent;
+
+impl Progress for Silent {}
+
+/// Predicts the memory of a run.
+pub fn memory(plan: &Plan, options: &RunOptions) -> Result<Memory> {
+    Schedule::new(plan, options.threads(), options.max_memory).map(|schedule| schedule.memory)
+}
+
+/// Merges: writes the output and its report, and returns the report.
+pub fn run(
+    inputs: &Inputs,
+    plan: &Plan,
+    rounding: &'static dyn Rounding,
+    target: &Path,
+    options: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let started = Instant::now();
+    refuse_inputs(inputs, target)?;
+    let hashes = inputs.adapters.iter().map(|adapter| sha256(&adapter.tensors)).collect::<Result<Vec<_>>>()?;
+    if !options.existing.force {
+        refuse_repeat(&inputs.base, &hashes)?;
+    }
+    let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
+    let (output, finished) = Output::create(target, plan, &fingerprint(inputs, plan, &schedule), options.existing)?;
+    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }.all(finished, options);
+    let finished = match merged {
+        Ok(finished) => finished,
+        Err(error) => {
+            // What a second try could cure is worth keeping for --resume; a bad input is not.
+            if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
+                output.abandon();
+            }
+            return Err(error);
+        }
+    };
+    let late = late_parts(plan, &finished);
+    let bytes = output.close_files(plan, &late)?;
+    if let Some(index) = &plan.index {
+        output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
+    }
+    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes);
+    report.summary.bytes_read = schedule.bytes_read;
+    report.summary.bytes_written = output.written();
+    report.summary.peak_rss_bytes = peak_rss();
+    report.summary.seconds = started.elapsed().as_secs_f64();
+    output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
+    output.publish(plan, options.existing.force)?;
+    Ok(report)
+}
+
+/// The output must not be, or contain, what is read.
+fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
+    let Ok(target_path) = target.canonicalize() else { return Ok(()) };
+    let sources = std::iter::once(inputs.base.path.as_path()).chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()));
+    for source in sources {
+        if source.canonicalize().is_ok_and(|source| source.starts_with(&target_path)) {
+            return Err(Error::new(Kind::Usage, "the output would replace an input").in_file(target).with_hint("choose another output"));
+        }
+    }
+    Ok(())
+}
+
+/// One run in progress.
+struct Run<'a> {
+    inputs: &'a Inputs,
+    plan: &'a Plan,
+    rounding: &'static dyn Rounding,
+    schedule: &'a Schedule,
+    output: &'a Output,
+    progress: &'a dyn Progress,
+}
+
+/// The first error in plan order, and the flag that stops everyone.
+#[derive(Default)]
+struct Failure {
+    stop: AtomicBool,
+    first: Mutex<Option<(u64, Error)>>,
+}
+
+impl Failure {
+    fn report(&self, at: u64, error: Error) {
+        let mut first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(before, _)| at < *before) {
+            *first = Some((at, error));
+        }
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// Unsynced bytes from which the disk is set to work.
+const SYNC_EVERY: u64 = 96 << 20;
+/// Longest time that finished steps wait for the journal.
+const JOURNAL_EVERY: Duration = Duration::from_secs(2);
+
+impl Run<'_> {
+    /// Copies the files beside the weights and does all steps that are not done. Returns all finished steps in plan order.
+    fn all(&self, finished: Vec<Finished>, options: &RunOptions) -> Result<Vec<Finished>> {
+        self.other_files(options)?;
+        let done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
+        let steps = Steps::new(self.inputs, self.plan, self.rounding, self.schedule, self.output, &done);
+        self.progress.start(self.schedule.work);
+        self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
+        let failure = Failure::default();
+        let next = AtomicU64::new(0);
+        let working = AtomicUsize::new(self.schedule.threads);
+        let (sender, receiver) = mpsc::channel();
+        let fresh = std::thread::scope(|scope| {
+            for _ in 0..self.schedule.threads {
+                let sender = sender.clone();
+                let (steps, failure, next, working) = (&steps, &failure, &next, &working);
+                scope.spawn(move || {
+                    self.work(steps, failure, next, &sender);
+                    working.fetch_sub(1, Ordering::AcqRel);
+                });
+            }
+            drop(sender);
+            self.keep_journal(&receiver, &failure)
+        });
+        if let Some((_, error)) = failure.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            return Err(error);
+        }
+        if self.progress.cancelled() {
+            return Err(Error::new(Kind::Cancelled, "stopped").with_hint("run the same command with --resume to go on"));
+        }
+        let mut all: Vec<Finished> = done.into_values().chain(fresh).collect();
+        all.sort_by_key(|step| step.step);
+        Ok(all)
+    }
+
+    fn other_files(&self, options: &RunOptions) -> Result<()> {
+        if self.output.is_single_file() {
+            return Ok(());
+        }
+        let base = self.inputs.base.folder();
+        let adapters: Vec<&Path> = self.inputs.adapters.iter().map(|adapter| adapter.path.as_path()).collect();
+        // A single file among others is no model folder: only what belongs to it is known.
+        if self.inputs.base.config.is_some() {
+            copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
+        }
+        match &self.plan.config {
+            Some(config) => self.output.write_file("config.json", config.to_text().as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    fn work(&self, steps: &Steps<'_>, failure: &Failure, next: &AtomicU64, sender: &mpsc::Sender<Finished>) {
+        let mut buffers = Buffers::default();
+        loop {
+            if self.progress.cancelled() {
+                failure.stop.store(true, Ordering::Release);
+            }
+            if failure.stop.load(Ordering::Acquire) {
+                steps.wake();
+                return;
+            }
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(task) = self.schedule.task(at) else { return };
+            let attempt = std::panic::AssertUnwindSafe(|| steps.run(&task, &mut buffers, &failure.stop));
+            let name = &self.plan.steps[task.step].name;
+            match std::panic::catch_unwind(attempt) {
+                Ok(Ok(done)) => {
+                    self.progress.advance(task.work);
+                    if let Some(finished) = done {
+                        // The receiver outlives the workers.
+                        let _ = sender.send(finished);
+                    }
+                }
+                Ok(Err(error)) => failure.report(at, error.in_tensor(name)),
+                Err(panic) => failure.report(at, bug(panic.as_ref()).in_tensor(name)),
+            }
+            if failure.stop.load(Ordering::Acquire) {
+                steps.wake();
+            }
+        }
+    }
+
+    /// Syncs and journals until all workers are gone; returns what they finished.
+    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure) -> Vec<Finished> {
+        let mut all = Vec::new();
+        let mut listed = 0;
+        let mut last = Instant::now();
+        loop {
+            let gone = match receiver.recv_timeout(Duration::from_millis(20)) {
+                Ok(finished) => {
+                    all.push(finished);
+                    all.extend(receiver.try_iter());
+                    false
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => false,
+                Err(mpsc::RecvTimeoutError::Disconnected) => true,
+            };
+            let due = self.output.unsynced() >= SYNC_EVERY || listed < all.len() && last.elapsed() >= JOURNAL_EVERY;
+            if due && !gone {
+                let upto = all.len();
+                if let Err(error) = self.output.checkpoint(&all[listed..upto]) {
+                    failure.report(u64::MAX, error);
+                }
+                listed = upto;
+                last = Instant::now();
+            }
+            if gone {
+                // An interrupted run keeps what it finished; a complete one is synced as a whole at the end.
+                if failure.stop.load(Ordering::Acquire)
+                    && let Err(error) = self.output.checkpoint(&all[listed..])
+                {
+                    failure.report(u64::MAX, error);
+                }
+                return all;
+            }
+        }
+    }
+}
+
+fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Error::new(Kind::Bug, format!("internal error: {text}")).with_hint("this is a defect of qmerge: please report it")
+}
+
+/// Identifies a merge: inputs, layout, choices that change bytes, and the chunks that steps are cut into.
+fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule) -> String {
+    use std::fmt::Write;
+    let mut text = format!("{} {} {}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
+    let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
+    for checkpoint in std::iter::once(&inputs.base).chain(adapters) {
+        for file in &checkpoint.files {
+            let _ = writeln!(text, "{} {} {}", file.path.display(), file.len, file.modified_ns);
+        }
+    }
+    for adapter in &inputs.adapters {
+        let _ = writeln!(text, "{} {}", adapter.weight, serde_json::Value::Object(adapter.config.json.clone()));
+    }
+    for file in &plan.files {
+        let _ = writeln!(text, "{} {:?}", file.name, file.tensors);
+    }
+    for step in &plan.steps {
+        if let Action::Recode(recode) = &step.action {
+            let _ = writeln!(text, "{} {:?} {:?} {:?}", step.name, recode.source, recode.to, recode.edits);
+        }
+    }
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hash of an adapter's weight file, as the hub shows it.
+fn sha256(tensors: &Checkpoint) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for file in &tensors.files {
+        let mut at = 0;
+        while at < file.len {
+            let n = buffer.len().min((file.len - at) as usize);
+            file.read_at(at, &mut buffer[..n])?;
+            hash.update(&buffer[..n]);
+            at += n as u64;
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Parts of unknown length by their place in the output.
+fn late_parts(plan: &Plan, finished: &[Finished]) -> HashMap<(usize, usize), Vec<u8>> {
+    let place = |step: &Finished, part: usize| {
+        let slot = plan.steps[step.step].slots[part];
+        (slot.file, slot.tensor)
+    };
+    finished.iter().flat_map(|step| step.late.iter().map(move |(part, bytes)| (place(step, *part), bytes.clone()))).collect()
+}
+
+/// The index of the output: the base's with the new places and sizes.
+fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<String> {
+    let path: PathBuf = inputs.base.folder().join(name);
+    let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+    let mut index: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
+        .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
+    let mut map: Vec<(&str, &str)> =
+        plan.files.iter().flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str()))).collect();
+    map.sort_unstable();
+    let map = map.into_iter().map(|(tensor, file)| (tensor.to_owned(), file.into())).collect();
+    index.insert("weight_map".into(), serde_json::Value::Object(map));
+    let metadata = index.entry("metadata").or_insert_with(|| serde_json::json!({}));
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.insert("total_size".into(), bytes.into());
+        if metadata.contains_key("total_parameters") {
+            metadata.insert("total_parameters".into(), logical_parameters(inputs, plan).into());
+        }
+    }
+    Ok(serde_json::to_string_pretty(&index).unwrap_or_default() + "\n")
+}
+
+/// Elements of all weights, unpacked; companions of quantized weights do not count.
+fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
+    let by_lead: HashMap<&str, u64> = inputs
+        .inventory
+        .weights
+        .iter()
+        .map(|claim| (claim.weight.name(), claim.weight.geometry().elements() as u64))
+        .collect();
+    plan.steps
+        .iter()
+        .map(|step| match &step.action {
+            Action::Recode(recode) => recode.to.geometry().elements() as u64,
+            Action::Copy { entry } => by_lead.get(entry.name.as_str()).copied().unwrap_or(0),
+        })
+        .sum()
+}
+
+fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], finished: &[Finished], bytes: u64) -> Report {
+    let mut total = Sums::zero();
+    let mut weights = Vec::new();
+    let mut warnings = plan.warnings.clone();
+    let mut merged = 0;
+    let mut quantized = false;
+    for step in finished {
+        let Some(sums) = &step.sums else { continue };
+        let planned = &plan.steps[step.step];
+        let Action::Recode(recode) = &planned.action else { continue };
+        let loss = sums.loss();
+        if !recode.edits.is_empty() {
+            merged += 1;
+            total.add(sums);
+            quantized |= !recode.to.is_plain();
+            if loss.survival.is_none() {
+                warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
+            }
+        }
+        weights.push(WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss));
+    }
+    let loss = total.loss();
+    Report {
+        schema_version: report::SCHEMA_VERSION,
+        tool: Tool::THIS,
+        base: Model {
+            path: inputs.base.path.display().to_string(),
+            format: base_format(inputs),
+            bytes: inputs.base.total_bytes(),
+        },
+        adapters: inputs.adapters.iter().zip(&plan.accounting).zip(hashes).map(adapter_report).collect(),
+        output: Model { path: target.display().to_string(), format: plan.output_format.clone(), bytes },
+        rounding: RoundingReport { method: plan.rounding.to_owned() },
+        summary: Summary {
+            weights_merged: merged,
+            elements: total.elements,
+            survival: loss.survival,
+            noise_to_delta: loss.noise_to_delta,
+            changed_fraction: loss.changed_fraction,
+            nonfinite: 0,
+            seconds: 0.0,
+            bytes_read: 0,
+            bytes_written: 0,
+            peak_rss_bytes: None,
+        },
+        verdict: verdict(&loss, quantized),
+        weights,
+        warnings,
+    }
+}
+
+fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Accounting), &String)) -> AdapterReport {
+    AdapterReport {
+        path: adapter.path.display().to_string(),
+        peft_type: adapter.config.peft_type.clone(),
+        weight: adapter.weight,
+        sha256: sha256.clone(),
+        base_model: adapter.config.base_model.clone(),
+        tensors: accounting.tensors,
+        merged: accounting.merged,
+        replaced: accounting.replaced,
+        unused: accounting.unused.len(),
+        unused_tensors: accounting.unused.clone(),
+        ignored: accounting.ignored.iter().map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason }).collect(),
+    }
+}
+
+/// The formats of the base's matrices, most bytes first.
+fn base_format(inputs: &Inputs) -> String {
+    crate::plan::formats_in_words(inputs.inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2).map(|claim| {
+        (claim.weight.format(), claim.entries[0].bytes)
+    }))
+}
+
+/// Largest resident memory of this process, from the kernel.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

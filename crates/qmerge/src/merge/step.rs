@@ -1,0 +1,396 @@
+//! What a chunk goes through: read, decode, edit, encode, measure, write.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+
+use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
+use crate::check;
+use crate::edit::{self, Edit};
+use crate::error::Result;
+use crate::formats::Weight;
+use crate::measure::Sums;
+use crate::open::{Checkpoint, Entry};
+use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
+use crate::round::Rounding;
+use crate::simd::floats::round_to;
+use crate::simd::moments::moments;
+use crate::write::{Finished, Output};
+
+/// A worker's memory, reused from chunk to chunk.
+#[derive(Default)]
+pub(super) struct Buffers {
+    read: Vec<Vec<u8>>,
+    base: Vec<f32>,
+    values: Vec<f32>,
+    delta: Vec<f32>,
+    output: Vec<f32>,
+    encoded: Vec<Vec<u8>>,
+}
+
+/// All steps of a run with the state of those in flight.
+pub(super) struct Steps<'a> {
+    inputs: &'a Inputs,
+    plan: &'a Plan,
+    rounding: &'static dyn Rounding,
+    schedule: &'a Schedule,
+    output: &'a Output,
+    done: &'a HashMap<usize, Finished>,
+    states: Vec<Mutex<Option<Arc<State>>>>,
+    /// Guards nothing but the moments at which something becomes ready.
+    gate: Mutex<()>,
+    ready: Condvar,
+}
+
+/// A step in flight.
+struct State {
+    /// Parts of the source that are not cut by rows.
+    whole: Vec<Option<Vec<u8>>>,
+    edits: OnceLock<Vec<Edit>>,
+    target: OnceLock<Target>,
+    held: Mutex<Vec<Vec<f32>>>,
+    sums: Mutex<Vec<Option<Sums>>>,
+    left: [AtomicUsize; 2],
+}
+
+/// The output's weight with its scales decided.
+struct Target {
+    weight: Arc<dyn Weight>,
+    /// Complete parts; `None` for those that each chunk fills.
+    parts: Vec<Option<Vec<u8>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl<'a> Steps<'a> {
+    pub(super) fn new(
+        inputs: &'a Inputs,
+        plan: &'a Plan,
+        rounding: &'static dyn Rounding,
+        schedule: &'a Schedule,
+        output: &'a Output,
+        done: &'a HashMap<usize, Finished>,
+    ) -> Self {
+        let states = plan.steps.iter().map(|_| Mutex::new(None)).collect();
+        Self { inputs, plan, rounding, schedule, output, done, states, gate: Mutex::new(()), ready: Condvar::new() }
+    }
+
+    /// Wakes workers that wait for a step, so that they see that the run is over.
+    pub(super) fn wake(&self) {
+        let _gate = lock(&self.gate);
+        self.ready.notify_all();
+    }
+
+    /// Does one task. Returns the step if this was its last.
+    pub(super) fn run(&self, task: &Task, buffers: &mut Buffers, stop: &AtomicBool) -> Result<Option<Finished>> {
+        if self.done.contains_key(&task.step) {
+            return Ok(None);
+        }
+        let step = &self.plan.steps[task.step];
+        let state = self.state(task.step, step)?;
+        match &step.action {
+            Action::Copy { entry } => self.copy(entry, step, &task.range, buffers)?,
+            Action::Recode(recode) => {
+                let rows = task.range.start as usize..task.range.end as usize;
+                match task.pass {
+                    Pass::EditSurvey => {
+                        let edits = self.survey_edits(recode, &state, buffers)?;
+                        self.announce(|| state.edits.set(edits).is_ok());
+                    }
+                    Pass::Survey => {
+                        let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
+                        self.survey(recode, &state, edits, task.chunk, rows, buffers)?;
+                        if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
+                            let held = std::mem::take(&mut *lock(&state.held)).concat();
+                            let target = self.settle(recode.to.as_ref(), &held, step)?;
+                            self.announce(|| state.target.set(target).is_ok());
+                        }
+                    }
+                    _ => {
+                        let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
+                        let Some(target) = self.wait_for(&state.target, stop) else { return Ok(None) };
+                        let sums = self.write(recode, &state, edits, target, step, rows, buffers)?;
+                        lock(&state.sums)[task.chunk] = Some(sums);
+                    }
+                }
+            }
+        }
+        let last = matches!(task.pass, Pass::Copy | Pass::Write) && state.left[1].fetch_sub(1, Ordering::AcqRel) == 1;
+        if !last {
+            return Ok(None);
+        }
+        lock(&self.states[task.step]).take();
+        Ok(Some(Self::finish(task.step, &step.action, &state)))
+    }
+
+    /// The step's state; the first worker that comes loads it.
+    fn state(&self, number: usize, step: &Step) -> Result<Arc<State>> {
+        let mut slot = lock(&self.states[number]);
+        if let Some(state) = &*slot {
+            return Ok(Arc::clone(state));
+        }
+        let chunks = |pass| self.schedule.chunks(number, pass);
+        let state = State {
+            whole: Vec::new(),
+            edits: OnceLock::new(),
+            target: OnceLock::new(),
+            held: Mutex::new(vec![Vec::new(); chunks(Pass::Survey)]),
+            sums: Mutex::new(vec![None; chunks(Pass::Write)]),
+            left: [AtomicUsize::new(chunks(Pass::Survey)), AtomicUsize::new(chunks(Pass::Write).max(chunks(Pass::Copy)))],
+        };
+        let state = match &step.action {
+            Action::Copy { .. } => state,
+            Action::Recode(recode) => self.load(recode, step, state)?,
+        };
+        let state = Arc::new(state);
+        *slot = Some(Arc::clone(&state));
+        Ok(state)
+    }
+
+    fn load(&self, recode: &Recode, step: &Step, mut state: State) -> Result<State> {
+        /// A part that belongs to the weight as a whole is a table, a state, or second-level scales.
+        const MAX_WHOLE: u64 = 1 << 28;
+        let source = self.source(recode);
+        let weight = &recode.from.weight;
+        state.whole = (0..recode.from.entries.len())
+            .map(|part| match weight.part_rows(part, &(0..0)) {
+                Some(_) => Ok(None),
+                None => source.read_small(&recode.from.entries[part], MAX_WHOLE).map(Some),
+            })
+            .collect::<Result<_>>()?;
+        if !recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
+            let _ = state.edits.set(self.load_edits(recode)?);
+        }
+        if recode.keep {
+            let target = Target { weight: Arc::clone(&recode.to), parts: state.whole.clone() };
+            self.write_parts(&target.parts, step)?;
+            let _ = state.target.set(target);
+        } else if !recode.to.needs_survey() {
+            let _ = state.target.set(self.settle(recode.to.as_ref(), &[], step)?);
+        }
+        Ok(state)
+    }
+
+    fn load_edits(&self, recode: &Recode) -> Result<Vec<Edit>> {
+        recode.edits.iter().map(|(adapter, edit)| edit.plan.load(&self.inputs.adapters[*adapter].tensors)).collect()
+    }
+
+    fn source(&self, recode: &Recode) -> &Checkpoint {
+        match recode.source {
+            Source::Base => &self.inputs.base,
+            Source::Adapter(number) => &self.inputs.adapters[number].tensors,
+        }
+    }
+
+    /// Decides the scales and writes the parts that are complete with that.
+    fn settle(&self, weight: &dyn Weight, held: &[f32], step: &Step) -> Result<Target> {
+        let settled = weight.settle(held);
+        self.write_parts(&settled.parts, step)?;
+        Ok(Target { weight: settled.weight, parts: settled.parts })
+    }
+
+    /// Writes complete parts, except those whose place depends on lengths not known yet.
+    fn write_parts(&self, parts: &[Option<Vec<u8>>], step: &Step) -> Result<()> {
+        for (part, bytes) in parts.iter().enumerate() {
+            let slot = step.slots[part];
+            let tensor = &self.plan.files[slot.file].tensors[slot.tensor];
+            if let Some(bytes) = bytes
+                && tensor.shape.is_some()
+            {
+                self.put(step, part, 0, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes into a part's place in the output.
+    fn put(&self, step: &Step, part: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let slot = step.slots[part];
+        let file = &self.plan.files[slot.file];
+        self.output.write_at(slot.file, file.data_start + file.tensors[slot.tensor].offset + offset, bytes)
+    }
+
+    fn announce(&self, set: impl FnOnce() -> bool) {
+        let _gate = lock(&self.gate);
+        debug_assert!(set(), "set once");
+        self.ready.notify_all();
+    }
+
+    /// Waits until it is set; `None` if the run stops first.
+    fn wait_for<'s, T>(&self, cell: &'s OnceLock<T>, stop: &AtomicBool) -> Option<&'s T> {
+        if let Some(value) = cell.get() {
+            return Some(value);
+        }
+        let mut gate = lock(&self.gate);
+        loop {
+            if let Some(value) = cell.get() {
+                return Some(value);
+            }
+            if stop.load(Ordering::Acquire) {
+                return None;
+            }
+            gate = self.ready.wait(gate).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    fn copy(&self, entry: &Entry, step: &Step, range: &Range<u64>, buffers: &mut Buffers) -> Result<()> {
+        let buffer = first_buffer(&mut buffers.read);
+        buffer.resize((range.end - range.start) as usize, 0);
+        self.inputs.base.read_at(entry, range.start, buffer)?;
+        self.put(step, 0, range.start, buffer)
+    }
+
+    /// Reads and decodes rows into `base`.
+    fn decode(&self, recode: &Recode, state: &State, rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+        let source = self.source(recode);
+        let weight = &recode.from.weight;
+        buffers.read.resize_with(buffers.read.len().max(recode.from.entries.len()), Vec::new);
+        for (part, entry) in recode.from.entries.iter().enumerate() {
+            if let Some(range) = weight.part_rows(part, rows) {
+                let buffer = &mut buffers.read[part];
+                buffer.resize((range.end - range.start) as usize, 0);
+                source.read_at(entry, range.start, buffer)?;
+            }
+        }
+        buffers.base.resize(rows.len() * weight.geometry().cols, 0.0);
+        let parts = source_parts(recode, state, &buffers.read);
+        weight.decode(&parts, rows.clone(), &mut buffers.base);
+        Ok(())
+    }
+
+    /// Base rows, then the edits on them.
+    fn edited(&self, recode: &Recode, state: &State, edits: &[Edit], rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+        self.decode(recode, state, rows, buffers)?;
+        buffers.values.resize(buffers.base.len(), 0.0);
+        buffers.delta.resize(buffers.base.len(), 0.0);
+        let cols = recode.from.weight.geometry().cols;
+        edit::apply(edits, rows, cols, &buffers.base, &mut buffers.values, &mut buffers.delta);
+        Ok(())
+    }
+
+    fn survey_edits(&self, recode: &Recode, state: &State, buffers: &mut Buffers) -> Result<Vec<Edit>> {
+        let mut edits = self.load_edits(recode)?;
+        let geometry = recode.from.weight.geometry();
+        let per_chunk = rows_per_chunk(recode, self.schedule.chunk_elements);
+        for edit in &mut edits {
+            if let Edit::Map(map) = edit
+                && map.needs_survey()
+            {
+                let mut sums = Vec::new();
+                for start in (0..geometry.rows).step_by(per_chunk) {
+                    let rows = start..(start + per_chunk).min(geometry.rows);
+                    self.decode(recode, state, &rows, buffers)?;
+                    map.survey(rows, geometry.cols, &buffers.base, &mut sums);
+                }
+                map.settle(sums);
+            }
+        }
+        Ok(edits)
+    }
+
+    fn survey(&self, recode: &Recode, state: &State, edits: &[Edit], chunk: usize, rows: Range<usize>, buffers: &mut Buffers) -> Result<()> {
+        self.edited(recode, state, edits, &rows, buffers)?;
+        if let Some(dtype) = recode.values {
+            round_to(dtype, &mut buffers.values);
+        }
+        let mut held = Vec::new();
+        recode.to.survey(rows, &buffers.values, &mut held);
+        lock(&state.held)[chunk] = held;
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn write(
+        &self,
+        recode: &Recode,
+        state: &State,
+        edits: &[Edit],
+        target: &Target,
+        step: &Step,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+    ) -> Result<Sums> {
+        self.edited(recode, state, edits, &rows, buffers)?;
+        let weight = &target.weight;
+        let Buffers { read, base, values, delta, output, encoded } = buffers;
+        encoded.resize_with(encoded.len().max(target.parts.len()), Vec::new);
+        encoded.iter_mut().for_each(Vec::clear);
+        output.clear();
+        output.extend_from_slice(values);
+        if let Some(dtype) = recode.values {
+            round_to(dtype, output);
+        }
+        if recode.keep {
+            let parts = source_parts(recode, state, read);
+            if self.rounding.moves_values() {
+                self.rounding.round(&weight.grid(&parts, rows.clone()), output);
+            }
+            weight.pack(&parts, rows.clone(), output, encoded);
+        } else {
+            weight.encode(rows.clone(), output, encoded);
+        }
+        let parts: Vec<&[u8]> = (0..target.parts.len())
+            .map(|part| match (&target.parts[part], weight.part_rows(part, &rows)) {
+                (Some(bytes), Some(range)) => &bytes[range.start as usize..range.end as usize],
+                (Some(bytes), None) => bytes,
+                (None, _) => &encoded[part],
+            })
+            .collect();
+        weight.decode(&parts, rows.clone(), output);
+        let sums = moments(base, delta, values, output);
+        if !sums.finite {
+            return Err(check::explain(&check::Chunk {
+                name: &step.name,
+                first_row: rows.start,
+                cols: weight.geometry().cols,
+                base,
+                delta,
+                target: values,
+                output,
+                format: weight.format(),
+                from_base: recode.source == Source::Base,
+            }));
+        }
+        for part in 0..target.parts.len() {
+            if target.parts[part].is_none()
+                && let Some(range) = weight.part_rows(part, &rows)
+            {
+                self.put(step, part, range.start, &encoded[part])?;
+            }
+        }
+        Ok(Sums { elements: values.len() as u64, moments: sums })
+    }
+
+    fn finish(number: usize, action: &Action, state: &State) -> Finished {
+        let Action::Recode(recode) = action else { return Finished { step: number, sums: None, late: Vec::new() } };
+        let mut total = Sums::zero();
+        for sums in lock(&state.sums).iter().flatten() {
+            total.add(sums);
+        }
+        let late = state.target.get().map_or_else(Vec::new, |target| {
+            let unknown = |part: &usize| recode.to.parts()[*part].shape.is_none();
+            (0..target.parts.len()).filter(unknown).filter_map(|part| Some((part, target.parts[part].clone()?))).collect()
+        });
+        Finished { step: number, sums: Some(total), late }
+    }
+}
+
+fn first_buffer(buffers: &mut Vec<Vec<u8>>) -> &mut Vec<u8> {
+    if buffers.is_empty() {
+        buffers.push(Vec::new());
+    }
+    &mut buffers[0]
+}
+
+/// The bytes of each part: those of the rows just read, or the whole.
+fn source_parts<'b>(recode: &Recode, state: &'b State, read: &'b [Vec<u8>]) -> Vec<&'b [u8]> {
+    (0..recode.from.entries.len())
+        .map(|part| match &state.whole[part] {
+            Some(bytes) => bytes.as_slice(),
+            None => read[part].as_slice(),
+        })
+        .collect()
+}

@@ -1,0 +1,257 @@
+//! Everything decided before the first byte of a weight is read.
+//!
+//! A plan is a function of names, shapes, configurations and options: which tensors are copied, which are edited, recoded or
+//! replaced, where every byte of the output goes, and what the user should be warned of. It does no I/O, so `--dry-run` shows
+//! exactly what would happen.
+
+mod config;
+mod layout;
+mod steps;
+
+pub use layout::{OutFile, OutTensor, Slot};
+pub use steps::{Action, Recode, Source, Step};
+
+use crate::adapters::{Adapter, Changes, Names, ReadOptions, Rename};
+use crate::error::{Error, Kind, Result, mismatch};
+use crate::formats::{self, Format, Inventory, Settings};
+use crate::open::{Checkpoint, ModelConfig};
+use crate::round::Rounding;
+
+/// Choices that a plan takes.
+#[derive(Clone)]
+pub struct Options {
+    /// Output format; `None` keeps each weight's own.
+    pub to: Option<&'static dyn Format>,
+    /// Choices for weights that take a new format.
+    pub settings: Settings,
+    /// How codes are chosen.
+    pub rounding: &'static dyn Rounding,
+    /// `regex=>replacement` rules on names.
+    pub maps: Vec<String>,
+    /// What adapters mean.
+    pub read: ReadOptions,
+    /// Adapter tensors that match nothing become a warning.
+    pub allow_unused: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            to: None,
+            settings: Settings::default(),
+            rounding: crate::round::ROUNDINGS[0],
+            maps: Vec::new(),
+            read: ReadOptions::default(),
+            allow_unused: false,
+        }
+    }
+}
+
+/// What a plan is made from: opened, not read.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The base.
+    pub base: Checkpoint,
+    /// Its weights.
+    pub inventory: Inventory,
+    /// The adapters, in the order given.
+    pub adapters: Vec<Adapter>,
+}
+
+impl Inputs {
+    /// Claims the weights of a base and takes the adapters.
+    pub fn new(base: Checkpoint, adapters: Vec<Adapter>) -> Result<Self> {
+        let inventory = formats::inventory(&base)?;
+        Ok(Self { base, inventory, adapters })
+    }
+}
+
+/// How the tensors of one adapter were accounted for.
+#[derive(Clone, Debug, Default)]
+pub struct Accounting {
+    /// All its tensors.
+    pub tensors: usize,
+    /// Folded into a weight.
+    pub merged: usize,
+    /// Put in place of a tensor of the base.
+    pub replaced: usize,
+    /// Not needed, each with the reason.
+    pub ignored: Vec<(String, &'static str)>,
+    /// Matched nothing.
+    pub unused: Vec<String>,
+}
+
+/// A whole merge, decided.
+#[derive(Debug)]
+pub struct Plan {
+    /// What happens, in the order of the output's bytes as far as possible.
+    pub steps: Vec<Step>,
+    /// Files that hold tensors.
+    pub files: Vec<OutFile>,
+    /// Name of the index file, where the base has one.
+    pub index: Option<String>,
+    /// The output's `config.json`, if it differs from the base's.
+    pub config: Option<ModelConfig>,
+    /// One per adapter.
+    pub accounting: Vec<Accounting>,
+    /// Format of the output in a word ("nf4", "bf16", "nf4 + bf16").
+    pub output_format: String,
+    /// The rounding method's id.
+    pub rounding: &'static str,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Decides everything. Errors if an adapter does not fit the base.
+    pub fn new(inputs: &Inputs, options: &Options) -> Result<Self> {
+        let names = Names::new(&inputs.base, &inputs.inventory.weights, &options.maps)?;
+        let mut warnings = Vec::new();
+        let mut changes = Vec::new();
+        for adapter in &inputs.adapters {
+            let mut read = adapter.read(&names, &options.read)?;
+            warnings.append(&mut read.warnings);
+            refuse_unused(adapter, &read, &names, options.allow_unused, &mut warnings)?;
+            changes.push(read);
+        }
+        warnings.extend(rename_warning(&names.renamed()));
+        warnings.extend(inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)));
+        let accounting = inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
+        let decided = steps::decide(inputs, options, &names, changes)?;
+        warnings.extend(decided.warnings);
+        let (files, steps) = layout::lay_out(inputs, decided.steps);
+        let config = config::edited(inputs, options, &steps, &decided.config)?;
+        Ok(Self {
+            output_format: formats_in_words(output_matrices(&steps, inputs)),
+            steps,
+            files,
+            index: inputs.base.index.clone(),
+            config,
+            accounting,
+            rounding: options.rounding.id(),
+            warnings,
+        })
+    }
+
+    /// The most bytes that the output's weight files can take.
+    pub fn output_bytes(&self) -> u64 {
+        self.files.iter().map(OutFile::max_bytes).sum()
+    }
+}
+
+fn refuse_unused(
+    adapter: &Adapter,
+    changes: &Changes,
+    names: &Names<'_>,
+    allow: bool,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let Some(first) = changes.unused.first() else { return Ok(()) };
+    let total = adapter.tensors.entries.len();
+    let message = format!("{} of {total} adapter tensors match nothing in the base", changes.unused.len());
+    if allow && changes.unused.len() < total {
+        warnings.push(format!("{message} and are left out, first `{first}`"));
+        return Ok(());
+    }
+    let opaque = names.checkpoint.entries.iter().find(|entry| {
+        let stem = first.rsplit(".lora_").last().unwrap_or(first);
+        stem.split('.').skip(2).collect::<Vec<_>>().join(".") == entry.name.trim_end_matches(".weight") && names.exact(&entry.name).is_none()
+    });
+    let hint = match opaque {
+        Some(entry) => format!("`{}` is stored as {}, which this version cannot decode", entry.name, entry.dtype),
+        None => {
+            let example = names.weights.iter().map(|claim| claim.weight.name()).find(|name| name.contains("q_proj")).or_else(|| {
+                names.weights.first().map(|claim| claim.weight.name())
+            });
+            format!(
+                "the base has names like `{}`; say how to translate with --map 'regex=>replacement', or leave them out with --allow-unused",
+                example.unwrap_or("(none)")
+            )
+        }
+    };
+    Err(mismatch(format!("matches nothing in the base ({message})"))
+        .in_file(&adapter.tensors.files[0].path)
+        .in_tensor(first)
+        .with_hint(hint))
+}
+
+fn rename_warning(renamed: &[Rename]) -> Option<String> {
+    let first = renamed.first()?;
+    Some(format!(
+        "{} adapter names were found under other names in the base, first `{}` as `{}`",
+        renamed.len(),
+        first.from,
+        first.to
+    ))
+}
+
+fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let missing: Vec<&String> = adapter
+        .config
+        .target_modules
+        .iter()
+        .filter(|target| {
+            !target.is_empty()
+                && !adapter.tensors.entries.iter().any(|entry| entry.name.split('.').any(|part| target.ends_with(part)))
+        })
+        .collect();
+    if let Some(first) = missing.first() {
+        warnings.push(format!(
+            "{}: the configuration targets `{first}`{}, but the file holds no tensor for it",
+            adapter.path.display(),
+            if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() }
+        ));
+    }
+    if adapter.weight != 1.0 && changes.replacements.iter().any(|replacement| replacement.trained) {
+        warnings.push(format!(
+            "{}: modules trained whole are taken as they are; the weight {} applies to the low-rank part only",
+            adapter.path.display(),
+            adapter.weight
+        ));
+    }
+    warnings
+}
+
+fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
+    Accounting {
+        tensors: adapter.tensors.entries.len(),
+        merged: changes.edits.iter().flat_map(|edit| &edit.tensors).collect::<std::collections::HashSet<_>>().len(),
+        replaced: changes.replacements.len(),
+        ignored: changes.ignored.clone(),
+        unused: changes.unused.clone(),
+    }
+}
+
+/// Format and bytes of each matrix of the output.
+fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<Item = (&'static str, u64)> + 's {
+    let by_name: std::collections::HashMap<&str, &'static str> =
+        inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim.weight.format())).collect();
+    steps.iter().filter_map(move |step| match &step.action {
+        Action::Copy { entry } if entry.shape.len() >= 2 => Some((*by_name.get(entry.name.as_str())?, entry.bytes)),
+        Action::Recode(recode) if recode.to.shape().len() >= 2 => Some((recode.to.format(), recode.to.parts()[0].bytes)),
+        _ => None,
+    })
+}
+
+/// Formats in a phrase, most bytes first ("nf4 + bf16").
+pub(crate) fn formats_in_words(matrices: impl Iterator<Item = (&'static str, u64)>) -> String {
+    let mut bytes: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    for (format, size) in matrices {
+        *bytes.entry(format).or_default() += size;
+    }
+    let mut formats: Vec<_> = bytes.into_iter().collect();
+    formats.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), *name));
+    let words: Vec<&str> = formats.iter().map(|(name, _)| *name).collect();
+    words.join(" + ")
+}
+
+/// The same adapter folded twice is nearly always a mistake.
+pub(crate) fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
+    let path = base.folder().join(crate::report::FILE_NAME);
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+    let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else { return Ok(()) };
+    Err(Error::new(Kind::Mismatch, format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]))
+        .in_file(&path)
+        .with_hint("pass the original base, or --force to merge it once more"))
+}

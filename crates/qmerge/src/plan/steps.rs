@@ -1,0 +1,378 @@
+//! What happens to each tensor: copied, recoded, edited, replaced, or new.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{Inputs, Options, Slot};
+use crate::adapters::{Changes, Names, PlannedEdit, Replacement};
+use crate::arch;
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result, mismatch, usage};
+use crate::formats::plain::PlainWeight;
+use crate::formats::{self, Claim, Weight};
+use crate::open::Entry;
+
+/// One unit of work with its place in the output.
+#[derive(Debug)]
+pub struct Step {
+    /// Name of the tensor, or of the weight's lead tensor.
+    pub name: String,
+    /// What happens.
+    pub action: Action,
+    /// Where each part goes; one for a copy.
+    pub slots: Vec<Slot>,
+    /// Base entry whose place it takes, for the order of the output.
+    pub place: usize,
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub enum Action {
+    /// The base's bytes, unchanged.
+    Copy {
+        /// The tensor.
+        entry: Entry,
+    },
+    /// Decoded, edited, encoded.
+    Recode(Box<Recode>),
+}
+
+/// Where decoded values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The base.
+    Base,
+    /// A tensor that the adapter of that number brings along.
+    Adapter(usize),
+}
+
+/// A weight that is decoded and encoded anew.
+#[derive(Debug)]
+pub struct Recode {
+    /// Whose values.
+    pub source: Source,
+    /// How they are stored there.
+    pub from: Claim,
+    /// How they are stored in the output.
+    pub to: Arc<dyn Weight>,
+    /// Edits with the number of their adapter, in the order given.
+    pub edits: Vec<(usize, PlannedEdit)>,
+    /// The base's scales stay.
+    pub keep: bool,
+    /// Rounds edited values to this type before they are encoded (PEFT casts DoRA's result to the base's type).
+    pub values: Option<Dtype>,
+}
+
+/// The steps and what they mean for `config.json`.
+pub(super) struct Decided {
+    pub(super) steps: Vec<Step>,
+    pub(super) config: ConfigChange,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Changes that a merge makes to the model's configuration.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConfigChange {
+    /// Input and output embedding part.
+    pub(super) untie: bool,
+    /// New number of tokens.
+    pub(super) vocab_size: Option<usize>,
+}
+
+/// All changes, by target.
+struct Wanted {
+    edits: HashMap<String, Vec<(usize, PlannedEdit)>>,
+    replacements: BTreeMap<String, (usize, Replacement)>,
+}
+
+impl Wanted {
+    fn touches(&self, name: &str) -> bool {
+        self.edits.contains_key(name) || self.replacements.contains_key(name)
+    }
+}
+
+pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, changes: Vec<Changes>) -> Result<Decided> {
+    let mut wanted = collect(inputs, changes)?;
+    let mut warnings = Vec::new();
+    let mut config = ConfigChange::default();
+    let head = tie(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    let mut steps = Vec::new();
+    let positions: HashMap<&str, usize> =
+        inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
+    let mut recoded: HashSet<&str> = HashSet::new();
+    for claim in &inputs.inventory.weights {
+        let place = positions[claim.weight.name()];
+        if let Some(recode) = recode(inputs, options, names, &mut wanted, claim)? {
+            recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
+            steps.push(Step { name: recode.to.name().to_owned(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+        }
+        if let Some(head) = &head
+            && names.embed().is_some_and(|embed| embed.weight.name() == claim.weight.name())
+        {
+            let recode = new_head(inputs, options, names, &mut wanted, head, claim)?;
+            steps.push(Step { name: head.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+        }
+    }
+    if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
+        return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
+    }
+    steps.extend(inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
+        |(place, entry)| Step {
+            name: entry.name.clone(),
+            action: Action::Copy { entry: entry.clone() },
+            slots: Vec::new(),
+            place,
+        },
+    ));
+    // Sorting is stable, so a new head stays behind its embedding.
+    steps.sort_by_key(|step| step.place);
+    vocabulary(names, &steps, &mut config)?;
+    Ok(Decided { steps, config, warnings })
+}
+
+fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
+    let mut wanted = Wanted { edits: HashMap::new(), replacements: BTreeMap::new() };
+    for (number, changes) in changes.into_iter().enumerate() {
+        for edit in changes.edits {
+            wanted.edits.entry(edit.target.clone()).or_default().push((number, edit));
+        }
+        for replacement in changes.replacements {
+            let target = replacement.target.clone();
+            if let Some((other, _)) = wanted.replacements.insert(target.clone(), (number, replacement)) {
+                return Err(mismatch(format!(
+                    "two adapters replace it: {} and {}",
+                    inputs.adapters[other].path.display(),
+                    inputs.adapters[number].path.display()
+                ))
+                .in_tensor(&target)
+                .with_hint("merge one of them first, and the other into the result"));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// Decides what becomes of tied embeddings. Returns the name of a head that must be stored on its own.
+fn tie(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    config: &mut ConfigChange,
+    warnings: &mut Vec<String>,
+) -> Result<Option<String>> {
+    let Some(embed) = names.embed().filter(|_| names.is_tied()).map(|claim| claim.weight.name().to_owned()) else {
+        return Ok(None);
+    };
+    let is_head = |name: &&String| name.strip_suffix(".weight").is_some_and(|module| names.is_head(module));
+    let head = wanted.edits.keys().chain(wanted.replacements.keys()).find(is_head).cloned();
+    let shares = |number: usize| inputs.adapters[number].config.ensure_weight_tying;
+    let low_rank = |edits: &[(usize, PlannedEdit)]| edits.iter().any(|(_, edit)| edit.plan.scale().is_some());
+    let embed_edits = wanted.edits.get(&embed).map_or(&[][..], Vec::as_slice);
+    // What stays shared: trained tokens, adapters that were trained tied, and base tensors that merely came along.
+    let embed_parts = low_rank(embed_edits) && !embed_edits.iter().all(|(number, _)| shares(*number))
+        || wanted.replacements.get(&embed).is_some_and(|(number, replacement)| replacement.trained && !shares(*number));
+    let head_parts = head.as_ref().is_some_and(|head| {
+        wanted.edits.get(head).is_some_and(|edits| !edits.iter().all(|(number, _)| shares(*number)))
+            || wanted.replacements.get(head).is_some_and(|(number, replacement)| replacement.trained && !shares(*number))
+    });
+    if !embed_parts && !head_parts {
+        // Both names mean the one tensor; a copy for the head says nothing new.
+        if let Some(head) = &head {
+            if let Some(replacement) = wanted.replacements.remove(head) {
+                wanted.replacements.entry(embed).or_insert(replacement);
+            }
+            wanted.edits.remove(head);
+        }
+        return Ok(None);
+    }
+    let head = head.unwrap_or_else(|| format!("{}.weight", names.arch.head[0]));
+    let only_low_rank = wanted.replacements.get(&embed).is_none_or(|(_, r)| !r.trained)
+        && wanted.replacements.get(&head).is_none_or(|(_, r)| !r.trained);
+    if options.read.peft_bugs && only_low_rank {
+        warnings.push("the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too".into());
+        if let Some(edits) = wanted.edits.remove(&head) {
+            wanted.edits.entry(embed.clone()).or_default().extend(edits);
+        }
+        if let Some(replacement) = wanted.replacements.remove(&head) {
+            wanted.replacements.entry(embed).or_insert(replacement);
+        }
+        return Ok(None);
+    }
+    warnings.push(format!(
+        "the input and output embeddings were one tensor and are two now: `{head}` is stored on its own, and \
+         tie_word_embeddings is false"
+    ));
+    config.untie = true;
+    Ok(Some(head))
+}
+
+/// The step of a base weight that is not merely copied.
+fn recode(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    claim: &Claim,
+) -> Result<Option<Recode>> {
+    let name = claim.weight.name();
+    let touched = wanted.touches(name);
+    let format = target_format(options, names, claim);
+    if !touched && format.is_none() {
+        return Ok(None);
+    }
+    build(inputs, options, wanted, name, claim, format).map(Some)
+}
+
+/// A head that parts from its embedding: the embedding's values, or the adapter's own, with the head's edits.
+fn new_head(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    head: &str,
+    embed: &Claim,
+) -> Result<Recode> {
+    build(inputs, options, wanted, head, embed, target_format(options, names, embed))
+}
+
+/// Builds the step that writes `name` out of `claim`'s values or their replacement.
+fn build(
+    inputs: &Inputs,
+    options: &Options,
+    wanted: &mut Wanted,
+    name: &str,
+    claim: &Claim,
+    format: Option<&'static dyn formats::Format>,
+) -> Result<Recode> {
+    let edits = wanted.edits.remove(name).unwrap_or_default();
+    let (source, mut from) = match wanted.replacements.remove(name) {
+        None => (Source::Base, claim.clone()),
+        Some((number, replacement)) => (Source::Adapter(number), replaced(inputs, number, &replacement, claim)?),
+    };
+    for (number, edit) in &edits {
+        fit(&mut from, edit).map_err(|error| error.in_file(&inputs.adapters[*number].tensors.files[0].path))?;
+    }
+    let additive = edits.iter().any(|(_, edit)| edit.plan.is_additive());
+    let base_dtype = claim.weight.value_dtype();
+    let values_dtype = if additive { Dtype::F32 } else { base_dtype };
+    let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
+    let keep = format.is_none() && options.rounding.keeps_scales() && source == Source::Base && name == claim.weight.name();
+    if format.is_some() && options.rounding.keeps_scales() {
+        return Err(usage(format!("`--rounding {}` keeps the base's scales, and another format has none of them", options.rounding.id()))
+            .with_hint("leave out --to, or use --rounding nearest"));
+    }
+    let shape = from.weight.shape().to_vec();
+    let geometry = from.weight.geometry();
+    let to: Arc<dyn Weight> = match (format, stores_as) {
+        (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
+        (Some(format), None) => {
+            let settings = &options.settings;
+            format.create(name, &shape, if additive && claim.weight.is_plain() { base_dtype } else { values_dtype }, settings)?
+        }
+        (None, None) if keep => Arc::clone(&claim.weight),
+        (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
+        (None, None) => claim.weight.renewed(values_dtype),
+    };
+    // The same view of rows on both sides, so that chunks agree.
+    let to = if to.geometry().rows == geometry.rows {
+        to
+    } else {
+        to.reshaped(geometry.rows, geometry.cols).ok_or_else(|| {
+            Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name)
+        })?
+    };
+    let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
+    Ok(Recode { source, from, to, edits, keep, values })
+}
+
+/// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.
+fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &Claim) -> Result<Claim> {
+    let tensors = &inputs.adapters[number].tensors;
+    let entry = tensors.get(&replacement.tensor).ok_or_else(|| mismatch("missing").in_tensor(&replacement.tensor))?;
+    if !entry.dtype.is_plain_float() {
+        return Err(mismatch(format!("stored as {}, expected F32, F16 or BF16", entry.dtype))
+            .in_file(tensors.file_of(entry))
+            .in_tensor(&entry.name));
+    }
+    let have = claim.weight.shape();
+    let resized = have.len() == 2 && entry.shape.len() == 2 && have[1] == entry.shape[1];
+    let same = entry.shape == have;
+    let is_table = resized && claim.weight.is_plain();
+    if !(same || is_table) {
+        return Err(mismatch(format!("shape {:?}, but it replaces `{}` of shape {have:?}", entry.shape, claim.weight.name()))
+            .in_file(tensors.file_of(entry))
+            .in_tensor(&entry.name)
+            .with_hint("this adapter was trained on another base"));
+    }
+    let weight = PlainWeight::new(&entry.name, &entry.shape, entry.dtype);
+    Ok(Claim { weight: Arc::new(weight), entries: vec![entry.clone()] })
+}
+
+/// Sees the weight with the rows and columns of the edit (a convolution is flattened), or says that it does not fit.
+fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
+    let Some((rows, cols)) = edit.plan.shape() else { return Ok(()) };
+    let geometry = from.weight.geometry();
+    if (geometry.rows, geometry.cols) == (rows, cols) {
+        return Ok(());
+    }
+    match from.weight.reshaped(rows, cols).filter(|_| from.weight.shape().len() != 2) {
+        Some(weight) => {
+            from.weight = weight;
+            Ok(())
+        }
+        None => Err(mismatch(format!(
+            "the adapter's delta is [{rows}, {cols}], but `{}` is {:?}",
+            from.weight.name(),
+            from.weight.shape()
+        ))
+        .in_tensor(edit.tensors.first().map_or("", String::as_str))
+        .with_hint("this adapter was trained on another base")),
+    }
+}
+
+/// The format a base weight takes; `None` for its own.
+fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<&'static dyn formats::Format> {
+    let to = options.to?;
+    let weight = &claim.weight;
+    if to.id() == weight.format() {
+        return None;
+    }
+    let takes = !to.quantizes() || !weight.is_plain() || is_linear(names, weight.as_ref());
+    takes.then_some(to)
+}
+
+/// True for the matrices that bitsandbytes' loaders quantize: linear layers but the head; not tables, norms, routers, nor experts,
+/// which transformers stacks into bare parameters.
+fn is_linear(names: &Names<'_>, weight: &dyn Weight) -> bool {
+    let Some(module) = weight.name().strip_suffix(".weight") else { return false };
+    weight.shape().len() == 2
+        && !names.is_head(module)
+        && !arch::leaf_in(module, names.arch.not_linear)
+        && !module.contains(".experts.")
+        && !module.contains("norm")
+}
+
+/// Embedding and head must agree on the number of tokens; a change goes to the configuration.
+fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> Result<()> {
+    let rows = |name: &str| {
+        steps.iter().find(|step| step.name == name).map(|step| match &step.action {
+            Action::Copy { entry } => entry.shape.first().copied().unwrap_or(0),
+            Action::Recode(recode) => recode.to.shape().first().copied().unwrap_or(0),
+        })
+    };
+    let Some(embed) = names.embed() else { return Ok(()) };
+    let (was, now) = (embed.weight.shape().first().copied(), rows(embed.weight.name()));
+    let head = names.arch.head.iter().map(|module| format!("{module}.weight")).find_map(|name| rows(&name).map(|n| (name, n)));
+    if let (Some(now), Some((head, head_rows))) = (now, &head)
+        && now != *head_rows
+        && (Some(now) != was || names.head().is_none_or(|claim| claim.weight.shape().first() != Some(head_rows)))
+    {
+        return Err(mismatch(format!("`{}` has {now} tokens, but `{head}` has {head_rows}", embed.weight.name()))
+            .with_hint("the adapter resized one of the two only: save it again with save_embedding_layers=True"));
+    }
+    if now != was {
+        config.vocab_size = now;
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! What was done and what it cost: the wire format of `qmerge-report.json`, and the verdict in words.
+//!
+//! These types are separate from the ones that work, so that the report can stay stable while they change. Fields are only added
+//! within a `schema_version`.
+
+mod verdict;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use verdict::{Verdict, verdict};
+
+use crate::measure::Loss;
+
+/// Version of the document.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Name of the report in the output folder.
+pub const FILE_NAME: &str = "qmerge-report.json";
+
+/// Where the report of a single-file output goes.
+pub fn path_beside(file: &Path) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}.{FILE_NAME}"))
+}
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The base.
+    pub base: Model,
+    /// The adapters in the order given.
+    pub adapters: Vec<AdapterReport>,
+    /// The output.
+    pub output: Model,
+    /// How codes were chosen.
+    pub rounding: RoundingReport,
+    /// Sums over all merged weights.
+    pub summary: Summary,
+    /// One sentence on what became of the adapter, and one on what to do.
+    pub verdict: Verdict,
+    /// One per merged (or converted) weight, in the order of the output.
+    pub weights: Vec<WeightReport>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Name and version of the program.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tool {
+    /// "qmerge".
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+}
+
+impl Tool {
+    /// This program.
+    pub const THIS: Self = Self { name: "qmerge", version: env!("CARGO_PKG_VERSION") };
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Model {
+    /// Folder or file.
+    pub path: String,
+    /// Formats of its matrices, most bytes first.
+    pub format: String,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// What became of one adapter's tensors.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterReport {
+    /// Folder.
+    pub path: String,
+    /// Kind.
+    pub peft_type: String,
+    /// Factor on its effect.
+    pub weight: f64,
+    /// Hash of its weight file.
+    pub sha256: String,
+    /// Base model it says it was trained on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+    /// Number of its tensors.
+    pub tensors: usize,
+    /// Folded into weights.
+    pub merged: usize,
+    /// Put in place of the base's.
+    pub replaced: usize,
+    /// Matched nothing.
+    pub unused: usize,
+    /// Names of those.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unused_tensors: Vec<String>,
+    /// Not needed, with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<Ignored>,
+}
+
+/// A tensor that a merge does not need.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ignored {
+    /// Its name.
+    pub tensor: String,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// How codes were chosen.
+#[derive(Clone, Debug, Serialize)]
+pub struct RoundingReport {
+    /// Method.
+    pub method: String,
+}
+
+/// Sums over weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Weights with edits.
+    pub weights_merged: usize,
+    /// Their elements.
+    pub elements: u64,
+    /// ⟨Wq − W0, D⟩ / ⟨D, D⟩ over all of them.
+    pub survival: Option<f64>,
+    /// ‖E‖ / ‖D‖ over all of them.
+    pub noise_to_delta: Option<f64>,
+    /// Share of their elements whose decoded value changed.
+    pub changed_fraction: f64,
+    /// Values that were NaN or infinite: 0, or there would be no output.
+    pub nonfinite: u64,
+    /// Wall-clock time.
+    pub seconds: f64,
+    /// Bytes read from base and adapters.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Largest resident memory of the process, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// One weight.
+#[derive(Clone, Debug, Serialize)]
+pub struct WeightReport {
+    /// Name.
+    pub name: String,
+    /// Format it was read from.
+    pub from: String,
+    /// Format it was written to.
+    pub to: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Root mean square of the delta.
+    pub delta_rms: f64,
+    /// Root mean square of the decoded base.
+    pub weight_rms: f64,
+    /// Root mean square of E.
+    pub error_rms: f64,
+    /// ⟨Wq − W0, D⟩ / ⟨D, D⟩; null where there is no delta.
+    pub survival: Option<f64>,
+    /// ‖E‖ / ‖D‖; null where there is no delta.
+    pub noise_to_delta: Option<f64>,
+    /// Share of elements whose decoded value changed.
+    pub changed_fraction: f64,
+    /// max |E|.
+    pub max_abs_error: f64,
+}
+
+impl WeightReport {
+    /// The wire form of a weight's figures.
+    pub fn new(name: &str, from: &str, to: &str, shape: &[usize], loss: &Loss) -> Self {
+        Self {
+            name: name.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            shape: shape.to_vec(),
+            delta_rms: loss.delta_rms,
+            weight_rms: loss.weight_rms,
+            error_rms: loss.error_rms,
+            survival: loss.survival,
+            noise_to_delta: loss.noise_to_delta,
+            changed_fraction: loss.changed_fraction,
+            max_abs_error: loss.max_abs_error,
+        }
+    }
+}
+
+impl Report {
+    /// The document as it is written to disk.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}

@@ -1,0 +1,74 @@
+//! One plain sentence on what became of the adapter, and one on what to do.
+
+use serde::Serialize;
+
+use crate::measure::Loss;
+
+/// The verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// "kept", "weakened", "lost", "noisy" or "none".
+    pub effect: &'static str,
+    /// What happened, in words.
+    pub text: String,
+    /// What to do, where something should be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// Below this survival the effect counts as lost, above [`KEPT`] as kept.
+const LOST: f64 = 0.3;
+const KEPT: f64 = 0.9;
+/// Above this ratio the rounding noise outweighs the adapter so far that survival alone misleads.
+const NOISY: f64 = 2.0;
+
+/// Judges the summed figures. `quantized` is true if the output is coarser than 16 bits.
+pub fn verdict(loss: &Loss, quantized: bool) -> Verdict {
+    let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
+        return Verdict { effect: "none", text: "the adapter changes nothing: its delta is zero".into(), advice: None };
+    };
+    let figures = format!("survival {survival:.2}, noise {noise:.2} × the delta");
+    let apart = "keep the adapter apart, which is exact, or merge into 16 bits with --to bf16";
+    let (effect, text, advice) = if survival < LOST {
+        ("lost", format!("the adapter's effect was mostly lost: {figures}"), Some(apart))
+    } else if survival < KEPT {
+        ("weakened", format!("the adapter's effect was weakened: {figures}"), Some(apart))
+    } else if noise > NOISY && quantized {
+        (
+            "noisy",
+            format!("the adapter's effect was kept on average, under rounding noise larger than itself: {figures}"),
+            Some("compare the output with the adapter kept apart before you deploy it"),
+        )
+    } else {
+        ("kept", format!("the adapter's effect was kept: {figures}"), None)
+    };
+    Verdict { effect, text, advice: advice.map(str::to_owned) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loss(survival: f64, noise: f64) -> Loss {
+        Loss {
+            elements: 1,
+            survival: Some(survival),
+            noise_to_delta: Some(noise),
+            delta_rms: 1.0,
+            weight_rms: 1.0,
+            error_rms: 1.0,
+            changed_fraction: 0.0,
+            max_abs_error: 0.0,
+        }
+    }
+
+    #[test]
+    fn the_words_follow_the_figures() {
+        assert_eq!(verdict(&loss(0.02, 1.05), true).effect, "lost");
+        assert_eq!(verdict(&loss(0.6, 0.9), true).effect, "weakened");
+        assert_eq!(verdict(&loss(1.0, 0.1), true).effect, "kept");
+        assert_eq!(verdict(&loss(0.99, 9.0), true).effect, "noisy");
+        assert_eq!(verdict(&Loss { survival: None, ..loss(0.0, 0.0) }, true).effect, "none");
+        assert!(verdict(&loss(0.02, 1.05), true).text.starts_with("the adapter's effect was mostly lost: survival 0.02"));
+    }
+}

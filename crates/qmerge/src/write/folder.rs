@@ -1,0 +1,143 @@
+//! The files beside the weights: copied from the base, the adapter's tokenizer first where it has one.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Whose tokenizer and chat template the output takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tokenizer {
+    /// The adapter's where it has them, else the base's.
+    #[default]
+    Adapter,
+    /// The base's.
+    Base,
+}
+
+/// Files of a tokenizer, as transformers writes them.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Endings of files that hold weights, in any framework: not copied, or the output would carry the unmerged model along.
+const WEIGHT_ENDINGS: &[&str] = &[
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".ot",
+    ".mlmodel", ".index.json",
+];
+
+/// Copies the files beside the weights into `to`. Returns the names that came from an adapter.
+pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer, to: &Path) -> Result<Vec<String>> {
+    let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    collect(base, Path::new(""), &mut sources)?;
+    let mut taken = Vec::new();
+    if tokenizer == Tokenizer::Adapter {
+        for adapter in adapters {
+            for name in TOKENIZER_FILES {
+                let path = adapter.join(name);
+                if path.is_file() {
+                    sources.insert(PathBuf::from(name), path);
+                    taken.push((*name).to_owned());
+                }
+            }
+        }
+    }
+    for (name, from) in sources {
+        let target = to.join(&name);
+        if let Some(folder) = target.parent() {
+            std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
+        }
+        std::fs::copy(&from, &target).map_err(|error| Error::io("copy", &from, error))?;
+    }
+    taken.sort();
+    taken.dedup();
+    Ok(taken)
+}
+
+fn collect(folder: &Path, prefix: &Path, sources: &mut BTreeMap<PathBuf, PathBuf>) -> Result<()> {
+    /// Deeper folders than this are no part of a model.
+    const MAX_DEPTH: usize = 4;
+    let items = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
+    for item in items {
+        let item = item.map_err(|error| Error::io("list", folder, error))?;
+        let name = item.file_name();
+        let text = name.to_string_lossy();
+        let path = item.path();
+        if text.starts_with('.') || text.ends_with(".partial") {
+            continue;
+        }
+        if path.is_dir() {
+            if prefix.components().count() < MAX_DEPTH && !path.join("adapter_config.json").exists() {
+                collect(&path, &prefix.join(&name), sources)?;
+            }
+        } else if path.is_file()
+            && !WEIGHT_ENDINGS.iter().any(|ending| text.ends_with(ending))
+            && text != crate::report::FILE_NAME
+        {
+            sources.insert(prefix.join(&name), path);
+        }
+    }
+    Ok(())
+}
+
+/// True for an empty folder and for one that holds what a model's folder holds.
+pub(super) fn looks_like_model(folder: &Path) -> bool {
+    let names: Vec<String> =
+        std::fs::read_dir(folder).into_iter().flatten().filter_map(|item| item.ok()?.file_name().into_string().ok()).collect();
+    names.is_empty() || names.iter().any(|name| name == crate::report::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
+}
+
+/// Syncs the small files and the folders, so that a rename never publishes what is not on disk.
+pub(super) fn sync_others(folder: &Path) -> Result<()> {
+    for item in std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))? {
+        let path = item.map_err(|error| Error::io("list", folder, error))?.path();
+        if path.is_dir() {
+            sync_others(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", &path, error))?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// Syncs a folder's list of names. Systems that cannot are left to their ways.
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if cfg!(unix) => Err(Error::io("sync", folder, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Gives `new` the place of `old` and removes `old`: in one step where the system can.
+pub(super) fn exchange(new: &Path, old: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE).is_ok() {
+            return remove(new);
+        }
+    }
+    let mut aside = old.as_os_str().to_owned();
+    aside.push(".replaced");
+    let aside = PathBuf::from(aside);
+    std::fs::rename(old, &aside).map_err(|error| Error::io("rename", old, error))?;
+    std::fs::rename(new, old).map_err(|error| Error::io("rename into place", old, error))?;
+    remove(&aside)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    removed.map_err(|error| Error::io("remove", path, error))
+}

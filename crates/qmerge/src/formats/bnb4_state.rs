@@ -117,13 +117,24 @@ fn python_repr(x: f64) -> String {
         let sign = if x.is_sign_negative() { "-" } else { "" };
         return if x.is_nan() { "NaN".into() } else { format!("{sign}Infinity") };
     }
-    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
-        return format!("{x:?}");
-    }
-    let text = format!("{x:e}");
+    let text = shortest(x);
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
+        // The digits decide the value, so printing it with as many decimals as they have is exact.
+        let decimals = digits.split_once('.').map_or(0, |(_, fraction)| fraction.len() as i32) - exponent.parse().unwrap_or(0);
+        return format!("{x:.*}", decimals.max(1) as usize);
+    }
     let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
     format!("{digits}e{sign}{exponent:0>2}")
+}
+
+/// The shortest digits that read back, in scientific notation. Of two equally near, Python takes the even one; Rust's own shortest
+/// form does not always, but its rounding to a given number of digits does.
+fn shortest(x: f64) -> String {
+    let text = format!("{x:e}");
+    let digits = text.bytes().take_while(|&byte| byte != b'e').filter(u8::is_ascii_digit).count();
+    let even = format!("{x:.*e}", digits - 1);
+    if even.parse() == Ok(x) { even } else { text }
 }
 
 #[cfg(test)]
@@ -135,6 +146,9 @@ mod tests {
     fn floats_are_spelled_as_python_does() {
         let cases = [
             (0.05133247375488281, "0.05133247375488281"),
+            (f64::from(0.163_486_48_f32), "0.16348648071289062"),
+            (f64::from(2.000_000_2_f32), "2.000000238418579"),
+            (100.0, "100.0"),
             (7.624394879468113e-39, "7.624394879468113e-39"),
             (1e-5, "1e-05"),
             (0.0001, "0.0001"),

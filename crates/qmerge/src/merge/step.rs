@@ -215,7 +215,8 @@ impl<'a> Steps<'a> {
 
     fn announce(&self, set: impl FnOnce() -> bool) {
         let _gate = lock(&self.gate);
-        debug_assert!(set(), "set once");
+        let first = set();
+        debug_assert!(first, "set once");
         self.ready.notify_all();
     }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::simd::floats::round_to;
-use crate::simd::low_rank;
+use crate::simd::low_rank::{self, Panels, Sink};
 use crate::dtype::Dtype;
 
 /// A loaded edit of one weight.
@@ -23,6 +23,11 @@ pub enum Edit {
 pub trait Delta: std::fmt::Debug + Send + Sync {
     /// `delta (rows, cols) += D[rows]`, or `=` where `fresh`.
     fn add(&self, rows: Range<usize>, cols: usize, fresh: bool, delta: &mut [f32]);
+
+    /// `values = base + D[rows]`, and `delta = D[rows]` where wanted, in one go. False if it cannot; then nothing was written.
+    fn add_onto(&self, _: &Range<usize>, _cols: usize, _base: &[f32], _values: &mut [f32], _delta: Option<&mut [f32]>) -> bool {
+        false
+    }
 }
 
 /// An edit that is not a sum.
@@ -44,9 +49,19 @@ pub trait Map: std::fmt::Debug + Send + Sync {
 
 /// Applies edits in order to a chunk of rows.
 ///
-/// In: `base (rows, cols)`. Out: `values`, the edited rows, and `delta = values − base` as it was meant (exact where all
-/// edits are deltas).
-pub fn apply(edits: &[Edit], rows: &Range<usize>, cols: usize, base: &[f32], values: &mut [f32], delta: &mut [f32]) {
+/// In: `base (rows, cols)`. Out: `values`, the edited rows, and where wanted `delta = values − base` as it was meant (exact where all edits
+/// are deltas).
+pub fn apply(edits: &[Edit], rows: &Range<usize>, cols: usize, base: &[f32], values: &mut [f32], mut delta: Option<&mut [f32]>) {
+    if let [Edit::Add(edit)] = edits
+        && edit.add_onto(rows, cols, base, values, delta.as_deref_mut())
+    {
+        return;
+    }
+    let mut scratch = Vec::new();
+    let delta = delta.unwrap_or_else(|| {
+        scratch.resize(base.len(), 0.0);
+        &mut scratch
+    });
     values.copy_from_slice(base);
     // True while `delta` holds a sum that `values` lacks.
     let mut pending = false;
@@ -97,13 +112,31 @@ pub struct LowRank {
 #[derive(Debug)]
 pub struct Block {
     /// Rows of the weight that `left`'s rows belong to.
-    pub rows: Range<usize>,
+    pub(crate) rows: Range<usize>,
     /// Inner dimension.
-    pub rank: usize,
+    rank: usize,
     /// (rows, rank).
-    pub left: Vec<f32>,
-    /// (rank, cols).
-    pub right: Vec<f32>,
+    left: Vec<f32>,
+    /// (rank, cols), rearranged for the product.
+    right: Panels,
+}
+
+impl Block {
+    /// Factors of a run of rows: `left` (rows, rank), `right` (rank, cols).
+    pub fn new(rows: Range<usize>, rank: usize, left: Vec<f32>, right: &[f32]) -> Self {
+        let cols = right.len().checked_div(rank).unwrap_or(0);
+        Self { rows, rank, left, right: Panels::new(right, rank, cols) }
+    }
+}
+
+impl LowRank {
+    /// The run of `rows` that a block covers, with its factor's rows.
+    fn run<'b>(block: &'b Block, rows: &Range<usize>) -> (Range<usize>, &'b [f32]) {
+        let run = overlap(&block.rows, rows);
+        let left = run.start.saturating_sub(block.rows.start)..run.end.saturating_sub(block.rows.start);
+        let left = if run.is_empty() { &[] } else { &block.left[left.start * block.rank..left.end * block.rank] };
+        (run, left)
+    }
 }
 
 impl Delta for LowRank {
@@ -113,22 +146,37 @@ impl Delta for LowRank {
             delta.fill(0.0);
         }
         for block in &self.blocks {
-            let run = overlap(&block.rows, &rows);
+            let (run, left) = Self::run(block, &rows);
             if run.is_empty() {
                 continue;
             }
-            let left = &block.left[(run.start - block.rows.start) * block.rank..(run.end - block.rows.start) * block.rank];
             let out = &mut delta[(run.start - rows.start) * cols..(run.end - rows.start) * cols];
+            let product = |sink| low_rank::low_rank(left, &block.right, self.scale, sink);
             match self.round {
                 Some(dtype) => {
-                    let mut product = vec![0.0; out.len()];
-                    low_rank::low_rank(left, &block.right, block.rank, cols, self.scale, false, &mut product);
-                    round_to(dtype, &mut product);
-                    if fresh { out.copy_from_slice(&product) } else { add_to(out, &product) }
+                    let mut rounded = vec![0.0; out.len()];
+                    product(Sink::Set(&mut rounded));
+                    round_to(dtype, &mut rounded);
+                    if fresh { out.copy_from_slice(&rounded) } else { add_to(out, &rounded) }
                 }
-                None => low_rank::low_rank(left, &block.right, block.rank, cols, self.scale, !fresh, out),
+                None if fresh => product(Sink::Set(out)),
+                None => product(Sink::Add(out)),
             }
         }
+    }
+
+    fn add_onto(&self, rows: &Range<usize>, _: usize, base: &[f32], values: &mut [f32], delta: Option<&mut [f32]>) -> bool {
+        let [block] = &self.blocks[..] else { return false };
+        let (run, left) = Self::run(block, rows);
+        if self.round.is_some() || run != *rows {
+            return false;
+        }
+        let sink = match delta {
+            Some(delta) => Sink::OntoWithDelta { base, values, delta },
+            None => Sink::Onto { base, values },
+        };
+        low_rank::low_rank(left, &block.right, self.scale, sink);
+        true
     }
 }
 
@@ -179,7 +227,7 @@ mod tests {
     use super::*;
 
     fn block(rows: Range<usize>, cols: usize) -> Block {
-        Block { rank: 2, left: (0..rows.len() * 2).map(|i| i as f32 * 0.1).collect(), right: vec![0.5; 2 * cols], rows }
+        Block::new(rows.clone(), 2, (0..rows.len() * 2).map(|i| i as f32 * 0.1).collect(), &vec![0.5; 2 * cols])
     }
 
     #[test]
@@ -192,13 +240,13 @@ mod tests {
         ];
         let base: Vec<f32> = (0..rows * cols).map(|i| i as f32 * 0.01).collect();
         let mut whole = (vec![0.0; base.len()], vec![5.0; base.len()]);
-        apply(&edits, &(0..rows), cols, &base, &mut whole.0, &mut whole.1);
+        apply(&edits, &(0..rows), cols, &base, &mut whole.0, Some(&mut whole.1));
         for step in 1..rows {
             let mut cut = (vec![0.0; base.len()], vec![5.0; base.len()]);
             for start in (0..rows).step_by(step) {
                 let run = start..(start + step).min(rows);
                 let at = run.start * cols..run.end * cols;
-                apply(&edits, &run, cols, &base[at.clone()], &mut cut.0[at.clone()], &mut cut.1[at]);
+                apply(&edits, &run, cols, &base[at.clone()], &mut cut.0[at.clone()], Some(&mut cut.1[at]));
             }
             assert_eq!(cut, whole);
         }

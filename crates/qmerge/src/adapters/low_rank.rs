@@ -94,7 +94,7 @@ impl LowRankPlan {
             None => {}
         }
         let blocks = match self.layout {
-            Layout::OutIn => vec![Block { rows: 0..self.outputs, rank: self.rank, left: b, right: a }],
+            Layout::OutIn => vec![Block::new(0..self.outputs, self.rank, b, &a)],
             Layout::InOut => vec![self.transposed(0, &a, &b)],
             Layout::Stack { experts, in_out } => (0..experts)
                 .map(|e| {
@@ -104,7 +104,7 @@ impl LowRankPlan {
                 .collect(),
             Layout::OneOfStack { expert, experts, outputs } => {
                 let (a, b) = self.expert(&a, &b, expert, experts, outputs);
-                vec![Block { rows: 0..outputs.len, rank: self.rank, left: b, right: a }]
+                vec![Block::new(0..outputs.len, self.rank, b, &a)]
             }
             Layout::IntoStack { expert, width, outputs, in_out } => {
                 // Outputs that are not this adapter's get factors of zero.
@@ -124,16 +124,12 @@ impl LowRankPlan {
     }
 
     fn straight(&self, first: usize, a: Vec<f32>, b: Vec<f32>) -> Block {
-        Block { rows: first..first + self.outputs, rank: self.rank, left: b, right: a }
+        Block::new(first..first + self.outputs, self.rank, b, &a)
     }
 
     fn transposed(&self, first: usize, a: &[f32], b: &[f32]) -> Block {
-        Block {
-            rows: first..first + self.inputs,
-            rank: self.rank,
-            left: transpose(a, self.rank, self.inputs),
-            right: transpose(b, self.outputs, self.rank),
-        }
+        let (left, right) = (transpose(a, self.rank, self.inputs), transpose(b, self.outputs, self.rank));
+        Block::new(first..first + self.inputs, self.rank, left, &right)
     }
 
     /// One expert's factors out of the stacked ones, B restricted to some outputs.

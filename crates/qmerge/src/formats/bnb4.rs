@@ -348,9 +348,8 @@ impl Weight for Bnb4Weight {
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let mut absmax = Vec::with_capacity(values.len().div_ceil(self.state.block));
-        nibbles::absmax(values, self.state.block, &mut absmax);
         out[0].resize(values.len().div_ceil(2), 0);
-        nibbles::encode(self.format.book, values, &absmax, self.state.block, &mut out[0]);
+        nibbles::encode(self.format.book, values, self.state.block, &mut out[0], &mut absmax);
         if self.state.nested.is_none()
             && let Some(at) = self.find(Role::Absmax)
         {

@@ -262,13 +262,22 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// Base rows, then the edits on them.
-    fn edited(&self, recode: &Recode, state: &State, edits: &[Edit], rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+    /// Base rows, then the edits on them; `delta` only where it will be measured.
+    fn edited(
+        &self,
+        recode: &Recode,
+        state: &State,
+        edits: &[Edit],
+        rows: &Range<usize>,
+        measured: bool,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
         self.decode(recode, state, rows, buffers)?;
-        buffers.values.resize(buffers.base.len(), 0.0);
-        buffers.delta.resize(buffers.base.len(), 0.0);
+        let Buffers { base, values, delta, .. } = buffers;
+        values.resize(base.len(), 0.0);
+        delta.resize(if measured { base.len() } else { 0 }, 0.0);
         let cols = recode.from.weight.geometry().cols;
-        edit::apply(edits, rows, cols, &buffers.base, &mut buffers.values, &mut buffers.delta);
+        edit::apply(edits, rows, cols, base, values, measured.then_some(delta));
         Ok(())
     }
 
@@ -293,7 +302,7 @@ impl<'a> Steps<'a> {
     }
 
     fn survey(&self, recode: &Recode, state: &State, edits: &[Edit], chunk: usize, rows: Range<usize>, buffers: &mut Buffers) -> Result<()> {
-        self.edited(recode, state, edits, &rows, buffers)?;
+        self.edited(recode, state, edits, &rows, false, buffers)?;
         if let Some(dtype) = recode.values {
             round_to(dtype, &mut buffers.values);
         }
@@ -314,25 +323,31 @@ impl<'a> Steps<'a> {
         rows: Range<usize>,
         buffers: &mut Buffers,
     ) -> Result<Sums> {
-        self.edited(recode, state, edits, &rows, buffers)?;
+        self.edited(recode, state, edits, &rows, true, buffers)?;
         let weight = &target.weight;
         let Buffers { read, base, values, delta, output, encoded } = buffers;
         encoded.resize_with(encoded.len().max(target.parts.len()), Vec::new);
         encoded.iter_mut().for_each(Vec::clear);
-        output.clear();
-        output.extend_from_slice(values);
-        if let Some(dtype) = recode.values {
-            round_to(dtype, output);
-        }
-        if recode.keep {
-            let parts = source_parts(recode, state, read);
-            if self.rounding.moves_values() {
-                self.rounding.round(&weight.grid(&parts, rows.clone()), output);
+        // What is encoded differs from what was meant only where a method or the reference moves it first.
+        let moved: &[f32] = if recode.values.is_some() || recode.keep && self.rounding.moves_values() {
+            output.clear();
+            output.extend_from_slice(values);
+            if let Some(dtype) = recode.values {
+                round_to(dtype, output);
             }
-            weight.pack(&parts, rows.clone(), output, encoded);
+            if recode.keep && self.rounding.moves_values() {
+                self.rounding.round(&weight.grid(&source_parts(recode, state, read), rows.clone()), output);
+            }
+            output
         } else {
-            weight.encode(rows.clone(), output, encoded);
+            values
+        };
+        if recode.keep {
+            weight.pack(&source_parts(recode, state, read), rows.clone(), moved, encoded);
+        } else {
+            weight.encode(rows.clone(), moved, encoded);
         }
+        output.resize(values.len(), 0.0);
         let parts: Vec<&[u8]> = (0..target.parts.len())
             .map(|part| match (&target.parts[part], weight.part_rows(part, &rows)) {
                 (Some(bytes), Some(range)) => &bytes[range.start as usize..range.end as usize],

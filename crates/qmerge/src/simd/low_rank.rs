@@ -10,91 +10,185 @@ use super::{Level, level, versions};
 /// Longest chain that is summed without a break.
 const CHAIN: usize = 192;
 
-/// `out (rows, cols) = scale · left (rows, rank) · right (rank, cols)`, or `+=` where `add`.
-///
-/// Each product is rounded once by the chain, once by the scaling, once by the addition.
-pub(crate) fn low_rank(left: &[f32], right: &[f32], rank: usize, cols: usize, scale: f32, add: bool, out: &mut [f32]) {
-    if cols == 0 || out.is_empty() {
-        return;
-    }
-    if rank == 0 {
-        if !add {
-            out.fill(0.0);
-        }
-        return;
-    }
-    debug_assert_eq!(left.len() * cols, out.len() * rank);
-    debug_assert_eq!(right.len(), rank * cols);
-    if level() == Level::Avx512 { wide(left, right, rank, cols, scale, add, out) } else { narrow(left, right, rank, cols, scale, add, out) }
+/// What becomes of the product. All slices are (rows, cols).
+pub(crate) enum Sink<'a> {
+    /// `out = product`.
+    Set(&'a mut [f32]),
+    /// `out += product`.
+    Add(&'a mut [f32]),
+    /// `values = base + product`.
+    Onto { base: &'a [f32], values: &'a mut [f32] },
+    /// `values = base + product`, and `delta = product`.
+    OntoWithDelta { base: &'a [f32], values: &'a mut [f32], delta: &'a mut [f32] },
 }
 
-versions! {
-    fn wide(left: &[f32], right: &[f32], rank: usize, cols: usize, scale: f32, add: bool, out: &mut [f32]) = product::<8, 32>;
+/// Columns of a panel.
+const PANEL: usize = 64;
+
+/// The right factor (rank, cols), cut into panels of [`PANEL`] columns that lie one after the other, each (rank, PANEL). A row of a tile
+/// is then next to the one before, where rows of the whole factor would compete for the same few cache lines.
+#[derive(Debug)]
+pub(crate) struct Panels {
+    rank: usize,
+    cols: usize,
+    /// Columns behind the last are zero.
+    data: Vec<f32>,
 }
-versions! {
-    fn narrow(left: &[f32], right: &[f32], rank: usize, cols: usize, scale: f32, add: bool, out: &mut [f32]) = product::<4, 16>;
+
+impl Panels {
+    pub(crate) fn new(right: &[f32], rank: usize, cols: usize) -> Self {
+        debug_assert_eq!(right.len(), rank * cols);
+        let mut data = vec![0.0; rank * cols.next_multiple_of(PANEL)];
+        for (p, panel) in data.chunks_exact_mut((rank * PANEL).max(1)).enumerate() {
+            let columns = p * PANEL..cols.min((p + 1) * PANEL);
+            for (k, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                row[..columns.len()].copy_from_slice(&right[k * cols + columns.start..k * cols + columns.end]);
+            }
+        }
+        Self { rank, cols, data }
+    }
+}
+
+/// `scale · left (rows, rank) · right (rank, cols)` into `sink`.
+///
+/// Each product is rounded once by the chain, once by the scaling, once by an addition.
+pub(crate) fn low_rank(left: &[f32], right: &Panels, scale: f32, sink: Sink<'_>) {
+    let wide = level() == Level::Avx512;
+    match (sink, wide) {
+        (Sink::Set(out), true) => set_wide(left, right, scale, &[], out, &mut []),
+        (Sink::Set(out), false) => set(left, right, scale, &[], out, &mut []),
+        (Sink::Add(out), true) => add_wide(left, right, scale, &[], out, &mut []),
+        (Sink::Add(out), false) => add(left, right, scale, &[], out, &mut []),
+        (Sink::Onto { base, values }, true) => onto_wide(left, right, scale, base, values, &mut []),
+        (Sink::Onto { base, values }, false) => onto(left, right, scale, base, values, &mut []),
+        (Sink::OntoWithDelta { base, values, delta }, true) => onto_with_delta_wide(left, right, scale, base, values, delta),
+        (Sink::OntoWithDelta { base, values, delta }, false) => onto_with_delta(left, right, scale, base, values, delta),
+    }
+}
+
+/// The sinks as numbers, since each wants its own loop.
+const SET: u8 = 0;
+const ADD: u8 = 1;
+const ONTO: u8 = 2;
+const ONTO_WITH_DELTA: u8 = 3;
+
+macro_rules! sinks {
+    ($($wide:ident $narrow:ident $sink:ident)*) => {$(
+        versions! {
+            fn $wide(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) = product::<4, 64, $sink>;
+        }
+        versions! {
+            fn $narrow(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) = product::<4, 16, $sink>;
+        }
+    )*};
+}
+sinks! {
+    set_wide set SET
+    add_wide add ADD
+    onto_wide onto ONTO
+    onto_with_delta_wide onto_with_delta ONTO_WITH_DELTA
 }
 
 /// Tiles of `M` rows and `N` columns; the tile size changes speed only, never an element's sum.
 #[inline(always)]
-fn product<const M: usize, const N: usize>(left: &[f32], right: &[f32], rank: usize, cols: usize, scale: f32, add: bool, out: &mut [f32]) {
+fn product<const M: usize, const N: usize, const SINK: u8>(
+    left: &[f32],
+    right: &Panels,
+    scale: f32,
+    base: &[f32],
+    out: &mut [f32],
+    delta: &mut [f32],
+) {
+    let (rank, cols) = (right.rank, right.cols);
+    if cols == 0 {
+        return;
+    }
     let rows = out.len() / cols;
+    debug_assert_eq!(left.len(), rows * rank);
+    let tiled = rows / M * M;
+    let packed = pack::<M>(&left[..tiled * rank], rank);
     for j in (0..cols).step_by(N) {
         let width = N.min(cols - j);
-        let mut i = 0;
-        while i < rows {
-            if width == N && rows - i >= M {
-                let sum = tile::<M, N>(&left[i * rank..(i + M) * rank], &right[j..], rank, cols);
-                for (m, sum) in sum.iter().enumerate() {
-                    let at = (i + m) * cols + j;
-                    store(&mut out[at..at + N], sum, scale, add);
+        let panel = &right.data[j / PANEL * PANEL * rank..];
+        for i in (0..tiled).step_by(M) {
+            let sum = tile::<M, N>(&packed[i * rank..(i + M) * rank], panel, j % PANEL, rank);
+            if width == N {
+                for m in 0..M {
+                    store::<N, SINK>((i + m) * cols + j, &sum[m], scale, base, out, delta);
                 }
-                i += M;
             } else {
-                let mut sum = [[0.0; N]; 1];
-                if width == N {
-                    sum = tile::<1, N>(&left[i * rank..(i + 1) * rank], &right[j..], rank, cols);
-                } else {
-                    for (n, sum) in sum[0][..width].iter_mut().enumerate() {
-                        *sum = tile::<1, 1>(&left[i * rank..(i + 1) * rank], &right[j + n..], rank, cols)[0][0];
-                    }
+                for m in 0..M {
+                    store_some::<SINK>((i + m) * cols + j, &sum[m][..width], scale, base, out, delta);
                 }
-                let at = i * cols + j;
-                store(&mut out[at..at + width], &sum[0][..width], scale, add);
-                i += 1;
+            }
+        }
+        for i in tiled..rows {
+            let [sum] = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
+            store_some::<SINK>(i * cols + j, &sum[..width], scale, base, out, delta);
+        }
+    }
+}
+
+/// Takes the sums of `N` consecutive elements. Everything goes through arrays of fixed size, so that a compiler need not prove that the
+/// slices do not overlap before it uses vectors.
+#[inline(always)]
+fn store<const N: usize, const SINK: u8>(at: usize, sum: &[f32; N], scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
+    let range = at..at + N;
+    let mut product = *sum;
+    for x in &mut product {
+        *x *= scale;
+    }
+    if SINK == ONTO_WITH_DELTA {
+        delta[range.clone()].copy_from_slice(&product);
+    }
+    if SINK != SET {
+        let addend = if SINK == ADD { &out[range.clone()] } else { &base[range.clone()] };
+        let addend: [f32; N] = addend.try_into().expect("N elements");
+        for (x, addend) in product.iter_mut().zip(&addend) {
+            *x += addend;
+        }
+    }
+    out[range].copy_from_slice(&product);
+}
+
+/// The same for the edge of a matrix.
+#[inline(always)]
+fn store_some<const SINK: u8>(at: usize, sum: &[f32], scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
+    for (at, &sum) in (at..).zip(sum) {
+        store::<1, SINK>(at, &[sum], scale, base, out, delta);
+    }
+}
+
+/// Rows in groups of `M`, each group as (rank, M): the factors that one step of a tile takes lie side by side.
+#[inline(always)]
+fn pack<const M: usize>(left: &[f32], rank: usize) -> Vec<f32> {
+    let mut packed = Vec::with_capacity(left.len());
+    for group in left.chunks_exact((M * rank).max(1)) {
+        for k in 0..rank {
+            for m in 0..M {
+                packed.push(group[m * rank + k]);
             }
         }
     }
+    packed
 }
 
+/// Sums of one tile. `left` is (rank, M); the tile takes columns `from..from + N` of the panel.
 #[inline(always)]
-fn store(out: &mut [f32], sum: &[f32], scale: f32, add: bool) {
-    if add {
-        for (out, &sum) in out.iter_mut().zip(sum) {
-            *out += sum * scale;
-        }
-    } else {
-        for (out, &sum) in out.iter_mut().zip(sum) {
-            *out = sum * scale;
-        }
-    }
-}
-
-#[inline(always)]
-fn tile<const M: usize, const N: usize>(left: &[f32], right: &[f32], rank: usize, cols: usize) -> [[f32; N]; M] {
+fn tile<const M: usize, const N: usize>(left: &[f32], panel: &[f32], from: usize, rank: usize) -> [[f32; N]; M] {
     let length = match rank {
         0..=CHAIN => rank,
         _ if rank <= 2 * CHAIN => rank.div_ceil(2),
         _ => CHAIN,
     };
-    let mut total = chain::<M, N>(left, right, rank, cols, 0, length);
+    let mut total = chain::<M, N>(&left[..length * M], panel, from);
     let mut k = length;
     while k < rank {
         let end = (k + length).min(rank);
-        let part = chain::<M, N>(left, right, rank, cols, k, end);
-        for (total, part) in total.iter_mut().zip(&part) {
-            for (total, part) in total.iter_mut().zip(part) {
-                *total += part;
+        let part = chain::<M, N>(&left[k * M..end * M], &panel[k * PANEL..], from);
+        for m in 0..M {
+            for n in 0..N {
+                total[m][n] += part[m][n];
             }
         }
         k = end;
@@ -103,14 +197,13 @@ fn tile<const M: usize, const N: usize>(left: &[f32], right: &[f32], rank: usize
 }
 
 #[inline(always)]
-fn chain<const M: usize, const N: usize>(left: &[f32], right: &[f32], rank: usize, cols: usize, from: usize, to: usize) -> [[f32; N]; M] {
+fn chain<const M: usize, const N: usize>(left: &[f32], panel: &[f32], from: usize) -> [[f32; N]; M] {
     let mut sum = [[0.0_f32; N]; M];
-    for k in from..to {
-        let row: &[f32; N] = right[k * cols..k * cols + N].try_into().expect("the tile is N wide");
-        for (m, sum) in sum.iter_mut().enumerate() {
-            let factor = left[m * rank + k];
-            for (sum, &x) in sum.iter_mut().zip(row) {
-                *sum = factor.mul_add(x, *sum);
+    for (factors, row) in left.chunks_exact(M).zip(panel.chunks_exact(PANEL)) {
+        let row: &[f32; N] = row[from..from + N].try_into().expect("N columns");
+        for m in 0..M {
+            for n in 0..N {
+                sum[m][n] = factors[m].mul_add(row[n], sum[m][n]);
             }
         }
     }
@@ -132,24 +225,35 @@ mod tests {
             .collect()
     }
 
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
     #[test]
-    fn every_level_and_every_cut_give_the_same_bits() {
-        for (rows, cols, rank) in [(1, 1, 1), (13, 37, 5), (16, 64, 16), (9, 100, 200), (3, 33, 500), (7, 40, 0)] {
-            let (left, right) = (numbers(rows * rank, 1), numbers(rank * cols, 2));
+    fn every_level_every_cut_and_every_sink_give_the_same_bits() {
+        for (rows, cols, rank) in [(1, 1, 1), (13, 37, 5), (16, 64, 16), (9, 100, 200), (3, 33, 500), (7, 40, 0), (4, 129, 3)] {
+            let (left, right) = (numbers(rows * rank, 1), Panels::new(&numbers(rank * cols, 2), rank, cols));
+            let base = numbers(rows * cols, 3);
             let results = at_every_level(|| {
-                let mut out = vec![0.5; rows * cols];
-                low_rank(&left, &right, rank, cols, 0.3, true, &mut out);
-                out
+                let zero = vec![0.0; rows * cols];
+                let (mut set, mut added, mut onto, mut both, mut delta) = (zero.clone(), base.clone(), zero.clone(), zero.clone(), zero);
+                low_rank(&left, &right, 0.3, Sink::Set(&mut set));
+                low_rank(&left, &right, 0.3, Sink::Add(&mut added));
+                low_rank(&left, &right, 0.3, Sink::Onto { base: &base, values: &mut onto });
+                low_rank(&left, &right, 0.3, Sink::OntoWithDelta { base: &base, values: &mut both, delta: &mut delta });
+                assert_eq!(bits(&added), bits(&onto));
+                assert_eq!(bits(&added), bits(&both));
+                assert_eq!(bits(&set), bits(&delta));
+                (bits(&set), bits(&added))
             });
-            let want = &results[0].1;
             for (level, got) in &results {
-                assert!(got.iter().map(|x| x.to_bits()).eq(want.iter().map(|x| x.to_bits())), "{level:?}");
+                assert_eq!(got, &results[0].1, "{level:?}");
             }
-            let mut by_row = vec![0.5; rows * cols];
+            let mut by_row = vec![0.0; rows * cols];
             for i in 0..rows {
-                low_rank(&left[i * rank..(i + 1) * rank], &right, rank, cols, 0.3, true, &mut by_row[i * cols..(i + 1) * cols]);
+                low_rank(&left[i * rank..(i + 1) * rank], &right, 0.3, Sink::Set(&mut by_row[i * cols..(i + 1) * cols]));
             }
-            assert_eq!(&by_row, want);
+            assert_eq!(bits(&by_row), results[0].1.0);
         }
     }
 
@@ -157,7 +261,7 @@ mod tests {
     fn one_element_is_a_chain_of_fused_multiply_adds() {
         let (left, right) = (numbers(5, 3), numbers(5, 4));
         let mut out = [0.0];
-        low_rank(&left, &right, 5, 1, 2.0, false, &mut out);
+        low_rank(&left, &Panels::new(&right, 5, 1), 2.0, Sink::Set(&mut out));
         let want = left.iter().zip(&right).fold(0.0_f32, |sum, (a, b)| a.mul_add(*b, sum)) * 2.0;
         assert_eq!(out[0].to_bits(), want.to_bits());
     }

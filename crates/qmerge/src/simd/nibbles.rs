@@ -21,13 +21,24 @@ pub(crate) struct Codebook {
     pub(crate) thresholds: [f32; 15],
     /// Code at each position.
     pub(crate) codes: [u8; 16],
-    /// Positions are codes, and no interval [k/16, (k+1)/16) holds two thresholds: the fast path applies.
-    buckets: bool,
+    /// The fast path, where the codebook allows it.
+    buckets: Option<Buckets>,
+}
+
+/// For each interval [k/16, (k+1)/16) of [−1, 1]: the threshold inside (or infinity), and the number of thresholds below.
+///
+/// One comparison then decides instead of fifteen. The interval of a value is found by rounding arithmetic; a value that rounds over an
+/// edge still gets its right code, because no threshold lies near an edge (asserted in the tests).
+#[derive(Debug)]
+struct Buckets {
+    threshold: [f32; 32],
+    below: [i32; 32],
 }
 
 impl Codebook {
-    /// Builds the thresholds as the reference does at run time: halves of rounded sums of neighbours.
-    pub(crate) const fn new(levels: [u32; 16], codes: [u8; 16], buckets: bool) -> Self {
+    /// Builds the thresholds as the reference does at run time: halves of rounded sums of neighbours. `bucketed` says that positions are
+    /// codes and that no interval holds two thresholds.
+    pub(crate) const fn new(levels: [u32; 16], codes: [u8; 16], bucketed: bool) -> Self {
         let mut values = [0.0; 16];
         let mut thresholds = [0.0; 15];
         let mut i = 0;
@@ -40,6 +51,7 @@ impl Codebook {
             thresholds[i] = (values[codes[i] as usize] + values[codes[i + 1] as usize]) / 2.0;
             i += 1;
         }
+        let buckets = if bucketed { Some(Buckets::new(&thresholds)) } else { None };
         Self { levels: values, thresholds, codes, buckets }
     }
 
@@ -47,6 +59,27 @@ impl Codebook {
     #[inline(always)]
     pub(crate) fn code(&self, scaled: f32) -> u8 {
         self.codes[position(&self.thresholds, scaled) as usize & 15]
+    }
+}
+
+impl Buckets {
+    const fn new(thresholds: &[f32; 15]) -> Self {
+        let mut buckets = Self { threshold: [f32::INFINITY; 32], below: [0; 32] };
+        let mut bucket = 0;
+        while bucket < 32 {
+            let (low, high) = (bucket as f32 / 16.0 - 1.0, (bucket + 1) as f32 / 16.0 - 1.0);
+            let mut i = 0;
+            while i < 15 {
+                if thresholds[i] < low {
+                    buckets.below[bucket] += 1;
+                } else if thresholds[i] < high {
+                    buckets.threshold[bucket] = thresholds[i];
+                }
+                i += 1;
+            }
+            bucket += 1;
+        }
+        buckets
     }
 }
 
@@ -124,17 +157,21 @@ pub(crate) fn absmax(values: &[f32], block: usize, out: &mut Vec<f32>) {
     }
 }
 
-/// Encodes from the start of a block with fresh scales; a short last block is divided instead of multiplied.
+/// Encodes from the start of a block with fresh scales, and appends the stored absmax of each block. A short last block is divided instead
+/// of multiplied.
 ///
 /// Writes `values.len().div_ceil(2)` bytes; an odd count is padded with the code of 0.
-pub(crate) fn encode(book: &Codebook, values: &[f32], absmax: &[f32], block: usize, codes: &mut [u8]) {
-    for ((values, codes), &absmax) in values.chunks(block).zip(codes.chunks_mut(block / 2)).zip(absmax) {
-        let scale = at_least_tiny(absmax);
-        if values.len() == block {
-            encode_block(book, values, 1.0 / scale, codes);
-        } else {
-            pack(book, values, codes, |x| x / scale);
-        }
+pub(crate) fn encode(book: &Codebook, values: &[f32], block: usize, codes: &mut [u8], absmax: &mut Vec<f32>) {
+    let full = values.len() / block * block;
+    let (head, tail) = codes.split_at_mut(full / 2);
+    let first = absmax.len();
+    absmax.resize(first + full / block, 0.0);
+    encode_blocks(book, &values[..full], block, head, &mut absmax[first..]);
+    if full < values.len() {
+        let values = &values[full..];
+        let scale = at_least_tiny(block_absmax(values));
+        absmax.push(scale);
+        pack(book, values, tail, |x| x / scale);
     }
 }
 
@@ -155,35 +192,41 @@ fn pack(book: &Codebook, values: &[f32], codes: &mut [u8], scaled: impl Fn(f32) 
     }
 }
 
-fn encode_block(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
+fn encode_blocks(book: &Codebook, values: &[f32], block: usize, codes: &mut [u8], absmax: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if book.buckets && level() == Level::Avx512 {
-        // SAFETY: the level says the processor has these features; a block is a multiple of 16 values.
-        return unsafe { x86::encode_avx512(book, values, inverse, codes) };
+    if let Some(buckets) = &book.buckets
+        && level() == Level::Avx512
+    {
+        // SAFETY: the level says the processor has these features.
+        return unsafe { x86::encode_avx512(buckets, values, block, codes, absmax) };
     }
-    encode_counting(book, values, inverse, codes);
+    encode_counting(book, values, block, codes, absmax);
 }
 
 versions! {
-    fn encode_counting(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) = encode_body;
+    fn encode_counting(book: &Codebook, values: &[f32], block: usize, codes: &mut [u8], absmax: &mut [f32]) = encode_body;
 }
 
 #[inline(always)]
-fn encode_body(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
-    for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
-        let mut positions = [0_u32; 16];
-        for (position, &x) in positions.iter_mut().zip(values) {
-            *position = self::position(&book.thresholds, (x * inverse).clamp(-1.0, 1.0));
-        }
-        for (byte, pair) in codes.iter_mut().zip(positions.chunks_exact(2)) {
-            *byte = book.codes[pair[0] as usize & 15] << 4 | book.codes[pair[1] as usize & 15];
+fn encode_body(book: &Codebook, values: &[f32], block: usize, codes: &mut [u8], absmax: &mut [f32]) {
+    for ((values, codes), absmax) in values.chunks_exact(block).zip(codes.chunks_exact_mut(block / 2)).zip(absmax) {
+        *absmax = absmax_body(values);
+        let inverse = 1.0 / at_least_tiny(*absmax);
+        for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
+            let mut positions = [0_u32; 16];
+            for (position, &x) in positions.iter_mut().zip(values) {
+                *position = self::position(&book.thresholds, (x * inverse).clamp(-1.0, 1.0));
+            }
+            for (byte, pair) in codes.iter_mut().zip(positions.chunks_exact(2)) {
+                *byte = book.codes[pair[0] as usize & 15] << 4 | book.codes[pair[1] as usize & 15];
+            }
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Codebook;
+    use super::Buckets;
     use std::arch::x86_64::*;
 
     /// 16 levels at a time: nibbles to 32-bit lanes, one table lookup, one product, one rounding.
@@ -248,11 +291,9 @@ mod x86 {
         }
     }
 
-    /// Sixteen values at a time: the bucket `floor(16·v)` of a scaled value knows the one threshold it may hold and the
-    /// number of thresholds below it, so one comparison decides instead of fifteen.
+    /// Whole blocks: absmax by integer comparison of magnitudes, then sixteen values at a time through the buckets.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) fn encode_avx512(book: &Codebook, values: &[f32], inverse: f32, codes: &mut [u8]) {
-        let buckets = Buckets::new(book);
+    pub(super) fn encode_avx512(buckets: &Buckets, values: &[f32], block: usize, codes: &mut [u8], absmax: &mut [f32]) {
         // SAFETY: both tables are arrays of 32.
         let (thr0, thr1, base0, base1) = unsafe {
             (
@@ -262,55 +303,35 @@ mod x86 {
                 _mm512_loadu_si512(buckets.below.as_ptr().add(16).cast()),
             )
         };
-        let one = _mm512_set1_epi32(1);
-        let inverse = _mm512_set1_ps(inverse);
-        for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
-            // SAFETY: `values` is 16 floats long.
-            let x = unsafe { _mm512_loadu_ps(values.as_ptr()) };
-            let v = _mm512_mul_ps(x, inverse);
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-1.0)), _mm512_set1_ps(1.0));
-            let bucket = _mm512_cvttps_epi32(_mm512_fmadd_ps(v, _mm512_set1_ps(16.0), _mm512_set1_ps(16.0)));
-            let bucket = _mm512_min_epi32(bucket, _mm512_set1_epi32(31));
-            let threshold = _mm512_permutex2var_ps(thr0, bucket, thr1);
-            let below = _mm512_permutex2var_epi32(base0, bucket, base1);
-            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, threshold);
-            let code = _mm512_mask_add_epi32(below, above, below, one);
-            let code = _mm512_mask_mov_epi32(code, nan, _mm512_set1_epi32(15));
-            let bytes = _mm512_cvtepi32_epi8(code);
-            // First of a pair times 16 plus the second: the packed byte.
-            let pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
-            let packed = _mm_packus_epi16(pairs, pairs);
-            codes.copy_from_slice(&_mm_cvtsi128_si64(packed).to_le_bytes());
-        }
-    }
-
-    /// For each interval [k/16, (k+1)/16) of [−1, 1]: the thresholds below it, and the one inside (or infinity).
-    ///
-    /// The interval of a value is found by rounding arithmetic; a value that rounds over an edge still gets its right
-    /// code, because no threshold lies within 2⁻¹⁰ of an edge (asserted in the tests).
-    struct Buckets {
-        threshold: [f32; 32],
-        below: [i32; 32],
-    }
-
-    impl Buckets {
-        #[inline(always)]
-        fn new(book: &Codebook) -> Self {
-            let mut buckets = Self { threshold: [f32::INFINITY; 32], below: [0; 32] };
-            let mut k = 0;
-            for (i, &t) in book.thresholds.iter().enumerate() {
-                let bucket = (t * 16.0 + 16.0) as usize & 31;
-                while k <= bucket {
-                    buckets.below[k] = i as i32;
-                    k += 1;
-                }
-                buckets.threshold[bucket] = t;
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        for ((values, codes), absmax) in values.chunks_exact(block).zip(codes.chunks_exact_mut(block / 2)).zip(absmax) {
+            let mut largest = _mm512_setzero_si512();
+            for values in values.chunks_exact(16) {
+                // SAFETY: `values` is 16 floats long.
+                let x = unsafe { _mm512_loadu_si512(values.as_ptr().cast()) };
+                largest = _mm512_max_epu32(largest, _mm512_and_si512(x, magnitude));
             }
-            for below in &mut buckets.below[k..] {
-                *below = 15;
+            *absmax = f32::from_bits(_mm512_reduce_max_epu32(largest));
+            let inverse = _mm512_set1_ps(1.0 / super::at_least_tiny(*absmax));
+            for (codes, values) in codes.chunks_exact_mut(8).zip(values.chunks_exact(16)) {
+                // SAFETY: `values` is 16 floats long.
+                let x = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+                let v = _mm512_mul_ps(x, inverse);
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-1.0)), _mm512_set1_ps(1.0));
+                let bucket = _mm512_cvttps_epi32(_mm512_fmadd_ps(v, _mm512_set1_ps(16.0), _mm512_set1_ps(16.0)));
+                let bucket = _mm512_min_epi32(bucket, _mm512_set1_epi32(31));
+                let threshold = _mm512_permutex2var_ps(thr0, bucket, thr1);
+                let below = _mm512_permutex2var_epi32(base0, bucket, base1);
+                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, threshold);
+                let code = _mm512_mask_add_epi32(below, above, below, _mm512_set1_epi32(1));
+                let code = _mm512_mask_mov_epi32(code, nan, _mm512_set1_epi32(15));
+                let bytes = _mm512_cvtepi32_epi8(code);
+                // First of a pair times 16 plus the second: the packed byte.
+                let pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
+                let packed = _mm_packus_epi16(pairs, pairs);
+                codes.copy_from_slice(&_mm_cvtsi128_si64(packed).to_le_bytes());
             }
-            buckets
         }
     }
 }
@@ -333,26 +354,26 @@ mod tests {
         }
     }
 
-    /// Every threshold, its neighbours, every edge of a bucket and its neighbours, NaN and infinities.
+    /// Every threshold, its neighbours, every edge of a bucket and its neighbours.
     #[test]
     fn codes_are_equal_at_every_level_where_it_is_tight() {
-        let mut values = vec![0.0, -0.0, 1.0, -1.0, f32::NAN, f32::MIN_POSITIVE / 4.0, -f32::MIN_POSITIVE / 4.0];
+        let mut values = vec![0.0, -0.0, 1.0, -1.0, f32::MIN_POSITIVE / 4.0, -f32::MIN_POSITIVE / 4.0];
         for book in [&NF4_BOOK, &FP4_BOOK] {
             for t in book.thresholds.into_iter().chain((-16..=16).map(|k| k as f32 / 16.0)) {
                 values.extend([t, t.next_up(), t.next_down()]);
             }
         }
-        values.retain(|x| x.is_nan() || x.abs() <= 1.0);
-        while values.len() % 64 != 63 {
-            values.push(0.3);
-        }
-        values.push(1.0);
+        values.retain(|x| x.abs() <= 1.0);
+        let values: Vec<f32> = values
+            .chunks(63)
+            .flat_map(|chunk| chunk.iter().copied().chain(std::iter::repeat_n(0.3, 63 - chunk.len())).chain([1.0]))
+            .collect();
         for book in [&NF4_BOOK, &FP4_BOOK] {
             let results = at_every_level(|| {
                 let mut codes = vec![0; values.len() / 2];
-                for (codes, values) in codes.chunks_mut(32).zip(values.chunks(64)) {
-                    encode_block(book, values, 1.0, codes);
-                }
+                // Every block must hold a 1, so that its values are taken as they are; the NaN would swallow its block.
+                let mut absmax = Vec::new();
+                encode(book, &values, 64, &mut codes, &mut absmax);
                 codes
             });
             for (i, &x) in values.iter().enumerate() {
@@ -361,6 +382,24 @@ mod tests {
             }
             for (level, codes) in &results {
                 assert_eq!(codes, &results[0].1, "{level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_are_coded_alike_at_every_level() {
+        let mut values = vec![0.5; 128];
+        (values[3], values[70]) = (f32::NAN, f32::NEG_INFINITY);
+        for book in [&NF4_BOOK, &FP4_BOOK] {
+            for (level, (codes, absmax)) in at_every_level(|| {
+                let (mut codes, mut absmax) = (vec![0; 64], Vec::new());
+                encode(book, &values, 64, &mut codes, &mut absmax);
+                (codes, absmax)
+            }) {
+                let last = book.codes[15];
+                assert!(absmax[0].is_nan() && absmax[1] == f32::INFINITY, "{level:?}");
+                assert!(codes[..32].iter().all(|&byte| byte == last << 4 | last), "{level:?}");
+                assert_eq!(codes[35] >> 4, last, "infinity times zero is NaN: {level:?}");
             }
         }
     }

@@ -25,6 +25,10 @@ pub(crate) enum Sink<'a> {
 /// Columns of a panel.
 const PANEL: usize = 64;
 
+/// Columns that are done for all rows before the next: rows are then read and written in runs that a prefetcher follows, and the panels
+/// of a strip stay in the first-level cache.
+const STRIP: usize = 4 * PANEL;
+
 /// The right factor (rank, cols), cut into panels of [`PANEL`] columns that lie one after the other, each (rank, PANEL). A row of a tile
 /// is then next to the one before, where rows of the whole factor would compete for the same few cache lines.
 #[derive(Debug)]
@@ -107,55 +111,73 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
     debug_assert_eq!(left.len(), rows * rank);
     let tiled = rows / M * M;
     let packed = pack::<M>(&left[..tiled * rank], rank);
-    for j in (0..cols).step_by(N) {
-        let width = N.min(cols - j);
-        let panel = &right.data[j / PANEL * PANEL * rank..];
+    for strip in (0..cols).step_by(STRIP) {
+        let strip_end = cols.min(strip + STRIP);
         for i in (0..tiled).step_by(M) {
-            let sum = tile::<M, N>(&packed[i * rank..(i + M) * rank], panel, j % PANEL, rank);
-            if width == N {
-                for m in 0..M {
-                    store::<N, SINK>((i + m) * cols + j, &sum[m], scale, base, out, delta);
-                }
-            } else {
-                for m in 0..M {
-                    store_some::<SINK>((i + m) * cols + j, &sum[m][..width], scale, base, out, delta);
+            for j in (strip..strip_end).step_by(N) {
+                let panel = &right.data[j / PANEL * PANEL * rank..];
+                let sum = tile::<M, N>(&packed[i * rank..(i + M) * rank], panel, j % PANEL, rank);
+                let width = N.min(cols - j);
+                if width == N {
+                    store::<M, N, SINK>(i * cols + j, cols, &sum, scale, base, out, delta);
+                } else {
+                    for m in 0..M {
+                        store_some::<SINK>((i + m) * cols + j, &sum[m][..width], scale, base, out, delta);
+                    }
                 }
             }
         }
         for i in tiled..rows {
-            let [sum] = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
-            store_some::<SINK>(i * cols + j, &sum[..width], scale, base, out, delta);
+            for j in (strip..strip_end).step_by(N) {
+                let panel = &right.data[j / PANEL * PANEL * rank..];
+                let [sum] = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
+                store_some::<SINK>(i * cols + j, &sum[..N.min(cols - j)], scale, base, out, delta);
+            }
         }
     }
 }
 
-/// Takes the sums of `N` consecutive elements. Everything goes through arrays of fixed size, so that a compiler need not prove that the
-/// slices do not overlap before it uses vectors.
+/// Takes the sums of a tile whose first element is `at`. Everything goes through arrays of fixed size, so that a compiler need not prove that
+/// the slices do not overlap; and all loads come before all stores, since a load waits for a store to the same place in another page.
 #[inline(always)]
-fn store<const N: usize, const SINK: u8>(at: usize, sum: &[f32; N], scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
-    let range = at..at + N;
+fn store<const M: usize, const N: usize, const SINK: u8>(
+    at: usize,
+    cols: usize,
+    sum: &[[f32; N]; M],
+    scale: f32,
+    base: &[f32],
+    out: &mut [f32],
+    delta: &mut [f32],
+) {
     let mut product = *sum;
-    for x in &mut product {
-        *x *= scale;
-    }
-    if SINK == ONTO_WITH_DELTA {
-        delta[range.clone()].copy_from_slice(&product);
-    }
-    if SINK != SET {
-        let addend = if SINK == ADD { &out[range.clone()] } else { &base[range.clone()] };
-        let addend: [f32; N] = addend.try_into().expect("N elements");
-        for (x, addend) in product.iter_mut().zip(&addend) {
-            *x += addend;
+    let mut total = [[0.0; N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            product[m][n] *= scale;
+        }
+        if SINK != SET {
+            let range = at + m * cols..at + m * cols + N;
+            let addend = if SINK == ADD { &out[range] } else { &base[range] };
+            let addend: &[f32; N] = addend.try_into().expect("N elements");
+            for n in 0..N {
+                total[m][n] = product[m][n] + addend[n];
+            }
         }
     }
-    out[range].copy_from_slice(&product);
+    for m in 0..M {
+        let range = at + m * cols..at + m * cols + N;
+        if SINK == ONTO_WITH_DELTA {
+            delta[range.clone()].copy_from_slice(&product[m]);
+        }
+        out[range].copy_from_slice(if SINK == SET { &product[m] } else { &total[m] });
+    }
 }
 
-/// The same for the edge of a matrix.
+/// The same for a part of a row.
 #[inline(always)]
 fn store_some<const SINK: u8>(at: usize, sum: &[f32], scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
     for (at, &sum) in (at..).zip(sum) {
-        store::<1, SINK>(at, &[sum], scale, base, out, delta);
+        store::<1, 1, SINK>(at, 0, &[[sum]], scale, base, out, delta);
     }
 }
 

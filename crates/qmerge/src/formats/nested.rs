@@ -29,13 +29,27 @@ pub(crate) struct Nested {
 ///
 /// `codes` begins at block number `first`; `scales` and `map` are the whole parts, as bytes.
 pub(crate) fn restore(nested: &Nested, codes: &[u8], first: usize, scales: &[u8], map: &[u8]) -> Vec<f32> {
-    let scales: Vec<f32> = floats(scales).collect();
-    let map: Vec<f32> = floats(map).collect();
-    let one = |(i, &code): (usize, &u8)| {
-        let product = round_one(nested.dtype, map[code as usize] * scales[(first + i) / nested.block]);
-        round_one(nested.dtype, product + nested.offset)
-    };
-    codes.iter().enumerate().map(one).collect()
+    let mut table = [0.0; 256];
+    for (entry, value) in table.iter_mut().zip(floats(map)) {
+        *entry = value;
+    }
+    let mut absmax = Vec::with_capacity(codes.len());
+    let mut scales = floats(scales).skip(first / nested.block);
+    let mut rest = codes;
+    let mut room = nested.block - first % nested.block;
+    while !rest.is_empty() {
+        let (run, after) = rest.split_at(room.min(rest.len()));
+        let scale = scales.next().unwrap_or(0.0);
+        if nested.dtype == Dtype::F32 {
+            absmax.extend(run.iter().map(|&code| table[code as usize] * scale + nested.offset));
+        } else {
+            let round = |x| round_one(nested.dtype, x);
+            absmax.extend(run.iter().map(|&code| round(round(table[code as usize] * scale) + nested.offset)));
+        }
+        rest = after;
+        room = nested.block;
+    }
+    absmax
 }
 
 /// The quantized maxima.

@@ -116,8 +116,15 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
         for i in (0..tiled).step_by(M) {
             for j in (strip..strip_end).step_by(N) {
                 let panel = &right.data[j / PANEL * PANEL * rank..];
-                let sum = tile::<M, N>(&packed[i * rank..(i + M) * rank], panel, j % PANEL, rank);
+                let left = &packed[i * rank..(i + M) * rank];
                 let width = N.min(cols - j);
+                #[cfg(target_arch = "x86_64")]
+                if N == PANEL && width == N && rank <= CHAIN {
+                    // SAFETY: only the AVX-512 level makes tiles as wide as a panel.
+                    unsafe { x86::tile::<SINK>(left, panel, scale, i * cols + j, cols, base, out, delta) };
+                    continue;
+                }
+                let sum = tile::<M, N>(left, panel, j % PANEL, rank);
                 if width == N {
                     store::<M, N, SINK>(i * cols + j, cols, &sum, scale, base, out, delta);
                 } else {
@@ -230,6 +237,69 @@ fn chain<const M: usize, const N: usize>(left: &[f32], panel: &[f32], from: usiz
         }
     }
     sum
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{ADD, ONTO_WITH_DELTA, PANEL, SET};
+    use std::arch::x86_64::*;
+
+    /// A tile of four rows and a panel, start to end in registers: the same operations in the same order as the generic tile and store.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn tile<const SINK: u8>(left: &[f32], panel: &[f32], scale: f32, at: usize, cols: usize, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
+        let mut sum = [[_mm512_setzero_ps(); 4]; 4];
+        for (factors, row) in left.chunks_exact(4).zip(panel.chunks_exact(PANEL)) {
+            let row = load(row);
+            for m in 0..4 {
+                let factor = _mm512_set1_ps(factors[m]);
+                for n in 0..4 {
+                    sum[m][n] = _mm512_fmadd_ps(factor, row[n], sum[m][n]);
+                }
+            }
+        }
+        let scale = _mm512_set1_ps(scale);
+        for m in 0..4 {
+            for n in 0..4 {
+                sum[m][n] = _mm512_mul_ps(sum[m][n], scale);
+            }
+        }
+        let row = |m: usize| at + m * cols..at + m * cols + PANEL;
+        let mut total = sum;
+        if SINK != SET {
+            for m in 0..4 {
+                let addend = load(if SINK == ADD { &out[row(m)] } else { &base[row(m)] });
+                for n in 0..4 {
+                    total[m][n] = _mm512_add_ps(sum[m][n], addend[n]);
+                }
+            }
+        }
+        for m in 0..4 {
+            if SINK == ONTO_WITH_DELTA {
+                store(&mut delta[row(m)], &sum[m]);
+            }
+            store(&mut out[row(m)], &total[m]);
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn load(row: &[f32]) -> [__m512; 4] {
+        let row: &[f32; PANEL] = row.try_into().expect("a panel's row");
+        // SAFETY: four times sixteen floats of an array of 64.
+        unsafe {
+            let p = row.as_ptr();
+            [_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)), _mm512_loadu_ps(p.add(32)), _mm512_loadu_ps(p.add(48))]
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn store(row: &mut [f32], values: &[__m512; 4]) {
+        let row: &mut [f32; PANEL] = row.try_into().expect("a panel's row");
+        for (n, &value) in values.iter().enumerate() {
+            // SAFETY: four times sixteen floats of an array of 64.
+            unsafe { _mm512_storeu_ps(row.as_mut_ptr().add(16 * n), value) };
+        }
+    }
 }
 
 #[cfg(test)]

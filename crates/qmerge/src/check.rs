@@ -28,9 +28,8 @@ pub(crate) struct Chunk<'a> {
     /// First row of the chunk, and columns.
     pub(crate) first_row: usize,
     pub(crate) cols: usize,
-    /// Decoded base, delta, merged target and decoded output.
+    /// Decoded base, merged target and decoded output.
     pub(crate) base: &'a [f32],
-    pub(crate) delta: &'a [f32],
     pub(crate) target: &'a [f32],
     pub(crate) output: &'a [f32],
     /// Output format.
@@ -41,33 +40,24 @@ pub(crate) struct Chunk<'a> {
 
 /// The error for a chunk that holds a value that is not finite, named by the earliest stage that shows it.
 pub(crate) fn explain(chunk: &Chunk<'_>) -> Error {
-    let stages = [
-        (chunk.base, if chunk.from_base { "the base itself holds" } else { "the adapter's replacement holds" }),
-        (chunk.delta, "the adapter's delta is"),
-        (chunk.target, "base plus delta is"),
-        (chunk.output, "the merged value does not fit the output format and becomes"),
-    ];
-    let (at, what, values) = stages
-        .into_iter()
-        .find_map(|(values, what)| first_nonfinite(values).map(|at| (at, what, values)))
-        .unwrap_or((0, "found", chunk.output));
-    let index = format!("[{}, {}]", chunk.first_row + at / chunk.cols.max(1), at % chunk.cols.max(1));
-    let sum = format!("{:e} + {:e}", chunk.base[at], chunk.delta[at]);
-    let error = Error::new(
-        Kind::NotFinite,
-        match what {
-            "the adapter's delta is" => format!("{what} {} at {index}: the product of its factors overflows, or a DoRA norm is zero", values[at]),
-            "base plus delta is" => format!("{what} {} at {index} ({sum})", values[at]),
-            w if w.starts_with("the merged") => format!("{what} {} at {index} ({} in {})", values[at], chunk.target[at], chunk.format),
-            _ => format!("{what} {} at {index}", values[at]),
-        },
-    )
-    .in_tensor(chunk.name);
-    if what.starts_with("the merged") {
-        error.with_hint("choose an output type with more range (--to bf16), or lower the adapter's weight")
+    let find = |values: &[f32]| first_nonfinite(values).map(|at| (at, values[at]));
+    let place = |at: usize| format!("[{}, {}]", chunk.first_row + at / chunk.cols.max(1), at % chunk.cols.max(1));
+    let (message, hint) = if let Some((at, x)) = find(chunk.base) {
+        let whose = if chunk.from_base { "the base itself" } else { "the tensor that the adapter brings" };
+        (format!("{whose} holds {x} at {}", place(at)), "the checkpoint is damaged or was saved after a divergence: get another copy")
+    } else if let Some((at, x)) = find(chunk.target) {
+        (
+            format!("the merged value is {x} at {} (base {:e}): the adapter's delta overflows, or a DoRA norm is zero", place(at), chunk.base[at]),
+            "lower the adapter's weight, or use an earlier checkpoint of the adapter",
+        )
     } else {
-        error
-    }
+        let (at, x) = find(chunk.output).unwrap_or((0, f32::NAN));
+        (
+            format!("the merged value {:e} at {} overflows in {}: it would become {x}", chunk.target[at], place(at), chunk.format),
+            "choose an output type with more range (--to bf16), or lower the adapter's weight",
+        )
+    };
+    Error::new(Kind::NotFinite, message).in_tensor(chunk.name).with_hint(hint)
 }
 
 /// A flat index as an index of the shape.

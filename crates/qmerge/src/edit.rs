@@ -24,8 +24,8 @@ pub trait Delta: std::fmt::Debug + Send + Sync {
     /// `delta (rows, cols) += D[rows]`, or `=` where `fresh`.
     fn add(&self, rows: Range<usize>, cols: usize, fresh: bool, delta: &mut [f32]);
 
-    /// `values = base + D[rows]`, and `delta = D[rows]` where wanted, in one go. False if it cannot; then nothing was written.
-    fn add_onto(&self, _: &Range<usize>, _cols: usize, _base: &[f32], _values: &mut [f32], _delta: Option<&mut [f32]>) -> bool {
+    /// `values = base + D[rows]` in one go. False if it cannot; then nothing was written.
+    fn add_onto(&self, _: &Range<usize>, _base: &[f32], _values: &mut [f32]) -> bool {
         false
     }
 }
@@ -47,47 +47,33 @@ pub trait Map: std::fmt::Debug + Send + Sync {
     fn settle(&mut self, _sums: Vec<f32>) {}
 }
 
-/// Applies edits in order to a chunk of rows.
-///
-/// In: `base (rows, cols)`. Out: `values`, the edited rows, and where wanted `delta = values − base` as it was meant (exact where all edits
-/// are deltas).
-pub fn apply(edits: &[Edit], rows: &Range<usize>, cols: usize, base: &[f32], values: &mut [f32], mut delta: Option<&mut [f32]>) {
+/// Applies edits in order to a chunk of rows: `base (rows, cols)` becomes `values`.
+pub fn apply(edits: &[Edit], rows: &Range<usize>, cols: usize, base: &[f32], values: &mut [f32]) {
     if let [Edit::Add(edit)] = edits
-        && edit.add_onto(rows, cols, base, values, delta.as_deref_mut())
+        && edit.add_onto(rows, base, values)
     {
         return;
     }
-    let mut scratch = Vec::new();
-    let delta = delta.unwrap_or_else(|| {
-        scratch.resize(base.len(), 0.0);
-        &mut scratch
-    });
     values.copy_from_slice(base);
+    let mut delta = vec![0.0; base.len()];
     // True while `delta` holds a sum that `values` lacks.
     let mut pending = false;
-    let mut mapped = false;
     for edit in edits {
         match edit {
             Edit::Add(edit) => {
-                edit.add(rows.clone(), cols, !pending, delta);
+                edit.add(rows.clone(), cols, !pending, &mut delta);
                 pending = true;
             }
             Edit::Map(edit) => {
                 if std::mem::take(&mut pending) {
-                    add_to(values, delta);
+                    add_to(values, &delta);
                 }
                 edit.apply(rows.clone(), cols, base, values);
-                mapped = true;
             }
         }
     }
     if pending {
-        add_to(values, delta);
-    }
-    if mapped || edits.is_empty() {
-        for ((delta, value), base) in delta.iter_mut().zip(values.iter()).zip(base) {
-            *delta = value - base;
-        }
+        add_to(values, &delta);
     }
 }
 
@@ -165,17 +151,13 @@ impl Delta for LowRank {
         }
     }
 
-    fn add_onto(&self, rows: &Range<usize>, _: usize, base: &[f32], values: &mut [f32], delta: Option<&mut [f32]>) -> bool {
+    fn add_onto(&self, rows: &Range<usize>, base: &[f32], values: &mut [f32]) -> bool {
         let [block] = &self.blocks[..] else { return false };
         let (run, left) = Self::run(block, rows);
         if self.round.is_some() || run != *rows {
             return false;
         }
-        let sink = match delta {
-            Some(delta) => Sink::OntoWithDelta { base, values, delta },
-            None => Sink::Onto { base, values },
-        };
-        low_rank::low_rank(left, &block.right, self.scale, sink);
+        low_rank::low_rank(left, &block.right, self.scale, Sink::Onto { base, values });
         true
     }
 }
@@ -239,18 +221,17 @@ mod tests {
             Edit::Map(Box::new(ReplaceRows { indices: vec![8, 2], values: vec![9.0; 2 * cols] })),
         ];
         let base: Vec<f32> = (0..rows * cols).map(|i| i as f32 * 0.01).collect();
-        let mut whole = (vec![0.0; base.len()], vec![5.0; base.len()]);
-        apply(&edits, &(0..rows), cols, &base, &mut whole.0, Some(&mut whole.1));
+        let mut whole = vec![0.0; base.len()];
+        apply(&edits, &(0..rows), cols, &base, &mut whole);
         for step in 1..rows {
-            let mut cut = (vec![0.0; base.len()], vec![5.0; base.len()]);
+            let mut cut = vec![0.0; base.len()];
             for start in (0..rows).step_by(step) {
                 let run = start..(start + step).min(rows);
                 let at = run.start * cols..run.end * cols;
-                apply(&edits, &run, cols, &base[at.clone()], &mut cut.0[at.clone()], Some(&mut cut.1[at]));
+                apply(&edits, &run, cols, &base[at.clone()], &mut cut[at]);
             }
             assert_eq!(cut, whole);
         }
-        assert_eq!(whole.0[8 * cols], 9.0);
-        assert_eq!(whole.1[8 * cols], 9.0 - base[8 * cols]);
+        assert_eq!(whole[8 * cols], 9.0);
     }
 }

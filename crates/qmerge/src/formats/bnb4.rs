@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats};
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
 use crate::open::{Checkpoint, Entry};
@@ -348,12 +348,12 @@ impl Weight for Bnb4Weight {
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let mut absmax = Vec::with_capacity(values.len().div_ceil(self.state.block));
-        out[0].resize(values.len().div_ceil(2), 0);
-        nibbles::encode(self.format.book, values, self.state.block, &mut out[0], &mut absmax);
+        let codes = grow(&mut out[0], values.len().div_ceil(2));
+        nibbles::encode(self.format.book, values, self.state.block, codes, &mut absmax);
         if self.state.nested.is_none()
             && let Some(at) = self.find(Role::Absmax)
         {
-            out[at] = float_bytes(&absmax);
+            out[at].extend(float_bytes(&absmax));
         }
     }
 
@@ -368,10 +368,9 @@ impl Weight for Bnb4Weight {
 
     fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let absmax = self.absmax(parts, &rows);
-        out[0].resize(values.len().div_ceil(2), 0);
-        nibbles::encode_under(self.format.book, values, &absmax, self.state.block, &mut out[0]);
+        let codes = grow(&mut out[0], values.len().div_ceil(2));
+        nibbles::encode_under(self.format.book, values, &absmax, self.state.block, codes);
         if let Some(at) = self.find(Role::Absmax) {
-            out[at].clear();
             out[at].extend_from_slice(parts[at]);
         }
     }

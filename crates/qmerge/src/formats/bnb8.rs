@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, floats};
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, floats, grow};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, unsupported};
 use crate::open::{Checkpoint, Entry};
@@ -153,8 +153,7 @@ impl Weight for Int8Weight {
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let [codes, scales, ..] = out else { return };
-        codes.resize(values.len(), 0);
-        scales.clear();
+        let codes = grow(codes, values.len());
         if self.cols == 0 {
             return;
         }
@@ -176,8 +175,7 @@ impl Weight for Int8Weight {
 
     fn pack(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let [codes, scales, ..] = out else { return };
-        codes.resize(values.len(), 0);
-        scales.clear();
+        let codes = grow(codes, values.len());
         scales.extend_from_slice(parts[1]);
         if self.cols == 0 {
             return;

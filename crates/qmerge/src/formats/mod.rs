@@ -179,13 +179,13 @@ pub trait Weight: Debug + Send + Sync {
     /// Decides the scales from all that [`Weight::survey`] held, in row order.
     fn settle(&self, held: &[f32]) -> Settled;
 
-    /// Encodes `rows` with fresh scales by the format's reference quantizer, into each part that `settle` left open.
+    /// Encodes `rows` with fresh scales by the format's reference quantizer, and appends to each part that `settle` left open.
     fn encode(&self, rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
 
     /// The grid of `rows` under the stored scales.
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
 
-    /// Encodes `rows` under the stored scales: the code of the level nearest to each value. Fills every part that is cut
+    /// Encodes `rows` under the stored scales: the code of the level nearest to each value. Appends to every part that is cut
     /// by rows.
     fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
 }
@@ -237,6 +237,13 @@ pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
 /// Reads little-endian f32 values.
 pub(crate) fn floats(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + Clone + '_ {
     bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]))
+}
+
+/// Room for `n` more bytes at the end of a buffer.
+pub(crate) fn grow(buffer: &mut Vec<u8>, n: usize) -> &mut [u8] {
+    let at = buffer.len();
+    buffer.resize(at + n, 0);
+    &mut buffer[at..]
 }
 
 /// Writes little-endian f32 values.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight};
+use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, grow};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Checkpoint, Entry};
@@ -132,8 +132,7 @@ impl Weight for PlainWeight {
     }
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
-        out[0].resize(values.len() * self.width(), 0);
-        floats::encode(self.dtype, values, &mut out[0]);
+        floats::encode(self.dtype, values, grow(&mut out[0], values.len() * self.width()));
     }
 
     fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {

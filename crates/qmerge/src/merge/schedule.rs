@@ -9,12 +9,12 @@ use std::ops::Range;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Plan, Recode, Step};
 
-/// Elements that a chunk aims at: four f32 buffers of it fit a second-level cache of 1 MiB.
-const CHUNK_ELEMENTS: usize = 1 << 16;
-/// Bytes that are copied at a time.
-const COPY_BYTES: u64 = 2 << 20;
-/// Bytes per element that a worker's buffers take: base, values, delta, output in f32, and codes read and written.
-const BYTES_PER_ELEMENT: u64 = 4 * 4 + 2 * 4;
+/// Elements that a chunk aims at: three f32 buffers of it and the factors fit a second-level cache.
+const CHUNK_ELEMENTS: usize = 1 << 15;
+/// Bytes that a task reads or writes at a time, about.
+const TASK_BYTES: u64 = 1 << 20;
+/// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
+const BYTES_PER_ELEMENT: u64 = 3 * 4;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
 const FIXED_BYTES: u64 = 24 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
@@ -33,13 +33,13 @@ pub(super) enum Pass {
     Write,
 }
 
-/// A chunk of a pass.
+/// A part of a pass that one worker does: it reads and writes the task at once, and computes chunk by chunk.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
     pub(super) step: usize,
     pub(super) pass: Pass,
-    /// Number of the chunk within its pass.
-    pub(super) chunk: usize,
+    /// Number within its pass.
+    pub(super) number: usize,
     /// Rows, or bytes for a copy.
     pub(super) range: Range<u64>,
     /// Share of the progress bar.
@@ -50,10 +50,10 @@ pub(super) struct Task {
 struct Stage {
     step: usize,
     pass: Pass,
-    chunks: usize,
+    tasks: usize,
     first: u64,
-    /// Rows or bytes per chunk, and in all.
-    per_chunk: u64,
+    /// Rows or bytes per task, and in all.
+    per_task: u64,
     total: u64,
     work: u64,
 }
@@ -73,6 +73,8 @@ pub struct Memory {
 #[derive(Debug)]
 pub(super) struct Schedule {
     stages: Vec<Stage>,
+    /// Stages of each step.
+    of_step: Vec<Vec<usize>>,
     tasks: u64,
     pub(super) threads: usize,
     pub(super) chunk_elements: usize,
@@ -90,6 +92,7 @@ impl Schedule {
         let memory = fit(plan, threads.max(1), max_memory)?;
         let mut schedule = Self {
             stages: Vec::new(),
+            of_step: vec![Vec::new(); plan.steps.len()],
             tasks: 0,
             threads: memory.threads,
             chunk_elements: memory.chunk_elements,
@@ -125,13 +128,14 @@ impl Schedule {
 
     fn push(&mut self, mut stage: Stage, plan: &Plan) {
         stage.first = self.tasks;
-        self.tasks += stage.chunks as u64;
+        self.tasks += stage.tasks as u64;
         self.work += stage.work;
         self.step_work[stage.step] += stage.work;
         self.bytes_read += match &plan.steps[stage.step].action {
             Action::Copy { entry } => entry.bytes,
-            Action::Recode(recode) => recode.from.entries.iter().map(|entry| entry.bytes).sum(),
+            Action::Recode(recode) => read_bytes(recode),
         };
+        self.of_step[stage.step].push(self.stages.len());
         self.stages.push(stage);
     }
 
@@ -139,21 +143,20 @@ impl Schedule {
     pub(super) fn task(&self, number: u64) -> Option<Task> {
         let after = self.stages.partition_point(|stage| stage.first <= number);
         let stage = &self.stages[after.checked_sub(1)?];
-        let chunk = number - stage.first;
-        if chunk >= stage.chunks as u64 {
+        let within = number - stage.first;
+        if within >= stage.tasks as u64 {
             return None;
         }
-        let start = chunk * stage.per_chunk;
-        let end = (start + stage.per_chunk).min(stage.total);
+        let start = within * stage.per_task;
+        let end = (start + stage.per_task).min(stage.total);
         let share = |at: u64| (u128::from(stage.work) * u128::from(at) / u128::from(stage.total.max(1))) as u64;
         let work = if stage.total == 0 { stage.work } else { share(end) - share(start) };
-        Some(Task { step: stage.step, pass: stage.pass, chunk: chunk as usize, range: start..end, work })
+        Some(Task { step: stage.step, pass: stage.pass, number: within as usize, range: start..end, work })
     }
 
-    /// Number of chunks of a step's pass; 0 if it has none.
-    pub(super) fn chunks(&self, step: usize, pass: Pass) -> usize {
-        // Looked up once per step.
-        self.stages.iter().find(|stage| stage.step == step && stage.pass == pass).map_or(0, |stage| stage.chunks)
+    /// Number of tasks of a step's pass; 0 if it has none.
+    pub(super) fn tasks_of(&self, step: usize, pass: Pass) -> usize {
+        self.of_step[step].iter().map(|&at| &self.stages[at]).find(|stage| stage.pass == pass).map_or(0, |stage| stage.tasks)
     }
 }
 
@@ -166,34 +169,50 @@ pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     (wanted / step * step).max(step)
 }
 
+/// Rows of a task: whole chunks, as many as come to the wanted number of bytes.
+fn rows_per_task(recode: &Recode, elements: usize) -> usize {
+    let chunk = rows_per_chunk(recode, elements);
+    let rows = recode.from.weight.geometry().rows.max(1) as u64;
+    let per_row = read_bytes(recode).max(written_bytes(recode)) / rows;
+    let wanted = TASK_BYTES / per_row.max(1);
+    (wanted as usize / chunk * chunk).clamp(chunk, recode.from.weight.geometry().rows.next_multiple_of(chunk).max(chunk))
+}
+
+fn read_bytes(recode: &Recode) -> u64 {
+    recode.from.entries.iter().map(|entry| entry.bytes).sum()
+}
+
+fn written_bytes(recode: &Recode) -> u64 {
+    recode.to.parts().iter().map(|part| part.bytes).sum()
+}
+
 fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
-    let stage = |pass, chunks: u64, per_chunk, total, work| Stage {
+    let stage = |pass, tasks: u64, per_task, total, work| Stage {
         step: number,
         pass,
-        chunks: chunks.max(1) as usize,
+        tasks: tasks.max(1) as usize,
         first: 0,
-        per_chunk,
+        per_task,
         total,
         work,
     };
     match &step.action {
         Action::Copy { entry } => {
-            vec![stage(Pass::Copy, entry.bytes.div_ceil(COPY_BYTES), COPY_BYTES, entry.bytes, 2 * entry.bytes)]
+            vec![stage(Pass::Copy, entry.bytes.div_ceil(TASK_BYTES), TASK_BYTES, entry.bytes, 2 * entry.bytes)]
         }
         Action::Recode(recode) => {
             let rows = recode.from.weight.geometry().rows as u64;
-            let per_chunk = rows_per_chunk(recode, elements) as u64;
-            let chunks = rows.div_ceil(per_chunk);
-            let read: u64 = recode.from.entries.iter().map(|entry| entry.bytes).sum();
-            let written: u64 = recode.to.parts().iter().map(|part| part.bytes).sum();
+            let per_task = rows_per_task(recode, elements) as u64;
+            let tasks = rows.div_ceil(per_task);
+            let (read, written) = (read_bytes(recode), written_bytes(recode));
             let mut passes = Vec::new();
             if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
                 passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, read));
             }
             if !recode.keep && recode.to.needs_survey() {
-                passes.push(stage(Pass::Survey, chunks, per_chunk, rows, read));
+                passes.push(stage(Pass::Survey, tasks, per_task, rows, read));
             }
-            passes.push(stage(Pass::Write, chunks, per_chunk, rows, read + written));
+            passes.push(stage(Pass::Write, tasks, per_task, rows, read + written));
             passes
         }
     }
@@ -224,11 +243,14 @@ fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>) -> Result<Memory> {
 
 fn predict(plan: &Plan, memory: &Memory) -> u64 {
     let mut state: Vec<u64> = Vec::new();
-    let mut widest = 0;
+    let mut worker = 2 * TASK_BYTES;
     for step in &plan.steps {
         let Action::Recode(recode) = &step.action else { continue };
         let geometry = recode.from.weight.geometry();
-        widest = widest.max((rows_per_chunk(recode, memory.chunk_elements) * geometry.cols) as u64);
+        let chunk = (rows_per_chunk(recode, memory.chunk_elements) * geometry.cols) as u64;
+        let task = rows_per_task(recode, memory.chunk_elements) as u64;
+        let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
+        worker = worker.max(chunk * BYTES_PER_ELEMENT + task_bytes);
         let edits: u64 = recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum();
         // Parts that are not cut by rows, and the maxima that a survey holds.
         let whole: u64 = (0..recode.to.parts().len())
@@ -241,7 +263,7 @@ fn predict(plan: &Plan, memory: &Memory) -> u64 {
     state.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
-    FIXED_BYTES + headers + memory.threads as u64 * (widest * BYTES_PER_ELEMENT + COPY_BYTES) + in_flight
+    FIXED_BYTES + headers + memory.threads as u64 * worker + in_flight
 }
 
 fn lcm(a: usize, b: usize) -> usize {

@@ -21,12 +21,14 @@ use crate::write::{Finished, Output};
 /// A worker's memory, reused from chunk to chunk.
 #[derive(Default)]
 pub(super) struct Buffers {
+    /// Bytes of the task's rows, by part of the source.
     read: Vec<Vec<u8>>,
+    /// Bytes of the task's rows, by part of the output.
+    encoded: Vec<Vec<u8>>,
+    /// Values of one chunk.
     base: Vec<f32>,
     values: Vec<f32>,
-    delta: Vec<f32>,
     output: Vec<f32>,
-    encoded: Vec<Vec<u8>>,
 }
 
 /// All steps of a run with the state of those in flight.
@@ -102,7 +104,7 @@ impl<'a> Steps<'a> {
                     }
                     Pass::Survey => {
                         let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
-                        self.survey(recode, &state, edits, task.chunk, rows, buffers)?;
+                        self.survey(recode, &state, edits, task.number, &rows, buffers)?;
                         if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
                             let held = std::mem::take(&mut *lock(&state.held)).concat();
                             let target = self.settle(recode.to.as_ref(), &held, step)?;
@@ -112,8 +114,8 @@ impl<'a> Steps<'a> {
                     _ => {
                         let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
                         let Some(target) = self.wait_for(&state.target, stop) else { return Ok(None) };
-                        let sums = self.write(recode, &state, edits, target, step, rows, buffers)?;
-                        lock(&state.sums)[task.chunk] = Some(sums);
+                        let sums = self.write(recode, &state, edits, target, step, &rows, buffers)?;
+                        lock(&state.sums)[task.number] = Some(sums);
                     }
                 }
             }
@@ -132,14 +134,14 @@ impl<'a> Steps<'a> {
         if let Some(state) = &*slot {
             return Ok(Arc::clone(state));
         }
-        let chunks = |pass| self.schedule.chunks(number, pass);
+        let tasks = |pass| self.schedule.tasks_of(number, pass);
         let state = State {
             whole: Vec::new(),
             edits: OnceLock::new(),
             target: OnceLock::new(),
-            held: Mutex::new(vec![Vec::new(); chunks(Pass::Survey)]),
-            sums: Mutex::new(vec![None; chunks(Pass::Write)]),
-            left: [AtomicUsize::new(chunks(Pass::Survey)), AtomicUsize::new(chunks(Pass::Write).max(chunks(Pass::Copy)))],
+            held: Mutex::new(vec![Vec::new(); tasks(Pass::Survey)]),
+            sums: Mutex::new(vec![None; tasks(Pass::Write)]),
+            left: [AtomicUsize::new(tasks(Pass::Survey)), AtomicUsize::new(tasks(Pass::Write).max(tasks(Pass::Copy)))],
         };
         let state = match &step.action {
             Action::Copy { .. } => state,
@@ -244,55 +246,46 @@ impl<'a> Steps<'a> {
         self.put(step, 0, range.start, buffer)
     }
 
-    /// Reads and decodes rows into `base`.
-    fn decode(&self, recode: &Recode, state: &State, rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+    /// Reads the bytes of a task's rows.
+    fn read(&self, recode: &Recode, rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
         let source = self.source(recode);
-        let weight = &recode.from.weight;
         buffers.read.resize_with(buffers.read.len().max(recode.from.entries.len()), Vec::new);
         for (part, entry) in recode.from.entries.iter().enumerate() {
-            if let Some(range) = weight.part_rows(part, rows) {
+            if let Some(range) = recode.from.weight.part_rows(part, rows) {
                 let buffer = &mut buffers.read[part];
                 buffer.resize((range.end - range.start) as usize, 0);
                 source.read_at(entry, range.start, buffer)?;
             }
         }
-        buffers.base.resize(rows.len() * weight.geometry().cols, 0.0);
-        let parts = source_parts(recode, state, &buffers.read);
-        weight.decode(&parts, rows.clone(), &mut buffers.base);
         Ok(())
     }
 
-    /// Base rows, then the edits on them; `delta` only where it will be measured.
-    fn edited(
-        &self,
-        recode: &Recode,
-        state: &State,
-        edits: &[Edit],
-        rows: &Range<usize>,
-        measured: bool,
-        buffers: &mut Buffers,
-    ) -> Result<()> {
-        self.decode(recode, state, rows, buffers)?;
-        let Buffers { base, values, delta, .. } = buffers;
+    /// The chunks of a task.
+    fn chunks(&self, recode: &Recode, task: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let per_chunk = rows_per_chunk(recode, self.schedule.chunk_elements);
+        let end = task.end;
+        task.clone().step_by(per_chunk).map(move |start| start..(start + per_chunk).min(end))
+    }
+
+    /// Decodes a chunk into `base` and applies the edits into `values`.
+    fn edited(&self, recode: &Recode, state: &State, edits: &[Edit], task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+        decode(recode, state, task, rows, buffers);
+        let Buffers { base, values, .. } = buffers;
         values.resize(base.len(), 0.0);
-        delta.resize(if measured { base.len() } else { 0 }, 0.0);
-        let cols = recode.from.weight.geometry().cols;
-        edit::apply(edits, rows, cols, base, values, measured.then_some(delta));
-        Ok(())
+        edit::apply(edits, rows, recode.from.weight.geometry().cols, base, values);
     }
 
     fn survey_edits(&self, recode: &Recode, state: &State, buffers: &mut Buffers) -> Result<Vec<Edit>> {
         let mut edits = self.load_edits(recode)?;
         let geometry = recode.from.weight.geometry();
-        let per_chunk = rows_per_chunk(recode, self.schedule.chunk_elements);
         for edit in &mut edits {
             if let Edit::Map(map) = edit
                 && map.needs_survey()
             {
                 let mut sums = Vec::new();
-                for start in (0..geometry.rows).step_by(per_chunk) {
-                    let rows = start..(start + per_chunk).min(geometry.rows);
-                    self.decode(recode, state, &rows, buffers)?;
+                for rows in self.chunks(recode, &(0..geometry.rows)) {
+                    self.read(recode, &rows, buffers)?;
+                    decode(recode, state, &rows, &rows, buffers);
                     map.survey(rows, geometry.cols, &buffers.base, &mut sums);
                 }
                 map.settle(sums);
@@ -301,17 +294,21 @@ impl<'a> Steps<'a> {
         Ok(edits)
     }
 
-    fn survey(&self, recode: &Recode, state: &State, edits: &[Edit], chunk: usize, rows: Range<usize>, buffers: &mut Buffers) -> Result<()> {
-        self.edited(recode, state, edits, &rows, false, buffers)?;
-        if let Some(dtype) = recode.values {
-            round_to(dtype, &mut buffers.values);
-        }
+    fn survey(&self, recode: &Recode, state: &State, edits: &[Edit], number: usize, task: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+        self.read(recode, task, buffers)?;
         let mut held = Vec::new();
-        recode.to.survey(rows, &buffers.values, &mut held);
-        lock(&state.held)[chunk] = held;
+        for rows in self.chunks(recode, task) {
+            self.edited(recode, state, edits, task, &rows, buffers);
+            if let Some(dtype) = recode.values {
+                round_to(dtype, &mut buffers.values);
+            }
+            recode.to.survey(rows, &buffers.values, &mut held);
+        }
+        lock(&state.held)[number] = held;
         Ok(())
     }
 
+    /// Reads, decodes, edits, encodes, measures and writes the rows of a task.
     #[allow(clippy::too_many_arguments)]
     fn write(
         &self,
@@ -320,64 +317,67 @@ impl<'a> Steps<'a> {
         edits: &[Edit],
         target: &Target,
         step: &Step,
-        rows: Range<usize>,
+        task: &Range<usize>,
         buffers: &mut Buffers,
     ) -> Result<Sums> {
-        self.edited(recode, state, edits, &rows, true, buffers)?;
-        let weight = &target.weight;
-        let Buffers { read, base, values, delta, output, encoded } = buffers;
-        encoded.resize_with(encoded.len().max(target.parts.len()), Vec::new);
-        encoded.iter_mut().for_each(Vec::clear);
-        // What is encoded differs from what was meant only where a method or the reference moves it first.
-        let moved: &[f32] = if recode.values.is_some() || recode.keep && self.rounding.moves_values() {
+        self.read(recode, task, buffers)?;
+        buffers.encoded.resize_with(buffers.encoded.len().max(target.parts.len()), Vec::new);
+        buffers.encoded.iter_mut().for_each(Vec::clear);
+        let mut total = Sums::zero();
+        for rows in self.chunks(recode, task) {
+            self.edited(recode, state, edits, task, &rows, buffers);
+            self.encode(recode, state, target, task, &rows, buffers);
+            let Buffers { base, values, output, encoded, .. } = &mut *buffers;
+            output.resize(values.len(), 0.0);
+            target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
+            let moments = moments(base, values, output);
+            if !moments.finite {
+                return Err(check::explain(&check::Chunk {
+                    name: &step.name,
+                    first_row: rows.start,
+                    cols: target.weight.geometry().cols,
+                    base,
+                    target: values,
+                    output,
+                    format: target.weight.format(),
+                    from_base: recode.source == Source::Base,
+                }));
+            }
+            total.add(&Sums { elements: values.len() as u64, moments });
+        }
+        for part in 0..target.parts.len() {
+            if target.parts[part].is_none()
+                && let Some(range) = target.weight.part_rows(part, task)
+            {
+                self.put(step, part, range.start, &buffers.encoded[part])?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Appends a chunk's codes. What is encoded differs from what was meant only where a method or the reference moves it first.
+    fn encode(&self, recode: &Recode, state: &State, target: &Target, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+        let Buffers { read, encoded, values, output, .. } = buffers;
+        let moves = recode.keep && self.rounding.moves_values();
+        let moved: &[f32] = if recode.values.is_some() || moves {
             output.clear();
             output.extend_from_slice(values);
             if let Some(dtype) = recode.values {
                 round_to(dtype, output);
             }
-            if recode.keep && self.rounding.moves_values() {
-                self.rounding.round(&weight.grid(&source_parts(recode, state, read), rows.clone()), output);
+            if moves {
+                let parts = source_parts(recode, state, read, task, rows);
+                self.rounding.round(&target.weight.grid(&parts, rows.clone()), output);
             }
             output
         } else {
             values
         };
         if recode.keep {
-            weight.pack(&source_parts(recode, state, read), rows.clone(), moved, encoded);
+            target.weight.pack(&source_parts(recode, state, read, task, rows), rows.clone(), moved, encoded);
         } else {
-            weight.encode(rows.clone(), moved, encoded);
+            target.weight.encode(rows.clone(), moved, encoded);
         }
-        output.resize(values.len(), 0.0);
-        let parts: Vec<&[u8]> = (0..target.parts.len())
-            .map(|part| match (&target.parts[part], weight.part_rows(part, &rows)) {
-                (Some(bytes), Some(range)) => &bytes[range.start as usize..range.end as usize],
-                (Some(bytes), None) => bytes,
-                (None, _) => &encoded[part],
-            })
-            .collect();
-        weight.decode(&parts, rows.clone(), output);
-        let sums = moments(base, delta, values, output);
-        if !sums.finite {
-            return Err(check::explain(&check::Chunk {
-                name: &step.name,
-                first_row: rows.start,
-                cols: weight.geometry().cols,
-                base,
-                delta,
-                target: values,
-                output,
-                format: weight.format(),
-                from_base: recode.source == Source::Base,
-            }));
-        }
-        for part in 0..target.parts.len() {
-            if target.parts[part].is_none()
-                && let Some(range) = weight.part_rows(part, &rows)
-            {
-                self.put(step, part, range.start, &encoded[part])?;
-            }
-        }
-        Ok(Sums { elements: values.len() as u64, moments: sums })
     }
 
     fn finish(number: usize, action: &Action, state: &State) -> Finished {
@@ -401,12 +401,39 @@ fn first_buffer(buffers: &mut Vec<Vec<u8>>) -> &mut Vec<u8> {
     &mut buffers[0]
 }
 
-/// The bytes of each part: those of the rows just read, or the whole.
-fn source_parts<'b>(recode: &Recode, state: &'b State, read: &'b [Vec<u8>]) -> Vec<&'b [u8]> {
+fn decode(recode: &Recode, state: &State, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+    let weight = &recode.from.weight;
+    buffers.base.resize(rows.len() * weight.geometry().cols, 0.0);
+    let parts = source_parts(recode, state, &buffers.read, task, rows);
+    weight.decode(&parts, rows.clone(), &mut buffers.base);
+}
+
+/// The bytes of each part of the source that belong to `rows`, of those read for the task.
+fn source_parts<'b>(recode: &Recode, state: &'b State, read: &'b [Vec<u8>], task: &Range<usize>, rows: &Range<usize>) -> Vec<&'b [u8]> {
     (0..recode.from.entries.len())
         .map(|part| match &state.whole[part] {
             Some(bytes) => bytes.as_slice(),
-            None => read[part].as_slice(),
+            None => within(recode.from.weight.as_ref(), part, &read[part], task, rows),
         })
         .collect()
+}
+
+/// The bytes of each part of the output that belong to `rows`.
+fn target_parts<'b>(target: &'b Target, encoded: &'b [Vec<u8>], task: &Range<usize>, rows: &Range<usize>) -> Vec<&'b [u8]> {
+    let weight = target.weight.as_ref();
+    (0..target.parts.len())
+        .map(|part| match (&target.parts[part], weight.part_rows(part, rows)) {
+            (Some(bytes), Some(range)) => &bytes[range.start as usize..range.end as usize],
+            (Some(bytes), None) => bytes,
+            (None, _) => within(weight, part, &encoded[part], task, rows),
+        })
+        .collect()
+}
+
+/// Cuts the bytes of `rows` out of those of a task.
+fn within<'b>(weight: &dyn Weight, part: usize, bytes: &'b [u8], task: &Range<usize>, rows: &Range<usize>) -> &'b [u8] {
+    match (weight.part_rows(part, task), weight.part_rows(part, rows)) {
+        (Some(all), Some(some)) => &bytes[(some.start - all.start) as usize..(some.end - all.start) as usize],
+        _ => bytes,
+    }
 }

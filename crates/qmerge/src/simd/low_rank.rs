@@ -18,8 +18,6 @@ pub(crate) enum Sink<'a> {
     Add(&'a mut [f32]),
     /// `values = base + product`.
     Onto { base: &'a [f32], values: &'a mut [f32] },
-    /// `values = base + product`, and `delta = product`.
-    OntoWithDelta { base: &'a [f32], values: &'a mut [f32], delta: &'a mut [f32] },
 }
 
 /// Columns of a panel.
@@ -59,14 +57,12 @@ impl Panels {
 pub(crate) fn low_rank(left: &[f32], right: &Panels, scale: f32, sink: Sink<'_>) {
     let wide = level() == Level::Avx512;
     match (sink, wide) {
-        (Sink::Set(out), true) => set_wide(left, right, scale, &[], out, &mut []),
-        (Sink::Set(out), false) => set(left, right, scale, &[], out, &mut []),
-        (Sink::Add(out), true) => add_wide(left, right, scale, &[], out, &mut []),
-        (Sink::Add(out), false) => add(left, right, scale, &[], out, &mut []),
-        (Sink::Onto { base, values }, true) => onto_wide(left, right, scale, base, values, &mut []),
-        (Sink::Onto { base, values }, false) => onto(left, right, scale, base, values, &mut []),
-        (Sink::OntoWithDelta { base, values, delta }, true) => onto_with_delta_wide(left, right, scale, base, values, delta),
-        (Sink::OntoWithDelta { base, values, delta }, false) => onto_with_delta(left, right, scale, base, values, delta),
+        (Sink::Set(out), true) => set_wide(left, right, scale, &[], out),
+        (Sink::Set(out), false) => set(left, right, scale, &[], out),
+        (Sink::Add(out), true) => add_wide(left, right, scale, &[], out),
+        (Sink::Add(out), false) => add(left, right, scale, &[], out),
+        (Sink::Onto { base, values }, true) => onto_wide(left, right, scale, base, values),
+        (Sink::Onto { base, values }, false) => onto(left, right, scale, base, values),
     }
 }
 
@@ -74,15 +70,14 @@ pub(crate) fn low_rank(left: &[f32], right: &Panels, scale: f32, sink: Sink<'_>)
 const SET: u8 = 0;
 const ADD: u8 = 1;
 const ONTO: u8 = 2;
-const ONTO_WITH_DELTA: u8 = 3;
 
 macro_rules! sinks {
     ($($wide:ident $narrow:ident $sink:ident)*) => {$(
         versions! {
-            fn $wide(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) = product::<4, 64, $sink>;
+            fn $wide(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, PANEL, $sink>;
         }
         versions! {
-            fn $narrow(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) = product::<4, 16, $sink>;
+            fn $narrow(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, 16, $sink>;
         }
     )*};
 }
@@ -90,7 +85,6 @@ sinks! {
     set_wide set SET
     add_wide add ADD
     onto_wide onto ONTO
-    onto_with_delta_wide onto_with_delta ONTO_WITH_DELTA
 }
 
 /// Tiles of `M` rows and `N` columns; the tile size changes speed only, never an element's sum.
@@ -101,7 +95,6 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
     scale: f32,
     base: &[f32],
     out: &mut [f32],
-    delta: &mut [f32],
 ) {
     let (rank, cols) = (right.rank, right.cols);
     if cols == 0 {
@@ -121,15 +114,15 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
                 #[cfg(target_arch = "x86_64")]
                 if N == PANEL && width == N && rank <= CHAIN {
                     // SAFETY: only the AVX-512 level makes tiles as wide as a panel.
-                    unsafe { x86::tile::<SINK>(left, panel, scale, i * cols + j, cols, base, out, delta) };
+                    unsafe { x86::tile::<SINK>(left, panel, scale, i * cols + j, cols, base, out) };
                     continue;
                 }
                 let sum = tile::<M, N>(left, panel, j % PANEL, rank);
                 if width == N {
-                    store::<M, N, SINK>(i * cols + j, cols, &sum, scale, base, out, delta);
+                    store::<M, N, SINK>(i * cols + j, cols, &sum, scale, base, out);
                 } else {
                     for m in 0..M {
-                        store_some::<SINK>((i + m) * cols + j, &sum[m][..width], scale, base, out, delta);
+                        store_some::<SINK>((i + m) * cols + j, &sum[m][..width], scale, base, out);
                     }
                 }
             }
@@ -138,7 +131,7 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
             for j in (strip..strip_end).step_by(N) {
                 let panel = &right.data[j / PANEL * PANEL * rank..];
                 let [sum] = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
-                store_some::<SINK>(i * cols + j, &sum[..N.min(cols - j)], scale, base, out, delta);
+                store_some::<SINK>(i * cols + j, &sum[..N.min(cols - j)], scale, base, out);
             }
         }
     }
@@ -154,7 +147,6 @@ fn store<const M: usize, const N: usize, const SINK: u8>(
     scale: f32,
     base: &[f32],
     out: &mut [f32],
-    delta: &mut [f32],
 ) {
     let mut product = *sum;
     let mut total = [[0.0; N]; M];
@@ -173,18 +165,15 @@ fn store<const M: usize, const N: usize, const SINK: u8>(
     }
     for m in 0..M {
         let range = at + m * cols..at + m * cols + N;
-        if SINK == ONTO_WITH_DELTA {
-            delta[range.clone()].copy_from_slice(&product[m]);
-        }
         out[range].copy_from_slice(if SINK == SET { &product[m] } else { &total[m] });
     }
 }
 
 /// The same for a part of a row.
 #[inline(always)]
-fn store_some<const SINK: u8>(at: usize, sum: &[f32], scale: f32, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
+fn store_some<const SINK: u8>(at: usize, sum: &[f32], scale: f32, base: &[f32], out: &mut [f32]) {
     for (at, &sum) in (at..).zip(sum) {
-        store::<1, 1, SINK>(at, 0, &[[sum]], scale, base, out, delta);
+        store::<1, 1, SINK>(at, 0, &[[sum]], scale, base, out);
     }
 }
 
@@ -241,13 +230,12 @@ fn chain<const M: usize, const N: usize>(left: &[f32], panel: &[f32], from: usiz
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{ADD, ONTO_WITH_DELTA, PANEL, SET};
+    use super::{ADD, PANEL, SET};
     use std::arch::x86_64::*;
 
     /// A tile of four rows and a panel, start to end in registers: the same operations in the same order as the generic tile and store.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn tile<const SINK: u8>(left: &[f32], panel: &[f32], scale: f32, at: usize, cols: usize, base: &[f32], out: &mut [f32], delta: &mut [f32]) {
+    pub(super) fn tile<const SINK: u8>(left: &[f32], panel: &[f32], scale: f32, at: usize, cols: usize, base: &[f32], out: &mut [f32]) {
         let mut sum = [[_mm512_setzero_ps(); 4]; 4];
         for (factors, row) in left.chunks_exact(4).zip(panel.chunks_exact(PANEL)) {
             let row = load(row);
@@ -275,9 +263,6 @@ mod x86 {
             }
         }
         for m in 0..4 {
-            if SINK == ONTO_WITH_DELTA {
-                store(&mut delta[row(m)], &sum[m]);
-            }
             store(&mut out[row(m)], &total[m]);
         }
     }
@@ -328,14 +313,11 @@ mod tests {
             let base = numbers(rows * cols, 3);
             let results = at_every_level(|| {
                 let zero = vec![0.0; rows * cols];
-                let (mut set, mut added, mut onto, mut both, mut delta) = (zero.clone(), base.clone(), zero.clone(), zero.clone(), zero);
+                let (mut set, mut added, mut onto) = (zero.clone(), base.clone(), zero);
                 low_rank(&left, &right, 0.3, Sink::Set(&mut set));
                 low_rank(&left, &right, 0.3, Sink::Add(&mut added));
                 low_rank(&left, &right, 0.3, Sink::Onto { base: &base, values: &mut onto });
-                low_rank(&left, &right, 0.3, Sink::OntoWithDelta { base: &base, values: &mut both, delta: &mut delta });
                 assert_eq!(bits(&added), bits(&onto));
-                assert_eq!(bits(&added), bits(&both));
-                assert_eq!(bits(&set), bits(&delta));
                 (bits(&set), bits(&added))
             });
             for (level, got) in &results {

@@ -130,12 +130,3 @@ macro_rules! versions {
     };
 }
 pub(crate) use versions;
-#[doc(hidden)]
-pub fn bench_low_rank(l:&[f32],r:&[f32],rank:usize,cols:usize,s:f32,base:&[f32],v:&mut [f32],d:&mut [f32],mode:u8)->f64{
-    use low_rank::Sink;
-    let p=low_rank::Panels::new(r,rank,cols);
-    let t=std::time::Instant::now();
-    let sink=match mode {0=>Sink::Set(v),1=>Sink::Onto{base,values:v},_=>Sink::OntoWithDelta{base,values:v,delta:d}};
-    low_rank::low_rank(l,&p,s,sink);
-    t.elapsed().as_secs_f64()
-}

@@ -2,7 +2,7 @@
 
 use super::versions;
 
-/// Sums over elements. W0: decoded base, D: delta, T: merged target, Wq: decoded output, E = Wq − T.
+/// Sums over elements. W0: decoded base, T: merged target, D = T − W0: delta, Wq: decoded output, E = Wq − T.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moments {
     /// Σ W0².
@@ -13,13 +13,11 @@ pub(crate) struct Moments {
     pub change_delta: f64,
     /// Σ E².
     pub error2: f64,
-    /// Σ (Wq − W0)².
-    pub change2: f64,
     /// max |E|.
     pub max_error: f32,
     /// Elements with Wq ≠ W0.
     pub changed: u64,
-    /// False if any of D, T, Wq is NaN or infinite.
+    /// False if any of T, Wq is NaN or infinite.
     pub finite: bool,
 }
 
@@ -30,7 +28,6 @@ impl Moments {
         self.delta2 += other.delta2;
         self.change_delta += other.change_delta;
         self.error2 += other.error2;
-        self.change2 += other.change2;
         self.max_error = self.max_error.max(other.max_error);
         self.changed += other.changed;
         self.finite &= other.finite;
@@ -48,67 +45,86 @@ const LANES: usize = 16;
 const SEGMENT: usize = 64 * LANES;
 
 versions! {
-    /// Sums over four equally long slices.
-    pub(crate) fn moments(base: &[f32], delta: &[f32], target: &[f32], output: &[f32]) -> Moments = body;
+    /// Sums over three equally long slices.
+    pub(crate) fn moments(base: &[f32], target: &[f32], output: &[f32]) -> Moments = body;
 }
 
 #[inline(always)]
-fn body(base: &[f32], delta: &[f32], target: &[f32], output: &[f32]) -> Moments {
+fn body(base: &[f32], target: &[f32], output: &[f32]) -> Moments {
     let mut total = Moments::zero();
-    let segments = base.chunks(SEGMENT).zip(delta.chunks(SEGMENT)).zip(target.chunks(SEGMENT).zip(output.chunks(SEGMENT)));
-    for ((base, delta), (target, output)) in segments {
-        segment(base, delta, target, output, &mut total);
+    for ((base, target), output) in base.chunks(SEGMENT).zip(target.chunks(SEGMENT)).zip(output.chunks(SEGMENT)) {
+        segment(base, target, output, &mut total);
     }
     total
 }
 
-#[inline(always)]
-fn segment(base: &[f32], delta: &[f32], target: &[f32], output: &[f32], total: &mut Moments) {
-    let mut sums = [[0.0_f32; LANES]; 5];
-    let mut largest = [0_u32; LANES];
-    let mut largest_error = [0_u32; LANES];
-    let mut changed = [0_u32; LANES];
-    let lanes = |x: &[f32]| -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        lanes[..x.len()].copy_from_slice(x);
-        lanes
-    };
-    let mut step = |w: &[f32; LANES], d: &[f32; LANES], t: &[f32; LANES], q: &[f32; LANES]| {
+/// Sums of one lane each.
+struct Lanes {
+    weight2: [f32; LANES],
+    delta2: [f32; LANES],
+    change_delta: [f32; LANES],
+    error2: [f32; LANES],
+    largest: [u32; LANES],
+    largest_error: [u32; LANES],
+    changed: [u32; LANES],
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, w: &[f32; LANES], t: &[f32; LANES], q: &[f32; LANES]) {
         for l in 0..LANES {
+            let delta = t[l] - w[l];
             let change = q[l] - w[l];
             let error = q[l] - t[l];
-            sums[0][l] += w[l] * w[l];
-            sums[1][l] += d[l] * d[l];
-            sums[2][l] += change * d[l];
-            sums[3][l] += error * error;
-            sums[4][l] += change * change;
-            changed[l] += u32::from(q[l] != w[l]);
-            largest_error[l] = largest_error[l].max(error.to_bits() & 0x7fff_ffff);
-            let widest = (d[l].to_bits() & 0x7fff_ffff).max(t[l].to_bits() & 0x7fff_ffff).max(q[l].to_bits() & 0x7fff_ffff);
-            largest[l] = largest[l].max(widest);
+            self.weight2[l] += w[l] * w[l];
+            self.delta2[l] += delta * delta;
+            self.change_delta[l] += change * delta;
+            self.error2[l] += error * error;
+            self.changed[l] += u32::from(q[l] != w[l]);
+            self.largest_error[l] = self.largest_error[l].max(error.to_bits() & MAGNITUDE);
+            self.largest[l] = self.largest[l].max((t[l].to_bits() & MAGNITUDE).max(q[l].to_bits() & MAGNITUDE));
         }
-    };
-    let whole = base.len() / LANES * LANES;
-    let quads = base[..whole]
-        .chunks_exact(LANES)
-        .zip(delta[..whole].chunks_exact(LANES))
-        .zip(target[..whole].chunks_exact(LANES).zip(output[..whole].chunks_exact(LANES)));
-    for ((w, d), (t, q)) in quads {
-        step(w.try_into().expect("LANES"), d.try_into().expect("LANES"), t.try_into().expect("LANES"), q.try_into().expect("LANES"));
     }
-    if whole < base.len() {
-        step(&lanes(&base[whole..]), &lanes(&delta[whole..]), &lanes(&target[whole..]), &lanes(&output[whole..]));
+}
+
+/// All bits but the sign: comparing them as integers compares magnitudes, with NaN above infinity.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+#[inline(always)]
+fn segment(base: &[f32], target: &[f32], output: &[f32], total: &mut Moments) {
+    let zero = [0.0; LANES];
+    let mut lanes = Lanes {
+        weight2: zero,
+        delta2: zero,
+        change_delta: zero,
+        error2: zero,
+        largest: [0; LANES],
+        largest_error: [0; LANES],
+        changed: [0; LANES],
+    };
+    let (base, base_tail) = base.as_chunks::<LANES>();
+    let (target, target_tail) = target.as_chunks::<LANES>();
+    let (output, output_tail) = output.as_chunks::<LANES>();
+    for ((w, t), q) in base.iter().zip(target).zip(output) {
+        lanes.add(w, t, q);
+    }
+    if !base_tail.is_empty() {
+        let padded = |tail: &[f32]| {
+            let mut lanes = zero;
+            lanes[..tail.len()].copy_from_slice(tail);
+            lanes
+        };
+        lanes.add(&padded(base_tail), &padded(target_tail), &padded(output_tail));
     }
     let sum = |lanes: &[f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
     let max = |lanes: &[u32; LANES]| lanes.iter().copied().max().unwrap_or(0);
-    total.weight2 += sum(&sums[0]);
-    total.delta2 += sum(&sums[1]);
-    total.change_delta += sum(&sums[2]);
-    total.error2 += sum(&sums[3]);
-    total.change2 += sum(&sums[4]);
-    total.changed += changed.iter().map(|&n| u64::from(n)).sum::<u64>();
-    total.max_error = total.max_error.max(f32::from_bits(max(&largest_error)));
-    total.finite &= max(&largest) < f32::INFINITY.to_bits();
+    total.weight2 += sum(&lanes.weight2);
+    total.delta2 += sum(&lanes.delta2);
+    total.change_delta += sum(&lanes.change_delta);
+    total.error2 += sum(&lanes.error2);
+    total.changed += lanes.changed.iter().map(|&n| u64::from(n)).sum::<u64>();
+    total.max_error = total.max_error.max(f32::from_bits(max(&lanes.largest_error)));
+    total.finite &= max(&lanes.largest) < f32::INFINITY.to_bits();
 }
 
 /// The first index whose value is NaN or infinite.
@@ -123,7 +139,7 @@ versions! {
 
 #[inline(always)]
 fn all_finite_body(values: &[f32]) -> bool {
-    values.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max) < f32::INFINITY.to_bits()
+    values.iter().map(|x| x.to_bits() & MAGNITUDE).fold(0, u32::max) < f32::INFINITY.to_bits()
 }
 
 #[cfg(test)]
@@ -137,12 +153,14 @@ mod tests {
         let wave = |k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<_>>();
         let (w, d, q) = (wave(0.7), wave(0.13), wave(0.71));
         let t: Vec<f32> = w.iter().zip(&d).map(|(w, d)| w + d).collect();
-        let all = at_every_level(|| moments(&w, &d, &t, &q));
+        let all = at_every_level(|| moments(&w, &t, &q));
         let got = all[0].1;
         assert!(all.iter().all(|(_, other)| *other == got));
         let sum = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
-        let want = sum(&|i| f64::from(q[i] - w[i]) * f64::from(d[i]));
+        // Summed in f32 lanes, so the bound is on the sum of magnitudes.
+        let want = sum(&|i| f64::from(q[i] - w[i]) * f64::from(t[i] - w[i]));
         assert!((got.change_delta - want).abs() < 1e-6 * sum(&|i| f64::from((q[i] - w[i]) * d[i]).abs()));
+        assert!((got.delta2 - sum(&|i| f64::from(d[i]).powi(2))).abs() < 1e-6 * got.delta2);
         assert!((got.error2 - sum(&|i| f64::from(q[i] - t[i]).powi(2))).abs() < 1e-6 * got.error2);
         assert_eq!(got.changed, (0..n).filter(|&i| q[i] != w[i]).count() as u64);
         assert_eq!(got.max_error, (0..n).map(|i| (q[i] - t[i]).abs()).fold(0.0, f32::max));
@@ -156,15 +174,10 @@ mod tests {
                 let mut values = vec![1.0; 1031];
                 let fine = values.clone();
                 values[at] = bad;
-                for (level, (a, b, c, plain)) in at_every_level(|| {
-                    (
-                        moments(&fine, &values, &fine, &fine).finite,
-                        moments(&fine, &fine, &values, &fine).finite,
-                        moments(&fine, &fine, &fine, &values).finite,
-                        all_finite(&values),
-                    )
+                for (level, (target, output, plain)) in at_every_level(|| {
+                    (moments(&fine, &values, &fine).finite, moments(&fine, &fine, &values).finite, all_finite(&values))
                 }) {
-                    assert!(!a && !b && !c && !plain, "{level:?} {bad} {at}");
+                    assert!(!target && !output && !plain, "{level:?} {bad} {at}");
                 }
                 assert_eq!(first_nonfinite(&values), Some(at));
             }

@@ -31,7 +31,7 @@ pub(crate) struct Finished {
 struct Line {
     step: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    sums: Option<[u64; 9]>,
+    sums: Option<[u64; 8]>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     late: Vec<(usize, String)>,
 }
@@ -102,7 +102,6 @@ impl Line {
                 m.delta2.to_bits(),
                 m.change_delta.to_bits(),
                 m.error2.to_bits(),
-                m.change2.to_bits(),
                 u64::from(m.max_error.to_bits()),
                 m.changed,
                 u64::from(m.finite),
@@ -127,10 +126,9 @@ impl Line {
                 delta2: f64::from_bits(bits[2]),
                 change_delta: f64::from_bits(bits[3]),
                 error2: f64::from_bits(bits[4]),
-                change2: f64::from_bits(bits[5]),
-                max_error: f32::from_bits(bits[6] as u32),
-                changed: bits[7],
-                finite: bits[8] == 1,
+                max_error: f32::from_bits(bits[5] as u32),
+                changed: bits[6],
+                finite: bits[7] == 1,
             },
         });
         let late = self.late.into_iter().map(|(part, text)| (part, text.into_bytes())).collect();

@@ -92,6 +92,15 @@ impl Geometry {
     pub fn elements(&self) -> usize {
         self.rows * self.cols
     }
+
+    /// The row step that suits both: where both may start a chunk.
+    pub fn common_step(&self, other: &Self) -> usize {
+        let (mut a, mut b) = (self.row_step, other.row_step);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        (self.row_step / a.max(1) * other.row_step).clamp(1, self.rows.max(1))
+    }
 }
 
 /// One stored tensor of a weight.
@@ -232,6 +241,27 @@ pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
     claims.sort_by_key(|(at, _)| *at);
     let opaque = owner.iter().enumerate().filter(|(_, owner)| owner.is_none()).map(|(at, _)| at).collect();
     Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
+}
+
+/// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.
+pub(crate) const MAX_WHOLE_PART: u64 = 1 << 28;
+
+/// The formats of a checkpoint's matrices in a phrase, most bytes first ("nf4 + bf16").
+pub fn in_words(inventory: &Inventory) -> String {
+    let matrices = inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2);
+    phrase(matrices.map(|claim| (claim.weight.format(), claim.entries[0].bytes)))
+}
+
+/// Formats with their bytes in a phrase, most bytes first.
+pub(crate) fn phrase(formats: impl Iterator<Item = (&'static str, u64)>) -> String {
+    let mut bytes: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    for (format, size) in formats {
+        *bytes.entry(format).or_default() += size;
+    }
+    let mut formats: Vec<_> = bytes.into_iter().collect();
+    formats.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), *name));
+    let words: Vec<&str> = formats.iter().map(|(name, _)| *name).collect();
+    words.join(" + ")
 }
 
 /// Reads little-endian f32 values.

@@ -19,6 +19,7 @@ pub use schedule::Memory;
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
+use crate::formats;
 use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, refuse_repeat};
@@ -405,7 +406,7 @@ fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], fini
         tool: Tool::THIS,
         base: Model {
             path: inputs.base.path.display().to_string(),
-            format: base_format(inputs),
+            format: formats::in_words(&inputs.inventory),
             bytes: inputs.base.total_bytes(),
         },
         adapters: inputs.adapters.iter().zip(&plan.accounting).zip(hashes).map(adapter_report).collect(),
@@ -443,13 +444,6 @@ fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Acc
         unused_tensors: accounting.unused.clone(),
         ignored: accounting.ignored.iter().map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason }).collect(),
     }
-}
-
-/// The formats of the base's matrices, most bytes first.
-fn base_format(inputs: &Inputs) -> String {
-    crate::plan::formats_in_words(inputs.inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2).map(|claim| {
-        (claim.weight.format(), claim.entries[0].bytes)
-    }))
 }
 
 /// Largest resident memory of this process, from the kernel.

@@ -163,8 +163,7 @@ impl Schedule {
 /// Rows of a chunk: whole row steps, as many as come to the wanted number of elements.
 pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     let from = recode.from.weight.geometry();
-    let to = recode.to.geometry();
-    let step = lcm(from.row_step, to.row_step).clamp(1, from.rows.max(1));
+    let step = from.common_step(&recode.to.geometry());
     let wanted = elements / from.cols.max(1);
     (wanted / step * step).max(step)
 }
@@ -264,14 +263,4 @@ fn predict(plan: &Plan, memory: &Memory) -> u64 {
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
     FIXED_BYTES + headers + memory.threads as u64 * worker + in_flight
-}
-
-fn lcm(a: usize, b: usize) -> usize {
-    let gcd = |mut a: usize, mut b: usize| {
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    a / gcd(a, b).max(1) * b
 }

@@ -9,7 +9,7 @@ use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
 use crate::check;
 use crate::edit::{self, Edit};
 use crate::error::Result;
-use crate::formats::Weight;
+use crate::formats::{MAX_WHOLE_PART, Weight};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
@@ -153,14 +153,12 @@ impl<'a> Steps<'a> {
     }
 
     fn load(&self, recode: &Recode, step: &Step, mut state: State) -> Result<State> {
-        /// A part that belongs to the weight as a whole is a table, a state, or second-level scales.
-        const MAX_WHOLE: u64 = 1 << 28;
         let source = self.source(recode);
         let weight = &recode.from.weight;
         state.whole = (0..recode.from.entries.len())
             .map(|part| match weight.part_rows(part, &(0..0)) {
                 Some(_) => Ok(None),
-                None => source.read_small(&recode.from.entries[part], MAX_WHOLE).map(Some),
+                None => source.read_small(&recode.from.entries[part], MAX_WHOLE_PART).map(Some),
             })
             .collect::<Result<_>>()?;
         if !recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {

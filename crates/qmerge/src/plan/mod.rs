@@ -7,9 +7,11 @@
 mod config;
 mod layout;
 mod steps;
+mod summary;
 
 pub use layout::{OutFile, OutTensor, Slot};
 pub use steps::{Action, Recode, Source, Step};
+pub use summary::{PlanSummary, PlannedFile, PlannedWeight};
 
 use crate::adapters::{Adapter, Changes, Names, ReadOptions, Rename};
 use crate::error::{Error, Kind, Result, mismatch};
@@ -122,7 +124,7 @@ impl Plan {
         let (files, steps) = layout::lay_out(inputs, decided.steps);
         let config = config::edited(inputs, options, &steps, &decided.config)?;
         Ok(Self {
-            output_format: formats_in_words(output_matrices(&steps, inputs)),
+            output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,
             files,
             index: inputs.base.index.clone(),
@@ -232,18 +234,6 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
         Action::Recode(recode) if recode.to.shape().len() >= 2 => Some((recode.to.format(), recode.to.parts()[0].bytes)),
         _ => None,
     })
-}
-
-/// Formats in a phrase, most bytes first ("nf4 + bf16").
-pub(crate) fn formats_in_words(matrices: impl Iterator<Item = (&'static str, u64)>) -> String {
-    let mut bytes: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
-    for (format, size) in matrices {
-        *bytes.entry(format).or_default() += size;
-    }
-    let mut formats: Vec<_> = bytes.into_iter().collect();
-    formats.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), *name));
-    let words: Vec<&str> = formats.iter().map(|(name, _)| *name).collect();
-    words.join(" + ")
 }
 
 /// The same adapter folded twice is nearly always a mistake.

@@ -1,0 +1,259 @@
+//! The command line as typed. Parsing checks values and does nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.
+#[derive(Debug, Parser)]
+#[command(name = "qmerge", version, propagate_version = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Merge one or more adapters into a base model.
+    #[command(
+        visible_alias = "fuse",
+        after_help = "Examples:\n  qmerge merge --base base-nf4 --adapter my-lora -o merged\n  \
+                      qmerge merge --base base-nf4 --adapter my-lora --to bf16 -o merged-bf16\n  \
+                      qmerge merge --base base --adapter a=0.7 --adapter b=0.3 -o both\n  \
+                      qmerge merge --base base --adapter my-lora -o merged --dry-run\n\n\
+                      Exit status: 0 done, 1 survival below --min-survival, 2 wrong use or unfit input, 3 reading or writing failed."
+    )]
+    Merge(Box<MergeArgs>),
+    /// Show what is in a checkpoint or an adapter.
+    #[command(after_help = "Examples:\n  qmerge inspect base-nf4\n  qmerge inspect my-lora --json")]
+    Inspect(InspectArgs),
+    /// Change the format of a model, without an adapter.
+    #[command(after_help = "Examples:\n  qmerge convert --base base-nf4 --to bf16 -o base-bf16\n  \
+                            qmerge convert --base base-bf16 --to nf4 -o base-nf4")]
+    Convert(Box<ConvertArgs>),
+    /// Tell whether an adapter was applied, to which tensors, and with what loss; also for merges made by other tools.
+    #[command(after_help = "Examples:\n  qmerge verify --base base-nf4 --adapter my-lora --merged merged\n\n\
+                            Exit status: 0 applied and kept, 1 not (or lost to rounding), 2 wrong use or unfit input, \
+                            3 reading failed, 4 too little evidence.")]
+    Verify(Box<VerifyArgs>),
+    /// Merge the small trained model that comes with the program, and show the report.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sources {
+    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
+    pub(crate) adapter: Vec<String>,
+}
+
+/// Choices on what adapters mean.
+#[derive(Debug, Args)]
+pub(crate) struct Meaning {
+    /// Translate names of the adapter: a regular expression and what it becomes ($1 for groups); may be given several times.
+    #[arg(long, value_name = "REGEX=>NAME")]
+    pub(crate) map: Vec<String>,
+    /// Leave out adapter tensors that match nothing in the base (they are listed in the report).
+    #[arg(long)]
+    pub(crate) allow_unused: bool,
+    /// The base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
+    #[arg(long)]
+    pub(crate) base_is_residual: bool,
+    /// Write what PEFT writes where its merge contradicts its own forward pass.
+    #[arg(long)]
+    pub(crate) peft_bugs: bool,
+}
+
+/// Choices on the output's format.
+#[derive(Debug, Args)]
+pub(crate) struct Quantization {
+    /// NF4 and FP4: quantize the scales too.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) double_quant: bool,
+    /// NF4 and FP4: elements per scale.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) block_size: usize,
+    /// NF4 and FP4: type that the packed codes are viewed as.
+    #[arg(long, value_name = "TYPE", default_value = "uint8")]
+    pub(crate) quant_storage: String,
+    /// Sum mean scales as torch does on this many threads (the last bit of some scales depends on it).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) torch_threads: usize,
+}
+
+/// How the work is done.
+#[derive(Debug, Args)]
+pub(crate) struct Running {
+    /// Print the plan and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Go on where an interrupted run of the same command stopped.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Worker threads (default: one per processor). The output does not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Most memory to use, like 300M or 2G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_memory: Option<u64>,
+    /// Also write the report to this .json file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print nothing but errors.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TokenizerArg {
+    /// The adapter's where it has one, else the base's.
+    Adapter,
+    /// The base's.
+    Base,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// Output folder (or .safetensors file).
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Format of the output: same, f32, f16, bf16, nf4, fp4, int8.
+    #[arg(long, value_name = "FORMAT", default_value = "same")]
+    pub(crate) to: String,
+    /// How codes are chosen: nearest (what PEFT does), keep (the base's scales stay).
+    #[arg(long, value_name = "METHOD", default_value = "nearest")]
+    pub(crate) rounding: String,
+    /// Fail (exit status 1) if less than this share of the adapter's delta survives.
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) min_survival: Option<f64>,
+    /// Whose tokenizer and chat template the output takes.
+    #[arg(long, value_enum, default_value = "adapter")]
+    pub(crate) tokenizer: TokenizerArg,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) quantization: Quantization,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model or an adapter: a folder, a file, or a hub id in the local cache.
+    pub(crate) path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Format of the output: f32, f16, bf16, nf4, fp4, int8.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// Output folder (or .safetensors file).
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) quantization: Quantization,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// The merge to examine: a folder, a .safetensors file, or a hub id in the local cache.
+    #[arg(long, value_name = "MERGED")]
+    pub(crate) merged: PathBuf,
+    /// Share of the delta from which it counts as kept.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub(crate) min_survival: f64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    /// Worker threads (default: one per processor).
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Folder for the demo's model, adapter and merges.
+    #[arg(long, short, value_name = "FOLDER", default_value = "qmerge-demo")]
+    pub(crate) output: PathBuf,
+}
+
+/// Bytes, with K, M, G or T (powers of 1024) behind.
+fn size(text: &str) -> Result<u64, String> {
+    let trimmed = text.trim().trim_end_matches(['b', 'B']).trim_end_matches(['i', 'I']);
+    let (digits, unit) = match trimmed.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => (&trimmed[..at], unit.to_ascii_uppercase()),
+        _ => (trimmed, ' '),
+    };
+    let shift = match unit {
+        ' ' => 0,
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => return Err(format!("`{text}` is not a size: write 300M or 2G")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is not a size: write 300M or 2G"))?;
+    Ok((number.max(0.0) * (1_u64 << shift) as f64) as u64)
+}
+
+/// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is.
+pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
+    if let Some((path, weight)) = text.rsplit_once('=')
+        && !std::path::Path::new(text).exists()
+    {
+        let weight = weight.parse().map_err(|_| format!("`{weight}` in `--adapter {text}` is not a number"))?;
+        return Ok((PathBuf::from(path), weight));
+    }
+    Ok((PathBuf::from(text), 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(size("300M"), Ok(300 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("1.5k"), Ok(1536));
+        assert_eq!(size("77"), Ok(77));
+        assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn weights_are_split_off() {
+        assert_eq!(adapter_and_weight("a/b=0.5"), Ok((PathBuf::from("a/b"), 0.5)));
+        assert_eq!(adapter_and_weight("a/b"), Ok((PathBuf::from("a/b"), 1.0)));
+        assert!(adapter_and_weight("a=x").is_err());
+    }
+}

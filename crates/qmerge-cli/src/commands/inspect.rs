@@ -1,0 +1,17 @@
+//! `qmerge inspect`.
+
+use anyhow::Result;
+
+use super::merge::print_json;
+use crate::args::InspectArgs;
+use crate::{Outcome, show};
+
+pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
+    let found = qmerge::inspect::inspect(&args.path)?;
+    if args.json {
+        print_json(&found)?;
+    } else {
+        show::inspection(&found);
+    }
+    Ok(Outcome::Done)
+}

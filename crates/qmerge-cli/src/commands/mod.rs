@@ -1,0 +1,65 @@
+//! One file per command: arguments become the library's options, and its answers become text.
+
+pub(crate) mod convert;
+pub(crate) mod demo;
+pub(crate) mod inspect;
+pub(crate) mod merge;
+pub(crate) mod verify;
+
+use anyhow::Result;
+use qmerge::adapters::{Adapter, ReadOptions};
+use qmerge::dtype::Dtype;
+use qmerge::error::{Error, Kind};
+use qmerge::formats::{self, Settings};
+use qmerge::merge::RunOptions;
+use qmerge::open::Checkpoint;
+use qmerge::plan::Inputs;
+use qmerge::write::Existing;
+
+use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
+
+fn usage(message: String) -> Error {
+    Error::new(Kind::Usage, message)
+}
+
+fn open(sources: &Sources) -> Result<Inputs> {
+    let base = Checkpoint::open(&sources.base)?;
+    let adapters = sources
+        .adapter
+        .iter()
+        .map(|text| {
+            let (path, weight) = adapter_and_weight(text).map_err(usage)?;
+            Adapter::open(&path, weight)
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok(Inputs::new(base, adapters)?)
+}
+
+fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {
+    Ok(if id == "same" { None } else { Some(formats::by_id(id)?) })
+}
+
+fn settings(args: &Quantization) -> Result<Settings> {
+    let quant_storage = Dtype::from_torch_name(&args.quant_storage)
+        .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
+        .ok_or_else(|| usage(format!("`--quant-storage {}` is none of uint8, float16, bfloat16, float32", args.quant_storage)))?;
+    Ok(Settings {
+        block_size: args.block_size,
+        double_quant: args.double_quant,
+        quant_storage,
+        torch_threads: args.torch_threads.max(1),
+    })
+}
+
+fn read_options(args: &Meaning) -> ReadOptions {
+    ReadOptions { base_is_residual: args.base_is_residual, peft_bugs: args.peft_bugs }
+}
+
+fn run_options(args: &Running) -> RunOptions {
+    RunOptions {
+        threads: args.threads,
+        max_memory: args.max_memory,
+        existing: Existing { force: args.force, resume: args.resume },
+        ..RunOptions::default()
+    }
+}

@@ -19,6 +19,8 @@ pub mod dtype;
 pub mod edit;
 pub mod error;
 pub mod formats;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod inspect;
 pub mod measure;
 pub mod merge;

@@ -64,7 +64,7 @@ impl AdapterConfig {
 }
 
 /// Parses the document. `path` is remembered, not read.
-pub fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
+pub(crate) fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
     let json: Map<String, Value> =
         serde_json::from_slice(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
     let fields = Fields(&json);

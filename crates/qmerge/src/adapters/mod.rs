@@ -27,8 +27,8 @@ use crate::edit::Edit;
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::{self, Checkpoint};
 
-#[doc(hidden)]
-pub use config::parse as fuzz_config;
+#[cfg(feature = "fuzzing")]
+pub(crate) use config::parse as parse_config;
 
 /// Every kind of adapter that can be merged.
 pub static ADAPTERS: &[&dyn Method] = &[&lora::Lora, &tokens::TrainableTokens];
@@ -205,6 +205,13 @@ impl Changes {
         used.extend(self.ignored.iter().map(|(name, _)| name.as_str()));
         self.unused = tensors.entries.iter().map(|entry| &entry.name).filter(|name| !used.contains(name.as_str())).cloned().collect();
     }
+}
+
+/// Looks a name up in all patterns of a configuration.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn try_patterns(config: &AdapterConfig, name: &str) {
+    let _ = patterns::lookup(&config.rank_pattern, name);
+    let _ = patterns::lookup(&config.alpha_pattern, name);
 }
 
 /// Reads a whole adapter tensor as f32 and checks that it is finite.

@@ -19,7 +19,7 @@ use crate::simd::nibbles::{self, Codebook};
 
 /// NF4 or FP4 as a format.
 #[derive(Debug)]
-pub struct Bnb4 {
+pub(crate) struct Bnb4 {
     id: &'static str,
     about: &'static str,
     book: &'static Codebook,
@@ -28,10 +28,10 @@ pub struct Bnb4 {
 }
 
 /// 16 quantiles of a normal distribution, block-scaled.
-pub static NF4: Bnb4 =
+pub(crate) static NF4: Bnb4 =
     Bnb4 { id: "nf4", about: "bitsandbytes NF4, 4 bits, block-scaled", book: &NF4_BOOK, sorted: &NF4_SORTED };
 /// 4-bit floats, block-scaled.
-pub static FP4: Bnb4 =
+pub(crate) static FP4: Bnb4 =
     Bnb4 { id: "fp4", about: "bitsandbytes FP4, 4 bits, block-scaled", book: &FP4_BOOK, sorted: &FP4_SORTED };
 
 #[rustfmt::skip]

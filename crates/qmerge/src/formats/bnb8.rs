@@ -14,7 +14,7 @@ use crate::simd::rows8;
 
 /// LLM.int8 as a format.
 #[derive(Debug)]
-pub struct Int8;
+pub(super) struct Int8;
 
 impl Format for Int8 {
     fn id(&self) -> &'static str {

@@ -11,18 +11,18 @@ use crate::simd::floats;
 
 /// One of the three plain types as a format.
 #[derive(Debug)]
-pub struct Plain {
+pub(super) struct Plain {
     id: &'static str,
     about: &'static str,
     dtype: Dtype,
 }
 
 /// 32-bit floats.
-pub static F32: Plain = Plain { id: "f32", about: "plain 32-bit floats", dtype: Dtype::F32 };
+pub(super) static F32: Plain = Plain { id: "f32", about: "plain 32-bit floats", dtype: Dtype::F32 };
 /// 16-bit IEEE floats.
-pub static F16: Plain = Plain { id: "f16", about: "plain 16-bit IEEE floats", dtype: Dtype::F16 };
+pub(super) static F16: Plain = Plain { id: "f16", about: "plain 16-bit IEEE floats", dtype: Dtype::F16 };
 /// bfloat16.
-pub static BF16: Plain = Plain { id: "bf16", about: "plain bfloat16", dtype: Dtype::BF16 };
+pub(super) static BF16: Plain = Plain { id: "bf16", about: "plain bfloat16", dtype: Dtype::BF16 };
 
 fn format_of(dtype: Dtype) -> &'static Plain {
     match dtype {

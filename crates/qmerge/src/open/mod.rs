@@ -22,10 +22,10 @@ pub use source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
 
-#[doc(hidden)]
-pub use pickle::parse as fuzz_pickle;
-#[doc(hidden)]
-pub use safetensors::parse_header as fuzz_safetensors_header;
+#[cfg(feature = "fuzzing")]
+pub(crate) use pickle::parse as parse_pickle;
+#[cfg(feature = "fuzzing")]
+pub(crate) use safetensors::parse_header;
 
 /// One tensor of a checkpoint: a name and a byte range of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,19 +13,19 @@ use crate::error::{Result, malformed, unsupported};
 
 /// A tensor as the pickle describes it: a view of a storage that lies in another member of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorRef {
+pub(crate) struct TensorRef {
     /// Archive member `data/KEY`.
-    pub storage: String,
+    pub(crate) storage: String,
     /// Element type.
-    pub dtype: Dtype,
+    pub(crate) dtype: Dtype,
     /// Elements in the whole storage.
-    pub storage_elements: u64,
+    pub(crate) storage_elements: u64,
     /// First element of the view.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Dimensions.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Strides in elements.
-    pub stride: Vec<usize>,
+    pub(crate) stride: Vec<usize>,
 }
 
 type Id = usize;
@@ -54,7 +54,7 @@ enum Callable {
 }
 
 /// Reads the pickled state dict: name and description of every tensor, in file order.
-pub fn parse(pickle: &[u8]) -> Result<Vec<(String, TensorRef)>> {
+pub(crate) fn parse(pickle: &[u8]) -> Result<Vec<(String, TensorRef)>> {
     let mut machine = Machine { bytes: pickle, at: 0, nodes: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
     let root = machine.run()?;
     machine.state_dict(root)

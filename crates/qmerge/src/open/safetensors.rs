@@ -140,7 +140,7 @@ fn read_header(source: &Source) -> Result<Contents> {
 ///
 /// `data` is the number of bytes behind the header, `base` the file offset where they begin. Entries come back in
 /// header order with absolute offsets. Errors name the tensor.
-pub fn parse_header(header: &[u8], data: u64, base: u64) -> Result<Contents> {
+pub(crate) fn parse_header(header: &[u8], data: u64, base: u64) -> Result<Contents> {
     let mut deserializer = serde_json::Deserializer::from_slice(header);
     let raw = Header
         .deserialize(&mut deserializer)

@@ -1,0 +1,393 @@
+//! Every kind of bad input ends with exit status 2 (3 where the system fails), names the file, the tensor and the cause, and leaves no output.
+
+use std::path::Path;
+
+use crate::model::{Folder, change, demo, f16s, f32s, noise, plain_model, read, run, stderr, write};
+
+const ADAPTER: &str = "adapter/adapter_model.safetensors";
+const BASE: &str = "base/model.safetensors";
+const Q: &str = "base_model.model.model.layers.1.self_attn.q_proj";
+
+/// Merges and expects a refusal with this status that says all of `words`; the output must not exist in any form.
+fn refused(folder: &Folder, extra: &[&str], status: i32, words: &[&str]) {
+    let mut args = vec!["merge", "--base", "base", "--adapter", "adapter", "-o", "out"];
+    args.extend(extra);
+    let output = run(folder.path(), &args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is missing in: {text}");
+    }
+    assert!(!folder.join("out").exists(), "{text}");
+    assert!(!folder.join("out.partial").exists(), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+fn model() -> Folder {
+    let folder = Folder::new();
+    plain_model(folder.path(), 3, 40, 48);
+    folder
+}
+
+fn poke(path: &Path, tensor: &str, index: usize, value: f32) {
+    change(path, |tensors| {
+        let (_, _, _, bytes) = tensors.iter_mut().find(|(name, ..)| name == tensor).unwrap();
+        bytes[4 * index..4 * index + 4].copy_from_slice(&value.to_le_bytes());
+    });
+}
+
+#[test]
+fn nan_and_infinities_in_the_adapter() {
+    for (value, word) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        for factor in ["lora_A", "lora_B"] {
+            let folder = model();
+            let tensor = format!("{Q}.{factor}.weight");
+            poke(&folder.join(ADAPTER), &tensor, 50, value);
+            let place = if factor == "lora_A" { "[1, 2]" } else { "[6, 2]" };
+            refused(&folder, &[], 2, &["adapter_model.safetensors", &tensor, word, place]);
+        }
+    }
+}
+
+#[test]
+fn nan_in_a_magnitude() {
+    let folder = model();
+    change(&folder.join(ADAPTER), |tensors| {
+        for layer in 0..3 {
+            let name = format!("base_model.model.model.layers.{layer}.self_attn.q_proj.lora_magnitude_vector");
+            tensors.push(f32s(&name, &[40], |i| if i == 7 && layer == 1 { f32::NAN } else { 1.0 }));
+        }
+    });
+    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "use_dora": true}"#).unwrap();
+    refused(&folder, &[], 2, &[&format!("{Q}.lora_magnitude_vector"), "NaN", "[7]"]);
+}
+
+#[test]
+fn nan_in_the_base() {
+    let folder = model();
+    change(&folder.join(BASE), |tensors| tensors[2].3[100..102].copy_from_slice(&0x7fc0_u16.to_le_bytes()));
+    refused(&folder, &[], 2, &["model.layers.2.self_attn.q_proj.weight", "the base itself", "NaN", "[1, 2]"]);
+}
+
+#[test]
+fn overflow_in_the_output_type() {
+    let folder = model();
+    poke(&folder.join(ADAPTER), &format!("{Q}.lora_B.weight"), 80, 1e7);
+    refused(&folder, &["--to", "f16"], 2, &["model.layers.1.self_attn.q_proj.weight", "overflows in f16", "--to bf16"]);
+}
+
+#[test]
+fn overflow_in_the_sum() {
+    let folder = model();
+    change(&folder.join(ADAPTER), |tensors| {
+        for (name, _, _, bytes) in tensors.iter_mut().filter(|(name, ..)| name.contains("layers.1")) {
+            let huge: f32 = if name.contains("lora_A") { 1e30 } else { 1e20 };
+            bytes[..4].copy_from_slice(&huge.to_le_bytes());
+        }
+    });
+    refused(&folder, &[], 2, &["model.layers.1.self_attn.q_proj.weight", "inf at [0, 0]", "delta overflows"]);
+}
+
+#[test]
+fn wrong_shapes_and_ranks() {
+    let folder = model();
+    change(&folder.join(ADAPTER), |tensors| {
+        let at = tensors.iter().position(|(name, ..)| name == &format!("{Q}.lora_A.weight")).unwrap();
+        tensors[at] = f32s(&format!("{Q}.lora_A.weight"), &[8, 47], noise);
+    });
+    refused(&folder, &[], 2, &["adapter_model.safetensors", Q, "[40, 47]", "[40, 48]", "another base"]);
+    let folder = model();
+    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 4}"#).unwrap();
+    refused(&folder, &[], 2, &["rank 8, but the configuration says 4"]);
+}
+
+#[test]
+fn half_of_a_pair() {
+    for (lost, kept) in [("lora_A", "lora_B"), ("lora_B", "lora_A")] {
+        let folder = model();
+        change(&folder.join(ADAPTER), |tensors| tensors.retain(|(name, ..)| *name != format!("{Q}.{lost}.weight")));
+        refused(&folder, &[], 2, &[&format!("{Q}.{kept}.weight"), "partner", "missing"]);
+    }
+}
+
+#[test]
+fn adapter_tensors_that_match_nothing() {
+    let folder = model();
+    change(&folder.join(ADAPTER), |tensors| {
+        tensors.push(f32s("base_model.model.model.layers.9.mlp.up_proj.lora_A.weight", &[8, 48], noise));
+        tensors.push(f32s("base_model.model.model.layers.9.mlp.up_proj.lora_B.weight", &[40, 8], noise));
+    });
+    refused(&folder, &[], 2, &["layers.9.mlp.up_proj.lora_A.weight", "matches nothing", "2 of 8", "--allow-unused"]);
+    let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--allow-unused", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["adapters"][0]["unused"], 2);
+    assert_eq!(report["adapters"][0]["merged"], 6);
+}
+
+#[test]
+fn truncated_and_hostile_safetensors() {
+    let cut = |n: u64| {
+        let folder = model();
+        let path = folder.join(BASE);
+        let len = std::fs::metadata(&path).unwrap().len();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len - n).unwrap();
+        folder
+    };
+    refused(&cut(10), &[], 2, &["model.safetensors", "reach outside", "truncated"]);
+    let header = |json: &str, claimed: Option<u64>| {
+        let folder = model();
+        let mut bytes = claimed.unwrap_or(json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.extend([0; 16]);
+        std::fs::write(folder.join(BASE), bytes).unwrap();
+        folder
+    };
+    refused(&header("{}", Some(1 << 60)), &[], 2, &["model.safetensors", "1152921504606846976"]);
+    let overlap = r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
+    refused(&header(overlap, None), &[], 2, &["`b`", "overlaps"]);
+    let outside = r#"{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}}"#;
+    refused(&header(outside, None), &[], 2, &["`a`", "reach outside"]);
+    let twice = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
+    refused(&header(twice, None), &[], 2, &["`a` stands twice"]);
+    refused(&header("{\"a\": ", None), &[], 2, &["broken safetensors header"]);
+}
+
+#[test]
+fn missing_and_misplaced_shards() {
+    let index = |text: &str| {
+        let folder = model();
+        std::fs::write(folder.join("base/model.safetensors.index.json"), text).unwrap();
+        folder
+    };
+    refused(&index(r#"{"weight_map": {"a": "gone.safetensors"}}"#), &[], 2, &["gone.safetensors", "missing"]);
+    refused(&index(r#"{"weight_map": {"a": "../adapter/adapter_model.safetensors"}}"#), &[], 2, &["not a plain file name"]);
+    refused(&index(r#"{"weight_map": {"ghost": "model.safetensors"}}"#), &[], 2, &["`ghost`", "does not hold it"]);
+    refused(&index("[]"), &[], 2, &["index.json", "not a safetensors index"]);
+}
+
+#[test]
+fn incomplete_quantized_weights() {
+    for (suffix, words) in [
+        (".absmax", ["absmax", "missing"]),
+        (".nested_absmax", ["nested_absmax", "missing"]),
+        (".quant_state.bitsandbytes__nf4", ["quant_state is missing", "incomplete"]),
+        ("", ["layers.2.mlp.up_proj.weight", "missing"]),
+    ] {
+        let folder = Folder::new();
+        demo(folder.path());
+        std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
+        let name = format!("model.layers.2.mlp.up_proj.weight{suffix}");
+        change(&folder.join(BASE), |tensors| tensors.retain(|(have, ..)| *have != name));
+        refused(&folder, &[], 2, &words);
+    }
+    let folder = Folder::new();
+    demo(folder.path());
+    std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
+    change(&folder.join(BASE), |tensors| {
+        let state = tensors.iter_mut().find(|(name, ..)| name.contains("layers.1.mlp.up_proj.weight.quant_state")).unwrap();
+        state.3 = b"{\"quant_type\": \"nf4\", ".to_vec();
+        state.2 = vec![state.3.len()];
+    });
+    refused(&folder, &[], 2, &["layers.1.mlp.up_proj.weight.quant_state", "not JSON"]);
+}
+
+#[test]
+fn nan_in_a_scale() {
+    let folder = Folder::new();
+    demo(folder.path());
+    std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
+    change(&folder.join(BASE), |tensors| {
+        let scale = tensors.iter_mut().find(|(name, ..)| name == "model.layers.1.mlp.up_proj.weight.nested_absmax").unwrap();
+        scale.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    refused(&folder, &[], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
+}
+
+#[test]
+fn broken_configurations() {
+    for (text, words) in [
+        ("{", ["adapter_config.json", "not a JSON object"]),
+        (r#"{"r": 8}"#, ["adapter_config.json", "peft_type"]),
+        (r#"{"peft_type": "lora"}"#, ["`lora`", "not a peft_type"]),
+        (r#"{"peft_type": "PROMPT_TUNING"}"#, ["PROMPT_TUNING", "virtual tokens"]),
+        (r#"{"peft_type": "LOHA"}"#, ["LOHA", "not supported by this version"]),
+        (r#"{"peft_type": "LORA", "r": 8, "alora_invocation_tokens": [1, 2]}"#, ["aLoRA", "invocation tokens"]),
+        (r#"{"peft_type": "LORA", "r": 8, "arrow_config": {"top_k": 2}}"#, ["Arrow", "every token"]),
+        (r#"{"peft_type": "LORA", "r": 8, "use_qalora": true}"#, ["QA-LoRA", "not supported"]),
+        (r#"{"peft_type": "LORA", "r": 8, "kasa_config": {"beta": 1}}"#, ["KaSA", "singular values"]),
+        (r#"{"peft_type": "LORA", "r": 8, "layer_replication": [[0, 2]]}"#, ["layer_replication", "share"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}"#, ["\"pissa\"", "--base-is-residual"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa_niter_4"}"#, ["pissa_niter_4", "twice"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "olora"}"#, ["olora", "twice"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "corda"}"#, ["corda", "twice"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "loftq"}"#, ["loftq", "twice"]),
+        (r#"{"peft_type": "LORA", "r": 8, "rank_pattern": {"(": 4}}"#, ["adapter_config.json", "regular expression"]),
+    ] {
+        let folder = model();
+        std::fs::write(folder.join("adapter/adapter_config.json"), text).unwrap();
+        refused(&folder, &[], 2, &words);
+    }
+    let folder = model();
+    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}"#).unwrap();
+    assert!(run(folder.path(), &["merge", "-m", "base", "--lora", "adapter", "-o", "out", "--base-is-residual"]).status.success());
+    let folder = model();
+    std::fs::write(folder.join("base/config.json"), "{]").unwrap();
+    refused(&folder, &[], 2, &["config.json", "not a JSON object"]);
+}
+
+#[test]
+fn a_pickle_that_wants_to_run_code() {
+    let folder = model();
+    std::fs::remove_file(folder.join(ADAPTER)).unwrap();
+    let evil = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01cposix\nsystem\nq\x02X\x10\x00\x00\x00touch /tmp/owned\nq\x03\x85q\x04Rq\x05s.";
+    std::fs::write(folder.join("adapter/adapter_model.bin"), stored_zip("archive/data.pkl", evil)).unwrap();
+    refused(&folder, &[], 2, &["adapter_model.bin", "posix.system", "nothing was executed"]);
+    std::fs::write(folder.join("adapter/adapter_model.bin"), b"not a zip").unwrap();
+    refused(&folder, &[], 2, &["adapter_model.bin", "not a torch archive"]);
+}
+
+/// A zip archive with one stored member.
+fn stored_zip(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut crc = !0_u32;
+    for &byte in data {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    let crc = !crc;
+    let mut common = Vec::new();
+    common.extend(0_u16.to_le_bytes());
+    common.extend(0_u16.to_le_bytes());
+    common.extend(0_u32.to_le_bytes());
+    common.extend(crc.to_le_bytes());
+    common.extend((data.len() as u32).to_le_bytes());
+    common.extend((data.len() as u32).to_le_bytes());
+    common.extend((name.len() as u16).to_le_bytes());
+    common.extend(0_u16.to_le_bytes());
+    let mut zip = b"PK\x03\x04\x14\x00".to_vec();
+    zip.extend(&common);
+    zip.extend(name.as_bytes());
+    zip.extend(data);
+    let directory = zip.len() as u32;
+    zip.extend(b"PK\x01\x02\x14\x00\x14\x00");
+    zip.extend(&common);
+    zip.extend([0; 2 + 2 + 2 + 4]);
+    zip.extend(0_u32.to_le_bytes());
+    zip.extend(name.as_bytes());
+    let size = zip.len() as u32 - directory;
+    zip.extend(b"PK\x05\x06\x00\x00\x00\x00\x01\x00\x01\x00");
+    zip.extend(size.to_le_bytes());
+    zip.extend(directory.to_le_bytes());
+    zip.extend([0; 2]);
+    zip
+}
+
+#[test]
+fn an_existing_output_is_not_touched_without_force() {
+    let folder = model();
+    std::fs::create_dir(folder.join("out")).unwrap();
+    std::fs::write(folder.join("out/precious"), "x").unwrap();
+    let args = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out"];
+    let output = run(folder.path(), &args);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("exists already") && stderr(&output).contains("--force"));
+    // Even by force, nothing is replaced that is not a model.
+    let output = run(folder.path(), &[&args[..], &["--force"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_eq!(std::fs::read_to_string(folder.join("out/precious")).unwrap(), "x");
+    let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "base", "--force"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("would replace an input"));
+}
+
+#[test]
+fn the_same_adapter_is_not_merged_twice() {
+    let folder = model();
+    assert!(run(folder.path(), &["merge", "-m", "base", "--adapter", "adapter", "-o", "once"]).status.success());
+    let output = run(folder.path(), &["merge", "-m", "once", "--adapter", "adapter", "-o", "twice"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("merged into it already"));
+    assert!(run(folder.path(), &["merge", "-m", "once", "--adapter", "adapter", "-o", "twice", "--force"]).status.success());
+}
+
+#[test]
+fn wrong_use() {
+    let folder = model();
+    refused(&folder, &["--to", "q4_k"], 2, &["no format `q4_k`", "nf4"]);
+    refused(&folder, &["--rounding", "magic"], 2, &["no rounding method `magic`", "nearest"]);
+    refused(&folder, &["--rounding", "keep", "--to", "nf4"], 2, &["keeps the base's scales"]);
+    refused(&folder, &["--to", "nf4", "--block-size", "63"], 2, &["block size 63"]);
+    refused(&folder, &["--map", "no arrow"], 2, &["--map", "=>"]);
+    refused(&folder, &["--max-memory", "1M"], 2, &["--max-memory", "at least"]);
+    refused(&folder, &["--report", "x.txt"], 2, &["written as .json"]);
+    let output = run(folder.path(), &["merge", "--base", "nowhere", "--adapter", "adapter", "-o", "out"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("nowhere"));
+    // The two swapped.
+    let output = run(folder.path(), &["merge", "--base", "adapter", "--adapter", "base", "-o", "out"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("holds an adapter, not a model"));
+}
+
+#[test]
+fn an_embedding_resized_at_one_end_only() {
+    let folder = model();
+    change(&folder.join(BASE), |tensors| {
+        tensors.push(f16s("model.embed_tokens.weight", &[30, 48], 0x3c00));
+        tensors.push(f16s("lm_head.weight", &[30, 48], 0x3c00));
+    });
+    change(&folder.join(ADAPTER), |tensors| tensors.push(f32s("base_model.model.model.embed_tokens.weight", &[33, 48], noise)));
+    refused(&folder, &[], 2, &["33 tokens", "30"]);
+}
+
+/// Where the system refuses, the status is 3.
+#[cfg(target_os = "linux")]
+#[test]
+fn too_little_space() {
+    // A base that claims more than any disk has, as a sparse file.
+    let folder = model();
+    let path = folder.join(BASE);
+    let big: u64 = 4 << 40;
+    let json = format!("{{\"model.big.weight\":{{\"dtype\":\"U8\",\"shape\":[{big}],\"data_offsets\":[0,{big}]}},\"x\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[{big},{big}]}}}}");
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    if file.set_len(bytes.len() as u64 + big).is_err() {
+        eprintln!("skipped: this file system has no sparse files of 4 TiB");
+        return;
+    }
+    let output = run(folder.path(), &["convert", "--base", "base", "--to", "f16", "-o", "out"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not enough space"));
+    assert!(!folder.join("out").exists() && !folder.join("out.partial").exists());
+    let read = read(&folder.join(ADAPTER));
+    write(&folder.join(ADAPTER), &read);
+}
+
+/// A disk that fills up while the output is written: a tiny file system, where this process may mount one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_up() {
+    let folder = model();
+    let disk = folder.join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64M,nr_inodes=4", "tmpfs"])
+        .arg(&disk)
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        eprintln!("skipped: no right to mount a file system");
+        return;
+    }
+    let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "disk/out"]);
+    let exists = disk.join("out").exists();
+    let unmounted = std::process::Command::new("umount").arg(&disk).status().is_ok_and(|status| status.success());
+    assert!(unmounted);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("No space left") && stderr(&output).contains("--resume"), "{}", stderr(&output));
+    assert!(!exists);
+}

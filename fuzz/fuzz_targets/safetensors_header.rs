@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| qmerge::fuzzing::safetensors_header(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| qmerge::internals::safetensors_header(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| qmerge::fuzzing::unpickler(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| qmerge::internals::unpickler(data));

@@ -19,9 +19,9 @@ pub mod dtype;
 pub mod edit;
 pub mod error;
 pub mod formats;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 pub mod inspect;
+#[cfg(feature = "internals")]
+pub mod internals;
 pub mod measure;
 pub mod merge;
 pub mod open;

@@ -27,7 +27,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::{self, Checkpoint};
 
-#[cfg(feature = "fuzzing")]
+#[cfg(feature = "internals")]
 pub(crate) use config::parse as parse_config;
 
 /// Every kind of adapter that can be merged.
@@ -208,7 +208,7 @@ impl Changes {
 }
 
 /// Looks a name up in all patterns of a configuration.
-#[cfg(feature = "fuzzing")]
+#[cfg(feature = "internals")]
 pub(crate) fn try_patterns(config: &AdapterConfig, name: &str) {
     let _ = patterns::lookup(&config.rank_pattern, name);
     let _ = patterns::lookup(&config.alpha_pattern, name);

@@ -22,9 +22,9 @@ pub use source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
 
-#[cfg(feature = "fuzzing")]
+#[cfg(feature = "internals")]
 pub(crate) use pickle::parse as parse_pickle;
-#[cfg(feature = "fuzzing")]
+#[cfg(feature = "internals")]
 pub(crate) use safetensors::parse_header;
 
 /// One tensor of a checkpoint: a name and a byte range of a file.

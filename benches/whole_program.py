@@ -1,0 +1,68 @@
+"""The whole program on a random NF4 Llama, against a copy of the same files and against PEFT, in one run.
+
+    cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama
+    python3 benches/whole_program.py [--size 1b|7b] [--runs 5] [--folder DIR] [--peft PYTHON]
+
+Each round does `cp -r base copy && sync`, then `qmerge merge && sync`; medians and the median of the ratios are printed. With --peft, PEFT's
+load + merge + save is timed once by the given interpreter (its imports are not counted), and qmerge's speed is given as a multiple.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TARGET = os.path.join(HERE, "../target/release")
+
+
+def timed(command):
+    """Seconds (with the sync behind it) and peak memory in MiB of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    subprocess.run(["sync"], check=True)
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", default="1b")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", default="/tmp/qmerge-bench")
+    parser.add_argument("--peft", help="a Python with peft, bitsandbytes and transformers")
+    args = parser.parse_args()
+    model = os.path.join(args.folder, args.size)
+    base, adapter = os.path.join(model, "base"), os.path.join(model, "adapter")
+    if not os.path.exists(base):
+        subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size], check=True)
+    copy, out = os.path.join(args.folder, "copy"), os.path.join(args.folder, "out")
+    merge = [os.path.join(TARGET, "qmerge"), "merge", "--quiet", "--base", base, "--adapter", adapter, "-o", out]
+    rows = []
+    for number in range(args.runs + 1):
+        for folder in (copy, out, out + ".partial"):
+            shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["sync"], check=True)
+        cp, _ = timed(["cp", "-r", base, copy])
+        qmerge, memory = timed(merge)
+        if number:  # the first round warms the page cache
+            rows.append((cp, qmerge, qmerge / cp, memory))
+    size = sum(os.path.getsize(os.path.join(base, name)) for name in os.listdir(base))
+    medians = [statistics.median(column) for column in zip(*rows)]
+    print(f"{args.size}: {size / 1e6:.0f} MB, {args.runs} rounds, medians")
+    print(f"cp -r + sync     {medians[0]:6.2f} s")
+    print(f"qmerge + sync    {medians[1]:6.2f} s, {medians[2]:.2f} x cp (min {min(r[2] for r in rows):.2f}), peak {medians[3]:.0f} MiB")
+    if args.peft:
+        shutil.rmtree(out, ignore_errors=True)
+        text = subprocess.run([args.peft, os.path.join(HERE, "peers/peft_merge.py"), base, adapter, out], check=True, capture_output=True, text=True).stdout
+        seconds = float(re.search(r"load\+merge\+save ([0-9.]+) s", text).group(1))
+        print(f"PEFT             {seconds:6.2f} s ({text.strip()}); qmerge is {seconds / medians[1]:.0f} x faster")
+    for folder in (copy, out):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+main()

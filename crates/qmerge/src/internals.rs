@@ -1,0 +1,121 @@
+//! Entry points for fuzz targets and benchmarks (feature `internals`): each parser of hostile input on bytes alone, and each kernel by itself.
+
+use std::path::Path;
+
+/// A safetensors header. What is accepted must lie inside the data, without overlap.
+pub fn safetensors_header(bytes: &[u8]) {
+    const DATA: u64 = 4096;
+    if let Ok(contents) = crate::open::parse_header(bytes, DATA, 8) {
+        let mut ranges: Vec<_> = contents.entries.iter().map(|entry| (entry.start, entry.start + entry.bytes)).collect();
+        ranges.sort_unstable();
+        assert!(ranges.iter().all(|&(start, end)| start >= 8 && end <= 8 + DATA));
+        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        // A weight of any claimed shape can be described without overflow.
+        for entry in &contents.entries {
+            let weight = crate::formats::plain::PlainWeight::new(&entry.name, &entry.shape, entry.dtype);
+            let _ = crate::formats::Weight::geometry(&weight);
+        }
+    }
+}
+
+/// The JSON state of a 4-bit weight. What is accepted and written again reads back the same.
+pub fn quant_state(bytes: &[u8]) {
+    use crate::formats::bnb4_state::QuantState;
+    if let Ok(state) = QuantState::parse(bytes) {
+        let again = QuantState::parse(state.to_json().as_bytes());
+        let nan = state.nested.is_some_and(|nested| nested.offset.is_nan());
+        let plain = matches!(state.quant_type.as_str(), "nf4" | "fp4");
+        assert!(nan || !plain || again.is_ok_and(|again| again == state), "{}", state.to_json());
+        assert!(state.max_json_len() >= state.to_json().len() as u64);
+    }
+}
+
+/// The pickle of a torch archive.
+pub fn unpickler(bytes: &[u8]) {
+    let _ = crate::open::parse_pickle(bytes);
+}
+
+/// An adapter's configuration, and its patterns on some names.
+pub fn adapter_config(bytes: &[u8]) {
+    if let Ok(config) = crate::adapters::parse_config(bytes, Path::new("adapter_config.json")) {
+        for name in ["model.layers.0.self_attn.q_proj", "q_proj", ""] {
+            crate::adapters::try_patterns(&config, name);
+        }
+    }
+}
+
+/// A kernel on data of its own, ready to run.
+pub struct Kernel {
+    /// Name in the benchmark.
+    pub name: String,
+    /// Values per run.
+    pub values: usize,
+    /// One run.
+    pub run: Box<dyn FnMut()>,
+}
+
+/// Every kernel on `n` values (a multiple of 4096).
+pub fn kernels(n: usize) -> Vec<Kernel> {
+    use crate::dtype::Dtype;
+    use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
+    use crate::simd::low_rank::{Panels, Sink, low_rank};
+    use crate::simd::moments::{all_finite, moments};
+    use crate::simd::{floats, nibbles, rows8};
+
+    fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
+        Kernel { name: name.into(), values, run: Box::new(run) }
+    }
+    let wave: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 0.05).collect();
+    let mut kernels = Vec::new();
+    {
+        let (from, mut to) = (wave.clone(), vec![0.0; n]);
+        kernels.push(kernel("copy f32 (the memory's own speed)", n, move || to.copy_from_slice(std::hint::black_box(&from))));
+    }
+    for (name, book, dtype) in [("nf4 decode to bf16", &NF4_BOOK, Dtype::BF16), ("fp4 decode to f32", &FP4_BOOK, Dtype::F32)] {
+        let (codes, absmax, mut out): (Vec<u8>, _, _) = ((0..n / 2).map(|i| (i * 37) as u8).collect(), vec![0.05; n / 64], vec![0.0; n]);
+        kernels.push(kernel(name, n, move || nibbles::decode(book, &codes, &absmax, 64, dtype, &mut out)));
+    }
+    for (name, book) in [("nf4 encode", &NF4_BOOK), ("fp4 encode", &FP4_BOOK)] {
+        let (values, mut codes, mut absmax) = (wave.clone(), vec![0; n / 2], Vec::with_capacity(n / 64));
+        kernels.push(kernel(name, n, move || {
+            absmax.clear();
+            nibbles::encode(book, &values, 64, &mut codes, &mut absmax);
+        }));
+    }
+    {
+        let (values, mut codes, mut scratch) = (wave.clone(), vec![0; 4096], vec![0.0; 4096]);
+        kernels.push(kernel("int8 encode", n, move || {
+            for row in values.chunks_exact(4096) {
+                std::hint::black_box(rows8::encode_row(row, &mut scratch, &mut codes));
+            }
+        }));
+        let (codes, mut out): (Vec<u8>, _) = ((0..n).map(|i| (i * 7) as u8).collect(), vec![0.0; n]);
+        kernels.push(kernel("int8 decode", n, move || rows8::decode_row(&codes, 0.05, &mut out)));
+    }
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        let (values, mut bytes) = (wave.clone(), vec![0; 2 * n]);
+        kernels.push(kernel(format!("{} encode", dtype.torch_name()), n, move || floats::encode(dtype, &values, &mut bytes)));
+        let (bytes, mut out) = (vec![1; 2 * n], vec![0.0; n]);
+        kernels.push(kernel(format!("{} decode", dtype.torch_name()), n, move || floats::decode(dtype, &bytes, &mut out)));
+    }
+    for rank in [8, 16, 64] {
+        const COLS: usize = 2048;
+        let rows = n / COLS;
+        let (left, right) = (vec![0.01; rows * rank], Panels::new(&vec![0.02; rank * COLS], rank, COLS));
+        let (base, mut values) = (wave.clone(), vec![0.0; rows * COLS]);
+        kernels.push(kernel(format!("low rank {rank} onto base"), rows * COLS, move || {
+            low_rank(&left, &right, 2.0, Sink::Onto { base: &base[..rows * COLS], values: &mut values });
+        }));
+    }
+    {
+        let (base, target, output) = (wave.clone(), wave.iter().map(|x| x * 1.01).collect::<Vec<_>>(), wave.clone());
+        kernels.push(kernel("measure", n, move || {
+            std::hint::black_box(moments(&base, &target, &output));
+        }));
+        let values = wave;
+        kernels.push(kernel("NaN and infinity scan", n, move || {
+            std::hint::black_box(all_finite(&values));
+        }));
+    }
+    kernels
+}

@@ -89,7 +89,9 @@ pub(crate) fn report(report: &Report) {
     let adapters: Vec<String> = report
         .adapters
         .iter()
-        .map(|adapter| if adapter.weight == 1.0 { adapter.path.clone() } else { format!("{} × {}", adapter.path, adapter.weight) })
+        .map(|adapter| {
+            if adapter.weight == 1.0 { adapter.path.clone() } else { format!("{} × {}", adapter.path, adapter.weight) }
+        })
         .collect();
     let sources = std::iter::once(report.base.path.clone()).chain(adapters).collect::<Vec<_>>().join(" + ");
     let verb = if report.adapters.is_empty() { "converted" } else { "merged" };
@@ -125,11 +127,14 @@ fn weights_table(report: &Report) -> Table {
     let mut worst: Vec<&WeightReport> = report.weights.iter().collect();
     // Least survival first; where there is no delta, the largest error.
     worst.sort_by(|a, b| {
-        let key = |weight: &WeightReport| (weight.survival.unwrap_or(f64::INFINITY), -weight.error_rms / weight.weight_rms.max(1e-30));
+        let key = |weight: &WeightReport| {
+            (weight.survival.unwrap_or(f64::INFINITY), -weight.error_rms / weight.weight_rms.max(1e-30))
+        };
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
     for weight in worst.iter().take(WORST) {
-        let format = if weight.from == weight.to { weight.to.clone() } else { format!("{} → {}", weight.from, weight.to) };
+        let format =
+            if weight.from == weight.to { weight.to.clone() } else { format!("{} → {}", weight.from, weight.to) };
         table.add_row([
             weight.name.clone(),
             format,
@@ -215,7 +220,11 @@ fn model(model: &ModelInspection) {
     }
     print(&table);
     if !model.opaque.is_empty() {
-        anstream::println!("{DIM}{} tensors of other types are copied as they are, first {}{DIM:#}", model.opaque.len(), model.opaque[0]);
+        anstream::println!(
+            "{DIM}{} tensors of other types are copied as they are, first {}{DIM:#}",
+            model.opaque.len(),
+            model.opaque[0]
+        );
     }
     if model.merged_by_qmerge {
         anstream::println!("an adapter was merged into it: see {}", qmerge::report::FILE_NAME);
@@ -223,12 +232,21 @@ fn model(model: &ModelInspection) {
 }
 
 fn adapter(adapter: &AdapterInspection) {
-    let variants = if adapter.variants.is_empty() { String::new() } else { format!(" ({})", adapter.variants.join(", ")) };
+    let variants =
+        if adapter.variants.is_empty() { String::new() } else { format!(" ({})", adapter.variants.join(", ")) };
     anstream::println!(
         "{BOLD}{}{BOLD:#}: {}{variants}, rank {}, alpha {}",
-        adapter.path, adapter.peft_type, adapter.r, adapter.lora_alpha
+        adapter.path,
+        adapter.peft_type,
+        adapter.r,
+        adapter.lora_alpha
     );
-    anstream::println!("{} parameters in {} tensors, {}", count(adapter.parameters), adapter.tensors, bytes(adapter.bytes));
+    anstream::println!(
+        "{} parameters in {} tensors, {}",
+        count(adapter.parameters),
+        adapter.tensors,
+        bytes(adapter.bytes)
+    );
     if let Some(base) = &adapter.base_model {
         anstream::println!("trained on {base}");
     }
@@ -246,7 +264,13 @@ fn adapter(adapter: &AdapterInspection) {
 
 /// What a verification found.
 pub(crate) fn verification(found: &Verification) {
-    anstream::println!("{BOLD}{}{BOLD:#} ({}), against {} + {}", found.merged.path, found.merged.format, found.base.path, found.adapters.join(" + "));
+    anstream::println!(
+        "{BOLD}{}{BOLD:#} ({}), against {} + {}",
+        found.merged.path,
+        found.merged.format,
+        found.base.path,
+        found.adapters.join(" + ")
+    );
     anstream::println!();
     let mut table = table(&["weight", "format", "found", "survival", "±", "noise/delta", "changed"]);
     for column in [1, 2] {
@@ -302,10 +326,19 @@ fn state(state: State) -> &'static str {
 
 /// What a merge would do.
 pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
-    anstream::println!("{BOLD}would write{BOLD:#} {} ({}, {}), nothing was written", plan.output.path, plan.output.format, bytes(plan.output.bytes));
+    anstream::println!(
+        "{BOLD}would write{BOLD:#} {} ({}, {}), nothing was written",
+        plan.output.path,
+        plan.output.format,
+        bytes(plan.output.bytes)
+    );
     anstream::println!(
         "{} weights merged, {} recoded or replaced, {} tensors copied; {} threads, at most {} of memory",
-        plan.merged, plan.recoded, plan.copied, plan.threads, bytes(plan.memory_bytes),
+        plan.merged,
+        plan.recoded,
+        plan.copied,
+        plan.threads,
+        bytes(plan.memory_bytes),
     );
     anstream::println!();
     let mut table = table(&["weight", "from", "to", "shape", "scale", "adapters"]);

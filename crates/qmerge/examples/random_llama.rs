@@ -75,7 +75,10 @@ fn write(path: &Path, mut tensors: Vec<Tensor>, random: &mut Random) -> std::io:
     let mut items = vec!["\"__metadata__\":{\"format\":\"pt\"}".to_owned()];
     for tensor in &tensors {
         let end = at + bytes_of(tensor);
-        items.push(format!("\"{}\":{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{at},{end}]}}", tensor.name, tensor.dtype, tensor.shape));
+        items.push(format!(
+            "\"{}\":{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{at},{end}]}}",
+            tensor.name, tensor.dtype, tensor.shape
+        ));
         at = end;
     }
     let mut header = format!("{{{}}}", items.join(","));
@@ -111,8 +114,22 @@ fn write(path: &Path, mut tensors: Vec<Tensor>, random: &mut Random) -> std::io:
 }
 
 const NF4: [u32; 16] = [
-    0xbf80_0000, 0xbf32_39b1, 0xbf06_6b30, 0xbeca_32a0, 0xbe91_a24d, 0xbe3d_353f, 0xbdba_7871, 0, 0x3da2_faff, 0x3e24_cae3, 0x3e7c_04dd,
-    0x3ead_033a, 0x3ee1_a4b8, 0x3f10_07ab, 0x3f39_13b3, 0x3f80_0000,
+    0xbf80_0000,
+    0xbf32_39b1,
+    0xbf06_6b30,
+    0xbeca_32a0,
+    0xbe91_a24d,
+    0xbe3d_353f,
+    0xbdba_7871,
+    0,
+    0x3da2_faff,
+    0x3e24_cae3,
+    0x3e7c_04dd,
+    0x3ead_033a,
+    0x3ee1_a4b8,
+    0x3f10_07ab,
+    0x3f39_13b3,
+    0x3f80_0000,
 ];
 
 /// A double-quantized NF4 weight with random codes; absmax is 0.045 ± 0.02.
@@ -129,7 +146,12 @@ fn nf4(name: &str, rows: usize, cols: usize) -> Vec<Tensor> {
         tensor("", "U8", vec![rows * cols / 2, 1], Fill::Random),
         tensor(".absmax", "U8", vec![blocks], Fill::Random),
         tensor(".quant_map", "F32", vec![16], Fill::Bytes(floats(&levels))),
-        tensor(".nested_absmax", "F32", vec![blocks.div_ceil(256)], Fill::Bytes(floats(&vec![0.02; blocks.div_ceil(256)]))),
+        tensor(
+            ".nested_absmax",
+            "F32",
+            vec![blocks.div_ceil(256)],
+            Fill::Bytes(floats(&vec![0.02; blocks.div_ceil(256)])),
+        ),
         tensor(".nested_quant_map", "F32", vec![256], Fill::Bytes(floats(&map))),
         tensor(".quant_state.bitsandbytes__nf4", "U8", vec![state.len()], Fill::Bytes(state.into_bytes())),
     ]
@@ -143,7 +165,12 @@ fn main() -> std::io::Result<()> {
     let size = size(&name);
     let mut base = Vec::new();
     let mut adapter = Vec::new();
-    let plain = |name: &str, shape: Vec<usize>, sigma| Tensor { name: name.to_owned(), dtype: "BF16", shape, fill: Fill::Bf16(sigma) };
+    let plain = |name: &str, shape: Vec<usize>, sigma| Tensor {
+        name: name.to_owned(),
+        dtype: "BF16",
+        shape,
+        fill: Fill::Bf16(sigma),
+    };
     base.push(plain("model.embed_tokens.weight", vec![size.vocab, size.hidden], 0.02));
     base.push(plain("lm_head.weight", vec![size.vocab, size.hidden], 0.02));
     base.push(plain("model.norm.weight", vec![size.hidden], 1.0));
@@ -192,10 +219,16 @@ fn main() -> std::io::Result<()> {
     };
     std::fs::write(
         out.join("base/config.json"),
-        format!("{{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"dtype\":\"bfloat16\",{quantization}\"hidden_size\":{hidden},\"num_hidden_layers\":{layers},\"intermediate_size\":{intermediate},\"num_attention_heads\":{heads},\"num_key_value_heads\":{},\"vocab_size\":{vocab},\"tie_word_embeddings\":false}}\n", kv / 64),
+        format!(
+            "{{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"dtype\":\"bfloat16\",{quantization}\"hidden_size\":{hidden},\"num_hidden_layers\":{layers},\"intermediate_size\":{intermediate},\"num_attention_heads\":{heads},\"num_key_value_heads\":{},\"vocab_size\":{vocab},\"tie_word_embeddings\":false}}\n",
+            kv / 64
+        ),
     )?;
     std::fs::write(
         out.join("adapter/adapter_config.json"),
-        format!("{{\"peft_type\":\"LORA\",\"task_type\":\"CAUSAL_LM\",\"r\":{rank},\"lora_alpha\":{},\"target_modules\":[\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\"],\"base_model_name_or_path\":\"random\"}}\n", 2 * rank),
+        format!(
+            "{{\"peft_type\":\"LORA\",\"task_type\":\"CAUSAL_LM\",\"r\":{rank},\"lora_alpha\":{},\"target_modules\":[\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\",\"gate_proj\",\"up_proj\",\"down_proj\"],\"base_model_name_or_path\":\"random\"}}\n",
+            2 * rank
+        ),
     )
 }

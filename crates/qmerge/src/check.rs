@@ -17,7 +17,11 @@ pub(crate) fn adapter_tensor(tensors: &Checkpoint, entry: &Entry, values: &[f32]
     let bad = values.iter().filter(|x| !x.is_finite()).count();
     let place = position(&entry.shape, at);
     Err(tensors
-        .error(entry, Kind::NotFinite, format!("{} at index {place} of the adapter ({bad} of {} values are not finite)", values[at], values.len()))
+        .error(
+            entry,
+            Kind::NotFinite,
+            format!("{} at index {place} of the adapter ({bad} of {} values are not finite)", values[at], values.len()),
+        )
         .with_hint("training diverged or the file is damaged: use an earlier checkpoint of the adapter"))
 }
 
@@ -44,16 +48,28 @@ pub(crate) fn explain(chunk: &Chunk<'_>) -> Error {
     let place = |at: usize| format!("[{}, {}]", chunk.first_row + at / chunk.cols.max(1), at % chunk.cols.max(1));
     let (message, hint) = if let Some((at, x)) = find(chunk.base) {
         let whose = if chunk.from_base { "the base itself" } else { "the tensor that the adapter brings" };
-        (format!("{whose} holds {x} at {}", place(at)), "the checkpoint is damaged or was saved after a divergence: get another copy")
+        (
+            format!("{whose} holds {x} at {}", place(at)),
+            "the checkpoint is damaged or was saved after a divergence: get another copy",
+        )
     } else if let Some((at, x)) = find(chunk.target) {
         (
-            format!("the merged value is {x} at {} (base {:e}): the adapter's delta overflows, or a DoRA norm is zero", place(at), chunk.base[at]),
+            format!(
+                "the merged value is {x} at {} (base {:e}): the adapter's delta overflows, or a DoRA norm is zero",
+                place(at),
+                chunk.base[at]
+            ),
             "lower the adapter's weight, or use an earlier checkpoint of the adapter",
         )
     } else {
         let (at, x) = find(chunk.output).unwrap_or((0, f32::NAN));
         (
-            format!("the merged value {:e} at {} overflows in {}: it would become {x}", chunk.target[at], place(at), chunk.format),
+            format!(
+                "the merged value {:e} at {} overflows in {}: it would become {x}",
+                chunk.target[at],
+                place(at),
+                chunk.format
+            ),
             "choose an output type with more range (--to bf16), or lower the adapter's weight",
         )
     };

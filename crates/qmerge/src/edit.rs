@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
+use crate::dtype::Dtype;
 use crate::simd::floats::round_to;
 use crate::simd::low_rank::{self, Panels, Sink};
-use crate::dtype::Dtype;
 
 /// A loaded edit of one weight.
 #[derive(Debug)]
@@ -216,7 +216,11 @@ mod tests {
     fn any_cut_into_rows_gives_the_same_delta() {
         let (rows, cols) = (10, 7);
         let edits = [
-            Edit::Add(Box::new(LowRank { blocks: vec![block(1..4, cols), block(6..10, cols)], scale: 0.7, round: None })),
+            Edit::Add(Box::new(LowRank {
+                blocks: vec![block(1..4, cols), block(6..10, cols)],
+                scale: 0.7,
+                round: None,
+            })),
             Edit::Add(Box::new(LowRank { blocks: vec![block(0..10, cols)], scale: -0.3, round: Some(Dtype::BF16) })),
             Edit::Map(Box::new(ReplaceRows { indices: vec![8, 2], values: vec![9.0; 2 * cols] })),
         ];

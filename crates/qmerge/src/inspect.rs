@@ -121,7 +121,9 @@ fn model(path: &Path) -> Result<ModelInspection> {
     let checkpoint = Checkpoint::open(path)?;
     let inventory = formats::inventory(&checkpoint)?;
     let names = crate::adapters::Names::new(&checkpoint, &inventory.weights, &[])?;
-    let mut groups: BTreeMap<(String, &str, String), (Vec<Vec<usize>>, u64, u64)> = BTreeMap::new();
+    // By kind of module, format and settings: shapes, parameters, bytes.
+    type Totals = (Vec<Vec<usize>>, u64, u64);
+    let mut groups: BTreeMap<(String, &str, String), Totals> = BTreeMap::new();
     for claim in &inventory.weights {
         let weight = &claim.weight;
         let key = (kind(weight.name()), weight.format(), weight.details());
@@ -163,8 +165,13 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
     let adapter = Adapter::open(path, 1.0)?;
     let mut targets: BTreeMap<String, Vec<Vec<usize>>> = BTreeMap::new();
     for entry in &adapter.tensors.entries {
-        if let Some((module, _)) = entry.name.split_once(".lora_A").or_else(|| entry.name.split_once(".lora_embedding_A")) {
-            targets.entry(module.rsplit('.').next().unwrap_or(module).to_owned()).or_default().push(entry.shape.clone());
+        if let Some((module, _)) =
+            entry.name.split_once(".lora_A").or_else(|| entry.name.split_once(".lora_embedding_A"))
+        {
+            targets
+                .entry(module.rsplit('.').next().unwrap_or(module).to_owned())
+                .or_default()
+                .push(entry.shape.clone());
         }
     }
     let config = &adapter.config;
@@ -178,7 +185,8 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
         ("trained tokens", config.is_set("trainable_token_indices")),
         ("bd-lora", config.is_set("use_bdlora")),
     ];
-    let mut variants: Vec<String> = variants.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect();
+    let mut variants: Vec<String> =
+        variants.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect();
     variants.extend(config.init.as_ref().map(|init| format!("init {init}")));
     Ok(AdapterInspection {
         schema_version: SCHEMA_VERSION,

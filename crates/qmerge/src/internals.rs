@@ -6,7 +6,8 @@ use std::path::Path;
 pub fn safetensors_header(bytes: &[u8]) {
     const DATA: u64 = 4096;
     if let Ok(contents) = crate::open::parse_header(bytes, DATA, 8) {
-        let mut ranges: Vec<_> = contents.entries.iter().map(|entry| (entry.start, entry.start + entry.bytes)).collect();
+        let mut ranges: Vec<_> =
+            contents.entries.iter().map(|entry| (entry.start, entry.start + entry.bytes)).collect();
         ranges.sort_unstable();
         assert!(ranges.iter().all(|&(start, end)| start >= 8 && end <= 8 + DATA));
         assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
@@ -69,10 +70,15 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     {
         let (from, mut to) = (wave.clone(), vec![0.0; n]);
-        kernels.push(kernel("copy f32 (the memory's own speed)", n, move || to.copy_from_slice(std::hint::black_box(&from))));
+        kernels.push(kernel("copy f32 (the memory's own speed)", n, move || {
+            to.copy_from_slice(std::hint::black_box(&from))
+        }));
     }
-    for (name, book, dtype) in [("nf4 decode to bf16", &NF4_BOOK, Dtype::BF16), ("fp4 decode to f32", &FP4_BOOK, Dtype::F32)] {
-        let (codes, absmax, mut out): (Vec<u8>, _, _) = ((0..n / 2).map(|i| (i * 37) as u8).collect(), vec![0.05; n / 64], vec![0.0; n]);
+    for (name, book, dtype) in
+        [("nf4 decode to bf16", &NF4_BOOK, Dtype::BF16), ("fp4 decode to f32", &FP4_BOOK, Dtype::F32)]
+    {
+        let (codes, absmax, mut out): (Vec<u8>, _, _) =
+            ((0..n / 2).map(|i| (i * 37) as u8).collect(), vec![0.05; n / 64], vec![0.0; n]);
         kernels.push(kernel(name, n, move || nibbles::decode(book, &codes, &absmax, 64, dtype, &mut out)));
     }
     for (name, book) in [("nf4 encode", &NF4_BOOK), ("fp4 encode", &FP4_BOOK)] {
@@ -94,9 +100,12 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     }
     for dtype in [Dtype::BF16, Dtype::F16] {
         let (values, mut bytes) = (wave.clone(), vec![0; 2 * n]);
-        kernels.push(kernel(format!("{} encode", dtype.torch_name()), n, move || floats::encode(dtype, &values, &mut bytes)));
+        kernels.push(kernel(format!("{} encode", dtype.torch_name()), n, move || {
+            floats::encode(dtype, &values, &mut bytes)
+        }));
         let (bytes, mut out) = (vec![1; 2 * n], vec![0.0; n]);
-        kernels.push(kernel(format!("{} decode", dtype.torch_name()), n, move || floats::decode(dtype, &bytes, &mut out)));
+        kernels
+            .push(kernel(format!("{} decode", dtype.torch_name()), n, move || floats::decode(dtype, &bytes, &mut out)));
     }
     for rank in [8, 16, 64] {
         const COLS: usize = 2048;

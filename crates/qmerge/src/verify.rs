@@ -149,8 +149,12 @@ pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &Verif
     let inventory = formats::inventory(merged)?;
     let found = Names::new(merged, &inventory.weights, &[])?;
     // Scales and states are judged with their weight.
-    let companions: HashSet<&str> =
-        inputs.inventory.weights.iter().flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str())).collect();
+    let companions: HashSet<&str> = inputs
+        .inventory
+        .weights
+        .iter()
+        .flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str()))
+        .collect();
     let mut weights = Vec::new();
     let mut missing = Vec::new();
     let mut altered = Vec::new();
@@ -162,15 +166,22 @@ pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &Verif
                     missing.push(step.name.clone());
                     continue;
                 };
-                let sums = measure(inputs, recode, merged, claim, options.threads).map_err(|error| error.in_tensor(&step.name))?;
+                let sums = measure(inputs, recode, merged, claim, options.threads)
+                    .map_err(|error| error.in_tensor(&step.name))?;
                 if !recode.edits.is_empty() {
                     total.add(&sums);
                 }
                 weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options));
             }
             Action::Copy { entry } => {
-                if !companions.contains(entry.name.as_str()) && !unchanged(inputs, entry, merged, &found, options.threads)? {
-                    if find_entry(merged, &found, entry)?.is_none() { missing.push(entry.name.clone()) } else { altered.push(entry.name.clone()) }
+                if !companions.contains(entry.name.as_str())
+                    && !unchanged(inputs, entry, merged, &found, options.threads)?
+                {
+                    if find_entry(merged, &found, entry)?.is_none() {
+                        missing.push(entry.name.clone())
+                    } else {
+                        altered.push(entry.name.clone())
+                    }
                 }
             }
         }
@@ -198,7 +209,11 @@ pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &Verif
 }
 
 fn model(checkpoint: &Checkpoint, inventory: &Inventory) -> Model {
-    Model { path: checkpoint.path.display().to_string(), format: formats::in_words(inventory), bytes: checkpoint.total_bytes() }
+    Model {
+        path: checkpoint.path.display().to_string(),
+        format: formats::in_words(inventory),
+        bytes: checkpoint.total_bytes(),
+    }
 }
 
 /// Sums of W0, T and M over one weight, on all threads, added in row order.
@@ -304,7 +319,10 @@ fn view(claim: &Claim, rows: usize, cols: usize) -> Result<Claim> {
         return Ok(claim.clone());
     }
     let weight = claim.weight.reshaped(rows, cols).ok_or_else(|| {
-        Error::new(Kind::Unsupported, format!("stored as {:?} in {}, which cannot be compared", claim.weight.shape(), claim.weight.format()))
+        Error::new(
+            Kind::Unsupported,
+            format!("stored as {:?} in {}, which cannot be compared", claim.weight.shape(), claim.weight.format()),
+        )
     })?;
     Ok(Claim { weight, entries: claim.entries.clone() })
 }
@@ -327,7 +345,8 @@ fn parallel(
     let chunks = chunks(rows, cols, step);
     let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
     let next = AtomicUsize::new(0);
-    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { threads };
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { threads };
     std::thread::scope(|scope| {
         for _ in 0..threads.min(chunks.len()) {
             scope.spawn(|| {
@@ -369,7 +388,11 @@ fn judge(name: &str, format: &str, recode: &Recode, sums: &Sums, options: &Verif
                 State::Absent
             } else if survival < options.min_survival {
                 // A weaker delta without noise was scaled; one under noise was rounded away.
-                if noise < 1.0 - survival + 0.05 && noise > 1.0 - survival - 0.05 && survival > 0.05 { State::Scaled } else { State::Lost }
+                if noise < 1.0 - survival + 0.05 && noise > 1.0 - survival - 0.05 && survival > 0.05 {
+                    State::Scaled
+                } else {
+                    State::Lost
+                }
             } else if survival > 1.5 {
                 State::Scaled
             } else {
@@ -398,19 +421,29 @@ fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &Entry) -> R
 }
 
 /// True if a tensor that no adapter touches holds the same values in the merge.
-fn unchanged<'m>(inputs: &Inputs, entry: &Entry, merged: &'m Checkpoint, found: &Names<'m>, threads: usize) -> Result<bool> {
+fn unchanged<'m>(
+    inputs: &Inputs,
+    entry: &Entry,
+    merged: &'m Checkpoint,
+    found: &Names<'m>,
+    threads: usize,
+) -> Result<bool> {
     let base = inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
     let (Some(base), Some(other)) = (base, found.find(&entry.name)?) else {
         let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
-        return Ok(entry.dtype == other.dtype && entry.bytes == other.bytes && same_bytes(&inputs.base, entry, merged, other)?);
+        return Ok(entry.dtype == other.dtype
+            && entry.bytes == other.bytes
+            && same_bytes(&inputs.base, entry, merged, other)?);
     };
     let geometry = base.weight.geometry();
     if other.weight.geometry().elements() != geometry.elements() {
         return Ok(false);
     }
     let other_view = view(other, geometry.rows, geometry.cols)?;
-    let (base, other) =
-        (Reader::new(&inputs.base, base)?, Reader { checkpoint: merged, whole: Reader::whole(merged, other)?, claim: other_view });
+    let (base, other) = (
+        Reader::new(&inputs.base, base)?,
+        Reader { checkpoint: merged, whole: Reader::whole(merged, other)?, claim: other_view },
+    );
     let step = geometry.common_step(&other.claim.weight.geometry());
     let sums = parallel(geometry.rows, geometry.cols, step, threads, |rows| {
         let (mut w, mut m) = (Vec::new(), Vec::new());
@@ -460,21 +493,34 @@ fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySummary {
     }
 }
 
-fn answer(summary: &VerifySummary, weights: &[VerifiedWeight], altered: &[String], missing: &[String]) -> (Answer, String) {
+fn answer(
+    summary: &VerifySummary,
+    weights: &[VerifiedWeight],
+    altered: &[String],
+    missing: &[String],
+) -> (Answer, String) {
     let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
-    let first = |state: &[State]| weights.iter().find(|weight| state.contains(&weight.state)).map_or("", |weight| weight.name.as_str());
+    let first = |state: &[State]| {
+        weights.iter().find(|weight| state.contains(&weight.state)).map_or("", |weight| weight.name.as_str())
+    };
     let mut problems = Vec::new();
     if let Some(name) = missing.first() {
         problems.push(format!("{} tensors are missing, first `{name}`", missing.len()));
     }
     if summary.absent > 0 {
         let name = first(&[State::Absent, State::NotReplaced]);
-        problems.push(format!("{} of {} weights show no trace of the adapter, first `{name}`", summary.absent, summary.weights));
+        problems.push(format!(
+            "{} of {} weights show no trace of the adapter, first `{name}`",
+            summary.absent, summary.weights
+        ));
     }
     if summary.lost > 0 {
         let scaled = weights.iter().filter(|weight| weight.state == State::Scaled).count();
         if scaled > 0 {
-            problems.push(format!("{scaled} weights hold the delta at another strength, first `{}`", first(&[State::Scaled])));
+            problems.push(format!(
+                "{scaled} weights hold the delta at another strength, first `{}`",
+                first(&[State::Scaled])
+            ));
         }
         if summary.lost > scaled {
             let name = first(&[State::Lost]);
@@ -494,8 +540,14 @@ fn answer(summary: &VerifySummary, weights: &[VerifiedWeight], altered: &[String
     if summary.undecided > 0 || weights.is_empty() {
         return (
             Answer::Undecided,
-            format!("{} of {} weights hold too much rounding noise to tell{survival}", summary.undecided, summary.weights),
+            format!(
+                "{} of {} weights hold too much rounding noise to tell{survival}",
+                summary.undecided, summary.weights
+            ),
         );
     }
-    (Answer::Yes, format!("the adapter is applied in all {} weights{survival}, and nothing else changed", summary.weights))
+    (
+        Answer::Yes,
+        format!("the adapter is applied in all {} weights{survival}, and nothing else changed", summary.weights),
+    )
 }

@@ -14,7 +14,8 @@ fn folder() -> PathBuf {
 
 fn cases(kind: &str) -> Vec<(Value, Checkpoint)> {
     let index: Value = serde_json::from_str(&std::fs::read_to_string(folder().join("index.json")).unwrap()).unwrap();
-    let cases: Vec<_> = index["cases"].as_array().unwrap().iter().filter(|case| case["kind"] == kind).cloned().collect();
+    let cases: Vec<_> =
+        index["cases"].as_array().unwrap().iter().filter(|case| case["kind"] == kind).cloned().collect();
     assert!(!cases.is_empty());
     cases
         .into_iter()
@@ -32,7 +33,11 @@ fn bytes(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
 
 fn claim(checkpoint: &Checkpoint, name: &str) -> Claim {
     let inventory = formats::inventory(checkpoint).unwrap();
-    inventory.weights.into_iter().find(|claim| claim.weight.name() == name).unwrap_or_else(|| panic!("{name} in {}", checkpoint.path.display()))
+    inventory
+        .weights
+        .into_iter()
+        .find(|claim| claim.weight.name() == name)
+        .unwrap_or_else(|| panic!("{name} in {}", checkpoint.path.display()))
 }
 
 fn parts(checkpoint: &Checkpoint, claim: &Claim) -> Vec<Vec<u8>> {
@@ -90,7 +95,10 @@ fn plain(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 fn assert_same(got: &[f32], want: &[f32], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!(got.to_bits() == want.to_bits() || got == want || got.is_nan() && want.is_nan(), "{what}[{i}]: {got:e} {want:e}");
+        assert!(
+            got.to_bits() == want.to_bits() || got == want || got.is_nan() && want.is_nan(),
+            "{what}[{i}]: {got:e} {want:e}"
+        );
     }
 }
 
@@ -111,7 +119,8 @@ fn four_bit_decodes_and_encodes_to_the_reference_bytes() {
         for steps in [1, 3, 1000].into_iter().filter(|_| checkpoint.has("base.dequant")) {
             assert_same(&decode(base.weight.as_ref(), &stored, steps), &plain(&checkpoint, "base.dequant"), file);
         }
-        let shape: Vec<usize> = case["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+        let shape: Vec<usize> =
+            case["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
         let settings = Settings {
             block_size: case["blocksize"].as_u64().unwrap() as usize,
             double_quant: case["double_quant"].as_bool().unwrap(),

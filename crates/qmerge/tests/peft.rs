@@ -23,7 +23,8 @@ fn scratch(name: &str) -> PathBuf {
 
 fn merge(base: &str, adapters: &[&str], options: &Options, out: &Path) -> Report {
     let base = Checkpoint::open(&data().join("bases").join(base)).unwrap();
-    let adapters = adapters.iter().map(|name| Adapter::open(&data().join("adapters").join(name), 1.0).unwrap()).collect();
+    let adapters =
+        adapters.iter().map(|name| Adapter::open(&data().join("adapters").join(name), 1.0).unwrap()).collect();
     let inputs = Inputs::new(base, adapters).unwrap();
     let plan = Plan::new(&inputs, options).unwrap();
     let run = RunOptions { threads: 2, ..RunOptions::default() };
@@ -99,7 +100,10 @@ fn with_peft_bugs() -> Options {
 fn lora_bias_is_scaled_unless_the_bug_is_asked_for() {
     for (name, case) in cases().into_iter().filter(|(name, _)| name.ends_with("+lorabias")) {
         let (different, _, _) = run_case(&name, &case, &Options::default());
-        assert!(!different.is_empty() && different.iter().all(|tensor| tensor.ends_with(".bias")), "{name}: {different:?}");
+        assert!(
+            !different.is_empty() && different.iter().all(|tensor| tensor.ends_with(".bias")),
+            "{name}: {different:?}"
+        );
         let (different, _, _) = run_case(&name, &case, &with_peft_bugs());
         assert!(different.is_empty(), "{name}: {different:?}");
     }

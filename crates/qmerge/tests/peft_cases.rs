@@ -17,7 +17,12 @@ fn data() -> PathBuf {
 fn cases() -> BTreeMap<String, Value> {
     let text = std::fs::read_to_string(data().join("index.json")).unwrap();
     let index: Value = serde_json::from_str(&text).unwrap();
-    index["cases"].as_array().unwrap().iter().map(|case| (case["name"].as_str().unwrap().to_owned(), case.clone())).collect()
+    index["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|case| (case["name"].as_str().unwrap().to_owned(), case.clone()))
+        .collect()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -32,10 +37,12 @@ fn differences(name: &str, case: &Value, options: &Options) -> (Vec<String>, Val
     let adapter = Adapter::open(&data().join(name).join("adapter"), 1.0).unwrap();
     let inputs = Inputs::new(base, vec![adapter]).unwrap();
     let plan = Plan::new(&inputs, options).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-    merge::run(&inputs, &plan, options.rounding, &out, &RunOptions::default(), &Silent).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    merge::run(&inputs, &plan, options.rounding, &out, &RunOptions::default(), &Silent)
+        .unwrap_or_else(|error| panic!("{name}: {error:?}"));
     let got = Checkpoint::open(&out).unwrap();
     let want = case["tensors"].as_object().unwrap();
-    let mut different: Vec<String> = got.entries.iter().map(|entry| entry.name.clone()).filter(|name| !want.contains_key(name)).collect();
+    let mut different: Vec<String> =
+        got.entries.iter().map(|entry| entry.name.clone()).filter(|name| !want.contains_key(name)).collect();
     for (tensor, want) in want {
         let same = got.get(tensor).is_some_and(|entry| {
             entry.dtype.name() == want["dtype"]
@@ -46,7 +53,8 @@ fn differences(name: &str, case: &Value, options: &Options) -> (Vec<String>, Val
             different.push(tensor.clone());
         }
     }
-    let config = std::fs::read_to_string(out.join("config.json")).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
+    let config = std::fs::read_to_string(out.join("config.json"))
+        .map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
     std::fs::remove_dir_all(&out).unwrap();
     (different, config)
 }
@@ -58,7 +66,9 @@ fn merges_give_the_tensors_of_peft() {
         let (different, config) = differences(&name, &case, &Options::default());
         if !different.is_empty() {
             failures.push(format!("{name}: {different:?}"));
-        } else if !config.is_null() && case.get("tie_word_embeddings").is_some_and(|tied| *tied != config["tie_word_embeddings"]) {
+        } else if !config.is_null()
+            && case.get("tie_word_embeddings").is_some_and(|tied| *tied != config["tie_word_embeddings"])
+        {
             failures.push(format!("{name}: tie_word_embeddings {}", config["tie_word_embeddings"]));
         }
     }

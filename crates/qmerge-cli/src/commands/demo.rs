@@ -41,15 +41,20 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Outcome> {
     let folder = &args.output;
     for (name, bytes) in FILES {
         let path = folder.join(name);
-        std::fs::create_dir_all(path.parent().unwrap_or(folder)).with_context(|| format!("cannot create {}", folder.display()))?;
+        std::fs::create_dir_all(path.parent().unwrap_or(folder))
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let shown = folder.display();
-    anstream::println!("A small Llama in NF4 and a LoRA that PEFT trained on it are in {shown}. Merged as PEFT does:\n");
+    anstream::println!(
+        "A small Llama in NF4 and a LoRA that PEFT trained on it are in {shown}. Merged as PEFT does:\n"
+    );
     anstream::println!("$ qmerge merge --base {shown}/base-nf4 --adapter {shown}/adapter -o {shown}/merged-nf4");
     merge(folder, None, "merged-nf4")?;
     anstream::println!("\nThe same into 16 bits, which takes more room and keeps the effect:\n");
-    anstream::println!("$ qmerge merge --base {shown}/base-nf4 --adapter {shown}/adapter --to bf16 -o {shown}/merged-bf16");
+    anstream::println!(
+        "$ qmerge merge --base {shown}/base-nf4 --adapter {shown}/adapter --to bf16 -o {shown}/merged-bf16"
+    );
     merge(folder, Some("bf16"), "merged-bf16")?;
     Ok(Outcome::Done)
 }

@@ -28,7 +28,9 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
         TokenizerArg::Base => Tokenizer::Base,
     };
     let inputs = open(&args.sources)?;
-    let Some(report) = plan_and_run(&inputs, &options, &args.output, &run, &args.running)? else { return Ok(Outcome::Done) };
+    let Some(report) = plan_and_run(&inputs, &options, &args.output, &run, &args.running)? else {
+        return Ok(Outcome::Done);
+    };
     match (args.min_survival, report.summary.survival) {
         (Some(least), Some(survival)) if survival < least => {
             show::warning(&format!("survival {survival:.3} is below --min-survival {least}"));

@@ -42,7 +42,9 @@ fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {
 fn settings(args: &Quantization) -> Result<Settings> {
     let quant_storage = Dtype::from_torch_name(&args.quant_storage)
         .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
-        .ok_or_else(|| usage(format!("`--quant-storage {}` is none of uint8, float16, bfloat16, float32", args.quant_storage)))?;
+        .ok_or_else(|| {
+            usage(format!("`--quant-storage {}` is none of uint8, float16, bfloat16, float32", args.quant_storage))
+        })?;
     Ok(Settings {
         block_size: args.block_size,
         double_quant: args.double_quant,

@@ -58,7 +58,8 @@ fn nan_in_a_magnitude() {
             tensors.push(f32s(&name, &[40], |i| if i == 7 && layer == 1 { f32::NAN } else { 1.0 }));
         }
     });
-    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "use_dora": true}"#).unwrap();
+    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "use_dora": true}"#)
+        .unwrap();
     refused(&folder, &[], 2, &[&format!("{Q}.lora_magnitude_vector"), "NaN", "[7]"]);
 }
 
@@ -118,7 +119,10 @@ fn adapter_tensors_that_match_nothing() {
         tensors.push(f32s("base_model.model.model.layers.9.mlp.up_proj.lora_B.weight", &[40, 8], noise));
     });
     refused(&folder, &[], 2, &["layers.9.mlp.up_proj.lora_A.weight", "matches nothing", "2 of 8", "--allow-unused"]);
-    let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--allow-unused", "--json"]);
+    let output = run(
+        folder.path(),
+        &["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--allow-unused", "--json"],
+    );
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["adapters"][0]["unused"], 2);
@@ -161,7 +165,12 @@ fn missing_and_misplaced_shards() {
         folder
     };
     refused(&index(r#"{"weight_map": {"a": "gone.safetensors"}}"#), &[], 2, &["gone.safetensors", "missing"]);
-    refused(&index(r#"{"weight_map": {"a": "../adapter/adapter_model.safetensors"}}"#), &[], 2, &["not a plain file name"]);
+    refused(
+        &index(r#"{"weight_map": {"a": "../adapter/adapter_model.safetensors"}}"#),
+        &[],
+        2,
+        &["not a plain file name"],
+    );
     refused(&index(r#"{"weight_map": {"ghost": "model.safetensors"}}"#), &[], 2, &["`ghost`", "does not hold it"]);
     refused(&index("[]"), &[], 2, &["index.json", "not a safetensors index"]);
 }
@@ -185,7 +194,8 @@ fn incomplete_quantized_weights() {
     demo(folder.path());
     std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
     change(&folder.join(BASE), |tensors| {
-        let state = tensors.iter_mut().find(|(name, ..)| name.contains("layers.1.mlp.up_proj.weight.quant_state")).unwrap();
+        let state =
+            tensors.iter_mut().find(|(name, ..)| name.contains("layers.1.mlp.up_proj.weight.quant_state")).unwrap();
         state.3 = b"{\"quant_type\": \"nf4\", ".to_vec();
         state.2 = vec![state.3.len()];
     });
@@ -198,7 +208,8 @@ fn nan_in_a_scale() {
     demo(folder.path());
     std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
     change(&folder.join(BASE), |tensors| {
-        let scale = tensors.iter_mut().find(|(name, ..)| name == "model.layers.1.mlp.up_proj.weight.nested_absmax").unwrap();
+        let scale =
+            tensors.iter_mut().find(|(name, ..)| name == "model.layers.1.mlp.up_proj.weight.nested_absmax").unwrap();
         scale.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     refused(&folder, &[], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
@@ -229,8 +240,16 @@ fn broken_configurations() {
         refused(&folder, &[], 2, &words);
     }
     let folder = model();
-    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}"#).unwrap();
-    assert!(run(folder.path(), &["merge", "-m", "base", "--lora", "adapter", "-o", "out", "--base-is-residual"]).status.success());
+    std::fs::write(
+        folder.join("adapter/adapter_config.json"),
+        r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"}"#,
+    )
+    .unwrap();
+    assert!(
+        run(folder.path(), &["merge", "-m", "base", "--lora", "adapter", "-o", "out", "--base-is-residual"])
+            .status
+            .success()
+    );
     let folder = model();
     std::fs::write(folder.join("base/config.json"), "{]").unwrap();
     refused(&folder, &[], 2, &["config.json", "not a JSON object"]);
@@ -309,7 +328,9 @@ fn the_same_adapter_is_not_merged_twice() {
     let output = run(folder.path(), &["merge", "-m", "once", "--adapter", "adapter", "-o", "twice"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("merged into it already"));
-    assert!(run(folder.path(), &["merge", "-m", "once", "--adapter", "adapter", "-o", "twice", "--force"]).status.success());
+    assert!(
+        run(folder.path(), &["merge", "-m", "once", "--adapter", "adapter", "-o", "twice", "--force"]).status.success()
+    );
 }
 
 #[test]
@@ -338,7 +359,9 @@ fn an_embedding_resized_at_one_end_only() {
         tensors.push(f16s("model.embed_tokens.weight", &[30, 48], 0x3c00));
         tensors.push(f16s("lm_head.weight", &[30, 48], 0x3c00));
     });
-    change(&folder.join(ADAPTER), |tensors| tensors.push(f32s("base_model.model.model.embed_tokens.weight", &[33, 48], noise)));
+    change(&folder.join(ADAPTER), |tensors| {
+        tensors.push(f32s("base_model.model.model.embed_tokens.weight", &[33, 48], noise))
+    });
     refused(&folder, &[], 2, &["33 tokens", "30"]);
 }
 
@@ -350,7 +373,9 @@ fn too_little_space() {
     let folder = model();
     let path = folder.join(BASE);
     let big: u64 = 4 << 40;
-    let json = format!("{{\"model.big.weight\":{{\"dtype\":\"U8\",\"shape\":[{big}],\"data_offsets\":[0,{big}]}},\"x\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[{big},{big}]}}}}");
+    let json = format!(
+        "{{\"model.big.weight\":{{\"dtype\":\"U8\",\"shape\":[{big}],\"data_offsets\":[0,{big}]}},\"x\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[{big},{big}]}}}}"
+    );
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json.as_bytes());
     std::fs::write(&path, &bytes).unwrap();

@@ -37,7 +37,12 @@ impl Drop for Folder {
 /// The program with arguments, in a folder.
 pub(crate) fn qmerge(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qmerge"));
-    command.args(args).current_dir(folder).env("NO_COLOR", "1").env_remove("QMERGE_SIMD").env("HF_HUB_CACHE", folder.join("no-cache"));
+    command
+        .args(args)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .env_remove("QMERGE_SIMD")
+        .env("HF_HUB_CACHE", folder.join("no-cache"));
     command
 }
 
@@ -126,8 +131,9 @@ pub(crate) fn noise(i: usize) -> f32 {
 /// A base of `layers` bf16 matrices and a LoRA of rank 8 for all of them.
 pub(crate) fn plain_model(folder: &Path, layers: usize, rows: usize, cols: usize) {
     let name = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj");
-    let base: Vec<Tensor> =
-        (0..layers).map(|layer| bf16s(&format!("{}.weight", name(layer)), &[rows, cols], |i| 0.05 * noise(i + layer))).collect();
+    let base: Vec<Tensor> = (0..layers)
+        .map(|layer| bf16s(&format!("{}.weight", name(layer)), &[rows, cols], |i| 0.05 * noise(i + layer)))
+        .collect();
     write(&folder.join("base/model.safetensors"), &base);
     std::fs::write(folder.join("base/config.json"), "{\n  \"model_type\": \"llama\"\n}\n").unwrap();
     let adapter: Vec<Tensor> = (0..layers)
@@ -140,5 +146,6 @@ pub(crate) fn plain_model(folder: &Path, layers: usize, rows: usize, cols: usize
         })
         .collect();
     write(&folder.join("adapter/adapter_model.safetensors"), &adapter);
-    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#).unwrap();
+    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#)
+        .unwrap();
 }

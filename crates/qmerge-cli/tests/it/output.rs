@@ -1,6 +1,8 @@
 //! What the program writes: the same bytes on any number of threads and at any vector level, in bounded memory, complete folders.
 
-use crate::model::{Folder, bf16s, change, copy_folder, demo, f32s, noise, plain_model, qmerge, read, run, stderr, write};
+use crate::model::{
+    Folder, bf16s, change, copy_folder, demo, f32s, noise, plain_model, qmerge, read, run, stderr, write,
+};
 
 #[test]
 fn bytes_do_not_depend_on_threads_levels_or_memory() {
@@ -37,16 +39,26 @@ fn bytes_do_not_depend_on_threads_levels_or_memory() {
 fn keeping_scales_changes_codes_only() {
     let folder = Folder::new();
     demo(folder.path());
-    let output = run(folder.path(), &["merge", "--base", "base-nf4", "--adapter", "adapter=20", "-o", "out", "--rounding", "keep"]);
+    let output = run(
+        folder.path(),
+        &["merge", "--base", "base-nf4", "--adapter", "adapter=20", "-o", "out", "--rounding", "keep"],
+    );
     assert!(output.status.success(), "{}", stderr(&output));
-    let (before, after) = (read(&folder.join("base-nf4/model.safetensors")), read(&folder.join("out/model.safetensors")));
+    let (before, after) =
+        (read(&folder.join("base-nf4/model.safetensors")), read(&folder.join("out/model.safetensors")));
     let changed: Vec<&str> = before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
     assert_eq!(changed.len(), 28);
     assert!(changed.iter().all(|name| name.ends_with("proj.weight")));
     // An adapter of weight zero changes nothing at all.
-    let output = run(folder.path(), &["merge", "--base", "base-nf4", "--adapter", "adapter=0", "-o", "same", "--rounding", "keep"]);
+    let output = run(
+        folder.path(),
+        &["merge", "--base", "base-nf4", "--adapter", "adapter=0", "-o", "same", "--rounding", "keep"],
+    );
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(std::fs::read(folder.join("same/model.safetensors")).unwrap(), std::fs::read(folder.join("base-nf4/model.safetensors")).unwrap());
+    assert_eq!(
+        std::fs::read(folder.join("same/model.safetensors")).unwrap(),
+        std::fs::read(folder.join("base-nf4/model.safetensors")).unwrap()
+    );
 }
 
 #[test]
@@ -54,7 +66,10 @@ fn memory_does_not_grow_with_the_model() {
     let folder = Folder::new();
     let peak = |layers: usize| -> u64 {
         plain_model(folder.path(), layers, 2048, 1024);
-        let output = run(folder.path(), &["merge", "-m", "base", "--adapter", "adapter", "-o", "out", "--force", "--threads", "2", "--json"]);
+        let output = run(
+            folder.path(),
+            &["merge", "-m", "base", "--adapter", "adapter", "-o", "out", "--force", "--threads", "2", "--json"],
+        );
         assert!(output.status.success(), "{}", stderr(&output));
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         report["summary"]["peak_rss_bytes"].as_u64().unwrap_or(0)
@@ -79,11 +94,16 @@ fn conversions_keep_what_they_can() {
     assert_eq!(read(&folder.join("bf16/model.safetensors")), read(&folder.join("bf16-again/model.safetensors")));
     convert("bf16", "nf4", "nf4");
     let codes = |name: &str| -> Vec<_> {
-        read(&folder.join(name)).into_iter().filter(|(name, ..)| name.ends_with("proj.weight")).map(|(.., bytes)| bytes).collect()
+        read(&folder.join(name))
+            .into_iter()
+            .filter(|(name, ..)| name.ends_with("proj.weight"))
+            .map(|(.., bytes)| bytes)
+            .collect()
     };
     let (before, after) = (codes("base-nf4/model.safetensors"), codes("nf4/model.safetensors"));
     let bytes: usize = before.iter().map(Vec::len).sum();
-    let different: usize = before.iter().zip(&after).map(|(a, b)| a.iter().zip(b).filter(|(a, b)| a != b).count()).sum();
+    let different: usize =
+        before.iter().zip(&after).map(|(a, b)| a.iter().zip(b).filter(|(a, b)| a != b).count()).sum();
     assert!(different * 1000 < bytes, "{different} of {bytes}");
     for to in ["fp4", "int8", "f16"] {
         convert("base-nf4", to, to);
@@ -100,7 +120,10 @@ fn conversions_keep_what_they_can() {
     }
     // Embeddings and norms are not quantized.
     let names: Vec<String> = read(&folder.join("fp4/model.safetensors")).into_iter().map(|(name, ..)| name).collect();
-    assert!(names.contains(&"model.embed_tokens.weight".to_owned()) && !names.contains(&"model.embed_tokens.weight.absmax".to_owned()));
+    assert!(
+        names.contains(&"model.embed_tokens.weight".to_owned())
+            && !names.contains(&"model.embed_tokens.weight.absmax".to_owned())
+    );
 }
 
 #[test]
@@ -117,7 +140,12 @@ fn shards_names_index_and_other_files_are_the_base_s() {
         layer(1)
     );
     std::fs::write(folder.join("base/model.safetensors.index.json"), index).unwrap();
-    for (name, text) in [("config.json", "{}"), ("tokenizer.json", "base"), ("generation_config.json", "{\"a\":1}"), ("chat_template.jinja", "base")] {
+    for (name, text) in [
+        ("config.json", "{}"),
+        ("tokenizer.json", "base"),
+        ("generation_config.json", "{\"a\":1}"),
+        ("chat_template.jinja", "base"),
+    ] {
         std::fs::write(folder.join("base").join(name), text).unwrap();
     }
     std::fs::create_dir(folder.join("base/1_Pooling")).unwrap();
@@ -129,8 +157,10 @@ fn shards_names_index_and_other_files_are_the_base_s() {
     std::fs::write(folder.join("adapter/chat_template.jinja"), "adapter").unwrap();
     let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "out"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let mut names: Vec<String> =
-        std::fs::read_dir(folder.join("out")).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(folder.join("out"))
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(
         names,
@@ -148,13 +178,18 @@ fn shards_names_index_and_other_files_are_the_base_s() {
     );
     assert_eq!(std::fs::read_to_string(folder.join("out/chat_template.jinja")).unwrap(), "adapter");
     let index: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(folder.join("out/model.safetensors.index.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(folder.join("out/model.safetensors.index.json")).unwrap())
+            .unwrap();
     assert_eq!(index["metadata"]["total_size"], 2 * (64 * 64 * 2 + 12));
     assert_eq!(index["metadata"]["other"], "kept");
     assert_eq!(index["weight_map"][&layer(1)], "model-00002-of-00002.safetensors");
     assert_eq!(read(&folder.join("out/model-00001-of-00002.safetensors")).len(), 2);
     // With --tokenizer base the adapter's template stays out.
-    assert!(run(folder.path(), &["merge", "-m", "base", "--lora", "adapter", "-o", "out2", "--tokenizer", "base"]).status.success());
+    assert!(
+        run(folder.path(), &["merge", "-m", "base", "--lora", "adapter", "-o", "out2", "--tokenizer", "base"])
+            .status
+            .success()
+    );
     assert_eq!(std::fs::read_to_string(folder.join("out2/chat_template.jinja")).unwrap(), "base");
 }
 
@@ -162,19 +197,36 @@ fn shards_names_index_and_other_files_are_the_base_s() {
 fn single_files_and_hub_ids() {
     let folder = Folder::new();
     plain_model(folder.path(), 2, 64, 64);
-    let output = run(folder.path(), &["merge", "-m", "base/model.safetensors", "--adapter", "adapter/adapter_model.safetensors", "-o", "merged.safetensors"]);
+    let output = run(
+        folder.path(),
+        &[
+            "merge",
+            "-m",
+            "base/model.safetensors",
+            "--adapter",
+            "adapter/adapter_model.safetensors",
+            "-o",
+            "merged.safetensors",
+        ],
+    );
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(folder.join("merged.qmerge-report.json").is_file());
     assert!(!folder.join("merged.safetensors.partial").exists());
     assert!(run(folder.path(), &["merge", "-m", "base", "--adapter", "adapter", "-o", "out"]).status.success());
-    assert_eq!(std::fs::read(folder.join("merged.safetensors")).unwrap(), std::fs::read(folder.join("out/model.safetensors")).unwrap());
+    assert_eq!(
+        std::fs::read(folder.join("merged.safetensors")).unwrap(),
+        std::fs::read(folder.join("out/model.safetensors")).unwrap()
+    );
     // The same through a cache as the hub's library lays it out.
     let snapshot = folder.join("cache/models--org--base/snapshots/abc123");
     std::fs::create_dir_all(folder.join("cache/models--org--base/refs")).unwrap();
     std::fs::write(folder.join("cache/models--org--base/refs/main"), "abc123\n").unwrap();
     copy_folder(&folder.join("base"), &snapshot);
     let hub = |id: &str, out: &str| {
-        qmerge(folder.path(), &["merge", "-m", id, "--adapter", "adapter", "-o", out]).env("HF_HUB_CACHE", folder.join("cache")).output().unwrap()
+        qmerge(folder.path(), &["merge", "-m", id, "--adapter", "adapter", "-o", out])
+            .env("HF_HUB_CACHE", folder.join("cache"))
+            .output()
+            .unwrap()
     };
     assert!(hub("org/base", "out-main").status.success());
     assert!(hub("org/base@abc123", "out-commit").status.success());

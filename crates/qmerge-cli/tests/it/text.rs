@@ -5,7 +5,10 @@ use crate::model::{Folder, demo, run, stderr, stdout};
 /// Replaces what differs from run to run: times, memory, the temporary folder.
 fn settled(folder: &Folder, text: &str) -> String {
     let mut text = text.replace(folder.path().to_str().unwrap(), "FOLDER");
-    for (from, to) in [(r"written in .* s(, .* of memory)?", "written in TIME"), (r"at most [0-9.]+ [kMG]B of memory", "at most MEMORY")] {
+    for (from, to) in [
+        (r"written in .* s(, .* of memory)?", "written in TIME"),
+        (r"at most [0-9.]+ [kMG]B of memory", "at most MEMORY"),
+    ] {
         text = regex::Regex::new(from).unwrap().replace_all(&text, to).into_owned();
     }
     text
@@ -17,17 +20,41 @@ fn merge_inspect_verify_and_plan() {
     demo(folder.path());
     let show = |args: &[&str]| {
         let output = run(folder.path(), args);
-        settled(&folder, &format!("$ qmerge {}\n{}{}status {}", args.join(" "), stdout(&output), stderr(&output), output.status.code().unwrap()))
+        settled(
+            &folder,
+            &format!(
+                "$ qmerge {}\n{}{}status {}",
+                args.join(" "),
+                stdout(&output),
+                stderr(&output),
+                output.status.code().unwrap()
+            ),
+        )
     };
-    insta::assert_snapshot!("dry_run", show(&["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--dry-run", "--threads", "2"]));
+    insta::assert_snapshot!(
+        "dry_run",
+        show(&["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--dry-run", "--threads", "2"])
+    );
     insta::assert_snapshot!("merge", show(&["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out"]));
-    insta::assert_snapshot!("merge_bf16", show(&["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "bf16", "--to", "bf16"]));
+    insta::assert_snapshot!(
+        "merge_bf16",
+        show(&["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "bf16", "--to", "bf16"])
+    );
     insta::assert_snapshot!("convert", show(&["convert", "--base", "base-nf4", "-o", "int8", "--to", "int8"]));
     insta::assert_snapshot!("inspect_model", show(&["inspect", "base-nf4"]));
     insta::assert_snapshot!("inspect_adapter", show(&["inspect", "adapter"]));
-    insta::assert_snapshot!("verify_lost", show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out"]));
-    insta::assert_snapshot!("verify_kept", show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "bf16"]));
-    insta::assert_snapshot!("verify_absent", show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "base-nf4"]));
+    insta::assert_snapshot!(
+        "verify_lost",
+        show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out"])
+    );
+    insta::assert_snapshot!(
+        "verify_kept",
+        show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "bf16"])
+    );
+    insta::assert_snapshot!(
+        "verify_absent",
+        show(&["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "base-nf4"])
+    );
 }
 
 #[test]

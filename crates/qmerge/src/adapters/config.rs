@@ -68,7 +68,8 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
     let json: Map<String, Value> =
         serde_json::from_slice(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
     let fields = Fields(&json);
-    let peft_type = fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
+    let peft_type =
+        fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
     let r = fields.number("r")?.unwrap_or(8.0);
     if r.fract() != 0.0 || !(0.0..=1e6).contains(&r) {
         return Err(malformed(format!("`r` is {r}, expected a whole number")));
@@ -113,7 +114,9 @@ impl Fields<'_> {
     }
 
     fn text(&self, key: &str) -> Result<Option<String>> {
-        self.get(key).map(|value| value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value))).transpose()
+        self.get(key)
+            .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value)))
+            .transpose()
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {

@@ -98,7 +98,10 @@ fn one_expert(module: &str) -> Option<(&str, usize, &str)> {
 
 /// What stands before the experts module ("model.layers.3."), if the path ends in one of the family's names for it.
 fn prefix<'m>(experts: &Experts, module: &'m str) -> Option<&'m str> {
-    experts.modules.iter().find_map(|name| module.strip_suffix(name).filter(|head| head.is_empty() || head.ends_with('.')))
+    experts
+        .modules
+        .iter()
+        .find_map(|name| module.strip_suffix(name).filter(|head| head.is_empty() || head.ends_with('.')))
 }
 
 /// The stacked weight: gate and up (0) or down (1).
@@ -143,7 +146,12 @@ impl Wrapped<'_> {
         Ok((rank, scale, inputs, outputs))
     }
 
-    fn edit(&self, claim: &Claim, (rank, scale, inputs, outputs): (usize, f64, usize, usize), layout: Layout) -> PlannedEdit {
+    fn edit(
+        &self,
+        claim: &Claim,
+        (rank, scale, inputs, outputs): (usize, f64, usize, usize),
+        layout: Layout,
+    ) -> PlannedEdit {
         let (a, b) = self.factors;
         PlannedEdit {
             target: claim.weight.name().to_owned(),
@@ -185,9 +193,17 @@ impl Wrapped<'_> {
     }
 
     /// The parameter is stacked in the adapter's model, but on disk each expert has its own matrices.
-    fn onto_each(&self, names: &Names<'_>, family: &Experts, prefix: &str, which: usize) -> Result<Option<Vec<PlannedEdit>>> {
+    fn onto_each(
+        &self,
+        names: &Names<'_>,
+        family: &Experts,
+        prefix: &str,
+        which: usize,
+    ) -> Result<Option<Vec<PlannedEdit>>> {
         let weight = |expert: usize, projection: usize| {
-            family.modules.iter().find_map(|module| names.exact(&format!("{prefix}{module}.{expert}.{}.weight", family.each[projection])))
+            family.modules.iter().find_map(|module| {
+                names.exact(&format!("{prefix}{module}.{expert}.{}.weight", family.each[projection]))
+            })
         };
         let projections: &[usize] = if which == 0 { &[0, 1] } else { &[2] };
         let experts = (0..).take_while(|&expert| weight(expert, projections[0]).is_some()).count();
@@ -199,8 +215,9 @@ impl Wrapped<'_> {
         let mut edits = Vec::new();
         for expert in 0..experts {
             for (half, &projection) in projections.iter().enumerate() {
-                let claim = weight(expert, projection)
-                    .ok_or_else(|| mismatch(format!("expert {expert} has no `{}`", family.each[projection])).in_tensor(self.factors.0))?;
+                let claim = weight(expert, projection).ok_or_else(|| {
+                    mismatch(format!("expert {expert} has no `{}`", family.each[projection])).in_tensor(self.factors.0)
+                })?;
                 let len = outputs / projections.len();
                 if claim.weight.shape() != [len, inputs] || len * projections.len() != outputs {
                     return Err(mismatch(format!(
@@ -238,10 +255,13 @@ fn into_stack(
     let Some(family) = names.arch.experts else { return Ok(None) };
     let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
     let spellings = [family.each, ["gate_proj", "up_proj", "down_proj"], ["w1", "w3", "w2"]];
-    let Some(projection) = spellings.iter().find_map(|each| each.iter().position(|name| *name == leaf)) else { return Ok(None) };
+    let Some(projection) = spellings.iter().find_map(|each| each.iter().position(|name| *name == leaf)) else {
+        return Ok(None);
+    };
     let Some(claim) = stacked(names, &family, prefix, projection / 2)? else { return Ok(None) };
     let &[experts, rows, cols] = claim.weight.shape() else { return Ok(None) };
-    let ((rank_a, inputs), (outputs, rank_b)) = (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
+    let ((rank_a, inputs), (outputs, rank_b)) =
+        (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
     let (rank, scale) = scaling(adapter, module)?;
     let (width, have) = if family.in_out { (cols, rows) } else { (rows, cols) };
     let halves = if projection < 2 { 2 } else { 1 };

@@ -126,12 +126,18 @@ mod tests {
         assert_eq!(key("base_model.model.a.q.lora_B.bias").1, Role::BiasB);
         assert_eq!(key("base_model.model.a.q.lora_magnitude_vector.default.weight").1, Role::Magnitude);
         assert_eq!(key("base_model.model.embed.lora_embedding_A").1, Role::EmbeddingA);
-        assert_eq!(key("base_model.model.embed.token_adapter.trainable_tokens_delta"), ("embed".into(), Role::Tokens, 0));
+        assert_eq!(
+            key("base_model.model.embed.token_adapter.trainable_tokens_delta"),
+            ("embed".into(), Role::Tokens, 0)
+        );
         assert_eq!(key("base_model.model.mlp.experts.base_layer.lora_A.weight"), ("mlp.experts".into(), Role::A, 1));
         assert_eq!(key("base_model.model.mha.base_layer.out_proj.lora_A.weight"), ("mha.out_proj".into(), Role::A, 0));
         assert_eq!(key("base_model.model.lm_head.weight"), ("lm_head".into(), Role::Whole("weight".into()), 0));
         assert_eq!(key("base_model.model.q.base_layer.bias"), ("q".into(), Role::Whole("bias".into()), 1));
-        assert_eq!(key("base_model.model.score.modules_to_save.default.weight"), ("score".into(), Role::Whole("weight".into()), 0));
+        assert_eq!(
+            key("base_model.model.score.modules_to_save.default.weight"),
+            ("score".into(), Role::Whole("weight".into()), 0)
+        );
         assert_eq!(key("base_model.model.score.original_module.bias").1, Role::Original);
     }
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::dora::DoraPlan;
 use super::keys::{self, Key, Role};
 use super::low_rank::{Diagonal, Layout, LowRankPlan, matrix_shape};
-use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, Replacement, experts, patterns, read_floats};
+use super::{
+    Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, Replacement, experts, patterns, read_floats,
+};
 use super::{refused, tokens};
 use crate::arch;
 use crate::dtype::Dtype;
@@ -88,8 +90,8 @@ fn replace(
         changes.ignored.push((name.to_owned(), "a second copy of a parameter trained whole"));
         return Ok(());
     }
-    let trained = !(key.wrapped && parameter == "weight")
-        && (parameter != "weight" || adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str())));
+    let listed = || adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str()));
+    let trained = parameter != "weight" || !key.wrapped && listed();
     let found = match names.find(&target)? {
         Some(claim) => Some(claim.weight.name().to_owned()),
         // A tied head is not stored; one that was trained whole will be.
@@ -131,7 +133,11 @@ impl Lora {
         // Experts and bare parameters first: their wrappers carry the module's name, not the parameter's.
         let is_parameter = |parameter: &str| {
             let path = format!("{module}.{parameter}");
-            adapter.config.target_parameters.iter().any(|target| path == *target || path.ends_with(&format!(".{target}")))
+            adapter
+                .config
+                .target_parameters
+                .iter()
+                .any(|target| path == *target || path.ends_with(&format!(".{target}")))
         };
         if let Some(edits) = experts::plan(adapter, names, module, depth, groups, (a, b))? {
             changes.edits.extend(edits);
@@ -143,13 +149,16 @@ impl Lora {
         };
         let tied_head = target.is_none() && names.is_head(module) && names.is_tied();
         let Some(claim) = (if tied_head { names.embed() } else { target }) else { return Ok(()) };
-        let out_proj = module.strip_suffix(".out_proj").is_some_and(|mha| names.exact(&format!("{mha}.in_proj_weight")).is_some());
+        let out_proj =
+            module.strip_suffix(".out_proj").is_some_and(|mha| names.exact(&format!("{mha}.in_proj_weight")).is_some());
         let shape = claim.weight.shape();
-        let sixteen_bit = Some(claim.weight.value_dtype()).filter(|dtype| claim.weight.is_plain() && *dtype != Dtype::F32);
+        let sixteen_bit =
+            Some(claim.weight.value_dtype()).filter(|dtype| claim.weight.is_plain() && *dtype != Dtype::F32);
         let is_parameter = is_parameter("weight");
         let pattern_name = if is_parameter { format!("{module}.weight") } else { module.to_owned() };
         let (rank, scale) = scaling(adapter, &pattern_name)?;
-        let ((rank_a, inputs), (outputs, rank_b)) = (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
+        let ((rank_a, inputs), (outputs, rank_b)) =
+            (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
         let diagonal = diagonal(adapter, module)?;
         let (inputs, rank_b, outputs) = match diagonal {
             Some(Diagonal::A(blocks)) => (inputs * blocks, rank_b, outputs),
@@ -159,12 +168,17 @@ impl Lora {
         if rank_a != rank {
             return Err(mismatch(format!("rank {rank_a}, but the configuration says {rank} for `{module}`"))
                 .in_tensor(a)
-                .with_hint("adapter_config.json and the weights are of different adapters, or a rank_pattern is missing"));
+                .with_hint(
+                    "adapter_config.json and the weights are of different adapters, or a rank_pattern is missing",
+                ));
         }
         if rank_b != rank {
             let grouped = shape.len() > 2 && rank_b > 0 && rank % rank_b == 0 && rank_b < rank;
             return Err(if grouped {
-                unsupported(format!("`{}` is a grouped convolution; its adapter sees all channels, so no grouped weight can hold it", claim.weight.name()))
+                unsupported(format!(
+                    "`{}` is a grouped convolution; its adapter sees all channels, so no grouped weight can hold it",
+                    claim.weight.name()
+                ))
             } else {
                 mismatch(format!("rank {rank_b}, but A has rank {rank}"))
             }
@@ -196,7 +210,8 @@ impl Lora {
                 tensors.push(magnitude.clone());
                 let have: u64 = adapter.tensors.get(magnitude).map_or(0, |entry| entry.elements());
                 if have != outputs as u64 {
-                    return Err(mismatch(format!("{have} magnitudes, but `{module}` has {outputs} outputs")).in_tensor(magnitude));
+                    return Err(mismatch(format!("{have} magnitudes, but `{module}` has {outputs} outputs"))
+                        .in_tensor(magnitude));
                 }
                 let outputs_are_rows = low_rank.layout == Layout::OutIn;
                 Arc::new(DoraPlan { low_rank, magnitude: magnitude.clone(), outputs_are_rows })
@@ -255,7 +270,8 @@ fn orientation(
     let straight = (rows, cols) == (outputs, inputs);
     let turned = shape.len() == 2 && (rows, cols) == (inputs, outputs);
     // Quantized weights are always stored (out, in); plain ones may be Conv1D, which a family's row or the adapter says.
-    let conv1d = claim.weight.is_plain() && (arch::leaf_in(module, names.arch.transposed) || adapter.config.fan_in_fan_out && !straight);
+    let conv1d = claim.weight.is_plain()
+        && (arch::leaf_in(module, names.arch.transposed) || adapter.config.fan_in_fan_out && !straight);
     match (straight, turned) {
         (_, true) if conv1d => Some(Layout::InOut),
         (true, _) => Some(Layout::OutIn),
@@ -277,15 +293,20 @@ fn misfit(claim: &Claim, module: &str, (outputs, inputs): (usize, usize), embedd
 
 /// Which factor of a BD-LoRA is block-diagonal: decided by substrings of the module path.
 fn diagonal(adapter: &Adapter, module: &str) -> Result<Option<Diagonal>> {
-    let Some(config) = adapter.config.json.get("use_bdlora").filter(|value| value.is_object()) else { return Ok(None) };
+    let Some(config) = adapter.config.json.get("use_bdlora").filter(|value| value.is_object()) else {
+        return Ok(None);
+    };
     let listed = |key: &str| {
-        config.get(key).and_then(|list| list.as_array()).is_some_and(|list| {
-            list.iter().filter_map(|item| item.as_str()).any(|item| module.contains(item))
-        })
+        config
+            .get(key)
+            .and_then(|list| list.as_array())
+            .is_some_and(|list| list.iter().filter_map(|item| item.as_str()).any(|item| module.contains(item)))
     };
     let blocks = config.get("nblocks").and_then(|n| n.as_u64()).unwrap_or(1).clamp(1, 1 << 20) as usize;
     match (listed("target_modules_bd_a"), listed("target_modules_bd_b")) {
-        (true, true) => Err(mismatch(format!("`use_bdlora` lists `{module}` for both factors")).in_file(&adapter.config.path)),
+        (true, true) => {
+            Err(mismatch(format!("`use_bdlora` lists `{module}` for both factors")).in_file(&adapter.config.path))
+        }
         (true, false) => Ok(Some(Diagonal::A(blocks))),
         (false, true) => Ok(Some(Diagonal::B(blocks))),
         (false, false) => Ok(None),
@@ -306,7 +327,9 @@ fn bias_edit(
     })?;
     let have = adapter.tensors.get(bias).map_or(0, |entry| entry.elements());
     if have != outputs as u64 || target.weight.geometry().elements() != outputs {
-        return Err(mismatch(format!("{have} biases, but `{name}` has shape {:?}", target.weight.shape())).in_tensor(bias));
+        return Err(
+            mismatch(format!("{have} biases, but `{name}` has shape {:?}", target.weight.shape())).in_tensor(bias)
+        );
     }
     // PEFT forgets the scaling on bitsandbytes layers.
     let forgets = options.peft_bugs && !claim.weight.is_plain();

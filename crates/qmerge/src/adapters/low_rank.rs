@@ -99,7 +99,11 @@ impl LowRankPlan {
             Layout::Stack { experts, in_out } => (0..experts)
                 .map(|e| {
                     let (a, b) = self.expert(&a, &b, e, experts, Stride { start: 0, step: 1, len: self.outputs });
-                    if in_out { self.transposed(e * self.inputs, &a, &b) } else { self.straight(e * self.outputs, a, b) }
+                    if in_out {
+                        self.transposed(e * self.inputs, &a, &b)
+                    } else {
+                        self.straight(e * self.outputs, a, b)
+                    }
                 })
                 .collect(),
             Layout::OneOfStack { expert, experts, outputs } => {
@@ -136,7 +140,8 @@ impl LowRankPlan {
     fn expert(&self, a: &[f32], b: &[f32], expert: usize, experts: usize, outputs: Stride) -> (Vec<f32>, Vec<f32>) {
         let size = self.rank * self.inputs;
         let stacked = self.rank * experts;
-        let left = outputs.iter().flat_map(|o| (0..self.rank).map(move |k| b[o * stacked + k * experts + expert])).collect();
+        let left =
+            outputs.iter().flat_map(|o| (0..self.rank).map(move |k| b[o * stacked + k * experts + expert])).collect();
         (a[expert * size..(expert + 1) * size].to_vec(), left)
     }
 

@@ -82,9 +82,12 @@ impl Adapter {
         };
         let config = folder.join("adapter_config.json");
         if !config.is_file() {
-            return Err(Error::new(Kind::Malformed, "no adapter_config.json beside the weights: the scaling is unknown")
-                .in_file(&folder)
-                .with_hint("copy adapter_config.json from where the adapter was trained"));
+            return Err(Error::new(
+                Kind::Malformed,
+                "no adapter_config.json beside the weights: the scaling is unknown",
+            )
+            .in_file(&folder)
+            .with_hint("copy adapter_config.json from where the adapter was trained"));
         }
         let config = AdapterConfig::read(&config)?;
         let tensors = Checkpoint::open_weights(&file)?;
@@ -103,7 +106,8 @@ impl Adapter {
                 path.join("adapter_config.json").is_file().then(|| path.display().to_string())
             })
             .collect();
-        let error = malformed(format!("no {} in this folder: not an adapter", WEIGHT_FILES.join(" or "))).in_file(folder);
+        let error =
+            malformed(format!("no {} in this folder: not an adapter", WEIGHT_FILES.join(" or "))).in_file(folder);
         match &nested[..] {
             [] => error.with_hint("pass the folder that PEFT's save_pretrained wrote"),
             _ => error.with_hint(format!("the adapters are in {}", nested.join(", "))),
@@ -203,7 +207,13 @@ impl Changes {
         used.extend(self.edits.iter().flat_map(|edit| edit.tensors.iter().map(String::as_str)));
         used.extend(self.replacements.iter().map(|replacement| replacement.tensor.as_str()));
         used.extend(self.ignored.iter().map(|(name, _)| name.as_str()));
-        self.unused = tensors.entries.iter().map(|entry| &entry.name).filter(|name| !used.contains(name.as_str())).cloned().collect();
+        self.unused = tensors
+            .entries
+            .iter()
+            .map(|entry| &entry.name)
+            .filter(|name| !used.contains(name.as_str()))
+            .cloned()
+            .collect();
     }
 }
 
@@ -218,7 +228,11 @@ pub(crate) fn try_patterns(config: &AdapterConfig, name: &str) {
 pub(crate) fn read_floats(tensors: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let entry = tensors.get(name).ok_or_else(|| malformed("missing").in_tensor(name))?;
     if !entry.dtype.is_plain_float() {
-        return Err(tensors.error(entry, Kind::Unsupported, format!("stored as {}, expected F32, F16 or BF16", entry.dtype)));
+        return Err(tensors.error(
+            entry,
+            Kind::Unsupported,
+            format!("stored as {}, expected F32, F16 or BF16", entry.dtype),
+        ));
     }
     let mut bytes = vec![0; entry.bytes as usize];
     tensors.read_at(entry, 0, &mut bytes)?;

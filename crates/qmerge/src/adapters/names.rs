@@ -48,9 +48,9 @@ impl<'a> Names<'a> {
         let maps = maps
             .iter()
             .map(|map| {
-                let (pattern, replacement) = map
-                    .split_once("=>")
-                    .ok_or_else(|| usage(format!("`--map {map}` has no `=>`")).with_hint("write --map 'regex=>replacement'"))?;
+                let (pattern, replacement) = map.split_once("=>").ok_or_else(|| {
+                    usage(format!("`--map {map}` has no `=>`")).with_hint("write --map 'regex=>replacement'")
+                })?;
                 let regex = patterns::compile(pattern)
                     .map_err(|cause| usage(format!("`--map {map}` is not a regular expression: {cause}")))?;
                 Ok((regex, replacement.to_owned()))

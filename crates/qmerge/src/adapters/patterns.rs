@@ -11,8 +11,9 @@ pub(super) fn lookup(patterns: &[(String, f64)], name: &str) -> Result<Option<f6
     for (pattern, value) in patterns {
         let regex = compile(&format!(r"\A(.*\.)?({})\z", python_classes(pattern)))
             .map_err(|cause| malformed(format!("the pattern `{pattern}` is not a regular expression: {cause}")))?;
-        let matched =
-            regex.is_match(name).map_err(|cause| malformed(format!("the pattern `{pattern}` cannot be matched: {cause}")))?;
+        let matched = regex
+            .is_match(name)
+            .map_err(|cause| malformed(format!("the pattern `{pattern}` cannot be matched: {cause}")))?;
         if matched {
             return Ok(Some(*value));
         }

@@ -20,21 +20,55 @@ const NO_WEIGHTS: &[(&str, &str)] = &[
 
 /// Kinds of PEFT 0.21 that could be merged, but not by this version.
 const LATER: &[&str] = &[
-    "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "PVERA", "RANDLORA", "FOURIERFT", "WAVEFT", "LN_TUNING",
-    "MISS", "C3A", "ROAD", "SHIRA", "HIRA", "GRALORA", "DELORA", "VBLORA", "UNILORA", "TINYLORA", "FROD", "GLORA", "PEANUT", "DEFT",
-    "ADAMSS", "BEFT", "SUPERTUNING", "PSOFT", "OSF",
+    "ADALORA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    "BOFT",
+    "HRA",
+    "VERA",
+    "PVERA",
+    "RANDLORA",
+    "FOURIERFT",
+    "WAVEFT",
+    "LN_TUNING",
+    "MISS",
+    "C3A",
+    "ROAD",
+    "SHIRA",
+    "HIRA",
+    "GRALORA",
+    "DELORA",
+    "VBLORA",
+    "UNILORA",
+    "TINYLORA",
+    "FROD",
+    "GLORA",
+    "PEANUT",
+    "DEFT",
+    "ADAMSS",
+    "BEFT",
+    "SUPERTUNING",
+    "PSOFT",
+    "OSF",
 ];
 
 /// The error for a `peft_type` that has no method.
 pub(super) fn by_type(peft_type: &str) -> Error {
     let known: Vec<_> = ADAPTERS.iter().map(|method| method.peft_type()).collect();
     if let Some((_, reason)) = NO_WEIGHTS.iter().find(|(name, _)| *name == peft_type) {
-        return unsupported(format!("a {peft_type} adapter cannot be merged: {reason}, so no weight can hold its effect"))
-            .with_hint("serve the base with the adapter kept apart");
+        return unsupported(format!(
+            "a {peft_type} adapter cannot be merged: {reason}, so no weight can hold its effect"
+        ))
+        .with_hint("serve the base with the adapter kept apart");
     }
     if LATER.contains(&peft_type) {
-        return unsupported(format!("{peft_type} adapters are not supported by this version (it merges {})", known.join(", ")))
-            .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA");
+        return unsupported(format!(
+            "{peft_type} adapters are not supported by this version (it merges {})",
+            known.join(", ")
+        ))
+        .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA");
     }
     if peft_type == "BONE" {
         return unsupported("BONE adapters were renamed to MISS by PEFT, and are not supported by this version");
@@ -45,25 +79,32 @@ pub(super) fn by_type(peft_type: &str) -> Error {
 /// Refuses the LoRA variants whose effect is not a fixed change of the stored base.
 pub(super) fn lora_variants(config: &AdapterConfig, options: &ReadOptions) -> Result<()> {
     if config.is_set("alora_invocation_tokens") {
-        return Err(unsupported("an aLoRA acts only behind its invocation tokens, so no fixed weight can hold its effect")
-            .with_hint("serve the base with the adapter kept apart"));
+        return Err(unsupported(
+            "an aLoRA acts only behind its invocation tokens, so no fixed weight can hold its effect",
+        )
+        .with_hint("serve the base with the adapter kept apart"));
     }
     if config.is_set("arrow_config") {
-        return Err(unsupported("an Arrow router mixes adapters anew for every token, so no fixed weight can hold its effect"));
+        return Err(unsupported(
+            "an Arrow router mixes adapters anew for every token, so no fixed weight can hold its effect",
+        ));
     }
     if config.is_set("use_qalora") {
         return Err(unsupported("a QA-LoRA pools its inputs by group; merging it is not supported (nor by PEFT)"));
     }
     if config.is_set("kasa_config") {
-        return Err(unsupported("KaSA cuts small singular values out of the base before adding; that is not supported by this version"));
+        return Err(unsupported(
+            "KaSA cuts small singular values out of the base before adding; that is not supported by this version",
+        ));
     }
     if config.is_set("layer_replication") {
-        return Err(unsupported("layer_replication lets several layers share one base weight, and each has its own adapter")
-            .with_hint("build the replicated model first and merge into that"));
+        return Err(unsupported(
+            "layer_replication lets several layers share one base weight, and each has its own adapter",
+        )
+        .with_hint("build the replicated model first and merge into that"));
     }
-    let moves_base = config.init.as_deref().filter(|init| {
-        init.starts_with("pissa") || matches!(*init, "olora" | "corda" | "loftq")
-    });
+    let moves_base =
+        config.init.as_deref().filter(|init| init.starts_with("pissa") || matches!(*init, "olora" | "corda" | "loftq"));
     if let Some(init) = moves_base.filter(|_| !options.base_is_residual) {
         return Err(unsupported(format!(
             "`init_lora_weights` is \"{init}\": training began by moving a part of the base into the adapter, so adding the \

@@ -54,7 +54,9 @@ pub(super) fn plan(
         .ok_or_else(|| malformed("the configuration does not say which tokens its rows are").in_tensor(tensor))?;
     let (rows, cols) = low_rank::matrix_shape(&adapter.tensors, tensor)?;
     if rows != indices.len() {
-        return Err(mismatch(format!("{rows} rows, but the configuration lists {} tokens", indices.len())).in_tensor(tensor));
+        return Err(
+            mismatch(format!("{rows} rows, but the configuration lists {} tokens", indices.len())).in_tensor(tensor)
+        );
     }
     let target = names
         .find(&format!("{module}.weight"))?
@@ -85,7 +87,10 @@ struct TokensPlan {
 
 impl EditPlan for TokensPlan {
     fn load(&self, tensors: &Checkpoint) -> Result<Edit> {
-        Ok(Edit::Map(Box::new(ReplaceRows { indices: self.indices.clone(), values: read_floats(tensors, &self.tensor)? })))
+        Ok(Edit::Map(Box::new(ReplaceRows {
+            indices: self.indices.clone(),
+            values: read_floats(tensors, &self.tensor)?,
+        })))
     }
 
     fn memory(&self) -> u64 {

@@ -4,6 +4,12 @@ use super::{Arch, Experts, generic};
 
 pub(super) const ARCH: Arch = Arch {
     model_types: &["gpt_oss"],
-    experts: Some(Experts { modules: &["mlp.experts"], in_out: true, is_transposed: true, interleaved: true, ..generic::EXPERTS }),
+    experts: Some(Experts {
+        modules: &["mlp.experts"],
+        in_out: true,
+        is_transposed: true,
+        interleaved: true,
+        ..generic::EXPERTS
+    }),
     ..generic::ARCH
 };

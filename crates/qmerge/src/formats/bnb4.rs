@@ -138,7 +138,7 @@ impl Format for Bnb4 {
         };
         let weight = Bnb4Weight::new(self.format(), name, state, settings.quant_storage, settings.torch_threads);
         let packed = weight.elements().div_ceil(2) as u64;
-        if packed % (settings.quant_storage.bits() / 8) != 0 {
+        if !packed.is_multiple_of(settings.quant_storage.bits() / 8) {
             return Err(mismatch(format!("{packed} packed bytes cannot be viewed as {}", settings.quant_storage))
                 .in_tensor(name));
         }
@@ -160,9 +160,7 @@ impl Bnb4 {
             return Err(mismatch(format!("the weight `{weight}` that it describes is missing"))
                 .with_hint("the checkpoint is incomplete: download it again"));
         }
-        let stateless = has("absmax")
-            && !has("quant_state.bitsandbytes__nf4")
-            && !has("quant_state.bitsandbytes__fp4");
+        let stateless = has("absmax") && !has("quant_state.bitsandbytes__nf4") && !has("quant_state.bitsandbytes__fp4");
         if stateless {
             return Err(mismatch("it has an absmax, but its quant_state is missing")
                 .with_hint("the checkpoint is incomplete: download it again"));

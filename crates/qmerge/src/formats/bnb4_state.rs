@@ -32,14 +32,13 @@ impl QuantState {
     /// the error can name the scale instead of the syntax.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| malformed("the quant_state is not UTF-8"))?;
-        let text = text
-            .replace("-Infinity", "\"-inf\"")
-            .replace("Infinity", "\"inf\"")
-            .replace("NaN", "\"NaN\"");
+        let text = text.replace("-Infinity", "\"-inf\"").replace("Infinity", "\"inf\"").replace("NaN", "\"NaN\"");
         let json: Value =
             serde_json::from_str(&text).map_err(|error| malformed(format!("the quant_state is not JSON: {error}")))?;
         let field = |name: &str| {
-            json.get(name).filter(|value| !value.is_null()).ok_or_else(|| malformed(format!("the quant_state has no `{name}`")))
+            json.get(name)
+                .filter(|value| !value.is_null())
+                .ok_or_else(|| malformed(format!("the quant_state has no `{name}`")))
         };
         let dtype = |name: &str| {
             field(name)?
@@ -121,7 +120,8 @@ fn python_repr(x: f64) -> String {
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
         // The digits decide the value, so printing it with as many decimals as they have is exact.
-        let decimals = digits.split_once('.').map_or(0, |(_, fraction)| fraction.len() as i32) - exponent.parse().unwrap_or(0);
+        let decimals =
+            digits.split_once('.').map_or(0, |(_, fraction)| fraction.len() as i32) - exponent.parse().unwrap_or(0);
         return format!("{x:.*}", decimals.max(1) as usize);
     }
     let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));

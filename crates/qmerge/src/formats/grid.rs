@@ -81,7 +81,13 @@ fn neighbour(dtype: Dtype, x: f32, up: bool) -> f32 {
             let bits = h.to_bits();
             let away = up != h.is_sign_negative();
             let next = match (bits & 0x7fff, away) {
-                (0, _) => if up { 1 } else { 0x8001 },
+                (0, _) => {
+                    if up {
+                        1
+                    } else {
+                        0x8001
+                    }
+                }
                 (_, true) => bits + 1,
                 (_, false) => bits - 1,
             };

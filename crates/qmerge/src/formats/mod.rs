@@ -22,8 +22,7 @@ use crate::error::{Result, usage};
 use crate::open::{Checkpoint, Entry};
 
 /// Every format, most specific first: a plain tensor is what no other format claims.
-pub static FORMATS: &[&dyn Format] =
-    &[&bnb4::NF4, &bnb4::FP4, &bnb8::Int8, &plain::F32, &plain::F16, &plain::BF16];
+pub static FORMATS: &[&dyn Format] = &[&bnb4::NF4, &bnb4::FP4, &bnb8::Int8, &plain::F32, &plain::F16, &plain::BF16];
 
 /// A storage format.
 pub trait Format: Sync {

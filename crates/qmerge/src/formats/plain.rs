@@ -124,7 +124,8 @@ impl Weight for PlainWeight {
     }
 
     fn reshaped(&self, rows: usize, cols: usize) -> Option<Arc<dyn Weight>> {
-        (rows.checked_mul(cols) == Some(self.rows * self.cols)).then(|| Arc::new(Self { rows, cols, ..self.clone() }) as _)
+        (rows.checked_mul(cols) == Some(self.rows * self.cols))
+            .then(|| Arc::new(Self { rows, cols, ..self.clone() }) as _)
     }
 
     fn settle(&self, _: &[f32]) -> Settled {

@@ -23,7 +23,9 @@ use crate::formats;
 use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, refuse_repeat};
-use crate::report::{self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict};
+use crate::report::{
+    self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
+};
 use crate::round::Rounding;
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
@@ -119,10 +121,13 @@ pub fn run(
 /// The output must not be, or contain, what is read.
 fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
     let Ok(target_path) = target.canonicalize() else { return Ok(()) };
-    let sources = std::iter::once(inputs.base.path.as_path()).chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()));
+    let sources =
+        std::iter::once(inputs.base.path.as_path()).chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()));
     for source in sources {
         if source.canonicalize().is_ok_and(|source| source.starts_with(&target_path)) {
-            return Err(Error::new(Kind::Usage, "the output would replace an input").in_file(target).with_hint("choose another output"));
+            return Err(Error::new(Kind::Usage, "the output would replace an input")
+                .in_file(target)
+                .with_hint("choose another output"));
         }
     }
     Ok(())
@@ -338,7 +343,10 @@ fn late_parts(plan: &Plan, finished: &[Finished]) -> HashMap<(usize, usize), Vec
         let slot = plan.steps[step.step].slots[part];
         (slot.file, slot.tensor)
     };
-    finished.iter().flat_map(|step| step.late.iter().map(move |(part, bytes)| (place(step, *part), bytes.clone()))).collect()
+    finished
+        .iter()
+        .flat_map(|step| step.late.iter().map(move |(part, bytes)| (place(step, *part), bytes.clone())))
+        .collect()
 }
 
 /// The index of the output: the base's with the new places and sizes.
@@ -347,8 +355,11 @@ fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<St
     let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
     let mut index: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
         .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
-    let mut map: Vec<(&str, &str)> =
-        plan.files.iter().flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str()))).collect();
+    let mut map: Vec<(&str, &str)> = plan
+        .files
+        .iter()
+        .flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str())))
+        .collect();
     map.sort_unstable();
     let map = map.into_iter().map(|(tensor, file)| (tensor.to_owned(), file.into())).collect();
     index.insert("weight_map".into(), serde_json::Value::Object(map));
@@ -379,7 +390,14 @@ fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
         .sum()
 }
 
-fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], finished: &[Finished], bytes: u64) -> Report {
+fn assemble(
+    inputs: &Inputs,
+    plan: &Plan,
+    target: &Path,
+    hashes: &[String],
+    finished: &[Finished],
+    bytes: u64,
+) -> Report {
     let mut total = Sums::zero();
     let mut weights = Vec::new();
     let mut warnings = plan.warnings.clone();
@@ -398,7 +416,13 @@ fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], fini
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
-        weights.push(WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss));
+        weights.push(WeightReport::new(
+            &planned.name,
+            recode.from.weight.format(),
+            recode.to.format(),
+            recode.to.shape(),
+            &loss,
+        ));
     }
     let loss = total.loss();
     Report {

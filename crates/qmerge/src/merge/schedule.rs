@@ -156,7 +156,11 @@ impl Schedule {
 
     /// Number of tasks of a step's pass; 0 if it has none.
     pub(super) fn tasks_of(&self, step: usize, pass: Pass) -> usize {
-        self.of_step[step].iter().map(|&at| &self.stages[at]).find(|stage| stage.pass == pass).map_or(0, |stage| stage.tasks)
+        self.of_step[step]
+            .iter()
+            .map(|&at| &self.stages[at])
+            .find(|stage| stage.pass == pass)
+            .map_or(0, |stage| stage.tasks)
     }
 }
 
@@ -165,6 +169,8 @@ pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     let from = recode.from.weight.geometry();
     let step = from.common_step(&recode.to.geometry());
     let wanted = elements / from.cols.max(1);
+    // The low-rank product takes four rows at a time.
+    let step = if step == 1 && wanted >= 4 { 4 } else { step };
     (wanted / step * step).max(step)
 }
 
@@ -174,7 +180,8 @@ fn rows_per_task(recode: &Recode, elements: usize) -> usize {
     let rows = recode.from.weight.geometry().rows.max(1) as u64;
     let per_row = read_bytes(recode).max(written_bytes(recode)) / rows;
     let wanted = TASK_BYTES / per_row.max(1);
-    (wanted as usize / chunk * chunk).clamp(chunk, recode.from.weight.geometry().rows.next_multiple_of(chunk).max(chunk))
+    (wanted as usize / chunk * chunk)
+        .clamp(chunk, recode.from.weight.geometry().rows.next_multiple_of(chunk).max(chunk))
 }
 
 fn read_bytes(recode: &Recode) -> u64 {
@@ -242,6 +249,7 @@ fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>) -> Result<Memory> {
 
 fn predict(plan: &Plan, memory: &Memory) -> u64 {
     let mut state: Vec<u64> = Vec::new();
+    let waiting = (crate::write::MOST_WAITING + memory.threads) as u64 * TASK_BYTES;
     let mut worker = 2 * TASK_BYTES;
     for step in &plan.steps {
         let Action::Recode(recode) = &step.action else { continue };
@@ -262,5 +270,5 @@ fn predict(plan: &Plan, memory: &Memory) -> u64 {
     state.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
-    FIXED_BYTES + headers + memory.threads as u64 * worker + in_flight
+    FIXED_BYTES + headers + waiting + memory.threads as u64 * worker + in_flight
 }

@@ -200,14 +200,14 @@ impl<'a> Steps<'a> {
             if let Some(bytes) = bytes
                 && tensor.shape.is_some()
             {
-                self.put(step, part, 0, bytes)?;
+                self.put(step, part, 0, &mut bytes.clone())?;
             }
         }
         Ok(())
     }
 
     /// Writes into a part's place in the output.
-    fn put(&self, step: &Step, part: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn put(&self, step: &Step, part: usize, offset: u64, bytes: &mut Vec<u8>) -> Result<()> {
         let slot = step.slots[part];
         let file = &self.plan.files[slot.file];
         self.output.write_at(slot.file, file.data_start + file.tensors[slot.tensor].offset + offset, bytes)
@@ -266,7 +266,15 @@ impl<'a> Steps<'a> {
     }
 
     /// Decodes a chunk into `base` and applies the edits into `values`.
-    fn edited(&self, recode: &Recode, state: &State, edits: &[Edit], task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+    fn edited(
+        &self,
+        recode: &Recode,
+        state: &State,
+        edits: &[Edit],
+        task: &Range<usize>,
+        rows: &Range<usize>,
+        buffers: &mut Buffers,
+    ) {
         decode(recode, state, task, rows, buffers);
         let Buffers { base, values, .. } = buffers;
         values.resize(base.len(), 0.0);
@@ -292,7 +300,15 @@ impl<'a> Steps<'a> {
         Ok(edits)
     }
 
-    fn survey(&self, recode: &Recode, state: &State, edits: &[Edit], number: usize, task: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
+    fn survey(
+        &self,
+        recode: &Recode,
+        state: &State,
+        edits: &[Edit],
+        number: usize,
+        task: &Range<usize>,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
         self.read(recode, task, buffers)?;
         let mut held = Vec::new();
         for rows in self.chunks(recode, task) {
@@ -347,14 +363,22 @@ impl<'a> Steps<'a> {
             if target.parts[part].is_none()
                 && let Some(range) = target.weight.part_rows(part, task)
             {
-                self.put(step, part, range.start, &buffers.encoded[part])?;
+                self.put(step, part, range.start, &mut buffers.encoded[part])?;
             }
         }
         Ok(total)
     }
 
     /// Appends a chunk's codes. What is encoded differs from what was meant only where a method or the reference moves it first.
-    fn encode(&self, recode: &Recode, state: &State, target: &Target, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+    fn encode(
+        &self,
+        recode: &Recode,
+        state: &State,
+        target: &Target,
+        task: &Range<usize>,
+        rows: &Range<usize>,
+        buffers: &mut Buffers,
+    ) {
         let Buffers { read, encoded, values, output, .. } = buffers;
         let moves = recode.keep && self.rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves {
@@ -379,14 +403,19 @@ impl<'a> Steps<'a> {
     }
 
     fn finish(number: usize, action: &Action, state: &State) -> Finished {
-        let Action::Recode(recode) = action else { return Finished { step: number, sums: None, late: Vec::new() } };
+        let Action::Recode(recode) = action else {
+            return Finished { step: number, sums: None, late: Vec::new() };
+        };
         let mut total = Sums::zero();
         for sums in lock(&state.sums).iter().flatten() {
             total.add(sums);
         }
         let late = state.target.get().map_or_else(Vec::new, |target| {
             let unknown = |part: &usize| recode.to.parts()[*part].shape.is_none();
-            (0..target.parts.len()).filter(unknown).filter_map(|part| Some((part, target.parts[part].clone()?))).collect()
+            (0..target.parts.len())
+                .filter(unknown)
+                .filter_map(|part| Some((part, target.parts[part].clone()?)))
+                .collect()
         });
         Finished { step: number, sums: Some(total), late }
     }
@@ -407,7 +436,13 @@ fn decode(recode: &Recode, state: &State, task: &Range<usize>, rows: &Range<usiz
 }
 
 /// The bytes of each part of the source that belong to `rows`, of those read for the task.
-fn source_parts<'b>(recode: &Recode, state: &'b State, read: &'b [Vec<u8>], task: &Range<usize>, rows: &Range<usize>) -> Vec<&'b [u8]> {
+fn source_parts<'b>(
+    recode: &Recode,
+    state: &'b State,
+    read: &'b [Vec<u8>],
+    task: &Range<usize>,
+    rows: &Range<usize>,
+) -> Vec<&'b [u8]> {
     (0..recode.from.entries.len())
         .map(|part| match &state.whole[part] {
             Some(bytes) => bytes.as_slice(),
@@ -417,7 +452,12 @@ fn source_parts<'b>(recode: &Recode, state: &'b State, read: &'b [Vec<u8>], task
 }
 
 /// The bytes of each part of the output that belong to `rows`.
-fn target_parts<'b>(target: &'b Target, encoded: &'b [Vec<u8>], task: &Range<usize>, rows: &Range<usize>) -> Vec<&'b [u8]> {
+fn target_parts<'b>(
+    target: &'b Target,
+    encoded: &'b [Vec<u8>],
+    task: &Range<usize>,
+    rows: &Range<usize>,
+) -> Vec<&'b [u8]> {
     let weight = target.weight.as_ref();
     (0..target.parts.len())
         .map(|part| match (&target.parts[part], weight.part_rows(part, rows)) {

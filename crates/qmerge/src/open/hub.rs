@@ -12,7 +12,8 @@ pub(super) fn resolve(location: &Path) -> Result<PathBuf> {
     if location.exists() {
         return Ok(location.to_path_buf());
     }
-    let missing = |message: String, hint: String| Err(Error::new(Kind::Usage, message).in_file(location).with_hint(hint));
+    let missing =
+        |message: String, hint: String| Err(Error::new(Kind::Usage, message).in_file(location).with_hint(hint));
     let Some((org, name, revision)) = location.to_str().and_then(parse_id) else {
         return missing("no such file or folder".into(), "check the path".into());
     };

@@ -111,11 +111,7 @@ impl Checkpoint {
         }
     }
 
-    pub(crate) fn from_parts(
-        path: &Path,
-        parts: Vec<(Source, Contents)>,
-        index: Option<String>,
-    ) -> Result<Self> {
+    pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {
         let mut checkpoint = Self {
             path: path.to_path_buf(),
             files: Vec::new(),

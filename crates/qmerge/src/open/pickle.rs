@@ -286,7 +286,7 @@ impl<'a> Machine<'a> {
     fn insert(&mut self, items: &[Id]) -> Result<()> {
         let dict = self.top()?;
         match &mut self.nodes[dict] {
-            Node::Dict(have) if items.len() % 2 == 0 => {
+            Node::Dict(have) if items.len().is_multiple_of(2) => {
                 have.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
             _ => return Err(malformed("the pickle sets an item on what is not a dict")),

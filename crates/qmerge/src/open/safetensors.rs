@@ -172,14 +172,7 @@ fn check_entry(name: &str, info: &Info, data: u64, base: u64) -> Result<Entry> {
             info.shape
         )));
     }
-    Ok(Entry {
-        name: name.to_owned(),
-        dtype,
-        shape: info.shape.clone(),
-        file: 0,
-        start: base + start,
-        bytes: want,
-    })
+    Ok(Entry { name: name.to_owned(), dtype, shape: info.shape.clone(), file: 0, start: base + start, bytes: want })
 }
 
 /// The ranges must cover the data exactly: an overlap would let one tensor alias another, a hole hides data.
@@ -303,8 +296,14 @@ mod tests {
     #[test]
     fn broken_headers_name_the_tensor_and_the_cause() {
         let cases = [
-            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#, "stands twice"),
-            (r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#, "overlaps"),
+            (
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#,
+                "stands twice",
+            ),
+            (
+                r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#,
+                "overlaps",
+            ),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#, "hole"),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, "belong to none"),
             (r#"{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}}"#, "reach outside"),

@@ -9,7 +9,12 @@ use crate::formats::Format;
 use crate::open::ModelConfig;
 
 /// The output's configuration, or `None` if the base's serves unchanged.
-pub(super) fn edited(inputs: &Inputs, options: &Options, steps: &[Step], change: &ConfigChange) -> Result<Option<ModelConfig>> {
+pub(super) fn edited(
+    inputs: &Inputs,
+    options: &Options,
+    steps: &[Step],
+    change: &ConfigChange,
+) -> Result<Option<ModelConfig>> {
     let Some(base) = &inputs.base.config else { return Ok(None) };
     let mut config = base.clone();
     if change.untie {

@@ -69,7 +69,8 @@ impl OutFile {
         let quote = |text: &str| serde_json::Value::from(text).to_string();
         let mut items = Vec::with_capacity(self.tensors.len() + 1);
         if !self.metadata.is_empty() {
-            let pairs: Vec<String> = self.metadata.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
+            let pairs: Vec<String> =
+                self.metadata.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
             items.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
         }
         let mut offsets = HashMap::new();
@@ -118,11 +119,14 @@ struct Item {
 /// Places every part and fills in the steps' slots.
 pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> (Vec<OutFile>, Vec<Step>) {
     let base = &inputs.base;
-    let positions: HashMap<&str, usize> = base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
+    let positions: HashMap<&str, usize> =
+        base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut by_file: Vec<Vec<Item>> = base.files.iter().map(|_| Vec::new()).collect();
     for (number, step) in steps.iter_mut().enumerate() {
         let parts: Vec<(String, Dtype, Option<Vec<usize>>, u64)> = match &step.action {
-            Action::Copy { entry } => vec![(entry.name.clone(), entry.dtype, Some(entry.shape.clone()), entry.bytes)],
+            Action::Copy { entry } => {
+                vec![(entry.name.clone(), entry.dtype, Some(entry.shape.clone()), entry.bytes)]
+            }
             Action::Recode(recode) => recode
                 .to
                 .parts()

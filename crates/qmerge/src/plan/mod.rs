@@ -117,8 +117,11 @@ impl Plan {
             changes.push(read);
         }
         warnings.extend(rename_warning(&names.renamed()));
-        warnings.extend(inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)));
-        let accounting = inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
+        warnings.extend(
+            inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)),
+        );
+        let accounting =
+            inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
         let (files, steps) = layout::lay_out(inputs, decided.steps);
@@ -157,14 +160,20 @@ fn refuse_unused(
     }
     let opaque = names.checkpoint.entries.iter().find(|entry| {
         let stem = first.rsplit(".lora_").last().unwrap_or(first);
-        stem.split('.').skip(2).collect::<Vec<_>>().join(".") == entry.name.trim_end_matches(".weight") && names.exact(&entry.name).is_none()
+        stem.split('.').skip(2).collect::<Vec<_>>().join(".") == entry.name.trim_end_matches(".weight")
+            && names.exact(&entry.name).is_none()
     });
     let hint = match opaque {
-        Some(entry) => format!("`{}` is stored as {}, which this version cannot decode", entry.name, entry.dtype),
+        Some(entry) => {
+            format!("`{}` is stored as {}, which this version cannot decode", entry.name, entry.dtype)
+        }
         None => {
-            let example = names.weights.iter().map(|claim| claim.weight.name()).find(|name| name.contains("q_proj")).or_else(|| {
-                names.weights.first().map(|claim| claim.weight.name())
-            });
+            let example = names
+                .weights
+                .iter()
+                .map(|claim| claim.weight.name())
+                .find(|name| name.contains("q_proj"))
+                .or_else(|| names.weights.first().map(|claim| claim.weight.name()));
             format!(
                 "the base has names like `{}`; say how to translate with --map 'regex=>replacement', or leave them out with --allow-unused",
                 example.unwrap_or("(none)")
@@ -231,7 +240,9 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
         inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim.weight.format())).collect();
     steps.iter().filter_map(move |step| match &step.action {
         Action::Copy { entry } if entry.shape.len() >= 2 => Some((*by_name.get(entry.name.as_str())?, entry.bytes)),
-        Action::Recode(recode) if recode.to.shape().len() >= 2 => Some((recode.to.format(), recode.to.parts()[0].bytes)),
+        Action::Recode(recode) if recode.to.shape().len() >= 2 => {
+            Some((recode.to.format(), recode.to.parts()[0].bytes))
+        }
         _ => None,
     })
 }
@@ -240,8 +251,13 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
 pub(crate) fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
     let path = base.folder().join(crate::report::FILE_NAME);
     let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
-    let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else { return Ok(()) };
-    Err(Error::new(Kind::Mismatch, format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]))
-        .in_file(&path)
-        .with_hint("pass the original base, or --force to merge it once more"))
+    let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Mismatch,
+        format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
+    )
+    .in_file(&path)
+    .with_hint("pass the original base, or --force to merge it once more"))
 }

@@ -104,7 +104,12 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         let place = positions[claim.weight.name()];
         if let Some(recode) = recode(inputs, options, names, &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
-            steps.push(Step { name: recode.to.name().to_owned(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+            steps.push(Step {
+                name: recode.to.name().to_owned(),
+                action: Action::Recode(Box::new(recode)),
+                slots: Vec::new(),
+                place,
+            });
         }
         if let Some(head) = &head
             && names.embed().is_some_and(|embed| embed.weight.name() == claim.weight.name())
@@ -116,14 +121,16 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
         return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
     }
-    steps.extend(inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
-        |(place, entry)| Step {
-            name: entry.name.clone(),
-            action: Action::Copy { entry: entry.clone() },
-            slots: Vec::new(),
-            place,
-        },
-    ));
+    steps.extend(
+        inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
+            |(place, entry)| Step {
+                name: entry.name.clone(),
+                action: Action::Copy { entry: entry.clone() },
+                slots: Vec::new(),
+                place,
+            },
+        ),
+    );
     // Sorting is stable, so a new head stays behind its embedding.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
@@ -174,7 +181,10 @@ fn tie(
         || wanted.replacements.get(&embed).is_some_and(|(number, replacement)| replacement.trained && !shares(*number));
     let head_parts = head.as_ref().is_some_and(|head| {
         wanted.edits.get(head).is_some_and(|edits| !edits.iter().all(|(number, _)| shares(*number)))
-            || wanted.replacements.get(head).is_some_and(|(number, replacement)| replacement.trained && !shares(*number))
+            || wanted
+                .replacements
+                .get(head)
+                .is_some_and(|(number, replacement)| replacement.trained && !shares(*number))
     });
     if !embed_parts && !head_parts {
         // Both names mean the one tensor; a copy for the head says nothing new.
@@ -190,7 +200,10 @@ fn tie(
     let only_low_rank = wanted.replacements.get(&embed).is_none_or(|(_, r)| !r.trained)
         && wanted.replacements.get(&head).is_none_or(|(_, r)| !r.trained);
     if options.read.peft_bugs && only_low_rank {
-        warnings.push("the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too".into());
+        warnings.push(
+            "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
+                .into(),
+        );
         if let Some(edits) = wanted.edits.remove(&head) {
             wanted.edits.entry(embed.clone()).or_default().extend(edits);
         }
@@ -257,10 +270,14 @@ fn build(
     let base_dtype = claim.weight.value_dtype();
     let values_dtype = if additive { Dtype::F32 } else { base_dtype };
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
-    let keep = format.is_none() && options.rounding.keeps_scales() && source == Source::Base && name == claim.weight.name();
+    let keep =
+        format.is_none() && options.rounding.keeps_scales() && source == Source::Base && name == claim.weight.name();
     if format.is_some() && options.rounding.keeps_scales() {
-        return Err(usage(format!("`--rounding {}` keeps the base's scales, and another format has none of them", options.rounding.id()))
-            .with_hint("leave out --to, or use --rounding nearest"));
+        return Err(usage(format!(
+            "`--rounding {}` keeps the base's scales, and another format has none of them",
+            options.rounding.id()
+        ))
+        .with_hint("leave out --to, or use --rounding nearest"));
     }
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
@@ -268,7 +285,12 @@ fn build(
         (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
         (Some(format), None) => {
             let settings = &options.settings;
-            format.create(name, &shape, if additive && claim.weight.is_plain() { base_dtype } else { values_dtype }, settings)?
+            format.create(
+                name,
+                &shape,
+                if additive && claim.weight.is_plain() { base_dtype } else { values_dtype },
+                settings,
+            )?
         }
         (None, None) if keep => Arc::clone(&claim.weight),
         (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
@@ -278,9 +300,8 @@ fn build(
     let to = if to.geometry().rows == geometry.rows {
         to
     } else {
-        to.reshaped(geometry.rows, geometry.cols).ok_or_else(|| {
-            Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name)
-        })?
+        to.reshaped(geometry.rows, geometry.cols)
+            .ok_or_else(|| Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name))?
     };
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
     Ok(Recode { source, from, to, edits, keep, values })
@@ -300,10 +321,14 @@ fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &C
     let same = entry.shape == have;
     let is_table = resized && claim.weight.is_plain();
     if !(same || is_table) {
-        return Err(mismatch(format!("shape {:?}, but it replaces `{}` of shape {have:?}", entry.shape, claim.weight.name()))
-            .in_file(tensors.file_of(entry))
-            .in_tensor(&entry.name)
-            .with_hint("this adapter was trained on another base"));
+        return Err(mismatch(format!(
+            "shape {:?}, but it replaces `{}` of shape {have:?}",
+            entry.shape,
+            claim.weight.name()
+        ))
+        .in_file(tensors.file_of(entry))
+        .in_tensor(&entry.name)
+        .with_hint("this adapter was trained on another base"));
     }
     let weight = PlainWeight::new(&entry.name, &entry.shape, entry.dtype);
     Ok(Claim { weight: Arc::new(weight), entries: vec![entry.clone()] })
@@ -363,7 +388,8 @@ fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> R
     };
     let Some(embed) = names.embed() else { return Ok(()) };
     let (was, now) = (embed.weight.shape().first().copied(), rows(embed.weight.name()));
-    let head = names.arch.head.iter().map(|module| format!("{module}.weight")).find_map(|name| rows(&name).map(|n| (name, n)));
+    let head =
+        names.arch.head.iter().map(|module| format!("{module}.weight")).find_map(|name| rows(&name).map(|n| (name, n)));
     if let (Some(now), Some((head, head_rows))) = (now, &head)
         && now != *head_rows
         && (Some(now) != was || names.head().is_none_or(|claim| claim.weight.shape().first() != Some(head_rows)))

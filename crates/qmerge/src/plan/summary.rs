@@ -84,7 +84,11 @@ impl Plan {
                 format: crate::formats::in_words(&inputs.inventory),
                 bytes: inputs.base.total_bytes(),
             },
-            output: Model { path: output.display().to_string(), format: self.output_format.clone(), bytes: self.output_bytes() },
+            output: Model {
+                path: output.display().to_string(),
+                format: self.output_format.clone(),
+                bytes: self.output_bytes(),
+            },
             rounding: self.rounding.to_owned(),
             merged,
             recoded: recodes.len() - merged,
@@ -94,7 +98,11 @@ impl Plan {
             files: self
                 .files
                 .iter()
-                .map(|file| PlannedFile { name: file.name.clone(), tensors: file.tensors.len(), bytes: file.max_bytes() })
+                .map(|file| PlannedFile {
+                    name: file.name.clone(),
+                    tensors: file.tensors.len(),
+                    bytes: file.max_bytes(),
+                })
                 .collect(),
             weights: recodes
                 .into_iter()

@@ -69,6 +69,8 @@ mod tests {
         assert_eq!(verdict(&loss(1.0, 0.1), true).effect, "kept");
         assert_eq!(verdict(&loss(0.99, 9.0), true).effect, "noisy");
         assert_eq!(verdict(&Loss { survival: None, ..loss(0.0, 0.0) }, true).effect, "none");
-        assert!(verdict(&loss(0.02, 1.05), true).text.starts_with("the adapter's effect was mostly lost: survival 0.02"));
+        assert!(
+            verdict(&loss(0.02, 1.05), true).text.starts_with("the adapter's effect was mostly lost: survival 0.02")
+        );
     }
 }

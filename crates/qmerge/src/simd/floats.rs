@@ -157,13 +157,19 @@ mod tests {
                 if x.is_finite() {
                     assert_eq!(back[2 * i..2 * i + 2], bytes[2 * i..2 * i + 2]);
                 }
-                if values.get(i + 1).is_some_and(|next| next.is_finite()) && x.is_finite() && x.signum() == values[i + 1].signum() {
+                if values.get(i + 1).is_some_and(|next| next.is_finite())
+                    && x.is_finite()
+                    && x.signum() == values[i + 1].signum()
+                {
                     let even = if i % 2 == 0 { values[i] } else { values[i + 1] };
                     assert_eq!(halfway[i].to_bits(), even.to_bits(), "{dtype} {i:#x}");
                 }
             }
             for (level, result) in &results[1..] {
-                assert!(result.1 == *back && result.2.iter().map(|x| x.to_bits()).eq(halfway.iter().map(|x| x.to_bits())), "{level:?}");
+                assert!(
+                    result.1 == *back && result.2.iter().map(|x| x.to_bits()).eq(halfway.iter().map(|x| x.to_bits())),
+                    "{level:?}"
+                );
             }
         }
     }

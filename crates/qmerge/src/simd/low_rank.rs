@@ -5,6 +5,9 @@
 //! (measured against torch 2.15). A fused multiply-add is exactly rounded, so the same chains give the same bits at
 //! every vector level and for any cut into rows. Odd ranks between 193 and 383 are cut differently by MKL.
 
+// Tiles are small matrices with fixed bounds: indices say what happens, and compile to registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::{Level, level, versions};
 
 /// Longest chain that is summed without a break.
@@ -130,8 +133,12 @@ fn product<const M: usize, const N: usize, const SINK: u8>(
         for i in tiled..rows {
             for j in (strip..strip_end).step_by(N) {
                 let panel = &right.data[j / PANEL * PANEL * rank..];
-                let [sum] = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
-                store_some::<SINK>(i * cols + j, &sum[..N.min(cols - j)], scale, base, out);
+                let sum = tile::<1, N>(&left[i * rank..(i + 1) * rank], panel, j % PANEL, rank);
+                if cols - j >= N {
+                    store::<1, N, SINK>(i * cols + j, cols, &sum, scale, base, out);
+                } else {
+                    store_some::<SINK>(i * cols + j, &sum[0][..cols - j], scale, base, out);
+                }
             }
         }
     }
@@ -234,8 +241,17 @@ mod x86 {
     use std::arch::x86_64::*;
 
     /// A tile of four rows and a panel, start to end in registers: the same operations in the same order as the generic tile and store.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn tile<const SINK: u8>(left: &[f32], panel: &[f32], scale: f32, at: usize, cols: usize, base: &[f32], out: &mut [f32]) {
+    pub(super) fn tile<const SINK: u8>(
+        left: &[f32],
+        panel: &[f32],
+        scale: f32,
+        at: usize,
+        cols: usize,
+        base: &[f32],
+        out: &mut [f32],
+    ) {
         let mut sum = [[_mm512_setzero_ps(); 4]; 4];
         for (factors, row) in left.chunks_exact(4).zip(panel.chunks_exact(PANEL)) {
             let row = load(row);
@@ -308,7 +324,9 @@ mod tests {
 
     #[test]
     fn every_level_every_cut_and_every_sink_give_the_same_bits() {
-        for (rows, cols, rank) in [(1, 1, 1), (13, 37, 5), (16, 64, 16), (9, 100, 200), (3, 33, 500), (7, 40, 0), (4, 129, 3)] {
+        for (rows, cols, rank) in
+            [(1, 1, 1), (13, 37, 5), (16, 64, 16), (9, 100, 200), (3, 33, 500), (7, 40, 0), (4, 129, 3)]
+        {
             let (left, right) = (numbers(rows * rank, 1), Panels::new(&numbers(rank * cols, 2), rank, cols));
             let base = numbers(rows * cols, 3);
             let results = at_every_level(|| {
@@ -325,7 +343,12 @@ mod tests {
             }
             let mut by_row = vec![0.0; rows * cols];
             for i in 0..rows {
-                low_rank(&left[i * rank..(i + 1) * rank], &right, 0.3, Sink::Set(&mut by_row[i * cols..(i + 1) * cols]));
+                low_rank(
+                    &left[i * rank..(i + 1) * rank],
+                    &right,
+                    0.3,
+                    Sink::Set(&mut by_row[i * cols..(i + 1) * cols]),
+                );
             }
             assert_eq!(bits(&by_row), results[0].1.0);
         }

@@ -75,32 +75,6 @@ pub fn level() -> Level {
     })
 }
 
-/// Tests run a kernel at every level in one process; the level is forced per thread.
-#[cfg(test)]
-pub(crate) mod forced {
-    use super::{Level, available};
-    use std::cell::Cell;
-
-    thread_local!(static FORCED: Cell<Option<Level>> = const { Cell::new(None) });
-
-    pub(crate) fn get() -> Option<Level> {
-        FORCED.get()
-    }
-
-    /// Runs `f` at every available level and returns the results, scalar first.
-    pub(crate) fn at_every_level<T>(mut f: impl FnMut() -> T) -> Vec<(Level, T)> {
-        available()
-            .into_iter()
-            .map(|level| {
-                FORCED.set(Some(level));
-                let result = f();
-                FORCED.set(None);
-                (level, result)
-            })
-            .collect()
-    }
-}
-
 /// Compiles the body `$body` (an `#[inline(always)]` function) once per level and picks one at run time.
 macro_rules! versions {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path;) => {
@@ -130,3 +104,29 @@ macro_rules! versions {
     };
 }
 pub(crate) use versions;
+
+/// Tests run a kernel at every level in one process; the level is forced per thread.
+#[cfg(test)]
+pub(crate) mod forced {
+    use super::{Level, available};
+    use std::cell::Cell;
+
+    thread_local!(static FORCED: Cell<Option<Level>> = const { Cell::new(None) });
+
+    pub(crate) fn get() -> Option<Level> {
+        FORCED.get()
+    }
+
+    /// Runs `f` at every available level and returns the results, scalar first.
+    pub(crate) fn at_every_level<T>(mut f: impl FnMut() -> T) -> Vec<(Level, T)> {
+        available()
+            .into_iter()
+            .map(|level| {
+                FORCED.set(Some(level));
+                let result = f();
+                FORCED.set(None);
+                (level, result)
+            })
+            .collect()
+    }
+}

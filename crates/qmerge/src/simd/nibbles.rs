@@ -94,34 +94,29 @@ fn position(thresholds: &[f32; 15], scaled: f32) -> u32 {
 /// `absmax` holds one scale per block of `block` elements; `codes` holds `out.len().div_ceil(2)` bytes.
 pub(crate) fn decode(book: &Codebook, codes: &[u8], absmax: &[f32], block: usize, dtype: Dtype, out: &mut [f32]) {
     let bf16 = dtype == Dtype::BF16;
-    for ((out, codes), &scale) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(absmax) {
-        decode_block(&book.levels, codes, scale, bf16, out);
+    let whole = out.len() / block * block;
+    let (head, tail) = out.split_at_mut(whole);
+    decode_blocks(&book.levels, &codes[..whole / 2], absmax, block, bf16, head);
+    if let Some(&scale) = absmax.get(whole / block) {
+        decode_scalar(&book.levels, &codes[whole / 2..], scale, bf16, tail);
     }
     if dtype == Dtype::F16 {
         super::floats::round_to(Dtype::F16, out);
     }
 }
 
-fn decode_block(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+fn decode_blocks(levels: &[f32; 16], codes: &[u8], absmax: &[f32], block: usize, bf16: bool, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    {
-        let whole = out.len() / 16 * 16;
-        let (head, tail) = out.split_at_mut(whole);
-        match level() {
-            Level::Avx512 => {
-                // SAFETY: the level says the processor has these features.
-                unsafe { x86::decode_avx512(levels, codes, scale, bf16, head) };
-                return decode_scalar(levels, &codes[whole / 2..], scale, bf16, tail);
-            }
-            Level::Avx2 => {
-                // SAFETY: the level says the processor has these features.
-                unsafe { x86::decode_avx2(levels, codes, scale, bf16, head) };
-                return decode_scalar(levels, &codes[whole / 2..], scale, bf16, tail);
-            }
-            _ => {}
-        }
+    match level() {
+        // SAFETY: the level says the processor has these features.
+        Level::Avx512 => return unsafe { x86::decode_avx512(levels, codes, absmax, block, bf16, out) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { x86::decode_avx2(levels, codes, absmax, block, bf16, out) },
+        _ => {}
     }
-    decode_scalar(levels, codes, scale, bf16, out);
+    for ((out, codes), &scale) in out.chunks_exact_mut(block).zip(codes.chunks_exact(block / 2)).zip(absmax) {
+        decode_scalar(levels, codes, scale, bf16, out);
+    }
 }
 
 fn decode_scalar(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
@@ -139,8 +134,15 @@ fn absmax_body(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max))
 }
 
+#[inline(always)]
+fn blocks_absmax_body(values: &[f32], block: usize, out: &mut [f32]) {
+    for (out, values) in out.iter_mut().zip(values.chunks_exact(block)) {
+        *out = absmax_body(values);
+    }
+}
+
 versions! {
-    fn block_absmax(values: &[f32]) -> f32 = absmax_body;
+    fn blocks_absmax(values: &[f32], block: usize, out: &mut [f32]) = blocks_absmax_body;
 }
 
 fn at_least_tiny(absmax: f32) -> f32 {
@@ -151,9 +153,11 @@ fn at_least_tiny(absmax: f32) -> f32 {
 /// The stored absmax of each block. A short last block stores its clamped value, a full block the bare one.
 pub(crate) fn absmax(values: &[f32], block: usize, out: &mut Vec<f32>) {
     let full = values.len() / block * block;
-    out.extend(values[..full].chunks_exact(block).map(block_absmax));
+    let first = out.len();
+    out.resize(first + full / block, 0.0);
+    blocks_absmax(&values[..full], block, &mut out[first..]);
     if full < values.len() {
-        out.push(at_least_tiny(block_absmax(&values[full..])));
+        out.push(at_least_tiny(absmax_body(&values[full..])));
     }
 }
 
@@ -169,7 +173,7 @@ pub(crate) fn encode(book: &Codebook, values: &[f32], block: usize, codes: &mut 
     encode_blocks(book, &values[..full], block, head, &mut absmax[first..]);
     if full < values.len() {
         let values = &values[full..];
-        let scale = at_least_tiny(block_absmax(values));
+        let scale = at_least_tiny(absmax_body(values));
         absmax.push(scale);
         pack(book, values, tail, |x| x / scale);
     }
@@ -231,16 +235,25 @@ mod x86 {
 
     /// 16 levels at a time: nibbles to 32-bit lanes, one table lookup, one product, one rounding.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) fn decode_avx512(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
+    pub(super) fn decode_avx512(
+        levels: &[f32; 16],
+        codes: &[u8],
+        absmax: &[f32],
+        block: usize,
+        bf16: bool,
+        out: &mut [f32],
+    ) {
         // SAFETY: 16 floats are read from an array of 16.
-        let table = unsafe { _mm512_loadu_ps(levels.as_ptr()) };
-        let table = _mm512_mul_ps(table, _mm512_set1_ps(scale));
-        let table = if bf16 { round_bf16(table) } else { table };
-        for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
-            let nibbles = spread(bytes);
-            let values = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), table);
-            // SAFETY: `out` is 16 floats long.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+        let levels = unsafe { _mm512_loadu_ps(levels.as_ptr()) };
+        for ((out, codes), &scale) in out.chunks_exact_mut(block).zip(codes.chunks_exact(block / 2)).zip(absmax) {
+            let table = _mm512_mul_ps(levels, _mm512_set1_ps(scale));
+            let table = if bf16 { round_bf16(table) } else { table };
+            for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
+                let nibbles = spread(bytes);
+                let values = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), table);
+                // SAFETY: `out` is 16 floats long.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+            }
         }
     }
 
@@ -269,24 +282,33 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn decode_avx2(levels: &[f32; 16], codes: &[u8], scale: f32, bf16: bool, out: &mut [f32]) {
-        let mut scaled = [0.0_f32; 16];
-        for (scaled, &level) in scaled.iter_mut().zip(levels) {
-            let product = level * scale;
-            *scaled = if bf16 { super::round_bf16(product) } else { product };
-        }
-        // SAFETY: two times 8 floats of an array of 16.
-        let (lower, upper) = unsafe { (_mm256_loadu_ps(scaled.as_ptr()), _mm256_loadu_ps(scaled.as_ptr().add(8))) };
-        for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
-            let nibbles = spread(bytes);
-            for (out, nibbles) in out.chunks_exact_mut(8).zip([nibbles, _mm_srli_si128::<8>(nibbles)]) {
-                let index = _mm256_cvtepu8_epi32(nibbles);
-                let from_lower = _mm256_permutevar8x32_ps(lower, index);
-                let from_upper = _mm256_permutevar8x32_ps(upper, index);
-                // Bit 3 of the nibble, moved to the sign bit, picks the half of the table.
-                let pick = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
-                // SAFETY: `out` is 8 floats long.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(from_lower, from_upper, pick)) };
+    pub(super) fn decode_avx2(
+        levels: &[f32; 16],
+        codes: &[u8],
+        absmax: &[f32],
+        block: usize,
+        bf16: bool,
+        out: &mut [f32],
+    ) {
+        for ((out, codes), &scale) in out.chunks_exact_mut(block).zip(codes.chunks_exact(block / 2)).zip(absmax) {
+            let mut scaled = [0.0_f32; 16];
+            for (scaled, &level) in scaled.iter_mut().zip(levels) {
+                let product = level * scale;
+                *scaled = if bf16 { super::round_bf16(product) } else { product };
+            }
+            // SAFETY: two times 8 floats of an array of 16.
+            let (lower, upper) = unsafe { (_mm256_loadu_ps(scaled.as_ptr()), _mm256_loadu_ps(scaled.as_ptr().add(8))) };
+            for (out, bytes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(8)) {
+                let nibbles = spread(bytes);
+                for (out, nibbles) in out.chunks_exact_mut(8).zip([nibbles, _mm_srli_si128::<8>(nibbles)]) {
+                    let index = _mm256_cvtepu8_epi32(nibbles);
+                    let from_lower = _mm256_permutevar8x32_ps(lower, index);
+                    let from_upper = _mm256_permutevar8x32_ps(upper, index);
+                    // Bit 3 of the nibble, moved to the sign bit, picks the half of the table.
+                    let pick = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+                    // SAFETY: `out` is 8 floats long.
+                    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(from_lower, from_upper, pick)) };
+                }
             }
         }
     }
@@ -416,7 +438,10 @@ mod tests {
                     out
                 });
                 for (level, out) in &results {
-                    let same = out.iter().zip(&results[0].1).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                    let same = out
+                        .iter()
+                        .zip(&results[0].1)
+                        .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
                     assert!(same, "{level:?} {:?} {:?}", bits(out), bits(&results[0].1));
                 }
             }

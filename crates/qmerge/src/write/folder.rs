@@ -34,8 +34,21 @@ const TOKENIZER_FILES: &[&str] = &[
 
 /// Endings of files that hold weights, in any framework: not copied, or the output would carry the unmerged model along.
 const WEIGHT_ENDINGS: &[&str] = &[
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".ot",
-    ".mlmodel", ".index.json",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".tflite",
+    ".ot",
+    ".mlmodel",
+    ".index.json",
 ];
 
 /// Copies the files beside the weights into `to`. Returns the names that came from an adapter.
@@ -94,9 +107,15 @@ fn collect(folder: &Path, prefix: &Path, sources: &mut BTreeMap<PathBuf, PathBuf
 
 /// True for an empty folder and for one that holds what a model's folder holds.
 pub(super) fn looks_like_model(folder: &Path) -> bool {
-    let names: Vec<String> =
-        std::fs::read_dir(folder).into_iter().flatten().filter_map(|item| item.ok()?.file_name().into_string().ok()).collect();
-    names.is_empty() || names.iter().any(|name| name == crate::report::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|item| item.ok()?.file_name().into_string().ok())
+        .collect();
+    names.is_empty()
+        || names
+            .iter()
+            .any(|name| name == crate::report::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
 }
 
 /// Syncs the small files and the folders, so that a rename never publishes what is not on disk.

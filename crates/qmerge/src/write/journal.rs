@@ -71,7 +71,8 @@ impl Journal {
             return Ok(None);
         }
         // A line that was cut off by the interruption is not finished; neither is what follows.
-        finished.extend(lines.map_while(|line| serde_json::from_slice::<Line>(&line.ok()?).ok()).filter_map(Line::read));
+        finished
+            .extend(lines.map_while(|line| serde_json::from_slice::<Line>(&line.ok()?).ok()).filter_map(Line::read));
         Ok(Some(Self { file }))
     }
 

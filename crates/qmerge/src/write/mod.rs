@@ -7,6 +7,7 @@
 
 mod folder;
 mod journal;
+mod queue;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub use folder::Tokenizer;
 pub(crate) use folder::copy_others;
 pub(crate) use journal::Finished;
+pub(crate) use queue::MOST_WAITING;
+use queue::Queue;
 
 use crate::error::{Error, Kind, Result, usage};
 use crate::plan::{OutFile, Plan};
@@ -36,7 +39,7 @@ pub(crate) struct Output {
     target: PathBuf,
     partial: PathBuf,
     single_file: bool,
-    files: Vec<File>,
+    files: Vec<Queue>,
     dirty: Vec<AtomicBool>,
     /// Bytes written since the last sync.
     unsynced: AtomicU64,
@@ -47,10 +50,16 @@ pub(crate) struct Output {
 
 impl Output {
     /// Creates `OUT.partial` with files of their final size, or opens it to go on. Returns the steps that are done already.
-    pub(crate) fn create(target: &Path, plan: &Plan, fingerprint: &str, existing: Existing) -> Result<(Self, Vec<Finished>)> {
+    pub(crate) fn create(
+        target: &Path,
+        plan: &Plan,
+        fingerprint: &str,
+        existing: Existing,
+    ) -> Result<(Self, Vec<Finished>)> {
         let single_file = target.extension().is_some_and(|ext| ext == "safetensors");
         if single_file && plan.files.len() != 1 {
-            return Err(usage(format!("the output has {} weight files, so it must be a folder", plan.files.len())).in_file(target));
+            return Err(usage(format!("the output has {} weight files, so it must be a folder", plan.files.len()))
+                .in_file(target));
         }
         refuse_existing(target, existing)?;
         let name = target.file_name().ok_or_else(|| usage("the output has no name").in_file(target))?;
@@ -75,7 +84,11 @@ impl Output {
             Some(journal) => journal,
             None => journal::Journal::create(&partial, fingerprint)?,
         };
-        let files = plan.files.iter().map(|file| open_file(&partial, file, resumed)).collect::<Result<Vec<_>>>()?;
+        let files = plan
+            .files
+            .iter()
+            .map(|file| open_file(&partial, file, resumed).map(Queue::new))
+            .collect::<Result<Vec<_>>>()?;
         let output = Self {
             target: target.to_path_buf(),
             partial,
@@ -109,13 +122,12 @@ impl Output {
         self.unsynced.load(Ordering::Relaxed)
     }
 
-    /// Writes into a weight file. Ranges of different calls do not overlap.
-    pub(crate) fn write_at(&self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        write_all_at(&self.files[file], bytes, offset).map_err(|error| Error::io("write", &self.partial, error))?;
+    /// Writes into a weight file, at the latest with the next sync, and leaves an empty buffer. Ranges of different calls do not overlap.
+    pub(crate) fn write_at(&self, file: usize, offset: u64, bytes: &mut Vec<u8>) -> Result<()> {
         self.dirty[file].store(true, Ordering::Release);
         self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.files[file].write(offset, bytes).map_err(|error| Error::io("write", &self.partial, error))
     }
 
     /// Syncs what was written, then lists the steps as finished.
@@ -123,7 +135,8 @@ impl Output {
         self.unsynced.store(0, Ordering::Relaxed);
         for (file, dirty) in self.files.iter().zip(&self.dirty) {
             if dirty.swap(false, Ordering::AcqRel) {
-                file.sync_data().map_err(|error| Error::io("sync", &self.partial, error))?;
+                file.drain().map_err(|error| Error::io("write", &self.partial, error))?;
+                file.file().sync_data().map_err(|error| Error::io("sync", &self.partial, error))?;
             }
         }
         let mut journal = self.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -140,16 +153,26 @@ impl Output {
                 .map(|((_, tensor), bytes)| (*tensor, bytes.len() as u64))
                 .collect();
             let (header, offsets) = file.header(&lengths);
-            let mut end = file.tensors.iter().filter(|tensor| tensor.shape.is_some()).map(|tensor| tensor.offset + tensor.bytes).max().unwrap_or(0);
+            let mut end = file
+                .tensors
+                .iter()
+                .filter(|tensor| tensor.shape.is_some())
+                .map(|tensor| tensor.offset + tensor.bytes)
+                .max()
+                .unwrap_or(0);
             for (tensor, offset) in offsets {
                 let bytes = late.get(&(number, tensor)).ok_or_else(|| {
                     Error::new(Kind::Bug, "its state was never made").in_tensor(&file.tensors[tensor].name)
                 })?;
-                self.write_at(number, file.data_start + offset, bytes)?;
+                self.write_at(number, file.data_start + offset, &mut bytes.clone())?;
                 end = end.max(offset + bytes.len() as u64);
             }
-            self.write_at(number, 0, &header)?;
-            self.files[number].set_len(file.data_start + end).map_err(|error| Error::io("truncate", &self.partial, error))?;
+            self.write_at(number, 0, &mut header.clone())?;
+            self.files[number].drain().map_err(|error| Error::io("write", &self.partial, error))?;
+            self.files[number]
+                .file()
+                .set_len(file.data_start + end)
+                .map_err(|error| Error::io("truncate", &self.partial, error))?;
             total += end;
         }
         Ok(total)
@@ -164,7 +187,7 @@ impl Output {
     /// Syncs everything and gives the output its name.
     pub(crate) fn publish(self, plan: &Plan, force: bool) -> Result<()> {
         for (file, out) in self.files.iter().zip(&plan.files) {
-            file.sync_all().map_err(|error| Error::io("sync", &self.partial.join(&out.name), error))?;
+            file.file().sync_all().map_err(|error| Error::io("sync", &self.partial.join(&out.name), error))?;
         }
         let Self { target, partial, single_file, files, journal, .. } = self;
         drop(files);
@@ -215,9 +238,12 @@ fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
             .with_hint("choose another name, or replace it with --force"));
     }
     if target.is_dir() && !folder::looks_like_model(target) {
-        return Err(Error::new(Kind::Exists, "the output exists and does not look like a model, so --force will not replace it")
-            .in_file(target)
-            .with_hint("choose another name, or remove it yourself"));
+        return Err(Error::new(
+            Kind::Exists,
+            "the output exists and does not look like a model, so --force will not replace it",
+        )
+        .in_file(target)
+        .with_hint("choose another name, or remove it yourself"));
     }
     Ok(())
 }
@@ -227,9 +253,12 @@ fn enough_space(parent: &Path, plan: &Plan) -> Result<()> {
     let need = plan.output_bytes();
     let Some(free) = free_bytes(parent) else { return Ok(()) };
     if need > free {
-        return Err(Error::new(Kind::Io, format!("not enough space: the output takes {}, {} are free", megabytes(need), megabytes(free)))
-            .in_file(parent)
-            .with_hint("free some space or choose another disk"));
+        return Err(Error::new(
+            Kind::Io,
+            format!("not enough space: the output takes {}, {} are free", megabytes(need), megabytes(free)),
+        )
+        .in_file(parent)
+        .with_hint("free some space or choose another disk"));
     }
     Ok(())
 }
@@ -266,19 +295,4 @@ fn remove(path: &Path) -> Result<()> {
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|error| Error::io("rename into place", to, error))
-}
-
-#[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
-        bytes = &bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
 }

@@ -10,12 +10,14 @@ mod bnb8;
 mod grid;
 pub(crate) mod nested;
 pub(crate) mod plain;
+mod reader;
 
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use grid::{Grid, Levels};
+pub use reader::Reader;
 
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};

@@ -1,0 +1,174 @@
+//! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::adapters::Names;
+use crate::edit;
+use crate::error::{Error, Kind, Result};
+use crate::formats::{Claim, Reader};
+use crate::measure::Sums;
+use crate::open::{Checkpoint, Entry};
+use crate::plan::{Inputs, Recode, Source};
+use crate::simd::moments::moments;
+
+/// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
+pub(super) const SAME_RECODED: f64 = 0.2;
+
+/// Sums of W0, T and M over one weight, on all threads, added in row order.
+pub(super) fn measure(
+    inputs: &Inputs,
+    recode: &Recode,
+    merged: &Checkpoint,
+    claim: &Claim,
+    threads: usize,
+) -> Result<Sums> {
+    let geometry = recode.from.weight.geometry();
+    let shape_differs = claim.weight.geometry().elements() != geometry.elements();
+    if shape_differs {
+        return Err(Error::new(
+            Kind::Mismatch,
+            format!("shape {:?} in the merge, {:?} expected", claim.weight.shape(), recode.to.shape()),
+        )
+        .in_file(&merged.path));
+    }
+    let mut edits = recode
+        .edits
+        .iter()
+        .map(|(adapter, edit)| edit.plan.load(&inputs.adapters[*adapter].tensors))
+        .collect::<Result<Vec<_>>>()?;
+    let source = match recode.source {
+        Source::Base => &inputs.base,
+        Source::Adapter(number) => &inputs.adapters[number].tensors,
+    };
+    let base = Reader::new(source, &recode.from)?;
+    settle(&mut edits, &base)?;
+    let other = Reader::new(merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
+    let step = geometry.common_step(&other.claim().weight.geometry());
+    parallel(geometry.rows, geometry.cols, step, threads, |rows| {
+        let mut values = [Vec::new(), Vec::new(), Vec::new()];
+        let [w, t, m] = &mut values;
+        base.rows(&rows, w)?;
+        other.rows(&rows, m)?;
+        t.resize(w.len(), 0.0);
+        edit::apply(&edits, &rows, geometry.cols, w, t);
+        Ok(Sums { elements: w.len() as u64, moments: moments(w, t, m) })
+    })
+}
+
+fn settle(edits: &mut [edit::Edit], base: &Reader<'_>) -> Result<()> {
+    let geometry = base.claim().weight.geometry();
+    for edit in edits {
+        if let edit::Edit::Map(map) = edit
+            && map.needs_survey()
+        {
+            let (mut sums, mut values) = (Vec::new(), Vec::new());
+            for rows in chunks(geometry.rows, geometry.cols, geometry.row_step) {
+                base.rows(&rows, &mut values)?;
+                map.survey(rows, geometry.cols, &values, &mut sums);
+            }
+            map.settle(sums);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {
+    match merged.get(&entry.name) {
+        Some(entry) => Ok(Some(entry)),
+        None => Ok(found.find(&entry.name)?.map(|claim| &claim.entries[0])),
+    }
+}
+
+/// True if a tensor that no adapter touches holds the same values in the merge.
+pub(super) fn unchanged<'m>(
+    inputs: &Inputs,
+    entry: &Entry,
+    merged: &'m Checkpoint,
+    found: &Names<'m>,
+    threads: usize,
+) -> Result<bool> {
+    let base = inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
+    let (Some(base), Some(other)) = (base, found.find(&entry.name)?) else {
+        let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
+        return Ok(entry.dtype == other.dtype
+            && entry.bytes == other.bytes
+            && same_bytes(&inputs.base, entry, merged, other)?);
+    };
+    let geometry = base.weight.geometry();
+    if other.weight.geometry().elements() != geometry.elements() {
+        return Ok(false);
+    }
+    let base = Reader::new(&inputs.base, base)?;
+    let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
+    let step = geometry.common_step(&other.claim().weight.geometry());
+    let sums = parallel(geometry.rows, geometry.cols, step, threads, |rows| {
+        let (mut w, mut m) = (Vec::new(), Vec::new());
+        base.rows(&rows, &mut w)?;
+        other.rows(&rows, &mut m)?;
+        Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
+    })?;
+    let loss = sums.loss();
+    let recoded = base.claim().weight.format() != other.claim().weight.format();
+    let allowed = match (recoded, other.claim().weight.is_plain()) {
+        (false, _) => 0.0,
+        // A cast between 16-bit types rounds once.
+        (true, true) => 0.005,
+        (true, false) => SAME_RECODED,
+    };
+    Ok(loss.error_rms <= allowed * loss.weight_rms)
+}
+
+fn same_bytes(a: &Checkpoint, entry_a: &Entry, b: &Checkpoint, entry_b: &Entry) -> Result<bool> {
+    let mut at = 0;
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    while at < entry_a.bytes {
+        let n = left.len().min((entry_a.bytes - at) as usize);
+        a.read_at(entry_a, at, &mut left[..n])?;
+        b.read_at(entry_b, at, &mut right[..n])?;
+        if left[..n] != right[..n] {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}
+
+/// Elements of a chunk.
+const CHUNK: usize = 1 << 17;
+
+fn chunks(rows: usize, cols: usize, step: usize) -> Vec<std::ops::Range<usize>> {
+    let per_chunk = (CHUNK / cols.max(1) / step * step).max(step);
+    (0..rows).step_by(per_chunk).map(|start| start..(start + per_chunk).min(rows)).collect()
+}
+
+fn parallel(
+    rows: usize,
+    cols: usize,
+    step: usize,
+    threads: usize,
+    work: impl Fn(std::ops::Range<usize>) -> Result<Sums> + Sync,
+) -> Result<Sums> {
+    let chunks = chunks(rows, cols, step);
+    let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
+    let next = AtomicUsize::new(0);
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { threads };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(chunks.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(chunk) = chunks.get(at) else { return };
+                    let result = work(chunk.clone());
+                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
+                }
+            });
+        }
+    });
+    let mut total = Sums::zero();
+    for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten() {
+        total.add(&result?);
+    }
+    Ok(total)
+}

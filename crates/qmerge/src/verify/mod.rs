@@ -1,0 +1,211 @@
+//! Was an adapter applied, to which tensors, and with what loss? Answered from the files, for merges that any tool made, also where
+//! the output is in another format than the base.
+//!
+//! For each weight that the adapter edits, with W0 the decoded base, D the delta and M the decoded merge, `survival = ⟨M − W0, D⟩ / ⟨D, D⟩`
+//! estimates the share of D in M. Rounding noise that is independent of D moves the estimate by about `‖M − W0 − D‖ / (‖D‖·√n)`, its standard
+//! error: that tells a weight without the adapter from one whose effect was rounded away, and says when there is no evidence.
+
+mod compare;
+mod judge;
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::adapters::Names;
+use crate::error::Result;
+use crate::formats::{self, Inventory};
+use crate::measure::Sums;
+use crate::open::Checkpoint;
+use crate::plan::{Action, Inputs, Plan};
+use crate::report::{Model, SCHEMA_VERSION, Tool};
+use compare::{find_entry, measure, unchanged};
+use judge::{answer, judge, summarize};
+
+/// The whole answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verification {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The base.
+    pub base: Model,
+    /// The adapters' folders.
+    pub adapters: Vec<String>,
+    /// The merge that was examined.
+    pub merged: Model,
+    /// "yes", "no" or "undecided".
+    pub answer: Answer,
+    /// The answer in words.
+    pub text: String,
+    /// Over all edited weights.
+    pub summary: VerifySummary,
+    /// One per weight that the adapter edits or replaces.
+    pub weights: Vec<VerifiedWeight>,
+    /// Tensors that no adapter touches and that differ from the base all the same.
+    pub altered: Vec<String>,
+    /// Tensors that should be there and are not.
+    pub missing: Vec<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Was the adapter applied with its effect kept?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Every edited weight holds the delta, and nothing else changed.
+    Yes,
+    /// Some weight does not, or something else changed.
+    No,
+    /// The rounding noise is too large to tell.
+    Undecided,
+}
+
+/// Figures over all edited weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifySummary {
+    /// Edited weights.
+    pub weights: usize,
+    /// Of these, how many stand as [`State`] says.
+    pub applied: usize,
+    /// See [`State::Lost`].
+    pub lost: usize,
+    /// See [`State::Absent`].
+    pub absent: usize,
+    /// See [`State::Undecided`].
+    pub undecided: usize,
+    /// Summed survival.
+    pub survival: Option<f64>,
+    /// Its standard error.
+    pub survival_se: Option<f64>,
+    /// Summed noise ratio.
+    pub noise_to_delta: Option<f64>,
+    /// Share of elements whose decoded value differs from the base's.
+    pub changed_fraction: f64,
+}
+
+/// What a weight of the merge holds of the delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The delta is there.
+    Applied,
+    /// The delta was applied, but rounding took most of it.
+    Lost,
+    /// The delta is there at another strength.
+    Scaled,
+    /// No trace of the delta.
+    Absent,
+    /// Too much noise to tell.
+    Undecided,
+    /// The adapter's delta is zero.
+    NoDelta,
+    /// A tensor taken from the adapter is there.
+    Replaced,
+    /// A tensor that should have been taken from the adapter is not.
+    NotReplaced,
+}
+
+/// One weight.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifiedWeight {
+    /// Name in the base.
+    pub name: String,
+    /// Format in the merge.
+    pub format: String,
+    /// What was found.
+    pub state: State,
+    /// Share of the delta.
+    pub survival: Option<f64>,
+    /// Standard error of that share.
+    pub survival_se: Option<f64>,
+    /// Noise against the delta.
+    pub noise_to_delta: Option<f64>,
+    /// Root mean square of the delta.
+    pub delta_rms: f64,
+    /// Share of elements that differ from the base's.
+    pub changed_fraction: f64,
+}
+
+/// Choices of a verification.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// Survival from which a delta counts as kept.
+    pub min_survival: f64,
+    /// Worker threads; 0 for one per processor.
+    pub threads: usize,
+}
+
+/// Examines a merge. `plan` is the plan that merges the same base and adapters.
+pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &VerifyOptions) -> Result<Verification> {
+    let inventory = formats::inventory(merged)?;
+    let found = Names::new(merged, &inventory.weights, &[])?;
+    // Scales and states are judged with their weight.
+    let companions: HashSet<&str> = inputs
+        .inventory
+        .weights
+        .iter()
+        .flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str()))
+        .collect();
+    let mut weights = Vec::new();
+    let mut missing = Vec::new();
+    let mut altered = Vec::new();
+    let mut total = Sums::zero();
+    for step in &plan.steps {
+        match &step.action {
+            Action::Recode(recode) => {
+                let Some(claim) = found.find(&step.name)? else {
+                    missing.push(step.name.clone());
+                    continue;
+                };
+                let sums = measure(inputs, recode, merged, claim, options.threads)
+                    .map_err(|error| error.in_tensor(&step.name))?;
+                if !recode.edits.is_empty() {
+                    total.add(&sums);
+                }
+                weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options));
+            }
+            Action::Copy { entry } => {
+                if !companions.contains(entry.name.as_str())
+                    && !unchanged(inputs, entry, merged, &found, options.threads)?
+                {
+                    if find_entry(merged, &found, entry)?.is_none() {
+                        missing.push(entry.name.clone())
+                    } else {
+                        altered.push(entry.name.clone())
+                    }
+                }
+            }
+        }
+    }
+    let summary = summarize(&weights, &total);
+    let (answer, text) = answer(&summary, &weights, &altered, &missing);
+    let mut warnings = plan.warnings.clone();
+    if !found.renamed().is_empty() {
+        warnings.push(format!("{} tensors of the merge were found under other names", found.renamed().len()));
+    }
+    Ok(Verification {
+        schema_version: SCHEMA_VERSION,
+        tool: Tool::THIS,
+        base: model(&inputs.base, &inputs.inventory),
+        adapters: inputs.adapters.iter().map(|adapter| adapter.path.display().to_string()).collect(),
+        merged: model(merged, &inventory),
+        answer,
+        text,
+        summary,
+        weights,
+        altered,
+        missing,
+        warnings,
+    })
+}
+
+fn model(checkpoint: &Checkpoint, inventory: &Inventory) -> Model {
+    Model {
+        path: checkpoint.path.display().to_string(),
+        format: formats::in_words(inventory),
+        bytes: checkpoint.total_bytes(),
+    }
+}

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qmerge::formats::FORMATS;
+use qmerge::round::ROUNDINGS;
 
 /// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.
 #[derive(Debug, Parser)]
@@ -128,11 +131,11 @@ pub(crate) struct MergeArgs {
     /// Output folder (or .safetensors file).
     #[arg(long, short, value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// Format of the output: same, f32, f16, bf16, nf4, fp4, int8.
-    #[arg(long, value_name = "FORMAT", default_value = "same")]
+    /// Format of the output.
+    #[arg(long, value_name = "FORMAT", default_value = "same", value_parser = formats(true))]
     pub(crate) to: String,
-    /// How codes are chosen: nearest (what PEFT does), keep (the base's scales stay).
-    #[arg(long, value_name = "METHOD", default_value = "nearest")]
+    /// How codes are chosen.
+    #[arg(long, value_name = "METHOD", default_value = ROUNDINGS[0].id(), value_parser = roundings())]
     pub(crate) rounding: String,
     /// Fail (exit status 1) if less than this share of the adapter's delta survives.
     #[arg(long, value_name = "SHARE")]
@@ -162,8 +165,8 @@ pub(crate) struct ConvertArgs {
     /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
-    /// Format of the output: f32, f16, bf16, nf4, fp4, int8.
-    #[arg(long, value_name = "FORMAT")]
+    /// Format of the output.
+    #[arg(long, value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
     /// Output folder (or .safetensors file).
     #[arg(long, short, value_name = "OUT")]
@@ -199,6 +202,18 @@ pub(crate) struct DemoArgs {
     /// Folder for the demo's model, adapter and merges.
     #[arg(long, short, value_name = "FOLDER", default_value = "qmerge-demo")]
     pub(crate) output: PathBuf,
+}
+
+/// The names that `--to` takes.
+fn formats(same: bool) -> PossibleValuesParser {
+    let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
+    let known = FORMATS.iter().map(|format| PossibleValue::new(format.id()).help(format.about()));
+    PossibleValuesParser::new(same.into_iter().chain(known))
+}
+
+/// The names that `--rounding` takes.
+fn roundings() -> PossibleValuesParser {
+    PossibleValuesParser::new(ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about())))
 }
 
 /// Bytes, with K, M, G or T (powers of 1024) behind.

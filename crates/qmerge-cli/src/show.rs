@@ -72,6 +72,10 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
+fn seconds(s: f64) -> String {
+    if s < 0.1 { format!("{:.0} ms", 1e3 * s) } else { format!("{s:.2} s") }
+}
+
 fn share(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
 }
@@ -99,16 +103,16 @@ pub(crate) fn report(report: &Report) {
     let weights = if report.adapters.is_empty() { report.weights.len() } else { summary.weights_merged };
     let memory = summary.peak_rss_bytes.map_or(String::new(), |rss| format!(", {} of memory", bytes(rss)));
     anstream::println!(
-        "{weights} weights, {} → {}, rounding {}, {} written in {:.2} s{memory}",
+        "{weights} weights, {} → {}, rounding {}, {} written in {}{memory}",
         report.base.format,
         report.output.format,
         report.rounding.method,
         bytes(summary.bytes_written),
-        summary.seconds,
+        seconds(summary.seconds),
     );
     if !report.weights.is_empty() {
         anstream::println!();
-        print(&weights_table(report));
+        print(&if report.adapters.is_empty() { recoded_table(report) } else { weights_table(report) });
     }
     let replaced: usize = report.adapters.iter().map(|adapter| adapter.replaced).sum();
     if replaced > 0 {
@@ -159,6 +163,27 @@ fn weights_table(report: &Report) -> Table {
             String::new(),
             share(summary.changed_fraction),
         ]);
+    }
+    table
+}
+
+/// Without an adapter there is an error and no delta.
+fn recoded_table(report: &Report) -> Table {
+    let mut table = table(&["weight", "format", "error/weight", "largest error"]);
+    left(&mut table, 1);
+    let relative = |weight: &WeightReport| weight.error_rms / weight.weight_rms.max(1e-30);
+    let mut worst: Vec<&WeightReport> = report.weights.iter().collect();
+    worst.sort_by(|a, b| relative(b).total_cmp(&relative(a)));
+    for weight in worst.iter().take(WORST) {
+        table.add_row([
+            weight.name.clone(),
+            format!("{} → {}", weight.from, weight.to),
+            format!("{:.2} %", 100.0 * relative(weight)),
+            format!("{:.1e}", weight.max_abs_error),
+        ]);
+    }
+    if worst.len() > WORST {
+        table.add_row([format!("… and {} more", worst.len() - WORST)]);
     }
     table
 }

@@ -336,8 +336,8 @@ fn the_same_adapter_is_not_merged_twice() {
 #[test]
 fn wrong_use() {
     let folder = model();
-    refused(&folder, &["--to", "q4_k"], 2, &["no format `q4_k`", "nf4"]);
-    refused(&folder, &["--rounding", "magic"], 2, &["no rounding method `magic`", "nearest"]);
+    refused(&folder, &["--to", "q4_k"], 2, &["invalid value 'q4_k' for '--to", "nf4"]);
+    refused(&folder, &["--rounding", "magic"], 2, &["invalid value 'magic' for '--rounding", "nearest"]);
     refused(&folder, &["--rounding", "keep", "--to", "nf4"], 2, &["keeps the base's scales"]);
     refused(&folder, &["--to", "nf4", "--block-size", "63"], 2, &["block size 63"]);
     refused(&folder, &["--map", "no arrow"], 2, &["--map", "=>"]);

@@ -6,7 +6,7 @@ use crate::model::{Folder, demo, run, stderr, stdout};
 fn settled(folder: &Folder, text: &str) -> String {
     let mut text = text.replace(folder.path().to_str().unwrap(), "FOLDER");
     for (from, to) in [
-        (r"written in .* s(, .* of memory)?", "written in TIME"),
+        (r"written in .* m?s(, .* of memory)?", "written in TIME"),
         (r"at most [0-9.]+ [kMG]B of memory", "at most MEMORY"),
     ] {
         text = regex::Regex::new(from).unwrap().replace_all(&text, to).into_owned();

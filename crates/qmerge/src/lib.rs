@@ -7,9 +7,9 @@
 //! 3. [`adapters`]: an adapter becomes edits of named weights.
 //! 4. [`plan`]: everything decided before the first byte is read.
 //! 5. [`formats`]: decode and encode one storage format.
-//! 6. [`edit`], [`check`], [`round`], [`measure`]: what happens to a chunk of rows.
+//! 6. [`edit`], `check`, [`round`], [`measure`]: what happens to a chunk of rows.
 //! 7. [`merge`]: runs the plan, chunk by chunk, on all threads.
-//! 8. [`write`]: the output, whole or not at all.
+//! 8. [`mod@write`]: the output, whole or not at all.
 //! 9. [`report`]: what was done and what it cost.
 
 pub mod adapters;

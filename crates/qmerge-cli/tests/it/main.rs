@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod interrupted;
+mod licences;
 mod model;
 mod output;
 mod text;

@@ -8,12 +8,14 @@
 //! 2. [`tensors`]: the tensors of a base, with what adapters do to them.
 //! 3. [`linear`], `attention`, `feed_forward`, `norm`, [`rope`]: the blocks.
 //! 4. [`model`]: tokens become logits.
-//! 5. `text`, `generate`, `compare`: what is done with logits.
+//! 5. [`text`], [`generate`], [`compare`]: what is done with logits.
 
 mod attention;
+pub mod compare;
 
 pub mod families;
 mod feed_forward;
+pub mod generate;
 
 pub mod linear;
 pub mod model;
@@ -21,5 +23,6 @@ mod norm;
 pub mod rope;
 pub mod spec;
 pub mod tensors;
+pub mod text;
 
 pub use model::{Cache, Model, Options};

@@ -13,7 +13,7 @@ use crate::spec::Fields;
 /// One rotary embedding.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// Features of a head that turn.
+    /// Features of a head that turn; an odd number counts as it is in the frequencies, and one more feature turns.
     dims: usize,
     theta: f64,
     scaling: Scaling,
@@ -43,7 +43,7 @@ impl Rope {
         let number = |key: &str| parameters.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
         let theta = number("rope_theta").map_or_else(|| fields.number("rope_theta", theta), Ok)?;
         let share = number("partial_rotary_factor").map_or_else(|| fields.number("partial_rotary_factor", 1.0), Ok)?;
-        let dims = (head_dim as f64 * share.clamp(0.0, 1.0)) as usize / 2 * 2;
+        let dims = (head_dim as f64 * share.clamp(0.0, 1.0)) as usize;
         let max_positions = fields.count("max_position_embeddings")?;
         let original = match number("original_max_position_embeddings") {
             Some(original) => original as usize,
@@ -83,7 +83,7 @@ impl Rope {
                 let list = |key: &str| -> Result<Vec<f64>> {
                     let values = parameters.get(key).and_then(Value::as_array).ok_or_else(|| missing(key))?;
                     let values: Vec<f64> = values.iter().filter_map(Value::as_f64).collect();
-                    if values.len() == dims / 2 { Ok(values) } else { Err(missing(key)) }
+                    if values.len() == dims.div_ceil(2) { Ok(values) } else { Err(missing(key)) }
                 };
                 let stretch = factor.unwrap_or(max_positions as f64 / original as f64);
                 attention = number("attention_factor").unwrap_or_else(|| {
@@ -147,23 +147,23 @@ impl Rope {
                 }
             }
         };
-        (0..self.dims / 2).map(|i| one(i) as f32).collect()
+        (0..self.dims.div_ceil(2)).map(|i| one(i) as f32).collect()
     }
 
-    /// Cosines and sines for some positions of a sequence of `length`: each (dims / 2, positions).
+    /// Cosines and sines for some positions of a sequence of `length`: each (pairs, positions).
     pub fn angles(&self, positions: std::ops::Range<usize>, length: usize) -> Angles {
         let turn = |f: fn(f32) -> f32| -> Vec<f32> {
             let each = |frequency: f32| positions.clone().map(move |p| f(p as f32 * frequency) * self.factor);
             self.frequencies(length).into_iter().flat_map(each).collect()
         };
-        Angles { dims: self.dims, count: positions.len(), cos: turn(f32::cos), sin: turn(f32::sin) }
+        Angles { pairs: self.dims.div_ceil(2), count: positions.len(), cos: turn(f32::cos), sin: turn(f32::sin) }
     }
 }
 
 /// Angles of some positions.
 #[derive(Clone, Debug)]
 pub struct Angles {
-    dims: usize,
+    pairs: usize,
     count: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -172,9 +172,8 @@ pub struct Angles {
 impl Angles {
     /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions.
     pub fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
-        let half = self.dims / 2;
-        let (left, right) = x[..self.dims * tokens].split_at_mut(half * tokens);
-        for i in 0..half {
+        let (left, right) = x[..2 * self.pairs * tokens].split_at_mut(self.pairs * tokens);
+        for i in 0..self.pairs {
             let columns = i * tokens + first..i * tokens + first + self.count;
             let angles = i * self.count..(i + 1) * self.count;
             let pairs = left[columns.clone()].iter_mut().zip(&mut right[columns]);

@@ -11,7 +11,7 @@ use qmerge::error::{Error, Kind, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::generate::{Sampling, generate};
+use crate::generate::{Sampling, generate, most_likely};
 use crate::model::Model;
 use crate::text::Tokenizer;
 
@@ -179,17 +179,15 @@ fn score(
         }
     }
     // By column: for each model loss, KL and whether the most likely token is the same.
-    let columns: Vec<Vec<(f64, f64, bool)>> = (0..count)
+    let scores: Vec<Vec<(f64, f64, bool)>> = (0..count)
         .into_par_iter()
         .map(|t| {
-            let column = |model: usize| logits[model].iter().skip(t).step_by(count).copied();
+            let columns: Vec<Vec<f32>> =
+                logits.iter().map(|logits| logits.iter().skip(t).step_by(count).copied().collect()).collect();
+            let column = |model: usize| columns[model].iter().copied();
             let summary = |model: usize| {
-                let (mut at, mut largest) = (0, f32::NEG_INFINITY);
-                for (v, x) in column(model).enumerate() {
-                    if x > largest {
-                        (at, largest) = (v, x);
-                    }
-                }
+                let at = most_likely(&columns[model]);
+                let largest = columns[model][at as usize];
                 let sum: f64 = column(model).map(|x| f64::from((x - largest).exp())).sum();
                 (at, f64::from(largest) + sum.ln())
             };
@@ -197,7 +195,7 @@ fn score(
             (0..logits.len())
                 .map(|model| {
                     let (own_best, own_log_sum) = if model == apart { (best, log_sum) } else { summary(model) };
-                    let loss = own_log_sum - f64::from(logits[model][next[t] as usize * count + t]);
+                    let loss = own_log_sum - f64::from(columns[model][next[t] as usize]);
                     let term = |(a, m): (f32, f32)| {
                         let log_a = f64::from(a) - log_sum;
                         f64::from((log_a as f32).exp()) * (log_a - (f64::from(m) - own_log_sum))
@@ -208,7 +206,7 @@ fn score(
                 .collect()
         })
         .collect();
-    for column in columns {
+    for column in scores {
         for (sums, (loss, kl, same)) in sums.iter_mut().zip(column) {
             sums.loss += loss;
             sums.kl += kl;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use qmerge::adapters::Adapter;
-use qmerge::open::Checkpoint;
+use qmerge::open::{Checkpoint, ModelConfig};
 use qmerge::plan::{Inputs, Options as PlanOptions, Plan};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::{Cache, Model, Options};
@@ -99,9 +99,14 @@ fn every_family_agrees_with_transformers() {
     let mut wrong = Vec::new();
     for case in &cases {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
-        let (inputs, _) = open(&base_of(case), None);
+        let (mut inputs, _) = open(&base_of(case), None);
         let expected = expected(&case.join("logits.safetensors"));
-        for held in [0, u64::MAX] {
+        // Once as transformers 5 spells the configuration, once as version 4 did.
+        let old = case.join("config.v4.json");
+        for (held, config) in [(0, case.join("config.json")), (u64::MAX, old)] {
+            if config.is_file() {
+                inputs.base.config = Some(ModelConfig::read(&config).unwrap());
+            }
             let model = Model::new(&Tensors::new(&inputs, None), Options { threads: 2, held: Some(held) });
             let model = model.unwrap_or_else(|error| panic!("{name}: {error}"));
             let difference = difference(&model, &expected);

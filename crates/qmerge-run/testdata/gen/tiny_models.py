@@ -155,6 +155,8 @@ def old_spelling(config):
             c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if kind in ("gemma2", "qwen2", "qwen3", "smollm3"):
         c.pop("layer_types", None)  # derived: Gemma 2 alternates, Qwen by max_window_layers, SmolLM3 by no_rope_layers
+    if c.get("head_dim") == c.get("hidden_size", 0) // c.get("num_attention_heads", 1):
+        del c["head_dim"]  # was written only where it differs
     if kind == "qwen3_moe":
         c["num_experts"] = c.pop("num_local_experts", c.get("num_experts"))
     return c
@@ -241,7 +243,7 @@ model_case("llama", "Llama", **small(head_dim=8, rope_parameters=rope("default",
 model_case("llama_bias", "Llama", **small(attention_bias=True, mlp_bias=True, intermediate_size=36, rope_parameters=rope("default", 500.0)),
            wrong=[{"attention_bias": False}, {"mlp_bias": False}])
 model_case("llama_tied", "Llama", **small(head_dim=10, num_key_value_heads=1, vocab_size=51, tie_word_embeddings=True, hidden_act="gelu",
-           rope_parameters=rope("default", 10000.0)), wrong=[{"hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"} if False else EPS])
+           rope_parameters=rope("default", 10000.0)), wrong=[{"hidden_act": "silu"}, EPS])
 model_case("llama_rope_linear", "Llama", **small(head_dim=8, rope_parameters=rope("linear", 500.0, factor=4.0)), wrong=[{"rope_parameters": plain_rope}])
 # wavelengths on both sides of the two limits, and one between them
 model_case("llama_rope_llama3", "Llama", **small(head_dim=12, rope_parameters=rope("llama3", 10000.0, factor=8.0, low_freq_factor=1.0,
@@ -301,7 +303,165 @@ model_case("granite", "Granite", **small(hidden_size=32, embedding_multiplier=3.
            tie_word_embeddings=True, rope_parameters=rope("default", 500.0)),
            wrong=[{"embedding_multiplier": 1.0}, {"attention_multiplier": 8**-0.5}, {"residual_multiplier": 1.0}, {"logits_scaling": 1.0}])
 
-#ADAPTERS
+# ---------------------------------------------------------------------------------------------------------------- quantized models
+
+QUANTIZED = {}
+
+
+def quantized_case(name, dtype, **how):
+    QUANTIZED[name] = (dtype, how)
+
+
+# Dimensions are multiples of 64, bitsandbytes' block; the MLP matrices have 320 blocks, so two blocks of doubly quantized scales.
+WIDE = small(hidden_size=64, intermediate_size=320, head_dim=16, rope_parameters=rope("default", 500.0))
+NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+quantized_case("llama_nf4", F32, **NF4, bnb_4bit_compute_dtype=F32)
+quantized_case("llama_nf4_bf16", BF16, **NF4, bnb_4bit_compute_dtype=BF16)
+quantized_case("llama_int8", F32, load_in_8bit=True)
+
+
+def decoded(folder):
+    """A plain float32 model holding exactly the weights that a bitsandbytes checkpoint stands for.
+
+    The checkpoint is loaded by transformers. Every 4-bit weight is decoded by bitsandbytes' `dequantize_4bit` with its own state, into the type the
+    state names (float32 in llama_nf4, bfloat16 in llama_nf4_bf16, so there each weight is rounded to bfloat16); every 8-bit weight by
+    `int8_vectorwise_dequant`, that is (float32(int8) * SCB[row]) * 7.874015718698502e-3, in float32. All others are taken as stored. Everything is
+    then widened to float32, and all arithmetic of the model is float32: what bitsandbytes does to the activations (8-bit rounding, 16-bit
+    matrix products) is no part of the logits.
+    """
+    import bitsandbytes as bnb
+
+    config = AutoConfig.from_pretrained(folder)
+    stored = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=config.dtype)
+    weights = {}
+    for name, p in stored.named_parameters():
+        if isinstance(p, bnb.nn.Params4bit):
+            p = bnb.functional.dequantize_4bit(p.data, p.quant_state)
+        elif isinstance(p, bnb.nn.Int8Params):
+            p = bnb.functional.int8_vectorwise_dequant(p.data, p.SCB)
+        weights[name] = p.detach().float().clone()
+    del config.quantization_config
+    config.dtype = F32
+    config._attn_implementation = "eager"
+    model = transformers.LlamaForCausalLM(config).float()
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def make_quantized(case):
+    dtype, how = QUANTIZED[case]
+    folder = fresh(case)
+    plain = os.path.join(folder, "plain")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**WIDE)).float()
+    randomize(model, case, 1.5)
+    model.to(dtype).save_pretrained(plain)
+    model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype=dtype)
+    shutil.rmtree(plain)
+    model.save_pretrained(folder)
+    remove(folder, "generation_config.json")
+    clean_config(os.path.join(folder, "config.json"), "_name_or_path")
+
+    ids = tokens(case, WIDE["vocab_size"])
+    values = logits(decoded(folder), ids)
+    save_logits(os.path.join(folder, "logits.safetensors"), ids, values)
+    report(case, values)
+
+
+def clean_config(path, *keys):
+    """No path of the machine that made it."""
+    value = read_json(path)
+    if any(value.get(key) for key in keys):
+        for key in keys:
+            value[key] = None
+        write_json(path, value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- adapters
+
+ADAPTERS = {}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter_case(name, base, **how):
+    how.setdefault("r", 4)
+    how.setdefault("lora_alpha", 8)
+    ADAPTERS[name] = (base, how)
+
+
+adapter_case("llama_lora", "llama", target_modules=LINEAR)
+adapter_case("llama_rslora_patterns", "llama", target_modules=LINEAR, use_rslora=True, rank_pattern={"q_proj": 2, r"layers.1.mlp.down_proj": 6},
+             alpha_pattern={"v_proj": 3, r"layers.0.self_attn.q_proj": 5})
+adapter_case("llama_dora", "llama", target_modules=LINEAR, use_dora=True)
+adapter_case("llama_bias_lora", "llama_bias", target_modules=["q_proj", "v_proj", "down_proj"], bias="all", modules_to_save=["lm_head"])
+adapter_case("llama_bias_lora_only", "llama_bias", target_modules=["k_proj", "o_proj", "up_proj"], bias="lora_only")
+adapter_case("llama_embed_lora", "llama", target_modules=["embed_tokens", "lm_head", "q_proj"])
+adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers")
+adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
+adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
+adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
+adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
+adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+             target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+adapter_case("qwen3_moe_lora", "qwen3_moe", target_modules=LINEAR, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+
+
+def randomize_adapter(model, case):
+    """A and B N(0, 0.3^2); what else PEFT trains (magnitudes, biases, whole modules) is moved from its start."""
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            if not p.requires_grad:
+                continue
+            noise = torch.randn(p.shape, generator=generator(case, name)).to(p.dtype)
+            if "magnitude" in name:
+                p.mul_(1 + 0.2 * noise)
+            elif "lora_" in name:
+                p.copy_(0.3 * noise)
+            else:
+                p.add_(0.2 * noise)
+
+
+def make_adapter(case):
+    base, how = ADAPTERS[case]
+    folder = fresh(case)
+    at = os.path.join(ROOT, base)
+    if base in QUANTIZED:  # made on the quantized model, as in training
+        trained = AutoModelForCausalLM.from_pretrained(at, device_map="cpu", dtype=QUANTIZED[base][0])
+    else:
+        trained = load(at)
+    trained = get_peft_model(trained, LoraConfig(**how))
+    randomize_adapter(trained, case)
+    adapter = os.path.join(folder, "adapter")
+    trained.save_pretrained(adapter)
+    remove(adapter, "README.md")
+    clean_config(os.path.join(adapter, "adapter_config.json"), "base_model_name_or_path")
+    sort_lists(os.path.join(adapter, "adapter_config.json"))
+    with open(os.path.join(folder, "base.txt"), "w") as f:
+        f.write(base + "\n")
+
+    # From the files: for a quantized base the float32 model of its decoded weights, with the adapter as it is.
+    model = decoded(at) if base in QUANTIZED else load(at)
+    ids = tokens(case, model.config.vocab_size)
+    without_adapter = logits(model, ids)
+    model = PeftModel.from_pretrained(model, adapter).float().eval()
+    values = logits(model, ids)
+    save_logits(os.path.join(folder, "apart.safetensors"), ids, values)
+    merged = (logits(model.merge_and_unload(), ids) - values).abs().max().item()
+    assert merged < 1e-3, f"{case}: merging changes the logits by {merged}"
+    report(case, values, f"adapter changes {(values - without_adapter).abs().max():.2f}  merging in float32 {merged:.1e}")
+
+
+def sort_lists(path):
+    """PEFT keeps target_modules as a set, and writes it in a random order."""
+    value = read_json(path)
+    for key, entry in value.items():
+        if isinstance(entry, list) and all(isinstance(x, str) for x in entry):
+            value[key] = sorted(entry)
+    write_json(path, value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- all of it
+
 
 def main():
     global ROOT
@@ -311,8 +471,9 @@ def main():
     parser.add_argument("cases", nargs="*")
     args = parser.parse_args()
     ROOT = args.out
-    for case in args.cases or list(MODELS):
-        make_model(case)
+    makers = {**dict.fromkeys(MODELS, make_model), **dict.fromkeys(QUANTIZED, make_quantized), **dict.fromkeys(ADAPTERS, make_adapter)}
+    for case in args.cases or makers:
+        makers[case](case)
 
 
 if __name__ == "__main__":

@@ -127,26 +127,29 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 fn tiles_body<const M: usize, const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
     let (inputs, tokens) = (x.inputs, x.tokens);
     let rows = left.len() / inputs;
-    let mut packed = vec![0.0; M * DEPTH.min(inputs)];
+    let groups = rows.div_ceil(M);
+    let mut packed = vec![0.0; groups * M * DEPTH.min(inputs)];
     for depth in (0..inputs).step_by(DEPTH) {
         let depth = depth..(depth + DEPTH).min(inputs);
-        for i in (0..rows).step_by(M) {
-            let height = M.min(rows - i);
-            // The factors that one step of a tile takes lie side by side; rows that are missing count as zero.
-            for (step, k) in packed.chunks_exact_mut(M).zip(depth.clone()) {
-                for m in 0..M {
-                    step[m] = if m < height { left[(i + m) * inputs + k] } else { 0.0 };
-                }
+        let size = M * depth.len();
+        // The factors that one step of a tile takes lie side by side; rows that are missing count as zero.
+        for (group, packed) in packed.chunks_exact_mut(size).take(groups).enumerate() {
+            for m in 0..M.min(rows - group * M) {
+                let row = &left[(group * M + m) * inputs..][depth.clone()];
+                packed[m..].iter_mut().step_by(M).zip(row).for_each(|(to, &from)| *to = from);
             }
-            let packed = &packed[..M * depth.len()];
-            for j in (0..tokens).step_by(N) {
-                let panel = &x.data[j / PANEL * PANEL * inputs..];
-                let panel = &panel[depth.start * PANEL..depth.end * PANEL];
-                let width = N.min(tokens - j);
+        }
+        // A panel's part stays in the second-level cache for all rows.
+        for j in (0..tokens).step_by(N) {
+            let panel = &x.data[j / PANEL * PANEL * inputs..];
+            let panel = &panel[depth.start * PANEL..depth.end * PANEL];
+            let width = N.min(tokens - j);
+            for (group, packed) in packed.chunks_exact(size).take(groups).enumerate() {
+                let height = M.min(rows - group * M);
+                let at = |m: usize| (group * M + m) * tokens + j;
                 let mut sums = [[0.0_f32; N]; M];
                 for m in 0..height {
-                    let at = (i + m) * tokens + j;
-                    sums[m][..width].copy_from_slice(&out[at..at + width]);
+                    sums[m][..width].copy_from_slice(&out[at(m)..at(m) + width]);
                 }
                 #[cfg(target_arch = "x86_64")]
                 let done = N == PANEL && M == 4 && {
@@ -160,8 +163,7 @@ fn tiles_body<const M: usize, const N: usize>(left: &[f32], x: &Columns, out: &m
                     tile::<M, N>(packed, panel, j % PANEL, &mut sums);
                 }
                 for m in 0..height {
-                    let at = (i + m) * tokens + j;
-                    out[at..at + width].copy_from_slice(&sums[m][..width]);
+                    out[at(m)..at(m) + width].copy_from_slice(&sums[m][..width]);
                 }
             }
         }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use qmerge::error::Result;
+use qmerge::simd::exp::exp;
+use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
 use crate::linear::{Input, Linear};
@@ -21,7 +23,7 @@ pub(crate) struct Attention<'a> {
     norms: Option<[Normalize; 2]>,
 }
 
-/// Keys and values of one layer: (kv_heads · head_dim, capacity) each.
+/// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Past {
     keys: Vec<f32>,
@@ -74,10 +76,13 @@ impl<'a> Attention<'a> {
         let input = Input::new(x, spec.hidden);
         let tokens = input.tokens();
         let (queries, keys) = (spec.heads * spec.head_dim * tokens, spec.kv_heads * spec.head_dim * tokens);
-        let mut all = Vec::with_capacity(queries + 2 * keys);
+        let mut all = vec![0.0; queries + 2 * keys];
+        let mut rest = all.as_mut_slice();
         for linear in &self.inputs {
             watch(linear.name(), &input);
-            all.extend(linear.forward(&input)?);
+            let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
+            linear.forward_into(&input, own)?;
+            rest = others;
         }
         let (q, rest) = all.split_at_mut(queries);
         let (k, v) = rest.split_at_mut(keys);
@@ -92,15 +97,16 @@ impl<'a> Attention<'a> {
                 }
             }
         }
+        let k = turned(k, spec.head_dim, tokens);
         let mixed = match past {
             None => mix(spec, layer, q, tokens, sequences, |sequence| View {
-                keys: k,
+                keys: &k,
                 values: v,
                 width: tokens,
                 first: sequence.columns.start,
             }),
             Some((past, capacity)) => {
-                past.append(k, v, tokens, sequences[0].past, capacity);
+                past.append(&k, v, spec.kv_heads, tokens, sequences[0].past, capacity);
                 let past = &*past;
                 mix(spec, layer, q, tokens, sequences, |_| View {
                     keys: &past.keys,
@@ -117,24 +123,54 @@ impl<'a> Attention<'a> {
 }
 
 impl Past {
-    fn append(&mut self, k: &[f32], v: &[f32], tokens: usize, at: usize, capacity: usize) {
-        let rows = k.len() / tokens.max(1);
-        for (past, new) in [(&mut self.keys, k), (&mut self.values, v)] {
-            past.resize(rows * capacity, 0.0);
-            for (past, new) in past.chunks_exact_mut(capacity).zip(new.chunks_exact(tokens)) {
-                past[at..at + tokens].copy_from_slice(new);
+    fn append(&mut self, k: &[f32], v: &[f32], kv_heads: usize, tokens: usize, at: usize, capacity: usize) {
+        // A row of keys is a head, of a feature's worth of values for each position; a row of values is a feature.
+        let features = v.len() / tokens.max(1);
+        let dim = features / kv_heads.max(1);
+        for (past, new, rows, each) in [(&mut self.keys, k, kv_heads, dim), (&mut self.values, v, features, 1)] {
+            past.resize(rows * capacity * each, 0.0);
+            for (past, new) in past.chunks_exact_mut(capacity * each).zip(new.chunks_exact(tokens * each)) {
+                past[at * each..(at + tokens) * each].copy_from_slice(new);
             }
         }
     }
 }
 
-/// Keys and values of a sequence: rows of `width`, of which columns from `first` on are its positions.
+/// Keys (kv_heads, width, head_dim) and values (kv_heads · head_dim, width), of which positions from `first` on are a sequence's.
 struct View<'v> {
     keys: &'v [f32],
     values: &'v [f32],
     width: usize,
     first: usize,
 }
+
+impl<'v> View<'v> {
+    /// (positions, head_dim).
+    fn keys(&self, kv_head: usize, positions: &Range<usize>, dim: usize) -> &'v [f32] {
+        let start = kv_head * self.width + self.first;
+        &self.keys[(start + positions.start) * dim..(start + positions.end) * dim]
+    }
+
+    /// One feature by position.
+    fn values(&self, row: usize, positions: &Range<usize>) -> &'v [f32] {
+        let start = row * self.width + self.first;
+        &self.values[start + positions.start..start + positions.end]
+    }
+}
+
+/// (kv_heads · head_dim, tokens) to (kv_heads, tokens, head_dim).
+fn turned(keys: &[f32], dim: usize, tokens: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; keys.len()];
+    turned.par_chunks_mut(dim * tokens).zip(keys.par_chunks(dim * tokens)).for_each(|(to, from)| {
+        for (d, row) in from.chunks_exact(tokens).enumerate() {
+            to[d..].iter_mut().step_by(dim).zip(row).for_each(|(to, &key)| *to = key);
+        }
+    });
+    turned
+}
+
+/// Queries that attend together.
+const BLOCK: usize = 64;
 
 /// Weighted sums of values for all heads and sequences: (heads · head_dim, tokens).
 fn mix<'v>(
@@ -148,31 +184,38 @@ fn mix<'v>(
     let dim = spec.head_dim;
     let mut out = vec![0.0; q.len()];
     out.par_chunks_mut(dim * tokens).zip(q.par_chunks(dim * tokens)).enumerate().for_each(|(head, (out, q))| {
-        let mut scores = Vec::new();
         for sequence in sequences {
             let view = view(sequence);
-            let rows = head / (spec.heads / spec.kv_heads) * dim;
-            let row = |x: &'v [f32], d: usize, seen: &Range<usize>| {
-                let start = (rows + d) * view.width + view.first;
-                &x[start + seen.start..start + seen.end]
-            };
-            for (new, t) in sequence.columns.clone().enumerate() {
-                let position = sequence.past + new;
-                let seen = layer.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
-                scores.clear();
-                scores.resize(seen.len(), 0.0);
-                for d in 0..dim {
-                    let factor = q[d * tokens + t] * spec.attention_scale;
-                    for (score, key) in scores.iter_mut().zip(row(view.keys, d, &seen)) {
-                        *score += factor * key;
-                    }
-                }
+            let kv_head = head / (spec.heads / spec.kv_heads);
+            for start in sequence.columns.clone().step_by(BLOCK) {
+                let block = start..sequence.columns.end.min(start + BLOCK);
+                let position = sequence.past + start - sequence.columns.start;
+                // What the first column sees at the left, and the last at the right.
+                let seen = layer.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
+                let some: Vec<f32> = (0..dim)
+                    .flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * spec.attention_scale))
+                    .collect();
+                let columns = Columns::new(&some, dim, block.len());
+                let mut scores = vec![0.0; seen.len() * block.len()];
+                matmul(view.keys(kv_head, &seen, dim), &columns, false, &mut scores);
                 if let Some(cap) = spec.attention_cap {
                     scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
                 }
-                softmax(&mut scores);
-                for d in 0..dim {
-                    out[d * tokens + t] = dot(&scores, row(view.values, d, &seen));
+                for (p, row) in seen.clone().zip(scores.chunks_exact_mut(block.len())) {
+                    for (own, score) in (position..).zip(row) {
+                        if p > own || layer.window.is_some_and(|window| p + window <= own) {
+                            *score = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+                let sums = exponentials(&mut scores, block.len());
+                let shares = Columns::new(&scores, seen.len(), block.len());
+                let some: Vec<f32> = (0..dim).flat_map(|d| view.values(kv_head * dim + d, &seen)).copied().collect();
+                let mut mixed = vec![0.0; dim * block.len()];
+                matmul(&some, &shares, false, &mut mixed);
+                for (d, row) in mixed.chunks_exact(block.len()).enumerate() {
+                    let out = &mut out[d * tokens..][block.clone()];
+                    out.iter_mut().zip(row).zip(&sums).for_each(|((out, x), sum)| *out = x / sum);
                 }
             }
         }
@@ -180,27 +223,25 @@ fn mix<'v>(
     out
 }
 
-/// Sums in eight chains, so that they can run side by side.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 8];
-    let (a, a_tail) = a.as_chunks::<8>();
-    let (b, b_tail) = b.as_chunks::<8>();
-    for (a, b) in a.iter().zip(b) {
-        for l in 0..8 {
-            sums[l] += a[l] * b[l];
-        }
+/// Exponentials of columns against each one's largest value, in place, and their sums.
+fn exponentials(x: &mut [f32], columns: usize) -> Vec<f32> {
+    let mut largest = vec![f32::NEG_INFINITY; columns];
+    for row in x.chunks_exact(columns) {
+        largest.iter_mut().zip(row).for_each(|(largest, &x)| *largest = largest.max(x));
     }
-    let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + tail
+    for row in x.chunks_exact_mut(columns) {
+        row.iter_mut().zip(&largest).for_each(|(x, largest)| *x -= largest);
+    }
+    exp(x);
+    let mut sums = vec![0.0; columns];
+    for row in x.chunks_exact(columns) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+    sums
 }
 
 /// Exponentials that sum to one.
 pub(crate) fn softmax(x: &mut [f32]) {
-    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for x in &mut *x {
-        *x = (*x - largest).exp();
-        sum += *x;
-    }
-    x.iter_mut().for_each(|x| *x /= sum);
+    let sums = exponentials(x, 1);
+    x.iter_mut().for_each(|x| *x /= sums[0]);
 }

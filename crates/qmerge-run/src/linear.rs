@@ -120,14 +120,20 @@ impl<'a> Linear<'a> {
 
     /// `W x + b`: (outputs, tokens).
     pub fn forward(&self, x: &Input<'_>) -> Result<Vec<f32>> {
+        let mut y = vec![0.0; self.outputs * x.tokens()];
+        self.forward_into(x, &mut y)?;
+        Ok(y)
+    }
+
+    /// The same into `y`, which holds zeros.
+    pub fn forward_into(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let tokens = x.tokens();
-        let mut y = vec![0.0; self.outputs * tokens];
-        let done = if self.transposed { self.transposed(x, &mut y) } else { self.straight(x, &mut y) };
+        let done = if self.transposed { self.transposed(x, y) } else { self.straight(x, y) };
         done.map_err(|error| error.in_tensor(&self.name))?;
         if self.apart {
             for edit in self.weight.edits() {
                 if let Edit::Add(delta) = edit {
-                    delta.forward(x.values, tokens, &mut y);
+                    delta.forward(x.values, tokens, y);
                 }
             }
         }
@@ -136,11 +142,16 @@ impl<'a> Linear<'a> {
                 y.iter_mut().for_each(|y| *y += bias);
             }
         }
-        Ok(y)
+        Ok(())
+    }
+
+    /// True if rows are used as they are stored.
+    fn undisturbed(&self) -> bool {
+        self.apart || self.weight.edits().is_empty()
     }
 
     fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
-        if self.apart || self.weight.edits().is_empty() {
+        if self.undisturbed() {
             self.weight.base().rows(rows, values)
         } else {
             self.weight.rows(rows, base, values)
@@ -156,7 +167,11 @@ impl<'a> Linear<'a> {
             || (Vec::new(), Vec::new()),
             |(base, values), (number, y)| {
                 let first = self.rows.start + number * rows;
-                self.decode(&(first..(first + rows).min(self.rows.end)), base, values)?;
+                let rows = first..(first + rows).min(self.rows.end);
+                if x.tokens() == 1 && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
+                    return Ok(());
+                }
+                self.decode(&rows, base, values)?;
                 matmul(values, &x.columns, false, y);
                 Ok(())
             },

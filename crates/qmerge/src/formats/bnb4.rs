@@ -15,6 +15,7 @@ use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weig
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
 use crate::open::{Checkpoint, Entry};
+use crate::simd::dots::nibble_dots;
 use crate::simd::nibbles::{self, Codebook};
 
 /// NF4 or FP4 as a format.
@@ -310,6 +311,15 @@ impl Weight for Bnb4Weight {
     fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]) {
         let absmax = self.absmax(parts, &rows);
         nibbles::decode(self.format.book, parts[0], &absmax, self.state.block, self.state.dtype, out);
+    }
+
+    fn dots(&self, parts: &[&[u8]], rows: Range<usize>, x: &[f32], out: &mut [f32]) -> bool {
+        let bf16 = self.state.dtype == Dtype::BF16;
+        // Other blocks and rows that begin inside a block are decoded first.
+        if self.state.block != 64 || !x.len().is_multiple_of(64) || !(bf16 || self.state.dtype == Dtype::F32) {
+            return false;
+        }
+        nibble_dots(&self.format.book.levels, parts[0], &self.absmax(parts, &rows), bf16, x, out)
     }
 
     fn renewed(&self, values: Dtype) -> Arc<dyn Weight> {

@@ -170,6 +170,12 @@ pub trait Weight: Debug + Send + Sync {
     /// all bytes of a part that is not cut by rows.
     fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]);
 
+    /// `out += rows · x` for one column `x`, straight from the stored bytes, with the bits of [`Weight::decode`] followed by
+    /// [`matmul`](crate::simd::matmul::matmul). False, and nothing done, where the format has no kernel for it.
+    fn dots(&self, _parts: &[&[u8]], _rows: Range<usize>, _x: &[f32], _out: &mut [f32]) -> bool {
+        false
+    }
+
     /// The same weight made afresh from values of type `values`, as the reference library would make it.
     fn renewed(&self, values: Dtype) -> Arc<dyn Weight>;
 

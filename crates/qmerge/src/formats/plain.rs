@@ -7,6 +7,7 @@ use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weig
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Checkpoint, Entry};
+use crate::simd::dots::bf16_dots;
 use crate::simd::floats;
 
 /// One of the three plain types as a format.
@@ -117,6 +118,14 @@ impl Weight for PlainWeight {
 
     fn decode(&self, parts: &[&[u8]], _: Range<usize>, out: &mut [f32]) {
         floats::decode(self.dtype, parts[0], out);
+    }
+
+    fn dots(&self, parts: &[&[u8]], _: Range<usize>, x: &[f32], out: &mut [f32]) -> bool {
+        if self.dtype != Dtype::BF16 || x.is_empty() {
+            return false;
+        }
+        bf16_dots(parts[0], x, out);
+        true
     }
 
     fn renewed(&self, _: Dtype) -> Arc<dyn Weight> {

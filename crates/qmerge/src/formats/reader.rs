@@ -80,8 +80,25 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The same for rows that begin and end where a chunk may.
+    /// `out += rows · x` for one column, without decoding first; false where [`Weight::dots`](super::Weight::dots) cannot.
+    pub fn dots(&self, rows: &Range<usize>, x: &[f32], out: &mut [f32]) -> Result<bool> {
+        let weight = &self.claim.weight;
+        let (geometry, step) = (weight.geometry(), weight.geometry().row_step.max(1));
+        if !rows.start.is_multiple_of(step) || !(rows.end.is_multiple_of(step) || rows.end == geometry.rows) {
+            return Ok(false);
+        }
+        self.with_parts(rows, |parts| weight.dots(parts, rows.clone(), x, out))
+    }
+
+    /// Decodes rows that begin and end where a chunk may.
     fn whole_steps(&self, rows: &Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        let weight = &self.claim.weight;
+        values.resize(rows.len() * weight.geometry().cols, 0.0);
+        self.with_parts(rows, |parts| weight.decode(parts, rows.clone(), values))
+    }
+
+    /// Calls `f` with the bytes of these rows.
+    fn with_parts<T>(&self, rows: &Range<usize>, f: impl FnOnce(&[&[u8]]) -> T) -> Result<T> {
         let weight = &self.claim.weight;
         let mut read = vec![Vec::new(); self.whole.len()];
         if self.held.is_none() {
@@ -98,8 +115,6 @@ impl<'a> Reader<'a> {
             _ => read[part].as_slice(),
         };
         let parts: Vec<&[u8]> = (0..self.whole.len()).map(bytes_of).collect();
-        values.resize(rows.len() * weight.geometry().cols, 0.0);
-        weight.decode(&parts, rows.clone(), values);
-        Ok(())
+        Ok(f(&parts))
     }
 }

@@ -15,7 +15,7 @@ const PANEL: usize = 64;
 /// Inputs that are done for all rows before the next, so that this part of a panel stays in the second-level cache.
 const DEPTH: usize = 1024;
 /// Chains of a dot product.
-const LANES: usize = 64;
+pub(super) const LANES: usize = 64;
 
 /// Columns that many matrices are multiplied with, packed once.
 #[derive(Debug)]
@@ -112,6 +112,12 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     for (l, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
         sums[l] = a.mul_add(*b, sums[l]);
     }
+    sum_up(sums)
+}
+
+/// The sum of a dot product's chains: halves are added until one is left.
+#[inline(always)]
+pub(super) fn sum_up(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {

@@ -5,6 +5,8 @@
 //! where a compiler does not find the instruction: table lookups of 4-bit codes. `QMERGE_SIMD` forces a level
 //! (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
 
+pub(crate) mod dots;
+pub mod exp;
 pub(crate) mod floats;
 pub(crate) mod low_rank;
 pub mod matmul;

@@ -229,7 +229,7 @@ fn encode_body(book: &Codebook, values: &[f32], block: usize, codes: &mut [u8], 
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use super::Buckets;
     use std::arch::x86_64::*;
 
@@ -271,7 +271,7 @@ mod x86 {
     /// Round to nearest even in the upper 16 bits. Levels times a finite scale are never NaN; an infinite scale times
     /// the level 0 is, and stays NaN because its payload cannot carry into the sign.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn round_bf16(x: __m512) -> __m512 {
+    pub(in crate::simd) fn round_bf16(x: __m512) -> __m512 {
         let bits = _mm512_castps_si512(x);
         let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));

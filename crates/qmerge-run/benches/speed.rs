@@ -13,7 +13,7 @@ use qmerge_run::model::Cache;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, Options};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const PROMPT: usize = 512;
 const NEW: usize = 32;
 

@@ -160,9 +160,10 @@ impl<'a> Linear<'a> {
 
     fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let step = self.weight.base().claim().weight.geometry().row_step.max(1);
-        // Enough chunks for all threads, of whole steps.
-        let share = self.outputs.div_ceil(2 * rayon::current_num_threads());
-        let rows = (CHUNK / self.inputs.max(1)).min(share).max(1).next_multiple_of(step);
+        // Enough chunks for all threads, of whole steps. One column needs no buffer.
+        let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
+        let most = if x.tokens() == 1 { share } else { CHUNK / self.inputs.max(1) };
+        let rows = most.min(share).max(1).next_multiple_of(step);
         y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(base, values), (number, y)| {

@@ -220,7 +220,7 @@ fn main() -> std::io::Result<()> {
     std::fs::write(
         out.join("base/config.json"),
         format!(
-            "{{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"dtype\":\"bfloat16\",{quantization}\"hidden_size\":{hidden},\"num_hidden_layers\":{layers},\"intermediate_size\":{intermediate},\"num_attention_heads\":{heads},\"num_key_value_heads\":{},\"vocab_size\":{vocab},\"tie_word_embeddings\":false}}\n",
+            "{{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"dtype\":\"bfloat16\",{quantization}\"hidden_size\":{hidden},\"num_hidden_layers\":{layers},\"intermediate_size\":{intermediate},\"num_attention_heads\":{heads},\"num_key_value_heads\":{},\"vocab_size\":{vocab},\"max_position_embeddings\":4096,\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"hidden_act\":\"silu\",\"tie_word_embeddings\":false}}\n",
             kv / 64
         ),
     )?;

@@ -67,10 +67,12 @@ mod x86 {
         out: &mut [f32],
     ) {
         // Sixteen elements of even number, then the sixteen odd ones beside them: as the two nibbles of bytes come.
-        let apart: Vec<f32> = x
-            .chunks_exact(32)
-            .flat_map(|x| (0..2).flat_map(move |odd| x.iter().skip(odd).step_by(2).copied()))
-            .collect();
+        let mut apart = vec![0.0; x.len()];
+        for (apart, x) in apart.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<32>().0) {
+            for l in 0..16 {
+                (apart[l], apart[16 + l]) = (x[2 * l], x[2 * l + 1]);
+            }
+        }
         // SAFETY: an array of 16.
         let levels = unsafe { _mm512_loadu_ps(levels.as_ptr()) };
         let rows = codes.chunks_exact(x.len() / 2).zip(absmax.chunks_exact(x.len() / LANES));

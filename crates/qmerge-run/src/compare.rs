@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::time::Instant;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::simd::exp::exp;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::generate::{Sampling, generate, most_likely};
+use crate::generate::{Sampling, generate};
 use crate::model::Model;
 use crate::text::Tokenizer;
 
@@ -178,42 +179,105 @@ fn score(
             return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(&candidate.name)));
         }
     }
-    // By column: for each model loss, KL and whether the most likely token is the same.
-    let scores: Vec<Vec<(f64, f64, bool)>> = (0..count)
+    let starts: Vec<usize> = (0..count).step_by(GROUP).collect();
+    let scores: Vec<Vec<Score>> = starts
         .into_par_iter()
-        .map(|t| {
-            let columns: Vec<Vec<f32>> =
-                logits.iter().map(|logits| logits.iter().skip(t).step_by(count).copied().collect()).collect();
-            let column = |model: usize| columns[model].iter().copied();
-            let summary = |model: usize| {
-                let at = most_likely(&columns[model]);
-                let largest = columns[model][at as usize];
-                let sum: f64 = column(model).map(|x| f64::from((x - largest).exp())).sum();
-                (at, f64::from(largest) + sum.ln())
-            };
-            let (best, log_sum) = summary(apart);
-            (0..logits.len())
-                .map(|model| {
-                    let (own_best, own_log_sum) = if model == apart { (best, log_sum) } else { summary(model) };
-                    let loss = own_log_sum - f64::from(columns[model][next[t] as usize]);
-                    let term = |(a, m): (f32, f32)| {
-                        let log_a = f64::from(a) - log_sum;
-                        f64::from((log_a as f32).exp()) * (log_a - (f64::from(m) - own_log_sum))
-                    };
-                    let kl = if model == apart { 0.0 } else { column(apart).zip(column(model)).map(term).sum() };
-                    (loss, kl, own_best == best)
-                })
-                .collect()
+        .flat_map_iter(|start| {
+            let group = start..count.min(start + GROUP);
+            score_group(&logits, count, group.clone(), &next[group], apart)
         })
         .collect();
     for column in scores {
-        for (sums, (loss, kl, same)) in sums.iter_mut().zip(column) {
-            sums.loss += loss;
-            sums.kl += kl;
-            sums.same += usize::from(same);
+        for (sums, score) in sums.iter_mut().zip(column) {
+            sums.loss += score.loss;
+            sums.kl += score.kl;
+            sums.same += usize::from(score.same);
         }
     }
     Ok(())
+}
+
+/// Columns that are scored together: a cache line of each row.
+const GROUP: usize = 16;
+/// Rows of a group that are worked on at a time.
+const ROWS: usize = 64;
+
+/// What one model makes of one token.
+#[derive(Clone, Copy, Debug, Default)]
+struct Score {
+    loss: f64,
+    kl: f64,
+    same: bool,
+}
+
+/// Scores of some columns of logits (vocab, count), by column and then by model.
+///
+/// With Z = Σ exp(x − max x), KL(a ‖ m) = Σ exp(a − max a) · ((a − max a) − (m − max m)) / Z_a − ln Z_a + ln Z_m.
+fn score_group(logits: &[Vec<f32>], count: usize, group: Range<usize>, next: &[u32], apart: usize) -> Vec<Vec<Score>> {
+    let width = group.len();
+    let rows = |model: usize| logits[model].chunks_exact(count).map(|row| &row[group.clone()]);
+    let best: Vec<Vec<(f32, usize)>> = (0..logits.len())
+        .map(|model| {
+            let mut best = vec![(f32::NEG_INFINITY, 0); width];
+            for (number, row) in rows(model).enumerate() {
+                for (best, &x) in best.iter_mut().zip(row) {
+                    if x > best.0 {
+                        *best = (x, number);
+                    }
+                }
+            }
+            best
+        })
+        .collect();
+    // By model and column: Z, and the sum of the formula above.
+    let mut sums = vec![vec![(0.0_f64, 0.0_f64); width]; logits.len()];
+    let vocab = logits[apart].len() / count;
+    let mut shifted = vec![Vec::new(); logits.len()];
+    let mut exponentials = Vec::new();
+    for start in (0..vocab).step_by(ROWS) {
+        for (model, shifted) in shifted.iter_mut().enumerate() {
+            shifted.clear();
+            for row in logits[model][start * count..(start + ROWS).min(vocab) * count].chunks_exact(count) {
+                shifted.extend(row[group.clone()].iter().zip(&best[model]).map(|(x, best)| x - best.0));
+            }
+        }
+        let mut of_apart = shifted[apart].clone();
+        exp(&mut of_apart);
+        for (model, shifted_own) in shifted.iter().enumerate() {
+            exponentials.clone_from(if model == apart { &of_apart } else { shifted_own });
+            if model != apart {
+                exp(&mut exponentials);
+            }
+            let mut block = [(0.0_f32, 0.0_f32); GROUP];
+            for (at, exponential) in exponentials.chunks_exact(width).enumerate() {
+                let at = at * width..(at + 1) * width;
+                let terms = of_apart[at.clone()].iter().zip(&shifted[apart][at.clone()]).zip(&shifted_own[at]);
+                for ((block, &exponential), ((&p, &a), &m)) in block.iter_mut().zip(exponential).zip(terms) {
+                    block.0 += exponential;
+                    block.1 += p * (a - m);
+                }
+            }
+            for (sum, block) in sums[model].iter_mut().zip(block) {
+                sum.0 += f64::from(block.0);
+                sum.1 += f64::from(block.1);
+            }
+        }
+    }
+    (0..width)
+        .map(|t| {
+            let log_sum = |model: usize| sums[model][t].0.ln();
+            let score = |model: usize| {
+                let own = logits[model][next[t] as usize * count + group.start + t] - best[model][t].0;
+                let kl = sums[model][t].1 / sums[apart][t].0 - log_sum(apart) + log_sum(model);
+                Score {
+                    loss: log_sum(model) - f64::from(own),
+                    kl: if model == apart { 0.0 } else { kl },
+                    same: best[model][t].1 == best[apart][t].1,
+                }
+            };
+            (0..logits.len()).map(score).collect()
+        })
+        .collect()
 }
 
 fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {

@@ -53,7 +53,7 @@ pub fn generate(
 }
 
 /// The most likely token; of equals the first.
-pub(crate) fn most_likely(logits: &[f32]) -> u32 {
+fn most_likely(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (at, &logit) in logits.iter().enumerate() {
         if logit > logits[best] {

@@ -20,7 +20,7 @@ use crate::args::CompareArgs;
 use crate::{Outcome, show};
 
 /// Tokens that go through a model at a time, where memory allows.
-const BATCH: usize = 2048;
+const BATCH: usize = 1024;
 /// Tokens of a prompt that is taken from the text.
 const PROMPT: usize = 32;
 /// Prompts that are taken from the text.

@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore")
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 torch.set_num_threads(1)
@@ -403,11 +403,12 @@ adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
 adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
 adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
              target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+adapter_case("mixtral_expert_lora", "mixtral", target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
 adapter_case("qwen3_moe_lora", "qwen3_moe", target_modules=LINEAR, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
 
 
 def randomize_adapter(model, case):
-    """A and B N(0, 0.3^2); what else PEFT trains (magnitudes, biases, whole modules) is moved from its start."""
+    """A and B N(0, 0.3^2), or 0.1^2 on the quantized models, which are wider; what else PEFT trains (magnitudes, biases, whole modules) is moved from its start."""
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             if not p.requires_grad:
@@ -416,9 +417,34 @@ def randomize_adapter(model, case):
             if "magnitude" in name:
                 p.mul_(1 + 0.2 * noise)
             elif "lora_" in name:
-                p.copy_(0.3 * noise)
+                p.copy_((0.1 if ADAPTERS[case][0] in QUANTIZED else 0.3) * noise)
             else:
                 p.add_(0.2 * noise)
+
+
+def one_per_expert(folder, experts=4):
+    """Rewrites a stacked Mixtral adapter as one LoRA per expert and matrix, the form in which adapters made with transformers 4 are found.
+
+    A stack keeps the rows of A expert by expert (rank rows each); its B has the rank first and the expert second in its columns. w1 and w3 share the A
+    of gate_up_proj and take the upper and the lower half of its B.
+    """
+    path = os.path.join(folder, "adapter_model.safetensors")
+    tensors = load_file(path)
+    for layer in range(2):
+        stacked = f"base_model.model.model.layers.{layer}.mlp.experts"
+        for wrapper, names in ((stacked + ".base_layer", ("w1", "w3")), (stacked, ("w2",))):
+            a, b = tensors.pop(wrapper + ".lora_A.weight"), tensors.pop(wrapper + ".lora_B.weight")
+            rank = a.shape[0] // experts
+            for e in range(experts):
+                for name, rows in zip(names, b.reshape(b.shape[0], rank, experts)[:, :, e].chunk(len(names))):
+                    stem = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{e}.{name}"
+                    tensors[stem + ".lora_A.weight"] = a[e * rank : (e + 1) * rank].clone()
+                    tensors[stem + ".lora_B.weight"] = rows.clone()
+    save_file(tensors, path, {"format": "pt"})
+    path = os.path.join(folder, "adapter_config.json")
+    config = read_json(path)
+    config.update(target_modules=["q_proj", "w1", "w2", "w3"], target_parameters=None)
+    write_json(path, config)
 
 
 def make_adapter(case):
@@ -448,6 +474,10 @@ def make_adapter(case):
     save_logits(os.path.join(folder, "apart.safetensors"), ids, values)
     merged = (logits(model.merge_and_unload(), ids) - values).abs().max().item()
     assert merged < 1e-3, f"{case}: merging changes the logits by {merged}"
+    if case == "mixtral_expert_lora":
+        one_per_expert(adapter)
+        again = (logits(PeftModel.from_pretrained(load(at), adapter).eval(), ids) - values).abs().max().item()
+        assert again < 1e-4, f"{case}: PEFT makes {again} of the form per expert"
     report(case, values, f"adapter changes {(values - without_adapter).abs().max():.2f}  merging in float32 {merged:.1e}")
 
 

@@ -53,16 +53,19 @@ fn parameter(
     depth: usize,
     groups: &BTreeMap<(String, usize), Group>,
 ) -> Result<Option<String>> {
-    let mut parameters: Vec<&str> = adapter
-        .config
-        .target_parameters
-        .iter()
-        .filter_map(|target| {
-            let (owner, parameter) = target.rsplit_once('.').unwrap_or(("", target));
-            let owned = owner.is_empty() || module == owner || module.ends_with(&format!(".{owner}"));
-            owned.then_some(parameter)
-        })
-        .collect();
+    // A bare name targets whatever module has a parameter of that name.
+    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
+    let mut parameters = Vec::new();
+    for target in &adapter.config.target_parameters {
+        let (owner, parameter) = target.rsplit_once('.').unwrap_or(("", target));
+        let owned = match owner {
+            "" => experts || names.find(&format!("{module}.{parameter}"))?.is_some(),
+            _ => module == owner || module.ends_with(&format!(".{owner}")),
+        };
+        if owned {
+            parameters.push(parameter);
+        }
+    }
     parameters.sort_unstable();
     parameters.dedup();
     // The order in which the module declares them: gate and up before down; unknown names alphabetically.

@@ -191,7 +191,8 @@ fn mix<'v>(
                 let block = start..sequence.columns.end.min(start + BLOCK);
                 let position = sequence.past + start - sequence.columns.start;
                 // What the first column sees at the left, and the last at the right.
-                let seen = layer.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
+                let seen =
+                    layer.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
                 let some: Vec<f32> = (0..dim)
                     .flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * spec.attention_scale))
                     .collect();

@@ -151,11 +151,7 @@ impl<'a> Linear<'a> {
     }
 
     fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
-        if self.undisturbed() {
-            self.weight.base().rows(rows, values)
-        } else {
-            self.weight.rows(rows, base, values)
-        }
+        if self.undisturbed() { self.weight.base().rows(rows, values) } else { self.weight.rows(rows, base, values) }
     }
 
     fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {

@@ -89,6 +89,16 @@ fn unfit_input_is_named() {
     std::fs::write(&config, text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5")).unwrap();
     refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["model.layers.4.", "missing"]);
     std::fs::write(&config, text).unwrap();
-    std::fs::remove_file(folder.join("base-nf4/tokenizer.json")).unwrap();
+    // A tokenizer of another model knows more tokens.
+    let tokenizer = folder.join("base-nf4/tokenizer.json");
+    let mut foreign: serde_json::Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    for (_, id) in foreign["model"]["vocab"].as_object_mut().unwrap() {
+        *id = (id.as_u64().unwrap() + 1_000_000).into();
+    }
+    std::fs::write(&tokenizer, foreign.to_string()).unwrap();
+    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "And the"], &["token id 1000", "another model"]);
+    std::fs::write(&tokenizer, "{\"model\": 5}").unwrap();
+    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["tokenizer.json"]);
+    std::fs::remove_file(&tokenizer).unwrap();
     refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["no tokenizer.json"]);
 }

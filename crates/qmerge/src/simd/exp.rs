@@ -54,7 +54,10 @@ mod tests {
             for (&x, got) in inputs.iter().zip(got) {
                 let want = f64::from(x).exp();
                 let unit = want.max(f64::from(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
-                assert!((f64::from(got) - want).abs() < 2.0 * unit || want < 1.3e-38, "{level:?} exp({x}) = {got}, not {want}");
+                assert!(
+                    (f64::from(got) - want).abs() < 2.0 * unit || want < 1.3e-38,
+                    "{level:?} exp({x}) = {got}, not {want}"
+                );
                 assert_eq!(got.to_bits(), one(x).to_bits(), "{level:?}");
             }
         }

@@ -8,6 +8,7 @@
 pub(crate) mod floats;
 pub(crate) mod low_rank;
 pub(crate) mod moments;
+pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;
 

@@ -39,6 +39,18 @@ pub(crate) enum Command {
                             Exit status: 0 applied and kept, 1 not (or lost to rounding), 2 wrong use or unfit input, \
                             3 reading failed, 4 too little evidence.")]
     Verify(Box<VerifyArgs>),
+    /// Compare base, adapter kept apart and merges on a text: loss, KL divergence, agreement, speed, continuations.
+    #[command(
+        after_help = "Examples:\n  qmerge compare --base base-nf4 --adapter my-lora --merged merged --text eval.txt\n  \
+                            qmerge compare --base base-nf4 --adapter my-lora --merged a --merged b --text eval.txt --windows 8 --json"
+    )]
+    Compare(Box<CompareArgs>),
+    /// Continue a prompt with a model, or with a base and its adapter kept apart.
+    #[command(
+        after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
+                            qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1"
+    )]
+    Generate(Box<GenerateArgs>),
     /// Merge the small trained model that comes with the program, and show the report.
     Demo(DemoArgs),
 }
@@ -195,6 +207,86 @@ pub(crate) struct VerifyArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How a model is run.
+#[derive(Debug, Args)]
+pub(crate) struct Engine {
+    /// Worker threads (default: one per processor).
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Most memory to use, like 2G; weights that do not fit are read again whenever they are used.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_memory: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// A merge to compare, made by any tool; may be given several times.
+    #[arg(long, value_name = "MERGED")]
+    pub(crate) merged: Vec<PathBuf>,
+    /// UTF-8 text to predict.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Prompts to continue greedily, one per line (default: the starts of four windows).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) context: usize,
+    /// Most windows (default: all).
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+    /// Tokens of a continuation; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) continuation: usize,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Also write the answer to this .json file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) adapter: Vec<String>,
+    /// What to continue.
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// The prompt is a message: put it into the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most tokens of the answer.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most likely token; 1 draws by the model's own probabilities.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draw among the most likely tokens that together have this share.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// The same seed draws the same tokens.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Print nothing but the answer.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Args)]

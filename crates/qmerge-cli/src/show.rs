@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
 use qmerge::report::{Report, Verdict, WeightReport};
 use qmerge::verify::{Answer, State, Verification};
+use qmerge_run::compare::Comparison;
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -27,6 +28,46 @@ pub(crate) fn error(error: &anyhow::Error) {
 pub(crate) fn warning(text: &str) {
     let yellow = colour(AnsiColor::Yellow);
     anstream::eprintln!("{yellow}warning{yellow:#}: {text}");
+}
+
+/// A remark on standard error.
+pub(crate) fn note(text: &str) {
+    anstream::eprintln!("{DIM}{text}{DIM:#}");
+}
+
+/// Models side by side.
+pub(crate) fn comparison(found: &Comparison) {
+    anstream::println!(
+        "{BOLD}{}{BOLD:#}: {} windows of {} tokens, {} predictions",
+        found.text,
+        found.windows,
+        found.context,
+        found.tokens
+    );
+    anstream::println!();
+    let mut table = table(&["model", "loss", "perplexity", "KL", "±", "top-1", "gain kept", "same tokens", "tokens/s"]);
+    for model in &found.models {
+        table.add_row([
+            model.name.clone(),
+            format!("{:.4}", model.loss),
+            format!("{:.3}", model.perplexity),
+            format!("{:.4}", model.kl),
+            model.kl_se.map_or("-".into(), |se| format!("{se:.4}")),
+            share(model.top1),
+            model.gain_kept.map_or("-".into(), share),
+            model.first_divergence.map_or("-".into(), |n| format!("{n:.1}")),
+            model.tokens_per_second.map_or("-".into(), |speed| format!("{speed:.1}")),
+        ]);
+    }
+    print(&table);
+    let count = found.models.iter().map(|model| model.generations.len()).max().unwrap_or(0);
+    for number in 0..count {
+        anstream::println!("\n{BOLD}continuation {}{BOLD:#}", number + 1);
+        for model in &found.models {
+            let text = model.generations.get(number).map_or("", String::as_str).replace('\n', " ");
+            anstream::println!("{DIM}{}:{DIM:#} {}", model.name, text.trim());
+        }
+    }
 }
 
 fn table(header: &[&str]) -> Table {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::dtype::Dtype;
 use crate::simd::floats::round_to;
 use crate::simd::low_rank::{self, Panels, Sink};
+use crate::simd::matmul::{Columns, matmul};
 
 /// A loaded edit of one weight.
 #[derive(Debug)]
@@ -26,6 +27,15 @@ pub trait Delta: std::fmt::Debug + Send + Sync {
 
     /// `values = base + D[rows]` in one go. False if it cannot; then nothing was written.
     fn add_onto(&self, _: &Range<usize>, _base: &[f32], _values: &mut [f32]) -> bool {
+        false
+    }
+
+    /// The delta kept apart: `y (rows, tokens) += D · x (cols, tokens)` with `tokens` columns, over all rows of the weight. Rounds nothing but
+    /// sums.
+    fn forward(&self, _x: &[f32], _tokens: usize, _y: &mut [f32]) {}
+
+    /// True if [`Delta::forward`] does that for a weight of `rows` rows.
+    fn has_forward(&self, _rows: usize) -> bool {
         false
     }
 }
@@ -159,6 +169,19 @@ impl Delta for LowRank {
         }
         low_rank::low_rank(left, &block.right, self.scale, Sink::Onto { base, values });
         true
+    }
+
+    fn has_forward(&self, rows: usize) -> bool {
+        matches!(&self.blocks[..], [block] if block.rows == (0..rows))
+    }
+
+    fn forward(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
+        let [block] = &self.blocks[..] else { return };
+        let columns = Columns::new(x, x.len().checked_div(tokens).unwrap_or(0), tokens);
+        let mut inner = vec![0.0; block.rank * tokens];
+        matmul(&block.right.to_rows(), &columns, false, &mut inner);
+        inner.iter_mut().for_each(|x| *x *= self.scale);
+        matmul(&block.left, &Columns::new(&inner, block.rank, tokens), true, y);
     }
 }
 

@@ -1,10 +1,14 @@
 //! One file per command: arguments become the library's options, and its answers become text.
 
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod verify;
+
+use std::path::Path;
 
 use anyhow::Result;
 use qmerge::adapters::{Adapter, ReadOptions};
@@ -13,7 +17,7 @@ use qmerge::error::{Error, Kind};
 use qmerge::formats::{self, Settings};
 use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
-use qmerge::plan::Inputs;
+use qmerge::plan::{Inputs, Options};
 use qmerge::write::Existing;
 
 use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
@@ -23,9 +27,12 @@ fn usage(message: String) -> Error {
 }
 
 fn open(sources: &Sources) -> Result<Inputs> {
-    let base = Checkpoint::open(&sources.base)?;
-    let adapters = sources
-        .adapter
+    open_with(&sources.base, &sources.adapter)
+}
+
+fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
+    let base = Checkpoint::open(base)?;
+    let adapters = adapters
         .iter()
         .map(|text| {
             let (path, weight) = adapter_and_weight(text).map_err(usage)?;
@@ -51,6 +58,11 @@ fn settings(args: &Quantization) -> Result<Settings> {
         quant_storage,
         torch_threads: args.torch_threads.max(1),
     })
+}
+
+/// Options of a plan that nobody writes: the adapter is kept apart, or compared with.
+fn apart_options(args: &Meaning) -> Options {
+    Options { maps: args.map.clone(), read: read_options(args), allow_unused: args.allow_unused, ..Options::default() }
 }
 
 fn read_options(args: &Meaning) -> ReadOptions {

@@ -2,24 +2,18 @@
 
 use anyhow::Result;
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Options, Plan};
+use qmerge::plan::Plan;
 use qmerge::verify::{Answer, VerifyOptions, verify};
 
 use super::merge::print_json;
-use super::{open, read_options};
+use super::{apart_options, open};
 use crate::args::VerifyArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
     let inputs = open(&args.sources)?;
     let merged = Checkpoint::open(&args.merged)?;
-    let options = Options {
-        maps: args.meaning.map.clone(),
-        read: read_options(&args.meaning),
-        allow_unused: args.meaning.allow_unused,
-        ..Options::default()
-    };
-    let plan = Plan::new(&inputs, &options)?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let choices = VerifyOptions { min_survival: args.min_survival, threads: args.threads };
     let found = verify(&inputs, &plan, &merged, &choices)?;
     if args.json {

@@ -8,4 +8,5 @@ mod interrupted;
 mod licences;
 mod model;
 mod output;
+mod running;
 mod text;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Claim, MAX_WHOLE_PART};
 use crate::error::{Error, Kind, Result};
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, Entry};
 
 /// A weight of a checkpoint, ready to be decoded row by row. It may be used from several threads.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct Reader<'a> {
     claim: Claim,
     /// Parts that are not cut by rows.
     whole: Vec<Option<Vec<u8>>>,
+    /// Parts that are cut by rows, once they are held in memory.
+    held: Option<Vec<Vec<u8>>>,
 }
 
 impl<'a> Reader<'a> {
@@ -23,7 +25,30 @@ impl<'a> Reader<'a> {
             None => checkpoint.read_small(entry, MAX_WHOLE_PART).map(Some),
         };
         let whole = claim.entries.iter().enumerate().map(read).collect::<Result<_>>()?;
-        Ok(Self { checkpoint, claim: claim.clone(), whole })
+        Ok(Self { checkpoint, claim: claim.clone(), whole, held: None })
+    }
+
+    /// Reads everything now, as it is stored, so that later calls need no file.
+    pub fn hold(&mut self) -> Result<()> {
+        let cut = |(part, entry): (usize, &Entry)| match &self.whole[part] {
+            Some(_) => Ok(Vec::new()),
+            None => self.checkpoint.read_small(entry, entry.bytes),
+        };
+        self.held = Some(self.claim.entries.iter().enumerate().map(cut).collect::<Result<_>>()?);
+        Ok(())
+    }
+
+    /// Runs of rows of about `elements` elements that may be decoded by themselves.
+    pub fn chunks(&self, elements: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let geometry = self.claim.weight.geometry();
+        let step = geometry.row_step.max(1);
+        let per_chunk = (elements / geometry.cols.max(1) / step * step).max(step);
+        (0..geometry.rows).step_by(per_chunk).map(move |start| start..(start + per_chunk).min(geometry.rows))
+    }
+
+    /// Bytes that [`Reader::hold`] takes.
+    pub fn bytes(&self) -> u64 {
+        self.claim.entries.iter().map(|entry| entry.bytes).sum()
     }
 
     /// The weight, and the entries that it is read from.
@@ -46,18 +71,33 @@ impl<'a> Reader<'a> {
 
     /// Decodes `rows` into `values` (row-major).
     pub fn rows(&self, rows: &Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        let geometry = self.claim.weight.geometry();
+        let step = geometry.row_step.max(1);
+        let whole = rows.start / step * step..rows.end.next_multiple_of(step).min(geometry.rows);
+        self.whole_steps(&whole, values)?;
+        values.truncate((rows.end - whole.start) * geometry.cols);
+        values.drain(..(rows.start - whole.start) * geometry.cols);
+        Ok(())
+    }
+
+    /// The same for rows that begin and end where a chunk may.
+    fn whole_steps(&self, rows: &Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         let weight = &self.claim.weight;
-        let mut read = Vec::with_capacity(self.whole.len());
-        for (part, entry) in self.claim.entries.iter().enumerate() {
-            let mut bytes = Vec::new();
-            if let Some(range) = weight.part_rows(part, rows) {
-                bytes.resize((range.end - range.start) as usize, 0);
-                self.checkpoint.read_at(entry, range.start, &mut bytes)?;
+        let mut read = vec![Vec::new(); self.whole.len()];
+        if self.held.is_none() {
+            for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut read) {
+                if let Some(range) = weight.part_rows(part, rows) {
+                    bytes.resize((range.end - range.start) as usize, 0);
+                    self.checkpoint.read_at(entry, range.start, bytes)?;
+                }
             }
-            read.push(bytes);
         }
-        let parts: Vec<&[u8]> =
-            self.whole.iter().zip(&read).map(|(whole, read)| whole.as_deref().unwrap_or(read.as_slice())).collect();
+        let bytes_of = |part: usize| match (&self.whole[part], &self.held, weight.part_rows(part, rows)) {
+            (Some(whole), ..) => whole.as_slice(),
+            (None, Some(held), Some(range)) => &held[part][range.start as usize..range.end as usize],
+            _ => read[part].as_slice(),
+        };
+        let parts: Vec<&[u8]> = (0..self.whole.len()).map(bytes_of).collect();
         values.resize(rows.len() * weight.geometry().cols, 0.0);
         weight.decode(&parts, rows.clone(), values);
         Ok(())

@@ -4,6 +4,7 @@
 //! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
+mod edited;
 mod schedule;
 mod step;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+pub use edited::Edited;
 pub use schedule::Memory;
 
 use crate::adapters::Adapter;

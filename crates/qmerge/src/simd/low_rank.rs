@@ -52,6 +52,18 @@ impl Panels {
         }
         Self { rank, cols, data }
     }
+
+    /// The factor as it came, (rank, cols).
+    pub(crate) fn to_rows(&self) -> Vec<f32> {
+        let mut rows = vec![0.0; self.rank * self.cols];
+        for (p, panel) in self.data.chunks_exact((self.rank * PANEL).max(1)).enumerate() {
+            let columns = p * PANEL..self.cols.min((p + 1) * PANEL);
+            for (k, row) in panel.chunks_exact(PANEL).enumerate() {
+                rows[k * self.cols + columns.start..k * self.cols + columns.end].copy_from_slice(&row[..columns.len()]);
+            }
+        }
+        rows
+    }
 }
 
 /// `scale · left (rows, rank) · right (rank, cols)` into `sink`.

@@ -4,12 +4,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::adapters::Names;
-use crate::edit;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Reader};
 use crate::measure::Sums;
+use crate::merge::Edited;
 use crate::open::{Checkpoint, Entry};
-use crate::plan::{Inputs, Recode, Source};
+use crate::plan::{Inputs, Recode};
 use crate::simd::moments::moments;
 
 /// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
@@ -32,45 +32,15 @@ pub(super) fn measure(
         )
         .in_file(&merged.path));
     }
-    let mut edits = recode
-        .edits
-        .iter()
-        .map(|(adapter, edit)| edit.plan.load(&inputs.adapters[*adapter].tensors))
-        .collect::<Result<Vec<_>>>()?;
-    let source = match recode.source {
-        Source::Base => &inputs.base,
-        Source::Adapter(number) => &inputs.adapters[number].tensors,
-    };
-    let base = Reader::new(source, &recode.from)?;
-    settle(&mut edits, &base)?;
+    let target = Edited::new(inputs, recode)?;
     let other = Reader::new(merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
     let step = geometry.common_step(&other.claim().weight.geometry());
     parallel(geometry.rows, geometry.cols, step, threads, |rows| {
-        let mut values = [Vec::new(), Vec::new(), Vec::new()];
-        let [w, t, m] = &mut values;
-        base.rows(&rows, w)?;
-        other.rows(&rows, m)?;
-        t.resize(w.len(), 0.0);
-        edit::apply(&edits, &rows, geometry.cols, w, t);
-        Ok(Sums { elements: w.len() as u64, moments: moments(w, t, m) })
+        let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
+        target.rows(&rows, &mut w, &mut t)?;
+        other.rows(&rows, &mut m)?;
+        Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
     })
-}
-
-fn settle(edits: &mut [edit::Edit], base: &Reader<'_>) -> Result<()> {
-    let geometry = base.claim().weight.geometry();
-    for edit in edits {
-        if let edit::Edit::Map(map) = edit
-            && map.needs_survey()
-        {
-            let (mut sums, mut values) = (Vec::new(), Vec::new());
-            for rows in chunks(geometry.rows, geometry.cols, geometry.row_step) {
-                base.rows(&rows, &mut values)?;
-                map.survey(rows, geometry.cols, &values, &mut sums);
-            }
-            map.settle(sums);
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {

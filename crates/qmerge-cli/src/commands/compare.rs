@@ -1,0 +1,126 @@
+//! `qmerge compare`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use qmerge::error::{Error, Kind};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Plan};
+use qmerge_run::Model;
+use qmerge_run::compare::{Candidate, Task, compare};
+use qmerge_run::spec::Spec;
+use qmerge_run::tensors::Tensors;
+use qmerge_run::text::Tokenizer;
+
+use super::generate::{folders, options};
+use super::merge::print_json;
+use super::{apart_options, open};
+use crate::args::CompareArgs;
+use crate::{Outcome, show};
+
+/// Tokens that go through a model at a time, where memory allows.
+const BATCH: usize = 2048;
+/// Tokens of a prompt that is taken from the text.
+const PROMPT: usize = 32;
+/// Prompts that are taken from the text.
+const PROMPTS: usize = 4;
+
+pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
+    if let Some(path) = &args.report
+        && path.extension().is_none_or(|ext| ext != "json")
+    {
+        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path).into());
+    }
+    let inputs = open(&args.sources)?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let merged = args
+        .merged
+        .iter()
+        .map(|path| Ok(Inputs::new(Checkpoint::open(path)?, Vec::new())?))
+        .collect::<Result<Vec<_>>>()?;
+    let tokenizer = Tokenizer::open(&folders(&inputs))?;
+    let text = read_text(&args.text)?;
+    let tokens = tokenizer.encode(&text)?;
+    let prompts = match &args.prompts {
+        Some(path) => read_text(path)?
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| tokenizer.encode_prompt(line))
+            .collect::<qmerge::error::Result<Vec<_>>>()?,
+        None if args.continuation == 0 => Vec::new(),
+        None => {
+            tokens.chunks_exact(args.context.max(1)).take(PROMPTS).map(|w| w[..PROMPT.min(w.len())].to_vec()).collect()
+        }
+    };
+    let models = 2 + merged.len() as u64;
+    let config = inputs.base.config.as_ref().ok_or_else(|| {
+        Error::new(Kind::Malformed, "no config.json: the kind of model is unknown").in_file(&inputs.base.path)
+    })?;
+    let spec = qmerge_run::families::spec(config)?;
+    let batch = match args.engine.max_memory {
+        Some(limit) if beside(&spec, BATCH, models) > limit => args.context,
+        _ => BATCH.max(args.context),
+    };
+    let engine = options(&args.engine, models, beside(&spec, batch, models))?;
+    let base = Model::new(&Tensors::new(&inputs, None), engine)?;
+    let apart = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
+    let merges =
+        merged.iter().map(|inputs| Model::new(&Tensors::new(inputs, None), engine)).collect::<Result<Vec<_>, _>>()?;
+    let mut candidates =
+        vec![Candidate { name: "base".into(), model: &base }, Candidate { name: "apart".into(), model: &apart }];
+    for (path, model) in args.merged.iter().zip(&merges) {
+        candidates.push(Candidate { name: path.display().to_string(), model });
+    }
+    let task = Task {
+        text: args.text.display().to_string(),
+        tokens,
+        context: args.context,
+        windows: args.windows,
+        prompts,
+        continuation: args.continuation,
+        batch,
+    };
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos} of {len} windows  {eta} left") {
+        bar.set_style(style);
+    }
+    let found = compare(&candidates, &task, &tokenizer, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&found)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.json {
+        print_json(&found)?
+    } else {
+        show::comparison(&found)
+    }
+    Ok(Outcome::Done)
+}
+
+/// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.
+fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
+    let widest = spec.heads * spec.head_dim + 2 * spec.kv_heads * spec.head_dim + 2 * spec.intermediate;
+    let activations = batch * (4 * spec.hidden + 2 * widest);
+    let states = models as usize * batch * spec.hidden;
+    let logits = (models as usize + 1) * 64 * spec.vocab;
+    4 * (activations + states + logits) as u64 + (128 << 20)
+}
+
+/// A text file. Errors if it is not UTF-8 or empty.
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}")).in_file(path)
+    })?;
+    if text.trim().is_empty() {
+        return Err(Error::new(Kind::Malformed, "the text is empty").in_file(path).into());
+    }
+    Ok(text)
+}

@@ -1,0 +1,277 @@
+//! Models side by side on a text: what a merge costs in behaviour, against the adapter kept apart.
+//!
+//! The text is cut into windows that do not overlap and that the models see from a fresh start, without a token before; a window's first token
+//! is not scored, and what is left at the end is left out. `kl` is the mean of KL(apart ‖ model) over tokens, in nats; its standard error is that of
+//! the windows' means, since tokens of a window are not independent.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use qmerge::error::{Error, Kind, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::generate::{Sampling, generate, most_likely};
+use crate::model::Model;
+use crate::text::Tokenizer;
+
+/// A model and what it is called.
+#[derive(Debug)]
+pub struct Candidate<'m, 'a> {
+    /// "base", "apart", or the path of a merge.
+    pub name: String,
+    /// The model.
+    pub model: &'m Model<'a>,
+}
+
+/// What is compared on.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Where the text came from.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Tokens of a window.
+    pub context: usize,
+    /// Most windows.
+    pub windows: Option<usize>,
+    /// Prompts to continue greedily, each as tokens.
+    pub prompts: Vec<Vec<u32>>,
+    /// Tokens of a continuation.
+    pub continuation: usize,
+    /// Tokens that go through a model at a time.
+    pub batch: usize,
+}
+
+/// The answer; the names of its fields are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// Where the text came from.
+    pub text: String,
+    /// Tokens of a window.
+    pub context: usize,
+    /// Windows.
+    pub windows: usize,
+    /// Scored tokens.
+    pub tokens: usize,
+    /// One per model; the reference is "apart".
+    pub models: Vec<Figures>,
+}
+
+/// One model's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// "base", "apart", or the path of a merge.
+    pub name: String,
+    /// Mean negative log-likelihood, nats per token.
+    pub loss: f64,
+    /// exp(loss).
+    pub perplexity: f64,
+    /// Mean KL(apart ‖ this).
+    pub kl: f64,
+    /// Standard error of `kl`; `None` with one window.
+    pub kl_se: Option<f64>,
+    /// Share of tokens where both find the same token most likely.
+    pub top1: f64,
+    /// (loss of the base − this loss) / (loss of the base − loss apart); `None` where the adapter changes nothing.
+    pub gain_kept: Option<f64>,
+    /// Mean number of leading tokens that its greedy continuations share with those of the adapter apart.
+    pub first_divergence: Option<f64>,
+    /// Speed of greedy continuation.
+    pub tokens_per_second: Option<f64>,
+    /// Its continuations as text, in the order of the prompts.
+    pub generations: Vec<String>,
+}
+
+/// Columns whose logits stand in memory at a time.
+const COLUMNS: usize = 64;
+
+/// Sums of one model.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    loss: f64,
+    kl: f64,
+    same: usize,
+    /// Mean KL of each window.
+    window_kl: Vec<f64>,
+}
+
+/// Runs all models. One of them must be called "apart". `progress` is told of windows done by all models, and of all.
+pub fn compare(
+    candidates: &[Candidate<'_, '_>],
+    task: &Task,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Comparison> {
+    let apart = candidates.iter().position(|candidate| candidate.name == "apart");
+    let apart = apart.ok_or_else(|| Error::new(Kind::Bug, "nothing to compare with"))?;
+    if task.context < 2 {
+        return Err(Error::new(Kind::Usage, "a context of less than 2 tokens scores nothing"));
+    }
+    let windows: Vec<&[u32]> =
+        task.tokens.chunks_exact(task.context).take(task.windows.unwrap_or(usize::MAX)).collect();
+    if windows.is_empty() {
+        let problem = format!("{} tokens, but a window takes {}", task.tokens.len(), task.context);
+        return Err(Error::new(Kind::Mismatch, problem)
+            .in_file(std::path::Path::new(&task.text))
+            .with_hint("give a longer text or a smaller --context"));
+    }
+    let mut sums = vec![Sums::default(); candidates.len()];
+    for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
+        let hidden: Vec<Vec<f32>> =
+            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut |_, _| ())).collect::<Result<_>>()?;
+        for (w, window) in batch.iter().enumerate() {
+            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
+            // The last token predicts what is not there.
+            for start in (0..window.len() - 1).step_by(COLUMNS) {
+                let end = (start + COLUMNS).min(window.len() - 1);
+                let columns = w * window.len() + start..w * window.len() + end;
+                score(candidates, &hidden, columns, &window[start + 1..end + 1], apart, &mut sums)?;
+            }
+            for (sums, before) in sums.iter_mut().zip(before) {
+                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
+            }
+        }
+        progress((number * (task.batch / task.context).max(1) + batch.len()).min(windows.len()), windows.len());
+    }
+    let tokens = windows.len() * (task.context - 1);
+    let mut models: Vec<Figures> =
+        candidates.iter().zip(&sums).map(|(c, sums)| figures(&c.name, sums, tokens)).collect();
+    if let Some(base) = models.iter().find(|model| model.name == "base").map(|model| model.loss) {
+        let gain = base - models[apart].loss;
+        for model in &mut models {
+            model.gain_kept = (gain.abs() > 1e-9).then(|| (base - model.loss) / gain);
+        }
+    }
+    continue_prompts(candidates, task, tokenizer, apart, &mut models)?;
+    Ok(Comparison {
+        schema_version: 1,
+        text: task.text.clone(),
+        context: task.context,
+        windows: windows.len(),
+        tokens,
+        models,
+    })
+}
+
+/// Adds some columns to the sums. `next` holds the token that follows each column.
+fn score(
+    candidates: &[Candidate<'_, '_>],
+    hidden: &[Vec<f32>],
+    columns: Range<usize>,
+    next: &[u32],
+    apart: usize,
+    sums: &mut [Sums],
+) -> Result<()> {
+    let logits: Vec<Vec<f32>> = candidates
+        .iter()
+        .zip(hidden)
+        .map(|(candidate, hidden)| candidate.model.logits(hidden, columns.clone()))
+        .collect::<Result<_>>()?;
+    let count = next.len();
+    let vocab = logits[apart].len() / count;
+    for (candidate, logits) in candidates.iter().zip(&logits) {
+        if logits.len() != vocab * count {
+            let problem = format!("{} tokens, but the base with the adapter has {vocab}", logits.len() / count);
+            return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(&candidate.name)));
+        }
+    }
+    // By column: for each model loss, KL and whether the most likely token is the same.
+    let scores: Vec<Vec<(f64, f64, bool)>> = (0..count)
+        .into_par_iter()
+        .map(|t| {
+            let columns: Vec<Vec<f32>> =
+                logits.iter().map(|logits| logits.iter().skip(t).step_by(count).copied().collect()).collect();
+            let column = |model: usize| columns[model].iter().copied();
+            let summary = |model: usize| {
+                let at = most_likely(&columns[model]);
+                let largest = columns[model][at as usize];
+                let sum: f64 = column(model).map(|x| f64::from((x - largest).exp())).sum();
+                (at, f64::from(largest) + sum.ln())
+            };
+            let (best, log_sum) = summary(apart);
+            (0..logits.len())
+                .map(|model| {
+                    let (own_best, own_log_sum) = if model == apart { (best, log_sum) } else { summary(model) };
+                    let loss = own_log_sum - f64::from(columns[model][next[t] as usize]);
+                    let term = |(a, m): (f32, f32)| {
+                        let log_a = f64::from(a) - log_sum;
+                        f64::from((log_a as f32).exp()) * (log_a - (f64::from(m) - own_log_sum))
+                    };
+                    let kl = if model == apart { 0.0 } else { column(apart).zip(column(model)).map(term).sum() };
+                    (loss, kl, own_best == best)
+                })
+                .collect()
+        })
+        .collect();
+    for column in scores {
+        for (sums, (loss, kl, same)) in sums.iter_mut().zip(column) {
+            sums.loss += loss;
+            sums.kl += kl;
+            sums.same += usize::from(same);
+        }
+    }
+    Ok(())
+}
+
+fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {
+    let n = tokens as f64;
+    let windows = sums.window_kl.len() as f64;
+    let mean = sums.kl / n;
+    let variance = sums.window_kl.iter().map(|kl| (kl - mean) * (kl - mean)).sum::<f64>() / (windows - 1.0);
+    Figures {
+        name: name.to_owned(),
+        loss: sums.loss / n,
+        perplexity: (sums.loss / n).exp(),
+        kl: mean,
+        kl_se: (windows > 1.0).then(|| (variance / windows).sqrt()),
+        top1: sums.same as f64 / n,
+        gain_kept: None,
+        first_divergence: None,
+        tokens_per_second: None,
+        generations: Vec::new(),
+    }
+}
+
+fn continue_prompts(
+    candidates: &[Candidate<'_, '_>],
+    task: &Task,
+    tokenizer: &Tokenizer,
+    apart: usize,
+    models: &mut [Figures],
+) -> Result<()> {
+    if task.prompts.is_empty() {
+        return Ok(());
+    }
+    let mut all: Vec<Vec<Vec<u32>>> = Vec::new();
+    for (candidate, figures) in candidates.iter().zip(&mut *models) {
+        let (mut answers, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
+        for prompt in &task.prompts {
+            // The clock starts with the first token: the prompt goes in at another speed.
+            let mut since = Instant::now();
+            let mut count = 0;
+            let answer =
+                generate(candidate.model, prompt, task.continuation, Sampling::default(), tokenizer.stop(), |_| {
+                    count += 1;
+                    if count == 1 {
+                        since = Instant::now();
+                    }
+                    true
+                })?;
+            tokens += answer.len().saturating_sub(1);
+            seconds += since.elapsed().as_secs_f64();
+            figures.generations.push(tokenizer.decode(&answer)?);
+            answers.push(answer);
+        }
+        figures.tokens_per_second = (tokens > 0).then(|| tokens as f64 / seconds.max(1e-9));
+        all.push(answers);
+    }
+    for (answers, figures) in all.iter().zip(models) {
+        let shared = |(a, b): (&Vec<u32>, &Vec<u32>)| a.iter().zip(b).take_while(|(a, b)| a == b).count() as f64;
+        let sum: f64 = answers.iter().zip(&all[apart]).map(shared).sum();
+        figures.first_divergence = Some(sum / answers.len() as f64);
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Gemma 2: norms before and after each block, soft caps, a window in every second layer, scaled embeddings.
+
+use qmerge::error::Result;
+
+use super::{Family, llama};
+use crate::spec::{Fields, Norm, Norms, Spec};
+
+pub(super) const FAMILY: Family = Family { model_types: &["gemma2"], spec };
+
+pub(super) const NORMS: Norms = Norms {
+    attention_in: Some("input_layernorm"),
+    attention_out: Some("post_attention_layernorm"),
+    feed_forward_in: Some("pre_feedforward_layernorm"),
+    feed_forward_out: Some("post_feedforward_layernorm"),
+};
+
+fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    let llama = llama::spec(fields)?;
+    let mut spec = Spec {
+        norm: Norm::RmsPlusOne,
+        norms: NORMS,
+        attention_scale: fields.number("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32,
+        attention_cap: fields.number_if("attn_logit_softcapping")?.map(|cap| cap as f32),
+        logit_cap: fields.number_if("final_logit_softcapping")?.map(|cap| cap as f32),
+        embed_scale: (llama.hidden as f32).sqrt(),
+        activation: fields.activation("hidden_activation")?,
+        ..llama
+    };
+    let window = fields.count_if("sliding_window")?;
+    let sliding = fields.sliding(spec.layers.len());
+    for (i, layer) in spec.layers.iter_mut().enumerate() {
+        if sliding.as_ref().map_or(i % 2 == 0, |sliding| sliding[i]) {
+            layer.window = window;
+        }
+    }
+    Ok(spec)
+}

@@ -1,0 +1,40 @@
+//! Gemma 3 (text): Gemma 2 with norms of queries and keys, no caps by default, and another rope in the layers with a window.
+
+use qmerge::error::Result;
+
+use super::{Family, gemma2, llama};
+use crate::rope::Rope;
+use crate::spec::{Fields, Norm, QkNorm, Spec};
+
+pub(super) const FAMILY: Family = Family { model_types: &["gemma3_text", "gemma3"], spec };
+
+fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    let llama = llama::spec(fields)?;
+    let full = Rope::read(fields, llama.head_dim, Some("full_attention"), 1_000_000.0)?;
+    let local = match fields.get("rope_parameters") {
+        Some(_) => Rope::read(fields, llama.head_dim, Some("sliding_attention"), 10_000.0)?,
+        None => Rope::plain(fields, llama.head_dim, fields.number("rope_local_base_freq", 10_000.0)?)?,
+    };
+    let mut spec = Spec {
+        norm: Norm::RmsPlusOne,
+        norms: gemma2::NORMS,
+        qk_norm: QkNorm::PerHead,
+        attention_scale: fields.number("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32,
+        attention_cap: fields.number_if("attn_logit_softcapping")?.map(|cap| cap as f32),
+        logit_cap: fields.number_if("final_logit_softcapping")?.map(|cap| cap as f32),
+        embed_scale: (llama.hidden as f32).sqrt(),
+        activation: fields.activation("hidden_activation")?,
+        ropes: vec![full, local],
+        ..llama
+    };
+    let window = fields.count_if("sliding_window")?;
+    let pattern = fields.count_if("sliding_window_pattern")?.filter(|&n| n > 0).unwrap_or(6);
+    let sliding = fields.sliding(spec.layers.len());
+    for (i, layer) in spec.layers.iter_mut().enumerate() {
+        if sliding.as_ref().map_or((i + 1) % pattern != 0, |sliding| sliding[i]) {
+            layer.window = window;
+            layer.rope = Some(1);
+        }
+    }
+    Ok(spec)
+}

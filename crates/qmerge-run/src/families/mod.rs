@@ -1,0 +1,65 @@
+//! Families of decoders: one file each, which states what differs from Llama, and one line in [`FAMILIES`].
+
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod granite;
+mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod smollm3;
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::open::ModelConfig;
+
+use crate::spec::{Fields, Spec};
+
+/// One family.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` values of `config.json`.
+    pub model_types: &'static [&'static str],
+    /// Reads the configuration.
+    pub spec: fn(&Fields<'_>) -> Result<Spec>,
+}
+
+/// Every family that can be run.
+pub static FAMILIES: &[Family] = &[
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    gpt2::FAMILY,
+    granite::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    mixtral::FAMILY,
+    olmo2::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+    smollm3::FAMILY,
+];
+
+/// The spec of a model. Errors if its family is not known, and lists those that are.
+pub fn spec(config: &ModelConfig) -> Result<Spec> {
+    let model_type = config.model_type();
+    let Some(family) = FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) else {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+        return Err(Error::new(Kind::Unsupported, format!("models of type `{model_type}` cannot be run"))
+            .in_file(&config.path)
+            .with_hint(format!("types that can: {}", known.join(", "))));
+    };
+    let spec = (family.spec)(&Fields::new(config)).map_err(|error| error.in_file(&config.path))?;
+    let fits = spec.heads % spec.kv_heads == 0
+        && spec.layers.iter().all(|layer| layer.rope.is_none_or(|rope| rope < spec.ropes.len()));
+    if !fits {
+        let problem = format!("{} query heads do not divide into {} key heads", spec.heads, spec.kv_heads);
+        return Err(Error::new(Kind::Malformed, problem).in_file(&config.path));
+    }
+    Ok(spec)
+}

@@ -1,0 +1,23 @@
+//! Qwen 2: Llama with biases on queries, keys and values (found in the checkpoint), and a window in the upper layers if wanted.
+
+use qmerge::error::Result;
+
+use super::{Family, llama};
+use crate::spec::{Fields, Spec};
+
+pub(super) const FAMILY: Family = Family { model_types: &["qwen2"], spec };
+
+pub(super) fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    let mut spec = llama::spec(fields)?;
+    if fields.flag("use_sliding_window", false) {
+        let window = fields.count_if("sliding_window")?;
+        let first = fields.count_if("max_window_layers")?.unwrap_or(0);
+        let sliding = fields.sliding(spec.layers.len());
+        for (i, layer) in spec.layers.iter_mut().enumerate() {
+            if sliding.as_ref().map_or(i >= first, |sliding| sliding[i]) {
+                layer.window = window;
+            }
+        }
+    }
+    Ok(spec)
+}

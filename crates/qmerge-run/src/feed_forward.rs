@@ -1,0 +1,225 @@
+//! The feed-forward of a layer: dense, or routed to experts.
+
+use qmerge::error::Result;
+
+use crate::attention::softmax;
+use crate::linear::{Input, Linear};
+use crate::model::Watch;
+use crate::spec::{self, Activation, Spec};
+use crate::tensors::Tensors;
+
+/// `down(act(gate x) · up x)`, or without a gate `down(act(up x))`.
+#[derive(Debug)]
+pub(crate) struct Dense<'a> {
+    /// Gate and up, both in one, or up alone.
+    pub(crate) inputs: Vec<Linear<'a>>,
+    pub(crate) down: Linear<'a>,
+    width: usize,
+    gated: bool,
+    activation: Activation,
+}
+
+/// Experts of which a few serve each token.
+#[derive(Debug)]
+pub(crate) struct Routed<'a> {
+    pub(crate) router: Linear<'a>,
+    pub(crate) experts: Vec<Dense<'a>>,
+    per_token: usize,
+    normalize: bool,
+}
+
+/// Either.
+#[derive(Debug)]
+pub(crate) enum FeedForward<'a> {
+    Dense(Dense<'a>),
+    Routed(Routed<'a>),
+}
+
+impl<'a> FeedForward<'a> {
+    pub(crate) fn new(tensors: &Tensors<'a>, spec: &Spec, layer: &str, routed: bool) -> Result<Self> {
+        match (&spec.experts, routed) {
+            (Some(experts), true) => Routed::new(tensors, spec, experts, layer).map(Self::Routed),
+            _ => Dense::new(tensors, spec, layer).map(Self::Dense),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: &[f32], hidden: usize, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+        match self {
+            Self::Dense(dense) => dense.forward(&Input::new(x, hidden), watch),
+            Self::Routed(routed) => routed.forward(x, hidden, watch),
+        }
+    }
+
+    pub(crate) fn linears(&mut self) -> Vec<&mut Linear<'a>> {
+        match self {
+            Self::Dense(dense) => dense.linears().collect(),
+            Self::Routed(routed) => {
+                let experts = routed.experts.iter_mut().flat_map(Dense::linears);
+                std::iter::once(&mut routed.router).chain(experts).collect()
+            }
+        }
+    }
+}
+
+impl<'a> Dense<'a> {
+    fn new(tensors: &Tensors<'a>, spec: &Spec, layer: &str) -> Result<Self> {
+        let width = spec.intermediate;
+        let linear = |name: &str, outputs, inputs| {
+            Linear::new(tensors, &format!("{layer}.{name}"), outputs, inputs, spec.transposed)
+        };
+        let (inputs, down, gated) = match spec.feed_forward {
+            spec::FeedForward::Gated { names: [gate, up, down] } => {
+                (vec![linear(gate, width, spec.hidden)?, linear(up, width, spec.hidden)?], down, true)
+            }
+            spec::FeedForward::FusedGated { names: [both, down] } => {
+                (vec![linear(both, 2 * width, spec.hidden)?], down, true)
+            }
+            spec::FeedForward::Plain { names: [up, down] } => (vec![linear(up, width, spec.hidden)?], down, false),
+        };
+        let down = linear(down, spec.hidden, width)?;
+        Ok(Self { inputs, down, width, gated, activation: spec.activation })
+    }
+
+    fn linears(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
+        self.inputs.iter_mut().chain(std::iter::once(&mut self.down))
+    }
+
+    fn forward(&self, x: &Input<'_>, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+        let mut inner = Vec::new();
+        for linear in &self.inputs {
+            watch(linear.name(), x);
+            inner.extend(linear.forward(x)?);
+        }
+        let size = self.width * x.tokens();
+        if self.gated {
+            let (gate, up) = inner.split_at_mut(size);
+            gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = activate(self.activation, *gate) * *up);
+        } else {
+            inner.iter_mut().for_each(|x| *x = activate(self.activation, *x));
+        }
+        let inner = Input::new(&inner[..size], self.width);
+        watch(self.down.name(), &inner);
+        self.down.forward(&inner)
+    }
+}
+
+impl<'a> Routed<'a> {
+    fn new(tensors: &Tensors<'a>, spec: &Spec, experts: &spec::Experts, layer: &str) -> Result<Self> {
+        let path = |module: &&str| format!("{layer}.{module}");
+        let has_router = |path: &String| tensors.has(&format!("{path}.gate.weight"));
+        let found = experts.modules.iter().map(path).find(has_router);
+        let module = found.unwrap_or_else(|| format!("{layer}.{}", experts.modules[0]));
+        let width = experts.intermediate;
+        let expert = |e: usize| -> Result<Dense<'a>> {
+            let [gate, up, down] = experts.names;
+            let stacked = format!("{module}.experts.gate_up_proj");
+            let (inputs, down) = if tensors.has(&stacked) {
+                let both = Linear::part(&stacked, tensors.get(&stacked)?, 2 * width * e..2 * width * (e + 1));
+                let name = format!("{module}.experts.down_proj");
+                let rows = spec.hidden * e..spec.hidden * (e + 1);
+                (vec![both], Linear::part(&name, tensors.get(&name)?, rows))
+            } else {
+                let linear = |name: &str, outputs, inputs| {
+                    Linear::new(tensors, &format!("{module}.experts.{e}.{name}"), outputs, inputs, spec.transposed)
+                };
+                let inputs = vec![linear(gate, width, spec.hidden)?, linear(up, width, spec.hidden)?];
+                (inputs, linear(down, spec.hidden, width)?)
+            };
+            Ok(Dense { inputs, down, width, gated: true, activation: spec.activation })
+        };
+        Ok(Self {
+            router: Linear::new(tensors, &format!("{module}.gate"), experts.count, spec.hidden, false)?,
+            experts: (0..experts.count).map(expert).collect::<Result<_>>()?,
+            per_token: experts.per_token.min(experts.count),
+            normalize: experts.normalize,
+        })
+    }
+
+    fn forward(&self, x: &[f32], hidden: usize, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+        let input = Input::new(x, hidden);
+        let tokens = input.tokens();
+        watch(self.router.name(), &input);
+        let logits = self.router.forward(&input)?;
+        // By expert: the tokens it serves, each with the expert's share.
+        let mut served: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];
+        for t in 0..tokens {
+            let mut shares: Vec<f32> = logits.iter().skip(t).step_by(tokens).copied().collect();
+            softmax(&mut shares);
+            let mut order: Vec<usize> = (0..shares.len()).collect();
+            order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
+            let chosen = &order[..self.per_token];
+            let sum: f32 = if self.normalize { chosen.iter().map(|&e| shares[e]).sum() } else { 1.0 };
+            for &e in chosen {
+                served[e].push((t, shares[e] / sum));
+            }
+        }
+        let mut out = vec![0.0; x.len()];
+        for (expert, served) in self.experts.iter().zip(&served) {
+            if served.is_empty() {
+                continue;
+            }
+            let some: Vec<f32> =
+                x.chunks_exact(tokens).flat_map(|row| served.iter().map(move |&(t, _)| row[t])).collect();
+            let y = expert.forward(&Input::new(&some, hidden), watch)?;
+            for (out, y) in out.chunks_exact_mut(tokens).zip(y.chunks_exact(served.len())) {
+                for (&(t, share), y) in served.iter().zip(y) {
+                    out[t] += share * y;
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + error_function(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            const ROOT: f32 = 0.797_884_6;
+            0.5 * x * (1.0 + (ROOT * (x + 0.044_715 * x * x * x)).tanh())
+        }
+    }
+}
+
+/// erf, by its series and, far out, its continued fraction; both in f64, to f32 accuracy.
+fn error_function(x: f32) -> f32 {
+    let x = f64::from(x);
+    let magnitude = x.abs();
+    if magnitude > 4.0 {
+        return x.signum() as f32;
+    }
+    if magnitude < 2.5 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..60 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return (sum * std::f64::consts::FRAC_2_SQRT_PI) as f32;
+    }
+    let mut fraction = 0.0;
+    for n in (1..40).rev() {
+        fraction = f64::from(n) / 2.0 / (magnitude + fraction);
+    }
+    let rest = (-magnitude * magnitude).exp() / (magnitude + fraction) / std::f64::consts::PI.sqrt();
+    (x.signum() * (1.0 - rest)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_has_its_known_values() {
+        for (x, want) in [
+            (0.0, 0.0),
+            (0.5, 0.520_499_9),
+            (1.0, 0.842_700_8),
+            (2.4, 0.999_311_5),
+            (2.6, 0.999_764),
+            (-1.5, -0.966_105_1),
+        ] {
+            assert!((error_function(x) - want).abs() < 2e-7, "{x}: {}", error_function(x));
+        }
+    }
+}

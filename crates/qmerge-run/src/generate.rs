@@ -1,0 +1,125 @@
+//! The next tokens: greedy, or drawn from the most likely ones.
+
+use qmerge::error::Result;
+
+use crate::attention::softmax;
+use crate::model::{Cache, Model};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// 0 takes the most likely token; 1 draws by the model's own probabilities.
+    pub temperature: f32,
+    /// Draws among the most likely tokens that together have this share.
+    pub top_p: f32,
+    /// The same seed draws the same tokens.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, seed: 0 }
+    }
+}
+
+/// Continues a prompt by up to `most` tokens, or until one of `stop`. `each` sees every token and says whether to go on.
+pub fn generate(
+    model: &Model<'_>,
+    prompt: &[u32],
+    most: usize,
+    sampling: Sampling,
+    stop: &[u32],
+    mut each: impl FnMut(u32) -> bool,
+) -> Result<Vec<u32>> {
+    let capacity = (prompt.len() + most).min(model.spec().max_positions).max(prompt.len());
+    let mut cache = Cache::new(model, capacity);
+    let mut random = Random(sampling.seed ^ 0x9e37_79b9_7f4a_7c15);
+    let mut answer = Vec::new();
+    let mut next = prompt.to_vec();
+    while answer.len() < most && cache.len() + next.len() <= capacity && !next.is_empty() {
+        let hidden = model.advance(&next, &mut cache)?;
+        let mut logits = model.logits(&hidden, next.len() - 1..next.len())?;
+        let token = choose(&mut logits, sampling, &mut random);
+        if stop.contains(&token) {
+            break;
+        }
+        answer.push(token);
+        next = vec![token];
+        if !each(token) {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+/// The most likely token; of equals the first.
+pub(crate) fn most_likely(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (at, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = at;
+        }
+    }
+    best as u32
+}
+
+fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
+    if sampling.temperature <= 0.0 {
+        return most_likely(logits);
+    }
+    logits.iter_mut().for_each(|x| *x /= sampling.temperature);
+    softmax(logits);
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    let mut kept = 0;
+    let mut share = 0.0;
+    while kept < order.len() && (kept == 0 || share < sampling.top_p) {
+        share += logits[order[kept]];
+        kept += 1;
+    }
+    let mut left = random.uniform() * share;
+    for &token in &order[..kept] {
+        left -= logits[token];
+        if left <= 0.0 {
+            return token as u32;
+        }
+    }
+    order[kept - 1] as u32
+}
+
+/// splitmix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    /// In [0, 1).
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 24) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = [0.0, 3.0_f32.ln(), f32::NEG_INFINITY];
+        let draw = |sampling: Sampling| {
+            let mut random = Random(sampling.seed);
+            let mut counts = [0; 3];
+            (0..10_000).for_each(|_| counts[choose(&mut logits.clone(), sampling, &mut random) as usize] += 1);
+            counts
+        };
+        assert_eq!(draw(Sampling::default()), [0, 10_000, 0]);
+        let counts = draw(Sampling { temperature: 1.0, top_p: 1.0, seed: 7 });
+        assert!((7_300..7_700).contains(&counts[1]) && counts[2] == 0, "{counts:?}");
+        assert_eq!(draw(Sampling { temperature: 1.0, top_p: 0.5, seed: 7 }), [0, 10_000, 0]);
+        // At temperature 1/2 odds are squared: 1 to 9.
+        let counts = draw(Sampling { temperature: 0.5, top_p: 1.0, seed: 7 });
+        assert!((8_900..9_100).contains(&counts[1]), "{counts:?}");
+    }
+}

@@ -1,0 +1,28 @@
+//! Runs a decoder in any format that qmerge opens, with its adapter kept apart or merged.
+//!
+//! Weights are decoded chunk by chunk while they are multiplied, so memory is activations and chunks, and what may be held of the
+//! checkpoint as it is stored. An adapter kept apart is exact: `y = W x + s·B(A x)`, and no sum of W and B·A is ever rounded to a storage
+//! format. All arithmetic is in f32. Activations are stored features first: (features, tokens).
+//!
+//! 1. [`families`]: a `config.json` becomes a [`spec::Spec`].
+//! 2. [`tensors`]: the tensors of a base, with what adapters do to them.
+//! 3. [`linear`], `attention`, `feed_forward`, `norm`, [`rope`]: the blocks.
+//! 4. [`model`]: tokens become logits.
+//! 5. [`text`], [`generate`], [`compare`]: what is done with logits.
+
+mod attention;
+pub mod compare;
+
+pub mod families;
+mod feed_forward;
+pub mod generate;
+
+pub mod linear;
+pub mod model;
+mod norm;
+pub mod rope;
+pub mod spec;
+pub mod tensors;
+pub mod text;
+
+pub use model::{Cache, Model, Options};

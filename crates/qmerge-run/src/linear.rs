@@ -1,0 +1,202 @@
+//! A linear layer: `y = W x + b`, with W decoded while it is used, and adapters beside it.
+
+use std::ops::Range;
+
+use qmerge::edit::Edit;
+use qmerge::error::Result;
+use qmerge::merge::Edited;
+use qmerge::simd::matmul::{Columns, matmul};
+use rayon::prelude::*;
+
+use crate::tensors::Tensors;
+
+/// Elements that are decoded at a time; they and the result stay in a second-level cache.
+const CHUNK: usize = 1 << 16;
+
+/// What several layers are multiplied with: (features, tokens).
+#[derive(Debug)]
+pub struct Input<'x> {
+    values: &'x [f32],
+    columns: Columns,
+}
+
+impl<'x> Input<'x> {
+    /// Packs the activations once for all layers that take them.
+    pub fn new(values: &'x [f32], features: usize) -> Self {
+        let tokens = values.len() / features.max(1);
+        Self { values, columns: Columns::new(values, features, tokens) }
+    }
+
+    /// The activations.
+    pub fn values(&self) -> &'x [f32] {
+        self.values
+    }
+
+    /// Number of columns.
+    pub fn tokens(&self) -> usize {
+        self.columns.tokens()
+    }
+}
+
+/// A linear layer, or some of its outputs.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    name: String,
+    weight: Edited<'a>,
+    /// The weight's rows that are this layer's outputs (its inputs, where it is transposed).
+    rows: Range<usize>,
+    bias: Option<Vec<f32>>,
+    inputs: usize,
+    outputs: usize,
+    /// Stored (in, out).
+    transposed: bool,
+    /// The adapter's own product is added; else its delta is added to decoded rows, which is the same up to the rounding of sums.
+    apart: bool,
+}
+
+impl<'a> Linear<'a> {
+    /// The layer at a module path, with its bias if it has one.
+    pub fn new(tensors: &Tensors<'a>, path: &str, outputs: usize, inputs: usize, transposed: bool) -> Result<Self> {
+        let weight = tensors.get(&format!("{path}.weight"))?;
+        let bias = tensors.vector(&format!("{path}.bias"), outputs)?;
+        Self::from_weight(tensors, path, weight, outputs, inputs, transposed).map(|linear| Self { bias, ..linear })
+    }
+
+    /// A layer without a bias from its weight.
+    pub fn from_weight(
+        tensors: &Tensors<'a>,
+        path: &str,
+        weight: Edited<'a>,
+        outputs: usize,
+        inputs: usize,
+        transposed: bool,
+    ) -> Result<Self> {
+        let geometry = weight.base().claim().weight.geometry();
+        let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
+        if (geometry.rows, geometry.cols) != want {
+            let shape = weight.base().claim().weight.shape();
+            return Err(tensors.misfit(
+                weight.base().claim().weight.name(),
+                format!("shape {shape:?}, but the configuration wants {} × {}", want.0, want.1),
+            ));
+        }
+        let apart = !transposed
+            && weight.edits().iter().all(|edit| matches!(edit, Edit::Add(delta) if delta.has_forward(geometry.rows)));
+        let rows = 0..geometry.rows;
+        Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
+    }
+
+    /// One matrix of a stack: the layer whose outputs are some rows of a weight.
+    pub fn part(path: &str, weight: Edited<'a>, rows: Range<usize>) -> Self {
+        let inputs = weight.base().claim().weight.geometry().cols;
+        let outputs = rows.len();
+        Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false }
+    }
+
+    /// Module path.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes as stored.
+    pub fn bytes(&self) -> u64 {
+        self.weight.base().bytes()
+    }
+
+    /// Holds the stored bytes in memory.
+    pub fn hold(&mut self) -> Result<()> {
+        self.weight.hold().map_err(|error| error.in_tensor(&self.name))
+    }
+
+    /// `W x + b`: (outputs, tokens).
+    pub fn forward(&self, x: &Input<'_>) -> Result<Vec<f32>> {
+        let tokens = x.tokens();
+        let mut y = vec![0.0; self.outputs * tokens];
+        let done = if self.transposed { self.transposed(x, &mut y) } else { self.straight(x, &mut y) };
+        done.map_err(|error| error.in_tensor(&self.name))?;
+        if self.apart {
+            for edit in self.weight.edits() {
+                if let Edit::Add(delta) = edit {
+                    delta.forward(x.values, tokens, &mut y);
+                }
+            }
+        }
+        if let Some(bias) = &self.bias {
+            for (y, bias) in y.chunks_exact_mut(tokens.max(1)).zip(bias) {
+                y.iter_mut().for_each(|y| *y += bias);
+            }
+        }
+        Ok(y)
+    }
+
+    fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
+        if self.apart || self.weight.edits().is_empty() {
+            self.weight.base().rows(rows, values)
+        } else {
+            self.weight.rows(rows, base, values)
+        }
+    }
+
+    fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
+        let step = self.weight.base().claim().weight.geometry().row_step.max(1);
+        // Enough chunks for all threads, of whole steps.
+        let share = self.outputs.div_ceil(2 * rayon::current_num_threads());
+        let rows = (CHUNK / self.inputs.max(1)).min(share).max(1).next_multiple_of(step);
+        y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(base, values), (number, y)| {
+                let first = self.rows.start + number * rows;
+                self.decode(&(first..(first + rows).min(self.rows.end)), base, values)?;
+                matmul(values, &x.columns, false, y);
+                Ok(())
+            },
+        )
+    }
+
+    /// Rows of the weight are inputs: some are decoded, turned over, and their share is added to all outputs.
+    fn transposed(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
+        let tokens = x.tokens();
+        let (mut base, mut values, mut turned) = (Vec::new(), Vec::new(), Vec::new());
+        for rows in self.weight.base().chunks(4 * CHUNK) {
+            self.decode(&rows, &mut base, &mut values)?;
+            let depth = rows.len();
+            turned.resize(values.len(), 0.0);
+            for (k, row) in values.chunks_exact(self.outputs).enumerate() {
+                for (o, &value) in row.iter().enumerate() {
+                    turned[o * depth + k] = value;
+                }
+            }
+            let columns = Columns::new(&x.values[rows.start * tokens..rows.end * tokens], depth, tokens);
+            let some = self.outputs.div_ceil(4 * rayon::current_num_threads()).max(1);
+            y.par_chunks_mut((some * tokens).max(1))
+                .zip(turned.par_chunks(some * depth))
+                .for_each(|(y, turned)| matmul(turned, &columns, true, y));
+        }
+        Ok(())
+    }
+
+    /// Rows of the weight by number, each a column of the result (inputs, numbers): an embedding's lookup.
+    pub fn lookup(&self, numbers: &[u32]) -> Result<Vec<f32>> {
+        let tokens = numbers.len();
+        let (mut base, mut values) = (Vec::new(), Vec::new());
+        let mut x = vec![0.0; self.inputs * tokens];
+        for (t, &number) in numbers.iter().enumerate() {
+            let row = number as usize;
+            self.weight.rows(&(row..row + 1), &mut base, &mut values).map_err(|error| error.in_tensor(&self.name))?;
+            for (i, &value) in values.iter().enumerate() {
+                x[i * tokens + t] = value;
+            }
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,302 @@
+//! Tokens become logits.
+
+use qmerge::error::{Error, Kind, Result};
+
+use crate::attention::{Attention, Past, Sequence};
+use crate::families;
+use crate::feed_forward::FeedForward;
+use crate::linear::{Input, Linear};
+use crate::norm::Normalize;
+use crate::spec::Spec;
+use crate::tensors::Tensors;
+
+/// Sees what each linear layer is given: its module path and the activations.
+pub type Watch<'w> = dyn FnMut(&str, &Input<'_>) + 'w;
+
+/// How a model is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Worker threads; 0 for one per processor.
+    pub threads: usize,
+    /// Bytes of stored weights that may be held in memory; what does not fit is read whenever it is used. `None` for half of what is free.
+    pub held: Option<u64>,
+}
+
+/// A decoder, ready to run.
+#[derive(Debug)]
+pub struct Model<'a> {
+    spec: Spec,
+    embed: Linear<'a>,
+    positions: Option<Linear<'a>>,
+    layers: Vec<Layer<'a>>,
+    norm: Normalize,
+    /// `None` where the embedding is the head too.
+    head: Option<Linear<'a>>,
+    pool: rayon::ThreadPool,
+    held: u64,
+}
+
+#[derive(Debug)]
+struct Layer<'a> {
+    attention: Attention<'a>,
+    feed_forward: FeedForward<'a>,
+    attention_in: Option<Normalize>,
+    attention_out: Option<Normalize>,
+    feed_forward_in: Option<Normalize>,
+    feed_forward_out: Option<Normalize>,
+}
+
+/// Keys and values of the positions so far.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    past: Vec<Past>,
+    len: usize,
+    capacity: usize,
+}
+
+impl Cache {
+    /// Room for `capacity` positions.
+    pub fn new(model: &Model<'_>, capacity: usize) -> Self {
+        Self { past: vec![Past::default(); model.layers.len()], len: 0, capacity }
+    }
+
+    /// Positions so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// What stands before names in checkpoints: plain, of a bare decoder, and of a language model inside a larger one.
+const PREFIXES: &[&str] =
+    &["model.", "", "transformer.", "model.language_model.", "language_model.model.", "language_model."];
+
+impl<'a> Model<'a> {
+    /// Finds all tensors and loads the small ones.
+    pub fn new(tensors: &Tensors<'a>, options: Options) -> Result<Self> {
+        let checkpoint = tensors.checkpoint();
+        let config = checkpoint.config.as_ref().ok_or_else(|| {
+            Error::new(Kind::Malformed, "no config.json: the kind of model is unknown").in_file(&checkpoint.path)
+        })?;
+        let spec = families::spec(config)?;
+        let prefix = PREFIXES.iter().find(|prefix| tensors.has(&format!("{prefix}{}.weight", spec.names.embed)));
+        let prefix = prefix.ok_or_else(|| tensors.missing(&format!("{}{}.weight", PREFIXES[0], spec.names.embed)))?;
+        let table = |name: &str, rows| -> Result<Linear<'a>> {
+            let path = format!("{prefix}{name}");
+            let weight = tensors.get(&format!("{path}.weight"))?;
+            Linear::from_weight(tensors, &path, weight, rows, spec.hidden, false)
+        };
+        // The table may have more rows than the configuration says tokens, if a tokenizer grew; never fewer.
+        let rows =
+            |name: &str| tensors.get(&format!("{prefix}{name}.weight")).map(|w| w.base().claim().weight.shape()[0]);
+        let known = rows(spec.names.embed)?;
+        if known < spec.vocab {
+            let problem = format!("{known} rows, but vocab_size is {}", spec.vocab);
+            return Err(tensors.misfit(&format!("{prefix}{}.weight", spec.names.embed), problem));
+        }
+        let spec = Spec { vocab: known, ..spec };
+        let positions = match spec.names.positions {
+            Some(name) => Some(table(name, rows(name)?)?),
+            None => None,
+        };
+        let heads = ["lm_head", "language_model.lm_head", "model.lm_head"];
+        let head = heads.iter().find(|head| tensors.has(&format!("{head}.weight")));
+        let head = match head {
+            Some(path) => Some(Linear::new(tensors, path, spec.vocab, spec.hidden, false)?),
+            None if config.tied() == Some(false) => return Err(tensors.missing("lm_head.weight")),
+            None => None,
+        };
+        let embed = table(spec.names.embed, spec.vocab)?;
+        let norm = Normalize::new(tensors, &format!("{prefix}{}", spec.names.norm), spec.hidden, spec.norm, spec.eps)?;
+        let layer = |i: usize| Layer::new(tensors, &spec, &format!("{prefix}{}.{i}", spec.names.layers), i);
+        let layers = (0..spec.layers.len()).map(layer).collect::<Result<Vec<_>>>()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .build()
+            .map_err(|error| Error::new(Kind::Io, format!("cannot start threads: {error}")))?;
+        let mut model = Self { spec, embed, positions, layers, norm, head, pool, held: 0 };
+        model.hold(options.held.unwrap_or_else(half_of_free_memory))?;
+        Ok(model)
+    }
+
+    /// Holds weights in the order of their use while they fit.
+    fn hold(&mut self, limit: u64) -> Result<()> {
+        let head = self.head.as_mut().unwrap_or(&mut self.embed);
+        let layers = self.layers.iter_mut().flat_map(Layer::linears);
+        for linear in std::iter::once(head).chain(layers) {
+            if self.held + linear.bytes() <= limit {
+                linear.hold()?;
+                self.held += linear.bytes();
+            }
+        }
+        Ok(())
+    }
+
+    /// What the model consists of.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Bytes of stored weights that are held in memory.
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Bytes of stored weights that a token's way through the model reads.
+    pub fn bytes_per_token(&mut self) -> u64 {
+        let head = self.head.as_ref().unwrap_or(&self.embed).bytes();
+        head + self.layers.iter_mut().flat_map(Layer::linears).map(|linear| linear.bytes()).sum::<u64>()
+    }
+
+    /// The residual stream behind the last norm, (hidden, tokens), of several sequences beside each other, each from its start.
+    pub fn hidden(&self, sequences: &[&[u32]], watch: &mut (dyn FnMut(&str, &Input<'_>) + Send)) -> Result<Vec<f32>> {
+        let mut columns = Vec::new();
+        let mut tokens = Vec::new();
+        for sequence in sequences {
+            columns.push(Sequence { columns: tokens.len()..tokens.len() + sequence.len(), past: 0 });
+            tokens.extend_from_slice(sequence);
+        }
+        self.pool.install(|| self.pass(&tokens, &columns, None, watch))
+    }
+
+    /// The same for the next tokens of one sequence.
+    pub fn advance(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+        if cache.len + tokens.len() > cache.capacity {
+            return Err(Error::new(Kind::Usage, format!("more than {} positions", cache.capacity)));
+        }
+        let sequence = [Sequence { columns: 0..tokens.len(), past: cache.len }];
+        let hidden = self.pool.install(|| self.pass(tokens, &sequence, Some(cache), &mut |_, _| ()))?;
+        cache.len += tokens.len();
+        Ok(hidden)
+    }
+
+    fn pass(
+        &self,
+        tokens: &[u32],
+        sequences: &[Sequence],
+        mut cache: Option<&mut Cache>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<f32>> {
+        let spec = &self.spec;
+        self.check(tokens, sequences)?;
+        let count = tokens.len();
+        let mut x = self.embed.lookup(tokens)?;
+        if spec.embed_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= spec.embed_scale);
+        }
+        if let Some(positions) = &self.positions {
+            let numbers: Vec<u32> =
+                sequences.iter().flat_map(|s| (s.past..s.past + s.columns.len()).map(|p| p as u32)).collect();
+            x.iter_mut().zip(positions.lookup(&numbers)?).for_each(|(x, p)| *x += p);
+        }
+        let angles: Vec<Vec<_>> = spec
+            .ropes
+            .iter()
+            .map(|rope| {
+                sequences
+                    .iter()
+                    .map(|s| rope.angles(s.past..s.past + s.columns.len(), s.past + s.columns.len()))
+                    .collect()
+            })
+            .collect();
+        for (number, (layer, kind)) in self.layers.iter().zip(&spec.layers).enumerate() {
+            let angles = kind.rope.map(|rope| angles[rope].as_slice());
+            let past = cache.as_deref_mut().map(|cache| (&mut cache.past[number], cache.capacity));
+            let input = normalized(&layer.attention_in, &x, count);
+            let mut y = layer.attention.forward(spec, kind, &input, sequences, angles, past, watch)?;
+            add(&mut x, &mut y, &layer.attention_out, count, spec.residual_scale);
+            let input = normalized(&layer.feed_forward_in, &x, count);
+            let mut y = layer.feed_forward.forward(&input, spec.hidden, watch)?;
+            add(&mut x, &mut y, &layer.feed_forward_out, count, spec.residual_scale);
+        }
+        self.norm.apply(&mut x, count);
+        Ok(x)
+    }
+
+    fn check(&self, tokens: &[u32], sequences: &[Sequence]) -> Result<()> {
+        let Spec { vocab, max_positions, .. } = self.spec;
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::new(Kind::Mismatch, format!("token id {token}, but the model knows {vocab}"))
+                .with_hint("the tokenizer belongs to another model"));
+        }
+        let longest = sequences.iter().map(|s| s.past + s.columns.len()).max().unwrap_or(0);
+        if longest > max_positions {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{longest} positions, but the model was made for {max_positions}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens).
+    pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        let tokens = hidden.len() / self.spec.hidden;
+        let some: Vec<f32> = hidden.chunks_exact(tokens).flat_map(|row| row[columns.clone()].iter().copied()).collect();
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        let mut logits = self.pool.install(|| head.forward(&Input::new(&some, self.spec.hidden)))?;
+        if self.spec.logit_scale != 1.0 {
+            logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
+        }
+        if let Some(cap) = self.spec.logit_cap {
+            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
+        Ok(logits)
+    }
+}
+
+impl<'a> Layer<'a> {
+    fn new(tensors: &Tensors<'a>, spec: &Spec, path: &str, number: usize) -> Result<Self> {
+        let norm = |name: Option<&str>| {
+            let new = |name| Normalize::new(tensors, &format!("{path}.{name}"), spec.hidden, spec.norm, spec.eps);
+            name.map(new).transpose()
+        };
+        Ok(Self {
+            attention: Attention::new(tensors, spec, path)?,
+            feed_forward: FeedForward::new(tensors, spec, path, spec.layers[number].experts)?,
+            attention_in: norm(spec.norms.attention_in)?,
+            attention_out: norm(spec.norms.attention_out)?,
+            feed_forward_in: norm(spec.norms.feed_forward_in)?,
+            feed_forward_out: norm(spec.norms.feed_forward_out)?,
+        })
+    }
+
+    fn linears(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
+        let attention = self.attention.inputs.iter_mut().chain(std::iter::once(&mut self.attention.output));
+        attention.chain(self.feed_forward.linears())
+    }
+}
+
+fn normalized<'x>(norm: &Option<Normalize>, x: &'x [f32], tokens: usize) -> std::borrow::Cow<'x, [f32]> {
+    match norm {
+        None => x.into(),
+        Some(norm) => {
+            let mut x = x.to_vec();
+            norm.apply(&mut x, tokens);
+            x.into()
+        }
+    }
+}
+
+/// Adds a block's result to the residual stream.
+fn add(x: &mut [f32], y: &mut [f32], norm: &Option<Normalize>, tokens: usize, scale: f32) {
+    if let Some(norm) = norm {
+        norm.apply(y, tokens);
+    }
+    if scale == 1.0 {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
+    } else {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y * scale);
+    }
+}
+
+fn half_of_free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(2 << 30, |kib| kib * 1024 / 2)
+}

@@ -1,0 +1,122 @@
+//! Text to tokens and back, and the chat template.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, context};
+use qmerge::error::{Error, Kind, Result};
+use serde_json::Value;
+
+/// A model's tokenizer with what belongs to it.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    template: Option<String>,
+    /// Texts of special tokens that templates may name (`bos_token` …).
+    special: Vec<(&'static str, String)>,
+    stop: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Opens `tokenizer.json` and its companions in the first of the folders that has one.
+    pub fn open(folders: &[&Path]) -> Result<Self> {
+        let Some(folder) = folders.iter().find(|folder| folder.join("tokenizer.json").is_file()) else {
+            let place = folders.first().copied().unwrap_or(Path::new("."));
+            return Err(Error::new(Kind::Mismatch, "no tokenizer.json in the model's folder")
+                .in_file(place)
+                .with_hint("copy it from where the model was published; older formats must be converted first"));
+        };
+        let path = folder.join("tokenizer.json");
+        let inner = tokenizers::Tokenizer::from_file(&path)
+            .map_err(|error| Error::new(Kind::Malformed, format!("not a tokenizer: {error}")).in_file(&path))?;
+        let json = |name: &str| -> Option<Value> {
+            serde_json::from_str(&std::fs::read_to_string(folder.join(name)).ok()?).ok()
+        };
+        let config = json("tokenizer_config.json").unwrap_or_default();
+        let text_of = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+        let special = ["bos_token", "eos_token", "pad_token", "unk_token"];
+        let special = special.iter().filter_map(|&key| Some((key, text_of(config.get(key)?)?))).collect::<Vec<_>>();
+        let mut stop: Vec<u32> = [json("generation_config.json"), json("config.json")]
+            .iter()
+            .flatten()
+            .filter_map(|config| config.get("eos_token_id"))
+            .flat_map(|ids| ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]))
+            .filter_map(|id| id.as_u64().map(|id| id as u32))
+            .collect();
+        let named = special.iter().filter(|(key, _)| *key == "eos_token");
+        stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
+        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+        let template = template.or_else(|| default_template(config.get("chat_template")?));
+        Ok(Self { path, inner, template, special, stop })
+    }
+
+    /// Tokens of a text, without any that the tokenizer would put around it.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    /// Tokens of a prompt: with those that the tokenizer puts around texts.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special);
+        let encoding = encoding
+            .map_err(|error| Error::new(Kind::Mismatch, format!("cannot encode: {error}")).in_file(&self.path))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of some tokens, without special ones.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner
+            .decode(tokens, true)
+            .map_err(|error| Error::new(Kind::Mismatch, format!("cannot decode: {error}")).in_file(&self.path))
+    }
+
+    /// Tokens that end an answer.
+    pub fn stop(&self) -> &[u32] {
+        &self.stop
+    }
+
+    /// One user message as the model's chat template writes it, up to where the answer begins.
+    pub fn chat(&self, message: &str) -> Result<Vec<u32>> {
+        let bad = |problem: String| Error::new(Kind::Mismatch, problem).in_file(&self.path);
+        let template = self.template.as_deref().ok_or_else(|| {
+            bad("the model has no chat template".into()).with_hint("leave out --chat and write the prompt yourself")
+        })?;
+        // Marks for training that jinja does not know.
+        let template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+        let mut environment = Environment::new();
+        if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+            environment.set_syntax(syntax);
+        }
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            },
+        );
+        // A fixed date keeps the same prompt the same prompt.
+        environment.add_function("strftime_now", |_: String| "01 Jan 2025".to_owned());
+        let messages = [context! { role => "user", content => message }];
+        let special = minijinja::Value::from_pairs(self.special.iter().map(|(key, text)| (*key, text.clone())));
+        let values = context! { messages, add_generation_prompt => true, tools => (), ..special };
+        let rendered = environment
+            .template_from_str(&template)
+            .and_then(|template| template.render(values))
+            .map_err(|error| bad(format!("the chat template fails: {error:#}")))?;
+        self.encode(&rendered)
+    }
+}
+
+/// A template is a string, or a list of named ones.
+fn default_template(value: &Value) -> Option<String> {
+    let named = || {
+        let list = value.as_array()?;
+        let default = list.iter().find(|item| item["name"] == "default").or(list.first())?;
+        default.get("template")?.as_str()
+    };
+    value.as_str().or_else(named).map(str::to_owned)
+}

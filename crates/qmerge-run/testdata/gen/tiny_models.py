@@ -1,0 +1,510 @@
+"""Makes testdata/tiny: tiny random language models, and the logits that Hugging Face transformers computes with them.
+
+    pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2 bitsandbytes==0.50.2 safetensors==0.8.0
+    python tiny_models.py [--out ../tiny] [case ...]
+
+Without case names every case is made; with names only those (an adapter case needs its model's case to be there). It runs on the CPU, on one
+thread, without the network, in about a minute. Run again with the same versions it writes the same bytes.
+
+What a case folder holds
+  a model     config.json and model.safetensors as `save_pretrained` writes them; logits.safetensors with `input_ids` (int64, 2 x 24) and
+              `logits` (float32, 2 x 24 x vocabulary).
+              Some have config.v4.json too: the same configuration in the spelling that transformers 4 wrote and most published models still
+              have (rope_theta, rope_scaling, ...). The script makes sure that it gives the same logits.
+  an adapter  base.txt, the name of the case whose model it belongs to; adapter/ as PEFT saves it; apart.safetensors, `input_ids` and `logits`
+              of base and adapter kept apart (not merged).
+
+How the logits are computed: the saved folder is loaded again, in float32 and eval mode, attn_implementation="eager" (for experts too),
+use_cache=False, no attention mask, so every row is plain causal from position 0. For quantized models see `decoded` below.
+
+Every parameter is drawn from its own generator, seeded by case and parameter name, so no case depends on another or on the order of parameters.
+Sizes are small but unequal, so that a mixed-up pair of dimensions shows. A fixture that would not notice a mistake is worth nothing: each case names changes of
+its configuration (`wrong`) and the script stops unless every one of them moves some logit by more than NOTICE.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import warnings
+import zlib
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.filterwarnings("ignore")
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+torch.set_num_threads(1)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+NOTICE = 0.02  # a wrong configuration must move some logit by at least this much
+F32, BF16 = torch.float32, torch.bfloat16
+ROOT = None  # set in main
+
+
+def generator(*names):
+    return torch.Generator().manual_seed(zlib.crc32("/".join(names).encode()))
+
+
+# ---------------------------------------------------------------------------------------------------------------- weights
+
+
+def randomize(model, case, gain):
+    """Matrices N(0, (gain / sqrt(inputs))^2), embeddings and heads N(0, 0.5^2), norm weights 1 + 0.2 N, biases 0.2 N. Norms that add 1 to the
+    stored weight (Gemma) store 0.2 N."""
+    offset = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator(case, name))
+            if p.ndim == 1 and name.endswith("bias"):
+                value = 0.2 * noise
+            elif p.ndim == 1:
+                value = offset + 0.2 * noise
+            elif "embed" in name or "lm_head" in name or "wte" in name or "wpe" in name:
+                value = 0.5 * noise
+            else:
+                conv1d = model.config.model_type == "gpt2"  # stored as inputs x outputs
+                value = noise * gain / p.shape[-2 if conv1d else -1] ** 0.5
+            p.copy_(value)
+
+
+def tokens(case, vocab):
+    return torch.randint(0, vocab, (2, 24), generator=generator(case, "input_ids"))
+
+
+@torch.no_grad()
+def logits(model, ids):
+    model.eval()
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def load(folder, config=None, dtype=F32):
+    how = {"config": config} if config is not None else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
+    if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
+        model.set_experts_implementation("eager")
+    return model
+
+
+def save_logits(path, ids, values):
+    assert torch.isfinite(values).all() and values.dtype == F32
+    save_file({"input_ids": ids, "logits": values.contiguous()}, path)
+
+
+def remove(folder, *names):
+    for name in names:
+        if os.path.exists(os.path.join(folder, name)):
+            os.remove(os.path.join(folder, name))
+
+
+def read_json(path):
+    with open(path) as f:
+        return json.load(f)
+
+
+def write_json(path, value):
+    with open(path, "w") as f:
+        json.dump(value, f, indent=2)
+        f.write("\n")
+
+
+def fresh(case):
+    folder = os.path.join(ROOT, case)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    return folder
+
+
+def report(case, values, note=""):
+    print(f"{case:24} largest {values.abs().max():6.2f}  spread {values.std():5.2f}  {note}", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- old spelling
+
+
+def old_spelling(config):
+    """The configuration as transformers 4 wrote it. Only keys that changed are touched."""
+    c = dict(config)
+    c["torch_dtype"] = c.pop("dtype")
+    c["transformers_version"] = "4.51.0"
+    rope = c.pop("rope_parameters", None)
+    kind = c["model_type"]
+    if kind == "gemma3_text":
+        full = dict(rope["full_attention"])
+        c["rope_theta"] = full.pop("rope_theta")
+        c["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        c["rope_scaling"] = None if full["rope_type"] == "default" else full
+        c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
+        c.pop("_sliding_window_pattern", None)
+    elif rope is not None:
+        rope = dict(rope)
+        c["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            c["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        if kind == "phi3" and rope["rope_type"] == "longrope":
+            # Phi-3 calls the kind "type" and keeps the original length outside
+            c["rope_scaling"] = {"type": "longrope", "long_factor": rope["long_factor"], "short_factor": rope["short_factor"]}
+        else:
+            c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if kind in ("gemma2", "qwen2", "qwen3", "smollm3"):
+        c.pop("layer_types", None)  # derived: Gemma 2 alternates, Qwen by max_window_layers, SmolLM3 by no_rope_layers
+    if c.get("head_dim") == c.get("hidden_size", 0) // c.get("num_attention_heads", 1):
+        del c["head_dim"]  # was written only where it differs
+    if kind == "qwen3_moe":
+        c["num_experts"] = c.pop("num_local_experts", c.get("num_experts"))
+    return c
+
+
+# ---------------------------------------------------------------------------------------------------------------- models
+
+MODELS = {}
+
+
+def model_case(name, kind, *, wrong=(), old=True, gain=1.5, **sizes):
+    """wrong: changes of the configuration, each a dict, that the logits must notice. A value may be a function of the old value."""
+    MODELS[name] = (kind, sizes, wrong, old, gain)
+
+
+def changed(folder, change):
+    config = AutoConfig.from_pretrained(folder)
+    for key, value in change.items():
+        setattr(config, key, value(getattr(config, key)) if callable(value) else value)
+    return config
+
+
+def make_model(case):
+    kind, sizes, wrong, old, gain = MODELS[case]
+    folder = fresh(case)
+    config = getattr(transformers, kind + "Config")(**sizes)
+    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    model = getattr(transformers, make)(config).float()
+    randomize(model, case, gain)
+    model.save_pretrained(folder)
+    remove(folder, "generation_config.json")
+
+    ids = tokens(case, config.vocab_size)
+    values = logits(load(folder), ids)
+    save_logits(os.path.join(folder, "logits.safetensors"), ids, values)
+
+    # How far rounding alone carries: the same in float64 (norms and softmax stay float32 inside transformers).
+    rounding = (logits(load(folder).double(), ids) - values).abs().max().item()
+    moved = []
+    for change in wrong:
+        other = (logits(load(folder, changed(folder, change)), ids) - values).abs().max().item()
+        moved.append(other)
+        if other < NOTICE:
+            sys.exit(f"{case}: {change} changes the logits by {other} only")
+    if old:
+        path = os.path.join(folder, "config.v4.json")
+        spelled = old_spelling(read_json(os.path.join(folder, "config.json")))
+        write_json(path, spelled)
+        again = AutoConfig.from_pretrained(path)
+        other = (logits(load(folder, again), ids) - values).abs().max().item()
+        if other != 0:
+            sys.exit(f"{case}: the old spelling of the configuration changes the logits by {other}")
+    report(case, values, f"rounding {rounding:.1e}  least change by a wrong configuration {min(moved, default=float('nan')):.2f}")
+
+
+def rope(kind, theta, **more):
+    return {"rope_type": kind, "rope_theta": theta, **more}
+
+
+def plain_rope(r):
+    return {"rope_type": "default", "rope_theta": r["rope_theta"]}
+
+
+def without(*keys):
+    return lambda r: {k: v for k, v in r.items() if k not in keys}
+
+
+def with_(**more):
+    return lambda r: {**r, **more}
+
+
+# 4 query heads, 2 key-value heads; heads x head_dim (32) is not the hidden size (24)
+SMALL = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=48,
+             max_position_embeddings=64, rms_norm_eps=1e-3, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+EPS = {"rms_norm_eps": 1e-2}
+THETA = {"rope_parameters": with_(rope_theta=40.0)}
+
+
+def small(**changes):
+    return {**SMALL, **changes}
+
+
+model_case("llama", "Llama", **small(head_dim=8, rope_parameters=rope("default", 500.0)), wrong=[EPS, THETA])
+model_case("llama_bias", "Llama", **small(attention_bias=True, mlp_bias=True, intermediate_size=36, rope_parameters=rope("default", 500.0)),
+           wrong=[{"attention_bias": False}, {"mlp_bias": False}])
+model_case("llama_tied", "Llama", **small(head_dim=10, num_key_value_heads=1, vocab_size=51, tie_word_embeddings=True, hidden_act="gelu",
+           rope_parameters=rope("default", 10000.0)), wrong=[{"hidden_act": "silu"}, EPS])
+model_case("llama_rope_linear", "Llama", **small(head_dim=8, rope_parameters=rope("linear", 500.0, factor=4.0)), wrong=[{"rope_parameters": plain_rope}])
+# wavelengths on both sides of the two limits, and one between them
+model_case("llama_rope_llama3", "Llama", **small(head_dim=12, rope_parameters=rope("llama3", 10000.0, factor=8.0, low_freq_factor=1.0,
+           high_freq_factor=4.0, original_max_position_embeddings=32)),
+           wrong=[{"rope_parameters": plain_rope}, {"rope_parameters": with_(original_max_position_embeddings=16)},
+                  {"rope_parameters": with_(low_freq_factor=2.0)}, {"rope_parameters": with_(high_freq_factor=6.0)}])
+# a ramp over several frequencies; the attention factor follows from `factor`
+YARN = rope("yarn", 50.0, factor=4.0, original_max_position_embeddings=16, beta_fast=2.0, beta_slow=0.25)
+model_case("llama_rope_yarn", "Llama", **small(head_dim=16, rope_parameters=YARN),
+           wrong=[{"rope_parameters": plain_rope}, {"rope_parameters": with_(attention_factor=1.0)}, {"rope_parameters": with_(beta_fast=1.0)},
+                  {"rope_parameters": with_(beta_slow=1.0)}, {"rope_parameters": with_(original_max_position_embeddings=64)}])
+model_case("llama_rope_yarn_mscale", "Llama", **small(head_dim=16, rope_parameters={**YARN, "mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False}),
+           wrong=[{"rope_parameters": with_(truncate=True)}, {"rope_parameters": without("mscale", "mscale_all_dim")}])
+model_case("llama_rope_dynamic", "Llama", **small(head_dim=8, max_position_embeddings=16, rope_parameters=rope("dynamic", 500.0, factor=3.0)),
+           wrong=[{"rope_parameters": plain_rope}, {"max_position_embeddings": 20}])
+model_case("mistral", "Mistral", **small(head_dim=8, num_key_value_heads=1, sliding_window=6, rope_parameters=rope("default", 500.0)),
+           wrong=[{"sliding_window": None}, {"sliding_window": 5}, {"sliding_window": 7}])
+model_case("qwen2", "Qwen2", **small(rope_parameters=rope("default", 1000.0)), wrong=[THETA, EPS])
+model_case("qwen2_window", "Qwen2", **small(num_hidden_layers=3, use_sliding_window=True, sliding_window=5, max_window_layers=2, tie_word_embeddings=True,
+           rope_parameters=rope("default", 1000.0)),
+           wrong=[{"layer_types": ["full_attention"] * 3}, {"layer_types": ["sliding_attention"] * 3},
+                  {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, {"sliding_window": 6}])
+model_case("qwen3", "Qwen3", **small(head_dim=12, tie_word_embeddings=True, rope_parameters=rope("default", 1000.0)), wrong=[THETA, EPS])
+model_case("gemma2", "Gemma2", **small(num_hidden_layers=3, head_dim=8, sliding_window=6, query_pre_attn_scalar=5, attn_logit_softcapping=3.0,
+           final_logit_softcapping=5.0, rope_parameters=rope("default", 1000.0)),
+           wrong=[{"sliding_window": 7}, {"query_pre_attn_scalar": 8}, {"attn_logit_softcapping": None}, {"final_logit_softcapping": None},
+                  {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, {"hidden_activation": "silu"}, EPS])
+model_case("gemma3_text", "Gemma3Text", **small(num_hidden_layers=4, head_dim=8, num_key_value_heads=1, sliding_window=6, query_pre_attn_scalar=12,
+           layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+           rope_parameters={"full_attention": rope("linear", 5000.0, factor=4.0), "sliding_attention": rope("default", 100.0)}),
+           wrong=[{"sliding_window": 5}, {"query_pre_attn_scalar": 8}, {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+                  {"rope_parameters": lambda r: {**r, "full_attention": plain_rope(r["full_attention"])}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": rope("default", 5000.0)}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": rope("linear", 100.0, factor=4.0)}}])
+model_case("phi3", "Phi3", **small(rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67), hidden_size=32, sliding_window=7),
+           wrong=[{"sliding_window": None}, {"rope_parameters": with_(partial_rotary_factor=1.0)}, {"rope_parameters": with_(partial_rotary_factor=0.5)}])
+LONG = rope("longrope", 500.0, partial_rotary_factor=0.75, short_factor=[1.0, 1.25, 2.0], long_factor=[1.5, 3.0, 6.0])
+for tag, original in (("", 16), ("_short", 32)):
+    # 24 tokens are more than 16 (long factors) and no more than 32 (short factors)
+    model_case("phi3_longrope" + tag, "Phi3", **small(hidden_size=32, original_max_position_embeddings=original, rope_parameters=LONG),
+               wrong=[{"original_max_position_embeddings": 48 - original}, {"max_position_embeddings": original},
+                      {"rope_parameters": lambda r: {**r, "rope_type": "default"}}])
+model_case("gpt2", "GPT2", n_embd=24, n_layer=3, n_head=4, n_inner=56, n_positions=32, vocab_size=48, layer_norm_epsilon=1e-3, bos_token_id=None,
+           eos_token_id=None, old=False, wrong=[{"layer_norm_epsilon": 1e-2}, {"activation_function": "relu"}, {"scale_attn_weights": False}])
+model_case("mixtral", "Mixtral", **small(intermediate_size=20, num_local_experts=4, num_experts_per_tok=2, rope_parameters=rope("default", 500.0)),
+           wrong=[{"num_experts_per_tok": 1}, {"num_experts_per_tok": 4}])
+model_case("qwen3_moe", "Qwen3Moe", **small(num_hidden_layers=3, head_dim=8, moe_intermediate_size=16, num_experts=5, num_experts_per_tok=3,
+           norm_topk_prob=True, mlp_only_layers=[1], rope_parameters=rope("default", 500.0)),
+           wrong=[{"norm_topk_prob": False}, {"num_experts_per_tok": 2}])
+model_case("qwen3_moe_raw", "Qwen3Moe", **small(head_dim=8, moe_intermediate_size=16, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
+           decoder_sparse_step=2, rope_parameters=rope("default", 500.0)), wrong=[{"norm_topk_prob": True}])
+model_case("smollm3", "SmolLM3", **small(num_hidden_layers=4, hidden_size=32, no_rope_layers=[1, 0, 1, 1], tie_word_embeddings=True,
+           rope_parameters=rope("default", 500.0)),
+           wrong=[{"no_rope_layers": [1, 1, 1, 1]}, {"no_rope_layers": [0, 1, 0, 0]}, {"no_rope_layers": [1, 1, 1, 0]}])
+model_case("olmo2", "Olmo2", **small(hidden_size=32, rope_parameters=rope("default", 500.0)), wrong=[THETA, EPS])
+model_case("granite", "Granite", **small(hidden_size=32, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.7,
+           tie_word_embeddings=True, rope_parameters=rope("default", 500.0)),
+           wrong=[{"embedding_multiplier": 1.0}, {"attention_multiplier": 8**-0.5}, {"residual_multiplier": 1.0}, {"logits_scaling": 1.0}])
+
+# ---------------------------------------------------------------------------------------------------------------- quantized models
+
+QUANTIZED = {}
+
+
+def quantized_case(name, dtype, **how):
+    QUANTIZED[name] = (dtype, how)
+
+
+# Dimensions are multiples of 64, bitsandbytes' block; the MLP matrices have 320 blocks, so two blocks of doubly quantized scales.
+WIDE = small(hidden_size=64, intermediate_size=320, head_dim=16, rope_parameters=rope("default", 500.0))
+NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+quantized_case("llama_nf4", F32, **NF4, bnb_4bit_compute_dtype=F32)
+quantized_case("llama_nf4_bf16", BF16, **NF4, bnb_4bit_compute_dtype=BF16)
+quantized_case("llama_int8", F32, load_in_8bit=True)
+
+
+def decoded(folder):
+    """A plain float32 model holding exactly the weights that a bitsandbytes checkpoint stands for.
+
+    The checkpoint is loaded by transformers. Every 4-bit weight is decoded by bitsandbytes' `dequantize_4bit` with its own state, into the type the
+    state names (float32 in llama_nf4, bfloat16 in llama_nf4_bf16, so there each weight is rounded to bfloat16); every 8-bit weight by
+    `int8_vectorwise_dequant`, that is (float32(int8) * SCB[row]) * 7.874015718698502e-3, in float32. All others are taken as stored. Everything is
+    then widened to float32, and all arithmetic of the model is float32: what bitsandbytes does to the activations (8-bit rounding, 16-bit
+    matrix products) is no part of the logits.
+    """
+    import bitsandbytes as bnb
+
+    config = AutoConfig.from_pretrained(folder)
+    stored = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=config.dtype)
+    weights = {}
+    for name, p in stored.named_parameters():
+        if isinstance(p, bnb.nn.Params4bit):
+            p = bnb.functional.dequantize_4bit(p.data, p.quant_state)
+        elif isinstance(p, bnb.nn.Int8Params):
+            p = bnb.functional.int8_vectorwise_dequant(p.data, p.SCB)
+        weights[name] = p.detach().float().clone()
+    del config.quantization_config
+    config.dtype = F32
+    config._attn_implementation = "eager"
+    model = transformers.LlamaForCausalLM(config).float()
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def make_quantized(case):
+    dtype, how = QUANTIZED[case]
+    folder = fresh(case)
+    plain = os.path.join(folder, "plain")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**WIDE)).float()
+    randomize(model, case, 1.5)
+    model.to(dtype).save_pretrained(plain)
+    model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype=dtype)
+    shutil.rmtree(plain)
+    model.save_pretrained(folder)
+    remove(folder, "generation_config.json")
+    clean_config(os.path.join(folder, "config.json"), "_name_or_path")
+
+    ids = tokens(case, WIDE["vocab_size"])
+    values = logits(decoded(folder), ids)
+    save_logits(os.path.join(folder, "logits.safetensors"), ids, values)
+    report(case, values)
+
+
+def clean_config(path, *keys):
+    """No path of the machine that made it."""
+    value = read_json(path)
+    if any(value.get(key) for key in keys):
+        for key in keys:
+            value[key] = None
+        write_json(path, value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- adapters
+
+ADAPTERS = {}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter_case(name, base, **how):
+    how.setdefault("r", 4)
+    how.setdefault("lora_alpha", 8)
+    ADAPTERS[name] = (base, how)
+
+
+adapter_case("llama_lora", "llama", target_modules=LINEAR)
+adapter_case("llama_rslora_patterns", "llama", target_modules=LINEAR, use_rslora=True, rank_pattern={"q_proj": 2, r"layers.1.mlp.down_proj": 6},
+             alpha_pattern={"v_proj": 3, r"layers.0.self_attn.q_proj": 5})
+adapter_case("llama_dora", "llama", target_modules=LINEAR, use_dora=True)
+adapter_case("llama_bias_lora", "llama_bias", target_modules=["q_proj", "v_proj", "down_proj"], bias="all", modules_to_save=["lm_head"])
+adapter_case("llama_bias_lora_only", "llama_bias", target_modules=["k_proj", "o_proj", "up_proj"], bias="lora_only")
+adapter_case("llama_embed_lora", "llama", target_modules=["embed_tokens", "lm_head", "q_proj"])
+adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers")
+adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
+adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
+adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
+adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
+adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+             target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+adapter_case("mixtral_expert_lora", "mixtral", target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+adapter_case("qwen3_moe_lora", "qwen3_moe", target_modules=LINEAR, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+
+
+def randomize_adapter(model, case):
+    """A and B N(0, 0.3^2); what else PEFT trains (magnitudes, biases, whole modules) is moved from its start."""
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            if not p.requires_grad:
+                continue
+            noise = torch.randn(p.shape, generator=generator(case, name)).to(p.dtype)
+            if "magnitude" in name:
+                p.mul_(1 + 0.2 * noise)
+            elif "lora_" in name:
+                p.copy_(0.3 * noise)
+            else:
+                p.add_(0.2 * noise)
+
+
+def one_per_expert(folder, experts=4):
+    """Rewrites a stacked Mixtral adapter as one LoRA per expert and matrix, the form in which adapters made with transformers 4 are found.
+
+    A stack keeps the rows of A expert by expert (rank rows each); its B has the rank first and the expert second in its columns. w1 and w3 share the A
+    of gate_up_proj and take the upper and the lower half of its B.
+    """
+    path = os.path.join(folder, "adapter_model.safetensors")
+    tensors = load_file(path)
+    for layer in range(2):
+        stacked = f"base_model.model.model.layers.{layer}.mlp.experts"
+        for wrapper, names in ((stacked + ".base_layer", ("w1", "w3")), (stacked, ("w2",))):
+            a, b = tensors.pop(wrapper + ".lora_A.weight"), tensors.pop(wrapper + ".lora_B.weight")
+            rank = a.shape[0] // experts
+            for e in range(experts):
+                for name, rows in zip(names, b.reshape(b.shape[0], rank, experts)[:, :, e].chunk(len(names))):
+                    stem = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{e}.{name}"
+                    tensors[stem + ".lora_A.weight"] = a[e * rank : (e + 1) * rank].clone()
+                    tensors[stem + ".lora_B.weight"] = rows.clone()
+    save_file(tensors, path, {"format": "pt"})
+    path = os.path.join(folder, "adapter_config.json")
+    config = read_json(path)
+    config.update(target_modules=["q_proj", "w1", "w2", "w3"], target_parameters=None)
+    write_json(path, config)
+
+
+def make_adapter(case):
+    base, how = ADAPTERS[case]
+    folder = fresh(case)
+    at = os.path.join(ROOT, base)
+    if base in QUANTIZED:  # made on the quantized model, as in training
+        trained = AutoModelForCausalLM.from_pretrained(at, device_map="cpu", dtype=QUANTIZED[base][0])
+    else:
+        trained = load(at)
+    trained = get_peft_model(trained, LoraConfig(**how))
+    randomize_adapter(trained, case)
+    adapter = os.path.join(folder, "adapter")
+    trained.save_pretrained(adapter)
+    remove(adapter, "README.md")
+    clean_config(os.path.join(adapter, "adapter_config.json"), "base_model_name_or_path")
+    sort_lists(os.path.join(adapter, "adapter_config.json"))
+    with open(os.path.join(folder, "base.txt"), "w") as f:
+        f.write(base + "\n")
+
+    # From the files: for a quantized base the float32 model of its decoded weights, with the adapter as it is.
+    model = decoded(at) if base in QUANTIZED else load(at)
+    ids = tokens(case, model.config.vocab_size)
+    without_adapter = logits(model, ids)
+    model = PeftModel.from_pretrained(model, adapter).float().eval()
+    values = logits(model, ids)
+    save_logits(os.path.join(folder, "apart.safetensors"), ids, values)
+    merged = (logits(model.merge_and_unload(), ids) - values).abs().max().item()
+    assert merged < 1e-3, f"{case}: merging changes the logits by {merged}"
+    if case == "mixtral_expert_lora":
+        one_per_expert(adapter)
+        again = (logits(PeftModel.from_pretrained(load(at), adapter).eval(), ids) - values).abs().max().item()
+        assert again < 1e-4, f"{case}: PEFT makes {again} of the form per expert"
+    report(case, values, f"adapter changes {(values - without_adapter).abs().max():.2f}  merging in float32 {merged:.1e}")
+
+
+def sort_lists(path):
+    """PEFT keeps target_modules as a set, and writes it in a random order."""
+    value = read_json(path)
+    for key, entry in value.items():
+        if isinstance(entry, list) and all(isinstance(x, str) for x in entry):
+            value[key] = sorted(entry)
+    write_json(path, value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- all of it
+
+
+def main():
+    global ROOT
+    here = os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default=os.path.join(here, "..", "tiny"))
+    parser.add_argument("cases", nargs="*")
+    args = parser.parse_args()
+    ROOT = args.out
+    makers = {**dict.fromkeys(MODELS, make_model), **dict.fromkeys(QUANTIZED, make_quantized), **dict.fromkeys(ADAPTERS, make_adapter)}
+    for case in args.cases or makers:
+        makers[case](case)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
+use super::{Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
 use crate::open::{Checkpoint, Entry};
@@ -249,6 +249,22 @@ impl Bnb4Weight {
         self.roles.iter().position(|&have| have == role)
     }
 
+    /// The scales that the blocks of `rows` can take while the second level stays.
+    fn choices(&self, parts: &[&[u8]], rows: &Range<usize>) -> Choices {
+        let Some(nested) = &self.state.nested else { return Choices::Any };
+        let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+        let blocks = self.block_range(rows);
+        let groups = blocks.start / nested.block..blocks.end.div_ceil(nested.block);
+        let lists = groups
+            .map(|group| {
+                let mut list = nested::table(nested, group, bytes(Role::NestedAbsmax), bytes(Role::NestedMap)).to_vec();
+                list.sort_unstable_by(f32::total_cmp);
+                list
+            })
+            .collect();
+        Choices::Listed { lists, runs: nested.block, first: blocks.start % nested.block }
+    }
+
     /// The scales of the blocks of `rows`.
     fn absmax(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
         let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
@@ -371,7 +387,24 @@ impl Weight for Bnb4Weight {
             run: self.state.block,
             scales: self.absmax(parts, &rows),
             offsets: Vec::new(),
+            values: self.state.dtype,
+            choices: self.choices(parts, &rows),
         }
+    }
+
+    fn rescaled(&self, parts: &[&[u8]], rows: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
+        let mut changed = vec![None; parts.len()];
+        let Some(at) = self.find(Role::Absmax) else { return changed };
+        changed[at] = Some(match &self.state.nested {
+            None => float_bytes(scales),
+            Some(nested) => {
+                let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+                let first = self.block_range(&rows).start;
+                let (second, map) = (bytes(Role::NestedAbsmax), bytes(Role::NestedMap));
+                nested::recode(nested, parts[at], first, second, map, scales)
+            }
+        });
+        changed
     }
 
     fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, floats, grow};
+use super::{Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, unsupported};
 use crate::open::{Checkpoint, Entry};
@@ -170,7 +170,19 @@ impl Weight for Int8Weight {
             run: self.cols,
             scales: floats(parts[1]).map(|absmax| absmax / 127.0).collect(),
             offsets: Vec::new(),
+            values: Dtype::F32,
+            choices: Choices::Any,
         }
+    }
+
+    fn rescaled(&self, parts: &[&[u8]], _: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
+        let mut changed = vec![None; parts.len()];
+        let absmax: Vec<f32> = floats(parts[1])
+            .zip(scales)
+            .map(|(absmax, &scale)| if absmax / 127.0 == scale { absmax } else { scale * 127.0 })
+            .collect();
+        changed[1] = Some(float_bytes(&absmax));
+        changed
     }
 
     fn pack(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {

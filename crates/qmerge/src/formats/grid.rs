@@ -1,20 +1,40 @@
-//! The values that elements can take when the scales stay as they are.
+//! The values that elements can take when the scales stay as they are, and the scales that can be stored instead.
 //!
 //! A grid is what a rounding method sees of a format: levels, and for each short run of elements a scale and an
-//! offset, `value = scale · level + offset`. Any method works on any grid; that keeps formats and methods apart.
+//! offset, `value = scale · level + offset`, rounded to the type that the weight decodes to. Any method works on any
+//! grid; that keeps formats and methods apart.
 
 use crate::dtype::Dtype;
 use crate::simd::floats::round_one;
+use crate::simd::neighbours::{table_neighbours, uniform_neighbours};
 
 /// The levels before scaling.
 #[derive(Clone, Copy, Debug)]
 pub enum Levels {
-    /// A sorted table (NF4, FP4).
+    /// A sorted table of at most 16 (NF4, FP4).
     Table(&'static [f32]),
     /// The integers from low to high (int8, and the affine formats).
     Integers(i32, i32),
     /// Every value of a floating-point type; scales do not apply.
     Floats(Dtype),
+}
+
+/// The scales that a run can take in the stored form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choices {
+    /// Only the one it has.
+    Fixed,
+    /// Any f32.
+    Any,
+    /// One of a list (double quantization: the 256 values of a second-level code).
+    Listed {
+        /// Ascending lists.
+        lists: Vec<Vec<f32>>,
+        /// Consecutive runs that share a list.
+        runs: usize,
+        /// Number of the grid's first run among those of its list.
+        first: usize,
+    },
 }
 
 /// The grid of a chunk of rows.
@@ -24,51 +44,152 @@ pub struct Grid {
     pub levels: Levels,
     /// Consecutive elements (row-major) that share a scale.
     pub run: usize,
-    /// One scale per run; empty for [`Levels::Floats`].
+    /// One scale per run; empty for [`Levels::Floats`]. A method may replace them by others of `choices`.
     pub scales: Vec<f32>,
     /// One offset per run, or empty for none.
     pub offsets: Vec<f32>,
+    /// Type that decoded values are rounded to.
+    pub values: Dtype,
+    /// Scales that can be stored.
+    pub choices: Choices,
 }
 
 impl Grid {
+    /// The grid of all values of a type.
+    pub fn floats(dtype: Dtype) -> Self {
+        let (scales, offsets) = (Vec::new(), Vec::new());
+        Self { levels: Levels::Floats(dtype), run: 1, scales, offsets, values: dtype, choices: Choices::Fixed }
+    }
+
+    /// The value of a level at a run under a scale.
+    fn value(&self, run: usize, scale: f32, level: f32) -> f32 {
+        round_one(self.values, level * scale + self.offset(run))
+    }
+
+    fn offset(&self, run: usize) -> f32 {
+        self.offsets.get(run).copied().unwrap_or(0.0)
+    }
+
     /// The two values of the grid around `x` at element `i`: the largest not above and the smallest not below.
     ///
     /// Outside the grid's range both are the nearest end; on a grid value both are that value.
     pub fn around(&self, i: usize, x: f32) -> (f32, f32) {
-        if let Levels::Floats(dtype) = self.levels {
-            let near = round_one(dtype, x);
-            return match near.partial_cmp(&x) {
-                Some(std::cmp::Ordering::Less) => (near, neighbour(dtype, near, true)),
-                Some(std::cmp::Ordering::Greater) => (neighbour(dtype, near, false), near),
-                _ => (near, near),
-            };
-        }
-        let scale = self.scales[i / self.run];
-        let offset = self.offsets.get(i / self.run).copied().unwrap_or(0.0);
-        let level = (x - offset) / scale;
-        if scale == 0.0 || !level.is_finite() {
-            return (offset, offset);
-        }
-        let (a, b) = match self.levels {
+        let run = i / self.run;
+        match self.levels {
+            Levels::Floats(dtype) => {
+                let near = round_one(dtype, x);
+                match near.partial_cmp(&x) {
+                    Some(std::cmp::Ordering::Less) => (near, neighbour(dtype, near, true)),
+                    Some(std::cmp::Ordering::Greater) => (neighbour(dtype, near, false), near),
+                    _ => (near, near),
+                }
+            }
             Levels::Table(levels) => {
-                let above = levels.partition_point(|&have| have < level).min(levels.len() - 1);
-                let exact_or_low = levels[above] <= level || above == 0;
-                (levels[if exact_or_low { above } else { above - 1 }], levels[above])
+                let scale = self.scales[run];
+                bracket(levels.iter().map(|&level| self.value(run, scale, level)), x)
             }
             Levels::Integers(low, high) => {
-                let clamp = |x: f32| x.clamp(low as f32, high as f32);
-                (clamp(level.floor()), clamp(level.ceil()))
+                let scale = self.scales[run];
+                // The quotient is rounded, so the level below or above may be the right one.
+                let level = ((x - self.offset(run)) / scale).round();
+                let near = [level - 1.0, level, level + 1.0].map(|level| level.clamp(low as f32, high as f32));
+                bracket(near.into_iter().map(|level| self.value(run, scale, level)), x)
             }
-            Levels::Floats(_) => (level, level),
-        };
-        let (a, b) = (a * scale + offset, b * scale + offset);
-        if a <= b { (a, b) } else { (b, a) }
+        }
     }
 
     /// The grid value nearest to `x` at element `i`; a tie takes the lower.
     pub fn nearest(&self, i: usize, x: f32) -> f32 {
         let (low, high) = self.around(i, x);
         if high - x < x - low { high } else { low }
+    }
+
+    /// The level of a grid value at element `i`, before scaling.
+    pub fn level(&self, i: usize, value: f32) -> f32 {
+        let run = i / self.run;
+        let x = (value - self.offset(run)) / self.scales.get(run).copied().unwrap_or(1.0);
+        match self.levels {
+            Levels::Table(levels) => {
+                let nearer = |a: &&f32, b: &&f32| (*a - x).abs().total_cmp(&(*b - x).abs());
+                levels.iter().min_by(nearer).copied().unwrap_or(0.0)
+            }
+            Levels::Integers(low, high) => x.round().clamp(low as f32, high as f32),
+            Levels::Floats(_) => value,
+        }
+    }
+
+    /// For grid values of consecutive elements from `first` on: the next value of the grid below and above each, −∞ and
+    /// +∞ at its ends.
+    pub fn neighbours(&self, first: usize, values: &[f32], below: &mut [f32], above: &mut [f32]) {
+        if let Levels::Floats(dtype) = self.levels {
+            for (i, &x) in values.iter().enumerate() {
+                let moves = dtype != Dtype::F32 && x.is_finite();
+                below[i] = if moves { neighbour(dtype, x, false) } else { f32::NEG_INFINITY };
+                above[i] = if moves { neighbour(dtype, x, true) } else { f32::INFINITY };
+            }
+            return;
+        }
+        let mut at = 0;
+        while at < values.len() {
+            let run = (first + at) / self.run;
+            let end = ((run + 1) * self.run - first).min(values.len());
+            let (values, below, above) = (&values[at..end], &mut below[at..end], &mut above[at..end]);
+            let (scale, offset) = (self.scales[run], self.offset(run));
+            match self.levels {
+                Levels::Table(levels) => {
+                    let mut stored = [f32::NAN; 16];
+                    for (stored, &level) in stored.iter_mut().zip(levels) {
+                        *stored = self.value(run, scale, level);
+                    }
+                    table_neighbours(&stored, values, below, above);
+                }
+                Levels::Integers(low, high) => {
+                    uniform_neighbours(scale, offset, low as f32, high as f32, values, below, above);
+                }
+                Levels::Floats(_) => {}
+            }
+            at = end;
+        }
+    }
+
+    /// The scale nearest to `wanted` that run `run` can take.
+    pub fn choice(&self, run: usize, wanted: f32) -> f32 {
+        match &self.choices {
+            Choices::Fixed => self.scales[run],
+            Choices::Any => wanted,
+            Choices::Listed { lists, runs, first } => {
+                let Some(list) = lists.get((first + run) / runs).filter(|list| !list.is_empty()) else {
+                    return self.scales[run];
+                };
+                let above = list.partition_point(|&have| have < wanted).min(list.len() - 1);
+                let below = above.saturating_sub(1);
+                if wanted - list[below] < list[above] - wanted { list[below] } else { list[above] }
+            }
+        }
+    }
+
+    /// The value that element `i` takes at its level if its run's scale becomes `scale`.
+    pub fn rescaled(&self, i: usize, value: f32, scale: f32) -> f32 {
+        self.value(i / self.run, scale, self.level(i, value))
+    }
+}
+
+/// The largest of some values not above `x` and the smallest not below; where there is none, the other one.
+fn bracket(values: impl Iterator<Item = f32>, x: f32) -> (f32, f32) {
+    let (mut low, mut high) = (f32::NEG_INFINITY, f32::INFINITY);
+    for value in values {
+        if value <= x && value > low {
+            low = value;
+        }
+        if value >= x && value < high {
+            high = value;
+        }
+    }
+    match (low.is_finite(), high.is_finite()) {
+        (true, true) => (low, high),
+        (true, false) => (low, low),
+        (false, true) => (high, high),
+        (false, false) => (0.0, 0.0),
     }
 }
 
@@ -106,31 +227,78 @@ fn neighbour(dtype: Dtype, x: f32, up: bool) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::forced::at_every_level;
+
+    static LEVELS: [f32; 4] = [-1.0, -0.25, 0.5, 1.0];
+
+    fn grids() -> Vec<Grid> {
+        let scaled = |levels, run, scales: &[f32], offsets: &[f32], values| Grid {
+            levels,
+            run,
+            scales: scales.to_vec(),
+            offsets: offsets.to_vec(),
+            values,
+            choices: Choices::Fixed,
+        };
+        vec![
+            scaled(Levels::Table(&LEVELS), 2, &[0.5, 2.0], &[], Dtype::F32),
+            scaled(Levels::Table(&LEVELS), 2, &[0.123_456, 1.7], &[], Dtype::BF16),
+            scaled(Levels::Integers(-8, 7), 1, &[0.1; 4], &[0.05; 4], Dtype::F32),
+            Grid::floats(Dtype::BF16),
+            Grid::floats(Dtype::F16),
+        ]
+    }
 
     #[test]
     fn values_are_bracketed_on_every_kind_of_grid() {
-        static LEVELS: [f32; 4] = [-1.0, -0.25, 0.5, 1.0];
-        let grids = [
-            Grid { levels: Levels::Table(&LEVELS), run: 2, scales: vec![0.5, 2.0], offsets: vec![] },
-            Grid { levels: Levels::Integers(-8, 7), run: 1, scales: vec![0.1; 4], offsets: vec![0.05; 4] },
-            Grid { levels: Levels::Floats(Dtype::BF16), run: 1, scales: vec![], offsets: vec![] },
-            Grid { levels: Levels::Floats(Dtype::F16), run: 1, scales: vec![], offsets: vec![] },
-        ];
-        for grid in &grids {
+        for grid in &grids() {
             for i in 0..4 {
-                for x in [0.123_f32, -0.3, 0.0, 0.41, -0.07, 1e-9, -1e-9] {
+                for x in [0.123_f32, -0.1, 0.0, 0.061, -0.07, 1e-9, -1e-9] {
                     let (low, high) = grid.around(i, x);
                     assert!(low <= x && x <= high, "{grid:?} {x}: {low} {high}");
                     for on in [low, high] {
-                        // Exact where levels are exact; the affine grid divides and may land one step aside.
-                        if !matches!(grid.levels, Levels::Integers(..)) {
-                            assert_eq!(grid.around(i, on), (on, on), "{grid:?} {on}");
-                        }
+                        assert_eq!(grid.around(i, on), (on, on), "{grid:?} {on}");
                     }
                 }
                 let (low, high) = grid.around(i, 1e3);
                 assert!(matches!(grid.levels, Levels::Floats(_)) || low == high);
             }
         }
+    }
+
+    #[test]
+    fn neighbours_are_the_next_values_at_every_vector_level() {
+        for grid in &grids() {
+            let on: Vec<f32> = (0..4).map(|i| grid.nearest(i, 0.1 - 0.2 * i as f32)).collect();
+            for (level, (below, above)) in at_every_level(|| {
+                let (mut below, mut above) = (vec![0.0; 4], vec![0.0; 4]);
+                grid.neighbours(0, &on, &mut below, &mut above);
+                (below, above)
+            }) {
+                for i in 0..4 {
+                    assert!(below[i] < on[i] && on[i] < above[i], "{level:?} {grid:?}");
+                    let middle = |a: f32, b: f32| a + (b - a) * 0.5;
+                    if above[i].is_finite() {
+                        let near = grid.around(i, middle(on[i], above[i]));
+                        assert!((near.0 - on[i]).abs() < 1e-6 && (near.1 - above[i]).abs() < 1e-6, "{grid:?}");
+                    }
+                    if below[i].is_finite() {
+                        assert!((grid.around(i, middle(below[i], on[i])).0 - below[i]).abs() < 1e-6, "{grid:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_listed_scale_is_the_nearest_of_its_list() {
+        let lists = vec![vec![0.1, 0.2, 0.4], vec![1.0, 2.0]];
+        let grid = Grid {
+            scales: vec![0.2; 4],
+            choices: Choices::Listed { lists, runs: 3, first: 1 },
+            ..Grid::floats(Dtype::F32)
+        };
+        assert_eq!([0.0, 0.16, 0.31, 9.0].map(|x| grid.choice(1, x)), [0.1, 0.2, 0.4, 0.4]);
+        assert_eq!(grid.choice(2, 1.6), 2.0);
     }
 }

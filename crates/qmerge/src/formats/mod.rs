@@ -16,7 +16,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use grid::{Grid, Levels};
+pub use grid::{Choices, Grid, Levels};
 pub use reader::Reader;
 
 use crate::dtype::Dtype;
@@ -201,7 +201,12 @@ pub trait Weight: Debug + Send + Sync {
     /// The grid of `rows` under the stored scales.
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
 
-    /// Encodes `rows` under the stored scales: the code of the level nearest to each value. Appends to every part that is cut
+    /// The bytes of `rows` with other scales, one per run of the grid and each one of its choices; `None` for parts that hold none.
+    fn rescaled(&self, parts: &[&[u8]], _rows: Range<usize>, _scales: &[f32]) -> Vec<Option<Vec<u8>>> {
+        vec![None; parts.len()]
+    }
+
+    /// Encodes `rows` under the scales in `parts`: the code of the level nearest to each value. Appends to every part that is cut
     /// by rows.
     fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
 }

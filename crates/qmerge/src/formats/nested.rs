@@ -25,31 +25,59 @@ pub(crate) struct Nested {
     pub(crate) block: usize,
 }
 
-/// Restores block maxima: `map[code] · nested_absmax + offset`, each step rounded to the nested type.
-///
-/// `codes` begins at block number `first`; `scales` and `map` are the whole parts, as bytes.
-pub(crate) fn restore(nested: &Nested, codes: &[u8], first: usize, scales: &[u8], map: &[u8]) -> Vec<f32> {
+/// The 256 maxima that a code can stand for in second-level block `group`: `map[code] · nested_absmax + offset`, each
+/// step rounded to the nested type. `scales` and `map` are the whole parts, as bytes.
+pub(crate) fn table(nested: &Nested, group: usize, scales: &[u8], map: &[u8]) -> [f32; 256] {
+    let scale = floats(scales).nth(group).unwrap_or(0.0);
     let mut table = [0.0; 256];
     for (entry, value) in table.iter_mut().zip(floats(map)) {
         *entry = value;
     }
+    table.map(|value| match nested.dtype {
+        Dtype::F32 => value * scale + nested.offset,
+        dtype => round_one(dtype, round_one(dtype, value * scale) + nested.offset),
+    })
+}
+
+/// Restores block maxima. `codes` begins at block number `first`; the other parts are whole.
+pub(crate) fn restore(nested: &Nested, codes: &[u8], first: usize, scales: &[u8], map: &[u8]) -> Vec<f32> {
     let mut absmax = Vec::with_capacity(codes.len());
-    let mut scales = floats(scales).skip(first / nested.block);
-    let mut rest = codes;
-    let mut room = nested.block - first % nested.block;
-    while !rest.is_empty() {
-        let (run, after) = rest.split_at(room.min(rest.len()));
-        let scale = scales.next().unwrap_or(0.0);
-        if nested.dtype == Dtype::F32 {
-            absmax.extend(run.iter().map(|&code| table[code as usize] * scale + nested.offset));
-        } else {
-            let round = |x| round_one(nested.dtype, x);
-            absmax.extend(run.iter().map(|&code| round(round(table[code as usize] * scale) + nested.offset)));
-        }
-        rest = after;
-        room = nested.block;
+    for (group, run) in groups(nested, codes, first) {
+        let table = table(nested, group, scales, map);
+        absmax.extend(run.iter().map(|&code| table[code as usize]));
     }
     absmax
+}
+
+/// The codes of other maxima, each one of its block's table; where a maximum stays, so does its code.
+pub(crate) fn recode(
+    nested: &Nested,
+    codes: &[u8],
+    first: usize,
+    scales: &[u8],
+    map: &[u8],
+    absmax: &[f32],
+) -> Vec<u8> {
+    let mut absmax = absmax.iter();
+    let mut recoded = Vec::with_capacity(codes.len());
+    for (group, run) in groups(nested, codes, first) {
+        let table = table(nested, group, scales, map);
+        recoded.extend(run.iter().zip(&mut absmax).map(|(&code, wanted)| {
+            if table[code as usize] == *wanted {
+                return code;
+            }
+            table.iter().position(|have| have == wanted).map_or(code, |at| at as u8)
+        }));
+    }
+    recoded
+}
+
+/// Codes from block number `first` on, cut at second-level blocks, each with its number.
+fn groups<'a>(nested: &Nested, codes: &'a [u8], first: usize) -> impl Iterator<Item = (usize, &'a [u8])> {
+    let (block, start) = (nested.block, first / nested.block);
+    let head = (block - first % block).min(codes.len());
+    let (head, rest) = codes.split_at(head);
+    std::iter::once(head).chain(rest.chunks(block)).enumerate().map(move |(i, run)| (start + i, run))
 }
 
 /// The quantized maxima.

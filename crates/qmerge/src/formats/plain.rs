@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, grow};
+use super::{Claim, Format, Geometry, Grid, Part, Settings, Settled, Weight, grow};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Checkpoint, Entry};
@@ -146,7 +146,7 @@ impl Weight for PlainWeight {
     }
 
     fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {
-        Grid { levels: Levels::Floats(self.dtype), run: 1, scales: Vec::new(), offsets: Vec::new() }
+        Grid::floats(self.dtype)
     }
 
     fn pack(&self, _: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {

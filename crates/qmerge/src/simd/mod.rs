@@ -11,6 +11,7 @@ pub(crate) mod floats;
 pub(crate) mod low_rank;
 pub mod matmul;
 pub(crate) mod moments;
+pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;
 

@@ -44,3 +44,19 @@ fn uniform_body(
         *above = if level < high { (level + 1.0) * scale + offset } else { f32::INFINITY };
     }
 }
+
+versions! {
+    /// Replaces values that are in `old` by those in the same place of `new`; others become 0.
+    pub(crate) fn table_moved(old: &[f32; 16], new: &[f32; 16], values: &[f32], out: &mut [f32]) = moved_body;
+}
+
+#[inline(always)]
+fn moved_body(old: &[f32; 16], new: &[f32; 16], values: &[f32], out: &mut [f32]) {
+    for (&x, out) in values.iter().zip(out) {
+        let mut moved = 0.0;
+        for l in 0..16 {
+            moved = if x == old[l] { new[l] } else { moved };
+        }
+        *out = moved;
+    }
+}

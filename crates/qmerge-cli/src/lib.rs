@@ -109,10 +109,10 @@ fn answer(found: &impl Serialize, outcome: Outcome) -> Result<Answer> {
 /// The first line of what clap says, and the rest as the remedy.
 fn wrong_use(error: &clap::Error) -> Error {
     let text = error.to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = text.lines().map(|line| line.trim().trim_matches(['[', ']'])).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
     let rest: Vec<&str> =
         lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     let error = Error::new(Kind::Usage, first);
-    if rest.is_empty() { error } else { error.with_hint(rest.join(" ")) }
+    if rest.is_empty() { error } else { error.with_hint(rest.join("; ")) }
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional, Union
 
 from . import _qmerge
 from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
-from ._errors import SurvivalError
+from ._errors import low_survival
 from ._progress import Progress
 from ._results import (
     AdapterInspection,
@@ -91,10 +91,7 @@ def merge(
     status, document = run("merge", options, progress or bool(progressbar))
     done = Report(document)
     if status == 1:
-        survival = "none" if done.summary.survival is None else f"{done.summary.survival:.3f}"
-        error = SurvivalError(f"survival {survival} is below min_survival {min_survival}: {done.verdict.text}")
-        error.file, error.hint, error.report = os.fspath(output), done.verdict.advice, done
-        raise error
+        raise low_survival(os.fspath(output), min_survival, done)
     return done
 
 

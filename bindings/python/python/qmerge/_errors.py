@@ -90,6 +90,15 @@ def _in_python(text: str) -> str:
     return re.sub(r"--([a-z][a-z-]*)( (bf16|f32|nearest|keep)\b)?", option, text)
 
 
+def low_survival(output: str, least: float | None, report: Report) -> SurvivalError:
+    """The exception of a merge that kept too little."""
+    survival = "none" if report.summary.survival is None else f"{report.summary.survival:.3f}"
+    error = SurvivalError(f"survival {survival} is below min_survival {least}: {report.verdict.text}")
+    advice = report.verdict.advice
+    error.file, error.hint, error.report = output, _in_python(advice) if advice else None, report
+    return error
+
+
 def make(
     name: str, message: str, file: str | None, tensor: str | None, hint: str | None, errno: int | None
 ) -> Error:

@@ -18,7 +18,8 @@ class Live:
     def __init__(self, demo: Path, quantized: bool = False) -> None:
         self.demo = demo
         self.active_adapters = ["default"]
-        self.peft_config = {"default": SimpleNamespace(base_model_name_or_path=str(demo / "base-nf4"))}
+        config = SimpleNamespace(base_model_name_or_path=str(demo / "base-nf4"))
+        self.peft_config = {"default": config, "other": config}
         quantization = {"quant_method": "bitsandbytes"} if quantized else None
         self.base = SimpleNamespace(name_or_path="", config=SimpleNamespace(quantization_config=quantization))
 
@@ -49,6 +50,8 @@ def test_another_base_than_the_live_one(demo: Path, tmp_path: Path) -> None:
 def test_wrong_use(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(qmerge.UsageError, match="no PeftModel"):
         merge_and_save(object(), tmp_path / "out")
+    with pytest.raises(qmerge.UsageError, match="no adapter `third`"):
+        merge_and_save(Live(demo), tmp_path / "out", adapter_names=["third"])
     nowhere = Live(demo)
     nowhere.peft_config["default"].base_model_name_or_path = None
     with pytest.raises(qmerge.UsageError, match="pass base="):

@@ -74,12 +74,12 @@ def _pairs(value: Adapters) -> list[tuple[str, float]]:
         return [(os.fspath(path), float(weight)) for path, weight in value.items()]
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float)):
         return [(os.fspath(value[0]), float(value[1]))]
-    return [pair for item in value for pair in _pairs(item)]  # type: ignore[arg-type]
+    return [pair for item in value for pair in _pairs(item)]
 
 
 def _named(folder: str, name: str) -> str:
     """PEFT saves the adapter `default` into the folder itself and others into folders of their names."""
-    place = _qmerge.resolve(folder)
+    place = os.fspath(_qmerge.resolve(folder))
     nested = os.path.join(place, name)
     if os.path.isfile(os.path.join(nested, "adapter_config.json")):
         return nested

@@ -57,7 +57,7 @@ class _Tqdm:
 
 def _tqdm(title: str) -> Optional[_Tqdm]:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:
         return None
     return _Tqdm(tqdm(desc=title, unit_scale=True))

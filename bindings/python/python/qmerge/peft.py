@@ -45,6 +45,9 @@ def merge_and_save(
     if not hasattr(model, "peft_config") or not hasattr(model, "save_pretrained"):
         raise UsageError(f"{type(model).__name__} is no PeftModel, and no pair of base and adapter")
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names or _active(model))
+    for name in names:
+        if name not in model.peft_config:
+            raise UsageError(f"the model has no adapter `{name}`")
     base = base or _base_of(model, names)
     _warn_of_other_format(model, base)
     with tempfile.TemporaryDirectory(prefix="qmerge-") as folder:
@@ -58,14 +61,11 @@ def _active(model: Any) -> list[str]:
 
 
 def _base_of(model: Any, names: Sequence[str]) -> str:
-    for place in (getattr(model.get_base_model(), "name_or_path", None), *_trained_on(model, names)):
+    trained_on = (model.peft_config[name].base_model_name_or_path for name in names)
+    for place in (getattr(model.get_base_model(), "name_or_path", None), *trained_on):
         if place:
-            return os.fspath(place)
+            return str(place)
     raise UsageError("the model does not say where its base was loaded from: pass base=")
-
-
-def _trained_on(model: Any, names: Sequence[str]) -> list[Any]:
-    return [model.peft_config[name].base_model_name_or_path for name in names]
 
 
 def _warn_of_other_format(model: Any, base: Path) -> None:

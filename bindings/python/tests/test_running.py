@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -87,3 +88,14 @@ def test_ctrl_c(slow: Path, tmp_path: Path) -> None:
     assert not out.with_name("out.partial").exists()
     qmerge.merge(slow / "base", slow / "adapter", tmp_path / "whole", to="nf4")
     assert weights(out) == weights(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are Unix's")
+def test_ctrl_c_ends_the_command(slow: Path, tmp_path: Path) -> None:
+    words = ["qmerge", "merge", "--base", slow / "base", "--adapter", slow / "adapter", "--to", "nf4", "--threads", "1"]
+    command = subprocess.Popen([*words, "-o", tmp_path / "out"])
+    while not (tmp_path / "out.partial").exists() and command.poll() is None:
+        time.sleep(0.005)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=20) == -signal.SIGINT
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ pub struct Options<'a> {
     pub threads: usize,
     /// Bytes of stored weights that may be held in memory; what does not fit is read whenever it is used. `None` for half of what is free.
     pub held: Option<u64>,
-    /// Asked before every layer whether to go on.
+    /// Asked before every layer, and every weight that is loaded, whether to go on.
     pub progress: Option<&'a dyn Progress>,
 }
 
@@ -132,6 +132,9 @@ impl<'a> Model<'a> {
         let head = self.head.as_mut().unwrap_or(&mut self.embed);
         let layers = self.layers.iter_mut().flat_map(Layer::linears);
         for linear in std::iter::once(head).chain(layers) {
+            if self.progress.is_some_and(|progress| progress.cancelled()) {
+                return Err(stopped());
+            }
             if self.held + linear.bytes() <= limit {
                 linear.hold()?;
                 self.held += linear.bytes();

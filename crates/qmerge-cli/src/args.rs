@@ -136,6 +136,20 @@ pub(crate) enum TokenizerArg {
     Base,
 }
 
+/// What rounding goes by.
+#[derive(Debug, Args)]
+pub(crate) struct Calibrating {
+    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// Round without running the model: faster, keeps less.
+    #[arg(long)]
+    pub(crate) fast: bool,
+    /// Seed of everything that is drawn.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
@@ -147,8 +161,10 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "FORMAT", default_value = "same", value_parser = formats(true))]
     pub(crate) to: String,
     /// How codes are chosen.
-    #[arg(long, value_name = "METHOD", default_value = ROUNDINGS[0].id(), value_parser = roundings())]
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings())]
     pub(crate) rounding: String,
+    #[command(flatten)]
+    pub(crate) calibrating: Calibrating,
     /// Fail (exit status 1) if less than this share of the adapter's delta survives.
     #[arg(long, value_name = "SHARE")]
     pub(crate) min_survival: Option<f64>,
@@ -305,7 +321,9 @@ fn formats(same: bool) -> PossibleValuesParser {
 
 /// The names that `--rounding` takes.
 fn roundings() -> PossibleValuesParser {
-    PossibleValuesParser::new(ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about())))
+    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits, else `nearest`");
+    let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
+    PossibleValuesParser::new(std::iter::once(auto).chain(methods))
 }
 
 /// Bytes, with K, M, G or T (powers of 1024) behind.

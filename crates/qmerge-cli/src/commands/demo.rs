@@ -67,7 +67,7 @@ fn merge(folder: &Path, to: Option<&str>, name: &str) -> Result<()> {
     let plan = Plan::new(&inputs, &options)?;
     let run = RunOptions { existing: Existing { force: true, resume: false }, ..RunOptions::default() };
     let bar = Bar::new(false);
-    let report = merge::run(&inputs, &plan, options.rounding, &folder.join(name), &run, &bar);
+    let report = merge::run(&inputs, &plan, options.rounding, None, &folder.join(name), &run, &bar);
     bar.clear();
     show::report(&report?);
     Ok(())

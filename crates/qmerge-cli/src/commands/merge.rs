@@ -7,11 +7,10 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Progress};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::Report;
-use qmerge::round;
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
-use super::{format, open, read_options, run_options, settings};
+use super::{format, rounding, open, read_options, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -46,10 +45,11 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let options = Options {
         to: format(&args.to)?,
         settings: settings(&args.quantization)?,
-        rounding: round::by_id(&args.rounding)?,
+        seed: args.calibrating.seed,
         maps: args.meaning.map.clone(),
         read: read_options(&args.meaning),
         allow_unused: args.meaning.allow_unused,
+        ..Options::default()
     };
     let mut run = run_options(&args.running);
     run.tokenizer = match args.tokenizer {
@@ -57,7 +57,12 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
         TokenizerArg::Base => Tokenizer::Base,
     };
     let inputs = open(&args.sources)?;
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, progress)
+    let choice = rounding::choose(&inputs, &options, args)?;
+    rounding::refuse_useless(&choice, &args.calibrating)?;
+    let options = Options { rounding: choice.rounding, reason: Some(choice.reason.clone()), ..options };
+    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
+        rounding::run(&inputs, plan, &choice, &args.calibrating, &args.output, &run, progress)
+    })
 }
 
 /// Whether as much survived as was asked for.
@@ -77,7 +82,7 @@ pub(super) fn plan_and_run(
     output: &Path,
     run: &merge::RunOptions,
     args: &Running,
-    progress: &dyn Progress,
+    merge: impl FnOnce(&Plan) -> error::Result<Report>,
 ) -> error::Result<Found> {
     if let Some(path) = &args.report
         && path.extension().is_none_or(|ext| ext != "json")
@@ -89,7 +94,7 @@ pub(super) fn plan_and_run(
         let memory = merge::memory(&plan, run)?;
         return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
     }
-    let report = merge::run(inputs, &plan, options.rounding, output, run, progress)?;
+    let report = merge(&plan)?;
     if let Some(path) = &args.report {
         std::fs::write(path, report.to_json()).map_err(|error| Error::io("write", path, error))?;
     }

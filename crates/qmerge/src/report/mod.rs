@@ -119,6 +119,15 @@ pub struct Ignored {
 pub struct RoundingReport {
     /// Method.
     pub method: String,
+    /// Why this method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seed, where the method draws.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// What the inputs of layers were taken from, where the method needs them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 /// Sums over weights.
@@ -171,6 +180,14 @@ pub struct WeightReport {
     pub changed_fraction: f64,
     /// max |E|.
     pub max_abs_error: f64,
+    /// How its codes were chosen.
+    pub rounding: String,
+    /// ⟨Wq − W0, D⟩_H / ‖D‖²_H with ‖X‖²_H = tr(X H Xᵀ): how much of the adapter's output on real inputs is kept, where they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_output: Option<f64>,
+    /// ‖E‖²_H / ‖D‖²_H.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_output: Option<f64>,
 }
 
 impl WeightReport {
@@ -188,6 +205,9 @@ impl WeightReport {
             noise_to_delta: loss.noise_to_delta,
             changed_fraction: loss.changed_fraction,
             max_abs_error: loss.max_abs_error,
+            rounding: String::new(),
+            kept_output: None,
+            noise_output: None,
         }
     }
 }

@@ -27,6 +27,11 @@ impl Rounding for Adapter {
         true
     }
 
+    // Weights without known inputs are rounded stochastically.
+    fn is_random(&self) -> bool {
+        true
+    }
+
     fn whole(&self) -> Option<&dyn Whole> {
         Some(self)
     }

@@ -19,6 +19,11 @@ impl Rounding for Descent {
         true
     }
 
+    // Weights without known inputs are rounded stochastically.
+    fn is_random(&self) -> bool {
+        true
+    }
+
     fn whole(&self) -> Option<&dyn Whole> {
         Some(self)
     }

@@ -25,6 +25,15 @@ pub static ROUNDINGS: &[&dyn Rounding] =
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
+/// The base's scales, nearest code.
+pub static KEEP: &dyn Rounding = &keep::Keep;
+
+/// What PEFT does.
+pub static NEAREST: &dyn Rounding = &nearest::Nearest;
+
+/// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB.
+pub const MAX_FEATURES: usize = 1 << 16;
+
 /// Where some rows lie.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -56,6 +65,11 @@ pub trait Rounding: Sync {
 
     /// True if [`Rounding::round`] does anything, so that grids must be built.
     fn moves_values(&self) -> bool {
+        false
+    }
+
+    /// True if the result depends on a seed.
+    fn is_random(&self) -> bool {
         false
     }
 

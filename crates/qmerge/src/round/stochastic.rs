@@ -36,4 +36,8 @@ impl Rounding for Stochastic {
     fn moves_values(&self) -> bool {
         true
     }
+
+    fn is_random(&self) -> bool {
+        true
+    }
 }

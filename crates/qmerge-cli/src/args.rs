@@ -165,7 +165,7 @@ pub(crate) struct MergeArgs {
     pub(crate) rounding: String,
     #[command(flatten)]
     pub(crate) calibrating: Calibrating,
-    /// Fail (exit status 1) if less than this share of the adapter's delta survives.
+    /// Fail (exit status 1) if less than this share of the adapter survives: of its outputs where layers' inputs are known, else of its delta.
     #[arg(long, value_name = "SHARE")]
     pub(crate) min_survival: Option<f64>,
     /// Whose tokenizer and chat template the output takes.

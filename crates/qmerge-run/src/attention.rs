@@ -124,7 +124,15 @@ impl<'a> Attention<'a> {
 }
 
 impl Past {
-    fn append(&mut self, k: &[f32], v: &[f32], kv_heads: usize, tokens: usize, sequences: &[Sequence], capacity: usize) {
+    fn append(
+        &mut self,
+        k: &[f32],
+        v: &[f32],
+        kv_heads: usize,
+        tokens: usize,
+        sequences: &[Sequence],
+        capacity: usize,
+    ) {
         // A row of keys is a head, of a feature's worth of values for each position; a row of values is a feature.
         let features = v.len() / tokens.max(1);
         let dim = features / kv_heads.max(1);

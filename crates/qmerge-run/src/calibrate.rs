@@ -183,8 +183,7 @@ mod tests {
         let x: Vec<f32> = (0..features * tokens).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
         let moments = second_moments(&x, tokens);
         for (i, j) in [(0, 0), (1, 299), (299, 1), (280, 270), (100, 257)] {
-            let sum: f64 =
-                (0..tokens).map(|t| f64::from(x[i * tokens + t]) * f64::from(x[j * tokens + t])).sum();
+            let sum: f64 = (0..tokens).map(|t| f64::from(x[i * tokens + t]) * f64::from(x[j * tokens + t])).sum();
             assert!((f64::from(moments.values[i * features + j]) - sum / tokens as f64).abs() < 1e-5, "{i} {j}");
         }
     }

@@ -10,7 +10,7 @@ use qmerge::report::Report;
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
-use super::{format, rounding, open, read_options, run_options, settings};
+use super::{format, open, read_options, rounding, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     show(&found, &args.running)?;
     let outcome = outcome(args, &found);
     if let (Found::Report(report), Some(least), Outcome::Failed) = (&found, args.min_survival, outcome) {
-        match report.summary.survival {
+        match survived(report) {
             Some(survival) => show::warning(&format!("survival {survival:.3} is below --min-survival {least}")),
             None => show::warning("the adapter's delta is zero, so --min-survival cannot be met"),
         }
@@ -59,16 +59,21 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let inputs = open(&args.sources)?;
     let choice = rounding::choose(&inputs, &options, args)?;
     rounding::refuse_useless(&choice, &args.calibrating)?;
-    let options = Options { rounding: choice.rounding, reason: Some(choice.reason.clone()), ..options };
+    let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };
     plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
         rounding::run(&inputs, plan, &choice, &args.calibrating, &args.output, &run, progress)
     })
 }
 
+/// The share of the adapter that is left: of its outputs where they are known, else of its delta.
+fn survived(report: &Report) -> Option<f64> {
+    report.summary.survival.map(|survival| report.summary.kept_output.unwrap_or(survival))
+}
+
 /// Whether as much survived as was asked for.
 pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
     match (found, args.min_survival) {
-        (Found::Report(report), Some(least)) if report.summary.survival.is_none_or(|survival| survival < least) => {
+        (Found::Report(report), Some(least)) if survived(report).is_none_or(|survival| survival < least) => {
             Outcome::Failed
         }
         _ => Outcome::Done,

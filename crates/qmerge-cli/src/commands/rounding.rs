@@ -19,22 +19,22 @@ use crate::args::{Calibrating, MergeArgs};
 /// A method and why it was taken.
 pub(super) struct Choice {
     pub(super) rounding: &'static dyn Rounding,
-    pub(super) reason: String,
+    pub(super) reason: Option<String>,
 }
 
 /// Takes the method that was asked for, or the best that the inputs allow.
 pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> error::Result<Choice> {
     let (calibrating, asked) = (&args.calibrating, args.rounding.as_str());
-    let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: reason.to_owned() };
+    let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: Some(reason.to_owned()) };
     if asked != "auto" {
         let rounding = round::by_id(asked)?;
-        let choice = Choice { rounding, reason: "asked for".into() };
+        let choice = Choice { rounding, reason: None };
         return match runnable(inputs) {
             Err(reason) if rounding.whole().is_some() => Ok(fast(&format!("{asked} was asked for, but {reason}"))),
             _ => Ok(choice),
         };
     }
-    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: reason.to_owned() };
+    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
     if options.to.is_some() {
         return Ok(nearest("another format than the base's has fresh scales"));
     }
@@ -51,7 +51,7 @@ pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> er
     }
     Ok(match runnable(inputs) {
         Err(reason) => fast(&format!("the best method needs to run the model, but {reason}")),
-        Ok(()) => Choice { rounding: best, reason: "keeps most at the same size".into() },
+        Ok(()) => Choice { rounding: best, reason: Some("keeps most at the same size".into()) },
     })
 }
 
@@ -100,7 +100,7 @@ pub(super) fn run(
 pub(super) fn refuse_useless(choice: &Choice, calibrating: &Calibrating) -> error::Result<()> {
     if calibrating.calibrate.is_some() && choice.rounding.whole().is_none() {
         return Err(Error::new(Kind::Usage, format!("--calibrate is of no use to rounding {}", choice.rounding.id()))
-            .with_hint(choice.reason.clone()));
+            .with_hint(choice.reason.clone().unwrap_or_else(|| "leave out --rounding".into())));
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ use crate::plan::{Action, Inputs, Plan, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
 };
-use crate::round::{self, Calibration, Rounding};
+use crate::round::{self, Calibration, Kept, Rounding};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -111,8 +111,11 @@ pub fn run(
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
-    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }
-        .all(finished, calibration.take(), options);
+    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }.all(
+        finished,
+        calibration.take(),
+        options,
+    );
     let finished = match merged {
         Ok(finished) => finished,
         Err(error) => {
@@ -452,13 +455,8 @@ fn assemble(
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
-        let mut weight = WeightReport::new(
-            &planned.name,
-            recode.from.weight.format(),
-            recode.to.format(),
-            recode.to.shape(),
-            &loss,
-        );
+        let mut weight =
+            WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss);
         weight.rounding = match &step.kept {
             Some(kept) => {
                 (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
@@ -470,6 +468,11 @@ fn assemble(
         weights.push(weight);
     }
     let loss = total.loss();
+    let kept: Vec<&Kept> = finished.iter().filter_map(|step| step.kept.as_ref()).collect();
+    let mean = |of: fn(&Kept) -> f64| {
+        (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)
+    };
+    let (kept_output, noise_output) = (mean(|kept| kept.output), mean(|kept| kept.noise));
     Report {
         schema_version: report::SCHEMA_VERSION,
         tool: Tool::THIS,
@@ -491,6 +494,8 @@ fn assemble(
             elements: total.elements,
             survival: loss.survival,
             noise_to_delta: loss.noise_to_delta,
+            kept_output,
+            noise_output,
             changed_fraction: loss.changed_fraction,
             nonfinite: 0,
             seconds: 0.0,
@@ -498,7 +503,7 @@ fn assemble(
             bytes_written: 0,
             peak_rss_bytes: None,
         },
-        verdict: verdict(&loss, quantized),
+        verdict: verdict(&loss, quantized, kept_output),
         weights,
         warnings,
     }

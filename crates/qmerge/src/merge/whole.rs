@@ -11,7 +11,7 @@ use crate::check;
 use crate::error::{Error, Kind, Result, mismatch};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
-use crate::round::{Calibration, InputMoments, Matrix, Metric, Whole, MAX_FEATURES};
+use crate::round::{Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
 use crate::simd::moments::moments;
 use crate::write::Finished;
 
@@ -141,7 +141,8 @@ impl Run<'_> {
         let Matrix { values, grid, .. } = matrix;
         // Other scales first, then codes under them.
         let rescaled = recode.to.rescaled(&views, all.clone(), &grid.scales);
-        let parts: Vec<Vec<u8>> = rescaled.into_iter().zip(&parts).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
+        let parts: Vec<Vec<u8>> =
+            rescaled.into_iter().zip(&parts).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let mut packed = vec![Vec::new(); parts.len()];
         recode.to.pack(&views, all.clone(), &values, &mut packed);

@@ -141,6 +141,12 @@ pub struct Summary {
     pub survival: Option<f64>,
     /// ‖E‖ / ‖D‖ over all of them.
     pub noise_to_delta: Option<f64>,
+    /// Mean over weights of their `kept_output`, where inputs are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_output: Option<f64>,
+    /// Mean over weights of their `noise_output`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_output: Option<f64>,
     /// Share of their elements whose decoded value changed.
     pub changed_fraction: f64,
     /// Values that were NaN or infinite: 0, or there would be no output.

@@ -11,8 +11,7 @@ use super::{Rounding, Whole};
 pub(super) struct Adapter;
 
 /// From the layer's error to the adapter's directions by steps: each stage starts from a good point of the one before.
-const STAGES: &[Stage] =
-    &[Stage { mu: 0.0, passes: 2 }, Stage { mu: 16.0, passes: 6 }, Stage { mu: 48.0, passes: 4 }];
+const STAGES: &[Stage] = &[Stage { mu: 0.0, passes: 2 }, Stage { mu: 16.0, passes: 6 }, Stage { mu: 48.0, passes: 4 }];
 
 impl Rounding for Adapter {
     fn id(&self) -> &'static str {

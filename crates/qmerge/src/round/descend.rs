@@ -46,8 +46,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     let inverse = matrix.metric.diagonal.iter().map(|h| 1.0 / h).collect();
     let runs = Runs::new(matrix);
     let start = matrix.grid.scales.clone();
-    let mut state =
-        State { matrix, delta: &delta, products, shared, inverse, runs, row: Row::new(n), mu: 0.0 };
+    let mut state = State { matrix, delta: &delta, products, shared, inverse, runs, row: Row::new(n), mu: 0.0 };
     let last = stages.last().map_or(0.0, |stage| stage.mu);
     let before = state.objective(last);
     for stage in stages {
@@ -143,8 +142,7 @@ impl State<'_, '_> {
         let moved = self.move_values(r, length) + self.move_scales(r, length);
         if moved > 0 {
             let inverse = 1.0 / length;
-            for ((product, before), pull) in
-                self.products[at].iter_mut().zip(&mut self.row.before).zip(&self.row.pull)
+            for ((product, before), pull) in self.products[at].iter_mut().zip(&mut self.row.before).zip(&self.row.pull)
             {
                 *before = (pull - *before) * inverse;
                 *product += *before;
@@ -170,7 +168,14 @@ impl State<'_, '_> {
             let block = start..(start + BLOCK).min(n);
             let look = |values: &[f32], pull: &[f32], low: &[f32], high: &[f32]| {
                 let b = block.clone();
-                beyond(&values[b.clone()], &pull[b.clone()], &self.inverse[b.clone()], 1.0 / length, &low[b.clone()], &high[b])
+                beyond(
+                    &values[b.clone()],
+                    &pull[b.clone()],
+                    &self.inverse[b.clone()],
+                    1.0 / length,
+                    &low[b.clone()],
+                    &high[b],
+                )
             };
             let mut mask = look(values, pull, low, high);
             while mask != 0 {

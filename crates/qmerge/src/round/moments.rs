@@ -62,7 +62,9 @@ impl Metric {
                 Kind::NotFinite,
                 format!("the moment of inputs {} and {} is {x}", at / features, at % features),
             )
-            .with_hint("the model's activations overflow on this text: check the adapter, or use --rounding stochastic"));
+            .with_hint(
+                "the model's activations overflow on this text: check the adapter, or use --rounding stochastic",
+            ));
         }
         let mean = (0..features).map(|i| f64::from(values[i * features + i])).sum::<f64>() / features.max(1) as f64;
         for i in 0..features {

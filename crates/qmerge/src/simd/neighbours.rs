@@ -27,15 +27,7 @@ versions! {
 }
 
 #[inline(always)]
-fn uniform_body(
-    scale: f32,
-    offset: f32,
-    low: f32,
-    high: f32,
-    values: &[f32],
-    below: &mut [f32],
-    above: &mut [f32],
-) {
+fn uniform_body(scale: f32, offset: f32, low: f32, high: f32, values: &[f32], below: &mut [f32], above: &mut [f32]) {
     let inverse = 1.0 / scale;
     for ((&x, below), above) in values.iter().zip(below).zip(above) {
         let level = ((x - offset) * inverse).round_ties_even();

@@ -139,7 +139,8 @@ impl Line {
             },
         });
         let late = self.late.into_iter().map(|(part, text)| (part, text.into_bytes())).collect();
-        let kept = self.kept.map(|[output, noise]| Kept { output: f64::from_bits(output), noise: f64::from_bits(noise) });
+        let kept =
+            self.kept.map(|[output, noise]| Kept { output: f64::from_bits(output), noise: f64::from_bits(noise) });
         Some(Finished { step: self.step, sums, kept, late })
     }
 }

@@ -9,5 +9,6 @@ mod interrupted;
 mod licences;
 mod model;
 mod output;
+mod rounding;
 mod running;
 mod text;

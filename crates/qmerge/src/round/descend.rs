@@ -26,6 +26,9 @@ pub(super) struct Stage {
 const ENOUGH: f64 = 5e-6;
 /// Longest run whose scale may be moved.
 const LONGEST_RUN: usize = 256;
+/// A scale move costs a run's worth of value moves, so it must pay: by this share of a run's part of its row's objective, times the number of inputs.
+/// (At 576 inputs that leaves out 0.03 of the part, at 4096 0.2, which halves the moves and costs 2 % of the objective.)
+const PAYS: f32 = 5e-5;
 /// Elements that are looked at together.
 const BLOCK: usize = 64;
 
@@ -107,7 +110,10 @@ struct Runs {
 impl Runs {
     fn new(matrix: &Matrix<'_>) -> Option<Self> {
         let len = matrix.grid.run;
-        if matrix.grid.choices == Choices::Fixed || len < 2 || len > LONGEST_RUN || !matrix.cols.is_multiple_of(len) {
+        if matrix.grid.choices == Choices::Fixed
+            || !(2..=LONGEST_RUN).contains(&len)
+            || !matrix.cols.is_multiple_of(len)
+        {
             return None;
         }
         let row = |i: usize| {
@@ -205,6 +211,9 @@ impl State<'_, '_> {
     fn move_scales(&mut self, r: usize, length: f32) -> usize {
         let Some(runs) = &self.runs else { return 0 };
         let n = self.matrix.cols;
+        let own = self.matrix.values[r * n..(r + 1) * n].iter().zip(&self.matrix.target[r * n..(r + 1) * n]);
+        let error: Vec<f32> = own.map(|(value, target)| value - target).collect();
+        let least = PAYS * runs.len as f32 * 0.5 * dot(&error, &self.row.pull).max(0.0);
         let Matrix { values, grid, metric, .. } = &mut *self.matrix;
         let pull = &mut self.row.pull;
         let (mut direction, mut product) = (vec![0.0; runs.len], vec![0.0; runs.len]);
@@ -233,7 +242,7 @@ impl State<'_, '_> {
             moved.iter_mut().zip(&*own).for_each(|(moved, value)| *moved -= value);
             runs.multiply(number, &moved, &mut product);
             let gain = dot(&moved, &pull[columns.clone()]) + 0.5 * length * dot(&moved, &product);
-            if gain >= 0.0 || !gain.is_finite() {
+            if gain >= -least || !gain.is_finite() {
                 continue;
             }
             grid.scales[run] = wanted;

@@ -391,6 +391,7 @@ pub(crate) fn verification(found: &Verification) {
 fn state(state: State) -> &'static str {
     match state {
         State::Applied => "applied",
+        State::Moved => "moved",
         State::Lost => "lost to rounding",
         State::Scaled => "other strength",
         State::Absent => "absent",

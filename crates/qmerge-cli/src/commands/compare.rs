@@ -17,6 +17,7 @@ use super::generate::{folders, options};
 use super::merge::print_json;
 use super::{apart_options, open};
 use crate::args::CompareArgs;
+use crate::page::{self, Form};
 use crate::{Outcome, show};
 
 /// Tokens that go through a model at a time, where memory allows.
@@ -27,11 +28,7 @@ const PROMPT: usize = 32;
 const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
-    if let Some(path) = &args.report
-        && path.extension().is_none_or(|ext| ext != "json")
-    {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path).into());
-    }
+    let form = args.report.as_deref().map(page::form).transpose()?;
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let merged = args
@@ -91,9 +88,18 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     });
     bar.finish_and_clear();
     let found = found?;
-    if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&found)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    if let (Some(path), Some(form)) = (&args.report, form) {
+        match form {
+            Form::Json => {
+                let text = serde_json::to_string_pretty(&found)?;
+                std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            Form::Html => {
+                // A single merge by qmerge shows its own report too.
+                let report = if let [merged] = &args.merged[..] { super::report::of_merge(merged) } else { None };
+                page::write(path, report.as_ref(), Some(&serde_json::to_value(&found)?))?;
+            }
+        }
     }
     if args.json {
         print_json(&found)?

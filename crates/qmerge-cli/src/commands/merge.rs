@@ -1,7 +1,6 @@
 //! `qmerge merge`.
 
 use anyhow::{Context, Result};
-use qmerge::error::{Error, Kind};
 use qmerge::merge;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::report::Report;
@@ -10,6 +9,7 @@ use qmerge::write::Tokenizer;
 
 use super::{format, open, read_options, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
+use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
@@ -52,11 +52,7 @@ pub(super) fn plan_and_run(
     run: &merge::RunOptions,
     args: &Running,
 ) -> Result<Option<Report>> {
-    if let Some(path) = &args.report
-        && path.extension().is_none_or(|ext| ext != "json")
-    {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path).into());
-    }
+    let form = args.report.as_deref().map(page::form).transpose()?;
     let plan = Plan::new(inputs, options)?;
     if args.dry_run {
         let memory = merge::memory(&plan, run)?;
@@ -68,8 +64,13 @@ pub(super) fn plan_and_run(
     let report = merge::run(inputs, &plan, options.rounding, output, run, &bar);
     bar.clear();
     let report = report?;
-    if let Some(path) = &args.report {
-        std::fs::write(path, report.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+    if let (Some(path), Some(form)) = (&args.report, form) {
+        match form {
+            Form::Json => {
+                std::fs::write(path, report.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            Form::Html => page::write(path, Some(&serde_json::to_value(&report)?), None)?,
+        }
     }
     if args.json {
         print_json(&report)?;

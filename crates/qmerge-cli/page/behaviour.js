@@ -1,10 +1,10 @@
 // Models side by side: bars, the table, and continuations with the place where they part.
 
-// Horizontal bars from zero, as text with a bar beside it.
-function bars(title, about, rows, text) {
+// Horizontal bars from zero to the largest value, or to `whole` where a value has a natural end.
+function bars(title, about, rows, text, whole = 1e-12) {
     const filled = rows.filter(([, value]) => isNumber(value));
     if (!filled.length) return null;
-    const largest = Math.max(...filled.map(([, value]) => value), 1e-12);
+    const largest = Math.max(...filled.map(([, value]) => value), whole);
     return el("div", { class: "chart" },
         el("h3", {}, title),
         el("p", { class: "quiet" }, about),
@@ -42,17 +42,19 @@ function shared(a, b) {
     return at;
 }
 
-const words = (text) => text.split(/\s+/).filter(Boolean).length;
+const words = (text) => text.split(/\s+/).filter((word) => /[\p{L}\p{N}]/u.test(word)).length;
 
 function continuation(model, text, reference) {
     const whole = model === apart || reference === null;
     const at = whole ? text.length : shared(text, reference);
     const same = at === text.length && (whole || text.length === reference.length);
     const kept = words(text.slice(0, at));
+    // Space is not worth a mark.
+    const rest = at + (text.length - at - text.slice(at).trimStart().length);
     const note = whole ? "reference" : same ? "the same to the end" : kept === 0 ? "differs from the first word" : `differs after ${kept} word${kept === 1 ? "" : "s"}`;
     return el("div", { class: "continuation" },
         el("h4", { title: model.name }, modelLabel(model), el("small", { class: whole || same ? "" : "differs" }, note)),
-        el("p", {}, text.slice(0, at), same || whole ? null : el("mark", {}, text.slice(at) || "(ends here)")),
+        el("p", {}, text.slice(0, rest), same || whole ? null : el("mark", {}, text.slice(rest) || "(ends here)")),
     );
 }
 
@@ -77,7 +79,7 @@ function showBehaviour() {
         "The adapter kept apart is exact, and the reference.");
     const rows = (key) => models.map((m) => [m, m[key]]);
     $(".bars", section).append(...[
-        bars("Gain kept", "of the loss that the adapter saves; more is better", merges.map((m) => [m, m.gain_kept]), share),
+        bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, 1),
         bars("Perplexity", "less is better", rows("perplexity"), fixed(3)),
         bars("Loss", "nats per token, less is better", rows("loss"), fixed(4)),
         bars("KL", "nats per token from the adapter kept apart; less is better", models.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${fixed(4)(m.kl_se)}` : ""]), fixed(4)),

@@ -52,8 +52,15 @@ function heatTable({ name, layers, cells }, cellsOut) {
     for (let at = 0; at < layers.length; at += step) {
         headings.push(el("th", { scope: "colgroup", colspan: Math.min(step, layers.length - at) }, String(layers[at])));
     }
+    // Where there is little room, the last part of a module's name is enough if it is the only one.
+    const last = (module) => module.slice(module.lastIndexOf(".") + 1);
+    const lasts = [...cells.keys()].map(last);
+    const label = (module) => {
+        const far = module.slice(0, module.length - last(module).length);
+        return far && lasts.filter((other) => other === last(module)).length === 1 ? [el("span", { class: "far" }, far), last(module)] : module;
+    };
     const rows = [...cells].map(([module, row]) => el("tr", {},
-        el("th", { scope: "row", title: module }, module),
+        el("th", { scope: "row", title: module }, label(module)),
         layers.map((layer) => {
             const some = row.get(layer);
             if (!some) return el("td", { class: "absent" });

@@ -1,24 +1,28 @@
 // The worst weights, and the table of all: sorted and filtered as a whole, shown a page at a time, so that thousands stay quick.
 
+// A column that no weight fills is left out.
 const COLUMNS = [
     { key: "name", title: "weight", text: (x) => x, words: true },
-    { key: "format", title: "format", text: (x) => x, words: true },
-    { key: "shape", title: "shape", text: (x) => x, by: (w) => w.elements },
-    { key: "rounding", title: "rounding", text: (x) => x ?? NONE, words: true, optional: true },
-    { key: "delta_ratio", title: "delta/weight", text: ratio },
     { key: "survival", title: "survival", text: figure, measure: true },
     { key: "noise_to_delta", title: "noise/delta", text: figure, measure: true },
-    { key: "kept_output", title: "kept at output", text: figure, measure: true, optional: true },
-    { key: "noise_output", title: "noise at output", text: figure, measure: true, optional: true },
+    { key: "kept_output", title: "kept at output", text: figure, measure: true },
+    { key: "noise_output", title: "noise at output", text: figure, measure: true },
+    { key: "delta_ratio", title: "delta/weight", text: ratio },
     { key: "error_ratio", title: "error/weight", text: ratio },
     { key: "changed_fraction", title: "changed", text: share },
     { key: "max_abs_error", title: "largest error", text: small },
-].filter((column) => column.words || column.key === "shape" ? !column.optional || weights.some((w) => w[column.key] !== null) : weights.some((w) => w[column.key] !== null));
+    { key: "format", title: "format", text: (x) => x, words: true },
+    { key: "rounding", title: "rounding", text: (x) => x ?? NONE, words: true },
+    { key: "shape", title: "shape", text: (x) => x, by: (w) => w.elements },
+].filter(({ key }) => weights.some((w) => w[key] !== null));
+
+// A name breaks after its dots.
+const breakable = (name) => name.split(/(?<=\.)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 
 function weightRow(w, columns) {
     return el("tr", {}, columns.map((column) => {
         const text = column.text(w[column.key]);
-        if (column.key === "name") return el("th", { scope: "row" }, text);
+        if (column.key === "name") return el("th", { scope: "row" }, breakable(text));
         const cell = el("td", { class: column.words ? "" : "number" }, text);
         if (column.measure && w[column.key] !== null) {
             cell.classList.add("tinted");
@@ -61,16 +65,14 @@ function showWeights() {
     const section = $("#weights");
     const filter = $("#filter");
     const format = $("#formats select");
-    const state = { sort: null, down: false, page: 0, found: weights };
+    const state = { sort: COLUMNS[0], down: false, page: 0, found: weights };
 
     const heads = COLUMNS.map((column) => {
         const button = el("button", { type: "button" }, column.title);
         const head = el("th", { scope: "col", class: column.words ? "" : "number", "aria-sort": "none" }, button);
         button.addEventListener("click", () => {
-            // Up, down, and the order of the output again.
-            if (state.sort !== column) [state.sort, state.down] = [column, false];
-            else if (!state.down) state.down = true;
-            else state.sort = null;
+            state.down = state.sort === column && !state.down;
+            state.sort = column;
             find();
         });
         return head;
@@ -100,7 +102,7 @@ function showWeights() {
             const name = w.name.toLowerCase();
             return wanted.every((word) => holds(name, word)) && (!format.value || w.format === format.value);
         });
-        if (state.sort) state.found.sort(compareBy(state.sort, state.down));
+        state.found.sort(compareBy(state.sort, state.down));
         state.page = 0;
         heads.forEach((head, i) => head.setAttribute("aria-sort", state.sort !== COLUMNS[i] ? "none" : state.down ? "descending" : "ascending"));
         draw();
@@ -122,7 +124,8 @@ function showWeights() {
     find();
     section.hidden = false;
     return ({ module, layer, some, outside }) => {
-        filter.value = some.length === 1 ? some[0].name : `${outside ? "" : layer} ${module.split("*").join(" ")}`.trim();
+        const where = outside ? "" : `${some[0].group.split(".").pop()}.${layer}.`;
+        filter.value = some.length === 1 ? some[0].name : [where, ...module.split("*")].join(" ").trim();
         find();
         section.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     };

@@ -55,7 +55,7 @@ function showVerdict() {
         severity = "";
         head = `Converted to ${report.output?.format ?? "another format"}`;
     } else if (report) {
-        severity = SEVERITY[effect] ?? "";
+        severity = Object.hasOwn(SEVERITY, effect) ? SEVERITY[effect] : "";
         head = sentence(String(report.verdict?.text ?? "A merge without a verdict").split(":")[0]);
     } else {
         severity = "";
@@ -67,10 +67,8 @@ function showVerdict() {
     for (const [, judgement] of behaviours) {
         lines.append(el("p", { class: behaviours.length > 1 ? `dot ${judgement.severity}` : "" }, judgement.text));
     }
-    if (report?.verdict?.text && !converted) {
-        const own = behaviours.length ? "In the weights, " : "";
-        lines.append(el("p", {}, own ? own + report.verdict.text + "." : sentence(report.verdict.text) + "."));
-    }
+    // Without behaviour, the headline and the figures have said it.
+    if (report?.verdict?.text && !converted && behaviours.length) lines.append(el("p", {}, `In the weights, ${report.verdict.text}.`));
     // The advice to compare is met once that was done, and kept behaviour needs none.
     if (report?.verdict?.advice && !(behaviours.length && (severity === "good" || effect === "noisy"))) {
         lines.append(el("p", { class: "advice" }, el("strong", {}, "Advice: "), `${report.verdict.advice}.`));

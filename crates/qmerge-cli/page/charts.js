@@ -1,7 +1,5 @@
 // Histogram and scatter plot, drawn by uPlot on a canvas: so colours are read from the style sheet, and a change of theme draws anew.
 
-const BINS = 40;
-
 function quantile(sorted, q) {
     return sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
 }
@@ -35,9 +33,11 @@ function histogram(values) {
     let start = log ? to(low) : Math.min(0, low);
     let end = to(high);
     if (!(end > start)) [start, end] = [start - 0.5, start + 0.5];
-    const width = (end - start) / BINS;
-    const counts = new Array(BINS).fill(0);
-    for (const value of values) counts[Math.min(BINS - 1, Math.max(0, Math.floor((to(value) - start) / width)))] += 1;
+    // Enough to show a shape, and not so many that most are empty.
+    const bins = Math.min(40, Math.max(8, Math.ceil(2 * Math.sqrt(values.length))));
+    const width = (end - start) / bins;
+    const counts = new Array(bins).fill(0);
+    for (const value of values) counts[Math.min(bins - 1, Math.max(0, Math.floor((to(value) - start) / width)))] += 1;
     const centres = counts.map((_, i) => start + (i + 0.5) * width);
     return { counts, centres, start, end, width, log, from };
 }

@@ -124,10 +124,15 @@ const models = list(comparison?.models).map((m) => ({ ...m, name: String(m.name 
 const base = models.find((m) => m.name === "base");
 const apart = models.find((m) => m.name === "apart");
 const merges = models.filter((m) => m !== base && m !== apart);
-const trimmed = (path) => String(path ?? "").replace(/[\\/]+$/, "");
-const thisMerge = report
-    ? (merges.find((m) => trimmed(m.name) === trimmed(report.output?.path)) ?? (merges.length === 1 ? merges[0] : undefined))
-    : undefined;
+const thisMerge = report ? ofReport() : undefined;
+
+// By its path, by the last part of it (the two commands may have run in different folders), or because there is no other.
+function ofReport() {
+    const trimmed = (path) => String(path ?? "").replace(/[\\/]+$/, "");
+    const output = trimmed(report.output?.path);
+    const alike = merges.filter((m) => lastPart(m.name) === lastPart(output));
+    return merges.find((m) => trimmed(m.name) === output) ?? (alike.length === 1 ? alike[0] : merges.length === 1 ? merges[0] : undefined);
+}
 
 function modelLabel(model) {
     if (model === base) return "base alone";

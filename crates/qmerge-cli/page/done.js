@@ -46,8 +46,8 @@ function showDone() {
         ...fact("rounding", rounding.method, more.map(([key, value]) => quiet(`${key.replaceAll("_", " ")} ${value}`))),
         ...fact(
             "weights",
-            adapters.length ? `${integer(summary.weights_merged)} merged` : `${integer(weights.length)} converted`,
-            quiet(joined(`${count(summary.elements)} elements`, isNumber(summary.changed_fraction) && `${share(summary.changed_fraction)} changed`)),
+            adapters.length ? `${integer(summary.weights_merged ?? weights.length)} merged` : `${integer(weights.length)} converted`,
+            quiet(joined(isNumber(summary.elements) && `${count(summary.elements)} elements`, isNumber(summary.changed_fraction) && `${share(summary.changed_fraction)} changed`)),
             summary.nonfinite > 0 ? `${integer(summary.nonfinite)} NaN or infinite` : null,
         ),
         ...fact("time", isNumber(summary.seconds) ? seconds(summary.seconds) : null, quiet(joined(

@@ -45,9 +45,9 @@ function showVerdict() {
     const behaviours = (thisMerge ? [thisMerge] : merges).map((m) => [m, judged(m)]).filter(([, judgement]) => judgement);
     let head;
     let severity;
-    if (behaviours.length === 1) {
+    if (behaviours.length === 1 && (thisMerge || !report)) {
         [{ severity, head }] = [behaviours[0][1]];
-    } else if (behaviours.length > 1) {
+    } else if (behaviours.length && !report) {
         const best = behaviours.reduce((a, b) => ((b[1].gain ?? -Infinity) > (a[1].gain ?? -Infinity) ? b : a));
         severity = best[1].severity;
         head = best[1].gain === null ? best[1].head : `The best of ${behaviours.length} merges keeps ${share(best[1].gain)} of the gain`;
@@ -81,7 +81,7 @@ function showVerdict() {
         const text = "Behaviour was not measured. qmerge compare tells how much of the adapter's gain is left, which these figures do not.";
         lines.append(el("p", { class: "quiet" }, text));
     }
-    const measured = behaviours.length === 1 ? behaviours[0] : null;
+    const measured = behaviours.length === 1 && (thisMerge || !report) ? behaviours[0] : null;
     const gain = measured ? measured[1].gain : summary.gain_kept;
     const kl = measured ? measured[0].kl : summary.kl;
     if (isNumber(gain)) tiles.append(tile("gain kept", share(gain), "of what the adapter gains in loss", keptSeverity(gain)));

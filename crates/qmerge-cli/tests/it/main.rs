@@ -8,5 +8,6 @@ mod interrupted;
 mod licences;
 mod model;
 mod output;
+mod page;
 mod running;
 mod text;

@@ -43,7 +43,8 @@ fn read(path: &Path) -> Result<(Value, bool)> {
     let refuse = |problem: String| Error::new(Kind::Malformed, problem).in_file(&file);
     let document: Value = serde_json::from_slice(&bytes).map_err(|error| refuse(format!("not JSON: {error}")))?;
     let of_merge = document["weights"].is_array() && document["output"].is_object();
-    if !of_merge && !(document["models"].is_array() && document["windows"].is_number()) {
+    let comparison = document["models"].is_array() && document["windows"].is_number();
+    if !of_merge && !comparison {
         let hint = format!("a page shows a {FILE_NAME} or what `qmerge compare --json` printed");
         return Err(refuse("neither a merge's report nor a comparison".into()).with_hint(hint).into());
     }

@@ -50,11 +50,10 @@ function showDone() {
             quiet(joined(isNumber(summary.elements) && `${count(summary.elements)} elements`, isNumber(summary.changed_fraction) && `${share(summary.changed_fraction)} changed`)),
             summary.nonfinite > 0 ? `${integer(summary.nonfinite)} NaN or infinite` : null,
         ),
-        ...fact("time", isNumber(summary.seconds) ? seconds(summary.seconds) : null, quiet(joined(
-            isNumber(summary.bytes_read) && `${bytes(summary.bytes_read)} read`,
-            isNumber(summary.bytes_written) && `${bytes(summary.bytes_written)} written`,
-        ))),
-        ...fact("memory", isNumber(summary.peak_rss_bytes) ? bytes(summary.peak_rss_bytes) : null, quiet(isNumber(summary.peak_rss_bytes) ? "at its largest" : "")),
+        ...fact("time and memory",
+            joined(isNumber(summary.seconds) && seconds(summary.seconds), isNumber(summary.peak_rss_bytes) && bytes(summary.peak_rss_bytes)),
+            quiet(joined(isNumber(summary.bytes_read) && `${bytes(summary.bytes_read)} read`, isNumber(summary.bytes_written) && `${bytes(summary.bytes_written)} written`)),
+        ),
     );
     $("#done").hidden = false;
     const warnings = list(report.warnings);

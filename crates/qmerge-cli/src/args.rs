@@ -51,6 +51,10 @@ pub(crate) enum Command {
                             qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1"
     )]
     Generate(Box<GenerateArgs>),
+    /// Show a merge's report, a comparison, or both as one page of HTML that needs no network.
+    #[command(after_help = "Examples:\n  qmerge report merged/qmerge-report.json -o merged.html\n  \
+                            qmerge report merged/qmerge-report.json compare.json -o merged.html")]
+    Report(ReportArgs),
     /// Merge the small trained model that comes with the program, and show the report.
     Demo(DemoArgs),
 }
@@ -117,7 +121,7 @@ pub(crate) struct Running {
     /// Most memory to use, like 300M or 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<u64>,
-    /// Also write the report to this .json file.
+    /// Also write the report to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Print nothing but errors.
@@ -262,7 +266,7 @@ pub(crate) struct CompareArgs {
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) engine: Engine,
-    /// Also write the answer to this .json file.
+    /// Also write the answer to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Print JSON.
@@ -303,6 +307,16 @@ pub(crate) struct GenerateArgs {
     /// Print nothing but the answer.
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// A merge's report, and what `compare --json` printed or `compare --report` wrote; or one of them.
+    #[arg(value_name = "FILE.json", required = true, num_args = 1..=2)]
+    pub(crate) documents: Vec<PathBuf>,
+    /// The page.
+    #[arg(long, short, value_name = "FILE.html")]
+    pub(crate) output: PathBuf,
 }
 
 #[derive(Debug, Args)]

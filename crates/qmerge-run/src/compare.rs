@@ -57,6 +57,8 @@ pub struct Comparison {
     pub windows: usize,
     /// Scored tokens.
     pub tokens: usize,
+    /// Prompts that were continued, as text.
+    pub prompts: Vec<String>,
     /// One per model; the reference is "apart".
     pub models: Vec<Figures>,
 }
@@ -153,6 +155,7 @@ pub fn compare(
         context: task.context,
         windows: windows.len(),
         tokens,
+        prompts: task.prompts.iter().map(|prompt| tokenizer.decode(prompt)).collect::<Result<_>>()?,
         models,
     })
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use qmerge::error::{self, Error, Kind};
+use qmerge::error;
 use qmerge::merge::{self, Progress};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::Report;
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{format, open, read_options, rounding, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
+use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
@@ -89,19 +90,19 @@ pub(super) fn plan_and_run(
     args: &Running,
     merge: impl FnOnce(&Plan) -> error::Result<Report>,
 ) -> error::Result<Found> {
-    if let Some(path) = &args.report
-        && path.extension().is_none_or(|ext| ext != "json")
-    {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path));
-    }
+    let form = args.report.as_deref().map(page::form).transpose()?;
     let plan = Plan::new(inputs, options)?;
     if args.dry_run {
         let memory = merge::memory(&plan, run)?;
         return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
     }
     let report = merge(&plan)?;
-    if let Some(path) = &args.report {
-        std::fs::write(path, report.to_json()).map_err(|error| Error::io("write", path, error))?;
+    if let (Some(path), Some(form)) = (&args.report, form) {
+        let document = serde_json::to_value(&report).unwrap_or_default();
+        match form {
+            Form::Json => page::write_json(path, &document)?,
+            Form::Html => page::write(path, Some(&document), None)?,
+        }
     }
     Ok(Found::Report(Box::new(report)))
 }

@@ -343,7 +343,7 @@ fn wrong_use() {
     refused(&folder, &["--to", "nf4", "--block-size", "63"], 2, &["block size 63"]);
     refused(&folder, &["--map", "no arrow"], 2, &["--map", "=>"]);
     refused(&folder, &["--max-memory", "1M"], 2, &["--max-memory", "at least"]);
-    refused(&folder, &["--report", "x.txt"], 2, &["written as .json"]);
+    refused(&folder, &["--report", "x.txt"], 2, &["written as .json or .html"]);
     let output = run(folder.path(), &["merge", "--base", "nowhere", "--adapter", "adapter", "-o", "out"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("nowhere"));

@@ -77,7 +77,7 @@ test("a real merge with its comparison", async () => {
         assert.match(await page.title(), /qmerge report/);
         assert.match(await page.textContent("#verdict .tiles"), /gain kept.*%.*KL.*survival.*noise/s);
         assert.match(await page.textContent("#verdict .lines"), /merged-nf4 keeps [0-9.]+ % of what the adapter gains/);
-        assert.match(await page.textContent("#done"), /demo\/base-nf4.*demo\/adapter.*LORA.*rounding.*nearest.*28 merged/s);
+        assert.match(await page.textContent("#done"), /demo\/base-nf4.*demo\/adapter.*LORA.*rounding.*adapter.*28 merged/s);
         assert.equal(await page.locator("#heat td").count(), 28);
         assert.equal(await page.locator("#behaviour .continuation").count(), 12);
         assert.ok((await page.locator("#behaviour mark").count()) > 0);

@@ -14,12 +14,12 @@ from conftest import write_safetensors
 
 def test_low_survival(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(qmerge.SurvivalError, match="below min_survival 0.9") as raised:
-        qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", min_survival=0.9)
+        qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", rounding="nearest", min_survival=0.9)
     error = raised.value
     assert error.report.verdict.effect == "lost" and error.file == str(tmp_path / "out")
-    assert error.hint is not None and 'to="bf16"' in error.hint
+    assert error.hint is not None and 'rounding="auto"' in error.hint
     assert (tmp_path / "out/config.json").exists()
-    qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "kept", to="bf16", min_survival=0.9)
+    qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "kept", min_survival=0.9)
 
 
 def test_output_exists(demo: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ PROGRAM = os.environ.get("QMERGE_PROGRAM", "qmerge")
     [
         ({}, []),
         ({"to": "bf16"}, ["--to", "bf16"]),
+        ({"rounding": "nearest"}, ["--rounding", "nearest"]),
         ({"rounding": "keep", "threads": 2}, ["--rounding", "keep"]),
+        ({"fast": True, "seed": 3}, ["--fast", "--seed", "3"]),
         ({"to": "fp4", "double_quant": False, "block_size": 128}, ["--to=fp4", "--double-quant=false", "--block-size=128"]),
     ],
 )
@@ -36,8 +38,8 @@ def test_same_bytes_as_the_program(demo: Path, tmp_path: Path, options: dict, wo
 
 def test_report(demo: Path, tmp_path: Path) -> None:
     extra = tmp_path / "extra.json"
-    report = qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", report=extra)
-    assert report.verdict.effect == "lost"
+    report = qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", rounding="nearest", report=extra)
+    assert report.verdict.effect == "lost" and report.summary.kept_output is None
     assert 0.19 < report.summary.survival < 0.2
     assert report.weights[0].shape == [128, 384] and report.weights[0].from_ == "nf4"
     assert report.adapters[0].tensors == 56 and report.adapters[0].base_model == "base-nf4"
@@ -45,6 +47,13 @@ def test_report(demo: Path, tmp_path: Path) -> None:
     assert qmerge.Report.load(tmp_path / "out") == report == qmerge.Report.load(extra)
     assert str(report) == report.verdict.text
     assert "weights=<28 items>" in repr(report)
+
+
+def test_the_default_keeps_the_adapter(demo: Path, tmp_path: Path) -> None:
+    report = qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", calibrate=demo / "calibration.txt")
+    assert report.rounding.method == "adapter" and report.rounding.calibration.endswith("calibration.txt")
+    assert report.verdict.effect == "kept" and report.summary.kept_output > 0.95
+    assert all(weight.kept_output > 0.9 and weight.rounding == "adapter" for weight in report.weights)
 
 
 def test_adapters_and_weights(demo: Path, tmp_path: Path) -> None:

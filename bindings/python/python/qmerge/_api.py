@@ -36,6 +36,9 @@ def merge(
     *,
     to: Optional[str] = None,
     rounding: Optional[str] = None,
+    calibrate: Optional[Path] = None,
+    fast: bool = False,
+    seed: Optional[int] = None,
     min_survival: Optional[float] = None,
     tokenizer: Optional[str] = None,
     map: Maps = None,
@@ -63,8 +66,11 @@ def merge(
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
         output: folder or `.safetensors` file.
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
-        rounding: how codes are chosen: "nearest" (PEFT's bytes) or "keep".
-        min_survival: raise `SurvivalError` if a smaller share of the adapter's delta survives. The output is written all the same.
+        rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
+        calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
+        fast: round without running the model.
+        seed: seed of everything that is drawn.
+        min_survival: raise `SurvivalError` if a smaller share of the adapter survives: of its outputs where layers' inputs are known, else of its delta. The output is written all the same.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
         allow_unused: leave out adapter tensors that match nothing.
@@ -75,7 +81,7 @@ def merge(
         resume: go on where a merge with the same arguments was interrupted.
         threads: worker threads. The output does not depend on it.
         max_memory: most memory to use, in bytes or like "2G".
-        report: also write the report to this `.json` file.
+        report: also write the report to this `.json` or `.html` file.
         adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
         safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
         progress: a function that is told the bytes done and in all, or True for a bar. What it raises stops the merge.
@@ -102,6 +108,9 @@ def plan(
     *,
     to: Optional[str] = None,
     rounding: Optional[str] = None,
+    calibrate: Optional[Path] = None,
+    fast: bool = False,
+    seed: Optional[int] = None,
     tokenizer: Optional[str] = None,
     map: Maps = None,
     allow_unused: bool = False,

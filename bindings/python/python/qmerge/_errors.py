@@ -87,12 +87,13 @@ def _in_python(text: str) -> str:
         return f'{word}="{value}"' if value else word
 
     text = re.sub(r" <[A-Z_=>\[\]]+>(\.\.\.)?", "", text)
-    return re.sub(r"--([a-z][a-z-]*)( (bf16|f32|nearest|keep)\b)?", option, text)
+    return re.sub(r"--([a-z][a-z-]*)( (auto|bf16|f32|nearest|keep)\b)?", option, text)
 
 
 def low_survival(output: str, least: float | None, report: Report) -> SurvivalError:
     """The exception of a merge that kept too little."""
-    survival = "none" if report.summary.survival is None else f"{report.summary.survival:.3f}"
+    share = report.summary.survival if report.summary.kept_output is None else report.summary.kept_output
+    survival = "none" if share is None else f"{share:.3f}"
     error = SurvivalError(f"survival {survival} is below min_survival {least}: {report.verdict.text}")
     advice = report.verdict.advice
     error.file, error.hint, error.report = output, _in_python(advice) if advice else None, report

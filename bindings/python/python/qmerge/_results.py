@@ -85,6 +85,19 @@ class Summary(Record):
     bytes_read: int
     bytes_written: int
     peak_rss_bytes: Optional[int]
+    kept_output: Optional[float] = None
+    """Mean strength at which the adapter's outputs come out, where layers' inputs are known."""
+    noise_output: Optional[float] = None
+
+
+class Rounding(Record):
+    """How codes were chosen."""
+
+    method: str
+    reason: Optional[str] = None
+    seed: Optional[int] = None
+    calibration: Optional[str] = None
+    """What the inputs of layers were taken from."""
 
 
 class Verdict(Record):
@@ -109,6 +122,9 @@ class Weight(Record):
     noise_to_delta: Optional[float]
     changed_fraction: float
     max_abs_error: float
+    rounding: str
+    kept_output: Optional[float] = None
+    noise_output: Optional[float] = None
 
     @property
     def from_(self) -> str:
@@ -124,7 +140,7 @@ class Report(Record):
     base: Model
     adapters: list[AdapterUse]
     output: Model
-    rounding: dict[str, Any]
+    rounding: Rounding
     summary: Summary
     verdict: Verdict
     weights: list[Weight]
@@ -135,6 +151,7 @@ class Report(Record):
         "base": Model,
         "adapters": AdapterUse,
         "output": Model,
+        "rounding": Rounding,
         "summary": Summary,
         "verdict": Verdict,
         "weights": Weight,

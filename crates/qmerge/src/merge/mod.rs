@@ -269,7 +269,10 @@ impl Run<'_> {
             let name = &self.plan.steps[task.step].name;
             match std::panic::catch_unwind(attempt) {
                 Ok(Ok(done)) => {
-                    self.progress.advance(task.work);
+                    // Steps that were done before are counted already.
+                    if !steps.is_done(task.step) {
+                        self.progress.advance(task.work);
+                    }
                     if let Some(finished) = done {
                         // The receiver outlives the workers.
                         let _ = sender.send(finished);

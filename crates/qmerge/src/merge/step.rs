@@ -86,6 +86,11 @@ impl<'a> Steps<'a> {
         self.ready.notify_all();
     }
 
+    /// True if the step was done before the run began.
+    pub(super) fn is_done(&self, step: usize) -> bool {
+        self.done.contains_key(&step)
+    }
+
     /// Does one task. Returns the step if this was its last.
     pub(super) fn run(&self, task: &Task, buffers: &mut Buffers, stop: &AtomicBool) -> Result<Option<Finished>> {
         if self.done.contains_key(&task.step) {

@@ -283,16 +283,6 @@ impl State<'_, '_> {
     }
 
     fn kept(&self) -> Kept {
-        let n = self.matrix.cols;
-        let (mut output, mut moments) = (0.0, vec![0.0; n]);
-        for r in 0..self.matrix.rows {
-            let at = r * n..(r + 1) * n;
-            moments.fill(0.0);
-            self.delta.add_row(r, 1.0, &mut moments);
-            let change: Vec<f32> =
-                self.matrix.values[at.clone()].iter().zip(&self.matrix.base[at]).map(|(a, b)| a - b).collect();
-            output += f64::from(dot(&change, &moments));
-        }
-        Kept { output: output / self.delta.norm, noise: self.objective(0.0) / self.delta.norm }
+        Kept { output: self.delta.kept(self.matrix), noise: self.objective(0.0) / self.delta.norm }
     }
 }

@@ -96,6 +96,20 @@ impl Delta {
         Self { directions, basis, moments, dense: Some(dense), norm }
     }
 
+    /// ⟨Wq − W0, D⟩_H / ‖D‖²_H.
+    pub(super) fn kept(&self, matrix: &Matrix<'_>) -> f64 {
+        let n = matrix.cols;
+        let (mut output, mut moments) = (0.0, vec![0.0; n]);
+        for r in 0..matrix.rows {
+            let at = r * n..(r + 1) * n;
+            moments.fill(0.0);
+            self.add_row(r, 1.0, &mut moments);
+            let change: Vec<f32> = matrix.values[at.clone()].iter().zip(&matrix.base[at]).map(|(a, b)| a - b).collect();
+            output += f64::from(dot(&change, &moments));
+        }
+        output / self.norm
+    }
+
     /// D H of one row, added with a factor.
     pub(super) fn add_row(&self, r: usize, factor: f32, out: &mut [f32]) {
         match &self.dense {
@@ -110,7 +124,7 @@ impl Delta {
 }
 
 /// `out (rows, features) = left · H`.
-fn multiply(left: &[f32], metric: &Metric, out: &mut [f32]) {
+pub(super) fn multiply(left: &[f32], metric: &Metric, out: &mut [f32]) {
     let n = metric.features;
     let rows = left.len() / n.max(1);
     // Some columns at a time, so that no second copy of H stands in memory.

@@ -6,6 +6,7 @@
 mod adapter;
 mod descend;
 mod descent;
+mod gptq;
 mod keep;
 mod matrix;
 mod moments;
@@ -20,7 +21,7 @@ pub use moments::{Calibration, InputMoments, Known, Metric};
 
 /// Every method.
 pub static ROUNDINGS: &[&dyn Rounding] =
-    &[&adapter::Adapter, &descent::Descent, &stochastic::Stochastic, &keep::Keep, &nearest::Nearest];
+    &[&adapter::Adapter, &descent::Descent, &gptq::Gptq, &stochastic::Stochastic, &keep::Keep, &nearest::Nearest];
 
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;

@@ -1,6 +1,7 @@
 //! Tokens become logits.
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::{Progress, stopped};
 
 use crate::attention::{Attention, Past, Sequence};
 use crate::families;
@@ -15,11 +16,13 @@ pub type Watch<'w> = dyn FnMut(&str, &Input<'_>) + 'w;
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct Options<'a> {
     /// Worker threads; 0 for one per processor.
     pub threads: usize,
     /// Bytes of stored weights that may be held in memory; what does not fit is read whenever it is used. `None` for half of what is free.
     pub held: Option<u64>,
+    /// Asked before every layer, and every weight that is loaded, whether to go on.
+    pub progress: Option<&'a dyn Progress>,
 }
 
 /// A decoder, ready to run.
@@ -34,6 +37,7 @@ pub struct Model<'a> {
     head: Option<Linear<'a>>,
     pool: rayon::ThreadPool,
     held: u64,
+    progress: Option<&'a dyn Progress>,
 }
 
 #[derive(Debug)]
@@ -77,7 +81,7 @@ const PREFIXES: &[&str] =
 
 impl<'a> Model<'a> {
     /// Finds all tensors and loads the small ones.
-    pub fn new(tensors: &Tensors<'a>, options: Options) -> Result<Self> {
+    pub fn new(tensors: &Tensors<'a>, options: Options<'a>) -> Result<Self> {
         let checkpoint = tensors.checkpoint();
         let config = checkpoint.config.as_ref().ok_or_else(|| {
             Error::new(Kind::Malformed, "no config.json: the kind of model is unknown").in_file(&checkpoint.path)
@@ -118,7 +122,7 @@ impl<'a> Model<'a> {
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::new(Kind::Io, format!("cannot start threads: {error}")))?;
-        let mut model = Self { spec, embed, positions, layers, norm, head, pool, held: 0 };
+        let mut model = Self { spec, embed, positions, layers, norm, head, pool, held: 0, progress: options.progress };
         model.hold(options.held.unwrap_or_else(half_of_free_memory))?;
         Ok(model)
     }
@@ -128,6 +132,9 @@ impl<'a> Model<'a> {
         let head = self.head.as_mut().unwrap_or(&mut self.embed);
         let layers = self.layers.iter_mut().flat_map(Layer::linears);
         for linear in std::iter::once(head).chain(layers) {
+            if self.progress.is_some_and(|progress| progress.cancelled()) {
+                return Err(stopped());
+            }
             if self.held + linear.bytes() <= limit {
                 linear.hold()?;
                 self.held += linear.bytes();
@@ -204,6 +211,9 @@ impl<'a> Model<'a> {
             })
             .collect();
         for (number, (layer, kind)) in self.layers.iter().zip(&spec.layers).enumerate() {
+            if self.progress.is_some_and(|progress| progress.cancelled()) {
+                return Err(stopped());
+            }
             let angles = kind.rope.map(|rope| angles[rope].as_slice());
             let past = cache.as_deref_mut().map(|cache| (&mut cache.past[number], cache.capacity));
             let input = normalized(&layer.attention_in, &x, count);

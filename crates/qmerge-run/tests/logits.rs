@@ -107,7 +107,8 @@ fn every_family_agrees_with_transformers() {
             if config.is_file() {
                 inputs.base.config = Some(ModelConfig::read(&config).unwrap());
             }
-            let model = Model::new(&Tensors::new(&inputs, None), Options { threads: 2, held: Some(held) });
+            let model =
+                Model::new(&Tensors::new(&inputs, None), Options { threads: 2, held: Some(held), progress: None });
             let model = model.unwrap_or_else(|error| panic!("{name}: {error}"));
             let difference = difference(&model, &expected);
             // A rope that changes with the length of the sequence gives a cache other keys than a fresh start.
@@ -130,7 +131,8 @@ fn adapters_kept_apart_agree_with_peft() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let (inputs, plan) = open(&base_of(case), Some(&case.join("adapter")));
         let expected = expected(&case.join("apart.safetensors"));
-        let model = Model::new(&Tensors::new(&inputs, plan.as_ref()), Options { threads: 2, held: None });
+        let model =
+            Model::new(&Tensors::new(&inputs, plan.as_ref()), Options { threads: 2, held: None, progress: None });
         let model = model.unwrap_or_else(|error| panic!("{name}: {error}"));
         let (difference, cached) = (difference(&model, &expected), difference_cached(&model, &expected));
         if !(difference <= TOLERANCE && cached <= TOLERANCE) {

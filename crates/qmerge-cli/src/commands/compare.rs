@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use qmerge::error::{Error, Kind};
+use anyhow::Result;
+use qmerge::error::{self, Error, Kind};
+use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge_run::Model;
-use qmerge_run::compare::{Candidate, Task, compare};
+use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
@@ -17,6 +17,7 @@ use super::generate::{folders, options};
 use super::merge::print_json;
 use super::{apart_options, open};
 use crate::args::CompareArgs;
+use crate::progress::Bar;
 use crate::{Outcome, show};
 
 /// Tokens that go through a model at a time, where memory allows.
@@ -27,18 +28,32 @@ const PROMPT: usize = 32;
 const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
+    let bar = Bar::counting("windows");
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
+    if args.json {
+        print_json(&found)?
+    } else {
+        show::comparison(&found)
+    }
+    Ok(Outcome::Done)
+}
+
+/// Runs all models on the text.
+pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result<Comparison> {
     if let Some(path) = &args.report
         && path.extension().is_none_or(|ext| ext != "json")
     {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path).into());
+        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path));
     }
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let merged = args
         .merged
         .iter()
-        .map(|path| Ok(Inputs::new(Checkpoint::open(path)?, Vec::new())?))
-        .collect::<Result<Vec<_>>>()?;
+        .map(|path| Inputs::new(Checkpoint::open(path)?, Vec::new()))
+        .collect::<error::Result<Vec<_>>>()?;
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let text = read_text(&args.text)?;
     let tokens = tokenizer.encode(&text)?;
@@ -47,7 +62,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
             .lines()
             .filter(|line| !line.trim().is_empty())
             .map(|line| tokenizer.encode_prompt(line))
-            .collect::<qmerge::error::Result<Vec<_>>>()?,
+            .collect::<error::Result<Vec<_>>>()?,
         None if args.continuation == 0 => Vec::new(),
         None => {
             tokens.chunks_exact(args.context.max(1)).take(PROMPTS).map(|w| w[..PROMPT.min(w.len())].to_vec()).collect()
@@ -62,11 +77,13 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
         Some(limit) if beside(&spec, BATCH, models) > limit => args.context,
         _ => BATCH.max(args.context),
     };
-    let engine = options(&args.engine, models, beside(&spec, batch, models))?;
+    let engine = options(&args.engine, models, beside(&spec, batch, models), progress)?;
     let base = Model::new(&Tensors::new(&inputs, None), engine)?;
     let apart = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let merges =
-        merged.iter().map(|inputs| Model::new(&Tensors::new(inputs, None), engine)).collect::<Result<Vec<_>, _>>()?;
+    let merges = merged
+        .iter()
+        .map(|inputs| Model::new(&Tensors::new(inputs, None), engine))
+        .collect::<error::Result<Vec<_>>>()?;
     let mut candidates =
         vec![Candidate { name: "base".into(), model: &base }, Candidate { name: "apart".into(), model: &apart }];
     for (path, model) in args.merged.iter().zip(&merges) {
@@ -81,26 +98,19 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
         continuation: args.continuation,
         batch,
     };
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos} of {len} windows  {eta} left") {
-        bar.set_style(style);
-    }
+    let mut before = 0;
     let found = compare(&candidates, &task, &tokenizer, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    let found = found?;
+        if before == 0 {
+            progress.start(all as u64);
+        }
+        progress.advance((done - before) as u64);
+        before = done;
+    })?;
     if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&found)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        let text = serde_json::to_string_pretty(&found).unwrap_or_default();
+        std::fs::write(path, text).map_err(|error| Error::io("write", path, error))?;
     }
-    if args.json {
-        print_json(&found)?
-    } else {
-        show::comparison(&found)
-    }
-    Ok(Outcome::Done)
+    Ok(found)
 }
 
 /// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.
@@ -113,14 +123,14 @@ fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
 }
 
 /// A text file. Errors if it is not UTF-8 or empty.
-fn read_text(path: &Path) -> Result<String> {
+fn read_text(path: &Path) -> error::Result<String> {
     let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}")).in_file(path)
     })?;
     if text.trim().is_empty() {
-        return Err(Error::new(Kind::Malformed, "the text is empty").in_file(path).into());
+        return Err(Error::new(Kind::Malformed, "the text is empty").in_file(path));
     }
     Ok(text)
 }

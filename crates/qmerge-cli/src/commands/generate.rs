@@ -5,11 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use qmerge::error;
+use qmerge::merge::{Progress, Silent};
 use qmerge::plan::Plan;
 use qmerge_run::generate::{Sampling, generate};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
+use serde::Serialize;
 
 use super::{apart_options, open_with, usage};
 use crate::args::{Engine, GenerateArgs};
@@ -18,45 +21,73 @@ use crate::{Outcome, show};
 /// What a model takes besides the weights it holds: code, the tokenizer, activations of one sequence.
 const BESIDE: u64 = 256 << 20;
 
+/// A continuation.
+#[derive(Debug, Serialize)]
+pub(crate) struct Found {
+    pub(crate) text: String,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) tokens: usize,
+    /// Without the first, which waits for the prompt.
+    pub(crate) tokens_per_second: Option<f64>,
+    /// Speed at which stored weights went through the processor.
+    pub(crate) bytes_per_second: Option<f64>,
+}
+
 pub(crate) fn run(args: &GenerateArgs) -> Result<Outcome> {
+    let mut out = std::io::stdout();
+    let found = find(args, &Silent, &mut |text| out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+    out.write_all(b"\n")?;
+    if let (Some(speed), Some(bytes), false) = (found.tokens_per_second, found.bytes_per_second, args.quiet) {
+        show::note(&format!("{} tokens, {speed:.1} tokens/s, {:.1} GB/s of weights", found.tokens, bytes / 1e9));
+    }
+    Ok(Outcome::Done)
+}
+
+/// Continues the prompt. `each` gets the text as it comes, and ends it with an error.
+pub(crate) fn find(
+    args: &GenerateArgs,
+    progress: &dyn Progress,
+    each: &mut dyn FnMut(&str) -> std::io::Result<()>,
+) -> error::Result<Found> {
     if !(args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(usage("--temperature must not be negative, and --top-p lies between 0 and 1".into()).into());
+        return Err(usage("--temperature must not be negative, and --top-p lies between 0 and 1".into()));
     }
     let inputs = open_with(&args.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
     if prompt.is_empty() {
-        return Err(usage("the prompt holds no tokens".into()).into());
+        return Err(usage("the prompt holds no tokens".into()));
     }
-    let mut model = Model::new(&Tensors::new(&inputs, Some(&plan)), options(&args.engine, 1, BESIDE)?)?;
+    let engine = options(&args.engine, 1, BESIDE, progress)?;
+    let mut model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     let (mut tokens, mut printed) = (Vec::new(), 0);
     let mut clock = None;
-    let mut out = std::io::stdout();
+    progress.start(args.max_tokens as u64);
     generate(&model, &prompt, args.max_tokens, sampling, tokenizer.stop(), |token| {
         clock.get_or_insert_with(Instant::now);
+        progress.advance(1);
         tokens.push(token);
         let Ok(text) = tokenizer.decode(&tokens) else { return false };
         // A character of several bytes may come in several tokens.
         let ready = text.trim_end_matches('\u{fffd}');
         if ready.len() > printed && ready.is_char_boundary(printed) {
-            let written = out.write_all(&ready.as_bytes()[printed..]).and_then(|()| out.flush());
+            let written = each(&ready[printed..]);
             printed = ready.len();
             return written.is_ok();
         }
         true
     })?;
-    out.write_all(b"\n")?;
-    if let Some(clock) = clock
-        && tokens.len() > 1
-        && !args.quiet
-    {
-        let speed = (tokens.len() - 1) as f64 / clock.elapsed().as_secs_f64();
-        let bytes = model.bytes_per_token() as f64 * speed;
-        show::note(&format!("{} tokens, {speed:.1} tokens/s, {:.1} GB/s of weights", tokens.len(), bytes / 1e9));
-    }
-    Ok(Outcome::Done)
+    let seconds = clock.map(|clock| clock.elapsed().as_secs_f64()).filter(|_| tokens.len() > 1);
+    let tokens_per_second = seconds.map(|seconds| (tokens.len() - 1) as f64 / seconds);
+    Ok(Found {
+        text: tokenizer.decode(&tokens)?,
+        prompt_tokens: prompt.len(),
+        tokens: tokens.len(),
+        tokens_per_second,
+        bytes_per_second: tokens_per_second.map(|speed| model.bytes_per_token() as f64 * speed),
+    })
 }
 
 /// Folders that may hold the tokenizer: the adapters' before the base's.
@@ -65,16 +96,21 @@ pub(super) fn folders(inputs: &qmerge::plan::Inputs) -> Vec<&Path> {
 }
 
 /// Options for one of `models` models in memory together.
-pub(super) fn options(args: &Engine, models: u64, beside: u64) -> Result<Options> {
+pub(super) fn options<'a>(
+    args: &Engine,
+    models: u64,
+    beside: u64,
+    progress: &'a dyn Progress,
+) -> error::Result<Options<'a>> {
     let held = match args.max_memory {
         Some(limit) if limit < beside => {
             let needed = beside >> 20;
-            return Err(usage(format!("--max-memory is not enough: running takes at least {needed} MiB")).into());
+            return Err(usage(format!("--max-memory is not enough: running takes at least {needed} MiB")));
         }
         Some(limit) => Some((limit - beside) / models),
         None if models == 1 => None,
         // Several models would each take half of what is free.
         None => Some(0),
     };
-    Ok(Options { threads: args.threads, held })
+    Ok(Options { threads: args.threads, held, progress: Some(progress) })
 }

@@ -1,19 +1,48 @@
 //! `qmerge merge`.
 
-use anyhow::{Context, Result};
-use qmerge::error::{Error, Kind};
-use qmerge::merge;
-use qmerge::plan::{Inputs, Options, Plan};
+use std::path::Path;
+
+use anyhow::Result;
+use qmerge::error::{self, Error, Kind};
+use qmerge::merge::{self, Progress};
+use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::Report;
 use qmerge::round;
 use qmerge::write::Tokenizer;
+use serde::Serialize;
 
 use super::{format, open, read_options, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
+/// What a merge or a conversion comes to.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Found {
+    /// After `--dry-run`.
+    Plan(Box<PlanSummary>),
+    Report(Box<Report>),
+}
+
 pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
+    let bar = Bar::new(args.running.quiet);
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
+    show(&found, &args.running)?;
+    let outcome = outcome(args, &found);
+    if let (Found::Report(report), Some(least), Outcome::Failed) = (&found, args.min_survival, outcome) {
+        match report.summary.survival {
+            Some(survival) => show::warning(&format!("survival {survival:.3} is below --min-survival {least}")),
+            None => show::warning("the adapter's delta is zero, so --min-survival cannot be met"),
+        }
+    }
+    Ok(outcome)
+}
+
+/// Merges, or plans to.
+pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
     let options = Options {
         to: format(&args.to)?,
         settings: settings(&args.quantization)?,
@@ -28,58 +57,59 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
         TokenizerArg::Base => Tokenizer::Base,
     };
     let inputs = open(&args.sources)?;
-    let Some(report) = plan_and_run(&inputs, &options, &args.output, &run, &args.running)? else {
-        return Ok(Outcome::Done);
-    };
-    match (args.min_survival, report.summary.survival) {
-        (Some(least), Some(survival)) if survival < least => {
-            show::warning(&format!("survival {survival:.3} is below --min-survival {least}"));
-            Ok(Outcome::Failed)
+    plan_and_run(&inputs, &options, &args.output, &run, &args.running, progress)
+}
+
+/// Whether as much survived as was asked for.
+pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
+    match (found, args.min_survival) {
+        (Found::Report(report), Some(least)) if report.summary.survival.is_none_or(|survival| survival < least) => {
+            Outcome::Failed
         }
-        (Some(_), None) => {
-            show::warning("the adapter's delta is zero, so --min-survival cannot be met");
-            Ok(Outcome::Failed)
-        }
-        _ => Ok(Outcome::Done),
+        _ => Outcome::Done,
     }
 }
 
-/// Plans, then merges or shows the plan. `None` after a dry run.
+/// Plans, then merges if it is no dry run.
 pub(super) fn plan_and_run(
     inputs: &Inputs,
     options: &Options,
-    output: &std::path::Path,
+    output: &Path,
     run: &merge::RunOptions,
     args: &Running,
-) -> Result<Option<Report>> {
+    progress: &dyn Progress,
+) -> error::Result<Found> {
     if let Some(path) = &args.report
         && path.extension().is_none_or(|ext| ext != "json")
     {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path).into());
+        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path));
     }
     let plan = Plan::new(inputs, options)?;
     if args.dry_run {
         let memory = merge::memory(&plan, run)?;
-        let summary = plan.summary(inputs, output, memory);
-        if args.json { print_json(&summary) } else { crate::show::plan(&summary) }?;
-        return Ok(None);
+        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
     }
-    let bar = Bar::new(args.quiet);
-    let report = merge::run(inputs, &plan, options.rounding, output, run, &bar);
-    bar.clear();
-    let report = report?;
+    let report = merge::run(inputs, &plan, options.rounding, output, run, progress)?;
     if let Some(path) = &args.report {
-        std::fs::write(path, report.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, report.to_json()).map_err(|error| Error::io("write", path, error))?;
     }
-    if args.json {
-        print_json(&report)?;
-    } else if !args.quiet {
-        for text in &report.warnings {
-            show::warning(text);
+    Ok(Found::Report(Box::new(report)))
+}
+
+/// Prints what was found.
+pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
+    match found {
+        _ if args.json => print_json(found)?,
+        Found::Plan(plan) => show::plan(plan)?,
+        Found::Report(_) if args.quiet => {}
+        Found::Report(report) => {
+            for text in &report.warnings {
+                show::warning(text);
+            }
+            show::report(report);
         }
-        show::report(&report);
     }
-    Ok(Some(report))
+    Ok(())
 }
 
 /// One JSON document on standard output.

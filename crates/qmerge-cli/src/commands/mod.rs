@@ -10,10 +10,9 @@ pub(crate) mod verify;
 
 use std::path::Path;
 
-use anyhow::Result;
 use qmerge::adapters::{Adapter, ReadOptions};
 use qmerge::dtype::Dtype;
-use qmerge::error::{Error, Kind};
+use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Settings};
 use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
@@ -38,8 +37,8 @@ fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
             let (path, weight) = adapter_and_weight(text).map_err(usage)?;
             Adapter::open(&path, weight)
         })
-        .collect::<Result<Vec<_>, Error>>()?;
-    Ok(Inputs::new(base, adapters)?)
+        .collect::<Result<Vec<_>>>()?;
+    Inputs::new(base, adapters)
 }
 
 fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {

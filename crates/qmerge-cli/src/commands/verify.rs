@@ -1,21 +1,23 @@
 //! `qmerge verify`.
 
 use anyhow::Result;
+use qmerge::error;
+use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::Plan;
-use qmerge::verify::{Answer, VerifyOptions, verify};
+use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
 use super::merge::print_json;
 use super::{apart_options, open};
 use crate::args::VerifyArgs;
+use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
-    let inputs = open(&args.sources)?;
-    let merged = Checkpoint::open(&args.merged)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let choices = VerifyOptions { min_survival: args.min_survival, threads: args.threads };
-    let found = verify(&inputs, &plan, &merged, &choices)?;
+    let bar = Bar::counting("tensors");
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
     if args.json {
         print_json(&found)?;
     } else {
@@ -24,9 +26,22 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
         }
         show::verification(&found);
     }
-    Ok(match found.answer {
+    Ok(outcome(&found))
+}
+
+/// Examines a merge.
+pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<Verification> {
+    let inputs = open(&args.sources)?;
+    let merged = Checkpoint::open(&args.merged)?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let choices = VerifyOptions { min_survival: args.min_survival, threads: args.threads };
+    verify(&inputs, &plan, &merged, &choices, progress)
+}
+
+pub(crate) fn outcome(found: &Verification) -> Outcome {
+    match found.answer {
         Answer::Yes => Outcome::Done,
         Answer::No => Outcome::Failed,
         Answer::Undecided => Outcome::Undecided,
-    })
+    }
 }

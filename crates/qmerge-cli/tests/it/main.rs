@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 mod bad_input;
+mod called;
 mod interrupted;
 mod licences;
 mod model;

@@ -67,6 +67,17 @@ pub trait Progress: Sync {
     }
 }
 
+impl std::fmt::Debug for dyn Progress + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+/// What is returned to a caller who asked to stop.
+pub fn stopped() -> Error {
+    Error::new(Kind::Cancelled, "stopped")
+}
+
 /// Nobody watches.
 pub struct Silent;
 
@@ -195,7 +206,7 @@ impl Run<'_> {
             return Err(error);
         }
         if self.progress.cancelled() {
-            return Err(Error::new(Kind::Cancelled, "stopped").with_hint("run the same command with --resume to go on"));
+            return Err(stopped().with_hint("run the same command with --resume to go on"));
         }
         let mut all: Vec<Finished> = done.into_values().chain(fresh).collect();
         all.sort_by_key(|step| step.step);

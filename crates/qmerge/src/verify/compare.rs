@@ -7,7 +7,7 @@ use crate::adapters::Names;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Reader};
 use crate::measure::Sums;
-use crate::merge::Edited;
+use crate::merge::{Edited, Progress, stopped};
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Inputs, Recode};
 use crate::simd::moments::moments;
@@ -15,32 +15,13 @@ use crate::simd::moments::moments;
 /// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
 pub(super) const SAME_RECODED: f64 = 0.2;
 
-/// Sums of W0, T and M over one weight, on all threads, added in row order.
-pub(super) fn measure(
-    inputs: &Inputs,
-    recode: &Recode,
-    merged: &Checkpoint,
-    claim: &Claim,
-    threads: usize,
-) -> Result<Sums> {
-    let geometry = recode.from.weight.geometry();
-    let shape_differs = claim.weight.geometry().elements() != geometry.elements();
-    if shape_differs {
-        return Err(Error::new(
-            Kind::Mismatch,
-            format!("shape {:?} in the merge, {:?} expected", claim.weight.shape(), recode.to.shape()),
-        )
-        .in_file(&merged.path));
-    }
-    let target = Edited::new(inputs, recode)?;
-    let other = Reader::new(merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
-    let step = geometry.common_step(&other.claim().weight.geometry());
-    parallel(geometry.rows, geometry.cols, step, threads, |rows| {
-        let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-        target.rows(&rows, &mut w, &mut t)?;
-        other.rows(&rows, &mut m)?;
-        Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
-    })
+/// One verification in progress.
+pub(super) struct Run<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) merged: &'a Checkpoint,
+    /// Worker threads; 0 for one per processor.
+    pub(super) threads: usize,
+    pub(super) progress: &'a dyn Progress,
 }
 
 pub(super) fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {
@@ -50,43 +31,99 @@ pub(super) fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &
     }
 }
 
-/// True if a tensor that no adapter touches holds the same values in the merge.
-pub(super) fn unchanged<'m>(
-    inputs: &Inputs,
-    entry: &Entry,
-    merged: &'m Checkpoint,
-    found: &Names<'m>,
-    threads: usize,
-) -> Result<bool> {
-    let base = inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
-    let (Some(base), Some(other)) = (base, found.find(&entry.name)?) else {
-        let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
-        return Ok(entry.dtype == other.dtype
-            && entry.bytes == other.bytes
-            && same_bytes(&inputs.base, entry, merged, other)?);
-    };
-    let geometry = base.weight.geometry();
-    if other.weight.geometry().elements() != geometry.elements() {
-        return Ok(false);
+impl Run<'_> {
+    /// Sums of W0, T and M over one weight, on all threads, added in row order.
+    pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<Sums> {
+        let geometry = recode.from.weight.geometry();
+        let shape_differs = claim.weight.geometry().elements() != geometry.elements();
+        if shape_differs {
+            return Err(Error::new(
+                Kind::Mismatch,
+                format!("shape {:?} in the merge, {:?} expected", claim.weight.shape(), recode.to.shape()),
+            )
+            .in_file(&self.merged.path));
+        }
+        let target = Edited::new(self.inputs, recode)?;
+        let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
+        let step = geometry.common_step(&other.claim().weight.geometry());
+        self.parallel(geometry.rows, geometry.cols, step, |rows| {
+            let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
+            target.rows(&rows, &mut w, &mut t)?;
+            other.rows(&rows, &mut m)?;
+            Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
+        })
     }
-    let base = Reader::new(&inputs.base, base)?;
-    let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
-    let step = geometry.common_step(&other.claim().weight.geometry());
-    let sums = parallel(geometry.rows, geometry.cols, step, threads, |rows| {
-        let (mut w, mut m) = (Vec::new(), Vec::new());
-        base.rows(&rows, &mut w)?;
-        other.rows(&rows, &mut m)?;
-        Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
-    })?;
-    let loss = sums.loss();
-    let recoded = base.claim().weight.format() != other.claim().weight.format();
-    let allowed = match (recoded, other.claim().weight.is_plain()) {
-        (false, _) => 0.0,
-        // A cast between 16-bit types rounds once.
-        (true, true) => 0.005,
-        (true, false) => SAME_RECODED,
-    };
-    Ok(loss.error_rms <= allowed * loss.weight_rms)
+
+    /// True if a tensor that no adapter touches holds the same values in the merge.
+    pub(super) fn unchanged<'m>(&self, entry: &Entry, found: &Names<'m>) -> Result<bool>
+    where
+        Self: 'm,
+    {
+        let (base, merged) = (&self.inputs.base, self.merged);
+        let claim = self.inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
+        let (Some(claim), Some(other)) = (claim, found.find(&entry.name)?) else {
+            let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
+            return Ok(entry.dtype == other.dtype
+                && entry.bytes == other.bytes
+                && same_bytes(base, entry, merged, other)?);
+        };
+        let geometry = claim.weight.geometry();
+        if other.weight.geometry().elements() != geometry.elements() {
+            return Ok(false);
+        }
+        let base = Reader::new(base, claim)?;
+        let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
+        let step = geometry.common_step(&other.claim().weight.geometry());
+        let sums = self.parallel(geometry.rows, geometry.cols, step, |rows| {
+            let (mut w, mut m) = (Vec::new(), Vec::new());
+            base.rows(&rows, &mut w)?;
+            other.rows(&rows, &mut m)?;
+            Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
+        })?;
+        let loss = sums.loss();
+        let recoded = base.claim().weight.format() != other.claim().weight.format();
+        let allowed = match (recoded, other.claim().weight.is_plain()) {
+            (false, _) => 0.0,
+            // A cast between 16-bit types rounds once.
+            (true, true) => 0.005,
+            (true, false) => SAME_RECODED,
+        };
+        Ok(loss.error_rms <= allowed * loss.weight_rms)
+    }
+
+    /// Adds up what `work` finds in each chunk of rows.
+    fn parallel(
+        &self,
+        rows: usize,
+        cols: usize,
+        step: usize,
+        work: impl Fn(std::ops::Range<usize>) -> Result<Sums> + Sync,
+    ) -> Result<Sums> {
+        let chunks = chunks(rows, cols, step);
+        let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
+        let next = AtomicUsize::new(0);
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(chunks.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(chunk) = chunks.get(at) else { return };
+                        let result = if self.progress.cancelled() { Err(stopped()) } else { work(chunk.clone()) };
+                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
+                    }
+                });
+            }
+        });
+        let mut total = Sums::zero();
+        for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten() {
+            total.add(&result?);
+        }
+        Ok(total)
+    }
 }
 
 fn same_bytes(a: &Checkpoint, entry_a: &Entry, b: &Checkpoint, entry_b: &Entry) -> Result<bool> {
@@ -110,35 +147,4 @@ const CHUNK: usize = 1 << 17;
 fn chunks(rows: usize, cols: usize, step: usize) -> Vec<std::ops::Range<usize>> {
     let per_chunk = (CHUNK / cols.max(1) / step * step).max(step);
     (0..rows).step_by(per_chunk).map(|start| start..(start + per_chunk).min(rows)).collect()
-}
-
-fn parallel(
-    rows: usize,
-    cols: usize,
-    step: usize,
-    threads: usize,
-    work: impl Fn(std::ops::Range<usize>) -> Result<Sums> + Sync,
-) -> Result<Sums> {
-    let chunks = chunks(rows, cols, step);
-    let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
-    let next = AtomicUsize::new(0);
-    let threads =
-        if threads == 0 { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { threads };
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(chunks.len()) {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(chunk) = chunks.get(at) else { return };
-                    let result = work(chunk.clone());
-                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
-                }
-            });
-        }
-    });
-    let mut total = Sums::zero();
-    for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten() {
-        total.add(&result?);
-    }
-    Ok(total)
 }

@@ -16,10 +16,11 @@ use crate::adapters::Names;
 use crate::error::Result;
 use crate::formats::{self, Inventory};
 use crate::measure::Sums;
+use crate::merge::{Progress, stopped};
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan};
 use crate::report::{Model, SCHEMA_VERSION, Tool};
-use compare::{find_entry, measure, unchanged};
+use compare::{Run, find_entry};
 use judge::{answer, judge, summarize};
 
 /// The whole answer.
@@ -138,8 +139,14 @@ pub struct VerifyOptions {
     pub threads: usize,
 }
 
-/// Examines a merge. `plan` is the plan that merges the same base and adapters.
-pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &VerifyOptions) -> Result<Verification> {
+/// Examines a merge. `plan` is the plan that merges the same base and adapters. `progress` counts tensors.
+pub fn verify(
+    inputs: &Inputs,
+    plan: &Plan,
+    merged: &Checkpoint,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<Verification> {
     let inventory = formats::inventory(merged)?;
     let found = Names::new(merged, &inventory.weights, &[])?;
     // Scales and states are judged with their weight.
@@ -153,24 +160,26 @@ pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &Verif
     let mut missing = Vec::new();
     let mut altered = Vec::new();
     let mut total = Sums::zero();
+    let run = Run { inputs, merged, threads: options.threads, progress };
+    progress.start(plan.steps.len() as u64);
     for step in &plan.steps {
+        if progress.cancelled() {
+            return Err(stopped());
+        }
         match &step.action {
             Action::Recode(recode) => {
                 let Some(claim) = found.find(&step.name)? else {
                     missing.push(step.name.clone());
                     continue;
                 };
-                let sums = measure(inputs, recode, merged, claim, options.threads)
-                    .map_err(|error| error.in_tensor(&step.name))?;
+                let sums = run.measure(recode, claim).map_err(|error| error.in_tensor(&step.name))?;
                 if !recode.edits.is_empty() {
                     total.add(&sums);
                 }
                 weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options));
             }
             Action::Copy { entry } => {
-                if !companions.contains(entry.name.as_str())
-                    && !unchanged(inputs, entry, merged, &found, options.threads)?
-                {
+                if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
                     if find_entry(merged, &found, entry)?.is_none() {
                         missing.push(entry.name.clone())
                     } else {
@@ -179,6 +188,7 @@ pub fn verify(inputs: &Inputs, plan: &Plan, merged: &Checkpoint, options: &Verif
                 }
             }
         }
+        progress.advance(1);
     }
     let summary = summarize(&weights, &total);
     let (answer, text) = answer(&summary, &weights, &altered, &missing);

@@ -1,0 +1,66 @@
+"""Merge trained adapters into model checkpoints on disk, quantized or not, and know what the merge cost.
+
+>>> report = qmerge.merge("base-nf4", "my-lora", "merged")
+>>> print(report.verdict.text)
+
+A base, an adapter or a merge is a folder, a single file, or a hub id in the local Hugging Face cache. Nothing is downloaded.
+Every function lets other Python threads run while it works, and stops on Ctrl-C.
+"""
+
+from . import peft
+from ._api import compare, convert, generate, inspect, merge, plan, read, tensors, verify
+from ._errors import (
+    Error,
+    ExistsError,
+    InternalError,
+    IoError,
+    MalformedError,
+    MismatchError,
+    NotFiniteError,
+    SurvivalError,
+    UnsupportedError,
+    UsageError,
+)
+from ._qmerge import __version__
+from ._results import (
+    AdapterInspection,
+    Comparison,
+    Generation,
+    ModelInspection,
+    Plan,
+    Report,
+    Tensor,
+    Verification,
+)
+
+__all__ = [
+    "AdapterInspection",
+    "Comparison",
+    "Error",
+    "ExistsError",
+    "Generation",
+    "InternalError",
+    "IoError",
+    "MalformedError",
+    "MismatchError",
+    "ModelInspection",
+    "NotFiniteError",
+    "Plan",
+    "Report",
+    "SurvivalError",
+    "Tensor",
+    "UnsupportedError",
+    "UsageError",
+    "Verification",
+    "__version__",
+    "compare",
+    "convert",
+    "generate",
+    "inspect",
+    "merge",
+    "peft",
+    "plan",
+    "read",
+    "tensors",
+    "verify",
+]

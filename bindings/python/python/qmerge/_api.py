@@ -1,0 +1,322 @@
+"""The functions. Options that are None take the program's default; `qmerge merge --help` says what each does."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Optional, Union
+
+from . import _qmerge
+from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
+from ._errors import low_survival
+from ._progress import Progress
+from ._results import (
+    AdapterInspection,
+    Comparison,
+    Generation,
+    ModelInspection,
+    Plan,
+    Report,
+    Tensor,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+Maps = Union[Mapping[str, str], Sequence[str], None]
+
+
+def merge(
+    base: Path,
+    adapter: Adapters,
+    output: Path,
+    *,
+    to: Optional[str] = None,
+    rounding: Optional[str] = None,
+    min_survival: Optional[float] = None,
+    tokenizer: Optional[str] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    double_quant: Optional[bool] = None,
+    block_size: Optional[int] = None,
+    quant_storage: Optional[str] = None,
+    torch_threads: Optional[int] = None,
+    force: bool = False,
+    resume: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    report: Optional[Path] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    safe_merge: bool = True,
+    progress: Progress = None,
+    progressbar: Optional[bool] = None,
+) -> Report:
+    """Merges one or more adapters into a base model and writes the output, whole or not at all.
+
+    Args:
+        base: folder, `.safetensors` file, or hub id in the local cache.
+        adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
+        output: folder or `.safetensors` file.
+        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
+        rounding: how codes are chosen: "nearest" (PEFT's bytes) or "keep".
+        min_survival: raise `SurvivalError` if a smaller share of the adapter's delta survives. The output is written all the same.
+        tokenizer: whose tokenizer the output takes, "adapter" or "base".
+        map: translations of the adapter's names: regular expressions and what they become.
+        allow_unused: leave out adapter tensors that match nothing.
+        base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
+        peft_bugs: write what PEFT writes where its merge contradicts its own forward pass.
+        double_quant, block_size, quant_storage, torch_threads: how NF4 and FP4 are stored.
+        force: replace an existing output.
+        resume: go on where a merge with the same arguments was interrupted.
+        threads: worker threads. The output does not depend on it.
+        max_memory: most memory to use, in bytes or like "2G".
+        report: also write the report to this `.json` file.
+        adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
+        safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
+        progress: a function that is told the bytes done and in all, or True for a bar. What it raises stops the merge.
+        progressbar: PEFT's name for `progress=True`.
+
+    Raises:
+        Error: by kind, see `qmerge.Error`'s subclasses.
+        KeyboardInterrupt: on Ctrl-C. There is no output then, and `resume=True` goes on.
+    """
+    if not safe_merge:
+        warnings.warn("qmerge checks every value at no cost: safe_merge=False changes nothing", stacklevel=2)
+    options = _merge_options(locals())
+    status, document = run("merge", options, progress or bool(progressbar))
+    done = Report(document)
+    if status == 1:
+        raise low_survival(os.fspath(output), min_survival, done)
+    return done
+
+
+def plan(
+    base: Path,
+    adapter: Adapters,
+    output: Path,
+    *,
+    to: Optional[str] = None,
+    rounding: Optional[str] = None,
+    tokenizer: Optional[str] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    double_quant: Optional[bool] = None,
+    block_size: Optional[int] = None,
+    quant_storage: Optional[str] = None,
+    torch_threads: Optional[int] = None,
+    force: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+) -> Plan:
+    """What `merge` with these arguments would do; nothing is written."""
+    _, document = run("merge", ["--dry-run", *_merge_options(locals())], None)
+    return Plan(document)
+
+
+def convert(
+    base: Path,
+    output: Path,
+    *,
+    to: str,
+    double_quant: Optional[bool] = None,
+    block_size: Optional[int] = None,
+    quant_storage: Optional[str] = None,
+    torch_threads: Optional[int] = None,
+    force: bool = False,
+    resume: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    report: Optional[Path] = None,
+    progress: Progress = None,
+) -> Report:
+    """Changes the format of a model, without an adapter."""
+    options = flags(
+        base=base,
+        output=output,
+        to=to,
+        double_quant=yes_or_no(double_quant),
+        block_size=block_size,
+        quant_storage=quant_storage,
+        torch_threads=torch_threads,
+        force=force,
+        resume=resume,
+        threads=threads,
+        max_memory=max_memory,
+        report=report,
+    )
+    return Report(run("convert", options, progress)[1])
+
+
+def inspect(path: Path) -> Union[ModelInspection, AdapterInspection]:
+    """What is in a model or an adapter, without reading its numbers."""
+    _, document = run("inspect", ["--", os.fspath(path)], None)
+    return AdapterInspection(document) if document["kind"] == "adapter" else ModelInspection(document)
+
+
+def verify(
+    base: Path,
+    adapter: Adapters,
+    merged: Path,
+    *,
+    min_survival: Optional[float] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    threads: Optional[int] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    progress: Progress = None,
+) -> Verification:
+    """Tells whether an adapter was applied, to which tensors, and with what loss; also for merges that other tools made.
+
+    Args:
+        min_survival: share of the delta from which it counts as kept (0.5).
+        progress: a function that is told the tensors done and in all, or True for a bar.
+    """
+    options = flags(
+        base=base,
+        adapter=adapters(adapter, adapter_names),
+        merged=merged,
+        min_survival=min_survival,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        threads=threads,
+    )
+    return Verification(run("verify", options, progress)[1])
+
+
+def compare(
+    base: Path,
+    adapter: Adapters,
+    merged: Union[Path, Sequence[Path]] = (),
+    *,
+    text: Path,
+    prompts: Optional[Path] = None,
+    context: Optional[int] = None,
+    windows: Optional[int] = None,
+    continuation: Optional[int] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    report: Optional[Path] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    progress: Progress = None,
+) -> Comparison:
+    """Runs the base, the base with the adapter kept apart, and merges, on a text.
+
+    Args:
+        text: UTF-8 file to predict.
+        prompts: file of prompts to continue greedily, one per line.
+        context: tokens of a window (512).
+        windows: most windows (all).
+        continuation: tokens of a continuation (64); 0 for none.
+        progress: a function that is told the windows done and in all, or True for a bar.
+    """
+    options = flags(
+        base=base,
+        adapter=adapters(adapter, adapter_names),
+        merged=[merged] if isinstance(merged, (str, os.PathLike)) else list(merged),
+        text=text,
+        prompts=prompts,
+        context=context,
+        windows=windows,
+        continuation=continuation,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        threads=threads,
+        max_memory=max_memory,
+        report=report,
+    )
+    return Comparison(run("compare", options, progress)[1])
+
+
+def generate(
+    base: Path,
+    prompt: str,
+    adapter: Adapters = (),
+    *,
+    chat: bool = False,
+    max_tokens: Optional[int] = None,
+    temperature: Optional[float] = None,
+    top_p: Optional[float] = None,
+    seed: Optional[int] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    progress: Progress = None,
+) -> Generation:
+    """Continues a prompt with a model, or with a base and its adapter kept apart, which is exact.
+
+    Args:
+        chat: the prompt is a message: put it into the model's chat template.
+        max_tokens: most tokens of the answer (128).
+        temperature: 0 takes the most likely token.
+        top_p: draw among the most likely tokens that together have this share.
+        seed: the same seed draws the same tokens.
+    """
+    options = flags(
+        base=base,
+        adapter=adapters(adapter, adapter_names),
+        prompt=prompt,
+        chat=chat,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        threads=threads,
+        max_memory=max_memory,
+    )
+    return Generation(run("generate", options, progress)[1])
+
+
+def tensors(path: Path) -> list[Tensor]:
+    """The tensors of a model or an adapter that have values, with their formats and shapes."""
+    return [Tensor(name, form, tuple(shape)) for name, form, shape in _qmerge.tensors(path)]
+
+
+def read(path: Path, name: str, rows: Optional[slice] = None) -> NDArray[numpy.float32]:
+    """The values of a tensor in any format, decoded to float32.
+
+    Args:
+        path: a model or an adapter.
+        name: the tensor's name, see `tensors`.
+        rows: a slice of the first dimension, with a step of 1; all rows without it.
+    """
+    import numpy
+
+    values, shape = _qmerge.read(path, name, rows)
+    return numpy.frombuffer(values, dtype="<f4").reshape(shape)
+
+
+def _merge_options(given: dict[str, object]) -> list[str]:
+    """The arguments of `merge` or `plan` as the program's options."""
+    options = dict(given)
+    for name in ("progress", "progressbar", "safe_merge"):
+        options.pop(name, None)
+    options["adapter"] = adapters(options["adapter"], options.pop("adapter_names"))  # type: ignore[arg-type]
+    options["map"] = maps(options["map"])  # type: ignore[arg-type]
+    options["double_quant"] = yes_or_no(options["double_quant"])  # type: ignore[arg-type]
+    return flags(**options)

@@ -1,0 +1,322 @@
+"""Answers: JSON documents whose fields are attributes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Optional, Union
+
+
+class Record:
+    """A JSON object whose fields are attributes. Fields are only added within a `schema_version`."""
+
+    _parts: ClassVar[dict[str, type[Record]]] = {}
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = dict(document)
+        for name, value in document.items():
+            part = self._parts.get(name)
+            if part is not None:
+                value = [part(item) for item in value] if isinstance(value, list) else part(value)
+            setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as dictionaries, lists, strings and numbers."""
+        return copy.deepcopy(self._document)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Record) and self._document == other._document
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={_short(value)}" for name, value in self.__dict__.items() if name != "_document")
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+def _short(value: object) -> str:
+    return f"<{len(value)} items>" if isinstance(value, list) and len(value) > 4 else repr(value)
+
+
+class Tool(Record):
+    """Name and version of the program."""
+
+    name: str
+    version: str
+
+
+class Model(Record):
+    """A model on disk."""
+
+    path: str
+    format: str
+    bytes: int
+
+
+class AdapterUse(Record):
+    """What became of one adapter's tensors."""
+
+    path: str
+    peft_type: str
+    weight: float
+    sha256: str
+    base_model: Optional[str] = None
+    tensors: int
+    merged: int
+    replaced: int
+    unused: int
+    unused_tensors: list[str] = []
+    ignored: list[dict[str, str]] = []
+
+
+class Summary(Record):
+    """Figures over all merged weights."""
+
+    weights_merged: int
+    elements: int
+    survival: Optional[float]
+    """Share of the adapter's delta that is in the output: 1 is kept on average, 0 is gone."""
+    noise_to_delta: Optional[float]
+    changed_fraction: float
+    nonfinite: int
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    peak_rss_bytes: Optional[int]
+
+
+class Verdict(Record):
+    """What became of the adapter's effect, and what to do."""
+
+    effect: str
+    """"kept", "weakened", "lost", "noisy" or "none"."""
+    text: str
+    advice: Optional[str] = None
+
+
+class Weight(Record):
+    """Figures of one merged or converted weight."""
+
+    name: str
+    to: str
+    shape: list[int]
+    delta_rms: float
+    weight_rms: float
+    error_rms: float
+    survival: Optional[float]
+    noise_to_delta: Optional[float]
+    changed_fraction: float
+    max_abs_error: float
+
+    @property
+    def from_(self) -> str:
+        """Format it was read from; the document calls it `from`, which is a word of Python."""
+        return str(self._document["from"])
+
+
+class Report(Record):
+    """What a merge did and what it cost; also in `qmerge-report.json` beside the weights."""
+
+    schema_version: int
+    tool: Tool
+    base: Model
+    adapters: list[AdapterUse]
+    output: Model
+    rounding: dict[str, Any]
+    summary: Summary
+    verdict: Verdict
+    weights: list[Weight]
+    warnings: list[str]
+
+    _parts = {
+        "tool": Tool,
+        "base": Model,
+        "adapters": AdapterUse,
+        "output": Model,
+        "summary": Summary,
+        "verdict": Verdict,
+        "weights": Weight,
+    }
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> Report:
+        """The report of an earlier merge: of its folder, or from the .json file."""
+        if os.path.isdir(path):
+            path = os.path.join(path, "qmerge-report.json")
+        with open(path, encoding="utf-8") as file:
+            return cls(json.load(file))
+
+    def __str__(self) -> str:
+        return self.verdict.text
+
+
+class Plan(Record):
+    """What a merge would do."""
+
+    schema_version: int
+    base: Model
+    output: Model
+    rounding: str
+    merged: int
+    recoded: int
+    copied: int
+    threads: int
+    memory_bytes: int
+    files: list[dict[str, Any]]
+    weights: list[dict[str, Any]]
+    warnings: list[str]
+
+    _parts = {"base": Model, "output": Model}
+
+
+class VerifySummary(Record):
+    """Figures over all weights that the adapter edits."""
+
+    weights: int
+    applied: int
+    lost: int
+    absent: int
+    undecided: int
+    survival: Optional[float]
+    survival_se: Optional[float]
+    noise_to_delta: Optional[float]
+    changed_fraction: float
+
+
+class VerifiedWeight(Record):
+    """What one weight of a merge holds of the adapter."""
+
+    name: str
+    format: str
+    state: str
+    survival: Optional[float]
+    survival_se: Optional[float]
+    noise_to_delta: Optional[float]
+    delta_rms: float
+    changed_fraction: float
+
+
+class Verification(Record):
+    """Whether an adapter was applied with its effect kept."""
+
+    schema_version: int
+    tool: Tool
+    base: Model
+    adapters: list[str]
+    merged: Model
+    answer: str
+    """"yes", "no" or "undecided"."""
+    text: str
+    summary: VerifySummary
+    weights: list[VerifiedWeight]
+    altered: list[str]
+    missing: list[str]
+    warnings: list[str]
+
+    _parts = {
+        "tool": Tool,
+        "base": Model,
+        "merged": Model,
+        "summary": VerifySummary,
+        "weights": VerifiedWeight,
+    }
+
+    @property
+    def ok(self) -> bool:
+        """True if the answer is yes."""
+        return self.answer == "yes"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ModelFigures(Record):
+    """One model's figures on a text."""
+
+    name: str
+    loss: float
+    perplexity: float
+    kl: float
+    kl_se: Optional[float]
+    top1: float
+    gain_kept: Optional[float]
+    first_divergence: Optional[float]
+    tokens_per_second: Optional[float]
+    generations: list[str]
+
+
+class Comparison(Record):
+    """Base, adapter kept apart and merges side by side on a text."""
+
+    schema_version: int
+    text: str
+    context: int
+    windows: int
+    tokens: int
+    models: list[ModelFigures]
+
+    _parts = {"models": ModelFigures}
+
+    def __getitem__(self, name: str) -> ModelFigures:
+        """The figures of "base", of "apart", or of a merge by its path."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise KeyError(name)
+
+
+class Generation(Record):
+    """A continuation."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    tokens_per_second: Optional[float]
+    bytes_per_second: Optional[float]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ModelInspection(Record):
+    """A model at a glance."""
+
+    schema_version: int
+    path: str
+    model_type: str
+    format: str
+    files: int
+    tensors: int
+    parameters: int
+    bytes: int
+    tied: bool
+    groups: list[dict[str, Any]]
+    opaque: list[str]
+    merged_by_qmerge: bool
+
+
+class AdapterInspection(Record):
+    """An adapter at a glance."""
+
+    schema_version: int
+    path: str
+    peft_type: str
+    variants: list[str]
+    r: int
+    lora_alpha: float
+    base_model: Optional[str]
+    tensors: int
+    parameters: int
+    bytes: int
+    targets: list[dict[str, Any]]
+    modules_to_save: list[str]
+
+
+class Tensor(NamedTuple):
+    """A tensor that has values."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]

@@ -1,0 +1,105 @@
+//! Long work beside Python: the work runs on a thread of its own without the interpreter, while the calling thread waits, reports
+//! progress and looks for signals, which Python delivers to the main thread alone.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
+
+use crate::errors::raised;
+
+/// Time between two looks at signals and progress.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Numbers and a flag that both threads see.
+#[derive(Default)]
+pub(crate) struct Watch {
+    done: AtomicU64,
+    total: AtomicU64,
+    stop: AtomicBool,
+    finished: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Progress for Watch {
+    fn start(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.done.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Watch {
+    /// Waits for a tick or for the end of the work; true at the end.
+    fn wait(&self) -> bool {
+        let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(finished, TICK, |finished| !*finished);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn finish(&self) {
+        *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}
+
+/// Does `work`. A signal handler or a callback that raises stops it, and is raised once it has stopped.
+pub(crate) fn watched<T: Send>(
+    py: Python<'_>,
+    progress: Option<&Bound<'_, PyAny>>,
+    work: impl FnOnce(&Watch) -> Result<T> + Send,
+) -> PyResult<T> {
+    let watch = Watch::default();
+    let (result, exception) = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&watch)));
+            watch.finish();
+            result
+        });
+        let mut exception: Option<PyErr> = None;
+        let mut told = None;
+        while !py.detach(|| watch.wait()) {
+            if exception.is_none()
+                && let Err(error) = py.check_signals().and_then(|()| tell(&watch, progress, &mut told))
+            {
+                watch.stop.store(true, Ordering::Relaxed);
+                exception = Some(error);
+            }
+        }
+        let result = worker.join().unwrap_or_else(Err);
+        if exception.is_none() && matches!(result, Ok(Ok(_))) {
+            exception = py.check_signals().and_then(|()| tell(&watch, progress, &mut told)).err();
+        }
+        (result, exception)
+    });
+    match (exception, result) {
+        (Some(exception), _) => Err(exception),
+        (None, Ok(result)) => result.map_err(|error| raised(py, &error)),
+        (None, Err(_)) => Err(raised(
+            py,
+            &Error::new(Kind::Bug, "internal error").with_hint("this is a defect of qmerge: please report it"),
+        )),
+    }
+}
+
+/// Calls the callback if something changed since the last call.
+fn tell(watch: &Watch, progress: Option<&Bound<'_, PyAny>>, told: &mut Option<(u64, u64)>) -> PyResult<()> {
+    let now = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
+    if let Some(callback) = progress
+        && now.1 > 0
+        && *told != Some(now)
+    {
+        *told = Some(now);
+        callback.call1(now)?;
+    }
+    Ok(())
+}

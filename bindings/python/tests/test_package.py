@@ -1,0 +1,57 @@
+"""What is installed: the command, the types, the README's example."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import qmerge
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("command", [["qmerge"], [sys.executable, "-m", "qmerge"]])
+def test_command(command: list[str], demo: Path) -> None:
+    run = lambda *words: subprocess.run([*command, *words], capture_output=True, text=True)
+    assert run("--version").stdout == f"qmerge {qmerge.__version__}\n"
+    assert run("inspect", demo / "adapter").stdout.startswith(f"{demo / 'adapter'}: LORA, rank 8")
+    failed = run("inspect", demo / "nothing")
+    assert failed.returncode == 2 and "no such file or folder" in failed.stderr
+    assert run("merge").returncode == 2
+
+
+def test_version() -> None:
+    assert metadata.version("qmerge") == qmerge.__version__
+    assert f'version = "{qmerge.__version__}"' in (ROOT / "Cargo.toml").read_text()
+
+
+def test_every_option_of_the_program_is_there() -> None:
+    """The ones that mean nothing in a function are named here."""
+    other = {"help", "version", "json", "quiet", "dry-run"}
+    for name in ("merge", "convert", "verify", "compare", "generate"):
+        text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout
+        options = set(re.findall(r"^ +(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
+        known = set(getattr(qmerge, name).__annotations__)
+        assert {option.replace("-", "_") for option in options} <= known
+
+
+def test_types() -> None:
+    pytest.importorskip("mypy")
+    config = ["--config-file", str(ROOT / "bindings/python/pyproject.toml")]
+    for words in (["mypy", *config], ["mypy.stubtest", "qmerge._qmerge"]):
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme(tmp_path: Path) -> None:
+    """The example under "Python" runs as it stands, behind `qmerge demo`."""
+    section = (ROOT / "README.md").read_text().split("\n## Python\n")[1].split("\n## ")[0]
+    example = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert example
+    subprocess.run(["qmerge", "demo"], check=True, cwd=tmp_path, capture_output=True)
+    for code in example:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -1,0 +1,101 @@
+"""Long work: progress, other threads, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import qmerge
+from conftest import weights
+
+
+def test_progress(demo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, int]] = []
+    caller: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        caller.append(threading.get_ident())
+
+    qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", progress=progress)
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
+    assert set(caller) == {threading.get_ident()}
+    assert qmerge.verify(demo / "base-nf4", demo / "adapter", tmp_path / "out", progress=progress)
+    qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "bar", progressbar=True)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_progress_that_raises_stops_the_work(slow: Path, tmp_path: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        qmerge.merge(slow / "base", slow / "adapter", tmp_path / "out", threads=1, progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_threads_go_on(slow: Path, tmp_path: Path) -> None:
+    ticks, stop = [], threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.005):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before = time.monotonic()
+    qmerge.merge(slow / "base", slow / "adapter", tmp_path / "out", threads=1)
+    seconds = time.monotonic() - before
+    stop.set()
+    thread.join()
+    assert len(ticks) > 0.2 * seconds / 0.005
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import qmerge
+
+base, adapter, out = sys.argv[1:]
+
+def interrupt(done, total):
+    global timer
+    if timer is None:
+        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+
+timer = None
+try:
+    qmerge.merge(base, adapter, out, to="nf4", threads=1, progress=interrupt)
+except KeyboardInterrupt:
+    sys.exit(77)
+"""
+
+
+def test_ctrl_c(slow: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", INTERRUPTED, slow / "base", slow / "adapter", out]
+    assert subprocess.run(words, timeout=60).returncode == 77
+    assert not out.exists()
+    qmerge.merge(slow / "base", slow / "adapter", out, to="nf4", resume=True)
+    assert not out.with_name("out.partial").exists()
+    qmerge.merge(slow / "base", slow / "adapter", tmp_path / "whole", to="nf4")
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are Unix's")
+def test_ctrl_c_ends_the_command(slow: Path, tmp_path: Path) -> None:
+    words = ["qmerge", "merge", "--base", slow / "base", "--adapter", slow / "adapter", "--to", "nf4", "--threads", "1"]
+    command = subprocess.Popen([*words, "-o", tmp_path / "out"])
+    while not (tmp_path / "out.partial").exists() and command.poll() is None:
+        time.sleep(0.005)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=20) == -signal.SIGINT
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,118 @@
+//! The program `qmerge` as a library: [`run`] is the program itself, [`call`] is for what carries it along, as the Python wheel does.
+
+mod args;
+mod commands;
+mod progress;
+mod show;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
+use serde::Serialize;
+
+use args::{Cli, Command};
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Everything asked for was done.
+    Done,
+    /// Done, but a check or a threshold failed.
+    Failed,
+    /// It could not be decided.
+    Undecided,
+}
+
+impl Outcome {
+    fn status(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Undecided => 4,
+        }
+    }
+}
+
+/// Runs a command line, the program's name first, and returns its exit status.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let command = match Cli::try_parse_from(args) {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Nothing is left to do where not even this can be written.
+            let _ = error.print();
+            return error.exit_code() as u8;
+        }
+    };
+    let result = match command {
+        Command::Merge(args) => commands::merge::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Demo(args) => commands::demo::run(&args),
+    };
+    match result {
+        Ok(outcome) => outcome.status(),
+        Err(error) => {
+            show::error(&error);
+            exit_status(&error)
+        }
+    }
+}
+
+/// 3 if reading or writing failed, else 2.
+fn exit_status(error: &anyhow::Error) -> u8 {
+    let io = match error.downcast_ref::<Error>() {
+        Some(error) => error.kind() == Kind::Io,
+        None => error.is::<std::io::Error>(),
+    };
+    if io { 3 } else { 2 }
+}
+
+/// What [`call`] returns.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The exit status that the program would have: 0, 1 or 4.
+    pub status: u8,
+    /// The document that the program would print with `--json`.
+    pub json: String,
+}
+
+/// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
+pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
+    let args = std::iter::once(OsString::from("qmerge")).chain(args);
+    match Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command {
+        Command::Merge(args) => {
+            let found = commands::merge::find(&args, progress)?;
+            answer(&found, commands::merge::outcome(&args, &found))
+        }
+        Command::Inspect(args) => answer(&qmerge::inspect::inspect(&args.path)?, Outcome::Done),
+        Command::Convert(args) => answer(&commands::convert::find(&args, progress)?, Outcome::Done),
+        Command::Verify(args) => {
+            let found = commands::verify::find(&args, progress)?;
+            answer(&found, commands::verify::outcome(&found))
+        }
+        Command::Compare(args) => answer(&commands::compare::find(&args, progress)?, Outcome::Done),
+        Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
+        Command::Demo(_) => Err(Error::new(Kind::Usage, "the demo is for a terminal")),
+    }
+}
+
+fn answer(found: &impl Serialize, outcome: Outcome) -> Result<Answer> {
+    let json = serde_json::to_string(found).map_err(|error| Error::new(Kind::Bug, error.to_string()))?;
+    Ok(Answer { status: outcome.status(), json })
+}
+
+/// The first line of what clap says, and the rest as the remedy.
+fn wrong_use(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let mut lines = text.lines().map(|line| line.trim().trim_matches(['[', ']'])).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    let rest: Vec<&str> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
+    let error = Error::new(Kind::Usage, first);
+    if rest.is_empty() { error } else { error.with_hint(rest.join("; ")) }
+}

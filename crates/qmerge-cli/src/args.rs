@@ -51,6 +51,10 @@ pub(crate) enum Command {
                             qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1"
     )]
     Generate(Box<GenerateArgs>),
+    /// Show a merge's report, a comparison, or both as one page of HTML that needs no network.
+    #[command(after_help = "Examples:\n  qmerge report merged/qmerge-report.json -o merged.html\n  \
+                            qmerge report merged/qmerge-report.json compare.json -o merged.html")]
+    Report(ReportArgs),
     /// Merge the small trained model that comes with the program, and show the report.
     Demo(DemoArgs),
 }
@@ -117,7 +121,7 @@ pub(crate) struct Running {
     /// Most memory to use, like 300M or 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<u64>,
-    /// Also write the report to this .json file.
+    /// Also write the report to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Print nothing but errors.
@@ -136,6 +140,20 @@ pub(crate) enum TokenizerArg {
     Base,
 }
 
+/// What rounding goes by.
+#[derive(Debug, Args)]
+pub(crate) struct Calibrating {
+    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// Round without running the model: faster, keeps less.
+    #[arg(long)]
+    pub(crate) fast: bool,
+    /// Seed of everything that is drawn.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
@@ -147,9 +165,11 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "FORMAT", default_value = "same", value_parser = formats(true))]
     pub(crate) to: String,
     /// How codes are chosen.
-    #[arg(long, value_name = "METHOD", default_value = ROUNDINGS[0].id(), value_parser = roundings())]
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings())]
     pub(crate) rounding: String,
-    /// Fail (exit status 1) if less than this share of the adapter's delta survives.
+    #[command(flatten)]
+    pub(crate) calibrating: Calibrating,
+    /// Fail (exit status 1) if less than this share of the adapter survives: of its outputs where layers' inputs are known, else of its delta.
     #[arg(long, value_name = "SHARE")]
     pub(crate) min_survival: Option<f64>,
     /// Whose tokenizer and chat template the output takes.
@@ -246,7 +266,7 @@ pub(crate) struct CompareArgs {
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) engine: Engine,
-    /// Also write the answer to this .json file.
+    /// Also write the answer to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Print JSON.
@@ -290,6 +310,16 @@ pub(crate) struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// A merge's report, and what `compare --json` printed or `compare --report` wrote; or one of them.
+    #[arg(value_name = "FILE.json", required = true, num_args = 1..=2)]
+    pub(crate) documents: Vec<PathBuf>,
+    /// The page.
+    #[arg(long, short, value_name = "FILE.html")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Folder for the demo's model, adapter and merges.
     #[arg(long, short, value_name = "FOLDER", default_value = "qmerge-demo")]
@@ -305,7 +335,9 @@ fn formats(same: bool) -> PossibleValuesParser {
 
 /// The names that `--rounding` takes.
 fn roundings() -> PossibleValuesParser {
-    PossibleValuesParser::new(ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about())))
+    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits, else `nearest`");
+    let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
+    PossibleValuesParser::new(std::iter::once(auto).chain(methods))
 }
 
 /// Bytes, with K, M, G or T (powers of 1024) behind.

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod page;
 mod progress;
 mod show;
 
@@ -50,6 +51,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
@@ -97,6 +99,10 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
         }
         Command::Compare(args) => answer(&commands::compare::find(&args, progress)?, Outcome::Done),
         Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
+        Command::Report(args) => {
+            commands::report::write(&args)?;
+            answer(&args.output.display().to_string(), Outcome::Done)
+        }
         Command::Demo(_) => Err(Error::new(Kind::Usage, "the demo is for a terminal")),
     }
 }

@@ -1,6 +1,6 @@
 //! A progress bar on a terminal; nothing in a pipe.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qmerge::merge::Progress;
@@ -8,6 +8,8 @@ use qmerge::merge::Progress;
 /// Work done and time left, on standard error.
 pub(crate) struct Bar {
     bar: OnceLock<ProgressBar>,
+    /// Shown until work is counted.
+    spinner: Mutex<Option<ProgressBar>>,
     quiet: bool,
     /// What is counted; bytes, with their speed, if nothing is named.
     unit: Option<&'static str>,
@@ -15,11 +17,11 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { bar: OnceLock::new(), quiet, unit: None }
+        Self { bar: OnceLock::new(), spinner: Mutex::new(None), quiet, unit: None }
     }
 
     pub(crate) fn counting(unit: &'static str) -> Self {
-        Self { bar: OnceLock::new(), quiet: false, unit: Some(unit) }
+        Self { bar: OnceLock::new(), spinner: Mutex::new(None), quiet: false, unit: Some(unit) }
     }
 
     /// Removes the bar, so that the result stands alone.
@@ -27,12 +29,34 @@ impl Bar {
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }
+        self.stop_spinner();
+    }
+
+    fn target(&self) -> ProgressDrawTarget {
+        if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) }
+    }
+
+    fn stop_spinner(&self) {
+        if let Some(spinner) = self.spinner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            spinner.finish_and_clear();
+        }
     }
 }
 
 impl Progress for Bar {
+    fn phase(&self, name: &str) {
+        self.stop_spinner();
+        let spinner = ProgressBar::with_draw_target(None, self.target()).with_message(name.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            spinner.set_style(style);
+        }
+        spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+        *self.spinner.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(spinner);
+    }
+
     fn start(&self, total: u64) {
-        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) };
+        self.stop_spinner();
+        let target = self.target();
         let template = match self.unit {
             None => "{bar:40} {percent:>3} %  {bytes_per_sec}  {eta} left".to_owned(),
             Some(unit) => format!("{{bar:40}} {{pos}} of {{len}} {unit}  {{eta}} left"),

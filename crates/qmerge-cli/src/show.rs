@@ -151,6 +151,11 @@ pub(crate) fn report(report: &Report) {
         bytes(summary.bytes_written),
         seconds(summary.seconds),
     );
+    if let Some(reason) = &report.rounding.reason {
+        let calibration =
+            report.rounding.calibration.as_ref().map_or(String::new(), |text| format!(", calibrated on {text}"));
+        anstream::println!("rounding {}: {reason}{calibration}", report.rounding.method);
+    }
     if !report.weights.is_empty() {
         anstream::println!();
         print(&if report.adapters.is_empty() { recoded_table(report) } else { weights_table(report) });
@@ -166,14 +171,20 @@ pub(crate) fn report(report: &Report) {
 }
 
 fn weights_table(report: &Report) -> Table {
-    let mut table = table(&["weight", "format", "delta/weight", "survival", "noise/delta", "error/weight", "changed"]);
+    // Where the inputs are known, what comes out of a layer says more than what stands in its weight.
+    let outputs = report.summary.kept_output.is_some();
+    let kept = if outputs { "kept output" } else { "error/weight" };
+    let mut table = table(&["weight", "format", "delta/weight", "survival", "noise/delta", kept, "changed"]);
     left(&mut table, 1);
     let ratio = |x: f64, of: f64| if of > 0.0 { format!("{:.2} %", 100.0 * x / of) } else { "-".into() };
     let mut worst: Vec<&WeightReport> = report.weights.iter().collect();
     // Least survival first; where there is no delta, the largest error.
     worst.sort_by(|a, b| {
         let key = |weight: &WeightReport| {
-            (weight.survival.unwrap_or(f64::INFINITY), -weight.error_rms / weight.weight_rms.max(1e-30))
+            (
+                weight.kept_output.or(weight.survival).unwrap_or(f64::INFINITY),
+                -weight.error_rms / weight.weight_rms.max(1e-30),
+            )
         };
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
@@ -186,7 +197,7 @@ fn weights_table(report: &Report) -> Table {
             ratio(weight.delta_rms, weight.weight_rms),
             figure(weight.survival),
             figure(weight.noise_to_delta),
-            ratio(weight.error_rms, weight.weight_rms),
+            if outputs { figure(weight.kept_output) } else { ratio(weight.error_rms, weight.weight_rms) },
             share(weight.changed_fraction),
         ]);
     }
@@ -201,7 +212,7 @@ fn weights_table(report: &Report) -> Table {
             String::new(),
             figure(summary.survival),
             figure(summary.noise_to_delta),
-            String::new(),
+            summary.kept_output.map_or(String::new(), |kept| figure(Some(kept))),
             share(summary.changed_fraction),
         ]);
     }
@@ -380,6 +391,7 @@ pub(crate) fn verification(found: &Verification) {
 fn state(state: State) -> &'static str {
     match state {
         State::Applied => "applied",
+        State::Moved => "moved",
         State::Lost => "lost to rounding",
         State::Scaled => "other strength",
         State::Absent => "absent",

@@ -11,7 +11,7 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options as PlanOptions, Plan};
 use qmerge_run::model::Cache;
 use qmerge_run::tensors::Tensors;
-use qmerge_run::{Model, Options};
+use qmerge_run::{Model, Options, Unwatched};
 
 const ROUNDS: usize = 3;
 const PROMPT: usize = 512;
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         let batch = vec![tokens.as_slice(); sequences];
         let (states, logits) = medians(|| {
             let start = Instant::now();
-            let hidden = model.hidden(&batch, &mut |_, _| ())?;
+            let hidden = model.hidden(&batch, &mut Unwatched)?;
             let states = start.elapsed().as_secs_f64();
             for from in (0..PROMPT * sequences).step_by(128) {
                 std::hint::black_box(model.logits(&hidden, from..from + 128)?);

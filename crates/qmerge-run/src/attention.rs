@@ -23,7 +23,7 @@ pub(crate) struct Attention<'a> {
     norms: Option<[Normalize; 2]>,
 }
 
-/// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer.
+/// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer, for each sequence.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Past {
     keys: Vec<f32>,
@@ -61,7 +61,7 @@ impl<'a> Attention<'a> {
         Ok(Self { inputs, output: linear(output, spec.hidden, queries)?, norms })
     }
 
-    /// `x` is (hidden, tokens). `angles` are those of each sequence's new positions. Where there is a `past`, there is one sequence.
+    /// `x` is (hidden, tokens). `angles` are those of each sequence's new positions. Where there is a `past`, the sequences are its own.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn forward(
         &self,
@@ -71,7 +71,7 @@ impl<'a> Attention<'a> {
         sequences: &[Sequence],
         angles: Option<&[Angles]>,
         past: Option<(&mut Past, usize)>,
-        watch: &mut Watch<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<Vec<f32>> {
         let input = Input::new(x, spec.hidden);
         let tokens = input.tokens();
@@ -79,7 +79,7 @@ impl<'a> Attention<'a> {
         let mut all = vec![0.0; queries + 2 * keys];
         let mut rest = all.as_mut_slice();
         for linear in &self.inputs {
-            watch(linear.name(), &input);
+            watch.input(linear.name(), &input)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
             linear.forward_into(&input, own)?;
             rest = others;
@@ -99,38 +99,51 @@ impl<'a> Attention<'a> {
         }
         let k = turned(k, spec.head_dim, tokens);
         let mixed = match past {
-            None => mix(spec, layer, q, tokens, sequences, |sequence| View {
+            None => mix(spec, layer, q, tokens, sequences, |_, sequence| View {
                 keys: &k,
                 values: v,
                 width: tokens,
                 first: sequence.columns.start,
             }),
             Some((past, capacity)) => {
-                past.append(&k, v, spec.kv_heads, tokens, sequences[0].past, capacity);
+                past.append(&k, v, spec.kv_heads, tokens, sequences, capacity);
                 let past = &*past;
-                mix(spec, layer, q, tokens, sequences, |_| View {
-                    keys: &past.keys,
-                    values: &past.values,
+                let size = spec.kv_heads * spec.head_dim * capacity;
+                mix(spec, layer, q, tokens, sequences, |number, _| View {
+                    keys: &past.keys[number * size..(number + 1) * size],
+                    values: &past.values[number * size..(number + 1) * size],
                     width: capacity,
                     first: 0,
                 })
             }
         };
         let mixed = Input::new(&mixed, spec.heads * spec.head_dim);
-        watch(self.output.name(), &mixed);
+        watch.input(self.output.name(), &mixed)?;
         self.output.forward(&mixed)
     }
 }
 
 impl Past {
-    fn append(&mut self, k: &[f32], v: &[f32], kv_heads: usize, tokens: usize, at: usize, capacity: usize) {
+    fn append(
+        &mut self,
+        k: &[f32],
+        v: &[f32],
+        kv_heads: usize,
+        tokens: usize,
+        sequences: &[Sequence],
+        capacity: usize,
+    ) {
         // A row of keys is a head, of a feature's worth of values for each position; a row of values is a feature.
         let features = v.len() / tokens.max(1);
         let dim = features / kv_heads.max(1);
         for (past, new, rows, each) in [(&mut self.keys, k, kv_heads, dim), (&mut self.values, v, features, 1)] {
-            past.resize(rows * capacity * each, 0.0);
-            for (past, new) in past.chunks_exact_mut(capacity * each).zip(new.chunks_exact(tokens * each)) {
-                past[at * each..(at + tokens) * each].copy_from_slice(new);
+            past.resize(sequences.len() * rows * capacity * each, 0.0);
+            for (past, sequence) in past.chunks_exact_mut(rows * capacity * each).zip(sequences) {
+                let (columns, at) = (&sequence.columns, sequence.past);
+                for (past, new) in past.chunks_exact_mut(capacity * each).zip(new.chunks_exact(tokens * each)) {
+                    past[at * each..(at + columns.len()) * each]
+                        .copy_from_slice(&new[columns.start * each..columns.end * each]);
+                }
             }
         }
     }
@@ -179,13 +192,13 @@ fn mix<'v>(
     q: &[f32],
     tokens: usize,
     sequences: &[Sequence],
-    view: impl Fn(&Sequence) -> View<'v> + Sync,
+    view: impl Fn(usize, &Sequence) -> View<'v> + Sync,
 ) -> Vec<f32> {
     let dim = spec.head_dim;
     let mut out = vec![0.0; q.len()];
     out.par_chunks_mut(dim * tokens).zip(q.par_chunks(dim * tokens)).enumerate().for_each(|(head, (out, q))| {
-        for sequence in sequences {
-            let view = view(sequence);
+        for (number, sequence) in sequences.iter().enumerate() {
+            let view = view(number, sequence);
             let kv_head = head / (spec.heads / spec.kv_heads);
             for start in sequence.columns.clone().step_by(BLOCK) {
                 let block = start..sequence.columns.end.min(start + BLOCK);

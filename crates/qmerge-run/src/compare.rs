@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::generate::{Sampling, generate};
-use crate::model::Model;
+use crate::model::{Model, Unwatched};
 use crate::text::Tokenizer;
 
 /// A model and what it is called.
@@ -57,6 +57,8 @@ pub struct Comparison {
     pub windows: usize,
     /// Scored tokens.
     pub tokens: usize,
+    /// Prompts that were continued, as text.
+    pub prompts: Vec<String>,
     /// One per model; the reference is "apart".
     pub models: Vec<Figures>,
 }
@@ -122,7 +124,7 @@ pub fn compare(
     let mut sums = vec![Sums::default(); candidates.len()];
     for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
         let hidden: Vec<Vec<f32>> =
-            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut |_, _| ())).collect::<Result<_>>()?;
+            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
         for (w, window) in batch.iter().enumerate() {
             let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
             // The last token predicts what is not there.
@@ -153,6 +155,7 @@ pub fn compare(
         context: task.context,
         windows: windows.len(),
         tokens,
+        prompts: task.prompts.iter().map(|prompt| tokenizer.decode(prompt)).collect::<Result<_>>()?,
         models,
     })
 }

@@ -45,7 +45,7 @@ impl<'a> FeedForward<'a> {
         }
     }
 
-    pub(crate) fn forward(&self, x: &[f32], hidden: usize, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+    pub(crate) fn forward(&self, x: &[f32], hidden: usize, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         match self {
             Self::Dense(dense) => dense.forward(&Input::new(x, hidden), watch),
             Self::Routed(routed) => routed.forward(x, hidden, watch),
@@ -86,12 +86,12 @@ impl<'a> Dense<'a> {
         self.inputs.iter_mut().chain(std::iter::once(&mut self.down))
     }
 
-    fn forward(&self, x: &Input<'_>, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+    fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let size = self.width * x.tokens();
         let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
         let mut rest = inner.as_mut_slice();
         for linear in &self.inputs {
-            watch(linear.name(), x);
+            watch.input(linear.name(), x)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * x.tokens());
             linear.forward_into(x, own)?;
             rest = others;
@@ -104,7 +104,7 @@ impl<'a> Dense<'a> {
             }
         });
         let inner = Input::new(&inner[..size], self.width);
-        watch(self.down.name(), &inner);
+        watch.input(self.down.name(), &inner)?;
         self.down.forward(&inner)
     }
 }
@@ -141,10 +141,10 @@ impl<'a> Routed<'a> {
         })
     }
 
-    fn forward(&self, x: &[f32], hidden: usize, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+    fn forward(&self, x: &[f32], hidden: usize, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let input = Input::new(x, hidden);
         let tokens = input.tokens();
-        watch(self.router.name(), &input);
+        watch.input(self.router.name(), &input)?;
         let logits = self.router.forward(&input)?;
         // By expert: the tokens it serves, each with the expert's share.
         let mut served: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];

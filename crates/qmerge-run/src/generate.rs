@@ -33,7 +33,7 @@ pub fn generate(
 ) -> Result<Vec<u32>> {
     let capacity = (prompt.len() + most).min(model.spec().max_positions).max(prompt.len());
     let mut cache = Cache::new(model, capacity);
-    let mut random = Random(sampling.seed ^ 0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(sampling.seed);
     let mut answer = Vec::new();
     let mut next = prompt.to_vec();
     while answer.len() < most && cache.len() + next.len() <= capacity && !next.is_empty() {
@@ -63,12 +63,21 @@ fn most_likely(logits: &[f32]) -> u32 {
     best as u32
 }
 
-fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
+pub(crate) fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
     if sampling.temperature <= 0.0 {
         return most_likely(logits);
     }
     logits.iter_mut().for_each(|x| *x /= sampling.temperature);
     softmax(logits);
+    if sampling.top_p >= 1.0 {
+        let mut left = random.uniform();
+        let drawn = logits.iter().position(|share| {
+            left -= share;
+            left < 0.0
+        });
+        // The shares sum to a little less than one, or more.
+        return drawn.unwrap_or(logits.len() - 1) as u32;
+    }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     let mut kept = 0;
@@ -88,11 +97,15 @@ fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
     /// In [0, 1).
-    fn uniform(&mut self) -> f32 {
+    pub(crate) fn uniform(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -11,6 +11,7 @@
 //! 5. [`text`], [`generate`], [`compare`]: what is done with logits.
 
 mod attention;
+pub mod calibrate;
 pub mod compare;
 
 pub mod families;
@@ -25,4 +26,4 @@ pub mod spec;
 pub mod tensors;
 pub mod text;
 
-pub use model::{Cache, Model, Options};
+pub use model::{Cache, Model, Options, Unwatched};

@@ -1,6 +1,7 @@
 //! A linear layer: `y = W x + b`, with W decoded while it is used, and adapters beside it.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::edit::Edit;
 use qmerge::error::Result;
@@ -16,6 +17,7 @@ const CHUNK: usize = 1 << 16;
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
 pub struct Input<'x> {
+    number: u64,
     values: &'x [f32],
     columns: Columns,
 }
@@ -23,11 +25,17 @@ pub struct Input<'x> {
 impl<'x> Input<'x> {
     /// Packs the activations once for all layers that take them.
     pub fn new(values: &'x [f32], features: usize) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let tokens = values.len() / features.max(1);
-        Self { values, columns: Columns::new(values, features, tokens) }
+        Self { number: COUNT.fetch_add(1, Ordering::Relaxed), values, columns: Columns::new(values, features, tokens) }
     }
 
-    /// The activations.
+    /// Tells inputs apart: layers that are given the same one see the same number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The activations (features, tokens).
     pub fn values(&self) -> &'x [f32] {
         self.values
     }

@@ -11,8 +11,26 @@ use crate::norm::Normalize;
 use crate::spec::Spec;
 use crate::tensors::Tensors;
 
-/// Sees what each linear layer is given: its module path and the activations.
-pub type Watch<'w> = dyn FnMut(&str, &Input<'_>) + 'w;
+/// Sees what each linear layer is given.
+pub trait Watch: Send {
+    /// A linear layer's module path and its activations. An error stops the pass.
+    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()>;
+
+    /// All linear layers of a decoder layer have been seen.
+    fn layer(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn input(&mut self, _: &str, _: &Input<'_>) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,18 +68,24 @@ struct Layer<'a> {
     feed_forward_out: Option<Normalize>,
 }
 
-/// Keys and values of the positions so far.
+/// Keys and values of the positions so far, of one sequence or of several of the same length.
 #[derive(Clone, Debug)]
 pub struct Cache {
     past: Vec<Past>,
+    sequences: usize,
     len: usize,
     capacity: usize,
 }
 
 impl Cache {
-    /// Room for `capacity` positions.
+    /// Room for `capacity` positions of one sequence.
     pub fn new(model: &Model<'_>, capacity: usize) -> Self {
-        Self { past: vec![Past::default(); model.layers.len()], len: 0, capacity }
+        Self::of_several(model, 1, capacity)
+    }
+
+    /// Room for `capacity` positions of each of several sequences.
+    pub fn of_several(model: &Model<'_>, sequences: usize, capacity: usize) -> Self {
+        Self { past: vec![Past::default(); model.layers.len()], sequences: sequences.max(1), len: 0, capacity }
     }
 
     /// Positions so far.
@@ -160,7 +184,7 @@ impl<'a> Model<'a> {
     }
 
     /// The residual stream behind the last norm, (hidden, tokens), of several sequences beside each other, each from its start.
-    pub fn hidden(&self, sequences: &[&[u32]], watch: &mut (dyn FnMut(&str, &Input<'_>) + Send)) -> Result<Vec<f32>> {
+    pub fn hidden(&self, sequences: &[&[u32]], watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let mut columns = Vec::new();
         let mut tokens = Vec::new();
         for sequence in sequences {
@@ -170,14 +194,17 @@ impl<'a> Model<'a> {
         self.pool.install(|| self.pass(&tokens, &columns, None, watch))
     }
 
-    /// The same for the next tokens of one sequence.
+    /// The same for the next tokens of the cache's sequences, as many of each, one sequence behind the other.
     pub fn advance(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
-        if cache.len + tokens.len() > cache.capacity {
+        let each = tokens.len() / cache.sequences;
+        if cache.len + each > cache.capacity {
             return Err(Error::new(Kind::Usage, format!("more than {} positions", cache.capacity)));
         }
-        let sequence = [Sequence { columns: 0..tokens.len(), past: cache.len }];
-        let hidden = self.pool.install(|| self.pass(tokens, &sequence, Some(cache), &mut |_, _| ()))?;
-        cache.len += tokens.len();
+        let sequences: Vec<Sequence> = (0..cache.sequences)
+            .map(|number| Sequence { columns: number * each..(number + 1) * each, past: cache.len })
+            .collect();
+        let hidden = self.pool.install(|| self.pass(tokens, &sequences, Some(cache), &mut Unwatched))?;
+        cache.len += each;
         Ok(hidden)
     }
 
@@ -186,7 +213,7 @@ impl<'a> Model<'a> {
         tokens: &[u32],
         sequences: &[Sequence],
         mut cache: Option<&mut Cache>,
-        watch: &mut Watch<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<Vec<f32>> {
         let spec = &self.spec;
         self.check(tokens, sequences)?;
@@ -222,6 +249,7 @@ impl<'a> Model<'a> {
             let input = normalized(&layer.feed_forward_in, &x, count);
             let mut y = layer.feed_forward.forward(&input, spec.hidden, watch)?;
             add(&mut x, &mut y, &layer.feed_forward_out, count, spec.residual_scale);
+            watch.layer()?;
         }
         self.norm.apply(&mut x, count);
         Ok(x)

@@ -6,7 +6,7 @@ use qmerge::adapters::Adapter;
 use qmerge::open::{Checkpoint, ModelConfig};
 use qmerge::plan::{Inputs, Options as PlanOptions, Plan};
 use qmerge_run::tensors::Tensors;
-use qmerge_run::{Cache, Model, Options};
+use qmerge_run::{Cache, Model, Options, Unwatched};
 
 fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny")
@@ -35,7 +35,7 @@ fn expected(path: &Path) -> Expected {
 /// Largest difference over all positions, both sequences in one batch.
 fn difference(model: &Model<'_>, expected: &Expected) -> f32 {
     let sequences: Vec<&[u32]> = expected.sequences.iter().map(Vec::as_slice).collect();
-    let hidden = model.hidden(&sequences, &mut |_, _| ()).unwrap();
+    let hidden = model.hidden(&sequences, &mut Unwatched).unwrap();
     let columns = sequences.iter().map(|s| s.len()).sum();
     let logits = model.logits(&hidden, 0..columns).unwrap();
     assert_eq!(logits.len(), columns * expected.vocab);

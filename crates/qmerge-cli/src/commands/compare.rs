@@ -17,6 +17,7 @@ use super::generate::{folders, options};
 use super::merge::print_json;
 use super::{apart_options, open};
 use crate::args::CompareArgs;
+use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
@@ -42,11 +43,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
 
 /// Runs all models on the text.
 pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result<Comparison> {
-    if let Some(path) = &args.report
-        && path.extension().is_none_or(|ext| ext != "json")
-    {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path));
-    }
+    let form = args.report.as_deref().map(page::form).transpose()?;
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let merged = args
@@ -106,9 +103,16 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         progress.advance((done - before) as u64);
         before = done;
     })?;
-    if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&found).unwrap_or_default();
-        std::fs::write(path, text).map_err(|error| Error::io("write", path, error))?;
+    if let (Some(path), Some(form)) = (&args.report, form) {
+        let document = serde_json::to_value(&found).unwrap_or_default();
+        match form {
+            Form::Json => page::write_json(path, &document)?,
+            Form::Html => {
+                // A single merge by qmerge shows its own report too.
+                let report = if let [merged] = &args.merged[..] { super::report::of_merge(merged) } else { None };
+                page::write(path, report.as_ref(), Some(&document))?;
+            }
+        }
     }
     Ok(found)
 }
@@ -123,7 +127,7 @@ fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
 }
 
 /// A text file. Errors if it is not UTF-8 or empty.
-fn read_text(path: &Path) -> error::Result<String> {
+pub(super) fn read_text(path: &Path) -> error::Result<String> {
     let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

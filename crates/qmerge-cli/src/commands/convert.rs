@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::Progress;
+use qmerge::merge::{self, Progress};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options};
 
@@ -25,5 +25,8 @@ pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result
     let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
-    plan_and_run(&inputs, &options, &args.output, &run_options(&args.running), &args.running, progress)
+    let run = run_options(&args.running);
+    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
+        merge::run(&inputs, plan, options.rounding, None, &args.output, &run, progress)
+    })
 }

@@ -3,16 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use qmerge::adapters::Adapter;
-use qmerge::formats;
-use qmerge::merge::{self, RunOptions};
-use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan};
-use qmerge::write::Existing;
+use clap::Parser;
 
-use crate::args::DemoArgs;
-use crate::progress::Bar;
-use crate::{Outcome, show};
+use crate::Outcome;
+use crate::args::{Cli, Command, DemoArgs};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => { &[$(($name, include_bytes!(concat!("../../demo/", $name)).as_slice())),*] };
@@ -49,26 +43,24 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Outcome> {
     anstream::println!(
         "A small Llama in NF4 and a LoRA that PEFT trained on it are in {shown}. Merged as PEFT does:\n"
     );
-    anstream::println!("$ qmerge merge --base {shown}/base-nf4 --adapter {shown}/adapter -o {shown}/merged-nf4");
-    merge(folder, None, "merged-nf4")?;
-    anstream::println!("\nThe same into 16 bits, which takes more room and keeps the effect:\n");
-    anstream::println!(
-        "$ qmerge merge --base {shown}/base-nf4 --adapter {shown}/adapter --to bf16 -o {shown}/merged-bf16"
-    );
-    merge(folder, Some("bf16"), "merged-bf16")?;
+    merge(folder, "merged-as-peft", &["--rounding", "nearest"])?;
+    anstream::println!("\nThe same size and format, rounded so that the adapter survives:\n");
+    merge(folder, "merged-nf4", &[])?;
+    anstream::println!("\nInto 16 bits, which takes more room:\n");
+    merge(folder, "merged-bf16", &["--to", "bf16"])?;
     Ok(Outcome::Done)
 }
 
-fn merge(folder: &Path, to: Option<&str>, name: &str) -> Result<()> {
-    let base = Checkpoint::open(&folder.join("base-nf4"))?;
-    let adapter = Adapter::open(&folder.join("adapter"), 1.0)?;
-    let inputs = Inputs::new(base, vec![adapter])?;
-    let options = Options { to: to.map(formats::by_id).transpose()?, ..Options::default() };
-    let plan = Plan::new(&inputs, &options)?;
-    let run = RunOptions { existing: Existing { force: true, resume: false }, ..RunOptions::default() };
-    let bar = Bar::new(false);
-    let report = merge::run(&inputs, &plan, options.rounding, &folder.join(name), &run, &bar);
-    bar.clear();
-    show::report(&report?);
+/// Shows a command line and does it.
+fn merge(folder: &Path, name: &str, more: &[&str]) -> Result<()> {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (base, adapter, output) = (path("base-nf4"), path("adapter"), path(name));
+    let words = [&["qmerge", "merge", "--base", &base, "--adapter", &adapter, "-o", &output], more].concat();
+    anstream::println!("$ {}", words.join(" "));
+    // Done again, the demo replaces its own outputs.
+    let Command::Merge(args) = Cli::try_parse_from(words.into_iter().chain(["--force"]))?.command else {
+        return Ok(());
+    };
+    super::merge::run(&args)?;
     Ok(())
 }

@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use anyhow::Result;
-use qmerge::error::{self, Error, Kind};
+use qmerge::error;
 use qmerge::merge::{self, Progress};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::Report;
-use qmerge::round;
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
-use super::{format, open, read_options, run_options, settings};
+use super::{format, open, read_options, rounding, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
+use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     show(&found, &args.running)?;
     let outcome = outcome(args, &found);
     if let (Found::Report(report), Some(least), Outcome::Failed) = (&found, args.min_survival, outcome) {
-        match report.summary.survival {
+        match survived(report) {
             Some(survival) => show::warning(&format!("survival {survival:.3} is below --min-survival {least}")),
             None => show::warning("the adapter's delta is zero, so --min-survival cannot be met"),
         }
@@ -46,10 +46,11 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let options = Options {
         to: format(&args.to)?,
         settings: settings(&args.quantization)?,
-        rounding: round::by_id(&args.rounding)?,
+        seed: args.calibrating.seed,
         maps: args.meaning.map.clone(),
         read: read_options(&args.meaning),
         allow_unused: args.meaning.allow_unused,
+        ..Options::default()
     };
     let mut run = run_options(&args.running);
     run.tokenizer = match args.tokenizer {
@@ -57,13 +58,23 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
         TokenizerArg::Base => Tokenizer::Base,
     };
     let inputs = open(&args.sources)?;
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, progress)
+    let choice = rounding::choose(&inputs, &options, args)?;
+    rounding::refuse_useless(&choice, &args.calibrating)?;
+    let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };
+    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
+        rounding::run(&inputs, plan, &choice, &args.calibrating, &args.output, &run, progress)
+    })
+}
+
+/// The share of the adapter that is left: of its outputs where they are known, else of its delta.
+fn survived(report: &Report) -> Option<f64> {
+    report.summary.survival.map(|survival| report.summary.kept_output.unwrap_or(survival))
 }
 
 /// Whether as much survived as was asked for.
 pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
     match (found, args.min_survival) {
-        (Found::Report(report), Some(least)) if report.summary.survival.is_none_or(|survival| survival < least) => {
+        (Found::Report(report), Some(least)) if survived(report).is_none_or(|survival| survival < least) => {
             Outcome::Failed
         }
         _ => Outcome::Done,
@@ -77,21 +88,21 @@ pub(super) fn plan_and_run(
     output: &Path,
     run: &merge::RunOptions,
     args: &Running,
-    progress: &dyn Progress,
+    merge: impl FnOnce(&Plan) -> error::Result<Report>,
 ) -> error::Result<Found> {
-    if let Some(path) = &args.report
-        && path.extension().is_none_or(|ext| ext != "json")
-    {
-        return Err(Error::new(Kind::Usage, "the report is written as .json").in_file(path));
-    }
+    let form = args.report.as_deref().map(page::form).transpose()?;
     let plan = Plan::new(inputs, options)?;
     if args.dry_run {
         let memory = merge::memory(&plan, run)?;
         return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
     }
-    let report = merge::run(inputs, &plan, options.rounding, output, run, progress)?;
-    if let Some(path) = &args.report {
-        std::fs::write(path, report.to_json()).map_err(|error| Error::io("write", path, error))?;
+    let report = merge(&plan)?;
+    if let (Some(path), Some(form)) = (&args.report, form) {
+        let document = serde_json::to_value(&report).unwrap_or_default();
+        match form {
+            Form::Json => page::write_json(path, &document)?,
+            Form::Html => page::write(path, Some(&document), None)?,
+        }
     }
     Ok(Found::Report(Box::new(report)))
 }

@@ -6,6 +6,8 @@ pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod report;
+mod rounding;
 pub(crate) mod verify;
 
 use std::path::Path;

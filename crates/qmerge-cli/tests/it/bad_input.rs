@@ -212,7 +212,8 @@ fn nan_in_a_scale() {
             tensors.iter_mut().find(|(name, ..)| name == "model.layers.1.mlp.up_proj.weight.nested_absmax").unwrap();
         scale.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
-    refused(&folder, &[], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
+    refused(&folder, &["--rounding", "nearest"], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
+    refused(&folder, &[], 2, &["model.layers.1.mlp.down_proj.weight", "calibration", "NaN"]);
 }
 
 #[test]
@@ -342,7 +343,7 @@ fn wrong_use() {
     refused(&folder, &["--to", "nf4", "--block-size", "63"], 2, &["block size 63"]);
     refused(&folder, &["--map", "no arrow"], 2, &["--map", "=>"]);
     refused(&folder, &["--max-memory", "1M"], 2, &["--max-memory", "at least"]);
-    refused(&folder, &["--report", "x.txt"], 2, &["written as .json"]);
+    refused(&folder, &["--report", "x.txt"], 2, &["written as .json or .html"]);
     let output = run(folder.path(), &["merge", "--base", "nowhere", "--adapter", "adapter", "-o", "out"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("nowhere"));

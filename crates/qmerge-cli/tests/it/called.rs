@@ -40,7 +40,8 @@ fn answers_are_documents() {
     let (base, adapter) = (demo("base-nf4"), demo("adapter"));
     let out = folder.join("out").display().to_string();
     let sources = ["--base", &base, "--adapter", &adapter];
-    let merge = words(&[&["merge", "-o", &out, "--min-survival", "0.9"], &sources[..]].concat());
+    let merge =
+        words(&[&["merge", "-o", &out, "--min-survival", "0.9", "--rounding", "nearest"], &sources[..]].concat());
     let answer = call(merge, &Silent).unwrap();
     let report: serde_json::Value = serde_json::from_str(&answer.json).unwrap();
     assert_eq!((answer.status, &report["summary"]["weights_merged"]), (1, &28.into()));

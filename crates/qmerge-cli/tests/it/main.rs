@@ -9,5 +9,7 @@ mod interrupted;
 mod licences;
 mod model;
 mod output;
+mod page;
+mod rounding;
 mod running;
 mod text;

@@ -17,12 +17,26 @@ const SOURCES: [&str; 4] = ["--base", "base-nf4", "--adapter", "adapter"];
 fn compare_shows_what_a_merge_lost() {
     let folder = Folder::new();
     demo(folder.path());
-    for (to, out) in [("same", "nf4"), ("f32", "f32")] {
-        let output = run(folder.path(), &[&["merge"], &SOURCES[..], &["--to", to, "-o", out]].concat());
+    for (more, out) in [(["--rounding", "nearest"], "nf4"), (["--to", "f32"], "f32"), (["--seed", "0"], "kept")] {
+        let output = run(folder.path(), &[&["merge"], &SOURCES[..], &more, &["-o", out]].concat());
         assert!(output.status.success(), "{}", stderr(&output));
     }
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
-    let more = ["--merged", "nf4", "--merged", "f32", "--text", text, "--context", "128", "--windows", "6", "--json"];
+    let more = [
+        "--merged",
+        "nf4",
+        "--merged",
+        "f32",
+        "--merged",
+        "kept",
+        "--text",
+        text,
+        "--context",
+        "128",
+        "--windows",
+        "6",
+        "--json",
+    ];
     let compare = |threads: &str| {
         let output = run(folder.path(), &[&["compare"], &SOURCES[..], &more, &["--threads", threads]].concat());
         assert!(output.status.success(), "{}", stderr(&output));
@@ -36,11 +50,12 @@ fn compare_shows_what_a_merge_lost() {
     assert!(model(1, "loss") < model(0, "loss") - 0.1);
     assert!(model(2, "gain_kept") < 0.5 && model(2, "kl") > 0.01, "{found:#}");
     assert!((model(3, "gain_kept") - 1.0).abs() < 1e-4 && model(3, "kl").abs() < 1e-6, "{found:#}");
+    assert!(model(4, "gain_kept") > 0.9 && model(4, "kl") < 0.3 * model(2, "kl"), "{found:#}");
     assert_eq!(model(3, "top1"), 1.0);
     assert_eq!(found["models"][3]["generations"], found["models"][1]["generations"]);
     // The number of threads changes no figure.
     let again = compare("3");
-    for number in 0..4 {
+    for number in 0..5 {
         for key in ["loss", "kl", "top1"] {
             assert_eq!(again["models"][number][key], found["models"][number][key]);
         }

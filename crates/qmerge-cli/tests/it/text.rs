@@ -60,7 +60,7 @@ fn merge_inspect_verify_and_plan() {
 #[test]
 fn help() {
     let folder = Folder::new();
-    for command in ["merge", "convert", "inspect", "verify", "compare", "generate", "demo"] {
+    for command in ["merge", "convert", "inspect", "verify", "compare", "report", "generate", "demo"] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&run(folder.path(), &[command, "--help"])));
     }
 }

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
-use super::{Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
+use super::{
+    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow,
+};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
 use crate::open::{Checkpoint, Entry};

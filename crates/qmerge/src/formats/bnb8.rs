@@ -6,7 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow};
+use super::{
+    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow,
+};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, unsupported};
 use crate::open::{Checkpoint, Entry};

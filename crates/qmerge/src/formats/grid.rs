@@ -6,7 +6,7 @@
 
 use crate::dtype::Dtype;
 use crate::simd::floats::round_one;
-use crate::simd::neighbours::{table_neighbours, uniform_neighbours};
+use crate::simd::neighbours::{table_moved, table_neighbours, uniform_neighbours};
 
 /// The levels before scaling.
 #[derive(Clone, Copy, Debug)]
@@ -168,9 +168,18 @@ impl Grid {
         }
     }
 
-    /// The value that element `i` takes at its level if its run's scale becomes `scale`.
-    pub fn rescaled(&self, i: usize, value: f32, scale: f32) -> f32 {
-        self.value(i / self.run, scale, self.level(i, value))
+    /// The values that a run's elements take at their levels if its scale becomes `scale`. `values` are the run's, on the grid.
+    pub fn rescaled(&self, run: usize, values: &[f32], scale: f32, out: &mut [f32]) {
+        if let Levels::Table(levels) = self.levels {
+            let (mut old, mut new) = ([f32::NAN; 16], [0.0; 16]);
+            for ((old, new), &level) in old.iter_mut().zip(&mut new).zip(levels) {
+                (*old, *new) = (self.value(run, self.scales[run], level), self.value(run, scale, level));
+            }
+            return table_moved(&old, &new, values, out);
+        }
+        for (i, (value, out)) in values.iter().zip(out).enumerate() {
+            *out = self.value(run, scale, self.level(run * self.run + i, *value));
+        }
     }
 }
 

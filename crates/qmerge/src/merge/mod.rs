@@ -7,6 +7,7 @@
 mod edited;
 mod schedule;
 mod step;
+mod whole;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use crate::plan::{Action, Inputs, Plan, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
 };
-use crate::round::Rounding;
+use crate::round::{self, Calibration, Kept, Rounding};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -57,6 +58,8 @@ impl RunOptions {
 
 /// Told of the work done, and asked whether to go on.
 pub trait Progress: Sync {
+    /// What is being done, in words, where it takes long before any work is counted.
+    fn phase(&self, _name: &str) {}
     /// Total work, in bytes read and written.
     fn start(&self, _total: u64) {}
     /// Work done since the last call.
@@ -93,6 +96,7 @@ pub fn run(
     inputs: &Inputs,
     plan: &Plan,
     rounding: &'static dyn Rounding,
+    mut calibration: Option<&mut dyn Calibration>,
     target: &Path,
     options: &RunOptions,
     progress: &dyn Progress,
@@ -104,8 +108,14 @@ pub fn run(
         refuse_repeat(&inputs.base, &hashes)?;
     }
     let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
-    let (output, finished) = Output::create(target, plan, &fingerprint(inputs, plan, &schedule), options.existing)?;
-    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }.all(finished, options);
+    let about = calibration.as_ref().map(|calibration| calibration.about());
+    let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
+    let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
+    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }.all(
+        finished,
+        calibration.take(),
+        options,
+    );
     let finished = match merged {
         Ok(finished) => finished,
         Err(error) => {
@@ -121,7 +131,8 @@ pub fn run(
     if let Some(index) = &plan.index {
         output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
     }
-    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes);
+    let mut report = assemble(inputs, plan, rounding, target, &hashes, &finished, bytes);
+    report.rounding.calibration = about;
     report.summary.bytes_read = schedule.bytes_read;
     report.summary.bytes_written = output.written();
     report.summary.peak_rss_bytes = peak_rss();
@@ -129,6 +140,11 @@ pub fn run(
     output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
     output.publish(plan, options.existing.force)?;
     Ok(report)
+}
+
+/// Errors if [`run`] would refuse the output: for callers that do long work before.
+pub fn refuse_existing(target: &Path, options: &RunOptions) -> Result<()> {
+    crate::write::refuse_existing(target, options.existing)
 }
 
 /// The output must not be, or contain, what is read.
@@ -180,12 +196,20 @@ const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 
 impl Run<'_> {
     /// Copies the files beside the weights and does all steps that are not done. Returns all finished steps in plan order.
-    fn all(&self, finished: Vec<Finished>, options: &RunOptions) -> Result<Vec<Finished>> {
+    fn all(
+        &self,
+        finished: Vec<Finished>,
+        calibration: Option<&mut dyn Calibration>,
+        options: &RunOptions,
+    ) -> Result<Vec<Finished>> {
         self.other_files(options)?;
-        let done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
-        let steps = Steps::new(self.inputs, self.plan, self.rounding, self.schedule, self.output, &done);
+        let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
         self.progress.start(self.schedule.work);
         self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
+        if let (Some(method), Some(calibration)) = (self.rounding.whole(), calibration) {
+            self.whole(method, calibration, &mut done)?;
+        }
+        let steps = Steps::new(self.inputs, self.plan, self.rounding, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
         let working = AtomicUsize::new(self.schedule.threads);
@@ -307,9 +331,10 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
 }
 
 /// Identifies a merge: inputs, layout, choices that change bytes, and the chunks that steps are cut into.
-fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule) -> String {
+fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &str) -> String {
     use std::fmt::Write;
-    let mut text = format!("{} {} {}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
+    let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
+    let _ = writeln!(text, "{}", plan.seed);
     let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
     for checkpoint in std::iter::once(&inputs.base).chain(adapters) {
         for file in &checkpoint.files {
@@ -406,6 +431,7 @@ fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
 fn assemble(
     inputs: &Inputs,
     plan: &Plan,
+    rounding: &'static dyn Rounding,
     target: &Path,
     hashes: &[String],
     finished: &[Finished],
@@ -429,15 +455,24 @@ fn assemble(
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
-        weights.push(WeightReport::new(
-            &planned.name,
-            recode.from.weight.format(),
-            recode.to.format(),
-            recode.to.shape(),
-            &loss,
-        ));
+        let mut weight =
+            WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss);
+        weight.rounding = match &step.kept {
+            Some(kept) => {
+                (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
+                rounding.id()
+            }
+            None => streaming(rounding, recode).id(),
+        }
+        .to_owned();
+        weights.push(weight);
     }
     let loss = total.loss();
+    let kept: Vec<&Kept> = finished.iter().filter_map(|step| step.kept.as_ref()).collect();
+    let mean = |of: fn(&Kept) -> f64| {
+        (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)
+    };
+    let (kept_output, noise_output) = (mean(|kept| kept.output), mean(|kept| kept.noise));
     Report {
         schema_version: report::SCHEMA_VERSION,
         tool: Tool::THIS,
@@ -448,12 +483,19 @@ fn assemble(
         },
         adapters: inputs.adapters.iter().zip(&plan.accounting).zip(hashes).map(adapter_report).collect(),
         output: Model { path: target.display().to_string(), format: plan.output_format.clone(), bytes },
-        rounding: RoundingReport { method: plan.rounding.to_owned() },
+        rounding: RoundingReport {
+            method: plan.rounding.to_owned(),
+            reason: plan.reason.clone(),
+            seed: rounding.is_random().then_some(plan.seed),
+            calibration: None,
+        },
         summary: Summary {
             weights_merged: merged,
             elements: total.elements,
             survival: loss.survival,
             noise_to_delta: loss.noise_to_delta,
+            kept_output,
+            noise_output,
             changed_fraction: loss.changed_fraction,
             nonfinite: 0,
             seconds: 0.0,
@@ -461,9 +503,19 @@ fn assemble(
             bytes_written: 0,
             peak_rss_bytes: None,
         },
-        verdict: verdict(&loss, quantized),
+        verdict: verdict(&loss, quantized, kept_output),
         weights,
         warnings,
+    }
+}
+
+/// The method for weights that are rounded row by row: nearest under the base's scales for 16 bits and more, else the one that needs no data, where
+/// the chosen method needs more.
+fn streaming(rounding: &'static dyn Rounding, recode: &crate::plan::Recode) -> &'static dyn Rounding {
+    match rounding.whole() {
+        None => rounding,
+        Some(_) if recode.to.is_plain() => round::KEEP,
+        Some(_) => round::WITHOUT_DATA,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::formats::{MAX_WHOLE_PART, Weight};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
-use crate::round::Rounding;
+use crate::round::{Place, Rounding, seed_of};
 use crate::simd::floats::round_to;
 use crate::simd::moments::moments;
 use crate::write::{Finished, Output};
@@ -380,7 +380,8 @@ impl<'a> Steps<'a> {
         buffers: &mut Buffers,
     ) {
         let Buffers { read, encoded, values, output, .. } = buffers;
-        let moves = recode.keep && self.rounding.moves_values();
+        let rounding = super::streaming(self.rounding, recode);
+        let moves = recode.keep && rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves {
             output.clear();
             output.extend_from_slice(values);
@@ -389,7 +390,9 @@ impl<'a> Steps<'a> {
             }
             if moves {
                 let parts = source_parts(recode, state, read, task, rows);
-                self.rounding.round(&target.weight.grid(&parts, rows.clone()), output);
+                let first = (rows.start * target.weight.geometry().cols) as u64;
+                let place = Place { seed: seed_of(target.weight.name(), self.plan.seed), first };
+                rounding.round(&target.weight.grid(&parts, rows.clone()), output, place);
             }
             output
         } else {
@@ -404,7 +407,7 @@ impl<'a> Steps<'a> {
 
     fn finish(number: usize, action: &Action, state: &State) -> Finished {
         let Action::Recode(recode) = action else {
-            return Finished { step: number, sums: None, late: Vec::new() };
+            return Finished { step: number, sums: None, kept: None, late: Vec::new() };
         };
         let mut total = Sums::zero();
         for sums in lock(&state.sums).iter().flatten() {
@@ -417,7 +420,7 @@ impl<'a> Steps<'a> {
                 .filter_map(|part| Some((part, target.parts[part].clone()?)))
                 .collect()
         });
-        Finished { step: number, sums: Some(total), late }
+        Finished { step: number, sums: Some(total), kept: None, late }
     }
 }
 

@@ -28,6 +28,10 @@ pub struct Options {
     pub settings: Settings,
     /// How codes are chosen.
     pub rounding: &'static dyn Rounding,
+    /// Why this method, for the report.
+    pub reason: Option<String>,
+    /// Seed of methods that draw.
+    pub seed: u64,
     /// `regex=>replacement` rules on names.
     pub maps: Vec<String>,
     /// What adapters mean.
@@ -41,7 +45,9 @@ impl Default for Options {
         Self {
             to: None,
             settings: Settings::default(),
-            rounding: crate::round::ROUNDINGS[0],
+            rounding: crate::round::NEAREST,
+            reason: None,
+            seed: 0,
             maps: Vec::new(),
             read: ReadOptions::default(),
             allow_unused: false,
@@ -100,6 +106,10 @@ pub struct Plan {
     pub output_format: String,
     /// The rounding method's id.
     pub rounding: &'static str,
+    /// Why this method.
+    pub reason: Option<String>,
+    /// Seed of methods that draw.
+    pub seed: u64,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -134,6 +144,8 @@ impl Plan {
             config,
             accounting,
             rounding: options.rounding.id(),
+            reason: options.reason.clone(),
+            seed: options.seed,
             warnings,
         })
     }

@@ -119,6 +119,15 @@ pub struct Ignored {
 pub struct RoundingReport {
     /// Method.
     pub method: String,
+    /// Why this method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seed, where the method draws.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// What the inputs of layers were taken from, where the method needs them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 /// Sums over weights.
@@ -132,6 +141,12 @@ pub struct Summary {
     pub survival: Option<f64>,
     /// ‖E‖ / ‖D‖ over all of them.
     pub noise_to_delta: Option<f64>,
+    /// Mean over weights of their `kept_output`, where inputs are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_output: Option<f64>,
+    /// Mean over weights of their `noise_output`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_output: Option<f64>,
     /// Share of their elements whose decoded value changed.
     pub changed_fraction: f64,
     /// Values that were NaN or infinite: 0, or there would be no output.
@@ -171,6 +186,14 @@ pub struct WeightReport {
     pub changed_fraction: f64,
     /// max |E|.
     pub max_abs_error: f64,
+    /// How its codes were chosen.
+    pub rounding: String,
+    /// ⟨Wq − W0, D⟩_H / ‖D‖²_H with ‖X‖²_H = tr(X H Xᵀ): how much of the adapter's output on real inputs is kept, where they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_output: Option<f64>,
+    /// ‖E‖²_H / ‖D‖²_H.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_output: Option<f64>,
 }
 
 impl WeightReport {
@@ -188,6 +211,9 @@ impl WeightReport {
             noise_to_delta: loss.noise_to_delta,
             changed_fraction: loss.changed_fraction,
             max_abs_error: loss.max_abs_error,
+            rounding: String::new(),
+            kept_output: None,
+            noise_output: None,
         }
     }
 }

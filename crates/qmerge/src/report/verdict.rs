@@ -22,13 +22,24 @@ const KEPT: f64 = 0.9;
 /// Above this ratio the rounding noise outweighs the adapter so far that survival alone misleads.
 const NOISY: f64 = 2.0;
 
-/// Judges the summed figures. `quantized` is true if the output is coarser than 16 bits.
-pub fn verdict(loss: &Loss, quantized: bool) -> Verdict {
+/// Judges the summed figures. `quantized` is true if the output is coarser than 16 bits; `kept_output` is the strength at which the adapter's outputs come
+/// out, where it is known, and then decides: in a quantized weight, values far from the delta can give its output, and values near it can fail to.
+pub fn verdict(loss: &Loss, quantized: bool, kept_output: Option<f64>) -> Verdict {
     let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
         return Verdict { effect: "none", text: "the adapter changes nothing: its delta is zero".into(), advice: None };
     };
     let figures = format!("survival {survival:.2}, noise {noise:.2} × the delta");
-    let apart = "keep the adapter apart, which is exact, or merge into 16 bits with --to bf16";
+    if let Some(kept) = kept_output.filter(|kept| *kept >= KEPT) {
+        let text = format!(
+            "the adapter's effect was kept: its outputs have {kept:.2} of their strength (in the weights: {figures})"
+        );
+        return Verdict { effect: "kept", text, advice: None };
+    }
+    let apart = if quantized {
+        "merge with --rounding auto, which keeps it at the same size, or keep the adapter apart, which is exact"
+    } else {
+        "keep the adapter apart, which is exact, or merge into more bits"
+    };
     let (effect, text, advice) = if survival < LOST {
         ("lost", format!("the adapter's effect was mostly lost: {figures}"), Some(apart))
     } else if survival < KEPT {
@@ -64,6 +75,9 @@ mod tests {
 
     #[test]
     fn the_words_follow_the_figures() {
+        let verdict = |loss: &Loss, quantized| super::verdict(loss, quantized, None);
+        assert_eq!(super::verdict(&loss(0.7, 9.0), true, Some(0.98)).effect, "kept");
+        assert_eq!(super::verdict(&loss(0.7, 9.0), true, Some(0.5)).effect, "weakened");
         assert_eq!(verdict(&loss(0.02, 1.05), true).effect, "lost");
         assert_eq!(verdict(&loss(0.6, 0.9), true).effect, "weakened");
         assert_eq!(verdict(&loss(1.0, 0.1), true).effect, "kept");

@@ -3,14 +3,50 @@
 //! A method either has the format fit fresh scales and take the nearest code (that is the format's own reference quantizer), or
 //! keeps the base's scales and chooses values on their grid. Methods see grids, never formats, so any method works on any format.
 
+mod adapter;
+mod descend;
+mod descent;
 mod keep;
+mod matrix;
+mod moments;
 mod nearest;
+mod stochastic;
 
 use crate::error::{Result, usage};
 use crate::formats::Grid;
 
-/// Every method, the default first.
-pub static ROUNDINGS: &[&dyn Rounding] = &[&nearest::Nearest, &keep::Keep];
+pub use matrix::{Kept, Matrix};
+pub use moments::{Calibration, InputMoments, Known, Metric};
+
+/// Every method.
+pub static ROUNDINGS: &[&dyn Rounding] =
+    &[&adapter::Adapter, &descent::Descent, &stochastic::Stochastic, &keep::Keep, &nearest::Nearest];
+
+/// The method that takes over where one needs the moments of a weight's inputs and there are none.
+pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
+
+/// The base's scales, nearest code.
+pub static KEEP: &dyn Rounding = &keep::Keep;
+
+/// What PEFT does.
+pub static NEAREST: &dyn Rounding = &nearest::Nearest;
+
+/// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB.
+pub const MAX_FEATURES: usize = 1 << 16;
+
+/// Where some rows lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Seed of the weight.
+    pub seed: u64,
+    /// Number of the first element.
+    pub first: u64,
+}
+
+/// The seed of a weight: the same for the same name and seed of the run.
+pub fn seed_of(name: &str, seed: u64) -> u64 {
+    name.bytes().fold(matrix::hash(seed), |state, byte| matrix::hash(state ^ u64::from(byte)))
+}
 
 /// A rounding method.
 pub trait Rounding: Sync {
@@ -25,12 +61,28 @@ pub trait Rounding: Sync {
 
     /// Moves the values of some whole rows to values near them; what is not on the grid afterwards takes the nearest level.
     /// Called only if [`Rounding::keeps_scales`].
-    fn round(&self, _grid: &Grid, _values: &mut [f32]) {}
+    fn round(&self, _grid: &Grid, _values: &mut [f32], _place: Place) {}
 
     /// True if [`Rounding::round`] does anything, so that grids must be built.
     fn moves_values(&self) -> bool {
         false
     }
+
+    /// True if the result depends on a seed.
+    fn is_random(&self) -> bool {
+        false
+    }
+
+    /// The method on a whole weight, where it needs that and the moments of its inputs.
+    fn whole(&self) -> Option<&dyn Whole> {
+        None
+    }
+}
+
+/// A method that sees a whole weight at once.
+pub trait Whole: Sync {
+    /// Chooses `matrix.values`, all on its grid, and its scales.
+    fn round(&self, matrix: &mut Matrix<'_>) -> Kept;
 }
 
 /// The method of that name.

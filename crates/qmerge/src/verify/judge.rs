@@ -9,6 +9,10 @@ use crate::plan::Recode;
 const SIGNIFICANT: f64 = 4.0;
 /// A share whose standard error is larger than this says nothing.
 const EVIDENCE: f64 = 0.1;
+/// Rounding to the nearest value moves no value by more than half a step, so noise of this many deltas was chosen: a method that looks at
+/// the layer's output puts the effect elsewhere than the delta, and weights do not tell how much of it is there.
+const MOVED: f64 = 2.0;
+
 fn standard_error(loss: &Loss) -> Option<f64> {
     Some(loss.noise_to_delta? / (loss.elements.max(1) as f64).sqrt())
 }
@@ -33,6 +37,8 @@ pub(super) fn judge(name: &str, format: &str, recode: &Recode, sums: &Sums, opti
                 // A weaker delta without noise was scaled; one under noise was rounded away.
                 if noise < 1.0 - survival + 0.05 && noise > 1.0 - survival - 0.05 && survival > 0.05 {
                     State::Scaled
+                } else if noise > MOVED {
+                    State::Moved
                 } else {
                     State::Lost
                 }
@@ -61,7 +67,7 @@ pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySumma
     let loss = total.loss();
     VerifySummary {
         weights: weights.len(),
-        applied: count(&[State::Applied, State::Replaced, State::NoDelta]),
+        applied: count(&[State::Applied, State::Moved, State::Replaced, State::NoDelta]),
         lost: count(&[State::Lost, State::Scaled]),
         absent: count(&[State::Absent, State::NotReplaced]),
         undecided: count(&[State::Undecided]),
@@ -125,8 +131,15 @@ pub(super) fn answer(
             ),
         );
     }
+    let moved = weights.iter().filter(|weight| weight.state == State::Moved).count();
+    let note = match moved {
+        0 => String::new(),
+        _ => format!(
+            "; in {moved} of them values moved by more than the delta, and only `compare` shows what is left of its effect"
+        ),
+    };
     (
         Answer::Yes,
-        format!("the adapter is applied in all {} weights{survival}, and nothing else changed", summary.weights),
+        format!("the adapter is applied in all {} weights{survival}, and nothing else changed{note}", summary.weights),
     )
 }

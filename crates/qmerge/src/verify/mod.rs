@@ -93,6 +93,8 @@ pub struct VerifySummary {
 pub enum State {
     /// The delta is there.
     Applied,
+    /// Some of the delta is there, under changes much larger than it: weights do not tell what is left of its effect.
+    Moved,
     /// The delta was applied, but rounding took most of it.
     Lost,
     /// The delta is there at another strength.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::measure::Sums;
+use crate::round::Kept;
 use crate::simd::moments::Moments;
 
 /// Name of the journal in the partial folder.
@@ -23,6 +24,8 @@ pub(crate) struct Finished {
     pub(crate) step: usize,
     /// What was measured.
     pub(crate) sums: Option<Sums>,
+    /// What became of the adapter's output, where the inputs are known.
+    pub(crate) kept: Option<Kept>,
     /// Part number and bytes of parts whose length was not known.
     pub(crate) late: Vec<(usize, Vec<u8>)>,
 }
@@ -32,6 +35,8 @@ struct Line {
     step: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sums: Option<[u64; 8]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kept: Option<[u64; 2]>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     late: Vec<(usize, String)>,
 }
@@ -111,6 +116,7 @@ impl Line {
         Self {
             step: finished.step,
             sums: finished.sums.as_ref().map(bits),
+            kept: finished.kept.map(|kept| [kept.output.to_bits(), kept.noise.to_bits()]),
             late: finished
                 .late
                 .iter()
@@ -133,7 +139,9 @@ impl Line {
             },
         });
         let late = self.late.into_iter().map(|(part, text)| (part, text.into_bytes())).collect();
-        Some(Finished { step: self.step, sums, late })
+        let kept =
+            self.kept.map(|[output, noise]| Kept { output: f64::from_bits(output), noise: f64::from_bits(noise) });
+        Some(Finished { step: self.step, sums, kept, late })
     }
 }
 
@@ -175,8 +183,13 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let moments = Moments { delta2: 0.1 + 0.2, max_error: 1e-40, changed: 7, finite: true, ..Moments::default() };
         let steps = [
-            Finished { step: 3, sums: Some(Sums { elements: 9, moments }), late: vec![(5, b"{\"a\": 1}".to_vec())] },
-            Finished { step: 4, sums: None, late: vec![] },
+            Finished {
+                step: 3,
+                sums: Some(Sums { elements: 9, moments }),
+                kept: None,
+                late: vec![(5, b"{\"a\": 1}".to_vec())],
+            },
+            Finished { step: 4, sums: None, kept: Some(Kept { output: 0.1, noise: 0.2 }), late: vec![] },
         ];
         let mut journal = Journal::create(&folder, "x").unwrap();
         journal.append(&steps).unwrap();

@@ -228,7 +228,7 @@ fn parent_of(path: &Path) -> PathBuf {
     }
 }
 
-fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
+pub(crate) fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
     if !target.exists() {
         return Ok(());
     }

@@ -1,0 +1,94 @@
+// Models side by side: bars, the table, and continuations with the place where they part.
+
+// Horizontal bars from zero to the largest value, or to `whole` where a value has a natural end.
+function bars(title, about, rows, text, whole = 1e-12) {
+    const filled = rows.filter(([, value]) => isNumber(value));
+    if (!filled.length) return null;
+    const largest = Math.max(...filled.map(([, value]) => value), whole);
+    return el("div", { class: "chart" },
+        el("h3", {}, title),
+        el("p", { class: "quiet" }, about),
+        el("ul", {}, filled.map(([model, value, more]) => el("li", { title: model.name },
+            el("span", { class: "label" }, modelLabel(model)),
+            el("span", { class: "value" }, text(value), more ? el("small", {}, ` ${more}`) : null),
+            el("span", { class: `bar ${model === base || model === apart ? "" : "own"}`, "--w": `${(100 * clamp(value / largest)).toFixed(2)}%` }),
+        ))),
+    );
+}
+
+const MODEL_COLUMNS = [
+    ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", fixed(4), "KL"], ["kl_se", fixed(4), "±"], ["top1", share, "top-1"],
+    ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "same tokens"], ["tokens_per_second", fixed(1), "tokens/s"],
+];
+
+function modelTable() {
+    const columns = MODEL_COLUMNS.filter(([key]) => models.some((m) => isNumber(m[key])));
+    return el("table", {},
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "model"), columns.map(([key, , title]) => el("th", { scope: "col", class: "number" }, title ?? key)))),
+        el("tbody", {}, models.map((m) => el("tr", {},
+            el("th", { scope: "row", title: m.name }, modelLabel(m)),
+            columns.map(([key, text]) => el("td", { class: "number" }, text(m[key]))),
+        ))),
+    );
+}
+
+// Where two texts part, at the start of a word: the number of characters that they share.
+function shared(a, b) {
+    if (a === b) return a.length;
+    let at = 0;
+    while (at < a.length && at < b.length && a[at] === b[at]) at += 1;
+    // Inside a word, the whole word differs.
+    while (at > 0 && /\S/.test(a[at - 1]) && /\S/.test((a[at] ?? "") + (b[at] ?? ""))) at -= 1;
+    return at;
+}
+
+const words = (text) => text.split(/\s+/).filter((word) => /[\p{L}\p{N}]/u.test(word)).length;
+
+function continuation(model, text, reference) {
+    const whole = model === apart || reference === null;
+    const at = whole ? text.length : shared(text, reference);
+    const same = at === text.length && (whole || text.length === reference.length);
+    const kept = words(text.slice(0, at));
+    // Space is not worth a mark.
+    const rest = at + (text.length - at - text.slice(at).trimStart().length);
+    const note = whole ? "reference" : same ? "the same to the end" : kept === 0 ? "differs from the first word" : `differs after ${kept} word${kept === 1 ? "" : "s"}`;
+    return el("div", { class: "continuation" },
+        el("h4", { title: model.name }, modelLabel(model), el("small", { class: whole || same ? "" : "differs" }, note)),
+        el("p", {}, text.slice(0, rest), same || whole ? null : el("mark", {}, text.slice(rest) || "(ends here)")),
+    );
+}
+
+function generations() {
+    const inOrder = [apart, ...merges, base].filter(Boolean);
+    const number = Math.max(0, ...inOrder.map((m) => list(m.generations).length));
+    const prompts = list(comparison.prompts);
+    return Array.from({ length: number }, (_, i) => {
+        const reference = apart ? String(list(apart.generations)[i] ?? "") : null;
+        return el("details", { open: i < 2 },
+            el("summary", {}, `Continuation ${i + 1}`, prompts[i] ? el("q", {}, String(prompts[i]).trim()) : null),
+            el("div", { class: "side" }, inOrder.map((m) => continuation(m, String(list(m.generations)[i] ?? ""), reference))),
+        );
+    });
+}
+
+function showBehaviour() {
+    if (!models.length) return;
+    const section = $("#behaviour");
+    const { windows, context, tokens, text } = comparison;
+    $(".lead", section).append("On ", path(text), ` (${integer(windows)} windows of ${integer(context)} tokens, ${integer(tokens)} predictions). `,
+        "The adapter kept apart is exact, and the reference.");
+    const rows = (key) => models.map((m) => [m, m[key]]);
+    $(".bars", section).append(...[
+        bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, 1),
+        bars("Perplexity", "less is better", rows("perplexity"), fixed(3)),
+        bars("Loss", "nats per token, less is better", rows("loss"), fixed(4)),
+        bars("KL", "nats per token from the adapter kept apart; less is better", models.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${fixed(4)(m.kl_se)}` : ""]), fixed(4)),
+    ].filter(Boolean));
+    $(".scroll", section).append(modelTable());
+    const found = generations();
+    if (found.length) {
+        $(".generations", section).append(el("h3", {}, "Continuations"),
+            el("p", { class: "quiet" }, "The most likely token at each step. What differs from the adapter kept apart is marked, from the first word that does."), ...found);
+    }
+    section.hidden = false;
+}

@@ -1,0 +1,143 @@
+// The two documents, and what is derived from them. Either may be absent, and so may every field.
+
+const { report, comparison } = JSON.parse($("#data").textContent);
+
+const list = (x) => (Array.isArray(x) ? x : []);
+const number = (x) => (isNumber(x) ? x : null);
+const over = (a, b) => (isNumber(a) && isNumber(b) && b > 0 ? a / b : null);
+
+// `model.layers.12.mlp.down_proj.weight` stands in group `model.layers`, layer 12, module `mlp.down_proj`.
+function place(name) {
+    const parts = name.split(".");
+    const at = parts.findIndex((part, i) => i > 0 && /^\d+$/.test(part));
+    if (at < 0) return { group: "", layer: 0, module: name.replace(/\.weight$/, "") };
+    const rest = parts.slice(at + 1);
+    if (rest.length > 1 && rest[rest.length - 1] === "weight") rest.pop();
+    return { group: parts.slice(0, at).join("."), layer: Number(parts[at]), module: rest.join(".") || "weight" };
+}
+
+const weights = list(report?.weights).map((w, index) => {
+    const name = String(w.name ?? `weight ${index}`);
+    const shape = list(w.shape).filter(isNumber);
+    return {
+        index,
+        name,
+        ...place(name),
+        format: w.from === w.to ? String(w.to ?? NONE) : `${w.from ?? "?"} → ${w.to ?? "?"}`,
+        shape: shape.join(" × "),
+        elements: shape.reduce((a, b) => a * b, 1),
+        rounding: w.rounding === undefined || w.rounding === null ? null : String(w.rounding),
+        delta_rms: number(w.delta_rms),
+        weight_rms: number(w.weight_rms),
+        error_rms: number(w.error_rms),
+        delta_ratio: over(w.delta_rms, w.weight_rms),
+        error_ratio: over(w.error_rms, w.weight_rms),
+        survival: number(w.survival),
+        noise_to_delta: number(w.noise_to_delta),
+        changed_fraction: number(w.changed_fraction),
+        max_abs_error: number(w.max_abs_error),
+        kept_output: number(w.kept_output),
+        noise_output: number(w.noise_output),
+    };
+});
+
+// A weighted mean over weights that have the value; null if none has.
+function mean(some, value, by) {
+    let sum = 0;
+    let all = 0;
+    for (const w of some) {
+        const [x, k] = [value(w), by(w)];
+        if (x === null || !isNumber(k) || k <= 0) continue;
+        sum += x * k;
+        all += k;
+    }
+    return all > 0 ? sum / all : null;
+}
+
+const root = (x) => (x === null ? null : Math.sqrt(x));
+const square = (x) => (x === null ? null : x * x);
+const clamp = (x) => Math.min(1, Math.max(0, x));
+// ‖D‖², ‖W‖² of a weight.
+const deltaEnergy = (w) => w.elements * (w.delta_rms ?? 0) ** 2;
+const weightEnergy = (w) => w.elements * (w.weight_rms ?? 0) ** 2;
+
+// What can be drawn of a weight. `pool` is the figure of several weights together, as the summary has it. `good` maps a value to 0 (bad) … 1
+// (good); measures without it are neither, and are drawn from nothing to the largest.
+const keptScale = { good: clamp, ticks: [[0, "0 gone"], [0.5, "0.5"], [1, "1 kept"]], text: figure };
+// x / (1 + x): the delta's own size is the middle, and no noise is too large.
+const noiseScale = {
+    good: (x) => 1 - x / (1 + x),
+    ticks: [[0, "∞"], [0.2, "4"], [0.5, "1 × the delta"], [0.8, "0.25"], [1, "0"]],
+    text: figure,
+};
+const MEASURES = {
+    survival: {
+        label: "Survival",
+        about: "How much of the adapter's delta is in the output: 1 is kept on average, 0 is gone.",
+        pool: (some) => mean(some, (w) => w.survival, deltaEnergy),
+        ...keptScale,
+    },
+    noise_to_delta: {
+        label: "Noise / delta",
+        about: "The size of what rounding added, in units of the adapter's delta. A merge that changes nothing has 1.",
+        pool: (some) => root(mean(some, (w) => square(w.noise_to_delta), deltaEnergy)),
+        ...noiseScale,
+    },
+    kept_output: {
+        label: "Kept at the output",
+        about: "How much of the adapter's effect on the layer's output is kept, on the calibration text.",
+        pool: (some) => mean(some, (w) => w.kept_output, deltaEnergy),
+        ...keptScale,
+    },
+    noise_output: {
+        label: "Noise at the output",
+        about: "The size of what rounding adds to the layer's output on the calibration text, in units of the adapter's effect on it.",
+        pool: (some) => root(mean(some, (w) => square(w.noise_output), deltaEnergy)),
+        ...noiseScale,
+    },
+    error_ratio: {
+        label: "Error / weight",
+        about: "The size of the rounding error in units of the weight.",
+        pool: (some) => root(mean(some, (w) => square(w.error_ratio), weightEnergy)),
+        text: ratio,
+    },
+    delta_ratio: {
+        label: "Delta / weight",
+        about: "The size of the adapter's delta in units of the weight. Below some percent, rounding to four bits erases it.",
+        pool: (some) => root(mean(some, (w) => square(w.delta_ratio), weightEnergy)),
+        text: ratio,
+    },
+    changed_fraction: {
+        label: "Changed",
+        about: "Share of elements whose decoded value differs from the base's.",
+        pool: (some) => mean(some, (w) => w.changed_fraction, (w) => w.elements),
+        text: share,
+    },
+};
+
+// The measures, of those named, that some weight has.
+const present = (names) => names.filter((name) => weights.some((w) => w[name] !== null));
+const labels = (names) => Object.fromEntries(names.map((name) => [name, MEASURES[name].label]));
+
+// The models of a comparison by their part in it, and the one that the report is about.
+const models = list(comparison?.models).map((m) => ({ ...m, name: String(m.name ?? "?") }));
+const base = models.find((m) => m.name === "base");
+const apart = models.find((m) => m.name === "apart");
+const merges = models.filter((m) => m !== base && m !== apart);
+const thisMerge = report ? ofReport() : undefined;
+
+// By its path, by the last part of it (the two commands may have run in different folders), or because there is no other.
+function ofReport() {
+    const trimmed = (path) => String(path ?? "").replace(/[\\/]+$/, "");
+    const output = trimmed(report.output?.path);
+    const alike = merges.filter((m) => lastPart(m.name) === lastPart(output));
+    return merges.find((m) => trimmed(m.name) === output) ?? (alike.length === 1 ? alike[0] : merges.length === 1 ? merges[0] : undefined);
+}
+
+function modelLabel(model) {
+    if (model === base) return "base alone";
+    if (model === apart) return "adapter kept apart";
+    // Two folders of the same name are told apart by the whole path.
+    const short = lastPart(model.name);
+    return merges.filter((m) => lastPart(m.name) === short).length > 1 ? model.name : short;
+}

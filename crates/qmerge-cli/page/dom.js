@@ -1,0 +1,65 @@
+// Elements, numbers as text, and the one tooltip.
+
+const $ = (selector, root = document) => root.querySelector(selector);
+
+// An element. Strings become text nodes, so that nothing in a report can become markup.
+function el(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+        if (value === undefined || value === null || value === false) continue;
+        if (name === "class") element.className = value;
+        else if (name.startsWith("--")) element.style.setProperty(name, value);
+        else element.setAttribute(name, value === true ? "" : String(value));
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    return element;
+}
+
+const isNumber = (x) => typeof x === "number" && Number.isFinite(x);
+const NONE = "–";
+
+// The forms that the terminal uses.
+const figure = (x) => (isNumber(x) ? x.toFixed(Math.abs(x) < 9.9995 ? 3 : 1) : NONE);
+const share = (x) => (isNumber(x) ? `${(100 * x).toFixed(1)} %` : NONE);
+const ratio = (x) => (isNumber(x) ? `${(100 * x).toPrecision(3)} %` : NONE);
+const small = (x) => (isNumber(x) ? (x === 0 ? "0" : x.toExponential(1)) : NONE);
+const fixed = (digits) => (x) => (isNumber(x) ? x.toFixed(digits) : NONE);
+const integer = (x) => (isNumber(x) ? x.toLocaleString("en-US") : NONE);
+
+// From `least` on, in units of `size`.
+function scaled(x, steps) {
+    if (!isNumber(x)) return NONE;
+    const [, size, unit, digits] = steps.find(([least]) => Math.abs(x) >= least);
+    return `${(x / size).toFixed(digits)} ${unit}`.trim();
+}
+const bytes = (x) => scaled(x, [[1e9, 1e9, "GB", 2], [1e6, 1e6, "MB", 1], [0, 1e3, "kB", 1]]);
+const count = (x) => scaled(x, [[1e9, 1e9, "G", 2], [1e6, 1e6, "M", 1], [1e4, 1e3, "k", 1], [0, 1, "", 0]]);
+const seconds = (x) => (!isNumber(x) ? NONE : x < 0.1 ? `${(1e3 * x).toFixed(0)} ms` : x < 120 ? `${x.toFixed(2)} s` : `${(x / 60).toFixed(1)} min`);
+const lastPart = (path) => String(path).replace(/[\\/]+$/, "").split(/[\\/]/).pop();
+
+// Shows lines near a point of the window, and keeps them inside it.
+const tip = {
+    element: $("#tip"),
+    show(lines, x, y) {
+        this.element.replaceChildren(...lines.map((line, i) => el(i === 0 ? "strong" : "div", {}, line)));
+        this.element.hidden = false;
+        const box = this.element.getBoundingClientRect();
+        const left = x + 14 + box.width > innerWidth ? x - 14 - box.width : x + 14;
+        const top = y + 14 + box.height > innerHeight ? y - 14 - box.height : y + 14;
+        this.element.style.left = `${Math.max(4, left)}px`;
+        this.element.style.top = `${Math.max(4, top)}px`;
+    },
+    hide() {
+        this.element.hidden = true;
+    },
+};
+
+// Radio buttons in a row. `choices` maps values to labels.
+function segmented(fieldset, name, choices, chosen, change) {
+    for (const [value, label] of Object.entries(choices)) {
+        const input = el("input", { type: "radio", name, value, checked: value === chosen });
+        input.addEventListener("change", () => change(value));
+        fieldset.append(el("label", {}, input, el("span", {}, label)));
+    }
+    fieldset.hidden = Object.keys(choices).length < 2;
+}

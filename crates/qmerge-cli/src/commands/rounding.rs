@@ -1,0 +1,106 @@
+//! Which rounding method a merge takes, and what it is calibrated on.
+
+use std::path::Path;
+
+use qmerge::error::{self, Error, Kind};
+use qmerge::merge::{self, Progress};
+use qmerge::plan::{Action, Inputs, Options, Plan};
+use qmerge::report::Report;
+use qmerge::round::{self, Calibration, Rounding};
+use qmerge_run::calibrate::FromModel;
+use qmerge_run::tensors::Tensors;
+use qmerge_run::text::Tokenizer;
+use qmerge_run::{Model, families};
+
+use super::compare::read_text;
+use super::generate::folders;
+use crate::args::{Calibrating, MergeArgs};
+
+/// A method and why it was taken.
+pub(super) struct Choice {
+    pub(super) rounding: &'static dyn Rounding,
+    pub(super) reason: Option<String>,
+}
+
+/// Takes the method that was asked for, or the best that the inputs allow.
+pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> error::Result<Choice> {
+    let (calibrating, asked) = (&args.calibrating, args.rounding.as_str());
+    let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: Some(reason.to_owned()) };
+    if asked != "auto" {
+        let rounding = round::by_id(asked)?;
+        let choice = Choice { rounding, reason: None };
+        return match runnable(inputs) {
+            Err(reason) if rounding.whole().is_some() => Ok(fast(&format!("{asked} was asked for, but {reason}"))),
+            _ => Ok(choice),
+        };
+    }
+    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
+    if options.to.is_some() {
+        return Ok(nearest("another format than the base's has fresh scales"));
+    }
+    let best = round::ROUNDINGS[0];
+    let plan = Plan::new(inputs, &Options { rounding: best, ..options.clone() })?;
+    let coarse = plan.steps.iter().any(|step| {
+        matches!(&step.action, Action::Recode(recode) if recode.keep && !recode.edits.is_empty() && !recode.to.is_plain())
+    });
+    if !coarse {
+        return Ok(nearest("16 bits and more are fine enough"));
+    }
+    if calibrating.fast {
+        return Ok(fast("--fast: no data"));
+    }
+    Ok(match runnable(inputs) {
+        Err(reason) => fast(&format!("the best method needs to run the model, but {reason}")),
+        Ok(()) => Choice { rounding: best, reason: Some("keeps most at the same size".into()) },
+    })
+}
+
+/// Why the model cannot be run, if it cannot.
+fn runnable(inputs: &Inputs) -> Result<(), String> {
+    let config = inputs.base.config.as_ref().ok_or("the base has no config.json")?;
+    families::spec(config).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// Runs the merge, with a calibration if the method needs one.
+pub(super) fn run(
+    inputs: &Inputs,
+    plan: &Plan,
+    choice: &Choice,
+    calibrating: &Calibrating,
+    output: &Path,
+    options: &merge::RunOptions,
+    progress: &dyn Progress,
+) -> error::Result<Report> {
+    let merge = |calibration: Option<&mut dyn Calibration>| {
+        merge::run(inputs, plan, choice.rounding, calibration, output, options, progress)
+    };
+    if choice.rounding.whole().is_none() {
+        return merge(None);
+    }
+    merge::refuse_existing(output, options)?;
+    // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
+    let held = options.max_memory.map(|limit| limit / 4);
+    let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
+    let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
+    let mut calibration = match &calibrating.calibrate {
+        Some(path) => {
+            let tokens = Tokenizer::open(&folders(inputs))?.encode(&read_text(path)?)?;
+            FromModel::text(&model, &tokens, path)?
+        }
+        None => {
+            progress.phase("writing text to calibrate on");
+            FromModel::own_text(&model, plan.seed)?
+        }
+    };
+    progress.phase("rounding");
+    merge(Some(&mut calibration))
+}
+
+/// Options that only a method with a calibration takes.
+pub(super) fn refuse_useless(choice: &Choice, calibrating: &Calibrating) -> error::Result<()> {
+    if calibrating.calibrate.is_some() && choice.rounding.whole().is_none() {
+        return Err(Error::new(Kind::Usage, format!("--calibrate is of no use to rounding {}", choice.rounding.id()))
+            .with_hint(choice.reason.clone().unwrap_or_else(|| "leave out --rounding".into())));
+    }
+    Ok(())
+}

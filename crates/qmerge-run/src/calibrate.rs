@@ -1,0 +1,190 @@
+//! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
+
+use std::path::Path;
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::round::{Calibration, InputMoments, Known};
+use qmerge::simd::matmul::{Columns, matmul};
+use rayon::prelude::*;
+
+use crate::generate::{Random, Sampling, choose};
+use crate::linear::Input;
+use crate::model::{Cache, Model, Watch};
+
+/// Tokens of a window of text.
+pub const WINDOW: usize = 256;
+/// Most windows that are taken of a text.
+pub const WINDOWS: usize = 24;
+/// Fewest tokens that say anything about a layer's inputs.
+const FEWEST: usize = 1024;
+/// Sequences that the model writes itself, and their length.
+const SEQUENCES: usize = 32;
+const LENGTH: usize = 96;
+
+/// Moments of the inputs of a model's layers on some sequences. The model is the base with the adapter kept apart: the inputs are what the merged
+/// layer should be given.
+#[derive(Debug)]
+pub struct FromModel<'m, 'a> {
+    model: &'m Model<'a>,
+    sequences: Vec<Vec<u32>>,
+    about: String,
+}
+
+impl<'m, 'a> FromModel<'m, 'a> {
+    /// Windows of a text, spread over it. Errors if the text is too short.
+    pub fn text(model: &'m Model<'a>, tokens: &[u32], path: &Path) -> Result<Self> {
+        if tokens.len() < FEWEST {
+            let problem = format!("{} tokens, and calibration needs at least {FEWEST}", tokens.len());
+            return Err(Error::new(Kind::Mismatch, problem)
+                .in_file(path)
+                .with_hint("give a longer text, or none: then the model writes one itself"));
+        }
+        let window = WINDOW.min(model.spec().max_positions);
+        let windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
+        let taken = WINDOWS.min(windows.len());
+        let sequences: Vec<Vec<u32>> = (0..taken).map(|i| windows[i * windows.len() / taken].to_vec()).collect();
+        let about = format!("{} tokens of {}", taken * window, path.display());
+        Ok(Self { model, sequences, about })
+    }
+
+    /// Text that the model writes itself, from random first tokens.
+    pub fn own_text(model: &'m Model<'a>, seed: u64) -> Result<Self> {
+        let sequences = sample(model, SEQUENCES, LENGTH.min(model.spec().max_positions), seed)?;
+        let about = format!("{} tokens that the model wrote (seed {seed})", SEQUENCES * LENGTH);
+        Ok(Self { model, sequences, about })
+    }
+}
+
+impl Calibration for FromModel<'_, '_> {
+    fn about(&self) -> String {
+        self.about.clone()
+    }
+
+    fn each(
+        &mut self,
+        wanted: &(dyn Fn(&str) -> bool + Sync),
+        take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
+    ) -> Result<()> {
+        let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
+        let mut collector = Collector { wanted, take, known: Vec::new(), last: None };
+        self.model.hidden(&sequences, &mut collector)?;
+        Ok(())
+    }
+}
+
+/// Gathers the moments of a layer.
+struct Collector<'c> {
+    wanted: &'c (dyn Fn(&str) -> bool + Sync),
+    take: &'c mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
+    known: Vec<Known>,
+    /// Number of the last input whose moments are known.
+    last: Option<u64>,
+}
+
+impl Watch for Collector<'_> {
+    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()> {
+        let name = format!("{path}.weight");
+        if !(self.wanted)(&name) {
+            return Ok(());
+        }
+        if self.last == Some(input.number())
+            && let Some(known) = self.known.last_mut()
+        {
+            known.weights.push(name);
+            return Ok(());
+        }
+        let moments = second_moments(input.values(), input.tokens());
+        if let Some(x) = moments.values.iter().find(|x| !x.is_finite()) {
+            return Err(Error::new(Kind::NotFinite, format!("its inputs on the calibration text have the moment {x}"))
+                .in_tensor(&name)
+                .with_hint("the model's activations overflow: check the base and the adapter"));
+        }
+        self.known.push(Known { weights: vec![name], moments });
+        self.last = Some(input.number());
+        Ok(())
+    }
+
+    fn layer(&mut self) -> Result<()> {
+        self.last = None;
+        let known = std::mem::take(&mut self.known);
+        if known.is_empty() { Ok(()) } else { (self.take)(known) }
+    }
+}
+
+/// Features whose products are computed together.
+const SOME: usize = 256;
+
+/// H of `x` (features, tokens).
+fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
+    let features = x.len() / tokens.max(1);
+    let mut values = vec![0.0; features * features];
+    for start in (0..features).step_by(SOME) {
+        let width = SOME.min(features - start);
+        let mut turned = vec![0.0; tokens * width];
+        for (c, row) in x[start * tokens..(start + width) * tokens].chunks_exact(tokens).enumerate() {
+            turned[c..].iter_mut().step_by(width).zip(row).for_each(|(to, &from)| *to = from);
+        }
+        let columns = Columns::new(&turned, tokens, width);
+        // H is symmetric: what lies above these columns is known from those before.
+        let rows = 32;
+        values[start * features..].par_chunks_mut(rows * features).enumerate().for_each(|(number, out)| {
+            let first = start + number * rows;
+            let count = out.len() / features;
+            let mut product = vec![0.0; count * width];
+            matmul(&x[first * tokens..(first + count) * tokens], &columns, false, &mut product);
+            for (out, product) in out.chunks_exact_mut(features).zip(product.chunks_exact(width)) {
+                out[start..start + width].iter_mut().zip(product).for_each(|(out, sum)| *out = sum / tokens as f32);
+            }
+        });
+    }
+    for i in 0..features {
+        for j in i + 1..features {
+            values[i * features + j] = values[j * features + i];
+        }
+    }
+    InputMoments { features, tokens, values }
+}
+
+/// Sequences that the model writes at temperature 1, each from another random token.
+fn sample(model: &Model<'_>, sequences: usize, length: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
+    let vocab = model.spec().vocab;
+    let mut random: Vec<Random> =
+        (0..sequences as u64).map(|number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number)).collect();
+    let mut next: Vec<u32> =
+        random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
+    let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
+    let mut cache = Cache::of_several(model, sequences, length);
+    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
+    while written[0].len() < length {
+        let hidden = model.advance(&next, &mut cache)?;
+        let logits = model.logits(&hidden, 0..sequences)?;
+        next = random
+            .par_iter_mut()
+            .enumerate()
+            .map(|(number, random)| {
+                let mut own: Vec<f32> = logits.iter().skip(number).step_by(sequences).copied().collect();
+                choose(&mut own, sampling, random)
+            })
+            .collect();
+        for (written, &token) in written.iter_mut().zip(&next) {
+            written.push(token);
+        }
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_mean_products() {
+        let (features, tokens) = (300, 40);
+        let x: Vec<f32> = (0..features * tokens).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
+        let moments = second_moments(&x, tokens);
+        for (i, j) in [(0, 0), (1, 299), (299, 1), (280, 270), (100, 257)] {
+            let sum: f64 = (0..tokens).map(|t| f64::from(x[i * tokens + t]) * f64::from(x[j * tokens + t])).sum();
+            assert!((f64::from(moments.values[i * features + j]) - sum / tokens as f64).abs() < 1e-5, "{i} {j}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Weights that are rounded as a whole, in the order in which the moments of their inputs become known.
+//!
+//! They are written to their places before the other steps begin; those find them done.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Edited, Run, bug};
+use crate::check;
+use crate::error::{Error, Kind, Result, mismatch};
+use crate::measure::Sums;
+use crate::plan::{Action, Recode, Source, Step};
+use crate::round::{Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
+use crate::simd::moments::moments;
+use crate::write::Finished;
+
+/// A weight to be rounded.
+struct Job<'a> {
+    number: usize,
+    step: &'a Step,
+    recode: &'a Recode,
+    metric: &'a Metric,
+}
+
+impl Run<'_> {
+    /// Rounds all weights whose inputs `calibration` knows.
+    pub(super) fn whole(
+        &self,
+        method: &dyn Whole,
+        calibration: &mut dyn Calibration,
+        done: &mut HashMap<usize, Finished>,
+    ) -> Result<()> {
+        let open: HashMap<&str, (usize, &Step, &Recode)> = self
+            .plan
+            .steps
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| !done.contains_key(number))
+            .filter_map(|(number, step)| match &step.action {
+                Action::Recode(recode) if eligible(recode) => {
+                    Some((step.name.as_str(), (number, step, recode.as_ref())))
+                }
+                _ => None,
+            })
+            .collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        calibration.each(&|name| open.contains_key(name), &mut |known| {
+            let mut metrics = Vec::new();
+            for known in known {
+                let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
+                let Some((_, first, _)) = weights.first() else { continue };
+                fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
+                let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(&first.name))?;
+                metrics.push((metric, weights));
+            }
+            let mut jobs: Vec<Job<'_>> = metrics
+                .iter()
+                .flat_map(|(metric, weights)| {
+                    weights.iter().map(move |&&(number, step, recode)| Job { number, step, recode, metric })
+                })
+                .collect();
+            // The longest first, so that no thread waits for one at the end.
+            let size = |job: &Job<'_>| {
+                let geometry = job.recode.from.weight.geometry();
+                geometry.elements() * geometry.cols
+            };
+            jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
+            let finished = self.jobs(method, &jobs)?;
+            self.output.checkpoint(&finished)?;
+            done.extend(finished.into_iter().map(|step| (step.step, step)));
+            Ok(())
+        })
+    }
+
+    /// Does jobs on all threads.
+    fn jobs(&self, method: &dyn Whole, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..self.schedule.threads.min(jobs.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(job) = jobs.get(at) else { return };
+                        if self.progress.cancelled() {
+                            return;
+                        }
+                        let attempt = std::panic::AssertUnwindSafe(|| self.job(method, job));
+                        let result = std::panic::catch_unwind(attempt)
+                            .unwrap_or_else(|panic| Err(bug(panic.as_ref())))
+                            .map_err(|error| error.in_tensor(&job.step.name));
+                        let failed = result.is_err();
+                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, result));
+                        self.progress.advance(self.schedule.step_work[job.number]);
+                        if failed {
+                            next.store(jobs.len(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        results.sort_by_key(|(at, _)| *at);
+        let finished = results.into_iter().map(|(_, result)| result).collect::<Result<Vec<_>>>()?;
+        if self.progress.cancelled() {
+            // What is finished is kept for --resume.
+            self.output.checkpoint(&finished)?;
+            return Err(Error::new(Kind::Cancelled, "stopped").with_hint("run the same command with --resume to go on"));
+        }
+        Ok(finished)
+    }
+
+    fn job(&self, method: &dyn Whole, job: &Job<'_>) -> Result<Finished> {
+        let Job { step, recode, .. } = job;
+        let geometry = recode.from.weight.geometry();
+        let all = 0..geometry.rows;
+        let edited = Edited::new(self.inputs, recode)?;
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        edited.rows(&all, &mut base, &mut target)?;
+        let parts = recode
+            .from
+            .entries
+            .iter()
+            .map(|entry| self.inputs.base.read_small(entry, entry.bytes))
+            .collect::<Result<Vec<_>>>()?;
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let grid = recode.to.grid(&views, all.clone());
+        let mut matrix = Matrix {
+            rows: geometry.rows,
+            cols: geometry.cols,
+            base: &base,
+            target: &target,
+            values: base.clone(),
+            grid,
+            metric: job.metric,
+        };
+        let kept = method.round(&mut matrix);
+        let Matrix { values, grid, .. } = matrix;
+        // Other scales first, then codes under them.
+        let rescaled = recode.to.rescaled(&views, all.clone(), &grid.scales);
+        let parts: Vec<Vec<u8>> =
+            rescaled.into_iter().zip(&parts).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut packed = vec![Vec::new(); parts.len()];
+        recode.to.pack(&views, all.clone(), &values, &mut packed);
+        let cut: Vec<bool> = (0..parts.len()).map(|part| recode.to.part_rows(part, &all).is_some()).collect();
+        let written: Vec<&[u8]> =
+            (0..parts.len()).map(|part| if cut[part] { packed[part].as_slice() } else { views[part] }).collect();
+        let mut output = values;
+        recode.to.decode(&written, all.clone(), &mut output);
+        let moments = moments(&base, &target, &output);
+        if !moments.finite {
+            return Err(check::explain(&check::Chunk {
+                name: &step.name,
+                first_row: 0,
+                cols: geometry.cols,
+                base: &base,
+                target: &target,
+                output: &output,
+                format: recode.to.format(),
+                from_base: true,
+            }));
+        }
+        let mut late = Vec::new();
+        for (part, bytes) in written.iter().enumerate() {
+            let slot = step.slots[part];
+            let file = &self.plan.files[slot.file];
+            if file.tensors[slot.tensor].shape.is_some() {
+                let offset = file.data_start + file.tensors[slot.tensor].offset;
+                self.output.write_at(slot.file, offset, &mut bytes.to_vec())?;
+            } else {
+                late.push((part, bytes.to_vec()));
+            }
+        }
+        let sums = Sums { elements: geometry.elements() as u64, moments };
+        Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
+    }
+}
+
+/// A matrix of the base that stays in its format and that an adapter changes.
+fn eligible(recode: &Recode) -> bool {
+    recode.keep
+        && !recode.edits.is_empty()
+        && recode.source == Source::Base
+        && recode.to.shape().len() == 2
+        && recode.from.weight.geometry().cols <= MAX_FEATURES
+}
+
+/// The moments must be those of this model's inputs.
+fn fit(moments: &InputMoments, weights: &[&(usize, &Step, &Recode)]) -> Result<()> {
+    for (_, step, recode) in weights {
+        let cols = recode.from.weight.geometry().cols;
+        if cols != moments.features {
+            return Err(mismatch(format!("takes {cols} inputs, but the calibration saw {}", moments.features))
+                .in_tensor(&step.name)
+                .with_hint("the calibration belongs to another model"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Adapter: descent with extra weight on the outputs that the adapter writes to.
+//!
+//! What costs a model its fine-tune is not noise but the adapter's own outputs coming out too weak; G = I + mu·U Uᵀ, U a basis of the columns of B, stands for
+//! the curvature of the loss there, in the manner of K-FAC (Martens and Grosse 2015) and of two-sided rounding (Tseng et al. 2025, YAQA), with nothing but the
+//! adapter to take it from.
+
+use super::descend::{Stage, descend};
+use super::matrix::{Kept, Matrix};
+use super::{Rounding, Whole};
+
+pub(super) struct Adapter;
+
+/// From the layer's error to the adapter's directions by steps: each stage starts from a good point of the one before.
+const STAGES: &[Stage] = &[Stage { mu: 0.0, passes: 2 }, Stage { mu: 16.0, passes: 6 }, Stage { mu: 48.0, passes: 4 }];
+
+impl Rounding for Adapter {
+    fn id(&self) -> &'static str {
+        "adapter"
+    }
+
+    fn about(&self) -> &'static str {
+        "descent that keeps the adapter's own outputs in full strength; calibrates on text, or on text the model writes itself"
+    }
+
+    fn keeps_scales(&self) -> bool {
+        true
+    }
+
+    // Weights without known inputs are rounded stochastically.
+    fn is_random(&self) -> bool {
+        true
+    }
+
+    fn whole(&self) -> Option<&dyn Whole> {
+        Some(self)
+    }
+}
+
+impl Whole for Adapter {
+    fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
+        descend(matrix, STAGES)
+    }
+}

@@ -1,0 +1,36 @@
+//! Descent: each value and scale moves to where the layer's output on real inputs comes closest to that of the adapter kept apart.
+
+use super::descend::{Stage, descend};
+use super::matrix::{Kept, Matrix};
+use super::{Rounding, Whole};
+
+pub(super) struct Descent;
+
+impl Rounding for Descent {
+    fn id(&self) -> &'static str {
+        "descent"
+    }
+
+    fn about(&self) -> &'static str {
+        "coordinate descent from the base's codes on the error of each layer's output; needs calibration"
+    }
+
+    fn keeps_scales(&self) -> bool {
+        true
+    }
+
+    // Weights without known inputs are rounded stochastically.
+    fn is_random(&self) -> bool {
+        true
+    }
+
+    fn whole(&self) -> Option<&dyn Whole> {
+        Some(self)
+    }
+}
+
+impl Whole for Descent {
+    fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
+        descend(matrix, &[Stage { mu: 0.0, passes: 8 }])
+    }
+}

@@ -1,0 +1,83 @@
+//! What linear layers are given: second moments of their inputs, and where they come from.
+
+use crate::error::{Error, Kind, Result};
+
+/// H = mean of x·xᵀ over the inputs x of a linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputMoments {
+    /// Length of x.
+    pub features: usize,
+    /// Number of inputs that were seen.
+    pub tokens: usize,
+    /// (features, features), symmetric.
+    pub values: Vec<f32>,
+}
+
+/// Moments, and the weights that are given these inputs.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Names of weights of shape (outputs, features).
+    pub weights: Vec<String>,
+    /// Their inputs.
+    pub moments: InputMoments,
+}
+
+/// A source of input moments.
+pub trait Calibration: Send {
+    /// What the moments were taken from, in words.
+    fn about(&self) -> String;
+
+    /// Hands out the moments of all weights that are `wanted`, as many together as become known together (a layer's), and goes on when `take`
+    /// returns. Each weight comes at most once; one whose inputs are not known does not come.
+    fn each(
+        &mut self,
+        wanted: &(dyn Fn(&str) -> bool + Sync),
+        take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
+    ) -> Result<()>;
+}
+
+/// Moments prepared for rounding: damped, with their diagonal.
+#[derive(Debug)]
+pub struct Metric {
+    /// Length of x.
+    pub(super) features: usize,
+    /// (features, features).
+    pub(super) values: Vec<f32>,
+    pub(super) diagonal: Vec<f32>,
+}
+
+/// Share of the mean diagonal that is added to it: directions that no input took get some weight.
+const DAMPING: f32 = 0.003;
+
+impl Metric {
+    /// Damps moments. Errors if they are not finite or of the wrong size.
+    pub fn new(moments: InputMoments) -> Result<Self> {
+        let InputMoments { features, mut values, .. } = moments;
+        if values.len() != features * features {
+            return Err(Error::new(Kind::Malformed, format!("{} moments of {features} features", values.len())));
+        }
+        if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+            let x = values[at];
+            return Err(Error::new(
+                Kind::NotFinite,
+                format!("the moment of inputs {} and {} is {x}", at / features, at % features),
+            )
+            .with_hint(
+                "the model's activations overflow on this text: check the adapter, or use --rounding stochastic",
+            ));
+        }
+        let mean = (0..features).map(|i| f64::from(values[i * features + i])).sum::<f64>() / features.max(1) as f64;
+        for i in 0..features {
+            let diagonal = &mut values[i * features + i];
+            // An input that is always zero may take any weight.
+            *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + DAMPING * mean as f32 };
+        }
+        let diagonal = (0..features).map(|i| values[i * features + i]).collect();
+        Ok(Self { features, values, diagonal })
+    }
+
+    /// Row `i`, which is column `i` too.
+    pub(super) fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.features..(i + 1) * self.features]
+    }
+}

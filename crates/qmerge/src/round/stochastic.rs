@@ -1,0 +1,43 @@
+//! Stochastic: on the base's scales each value goes up or down at random, so that the mean is right and a small delta survives as a small number of moves.
+//!
+//! Needs no data. The chances come from the seed, the weight's name and the element's number, so the result depends on nothing else.
+
+use super::matrix::hash;
+use super::{Place, Rounding};
+use crate::formats::Grid;
+
+pub(super) struct Stochastic;
+
+impl Rounding for Stochastic {
+    fn id(&self) -> &'static str {
+        "stochastic"
+    }
+
+    fn about(&self) -> &'static str {
+        "the base's scales stay, each value goes up or down at random with the right mean; needs no data"
+    }
+
+    fn keeps_scales(&self) -> bool {
+        true
+    }
+
+    fn round(&self, grid: &Grid, values: &mut [f32], place: Place) {
+        for (i, value) in values.iter_mut().enumerate() {
+            let (low, high) = grid.around(i, *value);
+            if low == high {
+                *value = low;
+                continue;
+            }
+            let chance = (hash(place.seed ^ hash(place.first + i as u64)) >> 40) as f32 / (1_u32 << 24) as f32;
+            *value = if *value - low > chance * (high - low) { high } else { low };
+        }
+    }
+
+    fn moves_values(&self) -> bool {
+        true
+    }
+
+    fn is_random(&self) -> bool {
+        true
+    }
+}

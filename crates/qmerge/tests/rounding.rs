@@ -1,0 +1,140 @@
+//! Methods that round a weight as a whole, against sums computed directly in f64.
+
+use proptest::prelude::*;
+use qmerge::dtype::Dtype;
+use qmerge::formats::{Choices, Grid, Levels};
+use qmerge::round::{self, InputMoments, Kept, Matrix, Metric};
+
+static LEVELS: [f32; 16] =
+    [-1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0, 0.08, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1.0];
+const ROWS: usize = 12;
+const RANK: usize = 2;
+
+/// Numbers between −1 and 1.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// A weight with a low-rank delta, correlated inputs, and a grid of one of three kinds.
+struct Case {
+    cols: usize,
+    base: Vec<f32>,
+    target: Vec<f32>,
+    grid: Grid,
+    moments: InputMoments,
+}
+
+impl Case {
+    fn new(kind: usize, seed: u64) -> Self {
+        let cols = if kind == 1 { 40 } else { 128 };
+        let (levels, run, values) = match kind {
+            0 => (Levels::Table(&LEVELS), 64, Dtype::BF16),
+            1 => (Levels::Integers(-127, 127), cols, Dtype::F32),
+            _ => (Levels::Floats(Dtype::BF16), 1, Dtype::BF16),
+        };
+        let list: Vec<f32> = (1..=256).map(|i| i as f32 / 2560.0).collect();
+        let runs = if kind == 2 { 0 } else { ROWS * cols / run };
+        let scales: Vec<f32> = match kind {
+            0 => numbers(runs, seed + 1).iter().map(|x| list[(128.0 + 60.0 * x) as usize]).collect(),
+            _ => vec![0.05 / 127.0; runs],
+        };
+        let choices = match kind {
+            0 => Choices::Listed { lists: vec![list], runs: 256, first: 0 },
+            1 => Choices::Any,
+            _ => Choices::Fixed,
+        };
+        let grid = Grid { levels, run, scales, offsets: Vec::new(), values, choices };
+        let base: Vec<f32> =
+            numbers(ROWS * cols, seed + 2).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.05 * x)).collect();
+        let (left, right) = (numbers(ROWS * RANK, seed + 3), numbers(RANK * cols, seed + 4));
+        let target = (0..ROWS * cols)
+            .map(|i| {
+                let delta: f32 = (0..RANK).map(|k| left[i / cols * RANK + k] * right[k * cols + i % cols]).sum();
+                base[i] + 5e-4 * delta
+            })
+            .collect();
+        let tokens = 3 * cols;
+        let (own, shared) = (numbers(tokens * cols, seed + 5), numbers(tokens, seed + 6));
+        let input = |t: usize, i: usize| f64::from(own[t * cols + i]) + 1.5 * f64::from(shared[t]);
+        let moment = |i: usize, j: usize| (0..tokens).map(|t| input(t, i) * input(t, j)).sum::<f64>() / tokens as f64;
+        let values = (0..cols * cols).map(|at| moment(at / cols, at % cols) as f32).collect();
+        Self { cols, base, target, grid, moments: InputMoments { features: cols, tokens, values } }
+    }
+
+    /// Values, scales and what the method says of them.
+    fn round(&self, method: &str) -> (Vec<f32>, Vec<f32>, Kept) {
+        let metric = Metric::new(self.moments.clone()).unwrap();
+        let mut matrix = Matrix {
+            rows: ROWS,
+            cols: self.cols,
+            base: &self.base,
+            target: &self.target,
+            values: self.base.clone(),
+            grid: self.grid.clone(),
+            metric: &metric,
+        };
+        let kept = round::by_id(method).unwrap().whole().unwrap().round(&mut matrix);
+        (matrix.values, matrix.grid.scales, kept)
+    }
+
+    /// tr(X H Yᵀ), H damped as the methods damp it.
+    fn product(&self, x: impl Fn(usize) -> f64, y: impl Fn(usize) -> f64) -> f64 {
+        let n = self.cols;
+        let mean = (0..n).map(|i| f64::from(self.moments.values[i * n + i])).sum::<f64>() / n as f64;
+        let h =
+            |i: usize, j: usize| f64::from(self.moments.values[i * n + j]) + if i == j { 0.003 * mean } else { 0.0 };
+        let row =
+            |r: usize| (0..n).map(|i| (0..n).map(|j| x(r * n + i) * h(i, j) * y(r * n + j)).sum::<f64>()).sum::<f64>();
+        (0..ROWS).map(row).sum()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_methods_say_is_what_they_did(kind in 0..3_usize, seed in 0..1000_u64) {
+        let case = Case::new(kind, seed);
+        let delta = |i: usize| f64::from(case.target[i]) - f64::from(case.base[i]);
+        let norm = case.product(delta, delta);
+        for method in ["descent", "adapter"] {
+            let (values, scales, kept) = case.round(method);
+            let change = |i: usize| f64::from(values[i]) - f64::from(case.base[i]);
+            let error = |i: usize| f64::from(values[i]) - f64::from(case.target[i]);
+            let (output, noise) = (case.product(change, delta) / norm, case.product(error, error) / norm);
+            prop_assert!((output - kept.output).abs() < 1e-2, "{method} {kind}: {output} {kept:?}");
+            prop_assert!((noise - kept.noise).abs() < 1e-2 * noise.max(1.0), "{method} {kind}: {noise} {kept:?}");
+            // Keeping the base has noise 1 and keeps nothing.
+            if method == "descent" {
+                prop_assert!(noise <= 1.0, "{kind}: {noise}");
+            }
+            // Every value is on the grid of the new scales, every scale one that can be stored.
+            let grid = Grid { scales, ..case.grid.clone() };
+            for (i, &value) in values.iter().enumerate() {
+                prop_assert_eq!(grid.nearest(i, value), value);
+            }
+            for (run, &scale) in grid.scales.iter().enumerate() {
+                prop_assert_eq!(case.grid.choice(run, scale), scale);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_adapter_keeps_more_of_its_output_than_the_error_alone_would() {
+    let mean = |method: &str| (0..10).map(|seed| Case::new(0, seed).round(method).2.output).sum::<f64>() / 10.0;
+    let (descent, adapter) = (mean("descent"), mean("adapter"));
+    assert!(adapter > descent + 0.05, "{adapter} {descent}");
+}
+
+#[test]
+fn unfit_moments_are_refused() {
+    let nan = InputMoments { features: 2, tokens: 5, values: vec![1.0, f32::NAN, f32::NAN, 1.0] };
+    assert!(Metric::new(nan).unwrap_err().to_string().contains("NaN"));
+    assert!(Metric::new(InputMoments { features: 3, tokens: 5, values: vec![1.0; 4] }).is_err());
+}

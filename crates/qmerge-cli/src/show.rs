@@ -17,8 +17,12 @@ fn colour(colour: AnsiColor) -> Style {
 /// `error: …`, then `hint: …`.
 pub(crate) fn error(error: &anyhow::Error) {
     let red = colour(AnsiColor::Red);
-    anstream::eprintln!("{red}error{red:#}: {error:#}");
-    if let Some(hint) = error.downcast_ref::<qmerge::error::Error>().and_then(qmerge::error::Error::hint) {
+    let Some(known) = error.downcast_ref::<qmerge::error::Error>() else {
+        return anstream::eprintln!("{red}error{red:#}: {error:#}");
+    };
+    // Its text holds the cause already.
+    anstream::eprintln!("{red}error{red:#}: {known}");
+    if let Some(hint) = known.hint() {
         let cyan = colour(AnsiColor::Cyan);
         anstream::eprintln!("{cyan}hint{cyan:#}: {hint}");
     }

@@ -110,8 +110,12 @@ pub fn compare(
 ) -> Result<Comparison> {
     let apart = candidates.iter().position(|candidate| candidate.name == "apart");
     let apart = apart.ok_or_else(|| Error::new(Kind::Bug, "nothing to compare with"))?;
+    if task.windows == Some(0) {
+        return Err(Error::new(Kind::Usage, "no windows score nothing").with_hint("give --windows a number above 0"));
+    }
     if task.context < 2 {
-        return Err(Error::new(Kind::Usage, "a context of less than 2 tokens scores nothing"));
+        return Err(Error::new(Kind::Usage, "a context of less than 2 tokens scores nothing")
+            .with_hint("give a larger --context"));
     }
     let windows: Vec<&[u32]> =
         task.tokens.chunks_exact(task.context).take(task.windows.unwrap_or(usize::MAX)).collect();
@@ -120,6 +124,11 @@ pub fn compare(
         return Err(Error::new(Kind::Mismatch, problem)
             .in_file(std::path::Path::new(&task.text))
             .with_hint("give a longer text or a smaller --context"));
+    }
+    let known = candidates[apart].model.spec().vocab;
+    for tokens in windows.iter().copied().chain(task.prompts.iter().map(Vec::as_slice)) {
+        tokenizer.check(tokens, known)?;
+        candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
     let mut sums = vec![Sums::default(); candidates.len()];
     for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {

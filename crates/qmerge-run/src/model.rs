@@ -1,5 +1,7 @@
 //! Tokens become logits.
 
+use std::path::PathBuf;
+
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{Progress, stopped};
 
@@ -47,6 +49,8 @@ pub struct Options<'a> {
 #[derive(Debug)]
 pub struct Model<'a> {
     spec: Spec,
+    /// Where it was read.
+    config: PathBuf,
     embed: Linear<'a>,
     positions: Option<Linear<'a>>,
     layers: Vec<Layer<'a>>,
@@ -107,9 +111,7 @@ impl<'a> Model<'a> {
     /// Finds all tensors and loads the small ones.
     pub fn new(tensors: &Tensors<'a>, options: Options<'a>) -> Result<Self> {
         let checkpoint = tensors.checkpoint();
-        let config = checkpoint.config.as_ref().ok_or_else(|| {
-            Error::new(Kind::Malformed, "no config.json: the kind of model is unknown").in_file(&checkpoint.path)
-        })?;
+        let config = families::config(checkpoint)?;
         let spec = families::spec(config)?;
         let prefix = PREFIXES.iter().find(|prefix| tensors.has(&format!("{prefix}{}.weight", spec.names.embed)));
         let prefix = prefix.ok_or_else(|| tensors.missing(&format!("{}{}.weight", PREFIXES[0], spec.names.embed)))?;
@@ -146,7 +148,18 @@ impl<'a> Model<'a> {
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::new(Kind::Io, format!("cannot start threads: {error}")))?;
-        let mut model = Self { spec, embed, positions, layers, norm, head, pool, held: 0, progress: options.progress };
+        let mut model = Self {
+            spec,
+            config: config.path.clone(),
+            embed,
+            positions,
+            layers,
+            norm,
+            head,
+            pool,
+            held: 0,
+            progress: options.progress,
+        };
         model.hold(options.held.unwrap_or_else(half_of_free_memory))?;
         Ok(model)
     }
@@ -256,19 +269,23 @@ impl<'a> Model<'a> {
     }
 
     fn check(&self, tokens: &[u32], sequences: &[Sequence]) -> Result<()> {
-        let Spec { vocab, max_positions, .. } = self.spec;
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::new(Kind::Mismatch, format!("token id {token}, but the model knows {vocab}"))
+        let known = self.spec.vocab;
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= known) {
+            return Err(Error::new(Kind::Mismatch, format!("token id {token}, but the model knows {known}"))
                 .with_hint("the tokenizer belongs to another model"));
         }
-        let longest = sequences.iter().map(|s| s.past + s.columns.len()).max().unwrap_or(0);
-        if longest > max_positions {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("{longest} positions, but the model was made for {max_positions}"),
-            ));
+        self.fits(sequences.iter().map(|s| s.past + s.columns.len()).max().unwrap_or(0))
+    }
+
+    /// Errors if a sequence of this length is longer than any that the model was made for.
+    pub fn fits(&self, positions: usize) -> Result<()> {
+        let most = self.spec.max_positions;
+        if positions <= most {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::new(Kind::Usage, format!("{positions} positions, but the model was made for {most}"))
+            .in_file(&self.config)
+            .with_hint("give a smaller --context, or a shorter prompt"))
     }
 
     /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens).

@@ -199,7 +199,9 @@ impl<'c> Fields<'c> {
     }
 
     fn bad(&self, key: &str, problem: &str) -> Error {
-        Error::new(Kind::Malformed, format!("`{key}` {problem}")).in_file(&self.config.path)
+        Error::new(Kind::Malformed, format!("`{key}` {problem}"))
+            .in_file(&self.config.path)
+            .with_hint("copy config.json again from where the model was published")
     }
 
     /// Any field.

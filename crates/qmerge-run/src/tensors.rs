@@ -79,6 +79,9 @@ impl<'a> Tensors<'a> {
     }
 
     pub(crate) fn misfit(&self, name: &str, message: String) -> Error {
-        Error::new(Kind::Mismatch, message).in_file(&self.inputs.base.path).in_tensor(name)
+        Error::new(Kind::Mismatch, message)
+            .in_file(&self.inputs.base.path)
+            .in_tensor(name)
+            .with_hint("config.json and the weights belong to different models")
     }
 }

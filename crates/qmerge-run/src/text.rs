@@ -7,36 +7,42 @@ use minijinja::{Environment, context};
 use qmerge::error::{Error, Kind, Result};
 use serde_json::Value;
 
+/// Steps that a chat template may take: published ones take thousands, an endless one ends.
+const FUEL: u64 = 10_000_000;
+
 /// A model's tokenizer with what belongs to it.
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
-    template: Option<String>,
+    /// The chat template and the file it stands in.
+    template: Option<(PathBuf, String)>,
     /// Texts of special tokens that templates may name (`bos_token` …).
     special: Vec<(&'static str, String)>,
     stop: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Opens `tokenizer.json` and its companions in the first of the folders that has one.
+    /// Opens `tokenizer.json` and its companions in the first of the folders that has one; the last is the model's.
     pub fn open(folders: &[&Path]) -> Result<Self> {
         let Some(folder) = folders.iter().find(|folder| folder.join("tokenizer.json").is_file()) else {
-            let place = folders.first().copied().unwrap_or(Path::new("."));
+            let place = folders.last().copied().unwrap_or(Path::new("."));
             return Err(Error::new(Kind::Mismatch, "no tokenizer.json in the model's folder")
                 .in_file(place)
                 .with_hint("copy it from where the model was published; older formats must be converted first"));
         };
         let path = folder.join("tokenizer.json");
         let inner = tokenizers::Tokenizer::from_file(&path)
-            .map_err(|error| Error::new(Kind::Malformed, format!("not a tokenizer: {error}")).in_file(&path))?;
-        let json = |name: &str| -> Option<Value> {
-            serde_json::from_str(&std::fs::read_to_string(folder.join(name)).ok()?).ok()
+            .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
+        let json = |name: &str| -> Result<Option<Value>> {
+            let path = folder.join(name);
+            let parsed = read_if(&path)?.map(|text| serde_json::from_str(&text));
+            parsed.transpose().map_err(|error| broken(&path, format!("not JSON: {error}")))
         };
-        let config = json("tokenizer_config.json").unwrap_or_default();
+        let config = json("tokenizer_config.json")?.unwrap_or_default();
         let text_of = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
         let special = ["bos_token", "eos_token", "pad_token", "unk_token"];
         let special = special.iter().filter_map(|&key| Some((key, text_of(config.get(key)?)?))).collect::<Vec<_>>();
-        let mut stop: Vec<u32> = [json("generation_config.json"), json("config.json")]
+        let mut stop: Vec<u32> = [json("generation_config.json")?, json("config.json")?]
             .iter()
             .flatten()
             .filter_map(|config| config.get("eos_token_id"))
@@ -45,8 +51,14 @@ impl Tokenizer {
             .collect();
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
-        let template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
-        let template = template.or_else(|| default_template(config.get("chat_template")?));
+        let own = folder.join("chat_template.jinja");
+        let template = match read_if(&own)? {
+            Some(text) => Some((own, text)),
+            None => config
+                .get("chat_template")
+                .and_then(default_template)
+                .map(|text| (folder.join("tokenizer_config.json"), text)),
+        };
         Ok(Self { path, inner, template, special, stop })
     }
 
@@ -74,6 +86,14 @@ impl Tokenizer {
             .map_err(|error| Error::new(Kind::Mismatch, format!("cannot decode: {error}")).in_file(&self.path))
     }
 
+    /// Errors if one of the tokens is not among the `known` ones of a model.
+    pub fn check(&self, tokens: &[u32], known: usize) -> Result<()> {
+        let Some(token) = tokens.iter().find(|&&token| token as usize >= known) else { return Ok(()) };
+        Err(Error::new(Kind::Mismatch, format!("token id {token}, but the model knows {known}"))
+            .in_file(&self.path)
+            .with_hint("the tokenizer belongs to another model; copy tokenizer.json from where this one was published"))
+    }
+
     /// Tokens that end an answer.
     pub fn stop(&self) -> &[u32] {
         &self.stop
@@ -81,16 +101,21 @@ impl Tokenizer {
 
     /// One user message as the model's chat template writes it, up to where the answer begins.
     pub fn chat(&self, message: &str) -> Result<Vec<u32>> {
-        let bad = |problem: String| Error::new(Kind::Mismatch, problem).in_file(&self.path);
-        let template = self.template.as_deref().ok_or_else(|| {
-            bad("the model has no chat template".into()).with_hint("leave out --chat and write the prompt yourself")
-        })?;
+        let bad = |path: &Path, problem: String| {
+            Error::new(Kind::Mismatch, problem)
+                .in_file(path)
+                .with_hint("leave out --chat and write the prompt yourself")
+        };
+        let Some((path, template)) = &self.template else {
+            return Err(bad(&self.path, "the model has no chat template beside it".into()));
+        };
         // Marks for training that jinja does not know.
         let template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "");
         let mut environment = Environment::new();
         if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
             environment.set_syntax(syntax);
         }
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function(
             "raise_exception",
@@ -106,8 +131,24 @@ impl Tokenizer {
         let rendered = environment
             .template_from_str(&template)
             .and_then(|template| template.render(values))
-            .map_err(|error| bad(format!("the chat template fails: {error:#}")))?;
+            .map_err(|error| bad(path, format!("the chat template fails: {error}")))?;
         self.encode(&rendered)
+    }
+}
+
+fn broken(path: &Path, problem: String) -> Error {
+    Error::new(Kind::Malformed, problem)
+        .in_file(path)
+        .with_hint("the file is damaged: copy it again from where the model was published")
+}
+
+/// The text of a file that need not exist.
+fn read_if(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(broken(path, "not UTF-8".into())),
+        Err(error) => Err(Error::io("read", path, error)),
     }
 }
 

@@ -90,7 +90,7 @@ fn cases(file: &str) -> Vec<PathBuf> {
     cases
 }
 
-/// In f32, sums in another order than torch's differ by this much.
+/// In f32, sums in another order than torch's differ by a third of this (`testdata/README.md`).
 const TOLERANCE: f32 = 1e-4;
 
 #[test]
@@ -119,7 +119,7 @@ fn every_family_agrees_with_transformers() {
             }
         }
     }
-    assert!(cases.len() >= 13, "only {} cases", cases.len());
+    assert!(cases.len() >= 27, "only {} cases", cases.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -142,6 +142,6 @@ fn adapters_kept_apart_agree_with_peft() {
         let base = Model::new(&Tensors::new(&inputs, None), Options::default()).unwrap();
         assert!(self::difference(&base, &expected) > 100.0 * TOLERANCE, "{name}");
     }
-    assert!(cases.len() >= 3, "only {} cases", cases.len());
+    assert!(cases.len() >= 15, "only {} cases", cases.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

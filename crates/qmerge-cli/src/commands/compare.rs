@@ -7,11 +7,11 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
-use qmerge_run::Model;
 use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
+use qmerge_run::{Model, families};
 
 use super::generate::{folders, options};
 use super::merge::print_json;
@@ -66,10 +66,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         }
     };
     let models = 2 + merged.len() as u64;
-    let config = inputs.base.config.as_ref().ok_or_else(|| {
-        Error::new(Kind::Malformed, "no config.json: the kind of model is unknown").in_file(&inputs.base.path)
-    })?;
-    let spec = qmerge_run::families::spec(config)?;
+    let spec = families::spec(families::config(&inputs.base)?)?;
     let batch = match args.engine.max_memory {
         Some(limit) if beside(&spec, BATCH, models) > limit => args.context,
         _ => BATCH.max(args.context),
@@ -131,10 +128,12 @@ pub(super) fn read_text(path: &Path) -> error::Result<String> {
     let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}")).in_file(path)
+        Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}"))
+            .in_file(path)
+            .with_hint("give plain text, saved as UTF-8")
     })?;
     if text.trim().is_empty() {
-        return Err(Error::new(Kind::Malformed, "the text is empty").in_file(path));
+        return Err(Error::new(Kind::Malformed, "the text is empty").in_file(path).with_hint("give plain text"));
     }
     Ok(text)
 }

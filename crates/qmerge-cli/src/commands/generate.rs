@@ -57,10 +57,11 @@ pub(crate) fn find(
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
     if prompt.is_empty() {
-        return Err(usage("the prompt holds no tokens".into()));
+        return Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"));
     }
     let engine = options(&args.engine, 1, BESIDE, progress)?;
     let mut model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
+    tokenizer.check(&prompt, model.spec().vocab)?;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     let (mut tokens, mut printed) = (Vec::new(), 0);
     let mut clock = None;

@@ -84,7 +84,9 @@ pub(super) fn run(
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
     let mut calibration = match &calibrating.calibrate {
         Some(path) => {
-            let tokens = Tokenizer::open(&folders(inputs))?.encode(&read_text(path)?)?;
+            let tokenizer = Tokenizer::open(&folders(inputs))?;
+            let tokens = tokenizer.encode(&read_text(path)?)?;
+            tokenizer.check(&tokens, model.spec().vocab)?;
             FromModel::text(&model, &tokens, path)?
         }
         None => {

@@ -1,6 +1,6 @@
 //! `compare` and `generate` on the demo model.
 
-use crate::model::{Folder, demo, run, stderr, stdout};
+use crate::model::{Folder, change, demo, run, stderr, stdout};
 
 fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
     let output = run(folder.path(), args);
@@ -9,6 +9,7 @@ fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
     for text in texts {
         assert!(said.contains(text), "{args:?}: `{text}` is not in: {said}");
     }
+    assert!(!said.contains("panicked"), "{args:?}: {said}");
 }
 
 const SOURCES: [&str; 4] = ["--base", "base-nf4", "--adapter", "adapter"];
@@ -78,42 +79,125 @@ fn generation_is_repeatable() {
     assert_ne!(drawn, generate(&["--temperature", "1", "--seed", "4"]));
 }
 
+const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
+const GENERATE: [&str; 7] = ["generate", "--base", "base-nf4", "--prompt", "And the", "--max-tokens", "2"];
+
+fn compare<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["compare"], &SOURCES[..], more].concat()
+}
+
+/// Both commands refuse.
+fn both_refused(folder: &Folder, texts: &[&str]) {
+    refused(folder, &GENERATE, texts);
+    refused(folder, &compare(&["--text", EVAL, "--windows", "1"]), texts);
+}
+
 #[test]
-fn unfit_input_is_named() {
+fn unfit_texts_are_named() {
     let folder = Folder::new();
     demo(folder.path());
-    std::fs::write(folder.join("empty.txt"), " \n").unwrap();
+    std::fs::write(folder.join("nothing.txt"), "").unwrap();
+    std::fs::write(folder.join("blank.txt"), " \n").unwrap();
     std::fs::write(folder.join("binary.txt"), b"abc\xff\xfe").unwrap();
     std::fs::write(folder.join("short.txt"), "In the beginning").unwrap();
-    let compare = |text: &str, texts: &[&str]| {
-        refused(&folder, &[&["compare"], &SOURCES[..], &["--text", text]].concat(), texts);
-    };
-    compare("empty.txt", &["empty.txt", "empty"]);
-    compare("binary.txt", &["binary.txt", "UTF-8", "byte at 3"]);
-    compare("short.txt", &["short.txt", "a window takes 512", "--context"]);
-    let eval = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
-    let long = [&["compare"], &SOURCES[..], &["--text", eval, "--context", "4096"]].concat();
-    refused(&folder, &long, &["4096 positions", "made for"]);
-    let tight = [&["compare"], &SOURCES[..], &["--text", eval, "--max-memory", "1M"]].concat();
-    refused(&folder, &tight, &["--max-memory is not enough"]);
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x", "--chat"], &["no chat template", "--chat"]);
-    let config = folder.join("base-nf4/config.json");
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("\"llama\"", "\"mamba\"")).unwrap();
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["`mamba` cannot be run", "llama, "]);
-    std::fs::write(&config, text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5")).unwrap();
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["model.layers.4.", "missing"]);
-    std::fs::write(&config, text).unwrap();
-    // A tokenizer of another model knows more tokens.
+    for (text, said) in [
+        ("nothing.txt", &["nothing.txt", "empty", "hint"][..]),
+        ("blank.txt", &["blank.txt", "empty", "hint"]),
+        ("binary.txt", &["binary.txt", "UTF-8", "byte at 3", "hint"]),
+        ("short.txt", &["short.txt", "a window takes 512", "--context"]),
+    ] {
+        refused(&folder, &compare(&["--text", text]), said);
+    }
+    refused(&folder, &compare(&["--text", EVAL, "--prompts", "binary.txt"]), &["binary.txt", "UTF-8"]);
+    refused(&folder, &compare(&["--text", EVAL, "--context", "1"]), &["less than 2 tokens", "--context"]);
+    refused(&folder, &compare(&["--text", EVAL, "--windows", "0"]), &["no windows", "--windows"]);
+    refused(&folder, &compare(&["--text", EVAL, "--max-memory", "1M"]), &["--max-memory is not enough"]);
+    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", ""], &["no tokens", "--prompt"]);
+    // The demo model was made for 512 positions.
+    let long = ["base-nf4", "config.json", "made for 512", "--context", "shorter prompt"];
+    refused(&folder, &compare(&["--text", EVAL, "--context", "513"]), &long);
+    let prompt = "word ".repeat(600);
+    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", &prompt], &long);
+    std::fs::write(folder.join("long.txt"), prompt).unwrap();
+    refused(&folder, &compare(&["--text", EVAL, "--prompts", "long.txt"]), &long);
+}
+
+#[test]
+fn unfit_tokenizers_are_named() {
+    let folder = Folder::new();
+    demo(folder.path());
     let tokenizer = folder.join("base-nf4/tokenizer.json");
-    let mut foreign: serde_json::Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    let good = std::fs::read(&tokenizer).unwrap();
+    // One of another model knows more tokens.
+    let mut foreign: serde_json::Value = serde_json::from_slice(&good).unwrap();
     for (_, id) in foreign["model"]["vocab"].as_object_mut().unwrap() {
         *id = (id.as_u64().unwrap() + 1_000_000).into();
     }
     std::fs::write(&tokenizer, foreign.to_string()).unwrap();
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "And the"], &["token id 1000", "another model"]);
-    std::fs::write(&tokenizer, "{\"model\": 5}").unwrap();
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["tokenizer.json"]);
+    both_refused(&folder, &["tokenizer.json", "token id 1000", "knows 1024", "another model"]);
+    for garbage in [&b"garbage {{{"[..], b"", b"\xff\xfe", b"{\"model\": 5}", &good[..2000]] {
+        std::fs::write(&tokenizer, garbage).unwrap();
+        both_refused(&folder, &["tokenizer.json", "not a tokenizer", "copy it again"]);
+    }
     std::fs::remove_file(&tokenizer).unwrap();
-    refused(&folder, &["generate", "--base", "base-nf4", "--prompt", "x"], &["no tokenizer.json"]);
+    both_refused(&folder, &["error: base-nf4: ", "no tokenizer.json", "copy it"]);
+    std::fs::write(&tokenizer, good).unwrap();
+    std::fs::write(folder.join("base-nf4/tokenizer_config.json"), "garbage").unwrap();
+    both_refused(&folder, &["tokenizer_config.json", "not JSON", "copy it again"]);
+}
+
+#[test]
+fn broken_chat_templates_are_named() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let chat = [&GENERATE[..], &["--chat"]].concat();
+    refused(&folder, &chat, &["no chat template", "leave out --chat"]);
+    for (template, said) in [
+        ("{% if %}", "syntax error"),
+        ("{% for m in messages %}", "end of block"),
+        ("{{ messages[0].a.b }}", "undefined"),
+        ("{{ raise_exception('no user') }}", "no user"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "fuel"),
+    ] {
+        let config = serde_json::json!({"chat_template": template}).to_string();
+        std::fs::write(folder.join("base-nf4/tokenizer_config.json"), config).unwrap();
+        refused(&folder, &chat, &["tokenizer_config.json", "the chat template fails", said, "leave out --chat"]);
+    }
+    // A file of its own comes first.
+    std::fs::write(folder.join("base-nf4/chat_template.jinja"), "{% if %}").unwrap();
+    refused(&folder, &chat, &["chat_template.jinja", "the chat template fails"]);
+    std::fs::write(folder.join("base-nf4/chat_template.jinja"), b"\xff").unwrap();
+    refused(&folder, &chat, &["chat_template.jinja", "UTF-8"]);
+}
+
+#[test]
+fn unfit_models_are_named() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let path = folder.join("base-nf4/config.json");
+    let good = std::fs::read_to_string(&path).unwrap();
+    for (from, to, said) in [
+        ("\"llama\"", "\"mamba\"", &["config.json", "`mamba` cannot be run", "gpt2", "llama, ", "smollm3"][..]),
+        ("\"model_type\"", "\"x\"", &["config.json", "`model_type` is missing", "llama, "]),
+        ("layers\": 4", "layers\": 5", &["base-nf4", "`model.layers.4.", "missing", "incomplete"]),
+        (
+            "hidden_size\": 128",
+            "hidden_size\": 256",
+            &["`model.embed_tokens.weight`", "1024 × 256", "different models"],
+        ),
+        ("layers\": 4", "layers\": 0", &["config.json", "`num_hidden_layers` is zero", "copy config.json"]),
+        ("\"silu\"", "\"relu6\"", &["config.json", "`hidden_act` is `relu6`"]),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(&path, good.replace(from, to)).unwrap();
+        both_refused(&folder, said);
+    }
+    std::fs::write(&path, "{{").unwrap();
+    both_refused(&folder, &["config.json", "not a JSON object"]);
+    std::fs::remove_file(&path).unwrap();
+    both_refused(&folder, &["base-nf4", "no config.json", "copy it"]);
+    std::fs::write(&path, good).unwrap();
+    let gone = "model.layers.2.post_attention_layernorm.weight";
+    change(&folder.join("base-nf4/model.safetensors"), |tensors| tensors.retain(|(name, ..)| name != gone));
+    both_refused(&folder, &["base-nf4", gone, "missing", "incomplete"]);
 }

@@ -15,7 +15,7 @@ mod qwen3_moe;
 mod smollm3;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::ModelConfig;
+use qmerge::open::{Checkpoint, ModelConfig};
 
 use crate::spec::{Fields, Spec};
 
@@ -45,12 +45,25 @@ pub static FAMILIES: &[Family] = &[
     smollm3::FAMILY,
 ];
 
+/// The configuration of a model that is to run. Errors if the checkpoint has none.
+pub fn config(checkpoint: &Checkpoint) -> Result<&ModelConfig> {
+    checkpoint.config.as_ref().ok_or_else(|| {
+        Error::new(Kind::Malformed, "no config.json: the kind of model is unknown")
+            .in_file(&checkpoint.path)
+            .with_hint("copy it from where the model was published")
+    })
+}
+
 /// The spec of a model. Errors if its family is not known, and lists those that are.
 pub fn spec(config: &ModelConfig) -> Result<Spec> {
     let model_type = config.model_type();
     let Some(family) = FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) else {
         let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
-        return Err(Error::new(Kind::Unsupported, format!("models of type `{model_type}` cannot be run"))
+        let problem = match model_type {
+            "" => "`model_type` is missing".to_owned(),
+            _ => format!("models of type `{model_type}` cannot be run"),
+        };
+        return Err(Error::new(Kind::Unsupported, problem)
             .in_file(&config.path)
             .with_hint(format!("types that can: {}", known.join(", "))));
     };

@@ -61,6 +61,13 @@ impl AdapterConfig {
             Some(_) => true,
         }
     }
+
+    /// True if `target_parameters` names the parameter at `path`: all of it, or its end from a dot on.
+    pub fn targets_parameter(&self, path: &str) -> bool {
+        self.target_parameters.iter().any(|target| {
+            path.strip_suffix(target.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        })
+    }
 }
 
 /// Parses the document. `path` is remembered, not read.
@@ -166,6 +173,18 @@ mod tests {
     fn missing_fields_take_the_defaults_of_peft() {
         let config = parse(br#"{"peft_type": "LORA"}"#, Path::new("x")).unwrap();
         assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 8.0, false));
+    }
+
+    #[test]
+    fn parameters_are_targeted_by_the_end_of_their_path() {
+        let text = br#"{"peft_type": "LORA", "target_parameters": ["experts.gate_up_proj", "down_proj"]}"#;
+        let config = parse(text, Path::new("x")).unwrap();
+        for path in ["layers.0.mlp.experts.gate_up_proj", "experts.gate_up_proj", "layers.0.mlp.experts.down_proj"] {
+            assert!(config.targets_parameter(path), "{path}");
+        }
+        for path in ["shared_experts.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj.weight", "mlp.up_down_proj"] {
+            assert!(!config.targets_parameter(path), "{path}");
+        }
     }
 
     #[test]

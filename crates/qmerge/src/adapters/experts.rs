@@ -53,21 +53,6 @@ fn parameter(
     depth: usize,
     groups: &BTreeMap<(String, usize), Group>,
 ) -> Result<Option<String>> {
-    // A bare name targets whatever module has a parameter of that name.
-    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
-    let mut parameters = Vec::new();
-    for target in &adapter.config.target_parameters {
-        let (owner, parameter) = target.rsplit_once('.').unwrap_or(("", target));
-        let owned = match owner {
-            "" => experts || names.find(&format!("{module}.{parameter}"))?.is_some(),
-            _ => module == owner || module.ends_with(&format!(".{owner}")),
-        };
-        if owned {
-            parameters.push(parameter);
-        }
-    }
-    parameters.sort_unstable();
-    parameters.dedup();
     // The order in which the module declares them: gate and up before down; unknown names alphabetically.
     let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
     let place = |name: &str| match name {
@@ -75,7 +60,19 @@ fn parameter(
         _ if name == stacked[1] || name == arch::DOWN => 1,
         _ => 2,
     };
+    // A target is the end of a parameter's path, if only its name, and may match nothing: only what the module has is wrapped. Experts
+    // have their stacked parameters even where each is stored by itself.
+    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
+    let mut parameters: Vec<&str> = Vec::new();
+    for target in &adapter.config.target_parameters {
+        let name = target.rsplit('.').next().unwrap_or(target);
+        let path = format!("{module}.{name}");
+        if adapter.config.targets_parameter(&path) && (experts && place(name) < 2 || names.find(&path)?.is_some()) {
+            parameters.push(name);
+        }
+    }
     parameters.sort_by_key(|name| (place(name), *name));
+    parameters.dedup();
     let wrappers = groups.keys().filter(|(path, _)| path == module).count();
     if parameters.is_empty() {
         return Ok(None);

@@ -131,14 +131,6 @@ impl Lora {
             }
         };
         // Experts and bare parameters first: their wrappers carry the module's name, not the parameter's.
-        let is_parameter = |parameter: &str| {
-            let path = format!("{module}.{parameter}");
-            adapter
-                .config
-                .target_parameters
-                .iter()
-                .any(|target| path == *target || path.ends_with(&format!(".{target}")))
-        };
         if let Some(edits) = experts::plan(adapter, names, module, depth, groups, (a, b))? {
             changes.edits.extend(edits);
             return Ok(());
@@ -154,8 +146,9 @@ impl Lora {
         let shape = claim.weight.shape();
         let sixteen_bit =
             Some(claim.weight.value_dtype()).filter(|dtype| claim.weight.is_plain() && *dtype != Dtype::F32);
-        let is_parameter = is_parameter("weight");
-        let pattern_name = if is_parameter { format!("{module}.weight") } else { module.to_owned() };
+        let parameter = format!("{module}.weight");
+        let is_parameter = adapter.config.targets_parameter(&parameter);
+        let pattern_name = if is_parameter { parameter } else { module.to_owned() };
         let (rank, scale) = scaling(adapter, &pattern_name)?;
         let ((rank_a, inputs), (outputs, rank_b)) =
             (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);

@@ -221,6 +221,16 @@ def qwen2_moe(dtype=BF):
     return m
 
 
+def qwen3_moe():
+    """Layer 1 is dense: its down_proj is an ordinary layer."""
+    c = transformers.Qwen3MoeConfig(hidden_size=32, num_hidden_layers=2, vocab_size=48, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+                                    intermediate_size=24, moe_intermediate_size=16, num_experts=3, num_experts_per_tok=2, mlp_only_layers=[1],
+                                    max_position_embeddings=64)
+    m = transformers.Qwen3MoeForCausalLM(c).to(BF)
+    randomize(m, 11)
+    return m
+
+
 def gpt_oss(dtype=BF):
     c = transformers.GptOssConfig(hidden_size=32, num_hidden_layers=1, vocab_size=48, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
                                   intermediate_size=32, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=64,
@@ -345,6 +355,9 @@ case("mica-bf16", llama(), lora(target_modules=["q_proj"], init="mica"))
 case("mixtral-parameters", mixtral, lora(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 case("mixtral-down-only", mixtral, lora(target_modules=[], target_parameters=["mlp.experts.down_proj"]))
 case("qwen2-moe-parameters", qwen2_moe, lora(target_modules=["q_proj", "shared_expert.up_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
+# PEFT turns the names of an expert's matrices into those of the stacked parameters, without a path; and it passes over a name that no module has.
+case("qwen3-moe-bare-names", qwen3_moe, lora(target_modules=LINEAR))
+case("qwen3-moe-unmatched", qwen3_moe, lora(target_modules=["k_proj"], target_parameters=["mlp.experts.gate_up_proj", "experts.down_proj", "experts.w1", "down_proj"]))
 case("gpt-oss-parameters", gpt_oss, lora(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 case("granitemoe-parameters", granitemoe, lora(target_modules=["q_proj"], target_parameters=["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]))
 case("llama4-parameters", llama4, lora(target_modules=["q_proj"], target_parameters=["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]))

@@ -45,6 +45,12 @@ pub(crate) enum Command {
                             qmerge compare --base base-nf4 --adapter my-lora --merged a --merged b --text eval.txt --windows 8 --json"
     )]
     Compare(Box<CompareArgs>),
+    /// Store what the layers of a base are given, to round many adapters of it without running it again.
+    #[command(
+        after_help = "Examples:\n  qmerge calibrate --base base-nf4 --text my-task.txt -o calibration.safetensors\n  \
+                            qmerge merge --base base-nf4 --adapter my-lora --calibration calibration.safetensors -o merged"
+    )]
+    Calibrate(Box<CalibrateArgs>),
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
@@ -146,6 +152,9 @@ pub(crate) struct Calibrating {
     /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
     pub(crate) calibrate: Option<PathBuf>,
+    /// What `qmerge calibrate` stored for this base: the model is not run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
+    pub(crate) calibration: Option<PathBuf>,
     /// Round without running the model: faster, keeps less.
     #[arg(long)]
     pub(crate) fast: bool,
@@ -181,6 +190,35 @@ pub(crate) struct MergeArgs {
     pub(crate) quantization: Quantization,
     #[command(flatten)]
     pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Adapter that the model runs with, like those to be merged (default: none).
+    #[arg(long, short, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) adapter: Vec<String>,
+    /// Text like the model's task (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: Option<PathBuf>,
+    /// Output file.
+    #[arg(long, short, value_name = "FILE.safetensors")]
+    pub(crate) output: PathBuf,
+    /// Element type: f32, or bf16 for half the size.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
+    pub(crate) dtype: String,
+    /// Replace an existing file.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seed of the text that the model writes.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
 }
 
 #[derive(Debug, Args)]

@@ -53,6 +53,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
     };
@@ -98,6 +99,7 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
             answer(&found, commands::verify::outcome(&found))
         }
         Command::Compare(args) => answer(&commands::compare::find(&args, progress)?, Outcome::Done),
+        Command::Calibrate(args) => answer(&commands::calibrate::find(&args, progress)?, Outcome::Done),
         Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
         Command::Report(args) => {
             commands::report::write(&args)?;

@@ -37,6 +37,7 @@ def merge(
     to: Optional[str] = None,
     rounding: Optional[str] = None,
     calibrate: Optional[Path] = None,
+    calibration: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
     min_survival: Optional[float] = None,
@@ -68,6 +69,7 @@ def merge(
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
+        calibration: a file that `qmerge calibrate` stored for this base: the model is not run.
         fast: round without running the model.
         seed: seed of everything that is drawn.
         min_survival: raise `SurvivalError` if a smaller share of the adapter survives: of its outputs where layers' inputs are known, else of its delta. The output is written all the same.
@@ -109,6 +111,7 @@ def plan(
     to: Optional[str] = None,
     rounding: Optional[str] = None,
     calibrate: Optional[Path] = None,
+    calibration: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
     tokenizer: Optional[str] = None,

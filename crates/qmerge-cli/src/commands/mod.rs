@@ -1,5 +1,6 @@
 //! One file per command: arguments become the library's options, and its answers become text.
 
+pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod demo;

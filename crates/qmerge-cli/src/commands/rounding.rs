@@ -6,14 +6,11 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Progress};
 use qmerge::plan::{Action, Inputs, Options, Plan};
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Rounding};
-use qmerge_run::calibrate::FromModel;
+use qmerge::round::{self, Calibration, Rounding, Stored};
 use qmerge_run::tensors::Tensors;
-use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, families};
 
-use super::compare::read_text;
-use super::generate::folders;
+use super::calibrate;
 use crate::args::{Calibrating, MergeArgs};
 
 /// A method and why it was taken.
@@ -29,7 +26,7 @@ pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> er
     if asked != "auto" {
         let rounding = round::by_id(asked)?;
         let choice = Choice { rounding, reason: None };
-        return match runnable(inputs) {
+        return match calibratable(inputs, calibrating) {
             Err(reason) if rounding.whole().is_some() => Ok(fast(&format!("{asked} was asked for, but {reason}"))),
             _ => Ok(choice),
         };
@@ -49,14 +46,17 @@ pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> er
     if calibrating.fast {
         return Ok(fast("--fast: no data"));
     }
-    Ok(match runnable(inputs) {
+    Ok(match calibratable(inputs, calibrating) {
         Err(reason) => fast(&format!("the best method needs to run the model, but {reason}")),
         Ok(()) => Choice { rounding: best, reason: Some("keeps most at the same size".into()) },
     })
 }
 
-/// Why the model cannot be run, if it cannot.
-fn runnable(inputs: &Inputs) -> Result<(), String> {
+/// Why nothing can be known of the layers' inputs, if so.
+fn calibratable(inputs: &Inputs, calibrating: &Calibrating) -> Result<(), String> {
+    if calibrating.calibration.is_some() {
+        return Ok(());
+    }
     let config = inputs.base.config.as_ref().ok_or("the base has no config.json")?;
     families::spec(config).map(|_| ()).map_err(|error| error.to_string())
 }
@@ -78,30 +78,29 @@ pub(super) fn run(
         return merge(None);
     }
     merge::refuse_existing(output, options)?;
+    if let Some(path) = &calibrating.calibration {
+        let mut stored = Stored::open(path, &inputs.base)?;
+        progress.phase("rounding");
+        return merge(Some(&mut stored));
+    }
     // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
     let held = options.max_memory.map(|limit| limit / 4);
     let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
-    let mut calibration = match &calibrating.calibrate {
-        Some(path) => {
-            let tokenizer = Tokenizer::open(&folders(inputs))?;
-            let tokens = tokenizer.encode(&read_text(path)?)?;
-            tokenizer.check(&tokens, model.spec().vocab)?;
-            FromModel::text(&model, &tokens, path)?
-        }
-        None => {
-            progress.phase("writing text to calibrate on");
-            FromModel::own_text(&model, plan.seed)?
-        }
-    };
+    let mut calibration = calibrate::from_model(inputs, &model, calibrating.calibrate.as_deref(), plan.seed, progress)?;
     progress.phase("rounding");
     merge(Some(&mut calibration))
 }
 
 /// Options that only a method with a calibration takes.
 pub(super) fn refuse_useless(choice: &Choice, calibrating: &Calibrating) -> error::Result<()> {
-    if calibrating.calibrate.is_some() && choice.rounding.whole().is_none() {
-        return Err(Error::new(Kind::Usage, format!("--calibrate is of no use to rounding {}", choice.rounding.id()))
+    let given = match calibrating {
+        Calibrating { calibrate: Some(_), .. } => "--calibrate",
+        Calibrating { calibration: Some(_), .. } => "--calibration",
+        _ => return Ok(()),
+    };
+    if choice.rounding.whole().is_none() {
+        return Err(Error::new(Kind::Usage, format!("{given} is of no use to rounding {}", choice.rounding.id()))
             .with_hint(choice.reason.clone().unwrap_or_else(|| "leave out --rounding".into())));
     }
     Ok(())

@@ -12,12 +12,14 @@ mod matrix;
 mod moments;
 mod nearest;
 mod stochastic;
+mod stored;
 
 use crate::error::{Result, usage};
 use crate::formats::Grid;
 
 pub use matrix::{Kept, Matrix};
 pub use moments::{Calibration, InputMoments, Known, Metric};
+pub use stored::{Stored, store};
 
 /// Every method.
 pub static ROUNDINGS: &[&dyn Rounding] =

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
 
@@ -57,6 +58,16 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Merge the small trained model that comes with the program, and show the report.
     Demo(DemoArgs),
+    /// Print a script that completes qmerge's commands and options in a shell.
+    #[command(
+        after_help = "Examples:\n  qmerge completions bash > ~/.local/share/bash-completion/completions/qmerge\n  \
+                            qmerge completions zsh > ~/.zfunc/_qmerge\n  \
+                            qmerge completions fish > ~/.config/fish/completions/qmerge.fish"
+    )]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one page per command into a folder.
+    #[command(after_help = "Examples:\n  qmerge man | man -l -\n  qmerge man -o ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -324,6 +335,19 @@ pub(crate) struct DemoArgs {
     /// Folder for the demo's model, adapter and merges.
     #[arg(long, short, value_name = "FOLDER", default_value = "qmerge-demo")]
     pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell that the script is for.
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for one page per command.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// The names that `--to` takes.

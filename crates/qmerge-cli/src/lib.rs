@@ -55,6 +55,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Compare(args) => commands::compare::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
+        Command::Completions(args) => commands::shell::completions(&args),
+        Command::Man(args) => commands::shell::man(&args),
     };
     match result {
         Ok(outcome) => outcome.status(),
@@ -103,7 +105,9 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
             commands::report::write(&args)?;
             answer(&args.output.display().to_string(), Outcome::Done)
         }
-        Command::Demo(_) => Err(Error::new(Kind::Usage, "the demo is for a terminal")),
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => {
+            Err(Error::new(Kind::Usage, "this command is for a terminal").with_hint("run the program qmerge"))
+        }
     }
 }
 

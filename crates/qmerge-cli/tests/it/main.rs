@@ -12,4 +12,5 @@ mod output;
 mod page;
 mod rounding;
 mod running;
+mod shell;
 mod text;

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod called;
+mod card;
 mod interrupted;
 mod licences;
 mod model;

@@ -186,6 +186,9 @@ pub(crate) struct MergeArgs {
     /// Whose tokenizer and chat template the output takes.
     #[arg(long, value_enum, default_value = "adapter")]
     pub(crate) tokenizer: TokenizerArg,
+    /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
+    #[arg(long, value_name = "REPO_ID", value_parser = repo_id)]
+    pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     #[command(flatten)]
@@ -383,6 +386,17 @@ fn size(text: &str) -> Result<u64, String> {
     Ok((number.max(0.0) * (1_u64 << shift) as f64) as u64)
 }
 
+/// A repository's name on the hub, as `hf upload` takes it: `name` or `owner/name`.
+fn repo_id(text: &str) -> Result<String, String> {
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['-', '.'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let (owner, name) = text.split_once('/').unwrap_or(("owner", text));
+    if fits(owner) && fits(name) { Ok(text.to_owned()) } else { Err("write owner/name".into()) }
+}
+
 /// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is.
 pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
     if let Some((path, weight)) = text.rsplit_once('=')
@@ -411,6 +425,15 @@ mod tests {
         assert_eq!(size("1.5k"), Ok(1536));
         assert_eq!(size("77"), Ok(77));
         assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn repositories_are_told_from_paths() {
+        assert_eq!(repo_id("me/my-merge_v1.0"), Ok("me/my-merge_v1.0".into()));
+        assert_eq!(repo_id("merge"), Ok("merge".into()));
+        for text in ["", "/a", "a/", "a/b/c", "./a", "--delete", "a b", "https://host/a"] {
+            assert!(repo_id(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The README.md of a merge, as the hub reads it.
 
-use crate::model::{Folder, copy_folder, demo, plain_model, qmerge, run, stderr};
+use crate::model::{Folder, copy_folder, demo, plain_model, qmerge, run, stderr, stdout};
 
 fn merged(folder: &Folder, args: &[&str]) -> String {
     let output = run(folder.path(), &[&["merge", "-o", "out", "--force"], args].concat());
@@ -71,4 +71,28 @@ fn a_hub_id_is_named_and_an_absolute_path_is_not() {
     assert!(card.contains("\nbase_model: org/base\n"), "{card}");
     assert!(card.contains("qmerge verify --base org/base@abc123 --adapter adapter --merged out"), "{card}");
     assert!(!card.contains(folder.path().to_str().unwrap()), "{card}");
+}
+
+#[test]
+fn push_says_how_to_upload_and_does_not() {
+    let folder = Folder::new();
+    plain_model(folder.path(), 1, 64, 64);
+    let merge = |more: &[&str]| {
+        run(folder.path(), &[&["merge", "-m", "base", "--adapter", "adapter", "--force"], more].concat())
+    };
+    let output = merge(&["-o", "my out", "--push", "me/merged"]);
+    assert!(stdout(&output).ends_with("\nupload it: hf upload me/merged 'my out' .\n"), "{}", stdout(&output));
+    let output = merge(&["-o", "out.safetensors", "--push", "me/merged"]);
+    let said = stdout(&output);
+    assert!(said.ends_with("\nupload it: hf upload me/merged out.safetensors out.safetensors\n"), "{said}");
+    let output = merge(&["-o", "out", "--push", "me/merged", "--json"]);
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok());
+    assert!(stderr(&output).contains("hf upload me/merged out ."), "{}", stderr(&output));
+    for silent in ["--quiet", "--dry-run"] {
+        let output = merge(&["-o", "out", "--push", "me/merged", silent]);
+        assert!(output.status.success() && !stdout(&output).contains("hf upload"), "{}", stdout(&output));
+    }
+    let output = merge(&["-o", "other", "--push", "./here"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("owner/name") && !folder.join("other").exists(), "{}", stderr(&output));
 }

@@ -18,6 +18,7 @@ fn the_card_says_what_was_merged_and_what_is_left() {
     // The same in every run, on any number of threads.
     assert_eq!(merged(&folder, &[&sources[..], &["--threads", "1"]].concat()), card);
     let command = card.lines().find(|line| line.starts_with("qmerge verify")).unwrap();
+    std::fs::rename(folder.join("out"), folder.join("merged")).unwrap();
     let words: Vec<&str> = command.split(' ').skip(1).collect();
     assert_eq!(run(folder.path(), &words).status.code(), Some(0), "{command}");
     // A conversion makes no other model: its card is the base's.
@@ -44,7 +45,7 @@ fn it_takes_the_place_of_the_base_s_and_keeps_the_licence() {
                  license: other\nlicense_name: some\ntags:\n- merge\n- lora\n- qmerge\n---\n";
     assert!(card.starts_with(front), "{card}");
     assert!(
-        card.contains(r"qmerge verify --base base --adapter adapter=0.5 --adapter 'it'\''s=-1' --merged out"),
+        card.contains(r"qmerge verify --base base --adapter adapter=0.5 --adapter 'it'\''s=-1' --merged merged"),
         "{card}"
     );
     assert!(!card.contains("The base"), "{card}");
@@ -69,7 +70,7 @@ fn a_hub_id_is_named_and_an_absolute_path_is_not() {
     assert!(output.status.success(), "{}", stderr(&output));
     let card = std::fs::read_to_string(folder.join("out/README.md")).unwrap();
     assert!(card.contains("\nbase_model: org/base\n"), "{card}");
-    assert!(card.contains("qmerge verify --base org/base@abc123 --adapter adapter --merged out"), "{card}");
+    assert!(card.contains("qmerge verify --base org/base@abc123 --adapter adapter --merged merged"), "{card}");
     assert!(!card.contains(folder.path().to_str().unwrap()), "{card}");
 }
 

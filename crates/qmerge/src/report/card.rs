@@ -18,10 +18,10 @@ const KEPT: &[&str] = &["license", "license_name", "license_link"];
 const MAX_CARD: u64 = 1 << 20;
 
 /// The card of a merge.
-pub(crate) fn card(report: &Report, inputs: &Inputs, plan: &Plan, target: &Path) -> String {
+pub(crate) fn card(report: &Report, inputs: &Inputs, plan: &Plan) -> String {
     let mut text = front_matter(report, inputs);
     // Nothing is lost where writing into a string fails: it does not.
-    let _ = body(&mut text, report, inputs, plan, target);
+    let _ = body(&mut text, report, inputs, plan);
     text
 }
 
@@ -88,10 +88,10 @@ fn kept_lines(text: &str) -> String {
     if closed { found } else { String::new() }
 }
 
-fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan, target: &Path) -> std::fmt::Result {
-    let name = target.file_name().map_or("merged".into(), |name| name.to_string_lossy());
+fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std::fmt::Result {
     let (summary, rounding) = (&report.summary, &report.rounding);
-    writeln!(text, "\n# {}\n", plain(&name))?;
+    let names = std::iter::once(&inputs.base.path).chain(inputs.adapters.iter().map(|adapter| &adapter.path));
+    writeln!(text, "\n# {}\n", plain(&names.map(|path| title(path)).collect::<Vec<_>>().join(" + ")))?;
     let what = if inputs.adapters.len() == 1 { "An adapter, merged" } else { "Adapters, merged together" };
     writeln!(text, "{what} into a base model with {} {}.\n", report.tool.name, report.tool.version)?;
     writeln!(text, "- Base: {} ({})", link(&inputs.base.path), report.base.format)?;
@@ -126,11 +126,15 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan, target
     }
     writeln!(text, "| values that changed | {:.1} % |", 100.0 * summary.changed_fraction)?;
     writeln!(text, "\nVerdict: {}. `{FILE_NAME}` has the figures of every weight.\n", report.verdict.text)?;
-    writeln!(text, "## Verify\n\nWith the base and the adapter at hand:\n\n```\n{}\n```", command(inputs, plan, target))
+    writeln!(
+        text,
+        "## Verify\n\nWith base and adapter at hand, and this folder as `merged`:\n\n```\n{}\n```",
+        command(inputs, plan)
+    )
 }
 
-/// The command that verifies the merge from where it was made.
-fn command(inputs: &Inputs, plan: &Plan, target: &Path) -> String {
+/// The command that verifies the merge. It does not name the output as it was named: the same merge has the same card under every name.
+fn command(inputs: &Inputs, plan: &Plan) -> String {
     let mut words = vec!["qmerge".to_owned(), "verify".into(), "--base".into(), named(&inputs.base.path)];
     for adapter in &inputs.adapters {
         let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };
@@ -145,8 +149,14 @@ fn command(inputs: &Inputs, plan: &Plan, target: &Path) -> String {
         ("--peft-bugs", plan.read.peft_bugs),
     ];
     words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
-    words.extend(["--merged".into(), named(target)]);
+    words.extend(["--merged".into(), "merged".into()]);
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// The name of a model or an adapter, without where it lies.
+fn title(path: &Path) -> String {
+    let name = || path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    HubId::of_snapshot(path).map_or_else(name, |id| id.name)
 }
 
 /// What others can name it by: a hub id at its commit, else the path. Of an absolute path only the last name: the rest is of no use elsewhere, and

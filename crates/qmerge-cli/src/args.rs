@@ -72,10 +72,10 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
-    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
     pub(crate) adapter: Vec<String>,
 }
@@ -199,7 +199,7 @@ pub(crate) struct MergeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A model or an adapter: a folder, a file, or a hub id in the local cache.
+    /// A model or an adapter: a folder, a file, or a hub id.
     pub(crate) path: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -208,7 +208,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Format of the output.
@@ -227,7 +227,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
-    /// The merge to examine: a folder, a .safetensors file, or a hub id in the local cache.
+    /// The merge to examine: a folder, a .safetensors file, or a hub id.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: PathBuf,
     /// Share of the delta from which it counts as kept.
@@ -290,10 +290,10 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
-    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
     /// What to continue.

@@ -40,7 +40,7 @@ impl HubId {
         (fits(org) && fits(name) && fits(revision)).then(owned)
     }
 
-    /// The id at its commit, for a snapshot's folder in a cache: what [`resolve`] returns for an id.
+    /// The id at its commit, for a snapshot's folder in a cache: what [`resolve`](super::resolve) returns for an id.
     pub fn of_snapshot(folder: &Path) -> Option<Self> {
         let commit = folder.file_name()?.to_str()?;
         let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;

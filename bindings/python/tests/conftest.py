@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 import numpy
 import pytest
+
+# A path that is missing is not looked for elsewhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 DEMO = Path(__file__).parents[3] / "crates/qmerge-cli/demo"
 

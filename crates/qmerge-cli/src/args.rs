@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
 
@@ -63,14 +64,24 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Merge the small trained model that comes with the program, and show the report.
     Demo(DemoArgs),
+    /// Print a script that completes qmerge's commands and options in a shell.
+    #[command(
+        after_help = "Examples:\n  qmerge completions bash > ~/.local/share/bash-completion/completions/qmerge\n  \
+                            qmerge completions zsh > ~/.zfunc/_qmerge\n  \
+                            qmerge completions fish > ~/.config/fish/completions/qmerge.fish"
+    )]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one page per command into a folder.
+    #[command(after_help = "Examples:\n  qmerge man | man -l -\n  qmerge man -o ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
-    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
     pub(crate) adapter: Vec<String>,
 }
@@ -184,6 +195,9 @@ pub(crate) struct MergeArgs {
     /// Whose tokenizer and chat template the output takes.
     #[arg(long, value_enum, default_value = "adapter")]
     pub(crate) tokenizer: TokenizerArg,
+    /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
+    #[arg(long, value_name = "REPO_ID", value_parser = repo_id)]
+    pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     #[command(flatten)]
@@ -223,7 +237,7 @@ pub(crate) struct CalibrateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A model or an adapter: a folder, a file, or a hub id in the local cache.
+    /// A model or an adapter: a folder, a file, or a hub id.
     pub(crate) path: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -232,7 +246,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Format of the output.
@@ -251,7 +265,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
-    /// The merge to examine: a folder, a .safetensors file, or a hub id in the local cache.
+    /// The merge to examine: a folder, a .safetensors file, or a hub id.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: PathBuf,
     /// Share of the delta from which it counts as kept.
@@ -314,10 +328,10 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
-    /// Adapter folder, with an optional factor on its effect; may be given several times.
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
     /// What to continue.
@@ -364,6 +378,19 @@ pub(crate) struct DemoArgs {
     pub(crate) output: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell that the script is for.
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for one page per command.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+}
+
 /// The names that `--to` takes.
 fn formats(same: bool) -> PossibleValuesParser {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
@@ -397,6 +424,17 @@ fn size(text: &str) -> Result<u64, String> {
     Ok((number.max(0.0) * (1_u64 << shift) as f64) as u64)
 }
 
+/// A repository's name on the hub, as `hf upload` takes it: `name` or `owner/name`.
+fn repo_id(text: &str) -> Result<String, String> {
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['-', '.'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let (owner, name) = text.split_once('/').unwrap_or(("owner", text));
+    if fits(owner) && fits(name) { Ok(text.to_owned()) } else { Err("write owner/name".into()) }
+}
+
 /// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is.
 pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
     if let Some((path, weight)) = text.rsplit_once('=')
@@ -425,6 +463,15 @@ mod tests {
         assert_eq!(size("1.5k"), Ok(1536));
         assert_eq!(size("77"), Ok(77));
         assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn repositories_are_told_from_paths() {
+        assert_eq!(repo_id("me/my-merge_v1.0"), Ok("me/my-merge_v1.0".into()));
+        assert_eq!(repo_id("merge"), Ok("merge".into()));
+        for text in ["", "/a", "a/", "a/b/c", "./a", "--delete", "a b", "https://host/a"] {
+            assert!(repo_id(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod hub;
 mod page;
 mod progress;
 mod show;
@@ -46,7 +47,31 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return error.exit_code() as u8;
         }
     };
-    let result = match command {
+    let result = match provide(&command) {
+        Ok(()) => dispatch(command),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(outcome) => outcome.status(),
+        Err(error) => {
+            show::error(&error);
+            exit_status(&error)
+        }
+    }
+}
+
+/// Downloads what is missing, behind a bar of its own.
+fn provide(command: &Command) -> Result<()> {
+    let quiet = hub::quiet(command);
+    let bar = progress::Bar::new(quiet);
+    let remarks = hub::provide(command, &bar);
+    bar.clear();
+    remarks?.iter().filter(|_| !quiet).for_each(|remark| show::note(remark));
+    Ok(())
+}
+
+fn dispatch(command: Command) -> anyhow::Result<Outcome> {
+    match command {
         Command::Merge(args) => commands::merge::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
@@ -56,13 +81,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
-    };
-    match result {
-        Ok(outcome) => outcome.status(),
-        Err(error) => {
-            show::error(&error);
-            exit_status(&error)
-        }
+        Command::Completions(args) => commands::shell::completions(&args),
+        Command::Man(args) => commands::shell::man(&args),
     }
 }
 
@@ -87,7 +107,9 @@ pub struct Answer {
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
     let args = std::iter::once(OsString::from("qmerge")).chain(args);
-    match Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command {
+    let command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
+    hub::provide(&command, &hub::Beside(progress))?;
+    match command {
         Command::Merge(args) => {
             let found = commands::merge::find(&args, progress)?;
             answer(&found, commands::merge::outcome(&args, &found))
@@ -105,7 +127,9 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
             commands::report::write(&args)?;
             answer(&args.output.display().to_string(), Outcome::Done)
         }
-        Command::Demo(_) => Err(Error::new(Kind::Usage, "the demo is for a terminal")),
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => {
+            Err(Error::new(Kind::Usage, "this command is for a terminal").with_hint("run the program qmerge"))
+        }
     }
 }
 

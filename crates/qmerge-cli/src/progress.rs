@@ -1,13 +1,13 @@
 //! A progress bar on a terminal; nothing in a pipe.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qmerge::merge::Progress;
 
 /// Work done and time left, on standard error.
 pub(crate) struct Bar {
-    bar: OnceLock<ProgressBar>,
+    bar: Mutex<Option<ProgressBar>>,
     /// Shown until work is counted.
     spinner: Mutex<Option<ProgressBar>>,
     quiet: bool,
@@ -17,45 +17,48 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { bar: OnceLock::new(), spinner: Mutex::new(None), quiet, unit: None }
+        Self { bar: Mutex::new(None), spinner: Mutex::new(None), quiet, unit: None }
     }
 
     pub(crate) fn counting(unit: &'static str) -> Self {
-        Self { bar: OnceLock::new(), spinner: Mutex::new(None), quiet: false, unit: Some(unit) }
+        Self { bar: Mutex::new(None), spinner: Mutex::new(None), quiet: false, unit: Some(unit) }
     }
 
     /// Removes the bar, so that the result stands alone.
     pub(crate) fn clear(&self) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
-        self.stop_spinner();
+        Self::stop(&self.bar);
+        Self::stop(&self.spinner);
     }
 
     fn target(&self) -> ProgressDrawTarget {
         if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) }
     }
 
-    fn stop_spinner(&self) {
-        if let Some(spinner) = self.spinner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-            spinner.finish_and_clear();
+    fn stop(which: &Mutex<Option<ProgressBar>>) {
+        if let Some(bar) = held(which).take() {
+            bar.finish_and_clear();
         }
     }
 }
 
+fn held(bar: &Mutex<Option<ProgressBar>>) -> MutexGuard<'_, Option<ProgressBar>> {
+    bar.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Progress for Bar {
     fn phase(&self, name: &str) {
-        self.stop_spinner();
+        Self::stop(&self.spinner);
         let spinner = ProgressBar::with_draw_target(None, self.target()).with_message(name.to_owned());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
             spinner.set_style(style);
         }
         spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-        *self.spinner.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(spinner);
+        *held(&self.spinner) = Some(spinner);
     }
 
     fn start(&self, total: u64) {
-        self.stop_spinner();
+        // Several models may be downloaded one after another, each with its own bar.
+        self.clear();
         let target = self.target();
         let template = match self.unit {
             None => "{bar:40} {percent:>3} %  {bytes_per_sec}  {eta} left".to_owned(),
@@ -63,11 +66,11 @@ impl Progress for Bar {
         };
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
-        let _ = self.bar.set(bar);
+        *held(&self.bar) = Some(bar);
     }
 
     fn advance(&self, amount: u64) {
-        if let Some(bar) = self.bar.get() {
+        if let Some(bar) = &*held(&self.bar) {
             bar.inc(amount);
         }
     }

@@ -3,7 +3,8 @@
 >>> report = qmerge.merge("base-nf4", "my-lora", "merged")
 >>> print(report.verdict.text)
 
-A base, an adapter or a merge is a folder, a single file, or a hub id in the local Hugging Face cache. Nothing is downloaded.
+A base, an adapter or a merge is a folder, a single file, or a hub id. What is not in the local Hugging Face cache is downloaded into it, unless
+`HF_HUB_OFFLINE` is set; `read` and `tensors` look at what is there.
 Every function lets other Python threads run while it works, and stops on Ctrl-C.
 """
 

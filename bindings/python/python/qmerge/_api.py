@@ -63,7 +63,7 @@ def merge(
     """Merges one or more adapters into a base model and writes the output, whole or not at all.
 
     Args:
-        base: folder, `.safetensors` file, or hub id in the local cache.
+        base: folder, `.safetensors` file, or hub id.
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
         output: folder or `.safetensors` file.
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".

@@ -12,7 +12,7 @@ from ._errors import UsageError
 from ._progress import Progress, callback
 
 Path = Union[str, "os.PathLike[str]"]
-"""A folder, a file, or a hub id in the local cache."""
+"""A folder, a file, or a hub id."""
 
 Adapters = Union[Path, tuple[Path, float], Mapping[Path, float], Sequence[Union[Path, tuple[Path, float]]]]
 """One adapter or several, each with or without a factor on its effect."""

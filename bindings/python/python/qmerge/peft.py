@@ -50,7 +50,10 @@ def merge_and_save(
             raise UsageError(f"the model has no adapter `{name}`")
     base = base or _base_of(model, names)
     _warn_of_other_format(model, base)
-    with tempfile.TemporaryDirectory(prefix="qmerge-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qmerge-") as temporary:
+        # A name that is the same every time: it stands in the output's card.
+        folder = os.path.join(temporary, "adapter")
+        os.mkdir(folder)
         model.save_pretrained(folder, selected_adapters=names)
         return merge(base, folder, output, adapter_names=names, **options)
 

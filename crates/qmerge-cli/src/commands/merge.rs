@@ -6,7 +6,7 @@ use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Progress};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
-use qmerge::report::Report;
+use qmerge::report::{Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
@@ -31,6 +31,11 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     bar.clear();
     let found = found?;
     show(&found, &args.running)?;
+    if let (Found::Report(_), Some(repo), false) = (&found, &args.push, args.running.quiet) {
+        let text = format!("upload it: {}", upload(repo, &args.output));
+        // With --json, standard output holds the document alone.
+        if args.running.json { show::note(&text) } else { anstream::println!("{text}") }
+    }
     let outcome = outcome(args, &found);
     if let (Found::Report(report), Some(least), Outcome::Failed) = (&found, args.min_survival, outcome) {
         match survived(report) {
@@ -39,6 +44,15 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
         }
     }
     Ok(outcome)
+}
+
+/// The command that uploads an output: a folder as the whole repository, a file under its own name.
+fn upload(repo: &str, output: &Path) -> String {
+    let within = if output.is_dir() { ".".into() } else { output.file_name().unwrap_or_default().to_string_lossy() };
+    // What begins with a dash would be taken for an option.
+    let path = output.to_string_lossy();
+    let path = if path.starts_with('-') { format!("./{path}") } else { path.into_owned() };
+    format!("hf upload {repo} {} {}", quoted(&path), quoted(&within))
 }
 
 /// Merges, or plans to.

@@ -9,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod report;
 mod rounding;
+pub(crate) mod shell;
 pub(crate) mod verify;
 
 use std::path::Path;

@@ -15,6 +15,8 @@ const ALLOWED: &[&str] = &[
     "0BSD",
     "CC0-1.0",
     "BSL-1.0",
+    // Data: the list of root certificates.
+    "CDLA-Permissive-2.0",
 ];
 
 /// True if an SPDX expression can be met with allowed licences alone.

@@ -5,6 +5,8 @@
 
 mod bad_input;
 mod called;
+mod card;
+mod hub;
 mod interrupted;
 mod licences;
 mod model;
@@ -12,4 +14,5 @@ mod output;
 mod page;
 mod rounding;
 mod running;
+mod shell;
 mod text;

@@ -177,6 +177,7 @@ fn shards_names_index_and_other_files_are_the_base_s() {
         names,
         [
             "1_Pooling",
+            "README.md",
             "chat_template.jinja",
             "config.json",
             "generation_config.json",

@@ -138,6 +138,9 @@ pub fn run(
     report.summary.peak_rss_bytes = peak_rss();
     report.summary.seconds = started.elapsed().as_secs_f64();
     output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
+    if !output.is_single_file() && !inputs.adapters.is_empty() {
+        output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
+    }
     output.publish(plan, options.existing.force)?;
     Ok(report)
 }

@@ -1,11 +1,69 @@
-//! Finding what the user named: a path, or a hub id in the local Hugging Face cache. Nothing is downloaded.
+//! Finding what the user named: a path, or a hub id in the local Hugging Face cache. Nothing is downloaded here.
 //!
 //! Cache layout (huggingface_hub): `models--ORG--NAME/refs/REVISION` holds a commit, and
 //! `models--ORG--NAME/snapshots/COMMIT/` the files.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+
+/// A model on the hub at a revision, as the user writes it: `org/name[@revision]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubId {
+    /// Owner.
+    pub org: String,
+    /// Name of the repository.
+    pub name: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+}
+
+impl fmt::Display for HubId {
+    /// `org/name`, without the revision.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.org, self.name)
+    }
+}
+
+impl HubId {
+    /// Splits `org/name[@revision]`; anything that looks like a path is `None`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let (org, name) = id.split_once('/')?;
+        let fits = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        };
+        let owned = || Self { org: org.to_owned(), name: name.to_owned(), revision: revision.to_owned() };
+        (fits(org) && fits(name) && fits(revision)).then(owned)
+    }
+
+    /// The id at its commit, for a snapshot's folder in a cache: what [`resolve`](super::resolve) returns for an id.
+    pub fn of_snapshot(folder: &Path) -> Option<Self> {
+        let commit = folder.file_name()?.to_str()?;
+        let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
+        let (org, name) = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.split_once("--")?;
+        Self::parse(&format!("{org}/{name}@{commit}"))
+    }
+
+    /// Its folder in a cache, there or not.
+    pub fn folder(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("models--{}--{}", self.org, self.name))
+    }
+
+    /// The folder of its files in a cache, if there is one.
+    pub fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
+        let folder = self.folder(cache);
+        let commit = match std::fs::read_to_string(folder.join("refs").join(&self.revision)) {
+            Ok(commit) => commit.trim().to_owned(),
+            Err(_) => self.revision.clone(),
+        };
+        let plain = !commit.is_empty() && commit != ".." && !commit.contains(['/', '\\']);
+        Some(folder.join("snapshots").join(commit)).filter(|snapshot| plain && snapshot.is_dir())
+    }
+}
 
 /// A path that exists is taken as it is; else `org/name[@revision]` is looked up in the cache.
 pub(super) fn resolve(location: &Path) -> Result<PathBuf> {
@@ -14,47 +72,35 @@ pub(super) fn resolve(location: &Path) -> Result<PathBuf> {
     }
     let missing =
         |message: String, hint: String| Err(Error::new(Kind::Usage, message).in_file(location).with_hint(hint));
-    let Some((org, name, revision)) = location.to_str().and_then(parse_id) else {
+    let Some(id) = location.to_str().and_then(HubId::parse) else {
         return missing("no such file or folder".into(), "check the path".into());
     };
     let Some(cache) = cache_folder() else {
         return missing("no such folder, and no Hugging Face cache".into(), "set HF_HUB_CACHE or HF_HOME".into());
     };
-    let repo = cache.join(format!("models--{org}--{name}"));
-    let reference = repo.join("refs").join(revision);
-    let commit = match std::fs::read_to_string(&reference) {
-        Ok(commit) => commit.trim().to_owned(),
-        Err(_) => revision.to_owned(),
-    };
-    let plain = |part: &str| !part.is_empty() && part != ".." && !part.contains(['/', '\\']);
-    let snapshot = repo.join("snapshots").join(&commit);
-    if plain(&commit) && snapshot.is_dir() {
+    if let Some(snapshot) = id.snapshot(&cache) {
         return Ok(snapshot);
     }
     missing(
-        format!("no such folder, and `{org}/{name}` at `{revision}` is not in the cache {}", cache.display()),
-        format!("download it first: hf download {org}/{name}"),
+        format!("no such folder, and `{id}` at `{}` is not in the cache {}", id.revision, cache.display()),
+        format!("check the path, or download it first: hf download {id}"),
     )
 }
 
-/// Splits `org/name[@revision]`; anything that looks like a path is `None`.
-fn parse_id(text: &str) -> Option<(&str, &str, &str)> {
-    let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
-    let (org, name) = id.split_once('/')?;
-    let fits = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    (fits(org) && fits(name) && fits(revision)).then_some((org, name, revision))
+/// Where huggingface_hub keeps what it downloads: `HF_HUB_CACHE`, else `hub` in [`home`].
+pub fn cache_folder() -> Option<PathBuf> {
+    set("HF_HUB_CACHE").or_else(|| home().map(|home| home.join("hub")))
 }
 
-fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
+/// huggingface_hub's own folder: `HF_HOME`, else `huggingface` in the user's cache.
+pub fn home() -> Option<PathBuf> {
+    set("HF_HOME")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface")))
+}
+
+fn set(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 #[cfg(test)]
@@ -63,10 +109,20 @@ mod tests {
 
     #[test]
     fn ids_are_told_from_paths() {
-        assert_eq!(parse_id("org/name"), Some(("org", "name", "main")));
-        assert_eq!(parse_id("org/name@v1.0"), Some(("org", "name", "v1.0")));
+        let parse = |text: &str| HubId::parse(text).map(|id| (id.to_string(), id.revision));
+        assert_eq!(parse("org/name"), Some(("org/name".into(), "main".into())));
+        assert_eq!(parse("org/name@v1.0"), Some(("org/name".into(), "v1.0".into())));
         for path in ["./model", "/abs/model", "a/b/c", "model", "../up", "org/na me"] {
-            assert_eq!(parse_id(path), None, "{path}");
+            assert_eq!(parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn snapshots_say_whose_they_are() {
+        let id = HubId::of_snapshot(Path::new("/c/models--org--some-name/snapshots/abc1"));
+        assert_eq!(id, HubId::parse("org/some-name@abc1"));
+        for path in ["/c/models--org--name/snapshots", "/c/org--name/snapshots/a", "snapshots/a", "a", "/"] {
+            assert_eq!(HubId::of_snapshot(Path::new(path)), None, "{path}");
         }
     }
 }

@@ -7,7 +7,7 @@
 //! resident memory is ours to bound.
 
 mod config;
-mod hub;
+pub mod hub;
 mod pickle;
 mod safetensors;
 mod source;
@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use config::ModelConfig;
+pub use hub::HubId;
 pub use source::Source;
 
 use crate::dtype::Dtype;

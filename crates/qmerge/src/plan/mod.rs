@@ -110,6 +110,10 @@ pub struct Plan {
     pub reason: Option<String>,
     /// Seed of methods that draw.
     pub seed: u64,
+    /// Rules on names, as given.
+    pub maps: Vec<String>,
+    /// What adapters were taken to mean.
+    pub read: ReadOptions,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -146,6 +150,8 @@ impl Plan {
             rounding: options.rounding.id(),
             reason: options.reason.clone(),
             seed: options.seed,
+            maps: options.maps.clone(),
+            read: options.read.clone(),
             warnings,
         })
     }

@@ -3,12 +3,15 @@
 //! These types are separate from the ones that work, so that the report can stay stable while they change. Fields are only added
 //! within a `schema_version`.
 
+mod card;
 mod verdict;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub(crate) use card::card;
+pub use card::{CARD_NAME, quoted};
 pub use verdict::{Verdict, verdict};
 
 use crate::measure::Loss;

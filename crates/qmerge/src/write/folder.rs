@@ -51,10 +51,14 @@ const WEIGHT_ENDINGS: &[&str] = &[
     ".index.json",
 ];
 
-/// Copies the files beside the weights into `to`. Returns the names that came from an adapter.
+/// Copies the files beside the weights into `to`. Returns the names that came from an adapter. The base's card is not copied where an adapter is
+/// merged: it describes another model, and the output gets a card of its own.
 pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer, to: &Path) -> Result<Vec<String>> {
     let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     collect(base, Path::new(""), &mut sources)?;
+    if !adapters.is_empty() {
+        sources.remove(Path::new(crate::report::CARD_NAME));
+    }
     let mut taken = Vec::new();
     if tokenizer == Tokenizer::Adapter {
         for adapter in adapters {

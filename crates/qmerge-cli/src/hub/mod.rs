@@ -1,0 +1,121 @@
+//! Models and adapters that are named by their hub id and are not in the local cache: downloaded into it, laid out as huggingface_hub lays them out, so that
+//! the library finds them there, and so does every other program. The library itself never goes online.
+
+mod cache;
+mod client;
+mod needed;
+
+use std::path::{Path, PathBuf};
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
+use qmerge::open::HubId;
+use qmerge::open::hub::cache_folder;
+
+use crate::args::{Command, adapter_and_weight};
+use crate::show;
+use client::Client;
+
+/// Downloads what a command names and this machine lacks. Returns a remark on each.
+pub(crate) fn provide(command: &Command, progress: &dyn Progress) -> Result<Vec<String>> {
+    let mut remarks = Vec::new();
+    for location in locations(command) {
+        let Some(id) = absent(&location) else { continue };
+        if offline() {
+            qmerge::open::resolve(&location)
+                .map_err(|error| error.with_hint("check the path, or unset HF_HUB_OFFLINE to download it"))?;
+        } else {
+            let remark = fetch(&id, progress).map_err(|error| error.in_file(&location))?;
+            remarks.push(remark);
+        }
+    }
+    Ok(remarks)
+}
+
+/// Whether a command asked for silence.
+pub(crate) fn quiet(command: &Command) -> bool {
+    match command {
+        Command::Merge(args) => args.running.quiet,
+        Command::Convert(args) => args.running.quiet,
+        Command::Generate(args) => args.quiet,
+        _ => false,
+    }
+}
+
+/// Every model and adapter that a command names.
+fn locations(command: &Command) -> Vec<PathBuf> {
+    let with = |base: &PathBuf, adapters: &[String], merged: &[PathBuf]| {
+        // What is no `PATH=WEIGHT` is refused where it is opened.
+        let adapters = adapters.iter().filter_map(|text| Some(adapter_and_weight(text).ok()?.0));
+        std::iter::once(base.clone()).chain(adapters).chain(merged.iter().cloned()).collect()
+    };
+    match command {
+        Command::Merge(args) => with(&args.sources.base, &args.sources.adapter, &[]),
+        Command::Verify(args) => with(&args.sources.base, &args.sources.adapter, std::slice::from_ref(&args.merged)),
+        Command::Compare(args) => with(&args.sources.base, &args.sources.adapter, &args.merged),
+        Command::Generate(args) => with(&args.base, &args.adapter, &[]),
+        Command::Convert(args) => vec![args.base.clone()],
+        Command::Inspect(args) => vec![args.path.clone()],
+        Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),
+    }
+}
+
+/// The id that is to be downloaded, if a location is one and is neither a path nor whole in the cache.
+fn absent(location: &Path) -> Option<HubId> {
+    // A file's name that is not there is a mistake, not a repository.
+    let file =
+        location.extension().is_some_and(|ext| ["safetensors", "bin", "pt", "json"].iter().any(|known| ext == *known));
+    if location.exists() || file {
+        return None;
+    }
+    let id = HubId::parse(location.to_str()?)?;
+    let there = id.snapshot(&cache_folder()?);
+    (!there.is_some_and(|snapshot| cache::is_whole(&snapshot))).then_some(id)
+}
+
+/// huggingface_hub's switch.
+fn offline() -> bool {
+    let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&set.to_ascii_uppercase().as_str())
+}
+
+fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
+    let Some(cache) = cache_folder() else {
+        return Err(
+            Error::new(Kind::Usage, "no Hugging Face cache to download into").with_hint("set HF_HUB_CACHE or HF_HOME")
+        );
+    };
+    progress.phase(&format!("looking for {id}"));
+    let client = Client::new()?;
+    let listing = client.listing(id)?;
+    let names = needed::needed(&listing.names)
+        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))?;
+    let mut files = Vec::new();
+    for name in names {
+        files.push(client.look(id, &listing.commit, name)?);
+        if progress.cancelled() {
+            return Err(qmerge::merge::stopped());
+        }
+    }
+    progress.start(files.iter().filter_map(|file| file.size).sum());
+    let folder = cache::Folder::new(&cache, id);
+    for file in &files {
+        folder.download(&client, file, progress)?;
+    }
+    folder.publish(id, &listing.commit, &files)?;
+    let bytes = files.iter().filter_map(|file| file.size).sum();
+    Ok(format!("downloaded {id}: {} files, {}, into {}", files.len(), show::bytes(bytes), cache.display()))
+}
+
+/// Someone else's progress, told only what it has words for: its figures are of the work that comes after a download.
+pub(crate) struct Beside<'a>(pub(crate) &'a dyn Progress);
+
+impl Progress for Beside<'_> {
+    fn phase(&self, name: &str) {
+        self.0.phase(name);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}

@@ -1,0 +1,229 @@
+//! The output's README.md: what the hub calls a model card. Like the weights it is the same for the same merge: no times, and no paths but those that the
+//! user named.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::{FILE_NAME, Report};
+use crate::open::HubId;
+use crate::plan::{Inputs, Plan};
+
+/// Name of the card in the output folder.
+pub const CARD_NAME: &str = "README.md";
+
+/// Keys of a base's card that hold for what is made of it. `license: other` means nothing without the two after it.
+const KEPT: &[&str] = &["license", "license_name", "license_link"];
+
+/// A base's card beyond this is not read.
+const MAX_CARD: u64 = 1 << 20;
+
+/// The card of a merge.
+pub(crate) fn card(report: &Report, inputs: &Inputs, plan: &Plan) -> String {
+    let mut text = front_matter(report, inputs);
+    // Nothing is lost where writing into a string fails: it does not.
+    let _ = body(&mut text, report, inputs, plan);
+    text
+}
+
+/// What the hub reads: <https://huggingface.co/docs/hub/model-cards>.
+fn front_matter(report: &Report, inputs: &Inputs) -> String {
+    let mut text = String::from("---\n");
+    let config = inputs.base.config.as_ref();
+    // A folder that holds a model; beside a single file there may be another model's card.
+    let licence = config.map(|_| kept(&inputs.base.folder().join(CARD_NAME))).unwrap_or_default();
+    let trained_on = || {
+        let mut named = inputs.adapters.iter().filter_map(|adapter| adapter.config.base_model.as_deref());
+        named.find_map(HubId::parse)
+    };
+    if let Some(id) = HubId::of_snapshot(&inputs.base.path).or_else(trained_on) {
+        // The hub knows "adapter", "finetune", "merge" and "quantized".
+        text += &format!("base_model: {id}\nbase_model_relation: merge\n");
+    }
+    if config.is_some_and(|config| !config.model_type().is_empty()) {
+        text += "library_name: transformers\n";
+    }
+    text += &licence;
+    text += "tags:\n- merge\n";
+    let mut kinds: Vec<String> = report
+        .adapters
+        .iter()
+        .map(|adapter| adapter.peft_type.to_ascii_lowercase())
+        .filter(|kind| !kind.is_empty() && kind.chars().all(|c| c.is_ascii_alphanumeric()))
+        .collect();
+    kinds.sort();
+    kinds.dedup();
+    for tag in kinds {
+        text += &format!("- {tag}\n");
+    }
+    text + "- qmerge\n---\n"
+}
+
+/// The lines of [`KEPT`] keys in a card's front matter, with the lines that belong to them.
+fn kept(card: &Path) -> String {
+    let small = std::fs::metadata(card).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_CARD);
+    let Some(text) = small.then(|| std::fs::read_to_string(card).ok()).flatten() else { return String::new() };
+    kept_lines(text.trim_start_matches('\u{feff}'))
+}
+
+fn kept_lines(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim_end);
+    if lines.next() != Some("---") {
+        return String::new();
+    }
+    let (mut found, mut inside, mut closed) = (String::new(), false, false);
+    for line in lines {
+        if line == "---" {
+            closed = true;
+            break;
+        }
+        // Items of a list may stand as far left as their key.
+        if !line.starts_with([' ', '-', '#']) && !line.is_empty() {
+            inside = line.split_once(':').is_some_and(|(key, _)| KEPT.contains(&key.trim()));
+        }
+        if inside && !line.is_empty() && !line.starts_with('#') {
+            found += line;
+            found.push('\n');
+        }
+    }
+    if closed { found } else { String::new() }
+}
+
+fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std::fmt::Result {
+    let (summary, rounding) = (&report.summary, &report.rounding);
+    let names = std::iter::once(&inputs.base.path).chain(inputs.adapters.iter().map(|adapter| &adapter.path));
+    writeln!(text, "\n# {}\n", plain(&names.map(|path| title(path)).collect::<Vec<_>>().join(" + ")))?;
+    let what = if inputs.adapters.len() == 1 { "An adapter, merged" } else { "Adapters, merged together" };
+    writeln!(text, "{what} into a base model with {} {}.\n", report.tool.name, report.tool.version)?;
+    writeln!(text, "- Base: {} ({})", link(&inputs.base.path), report.base.format)?;
+    for (adapter, reported) in inputs.adapters.iter().zip(&report.adapters) {
+        let (kind, weight, hash) = (plain(&reported.peft_type), reported.weight, &reported.sha256);
+        writeln!(text, "- Adapter: {} ({kind}), weight {weight}, SHA-256 `{hash}`", link(&adapter.path))?;
+    }
+    writeln!(text, "- Format: {}", report.output.format)?;
+    write!(text, "- Rounding: {}", rounding.method)?;
+    if let Some(reason) = &rounding.reason {
+        write!(text, ": {}", plain(reason))?;
+    }
+    if let Some(calibration) = &rounding.calibration {
+        write!(text, ", calibrated on {}", plain(calibration))?;
+    }
+    writeln!(text, "\n\n## What is left of the adapter\n\n| | |\n| --- | --- |")?;
+    writeln!(text, "| merged weights | {} |", summary.weights_merged)?;
+    if let Some(survival) = summary.survival {
+        writeln!(
+            text,
+            "| survival: 1 if its change of the weights is kept on average, 0 if it is gone | {survival:.3} |"
+        )?;
+    }
+    if let Some(noise) = summary.noise_to_delta {
+        writeln!(text, "| noise of rounding, in units of that change | {noise:.3} |")?;
+    }
+    if let Some(kept) = summary.kept_output {
+        writeln!(
+            text,
+            "| kept output: strength at which its outputs come out, where layers' inputs are known | {kept:.3} |"
+        )?;
+    }
+    writeln!(text, "| values that changed | {:.1} % |", 100.0 * summary.changed_fraction)?;
+    writeln!(text, "\nVerdict: {}. `{FILE_NAME}` has the figures of every weight.\n", report.verdict.text)?;
+    writeln!(
+        text,
+        "## Verify\n\nWith base and adapter at hand, and this folder as `merged`:\n\n```\n{}\n```",
+        command(inputs, plan)
+    )
+}
+
+/// The command that verifies the merge. It does not name the output as it was named: the same merge has the same card under every name.
+fn command(inputs: &Inputs, plan: &Plan) -> String {
+    let mut words = vec!["qmerge".to_owned(), "verify".into(), "--base".into(), named(&inputs.base.path)];
+    for adapter in &inputs.adapters {
+        let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };
+        words.extend(["--adapter".into(), named(&adapter.path) + &factor]);
+    }
+    for map in &plan.maps {
+        words.extend(["--map".into(), map.clone()]);
+    }
+    let flags = [
+        ("--allow-unused", plan.accounting.iter().any(|accounting| !accounting.unused.is_empty())),
+        ("--base-is-residual", plan.read.base_is_residual),
+        ("--peft-bugs", plan.read.peft_bugs),
+    ];
+    words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
+    words.extend(["--merged".into(), "merged".into()]);
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// The name of a model or an adapter, without where it lies.
+fn title(path: &Path) -> String {
+    let name = || path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    HubId::of_snapshot(path).map_or_else(name, |id| id.name)
+}
+
+/// What others can name it by: a hub id at its commit, else the path. Of an absolute path only the last name: the rest is of no use elsewhere, and
+/// says more of the user's machine than the user may want to publish.
+fn named(path: &Path) -> String {
+    if let Some(id) = HubId::of_snapshot(path) {
+        return format!("{id}@{}", id.revision);
+    }
+    let last = path.file_name().filter(|_| path.is_absolute());
+    last.map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
+}
+
+/// [`named`] in Markdown.
+fn link(path: &Path) -> String {
+    match HubId::of_snapshot(path) {
+        Some(id) => format!("[{id}](https://huggingface.co/{id}) at `{}`", id.revision),
+        None => format!("`{}`", plain(&named(path))),
+    }
+}
+
+/// One line that neither ends a code span nor becomes HTML.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if "`<>".contains(c) { '\'' } else { c })
+        .collect()
+}
+
+/// A word as a POSIX shell reads it back.
+pub fn quoted(word: &str) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./@=+:,%".contains(c);
+    if !word.is_empty() && word.chars().all(safe) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_licence_is_kept_and_nothing_else() {
+        let card = "---\nlanguage:\n- en\nlicense: other\nlicense_name: llama3  \n# remark\nlicense_link:\n  LICENSE\ntags: [a]\n---\nlicense: no\n";
+        assert_eq!(kept_lines(card), "license: other\nlicense_name: llama3\nlicense_link:\n  LICENSE\n");
+        assert_eq!(
+            kept_lines("---\r\nlicense:\r\n- mit\r\n- apache-2.0\r\ntags:\r\n- x\r\n---\r\n"),
+            "license:\n- mit\n- apache-2.0\n"
+        );
+        for none in ["", "license: mit", "---\nlicense: mit\n", "# A\n---\nlicense: mit\n---\n"] {
+            assert_eq!(kept_lines(none), "", "{none}");
+        }
+    }
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("org/name@main=0.5"), "org/name@main=0.5");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn absolute_paths_stay_private() {
+        assert_eq!(named(Path::new("/home/me/secret/base-nf4")), "base-nf4");
+        assert_eq!(named(Path::new("../base-nf4")), "../base-nf4");
+        assert_eq!(named(Path::new("/c/models--org--name/snapshots/abc")), "org/name@abc");
+    }
+}

@@ -54,6 +54,7 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         Command::Verify(args) => with(&args.sources.base, &args.sources.adapter, std::slice::from_ref(&args.merged)),
         Command::Compare(args) => with(&args.sources.base, &args.sources.adapter, &args.merged),
         Command::Generate(args) => with(&args.base, &args.adapter, &[]),
+        Command::Calibrate(args) => with(&args.base, &args.adapter, &[]),
         Command::Convert(args) => vec![args.base.clone()],
         Command::Inspect(args) => vec![args.path.clone()],
         Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),

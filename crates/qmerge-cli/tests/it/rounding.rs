@@ -35,6 +35,39 @@ fn only_codes_and_scales_move() {
     }
 }
 
+/// Stored moments give the bytes that the same text gives, and belong to their base.
+#[test]
+fn a_calibration_is_stored_for_reuse() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let calibrate =
+        ["calibrate", "--base", "base-nf4", "--adapter", "adapter", "--text", TEXT, "-o", "moments.safetensors"];
+    let output = run(folder.path(), &calibrate);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = run(folder.path(), &calibrate);
+    assert!(stderr(&output).contains("--force replaces it"), "{}", stderr(&output));
+    let output = run(folder.path(), &[&MERGE[..], &["--calibration", "moments.safetensors", "--json"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(report["rounding"]["calibration"].as_str().unwrap().ends_with("stored in moments.safetensors"));
+    let text = ["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "text", "--calibrate", TEXT];
+    assert!(run(folder.path(), &text).status.success());
+    let [stored, fresh] = ["out", "text"].map(|name| read(&folder.join(name).join("model.safetensors")));
+    assert!(stored == fresh);
+    // Another model: here the same with one weight changed.
+    let weights = folder.join("base-nf4/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    let codes = &header["model.layers.0.mlp.down_proj.weight"]["data_offsets"][0];
+    bytes[data + codes.as_u64().unwrap() as usize] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let again = ["--calibration", "moments.safetensors", "--force"];
+    let output = run(folder.path(), &[&MERGE[..], &again].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("the calibration belongs to another model"), "{}", stderr(&output));
+}
+
 #[test]
 fn methods_without_what_they_need_say_so() {
     let folder = Folder::new();

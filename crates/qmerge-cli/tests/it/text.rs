@@ -60,9 +60,19 @@ fn merge_inspect_verify_and_plan() {
 #[test]
 fn help() {
     let folder = Folder::new();
-    for command in
-        ["merge", "convert", "inspect", "verify", "compare", "report", "generate", "demo", "completions", "man"]
-    {
+    for command in [
+        "merge",
+        "convert",
+        "inspect",
+        "verify",
+        "compare",
+        "report",
+        "generate",
+        "calibrate",
+        "demo",
+        "completions",
+        "man",
+    ] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&run(folder.path(), &[command, "--help"])));
     }
 }

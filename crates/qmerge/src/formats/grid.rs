@@ -98,6 +98,30 @@ impl Grid {
         }
     }
 
+    /// [`Grid::around`] of consecutive elements from `first` on: lower values into `low`, upper ones into `high`.
+    pub fn around_all(&self, first: usize, x: &[f32], low: &mut [f32], high: &mut [f32]) {
+        let mut at = 0;
+        while at < x.len() {
+            let i = first + at;
+            let to = x.len().min(at + self.run - i % self.run);
+            let (x, low, high) = (&x[at..to], &mut low[at..to], &mut high[at..to]);
+            match self.levels {
+                Levels::Table(levels) => {
+                    let run = i / self.run;
+                    let values: Vec<f32> =
+                        levels.iter().map(|&level| self.value(run, self.scales[run], level)).collect();
+                    bracket_all(&values, x, low, high);
+                }
+                _ => {
+                    for (k, &x) in x.iter().enumerate() {
+                        (low[k], high[k]) = self.around(i + k, x);
+                    }
+                }
+            }
+            at = to;
+        }
+    }
+
     /// The grid value nearest to `x` at element `i`; a tie takes the lower.
     pub fn nearest(&self, i: usize, x: f32) -> f32 {
         let (low, high) = self.around(i, x);
@@ -202,6 +226,28 @@ fn bracket(values: impl Iterator<Item = f32>, x: f32) -> (f32, f32) {
     }
 }
 
+/// [`bracket`] of many, level by level, so that the inner loop has no branches.
+fn bracket_all(values: &[f32], x: &[f32], low: &mut [f32], high: &mut [f32]) {
+    low.fill(f32::NEG_INFINITY);
+    high.fill(f32::INFINITY);
+    for &value in values {
+        for ((&x, low), high) in x.iter().zip(low.iter_mut()).zip(high.iter_mut()) {
+            let below = if value <= x { value } else { f32::NEG_INFINITY };
+            *low = if below > *low { below } else { *low };
+            let above = if value >= x { value } else { f32::INFINITY };
+            *high = if above < *high { above } else { *high };
+        }
+    }
+    for (low, high) in low.iter_mut().zip(high) {
+        match (low.is_finite(), high.is_finite()) {
+            (true, true) => {}
+            (true, false) => *high = *low,
+            (false, true) => *low = *high,
+            (false, false) => (*low, *high) = (0.0, 0.0),
+        }
+    }
+}
+
 /// The next value of `dtype` above or below one of its values.
 fn neighbour(dtype: Dtype, x: f32, up: bool) -> f32 {
     let step = match dtype {
@@ -268,6 +314,14 @@ mod tests {
                     for on in [low, high] {
                         assert_eq!(grid.around(i, on), (on, on), "{grid:?} {on}");
                     }
+                }
+                let x = [-1e3, -0.3, 0.0, 0.061, f32::NAN, 0.5, 1e3, f32::INFINITY];
+                let x = &x[..x.len().min(4 - i)];
+                let (mut low, mut high) = (vec![7.0; x.len()], vec![7.0; x.len()]);
+                grid.around_all(i, x, &mut low, &mut high);
+                for (k, &x) in x.iter().enumerate() {
+                    let (one, other) = grid.around(i + k, x);
+                    assert_eq!((low[k].to_bits(), high[k].to_bits()), (one.to_bits(), other.to_bits()), "{grid:?} {x}");
                 }
                 let (low, high) = grid.around(i, 1e3);
                 assert!(matches!(grid.levels, Levels::Floats(_)) || low == high);

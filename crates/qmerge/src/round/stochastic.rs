@@ -6,6 +6,9 @@ use super::matrix::hash;
 use super::{Place, Rounding};
 use crate::formats::Grid;
 
+/// Values that are bracketed together.
+const SOME: usize = 1024;
+
 pub(super) struct Stochastic;
 
 impl Rounding for Stochastic {
@@ -22,14 +25,17 @@ impl Rounding for Stochastic {
     }
 
     fn round(&self, grid: &Grid, values: &mut [f32], place: Place) {
-        for (i, value) in values.iter_mut().enumerate() {
-            let (low, high) = grid.around(i, *value);
-            if low == high {
-                *value = low;
-                continue;
+        let (mut low, mut high) = ([0.0; SOME], [0.0; SOME]);
+        for (number, values) in values.chunks_mut(SOME).enumerate() {
+            let first = number * SOME;
+            let (low, high) = (&mut low[..values.len()], &mut high[..values.len()]);
+            grid.around_all(first, values, low, high);
+            for (k, value) in values.iter_mut().enumerate() {
+                let (low, high) = (low[k], high[k]);
+                let drawn = hash(place.seed ^ hash(place.first + (first + k) as u64));
+                let chance = (drawn >> 40) as f32 / (1_u32 << 24) as f32;
+                *value = if *value - low > chance * (high - low) { high } else { low };
             }
-            let chance = (hash(place.seed ^ hash(place.first + i as u64)) >> 40) as f32 / (1_u32 << 24) as f32;
-            *value = if *value - low > chance * (high - low) { high } else { low };
         }
     }
 

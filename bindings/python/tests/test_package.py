@@ -34,7 +34,7 @@ def test_every_option_of_the_program_is_there() -> None:
     other = {"help", "version", "json", "quiet", "dry-run", "push"}
     for name in ("merge", "convert", "verify", "compare", "generate"):
         text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout
-        options = set(re.findall(r"^ +(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
+        options = set(re.findall(r"^ {2,6}(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
         known = set(getattr(qmerge, name).__annotations__)
         assert {option.replace("-", "_") for option in options} <= known
 

@@ -23,26 +23,32 @@ pub(super) struct Choice {
 pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> error::Result<Choice> {
     let (calibrating, asked) = (&args.calibrating, args.rounding.as_str());
     let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: Some(reason.to_owned()) };
+    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
     if asked != "auto" {
         let rounding = round::by_id(asked)?;
         let choice = Choice { rounding, reason: None };
         return match calibratable(inputs, calibrating) {
-            Err(reason) if rounding.whole().is_some() => Ok(fast(&format!("{asked} was asked for, but {reason}"))),
+            Err(reason) if rounding.whole().is_some() => {
+                let reason = format!("{asked} was asked for, but {reason}");
+                Ok(if options.to.is_some() { nearest(&reason) } else { fast(&reason) })
+            }
             _ => Ok(choice),
         };
     }
-    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
-    if options.to.is_some() {
-        return Ok(nearest("another format than the base's has fresh scales"));
-    }
     let best = round::ROUNDINGS[0];
     let plan = Plan::new(inputs, &Options { rounding: best, ..options.clone() })?;
-    let coarse = plan.steps.iter().any(|step| {
-        matches!(&step.action, Action::Recode(recode) if recode.keep && !recode.edits.is_empty() && !recode.to.is_plain())
-    });
-    if !coarse {
+    let coarse = |keep: bool| {
+        plan.steps.iter().any(|step| {
+            matches!(&step.action, Action::Recode(recode)
+                if recode.keep == keep && (!keep || !recode.edits.is_empty()) && !recode.to.is_plain())
+        })
+    };
+    let (kept, fresh) = (coarse(true), coarse(false));
+    if !kept && !fresh {
         return Ok(nearest("16 bits and more are fine enough"));
     }
+    // Without data another format has nothing to go by but its own reference quantizer.
+    let fast = |reason: &str| if fresh { nearest(reason) } else { fast(reason) };
     if calibrating.fast {
         return Ok(fast("--fast: no data"));
     }

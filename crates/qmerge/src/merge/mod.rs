@@ -465,7 +465,9 @@ fn assemble(
             WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss);
         weight.rounding = match &step.kept {
             Some(kept) => {
-                (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
+                if !recode.edits.is_empty() {
+                    (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
+                }
                 rounding.id()
             }
             None => streaming(rounding, recode).id(),
@@ -474,7 +476,8 @@ fn assemble(
         weights.push(weight);
     }
     let loss = total.loss();
-    let kept: Vec<&Kept> = finished.iter().filter_map(|step| step.kept.as_ref()).collect();
+    let edited = |step: &&Finished| matches!(&plan.steps[step.step].action, Action::Recode(recode) if !recode.edits.is_empty());
+    let kept: Vec<&Kept> = finished.iter().filter(edited).filter_map(|step| step.kept.as_ref()).collect();
     let mean = |of: fn(&Kept) -> f64| {
         (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)
     };
@@ -520,6 +523,7 @@ fn assemble(
 fn streaming(rounding: &'static dyn Rounding, recode: &crate::plan::Recode) -> &'static dyn Rounding {
     match rounding.whole() {
         None => rounding,
+        Some(_) if !recode.keep => round::NEAREST,
         Some(_) if recode.to.is_plain() => round::KEEP,
         Some(_) => round::WITHOUT_DATA,
     }

@@ -3,12 +3,13 @@
 //! They are written to their places before the other steps begin; those find them done.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::{Edited, Run, bug};
 use crate::check;
 use crate::error::{Error, Kind, Result, mismatch};
+use crate::formats::{Geometry, Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
 use crate::round::{Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
@@ -120,37 +121,31 @@ impl Run<'_> {
         let edited = Edited::new(self.inputs, recode)?;
         let (mut base, mut target) = (Vec::new(), Vec::new());
         edited.rows(&all, &mut base, &mut target)?;
-        let parts = recode
-            .from
-            .entries
-            .iter()
-            .map(|entry| self.inputs.base.read_small(entry, entry.bytes))
-            .collect::<Result<Vec<_>>>()?;
+        let Start { weight, parts, values } = self.start(recode, &base, &target)?;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let grid = recode.to.grid(&views, all.clone());
         let mut matrix = Matrix {
             rows: geometry.rows,
             cols: geometry.cols,
             base: &base,
             target: &target,
-            values: base.clone(),
-            grid,
+            values,
+            grid: weight.grid(&views, all.clone()),
             metric: job.metric,
         };
         let kept = method.round(&mut matrix);
         let Matrix { values, grid, .. } = matrix;
         // Other scales first, then codes under them.
-        let rescaled = recode.to.rescaled(&views, all.clone(), &grid.scales);
+        let rescaled = weight.rescaled(&views, all.clone(), &grid.scales);
         let parts: Vec<Vec<u8>> =
             rescaled.into_iter().zip(&parts).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let mut packed = vec![Vec::new(); parts.len()];
-        recode.to.pack(&views, all.clone(), &values, &mut packed);
-        let cut: Vec<bool> = (0..parts.len()).map(|part| recode.to.part_rows(part, &all).is_some()).collect();
+        weight.pack(&views, all.clone(), &values, &mut packed);
+        let cut: Vec<bool> = (0..parts.len()).map(|part| weight.part_rows(part, &all).is_some()).collect();
         let written: Vec<&[u8]> =
             (0..parts.len()).map(|part| if cut[part] { packed[part].as_slice() } else { views[part] }).collect();
         let mut output = values;
-        recode.to.decode(&written, all.clone(), &mut output);
+        weight.decode(&written, all.clone(), &mut output);
         let moments = moments(&base, &target, &output);
         if !moments.finite {
             return Err(check::explain(&check::Chunk {
@@ -178,15 +173,48 @@ impl Run<'_> {
         let sums = Sums { elements: geometry.elements() as u64, moments };
         Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
     }
+
+    /// Where rounding begins: the base as it is stored, or what another format makes of the target.
+    fn start(&self, recode: &Recode, base: &[f32], target: &[f32]) -> Result<Start> {
+        let all = 0..recode.from.weight.geometry().rows;
+        if recode.keep {
+            let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
+            let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
+            return Ok(Start { weight: Arc::clone(&recode.to), parts, values: base.to_vec() });
+        }
+        let mut held = Vec::new();
+        if recode.to.needs_survey() {
+            recode.to.survey(all.clone(), target, &mut held);
+        }
+        let Settled { weight, parts: settled } = recode.to.settle(&held);
+        let mut encoded = vec![Vec::new(); settled.len()];
+        weight.encode(all.clone(), target, &mut encoded);
+        let parts: Vec<Vec<u8>> =
+            settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; target.len()];
+        weight.decode(&views, all, &mut values);
+        Ok(Start { weight, parts, values })
+    }
 }
 
-/// A matrix of the base that stays in its format and that an adapter changes.
+/// A weight before it is rounded.
+struct Start {
+    weight: Arc<dyn Weight>,
+    /// Its stored bytes.
+    parts: Vec<Vec<u8>>,
+    /// What they decode to.
+    values: Vec<f32>,
+}
+
+/// A matrix of the base that an adapter changes, or that takes a coarser format.
 fn eligible(recode: &Recode) -> bool {
-    recode.keep
-        && !recode.edits.is_empty()
+    let geometry = recode.from.weight.geometry();
+    (recode.keep && !recode.edits.is_empty() || !recode.keep && !recode.to.is_plain())
         && recode.source == Source::Base
         && recode.to.shape().len() == 2
-        && recode.from.weight.geometry().cols <= MAX_FEATURES
+        && recode.to.geometry() == Geometry { row_step: recode.to.geometry().row_step, ..geometry }
+        && geometry.cols <= MAX_FEATURES
 }
 
 /// The moments must be those of this model's inputs.

@@ -272,12 +272,12 @@ fn build(
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
     let keep =
         format.is_none() && options.rounding.keeps_scales() && source == Source::Base && name == claim.weight.name();
-    if format.is_some() && options.rounding.keeps_scales() {
+    if format.is_some() && options.rounding.keeps_scales() && options.rounding.whole().is_none() {
         return Err(usage(format!(
             "`--rounding {}` keeps the base's scales, and another format has none of them",
             options.rounding.id()
         ))
-        .with_hint("leave out --to, or use --rounding nearest"));
+        .with_hint("leave out --to, or --rounding"));
     }
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();

@@ -2,14 +2,14 @@
 //!
 //! Minimises J(E) = ½ tr(G E H Eᵀ) with E = Wq − (W0 + D), H the moments of the inputs and G = I + mu·U Uᵀ, U a basis of the outputs that
 //! the adapter reaches. mu = 0 is the mean square error of the layer's output; a larger mu keeps the adapter's own directions in full
-//! strength, which is what a loss of the model depends on. The start is the base, E = −D. Each move takes one value to another level, or one run
-//! to another scale, and is made only if it lowers J, so keeping the base is the worst case.
+//! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes. Each move takes one
+//! value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
 //!
 //! P = E H (rows, cols) and S = Uᵀ P (directions, cols) are kept up to date. The gradient of row r is P_r + mu·U_r S, and moves within the row
 //! add to it g·d·H_j with g = 1 + mu·|U_r|²; P and S take a row's moves at its end. Rows are done in order, so the result depends on nothing but
 //! the input.
 
-use super::matrix::{Delta, Kept, Matrix};
+use super::matrix::{Delta, Kept, Matrix, judged, products};
 use crate::formats::Choices;
 use crate::simd::vectors::{axpy, axpys, beyond, dot};
 
@@ -35,20 +35,16 @@ const BLOCK: usize = 64;
 /// Rounds `matrix.values` and `matrix.grid.scales`.
 pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     let delta = Delta::new(matrix);
-    let none = Kept { output: 1.0, noise: 0.0 };
-    if delta.norm <= 0.0 || !delta.norm.is_finite() {
-        return none;
+    let at_base = matrix.values == matrix.base;
+    if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
+        return Kept::ALL;
     }
     let n = matrix.cols;
-    // P = −D H, S = −Uᵀ D H.
-    let mut products = vec![0.0; matrix.rows * n];
-    for (r, row) in products.chunks_exact_mut(n).enumerate() {
-        delta.add_row(r, -1.0, row);
-    }
-    let shared = delta.moments.iter().map(|x| -x).collect();
+    // P = E H, S = Uᵀ E H. From the base on E = −D, which is of low rank.
+    let (products, shared) = if at_base { delta.lost(matrix.rows) } else { products(matrix, &delta) };
     let inverse = matrix.metric.diagonal.iter().map(|h| 1.0 / h).collect();
     let runs = Runs::new(matrix);
-    let start = matrix.grid.scales.clone();
+    let start = (matrix.grid.scales.clone(), (!at_base).then(|| matrix.values.clone()));
     let mut state = State { matrix, delta: &delta, products, shared, inverse, runs, row: Row::new(n), mu: 0.0 };
     let last = stages.last().map_or(0.0, |stage| stage.mu);
     let before = state.objective(last);
@@ -61,11 +57,12 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
             }
         }
     }
-    // Stages with another mu may have raised the last one's objective; then the base is better.
+    // Stages with another mu may have raised the last one's objective; then the start is better.
     if state.objective(last) > before {
-        state.matrix.values.copy_from_slice(state.matrix.base);
-        state.matrix.grid.scales = start;
-        return Kept { output: 0.0, noise: 1.0 };
+        let (scales, values) = start;
+        state.matrix.values.copy_from_slice(values.as_deref().unwrap_or(state.matrix.base));
+        state.matrix.grid.scales = scales;
+        return judged(state.matrix, &delta);
     }
     state.kept()
 }
@@ -283,6 +280,9 @@ impl State<'_, '_> {
     }
 
     fn kept(&self) -> Kept {
+        if self.delta.norm <= 0.0 {
+            return Kept::ALL;
+        }
         Kept { output: self.delta.kept(self.matrix), noise: self.objective(0.0) / self.delta.norm }
     }
 }

@@ -3,10 +3,10 @@
 //! In the form of LDLQ (Chee et al. 2023), which is the same: with H = (I + L)ᵀ D (I + L), L strictly lower in the order of work, column k takes the level nearest to
 //! w_k + Σ_j (w_j − q_j)·L_kj over the columns j before it.
 
-use super::matrix::{Delta, Kept, Matrix, multiply};
+use super::matrix::{Delta, Kept, Matrix, judged};
 use super::moments::Metric;
 use super::{Rounding, Whole};
-use crate::simd::vectors::{axpy, dot};
+use crate::simd::vectors::axpy;
 
 pub(super) struct Gptq;
 
@@ -40,6 +40,7 @@ impl Whole for Gptq {
         order.sort_by(|&a, &b| matrix.metric.diagonal[b].total_cmp(&matrix.metric.diagonal[a]));
         let feedback = feedback(matrix.metric, &order);
         let mut wanted = vec![0.0; n];
+        let start = matrix.values.clone();
         for r in 0..matrix.rows {
             let target = &matrix.target[r * n..(r + 1) * n];
             wanted.iter_mut().zip(&order).for_each(|(wanted, &j)| *wanted = target[j]);
@@ -50,7 +51,7 @@ impl Whole for Gptq {
                 axpy(error, &feedback[k * n + k + 1..(k + 1) * n], &mut wanted[k + 1..]);
             }
         }
-        judged(matrix)
+        better(matrix, start)
     }
 }
 
@@ -76,20 +77,15 @@ fn feedback(metric: &Metric, order: &[usize]) -> Vec<f32> {
     h
 }
 
-/// What became of the output; the base again where that is better.
-fn judged(matrix: &mut Matrix<'_>) -> Kept {
-    let n = matrix.cols;
+/// What became of the output; the start again where that is better.
+fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Kept {
     let delta = Delta::new(matrix);
-    if delta.norm <= 0.0 || !delta.norm.is_finite() {
-        return Kept { output: 1.0, noise: 0.0 };
+    let found = judged(matrix, &delta);
+    let values = std::mem::replace(&mut matrix.values, start);
+    let before = judged(matrix, &delta);
+    if before.noise < found.noise {
+        return before;
     }
-    let error: Vec<f32> = matrix.values.iter().zip(matrix.target).map(|(value, target)| value - target).collect();
-    let mut product = vec![0.0; error.len()];
-    multiply(&error, matrix.metric, &mut product);
-    let noise: f64 = error.chunks(n).zip(product.chunks(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
-    if noise > delta.norm {
-        matrix.values.copy_from_slice(matrix.base);
-        return Kept { output: 0.0, noise: 1.0 };
-    }
-    Kept { output: delta.kept(matrix), noise: noise / delta.norm }
+    matrix.values = values;
+    found
 }

@@ -3,7 +3,7 @@
 use super::moments::Metric;
 use crate::formats::Grid;
 use crate::simd::matmul::{Columns, matmul};
-use crate::simd::vectors::{axpys, dot};
+use crate::simd::vectors::{axpy, axpys, dot};
 
 /// A weight of which every value is chosen with all others in sight. Matrices are (rows, cols).
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Matrix<'m> {
     pub base: &'m [f32],
     /// What the values should be: base + D.
     pub target: &'m [f32],
-    /// The chosen values; they begin as the base.
+    /// The chosen values; they begin as the base, or as what another format makes of the target.
     pub values: Vec<f32>,
     /// The grid of all rows; scales may be changed to others of its choices.
     pub grid: Grid,
@@ -31,6 +31,40 @@ pub struct Kept {
     pub output: f64,
     /// ‖E‖²_H / ‖D‖²_H.
     pub noise: f64,
+}
+
+impl Kept {
+    /// Where there was nothing to keep.
+    pub(super) const ALL: Self = Self { output: 1.0, noise: 0.0 };
+}
+
+/// What became of a matrix, computed from its values alone.
+pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
+    if delta.norm <= 0.0 || !delta.norm.is_finite() {
+        return Kept::ALL;
+    }
+    let n = matrix.cols;
+    let error = matrix.error();
+    let mut product = vec![0.0; error.len()];
+    multiply(&error, matrix.metric, &mut product);
+    let noise: f64 = error.chunks(n).zip(product.chunks(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
+    Kept { output: delta.kept(matrix), noise: noise / delta.norm }
+}
+
+/// E H (rows, cols) and Uᵀ E H (directions, cols) of the values as they are.
+pub(super) fn products(matrix: &Matrix<'_>, delta: &Delta) -> (Vec<f32>, Vec<f32>) {
+    let n = matrix.cols;
+    let mut products = matrix.error();
+    let error = products.clone();
+    multiply(&error, matrix.metric, &mut products);
+    drop(error);
+    let mut shared = vec![0.0; delta.directions * n];
+    for (row, own) in products.chunks_exact(n).zip(delta.basis.chunks_exact(delta.directions.max(1))) {
+        for (shared, &u) in shared.chunks_exact_mut(n).zip(own) {
+            axpy(u, row, shared);
+        }
+    }
+    (products, shared)
 }
 
 /// Most directions that are told apart in a delta's outputs.
@@ -51,6 +85,13 @@ pub(super) struct Delta {
     pub(super) norm: f64,
 }
 
+impl Matrix<'_> {
+    /// E = Wq − (W0 + D).
+    pub(super) fn error(&self) -> Vec<f32> {
+        self.values.iter().zip(self.target).map(|(value, target)| value - target).collect()
+    }
+}
+
 impl Delta {
     /// Finds the basis of `matrix.target − matrix.base` from its products with random vectors, which span its outputs.
     pub(super) fn new(matrix: &Matrix<'_>) -> Self {
@@ -66,7 +107,7 @@ impl Delta {
         for r in 0..rows {
             for (q, &u) in basis[r * directions..(r + 1) * directions].iter().enumerate() {
                 if u != 0.0 {
-                    crate::simd::vectors::axpy(
+                    axpy(
                         u,
                         &delta[r * cols..(r + 1) * cols],
                         &mut coefficients[q * cols..(q + 1) * cols],
@@ -96,6 +137,16 @@ impl Delta {
         Self { directions, basis, moments, dense: Some(dense), norm }
     }
 
+    /// E H and Uᵀ E H of the base: E = −D.
+    pub(super) fn lost(&self, rows: usize) -> (Vec<f32>, Vec<f32>) {
+        let n = self.moments.len() / self.directions.max(1);
+        let mut products = vec![0.0; rows * n];
+        for (r, row) in products.chunks_exact_mut(n.max(1)).enumerate() {
+            self.add_row(r, -1.0, row);
+        }
+        (products, self.moments.iter().map(|x| -x).collect())
+    }
+
     /// ⟨Wq − W0, D⟩_H / ‖D‖²_H.
     pub(super) fn kept(&self, matrix: &Matrix<'_>) -> f64 {
         let n = matrix.cols;
@@ -113,7 +164,7 @@ impl Delta {
     /// D H of one row, added with a factor.
     pub(super) fn add_row(&self, r: usize, factor: f32, out: &mut [f32]) {
         match &self.dense {
-            Some(dense) => crate::simd::vectors::axpy(factor, &dense[r * out.len()..(r + 1) * out.len()], out),
+            Some(dense) => axpy(factor, &dense[r * out.len()..(r + 1) * out.len()], out),
             None => {
                 let own = &self.basis[r * self.directions..(r + 1) * self.directions];
                 let factors: Vec<f32> = own.iter().map(|u| u * factor).collect();

@@ -166,6 +166,9 @@ pub(crate) struct Calibrating {
     /// What `qmerge calibrate` stored for this base: the model is not run.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
+    /// The 16-bit checkpoint that the base was quantized from: rounds it with the delta, in place of the base.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["fast", "calibrate", "calibration"])]
+    pub(crate) original: Option<PathBuf>,
     /// Round without running the model: faster, keeps less.
     #[arg(long)]
     pub(crate) fast: bool,

@@ -38,6 +38,7 @@ def merge(
     rounding: Optional[str] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
+    original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
     min_survival: Optional[float] = None,
@@ -70,6 +71,7 @@ def merge(
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration: a file that `qmerge calibrate` stored for this base: the model is not run.
+        original: the 16-bit checkpoint that the base was quantized from: it is rounded with the delta, in place of the base.
         fast: round without running the model.
         seed: seed of everything that is drawn.
         min_survival: raise `SurvivalError` if a smaller share of the adapter survives: of its outputs where layers' inputs are known, else of its delta. The output is written all the same.
@@ -112,6 +114,7 @@ def plan(
     rounding: Optional[str] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
+    original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
     tokenizer: Optional[str] = None,

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Progress};
+use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::{Report, quoted};
 use qmerge::write::Tokenizer;
@@ -71,7 +72,10 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
         TokenizerArg::Adapter => Tokenizer::Adapter,
         TokenizerArg::Base => Tokenizer::Base,
     };
-    let inputs = open(&args.sources)?;
+    let mut inputs = open(&args.sources)?;
+    if let Some(original) = &args.calibrating.original {
+        inputs = inputs.with_original(Checkpoint::open(original)?)?;
+    }
     let choice = rounding::choose(&inputs, &options, args)?;
     rounding::refuse_useless(&choice, &args.calibrating)?;
     let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };

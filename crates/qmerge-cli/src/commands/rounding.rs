@@ -23,6 +23,10 @@ pub(super) struct Choice {
 pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> error::Result<Choice> {
     let (calibrating, asked) = (&args.calibrating, args.rounding.as_str());
     let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: Some(reason.to_owned()) };
+    if let (Some(original), "auto") = (&calibrating.original, asked) {
+        let reason = format!("rounded once, from {}", original.display());
+        return Ok(Choice { rounding: round::ORIGINAL, reason: Some(reason) });
+    }
     let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
     if asked != "auto" {
         let rounding = round::by_id(asked)?;
@@ -98,14 +102,20 @@ pub(super) fn run(
     merge(Some(&mut calibration))
 }
 
-/// Options that only a method with a calibration takes.
+/// Options that only some methods take.
 pub(super) fn refuse_useless(choice: &Choice, calibrating: &Calibrating) -> error::Result<()> {
     let given = match calibrating {
         Calibrating { calibrate: Some(_), .. } => "--calibrate",
         Calibrating { calibration: Some(_), .. } => "--calibration",
+        Calibrating { original: Some(_), .. } => "--original",
         _ => return Ok(()),
     };
-    if choice.rounding.whole().is_none() {
+    let useful = if calibrating.original.is_some() {
+        choice.rounding.needs_original()
+    } else {
+        choice.rounding.whole().is_some()
+    };
+    if !useful {
         return Err(Error::new(Kind::Usage, format!("{given} is of no use to rounding {}", choice.rounding.id()))
             .with_hint(choice.reason.clone().unwrap_or_else(|| "leave out --rounding".into())));
     }

@@ -50,7 +50,10 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         std::iter::once(base.clone()).chain(adapters).chain(merged.iter().cloned()).collect()
     };
     match command {
-        Command::Merge(args) => with(&args.sources.base, &args.sources.adapter, &[]),
+        Command::Merge(args) => {
+            let original = args.calibrating.original.as_slice();
+            with(&args.sources.base, &args.sources.adapter, original)
+        }
         Command::Verify(args) => with(&args.sources.base, &args.sources.adapter, std::slice::from_ref(&args.merged)),
         Command::Compare(args) => with(&args.sources.base, &args.sources.adapter, &args.merged),
         Command::Generate(args) => with(&args.base, &args.adapter, &[]),

@@ -56,6 +56,11 @@ impl<'a> Reader<'a> {
         &self.claim
     }
 
+    /// An error about the weight's lead tensor.
+    pub(crate) fn error(&self, kind: Kind, message: String) -> Error {
+        self.checkpoint.error(&self.claim.entries[0], kind, message)
+    }
+
     /// The same weight seen as `rows` × `cols`, where its own view is another.
     pub fn reshaped(mut self, rows: usize, cols: usize) -> Result<Self> {
         let geometry = self.claim.weight.geometry();

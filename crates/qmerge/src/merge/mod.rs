@@ -153,8 +153,10 @@ pub fn refuse_existing(target: &Path, options: &RunOptions) -> Result<()> {
 /// The output must not be, or contain, what is read.
 fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
     let Ok(target_path) = target.canonicalize() else { return Ok(()) };
-    let sources =
-        std::iter::once(inputs.base.path.as_path()).chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()));
+    let original = inputs.original.iter().map(|original| original.checkpoint.path.as_path());
+    let sources = std::iter::once(inputs.base.path.as_path())
+        .chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()))
+        .chain(original);
     for source in sources {
         if source.canonicalize().is_ok_and(|source| source.starts_with(&target_path)) {
             return Err(Error::new(Kind::Usage, "the output would replace an input")
@@ -342,7 +344,8 @@ fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &
     let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
     let _ = writeln!(text, "{}", plan.seed);
     let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
-    for checkpoint in std::iter::once(&inputs.base).chain(adapters) {
+    let original = inputs.original.as_ref().map(|original| &original.checkpoint);
+    for checkpoint in std::iter::once(&inputs.base).chain(adapters).chain(original) {
         for file in &checkpoint.files {
             let _ = writeln!(text, "{} {} {}", file.path.display(), file.len, file.modified_ns);
         }
@@ -476,7 +479,8 @@ fn assemble(
         weights.push(weight);
     }
     let loss = total.loss();
-    let edited = |step: &&Finished| matches!(&plan.steps[step.step].action, Action::Recode(recode) if !recode.edits.is_empty());
+    let edited =
+        |step: &&Finished| matches!(&plan.steps[step.step].action, Action::Recode(recode) if !recode.edits.is_empty());
     let kept: Vec<&Kept> = finished.iter().filter(edited).filter_map(|step| step.kept.as_ref()).collect();
     let mean = |of: fn(&Kept) -> f64| {
         (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)

@@ -257,7 +257,9 @@ fn predict(plan: &Plan, memory: &Memory) -> u64 {
         let chunk = (rows_per_chunk(recode, memory.chunk_elements) * geometry.cols) as u64;
         let task = rows_per_task(recode, memory.chunk_elements) as u64;
         let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
-        worker = worker.max(chunk * BYTES_PER_ELEMENT + task_bytes);
+        // The original's values, and the bytes that they are decoded from.
+        let original = if recode.original.is_some() { 8 } else { 0 };
+        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + task_bytes);
         let edits: u64 = recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum();
         // Parts that are not cut by rows, and the maxima that a survey holds.
         let whole: u64 = (0..recode.to.parts().len())

@@ -8,14 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
 use crate::check;
 use crate::edit::{self, Edit};
-use crate::error::Result;
-use crate::formats::{MAX_WHOLE_PART, Weight};
+use crate::error::{Kind, Result};
+use crate::formats::{MAX_WHOLE_PART, Reader, Weight};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
 use crate::round::{Place, Rounding, seed_of};
 use crate::simd::floats::round_to;
-use crate::simd::moments::moments;
+use crate::simd::moments::{first_nonfinite, moments};
 use crate::write::{Finished, Output};
 
 /// A worker's memory, reused from chunk to chunk.
@@ -29,6 +29,7 @@ pub(super) struct Buffers {
     base: Vec<f32>,
     values: Vec<f32>,
     output: Vec<f32>,
+    original: Vec<f32>,
 }
 
 /// All steps of a run with the state of those in flight.
@@ -39,16 +40,18 @@ pub(super) struct Steps<'a> {
     schedule: &'a Schedule,
     output: &'a Output,
     done: &'a HashMap<usize, Finished>,
-    states: Vec<Mutex<Option<Arc<State>>>>,
+    states: Vec<Mutex<Option<Arc<State<'a>>>>>,
     /// Guards nothing but the moments at which something becomes ready.
     gate: Mutex<()>,
     ready: Condvar,
 }
 
 /// A step in flight.
-struct State {
+struct State<'a> {
     /// Parts of the source that are not cut by rows.
     whole: Vec<Option<Vec<u8>>>,
+    /// What the base was quantized from.
+    original: Option<Reader<'a>>,
     edits: OnceLock<Vec<Edit>>,
     target: OnceLock<Target>,
     held: Mutex<Vec<Vec<f32>>>,
@@ -134,7 +137,7 @@ impl<'a> Steps<'a> {
     }
 
     /// The step's state; the first worker that comes loads it.
-    fn state(&self, number: usize, step: &Step) -> Result<Arc<State>> {
+    fn state(&self, number: usize, step: &Step) -> Result<Arc<State<'a>>> {
         let mut slot = lock(&self.states[number]);
         if let Some(state) = &*slot {
             return Ok(Arc::clone(state));
@@ -142,6 +145,7 @@ impl<'a> Steps<'a> {
         let tasks = |pass| self.schedule.tasks_of(number, pass);
         let state = State {
             whole: Vec::new(),
+            original: None,
             edits: OnceLock::new(),
             target: OnceLock::new(),
             held: Mutex::new(vec![Vec::new(); tasks(Pass::Survey)]),
@@ -157,7 +161,7 @@ impl<'a> Steps<'a> {
         Ok(state)
     }
 
-    fn load(&self, recode: &Recode, step: &Step, mut state: State) -> Result<State> {
+    fn load(&self, recode: &Recode, step: &Step, mut state: State<'a>) -> Result<State<'a>> {
         let source = self.source(recode);
         let weight = &recode.from.weight;
         state.whole = (0..recode.from.entries.len())
@@ -166,6 +170,9 @@ impl<'a> Steps<'a> {
                 None => source.read_small(&recode.from.entries[part], MAX_WHOLE_PART).map(Some),
             })
             .collect::<Result<_>>()?;
+        if let (Some(claim), Some(original)) = (&recode.original, &self.inputs.original) {
+            state.original = Some(Reader::new(&original.checkpoint, claim)?);
+        }
         if !recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
             let _ = state.edits.set(self.load_edits(recode)?);
         }
@@ -274,7 +281,7 @@ impl<'a> Steps<'a> {
     fn edited(
         &self,
         recode: &Recode,
-        state: &State,
+        state: &State<'_>,
         edits: &[Edit],
         task: &Range<usize>,
         rows: &Range<usize>,
@@ -286,7 +293,7 @@ impl<'a> Steps<'a> {
         edit::apply(edits, rows, recode.from.weight.geometry().cols, base, values);
     }
 
-    fn survey_edits(&self, recode: &Recode, state: &State, buffers: &mut Buffers) -> Result<Vec<Edit>> {
+    fn survey_edits(&self, recode: &Recode, state: &State<'_>, buffers: &mut Buffers) -> Result<Vec<Edit>> {
         let mut edits = self.load_edits(recode)?;
         let geometry = recode.from.weight.geometry();
         for edit in &mut edits {
@@ -308,7 +315,7 @@ impl<'a> Steps<'a> {
     fn survey(
         &self,
         recode: &Recode,
-        state: &State,
+        state: &State<'_>,
         edits: &[Edit],
         number: usize,
         task: &Range<usize>,
@@ -332,7 +339,7 @@ impl<'a> Steps<'a> {
     fn write(
         &self,
         recode: &Recode,
-        state: &State,
+        state: &State<'_>,
         edits: &[Edit],
         target: &Target,
         step: &Step,
@@ -345,7 +352,7 @@ impl<'a> Steps<'a> {
         let mut total = Sums::zero();
         for rows in self.chunks(recode, task) {
             self.edited(recode, state, edits, task, &rows, buffers);
-            self.encode(recode, state, target, task, &rows, buffers);
+            self.encode(recode, state, target, task, &rows, buffers)?;
             let Buffers { base, values, output, encoded, .. } = &mut *buffers;
             output.resize(values.len(), 0.0);
             target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
@@ -378,18 +385,25 @@ impl<'a> Steps<'a> {
     fn encode(
         &self,
         recode: &Recode,
-        state: &State,
+        state: &State<'_>,
         target: &Target,
         task: &Range<usize>,
         rows: &Range<usize>,
         buffers: &mut Buffers,
-    ) {
-        let Buffers { read, encoded, values, output, .. } = buffers;
+    ) -> Result<()> {
+        let Buffers { read, encoded, base, values, output, original } = buffers;
         let rounding = super::streaming(self.rounding, recode);
         let moves = recode.keep && rounding.moves_values();
-        let moved: &[f32] = if recode.values.is_some() || moves {
+        let moved: &[f32] = if recode.values.is_some() || moves || state.original.is_some() {
             output.clear();
             output.extend_from_slice(values);
+            if let Some(reader) = &state.original {
+                reader.rows(rows, original)?;
+                if let Some(at) = first_nonfinite(original) {
+                    return Err(reader.error(Kind::NotFinite, format!("the original holds {}", original[at])));
+                }
+                output.iter_mut().zip(original.iter().zip(base.iter())).for_each(|(x, (own, base))| *x += own - base);
+            }
             if let Some(dtype) = recode.values {
                 round_to(dtype, output);
             }
@@ -408,9 +422,10 @@ impl<'a> Steps<'a> {
         } else {
             target.weight.encode(rows.clone(), moved, encoded);
         }
+        Ok(())
     }
 
-    fn finish(number: usize, action: &Action, state: &State) -> Finished {
+    fn finish(number: usize, action: &Action, state: &State<'_>) -> Finished {
         let Action::Recode(recode) = action else {
             return Finished { step: number, sums: None, kept: None, late: Vec::new() };
         };
@@ -436,7 +451,7 @@ fn first_buffer(buffers: &mut Vec<Vec<u8>>) -> &mut Vec<u8> {
     &mut buffers[0]
 }
 
-fn decode(recode: &Recode, state: &State, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
+fn decode(recode: &Recode, state: &State<'_>, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
     let weight = &recode.from.weight;
     buffers.base.resize(rows.len() * weight.geometry().cols, 0.0);
     let parts = source_parts(recode, state, &buffers.read, task, rows);
@@ -446,7 +461,7 @@ fn decode(recode: &Recode, state: &State, task: &Range<usize>, rows: &Range<usiz
 /// The bytes of each part of the source that belong to `rows`, of those read for the task.
 fn source_parts<'b>(
     recode: &Recode,
-    state: &'b State,
+    state: &'b State<'_>,
     read: &'b [Vec<u8>],
     task: &Range<usize>,
     rows: &Range<usize>,

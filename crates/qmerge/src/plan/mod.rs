@@ -64,13 +64,30 @@ pub struct Inputs {
     pub inventory: Inventory,
     /// The adapters, in the order given.
     pub adapters: Vec<Adapter>,
+    /// What the base was quantized from, where a rounding method needs it.
+    pub original: Option<Original>,
+}
+
+/// The checkpoint that a base was quantized from.
+#[derive(Debug)]
+pub struct Original {
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// Its weights.
+    pub inventory: Inventory,
 }
 
 impl Inputs {
     /// Claims the weights of a base and takes the adapters.
     pub fn new(base: Checkpoint, adapters: Vec<Adapter>) -> Result<Self> {
         let inventory = formats::inventory(&base)?;
-        Ok(Self { base, inventory, adapters })
+        Ok(Self { base, inventory, adapters, original: None })
+    }
+
+    /// Takes what the base was quantized from.
+    pub fn with_original(self, checkpoint: Checkpoint) -> Result<Self> {
+        let inventory = formats::inventory(&checkpoint)?;
+        Ok(Self { original: Some(Original { checkpoint, inventory }), ..self })
     }
 }
 

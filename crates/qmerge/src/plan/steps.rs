@@ -59,6 +59,8 @@ pub struct Recode {
     pub edits: Vec<(usize, PlannedEdit)>,
     /// The base's scales stay.
     pub keep: bool,
+    /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
+    pub original: Option<Claim>,
     /// Rounds edited values to this type before they are encoded (PEFT casts DoRA's result to the base's type).
     pub values: Option<Dtype>,
 }
@@ -304,7 +306,42 @@ fn build(
             .ok_or_else(|| Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name))?
     };
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
-    Ok(Recode { source, from, to, edits, keep, values })
+    let from_original = keep && options.rounding.needs_original() && !to.is_plain();
+    let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
+    Ok(Recode { source, from, to, edits, keep, original, values })
+}
+
+/// The weight of that name in what the base was quantized from.
+fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
+    let Some(original) = &inputs.original else {
+        return Err(usage("`--rounding original` needs the checkpoint that the base was quantized from")
+            .with_hint("name it with --original"));
+    };
+    let unfit = |problem: String| {
+        mismatch(problem)
+            .in_file(&original.checkpoint.path)
+            .in_tensor(name)
+            .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
+    };
+    let claim = original
+        .inventory
+        .weights
+        .iter()
+        .find(|claim| claim.weight.name() == name)
+        .ok_or_else(|| unfit("is missing in the original".into()))?;
+    if claim.weight.shape() != from.weight.shape() {
+        let (have, want) = (claim.weight.shape(), from.weight.shape());
+        return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
+    }
+    let geometry = from.weight.geometry();
+    let mut claim = claim.clone();
+    if (claim.weight.geometry().rows, claim.weight.geometry().cols) != (geometry.rows, geometry.cols) {
+        claim.weight = claim
+            .weight
+            .reshaped(geometry.rows, geometry.cols)
+            .ok_or_else(|| unfit("its rows cannot be cut as the base's are".into()))?;
+    }
+    Ok(claim)
 }
 
 /// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.

@@ -107,11 +107,7 @@ impl Delta {
         for r in 0..rows {
             for (q, &u) in basis[r * directions..(r + 1) * directions].iter().enumerate() {
                 if u != 0.0 {
-                    axpy(
-                        u,
-                        &delta[r * cols..(r + 1) * cols],
-                        &mut coefficients[q * cols..(q + 1) * cols],
-                    );
+                    axpy(u, &delta[r * cols..(r + 1) * cols], &mut coefficients[q * cols..(q + 1) * cols]);
                 }
             }
         }

@@ -11,6 +11,7 @@ mod keep;
 mod matrix;
 mod moments;
 mod nearest;
+mod original;
 mod stochastic;
 mod stored;
 
@@ -22,14 +23,24 @@ pub use moments::{Calibration, InputMoments, Known, Metric};
 pub use stored::{Stored, store};
 
 /// Every method.
-pub static ROUNDINGS: &[&dyn Rounding] =
-    &[&adapter::Adapter, &descent::Descent, &gptq::Gptq, &stochastic::Stochastic, &keep::Keep, &nearest::Nearest];
+pub static ROUNDINGS: &[&dyn Rounding] = &[
+    &adapter::Adapter,
+    &descent::Descent,
+    &gptq::Gptq,
+    &original::Original,
+    &stochastic::Stochastic,
+    &keep::Keep,
+    &nearest::Nearest,
+];
 
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
 /// The base's scales, nearest code.
 pub static KEEP: &dyn Rounding = &keep::Keep;
+
+/// The nearest code to the weight that the base was made from.
+pub static ORIGINAL: &dyn Rounding = &original::Original;
 
 /// What PEFT does.
 pub static NEAREST: &dyn Rounding = &nearest::Nearest;
@@ -68,6 +79,11 @@ pub trait Rounding: Sync {
 
     /// True if [`Rounding::round`] does anything, so that grids must be built.
     fn moves_values(&self) -> bool {
+        false
+    }
+
+    /// True if it rounds the sum of the delta and the weight that the base was quantized from, in place of the base.
+    fn needs_original(&self) -> bool {
         false
     }
 

@@ -183,18 +183,23 @@ fn the_adapter_keeps_more_of_its_output_than_the_error_alone_would() {
 /// The method as its paper states it, with the inverse of H, in f64: another form than the one that is tested.
 #[test]
 fn gptq_is_the_papers() {
-    let (mut same, mut all) = (0, 0);
+    let (mut same, mut moved) = (0, 0);
     for seed in 0..10 {
-        let case = Case::new(0, seed);
+        let mut case = Case::new(0, seed);
+        // A stronger adapter, which moves more values.
+        case.target.iter_mut().zip(&case.base).for_each(|(target, base)| *target = base + 8.0 * (*target - base));
         let (values, _, kept) = case.round("gptq");
-        // Halving the noise of leaving the base alone is the least that carrying errors on must do with inputs like these.
-        assert!(kept.noise < 0.5 && kept.output > 0.5, "{seed}: {kept:?}");
-        let wanted = case.by_inverse();
-        same += wanted.iter().zip(&values).filter(|(a, b)| a == b).count();
-        all += values.len();
+        // Where it is worse than leaving the base alone, the base is left alone.
+        if kept == (Kept { output: 0.0, noise: 1.0 }) {
+            continue;
+        }
+        for ((&base, &value), want) in case.base.iter().zip(&values).zip(case.by_inverse()) {
+            moved += usize::from(value != base || want != base);
+            same += usize::from(value == want && want != base);
+        }
     }
     // Sums in f32 may tip a value that lies between two levels, and with it what follows in its row.
-    assert!(same as f64 > 0.98 * all as f64, "{same} of {all}");
+    assert!(moved > 100 && same as f64 > 0.95 * moved as f64, "{same} of {moved}");
 }
 
 #[test]

@@ -14,5 +14,6 @@ mod output;
 mod page;
 mod rounding;
 mod running;
+mod serving;
 mod shell;
 mod text;

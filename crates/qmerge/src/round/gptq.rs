@@ -68,7 +68,8 @@ fn feedback(metric: &Metric, order: &[usize]) -> Vec<f32> {
             (0..k).for_each(|i| before[i * n + k] = 0.0);
             continue;
         }
-        let column: Vec<f32> = (0..k).map(|i| before[i * n + k]).collect();
+        // What is divided out is kept up below the diagonal only.
+        let column = &own[..k];
         for (i, &x) in column.iter().enumerate() {
             axpy(-x / pivot, &column[..=i], &mut before[i * n..i * n + i + 1]);
             before[i * n + k] = x / pivot;

@@ -1,0 +1,295 @@
+//! What the README and the book say, held against the program: command lines, options, fields of documents, links.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use qmerge::merge::Progress;
+use serde_json::Value;
+
+use crate::args::Cli;
+
+struct Quiet;
+
+impl Progress for Quiet {}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Paths of the Markdown files at the top and in the book.
+fn files() -> Vec<PathBuf> {
+    fn collect(folder: &Path, deep: bool, found: &mut Vec<PathBuf>) {
+        for item in std::fs::read_dir(folder).unwrap() {
+            let path = item.unwrap().path();
+            if path.is_dir() && deep {
+                collect(&path, deep, found);
+            } else if path.extension().is_some_and(|ext| ext == "md") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&root(), false, &mut found);
+    collect(&root().join("docs/src"), true, &mut found);
+    found.sort();
+    found
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn chapter(name: &str) -> String {
+    read(&root().join("docs/src").join(name))
+}
+
+/// Lines with whether each stands in a fenced block, and the block's language. Fences themselves are left out.
+fn lines(text: &str) -> Vec<(&str, Option<&str>)> {
+    let mut inside = None;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(language) = line.trim_start().strip_prefix("```") {
+            inside = if inside.is_some() { None } else { Some(language.trim()) };
+        } else {
+            found.push((line, inside));
+        }
+    }
+    found
+}
+
+/// The words of the first command of a line, as a POSIX shell reads them: quotes, comments, and the end at an operator.
+fn words(line: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let (mut quote, mut open) = (None, false);
+    for c in line.chars() {
+        match quote {
+            Some(q) if c == q => quote = None,
+            None if c == '\'' || c == '"' => {
+                if !open {
+                    words.push(String::new());
+                }
+                (quote, open) = (Some(c), true);
+            }
+            None if "|>&;".contains(c) || c == '#' && !open => break,
+            None if c.is_whitespace() => open = false,
+            _ => {
+                if !open {
+                    words.push(String::new());
+                    open = true;
+                }
+                words.last_mut().unwrap().push(c);
+            }
+        }
+    }
+    words
+}
+
+/// The command lines of the program in a text's shell blocks.
+fn commands(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    for (line, language) in lines(text) {
+        if !language.is_some_and(|language| ["", "sh", "text"].contains(&language)) {
+            continue;
+        }
+        let line = line.trim_start();
+        let line = line.strip_prefix("$ ").unwrap_or(line).trim_end();
+        if goes_on {
+            *found.last_mut().unwrap() += line.trim_end_matches('\\');
+        } else if line.starts_with("qmerge ") {
+            found.push(line.trim_end_matches('\\').to_owned());
+        } else {
+            continue;
+        }
+        goes_on = line.ends_with('\\');
+    }
+    found
+}
+
+#[test]
+fn command_lines_are_taken_apart_as_a_shell_does() {
+    let text = "```sh\n$ qmerge a 'b  c' \\\n   --d=\"e#\" # f\nqmerge g | h\nqmerge i > j\n```\n```python\nqmerge k\n```\nqmerge l\n";
+    let found: Vec<Vec<String>> = commands(text).iter().map(|line| words(line)).collect();
+    assert_eq!(found, [vec!["qmerge", "a", "b  c", "--d=e#"], vec!["qmerge", "g"], vec!["qmerge", "i"]]);
+}
+
+#[test]
+fn every_command_line_in_the_documentation_parses() {
+    let (mut count, mut wrong) = (0, Vec::new());
+    for path in files() {
+        for line in commands(&read(&path)) {
+            count += 1;
+            if let Err(error) = Cli::try_parse_from(words(&line))
+                && !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+            {
+                wrong.push(format!("{}: {line}\n{error}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 50, "{count} command lines were found");
+}
+
+/// The part of a text from `## name` to the next heading of that rank.
+fn section<'t>(text: &'t str, name: &str) -> &'t str {
+    let heading = format!("\n## {name}\n");
+    let start = text.find(&heading).unwrap_or_else(|| panic!("no section `{name}`")) + heading.len();
+    text[start..].split("\n## ").next().unwrap()
+}
+
+/// True if the text has the word by itself, not as a part of a longer name.
+fn names(text: &str, word: &str) -> bool {
+    let within = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    text.match_indices(word)
+        .any(|(at, _)| !text[..at].ends_with(within) && !text[at + word.len()..].starts_with(within))
+}
+
+#[test]
+fn the_book_has_every_command_option_and_value() {
+    let text = chapter("reference/commands.md");
+    let mut missing = Vec::new();
+    let mut cli = Cli::command();
+    cli.build();
+    for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
+        let part = section(&text, command.get_name());
+        let mut wants: Vec<String> = command.get_visible_aliases().map(str::to_owned).collect();
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            if ["help", "version"].contains(&id) {
+                continue;
+            }
+            wants.extend(argument.get_long().map(|long| format!("--{long}")));
+            wants.extend(argument.get_short().map(|short| format!("-{short}")));
+            // Base and adapter have other names too, which are told once.
+            if command.get_name() == "merge" {
+                wants.extend(argument.get_visible_aliases().into_iter().flatten().map(|alias| format!("--{alias}")));
+            }
+            let values = argument.get_possible_values();
+            wants.extend(values.iter().map(|value| value.get_name().to_owned()).filter(|_| id != "double_quant"));
+        }
+        wants.retain(|want| !names(part, want));
+        missing.extend(wants.into_iter().map(|want| format!("{}: {want}", command.get_name())));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The names of all fields of a document.
+fn fields(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            found.insert(key.clone());
+            fields(value, found);
+        }),
+        Value::Array(items) => items.iter().for_each(|item| fields(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_book_has_every_field_of_the_documents() {
+    let folder = std::env::temp_dir().join(format!("qmerge-docs-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let path = |folder: &Path, name: &str| folder.join(name).display().to_string();
+    let sources = ["--base".into(), path(&demo, "base-nf4"), "--adapter".into(), path(&demo, "adapter")];
+    let mut found = BTreeSet::new();
+    let mut ask = |command: &str, more: &[&str]| {
+        let words =
+            std::iter::once(command.to_owned()).chain(sources.clone()).chain(more.iter().map(|&word| word.into()));
+        let answer = crate::call(words.map(OsString::from), &Quiet).unwrap();
+        fields(&serde_json::from_str(&answer.json).unwrap(), &mut found);
+    };
+    let (kept, lost, text) = (path(&folder, "kept"), path(&folder, "lost"), path(&demo, "eval.txt"));
+    ask("merge", &["-o", &kept]);
+    ask("merge", &["-o", &lost, "--rounding", "nearest"]);
+    ask("merge", &["-o", &path(&folder, "none"), "--fast", "--dry-run"]);
+    ask("verify", &["--merged", &kept]);
+    ask("compare", &["--merged", &kept, "--text", &text, "--context", "64", "--windows", "2", "--continuation", "2"]);
+    std::fs::remove_dir_all(&folder).unwrap();
+
+    let chapter = chapter("reference/report.md");
+    let missing: Vec<&String> = found.iter().filter(|name| !chapter.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "not in the chapter: {missing:?}");
+    // And nothing that no document has, but for fields of rarer merges.
+    let rare = ["unused_tensors", "ignored"];
+    let rows = chapter.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| row.split(" |").next().unwrap());
+    let unknown: Vec<&str> = rows
+        .flat_map(|cell| cell.split(['`', ',', ' ']))
+        .filter(|name| !name.is_empty() && !found.contains(*name) && !rare.contains(name))
+        .collect();
+    assert!(unknown.is_empty(), "in the chapter only: {unknown:?}");
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>().to_lowercase()
+}
+
+/// Targets of the links and images of a text, without code.
+fn links(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (line, language) in lines(text) {
+        if language.is_some() {
+            continue;
+        }
+        // Every second piece between backticks is code.
+        let prose: String = line.split('`').step_by(2).collect();
+        for piece in prose.split("](").skip(1) {
+            found.extend(piece.split(')').next().map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut broken = Vec::new();
+    let mut count = 0;
+    for path in files() {
+        let text = read(&path);
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            count += 1;
+            let (file, part) = link.split_once('#').map_or((link.as_str(), None), |(file, part)| (file, Some(part)));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let there = match part {
+                _ if !target.exists() => false,
+                None => true,
+                Some(part) => lines(&read(&target))
+                    .iter()
+                    .filter(|(line, language)| language.is_none() && line.starts_with('#'))
+                    .any(|(line, _)| anchor(line.trim_start_matches('#')) == part),
+            };
+            if !there {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(count > 50, "{count} links were found");
+}
+
+#[test]
+fn every_chapter_is_in_the_summary_and_every_image_is_used() {
+    let source = root().join("docs/src");
+    let summary = links(&chapter("SUMMARY.md"));
+    let mut used = BTreeSet::new();
+    for path in files() {
+        let name = path.strip_prefix(&source).map(|name| name.to_string_lossy().into_owned());
+        if let Ok(name) = name {
+            assert!(name == "SUMMARY.md" || summary.contains(&name), "{name} is not in SUMMARY.md");
+        }
+        let near = path.parent().unwrap();
+        used.extend(links(&read(&path)).iter().filter_map(|link| near.join(link).canonicalize().ok()));
+    }
+    for item in std::fs::read_dir(source.join("images")).unwrap() {
+        let path = item.unwrap().path().canonicalize().unwrap();
+        assert!(used.contains(&path), "no text shows {}", path.display());
+    }
+}

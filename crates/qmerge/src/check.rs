@@ -61,8 +61,7 @@ pub(crate) fn explain(chunk: &Chunk<'_>) -> Error {
             ),
             "lower the adapter's weight, or use an earlier checkpoint of the adapter",
         )
-    } else {
-        let (at, x) = find(chunk.output).unwrap_or((0, f32::NAN));
+    } else if let Some((at, x)) = find(chunk.output) {
         (
             format!(
                 "the merged value {:e} at {} overflows in {}: it would become {x}",
@@ -71,6 +70,16 @@ pub(crate) fn explain(chunk: &Chunk<'_>) -> Error {
                 chunk.format
             ),
             "choose an output type with more range (--to bf16), or lower the adapter's weight",
+        )
+    } else {
+        let largest = |values: &[f32]| values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        (
+            format!(
+                "values are so large that their squares overflow: base {:e}, merged {:e}",
+                largest(chunk.base),
+                largest(chunk.target)
+            ),
+            "no trained weight is that large: training diverged or a file is damaged",
         )
     };
     Error::new(Kind::NotFinite, message).in_tensor(chunk.name).with_hint(hint)

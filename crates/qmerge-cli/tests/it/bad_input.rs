@@ -90,6 +90,14 @@ fn overflow_in_the_sum() {
 }
 
 #[test]
+fn values_too_large_to_measure() {
+    let folder = model();
+    poke(&folder.join(ADAPTER), &format!("{Q}.lora_A.weight"), 0, 1e11);
+    poke(&folder.join(ADAPTER), &format!("{Q}.lora_B.weight"), 0, 1e11);
+    refused(&folder, &[], 2, &["q_proj.weight", "their squares overflow", "training diverged"]);
+}
+
+#[test]
 fn wrong_shapes_and_ranks() {
     let folder = model();
     change(&folder.join(ADAPTER), |tensors| {

@@ -357,7 +357,7 @@ impl<'a> Steps<'a> {
             output.resize(values.len(), 0.0);
             target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
             let moments = moments(base, values, output);
-            if !moments.finite {
+            if !moments.sound() {
                 return Err(check::explain(&check::Chunk {
                     name: &step.name,
                     first_row: rows.start,

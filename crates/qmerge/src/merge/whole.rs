@@ -147,7 +147,7 @@ impl Run<'_> {
         let mut output = values;
         weight.decode(&written, all.clone(), &mut output);
         let moments = moments(&base, &target, &output);
-        if !moments.finite {
+        if !moments.sound() {
             return Err(check::explain(&check::Chunk {
                 name: &step.name,
                 first_row: 0,

@@ -33,6 +33,11 @@ impl Moments {
         self.finite &= other.finite;
     }
 
+    /// True if all values are finite and small enough for their squares to be summed.
+    pub(crate) fn sound(&self) -> bool {
+        self.finite && [self.weight2, self.delta2, self.change_delta, self.error2].iter().all(|x| x.is_finite())
+    }
+
     /// Sums of nothing.
     pub(crate) fn zero() -> Self {
         Self { finite: true, ..Self::default() }

@@ -79,7 +79,7 @@ impl<'a> Attention<'a> {
         let mut all = vec![0.0; queries + 2 * keys];
         let mut rest = all.as_mut_slice();
         for linear in &self.inputs {
-            watch.input(linear.name(), &input)?;
+            linear.show(&input, watch)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
             linear.forward_into(&input, own)?;
             rest = others;
@@ -118,7 +118,7 @@ impl<'a> Attention<'a> {
             }
         };
         let mixed = Input::new(&mixed, spec.heads * spec.head_dim);
-        watch.input(self.output.name(), &mixed)?;
+        self.output.show(&mixed, watch)?;
         self.output.forward(&mixed)
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Dense<'a> {
         let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
         let mut rest = inner.as_mut_slice();
         for linear in &self.inputs {
-            watch.input(linear.name(), x)?;
+            linear.show(x, watch)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * x.tokens());
             linear.forward_into(x, own)?;
             rest = others;
@@ -104,7 +104,7 @@ impl<'a> Dense<'a> {
             }
         });
         let inner = Input::new(&inner[..size], self.width);
-        watch.input(self.down.name(), &inner)?;
+        self.down.show(&inner, watch)?;
         self.down.forward(&inner)
     }
 }
@@ -144,7 +144,7 @@ impl<'a> Routed<'a> {
     fn forward(&self, x: &[f32], hidden: usize, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let input = Input::new(x, hidden);
         let tokens = input.tokens();
-        watch.input(self.router.name(), &input)?;
+        self.router.show(&input, watch)?;
         let logits = self.router.forward(&input)?;
         // By expert: the tokens it serves, each with the expert's share.
         let mut served: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];

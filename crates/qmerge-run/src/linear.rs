@@ -9,6 +9,7 @@ use qmerge::merge::Edited;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
+use crate::model::Watch;
 use crate::tensors::Tensors;
 
 /// Elements that are decoded at a time; they and the result stay in a second-level cache.
@@ -114,6 +115,11 @@ impl<'a> Linear<'a> {
     /// Number of inputs.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Shows `watch` what the layer is given. One that is stored (in, out) is left out: the moments of its inputs belong to its rows.
+    pub fn show(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
+        if self.transposed { Ok(()) } else { watch.input(&self.name, x) }
     }
 
     /// Bytes as stored.

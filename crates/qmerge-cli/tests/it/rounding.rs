@@ -222,3 +222,26 @@ fn another_format_is_rounded_as_a_whole() {
     let kl = |at: usize| found["models"][at]["kl"].as_f64().unwrap();
     assert!(kl(3) < 0.85 * kl(2), "{found:#}");
 }
+
+/// Every family, format and kind of weight comes out with its adapter: what cannot be rounded as a whole falls back, and nothing is lost.
+#[test]
+fn weights_that_cannot_be_rounded_as_a_whole_keep_the_adapter_too() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qmerge-run/testdata/tiny");
+    for name in ["gpt2_lora", "mixtral_expert_lora", "qwen3_moe_lora", "phi3_lora", "llama_dora", "llama_nf4_lora"] {
+        let folder = Folder::new();
+        let base = std::fs::read_to_string(tiny.join(name).join("base.txt")).unwrap();
+        copy_folder(&tiny.join(base.trim()), &folder.join("base"));
+        copy_folder(&tiny.join(name).join("adapter"), &folder.join("adapter"));
+        for more in [["--to", "nf4"], ["--to", "int8"], ["--rounding", "adapter"], ["--rounding", "gptq"]] {
+            let args = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--json", "--force"];
+            let output = run(folder.path(), &[&args[..], &more].concat());
+            assert!(output.status.success(), "{name} {more:?}: {}", stderr(&output));
+            let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+            for weight in report["weights"].as_array().unwrap() {
+                // A delta that is as large as these is far above half a step.
+                let survival = weight["survival"].as_f64().unwrap_or(1.0);
+                assert!((survival - 1.0).abs() < 0.4, "{name} {more:?}: {weight:#}");
+            }
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{Edited, Run, bug};
 use crate::check;
+use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch};
 use crate::formats::{Geometry, Settled, Weight};
 use crate::measure::Sums;
@@ -174,10 +175,10 @@ impl Run<'_> {
         Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
     }
 
-    /// Where rounding begins: the base as it is stored, or what another format makes of the target.
+    /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
     fn start(&self, recode: &Recode, base: &[f32], target: &[f32]) -> Result<Start> {
         let all = 0..recode.from.weight.geometry().rows;
-        if recode.keep {
+        if recode.keep && !recode.to.is_plain() {
             let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
             let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: base.to_vec() });
@@ -207,10 +208,11 @@ struct Start {
     values: Vec<f32>,
 }
 
-/// A matrix of the base that an adapter changes, or that takes a coarser format.
+/// A matrix of the base that an adapter changes, or that takes a coarser format. In f32 there is nothing to choose.
 fn eligible(recode: &Recode) -> bool {
     let geometry = recode.from.weight.geometry();
-    (recode.keep && !recode.edits.is_empty() || !recode.keep && !recode.to.is_plain())
+    let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
+    (recode.keep && !recode.edits.is_empty() && !exact || !recode.keep && !recode.to.is_plain())
         && recode.source == Source::Base
         && recode.to.shape().len() == 2
         && recode.to.geometry() == Geometry { row_step: recode.to.geometry().row_step, ..geometry }

@@ -11,7 +11,7 @@ use crate::check;
 use crate::error::{Error, Kind, Result, mismatch};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
-use crate::round::{Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
+use crate::round::{self, Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
 use crate::simd::moments::moments;
 use crate::write::Finished;
 
@@ -138,6 +138,7 @@ impl Run<'_> {
             metric: job.metric,
         };
         let kept = method.round(&mut matrix);
+        let error = self.plan.residual_rank.map(|_| kept.noise * round::delta_energy(&matrix));
         let Matrix { values, grid, .. } = matrix;
         // Other scales first, then codes under them.
         let rescaled = recode.to.rescaled(&views, all.clone(), &grid.scales);
@@ -163,6 +164,9 @@ impl Run<'_> {
                 format: recode.to.format(),
                 from_base: true,
             }));
+        }
+        if let Some(error) = error {
+            self.keep_residual(job.number, (&target, &output), job.metric, error)?;
         }
         let mut late = Vec::new();
         for (part, bytes) in written.iter().enumerate() {

@@ -15,4 +15,5 @@ mod page;
 mod rounding;
 mod running;
 mod shell;
+mod side;
 mod text;

@@ -68,7 +68,7 @@ pub(crate) fn as_peft_writes(name: &str) -> String {
         }
     }
     if let Some(at) = path.iter().position(|component| component.starts_with("lora_")) {
-        let last = path.pop().filter(|last| matches!(*last, "weight" | "bias"));
+        let last = path.last().copied().filter(|last| matches!(*last, "weight" | "bias"));
         path.truncate(at + 1);
         path.extend(last);
     }

@@ -140,7 +140,8 @@ pub(super) fn uncuttable(config: &AdapterConfig, options: &ReadOptions) -> Resul
     if let Some((_, reason)) = others.iter().find(|(key, _)| config.is_set(key)) {
         return Err(unsupported(*reason));
     }
-    if !config.target_parameters.is_empty() && !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty()) {
+    let patterns = !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty();
+    if patterns && !config.target_parameters.is_empty() {
         return Err(unsupported(
             "`target_parameters` with a rank_pattern or alpha_pattern: which parameter a factor belongs to does not stand in the file",
         ));

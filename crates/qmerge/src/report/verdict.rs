@@ -20,8 +20,8 @@ pub struct Verdict {
 }
 
 /// Rounding costs more than the small directions of an adapter: docs/research/rounding.md has the figures.
-const BESIDE: &str = "if you can serve an adapter beside the model, do not merge: `qmerge truncate --rank 2` beside the untouched base lost less than any \
-                      merge where both were measured";
+const BESIDE: &str = "if you can serve an adapter beside the model, do not merge: `qmerge truncate --rank 2` beside the untouched base came closer \
+                      to the whole adapter (in KL) than any merge where both were measured";
 
 impl Verdict {
     /// Says so where it applies: the output is coarser than 16 bits and the adapter can be cut.

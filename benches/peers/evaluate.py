@@ -1,8 +1,10 @@
 """Loss, KL(apart ‖ merged), top-1 agreement and gain kept of merges, in f32 on decoded weights.
 
-    evaluate.py BASE ADAPTER TEXT MERGED…      16 windows of 512 tokens, no BOS, no overlap, first token not scored
+    evaluate.py BASE ADAPTER TEXT MERGED…      16 windows of 512 tokens, no BOS, no overlap, first token not scored;
+                                               another adapter in place of a merge is kept apart beside the base
 """
 
+import pathlib
 import sys
 
 import torch
@@ -25,7 +27,9 @@ def main(base, adapter, text, *merged):
     apart = log_probabilities(models.model(base, models.with_adapter(weights, adapter)), windows)
     losses = {}
     candidates = [("apart", models.with_adapter(weights, adapter)), ("base", weights)]
-    candidates += [(path, None) for path in merged]
+    for path in merged:
+        beside = (pathlib.Path(path) / "adapter_config.json").exists()
+        candidates.append((path, models.with_adapter(weights, path) if beside else None))
     for name, weights in candidates:
         net = models.model(base, weights or models.decoded(name))
         loss = kl = top1 = count = 0.0

@@ -157,3 +157,22 @@ def test_read_quantized(demo: Path) -> None:
     assert raised.value.tensor == "model.layers.0"
     with pytest.raises(qmerge.UsageError, match="step of 1"):
         qmerge.read(demo / "base-nf4", name, rows=slice(0, 8, 2))
+
+
+def test_truncate(demo: Path, tmp_path: Path) -> None:
+    cut = qmerge.truncate(demo / "adapter", tmp_path / "cut", rank=2, dtype="bf16")
+    assert (cut.rank_before, cut.rank, len(cut.weights)) == (8, 2, 28)
+    assert cut.kept is not None and 0.3 < cut.kept < 1 and "plain norm" in (cut.reason or "")
+    inspected = qmerge.inspect(tmp_path / "cut")
+    assert isinstance(inspected, qmerge.AdapterInspection) and inspected.r == 2
+    with pytest.raises(qmerge.ExistsError):
+        qmerge.truncate(demo / "adapter", tmp_path / "cut", rank=2)
+    with pytest.raises(qmerge.UsageError, match="above the adapter's own"):
+        qmerge.truncate(demo / "adapter", tmp_path / "more", rank=9)
+
+
+def test_residual(demo: Path, tmp_path: Path) -> None:
+    report = qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", fast=True, residual_rank=2)
+    assert report.residual is not None and report.residual.weights == 28
+    assert all(0 < (weight.residual_kept or 0) < 1 for weight in report.weights)
+    assert isinstance(qmerge.inspect(tmp_path / "out" / report.residual.path), qmerge.AdapterInspection)

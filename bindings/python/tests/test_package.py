@@ -32,7 +32,7 @@ def test_version() -> None:
 def test_every_option_of_the_program_is_there() -> None:
     """The ones that mean nothing in a function are named here."""
     other = {"help", "version", "json", "quiet", "dry-run", "push"}
-    for name in ("merge", "convert", "verify", "compare", "generate"):
+    for name in ("merge", "convert", "verify", "compare", "generate", "truncate"):
         text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout
         options = set(re.findall(r"^ {2,6}(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
         known = set(getattr(qmerge, name).__annotations__)

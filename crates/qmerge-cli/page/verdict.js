@@ -73,6 +73,9 @@ function showVerdict() {
     if (report?.verdict?.advice && !(behaviours.length && (severity === "good" || effect === "noisy"))) {
         lines.append(el("p", { class: "advice" }, el("strong", {}, "Advice: "), `${report.verdict.advice}.`));
     }
+    if (report?.verdict?.beside) {
+        lines.append(el("p", { class: "advice" }, el("strong", {}, "Advice: "), sentence(`${report.verdict.beside}.`).replaceAll("`", "")));
+    }
     if (comparison && isNumber(comparison.windows) && comparison.windows < 8 && behaviours.length) {
         const text = `Behaviour was measured on ${integer(comparison.tokens)} tokens only: take its figures as rough.`;
         lines.append(el("p", { class: "quiet" }, text));

@@ -43,7 +43,8 @@ pub(crate) enum Command {
     /// Compare base, adapter kept apart and merges on a text: loss, KL divergence, agreement, speed, continuations.
     #[command(
         after_help = "Examples:\n  qmerge compare --base base-nf4 --adapter my-lora --merged merged --text eval.txt\n  \
-                            qmerge compare --base base-nf4 --adapter my-lora --merged a --merged b --text eval.txt --windows 8 --json"
+                            qmerge compare --base base-nf4 --adapter my-lora --merged a --merged b --text eval.txt --windows 8 --json\n  \
+                            qmerge compare --base base-nf4 --adapter my-lora --beside my-lora-r2 --beside my-lora-r4 --text eval.txt"
     )]
     Compare(Box<CompareArgs>),
     /// Store what the layers of a base are given, to round many adapters of it without running it again.
@@ -52,6 +53,11 @@ pub(crate) enum Command {
                             qmerge merge --base base-nf4 --adapter my-lora --calibration calibration.safetensors -o merged"
     )]
     Calibrate(Box<CalibrateArgs>),
+    /// Cut an adapter to a lower rank, to serve it beside the untouched base: smaller, and closer to the whole adapter than a quantized merge.
+    #[command(after_help = "Examples:\n  qmerge truncate --adapter my-lora --rank 2 --base base-nf4 -o my-lora-r2\n  \
+                            qmerge truncate --adapter my-lora --rank 2 --base base-nf4 --calibrate my-task.txt -o my-lora-r2\n  \
+                            qmerge compare --base base-nf4 --adapter my-lora --beside my-lora-r2 --text eval.txt")]
+    Truncate(Box<TruncateArgs>),
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
@@ -192,6 +198,9 @@ pub(crate) struct MergeArgs {
     pub(crate) rounding: String,
     #[command(flatten)]
     pub(crate) calibrating: Calibrating,
+    /// Also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) residual_rank: Option<u32>,
     /// Fail (exit status 1) if less than this share of the adapter survives: of its outputs where layers' inputs are known, else of its delta.
     #[arg(long, value_name = "SHARE")]
     pub(crate) min_survival: Option<f64>,
@@ -236,6 +245,44 @@ pub(crate) struct CalibrateArgs {
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TruncateArgs {
+    /// Adapter folder or hub id: a LoRA.
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER")]
+    pub(crate) adapter: PathBuf,
+    /// The new rank, of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: u32,
+    /// Output folder.
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: Option<PathBuf>,
+    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// What `qmerge calibrate` stored for this base: the model is not run.
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Seed of the text that the model writes.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Element type of the new factors.
+    #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// Replace an existing output.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -302,6 +349,9 @@ pub(crate) struct CompareArgs {
     /// A merge to compare, made by any tool; may be given several times.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: Vec<PathBuf>,
+    /// Another adapter to compare, kept apart beside the same base, as one that was cut; may be given several times.
+    #[arg(long, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) beside: Vec<String>,
     /// UTF-8 text to predict.
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,

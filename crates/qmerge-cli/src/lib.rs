@@ -81,6 +81,7 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
         Command::Report(args) => commands::report::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Calibrate(args) => commands::calibrate::run(&args),
+        Command::Truncate(args) => commands::truncate::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::Completions(args) => commands::shell::completions(&args),
@@ -124,6 +125,7 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
         }
         Command::Compare(args) => answer(&commands::compare::find(&args, progress)?, Outcome::Done),
         Command::Calibrate(args) => answer(&commands::calibrate::find(&args, progress)?, Outcome::Done),
+        Command::Truncate(args) => answer(&commands::truncate::find(&args, progress)?, Outcome::Done),
         Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
         Command::Report(args) => {
             commands::report::write(&args)?;

@@ -4,6 +4,7 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
 use qmerge::report::{Report, Verdict, WeightReport};
+use qmerge::truncate::{CutWeight, Truncation};
 use qmerge::verify::{Answer, State, Verification};
 use qmerge_run::compare::Comparison;
 
@@ -164,6 +165,25 @@ pub(crate) fn report(report: &Report) {
         anstream::println!();
         print(&if report.adapters.is_empty() { recoded_table(report) } else { weights_table(report) });
     }
+    if let Some(residual) = &report.residual {
+        let kept =
+            residual.kept.map_or(String::new(), |kept| format!(", {} of what rounding left on average", share(kept)));
+        anstream::println!(
+            "{}: rank {}, {}, of {} weights{kept}",
+            residual.path,
+            residual.rank,
+            bytes(residual.bytes),
+            residual.weights
+        );
+        if let Some(first) = residual.without.first() {
+            anstream::println!(
+                "{} weights are not in it, first {}: {}",
+                residual.without.len(),
+                first.weight,
+                first.reason
+            );
+        }
+    }
     let replaced: usize = report.adapters.iter().map(|adapter| adapter.replaced).sum();
     if replaced > 0 {
         anstream::println!("{replaced} tensors were taken from the adapter as they are");
@@ -251,9 +271,52 @@ fn verdict(verdict: &Verdict) {
         _ => colour(AnsiColor::Yellow),
     };
     anstream::println!("{style}verdict{style:#}: {}", verdict.text);
-    if let Some(advice) = &verdict.advice {
+    for advice in verdict.advice.as_deref().into_iter().chain(verdict.beside) {
         anstream::println!("{BOLD}advice{BOLD:#}: {advice}");
     }
+}
+
+/// What a cut kept of an adapter.
+pub(crate) fn truncation(found: &Truncation) {
+    let Truncation { rank_before, rank, bytes_before, .. } = found;
+    anstream::println!("{BOLD}truncated{BOLD:#} {} → {BOLD}{}{BOLD:#}", found.adapter, found.output);
+    anstream::println!(
+        "{} modules, rank {rank_before} → {rank}, {} of {}",
+        found.weights.len(),
+        bytes(found.bytes),
+        bytes(*bytes_before)
+    );
+    if let Some(text) = &found.calibration {
+        anstream::println!("cut by what it adds to layers' outputs, calibrated on {text}");
+    }
+    if let Some(reason) = &found.reason {
+        anstream::println!("{reason}");
+    }
+    anstream::println!();
+    let mut table = table(&["module", "rank", "kept energy"]);
+    let mut worst: Vec<&CutWeight> = found.weights.iter().collect();
+    let kept = |weight: &CutWeight| weight.kept.unwrap_or(f64::INFINITY);
+    worst.sort_by(|a, b| kept(a).total_cmp(&kept(b)));
+    let energy = |kept: Option<f64>| kept.map_or("-".into(), |kept| format!("{:.2} %", 100.0 * kept));
+    let any = found.weights.iter().any(|weight| weight.by_inputs);
+    for weight in worst.iter().take(WORST) {
+        let plain = if any && !weight.by_inputs { " (plain norm)" } else { "" };
+        table.add_row([
+            format!("{}{plain}", weight.module),
+            format!("{} → {rank}", weight.rank_before),
+            energy(weight.kept),
+        ]);
+    }
+    if worst.len() > WORST {
+        table.add_row([format!("… and {} more", worst.len() - WORST)]);
+    }
+    let counted = found.weights.iter().filter(|weight| weight.by_inputs == any).count();
+    table.add_row([format!("all {counted} modules"), String::new(), energy(found.kept)]);
+    print(&table);
+    if !found.copied.is_empty() {
+        anstream::println!("{} tensors that are no factors were copied as they are", found.copied.len());
+    }
+    anstream::println!("\n{BOLD}advice{BOLD:#}: {}", found.advice);
 }
 
 fn shapes(shapes: &[Vec<usize>]) -> String {

@@ -19,7 +19,7 @@ use crate::text::Tokenizer;
 /// A model and what it is called.
 #[derive(Debug)]
 pub struct Candidate<'m, 'a> {
-    /// "base", "apart", or the path of a merge.
+    /// "base", "apart", or what else is compared: the path of a merge or of another adapter.
     pub name: String,
     /// The model.
     pub model: &'m Model<'a>,
@@ -66,7 +66,7 @@ pub struct Comparison {
 /// One model's figures.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
-    /// "base", "apart", or the path of a merge.
+    /// "base", "apart", or what else is compared: the path of a merge or of another adapter.
     pub name: String,
     /// Mean negative log-likelihood, nats per token.
     pub loss: f64,

@@ -29,5 +29,6 @@ pub mod plan;
 pub mod report;
 pub mod round;
 pub mod simd;
+pub mod truncate;
 pub mod verify;
 pub mod write;

@@ -9,7 +9,7 @@ Every function lets other Python threads run while it works, and stops on Ctrl-C
 """
 
 from . import peft
-from ._api import compare, convert, generate, inspect, merge, plan, read, tensors, verify
+from ._api import compare, convert, generate, inspect, merge, plan, read, tensors, truncate, verify
 from ._errors import (
     Error,
     ExistsError,
@@ -31,6 +31,7 @@ from ._results import (
     Plan,
     Report,
     Tensor,
+    Truncation,
     Verification,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "Report",
     "SurvivalError",
     "Tensor",
+    "Truncation",
     "UnsupportedError",
     "UsageError",
     "Verification",
@@ -63,5 +65,6 @@ __all__ = [
     "plan",
     "read",
     "tensors",
+    "truncate",
     "verify",
 ]

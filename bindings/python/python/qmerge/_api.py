@@ -19,6 +19,7 @@ from ._results import (
     Plan,
     Report,
     Tensor,
+    Truncation,
     Verification,
 )
 
@@ -41,6 +42,7 @@ def merge(
     original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
+    residual_rank: Optional[int] = None,
     min_survival: Optional[float] = None,
     tokenizer: Optional[str] = None,
     map: Maps = None,
@@ -74,6 +76,7 @@ def merge(
         original: the 16-bit checkpoint that the base was quantized from: it is rounded with the delta, in place of the base.
         fast: round without running the model.
         seed: seed of everything that is drawn.
+        residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
         min_survival: raise `SurvivalError` if a smaller share of the adapter survives: of its outputs where layers' inputs are known, else of its delta. The output is written all the same.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
@@ -117,6 +120,7 @@ def plan(
     original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
+    residual_rank: Optional[int] = None,
     tokenizer: Optional[str] = None,
     map: Maps = None,
     allow_unused: bool = False,
@@ -216,6 +220,7 @@ def compare(
     merged: Union[Path, Sequence[Path]] = (),
     *,
     text: Path,
+    beside: Adapters = (),
     prompts: Optional[Path] = None,
     context: Optional[int] = None,
     windows: Optional[int] = None,
@@ -230,10 +235,11 @@ def compare(
     adapter_names: Optional[Sequence[str]] = None,
     progress: Progress = None,
 ) -> Comparison:
-    """Runs the base, the base with the adapter kept apart, and merges, on a text.
+    """Runs the base, the base with the adapter kept apart, merges, and other adapters kept apart, on a text.
 
     Args:
         text: UTF-8 file to predict.
+        beside: other adapters to compare, each kept apart beside the same base, as one that was cut.
         prompts: file of prompts to continue greedily, one per line.
         context: tokens of a window (512).
         windows: most windows (all).
@@ -244,6 +250,7 @@ def compare(
         base=base,
         adapter=adapters(adapter, adapter_names),
         merged=[merged] if isinstance(merged, (str, os.PathLike)) else list(merged),
+        beside=adapters(beside),
         text=text,
         prompts=prompts,
         context=context,
@@ -258,6 +265,58 @@ def compare(
         report=report,
     )
     return Comparison(run("compare", options, progress)[1])
+
+
+def truncate(
+    adapter: Path,
+    output: Path,
+    *,
+    rank: int,
+    base: Optional[Path] = None,
+    calibrate: Optional[Path] = None,
+    calibration: Optional[Path] = None,
+    seed: Optional[int] = None,
+    dtype: Optional[str] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    force: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    progress: Progress = None,
+) -> Truncation:
+    """Cuts an adapter to a lower rank, to serve it beside the untouched base.
+
+    Args:
+        adapter: folder or hub id of a LoRA.
+        output: folder.
+        rank: the new rank, of all modules.
+        base: the base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
+        calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
+        calibration: a file that `qmerge calibrate` stored for this base: the model is not run.
+        seed: seed of the text that the model writes.
+        dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
+        progress: a function that is told the modules done and in all, or True for a bar.
+    """
+    options = flags(
+        adapter=adapter,
+        output=output,
+        rank=rank,
+        base=base,
+        calibrate=calibrate,
+        calibration=calibration,
+        seed=seed,
+        dtype=dtype,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        force=force,
+        threads=threads,
+        max_memory=max_memory,
+    )
+    return Truncation(run("truncate", options, progress)[1])
 
 
 def generate(

@@ -107,6 +107,8 @@ class Verdict(Record):
     """"kept", "weakened", "lost", "noisy" or "none"."""
     text: str
     advice: Optional[str] = None
+    beside: Optional[str] = None
+    """What is better for those who can serve an adapter beside a model."""
 
 
 class Weight(Record):
@@ -125,11 +127,25 @@ class Weight(Record):
     rounding: str
     kept_output: Optional[float] = None
     noise_output: Optional[float] = None
+    residual_kept: Optional[float] = None
+    """Share of the rounding error that the residual adapter holds."""
 
     @property
     def from_(self) -> str:
         """Format it was read from; the document calls it `from`, which is a word of Python."""
         return str(self._document["from"])
+
+
+class Residual(Record):
+    """The adapter that holds what rounding left."""
+
+    path: str
+    """Its folder in the output."""
+    rank: int
+    bytes: int
+    weights: int
+    kept: Optional[float]
+    without: list[dict[str, str]] = []
 
 
 class Report(Record):
@@ -143,10 +159,12 @@ class Report(Record):
     rounding: Rounding
     summary: Summary
     verdict: Verdict
+    residual: Optional[Residual] = None
     weights: list[Weight]
     warnings: list[str]
 
     _parts = {
+        "residual": Residual,
         "tool": Tool,
         "base": Model,
         "adapters": AdapterUse,
@@ -265,7 +283,7 @@ class ModelFigures(Record):
 
 
 class Comparison(Record):
-    """Base, adapter kept apart and merges side by side on a text."""
+    """Base, adapter kept apart, merges and other adapters side by side on a text."""
 
     schema_version: int
     text: str
@@ -277,11 +295,45 @@ class Comparison(Record):
     _parts = {"models": ModelFigures}
 
     def __getitem__(self, name: str) -> ModelFigures:
-        """The figures of "base", of "apart", or of a merge by its path."""
+        """The figures of "base", of "apart", of a merge by its path, of another adapter as it was given, or of "MERGED + residual-adapter"."""
         for model in self.models:
             if model.name == name:
                 return model
         raise KeyError(name)
+
+
+class CutWeight(Record):
+    """What a cut kept of one module."""
+
+    module: str
+    rank_before: int
+    energy: float
+    kept: Optional[float]
+    """Share of the energy; None where the adapter changes nothing."""
+    by_inputs: bool
+
+
+class Truncation(Record):
+    """What was cut of an adapter and what is left."""
+
+    schema_version: int
+    tool: Tool
+    adapter: str
+    output: str
+    rank_before: int
+    rank: int
+    bytes_before: int
+    bytes: int
+    calibration: Optional[str] = None
+    reason: Optional[str] = None
+    kept: Optional[float]
+    """Share of what the adapter adds to its modules' outputs, where their inputs are known; else of its values."""
+    weights: list[CutWeight]
+    copied: list[str]
+    left_out: list[str]
+    advice: str
+
+    _parts = {"tool": Tool, "weights": CutWeight}
 
 
 class Generation(Record):

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
+use qmerge::adapters::Adapter;
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
+use qmerge::report::RESIDUAL_FOLDER;
 use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
@@ -15,7 +17,7 @@ use qmerge_run::{Model, families};
 
 use super::generate::{folders, options};
 use super::merge::print_json;
-use super::{apart_options, open};
+use super::{apart_options, open, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -51,6 +53,11 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         .iter()
         .map(|path| Inputs::new(Checkpoint::open(path)?, Vec::new()))
         .collect::<error::Result<Vec<_>>>()?;
+    let others = others(args, &merged)?;
+    let other_plans = others
+        .iter()
+        .map(|(_, inputs)| Plan::new(inputs, &apart_options(&args.meaning)))
+        .collect::<error::Result<Vec<_>>>()?;
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let text = read_text(&args.text)?;
     let tokens = tokenizer.encode(&text)?;
@@ -65,7 +72,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
             tokens.chunks_exact(args.context.max(1)).take(PROMPTS).map(|w| w[..PROMPT.min(w.len())].to_vec()).collect()
         }
     };
-    let models = 2 + merged.len() as u64;
+    let models = (2 + merged.len() + others.len()) as u64;
     let spec = families::spec(families::config(&inputs.base)?)?;
     let batch = match args.engine.max_memory {
         Some(limit) if beside(&spec, BATCH, models) > limit => args.context,
@@ -78,10 +85,18 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         .iter()
         .map(|inputs| Model::new(&Tensors::new(inputs, None), engine))
         .collect::<error::Result<Vec<_>>>()?;
+    let beside = others
+        .iter()
+        .zip(&other_plans)
+        .map(|((_, inputs), plan)| Model::new(&Tensors::new(inputs, Some(plan)), engine))
+        .collect::<error::Result<Vec<_>>>()?;
     let mut candidates =
         vec![Candidate { name: "base".into(), model: &base }, Candidate { name: "apart".into(), model: &apart }];
     for (path, model) in args.merged.iter().zip(&merges) {
         candidates.push(Candidate { name: path.display().to_string(), model });
+    }
+    for ((name, _), model) in others.iter().zip(&beside) {
+        candidates.push(Candidate { name: name.clone(), model });
     }
     let task = Task {
         text: args.text.display().to_string(),
@@ -112,6 +127,20 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         }
     }
     Ok(found)
+}
+
+/// Models with an adapter apart that are judged too: the base with each of `--beside`, and each merge with the residual adapter that came with it.
+fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, Inputs)>> {
+    let beside =
+        args.beside.iter().map(|text| Ok((text.clone(), open_with(&args.sources.base, std::slice::from_ref(text))?)));
+    let residual = args.merged.iter().zip(merged).filter_map(|(path, merged)| {
+        let folder = merged.base.path.join(RESIDUAL_FOLDER);
+        folder.join("adapter_config.json").is_file().then(|| {
+            let inputs = Inputs::new(Checkpoint::open(path)?, vec![Adapter::open(&folder, 1.0)?])?;
+            Ok((format!("{} + {RESIDUAL_FOLDER}", path.display()), inputs))
+        })
+    });
+    residual.chain(beside).collect()
 }
 
 /// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.

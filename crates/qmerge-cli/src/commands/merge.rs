@@ -62,6 +62,7 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
         to: format(&args.to)?,
         settings: settings(&args.quantization)?,
         seed: args.calibrating.seed,
+        residual_rank: args.residual_rank.map(|rank| rank as usize),
         maps: args.meaning.map.clone(),
         read: read_options(&args.meaning),
         allow_unused: args.meaning.allow_unused,

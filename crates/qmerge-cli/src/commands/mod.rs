@@ -10,6 +10,7 @@ pub(crate) mod merge;
 pub(crate) mod report;
 mod rounding;
 pub(crate) mod shell;
+pub(crate) mod truncate;
 pub(crate) mod verify;
 
 use std::path::Path;

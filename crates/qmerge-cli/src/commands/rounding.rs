@@ -67,6 +67,11 @@ fn calibratable(inputs: &Inputs, calibrating: &Calibrating) -> Result<(), String
     if calibrating.calibration.is_some() {
         return Ok(());
     }
+    runs(inputs)
+}
+
+/// Why a model cannot be run, if so.
+pub(super) fn runs(inputs: &Inputs) -> Result<(), String> {
     let config = inputs.base.config.as_ref().ok_or("the base has no config.json")?;
     families::spec(config).map(|_| ()).map_err(|error| error.to_string())
 }

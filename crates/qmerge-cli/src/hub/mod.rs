@@ -55,7 +55,11 @@ fn locations(command: &Command) -> Vec<PathBuf> {
             with(&args.sources.base, &args.sources.adapter, original)
         }
         Command::Verify(args) => with(&args.sources.base, &args.sources.adapter, std::slice::from_ref(&args.merged)),
-        Command::Compare(args) => with(&args.sources.base, &args.sources.adapter, &args.merged),
+        Command::Compare(args) => {
+            let adapters = [args.sources.adapter.as_slice(), &args.beside].concat();
+            with(&args.sources.base, &adapters, &args.merged)
+        }
+        Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
         Command::Generate(args) => with(&args.base, &args.adapter, &[]),
         Command::Calibrate(args) => with(&args.base, &args.adapter, &[]),
         Command::Convert(args) => vec![args.base.clone()],

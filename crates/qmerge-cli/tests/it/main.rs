@@ -16,4 +16,5 @@ mod rounding;
 mod running;
 mod serving;
 mod shell;
+mod side;
 mod text;

@@ -69,6 +69,7 @@ fn help() {
         "report",
         "generate",
         "calibrate",
+        "truncate",
         "demo",
         "completions",
         "man",

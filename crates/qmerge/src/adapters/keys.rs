@@ -4,7 +4,7 @@
 //! FSDP leave infixes, and some writers keep the adapter's name after `lora_A`.
 
 /// What a tensor is to its module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     /// First factor (rank, in).
     A,
@@ -59,6 +59,22 @@ pub(super) fn parse(name: &str) -> Key {
     Key { module: module.join("."), depth, role, wrapped }
 }
 
+/// The name under which PEFT would write a tensor: with the prefix, without wrappers' infixes, and without the adapter's own name behind a factor.
+pub(crate) fn as_peft_writes(name: &str) -> String {
+    let mut path: Vec<&str> = name.split('.').filter(|component| !INFIXES.contains(component)).collect();
+    for prefix in [["module"].as_slice(), &["base_model", "model"], &["module"]] {
+        if path.starts_with(prefix) && path.len() > prefix.len() + 1 {
+            path.drain(..prefix.len());
+        }
+    }
+    if let Some(at) = path.iter().position(|component| component.starts_with("lora_")) {
+        let last = path.last().copied().filter(|last| matches!(*last, "weight" | "bias"));
+        path.truncate(at + 1);
+        path.extend(last);
+    }
+    format!("base_model.model.{}", path.join("."))
+}
+
 /// Separates the module path from what stands behind it.
 fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
     let plain = |wrapped| {
@@ -108,6 +124,28 @@ mod tests {
     fn key(name: &str) -> (String, Role, usize) {
         let key = parse(name);
         (key.module, key.role, key.depth)
+    }
+
+    #[test]
+    fn names_become_those_that_peft_writes() {
+        let want = "base_model.model.model.layers.0.q_proj.lora_A.weight";
+        for name in [
+            want,
+            "model.layers.0.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.q_proj.lora_A.default.weight",
+            "module.base_model.model._orig_mod.model.layers.0._fsdp_wrapped_module.q_proj.lora_A.weight",
+        ] {
+            assert_eq!(as_peft_writes(name), want, "{name}");
+        }
+        for name in [
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            "base_model.model.mlp.experts.base_layer.lora_B.weight",
+            "base_model.model.a.q.lora_B.bias",
+            "base_model.model.score.weight",
+        ] {
+            assert_eq!(as_peft_writes(name), name);
+        }
+        assert_eq!(as_peft_writes("embed.lora_embedding_B.default"), "base_model.model.embed.lora_embedding_B");
     }
 
     #[test]

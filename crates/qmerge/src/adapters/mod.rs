@@ -8,6 +8,7 @@
 mod config;
 mod dora;
 mod experts;
+mod factors;
 mod keys;
 mod lora;
 mod low_rank;
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use config::AdapterConfig;
+pub(crate) use factors::{Pair, Parts, linear_module};
+pub(crate) use keys::as_peft_writes;
 pub use names::{Names, Rename};
 
 use crate::edit::Edit;
@@ -112,6 +115,11 @@ impl Adapter {
             [] => error.with_hint("pass the folder that PEFT's save_pretrained wrote"),
             _ => error.with_hint(format!("the adapters are in {}", nested.join(", "))),
         }
+    }
+
+    /// True if it is an ordinary LoRA, whose rank can be cut.
+    pub(crate) fn is_cuttable(&self) -> bool {
+        refused::uncuttable(&self.config, &ReadOptions::default()).is_ok()
     }
 
     /// Plans this adapter's edits of a base.

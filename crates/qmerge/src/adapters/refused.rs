@@ -117,3 +117,45 @@ pub(super) fn lora_variants(config: &AdapterConfig, options: &ReadOptions) -> Re
     }
     Ok(())
 }
+
+/// Refuses what cannot be cut to a lower rank: adapters without factors, and factors that something else of the adapter depends on.
+pub(super) fn uncuttable(config: &AdapterConfig, options: &ReadOptions) -> Result<()> {
+    if config.peft_type != "LORA" {
+        return Err(unsupported(format!("a {} adapter has no factors A and B to cut", config.peft_type))
+            .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA"));
+    }
+    if config.use_dora {
+        return Err(unsupported(
+            "a DoRA divides by the norms of base + A and B's product: a cut changes those norms, and with them the part of the output that is not the \
+             adapter's, so no rank-by-rank cut is the best one",
+        )
+        .with_hint("serve it as it is, or merge it: a merge holds its whole effect"));
+    }
+    let others = [
+        ("use_bdlora", "BD-LoRA keeps one factor block-diagonal, and a cut factor is not"),
+        ("use_qalora", "QA-LoRA pools its inputs by group before A"),
+        ("kasa_config", "KaSA scales its directions by values that stand outside A and B"),
+        ("arrow_config", "Arrow routes by the singular vectors of A and B, which a cut changes"),
+    ];
+    if let Some((_, reason)) = others.iter().find(|(key, _)| config.is_set(key)) {
+        return Err(unsupported(*reason));
+    }
+    let patterns = !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty();
+    if patterns && !config.target_parameters.is_empty() {
+        return Err(unsupported(
+            "`target_parameters` with a rank_pattern or alpha_pattern: which parameter a factor belongs to does not stand in the file",
+        ));
+    }
+    let moves_base =
+        config.init.as_deref().filter(|init| init.starts_with("pissa") || matches!(*init, "olora" | "corda" | "loftq"));
+    if let Some(init) = moves_base.filter(|_| !options.base_is_residual) {
+        return Err(unsupported(format!(
+            "`init_lora_weights` is \"{init}\": the adapter holds a part of the base, and a cut would take that away from the base too"
+        ))
+        .with_hint(
+            "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…), or, if it is served beside the residual model that \
+             training used, say so with --base-is-residual",
+        ));
+    }
+    Ok(())
+}

@@ -5,6 +5,8 @@
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
 mod edited;
+mod parallel;
+mod residual;
 mod schedule;
 mod step;
 mod whole;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use edited::Edited;
+pub(crate) use parallel::parallel;
 pub use schedule::Memory;
 
 use crate::adapters::Adapter;
@@ -107,16 +110,13 @@ pub fn run(
     if !options.existing.force {
         refuse_repeat(&inputs.base, &hashes)?;
     }
+    residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
     let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
-    let merged = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress }.all(
-        finished,
-        calibration.take(),
-        options,
-    );
-    let finished = match merged {
+    let run = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress };
+    let finished = match run.all(finished, calibration.take(), options) {
         Ok(finished) => finished,
         Err(error) => {
             // What a second try could cure is worth keeping for --resume; a bad input is not.
@@ -131,10 +131,23 @@ pub fn run(
     if let Some(index) = &plan.index {
         output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
     }
+    let residual = match run.residual() {
+        Ok(residual) => residual,
+        Err(error) => {
+            if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
+                output.abandon();
+            }
+            return Err(error);
+        }
+    };
     let mut report = assemble(inputs, plan, rounding, target, &hashes, &finished, bytes);
+    if let Some(residual) = residual {
+        report.summary.bytes_written += residual.bytes;
+        report.take_residual(residual);
+    }
     report.rounding.calibration = about;
     report.summary.bytes_read = schedule.bytes_read;
-    report.summary.bytes_written = output.written();
+    report.summary.bytes_written += output.written();
     report.summary.peak_rss_bytes = peak_rss();
     report.summary.seconds = started.elapsed().as_secs_f64();
     output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
@@ -342,7 +355,7 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
 fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &str) -> String {
     use std::fmt::Write;
     let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
-    let _ = writeln!(text, "{}", plan.seed);
+    let _ = writeln!(text, "{} {:?}", plan.seed, plan.residual_rank);
     let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
     let original = inputs.original.as_ref().map(|original| &original.checkpoint);
     for checkpoint in std::iter::once(&inputs.base).chain(adapters).chain(original) {
@@ -516,10 +529,16 @@ fn assemble(
             bytes_written: 0,
             peak_rss_bytes: None,
         },
-        verdict: verdict(&loss, quantized, kept_output),
+        verdict: verdict(&loss, quantized, kept_output).or_beside(quantized && cuttable(inputs)),
+        residual: None,
         weights,
         warnings,
     }
+}
+
+/// True if `qmerge truncate` could cut the adapter.
+fn cuttable(inputs: &Inputs) -> bool {
+    matches!(&inputs.adapters[..], [adapter] if adapter.is_cuttable())
 }
 
 /// The method for weights that are rounded row by row: nearest under the base's scales for 16 bits and more, else the one that needs no data, where

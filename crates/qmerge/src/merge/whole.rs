@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result, mismatch};
 use crate::formats::{Geometry, Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
-use crate::round::{Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
+use crate::round::{self, Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
 use crate::simd::moments::moments;
 use crate::write::Finished;
 
@@ -134,6 +134,7 @@ impl Run<'_> {
             metric: job.metric,
         };
         let kept = method.round(&mut matrix);
+        let error = self.plan.residual_rank.map(|_| kept.noise * round::delta_energy(&matrix));
         let Matrix { values, grid, .. } = matrix;
         // Other scales first, then codes under them.
         let rescaled = weight.rescaled(&views, all.clone(), &grid.scales);
@@ -159,6 +160,9 @@ impl Run<'_> {
                 format: recode.to.format(),
                 from_base: true,
             }));
+        }
+        if let Some(error) = error {
+            self.keep_residual(job.number, (&target, &output), job.metric, error)?;
         }
         let mut late = Vec::new();
         for (part, bytes) in written.iter().enumerate() {

@@ -47,6 +47,15 @@ pub struct OutTensor {
 }
 
 impl OutFile {
+    /// A file of tensors whose offsets are set, with room for its header.
+    pub(crate) fn new(name: String, metadata: Vec<(String, String)>, tensors: Vec<OutTensor>) -> Self {
+        let mut file = Self { name, metadata, tensors, data_start: 0 };
+        // The longest form has the largest lengths and offsets, hence the most digits.
+        let longest = file.json(&HashMap::new()).0.len() as u64;
+        file.data_start = 8 + longest.next_multiple_of(8);
+        file
+    }
+
     /// The most bytes the file can take.
     pub fn max_bytes(&self) -> u64 {
         self.data_start + self.tensors.last().map_or(0, |last| last.offset + last.bytes)
@@ -156,11 +165,7 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> (Vec<OutFile>, V
         }
         let source = &base.files[number];
         let name = source.path.file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors").to_owned();
-        let mut file = OutFile { name, metadata: base.metadata[number].clone(), tensors, data_start: 0 };
-        // The longest form has the largest lengths and offsets, hence the most digits.
-        let longest = file.json(&HashMap::new()).0.len() as u64;
-        file.data_start = 8 + longest.next_multiple_of(8);
-        files.push(file);
+        files.push(OutFile::new(name, base.metadata[number].clone(), tensors));
     }
     (files, steps)
 }

@@ -32,6 +32,8 @@ pub struct Options {
     pub reason: Option<String>,
     /// Seed of methods that draw.
     pub seed: u64,
+    /// Rank of an adapter that holds what rounding left.
+    pub residual_rank: Option<usize>,
     /// `regex=>replacement` rules on names.
     pub maps: Vec<String>,
     /// What adapters mean.
@@ -48,6 +50,7 @@ impl Default for Options {
             rounding: crate::round::NEAREST,
             reason: None,
             seed: 0,
+            residual_rank: None,
             maps: Vec::new(),
             read: ReadOptions::default(),
             allow_unused: false,
@@ -127,6 +130,8 @@ pub struct Plan {
     pub reason: Option<String>,
     /// Seed of methods that draw.
     pub seed: u64,
+    /// Rank of an adapter that holds what rounding left.
+    pub residual_rank: Option<usize>,
     /// Rules on names, as given.
     pub maps: Vec<String>,
     /// What adapters were taken to mean.
@@ -167,6 +172,7 @@ impl Plan {
             rounding: options.rounding.id(),
             reason: options.reason.clone(),
             seed: options.seed,
+            residual_rank: options.residual_rank,
             maps: options.maps.clone(),
             read: options.read.clone(),
             warnings,

@@ -126,6 +126,13 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
     }
     writeln!(text, "| values that changed | {:.1} % |", 100.0 * summary.changed_fraction)?;
     writeln!(text, "\nVerdict: {}. `{FILE_NAME}` has the figures of every weight.\n", report.verdict.text)?;
+    if let Some(residual) = &report.residual {
+        writeln!(
+            text,
+            "`{}` is a LoRA of rank {} that holds a part of what rounding left: put it on this model with PEFT, and do not merge it.\n",
+            residual.path, residual.rank
+        )?;
+    }
     writeln!(
         text,
         "## Verify\n\nWith base and adapter at hand, and this folder as `merged`:\n\n```\n{}\n```",

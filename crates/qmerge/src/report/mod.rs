@@ -4,6 +4,7 @@
 //! within a `schema_version`.
 
 mod card;
+mod residual;
 mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 pub(crate) use card::card;
 pub use card::{CARD_NAME, quoted};
+pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
 pub use verdict::{Verdict, verdict};
 
 use crate::measure::Loss;
@@ -47,6 +49,9 @@ pub struct Report {
     pub summary: Summary,
     /// One sentence on what became of the adapter, and one on what to do.
     pub verdict: Verdict,
+    /// The adapter that holds what rounding left, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<ResidualReport>,
     /// One per merged (or converted) weight, in the order of the output.
     pub weights: Vec<WeightReport>,
     /// What the user should know.
@@ -197,6 +202,9 @@ pub struct WeightReport {
     /// ‖E‖²_H / ‖D‖²_H.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise_output: Option<f64>,
+    /// Share of ‖E‖²_H that the residual adapter holds; of ‖E‖² where the inputs are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual_kept: Option<f64>,
 }
 
 impl WeightReport {
@@ -217,6 +225,7 @@ impl WeightReport {
             rounding: String::new(),
             kept_output: None,
             noise_output: None,
+            residual_kept: None,
         }
     }
 }

@@ -14,6 +14,21 @@ pub struct Verdict {
     /// What to do, where something should be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// What is better than this merge for those who can serve an adapter beside a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<&'static str>,
+}
+
+/// Rounding costs more than the small directions of an adapter: docs/src/research/rounding.md has the figures.
+const BESIDE: &str = "if you can serve an adapter beside the model, do not merge: `qmerge truncate --rank 2` beside the untouched base came closer \
+                      to the whole adapter (in KL) than any merge where both were measured";
+
+impl Verdict {
+    /// Says so where it applies: the output is coarser than 16 bits and the adapter can be cut.
+    pub(crate) fn or_beside(mut self, applies: bool) -> Self {
+        self.beside = (applies && self.effect != "none").then_some(BESIDE);
+        self
+    }
 }
 
 /// Below this survival the effect counts as lost, above [`KEPT`] as kept.
@@ -26,14 +41,19 @@ const NOISY: f64 = 2.0;
 /// out, where it is known, and then decides: in a quantized weight, values far from the delta can give its output, and values near it can fail to.
 pub fn verdict(loss: &Loss, quantized: bool, kept_output: Option<f64>) -> Verdict {
     let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
-        return Verdict { effect: "none", text: "the adapter changes nothing: its delta is zero".into(), advice: None };
+        return Verdict {
+            effect: "none",
+            text: "the adapter changes nothing: its delta is zero".into(),
+            advice: None,
+            beside: None,
+        };
     };
     let figures = format!("survival {survival:.2}, noise {noise:.2} × the delta");
     if let Some(kept) = kept_output.filter(|kept| *kept >= KEPT) {
         let text = format!(
             "the adapter's effect was kept: its outputs have {kept:.2} of their strength (in the weights: {figures})"
         );
-        return Verdict { effect: "kept", text, advice: None };
+        return Verdict { effect: "kept", text, advice: None, beside: None };
     }
     let apart = if quantized {
         "merge with --rounding auto, which keeps it at the same size, or keep the adapter apart, which is exact"
@@ -53,7 +73,7 @@ pub fn verdict(loss: &Loss, quantized: bool, kept_output: Option<f64>) -> Verdic
     } else {
         ("kept", format!("the adapter's effect was kept: {figures}"), None)
     };
-    Verdict { effect, text, advice: advice.map(str::to_owned) }
+    Verdict { effect, text, advice: advice.map(str::to_owned), beside: None }
 }
 
 #[cfg(test)]
@@ -71,6 +91,15 @@ mod tests {
             changed_fraction: 0.0,
             max_abs_error: 0.0,
         }
+    }
+
+    #[test]
+    fn a_side_adapter_is_advised_where_it_applies() {
+        let kept = || super::verdict(&loss(0.7, 9.0), true, Some(0.98));
+        assert!(kept().or_beside(true).beside.unwrap().contains("qmerge truncate --rank 2"));
+        assert_eq!(kept().or_beside(false), kept());
+        let nothing = Loss { survival: None, ..loss(0.0, 0.0) };
+        assert_eq!(super::verdict(&nothing, true, None).or_beside(true).beside, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod adapter;
 mod descend;
 mod descent;
+mod factor;
 mod gptq;
 mod keep;
 mod matrix;
@@ -18,6 +19,7 @@ mod stored;
 use crate::error::{Result, usage};
 use crate::formats::Grid;
 
+pub use factor::{Cut, Factors, cut, delta_energy, sketch};
 pub use matrix::{Kept, Matrix};
 pub use moments::{Calibration, InputMoments, Known, Metric};
 pub use stored::{Stored, store};

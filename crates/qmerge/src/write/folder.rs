@@ -83,6 +83,17 @@ pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer,
     Ok(taken)
 }
 
+/// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer.
+pub(crate) fn copy_beside(adapter: &Path, to: &Path) -> Result<()> {
+    for name in TOKENIZER_FILES.iter().chain([&crate::report::CARD_NAME]) {
+        let from = adapter.join(name);
+        if from.is_file() {
+            std::fs::copy(&from, to.join(name)).map_err(|error| Error::io("copy", &from, error))?;
+        }
+    }
+    Ok(())
+}
+
 fn collect(folder: &Path, prefix: &Path, sources: &mut BTreeMap<PathBuf, PathBuf>) -> Result<()> {
     /// Deeper folders than this are no part of a model.
     const MAX_DEPTH: usize = 4;

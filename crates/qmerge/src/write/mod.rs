@@ -5,6 +5,7 @@
 //! bytes were synced, so `--resume` can trust it even after a power cut. At the end the headers are written, everything is synced, and the
 //! folder is renamed.
 
+mod adapter;
 mod folder;
 mod journal;
 mod queue;
@@ -15,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+pub(crate) use adapter::{Data, NewTensor, whole_folder, write_adapter};
 pub use folder::Tokenizer;
-pub(crate) use folder::copy_others;
+pub(crate) use folder::{copy_beside, copy_others};
 pub(crate) use journal::Finished;
 pub(crate) use queue::MOST_WAITING;
 use queue::Queue;

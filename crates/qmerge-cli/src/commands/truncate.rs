@@ -1,0 +1,88 @@
+//! `qmerge truncate`.
+
+use anyhow::Result;
+use qmerge::adapters::Adapter;
+use qmerge::dtype::Dtype;
+use qmerge::error;
+use qmerge::merge::Progress;
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Plan};
+use qmerge::round::{Calibration, Stored};
+use qmerge::truncate::{TruncateOptions, Truncation, refuse_uncuttable, truncate};
+use qmerge_run::tensors::Tensors;
+use qmerge_run::{Model, Options};
+
+use super::calibrate::from_model;
+use super::merge::print_json;
+use super::rounding::runs;
+use super::{apart_options, read_options, usage};
+use crate::args::TruncateArgs;
+use crate::progress::Bar;
+use crate::{Outcome, show};
+
+pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
+    let bar = Bar::counting("modules");
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
+    if args.json {
+        print_json(&found)?
+    } else {
+        show::truncation(&found)
+    }
+    Ok(Outcome::Done)
+}
+
+/// Cuts the adapter.
+pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Result<Truncation> {
+    let threads = match args.engine.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
+    let mut options = TruncateOptions {
+        rank: args.rank as usize,
+        dtype: match args.dtype.as_str() {
+            "f32" => Some(Dtype::F32),
+            "f16" => Some(Dtype::F16),
+            "bf16" => Some(Dtype::BF16),
+            _ => None,
+        },
+        force: args.force,
+        threads,
+        read: read_options(&args.meaning),
+        reason: None,
+    };
+    let Some(base) = &args.base else {
+        let needs_base = [(args.calibrate.is_some(), "--calibrate"), (args.calibration.is_some(), "--calibration")];
+        if let Some((_, option)) = needs_base.iter().find(|(given, _)| *given) {
+            return Err(usage(format!("{option} says what a base's layers are given, and there is no base"))
+                .with_hint("give --base too"));
+        }
+        options.reason =
+            Some("no --base, so nothing is known of its inputs: cut in the plain norm of its values".into());
+        return truncate(&Adapter::open(&args.adapter, 1.0)?, None, None, &args.output, &options, progress);
+    };
+    let inputs = Inputs::new(Checkpoint::open(base)?, vec![Adapter::open(&args.adapter, 1.0)?])?;
+    let adapter = &inputs.adapters[0];
+    refuse_uncuttable(adapter, &args.output, &options)?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let cut = |calibration: Option<&mut dyn Calibration>, options: &TruncateOptions| {
+        truncate(adapter, Some(&plan), calibration, &args.output, options, progress)
+    };
+    if let Some(path) = &args.calibration {
+        return cut(Some(&mut Stored::open(path, &inputs.base)?), &options);
+    }
+    if let Err(reason) = runs(&inputs) {
+        if args.calibrate.is_some() {
+            return Err(usage(format!("--calibrate needs to run the model, but {reason}"))
+                .with_hint("leave it out to cut in the plain norm"));
+        }
+        options.reason = Some(format!("the model cannot be run ({reason}): cut in the plain norm of its values"));
+        return cut(None, &options);
+    }
+    let held = args.engine.max_memory.map(|limit| limit / 2);
+    let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
+    let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
+    let mut calibration = from_model(&inputs, &model, args.calibrate.as_deref(), args.seed, progress)?;
+    cut(Some(&mut calibration), &options)
+}

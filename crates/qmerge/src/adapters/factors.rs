@@ -1,0 +1,135 @@
+//! The pairs of factors of a LoRA, apart from any base: what is cut to another rank.
+
+use std::collections::{HashMap, HashSet};
+
+use super::keys::{self, Role};
+use super::lora::scaling;
+use super::low_rank::matrix_shape;
+use super::{Adapter, ReadOptions, refused};
+use crate::error::{Result, mismatch};
+
+/// A and B of one module.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    /// Module path in the base model.
+    pub(crate) module: String,
+    /// Tensor (rank · experts, inputs), with the expert slowest.
+    pub(crate) a: String,
+    /// Tensor (outputs, rank · experts), with the expert fastest.
+    pub(crate) b: String,
+    /// Bias of B.
+    pub(crate) bias: Option<String>,
+    /// Rank of one product.
+    pub(crate) rank: usize,
+    /// Products that are stacked; 1 for a layer.
+    pub(crate) experts: usize,
+    /// Inputs and outputs of one product.
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    /// Factor on the products.
+    pub(crate) scale: f64,
+    /// Of an embedding: its inputs are tokens.
+    pub(crate) embedding: bool,
+}
+
+/// All tensors of a LoRA.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    /// In the order of the file.
+    pub(crate) pairs: Vec<Pair>,
+    /// Tensors that are no factors: biases, modules trained whole, tokens.
+    pub(crate) others: Vec<String>,
+    /// Tensors that only training uses.
+    pub(crate) training_only: Vec<String>,
+}
+
+impl Parts {
+    /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors cannot be cut.
+    pub(crate) fn of(adapter: &Adapter, options: &ReadOptions) -> Result<Self> {
+        refused::uncuttable(&adapter.config, options).map_err(|error| error.in_file(&adapter.config.path))?;
+        Self::sort(adapter).map_err(|error| error.in_file(&adapter.tensors.files[0].path))
+    }
+
+    fn sort(adapter: &Adapter) -> Result<Self> {
+        let mut parts = Self::default();
+        let mut factors: HashMap<(String, usize, Role), &str> = HashMap::new();
+        let mut firsts = Vec::new();
+        for entry in &adapter.tensors.entries {
+            let key = keys::parse(&entry.name);
+            match &key.role {
+                Role::Magnitude => {
+                    return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
+                }
+                Role::TrainingOnly => parts.training_only.push(entry.name.clone()),
+                Role::Tokens | Role::Whole(_) | Role::Original => parts.others.push(entry.name.clone()),
+                Role::A | Role::EmbeddingA => firsts.push(key.clone()),
+                Role::B | Role::BiasB | Role::EmbeddingB => {}
+            }
+            if let Some(before) = factors.insert((key.module, key.depth, key.role.clone()), &entry.name)
+                && matches!(key.role, Role::A | Role::B | Role::BiasB | Role::EmbeddingA | Role::EmbeddingB)
+            {
+                return Err(mismatch(format!("stands for the same factor as `{before}`")).in_tensor(&entry.name));
+            }
+        }
+        let mut taken: HashSet<&str> = HashSet::new();
+        for key in firsts {
+            let get = |role: Role| factors.get(&(key.module.clone(), key.depth, role)).copied();
+            let embedding = key.role == Role::EmbeddingA;
+            let a = get(key.role.clone()).unwrap_or_default();
+            let b = get(if embedding { Role::EmbeddingB } else { Role::B }).ok_or_else(|| {
+                mismatch(format!("its partner, the B factor of `{}`, is missing", key.module))
+                    .in_tensor(a)
+                    .with_hint("the adapter file is incomplete")
+            })?;
+            let bias = get(Role::BiasB);
+            taken.extend([a, b].into_iter().chain(bias));
+            parts.pairs.push(pair(adapter, &key.module, (a, b, bias), embedding)?);
+        }
+        let alone = factors.iter().filter(|((_, _, role), name)| {
+            matches!(role, Role::B | Role::BiasB | Role::EmbeddingB) && !taken.contains(*name)
+        });
+        match alone.map(|(_, name)| *name).min() {
+            Some(name) => Err(mismatch("its partner, the A factor, is missing").in_tensor(name)),
+            None => Ok(parts),
+        }
+    }
+}
+
+fn pair(adapter: &Adapter, module: &str, (a, b, bias): (&str, &str, Option<&str>), embedding: bool) -> Result<Pair> {
+    let ((rank_a, inputs), (outputs, rank_b)) =
+        (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
+    let (rank, scale) = scaling(adapter, module)?;
+    if inputs == 0 || outputs == 0 {
+        return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));
+    }
+    let stacked = !adapter.config.target_parameters.is_empty() && rank_a > 0 && rank_a % rank == 0;
+    let experts = if stacked { rank_a / rank } else { 1 };
+    if rank_a != rank * experts || rank_b != rank_a {
+        return Err(mismatch(format!("ranks {rank_a} (A) and {rank_b} (B), but the configuration says {rank} for `{module}`"))
+            .in_tensor(a)
+            .with_hint("adapter_config.json and the weights are of different adapters, or it adapts a grouped convolution, whose factors have no common rank"));
+    }
+    if let Some(bias) = bias
+        && adapter.tensors.get(bias).is_none_or(|entry| entry.elements() != outputs as u64)
+    {
+        return Err(mismatch(format!("`{module}` has {outputs} outputs")).in_tensor(bias));
+    }
+    Ok(Pair {
+        module: module.to_owned(),
+        a: a.to_owned(),
+        b: b.to_owned(),
+        bias: bias.map(str::to_owned),
+        rank,
+        experts,
+        inputs,
+        outputs,
+        scale,
+        embedding,
+    })
+}
+
+/// The module whose A factor a tensor is, if it is that of a layer.
+pub(crate) fn linear_module(tensor: &str) -> Option<String> {
+    let key = keys::parse(tensor);
+    (key.role == Role::A && key.depth == 0).then_some(key.module)
+}

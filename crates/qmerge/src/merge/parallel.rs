@@ -1,0 +1,41 @@
+//! Jobs on threads, whose results stay in order.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Progress, bug, stopped};
+use crate::error::Result;
+
+/// Does all jobs, on at most `threads` threads. The first job in order that failed gives the error; a panic becomes one.
+pub(crate) fn parallel<J: Sync, T: Send>(
+    jobs: &[J],
+    threads: usize,
+    progress: &dyn Progress,
+    job: impl Fn(&J) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(jobs.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(jobs.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(own) = jobs.get(at).filter(|_| !progress.cancelled()) else { return };
+                    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(own)));
+                    let result = attempt.unwrap_or_else(|panic| Err(bug(panic.as_ref())));
+                    if result.is_err() {
+                        next.store(jobs.len(), Ordering::Relaxed);
+                    }
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
+                }
+            });
+        }
+    });
+    if progress.cancelled() {
+        return Err(stopped());
+    }
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
+}

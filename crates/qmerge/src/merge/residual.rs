@@ -1,0 +1,260 @@
+//! What rounding left, E = (W0 + D) − Wq, as a LoRA beside the output.
+//!
+//! Weights that are rounded as a whole have E and the moments of their inputs at hand: their factors are cut in that metric, written to the partial
+//! output and synced before the journal lists the weight, so that a resumed merge finds them. All others are read again once the output's weights are
+//! complete, and cut in the plain norm, since nothing is known of their inputs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::{Edited, Run, parallel};
+use crate::adapters::linear_module;
+use crate::error::{Error, Kind, Result, usage};
+use crate::formats::{self, Reader};
+use crate::open::Checkpoint;
+use crate::plan::{Action, Plan, Recode, Source, Step};
+use crate::report::{RESIDUAL_FOLDER, ResidualReport, Without};
+use crate::round::{Factors, Metric, seed_of, sketch};
+use crate::write::{NewTensor, write_adapter};
+
+/// Where factors wait in the partial output.
+const WAITING: &str = "qmerge-residual";
+
+/// A weight's part of the residual adapter: the share of ‖E‖² that it holds, and its factors.
+struct Part {
+    kept: Option<f64>,
+    factors: Factors,
+}
+
+/// The modules that the residual adapter has, by number of their step, and the weights that it cannot hold.
+fn modules(plan: &Plan) -> (HashMap<usize, String>, Vec<Without>) {
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    let coarse = |step: &Step| matches!(&step.action, Action::Recode(recode) if !recode.edits.is_empty() && !recode.to.is_plain());
+    let steps = || plan.steps.iter().enumerate().filter(|(_, step)| coarse(step));
+    for (_, step) in steps() {
+        factor(step).into_iter().for_each(|name| *by_name.entry(name).or_default() += 1);
+    }
+    let (mut found, mut without) = (HashMap::new(), Vec::new());
+    for (number, step) in steps() {
+        let Action::Recode(recode) = &step.action else { continue };
+        let module = factor(step).filter(|name| by_name[name] == 1).and_then(linear_module);
+        let reason = match module {
+            _ if recode.source != Source::Base => "it takes the place of the base's",
+            Some(module) if recode.to.shape().len() == 2 => {
+                found.insert(number, module);
+                continue;
+            }
+            _ => {
+                "it is a stack of experts, an embedding, or trained tokens: no linear layer that a LoRA could be put on"
+            }
+        };
+        without.push(Without { weight: step.name.clone(), reason });
+    }
+    (found, without)
+}
+
+/// The A factor of the first edit.
+fn factor(step: &Step) -> Option<&str> {
+    let Action::Recode(recode) = &step.action else { return None };
+    recode
+        .edits
+        .iter()
+        .find_map(|(_, edit)| edit.tensors.iter().find(|name| linear_module(name).is_some()))
+        .map(String::as_str)
+}
+
+/// Errors if nothing of this plan would be left for a residual adapter, or nowhere to put it.
+pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
+    let Some(rank) = plan.residual_rank else { return Ok(()) };
+    let (modules, _) = modules(plan);
+    let most = modules
+        .keys()
+        .filter_map(|&number| match &plan.steps[number].action {
+            Action::Recode(recode) => Some(recode.to.geometry().rows.min(recode.to.geometry().cols)),
+            Action::Copy { .. } => None,
+        })
+        .max();
+    match most {
+        _ if single_file => Err(usage("--residual-rank writes an adapter into the output, which is a single file")
+            .with_hint("name a folder as the output")),
+        None => Err(usage("--residual-rank: no merged linear layer of the output is coarser than 16 bits, so rounding leaves nothing to hold")
+            .with_hint("leave it out")),
+        Some(most) if rank > most => Err(usage(format!("--residual-rank {rank} is above the rank of every merged weight, {most}"))),
+        Some(_) => Ok(()),
+    }
+}
+
+impl Run<'_> {
+    /// Cuts what rounding left of a weight that is at hand. `energy` is ‖E‖²_H.
+    pub(super) fn keep_residual(
+        &self,
+        number: usize,
+        (target, output): (&[f32], &[f32]),
+        metric: &Metric,
+        energy: f64,
+    ) -> Result<()> {
+        let (Some(rank), Action::Recode(recode)) = (self.plan.residual_rank, &self.plan.steps[number].action) else {
+            return Ok(());
+        };
+        let cols = recode.to.geometry().cols;
+        let cut = sketch(&difference(target, output), cols, rank, Some(metric), self.seed(number));
+        let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
+        let folder = self.waiting();
+        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+        let path = folder.join(number.to_string());
+        let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
+        bytes.extend(cut.factors.left.iter().chain(&cut.factors.right).flat_map(|x| x.to_le_bytes()));
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&path)?;
+            file.write_all(&bytes)?;
+            file.sync_all()
+        };
+        write().map_err(|error| Error::io("write", &path, error))
+    }
+
+    fn seed(&self, number: usize) -> u64 {
+        seed_of(&self.plan.steps[number].name, self.plan.seed)
+    }
+
+    fn waiting(&self) -> PathBuf {
+        self.output.folder().join(WAITING)
+    }
+
+    /// What [`Run::keep_residual`] wrote, in this run or one before.
+    fn found(&self, number: usize, recode: &Recode, rank: usize) -> Result<Option<Part>> {
+        let path = self.waiting().join(number.to_string());
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|error| Error::io("read", &path, error))?,
+        };
+        let geometry = recode.to.geometry();
+        let (left, right) = (geometry.rows * rank, rank * geometry.cols);
+        if bytes.len() != 8 + 4 * (left + right) {
+            return Err(Error::new(Kind::Malformed, format!("{} bytes of factors", bytes.len()))
+                .in_file(&path)
+                .with_hint("run the same command without --resume"));
+        }
+        let (kept, factors) = bytes.split_at(8);
+        let kept = f64::from_le_bytes(kept.try_into().unwrap_or_default());
+        let floats: Vec<f32> = factors.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+        let factors = Factors { rank, left: floats[..left].to_vec(), right: floats[left..].to_vec() };
+        Ok(Some(Part { kept: (!kept.is_nan()).then_some(kept), factors }))
+    }
+
+    /// Reads a written weight again and cuts what rounding left of it.
+    fn read_again(&self, number: usize, recode: &Recode, rank: usize, written: &Reader<'_>) -> Result<Part> {
+        let geometry = recode.to.geometry();
+        let all = 0..geometry.rows;
+        let (mut base, mut target, mut output) = (Vec::new(), Vec::new(), Vec::new());
+        Edited::new(self.inputs, recode)?.rows(&all, &mut base, &mut target)?;
+        drop(base);
+        written.rows(&all, &mut output)?;
+        let cut = sketch(&difference(&target, &output), geometry.cols, rank, None, self.seed(number));
+        Ok(Part {
+            kept: cut.energy.filter(|energy| *energy > 0.0).map(|energy| cut.kept / energy),
+            factors: cut.factors,
+        })
+    }
+
+    /// Writes the adapter beside the weights of the output, which are complete.
+    pub(super) fn residual(&self) -> Result<Option<ResidualReport>> {
+        let Some(rank) = self.plan.residual_rank else { return Ok(None) };
+        let (modules, without) = modules(self.plan);
+        let output = Checkpoint::open(self.output.folder())?;
+        let inventory = formats::inventory(&output)?;
+        let claims: HashMap<&str, _> = inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
+        let mut numbers: Vec<usize> = modules.keys().copied().collect();
+        numbers.sort_unstable();
+        let parts = parallel(&numbers, self.schedule.threads, self.progress, |&number| {
+            let step = &self.plan.steps[number];
+            let Action::Recode(recode) = &step.action else {
+                return Err(Error::new(Kind::Bug, "no residual of a copy"));
+            };
+            if let Some(part) = self.found(number, recode, rank)? {
+                return Ok(part);
+            }
+            let claim = claims.get(step.name.as_str()).ok_or_else(|| Error::new(Kind::Bug, "it is not in the output"));
+            claim
+                .and_then(|claim| Reader::new(&output, claim))
+                .and_then(|written| self.read_again(number, recode, rank, &written))
+                .map_err(|error| error.in_tensor(&step.name))
+        })?;
+        let mut tensors = Vec::new();
+        for (number, part) in numbers.iter().zip(&parts) {
+            let (rows, cols) = (part.factors.left.len() / rank, part.factors.right.len() / rank);
+            let dtype = self.dtype(*number);
+            for (name, shape, values) in
+                [("A", vec![rank, cols], &part.factors.right), ("B", vec![rows, rank], &part.factors.left)]
+            {
+                let name = format!("base_model.model.{}.lora_{name}.weight", modules[number]);
+                let tensor = NewTensor::of_values(name.clone(), dtype, shape, values.clone());
+                tensors.push(tensor.ok_or_else(|| {
+                    Error::new(Kind::NotFinite, format!("a value of the residual overflows in {dtype}"))
+                        .in_tensor(&name)
+                })?);
+            }
+        }
+        let folder = self.output.folder().join(RESIDUAL_FOLDER);
+        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+        let bytes = write_adapter(&folder, tensors, &self.config(rank, numbers.iter().map(|number| &modules[number])))?;
+        let waiting = self.waiting();
+        if waiting.exists() {
+            std::fs::remove_dir_all(&waiting).map_err(|error| Error::io("remove", &waiting, error))?;
+        }
+        let kept: HashMap<String, f64> = numbers
+            .iter()
+            .zip(&parts)
+            .filter_map(|(&number, part)| Some((self.plan.steps[number].name.clone(), part.kept?)))
+            .collect();
+        let mean = (!kept.is_empty()).then(|| {
+            numbers.iter().filter_map(|&number| kept.get(&self.plan.steps[number].name)).sum::<f64>()
+                / kept.len() as f64
+        });
+        Ok(Some(ResidualReport {
+            path: RESIDUAL_FOLDER.to_owned(),
+            rank,
+            bytes,
+            weights: numbers.len(),
+            kept: mean,
+            without,
+            of_weights: kept,
+        }))
+    }
+
+    /// The type of the adapter's own factors: these are as fine.
+    fn dtype(&self, number: usize) -> crate::dtype::Dtype {
+        let step = &self.plan.steps[number];
+        let own =
+            factor(step).and_then(|name| self.inputs.adapters.iter().find_map(|adapter| adapter.tensors.get(name)));
+        own.map_or(crate::dtype::Dtype::F32, |entry| entry.dtype)
+    }
+
+    /// What PEFT needs to put it on the output. It does not name the output: the same merge has the same bytes under every name.
+    fn config<'m>(&self, rank: usize, modules: impl Iterator<Item = &'m String>) -> Value {
+        let task = self.inputs.adapters.first().and_then(|adapter| adapter.config.json.get("task_type").cloned());
+        json!({
+            "peft_type": "LORA",
+            "task_type": task,
+            "base_model_name_or_path": null,
+            "r": rank,
+            "lora_alpha": rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "use_dora": false,
+            "use_rslora": false,
+            "modules_to_save": null,
+            "target_modules": modules.collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn difference(target: &[f32], output: &[f32]) -> Vec<f32> {
+    target.iter().zip(output).map(|(target, output)| target - output).collect()
+}

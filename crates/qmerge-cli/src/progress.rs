@@ -56,6 +56,18 @@ impl Progress for Bar {
         *held(&self.spinner) = Some(spinner);
     }
 
+    fn part(&self, done: u64, total: u64) {
+        if let Some(spinner) = &*held(&self.spinner) {
+            if spinner.length().is_none()
+                && let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {percent:>3} %  {eta} left")
+            {
+                spinner.set_style(style);
+                spinner.set_length(total);
+            }
+            spinner.set_position(done);
+        }
+    }
+
     fn start(&self, total: u64) {
         // Several models may be downloaded one after another, each with its own bar.
         self.clear();

@@ -1,5 +1,6 @@
 //! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
 
+use std::ops::Range;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
@@ -47,9 +48,16 @@ impl<'m, 'a> FromModel<'m, 'a> {
         Ok(Self { model, sequences, about })
     }
 
-    /// Text that the model writes itself, from random first tokens.
-    pub fn own_text(model: &'m Model<'a>, seed: u64) -> Result<Self> {
-        let sequences = sample(model, SEQUENCES, LENGTH.min(model.spec().max_positions), seed)?;
+    /// Text that the model writes itself, from random first tokens. `memory` bounds the bytes that keys and values may take; the text does not depend on it.
+    pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>) -> Result<Self> {
+        let length = LENGTH.min(model.spec().max_positions);
+        let spec = model.spec();
+        let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
+        let together = memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize);
+        let mut sequences = Vec::new();
+        for first in (0..SEQUENCES).step_by(together) {
+            sequences.append(&mut sample(model, first..(first + together).min(SEQUENCES), length, seed)?);
+        }
         let about = format!("{} tokens that the model wrote (seed {seed})", SEQUENCES * LENGTH);
         Ok(Self { model, sequences, about })
     }
@@ -145,11 +153,11 @@ fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
     InputMoments { features, tokens, values }
 }
 
-/// Sequences that the model writes at temperature 1, each from another random token.
-fn sample(model: &Model<'_>, sequences: usize, length: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
-    let vocab = model.spec().vocab;
+/// Sequences that the model writes at temperature 1 side by side, each from another random token. Each depends on its number and the seed alone.
+fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
+    let (vocab, sequences, before) = (model.spec().vocab, numbers.len(), numbers.start * length);
     let mut random: Vec<Random> =
-        (0..sequences as u64).map(|number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number)).collect();
+        numbers.map(|number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
     let mut next: Vec<u32> =
         random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
@@ -168,6 +176,9 @@ fn sample(model: &Model<'_>, sequences: usize, length: usize, seed: u64) -> Resu
             .collect();
         for (written, &token) in written.iter_mut().zip(&next) {
             written.push(token);
+        }
+        if let Some(progress) = model.progress() {
+            progress.part((before + sequences * written[0].len()) as u64, (SEQUENCES * length) as u64);
         }
     }
     Ok(written)

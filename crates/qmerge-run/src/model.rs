@@ -180,6 +180,11 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
+    /// Who watches.
+    pub fn progress(&self) -> Option<&dyn Progress> {
+        self.progress
+    }
+
     /// What the model consists of.
     pub fn spec(&self) -> &Spec {
         &self.spec

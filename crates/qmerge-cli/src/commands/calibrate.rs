@@ -48,7 +48,8 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     let held = args.engine.max_memory.map(|limit| limit / 2);
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let mut calibration = from_model(&inputs, &model, args.text.as_deref(), args.seed, progress)?;
+    let mut calibration =
+        from_model(&inputs, &model, args.text.as_deref(), args.seed, args.engine.max_memory, progress)?;
     progress.phase("reading it");
     let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
     let bytes = round::store(&inputs.base, &mut calibration, dtype, &args.output)?;
@@ -61,11 +62,12 @@ pub(super) fn from_model<'m, 'a>(
     model: &'m Model<'a>,
     text: Option<&std::path::Path>,
     seed: u64,
+    max_memory: Option<u64>,
     progress: &dyn Progress,
 ) -> error::Result<FromModel<'m, 'a>> {
     let Some(path) = text else {
         progress.phase("writing text to calibrate on");
-        return FromModel::own_text(model, seed);
+        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 4));
     };
     let tokenizer = Tokenizer::open(&folders(inputs))?;
     let tokens = tokenizer.encode(&read_text(path)?)?;

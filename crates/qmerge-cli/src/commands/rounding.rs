@@ -102,7 +102,14 @@ pub(super) fn run(
     let held = options.max_memory.map(|limit| limit / 4);
     let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
-    let mut calibration = calibrate::from_model(inputs, &model, calibrating.calibrate.as_deref(), plan.seed, progress)?;
+    let mut calibration = calibrate::from_model(
+        inputs,
+        &model,
+        calibrating.calibrate.as_deref(),
+        plan.seed,
+        options.max_memory,
+        progress,
+    )?;
     progress.phase("rounding");
     merge(Some(&mut calibration))
 }

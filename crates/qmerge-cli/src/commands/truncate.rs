@@ -83,6 +83,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     let held = args.engine.max_memory.map(|limit| limit / 2);
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let mut calibration = from_model(&inputs, &model, args.calibrate.as_deref(), args.seed, progress)?;
+    let mut calibration =
+        from_model(&inputs, &model, args.calibrate.as_deref(), args.seed, args.engine.max_memory, progress)?;
     cut(Some(&mut calibration), &options)
 }

@@ -63,6 +63,8 @@ impl RunOptions {
 pub trait Progress: Sync {
     /// What is being done, in words, where it takes long before any work is counted.
     fn phase(&self, _name: &str) {}
+    /// How much of that is done.
+    fn part(&self, _done: u64, _total: u64) {}
     /// Total work, in bytes read and written.
     fn start(&self, _total: u64) {}
     /// Work done since the last call.

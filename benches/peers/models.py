@@ -1,4 +1,4 @@
-"""Decoded models in f32, for measuring: reads what qmerge and bitsandbytes write, without either."""
+"""Decoded models in f32, for measuring: reads what qmerge, bitsandbytes and llama.cpp write, without the first two."""
 
 import hashlib
 import json
@@ -25,7 +25,11 @@ def tensors(folder):
 
 
 def decoded(folder):
-    """Weights in f32 by name: NF4 with or without double quantization, LLM.int8, and plain floats."""
+    """Weights in f32 by name: NF4 with or without double quantization, LLM.int8, plain floats, or a GGUF file."""
+    if str(folder).endswith(".gguf"):
+        import gguf_weights
+
+        return gguf_weights.decoded(folder)
     stored = tensors(folder)
     weights = {}
     for name, value in stored.items():
@@ -72,7 +76,9 @@ def model(folder, weights):
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    net.load_state_dict(weights, strict=False)
+    missing = set(net.load_state_dict(weights, strict=False).missing_keys) - {"lm_head.weight"}
+    if missing:
+        raise SystemExit(f"{folder}: no weights for {sorted(missing)[:5]}")
     net.tie_weights()
     return net.eval()
 

@@ -1,13 +1,16 @@
 """The same adapter merged by every tool at hand: what is left of it, size, seconds and memory, as a Markdown table.
 
-    table.py BASE ADAPTER TEXT [--calibrate TEXT] [--base16 MODEL] [--llama-cpp SOURCE] [--rounds 3] [--folder DIR] [--no-evaluation]
+    table.py BASE ADAPTER TEXT [--calibrate TEXT] [--base16 MODEL] [--llama-cpp SOURCE] [--mlx PYTHON]
+             [--rounds 3] [--folder DIR] [--no-evaluation]
 
 README.md beside this file says how to set the tools up. What is missing is left out of the table. A row of several commands has the sum of their
 seconds and the largest of their peaks. Every command is run once a round, one after the other; medians are printed.
 """
 
 import argparse
+import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import shutil
@@ -40,14 +43,37 @@ def run(command):
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def files(path):
+    """The files of weights: a file itself, or what a folder has."""
+    path = pathlib.Path(path)
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
 def size(path):
     """Bytes of the weights."""
-    path = pathlib.Path(path)
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files(path))
 
 
-def remove(path):
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def behaviour(args, folder, base, outputs):
+    """Gain kept, KL and top-1 of base, adapter apart and each output, as cells. What was measured once for the same bytes is not measured again."""
+    def key(*paths):
+        digest = hashlib.sha256()
+        for file in (file for path in paths for file in files(path)):
+            digest.update(hashlib.file_digest(open(file, "rb"), "sha256").digest())
+        return digest.hexdigest()
+
+    memory = folder / "behaviour.json"
+    known = json.loads(memory.read_text()) if memory.exists() else {}
+    keys = {output: key(args.text, base, args.adapter, output) for output in outputs}
+    keys |= {name: key(args.text, base, args.adapter) + name for name in ("apart", "base")}
+    if any(k not in known for k in keys.values()):
+        from evaluate import evaluate
+
+        for name, _, kl, top1, gain in evaluate(base, args.adapter, args.text, [o for o in outputs if keys[o] not in known]):
+            known[keys[name]] = f"{gain:.1%} | {kl:.4f} | {top1:.1%}".replace("%", " %")
+            memory.write_text(json.dumps(known, indent=1))
+            print(name, known[keys[name]], file=sys.stderr)
+    return {name: known[k] for name, k in keys.items()}
 
 
 class Table:
@@ -62,8 +88,16 @@ class Table:
         self.commands[output] = [output if part == "OUT" else part for part in command]
         return output
 
-    def row(self, label, form, *outputs):
-        self.rows.append((label, form, outputs))
+    def row(self, label, form, *outputs, base=None):
+        """A merge; `base` if the adapter kept apart on another base than the table's is its measure."""
+        self.rows.append((label, form, outputs, base))
+
+    def decoded_base(self, base):
+        """The base in bf16, for tools that do not read bitsandbytes' formats."""
+        plain = self.folder / "decoded-base"
+        if not plain.exists():
+            run([QMERGE, "convert", "--base", base, "--to", "bf16", "-o", plain])
+        return plain
 
 
 def plan(args, table):
@@ -78,17 +112,23 @@ def plan(args, table):
             again = table.command(f"requantized-{place}", *script("requantize.py", merged), "OUT")
             table.row("… then bitsandbytes", "NF4", merged, again)
     if args.llama_cpp:
-        plain, gguf = table.folder / "decoded-base", table.folder / "base-f16.gguf"
+        plain, gguf = table.decoded_base(base), table.folder / "base-f16.gguf"
         if not gguf.exists():  # a user of llama.cpp has it
-            run([QMERGE, "convert", "--base", base, "--to", "bf16", "-o", plain])
             run([sys.executable, args.llama_cpp / "convert_hf_to_gguf.py", plain, "--outtype", "f16", "--outfile", gguf])
         tools = args.llama_cpp / "build/bin"
-        lora = table.command("adapter.gguf", sys.executable, args.llama_cpp / "convert_lora_to_gguf.py", "--base", base, adapter, "--outfile", "OUT")
+        lora = table.command("adapter.gguf", sys.executable, args.llama_cpp / "convert_lora_to_gguf.py", "--base", plain, adapter, "--outfile", "OUT")
         merged = table.command("export-f16.gguf", tools / "llama-export-lora", "-m", gguf, "--lora", lora, "-o", "OUT")
         table.row("`llama-export-lora`", "GGUF F16", lora, merged)
         for form in ("Q8_0", "Q4_0"):
             again = table.command(f"export-{form}.gguf", tools / "llama-quantize", merged, "OUT", form)
             table.row("… then `llama-quantize`", f"GGUF {form}", lora, merged, again)
+    if args.mlx:
+        plain, quantized, lora = table.decoded_base(base), table.folder / "mlx-base", table.folder / "mlx-adapter"
+        if not quantized.exists():  # a user of mlx has them
+            run([args.mlx, "-m", "mlx_lm", "convert", "--hf-path", plain, "--mlx-path", quantized, "-q", "--q-bits", "4", "--q-group-size", "64"])
+            run(script("mlx_adapter.py", adapter, lora))
+        merged = table.command("mlx-fused", args.mlx, "-m", "mlx_lm", "fuse", "--model", quantized, "--adapter-path", lora, "--save-path", "OUT")
+        table.row("`mlx_lm fuse` (its own 4-bit base)", "MLX 4-bit", merged, base=quantized)
     qmerge = [QMERGE, "merge", "--base", base, "--adapter", adapter, "-o", "OUT"]
     variants = [("nearest", ["--rounding", "nearest"]), ("fast", ["--fast"]), ("default", [])]
     if args.calibrate:
@@ -119,8 +159,9 @@ def main():
     parser.add_argument("--calibrate", help="text like the adapter's task")
     parser.add_argument("--base16", help="the 16-bit model that the base was quantized from")
     parser.add_argument("--llama-cpp", type=pathlib.Path, help="llama.cpp's source, built in its folder `build`")
+    parser.add_argument("--mlx", help="a Python with mlx and mlx-lm")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=pathlib.Path, help="keep the merges here")
+    parser.add_argument("--folder", type=pathlib.Path, help="keep the merges and their evaluations here")
     parser.add_argument("--no-evaluation", action="store_true", help="only size, seconds and memory")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -136,23 +177,21 @@ def main():
                 used[output].append(run(command))
                 print(f"round {number + 1}: {output.name} {used[output][-1][0]:.1f} s", file=sys.stderr)
                 loads.append(os.getloadavg()[0])
-        behaviour = {}
+        cells = {}
         if not args.no_evaluation:
-            from evaluate import evaluate
-
-            for name, _, kl, top1, gain in evaluate(args.base, args.adapter, args.text, [row[2][-1] for row in table.rows]):
-                behaviour[name] = f"{gain:.1%} | {kl:.4f} | {top1:.1%}".replace("%", " %")
-                print(name, behaviour[name], file=sys.stderr)
+            # The table's own base last: its rows of the base and the adapter apart are the ones that are shown.
+            for base in sorted({row[3] for row in table.rows}, key=lambda base: base is None):
+                cells |= behaviour(args, folder, base or args.base, [row[2][-1] for row in table.rows if row[3] == base])
         print("| merge | weights | gain kept | KL | top-1 | size, MB | seconds | CPU seconds | peak memory, MiB |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        print(f"| the base | as stored | {behaviour.get('base', '| |')} | {size(args.base) / 1e6:.1f} | | | |")
-        print(f"| the adapter kept apart | as stored | {behaviour.get('apart', '| |')} | {(size(args.base) + size(args.adapter)) / 1e6:.1f} | | | |")
-        for label, form, outputs in table.rows:
+        print(f"| the base | as stored | {cells.get('base', '| |')} | {size(args.base) / 1e6:.1f} | | | |")
+        print(f"| the adapter kept apart | as stored | {cells.get('apart', '| |')} | {(size(args.base) + size(args.adapter)) / 1e6:.1f} | | | |")
+        for label, form, outputs, _ in table.rows:
             rounds = list(zip(*(used[output] for output in outputs)))
             seconds, cpu = (statistics.median(sum(step[i] for step in steps) for steps in rounds) for i in (0, 1))
             memory = statistics.median(max(step[2] for step in steps) for steps in rounds)
             weights = size(outputs[-1]) / 1e6
-            print(f"| {label} | {form} | {behaviour.get(outputs[-1], '| |')} | {weights:.1f} | {seconds:.2f} | {cpu:.2f} | {memory:.0f} |")
+            print(f"| {label} | {form} | {cells.get(outputs[-1], '| |')} | {weights:.1f} | {seconds:.2f} | {cpu:.2f} | {memory:.0f} |")
         print(f"\n{machine()}, medians of {args.rounds} rounds, load {min(loads):.1f} to {max(loads):.1f}. {versions(args.llama_cpp)}.")
 
 

@@ -63,11 +63,11 @@ def nf4(stored, name, state):
 
 
 def affine(packed, scales, biases):
-    """MLX's 4 bits: eight codes in a word, the first in the low bits; scale · code + bias for each group."""
+    """MLX's 4 bits: eight codes in a word, the first in the low bits; scale · code + bias for each group, in the scales' type."""
     words = packed.view(torch.int32).numpy().view(np.uint32)
     codes = (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
-    groups = torch.from_numpy(codes.astype(np.float32)).reshape(*scales.shape, -1)
-    return (groups * scales.float()[..., None] + biases.float()[..., None]).to(scales.dtype).float().reshape(len(packed), -1)
+    groups = torch.from_numpy(codes.astype(np.float32)).to(scales.dtype).reshape(*scales.shape, -1)
+    return (groups * scales[..., None] + biases[..., None]).float().reshape(len(packed), -1)
 
 
 def with_adapter(weights, folder):

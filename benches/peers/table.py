@@ -78,6 +78,10 @@ def behaviour(args, folder, base, outputs):
     return {name: known[k] for name, k in keys.items()}
 
 
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 class Table:
     def __init__(self, folder):
         self.folder = folder

@@ -144,12 +144,15 @@ def plan(args, table):
         table.row(label, "bf16" if name == "bf16" else "NF4", table.command(f"qmerge-{name}", *qmerge, *options))
 
 
-def versions(llama_cpp):
+def versions(llama_cpp, mlx):
     found = [subprocess.run([QMERGE, "--version"], capture_output=True, text=True, check=True).stdout.strip()]
     found += [f"{name} {importlib.metadata.version(name)}" for name in ("peft", "bitsandbytes", "transformers", "torch")]
     if llama_cpp:
         said = subprocess.run([llama_cpp / "build/bin/llama-export-lora", "--version"], capture_output=True, text=True)
         found.append("llama.cpp " + (said.stdout + said.stderr).split("version:", 1)[-1].splitlines()[0].strip())
+    if mlx:
+        ask = "from importlib.metadata import version as v; print(f'mlx {v(\"mlx\")}, mlx-lm {v(\"mlx-lm\")}')"
+        found.append(subprocess.run([mlx, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
     return ", ".join(found)
 
 
@@ -200,7 +203,7 @@ def main():
             memory = max(column[2] for column in medians)
             weights = size(outputs[-1]) / 1e6
             print(f"| {label} | {form} | {cells.get(outputs[-1], '| |')} | {weights:.1f} | {seconds:.2f} | {cpu:.2f} | {memory:.0f} |")
-        print(f"\n{machine()}, medians of {args.rounds} rounds, load {min(loads):.1f} to {max(loads):.1f}. {versions(args.llama_cpp)}.")
+        print(f"\n{machine()}, medians of {args.rounds} rounds (one for what took over {LONG} s), load {min(loads):.1f} to {max(loads):.1f}. {versions(args.llama_cpp, args.mlx)}.")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         ours, theirs = os.path.join(tmp, "qmerge"), os.path.join(tmp, "peft")
         start = time.time()
-        subprocess.run([QMERGE, "merge", "--base", base, "--adapter", adapter, "-o", ours], check=True)
+        subprocess.run([QMERGE, "merge", "--base", base, "--adapter", adapter, "--rounding", "nearest", "-o", ours], check=True)
         print(f"qmerge: {time.time() - start:.2f} s")
         env = dict(os.environ, OMP_NUM_THREADS="1")
         subprocess.run([sys.executable, os.path.join(HERE, "peft_merge.py"), base, adapter, theirs], check=True, env=env)

@@ -1,4 +1,4 @@
-"""Decoded models in f32, for measuring: reads what qmerge and bitsandbytes write, without either."""
+"""Decoded models in f32, for measuring: reads what qmerge, bitsandbytes, llama.cpp and mlx write."""
 
 import hashlib
 import json
@@ -25,16 +25,25 @@ def tensors(folder):
 
 
 def decoded(folder):
-    """Weights in f32 by name: NF4 with or without double quantization, LLM.int8, and plain floats."""
+    """Weights in f32 by name: NF4 with or without double quantization, LLM.int8, MLX's affine, plain floats, or a GGUF file."""
+    if str(folder).endswith(".gguf"):
+        import gguf_weights
+
+        return gguf_weights.decoded(folder)
     stored = tensors(folder)
     weights = {}
     for name, value in stored.items():
         state = stored.get(f"{name}.quant_state.bitsandbytes__nf4")
         scales = stored.get(f"{name.removesuffix('.weight')}.SCB")
+        biases = stored.get(f"{name.removesuffix('.weight')}.biases")
         if state is not None:
             weights[name] = nf4(stored, name, json.loads(bytes(state.numpy())))
         elif scales is not None and value.dtype == torch.int8:
             weights[name] = value.float() * scales[:, None] * np.float32(1 / 127)
+        elif biases is not None:
+            weights[name] = affine(value, stored[f"{name.removesuffix('.weight')}.scales"], biases)
+        elif name.endswith((".scales", ".biases")):
+            continue
         elif value.is_floating_point() and ".absmax" not in name and "quant_" not in name and "nested_" not in name:
             if not name.endswith(".SCB"):
                 weights[name] = value.float()
@@ -51,6 +60,14 @@ def nf4(stored, name, state):
     codes = np.stack([packed >> 4, packed & 15], 1).reshape(-1, state["blocksize"])
     values = torch.from_numpy(NF4[codes]) * absmax[:, None]
     return values.to(getattr(torch, state["dtype"])).float().reshape(state["shape"])
+
+
+def affine(packed, scales, biases):
+    """MLX's 4 bits: eight codes in a word, the first in the low bits; scale · code + bias for each group, in the scales' type."""
+    words = packed.view(torch.int32).numpy().view(np.uint32)
+    codes = (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+    groups = torch.from_numpy(codes.astype(np.float32)).to(scales.dtype).reshape(*scales.shape, -1)
+    return (groups * scales[..., None] + biases[..., None]).float().reshape(len(packed), -1)
 
 
 def with_adapter(weights, folder):
@@ -72,7 +89,9 @@ def model(folder, weights):
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    net.load_state_dict(weights, strict=False)
+    missing = set(net.load_state_dict(weights, strict=False).missing_keys) - {"lm_head.weight"}
+    if missing:
+        raise SystemExit(f"{folder}: no weights for {sorted(missing)[:5]}")
     net.tie_weights()
     return net.eval()
 

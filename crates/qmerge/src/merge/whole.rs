@@ -55,7 +55,8 @@ impl Run<'_> {
                 let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
                 let Some((_, first, _)) = weights.first() else { continue };
                 fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
-                let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(&first.name))?;
+                let metric =
+                    Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
                 metrics.push((metric, weights));
             }
             let mut jobs: Vec<Job<'_>> = metrics

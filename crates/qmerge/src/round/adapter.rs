@@ -4,7 +4,7 @@
 //! the curvature of the loss there, in the manner of K-FAC (Martens and Grosse 2015) and of two-sided rounding (Tseng et al. 2025, YAQA), with nothing but the
 //! adapter to take it from.
 
-use super::descend::{Stage, descend};
+use super::descend::{DAMPING, Stage, descend};
 use super::matrix::{Kept, Matrix};
 use super::{Rounding, Whole};
 
@@ -37,6 +37,10 @@ impl Rounding for Adapter {
 }
 
 impl Whole for Adapter {
+    fn damping(&self) -> f32 {
+        DAMPING
+    }
+
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
         descend(matrix, STAGES)
     }

@@ -102,6 +102,11 @@ pub trait Rounding: Sync {
 
 /// A method that sees a whole weight at once.
 pub trait Whole: Sync {
+    /// Share of the mean diagonal of H that is added to its diagonal.
+    fn damping(&self) -> f32 {
+        moments::DAMPING
+    }
+
     /// Chooses `matrix.values`, all on its grid, and its scales.
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept;
 }

@@ -46,12 +46,17 @@ pub struct Metric {
     pub(super) diagonal: Vec<f32>,
 }
 
-/// Share of the mean diagonal that is added to it: directions that no input took get some weight.
-const DAMPING: f32 = 0.003;
+/// Share of the mean diagonal that is added to it where a method asks for no more: directions that no input took get some weight.
+pub(super) const DAMPING: f32 = 0.003;
 
 impl Metric {
-    /// Damps moments. Errors if they are not finite or of the wrong size.
+    /// Damps moments, lightly. Errors if they are not finite or of the wrong size.
     pub fn new(moments: InputMoments) -> Result<Self> {
+        Self::damped(moments, DAMPING)
+    }
+
+    /// Adds this share of the mean diagonal to the diagonal. Errors if moments are not finite or of the wrong size.
+    pub fn damped(moments: InputMoments, damping: f32) -> Result<Self> {
         let InputMoments { features, mut values, .. } = moments;
         if values.len() != features * features {
             return Err(Error::new(Kind::Malformed, format!("{} moments of {features} features", values.len())));
@@ -70,7 +75,7 @@ impl Metric {
         for i in 0..features {
             let diagonal = &mut values[i * features + i];
             // An input that is always zero may take any weight.
-            *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + DAMPING * mean as f32 };
+            *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + damping * mean as f32 };
         }
         let diagonal = (0..features).map(|i| values[i * features + i]).collect();
         Ok(Self { features, values, diagonal })

@@ -11,7 +11,15 @@ use super::{Rounding, Whole};
 pub(super) struct Adapter;
 
 /// From the layer's error to the adapter's directions by steps: each stage starts from a good point of the one before.
-const STAGES: &[Stage] = &[Stage { mu: 0.0, passes: 2 }, Stage { mu: 16.0, passes: 6 }, Stage { mu: 48.0, passes: 4 }];
+const STAGES: &[Stage] = &[
+    Stage { mu: 0.0, passes: 2 },
+    Stage { mu: 16.0, passes: 5 },
+    Stage { mu: 48.0, passes: 3 },
+    Stage { mu: 96.0, passes: 3 },
+];
+
+/// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
+const AFRESH: &[Stage] = &[Stage { mu: 0.0, passes: 8 }];
 
 impl Rounding for Adapter {
     fn id(&self) -> &'static str {
@@ -42,6 +50,7 @@ impl Whole for Adapter {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
-        descend(matrix, STAGES)
+        let stages = if matrix.values == matrix.base { STAGES } else { AFRESH };
+        descend(matrix, stages)
     }
 }

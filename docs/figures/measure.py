@@ -103,7 +103,11 @@ def block(base, adapter, name, element):
     return {"weight": name, "row": element // shape[1], "column": element % shape[1], "levels": grid, "code": int(codes[element]), "delta": delta}
 
 
-def losses(base, adapter, merged, moments):
+# What methods add to the diagonal of H, where it is not 0.3 % of its mean.
+DAMPING = {"adapter": 0.03, "descent": 0.03}
+
+
+def losses(base, adapter, merged, moments, damping):
     """Survival, noise and kept output of each weight, as the report defines them, from files alone."""
     known = {}
     for kept in json.loads(moments.metadata["qmerge.inputs"]):
@@ -115,7 +119,7 @@ def losses(base, adapter, merged, moments):
         change = merged.decode(name) - before
         error = change - delta
         h = moments.read(known[name]).astype("f8")
-        h += 0.003 * numpy.trace(h) / len(h) * numpy.eye(len(h))
+        h += damping * numpy.trace(h) / len(h) * numpy.eye(len(h))
         norm = ((delta @ h) * delta).sum()
         rows.append(
             {
@@ -138,7 +142,8 @@ def main():
         "block": block(base, adapter, "model.layers.2.mlp.down_proj.weight", 7),
         "demo_half_steps": half_steps(base, adapter),
         "demo_losses": {
-            path.rstrip("/").rsplit("-", 1)[-1]: losses(base, adapter, Checkpoint(path), Checkpoint(moments)) for path in merges
+            method: losses(base, adapter, Checkpoint(path), Checkpoint(moments), DAMPING.get(method, 0.003))
+            for path, method in ((path, path.rstrip("/").rsplit("-", 1)[-1]) for path in merges)
         },
     }
     if large:

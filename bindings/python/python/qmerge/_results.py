@@ -290,6 +290,8 @@ class Comparison(Record):
     context: int
     windows: int
     tokens: int
+    prompts: list[str]
+    """What was continued, in the order of each model's `generations`."""
     models: list[ModelFigures]
 
     _parts = {"models": ModelFigures}

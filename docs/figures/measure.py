@@ -104,7 +104,7 @@ def block(base, adapter, name, element):
 
 
 # What methods add to the diagonal of H, where it is not 0.3 % of its mean.
-DAMPING = {"adapter": 0.03, "descent": 0.03}
+DAMPING = {"adapter": 0.03}
 
 
 def losses(base, adapter, merged, moments, damping):

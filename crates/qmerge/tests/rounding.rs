@@ -135,7 +135,7 @@ impl Case {
 
     /// tr(X H Yᵀ), H damped as `method` damps it.
     fn product(&self, method: &str, x: impl Fn(usize) -> f64, y: impl Fn(usize) -> f64) -> f64 {
-        let damping = if method == "gptq" { 0.003 } else { 0.03 };
+        let damping = if method == "adapter" { 0.03 } else { 0.003 };
         let (n, h) = (self.cols, self.damped(damping));
         let row = |r: usize| {
             (0..n).map(|i| (0..n).map(|j| x(r * n + i) * h[i * n + j] * y(r * n + j)).sum::<f64>()).sum::<f64>()

@@ -22,8 +22,6 @@ pub(super) struct Stage {
     pub(super) passes: usize,
 }
 
-/// Damping of H. The moments are those of some thousand tokens; more weight on what they did not see does better on other text.
-pub(super) const DAMPING: f32 = 0.03;
 /// A pass that moves fewer than this share of the values ends a stage.
 const ENOUGH: f64 = 5e-6;
 /// Longest run whose scale may be moved.

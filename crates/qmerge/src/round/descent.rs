@@ -1,6 +1,6 @@
 //! Descent: each value and scale moves to where the layer's output on real inputs comes closest to that of the adapter kept apart.
 
-use super::descend::{DAMPING, Stage, descend};
+use super::descend::{Stage, descend};
 use super::matrix::{Kept, Matrix};
 use super::{Rounding, Whole};
 
@@ -30,10 +30,6 @@ impl Rounding for Descent {
 }
 
 impl Whole for Descent {
-    fn damping(&self) -> f32 {
-        DAMPING
-    }
-
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
         descend(matrix, &[Stage { mu: 0.0, passes: 8 }])
     }

@@ -80,7 +80,7 @@ fn numpy_finds_the_same() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_kept_and_what_is_left_make_the_whole(

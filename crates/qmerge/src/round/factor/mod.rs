@@ -82,9 +82,15 @@ pub fn sketch(matrix: &[f32], cols: usize, rank: usize, metric: Option<&Metric>,
         matmul(matrix, &Columns::new(right, cols, count), false, &mut out);
         out
     };
-    let signs: Vec<f32> =
-        (0..cols * count).map(|i| if hash(seed ^ hash(i as u64)) & 1 == 0 { 1.0 } else { -1.0 }).collect();
-    let (mut basis, _) = orthogonal(&product(&signs, count), rows, count);
+    // Random signs of few columns may well depend on each other: then all columns are taken as they are, or all rows are the basis.
+    let sign = |i: usize| if hash(seed ^ hash(i as u64)) & 1 == 0 { 1.0 } else { -1.0 };
+    let unit = |i: usize| f32::from(u8::from(i / count == i % count));
+    let probes: Vec<f32> = (0..cols * count).map(|i| if count == cols { unit(i) } else { sign(i) }).collect();
+    let mut basis = if count == rows {
+        (0..rows).map(|k| (0..rows).map(|r| f64::from(u8::from(r == k))).collect()).collect()
+    } else {
+        orthogonal(&product(&probes, count), rows, count).0
+    };
     let (mut coefficients, mut moments);
     let mut round = 0;
     loop {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,13 @@ except KeyboardInterrupt:
 def test_ctrl_c(slow: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [sys.executable, "-c", INTERRUPTED, slow / "base", slow / "adapter", out]
-    assert subprocess.run(words, timeout=60).returncode == 77
+    # On a busy machine the signal may come when the merge is done: then the program ends with 0, and another try is due.
+    for _ in range(4):
+        code = subprocess.run(words, timeout=60).returncode
+        if code != 0:
+            break
+        shutil.rmtree(out)
+    assert code == 77
     assert not out.exists()
     qmerge.merge(slow / "base", slow / "adapter", out, to="nf4", resume=True)
     assert not out.with_name("out.partial").exists()

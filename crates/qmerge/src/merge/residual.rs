@@ -30,10 +30,15 @@ struct Part {
     factors: Factors,
 }
 
+/// True if a step rounds a merged weight to something coarser than 16 bits.
+pub(super) fn is_coarse(recode: &Recode) -> bool {
+    !recode.edits.is_empty() && !recode.to.is_plain()
+}
+
 /// The modules that the residual adapter has, by number of their step, and the weights that it cannot hold.
 fn modules(plan: &Plan) -> (HashMap<usize, String>, Vec<Without>) {
     let mut by_name: HashMap<&str, usize> = HashMap::new();
-    let coarse = |step: &Step| matches!(&step.action, Action::Recode(recode) if !recode.edits.is_empty() && !recode.to.is_plain());
+    let coarse = |step: &Step| matches!(&step.action, Action::Recode(recode) if is_coarse(recode));
     let steps = || plan.steps.iter().enumerate().filter(|(_, step)| coarse(step));
     for (_, step) in steps() {
         factor(step).into_iter().for_each(|name| *by_name.entry(name).or_default() += 1);

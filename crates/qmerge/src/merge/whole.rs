@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::residual::is_coarse;
 use super::{Edited, Run, bug};
 use crate::check;
 use crate::dtype::Dtype;
@@ -135,7 +136,8 @@ impl Run<'_> {
             metric: job.metric,
         };
         let kept = method.round(&mut matrix);
-        let error = self.plan.residual_rank.map(|_| kept.noise * round::delta_energy(&matrix));
+        let residual = self.plan.residual_rank.filter(|_| is_coarse(recode));
+        let error = residual.map(|_| kept.noise * round::delta_energy(&matrix));
         let Matrix { values, grid, .. } = matrix;
         // Other scales first, then codes under them.
         let rescaled = weight.rescaled(&views, all.clone(), &grid.scales);

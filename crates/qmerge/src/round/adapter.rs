@@ -51,7 +51,7 @@ impl Whole for Adapter {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
-        let stages = if matrix.values == matrix.base { STAGES } else { AFRESH };
+        let stages = if matrix.at_base() { STAGES } else { AFRESH };
         descend(matrix, stages)
     }
 }

@@ -35,7 +35,7 @@ const BLOCK: usize = 64;
 /// Rounds `matrix.values` and `matrix.grid.scales`.
 pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     let delta = Delta::new(matrix);
-    let at_base = matrix.values == matrix.base;
+    let at_base = matrix.at_base();
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Kept::ALL;
     }

@@ -45,8 +45,7 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
     }
     let n = matrix.cols;
     let error = matrix.error();
-    let mut product = vec![0.0; error.len()];
-    multiply(&error, matrix.metric, &mut product);
+    let product = matrix.error_products(&error);
     let noise: f64 = error.chunks(n).zip(product.chunks(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
     Kept { output: delta.kept(matrix), noise: noise / delta.norm }
 }
@@ -54,10 +53,7 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
 /// E H (rows, cols) and Uᵀ E H (directions, cols) of the values as they are.
 pub(super) fn products(matrix: &Matrix<'_>, delta: &Delta) -> (Vec<f32>, Vec<f32>) {
     let n = matrix.cols;
-    let mut products = matrix.error();
-    let error = products.clone();
-    multiply(&error, matrix.metric, &mut products);
-    drop(error);
+    let products = matrix.error_products(&matrix.error());
     let mut shared = vec![0.0; delta.directions * n];
     for (row, own) in products.chunks_exact(n).zip(delta.basis.chunks_exact(delta.directions.max(1))) {
         for (shared, &u) in shared.chunks_exact_mut(n).zip(own) {
@@ -89,6 +85,18 @@ impl Matrix<'_> {
     /// E = Wq − (W0 + D).
     pub(super) fn error(&self) -> Vec<f32> {
         self.values.iter().zip(self.target).map(|(value, target)| value - target).collect()
+    }
+
+    /// E H.
+    fn error_products(&self, error: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; error.len()];
+        multiply(error, self.metric, &mut out);
+        out
+    }
+
+    /// True if rounding begins at the base's own codes.
+    pub(super) fn at_base(&self) -> bool {
+        self.values == self.base
     }
 }
 

@@ -7,8 +7,7 @@ use qmerge::simd::exp::exp;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
-use crate::linear::{Input, Linear};
-use crate::model::Watch;
+use crate::linear::{Input, Linear, Watch};
 use crate::norm::Normalize;
 use crate::rope::Angles;
 use crate::spec::{self, Layer, QkNorm, Spec};

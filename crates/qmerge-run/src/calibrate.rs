@@ -9,8 +9,8 @@ use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
 use crate::generate::{Random, Sampling, choose};
-use crate::linear::Input;
-use crate::model::{Cache, Model, Watch};
+use crate::linear::{Input, Watch};
+use crate::model::{Cache, Model};
 
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
@@ -19,8 +19,8 @@ pub const WINDOWS: usize = 24;
 /// Fewest tokens that say anything about a layer's inputs.
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, and their length.
-const SEQUENCES: usize = 32;
-const LENGTH: usize = 96;
+const SEQUENCES: usize = 64;
+const LENGTH: usize = 48;
 
 /// Moments of the inputs of a model's layers on some sequences. The model is the base with the adapter kept apart: the inputs are what the merged
 /// layer should be given.

@@ -13,7 +13,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::generate::{Sampling, generate};
-use crate::model::{Model, Unwatched};
+use crate::linear::Unwatched;
+use crate::model::Model;
 use crate::text::Tokenizer;
 
 /// A model and what it is called.

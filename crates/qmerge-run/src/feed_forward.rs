@@ -5,8 +5,7 @@ use qmerge::simd::exp::exp;
 use rayon::prelude::*;
 
 use crate::attention::softmax;
-use crate::linear::{Input, Linear};
-use crate::model::Watch;
+use crate::linear::{Input, Linear, Watch};
 use crate::spec::{self, Activation, Spec};
 use crate::tensors::Tensors;
 

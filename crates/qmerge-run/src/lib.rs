@@ -26,4 +26,5 @@ pub mod spec;
 pub mod tensors;
 pub mod text;
 
-pub use model::{Cache, Model, Options, Unwatched};
+pub use linear::Unwatched;
+pub use model::{Cache, Model, Options};

@@ -9,7 +9,6 @@ use qmerge::merge::Edited;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
-use crate::model::Watch;
 use crate::tensors::Tensors;
 
 /// Elements that are decoded at a time; they and the result stay in a second-level cache.
@@ -44,6 +43,27 @@ impl<'x> Input<'x> {
     /// Number of columns.
     pub fn tokens(&self) -> usize {
         self.columns.tokens()
+    }
+}
+
+/// Sees what each linear layer is given.
+pub trait Watch: Send {
+    /// A linear layer's module path and its activations. An error stops the pass.
+    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()>;
+
+    /// All linear layers of a decoder layer have been seen.
+    fn layer(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn input(&mut self, _: &str, _: &Input<'_>) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -8,31 +8,10 @@ use qmerge::merge::{Progress, stopped};
 use crate::attention::{Attention, Past, Sequence};
 use crate::families;
 use crate::feed_forward::FeedForward;
-use crate::linear::{Input, Linear};
+use crate::linear::{Input, Linear, Unwatched, Watch};
 use crate::norm::Normalize;
 use crate::spec::Spec;
 use crate::tensors::Tensors;
-
-/// Sees what each linear layer is given.
-pub trait Watch: Send {
-    /// A linear layer's module path and its activations. An error stops the pass.
-    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()>;
-
-    /// All linear layers of a decoder layer have been seen.
-    fn layer(&mut self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Nobody watches.
-#[derive(Clone, Copy, Debug)]
-pub struct Unwatched;
-
-impl Watch for Unwatched {
-    fn input(&mut self, _: &str, _: &Input<'_>) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, Default)]

@@ -13,7 +13,7 @@ use qmerge::simd::matmul::{Columns, matmul};
 /// Close to NF4's.
 static LEVELS: [f32; 16] =
     [-1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0, 0.08, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1.0];
-const ROWS: usize = 512;
+const ROWS: usize = 4096;
 const RANK: usize = 16;
 const TOKENS: usize = 2048;
 

@@ -45,7 +45,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     }
     let inputs = open_with(&args.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let held = args.engine.max_memory.map(|limit| limit / 2);
+    let held = args.engine.max_memory.map(|limit| limit / 4);
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let mut calibration =
@@ -67,7 +67,7 @@ pub(super) fn from_model<'m, 'a>(
 ) -> error::Result<FromModel<'m, 'a>> {
     let Some(path) = text else {
         progress.phase("writing text to calibrate on");
-        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 4));
+        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 2));
     };
     let tokenizer = Tokenizer::open(&folders(inputs))?;
     let tokens = tokenizer.encode(&read_text(path)?)?;

@@ -80,7 +80,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         options.reason = Some(format!("the model cannot be run ({reason}): cut in the plain norm of its values"));
         return cut(None, &options);
     }
-    let held = args.engine.max_memory.map(|limit| limit / 2);
+    let held = args.engine.max_memory.map(|limit| limit / 4);
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let mut calibration =

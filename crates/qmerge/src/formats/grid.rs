@@ -5,7 +5,7 @@
 //! grid; that keeps formats and methods apart.
 
 use crate::dtype::Dtype;
-use crate::simd::floats::round_one;
+use crate::simd::floats::{round_one, round_to};
 use crate::simd::neighbours::{table_moved, table_neighbours, uniform_neighbours};
 
 /// The levels before scaling.
@@ -66,6 +66,14 @@ impl Grid {
         round_one(self.values, level * scale + self.offset(run))
     }
 
+    /// The values of all levels of a table at a run under a scale, NaN where it has fewer.
+    fn stored(&self, run: usize, scale: f32, levels: &[f32]) -> [f32; 16] {
+        let (mut stored, offset) = ([f32::NAN; 16], self.offset(run));
+        stored.iter_mut().zip(levels).for_each(|(stored, level)| *stored = level * scale + offset);
+        round_to(self.values, &mut stored);
+        stored
+    }
+
     fn offset(&self, run: usize) -> f32 {
         self.offsets.get(run).copied().unwrap_or(0.0)
     }
@@ -84,10 +92,7 @@ impl Grid {
                     _ => (near, near),
                 }
             }
-            Levels::Table(levels) => {
-                let scale = self.scales[run];
-                bracket(levels.iter().map(|&level| self.value(run, scale, level)), x)
-            }
+            Levels::Table(levels) => bracket(self.stored(run, self.scales[run], levels).into_iter(), x),
             Levels::Integers(low, high) => {
                 let scale = self.scales[run];
                 // The quotient is rounded, so the level below or above may be the right one.
@@ -108,9 +113,7 @@ impl Grid {
             match self.levels {
                 Levels::Table(levels) => {
                     let run = i / self.run;
-                    let values: Vec<f32> =
-                        levels.iter().map(|&level| self.value(run, self.scales[run], level)).collect();
-                    bracket_all(&values, x, low, high);
+                    bracket_all(&self.stored(run, self.scales[run], levels), x, low, high);
                 }
                 _ => {
                     for (k, &x) in x.iter().enumerate() {
@@ -161,11 +164,7 @@ impl Grid {
             let (scale, offset) = (self.scales[run], self.offset(run));
             match self.levels {
                 Levels::Table(levels) => {
-                    let mut stored = [f32::NAN; 16];
-                    for (stored, &level) in stored.iter_mut().zip(levels) {
-                        *stored = self.value(run, scale, level);
-                    }
-                    table_neighbours(&stored, values, below, above);
+                    table_neighbours(&self.stored(run, scale, levels), values, below, above);
                 }
                 Levels::Integers(low, high) => {
                     uniform_neighbours(scale, offset, low as f32, high as f32, values, below, above);
@@ -174,6 +173,28 @@ impl Grid {
             }
             at = end;
         }
+    }
+
+    /// Half of the least distance between values of a run, in units of its scale, or less; 0 where that is not known.
+    pub fn half_gap(&self) -> f32 {
+        if !self.offsets.is_empty() {
+            return 0.0;
+        }
+        // What a value is moved by where it is rounded to its type, at most, relative to it.
+        let rounding = match self.values {
+            Dtype::BF16 => 1.0 / 256.0,
+            Dtype::F16 => 1.0 / 2048.0,
+            _ => 1e-6,
+        };
+        let gap = match self.levels {
+            Levels::Table(levels) => {
+                let gap = |pair: &[f32]| pair[1] - pair[0] - rounding * (pair[0].abs() + pair[1].abs());
+                levels.windows(2).map(gap).fold(f32::INFINITY, f32::min)
+            }
+            Levels::Integers(low, high) => 1.0 - 2.0 * rounding * low.abs().max(high.abs()) as f32,
+            Levels::Floats(_) => 0.0,
+        };
+        0.5 * gap.max(0.0)
     }
 
     /// The scale nearest to `wanted` that run `run` can take.
@@ -195,10 +216,7 @@ impl Grid {
     /// The values that a run's elements take at their levels if its scale becomes `scale`. `values` are the run's, on the grid.
     pub fn rescaled(&self, run: usize, values: &[f32], scale: f32, out: &mut [f32]) {
         if let Levels::Table(levels) = self.levels {
-            let (mut old, mut new) = ([f32::NAN; 16], [0.0; 16]);
-            for ((old, new), &level) in old.iter_mut().zip(&mut new).zip(levels) {
-                (*old, *new) = (self.value(run, self.scales[run], level), self.value(run, scale, level));
-            }
+            let (old, new) = (self.stored(run, self.scales[run], levels), self.stored(run, scale, levels));
             return table_moved(&old, &new, values, out);
         }
         for (i, (value, out)) in values.iter().zip(out).enumerate() {

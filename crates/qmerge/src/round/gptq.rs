@@ -58,7 +58,7 @@ impl Whole for Gptq {
 /// Row k holds, for the columns after the k-th, what its error adds to them: (n, n), of which the part above the diagonal is used.
 fn feedback(metric: &Metric, order: &[usize]) -> Vec<f32> {
     let n = order.len();
-    let mut h: Vec<f32> = order.iter().flat_map(|&i| order.iter().map(move |&j| metric.row(i)[j])).collect();
+    let mut h: Vec<f32> = order.iter().flat_map(|&i| order.iter().map(move |&j| metric.at(i, j))).collect();
     // From the last column to the first: its share of all before it is divided out.
     for k in (1..n).rev() {
         let (before, own) = h.split_at_mut(k * n);

@@ -1,6 +1,6 @@
 //! A whole weight that is rounded at once, and what its delta spans.
 
-use super::moments::Metric;
+use super::moments::{Metric, PANEL};
 use crate::formats::Grid;
 use crate::simd::matmul::{Columns, matmul};
 use crate::simd::vectors::{axpy, axpys, dot};
@@ -50,19 +50,6 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
     Kept { output: delta.kept(matrix), noise: noise / delta.norm }
 }
 
-/// E H (rows, cols) and Uᵀ E H (directions, cols) of the values as they are.
-pub(super) fn products(matrix: &Matrix<'_>, delta: &Delta) -> (Vec<f32>, Vec<f32>) {
-    let n = matrix.cols;
-    let products = matrix.error_products(&matrix.error());
-    let mut shared = vec![0.0; delta.directions * n];
-    for (row, own) in products.chunks_exact(n).zip(delta.basis.chunks_exact(delta.directions.max(1))) {
-        for (shared, &u) in shared.chunks_exact_mut(n).zip(own) {
-            axpy(u, row, shared);
-        }
-    }
-    (products, shared)
-}
-
 /// Most directions that are told apart in a delta's outputs.
 const MOST_DIRECTIONS: usize = 64;
 
@@ -73,6 +60,8 @@ pub(super) struct Delta {
     pub(super) directions: usize,
     /// U (rows, directions).
     pub(super) basis: Vec<f32>,
+    /// Uᵀ D (directions, cols).
+    pub(super) coefficients: Vec<f32>,
     /// Uᵀ D H (directions, cols).
     pub(super) moments: Vec<f32>,
     /// D H (rows, cols), where D = U Uᵀ D does not hold.
@@ -88,7 +77,7 @@ impl Matrix<'_> {
     }
 
     /// E H.
-    fn error_products(&self, error: &[f32]) -> Vec<f32> {
+    pub(super) fn error_products(&self, error: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; error.len()];
         multiply(error, self.metric, &mut out);
         out
@@ -133,22 +122,17 @@ impl Delta {
         }
         if rest <= 1e-6 * all {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-            return Self { directions, basis, moments, dense: None, norm };
+            return Self { directions, basis, coefficients, moments, dense: None, norm };
         }
         let mut dense = vec![0.0; rows * cols];
         multiply(&delta, matrix.metric, &mut dense);
         let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-        Self { directions, basis, moments, dense: Some(dense), norm }
+        Self { directions, basis, coefficients, moments, dense: Some(dense), norm }
     }
 
-    /// E H and Uᵀ E H of the base: E = −D.
-    pub(super) fn lost(&self, rows: usize) -> (Vec<f32>, Vec<f32>) {
-        let n = self.moments.len() / self.directions.max(1);
-        let mut products = vec![0.0; rows * n];
-        for (r, row) in products.chunks_exact_mut(n.max(1)).enumerate() {
-            self.add_row(r, -1.0, row);
-        }
-        (products, self.moments.iter().map(|x| -x).collect())
+    /// U_r.
+    pub(super) fn own(&self, r: usize) -> &[f32] {
+        &self.basis[r * self.directions..(r + 1) * self.directions]
     }
 
     /// ⟨Wq − W0, D⟩_H / ‖D‖²_H.
@@ -183,10 +167,11 @@ pub(super) fn multiply(left: &[f32], metric: &Metric, out: &mut [f32]) {
     let n = metric.features;
     let rows = left.len() / n.max(1);
     // Some columns at a time, so that no second copy of H stands in memory.
-    const SOME: usize = 256;
+    const SOME: usize = 4 * PANEL;
+    let mut part = Vec::new();
     for start in (0..n).step_by(SOME) {
         let end = (start + SOME).min(n);
-        let part: Vec<f32> = (0..n).flat_map(|i| metric.row(i)[start..end].iter().copied()).collect();
+        metric.copy(0..n, start..end, &mut part);
         let columns = Columns::new(&part, n, end - start);
         let mut product = vec![0.0; rows * (end - start)];
         matmul(left, &columns, false, &mut product);

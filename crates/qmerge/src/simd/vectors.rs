@@ -1,5 +1,7 @@
 //! Small operations on rows, for rounding.
 
+#![allow(clippy::needless_range_loop)]
+
 use super::versions;
 
 versions! {
@@ -42,6 +44,91 @@ fn axpys_body(a: &[f32], x: &[f32], y: &mut [f32]) {
 }
 
 versions! {
+    /// `y += Σ a · x[k]` over pairs (k, a), with `x` (any, y); each element is one chain in the order of the pairs.
+    pub(crate) fn gather(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32]) = gather_body;
+}
+
+#[inline(always)]
+fn gather_body(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32]) {
+    if let Ok(y) = y.try_into() {
+        gather_some::<64>(pairs, x, y);
+    } else if let Ok(y) = y.try_into() {
+        gather_some::<32>(pairs, x, y);
+    } else {
+        let n = y.len();
+        for &(k, a) in pairs {
+            axpy_body(a, &x[k as usize * n..][..n], y);
+        }
+    }
+}
+
+#[inline(always)]
+fn gather_some<const N: usize>(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32; N]) {
+    let mut sums = *y;
+    for &(k, a) in pairs {
+        let x: &[f32; N] = x[k as usize * N..][..N].try_into().expect("N values");
+        for l in 0..N {
+            sums[l] = a.mul_add(x[l], sums[l]);
+        }
+    }
+    *y = sums;
+}
+
+versions! {
+    /// `y[.., part] += a · x` with few rows `a` (rows, inputs), `x` (inputs, part) and `y` (rows, any); each element is one chain over the inputs in order.
+    pub(crate) fn few_rows(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) = few_rows_body;
+}
+
+#[inline(always)]
+fn few_rows_body(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) {
+    /// Rows and columns that are done together.
+    const ROWS: usize = 8;
+    const WIDTH: usize = 16;
+    let n = part.len();
+    let inputs = x.len() / n.max(1);
+    let rows = a.len() / inputs.max(1);
+    let width = y.len() / rows.max(1);
+    for first in (0..rows).step_by(ROWS) {
+        let a: [&[f32]; ROWS] = std::array::from_fn(|r| &a[(first + r).min(rows - 1) * inputs..][..inputs]);
+        for start in (0..n / WIDTH * WIDTH).step_by(WIDTH) {
+            let mut sums = [[0.0_f32; WIDTH]; ROWS];
+            for r in 0..ROWS.min(rows - first) {
+                sums[r].copy_from_slice(&y[(first + r) * width + part.start + start..][..WIDTH]);
+            }
+            for i in 0..inputs {
+                let x: &[f32; WIDTH] = x[i * n + start..][..WIDTH].try_into().expect("WIDTH values");
+                for r in 0..ROWS {
+                    for l in 0..WIDTH {
+                        sums[r][l] = a[r][i].mul_add(x[l], sums[r][l]);
+                    }
+                }
+            }
+            for r in 0..ROWS.min(rows - first) {
+                y[(first + r) * width + part.start + start..][..WIDTH].copy_from_slice(&sums[r]);
+            }
+        }
+        for r in 0..ROWS.min(rows - first) {
+            for l in n / WIDTH * WIDTH..n {
+                let y = &mut y[(first + r) * width + part.start + l];
+                a[r].iter().zip(x[l..].iter().step_by(n)).for_each(|(a, x)| *y = a.mul_add(*x, *y));
+            }
+        }
+    }
+}
+
+versions! {
+    /// `y[k] += a[k] · x` with `y` (a, x).
+    pub(crate) fn outer(a: &[f32], x: &[f32], y: &mut [f32]) = outer_body;
+}
+
+#[inline(always)]
+fn outer_body(a: &[f32], x: &[f32], y: &mut [f32]) {
+    for (a, y) in a.iter().zip(y.chunks_exact_mut(x.len().max(1))) {
+        axpy_body(*a, x, y);
+    }
+}
+
+versions! {
     /// Σ x·y in 16 chains.
     pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 = dot_body;
 }
@@ -60,6 +147,20 @@ fn dot_body(x: &[f32], y: &[f32]) -> f32 {
         sums[l] = x.mul_add(*y, sums[l]);
     }
     sums.iter().sum()
+}
+
+versions! {
+    /// True if every |pull · inverse · factor| is less than `bound`.
+    pub(crate) fn within(pull: &[f32], inverse: &[f32], factor: f32, bound: f32) -> bool = within_body;
+}
+
+#[inline(always)]
+fn within_body(pull: &[f32], inverse: &[f32], factor: f32, bound: f32) -> bool {
+    let outside = pull.iter().zip(inverse).fold(0, |outside, (pull, inverse)| {
+        let inside = (pull * inverse * factor).abs() < bound;
+        outside | u32::from(!inside)
+    });
+    outside == 0
 }
 
 versions! {
@@ -100,18 +201,39 @@ mod tests {
                 let (mut one, mut all) = (y.clone(), y.clone());
                 axpy(0.3, &x[..n], &mut one);
                 axpys(&[0.3, -0.7, 0.1], &x, &mut all);
+                let mut some = y.clone();
+                gather(&[(2, 0.3), (0, -0.7), (1, 0.1)], &x, &mut some);
+                let mut product = y.clone();
+                outer(&[0.3], &x[..n], &mut product);
+                // Nine rows of three inputs, and a part of what they give.
+                let factors = numbers(27, 5);
+                let mut rows = vec![0.5; 9 * (n + 2)];
+                few_rows(&factors, &x, &mut rows, 1..n + 1);
+                let near = within(&x[..n], &y, 2.0, 1.9);
+                let more = (some, product, rows, near);
                 let some = n.min(64);
                 let mask = beyond(&y[..some], &x, &x[n..], 0.5, &numbers(n, 3), &numbers(n, 4));
-                (one, all, dot(&x[..n], &y), mask)
+                (one, all, dot(&x[..n], &y), mask, more)
             });
             for (level, got) in &results {
                 assert_eq!(got, &results[0].1, "{level:?}");
             }
-            let (one, all, sum, _) = &results[0].1;
+            let (one, all, sum, _, (some, product, rows, near)) = &results[0].1;
+            let factors = numbers(27, 5);
             for i in 0..n {
                 assert!((one[i] - (y[i] + 0.3 * x[i])).abs() < 1e-6);
                 assert!((all[i] - (y[i] + 0.3 * x[i] - 0.7 * x[n + i] + 0.1 * x[2 * n + i])).abs() < 1e-6);
             }
+            for i in 0..n {
+                assert!((some[i] - (y[i] + 0.3 * x[2 * n + i] - 0.7 * x[i] + 0.1 * x[n + i])).abs() < 1e-6);
+                assert_eq!(product[i], one[i]);
+                for r in 0..9 {
+                    let sum: f32 = (0..3).map(|k| factors[3 * r + k] * x[k * n + i]).sum();
+                    assert!((rows[r * (n + 2) + 1 + i] - 0.5 - sum).abs() < 1e-6);
+                }
+            }
+            assert!((0..9).all(|r| rows[r * (n + 2)] == 0.5 && rows[r * (n + 2) + n + 1] == 0.5), "only the part");
+            assert_eq!(*near, (0..n).all(|i| (x[i] * y[i] * 2.0).abs() < 1.9));
             let want: f64 = (0..n).map(|i| f64::from(x[i]) * f64::from(y[i])).sum();
             assert!((f64::from(*sum) - want).abs() < 1e-4);
         }

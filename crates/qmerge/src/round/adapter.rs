@@ -10,12 +10,14 @@ use super::{Rounding, Whole};
 
 pub(super) struct Adapter;
 
-/// From the layer's error to the adapter's directions by steps: each stage starts from a good point of the one before.
+/// A weight that grows by steps: each stage starts from a good point of the one before, and the first move only what serves the adapter's directions best.
 const STAGES: &[Stage] = &[
-    Stage { mu: 0.0, passes: 2 },
-    Stage { mu: 16.0, passes: 5 },
-    Stage { mu: 48.0, passes: 3 },
-    Stage { mu: 96.0, passes: 3 },
+    Stage { mu: 0.5, passes: 1 },
+    Stage { mu: 2.0, passes: 1 },
+    Stage { mu: 8.0, passes: 2 },
+    Stage { mu: 24.0, passes: 2 },
+    Stage { mu: 48.0, passes: 2 },
+    Stage { mu: 96.0, passes: 2 },
 ];
 
 /// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.

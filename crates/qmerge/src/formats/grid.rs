@@ -372,6 +372,32 @@ mod tests {
     }
 
     #[test]
+    fn no_two_levels_are_nearer_than_the_least_gap() {
+        let integers =
+            |values| Grid { levels: Levels::Integers(-127, 127), run: 4, scales: vec![0.0123], ..Grid::floats(values) };
+        let scaled = [integers(Dtype::F32), integers(Dtype::F16)];
+        assert!(scaled.iter().chain(&grids()[..2]).all(|grid| grid.half_gap() > 0.0));
+        for grid in scaled.iter().chain(&grids()) {
+            let gap = 2.0 * grid.half_gap();
+            let scales = grid.scales.iter().map(|scale| scale.abs()).chain([1.0]);
+            let scale = scales.fold(f32::INFINITY, f32::min);
+            for (i, start) in (0..4).map(|i| (i, grid.nearest(i, f32::MIN))) {
+                let (mut value, mut seen) = (start, 0);
+                while seen < 300 {
+                    let (mut below, mut above) = ([0.0], [0.0]);
+                    grid.neighbours(i, &[value], &mut below, &mut above);
+                    if !above[0].is_finite() {
+                        break;
+                    }
+                    assert!(above[0] - value >= gap * scale, "{value} {} {gap} {grid:?}", above[0]);
+                    (value, seen) = (above[0], seen + 1);
+                }
+                assert!(seen > 1, "{grid:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_listed_scale_is_the_nearest_of_its_list() {
         let lists = vec![vec![0.1, 0.2, 0.4], vec![1.0, 2.0]];
         let grid = Grid {

@@ -46,7 +46,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
         return Kept::ALL;
     }
     let start = (matrix.grid.scales.clone(), (!at_base).then(|| matrix.values.clone()));
-    let mut state = State::new(matrix, &delta);
+    let mut state = State::new(matrix, &delta, at_base);
     let before = state.energy;
     for stage in stages {
         state.begin(stage.mu);
@@ -164,7 +164,7 @@ struct Buffers {
 }
 
 impl<'s, 'm> State<'s, 'm> {
-    fn new(matrix: &'s mut Matrix<'m>, delta: &'s Delta) -> Self {
+    fn new(matrix: &'s mut Matrix<'m>, delta: &'s Delta, at_base: bool) -> Self {
         let (rows, n) = (matrix.rows, matrix.cols);
         let run = Some(matrix.grid.run).filter(|&run| {
             let fits = PANEL.is_multiple_of(run) || run.is_multiple_of(PANEL);
@@ -190,7 +190,7 @@ impl<'s, 'm> State<'s, 'm> {
             matrix,
             delta,
         };
-        if state.matrix.at_base() {
+        if at_base {
             // E = −D, which is of low rank.
             let mut row = vec![0.0; n];
             for r in 0..rows {
@@ -295,22 +295,16 @@ impl<'s, 'm> State<'s, 'm> {
         Energy { noise, along: self.along_energy() }
     }
 
-    /// Brings P of some rows in a block up to date, and S of the block.
+    /// Brings P of some rows in a block up to date.
     fn catch_up(&mut self, block: &Range<usize>, rows: &Range<usize>) {
         let pending = &mut self.pending[rows.clone()];
         pending.iter_mut().for_each(|moves| moves.forget(block));
         let start = self.matrix.rows * block.start;
         let products = &mut self.products[start + rows.start * block.len()..start + rows.end * block.len()];
-        let shared = &mut self.buffers.shared;
-        shared.clear();
-        shared.resize(self.delta.directions * block.len(), 0.0);
         for (columns, panel) in self.matrix.metric.panels(block.clone()) {
             let part = columns.start - block.start..columns.end - block.start;
             for (moves, products) in pending.iter().zip(products.chunks_exact_mut(block.len())) {
                 gather(&moves.all[moves.first..], panel, &mut products[part.clone()]);
-            }
-            if self.mu != 0.0 {
-                few_rows(&self.along, panel, shared, part);
             }
         }
     }
@@ -319,6 +313,16 @@ impl<'s, 'm> State<'s, 'm> {
     fn prepare(&mut self, block: &Range<usize>) {
         let (width, metric) = (block.len(), self.matrix.metric);
         let buffers = &mut self.buffers;
+        for shared in [&mut buffers.shared, &mut buffers.change] {
+            shared.clear();
+            shared.resize(self.delta.directions * width, 0.0);
+        }
+        if self.mu != 0.0 {
+            for (columns, panel) in metric.panels(block.clone()) {
+                let part = columns.start - block.start..columns.end - block.start;
+                few_rows(&self.along, panel, &mut buffers.shared, part);
+            }
+        }
         metric.copy(block.clone(), block.clone(), &mut buffers.square);
         buffers.runs.clear();
         if let Some(run) = self.run {
@@ -326,8 +330,6 @@ impl<'s, 'm> State<'s, 'm> {
                 buffers.runs.extend_from_slice(&row[i / run * run..][..run]);
             }
         }
-        buffers.change.clear();
-        buffers.change.resize(self.delta.directions * width, 0.0);
         let rows = [&mut buffers.pull, &mut buffers.before, &mut buffers.steps, &mut buffers.low, &mut buffers.high];
         rows.into_iter().for_each(|row| row.resize(width, 0.0));
         let run = self.run.unwrap_or(0);

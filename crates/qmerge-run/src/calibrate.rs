@@ -5,7 +5,7 @@ use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::round::{Calibration, InputMoments, Known};
-use qmerge::simd::matmul::{Columns, matmul};
+use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
 
 use crate::generate::{Random, Sampling, choose};
@@ -134,7 +134,7 @@ fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
         }
         let columns = Columns::new(&turned, tokens, width);
         // H is symmetric: what lies above these columns is known from those before.
-        let rows = 32;
+        let rows = 16 * HEIGHT;
         values[start * features..].par_chunks_mut(rows * features).enumerate().for_each(|(number, out)| {
             let first = start + number * rows;
             let count = out.len() / features;
@@ -145,12 +145,28 @@ fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
             }
         });
     }
-    for i in 0..features {
-        for j in i + 1..features {
-            values[i * features + j] = values[j * features + i];
-        }
-    }
+    mirror(&mut values, features);
     InputMoments { features, tokens, values }
+}
+
+/// Copies what lies below the diagonal to above it, squares of some features at a time.
+fn mirror(values: &mut [f32], features: usize) {
+    const SOME: usize = 64;
+    let mut rest = values;
+    for start in (0..features).step_by(SOME) {
+        let width = SOME.min(features - start);
+        let (own, below) = rest.split_at_mut(width * features);
+        own.par_chunks_mut(features).enumerate().for_each(|(i, row)| {
+            let column = below.iter().skip(start + i).step_by(features);
+            row[start + width..].iter_mut().zip(column).for_each(|(to, from)| *to = *from);
+        });
+        for i in 0..width {
+            for j in i + 1..width {
+                own[i * features + start + j] = own[j * features + start + i];
+            }
+        }
+        rest = below;
+    }
 }
 
 /// Sequences that the model writes at temperature 1 side by side, each from another random token. Each depends on its number and the seed alone.

@@ -3,16 +3,18 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qmerge::edit::Edit;
+use qmerge::edit::{Delta, Edit, Factors};
 use qmerge::error::Result;
 use qmerge::merge::Edited;
-use qmerge::simd::matmul::{Columns, matmul};
+use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
 use rayon::prelude::*;
 
 use crate::tensors::Tensors;
 
-/// Elements that are decoded at a time; they and the result stay in a second-level cache.
+/// Elements that are decoded at a time, which stay in a second-level cache.
 const CHUNK: usize = 1 << 16;
+/// Rows that are decoded at a time for many columns: each then reads the columns, which no cache holds, once.
+const ROWS: usize = 16 * HEIGHT;
 
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
@@ -110,7 +112,10 @@ impl<'a> Linear<'a> {
             ));
         }
         let apart = !transposed
-            && weight.edits().iter().all(|edit| matches!(edit, Edit::Add(delta) if delta.has_forward(geometry.rows)));
+            && weight
+                .edits()
+                .iter()
+                .all(|edit| matches!(edit, Edit::Add(delta) if delta.factors(geometry.rows).is_some()));
         let rows = 0..geometry.rows;
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
@@ -167,7 +172,7 @@ impl<'a> Linear<'a> {
         if self.apart {
             for edit in self.weight.edits() {
                 if let Edit::Add(delta) = edit {
-                    delta.forward(x.values, tokens, y);
+                    self.aside(delta.as_ref(), &x.columns, y);
                 }
             }
         }
@@ -177,6 +182,20 @@ impl<'a> Linear<'a> {
             }
         }
         Ok(())
+    }
+
+    /// `y += D · x`.
+    fn aside(&self, delta: &dyn Delta, x: &Columns, y: &mut [f32]) {
+        let Some(Factors { left, right, rank, scale }) = delta.factors(self.rows.end) else { return };
+        let tokens = x.tokens();
+        let mut inner = vec![0.0; rank * tokens];
+        let products = |left: &[f32], x: &Columns, rows: usize, y: &mut [f32]| {
+            let pairs = y.par_chunks_mut((rows * tokens).max(1)).zip(left.par_chunks((rows * x.inputs()).max(1)));
+            pairs.for_each(|(y, left)| matmul(left, x, true, y));
+        };
+        products(&right, x, HEIGHT, &mut inner);
+        inner.iter_mut().for_each(|x| *x *= scale);
+        products(left, &Columns::new(&inner, rank, tokens), ROWS, y);
     }
 
     /// True if rows are used as they are stored.
@@ -192,8 +211,12 @@ impl<'a> Linear<'a> {
         let step = self.weight.base().claim().weight.geometry().row_step.max(1);
         // Enough chunks for all threads, of whole steps. One column needs no buffer.
         let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
-        let most = if x.tokens() == 1 { share } else { CHUNK / self.inputs.max(1) };
-        let rows = most.min(share).max(1).next_multiple_of(step);
+        let most = match x.tokens() {
+            1 => share,
+            2..=FEW => CHUNK / self.inputs.max(1),
+            _ => share.min(ROWS).next_multiple_of(HEIGHT),
+        };
+        let rows = most.max(1).next_multiple_of(step);
         y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(base, values), (number, y)| {

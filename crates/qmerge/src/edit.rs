@@ -9,7 +9,6 @@ use std::ops::Range;
 use crate::dtype::Dtype;
 use crate::simd::floats::round_to;
 use crate::simd::low_rank::{self, Panels, Sink};
-use crate::simd::matmul::{Columns, matmul};
 
 /// A loaded edit of one weight.
 #[derive(Debug)]
@@ -30,14 +29,23 @@ pub trait Delta: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// The delta kept apart: `y (rows, tokens) += D · x (cols, tokens)` with `tokens` columns, over all rows of the weight. Rounds nothing but
-    /// sums.
-    fn forward(&self, _x: &[f32], _tokens: usize, _y: &mut [f32]) {}
-
-    /// True if [`Delta::forward`] does that for a weight of `rows` rows.
-    fn has_forward(&self, _rows: usize) -> bool {
-        false
+    /// The two factors of the delta of a weight of `rows` rows, where it is a product over all of them; its own rounding is left out.
+    fn factors(&self, _rows: usize) -> Option<Factors<'_>> {
+        None
     }
+}
+
+/// `scale · left · right`.
+#[derive(Debug)]
+pub struct Factors<'d> {
+    /// (rows, rank).
+    pub left: &'d [f32],
+    /// (rank, cols).
+    pub right: Vec<f32>,
+    /// Inner dimension.
+    pub rank: usize,
+    /// Factor.
+    pub scale: f32,
 }
 
 /// An edit that is not a sum.
@@ -171,17 +179,14 @@ impl Delta for LowRank {
         true
     }
 
-    fn has_forward(&self, rows: usize) -> bool {
-        matches!(&self.blocks[..], [block] if block.rows == (0..rows))
-    }
-
-    fn forward(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
-        let [block] = &self.blocks[..] else { return };
-        let columns = Columns::new(x, x.len().checked_div(tokens).unwrap_or(0), tokens);
-        let mut inner = vec![0.0; block.rank * tokens];
-        matmul(&block.right.to_rows(), &columns, false, &mut inner);
-        inner.iter_mut().for_each(|x| *x *= self.scale);
-        matmul(&block.left, &Columns::new(&inner, block.rank, tokens), true, y);
+    fn factors(&self, rows: usize) -> Option<Factors<'_>> {
+        let [block] = &self.blocks[..] else { return None };
+        (block.rows == (0..rows)).then(|| Factors {
+            left: &block.left,
+            right: block.right.to_rows(),
+            rank: block.rank,
+            scale: self.scale,
+        })
     }
 }
 

@@ -1,8 +1,8 @@
 //! A whole weight that is rounded at once, and what its delta spans.
 
-use super::moments::{Metric, PANEL};
+use super::moments::Metric;
 use crate::formats::Grid;
-use crate::simd::matmul::{Columns, matmul};
+use crate::simd::matmul::{Columns, HEIGHT, matmul};
 use crate::simd::vectors::{axpy, axpys, dot};
 
 /// A weight of which every value is chosen with all others in sight. Matrices are (rows, cols).
@@ -60,8 +60,6 @@ pub(super) struct Delta {
     pub(super) directions: usize,
     /// U (rows, directions).
     pub(super) basis: Vec<f32>,
-    /// Uᵀ D (directions, cols).
-    pub(super) coefficients: Vec<f32>,
     /// Uᵀ D H (directions, cols).
     pub(super) moments: Vec<f32>,
     /// D H (rows, cols), where D = U Uᵀ D does not hold.
@@ -78,8 +76,13 @@ impl Matrix<'_> {
 
     /// E H.
     pub(super) fn error_products(&self, error: &[f32]) -> Vec<f32> {
+        /// Rows that read H together.
+        const SOME: usize = 16 * HEIGHT;
         let mut out = vec![0.0; error.len()];
-        multiply(error, self.metric, &mut out);
+        let some = (SOME * self.cols).max(1);
+        for (out, error) in out.chunks_mut(some).zip(error.chunks(some)) {
+            matmul(error, &self.metric.columns, false, out);
+        }
         out
     }
 
@@ -109,7 +112,7 @@ impl Delta {
             }
         }
         let mut moments = vec![0.0; directions * cols];
-        multiply(&coefficients, matrix.metric, &mut moments);
+        matmul(&coefficients, &matrix.metric.columns, false, &mut moments);
         // What U does not reach: nothing but rounding for a low rank, much for others.
         let (mut all, mut rest) = (0.0, 0.0);
         let mut row = vec![0.0; cols];
@@ -122,12 +125,12 @@ impl Delta {
         }
         if rest <= 1e-6 * all {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-            return Self { directions, basis, coefficients, moments, dense: None, norm };
+            return Self { directions, basis, moments, dense: None, norm };
         }
         let mut dense = vec![0.0; rows * cols];
-        multiply(&delta, matrix.metric, &mut dense);
+        matmul(&delta, &matrix.metric.columns, false, &mut dense);
         let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-        Self { directions, basis, coefficients, moments, dense: Some(dense), norm }
+        Self { directions, basis, moments, dense: Some(dense), norm }
     }
 
     /// U_r.
@@ -158,25 +161,6 @@ impl Delta {
                 let factors: Vec<f32> = own.iter().map(|u| u * factor).collect();
                 axpys(&factors, &self.moments, out);
             }
-        }
-    }
-}
-
-/// `out (rows, features) = left · H`.
-pub(super) fn multiply(left: &[f32], metric: &Metric, out: &mut [f32]) {
-    let n = metric.features;
-    let rows = left.len() / n.max(1);
-    // Some columns at a time, so that no second copy of H stands in memory.
-    const SOME: usize = 4 * PANEL;
-    let mut part = Vec::new();
-    for start in (0..n).step_by(SOME) {
-        let end = (start + SOME).min(n);
-        metric.copy(0..n, start..end, &mut part);
-        let columns = Columns::new(&part, n, end - start);
-        let mut product = vec![0.0; rows * (end - start)];
-        matmul(left, &columns, false, &mut product);
-        for (out, product) in out.chunks_exact_mut(n).zip(product.chunks_exact(end - start)) {
-            out[start..end].copy_from_slice(product);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Kind, Result};
+use crate::simd::matmul::{Columns, PANEL};
 
 /// H = mean of x·xᵀ over the inputs x of a linear layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,17 +44,10 @@ pub trait Calibration: Send {
 pub struct Metric {
     /// Length of x.
     pub(super) features: usize,
-    /// H as panels of some columns, one after the other: (features, columns of the panel).
-    panels: Vec<f32>,
-    /// Columns of a panel; the last may have fewer.
-    width: usize,
+    /// H in panels.
+    pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
 }
-
-/// Columns of a panel, and of one where a panel of so many has more bytes than [`PANEL_BYTES`].
-pub(super) const PANEL: usize = 64;
-/// What stays in a second-level cache beside other things.
-const PANEL_BYTES: usize = 5 << 18;
 
 /// Share of the mean diagonal that is added to it where a method asks for no more: directions that no input took get some weight.
 pub(super) const DAMPING: f32 = 0.003;
@@ -87,52 +81,22 @@ impl Metric {
             *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + damping * mean as f32 };
         }
         let diagonal = (0..features).map(|i| values[i * features + i]).collect();
-        let width = if features * PANEL * size_of::<f32>() > PANEL_BYTES { PANEL / 2 } else { PANEL };
-        // H is symmetric: some rows turned over are a panel, in the same place.
-        let mut rows = Vec::new();
-        for panel in values.chunks_mut((features * width).max(1)) {
-            rows.clear();
-            rows.extend_from_slice(panel);
-            turn(&rows, features, panel);
-        }
-        Ok(Self { features, panels: values, width, diagonal })
-    }
-
-    /// The panels of some columns, which begin with a panel's: the columns of each, and H there (features, columns).
-    pub(super) fn panels(&self, columns: Range<usize>) -> impl Iterator<Item = (Range<usize>, &[f32])> {
-        columns.clone().step_by(self.width).map(move |start| {
-            let columns = start..(start + self.width).min(self.features);
-            (columns.clone(), &self.panels[columns.start * self.features..columns.end * self.features])
-        })
+        Ok(Self { features, columns: Columns::symmetric(values, features), diagonal })
     }
 
     /// H of two inputs.
     pub(super) fn at(&self, i: usize, j: usize) -> f32 {
-        let start = j / self.width * self.width;
-        let width = self.width.min(self.features - start);
-        self.panels[start * self.features + i * width + j - start]
+        self.columns.panel(j / PANEL)[i * PANEL + j % PANEL]
     }
 
-    /// Some rows of some columns, which begin with a panel's, behind each other into `out`.
-    pub(super) fn copy(&self, rows: Range<usize>, columns: Range<usize>, out: &mut Vec<f32>) {
+    /// H of some inputs with themselves into `out`; their first begins a panel.
+    pub(super) fn square(&self, inputs: Range<usize>, out: &mut Vec<f32>) {
         out.clear();
-        for i in rows {
-            for (columns, panel) in self.panels(columns.clone()) {
-                out.extend_from_slice(&panel[i * columns.len()..(i + 1) * columns.len()]);
+        for i in inputs.clone() {
+            for start in inputs.clone().step_by(PANEL) {
+                let width = PANEL.min(inputs.end - start);
+                out.extend_from_slice(&self.columns.panel(start / PANEL)[i * PANEL..][..width]);
             }
-        }
-    }
-}
-
-/// `out` (cols, rows of `x`) of `x` (rows, cols).
-fn turn(x: &[f32], cols: usize, out: &mut [f32]) {
-    /// Columns at a time, a cache line's worth.
-    const SOME: usize = 16;
-    let rows = x.len() / cols.max(1);
-    for (number, out) in out.chunks_mut((SOME * rows).max(1)).enumerate() {
-        for (j, x) in x.chunks_exact(cols).enumerate() {
-            let x = &x[number * SOME..cols.min((number + 1) * SOME)];
-            out[j..].iter_mut().step_by(rows).zip(x).for_each(|(out, x)| *out = *x);
         }
     }
 }

@@ -11,9 +11,11 @@ use super::{Level, level, versions};
 /// Up to this many columns a row is multiplied at a time, without packing.
 pub const FEW: usize = 8;
 /// Columns of a panel.
-const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 64;
 /// Inputs that are done for all rows before the next, so that this part of a panel stays in the second-level cache.
-const DEPTH: usize = 1024;
+const DEPTH: usize = 512;
+/// Rows of a tile. Chunks of a multiple of it leave no tile unfilled.
+pub const HEIGHT: usize = 6;
 /// Chains of a dot product.
 pub(super) const LANES: usize = 64;
 
@@ -22,8 +24,9 @@ pub(super) const LANES: usize = 64;
 pub struct Columns {
     inputs: usize,
     tokens: usize,
-    /// With few tokens (tokens, inputs); else panels (inputs, [`PANEL`]) one after the other, padded with zeros.
+    /// Panels (inputs, [`PANEL`]) one after the other, padded with zeros; or where there are few tokens (tokens, inputs).
     data: Vec<f32>,
+    few: bool,
 }
 
 impl Columns {
@@ -47,7 +50,30 @@ impl Columns {
                 }
             }
         }
-        Self { inputs, tokens, data }
+        Self { inputs, tokens, data, few: tokens <= FEW }
+    }
+
+    /// Takes a symmetric matrix (features, features) in panels, which need no second copy of it: some of its rows turned over are a panel.
+    pub(crate) fn symmetric(mut data: Vec<f32>, features: usize) -> Self {
+        assert_eq!(data.len(), features * features);
+        data.resize(features * features.next_multiple_of(PANEL), 0.0);
+        let mut rows = Vec::new();
+        for (p, panel) in data.chunks_exact_mut((features * PANEL).max(1)).enumerate() {
+            let count = PANEL.min(features - p * PANEL);
+            rows.clear();
+            rows.extend_from_slice(&panel[..count * features]);
+            panel.fill(0.0);
+            for (r, row) in rows.chunks_exact(features).enumerate() {
+                panel[r..].iter_mut().step_by(PANEL).zip(row).for_each(|(to, &from)| *to = from);
+            }
+        }
+        Self { inputs: features, tokens: features, data, few: false }
+    }
+
+    /// A panel (inputs, [`PANEL`]), of columns from [`PANEL`] times its number on.
+    pub(crate) fn panel(&self, number: usize) -> &[f32] {
+        assert!(!self.few, "few columns lie otherwise");
+        &self.data[number * self.inputs * PANEL..(number + 1) * self.inputs * PANEL]
     }
 
     /// Rows of `x`.
@@ -71,7 +97,7 @@ pub fn matmul(left: &[f32], x: &Columns, add: bool, out: &mut [f32]) {
     if x.tokens == 0 || x.inputs == 0 {
         return;
     }
-    if x.tokens <= FEW {
+    if x.few {
         dots(left, x, out);
     } else if level() == Level::Avx512 {
         tiles_wide(left, x, out);
@@ -84,10 +110,10 @@ versions! {
     fn dots(left: &[f32], x: &Columns, out: &mut [f32]) = dots_body;
 }
 versions! {
-    fn tiles_wide(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<4, PANEL>;
+    fn tiles_wide(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<PANEL>;
 }
 versions! {
-    fn tiles(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<4, 16>;
+    fn tiles(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<16>;
 }
 
 #[inline(always)]
@@ -128,45 +154,38 @@ pub(super) fn sum_up(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// Tiles of `M` rows and `N` columns, which changes speed only: an element's chain goes on from what `out` holds.
+/// Tiles of [`HEIGHT`] rows and `N` columns, which changes speed only: an element's chain goes on from what `out` holds.
 #[inline(always)]
-fn tiles_body<const M: usize, const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
+fn tiles_body<const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
     let (inputs, tokens) = (x.inputs, x.tokens);
     let rows = left.len() / inputs;
-    let groups = rows.div_ceil(M);
-    let mut packed = vec![0.0; groups * M * DEPTH.min(inputs)];
     for depth in (0..inputs).step_by(DEPTH) {
         let depth = depth..(depth + DEPTH).min(inputs);
-        let size = M * depth.len();
-        // The factors that one step of a tile takes lie side by side; rows that are missing count as zero.
-        for (group, packed) in packed.chunks_exact_mut(size).take(groups).enumerate() {
-            for m in 0..M.min(rows - group * M) {
-                let row = &left[(group * M + m) * inputs..][depth.clone()];
-                packed[m..].iter_mut().step_by(M).zip(row).for_each(|(to, &from)| *to = from);
-            }
-        }
         // A panel's part stays in the second-level cache for all rows.
         for j in (0..tokens).step_by(N) {
             let panel = &x.data[j / PANEL * PANEL * inputs..];
             let panel = &panel[depth.start * PANEL..depth.end * PANEL];
             let width = N.min(tokens - j);
-            for (group, packed) in packed.chunks_exact(size).take(groups).enumerate() {
-                let height = M.min(rows - group * M);
-                let at = |m: usize| (group * M + m) * tokens + j;
-                let mut sums = [[0.0_f32; N]; M];
+            for first in (0..rows).step_by(HEIGHT) {
+                let height = HEIGHT.min(rows - first);
+                // Rows that are missing are the last one again, and thrown away.
+                let left: [&[f32]; HEIGHT] =
+                    std::array::from_fn(|m| &left[(first + m).min(rows - 1) * inputs..][depth.clone()]);
+                let at = |m: usize| (first + m) * tokens + j;
+                let mut sums = [[0.0_f32; N]; HEIGHT];
                 for m in 0..height {
                     sums[m][..width].copy_from_slice(&out[at(m)..at(m) + width]);
                 }
                 #[cfg(target_arch = "x86_64")]
-                let done = N == PANEL && M == 4 && {
+                let done = N == PANEL && {
                     // SAFETY: only the AVX-512 level makes tiles as wide as a panel.
-                    unsafe { x86::tile(packed, panel, sums.as_flattened_mut()) };
+                    unsafe { x86::tile(left, panel, sums.as_flattened_mut()) };
                     true
                 };
                 #[cfg(not(target_arch = "x86_64"))]
                 let done = false;
                 if !done {
-                    tile::<M, N>(packed, panel, j % PANEL, &mut sums);
+                    tile::<N>(left, panel, j % PANEL, &mut sums);
                 }
                 for m in 0..height {
                     out[at(m)..at(m) + width].copy_from_slice(&sums[m][..width]);
@@ -177,13 +196,14 @@ fn tiles_body<const M: usize, const N: usize>(left: &[f32], x: &Columns, out: &m
 }
 
 #[inline(always)]
-fn tile<const M: usize, const N: usize>(packed: &[f32], panel: &[f32], from: usize, sums: &mut [[f32; N]; M]) {
+fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums: &mut [[f32; N]; HEIGHT]) {
     let mut sum = *sums;
-    for (factors, row) in packed.chunks_exact(M).zip(panel.chunks_exact(PANEL)) {
+    let left = left.map(|left| &left[..panel.len() / PANEL]);
+    for (k, row) in panel.chunks_exact(PANEL).enumerate() {
         let row: &[f32; N] = row[from..from + N].try_into().expect("N columns");
-        for m in 0..M {
+        for m in 0..HEIGHT {
             for n in 0..N {
-                sum[m][n] = factors[m].mul_add(row[n], sum[m][n]);
+                sum[m][n] = left[m][k].mul_add(row[n], sum[m][n]);
             }
         }
     }
@@ -192,30 +212,31 @@ fn tile<const M: usize, const N: usize>(packed: &[f32], panel: &[f32], from: usi
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::PANEL;
+    use super::{HEIGHT, PANEL};
     use std::arch::x86_64::*;
 
-    /// Four rows and a panel in registers. `sums` is (4, PANEL).
+    /// Some rows and a panel in registers. `sums` is ([`HEIGHT`], [`PANEL`]).
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn tile(packed: &[f32], panel: &[f32], sums: &mut [f32]) {
-        assert!(sums.len() == 4 * PANEL);
+    pub(super) fn tile(left: [&[f32]; HEIGHT], panel: &[f32], sums: &mut [f32]) {
+        assert!(sums.len() == HEIGHT * PANEL);
         let p = sums.as_mut_ptr();
-        // SAFETY: 16 vectors of 16 floats, the length checked above.
-        let mut sum: [[__m512; 4]; 4] =
+        // SAFETY: four vectors of 16 floats a row, the length checked above.
+        let mut sum: [[__m512; 4]; HEIGHT] =
             std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * PANEL + 16 * n)) }));
-        for (factors, row) in packed.chunks_exact(4).zip(panel.chunks_exact(PANEL)) {
+        let left = left.map(|left| &left[..panel.len() / PANEL]);
+        for (k, row) in panel.chunks_exact(PANEL).enumerate() {
             let row = row.as_ptr();
             // SAFETY: `row` is 64 floats long.
             let row: [__m512; 4] = std::array::from_fn(|n| unsafe { _mm512_loadu_ps(row.add(16 * n)) });
-            for m in 0..4 {
-                let factor = _mm512_set1_ps(factors[m]);
+            for m in 0..HEIGHT {
+                let factor = _mm512_set1_ps(left[m][k]);
                 for n in 0..4 {
                     sum[m][n] = _mm512_fmadd_ps(factor, row[n], sum[m][n]);
                 }
             }
         }
-        for m in 0..4 {
+        for m in 0..HEIGHT {
             for n in 0..4 {
                 // SAFETY: as above.
                 unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };

@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_range_loop)]
 
+use super::matmul::PANEL;
 use super::versions;
 
 versions! {
@@ -44,87 +45,42 @@ fn axpys_body(a: &[f32], x: &[f32], y: &mut [f32]) {
 }
 
 versions! {
-    /// `y += Σ a · x[k]` over pairs (k, a), with `x` (any, y); each element is one chain in the order of the pairs.
-    pub(crate) fn gather(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32]) = gather_body;
+    /// `sums += Σ a · x[k]` over pairs (k, a), with `x` (any, [`PANEL`]); each element is one chain in the order of the pairs.
+    pub(crate) fn gather(pairs: &[(u32, f32)], x: &[f32], sums: &mut [f32; PANEL]) = gather_body;
 }
 
 #[inline(always)]
-fn gather_body(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32]) {
-    if let Ok(y) = y.try_into() {
-        gather_some::<64>(pairs, x, y);
-    } else if let Ok(y) = y.try_into() {
-        gather_some::<32>(pairs, x, y);
-    } else {
-        let n = y.len();
-        for &(k, a) in pairs {
-            axpy_body(a, &x[k as usize * n..][..n], y);
-        }
-    }
-}
-
-#[inline(always)]
-fn gather_some<const N: usize>(pairs: &[(u32, f32)], x: &[f32], y: &mut [f32; N]) {
-    let mut sums = *y;
+fn gather_body(pairs: &[(u32, f32)], x: &[f32], sums: &mut [f32; PANEL]) {
+    let mut own = *sums;
     for &(k, a) in pairs {
-        let x: &[f32; N] = x[k as usize * N..][..N].try_into().expect("N values");
-        for l in 0..N {
-            sums[l] = a.mul_add(x[l], sums[l]);
+        let x: &[f32; PANEL] = x[k as usize * PANEL..][..PANEL].try_into().expect("a panel's row");
+        for l in 0..PANEL {
+            own[l] = a.mul_add(x[l], own[l]);
         }
     }
-    *y = sums;
+    *sums = own;
 }
 
-versions! {
-    /// `y[.., part] += a · x` with few rows `a` (rows, inputs), `x` (inputs, part) and `y` (rows, any); each element is one chain over the inputs in order.
-    pub(crate) fn few_rows(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) = few_rows_body;
-}
-
-#[inline(always)]
-fn few_rows_body(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) {
-    /// Rows and columns that are done together.
-    const ROWS: usize = 8;
-    const WIDTH: usize = 16;
-    let n = part.len();
-    let inputs = x.len() / n.max(1);
-    let rows = a.len() / inputs.max(1);
-    let width = y.len() / rows.max(1);
-    for first in (0..rows).step_by(ROWS) {
-        let a: [&[f32]; ROWS] = std::array::from_fn(|r| &a[(first + r).min(rows - 1) * inputs..][..inputs]);
-        for start in (0..n / WIDTH * WIDTH).step_by(WIDTH) {
-            let mut sums = [[0.0_f32; WIDTH]; ROWS];
-            for r in 0..ROWS.min(rows - first) {
-                sums[r].copy_from_slice(&y[(first + r) * width + part.start + start..][..WIDTH]);
-            }
-            for i in 0..inputs {
-                let x: &[f32; WIDTH] = x[i * n + start..][..WIDTH].try_into().expect("WIDTH values");
-                for r in 0..ROWS {
-                    for l in 0..WIDTH {
-                        sums[r][l] = a[r][i].mul_add(x[l], sums[r][l]);
-                    }
-                }
-            }
-            for r in 0..ROWS.min(rows - first) {
-                y[(first + r) * width + part.start + start..][..WIDTH].copy_from_slice(&sums[r]);
-            }
-        }
-        for r in 0..ROWS.min(rows - first) {
-            for l in n / WIDTH * WIDTH..n {
-                let y = &mut y[(first + r) * width + part.start + l];
-                a[r].iter().zip(x[l..].iter().step_by(n)).for_each(|(a, x)| *y = a.mul_add(*x, *y));
-            }
-        }
+/// Asks for values that will be read soon to come into the second-level cache.
+pub(crate) fn prefetch(x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in x.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }
 
 versions! {
-    /// `y[k] += a[k] · x` with `y` (a, x).
-    pub(crate) fn outer(a: &[f32], x: &[f32], y: &mut [f32]) = outer_body;
+    /// `y[.., part] += a · x`, with `a` a column, `x` a row of the part's length and `y` (a, any).
+    pub(crate) fn outer(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) = outer_body;
 }
 
 #[inline(always)]
-fn outer_body(a: &[f32], x: &[f32], y: &mut [f32]) {
-    for (a, y) in a.iter().zip(y.chunks_exact_mut(x.len().max(1))) {
-        axpy_body(*a, x, y);
+fn outer_body(a: &[f32], x: &[f32], y: &mut [f32], part: std::ops::Range<usize>) {
+    let width = y.len() / a.len().max(1);
+    for (a, y) in a.iter().zip(y.chunks_exact_mut(width.max(1))) {
+        axpy_body(*a, x, &mut y[part.clone()]);
     }
 }
 
@@ -201,16 +157,13 @@ mod tests {
                 let (mut one, mut all) = (y.clone(), y.clone());
                 axpy(0.3, &x[..n], &mut one);
                 axpys(&[0.3, -0.7, 0.1], &x, &mut all);
-                let mut some = y.clone();
-                gather(&[(2, 0.3), (0, -0.7), (1, 0.1)], &x, &mut some);
-                let mut product = y.clone();
-                outer(&[0.3], &x[..n], &mut product);
-                // Nine rows of three inputs, and a part of what they give.
-                let factors = numbers(27, 5);
-                let mut rows = vec![0.5; 9 * (n + 2)];
-                few_rows(&factors, &x, &mut rows, 1..n + 1);
+                let mut some = [0.5; PANEL];
+                gather(&[(2, 0.3), (0, -0.7), (1, 0.1)], &numbers(3 * PANEL, 5), &mut some);
+                // Two rows, of which all but the ends take a share.
+                let mut rows = vec![0.5; 2 * (n + 2)];
+                outer(&[0.3, -0.7], &x[..n], &mut rows, 1..n + 1);
                 let near = within(&x[..n], &y, 2.0, 1.9);
-                let more = (some, product, rows, near);
+                let more = (some, rows, near);
                 let some = n.min(64);
                 let mask = beyond(&y[..some], &x, &x[n..], 0.5, &numbers(n, 3), &numbers(n, 4));
                 (one, all, dot(&x[..n], &y), mask, more)
@@ -218,21 +171,22 @@ mod tests {
             for (level, got) in &results {
                 assert_eq!(got, &results[0].1, "{level:?}");
             }
-            let (one, all, sum, _, (some, product, rows, near)) = &results[0].1;
-            let factors = numbers(27, 5);
+            let (one, all, sum, _, (some, rows, near)) = &results[0].1;
+            let panel = numbers(3 * PANEL, 5);
             for i in 0..n {
                 assert!((one[i] - (y[i] + 0.3 * x[i])).abs() < 1e-6);
                 assert!((all[i] - (y[i] + 0.3 * x[i] - 0.7 * x[n + i] + 0.1 * x[2 * n + i])).abs() < 1e-6);
             }
-            for i in 0..n {
-                assert!((some[i] - (y[i] + 0.3 * x[2 * n + i] - 0.7 * x[i] + 0.1 * x[n + i])).abs() < 1e-6);
-                assert_eq!(product[i], one[i]);
-                for r in 0..9 {
-                    let sum: f32 = (0..3).map(|k| factors[3 * r + k] * x[k * n + i]).sum();
-                    assert!((rows[r * (n + 2) + 1 + i] - 0.5 - sum).abs() < 1e-6);
-                }
+            for (i, some) in some.iter().enumerate() {
+                let want = 0.5 + 0.3 * panel[2 * PANEL + i] - 0.7 * panel[i] + 0.1 * panel[PANEL + i];
+                assert!((some - want).abs() < 1e-6);
             }
-            assert!((0..9).all(|r| rows[r * (n + 2)] == 0.5 && rows[r * (n + 2) + n + 1] == 0.5), "only the part");
+            for (row, a) in rows.chunks_exact(n + 2).zip([0.3, -0.7]) {
+                for i in 0..n {
+                    assert!((row[i + 1] - 0.5 - a * x[i]).abs() < 1e-6);
+                }
+                assert!(row[0] == 0.5 && row[n + 1] == 0.5, "only the part");
+            }
             assert_eq!(*near, (0..n).all(|i| (x[i] * y[i] * 2.0).abs() < 1.9));
             let want: f64 = (0..n).map(|i| f64::from(x[i]) * f64::from(y[i])).sum();
             assert!((f64::from(*sum) - want).abs() < 1e-4);

@@ -7,17 +7,18 @@
 //!
 //! A pass goes over groups of rows, in a group over blocks of columns, and in a block over the rows. P = E H is kept by blocks, in which the gradient of row r is
 //! P_r + mu·U_r S with S = Uᵀ E H. A move adds g·d·H_j to the gradient at once within its block, with g = 1 + mu·|U_r|², which takes no more of H than the square
-//! on its diagonal; every other block takes the moves since its last turn when its turn comes, from a panel of H that stays in the second-level cache. So a pass
-//! reads H once for each group, not a row of it for each move. The order is fixed, so the result depends on nothing but the input.
+//! on its diagonal; every other block takes the moves when its turn comes, a group's once more in the turn of the next group, from a panel of H that stays in the
+//! second-level cache. So a pass reads H twice for each group, not a row of it for each move. What a row's P takes, S takes times U_r. The order is fixed, so the
+//! result depends on nothing but the input.
 
 mod row;
 
 use std::ops::Range;
 
-use super::matrix::{Delta, Kept, Matrix, judged, multiply};
-use super::moments::PANEL;
+use super::matrix::{Delta, Kept, Matrix, judged};
 use crate::formats::Choices;
-use crate::simd::vectors::{dot, few_rows, gather, outer};
+use crate::simd::matmul::{PANEL, matmul};
+use crate::simd::vectors::{dot, gather, outer, prefetch};
 
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,8 @@ const LONGEST_RUN: usize = 256;
 const GROUPS: usize = 8;
 /// Fewest rows of a group.
 const FEWEST_ROWS: usize = 64;
+/// Rows of a panel of H that stay in a second-level cache while the next come in (0.75 MB each).
+const CACHED: usize = 3 << 10;
 
 /// Rounds `matrix.values` and `matrix.grid.scales`.
 pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
@@ -49,12 +52,13 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     let mut state = State::new(matrix, &delta, at_base);
     let before = state.energy;
     for stage in stages {
-        state.begin(stage.mu);
+        state.weigh(stage.mu);
         for _ in 0..stage.passes {
             if (state.pass() as f64) < ENOUGH * state.values.len() as f64 {
                 break;
             }
         }
+        state.settle();
     }
     let after = state.finish();
     // Stages with another mu may have raised the last one's objective; then the start is better.
@@ -90,7 +94,7 @@ struct State<'s, 'm> {
     matrix: &'s mut Matrix<'m>,
     delta: &'s Delta,
     mu: f32,
-    /// At the start.
+    /// At the start, or when it was last settled.
     energy: Energy,
     /// 2 J.
     objective: f64,
@@ -105,10 +109,10 @@ struct State<'s, 'm> {
     /// Wq and P, block by block: (rows, columns of the block).
     values: Vec<f32>,
     products: Vec<f32>,
-    /// Uᵀ E (directions, cols).
-    along: Vec<f32>,
-    /// By row, the moves that some blocks have not taken.
-    pending: Vec<Moves>,
+    /// S, block by block: (directions, columns of the block). Kept up while mu is not 0.
+    shared: Vec<f32>,
+    /// What the last group has moved.
+    moves: Moves,
     /// 1 / H_jj.
     inverse: Vec<f32>,
     /// |U_r|².
@@ -118,24 +122,31 @@ struct State<'s, 'm> {
     buffers: Buffers,
 }
 
-/// Moves of a row's values, in the order in which they were made: those since each block was visited, so that the oldest are the next block's own.
-#[derive(Clone, Default)]
+/// Moves of a group's values in one pass.
+#[derive(Debug, Default)]
 struct Moves {
-    all: Vec<(u32, f32)>,
-    /// Those before this one are done with.
-    first: usize,
+    rows: Range<usize>,
+    /// By row, each a column and by how much its value has changed, in the order of columns.
+    all: Vec<Vec<(u32, f32)>>,
+    /// By block and row, the number of those up to the end of the block.
+    ends: Vec<u32>,
 }
 
 impl Moves {
-    /// Forgets the oldest, which lie in a block that all others have seen since.
-    fn forget(&mut self, block: &Range<usize>) {
-        while self.all.get(self.first).is_some_and(|&(column, _)| block.contains(&(column as usize))) {
-            self.first += 1;
-        }
-        if 2 * self.first > self.all.len() {
-            self.all.drain(..self.first);
-            self.first = 0;
-        }
+    fn of(rows: Range<usize>) -> Self {
+        Self { all: vec![Vec::new(); rows.len()], rows, ends: Vec::new() }
+    }
+
+    /// Ends a block.
+    fn end(&mut self) {
+        self.ends.extend(self.all.iter().map(|moves| moves.len() as u32));
+    }
+
+    /// The moves of a row in some blocks.
+    fn of_row(&self, row: usize, blocks: &Range<usize>) -> &[(u32, f32)] {
+        let count = self.rows.len();
+        let end = |block: usize| block.checked_sub(1).map_or(0, |block| self.ends[block * count + row] as usize);
+        &self.all[row][end(blocks.start)..end(blocks.end)]
     }
 }
 
@@ -146,9 +157,6 @@ struct Buffers {
     square: Vec<f32>,
     /// H of each run's own columns, one after the other.
     runs: Vec<f32>,
-    /// S (directions, columns), and what is added to Uᵀ E.
-    shared: Vec<f32>,
-    change: Vec<f32>,
     /// Gradient of a row, and what it was before the row's moves; its values then.
     pull: Vec<f32>,
     before: Vec<f32>,
@@ -181,8 +189,8 @@ impl<'s, 'm> State<'s, 'm> {
             half_gap: matrix.grid.half_gap(),
             values: Vec::new(),
             products: vec![0.0; rows * n],
-            along: delta.coefficients.iter().map(|x| -x).collect(),
-            pending: vec![Moves::default(); rows],
+            shared: vec![0.0; delta.directions * n],
+            moves: Moves::default(),
             inverse: matrix.metric.diagonal.iter().map(|h| 1.0 / h).collect(),
             lengths: (0..rows).map(|r| delta.own(r)).map(|own| dot(own, own)).collect(),
             curvatures: vec![f32::NAN; if run.is_some() { matrix.grid.scales.len() } else { 0 }],
@@ -200,16 +208,13 @@ impl<'s, 'm> State<'s, 'm> {
             }
             state.energy.noise = delta.norm;
         } else {
-            state.along.fill(0.0);
             let error = state.matrix.error();
             let products = state.matrix.error_products(&error);
             for (r, (error, row)) in error.chunks_exact(n).zip(products.chunks_exact(n)).enumerate() {
                 state.energy.noise += f64::from(dot(error, row));
-                outer(delta.own(r), error, &mut state.along);
                 state.set_products(r, row);
             }
         }
-        state.energy.along = state.along_energy();
         state.objective = state.energy.noise;
         // Values in the order of their use.
         let values = std::mem::take(&mut state.matrix.values);
@@ -218,6 +223,7 @@ impl<'s, 'm> State<'s, 'm> {
             let rows = values.chunks_exact(n);
             rows.for_each(|row| state.values.extend_from_slice(&row[block.clone()]));
         }
+        state.renew();
         state
     }
 
@@ -239,20 +245,39 @@ impl<'s, 'm> State<'s, 'm> {
         start..start + block.len()
     }
 
-    /// tr(Uᵀ E H Eᵀ U).
-    fn along_energy(&self) -> f64 {
-        let mut shared = vec![0.0; self.along.len()];
-        multiply(&self.along, self.matrix.metric, &mut shared);
-        let n = self.matrix.cols;
-        self.along.chunks_exact(n).zip(shared.chunks_exact(n)).map(|(a, s)| f64::from(dot(a, s))).sum()
+    /// Computes S and tr(Uᵀ E H Eᵀ U) anew.
+    fn renew(&mut self) {
+        let (rows, n, directions) = (self.matrix.rows, self.matrix.cols, self.delta.directions);
+        let mut along = vec![0.0; directions * n];
+        let mut error = vec![0.0; self.width];
+        for block in self.blocks() {
+            let error = &mut error[..block.len()];
+            for r in 0..rows {
+                self.error(r, &block, error);
+                outer(self.delta.own(r), error, &mut along, block.clone());
+            }
+        }
+        let mut shared = vec![0.0; directions * n];
+        matmul(&along, &self.matrix.metric.columns, false, &mut shared);
+        self.energy.along = along.chunks_exact(n).zip(shared.chunks_exact(n)).map(|(a, s)| f64::from(dot(a, s))).sum();
+        for block in self.blocks() {
+            let own = self.shared[directions * block.start..directions * block.end].chunks_exact_mut(block.len());
+            own.zip(shared.chunks_exact(n)).for_each(|(own, row)| own.copy_from_slice(&row[block.clone()]));
+        }
     }
 
-    /// Begins a stage.
-    fn begin(&mut self, mu: f32) {
-        let along = self.along_energy();
-        let noise = self.objective - f64::from(self.mu) * along;
+    /// E of a row in a block.
+    fn error(&self, r: usize, block: &Range<usize>, error: &mut [f32]) {
+        let at = r * self.matrix.cols + block.start;
+        let pairs = self.values[self.place(r, block)].iter().zip(&self.matrix.target[at..at + block.len()]);
+        error.iter_mut().zip(pairs).for_each(|(error, (value, target))| *error = value - target);
+    }
+
+    /// Changes mu, of a settled state.
+    fn weigh(&mut self, mu: f32) {
+        let noise = self.objective - f64::from(self.mu) * self.energy.along;
         self.mu = mu;
-        self.objective = Energy { noise, along }.objective(mu);
+        self.objective = Energy { noise, ..self.energy }.objective(mu);
     }
 
     /// One pass over all values. Returns the number of moves.
@@ -260,70 +285,91 @@ impl<'s, 'm> State<'s, 'm> {
         let mut moved = 0;
         for start in (0..self.matrix.rows).step_by(self.group) {
             let rows = start..(start + self.group).min(self.matrix.rows);
-            for block in self.blocks() {
-                self.catch_up(&block, &rows);
+            let before = std::mem::replace(&mut self.moves, Moves::of(rows.clone()));
+            for (number, block) in self.blocks().enumerate() {
+                // The group before moved later blocks after this one's turn, this one earlier blocks.
+                self.take(&before, number + 1..usize::MAX, &block);
+                let own = std::mem::take(&mut self.moves);
+                self.take(&own, 0..number, &block);
+                self.moves = own;
                 self.prepare(&block);
                 moved += rows.clone().map(|r| self.row(r, &block)).sum::<usize>();
-                let (n, width) = (self.matrix.cols, block.len());
-                for (along, change) in self.along.chunks_exact_mut(n).zip(self.buffers.change.chunks_exact(width)) {
-                    along[block.clone()].iter_mut().zip(change).for_each(|(along, change)| *along += change);
-                }
+                self.moves.end();
             }
         }
         moved
     }
 
+    /// Has all blocks take all moves.
+    fn settle(&mut self) {
+        let moves = std::mem::take(&mut self.moves);
+        for (number, block) in self.blocks().enumerate() {
+            self.take(&moves, number + 1..usize::MAX, &block);
+        }
+        self.renew();
+    }
+
     /// Gives the values back and returns what is left of 2 J, summed up anew.
-    fn finish(mut self) -> Energy {
+    fn finish(self) -> Energy {
         let (rows, n) = (self.matrix.rows, self.matrix.cols);
         let mut values = vec![0.0; rows * n];
         let mut noise = 0.0;
         let mut error = vec![0.0; self.width];
         for block in self.blocks() {
-            self.catch_up(&block, &(0..rows));
             let error = &mut error[..block.len()];
             for r in 0..rows {
-                let (place, at) = (self.place(r, &block), r * n + block.start..r * n + block.end);
-                let own = &self.values[place.clone()];
-                values[at.clone()].copy_from_slice(own);
-                let pairs = own.iter().zip(&self.matrix.target[at]);
-                error.iter_mut().zip(pairs).for_each(|(error, (value, target))| *error = value - target);
+                let place = self.place(r, &block);
+                values[r * n + block.start..r * n + block.end].copy_from_slice(&self.values[place.clone()]);
+                self.error(r, &block, error);
                 noise += f64::from(dot(error, &self.products[place]));
             }
         }
         self.matrix.values = values;
-        Energy { noise, along: self.along_energy() }
+        Energy { noise, along: self.energy.along }
     }
 
-    /// Brings P of some rows in a block up to date.
-    fn catch_up(&mut self, block: &Range<usize>, rows: &Range<usize>) {
-        let pending = &mut self.pending[rows.clone()];
-        pending.iter_mut().for_each(|moves| moves.forget(block));
+    /// Adds moves in some blocks, or all from one on, to P and S of a block.
+    fn take(&mut self, moves: &Moves, blocks: Range<usize>, block: &Range<usize>) {
+        let blocks = blocks.start..blocks.end.min(moves.ends.len().checked_div(moves.rows.len()).unwrap_or(0));
+        let directions = self.delta.directions;
+        let shared = &mut self.shared[directions * block.start..directions * block.end];
         let start = self.matrix.rows * block.start;
-        let products = &mut self.products[start + rows.start * block.len()..start + rows.end * block.len()];
-        for (columns, panel) in self.matrix.metric.panels(block.clone()) {
-            let part = columns.start - block.start..columns.end - block.start;
-            for (moves, products) in pending.iter().zip(products.chunks_exact_mut(block.len())) {
-                gather(&moves.all[moves.first..], panel, &mut products[part.clone()]);
+        let products = &mut self.products[start + moves.rows.start * block.len()..][..moves.rows.len() * block.len()];
+        for first in block.clone().step_by(PANEL) {
+            let panel = self.matrix.metric.columns.panel(first / PANEL);
+            let part = first - block.start..block.len().min(first - block.start + PANEL);
+            let together = CACHED / self.width;
+            for some in blocks.clone().step_by(together) {
+                let some = some..blocks.end.min(some + together);
+                // What comes next is fetched meanwhile, a share with each row.
+                let next =
+                    if some.end < blocks.end { some.end..blocks.end.min(some.end + together) } else { 0..together };
+                let next = next.start * self.width * PANEL..(next.end * self.width * PANEL).min(panel.len());
+                let ahead = panel[next].chunks((together * self.width * PANEL).div_ceil(moves.rows.len()));
+                let mut ahead = ahead.chain(std::iter::repeat(&[][..]));
+                for (row, products) in products.chunks_exact_mut(block.len()).enumerate() {
+                    prefetch(ahead.next().unwrap_or_default());
+                    let moves_of_row = moves.of_row(row, &some);
+                    if moves_of_row.is_empty() {
+                        continue;
+                    }
+                    let mut sums = [0.0; PANEL];
+                    gather(moves_of_row, panel, &mut sums);
+                    let sums = &sums[..part.len()];
+                    products[part.clone()].iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
+                    if self.mu != 0.0 {
+                        outer(self.delta.own(moves.rows.start + row), sums, shared, part.clone());
+                    }
+                }
             }
         }
     }
 
     /// What the rows of a block share.
     fn prepare(&mut self, block: &Range<usize>) {
-        let (width, metric) = (block.len(), self.matrix.metric);
+        let width = block.len();
         let buffers = &mut self.buffers;
-        for shared in [&mut buffers.shared, &mut buffers.change] {
-            shared.clear();
-            shared.resize(self.delta.directions * width, 0.0);
-        }
-        if self.mu != 0.0 {
-            for (columns, panel) in metric.panels(block.clone()) {
-                let part = columns.start - block.start..columns.end - block.start;
-                few_rows(&self.along, panel, &mut buffers.shared, part);
-            }
-        }
-        metric.copy(block.clone(), block.clone(), &mut buffers.square);
+        self.matrix.metric.square(block.clone(), &mut buffers.square);
         buffers.runs.clear();
         if let Some(run) = self.run {
             for (i, row) in buffers.square.chunks_exact(width).enumerate() {

@@ -17,7 +17,9 @@ impl State<'_, '_> {
     pub(super) fn row(&mut self, r: usize, block: &Range<usize>) -> usize {
         let (place, own) = (self.place(r, block), self.delta.own(r));
         let length = 1.0 + self.mu * self.lengths[r];
-        let Buffers { pull, before, steps, factors, shared, .. } = &mut self.buffers;
+        let directions = self.delta.directions;
+        let shared = &mut self.shared[directions * block.start..directions * block.end];
+        let Buffers { pull, before, steps, factors, .. } = &mut self.buffers;
         pull.copy_from_slice(&self.products[place.clone()]);
         if self.mu != 0.0 {
             factors.clear();
@@ -29,16 +31,18 @@ impl State<'_, '_> {
         let moved = self.move_values(r, block, length) + self.move_scales(r, block, length);
         if moved > 0 {
             let inverse = 1.0 / length;
-            let Buffers { pull, before, steps, shared, change, .. } = &mut self.buffers;
+            let shared = &mut self.shared[directions * block.start..directions * block.end];
+            let Buffers { pull, before, steps, .. } = &mut self.buffers;
             for ((product, before), pull) in self.products[place.clone()].iter_mut().zip(&mut *before).zip(pull) {
                 *before = (*pull - *before) * inverse;
                 *product += *before;
             }
             steps.iter_mut().zip(&self.values[place]).for_each(|(step, value)| *step = value - *step);
-            outer(own, before, shared);
-            outer(own, steps, change);
+            if self.mu != 0.0 {
+                outer(own, before, shared, 0..block.len());
+            }
             let moves = block.clone().zip(&*steps).filter(|(_, step)| **step != 0.0);
-            self.pending[r].all.extend(moves.map(|(column, &step)| (column as u32, step)));
+            self.moves.all[r - self.moves.rows.start].extend(moves.map(|(column, &step)| (column as u32, step)));
         }
         moved
     }

@@ -5,7 +5,7 @@
 
 mod eigen;
 
-use super::matrix::{Delta, Matrix, hash, multiply};
+use super::matrix::{Delta, Matrix, hash};
 use super::moments::Metric;
 use crate::simd::matmul::{Columns, matmul};
 use crate::simd::vectors::axpy;
@@ -139,7 +139,7 @@ fn weighted(x: &[f32], cols: usize, metric: Option<&Metric>) -> Vec<f32> {
     let Some(metric) = metric else { return x.to_vec() };
     assert_eq!(cols, metric.features, "the metric is of other inputs");
     let mut out = vec![0.0; x.len()];
-    multiply(x, metric, &mut out);
+    matmul(x, &metric.columns, false, &mut out);
     out
 }
 

@@ -291,4 +291,22 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_symmetric_matrix_lies_in_the_panels_of_any_other() {
+        for n in [1, 3, 9, 64, 130] {
+            let x: Vec<f32> = (0..n * n).map(|i| ((i / n * (i % n)) % 97) as f32).collect();
+            let symmetric = Columns::symmetric(x.clone(), n);
+            for (i, row) in x.chunks_exact(n).enumerate() {
+                for (j, want) in row.iter().enumerate() {
+                    assert_eq!(symmetric.panel(j / PANEL)[i * PANEL + j % PANEL], *want, "{n}: {i} {j}");
+                }
+            }
+            let left = numbers(2 * n, 4);
+            let (mut got, mut want) = (vec![0.0; 2 * n], vec![0.0; 2 * n]);
+            matmul(&left, &symmetric, false, &mut got);
+            matmul(&left, &Columns::new(&x, n, n), false, &mut want);
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 1e-3 * (1.0 + b.abs())));
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qmerge::edit::{Delta, Edit, Factors};
+use qmerge::edit::{Delta, Edit};
 use qmerge::error::Result;
 use qmerge::merge::Edited;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
@@ -115,7 +115,7 @@ impl<'a> Linear<'a> {
             && weight
                 .edits()
                 .iter()
-                .all(|edit| matches!(edit, Edit::Add(delta) if delta.factors(geometry.rows).is_some()));
+                .all(|edit| matches!(edit, Edit::Add(delta) if delta.as_product(geometry.rows).is_some()));
         let rows = 0..geometry.rows;
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
@@ -186,16 +186,16 @@ impl<'a> Linear<'a> {
 
     /// `y += D · x`.
     fn aside(&self, delta: &dyn Delta, x: &Columns, y: &mut [f32]) {
-        let Some(Factors { left, right, rank, scale }) = delta.factors(self.rows.end) else { return };
+        let Some(product) = delta.as_product(self.rows.end) else { return };
         let tokens = x.tokens();
-        let mut inner = vec![0.0; rank * tokens];
+        let mut inner = vec![0.0; product.rank * tokens];
         let products = |left: &[f32], x: &Columns, rows: usize, y: &mut [f32]| {
             let pairs = y.par_chunks_mut((rows * tokens).max(1)).zip(left.par_chunks((rows * x.inputs()).max(1)));
             pairs.for_each(|(y, left)| matmul(left, x, true, y));
         };
-        products(&right, x, HEIGHT, &mut inner);
-        inner.iter_mut().for_each(|x| *x *= scale);
-        products(left, &Columns::new(&inner, rank, tokens), ROWS, y);
+        products(&product.right(), x, HEIGHT, &mut inner);
+        inner.iter_mut().for_each(|x| *x *= product.scale);
+        products(product.left, &Columns::new(&inner, product.rank, tokens), ROWS, y);
     }
 
     /// True if rows are used as they are stored.

@@ -29,23 +29,29 @@ pub trait Delta: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// The two factors of the delta of a weight of `rows` rows, where it is a product over all of them; its own rounding is left out.
-    fn factors(&self, _rows: usize) -> Option<Factors<'_>> {
+    /// The delta of a weight of `rows` rows as a product, where it is one over all of them; its own rounding is left out.
+    fn as_product(&self, _rows: usize) -> Option<Product<'_>> {
         None
     }
 }
 
 /// `scale · left · right`.
 #[derive(Debug)]
-pub struct Factors<'d> {
+pub struct Product<'d> {
     /// (rows, rank).
     pub left: &'d [f32],
-    /// (rank, cols).
-    pub right: Vec<f32>,
+    right: &'d Panels,
     /// Inner dimension.
     pub rank: usize,
     /// Factor.
     pub scale: f32,
+}
+
+impl Product<'_> {
+    /// The right factor (rank, cols).
+    pub fn right(&self) -> Vec<f32> {
+        self.right.to_rows()
+    }
 }
 
 /// An edit that is not a sum.
@@ -179,11 +185,11 @@ impl Delta for LowRank {
         true
     }
 
-    fn factors(&self, rows: usize) -> Option<Factors<'_>> {
+    fn as_product(&self, rows: usize) -> Option<Product<'_>> {
         let [block] = &self.blocks[..] else { return None };
-        (block.rows == (0..rows)).then(|| Factors {
+        (block.rows == (0..rows)).then(|| Product {
             left: &block.left,
-            right: block.right.to_rows(),
+            right: &block.right,
             rank: block.rank,
             scale: self.scale,
         })

@@ -62,9 +62,14 @@ impl Columns {
             let count = PANEL.min(features - p * PANEL);
             rows.clear();
             rows.extend_from_slice(&panel[..count * features]);
-            panel.fill(0.0);
-            for (r, row) in rows.chunks_exact(features).enumerate() {
-                panel[r..].iter_mut().step_by(PANEL).zip(row).for_each(|(to, &from)| *to = from);
+            // In squares, which stay in the first-level cache.
+            for (number, square) in panel.chunks_mut(PANEL * PANEL).enumerate() {
+                let start = number * PANEL;
+                square.fill(0.0);
+                for (r, row) in rows.chunks_exact(features).enumerate() {
+                    let row = &row[start..features.min(start + PANEL)];
+                    square[r..].iter_mut().step_by(PANEL).zip(row).for_each(|(to, &from)| *to = from);
+                }
             }
         }
         Self { inputs: features, tokens: features, data, few: false }
@@ -99,10 +104,25 @@ pub fn matmul(left: &[f32], x: &Columns, add: bool, out: &mut [f32]) {
     }
     if x.few {
         dots(left, x, out);
-    } else if level() == Level::Avx512 {
-        tiles_wide(left, x, out);
     } else {
-        tiles(left, x, out);
+        tiles(left, &x.data, x.inputs, x.tokens, out);
+    }
+}
+
+/// `out (rows, PANEL) += left (rows, inputs) · panel (inputs, PANEL)`, with the same chains.
+pub(crate) fn add_panel(left: &[f32], panel: &[f32], out: &mut [f32]) {
+    assert!(panel.len().is_multiple_of(PANEL));
+    if !left.is_empty() {
+        tiles(left, panel, panel.len() / PANEL, PANEL, out);
+    }
+}
+
+/// `data` is panels, one after the other.
+fn tiles(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) {
+    if level() == Level::Avx512 {
+        tiles_wide(left, data, inputs, tokens, out);
+    } else {
+        tiles_narrow(left, data, inputs, tokens, out);
     }
 }
 
@@ -110,10 +130,10 @@ versions! {
     fn dots(left: &[f32], x: &Columns, out: &mut [f32]) = dots_body;
 }
 versions! {
-    fn tiles_wide(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<PANEL>;
+    fn tiles_wide(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<PANEL>;
 }
 versions! {
-    fn tiles(left: &[f32], x: &Columns, out: &mut [f32]) = tiles_body::<16>;
+    fn tiles_narrow(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<16>;
 }
 
 #[inline(always)]
@@ -156,14 +176,13 @@ pub(super) fn sum_up(mut sums: [f32; LANES]) -> f32 {
 
 /// Tiles of [`HEIGHT`] rows and `N` columns, which changes speed only: an element's chain goes on from what `out` holds.
 #[inline(always)]
-fn tiles_body<const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
-    let (inputs, tokens) = (x.inputs, x.tokens);
+fn tiles_body<const N: usize>(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) {
     let rows = left.len() / inputs;
     for depth in (0..inputs).step_by(DEPTH) {
         let depth = depth..(depth + DEPTH).min(inputs);
         // A panel's part stays in the second-level cache for all rows.
         for j in (0..tokens).step_by(N) {
-            let panel = &x.data[j / PANEL * PANEL * inputs..];
+            let panel = &data[j / PANEL * PANEL * inputs..];
             let panel = &panel[depth.start * PANEL..depth.end * PANEL];
             let width = N.min(tokens - j);
             for first in (0..rows).step_by(HEIGHT) {
@@ -174,7 +193,12 @@ fn tiles_body<const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
                 let at = |m: usize| (first + m) * tokens + j;
                 let mut sums = [[0.0_f32; N]; HEIGHT];
                 for m in 0..height {
-                    sums[m][..width].copy_from_slice(&out[at(m)..at(m) + width]);
+                    let out = &out[at(m)..at(m) + width];
+                    // A whole row of a tile is copied without a call.
+                    match out.first_chunk::<N>() {
+                        Some(out) => sums[m] = *out,
+                        None => sums[m][..width].copy_from_slice(out),
+                    }
                 }
                 #[cfg(target_arch = "x86_64")]
                 let done = N == PANEL && {
@@ -188,7 +212,11 @@ fn tiles_body<const N: usize>(left: &[f32], x: &Columns, out: &mut [f32]) {
                     tile::<N>(left, panel, j % PANEL, &mut sums);
                 }
                 for m in 0..height {
-                    out[at(m)..at(m) + width].copy_from_slice(&sums[m][..width]);
+                    let out = &mut out[at(m)..at(m) + width];
+                    match out.first_chunk_mut::<N>() {
+                        Some(out) => *out = sums[m],
+                        None => out.copy_from_slice(&sums[m][..width]),
+                    }
                 }
             }
         }

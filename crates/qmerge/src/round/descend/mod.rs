@@ -11,6 +11,7 @@
 //! that stay in the second-level cache. So a pass reads H once for each group, not a row of it for each move. What a row's P takes, S takes times U_r. The order is fixed, so the
 //! result depends on nothing but the input.
 
+mod moves;
 mod row;
 
 use std::ops::Range;
@@ -18,7 +19,9 @@ use std::ops::Range;
 use super::matrix::{Delta, Kept, Matrix, judged};
 use crate::formats::Choices;
 use crate::simd::matmul::{PANEL, matmul};
-use crate::simd::vectors::{dot, gather, outer, prefetch};
+use crate::simd::vectors::{dot, outer};
+
+use moves::{Moves, Together};
 
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +41,6 @@ const LONGEST_RUN: usize = 256;
 const GROUPS: usize = 8;
 /// Fewest rows of a group.
 const FEWEST_ROWS: usize = 64;
-/// Rows of a panel of H that stay in a second-level cache while the next come in (0.75 MB each).
-const CACHED: usize = 3 << 10;
-
 /// Rounds `matrix.values` and `matrix.grid.scales`.
 pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     let delta = Delta::new(matrix);
@@ -122,34 +122,6 @@ struct State<'s, 'm> {
     buffers: Buffers,
 }
 
-/// Moves of a group's values in one pass.
-#[derive(Debug, Default)]
-struct Moves {
-    rows: Range<usize>,
-    /// By row, each a column and by how much its value has changed, in the order of columns.
-    all: Vec<Vec<(u32, f32)>>,
-    /// By block and row, the number of those up to the end of the block.
-    ends: Vec<u32>,
-}
-
-impl Moves {
-    fn of(rows: Range<usize>) -> Self {
-        Self { all: vec![Vec::new(); rows.len()], rows, ends: Vec::new() }
-    }
-
-    /// Ends a block.
-    fn end(&mut self) {
-        self.ends.extend(self.all.iter().map(|moves| moves.len() as u32));
-    }
-
-    /// The moves of a row in some blocks.
-    fn of_row(&self, row: usize, blocks: &Range<usize>) -> &[(u32, f32)] {
-        let count = self.rows.len();
-        let end = |block: usize| block.checked_sub(1).map_or(0, |block| self.ends[block * count + row] as usize);
-        &self.all[row][end(blocks.start)..end(blocks.end)]
-    }
-}
-
 /// What a block takes.
 #[derive(Default)]
 struct Buffers {
@@ -169,6 +141,11 @@ struct Buffers {
     /// Of a run: by how much its values change with its scale or with a move of it, and H times that.
     direction: Vec<f32>,
     product: Vec<f32>,
+    /// What a panel's columns take: (rows of the group, columns).
+    sums: Vec<f32>,
+    /// Rows of a group that have something to take.
+    moved: Vec<bool>,
+    together: Together,
 }
 
 impl<'s, 'm> State<'s, 'm> {
@@ -285,7 +262,7 @@ impl<'s, 'm> State<'s, 'm> {
         let mut moved = 0;
         for start in (0..self.matrix.rows).step_by(self.group) {
             let rows = start..(start + self.group).min(self.matrix.rows);
-            let before = std::mem::replace(&mut self.moves, Moves::of(rows.clone()));
+            let before = std::mem::replace(&mut self.moves, Moves::of(rows.clone(), self.width));
             for (number, block) in self.blocks().enumerate() {
                 // The group before moved later blocks after this one's turn, this one earlier blocks.
                 self.take(&before, number + 1..usize::MAX, &block);
@@ -328,38 +305,33 @@ impl<'s, 'm> State<'s, 'm> {
         Energy { noise, along: self.energy.along }
     }
 
-    /// Adds moves in some blocks, or all from one on, to P and S of a block.
+    /// Adds moves in some blocks to P and S of a block.
     fn take(&mut self, moves: &Moves, blocks: Range<usize>, block: &Range<usize>) {
-        let blocks = blocks.start..blocks.end.min(moves.ends.len().checked_div(moves.rows.len()).unwrap_or(0));
-        let directions = self.delta.directions;
+        let (blocks, count, directions) = (moves.done(blocks), moves.rows.len(), self.delta.directions);
+        let moved = &mut self.buffers.moved;
+        moved.clear();
+        moved.resize(count, false);
+        moves.moved(&blocks).for_each(|row| moved[row] = true);
+        if !moved.contains(&true) {
+            return;
+        }
         let shared = &mut self.shared[directions * block.start..directions * block.end];
-        let start = self.matrix.rows * block.start;
-        let products = &mut self.products[start + moves.rows.start * block.len()..][..moves.rows.len() * block.len()];
+        let start = self.matrix.rows * block.start + moves.rows.start * block.len();
+        let products = &mut self.products[start..start + count * block.len()];
+        let Buffers { sums, together, moved, .. } = &mut self.buffers;
         for first in block.clone().step_by(PANEL) {
             let panel = self.matrix.metric.columns.panel(first / PANEL);
+            sums.clear();
+            sums.resize(count * PANEL, 0.0);
+            // Some of the panel after the other, which stays in the first-level cache for all rows.
+            blocks.clone().for_each(|number| moves.add_products(number, panel, sums, together));
             let part = first - block.start..block.len().min(first - block.start + PANEL);
-            let together = CACHED / self.width;
-            for some in blocks.clone().step_by(together) {
-                let some = some..blocks.end.min(some + together);
-                // What comes next is fetched meanwhile, a share with each row.
-                let next =
-                    if some.end < blocks.end { some.end..blocks.end.min(some.end + together) } else { 0..together };
-                let next = next.start * self.width * PANEL..(next.end * self.width * PANEL).min(panel.len());
-                let ahead = panel[next].chunks((together * self.width * PANEL).div_ceil(moves.rows.len()));
-                let mut ahead = ahead.chain(std::iter::repeat(&[][..]));
-                for (row, products) in products.chunks_exact_mut(block.len()).enumerate() {
-                    prefetch(ahead.next().unwrap_or_default());
-                    let moves_of_row = moves.of_row(row, &some);
-                    if moves_of_row.is_empty() {
-                        continue;
-                    }
-                    let mut sums = [0.0; PANEL];
-                    gather(moves_of_row, panel, &mut sums);
-                    let sums = &sums[..part.len()];
-                    products[part.clone()].iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
-                    if self.mu != 0.0 {
-                        outer(self.delta.own(moves.rows.start + row), sums, shared, part.clone());
-                    }
+            for (row, sums) in sums.chunks_exact(PANEL).enumerate().filter(|(row, _)| moved[*row]) {
+                let sums = &sums[..part.len()];
+                let products = &mut products[row * block.len()..][part.clone()];
+                products.iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
+                if self.mu != 0.0 {
+                    outer(self.delta.own(moves.rows.start + row), sums, shared, part.clone());
                 }
             }
         }

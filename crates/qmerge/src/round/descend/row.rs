@@ -41,8 +41,7 @@ impl State<'_, '_> {
             if self.mu != 0.0 {
                 outer(own, before, shared, 0..block.len());
             }
-            let moves = block.clone().zip(&*steps).filter(|(_, step)| **step != 0.0);
-            self.moves.all[r - self.moves.rows.start].extend(moves.map(|(column, &step)| (column as u32, step)));
+            self.moves.push(r, block.clone().zip(steps.iter().copied()).filter(|(_, step)| *step != 0.0));
         }
         moved
     }

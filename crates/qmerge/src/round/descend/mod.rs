@@ -7,9 +7,8 @@
 //!
 //! A pass goes over groups of rows, in a group over blocks of columns, and in a block over the rows. P = E H is kept by blocks, in which the gradient of row r is
 //! P_r + mu·U_r S with S = Uᵀ E H. A move adds g·d·H_j to the gradient at once within its block, with g = 1 + mu·|U_r|², which takes no more of H than the square
-//! on its diagonal; every other block takes the moves when its turn comes, in the same group if it lies behind, in the next group's if it lies before, from parts of a panel of H
-//! that stay in the second-level cache. So a pass reads H once for each group, not a row of it for each move. What a row's P takes, S takes times U_r. The order is fixed, so the
-//! result depends on nothing but the input.
+//! on its diagonal; every other block takes the moves when its turn comes, in the same group if it lies behind, in the next group's if it lies before. So a pass reads H once for each
+//! group, not a row of it for each move. What a row's P takes, S takes times U_r. The order is fixed, so the result depends on nothing but the input.
 
 mod moves;
 mod row;

@@ -14,6 +14,7 @@ pub(crate) mod truncate;
 pub(crate) mod verify;
 
 use std::path::Path;
+use std::time::Instant;
 
 use qmerge::adapters::{Adapter, ReadOptions};
 use qmerge::dtype::Dtype;
@@ -78,6 +79,7 @@ fn run_options(args: &Running) -> RunOptions {
         threads: args.threads,
         max_memory: args.max_memory,
         existing: Existing { force: args.force, resume: args.resume },
+        started: Some(Instant::now()),
         ..RunOptions::default()
     }
 }

@@ -48,6 +48,8 @@ pub struct RunOptions {
     pub existing: Existing,
     /// Whose tokenizer.
     pub tokenizer: Tokenizer,
+    /// When the work began, if something was done for it before the run, as the text of a calibration is.
+    pub started: Option<Instant>,
 }
 
 impl RunOptions {
@@ -106,7 +108,7 @@ pub fn run(
     options: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let started = Instant::now();
+    let started = options.started.unwrap_or_else(Instant::now);
     refuse_inputs(inputs, target)?;
     let hashes = inputs.adapters.iter().map(|adapter| sha256(&adapter.tensors)).collect::<Result<Vec<_>>>()?;
     if !options.existing.force {

@@ -43,8 +43,10 @@ impl Moves {
         self.ends.push(self.moved.len() as u32);
     }
 
-    fn start(ends: &[u32], number: usize) -> usize {
-        number.checked_sub(1).map_or(0, |before| ends[before] as usize)
+    /// Where the rows of some blocks lie.
+    fn range(&self, blocks: &Range<usize>) -> Range<usize> {
+        let start = |number: usize| number.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        start(blocks.start)..start(blocks.end)
     }
 
     /// Blocks that have been done, of these.
@@ -54,8 +56,7 @@ impl Moves {
 
     /// Rows, from the group's first, that moved in some blocks; some come twice.
     pub(super) fn moved(&self, blocks: &Range<usize>) -> impl Iterator<Item = usize> {
-        let range = Self::start(&self.ends, blocks.start)..Self::start(&self.ends, blocks.end);
-        self.moved[range].iter().map(|&(row, _)| row as usize)
+        self.moved[self.range(blocks)].iter().map(|&(row, _)| row as usize)
     }
 
     /// Adds the moves in a block times `panel`, (inputs, [`PANEL`]), to `sums`, (rows of the group, [`PANEL`]).
@@ -66,13 +67,12 @@ impl Moves {
         let first = number * self.width;
         let width = self.width.min(panel.len() / PANEL - first);
         let Together { rows, left, out } = together;
-        // What comes next.
-        let end = (first + width) * PANEL;
-        prefetch(&panel[end..panel.len().min(end + width * PANEL)]);
+        let (own, next) = panel[first * PANEL..].split_at(width * PANEL);
+        prefetch(&next[..next.len().min(own.len())]);
         rows.clear();
         left.clear();
         out.clear();
-        let range = Self::start(&self.ends, number)..Self::start(&self.ends, number + 1);
+        let range = self.range(&(number..number + 1));
         let mut start = range.start.checked_sub(1).map_or(0, |before| self.moved[before].1 as usize);
         for &(row, end) in &self.moved[range] {
             let steps = &self.steps[start..end as usize];
@@ -89,9 +89,44 @@ impl Moves {
             out.extend_from_slice(sums);
             rows.push(at);
         }
-        add_panel(left, &panel[first * PANEL..(first + width) * PANEL], out);
+        add_panel(left, own, out);
         for (at, out) in rows.iter().zip(out.chunks_exact(PANEL)) {
             sums[*at..at + PANEL].copy_from_slice(out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows with no step to all of a block, and a last block that is narrower.
+    #[test]
+    fn every_step_is_taken_once() {
+        let (inputs, width, rows) = (150, 64, 5..12);
+        // Sums of these are exact.
+        let panel: Vec<f32> = (0..inputs * PANEL).map(|i| ((i * 7919) % 101) as f32 - 50.0).collect();
+        let mut moves = Moves::of(rows.clone(), width);
+        let mut want = vec![0.0; rows.len() * PANEL];
+        for block in [0..64, 64..128, 128..inputs] {
+            for (number, row) in rows.clone().enumerate().skip(1) {
+                let steps = block.clone().step_by(number).map(|column| (column, (column % 5) as f32 - 1.5));
+                for (column, step) in steps.clone() {
+                    let panel = &panel[column * PANEL..][..PANEL];
+                    want[number * PANEL..][..PANEL].iter_mut().zip(panel).for_each(|(sum, h)| *sum += step * h);
+                }
+                moves.push(row, steps);
+            }
+            moves.end();
+        }
+        let (mut sums, mut together) = (vec![0.0; want.len()], Together::default());
+        let blocks = moves.done(0..usize::MAX);
+        assert_eq!(blocks, 0..3);
+        for number in blocks {
+            moves.add_products(number, &panel, &mut sums, &mut together);
+        }
+        assert_eq!(sums, want);
+        assert_eq!(moves.moved(&(1..2)).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(moves.done(3..usize::MAX), 3..3);
     }
 }

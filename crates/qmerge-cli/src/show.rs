@@ -15,6 +15,12 @@ fn colour(colour: AnsiColor) -> Style {
     Style::new().fg_color(Some(colour.into())).bold()
 }
 
+/// One JSON document on standard output.
+pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    anstream::println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
 /// `error: …`, then `hint: …`.
 pub(crate) fn error(error: &anyhow::Error) {
     let red = colour(AnsiColor::Red);

@@ -4,7 +4,7 @@
 //! checkpoint as it is stored. An adapter kept apart is exact: `y = W x + s·B(A x)`, and no sum of W and B·A is ever rounded to a storage
 //! format. All arithmetic is in f32. Activations are stored features first: (features, tokens).
 //!
-//! 1. [`families`]: a `config.json` becomes a [`spec::Spec`].
+//! 1. [`families`]: a `config.json` ([`fields`]) becomes a [`spec::Spec`].
 //! 2. [`tensors`]: the tensors of a base, with what adapters do to them.
 //! 3. [`linear`], `attention`, `feed_forward`, `norm`, [`rope`]: the blocks.
 //! 4. [`model`]: tokens become logits.
@@ -16,6 +16,7 @@ pub mod compare;
 
 pub mod families;
 mod feed_forward;
+pub mod fields;
 pub mod generate;
 
 pub mod linear;

@@ -8,7 +8,7 @@ use std::f64::consts::TAU;
 use qmerge::error::{Error, Kind, Result};
 use serde_json::{Map, Value};
 
-use crate::spec::Fields;
+use crate::fields::Fields;
 
 /// One rotary embedding.
 #[derive(Clone, Debug)]

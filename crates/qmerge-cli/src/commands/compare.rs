@@ -16,7 +16,6 @@ use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, families};
 
 use super::generate::{folders, options};
-use super::merge::print_json;
 use super::{apart_options, open, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
@@ -36,7 +35,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     bar.clear();
     let found = found?;
     if args.json {
-        print_json(&found)?
+        show::json(&found)?
     } else {
         show::comparison(&found)
     }

@@ -2,14 +2,13 @@
 
 use anyhow::Result;
 
-use super::merge::print_json;
 use crate::args::InspectArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
     let found = qmerge::inspect::inspect(&args.path)?;
     if args.json {
-        print_json(&found)?;
+        show::json(&found)?;
     } else {
         show::inspection(&found);
     }

@@ -129,7 +129,7 @@ pub(super) fn plan_and_run(
 /// Prints what was found.
 pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
     match found {
-        _ if args.json => print_json(found)?,
+        _ if args.json => show::json(found)?,
         Found::Plan(plan) => show::plan(plan)?,
         Found::Report(_) if args.quiet => {}
         Found::Report(report) => {
@@ -139,11 +139,5 @@ pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
             show::report(report);
         }
     }
-    Ok(())
-}
-
-/// One JSON document on standard output.
-pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    anstream::println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

@@ -13,7 +13,6 @@ use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, Options};
 
 use super::calibrate::from_model;
-use super::merge::print_json;
 use super::rounding::runs;
 use super::{apart_options, read_options, usage};
 use crate::args::TruncateArgs;
@@ -26,7 +25,7 @@ pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
     bar.clear();
     let found = found?;
     if args.json {
-        print_json(&found)?
+        show::json(&found)?
     } else {
         show::truncation(&found)
     }

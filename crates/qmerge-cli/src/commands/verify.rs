@@ -7,7 +7,6 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::Plan;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
-use super::merge::print_json;
 use super::{apart_options, open};
 use crate::args::VerifyArgs;
 use crate::progress::Bar;
@@ -19,7 +18,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
     bar.clear();
     let found = found?;
     if args.json {
-        print_json(&found)?;
+        show::json(&found)?;
     } else {
         for text in &found.warnings {
             show::warning(text);

@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, llama};
-use crate::spec::{Fields, Norm, Norms, Spec};
+use crate::fields::Fields;
+use crate::spec::{Activation, Norm, Norms, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["gemma2"], spec };
 
@@ -23,7 +24,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         attention_cap: fields.number_if("attn_logit_softcapping")?.map(|cap| cap as f32),
         logit_cap: fields.number_if("final_logit_softcapping")?.map(|cap| cap as f32),
         embed_scale: (llama.hidden as f32).sqrt(),
-        activation: fields.activation("hidden_activation")?,
+        activation: Activation::read(fields, "hidden_activation")?,
         ..llama
     };
     let window = fields.count_if("sliding_window")?;

@@ -3,8 +3,9 @@
 use qmerge::error::Result;
 
 use super::{Family, gemma2, llama};
+use crate::fields::Fields;
 use crate::rope::Rope;
-use crate::spec::{Fields, Norm, QkNorm, Spec};
+use crate::spec::{Activation, Norm, QkNorm, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["gemma3_text", "gemma3"], spec };
 
@@ -23,7 +24,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         attention_cap: fields.number_if("attn_logit_softcapping")?.map(|cap| cap as f32),
         logit_cap: fields.number_if("final_logit_softcapping")?.map(|cap| cap as f32),
         embed_scale: (llama.hidden as f32).sqrt(),
-        activation: fields.activation("hidden_activation")?,
+        activation: Activation::read(fields, "hidden_activation")?,
         ropes: vec![full, local],
         ..llama
     };

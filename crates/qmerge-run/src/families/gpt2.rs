@@ -3,7 +3,8 @@
 use qmerge::error::{Error, Kind, Result};
 
 use super::Family;
-use crate::spec::{Attention, FeedForward, Fields, Layer, Names, Norm, Norms, QkNorm, Spec};
+use crate::fields::Fields;
+use crate::spec::{Activation, Attention, FeedForward, Layer, Names, Norm, Norms, QkNorm, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["gpt2"], spec };
 
@@ -39,7 +40,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
-        activation: fields.activation("activation_function")?,
+        activation: Activation::read(fields, "activation_function")?,
         attention: Attention::Fused { names: ["attn.c_attn", "attn.c_proj"] },
         feed_forward: FeedForward::Plain { names: ["mlp.c_fc", "mlp.c_proj"] },
         experts: None,

@@ -3,8 +3,9 @@
 use qmerge::error::Result;
 
 use super::Family;
+use crate::fields::Fields;
 use crate::rope::Rope;
-use crate::spec::{Attention, FeedForward, Fields, Layer, Names, Norm, Norms, QkNorm, Spec};
+use crate::spec::{Activation, Attention, FeedForward, Layer, Names, Norm, Norms, QkNorm, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["llama"], spec };
 
@@ -44,7 +45,7 @@ pub(super) fn spec(fields: &Fields<'_>) -> Result<Spec> {
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
-        activation: fields.activation("hidden_act")?,
+        activation: Activation::read(fields, "hidden_act")?,
         attention: ATTENTION,
         feed_forward: FEED_FORWARD,
         experts: None,

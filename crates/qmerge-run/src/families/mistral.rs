@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, llama};
-use crate::spec::{Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::Spec;
 
 pub(super) const FAMILY: Family = Family { model_types: &["mistral"], spec };
 

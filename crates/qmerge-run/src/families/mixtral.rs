@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, mistral};
-use crate::spec::{Experts, Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::{Experts, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["mixtral"], spec };
 

@@ -17,7 +17,8 @@ mod smollm3;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Checkpoint, ModelConfig};
 
-use crate::spec::{Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::Spec;
 
 /// One family.
 #[derive(Debug)]

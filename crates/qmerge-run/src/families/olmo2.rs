@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, llama};
-use crate::spec::{Fields, Norms, QkNorm, Spec};
+use crate::fields::Fields;
+use crate::spec::{Norms, QkNorm, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["olmo2"], spec };
 

@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, mistral};
-use crate::spec::{Attention, FeedForward, Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::{Attention, FeedForward, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["phi3"], spec };
 

@@ -3,7 +3,8 @@
 use qmerge::error::Result;
 
 use super::{Family, qwen2};
-use crate::spec::{Fields, QkNorm, Spec};
+use crate::fields::Fields;
+use crate::spec::{QkNorm, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["qwen3"], spec };
 

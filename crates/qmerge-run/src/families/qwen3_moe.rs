@@ -4,7 +4,8 @@ use qmerge::error::Result;
 use serde_json::Value;
 
 use super::{Family, qwen3};
-use crate::spec::{Experts, Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::{Experts, Spec};
 
 pub(super) const FAMILY: Family = Family { model_types: &["qwen3_moe"], spec };
 

@@ -4,7 +4,8 @@ use qmerge::error::Result;
 use serde_json::Value;
 
 use super::{Family, llama};
-use crate::spec::{Fields, Spec};
+use crate::fields::Fields;
+use crate::spec::Spec;
 
 pub(super) const FAMILY: Family = Family { model_types: &["smollm3"], spec };
 

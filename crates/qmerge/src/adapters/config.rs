@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result, malformed};
+use super::patterns;
+use crate::error::{Error, Result, malformed, mismatch};
 
 /// An adapter's configuration. Fields that are missing take PEFT's defaults; unknown fields are kept in `json`.
 #[derive(Clone, Debug)]
@@ -60,6 +61,17 @@ impl AdapterConfig {
             Some(Value::Object(items)) => !items.is_empty(),
             Some(_) => true,
         }
+    }
+
+    /// Rank and scaling of a module after patterns.
+    pub(super) fn scaling(&self, name: &str) -> Result<(usize, f64)> {
+        let lookup = |patterns| patterns::lookup(patterns, name).map_err(|error| error.in_file(&self.path));
+        let rank = lookup(&self.rank_pattern)?.unwrap_or(self.r as f64);
+        let alpha = lookup(&self.alpha_pattern)?.unwrap_or(self.lora_alpha);
+        if rank < 1.0 || rank.fract() != 0.0 {
+            return Err(mismatch(format!("rank {rank} for `{name}`")).in_file(&self.path));
+        }
+        Ok((rank as usize, if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }))
     }
 
     /// True if `target_parameters` names the parameter at `path`: all of it, or its end from a dot on.

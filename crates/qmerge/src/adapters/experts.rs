@@ -5,10 +5,8 @@
 //! per expert. The family's row says how both relate to what is on disk. Source: PEFT 0.21, `tuners/lora/layer.py`
 //! (`ParamWrapper`), `utils/transformers_weight_conversion.py`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::lora::{Group, scaling};
 use super::low_rank::{Layout, LowRankPlan, Stride, matrix_shape};
 use super::{Adapter, Names, PlannedEdit};
 use crate::arch::{self, Experts};
@@ -16,13 +14,12 @@ use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
 use crate::formats::Claim;
 
-/// Edits of experts, or `None` if `module` is an ordinary layer (or nothing the base has).
+/// Edits of experts, or `None` if `module` is an ordinary layer (or nothing the base has). `wrapper` is its depth and how many there are around the module.
 pub(super) fn plan(
     adapter: &Adapter,
     names: &Names<'_>,
     module: &str,
-    depth: usize,
-    groups: &BTreeMap<(String, usize), Group>,
+    wrapper: (usize, usize),
     factors: (&str, &str),
 ) -> Result<Option<Vec<PlannedEdit>>> {
     if let Some((stack, expert, leaf)) = one_expert(module) {
@@ -31,7 +28,7 @@ pub(super) fn plan(
             None => into_stack(adapter, names, module, (stack, expert, leaf), factors),
         };
     }
-    let Some(parameter) = parameter(adapter, names, module, depth, groups)? else { return Ok(None) };
+    let Some(parameter) = parameter(adapter, names, module, wrapper)? else { return Ok(None) };
     let wrapped = Wrapped { adapter, module, parameter: &parameter, factors };
     if let Some(claim) = names.find(&format!("{module}.{parameter}"))? {
         return if claim.weight.shape().len() == 3 { wrapped.onto_stack(names, claim).map(Some) } else { Ok(None) };
@@ -50,8 +47,7 @@ fn parameter(
     adapter: &Adapter,
     names: &Names<'_>,
     module: &str,
-    depth: usize,
-    groups: &BTreeMap<(String, usize), Group>,
+    (depth, wrappers): (usize, usize),
 ) -> Result<Option<String>> {
     // The order in which the module declares them: gate and up before down; unknown names alphabetically.
     let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
@@ -73,7 +69,6 @@ fn parameter(
     }
     parameters.sort_by_key(|name| (place(name), *name));
     parameters.dedup();
-    let wrappers = groups.keys().filter(|(path, _)| path == module).count();
     if parameters.is_empty() {
         return Ok(None);
     }
@@ -134,7 +129,7 @@ impl Wrapped<'_> {
         let (a, b) = self.factors;
         let ((rank_a, inputs), (outputs, rank_b)) =
             (matrix_shape(&self.adapter.tensors, a)?, matrix_shape(&self.adapter.tensors, b)?);
-        let (rank, scale) = scaling(self.adapter, &format!("{}.{}", self.module, self.parameter))?;
+        let (rank, scale) = self.adapter.config.scaling(&format!("{}.{}", self.module, self.parameter))?;
         let want = rank.checked_mul(experts);
         if Some(rank_a) != want || Some(rank_b) != want {
             return Err(mismatch(format!(
@@ -262,7 +257,7 @@ fn into_stack(
     let &[experts, rows, cols] = claim.weight.shape() else { return Ok(None) };
     let ((rank_a, inputs), (outputs, rank_b)) =
         (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
-    let (rank, scale) = scaling(adapter, module)?;
+    let (rank, scale) = adapter.config.scaling(module)?;
     let (width, have) = if family.in_out { (cols, rows) } else { (rows, cols) };
     let halves = if projection < 2 { 2 } else { 1 };
     if expert >= experts || rank_a != rank || rank_b != rank || inputs != have || outputs * halves != width {

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use super::keys::{self, Role};
-use super::lora::scaling;
 use super::low_rank::matrix_shape;
 use super::{Adapter, ReadOptions, refused};
 use crate::error::{Result, mismatch};
@@ -98,7 +97,7 @@ impl Parts {
 fn pair(adapter: &Adapter, module: &str, (a, b, bias): (&str, &str, Option<&str>), embedding: bool) -> Result<Pair> {
     let ((rank_a, inputs), (outputs, rank_b)) =
         (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
-    let (rank, scale) = scaling(adapter, module)?;
+    let (rank, scale) = adapter.config.scaling(module)?;
     if inputs == 0 || outputs == 0 {
         return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));
     }

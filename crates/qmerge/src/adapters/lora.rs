@@ -9,9 +9,7 @@ use std::sync::Arc;
 use super::dora::DoraPlan;
 use super::keys::{self, Key, Role};
 use super::low_rank::{Diagonal, Layout, LowRankPlan, matrix_shape};
-use super::{
-    Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, Replacement, experts, patterns, read_floats,
-};
+use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, Replacement, experts, read_floats};
 use super::{refused, tokens};
 use crate::arch;
 use crate::dtype::Dtype;
@@ -25,9 +23,9 @@ pub(super) struct Lora;
 
 /// The tensors of one adapted layer.
 #[derive(Default)]
-pub(super) struct Group {
-    pub(super) a: Option<String>,
-    pub(super) b: Option<String>,
+struct Group {
+    a: Option<String>,
+    b: Option<String>,
     embedding_a: Option<String>,
     embedding_b: Option<String>,
     bias: Option<String>,
@@ -70,7 +68,8 @@ impl Method for Lora {
             }
         }
         for ((module, depth), group) in &groups {
-            self.layer(adapter, names, options, (module, *depth, &groups), group, &mut changes)?;
+            let wrappers = groups.range((module.clone(), 0)..).take_while(|((path, _), _)| path == module).count();
+            self.layer(adapter, names, options, (module, *depth, wrappers), group, &mut changes)?;
         }
         Ok(changes)
     }
@@ -111,7 +110,7 @@ impl Lora {
         adapter: &Adapter,
         names: &Names<'_>,
         options: &ReadOptions,
-        (module, depth, groups): (&str, usize, &BTreeMap<(String, usize), Group>),
+        (module, depth, wrappers): (&str, usize, usize),
         group: &Group,
         changes: &mut Changes,
     ) -> Result<()> {
@@ -131,7 +130,7 @@ impl Lora {
             }
         };
         // Experts and bare parameters first: their wrappers carry the module's name, not the parameter's.
-        if let Some(edits) = experts::plan(adapter, names, module, depth, groups, (a, b))? {
+        if let Some(edits) = experts::plan(adapter, names, module, (depth, wrappers), (a, b))? {
             changes.edits.extend(edits);
             return Ok(());
         }
@@ -149,7 +148,7 @@ impl Lora {
         let parameter = format!("{module}.weight");
         let is_parameter = adapter.config.targets_parameter(&parameter);
         let pattern_name = if is_parameter { parameter } else { module.to_owned() };
-        let (rank, scale) = scaling(adapter, &pattern_name)?;
+        let (rank, scale) = adapter.config.scaling(&pattern_name)?;
         let ((rank_a, inputs), (outputs, rank_b)) =
             (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
         let diagonal = diagonal(adapter, module)?;
@@ -220,19 +219,6 @@ impl Lora {
         }
         Ok(())
     }
-}
-
-/// Rank and scaling of a module after patterns.
-pub(super) fn scaling(adapter: &Adapter, name: &str) -> Result<(usize, f64)> {
-    let config = &adapter.config;
-    let rank = patterns::lookup(&config.rank_pattern, name).map_err(|error| error.in_file(&config.path))?;
-    let alpha = patterns::lookup(&config.alpha_pattern, name).map_err(|error| error.in_file(&config.path))?;
-    let rank = rank.unwrap_or(config.r as f64);
-    let alpha = alpha.unwrap_or(config.lora_alpha);
-    if rank < 1.0 || rank.fract() != 0.0 {
-        return Err(mismatch(format!("rank {rank} for `{name}`")).in_file(&config.path));
-    }
-    Ok((rank as usize, if config.use_rslora { alpha / rank.sqrt() } else { alpha / rank }))
 }
 
 /// True if the adapter brings the base of this module along (a targeted or resized embedding).

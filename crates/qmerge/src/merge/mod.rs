@@ -120,24 +120,18 @@ pub fn run(
     let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
     let run = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress };
-    let finished = match run.all(finished, calibration.take(), options) {
-        Ok(finished) => finished,
+    let weights = || {
+        let finished = run.all(finished, calibration.take(), options)?;
+        let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
+        if let Some(index) = &plan.index {
+            output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
+        }
+        run.residual().map(|residual| (finished, bytes, residual))
+    };
+    let (finished, bytes, residual) = match weights() {
+        Ok(written) => written,
         Err(error) => {
             // What a second try could cure is worth keeping for --resume; a bad input is not.
-            if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
-                output.abandon();
-            }
-            return Err(error);
-        }
-    };
-    let late = late_parts(plan, &finished);
-    let bytes = output.close_files(plan, &late)?;
-    if let Some(index) = &plan.index {
-        output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
-    }
-    let residual = match run.residual() {
-        Ok(residual) => residual,
-        Err(error) => {
             if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
                 output.abandon();
             }

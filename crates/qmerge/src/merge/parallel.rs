@@ -7,13 +7,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{Progress, bug, stopped};
 use crate::error::Result;
 
-/// Does all jobs, on at most `threads` threads. The first job in order that failed gives the error; a panic becomes one.
+/// Does all jobs, on at most `threads` threads. The first job in order that failed gives the error.
 pub(crate) fn parallel<J: Sync, T: Send>(
     jobs: &[J],
     threads: usize,
     progress: &dyn Progress,
     job: impl Fn(&J) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    let results = attempts(jobs, threads, progress, job);
+    if progress.cancelled() {
+        return Err(stopped());
+    }
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Does jobs until one fails or the run is cancelled. Returns what has ended, by number; a panic becomes an error.
+pub(super) fn attempts<J: Sync, T: Send>(
+    jobs: &[J],
+    threads: usize,
+    progress: &dyn Progress,
+    job: impl Fn(&J) -> Result<T> + Sync,
+) -> Vec<(usize, Result<T>)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(jobs.len()));
     std::thread::scope(|scope| {
@@ -32,10 +46,7 @@ pub(crate) fn parallel<J: Sync, T: Send>(
             });
         }
     });
-    if progress.cancelled() {
-        return Err(stopped());
-    }
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(at, _)| *at);
-    results.into_iter().map(|(_, result)| result).collect()
+    results
 }

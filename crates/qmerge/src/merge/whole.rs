@@ -3,14 +3,14 @@
 //! They are written to their places before the other steps begin; those find them done.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use super::parallel::attempts;
 use super::residual::is_coarse;
-use super::{Edited, Run, bug};
+use super::{Edited, Run, stopped};
 use crate::check;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, mismatch};
+use crate::error::{Result, mismatch};
 use crate::formats::{Geometry, Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
@@ -81,38 +81,17 @@ impl Run<'_> {
 
     /// Does jobs on all threads.
     fn jobs(&self, method: &dyn Whole, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
-        let next = AtomicUsize::new(0);
-        let results = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..self.schedule.threads.min(jobs.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(job) = jobs.get(at) else { return };
-                        if self.progress.cancelled() {
-                            return;
-                        }
-                        let attempt = std::panic::AssertUnwindSafe(|| self.job(method, job));
-                        let result = std::panic::catch_unwind(attempt)
-                            .unwrap_or_else(|panic| Err(bug(panic.as_ref())))
-                            .map_err(|error| error.in_tensor(&job.step.name));
-                        let failed = result.is_err();
-                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, result));
-                        self.progress.advance(self.schedule.step_work[job.number]);
-                        if failed {
-                            next.store(jobs.len(), Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
+        let results = attempts(jobs, self.schedule.threads, self.progress, |job| {
+            let finished = self.job(method, job);
+            self.progress.advance(self.schedule.step_work[job.number]);
+            finished
         });
-        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        results.sort_by_key(|(at, _)| *at);
-        let finished = results.into_iter().map(|(_, result)| result).collect::<Result<Vec<_>>>()?;
+        let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));
+        let finished = results.into_iter().map(named).collect::<Result<Vec<_>>>()?;
         if self.progress.cancelled() {
             // What is finished is kept for --resume.
             self.output.checkpoint(&finished)?;
-            return Err(Error::new(Kind::Cancelled, "stopped").with_hint("run the same command with --resume to go on"));
+            return Err(stopped().with_hint("run the same command with --resume to go on"));
         }
         Ok(finished)
     }

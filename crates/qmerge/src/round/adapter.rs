@@ -32,15 +32,6 @@ impl Rounding for Adapter {
         "descent that keeps the adapter's own outputs in full strength; calibrates on text, or on text the model writes itself"
     }
 
-    fn keeps_scales(&self) -> bool {
-        true
-    }
-
-    // Weights without known inputs are rounded stochastically.
-    fn is_random(&self) -> bool {
-        true
-    }
-
     fn whole(&self) -> Option<&dyn Whole> {
         Some(self)
     }

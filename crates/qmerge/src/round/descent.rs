@@ -15,15 +15,6 @@ impl Rounding for Descent {
         "coordinate descent from the base's codes on the error of each layer's output; needs calibration"
     }
 
-    fn keeps_scales(&self) -> bool {
-        true
-    }
-
-    // Weights without known inputs are rounded stochastically.
-    fn is_random(&self) -> bool {
-        true
-    }
-
     fn whole(&self) -> Option<&dyn Whole> {
         Some(self)
     }

@@ -73,7 +73,9 @@ pub trait Rounding: Sync {
     fn about(&self) -> &'static str;
 
     /// True if the base's scales stay as they are. Needs an output in the base's own format.
-    fn keeps_scales(&self) -> bool;
+    fn keeps_scales(&self) -> bool {
+        self.whole().is_some()
+    }
 
     /// Moves the values of some whole rows to values near them; what is not on the grid afterwards takes the nearest level.
     /// Called only if [`Rounding::keeps_scales`].
@@ -89,9 +91,9 @@ pub trait Rounding: Sync {
         false
     }
 
-    /// True if the result depends on a seed.
+    /// True if the result depends on a seed. A method that needs inputs leaves weights without them to [`WITHOUT_DATA`].
     fn is_random(&self) -> bool {
-        false
+        self.whole().is_some() && WITHOUT_DATA.is_random()
     }
 
     /// The method on a whole weight, where it needs that and the moments of its inputs.

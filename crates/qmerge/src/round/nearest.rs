@@ -12,8 +12,4 @@ impl Rounding for Nearest {
     fn about(&self) -> &'static str {
         "fresh scales, nearest code: what PEFT and the format's own library do"
     }
-
-    fn keeps_scales(&self) -> bool {
-        false
-    }
 }

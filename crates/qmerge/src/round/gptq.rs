@@ -2,11 +2,21 @@
 //!
 //! In the form of LDLQ (Chee et al. 2023), which is the same: with H = (I + L)ᵀ D (I + L), L strictly lower in the order of work, column k takes the level nearest to
 //! w_k + Σ_j (w_j − q_j)·L_kj over the columns j before it.
+//!
+//! Both halves go by blocks of columns: a block is done column by column, then all that follows takes it as a product of matrices.
+
+use std::ops::Range;
 
 use super::matrix::{Delta, Kept, Matrix, judged};
 use super::moments::Metric;
 use super::{Rounding, Whole};
+use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
 use crate::simd::vectors::axpy;
+
+/// Elements of a tile: [`PANEL`] rows and columns.
+const TILE: usize = PANEL * PANEL;
+/// Rows that go through all columns together.
+const ROWS: usize = 32 * HEIGHT;
 
 pub(super) struct Gptq;
 
@@ -17,15 +27,6 @@ impl Rounding for Gptq {
 
     fn about(&self) -> &'static str {
         "the base's scales stay, each column's error is carried to the next; needs calibration"
-    }
-
-    fn keeps_scales(&self) -> bool {
-        true
-    }
-
-    // Weights without known inputs are rounded stochastically.
-    fn is_random(&self) -> bool {
-        true
     }
 
     fn whole(&self) -> Option<&dyn Whole> {
@@ -39,43 +40,119 @@ impl Whole for Gptq {
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| matrix.metric.diagonal[b].total_cmp(&matrix.metric.diagonal[a]));
         let feedback = feedback(matrix.metric, &order);
-        let mut wanted = vec![0.0; n];
         let start = matrix.values.clone();
-        for r in 0..matrix.rows {
-            let target = &matrix.target[r * n..(r + 1) * n];
-            wanted.iter_mut().zip(&order).for_each(|(wanted, &j)| *wanted = target[j]);
-            for (k, &j) in order.iter().enumerate() {
-                let value = matrix.grid.nearest(r * n + j, wanted[k]);
-                matrix.values[r * n + j] = value;
-                let error = target[j] - value;
-                axpy(error, &feedback[k * n + k + 1..(k + 1) * n], &mut wanted[k + 1..]);
-            }
+        for first in (0..matrix.rows).step_by(ROWS) {
+            carry(matrix, first..(first + ROWS).min(matrix.rows), &order, &feedback);
         }
         better(matrix, start)
     }
 }
 
-/// Row k holds, for the columns after the k-th, what its error adds to them: (n, n), of which the part above the diagonal is used.
-fn feedback(metric: &Metric, order: &[usize]) -> Vec<f32> {
-    let n = order.len();
-    let mut h: Vec<f32> = order.iter().flat_map(|&i| order.iter().map(move |&j| metric.at(i, j))).collect();
-    // From the last column to the first: its share of all before it is divided out.
-    for k in (1..n).rev() {
-        let (before, own) = h.split_at_mut(k * n);
-        let pivot = own[k];
-        if pivot <= 0.0 {
-            // Rounding has eaten what damping left: such a column takes no feedback.
-            (0..k).for_each(|i| before[i * n + k] = 0.0);
-            continue;
-        }
-        // What is divided out is kept up below the diagonal only.
-        let column = &own[..k];
-        for (i, &x) in column.iter().enumerate() {
-            axpy(-x / pivot, &column[..=i], &mut before[i * n..i * n + i + 1]);
-            before[i * n + k] = x / pivot;
+/// Rounds some rows, column by column in this order.
+fn carry(matrix: &mut Matrix<'_>, rows: Range<usize>, order: &[usize], feedback: &Tiles) {
+    let (n, part) = (matrix.cols, rows.len() * PANEL);
+    // What columns shall become, block by block: (rows, columns of the block).
+    let mut wanted = vec![0.0; feedback.count * part];
+    for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
+        for (wanted, row) in wanted.chunks_exact_mut(PANEL).zip(rows.clone()) {
+            wanted.iter_mut().zip(order).for_each(|(wanted, &j)| *wanted = matrix.target[row * n + j]);
         }
     }
-    h
+    let mut errors = vec![0.0; part];
+    for (block, order) in order.chunks(PANEL).enumerate() {
+        let (own, after) = wanted[block * part..].split_at_mut(part);
+        let within = feedback.tile(block, block);
+        for ((wanted, errors), row) in own.chunks_exact_mut(PANEL).zip(errors.chunks_exact_mut(PANEL)).zip(rows.clone())
+        {
+            errors.fill(0.0);
+            for (k, &j) in order.iter().enumerate() {
+                let at = row * n + j;
+                let value = matrix.grid.nearest(at, wanted[k]);
+                matrix.values[at] = value;
+                errors[k] = matrix.target[at] - value;
+                axpy(errors[k], &within[k * PANEL + k + 1..(k + 1) * PANEL], &mut wanted[k + 1..]);
+            }
+        }
+        for (number, wanted) in after.chunks_exact_mut(part).enumerate() {
+            add_panel(&errors, feedback.tile(block, block + 1 + number), wanted);
+        }
+    }
+}
+
+/// A square matrix in tiles, padded with zeros.
+struct Tiles {
+    /// Tiles in a row of them.
+    count: usize,
+    data: Vec<f32>,
+}
+
+impl Tiles {
+    fn tile(&self, row: usize, column: usize) -> &[f32] {
+        &self.data[(row * self.count + column) * TILE..][..TILE]
+    }
+}
+
+/// Row k holds, above the diagonal, what the error of the k-th column adds to those after it.
+fn feedback(metric: &Metric, order: &[usize]) -> Tiles {
+    let n = order.len();
+    let count = n.div_ceil(PANEL);
+    let mut data = vec![0.0; count * count * TILE];
+    for (i, &from) in order.iter().enumerate() {
+        for (j, &to) in order[..=i].iter().enumerate() {
+            data[(i / PANEL * count + j / PANEL) * TILE + i % PANEL * PANEL + j % PANEL] = metric.at(from, to);
+        }
+    }
+    // From the last column to the first: its share of all before it is divided out, which is kept up below the diagonal only.
+    for block in (0..count).rev() {
+        let (before, own) = data.split_at_mut(block * count * TILE);
+        let pivots = within(&mut own[..(block + 1) * TILE], PANEL.min(n - block * PANEL));
+        // Its rows over their pivots, and its rows, from the last to the first.
+        let (mut left, mut right) = (vec![0.0; TILE], vec![0.0; block * TILE]);
+        for (own, right) in own.chunks_exact(TILE).zip(right.chunks_exact_mut(TILE)) {
+            for ((own, right), pivot) in own.chunks_exact(PANEL).zip(right.rchunks_exact_mut(PANEL)).zip(&pivots) {
+                if pivot.is_some() {
+                    right.copy_from_slice(own);
+                }
+            }
+        }
+        for (row, tiles) in before.chunks_exact_mut(count * TILE).enumerate() {
+            for (k, pivot) in pivots.iter().enumerate() {
+                for i in 0..PANEL {
+                    let share = pivot.map_or(0.0, |pivot| own[row * TILE + k * PANEL + i] / pivot);
+                    tiles[block * TILE + i * PANEL + k] = share;
+                    left[i * PANEL + PANEL - 1 - k] = -share;
+                }
+            }
+            for (tile, right) in tiles.chunks_exact_mut(TILE).zip(right.chunks_exact(TILE)).take(row + 1) {
+                add_panel(&left, right, tile);
+            }
+        }
+    }
+    Tiles { count, data }
+}
+
+/// The same within the rows of a block, of which the last tile is on the diagonal. Returns the pivots that are above zero.
+fn within(own: &mut [f32], size: usize) -> Vec<Option<f32>> {
+    let last = own.len() - TILE;
+    let mut pivots = vec![None; size];
+    for k in (0..size).rev() {
+        let pivot = own[last + k * PANEL + k];
+        // Rounding has eaten what damping left: such a column takes no feedback.
+        let positive = pivot > 0.0;
+        for i in 0..k {
+            let x = own[last + k * PANEL + i];
+            if positive {
+                for (number, tile) in own.chunks_exact_mut(TILE).enumerate() {
+                    let (above, row) = tile.split_at_mut(k * PANEL);
+                    let width = if number * TILE == last { i + 1 } else { PANEL };
+                    axpy(-x / pivot, &row[..width], &mut above[i * PANEL..][..width]);
+                }
+            }
+            own[last + i * PANEL + k] = if positive { x / pivot } else { 0.0 };
+        }
+        pivots[k] = positive.then_some(pivot);
+    }
+    pivots
 }
 
 /// What became of the output; the start again where that is better.
@@ -83,7 +160,8 @@ fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Kept {
     let delta = Delta::new(matrix);
     let found = judged(matrix, &delta);
     let values = std::mem::replace(&mut matrix.values, start);
-    let before = judged(matrix, &delta);
+    // At the base E is −D.
+    let before = if matrix.at_base() { Kept { output: 0.0, noise: 1.0 } } else { judged(matrix, &delta) };
     if before.noise < found.noise {
         return before;
     }

@@ -327,6 +327,35 @@ fn a_resumed_merge_has_the_same_residual() {
     assert!(resumed > 0, "no kill came between the first layer and the end ({whole:?})");
 }
 
+/// A merge that stops between its residual adapter and its name still has what the residual is made from.
+#[test]
+fn a_merge_that_fails_at_its_report_has_the_same_residual() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let args = [&MERGE[..], &["--calibrate", TEXT, "--threads", "1", "--residual-rank", "2"]].concat();
+    done(&folder, &args);
+    let residual = || std::fs::read(folder.join("out/residual-adapter/adapter_model.safetensors")).unwrap();
+    let want = residual();
+    std::fs::remove_dir_all(folder.join("out")).unwrap();
+    let mut child = qmerge(folder.path(), &args).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let journal = folder.join("out.partial/qmerge-journal.jsonl");
+    while std::fs::read_to_string(&journal).unwrap_or_default().lines().count() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before a layer was listed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let resume = [&args[..], &["--resume"]].concat();
+    let report = folder.join("out.partial/qmerge-report.json");
+    std::fs::create_dir(&report).unwrap();
+    let output = run(folder.path(), &resume);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    std::fs::remove_dir(&report).unwrap();
+    done(&folder, &resume);
+    assert!(residual() == want);
+    assert!(!folder.join("out/qmerge-scratch").exists());
+}
+
 #[test]
 fn a_residual_that_would_hold_nothing_is_refused() {
     let folder = Folder::new();

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -20,9 +19,6 @@ use crate::plan::{Action, Plan, Recode, Source, Step};
 use crate::report::{RESIDUAL_FOLDER, ResidualReport, Without};
 use crate::round::{Factors, Metric, seed_of, sketch};
 use crate::write::{NewTensor, write_adapter};
-
-/// Where factors wait in the partial output.
-const WAITING: &str = "qmerge-residual";
 
 /// A weight's part of the residual adapter: the share of ‖E‖² that it holds, and its factors.
 struct Part {
@@ -108,7 +104,7 @@ impl Run<'_> {
         let cols = recode.to.geometry().cols;
         let cut = sketch(&difference(target, output), cols, rank, Some(metric), self.seed(number));
         let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
-        let folder = self.waiting();
+        let folder = self.output.scratch();
         std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
         let path = folder.join(number.to_string());
         let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
@@ -125,13 +121,9 @@ impl Run<'_> {
         seed_of(&self.plan.steps[number].name, self.plan.seed)
     }
 
-    fn waiting(&self) -> PathBuf {
-        self.output.folder().join(WAITING)
-    }
-
     /// What [`Run::keep_residual`] wrote, in this run or one before.
     fn found(&self, number: usize, recode: &Recode, rank: usize) -> Result<Option<Part>> {
-        let path = self.waiting().join(number.to_string());
+        let path = self.output.scratch().join(number.to_string());
         let bytes = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| Error::io("read", &path, error))?,
@@ -206,10 +198,6 @@ impl Run<'_> {
         let folder = self.output.folder().join(RESIDUAL_FOLDER);
         std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
         let bytes = write_adapter(&folder, tensors, &self.config(rank, numbers.iter().map(|number| &modules[number])))?;
-        let waiting = self.waiting();
-        if waiting.exists() {
-            std::fs::remove_dir_all(&waiting).map_err(|error| Error::io("remove", &waiting, error))?;
-        }
         let kept: HashMap<String, f64> = numbers
             .iter()
             .zip(&parts)

@@ -26,6 +26,9 @@ use queue::Queue;
 use crate::error::{Error, Kind, Result, usage};
 use crate::plan::{OutFile, Plan};
 
+/// Where a run keeps what only a resumed one needs.
+const SCRATCH: &str = "qmerge-scratch";
+
 /// How to treat what is there already.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Existing {
@@ -107,6 +110,11 @@ impl Output {
     /// The folder that is being filled.
     pub(crate) fn folder(&self) -> &Path {
         &self.partial
+    }
+
+    /// A folder within it for what only a resumed run needs, as long as there is a journal. It is made by whoever needs it.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.partial.join(SCRATCH)
     }
 
     /// True if only the one weight file is wanted.
@@ -203,6 +211,8 @@ impl Output {
         } else {
             let journal = partial.join(journal::FILE_NAME);
             std::fs::remove_file(&journal).map_err(|error| Error::io("remove", &journal, error))?;
+            // Not before the journal, which says that what lies there is done.
+            remove(&partial.join(SCRATCH))?;
             folder::sync_folder(&partial)?;
             if force && target.exists() {
                 folder::exchange(&partial, &target)?;

@@ -73,6 +73,8 @@ def interrupt(done, total):
         timer.start()
 
 timer = None
+# A shell that starts a job in the background has it ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     qmerge.merge(base, adapter, out, to="nf4", threads=1, progress=interrupt)
 except KeyboardInterrupt:

@@ -43,6 +43,10 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
     if delta.norm <= 0.0 || !delta.norm.is_finite() {
         return Kept::ALL;
     }
+    if matrix.at_base() {
+        // E = −D.
+        return Kept { output: 0.0, noise: 1.0 };
+    }
     let n = matrix.cols;
     let error = matrix.error();
     let product = matrix.error_products(&error);

@@ -112,18 +112,18 @@ pub(crate) struct Meaning {
 /// Choices on the output's format.
 #[derive(Debug, Args)]
 pub(crate) struct Quantization {
-    /// NF4 and FP4: quantize the scales too.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) double_quant: bool,
-    /// NF4 and FP4: elements per scale.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) block_size: usize,
-    /// NF4 and FP4: type that the packed codes are viewed as.
-    #[arg(long, value_name = "TYPE", default_value = "uint8")]
-    pub(crate) quant_storage: String,
-    /// Sum mean scales as torch does on this many threads (the last bit of some scales depends on it).
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) torch_threads: usize,
+    /// NF4 and FP4: quantize the scales too (default: true).
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) double_quant: Option<bool>,
+    /// NF4 and FP4: elements per scale (default: 64).
+    #[arg(long, value_name = "N")]
+    pub(crate) block_size: Option<usize>,
+    /// NF4 and FP4: type that the packed codes are viewed as (default: uint8).
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quant_storage: Option<String>,
+    /// NF4 and FP4: sum mean scales as torch does on this many threads; the last bit of some scales depends on it (default: 1).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) torch_threads: Option<u32>,
 }
 
 /// How the work is done.
@@ -172,8 +172,8 @@ pub(crate) struct Calibrating {
     /// What `qmerge calibrate` stored for this base: the model is not run.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
-    /// The 16-bit checkpoint that the base was quantized from: rounds it with the delta, in place of the base.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["fast", "calibrate", "calibration"])]
+    /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration"])]
     pub(crate) original: Option<PathBuf>,
     /// Round without running the model: faster, keeps less.
     #[arg(long)]
@@ -453,7 +453,7 @@ fn formats(same: bool) -> PossibleValuesParser {
 
 /// The names that `--rounding` takes.
 fn roundings() -> PossibleValuesParser {
-    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits, else `nearest`");
+    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits and the model can be run, `stochastic` where it cannot, `nearest` at 16 bits");
     let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
     PossibleValuesParser::new(std::iter::once(auto).chain(methods))
 }

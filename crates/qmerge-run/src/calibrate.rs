@@ -1,16 +1,19 @@
 //! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::plan::Inputs;
 use qmerge::round::{Calibration, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
 
 use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Watch};
-use crate::model::{Cache, Model};
+use crate::model::{Cache, Model, Options};
+use crate::tensors::Tensors;
 
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
@@ -29,6 +32,12 @@ pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
     about: String,
+}
+
+/// The weights whose inputs a calibration of this base comes to know. Errors if the base cannot be run.
+pub fn weights(inputs: &Inputs) -> Result<HashSet<String>> {
+    let mut model = Model::new(&Tensors::new(inputs, None), Options { held: Some(0), ..Options::default() })?;
+    Ok(model.watched().map(|path| format!("{path}.weight")).collect())
 }
 
 impl<'m, 'a> FromModel<'m, 'a> {

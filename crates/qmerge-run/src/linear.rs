@@ -144,7 +144,12 @@ impl<'a> Linear<'a> {
 
     /// Shows `watch` what the layer is given. One that is stored (in, out) is left out: the moments of its inputs belong to its rows.
     pub fn show(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
-        if self.transposed { Ok(()) } else { watch.input(&self.name, x) }
+        if self.is_shown() { watch.input(&self.name, x) } else { Ok(()) }
+    }
+
+    /// True if [`Linear::show`] shows anything.
+    pub fn is_shown(&self) -> bool {
+        !self.transposed
     }
 
     /// Bytes as stored.

@@ -180,6 +180,15 @@ impl<'a> Model<'a> {
         head + self.layers.iter_mut().flat_map(Layer::linears).map(|linear| linear.bytes()).sum::<u64>()
     }
 
+    /// Module paths of the linear layers that a [`Watch`] is shown.
+    pub fn watched(&mut self) -> impl Iterator<Item = &str> {
+        self.layers
+            .iter_mut()
+            .flat_map(Layer::linears)
+            .filter(|linear| linear.is_shown())
+            .map(|linear| -> &str { linear.name() })
+    }
+
     /// The residual stream behind the last norm, (hidden, tokens), of several sequences beside each other, each from its start.
     pub fn hidden(&self, sequences: &[&[u32]], watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let mut columns = Vec::new();

@@ -28,7 +28,7 @@ fn merge(base: &str, adapters: &[&str], options: &Options, out: &Path) -> Report
     let inputs = Inputs::new(base, adapters).unwrap();
     let plan = Plan::new(&inputs, options).unwrap();
     let run = RunOptions { threads: 2, ..RunOptions::default() };
-    merge::run(&inputs, &plan, options.rounding, None, out, &run, &Silent).unwrap()
+    merge::run(&inputs, &plan, None, out, &run, &Silent).unwrap()
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -37,7 +37,7 @@ fn differences(name: &str, case: &Value, options: &Options) -> (Vec<String>, Val
     let adapter = Adapter::open(&data().join(name).join("adapter"), 1.0).unwrap();
     let inputs = Inputs::new(base, vec![adapter]).unwrap();
     let plan = Plan::new(&inputs, options).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-    merge::run(&inputs, &plan, options.rounding, None, &out, &RunOptions::default(), &Silent)
+    merge::run(&inputs, &plan, None, &out, &RunOptions::default(), &Silent)
         .unwrap_or_else(|error| panic!("{name}: {error:?}"));
     let got = Checkpoint::open(&out).unwrap();
     let want = case["tensors"].as_object().unwrap();

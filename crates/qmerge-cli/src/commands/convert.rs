@@ -4,10 +4,10 @@ use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Progress};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options};
+use qmerge::plan::{Inputs, Options, Plan};
 
-use super::merge::{Found, plan_and_run, show};
-use super::{format, run_options, settings, usage};
+use super::merge::{Found, dry_or_run, show};
+use super::{format, refuse_unused, run_options, settings, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
@@ -26,7 +26,9 @@ pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
     let run = run_options(&args.running);
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
-        merge::run(&inputs, plan, options.rounding, None, &args.output, &run, progress)
+    let plan = Plan::new(&inputs, &options)?;
+    refuse_unused(&args.quantization, &plan)?;
+    dry_or_run(&inputs, &plan, &args.output, &run, &args.running, || {
+        merge::run(&inputs, &plan, None, &args.output, &run, progress)
     })
 }

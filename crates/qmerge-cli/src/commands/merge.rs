@@ -11,7 +11,7 @@ use qmerge::report::{Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
-use super::{format, open, read_options, rounding, run_options, settings};
+use super::{format, open, read_options, refuse_unused, rounding, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -58,9 +58,10 @@ fn upload(repo: &str, output: &Path) -> String {
 
 /// Merges, or plans to.
 pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
-    let options = Options {
+    let mut options = Options {
         to: format(&args.to)?,
         settings: settings(&args.quantization)?,
+        rounding: rounding::method(&args.rounding)?,
         seed: args.calibrating.seed,
         residual_rank: args.residual_rank.map(|rank| rank as usize),
         maps: args.meaning.map.clone(),
@@ -77,11 +78,12 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(Checkpoint::open(original)?)?;
     }
-    let choice = rounding::choose(&inputs, &options, args)?;
-    rounding::refuse_useless(&choice, &args.calibrating)?;
-    let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
-        rounding::run(&inputs, plan, &choice, &args.calibrating, &args.output, &run, progress)
+    options.data = rounding::data(&inputs, &options, &args.calibrating)?;
+    let plan = Plan::new(&inputs, &options)?;
+    rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
+    refuse_unused(&args.quantization, &plan)?;
+    dry_or_run(&inputs, &plan, &args.output, &run, &args.running, || {
+        rounding::run(&inputs, &plan, &args.calibrating, &args.output, &run, progress)
     })
 }
 
@@ -100,22 +102,21 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
     }
 }
 
-/// Plans, then merges if it is no dry run.
-pub(super) fn plan_and_run(
+/// Merges if it is no dry run.
+pub(super) fn dry_or_run(
     inputs: &Inputs,
-    options: &Options,
+    plan: &Plan,
     output: &Path,
     run: &merge::RunOptions,
     args: &Running,
-    merge: impl FnOnce(&Plan) -> error::Result<Report>,
+    merge: impl FnOnce() -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
-    let plan = Plan::new(inputs, options)?;
     if args.dry_run {
-        let memory = merge::memory(&plan, run)?;
+        let memory = merge::memory(plan, run)?;
         return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
     }
-    let report = merge(&plan)?;
+    let report = merge()?;
     if let (Some(path), Some(form)) = (&args.report, form) {
         let document = serde_json::to_value(&report).unwrap_or_default();
         match form {

@@ -22,7 +22,7 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Settings};
 use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options};
+use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::write::Existing;
 
 use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
@@ -52,17 +52,36 @@ fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {
 }
 
 fn settings(args: &Quantization) -> Result<Settings> {
-    let quant_storage = Dtype::from_torch_name(&args.quant_storage)
-        .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
-        .ok_or_else(|| {
-            usage(format!("`--quant-storage {}` is none of uint8, float16, bfloat16, float32", args.quant_storage))
-        })?;
+    let default = Settings::default();
+    let quant_storage = args.quant_storage.as_deref().map_or(Ok(default.quant_storage), |name| {
+        Dtype::from_torch_name(name)
+            .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
+            .ok_or_else(|| usage(format!("`--quant-storage {name}` is none of uint8, float16, bfloat16, float32")))
+    })?;
     Ok(Settings {
-        block_size: args.block_size,
-        double_quant: args.double_quant,
+        block_size: args.block_size.unwrap_or(default.block_size),
+        double_quant: args.double_quant.unwrap_or(default.double_quant),
         quant_storage,
-        torch_threads: args.torch_threads.max(1),
+        torch_threads: args.torch_threads.map_or(default.torch_threads, |threads| threads as usize),
     })
+}
+
+/// Settings that no weight of the output takes are refused, not ignored.
+fn refuse_unused(args: &Quantization, plan: &Plan) -> Result<()> {
+    let anew = [
+        (args.block_size.is_some(), "--block-size"),
+        (args.double_quant.is_some(), "--double-quant"),
+        (args.quant_storage.is_some(), "--quant-storage"),
+    ];
+    let found = match anew.iter().find(|(given, _)| *given) {
+        Some((_, option)) if !plan.takes_settings(true) => (option, "no weight of this output changes to NF4 or FP4"),
+        _ if args.torch_threads.is_some() && !plan.takes_settings(false) => {
+            (&"--torch-threads", "no weight of this output takes fresh scales of NF4 or FP4")
+        }
+        _ => return Ok(()),
+    };
+    Err(usage(format!("{} is of no use: {}", found.0, found.1))
+        .with_hint("leave it out: what is NF4 or FP4 already keeps its own"))
 }
 
 /// Options of a plan that nobody writes: the adapter is kept apart, or compared with.

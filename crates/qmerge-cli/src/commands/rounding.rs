@@ -1,95 +1,73 @@
-//! Which rounding method a merge takes, and what it is calibrated on.
+//! What a merge is calibrated on, if anything.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Progress};
-use qmerge::plan::{Action, Inputs, Options, Plan};
+use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Rounding, Stored};
+use qmerge::round::{self, Calibration, Stored};
+use qmerge_run::Model;
 use qmerge_run::tensors::Tensors;
-use qmerge_run::{Model, families};
 
 use super::calibrate;
-use crate::args::{Calibrating, MergeArgs};
+use crate::args::Calibrating;
 
-/// A method and why it was taken.
-pub(super) struct Choice {
-    pub(super) rounding: &'static dyn Rounding,
-    pub(super) reason: Option<String>,
+/// The method of that name.
+pub(super) fn method(asked: &str) -> error::Result<Method> {
+    Ok(if asked == "auto" { Method::Auto } else { Method::Named(round::by_id(asked)?) })
 }
 
-/// Takes the method that was asked for, or the best that the inputs allow.
-pub(super) fn choose(inputs: &Inputs, options: &Options, args: &MergeArgs) -> error::Result<Choice> {
-    let (calibrating, asked) = (&args.calibrating, args.rounding.as_str());
-    let fast = |reason: &str| Choice { rounding: round::WITHOUT_DATA, reason: Some(reason.to_owned()) };
-    if let (Some(original), "auto") = (&calibrating.original, asked) {
-        let reason = format!("rounded once, from {}", original.display());
-        return Ok(Choice { rounding: round::ORIGINAL, reason: Some(reason) });
-    }
-    let nearest = |reason: &str| Choice { rounding: round::NEAREST, reason: Some(reason.to_owned()) };
-    if asked != "auto" {
-        let rounding = round::by_id(asked)?;
-        let choice = Choice { rounding, reason: None };
-        return match calibratable(inputs, calibrating) {
-            Err(reason) if rounding.whole().is_some() => {
-                let reason = format!("{asked} was asked for, but {reason}");
-                Ok(if options.to.is_some() { nearest(&reason) } else { fast(&reason) })
-            }
-            _ => Ok(choice),
-        };
-    }
-    let best = round::ROUNDINGS[0];
-    let plan = Plan::new(inputs, &Options { rounding: best, ..options.clone() })?;
-    let coarse = |keep: bool| {
-        plan.steps.iter().any(|step| {
-            matches!(&step.action, Action::Recode(recode)
-                if recode.keep == keep && (!keep || !recode.edits.is_empty()) && !recode.to.is_plain())
-        })
+/// What will be known of the inputs of layers. The model is looked at only where that can matter.
+pub(super) fn data(inputs: &Inputs, options: &Options, calibrating: &Calibrating) -> error::Result<Data> {
+    let matters = match options.rounding {
+        Method::Named(method) => method.whole().is_some(),
+        Method::Auto => {
+            options.to.is_some_and(|to| to.quantizes())
+                || inputs.inventory.weights.iter().any(|claim| !claim.weight.is_plain())
+        }
     };
-    let (kept, fresh) = (coarse(true), coarse(false));
-    if !kept && !fresh {
-        return Ok(nearest("16 bits and more are fine enough"));
-    }
-    // Without data another format has nothing to go by but its own reference quantizer.
-    let fast = |reason: &str| if fresh { nearest(reason) } else { fast(reason) };
     if calibrating.fast {
-        return Ok(fast("--fast: no data"));
+        if let (true, Method::Named(method)) = (matters, options.rounding) {
+            let problem = format!("--fast rounds without data, and --rounding {} goes by data", method.id());
+            return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
+        }
+        return Ok(Data::Unknown("--fast was given, so the model is not run".into()));
     }
-    Ok(match calibratable(inputs, calibrating) {
-        Err(reason) => fast(&format!("the best method needs to run the model, but {reason}")),
-        Ok(()) => Choice { rounding: best, reason: Some("keeps most at the same size".into()) },
+    if let Some(path) = &calibrating.calibration {
+        let stored = Stored::open(path, &inputs.base)?;
+        return Ok(Data::Known(Arc::new(stored.weights().map(str::to_owned).collect())));
+    }
+    if !matters {
+        return Ok(Data::Unknown("the model is not run".into()));
+    }
+    Ok(match weights(inputs) {
+        Ok(weights) => Data::Known(Arc::new(weights)),
+        Err(reason) => Data::Unknown(format!("the model cannot be run: {reason}")),
     })
 }
 
-/// Why nothing can be known of the layers' inputs, if so.
-fn calibratable(inputs: &Inputs, calibrating: &Calibrating) -> Result<(), String> {
-    if calibrating.calibration.is_some() {
-        return Ok(());
+/// The weights whose inputs a run of the model shows, or why it cannot be run.
+pub(super) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<String>, String> {
+    if inputs.base.config.is_none() {
+        return Err("the base has no config.json".into());
     }
-    runs(inputs)
-}
-
-/// Why a model cannot be run, if so.
-pub(super) fn runs(inputs: &Inputs) -> Result<(), String> {
-    let config = inputs.base.config.as_ref().ok_or("the base has no config.json")?;
-    families::spec(config).map(|_| ()).map_err(|error| error.to_string())
+    qmerge_run::calibrate::weights(inputs).map_err(|error| error.to_string())
 }
 
 /// Runs the merge, with a calibration if the method needs one.
 pub(super) fn run(
     inputs: &Inputs,
     plan: &Plan,
-    choice: &Choice,
     calibrating: &Calibrating,
     output: &Path,
     options: &merge::RunOptions,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
-    let merge = |calibration: Option<&mut dyn Calibration>| {
-        merge::run(inputs, plan, choice.rounding, calibration, output, options, progress)
-    };
-    if choice.rounding.whole().is_none() {
+    let merge =
+        |calibration: Option<&mut dyn Calibration>| merge::run(inputs, plan, calibration, output, options, progress);
+    if !plan.is_calibrated() {
         return merge(None);
     }
     merge::refuse_existing(output, options)?;
@@ -114,22 +92,18 @@ pub(super) fn run(
     merge(Some(&mut calibration))
 }
 
-/// Options that only some methods take.
-pub(super) fn refuse_useless(choice: &Choice, calibrating: &Calibrating) -> error::Result<()> {
+/// Options that this plan has no use for are refused, not ignored.
+pub(super) fn refuse_useless(plan: &Plan, asked: Method, calibrating: &Calibrating) -> error::Result<()> {
+    // Left to itself the plan says what it does with the original.
+    let is_named = matches!(asked, Method::Named(_));
     let given = match calibrating {
-        Calibrating { calibrate: Some(_), .. } => "--calibrate",
-        Calibrating { calibration: Some(_), .. } => "--calibration",
-        Calibrating { original: Some(_), .. } => "--original",
+        Calibrating { calibrate: Some(_), .. } if !plan.is_calibrated() => "--calibrate",
+        Calibrating { calibration: Some(_), .. } if !plan.is_calibrated() => "--calibration",
+        Calibrating { original: Some(_), .. } if is_named && plan.recodes().all(|recode| recode.original.is_none()) => {
+            "--original"
+        }
         _ => return Ok(()),
     };
-    let useful = if calibrating.original.is_some() {
-        choice.rounding.needs_original()
-    } else {
-        choice.rounding.whole().is_some()
-    };
-    if !useful {
-        return Err(Error::new(Kind::Usage, format!("{given} is of no use to rounding {}", choice.rounding.id()))
-            .with_hint(choice.reason.clone().unwrap_or_else(|| "leave out --rounding".into())));
-    }
-    Ok(())
+    Err(Error::new(Kind::Usage, format!("{given} is of no use to rounding {}", plan.rounding.id()))
+        .with_hint(plan.reason.clone().unwrap_or_else(|| "leave out --rounding".into())))
 }

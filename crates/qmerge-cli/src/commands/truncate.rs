@@ -13,7 +13,7 @@ use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, Options};
 
 use super::calibrate::from_model;
-use super::rounding::runs;
+use super::rounding::weights;
 use super::{apart_options, read_options, usage};
 use crate::args::TruncateArgs;
 use crate::progress::Bar;
@@ -71,7 +71,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     if let Some(path) = &args.calibration {
         return cut(Some(&mut Stored::open(path, &inputs.base)?), &options);
     }
-    if let Err(reason) = runs(&inputs) {
+    if let Err(reason) = weights(&inputs) {
         if args.calibrate.is_some() {
             return Err(usage(format!("--calibrate needs to run the model, but {reason}"))
                 .with_hint("leave it out to cut in the plain norm"));

@@ -96,6 +96,25 @@ fn methods_without_what_they_need_say_so() {
     assert!(report["rounding"]["reason"].as_str().unwrap().contains("`mamba` cannot be run"), "{report:#}");
 }
 
+/// A classifier or an encoder has no head to write text with: it is merged without data, and the report says why.
+#[test]
+fn a_model_without_a_language_model_head_is_merged() {
+    let folder = Folder::new();
+    demo(folder.path());
+    change(&folder.join("base-nf4/model.safetensors"), |tensors| tensors.retain(|found| found.0 != "lm_head.weight"));
+    let config = folder.join("base-nf4/config.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["tie_word_embeddings"] = false.into();
+    json["architectures"] = serde_json::json!(["LlamaForSequenceClassification"]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let output = run(folder.path(), &[&MERGE[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["rounding"]["method"], "stochastic");
+    let reason = report["rounding"]["reason"].as_str().unwrap();
+    assert!(reason.contains("the model cannot be run") && reason.contains("lm_head.weight"), "{reason}");
+}
+
 #[test]
 fn finished_layers_are_not_done_again() {
     let folder = Folder::new();
@@ -141,7 +160,8 @@ fn the_original_is_rounded_once() {
     let folder = Folder::new();
     demo(folder.path());
     copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base-bf16"), &folder.join("original"));
-    let output = run(folder.path(), &[&MERGE[..], &["--original", "original", "--json"]].concat());
+    let output =
+        run(folder.path(), &[&MERGE[..], &["--original", "original", "--rounding", "original", "--json"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["rounding"]["method"], "original");
@@ -186,11 +206,118 @@ fn originals_that_do_not_fit_are_refused() {
         bytes[10..12].copy_from_slice(&[0x80, 0x7f]);
     });
     refused(
-        &["--original", "original"],
+        &["--original", "original", "--fast"],
         &["layers.2.mlp.up_proj", "the original holds inf", "original/model.safetensors"],
     );
     change(&file, |tensors| tensors.retain(|found| !found.0.ends_with("layers.0.mlp.up_proj.weight")));
-    refused(&["--original", "original"], &["layers.0.mlp.up_proj.weight", "is missing in the original"]);
+    refused(&["--original", "original", "--fast"], &["layers.0.mlp.up_proj.weight", "is missing in the original"]);
+}
+
+/// Who gives the original gets no less: a merge that can be calibrated is, and one that is not rounds from the original.
+#[test]
+fn the_original_makes_no_merge_worse() {
+    let folder = Folder::new();
+    demo(folder.path());
+    copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base-bf16"), &folder.join("original"));
+    let plan = |more: &[&str]| {
+        let args = [&MERGE[..], &["--original", "original", "--dry-run", "--json"], more].concat();
+        let output = run(folder.path(), &args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap()
+    };
+    let left_alone = plan(&[]);
+    assert_eq!(left_alone["rounding"], "adapter");
+    let warnings = left_alone["warnings"].to_string();
+    assert!(warnings.contains("the original is not used"), "{warnings}");
+    let fast = plan(&["--fast"]);
+    assert_eq!((&fast["rounding"], fast["warnings"].as_array().unwrap().len()), (&"original".into(), 0));
+}
+
+/// Each weight's method is decided on its own: one that has none of the base's codes takes fresh scales, and the others keep theirs.
+#[test]
+fn a_replaced_weight_does_not_decide_for_the_others() {
+    const REPLACED: &str = "model.layers.1.mlp.down_proj";
+    let folder = Folder::new();
+    demo(folder.path());
+    let base = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base-bf16/model.safetensors"));
+    let (_, dtype, shape, bytes) = base.iter().find(|found| found.0 == format!("{REPLACED}.weight")).unwrap().clone();
+    change(&folder.join("adapter/adapter_model.safetensors"), |tensors| {
+        tensors.retain(|found| !found.0.contains(REPLACED));
+        tensors.push((format!("base_model.model.{REPLACED}.weight"), dtype, shape.clone(), bytes.clone()));
+    });
+    let config = folder.join("adapter/adapter_config.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["modules_to_save"] = serde_json::json!(["down_proj"]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    for (more, others) in [
+        (&["--fast"][..], "stochastic"),
+        (&["--rounding", "stochastic"], "stochastic"),
+        (&["--rounding", "keep"], "keep"),
+        (&["--calibrate", TEXT], "adapter"),
+    ] {
+        let args = [&MERGE[..], &["--json", "--force"], more].concat();
+        let planned = run(folder.path(), &[&args[..], &["--dry-run"]].concat());
+        let merged = run(folder.path(), &args);
+        for output in [planned, merged] {
+            assert!(output.status.success(), "{more:?}: {}", stderr(&output));
+            let document: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+            let weights = document["weights"].as_array().unwrap();
+            assert_eq!(weights.len(), 28);
+            for weight in weights {
+                let replaced = weight["name"].as_str().unwrap().starts_with(REPLACED);
+                assert_eq!(weight["rounding"], if replaced { "nearest" } else { others }, "{more:?}: {weight}");
+            }
+            if let Some(method) = document["rounding"].get("method") {
+                assert_eq!(method, others);
+                let survival = document["summary"]["survival"].as_f64().unwrap();
+                assert!(others == "keep" || survival > 0.9, "{more:?}: {survival}");
+            }
+        }
+    }
+}
+
+/// What is given and can have no effect is refused by name.
+#[test]
+fn options_without_effect_are_refused() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let refused = |more: &[&str], text: &str| {
+        let output = run(folder.path(), &[&MERGE[..], more, &["--dry-run"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(text), "{more:?}: `{text}` is not in {}", stderr(&output));
+    };
+    for method in ["adapter", "descent", "gptq"] {
+        refused(&["--fast", "--rounding", method], "--fast rounds without data");
+    }
+    refused(&["--block-size", "128"], "--block-size is of no use");
+    refused(&["--block-size", "63", "--to", "nf4"], "--block-size is of no use");
+    refused(&["--double-quant", "false"], "--double-quant is of no use");
+    refused(&["--quant-storage", "bfloat16", "--to", "bf16"], "--quant-storage is of no use");
+    refused(&["--torch-threads", "4", "--fast"], "--torch-threads is of no use");
+    refused(&["--block-size", "63", "--to", "fp4"], "63");
+    let output = run(folder.path(), &[&MERGE[..], &["--torch-threads", "4", "--rounding", "nearest"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// NF4 made plain is rounded by the method that was asked for, and the report names what was done.
+#[test]
+fn sixteen_bits_are_rounded_as_asked() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let merge = |name: &str, more: &[&str]| {
+        let args = ["merge", "--base", "base-nf4", "--adapter", "adapter", "--to", "bf16", "--json", "-o", name];
+        let output = run(folder.path(), &[&args[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap()
+    };
+    let nearest = merge("nearest", &[]);
+    assert_eq!(nearest["rounding"]["method"], "nearest");
+    let rounded = merge("rounded", &["--rounding", "adapter", "--calibrate", TEXT]);
+    assert_eq!(rounded["rounding"]["method"], "adapter");
+    let noise = |report: &serde_json::Value| report["summary"]["noise_output"].as_f64();
+    assert_eq!(noise(&nearest), None);
+    assert!(noise(&rounded).unwrap() < 1e-3, "{}", rounded["summary"]);
+    assert!(read(&folder.join("nearest/model.safetensors")) != read(&folder.join("rounded/model.safetensors")));
 }
 
 /// A coarser format than the base's is rounded by the same method, from what the reference quantizer makes of the merged weight.

@@ -82,6 +82,10 @@ impl Format for Bnb4 {
         self.about
     }
 
+    fn has_settings(&self) -> bool {
+        true
+    }
+
     fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
         let sibling = |suffix: &str| checkpoint.get(&format!("{}.{suffix}", lead.name));
         let Some(state_entry) = sibling(&format!("quant_state.bitsandbytes__{}", self.id)) else {
@@ -340,10 +344,10 @@ impl Weight for Bnb4Weight {
         nibble_dots(&self.format.book.levels, parts[0], &self.absmax(parts, &rows), bf16, x, out)
     }
 
-    fn renewed(&self, values: Dtype) -> Arc<dyn Weight> {
+    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight> {
         let nested = self.state.nested.map(|_| Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
         let state = QuantState { dtype: values, nested, ..self.state.clone() };
-        Arc::new(Self::new(self.format, self.name(), state, self.storage, self.torch_threads))
+        Arc::new(Self::new(self.format, self.name(), state, self.storage, settings.torch_threads))
     }
 
     fn needs_survey(&self) -> bool {

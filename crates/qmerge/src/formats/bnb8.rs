@@ -141,7 +141,7 @@ impl Weight for Int8Weight {
         }
     }
 
-    fn renewed(&self, _: Dtype) -> Arc<dyn Weight> {
+    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
         Arc::new(self.clone())
     }
 

@@ -46,6 +46,11 @@ pub trait Format: Sync {
     fn quantizes(&self) -> bool {
         true
     }
+
+    /// True if [`Settings`] say how a new weight is stored.
+    fn has_settings(&self) -> bool {
+        false
+    }
 }
 
 /// A recognised weight and the entries that its parts are read from (same order as [`Weight::parts`]).
@@ -176,8 +181,9 @@ pub trait Weight: Debug + Send + Sync {
         false
     }
 
-    /// The same weight made afresh from values of type `values`, as the reference library would make it.
-    fn renewed(&self, values: Dtype) -> Arc<dyn Weight>;
+    /// The same weight made afresh from values of type `values`, as the reference library would make it under its own block size and, of the
+    /// settings, on as many threads.
+    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight>;
 
     /// The same bytes seen with other rows; `None` where the format's blocks forbid it.
     fn reshaped(&self, _rows: usize, _cols: usize) -> Option<Arc<dyn Weight>> {

@@ -128,7 +128,7 @@ impl Weight for PlainWeight {
         true
     }
 
-    fn renewed(&self, _: Dtype) -> Arc<dyn Weight> {
+    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
         Arc::new(self.clone())
     }
 

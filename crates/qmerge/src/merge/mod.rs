@@ -32,7 +32,7 @@ use crate::plan::{Action, Inputs, Plan, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
 };
-use crate::round::{self, Calibration, Kept, Rounding};
+use crate::round::{Calibration, Kept};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -102,7 +102,6 @@ pub fn memory(plan: &Plan, options: &RunOptions) -> Result<Memory> {
 pub fn run(
     inputs: &Inputs,
     plan: &Plan,
-    rounding: &'static dyn Rounding,
     mut calibration: Option<&mut dyn Calibration>,
     target: &Path,
     options: &RunOptions,
@@ -119,7 +118,7 @@ pub fn run(
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
-    let run = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress };
+    let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
     let weights = || {
         let finished = run.all(finished, calibration.take(), options)?;
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
@@ -138,7 +137,7 @@ pub fn run(
             return Err(error);
         }
     };
-    let mut report = assemble(inputs, plan, rounding, target, &hashes, &finished, bytes);
+    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes);
     if let Some(residual) = residual {
         report.summary.bytes_written += residual.bytes;
         report.take_residual(residual);
@@ -182,7 +181,6 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
 struct Run<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
-    rounding: &'static dyn Rounding,
     schedule: &'a Schedule,
     output: &'a Output,
     progress: &'a dyn Progress,
@@ -222,10 +220,10 @@ impl Run<'_> {
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
         self.progress.start(self.schedule.work);
         self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
-        if let (Some(method), Some(calibration)) = (self.rounding.whole(), calibration) {
-            self.whole(method, calibration, &mut done)?;
+        if let Some(calibration) = calibration {
+            self.whole(calibration, &mut done)?;
         }
-        let steps = Steps::new(self.inputs, self.plan, self.rounding, self.schedule, self.output, &done);
+        let steps = Steps::new(self.inputs, self.plan, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
         let working = AtomicUsize::new(self.schedule.threads);
@@ -352,7 +350,7 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
 /// Identifies a merge: inputs, layout, choices that change bytes, and the chunks that steps are cut into.
 fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &str) -> String {
     use std::fmt::Write;
-    let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding, schedule.chunk_elements);
+    let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding.id(), schedule.chunk_elements);
     let _ = writeln!(text, "{} {:?}", plan.seed, plan.residual_rank);
     let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
     let original = inputs.original.as_ref().map(|original| &original.checkpoint);
@@ -369,7 +367,11 @@ fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &
     }
     for step in &plan.steps {
         if let Action::Recode(recode) = &step.action {
-            let _ = writeln!(text, "{} {:?} {:?} {:?}", step.name, recode.source, recode.to, recode.edits);
+            let _ = writeln!(
+                text,
+                "{} {:?} {:?} {:?} {:?}",
+                step.name, recode.source, recode.to, recode.edits, recode.rounding
+            );
         }
     }
     hex(&Sha256::digest(text.as_bytes()))
@@ -451,7 +453,6 @@ fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
 fn assemble(
     inputs: &Inputs,
     plan: &Plan,
-    rounding: &'static dyn Rounding,
     target: &Path,
     hashes: &[String],
     finished: &[Finished],
@@ -482,9 +483,9 @@ fn assemble(
                 if !recode.edits.is_empty() {
                     (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
                 }
-                rounding.id()
+                recode.rounding.id()
             }
-            None => streaming(rounding, recode).id(),
+            None => recode.streamed().id(),
         }
         .to_owned();
         weights.push(weight);
@@ -508,9 +509,9 @@ fn assemble(
         adapters: inputs.adapters.iter().zip(&plan.accounting).zip(hashes).map(adapter_report).collect(),
         output: Model { path: target.display().to_string(), format: plan.output_format.clone(), bytes },
         rounding: RoundingReport {
-            method: plan.rounding.to_owned(),
+            method: plan.rounding.id().to_owned(),
             reason: plan.reason.clone(),
-            seed: rounding.is_random().then_some(plan.seed),
+            seed: plan.recodes().any(|recode| recode.rounding.is_random()).then_some(plan.seed),
             calibration: None,
         },
         summary: Summary {
@@ -537,17 +538,6 @@ fn assemble(
 /// True if `qmerge truncate` could cut the adapter.
 fn cuttable(inputs: &Inputs) -> bool {
     matches!(&inputs.adapters[..], [adapter] if adapter.is_cuttable())
-}
-
-/// The method for weights that are rounded row by row: nearest under the base's scales for 16 bits and more, else the one that needs no data, where
-/// the chosen method needs more.
-fn streaming(rounding: &'static dyn Rounding, recode: &crate::plan::Recode) -> &'static dyn Rounding {
-    match rounding.whole() {
-        None => rounding,
-        Some(_) if !recode.keep => round::NEAREST,
-        Some(_) if recode.to.is_plain() => round::KEEP,
-        Some(_) => round::WITHOUT_DATA,
-    }
 }
 
 fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Accounting), &String)) -> AdapterReport {

@@ -13,7 +13,7 @@ use crate::formats::{MAX_WHOLE_PART, Reader, Weight};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
-use crate::round::{Place, Rounding, seed_of};
+use crate::round::{Place, seed_of};
 use crate::simd::floats::round_to;
 use crate::simd::moments::{first_nonfinite, moments};
 use crate::write::{Finished, Output};
@@ -36,7 +36,6 @@ pub(super) struct Buffers {
 pub(super) struct Steps<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
-    rounding: &'static dyn Rounding,
     schedule: &'a Schedule,
     output: &'a Output,
     done: &'a HashMap<usize, Finished>,
@@ -74,13 +73,12 @@ impl<'a> Steps<'a> {
     pub(super) fn new(
         inputs: &'a Inputs,
         plan: &'a Plan,
-        rounding: &'static dyn Rounding,
         schedule: &'a Schedule,
         output: &'a Output,
         done: &'a HashMap<usize, Finished>,
     ) -> Self {
         let states = plan.steps.iter().map(|_| Mutex::new(None)).collect();
-        Self { inputs, plan, rounding, schedule, output, done, states, gate: Mutex::new(()), ready: Condvar::new() }
+        Self { inputs, plan, schedule, output, done, states, gate: Mutex::new(()), ready: Condvar::new() }
     }
 
     /// Wakes workers that wait for a step, so that they see that the run is over.
@@ -392,7 +390,7 @@ impl<'a> Steps<'a> {
         buffers: &mut Buffers,
     ) -> Result<()> {
         let Buffers { read, encoded, base, values, output, original } = buffers;
-        let rounding = super::streaming(self.rounding, recode);
+        let rounding = recode.streamed();
         let moves = recode.keep && rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves || state.original.is_some() {
             output.clear();

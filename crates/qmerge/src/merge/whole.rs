@@ -9,12 +9,11 @@ use super::parallel::attempts;
 use super::residual::is_coarse;
 use super::{Edited, Run, stopped};
 use crate::check;
-use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
-use crate::formats::{Geometry, Settled, Weight};
+use crate::formats::{Settled, Weight};
 use crate::measure::Sums;
-use crate::plan::{Action, Recode, Source, Step};
-use crate::round::{self, Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
+use crate::plan::{Action, Recode, Step};
+use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole};
 use crate::simd::moments::moments;
 use crate::write::Finished;
 
@@ -23,17 +22,13 @@ struct Job<'a> {
     number: usize,
     step: &'a Step,
     recode: &'a Recode,
+    method: &'static dyn Whole,
     metric: &'a Metric,
 }
 
 impl Run<'_> {
     /// Rounds all weights whose inputs `calibration` knows.
-    pub(super) fn whole(
-        &self,
-        method: &dyn Whole,
-        calibration: &mut dyn Calibration,
-        done: &mut HashMap<usize, Finished>,
-    ) -> Result<()> {
+    pub(super) fn whole(&self, calibration: &mut dyn Calibration, done: &mut HashMap<usize, Finished>) -> Result<()> {
         let open: HashMap<&str, (usize, &Step, &Recode)> = self
             .plan
             .steps
@@ -41,7 +36,7 @@ impl Run<'_> {
             .enumerate()
             .filter(|(number, _)| !done.contains_key(number))
             .filter_map(|(number, step)| match &step.action {
-                Action::Recode(recode) if eligible(recode) => {
+                Action::Recode(recode) if recode.rounding.whole().is_some() => {
                     Some((step.name.as_str(), (number, step, recode.as_ref())))
                 }
                 _ => None,
@@ -54,16 +49,18 @@ impl Run<'_> {
             let mut metrics = Vec::new();
             for known in known {
                 let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
-                let Some((_, first, _)) = weights.first() else { continue };
+                let Some((_, first, recode)) = weights.first() else { continue };
+                let Some(method) = recode.rounding.whole() else { continue };
                 fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
                 let metric =
                     Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-                metrics.push((metric, weights));
+                metrics.push((metric, method, weights));
             }
             let mut jobs: Vec<Job<'_>> = metrics
                 .iter()
-                .flat_map(|(metric, weights)| {
-                    weights.iter().map(move |&&(number, step, recode)| Job { number, step, recode, metric })
+                .flat_map(|(metric, method, weights)| {
+                    let method = *method;
+                    weights.iter().map(move |&&(number, step, recode)| Job { number, step, recode, method, metric })
                 })
                 .collect();
             // The longest first, so that no thread waits for one at the end.
@@ -72,7 +69,7 @@ impl Run<'_> {
                 geometry.elements() * geometry.cols
             };
             jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
-            let finished = self.jobs(method, &jobs)?;
+            let finished = self.jobs(&jobs)?;
             self.output.checkpoint(&finished)?;
             done.extend(finished.into_iter().map(|step| (step.step, step)));
             Ok(())
@@ -80,9 +77,9 @@ impl Run<'_> {
     }
 
     /// Does jobs on all threads.
-    fn jobs(&self, method: &dyn Whole, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
+    fn jobs(&self, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
         let results = attempts(jobs, self.schedule.threads, self.progress, |job| {
-            let finished = self.job(method, job);
+            let finished = self.job(job);
             self.progress.advance(self.schedule.step_work[job.number]);
             finished
         });
@@ -96,8 +93,8 @@ impl Run<'_> {
         Ok(finished)
     }
 
-    fn job(&self, method: &dyn Whole, job: &Job<'_>) -> Result<Finished> {
-        let Job { step, recode, .. } = job;
+    fn job(&self, job: &Job<'_>) -> Result<Finished> {
+        let Job { step, recode, method, .. } = job;
         let geometry = recode.from.weight.geometry();
         let all = 0..geometry.rows;
         let edited = Edited::new(self.inputs, recode)?;
@@ -192,17 +189,6 @@ struct Start {
     parts: Vec<Vec<u8>>,
     /// What they decode to.
     values: Vec<f32>,
-}
-
-/// A matrix of the base that an adapter changes, or that takes a coarser format. In f32 there is nothing to choose.
-fn eligible(recode: &Recode) -> bool {
-    let geometry = recode.from.weight.geometry();
-    let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
-    (recode.keep && !recode.edits.is_empty() && !exact || !recode.keep && !recode.to.is_plain())
-        && recode.source == Source::Base
-        && recode.to.shape().len() == 2
-        && recode.to.geometry() == Geometry { row_step: recode.to.geometry().row_step, ..geometry }
-        && geometry.cols <= MAX_FEATURES
 }
 
 /// The moments must be those of this model's inputs.

@@ -6,10 +6,12 @@
 
 mod config;
 mod layout;
+mod method;
 mod steps;
 mod summary;
 
 pub use layout::{OutFile, OutTensor, Slot};
+pub use method::{Data, Method};
 pub use steps::{Action, Recode, Source, Step};
 pub use summary::{PlanSummary, PlannedFile, PlannedWeight};
 
@@ -27,9 +29,9 @@ pub struct Options {
     /// Choices for weights that take a new format.
     pub settings: Settings,
     /// How codes are chosen.
-    pub rounding: &'static dyn Rounding,
-    /// Why this method, for the report.
-    pub reason: Option<String>,
+    pub rounding: Method,
+    /// What methods that go by the inputs of layers can go by.
+    pub data: Data,
     /// Seed of methods that draw.
     pub seed: u64,
     /// Rank of an adapter that holds what rounding left.
@@ -47,8 +49,8 @@ impl Default for Options {
         Self {
             to: None,
             settings: Settings::default(),
-            rounding: crate::round::NEAREST,
-            reason: None,
+            rounding: Method::Named(crate::round::NEAREST),
+            data: Data::Unknown("nothing is known of the inputs of layers".into()),
             seed: 0,
             residual_rank: None,
             maps: Vec::new(),
@@ -124,8 +126,8 @@ pub struct Plan {
     pub accounting: Vec<Accounting>,
     /// Format of the output in a word ("nf4", "bf16", "nf4 + bf16").
     pub output_format: String,
-    /// The rounding method's id.
-    pub rounding: &'static str,
+    /// The rounding method that was asked for, or that stands for most. Each step has its own.
+    pub rounding: &'static dyn Rounding,
     /// Why this method.
     pub reason: Option<String>,
     /// Seed of methods that draw.
@@ -160,6 +162,7 @@ impl Plan {
             inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
+        warnings.extend(decided.rounding.warning);
         let (files, steps) = layout::lay_out(inputs, decided.steps);
         let config = config::edited(inputs, options, &steps, &decided.config)?;
         Ok(Self {
@@ -169,13 +172,34 @@ impl Plan {
             index: inputs.base.index.clone(),
             config,
             accounting,
-            rounding: options.rounding.id(),
-            reason: options.reason.clone(),
+            rounding: decided.rounding.rounding,
+            reason: decided.rounding.reason,
             seed: options.seed,
             residual_rank: options.residual_rank,
             maps: options.maps.clone(),
             read: options.read.clone(),
             warnings,
+        })
+    }
+
+    /// The weights that change.
+    pub fn recodes(&self) -> impl Iterator<Item = &Recode> {
+        self.steps.iter().filter_map(|step| match &step.action {
+            Action::Recode(recode) => Some(recode.as_ref()),
+            Action::Copy { .. } => None,
+        })
+    }
+
+    /// True if some weight is rounded by what is known of its inputs.
+    pub fn is_calibrated(&self) -> bool {
+        self.recodes().any(|recode| recode.rounding.whole().is_some())
+    }
+
+    /// True if some weight is stored afresh in a format that [`Settings`] describe: one that it takes anew, or any.
+    pub fn takes_settings(&self, anew: bool) -> bool {
+        self.recodes().any(|recode| {
+            let (from, to) = (recode.from.weight.format(), recode.to.format());
+            !recode.keep && (!anew || from != to) && formats::by_id(to).is_ok_and(|format| format.has_settings())
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::method::{Chooser, Main, refuse_without_scales};
 use super::{Inputs, Options, Slot};
 use crate::adapters::{Changes, Names, PlannedEdit, Replacement};
 use crate::arch;
@@ -11,6 +12,7 @@ use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Weight};
 use crate::open::Entry;
+use crate::round::Rounding;
 
 /// One unit of work with its place in the output.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Recode {
     pub to: Arc<dyn Weight>,
     /// Edits with the number of their adapter, in the order given.
     pub edits: Vec<(usize, PlannedEdit)>,
+    /// How codes are chosen.
+    pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keep: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
@@ -69,6 +73,7 @@ pub struct Recode {
 pub(super) struct Decided {
     pub(super) steps: Vec<Step>,
     pub(super) config: ConfigChange,
+    pub(super) rounding: Main,
     pub(super) warnings: Vec<String>,
 }
 
@@ -98,13 +103,20 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let mut warnings = Vec::new();
     let mut config = ConfigChange::default();
     let head = tie(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    refuse_without_scales(options.rounding, options.to)?;
+    let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
+        let format = target_format(options, names, claim);
+        let changes = format.is_some() || wanted.touches(claim.weight.name());
+        (changes && is_coarse(format, claim)).then(|| claim.weight.name())
+    });
+    let chooser = Chooser::new(options.rounding, &options.data, inputs.original.is_some(), coarse);
     let mut steps = Vec::new();
     let positions: HashMap<&str, usize> =
         inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut recoded: HashSet<&str> = HashSet::new();
     for claim in &inputs.inventory.weights {
         let place = positions[claim.weight.name()];
-        if let Some(recode) = recode(inputs, options, names, &mut wanted, claim)? {
+        if let Some(recode) = recode(inputs, options, &chooser, names, &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
             steps.push(Step {
                 name: recode.to.name().to_owned(),
@@ -116,7 +128,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         if let Some(head) = &head
             && names.embed().is_some_and(|embed| embed.weight.name() == claim.weight.name())
         {
-            let recode = new_head(inputs, options, names, &mut wanted, head, claim)?;
+            let recode = new_head(inputs, options, &chooser, names, &mut wanted, head, claim)?;
             steps.push(Step { name: head.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
     }
@@ -136,7 +148,8 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     // Sorting is stable, so a new head stays behind its embedding.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
-    Ok(Decided { steps, config, warnings })
+    let rounding = chooser.main(&steps);
+    Ok(Decided { steps, config, rounding, warnings })
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
@@ -226,6 +239,7 @@ fn tie(
 fn recode(
     inputs: &Inputs,
     options: &Options,
+    chooser: &Chooser<'_>,
     names: &Names<'_>,
     wanted: &mut Wanted,
     claim: &Claim,
@@ -236,25 +250,27 @@ fn recode(
     if !touched && format.is_none() {
         return Ok(None);
     }
-    build(inputs, options, wanted, name, claim, format).map(Some)
+    build(inputs, options, chooser, wanted, name, claim, format).map(Some)
 }
 
 /// A head that parts from its embedding: the embedding's values, or the adapter's own, with the head's edits.
 fn new_head(
     inputs: &Inputs,
     options: &Options,
+    chooser: &Chooser<'_>,
     names: &Names<'_>,
     wanted: &mut Wanted,
     head: &str,
     embed: &Claim,
 ) -> Result<Recode> {
-    build(inputs, options, wanted, head, embed, target_format(options, names, embed))
+    build(inputs, options, chooser, wanted, head, embed, target_format(options, names, embed))
 }
 
 /// Builds the step that writes `name` out of `claim`'s values or their replacement.
 fn build(
     inputs: &Inputs,
     options: &Options,
+    chooser: &Chooser<'_>,
     wanted: &mut Wanted,
     name: &str,
     claim: &Claim,
@@ -272,15 +288,9 @@ fn build(
     let base_dtype = claim.weight.value_dtype();
     let values_dtype = if additive { Dtype::F32 } else { base_dtype };
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
-    let keep =
-        format.is_none() && options.rounding.keeps_scales() && source == Source::Base && name == claim.weight.name();
-    if format.is_some() && options.rounding.keeps_scales() && options.rounding.whole().is_none() {
-        return Err(usage(format!(
-            "`--rounding {}` keeps the base's scales, and another format has none of them",
-            options.rounding.id()
-        ))
-        .with_hint("leave out --to, or --rounding"));
-    }
+    let own = format.is_none() && source == Source::Base && name == claim.weight.name();
+    let rounding = chooser.wanted(own, is_coarse(format, claim));
+    let keep = own && rounding.keeps_scales();
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
     let to: Arc<dyn Weight> = match (format, stores_as) {
@@ -296,7 +306,7 @@ fn build(
         }
         (None, None) if keep => Arc::clone(&claim.weight),
         (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
-        (None, None) => claim.weight.renewed(values_dtype),
+        (None, None) => claim.weight.renewed(values_dtype, &options.settings),
     };
     // The same view of rows on both sides, so that chunks agree.
     let to = if to.geometry().rows == geometry.rows {
@@ -306,9 +316,11 @@ fn build(
             .ok_or_else(|| Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name))?
     };
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
-    let from_original = keep && options.rounding.needs_original() && !to.is_plain();
+    let from_original = keep && rounding.needs_original() && !to.is_plain();
     let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-    Ok(Recode { source, from, to, edits, keep, original, values })
+    let mut recode = Recode { source, from, to, edits, rounding, keep, original, values };
+    recode.rounding = chooser.settled(&recode);
+    Ok(recode)
 }
 
 /// The weight of that name in what the base was quantized from.
@@ -391,6 +403,11 @@ fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
         .in_tensor(edit.tensors.first().map_or("", String::as_str))
         .with_hint("this adapter was trained on another base")),
     }
+}
+
+/// True if a weight ends in a format coarser than 16 bits.
+fn is_coarse(format: Option<&'static dyn formats::Format>, claim: &Claim) -> bool {
+    format.map_or(!claim.weight.is_plain(), |format| format.quantizes())
 }
 
 /// The format a base weight takes; `None` for its own.

@@ -19,6 +19,8 @@ pub struct PlanSummary {
     pub output: Model,
     /// Rounding method.
     pub rounding: String,
+    /// Why this method.
+    pub reason: Option<String>,
     /// Weights with edits.
     pub merged: usize,
     /// Weights that change format or are replaced, without an edit.
@@ -57,6 +59,8 @@ pub struct PlannedWeight {
     pub from: String,
     /// Format written.
     pub to: String,
+    /// Rounding method.
+    pub rounding: String,
     /// Dimensions.
     pub shape: Vec<usize>,
     /// Numbers of the adapters that edit it, from 0.
@@ -89,7 +93,8 @@ impl Plan {
                 format: self.output_format.clone(),
                 bytes: self.output_bytes(),
             },
-            rounding: self.rounding.to_owned(),
+            rounding: self.rounding.id().to_owned(),
+            reason: self.reason.clone(),
             merged,
             recoded: recodes.len() - merged,
             copied: self.steps.len() - recodes.len(),
@@ -110,6 +115,7 @@ impl Plan {
                     name: step.name.clone(),
                     from: recode.from.weight.format().to_owned(),
                     to: recode.to.format().to_owned(),
+                    rounding: recode.rounding.id().to_owned(),
                     shape: recode.to.shape().to_vec(),
                     adapters: recode.edits.iter().map(|(number, _)| *number).collect(),
                     scales: recode.edits.iter().filter_map(|(_, edit)| edit.plan.scale()).collect(),

@@ -35,11 +35,11 @@ pub static ROUNDINGS: &[&dyn Rounding] = &[
     &nearest::Nearest,
 ];
 
+/// The method that keeps most where the inputs of layers are known.
+pub static BEST: &dyn Rounding = &adapter::Adapter;
+
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
-
-/// The base's scales, nearest code.
-pub static KEEP: &dyn Rounding = &keep::Keep;
 
 /// The nearest code to the weight that the base was made from.
 pub static ORIGINAL: &dyn Rounding = &original::Original;
@@ -99,6 +99,12 @@ pub trait Rounding: Sync {
     /// The method on a whole weight, where it needs that and the moments of its inputs.
     fn whole(&self) -> Option<&dyn Whole> {
         None
+    }
+}
+
+impl std::fmt::Debug for dyn Rounding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.id())
     }
 }
 

@@ -148,6 +148,11 @@ impl Stored {
         Ok(Self { file, inputs, about })
     }
 
+    /// The weights whose inputs it knows.
+    pub fn weights(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().flat_map(|kept| kept.weights.iter().map(String::as_str))
+    }
+
     fn read(&self, kept: &Kept) -> Result<InputMoments> {
         let name = &kept.weights[0];
         let entry = self.file.get(name).ok_or_else(|| malformed("it is gone").in_tensor(name))?;

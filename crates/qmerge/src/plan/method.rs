@@ -1,0 +1,196 @@
+//! Which rounding method each weight takes, and why.
+//!
+//! A method is asked for, or left to the plan. What can be had depends on the weight: a method that goes by the inputs of layers needs to know them, one
+//! that keeps the base's scales needs the base's own codes. So the method stands with each step, and the plan names the one that most rests on.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::steps::{Action, Recode, Source, Step};
+use crate::dtype::Dtype;
+use crate::error::{Result, usage};
+use crate::formats::{Format, Geometry};
+use crate::round::{self, MAX_FEATURES, Rounding};
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Method {
+    /// The best that each weight can have.
+    Auto,
+    /// This one, where a weight can have it.
+    Named(&'static dyn Rounding),
+}
+
+/// What will be known of the inputs of layers when the plan is run.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// The moments of the inputs of these weights.
+    Known(Arc<HashSet<String>>),
+    /// Nothing, and why.
+    Unknown(String),
+}
+
+impl Data {
+    fn knows(&self, weight: &str) -> bool {
+        matches!(self, Self::Known(weights) if weights.contains(weight))
+    }
+}
+
+/// The method that a plan rests on.
+pub(super) struct Main {
+    pub(super) rounding: &'static dyn Rounding,
+    pub(super) reason: Option<String>,
+    pub(super) warning: Option<String>,
+}
+
+/// Chooses for one weight after another.
+pub(super) struct Chooser<'a> {
+    asked: Method,
+    data: &'a Data,
+    /// The base's original is at hand.
+    original: bool,
+    /// Left to the plan, and some weight is to be calibrated: then all are that can be.
+    calibrated: bool,
+}
+
+impl<'a> Chooser<'a> {
+    /// `coarse` names the weights that change and end in a format coarser than 16 bits.
+    pub(super) fn new<'n>(
+        asked: Method,
+        data: &'a Data,
+        original: bool,
+        mut coarse: impl Iterator<Item = &'n str>,
+    ) -> Self {
+        let calibrated = matches!(asked, Method::Auto) && coarse.any(|name| data.knows(name));
+        Self { asked, data, original, calibrated }
+    }
+
+    /// What a weight should have. `own` is true where it stays in the base's own format, so that there are scales to keep; `coarse` where that is
+    /// coarser than 16 bits.
+    pub(super) fn wanted(&self, own: bool, coarse: bool) -> &'static dyn Rounding {
+        match self.asked {
+            Method::Auto if self.calibrated => round::BEST,
+            Method::Auto if own && coarse && self.original => round::ORIGINAL,
+            Method::Auto if own && coarse => round::WITHOUT_DATA,
+            Method::Auto => round::NEAREST,
+            Method::Named(method) if method.whole().is_some() && matches!(self.data, Data::Unknown(_)) => {
+                if own {
+                    round::WITHOUT_DATA
+                } else {
+                    round::NEAREST
+                }
+            }
+            Method::Named(method) if !own && method.whole().is_none() && method.keeps_scales() => round::NEAREST,
+            Method::Named(method) => method,
+        }
+    }
+
+    /// What it has in the end: a method that goes by a weight's inputs needs to know them, and something to choose.
+    pub(super) fn settled(&self, recode: &Recode) -> &'static dyn Rounding {
+        let whole = recode.rounding.whole().is_some();
+        if whole && !(self.data.knows(recode.to.name()) && is_whole(recode)) {
+            recode.streamed()
+        } else {
+            recode.rounding
+        }
+    }
+
+    /// The method that was asked for or that stands for most, and what the user should know of the others.
+    pub(super) fn main(&self, steps: &[Step]) -> Main {
+        let recodes: Vec<(&str, &Recode)> = steps
+            .iter()
+            .filter_map(|step| match &step.action {
+                Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
+                Action::Copy { .. } => None,
+            })
+            .collect();
+        let has = |method: &dyn Rounding| recodes.iter().any(|(_, recode)| recode.rounding.id() == method.id());
+        let most = [round::BEST, round::ORIGINAL, round::WITHOUT_DATA].into_iter().find(|method| has(*method));
+        let most = most.unwrap_or(round::NEAREST);
+        let unknown = match self.data {
+            Data::Unknown(reason) => Some(reason.as_str()),
+            Data::Known(_) => None,
+        };
+        match self.asked {
+            Method::Named(method) if recodes.is_empty() || has(method) => {
+                let mut others = recodes.iter().filter(|(_, recode)| recode.rounding.id() != method.id());
+                let warning = others.next().map(|(name, recode)| {
+                    let number = 1 + others.count();
+                    let cause = if method.whole().is_some() {
+                        "nothing is known of their inputs, or there is nothing to choose"
+                    } else {
+                        "they have none of the base's scales"
+                    };
+                    format!(
+                        "rounding {}: {number} of {} weights take another method, since {cause}; first `{name}`: {}",
+                        method.id(),
+                        recodes.len(),
+                        recode.rounding.id()
+                    )
+                });
+                Main { rounding: method, reason: None, warning }
+            }
+            Method::Named(method) => {
+                let cause = unknown.unwrap_or("no weight of this merge can have it");
+                Main {
+                    rounding: most,
+                    reason: Some(format!("{} was asked for, but {cause}", method.id())),
+                    warning: None,
+                }
+            }
+            Method::Auto => {
+                let coarse = recodes.iter().any(|(_, recode)| !recode.to.is_plain());
+                let reason = match unknown {
+                    _ if self.calibrated => "keeps most at the same size".to_owned(),
+                    _ if most.id() == round::ORIGINAL.id() => "rounded once, from the base's original".to_owned(),
+                    Some(reason) if coarse => reason.to_owned(),
+                    None if coarse => "nothing is known of the inputs of these weights".to_owned(),
+                    _ => "16 bits and more are fine enough".to_owned(),
+                };
+                let cause = if self.calibrated {
+                    "this merge is calibrated in its place; --rounding original rounds from it"
+                } else {
+                    "no weight keeps the base's scales"
+                };
+                let unused = self.original && !has(round::ORIGINAL);
+                let warning = unused.then(|| format!("the original is not used: {cause}"));
+                Main { rounding: most, reason: Some(reason), warning }
+            }
+        }
+    }
+}
+
+impl Recode {
+    /// The method where the weight is rounded row by row: its own, or what takes over from one that sees a whole weight.
+    pub fn streamed(&self) -> &'static dyn Rounding {
+        match self.rounding.whole() {
+            None => self.rounding,
+            Some(_) if !self.keep || self.to.is_plain() => round::NEAREST,
+            Some(_) => round::WITHOUT_DATA,
+        }
+    }
+}
+
+/// True for a matrix of the base that an adapter changes, or that takes another format, with something to choose: in f32 there is not.
+fn is_whole(recode: &Recode) -> bool {
+    let geometry = recode.from.weight.geometry();
+    let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
+    !exact
+        && (!recode.keep || !recode.edits.is_empty())
+        && recode.source == Source::Base
+        && recode.to.shape().len() == 2
+        && recode.to.geometry() == Geometry { row_step: recode.to.geometry().row_step, ..geometry }
+        && geometry.cols <= MAX_FEATURES
+}
+
+/// A method that does nothing but keep scales cannot go with another format.
+pub(super) fn refuse_without_scales(asked: Method, to: Option<&'static dyn Format>) -> Result<()> {
+    match (asked, to) {
+        (Method::Named(method), Some(_)) if method.keeps_scales() && method.whole().is_none() => Err(usage(format!(
+            "`--rounding {}` keeps the base's scales, and another format has none of them",
+            method.id()
+        ))
+        .with_hint("leave out --to, or --rounding")),
+        _ => Ok(()),
+    }
+}

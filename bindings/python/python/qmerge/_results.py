@@ -194,6 +194,7 @@ class Plan(Record):
     base: Model
     output: Model
     rounding: str
+    reason: Optional[str]
     merged: int
     recoded: int
     copied: int

@@ -104,7 +104,7 @@ pub(crate) struct Meaning {
     /// The base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
     #[arg(long)]
     pub(crate) base_is_residual: bool,
-    /// Write what PEFT writes where its merge contradicts its own forward pass.
+    /// Take an adapter to mean what PEFT's merge writes, where that contradicts its own forward pass.
     #[arg(long)]
     pub(crate) peft_bugs: bool,
 }
@@ -220,7 +220,7 @@ pub(crate) struct MergeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Adapter that the model runs with, like those to be merged (default: none).

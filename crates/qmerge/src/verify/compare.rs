@@ -1,13 +1,12 @@
 //! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
 
 use crate::adapters::Names;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Reader};
 use crate::measure::Sums;
-use crate::merge::{Edited, Progress, stopped};
+use crate::merge::{Edited, Progress, parallel};
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Inputs, Recode};
 use crate::simd::moments::moments;
@@ -19,7 +18,9 @@ pub(super) const SAME_RECODED: f64 = 0.2;
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) merged: &'a Checkpoint,
-    /// Worker threads; 0 for one per processor.
+    /// The base's weights by name.
+    pub(super) stored: HashMap<&'a str, &'a Claim>,
+    /// Worker threads.
     pub(super) threads: usize,
     pub(super) progress: &'a dyn Progress,
 }
@@ -46,10 +47,10 @@ impl Run<'_> {
         let target = Edited::new(self.inputs, recode)?;
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        self.parallel(geometry.rows, geometry.cols, step, |rows| {
+        self.summed(geometry.rows, geometry.cols, step, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-            target.rows(&rows, &mut w, &mut t)?;
-            other.rows(&rows, &mut m)?;
+            target.rows(rows, &mut w, &mut t)?;
+            other.rows(rows, &mut m)?;
             Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
         })
     }
@@ -60,8 +61,7 @@ impl Run<'_> {
         Self: 'm,
     {
         let (base, merged) = (&self.inputs.base, self.merged);
-        let claim = self.inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
-        let (Some(claim), Some(other)) = (claim, found.find(&entry.name)?) else {
+        let (Some(&claim), Some(other)) = (self.stored.get(entry.name.as_str()), found.find(&entry.name)?) else {
             let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
             return Ok(entry.dtype == other.dtype
                 && entry.bytes == other.bytes
@@ -74,10 +74,10 @@ impl Run<'_> {
         let base = Reader::new(base, claim)?;
         let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        let sums = self.parallel(geometry.rows, geometry.cols, step, |rows| {
+        let sums = self.summed(geometry.rows, geometry.cols, step, |rows| {
             let (mut w, mut m) = (Vec::new(), Vec::new());
-            base.rows(&rows, &mut w)?;
-            other.rows(&rows, &mut m)?;
+            base.rows(rows, &mut w)?;
+            other.rows(rows, &mut m)?;
             Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
         })?;
         let loss = sums.loss();
@@ -91,36 +91,17 @@ impl Run<'_> {
         Ok(loss.error_rms <= allowed * loss.weight_rms)
     }
 
-    /// Adds up what `work` finds in each chunk of rows.
-    fn parallel(
+    /// Adds up what `work` finds in each chunk of rows, in row order.
+    fn summed(
         &self,
         rows: usize,
         cols: usize,
         step: usize,
-        work: impl Fn(std::ops::Range<usize>) -> Result<Sums> + Sync,
+        work: impl Fn(&std::ops::Range<usize>) -> Result<Sums> + Sync,
     ) -> Result<Sums> {
-        let chunks = chunks(rows, cols, step);
-        let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
-        let next = AtomicUsize::new(0);
-        let threads = match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            n => n,
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(chunks.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(chunk) = chunks.get(at) else { return };
-                        let result = if self.progress.cancelled() { Err(stopped()) } else { work(chunk.clone()) };
-                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
-                    }
-                });
-            }
-        });
         let mut total = Sums::zero();
-        for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten() {
-            total.add(&result?);
+        for sums in parallel(&chunks(rows, cols, step), self.threads, self.progress, work)? {
+            total.add(&sums);
         }
         Ok(total)
     }

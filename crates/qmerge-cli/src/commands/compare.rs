@@ -131,7 +131,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
 /// Models with an adapter apart that are judged too: the base with each of `--beside`, and each merge with the residual adapter that came with it.
 fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, Inputs)>> {
     let beside =
-        args.beside.iter().map(|text| Ok((text.clone(), open_with(&args.sources.base, std::slice::from_ref(text))?)));
+        args.beside.iter().map(|text| Ok((text.clone(), open_with(args.sources.base(), std::slice::from_ref(text))?)));
     let residual = args.merged.iter().zip(merged).filter_map(|(path, merged)| {
         let folder = merged.base.path.join(RESIDUAL_FOLDER);
         folder.join("adapter_config.json").is_file().then(|| {

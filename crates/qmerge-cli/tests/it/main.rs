@@ -18,3 +18,4 @@ mod serving;
 mod shell;
 mod side;
 mod text;
+mod words;

@@ -141,6 +141,15 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
     }
 }
 
+/// The page of a merge's report, of a comparison, or of both, from their JSON.
+pub fn page(report: Option<&str>, comparison: Option<&str>) -> Result<String> {
+    let parse = |text: &str| {
+        serde_json::from_str(text).map_err(|error| Error::new(Kind::Malformed, format!("not JSON: {error}")))
+    };
+    let (report, comparison) = (report.map(parse).transpose()?, comparison.map(parse).transpose()?);
+    Ok(page::render(report.as_ref(), comparison.as_ref()))
+}
+
 fn answer(found: &impl Serialize, outcome: Outcome) -> Result<Answer> {
     let json = serde_json::to_string(found).map_err(|error| Error::new(Kind::Bug, error.to_string()))?;
     Ok(Answer { status: outcome.status(), json })

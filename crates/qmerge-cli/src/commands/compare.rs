@@ -153,7 +153,7 @@ fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
 
 /// A text file. Errors if it is not UTF-8 or empty.
 pub(super) fn read_text(path: &Path) -> error::Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    let bytes = std::fs::read(path).map_err(|error| Error::input(path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}"))

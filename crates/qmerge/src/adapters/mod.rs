@@ -77,6 +77,7 @@ impl Adapter {
             return Err(usage(format!("adapter weight {weight} is not a number")).in_file(location));
         }
         let path = open::resolve(location)?;
+        open::foreign::refuse_as_adapter(&path)?;
         let (folder, file) = if path.is_dir() {
             let file = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
             (path.clone(), file.ok_or_else(|| Self::no_weights(&path))?)

@@ -7,9 +7,13 @@
 //! resident memory is ours to bound.
 
 mod config;
+pub(crate) mod foreign;
 pub mod hub;
+pub mod json;
+mod names;
 mod pickle;
 mod safetensors;
+mod small;
 mod source;
 mod torch;
 
@@ -18,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 pub use config::ModelConfig;
 pub use hub::HubId;
+pub use names::{is_plain_name, is_plain_path};
+pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
 pub use source::Source;
 
 use crate::dtype::Dtype;
@@ -86,9 +92,10 @@ impl Checkpoint {
         let mut checkpoint = if path.is_dir() {
             safetensors::open_folder(&path)?
         } else {
+            // What a file is, its first bytes say before its ending does.
+            Source::open(&path)?;
             match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors") => safetensors::open_file(&path)?,
-                Some("bin" | "pt" | "pth") => torch::open_file(&path)?,
+                Some("safetensors" | "bin" | "pt" | "pth") => Self::open_container(&path)?,
                 _ => {
                     return Err(unsupported("not a model: neither a folder nor a .safetensors file")
                         .in_file(&path)
@@ -96,7 +103,9 @@ impl Checkpoint {
                 }
             }
         };
+        foreign::refuse_as_model(&checkpoint)?;
         let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+        foreign::refuse_pointers_in(folder)?;
         let config = folder.join("config.json");
         if config.is_file() {
             checkpoint.config = Some(ModelConfig::read(&config)?);
@@ -106,6 +115,13 @@ impl Checkpoint {
 
     /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
+        let checkpoint = Self::open_container(path)?;
+        foreign::refuse_empty(&checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens one file, by the container that its ending names.
+    fn open_container(path: &Path) -> Result<Self> {
         match path.extension().and_then(|ext| ext.to_str()) {
             Some("safetensors") => safetensors::open_file(path),
             _ => torch::open_file(path),
@@ -202,9 +218,13 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
     hub::resolve(location)
 }
 
-/// Number of bytes of a tensor, checked: element count and byte count must not overflow and must be whole bytes.
+/// Number of bytes of a tensor, checked: they must be whole bytes, and neither they nor any product of some of the dimensions may overflow,
+/// so a dimension of 0 does not let the others be anything.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
-    let elements = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64))?;
-    let bits = elements.checked_mul(dtype.bits())?;
+    let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
+    let bits = largest.checked_mul(dtype.bits()).filter(|&bits| usize::try_from(bits).is_ok())?;
+    if shape.contains(&0) {
+        return Some(0);
+    }
     (bits % 8 == 0).then_some(bits / 8)
 }

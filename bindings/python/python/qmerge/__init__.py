@@ -25,6 +25,7 @@ from ._errors import (
 from ._qmerge import __version__
 from ._results import (
     AdapterInspection,
+    CalibrationInspection,
     Comparison,
     Generation,
     ModelInspection,
@@ -37,6 +38,7 @@ from ._results import (
 
 __all__ = [
     "AdapterInspection",
+    "CalibrationInspection",
     "Comparison",
     "Error",
     "ExistsError",

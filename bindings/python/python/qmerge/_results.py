@@ -360,12 +360,14 @@ class ModelInspection(Record):
     format: str
     files: int
     tensors: int
-    parameters: int
+    parameters: Optional[int]
     bytes: int
     tied: bool
     groups: list[dict[str, Any]]
     opaque: list[str]
+    unsupported: Optional[dict[str, Any]]
     merged_by_qmerge: bool
+    converted_by_qmerge: bool
 
 
 class AdapterInspection(Record):
@@ -375,14 +377,27 @@ class AdapterInspection(Record):
     path: str
     peft_type: str
     variants: list[str]
-    r: int
-    lora_alpha: float
+    r: Optional[int]
+    lora_alpha: Optional[float]
+    refused: Optional[dict[str, Any]]
     base_model: Optional[str]
     tensors: int
     parameters: int
     bytes: int
     targets: list[dict[str, Any]]
     modules_to_save: list[str]
+
+
+class CalibrationInspection(Record):
+    """A calibration at a glance."""
+
+    schema_version: int
+    path: str
+    taken_from: str
+    layers: int
+    inputs: int
+    weights: int
+    bytes: int
 
 
 class Tensor(NamedTuple):

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{Progress, stopped};
-use qmerge::open::HubId;
+use qmerge::open::{HubId, MAX_INDEX, json, read_small_text};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::client::{Client, File};
@@ -23,10 +24,11 @@ pub(super) fn is_whole(snapshot: &Path) -> bool {
     let names: Vec<String> = names.collect();
     // A link whose blob is gone does not exist.
     let there = |name: &str| snapshot.join(name).exists();
+    if names.iter().any(|name| name == "model.safetensors") {
+        return there("model.safetensors");
+    }
     if let Some(index) = names.iter().find(|name| name.ends_with(".safetensors.index.json")) {
-        let index = fs::read(snapshot.join(index))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+        let index = read_small_text(&snapshot.join(index), MAX_INDEX).ok().and_then(|text| json::parse(&text).ok());
         // What cannot be read is for the library to judge.
         let map = index.as_ref().and_then(|index| index["weight_map"].as_object());
         return map.is_none_or(|map| map.values().filter_map(serde_json::Value::as_str).all(there));
@@ -219,16 +221,14 @@ fn check(file: &File, partial: &Path) -> Result<()> {
     let mut input = fs::File::open(partial).map_err(reading)?;
     let length = input.metadata().map_err(reading)?.len();
     let mut right = file.size.is_none_or(|size| size == length);
-    if right && file.etag.len() == 64 && file.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match input.read(&mut buffer).map_err(reading)? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        right = found == file.etag.to_ascii_lowercase();
+    let name = file.etag.to_ascii_lowercase();
+    if right && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        right = match name.len() {
+            // Large files are named by their bytes, small ones as git names them.
+            64 => hex(Sha256::new(), &mut input).map_err(reading)? == name,
+            40 => hex(Sha1::new_with_prefix(format!("blob {length}\0")), &mut input).map_err(reading)? == name,
+            _ => true,
+        };
     }
     if right {
         return Ok(());
@@ -239,6 +239,17 @@ fn check(file: &File, partial: &Path) -> Result<()> {
         format!("what came as {} is not what the hub announced, and was removed", file.name),
     )
     .with_hint("run the same command again to download it once more"))
+}
+
+/// The hash of a file's bytes, after what was hashed before them.
+fn hex<D: Digest>(mut hash: D, input: &mut fs::File) -> std::io::Result<String> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match input.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => hash.update(&buffer[..n]),
+        }
+    }
 }
 
 /// Waits for other downloads of the same file. The lock goes with the file that is returned.

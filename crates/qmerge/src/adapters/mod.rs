@@ -123,6 +123,12 @@ impl Adapter {
         refused::uncuttable(&self.config, &ReadOptions::default()).is_ok()
     }
 
+    /// Why adapters of this kind are not merged; `None` where they are.
+    pub fn refusal(&self) -> Option<Error> {
+        let known = ADAPTERS.iter().any(|method| method.peft_type() == self.config.peft_type);
+        (!known).then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
+    }
+
     /// Plans this adapter's edits of a base.
     pub fn read(&self, names: &Names<'_>, options: &ReadOptions) -> Result<Changes> {
         let peft_type = &self.config.peft_type;

@@ -11,6 +11,7 @@ mod grid;
 pub(crate) mod nested;
 pub(crate) mod plain;
 mod reader;
+pub(crate) mod recognised;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub use grid::{Choices, Grid, Levels};
 pub use reader::Reader;
+pub use recognised::Unsupported;
 
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
@@ -228,8 +230,24 @@ pub struct Inventory {
     pub opaque: Vec<usize>,
 }
 
-/// Claims every entry of a checkpoint.
+/// Claims every entry of a checkpoint. Errors where something is stored in a way that is not understood.
 pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
+    survey(checkpoint)?.map_err(|unsupported| unsupported.error())
+}
+
+/// Claims every entry of a checkpoint, or says what is stored in a way that is not understood.
+pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inventory, Unsupported>> {
+    if let Some(unsupported) = recognised::by_its_marks(checkpoint) {
+        return Ok(Err(unsupported));
+    }
+    let inventory = claim_all(checkpoint)?;
+    Ok(match recognised::unclaimed(checkpoint, &inventory) {
+        Some(unsupported) => Err(unsupported),
+        None => Ok(inventory),
+    })
+}
+
+fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
     let mut owner: Vec<Option<usize>> = vec![None; checkpoint.entries.len()];
     let index: std::collections::HashMap<&str, usize> =
         checkpoint.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();

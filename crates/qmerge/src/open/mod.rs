@@ -121,7 +121,7 @@ impl Checkpoint {
     }
 
     /// Opens one file, by the container that its ending names.
-    fn open_container(path: &Path) -> Result<Self> {
+    pub(crate) fn open_container(path: &Path) -> Result<Self> {
         match path.extension().and_then(|ext| ext.to_str()) {
             Some("safetensors") => safetensors::open_file(path),
             _ => torch::open_file(path),

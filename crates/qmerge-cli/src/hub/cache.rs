@@ -223,12 +223,8 @@ fn check(file: &File, partial: &Path) -> Result<()> {
     let mut right = file.size.is_none_or(|size| size == length);
     let name = file.etag.to_ascii_lowercase();
     if right && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        right = match name.len() {
-            // Large files are named by their bytes, small ones as git names them.
-            64 => hex(Sha256::new(), &mut input).map_err(reading)? == name,
-            40 => hex(Sha1::new_with_prefix(format!("blob {length}\0")), &mut input).map_err(reading)? == name,
-            _ => true,
-        };
+        let found = hashes(&mut input, length, name.len()).map_err(reading)?;
+        right = found.is_empty() || found.contains(&name);
     }
     if right {
         return Ok(());
@@ -241,15 +237,31 @@ fn check(file: &File, partial: &Path) -> Result<()> {
     .with_hint("run the same command again to download it once more"))
 }
 
-/// The hash of a file's bytes, after what was hashed before them.
-fn hex<D: Digest>(mut hash: D, input: &mut fs::File) -> std::io::Result<String> {
+/// The names that a file's bytes give it, of a length: large files have their SHA-256, small ones git's hash, or in some mirrors their SHA-1.
+fn hashes(input: &mut fs::File, length: u64, digits: usize) -> std::io::Result<Vec<String>> {
+    let mut large = Sha256::new();
+    let (mut git, mut plain) = (Sha1::new_with_prefix(format!("blob {length}\0")), Sha1::new());
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match input.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => hash.update(&buffer[..n]),
+        let n = match input.read(&mut buffer)? {
+            0 => break,
+            n => n,
+        };
+        match digits {
+            64 => large.update(&buffer[..n]),
+            40 => {
+                git.update(&buffer[..n]);
+                plain.update(&buffer[..n]);
+            }
+            _ => return Ok(Vec::new()),
         }
     }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(match digits {
+        64 => vec![hex(&large.finalize())],
+        40 => vec![hex(&git.finalize()), hex(&plain.finalize())],
+        _ => Vec::new(),
+    })
 }
 
 /// Waits for other downloads of the same file. The lock goes with the file that is returned.
@@ -269,4 +281,33 @@ fn lock(path: &Path, progress: &dyn Progress) -> Result<fs::File> {
 
 fn create(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of `hello`: of `git hash-object`, `sha1sum` and `sha256sum`.
+    #[test]
+    fn files_are_held_to_the_hash_that_names_them() {
+        let path = std::env::temp_dir().join(format!("qmerge-hub-check-{}", std::process::id()));
+        let check_as = |etag: &str, bytes: &str| {
+            fs::write(&path, bytes).unwrap();
+            let file = File { name: "x".into(), url: String::new(), etag: etag.into(), size: Some(5) };
+            let right = check(&file, &path).is_ok();
+            assert_eq!(right, path.exists(), "what is wrong is removed");
+            right
+        };
+        for etag in [
+            "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0",
+            "aaf4c61ddcc5e8a2dabede0f3b482cd9aea9434d",
+            "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        ] {
+            assert!(check_as(etag, "hello") && check_as(&etag.to_uppercase(), "hello"), "{etag}");
+            assert!(!check_as(etag, "hallo"), "{etag}");
+        }
+        // Nothing is known of other names, so the size alone can be wrong.
+        assert!(check_as("some-tag", "hallo") && !check_as("some-tag", "hell"));
+        let _ = fs::remove_file(&path);
+    }
 }

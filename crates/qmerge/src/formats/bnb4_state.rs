@@ -46,9 +46,10 @@ impl QuantState {
                 .ok_or_else(|| malformed(format!("the quant_state's `{name}` is not float32, float16 or bfloat16")))
         };
         let size = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-        let block = size(field("blocksize")?)
-            .filter(|block| BLOCK_SIZES.contains(block))
-            .ok_or_else(|| malformed(format!("blocksize {} is none of {BLOCK_SIZES:?}", json["blocksize"])))?;
+        let block = size(field("blocksize")?).filter(|block| BLOCK_SIZES.contains(block)).ok_or_else(|| {
+            let given = json.get("blocksize").unwrap_or_default();
+            malformed(format!("blocksize {given} is none of {BLOCK_SIZES:?}"))
+        })?;
         let shape = field("shape")?
             .as_array()
             .and_then(|dims| dims.iter().map(size).collect::<Option<Vec<_>>>())

@@ -6,6 +6,18 @@
 //! through positional reads, never through a memory map, so a file that shrinks under us is an error and the
 //! resident memory is ours to bound.
 
+// What is read here comes from files that anyone may have written.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod config;
 pub(crate) mod foreign;
 pub mod hub;
@@ -145,11 +157,8 @@ impl Checkpoint {
                 entry.file = file;
                 let at = checkpoint.entries.len();
                 if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
-                    let other = &checkpoint.entries[before];
-                    let other_file: &Path = match checkpoint.files.get(other.file) {
-                        Some(source) => &source.path,
-                        None => &source.path,
-                    };
+                    let other = checkpoint.entries.get(before).and_then(|other| checkpoint.files.get(other.file));
+                    let other_file = &other.unwrap_or(&source).path;
                     return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
                         .in_file(&source.path)
                         .in_tensor(&entry.name));
@@ -164,7 +173,7 @@ impl Checkpoint {
 
     /// The entry of that name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
-        self.by_name.get(name).map(|&at| &self.entries[at])
+        self.by_name.get(name).and_then(|&at| self.entries.get(at))
     }
 
     /// True if an entry of that name exists.
@@ -174,7 +183,7 @@ impl Checkpoint {
 
     /// The file an entry lies in.
     pub fn file_of(&self, entry: &Entry) -> &Path {
-        &self.files[entry.file].path
+        self.files.get(entry.file).map_or(self.path.as_path(), |file| &file.path)
     }
 
     /// The folder that holds the files beside the weights.
@@ -184,8 +193,16 @@ impl Checkpoint {
 
     /// Reads `buffer.len()` bytes of an entry, from `offset` within it.
     pub fn read_at(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        debug_assert!(offset + buffer.len() as u64 <= entry.bytes);
-        self.files[entry.file].read_at(entry.start + offset, buffer).map_err(|error| error.in_tensor(&entry.name))
+        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= entry.bytes);
+        let place = end.and_then(|_| entry.start.checked_add(offset)).zip(self.files.get(entry.file));
+        let Some((start, file)) = place else {
+            return Err(self.error(
+                entry,
+                Kind::Bug,
+                format!("bytes from {offset} on were asked for, and it has {}", entry.bytes),
+            ));
+        };
+        file.read_at(start, buffer).map_err(|error| error.in_tensor(&entry.name))
     }
 
     /// Reads a whole entry that is known to be small.

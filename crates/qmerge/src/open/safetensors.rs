@@ -135,21 +135,18 @@ fn read(path: &Path) -> Result<(Source, Contents)> {
 
 fn read_header(source: &Source) -> Result<Contents> {
     let mut prefix = [0; 8];
-    if source.len < 8 {
+    let Some(behind) = source.len.checked_sub(8) else {
         return Err(malformed(format!("{} bytes is too short for a safetensors file", source.len)));
-    }
+    };
     source.read_at(0, &mut prefix)?;
     let len = u64::from_le_bytes(prefix);
-    if len > MAX_HEADER || len > source.len - 8 {
-        return Err(malformed(format!(
-            "the header claims {len} bytes, the file has {} (limit {MAX_HEADER})",
-            source.len - 8
-        ))
-        .with_hint("not a safetensors file, or a truncated one: download it again"));
-    }
+    let Some(data) = behind.checked_sub(len).filter(|_| len <= MAX_HEADER) else {
+        return Err(malformed(format!("the header claims {len} bytes, the file has {behind} (limit {MAX_HEADER})"))
+            .with_hint("not a safetensors file, or a truncated one: download it again"));
+    };
     let mut header = vec![0; len as usize];
     source.read_at(8, &mut header)?;
-    parse_header(&header, source.len - 8 - len, 8 + len)
+    parse_header(&header, data, len.saturating_add(8))
 }
 
 /// Parses and checks a header.
@@ -175,20 +172,17 @@ fn check_entry(name: &str, info: &Info, data: u64, base: u64) -> Result<Entry> {
     let dtype = Dtype::from_name(&info.dtype)
         .ok_or_else(|| unsupported(format!("element type `{}` is not known", info.dtype)))?;
     let [start, end] = info.data_offsets;
-    if start > end || end > data {
+    let length = end.checked_sub(start).filter(|_| end <= data);
+    let (Some(length), Some(start)) = (length, base.checked_add(start)) else {
         return Err(malformed(format!("data_offsets [{start}, {end}] reach outside the {data} bytes of data"))
             .with_hint("the file is truncated or broken: download it again"));
-    }
+    };
     let want = byte_size(dtype, &info.shape)
         .ok_or_else(|| malformed(format!("shape {:?} of {dtype} is too large", info.shape)))?;
-    if end - start != want {
-        return Err(malformed(format!(
-            "{} bytes of data, but shape {:?} of {dtype} takes {want}",
-            end - start,
-            info.shape
-        )));
+    if length != want {
+        return Err(malformed(format!("{length} bytes of data, but shape {:?} of {dtype} takes {want}", info.shape)));
     }
-    Ok(Entry { name: name.to_owned(), dtype, shape: info.shape.clone(), file: 0, start: base + start, bytes: want })
+    Ok(Entry { name: name.to_owned(), dtype, shape: info.shape.clone(), file: 0, start, bytes: want })
 }
 
 /// The ranges must cover the data exactly: an overlap would let one tensor alias another, a hole hides data.
@@ -199,12 +193,14 @@ fn check_cover(entries: &[Entry], data: u64, base: u64) -> Result<()> {
     for entry in order {
         if entry.start != at {
             let what = if entry.start < at { "overlaps another tensor" } else { "leaves a hole before it" };
-            return Err(malformed(format!("its data {what} (byte {})", entry.start - base)).in_tensor(&entry.name));
+            return Err(malformed(format!("its data {what} (byte {})", entry.start.saturating_sub(base)))
+                .in_tensor(&entry.name));
         }
-        at = entry.start + entry.bytes;
+        at = entry.start.saturating_add(entry.bytes);
     }
-    if at != base + data {
-        return Err(malformed(format!("{} bytes behind the last tensor belong to none", base + data - at)));
+    let left = base.saturating_add(data).saturating_sub(at);
+    if left > 0 {
+        return Err(malformed(format!("{left} bytes behind the last tensor belong to none")));
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ impl Source {
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         read_exact_at(&self.file, buffer, offset).map_err(|error| {
             if error.kind() == std::io::ErrorKind::UnexpectedEof {
-                malformed(format!("truncated: ends before byte {}", offset + buffer.len() as u64))
+                malformed(format!("truncated: ends before byte {}", offset.saturating_add(buffer.len() as u64)))
                     .in_file(&self.path)
                     .with_hint("download or copy the file again")
             } else {

@@ -91,7 +91,7 @@ fn locate(archive: &mut Archive, prefix: &str, name: &str, tensor: &TensorRef, l
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
         file: 0,
-        start: start + first,
+        start: start.saturating_add(first),
         bytes,
     })
 }

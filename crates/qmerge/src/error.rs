@@ -100,6 +100,11 @@ impl Error {
         self.0.kind
     }
 
+    /// What happened, without the file and the tensor.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
     /// The file it is about.
     pub fn file(&self) -> Option<&Path> {
         self.0.file.as_deref()

@@ -38,7 +38,8 @@ pub fn unpickler(bytes: &[u8]) {
 
 /// An adapter's configuration, and its patterns on some names.
 pub fn adapter_config(bytes: &[u8]) {
-    if let Ok(config) = crate::adapters::parse_config(bytes, Path::new("adapter_config.json")) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(config) = crate::adapters::parse_config(&text, Path::new("adapter_config.json")) {
         for name in ["model.layers.0.self_attn.q_proj", "q_proj", ""] {
             crate::adapters::try_patterns(&config, name);
         }

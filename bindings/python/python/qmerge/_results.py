@@ -378,12 +378,14 @@ class ModelInspection(Record):
     format: str
     files: int
     tensors: int
-    parameters: int
+    parameters: Optional[int]
     bytes: int
     tied: bool
     groups: list[dict[str, Any]]
     opaque: list[str]
+    unsupported: Optional[dict[str, Any]]
     merged_by_qmerge: bool
+    converted_by_qmerge: bool
 
 
 class AdapterInspection(Record):
@@ -393,8 +395,9 @@ class AdapterInspection(Record):
     path: str
     peft_type: str
     variants: list[str]
-    r: int
-    lora_alpha: float
+    r: Optional[int]
+    lora_alpha: Optional[float]
+    refused: Optional[dict[str, Any]]
     base_model: Optional[str]
     tensors: int
     parameters: int
@@ -409,6 +412,18 @@ class Calibration(Record):
     output: str
     taken_from: str
     """The text."""
+    bytes: int
+
+
+class CalibrationInspection(Record):
+    """A calibration at a glance."""
+
+    schema_version: int
+    path: str
+    taken_from: str
+    layers: int
+    inputs: int
+    weights: int
     bytes: int
 
 

@@ -6,12 +6,14 @@ const BESIDE: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py
 /// Files without which the rest may not be passed on, and the card that names the licence, by the start of their name.
 const TERMS: &[&str] = &["README.md", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 
-/// Chooses among a repository's names, in its order. The weights are those that the library opens: shards of an index before `model.safetensors` before any
+/// Chooses among a repository's names, in its order. The weights are those that the library opens: `model.safetensors` before shards of an index before any
 /// other `.safetensors`; the adapter's as safetensors before the pickle. An error says what there is instead of weights.
 pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
     let top = || names.iter().map(String::as_str).filter(|name| !name.contains('/'));
     let has = |wanted: &str| top().any(|name| name == wanted);
-    let index = if has("model.safetensors.index.json") {
+    let index = if has("model.safetensors") {
+        None
+    } else if has("model.safetensors.index.json") {
         Some("model.safetensors.index.json")
     } else {
         let mut found = top().filter(|name| name.ends_with(".safetensors.index.json"));
@@ -107,6 +109,9 @@ mod tests {
             "tokenizer.model",
         ];
         assert_eq!(chosen(&model).unwrap(), want);
+        let both =
+            ["config.json", "model-00001-of-00001.safetensors", "model.safetensors", "model.safetensors.index.json"];
+        assert_eq!(chosen(&both).unwrap(), ["config.json", "model.safetensors"]);
         assert_eq!(chosen(&["a.safetensors", "model.safetensors"]).unwrap(), ["model.safetensors"]);
         assert_eq!(chosen(&["a.safetensors", "b.safetensors"]).unwrap(), ["a.safetensors", "b.safetensors"]);
     }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod called;
 mod card;
+mod foreign;
 mod hub;
 mod interrupted;
 mod licences;

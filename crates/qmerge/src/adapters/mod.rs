@@ -78,6 +78,7 @@ impl Adapter {
             return Err(usage(format!("adapter weight {weight} is not a number")).in_file(location));
         }
         let path = open::resolve(location)?;
+        open::foreign::refuse_as_adapter(&path)?;
         let (folder, file) = if path.is_dir() {
             let file = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
             (path.clone(), file.ok_or_else(|| Self::no_weights(&path))?)
@@ -121,6 +122,12 @@ impl Adapter {
     /// True if it is an ordinary LoRA, whose rank can be cut.
     pub(crate) fn is_cuttable(&self) -> bool {
         refused::uncuttable(&self.config, &ReadOptions::default()).is_ok()
+    }
+
+    /// Why adapters of this kind are not merged; `None` where they are.
+    pub fn refusal(&self) -> Option<Error> {
+        let known = ADAPTERS.iter().any(|method| method.peft_type() == self.config.peft_type);
+        (!known).then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
     }
 
     /// Plans this adapter's edits of a base.

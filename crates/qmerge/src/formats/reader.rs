@@ -30,11 +30,11 @@ impl<'a> Reader<'a> {
 
     /// Reads everything now, as it is stored, so that later calls need no file.
     pub fn hold(&mut self) -> Result<()> {
-        let cut = |(part, entry): (usize, &Entry)| match &self.whole[part] {
+        let cut = |(entry, whole): (&Entry, &Option<Vec<u8>>)| match whole {
             Some(_) => Ok(Vec::new()),
             None => self.checkpoint.read_small(entry, entry.bytes),
         };
-        self.held = Some(self.claim.entries.iter().enumerate().map(cut).collect::<Result<_>>()?);
+        self.held = Some(self.claim.entries.iter().zip(&self.whole).map(cut).collect::<Result<_>>()?);
         Ok(())
     }
 
@@ -58,7 +58,10 @@ impl<'a> Reader<'a> {
 
     /// An error about the weight's lead tensor.
     pub(crate) fn error(&self, kind: Kind, message: String) -> Error {
-        self.checkpoint.error(&self.claim.entries[0], kind, message)
+        match self.claim.entries.first() {
+            Some(lead) => self.checkpoint.error(lead, kind, message),
+            None => Error::new(kind, message).in_tensor(self.claim.weight.name()),
+        }
     }
 
     /// The same weight seen as `rows` × `cols`, where its own view is another.
@@ -114,12 +117,14 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let bytes_of = |part: usize| match (&self.whole[part], &self.held, weight.part_rows(part, rows)) {
-            (Some(whole), ..) => whole.as_slice(),
-            (None, Some(held), Some(range)) => &held[part][range.start as usize..range.end as usize],
-            _ => read[part].as_slice(),
+        let held = |part: usize| {
+            let (bytes, range) = (self.held.as_ref()?.get(part)?, weight.part_rows(part, rows)?);
+            bytes.get(range.start as usize..range.end as usize)
         };
-        let parts: Vec<&[u8]> = (0..self.whole.len()).map(bytes_of).collect();
+        let stored = self.whole.iter().zip(&read).enumerate();
+        let parts: Vec<&[u8]> = stored
+            .map(|(part, (whole, read))| whole.as_deref().or_else(|| held(part)).unwrap_or(read.as_slice()))
+            .collect();
         Ok(f(&parts))
     }
 }

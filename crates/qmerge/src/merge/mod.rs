@@ -417,8 +417,8 @@ fn late_parts(plan: &Plan, finished: &[Finished]) -> HashMap<(usize, usize), Vec
 /// The index of the output: the base's with the new places and sizes.
 fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<String> {
     let path: PathBuf = inputs.base.folder().join(name);
-    let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-    let mut index: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
+    let text = crate::open::read_small_text(&path, crate::open::MAX_INDEX)?;
+    let mut index = crate::open::json::parse_object(&text)
         .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
     let mut map: Vec<(&str, &str)> = plan
         .files

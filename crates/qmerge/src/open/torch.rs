@@ -53,9 +53,9 @@ fn read(path: &Path, len: u64) -> Result<Contents> {
 
 fn read_member(archive: &mut Archive, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Ok(member) = archive.by_name(name) else { return Ok(None) };
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(member.size().min(limit)).unwrap_or(0));
     member
-        .take(limit + 1)
+        .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| malformed(format!("cannot read the archive member {name}: {error}")))?;
     if bytes.len() as u64 > limit {
@@ -91,7 +91,7 @@ fn locate(archive: &mut Archive, prefix: &str, name: &str, tensor: &TensorRef, l
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
         file: 0,
-        start: start + first,
+        start: start.saturating_add(first),
         bytes,
     })
 }

@@ -315,7 +315,11 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
 /// The same adapter folded twice is nearly always a mistake.
 pub(crate) fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
     let path = base.folder().join(crate::report::FILE_NAME);
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = crate::open::read_small_text(&path, crate::open::MAX_REPORT)
+        .map_err(|error| error.with_hint("--force merges without looking at it"))?;
     let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
         return Ok(());
     };

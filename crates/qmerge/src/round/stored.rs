@@ -109,6 +109,14 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     Ok(8 + reserved as u64 + at)
 }
 
+/// A file of moments at a glance.
+pub(crate) struct StoredAbout {
+    pub(crate) taken_from: String,
+    pub(crate) layers: usize,
+    pub(crate) inputs: usize,
+    pub(crate) weights: usize,
+}
+
 /// A file of moments.
 #[derive(Debug)]
 pub struct Stored {
@@ -151,6 +159,18 @@ impl Stored {
     /// The weights whose inputs it knows.
     pub fn weights(&self) -> impl Iterator<Item = &str> {
         self.inputs.iter().flat_map(|kept| kept.weights.iter().map(String::as_str))
+    }
+
+    /// What a file that [`store`] wrote says of itself; `None` for any other.
+    pub(crate) fn about(file: &Checkpoint) -> Option<StoredAbout> {
+        let text = |key: &str| file.metadata.iter().flatten().find(|(name, _)| name == key).map(|(_, value)| value);
+        let inputs: Vec<Kept> = serde_json::from_str(text(INPUTS)?).ok()?;
+        Some(StoredAbout {
+            taken_from: text(TAKEN_FROM)?.clone(),
+            layers: inputs.chunk_by(|a, b| a.layer == b.layer).count(),
+            inputs: inputs.len(),
+            weights: inputs.iter().map(|kept| kept.weights.len()).sum(),
+        })
     }
 
     fn read(&self, kept: &Kept) -> Result<InputMoments> {

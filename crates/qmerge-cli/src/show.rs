@@ -3,7 +3,7 @@
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
-use qmerge::report::{Report, Verdict, WeightReport};
+use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 use qmerge::truncate::{CutWeight, Truncation};
 use qmerge::verify::{Answer, State, Verification};
 use qmerge_run::compare::Comparison;
@@ -128,12 +128,35 @@ fn seconds(s: f64) -> String {
     if s < 0.1 { format!("{:.0} ms", 1e3 * s) } else { format!("{s:.2} s") }
 }
 
+/// With so many digits behind the point; nothing where it is not a number, and no sign before zero.
+fn fixed(x: f64, digits: usize) -> String {
+    if !x.is_finite() {
+        return "-".into();
+    }
+    let text = format!("{x:.digits$}");
+    match text.strip_prefix('-') {
+        Some(positive) if positive.chars().all(|c| matches!(c, '0' | '.')) => positive.to_owned(),
+        _ => text,
+    }
+}
+
 fn share(x: f64) -> String {
-    format!("{:.1} %", 100.0 * x)
+    if x.is_finite() { format!("{} %", fixed(100.0 * x, 1)) } else { "-".into() }
 }
 
 fn figure(x: Option<f64>) -> String {
-    x.map_or("-".into(), |x| if x.abs() < 9.9995 { format!("{x:.3}") } else { format!("{x:.1}") })
+    x.map_or("-".into(), |x| fixed(x, if x.abs() < 9.9995 { 3 } else { 1 }))
+}
+
+/// Words that differ, in the order of their first appearance.
+fn distinct<'t>(words: impl Iterator<Item = &'t str>) -> String {
+    let mut found: Vec<&str> = Vec::new();
+    for word in words {
+        if !found.contains(&word) {
+            found.push(word);
+        }
+    }
+    found.join(" + ")
 }
 
 /// Rows of the table of worst weights.
@@ -194,10 +217,15 @@ pub(crate) fn report(report: &Report) {
     if replaced > 0 {
         anstream::println!("{replaced} tensors were taken from the adapter as they are");
     }
-    anstream::println!();
     if !report.adapters.is_empty() {
-        verdict(&report.verdict);
+        anstream::println!();
+        verdict(&report.verdict, report.behaviour.as_ref());
     }
+}
+
+/// The command that a merge is followed by.
+pub(crate) fn next(line: &str) {
+    anstream::println!("{BOLD}next{BOLD:#}: {line}");
 }
 
 fn weights_table(report: &Report) -> Table {
@@ -238,7 +266,7 @@ fn weights_table(report: &Report) -> Table {
         let summary = &report.summary;
         table.add_row([
             format!("all {} merged weights", summary.weights_merged),
-            report.output.format.clone(),
+            distinct(report.weights.iter().filter(|weight| weight.survival.is_some()).map(|weight| weight.to.as_str())),
             String::new(),
             figure(summary.survival),
             figure(summary.noise_to_delta),
@@ -270,15 +298,22 @@ fn recoded_table(report: &Report) -> Table {
     table
 }
 
-fn verdict(verdict: &Verdict) {
-    let style = match verdict.effect {
-        "kept" => colour(AnsiColor::Green),
-        "lost" | "none" => colour(AnsiColor::Red),
-        _ => colour(AnsiColor::Yellow),
-    };
+fn verdict(verdict: &Verdict, behaviour: Option<&Behaviour>) {
+    let style = effect_style(verdict.effect);
     anstream::println!("{style}verdict{style:#}: {}", verdict.text);
-    for advice in verdict.advice.as_deref().into_iter().chain(verdict.beside) {
+    if let Some(behaviour) = behaviour {
+        anstream::println!("{BOLD}measured{BOLD:#}: {}", behaviour.in_words());
+    }
+    if let Some(advice) = &verdict.advice {
         anstream::println!("{BOLD}advice{BOLD:#}: {advice}");
+    }
+}
+
+fn effect_style(effect: &str) -> Style {
+    match effect {
+        "kept" | "converted" => colour(AnsiColor::Green),
+        "lost" | "none" | "broken" => colour(AnsiColor::Red),
+        _ => colour(AnsiColor::Yellow),
     }
 }
 
@@ -444,7 +479,7 @@ pub(crate) fn verification(found: &Verification) {
     }
     table.add_row([
         format!("all {} weights", found.summary.weights),
-        found.merged.format.clone(),
+        distinct(found.weights.iter().map(|weight| weight.format.as_str())),
         String::new(),
         figure(found.summary.survival),
         figure(found.summary.survival_se),

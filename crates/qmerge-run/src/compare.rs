@@ -90,16 +90,16 @@ pub struct Figures {
 }
 
 /// Columns whose logits stand in memory at a time.
-const COLUMNS: usize = 64;
+pub(crate) const COLUMNS: usize = 64;
 
 /// Sums of one model.
 #[derive(Clone, Debug, Default)]
-struct Sums {
-    loss: f64,
+pub(crate) struct Sums {
+    pub(crate) loss: f64,
     kl: f64,
-    same: usize,
+    pub(crate) same: usize,
     /// Mean KL of each window.
-    window_kl: Vec<f64>,
+    pub(crate) window_kl: Vec<f64>,
 }
 
 /// Runs all models. One of them must be called "apart". `progress` is told of windows done by all models, and of all.
@@ -131,24 +131,7 @@ pub fn compare(
         tokenizer.check(tokens, known)?;
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
-    let mut sums = vec![Sums::default(); candidates.len()];
-    for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
-        let hidden: Vec<Vec<f32>> =
-            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
-        for (w, window) in batch.iter().enumerate() {
-            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
-            // The last token predicts what is not there.
-            for start in (0..window.len() - 1).step_by(COLUMNS) {
-                let end = (start + COLUMNS).min(window.len() - 1);
-                let columns = w * window.len() + start..w * window.len() + end;
-                score(candidates, &hidden, columns, &window[start + 1..end + 1], apart, &mut sums)?;
-            }
-            for (sums, before) in sums.iter_mut().zip(before) {
-                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
-            }
-        }
-        progress((number * (task.batch / task.context).max(1) + batch.len()).min(windows.len()), windows.len());
-    }
+    let sums = score_all(candidates, &windows, task.batch, COLUMNS, apart, progress)?;
     let tokens = windows.len() * (task.context - 1);
     let mut models: Vec<Figures> =
         candidates.iter().zip(&sums).map(|(c, sums)| figures(&c.name, sums, tokens)).collect();
@@ -168,6 +151,40 @@ pub fn compare(
         prompts: task.prompts.iter().map(|prompt| tokenizer.decode(prompt)).collect::<Result<_>>()?,
         models,
     })
+}
+
+/// Runs all models on windows, about `batch` tokens at a time, and scores what each predicts after its first token, `columns` tokens at a time.
+pub(crate) fn score_all(
+    candidates: &[Candidate<'_, '_>],
+    windows: &[&[u32]],
+    batch: usize,
+    columns: usize,
+    apart: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Sums>> {
+    let mut sums = vec![Sums::default(); candidates.len()];
+    let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
+    let mut done = 0;
+    for batch in windows.chunks((batch / longest.max(1)).max(1)) {
+        let hidden: Vec<Vec<f32>> =
+            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
+        let mut begin = 0;
+        for window in batch {
+            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
+            // The last token predicts what is not there.
+            for start in (0..window.len() - 1).step_by(columns) {
+                let end = (start + columns).min(window.len() - 1);
+                score(candidates, &hidden, begin + start..begin + end, &window[start + 1..end + 1], apart, &mut sums)?;
+            }
+            for (sums, before) in sums.iter_mut().zip(before) {
+                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
+            }
+            begin += window.len();
+        }
+        done += batch.len();
+        progress(done, windows.len());
+    }
+    Ok(sums)
 }
 
 /// Adds some columns to the sums. `next` holds the token that follows each column.

@@ -117,11 +117,6 @@ impl Adapter {
         }
     }
 
-    /// True if it is an ordinary LoRA, whose rank can be cut.
-    pub(crate) fn is_cuttable(&self) -> bool {
-        refused::uncuttable(&self.config, &ReadOptions::default()).is_ok()
-    }
-
     /// Plans this adapter's edits of a base.
     pub fn read(&self, names: &Names<'_>, options: &ReadOptions) -> Result<Changes> {
         let peft_type = &self.config.peft_type;

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
 use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 use qmerge::truncate::{CutWeight, Truncation};
-use qmerge::verify::{Answer, State, Verification};
+use qmerge::verify::{Answer, State, Verification, VerifiedWeight};
 use qmerge_run::compare::Comparison;
 
 const BOLD: Style = Style::new().bold();
@@ -56,28 +56,59 @@ pub(crate) fn comparison(found: &Comparison) {
         found.tokens
     );
     anstream::println!();
-    let mut table = table(&["model", "loss", "perplexity", "KL", "±", "top-1", "gain kept", "same tokens", "tokens/s"]);
+    let mut table = table(&["model", "loss", "perplexity", "KL", "±", "top-1", "gain kept", "same tokens"]);
     for model in &found.models {
         table.add_row([
             model.name.clone(),
-            format!("{:.4}", model.loss),
-            format!("{:.3}", model.perplexity),
-            format!("{:.4}", model.kl),
-            model.kl_se.map_or("-".into(), |se| format!("{se:.4}")),
+            fixed(model.loss, 4),
+            fixed(model.perplexity, 3),
+            fixed(model.kl, 4),
+            model.kl_se.map_or("-".into(), |se| fixed(se, 4)),
             share(model.top1),
             model.gain_kept.map_or("-".into(), share),
-            model.first_divergence.map_or("-".into(), |n| format!("{n:.1}")),
-            model.tokens_per_second.map_or("-".into(), |speed| format!("{speed:.1}")),
+            model.first_divergence.map_or("-".into(), |n| fixed(n, 1)),
         ]);
     }
     print(&table);
     let count = found.models.iter().map(|model| model.generations.len()).max().unwrap_or(0);
+    if count > 0 {
+        anstream::println!(
+            "{DIM}same tokens: how many tokens its continuations share with those of the adapter kept apart before they part, on average{DIM:#}"
+        );
+    }
     for number in 0..count {
-        anstream::println!("\n{BOLD}continuation {}{BOLD:#}", number + 1);
+        let prompt = found.prompts.get(number).map_or("", String::as_str);
+        anstream::println!("\n{BOLD}continuation {}{BOLD:#} of “{}”", number + 1, in_a_line(prompt));
         for model in &found.models {
-            let text = model.generations.get(number).map_or("", String::as_str).replace('\n', " ");
-            anstream::println!("{DIM}{}:{DIM:#} {}", model.name, text.trim());
+            let text = model.generations.get(number).map_or("", String::as_str);
+            anstream::println!("{DIM}{}:{DIM:#} {}", model.name, in_a_line(text));
         }
+    }
+    anstream::println!();
+    compared(found);
+}
+
+/// A text without its line breaks.
+fn in_a_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A verdict on each model that was compared, or on the adapter where there was none.
+fn compared(found: &Comparison) {
+    let judged: Vec<_> = found.models.iter().filter_map(|model| Some((model, model.verdict.as_ref()?))).collect();
+    for (model, verdict) in &judged {
+        let style = effect_style(verdict.effect);
+        let name = if judged.len() > 1 { format!("{}: ", model.name) } else { String::new() };
+        anstream::println!("{style}verdict{style:#}: {name}{}", verdict.text);
+    }
+    let of = |name: &str| found.models.iter().find(|model| model.name == name);
+    if let (true, Some(base), Some(apart)) = (judged.is_empty(), of("base"), of("apart")) {
+        let verb = if apart.loss < base.loss { "lowers" } else { "does not lower" };
+        anstream::println!(
+            "{BOLD}verdict{BOLD:#}: the adapter {verb} the loss on this text ({} with it, {} without), and --merged compares what a merge keeps of that",
+            fixed(apart.loss, 4),
+            fixed(base.loss, 4)
+        );
     }
 }
 
@@ -462,7 +493,13 @@ pub(crate) fn verification(found: &Verification) {
         left(&mut table, column);
     }
     let mut weights: Vec<_> = found.weights.iter().collect();
-    weights.sort_by_key(|weight| matches!(weight.state, State::Applied | State::Replaced));
+    // What is wrong first, and of that the least survival.
+    weights.sort_by(|a, b| {
+        let key = |weight: &VerifiedWeight| {
+            (matches!(weight.state, State::Applied | State::Replaced), weight.survival.unwrap_or(f64::INFINITY))
+        };
+        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
+    });
     for weight in weights.iter().take(WORST) {
         table.add_row([
             weight.name.clone(),
@@ -501,6 +538,7 @@ fn state(state: State) -> &'static str {
         State::Applied => "applied",
         State::Moved => "moved",
         State::Lost => "lost to rounding",
+        State::Erased => "no trace left",
         State::Scaled => "other strength",
         State::Absent => "absent",
         State::Undecided => "undecided",

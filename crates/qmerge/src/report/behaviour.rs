@@ -44,7 +44,8 @@ impl Behaviour {
         if !kl.is_finite() {
             return format!("predictions that are not finite, on {tokens} tokens {text}");
         }
-        let top1 = 100.0 * top1;
+        // A KL of nothing may come out below nothing in the last digit.
+        let (kl, top1) = (kl.max(0.0), 100.0 * top1);
         format!(
             "KL {kl:.4} to the adapter kept apart (the base alone: {kl_base:.4}), the same first choice for {top1:.1} % of {tokens} tokens {text}"
         )

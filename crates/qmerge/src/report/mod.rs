@@ -17,7 +17,7 @@ pub(crate) use card::card;
 pub use card::{CARD_NAME, quoted};
 pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
 pub(crate) use verdict::{converted, replaced};
-pub use verdict::{By, Evidence, Verdict, effect, kept_in_words, verdict};
+pub use verdict::{By, Evidence, Verdict, verdict};
 
 use crate::measure::Loss;
 

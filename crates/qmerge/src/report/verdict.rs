@@ -75,7 +75,7 @@ const ROUGH: f64 = 0.02;
 const FEW: usize = 500;
 
 /// "kept", "weakened" or "lost", by the share of the effect that is lost.
-pub fn effect(lost: f64) -> &'static str {
+fn effect(lost: f64) -> &'static str {
     if lost <= KEPT {
         "kept"
     } else if lost <= LOST {
@@ -92,7 +92,7 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         return Verdict::new("none", None, "the adapter changes nothing: its delta is zero".into());
     };
     let found = match (behaviour, kept_output) {
-        (Some(behaviour), _) => measured(behaviour),
+        (Some(behaviour), _) => behaviour.verdict(),
         (None, Some(kept)) => by_outputs(kept),
         (None, None) => by_weights(loss, survival, noise, is_coarse),
     };
@@ -128,41 +128,34 @@ impl Verdict {
     }
 }
 
-/// By what a run of the model showed.
-fn measured(behaviour: &Behaviour) -> Verdict {
-    let Behaviour { kl, kl_share, kl_share_se, tokens, .. } = *behaviour;
-    if !kl.is_finite() {
-        let text = "the merged model is broken: its predictions are not finite numbers".to_owned();
-        return Verdict::new("broken", None, text);
+impl Behaviour {
+    /// The verdict by what a run of the model showed, without advice.
+    pub fn verdict(&self) -> Verdict {
+        let Self { kl, kl_share, kl_share_se, tokens, .. } = *self;
+        if !kl.is_finite() {
+            let text = "the merged model is broken: its predictions are not finite numbers".to_owned();
+            return Verdict::new("broken", None, text);
+        }
+        let Some(lost) = kl_share else {
+            let text = format!("the adapter changes nothing in what the model predicts, on {tokens} tokens");
+            return Verdict::new("none", None, text);
+        };
+        let effect = effect(lost);
+        let what = if effect == "lost" { "mostly lost" } else { effect };
+        let left = if lost > 1.0 {
+            "the merged model predicts less like the adapter than the base alone does".into()
+        } else {
+            let rough = tokens < FEW || kl_share_se.is_none_or(|se| se > ROUGH);
+            let about = if rough { "about " } else { "" };
+            let share = match kl_share_se {
+                Some(se) if se >= 0.0005 => format!("{:.1} ± {:.1} %", 100.0 * (1.0 - lost), 100.0 * se),
+                _ => percent(1.0 - lost),
+            };
+            format!("{about}{share} of it is left in what the model predicts")
+        };
+        let text = format!("the adapter's effect is {what}: {left}, on {tokens} tokens");
+        Verdict::new(effect, Some((1.0 - lost, By::Behaviour)), text)
     }
-    let on = format!("on {tokens} tokens");
-    let Some(lost) = kl_share else {
-        let text = format!("the adapter changes nothing in what the model predicts {on}");
-        return Verdict::new("none", None, text);
-    };
-    let rough = tokens < FEW || kl_share_se.is_none_or(|se| se > ROUGH);
-    let kept = kept_in_words(lost, kl_share_se, rough);
-    let effect = effect(lost);
-    let what = match effect {
-        "kept" => "kept",
-        "weakened" => "weakened",
-        _ => "mostly lost",
-    };
-    let text = format!("the adapter's effect is {what}: {kept}, {on}");
-    Verdict::new(effect, Some((1.0 - lost, By::Behaviour)), text)
-}
-
-/// "98.7 ± 0.2 % of it is left in what the model predicts".
-pub fn kept_in_words(lost: f64, se: Option<f64>, rough: bool) -> String {
-    if lost > 1.0 {
-        return "the merged model predicts less like the adapter than the base alone does".into();
-    }
-    let about = if rough { "about " } else { "" };
-    let share = match se {
-        Some(se) if se >= 0.0005 => format!("{:.1} ± {:.1} %", 100.0 * (1.0 - lost), 100.0 * se),
-        _ => percent(1.0 - lost),
-    };
-    format!("{about}{share} of it is left in what the model predicts")
 }
 
 /// With as many digits as tell it from 100 %.

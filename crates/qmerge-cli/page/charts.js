@@ -102,7 +102,7 @@ function cursorTip(lines) {
 }
 
 function showHistogram() {
-    const names = present(["error_ratio", "noise_to_delta", "survival", "kept_output", "noise_output"]);
+    const names = present(["kept_output", "noise_output", "error_ratio", "noise_to_delta", "survival"]);
     if (!names.length) return;
     const section = $("#histogram");
     const place = $(".plot", section);

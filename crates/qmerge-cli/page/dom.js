@@ -18,12 +18,13 @@ function el(tag, attributes = {}, ...children) {
 const isNumber = (x) => typeof x === "number" && Number.isFinite(x);
 const NONE = "–";
 
-// The forms that the terminal uses.
-const figure = (x) => (isNumber(x) ? x.toFixed(Math.abs(x) < 9.9995 ? 3 : 1) : NONE);
-const share = (x) => (isNumber(x) ? `${(100 * x).toFixed(1)} %` : NONE);
+// The forms that the terminal uses. Zero has no sign.
+const digitsOf = (x, digits) => x.toFixed(digits).replace(/^-(?=[0.]+$)/, "");
+const figure = (x) => (isNumber(x) ? digitsOf(x, Math.abs(x) < 9.9995 ? 3 : 1) : NONE);
+const share = (x) => (isNumber(x) ? `${digitsOf(100 * x, 1)} %` : NONE);
 const ratio = (x) => (isNumber(x) ? `${(100 * x).toPrecision(3)} %` : NONE);
 const small = (x) => (isNumber(x) ? (x === 0 ? "0" : x.toExponential(1)) : NONE);
-const fixed = (digits) => (x) => (isNumber(x) ? x.toFixed(digits) : NONE);
+const fixed = (digits) => (x) => (isNumber(x) ? digitsOf(x, digits) : NONE);
 const integer = (x) => (isNumber(x) ? x.toLocaleString("en-US") : NONE);
 
 // From `least` on, in units of `size`.

@@ -47,7 +47,7 @@ function showDone() {
         ...fact(
             "weights",
             adapters.length ? `${integer(summary.weights_merged ?? weights.length)} merged` : `${integer(weights.length)} converted`,
-            quiet(joined(isNumber(summary.elements) && `${count(summary.elements)} elements`, isNumber(summary.changed_fraction) && `${share(summary.changed_fraction)} changed`)),
+            adapters.length === 0 ? null : quiet(joined(isNumber(summary.elements) && `${count(summary.elements)} elements`, isNumber(summary.changed_fraction) && `${share(summary.changed_fraction)} changed`)),
             summary.nonfinite > 0 ? `${integer(summary.nonfinite)} NaN or infinite` : null,
         ),
         ...fact("time and memory",

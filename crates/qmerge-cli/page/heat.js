@@ -95,7 +95,7 @@ function heatLegend(measure, largest) {
 }
 
 function showHeat(pick) {
-    const names = present(["survival", "noise_to_delta", "kept_output", "noise_output", "error_ratio", "delta_ratio", "changed_fraction"]);
+    const names = present(["kept_output", "noise_output", "survival", "noise_to_delta", "error_ratio", "delta_ratio", "changed_fraction"]);
     const inLayers = weights.some((w) => w.group !== "");
     if (!names.length || !inLayers) return;
     const section = $("#heat");

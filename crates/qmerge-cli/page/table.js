@@ -3,10 +3,10 @@
 // A column that no weight fills is left out.
 const COLUMNS = [
     { key: "name", title: "weight", text: (x) => x, words: true },
-    { key: "survival", title: "survival", text: figure, measure: true },
-    { key: "noise_to_delta", title: "noise/delta", text: figure, measure: true },
     { key: "kept_output", title: "kept at output", text: figure, measure: true },
     { key: "noise_output", title: "noise at output", text: figure, measure: true },
+    { key: "survival", title: "survival", text: figure, measure: true },
+    { key: "noise_to_delta", title: "noise/delta", text: figure, measure: true },
     { key: "delta_ratio", title: "delta/weight", text: ratio },
     { key: "error_ratio", title: "error/weight", text: ratio },
     { key: "changed_fraction", title: "changed", text: share },
@@ -44,14 +44,21 @@ function compareBy(column, down) {
     };
 }
 
+// What a weight is judged by: what comes out of it, where that is known of all.
+const WORST_BY = {
+    kept_output: [1, "The weights from which the least of the adapter's effect comes out."],
+    survival: [1, "The weights in which the least of the delta survives."],
+    error_ratio: [-1, "The weights with the largest error, for their size."],
+};
+
 function showWorst() {
-    const bySurvival = weights.some((w) => w.survival !== null);
-    const key = bySurvival ? "survival" : "error_ratio";
-    const some = weights.filter((w) => w[key] !== null).sort((a, b) => (bySurvival ? 1 : -1) * (a[key] - b[key])).slice(0, 8);
+    const key = ["kept_output", "survival"].find((name) => weights.some((w) => w[name] !== null)) ?? "error_ratio";
+    const [sign, lead] = WORST_BY[key];
+    const some = weights.filter((w) => w[key] !== null).sort((a, b) => sign * (a[key] - b[key])).slice(0, 8);
     if (!some.length || weights.length <= some.length) return;
     const columns = COLUMNS.filter((column) => !["shape", "max_abs_error", "rounding"].includes(column.key));
     const section = $("#worst");
-    $(".lead", section).textContent = bySurvival ? "The weights in which the least of the delta survives." : "The weights with the largest error, for their size.";
+    $(".lead", section).textContent = lead;
     $(".scroll", section).append(el("table", {},
         el("thead", {}, el("tr", {}, columns.map((column) => el("th", { scope: "col", class: column.words ? "" : "number" }, column.title)))),
         el("tbody", {}, some.map((w) => weightRow(w, columns))),

@@ -226,6 +226,43 @@ pub(crate) struct Calibrating {
     pub(crate) seed: u64,
 }
 
+/// When a merge is run and measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measure {
+    /// Where the merge is calibrated and the model can be run.
+    Auto,
+    /// Whatever the method: the model is run.
+    Always,
+    /// Never: what is left of the adapter in behaviour stays unknown.
+    Never,
+}
+
+/// How a merge is judged.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Measuring")]
+pub(crate) struct Measuring {
+    /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    pub(crate) measure: Measure,
+    /// Fail (exit status 1) if less than this share of the adapter's effect on what the model predicts is kept; measures it whatever the method.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) min_kept: Option<f64>,
+    /// The same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) min_survival: Option<f64>,
+}
+
+impl Measuring {
+    /// When to measure; a threshold on what is measured asks for it.
+    pub(crate) fn when(&self) -> Result<Measure, String> {
+        match (self.min_kept, self.measure) {
+            (Some(_), Measure::Never) => Err("--min-kept measures the merge, and --measure never does not".into()),
+            (Some(_), _) => Ok(Measure::Always),
+            (None, when) => Ok(when),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
@@ -247,9 +284,8 @@ pub(crate) struct MergeArgs {
     /// Also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true, help_heading = "Output")]
     pub(crate) residual_rank: Option<u32>,
-    /// Fail (exit status 1) if less than this share of the adapter survives: of its outputs where layers' inputs are known, else of its delta.
-    #[arg(long, value_name = "SHARE", help_heading = "Output")]
-    pub(crate) min_survival: Option<f64>,
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
     /// Whose tokenizer and chat template the output takes.
     #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
     pub(crate) tokenizer: TokenizerArg,
@@ -365,7 +401,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: PathBuf,
     /// Share of the delta from which it counts as kept.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     pub(crate) min_survival: f64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -534,8 +570,15 @@ fn size(text: &str) -> Result<u64, String> {
         'T' => 40,
         _ => return Err(format!("`{text}` is not a size: write 300M or 2G")),
     };
-    let number: f64 = digits.trim().parse().map_err(|_| format!("`{text}` is not a size: write 300M or 2G"))?;
-    Ok((number.max(0.0) * (1_u64 << shift) as f64) as u64)
+    let number = digits.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    let number = number.ok_or_else(|| format!("`{text}` is not a size: write 300M or 2G"))?;
+    Ok((number * (1_u64 << shift) as f64) as u64)
+}
+
+/// A share from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share lies between 0 and 1, like 0.9".into())
 }
 
 /// A repository's name on the hub, as `hf upload` takes it: `name` or `owner/name`.
@@ -554,8 +597,9 @@ pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
     if let Some((path, weight)) = text.rsplit_once('=')
         && !std::path::Path::new(text).exists()
     {
-        let weight = weight.parse().map_err(|_| format!("`{weight}` in `--adapter {text}` is not a number"))?;
-        return Ok((PathBuf::from(path), weight));
+        let number = weight.parse().ok().filter(|number: &f64| number.is_finite());
+        let number = number.ok_or_else(|| format!("`{weight}` in `--adapter {text}` is not a number"))?;
+        return Ok((PathBuf::from(path), number));
     }
     Ok((PathBuf::from(text), 1.0))
 }
@@ -576,7 +620,9 @@ mod tests {
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("1.5k"), Ok(1536));
         assert_eq!(size("77"), Ok(77));
-        assert!(size("many").is_err());
+        for text in ["many", "nan", "infG", "-1M", "M"] {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -592,6 +638,18 @@ mod tests {
     fn weights_are_split_off() {
         assert_eq!(adapter_and_weight("a/b=0.5"), Ok((PathBuf::from("a/b"), 0.5)));
         assert_eq!(adapter_and_weight("a/b"), Ok((PathBuf::from("a/b"), 1.0)));
-        assert!(adapter_and_weight("a=x").is_err());
+        for text in ["a=x", "a=nan", "a=inf", "a="] {
+            assert!(adapter_and_weight(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_from_0_to_1() {
+        for (text, want) in [("0", 0.0), ("0.9", 0.9), ("1", 1.0)] {
+            assert_eq!(share(text), Ok(want));
+        }
+        for text in ["nan", "NaN", "inf", "-inf", "1.5", "-0.1", "90", "90%", ""] {
+            assert!(share(text).is_err(), "{text}");
+        }
     }
 }

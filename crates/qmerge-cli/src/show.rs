@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, CalibrationInspection, Inspection, ModelInspection};
-use qmerge::report::{Report, Verdict, WeightReport};
+use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 use qmerge::truncate::{CutWeight, Truncation};
-use qmerge::verify::{Answer, State, Verification};
+use qmerge::verify::{Answer, State, Verification, VerifiedWeight};
 use qmerge_run::compare::Comparison;
 
 use crate::args::Color;
@@ -78,28 +78,59 @@ pub(crate) fn comparison(found: &Comparison) {
         found.tokens
     );
     anstream::println!();
-    let mut table = table(&["model", "loss", "perplexity", "KL", "±", "top-1", "gain kept", "same tokens", "tokens/s"]);
+    let mut table = table(&["model", "loss", "perplexity", "KL", "±", "top-1", "gain kept", "same tokens"]);
     for model in &found.models {
         table.add_row([
             model.name.clone(),
-            format!("{:.4}", model.loss),
-            format!("{:.3}", model.perplexity),
-            format!("{:.4}", model.kl),
-            model.kl_se.map_or("-".into(), |se| format!("{se:.4}")),
+            fixed(model.loss, 4),
+            fixed(model.perplexity, 3),
+            fixed(model.kl, 4),
+            model.kl_se.map_or("-".into(), |se| fixed(se, 4)),
             share(model.top1),
             model.gain_kept.map_or("-".into(), share),
-            model.first_divergence.map_or("-".into(), |n| format!("{n:.1}")),
-            model.tokens_per_second.map_or("-".into(), |speed| format!("{speed:.1}")),
+            model.first_divergence.map_or("-".into(), |n| fixed(n, 1)),
         ]);
     }
     print(&table);
     let count = found.models.iter().map(|model| model.generations.len()).max().unwrap_or(0);
+    if count > 0 {
+        anstream::println!(
+            "{DIM}same tokens: how many tokens its continuations share with those of the adapter kept apart before they part, on average{DIM:#}"
+        );
+    }
     for number in 0..count {
-        anstream::println!("\n{BOLD}continuation {}{BOLD:#}", number + 1);
+        let prompt = found.prompts.get(number).map_or("", String::as_str);
+        anstream::println!("\n{BOLD}continuation {}{BOLD:#} of “{}”", number + 1, in_a_line(prompt));
         for model in &found.models {
-            let text = model.generations.get(number).map_or("", String::as_str).replace('\n', " ");
-            anstream::println!("{DIM}{}:{DIM:#} {}", model.name, text.trim());
+            let text = model.generations.get(number).map_or("", String::as_str);
+            anstream::println!("{DIM}{}:{DIM:#} {}", model.name, in_a_line(text));
         }
+    }
+    anstream::println!();
+    compared(found);
+}
+
+/// A text without its line breaks.
+fn in_a_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A verdict on each model that was compared, or on the adapter where there was none.
+fn compared(found: &Comparison) {
+    let judged: Vec<_> = found.models.iter().filter_map(|model| Some((model, model.verdict.as_ref()?))).collect();
+    for (model, verdict) in &judged {
+        let style = effect_style(verdict.effect);
+        let name = if judged.len() > 1 { format!("{}: ", model.name) } else { String::new() };
+        anstream::println!("{style}verdict{style:#}: {name}{}", verdict.text);
+    }
+    let of = |name: &str| found.models.iter().find(|model| model.name == name);
+    if let (true, Some(base), Some(apart)) = (judged.is_empty(), of("base"), of("apart")) {
+        let verb = if apart.loss < base.loss { "lowers" } else { "does not lower" };
+        anstream::println!(
+            "{BOLD}verdict{BOLD:#}: the adapter {verb} the loss on this text ({} with it, {} without), and --merged compares what a merge keeps of that",
+            fixed(apart.loss, 4),
+            fixed(base.loss, 4)
+        );
     }
 }
 
@@ -150,12 +181,35 @@ fn seconds(s: f64) -> String {
     if s < 0.1 { format!("{:.0} ms", 1e3 * s) } else { format!("{s:.2} s") }
 }
 
+/// With so many digits behind the point; nothing where it is not a number, and no sign before zero.
+fn fixed(x: f64, digits: usize) -> String {
+    if !x.is_finite() {
+        return "-".into();
+    }
+    let text = format!("{x:.digits$}");
+    match text.strip_prefix('-') {
+        Some(positive) if positive.chars().all(|c| matches!(c, '0' | '.')) => positive.to_owned(),
+        _ => text,
+    }
+}
+
 fn share(x: f64) -> String {
-    format!("{:.1} %", 100.0 * x)
+    if x.is_finite() { format!("{} %", fixed(100.0 * x, 1)) } else { "-".into() }
 }
 
 fn figure(x: Option<f64>) -> String {
-    x.map_or("-".into(), |x| if x.abs() < 9.9995 { format!("{x:.3}") } else { format!("{x:.1}") })
+    x.map_or("-".into(), |x| fixed(x, if x.abs() < 9.9995 { 3 } else { 1 }))
+}
+
+/// Words that differ, in the order of their first appearance.
+fn distinct<'t>(words: impl Iterator<Item = &'t str>) -> String {
+    let mut found: Vec<&str> = Vec::new();
+    for word in words {
+        if !found.contains(&word) {
+            found.push(word);
+        }
+    }
+    found.join(" + ")
 }
 
 /// Rows of the table of worst weights.
@@ -216,10 +270,15 @@ pub(crate) fn report(report: &Report) {
     if replaced > 0 {
         anstream::println!("{replaced} tensors were taken from the adapter as they are");
     }
-    anstream::println!();
     if !report.adapters.is_empty() {
-        verdict(&report.verdict);
+        anstream::println!();
+        verdict(&report.verdict, report.behaviour.as_ref());
     }
+}
+
+/// The command that a merge is followed by.
+pub(crate) fn next(line: &str) {
+    anstream::println!("{BOLD}next{BOLD:#}: {line}");
 }
 
 fn weights_table(report: &Report) -> Table {
@@ -260,7 +319,7 @@ fn weights_table(report: &Report) -> Table {
         let summary = &report.summary;
         table.add_row([
             format!("all {} merged weights", summary.weights_merged),
-            report.output.format.clone(),
+            distinct(report.weights.iter().filter(|weight| weight.survival.is_some()).map(|weight| weight.to.as_str())),
             String::new(),
             figure(summary.survival),
             figure(summary.noise_to_delta),
@@ -292,15 +351,22 @@ fn recoded_table(report: &Report) -> Table {
     table
 }
 
-fn verdict(verdict: &Verdict) {
-    let style = match verdict.effect {
-        "kept" => colour(AnsiColor::Green),
-        "lost" | "none" => colour(AnsiColor::Red),
-        _ => colour(AnsiColor::Yellow),
-    };
+fn verdict(verdict: &Verdict, behaviour: Option<&Behaviour>) {
+    let style = effect_style(verdict.effect);
     anstream::println!("{style}verdict{style:#}: {}", verdict.text);
-    for advice in verdict.advice.as_deref().into_iter().chain(verdict.beside) {
+    if let Some(behaviour) = behaviour {
+        anstream::println!("{BOLD}measured{BOLD:#}: {}", behaviour.in_words());
+    }
+    if let Some(advice) = &verdict.advice {
         anstream::println!("{BOLD}advice{BOLD:#}: {advice}");
+    }
+}
+
+fn effect_style(effect: &str) -> Style {
+    match effect {
+        "kept" | "converted" => colour(AnsiColor::Green),
+        "lost" | "none" | "broken" => colour(AnsiColor::Red),
+        _ => colour(AnsiColor::Yellow),
     }
 }
 
@@ -481,7 +547,13 @@ pub(crate) fn verification(found: &Verification) {
         left(&mut table, column);
     }
     let mut weights: Vec<_> = found.weights.iter().collect();
-    weights.sort_by_key(|weight| matches!(weight.state, State::Applied | State::Replaced));
+    // What is wrong first, and of that the least survival.
+    weights.sort_by(|a, b| {
+        let key = |weight: &VerifiedWeight| {
+            (matches!(weight.state, State::Applied | State::Replaced), weight.survival.unwrap_or(f64::INFINITY))
+        };
+        key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
+    });
     for weight in weights.iter().take(rows(WORST)) {
         table.add_row([
             weight.name.clone(),
@@ -498,7 +570,7 @@ pub(crate) fn verification(found: &Verification) {
     }
     table.add_row([
         format!("all {} weights", found.summary.weights),
-        found.merged.format.clone(),
+        distinct(found.weights.iter().map(|weight| weight.format.as_str())),
         String::new(),
         figure(found.summary.survival),
         figure(found.summary.survival_se),
@@ -520,6 +592,7 @@ fn state(state: State) -> &'static str {
         State::Applied => "applied",
         State::Moved => "moved",
         State::Lost => "lost to rounding",
+        State::Erased => "no trace left",
         State::Scaled => "other strength",
         State::Absent => "absent",
         State::Undecided => "undecided",

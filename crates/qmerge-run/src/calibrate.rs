@@ -10,6 +10,7 @@ use qmerge::round::{Calibration, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
 
+use crate::behaviour::Held;
 use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Watch};
 use crate::model::{Cache, Model, Options};
@@ -23,7 +24,10 @@ pub const WINDOWS: usize = 24;
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, and their length.
 const SEQUENCES: usize = 64;
-const LENGTH: usize = 48;
+pub(crate) const LENGTH: usize = 48;
+/// Of a text of at least so many windows, one window in so many is held back, up to the second number.
+const HELD_OF: usize = 8;
+const HELD: usize = 4;
 
 /// Moments of the inputs of a model's layers on some sequences. The model is the base with the adapter kept apart: the inputs are what the merged
 /// layer should be given.
@@ -32,6 +36,8 @@ pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
     about: String,
+    /// The end of a text, which the moments do not see.
+    held: Option<Held>,
 }
 
 /// The weights whose inputs a calibration of this base comes to know. Errors if the base cannot be run.
@@ -50,26 +56,57 @@ impl<'m, 'a> FromModel<'m, 'a> {
                 .with_hint("give a longer text, or none: then the model writes one itself"));
         }
         let window = WINDOW.min(model.spec().max_positions);
-        let windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
-        let taken = WINDOWS.min(windows.len());
-        let sequences: Vec<Vec<u32>> = (0..taken).map(|i| windows[i * windows.len() / taken].to_vec()).collect();
-        let about = format!("{} tokens of {}", taken * window, path.display());
-        Ok(Self { model, sequences, about })
+        let (taken, held) = split(tokens, window);
+        let about = format!("{} tokens of {}", taken.len() * window, path.display());
+        let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let held = (!held.is_empty()).then(|| Held {
+            sequences: own(held),
+            about: format!("at the end of {}, not calibrated on", path.display()),
+        });
+        Ok(Self { model, sequences: own(taken), about, held })
     }
 
     /// Text that the model writes itself, from random first tokens. `memory` bounds the bytes that keys and values may take; the text does not depend on it.
     pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>) -> Result<Self> {
-        let length = LENGTH.min(model.spec().max_positions);
-        let spec = model.spec();
-        let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
-        let together = memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize);
-        let mut sequences = Vec::new();
-        for first in (0..SEQUENCES).step_by(together) {
-            sequences.append(&mut sample(model, first..(first + together).min(SEQUENCES), length, seed)?);
-        }
-        let about = format!("{} tokens that the model wrote (seed {seed})", SEQUENCES * LENGTH);
-        Ok(Self { model, sequences, about })
+        let sequences = write(model, 0..SEQUENCES, seed, memory)?;
+        let about =
+            format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
+        Ok(Self { model, sequences, about, held: None })
     }
+
+    /// What was held back of a text, to judge by; `None` where it was too short for that, and where the model wrote it.
+    pub fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+}
+
+/// The windows to calibrate on, spread over all but the end of the text, and those at its end that are held back.
+fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
+    let mut windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
+    let held = windows.split_off(windows.len() - (windows.len() / HELD_OF).min(HELD));
+    let taken = WINDOWS.min(windows.len());
+    ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)
+}
+
+/// Sequences of these numbers that the model writes itself, some at a time as `memory` for keys and values allows.
+pub(crate) fn write(model: &Model<'_>, numbers: Range<usize>, seed: u64, memory: Option<u64>) -> Result<Vec<Vec<u32>>> {
+    let length = LENGTH.min(model.spec().max_positions);
+    let spec = model.spec();
+    let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
+    let all = numbers.len();
+    let together = memory.map_or(all, |memory| (memory / cached.max(1)).clamp(1, all.max(1) as u64) as usize);
+    let mut sequences: Vec<Vec<u32>> = Vec::new();
+    for first in numbers.clone().step_by(together.max(1)) {
+        let some = first..(first + together).min(numbers.end);
+        let (before, together) = (sequences.len(), some.len());
+        let part = |written: usize| {
+            if let Some(progress) = model.progress() {
+                progress.part((before * length + together * written) as u64, (all * length) as u64);
+            }
+        };
+        sequences.append(&mut sample(model, some, length, seed, &part)?);
+    }
+    Ok(sequences)
 }
 
 impl Calibration for FromModel<'_, '_> {
@@ -179,8 +216,14 @@ fn mirror(values: &mut [f32], features: usize) {
 }
 
 /// Sequences that the model writes at temperature 1 side by side, each from another random token. Each depends on its number and the seed alone.
-fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
-    let (vocab, sequences, before) = (model.spec().vocab, numbers.len(), numbers.start * length);
+fn sample(
+    model: &Model<'_>,
+    numbers: Range<usize>,
+    length: usize,
+    seed: u64,
+    part: &dyn Fn(usize),
+) -> Result<Vec<Vec<u32>>> {
+    let (vocab, sequences) = (model.spec().vocab, numbers.len());
     let mut random: Vec<Random> =
         numbers.map(|number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
     let mut next: Vec<u32> =
@@ -202,9 +245,7 @@ fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) ->
         for (written, &token) in written.iter_mut().zip(&next) {
             written.push(token);
         }
-        if let Some(progress) = model.progress() {
-            progress.part((before + sequences * written[0].len()) as u64, (SEQUENCES * length) as u64);
-        }
+        part(written[0].len());
     }
     Ok(written)
 }
@@ -212,6 +253,21 @@ fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every token is another, so that windows can be told apart.
+    #[test]
+    fn what_is_held_back_is_not_calibrated_on() {
+        for windows in [4, 7, 8, 9, 16, 27, 28, 40, 200] {
+            let tokens: Vec<u32> = (0..windows as u32 * 10 + 7).collect();
+            let (taken, held) = split(&tokens, 10);
+            assert_eq!(held.len(), if windows < 8 { 0 } else { (windows / 8).min(4) }, "{windows}");
+            // Of long texts nothing is taken from the calibration, of shorter ones an eighth at most.
+            assert_eq!(taken.len(), (windows - held.len()).min(24), "{windows}");
+            let last = taken.iter().flat_map(|window| window.iter()).max().unwrap();
+            assert!(held.iter().flat_map(|window| window.iter()).all(|token| token > last), "{windows}");
+            assert!(taken.iter().chain(&held).all(|window| window.len() == 10));
+        }
+    }
 
     #[test]
     fn moments_are_mean_products() {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::report::{Behaviour, Verdict};
 use qmerge::simd::exp::exp;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -77,6 +78,8 @@ pub struct Figures {
     pub kl: f64,
     /// Standard error of `kl`; `None` with one window.
     pub kl_se: Option<f64>,
+    /// `kl` / `kl` of the base: the share of the adapter's effect that is lost; `None` where the adapter changes nothing.
+    pub kl_share: Option<f64>,
     /// Share of tokens where both find the same token most likely.
     pub top1: f64,
     /// (loss of the base − this loss) / (loss of the base − loss apart); `None` where the adapter changes nothing.
@@ -87,19 +90,21 @@ pub struct Figures {
     pub tokens_per_second: Option<f64>,
     /// Its continuations as text, in the order of the prompts.
     pub generations: Vec<String>,
+    /// What is left of the adapter's effect, in words; `None` for base and apart.
+    pub verdict: Option<Verdict>,
 }
 
 /// Columns whose logits stand in memory at a time.
-const COLUMNS: usize = 64;
+pub(crate) const COLUMNS: usize = 64;
 
 /// Sums of one model.
 #[derive(Clone, Debug, Default)]
-struct Sums {
-    loss: f64,
+pub(crate) struct Sums {
+    pub(crate) loss: f64,
     kl: f64,
-    same: usize,
+    pub(crate) same: usize,
     /// Mean KL of each window.
-    window_kl: Vec<f64>,
+    pub(crate) window_kl: Vec<f64>,
 }
 
 /// Runs all models. One of them must be called "apart". `progress` is told of windows done by all models, and of all.
@@ -131,32 +136,23 @@ pub fn compare(
         tokenizer.check(tokens, known)?;
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
-    let mut sums = vec![Sums::default(); candidates.len()];
-    for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
-        let hidden: Vec<Vec<f32>> =
-            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
-        for (w, window) in batch.iter().enumerate() {
-            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
-            // The last token predicts what is not there.
-            for start in (0..window.len() - 1).step_by(COLUMNS) {
-                let end = (start + COLUMNS).min(window.len() - 1);
-                let columns = w * window.len() + start..w * window.len() + end;
-                score(candidates, &hidden, columns, &window[start + 1..end + 1], apart, &mut sums)?;
-            }
-            for (sums, before) in sums.iter_mut().zip(before) {
-                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
-            }
-        }
-        progress((number * (task.batch / task.context).max(1) + batch.len()).min(windows.len()), windows.len());
-    }
+    let sums = score_all(candidates, &windows, task.batch, COLUMNS, apart, progress)?;
     let tokens = windows.len() * (task.context - 1);
     let mut models: Vec<Figures> =
         candidates.iter().zip(&sums).map(|(c, sums)| figures(&c.name, sums, tokens)).collect();
-    if let Some(base) = models.iter().find(|model| model.name == "base").map(|model| model.loss) {
-        let gain = base - models[apart].loss;
-        for model in &mut models {
-            model.gain_kept = (gain.abs() > 1e-9).then(|| (base - model.loss) / gain);
+    // What others are measured against must be numbers; a merge that is not has a verdict that says so.
+    for model in models.iter().filter(|model| ["base", "apart"].contains(&model.name.as_str())) {
+        if !model.loss.is_finite() {
+            let what = if model.name == "base" { "the base" } else { "the base with the adapter kept apart" };
+            return Err(Error::new(Kind::NotFinite, format!("{what} predicts what is not finite"))
+                .in_file(std::path::Path::new(&task.text))
+                .with_hint(
+                    "its activations overflow on this text: check the base and the adapter, or give another text",
+                ));
         }
+    }
+    if let Some(base) = models.iter().position(|model| model.name == "base") {
+        judge(&mut models, &sums, base, apart, task);
     }
     continue_prompts(candidates, task, tokenizer, apart, &mut models)?;
     Ok(Comparison {
@@ -168,6 +164,68 @@ pub fn compare(
         prompts: task.prompts.iter().map(|prompt| tokenizer.decode(prompt)).collect::<Result<_>>()?,
         models,
     })
+}
+
+/// Adds what follows from the base's figures and those with the adapter kept apart.
+fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task: &Task) {
+    let before = models[base].loss;
+    let gain = before - models[apart].loss;
+    for (number, (model, own)) in models.iter_mut().zip(sums).enumerate() {
+        model.gain_kept = (gain.abs() > 1e-9).then(|| (before - model.loss) / gain);
+        let tokens = own.window_kl.len() * (task.context - 1);
+        let behaviour =
+            Behaviour::new(&own.window_kl, &sums[base].window_kl, model.top1, tokens, format!("of {}", task.text));
+        model.kl_share = behaviour.kl_share;
+        if number == base || number == apart {
+            continue;
+        }
+        let mut verdict = behaviour.verdict();
+        match model.gain_kept.filter(|gain| gain.is_finite()) {
+            Some(kept) if gain > 0.0 => {
+                verdict.text += &format!(
+                    "; it keeps {:.1} % of what the adapter gains in loss",
+                    (1000.0 * kept).round() / 10.0 + 0.0
+                )
+            }
+            Some(_) => verdict.text += "; the adapter does not lower the loss on this text",
+            None => {}
+        }
+        model.verdict = Some(verdict);
+    }
+}
+
+/// Runs all models on windows, about `batch` tokens at a time, and scores what each predicts after its first token, `columns` tokens at a time.
+pub(crate) fn score_all(
+    candidates: &[Candidate<'_, '_>],
+    windows: &[&[u32]],
+    batch: usize,
+    columns: usize,
+    apart: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Sums>> {
+    let mut sums = vec![Sums::default(); candidates.len()];
+    let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
+    let mut done = 0;
+    for batch in windows.chunks((batch / longest.max(1)).max(1)) {
+        let hidden: Vec<Vec<f32>> =
+            candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
+        let mut begin = 0;
+        for window in batch {
+            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
+            // The last token predicts what is not there.
+            for start in (0..window.len() - 1).step_by(columns) {
+                let end = (start + columns).min(window.len() - 1);
+                score(candidates, &hidden, begin + start..begin + end, &window[start + 1..end + 1], apart, &mut sums)?;
+            }
+            for (sums, before) in sums.iter_mut().zip(before) {
+                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
+            }
+            begin += window.len();
+        }
+        done += batch.len();
+        progress(done, windows.len());
+    }
+    Ok(sums)
 }
 
 /// Adds some columns to the sums. `next` holds the token that follows each column.
@@ -305,10 +363,12 @@ fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {
         kl: mean,
         kl_se: (windows > 1.0).then(|| (variance / windows).sqrt()),
         top1: sums.same as f64 / n,
+        kl_share: None,
         gain_kept: None,
         first_divergence: None,
         tokens_per_second: None,
         generations: Vec::new(),
+        verdict: None,
     }
 }
 

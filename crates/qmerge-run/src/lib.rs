@@ -10,9 +10,10 @@
 //! 2. [`tensors`]: the tensors of a base, with what adapters do to them.
 //! 3. [`linear`], `attention`, `feed_forward`, `norm`, [`rope`]: the blocks.
 //! 4. [`model`]: tokens become logits.
-//! 5. [`text`], [`generate`], [`compare`]: what is done with logits.
+//! 5. [`text`], [`generate`], [`compare`], [`behaviour`]: what is done with logits.
 
 mod attention;
+pub mod behaviour;
 pub mod calibrate;
 pub mod compare;
 

@@ -51,6 +51,8 @@ def merge(
     fast: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
+    measure: Optional[str] = None,
+    min_kept: Optional[float] = None,
     min_survival: Optional[float] = None,
     tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
@@ -85,7 +87,9 @@ def merge(
         fast: round without running the model.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
-        min_survival: raise `SurvivalError` if a smaller share of the adapter survives: of its outputs where layers' inputs are known, else of its delta. The output is written all the same.
+        measure: when the merged model is run, on text that the calibration did not see, to measure what is left of the adapter: "auto" (the default: where the merge is calibrated and the model can be run), "always" or "never".
+        min_kept: raise `SurvivalError` if a smaller share of the adapter's effect on what the model predicts is kept. It is measured whatever the method. The output is written all the same.
+        min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
         allow_unused: leave out adapter tensors that match nothing.
@@ -112,7 +116,11 @@ def merge(
     status, document = run("merge", options, progress or bool(progressbar))
     done = Report(document)
     if status == 1:
-        raise low_survival(os.fspath(output), min_survival, done)
+        verdict = done.verdict
+        measured = verdict.kept if verdict.by == "behaviour" else None
+        is_kept = min_kept is not None and (measured is None or measured < min_kept)
+        option, least = ("min_kept", min_kept) if is_kept else ("min_survival", min_survival)
+        raise low_survival(os.fspath(output), option, least, done)
     return done
 
 

@@ -57,7 +57,7 @@ class InternalError(Error, RuntimeError):
 
 
 class SurvivalError(Error):
-    """The output was written, but less of the adapter survived than `min_survival` asks for."""
+    """The output was written, but less of the adapter is left than `min_survival` or `min_kept` asks for."""
 
     report: Report
     """What was done and what it cost."""
@@ -92,14 +92,18 @@ def _in_python(text: str) -> str:
         return f'{word}="{value}"' if value else word
 
     text = re.sub(r" <[A-Z_=>\[\]]+>(\.\.\.)?", "", text)
-    return re.sub(r"--([a-z][a-z-]*)( (auto|bf16|f32|nearest|keep)\b)?", option, text)
+    return re.sub(r"--([a-z][a-z-]*)( (auto|always|bf16|f32|nearest|keep)\b)?", option, text)
 
 
-def low_survival(output: str, least: float | None, report: Report) -> SurvivalError:
+_LEFT = {"behaviour": "what is kept in behaviour", "kept_output": "kept output", "survival": "survival"}
+
+
+def low_survival(output: str, option: str, least: float | None, report: Report) -> SurvivalError:
     """The exception of a merge that kept too little."""
-    share = report.summary.survival if report.summary.kept_output is None else report.summary.kept_output
-    survival = "none" if share is None else f"{share:.3f}"
-    error = SurvivalError(f"survival {survival} is below min_survival {least}: {report.verdict.text}")
+    verdict = report.verdict
+    kept = "what is left" if verdict.by is None else _LEFT[verdict.by]
+    share = "unknown" if verdict.kept is None else f"{verdict.kept:.3f}"
+    error = SurvivalError(f"{kept} ({share}) is below {option} {least}: {verdict.text}")
     advice = report.verdict.advice
     error.file, error.hint, error.report = output, _in_python(advice) if advice else None, report
     return error

@@ -27,7 +27,7 @@ class Record:
         self._document = dict(document)
         for name, value in document.items():
             part = self._parts.get(name)
-            if part is not None:
+            if part is not None and value is not None:
                 value = [part(item) for item in value] if isinstance(value, list) else part(value)
             setattr(self, name, value)
 
@@ -109,15 +109,32 @@ class Rounding(Record):
     """What the inputs of layers were taken from."""
 
 
+class Behaviour(Record):
+    """How the merged model predicts a text that its calibration did not see, against the base with the adapter kept apart."""
+
+    kl: Optional[float]
+    """Mean KL(apart ‖ merged), nats per token; None where the predictions are not finite."""
+    kl_base: float
+    """Mean KL(apart ‖ base): how much the adapter changes."""
+    kl_share: Optional[float]
+    """`kl / kl_base`: the share of the adapter's effect that is lost."""
+    kl_share_se: Optional[float]
+    top1: float
+    tokens: int
+    text: str
+
+
 class Verdict(Record):
     """What became of the adapter's effect, and what to do."""
 
     effect: str
-    """"kept", "weakened", "lost", "noisy" or "none"."""
+    """"kept", "weakened", "lost", "broken", "noisy", "unknown", "none" or "converted"."""
+    kept: Optional[float] = None
+    """Share of the adapter's effect that is left, as far as it is known."""
+    by: Optional[str] = None
+    """What that is a share of: "behaviour", "kept_output" or "survival"."""
     text: str
     advice: Optional[str] = None
-    beside: Optional[str] = None
-    """What is better for those who can serve an adapter beside a model."""
 
 
 class Weight(Record):
@@ -167,12 +184,15 @@ class Report(Record):
     output: Model
     rounding: Rounding
     summary: Summary
+    behaviour: Optional[Behaviour] = None
+    """What a run of the merged model showed, where it was run."""
     verdict: Verdict
     residual: Optional[Residual] = None
     weights: list[Weight]
     warnings: list[str]
 
     _parts = {
+        "behaviour": Behaviour,
         "residual": Residual,
         "tool": Tool,
         "base": Model,
@@ -282,18 +302,24 @@ class Verification(Record):
 
 
 class ModelFigures(Record):
-    """One model's figures on a text."""
+    """One model's figures on a text; those of a merge whose predictions are not finite are None."""
 
     name: str
-    loss: float
-    perplexity: float
-    kl: float
+    loss: Optional[float]
+    perplexity: Optional[float]
+    kl: Optional[float]
     kl_se: Optional[float]
+    kl_share: Optional[float]
+    """`kl` / `kl` of the base: the share of the adapter's effect that is lost."""
     top1: float
     gain_kept: Optional[float]
     first_divergence: Optional[float]
     tokens_per_second: Optional[float]
     generations: list[str]
+    verdict: Optional[Verdict]
+    """What is left of the adapter's effect; None for base and apart."""
+
+    _parts = {"verdict": Verdict}
 
 
 class Comparison(Record):

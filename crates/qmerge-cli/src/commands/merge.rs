@@ -5,14 +5,14 @@ use std::path::Path;
 use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Progress};
-use qmerge::open::Checkpoint;
+use qmerge::open::{Checkpoint, HubId};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
-use qmerge::report::{Report, quoted};
+use qmerge::report::{By, Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
-use super::{format, open, read_options, refuse_unused, rounding, run_options, settings};
-use crate::args::{MergeArgs, Running, TokenizerArg};
+use super::{format, open, read_options, refuse_unused, rounding, run_options, settings, usage};
+use crate::args::{Meaning, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -32,19 +32,52 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     bar.clear();
     let found = found?;
     show(&found, &args.running)?;
+    if let (Found::Report(report), false, false) = (&found, args.running.json, args.running.quiet) {
+        compare_line(report, &args.meaning).iter().for_each(|line| show::next(line));
+    }
     if let (Found::Report(_), Some(repo), false) = (&found, &args.push, args.running.quiet) {
         let text = format!("upload it: {}", upload(repo, &args.output));
         // With --json, standard output holds the document alone.
         if args.running.json { show::note(&text) } else { anstream::println!("{text}") }
     }
-    let outcome = outcome(args, &found);
-    if let (Found::Report(report), Some(least), Outcome::Failed) = (&found, args.min_survival, outcome) {
-        match survived(report) {
-            Some(survival) => show::warning(&format!("survival {survival:.3} is below --min-survival {least}")),
-            None => show::warning("the adapter's delta is zero, so --min-survival cannot be met"),
-        }
+    if let Found::Report(report) = &found {
+        failures(args, report).iter().for_each(|text| show::warning(text));
     }
-    Ok(outcome)
+    Ok(outcome(args, &found))
+}
+
+/// The command that compares this merge with its adapter kept apart, where the model can be run.
+fn compare_line(report: &Report, meaning: &Meaning) -> Option<String> {
+    let (base, output) = (Path::new(&report.base.path), Path::new(&report.output.path));
+    let adapters = || report.adapters.iter().map(|adapter| Path::new(&adapter.path));
+    let runs = |path: &Path| {
+        let checkpoint = Checkpoint::open(path).ok()?;
+        qmerge_run::families::spec(checkpoint.config.as_ref()?).ok()
+    };
+    let has_tokenizer = adapters().chain([base]).any(|folder| folder.join("tokenizer.json").is_file());
+    if adapters().next().is_none() || !output.is_dir() || !has_tokenizer || runs(base).is_none() {
+        return None;
+    }
+    let named = |path: &Path| {
+        HubId::of_snapshot(path).map_or_else(|| path.display().to_string(), |id| format!("{id}@{}", id.revision))
+    };
+    let mut words = vec!["qmerge".into(), "compare".into(), "--base".into(), named(base)];
+    for (path, adapter) in adapters().zip(&report.adapters) {
+        let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };
+        words.extend(["--adapter".into(), named(path) + &factor]);
+    }
+    words.extend(["--merged".into(), report.output.path.clone()]);
+    for map in &meaning.map {
+        words.extend(["--map".into(), map.clone()]);
+    }
+    let flags = [
+        ("--allow-unused", meaning.allow_unused),
+        ("--base-is-residual", meaning.base_is_residual),
+        ("--peft-bugs", meaning.peft_bugs),
+    ];
+    words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
+    words.extend(["--text".into(), "held-out.txt".into()]);
+    Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "))
 }
 
 /// The command that uploads an output: a folder as the whole repository, a file under its own name.
@@ -58,6 +91,7 @@ fn upload(repo: &str, output: &Path) -> String {
 
 /// Merges, or plans to.
 pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
+    let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
         settings: settings(&args.quantization)?,
@@ -83,21 +117,36 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     dry_or_run(&inputs, &plan, &args.output, &run, &args.running, || {
-        rounding::run(&inputs, &plan, &args.calibrating, &args.output, &run, progress)
+        rounding::run(&inputs, &plan, &args.calibrating, measure, &args.output, &run, progress)
     })
 }
 
-/// The share of the adapter that is left: of its outputs where they are known, else of its delta.
-fn survived(report: &Report) -> Option<f64> {
-    report.summary.survival.map(|survival| report.summary.kept_output.unwrap_or(survival))
+/// Thresholds that the merge does not reach, in words that name the figure that was compared.
+fn failures(args: &MergeArgs, report: &Report) -> Vec<String> {
+    let verdict = &report.verdict;
+    let measured = verdict.kept.filter(|_| verdict.by == Some(By::Behaviour));
+    let thresholds = [
+        ("--min-kept", args.measuring.min_kept, measured),
+        ("--min-survival", args.measuring.min_survival, verdict.kept),
+    ];
+    let below = |(option, least, kept): (&str, Option<f64>, Option<f64>)| {
+        let least = least?;
+        let by = verdict.by.map_or("", By::name);
+        match kept {
+            Some(kept) if kept >= least => None,
+            Some(kept) => Some(format!("{by} {kept:.3} is below {option} {least}")),
+            // Tensors that stand in place of the base's are kept without a share.
+            None if verdict.effect == "kept" && verdict.by.is_none() => None,
+            None => Some(format!("{option} {least} cannot be met: {}", verdict.text)),
+        }
+    };
+    thresholds.into_iter().filter_map(below).collect()
 }
 
-/// Whether as much survived as was asked for.
+/// Whether as much is left as was asked for.
 pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
-    match (found, args.min_survival) {
-        (Found::Report(report), Some(least)) if survived(report).is_none_or(|survival| survival < least) => {
-            Outcome::Failed
-        }
+    match found {
+        Found::Report(report) if !failures(args, report).is_empty() => Outcome::Failed,
         _ => Outcome::Done,
     }
 }
@@ -107,7 +156,7 @@ pub(super) fn dry_or_run(
     inputs: &Inputs,
     plan: &Plan,
     output: &Path,
-    run: &merge::RunOptions,
+    run: &merge::RunOptions<'_>,
     args: &Running,
     merge: impl FnOnce() -> error::Result<Report>,
 ) -> error::Result<Found> {

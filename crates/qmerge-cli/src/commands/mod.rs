@@ -93,7 +93,7 @@ fn read_options(args: &Meaning) -> ReadOptions {
     ReadOptions { base_is_residual: args.base_is_residual, peft_bugs: args.peft_bugs }
 }
 
-fn run_options(args: &Running) -> RunOptions {
+fn run_options(args: &Running) -> RunOptions<'static> {
     RunOptions {
         threads: args.threads,
         max_memory: args.max_memory,

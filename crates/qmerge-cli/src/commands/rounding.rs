@@ -1,18 +1,19 @@
-//! What a merge is calibrated on, if anything.
+//! What a merge is calibrated on, and what it is judged by, if anything.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::{self, Progress};
+use qmerge::merge::{self, Judge, Progress};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::report::Report;
 use qmerge::round::{self, Calibration, Stored};
 use qmerge_run::Model;
+use qmerge_run::behaviour::AgainstApart;
 use qmerge_run::tensors::Tensors;
 
 use super::calibrate;
-use crate::args::Calibrating;
+use crate::args::{Calibrating, Measure};
 
 /// The method of that name.
 pub(super) fn method(asked: &str) -> error::Result<Method> {
@@ -56,29 +57,34 @@ pub(super) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<Strin
     qmerge_run::calibrate::weights(inputs).map_err(|error| error.to_string())
 }
 
-/// Runs the merge, with a calibration if the method needs one.
+/// Runs the merge, with a calibration if the method needs one, and measures it where the model is run.
 pub(super) fn run(
     inputs: &Inputs,
     plan: &Plan,
     calibrating: &Calibrating,
+    measure: Measure,
     output: &Path,
-    options: &merge::RunOptions,
+    options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
-    let merge =
-        |calibration: Option<&mut dyn Calibration>| merge::run(inputs, plan, calibration, output, options, progress);
+    let held = options.max_memory.map(|limit| limit / 4);
+    let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
+    let judge = AgainstApart { inputs, plan, apart: None, held: None, options: engine, max_memory: options.max_memory };
+    let is_measured = is_measured(inputs, plan, measure)?;
+    let merge = |calibration: Option<&mut dyn Calibration>, judge: &AgainstApart<'_>| {
+        let judge: Option<&dyn Judge> = if is_measured { Some(judge) } else { None };
+        merge::run(inputs, plan, calibration, output, &merge::RunOptions { judge, ..options.clone() }, progress)
+    };
     if !plan.is_calibrated() {
-        return merge(None);
+        return merge(None, &judge);
     }
     merge::refuse_existing(output, options)?;
     if let Some(path) = &calibrating.calibration {
         let mut stored = Stored::open(path, &inputs.base)?;
         progress.phase("rounding");
-        return merge(Some(&mut stored));
+        return merge(Some(&mut stored), &judge);
     }
     // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
-    let held = options.max_memory.map(|limit| limit / 4);
-    let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
     let mut calibration = calibrate::from_model(
         inputs,
@@ -89,7 +95,20 @@ pub(super) fn run(
         progress,
     )?;
     progress.phase("rounding");
-    merge(Some(&mut calibration))
+    let held = calibration.held().cloned();
+    merge(Some(&mut calibration), &AgainstApart { apart: Some(&model), held, ..judge })
+}
+
+/// Whether the merge is measured. Errors if that was asked for and the model cannot be run.
+fn is_measured(inputs: &Inputs, plan: &Plan, measure: Measure) -> error::Result<bool> {
+    match measure {
+        Measure::Never => Ok(false),
+        Measure::Auto => Ok(plan.is_calibrated() && weights(inputs).is_ok()),
+        Measure::Always => weights(inputs).map(|_| true).map_err(|reason| {
+            Error::new(Kind::Usage, format!("the merge cannot be measured: {reason}"))
+                .with_hint("leave out --measure and --min-kept")
+        }),
+    }
 }
 
 /// Options that this plan has no use for are refused, not ignored.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 mod bad_input;
+mod behaviour;
 mod called;
 mod card;
 mod foreign;
@@ -19,4 +20,5 @@ mod serving;
 mod shell;
 mod side;
 mod text;
+mod verify;
 mod words;

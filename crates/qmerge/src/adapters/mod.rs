@@ -119,11 +119,6 @@ impl Adapter {
         }
     }
 
-    /// True if it is an ordinary LoRA, whose rank can be cut.
-    pub(crate) fn is_cuttable(&self) -> bool {
-        refused::uncuttable(&self.config, &ReadOptions::default()).is_ok()
-    }
-
     /// Why adapters of this kind are not merged; `None` where they are.
     pub fn refusal(&self) -> Option<Error> {
         let known = ADAPTERS.iter().any(|method| method.peft_type() == self.config.peft_type);

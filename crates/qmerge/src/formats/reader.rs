@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Claim, MAX_WHOLE_PART};
+use super::{Claim, Grid, MAX_WHOLE_PART};
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
 
@@ -86,6 +86,11 @@ impl<'a> Reader<'a> {
         values.truncate((rows.end - whole.start) * geometry.cols);
         values.drain(..(rows.start - whole.start) * geometry.cols);
         Ok(())
+    }
+
+    /// The grid of `rows`, which begin and end where a chunk may.
+    pub(crate) fn grid(&self, rows: &Range<usize>) -> Result<Grid> {
+        self.with_parts(rows, |parts| self.claim.weight.grid(parts, rows.clone()))
     }
 
     /// `out += rows · x` for one column, without decoding first; false where [`Weight::dots`](super::Weight::dots) cannot.

@@ -5,6 +5,7 @@
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
 mod edited;
+mod judge;
 mod parallel;
 mod residual;
 mod schedule;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use edited::Edited;
+pub use judge::Judge;
 pub(crate) use parallel::parallel;
 pub use schedule::Memory;
 
@@ -28,9 +30,10 @@ use crate::error::{Error, Kind, Result};
 use crate::formats;
 use crate::measure::Sums;
 use crate::open::Checkpoint;
-use crate::plan::{Action, Inputs, Plan, refuse_repeat};
+use crate::plan::{Action, Inputs, Plan, Recode, Source, refuse_repeat};
 use crate::report::{
-    self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
+    self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
+    WeightReport, verdict,
 };
 use crate::round::{Calibration, Kept};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
@@ -39,7 +42,7 @@ use step::{Buffers, Steps};
 
 /// Choices of a run that change no byte of the output.
 #[derive(Clone, Debug, Default)]
-pub struct RunOptions {
+pub struct RunOptions<'a> {
     /// Worker threads; 0 for one per processor.
     pub threads: usize,
     /// Most memory to plan for, bytes.
@@ -50,9 +53,11 @@ pub struct RunOptions {
     pub tokenizer: Tokenizer,
     /// When the work began, if something was done for it before the run, as the text of a calibration is.
     pub started: Option<Instant>,
+    /// Runs the merged model before it gets its name, for the report.
+    pub judge: Option<&'a dyn Judge>,
 }
 
-impl RunOptions {
+impl RunOptions<'_> {
     fn threads(&self) -> usize {
         threads(self.threads)
     }
@@ -99,7 +104,7 @@ pub struct Silent;
 impl Progress for Silent {}
 
 /// Predicts the memory of a run.
-pub fn memory(plan: &Plan, options: &RunOptions) -> Result<Memory> {
+pub fn memory(plan: &Plan, options: &RunOptions<'_>) -> Result<Memory> {
     Schedule::new(plan, options.threads(), options.max_memory).map(|schedule| schedule.memory)
 }
 
@@ -109,7 +114,7 @@ pub fn run(
     plan: &Plan,
     mut calibration: Option<&mut dyn Calibration>,
     target: &Path,
-    options: &RunOptions,
+    options: &RunOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<Report> {
     let started = options.started.unwrap_or_else(Instant::now);
@@ -130,9 +135,10 @@ pub fn run(
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
-        run.residual().map(|residual| (finished, bytes, residual))
+        let residual = run.residual()?;
+        judge::behaviour(options.judge, inputs, plan, &output).map(|behaviour| (finished, bytes, residual, behaviour))
     };
-    let (finished, bytes, residual) = match weights() {
+    let (finished, bytes, residual, (behaviour, unmeasured)) = match weights() {
         Ok(written) => written,
         Err(error) => {
             // What a second try could cure is worth keeping for --resume; a bad input is not.
@@ -142,7 +148,8 @@ pub fn run(
             return Err(error);
         }
     };
-    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes);
+    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes, behaviour);
+    report.warnings.extend(unmeasured);
     if let Some(residual) = residual {
         report.summary.bytes_written += residual.bytes;
         report.take_residual(residual);
@@ -161,7 +168,7 @@ pub fn run(
 }
 
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
-pub fn refuse_existing(target: &Path, options: &RunOptions) -> Result<()> {
+pub fn refuse_existing(target: &Path, options: &RunOptions<'_>) -> Result<()> {
     crate::write::refuse_existing(target, options.existing)
 }
 
@@ -219,7 +226,7 @@ impl Run<'_> {
         &self,
         finished: Vec<Finished>,
         calibration: Option<&mut dyn Calibration>,
-        options: &RunOptions,
+        options: &RunOptions<'_>,
     ) -> Result<Vec<Finished>> {
         self.other_files(options)?;
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
@@ -256,7 +263,7 @@ impl Run<'_> {
         Ok(all)
     }
 
-    fn other_files(&self, options: &RunOptions) -> Result<()> {
+    fn other_files(&self, options: &RunOptions<'_>) -> Result<()> {
         if self.output.is_single_file() {
             return Ok(());
         }
@@ -462,12 +469,13 @@ fn assemble(
     hashes: &[String],
     finished: &[Finished],
     bytes: u64,
+    behaviour: Option<Behaviour>,
 ) -> Report {
     let mut total = Sums::zero();
     let mut weights = Vec::new();
     let mut warnings = plan.warnings.clone();
     let mut merged = 0;
-    let mut quantized = false;
+    let mut is_coarse = false;
     for step in finished {
         let Some(sums) = &step.sums else { continue };
         let planned = &plan.steps[step.step];
@@ -476,7 +484,7 @@ fn assemble(
         if !recode.edits.is_empty() {
             merged += 1;
             total.add(sums);
-            quantized |= !recode.to.is_plain();
+            is_coarse |= !recode.to.is_plain();
             if loss.survival.is_none() {
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
@@ -533,16 +541,25 @@ fn assemble(
             bytes_written: 0,
             peak_rss_bytes: None,
         },
-        verdict: verdict(&loss, quantized, kept_output).or_beside(quantized && cuttable(inputs)),
+        verdict: judged(inputs, plan, &Evidence { loss: &loss, is_coarse, kept_output, behaviour: behaviour.as_ref() }),
+        behaviour,
         residual: None,
         weights,
         warnings,
     }
 }
 
-/// True if `qmerge truncate` could cut the adapter.
-fn cuttable(inputs: &Inputs) -> bool {
-    matches!(&inputs.adapters[..], [adapter] if adapter.is_cuttable())
+/// The verdict on what this plan does: a conversion has no adapter, and an adapter need not have a delta.
+fn judged(inputs: &Inputs, plan: &Plan, evidence: &Evidence<'_>) -> Verdict {
+    let replaced: usize = plan.accounting.iter().map(|accounting| accounting.replaced).sum();
+    if inputs.adapters.is_empty() {
+        report::converted(plan.recodes().count())
+    } else if replaced > 0 && plan.recodes().all(|recode| recode.edits.is_empty()) {
+        let from_adapter = |recode: &&Recode| matches!(recode.source, Source::Adapter(_));
+        report::replaced(replaced, plan.recodes().filter(from_adapter).all(|recode| recode.to.is_plain()))
+    } else {
+        verdict(evidence)
+    }
 }
 
 fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Accounting), &String)) -> AdapterReport {

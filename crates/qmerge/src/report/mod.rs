@@ -3,6 +3,7 @@
 //! These types are separate from the ones that work, so that the report can stay stable while they change. Fields are only added
 //! within a `schema_version`.
 
+mod behaviour;
 mod card;
 mod residual;
 mod verdict;
@@ -11,10 +12,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use behaviour::Behaviour;
 pub(crate) use card::card;
 pub use card::{CARD_NAME, quoted};
 pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
-pub use verdict::{Verdict, verdict};
+pub use verdict::{By, Evidence, Verdict, verdict};
+pub(crate) use verdict::{converted, replaced};
 
 use crate::measure::Loss;
 
@@ -47,6 +50,9 @@ pub struct Report {
     pub rounding: RoundingReport,
     /// Sums over all merged weights.
     pub summary: Summary,
+    /// What a run of the merged model showed, where it was run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behaviour: Option<Behaviour>,
     /// One sentence on what became of the adapter, and one on what to do.
     pub verdict: Verdict,
     /// The adapter that holds what rounding left, where one was asked for.

@@ -1,79 +1,216 @@
 //! One plain sentence on what became of the adapter, and one on what to do.
+//!
+//! It rests on behaviour where the model was run. Else it says that behaviour is unknown, and judges by what is known: the strength of
+//! layers' outputs, and only where neither is known the strength of the delta in the weights. Weights alone mislead where values were
+//! chosen by what comes out of a layer, and those merges have the strength of the outputs.
 
 use serde::Serialize;
 
+use super::Behaviour;
 use crate::measure::Loss;
 
 /// The verdict.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// "kept", "weakened", "lost", "noisy" or "none".
+    /// "kept", "weakened", "lost", "broken" (the merged model's predictions are not finite), "noisy" or "unknown" (behaviour was not measured, and what
+    /// is known does not tell), "none" (the adapter changes nothing) or "converted" (there was no adapter).
     pub effect: &'static str,
+    /// Share of the adapter's effect that is left, as far as it is known: 1 is all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<f64>,
+    /// What that is a share of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<By>,
     /// What happened, in words.
     pub text: String,
     /// What to do, where something should be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
-    /// What is better than this merge for those who can serve an adapter beside a model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beside: Option<&'static str>,
 }
 
-/// Rounding costs more than the small directions of an adapter: docs/src/research/rounding.md has the figures.
-const BESIDE: &str = "if you can serve an adapter beside the model, do not merge: `qmerge truncate --rank 2` beside the untouched base came closer \
-                      to the whole adapter (in KL) than any merge where both were measured";
+/// What the share that is left was found by, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// 1 − KL(apart ‖ merged) / KL(apart ‖ base), of the models' predictions.
+    Behaviour,
+    /// Mean strength at which the adapter's outputs come out of layers: `kept_output`.
+    KeptOutput,
+    /// Strength of the delta in the weights: `survival`.
+    Survival,
+}
+
+impl By {
+    /// Its name in a sentence.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Behaviour => "what is kept in behaviour",
+            Self::KeptOutput => "kept output",
+            Self::Survival => "survival",
+        }
+    }
+}
+
+/// What a verdict on a merge rests on.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// Over all edited weights.
+    pub loss: &'a Loss,
+    /// True if an edited weight is stored coarser than in 16 bits.
+    pub is_coarse: bool,
+    /// Mean strength of the adapter's outputs, where inputs are known.
+    pub kept_output: Option<f64>,
+    /// What a run of the merged model showed.
+    pub behaviour: Option<&'a Behaviour>,
+}
+
+/// Shares of the effect that are lost: up to the first it counts as kept, beyond the second as lost.
+const KEPT: f64 = 0.05;
+const LOST: f64 = 0.5;
+/// Above this ratio the rounding noise outweighs the delta so far that the strength of the delta alone says little.
+const NOISY: f64 = 2.0;
+/// A share whose standard error is above this is said to be about that.
+const ROUGH: f64 = 0.02;
+/// Fewer tokens than this make any share a rough one.
+const FEW: usize = 500;
+
+/// "kept", "weakened" or "lost", by the share of the effect that is lost.
+fn effect(lost: f64) -> &'static str {
+    if lost <= KEPT {
+        "kept"
+    } else if lost <= LOST {
+        "weakened"
+    } else {
+        "lost"
+    }
+}
+
+/// Judges a merge.
+pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
+    let Evidence { loss, is_coarse, kept_output, behaviour } = *evidence;
+    let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
+        return Verdict::new("none", None, "the adapter changes nothing: its delta is zero".into());
+    };
+    let found = match (behaviour, kept_output) {
+        (Some(behaviour), _) => behaviour.verdict(),
+        (None, Some(kept)) => by_outputs(kept),
+        (None, None) => by_weights(loss, survival, noise, is_coarse),
+    };
+    let advice = match found.effect {
+        "weakened" | "lost" | "broken" if is_coarse && kept_output.is_none() => Some(
+            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
+        ),
+        "weakened" | "lost" | "broken" => Some("keep the adapter apart, which is exact, or merge into more bits"),
+        _ => None,
+    };
+    Verdict { advice: advice.map(str::to_owned), ..found }
+}
+
+/// For a conversion.
+pub(crate) fn converted(weights: usize) -> Verdict {
+    let what = if weights == 1 { "1 weight was converted".into() } else { format!("{weights} weights were converted") };
+    Verdict::new("converted", None, format!("{what}; there was no adapter to judge"))
+}
+
+/// For a merge that puts whole tensors of an adapter into the base and has no delta. `exactly`: none of them was rounded coarser than to 16 bits.
+pub(crate) fn replaced(tensors: usize, exactly: bool) -> Verdict {
+    let what = if tensors == 1 { "1 tensor".into() } else { format!("{tensors} tensors") };
+    let text = format!("{what} of the adapter stand in place of the base's; there is no delta besides");
+    match exactly {
+        true => Verdict::new("kept", None, text),
+        false => Verdict::new("unknown", None, format!("{text}. They were rounded, and behaviour is unknown")),
+    }
+}
 
 impl Verdict {
-    /// Says so where it applies: the output is coarser than 16 bits and the adapter can be cut.
-    pub(crate) fn or_beside(mut self, applies: bool) -> Self {
-        self.beside = (applies && self.effect != "none").then_some(BESIDE);
-        self
+    fn new(effect: &'static str, kept: Option<(f64, By)>, text: String) -> Self {
+        Self { effect, kept: kept.map(|(kept, _)| kept), by: kept.map(|(_, by)| by), text, advice: None }
     }
 }
 
-/// Below this survival the effect counts as lost, above [`KEPT`] as kept.
-const LOST: f64 = 0.3;
-const KEPT: f64 = 0.9;
-/// Above this ratio the rounding noise outweighs the adapter so far that survival alone misleads.
-const NOISY: f64 = 2.0;
-
-/// Judges the summed figures. `quantized` is true if the output is coarser than 16 bits; `kept_output` is the strength at which the adapter's outputs come
-/// out, where it is known, and then decides: in a quantized weight, values far from the delta can give its output, and values near it can fail to.
-pub fn verdict(loss: &Loss, quantized: bool, kept_output: Option<f64>) -> Verdict {
-    let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
-        return Verdict {
-            effect: "none",
-            text: "the adapter changes nothing: its delta is zero".into(),
-            advice: None,
-            beside: None,
+impl Behaviour {
+    /// The verdict by what a run of the model showed, without advice.
+    pub fn verdict(&self) -> Verdict {
+        let Self { kl, kl_share, kl_share_se, tokens, .. } = *self;
+        if !kl.is_finite() {
+            let text = "the merged model is broken: its predictions are not finite numbers".to_owned();
+            return Verdict::new("broken", None, text);
+        }
+        let Some(lost) = kl_share else {
+            let text = format!("the adapter changes nothing in what the model predicts, on {tokens} tokens");
+            return Verdict::new("none", None, text);
         };
-    };
-    let figures = format!("survival {survival:.2}, noise {noise:.2} × the delta");
-    if let Some(kept) = kept_output.filter(|kept| *kept >= KEPT) {
-        let text = format!(
-            "the adapter's effect was kept: its outputs have {kept:.2} of their strength (in the weights: {figures})"
-        );
-        return Verdict { effect: "kept", text, advice: None, beside: None };
+        let effect = effect(lost);
+        let what = if effect == "lost" { "mostly lost" } else { effect };
+        let left = if lost > 1.0 {
+            "the merged model predicts less like the adapter than the base alone does".into()
+        } else {
+            let rough = tokens < FEW || kl_share_se.is_none_or(|se| se > ROUGH);
+            let about = if rough { "about " } else { "" };
+            let share = match kl_share_se {
+                Some(se) if se >= 0.0005 => format!("{:.1} ± {:.1} %", 100.0 * (1.0 - lost), 100.0 * se),
+                _ => percent(1.0 - lost),
+            };
+            format!("{about}{share} of it is left in what the model predicts")
+        };
+        let text = format!("the adapter's effect is {what}: {left}, on {tokens} tokens");
+        Verdict::new(effect, Some((1.0 - lost, By::Behaviour)), text)
     }
-    let apart = if quantized {
-        "merge with --rounding auto, which keeps it at the same size, or keep the adapter apart, which is exact"
-    } else {
-        "keep the adapter apart, which is exact, or merge into more bits"
+}
+
+/// With as many digits as tell it from 100 %.
+fn percent(x: f64) -> String {
+    match 100.0 * x {
+        x if x < 99.95 => format!("{x:.1} %"),
+        x if x < 99.995 => format!("{x:.2} %"),
+        _ => "100 %".into(),
+    }
+}
+
+/// The share of an effect that is lost where it comes at another strength: KL goes with the square of a change.
+fn lost_at(strength: f64) -> f64 {
+    (1.0 - strength).powi(2)
+}
+
+const UNKNOWN: &str = "Behaviour is unknown: the merged model was not run";
+
+/// By the strength of layers' outputs: what is weak there is weak in the model, and what is strong there may be under noise.
+fn by_outputs(kept: f64) -> Verdict {
+    let (effect, what) = match effect(lost_at(kept)) {
+        "kept" => ("unknown", "comes out of the layers"),
+        "weakened" => ("weakened", "comes out of the layers weakened"),
+        _ => ("lost", "hardly comes out of the layers"),
     };
-    let (effect, text, advice) = if survival < LOST {
-        ("lost", format!("the adapter's effect was mostly lost: {figures}"), Some(apart))
-    } else if survival < KEPT {
-        ("weakened", format!("the adapter's effect was weakened: {figures}"), Some(apart))
-    } else if noise > NOISY && quantized {
-        (
+    let text = format!(
+        "the adapter's effect {what}: at {kept:.2} of its strength on the calibration text (kept output). {UNKNOWN}"
+    );
+    Verdict::new(effect, Some((kept, By::KeptOutput)), text)
+}
+
+/// By the weights of a method that does not look at outputs, whose errors go with no input in particular.
+fn by_weights(loss: &Loss, survival: f64, noise: f64, is_coarse: bool) -> Verdict {
+    let strength = format!("in the weights the delta has {survival:.2} of its strength (survival)");
+    let (effect, text) = match effect(lost_at(survival)) {
+        "lost" => ("lost", format!("the adapter's effect is mostly lost: {strength}. {UNKNOWN}")),
+        "weakened" => ("weakened", format!("the adapter's effect is weakened: {strength}. {UNKNOWN}")),
+        _ if is_coarse && noise > NOISY => (
             "noisy",
-            format!("the adapter's effect was kept on average, under rounding noise larger than itself: {figures}"),
-            Some("compare the output with the adapter kept apart before you deploy it"),
-        )
-    } else {
-        ("kept", format!("the adapter's effect was kept: {figures}"), None)
+            format!(
+                "the adapter is there under noise: {strength}, and rounding added noise {noise:.1} times its size. {UNKNOWN}"
+            ),
+        ),
+        _ => {
+            let error = 100.0 * loss.error_rms / loss.weight_rms.max(1e-30);
+            let error = if error < 0.005 { "less than 0.01".into() } else { format!("{error:.2}") };
+            (
+                "kept",
+                format!(
+                    "the adapter's effect is most likely kept: the output is {error} % of the weights away from the exact merge, and {strength}. {UNKNOWN}"
+                ),
+            )
+        }
     };
-    Verdict { effect, text, advice: advice.map(str::to_owned), beside: None }
+    Verdict::new(effect, Some((survival, By::Survival)), text)
 }
 
 #[cfg(test)]
@@ -93,27 +230,95 @@ mod tests {
         }
     }
 
+    fn behaviour(kl: f64) -> Behaviour {
+        Behaviour::new(&[kl, kl], &[0.323, 0.323], 0.95, 752, "that the model wrote".into())
+    }
+
+    fn judged(loss: &Loss, is_coarse: bool, kept_output: Option<f64>, behaviour: Option<&Behaviour>) -> Verdict {
+        verdict(&Evidence { loss, is_coarse, kept_output, behaviour })
+    }
+
+    /// Figures of merges of a 135 M model (survival, noise, coarse, kept output) in the order of their KL: the order of verdicts is the same, however much the
+    /// figures in the weights would change it.
     #[test]
-    fn a_side_adapter_is_advised_where_it_applies() {
-        let kept = || super::verdict(&loss(0.7, 9.0), true, Some(0.98));
-        assert!(kept().or_beside(true).beside.unwrap().contains("qmerge truncate --rank 2"));
-        assert_eq!(kept().or_beside(false), kept());
-        let nothing = Loss { survival: None, ..loss(0.0, 0.0) };
-        assert_eq!(super::verdict(&nothing, true, None).or_beside(true).beside, None);
+    fn verdicts_are_in_the_order_of_measured_kl() {
+        let merges = [
+            (0.898, 0.49, false, None, 0.0008),
+            (0.97, 1.9, true, Some(0.999), 0.0010),
+            (0.825, 8.64, true, Some(0.984), 0.0041),
+            (0.80, 8.7, true, Some(0.97), 0.0140),
+            (0.457, 7.3, true, Some(0.85), 0.0164),
+            (0.98, 9.1, true, None, 0.0341),
+            (0.629, 9.0, true, Some(0.625), 0.0423),
+            (0.01, 1.06, true, None, 0.3132),
+        ];
+        let verdicts: Vec<Verdict> = merges
+            .iter()
+            .map(|&(survival, noise, coarse, kept, kl)| {
+                judged(&loss(survival, noise), coarse, kept, Some(&behaviour(kl)))
+            })
+            .collect();
+        let kept: Vec<f64> = verdicts.iter().map(|verdict| verdict.kept.unwrap()).collect();
+        assert!(kept.is_sorted_by(|a, b| a > b), "{kept:?}");
+        let effects: Vec<&str> = verdicts.iter().map(|verdict| verdict.effect).collect();
+        assert_eq!(effects, ["kept", "kept", "kept", "kept", "weakened", "weakened", "weakened", "lost"]);
+        assert!(
+            verdicts[2].text.starts_with("the adapter's effect is kept: 98.7 % of it is left"),
+            "{}",
+            verdicts[2].text
+        );
+        assert!(verdicts[2].text.ends_with(", on 752 tokens"), "{}", verdicts[2].text);
+        // Only what lost something is given advice.
+        assert!(verdicts.iter().all(|verdict| verdict.advice.is_some() == (verdict.effect != "kept")));
     }
 
     #[test]
-    fn the_words_follow_the_figures() {
-        let verdict = |loss: &Loss, quantized| super::verdict(loss, quantized, None);
-        assert_eq!(super::verdict(&loss(0.7, 9.0), true, Some(0.98)).effect, "kept");
-        assert_eq!(super::verdict(&loss(0.7, 9.0), true, Some(0.5)).effect, "weakened");
-        assert_eq!(verdict(&loss(0.02, 1.05), true).effect, "lost");
-        assert_eq!(verdict(&loss(0.6, 0.9), true).effect, "weakened");
-        assert_eq!(verdict(&loss(1.0, 0.1), true).effect, "kept");
-        assert_eq!(verdict(&loss(0.99, 9.0), true).effect, "noisy");
-        assert_eq!(verdict(&Loss { survival: None, ..loss(0.0, 0.0) }, true).effect, "none");
-        assert!(
-            verdict(&loss(0.02, 1.05), true).text.starts_with("the adapter's effect was mostly lost: survival 0.02")
+    fn without_a_run_behaviour_is_unknown() {
+        let verdict = |loss: &Loss, coarse, kept| judged(loss, coarse, kept, None);
+        let cases = [
+            (verdict(&loss(0.02, 1.05), true, None), "lost", By::Survival),
+            (verdict(&loss(0.6, 0.9), true, None), "weakened", By::Survival),
+            (verdict(&loss(0.98, 9.1), true, None), "noisy", By::Survival),
+            (verdict(&loss(1.0, 0.1), true, None), "kept", By::Survival),
+            // At 16 bits noise of half a delta is a fraction of a percent of the weights.
+            (verdict(&loss(0.898, 0.49), false, None), "kept", By::Survival),
+            (verdict(&loss(0.4, 0.9), false, None), "weakened", By::Survival),
+            // A strong output may still be under noise, a weak one is weak.
+            (verdict(&loss(0.7, 9.0), true, Some(0.98)), "unknown", By::KeptOutput),
+            (verdict(&loss(0.7, 9.0), true, Some(0.5)), "weakened", By::KeptOutput),
+            (verdict(&loss(0.7, 9.0), true, Some(0.1)), "lost", By::KeptOutput),
+        ];
+        for (verdict, effect, by) in cases {
+            assert_eq!((verdict.effect, verdict.by), (effect, Some(by)), "{verdict:?}");
+            assert!(verdict.text.contains("Behaviour is unknown"), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn few_tokens_make_a_rough_share() {
+        let few = Behaviour::new(&[0.004, 0.004], &[0.323, 0.323], 0.95, 94, "of a.txt".into());
+        assert!(judged(&loss(1.0, 1.0), true, None, Some(&few)).text.contains("about 98.8 %"));
+        let uneven = Behaviour::new(&[0.0, 0.1], &[0.3, 0.3], 0.95, 752, "of a.txt".into());
+        let text = judged(&loss(1.0, 1.0), true, None, Some(&uneven)).text;
+        assert!(text.contains("about 83.3 ± 16.7 %"), "{text}");
+    }
+
+    #[test]
+    fn what_has_no_share_has_its_own_words() {
+        let of = |behaviour: Behaviour| judged(&loss(1.0, 0.1), true, None, Some(&behaviour));
+        let broken = of(behaviour(f64::NAN));
+        assert_eq!((broken.effect, broken.kept), ("broken", None));
+        let nothing = of(Behaviour::new(&[0.0, 0.0], &[0.0, 0.0], 1.0, 752, String::new()));
+        assert_eq!((nothing.effect, nothing.kept), ("none", None));
+        let worse = of(behaviour(0.4));
+        assert_eq!(worse.effect, "lost");
+        assert!(worse.text.contains("less like the adapter than the base alone does"), "{}", worse.text);
+        let zero = Loss { survival: None, ..loss(0.0, 0.0) };
+        assert_eq!(judged(&zero, true, None, Some(&behaviour(0.0))).effect, "none");
+        assert_eq!(
+            (converted(1).effect, replaced(2, true).effect, replaced(2, false).effect),
+            ("converted", "kept", "unknown")
         );
+        assert!(!converted(3).text.contains("delta"));
     }
 }

@@ -1,10 +1,11 @@
 //! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::adapters::Names;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{Claim, Reader};
+use crate::formats::{Claim, Levels, Reader};
 use crate::measure::Sums;
 use crate::merge::{Edited, Progress, parallel};
 use crate::open::{Checkpoint, Entry};
@@ -13,6 +14,11 @@ use crate::simd::moments::moments;
 
 /// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
 pub(super) const SAME_RECODED: f64 = 0.2;
+
+/// Relative error of a value that was rounded to 16 bits before it was quantized.
+const ROUNDED: f32 = 0.004;
+/// Relative error of scales that were quantized after the codes were chosen by them.
+const NESTED: f32 = 0.1;
 
 /// One verification in progress.
 pub(super) struct Run<'a> {
@@ -53,6 +59,40 @@ impl Run<'_> {
             other.rows(rows, &mut m)?;
             Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
         })
+    }
+
+    /// Share of a quantized weight's values that hold a level which neither the base has nor rounding to the nearest would give: a method chose it.
+    /// `None` where the merge stores values as they are.
+    pub(super) fn chosen(&self, recode: &Recode, claim: &Claim) -> Result<Option<f64>> {
+        if claim.weight.is_plain() {
+            return Ok(None);
+        }
+        let geometry = recode.from.weight.geometry();
+        let target = Edited::new(self.inputs, recode)?;
+        let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
+        let step = geometry.common_step(&other.claim().weight.geometry());
+        let chosen = AtomicUsize::new(0);
+        self.summed(geometry.rows, geometry.cols, step, |rows| {
+            let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
+            target.rows(rows, &mut w, &mut t)?;
+            other.rows(rows, &mut m)?;
+            let (before, after) = (target.base().grid(rows)?, other.grid(rows)?);
+            // Fresh scales differ a little from the base's, so in one format levels are compared and not values.
+            let is_same = recode.from.weight.format() == claim.weight.format() && before.run == after.run;
+            let is_chosen = |&i: &usize| {
+                if is_same {
+                    let level = after.level(i, m[i]);
+                    level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i]))
+                } else {
+                    let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
+                    let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();
+                    far(t[i]) && far(w[i])
+                }
+            };
+            chosen.fetch_add((0..m.len()).filter(is_chosen).count(), Ordering::Relaxed);
+            Ok(Sums::zero())
+        })?;
+        Ok(Some(chosen.into_inner() as f64 / geometry.elements().max(1) as f64))
     }
 
     /// True if a tensor that no adapter touches holds the same values in the merge.

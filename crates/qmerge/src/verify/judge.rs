@@ -2,6 +2,7 @@
 
 use super::compare::SAME_RECODED;
 use super::{Answer, State, VerifiedWeight, VerifyOptions, VerifySummary};
+use crate::error::Result;
 use crate::measure::{Loss, Sums};
 use crate::plan::Recode;
 
@@ -9,15 +10,25 @@ use crate::plan::Recode;
 const SIGNIFICANT: f64 = 4.0;
 /// A share whose standard error is larger than this says nothing.
 const EVIDENCE: f64 = 0.1;
-/// Rounding to the nearest value moves no value by more than half a step, so noise of this many deltas was chosen: a method that looks at
-/// the layer's output puts the effect elsewhere than the delta, and weights do not tell how much of it is there.
-const MOVED: f64 = 2.0;
+/// Share of values at levels that nearest rounding gives neither the base nor the merge, from which on a method chose them: one that looks at the layer's
+/// outputs puts the effect elsewhere than the delta, and weights do not tell how much of it is there. Nearest rounding has 2 in a million.
+const CHOSEN: f64 = 5e-4;
+/// A delta at another strength leaves no noise beside it beyond this share of what is there.
+const PURE: f64 = 0.1;
 
 fn standard_error(loss: &Loss) -> Option<f64> {
     Some(loss.noise_to_delta? / (loss.elements.max(1) as f64).sqrt())
 }
 
-pub(super) fn judge(name: &str, format: &str, recode: &Recode, sums: &Sums, options: &VerifyOptions) -> VerifiedWeight {
+/// Judges a weight. `chosen` finds the share of values that a method chose; it is asked only where the sums leave a doubt.
+pub(super) fn judge(
+    name: &str,
+    format: &str,
+    recode: &Recode,
+    sums: &Sums,
+    options: &VerifyOptions,
+    chosen: impl FnOnce() -> Result<Option<f64>>,
+) -> Result<VerifiedWeight> {
     let loss = sums.loss();
     let se = standard_error(&loss);
     let state = match (loss.survival, se) {
@@ -27,30 +38,26 @@ pub(super) fn judge(name: &str, format: &str, recode: &Recode, sums: &Sums, opti
             let exact = loss.error_rms <= 0.005 * loss.weight_rms;
             if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
         }
+        (Some(_), Some(_)) if loss.changed_fraction == 0.0 => State::Absent,
+        (Some(_), Some(se)) if se > EVIDENCE => State::Undecided,
+        (Some(survival), Some(_)) if survival > 1.5 => State::Scaled,
+        (Some(survival), Some(_)) if survival >= options.min_survival => State::Applied,
         (Some(survival), Some(se)) => {
-            let noise = loss.noise_to_delta.unwrap_or(0.0);
-            if se > EVIDENCE && loss.changed_fraction > 0.0 {
-                State::Undecided
-            } else if survival < SIGNIFICANT * se || loss.changed_fraction == 0.0 {
-                State::Absent
-            } else if survival < options.min_survival {
-                // A weaker delta without noise was scaled; one under noise was rounded away.
-                if noise < 1.0 - survival + 0.05 && noise > 1.0 - survival - 0.05 && survival > 0.05 {
-                    State::Scaled
-                } else if noise > MOVED {
-                    State::Moved
-                } else {
-                    State::Lost
-                }
-            } else if survival > 1.5 {
+            let beside = loss.noise_to_delta.unwrap_or(0.0).powi(2) - (1.0 - survival).powi(2);
+            let is_there = survival >= SIGNIFICANT * se;
+            if is_there && survival > 0.05 && beside <= (PURE * survival).powi(2) {
                 State::Scaled
+            } else if chosen()?.is_some_and(|share| share >= CHOSEN) {
+                State::Moved
+            } else if is_there {
+                State::Lost
             } else {
-                State::Applied
+                State::Erased
             }
         }
         _ => State::NoDelta,
     };
-    VerifiedWeight {
+    Ok(VerifiedWeight {
         name: name.to_owned(),
         format: format.to_owned(),
         state,
@@ -59,7 +66,7 @@ pub(super) fn judge(name: &str, format: &str, recode: &Recode, sums: &Sums, opti
         noise_to_delta: loss.noise_to_delta,
         delta_rms: loss.delta_rms,
         changed_fraction: loss.changed_fraction,
-    }
+    })
 }
 
 pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySummary {
@@ -68,7 +75,7 @@ pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySumma
     VerifySummary {
         weights: weights.len(),
         applied: count(&[State::Applied, State::Moved, State::Replaced, State::NoDelta]),
-        lost: count(&[State::Lost, State::Scaled]),
+        lost: count(&[State::Lost, State::Erased, State::Scaled]),
         absent: count(&[State::Absent, State::NotReplaced]),
         undecided: count(&[State::Undecided]),
         survival: loss.survival,
@@ -83,41 +90,43 @@ pub(super) fn answer(
     weights: &[VerifiedWeight],
     altered: &[String],
     missing: &[String],
+    options: &VerifyOptions,
 ) -> (Answer, String) {
     let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
-    let first = |state: &[State]| {
-        weights.iter().find(|weight| state.contains(&weight.state)).map_or("", |weight| weight.name.as_str())
+    let of = |states: &[State]| {
+        let mut found = weights.iter().filter(|weight| states.contains(&weight.state));
+        let first = found.next()?;
+        Some((1 + found.count(), first.name.as_str()))
     };
+    let all = summary.weights;
     let mut problems = Vec::new();
     if let Some(name) = missing.first() {
-        problems.push(format!("{} tensors are missing, first `{name}`", missing.len()));
+        problems.push(format!("{} missing, first `{name}`", counted(missing.len(), "tensor is", "tensors are")));
     }
-    if summary.absent > 0 {
-        let name = first(&[State::Absent, State::NotReplaced]);
-        problems.push(format!(
-            "{} of {} weights show no trace of the adapter, first `{name}`",
-            summary.absent, summary.weights
-        ));
+    if let Some((n, name)) = of(&[State::Absent]) {
+        problems
+            .push(format!("the adapter is not in {n} of {all} weights: their values are the base's, first `{name}`"));
     }
-    if summary.lost > 0 {
-        let scaled = weights.iter().filter(|weight| weight.state == State::Scaled).count();
-        if scaled > 0 {
-            problems.push(format!(
-                "{scaled} weights hold the delta at another strength, first `{}`",
-                first(&[State::Scaled])
-            ));
-        }
-        if summary.lost > scaled {
-            let name = first(&[State::Lost]);
-            problems.push(format!(
-                "the adapter was applied, but rounding took most of it in {} of {} weights{survival}, first `{name}`",
-                summary.lost - scaled,
-                summary.weights
-            ));
-        }
+    if let Some((n, name)) = of(&[State::NotReplaced]) {
+        problems
+            .push(format!("{} not taken from the adapter, first `{name}`", counted(n, "tensor was", "tensors were")));
+    }
+    if let Some((n, name)) = of(&[State::Scaled]) {
+        let weights = counted(n, "weight holds", "weights hold");
+        problems.push(format!("{weights} the delta at another strength, first `{name}`"));
+    }
+    if let Some((n, name)) = of(&[State::Lost, State::Erased]) {
+        let erased = of(&[State::Erased]).map_or(0, |(n, _)| n);
+        problems.push(if erased == all {
+            format!("all {all} weights were written anew without a trace of the adapter: rounding took it, or it was never merged")
+        } else {
+            let none = if erased > 0 { format!(", all of it in {erased}") } else { String::new() };
+            format!("the adapter was applied, but rounding took most of it in {n} of {all} weights{none}{survival}, first `{name}`")
+        });
     }
     if let Some(name) = altered.first() {
-        problems.push(format!("{} tensors changed that the adapter does not touch, first `{name}`", altered.len()));
+        let tensors = counted(altered.len(), "tensor", "tensors");
+        problems.push(format!("{tensors} changed that the adapter does not touch, first `{name}`"));
     }
     if !problems.is_empty() {
         return (Answer::No, problems.join("; "));
@@ -125,21 +134,26 @@ pub(super) fn answer(
     if summary.undecided > 0 || weights.is_empty() {
         return (
             Answer::Undecided,
+            format!("{} of {all} weights hold too much rounding noise to tell{survival}", summary.undecided),
+        );
+    }
+    let moved = of(&[State::Moved]).map_or(0, |(n, _)| n);
+    let chosen = "a method that goes by the layers' outputs put the adapter there, and weights do not tell how much of its effect is left";
+    // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
+    if moved > 0 && summary.survival.is_none_or(|survival| survival < options.min_survival) {
+        return (
+            Answer::Undecided,
             format!(
-                "{} of {} weights hold too much rounding noise to tell{survival}",
-                summary.undecided, summary.weights
+                "the adapter is merged into all {all} weights{survival}, but in {moved} of them {chosen}: `qmerge compare` does"
             ),
         );
     }
-    let moved = weights.iter().filter(|weight| weight.state == State::Moved).count();
-    let note = match moved {
-        0 => String::new(),
-        _ => format!(
-            "; in {moved} of them values moved by more than the delta, and only `compare` shows what is left of its effect"
-        ),
-    };
-    (
-        Answer::Yes,
-        format!("the adapter is applied in all {} weights{survival}, and nothing else changed{note}", summary.weights),
-    )
+    let note = if moved > 0 { format!("; in {moved} of them {chosen}: `qmerge compare` does") } else { String::new() };
+    let text = format!("the adapter is applied in all {all} weights{survival}, and nothing else changed{note}");
+    (Answer::Yes, text)
+}
+
+/// "1 tensor is", "2 tensors are".
+fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }

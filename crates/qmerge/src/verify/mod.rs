@@ -71,7 +71,7 @@ pub struct VerifySummary {
     pub weights: usize,
     /// Of these, how many stand as [`State`] says.
     pub applied: usize,
-    /// See [`State::Lost`].
+    /// See [`State::Lost`], [`State::Erased`] and [`State::Scaled`].
     pub lost: usize,
     /// See [`State::Absent`].
     pub absent: usize,
@@ -93,13 +93,16 @@ pub struct VerifySummary {
 pub enum State {
     /// The delta is there.
     Applied,
-    /// Some of the delta is there, under changes much larger than it: weights do not tell what is left of its effect.
+    /// Values were chosen by a method that goes by the layer's outputs, so the effect may stand elsewhere than the delta: weights do not tell what is left of
+    /// it.
     Moved,
     /// The delta was applied, but rounding took most of it.
     Lost,
+    /// The weight was written anew, without a trace of the delta: rounding took all of it, or it was never there.
+    Erased,
     /// The delta is there at another strength.
     Scaled,
-    /// No trace of the delta.
+    /// The base's values, unchanged.
     Absent,
     /// Too much noise to tell.
     Undecided,
@@ -180,7 +183,8 @@ pub fn verify(
                 if !recode.edits.is_empty() {
                     total.add(&sums);
                 }
-                weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options));
+                let chosen = || run.chosen(recode, claim).map_err(|error| error.in_tensor(&step.name));
+                weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options, chosen)?);
             }
             Action::Copy { entry } => {
                 if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
@@ -195,7 +199,7 @@ pub fn verify(
         progress.advance(1);
     }
     let summary = summarize(&weights, &total);
-    let (answer, text) = answer(&summary, &weights, &altered, &missing);
+    let (answer, text) = answer(&summary, &weights, &altered, &missing, options);
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
         warnings.push(format!("{} tensors of the merge were found under other names", found.renamed().len()));

@@ -1,0 +1,114 @@
+//! `verify` on merges whose outcome is known: yes to what holds the adapter, no to what lost it, and no name for a weight that is not true of it.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::model::{Folder, demo, run, stderr, stdout};
+
+fn done(folder: &Folder, args: &[&str]) {
+    let output = run(folder.path(), args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+}
+
+/// The answer, and the states of weights.
+fn verified(folder: &Folder, adapter: &str, merged: &str) -> (String, BTreeSet<String>, String) {
+    let output =
+        run(folder.path(), &["verify", "--base", "base-nf4", "--adapter", adapter, "--merged", merged, "--json"]);
+    let found: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    let states = found["weights"].as_array().unwrap().iter().map(|weight| word(&weight["state"])).collect();
+    (word(&found["answer"]), states, word(&found["text"]))
+}
+
+fn merged(folder: &Folder, adapter: &str, output: &str, more: &[&str]) {
+    let merge = ["merge", "--base", "base-nf4", "--adapter", adapter, "-o", output, "--measure", "never", "--quiet"];
+    done(folder, &[&merge[..], more].concat());
+}
+
+fn set(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn what_keeps_the_adapter_is_a_merge() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (output, more) in [
+        ("bf16", &["--to", "bf16"][..]),
+        ("int8", &["--to", "int8"]),
+        ("nf4", &[]),
+        ("fast", &["--fast"]),
+        ("fp4", &["--to", "fp4"]),
+    ] {
+        merged(&folder, "adapter", output, more);
+        let (answer, states, text) = verified(&folder, "adapter", output);
+        assert_eq!(answer, "yes", "{output}: {text}");
+        assert!(states.is_subset(&set(&["applied", "moved"])), "{output}: {states:?}");
+    }
+}
+
+/// A weak delta, whose merge leaves next to nothing of it along the delta in a weight: chosen values are told from rounded ones.
+#[test]
+fn chosen_values_are_told_from_lost_ones() {
+    let folder = Folder::new();
+    demo(folder.path());
+    const WEAK: &str = "adapter=0.05";
+    merged(&folder, WEAK, "nearest", &["--rounding", "nearest"]);
+    let (answer, states, text) = verified(&folder, WEAK, "nearest");
+    assert_eq!(answer, "no", "{text}");
+    // Nine values in ten are others than the base's, so no weight was left out of the merge.
+    assert!(states.is_subset(&set(&["lost", "erased", "scaled"])), "{states:?}");
+    for method in ["gptq", "descent", "adapter"] {
+        merged(&folder, WEAK, method, &["--rounding", method]);
+        let (answer, states, text) = verified(&folder, WEAK, method);
+        assert_ne!(answer, "no", "{method}: {text}");
+        assert!(states.is_subset(&set(&["applied", "moved", "undecided"])), "{method}: {states:?} {text}");
+    }
+}
+
+/// The base in another format, without the adapter.
+#[test]
+fn what_was_never_merged_is_not_called_a_merge() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let (answer, states, text) = verified(&folder, "adapter", "base-nf4");
+    assert_eq!((answer.as_str(), states), ("no", set(&["absent"])));
+    assert!(text.contains("the adapter is not in 28 of 28 weights: their values are the base's"), "{text}");
+    for to in ["bf16", "int8", "fp4"] {
+        done(&folder, &["convert", "--base", "base-nf4", "--to", to, "-o", to, "--quiet"]);
+        for adapter in ["adapter", "adapter=0.05"] {
+            let (answer, states, text) = verified(&folder, adapter, to);
+            assert_ne!(answer, "yes", "{to} {adapter}: {text}");
+            assert!(!states.contains("moved") && !states.contains("applied"), "{to} {adapter}: {states:?}");
+        }
+    }
+}
+
+#[test]
+fn another_strength_is_recognised_where_no_noise_hides_it() {
+    let folder = Folder::new();
+    demo(folder.path());
+    merged(&folder, "adapter=0.3", "weak", &["--to", "f32"]);
+    merged(&folder, "adapter=2", "twice", &["--to", "f32"]);
+    for output in ["weak", "twice"] {
+        let (answer, states, text) = verified(&folder, "adapter", output);
+        assert_eq!((answer.as_str(), states), ("no", set(&["scaled"])), "{text}");
+        assert!(text.contains("28 weights hold the delta at another strength"), "{text}");
+    }
+}
+
+/// The row of sums names the formats of the weights it sums, not those of the rest of the model.
+#[test]
+fn sums_name_the_formats_of_what_they_sum() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let output = run(folder.path(), &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--fast"]);
+    let said = stdout(&output);
+    let row = said.lines().find(|line| line.starts_with("all 28 merged weights")).unwrap();
+    assert!(row.contains("nf4") && !row.contains("bf16"), "{row}");
+    let output = run(folder.path(), &["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out"]);
+    let said = stdout(&output);
+    let row = said.lines().find(|line| line.starts_with("all 28 weights")).unwrap();
+    assert!(row.contains("nf4") && !row.contains("bf16"), "{row}");
+}

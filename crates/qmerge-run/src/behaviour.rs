@@ -1,0 +1,119 @@
+//! How a merge behaves: the base, the base with its adapter kept apart, and the merged model on some text that no calibration saw.
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Judge;
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Plan};
+use qmerge::report::Behaviour;
+
+use crate::calibrate::write;
+use crate::compare::{COLUMNS, Candidate, score_all};
+use crate::model::{Model, Options};
+use crate::tensors::Tensors;
+
+/// Text that is kept away from calibrations.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its tokens.
+    pub sequences: Vec<Vec<u32>>,
+    /// What it is, in words that follow "tokens".
+    pub about: String,
+}
+
+/// Sequences that the model writes to be judged by. Their numbers are far from those that are calibrated on, so that the two never meet under one seed.
+const SEQUENCES: std::ops::Range<usize> = FIRST..FIRST + 16;
+const FIRST: usize = 1 << 20;
+
+impl Held {
+    /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
+    pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
+        let sequences = write(model, SEQUENCES, seed, memory)?;
+        Ok(Self { sequences, about: format!("that the model wrote, not calibrated on (seed {seed})") })
+    }
+}
+
+/// Tokens that go through a model at a time.
+const BATCH: usize = 1024;
+/// Fewest columns of logits at a time: those that are scored together.
+const FEWEST_COLUMNS: usize = 16;
+
+/// Runs a merged model against the base with its adapter kept apart.
+#[derive(Debug)]
+pub struct AgainstApart<'m> {
+    /// Base and adapters.
+    pub inputs: &'m Inputs,
+    /// The plan of the merge.
+    pub plan: &'m Plan,
+    /// The base with the adapter kept apart, where it is loaded already.
+    pub apart: Option<&'m Model<'m>>,
+    /// What is judged by; `None` for text that the model writes.
+    pub held: Option<Held>,
+    /// How models are run; the merge and the base alone hold no weights.
+    pub options: Options<'m>,
+    /// Most memory to use, bytes.
+    pub max_memory: Option<u64>,
+}
+
+impl Judge for AgainstApart<'_> {
+    fn behaviour(&self, merged: Checkpoint) -> Result<Behaviour> {
+        if let Some(progress) = self.options.progress {
+            progress.phase("measuring the merge");
+        }
+        let loaded;
+        let apart = match self.apart {
+            Some(model) => model,
+            None => {
+                loaded = Model::new(&Tensors::new(self.inputs, Some(self.plan)), self.options)?;
+                &loaded
+            }
+        };
+        let own;
+        let held = match &self.held {
+            Some(held) => held,
+            None => {
+                own = Held::own_text(apart, self.plan.seed, self.max_memory.map(|limit| limit / 2))?;
+                &own
+            }
+        };
+        // Each is used for a few passes: the system's cache serves these.
+        let few = Options { held: Some(0), ..self.options };
+        let base = Model::new(&Tensors::new(self.inputs, None), few)?;
+        let merged = Inputs::new(merged, Vec::new())?;
+        let merged = Model::new(&Tensors::new(&merged, None), few)?;
+        measure([&base, apart, &merged], held, self.max_memory)
+    }
+}
+
+/// The figures of the third model and of the first, against the second.
+fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>) -> Result<Behaviour> {
+    const APART: usize = 1;
+    let names = ["the base", "the base with the adapter kept apart", "the merged model"];
+    let candidates: Vec<Candidate<'m, 'a>> =
+        models.into_iter().zip(names).map(|(model, name)| Candidate { name: name.into(), model }).collect();
+    let windows: Vec<&[u32]> = held.sequences.iter().map(Vec::as_slice).filter(|window| window.len() > 1).collect();
+    let tokens: usize = windows.iter().map(|window| window.len() - 1).sum();
+    if tokens == 0 {
+        return Err(Error::new(Kind::Unsupported, "the model takes no text of two tokens"));
+    }
+    let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
+    let batch = if memory.is_some() { longest } else { BATCH };
+    let sums = score_all(&candidates, &windows, batch, columns(models[APART], memory), APART, &mut |done, all| {
+        if let Some(progress) = models[APART].progress() {
+            progress.part(done as u64, all as u64);
+        }
+    })?;
+    let [base, apart, merged] = &sums[..] else { return Err(Error::new(Kind::Bug, "three models were run")) };
+    if let Some(at) = [base, apart].iter().position(|sums| !sums.loss.is_finite()) {
+        return Err(Error::new(Kind::NotFinite, format!("{} predicts what is not finite", names[at])));
+    }
+    let top1 = merged.same as f64 / tokens as f64;
+    Ok(Behaviour::new(&merged.window_kl, &base.window_kl, top1, tokens, held.about.clone()))
+}
+
+/// Columns of logits that fit an eighth of the memory, of three models and one more that is worked on.
+fn columns(model: &Model<'_>, memory: Option<u64>) -> usize {
+    let Some(memory) = memory else { return COLUMNS };
+    let column = 4 * 4 * model.spec().vocab as u64;
+    let fit = (memory / 8 / column.max(1)) as usize / FEWEST_COLUMNS * FEWEST_COLUMNS;
+    fit.clamp(FEWEST_COLUMNS, COLUMNS)
+}

@@ -165,6 +165,25 @@ fn a_pickle_costs_a_multiple_of_its_length() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// The costliest documents of a configuration's length.
+#[test]
+fn a_configuration_costs_a_multiple_of_its_length() {
+    const LENGTH: usize = 4 << 20;
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let folder = folder("config");
+    let path = folder.join("config.json");
+    // Up to where the number of values alone refuses it, and beyond.
+    let padded = format!("{{}},{}", " ".repeat(14));
+    for unit in ["0,", "[],", "{},", "\"\",", "{\"a\":{}},", "NaN,", "1.5e-7,", &padded, "0,               "] {
+        let text = format!("{{\"a\":[{}0]}}", unit.repeat(LENGTH / unit.len()));
+        std::fs::write(&path, &text).unwrap();
+        let (result, used) = most(|| qmerge::open::ModelConfig::read(&path));
+        drop(result);
+        assert!(used < PER_BYTE * LENGTH + (32 << 20), "{unit:?}: {used} bytes for {LENGTH}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 /// The same budget lets through what `torch.save` writes: its shortest form of a tensor, and one name after the other.
 #[test]
 fn ordinary_state_dicts_fit_the_budget() {

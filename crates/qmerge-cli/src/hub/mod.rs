@@ -83,8 +83,9 @@ fn locations(command: &Command) -> Vec<PathBuf> {
 /// The id that is to be downloaded, if a location is one and is neither a path nor whole in the cache.
 fn absent(location: &Path) -> Option<HubId> {
     // A file's name that is not there is a mistake, not a repository.
-    let file =
-        location.extension().is_some_and(|ext| ["safetensors", "bin", "pt", "json"].iter().any(|known| ext == *known));
+    let file = location
+        .extension()
+        .is_some_and(|ext| ["safetensors", "gguf", "bin", "pt", "json"].iter().any(|known| ext == *known));
     if location.exists() || file {
         return None;
     }
@@ -109,7 +110,8 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
     let client = Client::new()?;
     let listing = client.listing(id)?;
     let names = needed::needed(&listing.names)
-        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))?;
+        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))
+        .map_err(|error| error.with_hint("name a repository that holds safetensors"))?;
     let mut files = Vec::new();
     for name in names {
         files.push(client.look(id, &listing.commit, name)?);

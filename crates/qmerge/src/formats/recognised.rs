@@ -47,6 +47,9 @@ const fn mark(end: &'static str, types: &'static [Dtype], beside: &'static [&'st
 const FLOAT8: &[Dtype] = &[Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F8E4M3Fnuz, Dtype::F8E5M2Fnuz, Dtype::F8E8M0];
 const SMALL_FLOATS: &[Dtype] = &[Dtype::F4, Dtype::F6E2M3, Dtype::F6E3M2];
 
+/// What a row leaves out.
+const UNMARKED: Recognised = Recognised { id: "", about: "", methods: &[], files: &[], marks: &[], also: "" };
+
 /// More specific ones first.
 static RECOGNISED: &[Recognised] = &[
     Recognised {
@@ -55,7 +58,7 @@ static RECOGNISED: &[Recognised] = &[
         methods: &["gptq"],
         files: &["quantize_config.json"],
         marks: &[mark(".qweight", &[Dtype::I32], &[".qzeros", ".g_idx"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "awq",
@@ -63,15 +66,13 @@ static RECOGNISED: &[Recognised] = &[
         methods: &["awq"],
         files: &["quant_config.json"],
         marks: &[mark(".qweight", &[Dtype::I32], &[".qzeros", ".scales"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "auto-round",
         about: "AutoRound, packed integers",
         methods: &["auto-round", "intel/auto-round"],
-        files: &[],
-        marks: &[],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "modelopt",
@@ -79,51 +80,48 @@ static RECOGNISED: &[Recognised] = &[
         methods: &["modelopt", "modelopt_fp4", "nvfp4"],
         files: &["hf_quant_config.json"],
         marks: &[mark(".weight", &[Dtype::U8, Dtype::F8E4M3], &[".weight_scale_2"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "compressed-tensors",
         about: "compressed-tensors (llm-compressor)",
         methods: &["compressed-tensors", "compressed_tensors", "sparseml"],
-        files: &[],
         marks: &[
             mark(".weight_packed", &[], &[]),
             mark(".weight", &[Dtype::I8], &[".weight_scale"]),
             mark(".compressed", &[], &[".bitmask"]),
         ],
         also: "or write it plain: load it in transformers with CompressedTensorsConfig(run_compressed=False) and save it",
+        ..UNMARKED
     },
     Recognised {
         id: "mxfp4",
         about: "MXFP4, blocks of 4-bit floats with shared exponents",
         methods: &["mxfp4"],
-        files: &[],
         marks: &[mark("_blocks", &[Dtype::U8], &["_scales"])],
         also: "or write it in bf16: load it in transformers with Mxfp4Config(dequantize=True) and save it",
+        ..UNMARKED
     },
     Recognised {
         id: "fp8",
         about: "FP8, 8-bit floats with scales",
         methods: &["fp8", "fbgemm_fp8"],
-        files: &[],
         marks: &[mark("_scale_inv", &[], &[]), mark("", FLOAT8, &[])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "hqq",
         about: "HQQ, packed integers with fitted zero points",
         methods: &["hqq"],
-        files: &[],
         marks: &[mark(".W_q", &[], &[])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "mlx",
         about: "MLX, integers packed into words with scales and biases",
-        methods: &[],
-        files: &[],
         marks: &[mark(".weight", &[Dtype::U32], &[".scales"])],
         also: "or write it plain with `mlx_lm.convert --dequantize`",
+        ..UNMARKED
     },
     Recognised {
         id: "quanto",
@@ -135,107 +133,94 @@ static RECOGNISED: &[Recognised] = &[
             mark(".weight._data._data", &[], &[]),
             mark(".weight._scale", &[], &[]),
         ],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "torchao",
         about: "torchao",
         methods: &["torchao"],
-        files: &[],
         marks: &[
             mark("_weight_qdata", &[], &[]),
             mark(":qdata", &[], &[]),
             mark("_weight_int_data", &[], &[]),
             mark(":int_data", &[], &[]),
         ],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "eetq",
         about: "EETQ, 8-bit integers in a GPU's layout",
         methods: &["eetq"],
-        files: &[],
         marks: &[
             mark(".weight", &[Dtype::I8], &[".weight_scales"]),
             mark(".qweight", &[Dtype::I8], &[".weight_scales"]),
         ],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "aqlm",
         about: "AQLM, indices into codebooks",
         methods: &["aqlm"],
-        files: &[],
         marks: &[mark(".codes", &[], &[".codebooks"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "vptq",
         about: "VPTQ, indices into codebooks",
         methods: &["vptq"],
-        files: &[],
         marks: &[mark(".indices", &[], &[".centroids.weight"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "quip",
         about: "QuIP#, indices into a lattice",
         methods: &["quip"],
-        files: &[],
         marks: &[mark(".Qidxs", &[], &[])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "spqr",
         about: "SpQR, packed integers with outliers apart",
         methods: &["spqr"],
-        files: &[],
         marks: &[mark(".dense_weights", &[], &[])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "bitnet",
         about: "BitNet, ternary weights packed into bytes",
         methods: &["bitnet"],
-        files: &[],
         marks: &[mark(".weight", &[Dtype::U8], &[".weight_scale"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "exl2",
         about: "EXL2 (ExLlamaV2)",
         methods: &["exl2"],
-        files: &[],
         marks: &[mark(".q_weight", &[], &[".q_scale"])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "exl3",
         about: "EXL3 (ExLlamaV3)",
         methods: &["exl3"],
-        files: &[],
         marks: &[mark(".trellis", &[], &[])],
-        also: "",
+        ..UNMARKED
     },
-    Recognised { id: "higgs", about: "HIGGS", methods: &["higgs"], files: &[], marks: &[], also: "" },
-    Recognised { id: "quark", about: "AMD Quark", methods: &["quark"], files: &[], marks: &[], also: "" },
-    Recognised { id: "fp-quant", about: "FP-Quant", methods: &["fp_quant"], files: &[], marks: &[], also: "" },
-    Recognised { id: "sinq", about: "SINQ", methods: &["sinq"], files: &[], marks: &[], also: "" },
+    Recognised { id: "higgs", about: "HIGGS", methods: &["higgs"], ..UNMARKED },
+    Recognised { id: "quark", about: "AMD Quark", methods: &["quark"], ..UNMARKED },
+    Recognised { id: "fp-quant", about: "FP-Quant", methods: &["fp_quant"], ..UNMARKED },
+    Recognised { id: "sinq", about: "SINQ", methods: &["sinq"], ..UNMARKED },
     Recognised {
         id: "small floats",
         about: "floats of 4 or 6 bits",
-        methods: &[],
-        files: &[],
         marks: &[mark("", SMALL_FLOATS, &[])],
-        also: "",
+        ..UNMARKED
     },
     Recognised {
         id: "packed integers",
         about: "packed integers of a format that is not known",
-        methods: &[],
-        files: &[],
         marks: &[mark(".qweight", &[], &[]), mark(".qzeros", &[], &[]), mark(".g_idx", &[], &[])],
-        also: "",
+        ..UNMARKED
     },
 ];
 

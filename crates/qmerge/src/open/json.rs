@@ -12,9 +12,16 @@ use serde_json::{Number, Value};
 const SPELLINGS: [(&str, &str); 3] =
     [("NaN", "1e1000000000701"), ("-Infinity", "-1e1000000000702"), ("Infinity", "1e1000000000702")];
 
-/// Parses a document.
+/// Values that any document may have.
+const FREE_VALUES: usize = 1 << 16;
+
+/// Parses a document. Errors too if it has far more values than a configuration of its length: in memory, one takes a hundred times
+/// the two bytes that it may have in the text.
 pub fn parse(text: &str) -> serde_json::Result<Value> {
-    let strict = strict(text);
+    let (strict, values) = strict(text);
+    if values > text.len().checked_div(16).unwrap_or(0).saturating_add(FREE_VALUES) {
+        return Err(serde::de::Error::custom(format!("{values} values in {} bytes", text.len())));
+    }
     let mut value = serde_json::from_str(&strict)?;
     if matches!(strict, Cow::Owned(_)) {
         respell(&mut value);
@@ -24,7 +31,7 @@ pub fn parse(text: &str) -> serde_json::Result<Value> {
 
 /// Parses a document of a known form in which the three spellings do not matter.
 pub fn parse_as<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
-    serde_json::from_str(&strict(text))
+    serde_json::from_str(&strict(text).0)
 }
 
 /// Parses an object.
@@ -35,8 +42,9 @@ pub fn parse_object(text: &str) -> serde_json::Result<serde_json::Map<String, Va
     }
 }
 
-/// The text with numbers in place of the spellings that strict JSON does not know. Strings stay as they are.
-fn strict(text: &str) -> Cow<'_, str> {
+/// The text with numbers in place of the spellings that strict JSON does not know, and how many values it has at most. Strings stay as they are.
+fn strict(text: &str) -> (Cow<'_, str>, usize) {
+    let mut values = 1_usize;
     let mut out = String::new();
     let mut copied = 0;
     let (mut in_string, mut escaped) = (false, false);
@@ -48,6 +56,7 @@ fn strict(text: &str) -> Cow<'_, str> {
             continue;
         }
         in_string = byte == b'"';
+        values = values.saturating_add(usize::from(matches!(byte, b',' | b'[' | b'{')));
         if !matches!(byte, b'N' | b'I' | b'-') {
             continue;
         }
@@ -61,10 +70,10 @@ fn strict(text: &str) -> Cow<'_, str> {
         }
     }
     if copied == 0 {
-        return Cow::Borrowed(text);
+        return (Cow::Borrowed(text), values);
     }
     out.push_str(text.get(copied..).unwrap_or_default());
-    Cow::Owned(out)
+    (Cow::Owned(out), values)
 }
 
 /// Gives the numbers that [`strict`] put in their spelling back.
@@ -117,6 +126,15 @@ mod tests {
         }
         assert!(parse_object("[1]").is_err());
         assert!(parse_object("{}").is_ok());
+    }
+
+    #[test]
+    fn a_document_has_no_more_values_than_its_length_allows() {
+        let zeros = |n: usize| format!("[{}0]", "0,".repeat(n));
+        assert!(parse(&zeros(60_000)).is_ok());
+        assert!(parse(&zeros(100_000)).unwrap_err().to_string().contains("values in 200003 bytes"));
+        let text = format!("[{:?}, {}]", "[,{".repeat(1 << 17), "0,".repeat(10) + "0");
+        assert!(parse(&text).is_ok(), "what stands in strings does not count");
     }
 
     /// Positions in errors are those of the file as far as no such number stands before them.

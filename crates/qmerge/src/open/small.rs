@@ -7,8 +7,7 @@ use std::path::Path;
 use super::foreign;
 use crate::error::{Error, Result, malformed};
 
-/// Most bytes of a configuration that is parsed as JSON. Published ones have at most a few hundred kilobytes; parsed, a byte takes
-/// up to forty.
+/// Most bytes of a configuration. Published ones have at most a few hundred kilobytes, or a megabyte and more with many labels.
 pub const MAX_CONFIG: u64 = 8 << 20;
 /// Most bytes of an index. Those of mixtures of a hundred thousand quantized experts come near half of it.
 pub const MAX_INDEX: u64 = 64 << 20;

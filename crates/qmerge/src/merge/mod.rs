@@ -383,7 +383,7 @@ fn hex(bytes: &[u8]) -> String {
 fn sha256(tensors: &Checkpoint) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
-    for file in &tensors.files {
+    for file in tensors.files.iter().take(1) {
         let mut at = 0;
         while at < file.len {
             let n = buffer.len().min((file.len - at) as usize);
@@ -471,7 +471,7 @@ fn assemble(
             merged += 1;
             total.add(sums);
             quantized |= !recode.to.is_plain();
-            if loss.survival.is_none() {
+            if loss.survival.is_none() && !plan.untrained {
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
@@ -560,6 +560,9 @@ fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Acc
         tensors: accounting.tensors,
         merged: accounting.merged,
         replaced: accounting.replaced,
+        added: accounting.added,
+        beside: accounting.beside.clone(),
+        left_out: accounting.left_out.clone(),
         unused: accounting.unused.len(),
         unused_tensors: accounting.unused.clone(),
         ignored: accounting.ignored.iter().map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason }).collect(),

@@ -106,10 +106,20 @@ impl Checkpoint {
 
     /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|ext| ext.to_str()) {
-            Some("safetensors") => safetensors::open_file(path),
-            _ => torch::open_file(path),
+        Self::open_together(&[path])
+    }
+
+    /// Opens several such files as one.
+    pub fn open_together(paths: &[&Path]) -> Result<Self> {
+        let mut parts = Vec::new();
+        for path in paths {
+            parts.push(match path.extension().and_then(|ext| ext.to_str()) {
+                Some("safetensors") => safetensors::read(path)?,
+                _ => torch::read_file(path)?,
+            });
         }
+        let path = paths.first().copied().unwrap_or(Path::new(""));
+        Self::from_parts(path, parts, None)
     }
 
     pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {

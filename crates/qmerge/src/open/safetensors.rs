@@ -111,7 +111,7 @@ fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn read(path: &Path) -> Result<(Source, Contents)> {
+pub(super) fn read(path: &Path) -> Result<(Source, Contents)> {
     let source = Source::open(path)?;
     let contents = read_header(&source).map_err(|error| error.in_file(path))?;
     Ok((source, contents))

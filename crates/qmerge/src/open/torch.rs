@@ -18,9 +18,14 @@ type Archive = zip::ZipArchive<std::io::BufReader<File>>;
 
 /// Opens a torch archive and resolves each tensor to a byte range.
 pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
+    Checkpoint::from_parts(path, vec![read_file(path)?], None)
+}
+
+/// The tensors of a torch archive, not yet a checkpoint.
+pub(super) fn read_file(path: &Path) -> Result<(Source, Contents)> {
     let source = Source::open(path)?;
     let contents = read(path, source.len).map_err(|error| error.in_file(path))?;
-    Checkpoint::from_parts(path, vec![(source, contents)], None)
+    Ok((source, contents))
 }
 
 fn read(path: &Path, len: u64) -> Result<Contents> {

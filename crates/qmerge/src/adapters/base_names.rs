@@ -12,19 +12,75 @@ use crate::open::{Checkpoint, HubId};
 
 /// Words that say how a model is stored, or who stored it.
 const STORAGE: &[&str] = &[
-    "meta", "unsloth", "bnb", "hf", "mlx", "gguf", "gptq", "awq", "exl2", "hqq", "quanto", "quantized", "quant", "dynamic", "4bit", "8bit",
-    "3bit", "6bit", "bf16", "fp16", "f16", "fp32", "f32", "fp8", "int4", "int8", "nf4", "fp4", "w4a16", "w8a8", "w8a16", "g128", "g64",
-    "base", "model", "safetensors", "dq",
+    "meta",
+    "unsloth",
+    "bnb",
+    "hf",
+    "mlx",
+    "gguf",
+    "gptq",
+    "awq",
+    "exl2",
+    "hqq",
+    "quanto",
+    "quantized",
+    "quant",
+    "dynamic",
+    "4bit",
+    "8bit",
+    "3bit",
+    "6bit",
+    "bf16",
+    "fp16",
+    "f16",
+    "fp32",
+    "f32",
+    "fp8",
+    "int4",
+    "int8",
+    "nf4",
+    "fp4",
+    "w4a16",
+    "w8a8",
+    "w8a16",
+    "g128",
+    "g64",
+    "base",
+    "model",
+    "safetensors",
+    "dq",
 ];
 
 /// Words that tell a model from the one it was tuned from.
 const TUNED: &[&str] = &[
-    "instruct", "chat", "it", "dpo", "sft", "rlhf", "orpo", "thinking", "reasoning", "coder", "code", "math", "vl", "vision", "guard",
-    "embedding", "reranker", "distill", "abliterated", "uncensored", "hermes", "zephyr", "tulu",
+    "instruct",
+    "chat",
+    "it",
+    "dpo",
+    "sft",
+    "rlhf",
+    "orpo",
+    "thinking",
+    "reasoning",
+    "coder",
+    "code",
+    "math",
+    "vl",
+    "vision",
+    "guard",
+    "embedding",
+    "reranker",
+    "distill",
+    "abliterated",
+    "uncensored",
+    "hermes",
+    "zephyr",
+    "tulu",
 ];
 
 /// Models that the hub keeps without an owner.
-const WITHOUT_OWNER: &[&str] = &["gpt2", "distilgpt2", "bert", "distilbert", "roberta", "albert", "xlm", "t5", "opt", "bloom"];
+const WITHOUT_OWNER: &[&str] =
+    &["gpt2", "distilgpt2", "bert", "distilbert", "roberta", "albert", "xlm", "t5", "opt", "bloom"];
 
 /// A name that a model has, and whether it is one beyond doubt.
 #[derive(Clone, Debug)]
@@ -49,7 +105,9 @@ pub(crate) fn of_base(base: &Checkpoint) -> BaseNames {
     let mut names = BaseNames::default();
     match HubId::of_snapshot(&folder).or_else(|| HubId::of_snapshot(base.folder())) {
         Some(id) => names.own.push(Name { text: id.to_string(), hub: true }),
-        None => names.own.extend(folder.file_name().map(|name| Name { text: name.to_string_lossy().into(), hub: false })),
+        None => {
+            names.own.extend(folder.file_name().map(|name| Name { text: name.to_string_lossy().into(), hub: false }))
+        }
     }
     let config = base.config.as_ref().and_then(|config| config.json.get("_name_or_path"));
     names.from.extend(config.and_then(|name| name.as_str()).and_then(name));
@@ -61,7 +119,8 @@ pub(crate) fn of_base(base: &Checkpoint) -> BaseNames {
     while let Some(line) = lines.next() {
         let Some(value) = line.strip_prefix("base_model:") else { continue };
         // A list of one stands on the next line.
-        let value = if value.trim().is_empty() { lines.next().unwrap_or("").trim().trim_start_matches("- ") } else { value };
+        let value =
+            if value.trim().is_empty() { lines.next().unwrap_or("").trim().trim_start_matches("- ") } else { value };
         names.from.extend(name(value.trim().trim_matches(['"', '\''])));
     }
     names
@@ -83,7 +142,9 @@ fn name(text: &str) -> Option<Name> {
         return Some(Name { text: id.to_string(), hub: true });
     }
     let is_id = HubId::parse(text).is_some() && !text.contains('\\') && !Path::new(text).is_dir();
-    let without_owner = WITHOUT_OWNER.iter().any(|known| last == *known || last.strip_prefix(known).is_some_and(|rest| rest.starts_with('-')));
+    let without_owner = WITHOUT_OWNER
+        .iter()
+        .any(|known| last == *known || last.strip_prefix(known).is_some_and(|rest| rest.starts_with('-')));
     let hub = is_id || without_owner && text == last;
     Some(Name { text: if hub { text.to_owned() } else { last.to_owned() }, hub })
 }
@@ -105,7 +166,8 @@ fn is_ggml_type(word: &str) -> bool {
 fn is_size(word: &str) -> bool {
     let Some(number) = word.strip_suffix(['b', 'm']) else { return false };
     let number = number.strip_prefix(['e', 'a']).unwrap_or(number);
-    number.bytes().any(|byte| byte.is_ascii_digit()) && number.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'x'))
+    number.bytes().any(|byte| byte.is_ascii_digit())
+        && number.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'x'))
 }
 
 fn is_known(name: &Name) -> bool {
@@ -148,7 +210,8 @@ fn other_model<'n>(trained_on: &Name, base: &'n BaseNames) -> Option<&'n Name> {
     if known(&base.own).any(|own| same(trained_on, own)) {
         return None;
     }
-    let tuned = |name: &Name| words(&name.text).into_iter().filter(|word| TUNED.contains(&word.as_str())).collect::<Vec<_>>();
+    let tuned =
+        |name: &Name| words(&name.text).into_iter().filter(|word| TUNED.contains(&word.as_str())).collect::<Vec<_>>();
     let came_from_it = known(&base.from).any(|from| same(trained_on, from));
     match known(&base.own).next() {
         // A copy of it under a name of its own, unless the name says that it was tuned.

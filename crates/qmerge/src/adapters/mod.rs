@@ -28,8 +28,8 @@ use std::sync::Arc;
 pub use beside::{LeftOut, MERGED as MERGED_BESIDE};
 pub use config::{AdapterConfig, Task};
 pub(crate) use factors::{Pair, Parts, linear_module};
-pub(crate) use keys::as_peft_writes;
 use keys::Role;
+pub(crate) use keys::as_peft_writes;
 pub use names::{Names, Rename};
 pub use patterns::Patterns;
 

@@ -61,7 +61,6 @@ fn is_packed(adapter: &Adapter, name: &str, parameter: &str) -> bool {
         return adapter.tensors.has(weight);
     }
     PACKED_PARTS.contains(&parameter)
-        && path(parameter).is_some_and(|stem| {
-            adapter.tensors.has(stem) || adapter.tensors.has(&format!("{stem}.weight"))
-        })
+        && path(parameter)
+            .is_some_and(|stem| adapter.tensors.has(stem) || adapter.tensors.has(&format!("{stem}.weight")))
 }

@@ -21,7 +21,8 @@ pub(super) fn labels(heads: &[(Option<Task>, String)], steps: &[Step], config: &
         }
         let Some(task) = *task else { continue };
         // The last layer of the head: its rows are the labels.
-        let last = target.ends_with(".out_proj.weight") || target.strip_suffix(".weight").is_some_and(|module| !module.ends_with("dense"));
+        let last = target.ends_with(".out_proj.weight")
+            || target.strip_suffix(".weight").is_some_and(|module| !module.ends_with("dense"));
         let shape = steps.iter().find(|step| step.name == *target).map(Step::shape).unwrap_or_default();
         let &[number, _] = shape else { continue };
         if !last {
@@ -29,7 +30,9 @@ pub(super) fn labels(heads: &[(Option<Task>, String)], steps: &[Step], config: &
         }
         match config.labels {
             Some(before) if before != (Labels { task, number }) => {
-                return Err(mismatch(format!("{number} labels, but another head has {}", before.number)).in_tensor(target));
+                return Err(
+                    mismatch(format!("{number} labels, but another head has {}", before.number)).in_tensor(target)
+                );
             }
             _ => config.labels = Some(Labels { task, number }),
         }
@@ -55,7 +58,8 @@ pub(super) fn describe(config: &mut ModelConfig, labels: Labels) -> Option<Strin
     let named = config.json.get("id2label").and_then(Value::as_object).map_or(2, Map::len);
     if named != labels.number {
         let name = |label: usize| format!("LABEL_{label}");
-        let names: Map<String, Value> = (0..labels.number).map(|label| (label.to_string(), json!(name(label)))).collect();
+        let names: Map<String, Value> =
+            (0..labels.number).map(|label| (label.to_string(), json!(name(label)))).collect();
         let numbers: Map<String, Value> = (0..labels.number).map(|label| (name(label), json!(label))).collect();
         config.json.insert("id2label".into(), Value::Object(names));
         config.json.insert("label2id".into(), Value::Object(numbers));

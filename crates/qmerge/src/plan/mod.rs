@@ -186,9 +186,14 @@ impl Plan {
             .zip(&changes)
             .map(|(adapter, changes)| changes.is_low_rank_only() && adapter.is_untrained())
             .collect();
-        warnings.extend(inputs.adapters.iter().zip(&untrained).filter(|(_, untrained)| **untrained).map(|(adapter, _)| {
-            format!("{}: its B factors are all zero, as before any training: it changes nothing", adapter.path.display())
-        }));
+        warnings.extend(inputs.adapters.iter().zip(&untrained).filter(|(_, untrained)| **untrained).map(
+            |(adapter, _)| {
+                format!(
+                    "{}: its B factors are all zero, as before any training: it changes nothing",
+                    adapter.path.display()
+                )
+            },
+        ));
         warnings.extend(
             inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)),
         );
@@ -269,10 +274,7 @@ fn refuse_unused(
         }
     };
     let file = adapter.tensors.get(first).map_or(adapter.path.as_path(), |entry| adapter.tensors.file_of(entry));
-    Err(mismatch(format!("matches nothing in the base ({message})"))
-        .in_file(file)
-        .in_tensor(first)
-        .with_hint(hint))
+    Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
 }
 
 fn file_name(path: &Path) -> Option<String> {

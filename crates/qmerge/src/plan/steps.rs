@@ -259,7 +259,15 @@ fn added(
         Some(format) => format.create(name, &shape, dtype, &options.settings)?,
         None => Arc::new(PlainWeight::new(name, &shape, dtype)),
     };
-    Ok(Recode { source: Source::Adapter(number), from, to, edits: Vec::new(), keep: false, original: None, values: None })
+    Ok(Recode {
+        source: Source::Adapter(number),
+        from,
+        to,
+        edits: Vec::new(),
+        keep: false,
+        original: None,
+        values: None,
+    })
 }
 
 /// Builds the step that writes `name` out of `claim`'s values or their replacement.
@@ -334,8 +342,7 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
             .in_tensor(name)
             .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
     };
-    let claim = original.weight(name)
-        .ok_or_else(|| unfit("is missing in the original".into()))?;
+    let claim = original.weight(name).ok_or_else(|| unfit("is missing in the original".into()))?;
     if claim.weight.shape() != from.weight.shape() {
         let (have, want) = (claim.weight.shape(), from.weight.shape());
         return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
@@ -444,7 +451,8 @@ fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> R
     let embed = embed.weight.name();
     let Some(tokens) = now.get(embed).copied().flatten() else { return Ok(()) };
     let changed = |name: &str| before(name) != now.get(name).copied().flatten();
-    let heads = names.arch.head.iter().copied().chain(names.tie.map(Tie::head)).map(|module| format!("{module}.weight"));
+    let heads =
+        names.arch.head.iter().copied().chain(names.tie.map(Tie::head)).map(|module| format!("{module}.weight"));
     for head in heads {
         if let Some(rows) = now.get(head.as_str()).copied().flatten()
             && rows != tokens

@@ -66,8 +66,9 @@ pub(super) fn settle(
         group.share(names, wanted);
         return Ok(None);
     }
-    let only_low_rank =
-        members.iter().all(|member| wanted.replacements.get(member).is_none_or(|(_, replacement)| !replacement.trained));
+    let only_low_rank = members
+        .iter()
+        .all(|member| wanted.replacements.get(member).is_none_or(|(_, replacement)| !replacement.trained));
     if options.read.peft_bugs && only_low_rank {
         warnings.push(
             "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
@@ -96,7 +97,10 @@ pub(super) fn settle(
              tie_word_embeddings is false"
         )
     } else {
-        format!("the embeddings were one tensor and are {} now, each stored on its own; tie_word_embeddings is false", members.len())
+        format!(
+            "the embeddings were one tensor and are {} now, each stored on its own; tie_word_embeddings is false",
+            members.len()
+        )
     });
     Ok(Some(Parted { source, new }))
 }
@@ -123,7 +127,10 @@ impl Group<'_> {
     fn parts(&self, wanted: &Wanted, member: &str) -> bool {
         let edits = wanted.edits.get(member).map_or(&[][..], Vec::as_slice);
         edits.iter().any(|edit| !self.is_shared(member, edit))
-            || wanted.replacements.get(member).is_some_and(|(number, replacement)| replacement.trained && !self.shares(*number))
+            || wanted
+                .replacements
+                .get(member)
+                .is_some_and(|(number, replacement)| replacement.trained && !self.shares(*number))
     }
 
     /// All members stay one tensor: each stored copy takes the same edits. A second edit by the same adapter is the first seen from the other end.
@@ -170,9 +177,8 @@ impl Group<'_> {
         for member in self.members {
             let before: Vec<usize> = shared.iter().map(|(number, _)| *number).collect();
             let edits = wanted.edits.get(member).map_or(&[][..], Vec::as_slice);
-            shared.extend(
-                edits.iter().filter(|edit| self.is_shared(member, edit) && !before.contains(&edit.0)).cloned(),
-            );
+            shared
+                .extend(edits.iter().filter(|edit| self.is_shared(member, edit) && !before.contains(&edit.0)).cloned());
         }
         let common = self.members.iter().find_map(|member| {
             let (number, replacement) = wanted.replacements.get(member)?;
@@ -204,9 +210,10 @@ fn refuse_unknown(inputs: &Inputs, options: &Options, names: &Names<'_>, wanted:
     let Some(config) = &inputs.base.config else { return Ok(()) };
     let tokens = config.find("vocab_size").and_then(serde_json::Value::as_u64);
     let own = |number: &usize| inputs.adapters.get(*number).is_some_and(|adapter| !adapter.config.ensure_weight_tying);
-    let edited = wanted.edits.iter().filter(|(_, edits)| {
-        edits.iter().any(|(number, edit)| own(number) && edit.plan.scale().is_some())
-    });
+    let edited = wanted
+        .edits
+        .iter()
+        .filter(|(_, edits)| edits.iter().any(|(number, edit)| own(number) && edit.plan.scale().is_some()));
     let replaced = wanted.replacements.iter().filter(|(_, (number, replacement))| own(number) && replacement.trained);
     let mut targets: Vec<&String> = edited.map(|(name, _)| name).chain(replaced.map(|(name, _)| name)).collect();
     targets.sort();

@@ -28,6 +28,8 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None => tensors(name),
     };
     let weights = |name: &str| Some(name) == adapter || tensors(name) && model(name);
+    // What a trainer wrote beside an adapter's own weights is merged with them.
+    let beside = |name: &str| adapter.is_some() && qmerge::adapters::MERGED_BESIDE.contains(&name);
     if !top().any(weights) {
         return Err(instead(names));
     }
@@ -37,6 +39,7 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None if name.ends_with(".index.json") => Some(*name) == index,
         None => {
             weights(name)
+                || beside(name)
                 || BESIDE.iter().any(|ending| name.ends_with(ending))
                 || TERMS.iter().any(|start| name.starts_with(start))
         }
@@ -122,10 +125,12 @@ mod tests {
             "adapter_config.json",
             "adapter_model.bin",
             "adapter_model.safetensors",
+            "non_lora_trainables.bin",
             "optimizer.pt",
             "checkpoint-5/adapter_model.bin",
         ];
-        assert_eq!(chosen(&names).unwrap(), ["adapter_config.json", "adapter_model.safetensors"]);
+        let want = ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"];
+        assert_eq!(chosen(&names).unwrap(), want);
         assert_eq!(chosen(&names[..2]).unwrap(), ["adapter_config.json", "adapter_model.bin"]);
     }
 

@@ -56,6 +56,11 @@ impl AdapterConfig {
         parse(&text, path).map_err(|error| error.in_file(path))
     }
 
+    /// The classification that the adapter was trained for, if it is one.
+    pub fn task(&self) -> Option<Task> {
+        Task::of(self.task_type.as_deref()?)
+    }
+
     /// True if the field is set: neither missing, nor null, false or empty.
     pub fn is_set(&self, key: &str) -> bool {
         match self.json.get(key) {
@@ -82,6 +87,45 @@ impl AdapterConfig {
         self.target_parameters.iter().any(|target| {
             path.strip_suffix(target.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
         })
+    }
+}
+
+/// Tasks for which PEFT trains a head that a language model does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A label for a text ("SEQ_CLS").
+    Sequence,
+    /// A label for each token ("TOKEN_CLS").
+    Token,
+    /// Where an answer begins and ends ("QUESTION_ANS").
+    Answer,
+}
+
+impl Task {
+    fn of(task_type: &str) -> Option<Self> {
+        match task_type {
+            "SEQ_CLS" => Some(Self::Sequence),
+            "TOKEN_CLS" => Some(Self::Token),
+            "QUESTION_ANS" => Some(Self::Answer),
+            _ => None,
+        }
+    }
+
+    /// True for the modules that PEFT trains whole without being told.
+    pub(super) fn is_head(self, module: &str) -> bool {
+        match self {
+            Self::Sequence | Self::Token => matches!(module.split('.').next(), Some("classifier" | "score")),
+            Self::Answer => module == "qa_outputs",
+        }
+    }
+
+    /// What transformers' class for the task is called behind the family's name.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::Sequence => "ForSequenceClassification",
+            Self::Token => "ForTokenClassification",
+            Self::Answer => "ForQuestionAnswering",
+        }
     }
 }
 

@@ -180,6 +180,13 @@ impl EditPlan for LowRankPlan {
             Layout::IntoStack { .. } => return None,
         })
     }
+
+    fn part(&self) -> Option<(usize, usize)> {
+        match self.layout {
+            Layout::IntoStack { expert, outputs, .. } => Some((expert, outputs.start)),
+            _ => None,
+        }
+    }
 }
 
 /// (rows, cols) to (cols, rows).

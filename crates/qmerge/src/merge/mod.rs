@@ -397,7 +397,7 @@ fn hex(bytes: &[u8]) -> String {
 fn sha256(tensors: &Checkpoint) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
-    for file in &tensors.files {
+    for file in tensors.files.iter().take(1) {
         let mut at = 0;
         while at < file.len {
             let n = buffer.len().min((file.len - at) as usize);
@@ -485,7 +485,7 @@ fn assemble(
             merged += 1;
             total.add(sums);
             is_coarse |= !recode.to.is_plain();
-            if loss.survival.is_none() {
+            if loss.survival.is_none() && !plan.untrained {
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
@@ -572,6 +572,9 @@ fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Acc
         tensors: accounting.tensors,
         merged: accounting.merged,
         replaced: accounting.replaced,
+        added: accounting.added,
+        beside: accounting.beside.clone(),
+        left_out: accounting.left_out.clone(),
         unused: accounting.unused.len(),
         unused_tensors: accounting.unused.clone(),
         ignored: accounting.ignored.iter().map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason }).collect(),

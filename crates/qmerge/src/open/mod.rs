@@ -134,10 +134,26 @@ impl Checkpoint {
 
     /// Opens one file, by the container that its ending names.
     pub(crate) fn open_container(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|ext| ext.to_str()) {
-            Some("safetensors") => safetensors::open_file(path),
-            _ => torch::open_file(path),
+        Self::from_files(&[path])
+    }
+
+    /// Opens several weight files of an adapter as one.
+    pub fn open_together(paths: &[&Path]) -> Result<Self> {
+        let checkpoint = Self::from_files(paths)?;
+        foreign::refuse_empty(&checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    fn from_files(paths: &[&Path]) -> Result<Self> {
+        let mut parts = Vec::new();
+        for path in paths {
+            parts.push(match path.extension().and_then(|ext| ext.to_str()) {
+                Some("safetensors") => safetensors::read(path)?,
+                _ => torch::read_file(path)?,
+            });
         }
+        let path = paths.first().copied().unwrap_or(Path::new(""));
+        Self::from_parts(path, parts, None)
     }
 
     pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {

@@ -83,11 +83,6 @@ fn shard(name: &str) -> Option<(&str, &str, &str)> {
     (digits(number) && digits(of)).then_some((stem, number, of))
 }
 
-/// Opens one file.
-pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::from_parts(path, vec![read(path)?], None)
-}
-
 /// Only the part of an index that says where tensors lie.
 #[derive(Deserialize)]
 struct Index {
@@ -127,7 +122,7 @@ fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn read(path: &Path) -> Result<(Source, Contents)> {
+pub(super) fn read(path: &Path) -> Result<(Source, Contents)> {
     let source = Source::open(path)?;
     let contents = read_header(&source).map_err(|error| error.in_file(path))?;
     Ok((source, contents))

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::steps::ConfigChange;
-use super::{Action, Inputs, Options, Step};
+use super::{Action, Inputs, Options, Step, classifier};
 use crate::error::Result;
 use crate::formats::Format;
 use crate::open::ModelConfig;
@@ -23,6 +23,10 @@ pub(super) fn edited(
     if let Some(tokens) = change.vocab_size {
         config.set_everywhere("vocab_size", &json!(tokens));
     }
+    if let Some(labels) = change.labels {
+        classifier::describe(&mut config, labels);
+    }
+    classifier::skip(&mut config, &change.added);
     if let Some(to) = options.to {
         format(&mut config, options, to, steps);
     }

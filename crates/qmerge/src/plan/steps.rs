@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::method::{Chooser, Main, refuse_without_scales};
-use super::{Inputs, Options, Slot};
-use crate::adapters::{Changes, Names, PlannedEdit, Replacement};
-use crate::arch;
+use super::{Inputs, Options, Slot, classifier, tie};
+use crate::adapters::{Addition, Changes, Names, PlannedEdit, Replacement, Task};
+use crate::arch::{self, Tie};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Weight};
-use crate::open::Entry;
-use crate::round::Rounding;
+use crate::open::{Checkpoint, Entry};
+use crate::round::{self, Rounding};
 
 /// One unit of work with its place in the output.
 #[derive(Debug)]
@@ -84,25 +84,55 @@ pub(super) struct ConfigChange {
     pub(super) untie: bool,
     /// New number of tokens.
     pub(super) vocab_size: Option<usize>,
+    /// An adapter brings the head of a classifier.
+    pub(super) labels: Option<Labels>,
+    /// Modules that the base lacks.
+    pub(super) added: Vec<String>,
 }
 
-/// All changes, by target.
-struct Wanted {
-    edits: HashMap<String, Vec<(usize, PlannedEdit)>>,
-    replacements: BTreeMap<String, (usize, Replacement)>,
+/// A classifier's task and its number of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Labels {
+    pub(super) task: Task,
+    pub(super) number: usize,
+}
+
+impl Step {
+    /// Dimensions in the output; a packed weight that is copied has those of its bytes.
+    pub(super) fn shape(&self) -> &[usize] {
+        match &self.action {
+            Action::Copy { entry } => &entry.shape,
+            Action::Recode(recode) => recode.to.shape(),
+        }
+    }
+}
+
+/// All changes, by target, each with the number of its adapter.
+pub(super) struct Wanted {
+    pub(super) edits: HashMap<String, Vec<(usize, PlannedEdit)>>,
+    pub(super) replacements: BTreeMap<String, (usize, Replacement)>,
+    additions: BTreeMap<String, (usize, Addition)>,
 }
 
 impl Wanted {
-    fn touches(&self, name: &str) -> bool {
+    pub(super) fn touches(&self, name: &str) -> bool {
         self.edits.contains_key(name) || self.replacements.contains_key(name)
     }
 }
 
 pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, changes: Vec<Changes>) -> Result<Decided> {
-    let mut wanted = collect(inputs, changes)?;
     let mut warnings = Vec::new();
     let mut config = ConfigChange::default();
-    let head = tie(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    let heads: Vec<(Option<Task>, String)> = inputs
+        .adapters
+        .iter()
+        .zip(&changes)
+        .flat_map(|(adapter, changes)| {
+            changes.additions.iter().map(|addition| (adapter.config.task(), addition.target.clone()))
+        })
+        .collect();
+    let mut wanted = collect(inputs, changes)?;
+    let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
     refuse_without_scales(options.rounding, options.to)?;
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
         let format = target_format(options, names, claim);
@@ -125,12 +155,15 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
                 place,
             });
         }
-        if let Some(head) = &head
-            && names.embed().is_some_and(|embed| embed.weight.name() == claim.weight.name())
-        {
-            let recode = new_head(inputs, options, &chooser, names, &mut wanted, head, claim)?;
-            steps.push(Step { name: head.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+        for name in parted.iter().filter(|parted| parted.source == claim.weight.name()).flat_map(|parted| &parted.new) {
+            let recode = apart(inputs, options, &chooser, names, &mut wanted, name, claim)?;
+            steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
+    }
+    for (name, (number, addition)) in std::mem::take(&mut wanted.additions) {
+        let recode = added(inputs, options, names, &name, number, &addition)?;
+        let place = inputs.base.entries.len().saturating_sub(1);
+        steps.push(Step { name, action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
     }
     if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
         return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
@@ -145,94 +178,51 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
             },
         ),
     );
-    // Sorting is stable, so a new head stays behind its embedding.
+    // Sorting is stable, so a new head stays behind its embedding, and a classifier's behind all.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
+    classifier::labels(&heads, &steps, &mut config)?;
+    if let (Some(labels), Some(module)) = (config.labels, config.added.last()) {
+        warnings.push(format!(
+            "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
+             {} with {} labels",
+            labels.task.class(),
+            labels.number
+        ));
+    }
     let rounding = chooser.main(&steps);
     Ok(Decided { steps, config, rounding, warnings })
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
-    let mut wanted = Wanted { edits: HashMap::new(), replacements: BTreeMap::new() };
+    let mut wanted = Wanted { edits: HashMap::new(), replacements: BTreeMap::new(), additions: BTreeMap::new() };
     for (number, changes) in changes.into_iter().enumerate() {
         for edit in changes.edits {
             wanted.edits.entry(edit.target.clone()).or_default().push((number, edit));
         }
+        let two = |other: usize, target: &str| {
+            mismatch(format!(
+                "two adapters replace it: {} and {}",
+                inputs.adapters[other].path.display(),
+                inputs.adapters[number].path.display()
+            ))
+            .in_tensor(target)
+            .with_hint("merge one of them first, and the other into the result")
+        };
         for replacement in changes.replacements {
             let target = replacement.target.clone();
             if let Some((other, _)) = wanted.replacements.insert(target.clone(), (number, replacement)) {
-                return Err(mismatch(format!(
-                    "two adapters replace it: {} and {}",
-                    inputs.adapters[other].path.display(),
-                    inputs.adapters[number].path.display()
-                ))
-                .in_tensor(&target)
-                .with_hint("merge one of them first, and the other into the result"));
+                return Err(two(other, &target));
+            }
+        }
+        for addition in changes.additions {
+            let target = addition.target.clone();
+            if let Some((other, _)) = wanted.additions.insert(target.clone(), (number, addition)) {
+                return Err(two(other, &target));
             }
         }
     }
     Ok(wanted)
-}
-
-/// Decides what becomes of tied embeddings. Returns the name of a head that must be stored on its own.
-fn tie(
-    inputs: &Inputs,
-    options: &Options,
-    names: &Names<'_>,
-    wanted: &mut Wanted,
-    config: &mut ConfigChange,
-    warnings: &mut Vec<String>,
-) -> Result<Option<String>> {
-    let Some(embed) = names.embed().filter(|_| names.is_tied()).map(|claim| claim.weight.name().to_owned()) else {
-        return Ok(None);
-    };
-    let is_head = |name: &&String| name.strip_suffix(".weight").is_some_and(|module| names.is_head(module));
-    let head = wanted.edits.keys().chain(wanted.replacements.keys()).find(is_head).cloned();
-    let shares = |number: usize| inputs.adapters[number].config.ensure_weight_tying;
-    let low_rank = |edits: &[(usize, PlannedEdit)]| edits.iter().any(|(_, edit)| edit.plan.scale().is_some());
-    let embed_edits = wanted.edits.get(&embed).map_or(&[][..], Vec::as_slice);
-    // What stays shared: trained tokens, adapters that were trained tied, and base tensors that merely came along.
-    let embed_parts = low_rank(embed_edits) && !embed_edits.iter().all(|(number, _)| shares(*number))
-        || wanted.replacements.get(&embed).is_some_and(|(number, replacement)| replacement.trained && !shares(*number));
-    let head_parts = head.as_ref().is_some_and(|head| {
-        wanted.edits.get(head).is_some_and(|edits| !edits.iter().all(|(number, _)| shares(*number)))
-            || wanted
-                .replacements
-                .get(head)
-                .is_some_and(|(number, replacement)| replacement.trained && !shares(*number))
-    });
-    if !embed_parts && !head_parts {
-        // Both names mean the one tensor; a copy for the head says nothing new.
-        if let Some(head) = &head {
-            if let Some(replacement) = wanted.replacements.remove(head) {
-                wanted.replacements.entry(embed).or_insert(replacement);
-            }
-            wanted.edits.remove(head);
-        }
-        return Ok(None);
-    }
-    let head = head.unwrap_or_else(|| format!("{}.weight", names.arch.head[0]));
-    let only_low_rank = wanted.replacements.get(&embed).is_none_or(|(_, r)| !r.trained)
-        && wanted.replacements.get(&head).is_none_or(|(_, r)| !r.trained);
-    if options.read.peft_bugs && only_low_rank {
-        warnings.push(
-            "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
-                .into(),
-        );
-        if let Some(edits) = wanted.edits.remove(&head) {
-            wanted.edits.entry(embed.clone()).or_default().extend(edits);
-        }
-        if let Some(replacement) = wanted.replacements.remove(&head) {
-            wanted.replacements.entry(embed).or_insert(replacement);
-        }
-        return Ok(None);
-    }
-    warnings.push(format!(
-        "the input and output embeddings were one tensor and are two now: `{head}` is stored on its own, and \
-         tie_word_embeddings is false"
-    ));
-    config.untie = true;
-    Ok(Some(head))
 }
 
 /// The step of a base weight that is not merely copied.
@@ -253,17 +243,47 @@ fn recode(
     build(inputs, options, chooser, wanted, name, claim, format).map(Some)
 }
 
-/// A head that parts from its embedding: the embedding's values, or the adapter's own, with the head's edits.
-fn new_head(
+/// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
+fn apart(
     inputs: &Inputs,
     options: &Options,
     chooser: &Chooser<'_>,
     names: &Names<'_>,
     wanted: &mut Wanted,
-    head: &str,
-    embed: &Claim,
+    name: &str,
+    source: &Claim,
 ) -> Result<Recode> {
-    build(inputs, options, chooser, wanted, head, embed, target_format(options, names, embed))
+    build(inputs, options, chooser, wanted, name, source, target_format(options, names, source))
+}
+
+/// A tensor that the base lacks, in the type that the rest of the model has.
+fn added(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    name: &str,
+    number: usize,
+    addition: &Addition,
+) -> Result<Recode> {
+    let tensors = &inputs.adapters[number].tensors;
+    let from = plain(tensors, &addition.tensor)?;
+    let shape = from.weight.shape().to_vec();
+    let like = names.embed().or_else(|| names.weights.iter().find(|claim| claim.weight.is_plain()));
+    let dtype = like.map_or(from.weight.value_dtype(), |claim| claim.weight.value_dtype());
+    let to: Arc<dyn Weight> = match options.to.filter(|to| !to.quantizes()) {
+        Some(format) => format.create(name, &shape, dtype, &options.settings)?,
+        None => Arc::new(PlainWeight::new(name, &shape, dtype)),
+    };
+    Ok(Recode {
+        source: Source::Adapter(number),
+        from,
+        to,
+        edits: Vec::new(),
+        rounding: round::NEAREST,
+        keep: false,
+        original: None,
+        values: None,
+    })
 }
 
 /// Builds the step that writes `name` out of `claim`'s values or their replacement.
@@ -335,12 +355,7 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
             .in_tensor(name)
             .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
     };
-    let claim = original
-        .inventory
-        .weights
-        .iter()
-        .find(|claim| claim.weight.name() == name)
-        .ok_or_else(|| unfit("is missing in the original".into()))?;
+    let claim = original.weight(name).ok_or_else(|| unfit("is missing in the original".into()))?;
     if claim.weight.shape() != from.weight.shape() {
         let (have, want) = (claim.weight.shape(), from.weight.shape());
         return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
@@ -359,12 +374,8 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
 /// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.
 fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &Claim) -> Result<Claim> {
     let tensors = &inputs.adapters[number].tensors;
-    let entry = tensors.get(&replacement.tensor).ok_or_else(|| mismatch("missing").in_tensor(&replacement.tensor))?;
-    if !entry.dtype.is_plain_float() {
-        return Err(mismatch(format!("stored as {}, expected F32, F16 or BF16", entry.dtype))
-            .in_file(tensors.file_of(entry))
-            .in_tensor(&entry.name));
-    }
+    let from = plain(tensors, &replacement.tensor)?;
+    let entry = &from.entries[0];
     let have = claim.weight.shape();
     let resized = have.len() == 2 && entry.shape.len() == 2 && have[1] == entry.shape[1];
     let same = entry.shape == have;
@@ -378,6 +389,17 @@ fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &C
         .in_file(tensors.file_of(entry))
         .in_tensor(&entry.name)
         .with_hint("this adapter was trained on another base"));
+    }
+    Ok(from)
+}
+
+/// A tensor of an adapter as a weight.
+fn plain(tensors: &Checkpoint, name: &str) -> Result<Claim> {
+    let entry = tensors.get(name).ok_or_else(|| mismatch("missing").in_tensor(name))?;
+    if !entry.dtype.is_plain_float() {
+        return Err(mismatch(format!("stored as {}, expected F32, F16 or BF16", entry.dtype))
+            .in_file(tensors.file_of(entry))
+            .in_tensor(&entry.name));
     }
     let weight = PlainWeight::new(&entry.name, &entry.shape, entry.dtype);
     Ok(Claim { weight: Arc::new(weight), entries: vec![entry.clone()] })
@@ -434,25 +456,32 @@ fn is_linear(names: &Names<'_>, weight: &dyn Weight) -> bool {
 
 /// Embedding and head must agree on the number of tokens; a change goes to the configuration.
 fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> Result<()> {
-    let rows = |name: &str| {
-        steps.iter().find(|step| step.name == name).map(|step| match &step.action {
-            Action::Copy { entry } => entry.shape.first().copied().unwrap_or(0),
-            Action::Recode(recode) => recode.to.shape().first().copied().unwrap_or(0),
+    // A packed weight's own shape says how many bytes it has; its claim says how many tokens.
+    let before = |name: &str| names.exact(name).and_then(|claim| claim.weight.shape().first().copied());
+    let now: HashMap<&str, Option<usize>> = steps
+        .iter()
+        .map(|step| match &step.action {
+            Action::Copy { .. } => (step.name.as_str(), before(&step.name)),
+            Action::Recode(recode) => (step.name.as_str(), recode.to.shape().first().copied()),
         })
-    };
+        .collect();
     let Some(embed) = names.embed() else { return Ok(()) };
-    let (was, now) = (embed.weight.shape().first().copied(), rows(embed.weight.name()));
-    let head =
-        names.arch.head.iter().map(|module| format!("{module}.weight")).find_map(|name| rows(&name).map(|n| (name, n)));
-    if let (Some(now), Some((head, head_rows))) = (now, &head)
-        && now != *head_rows
-        && (Some(now) != was || names.head().is_none_or(|claim| claim.weight.shape().first() != Some(head_rows)))
-    {
-        return Err(mismatch(format!("`{}` has {now} tokens, but `{head}` has {head_rows}", embed.weight.name()))
-            .with_hint("the adapter resized one of the two only: save it again with save_embedding_layers=True"));
+    let embed = embed.weight.name();
+    let Some(tokens) = now.get(embed).copied().flatten() else { return Ok(()) };
+    let changed = |name: &str| before(name) != now.get(name).copied().flatten();
+    let heads =
+        names.arch.head.iter().copied().chain(names.tie.map(Tie::head)).map(|module| format!("{module}.weight"));
+    for head in heads {
+        if let Some(rows) = now.get(head.as_str()).copied().flatten()
+            && rows != tokens
+            && (changed(embed) || changed(&head))
+        {
+            return Err(mismatch(format!("`{embed}` has {tokens} tokens, but `{head}` has {rows}"))
+                .with_hint("the adapter resized one of the two only: save it again with save_embedding_layers=True"));
+        }
     }
-    if now != was {
-        config.vocab_size = now;
+    if changed(embed) {
+        config.vocab_size = Some(tokens);
     }
     Ok(())
 }

@@ -103,6 +103,8 @@ impl<'a> Linear<'a> {
         transposed: bool,
     ) -> Result<Self> {
         let geometry = weight.base().claim().weight.geometry();
+        // Quantized, it is stored (out, in).
+        let transposed = transposed && weight.base().claim().weight.is_plain();
         let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != want {
             let shape = weight.base().claim().weight.shape();

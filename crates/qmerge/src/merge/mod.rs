@@ -24,6 +24,7 @@ pub use edited::Edited;
 pub use judge::Judge;
 pub(crate) use parallel::parallel;
 pub use schedule::Memory;
+pub(crate) use whole::transposed;
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
@@ -235,6 +236,7 @@ impl Run<'_> {
         if let Some(calibration) = calibration {
             self.whole(calibration, &mut done)?;
         }
+        self.turned(&mut done)?;
         let steps = Steps::new(self.inputs, self.plan, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);

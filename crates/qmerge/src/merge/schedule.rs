@@ -272,5 +272,9 @@ fn predict(plan: &Plan, memory: &Memory) -> u64 {
     state.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
-    FIXED_BYTES + headers + waiting + memory.threads as u64 * worker + in_flight
+    // A weight that is turned is held whole: base, target, both turned over, and what they are encoded and decoded to.
+    let turned =
+        plan.recodes().filter(|recode| recode.turned).map(|recode| 7 * 4 * recode.to.geometry().elements() as u64);
+    let turned = memory.threads as u64 * turned.max().unwrap_or(0);
+    FIXED_BYTES + headers + waiting + (memory.threads as u64 * worker + in_flight).max(turned)
 }

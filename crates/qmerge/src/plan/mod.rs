@@ -8,6 +8,7 @@ mod classifier;
 mod config;
 mod layout;
 mod method;
+mod quantized;
 mod steps;
 mod summary;
 mod tie;
@@ -205,7 +206,7 @@ impl Plan {
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning);
         let (files, steps) = layout::lay_out(inputs, decided.steps);
-        let config = config::edited(inputs, options, &steps, &decided.config)?;
+        let config = config::edited(inputs, options, &names, &steps, &decided.config)?;
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::method::{Chooser, Main, refuse_without_scales};
-use super::{Inputs, Options, Slot, classifier, tie};
+use super::{Inputs, Options, Slot, classifier, quantized, tie};
 use crate::adapters::{Addition, Changes, Names, PlannedEdit, Replacement, Task};
-use crate::arch::{self, Tie};
+use crate::arch::Tie;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::formats::plain::PlainWeight;
@@ -63,6 +63,8 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keep: bool,
+    /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) as long as it is plain.
+    pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
     pub original: Option<Claim>,
     /// Rounds edited values to this type before they are encoded (PEFT casts DoRA's result to the base's type).
@@ -190,6 +192,13 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
             labels.number
         ));
     }
+    if options.to.is_some_and(|to| to.quantizes()) {
+        let (doubt, clash) = quantized::doubts(names, &steps, quantized::skipped(names, &steps).as_deref());
+        warnings.extend(doubt);
+        if let Some(clash) = clash {
+            return Err(Error::new(Kind::Unsupported, clash).in_file(&inputs.base.path));
+        }
+    }
     let rounding = chooser.main(&steps);
     Ok(Decided { steps, config, rounding, warnings })
 }
@@ -281,6 +290,7 @@ fn added(
         edits: Vec::new(),
         rounding: round::NEAREST,
         keep: false,
+        turned: false,
         original: None,
         values: None,
     })
@@ -294,7 +304,7 @@ fn build(
     wanted: &mut Wanted,
     name: &str,
     claim: &Claim,
-    format: Option<&'static dyn formats::Format>,
+    target: Option<Target>,
 ) -> Result<Recode> {
     let edits = wanted.edits.remove(name).unwrap_or_default();
     let (source, mut from) = match wanted.replacements.remove(name) {
@@ -308,15 +318,17 @@ fn build(
     let base_dtype = claim.weight.value_dtype();
     let values_dtype = if additive { Dtype::F32 } else { base_dtype };
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
-    let own = format.is_none() && source == Source::Base && name == claim.weight.name();
-    let rounding = chooser.wanted(own, is_coarse(format, claim));
+    let own = target.is_none() && source == Source::Base && name == claim.weight.name();
+    let rounding = chooser.wanted(own, is_coarse(target, claim));
     let keep = own && rounding.keeps_scales();
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
-    let to: Arc<dyn Weight> = match (format, stores_as) {
+    let turned = target.is_some_and(|target| target.turned);
+    let to: Arc<dyn Weight> = match (target, stores_as) {
         (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
-        (Some(format), None) => {
+        (Some(Target { format, .. }), None) => {
             let settings = &options.settings;
+            let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
             format.create(
                 name,
                 &shape,
@@ -329,7 +341,7 @@ fn build(
         (None, None) => claim.weight.renewed(values_dtype, &options.settings),
     };
     // The same view of rows on both sides, so that chunks agree.
-    let to = if to.geometry().rows == geometry.rows {
+    let to = if to.geometry().rows == geometry.rows || turned {
         to
     } else {
         to.reshaped(geometry.rows, geometry.cols)
@@ -338,7 +350,7 @@ fn build(
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
     let from_original = keep && rounding.needs_original() && !to.is_plain();
     let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-    let mut recode = Recode { source, from, to, edits, rounding, keep, original, values };
+    let mut recode = Recode { source, from, to, edits, rounding, keep, turned, original, values };
     recode.rounding = chooser.settled(&recode);
     Ok(recode)
 }
@@ -428,30 +440,27 @@ fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
 }
 
 /// True if a weight ends in a format coarser than 16 bits.
-fn is_coarse(format: Option<&'static dyn formats::Format>, claim: &Claim) -> bool {
-    format.map_or(!claim.weight.is_plain(), |format| format.quantizes())
+fn is_coarse(target: Option<Target>, claim: &Claim) -> bool {
+    target.map_or(!claim.weight.is_plain(), |target| target.format.quantizes())
+}
+
+/// A format that a weight takes in place of its own.
+#[derive(Clone, Copy)]
+struct Target {
+    format: &'static dyn formats::Format,
+    /// Rows become columns.
+    turned: bool,
 }
 
 /// The format a base weight takes; `None` for its own.
-fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<&'static dyn formats::Format> {
-    let to = options.to?;
-    let weight = &claim.weight;
-    if to.id() == weight.format() {
+fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<Target> {
+    let format = options.to?;
+    let weight = claim.weight.as_ref();
+    if format.id() == weight.format() {
         return None;
     }
-    let takes = !to.quantizes() || !weight.is_plain() || is_linear(names, weight.as_ref());
-    takes.then_some(to)
-}
-
-/// True for the matrices that bitsandbytes' loaders quantize: linear layers but the head; not tables, norms, routers, nor experts,
-/// which transformers stacks into bare parameters.
-fn is_linear(names: &Names<'_>, weight: &dyn Weight) -> bool {
-    let Some(module) = weight.name().strip_suffix(".weight") else { return false };
-    weight.shape().len() == 2
-        && !names.is_head(module)
-        && !arch::leaf_in(module, names.arch.not_linear)
-        && !module.contains(".experts.")
-        && !module.contains("norm")
+    let takes = !format.quantizes() || !weight.is_plain() || quantized::takes(names, weight);
+    takes.then(|| Target { format, turned: format.quantizes() && quantized::is_turned(names, weight) })
 }
 
 /// Embedding and head must agree on the number of tokens; a change goes to the configuration.

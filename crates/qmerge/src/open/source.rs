@@ -14,6 +14,8 @@ pub struct Source {
     pub len: u64,
     /// Modification time in nanoseconds since 1970, for recognising a changed input on resume.
     pub modified_ns: u128,
+    /// Time of the last change of content or attributes, likewise; 0 where the system does not tell. Nobody can set it.
+    pub changed_ns: i128,
     file: File,
 }
 
@@ -30,7 +32,7 @@ impl Source {
             .ok()
             .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
             .map_or(0, |since| since.as_nanos());
-        Ok(Self { path: path.to_path_buf(), len: meta.len(), modified_ns, file })
+        Ok(Self { path: path.to_path_buf(), len: meta.len(), modified_ns, changed_ns: changed_ns(&meta), file })
     }
 
     /// Fills `buffer` from `offset`. A file that ends too early is malformed, not an I/O error.
@@ -45,6 +47,17 @@ impl Source {
             }
         })
     }
+}
+
+#[cfg(unix)]
+fn changed_ns(meta: &std::fs::Metadata) -> i128 {
+    use std::os::unix::fs::MetadataExt;
+    i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())
+}
+
+#[cfg(not(unix))]
+fn changed_ns(_: &std::fs::Metadata) -> i128 {
+    0
 }
 
 #[cfg(unix)]

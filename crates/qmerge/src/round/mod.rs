@@ -22,6 +22,7 @@ use crate::formats::Grid;
 pub use factor::{Cut, Factors, cut, delta_energy, sketch};
 pub use matrix::{Kept, Matrix};
 pub use moments::{Calibration, InputMoments, Known, Metric};
+pub(crate) use stored::identity;
 pub use stored::{Stored, store};
 
 /// Every method.

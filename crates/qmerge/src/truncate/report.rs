@@ -44,6 +44,9 @@ pub struct Truncation {
     pub left_out: Vec<String>,
     /// What to do with it.
     pub advice: String,
+    /// What the user should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One module.

@@ -113,7 +113,12 @@ pub(super) fn plan_and_run(
     let plan = Plan::new(inputs, options)?;
     if args.dry_run {
         let memory = merge::memory(&plan, run)?;
-        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
+        let mut summary = plan.summary(inputs, output, memory);
+        summary.warnings.extend(merge::enough_space(output, &plan).err().map(|error| error.to_string()));
+        return Ok(Found::Plan(Box::new(summary)));
+    }
+    if let Some(path) = &args.report {
+        page::refuse_existing(path, args.force)?;
     }
     let report = merge(&plan)?;
     if let (Some(path), Some(form)) = (&args.report, form) {

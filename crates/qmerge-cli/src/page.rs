@@ -63,7 +63,9 @@ pub(crate) fn refuse_existing(path: &Path, force: bool) -> Result<()> {
 pub(crate) fn refuse_report(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.ends_with(qmerge::report::FILE_NAME) && path.exists() {
-        return Err(Error::new(Kind::Exists, "this is the report of a merge").in_file(path).with_hint("choose another name"));
+        return Err(Error::new(Kind::Exists, "this is the report of a merge")
+            .in_file(path)
+            .with_hint("choose another name"));
     }
     Ok(())
 }

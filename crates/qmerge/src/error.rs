@@ -59,7 +59,9 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 error = error.with_hint("free some space");
             }
-            std::io::ErrorKind::FileTooLarge => error = error.with_hint("the system bounds the size of files here (ulimit -f)"),
+            std::io::ErrorKind::FileTooLarge => {
+                error = error.with_hint("the system bounds the size of files here (ulimit -f)")
+            }
             _ => {}
         }
         error.0.source = Some(source);

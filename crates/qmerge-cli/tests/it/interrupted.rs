@@ -91,12 +91,14 @@ impl<'f> Merge<'f> {
         loop {
             let mut child = self.begin(&["--force"]);
             let deadline = Instant::now() + Duration::from_secs(20);
-            // The head is there, and the files are, which come after it.
-            let ready = || std::fs::read(self.folder.join(JOURNAL)).is_ok_and(|text| text.contains(&b'\n'));
+            // The weight files come after the journal, at once with their size.
+            let size =
+                self.want.iter().find(|(name, _)| name == "model.safetensors").map_or(0, |(_, bytes)| bytes.len());
+            let weights = self.folder.join("out.partial/model.safetensors");
+            let ready = || std::fs::metadata(&weights).is_ok_and(|meta| meta.len() >= size as u64);
             while !ready() && Instant::now() < deadline && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            std::thread::sleep(Duration::from_millis(2));
             let _ = child.kill();
             child.wait().unwrap();
             if self.folder.join("out").exists() {
@@ -246,9 +248,9 @@ fn many_interruptions() {
 fn a_disk_without_space() {
     let folder = models();
     std::fs::create_dir(folder.join("disk")).unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=24M", "tmpfs"]);
-    let mounted = { mounted }.arg(folder.join("disk")).output().is_ok_and(|output| output.status.success());
-    if !mounted {
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=24M", "tmpfs"]).arg(folder.join("disk"));
+    if !mount.output().is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: no right to mount a file system");
         return;
     }
@@ -268,6 +270,7 @@ fn a_disk_without_space() {
             while std::io::Write::write_all(&mut file, &piece).is_ok() {}
             let full = file.metadata().unwrap().len();
             file.set_len(full.saturating_sub(free as u64)).unwrap();
+            drop(file);
             let output = run(&disk, &[&merge.args[..], &["--resume"]].concat());
             if !output.status.success() {
                 let text = stderr(&output);
@@ -317,7 +320,7 @@ fn another_merge_is_not_gone_on_with() {
         (&["--quant-storage", "bfloat16"], "layout of the output"),
         (&["--torch-threads", "4"], "what is done to the weights"),
         (&["--tokenizer", "base"], "tokenizer: the adapter's before, the base's now"),
-        (&["--adapter", "adapter=0.5"], "adapter 2: now"),
+        (&["--adapter", "adapter=0.5"], "adapter 2: none before"),
         (&["--map", "^nothing=>there"], "rule 1 on names: none before"),
         (&["--peft-bugs"], "PEFT's bugs: false before, true now"),
     ];

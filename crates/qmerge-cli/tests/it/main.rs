@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 mod bad_input;
+mod beside;
 mod called;
 mod card;
 mod hub;

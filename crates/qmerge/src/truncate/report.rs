@@ -45,7 +45,6 @@ pub struct Truncation {
     /// What to do with it.
     pub advice: String,
     /// What the user should know.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 

@@ -61,10 +61,7 @@ mod tests {
         let before = fingerprint(&[("seed", "0"), ("base", &a), ("adapter 2", &a), (LAYOUT, &a)]);
         assert!(before.differences(&before).is_empty());
         let now = fingerprint(&[("seed", "7"), ("base", &b), (LAYOUT, &b)]);
-        assert_eq!(
-            before.differences(&now),
-            ["seed: 0 before, 7 now", "base: changed", "adapter 2: now none"]
-        );
+        assert_eq!(before.differences(&now), ["seed: 0 before, 7 now", "base: changed", "adapter 2: now none"]);
         let now = fingerprint(&[("seed", "0"), ("base", &a), ("adapter 2", &a), (LAYOUT, &b)]);
         assert_eq!(before.differences(&now), ["layout of the output: changed"]);
     }

@@ -115,7 +115,8 @@ impl Bounds {
     fn of(folder: &Path) -> Result<Self> {
         let folder = folder.canonicalize().map_err(|error| Error::io("open", folder, error))?;
         let repository = folder.ancestors().find_map(|above| {
-            let snapshots = above.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
+            let snapshots =
+                above.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
             let repository = snapshots.parent()?;
             let name = repository.file_name()?.to_str()?;
             name.starts_with("models--").then(|| repository.to_path_buf())

@@ -164,7 +164,13 @@ impl Line {
 }
 
 fn open(path: &PathBuf) -> Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(|error| Error::io("open", path, error))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|error| Error::io("open", path, error))
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {

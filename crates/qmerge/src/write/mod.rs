@@ -82,11 +82,13 @@ impl Output {
             enough_space(target, plan)?;
             std::fs::create_dir(&partial).map_err(|error| Error::io("create", &partial, error))?;
         }
-        let (journal, finished, files) = partial::open(&partial, plan, merge, begun).inspect_err(|_| {
-            if !resumed {
-                // Nothing is lost with it; the error that ended it is the one to tell.
-                drop(remove(&partial));
+        let (journal, finished, files) = partial::open(&partial, plan, merge, begun).map_err(|error| {
+            if resumed {
+                return if error.kind() == Kind::Io { resumable(&partial, error) } else { error };
             }
+            // Nothing is lost with it; the error that ended it is the one to tell.
+            drop(remove(&partial));
+            error
         })?;
         let files = files.into_iter().map(Queue::new).collect();
         let output = Self {
@@ -319,4 +321,56 @@ fn remove(path: &Path) -> Result<()> {
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|error| Error::io("rename into place", to, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::plan::{OutFile, OutTensor};
+
+    fn plan() -> Plan {
+        let file = |name: &str| {
+            let tensor = OutTensor { name: "w".into(), dtype: Dtype::U8, shape: Some(vec![8]), bytes: 8, offset: 0 };
+            OutFile::new(name.into(), Vec::new(), vec![tensor])
+        };
+        Plan {
+            steps: Vec::new(),
+            files: vec![file("a.safetensors"), file("b.safetensors")],
+            index: None,
+            config: None,
+            accounting: Vec::new(),
+            output_format: String::new(),
+            rounding: "nearest",
+            reason: None,
+            seed: 0,
+            residual_rank: None,
+            maps: Vec::new(),
+            read: crate::adapters::ReadOptions::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// A worker whose write failed took another step's bytes along. That step was reported as finished, and must not be listed.
+    #[test]
+    fn nothing_is_listed_after_a_write_that_failed() {
+        let target = std::env::temp_dir().join(format!("qmerge-output-{}", std::process::id()));
+        let (plan, merge) = (plan(), Fingerprint::default());
+        let (mut output, _) = Output::create(&target, &plan, &merge, Existing::default()).unwrap();
+        let step = |step| Finished { step, sums: None, kept: None, late: Vec::new() };
+        output.write_at(0, 0, &mut vec![1; 4]).unwrap();
+        output.checkpoint(&[step(0)]).unwrap();
+        // A file that is open for reading refuses every write.
+        let read_only = std::fs::File::open(output.folder().join("b.safetensors")).unwrap();
+        output.files[1] = Queue::new(read_only);
+        assert!(output.write_at(1, 0, &mut vec![2; 4]).is_err());
+        for attempt in 1..3 {
+            let error = output.checkpoint(&[step(attempt)]).unwrap_err();
+            assert_eq!(error.kind(), Kind::Io, "{error}");
+        }
+        let journal = std::fs::read_to_string(output.folder().join(journal::FILE_NAME)).unwrap();
+        assert_eq!(journal.lines().count(), 2, "{journal}");
+        output.abandon();
+        assert!(!target.with_extension("partial").exists());
+    }
 }

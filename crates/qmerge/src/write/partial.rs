@@ -19,9 +19,8 @@ pub(super) fn path_of(target: &Path) -> Result<PathBuf> {
 /// Errors if something is there that `existing` does not allow to remove or to go on with.
 pub(super) fn refuse(partial: &Path, existing: Existing) -> Result<()> {
     let Ok(meta) = std::fs::symlink_metadata(partial) else { return Ok(()) };
-    let refused = |problem: &str, hint: &str| {
-        Err(Error::new(Kind::Exists, problem).in_file(partial).with_hint(hint.to_owned()))
-    };
+    let refused =
+        |problem: &str, hint: &str| Err(Error::new(Kind::Exists, problem).in_file(partial).with_hint(hint.to_owned()));
     if !meta.is_dir() {
         return refused(
             "this name is where the output is built, and something else has it",

@@ -231,9 +231,9 @@ fn many_interruptions() {
     let seed = std::env::var("QMERGE_SEED").map_or(1, |text| text.parse().unwrap());
     let folder = models();
     let mut random = Random(0x2545_f491_4f6c_dd1d_u64.wrapping_mul(2 * seed + 1));
-    for (args, share) in ALL.iter().zip([6, 2, 1, 1]) {
+    for (args, share) in ALL.iter().zip([12, 5, 2, 1]) {
         let merge = Merge::new(folder.path(), &with_adapter(args));
-        let kills = count * share / 10;
+        let kills = count * share / 20;
         let resumed = merge.kills(kills, &mut random);
         eprintln!("{kills} kills, {resumed} resumed with finished steps, 0 wrong bytes: {args:?}");
         let failures = (kills / 5).max(1);

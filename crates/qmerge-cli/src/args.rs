@@ -166,7 +166,7 @@ pub(crate) struct Running {
     /// Print the plan and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Replace an existing output.
+    /// Replace an existing output or report; without --resume give up an unfinished output too.
     #[arg(long, alias = "overwrite")]
     pub(crate) force: bool,
     /// Go on where an interrupted run of the same command stopped.

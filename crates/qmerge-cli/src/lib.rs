@@ -5,6 +5,7 @@ mod commands;
 #[cfg(test)]
 mod docs;
 mod hub;
+mod interrupt;
 mod page;
 mod progress;
 mod show;
@@ -54,7 +55,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let result = match provide(&mut command) {
-        Ok(()) => dispatch(command),
+        Ok(()) => {
+            interrupt::watch(&command);
+            dispatch(command)
+        }
         Err(error) => Err(error.into()),
     };
     match result {
@@ -93,13 +97,14 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
     }
 }
 
-/// 3 if reading or writing failed, else 2.
+/// 3 if reading or writing failed, that of a shell after Ctrl-C, else 2.
 fn exit_status(error: &anyhow::Error) -> u8 {
-    let io = match error.downcast_ref::<Error>() {
-        Some(error) => error.kind() == Kind::Io,
-        None => error.is::<std::io::Error>(),
-    };
-    if io { 3 } else { 2 }
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(Kind::Io) => 3,
+        Some(Kind::Cancelled) => interrupt::STATUS,
+        None if error.is::<std::io::Error>() => 3,
+        _ => 2,
+    }
 }
 
 /// What [`call`] returns.

@@ -81,6 +81,10 @@ impl Progress for Bar {
         *held(&self.bar) = Some(bar);
     }
 
+    fn cancelled(&self) -> bool {
+        crate::interrupt::asked()
+    }
+
     fn advance(&self, amount: u64) {
         if let Some(bar) = &*held(&self.bar) {
             bar.inc(amount);

@@ -373,6 +373,7 @@ fn effect_style(effect: &str) -> Style {
 /// What a cut kept of an adapter.
 pub(crate) fn truncation(found: &Truncation) {
     let Truncation { rank_before, rank, bytes_before, .. } = found;
+    found.warnings.iter().for_each(|text| warning(text));
     anstream::println!("{BOLD}truncated{BOLD:#} {} → {BOLD}{}{BOLD:#}", found.adapter, found.output);
     anstream::println!(
         "{} modules, rank {rank_before} → {rank}, {} of {}",

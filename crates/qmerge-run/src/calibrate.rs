@@ -9,6 +9,7 @@ use qmerge::plan::Inputs;
 use qmerge::round::{Calibration, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::behaviour::Held;
 use crate::generate::{Random, Sampling, choose};
@@ -112,6 +113,15 @@ pub(crate) fn write(model: &Model<'_>, numbers: Range<usize>, seed: u64, memory:
 impl Calibration for FromModel<'_, '_> {
     fn about(&self) -> String {
         self.about.clone()
+    }
+
+    fn identity(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for sequence in &self.sequences {
+            hash.update((sequence.len() as u64).to_le_bytes());
+            sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn each(

@@ -378,6 +378,7 @@ class Truncation(Record):
     copied: list[str]
     left_out: list[str]
     advice: str
+    warnings: list[str]
 
     _parts = {"tool": Tool, "weights": CutWeight}
 

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
 /// Runs all models on the text.
 pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result<Comparison> {
     let form = args.report.as_deref().map(page::form).transpose()?;
+    args.report.as_deref().map_or(Ok(()), page::refuse_report)?;
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let merged = args

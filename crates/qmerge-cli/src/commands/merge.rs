@@ -163,7 +163,12 @@ pub(super) fn dry_or_run(
     let form = args.report.as_deref().map(page::form).transpose()?;
     if args.dry_run {
         let memory = merge::memory(plan, run)?;
-        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
+        let mut summary = plan.summary(inputs, output, memory);
+        summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+        return Ok(Found::Plan(Box::new(summary)));
+    }
+    if let Some(path) = &args.report {
+        page::refuse_existing(path, args.force)?;
     }
     let report = merge()?;
     if let (Some(path), Some(form)) = (&args.report, form) {

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod behaviour;
+mod beside;
 mod called;
 mod card;
 mod foreign;

@@ -5,6 +5,7 @@
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
 mod edited;
+mod fingerprint;
 mod judge;
 mod parallel;
 mod residual;
@@ -18,9 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 pub use edited::Edited;
+pub(crate) use fingerprint::content;
 pub use judge::Judge;
 pub(crate) use parallel::parallel;
 pub use schedule::Memory;
@@ -30,7 +30,6 @@ use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
 use crate::formats;
 use crate::measure::Sums;
-use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
@@ -120,37 +119,45 @@ pub fn run(
 ) -> Result<Report> {
     let started = options.started.unwrap_or_else(Instant::now);
     refuse_inputs(inputs, target)?;
-    let hashes = inputs.adapters.iter().map(|adapter| sha256(&adapter.tensors)).collect::<Result<Vec<_>>>()?;
+    let hashes = inputs
+        .adapters
+        .iter()
+        .map(|adapter| content(adapter.tensors.files.get(..1).unwrap_or_default()))
+        .collect::<Result<Vec<_>>>()?;
     if !options.existing.force {
         refuse_repeat(&inputs.base, &hashes)?;
     }
     residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
     let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
-    let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
+    let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
+    let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
+    residual::check(plan, &output, &finished)?;
     let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
     let weights = || {
-        let finished = run.all(finished, calibration.take(), options)?;
+        let not_copied = run.other_files(options)?;
+        let finished = run.all(finished, calibration.take())?;
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
         let residual = run.residual()?;
-        judge::behaviour(options.judge, inputs, plan, &output).map(|behaviour| (finished, bytes, residual, behaviour))
+        judge::behaviour(options.judge, inputs, plan, &output)
+            .map(|behaviour| (finished, bytes, residual, behaviour, not_copied))
     };
-    let (finished, bytes, residual, (behaviour, unmeasured)) = match weights() {
+    let (finished, bytes, residual, (behaviour, unmeasured), not_copied) = match weights() {
         Ok(written) => written,
+        // What a second try could cure is worth keeping for --resume; a bad input is not.
+        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => return Err(output.to_be_resumed(error)),
         Err(error) => {
-            // What a second try could cure is worth keeping for --resume; a bad input is not.
-            if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
-                output.abandon();
-            }
+            output.abandon();
             return Err(error);
         }
     };
     let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes, behaviour);
     report.warnings.extend(unmeasured);
+    report.warnings.extend(not_copied);
     if let Some(residual) = residual {
         report.summary.bytes_written += residual.bytes;
         report.take_residual(residual);
@@ -160,12 +167,21 @@ pub fn run(
     report.summary.bytes_written += output.written();
     report.summary.peak_rss_bytes = peak_rss();
     report.summary.seconds = started.elapsed().as_secs_f64();
-    output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
-    if !output.is_single_file() && !inputs.adapters.is_empty() {
-        output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
-    }
+    let beside = || {
+        output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
+        if !output.is_single_file() && !inputs.adapters.is_empty() {
+            output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
+        }
+        Ok(())
+    };
+    beside().map_err(|error| output.to_be_resumed(error))?;
     output.publish(plan, options.existing.force)?;
     Ok(report)
+}
+
+/// Errors if the disk of `target` has not enough free space for what [`run`] would write.
+pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
+    crate::write::enough_space(target, plan)
 }
 
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
@@ -218,18 +234,14 @@ impl Failure {
 
 /// Unsynced bytes from which the disk is set to work.
 const SYNC_EVERY: u64 = 96 << 20;
-/// Longest time that finished steps wait for the journal.
-const JOURNAL_EVERY: Duration = Duration::from_secs(2);
+/// Shortest and longest time that finished steps wait for the journal.
+const JOURNAL_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Between these, as many times as long as the disk took before: so syncing takes a small share of its time.
+const JOURNAL_SHARE: u32 = 20;
 
 impl Run<'_> {
-    /// Copies the files beside the weights and does all steps that are not done. Returns all finished steps in plan order.
-    fn all(
-        &self,
-        finished: Vec<Finished>,
-        calibration: Option<&mut dyn Calibration>,
-        options: &RunOptions<'_>,
-    ) -> Result<Vec<Finished>> {
-        self.other_files(options)?;
+    /// Does all steps that are not done. Returns all finished steps in plan order.
+    fn all(&self, finished: Vec<Finished>, calibration: Option<&mut dyn Calibration>) -> Result<Vec<Finished>> {
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
         self.progress.start(self.schedule.work);
         self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
@@ -258,27 +270,29 @@ impl Run<'_> {
             return Err(error);
         }
         if self.progress.cancelled() {
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
+            return Err(stopped());
         }
         let mut all: Vec<Finished> = done.into_values().chain(fresh).collect();
         all.sort_by_key(|step| step.step);
         Ok(all)
     }
 
-    fn other_files(&self, options: &RunOptions<'_>) -> Result<()> {
+    /// Copies the files beside the weights. Returns warnings on those that were not.
+    fn other_files(&self, options: &RunOptions<'_>) -> Result<Vec<String>> {
+        let mut not_copied = Vec::new();
         if self.output.is_single_file() {
-            return Ok(());
+            return Ok(not_copied);
         }
         let base = self.inputs.base.folder();
         let adapters: Vec<&Path> = self.inputs.adapters.iter().map(|adapter| adapter.path.as_path()).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() {
-            copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
+            not_copied = copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
         }
-        match &self.plan.config {
-            Some(config) => self.output.write_file("config.json", config.to_text().as_bytes()),
-            None => Ok(()),
+        if let Some(config) = &self.plan.config {
+            self.output.write_file("config.json", config.to_text().as_bytes())?;
         }
+        Ok(not_copied)
     }
 
     fn work(&self, steps: &Steps<'_>, failure: &Failure, next: &AtomicU64, sender: &mpsc::Sender<Finished>) {
@@ -319,7 +333,7 @@ impl Run<'_> {
     fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure) -> Vec<Finished> {
         let mut all = Vec::new();
         let mut listed = 0;
-        let mut last = Instant::now();
+        let (mut last, mut every) = (Instant::now(), JOURNAL_EVERY[0]);
         loop {
             let gone = match receiver.recv_timeout(Duration::from_millis(20)) {
                 Ok(finished) => {
@@ -330,13 +344,15 @@ impl Run<'_> {
                 Err(mpsc::RecvTimeoutError::Timeout) => false,
                 Err(mpsc::RecvTimeoutError::Disconnected) => true,
             };
-            let due = self.output.unsynced() >= SYNC_EVERY || listed < all.len() && last.elapsed() >= JOURNAL_EVERY;
+            let due = self.output.unsynced() >= SYNC_EVERY || listed < all.len() && last.elapsed() >= every;
             if due && !gone {
                 let upto = all.len();
+                last = Instant::now();
                 if let Err(error) = self.output.checkpoint(&all[listed..upto]) {
                     failure.report(u64::MAX, error);
                 }
                 listed = upto;
+                every = (JOURNAL_SHARE * last.elapsed()).clamp(JOURNAL_EVERY[0], JOURNAL_EVERY[1]);
                 last = Instant::now();
             }
             if gone {
@@ -359,56 +375,6 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
     Error::new(Kind::Bug, format!("internal error: {text}")).with_hint("this is a defect of qmerge: please report it")
-}
-
-/// Identifies a merge: inputs, layout, choices that change bytes, and the chunks that steps are cut into.
-fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &str) -> String {
-    use std::fmt::Write;
-    let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding.id(), schedule.chunk_elements);
-    let _ = writeln!(text, "{} {:?}", plan.seed, plan.residual_rank);
-    let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
-    let original = inputs.original.as_ref().map(|original| &original.checkpoint);
-    for checkpoint in std::iter::once(&inputs.base).chain(adapters).chain(original) {
-        for file in &checkpoint.files {
-            let _ = writeln!(text, "{} {} {}", file.path.display(), file.len, file.modified_ns);
-        }
-    }
-    for adapter in &inputs.adapters {
-        let _ = writeln!(text, "{} {}", adapter.weight, serde_json::Value::Object(adapter.config.json.clone()));
-    }
-    for file in &plan.files {
-        let _ = writeln!(text, "{} {:?}", file.name, file.tensors);
-    }
-    for step in &plan.steps {
-        if let Action::Recode(recode) = &step.action {
-            let _ = writeln!(
-                text,
-                "{} {:?} {:?} {:?} {:?}",
-                step.name, recode.source, recode.to, recode.edits, recode.rounding
-            );
-        }
-    }
-    hex(&Sha256::digest(text.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Hash of an adapter's weight file, as the hub shows it.
-fn sha256(tensors: &Checkpoint) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for file in tensors.files.iter().take(1) {
-        let mut at = 0;
-        while at < file.len {
-            let n = buffer.len().min((file.len - at) as usize);
-            file.read_at(at, &mut buffer[..n])?;
-            hash.update(&buffer[..n]);
-            at += n as u64;
-        }
-    }
-    Ok(hex(&hash.finalize()))
 }
 
 /// Parts of unknown length by their place in the output.

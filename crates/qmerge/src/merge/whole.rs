@@ -148,7 +148,7 @@ impl Run<'_> {
         if self.progress.cancelled() {
             // What is finished is kept for --resume.
             self.output.checkpoint(&finished)?;
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
+            return Err(stopped());
         }
         Ok(finished)
     }

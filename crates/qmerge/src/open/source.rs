@@ -15,6 +15,8 @@ pub struct Source {
     pub len: u64,
     /// Modification time in nanoseconds since 1970, for recognising a changed input on resume.
     pub modified_ns: u128,
+    /// Time of the last change of content or attributes, likewise; 0 where the system does not tell. Nobody can set it.
+    pub changed_ns: i128,
     file: File,
 }
 
@@ -31,7 +33,8 @@ impl Source {
             .ok()
             .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
             .map_or(0, |since| since.as_nanos());
-        let source = Self { path: path.to_path_buf(), len: meta.len(), modified_ns, file };
+        let source =
+            Self { path: path.to_path_buf(), len: meta.len(), modified_ns, changed_ns: changed_ns(&meta), file };
         let mut head = [0; 64];
         let head = head.get_mut(..source.len.min(64) as usize).unwrap_or_default();
         source.read_at(0, head)?;
@@ -51,6 +54,17 @@ impl Source {
             }
         })
     }
+}
+
+#[cfg(unix)]
+fn changed_ns(meta: &std::fs::Metadata) -> i128 {
+    use std::os::unix::fs::MetadataExt;
+    i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())
+}
+
+#[cfg(not(unix))]
+fn changed_ns(_: &std::fs::Metadata) -> i128 {
+    0
 }
 
 #[cfg(unix)]

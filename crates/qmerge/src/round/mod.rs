@@ -25,6 +25,7 @@ pub use matrix::Kept;
 #[doc(hidden)]
 pub use matrix::Matrix;
 pub use moments::{Calibration, InputMoments, Known, Metric};
+pub(crate) use stored::identity;
 pub use stored::{Stored, store};
 
 /// Every method.

@@ -30,6 +30,10 @@ pub trait Calibration: Send {
     /// What the moments were taken from, in words.
     fn about(&self) -> String;
 
+    /// Hash of what they were taken from, so that a merge that goes on is not given others: equal for the same sequences or the same file, whatever
+    /// their names.
+    fn identity(&self) -> Result<String>;
+
     /// Hands out the moments of all weights that are `wanted`, as many together as become known together (a layer's), and goes on when `take`
     /// returns. Each weight comes at most once; one whose inputs are not known does not come.
     fn each(

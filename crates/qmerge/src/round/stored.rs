@@ -31,7 +31,7 @@ struct Kept {
 }
 
 /// Tells bases apart without reading all of them: a hash over names, types, shapes and the first bytes of each tensor.
-fn identity(base: &Checkpoint) -> Result<String> {
+pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
     let mut order: Vec<&Entry> = base.entries.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hash = Sha256::new();
@@ -190,6 +190,10 @@ impl Calibration for Stored {
         self.about.clone()
     }
 
+    fn identity(&self) -> Result<String> {
+        crate::merge::content(&self.file.files)
+    }
+
     fn each(
         &mut self,
         wanted: &(dyn Fn(&str) -> bool + Sync),
@@ -220,6 +224,10 @@ mod tests {
     impl Calibration for Two {
         fn about(&self) -> String {
             "two layers".into()
+        }
+
+        fn identity(&self) -> Result<String> {
+            Ok("two layers".into())
         }
 
         fn each(

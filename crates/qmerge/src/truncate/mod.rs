@@ -93,9 +93,10 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let bytes = whole_folder(target, options.force, |folder| {
-        copy_beside(&adapter.path, folder)?;
-        write_adapter(folder, tensors(adapter, &parts, &done, options)?, &config(adapter, options.rank))
+    let (bytes, warnings) = whole_folder(target, options.force, |folder| {
+        let warnings = copy_beside(&adapter.path, folder)?;
+        let tensors = tensors(adapter, &parts, &done, options)?;
+        Ok((write_adapter(folder, tensors, &config(adapter, options.rank))?, warnings))
     })?;
     let weights: Vec<CutWeight> = parts
         .pairs
@@ -119,6 +120,7 @@ pub fn truncate(
         copied: parts.others,
         left_out: parts.training_only,
         advice: report::ADVICE.to_owned(),
+        warnings,
     })
 }
 

@@ -12,6 +12,7 @@ mod licences;
 mod model;
 mod output;
 mod page;
+mod release;
 mod rounding;
 mod running;
 mod serving;

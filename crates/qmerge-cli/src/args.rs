@@ -10,7 +10,7 @@ use qmerge::round::ROUNDINGS;
 
 /// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.
 #[derive(Debug, Parser)]
-#[command(name = "qmerge", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "qmerge", bin_name = "qmerge", version, propagate_version = true, max_term_width = 110)]
 pub(crate) struct Cli {
     /// Whether to use colour: auto, always or never.
     #[arg(

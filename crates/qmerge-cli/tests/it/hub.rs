@@ -224,9 +224,9 @@ fn what_is_missing_is_downloaded_into_the_cache() {
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     let snapshot = repo.join("snapshots").join(COMMIT);
     assert_eq!(files(&snapshot), ["1_Pooling", "README.md", "config.json", "model.safetensors"]);
-    assert_eq!(files(&repo.join("blobs")).len(), 4);
     #[cfg(unix)]
     {
+        assert_eq!(files(&repo.join("blobs")).len(), 4);
         let link = std::fs::read_link(snapshot.join("1_Pooling/config.json")).unwrap();
         assert!(link.starts_with("../../../blobs") && link.file_name().unwrap().len() == 40, "{link:?}");
     }

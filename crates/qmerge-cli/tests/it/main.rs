@@ -15,6 +15,7 @@ mod licences;
 mod model;
 mod output;
 mod page;
+mod release;
 mod rounding;
 mod running;
 mod serving;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Inputs, Options, Slot, classifier, tie};
+use super::tie::{self, Parted};
+use super::{Inputs, Options, Slot, classifier};
 use crate::adapters::{Addition, Changes, Names, PlannedEdit, Replacement, Task};
 use crate::arch::{self, Tie};
 use crate::dtype::Dtype;
@@ -113,6 +114,22 @@ impl Wanted {
     pub(super) fn touches(&self, name: &str) -> bool {
         self.edits.contains_key(name) || self.replacements.contains_key(name)
     }
+
+    /// Puts an adapter's tensor in place of `target`.
+    pub(super) fn replace(&mut self, target: &str, number: usize, replacement: &Replacement) {
+        let own = Replacement { target: target.to_owned(), ..replacement.clone() };
+        self.replacements.insert(target.to_owned(), (number, own));
+    }
+
+    /// Wants of `target` what is wanted of `source`.
+    pub(super) fn copy(&mut self, source: &str, target: &str) {
+        if let Some(edits) = self.edits.get(source).cloned() {
+            self.edits.insert(target.to_owned(), edits);
+        }
+        if let Some((number, replacement)) = self.replacements.get(source).cloned() {
+            self.replace(target, number, &replacement);
+        }
+    }
 }
 
 pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, changes: Vec<Changes>) -> Result<Decided> {
@@ -143,7 +160,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
                 place,
             });
         }
-        for name in parted.iter().filter(|parted| parted.source == claim.weight.name()).flat_map(|parted| &parted.new) {
+        for Parted { name, .. } in parted.iter().filter(|parted| parted.source == claim.weight.name()) {
             let recode = apart(inputs, options, names, &mut wanted, name, claim)?;
             steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
@@ -173,7 +190,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     if let (Some(labels), Some(module)) = (config.labels, config.added.last()) {
         warnings.push(format!(
             "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
-             {} with {} labels",
+             class …{} with {} labels",
             labels.task.class(),
             labels.number
         ));

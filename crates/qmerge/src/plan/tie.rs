@@ -3,6 +3,8 @@
 //! The configuration says that they are tied; whether the checkpoint stores the tensor once or under each of its names says nothing. Afterwards
 //! the flag says whether the tensors are equal: transformers 4 and vLLM skip a stored head while it is true.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use super::steps::{ConfigChange, Wanted};
 use super::{Inputs, Options};
 use crate::adapters::{Names, PlannedEdit};
@@ -257,9 +259,10 @@ fn same_bytes(inputs: &Inputs, one: &Claim, two: &Claim) -> Result<bool> {
     let mut at = 0;
     while at < one.bytes {
         let n = (one.bytes - at).min(1 << 20) as usize;
-        let (left, right) = (&mut left[..n], &mut right[..n]);
-        inputs.base.read_at(one, at, left)?;
-        inputs.base.read_at(two, at, right)?;
+        left.truncate(n);
+        right.truncate(n);
+        inputs.base.read_at(one, at, &mut left)?;
+        inputs.base.read_at(two, at, &mut right)?;
         if left != right {
             return Ok(false);
         }

@@ -313,6 +313,23 @@ fn an_adapter_on_one_end_parts_tied_embeddings() {
     }
 }
 
+/// BERT ties its head's bias by the same flag: parted, the bias is stored under the head's name too, as the adapter leaves it.
+#[test]
+fn the_bias_of_a_parted_head_comes_along() {
+    let base =
+        vec![f32s("bert.embeddings.word_embeddings.weight", &[TOKENS, WIDTH]), f32s("cls.predictions.bias", &[TOKENS])];
+    let tensors = embedding_pair("bert.embeddings.word_embeddings");
+    let case = Case::new(base.clone(), config("bert", json!({}))).adapter(&tensors, json!({}));
+    let merged = case.merge();
+    assert_eq!(merged.get("cls.predictions.decoder.bias"), case.base("cls.predictions.bias"));
+    let trained = f32s("base_model.model.cls.predictions.bias", &[TOKENS]);
+    let tensors = [&tensors[..], std::slice::from_ref(&trained)].concat();
+    let merged = Case::new(base, config("bert", json!({}))).adapter(&tensors, json!({"bias": "all"})).merge();
+    for name in ["cls.predictions.bias", "cls.predictions.decoder.bias"] {
+        assert_eq!(merged.get(name), floats(&trained.3), "{name}");
+    }
+}
+
 /// Trained tokens mean both ends: every stored copy gets the rows, and so does one that is stored from now on.
 #[test]
 fn trained_tokens_change_both_ends_of_a_tie() {

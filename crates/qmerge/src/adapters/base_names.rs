@@ -186,7 +186,8 @@ fn same(a: &Name, b: &Name) -> bool {
     let apart = |word: &String| TUNED.contains(&word.as_str()) || is_size(word);
     let only = |these: &[String], those: &[String]| these.iter().filter(|word| !those.contains(word)).any(apart);
     let shares_family = a_words.first() == b_words.first();
-    !(a.hub && b.hub) && shares_family && !only(&a_words, &b_words) && !only(&b_words, &a_words)
+    let differs = only(&a_words, &b_words) || only(&b_words, &a_words);
+    shares_family && !differs && !(a.hub && b.hub)
 }
 
 /// A warning if the adapter names another base than this one.

@@ -221,7 +221,7 @@ fn orientation(
 ) -> Option<Layout> {
     let shape = claim.weight.shape();
     if embedding {
-        return (shape.len() == 2 && shape[1] == outputs).then_some(Layout::InOut);
+        return matches!(shape, [_, width] if *width == outputs).then_some(Layout::InOut);
     }
     let (rows, cols) = match shape {
         [rows, rest @ ..] if !rest.is_empty() => (*rows, rest.iter().product::<usize>()),

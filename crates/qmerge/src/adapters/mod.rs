@@ -5,6 +5,9 @@
 //! four places: merged, replaced, ignored for a stated reason, or unused, which is an error unless allowed. The reference for
 //! the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
 
+// An adapter's file is hostile: nothing here may panic on it.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 pub(crate) mod base_names;
 mod beside;
 mod config;
@@ -135,6 +138,11 @@ impl Adapter {
         (!known).then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
     }
 
+    /// Its weight file.
+    pub fn file(&self) -> &Path {
+        self.tensors.files.first().map_or(self.path.as_path(), |file| file.path.as_path())
+    }
+
     /// True if it is an ordinary LoRA whose B factors are all zero, as they are before training: then its deltas are zero too. Stops at the
     /// first that is not.
     pub fn is_untrained(&self) -> bool {
@@ -158,9 +166,8 @@ impl Adapter {
             .iter()
             .find(|method| method.peft_type() == peft_type)
             .ok_or_else(|| refused::by_type(peft_type).in_file(&self.config.path))?;
-        let mut changes =
-            method.read(self, names, options).map_err(|error| error.in_file(&self.tensors.files[0].path))?;
-        changes.refuse_twice().map_err(|error| error.in_file(&self.tensors.files[0].path))?;
+        let mut changes = method.read(self, names, options).map_err(|error| error.in_file(self.file()))?;
+        changes.refuse_twice().map_err(|error| error.in_file(self.file()))?;
         changes.account(&self.tensors);
         Ok(changes)
     }
@@ -257,11 +264,10 @@ pub trait EditPlan: Debug + Send + Sync {
 impl Changes {
     /// Errors if two modules of the adapter ended in one weight: each was trained on its own, so one of them was named wrongly.
     fn refuse_twice(&self) -> Result<()> {
-        let mut taken: HashMap<(&str, Option<(usize, usize)>), &str> = HashMap::new();
-        let edits = self.edits.iter().map(|edit| (edit.target.as_str(), edit.plan.part(), edit.tensors.first()));
-        for (target, part, tensor) in edits {
-            let Some(tensor) = tensor else { continue };
-            if let Some(other) = taken.insert((target, part), tensor)
+        let mut taken = HashMap::new();
+        for edit in &self.edits {
+            let (target, Some(tensor)) = (edit.target.as_str(), edit.tensors.first()) else { continue };
+            if let Some(other) = taken.insert((target, edit.plan.part()), tensor.as_str())
                 && keys::parse(other).module != keys::parse(tensor).module
             {
                 return Err(twice(target, other, tensor));

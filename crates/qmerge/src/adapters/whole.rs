@@ -19,7 +19,8 @@ pub(super) fn read(
 ) -> Result<()> {
     let name = &entry.name;
     let target = format!("{}.{parameter}", key.module);
-    if key.wrapped && key.depth == 0 && adapter.tensors.has(&name.replace(".modules_to_save", "")) {
+    let first_copy = name.replace(".modules_to_save", "");
+    if first_copy != *name && adapter.tensors.has(&first_copy) {
         changes.ignored.push((name.clone(), "a second copy of a parameter trained whole"));
         return Ok(());
     }

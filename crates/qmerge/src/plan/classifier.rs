@@ -1,5 +1,7 @@
 //! What `config.json` says of a head that a classification adapter brings.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use serde_json::{Map, Value, json};
 
 use super::Step;

@@ -1,17 +1,21 @@
 //! What happens to each tensor: copied, recoded, edited, replaced, or new.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::method::{Chooser, Main, refuse_without_scales};
-use super::{Inputs, Options, Slot, classifier, quantized, tie};
-use crate::adapters::{Addition, Changes, Names, PlannedEdit, Replacement, Task};
+use super::tie::{self, Parted};
+use super::{Inputs, Options, Slot, classifier, quantized};
+use crate::adapters::{Adapter, Addition, Changes, Names, PlannedEdit, Replacement, Task};
 use crate::arch::Tie;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Weight};
-use crate::open::{Checkpoint, Entry};
+use crate::open::Entry;
 use crate::round::{self, Rounding};
 
 /// One unit of work with its place in the output.
@@ -120,6 +124,22 @@ impl Wanted {
     pub(super) fn touches(&self, name: &str) -> bool {
         self.edits.contains_key(name) || self.replacements.contains_key(name)
     }
+
+    /// Puts an adapter's tensor in place of `target`.
+    pub(super) fn replace(&mut self, target: &str, number: usize, replacement: &Replacement) {
+        let own = Replacement { target: target.to_owned(), ..replacement.clone() };
+        self.replacements.insert(target.to_owned(), (number, own));
+    }
+
+    /// Wants of `target` what is wanted of `source`.
+    pub(super) fn copy(&mut self, source: &str, target: &str) {
+        if let Some(edits) = self.edits.get(source).cloned() {
+            self.edits.insert(target.to_owned(), edits);
+        }
+        if let Some((number, replacement)) = self.replacements.get(source).cloned() {
+            self.replace(target, number, &replacement);
+        }
+    }
 }
 
 pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, changes: Vec<Changes>) -> Result<Decided> {
@@ -147,7 +167,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut recoded: HashSet<&str> = HashSet::new();
     for claim in &inputs.inventory.weights {
-        let place = positions[claim.weight.name()];
+        let place = positions.get(claim.weight.name()).copied().unwrap_or_default();
         if let Some(recode) = recode(inputs, options, &chooser, names, &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
             steps.push(Step {
@@ -157,7 +177,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
                 place,
             });
         }
-        for name in parted.iter().filter(|parted| parted.source == claim.weight.name()).flat_map(|parted| &parted.new) {
+        for Parted { name, .. } in parted.iter().filter(|parted| parted.source == claim.weight.name()) {
             let recode = apart(inputs, options, &chooser, names, &mut wanted, name, claim)?;
             steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
@@ -187,7 +207,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     if let (Some(labels), Some(module)) = (config.labels, config.added.last()) {
         warnings.push(format!(
             "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
-             {} with {} labels",
+             class …{} with {} labels",
             labels.task.class(),
             labels.number
         ));
@@ -209,14 +229,12 @@ fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
         for edit in changes.edits {
             wanted.edits.entry(edit.target.clone()).or_default().push((number, edit));
         }
+        let folder =
+            |number: usize| inputs.adapters.get(number).map_or(Path::new(""), |adapter| adapter.path.as_path());
         let two = |other: usize, target: &str| {
-            mismatch(format!(
-                "two adapters replace it: {} and {}",
-                inputs.adapters[other].path.display(),
-                inputs.adapters[number].path.display()
-            ))
-            .in_tensor(target)
-            .with_hint("merge one of them first, and the other into the result")
+            mismatch(format!("two adapters replace it: {} and {}", folder(other).display(), folder(number).display()))
+                .in_tensor(target)
+                .with_hint("merge one of them first, and the other into the result")
         };
         for replacement in changes.replacements {
             let target = replacement.target.clone();
@@ -274,8 +292,7 @@ fn added(
     number: usize,
     addition: &Addition,
 ) -> Result<Recode> {
-    let tensors = &inputs.adapters[number].tensors;
-    let from = plain(tensors, &addition.tensor)?;
+    let from = plain(inputs, number, &addition.tensor)?;
     let shape = from.weight.shape().to_vec();
     let like = names.embed().or_else(|| names.weights.iter().find(|claim| claim.weight.is_plain()));
     let dtype = like.map_or(from.weight.value_dtype(), |claim| claim.weight.value_dtype());
@@ -312,7 +329,8 @@ fn build(
         Some((number, replacement)) => (Source::Adapter(number), replaced(inputs, number, &replacement, claim)?),
     };
     for (number, edit) in &edits {
-        fit(&mut from, edit).map_err(|error| error.in_file(&inputs.adapters[*number].tensors.files[0].path))?;
+        fit(&mut from, edit)
+            .map_err(|error| error.in_file(inputs.adapters.get(*number).map_or(Path::new(""), Adapter::file)))?;
     }
     let additive = edits.iter().any(|(_, edit)| edit.plan.is_additive());
     let base_dtype = claim.weight.value_dtype();
@@ -385,29 +403,25 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
 
 /// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.
 fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &Claim) -> Result<Claim> {
-    let tensors = &inputs.adapters[number].tensors;
-    let from = plain(tensors, &replacement.tensor)?;
-    let entry = &from.entries[0];
-    let have = claim.weight.shape();
-    let resized = have.len() == 2 && entry.shape.len() == 2 && have[1] == entry.shape[1];
-    let same = entry.shape == have;
+    let from = plain(inputs, number, &replacement.tensor)?;
+    let (have, shape) = (claim.weight.shape(), from.weight.shape());
+    let resized = matches!((have, shape), ([_, have], [_, own]) if have == own);
+    let same = shape == have;
     let is_table = resized && claim.weight.is_plain();
     if !(same || is_table) {
-        return Err(mismatch(format!(
-            "shape {:?}, but it replaces `{}` of shape {have:?}",
-            entry.shape,
-            claim.weight.name()
-        ))
-        .in_file(tensors.file_of(entry))
-        .in_tensor(&entry.name)
-        .with_hint("this adapter was trained on another base"));
+        return Err(mismatch(format!("shape {shape:?}, but it replaces `{}` of shape {have:?}", claim.weight.name()))
+            .in_file(inputs.adapters.get(number).map_or(Path::new(""), Adapter::file))
+            .in_tensor(&replacement.tensor)
+            .with_hint("this adapter was trained on another base"));
     }
     Ok(from)
 }
 
 /// A tensor of an adapter as a weight.
-fn plain(tensors: &Checkpoint, name: &str) -> Result<Claim> {
-    let entry = tensors.get(name).ok_or_else(|| mismatch("missing").in_tensor(name))?;
+fn plain(inputs: &Inputs, number: usize, name: &str) -> Result<Claim> {
+    let missing = || mismatch("missing").in_tensor(name);
+    let tensors = &inputs.adapters.get(number).ok_or_else(missing)?.tensors;
+    let entry = tensors.get(name).ok_or_else(missing)?;
     if !entry.dtype.is_plain_float() {
         return Err(mismatch(format!("stored as {}, expected F32, F16 or BF16", entry.dtype))
             .in_file(tensors.file_of(entry))

@@ -3,18 +3,20 @@
 //! The configuration says that they are tied; whether the checkpoint stores the tensor once or under each of its names says nothing. Afterwards
 //! the flag says whether the tensors are equal: transformers 4 and vLLM skip a stored head while it is true.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use super::steps::{ConfigChange, Wanted};
 use super::{Inputs, Options};
 use crate::adapters::{Names, PlannedEdit};
 use crate::error::{Result, unsupported};
 use crate::formats::Claim;
 
-/// Weights that must be stored on their own now.
+/// A weight that must be stored on its own now.
 pub(super) struct Parted {
-    /// The stored weight whose values they begin with.
+    /// The stored weight whose values it begins with.
     pub(super) source: String,
-    /// Their names.
-    pub(super) new: Vec<String>,
+    /// Its name.
+    pub(super) name: String,
 }
 
 /// Settles what is wanted of tied embeddings: edits of all of them, or of each on its own.
@@ -25,18 +27,18 @@ pub(super) fn settle(
     wanted: &mut Wanted,
     config: &mut ConfigChange,
     warnings: &mut Vec<String>,
-) -> Result<Option<Parted>> {
+) -> Result<Vec<Parted>> {
     let Some(tie) = names.tie else {
         refuse_unknown(inputs, options, names, wanted)?;
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let all: Vec<String> = tie.members.iter().map(|member| format!("{member}.weight")).collect();
     let head = format!("{}.weight", tie.head());
     if !all.iter().any(|member| wanted.touches(member)) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let Some((source, first)) = all.iter().find_map(|name| Some((name.clone(), names.exact(name)?))) else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     // A member that is not stored is the source, unless the file says that the two are apart.
     let mut members = Vec::new();
@@ -59,12 +61,12 @@ pub(super) fn settle(
         }
     }
     if members.len() < 2 {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let group = Group { inputs, head: &head, members: &members };
     if !members.iter().any(|member| group.parts(wanted, member)) {
         group.share(names, wanted);
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let only_low_rank = members
         .iter()
@@ -75,7 +77,7 @@ pub(super) fn settle(
                 .into(),
         );
         group.gather(names, wanted);
-        return Ok(None);
+        return Ok(Vec::new());
     }
     // T5 and its kin scale the decoder's output while the flag is true, so no flag says what the parted model is.
     if tie.members.first() == Some(&"shared") {
@@ -88,8 +90,18 @@ pub(super) fn settle(
     }
     group.spread(wanted);
     let skipped = |name: &String| *name == head && !names.has_head() && !wanted.touches(name);
-    let new: Vec<String> =
-        members.iter().filter(|name| names.exact(name).is_none() && !skipped(name)).cloned().collect();
+    let mut parted: Vec<Parted> = members
+        .iter()
+        .filter(|name| names.exact(name).is_none() && !skipped(name))
+        .map(|name| Parted { source: source.clone(), name: name.clone() })
+        .collect();
+    if let Some((name, source)) = tie.bias()
+        && names.exact(&name).is_none()
+        && names.exact(&source).is_some()
+    {
+        wanted.copy(&source, &name);
+        parted.push(Parted { source, name });
+    }
     config.untie = true;
     warnings.push(if members.len() == 2 {
         format!(
@@ -102,7 +114,7 @@ pub(super) fn settle(
             members.len()
         )
     });
-    Ok(Some(Parted { source, new }))
+    Ok(parted)
 }
 
 /// Tensors that are one in the base.
@@ -149,8 +161,7 @@ impl Group<'_> {
                 wanted.edits.insert(member.clone(), edits.clone());
             }
             if let Some((number, replacement)) = &replacement {
-                let own = crate::adapters::Replacement { target: member.clone(), ..replacement.clone() };
-                wanted.replacements.insert(member.clone(), (*number, own));
+                wanted.replace(member, *number, replacement);
             }
         }
     }
@@ -165,8 +176,7 @@ impl Group<'_> {
                 wanted.edits.insert(member.clone(), edits.clone());
             }
             if let Some((number, replacement)) = found.first() {
-                let own = crate::adapters::Replacement { target: member.clone(), ..replacement.clone() };
-                wanted.replacements.insert(member.clone(), (*number, own));
+                wanted.replace(member, *number, replacement);
             }
         }
     }
@@ -195,8 +205,7 @@ impl Group<'_> {
             if let Some((number, replacement)) = &common
                 && !wanted.replacements.contains_key(member)
             {
-                let own = crate::adapters::Replacement { target: member.clone(), ..replacement.clone() };
-                wanted.replacements.insert(member.clone(), (*number, own));
+                wanted.replace(member, *number, replacement);
             }
         }
     }
@@ -250,9 +259,10 @@ fn same_bytes(inputs: &Inputs, one: &Claim, two: &Claim) -> Result<bool> {
     let mut at = 0;
     while at < one.bytes {
         let n = (one.bytes - at).min(1 << 20) as usize;
-        let (left, right) = (&mut left[..n], &mut right[..n]);
-        inputs.base.read_at(one, at, left)?;
-        inputs.base.read_at(two, at, right)?;
+        left.truncate(n);
+        right.truncate(n);
+        inputs.base.read_at(one, at, &mut left)?;
+        inputs.base.read_at(two, at, &mut right)?;
         if left != right {
             return Ok(false);
         }

@@ -14,6 +14,7 @@ pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
         Kind::Unsupported => "UnsupportedError",
         Kind::Mismatch => "MismatchError",
         Kind::NotFinite => "NotFiniteError",
+        Kind::Missing => "NotFoundError",
         Kind::Exists => "ExistsError",
         Kind::Usage => "UsageError",
         Kind::Bug => "InternalError",

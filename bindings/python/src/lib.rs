@@ -44,6 +44,12 @@ mod _qmerge {
         })
     }
 
+    /// The page of a merge's report, of a comparison, or of both, from their JSON.
+    #[pyfunction]
+    fn page(py: Python<'_>, report: Option<&str>, comparison: Option<&str>) -> PyResult<String> {
+        qmerge_cli::page(report, comparison).map_err(|error| raised(py, &error))
+    }
+
     /// The folder or file that a path or a hub id stands for.
     #[pyfunction]
     fn resolve(py: Python<'_>, location: PathBuf) -> PyResult<PathBuf> {

@@ -37,8 +37,15 @@ def test_wrong_use(demo: Path, tmp_path: Path) -> None:
         qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", to="nf5")
     assert isinstance(raised.value, qmerge.UsageError)
     assert "possible values: same, nf4" in str(raised.value) and "--" not in str(raised.value)
-    with pytest.raises(qmerge.UsageError, match="no such file or folder"):
-        qmerge.inspect(tmp_path / "missing")
+    for missing in (
+        lambda: qmerge.inspect(tmp_path / "missing"),
+        lambda: qmerge.merge(tmp_path / "missing", demo / "adapter", tmp_path / "out"),
+        lambda: qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", calibrate=tmp_path / "missing.txt"),
+        lambda: qmerge.report(tmp_path / "missing", tmp_path / "page.html"),
+    ):
+        with pytest.raises(FileNotFoundError, match="no such") as absent:
+            missing()
+        assert isinstance(absent.value, qmerge.NotFoundError)
     with pytest.raises(qmerge.UsageError):
         qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", threads="many")  # type: ignore[arg-type]
     with pytest.raises(qmerge.UsageError):
@@ -88,5 +95,5 @@ def test_writing_fails(demo: Path, tmp_path: Path) -> None:
 
 def test_every_class_is_an_error() -> None:
     classes = [value for value in vars(qmerge).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(classes) == 10 and all(issubclass(cls, qmerge.Error) for cls in classes)
+    assert len(classes) == 11 and all(issubclass(cls, qmerge.Error) for cls in classes)
     assert isinstance(pickle.loads(pickle.dumps(qmerge.UsageError("text"))), qmerge.UsageError)

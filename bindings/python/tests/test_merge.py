@@ -159,6 +159,22 @@ def test_read_quantized(demo: Path) -> None:
         qmerge.read(demo / "base-nf4", name, rows=slice(0, 8, 2))
 
 
+def test_calibrate_and_report(demo: Path, tmp_path: Path) -> None:
+    base, adapter, out = demo / "base-nf4", demo / "adapter", tmp_path / "out"
+    stored = qmerge.calibrate(base, tmp_path / "moments.safetensors", adapter, text=demo / "calibration.txt")
+    assert Path(stored.output).stat().st_size == stored.bytes and "calibration.txt" in stored.taken_from
+    report = qmerge.merge(base, adapter, out, calibration=stored.output)
+    assert report.rounding.method == "adapter"
+    found = qmerge.compare(base, adapter, out, text=demo / "eval.txt", windows=1, continuation=0)
+    (tmp_path / "compare.json").write_text(json.dumps(found.to_dict()))
+    qmerge.report([out, tmp_path / "compare.json"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "qmerge report" in page and "gain_kept" in page
+    for shown in (report, found):
+        framed = shown._repr_html_()
+        assert framed.startswith("<iframe") and "&lt;html" in framed and "<script" not in framed
+
+
 def test_truncate(demo: Path, tmp_path: Path) -> None:
     cut = qmerge.truncate(demo / "adapter", tmp_path / "cut", rank=2, dtype="bf16")
     assert (cut.rank_before, cut.rank, len(cut.weights)) == (8, 2, 28)

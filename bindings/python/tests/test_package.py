@@ -7,9 +7,11 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import qmerge
+from qmerge import _api as api
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,12 +33,28 @@ def test_version() -> None:
 
 def test_every_option_of_the_program_is_there() -> None:
     """The ones that mean nothing in a function are named here."""
-    other = {"help", "version", "json", "quiet", "dry-run", "push"}
-    for name in ("merge", "convert", "verify", "compare", "generate", "truncate"):
+    other = {"help", "version", "json", "quiet", "dry-run", "push", "color", "verbose"}
+    for name in ("merge", "convert", "verify", "compare", "generate", "truncate", "calibrate"):
         text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout
         options = set(re.findall(r"^ {2,6}(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
         known = set(getattr(qmerge, name).__annotations__)
         assert {option.replace("-", "_") for option in options} <= known
+
+
+def test_every_value_of_an_option_is_a_type() -> None:
+    """A word that the program takes is known to type checkers, and no other."""
+    text = subprocess.run(["qmerge", "merge", "--help"], capture_output=True, text=True).stdout
+
+    def words(option: str) -> set[str]:
+        part = re.split(rf"^ +(?:-\w, )?--{option} ", text, flags=re.MULTILINE)[1]
+        part = re.split(r"^ +(?:-\w, )?--\w", part, flags=re.MULTILINE)[0]
+        return set(re.findall(r"^ +- ([\w-]+):", part, re.MULTILINE))
+
+    def flat(kind: object) -> set[str]:
+        return {word for item in get_args(kind) for word in (flat(item) if get_args(item) else {item})}
+
+    for option, kind in (("to", api.Target), ("rounding", api.Rounding), ("tokenizer", api.Tokenizer)):
+        assert words(option) == flat(kind), option
 
 
 def test_types() -> None:

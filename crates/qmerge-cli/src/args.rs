@@ -1,8 +1,8 @@
 //! The command line as typed. Parsing checks values and does nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qmerge::formats::FORMATS;
@@ -12,6 +12,20 @@ use qmerge::round::ROUNDINGS;
 #[derive(Debug, Parser)]
 #[command(name = "qmerge", version, propagate_version = true, max_term_width = 110)]
 pub(crate) struct Cli {
+    /// Whether to use colour: auto, always or never.
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true,
+        help_heading = "General"
+    )]
+    pub(crate) color: Color,
+    /// Print every row of a table.
+    #[arg(long, short, global = true, help_heading = "General")]
+    pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -21,7 +35,7 @@ pub(crate) enum Command {
     /// Merge one or more adapters into a base model.
     #[command(
         visible_alias = "fuse",
-        after_help = "Examples:\n  qmerge merge --base base-nf4 --adapter my-lora -o merged\n  \
+        after_help = "Examples:\n  qmerge merge my-lora -o merged\n  qmerge merge base-nf4 my-lora -o merged\n  \
                       qmerge merge --base base-nf4 --adapter my-lora --to bf16 -o merged-bf16\n  \
                       qmerge merge --base base --adapter a=0.7 --adapter b=0.3 -o both\n  \
                       qmerge merge --base base --adapter my-lora -o merged --dry-run\n\n\
@@ -83,63 +97,83 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
 pub(crate) struct Sources {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    /// Base and adapters without their options. One word alone is the adapter, which names its base.
+    #[arg(value_name = "BASE ADAPTER[=WEIGHT]")]
+    pub(crate) words: Vec<String>,
+    /// Base model: a folder, a .safetensors file, or a hub id (default: the one that the adapter names).
+    #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "BASE")]
+    pub(crate) base: Option<PathBuf>,
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
-    #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
+    #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
 }
 
+impl Sources {
+    /// The base. It is there once the words of the command line have their places.
+    pub(crate) fn base(&self) -> &Path {
+        self.base.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// What other tools call a base, an adapter and an output.
+const BASE_ALIASES: [&str; 4] = ["base-model", "base_model", "model-name-or-path", "model_name_or_path"];
+const ADAPTER_ALIASES: [&str; 5] =
+    ["adapter-path", "lora-model-dir", "lora_model_dir", "adapter-name-or-path", "adapter_name_or_path"];
+const OUTPUT_ALIASES: [&str; 6] = ["save-path", "output-dir", "output_dir", "out", "export-dir", "export_dir"];
+
 /// Choices on what adapters mean.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What the adapter means")]
 pub(crate) struct Meaning {
     /// Translate names of the adapter: a regular expression and what it becomes ($1 for groups); may be given several times.
-    #[arg(long, value_name = "REGEX=>NAME")]
+    #[arg(long, value_name = "REGEX=>NAME", hide_short_help = true)]
     pub(crate) map: Vec<String>,
     /// Leave out adapter tensors that match nothing in the base (they are listed in the report).
     #[arg(long)]
     pub(crate) allow_unused: bool,
     /// The base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) base_is_residual: bool,
-    /// Write what PEFT writes where its merge contradicts its own forward pass.
-    #[arg(long)]
+    /// Take an adapter to mean what PEFT's merge writes, where that contradicts its own forward pass.
+    #[arg(long, hide_short_help = true)]
     pub(crate) peft_bugs: bool,
 }
 
 /// Choices on the output's format.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How NF4 and FP4 are stored")]
 pub(crate) struct Quantization {
     /// NF4 and FP4: quantize the scales too (default: true).
-    #[arg(long, value_name = "BOOL")]
+    #[arg(long, value_name = "BOOL", hide_short_help = true)]
     pub(crate) double_quant: Option<bool>,
     /// NF4 and FP4: elements per scale (default: 64).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) block_size: Option<usize>,
     /// NF4 and FP4: type that the packed codes are viewed as (default: uint8).
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", hide_short_help = true)]
     pub(crate) quant_storage: Option<String>,
     /// NF4 and FP4: sum mean scales as torch does on this many threads; the last bit of some scales depends on it (default: 1).
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub(crate) torch_threads: Option<u32>,
 }
 
 /// How the work is done.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
 pub(crate) struct Running {
     /// Print the plan and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Replace an existing output.
-    #[arg(long)]
+    #[arg(long, alias = "overwrite")]
     pub(crate) force: bool,
     /// Go on where an interrupted run of the same command stopped.
     #[arg(long)]
     pub(crate) resume: bool,
     /// Worker threads (default: one per processor). The output does not depend on it.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
     /// Most memory to use, like 300M or 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -156,6 +190,14 @@ pub(crate) struct Running {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Color {
+    /// Where it goes to a terminal, and NO_COLOR is not set.
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
     /// The adapter's where it has one, else the base's.
     Adapter,
@@ -165,6 +207,7 @@ pub(crate) enum TokenizerArg {
 
 /// What rounding goes by.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Rounding")]
 pub(crate) struct Calibrating {
     /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
@@ -173,13 +216,13 @@ pub(crate) struct Calibrating {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration"], hide_short_help = true)]
     pub(crate) original: Option<PathBuf>,
     /// Round without running the model: faster, keeps less.
     #[arg(long)]
     pub(crate) fast: bool,
     /// Seed of everything that is drawn.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,
 }
 
@@ -198,13 +241,13 @@ pub(crate) enum Measure {
 #[derive(Debug, Args)]
 pub(crate) struct Measuring {
     /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_short_help = true, help_heading = "Output")]
     pub(crate) measure: Measure,
     /// Fail (exit status 1) if less than this share of the adapter's effect on what the model predicts is kept; measures it whatever the method.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]
     pub(crate) min_kept: Option<f64>,
     /// The same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, hide_short_help = true, help_heading = "Output")]
     pub(crate) min_survival: Option<f64>,
 }
 
@@ -224,26 +267,29 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, value_name = "OUT")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
     pub(crate) output: PathBuf,
     /// Format of the output.
-    #[arg(long, value_name = "FORMAT", default_value = "same", value_parser = formats(true))]
+    #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
     pub(crate) to: String,
+    /// The same as --to bf16.
+    #[arg(long, hide = true, conflicts_with = "to")]
+    pub(crate) dequantize: bool,
     /// How codes are chosen.
-    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings())]
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings(), help_heading = "Rounding")]
     pub(crate) rounding: String,
     #[command(flatten)]
     pub(crate) calibrating: Calibrating,
     /// Also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true, help_heading = "Output")]
     pub(crate) residual_rank: Option<u32>,
     #[command(flatten)]
     pub(crate) measuring: Measuring,
     /// Whose tokenizer and chat template the output takes.
-    #[arg(long, value_enum, default_value = "adapter")]
+    #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
     pub(crate) tokenizer: TokenizerArg,
     /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
-    #[arg(long, value_name = "REPO_ID", value_parser = repo_id)]
+    #[arg(long, value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
     pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -255,7 +301,7 @@ pub(crate) struct MergeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id in the local cache.
+    /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Adapter that the model runs with, like those to be merged (default: none).
@@ -274,7 +320,7 @@ pub(crate) struct CalibrateArgs {
     #[arg(long)]
     pub(crate) force: bool,
     /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -303,13 +349,13 @@ pub(crate) struct TruncateArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub(crate) calibration: Option<PathBuf>,
     /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
     pub(crate) dtype: String,
     /// Replace an existing output.
-    #[arg(long)]
+    #[arg(long, alias = "overwrite")]
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -335,10 +381,10 @@ pub(crate) struct ConvertArgs {
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Format of the output.
-    #[arg(long, value_name = "FORMAT", value_parser = formats(false))]
+    #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, value_name = "OUT")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
@@ -359,7 +405,7 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     /// Worker threads (default: one per processor).
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
     /// Print JSON.
     #[arg(long)]
@@ -368,9 +414,10 @@ pub(crate) struct VerifyArgs {
 
 /// How a model is run.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
 pub(crate) struct Engine {
     /// Worker threads (default: one per processor).
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
     /// Most memory to use, like 2G; weights that do not fit are read again whenever they are used.
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -420,7 +467,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
-    #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
+    #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
     /// What to continue.
     #[arg(long, short, value_name = "TEXT")]
@@ -429,7 +476,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) chat: bool,
     /// Most tokens of the answer.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most likely token; 1 draws by the model's own probabilities.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -438,7 +485,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     pub(crate) top_p: f32,
     /// The same seed draws the same tokens.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -479,11 +526,25 @@ pub(crate) struct ManArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
-/// The names that `--to` takes.
-fn formats(same: bool) -> PossibleValuesParser {
+/// What other tools call a format.
+const FORMAT_ALIASES: &[(&str, &[&str])] = &[
+    ("f32", &["fp32", "float32"]),
+    ("f16", &["fp16", "float16", "half"]),
+    ("bf16", &["bfloat16", "merged_16bit"]),
+    ("nf4", &["merged_4bit", "merged_4bit_forced"]),
+];
+
+/// The names that `--to` takes. Those of other tools become ours.
+fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
-    let known = FORMATS.iter().map(|format| PossibleValue::new(format.id()).help(format.about()));
-    PossibleValuesParser::new(same.into_iter().chain(known))
+    let known = FORMATS.iter().map(|format| {
+        let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
+        PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
+    });
+    PossibleValuesParser::new(same.into_iter().chain(known)).map(|name| {
+        let own = FORMAT_ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
+        own.map_or(name, |(id, _)| (*id).to_owned())
+    })
 }
 
 /// The names that `--rounding` takes.

@@ -158,7 +158,15 @@ fn the_book_has_every_command_option_and_value() {
         let mut wants: Vec<String> = command.get_visible_aliases().map(str::to_owned).collect();
         for argument in command.get_arguments() {
             let id = argument.get_id().as_str();
-            if ["help", "version"].contains(&id) {
+            // What goes for all commands is told once, before them.
+            if ["help", "version"].contains(&id) || argument.is_hide_set() {
+                continue;
+            }
+            if argument.is_global_set() {
+                assert!(
+                    names(text.split("\n## ").next().unwrap(), &format!("--{}", argument.get_long().unwrap())),
+                    "{id}"
+                );
                 continue;
             }
             wants.extend(argument.get_long().map(|long| format!("--{long}")));

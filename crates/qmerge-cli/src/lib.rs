@@ -8,6 +8,7 @@ mod hub;
 mod page;
 mod progress;
 mod show;
+mod sources;
 
 use std::ffi::OsString;
 
@@ -41,15 +42,18 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let command = match Cli::try_parse_from(args) {
-        Ok(cli) => cli.command,
+    let mut command = match Cli::try_parse_from(args) {
+        Ok(cli) => {
+            show::choose(cli.color, cli.verbose);
+            cli.command
+        }
         Err(error) => {
             // Nothing is left to do where not even this can be written.
             let _ = error.print();
             return error.exit_code() as u8;
         }
     };
-    let result = match provide(&command) {
+    let result = match provide(&mut command) {
         Ok(()) => dispatch(command),
         Err(error) => Err(error.into()),
     };
@@ -63,7 +67,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// Downloads what is missing, behind a bar of its own.
-fn provide(command: &Command) -> Result<()> {
+fn provide(command: &mut Command) -> Result<()> {
     let quiet = hub::quiet(command);
     let bar = progress::Bar::new(quiet);
     let remarks = hub::provide(command, &bar);
@@ -110,8 +114,8 @@ pub struct Answer {
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
     let args = std::iter::once(OsString::from("qmerge")).chain(args);
-    let command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
-    hub::provide(&command, &hub::Beside(progress))?;
+    let mut command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
+    hub::provide(&mut command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {
             let found = commands::merge::find(&args, progress)?;
@@ -135,6 +139,15 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
             Err(Error::new(Kind::Usage, "this command is for a terminal").with_hint("run the program qmerge"))
         }
     }
+}
+
+/// The page of a merge's report, of a comparison, or of both, from their JSON.
+pub fn page(report: Option<&str>, comparison: Option<&str>) -> Result<String> {
+    let parse = |text: &str| {
+        serde_json::from_str(text).map_err(|error| Error::new(Kind::Malformed, format!("not JSON: {error}")))
+    };
+    let (report, comparison) = (report.map(parse).transpose()?, comparison.map(parse).transpose()?);
+    Ok(page::render(report.as_ref(), comparison.as_ref()))
 }
 
 fn answer(found: &impl Serialize, outcome: Outcome) -> Result<Answer> {

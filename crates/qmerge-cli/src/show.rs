@@ -1,5 +1,7 @@
 //! What a person reads: tables on standard output, errors on standard error. Colour only on a terminal, and never with NO_COLOR.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
 use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
@@ -7,6 +9,26 @@ use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 use qmerge::truncate::{CutWeight, Truncation};
 use qmerge::verify::{Answer, State, Verification, VerifiedWeight};
 use qmerge_run::compare::Comparison;
+
+use crate::args::Color;
+
+/// Whether tables show every row.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Takes the choices that go for all of what is printed.
+pub(crate) fn choose(color: Color, verbose: bool) {
+    VERBOSE.store(verbose, Ordering::Relaxed);
+    match color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+}
+
+/// Rows of a table that are shown, of so many that usually are.
+fn rows(usually: usize) -> usize {
+    if VERBOSE.load(Ordering::Relaxed) { usize::MAX } else { usually }
+}
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -277,7 +299,7 @@ fn weights_table(report: &Report) -> Table {
         };
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
-    for weight in worst.iter().take(WORST) {
+    for weight in worst.iter().take(rows(WORST)) {
         let format =
             if weight.from == weight.to { weight.to.clone() } else { format!("{} → {}", weight.from, weight.to) };
         table.add_row([
@@ -290,8 +312,8 @@ fn weights_table(report: &Report) -> Table {
             share(weight.changed_fraction),
         ]);
     }
-    if worst.len() > WORST {
-        table.add_row([format!("… and {} more", worst.len() - WORST)]);
+    if worst.len() > rows(WORST) {
+        table.add_row([format!("… and {} more (--verbose shows all)", worst.len() - WORST)]);
     }
     if !report.adapters.is_empty() {
         let summary = &report.summary;
@@ -315,7 +337,7 @@ fn recoded_table(report: &Report) -> Table {
     let relative = |weight: &WeightReport| weight.error_rms / weight.weight_rms.max(1e-30);
     let mut worst: Vec<&WeightReport> = report.weights.iter().collect();
     worst.sort_by(|a, b| relative(b).total_cmp(&relative(a)));
-    for weight in worst.iter().take(WORST) {
+    for weight in worst.iter().take(rows(WORST)) {
         table.add_row([
             weight.name.clone(),
             format!("{} → {}", weight.from, weight.to),
@@ -323,8 +345,8 @@ fn recoded_table(report: &Report) -> Table {
             format!("{:.1e}", weight.max_abs_error),
         ]);
     }
-    if worst.len() > WORST {
-        table.add_row([format!("… and {} more", worst.len() - WORST)]);
+    if worst.len() > rows(WORST) {
+        table.add_row([format!("… and {} more (--verbose shows all)", worst.len() - WORST)]);
     }
     table
 }
@@ -371,7 +393,7 @@ pub(crate) fn truncation(found: &Truncation) {
     worst.sort_by(|a, b| kept(a).total_cmp(&kept(b)));
     let energy = |kept: Option<f64>| kept.map_or("-".into(), |kept| format!("{:.2} %", 100.0 * kept));
     let any = found.weights.iter().any(|weight| weight.by_inputs);
-    for weight in worst.iter().take(WORST) {
+    for weight in worst.iter().take(rows(WORST)) {
         let plain = if any && !weight.by_inputs { " (plain norm)" } else { "" };
         table.add_row([
             format!("{}{plain}", weight.module),
@@ -379,8 +401,8 @@ pub(crate) fn truncation(found: &Truncation) {
             energy(weight.kept),
         ]);
     }
-    if worst.len() > WORST {
-        table.add_row([format!("… and {} more", worst.len() - WORST)]);
+    if worst.len() > rows(WORST) {
+        table.add_row([format!("… and {} more (--verbose shows all)", worst.len() - WORST)]);
     }
     let counted = found.weights.iter().filter(|weight| weight.by_inputs == any).count();
     table.add_row([format!("all {counted} modules"), String::new(), energy(found.kept)]);
@@ -500,7 +522,7 @@ pub(crate) fn verification(found: &Verification) {
         };
         key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
-    for weight in weights.iter().take(WORST) {
+    for weight in weights.iter().take(rows(WORST)) {
         table.add_row([
             weight.name.clone(),
             weight.format.clone(),
@@ -511,8 +533,8 @@ pub(crate) fn verification(found: &Verification) {
             share(weight.changed_fraction),
         ]);
     }
-    if weights.len() > WORST {
-        table.add_row([format!("… and {} more", weights.len() - WORST)]);
+    if weights.len() > rows(WORST) {
+        table.add_row([format!("… and {} more (--verbose shows all)", weights.len() - WORST)]);
     }
     table.add_row([
         format!("all {} weights", found.summary.weights),
@@ -570,7 +592,7 @@ pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
         left(&mut table, column);
     }
     const ROWS: usize = 12;
-    for weight in plan.weights.iter().take(ROWS) {
+    for weight in plan.weights.iter().take(rows(ROWS)) {
         let scales: Vec<String> = weight.scales.iter().map(|scale| format!("{scale}")).collect();
         let adapters: Vec<String> = weight.adapters.iter().map(|number| (number + 1).to_string()).collect();
         table.add_row([
@@ -582,8 +604,8 @@ pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
             adapters.join(", "),
         ]);
     }
-    if plan.weights.len() > ROWS {
-        table.add_row([format!("… and {} more (see --json)", plan.weights.len() - ROWS)]);
+    if plan.weights.len() > rows(ROWS) {
+        table.add_row([format!("… and {} more (--verbose shows all)", plan.weights.len() - ROWS)]);
     }
     print(&table);
     for text in &plan.warnings {

@@ -16,6 +16,8 @@ use crate::tensors::Tensors;
 pub struct Held {
     /// Its tokens.
     pub sequences: Vec<Vec<u32>>,
+    /// Tokens at the beginning of each whose continuation is not judged.
+    pub from: usize,
     /// What it is, in words that follow "tokens".
     pub about: String,
 }
@@ -23,12 +25,15 @@ pub struct Held {
 /// Sequences that the model writes to be judged by. Their numbers are far from those that are calibrated on, so that the two never meet under one seed.
 const SEQUENCES: std::ops::Range<usize> = FIRST..FIRST + 16;
 const FIRST: usize = 1 << 20;
+/// What the model writes begins with a random token, and is not like any text before it has found a subject.
+const BEGINNING: usize = 12;
 
 impl Held {
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
     pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
         let sequences = write(model, SEQUENCES, seed, memory)?;
-        Ok(Self { sequences, about: format!("that the model wrote, not calibrated on (seed {seed})") })
+        let from = BEGINNING.min(sequences.iter().map(|sequence| sequence.len() / 4).min().unwrap_or(0));
+        Ok(Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") })
     }
 }
 
@@ -90,14 +95,17 @@ fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>)
     let names = ["the base", "the base with the adapter kept apart", "the merged model"];
     let candidates: Vec<Candidate<'m, 'a>> =
         models.into_iter().zip(names).map(|(model, name)| Candidate { name: name.into(), model }).collect();
-    let windows: Vec<&[u32]> = held.sequences.iter().map(Vec::as_slice).filter(|window| window.len() > 1).collect();
-    let tokens: usize = windows.iter().map(|window| window.len() - 1).sum();
+    let from = held.from;
+    let long = |window: &&[u32]| window.len() > from + 1;
+    let windows: Vec<&[u32]> = held.sequences.iter().map(Vec::as_slice).filter(long).collect();
+    let tokens: usize = windows.iter().map(|window| window.len() - 1 - from).sum();
     if tokens == 0 {
         return Err(Error::new(Kind::Unsupported, "the model takes no text of two tokens"));
     }
     let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
     let batch = if memory.is_some() { longest } else { BATCH };
-    let sums = score_all(&candidates, &windows, batch, columns(models[APART], memory), APART, &mut |done, all| {
+    let columns = columns(models[APART], memory);
+    let sums = score_all(&candidates, &windows, from, batch, columns, APART, &mut |done, all| {
         if let Some(progress) = models[APART].progress() {
             progress.part(done as u64, all as u64);
         }

@@ -60,7 +60,7 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let about = format!("{} tokens of {}", taken.len() * window, path.display());
         let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
         let held = (!held.is_empty())
-            .then(|| Held { sequences: own(held), about: format!("at the end of {}, not calibrated on", path.display()) });
+            .then(|| Held { sequences: own(held), from: 0, about: format!("at the end of {}, not calibrated on", path.display()) });
         Ok(Self { model, sequences: own(taken), about, held })
     }
 

@@ -1,4 +1,6 @@
-//! Runs a decoder in any format that qmerge opens, with its adapter kept apart or merged.
+#![doc = include_str!("../README.md")]
+//!
+//! # How it goes
 //!
 //! Weights are decoded chunk by chunk while they are multiplied, so memory is activations and chunks, and what may be held of the
 //! checkpoint as it is stored. An adapter kept apart is exact: `y = W x + s·B(A x)`, and no sum of W and B·A is ever rounded to a storage

@@ -24,6 +24,8 @@ pub enum Kind {
     Mismatch,
     /// NaN or infinity in an adapter, a delta, a merged value or a scale.
     NotFinite,
+    /// A file or folder that was named is not there.
+    Missing,
     /// The output exists already.
     Exists,
     /// Wrong options.
@@ -60,6 +62,16 @@ impl Error {
         }
         error.0.source = Some(source);
         error
+    }
+
+    /// An operating-system error from a file that the caller named.
+    pub fn input(path: &Path, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => {
+                Self::new(Kind::Missing, "no such file").in_file(path).with_hint("check the path")
+            }
+            _ => Self::io("read", path, source),
+        }
     }
 
     /// Names the file, unless an inner layer already did.

@@ -1,4 +1,6 @@
-//! qmerge folds trained adapters into checkpoints on disk, quantized or not, and measures what the fold cost.
+#![doc = include_str!("../README.md")]
+//!
+//! # The way of the data
 //!
 //! The list of modules is the data flow:
 //!
@@ -7,15 +9,17 @@
 //! 3. [`adapters`]: an adapter becomes edits of named weights.
 //! 4. [`plan`]: everything decided before the first byte is read.
 //! 5. [`formats`]: decode and encode one storage format.
-//! 6. [`edit`], `check`, [`round`], [`measure`]: what happens to a chunk of rows.
+//! 6. `edit`, `check`, [`round`], [`measure`]: what happens to a chunk of rows.
 //! 7. [`merge`]: runs the plan, chunk by chunk, on all threads.
 //! 8. [`mod@write`]: the output, whole or not at all.
 //! 9. [`report`]: what was done and what it cost.
 
 pub mod adapters;
+#[doc(hidden)]
 pub mod arch;
 mod check;
 pub mod dtype;
+#[doc(hidden)]
 pub mod edit;
 pub mod error;
 pub mod formats;
@@ -28,6 +32,7 @@ pub mod open;
 pub mod plan;
 pub mod report;
 pub mod round;
+#[doc(hidden)]
 pub mod simd;
 pub mod truncate;
 pub mod verify;

@@ -9,7 +9,7 @@ Every function lets other Python threads run while it works, and stops on Ctrl-C
 """
 
 from . import peft
-from ._api import compare, convert, generate, inspect, merge, plan, read, tensors, truncate, verify
+from ._api import calibrate, compare, convert, generate, inspect, merge, plan, read, report, tensors, truncate, verify
 from ._errors import (
     Error,
     ExistsError,
@@ -18,6 +18,7 @@ from ._errors import (
     MalformedError,
     MismatchError,
     NotFiniteError,
+    NotFoundError,
     SurvivalError,
     UnsupportedError,
     UsageError,
@@ -25,6 +26,7 @@ from ._errors import (
 from ._qmerge import __version__
 from ._results import (
     AdapterInspection,
+    Calibration,
     Comparison,
     Generation,
     ModelInspection,
@@ -37,6 +39,7 @@ from ._results import (
 
 __all__ = [
     "AdapterInspection",
+    "Calibration",
     "Comparison",
     "Error",
     "ExistsError",
@@ -47,6 +50,7 @@ __all__ = [
     "MismatchError",
     "ModelInspection",
     "NotFiniteError",
+    "NotFoundError",
     "Plan",
     "Report",
     "SurvivalError",
@@ -56,6 +60,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "__version__",
+    "calibrate",
     "compare",
     "convert",
     "generate",
@@ -64,6 +69,7 @@ __all__ = [
     "peft",
     "plan",
     "read",
+    "report",
     "tensors",
     "truncate",
     "verify",

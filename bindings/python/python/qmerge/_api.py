@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Literal, Optional, Union
 
 from . import _qmerge
 from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
@@ -13,6 +13,7 @@ from ._errors import low_survival
 from ._progress import Progress
 from ._results import (
     AdapterInspection,
+    Calibration,
     Comparison,
     Generation,
     ModelInspection,
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+Format = Literal["nf4", "fp4", "int8", "f32", "f16", "bf16"]
+Target = Union[Format, Literal["same"]]
+Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "stochastic", "keep", "nearest"]
+Tokenizer = Literal["adapter", "base"]
+Storage = Literal["uint8", "float16", "bfloat16", "float32"]
+
 Maps = Union[Mapping[str, str], Sequence[str], None]
 
 
@@ -35,8 +42,8 @@ def merge(
     adapter: Adapters,
     output: Path,
     *,
-    to: Optional[str] = None,
-    rounding: Optional[str] = None,
+    to: Optional[Target] = None,
+    rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
     original: Optional[Path] = None,
@@ -46,14 +53,14 @@ def merge(
     measure: Optional[str] = None,
     min_kept: Optional[float] = None,
     min_survival: Optional[float] = None,
-    tokenizer: Optional[str] = None,
+    tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
-    quant_storage: Optional[str] = None,
+    quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
     resume: bool = False,
@@ -74,8 +81,8 @@ def merge(
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
-        calibration: a file that `qmerge calibrate` stored for this base: the model is not run.
-        original: the 16-bit checkpoint that the base was quantized from: it is rounded with the delta, in place of the base.
+        calibration: a file that `calibrate` stored for this base: the model is not run.
+        original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
         fast: round without running the model.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
@@ -121,22 +128,22 @@ def plan(
     adapter: Adapters,
     output: Path,
     *,
-    to: Optional[str] = None,
-    rounding: Optional[str] = None,
+    to: Optional[Target] = None,
+    rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
     original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
-    tokenizer: Optional[str] = None,
+    tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
-    quant_storage: Optional[str] = None,
+    quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
     threads: Optional[int] = None,
@@ -152,10 +159,10 @@ def convert(
     base: Path,
     output: Path,
     *,
-    to: str,
+    to: Format,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
-    quant_storage: Optional[str] = None,
+    quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
     resume: bool = False,
@@ -275,6 +282,61 @@ def compare(
     return Comparison(run("compare", options, progress)[1])
 
 
+def calibrate(
+    base: Path,
+    output: Path,
+    adapter: Adapters = (),
+    *,
+    text: Optional[Path] = None,
+    dtype: Optional[Literal["f32", "bf16"]] = None,
+    seed: Optional[int] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    force: bool = False,
+    threads: Optional[int] = None,
+    max_memory: Union[int, str, None] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    progress: Progress = None,
+) -> Calibration:
+    """Stores what the layers of a base are given, to merge many adapters into it without running it again: `merge(..., calibration=output)`.
+
+    Args:
+        output: a `.safetensors` file.
+        adapter: adapters that the model runs with, like those to be merged.
+        text: a text file like the model's task (default: text that the model writes itself).
+        dtype: element type of the file: "f32", or "bf16" for half the size.
+    """
+    options = flags(
+        base=base,
+        output=output,
+        adapter=adapters(adapter, adapter_names),
+        text=text,
+        dtype=dtype,
+        seed=seed,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        force=force,
+        threads=threads,
+        max_memory=max_memory,
+    )
+    return Calibration(run("calibrate", options, progress)[1])
+
+
+def report(documents: Union[Path, Sequence[Path]], output: Path) -> None:
+    """Writes a merge's report, a comparison, or both as one page of HTML.
+
+    Args:
+        documents: the folder of a merge, a `qmerge-report.json`, what `compare` wrote as `.json`, or two of these.
+        output: an `.html` file.
+    """
+    paths = [documents] if isinstance(documents, (str, os.PathLike)) else list(documents)
+    run("report", [*flags(output=output), "--", *[os.fspath(path) for path in paths]], None)
+
+
 def truncate(
     adapter: Path,
     output: Path,
@@ -284,7 +346,7 @@ def truncate(
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
     seed: Optional[int] = None,
-    dtype: Optional[str] = None,
+    dtype: Optional[Literal["same", "f32", "f16", "bf16"]] = None,
     map: Maps = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
@@ -302,7 +364,7 @@ def truncate(
         rank: the new rank, of all modules.
         base: the base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
-        calibration: a file that `qmerge calibrate` stored for this base: the model is not run.
+        calibration: a file that `calibrate` stored for this base: the model is not run.
         seed: seed of the text that the model writes.
         dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
         progress: a function that is told the modules done and in all, or True for a bar.
@@ -387,7 +449,10 @@ def read(path: Path, name: str, rows: Optional[slice] = None) -> NDArray[numpy.f
         name: the tensor's name, see `tensors`.
         rows: a slice of the first dimension, with a step of 1; all rows without it.
     """
-    import numpy
+    try:
+        import numpy
+    except ImportError as missing:
+        raise ImportError("qmerge.read needs numpy: pip install 'qmerge[numpy]'") from missing
 
     values, shape = _qmerge.read(path, name, rows)
     return numpy.frombuffer(values, dtype="<f4").reshape(shape)

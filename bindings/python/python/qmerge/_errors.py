@@ -40,6 +40,10 @@ class NotFiniteError(Error, ValueError):
     """NaN or infinity in an adapter, a delta, a merged value or a scale."""
 
 
+class NotFoundError(Error, FileNotFoundError):
+    """A file or folder that was named is not there."""
+
+
 class ExistsError(Error, FileExistsError):
     """The output exists already."""
 
@@ -67,6 +71,7 @@ _CLASSES = {
         UnsupportedError,
         MismatchError,
         NotFiniteError,
+        NotFoundError,
         ExistsError,
         UsageError,
         InternalError,

@@ -5,11 +5,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["__version__", "call", "program", "read", "resolve", "tensors"]
+__all__ = ["__version__", "call", "page", "program", "read", "resolve", "tensors"]
 
 __version__: Final[str]
 
 def call(args: Sequence[str], progress: Callable[[int, int], object] | None = None) -> tuple[int, str]: ...
+def page(report: str | None, comparison: str | None) -> str: ...
 def program(args: Sequence[str]) -> int: ...
 def read(
     path: str | os.PathLike[str], name: str, rows: slice[Any, Any, Any] | None = None

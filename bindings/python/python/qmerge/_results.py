@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Optional, Union
+
+
+from . import _qmerge
+
+
+def _framed(page: str) -> str:
+    """A page within a page: its styles and scripts stay its own."""
+    return f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
 
 class Record:
@@ -206,6 +215,10 @@ class Report(Record):
     def __str__(self) -> str:
         return self.verdict.text
 
+    def _repr_html_(self) -> str:
+        """The page of `qmerge report`, as a notebook shows it."""
+        return _framed(_qmerge.page(json.dumps(self._document), None))
+
 
 class Plan(Record):
     """What a merge would do."""
@@ -330,6 +343,10 @@ class Comparison(Record):
                 return model
         raise KeyError(name)
 
+    def _repr_html_(self) -> str:
+        """The page of `qmerge report`, as a notebook shows it."""
+        return _framed(_qmerge.page(None, json.dumps(self._document)))
+
 
 class CutWeight(Record):
     """What a cut kept of one module."""
@@ -410,6 +427,15 @@ class AdapterInspection(Record):
     bytes: int
     targets: list[dict[str, Any]]
     modules_to_save: list[str]
+
+
+class Calibration(Record):
+    """What `qmerge.calibrate` stored."""
+
+    output: str
+    taken_from: str
+    """The text."""
+    bytes: int
 
 
 class Tensor(NamedTuple):

@@ -131,7 +131,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
 /// Models with an adapter apart that are judged too: the base with each of `--beside`, and each merge with the residual adapter that came with it.
 fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, Inputs)>> {
     let beside =
-        args.beside.iter().map(|text| Ok((text.clone(), open_with(&args.sources.base, std::slice::from_ref(text))?)));
+        args.beside.iter().map(|text| Ok((text.clone(), open_with(args.sources.base(), std::slice::from_ref(text))?)));
     let residual = args.merged.iter().zip(merged).filter_map(|(path, merged)| {
         let folder = merged.base.path.join(RESIDUAL_FOLDER);
         folder.join("adapter_config.json").is_file().then(|| {
@@ -153,7 +153,7 @@ fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
 
 /// A text file. Errors if it is not UTF-8 or empty.
 pub(super) fn read_text(path: &Path) -> error::Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    let bytes = std::fs::read(path).map_err(|error| Error::input(path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}"))

@@ -91,7 +91,7 @@ fn upload(repo: &str, output: &Path) -> String {
 pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
     let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
-        to: format(&args.to)?,
+        to: format(if args.dequantize { "bf16" } else { &args.to })?,
         settings: settings(&args.quantization)?,
         rounding: rounding::method(&args.rounding)?,
         seed: args.calibrating.seed,

@@ -32,7 +32,7 @@ fn usage(message: String) -> Error {
 }
 
 fn open(sources: &Sources) -> Result<Inputs> {
-    open_with(&sources.base, &sources.adapter)
+    open_with(sources.base(), &sources.adapter)
 }
 
 fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {

@@ -16,20 +16,30 @@ use crate::args::{Command, adapter_and_weight};
 use crate::show;
 use client::Client;
 
-/// Downloads what a command names and this machine lacks. Returns a remark on each.
-pub(crate) fn provide(command: &Command, progress: &dyn Progress) -> Result<Vec<String>> {
+/// Downloads what a command names, or an adapter that it names, and this machine lacks. Returns a remark on each.
+pub(crate) fn provide(command: &mut Command, progress: &dyn Progress) -> Result<Vec<String>> {
+    command.place_words()?;
     let mut remarks = Vec::new();
-    for location in locations(command) {
-        let Some(id) = absent(&location) else { continue };
+    fetch_absent(&locations(command), progress, &mut remarks)?;
+    if let Some(remark) = command.take_base()? {
+        remarks.push(remark);
+        fetch_absent(&locations(command), progress, &mut remarks)?;
+    }
+    Ok(remarks)
+}
+
+fn fetch_absent(locations: &[PathBuf], progress: &dyn Progress, remarks: &mut Vec<String>) -> Result<()> {
+    for location in locations {
+        let Some(id) = absent(location) else { continue };
         if offline() {
-            qmerge::open::resolve(&location)
+            qmerge::open::resolve(location)
                 .map_err(|error| error.with_hint("check the path, or unset HF_HUB_OFFLINE to download it"))?;
         } else {
-            let remark = fetch(&id, progress).map_err(|error| error.in_file(&location))?;
+            let remark = fetch(&id, progress).map_err(|error| error.in_file(location))?;
             remarks.push(remark);
         }
     }
-    Ok(remarks)
+    Ok(())
 }
 
 /// Whether a command asked for silence.
@@ -44,24 +54,26 @@ pub(crate) fn quiet(command: &Command) -> bool {
 
 /// Every model and adapter that a command names.
 fn locations(command: &Command) -> Vec<PathBuf> {
-    let with = |base: &PathBuf, adapters: &[String], merged: &[PathBuf]| {
+    let with = |base: Option<&PathBuf>, adapters: &[String], merged: &[PathBuf]| {
         // What is no `PATH=WEIGHT` is refused where it is opened.
         let adapters = adapters.iter().filter_map(|text| Some(adapter_and_weight(text).ok()?.0));
-        std::iter::once(base.clone()).chain(adapters).chain(merged.iter().cloned()).collect()
+        base.cloned().into_iter().chain(adapters).chain(merged.iter().cloned()).collect()
     };
     match command {
         Command::Merge(args) => {
             let original = args.calibrating.original.as_slice();
-            with(&args.sources.base, &args.sources.adapter, original)
+            with(args.sources.base.as_ref(), &args.sources.adapter, original)
         }
-        Command::Verify(args) => with(&args.sources.base, &args.sources.adapter, std::slice::from_ref(&args.merged)),
+        Command::Verify(args) => {
+            with(args.sources.base.as_ref(), &args.sources.adapter, std::slice::from_ref(&args.merged))
+        }
         Command::Compare(args) => {
             let adapters = [args.sources.adapter.as_slice(), &args.beside].concat();
-            with(&args.sources.base, &adapters, &args.merged)
+            with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
-        Command::Generate(args) => with(&args.base, &args.adapter, &[]),
-        Command::Calibrate(args) => with(&args.base, &args.adapter, &[]),
+        Command::Generate(args) => with(Some(&args.base), &args.adapter, &[]),
+        Command::Calibrate(args) => with(Some(&args.base), &args.adapter, &[]),
         Command::Convert(args) => vec![args.base.clone()],
         Command::Inspect(args) => vec![args.path.clone()],
         Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),

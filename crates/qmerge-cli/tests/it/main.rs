@@ -20,3 +20,4 @@ mod shell;
 mod side;
 mod text;
 mod verify;
+mod words;

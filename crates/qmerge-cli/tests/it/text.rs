@@ -76,6 +76,7 @@ fn help() {
     ] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&run(folder.path(), &[command, "--help"])));
     }
+    insta::assert_snapshot!("help_merge_short", stdout(&run(folder.path(), &["merge", "-h"])));
 }
 
 /// The report's fields and their types, by path.

@@ -52,7 +52,7 @@ fn what_keeps_the_adapter_is_a_merge() {
 fn chosen_values_are_told_from_lost_ones() {
     let folder = Folder::new();
     demo(folder.path());
-    const WEAK: &str = "adapter=0.05";
+    const WEAK: &str = "adapter=0.15";
     merged(&folder, WEAK, "nearest", &["--rounding", "nearest"]);
     let (answer, states, text) = verified(&folder, WEAK, "nearest");
     assert_eq!(answer, "no", "{text}");

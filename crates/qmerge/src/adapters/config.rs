@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::patterns;
+use super::patterns::Patterns;
 use crate::error::{Error, Result, malformed, mismatch};
 
 /// An adapter's configuration. Fields that are missing take PEFT's defaults; unknown fields are kept in `json`.
@@ -29,9 +29,9 @@ pub struct AdapterConfig {
     /// The base stores weights as (in, out).
     pub fan_in_fan_out: bool,
     /// Ranks of modules that differ, in file order: the first pattern that matches decides.
-    pub rank_pattern: Vec<(String, f64)>,
+    pub rank_pattern: Patterns,
     /// Alphas of modules that differ, in file order.
-    pub alpha_pattern: Vec<(String, f64)>,
+    pub alpha_pattern: Patterns,
     /// Modules trained whole.
     pub modules_to_save: Vec<String>,
     /// Parameters targeted by name (experts).
@@ -42,6 +42,8 @@ pub struct AdapterConfig {
     pub init: Option<String>,
     /// Input and output embedding share the adapter.
     pub ensure_weight_tying: bool,
+    /// What the model was trained to do ("SEQ_CLS").
+    pub task_type: Option<String>,
     /// Base model the adapter was trained on, as it says.
     pub base_model: Option<String>,
 }
@@ -65,7 +67,7 @@ impl AdapterConfig {
 
     /// Rank and scaling of a module after patterns.
     pub(super) fn scaling(&self, name: &str) -> Result<(usize, f64)> {
-        let lookup = |patterns| patterns::lookup(patterns, name).map_err(|error| error.in_file(&self.path));
+        let lookup = |patterns: &Patterns| patterns.lookup(name).map_err(|error| error.in_file(&self.path));
         let rank = lookup(&self.rank_pattern)?.unwrap_or(self.r as f64);
         let alpha = lookup(&self.alpha_pattern)?.unwrap_or(self.lora_alpha);
         if rank < 1.0 || rank.fract() != 0.0 {
@@ -102,8 +104,8 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
         use_dora: fields.flag("use_dora")?,
         lora_bias: fields.flag("lora_bias")?,
         fan_in_fan_out: fields.flag("fan_in_fan_out")?,
-        rank_pattern: fields.numbers("rank_pattern")?,
-        alpha_pattern: fields.numbers("alpha_pattern")?,
+        rank_pattern: Patterns::new(fields.numbers("rank_pattern")?),
+        alpha_pattern: Patterns::new(fields.numbers("alpha_pattern")?),
         modules_to_save: fields.texts("modules_to_save")?,
         target_parameters: fields.texts("target_parameters")?,
         target_modules: match json.get("target_modules") {
@@ -115,6 +117,7 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
             _ => None,
         },
         ensure_weight_tying: fields.flag("ensure_weight_tying")?,
+        task_type: json.get("task_type").and_then(Value::as_str).map(str::to_owned),
         base_model: fields.text("base_model_name_or_path")?.filter(|name| !name.is_empty()),
         json,
     })

@@ -25,6 +25,7 @@ pub use config::AdapterConfig;
 pub(crate) use factors::{Pair, Parts, linear_module};
 pub(crate) use keys::as_peft_writes;
 pub use names::{Names, Rename};
+pub use patterns::Patterns;
 
 use crate::edit::Edit;
 use crate::error::{Error, Kind, Result, malformed, usage};
@@ -223,8 +224,8 @@ impl Changes {
 /// Looks a name up in all patterns of a configuration.
 #[cfg(feature = "internals")]
 pub(crate) fn try_patterns(config: &AdapterConfig, name: &str) {
-    let _ = patterns::lookup(&config.rank_pattern, name);
-    let _ = patterns::lookup(&config.alpha_pattern, name);
+    let _ = config.rank_pattern.lookup(name);
+    let _ = config.alpha_pattern.lookup(name);
 }
 
 /// Reads a whole adapter tensor as f32 and checks that it is finite.

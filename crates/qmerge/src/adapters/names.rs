@@ -1,15 +1,16 @@
 //! From a module path in an adapter to a weight of the base.
 //!
-//! The rule is that names are equal. Where they are not, in this order: the user's `--map`, the family's renames, and last a
-//! match by suffix that must be unique. Every name that needed help is remembered, so that the report can say so.
+//! The rule is that names are equal. Where they are not, in this order: the user's `--map`; equality behind the wrappers that models
+//! carry or lack (`model.`, `language_model.`); and the family's renames. All of these are positive lists: that two paths end alike says
+//! nothing. Every name that needed help is remembered, so that the report can say so.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use fancy_regex::Regex;
 
 use super::patterns;
-use crate::arch::{self, Arch};
+use crate::arch::{self, Arch, Tie};
 use crate::error::{Result, mismatch, usage};
 use crate::formats::Claim;
 use crate::open::Checkpoint;
@@ -23,10 +24,21 @@ pub struct Names<'a> {
     pub weights: &'a [Claim],
     /// Its family.
     pub arch: &'static Arch,
+    /// The modules that are one tensor where the model's embeddings are tied, if their names are known.
+    pub tie: Option<&'static Tie>,
     by_name: HashMap<&'a str, usize>,
+    /// What the family puts before its own path in a model with a head ("bert").
+    prefix: Option<&'static str>,
     maps: Vec<(Regex, String)>,
-    renamed: RefCell<Vec<Rename>>,
-    suffixes: OnceCell<HashMap<&'a str, Vec<usize>>>,
+    renamed: RefCell<Renamed>,
+    bare: OnceCell<HashMap<&'a str, Vec<usize>>>,
+}
+
+/// Renames in the order of their first use, each once.
+#[derive(Debug, Default)]
+struct Renamed {
+    all: Vec<Rename>,
+    seen: HashSet<(String, String)>,
 }
 
 /// A name of the adapter that stands for another in the base.
@@ -37,9 +49,6 @@ pub struct Rename {
     /// As the base says.
     pub to: String,
 }
-
-/// A match by suffix must keep at least this many components, or `weight` would match anything.
-const MIN_SUFFIX: usize = 3;
 
 impl<'a> Names<'a> {
     /// Indexes a base's weights. `maps` are the user's `regex=>replacement` rules, tried in order on whole names.
@@ -56,38 +65,46 @@ impl<'a> Names<'a> {
                 Ok((regex, replacement.to_owned()))
             })
             .collect::<Result<_>>()?;
+        let by_name: HashMap<&str, usize> =
+            weights.iter().enumerate().map(|(i, claim)| (claim.weight.name(), i)).collect();
         Ok(Self {
             checkpoint,
             weights,
             arch: arch::find(model_type),
-            by_name: weights.iter().enumerate().map(|(i, claim)| (claim.weight.name(), i)).collect(),
+            tie: arch::find_tie(model_type, |module| by_name.contains_key(format!("{module}.weight").as_str())),
+            by_name,
+            prefix: arch::base_prefix(model_type),
             maps,
             renamed: RefCell::default(),
-            suffixes: OnceCell::new(),
+            bare: OnceCell::new(),
         })
     }
 
     /// The weight of exactly that name.
     pub fn exact(&self, name: &str) -> Option<&'a Claim> {
-        self.by_name.get(name).map(|&i| &self.weights[i])
+        self.by_name.get(name).and_then(|&i| self.weights.get(i))
     }
 
     /// The weight that an adapter means by `name` (module path and parameter).
     ///
-    /// Errors if a match by suffix is not unique.
+    /// Errors if more than one weight could be meant.
     pub fn find(&self, name: &str) -> Result<Option<&'a Claim>> {
         let found = self.candidates(name)?;
         if let Some(claim) = found
             && claim.weight.name() != name
         {
-            self.renamed.borrow_mut().push(Rename { from: name.to_owned(), to: claim.weight.name().to_owned() });
+            let (from, to) = (name.to_owned(), claim.weight.name().to_owned());
+            let mut renamed = self.renamed.borrow_mut();
+            if renamed.seen.insert((from.clone(), to.clone())) {
+                renamed.all.push(Rename { from, to });
+            }
         }
         Ok(found)
     }
 
-    /// What [`Names::find`] had to rename so far.
+    /// What [`Names::find`] had to rename so far, each pair once. Some of it may have been looked up and then not used.
     pub fn renamed(&self) -> Vec<Rename> {
-        self.renamed.borrow().clone()
+        self.renamed.borrow().all.clone()
     }
 
     fn candidates(&self, name: &str) -> Result<Option<&'a Claim>> {
@@ -100,49 +117,66 @@ impl<'a> Names<'a> {
         if let Some(claim) = self.exact(name) {
             return Ok(Some(claim));
         }
-        for name in renames(self.arch, name) {
-            if let Some(claim) = self.exact(&name) {
+        if let Some(claim) = self.behind_wrappers(name, name)? {
+            return Ok(Some(claim));
+        }
+        for renamed in renames(self.arch, name) {
+            if let Some(claim) = self.behind_wrappers(name, &renamed)? {
                 return Ok(Some(claim));
             }
         }
-        self.by_suffix(name)
+        Ok(None)
     }
 
-    fn by_suffix(&self, name: &str) -> Result<Option<&'a Claim>> {
-        let suffixes = self.suffixes.get_or_init(|| {
-            let mut suffixes: HashMap<&str, Vec<usize>> = HashMap::new();
+    /// The weight whose path is that of `spelled` once wrappers are taken off either or both.
+    fn behind_wrappers(&self, name: &str, spelled: &str) -> Result<Option<&'a Claim>> {
+        let bare = self.bare.get_or_init(|| {
+            let mut bare: HashMap<&str, Vec<usize>> = HashMap::new();
             for (i, claim) in self.weights.iter().enumerate() {
-                for suffix in suffixes_of(claim.weight.name()) {
-                    suffixes.entry(suffix).or_default().push(i);
+                for path in self.unwrapped(claim.weight.name()) {
+                    bare.entry(path).or_default().push(i);
                 }
             }
-            suffixes
+            bare
         });
-        for suffix in suffixes_of(name) {
-            match suffixes.get(suffix).map_or(&[][..], Vec::as_slice) {
-                [] => {}
-                [one] => return Ok(Some(&self.weights[*one])),
-                [one, two, ..] => {
-                    return Err(mismatch(format!(
-                        "`{name}` could be `{}` or `{}`",
-                        self.weights[*one].weight.name(),
-                        self.weights[*two].weight.name(),
-                    ))
-                    .with_hint("say which with --map 'regex=>replacement'"));
+        let claims = |path: &str| bare.get(path).into_iter().flatten().filter_map(|&i| self.weights.get(i));
+        for path in self.unwrapped(spelled) {
+            let mut found = claims(path);
+            match (found.next(), found.next()) {
+                (None, _) => {}
+                (Some(one), None) => return Ok(Some(one)),
+                (Some(one), Some(two)) => {
+                    let (one, two) = (one.weight.name(), two.weight.name());
+                    return Err(mismatch(format!("`{name}` could be `{one}` or `{two}`"))
+                        .with_hint("say which with --map 'regex=>replacement'"));
                 }
             }
         }
         Ok(None)
     }
 
+    /// The name, and what remains as the wrappers in front are taken off, longest first.
+    fn unwrapped<'n>(&self, name: &'n str) -> impl Iterator<Item = &'n str> {
+        std::iter::successors(Some(name), |path| {
+            let (first, rest) = path.split_once('.')?;
+            let next = rest.split('.').next().unwrap_or(rest);
+            // CLIP and its kin have a `text_model` too, beside a `vision_model` with the same names below.
+            let another = first == "text_model" && matches!(next, "encoder" | "embeddings" | "final_layer_norm");
+            let wraps = self.arch.wrappers.contains(&first) || Some(first) == self.prefix;
+            (wraps && rest.contains('.') && !another).then_some(rest)
+        })
+    }
+
     /// The input embedding's weight.
     pub fn embed(&self) -> Option<&'a Claim> {
-        self.first(self.arch.embed)
+        let members = self.tie.map_or(&[][..], |tie| tie.members);
+        let inputs = members.split_last().map_or(&[][..], |(_, inputs)| inputs);
+        self.first(inputs).or_else(|| self.first(self.arch.embed))
     }
 
     /// The output embedding's weight, where it is stored.
     pub fn head(&self) -> Option<&'a Claim> {
-        self.first(self.arch.head)
+        self.tie.and_then(|tie| self.first(&[tie.head()])).or_else(|| self.first(self.arch.head))
     }
 
     fn first(&self, modules: &[&str]) -> Option<&'a Claim> {
@@ -151,29 +185,70 @@ impl<'a> Names<'a> {
 
     /// True if the path names the output embedding of this family.
     pub fn is_head(&self, module: &str) -> bool {
-        self.arch.head.contains(&module)
+        self.arch.head.iter().copied().chain(self.tie.map(Tie::head)).any(|head| self.same_path(head, module))
+    }
+
+    /// True if two paths are equal behind wrappers.
+    fn same_path(&self, a: &str, b: &str) -> bool {
+        let (a, b) = (format!("{a}.weight"), format!("{b}.weight"));
+        self.unwrapped(&a).any(|a| self.unwrapped(&b).any(|b| a == b))
     }
 
     /// True if the output embedding is not stored because it is the input embedding.
     pub fn is_tied(&self) -> bool {
-        let says = self.checkpoint.config.as_ref().and_then(|config| config.tied());
-        self.head().is_none() && self.embed().is_some() && says != Some(false)
+        self.head().is_none() && self.embed().is_some() && self.flag() != Some(false)
     }
-}
 
-/// The name and what remains as leading components are dropped, longest first.
-fn suffixes_of(name: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(name), |rest| rest.split_once('.').map(|(_, rest)| rest))
-        .take_while(|rest| rest.split('.').count() >= MIN_SUFFIX)
+    /// True if a tensor that is stored beside the embedding it is tied to is that embedding: what the configuration says, else its class.
+    pub fn ties_stored(&self) -> bool {
+        self.flag().or_else(|| self.default_flag()).unwrap_or(false)
+    }
+
+    /// False if the model is known to keep its embeddings apart; a family that is not known may tie them.
+    pub fn may_tie(&self) -> bool {
+        self.flag().or_else(|| self.default_flag()).unwrap_or(true)
+    }
+
+    fn flag(&self) -> Option<bool> {
+        self.checkpoint.config.as_ref().and_then(|config| config.tied())
+    }
+
+    fn default_flag(&self) -> Option<bool> {
+        arch::tied_by_default(self.checkpoint.config.as_ref()?.model_type())
+    }
+
+    /// For a module that is tied and not stored: the name that its weight has, and the weight that it is.
+    pub fn tied_to(&self, module: &str) -> Option<(String, &'a Claim)> {
+        let tie = self.tie.filter(|_| self.flag() != Some(false))?;
+        let member = tie.members.iter().find(|member| self.same_path(member, module))?;
+        let name = format!("{member}.weight");
+        if self.exact(&name).is_some() {
+            return None;
+        }
+        // A head under another name is a tensor of its own.
+        if *member == tie.head() && self.head().is_some() {
+            return None;
+        }
+        Some((name, self.first(tie.members)?))
+    }
+
+    /// True if the model has an output embedding, as far as its `architectures` say.
+    pub fn has_head(&self) -> bool {
+        let architectures = self.checkpoint.config.as_ref().and_then(|config| config.json.get("architectures"));
+        let Some(class) = architectures.and_then(|classes| classes.get(0)).and_then(|class| class.as_str()) else {
+            return true;
+        };
+        let headless =
+            class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");
+        let tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"];
+        !headless && !tasks.iter().any(|task| class.ends_with(task))
+    }
 }
 
 /// Other spellings of a name, one rule at a time.
 fn renames<'n>(arch: &'static Arch, name: &'n str) -> impl Iterator<Item = String> + 'n {
     arch.renames.iter().filter_map(move |(from, to)| {
-        if from.starts_with('.') {
-            name.contains(from).then(|| name.replacen(from, to, 1))
-        } else {
-            name.strip_prefix(from).map(|rest| format!("{to}{rest}"))
-        }
+        let at = name.match_indices(from).map(|(at, _)| at).find(|&at| at == 0 || name[..at].ends_with('.'))?;
+        Some(format!("{}{to}{}", &name[..at], &name[at + from.len()..]))
     })
 }

@@ -1,24 +1,55 @@
 //! Python's `re` as PEFT uses it: rank and alpha patterns.
 
+use std::sync::OnceLock;
+
 use fancy_regex::Regex;
 
 use crate::error::{Result, malformed};
 
-/// The value of the first pattern, in file order, for which `re.match(rf"(.*\.)?({pattern})$", name)` holds.
-///
-/// Source: PEFT 0.21, `utils/other.py`, `get_pattern_key`.
-pub(super) fn lookup(patterns: &[(String, f64)], name: &str) -> Result<Option<f64>> {
-    for (pattern, value) in patterns {
-        let regex = compile(&format!(r"\A(.*\.)?({})\z", python_classes(pattern)))
-            .map_err(|cause| malformed(format!("the pattern `{pattern}` is not a regular expression: {cause}")))?;
-        let matched = regex
-            .is_match(name)
-            .map_err(|cause| malformed(format!("the pattern `{pattern}` cannot be matched: {cause}")))?;
-        if matched {
-            return Ok(Some(*value));
-        }
+/// Numbers for modules, by pattern, in file order. Each pattern is compiled once.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns {
+    pairs: Vec<(String, f64)>,
+    compiled: OnceLock<Vec<Regex>>,
+}
+
+impl Patterns {
+    /// The pairs of a configuration.
+    pub(super) fn new(pairs: Vec<(String, f64)>) -> Self {
+        Self { pairs, compiled: OnceLock::new() }
     }
-    Ok(None)
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// The value of the first pattern, in file order, for which `re.match(rf"(.*\.)?({pattern})$", name)` holds.
+    ///
+    /// Source: PEFT 0.21, `utils/other.py`, `get_pattern_key`.
+    pub(super) fn lookup(&self, name: &str) -> Result<Option<f64>> {
+        let compiled = match self.compiled.get() {
+            Some(compiled) => compiled,
+            None => {
+                let compiled = self.pairs.iter().map(|(pattern, _)| anchored(pattern)).collect::<Result<_>>()?;
+                self.compiled.get_or_init(|| compiled)
+            }
+        };
+        for ((pattern, value), regex) in self.pairs.iter().zip(compiled) {
+            let matched = regex
+                .is_match(name)
+                .map_err(|cause| malformed(format!("the pattern `{pattern}` cannot be matched: {cause}")))?;
+            if matched {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn anchored(pattern: &str) -> Result<Regex> {
+    compile(&format!(r"\A(.*\.)?({})\z", python_classes(pattern)))
+        .map_err(|cause| malformed(format!("the pattern `{pattern}` is not a regular expression: {cause}")))
 }
 
 /// Compiles a user's or a file's expression.
@@ -88,15 +119,16 @@ mod tests {
             ("[a&&b]_proj", "x.&_proj", true),
         ];
         for (pattern, name, want) in cases {
-            let found = lookup(&[(pattern.into(), 4.0)], name).unwrap();
+            let found = Patterns::new(vec![(pattern.into(), 4.0)]).lookup(name).unwrap();
             assert_eq!(found.is_some(), want, "{pattern} on {name}");
         }
     }
 
     #[test]
     fn the_first_pattern_in_file_order_wins() {
-        let patterns = [("q".to_owned(), 1.0), ("layers.0.q".to_owned(), 2.0)];
-        assert_eq!(lookup(&patterns, "layers.0.q").unwrap(), Some(1.0));
-        assert!(lookup(&[("(".into(), 1.0)], "q").is_err());
+        let patterns = Patterns::new(vec![("q".to_owned(), 1.0), ("layers.0.q".to_owned(), 2.0)]);
+        assert_eq!(patterns.lookup("layers.0.q").unwrap(), Some(1.0));
+        let broken = Patterns::new(vec![("(".into(), 1.0)]);
+        assert!(broken.lookup("q").is_err() && broken.lookup("q").is_err());
     }
 }

@@ -36,32 +36,22 @@ pub(super) const NOT_LINEAR: &[&str] = &[
     "conv1d",
 ];
 
-/// Names that moved between releases, and prefixes that a saved model may carry or lack.
+/// Components around a language model. What stands behind them must be equal on both sides, so a vision tower or a block for predicting
+/// further tokens never passes for a layer of the language model.
+pub(super) const WRAPPERS: &[&str] =
+    &["model", "language_model", "text_model", "transformer", "llm", "vlm", "thinker", "gpt_neox"];
+
+/// Names that moved between releases.
 pub(super) const RENAMES: &[(&str, &str)] = &[
-    ("model.language_model.", "language_model.model."),
-    ("language_model.model.", "model.language_model."),
-    ("model.language_model.model.", "model.language_model."),
-    ("model.language_model.model.", "language_model.model."),
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("model.", "model.language_model."),
-    ("model.", "language_model.model."),
-    ("model.vision_tower.", "vision_tower."),
-    ("vision_tower.", "model.vision_tower."),
-    ("model.visual.", "visual."),
-    ("visual.", "model.visual."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("multi_modal_projector.", "model.multi_modal_projector."),
-    ("lm_head.", "language_model.lm_head."),
-    ("language_model.lm_head.", "lm_head."),
-    (".mlp.experts.", ".block_sparse_moe.experts."),
-    (".block_sparse_moe.experts.", ".mlp.experts."),
-    (".mlp.gate.", ".block_sparse_moe.gate."),
-    (".block_sparse_moe.gate.", ".mlp.gate."),
-    ("model.", ""),
-    ("", "model."),
-    ("transformer.", ""),
-    ("", "transformer."),
+    ("mlp.experts.", "block_sparse_moe.experts."),
+    ("block_sparse_moe.experts.", "mlp.experts."),
+    ("mlp.gate.", "block_sparse_moe.gate."),
+    ("block_sparse_moe.gate.", "mlp.gate."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    ("vision_tower.", "vision_tower.vision_model."),
+    // GPT-NeoX: transformers 5 says the first, files the second.
+    ("lm_head.", "embed_out."),
+    ("embed_out.", "lm_head."),
 ];
 
 /// Per-expert matrices under `mlp.experts.N`, as most families store them.
@@ -81,5 +71,6 @@ pub(super) const ARCH: Arch = Arch {
     transposed: &[],
     not_linear: NOT_LINEAR,
     experts: Some(EXPERTS),
+    wrappers: WRAPPERS,
     renames: RENAMES,
 };

@@ -11,7 +11,10 @@ mod granite_moe;
 mod llama4;
 mod mixtral;
 mod qwen_moe;
+mod ties;
 mod vision;
+
+pub use ties::{TIES, Tie, by_default as tied_by_default, find as find_tie};
 
 /// Every family. The first whose `model_types` holds the model's type is taken, else the last.
 pub static ARCHS: &[Arch] = &[
@@ -40,8 +43,9 @@ pub struct Arch {
     pub not_linear: &'static [&'static str],
     /// How routed experts are stored.
     pub experts: Option<Experts>,
-    /// Pairs of name fragments: an adapter may say the first where the checkpoint says the second. A fragment that ends
-    /// in `.` and begins without one is a prefix; others match anywhere.
+    /// Components that may stand before a language model's own path, or not: wrappers that came and went between releases.
+    pub wrappers: &'static [&'static str],
+    /// Pairs of name fragments, whole components: an adapter may say the first where the checkpoint says the second.
     pub renames: &'static [(&'static str, &'static str)],
 }
 
@@ -70,6 +74,33 @@ pub(crate) const DOWN: &str = "down_proj";
 /// The row of a family.
 pub fn find(model_type: &str) -> &'static Arch {
     ARCHS.iter().find(|arch| arch.model_types.contains(&model_type)).unwrap_or(&generic::ARCH)
+}
+
+/// What a family of encoders or state-space models puts before the model's own path where it has a head: transformers' `base_model_prefix`.
+pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
+    const PREFIXES: &[(&str, &str)] = &[
+        ("albert", "albert"),
+        ("bert", "bert"),
+        ("big_bird", "bert"),
+        ("camembert", "roberta"),
+        ("deberta", "deberta"),
+        ("deberta-v2", "deberta"),
+        ("distilbert", "distilbert"),
+        ("electra", "electra"),
+        ("esm", "esm"),
+        ("falcon_mamba", "backbone"),
+        ("longformer", "longformer"),
+        ("mamba", "backbone"),
+        ("mamba2", "backbone"),
+        ("mobilebert", "mobilebert"),
+        ("mpnet", "mpnet"),
+        ("roberta", "roberta"),
+        ("rwkv", "rwkv"),
+        ("vit", "vit"),
+        ("xlm-roberta", "roberta"),
+        ("xlm-roberta-xl", "roberta"),
+    ];
+    PREFIXES.iter().find(|(family, _)| *family == model_type).map(|(_, prefix)| *prefix)
 }
 
 /// True if the last component of the module path is one of `leaves`.

@@ -59,10 +59,15 @@ pub struct RunOptions<'a> {
 
 impl RunOptions<'_> {
     fn threads(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            n => n,
-        }
+        threads(self.threads)
+    }
+}
+
+/// Worker threads for a choice of them: 0 means one per processor.
+pub(crate) fn threads(chosen: usize) -> usize {
+    match chosen {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
     }
 }
 

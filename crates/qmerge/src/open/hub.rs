@@ -71,7 +71,7 @@ pub(super) fn resolve(location: &Path) -> Result<PathBuf> {
         return Ok(location.to_path_buf());
     }
     let missing =
-        |message: String, hint: String| Err(Error::new(Kind::Usage, message).in_file(location).with_hint(hint));
+        |message: String, hint: String| Err(Error::new(Kind::Missing, message).in_file(location).with_hint(hint));
     let Some(id) = location.to_str().and_then(HubId::parse) else {
         return missing("no such file or folder".into(), "check the path".into());
     };

@@ -19,8 +19,11 @@ mod stored;
 use crate::error::{Result, usage};
 use crate::formats::Grid;
 
+#[doc(hidden)]
 pub use factor::{Cut, Factors, cut, delta_energy, sketch};
-pub use matrix::{Kept, Matrix};
+pub use matrix::Kept;
+#[doc(hidden)]
+pub use matrix::Matrix;
 pub use moments::{Calibration, InputMoments, Known, Metric};
 pub use stored::{Stored, store};
 

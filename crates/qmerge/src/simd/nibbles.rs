@@ -6,7 +6,9 @@
 //! `backends/default/ops.py` (`quantize_4bit`).
 
 use super::floats::round_bf16;
-use super::{Level, level, versions};
+use super::versions;
+#[cfg(target_arch = "x86_64")]
+use super::{Level, level};
 use crate::dtype::Dtype;
 
 /// Smallest divisor of a block: f32(1e-38), a subnormal.
@@ -21,7 +23,8 @@ pub(crate) struct Codebook {
     pub(crate) thresholds: [f32; 15],
     /// Code at each position.
     pub(crate) codes: [u8; 16],
-    /// The fast path, where the codebook allows it.
+    /// The fast path, where the codebook allows it; only AVX-512 has one.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     buckets: Option<Buckets>,
 }
 

@@ -61,7 +61,8 @@ fn gather_body(pairs: &[(u32, f32)], x: &[f32], sums: &mut [f32; PANEL]) {
     *sums = own;
 }
 
-/// Asks for values that will be read soon to come into the second-level cache.
+/// Asks for values that will be read soon to come into the second-level cache, where stable Rust has the instruction.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub(crate) fn prefetch(x: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in x.chunks(16) {

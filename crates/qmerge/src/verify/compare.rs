@@ -1,13 +1,12 @@
 //! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
 
 use crate::adapters::Names;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Levels, Reader};
 use crate::measure::Sums;
-use crate::merge::{Edited, Progress, stopped};
+use crate::merge::{Edited, Progress, parallel};
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Inputs, Recode};
 use crate::simd::moments::moments;
@@ -24,7 +23,9 @@ const NESTED: f32 = 0.1;
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) merged: &'a Checkpoint,
-    /// Worker threads; 0 for one per processor.
+    /// The base's weights by name.
+    pub(super) stored: HashMap<&'a str, &'a Claim>,
+    /// Worker threads.
     pub(super) threads: usize,
     pub(super) progress: &'a dyn Progress,
 }
@@ -51,10 +52,10 @@ impl Run<'_> {
         let target = Edited::new(self.inputs, recode)?;
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        self.parallel(geometry.rows, geometry.cols, step, |rows| {
+        self.summed(geometry.rows, geometry.cols, step, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-            target.rows(&rows, &mut w, &mut t)?;
-            other.rows(&rows, &mut m)?;
+            target.rows(rows, &mut w, &mut t)?;
+            other.rows(rows, &mut m)?;
             Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
         })
     }
@@ -69,12 +70,12 @@ impl Run<'_> {
         let target = Edited::new(self.inputs, recode)?;
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        let chosen = AtomicUsize::new(0);
-        self.parallel(geometry.rows, geometry.cols, step, |rows| {
+        let chunks = chunks(geometry.rows, geometry.cols, step);
+        let chosen = parallel(&chunks, self.threads, self.progress, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-            target.rows(&rows, &mut w, &mut t)?;
-            other.rows(&rows, &mut m)?;
-            let (before, after) = (target.base().grid(&rows)?, other.grid(&rows)?);
+            target.rows(rows, &mut w, &mut t)?;
+            other.rows(rows, &mut m)?;
+            let (before, after) = (target.base().grid(rows)?, other.grid(rows)?);
             // Fresh scales differ a little from the base's, so in one format levels are compared and not values.
             let is_same = recode.from.weight.format() == claim.weight.format() && before.run == after.run;
             let is_chosen = |&i: &usize| {
@@ -87,10 +88,9 @@ impl Run<'_> {
                     far(t[i]) && far(w[i])
                 }
             };
-            chosen.fetch_add((0..m.len()).filter(is_chosen).count(), Ordering::Relaxed);
-            Ok(Sums::zero())
+            Ok((0..m.len()).filter(is_chosen).count())
         })?;
-        Ok(Some(chosen.into_inner() as f64 / geometry.elements().max(1) as f64))
+        Ok(Some(chosen.iter().sum::<usize>() as f64 / geometry.elements().max(1) as f64))
     }
 
     /// True if a tensor that no adapter touches holds the same values in the merge.
@@ -99,8 +99,7 @@ impl Run<'_> {
         Self: 'm,
     {
         let (base, merged) = (&self.inputs.base, self.merged);
-        let claim = self.inputs.inventory.weights.iter().find(|claim| claim.weight.name() == entry.name);
-        let (Some(claim), Some(other)) = (claim, found.find(&entry.name)?) else {
+        let (Some(&claim), Some(other)) = (self.stored.get(entry.name.as_str()), found.find(&entry.name)?) else {
             let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
             return Ok(entry.dtype == other.dtype
                 && entry.bytes == other.bytes
@@ -113,10 +112,10 @@ impl Run<'_> {
         let base = Reader::new(base, claim)?;
         let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        let sums = self.parallel(geometry.rows, geometry.cols, step, |rows| {
+        let sums = self.summed(geometry.rows, geometry.cols, step, |rows| {
             let (mut w, mut m) = (Vec::new(), Vec::new());
-            base.rows(&rows, &mut w)?;
-            other.rows(&rows, &mut m)?;
+            base.rows(rows, &mut w)?;
+            other.rows(rows, &mut m)?;
             Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
         })?;
         let loss = sums.loss();
@@ -130,36 +129,17 @@ impl Run<'_> {
         Ok(loss.error_rms <= allowed * loss.weight_rms)
     }
 
-    /// Adds up what `work` finds in each chunk of rows.
-    fn parallel(
+    /// Adds up what `work` finds in each chunk of rows, in row order.
+    fn summed(
         &self,
         rows: usize,
         cols: usize,
         step: usize,
-        work: impl Fn(std::ops::Range<usize>) -> Result<Sums> + Sync,
+        work: impl Fn(&std::ops::Range<usize>) -> Result<Sums> + Sync,
     ) -> Result<Sums> {
-        let chunks = chunks(rows, cols, step);
-        let results: Mutex<Vec<Option<Result<Sums>>>> = Mutex::new(chunks.iter().map(|_| None).collect());
-        let next = AtomicUsize::new(0);
-        let threads = match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            n => n,
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(chunks.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(chunk) = chunks.get(at) else { return };
-                        let result = if self.progress.cancelled() { Err(stopped()) } else { work(chunk.clone()) };
-                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
-                    }
-                });
-            }
-        });
         let mut total = Sums::zero();
-        for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().flatten() {
-            total.add(&result?);
+        for sums in parallel(&chunks(rows, cols, step), self.threads, self.progress, work)? {
+            total.add(&sums);
         }
         Ok(total)
     }

@@ -165,7 +165,9 @@ pub fn verify(
     let mut missing = Vec::new();
     let mut altered = Vec::new();
     let mut total = Sums::zero();
-    let run = Run { inputs, merged, threads: options.threads, progress };
+    let stored = inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
+    let threads = crate::merge::threads(options.threads);
+    let run = Run { inputs, merged, stored, threads, progress };
     progress.start(plan.steps.len() as u64);
     for step in &plan.steps {
         if progress.cancelled() {

@@ -140,10 +140,18 @@ pub(super) fn sync_others(folder: &Path) -> Result<()> {
         if path.is_dir() {
             sync_others(&path)?;
         } else {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", &path, error))?;
+            sync_file(&path).map_err(|error| Error::io("sync", &path, error))?;
         }
     }
     sync_folder(folder)
+}
+
+/// Windows syncs only a file that is open for writing, and a copy of a read-only file cannot be opened so: that one is left to the system.
+fn sync_file(path: &Path) -> std::io::Result<()> {
+    match File::options().read(true).write(cfg!(windows)).open(path) {
+        Err(error) if cfg!(windows) && error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
+    }
 }
 
 /// Syncs a folder's list of names. Systems that cannot are left to their ways.

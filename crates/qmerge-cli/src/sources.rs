@@ -1,0 +1,53 @@
+//! Which base and adapters a command means: words without an option before them, and the base that an adapter names.
+
+use std::path::PathBuf;
+
+use qmerge::adapters::AdapterConfig;
+use qmerge::error::{Error, Kind, Result};
+use qmerge::open;
+
+use crate::args::{Command, Sources, adapter_and_weight};
+
+impl Command {
+    /// What it is about, where that is a base and adapters of it.
+    fn sources(&mut self) -> Option<&mut Sources> {
+        match self {
+            Self::Merge(args) => Some(&mut args.sources),
+            Self::Verify(args) => Some(&mut args.sources),
+            Self::Compare(args) => Some(&mut args.sources),
+            _ => None,
+        }
+    }
+
+    /// Gives words without an option their places. Where one model is named and no more, it is the adapter: that names its base.
+    pub(crate) fn place_words(&mut self) -> Result<()> {
+        let Some(sources) = self.sources() else { return Ok(()) };
+        let mut words = std::mem::take(&mut sources.words).into_iter();
+        if sources.base.is_none() && words.len() + sources.adapter.len() > 1 {
+            sources.base = words.next().map(PathBuf::from);
+        }
+        sources.adapter.extend(words);
+        if sources.adapter.is_empty() {
+            return Err(Error::new(Kind::Usage, "no adapter is named")
+                .with_hint("write `BASE ADAPTER`, or --base and --adapter"));
+        }
+        Ok(())
+    }
+
+    /// Takes the base from the first adapter's configuration, where none is named. The adapter must be on this machine. Returns a remark.
+    pub(crate) fn take_base(&mut self) -> Result<Option<String>> {
+        let Some(sources) = self.sources().filter(|sources| sources.base.is_none()) else { return Ok(None) };
+        let Some(first) = sources.adapter.first() else { return Ok(None) };
+        let (adapter, _) = adapter_and_weight(first).map_err(|problem| Error::new(Kind::Usage, problem))?;
+        let path = open::resolve(&adapter)?.join("adapter_config.json");
+        let named = if path.is_file() { AdapterConfig::read(&path)?.base_model } else { None };
+        let Some(base) = named.filter(|name| !name.is_empty()) else {
+            return Err(Error::new(Kind::Usage, "no base is given, and the adapter names none")
+                .in_file(&path)
+                .with_hint("give --base"));
+        };
+        let remark = format!("the base is {base}, as the adapter says");
+        sources.base = Some(base.into());
+        Ok(Some(remark))
+    }
+}

@@ -1,5 +1,7 @@
 //! How a merge behaves: the base, the base with its adapter kept apart, and the merged model on some text that no calibration saw.
 
+use std::ops::Range;
+
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Judge;
 use qmerge::open::Checkpoint;
@@ -22,18 +24,33 @@ pub struct Held {
     pub about: String,
 }
 
-/// Sequences that the model writes to be judged by. Their numbers are far from those that are calibrated on, so that the two never meet under one seed.
-const SEQUENCES: std::ops::Range<usize> = FIRST..FIRST + 16;
+/// Number of the first sequence that is judged by, and how many there are: so many that their product with a model's parameters is about the third.
 const FIRST: usize = 1 << 20;
+const FEWEST: usize = 16;
+const MOST: usize = 64;
+const WORK: usize = 3_200_000_000;
 /// What the model writes begins with a random token, and is not like any text before it has found a subject.
 const BEGINNING: usize = 12;
 
 impl Held {
+    /// Numbers of the sequences that a model writes to be judged by. They are far from those that are calibrated on, so that the two never meet under one
+    /// seed. A small model writes more, since it costs little and tokens make the figures firm.
+    pub(crate) fn numbers(model: &Model<'_>) -> Range<usize> {
+        let spec = model.spec();
+        let parameters = 12 * spec.layers.len() * spec.hidden * spec.hidden;
+        FIRST..FIRST + (WORK / parameters.max(1)).clamp(FEWEST, MOST) / 8 * 8
+    }
+
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
     pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
-        let sequences = write(model, SEQUENCES, seed, memory)?;
+        let numbers: Vec<usize> = Self::numbers(model).collect();
+        write(model, &numbers, seed, memory).map(|sequences| Self::written(sequences, seed))
+    }
+
+    /// Text that a model has written.
+    pub(crate) fn written(sequences: Vec<Vec<u32>>, seed: u64) -> Self {
         let from = BEGINNING.min(sequences.iter().map(|sequence| sequence.len() / 4).min().unwrap_or(0));
-        Ok(Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") })
+        Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
 }
 

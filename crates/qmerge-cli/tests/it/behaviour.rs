@@ -32,7 +32,7 @@ fn the_ends_of_the_scale_are_the_adapter_apart_and_the_base() {
     let exact = report(&folder, "exact", &["--to", "f32", "--measure", "always"]);
     let found = &exact["behaviour"];
     assert!(number(found, "kl").abs() < 1e-6 && number(found, "kl_share").abs() < 1e-5, "{found:#}");
-    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 560.0));
+    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 2240.0));
     assert_eq!((&exact["verdict"]["effect"], &exact["verdict"]["by"]), (&"kept".into(), &"behaviour".into()));
     // A delta so weak that no code reaches the next level under the base's scales.
     let nothing = ["merge", "--base", "base-nf4", "--adapter", "adapter=0.05", "-o", "base-again", "--json"];
@@ -115,11 +115,11 @@ fn the_end_of_a_text_is_held_back() {
         (std::fs::read(folder.join("out/model.safetensors")).unwrap(), report["behaviour"].clone())
     };
     let (weights, figures) = merge(text.clone());
-    // A few words change, so that there are as many windows as before.
-    let words: Vec<&str> = text.trim_end().split(' ').collect();
-    let end = [&words[..words.len() - 12], &words[words.len() - 24..words.len() - 12]].concat().join(" ");
-    assert_ne!(end, text.trim_end());
-    let (same, other_figures) = merge(end);
+    // Words change places, so that there are as many tokens as before, or about as many.
+    let mut words: Vec<&str> = text.split(' ').collect();
+    let all = words.len();
+    words[all - 220..all - 160].reverse();
+    let (same, other_figures) = merge(words.join(" "));
     assert!(same == weights, "the end of the text went into the calibration");
     assert_ne!(other_figures, figures);
     let changed: String = text.chars().enumerate().map(|(at, c)| if at < 2000 && c == 'e' { 'i' } else { c }).collect();

@@ -58,6 +58,8 @@ impl Held {
 const BATCH: usize = 1024;
 /// Fewest columns of logits at a time: those that are scored together.
 const FEWEST_COLUMNS: usize = 16;
+/// Memory that logits take their share of where nothing bounds it.
+const USUAL_MEMORY: u64 = 512 << 20;
 
 /// Runs a merged model against the base with its adapter kept apart.
 #[derive(Debug)]
@@ -137,8 +139,7 @@ fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>)
 
 /// Columns of logits that fit an eighth of the memory, of three models and one more that is worked on.
 fn columns(model: &Model<'_>, memory: Option<u64>) -> usize {
-    let Some(memory) = memory else { return COLUMNS };
     let column = 4 * 4 * model.spec().vocab as u64;
-    let fit = (memory / 8 / column.max(1)) as usize / FEWEST_COLUMNS * FEWEST_COLUMNS;
+    let fit = (memory.unwrap_or(USUAL_MEMORY) / 8 / column.max(1)) as usize / FEWEST_COLUMNS * FEWEST_COLUMNS;
     fit.clamp(FEWEST_COLUMNS, COLUMNS)
 }

@@ -28,7 +28,7 @@ pub struct Held {
 const FIRST: usize = 1 << 20;
 const FEWEST: usize = 16;
 const MOST: usize = 64;
-const WORK: usize = 3_200_000_000;
+const WORK: usize = 2_000_000_000;
 /// What the model writes begins with a random token, and is not like any text before it has found a subject.
 const BEGINNING: usize = 12;
 

@@ -93,7 +93,9 @@ function showVerdict() {
     $("h1", section).textContent = head;
     document.title = `${head} · qmerge report`;
     for (const [, judgement] of behaviours) {
-        lines.append(el("p", { class: behaviours.length > 1 ? `dot ${judgement.severity}` : "" }, judgement.text));
+        // The headline has said the beginning of a single one.
+        const text = behaviours.length > 1 ? judgement.text : judgement.text.replace(`: ${judgement.head.charAt(0).toLowerCase()}${judgement.head.slice(1)}:`, ":");
+        lines.append(el("p", { class: behaviours.length > 1 ? `dot ${judgement.severity}` : "" }, text));
     }
     // What the report says beside a comparison is of another text.
     const own = behaviours.length ? null : String(report?.verdict?.text ?? "").split(":").slice(1).join(":").trim();

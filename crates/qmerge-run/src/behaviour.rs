@@ -27,7 +27,7 @@ pub struct Held {
 /// Number of the first sequence that is judged by, and how many there are: so many that their product with a model's parameters is about the third.
 const FIRST: usize = 1 << 20;
 const FEWEST: usize = 16;
-const MOST: usize = 64;
+const MOST: usize = 32;
 const WORK: usize = 2_000_000_000;
 /// What the model writes begins with a random token, and is not like any text before it has found a subject.
 const BEGINNING: usize = 12;

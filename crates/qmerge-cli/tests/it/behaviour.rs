@@ -32,7 +32,7 @@ fn the_ends_of_the_scale_are_the_adapter_apart_and_the_base() {
     let exact = report(&folder, "exact", &["--to", "f32", "--measure", "always"]);
     let found = &exact["behaviour"];
     assert!(number(found, "kl").abs() < 1e-6 && number(found, "kl_share").abs() < 1e-5, "{found:#}");
-    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 2240.0));
+    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 1120.0));
     assert_eq!((&exact["verdict"]["effect"], &exact["verdict"]["by"]), (&"kept".into(), &"behaviour".into()));
     // A delta so weak that no code reaches the next level under the base's scales.
     let nothing = ["merge", "--base", "base-nf4", "--adapter", "adapter=0.05", "-o", "base-again", "--json"];

@@ -78,7 +78,7 @@ test("a real merge with its comparison", async () => {
         // Behaviour and what comes out of layers; the figures that mislead are further below.
         assert.match(await page.textContent("#verdict .tiles"), /effect kept.*%.*gain kept.*%.*KL.*kept output/s);
         assert.doesNotMatch(await page.textContent("#verdict"), /survival|noise/);
-        assert.match(await page.textContent("#verdict .lines"), /merged-nf4: the adapter's effect is .*keeps [0-9.]+ % of what the adapter gains/);
+        assert.match(await page.textContent("#verdict .lines"), /merged-nf4: [0-9.]+ ± [0-9.]+ % of it is left.*keeps [0-9.]+ % of what the adapter gains/);
         assert.match(await page.textContent("#done"), /demo\/base-nf4.*demo\/adapter.*LORA.*rounding.*adapter.*28 merged/s);
         assert.equal(await page.locator("#heat td").count(), 28);
         assert.equal(await page.locator("#behaviour .continuation").count(), 12);

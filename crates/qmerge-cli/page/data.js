@@ -16,6 +16,9 @@ function place(name) {
     return { group: parts.slice(0, at).join("."), layer: Number(parts[at]), module: rest.join(".") || "weight" };
 }
 
+// A report without an adapter is that of a conversion.
+const converts = report !== null && list(report.adapters).length === 0;
+
 const weights = list(report?.weights).map((w, index) => {
     const name = String(w.name ?? `weight ${index}`);
     const shape = list(w.shape).filter(isNumber);

@@ -70,7 +70,6 @@ function showVerdict() {
     const lines = $(".lines", section);
     const after = $(".after", section);
     const effect = report?.verdict?.effect;
-    const converted = report !== null && list(report.adapters).length === 0;
     const behaviours = (thisMerge ? [thisMerge] : merges).map((m) => [m, judged(m)]).filter(([, judgement]) => judgement);
     let head;
     let severity;
@@ -80,7 +79,7 @@ function showVerdict() {
         const best = behaviours.reduce((a, b) => ((b[1].kept ?? -Infinity) > (a[1].kept ?? -Infinity) ? b : a));
         severity = best[1].severity;
         head = best[1].kept === null ? best[1].head : `The best of ${behaviours.length} merges keeps ${share(best[1].kept)}`;
-    } else if (converted) {
+    } else if (converts) {
         severity = "";
         head = `Converted to ${report.output?.format ?? "another format"}`;
     } else if (report) {
@@ -94,14 +93,16 @@ function showVerdict() {
     $("h1", section).textContent = head;
     document.title = `${head} · qmerge report`;
     for (const [, judgement] of behaviours) {
-        lines.append(el("p", { class: behaviours.length > 1 ? `dot ${judgement.severity}` : "" }, judgement.text));
+        // The headline has said the beginning of a single one.
+        const text = behaviours.length > 1 ? judgement.text : judgement.text.replace(`: ${judgement.head.charAt(0).toLowerCase()}${judgement.head.slice(1)}:`, ":");
+        lines.append(el("p", { class: behaviours.length > 1 ? `dot ${judgement.severity}` : "" }, text));
     }
     // What the report says beside a comparison is of another text.
     const own = behaviours.length ? null : String(report?.verdict?.text ?? "").split(":").slice(1).join(":").trim();
-    if (own && !converted) lines.append(el("p", {}, `${sentence(own)}.`));
+    if (own && !converts) lines.append(el("p", {}, `${sentence(own)}.`));
     const measured = behaviours.length === 1 && (thisMerge || !report) ? behaviours[0][0] : null;
     const tiles = $(".tiles", section);
-    if (!converted) tiles.append(...verdictTiles(measured));
+    if (!converts) tiles.append(...verdictTiles(measured));
     // The advice to compare is met once that was done, and kept behaviour needs none.
     if (report?.verdict?.advice && !(behaviours.length && severity === "good")) {
         after.append(el("p", { class: "advice" }, el("strong", {}, "Advice: "), `${report.verdict.advice}.`));
@@ -110,13 +111,13 @@ function showVerdict() {
         const text = `Behaviour was measured on ${integer(comparison.tokens)} tokens only: take its figures as rough.`;
         after.append(el("p", { class: "quiet" }, text));
     }
-    if (report && !comparison && !converted) {
+    if (report && !comparison && !converts) {
         const text = report.behaviour
             ? `Measured on ${integer(report.behaviour.tokens)} tokens ${report.behaviour.text}. qmerge compare measures it on a text of yours.`
             : "Behaviour was not measured. qmerge compare tells how much of the adapter's effect is left, which these figures do not.";
         after.append(el("p", { class: "quiet" }, text));
     }
-    if (converted && weights.length) {
+    if (converts && weights.length) {
         const worst = Math.max(...weights.map((w) => w.error_ratio ?? 0));
         tiles.append(tile("error", ratio(MEASURES.error_ratio.pool(weights)), `of the weights; ${ratio(worst)} in the worst`));
     }

@@ -39,7 +39,7 @@ pub(crate) enum Command {
                       qmerge merge --base base-nf4 --adapter my-lora --to bf16 -o merged-bf16\n  \
                       qmerge merge --base base --adapter a=0.7 --adapter b=0.3 -o both\n  \
                       qmerge merge --base base --adapter my-lora -o merged --dry-run\n\n\
-                      Exit status: 0 done, 1 survival below --min-survival, 2 wrong use or unfit input, 3 reading or writing failed."
+                      Exit status: 0 done, 1 less is left than --min-kept or --min-survival asks for, 2 wrong use or unfit input, 3 reading or writing failed."
     )]
     Merge(Box<MergeArgs>),
     /// Show what is in a checkpoint or an adapter.
@@ -67,7 +67,7 @@ pub(crate) enum Command {
                             qmerge merge --base base-nf4 --adapter my-lora --calibration calibration.safetensors -o merged"
     )]
     Calibrate(Box<CalibrateArgs>),
-    /// Cut an adapter to a lower rank, to serve it beside the untouched base: smaller, and closer to the whole adapter than a quantized merge.
+    /// Cut an adapter to a lower rank, to serve it beside the untouched base; `compare --beside` tells what that costs.
     #[command(after_help = "Examples:\n  qmerge truncate --adapter my-lora --rank 2 --base base-nf4 -o my-lora-r2\n  \
                             qmerge truncate --adapter my-lora --rank 2 --base base-nf4 --calibrate my-task.txt -o my-lora-r2\n  \
                             qmerge compare --base base-nf4 --adapter my-lora --beside my-lora-r2 --text eval.txt")]
@@ -212,7 +212,7 @@ pub(crate) struct Calibrating {
     /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
     pub(crate) calibrate: Option<PathBuf>,
-    /// What `qmerge calibrate` stored for this base: the model is not run.
+    /// What `qmerge calibrate` stored for this base: the model is not run for that.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
@@ -242,13 +242,20 @@ pub(crate) enum Measure {
 #[command(next_help_heading = "Measuring")]
 pub(crate) struct Measuring {
     /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value = "auto",
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
     pub(crate) measure: Measure,
     /// Fail (exit status 1) if less than this share of the adapter's effect on what the model predicts is kept; measures it whatever the method.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]
     pub(crate) min_kept: Option<f64>,
     /// The same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, hide_short_help = true, help_heading = "Output")]
     pub(crate) min_survival: Option<f64>,
 }
 

@@ -1,5 +1,7 @@
 //! How a merge behaves: the base, the base with its adapter kept apart, and the merged model on some text that no calibration saw.
 
+use std::ops::Range;
+
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Judge;
 use qmerge::open::Checkpoint;
@@ -16,19 +18,39 @@ use crate::tensors::Tensors;
 pub struct Held {
     /// Its tokens.
     pub sequences: Vec<Vec<u32>>,
+    /// Tokens at the beginning of each whose continuation is not judged.
+    pub from: usize,
     /// What it is, in words that follow "tokens".
     pub about: String,
 }
 
-/// Sequences that the model writes to be judged by. Their numbers are far from those that are calibrated on, so that the two never meet under one seed.
-const SEQUENCES: std::ops::Range<usize> = FIRST..FIRST + 16;
+/// Number of the first sequence that is judged by, and how many there are: so many that their product with a model's parameters is about the third.
 const FIRST: usize = 1 << 20;
+const FEWEST: usize = 16;
+const MOST: usize = 32;
+const WORK: usize = 2_000_000_000;
+/// What the model writes begins with a random token, and is not like any text before it has found a subject.
+const BEGINNING: usize = 12;
 
 impl Held {
+    /// Numbers of the sequences that a model writes to be judged by. They are far from those that are calibrated on, so that the two never meet under one
+    /// seed. A small model writes more, since it costs little and tokens make the figures firm.
+    pub(crate) fn numbers(model: &Model<'_>) -> Range<usize> {
+        let spec = model.spec();
+        let parameters = 12 * spec.layers.len() * spec.hidden * spec.hidden;
+        FIRST..FIRST + (WORK / parameters.max(1)).clamp(FEWEST, MOST) / 8 * 8
+    }
+
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
     pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
-        let sequences = write(model, SEQUENCES, seed, memory)?;
-        Ok(Self { sequences, about: format!("that the model wrote, not calibrated on (seed {seed})") })
+        let numbers: Vec<usize> = Self::numbers(model).collect();
+        write(model, &numbers, seed, memory).map(|sequences| Self::written(sequences, seed))
+    }
+
+    /// Text that a model has written.
+    pub(crate) fn written(sequences: Vec<Vec<u32>>, seed: u64) -> Self {
+        let from = BEGINNING.min(sequences.iter().map(|sequence| sequence.len() / 4).min().unwrap_or(0));
+        Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
 }
 
@@ -36,6 +58,8 @@ impl Held {
 const BATCH: usize = 1024;
 /// Fewest columns of logits at a time: those that are scored together.
 const FEWEST_COLUMNS: usize = 16;
+/// Memory that logits take their share of where nothing bounds it.
+const USUAL_MEMORY: u64 = 512 << 20;
 
 /// Runs a merged model against the base with its adapter kept apart.
 #[derive(Debug)]
@@ -90,14 +114,17 @@ fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>)
     let names = ["the base", "the base with the adapter kept apart", "the merged model"];
     let candidates: Vec<Candidate<'m, 'a>> =
         models.into_iter().zip(names).map(|(model, name)| Candidate { name: name.into(), model }).collect();
-    let windows: Vec<&[u32]> = held.sequences.iter().map(Vec::as_slice).filter(|window| window.len() > 1).collect();
-    let tokens: usize = windows.iter().map(|window| window.len() - 1).sum();
+    let from = held.from;
+    let long = |window: &&[u32]| window.len() > from + 1;
+    let windows: Vec<&[u32]> = held.sequences.iter().map(Vec::as_slice).filter(long).collect();
+    let tokens: usize = windows.iter().map(|window| window.len() - 1 - from).sum();
     if tokens == 0 {
         return Err(Error::new(Kind::Unsupported, "the model takes no text of two tokens"));
     }
     let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
     let batch = if memory.is_some() { longest } else { BATCH };
-    let sums = score_all(&candidates, &windows, batch, columns(models[APART], memory), APART, &mut |done, all| {
+    let columns = columns(models[APART], memory);
+    let sums = score_all(&candidates, &windows, from, batch, columns, APART, &mut |done, all| {
         if let Some(progress) = models[APART].progress() {
             progress.part(done as u64, all as u64);
         }
@@ -112,8 +139,7 @@ fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>)
 
 /// Columns of logits that fit an eighth of the memory, of three models and one more that is worked on.
 fn columns(model: &Model<'_>, memory: Option<u64>) -> usize {
-    let Some(memory) = memory else { return COLUMNS };
     let column = 4 * 4 * model.spec().vocab as u64;
-    let fit = (memory / 8 / column.max(1)) as usize / FEWEST_COLUMNS * FEWEST_COLUMNS;
+    let fit = (memory.unwrap_or(USUAL_MEMORY) / 8 / column.max(1)) as usize / FEWEST_COLUMNS * FEWEST_COLUMNS;
     fit.clamp(FEWEST_COLUMNS, COLUMNS)
 }

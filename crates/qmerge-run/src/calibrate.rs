@@ -1,7 +1,6 @@
 //! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
@@ -62,20 +61,25 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
         let held = (!held.is_empty()).then(|| Held {
             sequences: own(held),
+            from: 0,
             about: format!("at the end of {}, not calibrated on", path.display()),
         });
         Ok(Self { model, sequences: own(taken), about, held })
     }
 
     /// Text that the model writes itself, from random first tokens. `memory` bounds the bytes that keys and values may take; the text does not depend on it.
-    pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>) -> Result<Self> {
-        let sequences = write(model, 0..SEQUENCES, seed, memory)?;
+    /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
+    pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>, hold: bool) -> Result<Self> {
+        let held = if hold { Held::numbers(model) } else { 0..0 };
+        let numbers: Vec<usize> = (0..SEQUENCES).chain(held).collect();
+        let mut sequences = write(model, &numbers, seed, memory)?;
+        let held = sequences.split_off(SEQUENCES);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
-        Ok(Self { model, sequences, about, held: None })
+        Ok(Self { model, sequences, about, held: hold.then(|| Held::written(held, seed)) })
     }
 
-    /// What was held back of a text, to judge by; `None` where it was too short for that, and where the model wrote it.
+    /// What was held back, to judge by; `None` where a text was too short for that.
     pub fn held(&self) -> Option<&Held> {
         self.held.as_ref()
     }
@@ -90,15 +94,14 @@ fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
 }
 
 /// Sequences of these numbers that the model writes itself, some at a time as `memory` for keys and values allows.
-pub(crate) fn write(model: &Model<'_>, numbers: Range<usize>, seed: u64, memory: Option<u64>) -> Result<Vec<Vec<u32>>> {
+pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, memory: Option<u64>) -> Result<Vec<Vec<u32>>> {
     let length = LENGTH.min(model.spec().max_positions);
     let spec = model.spec();
     let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
     let all = numbers.len();
     let together = memory.map_or(all, |memory| (memory / cached.max(1)).clamp(1, all.max(1) as u64) as usize);
     let mut sequences: Vec<Vec<u32>> = Vec::new();
-    for first in numbers.clone().step_by(together.max(1)) {
-        let some = first..(first + together).min(numbers.end);
+    for some in numbers.chunks(together.max(1)) {
         let (before, together) = (sequences.len(), some.len());
         let part = |written: usize| {
             if let Some(progress) = model.progress() {
@@ -228,14 +231,14 @@ fn mirror(values: &mut [f32], features: usize) {
 /// Sequences that the model writes at temperature 1 side by side, each from another random token. Each depends on its number and the seed alone.
 fn sample(
     model: &Model<'_>,
-    numbers: Range<usize>,
+    numbers: &[usize],
     length: usize,
     seed: u64,
     part: &dyn Fn(usize),
 ) -> Result<Vec<Vec<u32>>> {
     let (vocab, sequences) = (model.spec().vocab, numbers.len());
     let mut random: Vec<Random> =
-        numbers.map(|number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
+        numbers.iter().map(|&number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
     let mut next: Vec<u32> =
         random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();

@@ -136,7 +136,7 @@ pub fn compare(
         tokenizer.check(tokens, known)?;
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
-    let sums = score_all(candidates, &windows, task.batch, COLUMNS, apart, progress)?;
+    let sums = score_all(candidates, &windows, 0, task.batch, COLUMNS, apart, progress)?;
     let tokens = windows.len() * (task.context - 1);
     let mut models: Vec<Figures> =
         candidates.iter().zip(&sums).map(|(c, sums)| figures(&c.name, sums, tokens)).collect();
@@ -194,10 +194,12 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
     }
 }
 
-/// Runs all models on windows, about `batch` tokens at a time, and scores what each predicts after its first token, `columns` tokens at a time.
+/// Runs all models on windows, about `batch` tokens at a time, and scores what each predicts from token number `from` on, `columns` tokens at a time.
+/// Every window is longer than `from + 1` tokens.
 pub(crate) fn score_all(
     candidates: &[Candidate<'_, '_>],
     windows: &[&[u32]],
+    from: usize,
     batch: usize,
     columns: usize,
     apart: usize,
@@ -213,12 +215,12 @@ pub(crate) fn score_all(
         for window in batch {
             let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
             // The last token predicts what is not there.
-            for start in (0..window.len() - 1).step_by(columns) {
+            for start in (from..window.len() - 1).step_by(columns) {
                 let end = (start + columns).min(window.len() - 1);
                 score(candidates, &hidden, begin + start..begin + end, &window[start + 1..end + 1], apart, &mut sums)?;
             }
             for (sums, before) in sums.iter_mut().zip(before) {
-                sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
+                sums.window_kl.push((sums.kl - before) / (window.len() - 1 - from) as f64);
             }
             begin += window.len();
         }

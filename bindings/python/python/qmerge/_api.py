@@ -33,6 +33,7 @@ Format = Literal["nf4", "fp4", "int8", "f32", "f16", "bf16"]
 Target = Union[Format, Literal["same"]]
 Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "stochastic", "keep", "nearest"]
 Tokenizer = Literal["adapter", "base"]
+Measure = Literal["auto", "always", "never"]
 Storage = Literal["uint8", "float16", "bfloat16", "float32"]
 
 Maps = Union[Mapping[str, str], Sequence[str], None]
@@ -51,7 +52,7 @@ def merge(
     fast: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
-    measure: Optional[str] = None,
+    measure: Optional[Measure] = None,
     min_kept: Optional[float] = None,
     min_survival: Optional[float] = None,
     tokenizer: Optional[Tokenizer] = None,

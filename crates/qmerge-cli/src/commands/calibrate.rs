@@ -49,25 +49,25 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let mut calibration =
-        from_model(&inputs, &model, args.text.as_deref(), args.seed, args.engine.max_memory, progress)?;
+        from_model(&inputs, &model, args.text.as_deref(), (args.seed, false), args.engine.max_memory, progress)?;
     progress.phase("reading it");
     let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
     let bytes = round::store(&inputs.base, &mut calibration, dtype, &args.output)?;
     Ok(Found { output: args.output.display().to_string(), taken_from: calibration.about(), bytes })
 }
 
-/// A calibration on a text, or on one that the model writes.
+/// A calibration on a text, or on one that the model writes, with this seed; and whether it writes more, to be judged by.
 pub(super) fn from_model<'m, 'a>(
     inputs: &Inputs,
     model: &'m Model<'a>,
     text: Option<&std::path::Path>,
-    seed: u64,
+    (seed, hold): (u64, bool),
     max_memory: Option<u64>,
     progress: &dyn Progress,
 ) -> error::Result<FromModel<'m, 'a>> {
     let Some(path) = text else {
         progress.phase("writing text to calibrate on");
-        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 2));
+        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 2), hold);
     };
     let tokenizer = Tokenizer::open(&folders(inputs))?;
     let tokens = tokenizer.encode(&read_text(path)?)?;

@@ -90,7 +90,7 @@ pub(super) fn run(
         inputs,
         &model,
         calibrating.calibrate.as_deref(),
-        plan.seed,
+        (plan.seed, is_measured),
         options.max_memory,
         progress,
     )?;

@@ -83,6 +83,6 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let mut calibration =
-        from_model(&inputs, &model, args.calibrate.as_deref(), args.seed, args.engine.max_memory, progress)?;
+        from_model(&inputs, &model, args.calibrate.as_deref(), (args.seed, false), args.engine.max_memory, progress)?;
     cut(Some(&mut calibration), &options)
 }

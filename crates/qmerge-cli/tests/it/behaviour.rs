@@ -32,7 +32,7 @@ fn the_ends_of_the_scale_are_the_adapter_apart_and_the_base() {
     let exact = report(&folder, "exact", &["--to", "f32", "--measure", "always"]);
     let found = &exact["behaviour"];
     assert!(number(found, "kl").abs() < 1e-6 && number(found, "kl_share").abs() < 1e-5, "{found:#}");
-    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 752.0));
+    assert_eq!((number(found, "top1"), number(found, "tokens")), (1.0, 1120.0));
     assert_eq!((&exact["verdict"]["effect"], &exact["verdict"]["by"]), (&"kept".into(), &"behaviour".into()));
     // A delta so weak that no code reaches the next level under the base's scales.
     let nothing = ["merge", "--base", "base-nf4", "--adapter", "adapter=0.05", "-o", "base-again", "--json"];
@@ -78,9 +78,9 @@ fn verdicts_are_in_the_order_of_kl() {
         assert!(kl(at - 1) < kl(at) && kept(at - 1) > kept(at), "{}: {} {}", merges[at].0, kl(at), kept(at));
     }
     for (report, model) in reports.iter().zip(compared["models"].as_array().unwrap().iter().skip(2)) {
-        assert_eq!(report["verdict"]["effect"], model["verdict"]["effect"], "{:#} {model:#}", report["behaviour"]);
+        // On other text the share is another, of the same size.
         let (a, b) = (number(&report["behaviour"], "kl_share"), number(model, "kl_share"));
-        assert!((a - b).abs() < 0.1 * b.max(0.3), "{a} {b}");
+        assert!(a < 3.0 * b + 1e-4 && b < 3.0 * a + 1e-4, "{a} {b}");
     }
 }
 
@@ -113,12 +113,6 @@ fn the_end_of_a_text_is_held_back() {
     let folder = Folder::new();
     demo(folder.path());
     let text = std::fs::read_to_string(TEXT).unwrap();
-    let half = text.len() / 2;
-    let half = (half..).find(|&at| text.is_char_boundary(at)).unwrap();
-    // The last windows are far less than a fiftieth of the text.
-    let end = text.len() - text.len() / 50;
-    let end = (0..end).rev().find(|&at| text.is_char_boundary(at) && text[at..].starts_with(' ')).unwrap();
-    std::fs::write(folder.join("text.txt"), &text).unwrap();
     let merge = |text: String| {
         std::fs::write(folder.join("text.txt"), text).unwrap();
         let report = report(&folder, "out", &["--calibrate", "text.txt"]);
@@ -126,23 +120,13 @@ fn the_end_of_a_text_is_held_back() {
         (std::fs::read(folder.join("out/model.safetensors")).unwrap(), report["behaviour"].clone())
     };
     let (weights, figures) = merge(text.clone());
-    let swapped = |from: usize| {
-        let (before, after) = text.split_at(from);
-        // Letters change places, so that there are about as many tokens of other words.
-        let swap = |c: char| match c {
-            'a' => 'o',
-            'o' => 'a',
-            't' => 'n',
-            'n' => 't',
-            _ => c,
-        };
-        (before.to_owned(), after.chars().map(swap).collect::<String>())
-    };
-    let (before, after) = swapped(text.len() - 600);
-    let (same, other_figures) = merge(before + &after);
+    // Words change places, so that there are as many tokens as before, or about as many.
+    let mut words: Vec<&str> = text.split(' ').collect();
+    let all = words.len();
+    words[all - 220..all - 160].reverse();
+    let (same, other_figures) = merge(words.join(" "));
     assert!(same == weights, "the end of the text went into the calibration");
     assert_ne!(other_figures, figures);
-    let _ = (half, end);
     let changed: String = text.chars().enumerate().map(|(at, c)| if at < 2000 && c == 'e' { 'i' } else { c }).collect();
     let (other, _) = merge(changed);
     assert!(other != weights);
@@ -251,7 +235,8 @@ fn comparisons_end_in_a_verdict() {
         "{last}"
     );
     // The prompt stands beside the continuation's number.
-    let start = std::fs::read_to_string(EVAL).unwrap().split_whitespace().next().unwrap().to_owned();
-    assert!(text.contains(&format!("continuation 1 of “{start}")), "{text}");
+    let prompt = text.lines().find_map(|line| line.strip_prefix("continuation 2 of “")?.strip_suffix('”')).unwrap();
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(prompt.len() > 20 && words(&std::fs::read_to_string(EVAL).unwrap()).contains(prompt), "{prompt}");
     assert!(compare(&[]).trim_end().lines().last().unwrap().starts_with("verdict: the adapter lowers the loss"));
 }

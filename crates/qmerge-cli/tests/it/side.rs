@@ -389,16 +389,15 @@ fn a_residual_that_would_hold_nothing_is_refused() {
     assert!(stderr(&output).contains("which is a single file"), "{}", stderr(&output));
 }
 
-/// The advice stands where a side adapter would be better, and nowhere else.
+/// What a cut adapter would cost was not measured in a merge, nor what it costs in a cut: neither says so.
 #[test]
-fn the_verdict_advises_a_side_adapter_for_coarse_outputs() {
+fn nothing_is_claimed_of_a_side_adapter_that_was_not_measured() {
     let folder = Folder::new();
     demo(folder.path());
-    let coarse = json(&folder, &[&MERGE[..], &["--fast"]].concat());
-    assert!(coarse["verdict"]["beside"].as_str().unwrap().contains("qmerge truncate --rank 2"));
-    let fine = json(&folder, &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "fine", "--to", "bf16"]);
-    assert!(fine["verdict"].get("beside").is_none());
-    let text = done(&folder, &[&MERGE[..], &["--fast", "--force", "--report", "page.html"]].concat());
-    assert_eq!(text.matches("if you can serve an adapter beside the model").count(), 1);
-    assert!(std::fs::read_to_string(folder.join("page.html")).unwrap().contains("if you can serve an adapter"));
+    for more in [&["--fast"][..], &["--to", "int8"], &["--to", "bf16"]] {
+        let text = done(&folder, &[&MERGE[..], &["--force", "--measure", "never"], more].concat());
+        assert!(!text.contains("truncate") && !text.contains("do not merge"), "{text}");
+    }
+    let text = done(&folder, &["truncate", "--adapter", "adapter", "--rank", "1", "-o", "cut"]);
+    assert!(text.contains("qmerge compare --beside") && !text.contains("came closer"), "{text}");
 }

@@ -53,17 +53,22 @@ fn what_keeps_the_adapter_is_a_merge() {
 fn chosen_values_are_told_from_lost_ones() {
     let folder = Folder::new();
     demo(folder.path());
-    const WEAK: &str = "adapter=0.05";
+    const WEAK: &str = "adapter=0.15";
     merged(&folder, WEAK, "nearest", &["--rounding", "nearest"]);
     let (answer, states, text) = verified(&folder, WEAK, "nearest");
     assert_eq!(answer, "no", "{text}");
     // Nine values in ten are others than the base's, so no weight was left out of the merge.
     assert!(states.is_subset(&set(&["lost", "erased", "scaled"])), "{states:?}");
-    for method in ["gptq", "descent", "adapter"] {
-        merged(&folder, WEAK, method, &["--rounding", method]);
-        let (answer, states, text) = verified(&folder, WEAK, method);
-        assert_ne!(answer, "no", "{method}: {text}");
-        assert!(states.is_subset(&set(&["applied", "moved", "undecided"])), "{method}: {states:?} {text}");
+    merged(&folder, WEAK, "adapter-out", &["--rounding", "adapter"]);
+    assert_eq!(verified(&folder, WEAK, "adapter-out").0, "yes");
+    // These leave an eighth and a fifth of the delta in the weights, and more than that in the layers' outputs: which is not for the weights to tell.
+    const WEAKER: &str = "adapter=0.4";
+    for method in ["gptq", "descent"] {
+        merged(&folder, WEAKER, method, &["--rounding", method]);
+        let (answer, states, text) = verified(&folder, WEAKER, method);
+        assert_eq!(answer, "undecided", "{method}: {text}");
+        assert!(states.is_subset(&set(&["applied", "moved"])), "{method}: {states:?} {text}");
+        assert!(text.contains("`qmerge compare` does"), "{text}");
     }
 }
 

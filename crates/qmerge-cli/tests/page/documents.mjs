@@ -39,7 +39,7 @@ function report(weights, more = {}) {
         rounding: { method: "nearest" },
         summary: { weights_merged: weights.length, elements: 1e9, survival: 0.4, noise_to_delta: 1.2, changed_fraction: 0.9, nonfinite: 0,
             seconds: 1.5, bytes_read: 1e9, bytes_written: 5e8, peak_rss_bytes: 3e7 },
-        verdict: { effect: "weakened", text: "the adapter's effect was weakened: survival 0.40, noise 1.20 × the delta", advice: "keep the adapter apart" },
+        verdict: { effect: "weakened", text: "the adapter's effect is weakened: in the weights the delta has 0.40 of its strength (survival). Behaviour is unknown: the merged model was not run", advice: "keep the adapter apart" },
         weights,
         warnings: [],
         ...more,
@@ -91,14 +91,15 @@ export function growing() {
     }
     weights.push({ name: "model.layers.3.bare.weight" }, { name: "norm.weight", survival: null, delta_rms: null }, {});
     const all = report(weights, { rounding: { method: "shaped", seed: 7, calibration: "text.txt" } });
-    all.summary = { survival: 0.99, gain_kept: 0.965, kl: 0.0123 };
+    all.summary = { survival: 0.99 };
+    all.behaviour = { kl: 0.0123, kl_base: 0.35, kl_share: 0.035, kl_share_se: 0.004, top1: 0.93, tokens: 752, text: "that the model wrote", new_field: 1 };
     return all;
 }
 
 export function converted() {
     const draw = random(4);
     const weights = Array.from({ length: 24 }, (_, i) => weight(`h.${i}.attn.c_attn.weight`, draw, { from: "bf16", survival: null, noise_to_delta: null, delta_rms: 0, error_rms: 0.003 }));
-    return report(weights, { adapters: [], verdict: { effect: "none", text: "the adapter changes nothing: its delta is zero" } });
+    return report(weights, { adapters: [], verdict: { effect: "converted", text: "24 weights were converted; there was no adapter to judge" } });
 }
 
 export const empty = () => ({ schema_version: 1, output: {}, weights: [] });

@@ -75,15 +75,17 @@ test("a real merge with its comparison", async () => {
     await open(demo(), async (page) => {
         for (const id of ["verdict", "done", "behaviour", "heat", "charts", "worst", "weights", "about"]) assert.ok(await shown(page, `#${id}`), id);
         assert.match(await page.title(), /qmerge report/);
-        assert.match(await page.textContent("#verdict .tiles"), /gain kept.*%.*KL.*survival.*noise/s);
-        assert.match(await page.textContent("#verdict .lines"), /merged-nf4 keeps [0-9.]+ % of what the adapter gains/);
+        // Behaviour and what comes out of layers; the figures that mislead are further below.
+        assert.match(await page.textContent("#verdict .tiles"), /effect kept.*%.*gain kept.*%.*KL.*kept output/s);
+        assert.doesNotMatch(await page.textContent("#verdict"), /survival|noise/);
+        assert.match(await page.textContent("#verdict .lines"), /merged-nf4: [0-9.]+ ± [0-9.]+ % of it is left.*keeps [0-9.]+ % of what the adapter gains/);
         assert.match(await page.textContent("#done"), /demo\/base-nf4.*demo\/adapter.*LORA.*rounding.*adapter.*28 merged/s);
         assert.equal(await page.locator("#heat td").count(), 28);
         assert.equal(await page.locator("#behaviour .continuation").count(), 12);
         assert.ok((await page.locator("#behaviour mark").count()) > 0);
         // The figures are those of the document.
         const { report, comparison } = JSON.parse(await page.textContent("#data"));
-        assert.ok((await page.textContent("#verdict .tiles")).includes(report.summary.survival.toFixed(3)));
+        assert.ok((await page.textContent("#verdict .tiles")).includes(report.summary.kept_output.toFixed(3)));
         assert.ok((await page.textContent("#behaviour table")).includes(comparison.models[2].kl.toFixed(4)));
         assert.equal(await page.textContent("#shown"), "1–25 of 28");
     });
@@ -223,7 +225,8 @@ test("hostile names stay text", async () => {
 
 test("fields to come are shown, missing ones are not", async () => {
     await open(render("growing", documents.growing()), async (page) => {
-        assert.match(await page.textContent("#verdict .tiles"), /gain kept96\.5 %.*KL0\.0123/s);
+        assert.match(await page.textContent("#verdict .tiles"), /effect kept96\.5 %.*KL0\.0123.*same first choice/s);
+        assert.match(await page.textContent("#verdict .after"), /752 tokens that the model wrote/);
         const heads = await page.locator("#weights thead th").allTextContents();
         for (const head of ["kept at output", "noise at output", "rounding"]) assert.ok(heads.some((text) => text.startsWith(head)), head);
         assert.ok((await page.locator("#heat .switch").textContent()).includes("Kept at the output"));
@@ -236,6 +239,10 @@ test("fields to come are shown, missing ones are not", async () => {
         assert.match(await page.textContent("h1"), /Converted to nf4/);
         assert.ok(!(await shown(page, "#scatter")));
         assert.match(await page.textContent("#worst .lead"), /largest error/);
+        // Nothing is said of a delta that there was not.
+        assert.doesNotMatch(await page.textContent("#verdict"), /delta|adapter/);
+        assert.doesNotMatch(await page.textContent("#done"), /elements|changed/);
+        assert.equal(await page.locator(".switch").getByText("Delta / weight").count(), 0);
     });
 });
 

@@ -109,6 +109,9 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
     }
     writeln!(text, "\n\n## What is left of the adapter\n\n| | |\n| --- | --- |")?;
     writeln!(text, "| merged weights | {} |", summary.weights_merged)?;
+    if let Some(behaviour) = &report.behaviour {
+        writeln!(text, "| measured behaviour | {} |", plain(&behaviour.in_words()))?;
+    }
     if let Some(survival) = summary.survival {
         writeln!(
             text,

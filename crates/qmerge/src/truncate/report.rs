@@ -6,8 +6,8 @@ use crate::report::Tool;
 use crate::round::Cut;
 
 /// What to do with the new adapter.
-pub(super) const ADVICE: &str = "serve it beside the untouched base instead of merging: rank 2 came closer to the whole adapter there (in KL) than any merge \
-                                 where both were measured; `qmerge compare --beside` tells what this one costs";
+pub(super) const ADVICE: &str =
+    "serve it beside the untouched base; `qmerge compare --beside` tells what the cut costs there";
 
 /// What was cut and what is left.
 #[derive(Clone, Debug, Serialize)]

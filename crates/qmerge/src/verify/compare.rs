@@ -1,7 +1,6 @@
 //! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::adapters::Names;
 use crate::arch;
@@ -78,8 +77,8 @@ impl Run<'_> {
         let target = Edited::new(self.inputs, recode)?;
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
-        let chosen = AtomicUsize::new(0);
-        self.summed(geometry.rows, geometry.cols, step, |rows| {
+        let chunks = chunks(geometry.rows, geometry.cols, step);
+        let chosen = parallel(&chunks, self.threads, self.progress, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
             target.rows(rows, &mut w, &mut t)?;
             other.rows(rows, &mut m)?;
@@ -96,10 +95,9 @@ impl Run<'_> {
                     far(t[i]) && far(w[i])
                 }
             };
-            chosen.fetch_add((0..m.len()).filter(is_chosen).count(), Ordering::Relaxed);
-            Ok(Sums::zero())
+            Ok((0..m.len()).filter(is_chosen).count())
         })?;
-        Ok(Some(chosen.into_inner() as f64 / geometry.elements().max(1) as f64))
+        Ok(Some(chosen.iter().sum::<usize>() as f64 / geometry.elements().max(1) as f64))
     }
 
     /// True if a tensor that no adapter touches holds the same values in the merge.

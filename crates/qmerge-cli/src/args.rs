@@ -1,9 +1,10 @@
 //! The command line as typed. Parsing checks values and does nothing else.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
@@ -14,6 +15,23 @@ use qmerge::round::ROUNDINGS;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first. What looks like a negative number is a value, and its option says what it thinks of it.
+    pub(crate) fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        fn with_negative_numbers(command: clap::Command) -> clap::Command {
+            command
+                .mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+                    true => arg.allow_negative_numbers(true),
+                    false => arg,
+                })
+                .mut_subcommands(with_negative_numbers)
+        }
+        let mut command = with_negative_numbers(Self::command());
+        let matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,7 +111,7 @@ pub(crate) struct Sources {
 }
 
 /// Choices on what adapters mean.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Meaning {
     /// Translate names of the adapter: a regular expression and what it becomes ($1 for groups); may be given several times.
     #[arg(long, value_name = "REGEX=>NAME")]
@@ -332,7 +350,7 @@ pub(crate) struct VerifyArgs {
 }
 
 /// How a model is run.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Engine {
     /// Worker threads (default: one per processor).
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
@@ -379,7 +397,7 @@ pub(crate) struct CompareArgs {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
@@ -387,7 +405,7 @@ pub(crate) struct GenerateArgs {
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
-    /// What to continue.
+    /// What to continue; `-` reads it from the standard input.
     #[arg(long, short, value_name = "TEXT")]
     pub(crate) prompt: String,
     /// The prompt is a message: put it into the model's chat template.

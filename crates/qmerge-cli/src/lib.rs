@@ -11,7 +11,6 @@ mod show;
 
 use std::ffi::OsString;
 
-use clap::Parser;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Progress;
 use serde::Serialize;
@@ -41,7 +40,7 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let command = match Cli::try_parse_from(args) {
+    let command = match Cli::read(args) {
         Ok(cli) => cli.command,
         Err(error) => {
             // Nothing is left to do where not even this can be written.
@@ -110,7 +109,7 @@ pub struct Answer {
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
     let args = std::iter::once(OsString::from("qmerge")).chain(args);
-    let command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
+    let command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
     hub::provide(&command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {

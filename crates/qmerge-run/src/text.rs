@@ -1,5 +1,6 @@
 //! Text to tokens and back, and the chat template.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -9,6 +10,10 @@ use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
 const FUEL: u64 = 10_000_000;
+/// Bytes of a `tokenizer.json`: the largest published ones take 40 MB, and a tokenizer some ten times its file.
+const LARGEST_TOKENIZER: u64 = 128 << 20;
+/// Bytes of any other file beside it.
+const LARGEST: u64 = 16 << 20;
 
 /// A model's tokenizer with what belongs to it.
 pub struct Tokenizer {
@@ -31,11 +36,12 @@ impl Tokenizer {
                 .with_hint("copy it from where the model was published; older formats must be converted first"));
         };
         let path = folder.join("tokenizer.json");
-        let inner = tokenizers::Tokenizer::from_file(&path)
+        let text = read_if(&path, LARGEST_TOKENIZER)?.unwrap_or_default();
+        let inner = tokenizers::Tokenizer::from_bytes(text)
             .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
         let json = |name: &str| -> Result<Option<Value>> {
             let path = folder.join(name);
-            let parsed = read_if(&path)?.map(|text| serde_json::from_str(&text));
+            let parsed = read_if(&path, LARGEST)?.map(|text| serde_json::from_str(&text));
             parsed.transpose().map_err(|error| broken(&path, format!("not JSON: {error}")))
         };
         let config = json("tokenizer_config.json")?.unwrap_or_default();
@@ -47,12 +53,12 @@ impl Tokenizer {
             .flatten()
             .filter_map(|config| config.get("eos_token_id"))
             .flat_map(|ids| ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]))
-            .filter_map(|id| id.as_u64().map(|id| id as u32))
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
             .collect();
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
         let own = folder.join("chat_template.jinja");
-        let template = match read_if(&own)? {
+        let template = match read_if(&own, LARGEST)? {
             Some(text) => Some((own, text)),
             None => config
                 .get("chat_template")
@@ -142,10 +148,13 @@ fn broken(path: &Path, problem: String) -> Error {
         .with_hint("the file is damaged: copy it again from where the model was published")
 }
 
-/// The text of a file that need not exist.
-fn read_if(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+/// The text of a file that need not exist. Errors if it has more bytes than such a file ever has.
+fn read_if(path: &Path, most: u64) -> Result<Option<String>> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(most + 1).read_to_string(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 > most => Err(broken(path, format!("more than {} MiB", most >> 20))),
+        Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(broken(path, "not UTF-8".into())),
         Err(error) => Err(Error::io("read", path, error)),
@@ -160,4 +169,23 @@ fn default_template(value: &Value) -> Option<String> {
         default.get("template")?.as_str()
     };
     value.as_str().or_else(named).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_up_to_a_limit() {
+        let path = std::env::temp_dir().join(format!("qmerge-text-{}", std::process::id()));
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_if(&path, 5).unwrap().as_deref(), Some("12345"));
+        let error = read_if(&path, 4).unwrap_err().to_string();
+        assert!(error.contains("more than"), "{error}");
+        // A file that takes no space on disk is refused without being read whole.
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read_if(&path, LARGEST).is_err());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read_if(&path, 5).unwrap(), None);
+    }
 }

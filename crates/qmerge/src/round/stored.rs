@@ -3,6 +3,11 @@
 //! The file is safetensors: one (features, features) tensor per input, named after the first weight that takes it, in the order in which a model's layers
 //! run. `__metadata__` says what they were taken from, of which base, and which weights share each.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

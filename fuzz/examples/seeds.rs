@@ -28,8 +28,12 @@ fn main() {
         }
     }
     let inputs = br#"[{"layer":0,"tokens":7,"weights":["a.weight"]},{"layer":0,"tokens":7,"weights":["b.weight"]}]"#;
-    let moments = b"F32 4x4 a.weight\t1234\nBF16 4x4 b.weight";
-    write(root, "calibration", Path::new("two"), "f32", &[&[0], &inputs[..], &[END], moments].concat());
+    let moments =
+        b"F32 4x4 a.weight\tabc?def=ghi=jkl=def=mno?pqr=stu=ghi=pqr=vwx?yza=jkl=stu=yza=bcd?\nBF16 4x4 b.weight\ta?";
+    for choice in [0, 2, 4, 6, 8, 10] {
+        let text = [&[choice], &inputs[..], &[END], moments].concat();
+        write(root, "calibration", Path::new("two"), &choice.to_string(), &text);
+    }
     write(root, "calibration", Path::new("none"), "bytes", &[&[1, 2, 0, 0, 0, 0, 0, 0, 0], &b"{}"[..]].concat());
 }
 

@@ -47,7 +47,8 @@ fn line(text: &[u8]) -> Option<Line<'_>> {
     };
     let mut words = std::str::from_utf8(text).ok()?.splitn(3, ' ');
     let (dtype, shape, name) = (words.next()?, words.next()?, words.next()?);
-    let shape: Vec<u64> = shape.split('x').filter(|dim| !dim.is_empty()).map(|dim| dim.parse().ok()).collect::<Option<_>>()?;
+    let shape: Vec<u64> =
+        shape.split('x').filter(|dim| !dim.is_empty()).map(|dim| dim.parse().ok()).collect::<Option<_>>()?;
     let elements = shape.iter().try_fold(1_u64, |product, dim| product.checked_mul(*dim));
     let width = match dtype {
         "F64" | "I64" | "U64" => 8,

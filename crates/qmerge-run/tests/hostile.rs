@@ -1,5 +1,6 @@
 //! A `config.json` that nobody wrote in good faith, or that belongs to another model: errors that say what is wrong, and never a panic.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use qmerge::error::{Error, Result};
@@ -170,7 +171,8 @@ fn no_value_of_any_field_is_a_panic() {
     for case in ropes.into_iter().chain(families) {
         let mut inputs = open(case);
         let config = inputs.base.config.clone().unwrap();
-        let unchanged = format!("{:?}", spec(&config, &config.json).unwrap());
+        // What makes no difference, or the same, is run once.
+        let mut seen = HashSet::from([format!("{:?}", spec(&config, &config.json).unwrap())]);
         let of_rope = |key: &&String| !ropes.contains(&case) || *key == "rope_parameters";
         for key in config.json.keys().filter(of_rope) {
             let inner: Vec<&String> = config.json[key].as_object().into_iter().flat_map(Map::keys).collect();
@@ -184,7 +186,7 @@ fn no_value_of_any_field_is_a_panic() {
                     tried += 1;
                     match spec(&config, &json) {
                         Err(error) => says(&error, &[]),
-                        Ok(spec) if format!("{spec:?}") != unchanged => drop(run(&mut inputs, &json)),
+                        Ok(spec) if seen.insert(format!("{spec:?}")) => drop(run(&mut inputs, &json)),
                         Ok(_) => {}
                     }
                 }

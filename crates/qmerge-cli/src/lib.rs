@@ -13,7 +13,6 @@ mod sources;
 
 use std::ffi::OsString;
 
-use clap::Parser;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Progress;
 use serde::Serialize;
@@ -43,7 +42,7 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let mut command = match Cli::try_parse_from(args) {
+    let mut command = match Cli::read(args) {
         Ok(cli) => {
             show::choose(cli.color, cli.verbose);
             cli.command
@@ -119,7 +118,7 @@ pub struct Answer {
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
     let args = std::iter::once(OsString::from("qmerge")).chain(args);
-    let mut command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
+    let mut command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
     hub::provide(&mut command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {

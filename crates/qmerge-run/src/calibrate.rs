@@ -133,11 +133,16 @@ impl Calibration for FromModel<'_, '_> {
         take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
     ) -> Result<()> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
-        let mut collector = Collector { wanted, take, known: Vec::new(), last: None };
-        self.model.hidden(&sequences, &mut collector)?;
-        Ok(())
+        let mut collector = Collector { wanted, take, known: Vec::new(), last: None, overflows: None };
+        let passed = self.model.hidden(&sequences, &mut collector);
+        match collector.overflows {
+            Some(name) => Err(blame(self.model, Some(&name))?),
+            None => passed.map(|_| ()),
+        }
     }
 }
+
+const OVERFLOWS: &str = "its inputs on the calibration text are not finite: the model's activations overflow";
 
 /// Gathers the moments of a layer.
 struct Collector<'c> {
@@ -146,6 +151,8 @@ struct Collector<'c> {
     known: Vec<Known>,
     /// Number of the last input whose moments are known.
     last: Option<u64>,
+    /// The first weight whose inputs are not finite.
+    overflows: Option<String>,
 }
 
 impl Watch for Collector<'_> {
@@ -161,10 +168,9 @@ impl Watch for Collector<'_> {
             return Ok(());
         }
         let moments = second_moments(input.values(), input.tokens());
-        if let Some(x) = moments.values.iter().find(|x| !x.is_finite()) {
-            return Err(Error::new(Kind::NotFinite, format!("its inputs on the calibration text have the moment {x}"))
-                .in_tensor(&name)
-                .with_hint("the model's activations overflow: check the base and the adapter"));
+        if moments.values.iter().any(|x| !x.is_finite()) {
+            self.overflows = Some(name);
+            return Err(Error::new(Kind::NotFinite, OVERFLOWS));
         }
         self.known.push(Known { weights: vec![name], moments });
         self.last = Some(input.number());
@@ -176,6 +182,45 @@ impl Watch for Collector<'_> {
         let known = std::mem::take(&mut self.known);
         if known.is_empty() { Ok(()) } else { (self.take)(known) }
     }
+}
+
+/// Why the inputs of the weight `name`, or the logits, are not finite: what an adapter makes of some weight, or that the model overflows on this text.
+fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
+    // Magnitude after and before the edits, and whose.
+    let mut largest = (0.0_f32, 0.0_f32, "");
+    let (mut base, mut values) = (Vec::new(), Vec::new());
+    for linear in model.linears() {
+        let weight = linear.weight();
+        let claim = weight.base().claim();
+        let cols = claim.weight.geometry().cols;
+        for rows in weight.base().chunks(1 << 17).filter(|_| !weight.edits().is_empty()) {
+            weight.rows(&rows, &mut base, &mut values)?;
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                let place = format!("[{}, {}]", rows.start + at / cols, at % cols);
+                let problem = format!(
+                    "the merged value is {} at {place} (base {:e}): the adapter's delta overflows",
+                    values[at], base[at]
+                );
+                return Ok(Error::new(Kind::NotFinite, problem)
+                    .in_tensor(claim.weight.name())
+                    .with_hint("lower the adapter's weight, or use an earlier checkpoint of the adapter"));
+            }
+            let own = |values: &[f32]| values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            if own(&values) > largest.0 {
+                largest = (own(&values), own(&base), claim.weight.name());
+            }
+        }
+    }
+    let error = match name {
+        Some(name) => Error::new(Kind::NotFinite, OVERFLOWS).in_tensor(name),
+        None => Error::new(Kind::NotFinite, "the model's logits are not finite: its activations overflow"),
+    };
+    Ok(match largest {
+        (merged, base, edited) if merged > 0.0 => error.with_hint(format!(
+            "of the weights that the adapter edits, `{edited}` has the largest value: {merged:e}, where the base has {base:e} at most"
+        )),
+        _ => error.with_hint("no adapter edits what was run: the base itself overflows, on this text at least"),
+    })
 }
 
 /// Features whose products are computed together.
@@ -247,6 +292,9 @@ fn sample(
     while written[0].len() < length {
         let hidden = model.advance(&next, &mut cache)?;
         let logits = model.logits(&hidden, 0..sequences)?;
+        if logits.iter().any(|x| x.is_nan()) {
+            return Err(blame(model, None)?);
+        }
         next = random
             .par_iter_mut()
             .enumerate()

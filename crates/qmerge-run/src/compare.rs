@@ -338,7 +338,7 @@ fn score_group(logits: &[Vec<f32>], count: usize, group: Range<usize>, next: &[u
     }
     (0..width)
         .map(|t| {
-            let log_sum = |model: usize| sums[model][t].0.ln();
+            let log_sum = |model: usize| libm::log(sums[model][t].0);
             let score = |model: usize| {
                 let own = logits[model][next[t] as usize * count + group.start + t] - best[model][t].0;
                 let kl = sums[model][t].1 / sums[apart][t].0 - log_sum(apart) + log_sum(model);
@@ -361,7 +361,7 @@ fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {
     Figures {
         name: name.to_owned(),
         loss: sums.loss / n,
-        perplexity: (sums.loss / n).exp(),
+        perplexity: libm::exp(sums.loss / n),
         kl: mean,
         kl_se: (windows > 1.0).then(|| (variance / windows).sqrt()),
         top1: sums.same as f64 / n,

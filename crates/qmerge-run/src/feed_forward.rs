@@ -2,6 +2,7 @@
 
 use qmerge::error::Result;
 use qmerge::simd::exp::exp;
+use qmerge::simd::tanh::tanh;
 use rayon::prelude::*;
 
 use crate::attention::softmax;
@@ -49,6 +50,15 @@ impl<'a> FeedForward<'a> {
             Self::Dense(dense) => dense.forward(&Input::new(x, hidden), watch),
             Self::Routed(routed) => routed.forward(x, hidden, watch),
         }
+    }
+
+    /// The same to look at.
+    pub(crate) fn all(&self) -> Vec<&Linear<'a>> {
+        let (router, dense) = match self {
+            Self::Dense(dense) => (None, std::slice::from_ref(dense)),
+            Self::Routed(routed) => (Some(&routed.router), routed.experts.as_slice()),
+        };
+        router.into_iter().chain(dense.iter().flat_map(|one| one.inputs.iter().chain([&one.down]))).collect()
     }
 
     pub(crate) fn linears(&mut self) -> Vec<&mut Linear<'a>> {
@@ -119,10 +129,10 @@ impl<'a> Routed<'a> {
             let [gate, up, down] = experts.names;
             let stacked = format!("{module}.experts.gate_up_proj");
             let (inputs, down) = if tensors.has(&stacked) {
-                let both = Linear::part(&stacked, tensors.get(&stacked)?, 2 * width * e..2 * width * (e + 1));
-                let name = format!("{module}.experts.down_proj");
-                let rows = spec.hidden * e..spec.hidden * (e + 1);
-                (vec![both], Linear::part(&name, tensors.get(&name)?, rows))
+                let part =
+                    |name: &str, outputs, inputs| Linear::part(tensors, name, (experts.count, outputs, inputs), e);
+                let down = part(&format!("{module}.experts.down_proj"), spec.hidden, width)?;
+                (vec![part(&stacked, 2 * width, spec.hidden)?], down)
             } else {
                 let linear = |name: &str, outputs, inputs| {
                     Linear::new(tensors, &format!("{module}.experts.{e}.{name}"), outputs, inputs, spec.transposed)
@@ -187,36 +197,15 @@ fn activate(activation: Activation, values: &mut [f32]) {
             values.iter_mut().zip(negated).for_each(|(x, exponential)| *x /= 1.0 + exponential);
         }
         Activation::Gelu => {
-            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + error_function(*x * std::f32::consts::FRAC_1_SQRT_2)));
+            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2)));
         }
         Activation::GeluTanh => {
             const ROOT: f32 = 0.797_884_6;
-            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + (ROOT * (*x + 0.044_715 * *x * *x * *x)).tanh()));
+            let mut inner: Vec<f32> = values.iter().map(|x| ROOT * (*x + 0.044_715 * *x * *x * *x)).collect();
+            tanh(&mut inner);
+            values.iter_mut().zip(inner).for_each(|(x, tanh)| *x *= 0.5 * (1.0 + tanh));
         }
     }
-}
-
-/// erf, by its series and, far out, its continued fraction; both in f64, to f32 accuracy.
-fn error_function(x: f32) -> f32 {
-    let x = f64::from(x);
-    let magnitude = x.abs();
-    if magnitude > 4.0 {
-        return x.signum() as f32;
-    }
-    if magnitude < 2.5 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..60 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        return (sum * std::f64::consts::FRAC_2_SQRT_PI) as f32;
-    }
-    let mut fraction = 0.0;
-    for n in (1..40).rev() {
-        fraction = f64::from(n) / 2.0 / (magnitude + fraction);
-    }
-    let rest = (-magnitude * magnitude).exp() / (magnitude + fraction) / std::f64::consts::PI.sqrt();
-    (x.signum() * (1.0 - rest)) as f32
 }
 
 #[cfg(test)]
@@ -224,16 +213,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn erf_has_its_known_values() {
-        for (x, want) in [
-            (0.0, 0.0),
-            (0.5, 0.520_499_9),
-            (1.0, 0.842_700_8),
-            (2.4, 0.999_311_5),
-            (2.6, 0.999_764),
-            (-1.5, -0.966_105_1),
-        ] {
-            assert!((error_function(x) - want).abs() < 2e-7, "{x}: {}", error_function(x));
+    fn activations_have_their_known_values() {
+        // torch.nn.functional's silu, gelu, and gelu with approximate="tanh".
+        let x: [f32; 7] = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0, 6.0];
+        let known: [(Activation, [f32; 7]); 3] = [
+            (Activation::Silu, [-0.14227761, -0.26894143, -0.04750208, 0.0, 0.31122968, 1.7615942, 5.985164]),
+            (Activation::Gelu, [-0.004049694, -0.15865526, -0.046017215, 0.0, 0.34573123, 1.9544997, 6.0]),
+            (Activation::GeluTanh, [-0.003637392, -0.15880801, -0.04601725, 0.0, 0.345714, 1.9545977, 6.0]),
+        ];
+        for (activation, want) in known {
+            let mut got = x;
+            activate(activation, &mut got);
+            for (x, (got, want)) in x.iter().zip(got.iter().zip(want)) {
+                assert!((got - want).abs() <= 2e-7 * x.abs(), "{activation:?} of {x}: {got}, not {want}");
+            }
         }
     }
 }

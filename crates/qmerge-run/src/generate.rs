@@ -31,7 +31,7 @@ pub fn generate(
     stop: &[u32],
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Vec<u32>> {
-    let capacity = (prompt.len() + most).min(model.spec().max_positions).max(prompt.len());
+    let capacity = prompt.len().saturating_add(most).min(model.spec().max_positions).max(prompt.len());
     let mut cache = Cache::new(model, capacity);
     let mut random = Random::new(sampling.seed);
     let mut answer = Vec::new();

@@ -12,6 +12,9 @@
 //! 4. [`model`]: tokens become logits.
 //! 5. [`text`], [`generate`], [`compare`], [`behaviour`]: what is done with logits.
 
+// Tests hold what is computed here to the system's own functions.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod attention;
 pub mod behaviour;
 pub mod calibrate;

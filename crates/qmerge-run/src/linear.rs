@@ -122,11 +122,22 @@ impl<'a> Linear<'a> {
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
 
-    /// One matrix of a stack: the layer whose outputs are some rows of a weight.
-    pub fn part(path: &str, weight: Edited<'a>, rows: Range<usize>) -> Self {
-        let inputs = weight.base().claim().weight.geometry().cols;
-        let outputs = rows.len();
-        Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false }
+    /// A matrix of a stack of (matrices, outputs, inputs), by number.
+    pub fn part(
+        tensors: &Tensors<'a>,
+        name: &str,
+        (matrices, outputs, inputs): (usize, usize, usize),
+        number: usize,
+    ) -> Result<Self> {
+        let weight = tensors.get(name)?;
+        let geometry = weight.base().claim().weight.geometry();
+        if (geometry.rows, geometry.cols) != (matrices * outputs, inputs) {
+            let shape = weight.base().claim().weight.shape();
+            let problem = format!("shape {shape:?}, but the configuration wants {matrices} × {outputs} × {inputs}");
+            return Err(tensors.misfit(name, problem));
+        }
+        let rows = outputs * number..outputs * (number + 1);
+        Ok(Self { name: name.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false })
     }
 
     /// Module path.
@@ -142,6 +153,11 @@ impl<'a> Linear<'a> {
     /// Number of inputs.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// The weight, with its edits.
+    pub(crate) fn weight(&self) -> &Edited<'a> {
+        &self.weight
     }
 
     /// Shows `watch` what the layer is given. One that is stored (in, out) is left out: the moments of its inputs belong to its rows.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{Progress, stopped};
 
-use crate::attention::{Attention, Past, Sequence};
+use crate::attention::{Attention, Past, Sequence, softcap};
 use crate::families;
 use crate::feed_forward::FeedForward;
 use crate::linear::{Input, Linear, Unwatched, Watch};
@@ -100,16 +100,18 @@ impl<'a> Model<'a> {
             Linear::from_weight(tensors, &path, weight, rows, spec.hidden, false)
         };
         // The table may have more rows than the configuration says tokens, if a tokenizer grew; never fewer.
-        let rows =
-            |name: &str| tensors.get(&format!("{prefix}{name}.weight")).map(|w| w.base().claim().weight.shape()[0]);
-        let known = rows(spec.names.embed)?;
-        if known < spec.vocab {
-            let problem = format!("{known} rows, but vocab_size is {}", spec.vocab);
-            return Err(tensors.misfit(&format!("{prefix}{}.weight", spec.names.embed), problem));
-        }
+        let rows = |name: &str, least: usize, what: &str| -> Result<usize> {
+            let name = format!("{prefix}{name}.weight");
+            let known = tensors.get(&name)?.base().claim().weight.shape().first().copied().unwrap_or(0);
+            match known < least {
+                true => Err(tensors.misfit(&name, format!("{known} rows, but {what} is {least}"))),
+                false => Ok(known),
+            }
+        };
+        let known = rows(spec.names.embed, spec.vocab, "vocab_size")?;
         let spec = Spec { vocab: known, ..spec };
         let positions = match spec.names.positions {
-            Some(name) => Some(table(name, rows(name)?)?),
+            Some(name) => Some(table(name, rows(name, spec.max_positions, "the number of positions")?)?),
             None => None,
         };
         let heads = ["lm_head", "language_model.lm_head", "model.lm_head"];
@@ -167,6 +169,15 @@ impl<'a> Model<'a> {
     /// What the model consists of.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// All linear layers in the order of their use.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let attention = layer.attention.inputs.iter().chain([&layer.attention.output]);
+            attention.chain(layer.feed_forward.all())
+        });
+        std::iter::once(&self.embed).chain(layers).chain(&self.head)
     }
 
     /// Bytes of stored weights that are held in memory.
@@ -291,7 +302,7 @@ impl<'a> Model<'a> {
             logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
         }
         if let Some(cap) = self.spec.logit_cap {
-            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            softcap(&mut logits, cap);
         }
         Ok(logits)
     }

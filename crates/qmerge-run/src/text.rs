@@ -48,7 +48,7 @@ impl Tokenizer {
             .flatten()
             .filter_map(|config| config.get("eos_token_id"))
             .flat_map(|ids| ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]))
-            .filter_map(|id| id.as_u64().map(|id| id as u32))
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
             .collect();
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));

@@ -67,7 +67,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
         Kernel { name: name.into(), values, run: Box::new(run) }
     }
-    let wave: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 0.05).collect();
+    let wave: Vec<f32> = (0..n).map(|i| ((i * 7919) % 1009) as f32 * 1e-4 - 0.05).collect();
     let mut kernels = Vec::new();
     {
         let (from, mut to) = (wave.clone(), vec![0.0; n]);

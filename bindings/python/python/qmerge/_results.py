@@ -389,6 +389,8 @@ class Generation(Record):
     text: str
     prompt_tokens: int
     tokens: int
+    finish_reason: str
+    """"stop" where the model ended it, "max_tokens", or "context" where it is as long as any text that the model was made for."""
     tokens_per_second: Optional[float]
     bytes_per_second: Optional[float]
 

@@ -146,10 +146,12 @@ fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, I
 /// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.
 fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
     let widest = spec.heads * spec.head_dim + 2 * spec.kv_heads * spec.head_dim + 2 * spec.intermediate;
-    let activations = batch * (4 * spec.hidden + 2 * widest);
-    let states = models as usize * batch * spec.hidden;
+    let activations = 4 * spec.hidden + 2 * widest;
+    let states = models as usize * spec.hidden;
     let logits = (models as usize + 1) * 64 * spec.vocab;
-    4 * (activations + states + logits) as u64 + (128 << 20)
+    // A batch is as long as a context, which may be any number.
+    let values = batch.saturating_mul(activations + states).saturating_add(logits) as u64;
+    values.saturating_mul(4).saturating_add(128 << 20)
 }
 
 /// A text file. Errors if it is not UTF-8 or empty.

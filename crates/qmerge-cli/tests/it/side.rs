@@ -245,7 +245,8 @@ fn the_residual_is_what_rounding_left() {
             floats(named(&exact, name)).iter().zip(floats(named(&decoded, name))).map(|(x, y)| x - y).collect();
         let all: f64 = error.iter().map(|x| x * x).sum();
         let product = |at: usize| (0..6).map(|k| b[at / cols * 6 + k] * a[k * cols + at % cols]).sum::<f64>();
-        let left: f64 = error.iter().enumerate().map(|(at, x)| (x - product(at)).powi(2)).sum();
+        let rest = |(at, x): (usize, &f64)| x - product(at);
+        let left: f64 = error.iter().enumerate().map(rest).map(|x| x * x).sum();
         let kept = weight["residual_kept"].as_f64().unwrap();
         assert!((1.0 - left / all - kept).abs() < 1e-3, "{name}: {kept} {}", 1.0 - left / all);
         assert!(kept > 0.05, "{name}: {kept}");

@@ -11,8 +11,8 @@ use crate::error::{Error, Result, malformed};
 pub const MAX_CONFIG: u64 = 8 << 20;
 /// Most bytes of an index. Those of mixtures of a hundred thousand quantized experts come near half of it.
 pub const MAX_INDEX: u64 = 64 << 20;
-/// Most bytes of a tokenizer.
-pub const MAX_TOKENIZER: u64 = 512 << 20;
+/// Most bytes of a `tokenizer.json`: the largest published ones take 40 MB, and a tokenizer some ten times its file.
+pub const MAX_TOKENIZER: u64 = 128 << 20;
 /// Most bytes of a report: a few hundred for each weight.
 pub const MAX_REPORT: u64 = 256 << 20;
 

@@ -74,9 +74,13 @@ impl Metric {
                 Kind::NotFinite,
                 format!("the moment of inputs {} and {} is {x}", at / features, at % features),
             )
-            .with_hint(
-                "the model's activations overflow on this text: check the adapter, or use --rounding stochastic",
-            ));
+            .with_hint("the calibration is damaged, or the model that it was taken from overflows: take another"));
+        }
+        if let Some(i) = (0..features).find(|i| values[i * features + i] < 0.0) {
+            let problem =
+                format!("the moment of input {i} with itself is {}, and no square is", values[i * features + i]);
+            return Err(Error::new(Kind::Malformed, problem)
+                .with_hint("the calibration is damaged: take another with `qmerge calibrate`"));
         }
         let mean = (0..features).map(|i| f64::from(values[i * features + i])).sum::<f64>() / features.max(1) as f64;
         for i in 0..features {

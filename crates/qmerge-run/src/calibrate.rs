@@ -178,16 +178,18 @@ fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) ->
         random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
     let mut cache = Cache::of_several(model, sequences, length);
+    let mut logits = Vec::new();
     let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
     while written[0].len() < length {
         let hidden = model.advance(&next, &mut cache)?;
-        let logits = model.logits(&hidden, 0..sequences)?;
+        model.logits(&hidden, 0..sequences, &mut logits)?;
         next = random
             .par_iter_mut()
             .enumerate()
-            .map(|(number, random)| {
-                let mut own: Vec<f32> = logits.iter().skip(number).step_by(sequences).copied().collect();
-                choose(&mut own, sampling, random)
+            .map_init(Vec::new, |own, (number, random)| {
+                own.clear();
+                own.extend(logits.iter().skip(number).step_by(sequences));
+                choose(own, sampling, random)
             })
             .collect();
         for (written, &token) in written.iter_mut().zip(&next) {

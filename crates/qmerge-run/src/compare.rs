@@ -132,6 +132,7 @@ pub fn compare(
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
     let mut sums = vec![Sums::default(); candidates.len()];
+    let mut logits = vec![Vec::new(); candidates.len()];
     for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
         let hidden: Vec<Vec<f32>> =
             candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
@@ -141,7 +142,10 @@ pub fn compare(
             for start in (0..window.len() - 1).step_by(COLUMNS) {
                 let end = (start + COLUMNS).min(window.len() - 1);
                 let columns = w * window.len() + start..w * window.len() + end;
-                score(candidates, &hidden, columns, &window[start + 1..end + 1], apart, &mut sums)?;
+                for ((candidate, hidden), logits) in candidates.iter().zip(&hidden).zip(&mut logits) {
+                    candidate.model.logits(hidden, columns.clone(), logits)?;
+                }
+                score(candidates, &logits, &window[start + 1..end + 1], apart, &mut sums)?;
             }
             for (sums, before) in sums.iter_mut().zip(before) {
                 sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
@@ -170,23 +174,17 @@ pub fn compare(
     })
 }
 
-/// Adds some columns to the sums. `next` holds the token that follows each column.
+/// Adds some columns of logits to the sums. `next` holds the token that follows each column.
 fn score(
     candidates: &[Candidate<'_, '_>],
-    hidden: &[Vec<f32>],
-    columns: Range<usize>,
+    logits: &[Vec<f32>],
     next: &[u32],
     apart: usize,
     sums: &mut [Sums],
 ) -> Result<()> {
-    let logits: Vec<Vec<f32>> = candidates
-        .iter()
-        .zip(hidden)
-        .map(|(candidate, hidden)| candidate.model.logits(hidden, columns.clone()))
-        .collect::<Result<_>>()?;
     let count = next.len();
     let vocab = logits[apart].len() / count;
-    for (candidate, logits) in candidates.iter().zip(&logits) {
+    for (candidate, logits) in candidates.iter().zip(logits) {
         if logits.len() != vocab * count {
             let problem = format!("{} tokens, but the base with the adapter has {vocab}", logits.len() / count);
             return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(&candidate.name)));
@@ -197,7 +195,7 @@ fn score(
         .into_par_iter()
         .flat_map_iter(|start| {
             let group = start..count.min(start + GROUP);
-            score_group(&logits, count, group.clone(), &next[group], apart)
+            score_group(logits, count, group.clone(), &next[group], apart)
         })
         .collect();
     for column in scores {

@@ -34,11 +34,11 @@ pub fn generate(
     let capacity = (prompt.len() + most).min(model.spec().max_positions).max(prompt.len());
     let mut cache = Cache::new(model, capacity);
     let mut random = Random::new(sampling.seed);
-    let mut answer = Vec::new();
+    let (mut answer, mut logits) = (Vec::new(), Vec::new());
     let mut next = prompt.to_vec();
     while answer.len() < most && cache.len() + next.len() <= capacity && !next.is_empty() {
         let hidden = model.advance(&next, &mut cache)?;
-        let mut logits = model.logits(&hidden, next.len() - 1..next.len())?;
+        model.logits(&hidden, next.len() - 1..next.len(), &mut logits)?;
         let token = choose(&mut logits, sampling, &mut random);
         if stop.contains(&token) {
             break;

@@ -272,19 +272,22 @@ impl<'a> Model<'a> {
             .with_hint("give a smaller --context, or a shorter prompt"))
     }
 
-    /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens).
-    pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>) -> Result<Vec<f32>> {
+    /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens), into a buffer that callers use again: they may take much memory, which costs time
+    /// where it is fresh.
+    pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>, logits: &mut Vec<f32>) -> Result<()> {
         let tokens = hidden.len() / self.spec.hidden;
         let some: Vec<f32> = hidden.chunks_exact(tokens).flat_map(|row| row[columns.clone()].iter().copied()).collect();
         let head = self.head.as_ref().unwrap_or(&self.embed);
-        let mut logits = self.pool.install(|| head.forward(&Input::new(&some, self.spec.hidden)))?;
+        logits.clear();
+        logits.resize(head.outputs() * columns.len(), 0.0);
+        self.pool.install(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
         if self.spec.logit_scale != 1.0 {
             logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
         }
         if let Some(cap) = self.spec.logit_cap {
             logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
         }
-        Ok(logits)
+        Ok(())
     }
 }
 

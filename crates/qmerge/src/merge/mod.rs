@@ -4,12 +4,16 @@
 //! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
+pub(crate) mod budget;
 mod edited;
+mod memory;
 mod parallel;
+mod progress;
 mod residual;
 mod schedule;
 mod step;
 mod whole;
+mod work;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,8 +24,9 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use edited::Edited;
+pub use memory::Memory;
 pub(crate) use parallel::parallel;
-pub use schedule::Memory;
+pub use progress::{Progress, Silent, stopped};
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
@@ -32,7 +37,7 @@ use crate::plan::{Action, Inputs, Plan, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Ignored, Model, Report, RoundingReport, Summary, Tool, WeightReport, verdict,
 };
-use crate::round::{self, Calibration, Kept, Rounding};
+use crate::round::{self, Calibration, Demand, Kept, Rounding};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -50,6 +55,8 @@ pub struct RunOptions {
     pub tokenizer: Tokenizer,
     /// When the work began, if something was done for it before the run, as the text of a calibration is.
     pub started: Option<Instant>,
+    /// True if whoever watches was told of the work already ([`Progress::start`]), as a part of more.
+    pub announced: bool,
 }
 
 impl RunOptions {
@@ -61,41 +68,24 @@ impl RunOptions {
     }
 }
 
-/// Told of the work done, and asked whether to go on.
-pub trait Progress: Sync {
-    /// What is being done, in words, where it takes long before any work is counted.
-    fn phase(&self, _name: &str) {}
-    /// How much of that is done.
-    fn part(&self, _done: u64, _total: u64) {}
-    /// Total work, in bytes read and written.
-    fn start(&self, _total: u64) {}
-    /// Work done since the last call.
-    fn advance(&self, _bytes: u64) {}
-    /// True to stop; the output stays unfinished.
-    fn cancelled(&self) -> bool {
-        false
-    }
+/// What a run takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate {
+    /// Memory, with threads and chunks that fit the bound.
+    pub memory: Memory,
+    /// Work, in nanoseconds of one thread as they were measured elsewhere: that of the calibration included.
+    pub work: f64,
 }
 
-impl std::fmt::Debug for dyn Progress + '_ {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Progress")
-    }
-}
-
-/// What is returned to a caller who asked to stop.
-pub fn stopped() -> Error {
-    Error::new(Kind::Cancelled, "stopped")
-}
-
-/// Nobody watches.
-pub struct Silent;
-
-impl Progress for Silent {}
-
-/// Predicts the memory of a run.
-pub fn memory(plan: &Plan, options: &RunOptions) -> Result<Memory> {
-    Schedule::new(plan, options.threads(), options.max_memory).map(|schedule| schedule.memory)
+/// Predicts what a run takes. `demand` is that of its calibration. Errors if the bound on memory cannot be held.
+pub fn estimate(
+    plan: &Plan,
+    rounding: &'static dyn Rounding,
+    options: &RunOptions,
+    demand: &Demand,
+) -> Result<Estimate> {
+    let schedule = Schedule::new(plan, rounding, options, demand)?;
+    Ok(Estimate { memory: schedule.memory, work: schedule.work.total() + demand.work })
 }
 
 /// Merges: writes the output and its report, and returns the report.
@@ -115,17 +105,21 @@ pub fn run(
         refuse_repeat(&inputs.base, &hashes)?;
     }
     residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
-    let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
+    let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
+    let schedule = Schedule::new(plan, rounding, options, &demand)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
     let run = Run { inputs, plan, rounding, schedule: &schedule, output: &output, progress };
+    run.announce(&finished, &demand, options);
     let weights = || {
         let finished = run.all(finished, calibration.take(), options)?;
+        progress.phase("bringing the output to the disk", "");
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
+        progress.advance(schedule.work.sync as u64);
         run.residual().map(|residual| (finished, bytes, residual))
     };
     let (finished, bytes, residual) = match weights() {
@@ -211,6 +205,16 @@ const SYNC_EVERY: u64 = 96 << 20;
 const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 
 impl Run<'_> {
+    /// Tells who watches how much there is to do, without what an earlier run did.
+    fn announce(&self, finished: &[Finished], demand: &Demand, options: &RunOptions) {
+        let work = &self.schedule.work;
+        let done = finished.iter().map(|step| work.steps[step.step] as u64).sum();
+        if !options.announced {
+            self.progress.start((work.total() + demand.work) as u64);
+        }
+        self.progress.skip(done);
+    }
+
     /// Copies the files beside the weights and does all steps that are not done. Returns all finished steps in plan order.
     fn all(
         &self,
@@ -220,11 +224,11 @@ impl Run<'_> {
     ) -> Result<Vec<Finished>> {
         self.other_files(options)?;
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
-        self.progress.start(self.schedule.work);
-        self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
         if let (Some(method), Some(calibration)) = (self.rounding.whole(), calibration) {
             self.whole(method, calibration, &mut done)?;
         }
+        self.progress.phase("writing", "tensors");
+        let before = done.len();
         let steps = Steps::new(self.inputs, self.plan, self.rounding, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
@@ -240,7 +244,7 @@ impl Run<'_> {
                 });
             }
             drop(sender);
-            self.keep_journal(&receiver, &failure)
+            self.keep_journal(&receiver, &failure, before)
         });
         if let Some((_, error)) = failure.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(error);
@@ -303,8 +307,8 @@ impl Run<'_> {
         }
     }
 
-    /// Syncs and journals until all workers are gone; returns what they finished.
-    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure) -> Vec<Finished> {
+    /// Syncs and journals until all workers are gone; returns what they finished. `before` steps were done when they began.
+    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure, before: usize) -> Vec<Finished> {
         let mut all = Vec::new();
         let mut listed = 0;
         let mut last = Instant::now();
@@ -313,6 +317,7 @@ impl Run<'_> {
                 Ok(finished) => {
                     all.push(finished);
                     all.extend(receiver.try_iter());
+                    self.progress.part((before + all.len()) as u64, self.plan.steps.len() as u64);
                     false
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => false,

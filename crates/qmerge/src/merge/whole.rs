@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::budget::Budget;
+use super::memory::weight_bytes;
 use super::parallel::attempts;
 use super::residual::is_coarse;
 use super::{Edited, Run, stopped};
@@ -14,7 +16,7 @@ use crate::error::{Result, mismatch};
 use crate::formats::{Geometry, Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Source, Step};
-use crate::round::{self, Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole};
+use crate::round::{self, Calibration, InputMoments, MAX_FEATURES, Matrix, Metric, Whole, metric_bytes};
 use crate::simd::moments::moments;
 use crate::write::Finished;
 
@@ -50,8 +52,16 @@ impl Run<'_> {
         if open.is_empty() {
             return Ok(());
         }
+        let layers = calibration.demand().layers;
+        let wanted = |name: &String| open.contains_key(name.as_str());
+        let layers = layers.iter().filter(|layer| layer.iter().flat_map(|inputs| &inputs.weights).any(wanted)).count();
+        self.progress.phase("rounding", "layers");
+        let mut number = 0;
         calibration.each(&|name| open.contains_key(name), &mut |known| {
+            number += 1;
+            self.progress.part(number, layers.max(number as usize) as u64);
             let mut metrics = Vec::new();
+            let moments: u64 = known.iter().map(|known| metric_bytes(known.moments.features)).sum();
             for known in known {
                 let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
                 let Some((_, first, _)) = weights.first() else { continue };
@@ -72,18 +82,21 @@ impl Run<'_> {
                 geometry.elements() * geometry.cols
             };
             jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
-            let finished = self.jobs(method, &jobs)?;
+            let finished = self.jobs(method, &jobs, moments)?;
             self.output.checkpoint(&finished)?;
             done.extend(finished.into_iter().map(|step| (step.step, step)));
             Ok(())
         })
     }
 
-    /// Does jobs on all threads.
-    fn jobs(&self, method: &dyn Whole, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
-        let results = attempts(jobs, self.schedule.threads, self.progress, |job| {
+    /// Does jobs on all threads, as many at a time as the memory has room for beside the moments.
+    fn jobs(&self, method: &dyn Whole, jobs: &[Job<'_>], moments: u64) -> Result<Vec<Finished>> {
+        let room = self.schedule.memory.whole.map(|bytes| Budget::new(bytes.saturating_sub(moments)));
+        let budget = room.unwrap_or_else(Budget::unlimited);
+        let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
+        let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
             let finished = self.job(method, job);
-            self.progress.advance(self.schedule.step_work[job.number]);
+            self.progress.advance(self.schedule.work.steps[job.number] as u64);
             finished
         });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));
@@ -195,7 +208,7 @@ struct Start {
 }
 
 /// A matrix of the base that an adapter changes, or that takes a coarser format. In f32 there is nothing to choose.
-fn eligible(recode: &Recode) -> bool {
+pub(super) fn eligible(recode: &Recode) -> bool {
     let geometry = recode.from.weight.geometry();
     let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
     (recode.keep && !recode.edits.is_empty() && !exact || !recode.keep && !recode.to.is_plain())

@@ -21,7 +21,8 @@ use crate::formats::Grid;
 
 pub use factor::{Cut, Factors, cut, delta_energy, sketch};
 pub use matrix::{Kept, Matrix};
-pub use moments::{Calibration, InputMoments, Known, Metric};
+pub(crate) use moments::metric_bytes;
+pub use moments::{Calibration, Demand, InputMoments, Inputs, Known, Metric};
 pub use stored::{Stored, store};
 
 /// Every method.
@@ -108,6 +109,9 @@ pub trait Whole: Sync {
     fn damping(&self) -> f32 {
         moments::DAMPING
     }
+
+    /// Nanoseconds of one thread that a value of a weight with so many inputs takes, from the base's codes or afresh.
+    fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64;
 
     /// Chooses `matrix.values`, all on its grid, and its scales.
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept;

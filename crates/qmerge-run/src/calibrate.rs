@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::round::{Calibration, InputMoments, Known};
+use qmerge::merge::Progress;
+use qmerge::round::{Calibration, Demand, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
 
 use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Watch};
-use crate::model::{Cache, Model};
+use crate::model::{Cache, Model, weight_name};
+use crate::work;
 
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
@@ -19,7 +21,7 @@ pub const WINDOWS: usize = 24;
 /// Fewest tokens that say anything about a layer's inputs.
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, and their length.
-const SEQUENCES: usize = 64;
+pub(crate) const SEQUENCES: usize = 64;
 const LENGTH: usize = 48;
 
 /// Moments of the inputs of a model's layers on some sequences. The model is the base with the adapter kept apart: the inputs are what the merged
@@ -29,6 +31,7 @@ pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
     about: String,
+    demand: Demand,
 }
 
 impl<'m, 'a> FromModel<'m, 'a> {
@@ -40,26 +43,31 @@ impl<'m, 'a> FromModel<'m, 'a> {
                 .in_file(path)
                 .with_hint("give a longer text, or none: then the model writes one itself"));
         }
-        let window = WINDOW.min(model.spec().max_positions);
+        let window = window(model);
         let windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
         let taken = WINDOWS.min(windows.len());
         let sequences: Vec<Vec<u32>> = (0..taken).map(|i| windows[i * windows.len() / taken].to_vec()).collect();
         let about = format!("{} tokens of {}", taken * window, path.display());
-        Ok(Self { model, sequences, about })
+        Ok(Self { model, sequences, about, demand: Demand::default() })
     }
 
-    /// Text that the model writes itself, from random first tokens. `memory` bounds the bytes that keys and values may take; the text does not depend on it.
-    pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>) -> Result<Self> {
-        let length = LENGTH.min(model.spec().max_positions);
-        let spec = model.spec();
-        let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
-        let together = memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize);
+    /// Text that the model writes itself, from random first tokens, so many sequences at a time; the text does not depend on that.
+    pub fn own_text(model: &'m Model<'a>, seed: u64, together: usize) -> Result<Self> {
+        let (length, together) = (length(model), together.clamp(1, SEQUENCES));
+        if let Some(progress) = model.progress() {
+            progress.phase("writing text to calibrate on", "tokens");
+        }
         let mut sequences = Vec::new();
         for first in (0..SEQUENCES).step_by(together) {
             sequences.append(&mut sample(model, first..(first + together).min(SEQUENCES), length, seed)?);
         }
         let about = format!("{} tokens that the model wrote (seed {seed})", SEQUENCES * LENGTH);
-        Ok(Self { model, sequences, about })
+        Ok(Self { model, sequences, about, demand: Demand::default() })
+    }
+
+    /// Takes what [`memory::needs`](crate::memory::needs) found out before the model was loaded.
+    pub fn expecting(self, demand: Demand) -> Self {
+        Self { demand, ..self }
     }
 }
 
@@ -74,9 +82,19 @@ impl Calibration for FromModel<'_, '_> {
         take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
     ) -> Result<()> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
-        let mut collector = Collector { wanted, take, known: Vec::new(), last: None };
+        let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
+        let progress = self.model.progress();
+        let mut collector = Collector { wanted, take, known: Vec::new(), last: None, progress, work: 0 };
         self.model.hidden(&sequences, &mut collector)?;
+        if let Some(progress) = progress {
+            // Inputs that nobody wanted.
+            progress.skip(moments_work(self.model, tokens).saturating_sub(collector.work));
+        }
         Ok(())
+    }
+
+    fn demand(&self) -> Demand {
+        self.demand.clone()
     }
 }
 
@@ -87,11 +105,14 @@ struct Collector<'c> {
     known: Vec<Known>,
     /// Number of the last input whose moments are known.
     last: Option<u64>,
+    progress: Option<&'c dyn Progress>,
+    /// Done for moments so far.
+    work: u64,
 }
 
 impl Watch for Collector<'_> {
     fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()> {
-        let name = format!("{path}.weight");
+        let name = weight_name(path);
         if !(self.wanted)(&name) {
             return Ok(());
         }
@@ -102,6 +123,11 @@ impl Watch for Collector<'_> {
             return Ok(());
         }
         let moments = second_moments(input.values(), input.tokens());
+        let done = work::moments(moments.features, moments.tokens) as u64;
+        self.work += done;
+        if let Some(progress) = self.progress {
+            progress.advance(done);
+        }
         if let Some(x) = moments.values.iter().find(|x| !x.is_finite()) {
             return Err(Error::new(Kind::NotFinite, format!("its inputs on the calibration text have the moment {x}"))
                 .in_tensor(&name)
@@ -117,6 +143,45 @@ impl Watch for Collector<'_> {
         let known = std::mem::take(&mut self.known);
         if known.is_empty() { Ok(()) } else { (self.take)(known) }
     }
+}
+
+/// Tokens of a sequence that the model writes.
+pub(crate) fn length(model: &Model<'_>) -> usize {
+    LENGTH.min(model.spec().max_positions)
+}
+
+/// Tokens of the windows that are taken of a text of so many.
+pub fn taken(model: &Model<'_>, tokens: usize) -> usize {
+    let window = window(model);
+    WINDOWS.min(tokens / window.max(1)) * window
+}
+
+/// Tokens of a window of a text.
+pub(crate) fn window(model: &Model<'_>) -> usize {
+    WINDOW.min(model.spec().max_positions)
+}
+
+/// Work of writing some sequences, so many at a time.
+pub(crate) fn writing_work(model: &Model<'_>, together: usize) -> u64 {
+    let step = |count: usize, number: usize| {
+        model.pass_work(count, number) + model.logits_work(count) + draw_work(model, count)
+    };
+    (0..SEQUENCES)
+        .step_by(together)
+        .map(|first| {
+            let count = together.min(SEQUENCES - first);
+            (1..length(model)).map(|number| step(count, number)).sum::<u64>()
+        })
+        .sum()
+}
+
+/// Work of all moments of a model's inputs.
+pub(crate) fn moments_work(model: &Model<'_>, tokens: usize) -> u64 {
+    model.inputs().iter().flatten().map(|inputs| work::moments(inputs.features, tokens) as u64).sum()
+}
+
+fn draw_work(model: &Model<'_>, sequences: usize) -> u64 {
+    (work::DRAW * (model.spec().vocab * sequences) as f64) as u64
 }
 
 /// Features whose products are computed together.
@@ -196,6 +261,7 @@ fn sample(model: &Model<'_>, numbers: Range<usize>, length: usize, seed: u64) ->
             written.push(token);
         }
         if let Some(progress) = model.progress() {
+            progress.advance(draw_work(model, sequences));
             progress.part((before + sequences * written[0].len()) as u64, (SEQUENCES * length) as u64);
         }
     }

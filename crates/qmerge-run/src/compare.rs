@@ -8,14 +8,16 @@ use std::ops::Range;
 use std::time::Instant;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
 use qmerge::simd::exp::exp;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::generate::{Sampling, generate};
+use crate::generate::{self, Sampling, generate};
 use crate::linear::Unwatched;
 use crate::model::Model;
 use crate::text::Tokenizer;
+use crate::work;
 
 /// A model and what it is called.
 #[derive(Debug)]
@@ -102,12 +104,12 @@ struct Sums {
     window_kl: Vec<f64>,
 }
 
-/// Runs all models. One of them must be called "apart". `progress` is told of windows done by all models, and of all.
+/// Runs all models, which must have been loaded with the same `progress`. One of them must be called "apart".
 pub fn compare(
     candidates: &[Candidate<'_, '_>],
     task: &Task,
     tokenizer: &Tokenizer,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &dyn Progress,
 ) -> Result<Comparison> {
     let apart = candidates.iter().position(|candidate| candidate.name == "apart");
     let apart = apart.ok_or_else(|| Error::new(Kind::Bug, "nothing to compare with"))?;
@@ -133,6 +135,8 @@ pub fn compare(
     }
     let mut sums = vec![Sums::default(); candidates.len()];
     let mut logits = vec![Vec::new(); candidates.len()];
+    progress.start(text_work(candidates, task, windows.len()) + prompts_work(candidates, task));
+    progress.phase("comparing", "windows");
     for (number, batch) in windows.chunks((task.batch / task.context).max(1)).enumerate() {
         let hidden: Vec<Vec<f32>> =
             candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
@@ -146,12 +150,14 @@ pub fn compare(
                     candidate.model.logits(hidden, columns.clone(), logits)?;
                 }
                 score(candidates, &logits, &window[start + 1..end + 1], apart, &mut sums)?;
+                progress.advance(score_work(candidates, end - start));
             }
             for (sums, before) in sums.iter_mut().zip(before) {
                 sums.window_kl.push((sums.kl - before) / (window.len() - 1) as f64);
             }
         }
-        progress((number * (task.batch / task.context).max(1) + batch.len()).min(windows.len()), windows.len());
+        let done = (number * (task.batch / task.context).max(1) + batch.len()).min(windows.len());
+        progress.part(done as u64, windows.len() as u64);
     }
     let tokens = windows.len() * (task.context - 1);
     let mut models: Vec<Figures> =
@@ -162,7 +168,7 @@ pub fn compare(
             model.gain_kept = (gain.abs() > 1e-9).then(|| (base - model.loss) / gain);
         }
     }
-    continue_prompts(candidates, task, tokenizer, apart, &mut models)?;
+    continue_prompts(candidates, task, tokenizer, apart, &mut models, progress)?;
     Ok(Comparison {
         schema_version: 1,
         text: task.text.clone(),
@@ -172,6 +178,37 @@ pub fn compare(
         prompts: task.prompts.iter().map(|prompt| tokenizer.decode(prompt)).collect::<Result<_>>()?,
         models,
     })
+}
+
+/// Work of the text.
+fn text_work(candidates: &[Candidate<'_, '_>], task: &Task, windows: usize) -> u64 {
+    let batch = (task.batch / task.context).max(1);
+    let scored = |from: usize| COLUMNS.min(task.context - 1 - from);
+    let window: u64 = (0..task.context - 1)
+        .step_by(COLUMNS)
+        .map(|from| {
+            let logits: u64 = candidates.iter().map(|candidate| candidate.model.logits_work(scored(from))).sum();
+            logits + score_work(candidates, scored(from))
+        })
+        .sum();
+    let pass = |count: usize| -> u64 {
+        let seen = task.context.div_ceil(2);
+        candidates.iter().map(|candidate| candidate.model.pass_work(count * task.context, seen)).sum()
+    };
+    let last = windows % batch;
+    windows as u64 * window + (windows / batch) as u64 * pass(batch) + if last > 0 { pass(last) } else { 0 }
+}
+
+fn score_work(candidates: &[Candidate<'_, '_>], columns: usize) -> u64 {
+    let logits: usize = candidates.iter().map(|candidate| candidate.model.spec().vocab * columns).sum();
+    (work::SCORE * logits as f64) as u64
+}
+
+fn prompts_work(candidates: &[Candidate<'_, '_>], task: &Task) -> u64 {
+    let each = |candidate: &Candidate<'_, '_>| -> u64 {
+        task.prompts.iter().map(|prompt| generate::work(candidate.model, prompt.len(), task.continuation)).sum()
+    };
+    candidates.iter().map(each).sum()
 }
 
 /// Adds some columns of logits to the sums. `next` holds the token that follows each column.
@@ -316,11 +353,14 @@ fn continue_prompts(
     tokenizer: &Tokenizer,
     apart: usize,
     models: &mut [Figures],
+    progress: &dyn Progress,
 ) -> Result<()> {
     if task.prompts.is_empty() {
         return Ok(());
     }
     let mut all: Vec<Vec<Vec<u32>>> = Vec::new();
+    progress.phase("continuing prompts", "continuations");
+    let (mut written, continuations) = (0, (candidates.len() * task.prompts.len()) as u64);
     for (candidate, figures) in candidates.iter().zip(&mut *models) {
         let (mut answers, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
         for prompt in &task.prompts {
@@ -339,6 +379,8 @@ fn continue_prompts(
             seconds += since.elapsed().as_secs_f64();
             figures.generations.push(tokenizer.decode(&answer)?);
             answers.push(answer);
+            written += 1;
+            progress.part(written, continuations);
         }
         figures.tokens_per_second = (tokens > 0).then(|| tokens as f64 / seconds.max(1e-9));
         all.push(answers);

@@ -154,6 +154,16 @@ impl<'a> Linear<'a> {
         if self.transposed { Ok(()) } else { watch.input(&self.name, x) }
     }
 
+    /// Values of the layer's matrix.
+    pub fn values(&self) -> usize {
+        self.inputs * self.outputs
+    }
+
+    /// True if [`Linear::show`] shows its inputs.
+    pub fn is_shown(&self) -> bool {
+        !self.transposed
+    }
+
     /// Bytes as stored.
     pub fn bytes(&self) -> u64 {
         self.weight.base().bytes()

@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Progress};
+use qmerge::merge::{self, Estimate, Progress};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options};
+use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::round::Demand;
 
 use super::merge::{Found, plan_and_run, show};
 use super::{format, run_options, settings, usage};
@@ -26,7 +27,9 @@ pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
     let run = run_options(&args.running);
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
+    let prepare = |plan: &Plan| merge::estimate(plan, options.rounding, &run, &Demand::default());
+    let takes = |estimate: &Estimate| (estimate.memory, estimate.work);
+    plan_and_run(&inputs, &options, &args.output, &args.running, prepare, takes, |plan, _| {
         merge::run(&inputs, plan, options.rounding, None, &args.output, &run, progress)
     })
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Progress};
+use qmerge::merge::{Memory, Progress};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::{Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
+use super::rounding::Prepared;
 use super::{format, open, read_options, rounding, run_options, settings};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
@@ -80,8 +81,10 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let choice = rounding::choose(&inputs, &options, args)?;
     rounding::refuse_useless(&choice, &args.calibrating)?;
     let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };
-    plan_and_run(&inputs, &options, &args.output, &run, &args.running, |plan| {
-        rounding::run(&inputs, plan, &choice, &args.calibrating, &args.output, &run, progress)
+    let prepare = |plan: &Plan| rounding::prepare(&inputs, plan, choice.rounding, &args.calibrating, &run);
+    let takes = |prepared: &Prepared<'_>| (prepared.estimate.memory, prepared.work());
+    plan_and_run(&inputs, &options, &args.output, &args.running, prepare, takes, |plan, prepared| {
+        rounding::run(&inputs, plan, choice.rounding, prepared, &args.output, &run, progress)
     })
 }
 
@@ -101,26 +104,31 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 }
 
 /// Plans, then merges if it is no dry run.
-pub(super) fn plan_and_run(
+pub(super) fn plan_and_run<P>(
     inputs: &Inputs,
     options: &Options,
     output: &Path,
-    run: &merge::RunOptions,
     args: &Running,
-    merge: impl FnOnce(&Plan) -> error::Result<Report>,
+    prepare: impl FnOnce(&Plan) -> error::Result<P>,
+    takes: impl FnOnce(&P) -> (Memory, f64),
+    merge: impl FnOnce(&Plan, P) -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
     let plan = Plan::new(inputs, options)?;
+    let prepared = prepare(&plan)?;
     if args.dry_run {
-        let memory = merge::memory(&plan, run)?;
-        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
+        let (memory, work) = takes(&prepared);
+        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory, work))));
     }
-    let report = merge(&plan)?;
+    let report = merge(&plan, prepared)?;
     if let (Some(path), Some(form)) = (&args.report, form) {
         let document = serde_json::to_value(&report).unwrap_or_default();
         match form {
             Form::Json => page::write_json(path, &document)?,
             Form::Html => page::write(path, Some(&document), None)?,
+        }
+        if !args.quiet {
+            show::note(&format!("the report is in {}", path.display()));
         }
     }
     Ok(Found::Report(Box::new(report)))

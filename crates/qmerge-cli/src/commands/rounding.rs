@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::{self, Progress};
+use qmerge::merge::{self, Estimate, Progress};
 use qmerge::plan::{Action, Inputs, Options, Plan};
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Rounding, Stored};
+use qmerge::round::{self, Calibration, Demand, Rounding, Stored};
+use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, families};
 
-use super::calibrate;
+use super::calibrate::Text;
 use crate::args::{Calibrating, MergeArgs};
 
 /// A method and why it was taken.
@@ -76,42 +77,80 @@ pub(super) fn runs(inputs: &Inputs) -> Result<(), String> {
     families::spec(config).map(|_| ()).map_err(|error| error.to_string())
 }
 
+/// What a merge is calibrated on, and what all of it takes.
+pub(super) struct Prepared<'p> {
+    source: Source<'p>,
+    pub(super) estimate: Estimate,
+    /// Work before the merge begins, in nanoseconds of one thread.
+    before: f64,
+}
+
+/// Where a merge's moments come from.
+enum Source<'p> {
+    /// The method needs none.
+    None,
+    Stored(Stored),
+    Run(Text<'p>, Needs),
+}
+
+impl Prepared<'_> {
+    /// All work, in nanoseconds of one thread.
+    pub(super) fn work(&self) -> f64 {
+        self.before + self.estimate.work
+    }
+}
+
+/// Looks at what a merge will take, and fits it into the memory that it may use, before any of it is done.
+pub(super) fn prepare<'p>(
+    inputs: &Inputs,
+    plan: &Plan,
+    rounding: &'static dyn Rounding,
+    calibrating: &'p Calibrating,
+    options: &merge::RunOptions,
+) -> error::Result<Prepared<'p>> {
+    let estimate = |demand: &Demand| merge::estimate(plan, rounding, options, demand);
+    if rounding.whole().is_none() {
+        return Ok(Prepared { source: Source::None, estimate: estimate(&Demand::default())?, before: 0.0 });
+    }
+    if let Some(path) = &calibrating.calibration {
+        let stored = Stored::open(path, &inputs.base)?;
+        let estimate = estimate(&stored.demand())?;
+        return Ok(Prepared { source: Source::Stored(stored), estimate, before: 0.0 });
+    }
+    let text = Text::read(inputs, calibrating.calibrate.as_deref())?;
+    let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
+    let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
+    let (estimate, before) = (estimate(&needs.demand)?, needs.before);
+    Ok(Prepared { source: Source::Run(text, needs), estimate, before })
+}
+
 /// Runs the merge, with a calibration if the method needs one.
 pub(super) fn run(
     inputs: &Inputs,
     plan: &Plan,
-    choice: &Choice,
-    calibrating: &Calibrating,
+    rounding: &'static dyn Rounding,
+    prepared: Prepared<'_>,
     output: &Path,
     options: &merge::RunOptions,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
+    let options = merge::RunOptions { announced: true, ..options.clone() };
     let merge = |calibration: Option<&mut dyn Calibration>| {
-        merge::run(inputs, plan, choice.rounding, calibration, output, options, progress)
+        merge::run(inputs, plan, rounding, calibration, output, &options, progress)
     };
-    if choice.rounding.whole().is_none() {
-        return merge(None);
+    merge::refuse_existing(output, &options)?;
+    progress.start(prepared.work() as u64);
+    match prepared.source {
+        Source::None => merge(None),
+        Source::Stored(mut stored) => merge(Some(&mut stored)),
+        Source::Run(text, needs) => {
+            // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
+            let engine =
+                qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
+            let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
+            merge(Some(&mut text.calibration(&model, plan.seed, needs)?))
+        }
     }
-    merge::refuse_existing(output, options)?;
-    if let Some(path) = &calibrating.calibration {
-        let mut stored = Stored::open(path, &inputs.base)?;
-        progress.phase("rounding");
-        return merge(Some(&mut stored));
-    }
-    // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
-    let held = options.max_memory.map(|limit| limit / 4);
-    let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
-    let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
-    let mut calibration = calibrate::from_model(
-        inputs,
-        &model,
-        calibrating.calibrate.as_deref(),
-        plan.seed,
-        options.max_memory,
-        progress,
-    )?;
-    progress.phase("rounding");
-    merge(Some(&mut calibration))
 }
 
 /// Options that only some methods take.

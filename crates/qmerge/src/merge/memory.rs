@@ -23,7 +23,7 @@ const READ_AGAIN: u64 = 4 * 4;
 /// Most directions of a delta that are told apart.
 const DIRECTIONS: u64 = 64;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
-const FIXED_BYTES: u64 = 24 << 20;
+pub const PROGRAM_BYTES: u64 = 24 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
 const STEPS_IN_FLIGHT: usize = 3;
 
@@ -103,7 +103,7 @@ pub(super) fn fit(
 /// What stands in memory all the while.
 fn beside(plan: &Plan, demand: &Demand) -> u64 {
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
-    FIXED_BYTES + headers + demand.held
+    PROGRAM_BYTES + headers + demand.held
 }
 
 /// Weights that go by in chunks.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use edited::Edited;
-pub use memory::Memory;
+pub use memory::{Memory, PROGRAM_BYTES};
 pub(crate) use parallel::parallel;
 pub use progress::{Progress, Silent, stopped};
 

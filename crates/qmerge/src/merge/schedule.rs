@@ -192,7 +192,13 @@ fn stages(number: usize, step: &Step, rounding: &'static dyn Rounding, elements:
     };
     match &step.action {
         Action::Copy { entry } => {
-            vec![stage(Pass::Copy, entry.bytes.div_ceil(TASK_BYTES), TASK_BYTES, entry.bytes, work::copied(entry.bytes))]
+            vec![stage(
+                Pass::Copy,
+                entry.bytes.div_ceil(TASK_BYTES),
+                TASK_BYTES,
+                entry.bytes,
+                work::copied(entry.bytes),
+            )]
         }
         Action::Recode(recode) => {
             let rows = recode.from.weight.geometry().rows as u64;

@@ -169,11 +169,8 @@ impl Calibration for Stored {
         let features =
             |kept: &Kept| kept.weights.first().and_then(|name| self.file.get(name)).map_or(0, |entry| entry.shape[0]);
         let inputs = |kept: &Kept| Inputs { features: features(kept), weights: kept.weights.clone() };
-        let layers: Vec<Vec<Inputs>> = self
-            .inputs
-            .chunk_by(|a, b| a.layer == b.layer)
-            .map(|layer| layer.iter().map(inputs).collect())
-            .collect();
+        let layers: Vec<Vec<Inputs>> =
+            self.inputs.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer.iter().map(inputs).collect()).collect();
         let largest = self.inputs.iter().map(features).max().unwrap_or(0);
         // A layer's moments while the last of them is read and turned into numbers.
         let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();

@@ -612,12 +612,18 @@ pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
         bytes(plan.output.bytes)
     );
     anstream::println!(
-        "{} weights merged, {} recoded or replaced, {} tensors copied; {} threads, at most {} of memory",
+        "{} weights merged, {} recoded or replaced, {} tensors copied",
         plan.merged,
         plan.recoded,
         plan.copied,
-        plan.threads,
+    );
+    let reason = plan.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+    let threads = if plan.threads == 1 { "1 thread".into() } else { format!("{} threads", plan.threads) };
+    anstream::println!(
+        "rounding {}{reason}: {} of memory, about {} on {threads}",
+        plan.rounding,
         bytes(plan.memory_bytes),
+        seconds(plan.seconds),
     );
     anstream::println!();
     let mut table = table(&["weight", "from", "to", "shape", "scale", "adapters"]);

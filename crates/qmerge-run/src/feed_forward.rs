@@ -9,6 +9,7 @@ use crate::attention::softmax;
 use crate::linear::{Input, Linear, Watch};
 use crate::spec::{self, Activation, Spec};
 use crate::tensors::Tensors;
+use crate::work;
 
 /// `down(act(gate x) · up x)`, or without a gate `down(act(up x))`.
 #[derive(Debug)]
@@ -52,22 +53,53 @@ impl<'a> FeedForward<'a> {
         }
     }
 
-    /// The same to look at.
-    pub(crate) fn all(&self) -> Vec<&Linear<'a>> {
-        let (router, dense) = match self {
-            Self::Dense(dense) => (None, std::slice::from_ref(dense)),
-            Self::Routed(routed) => (Some(&routed.router), routed.experts.as_slice()),
-        };
-        router.into_iter().chain(dense.iter().flat_map(|one| one.inputs.iter().chain([&one.down]))).collect()
-    }
-
-    pub(crate) fn linears(&mut self) -> Vec<&mut Linear<'a>> {
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear<'a>> {
         match self {
-            Self::Dense(dense) => dense.linears().collect(),
+            Self::Dense(dense) => dense.linears_mut().collect(),
             Self::Routed(routed) => {
-                let experts = routed.experts.iter_mut().flat_map(Dense::linears);
+                let experts = routed.experts.iter_mut().flat_map(Dense::linears_mut);
                 std::iter::once(&mut routed.router).chain(experts).collect()
             }
+        }
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear<'a>> {
+        self.together().concat()
+    }
+
+    /// The linear layers in groups that are given the same input, in the order in which they are shown.
+    pub(crate) fn together(&self) -> Vec<Vec<&Linear<'a>>> {
+        match self {
+            Self::Dense(dense) => dense.together().into(),
+            Self::Routed(routed) => {
+                let experts = routed.experts.iter().flat_map(Dense::together);
+                std::iter::once(vec![&routed.router]).chain(experts).collect()
+            }
+        }
+    }
+
+    /// Work of so many tokens.
+    pub(crate) fn work(&self, tokens: usize) -> f64 {
+        let all = |linears: Vec<&Linear<'a>>, columns: f64| -> f64 {
+            linears.iter().map(|linear| work::linear(linear.values(), columns)).sum()
+        };
+        match self {
+            Self::Dense(dense) => all(dense.together().concat(), tokens as f64),
+            Self::Routed(routed) => {
+                // Each token goes to some experts; an expert without tokens is not decoded.
+                let served = (tokens * routed.per_token) as f64 / routed.experts.len().max(1) as f64;
+                let used = served.min(1.0);
+                let experts = routed.experts.iter().map(|expert| all(expert.together().concat(), served.max(1.0)));
+                work::linear(routed.router.values(), tokens as f64) + used * experts.sum::<f64>()
+            }
+        }
+    }
+
+    /// Largest width of what is between the matrices.
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.width,
+            Self::Routed(routed) => routed.experts.iter().map(|expert| expert.width).max().unwrap_or(0),
         }
     }
 }
@@ -91,8 +123,12 @@ impl<'a> Dense<'a> {
         Ok(Self { inputs, down, width, gated, activation: spec.activation })
     }
 
-    fn linears(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
         self.inputs.iter_mut().chain(std::iter::once(&mut self.down))
+    }
+
+    fn together(&self) -> [Vec<&Linear<'a>>; 2] {
+        [self.inputs.iter().collect(), vec![&self.down]]
     }
 
     fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {

@@ -26,12 +26,14 @@ pub mod fields;
 pub mod generate;
 
 pub mod linear;
+pub mod memory;
 pub mod model;
 mod norm;
 pub mod rope;
 pub mod spec;
 pub mod tensors;
 pub mod text;
+mod work;
 
 pub use linear::Unwatched;
 pub use model::{Cache, Model, Options};

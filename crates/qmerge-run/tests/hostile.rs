@@ -31,7 +31,8 @@ fn run(inputs: &mut Inputs, json: &Map<String, Value>) -> Result<()> {
     let options = Options { threads: 1, held: Some(0), progress: None };
     let done = Model::new(&tensors, options).and_then(|model| {
         let hidden = model.hidden(&[&[0, 1, 2], &[3]], &mut Unwatched)?;
-        model.logits(&hidden, 2..3)
+        let mut logits = Vec::new();
+        model.logits(&hidden, 2..3, &mut logits).map(|()| logits)
     });
     inputs.base.config = Some(own);
     done.map(|_| ())

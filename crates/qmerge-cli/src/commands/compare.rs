@@ -30,7 +30,7 @@ const PROMPT: usize = 32;
 const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
-    let bar = Bar::counting("windows");
+    let bar = Bar::new(false);
     let found = find(args, &bar);
     bar.clear();
     let found = found?;
@@ -107,14 +107,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         continuation: args.continuation,
         batch,
     };
-    let mut before = 0;
-    let found = compare(&candidates, &task, &tokenizer, &mut |done, all| {
-        if before == 0 {
-            progress.start(all as u64);
-        }
-        progress.advance((done - before) as u64);
-        before = done;
-    })?;
+    let found = compare(&candidates, &task, &tokenizer, progress)?;
     if let (Some(path), Some(form)) = (&args.report, form) {
         let document = serde_json::to_value(&found).unwrap_or_default();
         match form {

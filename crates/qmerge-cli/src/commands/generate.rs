@@ -8,7 +8,7 @@ use anyhow::Result;
 use qmerge::error::{self, Error};
 use qmerge::merge::{Progress, Silent};
 use qmerge::plan::Plan;
-use qmerge_run::generate::{Sampling, generate};
+use qmerge_run::generate::{self, Sampling, generate};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
@@ -93,16 +93,17 @@ pub(crate) fn find(
         return Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"));
     }
     let engine = options(&args.engine, 1, BESIDE, progress)?;
-    let mut model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
+    let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     tokenizer.check(&prompt, model.spec().vocab)?;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     let (mut tokens, mut printed) = (Vec::new(), 0);
     let mut clock = None;
-    progress.start(args.max_tokens as u64);
+    progress.start(generate::work(&model, prompt.len(), args.max_tokens));
+    progress.phase("writing", "tokens");
     generate(&model, &prompt, args.max_tokens, sampling, tokenizer.stop(), |token| {
         clock.get_or_insert_with(Instant::now);
-        progress.advance(1);
         tokens.push(token);
+        progress.part(tokens.len() as u64, args.max_tokens as u64);
         let Ok(text) = tokenizer.decode(&tokens) else { return false };
         // A character of several bytes may come in several tokens.
         let ready = text.trim_end_matches('\u{fffd}');

@@ -60,11 +60,14 @@ impl Folder {
         create(&self.locks)?;
         let _lock = lock(&self.locks.join(format!("{}.lock", file.etag)), progress)?;
         if blob.exists() {
-            progress.advance(file.size.unwrap_or(0));
+            progress.skip(file.size.unwrap_or(0));
             return Ok(());
         }
         let partial = self.path.join("blobs").join(format!("{}.incomplete", file.etag));
-        Transfer { client, file, partial: &partial, progress, counted: 0 }.all()?;
+        // What an earlier download left is no work of this one.
+        let there = fs::metadata(&partial).map_or(0, |meta| meta.len()).min(file.size.unwrap_or(u64::MAX));
+        progress.skip(if file.size.is_some() { there } else { 0 });
+        Transfer { client, file, partial: &partial, progress, counted: there }.all()?;
         check(file, &partial)?;
         fs::rename(&partial, &blob).map_err(|error| Error::io("rename into place", &blob, error))
     }

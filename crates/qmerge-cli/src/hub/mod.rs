@@ -106,7 +106,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
             Error::new(Kind::Usage, "no Hugging Face cache to download into").with_hint("set HF_HUB_CACHE or HF_HOME")
         );
     };
-    progress.phase(&format!("looking for {id}"));
+    progress.phase(&format!("looking for {id}"), "");
     let client = Client::new()?;
     let listing = client.listing(id)?;
     let names = needed::needed(&listing.names)
@@ -119,6 +119,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
             return Err(qmerge::merge::stopped());
         }
     }
+    progress.phase(&format!("downloading {id}"), "");
     progress.start(files.iter().filter_map(|file| file.size).sum());
     let folder = cache::Folder::new(&cache, id);
     for file in &files {
@@ -133,8 +134,8 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
 pub(crate) struct Beside<'a>(pub(crate) &'a dyn Progress);
 
 impl Progress for Beside<'_> {
-    fn phase(&self, name: &str) {
-        self.0.phase(name);
+    fn phase(&self, name: &str, unit: &str) {
+        self.0.phase(name, unit);
     }
 
     fn cancelled(&self) -> bool {

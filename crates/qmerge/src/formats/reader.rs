@@ -1,10 +1,19 @@
 //! Reads and decodes rows of a weight, whatever its format.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{Claim, Grid, MAX_WHOLE_PART};
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
+
+/// Most bytes that a thread keeps between two reads.
+const MOST_KEPT: usize = 4 << 20;
+
+thread_local! {
+    /// Bytes of the rows that a thread reads, by part, used again for the next rows.
+    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A weight of a checkpoint, ready to be decoded row by row. It may be used from several threads.
 #[derive(Debug)]
@@ -113,7 +122,9 @@ impl<'a> Reader<'a> {
     /// Calls `f` with the bytes of these rows.
     fn with_parts<T>(&self, rows: &Range<usize>, f: impl FnOnce(&[&[u8]]) -> T) -> Result<T> {
         let weight = &self.claim.weight;
-        let mut read = vec![Vec::new(); self.whole.len()];
+        // Taken out meanwhile, whatever `f` does.
+        let mut read = READ.take();
+        read.resize_with(read.len().max(self.whole.len()), Vec::new);
         if self.held.is_none() {
             for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut read) {
                 if let Some(range) = weight.part_rows(part, rows) {
@@ -130,6 +141,10 @@ impl<'a> Reader<'a> {
         let parts: Vec<&[u8]> = stored
             .map(|(part, (whole, read))| whole.as_deref().or_else(|| held(part)).unwrap_or(read.as_slice()))
             .collect();
-        Ok(f(&parts))
+        let done = f(&parts);
+        if read.iter().map(Vec::capacity).sum::<usize>() <= MOST_KEPT {
+            READ.set(read);
+        }
+        Ok(done)
     }
 }

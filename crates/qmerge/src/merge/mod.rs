@@ -4,14 +4,18 @@
 //! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
+pub(crate) mod budget;
 mod edited;
 mod fingerprint;
 mod judge;
+mod memory;
 mod parallel;
+mod progress;
 mod residual;
 mod schedule;
 mod step;
 mod whole;
+mod work;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,8 +26,9 @@ use std::time::{Duration, Instant};
 pub use edited::Edited;
 pub(crate) use fingerprint::content;
 pub use judge::Judge;
+pub use memory::{Memory, PROGRAM_BYTES};
 pub(crate) use parallel::parallel;
-pub use schedule::Memory;
+pub use progress::{Progress, Silent, stopped};
 pub(crate) use whole::transposed;
 
 use crate::adapters::Adapter;
@@ -35,7 +40,7 @@ use crate::report::{
     self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
     WeightReport, verdict,
 };
-use crate::round::{Calibration, Kept};
+use crate::round::{Calibration, Demand, Kept};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -55,6 +60,8 @@ pub struct RunOptions<'a> {
     pub started: Option<Instant>,
     /// Runs the merged model before it gets its name, for the report.
     pub judge: Option<&'a dyn Judge>,
+    /// True if whoever watches was told of the work already ([`Progress::start`]), as a part of more.
+    pub announced: bool,
 }
 
 impl RunOptions<'_> {
@@ -71,41 +78,19 @@ pub(crate) fn threads(chosen: usize) -> usize {
     }
 }
 
-/// Told of the work done, and asked whether to go on.
-pub trait Progress: Sync {
-    /// What is being done, in words, where it takes long before any work is counted.
-    fn phase(&self, _name: &str) {}
-    /// How much of that is done.
-    fn part(&self, _done: u64, _total: u64) {}
-    /// Total work, in bytes read and written.
-    fn start(&self, _total: u64) {}
-    /// Work done since the last call.
-    fn advance(&self, _bytes: u64) {}
-    /// True to stop; the output stays unfinished.
-    fn cancelled(&self) -> bool {
-        false
-    }
+/// What a run takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate {
+    /// Memory, with threads and chunks that fit the bound.
+    pub memory: Memory,
+    /// Work, in nanoseconds of one thread as they were measured elsewhere: that of the calibration included.
+    pub work: f64,
 }
 
-impl std::fmt::Debug for dyn Progress + '_ {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Progress")
-    }
-}
-
-/// What is returned to a caller who asked to stop.
-pub fn stopped() -> Error {
-    Error::new(Kind::Cancelled, "stopped")
-}
-
-/// Nobody watches.
-pub struct Silent;
-
-impl Progress for Silent {}
-
-/// Predicts the memory of a run.
-pub fn memory(plan: &Plan, options: &RunOptions<'_>) -> Result<Memory> {
-    Schedule::new(plan, options.threads(), options.max_memory).map(|schedule| schedule.memory)
+/// Predicts what a run takes. `demand` is that of its calibration. Errors if the bound on memory cannot be held.
+pub fn estimate(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Result<Estimate> {
+    let schedule = Schedule::new(plan, options, demand)?;
+    Ok(Estimate { memory: schedule.memory, work: schedule.work.total() + demand.work })
 }
 
 /// Merges: writes the output and its report, and returns the report.
@@ -128,20 +113,24 @@ pub fn run(
         refuse_repeat(&inputs.base, &hashes)?;
     }
     residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
-    let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
+    let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
+    let schedule = Schedule::new(plan, options, &demand)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
     let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
     residual::check(plan, &output, &finished)?;
     let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
+    run.announce(&finished, &demand, options);
     let weights = || {
         let not_copied = run.other_files(options)?;
         let finished = run.all(finished, calibration.take())?;
+        progress.phase("bringing the output to the disk", "");
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
+        progress.advance(schedule.work.sync as u64);
         let residual = run.residual()?;
         judge::behaviour(options.judge, inputs, plan, &output)
             .map(|behaviour| (finished, bytes, residual, behaviour, not_copied))
@@ -240,15 +229,25 @@ const JOURNAL_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_
 const JOURNAL_SHARE: u32 = 20;
 
 impl Run<'_> {
+    /// Tells who watches how much there is to do, without what an earlier run did.
+    fn announce(&self, finished: &[Finished], demand: &Demand, options: &RunOptions<'_>) {
+        let work = &self.schedule.work;
+        let done = finished.iter().map(|step| work.steps[step.step] as u64).sum();
+        if !options.announced {
+            self.progress.start((work.total() + demand.work) as u64);
+        }
+        self.progress.skip(done);
+    }
+
     /// Does all steps that are not done. Returns all finished steps in plan order.
     fn all(&self, finished: Vec<Finished>, calibration: Option<&mut dyn Calibration>) -> Result<Vec<Finished>> {
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
-        self.progress.start(self.schedule.work);
-        self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
         if let Some(calibration) = calibration {
             self.whole(calibration, &mut done)?;
         }
         self.turned(&mut done)?;
+        self.progress.phase("writing", "tensors");
+        let before = done.len();
         let steps = Steps::new(self.inputs, self.plan, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
@@ -264,7 +263,7 @@ impl Run<'_> {
                 });
             }
             drop(sender);
-            self.keep_journal(&receiver, &failure)
+            self.keep_journal(&receiver, &failure, before)
         });
         if let Some((_, error)) = failure.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(error);
@@ -329,8 +328,8 @@ impl Run<'_> {
         }
     }
 
-    /// Syncs and journals until all workers are gone; returns what they finished.
-    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure) -> Vec<Finished> {
+    /// Syncs and journals until all workers are gone; returns what they finished. `before` steps were done when they began.
+    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure, before: usize) -> Vec<Finished> {
         let mut all = Vec::new();
         let mut listed = 0;
         let (mut last, mut every) = (Instant::now(), JOURNAL_EVERY[0]);
@@ -339,6 +338,7 @@ impl Run<'_> {
                 Ok(finished) => {
                     all.push(finished);
                     all.extend(receiver.try_iter());
+                    self.progress.part((before + all.len()) as u64, self.plan.steps.len() as u64);
                     false
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => false,

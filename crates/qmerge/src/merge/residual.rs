@@ -5,6 +5,7 @@
 //! complete, and cut in the plain norm, since nothing is known of their inputs.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
@@ -172,7 +173,11 @@ impl Run<'_> {
         let claims: HashMap<&str, _> = inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
         let mut numbers: Vec<usize> = modules.keys().copied().collect();
         numbers.sort_unstable();
+        self.progress.phase("cutting what rounding left", "weights");
+        let (count, work) = (AtomicU64::new(0), self.schedule.work.residual / numbers.len().max(1) as f64);
         let parts = parallel(&numbers, self.schedule.threads, self.progress, |&number| {
+            self.progress.part(count.fetch_add(1, Ordering::Relaxed) + 1, numbers.len() as u64);
+            self.progress.advance(work as u64);
             let step = &self.plan.steps[number];
             let Action::Recode(recode) = &step.action else {
                 return Err(Error::new(Kind::Bug, "no residual of a copy"));

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::budget::Budget;
+use super::memory::{turned_bytes, weight_bytes};
 use super::parallel::attempts;
 use super::residual::is_coarse;
 use super::{Edited, Run, stopped};
@@ -13,7 +15,7 @@ use crate::error::{Result, mismatch};
 use crate::formats::{Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Step};
-use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole};
+use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole, metric_bytes};
 use crate::simd::moments::{Moments, moments};
 use crate::write::Finished;
 
@@ -45,8 +47,16 @@ impl Run<'_> {
         if open.is_empty() {
             return Ok(());
         }
+        let layers = calibration.demand().layers;
+        let wanted = |name: &String| open.contains_key(name.as_str());
+        let layers = layers.iter().filter(|layer| layer.iter().flat_map(|inputs| &inputs.weights).any(wanted)).count();
+        self.progress.phase("rounding", "layers");
+        let mut number = 0;
         calibration.each(&|name| open.contains_key(name), &mut |known| {
+            number += 1;
+            self.progress.part(number, layers.max(number as usize) as u64);
             let mut metrics = Vec::new();
+            let moments: u64 = known.iter().map(|known| metric_bytes(known.moments.features)).sum();
             for known in known {
                 let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
                 let Some((_, first, recode)) = weights.first() else { continue };
@@ -69,7 +79,7 @@ impl Run<'_> {
                 geometry.elements() * geometry.cols
             };
             jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
-            let finished = self.jobs(&jobs)?;
+            let finished = self.jobs(&jobs, moments)?;
             self.output.checkpoint(&finished)?;
             done.extend(finished.into_iter().map(|step| (step.step, step)));
             Ok(())
@@ -90,11 +100,14 @@ impl Run<'_> {
                 _ => None,
             })
             .collect();
-        let results = attempts(&open, self.schedule.threads, self.progress, |&(number, step, recode)| {
-            let finished = self.turn(number, step, recode);
-            self.progress.advance(self.schedule.step_work[number]);
-            finished
-        });
+        let budget = self.schedule.memory.whole.map_or_else(Budget::unlimited, Budget::new);
+        let weigh = |&(_, _, recode): &(usize, &Step, &Recode)| turned_bytes(recode);
+        let results =
+            attempts(&budget, weigh, &open, self.schedule.threads, self.progress, |&(number, step, recode)| {
+                let finished = self.turn(number, step, recode);
+                self.progress.advance(self.schedule.work.steps[number] as u64);
+                finished
+            });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&open[at].1.name));
         let finished = results.into_iter().map(named).collect::<Result<Vec<Finished>>>()?;
         if !finished.is_empty() {
@@ -136,11 +149,14 @@ impl Run<'_> {
         Ok(late)
     }
 
-    /// Does jobs on all threads.
-    fn jobs(&self, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
-        let results = attempts(jobs, self.schedule.threads, self.progress, |job| {
+    /// Does jobs on all threads, as many at a time as the memory has room for beside the moments.
+    fn jobs(&self, jobs: &[Job<'_>], moments: u64) -> Result<Vec<Finished>> {
+        let room = self.schedule.memory.whole.map(|bytes| Budget::new(bytes.saturating_sub(moments)));
+        let budget = room.unwrap_or_else(Budget::unlimited);
+        let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
+        let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
             let finished = self.job(job);
-            self.progress.advance(self.schedule.step_work[job.number]);
+            self.progress.advance(self.schedule.work.steps[job.number] as u64);
             finished
         });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));

@@ -17,7 +17,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, InputMoments, Known};
+use super::moments::{Calibration, Demand, InputMoments, Inputs, Known, metric_bytes};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry};
@@ -206,6 +206,25 @@ impl Calibration for Stored {
 
     fn identity(&self) -> Result<String> {
         crate::merge::content(&self.file.files)
+    }
+
+    fn demand(&self) -> Demand {
+        let features = |kept: &Kept| {
+            kept.weights
+                .first()
+                .and_then(|name| self.file.get(name))
+                .and_then(|entry| entry.shape.first().copied())
+                .unwrap_or(0)
+        };
+        let inputs = |kept: &Kept| Inputs { features: features(kept), weights: kept.weights.clone() };
+        let layers: Vec<Vec<Inputs>> =
+            self.inputs.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer.iter().map(inputs).collect()).collect();
+        let largest = self.inputs.iter().map(features).max().unwrap_or(0);
+        // A layer's moments while the last of them is read and turned into numbers.
+        let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
+        let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
+        // Reading is nothing beside the rounding.
+        Demand { layers, held: 0, working, work: 0.0 }
     }
 
     fn each(

@@ -361,6 +361,30 @@ fn trained_tokens_change_both_ends_of_a_tie() {
     assert_eq!(merged.config["tie_word_embeddings"], false);
 }
 
+/// An adapter that was trained tied changes both ends alike; a method that draws rounds each copy on its own, and then the flag is false.
+#[test]
+fn the_flag_says_whether_stored_copies_are_equal() {
+    let table = f32s("model.embed_tokens.weight", &[TOKENS, WIDTH]);
+    let [a, b] = embedding_pair("model.embed_tokens");
+    let turned = |tensor: &Tensor, name: &str| {
+        let (rows, cols, values) = (tensor.2[0], tensor.2[1], floats(&tensor.3));
+        let bytes = (0..rows * cols).flat_map(|i| values[i % rows * cols + i / rows].to_le_bytes()).collect();
+        (format!("base_model.model.lm_head.lora_{name}.weight"), Dtype::F32, vec![cols, rows], bytes)
+    };
+    let head = [turned(&b, "A"), turned(&a, "B")];
+    let mut case = Case::new(
+        vec![table.clone(), renamed(&table, "lm_head.weight")],
+        config("llama", json!({"tie_word_embeddings": true})),
+    )
+    .adapter(&[&[a, b][..], &head[..]].concat(), json!({"ensure_weight_tying": true}));
+    let merged = case.merge();
+    assert_eq!(merged.get("lm_head.weight"), merged.get("model.embed_tokens.weight"));
+    assert!(merged.get("lm_head.weight") != case.base("lm_head.weight"));
+    assert_eq!(merged.config["tie_word_embeddings"], true);
+    case.options.rounding = qmerge::round::by_id("stochastic").unwrap();
+    assert_eq!(case.merge().config["tie_word_embeddings"], false);
+}
+
 /// The flag is true and both are stored, but differ: transformers 5 takes them for two tensors, and so does the merge.
 #[test]
 fn a_stored_head_that_differs_is_a_tensor_of_its_own() {

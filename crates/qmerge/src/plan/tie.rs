@@ -66,6 +66,20 @@ pub(super) fn settle(
     let group = Group { inputs, head: &head, members: &members };
     if !members.iter().any(|member| group.parts(wanted, member)) {
         group.share(names, wanted);
+        let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
+        let is_rounded = |member: &&String| {
+            let edits = wanted.edits.get(*member).map_or(&[][..], Vec::as_slice);
+            edits.iter().any(|(_, edit)| edit.plan.scale().is_some())
+        };
+        // A method that draws rounds each stored copy by its own name.
+        if options.rounding.is_random() && stored.len() > 1 && stored.iter().any(is_rounded) {
+            config.untie = true;
+            warnings.push(format!(
+                "the embeddings are stored {} times, and `--rounding {}` rounds each on its own: tie_word_embeddings is false now",
+                stored.len(),
+                options.rounding.id()
+            ));
+        }
         return Ok(Vec::new());
     }
     let only_low_rank = members

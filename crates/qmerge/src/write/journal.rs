@@ -268,14 +268,14 @@ mod tests {
         let file = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
         let mut journal = Journal { file, failed: None };
         let first = journal.append(&steps()).unwrap_err();
-        journal.file = tempfile_for_tests("after");
+        journal.file = unnamed();
         assert_eq!(journal.append(&steps()).unwrap_err().to_string(), first.to_string());
         assert_eq!(journal.file.metadata().unwrap().len(), 0);
     }
 
     #[cfg(target_os = "linux")]
-    fn tempfile_for_tests(name: &str) -> File {
-        let path = std::env::temp_dir().join(format!("qmerge-journal-{name}-{}", std::process::id()));
+    fn unnamed() -> File {
+        let path = std::env::temp_dir().join(format!("qmerge-journal-unnamed-{}", std::process::id()));
         let file = open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         file

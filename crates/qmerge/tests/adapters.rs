@@ -381,7 +381,7 @@ fn the_flag_says_whether_stored_copies_are_equal() {
     assert_eq!(merged.get("lm_head.weight"), merged.get("model.embed_tokens.weight"));
     assert!(merged.get("lm_head.weight") != case.base("lm_head.weight"));
     assert_eq!(merged.config["tie_word_embeddings"], true);
-    case.options.rounding = qmerge::round::by_id("stochastic").unwrap();
+    case.options.rounding = qmerge::plan::Method::Named(qmerge::round::by_id("stochastic").unwrap());
     assert_eq!(case.merge().config["tie_word_embeddings"], false);
 }
 

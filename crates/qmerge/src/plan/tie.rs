@@ -72,12 +72,11 @@ pub(super) fn settle(
             edits.iter().any(|(_, edit)| edit.plan.scale().is_some())
         };
         // A method that draws rounds each stored copy by its own name.
-        if options.rounding.is_random() && stored.len() > 1 && stored.iter().any(is_rounded) {
+        if options.rounding.draws_plain(&options.data) && stored.len() > 1 && stored.iter().any(is_rounded) {
             config.untie = true;
             warnings.push(format!(
-                "the embeddings are stored {} times, and `--rounding {}` rounds each on its own: tie_word_embeddings is false now",
-                stored.len(),
-                options.rounding.id()
+                "the embeddings are stored {} times, and the rounding draws for each on its own: tie_word_embeddings is false now",
+                stored.len()
             ));
         }
         return Ok(Vec::new());

@@ -36,12 +36,12 @@ impl Tokenizer {
                 .with_hint("copy it from where the model was published; older formats must be converted first"));
         };
         let path = folder.join("tokenizer.json");
-        let text = read_if(&path, LARGEST_TOKENIZER)?.unwrap_or_default();
-        let inner = tokenizers::Tokenizer::from_bytes(text)
+        let bytes = read_if(&path, LARGEST_TOKENIZER)?.unwrap_or_default();
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
         let json = |name: &str| -> Result<Option<Value>> {
             let path = folder.join(name);
-            let parsed = read_if(&path, LARGEST)?.map(|text| serde_json::from_str(&text));
+            let parsed = text_if(&path)?.map(|text| serde_json::from_str(&text));
             parsed.transpose().map_err(|error| broken(&path, format!("not JSON: {error}")))
         };
         let config = json("tokenizer_config.json")?.unwrap_or_default();
@@ -58,7 +58,7 @@ impl Tokenizer {
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
         let own = folder.join("chat_template.jinja");
-        let template = match read_if(&own, LARGEST)? {
+        let template = match text_if(&own)? {
             Some(text) => Some((own, text)),
             None => config
                 .get("chat_template")
@@ -148,17 +148,22 @@ fn broken(path: &Path, problem: String) -> Error {
         .with_hint("the file is damaged: copy it again from where the model was published")
 }
 
-/// The text of a file that need not exist. Errors if it has more bytes than such a file ever has.
-fn read_if(path: &Path, most: u64) -> Result<Option<String>> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(most + 1).read_to_string(&mut text));
+/// A file that need not exist. Errors if it has more bytes than such a file ever has.
+fn read_if(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
     match read {
-        Ok(_) if text.len() as u64 > most => Err(broken(path, format!("more than {} MiB", most >> 20))),
-        Ok(_) => Ok(Some(text)),
+        Ok(_) if bytes.len() as u64 > most => Err(broken(path, format!("more than {} MiB", most >> 20))),
+        Ok(_) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(broken(path, "not UTF-8".into())),
         Err(error) => Err(Error::io("read", path, error)),
     }
+}
+
+/// The same as text.
+fn text_if(path: &Path) -> Result<Option<String>> {
+    let text = read_if(path, LARGEST)?.map(String::from_utf8).transpose();
+    text.map_err(|_| broken(path, "not UTF-8".into()))
 }
 
 /// A template is a string, or a list of named ones.
@@ -179,7 +184,7 @@ mod tests {
     fn files_are_read_up_to_a_limit() {
         let path = std::env::temp_dir().join(format!("qmerge-text-{}", std::process::id()));
         std::fs::write(&path, "12345").unwrap();
-        assert_eq!(read_if(&path, 5).unwrap().as_deref(), Some("12345"));
+        assert_eq!(read_if(&path, 5).unwrap().as_deref(), Some(&b"12345"[..]));
         let error = read_if(&path, 4).unwrap_err().to_string();
         assert!(error.contains("more than"), "{error}");
         // A file that takes no space on disk is refused without being read whole.

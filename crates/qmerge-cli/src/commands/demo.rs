@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 
 use crate::Outcome;
 use crate::args::{Cli, Command, DemoArgs};

@@ -247,7 +247,7 @@ fn unfit_models_are_named() {
             &["`model.embed_tokens.weight`", "1024 × 256", "different models"],
         ),
         ("layers\": 4", "layers\": 0", &["config.json", "`num_hidden_layers` is 0", "copy config.json"]),
-        ("\"silu\"", "\"relu6\"", &["config.json", "`hidden_act` is `relu6`"]),
+        ("\"silu\"", "\"relu6\"", &["config.json", "`hidden_act` is \"relu6\""]),
     ] {
         assert!(good.contains(from), "{from}");
         std::fs::write(&path, good.replace(from, to)).unwrap();

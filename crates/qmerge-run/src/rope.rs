@@ -266,6 +266,8 @@ pub struct Angles {
 
 impl Angles {
     /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions.
+    // Widths are those that `Rope::read` checked against a head's.
+    #[allow(clippy::indexing_slicing)]
     pub fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
         let (left, right) = x[..2 * self.pairs * tokens].split_at_mut(self.pairs * tokens);
         for i in 0..self.pairs {

@@ -275,7 +275,7 @@ mod tests {
         let path = folder.join("moments.safetensors");
         store(&model, &mut Two, Dtype::F32, &path).unwrap();
         let metadata = Checkpoint::open_weights(&path).unwrap().metadata.concat();
-        let mut open = |inputs: &str, shape: [usize; 2], value: f32| {
+        let open = |inputs: &str, shape: [usize; 2], value: f32| {
             let mut metadata: std::collections::HashMap<String, String> = metadata.iter().cloned().collect();
             metadata.insert(INPUTS.into(), inputs.into());
             let data: Vec<u8> = vec![value; shape[0] * shape[1]].into_iter().flat_map(f32::to_le_bytes).collect();

@@ -266,6 +266,8 @@ pub struct Angles {
 
 impl Angles {
     /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions.
+    // Widths are those that `Rope::read` checked against a head's.
+    #[allow(clippy::indexing_slicing)]
     pub fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
         let (left, right) = x[..2 * self.pairs * tokens].split_at_mut(self.pairs * tokens);
         for i in 0..self.pairs {
@@ -275,6 +277,28 @@ impl Angles {
             for ((a, b), (cos, sin)) in pairs.zip(self.cos[angles.clone()].iter().zip(&self.sin[angles])) {
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Theta, features, pair, position; and the bits of frequency, cosine and sine from exact arithmetic (mpmath, 200 bits), each rounded to f32.
+    #[test]
+    fn angles_are_the_same_to_the_bit_on_every_machine() {
+        for (theta, dims, pair, position, bits) in [
+            (1e4, 64, 1, 7, [0x3f3f_f911, 0x3f02_ee57, 0xbf5b_fbf8]),
+            (1e4, 64, 31, 4_095, [0x390b_d472, 0x3f5a_c4ff, 0x3f04_f364]),
+            (5e5, 128, 20, 8_191, [0x3c87_a9c3, 0xbf59_2809, 0xbf07_91cd]),
+            (1e6, 256, 3, 131_071, [0x3f39_305c, 0xbf6a_32ce, 0x3ece_c1b8]),
+            (1e4, 64, 0, 2, [0x3f80_0000, 0xbed5_1133, 0x3f68_c7b7]),
+        ] {
+            let rope = Rope { dims, theta, scaling: Scaling::None, factor: 1.0, max_positions: position + 1 };
+            let angles = rope.angles(position..position + 1, position + 1);
+            let got = [rope.frequencies(position + 1)[pair], angles.cos[pair], angles.sin[pair]];
+            assert_eq!(got.map(f32::to_bits), bits, "{theta} {dims} {pair} {position}: {got:?}");
         }
     }
 }

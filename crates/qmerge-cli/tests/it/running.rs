@@ -150,7 +150,12 @@ fn generate_says_what_it_thinks_of_its_options_and_why_it_ended() {
     // The same prompt from the standard input, with the line's end that a shell puts behind it.
     let mut args = GENERATE;
     args[4] = "-";
-    let mut piped = qmerge(folder.path(), &args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut piped = qmerge(folder.path(), &args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     piped.stdin.take().unwrap().write_all(b"And the\n").unwrap();
     assert_eq!(piped.wait_with_output().unwrap().stdout, cut.stdout);
 }
@@ -241,8 +246,8 @@ fn unfit_models_are_named() {
             "hidden_size\": 256",
             &["`model.embed_tokens.weight`", "1024 × 256", "different models"],
         ),
-        ("layers\": 4", "layers\": 0", &["config.json", "`num_hidden_layers` is zero", "copy config.json"]),
-        ("\"silu\"", "\"relu6\"", &["config.json", "`hidden_act` is `relu6`"]),
+        ("layers\": 4", "layers\": 0", &["config.json", "`num_hidden_layers` is 0", "copy config.json"]),
+        ("\"silu\"", "\"relu6\"", &["config.json", "`hidden_act` is \"relu6\""]),
     ] {
         assert!(good.contains(from), "{from}");
         std::fs::write(&path, good.replace(from, to)).unwrap();

@@ -194,10 +194,12 @@ class Plan(Record):
     base: Model
     output: Model
     rounding: str
+    reason: Optional[str]
     merged: int
     recoded: int
     copied: int
     threads: int
+    seconds: float
     memory_bytes: int
     files: list[dict[str, Any]]
     weights: list[dict[str, Any]]

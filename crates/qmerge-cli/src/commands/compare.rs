@@ -39,6 +39,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     } else {
         show::comparison(&found)
     }
+    show::written(args.report.as_deref());
     Ok(Outcome::Done)
 }
 

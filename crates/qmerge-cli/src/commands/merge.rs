@@ -127,9 +127,6 @@ pub(super) fn plan_and_run<P>(
             Form::Json => page::write_json(path, &document)?,
             Form::Html => page::write(path, Some(&document), None)?,
         }
-        if !args.quiet {
-            show::note(&format!("the report is in {}", path.display()));
-        }
     }
     Ok(Found::Report(Box::new(report)))
 }
@@ -146,6 +143,9 @@ pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
             }
             show::report(report);
         }
+    }
+    if !args.quiet && matches!(found, Found::Report(_)) {
+        show::written(args.report.as_deref());
     }
     Ok(())
 }

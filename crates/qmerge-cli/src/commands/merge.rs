@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{Memory, Progress};
+use qmerge::merge::{self, Memory, Progress};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::{Report, quoted};
@@ -81,7 +81,12 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let choice = rounding::choose(&inputs, &options, args)?;
     rounding::refuse_useless(&choice, &args.calibrating)?;
     let options = Options { rounding: choice.rounding, reason: choice.reason.clone(), ..options };
-    let prepare = |plan: &Plan| rounding::prepare(&inputs, plan, choice.rounding, &args.calibrating, &run);
+    let prepare = |plan: &Plan| {
+        if !args.running.dry_run {
+            merge::refuse_existing(&args.output, &run)?;
+        }
+        rounding::prepare(&inputs, plan, choice.rounding, &args.calibrating, &run, progress)
+    };
     let takes = |prepared: &Prepared<'_>| (prepared.estimate.memory, prepared.work());
     plan_and_run(&inputs, &options, &args.output, &args.running, prepare, takes, |plan, prepared| {
         rounding::run(&inputs, plan, choice.rounding, prepared, &args.output, &run, progress)
@@ -110,7 +115,7 @@ pub(super) fn plan_and_run<P>(
     output: &Path,
     args: &Running,
     prepare: impl FnOnce(&Plan) -> error::Result<P>,
-    takes: impl FnOnce(&P) -> (Memory, f64),
+    takes: impl FnOnce(&P) -> (Memory, u64),
     merge: impl FnOnce(&Plan, P) -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;

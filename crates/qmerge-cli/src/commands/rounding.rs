@@ -82,7 +82,7 @@ pub(super) struct Prepared<'p> {
     source: Source<'p>,
     pub(super) estimate: Estimate,
     /// Work before the merge begins, in nanoseconds of one thread.
-    before: f64,
+    before: u64,
 }
 
 /// Where a merge's moments come from.
@@ -95,7 +95,7 @@ enum Source<'p> {
 
 impl Prepared<'_> {
     /// All work, in nanoseconds of one thread.
-    pub(super) fn work(&self) -> f64 {
+    pub(super) fn work(&self) -> u64 {
         self.before + self.estimate.work
     }
 }
@@ -107,17 +107,18 @@ pub(super) fn prepare<'p>(
     rounding: &'static dyn Rounding,
     calibrating: &'p Calibrating,
     options: &merge::RunOptions,
+    progress: &dyn Progress,
 ) -> error::Result<Prepared<'p>> {
     let estimate = |demand: &Demand| merge::estimate(plan, rounding, options, demand);
     if rounding.whole().is_none() {
-        return Ok(Prepared { source: Source::None, estimate: estimate(&Demand::default())?, before: 0.0 });
+        return Ok(Prepared { source: Source::None, estimate: estimate(&Demand::default())?, before: 0 });
     }
     if let Some(path) = &calibrating.calibration {
         let stored = Stored::open(path, &inputs.base)?;
         let estimate = estimate(&stored.demand())?;
-        return Ok(Prepared { source: Source::Stored(stored), estimate, before: 0.0 });
+        return Ok(Prepared { source: Source::Stored(stored), estimate, before: 0 });
     }
-    let text = Text::read(inputs, calibrating.calibrate.as_deref())?;
+    let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
     let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
     let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
     let (estimate, before) = (estimate(&needs.demand)?, needs.before);
@@ -138,8 +139,7 @@ pub(super) fn run(
     let merge = |calibration: Option<&mut dyn Calibration>| {
         merge::run(inputs, plan, rounding, calibration, output, &options, progress)
     };
-    merge::refuse_existing(output, &options)?;
-    progress.start(prepared.work() as u64);
+    progress.start(prepared.work());
     match prepared.source {
         Source::None => merge(None),
         Source::Stored(mut stored) => merge(Some(&mut stored)),

@@ -50,6 +50,7 @@ impl Run<'_> {
             })
             .collect();
         if open.is_empty() {
+            self.progress.skip(calibration.demand().work);
             return Ok(());
         }
         let layers = calibration.demand().layers;
@@ -96,7 +97,7 @@ impl Run<'_> {
         let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
         let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
             let finished = self.job(method, job);
-            self.progress.advance(self.schedule.work.steps[job.number] as u64);
+            self.progress.advance(self.schedule.work.steps[job.number]);
             finished
         });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));

@@ -60,15 +60,15 @@ def main():
     worst = 1.0
     for when, line in seen:
         said, truth = seconds(line), end - when
-        # A second is the finest that it says.
-        if said is not None and when > 0.1 * end and truth > 2:
+        # A second is the finest that it says, and the last lump of work ends when it ends.
+        if said is not None and when > 0.1 * end and truth > max(2, 0.02 * end):
             worst = max(worst, (said + 0.5) / truth, truth / (said + 0.5))
     for tenth in range(1, 10):
         line = [line for when, line in seen if when <= end * tenth / 10][-1:] or ["(nothing)"]
         said = seconds(line[0])
         ratio = "" if said is None else f"{said / (end * (1 - tenth / 10)):.2f}"
         print(f"{tenth * 10:3} %  {ratio:>5}  {line[0]}")
-    print(f"from a tenth on, until two seconds before the end: at most {worst:.2f} times too long or too short")
+    print(f"from a tenth on, until the last moments: at most {worst:.2f} times too long or too short")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The whole program on a random NF4 Llama, against a copy of the same files and against PEFT, in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama
-    python3 benches/whole_program.py [--size 1b|7b] [--runs 5] [--folder DIR] [--peft PYTHON]
+    python3 benches/whole_program.py [--size 1b|7b] [--runs 5] [--folder DIR] [--rounding METHOD] [--peft PYTHON]
 
-Each round does `cp -r base copy && sync`, then `qmerge merge && sync`; medians and the median of the ratios are printed. With --peft, PEFT's
+Each round does `cp -r base copy && sync`, then `qmerge merge --rounding nearest && sync`, which is what PEFT does (the default method runs the model: minutes, see README); medians and the median of the ratios are printed. With --peft, PEFT's
 load + merge + save is timed once by the given interpreter (its imports are not counted), and qmerge's speed is given as a multiple.
 """
 
@@ -34,6 +34,7 @@ def main():
     parser.add_argument("--size", default="1b")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", default="/tmp/qmerge-bench")
+    parser.add_argument("--rounding", default="nearest")
     parser.add_argument("--peft", help="a Python with peft, bitsandbytes and transformers")
     args = parser.parse_args()
     model = os.path.join(args.folder, args.size)
@@ -41,7 +42,7 @@ def main():
     if not os.path.exists(base):
         subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size], check=True)
     copy, out = os.path.join(args.folder, "copy"), os.path.join(args.folder, "out")
-    merge = [os.path.join(TARGET, "qmerge"), "merge", "--quiet", "--base", base, "--adapter", adapter, "-o", out]
+    merge = [os.path.join(TARGET, "qmerge"), "merge", "--quiet", "--base", base, "--adapter", adapter, "-o", out, "--rounding", args.rounding]
     rows = []
     for number in range(args.runs + 1):
         for folder in (copy, out, out + ".partial"):

@@ -193,6 +193,16 @@ fn fixed(x: f64, digits: usize) -> String {
     }
 }
 
+/// A prediction, as fine as it is true.
+fn roughly(s: f64) -> String {
+    match s {
+        ..1.0 => "less than a second".into(),
+        ..90.0 => format!("{s:.0} s"),
+        ..5400.0 => format!("{:.0} min", s / 60.0),
+        _ => format!("{:.1} h", s / 3600.0),
+    }
+}
+
 fn share(x: f64) -> String {
     if x.is_finite() { format!("{} %", fixed(100.0 * x, 1)) } else { "-".into() }
 }
@@ -279,6 +289,13 @@ pub(crate) fn report(report: &Report) {
 /// The command that a merge is followed by.
 pub(crate) fn next(line: &str) {
     anstream::println!("{BOLD}next{BOLD:#}: {line}");
+}
+
+/// Where a report was written that was asked for.
+pub(crate) fn written(path: Option<&std::path::Path>) {
+    if let Some(path) = path {
+        note(&format!("the report is in {}", path.display()));
+    }
 }
 
 fn weights_table(report: &Report) -> Table {
@@ -620,10 +637,10 @@ pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
     let reason = plan.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
     let threads = if plan.threads == 1 { "1 thread".into() } else { format!("{} threads", plan.threads) };
     anstream::println!(
-        "rounding {}{reason}: {} of memory, about {} on {threads}",
+        "rounding {}{reason}: about {} of memory and {} on {threads}",
         plan.rounding,
         bytes(plan.memory_bytes),
-        seconds(plan.seconds),
+        roughly(plan.seconds),
     );
     anstream::println!();
     let mut table = table(&["weight", "from", "to", "shape", "scale", "adapters"]);

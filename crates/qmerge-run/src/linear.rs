@@ -244,11 +244,10 @@ impl<'a> Linear<'a> {
 
     fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let step = self.weight.base().claim().weight.geometry().row_step.max(1);
-        // Enough chunks for all threads, of whole steps. One column needs no buffer.
+        // Enough chunks for all threads, of whole steps, which stay in a cache: their bytes too, which may have to be read from the file.
         let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
         let most = match x.tokens() {
-            1 => share,
-            2..=FEW => CHUNK / self.inputs.max(1),
+            ..=FEW => share.min(CHUNK / self.inputs.max(1)),
             _ => share.min(ROWS).next_multiple_of(HEIGHT),
         };
         let rows = most.max(1).next_multiple_of(step);
@@ -260,12 +259,8 @@ impl<'a> Linear<'a> {
             }
             // Nothing below waits for other workers, so none comes by here with the cell taken.
             DECODED.with_borrow_mut(|(base, values)| {
-                let some = if x.tokens() <= FEW { CHUNK / self.inputs.max(1) } else { rows.len() };
-                let some = some.max(1).next_multiple_of(step);
-                for (start, y) in rows.clone().step_by(some).zip(y.chunks_mut((some * x.tokens()).max(1))) {
-                    self.decode(&(start..(start + some).min(rows.end)), base, values)?;
-                    matmul(values, &x.columns, false, y);
-                }
+                self.decode(&rows, base, values)?;
+                matmul(values, &x.columns, false, y);
                 Ok(())
             })
         })

@@ -19,7 +19,7 @@ pub struct Needs {
     /// Sequences that it writes at a time.
     pub together: usize,
     /// Work of getting ready, in nanoseconds of one thread.
-    pub before: f64,
+    pub before: u64,
 }
 
 /// What a calibration takes: on some tokens of a text, or on one that the model writes. `model` is the base alone, with nothing held; `plan` has the adapters.
@@ -45,11 +45,11 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
             layers,
             held: factors(plan) + states,
             working: passing.max(writing.saturating_sub(states)),
-            work: (read + calibrate::moments_work(model, tokens)) as f64,
+            work: read + calibrate::moments_work(model, tokens),
         },
         weights: model.bytes_per_token(),
         together,
-        before: if text.is_some() { 0.0 } else { calibrate::writing_work(model, together) as f64 },
+        before: if text.is_some() { 0 } else { calibrate::writing_work(model, together) },
     }
 }
 

@@ -149,6 +149,11 @@ impl<'a> Model<'a> {
 
     /// Holds weights in the order of their use while they fit.
     fn hold(&mut self, limit: u64) -> Result<()> {
+        if limit > 0
+            && let Some(progress) = self.progress
+        {
+            progress.phase("reading the weights", "");
+        }
         let head = self.head.as_mut().unwrap_or(&mut self.embed);
         let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
         for linear in std::iter::once(head).chain(layers) {
@@ -428,7 +433,8 @@ fn add(x: &mut [f32], y: &mut [f32], norm: &Option<Normalize>, tokens: usize, sc
     }
 }
 
-pub(crate) fn half_of_free_memory() -> u64 {
+/// What may be taken for stored weights where nobody set a bound.
+pub fn half_of_free_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

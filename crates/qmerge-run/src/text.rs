@@ -152,12 +152,6 @@ fn read_if(path: &Path) -> Result<Option<String>> {
     text.map(Some).map_err(|_| broken(path, "not UTF-8".into()))
 }
 
-/// The same as text.
-fn text_if(path: &Path) -> Result<Option<String>> {
-    let text = read_if(path, LARGEST)?.map(String::from_utf8).transpose();
-    text.map_err(|_| broken(path, "not UTF-8".into()))
-}
-
 /// A template is a string, or a list of named ones.
 fn default_template(value: &Value) -> Option<String> {
     let named = || {

@@ -6,7 +6,7 @@
 const DECODE: f64 = 0.5;
 /// Per product with many columns, and with one.
 const PRODUCT: f64 = 0.027;
-const SINGLE: f64 = 0.25;
+const SINGLE: f64 = 0.09;
 /// Per score of attention and feature of a head, with all that is done to it.
 const ATTENTION: f64 = 0.08;
 /// Per logit that a token is drawn by, and that is scored.

@@ -104,7 +104,7 @@ def merge(
         report: also write the report to this `.json` or `.html` file.
         adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
         safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
-        progress: a function that is told the bytes done and in all, or True for a bar. What it raises stops the merge.
+        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar. What it raises stops the merge.
         progressbar: PEFT's name for `progress=True`.
 
     Raises:
@@ -216,7 +216,7 @@ def verify(
 
     Args:
         min_survival: share of the delta from which it counts as kept (0.5).
-        progress: a function that is told the tensors done and in all, or True for a bar.
+        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
     """
     options = flags(
         base=base,
@@ -262,7 +262,7 @@ def compare(
         context: tokens of a window (512).
         windows: most windows (all).
         continuation: tokens of a continuation (64); 0 for none.
-        progress: a function that is told the windows done and in all, or True for a bar.
+        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
     """
     options = flags(
         base=base,
@@ -370,7 +370,7 @@ def truncate(
         calibration: a file that `calibrate` stored for this base: the model is not run.
         seed: seed of the text that the model writes.
         dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
-        progress: a function that is told the modules done and in all, or True for a bar.
+        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
     """
     options = flags(
         adapter=adapter,

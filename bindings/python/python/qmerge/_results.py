@@ -232,6 +232,7 @@ class Plan(Record):
     recoded: int
     copied: int
     threads: int
+    seconds: float
     memory_bytes: int
     files: list[dict[str, Any]]
     weights: list[dict[str, Any]]

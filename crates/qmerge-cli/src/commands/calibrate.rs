@@ -48,9 +48,9 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     }
     let inputs = open_with(&args.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let text = Text::read(&inputs, args.text.as_deref())?;
+    let text = Text::read(&inputs, args.text.as_deref(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
-    progress.start((needs.before + needs.demand.work) as u64);
+    progress.start(needs.before + needs.demand.work);
     let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let calibration = text.calibration(&model, args.seed, false, needs)?;
@@ -71,8 +71,9 @@ pub(super) enum Text<'p> {
 
 impl<'p> Text<'p> {
     /// Reads and tokenizes a file, if there is one.
-    pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>) -> error::Result<Self> {
+    pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>, progress: &dyn Progress) -> error::Result<Self> {
         let Some(path) = path else { return Ok(Self::Own) };
+        progress.phase("reading the text", "");
         let tokenizer = Tokenizer::open(&folders(inputs))?;
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     } else {
         show::comparison(&found)
     }
+    show::written(args.report.as_deref());
     Ok(Outcome::Done)
 }
 
@@ -58,6 +59,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         .iter()
         .map(|(_, inputs)| Plan::new(inputs, &apart_options(&args.meaning)))
         .collect::<error::Result<Vec<_>>>()?;
+    progress.phase("reading the text", "");
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let text = read_text(&args.text)?;
     let tokens = tokenizer.encode(&text)?;

@@ -9,6 +9,7 @@ use qmerge::error::{self, Error};
 use qmerge::merge::{Progress, Silent};
 use qmerge::plan::Plan;
 use qmerge_run::generate::{self, Sampling, generate};
+use qmerge_run::model::half_of_free_memory;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
@@ -151,9 +152,7 @@ pub(super) fn options<'a>(
             return Err(usage(format!("--max-memory is not enough: running takes at least {needed} MiB")));
         }
         Some(limit) => Some((limit - beside) / models),
-        None if models == 1 => None,
-        // Several models would each take half of what is free.
-        None => Some(0),
+        None => Some(half_of_free_memory() / models),
     };
     Ok(Options { threads: args.threads, held, progress: Some(progress) })
 }

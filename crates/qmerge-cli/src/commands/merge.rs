@@ -116,7 +116,10 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let plan = Plan::new(&inputs, &options)?;
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
-    let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run)?;
+    if !args.running.dry_run {
+        merge::refuse_existing(&args.output, &run)?;
+    }
+    let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run, progress)?;
     let takes = (prepared.estimate.memory, prepared.work());
     dry_or_run(&inputs, &plan, &args.output, &args.running, takes, || {
         rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)
@@ -159,7 +162,7 @@ pub(super) fn dry_or_run(
     plan: &Plan,
     output: &Path,
     args: &Running,
-    (memory, work): (Memory, f64),
+    (memory, work): (Memory, u64),
     merge: impl FnOnce() -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
@@ -178,9 +181,6 @@ pub(super) fn dry_or_run(
             Form::Json => page::write_json(path, &document)?,
             Form::Html => page::write(path, Some(&document), None)?,
         }
-        if !args.quiet {
-            show::note(&format!("the report is in {}", path.display()));
-        }
     }
     Ok(Found::Report(Box::new(report)))
 }
@@ -197,6 +197,9 @@ pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
             }
             show::report(report);
         }
+    }
+    if !args.quiet && matches!(found, Found::Report(_)) {
+        show::written(args.report.as_deref());
     }
     Ok(())
 }

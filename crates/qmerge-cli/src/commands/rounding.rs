@@ -64,7 +64,7 @@ pub(super) struct Prepared<'p> {
     is_measured: bool,
     pub(super) estimate: Estimate,
     /// Work before the merge begins, in nanoseconds of one thread.
-    before: f64,
+    before: u64,
 }
 
 /// Where a merge's moments come from.
@@ -77,7 +77,7 @@ enum Source<'p> {
 
 impl Prepared<'_> {
     /// All work, in nanoseconds of one thread.
-    pub(super) fn work(&self) -> f64 {
+    pub(super) fn work(&self) -> u64 {
         self.before + self.estimate.work
     }
 }
@@ -89,17 +89,18 @@ pub(super) fn prepare<'p>(
     calibrating: &'p Calibrating,
     measure: Measure,
     options: &merge::RunOptions<'_>,
+    progress: &dyn Progress,
 ) -> error::Result<Prepared<'p>> {
     let is_measured = is_measured(inputs, plan, measure)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, estimate, before) = if !plan.is_calibrated() {
-        (Source::None, estimate(&Demand::default())?, 0.0)
+        (Source::None, estimate(&Demand::default())?, 0)
     } else if let Some(path) = &calibrating.calibration {
         let stored = Stored::open(path, &inputs.base)?;
         let estimate = estimate(&stored.demand())?;
-        (Source::Stored(stored), estimate, 0.0)
+        (Source::Stored(stored), estimate, 0)
     } else {
-        let text = Text::read(inputs, calibrating.calibrate.as_deref())?;
+        let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
         let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
         let (estimate, before) = (estimate(&needs.demand)?, needs.before);
@@ -127,8 +128,7 @@ pub(super) fn run(
         let options = merge::RunOptions { judge, announced: true, ..options.clone() };
         merge::run(inputs, plan, calibration, output, &options, progress)
     };
-    merge::refuse_existing(output, options)?;
-    progress.start(prepared.work() as u64);
+    progress.start(prepared.work());
     match prepared.source {
         Source::None => merge(None, &judge),
         Source::Stored(mut stored) => merge(Some(&mut stored), &judge),

@@ -76,9 +76,9 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         options.reason = Some(format!("the model cannot be run ({reason}): cut in the plain norm of its values"));
         return cut(None, &options);
     }
-    let text = Text::read(&inputs, args.calibrate.as_deref())?;
+    let text = Text::read(&inputs, args.calibrate.as_deref(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
-    progress.start((needs.before + needs.demand.work) as u64 + work(adapter, &options)?);
+    progress.start(needs.before + needs.demand.work + work(adapter, &options)?);
     options.announced = true;
     let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::error::Kind;
@@ -23,6 +24,34 @@ impl Progress for Until {
 
     fn cancelled(&self) -> bool {
         self.done.load(Ordering::Relaxed) >= self.until
+    }
+}
+
+/// Work that was told of, and how much of it was done when the command returned.
+#[derive(Default)]
+struct Told {
+    starts: AtomicU64,
+    total: AtomicU64,
+    done: AtomicU64,
+    phases: Mutex<Vec<String>>,
+}
+
+impl Progress for Told {
+    fn start(&self, work: u64) {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        self.total.store(work, Ordering::Relaxed);
+    }
+
+    fn advance(&self, work: u64) {
+        self.done.fetch_add(work, Ordering::Relaxed);
+    }
+
+    fn skip(&self, work: u64) {
+        self.total.fetch_sub(work, Ordering::Relaxed);
+    }
+
+    fn phase(&self, name: &str, _: &str) {
+        self.phases.lock().unwrap().push(name.to_owned());
     }
 }
 
@@ -83,4 +112,50 @@ fn everything_can_be_stopped() {
         }
     }
     assert!(!Path::new(&out).exists());
+}
+
+/// Whoever watches is told of all work at once, and of each part of it when that is done: no more, no less.
+#[test]
+fn all_work_that_is_told_of_is_done() {
+    let folder = Folder::new();
+    let (base, adapter, text) = (demo("base-nf4"), demo("adapter"), demo("calibration.txt"));
+    let [out, moments, cut] = ["out", "moments.safetensors", "cut"].map(|name| folder.join(name).display().to_string());
+    let sources = ["--base", &base, "--adapter", &adapter];
+    let writing = "writing text to calibrate on";
+    let commands: [(&[&str], &[&str]); 14] = [
+        (&["merge", "-o", &out, "--force"], &[writing, "rounding", "writing", "bringing the output to the disk"]),
+        (&["merge", "-o", &out, "--force", "--calibrate", &text], &["rounding", "writing"]),
+        (
+            &["merge", "-o", &out, "--force", "--residual-rank", "2", "--fast"],
+            &["writing", "cutting what rounding left"],
+        ),
+        (&["merge", "-o", &out, "--force", "--residual-rank", "2"], &[writing, "cutting what rounding left"]),
+        (&["merge", "-o", &out, "--force", "--rounding", "nearest"], &["writing"]),
+        (&["merge", "-o", &out, "--force", "--rounding", "nearest", "--to", "nf4"], &["writing"]),
+        (&["verify", "--merged", &out], &["checking"]),
+        (&["compare", "--merged", &out, "--text", &text, "--windows", "3"], &["comparing", "continuing prompts"]),
+        (&["compare", "--text", &text, "--context", "50", "--continuation", "9"], &["comparing", "continuing prompts"]),
+        (&["generate", "--prompt", "The", "--max-tokens", "7"], &["writing"]),
+        (&["generate", "--prompt", "The", "--max-tokens", "700"], &["writing"]),
+        (&["calibrate", "-o", &moments, "--force"], &[writing, "taking moments"]),
+        (&["merge", "-o", &out, "--force", "--calibration", &moments], &["rounding"]),
+        (&["truncate", "--rank", "2", "-o", &cut, "--calibrate", &text], &["cutting"]),
+    ];
+    for (command, phases) in commands {
+        let told = Told::default();
+        // The adapter of a truncation has no short name of its own.
+        call(words(&[command, &sources[..]].concat()), &told).unwrap_or_else(|error| panic!("{command:?}: {error:?}"));
+        let [starts, total, done] = [&told.starts, &told.total, &told.done].map(|told| told.load(Ordering::Relaxed));
+        assert_eq!((starts, done), (1, total), "{command:?}");
+        assert!(total > 0, "{command:?}");
+        let seen = told.phases.into_inner().unwrap();
+        assert!(phases.iter().all(|phase| seen.iter().any(|seen| seen == phase)), "{command:?}: {seen:?}");
+    }
+    // What an earlier run did is no work of the one that goes on with it.
+    let progress = Until { done: AtomicU64::new(0), until: 1_500_000_000 };
+    let merge = ["merge", "-o", &out, "--force", "--calibrate", &text, "--threads", "1"];
+    call(words(&[&merge[..], &sources[..]].concat()), &progress).unwrap_err();
+    let told = Told::default();
+    call(words(&[&merge[..], &["--resume"], &sources[..]].concat()), &told).unwrap();
+    assert_eq!(told.done.into_inner(), told.total.into_inner());
 }

@@ -373,3 +373,35 @@ fn weights_that_cannot_be_rounded_as_a_whole_keep_the_adapter_too() {
         }
     }
 }
+
+/// What a dry run says of memory holds, for calibrated rounding too, and so does a bound on it.
+#[test]
+fn memory_is_as_predicted_and_stays_below_its_bound() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let json = |extra: &[&str]| -> Result<serde_json::Value, String> {
+        let output = run(folder.path(), &[&MERGE[..], &["--force", "--json", "--threads", "2"], extra].concat());
+        if output.status.success() { Ok(serde_json::from_str(&stdout(&output)).unwrap()) } else { Err(stderr(&output)) }
+    };
+    let bytes = || std::fs::read(folder.join("out/model.safetensors")).unwrap();
+    for method in [&[][..], &["--calibrate", TEXT], &["--residual-rank", "2"], &["--fast"], &["--to", "int8"]] {
+        let predicted = json(&[method, &["--dry-run"]].concat()).unwrap()["memory_bytes"].as_u64().unwrap();
+        let report = json(method).unwrap();
+        let Some(truth) = report["summary"]["peak_rss_bytes"].as_u64() else { return };
+        let ratio = predicted as f64 / truth as f64;
+        // Of so small a model the program itself takes most without calibration.
+        let most = if method == ["--fast"] { 4.0 } else { 2.0 };
+        assert!((0.8..most).contains(&ratio), "{method:?}: {predicted} predicted, {truth} taken");
+        let whole = bytes();
+        // The least that it says it needs is enough, gives the same bytes, and is held.
+        let refusal = json(&[method, &["--max-memory", "1M"]].concat()).unwrap_err();
+        let least = refusal.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let least: u64 = least.parse().unwrap();
+        let report = json(&[method, &["--max-memory", &format!("{least}MiB")]].concat()).unwrap();
+        assert!(bytes() == whole, "{method:?}");
+        let truth = report["summary"]["peak_rss_bytes"].as_u64().unwrap();
+        assert!(truth < (least << 20) * 11 / 10, "{method:?}: {truth} taken of {least} MiB");
+        assert!(json(&[method, &["--max-memory", &format!("{}MiB", least - 1)]].concat()).is_err());
+    }
+    assert!(!folder.join("out.partial").exists());
+}

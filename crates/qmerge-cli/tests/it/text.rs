@@ -7,7 +7,9 @@ fn settled(folder: &Folder, text: &str) -> String {
     let mut text = text.replace(folder.path().to_str().unwrap(), "FOLDER");
     for (from, to) in [
         (r"written in .* m?s(, .* of memory)?", "written in TIME"),
-        (r"at most [0-9.]+ [kMG]B of memory", "at most MEMORY"),
+        (r"about [0-9.]+ [kMG]B of memory and .* on", "about MEMORY and TIME on"),
+        // Lines that a log gets where a phase takes long, as on a busy machine.
+        (r"(?m)^[a-z ]+(: [0-9]+ of [0-9]+ [a-z]+)?, [0-9a-z ]+ left\n", ""),
     ] {
         text = regex::Regex::new(from).unwrap().replace_all(&text, to).into_owned();
     }

@@ -22,7 +22,7 @@ const READ_AGAIN: u64 = 4 * 4;
 /// Most directions of a delta that are told apart.
 const DIRECTIONS: u64 = 64;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
-pub const PROGRAM_BYTES: u64 = 24 << 20;
+pub const PROGRAM_BYTES: u64 = 20 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
 const STEPS_IN_FLIGHT: usize = 3;
 

@@ -84,7 +84,7 @@ pub struct Estimate {
     /// Memory, with threads and chunks that fit the bound.
     pub memory: Memory,
     /// Work, in nanoseconds of one thread as they were measured elsewhere: that of the calibration included.
-    pub work: f64,
+    pub work: u64,
 }
 
 /// Predicts what a run takes. `demand` is that of its calibration. Errors if the bound on memory cannot be held.
@@ -130,7 +130,7 @@ pub fn run(
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
-        progress.advance(schedule.work.sync as u64);
+        progress.advance(schedule.work.sync);
         let residual = run.residual()?;
         judge::behaviour(options.judge, inputs, plan, &output)
             .map(|behaviour| (finished, bytes, residual, behaviour, not_copied))
@@ -232,9 +232,9 @@ impl Run<'_> {
     /// Tells who watches how much there is to do, without what an earlier run did.
     fn announce(&self, finished: &[Finished], demand: &Demand, options: &RunOptions<'_>) {
         let work = &self.schedule.work;
-        let done = finished.iter().map(|step| work.steps[step.step] as u64).sum();
+        let done = finished.iter().map(|step| work.steps[step.step]).sum();
         if !options.announced {
-            self.progress.start((work.total() + demand.work) as u64);
+            self.progress.start(work.total() + demand.work);
         }
         self.progress.skip(done);
     }

@@ -174,10 +174,10 @@ impl Run<'_> {
         let mut numbers: Vec<usize> = modules.keys().copied().collect();
         numbers.sort_unstable();
         self.progress.phase("cutting what rounding left", "weights");
-        let (count, work) = (AtomicU64::new(0), self.schedule.work.residual / numbers.len().max(1) as f64);
+        let (count, work) = (AtomicU64::new(0), self.schedule.work.residual / numbers.len().max(1) as u64);
         let parts = parallel(&numbers, self.schedule.threads, self.progress, |&number| {
             self.progress.part(count.fetch_add(1, Ordering::Relaxed) + 1, numbers.len() as u64);
-            self.progress.advance(work as u64);
+            self.progress.advance(work);
             let step = &self.plan.steps[number];
             let Action::Recode(recode) = &step.action else {
                 return Err(Error::new(Kind::Bug, "no residual of a copy"));
@@ -191,6 +191,7 @@ impl Run<'_> {
                 .and_then(|written| self.read_again(number, recode, rank, &written))
                 .map_err(|error| error.in_tensor(&step.name))
         })?;
+        self.progress.advance(self.schedule.work.residual - work * numbers.len() as u64);
         let mut tensors = Vec::new();
         for (number, part) in numbers.iter().zip(&parts) {
             let (rows, cols) = (part.factors.left.len() / rank, part.factors.right.len() / rank);

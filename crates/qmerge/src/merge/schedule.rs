@@ -176,14 +176,14 @@ pub(super) fn written_bytes(recode: &Recode) -> u64 {
 }
 
 fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
-    let stage = |pass, tasks: u64, per_task, total, work: f64| Stage {
+    let stage = |pass, tasks: u64, per_task, total, work| Stage {
         step: number,
         pass,
         tasks: tasks.max(1) as usize,
         first: 0,
         per_task,
         total,
-        work: work as u64,
+        work,
     };
     match &step.action {
         Action::Copy { entry } => {

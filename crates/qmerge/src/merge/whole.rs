@@ -45,6 +45,7 @@ impl Run<'_> {
             })
             .collect();
         if open.is_empty() {
+            self.progress.skip(calibration.demand().work);
             return Ok(());
         }
         let layers = calibration.demand().layers;
@@ -105,7 +106,7 @@ impl Run<'_> {
         let results =
             attempts(&budget, weigh, &open, self.schedule.threads, self.progress, |&(number, step, recode)| {
                 let finished = self.turn(number, step, recode);
-                self.progress.advance(self.schedule.work.steps[number] as u64);
+                self.progress.advance(self.schedule.work.steps[number]);
                 finished
             });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&open[at].1.name));
@@ -156,7 +157,7 @@ impl Run<'_> {
         let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
         let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
             let finished = self.job(job);
-            self.progress.advance(self.schedule.work.steps[job.number] as u64);
+            self.progress.advance(self.schedule.work.steps[job.number]);
             finished
         });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));

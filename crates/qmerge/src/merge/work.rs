@@ -24,11 +24,11 @@ const PRODUCT: f64 = 0.05;
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     /// Each step's, whether it is rounded as a whole or not.
-    pub(super) steps: Vec<f64>,
+    pub(super) steps: Vec<u64>,
     /// Bringing the output to the disk.
-    pub(super) sync: f64,
+    pub(super) sync: u64,
     /// Cutting what rounding left.
-    pub(super) residual: f64,
+    pub(super) residual: u64,
 }
 
 impl Work {
@@ -41,7 +41,7 @@ impl Work {
                 Some(method) => {
                     let geometry = recode.from.weight.geometry();
                     let from_base = recode.keep && !recode.to.is_plain();
-                    geometry.elements() as f64 * method.nanoseconds(geometry.cols, from_base)
+                    (geometry.elements() as f64 * method.nanoseconds(geometry.cols, from_base)) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]
                     .into_iter()
@@ -51,13 +51,13 @@ impl Work {
         };
         Self {
             steps: plan.steps.iter().map(one).collect(),
-            sync: BYTE * plan.output_bytes() as f64,
+            sync: copied(plan.output_bytes()),
             residual: residual(plan),
         }
     }
 
-    pub(super) fn total(&self) -> f64 {
-        self.steps.iter().sum::<f64>() + self.sync + self.residual
+    pub(super) fn total(&self) -> u64 {
+        self.steps.iter().sum::<u64>() + self.sync + self.residual
     }
 }
 
@@ -69,12 +69,12 @@ pub(super) enum Part {
     Write,
 }
 
-pub(super) fn copied(bytes: u64) -> f64 {
-    BYTE * bytes as f64
+pub(super) fn copied(bytes: u64) -> u64 {
+    (BYTE * bytes as f64) as u64
 }
 
 /// One pass; zero for one that the weight does not need.
-pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> f64 {
+pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u64 {
     let each = match part {
         Part::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
         Part::Survey if !recode.keep && recode.to.needs_survey() => SURVEY,
@@ -82,15 +82,15 @@ pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> f6
         Part::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
         Part::Write => SURVEY + WRITE,
     };
-    each * recode.from.weight.geometry().elements() as f64
+    (each * recode.from.weight.geometry().elements() as f64) as u64
 }
 
-fn residual(plan: &Plan) -> f64 {
-    let Some(rank) = plan.residual_rank else { return 0.0 };
+fn residual(plan: &Plan) -> u64 {
+    let Some(rank) = plan.residual_rank else { return 0 };
     let coarse = plan.steps.iter().filter_map(|step| match &step.action {
         Action::Recode(recode) if is_coarse(recode) => Some(recode.to.geometry().elements() as f64),
         _ => None,
     });
     // A sketch multiplies with its columns ten times.
-    coarse.map(|elements| elements * (SURVEY + 10.0 * (rank + 8) as f64 * PRODUCT)).sum()
+    coarse.map(|elements| elements * (SURVEY + 10.0 * (rank + 8) as f64 * PRODUCT)).sum::<f64>() as u64
 }

@@ -73,7 +73,7 @@ pub struct PlannedWeight {
 
 impl Plan {
     /// The plan as a document. `work` is in nanoseconds of one thread.
-    pub fn summary(&self, inputs: &Inputs, output: &Path, memory: Memory, work: f64) -> PlanSummary {
+    pub fn summary(&self, inputs: &Inputs, output: &Path, memory: Memory, work: u64) -> PlanSummary {
         let recodes: Vec<_> = self
             .steps
             .iter()
@@ -101,7 +101,7 @@ impl Plan {
             recoded: recodes.len() - merged,
             copied: self.steps.len() - recodes.len(),
             threads: memory.threads,
-            seconds: work * 1e-9 / memory.threads.max(1) as f64,
+            seconds: work as f64 * 1e-9 / memory.threads.max(1) as f64,
             memory_bytes: memory.peak_bytes,
             files: self
                 .files

@@ -44,7 +44,7 @@ pub struct Demand {
     /// Most bytes beside those while it gets ready, and while it goes on from layer to layer.
     pub working: u64,
     /// The work of all that it has yet to do, in nanoseconds of one thread.
-    pub work: f64,
+    pub work: u64,
 }
 
 /// A source of input moments.

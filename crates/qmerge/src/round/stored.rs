@@ -224,7 +224,7 @@ impl Calibration for Stored {
         let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
         // Reading is nothing beside the rounding.
-        Demand { layers, held: 0, working, work: 0.0 }
+        Demand { layers, held: 0, working, work: 0 }
     }
 
     fn each(

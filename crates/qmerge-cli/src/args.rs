@@ -241,7 +241,14 @@ pub(crate) enum Measure {
 #[derive(Debug, Args)]
 pub(crate) struct Measuring {
     /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_short_help = true, help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value = "auto",
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
     pub(crate) measure: Measure,
     /// Fail (exit status 1) if less than this share of the adapter's effect on what the model predicts is kept; measures it whatever the method.
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]

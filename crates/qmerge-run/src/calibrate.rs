@@ -58,8 +58,11 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let (taken, held) = split(tokens, window);
         let about = format!("{} tokens of {}", taken.len() * window, path.display());
         let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
-        let held = (!held.is_empty())
-            .then(|| Held { sequences: own(held), from: 0, about: format!("at the end of {}, not calibrated on", path.display()) });
+        let held = (!held.is_empty()).then(|| Held {
+            sequences: own(held),
+            from: 0,
+            about: format!("at the end of {}, not calibrated on", path.display()),
+        });
         Ok(Self { model, sequences: own(taken), about, held })
     }
 
@@ -70,7 +73,8 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let numbers: Vec<usize> = (0..SEQUENCES).chain(held).collect();
         let mut sequences = write(model, &numbers, seed, memory)?;
         let held = sequences.split_off(SEQUENCES);
-        let about = format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
+        let about =
+            format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
         Ok(Self { model, sequences, about, held: hold.then(|| Held::written(held, seed)) })
     }
 
@@ -89,12 +93,7 @@ fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
 }
 
 /// Sequences of these numbers that the model writes itself, some at a time as `memory` for keys and values allows.
-pub(crate) fn write(
-    model: &Model<'_>,
-    numbers: &[usize],
-    seed: u64,
-    memory: Option<u64>,
-) -> Result<Vec<Vec<u32>>> {
+pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, memory: Option<u64>) -> Result<Vec<Vec<u32>>> {
     let length = LENGTH.min(model.spec().max_positions);
     let spec = model.spec();
     let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;

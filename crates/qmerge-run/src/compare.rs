@@ -146,7 +146,9 @@ pub fn compare(
             let what = if model.name == "base" { "the base" } else { "the base with the adapter kept apart" };
             return Err(Error::new(Kind::NotFinite, format!("{what} predicts what is not finite"))
                 .in_file(std::path::Path::new(&task.text))
-                .with_hint("its activations overflow on this text: check the base and the adapter, or give another text"));
+                .with_hint(
+                    "its activations overflow on this text: check the base and the adapter, or give another text",
+                ));
         }
     }
     if let Some(base) = models.iter().position(|model| model.name == "base") {
@@ -179,7 +181,12 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
         }
         let mut verdict = behaviour.verdict();
         match model.gain_kept.filter(|gain| gain.is_finite()) {
-            Some(kept) if gain > 0.0 => verdict.text += &format!("; it keeps {:.1} % of what the adapter gains in loss", (1000.0 * kept).round() / 10.0 + 0.0),
+            Some(kept) if gain > 0.0 => {
+                verdict.text += &format!(
+                    "; it keeps {:.1} % of what the adapter gains in loss",
+                    (1000.0 * kept).round() / 10.0 + 0.0
+                )
+            }
             Some(_) => verdict.text += "; the adapter does not lower the loss on this text",
             None => {}
         }

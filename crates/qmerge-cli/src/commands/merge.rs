@@ -58,7 +58,9 @@ fn compare_line(report: &Report, meaning: &Meaning) -> Option<String> {
     if adapters().next().is_none() || !output.is_dir() || !has_tokenizer || runs(base).is_none() {
         return None;
     }
-    let named = |path: &Path| HubId::of_snapshot(path).map_or_else(|| path.display().to_string(), |id| format!("{id}@{}", id.revision));
+    let named = |path: &Path| {
+        HubId::of_snapshot(path).map_or_else(|| path.display().to_string(), |id| format!("{id}@{}", id.revision))
+    };
     let mut words = vec!["qmerge".into(), "compare".into(), "--base".into(), named(base)];
     for (path, adapter) in adapters().zip(&report.adapters) {
         let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };

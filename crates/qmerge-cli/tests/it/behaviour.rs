@@ -41,7 +41,10 @@ fn the_ends_of_the_scale_are_the_adapter_apart_and_the_base() {
     let weights = |name: &str| std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
     assert!(weights("base-again") == weights("base-nf4"));
     let found = &lost["behaviour"];
-    assert!(number(found, "kl_base") > 1e-6 && found["kl"] == found["kl_base"] && found["kl_share"] == 1.0, "{found:#}");
+    assert!(
+        number(found, "kl_base") > 1e-6 && found["kl"] == found["kl_base"] && found["kl_share"] == 1.0,
+        "{found:#}"
+    );
     assert_eq!((&lost["verdict"]["effect"], &lost["verdict"]["kept"]), (&"lost".into(), &0.0.into()));
 }
 
@@ -57,8 +60,10 @@ fn verdicts_are_in_the_order_of_kl() {
         ("fast", &["--fast"]),
         ("nearest", &["--rounding", "nearest"]),
     ];
-    let reports: Vec<Value> =
-        merges.iter().map(|(name, more)| report(&folder, name, &[more, &["--measure", "always"][..]].concat())).collect();
+    let reports: Vec<Value> = merges
+        .iter()
+        .map(|(name, more)| report(&folder, name, &[more, &["--measure", "always"][..]].concat()))
+        .collect();
     let mut compare: Vec<&str> =
         "compare --base base-nf4 --adapter adapter --windows 8 --continuation 0 --json --text".split(' ').collect();
     compare.push(EVAL);
@@ -150,7 +155,10 @@ fn thresholds_name_the_figure_that_they_compare() {
             assert!(stderr(&output).contains("a share lies between 0 and 1"), "{}", stderr(&output));
         }
     }
-    let output = run(folder.path(), &["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out", "--min-survival", "nan"]);
+    let output = run(
+        folder.path(),
+        &["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out", "--min-survival", "nan"],
+    );
     assert!(stderr(&output).contains("a share lies between 0 and 1"), "{}", stderr(&output));
     // What cannot be known is refused before anything is written.
     let output = merge(&["--min-kept", "0.9", "--measure", "never"]);
@@ -222,7 +230,10 @@ fn comparisons_end_in_a_verdict() {
     };
     let text = compare(&["--merged", "out"]);
     let last = text.trim_end().lines().last().unwrap();
-    assert!(last.starts_with("verdict: the adapter's effect is ") && last.contains("what the adapter gains in loss"), "{last}");
+    assert!(
+        last.starts_with("verdict: the adapter's effect is ") && last.contains("what the adapter gains in loss"),
+        "{last}"
+    );
     // The prompt stands beside the continuation's number.
     let prompt = text.lines().find_map(|line| line.strip_prefix("continuation 2 of “")?.strip_suffix('”')).unwrap();
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

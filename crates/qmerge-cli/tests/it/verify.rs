@@ -13,7 +13,8 @@ fn done(folder: &Folder, args: &[&str]) {
 
 /// The answer, and the states of weights.
 fn verified(folder: &Folder, adapter: &str, merged: &str) -> (String, BTreeSet<String>, String) {
-    let output = run(folder.path(), &["verify", "--base", "base-nf4", "--adapter", adapter, "--merged", merged, "--json"]);
+    let output =
+        run(folder.path(), &["verify", "--base", "base-nf4", "--adapter", adapter, "--merged", merged, "--json"]);
     let found: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let word = |value: &Value| value.as_str().unwrap().to_owned();
     let states = found["weights"].as_array().unwrap().iter().map(|weight| word(&weight["state"])).collect();

@@ -238,8 +238,7 @@ impl<'a> Names<'a> {
         let Some(class) = architectures.and_then(|classes| classes.get(0)).and_then(|class| class.as_str()) else {
             return true;
         };
-        let headless =
-            class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");
+        let headless = class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");
         let tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"];
         !headless && !tasks.iter().any(|task| class.ends_with(task))
     }

@@ -145,6 +145,9 @@ mod tests {
         for model_type in TIED_BY_DEFAULT.split(' ') {
             assert!(!model_type.is_empty() && !untied.contains(&model_type), "{model_type}");
         }
-        assert_eq!((by_default("gpt2"), by_default("llama"), by_default("unheard_of")), (Some(true), Some(false), None));
+        assert_eq!(
+            (by_default("gpt2"), by_default("llama"), by_default("unheard_of")),
+            (Some(true), Some(false), None)
+        );
     }
 }

@@ -32,8 +32,8 @@ use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, refuse_repeat};
 use crate::report::{
-    self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict, WeightReport,
-    verdict,
+    self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
+    WeightReport, verdict,
 };
 use crate::round::{Calibration, Kept};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};

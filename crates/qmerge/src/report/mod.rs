@@ -16,8 +16,8 @@ pub use behaviour::Behaviour;
 pub(crate) use card::card;
 pub use card::{CARD_NAME, quoted};
 pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
-pub(crate) use verdict::{converted, replaced};
 pub use verdict::{By, Evidence, Verdict, verdict};
+pub(crate) use verdict::{converted, replaced};
 
 use crate::measure::Loss;
 

@@ -181,7 +181,9 @@ fn by_outputs(kept: f64) -> Verdict {
         "weakened" => ("weakened", "comes out of the layers weakened"),
         _ => ("lost", "hardly comes out of the layers"),
     };
-    let text = format!("the adapter's effect {what}: at {kept:.2} of its strength on the calibration text (kept output). {UNKNOWN}");
+    let text = format!(
+        "the adapter's effect {what}: at {kept:.2} of its strength on the calibration text (kept output). {UNKNOWN}"
+    );
     Verdict::new(effect, Some((kept, By::KeptOutput)), text)
 }
 
@@ -193,12 +195,19 @@ fn by_weights(loss: &Loss, survival: f64, noise: f64, is_coarse: bool) -> Verdic
         "weakened" => ("weakened", format!("the adapter's effect is weakened: {strength}. {UNKNOWN}")),
         _ if is_coarse && noise > NOISY => (
             "noisy",
-            format!("the adapter is there under noise: {strength}, and rounding added noise {noise:.1} times its size. {UNKNOWN}"),
+            format!(
+                "the adapter is there under noise: {strength}, and rounding added noise {noise:.1} times its size. {UNKNOWN}"
+            ),
         ),
         _ => {
             let error = 100.0 * loss.error_rms / loss.weight_rms.max(1e-30);
             let error = if error < 0.005 { "less than 0.01".into() } else { format!("{error:.2}") };
-            ("kept", format!("the adapter's effect is most likely kept: the output is {error} % of the weights away from the exact merge, and {strength}. {UNKNOWN}"))
+            (
+                "kept",
+                format!(
+                    "the adapter's effect is most likely kept: the output is {error} % of the weights away from the exact merge, and {strength}. {UNKNOWN}"
+                ),
+            )
         }
     };
     Verdict::new(effect, Some((survival, By::Survival)), text)
@@ -245,13 +254,19 @@ mod tests {
         ];
         let verdicts: Vec<Verdict> = merges
             .iter()
-            .map(|&(survival, noise, coarse, kept, kl)| judged(&loss(survival, noise), coarse, kept, Some(&behaviour(kl))))
+            .map(|&(survival, noise, coarse, kept, kl)| {
+                judged(&loss(survival, noise), coarse, kept, Some(&behaviour(kl)))
+            })
             .collect();
         let kept: Vec<f64> = verdicts.iter().map(|verdict| verdict.kept.unwrap()).collect();
         assert!(kept.is_sorted_by(|a, b| a > b), "{kept:?}");
         let effects: Vec<&str> = verdicts.iter().map(|verdict| verdict.effect).collect();
         assert_eq!(effects, ["kept", "kept", "kept", "kept", "weakened", "weakened", "weakened", "lost"]);
-        assert!(verdicts[2].text.starts_with("the adapter's effect is kept: 98.7 % of it is left"), "{}", verdicts[2].text);
+        assert!(
+            verdicts[2].text.starts_with("the adapter's effect is kept: 98.7 % of it is left"),
+            "{}",
+            verdicts[2].text
+        );
         assert!(verdicts[2].text.ends_with(", on 752 tokens"), "{}", verdicts[2].text);
         // Only what lost something is given advice.
         assert!(verdicts.iter().all(|verdict| verdict.advice.is_some() == (verdict.effect != "kept")));
@@ -300,7 +315,10 @@ mod tests {
         assert!(worse.text.contains("less like the adapter than the base alone does"), "{}", worse.text);
         let zero = Loss { survival: None, ..loss(0.0, 0.0) };
         assert_eq!(judged(&zero, true, None, Some(&behaviour(0.0))).effect, "none");
-        assert_eq!((converted(1).effect, replaced(2, true).effect, replaced(2, false).effect), ("converted", "kept", "unknown"));
+        assert_eq!(
+            (converted(1).effect, replaced(2, true).effect, replaced(2, false).effect),
+            ("converted", "kept", "unknown")
+        );
         assert!(!converted(3).text.contains("delta"));
     }
 }

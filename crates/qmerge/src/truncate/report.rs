@@ -6,7 +6,8 @@ use crate::report::Tool;
 use crate::round::Cut;
 
 /// What to do with the new adapter.
-pub(super) const ADVICE: &str = "serve it beside the untouched base; `qmerge compare --beside` tells what the cut costs there";
+pub(super) const ADVICE: &str =
+    "serve it beside the untouched base; `qmerge compare --beside` tells what the cut costs there";
 
 /// What was cut and what is left.
 #[derive(Clone, Debug, Serialize)]

@@ -104,10 +104,12 @@ pub(super) fn answer(
         problems.push(format!("{} missing, first `{name}`", counted(missing.len(), "tensor is", "tensors are")));
     }
     if let Some((n, name)) = of(&[State::Absent]) {
-        problems.push(format!("the adapter is not in {n} of {all} weights: their values are the base's, first `{name}`"));
+        problems
+            .push(format!("the adapter is not in {n} of {all} weights: their values are the base's, first `{name}`"));
     }
     if let Some((n, name)) = of(&[State::NotReplaced]) {
-        problems.push(format!("{} not taken from the adapter, first `{name}`", counted(n, "tensor was", "tensors were")));
+        problems
+            .push(format!("{} not taken from the adapter, first `{name}`", counted(n, "tensor was", "tensors were")));
     }
     if let Some((n, name)) = of(&[State::Scaled]) {
         let weights = counted(n, "weight holds", "weights hold");
@@ -141,7 +143,9 @@ pub(super) fn answer(
     if moved > 0 && summary.survival.is_none_or(|survival| survival < options.min_survival) {
         return (
             Answer::Undecided,
-            format!("the adapter is merged into all {all} weights{survival}, but in {moved} of them {chosen}: `qmerge compare` does"),
+            format!(
+                "the adapter is merged into all {all} weights{survival}, but in {moved} of them {chosen}: `qmerge compare` does"
+            ),
         );
     }
     let note = if moved > 0 { format!("; in {moved} of them {chosen}: `qmerge compare` does") } else { String::new() };

@@ -29,8 +29,12 @@ impl Progress for Watch {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    fn advance(&self, amount: u64) {
-        self.done.fetch_add(amount, Ordering::Relaxed);
+    fn advance(&self, work: u64) {
+        self.done.fetch_add(work, Ordering::Relaxed);
+    }
+
+    fn skip(&self, work: u64) {
+        self.total.fetch_sub(work, Ordering::Relaxed);
     }
 
     fn cancelled(&self) -> bool {

@@ -1,16 +1,17 @@
 //! The command line as typed. Parsing checks values and does nothing else.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
 
 /// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.
 #[derive(Debug, Parser)]
-#[command(name = "qmerge", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "qmerge", bin_name = "qmerge", version, propagate_version = true, max_term_width = 110)]
 pub(crate) struct Cli {
     /// Whether to use colour: auto, always or never.
     #[arg(
@@ -28,6 +29,23 @@ pub(crate) struct Cli {
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first. What looks like a negative number is a value, and its option says what it thinks of it.
+    pub(crate) fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        fn with_negative_numbers(command: clap::Command) -> clap::Command {
+            command
+                .mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+                    true => arg.allow_negative_numbers(true),
+                    false => arg,
+                })
+                .mut_subcommands(with_negative_numbers)
+        }
+        let mut command = with_negative_numbers(Self::command());
+        let matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,7 +142,7 @@ const ADAPTER_ALIASES: [&str; 5] =
 const OUTPUT_ALIASES: [&str; 6] = ["save-path", "output-dir", "output_dir", "out", "export-dir", "export_dir"];
 
 /// Choices on what adapters mean.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "What the adapter means")]
 pub(crate) struct Meaning {
     /// Translate names of the adapter: a regular expression and what it becomes ($1 for groups); may be given several times.
@@ -166,7 +184,7 @@ pub(crate) struct Running {
     /// Print the plan and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Replace an existing output.
+    /// Replace an existing output or report; without --resume give up an unfinished output too.
     #[arg(long, alias = "overwrite")]
     pub(crate) force: bool,
     /// Go on where an interrupted run of the same command stopped.
@@ -239,6 +257,7 @@ pub(crate) enum Measure {
 
 /// How a merge is judged.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Measuring")]
 pub(crate) struct Measuring {
     /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
     #[arg(
@@ -420,7 +439,7 @@ pub(crate) struct VerifyArgs {
 }
 
 /// How a model is run.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub(crate) struct Engine {
     /// Worker threads (default: one per processor).
@@ -468,7 +487,7 @@ pub(crate) struct CompareArgs {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// Base model: a folder, a .safetensors file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
@@ -476,7 +495,7 @@ pub(crate) struct GenerateArgs {
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
-    /// What to continue.
+    /// What to continue; `-` reads it from the standard input.
     #[arg(long, short, value_name = "TEXT")]
     pub(crate) prompt: String,
     /// The prompt is a message: put it into the model's chat template.

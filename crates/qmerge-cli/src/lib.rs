@@ -5,6 +5,7 @@ mod commands;
 #[cfg(test)]
 mod docs;
 mod hub;
+mod interrupt;
 mod page;
 mod progress;
 mod show;
@@ -12,7 +13,6 @@ mod sources;
 
 use std::ffi::OsString;
 
-use clap::Parser;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Progress;
 use serde::Serialize;
@@ -42,7 +42,7 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let mut command = match Cli::try_parse_from(args) {
+    let mut command = match Cli::read(args) {
         Ok(cli) => {
             show::choose(cli.color, cli.verbose);
             cli.command
@@ -54,7 +54,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let result = match provide(&mut command) {
-        Ok(()) => dispatch(command),
+        Ok(()) => {
+            interrupt::watch(&command);
+            dispatch(command)
+        }
         Err(error) => Err(error.into()),
     };
     match result {
@@ -93,13 +96,14 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
     }
 }
 
-/// 3 if reading or writing failed, else 2.
+/// 3 if reading or writing failed, that of a shell after Ctrl-C, else 2.
 fn exit_status(error: &anyhow::Error) -> u8 {
-    let io = match error.downcast_ref::<Error>() {
-        Some(error) => error.kind() == Kind::Io,
-        None => error.is::<std::io::Error>(),
-    };
-    if io { 3 } else { 2 }
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(Kind::Io) => 3,
+        Some(Kind::Cancelled) => interrupt::STATUS,
+        None if error.is::<std::io::Error>() => 3,
+        _ => 2,
+    }
 }
 
 /// What [`call`] returns.
@@ -114,7 +118,7 @@ pub struct Answer {
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
     let args = std::iter::once(OsString::from("qmerge")).chain(args);
-    let mut command = Cli::try_parse_from(args).map_err(|error| wrong_use(&error))?.command;
+    let mut command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
     hub::provide(&mut command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {

@@ -49,6 +49,27 @@ pub(crate) fn form(path: &Path) -> Result<Form> {
     }
 }
 
+/// Errors if a report's file is there already and is not to be replaced.
+pub(crate) fn refuse_existing(path: &Path, force: bool) -> Result<()> {
+    if force || !path.exists() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Exists, "the report's file exists already")
+        .in_file(path)
+        .with_hint("choose another name, or replace it with --force"))
+}
+
+/// Errors if a file is what a merge wrote beside its weights: a page or a comparison does not replace it.
+pub(crate) fn refuse_report(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with(qmerge::report::FILE_NAME) && path.exists() {
+        return Err(Error::new(Kind::Exists, "this is the report of a merge")
+            .in_file(path)
+            .with_hint("choose another name"));
+    }
+    Ok(())
+}
+
 /// The page of a merge's report, of a comparison, or of both.
 pub(crate) fn render(report: Option<&Value>, comparison: Option<&Value>) -> String {
     // In a script, only `<` can begin anything but text, and in JSON it only occurs in strings.

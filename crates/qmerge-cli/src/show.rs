@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
-use qmerge::inspect::{AdapterInspection, Inspection, ModelInspection};
+use qmerge::inspect::{AdapterInspection, CalibrationInspection, Inspection, ModelInspection};
 use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 use qmerge::truncate::{CutWeight, Truncation};
 use qmerge::verify::{Answer, State, Verification, VerifiedWeight};
@@ -373,6 +373,7 @@ fn effect_style(effect: &str) -> Style {
 /// What a cut kept of an adapter.
 pub(crate) fn truncation(found: &Truncation) {
     let Truncation { rank_before, rank, bytes_before, .. } = found;
+    found.warnings.iter().for_each(|text| warning(text));
     anstream::println!("{BOLD}truncated{BOLD:#} {} → {BOLD}{}{BOLD:#}", found.adapter, found.output);
     anstream::println!(
         "{} modules, rank {rank_before} → {rank}, {} of {}",
@@ -425,21 +426,49 @@ pub(crate) fn inspection(inspection: &Inspection) {
     match inspection {
         Inspection::Model(model) => self::model(model),
         Inspection::Adapter(adapter) => self::adapter(adapter),
+        Inspection::Calibration(calibration) => self::calibration(calibration),
     }
+}
+
+fn calibration(calibration: &CalibrationInspection) {
+    anstream::println!("{BOLD}{}{BOLD:#}: a calibration, for --calibration", calibration.path);
+    anstream::println!("taken from {}", calibration.taken_from);
+    anstream::println!(
+        "second moments of {} inputs of {} weights in {} layers, {}",
+        calibration.inputs,
+        calibration.weights,
+        calibration.layers,
+        bytes(calibration.bytes)
+    );
 }
 
 fn model(model: &ModelInspection) {
     let family = if model.model_type.is_empty() { "model" } else { &model.model_type };
     anstream::println!("{BOLD}{}{BOLD:#}: {family}, {}", model.path, model.format);
     let tied = if model.tied { ", tied embeddings" } else { "" };
+    let parameters =
+        model.parameters.map_or(String::new(), |parameters| format!("{} parameters in ", count(parameters)));
     anstream::println!(
-        "{} parameters in {} tensors, {} in {} file{}{tied}",
-        count(model.parameters),
+        "{parameters}{} tensors, {} in {} file{}{tied}",
         model.tensors,
         bytes(model.bytes),
         model.files,
         if model.files == 1 { "" } else { "s" },
     );
+    if let Some(unsupported) = &model.unsupported {
+        anstream::println!();
+        let place = match &unsupported.tensor {
+            Some(tensor) => format!("`{tensor}`"),
+            None => unsupported.file.display().to_string(),
+        };
+        let yellow = colour(AnsiColor::Yellow);
+        anstream::println!("{yellow}not supported{yellow:#}: {place}: {}", unsupported.about);
+        anstream::println!(
+            "this version reads no such weights, and every other command refuses them; {}",
+            unsupported.remedy
+        );
+        return;
+    }
     anstream::println!();
     let mut table = table(&["module", "format", "count", "shape", "parameters", "bytes"]);
     for column in [1, 3] {
@@ -467,18 +496,17 @@ fn model(model: &ModelInspection) {
     if model.merged_by_qmerge {
         anstream::println!("an adapter was merged into it: see {}", qmerge::report::FILE_NAME);
     }
+    if model.converted_by_qmerge {
+        anstream::println!("it was converted: see {}", qmerge::report::FILE_NAME);
+    }
 }
 
 fn adapter(adapter: &AdapterInspection) {
     let variants =
         if adapter.variants.is_empty() { String::new() } else { format!(" ({})", adapter.variants.join(", ")) };
-    anstream::println!(
-        "{BOLD}{}{BOLD:#}: {}{variants}, rank {}, alpha {}",
-        adapter.path,
-        adapter.peft_type,
-        adapter.r,
-        adapter.lora_alpha
-    );
+    let rank = adapter.r.map_or(String::new(), |rank| format!(", rank {rank}"));
+    let alpha = adapter.lora_alpha.map_or(String::new(), |alpha| format!(", alpha {alpha}"));
+    anstream::println!("{BOLD}{}{BOLD:#}: {}{variants}{rank}{alpha}", adapter.path, adapter.peft_type);
     anstream::println!(
         "{} parameters in {} tensors, {}",
         count(adapter.parameters),
@@ -488,8 +516,13 @@ fn adapter(adapter: &AdapterInspection) {
     if let Some(base) = &adapter.base_model {
         anstream::println!("trained on {base}");
     }
+    if let Some(refused) = &adapter.refused {
+        let remedy = refused.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
+        let yellow = colour(AnsiColor::Yellow);
+        anstream::println!("{yellow}cannot be merged{yellow:#}: {}{remedy}", refused.reason);
+    }
     anstream::println!();
-    let mut table = table(&["module", "count", "shape of A"]);
+    let mut table = table(&["module", "count", if adapter.peft_type == "LORA" { "shape of A" } else { "shape" }]);
     left(&mut table, 2);
     for target in &adapter.targets {
         table.add_row([target.module.clone(), target.count.to_string(), shapes(&target.shapes)]);
@@ -579,12 +612,18 @@ pub(crate) fn plan(plan: &qmerge::plan::PlanSummary) -> anyhow::Result<()> {
         bytes(plan.output.bytes)
     );
     anstream::println!(
-        "{} weights merged, {} recoded or replaced, {} tensors copied; {} threads, at most {} of memory",
+        "{} weights merged, {} recoded or replaced, {} tensors copied",
         plan.merged,
         plan.recoded,
         plan.copied,
-        plan.threads,
+    );
+    let reason = plan.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+    let threads = if plan.threads == 1 { "1 thread".into() } else { format!("{} threads", plan.threads) };
+    anstream::println!(
+        "rounding {}{reason}: {} of memory, about {} on {threads}",
+        plan.rounding,
         bytes(plan.memory_bytes),
+        seconds(plan.seconds),
     );
     anstream::println!();
     let mut table = table(&["weight", "from", "to", "shape", "scale", "adapters"]);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use qmerge::error::Result;
 use qmerge::simd::exp::exp;
 use qmerge::simd::matmul::{Columns, matmul};
+use qmerge::simd::tanh::tanh;
 use rayon::prelude::*;
 
 use crate::linear::{Input, Linear, Watch};
@@ -212,7 +213,7 @@ fn mix<'v>(
                 let mut scores = vec![0.0; seen.len() * block.len()];
                 matmul(view.keys(kv_head, &seen, dim), &columns, false, &mut scores);
                 if let Some(cap) = spec.attention_cap {
-                    scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+                    softcap(&mut scores, cap);
                 }
                 for (p, row) in seen.clone().zip(scores.chunks_exact_mut(block.len())) {
                     for (own, score) in (position..).zip(row) {
@@ -234,6 +235,13 @@ fn mix<'v>(
         }
     });
     out
+}
+
+/// `cap · tanh(x / cap)`, in place.
+pub(crate) fn softcap(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x /= cap);
+    tanh(x);
+    x.iter_mut().for_each(|x| *x *= cap);
 }
 
 /// Exponentials of columns against each one's largest value, in place, and their sums.

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Judge;
+use qmerge::merge::{Judge, Silent};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::report::Behaviour;
 
-use crate::calibrate::write;
+use crate::calibrate::{together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
@@ -44,7 +44,7 @@ impl Held {
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
     pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
         let numbers: Vec<usize> = Self::numbers(model).collect();
-        write(model, &numbers, seed, memory).map(|sequences| Self::written(sequences, seed))
+        write(model, &numbers, seed, together(model, memory)).map(|sequences| Self::written(sequences, seed))
     }
 
     /// Text that a model has written.
@@ -81,7 +81,7 @@ pub struct AgainstApart<'m> {
 impl Judge for AgainstApart<'_> {
     fn behaviour(&self, merged: Checkpoint) -> Result<Behaviour> {
         if let Some(progress) = self.options.progress {
-            progress.phase("measuring the merge");
+            progress.phase("measuring the merge", "sequences");
         }
         let loaded;
         let apart = match self.apart {
@@ -124,11 +124,8 @@ fn measure<'m, 'a>(models: [&'m Model<'a>; 3], held: &Held, memory: Option<u64>)
     let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
     let batch = if memory.is_some() { longest } else { BATCH };
     let columns = columns(models[APART], memory);
-    let sums = score_all(&candidates, &windows, from, batch, columns, APART, &mut |done, all| {
-        if let Some(progress) = models[APART].progress() {
-            progress.part(done as u64, all as u64);
-        }
-    })?;
+    let progress = models[APART].progress().unwrap_or(&Silent);
+    let sums = score_all(&candidates, &windows, from, batch, columns, APART, progress)?;
     let [base, apart, merged] = &sums[..] else { return Err(Error::new(Kind::Bug, "three models were run")) };
     if let Some(at) = [base, apart].iter().position(|sums| !sums.loss.is_finite()) {
         return Err(Error::new(Kind::NotFinite, format!("{} predicts what is not finite", names[at])));

@@ -4,16 +4,19 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
 use qmerge::plan::Inputs;
-use qmerge::round::{Calibration, InputMoments, Known};
+use qmerge::round::{Calibration, Demand, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::behaviour::Held;
 use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Watch};
-use crate::model::{Cache, Model, Options};
+use crate::model::{Cache, Model, Options, weight_name};
 use crate::tensors::Tensors;
+use crate::work;
 
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
@@ -22,7 +25,7 @@ pub const WINDOWS: usize = 24;
 /// Fewest tokens that say anything about a layer's inputs.
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, and their length.
-const SEQUENCES: usize = 64;
+pub(crate) const SEQUENCES: usize = 64;
 pub(crate) const LENGTH: usize = 48;
 /// Of a text of at least so many windows, one window in so many is held back, up to the second number.
 const HELD_OF: usize = 8;
@@ -35,13 +38,14 @@ pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
     about: String,
-    /// The end of a text, which the moments do not see.
+    demand: Demand,
+    /// What the moments do not see, to judge by.
     held: Option<Held>,
 }
 
 /// The weights whose inputs a calibration of this base comes to know. Errors if the base cannot be run.
 pub fn weights(inputs: &Inputs) -> Result<HashSet<String>> {
-    let mut model = Model::new(&Tensors::new(inputs, None), Options { held: Some(0), ..Options::default() })?;
+    let model = Model::new(&Tensors::new(inputs, None), Options { held: Some(0), ..Options::default() })?;
     Ok(model.watched().map(|path| format!("{path}.weight")).collect())
 }
 
@@ -54,28 +58,36 @@ impl<'m, 'a> FromModel<'m, 'a> {
                 .in_file(path)
                 .with_hint("give a longer text, or none: then the model writes one itself"));
         }
-        let window = WINDOW.min(model.spec().max_positions);
-        let (taken, held) = split(tokens, window);
-        let about = format!("{} tokens of {}", taken.len() * window, path.display());
+        let (taken, held) = split(tokens, window(model));
+        let about = format!("{} tokens of {}", taken.iter().map(|window| window.len()).sum::<usize>(), path.display());
         let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
         let held = (!held.is_empty()).then(|| Held {
             sequences: own(held),
             from: 0,
             about: format!("at the end of {}, not calibrated on", path.display()),
         });
-        Ok(Self { model, sequences: own(taken), about, held })
+        Ok(Self { model, sequences: own(taken), about, demand: Demand::default(), held })
     }
 
-    /// Text that the model writes itself, from random first tokens. `memory` bounds the bytes that keys and values may take; the text does not depend on it.
+    /// Text that the model writes itself, from random first tokens, so many sequences at a time; the text does not depend on that.
     /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
-    pub fn own_text(model: &'m Model<'a>, seed: u64, memory: Option<u64>, hold: bool) -> Result<Self> {
+    pub fn own_text(model: &'m Model<'a>, seed: u64, together: usize, hold: bool) -> Result<Self> {
+        if let Some(progress) = model.progress() {
+            progress.phase("writing text to calibrate on", "tokens");
+        }
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let numbers: Vec<usize> = (0..SEQUENCES).chain(held).collect();
-        let mut sequences = write(model, &numbers, seed, memory)?;
+        let mut sequences = write(model, &numbers, seed, together)?;
         let held = sequences.split_off(SEQUENCES);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
-        Ok(Self { model, sequences, about, held: hold.then(|| Held::written(held, seed)) })
+        let held = hold.then(|| Held::written(held, seed));
+        Ok(Self { model, sequences, about, demand: Demand::default(), held })
+    }
+
+    /// Takes what [`memory::needs`](crate::memory::needs) found out before the model was loaded.
+    pub fn expecting(self, demand: Demand) -> Self {
+        Self { demand, ..self }
     }
 
     /// What was held back, to judge by; `None` where a text was too short for that.
@@ -92,13 +104,9 @@ fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
     ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)
 }
 
-/// Sequences of these numbers that the model writes itself, some at a time as `memory` for keys and values allows.
-pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, memory: Option<u64>) -> Result<Vec<Vec<u32>>> {
-    let length = LENGTH.min(model.spec().max_positions);
-    let spec = model.spec();
-    let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length * 2 * 4) as u64;
-    let all = numbers.len();
-    let together = memory.map_or(all, |memory| (memory / cached.max(1)).clamp(1, all.max(1) as u64) as usize);
+/// Sequences of these numbers that the model writes itself, so many at a time.
+pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, together: usize) -> Result<Vec<Vec<u32>>> {
+    let (length, all) = (length(model), numbers.len());
     let mut sequences: Vec<Vec<u32>> = Vec::new();
     for some in numbers.chunks(together.max(1)) {
         let (before, together) = (sequences.len(), some.len());
@@ -112,9 +120,25 @@ pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, memory: Opt
     Ok(sequences)
 }
 
+/// Sequences that can be written at a time where keys and values may take so many bytes.
+pub(crate) fn together(model: &Model<'_>, memory: Option<u64>) -> usize {
+    let spec = model.spec();
+    let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length(model) * 2 * 4) as u64;
+    memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
+}
+
 impl Calibration for FromModel<'_, '_> {
     fn about(&self) -> String {
         self.about.clone()
+    }
+
+    fn identity(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for sequence in &self.sequences {
+            hash.update((sequence.len() as u64).to_le_bytes());
+            sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn each(
@@ -123,11 +147,27 @@ impl Calibration for FromModel<'_, '_> {
         take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
     ) -> Result<()> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
-        let mut collector = Collector { wanted, take, known: Vec::new(), last: None };
-        self.model.hidden(&sequences, &mut collector)?;
-        Ok(())
+        let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
+        let progress = self.model.progress();
+        let mut collector =
+            Collector { wanted, take, known: Vec::new(), last: None, overflows: None, progress, work: 0 };
+        let passed = self.model.hidden(&sequences, &mut collector);
+        if let Some(progress) = progress {
+            // Inputs that nobody wanted.
+            progress.skip(moments_work(self.model, tokens).saturating_sub(collector.work));
+        }
+        match collector.overflows {
+            Some(name) => Err(blame(self.model, Some(&name))?),
+            None => passed.map(|_| ()),
+        }
+    }
+
+    fn demand(&self) -> Demand {
+        self.demand.clone()
     }
 }
+
+const OVERFLOWS: &str = "its inputs on the calibration text are not finite: the model's activations overflow";
 
 /// Gathers the moments of a layer.
 struct Collector<'c> {
@@ -136,11 +176,16 @@ struct Collector<'c> {
     known: Vec<Known>,
     /// Number of the last input whose moments are known.
     last: Option<u64>,
+    /// The first weight whose inputs are not finite.
+    overflows: Option<String>,
+    progress: Option<&'c dyn Progress>,
+    /// Done for moments so far.
+    work: u64,
 }
 
 impl Watch for Collector<'_> {
     fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()> {
-        let name = format!("{path}.weight");
+        let name = weight_name(path);
         if !(self.wanted)(&name) {
             return Ok(());
         }
@@ -151,10 +196,14 @@ impl Watch for Collector<'_> {
             return Ok(());
         }
         let moments = second_moments(input.values(), input.tokens());
-        if let Some(x) = moments.values.iter().find(|x| !x.is_finite()) {
-            return Err(Error::new(Kind::NotFinite, format!("its inputs on the calibration text have the moment {x}"))
-                .in_tensor(&name)
-                .with_hint("the model's activations overflow: check the base and the adapter"));
+        let done = work::moments(moments.features, moments.tokens) as u64;
+        self.work += done;
+        if let Some(progress) = self.progress {
+            progress.advance(done);
+        }
+        if moments.values.iter().any(|x| !x.is_finite()) {
+            self.overflows = Some(name);
+            return Err(Error::new(Kind::NotFinite, OVERFLOWS));
         }
         self.known.push(Known { weights: vec![name], moments });
         self.last = Some(input.number());
@@ -166,6 +215,84 @@ impl Watch for Collector<'_> {
         let known = std::mem::take(&mut self.known);
         if known.is_empty() { Ok(()) } else { (self.take)(known) }
     }
+}
+
+/// Why the inputs of the weight `name`, or the logits, are not finite: what an adapter makes of some weight, or that the model overflows on this text.
+fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
+    // Magnitude after and before the edits, and whose.
+    let mut largest = (0.0_f32, 0.0_f32, "");
+    let (mut base, mut values) = (Vec::new(), Vec::new());
+    for linear in model.linears() {
+        let weight = linear.weight();
+        let claim = weight.base().claim();
+        let cols = claim.weight.geometry().cols;
+        for rows in weight.base().chunks(1 << 17).filter(|_| !weight.edits().is_empty()) {
+            weight.rows(&rows, &mut base, &mut values)?;
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                let place = format!("[{}, {}]", rows.start + at / cols, at % cols);
+                let problem = format!(
+                    "the merged value is {} at {place} (base {:e}): the adapter's delta overflows",
+                    values[at], base[at]
+                );
+                return Ok(Error::new(Kind::NotFinite, problem)
+                    .in_tensor(claim.weight.name())
+                    .with_hint("lower the adapter's weight, or use an earlier checkpoint of the adapter"));
+            }
+            let own = |values: &[f32]| values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            if own(&values) > largest.0 {
+                largest = (own(&values), own(&base), claim.weight.name());
+            }
+        }
+    }
+    let error = match name {
+        Some(name) => Error::new(Kind::NotFinite, OVERFLOWS).in_tensor(name),
+        None => Error::new(Kind::NotFinite, "the model's logits are not finite: its activations overflow"),
+    };
+    Ok(match largest {
+        (merged, base, edited) if merged > 0.0 => error.with_hint(format!(
+            "of the weights that the adapter edits, `{edited}` has the largest value: {merged:e}, where the base has {base:e} at most"
+        )),
+        _ => error.with_hint("no adapter edits what was run: the base itself overflows, on this text at least"),
+    })
+}
+
+/// Tokens of a sequence that the model writes.
+pub(crate) fn length(model: &Model<'_>) -> usize {
+    LENGTH.min(model.spec().max_positions)
+}
+
+/// Tokens of the windows that are taken of a text of so many.
+pub fn taken(model: &Model<'_>, tokens: usize) -> usize {
+    let window = window(model);
+    WINDOWS.min(tokens / window.max(1)) * window
+}
+
+/// Tokens of a window of a text.
+pub(crate) fn window(model: &Model<'_>) -> usize {
+    WINDOW.min(model.spec().max_positions)
+}
+
+/// Work of writing some sequences, so many at a time.
+pub(crate) fn writing_work(model: &Model<'_>, together: usize) -> u64 {
+    let step = |count: usize, number: usize| {
+        model.pass_work(count, number) + model.logits_work(count) + draw_work(model, count)
+    };
+    (0..SEQUENCES)
+        .step_by(together)
+        .map(|first| {
+            let count = together.min(SEQUENCES - first);
+            (1..length(model)).map(|number| step(count, number)).sum::<u64>()
+        })
+        .sum()
+}
+
+/// Work of all moments of a model's inputs.
+pub(crate) fn moments_work(model: &Model<'_>, tokens: usize) -> u64 {
+    model.inputs().iter().flatten().map(|inputs| work::moments(inputs.features, tokens) as u64).sum()
+}
+
+fn draw_work(model: &Model<'_>, sequences: usize) -> u64 {
+    (work::DRAW * (model.spec().vocab * sequences) as f64) as u64
 }
 
 /// Features whose products are computed together.
@@ -233,20 +360,28 @@ fn sample(
         random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
     let mut cache = Cache::of_several(model, sequences, length);
+    let mut logits = Vec::new();
     let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
     while written[0].len() < length {
         let hidden = model.advance(&next, &mut cache)?;
-        let logits = model.logits(&hidden, 0..sequences)?;
+        model.logits(&hidden, 0..sequences, &mut logits)?;
+        if logits.iter().any(|x| x.is_nan()) {
+            return Err(blame(model, None)?);
+        }
         next = random
             .par_iter_mut()
             .enumerate()
-            .map(|(number, random)| {
-                let mut own: Vec<f32> = logits.iter().skip(number).step_by(sequences).copied().collect();
-                choose(&mut own, sampling, random)
+            .map_init(Vec::new, |own, (number, random)| {
+                own.clear();
+                own.extend(logits.iter().skip(number).step_by(sequences));
+                choose(own, sampling, random)
             })
             .collect();
         for (written, &token) in written.iter_mut().zip(&next) {
             written.push(token);
+        }
+        if let Some(progress) = model.progress() {
+            progress.advance(draw_work(model, sequences));
         }
         part(written[0].len());
     }

@@ -8,15 +8,17 @@ use std::ops::Range;
 use std::time::Instant;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::merge::Progress;
 use qmerge::report::{Behaviour, Verdict};
 use qmerge::simd::exp::exp;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::generate::{Sampling, generate};
+use crate::generate::{self, Sampling, generate};
 use crate::linear::Unwatched;
 use crate::model::Model;
 use crate::text::Tokenizer;
+use crate::work;
 
 /// A model and what it is called.
 #[derive(Debug)]
@@ -107,12 +109,12 @@ pub(crate) struct Sums {
     pub(crate) window_kl: Vec<f64>,
 }
 
-/// Runs all models. One of them must be called "apart". `progress` is told of windows done by all models, and of all.
+/// Runs all models, which must have been loaded with the same `progress`. One of them must be called "apart".
 pub fn compare(
     candidates: &[Candidate<'_, '_>],
     task: &Task,
     tokenizer: &Tokenizer,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &dyn Progress,
 ) -> Result<Comparison> {
     let apart = candidates.iter().position(|candidate| candidate.name == "apart");
     let apart = apart.ok_or_else(|| Error::new(Kind::Bug, "nothing to compare with"))?;
@@ -136,6 +138,8 @@ pub fn compare(
         tokenizer.check(tokens, known)?;
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
     }
+    progress.start(text_work(candidates, task, windows.len()) + prompts_work(candidates, task));
+    progress.phase("comparing", "windows");
     let sums = score_all(candidates, &windows, 0, task.batch, COLUMNS, apart, progress)?;
     let tokens = windows.len() * (task.context - 1);
     let mut models: Vec<Figures> =
@@ -154,7 +158,7 @@ pub fn compare(
     if let Some(base) = models.iter().position(|model| model.name == "base") {
         judge(&mut models, &sums, base, apart, task);
     }
-    continue_prompts(candidates, task, tokenizer, apart, &mut models)?;
+    continue_prompts(candidates, task, tokenizer, apart, &mut models, progress)?;
     Ok(Comparison {
         schema_version: 1,
         text: task.text.clone(),
@@ -203,9 +207,10 @@ pub(crate) fn score_all(
     batch: usize,
     columns: usize,
     apart: usize,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &dyn Progress,
 ) -> Result<Vec<Sums>> {
     let mut sums = vec![Sums::default(); candidates.len()];
+    let mut logits = vec![Vec::new(); candidates.len()];
     let longest = windows.iter().map(|window| window.len()).max().unwrap_or(1);
     let mut done = 0;
     for batch in windows.chunks((batch / longest.max(1)).max(1)) {
@@ -217,7 +222,11 @@ pub(crate) fn score_all(
             // The last token predicts what is not there.
             for start in (from..window.len() - 1).step_by(columns) {
                 let end = (start + columns).min(window.len() - 1);
-                score(candidates, &hidden, begin + start..begin + end, &window[start + 1..end + 1], apart, &mut sums)?;
+                for ((candidate, hidden), logits) in candidates.iter().zip(&hidden).zip(&mut logits) {
+                    candidate.model.logits(hidden, begin + start..begin + end, logits)?;
+                }
+                score(candidates, &logits, &window[start + 1..end + 1], apart, &mut sums)?;
+                progress.advance(score_work(candidates, end - start));
             }
             for (sums, before) in sums.iter_mut().zip(before) {
                 sums.window_kl.push((sums.kl - before) / (window.len() - 1 - from) as f64);
@@ -225,28 +234,53 @@ pub(crate) fn score_all(
             begin += window.len();
         }
         done += batch.len();
-        progress(done, windows.len());
+        progress.part(done as u64, windows.len() as u64);
     }
     Ok(sums)
 }
 
-/// Adds some columns to the sums. `next` holds the token that follows each column.
+/// Work of the text.
+fn text_work(candidates: &[Candidate<'_, '_>], task: &Task, windows: usize) -> u64 {
+    let batch = (task.batch / task.context).max(1);
+    let scored = |from: usize| COLUMNS.min(task.context - 1 - from);
+    let window: u64 = (0..task.context - 1)
+        .step_by(COLUMNS)
+        .map(|from| {
+            let logits: u64 = candidates.iter().map(|candidate| candidate.model.logits_work(scored(from))).sum();
+            logits + score_work(candidates, scored(from))
+        })
+        .sum();
+    let pass = |count: usize| -> u64 {
+        let seen = task.context.div_ceil(2);
+        candidates.iter().map(|candidate| candidate.model.pass_work(count * task.context, seen)).sum()
+    };
+    let last = windows % batch;
+    windows as u64 * window + (windows / batch) as u64 * pass(batch) + if last > 0 { pass(last) } else { 0 }
+}
+
+fn score_work(candidates: &[Candidate<'_, '_>], columns: usize) -> u64 {
+    let logits: usize = candidates.iter().map(|candidate| candidate.model.spec().vocab * columns).sum();
+    (work::SCORE * logits as f64) as u64
+}
+
+fn prompts_work(candidates: &[Candidate<'_, '_>], task: &Task) -> u64 {
+    let each = |candidate: &Candidate<'_, '_>| -> u64 {
+        task.prompts.iter().map(|prompt| generate::work(candidate.model, prompt.len(), task.continuation)).sum()
+    };
+    candidates.iter().map(each).sum()
+}
+
+/// Adds some columns of logits to the sums. `next` holds the token that follows each column.
 fn score(
     candidates: &[Candidate<'_, '_>],
-    hidden: &[Vec<f32>],
-    columns: Range<usize>,
+    logits: &[Vec<f32>],
     next: &[u32],
     apart: usize,
     sums: &mut [Sums],
 ) -> Result<()> {
-    let logits: Vec<Vec<f32>> = candidates
-        .iter()
-        .zip(hidden)
-        .map(|(candidate, hidden)| candidate.model.logits(hidden, columns.clone()))
-        .collect::<Result<_>>()?;
     let count = next.len();
     let vocab = logits[apart].len() / count;
-    for (candidate, logits) in candidates.iter().zip(&logits) {
+    for (candidate, logits) in candidates.iter().zip(logits) {
         if logits.len() != vocab * count {
             let problem = format!("{} tokens, but the base with the adapter has {vocab}", logits.len() / count);
             return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(&candidate.name)));
@@ -257,7 +291,7 @@ fn score(
         .into_par_iter()
         .flat_map_iter(|start| {
             let group = start..count.min(start + GROUP);
-            score_group(&logits, count, group.clone(), &next[group], apart)
+            score_group(logits, count, group.clone(), &next[group], apart)
         })
         .collect();
     for column in scores {
@@ -338,7 +372,7 @@ fn score_group(logits: &[Vec<f32>], count: usize, group: Range<usize>, next: &[u
     }
     (0..width)
         .map(|t| {
-            let log_sum = |model: usize| sums[model][t].0.ln();
+            let log_sum = |model: usize| libm::log(sums[model][t].0);
             let score = |model: usize| {
                 let own = logits[model][next[t] as usize * count + group.start + t] - best[model][t].0;
                 let kl = sums[model][t].1 / sums[apart][t].0 - log_sum(apart) + log_sum(model);
@@ -361,7 +395,7 @@ fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {
     Figures {
         name: name.to_owned(),
         loss: sums.loss / n,
-        perplexity: (sums.loss / n).exp(),
+        perplexity: libm::exp(sums.loss / n),
         kl: mean,
         kl_se: (windows > 1.0).then(|| (variance / windows).sqrt()),
         top1: sums.same as f64 / n,
@@ -380,11 +414,14 @@ fn continue_prompts(
     tokenizer: &Tokenizer,
     apart: usize,
     models: &mut [Figures],
+    progress: &dyn Progress,
 ) -> Result<()> {
     if task.prompts.is_empty() {
         return Ok(());
     }
     let mut all: Vec<Vec<Vec<u32>>> = Vec::new();
+    progress.phase("continuing prompts", "continuations");
+    let (mut written, continuations) = (0, (candidates.len() * task.prompts.len()) as u64);
     for (candidate, figures) in candidates.iter().zip(&mut *models) {
         let (mut answers, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
         for prompt in &task.prompts {
@@ -403,6 +440,8 @@ fn continue_prompts(
             seconds += since.elapsed().as_secs_f64();
             figures.generations.push(tokenizer.decode(&answer)?);
             answers.push(answer);
+            written += 1;
+            progress.part(written, continuations);
         }
         figures.tokens_per_second = (tokens > 0).then(|| tokens as f64 / seconds.max(1e-9));
         all.push(answers);

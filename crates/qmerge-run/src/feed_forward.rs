@@ -2,12 +2,14 @@
 
 use qmerge::error::Result;
 use qmerge::simd::exp::exp;
+use qmerge::simd::tanh::tanh;
 use rayon::prelude::*;
 
 use crate::attention::softmax;
 use crate::linear::{Input, Linear, Watch};
 use crate::spec::{self, Activation, Spec};
 use crate::tensors::Tensors;
+use crate::work;
 
 /// `down(act(gate x) · up x)`, or without a gate `down(act(up x))`.
 #[derive(Debug)]
@@ -51,13 +53,53 @@ impl<'a> FeedForward<'a> {
         }
     }
 
-    pub(crate) fn linears(&mut self) -> Vec<&mut Linear<'a>> {
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear<'a>> {
         match self {
-            Self::Dense(dense) => dense.linears().collect(),
+            Self::Dense(dense) => dense.linears_mut().collect(),
             Self::Routed(routed) => {
-                let experts = routed.experts.iter_mut().flat_map(Dense::linears);
+                let experts = routed.experts.iter_mut().flat_map(Dense::linears_mut);
                 std::iter::once(&mut routed.router).chain(experts).collect()
             }
+        }
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear<'a>> {
+        self.together().concat()
+    }
+
+    /// The linear layers in groups that are given the same input, in the order in which they are shown.
+    pub(crate) fn together(&self) -> Vec<Vec<&Linear<'a>>> {
+        match self {
+            Self::Dense(dense) => dense.together().into(),
+            Self::Routed(routed) => {
+                let experts = routed.experts.iter().flat_map(Dense::together);
+                std::iter::once(vec![&routed.router]).chain(experts).collect()
+            }
+        }
+    }
+
+    /// Work of so many tokens.
+    pub(crate) fn work(&self, tokens: usize) -> f64 {
+        let all = |linears: Vec<&Linear<'a>>, columns: f64| -> f64 {
+            linears.iter().map(|linear| work::linear(linear.values(), columns)).sum()
+        };
+        match self {
+            Self::Dense(dense) => all(dense.together().concat(), tokens as f64),
+            Self::Routed(routed) => {
+                // Each token goes to some experts; an expert without tokens is not decoded.
+                let served = (tokens * routed.per_token) as f64 / routed.experts.len().max(1) as f64;
+                let used = served.min(1.0);
+                let experts = routed.experts.iter().map(|expert| all(expert.together().concat(), served.max(1.0)));
+                work::linear(routed.router.values(), tokens as f64) + used * experts.sum::<f64>()
+            }
+        }
+    }
+
+    /// Largest width of what is between the matrices.
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.width,
+            Self::Routed(routed) => routed.experts.iter().map(|expert| expert.width).max().unwrap_or(0),
         }
     }
 }
@@ -81,8 +123,12 @@ impl<'a> Dense<'a> {
         Ok(Self { inputs, down, width, gated, activation: spec.activation })
     }
 
-    fn linears(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
         self.inputs.iter_mut().chain(std::iter::once(&mut self.down))
+    }
+
+    fn together(&self) -> [Vec<&Linear<'a>>; 2] {
+        [self.inputs.iter().collect(), vec![&self.down]]
     }
 
     fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
@@ -119,10 +165,10 @@ impl<'a> Routed<'a> {
             let [gate, up, down] = experts.names;
             let stacked = format!("{module}.experts.gate_up_proj");
             let (inputs, down) = if tensors.has(&stacked) {
-                let both = Linear::part(&stacked, tensors.get(&stacked)?, 2 * width * e..2 * width * (e + 1));
-                let name = format!("{module}.experts.down_proj");
-                let rows = spec.hidden * e..spec.hidden * (e + 1);
-                (vec![both], Linear::part(&name, tensors.get(&name)?, rows))
+                let part =
+                    |name: &str, outputs, inputs| Linear::part(tensors, name, (experts.count, outputs, inputs), e);
+                let down = part(&format!("{module}.experts.down_proj"), spec.hidden, width)?;
+                (vec![part(&stacked, 2 * width, spec.hidden)?], down)
             } else {
                 let linear = |name: &str, outputs, inputs| {
                     Linear::new(tensors, &format!("{module}.experts.{e}.{name}"), outputs, inputs, spec.transposed)
@@ -187,36 +233,15 @@ fn activate(activation: Activation, values: &mut [f32]) {
             values.iter_mut().zip(negated).for_each(|(x, exponential)| *x /= 1.0 + exponential);
         }
         Activation::Gelu => {
-            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + error_function(*x * std::f32::consts::FRAC_1_SQRT_2)));
+            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2)));
         }
         Activation::GeluTanh => {
             const ROOT: f32 = 0.797_884_6;
-            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + (ROOT * (*x + 0.044_715 * *x * *x * *x)).tanh()));
+            let mut inner: Vec<f32> = values.iter().map(|x| ROOT * (*x + 0.044_715 * *x * *x * *x)).collect();
+            tanh(&mut inner);
+            values.iter_mut().zip(inner).for_each(|(x, tanh)| *x *= 0.5 * (1.0 + tanh));
         }
     }
-}
-
-/// erf, by its series and, far out, its continued fraction; both in f64, to f32 accuracy.
-fn error_function(x: f32) -> f32 {
-    let x = f64::from(x);
-    let magnitude = x.abs();
-    if magnitude > 4.0 {
-        return x.signum() as f32;
-    }
-    if magnitude < 2.5 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..60 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        return (sum * std::f64::consts::FRAC_2_SQRT_PI) as f32;
-    }
-    let mut fraction = 0.0;
-    for n in (1..40).rev() {
-        fraction = f64::from(n) / 2.0 / (magnitude + fraction);
-    }
-    let rest = (-magnitude * magnitude).exp() / (magnitude + fraction) / std::f64::consts::PI.sqrt();
-    (x.signum() * (1.0 - rest)) as f32
 }
 
 #[cfg(test)]
@@ -224,16 +249,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn erf_has_its_known_values() {
-        for (x, want) in [
-            (0.0, 0.0),
-            (0.5, 0.520_499_9),
-            (1.0, 0.842_700_8),
-            (2.4, 0.999_311_5),
-            (2.6, 0.999_764),
-            (-1.5, -0.966_105_1),
-        ] {
-            assert!((error_function(x) - want).abs() < 2e-7, "{x}: {}", error_function(x));
+    fn activations_have_their_known_values() {
+        // torch.nn.functional's silu, gelu, and gelu with approximate="tanh".
+        let x: [f32; 7] = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0, 6.0];
+        let known: [(Activation, [f32; 7]); 3] = [
+            (Activation::Silu, [-0.14227761, -0.26894143, -0.04750208, 0.0, 0.31122968, 1.7615942, 5.985164]),
+            (Activation::Gelu, [-0.004049694, -0.15865526, -0.046017215, 0.0, 0.34573123, 1.9544997, 6.0]),
+            (Activation::GeluTanh, [-0.003637392, -0.15880801, -0.04601725, 0.0, 0.345714, 1.9545977, 6.0]),
+        ];
+        for (activation, want) in known {
+            let mut got = x;
+            activate(activation, &mut got);
+            for (x, (got, want)) in x.iter().zip(got.iter().zip(want)) {
+                assert!((got - want).abs() <= 2e-7 * x.abs(), "{activation:?} of {x}: {got}, not {want}");
+            }
         }
     }
 }

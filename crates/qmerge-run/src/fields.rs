@@ -1,17 +1,24 @@
 //! What a family reads a `config.json` by.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::ModelConfig;
 use serde_json::Value;
 
-/// Fields of a `config.json`; errors name the file and the field.
+/// Fields of a `config.json`; errors name the file, the field and its value.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'c> {
     config: &'c ModelConfig,
 }
 
 /// No dimension of a model is larger than this.
-const MOST: u64 = 1 << 24;
+pub(crate) const MOST: usize = 1 << 24;
+/// No model has more layers. Each takes memory before its tensors are looked for.
+pub(crate) const MOST_LAYERS: usize = 1 << 14;
 
 impl<'c> Fields<'c> {
     /// Looks into a model's configuration.
@@ -19,10 +26,29 @@ impl<'c> Fields<'c> {
         Self { config }
     }
 
-    fn bad(&self, key: &str, problem: &str) -> Error {
-        Error::new(Kind::Malformed, format!("`{key}` {problem}"))
-            .in_file(&self.config.path)
+    /// An error about a field with a value that cannot be meant.
+    pub(crate) fn bad(&self, key: &str, value: &Value, problem: &str) -> Error {
+        self.error(Kind::Malformed, format!("`{key}` is {}: {problem}", short(value)))
             .with_hint("copy config.json again from where the model was published")
+    }
+
+    /// An error about a field with a value that means something, but nothing that can be run.
+    pub(crate) fn unsupported(&self, key: &str, value: &Value) -> Error {
+        self.error(Kind::Unsupported, format!("`{key}` is {}, which cannot be run", short(value)))
+            .with_hint("a merge does not need to run the model: --fast")
+    }
+
+    /// An error about fields that do not fit each other.
+    pub(crate) fn misfit(&self, problem: String) -> Error {
+        self.error(Kind::Malformed, problem).with_hint("copy config.json again from where the model was published")
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        self.misfit(format!("`{key}` is missing"))
+    }
+
+    fn error(&self, kind: Kind, problem: String) -> Error {
+        Error::new(kind, problem).in_file(&self.config.path)
     }
 
     /// Any field.
@@ -30,21 +56,46 @@ impl<'c> Fields<'c> {
         self.config.find(key)
     }
 
-    /// A count, if it is there.
+    /// A count, zero included, if it is there.
     pub fn count_if(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if n <= MOST => Ok(Some(n as usize)),
-            _ => Err(self.bad(key, "is not a count")),
+        match value.as_u64().map(usize::try_from) {
+            Some(Ok(n)) if n <= MOST => Ok(Some(n)),
+            Some(_) => Err(self.bad(key, value, &format!("no model has more than {MOST}"))),
+            None => Err(self.bad(key, value, "that is not a count")),
         }
     }
 
-    /// A count.
+    /// A count above zero, if it is there.
+    pub fn positive_if(&self, key: &str) -> Result<Option<usize>> {
+        match (self.count_if(key)?, self.get(key)) {
+            (Some(0), Some(value)) => Err(self.bad(key, value, "it must be above zero")),
+            (count, _) => Ok(count),
+        }
+    }
+
+    /// A count above zero.
     pub fn count(&self, key: &str) -> Result<usize> {
-        match self.count_if(key)? {
-            Some(n) if n > 0 => Ok(n),
-            Some(_) => Err(self.bad(key, "is zero")),
-            None => Err(self.bad(key, "is missing")),
+        self.positive_if(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// The number of layers.
+    pub fn layers(&self, key: &str) -> Result<usize> {
+        match (self.count(key)?, self.get(key)) {
+            (layers, Some(value)) if layers > MOST_LAYERS => {
+                Err(self.bad(key, value, &format!("no model has more than {MOST_LAYERS}")))
+            }
+            (layers, _) => Ok(layers),
+        }
+    }
+
+    /// The width of a head where it is not given: an equal share of the residual stream.
+    pub fn share(&self, hidden: &str, heads: &str) -> Result<usize> {
+        match (self.count(hidden)?, self.count(heads)?) {
+            (width, heads_count) if heads_count > width => {
+                Err(self.misfit(format!("`{heads}` is {heads_count}, more than `{hidden}`, which is {width}")))
+            }
+            (width, heads_count) => Ok(width / heads_count),
         }
     }
 
@@ -52,8 +103,10 @@ impl<'c> Fields<'c> {
     pub fn number_if(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
-            Some(x) if x.is_finite() => Ok(Some(x)),
-            _ => Err(self.bad(key, "is not a number")),
+            // What is run is run in f32.
+            Some(x) if (x as f32).is_finite() => Ok(Some(x)),
+            Some(_) => Err(self.bad(key, value, "too large for a 32-bit number")),
+            None => Err(self.bad(key, value, "that is not a number")),
         }
     }
 
@@ -62,19 +115,71 @@ impl<'c> Fields<'c> {
         Ok(self.number_if(key)?.unwrap_or(default))
     }
 
-    /// A truth value, or what it is by default.
-    pub fn flag(&self, key: &str, default: bool) -> bool {
-        self.get(key).and_then(Value::as_bool).unwrap_or(default)
+    /// A number above zero, if it is there; its reciprocal is a 32-bit number too.
+    pub fn above_zero_if(&self, key: &str) -> Result<Option<f64>> {
+        match (self.number_if(key)?, self.get(key)) {
+            (Some(x), Some(value)) if !(x > 0.0 && (1.0 / x as f32).is_finite()) => {
+                Err(self.bad(key, value, "it must be above zero"))
+            }
+            (number, _) => Ok(number),
+        }
     }
 
-    /// A list, or an empty one.
-    pub fn list(&self, key: &str) -> &'c [Value] {
-        self.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    /// A number above zero, or what it is by default.
+    pub fn above_zero(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.above_zero_if(key)?.unwrap_or(default))
+    }
+
+    /// What a norm adds to the mean square.
+    pub fn eps(&self, key: &str, default: f64) -> Result<f32> {
+        match (self.number(key, default)?, self.get(key)) {
+            (eps, Some(value)) if eps < 0.0 => Err(self.bad(key, value, "it must not be negative")),
+            (eps, _) => Ok(eps as f32),
+        }
+    }
+
+    /// A truth value, or what it is by default.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.bad(key, value, "that is neither true nor false"))
+    }
+
+    /// A list, if it is there.
+    pub fn list(&self, key: &str) -> Result<Option<&'c [Value]>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_array() {
+            Some(list) => Ok(Some(list)),
+            None => Err(self.bad(key, value, "that is not a list")),
+        }
+    }
+
+    /// A list with one item for each layer, if it is there.
+    pub fn by_layer(&self, key: &str, layers: usize) -> Result<Option<&'c [Value]>> {
+        match self.list(key)? {
+            Some(list) if list.len() != layers => {
+                Err(self.misfit(format!("`{key}` has {} items, but the model has {layers} layers", list.len())))
+            }
+            list => Ok(list),
+        }
     }
 
     /// True for each layer that `layer_types` calls sliding; `None` where the field is missing.
-    pub fn sliding(&self, layers: usize) -> Option<Vec<bool>> {
-        let types = self.list("layer_types");
-        (types.len() == layers).then(|| types.iter().map(|kind| kind.as_str() == Some("sliding_attention")).collect())
+    pub fn sliding(&self, layers: usize) -> Result<Option<Vec<bool>>> {
+        let kind = |value: &Value| match value.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(self.unsupported("layer_types", value)),
+        };
+        let types = self.by_layer("layer_types", layers)?;
+        types.map(|types| types.iter().map(kind).collect()).transpose()
+    }
+}
+
+/// A value as it stands in the file, or the start of it.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
     }
 }

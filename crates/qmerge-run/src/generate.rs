@@ -31,14 +31,16 @@ pub fn generate(
     stop: &[u32],
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Vec<u32>> {
-    let capacity = (prompt.len() + most).min(model.spec().max_positions).max(prompt.len());
+    let capacity = prompt.len().saturating_add(most).min(model.spec().max_positions).max(prompt.len());
     let mut cache = Cache::new(model, capacity);
     let mut random = Random::new(sampling.seed);
-    let mut answer = Vec::new();
+    let mut passes = 0;
+    let (mut answer, mut logits) = (Vec::new(), Vec::new());
     let mut next = prompt.to_vec();
     while answer.len() < most && cache.len() + next.len() <= capacity && !next.is_empty() {
         let hidden = model.advance(&next, &mut cache)?;
-        let mut logits = model.logits(&hidden, next.len() - 1..next.len())?;
+        model.logits(&hidden, next.len() - 1..next.len(), &mut logits)?;
+        passes += 1;
         let token = choose(&mut logits, sampling, &mut random);
         if stop.contains(&token) {
             break;
@@ -49,7 +51,21 @@ pub fn generate(
             break;
         }
     }
+    if let Some(progress) = model.progress() {
+        progress.skip((passes..most).map(|number| step_work(model, prompt.len(), number)).sum());
+    }
     Ok(answer)
+}
+
+/// Work of a continuation of `most` tokens.
+pub fn work(model: &Model<'_>, prompt: usize, most: usize) -> u64 {
+    (0..most).map(|number| step_work(model, prompt, number)).sum()
+}
+
+/// Work of one token of it: the first takes the prompt in.
+fn step_work(model: &Model<'_>, prompt: usize, number: usize) -> u64 {
+    let (tokens, seen) = if number == 0 { (prompt, prompt.div_ceil(2)) } else { (1, prompt + number) };
+    model.pass_work(tokens, seen) + model.logits_work(1)
 }
 
 /// The most likely token; of equals the first.

@@ -12,6 +12,9 @@
 //! 4. [`model`]: tokens become logits.
 //! 5. [`text`], [`generate`], [`compare`], [`behaviour`]: what is done with logits.
 
+// Tests hold what is computed here to the system's own functions.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod attention;
 pub mod behaviour;
 pub mod calibrate;
@@ -23,12 +26,14 @@ pub mod fields;
 pub mod generate;
 
 pub mod linear;
+pub mod memory;
 pub mod model;
 mod norm;
 pub mod rope;
 pub mod spec;
 pub mod tensors;
 pub mod text;
+mod work;
 
 pub use linear::Unwatched;
 pub use model::{Cache, Model, Options};

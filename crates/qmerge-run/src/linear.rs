@@ -1,5 +1,6 @@
 //! A linear layer: `y = W x + b`, with W decoded while it is used, and adapters beside it.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +16,12 @@ use crate::tensors::Tensors;
 const CHUNK: usize = 1 << 16;
 /// Rows that are decoded at a time for many columns: each then reads the columns, which no cache holds, once.
 const ROWS: usize = 16 * HEIGHT;
+
+thread_local! {
+    /// A worker's decoded rows, before and after the edits: used again for the next chunk, of this layer or another, since fresh memory costs more than
+    /// decoding into it.
+    static DECODED: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
 
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
@@ -103,6 +110,8 @@ impl<'a> Linear<'a> {
         transposed: bool,
     ) -> Result<Self> {
         let geometry = weight.base().claim().weight.geometry();
+        // Quantized, it is stored (out, in).
+        let transposed = transposed && weight.base().claim().weight.is_plain();
         let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != want {
             let shape = weight.base().claim().weight.shape();
@@ -120,11 +129,22 @@ impl<'a> Linear<'a> {
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
 
-    /// One matrix of a stack: the layer whose outputs are some rows of a weight.
-    pub fn part(path: &str, weight: Edited<'a>, rows: Range<usize>) -> Self {
-        let inputs = weight.base().claim().weight.geometry().cols;
-        let outputs = rows.len();
-        Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false }
+    /// A matrix of a stack of (matrices, outputs, inputs), by number.
+    pub fn part(
+        tensors: &Tensors<'a>,
+        name: &str,
+        (matrices, outputs, inputs): (usize, usize, usize),
+        number: usize,
+    ) -> Result<Self> {
+        let weight = tensors.get(name)?;
+        let geometry = weight.base().claim().weight.geometry();
+        if (geometry.rows, geometry.cols) != (matrices * outputs, inputs) {
+            let shape = weight.base().claim().weight.shape();
+            let problem = format!("shape {shape:?}, but the configuration wants {matrices} × {outputs} × {inputs}");
+            return Err(tensors.misfit(name, problem));
+        }
+        let rows = outputs * number..outputs * (number + 1);
+        Ok(Self { name: name.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false })
     }
 
     /// Module path.
@@ -142,6 +162,11 @@ impl<'a> Linear<'a> {
         self.inputs
     }
 
+    /// The weight, with its edits.
+    pub(crate) fn weight(&self) -> &Edited<'a> {
+        &self.weight
+    }
+
     /// Shows `watch` what the layer is given. One that is stored (in, out) is left out: the moments of its inputs belong to its rows.
     pub fn show(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
         if self.is_shown() { watch.input(&self.name, x) } else { Ok(()) }
@@ -150,6 +175,11 @@ impl<'a> Linear<'a> {
     /// True if [`Linear::show`] shows anything.
     pub fn is_shown(&self) -> bool {
         !self.transposed
+    }
+
+    /// Values of the layer's matrix.
+    pub fn values(&self) -> usize {
+        self.inputs * self.outputs
     }
 
     /// Bytes as stored.
@@ -222,19 +252,23 @@ impl<'a> Linear<'a> {
             _ => share.min(ROWS).next_multiple_of(HEIGHT),
         };
         let rows = most.max(1).next_multiple_of(step);
-        y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each_init(
-            || (Vec::new(), Vec::new()),
-            |(base, values), (number, y)| {
-                let first = self.rows.start + number * rows;
-                let rows = first..(first + rows).min(self.rows.end);
-                if x.tokens() == 1 && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
-                    return Ok(());
+        y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each(|(number, y)| {
+            let first = self.rows.start + number * rows;
+            let rows = first..(first + rows).min(self.rows.end);
+            if x.tokens() == 1 && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
+                return Ok(());
+            }
+            // Nothing below waits for other workers, so none comes by here with the cell taken.
+            DECODED.with_borrow_mut(|(base, values)| {
+                let some = if x.tokens() <= FEW { CHUNK / self.inputs.max(1) } else { rows.len() };
+                let some = some.max(1).next_multiple_of(step);
+                for (start, y) in rows.clone().step_by(some).zip(y.chunks_mut((some * x.tokens()).max(1))) {
+                    self.decode(&(start..(start + some).min(rows.end)), base, values)?;
+                    matmul(values, &x.columns, false, y);
                 }
-                self.decode(&rows, base, values)?;
-                matmul(values, &x.columns, false, y);
                 Ok(())
-            },
-        )
+            })
+        })
     }
 
     /// Rows of the weight are inputs: some are decoded, turned over, and their share is added to all outputs.

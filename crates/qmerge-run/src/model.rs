@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{Progress, stopped};
+use qmerge::round::Inputs;
 
-use crate::attention::{Attention, Past, Sequence};
+use crate::attention::{Attention, Past, Sequence, softcap};
 use crate::families;
 use crate::feed_forward::FeedForward;
 use crate::linear::{Input, Linear, Unwatched, Watch};
 use crate::norm::Normalize;
 use crate::spec::Spec;
 use crate::tensors::Tensors;
+use crate::work;
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,16 +102,18 @@ impl<'a> Model<'a> {
             Linear::from_weight(tensors, &path, weight, rows, spec.hidden, false)
         };
         // The table may have more rows than the configuration says tokens, if a tokenizer grew; never fewer.
-        let rows =
-            |name: &str| tensors.get(&format!("{prefix}{name}.weight")).map(|w| w.base().claim().weight.shape()[0]);
-        let known = rows(spec.names.embed)?;
-        if known < spec.vocab {
-            let problem = format!("{known} rows, but vocab_size is {}", spec.vocab);
-            return Err(tensors.misfit(&format!("{prefix}{}.weight", spec.names.embed), problem));
-        }
+        let rows = |name: &str, least: usize, what: &str| -> Result<usize> {
+            let name = format!("{prefix}{name}.weight");
+            let known = tensors.get(&name)?.base().claim().weight.shape().first().copied().unwrap_or(0);
+            match known < least {
+                true => Err(tensors.misfit(&name, format!("{known} rows, but {what} is {least}"))),
+                false => Ok(known),
+            }
+        };
+        let known = rows(spec.names.embed, spec.vocab, "vocab_size")?;
         let spec = Spec { vocab: known, ..spec };
         let positions = match spec.names.positions {
-            Some(name) => Some(table(name, rows(name)?)?),
+            Some(name) => Some(table(name, rows(name, spec.max_positions, "the number of positions")?)?),
             None => None,
         };
         let heads = ["lm_head", "language_model.lm_head", "model.lm_head"];
@@ -146,7 +150,7 @@ impl<'a> Model<'a> {
     /// Holds weights in the order of their use while they fit.
     fn hold(&mut self, limit: u64) -> Result<()> {
         let head = self.head.as_mut().unwrap_or(&mut self.embed);
-        let layers = self.layers.iter_mut().flat_map(Layer::linears);
+        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
         for linear in std::iter::once(head).chain(layers) {
             if self.progress.is_some_and(|progress| progress.cancelled()) {
                 return Err(stopped());
@@ -169,24 +173,60 @@ impl<'a> Model<'a> {
         &self.spec
     }
 
+    /// All linear layers in the order of their use.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+        std::iter::once(&self.embed).chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.head)
+    }
+
     /// Bytes of stored weights that are held in memory.
     pub fn held(&self) -> u64 {
         self.held
     }
 
     /// Bytes of stored weights that a token's way through the model reads.
-    pub fn bytes_per_token(&mut self) -> u64 {
+    pub fn bytes_per_token(&self) -> u64 {
         let head = self.head.as_ref().unwrap_or(&self.embed).bytes();
-        head + self.layers.iter_mut().flat_map(Layer::linears).map(|linear| linear.bytes()).sum::<u64>()
+        head + self.layers.iter().flat_map(Layer::linears).map(Linear::bytes).sum::<u64>()
+    }
+
+    /// What linear layers are given, layer by layer, in the order of [`Watch::input`].
+    pub fn inputs(&self) -> Vec<Vec<Inputs>> {
+        self.layers.iter().map(Layer::inputs).collect()
+    }
+
+    /// Largest width between the matrices of a feed-forward.
+    pub fn width(&self) -> usize {
+        self.layers.iter().map(|layer| layer.feed_forward.width()).max().unwrap_or(0)
+    }
+
+    /// Work of a pass of `tokens` tokens that see `seen` positions on average, in nanoseconds of one thread.
+    pub fn pass_work(&self, tokens: usize, seen: usize) -> u64 {
+        (0..self.layers.len()).map(|number| self.layer_work(number, tokens, seen)).sum()
+    }
+
+    /// Work of the logits of some columns.
+    pub fn logits_work(&self, columns: usize) -> u64 {
+        work::linear(self.spec.vocab * self.spec.hidden, columns as f64) as u64
+    }
+
+    fn layer_work(&self, number: usize, tokens: usize, seen: usize) -> u64 {
+        let (spec, layer) = (&self.spec, &self.layers[number]);
+        let seen = spec.layers[number].window.map_or(seen, |window| window.min(seen));
+        let linears = layer.attention.inputs.iter().chain([&layer.attention.output]);
+        let attention: f64 = linears.map(|linear| work::linear(linear.values(), tokens as f64)).sum();
+        let mixed = work::attention(spec.heads * spec.head_dim, tokens, seen);
+        (attention + mixed + layer.feed_forward.work(tokens)) as u64
+    }
+
+    fn advanced(&self, work: u64) {
+        if let Some(progress) = self.progress {
+            progress.advance(work);
+        }
     }
 
     /// Module paths of the linear layers that a [`Watch`] is shown.
-    pub fn watched(&mut self) -> impl Iterator<Item = &str> {
-        self.layers
-            .iter_mut()
-            .flat_map(Layer::linears)
-            .filter(|linear| linear.is_shown())
-            .map(|linear| -> &str { linear.name() })
+    pub fn watched(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().flat_map(Layer::linears).filter(|linear| linear.is_shown()).map(Linear::name)
     }
 
     /// The residual stream behind the last norm, (hidden, tokens), of several sequences beside each other, each from its start.
@@ -243,18 +283,27 @@ impl<'a> Model<'a> {
                     .collect()
             })
             .collect();
+        let seen = seen(sequences);
         for (number, (layer, kind)) in self.layers.iter().zip(&spec.layers).enumerate() {
             if self.progress.is_some_and(|progress| progress.cancelled()) {
                 return Err(stopped());
             }
             let angles = kind.rope.map(|rope| angles[rope].as_slice());
             let past = cache.as_deref_mut().map(|cache| (&mut cache.past[number], cache.capacity));
-            let input = normalized(&layer.attention_in, &x, count);
-            let mut y = layer.attention.forward(spec, kind, &input, sequences, angles, past, watch)?;
-            add(&mut x, &mut y, &layer.attention_out, count, spec.residual_scale);
-            let input = normalized(&layer.feed_forward_in, &x, count);
-            let mut y = layer.feed_forward.forward(&input, spec.hidden, watch)?;
-            add(&mut x, &mut y, &layer.feed_forward_out, count, spec.residual_scale);
+            // Nothing of a block stays when the next one begins, or while a watch works on the layer.
+            {
+                let input = normalized(&layer.attention_in, &x, count);
+                let mut y = layer.attention.forward(spec, kind, &input, sequences, angles, past, watch)?;
+                drop(input);
+                add(&mut x, &mut y, &layer.attention_out, count, spec.residual_scale);
+            }
+            {
+                let input = normalized(&layer.feed_forward_in, &x, count);
+                let mut y = layer.feed_forward.forward(&input, spec.hidden, watch)?;
+                drop(input);
+                add(&mut x, &mut y, &layer.feed_forward_out, count, spec.residual_scale);
+            }
+            self.advanced(self.layer_work(number, count, seen));
             watch.layer()?;
         }
         self.norm.apply(&mut x, count);
@@ -281,19 +330,23 @@ impl<'a> Model<'a> {
             .with_hint("give a smaller --context, or a shorter prompt"))
     }
 
-    /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens).
-    pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>) -> Result<Vec<f32>> {
+    /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens), into a buffer that callers use again: they may take much memory, which costs time
+    /// where it is fresh.
+    pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>, logits: &mut Vec<f32>) -> Result<()> {
         let tokens = hidden.len() / self.spec.hidden;
         let some: Vec<f32> = hidden.chunks_exact(tokens).flat_map(|row| row[columns.clone()].iter().copied()).collect();
         let head = self.head.as_ref().unwrap_or(&self.embed);
-        let mut logits = self.pool.install(|| head.forward(&Input::new(&some, self.spec.hidden)))?;
+        logits.clear();
+        logits.resize(head.outputs() * columns.len(), 0.0);
+        self.pool.install(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
         if self.spec.logit_scale != 1.0 {
             logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
         }
         if let Some(cap) = self.spec.logit_cap {
-            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            softcap(logits, cap);
         }
-        Ok(logits)
+        self.advanced(self.logits_work(columns.len()));
+        Ok(())
     }
 }
 
@@ -313,10 +366,43 @@ impl<'a> Layer<'a> {
         })
     }
 
-    fn linears(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
-        let attention = self.attention.inputs.iter_mut().chain(std::iter::once(&mut self.attention.output));
+    fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+        let attention = self.attention.inputs.iter().chain(std::iter::once(&self.attention.output));
         attention.chain(self.feed_forward.linears())
     }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
+        let attention = self.attention.inputs.iter_mut().chain(std::iter::once(&mut self.attention.output));
+        attention.chain(self.feed_forward.linears_mut())
+    }
+
+    fn inputs(&self) -> Vec<Inputs> {
+        let attention = [self.attention.inputs.iter().collect(), vec![&self.attention.output]];
+        let together = attention.into_iter().chain(self.feed_forward.together());
+        together
+            .filter_map(|linears: Vec<&Linear<'a>>| {
+                let shown: Vec<_> = linears.into_iter().filter(|linear| linear.is_shown()).collect();
+                let features = shown.first()?.inputs();
+                Some(Inputs { features, weights: shown.iter().map(|linear| weight_name(linear.name())).collect() })
+            })
+            .collect()
+    }
+}
+
+/// Name of the weight at a module path.
+pub(crate) fn weight_name(path: &str) -> String {
+    format!("{path}.weight")
+}
+
+/// Positions that a token of these sequences sees, on average.
+fn seen(sequences: &[Sequence]) -> usize {
+    let (mut tokens, mut sum) = (0, 0);
+    for sequence in sequences {
+        let len = sequence.columns.len();
+        tokens += len;
+        sum += len * (sequence.past + len.div_ceil(2));
+    }
+    sum / tokens.max(1)
 }
 
 fn normalized<'x>(norm: &Option<Normalize>, x: &'x [f32], tokens: usize) -> std::borrow::Cow<'x, [f32]> {
@@ -342,7 +428,7 @@ fn add(x: &mut [f32], y: &mut [f32], norm: &Option<Normalize>, tokens: usize, sc
     }
 }
 
-fn half_of_free_memory() -> u64 {
+pub(crate) fn half_of_free_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

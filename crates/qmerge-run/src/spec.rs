@@ -1,9 +1,13 @@
 //! What a decoder consists of, as data. A family's file turns a `config.json` into a [`Spec`]; `model.rs` runs any spec.
 
-use qmerge::error::{Error, Kind, Result};
-use serde_json::Value;
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
-use crate::fields::Fields;
+use qmerge::error::Result;
+
+use crate::fields::{Fields, MOST};
 use crate::rope::Rope;
 
 /// A decoder-only transformer.
@@ -59,6 +63,39 @@ pub struct Spec {
     pub names: Names,
     /// Weights are stored (in, out), as GPT-2's Conv1D does.
     pub transposed: bool,
+}
+
+/// All layers together have no more experts. Each takes memory before it is used.
+const MOST_EXPERTS: usize = 1 << 17;
+/// No head is wider.
+const WIDEST: usize = 1 << 16;
+
+impl Spec {
+    /// Errors if fields do not fit each other, so that what is run has nothing to fear of them.
+    pub(crate) fn check(&self, fields: &Fields<'_>) -> Result<()> {
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(fields.misfit(format!(
+                "`num_attention_heads` is {heads}, and `num_key_value_heads`, which must divide it, is {kv_heads}"
+            )));
+        }
+        if head_dim > WIDEST || heads * head_dim > MOST {
+            return Err(fields.misfit(format!("no model has {heads} heads of {head_dim} features")));
+        }
+        if let Some(Experts { count, per_token, .. }) = self.experts {
+            if per_token > count {
+                return Err(
+                    fields.misfit(format!("`num_experts_per_tok` is {per_token}, but there are {count} experts"))
+                );
+            }
+            let layers = self.layers.iter().filter(|layer| layer.experts).count();
+            if count * layers > MOST_EXPERTS {
+                return Err(fields.misfit(format!("no model has {layers} layers of {count} experts")));
+            }
+        }
+        debug_assert!(self.layers.iter().all(|layer| layer.rope.is_none_or(|rope| rope < self.ropes.len())));
+        Ok(())
+    }
 }
 
 /// What differs between layers.
@@ -121,11 +158,12 @@ pub enum Activation {
 impl Activation {
     /// Reads its name in transformers.
     pub fn read(fields: &Fields<'_>, key: &str) -> Result<Self> {
-        match fields.get(key).and_then(Value::as_str) {
-            Some("silu" | "swish") | None => Ok(Self::Silu),
+        let Some(value) = fields.get(key) else { return Ok(Self::Silu) };
+        match value.as_str() {
+            Some("silu" | "swish") => Ok(Self::Silu),
             Some("gelu") => Ok(Self::Gelu),
             Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Self::GeluTanh),
-            Some(other) => Err(Error::new(Kind::Unsupported, format!("`{key}` is `{other}`, which cannot be run"))),
+            _ => Err(fields.unsupported(key, value)),
         }
     }
 }

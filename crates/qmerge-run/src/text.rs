@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use qmerge::error::{Error, Kind, Result};
+use qmerge::open::{MAX_CONFIG, MAX_TOKENIZER, json, read_small};
 use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
@@ -31,11 +32,11 @@ impl Tokenizer {
                 .with_hint("copy it from where the model was published; older formats must be converted first"));
         };
         let path = folder.join("tokenizer.json");
-        let inner = tokenizers::Tokenizer::from_file(&path)
+        let inner = tokenizers::Tokenizer::from_bytes(read_small(&path, MAX_TOKENIZER)?)
             .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
         let json = |name: &str| -> Result<Option<Value>> {
             let path = folder.join(name);
-            let parsed = read_if(&path)?.map(|text| serde_json::from_str(&text));
+            let parsed = read_if(&path)?.map(|text| json::parse(&text));
             parsed.transpose().map_err(|error| broken(&path, format!("not JSON: {error}")))
         };
         let config = json("tokenizer_config.json")?.unwrap_or_default();
@@ -47,7 +48,7 @@ impl Tokenizer {
             .flatten()
             .filter_map(|config| config.get("eos_token_id"))
             .flat_map(|ids| ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]))
-            .filter_map(|id| id.as_u64().map(|id| id as u32))
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
             .collect();
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
@@ -144,12 +145,11 @@ fn broken(path: &Path, problem: String) -> Error {
 
 /// The text of a file that need not exist.
 fn read_if(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(broken(path, "not UTF-8".into())),
-        Err(error) => Err(Error::io("read", path, error)),
+    if !path.exists() {
+        return Ok(None);
     }
+    let text = String::from_utf8(read_small(path, MAX_CONFIG)?);
+    text.map(Some).map_err(|_| broken(path, "not UTF-8".into()))
 }
 
 /// A template is a string, or a list of named ones.

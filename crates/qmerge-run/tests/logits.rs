@@ -37,7 +37,8 @@ fn difference(model: &Model<'_>, expected: &Expected) -> f32 {
     let sequences: Vec<&[u32]> = expected.sequences.iter().map(Vec::as_slice).collect();
     let hidden = model.hidden(&sequences, &mut Unwatched).unwrap();
     let columns = sequences.iter().map(|s| s.len()).sum();
-    let logits = model.logits(&hidden, 0..columns).unwrap();
+    let mut logits = Vec::new();
+    model.logits(&hidden, 0..columns, &mut logits).unwrap();
     assert_eq!(logits.len(), columns * expected.vocab);
     let mut worst = 0.0_f32;
     for t in 0..columns {
@@ -58,7 +59,8 @@ fn difference_cached(model: &Model<'_>, expected: &Expected) -> f32 {
     for piece in [0..10, 10..11, 11..sequence.len()] {
         let count = piece.len();
         let hidden = model.advance(&sequence[piece.clone()], &mut cache).unwrap();
-        let logits = model.logits(&hidden, 0..count).unwrap();
+        let mut logits = Vec::new();
+        model.logits(&hidden, 0..count, &mut logits).unwrap();
         for (i, t) in piece.enumerate() {
             for v in 0..expected.vocab {
                 worst = worst.max((logits[v * count + i] - expected.logits[t * expected.vocab + v]).abs());

@@ -8,6 +8,7 @@ use std::time::Instant;
 use qmerge::dtype::Dtype;
 use qmerge::formats::{Choices, Grid, Levels};
 use qmerge::round::{self, InputMoments, Matrix, Metric};
+use qmerge::simd::exp::exp;
 use qmerge::simd::matmul::{Columns, matmul};
 
 /// Close to NF4's.
@@ -64,7 +65,8 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 fn moments(n: usize) -> InputMoments {
     // Own noise of uneven strength, and 64 factors that all inputs share to some degree.
-    let strength: Vec<f32> = numbers(n, 1).iter().map(|x| (0.8 * x).exp()).collect();
+    let mut strength: Vec<f32> = numbers(n, 1).iter().map(|x| 0.8 * x).collect();
+    exp(&mut strength);
     let (factors, loadings) = (numbers(64 * TOKENS, 2), numbers(n * 64, 3));
     let mut x = vec![0.0; n * TOKENS];
     matmul(&loadings, &Columns::new(&factors, 64, TOKENS), false, &mut x);

@@ -57,8 +57,14 @@ impl Error {
     /// An operating-system error: `doing` says what was tried ("read", "create").
     pub fn io(doing: &str, path: &Path, source: std::io::Error) -> Self {
         let mut error = Self::new(Kind::Io, format!("cannot {doing}: {source}")).in_file(path);
-        if source.kind() == std::io::ErrorKind::StorageFull {
-            error = error.with_hint("free some space and run the same command again with --resume");
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                error = error.with_hint("free some space");
+            }
+            std::io::ErrorKind::FileTooLarge => {
+                error = error.with_hint("the system bounds the size of files here (ulimit -f)")
+            }
+            _ => {}
         }
         error.0.source = Some(source);
         error
@@ -98,6 +104,11 @@ impl Error {
     /// The class of this error.
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// What happened, without the file and the tensor.
+    pub fn message(&self) -> &str {
+        &self.0.message
     }
 
     /// The file it is about.

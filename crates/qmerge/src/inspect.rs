@@ -1,6 +1,6 @@
 //! What is in a checkpoint or an adapter, without reading its numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::formats;
 use crate::open::{self, Checkpoint};
 use crate::report::{FILE_NAME, SCHEMA_VERSION};
+use crate::round::Stored;
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -19,6 +20,8 @@ pub enum Inspection {
     Model(ModelInspection),
     /// An adapter.
     Adapter(AdapterInspection),
+    /// A calibration.
+    Calibration(CalibrationInspection),
 }
 
 /// A model at a glance.
@@ -36,8 +39,8 @@ pub struct ModelInspection {
     pub files: usize,
     /// Tensors as stored.
     pub tensors: usize,
-    /// Logical parameters.
-    pub parameters: u64,
+    /// Logical parameters; `None` where the weights are stored in a way that is not understood.
+    pub parameters: Option<u64>,
     /// Bytes of all tensors.
     pub bytes: u64,
     /// True if the output embedding is the input embedding.
@@ -46,8 +49,12 @@ pub struct ModelInspection {
     pub groups: Vec<Group>,
     /// Tensors of types that are only ever copied.
     pub opaque: Vec<String>,
-    /// True if a merge report lies beside the weights.
+    /// How the weights are stored, where that is not understood: every other command refuses the model then.
+    pub unsupported: Option<formats::Unsupported>,
+    /// True if a report beside the weights says that an adapter was merged into them.
     pub merged_by_qmerge: bool,
+    /// True if a report beside the weights says that they were converted, without an adapter.
+    pub converted_by_qmerge: bool,
 }
 
 /// Weights of one format, details and last name component.
@@ -80,10 +87,12 @@ pub struct AdapterInspection {
     pub peft_type: String,
     /// Variants that are switched on ("rslora", "dora").
     pub variants: Vec<String>,
-    /// Rank of the configuration.
-    pub r: u64,
-    /// `lora_alpha`.
-    pub lora_alpha: f64,
+    /// Rank of the configuration, where this kind has one.
+    pub r: Option<u64>,
+    /// `lora_alpha`, where this kind has one.
+    pub lora_alpha: Option<f64>,
+    /// Why it cannot be merged; `None` where nothing in its kind stands against it.
+    pub refused: Option<Refused>,
     /// Base model it says it was trained on.
     pub base_model: Option<String>,
     /// Tensors.
@@ -105,22 +114,124 @@ pub struct TargetGroup {
     pub module: String,
     /// Number of modules.
     pub count: usize,
-    /// Shapes of its first factors, most common first.
+    /// Shapes of its factors A (for other kinds than LoRA: of each module's first tensor), most common first.
     pub shapes: Vec<Vec<usize>>,
 }
 
-/// Opens and describes a model or an adapter.
+/// Why an adapter cannot be merged.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refused {
+    /// The reason.
+    pub reason: String,
+    /// What can be done.
+    pub remedy: Option<String>,
+}
+
+/// A calibration at a glance.
+#[derive(Clone, Debug, Serialize)]
+pub struct CalibrationInspection {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// File.
+    pub path: String,
+    /// Model, adapter and text that it was taken from, in words.
+    pub taken_from: String,
+    /// Layers.
+    pub layers: usize,
+    /// Distinct inputs, each with its second moments.
+    pub inputs: usize,
+    /// Weights that take them.
+    pub weights: usize,
+    /// Bytes of all moments.
+    pub bytes: u64,
+}
+
+/// Opens and describes a model, an adapter or a calibration.
 pub fn inspect(location: &Path) -> Result<Inspection> {
     let path = open::resolve(location)?;
-    let is_adapter = path.join("adapter_config.json").is_file()
+    let weights = |name: &str| path.join(name).is_file();
+    let is_adapter = weights("adapter_config.json")
+        || ["adapter_model.safetensors", "adapter_model.bin"].into_iter().any(weights) && !weights("config.json")
         || path.is_file() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter_model"));
-    if is_adapter { adapter(&path).map(Inspection::Adapter) } else { model(&path).map(Inspection::Model) }
+    if is_adapter {
+        return adapter(&path).map(Inspection::Adapter);
+    }
+    if path.extension().is_some_and(|ending| ending == "safetensors")
+        && let Some(found) = calibration(&path)?
+    {
+        return Ok(Inspection::Calibration(found));
+    }
+    model(&path).map(Inspection::Model)
+}
+
+fn calibration(path: &Path) -> Result<Option<CalibrationInspection>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let file = Checkpoint::open_container(path)?;
+    Ok(Stored::about(&file).map(|about| CalibrationInspection {
+        schema_version: SCHEMA_VERSION,
+        path: path.display().to_string(),
+        taken_from: about.taken_from,
+        layers: about.layers,
+        inputs: about.inputs,
+        weights: about.weights,
+        bytes: file.total_bytes(),
+    }))
 }
 
 fn model(path: &Path) -> Result<ModelInspection> {
     let checkpoint = Checkpoint::open(path)?;
-    let inventory = formats::inventory(&checkpoint)?;
-    let names = crate::adapters::Names::new(&checkpoint, &inventory.weights, &[])?;
+    let (merged_by_qmerge, converted_by_qmerge) = made_by(&checkpoint)?;
+    let mut found = ModelInspection {
+        schema_version: SCHEMA_VERSION,
+        path: path.display().to_string(),
+        model_type: checkpoint.config.as_ref().map_or(String::new(), |config| config.model_type().to_owned()),
+        format: String::new(),
+        files: checkpoint.files.len(),
+        tensors: checkpoint.entries.len(),
+        parameters: None,
+        bytes: checkpoint.total_bytes(),
+        tied: checkpoint.config.as_ref().and_then(open::ModelConfig::tied).unwrap_or(false),
+        groups: Vec::new(),
+        opaque: Vec::new(),
+        unsupported: None,
+        merged_by_qmerge,
+        converted_by_qmerge,
+    };
+    match formats::survey(&checkpoint)? {
+        Ok(inventory) => {
+            let names = crate::adapters::Names::new(&checkpoint, &inventory.weights, &[])?;
+            let groups = groups(&inventory);
+            found.tied = names.is_tied();
+            found.format = formats::in_words(&inventory);
+            found.parameters = Some(groups.iter().map(|group| group.parameters).sum());
+            let name = |&at: &usize| checkpoint.entries.get(at).map(|entry| entry.name.clone());
+            found.opaque = inventory.opaque.iter().filter_map(name).collect();
+            found.groups = groups;
+        }
+        Err(unsupported) => {
+            found.format.clone_from(&unsupported.format);
+            found.unsupported = Some(unsupported);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a report beside the weights says that an adapter was merged into them, and whether it says that they were converted.
+fn made_by(checkpoint: &Checkpoint) -> Result<(bool, bool)> {
+    let path = checkpoint.folder().join(FILE_NAME);
+    if !path.is_file() {
+        return Ok((false, false));
+    }
+    let text = open::read_small_text(&path, open::MAX_REPORT)?;
+    let report = open::json::parse(&text)
+        .map_err(|error| crate::error::malformed(format!("not a report of qmerge: {error}")).in_file(&path))?;
+    let adapters = report.get("adapters").and_then(serde_json::Value::as_array);
+    Ok(adapters.map_or((false, false), |adapters| (!adapters.is_empty(), adapters.is_empty())))
+}
+
+fn groups(inventory: &formats::Inventory) -> Vec<Group> {
     // By kind of module, format and settings: shapes, parameters, bytes.
     type Totals = (Vec<Vec<usize>>, u64, u64);
     let mut groups: BTreeMap<(String, &str, String), Totals> = BTreeMap::new();
@@ -145,36 +256,19 @@ fn model(path: &Path) -> Result<ModelInspection> {
         })
         .collect();
     groups.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.module.cmp(&b.module)));
-    Ok(ModelInspection {
-        schema_version: SCHEMA_VERSION,
-        path: path.display().to_string(),
-        model_type: checkpoint.config.as_ref().map_or(String::new(), |config| config.model_type().to_owned()),
-        format: formats::in_words(&inventory),
-        files: checkpoint.files.len(),
-        tensors: checkpoint.entries.len(),
-        parameters: groups.iter().map(|group| group.parameters).sum(),
-        bytes: checkpoint.total_bytes(),
-        tied: names.is_tied(),
-        opaque: inventory.opaque.iter().map(|&at| checkpoint.entries[at].name.clone()).collect(),
-        groups,
-        merged_by_qmerge: checkpoint.folder().join(FILE_NAME).is_file(),
-    })
+    groups
 }
 
 fn adapter(path: &Path) -> Result<AdapterInspection> {
     let adapter = Adapter::open(path, 1.0)?;
     let mut targets: BTreeMap<String, Vec<Vec<usize>>> = BTreeMap::new();
+    let config = &adapter.config;
+    let mut seen = HashSet::new();
     for entry in &adapter.tensors.entries {
-        if let Some((module, _)) =
-            entry.name.split_once(".lora_A").or_else(|| entry.name.split_once(".lora_embedding_A"))
-        {
-            targets
-                .entry(module.rsplit('.').next().unwrap_or(module).to_owned())
-                .or_default()
-                .push(entry.shape.clone());
+        if let Some(module) = module(&config.peft_type, &entry.name).filter(|module| seen.insert(*module)) {
+            targets.entry(kind(module)).or_default().push(entry.shape.clone());
         }
     }
-    let config = &adapter.config;
     let variants = [
         ("rslora", config.use_rslora),
         ("dora", config.use_dora),
@@ -188,13 +282,18 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
     let mut variants: Vec<String> =
         variants.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect();
     variants.extend(config.init.as_ref().map(|init| format!("init {init}")));
+    // What the file leaves out has PEFT's default, in the kind that has the field.
+    let has = |key: &str| config.peft_type == "LORA" || config.json.get(key).is_some_and(serde_json::Value::is_number);
     Ok(AdapterInspection {
         schema_version: SCHEMA_VERSION,
         path: adapter.path.display().to_string(),
         peft_type: config.peft_type.clone(),
         variants,
-        r: config.r,
-        lora_alpha: config.lora_alpha,
+        r: has("r").then_some(config.r),
+        lora_alpha: has("lora_alpha").then_some(config.lora_alpha),
+        refused: adapter
+            .refusal()
+            .map(|error| Refused { reason: error.message().to_owned(), remedy: error.hint().map(str::to_owned) }),
         base_model: config.base_model.clone(),
         tensors: adapter.tensors.entries.len(),
         parameters: adapter.tensors.entries.iter().map(open::Entry::elements).sum(),
@@ -205,6 +304,15 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
             .collect(),
         modules_to_save: config.modules_to_save.clone(),
     })
+}
+
+/// The module that an adapter's tensor belongs to. Of a LoRA's pair, A alone counts.
+fn module<'a>(peft_type: &str, tensor: &'a str) -> Option<&'a str> {
+    if peft_type == "LORA" {
+        let pair = tensor.split_once(".lora_A").or_else(|| tensor.split_once(".lora_embedding_A"));
+        return pair.map(|(module, _)| module);
+    }
+    Some(tensor.strip_suffix(".weight").unwrap_or(tensor).rsplit_once('.')?.0)
 }
 
 /// The last name component that says what a weight is: its module's for `….weight`, else the parameter's.

@@ -38,7 +38,8 @@ pub fn unpickler(bytes: &[u8]) {
 
 /// An adapter's configuration, and its patterns on some names.
 pub fn adapter_config(bytes: &[u8]) {
-    if let Ok(config) = crate::adapters::parse_config(bytes, Path::new("adapter_config.json")) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(config) = crate::adapters::parse_config(&text, Path::new("adapter_config.json")) {
         for name in ["model.layers.0.self_attn.q_proj", "q_proj", ""] {
             crate::adapters::try_patterns(&config, name);
         }
@@ -66,7 +67,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
         Kernel { name: name.into(), values, run: Box::new(run) }
     }
-    let wave: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 0.05).collect();
+    let wave: Vec<f32> = (0..n).map(|i| ((i * 7919) % 1009) as f32 * 1e-4 - 0.05).collect();
     let mut kernels = Vec::new();
     {
         let (from, mut to) = (wave.clone(), vec![0.0; n]);

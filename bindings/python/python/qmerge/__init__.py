@@ -27,6 +27,7 @@ from ._qmerge import __version__
 from ._results import (
     AdapterInspection,
     Calibration,
+    CalibrationInspection,
     Comparison,
     Generation,
     ModelInspection,
@@ -40,6 +41,7 @@ from ._results import (
 __all__ = [
     "AdapterInspection",
     "Calibration",
+    "CalibrationInspection",
     "Comparison",
     "Error",
     "ExistsError",

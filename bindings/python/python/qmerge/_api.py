@@ -14,6 +14,7 @@ from ._progress import Progress
 from ._results import (
     AdapterInspection,
     Calibration,
+    CalibrationInspection,
     Comparison,
     Generation,
     ModelInspection,
@@ -190,10 +191,11 @@ def convert(
     return Report(run("convert", options, progress)[1])
 
 
-def inspect(path: Path) -> Union[ModelInspection, AdapterInspection]:
-    """What is in a model or an adapter, without reading its numbers."""
+def inspect(path: Path) -> Union[ModelInspection, AdapterInspection, CalibrationInspection]:
+    """What is in a model, an adapter or a calibration, without reading its numbers."""
     _, document = run("inspect", ["--", os.fspath(path)], None)
-    return AdapterInspection(document) if document["kind"] == "adapter" else ModelInspection(document)
+    kinds = {"model": ModelInspection, "adapter": AdapterInspection, "calibration": CalibrationInspection}
+    return kinds[document["kind"]](document)
 
 
 def verify(

@@ -378,6 +378,7 @@ class Truncation(Record):
     copied: list[str]
     left_out: list[str]
     advice: str
+    warnings: list[str]
 
     _parts = {"tool": Tool, "weights": CutWeight}
 
@@ -388,6 +389,8 @@ class Generation(Record):
     text: str
     prompt_tokens: int
     tokens: int
+    finish_reason: str
+    """"stop" where the model ended it, "max_tokens", or "context" where it is as long as any text that the model was made for."""
     tokens_per_second: Optional[float]
     bytes_per_second: Optional[float]
 
@@ -404,12 +407,14 @@ class ModelInspection(Record):
     format: str
     files: int
     tensors: int
-    parameters: int
+    parameters: Optional[int]
     bytes: int
     tied: bool
     groups: list[dict[str, Any]]
     opaque: list[str]
+    unsupported: Optional[dict[str, Any]]
     merged_by_qmerge: bool
+    converted_by_qmerge: bool
 
 
 class AdapterInspection(Record):
@@ -419,8 +424,9 @@ class AdapterInspection(Record):
     path: str
     peft_type: str
     variants: list[str]
-    r: int
-    lora_alpha: float
+    r: Optional[int]
+    lora_alpha: Optional[float]
+    refused: Optional[dict[str, Any]]
     base_model: Optional[str]
     tensors: int
     parameters: int
@@ -435,6 +441,18 @@ class Calibration(Record):
     output: str
     taken_from: str
     """The text."""
+    bytes: int
+
+
+class CalibrationInspection(Record):
+    """A calibration at a glance."""
+
+    schema_version: int
+    path: str
+    taken_from: str
+    layers: int
+    inputs: int
+    weights: int
     bytes: int
 
 

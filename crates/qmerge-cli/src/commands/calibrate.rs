@@ -1,21 +1,24 @@
 //! `qmerge calibrate`.
 
+use std::path::Path;
+
 use anyhow::Result;
 use qmerge::dtype::Dtype;
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::Progress;
+use qmerge::merge::{self, Progress};
 use qmerge::plan::{Inputs, Plan};
-use qmerge::round::{self, Calibration};
+use qmerge::round::{self, Calibration, Demand, Known};
 use qmerge_run::calibrate::FromModel;
+use qmerge_run::memory::{self, Needs};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
-use qmerge_run::{Model, Options};
+use qmerge_run::{Model, Options, families};
 use serde::Serialize;
 
 use super::compare::read_text;
 use super::generate::folders;
-use super::{apart_options, open_with};
-use crate::args::CalibrateArgs;
+use super::{apart_options, open_with, threads, usage};
+use crate::args::{CalibrateArgs, Engine};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
@@ -45,32 +48,114 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     }
     let inputs = open_with(&args.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let held = args.engine.max_memory.map(|limit| limit / 4);
-    let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
+    let text = Text::read(&inputs, args.text.as_deref())?;
+    let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
+    progress.start((needs.before + needs.demand.work) as u64);
+    let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let mut calibration =
-        from_model(&inputs, &model, args.text.as_deref(), (args.seed, false), args.engine.max_memory, progress)?;
-    progress.phase("reading it");
+    let calibration = text.calibration(&model, args.seed, false, needs)?;
+    let mut calibration = Counted { calibration, progress };
+    progress.phase("taking moments", "layers");
     let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
     let bytes = round::store(&inputs.base, &mut calibration, dtype, &args.output)?;
     Ok(Found { output: args.output.display().to_string(), taken_from: calibration.about(), bytes })
 }
 
-/// A calibration on a text, or on one that the model writes, with this seed; and whether it writes more, to be judged by.
-pub(super) fn from_model<'m, 'a>(
-    inputs: &Inputs,
-    model: &'m Model<'a>,
-    text: Option<&std::path::Path>,
-    (seed, hold): (u64, bool),
-    max_memory: Option<u64>,
-    progress: &dyn Progress,
-) -> error::Result<FromModel<'m, 'a>> {
-    let Some(path) = text else {
-        progress.phase("writing text to calibrate on");
-        return FromModel::own_text(model, seed, max_memory.map(|limit| limit / 2), hold);
-    };
-    let tokenizer = Tokenizer::open(&folders(inputs))?;
-    let tokens = tokenizer.encode(&read_text(path)?)?;
-    tokenizer.check(&tokens, model.spec().vocab)?;
-    FromModel::text(model, &tokens, path)
+/// What a model is run on.
+pub(super) enum Text<'p> {
+    /// It writes the text itself.
+    Own,
+    /// Tokens of a file.
+    Given(&'p Path, Vec<u32>),
+}
+
+impl<'p> Text<'p> {
+    /// Reads and tokenizes a file, if there is one.
+    pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>) -> error::Result<Self> {
+        let Some(path) = path else { return Ok(Self::Own) };
+        let tokenizer = Tokenizer::open(&folders(inputs))?;
+        let tokens = tokenizer.encode(&read_text(path)?)?;
+        // The embedding has at least as many rows.
+        tokenizer.check(&tokens, families::spec(families::config(&inputs.base)?)?.vocab)?;
+        Ok(Self::Given(path, tokens))
+    }
+
+    /// What a calibration on it takes, for a merge or whatever else comes to `peak` bytes with it.
+    pub(super) fn needs(
+        &self,
+        inputs: &Inputs,
+        plan: &Plan,
+        engine: (usize, Option<u64>),
+        peak: impl FnMut(&Demand) -> error::Result<u64>,
+    ) -> error::Result<Needs> {
+        let (given, limit) = engine;
+        let options = Options { threads: 1, held: Some(0), progress: None };
+        let bare = Model::new(&Tensors::new(inputs, None), options)?;
+        let tokens = match self {
+            Self::Own => None,
+            Self::Given(_, tokens) => Some(tokens.len()),
+        };
+        memory::fit(limit, |together| memory::needs(&bare, plan, tokens, together, threads(given)), peak)
+    }
+
+    /// Runs `model` on it; with `hold` it writes more than that, to be judged by.
+    pub(super) fn calibration<'m, 'a>(
+        &self,
+        model: &'m Model<'a>,
+        seed: u64,
+        hold: bool,
+        needs: Needs,
+    ) -> error::Result<FromModel<'m, 'a>> {
+        let calibration = match self {
+            Self::Own => FromModel::own_text(model, seed, needs.together, hold)?,
+            Self::Given(path, tokens) => FromModel::text(model, tokens, path)?,
+        };
+        Ok(calibration.expecting(needs.demand))
+    }
+}
+
+/// What a calibration takes where no merge stands beside it.
+pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text<'_>, engine: &Engine) -> error::Result<Needs> {
+    let limit = engine.max_memory;
+    text.needs(inputs, plan, (engine.threads, limit), |demand| {
+        let bytes = merge::PROGRAM_BYTES + demand.held + demand.working;
+        match limit {
+            Some(limit) if limit < bytes => Err(usage(format!(
+                "--max-memory {} MiB is not enough: running the model takes at least {} MiB",
+                limit >> 20,
+                bytes.div_ceil(1 << 20)
+            ))),
+            _ => Ok(bytes),
+        }
+    })
+}
+
+/// A calibration that tells which layer it is at.
+struct Counted<'c, C> {
+    calibration: C,
+    progress: &'c dyn Progress,
+}
+
+impl<C: Calibration> Calibration for Counted<'_, C> {
+    fn about(&self) -> String {
+        self.calibration.about()
+    }
+
+    fn identity(&self) -> error::Result<String> {
+        self.calibration.identity()
+    }
+
+    fn each(
+        &mut self,
+        wanted: &(dyn Fn(&str) -> bool + Sync),
+        take: &mut (dyn FnMut(Vec<Known>) -> error::Result<()> + Send),
+    ) -> error::Result<()> {
+        let layers = self.calibration.demand().layers.len() as u64;
+        let (progress, mut number) = (self.progress, 0);
+        self.calibration.each(wanted, &mut |known| {
+            number += 1;
+            progress.part(number, layers);
+            take(known)
+        })
+    }
 }

@@ -30,7 +30,7 @@ const PROMPT: usize = 32;
 const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
-    let bar = Bar::counting("windows");
+    let bar = Bar::new(false);
     let found = find(args, &bar);
     bar.clear();
     let found = found?;
@@ -45,6 +45,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
 /// Runs all models on the text.
 pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result<Comparison> {
     let form = args.report.as_deref().map(page::form).transpose()?;
+    args.report.as_deref().map_or(Ok(()), page::refuse_report)?;
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let merged = args
@@ -106,14 +107,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         continuation: args.continuation,
         batch,
     };
-    let mut before = 0;
-    let found = compare(&candidates, &task, &tokenizer, &mut |done, all| {
-        if before == 0 {
-            progress.start(all as u64);
-        }
-        progress.advance((done - before) as u64);
-        before = done;
-    })?;
+    let found = compare(&candidates, &task, &tokenizer, progress)?;
     if let (Some(path), Some(form)) = (&args.report, form) {
         let document = serde_json::to_value(&found).unwrap_or_default();
         match form {
@@ -145,10 +139,12 @@ fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, I
 /// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.
 fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
     let widest = spec.heads * spec.head_dim + 2 * spec.kv_heads * spec.head_dim + 2 * spec.intermediate;
-    let activations = batch * (4 * spec.hidden + 2 * widest);
-    let states = models as usize * batch * spec.hidden;
+    let activations = 4 * spec.hidden + 2 * widest;
+    let states = models as usize * spec.hidden;
     let logits = (models as usize + 1) * 64 * spec.vocab;
-    4 * (activations + states + logits) as u64 + (128 << 20)
+    // A batch is as long as a context, which may be any number.
+    let values = batch.saturating_mul(activations + states).saturating_add(logits) as u64;
+    values.saturating_mul(4).saturating_add(128 << 20)
 }
 
 /// A text file. Errors if it is not UTF-8 or empty.

@@ -5,6 +5,7 @@ use qmerge::error;
 use qmerge::merge::{self, Progress};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::round::Demand;
 
 use super::merge::{Found, dry_or_run, show};
 use super::{format, refuse_unused, run_options, settings, usage};
@@ -28,7 +29,8 @@ pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result
     let run = run_options(&args.running);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;
-    dry_or_run(&inputs, &plan, &args.output, &run, &args.running, || {
+    let estimate = merge::estimate(&plan, &run, &Demand::default())?;
+    dry_or_run(&inputs, &plan, &args.output, &args.running, (estimate.memory, estimate.work), || {
         merge::run(&inputs, &plan, None, &args.output, &run, progress)
     })
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 
 use crate::Outcome;
 use crate::args::{Cli, Command, DemoArgs};
@@ -58,7 +57,7 @@ fn merge(folder: &Path, name: &str, more: &[&str]) -> Result<()> {
     let words = [&["qmerge", "merge", "--base", &base, "--adapter", &adapter, "-o", &output], more].concat();
     anstream::println!("$ {}", words.join(" "));
     // Done again, the demo replaces its own outputs.
-    let Command::Merge(args) = Cli::try_parse_from(words.into_iter().chain(["--force"]))?.command else {
+    let Command::Merge(args) = Cli::read(words.into_iter().chain(["--force"]))?.command else {
         return Ok(());
     };
     super::merge::run(&args)?;

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use qmerge::error;
+use qmerge::error::{self, Error};
 use qmerge::merge::{Progress, Silent};
 use qmerge::plan::Plan;
-use qmerge_run::generate::{Sampling, generate};
+use qmerge_run::generate::{self, Sampling, generate};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
@@ -21,12 +21,25 @@ use crate::{Outcome, show};
 /// What a model takes besides the weights it holds: code, the tokenizer, activations of one sequence.
 const BESIDE: u64 = 256 << 20;
 
+/// Why a continuation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Finish {
+    /// The model ended it.
+    Stop,
+    /// It has as many tokens as were asked for.
+    MaxTokens,
+    /// It is as long as any text that the model was made for.
+    Context,
+}
+
 /// A continuation.
 #[derive(Debug, Serialize)]
 pub(crate) struct Found {
     pub(crate) text: String,
     pub(crate) prompt_tokens: usize,
     pub(crate) tokens: usize,
+    pub(crate) finish_reason: Finish,
     /// Without the first, which waits for the prompt.
     pub(crate) tokens_per_second: Option<f64>,
     /// Speed at which stored weights went through the processor.
@@ -35,12 +48,27 @@ pub(crate) struct Found {
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<Outcome> {
     let mut out = std::io::stdout();
-    let found = find(args, &Silent, &mut |text| out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+    let prompt = if args.prompt == "-" { read_prompt()? } else { args.prompt.clone() };
+    let found = find(&GenerateArgs { prompt, ..args.clone() }, &Silent, &mut |text| {
+        out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    })?;
     out.write_all(b"\n")?;
     if let (Some(speed), Some(bytes), false) = (found.tokens_per_second, found.bytes_per_second, args.quiet) {
         show::note(&format!("{} tokens, {speed:.1} tokens/s, {:.1} GB/s of weights", found.tokens, bytes / 1e9));
     }
+    match found.finish_reason {
+        Finish::MaxTokens if !args.quiet => show::note(&format!("cut off at --max-tokens {}", args.max_tokens)),
+        Finish::Context if !args.quiet => show::note("cut off: the model was made for no longer text"),
+        _ => {}
+    }
     Ok(Outcome::Done)
+}
+
+/// All of the standard input, without the line's end that a shell puts behind it.
+fn read_prompt() -> error::Result<String> {
+    let place = Path::new("(standard input)");
+    let text = std::io::read_to_string(std::io::stdin()).map_err(|error| Error::io("read", place, error))?;
+    Ok(text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
 }
 
 /// Continues the prompt. `each` gets the text as it comes, and ends it with an error.
@@ -49,8 +77,13 @@ pub(crate) fn find(
     progress: &dyn Progress,
     each: &mut dyn FnMut(&str) -> std::io::Result<()>,
 ) -> error::Result<Found> {
-    if !(args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(usage("--temperature must not be negative, and --top-p lies between 0 and 1".into()));
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return Err(usage(format!("--temperature is {}: it must be 0 or more", args.temperature))
+            .with_hint("0 takes the most likely token, 1 draws by the model's own probabilities"));
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(usage(format!("--top-p is {}: it must be above 0, and 1 at most", args.top_p))
+            .with_hint("1 draws among all tokens"));
     }
     let inputs = open_with(&args.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
@@ -60,16 +93,17 @@ pub(crate) fn find(
         return Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"));
     }
     let engine = options(&args.engine, 1, BESIDE, progress)?;
-    let mut model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
+    let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     tokenizer.check(&prompt, model.spec().vocab)?;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     let (mut tokens, mut printed) = (Vec::new(), 0);
     let mut clock = None;
-    progress.start(args.max_tokens as u64);
+    progress.start(generate::work(&model, prompt.len(), args.max_tokens));
+    progress.phase("writing", "tokens");
     generate(&model, &prompt, args.max_tokens, sampling, tokenizer.stop(), |token| {
         clock.get_or_insert_with(Instant::now);
-        progress.advance(1);
         tokens.push(token);
+        progress.part(tokens.len() as u64, args.max_tokens as u64);
         let Ok(text) = tokenizer.decode(&tokens) else { return false };
         // A character of several bytes may come in several tokens.
         let ready = text.trim_end_matches('\u{fffd}');
@@ -81,11 +115,19 @@ pub(crate) fn find(
         true
     })?;
     let seconds = clock.map(|clock| clock.elapsed().as_secs_f64()).filter(|_| tokens.len() > 1);
+    let finish_reason = if tokens.len() == args.max_tokens {
+        Finish::MaxTokens
+    } else if prompt.len() + tokens.len() > model.spec().max_positions {
+        Finish::Context
+    } else {
+        Finish::Stop
+    };
     let tokens_per_second = seconds.map(|seconds| (tokens.len() - 1) as f64 / seconds);
     Ok(Found {
         text: tokenizer.decode(&tokens)?,
         prompt_tokens: prompt.len(),
         tokens: tokens.len(),
+        finish_reason,
         tokens_per_second,
         bytes_per_second: tokens_per_second.map(|speed| model.bytes_per_token() as f64 * speed),
     })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Progress};
+use qmerge::merge::{self, Memory, Progress};
 use qmerge::open::{Checkpoint, HubId};
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::{By, Report, quoted};
@@ -116,8 +116,10 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     let plan = Plan::new(&inputs, &options)?;
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
-    dry_or_run(&inputs, &plan, &args.output, &run, &args.running, || {
-        rounding::run(&inputs, &plan, &args.calibrating, measure, &args.output, &run, progress)
+    let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run)?;
+    let takes = (prepared.estimate.memory, prepared.work());
+    dry_or_run(&inputs, &plan, &args.output, &args.running, takes, || {
+        rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)
     })
 }
 
@@ -156,14 +158,18 @@ pub(super) fn dry_or_run(
     inputs: &Inputs,
     plan: &Plan,
     output: &Path,
-    run: &merge::RunOptions<'_>,
     args: &Running,
+    (memory, work): (Memory, f64),
     merge: impl FnOnce() -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
     if args.dry_run {
-        let memory = merge::memory(plan, run)?;
-        return Ok(Found::Plan(Box::new(plan.summary(inputs, output, memory))));
+        let mut summary = plan.summary(inputs, output, memory, work);
+        summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+        return Ok(Found::Plan(Box::new(summary)));
+    }
+    if let Some(path) = &args.report {
+        page::refuse_existing(path, args.force)?;
     }
     let report = merge()?;
     if let (Some(path), Some(form)) = (&args.report, form) {
@@ -171,6 +177,9 @@ pub(super) fn dry_or_run(
         match form {
             Form::Json => page::write_json(path, &document)?,
             Form::Html => page::write(path, Some(&document), None)?,
+        }
+        if !args.quiet {
+            show::note(&format!("the report is in {}", path.display()));
         }
     }
     Ok(Found::Report(Box::new(report)))

@@ -84,6 +84,14 @@ fn refuse_unused(args: &Quantization, plan: &Plan) -> Result<()> {
         .with_hint("leave it out: what is NF4 or FP4 already keeps its own"))
 }
 
+/// Worker threads, where 0 stands for one per processor.
+fn threads(given: usize) -> usize {
+    match given {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
+}
+
 /// Options of a plan that nobody writes: the adapter is kept apart, or compared with.
 fn apart_options(args: &Meaning) -> Options {
     Options { maps: args.map.clone(), read: read_options(args), allow_unused: args.allow_unused, ..Options::default() }

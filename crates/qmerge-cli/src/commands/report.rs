@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::open::{MAX_REPORT, read_small};
 use qmerge::report::{FILE_NAME, SCHEMA_VERSION};
 use serde_json::Value;
 
@@ -44,7 +45,7 @@ pub(super) fn of_merge(output: &Path) -> Option<Value> {
 /// A document, and whether it is a merge's report rather than a comparison.
 fn read(path: &Path) -> Result<(Value, bool)> {
     let file = if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() };
-    let bytes = std::fs::read(&file).map_err(|error| Error::input(&file, error))?;
+    let bytes = read_small(&file, MAX_REPORT)?;
     let refuse = |problem: String| Error::new(Kind::Malformed, problem).in_file(&file);
     let document: Value = serde_json::from_slice(&bytes).map_err(|error| refuse(format!("not JSON: {error}")))?;
     let of_merge = document["weights"].is_array() && document["output"].is_object();

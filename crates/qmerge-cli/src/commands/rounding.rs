@@ -4,15 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::{self, Judge, Progress};
+use qmerge::merge::{self, Estimate, Judge, Progress};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Stored};
+use qmerge::round::{self, Calibration, Demand, Stored};
 use qmerge_run::Model;
 use qmerge_run::behaviour::AgainstApart;
+use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 
-use super::calibrate;
+use super::calibrate::Text;
 use crate::args::{Calibrating, Measure};
 
 /// The method of that name.
@@ -57,46 +58,88 @@ pub(super) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<Strin
     qmerge_run::calibrate::weights(inputs).map_err(|error| error.to_string())
 }
 
+/// What a merge is calibrated on, whether it is measured, and what all of it takes.
+pub(super) struct Prepared<'p> {
+    source: Source<'p>,
+    is_measured: bool,
+    pub(super) estimate: Estimate,
+    /// Work before the merge begins, in nanoseconds of one thread.
+    before: f64,
+}
+
+/// Where a merge's moments come from.
+enum Source<'p> {
+    /// The method needs none.
+    None,
+    Stored(Stored),
+    Run(Text<'p>, Needs),
+}
+
+impl Prepared<'_> {
+    /// All work, in nanoseconds of one thread.
+    pub(super) fn work(&self) -> f64 {
+        self.before + self.estimate.work
+    }
+}
+
+/// Looks at what a merge will take, and fits it into the memory that it may use, before any of it is done.
+pub(super) fn prepare<'p>(
+    inputs: &Inputs,
+    plan: &Plan,
+    calibrating: &'p Calibrating,
+    measure: Measure,
+    options: &merge::RunOptions<'_>,
+) -> error::Result<Prepared<'p>> {
+    let is_measured = is_measured(inputs, plan, measure)?;
+    let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
+    let (source, estimate, before) = if !plan.is_calibrated() {
+        (Source::None, estimate(&Demand::default())?, 0.0)
+    } else if let Some(path) = &calibrating.calibration {
+        let stored = Stored::open(path, &inputs.base)?;
+        let estimate = estimate(&stored.demand())?;
+        (Source::Stored(stored), estimate, 0.0)
+    } else {
+        let text = Text::read(inputs, calibrating.calibrate.as_deref())?;
+        let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
+        let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
+        let (estimate, before) = (estimate(&needs.demand)?, needs.before);
+        (Source::Run(text, needs), estimate, before)
+    };
+    Ok(Prepared { source, is_measured, estimate, before })
+}
+
 /// Runs the merge, with a calibration if the method needs one, and measures it where the model is run.
 pub(super) fn run(
     inputs: &Inputs,
     plan: &Plan,
-    calibrating: &Calibrating,
-    measure: Measure,
+    prepared: Prepared<'_>,
     output: &Path,
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
-    let held = options.max_memory.map(|limit| limit / 4);
-    let engine = qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
-    let judge = AgainstApart { inputs, plan, apart: None, held: None, options: engine, max_memory: options.max_memory };
-    let is_measured = is_measured(inputs, plan, measure)?;
+    let engine = |held| qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
+    let few = options.max_memory.map(|limit| limit / 4);
+    let judge =
+        AgainstApart { inputs, plan, apart: None, held: None, options: engine(few), max_memory: options.max_memory };
+    let is_measured = prepared.is_measured;
     let merge = |calibration: Option<&mut dyn Calibration>, judge: &AgainstApart<'_>| {
         let judge: Option<&dyn Judge> = if is_measured { Some(judge) } else { None };
-        merge::run(inputs, plan, calibration, output, &merge::RunOptions { judge, ..options.clone() }, progress)
+        let options = merge::RunOptions { judge, announced: true, ..options.clone() };
+        merge::run(inputs, plan, calibration, output, &options, progress)
     };
-    if !plan.is_calibrated() {
-        return merge(None, &judge);
-    }
     merge::refuse_existing(output, options)?;
-    if let Some(path) = &calibrating.calibration {
-        let mut stored = Stored::open(path, &inputs.base)?;
-        progress.phase("rounding");
-        return merge(Some(&mut stored), &judge);
+    progress.start(prepared.work() as u64);
+    match prepared.source {
+        Source::None => merge(None, &judge),
+        Source::Stored(mut stored) => merge(Some(&mut stored), &judge),
+        Source::Run(text, needs) => {
+            // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
+            let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;
+            let mut calibration = text.calibration(&model, plan.seed, is_measured, needs)?;
+            let held = calibration.held().cloned();
+            merge(Some(&mut calibration), &AgainstApart { apart: Some(&model), held, ..judge })
+        }
     }
-    // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
-    let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
-    let mut calibration = calibrate::from_model(
-        inputs,
-        &model,
-        calibrating.calibrate.as_deref(),
-        (plan.seed, is_measured),
-        options.max_memory,
-        progress,
-    )?;
-    progress.phase("rounding");
-    let held = calibration.held().cloned();
-    merge(Some(&mut calibration), &AgainstApart { apart: Some(&model), held, ..judge })
 }
 
 /// Whether the merge is measured. Errors if that was asked for and the model cannot be run.

@@ -8,19 +8,19 @@ use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::round::{Calibration, Stored};
-use qmerge::truncate::{TruncateOptions, Truncation, refuse_uncuttable, truncate};
+use qmerge::truncate::{TruncateOptions, Truncation, refuse_uncuttable, truncate, work};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, Options};
 
-use super::calibrate::from_model;
+use super::calibrate::{Text, needs_alone};
 use super::rounding::weights;
-use super::{apart_options, read_options, usage};
+use super::{apart_options, read_options, threads, usage};
 use crate::args::TruncateArgs;
 use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
-    let bar = Bar::counting("modules");
+    let bar = Bar::new(false);
     let found = find(args, &bar);
     bar.clear();
     let found = found?;
@@ -34,10 +34,6 @@ pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
 
 /// Cuts the adapter.
 pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Result<Truncation> {
-    let threads = match args.engine.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    };
     let mut options = TruncateOptions {
         rank: args.rank as usize,
         dtype: match args.dtype.as_str() {
@@ -47,9 +43,10 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
             _ => None,
         },
         force: args.force,
-        threads,
+        threads: threads(args.engine.threads),
         read: read_options(&args.meaning),
         reason: None,
+        announced: false,
     };
     let Some(base) = &args.base else {
         let needs_base = [(args.calibrate.is_some(), "--calibrate"), (args.calibration.is_some(), "--calibration")];
@@ -79,10 +76,12 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         options.reason = Some(format!("the model cannot be run ({reason}): cut in the plain norm of its values"));
         return cut(None, &options);
     }
-    let held = args.engine.max_memory.map(|limit| limit / 4);
-    let engine = Options { threads: args.engine.threads, held, progress: Some(progress) };
+    let text = Text::read(&inputs, args.calibrate.as_deref())?;
+    let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
+    progress.start((needs.before + needs.demand.work) as u64 + work(adapter, &options)?);
+    options.announced = true;
+    let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let mut calibration =
-        from_model(&inputs, &model, args.calibrate.as_deref(), (args.seed, false), args.engine.max_memory, progress)?;
+    let mut calibration = text.calibration(&model, args.seed, false, needs)?;
     cut(Some(&mut calibration), &options)
 }

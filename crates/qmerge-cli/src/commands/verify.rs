@@ -13,7 +13,7 @@ use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
-    let bar = Bar::counting("tensors");
+    let bar = Bar::new(false);
     let found = find(args, &bar);
     bar.clear();
     let found = found?;

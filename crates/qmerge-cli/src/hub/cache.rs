@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{Progress, stopped};
-use qmerge::open::HubId;
+use qmerge::open::{HubId, MAX_INDEX, json, read_small_text};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::client::{Client, File};
@@ -23,10 +24,11 @@ pub(super) fn is_whole(snapshot: &Path) -> bool {
     let names: Vec<String> = names.collect();
     // A link whose blob is gone does not exist.
     let there = |name: &str| snapshot.join(name).exists();
+    if names.iter().any(|name| name == "model.safetensors") {
+        return there("model.safetensors");
+    }
     if let Some(index) = names.iter().find(|name| name.ends_with(".safetensors.index.json")) {
-        let index = fs::read(snapshot.join(index))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+        let index = read_small_text(&snapshot.join(index), MAX_INDEX).ok().and_then(|text| json::parse(&text).ok());
         // What cannot be read is for the library to judge.
         let map = index.as_ref().and_then(|index| index["weight_map"].as_object());
         return map.is_none_or(|map| map.values().filter_map(serde_json::Value::as_str).all(there));
@@ -58,11 +60,14 @@ impl Folder {
         create(&self.locks)?;
         let _lock = lock(&self.locks.join(format!("{}.lock", file.etag)), progress)?;
         if blob.exists() {
-            progress.advance(file.size.unwrap_or(0));
+            progress.skip(file.size.unwrap_or(0));
             return Ok(());
         }
         let partial = self.path.join("blobs").join(format!("{}.incomplete", file.etag));
-        Transfer { client, file, partial: &partial, progress, counted: 0 }.all()?;
+        // What an earlier download left is no work of this one.
+        let there = fs::metadata(&partial).map_or(0, |meta| meta.len()).min(file.size.unwrap_or(u64::MAX));
+        progress.skip(if file.size.is_some() { there } else { 0 });
+        Transfer { client, file, partial: &partial, progress, counted: there }.all()?;
         check(file, &partial)?;
         fs::rename(&partial, &blob).map_err(|error| Error::io("rename into place", &blob, error))
     }
@@ -219,16 +224,10 @@ fn check(file: &File, partial: &Path) -> Result<()> {
     let mut input = fs::File::open(partial).map_err(reading)?;
     let length = input.metadata().map_err(reading)?.len();
     let mut right = file.size.is_none_or(|size| size == length);
-    if right && file.etag.len() == 64 && file.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match input.read(&mut buffer).map_err(reading)? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        right = found == file.etag.to_ascii_lowercase();
+    let name = file.etag.to_ascii_lowercase();
+    if right && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let found = hashes(&mut input, length, name.len()).map_err(reading)?;
+        right = found.is_empty() || found.contains(&name);
     }
     if right {
         return Ok(());
@@ -239,6 +238,33 @@ fn check(file: &File, partial: &Path) -> Result<()> {
         format!("what came as {} is not what the hub announced, and was removed", file.name),
     )
     .with_hint("run the same command again to download it once more"))
+}
+
+/// The names that a file's bytes give it, of a length: large files have their SHA-256, small ones git's hash, or in some mirrors their SHA-1.
+fn hashes(input: &mut fs::File, length: u64, digits: usize) -> std::io::Result<Vec<String>> {
+    let mut large = Sha256::new();
+    let (mut git, mut plain) = (Sha1::new_with_prefix(format!("blob {length}\0")), Sha1::new());
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = match input.read(&mut buffer)? {
+            0 => break,
+            n => n,
+        };
+        match digits {
+            64 => large.update(&buffer[..n]),
+            40 => {
+                git.update(&buffer[..n]);
+                plain.update(&buffer[..n]);
+            }
+            _ => return Ok(Vec::new()),
+        }
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(match digits {
+        64 => vec![hex(&large.finalize())],
+        40 => vec![hex(&git.finalize()), hex(&plain.finalize())],
+        _ => Vec::new(),
+    })
 }
 
 /// Waits for other downloads of the same file. The lock goes with the file that is returned.
@@ -258,4 +284,33 @@ fn lock(path: &Path, progress: &dyn Progress) -> Result<fs::File> {
 
 fn create(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of `hello`: of `git hash-object`, `sha1sum` and `sha256sum`.
+    #[test]
+    fn files_are_held_to_the_hash_that_names_them() {
+        let path = std::env::temp_dir().join(format!("qmerge-hub-check-{}", std::process::id()));
+        let check_as = |etag: &str, bytes: &str| {
+            fs::write(&path, bytes).unwrap();
+            let file = File { name: "x".into(), url: String::new(), etag: etag.into(), size: Some(5) };
+            let right = check(&file, &path).is_ok();
+            assert_eq!(right, path.exists(), "what is wrong is removed");
+            right
+        };
+        for etag in [
+            "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0",
+            "aaf4c61ddcc5e8a2dabede0f3b482cd9aea9434d",
+            "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+        ] {
+            assert!(check_as(etag, "hello") && check_as(&etag.to_uppercase(), "hello"), "{etag}");
+            assert!(!check_as(etag, "hallo"), "{etag}");
+        }
+        // Nothing is known of other names, so the size alone can be wrong.
+        assert!(check_as("some-tag", "hallo") && !check_as("some-tag", "hell"));
+        let _ = fs::remove_file(&path);
+    }
 }

@@ -83,8 +83,9 @@ fn locations(command: &Command) -> Vec<PathBuf> {
 /// The id that is to be downloaded, if a location is one and is neither a path nor whole in the cache.
 fn absent(location: &Path) -> Option<HubId> {
     // A file's name that is not there is a mistake, not a repository.
-    let file =
-        location.extension().is_some_and(|ext| ["safetensors", "bin", "pt", "json"].iter().any(|known| ext == *known));
+    let file = location
+        .extension()
+        .is_some_and(|ext| ["safetensors", "gguf", "bin", "pt", "json"].iter().any(|known| ext == *known));
     if location.exists() || file {
         return None;
     }
@@ -105,11 +106,12 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
             Error::new(Kind::Usage, "no Hugging Face cache to download into").with_hint("set HF_HUB_CACHE or HF_HOME")
         );
     };
-    progress.phase(&format!("looking for {id}"));
+    progress.phase(&format!("looking for {id}"), "");
     let client = Client::new()?;
     let listing = client.listing(id)?;
     let names = needed::needed(&listing.names)
-        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))?;
+        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))
+        .map_err(|error| error.with_hint("name a repository that holds safetensors"))?;
     let mut files = Vec::new();
     for name in names {
         files.push(client.look(id, &listing.commit, name)?);
@@ -117,6 +119,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
             return Err(qmerge::merge::stopped());
         }
     }
+    progress.phase(&format!("downloading {id}"), "");
     progress.start(files.iter().filter_map(|file| file.size).sum());
     let folder = cache::Folder::new(&cache, id);
     for file in &files {
@@ -131,8 +134,8 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
 pub(crate) struct Beside<'a>(pub(crate) &'a dyn Progress);
 
 impl Progress for Beside<'_> {
-    fn phase(&self, name: &str) {
-        self.0.phase(name);
+    fn phase(&self, name: &str, unit: &str) {
+        self.0.phase(name, unit);
     }
 
     fn cancelled(&self) -> bool {

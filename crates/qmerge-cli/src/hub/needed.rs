@@ -6,12 +6,14 @@ const BESIDE: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py
 /// Files without which the rest may not be passed on, and the card that names the licence, by the start of their name.
 const TERMS: &[&str] = &["README.md", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 
-/// Chooses among a repository's names, in its order. The weights are those that the library opens: shards of an index before `model.safetensors` before any
+/// Chooses among a repository's names, in its order. The weights are those that the library opens: `model.safetensors` before shards of an index before any
 /// other `.safetensors`; the adapter's as safetensors before the pickle. An error says what there is instead of weights.
 pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
     let top = || names.iter().map(String::as_str).filter(|name| !name.contains('/'));
     let has = |wanted: &str| top().any(|name| name == wanted);
-    let index = if has("model.safetensors.index.json") {
+    let index = if has("model.safetensors") {
+        None
+    } else if has("model.safetensors.index.json") {
         Some("model.safetensors.index.json")
     } else {
         let mut found = top().filter(|name| name.ends_with(".safetensors.index.json"));
@@ -26,6 +28,8 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None => tensors(name),
     };
     let weights = |name: &str| Some(name) == adapter || tensors(name) && model(name);
+    // What a trainer wrote beside an adapter's own weights is merged with them.
+    let beside = |name: &str| adapter.is_some() && qmerge::adapters::MERGED_BESIDE.contains(&name);
     if !top().any(weights) {
         return Err(instead(names));
     }
@@ -35,6 +39,7 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None if name.ends_with(".index.json") => Some(*name) == index,
         None => {
             weights(name)
+                || beside(name)
                 || BESIDE.iter().any(|ending| name.ends_with(ending))
                 || TERMS.iter().any(|start| name.starts_with(start))
         }
@@ -107,6 +112,9 @@ mod tests {
             "tokenizer.model",
         ];
         assert_eq!(chosen(&model).unwrap(), want);
+        let both =
+            ["config.json", "model-00001-of-00001.safetensors", "model.safetensors", "model.safetensors.index.json"];
+        assert_eq!(chosen(&both).unwrap(), ["config.json", "model.safetensors"]);
         assert_eq!(chosen(&["a.safetensors", "model.safetensors"]).unwrap(), ["model.safetensors"]);
         assert_eq!(chosen(&["a.safetensors", "b.safetensors"]).unwrap(), ["a.safetensors", "b.safetensors"]);
     }
@@ -117,10 +125,12 @@ mod tests {
             "adapter_config.json",
             "adapter_model.bin",
             "adapter_model.safetensors",
+            "non_lora_trainables.bin",
             "optimizer.pt",
             "checkpoint-5/adapter_model.bin",
         ];
-        assert_eq!(chosen(&names).unwrap(), ["adapter_config.json", "adapter_model.safetensors"]);
+        let want = ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"];
+        assert_eq!(chosen(&names).unwrap(), want);
         assert_eq!(chosen(&names[..2]).unwrap(), ["adapter_config.json", "adapter_model.bin"]);
     }
 

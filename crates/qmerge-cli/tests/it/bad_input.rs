@@ -169,6 +169,7 @@ fn truncated_and_hostile_safetensors() {
 fn missing_and_misplaced_shards() {
     let index = |text: &str| {
         let folder = model();
+        std::fs::rename(folder.join(BASE), folder.join("base/shard.safetensors")).unwrap();
         std::fs::write(folder.join("base/model.safetensors.index.json"), text).unwrap();
         folder
     };
@@ -179,7 +180,7 @@ fn missing_and_misplaced_shards() {
         2,
         &["not a plain file name"],
     );
-    refused(&index(r#"{"weight_map": {"ghost": "model.safetensors"}}"#), &[], 2, &["`ghost`", "does not hold it"]);
+    refused(&index(r#"{"weight_map": {"ghost": "shard.safetensors"}}"#), &[], 2, &["`ghost`", "does not hold it"]);
     refused(&index("[]"), &[], 2, &["index.json", "not a safetensors index"]);
 }
 

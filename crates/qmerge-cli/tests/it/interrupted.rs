@@ -1,77 +1,495 @@
-//! Killed at any moment, the output is absent or whole; `--resume` finishes, with the bytes of an undisturbed run.
+//! Killed at any moment, or refused a write, the output is absent or whole; `--resume` finishes, with the bytes of an undisturbed run, or says why it
+//! does not.
 
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::model::{Folder, plain_model, qmerge, run, stderr};
+use crate::model::{Folder, demo, plain_model, qmerge, run, stderr};
 
+const JOURNAL: &str = "out.partial/qmerge-journal.jsonl";
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
+
+/// A row by row, to another format; B in the base's own; C weight by weight, with the moments of its inputs; D the same with a residual adapter.
+const STREAMED: &[&str] = &["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--to", "nf4", "--fast"];
+const KEPT: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--fast"];
+const WHOLE: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT];
+const RESIDUAL: &[&str] =
+    &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--residual-rank", "2"];
+const ALL: &[&[&str]] = &[STREAMED, KEPT, WHOLE, RESIDUAL];
+
+/// All files of a folder but the report, which holds times.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|item| item.unwrap())
-        // The report holds times.
-        .filter(|item| item.file_name() != "qmerge-report.json")
-        .map(|item| (item.file_name().into_string().unwrap(), std::fs::read(item.path()).unwrap()))
-        .collect();
-    files.sort();
-    files
+    fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) {
+        for item in std::fs::read_dir(folder).unwrap() {
+            let path = item.unwrap().path();
+            let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());
+            if path.is_dir() {
+                collect(&path, &format!("{name}/"), files);
+            } else if name != "qmerge-report.json" {
+                files.push((name, std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(folder, "", &mut found);
+    found.sort();
+    found
+}
+
+/// Numbers that look random.
+struct Random(u64);
+
+impl Random {
+    fn share(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// A merge, and what it comes to undisturbed.
+struct Merge<'f> {
+    folder: &'f Path,
+    args: Vec<&'static str>,
+    /// How long it takes.
+    time: Duration,
+    want: Vec<(String, Vec<u8>)>,
+    weights: serde_json::Value,
+}
+
+impl<'f> Merge<'f> {
+    fn new(folder: &'f Path, args: &[&'static str]) -> Self {
+        let args = [args, &["--threads", "4"]].concat();
+        let started = Instant::now();
+        let output = run(folder, &args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        let mut merge = Self { folder, args, time: started.elapsed(), want: vec![], weights: serde_json::Value::Null };
+        (merge.want, merge.weights) = (files(&folder.join("out")), merge.reported());
+        merge.clear();
+        merge
+    }
+
+    /// What the report says of each weight.
+    fn reported(&self) -> serde_json::Value {
+        let text = std::fs::read_to_string(self.folder.join("out/qmerge-report.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["weights"].clone()
+    }
+
+    fn clear(&self) {
+        std::fs::remove_dir_all(self.folder.join("out")).unwrap();
+    }
+
+    fn begin(&self, more: &[&str]) -> Child {
+        let args = [&self.args[..], more].concat();
+        qmerge(self.folder, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Begins it and kills it as soon as its files are there.
+    fn interrupt(&self) {
+        loop {
+            let mut child = self.begin(&["--force"]);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            // The weight files come after the journal, at once with their size.
+            let size =
+                self.want.iter().find(|(name, _)| name == "model.safetensors").map_or(0, |(_, bytes)| bytes.len());
+            let weights = self.folder.join("out.partial/model.safetensors");
+            let ready = || std::fs::metadata(&weights).is_ok_and(|meta| meta.len() >= size as u64);
+            while !ready() && Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let _ = child.kill();
+            child.wait().unwrap();
+            if self.folder.join("out").exists() {
+                // It was too fast.
+                self.clear();
+            } else if ready() {
+                return;
+            }
+        }
+    }
+
+    /// Runs it with a limit on the size of files, and the signal ignored that would end it. True if it came through.
+    #[cfg(unix)]
+    fn limited(&self, blocks: u64) -> bool {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let program = qmerge(self.folder, &[&self.args[..], &["--resume"]].concat());
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).arg(program.get_program()).args(program.get_args());
+        shell.envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        let output = shell.current_dir(self.folder).output().unwrap();
+        let text = stderr(&output);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{text}");
+        if !output.status.success() {
+            assert!(text.contains("File too large") && text.contains("--resume"), "{text}");
+            assert!(!self.folder.join("out").exists());
+        }
+        output.status.success()
+    }
+
+    /// Finishes what is unfinished and compares every byte.
+    fn finish(&self, what: &str) {
+        if !self.folder.join("out").exists() {
+            let output = run(self.folder, &[&self.args[..], &["--resume"]].concat());
+            assert!(output.status.success(), "{what}: {}", stderr(&output));
+            assert_eq!(self.reported(), self.weights, "{what}");
+        }
+        let found = files(&self.folder.join("out"));
+        for (name, bytes) in &self.want {
+            let other = found.iter().find(|(found, _)| found == name);
+            assert!(other.is_some_and(|(_, found)| found == bytes), "{what}: {name} differs: {:?}", self.args);
+        }
+        assert_eq!(found.len(), self.want.len(), "{what}");
+        assert!(!self.folder.join("out.partial").exists());
+        self.clear();
+    }
+
+    /// Kills runs at random moments, some of them several times, and finishes each. Returns how many were resumed with finished steps.
+    fn kills(&self, count: usize, random: &mut Random) -> usize {
+        let (mut killed, mut resumed) = (0, 0);
+        while killed < count {
+            let mut more: &[&str] = &[];
+            loop {
+                let mut child = self.begin(more);
+                std::thread::sleep(self.time.mul_f64(random.share()));
+                let _ = child.kill();
+                child.wait().unwrap();
+                killed += 1;
+                if self.folder.join("out").exists() || random.share() > 0.3 {
+                    break;
+                }
+                more = &["--resume"];
+            }
+            let journal = std::fs::read_to_string(self.folder.join(JOURNAL)).unwrap_or_default();
+            resumed += usize::from(journal.lines().count() > 1);
+            self.finish("killed");
+        }
+        resumed
+    }
+
+    /// Has writes fail at random places, and finishes. Returns how many runs failed.
+    #[cfg(unix)]
+    fn failures(&self, count: usize, random: &mut Random) -> usize {
+        let largest = self.want.iter().map(|(_, bytes)| bytes.len()).max().unwrap() as f64;
+        let mut failed = 0;
+        for _ in 0..count {
+            self.interrupt();
+            let blocks = (largest * random.share() / 512.0) as u64;
+            failed += usize::from(!self.limited(blocks.max(16)));
+            self.finish("a write failed");
+        }
+        failed
+    }
+}
+
+fn models() -> Folder {
+    let folder = Folder::new();
+    demo(folder.path());
+    // Both have an adapter: the demo's goes with the demo's base.
+    std::fs::rename(folder.join("adapter"), folder.join("demo-adapter")).unwrap();
+    plain_model(folder.path(), 24, 512, 1024);
+    folder
+}
+
+/// The adapter that belongs to the base of a merge.
+fn with_adapter(args: &[&'static str]) -> Vec<&'static str> {
+    let demo = args.contains(&"base-nf4");
+    args.iter().map(|&word| if word == "adapter" && demo { "demo-adapter" } else { word }).collect()
 }
 
 #[test]
 fn killed_at_random_moments() {
-    let folder = Folder::new();
-    plain_model(folder.path(), 24, 512, 1024);
-    let args = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--to", "nf4", "--threads", "1"];
-    let started = Instant::now();
-    assert!(run(folder.path(), &args).status.success());
-    let whole = started.elapsed();
-    let want = files(&folder.join("out"));
-    let report = |path: &Path| -> serde_json::Value {
-        serde_json::from_str(&std::fs::read_to_string(path.join("qmerge-report.json")).unwrap()).unwrap()
-    };
-    let want_weights = report(&folder.join("out"))["weights"].clone();
-    std::fs::remove_dir_all(folder.join("out")).unwrap();
-    let mut interrupted = 0;
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    for _ in 0..25 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let moment = whole.mul_f64((state >> 11) as f64 / (1_u64 << 53) as f64);
-        let mut child = qmerge(folder.path(), &args).stdout(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(moment);
-        let _ = child.kill();
-        child.wait().unwrap();
-        if folder.join("out").exists() {
-            assert_eq!(files(&folder.join("out")), want);
-        } else {
-            interrupted += usize::from(folder.join("out.partial").exists());
-            let output = run(folder.path(), &[&args[..], &["--resume"]].concat());
-            assert!(output.status.success(), "{}", stderr(&output));
-            assert_eq!(files(&folder.join("out")), want);
-            assert_eq!(report(&folder.join("out"))["weights"], want_weights);
-        }
-        assert!(!folder.join("out.partial").exists());
-        std::fs::remove_dir_all(folder.join("out")).unwrap();
+    let folder = models();
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut resumed = 0;
+    for (args, count) in [(STREAMED, 12), (WHOLE, 3), (RESIDUAL, 3)] {
+        resumed += Merge::new(folder.path(), &with_adapter(args)).kills(count, &mut random);
     }
-    assert!(interrupted > 0, "no kill came between start and end ({whole:?})");
+    assert!(resumed > 0, "no kill came after the first finished step");
+}
+
+#[cfg(unix)]
+#[test]
+fn writes_that_fail() {
+    let folder = models();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut failed = 0;
+    for (args, count) in [(STREAMED, 8), (KEPT, 3), (WHOLE, 2), (RESIDUAL, 1)] {
+        failed += Merge::new(folder.path(), &with_adapter(args)).failures(count, &mut random);
+    }
+    assert!(failed > 7, "{failed}");
+}
+
+/// The same many times: `QMERGE_INTERRUPTIONS=1000 cargo test --release -p qmerge-cli --test it many_interruptions -- --ignored --nocapture` kills so
+/// many runs, and has a fifth as many writes fail.
+#[cfg(unix)]
+#[test]
+#[ignore = "takes minutes"]
+fn many_interruptions() {
+    let count: usize = std::env::var("QMERGE_INTERRUPTIONS").map_or(1000, |text| text.parse().unwrap());
+    let seed = std::env::var("QMERGE_SEED").map_or(1, |text| text.parse().unwrap());
+    let folder = models();
+    let mut random = Random(0x2545_f491_4f6c_dd1d_u64.wrapping_mul(2 * seed + 1));
+    for (args, share) in ALL.iter().zip([12, 5, 2, 1]) {
+        let merge = Merge::new(folder.path(), &with_adapter(args));
+        let kills = count * share / 20;
+        let resumed = merge.kills(kills, &mut random);
+        eprintln!("{kills} kills, {resumed} resumed with finished steps, 0 wrong bytes: {args:?}");
+        let failures = (kills / 5).max(1);
+        let failed = merge.failures(failures, &mut random);
+        eprintln!("{failures} limits, {failed} writes failed, 0 wrong bytes: {args:?}");
+    }
+}
+
+/// A disk that is full to the byte: a small file system, where this process may mount one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_without_space() {
+    let folder = models();
+    std::fs::create_dir(folder.join("disk")).unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=24M", "tmpfs"]).arg(folder.join("disk"));
+    if !mount.output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no right to mount a file system");
+        return;
+    }
+    let work = std::panic::AssertUnwindSafe(|| {
+        let args = &["merge", "--base", "../base", "--adapter", "../adapter", "-o", "out", "--to", "nf4", "--fast"];
+        let disk = folder.join("disk");
+        let merge = Merge::new(&disk, args);
+        let mut random = Random(7);
+        let mut failed = 0;
+        for _ in 0..6 {
+            merge.interrupt();
+            // All but some of what is left.
+            let free = 1 + (random.share() * 5e6) as usize;
+            let filler = disk.join("filler");
+            let mut file = std::fs::File::create(&filler).unwrap();
+            let piece = vec![1; 4096];
+            while std::io::Write::write_all(&mut file, &piece).is_ok() {}
+            let full = file.metadata().unwrap().len();
+            file.set_len(full.saturating_sub(free as u64)).unwrap();
+            drop(file);
+            let output = run(&disk, &[&merge.args[..], &["--resume"]].concat());
+            if !output.status.success() {
+                let text = stderr(&output);
+                assert_eq!(output.status.code(), Some(3), "{text}");
+                assert!(text.contains("No space left") && text.contains("--resume"), "{text}");
+                failed += 1;
+            }
+            std::fs::remove_file(&filler).unwrap();
+            merge.finish("the disk was full");
+        }
+        assert!(failed > 0);
+    });
+    let result = std::panic::catch_unwind(work);
+    let unmounted = std::process::Command::new("umount").arg(folder.join("disk")).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    result.unwrap();
+}
+
+/// Files of the unfinished output with their bytes.
+fn left(folder: &Folder) -> Vec<(String, Vec<u8>)> {
+    files(&folder.join("out.partial"))
+}
+
+fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
+    let before = left(folder);
+    let output = run(folder.path(), args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?}: `{word}` is not in {text}");
+    }
+    assert!(left(folder) == before, "{args:?} changed what was unfinished");
 }
 
 #[test]
-fn a_resumed_run_keeps_what_was_finished_and_refuses_what_changed() {
+fn another_merge_is_not_gone_on_with() {
     let folder = Folder::new();
-    plain_model(folder.path(), 4, 64, 64);
-    let args = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--resume"];
-    assert!(run(folder.path(), &args).status.success());
-    let want = files(&folder.join("out"));
-    // An unfinished folder of another merge is not taken for this one's.
-    let partial = folder.join("out.partial");
-    std::fs::create_dir(&partial).unwrap();
-    std::fs::write(partial.join("qmerge-journal.jsonl"), "{\"merge\":\"another\"}\n{\"step\":0}\n").unwrap();
-    std::fs::write(partial.join("model.safetensors"), "rubbish").unwrap();
+    plain_model(folder.path(), 24, 512, 1024);
+    let merge = Merge::new(folder.path(), STREAMED);
+    merge.interrupt();
+    let resume = |more: &[&'static str]| [&merge.args[..], more, &["--resume"]].concat();
+    // No option that decides a byte may differ, and what differs is said.
+    let others: &[(&[&str], &str)] = &[
+        (&["--seed", "7"], "seed: 0 before, 7 now"),
+        (&["--block-size", "128"], "layout of the output"),
+        (&["--double-quant", "false"], "layout of the output"),
+        (&["--quant-storage", "bfloat16"], "layout of the output"),
+        (&["--torch-threads", "4"], "what is done to the weights"),
+        (&["--tokenizer", "base"], "tokenizer: the adapter's before, the base's now"),
+        (&["--adapter", "adapter=0.5"], "adapter 2: none before"),
+        (&["--map", "^nothing=>there"], "rule 1 on names: none before"),
+        (&["--peft-bugs"], "PEFT's bugs: false before, true now"),
+    ];
+    for (more, word) in others {
+        refused(&folder, &resume(more), &[word, "--force"]);
+    }
+    let to = |format: &'static str| -> Vec<&str> {
+        resume(&[]).iter().map(|&word| if word == "nf4" { format } else { word }).collect()
+    };
+    refused(&folder, &to("int8"), &["format: nf4 before, int8 now"]);
+    // Without --resume nothing is given up either.
+    refused(&folder, &merge.args, &["--resume", "--force"]);
+    // Threads and memory decide nothing.
+    let other = [&merge.args[..8], &["nf4", "--fast", "--threads", "1", "--max-memory", "200M", "--resume"]].concat();
+    assert!(run(folder.path(), &other).status.success());
+    merge.finish("other threads");
+}
+
+#[test]
+fn other_inputs_are_not_gone_on_with() {
+    let folder = models();
+    let merge = Merge::new(folder.path(), STREAMED);
+    let resume = [&merge.args[..], &["--resume"]].concat();
+    // A byte, with the time of the file put back.
+    let flip = |name: &str| {
+        let path = folder.join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let (middle, time) = (bytes.len() / 2, std::fs::metadata(&path).unwrap().modified().unwrap());
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    merge.interrupt();
+    flip("adapter/adapter_model.safetensors");
+    refused(&folder, &resume, &["adapter 1: changed"]);
+    flip("adapter/adapter_model.safetensors");
+    let output = run(folder.path(), &resume);
+    assert!(output.status.success(), "{}", stderr(&output));
+    merge.finish("the adapter is itself again");
+    merge.interrupt();
+    if cfg!(unix) {
+        flip("base/model.safetensors");
+        refused(&folder, &resume, &["base: changed"]);
+    }
+    std::fs::write(folder.join("base/config.json"), "{\"model_type\": \"llama\", \"rope_theta\": 7}").unwrap();
+    refused(&folder, &resume, &["configuration of the base: changed"]);
+}
+
+#[test]
+fn two_calibrations_are_not_mixed() {
+    let folder = models();
+    let text = std::fs::read_to_string(TEXT).unwrap();
+    std::fs::write(folder.join("text"), &text).unwrap();
+    let args = ["merge", "--base", "base-nf4", "--adapter", "demo-adapter", "-o", "out", "--calibrate", "text"];
+    let merge = Merge::new(folder.path(), &args);
+    merge.interrupt();
+    let resume = [&merge.args[..], &["--resume"]].concat();
+    // As many tokens at the same path.
+    let time = std::fs::metadata(folder.join("text")).unwrap().modified().unwrap();
+    std::fs::write(folder.join("text"), text.replacen("the", "The", 1 << 20)).unwrap();
+    std::fs::OpenOptions::new().write(true).open(folder.join("text")).unwrap().set_modified(time).unwrap();
+    refused(&folder, &resume, &["text or file of the calibration: changed"]);
+    // The same text under another name is the same.
+    std::fs::write(folder.join("same"), &text).unwrap();
+    let same: Vec<&str> = resume.iter().map(|&word| if word == "text" { "same" } else { word }).collect();
+    let output = run(folder.path(), &same);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let weights = |files: &[(String, Vec<u8>)]| files.iter().find(|(name, _)| name == "model.safetensors").cloned();
+    assert!(weights(&files(&folder.join("out"))) == weights(&merge.want));
     std::fs::remove_dir_all(folder.join("out")).unwrap();
-    assert!(run(folder.path(), &args).status.success());
-    assert_eq!(files(&folder.join("out")), want);
+    // A stored calibration that is taken anew from another text.
+    let store = |text: &str| {
+        let words = ["calibrate", "--base", "base-nf4", "--text", text, "-o", "moments.safetensors", "--force"];
+        let output = run(folder.path(), &words);
+        assert!(output.status.success(), "{}", stderr(&output));
+    };
+    store("same");
+    let args = ["merge", "--base", "base-nf4", "--adapter", "demo-adapter", "-o", "out", "--calibration"];
+    let merge = Merge::new(folder.path(), &[&args[..], &["moments.safetensors"]].concat());
+    merge.interrupt();
+    store("text");
+    refused(&folder, &[&merge.args[..], &["--resume"]].concat(), &["text or file of the calibration: changed"]);
+}
+
+#[test]
+fn what_is_unfinished_is_given_up_on_demand_alone() {
+    let folder = Folder::new();
+    plain_model(folder.path(), 24, 512, 1024);
+    let merge = Merge::new(folder.path(), STREAMED);
+    merge.interrupt();
+    refused(&folder, &merge.args, &["interrupted run", "--resume", "--force"]);
+    // A part of it is gone.
+    let weights = folder.join("out.partial/model.safetensors");
+    let mut journal = std::fs::read_to_string(folder.join(JOURNAL)).unwrap();
+    journal.truncate(journal.find('\n').unwrap() + 1);
+    std::fs::write(folder.join(JOURNAL), journal + "{\"step\":0}\n").unwrap();
+    std::fs::write(&weights, "cut").unwrap();
+    let resume = [&merge.args[..], &["--resume"]].concat();
+    refused(&folder, &resume, &["cut off", "--force"]);
+    std::fs::remove_file(&weights).unwrap();
+    refused(&folder, &resume, &["is gone", "--force"]);
+    let output = run(folder.path(), &[&merge.args[..], &["--force"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    merge.finish("anew");
+    // What qmerge did not write is never removed.
+    let partial = folder.join("out.partial");
+    for more in [&[][..], &["--force"], &["--resume"], &["--resume", "--force"]] {
+        let args = [&merge.args[..], more].concat();
+        std::fs::create_dir(&partial).unwrap();
+        std::fs::write(partial.join("diary.txt"), "mine").unwrap();
+        refused(&folder, &args, &["holds something else"]);
+        std::fs::remove_dir_all(&partial).unwrap();
+        std::fs::write(&partial, "mine").unwrap();
+        let output = run(folder.path(), &args);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert_eq!(std::fs::read(&partial).unwrap(), b"mine");
+        std::fs::remove_file(&partial).unwrap();
+    }
+    // An error that a second try would not cure leaves what an earlier run finished.
+    merge.interrupt();
+    std::fs::write(folder.join("base/model.safetensors.index.json"), "no JSON").unwrap();
+    let output = run(folder.path(), &resume);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(folder.join(JOURNAL).exists());
+}
+
+/// Another command that builds its output at the same name does not remove a merge's.
+#[test]
+fn truncate_leaves_an_unfinished_merge_alone() {
+    let folder = models();
+    let merge = Merge::new(folder.path(), STREAMED);
+    merge.interrupt();
+    refused(&folder, &["truncate", "--adapter", "demo-adapter", "--rank", "1", "-o", "out"], &["interrupted run"]);
+    merge.finish("after truncate");
+}
+
+/// What an earlier run copied beside the weights is not left over.
+#[test]
+fn files_beside_the_weights_are_those_of_the_last_run() {
+    let folder = Folder::new();
+    plain_model(folder.path(), 24, 512, 1024);
+    let merge = Merge::new(folder.path(), STREAMED);
+    merge.interrupt();
+    std::fs::write(folder.join("out.partial/vocab.txt"), "old").unwrap();
+    std::fs::create_dir(folder.join("out.partial/old")).unwrap();
+    std::fs::write(folder.join("out.partial/old/file"), "old").unwrap();
+    merge.finish("with files left over");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_says_how_to_go_on() {
+    let folder = models();
+    let merge = Merge::new(folder.path(), &with_adapter(WHOLE));
+    let mut child = qmerge(folder.path(), &merge.args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !folder.join(JOURNAL).exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    if output.status.success() {
+        eprintln!("skipped: it was done before the signal ({sent}), or this process ignores it");
+        merge.clear();
+        return;
+    }
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("stopped") && stderr(&output).contains("--resume"), "{}", stderr(&output));
+    merge.finish("stopped by Ctrl-C");
 }
 
 #[test]
@@ -79,15 +497,17 @@ fn two_runs_do_not_write_the_same_output() {
     let folder = Folder::new();
     plain_model(folder.path(), 24, 512, 1024);
     let args = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--to", "nf4", "--threads", "1"];
-    let mut first = qmerge(folder.path(), &args).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut first = qmerge(folder.path(), &args).stdout(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !folder.join("out.partial/qmerge-journal.jsonl").exists() && Instant::now() < deadline {
+    while !folder.join(JOURNAL).exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let second = run(folder.path(), &args);
+    for more in ["--resume", "--quiet"] {
+        let second = run(folder.path(), &[&args[..], &[more]].concat());
+        // The second either met the first at work or came after it.
+        let text = stderr(&second);
+        assert_eq!(second.status.code(), Some(2), "{text}");
+        assert!(text.contains("another qmerge is writing") || text.contains("exists already"), "{text}");
+    }
     assert!(first.wait().unwrap().success());
-    // The second either met the first at work or came after it.
-    let text = stderr(&second);
-    assert_eq!(second.status.code(), Some(2), "{text}");
-    assert!(text.contains("another qmerge is writing") || text.contains("exists already"), "{text}");
 }

@@ -5,14 +5,17 @@
 
 mod bad_input;
 mod behaviour;
+mod beside;
 mod called;
 mod card;
+mod foreign;
 mod hub;
 mod interrupted;
 mod licences;
 mod model;
 mod output;
 mod page;
+mod release;
 mod rounding;
 mod running;
 mod serving;

@@ -1,6 +1,9 @@
 //! `compare` and `generate` on the demo model.
 
-use crate::model::{Folder, change, demo, run, stderr, stdout};
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::model::{Folder, change, demo, qmerge, run, stderr, stdout};
 
 fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
     let output = run(folder.path(), args);
@@ -120,6 +123,59 @@ fn unfit_texts_are_named() {
     refused(&folder, &["generate", "--base", "base-nf4", "--prompt", &prompt], &long);
     std::fs::write(folder.join("long.txt"), prompt).unwrap();
     refused(&folder, &compare(&["--text", EVAL, "--prompts", "long.txt"]), &long);
+}
+
+#[test]
+fn generate_says_what_it_thinks_of_its_options_and_why_it_ended() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (option, value, texts) in [
+        ("--temperature", "-1", ["--temperature is -1", "0 or more"]),
+        ("--temperature", "inf", ["--temperature is inf", "0 or more"]),
+        ("--top-p", "-0.5", ["--top-p is -0.5", "above 0"]),
+        ("--top-p", "1.5", ["--top-p is 1.5", "1 at most"]),
+        ("--max-tokens", "-3", ["'-3'", "'--max-tokens <N>'"]),
+    ] {
+        let args = ["generate", "--base", "base-nf4", "--prompt", "And the", option, value];
+        refused(&folder, &args, &texts);
+    }
+    let cut = run(folder.path(), &GENERATE);
+    assert!(stderr(&cut).contains("cut off at --max-tokens 2"), "{}", stderr(&cut));
+    let long = ["generate", "--base", "base-nf4", "--prompt", &"And the ".repeat(250), "--max-tokens", "4000000000"];
+    let full = run(folder.path(), &long);
+    assert!(full.status.success(), "{}", stderr(&full));
+    let reasons = ["made for no longer text", "tokens/s"];
+    assert!(reasons.iter().any(|reason| stderr(&full).contains(reason)), "{}", stderr(&full));
+    assert!(!stderr(&full).contains("--max-tokens"), "{}", stderr(&full));
+    // The same prompt from the standard input, with the line's end that a shell puts behind it.
+    let mut args = GENERATE;
+    args[4] = "-";
+    let mut piped = qmerge(folder.path(), &args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(b"And the\n").unwrap();
+    assert_eq!(piped.wait_with_output().unwrap().stdout, cut.stdout);
+}
+
+#[test]
+fn a_model_that_overflows_is_explained_by_the_weight_that_makes_it() {
+    let merge = ["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
+    // The delta of the first is not finite; that of the second is, and what it does to activations is not.
+    for (factors, texts) in [
+        ([1e20, 1e20], ["error: `model.layers.0.self_attn.v_proj.weight`", "the adapter's delta overflows"]),
+        ([1e17, 1e17], ["not finite", "`model.layers.0.self_attn.v_proj.weight` has the largest value"]),
+    ] {
+        let folder = Folder::new();
+        demo(folder.path());
+        change(&folder.join("adapter/adapter_model.safetensors"), |tensors| {
+            for (name, _, _, bytes) in tensors {
+                let factor = ["lora_A", "lora_B"].iter().position(|factor| name.contains(factor));
+                if let (Some(factor), true) = (factor, name.contains("layers.0.self_attn.v_proj")) {
+                    bytes[..4].copy_from_slice(&f32::to_le_bytes(factors[factor]));
+                }
+            }
+        });
+        refused(&folder, &merge, &texts);
+        assert!(!folder.join("out").exists());
+    }
 }
 
 #[test]

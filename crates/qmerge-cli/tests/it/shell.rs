@@ -55,3 +55,15 @@ fn manual_pages() {
     let failed = run(folder.path(), &["man", "-o", "file"]);
     assert_eq!(failed.status.code(), Some(3), "{}", stderr(&failed));
 }
+
+#[test]
+fn the_program_goes_by_its_name_whatever_its_file_is_called() {
+    let folder = Folder::new();
+    let file = folder.join("other.exe");
+    std::fs::copy(env!("CARGO_BIN_EXE_qmerge"), &file).unwrap();
+    for (args, usage) in [(&["--help"][..], "Usage: qmerge "), (&["merge", "-x"], "Usage: qmerge merge ")] {
+        let output = std::process::Command::new(&file).args(args).output().unwrap();
+        let text = stdout(&output) + &stderr(&output);
+        assert!(text.contains(usage), "{text}");
+    }
+}

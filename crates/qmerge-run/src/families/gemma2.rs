@@ -20,19 +20,18 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let mut spec = Spec {
         norm: Norm::RmsPlusOne,
         norms: NORMS,
-        attention_scale: fields.number("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32,
-        attention_cap: fields.number_if("attn_logit_softcapping")?.map(|cap| cap as f32),
-        logit_cap: fields.number_if("final_logit_softcapping")?.map(|cap| cap as f32),
+        attention_scale: (1.0 / fields.above_zero("query_pre_attn_scalar", 256.0)?.sqrt()) as f32,
+        attention_cap: fields.above_zero_if("attn_logit_softcapping")?.map(|cap| cap as f32),
+        logit_cap: fields.above_zero_if("final_logit_softcapping")?.map(|cap| cap as f32),
         embed_scale: (llama.hidden as f32).sqrt(),
         activation: Activation::read(fields, "hidden_activation")?,
         ..llama
     };
-    let window = fields.count_if("sliding_window")?;
-    let sliding = fields.sliding(spec.layers.len());
-    for (i, layer) in spec.layers.iter_mut().enumerate() {
-        if sliding.as_ref().map_or(i % 2 == 0, |sliding| sliding[i]) {
-            layer.window = window;
-        }
+    let window = fields.positive_if("sliding_window")?;
+    let layers = spec.layers.len();
+    let sliding = fields.sliding(layers)?.unwrap_or_else(|| (0..layers).map(|i| i % 2 == 0).collect());
+    for (layer, _) in spec.layers.iter_mut().zip(sliding).filter(|(_, sliding)| *sliding) {
+        layer.window = window;
     }
     Ok(spec)
 }

@@ -1,6 +1,7 @@
 //! GPT-2: learned positions, layer norms with biases, matrices stored (in, out).
 
-use qmerge::error::{Error, Kind, Result};
+use qmerge::error::Result;
+use serde_json::Value;
 
 use super::Family;
 use crate::fields::Fields;
@@ -10,22 +11,23 @@ pub(super) const FAMILY: Family = Family { model_types: &["gpt2"], spec };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let (hidden, heads) = (fields.count("n_embd")?, fields.count("n_head")?);
-    let layers = fields.count("n_layer")?;
-    if fields.flag("scale_attn_by_inverse_layer_idx", false) {
-        return Err(Error::new(Kind::Unsupported, "`scale_attn_by_inverse_layer_idx` cannot be run"));
+    let head_dim = fields.share("n_embd", "n_head")?;
+    let layers = fields.layers("n_layer")?;
+    if fields.flag("scale_attn_by_inverse_layer_idx", false)? {
+        return Err(fields.unsupported("scale_attn_by_inverse_layer_idx", &Value::Bool(true)));
     }
-    let scale = if fields.flag("scale_attn_weights", true) { ((hidden / heads) as f32).powf(-0.5) } else { 1.0 };
+    let scale = if fields.flag("scale_attn_weights", true)? { (1.0 / (head_dim as f64).sqrt()) as f32 } else { 1.0 };
     Ok(Spec {
         hidden,
-        intermediate: fields.count_if("n_inner")?.filter(|&n| n > 0).unwrap_or(4 * hidden),
+        intermediate: fields.positive_if("n_inner")?.unwrap_or(4 * hidden),
         heads,
         kv_heads: heads,
-        head_dim: hidden / heads,
+        head_dim,
         vocab: fields.count("vocab_size")?,
         max_positions: fields.count("n_positions")?,
         layers: vec![Layer::default(); layers],
         ropes: Vec::new(),
-        eps: fields.number("layer_norm_epsilon", 1e-5)? as f32,
+        eps: fields.eps("layer_norm_epsilon", 1e-5)?,
         norm: Norm::Layer,
         norms: Norms {
             attention_in: Some("ln_1"),

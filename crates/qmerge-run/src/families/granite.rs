@@ -13,7 +13,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         embed_scale: fields.number("embedding_multiplier", 1.0)? as f32,
         residual_scale: fields.number("residual_multiplier", 1.0)? as f32,
         attention_scale: fields.number("attention_multiplier", 1.0)? as f32,
-        logit_scale: 1.0 / fields.number("logits_scaling", 1.0)? as f32,
+        logit_scale: 1.0 / fields.above_zero("logits_scaling", 1.0)? as f32,
         ..llama::spec(fields)?
     })
 }

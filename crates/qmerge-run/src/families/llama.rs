@@ -17,20 +17,23 @@ pub(super) const FEED_FORWARD: FeedForward =
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let (hidden, heads) = (fields.count("hidden_size")?, fields.count("num_attention_heads")?);
-    let head_dim = fields.count_if("head_dim")?.filter(|&dim| dim > 0).unwrap_or(hidden / heads);
-    let layers = fields.count("num_hidden_layers")?;
+    let head_dim = match fields.positive_if("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => fields.share("hidden_size", "num_attention_heads")?,
+    };
+    let layers = fields.layers("num_hidden_layers")?;
     let rope = Rope::read(fields, head_dim, None, 10_000.0)?;
     Ok(Spec {
         hidden,
         intermediate: fields.count("intermediate_size")?,
         heads,
-        kv_heads: fields.count_if("num_key_value_heads")?.filter(|&heads| heads > 0).unwrap_or(heads),
+        kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
         vocab: fields.count("vocab_size")?,
         max_positions: rope.longest(),
         layers: vec![Layer { rope: Some(0), ..Layer::default() }; layers],
         ropes: vec![rope],
-        eps: fields.number("rms_norm_eps", 1e-6)? as f32,
+        eps: fields.eps("rms_norm_eps", 1e-6)?,
         norm: Norm::Rms,
         norms: Norms {
             attention_in: Some("input_layernorm"),
@@ -39,7 +42,7 @@ pub(super) fn spec(fields: &Fields<'_>) -> Result<Spec> {
             feed_forward_out: None,
         },
         qk_norm: QkNorm::None,
-        attention_scale: (head_dim as f32).powf(-0.5),
+        attention_scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         attention_cap: None,
         logit_cap: None,
         embed_scale: 1.0,

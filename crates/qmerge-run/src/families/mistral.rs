@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family { model_types: &["mistral"], spec };
 
 pub(super) fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let mut spec = llama::spec(fields)?;
-    let window = fields.count_if("sliding_window")?;
+    let window = fields.positive_if("sliding_window")?;
     spec.layers.iter_mut().for_each(|layer| layer.window = window);
     Ok(spec)
 }

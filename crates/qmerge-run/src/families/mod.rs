@@ -1,5 +1,10 @@
 //! Families of decoders: one file each, which states what differs from Llama, and one line in [`FAMILIES`].
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
 mod gemma2;
 mod gemma3;
 mod gpt2;
@@ -68,12 +73,8 @@ pub fn spec(config: &ModelConfig) -> Result<Spec> {
             .in_file(&config.path)
             .with_hint(format!("types that can: {}", known.join(", "))));
     };
-    let spec = (family.spec)(&Fields::new(config)).map_err(|error| error.in_file(&config.path))?;
-    let fits = spec.heads % spec.kv_heads == 0
-        && spec.layers.iter().all(|layer| layer.rope.is_none_or(|rope| rope < spec.ropes.len()));
-    if !fits {
-        let problem = format!("{} query heads do not divide into {} key heads", spec.heads, spec.kv_heads);
-        return Err(Error::new(Kind::Malformed, problem).in_file(&config.path));
-    }
+    let fields = Fields::new(config);
+    let spec = (family.spec)(&fields).map_err(|error| error.in_file(&config.path))?;
+    spec.check(&fields)?;
     Ok(spec)
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::patterns::Patterns;
 use crate::error::{Error, Result, malformed, mismatch};
+use crate::open;
 
 /// An adapter's configuration. Fields that are missing take PEFT's defaults; unknown fields are kept in `json`.
 #[derive(Clone, Debug)]
@@ -51,8 +52,13 @@ pub struct AdapterConfig {
 impl AdapterConfig {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        let text = open::read_small_text(path, open::MAX_CONFIG)?;
         parse(&text, path).map_err(|error| error.in_file(path))
+    }
+
+    /// The classification that the adapter was trained for, if it is one.
+    pub fn task(&self) -> Option<Task> {
+        Task::of(self.task_type.as_deref()?)
     }
 
     /// True if the field is set: neither missing, nor null, false or empty.
@@ -84,10 +90,49 @@ impl AdapterConfig {
     }
 }
 
+/// Tasks for which PEFT trains a head that a language model does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A label for a text ("SEQ_CLS").
+    Sequence,
+    /// A label for each token ("TOKEN_CLS").
+    Token,
+    /// Where an answer begins and ends ("QUESTION_ANS").
+    Answer,
+}
+
+impl Task {
+    fn of(task_type: &str) -> Option<Self> {
+        match task_type {
+            "SEQ_CLS" => Some(Self::Sequence),
+            "TOKEN_CLS" => Some(Self::Token),
+            "QUESTION_ANS" => Some(Self::Answer),
+            _ => None,
+        }
+    }
+
+    /// True for the modules that PEFT trains whole without being told.
+    pub(super) fn is_head(self, module: &str) -> bool {
+        match self {
+            Self::Sequence | Self::Token => matches!(module.split('.').next(), Some("classifier" | "score")),
+            Self::Answer => module == "qa_outputs",
+        }
+    }
+
+    /// What transformers' class for the task is called behind the family's name.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::Sequence => "ForSequenceClassification",
+            Self::Token => "ForTokenClassification",
+            Self::Answer => "ForQuestionAnswering",
+        }
+    }
+}
+
 /// Parses the document. `path` is remembered, not read.
-pub(crate) fn parse(text: &[u8], path: &Path) -> Result<AdapterConfig> {
+pub(crate) fn parse(text: &str, path: &Path) -> Result<AdapterConfig> {
     let json: Map<String, Value> =
-        serde_json::from_slice(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
+        open::json::parse_object(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
     let fields = Fields(&json);
     let peft_type =
         fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
@@ -175,7 +220,7 @@ impl Fields<'_> {
     }
 }
 
-/// A finite number. A NaN cannot be spelled in JSON, but `1e999` can.
+/// A finite number: Python's JSON knows `NaN` and `Infinity`, and any JSON `1e999`.
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| number.is_finite())
 }
@@ -186,13 +231,13 @@ mod tests {
 
     #[test]
     fn missing_fields_take_the_defaults_of_peft() {
-        let config = parse(br#"{"peft_type": "LORA"}"#, Path::new("x")).unwrap();
+        let config = parse(r#"{"peft_type": "LORA"}"#, Path::new("x")).unwrap();
         assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 8.0, false));
     }
 
     #[test]
     fn parameters_are_targeted_by_the_end_of_their_path() {
-        let text = br#"{"peft_type": "LORA", "target_parameters": ["experts.gate_up_proj", "down_proj"]}"#;
+        let text = r#"{"peft_type": "LORA", "target_parameters": ["experts.gate_up_proj", "down_proj"]}"#;
         let config = parse(text, Path::new("x")).unwrap();
         for path in ["layers.0.mlp.experts.gate_up_proj", "experts.gate_up_proj", "layers.0.mlp.experts.down_proj"] {
             assert!(config.targets_parameter(path), "{path}");
@@ -214,7 +259,7 @@ mod tests {
             (r#"{"peft_type": "LORA", "use_dora": 1}"#, "use_dora"),
             ("[]", "JSON object"),
         ] {
-            let error = parse(text.as_bytes(), Path::new("x")).unwrap_err().to_string();
+            let error = parse(text, Path::new("x")).unwrap_err().to_string();
             assert!(error.contains(field), "{error}");
         }
     }

@@ -72,20 +72,22 @@ impl Map for Dora {
     fn apply(&self, rows: Range<usize>, cols: usize, base: &[f32], values: &mut [f32]) {
         let delta = self.delta(&rows, cols);
         let mut sum = vec![0.0; cols];
-        for (i, row) in rows.enumerate() {
-            let at = i * cols..(i + 1) * cols;
-            let (values, delta) = (&mut values[at.clone()], &delta[at.clone()]);
+        let width = cols.max(1);
+        let base = base.chunks_exact(width).zip(delta.chunks_exact(width));
+        for ((row, values), (base, delta)) in rows.zip(values.chunks_exact_mut(width)).zip(base) {
             if self.outputs_are_rows {
-                for ((sum, base), delta) in sum.iter_mut().zip(&base[at]).zip(delta) {
+                for ((sum, base), delta) in sum.iter_mut().zip(base).zip(delta) {
                     *sum = base + delta;
                 }
-                let factor = self.magnitude[row] / norm(&sum);
+                // As many magnitudes as outputs were planned; a NaN would not get past the checks of a chunk.
+                let factor = self.magnitude.get(row).copied().unwrap_or(f32::NAN) / norm(&sum);
                 for (value, delta) in values.iter_mut().zip(delta) {
                     *value = factor * (*value + delta);
                 }
             } else {
-                for (j, (value, delta)) in values.iter_mut().zip(delta).enumerate() {
-                    *value = (self.magnitude[j] / self.column_norms[j]) * (*value + delta);
+                let factors = self.magnitude.iter().zip(&self.column_norms).map(|(magnitude, norm)| magnitude / norm);
+                for ((value, delta), factor) in values.iter_mut().zip(delta).zip(factors) {
+                    *value = factor * (*value + delta);
                 }
             }
         }
@@ -98,7 +100,7 @@ impl Map for Dora {
     fn survey(&self, rows: Range<usize>, cols: usize, base: &[f32], sums: &mut Vec<f32>) {
         sums.resize(cols, 0.0);
         let delta = self.delta(&rows, cols);
-        for (base, delta) in base.chunks_exact(cols).zip(delta.chunks_exact(cols)) {
+        for (base, delta) in base.chunks_exact(cols.max(1)).zip(delta.chunks_exact(cols.max(1))) {
             for ((sum, base), delta) in sums.iter_mut().zip(base).zip(delta) {
                 let value = base + delta;
                 *sum += value * value;
@@ -124,11 +126,11 @@ fn norm(row: &[f32]) -> f32 {
     }
     let [first, others @ ..] = lanes;
     let mut sum = others.iter().fold(first, |sum, lane| sum + lane);
-    let plain = tail.len() / 4 * 4;
-    for x in &tail[..plain] {
+    let (plain, fused) = tail.split_at(tail.len() / 4 * 4);
+    for x in plain {
         sum += x * x;
     }
-    for x in &tail[plain..] {
+    for x in fused {
         sum = x.mul_add(*x, sum);
     }
     sum.sqrt()

@@ -101,8 +101,10 @@ fn prefix<'m>(experts: &Experts, module: &'m str) -> Option<&'m str> {
 
 /// The stacked weight: gate and up (0) or down (1).
 fn stacked<'a>(names: &Names<'a>, experts: &Experts, prefix: &str, which: usize) -> Result<Option<&'a Claim>> {
+    let [gate_up, down] = experts.stacked;
+    let parameter = if which == 0 { gate_up } else { down };
     for module in experts.modules {
-        let found = names.find(&format!("{prefix}{module}.{}", experts.stacked[which]))?;
+        let found = names.find(&format!("{prefix}{module}.{parameter}"))?;
         if found.is_some_and(|claim| claim.weight.shape().len() == 3) {
             return Ok(found);
         }
@@ -195,13 +197,14 @@ impl Wrapped<'_> {
         prefix: &str,
         which: usize,
     ) -> Result<Option<Vec<PlannedEdit>>> {
-        let weight = |expert: usize, projection: usize| {
-            family.modules.iter().find_map(|module| {
-                names.exact(&format!("{prefix}{module}.{expert}.{}.weight", family.each[projection]))
-            })
+        let weight = |expert: usize, projection: &str| {
+            let named = |module| names.exact(&format!("{prefix}{module}.{expert}.{projection}.weight"));
+            family.modules.iter().find_map(named)
         };
-        let projections: &[usize] = if which == 0 { &[0, 1] } else { &[2] };
-        let experts = (0..).take_while(|&expert| weight(expert, projections[0]).is_some()).count();
+        let [gate, up, down] = family.each;
+        let projections: &[&str] = if which == 0 { &[gate, up] } else { &[down] };
+        let first = if which == 0 { gate } else { down };
+        let experts = (0..).take_while(|&expert| weight(expert, first).is_some()).count();
         if experts == 0 {
             return Ok(None);
         }
@@ -211,7 +214,7 @@ impl Wrapped<'_> {
         for expert in 0..experts {
             for (half, &projection) in projections.iter().enumerate() {
                 let claim = weight(expert, projection).ok_or_else(|| {
-                    mismatch(format!("expert {expert} has no `{}`", family.each[projection])).in_tensor(self.factors.0)
+                    mismatch(format!("expert {expert} has no `{projection}`")).in_tensor(self.factors.0)
                 })?;
                 let len = outputs / projections.len();
                 if claim.weight.shape() != [len, inputs] || len * projections.len() != outputs {

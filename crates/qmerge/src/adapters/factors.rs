@@ -46,7 +46,7 @@ impl Parts {
     /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors cannot be cut.
     pub(crate) fn of(adapter: &Adapter, options: &ReadOptions) -> Result<Self> {
         refused::uncuttable(&adapter.config, options).map_err(|error| error.in_file(&adapter.config.path))?;
-        Self::sort(adapter).map_err(|error| error.in_file(&adapter.tensors.files[0].path))
+        Self::sort(adapter).map_err(|error| error.in_file(adapter.file()))
     }
 
     fn sort(adapter: &Adapter) -> Result<Self> {

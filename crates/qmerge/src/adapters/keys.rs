@@ -81,10 +81,11 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         let (last, module) = path.split_last().unwrap_or((&"", &[]));
         (module.to_vec(), Role::Whole((*last).to_owned()), wrapped)
     };
-    let Some(at) = path.iter().position(|component| is_marker(component)) else { return plain(false) };
-    let module = path[..at].to_vec();
-    let last = *path.last().unwrap_or(&"");
-    let role = match path[at] {
+    let at = path.iter().position(|component| is_marker(component)).unwrap_or(path.len());
+    let (module, behind) = path.split_at(at);
+    let (Some(marker), Some(last)) = (behind.first().copied(), behind.last().copied()) else { return plain(false) };
+    let module = module.to_vec();
+    let role = match marker {
         "lora_A" => Role::A,
         "lora_B" if last == "bias" => Role::BiasB,
         "lora_B" => Role::B,

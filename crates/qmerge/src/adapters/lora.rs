@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::dora::DoraPlan;
-use super::keys::{self, Key, Role};
+use super::keys::{self, Role};
 use super::low_rank::{Diagonal, Layout, LowRankPlan, matrix_shape};
-use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, Replacement, experts, read_floats};
-use super::{refused, tokens};
+use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, experts, read_floats};
+use super::{refused, tokens, whole};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::edit::{Edit, Vector};
@@ -64,7 +64,7 @@ impl Method for Lora {
                 }
                 Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
                 Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
-                Role::Whole(parameter) => replace(adapter, names, &key, parameter, &name, &mut changes)?,
+                Role::Whole(parameter) => whole::read(adapter, names, &key, parameter, entry, &mut changes)?,
             }
         }
         for ((module, depth), group) in &groups {
@@ -73,34 +73,6 @@ impl Method for Lora {
         }
         Ok(changes)
     }
-}
-
-/// A tensor under the base's own name: a module trained whole, a bias, or an embedding's base that came along.
-fn replace(
-    adapter: &Adapter,
-    names: &Names<'_>,
-    key: &Key,
-    parameter: &str,
-    name: &str,
-    changes: &mut Changes,
-) -> Result<()> {
-    let target = format!("{}.{parameter}", key.module);
-    if key.wrapped && key.depth == 0 && adapter.tensors.has(&name.replace(".modules_to_save", "")) {
-        changes.ignored.push((name.to_owned(), "a second copy of a parameter trained whole"));
-        return Ok(());
-    }
-    let listed = || adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str()));
-    let trained = parameter != "weight" || !key.wrapped && listed();
-    let found = match names.find(&target)? {
-        Some(claim) => Some(claim.weight.name().to_owned()),
-        // A tied head is not stored; one that was trained whole will be.
-        None if parameter == "weight" && names.is_head(&key.module) && names.is_tied() => Some(target),
-        None => None,
-    };
-    if let Some(target) = found {
-        changes.replacements.push(Replacement { target, tensor: name.to_owned(), trained });
-    }
-    Ok(())
 }
 
 impl Lora {
@@ -138,8 +110,9 @@ impl Lora {
             Some(claim) => (Some(claim), true),
             None => (names.find(&format!("{module}.weight"))?, false),
         };
-        let tied_head = target.is_none() && names.is_head(module) && names.is_tied();
-        let Some(claim) = (if tied_head { names.embed() } else { target }) else { return Ok(()) };
+        // An embedding that is tied to another tensor is not stored; what edits it parts the two.
+        let tied = if target.is_none() { names.tied_to(module) } else { None };
+        let Some(claim) = target.or(tied.as_ref().map(|(_, claim)| *claim)) else { return Ok(()) };
         let out_proj =
             module.strip_suffix(".out_proj").is_some_and(|mha| names.exact(&format!("{mha}.in_proj_weight")).is_some());
         let shape = claim.weight.shape();
@@ -152,10 +125,18 @@ impl Lora {
         let ((rank_a, inputs), (outputs, rank_b)) =
             (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
         let diagonal = diagonal(adapter, module)?;
-        let (inputs, rank_b, outputs) = match diagonal {
-            Some(Diagonal::A(blocks)) => (inputs * blocks, rank_b, outputs),
-            Some(Diagonal::B(blocks)) => (inputs, rank_b * blocks, outputs),
-            None => (inputs, rank_b, outputs),
+        let spread = |stored: usize, blocks: usize, rows: usize, tensor: &str| {
+            let wide = stored.checked_mul(blocks).filter(|_| rows.is_multiple_of(blocks));
+            wide.ok_or_else(|| {
+                mismatch(format!("{rows} rows cannot be cut into the {blocks} equal blocks of `use_bdlora`"))
+                    .in_tensor(tensor)
+                    .with_hint("adapter_config.json and the weights are of different adapters")
+            })
+        };
+        let (inputs, rank_b) = match diagonal {
+            Some(Diagonal::A(blocks)) => (spread(inputs, blocks, rank_a, a)?, rank_b),
+            Some(Diagonal::B(blocks)) => (inputs, spread(rank_b, blocks, outputs, b)?),
+            None => (inputs, rank_b),
         };
         if rank_a != rank {
             return Err(mismatch(format!("rank {rank_a}, but the configuration says {rank} for `{module}`"))
@@ -196,7 +177,7 @@ impl Lora {
             diagonal,
         };
         let mut tensors = vec![a.clone(), b.clone()];
-        let target = if tied_head { format!("{module}.weight") } else { claim.weight.name().to_owned() };
+        let target = tied.map_or_else(|| claim.weight.name().to_owned(), |(name, _)| name);
         let plan: Arc<dyn EditPlan> = match &group.magnitude {
             Some(magnitude) => {
                 tensors.push(magnitude.clone());
@@ -240,7 +221,7 @@ fn orientation(
 ) -> Option<Layout> {
     let shape = claim.weight.shape();
     if embedding {
-        return (shape.len() == 2 && shape[1] == outputs).then_some(Layout::InOut);
+        return matches!(shape, [_, width] if *width == outputs).then_some(Layout::InOut);
     }
     let (rows, cols) = match shape {
         [rows, rest @ ..] if !rest.is_empty() => (*rows, rest.iter().product::<usize>()),

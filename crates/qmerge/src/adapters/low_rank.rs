@@ -114,7 +114,9 @@ impl LowRankPlan {
                 // Outputs that are not this adapter's get factors of zero.
                 let mut wide = vec![0.0; width * self.rank];
                 for (row, at) in b.chunks_exact(self.rank.max(1)).zip(outputs.iter()) {
-                    wide[at * self.rank..(at + 1) * self.rank].copy_from_slice(row);
+                    if let Some(wide) = wide.chunks_exact_mut(self.rank.max(1)).nth(at) {
+                        wide.copy_from_slice(row);
+                    }
                 }
                 let whole = Self { outputs: width, ..self.clone() };
                 vec![if in_out {
@@ -138,11 +140,10 @@ impl LowRankPlan {
 
     /// One expert's factors out of the stacked ones, B restricted to some outputs.
     fn expert(&self, a: &[f32], b: &[f32], expert: usize, experts: usize, outputs: Stride) -> (Vec<f32>, Vec<f32>) {
-        let size = self.rank * self.inputs;
-        let stacked = self.rank * experts;
-        let left =
-            outputs.iter().flat_map(|o| (0..self.rank).map(move |k| b[o * stacked + k * experts + expert])).collect();
-        (a[expert * size..(expert + 1) * size].to_vec(), left)
+        let (size, stacked) = ((self.rank * self.inputs).max(1), (self.rank * experts).max(1));
+        let rows = outputs.iter().filter_map(|output| b.chunks_exact(stacked).nth(output));
+        let left = rows.flat_map(|row| row.iter().skip(expert).step_by(experts.max(1)).take(self.rank).copied());
+        (a.chunks_exact(size).nth(expert).map(<[f32]>::to_vec).unwrap_or_default(), left.collect())
     }
 
     /// Elements of both factors as stored.
@@ -180,11 +181,19 @@ impl EditPlan for LowRankPlan {
             Layout::IntoStack { .. } => return None,
         })
     }
+
+    fn part(&self) -> Option<(usize, usize)> {
+        match self.layout {
+            Layout::IntoStack { expert, outputs, .. } => Some((expert, outputs.start)),
+            _ => None,
+        }
+    }
 }
 
 /// (rows, cols) to (cols, rows).
 pub(super) fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
+    let column = |j| x.chunks_exact(cols.max(1)).take(rows).filter_map(move |row: &[f32]| row.get(j).copied());
+    (0..cols).flat_map(column).collect()
 }
 
 /// Rows cut into `blocks` equal groups, each on its own columns.
@@ -195,7 +204,9 @@ fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
     let group = (rows / blocks).max(1);
     for (i, row) in packed.chunks_exact(narrow.max(1)).enumerate() {
         let at = i * wide + (i / group) * narrow;
-        out[at..at + narrow].copy_from_slice(row);
+        if let Some(out) = out.get_mut(at..at + narrow) {
+            out.copy_from_slice(row);
+        }
     }
     out
 }

@@ -5,6 +5,11 @@
 //! four places: merged, replaced, ignored for a stated reason, or unused, which is an error unless allowed. The reference for
 //! the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
 
+// An adapter's file is hostile: nothing here may panic on it.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
+pub(crate) mod base_names;
+mod beside;
 mod config;
 mod dora;
 mod experts;
@@ -16,19 +21,23 @@ mod names;
 mod patterns;
 mod refused;
 mod tokens;
+mod whole;
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use config::AdapterConfig;
+pub use beside::{LeftOut, MERGED as MERGED_BESIDE};
+pub use config::{AdapterConfig, Task};
 pub(crate) use factors::{Pair, Parts, linear_module};
+use keys::Role;
 pub(crate) use keys::as_peft_writes;
 pub use names::{Names, Rename};
 pub use patterns::Patterns;
 
 use crate::edit::Edit;
-use crate::error::{Error, Kind, Result, malformed, usage};
+use crate::error::{Error, Kind, Result, malformed, mismatch, usage};
 use crate::open::{self, Checkpoint};
 
 #[cfg(feature = "internals")]
@@ -64,8 +73,10 @@ pub struct Adapter {
     pub weight: f64,
     /// `adapter_config.json`.
     pub config: AdapterConfig,
-    /// Its tensors.
+    /// Its tensors: those of its weight file, and behind them those of files beside it that are merged too.
     pub tensors: Checkpoint,
+    /// Tensor files beside it that are not merged.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Weight files of an adapter folder, in the order of preference.
@@ -78,6 +89,7 @@ impl Adapter {
             return Err(usage(format!("adapter weight {weight} is not a number")).in_file(location));
         }
         let path = open::resolve(location)?;
+        open::foreign::refuse_as_adapter(&path)?;
         let (folder, file) = if path.is_dir() {
             let file = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
             (path.clone(), file.ok_or_else(|| Self::no_weights(&path))?)
@@ -94,11 +106,13 @@ impl Adapter {
             .with_hint("copy adapter_config.json from where the adapter was trained"));
         }
         let config = AdapterConfig::read(&config)?;
-        let tensors = Checkpoint::open_weights(&file)?;
+        let beside = beside::look(&folder, &file)?;
+        let files: Vec<&Path> = std::iter::once(&file).chain(&beside.merged).map(PathBuf::as_path).collect();
+        let tensors = Checkpoint::open_together(&files)?;
         if tensors.entries.is_empty() {
             return Err(malformed("the adapter holds no tensors").in_file(&file));
         }
-        Ok(Self { path: folder, weight, config, tensors })
+        Ok(Self { path: folder, weight, config, tensors, left_out: beside.left_out })
     }
 
     fn no_weights(folder: &Path) -> Error {
@@ -118,6 +132,33 @@ impl Adapter {
         }
     }
 
+    /// Why adapters of this kind are not merged; `None` where they are.
+    pub fn refusal(&self) -> Option<Error> {
+        let known = ADAPTERS.iter().any(|method| method.peft_type() == self.config.peft_type);
+        (!known).then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
+    }
+
+    /// Its weight file.
+    pub fn file(&self) -> &Path {
+        self.tensors.files.first().map_or(self.path.as_path(), |file| file.path.as_path())
+    }
+
+    /// True if it is an ordinary LoRA whose B factors are all zero, as they are before training: then its deltas are zero too. Stops at the
+    /// first that is not.
+    pub fn is_untrained(&self) -> bool {
+        let mut factors = self
+            .tensors
+            .entries
+            .iter()
+            .filter(|entry| matches!(keys::parse(&entry.name).role, Role::B | Role::BiasB | Role::EmbeddingB))
+            .peekable();
+        // A value that cannot be read is for the merge to explain.
+        let is_zero = |entry: &open::Entry| {
+            read_floats(&self.tensors, &entry.name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
+        };
+        !self.config.use_dora && factors.peek().is_some() && factors.all(is_zero)
+    }
+
     /// Plans this adapter's edits of a base.
     pub fn read(&self, names: &Names<'_>, options: &ReadOptions) -> Result<Changes> {
         let peft_type = &self.config.peft_type;
@@ -125,8 +166,8 @@ impl Adapter {
             .iter()
             .find(|method| method.peft_type() == peft_type)
             .ok_or_else(|| refused::by_type(peft_type).in_file(&self.config.path))?;
-        let mut changes =
-            method.read(self, names, options).map_err(|error| error.in_file(&self.tensors.files[0].path))?;
+        let mut changes = method.read(self, names, options).map_err(|error| error.in_file(self.file()))?;
+        changes.refuse_twice().map_err(|error| error.in_file(self.file()))?;
         changes.account(&self.tensors);
         Ok(changes)
     }
@@ -139,6 +180,8 @@ pub struct Changes {
     pub edits: Vec<PlannedEdit>,
     /// Tensors that take the place of the base's.
     pub replacements: Vec<Replacement>,
+    /// Tensors that the base has none of: the head of a classifier.
+    pub additions: Vec<Addition>,
     /// Tensors that need not be merged, each with the reason.
     pub ignored: Vec<(String, &'static str)>,
     /// Tensors that matched nothing.
@@ -170,6 +213,15 @@ pub struct Replacement {
     pub trained: bool,
 }
 
+/// A tensor of the adapter that is new to the base.
+#[derive(Clone, Debug)]
+pub struct Addition {
+    /// Its name in the output.
+    pub target: String,
+    /// Name in the adapter.
+    pub tensor: String,
+}
+
 /// An edit before its numbers are read.
 pub trait EditPlan: Debug + Send + Sync {
     /// Reads the factors. Every value is checked to be finite.
@@ -198,6 +250,11 @@ pub trait EditPlan: Debug + Send + Sync {
         None
     }
 
+    /// Where in the weight it acts, if beside others of the same adapter: one expert's rows of a stack.
+    fn part(&self) -> Option<(usize, usize)> {
+        None
+    }
+
     /// A plain type that the edited tensor must be stored as, instead of its own.
     fn stores_as(&self) -> Option<crate::dtype::Dtype> {
         None
@@ -205,11 +262,41 @@ pub trait EditPlan: Debug + Send + Sync {
 }
 
 impl Changes {
+    /// Errors if two modules of the adapter ended in one weight: each was trained on its own, so one of them was named wrongly.
+    fn refuse_twice(&self) -> Result<()> {
+        let mut taken = HashMap::new();
+        for edit in &self.edits {
+            let (target, Some(tensor)) = (edit.target.as_str(), edit.tensors.first()) else { continue };
+            if let Some(other) = taken.insert((target, edit.plan.part()), tensor.as_str())
+                && keys::parse(other).module != keys::parse(tensor).module
+            {
+                return Err(twice(target, other, tensor));
+            }
+        }
+        let mut replaced: HashMap<&str, &str> = HashMap::new();
+        let whole = self.replacements.iter().map(|replacement| (&replacement.target, &replacement.tensor));
+        let added = self.additions.iter().map(|addition| (&addition.target, &addition.tensor));
+        for (target, tensor) in whole.chain(added) {
+            if let Some(other) = replaced.insert(target, tensor) {
+                return Err(twice(target, other, tensor));
+            }
+        }
+        Ok(())
+    }
+
+    /// True if it is nothing but products of factors: no module trained whole, no trained tokens.
+    pub(crate) fn is_low_rank_only(&self) -> bool {
+        self.additions.is_empty()
+            && self.replacements.iter().all(|replacement| !replacement.trained)
+            && self.edits.iter().all(|edit| edit.plan.scale().is_some())
+    }
+
     /// Collects the tensors that no one took.
     fn account(&mut self, tensors: &Checkpoint) {
         let mut used: std::collections::HashSet<&str> = std::collections::HashSet::new();
         used.extend(self.edits.iter().flat_map(|edit| edit.tensors.iter().map(String::as_str)));
         used.extend(self.replacements.iter().map(|replacement| replacement.tensor.as_str()));
+        used.extend(self.additions.iter().map(|addition| addition.tensor.as_str()));
         used.extend(self.ignored.iter().map(|(name, _)| name.as_str()));
         self.unused = tensors
             .entries
@@ -219,6 +306,12 @@ impl Changes {
             .cloned()
             .collect();
     }
+}
+
+fn twice(target: &str, one: &str, two: &str) -> Error {
+    mismatch(format!("it and `{one}` both mean `{target}` of the base"))
+        .in_tensor(two)
+        .with_hint("say with --map 'regex=>replacement' what each of them means, or take one out of the adapter")
 }
 
 /// Looks a name up in all patterns of a configuration.

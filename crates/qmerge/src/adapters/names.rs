@@ -167,6 +167,11 @@ impl<'a> Names<'a> {
         })
     }
 
+    /// The base's `model_type`.
+    pub fn model_type(&self) -> &'a str {
+        self.checkpoint.config.as_ref().map_or("", |config| config.model_type())
+    }
+
     /// The input embedding's weight.
     pub fn embed(&self) -> Option<&'a Claim> {
         let members = self.tie.map_or(&[][..], |tie| tie.members);

@@ -33,6 +33,12 @@ pub(super) const NOT_LINEAR: &[&str] = &[
     "embed_in",
     "shared",
     "relative_attention_bias",
+    "tokens_embed",
+    "positions_embed",
+    "token_embedding",
+    "embeddings",
+    "pos_embed",
+    "patch_position_embeddings",
     "conv1d",
 ];
 

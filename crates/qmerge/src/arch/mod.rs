@@ -8,12 +8,14 @@ mod generic;
 mod gpt2;
 mod gpt_oss;
 mod granite_moe;
+mod linear;
 mod llama4;
 mod mixtral;
 mod qwen_moe;
 mod ties;
 mod vision;
 
+pub(crate) use linear::{Role, role};
 pub use ties::{TIES, Tie, by_default as tied_by_default, find as find_tie};
 
 /// Every family. The first whose `model_types` holds the model's type is taken, else the last.

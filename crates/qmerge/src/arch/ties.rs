@@ -20,6 +20,13 @@ impl Tie {
     pub fn head(&self) -> &'static str {
         self.members.last().copied().unwrap_or("lm_head")
     }
+
+    /// The head's bias and the tensor that it is while the model is tied: BERT's kin keep it beside the head.
+    pub fn bias(&self) -> Option<(String, String)> {
+        let apart = ["esm.", "gte."].iter().any(|family| self.members.iter().any(|member| member.starts_with(family)));
+        let stem = self.head().strip_suffix(".decoder").filter(|_| !apart)?;
+        Some((format!("{stem}.decoder.bias"), format!("{stem}.bias")))
+    }
 }
 
 /// Rows of one family before rows of any.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow,
+    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
@@ -60,6 +60,8 @@ pub(crate) static FP4_BOOK: Codebook = Codebook::new(
 static NF4_SORTED: [f32; 16] = sorted(&NF4_BOOK);
 static FP4_SORTED: [f32; 16] = sorted(&FP4_BOOK);
 
+// Evaluated by the compiler, which refuses what is out of bounds; iterators cannot be used in a constant.
+#[allow(clippy::indexing_slicing)]
 const fn sorted(book: &Codebook) -> [f32; 16] {
     let mut levels = [0.0; 16];
     let mut i = 0;
@@ -258,7 +260,7 @@ impl Bnb4Weight {
     /// The scales that the blocks of `rows` can take while the second level stays.
     fn choices(&self, parts: &[&[u8]], rows: &Range<usize>) -> Choices {
         let Some(nested) = &self.state.nested else { return Choices::Any };
-        let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+        let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
         let blocks = self.block_range(rows);
         let groups = blocks.start / nested.block..blocks.end.div_ceil(nested.block);
         let lists = groups
@@ -273,7 +275,7 @@ impl Bnb4Weight {
 
     /// The scales of the blocks of `rows`.
     fn absmax(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
-        let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+        let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
         match &self.state.nested {
             None => floats(bytes(Role::Absmax)).collect(),
             Some(nested) => {
@@ -290,7 +292,7 @@ impl Weight for Bnb4Weight {
     }
 
     fn name(&self) -> &str {
-        &self.parts[0].name
+        self.parts.first().map_or("", |lead| &lead.name)
     }
 
     fn shape(&self) -> &[usize] {
@@ -320,7 +322,7 @@ impl Weight for Bnb4Weight {
     fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>> {
         let cols = self.geometry().cols;
         let blocks = self.block_range(rows);
-        match self.roles[part] {
+        match self.roles.get(part)? {
             // Chunks start at an even element; only the last may end at an odd one, and then the byte is shared with
             // padding.
             Role::Codes => Some((rows.start * cols / 2) as u64..(rows.end * cols).div_ceil(2) as u64),
@@ -332,7 +334,7 @@ impl Weight for Bnb4Weight {
 
     fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]) {
         let absmax = self.absmax(parts, &rows);
-        nibbles::decode(self.format.book, parts[0], &absmax, self.state.block, self.state.dtype, out);
+        nibbles::decode(self.format.book, part(parts, 0), &absmax, self.state.block, self.state.dtype, out);
     }
 
     fn dots(&self, parts: &[&[u8]], rows: Range<usize>, x: &[f32], out: &mut [f32]) -> bool {
@@ -341,7 +343,7 @@ impl Weight for Bnb4Weight {
         if self.state.block != 64 || !x.len().is_multiple_of(64) || !(bf16 || self.state.dtype == Dtype::F32) {
             return false;
         }
-        nibble_dots(&self.format.book.levels, parts[0], &self.absmax(parts, &rows), bf16, x, out)
+        nibble_dots(&self.format.book.levels, part(parts, 0), &self.absmax(parts, &rows), bf16, x, out)
     }
 
     fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight> {
@@ -378,12 +380,13 @@ impl Weight for Bnb4Weight {
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let mut absmax = Vec::with_capacity(values.len().div_ceil(self.state.block));
-        let codes = grow(&mut out[0], values.len().div_ceil(2));
+        let Some(codes) = out.first_mut() else { return };
+        let codes = grow(codes, values.len().div_ceil(2));
         nibbles::encode(self.format.book, values, self.state.block, codes, &mut absmax);
         if self.state.nested.is_none()
-            && let Some(at) = self.find(Role::Absmax)
+            && let Some(scales) = self.find(Role::Absmax).and_then(|at| out.get_mut(at))
         {
-            out[at].extend(float_bytes(&absmax));
+            scales.extend(float_bytes(&absmax));
         }
     }
 
@@ -401,13 +404,14 @@ impl Weight for Bnb4Weight {
     fn rescaled(&self, parts: &[&[u8]], rows: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
         let mut changed = vec![None; parts.len()];
         let Some(at) = self.find(Role::Absmax) else { return changed };
-        changed[at] = Some(match &self.state.nested {
+        let Some(place) = changed.get_mut(at) else { return changed };
+        *place = Some(match &self.state.nested {
             None => float_bytes(scales),
             Some(nested) => {
-                let bytes = |role| self.find(role).map_or(&[][..], |i| parts[i]);
+                let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
                 let first = self.block_range(&rows).start;
                 let (second, map) = (bytes(Role::NestedAbsmax), bytes(Role::NestedMap));
-                nested::recode(nested, parts[at], first, second, map, scales)
+                nested::recode(nested, part(parts, at), first, second, map, scales)
             }
         });
         changed
@@ -415,10 +419,13 @@ impl Weight for Bnb4Weight {
 
     fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let absmax = self.absmax(parts, &rows);
-        let codes = grow(&mut out[0], values.len().div_ceil(2));
+        let Some(codes) = out.first_mut() else { return };
+        let codes = grow(codes, values.len().div_ceil(2));
         nibbles::encode_under(self.format.book, values, &absmax, self.state.block, codes);
-        if let Some(at) = self.find(Role::Absmax) {
-            out[at].extend_from_slice(parts[at]);
+        if let Some(at) = self.find(Role::Absmax)
+            && let Some(scales) = out.get_mut(at)
+        {
+            scales.extend_from_slice(part(parts, at));
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::nested::Nested;
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed};
+use crate::open::{byte_size, json};
 
 /// What the state says.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,13 +29,10 @@ pub(crate) struct QuantState {
 pub(crate) const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 impl QuantState {
-    /// Reads the JSON. Python writes NaN and infinities that strict JSON does not know; they are accepted here, so that
-    /// the error can name the scale instead of the syntax.
+    /// Reads the JSON.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| malformed("the quant_state is not UTF-8"))?;
-        let text = text.replace("-Infinity", "\"-inf\"").replace("Infinity", "\"inf\"").replace("NaN", "\"NaN\"");
-        let json: Value =
-            serde_json::from_str(&text).map_err(|error| malformed(format!("the quant_state is not JSON: {error}")))?;
+        let json = json::parse(text).map_err(|error| malformed(format!("the quant_state is not JSON: {error}")))?;
         let field = |name: &str| {
             json.get(name)
                 .filter(|value| !value.is_null())
@@ -48,14 +46,15 @@ impl QuantState {
                 .ok_or_else(|| malformed(format!("the quant_state's `{name}` is not float32, float16 or bfloat16")))
         };
         let size = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-        let block = size(field("blocksize")?)
-            .filter(|block| BLOCK_SIZES.contains(block))
-            .ok_or_else(|| malformed(format!("blocksize {} is none of {BLOCK_SIZES:?}", json["blocksize"])))?;
+        let block = size(field("blocksize")?).filter(|block| BLOCK_SIZES.contains(block)).ok_or_else(|| {
+            let given = json.get("blocksize").unwrap_or_default();
+            malformed(format!("blocksize {given} is none of {BLOCK_SIZES:?}"))
+        })?;
         let shape = field("shape")?
             .as_array()
             .and_then(|dims| dims.iter().map(size).collect::<Option<Vec<_>>>())
-            .filter(|shape| !shape.is_empty())
-            .ok_or_else(|| malformed("the quant_state's `shape` is not a list of sizes"))?;
+            .filter(|shape| !shape.is_empty() && byte_size(Dtype::F32, shape).is_some())
+            .ok_or_else(|| malformed("the quant_state's `shape` is not a list of sizes that a weight can have"))?;
         let nested = match json.get("nested_blocksize").filter(|value| !value.is_null()) {
             None => None,
             Some(block) => Some(Nested {
@@ -105,8 +104,9 @@ impl QuantState {
 
 fn number(value: &Value) -> Option<f32> {
     match value {
-        Value::String(text) => text.parse().ok(),
-        _ => value.as_f64().map(|x| x as f32),
+        // Python's spellings of what is not finite too, so that the error can name the scale instead of the syntax.
+        Value::Number(number) => number.as_f64().map(|x| x as f32).or_else(|| number.to_string().parse().ok()),
+        _ => None,
     }
 }
 
@@ -186,6 +186,8 @@ mod tests {
             ("bfloat16", "int32", "dtype"),
             ("[64, 128]", "null", "shape"),
             ("[64, 128]", "[-1]", "shape"),
+            ("[64, 128]", "[0, 9223372036854775808]", "shape"),
+            ("[64, 128]", "[4294967296, 4294967296, 0]", "shape"),
             ("}", "", "not JSON"),
         ] {
             let error = QuantState::parse(good.replace(from, to).as_bytes()).unwrap_err().to_string();

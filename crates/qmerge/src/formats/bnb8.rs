@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow,
+    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, unsupported};
@@ -47,7 +47,8 @@ impl Format for Int8 {
                 .in_tensor(&scales.name));
         }
         let mut weight = Int8Weight::new(&lead.name, rows, cols);
-        weight.parts[1].shape = Some(scales.shape.clone());
+        let [_, scales_part, format_part] = &mut weight.parts[..] else { return Ok(None) };
+        scales_part.shape = Some(scales.shape.clone());
         let mut entries = vec![lead.clone(), scales.clone()];
         match format {
             Some(format) => {
@@ -55,9 +56,9 @@ impl Format for Int8 {
                     return Err(unsupported("its weight_format is a GPU's tiled layout, not rows")
                         .with_hint("save the model again with a recent bitsandbytes"));
                 }
-                weight.parts[2].dtype = format.dtype;
-                weight.parts[2].shape = Some(format.shape.clone());
-                weight.parts[2].bytes = format.bytes;
+                format_part.dtype = format.dtype;
+                format_part.shape = Some(format.shape.clone());
+                format_part.bytes = format.bytes;
                 entries.push(format.clone());
             }
             None => weight.parts.truncate(2),
@@ -99,11 +100,11 @@ impl Weight for Int8Weight {
     }
 
     fn name(&self) -> &str {
-        &self.parts[0].name
+        self.parts.first().map_or("", |lead| &lead.name)
     }
 
     fn shape(&self) -> &[usize] {
-        self.parts[0].shape.as_deref().unwrap_or_default()
+        self.parts.first().and_then(|lead| lead.shape.as_deref()).unwrap_or_default()
     }
 
     fn geometry(&self) -> Geometry {
@@ -135,7 +136,7 @@ impl Weight for Int8Weight {
             return;
         }
         for ((out, codes), absmax) in
-            out.chunks_exact_mut(self.cols).zip(parts[0].chunks_exact(self.cols)).zip(floats(parts[1]))
+            out.chunks_exact_mut(self.cols).zip(part(parts, 0).chunks_exact(self.cols)).zip(floats(part(parts, 1)))
         {
             rows8::decode_row(codes, absmax, out);
         }
@@ -170,7 +171,7 @@ impl Weight for Int8Weight {
         Grid {
             levels: Levels::Integers(-127, 127),
             run: self.cols,
-            scales: floats(parts[1]).map(|absmax| absmax / 127.0).collect(),
+            scales: floats(part(parts, 1)).map(|absmax| absmax / 127.0).collect(),
             offsets: Vec::new(),
             values: Dtype::F32,
             choices: Choices::Any,
@@ -179,23 +180,25 @@ impl Weight for Int8Weight {
 
     fn rescaled(&self, parts: &[&[u8]], _: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
         let mut changed = vec![None; parts.len()];
-        let absmax: Vec<f32> = floats(parts[1])
+        let absmax: Vec<f32> = floats(part(parts, 1))
             .zip(scales)
             .map(|(absmax, &scale)| if absmax / 127.0 == scale { absmax } else { scale * 127.0 })
             .collect();
-        changed[1] = Some(float_bytes(&absmax));
+        if let Some(scales) = changed.get_mut(1) {
+            *scales = Some(float_bytes(&absmax));
+        }
         changed
     }
 
     fn pack(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let [codes, scales, ..] = out else { return };
         let codes = grow(codes, values.len());
-        scales.extend_from_slice(parts[1]);
+        scales.extend_from_slice(part(parts, 1));
         if self.cols == 0 {
             return;
         }
         for ((values, codes), absmax) in
-            values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).zip(floats(parts[1]))
+            values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).zip(floats(part(parts, 1)))
         {
             rows8::pack_row(values, absmax, codes);
         }

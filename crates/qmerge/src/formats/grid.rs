@@ -74,6 +74,11 @@ impl Grid {
         stored
     }
 
+    /// A run without a scale would be a defect: its values are NaN, which every check finds.
+    fn scale(&self, run: usize) -> f32 {
+        self.scales.get(run).copied().unwrap_or(f32::NAN)
+    }
+
     fn offset(&self, run: usize) -> f32 {
         self.offsets.get(run).copied().unwrap_or(0.0)
     }
@@ -92,9 +97,9 @@ impl Grid {
                     _ => (near, near),
                 }
             }
-            Levels::Table(levels) => bracket(self.stored(run, self.scales[run], levels).into_iter(), x),
+            Levels::Table(levels) => bracket(self.stored(run, self.scale(run), levels).into_iter(), x),
             Levels::Integers(low, high) => {
-                let scale = self.scales[run];
+                let scale = self.scale(run);
                 // The quotient is rounded, so the level below or above may be the right one.
                 let level = ((x - self.offset(run)) / scale).round();
                 let near = [level - 1.0, level, level + 1.0].map(|level| level.clamp(low as f32, high as f32));
@@ -109,15 +114,16 @@ impl Grid {
         while at < x.len() {
             let i = first + at;
             let to = x.len().min(at + self.run - i % self.run);
-            let (x, low, high) = (&x[at..to], &mut low[at..to], &mut high[at..to]);
+            let x = x.get(at..to).unwrap_or_default();
+            let (low, high) = (low.get_mut(at..to).unwrap_or_default(), high.get_mut(at..to).unwrap_or_default());
             match self.levels {
                 Levels::Table(levels) => {
                     let run = i / self.run;
-                    bracket_all(&self.stored(run, self.scales[run], levels), x, low, high);
+                    bracket_all(&self.stored(run, self.scale(run), levels), x, low, high);
                 }
                 _ => {
-                    for (k, &x) in x.iter().enumerate() {
-                        (low[k], high[k]) = self.around(i + k, x);
+                    for (k, ((&x, low), high)) in x.iter().zip(low).zip(high).enumerate() {
+                        (*low, *high) = self.around(i + k, x);
                     }
                 }
             }
@@ -149,10 +155,10 @@ impl Grid {
     /// +∞ at its ends.
     pub fn neighbours(&self, first: usize, values: &[f32], below: &mut [f32], above: &mut [f32]) {
         if let Levels::Floats(dtype) = self.levels {
-            for (i, &x) in values.iter().enumerate() {
+            for ((&x, below), above) in values.iter().zip(below).zip(above) {
                 let moves = dtype != Dtype::F32 && x.is_finite();
-                below[i] = if moves { neighbour(dtype, x, false) } else { f32::NEG_INFINITY };
-                above[i] = if moves { neighbour(dtype, x, true) } else { f32::INFINITY };
+                *below = if moves { neighbour(dtype, x, false) } else { f32::NEG_INFINITY };
+                *above = if moves { neighbour(dtype, x, true) } else { f32::INFINITY };
             }
             return;
         }
@@ -160,8 +166,10 @@ impl Grid {
         while at < values.len() {
             let run = (first + at) / self.run;
             let end = ((run + 1) * self.run - first).min(values.len());
-            let (values, below, above) = (&values[at..end], &mut below[at..end], &mut above[at..end]);
-            let (scale, offset) = (self.scales[run], self.offset(run));
+            let values = values.get(at..end).unwrap_or_default();
+            let (below, above) =
+                (below.get_mut(at..end).unwrap_or_default(), above.get_mut(at..end).unwrap_or_default());
+            let (scale, offset) = (self.scale(run), self.offset(run));
             match self.levels {
                 Levels::Table(levels) => {
                     table_neighbours(&self.stored(run, scale, levels), values, below, above);
@@ -188,8 +196,8 @@ impl Grid {
         };
         let gap = match self.levels {
             Levels::Table(levels) => {
-                let gap = |pair: &[f32]| pair[1] - pair[0] - rounding * (pair[0].abs() + pair[1].abs());
-                levels.windows(2).map(gap).fold(f32::INFINITY, f32::min)
+                let gap = |(low, high): (&f32, &f32)| high - low - rounding * (low.abs() + high.abs());
+                levels.iter().zip(levels.iter().skip(1)).map(gap).fold(f32::INFINITY, f32::min)
             }
             Levels::Integers(low, high) => 1.0 - 2.0 * rounding * low.abs().max(high.abs()) as f32,
             Levels::Floats(_) => 0.0,
@@ -200,15 +208,16 @@ impl Grid {
     /// The scale nearest to `wanted` that run `run` can take.
     pub fn choice(&self, run: usize, wanted: f32) -> f32 {
         match &self.choices {
-            Choices::Fixed => self.scales[run],
+            Choices::Fixed => self.scale(run),
             Choices::Any => wanted,
             Choices::Listed { lists, runs, first } => {
                 let Some(list) = lists.get((first + run) / runs).filter(|list| !list.is_empty()) else {
-                    return self.scales[run];
+                    return self.scale(run);
                 };
                 let above = list.partition_point(|&have| have < wanted).min(list.len() - 1);
-                let below = above.saturating_sub(1);
-                if wanted - list[below] < list[above] - wanted { list[below] } else { list[above] }
+                let at = |place: usize| list.get(place).copied().unwrap_or(wanted);
+                let (below, above) = (at(above.saturating_sub(1)), at(above));
+                if wanted - below < above - wanted { below } else { above }
             }
         }
     }
@@ -216,7 +225,7 @@ impl Grid {
     /// The values that a run's elements take at their levels if its scale becomes `scale`. `values` are the run's, on the grid.
     pub fn rescaled(&self, run: usize, values: &[f32], scale: f32, out: &mut [f32]) {
         if let Levels::Table(levels) = self.levels {
-            let (old, new) = (self.stored(run, self.scales[run], levels), self.stored(run, scale, levels));
+            let (old, new) = (self.stored(run, self.scale(run), levels), self.stored(run, scale, levels));
             return table_moved(&old, &new, values, out);
         }
         for (i, (value, out)) in values.iter().zip(out).enumerate() {

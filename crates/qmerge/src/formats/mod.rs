@@ -4,6 +4,9 @@
 //! turns rows into f32 values and back. A weight consists of *parts* (codes, scales, state), each a tensor of the
 //! checkpoint; formats work on chunks of whole rows, and say with [`Geometry::row_step`] how many rows belong together.
 
+// What is read here comes from files that anyone may have written.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
 pub(crate) mod bnb4;
 pub(crate) mod bnb4_state;
 mod bnb8;
@@ -11,6 +14,7 @@ mod grid;
 pub(crate) mod nested;
 pub(crate) mod plain;
 mod reader;
+pub(crate) mod recognised;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -18,6 +22,7 @@ use std::sync::Arc;
 
 pub use grid::{Choices, Grid, Levels};
 pub use reader::Reader;
+pub use recognised::Unsupported;
 
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
@@ -234,30 +239,44 @@ pub struct Inventory {
     pub opaque: Vec<usize>,
 }
 
-/// Claims every entry of a checkpoint.
+/// Claims every entry of a checkpoint. Errors where something is stored in a way that is not understood.
 pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
-    let mut owner: Vec<Option<usize>> = vec![None; checkpoint.entries.len()];
-    let index: std::collections::HashMap<&str, usize> =
-        checkpoint.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
+    survey(checkpoint)?.map_err(|unsupported| unsupported.error())
+}
+
+/// Claims every entry of a checkpoint, or says what is stored in a way that is not understood.
+pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inventory, Unsupported>> {
+    if let Some(unsupported) = recognised::by_its_marks(checkpoint) {
+        return Ok(Err(unsupported));
+    }
+    let inventory = claim_all(checkpoint)?;
+    Ok(match recognised::unclaimed(checkpoint, &inventory) {
+        Some(unsupported) => Err(unsupported),
+        None => Ok(inventory),
+    })
+}
+
+fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
+    let mut taken: std::collections::HashSet<&str> = std::collections::HashSet::new();
     let mut claims: Vec<(usize, Claim)> = Vec::new();
     for format in FORMATS {
         for (at, entry) in checkpoint.entries.iter().enumerate() {
-            if owner[at].is_some() {
+            if taken.contains(entry.name.as_str()) {
                 continue;
             }
             let claim = format
                 .claim(checkpoint, entry)
                 .map_err(|error| error.in_tensor(&entry.name).in_file(checkpoint.file_of(entry)))?;
             if let Some(claim) = claim {
-                for part in &claim.entries {
-                    owner[index[part.name.as_str()]] = Some(claims.len());
-                }
+                let parts = claim.entries.iter().filter_map(|part| checkpoint.get(&part.name));
+                taken.extend(parts.map(|part| part.name.as_str()));
                 claims.push((at, claim));
             }
         }
     }
     claims.sort_by_key(|(at, _)| *at);
-    let opaque = owner.iter().enumerate().filter(|(_, owner)| owner.is_none()).map(|(at, _)| at).collect();
+    let left = |(at, entry): (usize, &Entry)| (!taken.contains(entry.name.as_str())).then_some(at);
+    let opaque = checkpoint.entries.iter().enumerate().filter_map(left).collect();
     Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
 }
 
@@ -267,7 +286,7 @@ pub(crate) const MAX_WHOLE_PART: u64 = 1 << 28;
 /// The formats of a checkpoint's matrices in a phrase, most bytes first ("nf4 + bf16").
 pub fn in_words(inventory: &Inventory) -> String {
     let matrices = inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2);
-    phrase(matrices.map(|claim| (claim.weight.format(), claim.entries[0].bytes)))
+    phrase(matrices.map(|claim| (claim.weight.format(), claim.entries.first().map_or(0, |lead| lead.bytes))))
 }
 
 /// Formats with their bytes in a phrase, most bytes first.
@@ -284,14 +303,19 @@ pub(crate) fn phrase(formats: impl Iterator<Item = (&'static str, u64)>) -> Stri
 
 /// Reads little-endian f32 values.
 pub(crate) fn floats(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + Clone + '_ {
-    bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]))
+    bytes.as_chunks().0.iter().map(|quad| f32::from_le_bytes(*quad))
 }
 
 /// Room for `n` more bytes at the end of a buffer.
 pub(crate) fn grow(buffer: &mut Vec<u8>, n: usize) -> &mut [u8] {
     let at = buffer.len();
     buffer.resize(at + n, 0);
-    &mut buffer[at..]
+    buffer.get_mut(at..).unwrap_or_default()
+}
+
+/// The bytes of a part; none where a caller gives fewer parts than the weight has.
+fn part<'a>(parts: &[&'a [u8]], at: usize) -> &'a [u8] {
+    parts.get(at).copied().unwrap_or_default()
 }
 
 /// Writes little-endian f32 values.

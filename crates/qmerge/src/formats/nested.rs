@@ -39,12 +39,18 @@ pub(crate) fn table(nested: &Nested, group: usize, scales: &[u8], map: &[u8]) ->
     })
 }
 
+/// A byte is always within the table.
+#[allow(clippy::indexing_slicing)]
+fn entry(table: &[f32; 256], code: u8) -> f32 {
+    table[usize::from(code)]
+}
+
 /// Restores block maxima. `codes` begins at block number `first`; the other parts are whole.
 pub(crate) fn restore(nested: &Nested, codes: &[u8], first: usize, scales: &[u8], map: &[u8]) -> Vec<f32> {
     let mut absmax = Vec::with_capacity(codes.len());
     for (group, run) in groups(nested, codes, first) {
         let table = table(nested, group, scales, map);
-        absmax.extend(run.iter().map(|&code| table[code as usize]));
+        absmax.extend(run.iter().map(|&code| entry(&table, code)));
     }
     absmax
 }
@@ -63,7 +69,7 @@ pub(crate) fn recode(
     for (group, run) in groups(nested, codes, first) {
         let table = table(nested, group, scales, map);
         recoded.extend(run.iter().zip(&mut absmax).map(|(&code, wanted)| {
-            if table[code as usize] == *wanted {
+            if entry(&table, code) == *wanted {
                 return code;
             }
             table.iter().position(|have| have == wanted).map_or(code, |at| at as u8)
@@ -105,7 +111,7 @@ pub(crate) fn quantize(absmax: &[f32], threads: usize) -> Quantized {
             let scaled = ((x - offset) * inverse).clamp(-1.0, 1.0);
             let place = ((scaled + 1.0) * 0.5) * 65535.0 + 0.5;
             // A NaN casts to 0.
-            table[place as u16 as usize]
+            table.get(usize::from(place as u16)).copied().unwrap_or(0)
         }));
     }
     Quantized { offset, codes, scales }
@@ -121,7 +127,7 @@ fn code_table() -> &'static [u8] {
     static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
     TABLE.get_or_init(|| {
         let map = DYNAMIC_MAP.map(f32::from_bits);
-        let midpoints: Vec<f32> = map.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
+        let midpoints: Vec<f32> = map.iter().zip(map.iter().skip(1)).map(|(a, b)| 0.5 * (a + b)).collect();
         (0..=u16::MAX)
             .map(|i| {
                 let z = (2.0 * f32::from(i)) / 65535.0 - 1.0;
@@ -155,8 +161,9 @@ fn sum_lanes(x: &[f32]) -> f32 {
         return cascade::<1>(x)[0];
     }
     let whole = x.len() / 8 * 8;
-    let lanes = cascade::<8>(&x[..whole]);
-    x[whole..].iter().chain(&lanes).fold(0.0, |sum, x| sum + x)
+    let (whole, tail) = x.split_at_checked(whole).unwrap_or_default();
+    let lanes = cascade::<8>(whole);
+    tail.iter().chain(&lanes).fold(0.0, |sum, x| sum + x)
 }
 
 /// Lane-wise sum of rows of `L`: four interleaved rows, four levels of accumulators.
@@ -178,8 +185,9 @@ fn cascade<const L: usize>(x: &[f32]) -> [f32; L] {
         // Only full runs of `step` groups are carried up.
         if done % step == 0 {
             for j in 1..LEVELS {
-                let carried = std::mem::replace(&mut level[j - 1], [[0.0; L]; ROWS]);
-                for (sum, row) in level[j].iter_mut().zip(&carried) {
+                let Some([from, to]) = level.get_mut(j - 1..=j) else { break };
+                let carried = std::mem::replace(from, [[0.0; L]; ROWS]);
+                for (sum, row) in to.iter_mut().zip(&carried) {
                     add(sum, row);
                 }
                 if done & ((step - 1) << (j as u32 * power)) != 0 {
@@ -194,7 +202,7 @@ fn cascade<const L: usize>(x: &[f32]) -> [f32; L] {
             add(sum, row);
         }
     }
-    for row in x[groups * ROWS * L..].chunks_exact(L) {
+    for row in x.get(groups * ROWS * L..).unwrap_or_default().chunks_exact(L) {
         add(&mut total[0], row);
     }
     let [mut sum, others @ ..] = total;

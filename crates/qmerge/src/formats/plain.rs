@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Part, Settings, Settled, Weight, grow};
+use super::{Claim, Format, Geometry, Grid, Part, Settings, Settled, Weight, grow, part};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Checkpoint, Entry};
@@ -117,14 +117,14 @@ impl Weight for PlainWeight {
     }
 
     fn decode(&self, parts: &[&[u8]], _: Range<usize>, out: &mut [f32]) {
-        floats::decode(self.dtype, parts[0], out);
+        floats::decode(self.dtype, part(parts, 0), out);
     }
 
     fn dots(&self, parts: &[&[u8]], _: Range<usize>, x: &[f32], out: &mut [f32]) -> bool {
         if self.dtype != Dtype::BF16 || x.is_empty() {
             return false;
         }
-        bf16_dots(parts[0], x, out);
+        bf16_dots(part(parts, 0), x, out);
         true
     }
 
@@ -142,7 +142,9 @@ impl Weight for PlainWeight {
     }
 
     fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
-        floats::encode(self.dtype, values, grow(&mut out[0], values.len() * self.width()));
+        if let [out, ..] = out {
+            floats::encode(self.dtype, values, grow(out, values.len() * self.width()));
+        }
     }
 
     fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {

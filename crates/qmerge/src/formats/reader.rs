@@ -1,10 +1,19 @@
 //! Reads and decodes rows of a weight, whatever its format.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{Claim, Grid, MAX_WHOLE_PART};
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
+
+/// Most bytes that a thread keeps between two reads.
+const MOST_KEPT: usize = 4 << 20;
+
+thread_local! {
+    /// Bytes of the rows that a thread reads, by part, used again for the next rows.
+    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A weight of a checkpoint, ready to be decoded row by row. It may be used from several threads.
 #[derive(Debug)]
@@ -30,11 +39,11 @@ impl<'a> Reader<'a> {
 
     /// Reads everything now, as it is stored, so that later calls need no file.
     pub fn hold(&mut self) -> Result<()> {
-        let cut = |(part, entry): (usize, &Entry)| match &self.whole[part] {
+        let cut = |(entry, whole): (&Entry, &Option<Vec<u8>>)| match whole {
             Some(_) => Ok(Vec::new()),
             None => self.checkpoint.read_small(entry, entry.bytes),
         };
-        self.held = Some(self.claim.entries.iter().enumerate().map(cut).collect::<Result<_>>()?);
+        self.held = Some(self.claim.entries.iter().zip(&self.whole).map(cut).collect::<Result<_>>()?);
         Ok(())
     }
 
@@ -58,7 +67,10 @@ impl<'a> Reader<'a> {
 
     /// An error about the weight's lead tensor.
     pub(crate) fn error(&self, kind: Kind, message: String) -> Error {
-        self.checkpoint.error(&self.claim.entries[0], kind, message)
+        match self.claim.entries.first() {
+            Some(lead) => self.checkpoint.error(lead, kind, message),
+            None => Error::new(kind, message).in_tensor(self.claim.weight.name()),
+        }
     }
 
     /// The same weight seen as `rows` × `cols`, where its own view is another.
@@ -110,7 +122,9 @@ impl<'a> Reader<'a> {
     /// Calls `f` with the bytes of these rows.
     fn with_parts<T>(&self, rows: &Range<usize>, f: impl FnOnce(&[&[u8]]) -> T) -> Result<T> {
         let weight = &self.claim.weight;
-        let mut read = vec![Vec::new(); self.whole.len()];
+        // Taken out meanwhile, whatever `f` does.
+        let mut read = READ.take();
+        read.resize_with(read.len().max(self.whole.len()), Vec::new);
         if self.held.is_none() {
             for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut read) {
                 if let Some(range) = weight.part_rows(part, rows) {
@@ -119,12 +133,18 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let bytes_of = |part: usize| match (&self.whole[part], &self.held, weight.part_rows(part, rows)) {
-            (Some(whole), ..) => whole.as_slice(),
-            (None, Some(held), Some(range)) => &held[part][range.start as usize..range.end as usize],
-            _ => read[part].as_slice(),
+        let held = |part: usize| {
+            let (bytes, range) = (self.held.as_ref()?.get(part)?, weight.part_rows(part, rows)?);
+            bytes.get(range.start as usize..range.end as usize)
         };
-        let parts: Vec<&[u8]> = (0..self.whole.len()).map(bytes_of).collect();
-        Ok(f(&parts))
+        let stored = self.whole.iter().zip(&read).enumerate();
+        let parts: Vec<&[u8]> = stored
+            .map(|(part, (whole, read))| whole.as_deref().or_else(|| held(part)).unwrap_or(read.as_slice()))
+            .collect();
+        let done = f(&parts);
+        if read.iter().map(Vec::capacity).sum::<usize>() <= MOST_KEPT {
+            READ.set(read);
+        }
+        Ok(done)
     }
 }

@@ -4,13 +4,18 @@
 //! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
+pub(crate) mod budget;
 mod edited;
+mod fingerprint;
 mod judge;
+mod memory;
 mod parallel;
+mod progress;
 mod residual;
 mod schedule;
 mod step;
 mod whole;
+mod work;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,24 +23,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 pub use edited::Edited;
+pub(crate) use fingerprint::content;
 pub use judge::Judge;
+pub use memory::{Memory, PROGRAM_BYTES};
 pub(crate) use parallel::parallel;
-pub use schedule::Memory;
+pub use progress::{Progress, Silent, stopped};
+pub(crate) use whole::transposed;
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
 use crate::formats;
 use crate::measure::Sums;
-use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
     WeightReport, verdict,
 };
-use crate::round::{Calibration, Kept};
+use crate::round::{Calibration, Demand, Kept};
 use crate::write::{Existing, Finished, Output, Tokenizer, copy_others};
 use schedule::Schedule;
 use step::{Buffers, Steps};
@@ -55,6 +60,8 @@ pub struct RunOptions<'a> {
     pub started: Option<Instant>,
     /// Runs the merged model before it gets its name, for the report.
     pub judge: Option<&'a dyn Judge>,
+    /// True if whoever watches was told of the work already ([`Progress::start`]), as a part of more.
+    pub announced: bool,
 }
 
 impl RunOptions<'_> {
@@ -71,41 +78,19 @@ pub(crate) fn threads(chosen: usize) -> usize {
     }
 }
 
-/// Told of the work done, and asked whether to go on.
-pub trait Progress: Sync {
-    /// What is being done, in words, where it takes long before any work is counted.
-    fn phase(&self, _name: &str) {}
-    /// How much of that is done.
-    fn part(&self, _done: u64, _total: u64) {}
-    /// Total work, in bytes read and written.
-    fn start(&self, _total: u64) {}
-    /// Work done since the last call.
-    fn advance(&self, _bytes: u64) {}
-    /// True to stop; the output stays unfinished.
-    fn cancelled(&self) -> bool {
-        false
-    }
+/// What a run takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate {
+    /// Memory, with threads and chunks that fit the bound.
+    pub memory: Memory,
+    /// Work, in nanoseconds of one thread as they were measured elsewhere: that of the calibration included.
+    pub work: f64,
 }
 
-impl std::fmt::Debug for dyn Progress + '_ {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Progress")
-    }
-}
-
-/// What is returned to a caller who asked to stop.
-pub fn stopped() -> Error {
-    Error::new(Kind::Cancelled, "stopped")
-}
-
-/// Nobody watches.
-pub struct Silent;
-
-impl Progress for Silent {}
-
-/// Predicts the memory of a run.
-pub fn memory(plan: &Plan, options: &RunOptions<'_>) -> Result<Memory> {
-    Schedule::new(plan, options.threads(), options.max_memory).map(|schedule| schedule.memory)
+/// Predicts what a run takes. `demand` is that of its calibration. Errors if the bound on memory cannot be held.
+pub fn estimate(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Result<Estimate> {
+    let schedule = Schedule::new(plan, options, demand)?;
+    Ok(Estimate { memory: schedule.memory, work: schedule.work.total() + demand.work })
 }
 
 /// Merges: writes the output and its report, and returns the report.
@@ -119,37 +104,49 @@ pub fn run(
 ) -> Result<Report> {
     let started = options.started.unwrap_or_else(Instant::now);
     refuse_inputs(inputs, target)?;
-    let hashes = inputs.adapters.iter().map(|adapter| sha256(&adapter.tensors)).collect::<Result<Vec<_>>>()?;
+    let hashes = inputs
+        .adapters
+        .iter()
+        .map(|adapter| content(adapter.tensors.files.get(..1).unwrap_or_default()))
+        .collect::<Result<Vec<_>>>()?;
     if !options.existing.force {
         refuse_repeat(&inputs.base, &hashes)?;
     }
     residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
-    let schedule = Schedule::new(plan, options.threads(), options.max_memory)?;
+    let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
+    let schedule = Schedule::new(plan, options, &demand)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
-    let fingerprint = fingerprint(inputs, plan, &schedule, about.as_deref().unwrap_or_default());
+    let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
+    let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
     let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
+    residual::check(plan, &output, &finished)?;
     let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
+    run.announce(&finished, &demand, options);
     let weights = || {
-        let finished = run.all(finished, calibration.take(), options)?;
+        let not_copied = run.other_files(options)?;
+        let finished = run.all(finished, calibration.take())?;
+        progress.phase("bringing the output to the disk", "");
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
         if let Some(index) = &plan.index {
             output.write_file(index, index_json(inputs, plan, bytes, index)?.as_bytes())?;
         }
+        progress.advance(schedule.work.sync as u64);
         let residual = run.residual()?;
-        judge::behaviour(options.judge, inputs, plan, &output).map(|behaviour| (finished, bytes, residual, behaviour))
+        judge::behaviour(options.judge, inputs, plan, &output)
+            .map(|behaviour| (finished, bytes, residual, behaviour, not_copied))
     };
-    let (finished, bytes, residual, (behaviour, unmeasured)) = match weights() {
+    let (finished, bytes, residual, (behaviour, unmeasured), not_copied) = match weights() {
         Ok(written) => written,
+        // What a second try could cure is worth keeping for --resume; a bad input is not.
+        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => return Err(output.to_be_resumed(error)),
         Err(error) => {
-            // What a second try could cure is worth keeping for --resume; a bad input is not.
-            if !matches!(error.kind(), Kind::Io | Kind::Cancelled) {
-                output.abandon();
-            }
+            output.abandon();
             return Err(error);
         }
     };
     let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes, behaviour);
     report.warnings.extend(unmeasured);
+    report.warnings.extend(not_copied);
     if let Some(residual) = residual {
         report.summary.bytes_written += residual.bytes;
         report.take_residual(residual);
@@ -159,12 +156,21 @@ pub fn run(
     report.summary.bytes_written += output.written();
     report.summary.peak_rss_bytes = peak_rss();
     report.summary.seconds = started.elapsed().as_secs_f64();
-    output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
-    if !output.is_single_file() && !inputs.adapters.is_empty() {
-        output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
-    }
+    let beside = || {
+        output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
+        if !output.is_single_file() && !inputs.adapters.is_empty() {
+            output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
+        }
+        Ok(())
+    };
+    beside().map_err(|error| output.to_be_resumed(error))?;
     output.publish(plan, options.existing.force)?;
     Ok(report)
+}
+
+/// Errors if the disk of `target` has not enough free space for what [`run`] would write.
+pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
+    crate::write::enough_space(target, plan)
 }
 
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
@@ -217,24 +223,31 @@ impl Failure {
 
 /// Unsynced bytes from which the disk is set to work.
 const SYNC_EVERY: u64 = 96 << 20;
-/// Longest time that finished steps wait for the journal.
-const JOURNAL_EVERY: Duration = Duration::from_secs(2);
+/// Shortest and longest time that finished steps wait for the journal.
+const JOURNAL_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Between these, as many times as long as the disk took before: so syncing takes a small share of its time.
+const JOURNAL_SHARE: u32 = 20;
 
 impl Run<'_> {
-    /// Copies the files beside the weights and does all steps that are not done. Returns all finished steps in plan order.
-    fn all(
-        &self,
-        finished: Vec<Finished>,
-        calibration: Option<&mut dyn Calibration>,
-        options: &RunOptions<'_>,
-    ) -> Result<Vec<Finished>> {
-        self.other_files(options)?;
+    /// Tells who watches how much there is to do, without what an earlier run did.
+    fn announce(&self, finished: &[Finished], demand: &Demand, options: &RunOptions<'_>) {
+        let work = &self.schedule.work;
+        let done = finished.iter().map(|step| work.steps[step.step] as u64).sum();
+        if !options.announced {
+            self.progress.start((work.total() + demand.work) as u64);
+        }
+        self.progress.skip(done);
+    }
+
+    /// Does all steps that are not done. Returns all finished steps in plan order.
+    fn all(&self, finished: Vec<Finished>, calibration: Option<&mut dyn Calibration>) -> Result<Vec<Finished>> {
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
-        self.progress.start(self.schedule.work);
-        self.progress.advance(done.keys().map(|&step| self.schedule.step_work[step]).sum());
         if let Some(calibration) = calibration {
             self.whole(calibration, &mut done)?;
         }
+        self.turned(&mut done)?;
+        self.progress.phase("writing", "tensors");
+        let before = done.len();
         let steps = Steps::new(self.inputs, self.plan, self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
@@ -250,33 +263,35 @@ impl Run<'_> {
                 });
             }
             drop(sender);
-            self.keep_journal(&receiver, &failure)
+            self.keep_journal(&receiver, &failure, before)
         });
         if let Some((_, error)) = failure.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(error);
         }
         if self.progress.cancelled() {
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
+            return Err(stopped());
         }
         let mut all: Vec<Finished> = done.into_values().chain(fresh).collect();
         all.sort_by_key(|step| step.step);
         Ok(all)
     }
 
-    fn other_files(&self, options: &RunOptions<'_>) -> Result<()> {
+    /// Copies the files beside the weights. Returns warnings on those that were not.
+    fn other_files(&self, options: &RunOptions<'_>) -> Result<Vec<String>> {
+        let mut not_copied = Vec::new();
         if self.output.is_single_file() {
-            return Ok(());
+            return Ok(not_copied);
         }
         let base = self.inputs.base.folder();
         let adapters: Vec<&Path> = self.inputs.adapters.iter().map(|adapter| adapter.path.as_path()).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() {
-            copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
+            not_copied = copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
         }
-        match &self.plan.config {
-            Some(config) => self.output.write_file("config.json", config.to_text().as_bytes()),
-            None => Ok(()),
+        if let Some(config) = &self.plan.config {
+            self.output.write_file("config.json", config.to_text().as_bytes())?;
         }
+        Ok(not_copied)
     }
 
     fn work(&self, steps: &Steps<'_>, failure: &Failure, next: &AtomicU64, sender: &mpsc::Sender<Finished>) {
@@ -313,28 +328,31 @@ impl Run<'_> {
         }
     }
 
-    /// Syncs and journals until all workers are gone; returns what they finished.
-    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure) -> Vec<Finished> {
+    /// Syncs and journals until all workers are gone; returns what they finished. `before` steps were done when they began.
+    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure, before: usize) -> Vec<Finished> {
         let mut all = Vec::new();
         let mut listed = 0;
-        let mut last = Instant::now();
+        let (mut last, mut every) = (Instant::now(), JOURNAL_EVERY[0]);
         loop {
             let gone = match receiver.recv_timeout(Duration::from_millis(20)) {
                 Ok(finished) => {
                     all.push(finished);
                     all.extend(receiver.try_iter());
+                    self.progress.part((before + all.len()) as u64, self.plan.steps.len() as u64);
                     false
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => false,
                 Err(mpsc::RecvTimeoutError::Disconnected) => true,
             };
-            let due = self.output.unsynced() >= SYNC_EVERY || listed < all.len() && last.elapsed() >= JOURNAL_EVERY;
+            let due = self.output.unsynced() >= SYNC_EVERY || listed < all.len() && last.elapsed() >= every;
             if due && !gone {
                 let upto = all.len();
+                last = Instant::now();
                 if let Err(error) = self.output.checkpoint(&all[listed..upto]) {
                     failure.report(u64::MAX, error);
                 }
                 listed = upto;
+                every = (JOURNAL_SHARE * last.elapsed()).clamp(JOURNAL_EVERY[0], JOURNAL_EVERY[1]);
                 last = Instant::now();
             }
             if gone {
@@ -359,56 +377,6 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
     Error::new(Kind::Bug, format!("internal error: {text}")).with_hint("this is a defect of qmerge: please report it")
 }
 
-/// Identifies a merge: inputs, layout, choices that change bytes, and the chunks that steps are cut into.
-fn fingerprint(inputs: &Inputs, plan: &Plan, schedule: &Schedule, calibration: &str) -> String {
-    use std::fmt::Write;
-    let mut text = format!("{} {} {} {calibration}\n", Tool::THIS.version, plan.rounding.id(), schedule.chunk_elements);
-    let _ = writeln!(text, "{} {:?}", plan.seed, plan.residual_rank);
-    let adapters = inputs.adapters.iter().map(|adapter| &adapter.tensors);
-    let original = inputs.original.as_ref().map(|original| &original.checkpoint);
-    for checkpoint in std::iter::once(&inputs.base).chain(adapters).chain(original) {
-        for file in &checkpoint.files {
-            let _ = writeln!(text, "{} {} {}", file.path.display(), file.len, file.modified_ns);
-        }
-    }
-    for adapter in &inputs.adapters {
-        let _ = writeln!(text, "{} {}", adapter.weight, serde_json::Value::Object(adapter.config.json.clone()));
-    }
-    for file in &plan.files {
-        let _ = writeln!(text, "{} {:?}", file.name, file.tensors);
-    }
-    for step in &plan.steps {
-        if let Action::Recode(recode) = &step.action {
-            let _ = writeln!(
-                text,
-                "{} {:?} {:?} {:?} {:?}",
-                step.name, recode.source, recode.to, recode.edits, recode.rounding
-            );
-        }
-    }
-    hex(&Sha256::digest(text.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Hash of an adapter's weight file, as the hub shows it.
-fn sha256(tensors: &Checkpoint) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for file in &tensors.files {
-        let mut at = 0;
-        while at < file.len {
-            let n = buffer.len().min((file.len - at) as usize);
-            file.read_at(at, &mut buffer[..n])?;
-            hash.update(&buffer[..n]);
-            at += n as u64;
-        }
-    }
-    Ok(hex(&hash.finalize()))
-}
-
 /// Parts of unknown length by their place in the output.
 fn late_parts(plan: &Plan, finished: &[Finished]) -> HashMap<(usize, usize), Vec<u8>> {
     let place = |step: &Finished, part: usize| {
@@ -424,8 +392,8 @@ fn late_parts(plan: &Plan, finished: &[Finished]) -> HashMap<(usize, usize), Vec
 /// The index of the output: the base's with the new places and sizes.
 fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<String> {
     let path: PathBuf = inputs.base.folder().join(name);
-    let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-    let mut index: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
+    let text = crate::open::read_small_text(&path, crate::open::MAX_INDEX)?;
+    let mut index = crate::open::json::parse_object(&text)
         .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
     let mut map: Vec<(&str, &str)> = plan
         .files
@@ -485,7 +453,7 @@ fn assemble(
             merged += 1;
             total.add(sums);
             is_coarse |= !recode.to.is_plain();
-            if loss.survival.is_none() {
+            if loss.survival.is_none() && !plan.untrained {
                 warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
             }
         }
@@ -572,6 +540,9 @@ fn adapter_report(((adapter, accounting), sha256): ((&Adapter, &crate::plan::Acc
         tensors: accounting.tensors,
         merged: accounting.merged,
         replaced: accounting.replaced,
+        added: accounting.added,
+        beside: accounting.beside.clone(),
+        left_out: accounting.left_out.clone(),
         unused: accounting.unused.len(),
         unused_tensors: accounting.unused.clone(),
         ignored: accounting.ignored.iter().map(|(tensor, reason)| Ignored { tensor: tensor.clone(), reason }).collect(),

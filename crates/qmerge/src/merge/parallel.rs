@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::budget::Budget;
 use super::{Progress, bug, stopped};
 use crate::error::Result;
 
@@ -14,7 +15,19 @@ pub(crate) fn parallel<J: Sync, T: Send>(
     progress: &dyn Progress,
     job: impl Fn(&J) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let results = attempts(jobs, threads, progress, job);
+    within(&Budget::unlimited(), |_| 0, jobs, threads, progress, job)
+}
+
+/// The same where each job takes as many bytes of a budget as `weigh` says.
+pub(crate) fn within<J: Sync, T: Send>(
+    budget: &Budget,
+    weigh: impl Fn(&J) -> u64 + Sync,
+    jobs: &[J],
+    threads: usize,
+    progress: &dyn Progress,
+    job: impl Fn(&J) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let results = attempts(budget, weigh, jobs, threads, progress, job);
     if progress.cancelled() {
         return Err(stopped());
     }
@@ -23,6 +36,8 @@ pub(crate) fn parallel<J: Sync, T: Send>(
 
 /// Does jobs until one fails or the run is cancelled. Returns what has ended, by number; a panic becomes an error.
 pub(super) fn attempts<J: Sync, T: Send>(
+    budget: &Budget,
+    weigh: impl Fn(&J) -> u64 + Sync,
     jobs: &[J],
     threads: usize,
     progress: &dyn Progress,
@@ -35,7 +50,11 @@ pub(super) fn attempts<J: Sync, T: Send>(
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(own) = jobs.get(at).filter(|_| !progress.cancelled()) else { return };
+                    let Some(own) = jobs.get(at) else { return };
+                    let _share = budget.take(weigh(own));
+                    if progress.cancelled() {
+                        return;
+                    }
                     let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(own)));
                     let result = attempt.unwrap_or_else(|panic| Err(bug(panic.as_ref())));
                     if result.is_err() {

@@ -5,8 +5,7 @@
 //! complete, and cut in the plain norm, since nothing is known of their inputs.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
@@ -18,12 +17,28 @@ use crate::open::Checkpoint;
 use crate::plan::{Action, Plan, Recode, Source, Step};
 use crate::report::{RESIDUAL_FOLDER, ResidualReport, Without};
 use crate::round::{Factors, Metric, seed_of, sketch};
-use crate::write::{NewTensor, write_adapter};
+use crate::write::{Finished, NewTensor, Output, write_adapter};
 
 /// A weight's part of the residual adapter: the share of ‖E‖² that it holds, and its factors.
 struct Part {
     kept: Option<f64>,
     factors: Factors,
+}
+
+const BEGIN_ANEW: &str = "--force in place of --resume begins anew";
+
+/// Errors if factors are gone that a run before cut with moments that this one does not have any more.
+pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Result<()> {
+    for step in finished.iter().filter(|step| plan.residual_rank.is_some() && step.kept.is_some()) {
+        let path = output.scratch().join(step.step.to_string());
+        if matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode)) && !path.is_file() {
+            return Err(Error::new(Kind::Malformed, "what rounding left of a finished weight is gone")
+                .in_file(&path)
+                .in_tensor(&plan.steps[step.step].name)
+                .with_hint(BEGIN_ANEW));
+        }
+    }
+    Ok(())
 }
 
 /// True if a step rounds a merged weight to something coarser than 16 bits.
@@ -104,17 +119,9 @@ impl Run<'_> {
         let cols = recode.to.geometry().cols;
         let cut = sketch(&difference(target, output), cols, rank, Some(metric), self.seed(number));
         let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
-        let folder = self.output.scratch();
-        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
-        let path = folder.join(number.to_string());
         let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
         bytes.extend(cut.factors.left.iter().chain(&cut.factors.right).flat_map(|x| x.to_le_bytes()));
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(&bytes)?;
-            file.sync_all()
-        };
-        write().map_err(|error| Error::io("write", &path, error))
+        self.output.keep_in_scratch(&number.to_string(), &bytes)
     }
 
     fn seed(&self, number: usize) -> u64 {
@@ -133,7 +140,7 @@ impl Run<'_> {
         if bytes.len() != 8 + 4 * (left + right) {
             return Err(Error::new(Kind::Malformed, format!("{} bytes of factors", bytes.len()))
                 .in_file(&path)
-                .with_hint("run the same command without --resume"));
+                .with_hint(BEGIN_ANEW));
         }
         let (kept, factors) = bytes.split_at(8);
         let kept = f64::from_le_bytes(kept.try_into().unwrap_or_default());
@@ -166,7 +173,11 @@ impl Run<'_> {
         let claims: HashMap<&str, _> = inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
         let mut numbers: Vec<usize> = modules.keys().copied().collect();
         numbers.sort_unstable();
+        self.progress.phase("cutting what rounding left", "weights");
+        let (count, work) = (AtomicU64::new(0), self.schedule.work.residual / numbers.len().max(1) as f64);
         let parts = parallel(&numbers, self.schedule.threads, self.progress, |&number| {
+            self.progress.part(count.fetch_add(1, Ordering::Relaxed) + 1, numbers.len() as u64);
+            self.progress.advance(work as u64);
             let step = &self.plan.steps[number];
             let Action::Recode(recode) = &step.action else {
                 return Err(Error::new(Kind::Bug, "no residual of a copy"));

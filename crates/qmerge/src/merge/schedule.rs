@@ -1,4 +1,4 @@
-//! In which order chunks are done, how large they are, and how much memory that takes.
+//! In which order chunks are done, and how large they are.
 //!
 //! A step is one or more passes over its rows: sums for an edit that needs them (one task, rows in order), block maxima for scales that
 //! depend on the whole weight, and the pass that writes. The pass that writes a surveyed weight is put behind the next weight's survey, so
@@ -6,19 +6,17 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Kind, Result};
+use super::RunOptions;
+use super::memory::{self, Memory};
+use super::work::{self, Part, Work};
+use crate::error::Result;
 use crate::plan::{Action, Plan, Recode, Step};
+use crate::round::Demand;
 
 /// Elements that a chunk aims at: three f32 buffers of it and the factors fit a second-level cache.
-const CHUNK_ELEMENTS: usize = 1 << 15;
+pub(super) const CHUNK_ELEMENTS: usize = 1 << 15;
 /// Bytes that a task reads or writes at a time, about.
-const TASK_BYTES: u64 = 1 << 20;
-/// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
-const BYTES_PER_ELEMENT: u64 = 3 * 4;
-/// What the program takes besides: code, headers, tables, the allocator's reserve.
-const FIXED_BYTES: u64 = 24 << 20;
-/// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
-const STEPS_IN_FLIGHT: usize = 3;
+pub(super) const TASK_BYTES: u64 = 1 << 20;
 
 /// What a task does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +40,7 @@ pub(super) struct Task {
     pub(super) number: usize,
     /// Rows, or bytes for a copy.
     pub(super) range: Range<u64>,
-    /// Share of the progress bar.
+    /// Work, in nanoseconds of one thread.
     pub(super) work: u64,
 }
 
@@ -58,17 +56,6 @@ struct Stage {
     work: u64,
 }
 
-/// Predicted memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Largest sum that is expected, bytes.
-    pub peak_bytes: u64,
-    /// Worker threads.
-    pub threads: usize,
-    /// Elements per chunk.
-    pub chunk_elements: usize,
-}
-
 /// The order of all tasks.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -79,17 +66,16 @@ pub(super) struct Schedule {
     pub(super) threads: usize,
     pub(super) chunk_elements: usize,
     pub(super) memory: Memory,
-    /// Total of all tasks' work, and by step.
-    pub(super) work: u64,
-    pub(super) step_work: Vec<u64>,
+    /// The work of all of it.
+    pub(super) work: Work,
     /// Bytes that the tasks read, all passes.
     pub(super) bytes_read: u64,
 }
 
 impl Schedule {
     /// Cuts a plan into tasks that fit the memory.
-    pub(super) fn new(plan: &Plan, threads: usize, max_memory: Option<u64>) -> Result<Self> {
-        let memory = fit(plan, threads.max(1), max_memory)?;
+    pub(super) fn new(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Result<Self> {
+        let memory = memory::fit(plan, options.threads().max(1), options.max_memory, demand)?;
         let mut schedule = Self {
             stages: Vec::new(),
             of_step: vec![Vec::new(); plan.steps.len()],
@@ -97,8 +83,7 @@ impl Schedule {
             threads: memory.threads,
             chunk_elements: memory.chunk_elements,
             memory,
-            work: 0,
-            step_work: vec![0; plan.steps.len()],
+            work: Work::new(plan, demand),
             bytes_read: 0,
         };
         let mut waiting: Option<Stage> = None;
@@ -129,8 +114,6 @@ impl Schedule {
     fn push(&mut self, mut stage: Stage, plan: &Plan) {
         stage.first = self.tasks;
         self.tasks += stage.tasks as u64;
-        self.work += stage.work;
-        self.step_work[stage.step] += stage.work;
         self.bytes_read += match &plan.steps[stage.step].action {
             Action::Copy { entry } => entry.bytes,
             Action::Recode(recode) => read_bytes(recode),
@@ -175,7 +158,7 @@ pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
 }
 
 /// Rows of a task: whole chunks, as many as come to the wanted number of bytes.
-fn rows_per_task(recode: &Recode, elements: usize) -> usize {
+pub(super) fn rows_per_task(recode: &Recode, elements: usize) -> usize {
     let chunk = rows_per_chunk(recode, elements);
     let rows = recode.from.weight.geometry().rows.max(1) as u64;
     let per_row = read_bytes(recode).max(written_bytes(recode)) / rows;
@@ -184,93 +167,48 @@ fn rows_per_task(recode: &Recode, elements: usize) -> usize {
         .clamp(chunk, recode.from.weight.geometry().rows.next_multiple_of(chunk).max(chunk))
 }
 
-fn read_bytes(recode: &Recode) -> u64 {
+pub(super) fn read_bytes(recode: &Recode) -> u64 {
     recode.from.entries.iter().map(|entry| entry.bytes).sum()
 }
 
-fn written_bytes(recode: &Recode) -> u64 {
+pub(super) fn written_bytes(recode: &Recode) -> u64 {
     recode.to.parts().iter().map(|part| part.bytes).sum()
 }
 
 fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
-    let stage = |pass, tasks: u64, per_task, total, work| Stage {
+    let stage = |pass, tasks: u64, per_task, total, work: f64| Stage {
         step: number,
         pass,
         tasks: tasks.max(1) as usize,
         first: 0,
         per_task,
         total,
-        work,
+        work: work as u64,
     };
     match &step.action {
         Action::Copy { entry } => {
-            vec![stage(Pass::Copy, entry.bytes.div_ceil(TASK_BYTES), TASK_BYTES, entry.bytes, 2 * entry.bytes)]
+            vec![stage(
+                Pass::Copy,
+                entry.bytes.div_ceil(TASK_BYTES),
+                TASK_BYTES,
+                entry.bytes,
+                work::copied(entry.bytes),
+            )]
         }
         Action::Recode(recode) => {
             let rows = recode.from.weight.geometry().rows as u64;
             let per_task = rows_per_task(recode, elements) as u64;
             let tasks = rows.div_ceil(per_task);
-            let (read, written) = (read_bytes(recode), written_bytes(recode));
+            let work = |part| work::streamed(recode, recode.streamed(), part);
             let mut passes = Vec::new();
             if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
-                passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, read));
+                passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, work(Part::EditSurvey)));
             }
             if !recode.keep && recode.to.needs_survey() {
-                passes.push(stage(Pass::Survey, tasks, per_task, rows, read));
+                passes.push(stage(Pass::Survey, tasks, per_task, rows, work(Part::Survey)));
             }
-            passes.push(stage(Pass::Write, tasks, per_task, rows, read + written));
+            passes.push(stage(Pass::Write, tasks, per_task, rows, work(Part::Write)));
             passes
         }
     }
-}
-
-/// Chooses threads and chunk size for a bound on memory.
-fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>) -> Result<Memory> {
-    let mut memory = Memory { peak_bytes: 0, threads, chunk_elements: CHUNK_ELEMENTS };
-    loop {
-        memory.peak_bytes = predict(plan, &memory);
-        let Some(limit) = max_memory.filter(|&limit| memory.peak_bytes > limit) else { return Ok(memory) };
-        if memory.chunk_elements > 1 << 12 {
-            memory.chunk_elements /= 2;
-        } else if memory.threads > 1 {
-            memory.threads -= 1;
-        } else {
-            return Err(Error::new(
-                Kind::Usage,
-                format!(
-                    "--max-memory {:.0} MiB is not enough: this merge takes at least {:.0} MiB",
-                    limit as f64 / f64::from(1 << 20),
-                    memory.peak_bytes as f64 / f64::from(1 << 20)
-                ),
-            ));
-        }
-    }
-}
-
-fn predict(plan: &Plan, memory: &Memory) -> u64 {
-    let mut state: Vec<u64> = Vec::new();
-    let waiting = (crate::write::MOST_WAITING + memory.threads) as u64 * TASK_BYTES;
-    let mut worker = 2 * TASK_BYTES;
-    for step in &plan.steps {
-        let Action::Recode(recode) = &step.action else { continue };
-        let geometry = recode.from.weight.geometry();
-        let chunk = (rows_per_chunk(recode, memory.chunk_elements) * geometry.cols) as u64;
-        let task = rows_per_task(recode, memory.chunk_elements) as u64;
-        let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
-        // The original's values, and the bytes that they are decoded from.
-        let original = if recode.original.is_some() { 8 } else { 0 };
-        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + task_bytes);
-        let edits: u64 = recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum();
-        // Parts that are not cut by rows, and the maxima that a survey holds.
-        let whole: u64 = (0..recode.to.parts().len())
-            .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
-            .map(|part| recode.to.parts()[part].bytes)
-            .sum();
-        let held = if recode.to.needs_survey() { 6 * geometry.elements() as u64 / 64 } else { 0 };
-        state.push(edits + whole + held);
-    }
-    state.sort_unstable_by(|a, b| b.cmp(a));
-    let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
-    let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
-    FIXED_BYTES + headers + waiting + memory.threads as u64 * worker + in_flight
 }

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::budget::Budget;
+use super::memory::{turned_bytes, weight_bytes};
 use super::parallel::attempts;
 use super::residual::is_coarse;
 use super::{Edited, Run, stopped};
@@ -13,8 +15,8 @@ use crate::error::{Result, mismatch};
 use crate::formats::{Settled, Weight};
 use crate::measure::Sums;
 use crate::plan::{Action, Recode, Step};
-use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole};
-use crate::simd::moments::moments;
+use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole, metric_bytes};
+use crate::simd::moments::{Moments, moments};
 use crate::write::Finished;
 
 /// A weight to be rounded.
@@ -45,8 +47,16 @@ impl Run<'_> {
         if open.is_empty() {
             return Ok(());
         }
+        let layers = calibration.demand().layers;
+        let wanted = |name: &String| open.contains_key(name.as_str());
+        let layers = layers.iter().filter(|layer| layer.iter().flat_map(|inputs| &inputs.weights).any(wanted)).count();
+        self.progress.phase("rounding", "layers");
+        let mut number = 0;
         calibration.each(&|name| open.contains_key(name), &mut |known| {
+            number += 1;
+            self.progress.part(number, layers.max(number as usize) as u64);
             let mut metrics = Vec::new();
+            let moments: u64 = known.iter().map(|known| metric_bytes(known.moments.features)).sum();
             for known in known {
                 let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
                 let Some((_, first, recode)) = weights.first() else { continue };
@@ -69,18 +79,84 @@ impl Run<'_> {
                 geometry.elements() * geometry.cols
             };
             jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
-            let finished = self.jobs(&jobs)?;
+            let finished = self.jobs(&jobs, moments)?;
             self.output.checkpoint(&finished)?;
             done.extend(finished.into_iter().map(|step| (step.step, step)));
             Ok(())
         })
     }
 
-    /// Does jobs on all threads.
-    fn jobs(&self, jobs: &[Job<'_>]) -> Result<Vec<Finished>> {
-        let results = attempts(jobs, self.schedule.threads, self.progress, |job| {
+    /// Stores the weights whose rows become columns, each as a whole.
+    pub(super) fn turned(&self, done: &mut HashMap<usize, Finished>) -> Result<()> {
+        let open: Vec<(usize, &Step, &Recode)> = self
+            .plan
+            .steps
+            .iter()
+            .enumerate()
+            .filter_map(|(number, step)| match &step.action {
+                Action::Recode(recode) if recode.turned && !done.contains_key(&number) => {
+                    Some((number, step, recode.as_ref()))
+                }
+                _ => None,
+            })
+            .collect();
+        let budget = self.schedule.memory.whole.map_or_else(Budget::unlimited, Budget::new);
+        let weigh = |&(_, _, recode): &(usize, &Step, &Recode)| turned_bytes(recode);
+        let results =
+            attempts(&budget, weigh, &open, self.schedule.threads, self.progress, |&(number, step, recode)| {
+                let finished = self.turn(number, step, recode);
+                self.progress.advance(self.schedule.work.steps[number] as u64);
+                finished
+            });
+        let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&open[at].1.name));
+        let finished = results.into_iter().map(named).collect::<Result<Vec<Finished>>>()?;
+        if !finished.is_empty() {
+            self.output.checkpoint(&finished)?;
+        }
+        if self.progress.cancelled() {
+            return Err(stopped().with_hint("run the same command with --resume to go on"));
+        }
+        done.extend(finished.into_iter().map(|step| (step.step, step)));
+        Ok(())
+    }
+
+    fn turn(&self, number: usize, step: &Step, recode: &Recode) -> Result<Finished> {
+        let geometry = recode.from.weight.geometry();
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        Edited::new(self.inputs, recode)?.rows(&(0..geometry.rows), &mut base, &mut target)?;
+        let base = transposed(&base, geometry.cols);
+        let target = transposed(&target, geometry.cols);
+        let Start { parts, values, .. } = self.start(recode, &base, &target)?;
+        let moments = sound(step, recode, &base, &target, &values)?;
+        let late = self.put_parts(step, &parts)?;
+        let sums = Sums { elements: geometry.elements() as u64, moments };
+        Ok(Finished { step: number, sums: Some(sums), kept: None, late })
+    }
+
+    /// Writes a weight's parts to their places. Returns those whose place depends on lengths not known yet.
+    fn put_parts(&self, step: &Step, parts: &[impl AsRef<[u8]>]) -> Result<Vec<(usize, Vec<u8>)>> {
+        let mut late = Vec::new();
+        for (part, bytes) in parts.iter().enumerate() {
+            let slot = step.slots[part];
+            let file = &self.plan.files[slot.file];
+            if file.tensors[slot.tensor].shape.is_some() {
+                let offset = file.data_start + file.tensors[slot.tensor].offset;
+                self.output.write_at(slot.file, offset, &mut bytes.as_ref().to_vec())?;
+            } else {
+                late.push((part, bytes.as_ref().to_vec()));
+            }
+        }
+        Ok(late)
+    }
+
+    /// Does jobs on all threads, as many at a time as the memory has room for beside the moments.
+    fn jobs(&self, jobs: &[Job<'_>], moments: u64) -> Result<Vec<Finished>> {
+        let room = self.schedule.memory.whole.map(|bytes| Budget::new(bytes.saturating_sub(moments)));
+        let budget = room.unwrap_or_else(Budget::unlimited);
+        let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
+        let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
             let finished = self.job(job);
-            self.progress.advance(self.schedule.step_work[job.number]);
+            self.progress.advance(self.schedule.work.steps[job.number] as u64);
             finished
         });
         let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));
@@ -88,7 +164,7 @@ impl Run<'_> {
         if self.progress.cancelled() {
             // What is finished is kept for --resume.
             self.output.checkpoint(&finished)?;
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
+            return Err(stopped());
         }
         Ok(finished)
     }
@@ -127,40 +203,18 @@ impl Run<'_> {
             (0..parts.len()).map(|part| if cut[part] { packed[part].as_slice() } else { views[part] }).collect();
         let mut output = values;
         weight.decode(&written, all.clone(), &mut output);
-        let moments = moments(&base, &target, &output);
-        if !moments.sound() {
-            return Err(check::explain(&check::Chunk {
-                name: &step.name,
-                first_row: 0,
-                cols: geometry.cols,
-                base: &base,
-                target: &target,
-                output: &output,
-                format: recode.to.format(),
-                from_base: true,
-            }));
-        }
+        let moments = sound(step, recode, &base, &target, &output)?;
         if let Some(error) = error {
             self.keep_residual(job.number, (&target, &output), job.metric, error)?;
         }
-        let mut late = Vec::new();
-        for (part, bytes) in written.iter().enumerate() {
-            let slot = step.slots[part];
-            let file = &self.plan.files[slot.file];
-            if file.tensors[slot.tensor].shape.is_some() {
-                let offset = file.data_start + file.tensors[slot.tensor].offset;
-                self.output.write_at(slot.file, offset, &mut bytes.to_vec())?;
-            } else {
-                late.push((part, bytes.to_vec()));
-            }
-        }
+        let late = self.put_parts(step, &written)?;
         let sums = Sums { elements: geometry.elements() as u64, moments };
         Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
     }
 
     /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
     fn start(&self, recode: &Recode, base: &[f32], target: &[f32]) -> Result<Start> {
-        let all = 0..recode.from.weight.geometry().rows;
+        let all = 0..recode.to.geometry().rows;
         if recode.keep && !recode.to.is_plain() {
             let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
             let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
@@ -180,6 +234,34 @@ impl Run<'_> {
         weight.decode(&views, all, &mut values);
         Ok(Start { weight, parts, values })
     }
+}
+
+/// (rows, cols) to (cols, rows).
+pub(crate) fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+    let rows = values.len() / cols.max(1);
+    let mut turned = vec![0.0; values.len()];
+    for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
+        turned[r..].iter_mut().step_by(rows).zip(row).for_each(|(to, &value)| *to = value);
+    }
+    turned
+}
+
+/// The figures of a weight, or what in it is not finite.
+fn sound(step: &Step, recode: &Recode, base: &[f32], target: &[f32], output: &[f32]) -> Result<Moments> {
+    let moments = moments(base, target, output);
+    if moments.sound() {
+        return Ok(moments);
+    }
+    Err(check::explain(&check::Chunk {
+        name: &step.name,
+        first_row: 0,
+        cols: recode.to.geometry().cols,
+        base,
+        target,
+        output,
+        format: recode.to.format(),
+        from_base: true,
+    }))
 }
 
 /// A weight before it is rounded.

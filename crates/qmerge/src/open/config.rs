@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result, malformed};
+use super::{MAX_CONFIG, json, read_small_text};
+use crate::error::{Result, malformed};
 
 /// A model's `config.json`.
 #[derive(Clone, Debug)]
@@ -23,11 +24,8 @@ const NESTED: &[&str] = &["text_config", "llm_config", "language_config", "think
 impl ModelConfig {
     /// Reads and parses the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::InvalidData => malformed("not UTF-8").in_file(path),
-            _ => Error::io("read", path, error),
-        })?;
-        let json = serde_json::from_str(&text)
+        let text = read_small_text(path, MAX_CONFIG)?;
+        let json = json::parse_object(&text)
             .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(path))?;
         Ok(Self { path: path.to_path_buf(), text, json })
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::{is_plain_name, read_small_text};
 use crate::error::{Error, Kind, Result};
 
 /// A model on the hub at a revision, as the user writes it: `org/name[@revision]`.
@@ -56,11 +57,13 @@ impl HubId {
     /// The folder of its files in a cache, if there is one.
     pub fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
         let folder = self.folder(cache);
-        let commit = match std::fs::read_to_string(folder.join("refs").join(&self.revision)) {
+        /// A commit's name and more.
+        const MAX_REF: u64 = 4096;
+        let commit = match read_small_text(&folder.join("refs").join(&self.revision), MAX_REF) {
             Ok(commit) => commit.trim().to_owned(),
             Err(_) => self.revision.clone(),
         };
-        let plain = !commit.is_empty() && commit != ".." && !commit.contains(['/', '\\']);
+        let plain = is_plain_name(&commit);
         Some(folder.join("snapshots").join(commit)).filter(|snapshot| plain && snapshot.is_dir())
     }
 }

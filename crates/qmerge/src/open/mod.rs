@@ -6,10 +6,26 @@
 //! through positional reads, never through a memory map, so a file that shrinks under us is an error and the
 //! resident memory is ours to bound.
 
+// What is read here comes from files that anyone may have written.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod config;
+pub(crate) mod foreign;
 pub mod hub;
+pub mod json;
+mod names;
 mod pickle;
 mod safetensors;
+mod small;
 mod source;
 mod torch;
 
@@ -18,6 +34,8 @@ use std::path::{Path, PathBuf};
 
 pub use config::ModelConfig;
 pub use hub::HubId;
+pub use names::{is_plain_name, is_plain_path};
+pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
 pub use source::Source;
 
 use crate::dtype::Dtype;
@@ -86,9 +104,10 @@ impl Checkpoint {
         let mut checkpoint = if path.is_dir() {
             safetensors::open_folder(&path)?
         } else {
+            // What a file is, its first bytes say before its ending does.
+            Source::open(&path)?;
             match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors") => safetensors::open_file(&path)?,
-                Some("bin" | "pt" | "pth") => torch::open_file(&path)?,
+                Some("safetensors" | "bin" | "pt" | "pth") => Self::open_container(&path)?,
                 _ => {
                     return Err(unsupported("not a model: neither a folder nor a .safetensors file")
                         .in_file(&path)
@@ -96,7 +115,9 @@ impl Checkpoint {
                 }
             }
         };
+        foreign::refuse_as_model(&checkpoint)?;
         let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+        foreign::refuse_pointers_in(folder)?;
         let config = folder.join("config.json");
         if config.is_file() {
             checkpoint.config = Some(ModelConfig::read(&config)?);
@@ -106,10 +127,33 @@ impl Checkpoint {
 
     /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|ext| ext.to_str()) {
-            Some("safetensors") => safetensors::open_file(path),
-            _ => torch::open_file(path),
+        let checkpoint = Self::open_container(path)?;
+        foreign::refuse_empty(&checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens one file, by the container that its ending names.
+    pub(crate) fn open_container(path: &Path) -> Result<Self> {
+        Self::from_files(&[path])
+    }
+
+    /// Opens several weight files of an adapter as one.
+    pub fn open_together(paths: &[&Path]) -> Result<Self> {
+        let checkpoint = Self::from_files(paths)?;
+        foreign::refuse_empty(&checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    fn from_files(paths: &[&Path]) -> Result<Self> {
+        let mut parts = Vec::new();
+        for path in paths {
+            parts.push(match path.extension().and_then(|ext| ext.to_str()) {
+                Some("safetensors") => safetensors::read(path)?,
+                _ => torch::read_file(path)?,
+            });
         }
+        let path = paths.first().copied().unwrap_or(Path::new(""));
+        Self::from_parts(path, parts, None)
     }
 
     pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {
@@ -129,11 +173,8 @@ impl Checkpoint {
                 entry.file = file;
                 let at = checkpoint.entries.len();
                 if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
-                    let other = &checkpoint.entries[before];
-                    let other_file: &Path = match checkpoint.files.get(other.file) {
-                        Some(source) => &source.path,
-                        None => &source.path,
-                    };
+                    let other = checkpoint.entries.get(before).and_then(|other| checkpoint.files.get(other.file));
+                    let other_file = &other.unwrap_or(&source).path;
                     return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
                         .in_file(&source.path)
                         .in_tensor(&entry.name));
@@ -148,7 +189,7 @@ impl Checkpoint {
 
     /// The entry of that name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
-        self.by_name.get(name).map(|&at| &self.entries[at])
+        self.by_name.get(name).and_then(|&at| self.entries.get(at))
     }
 
     /// True if an entry of that name exists.
@@ -158,7 +199,7 @@ impl Checkpoint {
 
     /// The file an entry lies in.
     pub fn file_of(&self, entry: &Entry) -> &Path {
-        &self.files[entry.file].path
+        self.files.get(entry.file).map_or(self.path.as_path(), |file| &file.path)
     }
 
     /// The folder that holds the files beside the weights.
@@ -168,8 +209,16 @@ impl Checkpoint {
 
     /// Reads `buffer.len()` bytes of an entry, from `offset` within it.
     pub fn read_at(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        debug_assert!(offset + buffer.len() as u64 <= entry.bytes);
-        self.files[entry.file].read_at(entry.start + offset, buffer).map_err(|error| error.in_tensor(&entry.name))
+        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= entry.bytes);
+        let place = end.and_then(|_| entry.start.checked_add(offset)).zip(self.files.get(entry.file));
+        let Some((start, file)) = place else {
+            return Err(self.error(
+                entry,
+                Kind::Bug,
+                format!("bytes from {offset} on were asked for, and it has {}", entry.bytes),
+            ));
+        };
+        file.read_at(start, buffer).map_err(|error| error.in_tensor(&entry.name))
     }
 
     /// Reads a whole entry that is known to be small.
@@ -202,9 +251,13 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
     hub::resolve(location)
 }
 
-/// Number of bytes of a tensor, checked: element count and byte count must not overflow and must be whole bytes.
+/// Number of bytes of a tensor, checked: they must be whole bytes, and neither they nor any product of some of the dimensions may overflow,
+/// so a dimension of 0 does not let the others be anything.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
-    let elements = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64))?;
-    let bits = elements.checked_mul(dtype.bits())?;
+    let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
+    let bits = largest.checked_mul(dtype.bits()).filter(|&bits| usize::try_from(bits).is_ok())?;
+    if shape.contains(&0) {
+        return Some(0);
+    }
     (bits % 8 == 0).then_some(bits / 8)
 }

@@ -1,4 +1,4 @@
-//! The safetensors container: one file, or shards with an index.
+//! The safetensors container: one file, or shards.
 //!
 //! Layout: u64 header length (little endian), a JSON object name → {dtype, shape, data_offsets}, then the data. The
 //! header must describe the data without holes or overlaps. Source: the format's README
@@ -11,64 +11,76 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{Checkpoint, Contents, Entry, Source, byte_size};
+use super::{Checkpoint, Contents, Entry, MAX_INDEX, Source, byte_size, foreign, is_plain_name, json, read_small_text};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, unsupported};
 
 /// The format's own cap on the header: 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Opens a folder: an index with its shards, else `model.safetensors`, else every `.safetensors` file there.
+/// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there.
+///
+/// Where a folder holds two sets of weights, this is transformers' choice: it takes `model.safetensors` and does not look at an index then.
 pub(super) fn open_folder(folder: &Path) -> Result<Checkpoint> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .map_err(|error| Error::io("list", folder, error))?
         .filter_map(|item| item.ok()?.file_name().into_string().ok())
         .collect();
     names.sort();
-    let index = ["model.safetensors.index.json"]
-        .into_iter()
-        .find(|name| names.iter().any(|have| have == name))
-        .map(str::to_owned)
-        .or_else(|| {
-            let mut found = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
-            found.next().filter(|_| found.next().is_none()).cloned()
-        });
-    if let Some(index) = index {
-        return open_index(folder, index);
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has(SINGLE) {
+        return open_files(folder, &[SINGLE]);
     }
-    let files: Vec<&String> = if names.iter().any(|name| name == "model.safetensors") {
-        names.iter().filter(|name| *name == "model.safetensors").collect()
-    } else {
-        names.iter().filter(|name| name.ends_with(".safetensors") && !name.starts_with("adapter_")).collect()
-    };
+    if has(INDEX) {
+        return open_index(folder, INDEX.to_owned());
+    }
+    let mut indices = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
+    if let (Some(index), None) = (indices.next(), indices.next()) {
+        return open_index(folder, index.clone());
+    }
+    let tensors = |name: &&str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
+    let files: Vec<&str> = names.iter().map(String::as_str).filter(tensors).collect();
     if files.is_empty() {
-        return Err(no_weights(folder, &names));
+        return Err(foreign::no_weights(folder, &names));
     }
-    let parts = files.into_iter().map(|name| read(&folder.join(name))).collect::<Result<Vec<_>>>()?;
+    open_files(folder, &set_of_shards(&files).map_err(|error| error.in_file(folder))?)
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+fn open_files(folder: &Path, names: &[&str]) -> Result<Checkpoint> {
+    let parts = names.iter().map(|name| read(&folder.join(name))).collect::<Result<Vec<_>>>()?;
     Checkpoint::from_parts(folder, parts, None)
 }
 
-fn no_weights(folder: &Path, names: &[String]) -> Error {
-    let has = |test: &dyn Fn(&str) -> bool| names.iter().any(|name| test(name));
-    if has(&|name| name.starts_with("adapter_model")) {
-        return unsupported("this folder holds an adapter, not a model")
-            .in_file(folder)
-            .with_hint("pass it as --adapter, and the model it was trained on as --base");
+/// Of files without an index, those that make up one checkpoint: the numbered shards where there are some, which must be one set and whole.
+fn set_of_shards<'a>(files: &[&'a str]) -> Result<Vec<&'a str>> {
+    let shards: Vec<(&str, &str, &str)> = files.iter().filter_map(|file| shard(file)).collect();
+    let Some(&(stem, _, of)) = shards.first() else { return Ok(files.to_vec()) };
+    if let Some(other) = shards.iter().find(|shard| (shard.0, shard.2) != (stem, of)) {
+        return Err(malformed(format!(
+            "two sets of weights and no index that says which: {stem}-…-of-{of}.safetensors and {}-…-of-{}.safetensors",
+            other.0, other.2
+        ))
+        .with_hint("move one of them out of the folder"));
     }
-    if has(&|name| name.ends_with(".bin") || name.ends_with(".pth")) {
-        return unsupported("the weights are pickled (.bin), and models are read as safetensors only")
-            .in_file(folder)
-            .with_hint("load the model once and save it with safe_serialization=True");
+    let missing = (1..=of.parse().unwrap_or(0))
+        .take(shards.len().saturating_add(1))
+        .find(|number: &usize| !shards.iter().any(|shard| shard.1.parse() == Ok(*number)));
+    if let Some(number) = missing {
+        return Err(malformed(format!("the shard {number} of {of} is missing, and there is no index"))
+            .with_hint("the download is incomplete: fetch the missing file"));
     }
-    if has(&|name| name.ends_with(".gguf")) {
-        return unsupported("GGUF models are not supported by this version").in_file(folder);
-    }
-    malformed("no .safetensors file in this folder").in_file(folder)
+    Ok(files.iter().copied().filter(|file| shard(file).is_some()).collect())
 }
 
-/// Opens one file.
-pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::from_parts(path, vec![read(path)?], None)
+/// Stem, number and count of `STEM-00001-of-00003.safetensors`.
+fn shard(name: &str) -> Option<(&str, &str, &str)> {
+    let (rest, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(number) && digits(of)).then_some((stem, number, of))
 }
 
 /// Only the part of an index that says where tensors lie.
@@ -79,8 +91,7 @@ struct Index {
 
 fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     let path = folder.join(&name);
-    let text = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
-    let index: Index = serde_json::from_slice(&text)
+    let index: Index = json::parse_as(&read_small_text(&path, MAX_INDEX)?)
         .map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
     let mut files: Vec<&String> = index.weight_map.values().collect();
     files.sort();
@@ -88,8 +99,8 @@ fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     let mut parts = Vec::with_capacity(files.len());
     for file in files {
         // A shard is a plain file name beside the index: an index must not reach into other folders.
-        if file.contains(['/', '\\']) || file == ".." || file.is_empty() {
-            return Err(malformed(format!("shard name `{file}` is not a plain file name")).in_file(&path));
+        if !is_plain_name(file) {
+            return Err(malformed(format!("shard name {file:?} is not a plain file name")).in_file(&path));
         }
         let shard = folder.join(file);
         if !shard.is_file() {
@@ -111,7 +122,7 @@ fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn read(path: &Path) -> Result<(Source, Contents)> {
+pub(super) fn read(path: &Path) -> Result<(Source, Contents)> {
     let source = Source::open(path)?;
     let contents = read_header(&source).map_err(|error| error.in_file(path))?;
     Ok((source, contents))
@@ -119,21 +130,18 @@ fn read(path: &Path) -> Result<(Source, Contents)> {
 
 fn read_header(source: &Source) -> Result<Contents> {
     let mut prefix = [0; 8];
-    if source.len < 8 {
+    let Some(behind) = source.len.checked_sub(8) else {
         return Err(malformed(format!("{} bytes is too short for a safetensors file", source.len)));
-    }
+    };
     source.read_at(0, &mut prefix)?;
     let len = u64::from_le_bytes(prefix);
-    if len > MAX_HEADER || len > source.len - 8 {
-        return Err(malformed(format!(
-            "the header claims {len} bytes, the file has {} (limit {MAX_HEADER})",
-            source.len - 8
-        ))
-        .with_hint("not a safetensors file, or a truncated one: download it again"));
-    }
+    let Some(data) = behind.checked_sub(len).filter(|_| len <= MAX_HEADER) else {
+        return Err(malformed(format!("the header claims {len} bytes, the file has {behind} (limit {MAX_HEADER})"))
+            .with_hint("not a safetensors file, or a truncated one: download it again"));
+    };
     let mut header = vec![0; len as usize];
     source.read_at(8, &mut header)?;
-    parse_header(&header, source.len - 8 - len, 8 + len)
+    parse_header(&header, data, len.saturating_add(8))
 }
 
 /// Parses and checks a header.
@@ -159,20 +167,17 @@ fn check_entry(name: &str, info: &Info, data: u64, base: u64) -> Result<Entry> {
     let dtype = Dtype::from_name(&info.dtype)
         .ok_or_else(|| unsupported(format!("element type `{}` is not known", info.dtype)))?;
     let [start, end] = info.data_offsets;
-    if start > end || end > data {
+    let length = end.checked_sub(start).filter(|_| end <= data);
+    let (Some(length), Some(start)) = (length, base.checked_add(start)) else {
         return Err(malformed(format!("data_offsets [{start}, {end}] reach outside the {data} bytes of data"))
             .with_hint("the file is truncated or broken: download it again"));
-    }
+    };
     let want = byte_size(dtype, &info.shape)
         .ok_or_else(|| malformed(format!("shape {:?} of {dtype} is too large", info.shape)))?;
-    if end - start != want {
-        return Err(malformed(format!(
-            "{} bytes of data, but shape {:?} of {dtype} takes {want}",
-            end - start,
-            info.shape
-        )));
+    if length != want {
+        return Err(malformed(format!("{length} bytes of data, but shape {:?} of {dtype} takes {want}", info.shape)));
     }
-    Ok(Entry { name: name.to_owned(), dtype, shape: info.shape.clone(), file: 0, start: base + start, bytes: want })
+    Ok(Entry { name: name.to_owned(), dtype, shape: info.shape.clone(), file: 0, start, bytes: want })
 }
 
 /// The ranges must cover the data exactly: an overlap would let one tensor alias another, a hole hides data.
@@ -183,12 +188,14 @@ fn check_cover(entries: &[Entry], data: u64, base: u64) -> Result<()> {
     for entry in order {
         if entry.start != at {
             let what = if entry.start < at { "overlaps another tensor" } else { "leaves a hole before it" };
-            return Err(malformed(format!("its data {what} (byte {})", entry.start - base)).in_tensor(&entry.name));
+            return Err(malformed(format!("its data {what} (byte {})", entry.start.saturating_sub(base)))
+                .in_tensor(&entry.name));
         }
-        at = entry.start + entry.bytes;
+        at = entry.start.saturating_add(entry.bytes);
     }
-    if at != base + data {
-        return Err(malformed(format!("{} bytes behind the last tensor belong to none", base + data - at)));
+    let left = base.saturating_add(data).saturating_sub(at);
+    if left > 0 {
+        return Err(malformed(format!("{left} bytes behind the last tensor belong to none")));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::pickle::{self, TensorRef};
-use super::{Checkpoint, Contents, Entry, Source, byte_size};
+use super::{Contents, Entry, Source, byte_size};
 use crate::error::{Error, Result, malformed, unsupported};
 
 /// A state dict's pickle is names and shapes: even a large model's stays below this.
@@ -17,10 +17,10 @@ const MAX_PICKLE: u64 = 64 << 20;
 type Archive = zip::ZipArchive<std::io::BufReader<File>>;
 
 /// Opens a torch archive and resolves each tensor to a byte range.
-pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
+pub(super) fn read_file(path: &Path) -> Result<(Source, Contents)> {
     let source = Source::open(path)?;
     let contents = read(path, source.len).map_err(|error| error.in_file(path))?;
-    Checkpoint::from_parts(path, vec![(source, contents)], None)
+    Ok((source, contents))
 }
 
 fn read(path: &Path, len: u64) -> Result<Contents> {
@@ -53,9 +53,9 @@ fn read(path: &Path, len: u64) -> Result<Contents> {
 
 fn read_member(archive: &mut Archive, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Ok(member) = archive.by_name(name) else { return Ok(None) };
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(member.size().min(limit)).unwrap_or(0));
     member
-        .take(limit + 1)
+        .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| malformed(format!("cannot read the archive member {name}: {error}")))?;
     if bytes.len() as u64 > limit {
@@ -91,7 +91,7 @@ fn locate(archive: &mut Archive, prefix: &str, name: &str, tensor: &TensorRef, l
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
         file: 0,
-        start: start + first,
+        start: start.saturating_add(first),
         bytes,
     })
 }

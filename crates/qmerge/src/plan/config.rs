@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::steps::ConfigChange;
-use super::{Action, Inputs, Options, Step};
+use super::{Inputs, Options, Step, classifier, quantized};
+use crate::adapters::Names;
 use crate::error::Result;
 use crate::formats::Format;
 use crate::open::ModelConfig;
@@ -12,6 +13,7 @@ use crate::open::ModelConfig;
 pub(super) fn edited(
     inputs: &Inputs,
     options: &Options,
+    names: &Names<'_>,
     steps: &[Step],
     change: &ConfigChange,
 ) -> Result<Option<ModelConfig>> {
@@ -23,13 +25,17 @@ pub(super) fn edited(
     if let Some(tokens) = change.vocab_size {
         config.set_everywhere("vocab_size", &json!(tokens));
     }
+    if let Some(labels) = change.labels {
+        classifier::describe(&mut config, labels);
+    }
+    classifier::skip(&mut config, &change.added);
     if let Some(to) = options.to {
-        format(&mut config, options, to, steps);
+        format(&mut config, options, to, quantized::skipped(names, steps).as_deref());
     }
     Ok((config.json != base.json).then_some(config))
 }
 
-fn format(config: &mut ModelConfig, options: &Options, to: &'static dyn Format, steps: &[Step]) {
+fn format(config: &mut ModelConfig, options: &Options, to: &'static dyn Format, skipped: Option<&[String]>) {
     if !to.quantizes() {
         config.remove_everywhere("quantization_config");
         let name = match to.id() {
@@ -44,32 +50,14 @@ fn format(config: &mut ModelConfig, options: &Options, to: &'static dyn Format, 
         }
         return;
     }
-    let quantization = bitsandbytes(options, to, &skipped(steps));
+    let quantization = bitsandbytes(options, to, skipped);
     config.remove_everywhere("quantization_config");
     config.json.insert("quantization_config".into(), Value::Object(quantization));
 }
 
-/// Modules with a plain matrix that a loader would otherwise take for quantized. The output head alone is the loader's default.
-fn skipped(steps: &[Step]) -> Vec<String> {
-    let mut modules: Vec<String> = steps
-        .iter()
-        .filter(|step| match &step.action {
-            Action::Copy { entry } => entry.shape.len() == 2 && entry.dtype.is_plain_float(),
-            Action::Recode(recode) => recode.to.shape().len() == 2 && recode.to.is_plain(),
-        })
-        .filter_map(|step| step.name.strip_suffix(".weight"))
-        .filter(|module| !module.contains("embed") && !module.contains("norm"))
-        .map(|module| module.rsplit('.').next().unwrap_or(module).to_owned())
-        .collect();
-    modules.sort();
-    modules.dedup();
-    if modules == ["lm_head"] { Vec::new() } else { modules }
-}
-
 /// transformers' `BitsAndBytesConfig` as it is saved.
-fn bitsandbytes(options: &Options, to: &'static dyn Format, skipped: &[String]) -> Map<String, Value> {
+fn bitsandbytes(options: &Options, to: &'static dyn Format, skipped: Option<&[String]>) -> Map<String, Value> {
     let four = to.id() != "int8";
-    let skip = if skipped.is_empty() { Value::Null } else { json!(skipped) };
     let config = json!({
         "_load_in_4bit": four,
         "_load_in_8bit": !four,
@@ -79,7 +67,7 @@ fn bitsandbytes(options: &Options, to: &'static dyn Format, skipped: &[String]) 
         "bnb_4bit_use_double_quant": four && options.settings.double_quant,
         "llm_int8_enable_fp32_cpu_offload": false,
         "llm_int8_has_fp16_weight": false,
-        "llm_int8_skip_modules": skip,
+        "llm_int8_skip_modules": skipped,
         "llm_int8_threshold": 6.0,
         "load_in_4bit": four,
         "load_in_8bit": !four,

@@ -21,6 +21,17 @@ pub enum Method {
     Named(&'static dyn Rounding),
 }
 
+impl Method {
+    /// True if a plain weight whose inputs are not known, as an embedding, is rounded by a method that draws.
+    pub(super) fn draws_plain(&self, data: &Data) -> bool {
+        match self {
+            Self::Auto => false,
+            Self::Named(method) if method.whole().is_some() => matches!(data, Data::Unknown(_)),
+            Self::Named(method) => method.is_random(),
+        }
+    }
+}
+
 /// What will be known of the inputs of layers when the plan is run.
 #[derive(Clone, Debug)]
 pub enum Data {

@@ -4,20 +4,26 @@
 //! replaced, where every byte of the output goes, and what the user should be warned of. It does no I/O, so `--dry-run` shows
 //! exactly what would happen.
 
+mod classifier;
 mod config;
 mod layout;
 mod method;
+mod quantized;
 mod steps;
 mod summary;
+mod tie;
 
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use steps::{Action, Recode, Source, Step};
 pub use summary::{PlanSummary, PlannedFile, PlannedWeight};
 
-use crate::adapters::{Adapter, Changes, Names, ReadOptions, Rename};
-use crate::error::{Error, Kind, Result, mismatch};
-use crate::formats::{self, Format, Inventory, Settings};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use crate::adapters::{Adapter, Changes, LeftOut, Names, ReadOptions, Rename, base_names};
+use crate::error::{Error, Kind, Result, mismatch, unsupported};
+use crate::formats::{self, Claim, Format, Inventory, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
 
@@ -80,6 +86,14 @@ pub struct Original {
     pub checkpoint: Checkpoint,
     /// Its weights.
     pub inventory: Inventory,
+    by_name: HashMap<String, usize>,
+}
+
+impl Original {
+    /// The weight of that name.
+    pub fn weight(&self, name: &str) -> Option<&Claim> {
+        self.by_name.get(name).and_then(|&at| self.inventory.weights.get(at))
+    }
 }
 
 impl Inputs {
@@ -92,7 +106,9 @@ impl Inputs {
     /// Takes what the base was quantized from.
     pub fn with_original(self, checkpoint: Checkpoint) -> Result<Self> {
         let inventory = formats::inventory(&checkpoint)?;
-        Ok(Self { original: Some(Original { checkpoint, inventory }), ..self })
+        let names = inventory.weights.iter().enumerate();
+        let by_name = names.map(|(at, claim)| (claim.weight.name().to_owned(), at)).collect();
+        Ok(Self { original: Some(Original { checkpoint, inventory, by_name }), ..self })
     }
 }
 
@@ -105,6 +121,12 @@ pub struct Accounting {
     pub merged: usize,
     /// Put in place of a tensor of the base.
     pub replaced: usize,
+    /// New to the base.
+    pub added: usize,
+    /// Tensor files beside the adapter's own that are merged too.
+    pub beside: Vec<String>,
+    /// Tensor files beside it that are not.
+    pub left_out: Vec<String>,
     /// Not needed, each with the reason.
     pub ignored: Vec<(String, &'static str)>,
     /// Matched nothing.
@@ -138,6 +160,8 @@ pub struct Plan {
     pub maps: Vec<String>,
     /// What adapters were taken to mean.
     pub read: ReadOptions,
+    /// True if no adapter changes anything, since none was trained.
+    pub untrained: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -152,9 +176,27 @@ impl Plan {
             let mut read = adapter.read(&names, &options.read)?;
             warnings.append(&mut read.warnings);
             refuse_unused(adapter, &read, &names, options.allow_unused, &mut warnings)?;
+            left_out(adapter, options.allow_unused, &mut warnings)?;
             changes.push(read);
         }
-        warnings.extend(rename_warning(&names.renamed()));
+        warnings.extend(rename_warning(&names.renamed(), &changes));
+        warnings.extend(repeats(&inputs.adapters));
+        let own = base_names::of_base(&inputs.base);
+        warnings.extend(inputs.adapters.iter().filter_map(|adapter| base_names::warning(adapter, &own)));
+        let untrained: Vec<bool> = inputs
+            .adapters
+            .iter()
+            .zip(&changes)
+            .map(|(adapter, changes)| changes.is_low_rank_only() && adapter.is_untrained())
+            .collect();
+        warnings.extend(inputs.adapters.iter().zip(&untrained).filter(|(_, untrained)| **untrained).map(
+            |(adapter, _)| {
+                format!(
+                    "{}: its B factors are all zero, as before any training: it changes nothing",
+                    adapter.path.display()
+                )
+            },
+        ));
         warnings.extend(
             inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)),
         );
@@ -164,7 +206,7 @@ impl Plan {
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning);
         let (files, steps) = layout::lay_out(inputs, decided.steps);
-        let config = config::edited(inputs, options, &steps, &decided.config)?;
+        let config = config::edited(inputs, options, &names, &steps, &decided.config)?;
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,
@@ -177,6 +219,7 @@ impl Plan {
             seed: options.seed,
             residual_rank: options.residual_rank,
             maps: options.maps.clone(),
+            untrained: !untrained.is_empty() && untrained.iter().all(|untrained| *untrained),
             read: options.read.clone(),
             warnings,
         })
@@ -228,7 +271,17 @@ fn refuse_unused(
         stem.split('.').skip(2).collect::<Vec<_>>().join(".") == entry.name.trim_end_matches(".weight")
             && names.exact(&entry.name).is_none()
     });
+    let module = adapter.config.modules_to_save.iter().find(|module| {
+        let path = first.strip_prefix("base_model.model.").unwrap_or(first);
+        path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(module.as_str()))
+    });
     let hint = match opaque {
+        _ if module.is_some() => format!(
+            "`{}` was trained whole (modules_to_save) and the base has no such module: if it is a classifier's head, say so with `task_type` \
+             (SEQ_CLS, TOKEN_CLS or QUESTION_ANS) in {}, and it is added; --allow-unused leaves it out, and what it learned with it",
+            module.map_or("", String::as_str),
+            adapter.config.path.display()
+        ),
         Some(entry) => {
             format!("`{}` is stored as {}, which this version cannot decode", entry.name, entry.dtype)
         }
@@ -245,13 +298,49 @@ fn refuse_unused(
             )
         }
     };
-    Err(mismatch(format!("matches nothing in the base ({message})"))
-        .in_file(&adapter.tensors.files[0].path)
-        .in_tensor(first)
-        .with_hint(hint))
+    let file = adapter.tensors.get(first).map_or(adapter.path.as_path(), |entry| adapter.tensors.file_of(entry));
+    Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
 }
 
-fn rename_warning(renamed: &[Rename]) -> Option<String> {
+fn file_name(path: &Path) -> Option<String> {
+    path.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Warns of trained tensors in other files of the adapter's folder, or refuses to go on without them.
+fn left_out(adapter: &Adapter, allow: bool, warnings: &mut Vec<String>) -> Result<()> {
+    for LeftOut { file, reason, matters } in &adapter.left_out {
+        let path = adapter.path.join(file);
+        if *matters && !allow {
+            return Err(unsupported((*reason).to_owned())
+                .in_file(&path)
+                .with_hint("merge without it by --allow-unused, or move it out of the folder"));
+        }
+        warnings.push(format!("{} is left out: {reason}", path.display()));
+    }
+    Ok(())
+}
+
+/// The same adapter more than once is a sum that is seldom meant.
+fn repeats(adapters: &[Adapter]) -> Vec<String> {
+    let mut seen: HashMap<PathBuf, usize> = HashMap::new();
+    for adapter in adapters {
+        let file = adapter.tensors.files.first().map_or(adapter.path.as_path(), |file| file.path.as_path());
+        *seen.entry(file.canonicalize().unwrap_or_else(|_| file.to_path_buf())).or_default() += 1;
+    }
+    let mut repeated: Vec<_> = seen.into_iter().filter(|(_, times)| *times > 1).collect();
+    repeated.sort();
+    let say = |(file, times): (PathBuf, usize)| {
+        format!("{} is given {times} times, and its effects are summed", file.parent().unwrap_or(&file).display())
+    };
+    repeated.into_iter().map(say).collect()
+}
+
+/// Counts the names that were used, not those that were merely looked up.
+fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<String> {
+    let edits = changes.iter().flat_map(|changes| changes.edits.iter().map(|edit| edit.target.as_str()));
+    let whole = changes.iter().flat_map(|changes| changes.replacements.iter().map(|whole| whole.target.as_str()));
+    let used: HashSet<&str> = edits.chain(whole).collect();
+    let renamed: Vec<&Rename> = renamed.iter().filter(|rename| used.contains(rename.to.as_str())).collect();
     let first = renamed.first()?;
     Some(format!(
         "{} adapter names were found under other names in the base, first `{}` as `{}`",
@@ -292,8 +381,11 @@ fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<String> {
 fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
     Accounting {
         tensors: adapter.tensors.entries.len(),
-        merged: changes.edits.iter().flat_map(|edit| &edit.tensors).collect::<std::collections::HashSet<_>>().len(),
+        merged: changes.edits.iter().flat_map(|edit| &edit.tensors).collect::<HashSet<_>>().len(),
         replaced: changes.replacements.len(),
+        added: changes.additions.len(),
+        beside: adapter.tensors.files.iter().skip(1).filter_map(|file| file_name(&file.path)).collect(),
+        left_out: adapter.left_out.iter().map(|left_out| left_out.file.clone()).collect(),
         ignored: changes.ignored.clone(),
         unused: changes.unused.clone(),
     }
@@ -301,7 +393,7 @@ fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
 
 /// Format and bytes of each matrix of the output.
 fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<Item = (&'static str, u64)> + 's {
-    let by_name: std::collections::HashMap<&str, &'static str> =
+    let by_name: HashMap<&str, &'static str> =
         inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim.weight.format())).collect();
     steps.iter().filter_map(move |step| match &step.action {
         Action::Copy { entry } if entry.shape.len() >= 2 => Some((*by_name.get(entry.name.as_str())?, entry.bytes)),
@@ -315,7 +407,11 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
 /// The same adapter folded twice is nearly always a mistake.
 pub(crate) fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
     let path = base.folder().join(crate::report::FILE_NAME);
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = crate::open::read_small_text(&path, crate::open::MAX_REPORT)
+        .map_err(|error| error.with_hint("--force merges without looking at it"))?;
     let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
         return Ok(());
     };

@@ -1,18 +1,22 @@
 //! What happens to each tensor: copied, recoded, edited, replaced, or new.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::method::{Chooser, Main, refuse_without_scales};
-use super::{Inputs, Options, Slot};
-use crate::adapters::{Changes, Names, PlannedEdit, Replacement};
-use crate::arch;
+use super::tie::{self, Parted};
+use super::{Inputs, Options, Slot, classifier, quantized};
+use crate::adapters::{Adapter, Addition, Changes, Names, PlannedEdit, Replacement, Task};
+use crate::arch::Tie;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Weight};
 use crate::open::Entry;
-use crate::round::Rounding;
+use crate::round::{self, Rounding};
 
 /// One unit of work with its place in the output.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keep: bool,
+    /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) as long as it is plain.
+    pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
     pub original: Option<Claim>,
     /// Rounds edited values to this type before they are encoded (PEFT casts DoRA's result to the base's type).
@@ -84,25 +90,71 @@ pub(super) struct ConfigChange {
     pub(super) untie: bool,
     /// New number of tokens.
     pub(super) vocab_size: Option<usize>,
+    /// An adapter brings the head of a classifier.
+    pub(super) labels: Option<Labels>,
+    /// Modules that the base lacks.
+    pub(super) added: Vec<String>,
 }
 
-/// All changes, by target.
-struct Wanted {
-    edits: HashMap<String, Vec<(usize, PlannedEdit)>>,
-    replacements: BTreeMap<String, (usize, Replacement)>,
+/// A classifier's task and its number of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Labels {
+    pub(super) task: Task,
+    pub(super) number: usize,
+}
+
+impl Step {
+    /// Dimensions in the output; a packed weight that is copied has those of its bytes.
+    pub(super) fn shape(&self) -> &[usize] {
+        match &self.action {
+            Action::Copy { entry } => &entry.shape,
+            Action::Recode(recode) => recode.to.shape(),
+        }
+    }
+}
+
+/// All changes, by target, each with the number of its adapter.
+pub(super) struct Wanted {
+    pub(super) edits: HashMap<String, Vec<(usize, PlannedEdit)>>,
+    pub(super) replacements: BTreeMap<String, (usize, Replacement)>,
+    additions: BTreeMap<String, (usize, Addition)>,
 }
 
 impl Wanted {
-    fn touches(&self, name: &str) -> bool {
+    pub(super) fn touches(&self, name: &str) -> bool {
         self.edits.contains_key(name) || self.replacements.contains_key(name)
+    }
+
+    /// Puts an adapter's tensor in place of `target`.
+    pub(super) fn replace(&mut self, target: &str, number: usize, replacement: &Replacement) {
+        let own = Replacement { target: target.to_owned(), ..replacement.clone() };
+        self.replacements.insert(target.to_owned(), (number, own));
+    }
+
+    /// Wants of `target` what is wanted of `source`.
+    pub(super) fn copy(&mut self, source: &str, target: &str) {
+        if let Some(edits) = self.edits.get(source).cloned() {
+            self.edits.insert(target.to_owned(), edits);
+        }
+        if let Some((number, replacement)) = self.replacements.get(source).cloned() {
+            self.replace(target, number, &replacement);
+        }
     }
 }
 
 pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, changes: Vec<Changes>) -> Result<Decided> {
-    let mut wanted = collect(inputs, changes)?;
     let mut warnings = Vec::new();
     let mut config = ConfigChange::default();
-    let head = tie(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    let heads: Vec<(Option<Task>, String)> = inputs
+        .adapters
+        .iter()
+        .zip(&changes)
+        .flat_map(|(adapter, changes)| {
+            changes.additions.iter().map(|addition| (adapter.config.task(), addition.target.clone()))
+        })
+        .collect();
+    let mut wanted = collect(inputs, changes)?;
+    let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
     refuse_without_scales(options.rounding, options.to)?;
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
         let format = target_format(options, names, claim);
@@ -115,7 +167,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut recoded: HashSet<&str> = HashSet::new();
     for claim in &inputs.inventory.weights {
-        let place = positions[claim.weight.name()];
+        let place = positions.get(claim.weight.name()).copied().unwrap_or_default();
         if let Some(recode) = recode(inputs, options, &chooser, names, &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
             steps.push(Step {
@@ -125,12 +177,15 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
                 place,
             });
         }
-        if let Some(head) = &head
-            && names.embed().is_some_and(|embed| embed.weight.name() == claim.weight.name())
-        {
-            let recode = new_head(inputs, options, &chooser, names, &mut wanted, head, claim)?;
-            steps.push(Step { name: head.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+        for Parted { name, .. } in parted.iter().filter(|parted| parted.source == claim.weight.name()) {
+            let recode = apart(inputs, options, &chooser, names, &mut wanted, name, claim)?;
+            steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
+    }
+    for (name, (number, addition)) in std::mem::take(&mut wanted.additions) {
+        let recode = added(inputs, options, names, &name, number, &addition)?;
+        let place = inputs.base.entries.len().saturating_sub(1);
+        steps.push(Step { name, action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
     }
     if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
         return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
@@ -145,94 +200,56 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
             },
         ),
     );
-    // Sorting is stable, so a new head stays behind its embedding.
+    // Sorting is stable, so a new head stays behind its embedding, and a classifier's behind all.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
+    classifier::labels(&heads, &steps, &mut config)?;
+    if let (Some(labels), Some(module)) = (config.labels, config.added.last()) {
+        warnings.push(format!(
+            "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
+             class …{} with {} labels",
+            labels.task.class(),
+            labels.number
+        ));
+    }
+    if options.to.is_some_and(|to| to.quantizes()) {
+        let (doubt, clash) = quantized::doubts(names, &steps, quantized::skipped(names, &steps).as_deref());
+        warnings.extend(doubt);
+        if let Some(clash) = clash {
+            return Err(Error::new(Kind::Unsupported, clash).in_file(&inputs.base.path));
+        }
+    }
     let rounding = chooser.main(&steps);
     Ok(Decided { steps, config, rounding, warnings })
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
-    let mut wanted = Wanted { edits: HashMap::new(), replacements: BTreeMap::new() };
+    let mut wanted = Wanted { edits: HashMap::new(), replacements: BTreeMap::new(), additions: BTreeMap::new() };
     for (number, changes) in changes.into_iter().enumerate() {
         for edit in changes.edits {
             wanted.edits.entry(edit.target.clone()).or_default().push((number, edit));
         }
+        let folder =
+            |number: usize| inputs.adapters.get(number).map_or(Path::new(""), |adapter| adapter.path.as_path());
+        let two = |other: usize, target: &str| {
+            mismatch(format!("two adapters replace it: {} and {}", folder(other).display(), folder(number).display()))
+                .in_tensor(target)
+                .with_hint("merge one of them first, and the other into the result")
+        };
         for replacement in changes.replacements {
             let target = replacement.target.clone();
             if let Some((other, _)) = wanted.replacements.insert(target.clone(), (number, replacement)) {
-                return Err(mismatch(format!(
-                    "two adapters replace it: {} and {}",
-                    inputs.adapters[other].path.display(),
-                    inputs.adapters[number].path.display()
-                ))
-                .in_tensor(&target)
-                .with_hint("merge one of them first, and the other into the result"));
+                return Err(two(other, &target));
+            }
+        }
+        for addition in changes.additions {
+            let target = addition.target.clone();
+            if let Some((other, _)) = wanted.additions.insert(target.clone(), (number, addition)) {
+                return Err(two(other, &target));
             }
         }
     }
     Ok(wanted)
-}
-
-/// Decides what becomes of tied embeddings. Returns the name of a head that must be stored on its own.
-fn tie(
-    inputs: &Inputs,
-    options: &Options,
-    names: &Names<'_>,
-    wanted: &mut Wanted,
-    config: &mut ConfigChange,
-    warnings: &mut Vec<String>,
-) -> Result<Option<String>> {
-    let Some(embed) = names.embed().filter(|_| names.is_tied()).map(|claim| claim.weight.name().to_owned()) else {
-        return Ok(None);
-    };
-    let is_head = |name: &&String| name.strip_suffix(".weight").is_some_and(|module| names.is_head(module));
-    let head = wanted.edits.keys().chain(wanted.replacements.keys()).find(is_head).cloned();
-    let shares = |number: usize| inputs.adapters[number].config.ensure_weight_tying;
-    let low_rank = |edits: &[(usize, PlannedEdit)]| edits.iter().any(|(_, edit)| edit.plan.scale().is_some());
-    let embed_edits = wanted.edits.get(&embed).map_or(&[][..], Vec::as_slice);
-    // What stays shared: trained tokens, adapters that were trained tied, and base tensors that merely came along.
-    let embed_parts = low_rank(embed_edits) && !embed_edits.iter().all(|(number, _)| shares(*number))
-        || wanted.replacements.get(&embed).is_some_and(|(number, replacement)| replacement.trained && !shares(*number));
-    let head_parts = head.as_ref().is_some_and(|head| {
-        wanted.edits.get(head).is_some_and(|edits| !edits.iter().all(|(number, _)| shares(*number)))
-            || wanted
-                .replacements
-                .get(head)
-                .is_some_and(|(number, replacement)| replacement.trained && !shares(*number))
-    });
-    if !embed_parts && !head_parts {
-        // Both names mean the one tensor; a copy for the head says nothing new.
-        if let Some(head) = &head {
-            if let Some(replacement) = wanted.replacements.remove(head) {
-                wanted.replacements.entry(embed).or_insert(replacement);
-            }
-            wanted.edits.remove(head);
-        }
-        return Ok(None);
-    }
-    let head = head.unwrap_or_else(|| format!("{}.weight", names.arch.head[0]));
-    let only_low_rank = wanted.replacements.get(&embed).is_none_or(|(_, r)| !r.trained)
-        && wanted.replacements.get(&head).is_none_or(|(_, r)| !r.trained);
-    if options.read.peft_bugs && only_low_rank {
-        warnings.push(
-            "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
-                .into(),
-        );
-        if let Some(edits) = wanted.edits.remove(&head) {
-            wanted.edits.entry(embed.clone()).or_default().extend(edits);
-        }
-        if let Some(replacement) = wanted.replacements.remove(&head) {
-            wanted.replacements.entry(embed).or_insert(replacement);
-        }
-        return Ok(None);
-    }
-    warnings.push(format!(
-        "the input and output embeddings were one tensor and are two now: `{head}` is stored on its own, and \
-         tie_word_embeddings is false"
-    ));
-    config.untie = true;
-    Ok(Some(head))
 }
 
 /// The step of a base weight that is not merely copied.
@@ -253,17 +270,47 @@ fn recode(
     build(inputs, options, chooser, wanted, name, claim, format).map(Some)
 }
 
-/// A head that parts from its embedding: the embedding's values, or the adapter's own, with the head's edits.
-fn new_head(
+/// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
+fn apart(
     inputs: &Inputs,
     options: &Options,
     chooser: &Chooser<'_>,
     names: &Names<'_>,
     wanted: &mut Wanted,
-    head: &str,
-    embed: &Claim,
+    name: &str,
+    source: &Claim,
 ) -> Result<Recode> {
-    build(inputs, options, chooser, wanted, head, embed, target_format(options, names, embed))
+    build(inputs, options, chooser, wanted, name, source, target_format(options, names, source))
+}
+
+/// A tensor that the base lacks, in the type that the rest of the model has.
+fn added(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    name: &str,
+    number: usize,
+    addition: &Addition,
+) -> Result<Recode> {
+    let from = plain(inputs, number, &addition.tensor)?;
+    let shape = from.weight.shape().to_vec();
+    let like = names.embed().or_else(|| names.weights.iter().find(|claim| claim.weight.is_plain()));
+    let dtype = like.map_or(from.weight.value_dtype(), |claim| claim.weight.value_dtype());
+    let to: Arc<dyn Weight> = match options.to.filter(|to| !to.quantizes()) {
+        Some(format) => format.create(name, &shape, dtype, &options.settings)?,
+        None => Arc::new(PlainWeight::new(name, &shape, dtype)),
+    };
+    Ok(Recode {
+        source: Source::Adapter(number),
+        from,
+        to,
+        edits: Vec::new(),
+        rounding: round::NEAREST,
+        keep: false,
+        turned: false,
+        original: None,
+        values: None,
+    })
 }
 
 /// Builds the step that writes `name` out of `claim`'s values or their replacement.
@@ -274,7 +321,7 @@ fn build(
     wanted: &mut Wanted,
     name: &str,
     claim: &Claim,
-    format: Option<&'static dyn formats::Format>,
+    target: Option<Target>,
 ) -> Result<Recode> {
     let edits = wanted.edits.remove(name).unwrap_or_default();
     let (source, mut from) = match wanted.replacements.remove(name) {
@@ -282,21 +329,24 @@ fn build(
         Some((number, replacement)) => (Source::Adapter(number), replaced(inputs, number, &replacement, claim)?),
     };
     for (number, edit) in &edits {
-        fit(&mut from, edit).map_err(|error| error.in_file(&inputs.adapters[*number].tensors.files[0].path))?;
+        fit(&mut from, edit)
+            .map_err(|error| error.in_file(inputs.adapters.get(*number).map_or(Path::new(""), Adapter::file)))?;
     }
     let additive = edits.iter().any(|(_, edit)| edit.plan.is_additive());
     let base_dtype = claim.weight.value_dtype();
     let values_dtype = if additive { Dtype::F32 } else { base_dtype };
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
-    let own = format.is_none() && source == Source::Base && name == claim.weight.name();
-    let rounding = chooser.wanted(own, is_coarse(format, claim));
+    let own = target.is_none() && source == Source::Base && name == claim.weight.name();
+    let rounding = chooser.wanted(own, is_coarse(target, claim));
     let keep = own && rounding.keeps_scales();
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
-    let to: Arc<dyn Weight> = match (format, stores_as) {
+    let turned = target.is_some_and(|target| target.turned);
+    let to: Arc<dyn Weight> = match (target, stores_as) {
         (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
-        (Some(format), None) => {
+        (Some(Target { format, .. }), None) => {
             let settings = &options.settings;
+            let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
             format.create(
                 name,
                 &shape,
@@ -309,7 +359,7 @@ fn build(
         (None, None) => claim.weight.renewed(values_dtype, &options.settings),
     };
     // The same view of rows on both sides, so that chunks agree.
-    let to = if to.geometry().rows == geometry.rows {
+    let to = if to.geometry().rows == geometry.rows || turned {
         to
     } else {
         to.reshaped(geometry.rows, geometry.cols)
@@ -318,7 +368,7 @@ fn build(
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
     let from_original = keep && rounding.needs_original() && !to.is_plain();
     let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-    let mut recode = Recode { source, from, to, edits, rounding, keep, original, values };
+    let mut recode = Recode { source, from, to, edits, rounding, keep, turned, original, values };
     recode.rounding = chooser.settled(&recode);
     Ok(recode)
 }
@@ -335,12 +385,7 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
             .in_tensor(name)
             .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
     };
-    let claim = original
-        .inventory
-        .weights
-        .iter()
-        .find(|claim| claim.weight.name() == name)
-        .ok_or_else(|| unfit("is missing in the original".into()))?;
+    let claim = original.weight(name).ok_or_else(|| unfit("is missing in the original".into()))?;
     if claim.weight.shape() != from.weight.shape() {
         let (have, want) = (claim.weight.shape(), from.weight.shape());
         return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
@@ -358,26 +403,29 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
 
 /// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.
 fn replaced(inputs: &Inputs, number: usize, replacement: &Replacement, claim: &Claim) -> Result<Claim> {
-    let tensors = &inputs.adapters[number].tensors;
-    let entry = tensors.get(&replacement.tensor).ok_or_else(|| mismatch("missing").in_tensor(&replacement.tensor))?;
+    let from = plain(inputs, number, &replacement.tensor)?;
+    let (have, shape) = (claim.weight.shape(), from.weight.shape());
+    let resized = matches!((have, shape), ([_, have], [_, own]) if have == own);
+    let same = shape == have;
+    let is_table = resized && claim.weight.is_plain();
+    if !(same || is_table) {
+        return Err(mismatch(format!("shape {shape:?}, but it replaces `{}` of shape {have:?}", claim.weight.name()))
+            .in_file(inputs.adapters.get(number).map_or(Path::new(""), Adapter::file))
+            .in_tensor(&replacement.tensor)
+            .with_hint("this adapter was trained on another base"));
+    }
+    Ok(from)
+}
+
+/// A tensor of an adapter as a weight.
+fn plain(inputs: &Inputs, number: usize, name: &str) -> Result<Claim> {
+    let missing = || mismatch("missing").in_tensor(name);
+    let tensors = &inputs.adapters.get(number).ok_or_else(missing)?.tensors;
+    let entry = tensors.get(name).ok_or_else(missing)?;
     if !entry.dtype.is_plain_float() {
         return Err(mismatch(format!("stored as {}, expected F32, F16 or BF16", entry.dtype))
             .in_file(tensors.file_of(entry))
             .in_tensor(&entry.name));
-    }
-    let have = claim.weight.shape();
-    let resized = have.len() == 2 && entry.shape.len() == 2 && have[1] == entry.shape[1];
-    let same = entry.shape == have;
-    let is_table = resized && claim.weight.is_plain();
-    if !(same || is_table) {
-        return Err(mismatch(format!(
-            "shape {:?}, but it replaces `{}` of shape {have:?}",
-            entry.shape,
-            claim.weight.name()
-        ))
-        .in_file(tensors.file_of(entry))
-        .in_tensor(&entry.name)
-        .with_hint("this adapter was trained on another base"));
     }
     let weight = PlainWeight::new(&entry.name, &entry.shape, entry.dtype);
     Ok(Claim { weight: Arc::new(weight), entries: vec![entry.clone()] })
@@ -406,53 +454,57 @@ fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
 }
 
 /// True if a weight ends in a format coarser than 16 bits.
-fn is_coarse(format: Option<&'static dyn formats::Format>, claim: &Claim) -> bool {
-    format.map_or(!claim.weight.is_plain(), |format| format.quantizes())
+fn is_coarse(target: Option<Target>, claim: &Claim) -> bool {
+    target.map_or(!claim.weight.is_plain(), |target| target.format.quantizes())
+}
+
+/// A format that a weight takes in place of its own.
+#[derive(Clone, Copy)]
+struct Target {
+    format: &'static dyn formats::Format,
+    /// Rows become columns.
+    turned: bool,
 }
 
 /// The format a base weight takes; `None` for its own.
-fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<&'static dyn formats::Format> {
-    let to = options.to?;
-    let weight = &claim.weight;
-    if to.id() == weight.format() {
+fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<Target> {
+    let format = options.to?;
+    let weight = claim.weight.as_ref();
+    if format.id() == weight.format() {
         return None;
     }
-    let takes = !to.quantizes() || !weight.is_plain() || is_linear(names, weight.as_ref());
-    takes.then_some(to)
-}
-
-/// True for the matrices that bitsandbytes' loaders quantize: linear layers but the head; not tables, norms, routers, nor experts,
-/// which transformers stacks into bare parameters.
-fn is_linear(names: &Names<'_>, weight: &dyn Weight) -> bool {
-    let Some(module) = weight.name().strip_suffix(".weight") else { return false };
-    weight.shape().len() == 2
-        && !names.is_head(module)
-        && !arch::leaf_in(module, names.arch.not_linear)
-        && !module.contains(".experts.")
-        && !module.contains("norm")
+    let takes = !format.quantizes() || !weight.is_plain() || quantized::takes(names, weight);
+    takes.then(|| Target { format, turned: format.quantizes() && quantized::is_turned(names, weight) })
 }
 
 /// Embedding and head must agree on the number of tokens; a change goes to the configuration.
 fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> Result<()> {
-    let rows = |name: &str| {
-        steps.iter().find(|step| step.name == name).map(|step| match &step.action {
-            Action::Copy { entry } => entry.shape.first().copied().unwrap_or(0),
-            Action::Recode(recode) => recode.to.shape().first().copied().unwrap_or(0),
+    // A packed weight's own shape says how many bytes it has; its claim says how many tokens.
+    let before = |name: &str| names.exact(name).and_then(|claim| claim.weight.shape().first().copied());
+    let now: HashMap<&str, Option<usize>> = steps
+        .iter()
+        .map(|step| match &step.action {
+            Action::Copy { .. } => (step.name.as_str(), before(&step.name)),
+            Action::Recode(recode) => (step.name.as_str(), recode.to.shape().first().copied()),
         })
-    };
+        .collect();
     let Some(embed) = names.embed() else { return Ok(()) };
-    let (was, now) = (embed.weight.shape().first().copied(), rows(embed.weight.name()));
-    let head =
-        names.arch.head.iter().map(|module| format!("{module}.weight")).find_map(|name| rows(&name).map(|n| (name, n)));
-    if let (Some(now), Some((head, head_rows))) = (now, &head)
-        && now != *head_rows
-        && (Some(now) != was || names.head().is_none_or(|claim| claim.weight.shape().first() != Some(head_rows)))
-    {
-        return Err(mismatch(format!("`{}` has {now} tokens, but `{head}` has {head_rows}", embed.weight.name()))
-            .with_hint("the adapter resized one of the two only: save it again with save_embedding_layers=True"));
+    let embed = embed.weight.name();
+    let Some(tokens) = now.get(embed).copied().flatten() else { return Ok(()) };
+    let changed = |name: &str| before(name) != now.get(name).copied().flatten();
+    let heads =
+        names.arch.head.iter().copied().chain(names.tie.map(Tie::head)).map(|module| format!("{module}.weight"));
+    for head in heads {
+        if let Some(rows) = now.get(head.as_str()).copied().flatten()
+            && rows != tokens
+            && (changed(embed) || changed(&head))
+        {
+            return Err(mismatch(format!("`{embed}` has {tokens} tokens, but `{head}` has {rows}"))
+                .with_hint("the adapter resized one of the two only: save it again with save_embedding_layers=True"));
+        }
     }
-    if now != was {
-        config.vocab_size = now;
+    if changed(embed) {
+        config.vocab_size = Some(tokens);
     }
     Ok(())
 }

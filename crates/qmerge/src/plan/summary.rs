@@ -29,6 +29,8 @@ pub struct PlanSummary {
     pub copied: usize,
     /// Worker threads.
     pub threads: usize,
+    /// Seconds that the merge is expected to take with this method, about: measured on one machine, whose threads another's may outrun.
+    pub seconds: f64,
     /// Largest memory expected.
     pub memory_bytes: u64,
     /// Weight files with their tensors' number and largest size.
@@ -70,8 +72,8 @@ pub struct PlannedWeight {
 }
 
 impl Plan {
-    /// The plan as a document.
-    pub fn summary(&self, inputs: &Inputs, output: &Path, memory: Memory) -> PlanSummary {
+    /// The plan as a document. `work` is in nanoseconds of one thread.
+    pub fn summary(&self, inputs: &Inputs, output: &Path, memory: Memory, work: f64) -> PlanSummary {
         let recodes: Vec<_> = self
             .steps
             .iter()
@@ -99,6 +101,7 @@ impl Plan {
             recoded: recodes.len() - merged,
             copied: self.steps.len() - recodes.len(),
             threads: memory.threads,
+            seconds: work * 1e-9 / memory.threads.max(1) as f64,
             memory_bytes: memory.peak_bytes,
             files: self
                 .files

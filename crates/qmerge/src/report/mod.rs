@@ -109,6 +109,15 @@ pub struct AdapterReport {
     pub merged: usize,
     /// Put in place of the base's.
     pub replaced: usize,
+    /// New to the base: the head of a classifier.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub added: usize,
+    /// Files beside its weights that are merged too; their tensors are counted with its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<String>,
+    /// Tensor files beside its weights that are not merged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// Matched nothing.
     pub unused: usize,
     /// Names of those.
@@ -117,6 +126,10 @@ pub struct AdapterReport {
     /// Not needed, with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<Ignored>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// A tensor that a merge does not need.

@@ -43,6 +43,10 @@ impl Whole for Adapter {
         0.03
     }
 
+    fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64 {
+        if from_base { 100.0 + 0.019 * inputs as f64 } else { super::descend::nanoseconds(inputs) }
+    }
+
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
         let stages = if matrix.at_base() { STAGES } else { AFRESH };
         descend(matrix, stages)

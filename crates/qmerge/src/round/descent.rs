@@ -21,6 +21,10 @@ impl Rounding for Descent {
 }
 
 impl Whole for Descent {
+    fn nanoseconds(&self, inputs: usize, _: bool) -> f64 {
+        super::descend::nanoseconds(inputs)
+    }
+
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
         descend(matrix, &[Stage { mu: 0.0, passes: 8 }])
     }

@@ -24,7 +24,9 @@ pub use factor::{Cut, Factors, cut, delta_energy, sketch};
 pub use matrix::Kept;
 #[doc(hidden)]
 pub use matrix::Matrix;
-pub use moments::{Calibration, InputMoments, Known, Metric};
+pub(crate) use moments::metric_bytes;
+pub use moments::{Calibration, Demand, InputMoments, Inputs, Known, Metric};
+pub(crate) use stored::identity;
 pub use stored::{Stored, store};
 
 /// Every method.
@@ -117,6 +119,9 @@ pub trait Whole: Sync {
     fn damping(&self) -> f32 {
         moments::DAMPING
     }
+
+    /// Nanoseconds of one thread that a value of a weight with so many inputs takes, from the base's codes or afresh.
+    fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64;
 
     /// Chooses `matrix.values`, all on its grid, and its scales.
     fn round(&self, matrix: &mut Matrix<'_>) -> Kept;

@@ -25,10 +25,41 @@ pub struct Known {
     pub moments: InputMoments,
 }
 
+/// The inputs of some weights, before anything is known of their moments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    /// Their number.
+    pub features: usize,
+    /// Names of the weights that take them.
+    pub weights: Vec<String>,
+}
+
+/// What a calibration is going to hand out, and what it takes meanwhile, for predictions. What is not known is left empty.
+#[derive(Clone, Debug, Default)]
+pub struct Demand {
+    /// Inputs whose moments become known together, layer by layer.
+    pub layers: Vec<Vec<Inputs>>,
+    /// Bytes that it takes as long as it is there.
+    pub held: u64,
+    /// Most bytes beside those while it gets ready, and while it goes on from layer to layer.
+    pub working: u64,
+    /// The work of all that it has yet to do, in nanoseconds of one thread.
+    pub work: f64,
+}
+
 /// A source of input moments.
 pub trait Calibration: Send {
     /// What the moments were taken from, in words.
     fn about(&self) -> String;
+
+    /// Hash of what they were taken from, so that a merge that goes on is not given others: equal for the same sequences or the same file, whatever
+    /// their names.
+    fn identity(&self) -> Result<String>;
+
+    /// What it takes to hand them out.
+    fn demand(&self) -> Demand {
+        Demand::default()
+    }
 
     /// Hands out the moments of all weights that are `wanted`, as many together as become known together (a layer's), and goes on when `take`
     /// returns. Each weight comes at most once; one whose inputs are not known does not come.
@@ -52,6 +83,11 @@ pub struct Metric {
 /// Share of the mean diagonal that is added to it where a method asks for no more: directions that no input took get some weight.
 pub(super) const DAMPING: f32 = 0.003;
 
+/// Bytes of a metric of so many inputs.
+pub(crate) fn metric_bytes(features: usize) -> u64 {
+    4 * features as u64 * (features.next_multiple_of(PANEL) as u64 + 1)
+}
+
 impl Metric {
     /// Damps moments, lightly. Errors if they are not finite or of the wrong size.
     pub fn new(moments: InputMoments) -> Result<Self> {
@@ -70,9 +106,13 @@ impl Metric {
                 Kind::NotFinite,
                 format!("the moment of inputs {} and {} is {x}", at / features, at % features),
             )
-            .with_hint(
-                "the model's activations overflow on this text: check the adapter, or use --rounding stochastic",
-            ));
+            .with_hint("the calibration is damaged, or the model that it was taken from overflows: take another"));
+        }
+        if let Some(i) = (0..features).find(|i| values[i * features + i] < 0.0) {
+            let problem =
+                format!("the moment of input {i} with itself is {}, and no square is", values[i * features + i]);
+            return Err(Error::new(Kind::Malformed, problem)
+                .with_hint("the calibration is damaged: take another with `qmerge calibrate`"));
         }
         let mean = (0..features).map(|i| f64::from(values[i * features + i])).sum::<f64>() / features.max(1) as f64;
         for i in 0..features {

@@ -3,6 +3,12 @@
 //! The file is safetensors: one (features, features) tensor per input, named after the first weight that takes it, in the order in which a model's layers
 //! run. `__metadata__` says what they were taken from, of which base, and which weights share each.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +17,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, InputMoments, Known};
+use super::moments::{Calibration, Demand, InputMoments, Inputs, Known, metric_bytes};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry};
@@ -31,7 +37,7 @@ struct Kept {
 }
 
 /// Tells bases apart without reading all of them: a hash over names, types, shapes and the first bytes of each tensor.
-fn identity(base: &Checkpoint) -> Result<String> {
+pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
     let mut order: Vec<&Entry> = base.entries.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hash = Sha256::new();
@@ -69,9 +75,7 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let (mut inputs, mut at, mut layer) = (Vec::new(), 0_u64, 0);
     calibration.each(&|name| base.has(name), &mut |known| {
         for Known { weights, moments } in known {
-            if weights.is_empty() {
-                continue;
-            }
+            let Some(name) = weights.first() else { continue };
             let start = at;
             for &x in &moments.values {
                 match dtype {
@@ -86,7 +90,7 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
                 "shape": [moments.features, moments.features],
                 "data_offsets": [start, at],
             });
-            header.insert(weights[0].clone(), info);
+            header.insert(name.clone(), info);
             inputs.push(Kept { layer, tokens: moments.tokens, weights });
         }
         layer += 1;
@@ -107,6 +111,14 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)?;
     Ok(8 + reserved as u64 + at)
+}
+
+/// A file of moments at a glance.
+pub(crate) struct StoredAbout {
+    pub(crate) taken_from: String,
+    pub(crate) layers: usize,
+    pub(crate) inputs: usize,
+    pub(crate) weights: usize,
 }
 
 /// A file of moments.
@@ -131,12 +143,21 @@ impl Stored {
         };
         let inputs: Vec<Kept> = serde_json::from_str(text(INPUTS)?)
             .map_err(|error| malformed(format!("`{INPUTS}` is not understood: {error}")).in_file(path))?;
+        let mut seen = HashSet::new();
         for kept in &inputs {
+            if let Some(name) = kept.weights.iter().find(|name| !seen.insert(name.as_str())) {
+                return Err(malformed("it stands twice among the inputs of a calibration")
+                    .in_file(path)
+                    .in_tensor(name)
+                    .with_hint("take another with `qmerge calibrate`"));
+            }
             let entry = kept.weights.first().and_then(|name| file.get(name));
-            let square = |entry: &Entry| entry.shape.len() == 2 && entry.shape[0] == entry.shape[1];
+            let square = |entry: &Entry| matches!(entry.shape.as_slice(), [rows, cols] if rows == cols);
             if !entry.is_some_and(|entry| square(entry) && matches!(entry.dtype, Dtype::F32 | Dtype::BF16)) {
-                return Err(malformed(format!("the inputs of {:?} have no square tensor of moments", kept.weights))
-                    .in_file(path));
+                let weights: Vec<&String> = kept.weights.iter().take(3).collect();
+                return Err(malformed(format!("the inputs of {weights:?} have no square tensor of moments"))
+                    .in_file(path)
+                    .with_hint("the file is damaged: take another with `qmerge calibrate`"));
             }
         }
         if text(BASE)? != identity(base)? {
@@ -153,21 +174,57 @@ impl Stored {
         self.inputs.iter().flat_map(|kept| kept.weights.iter().map(String::as_str))
     }
 
+    /// What a file that [`store`] wrote says of itself; `None` for any other.
+    pub(crate) fn about(file: &Checkpoint) -> Option<StoredAbout> {
+        let text = |key: &str| file.metadata.iter().flatten().find(|(name, _)| name == key).map(|(_, value)| value);
+        let inputs: Vec<Kept> = serde_json::from_str(text(INPUTS)?).ok()?;
+        Some(StoredAbout {
+            taken_from: text(TAKEN_FROM)?.clone(),
+            layers: inputs.chunk_by(|a, b| a.layer == b.layer).count(),
+            inputs: inputs.len(),
+            weights: inputs.iter().map(|kept| kept.weights.len()).sum(),
+        })
+    }
+
     fn read(&self, kept: &Kept) -> Result<InputMoments> {
-        let name = &kept.weights[0];
-        let entry = self.file.get(name).ok_or_else(|| malformed("it is gone").in_tensor(name))?;
+        let entry = kept.weights.first().and_then(|name| self.file.get(name));
+        let entry = entry.ok_or_else(|| malformed(format!("no moments for {:?}", kept.weights)))?;
         let bytes = self.file.read_small(entry, entry.bytes)?;
         let values = match entry.dtype {
-            Dtype::BF16 => bytes.chunks_exact(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect(),
-            _ => bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
+            _ => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
         };
-        Ok(InputMoments { features: entry.shape[0], tokens: kept.tokens, values })
+        let features = entry.shape.first().copied().unwrap_or(0);
+        Ok(InputMoments { features, tokens: kept.tokens, values })
     }
 }
 
 impl Calibration for Stored {
     fn about(&self) -> String {
         self.about.clone()
+    }
+
+    fn identity(&self) -> Result<String> {
+        crate::merge::content(&self.file.files)
+    }
+
+    fn demand(&self) -> Demand {
+        let features = |kept: &Kept| {
+            kept.weights
+                .first()
+                .and_then(|name| self.file.get(name))
+                .and_then(|entry| entry.shape.first().copied())
+                .unwrap_or(0)
+        };
+        let inputs = |kept: &Kept| Inputs { features: features(kept), weights: kept.weights.clone() };
+        let layers: Vec<Vec<Inputs>> =
+            self.inputs.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer.iter().map(inputs).collect()).collect();
+        let largest = self.inputs.iter().map(features).max().unwrap_or(0);
+        // A layer's moments while the last of them is read and turned into numbers.
+        let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
+        let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
+        // Reading is nothing beside the rounding.
+        Demand { layers, held: 0, working, work: 0.0 }
     }
 
     fn each(
@@ -200,6 +257,10 @@ mod tests {
     impl Calibration for Two {
         fn about(&self) -> String {
             "two layers".into()
+        }
+
+        fn identity(&self) -> Result<String> {
+            Ok("two layers".into())
         }
 
         fn each(
@@ -255,6 +316,46 @@ mod tests {
         }
         let error = Stored::open(&folder.join("m.safetensors"), &model).unwrap_err().to_string();
         assert!(error.contains("not a calibration"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_the_file_says_of_itself_is_not_believed() {
+        let folder = std::env::temp_dir().join(format!("qmerge-hostile-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let model = base(&folder.join("m.safetensors"), 1);
+        let path = folder.join("moments.safetensors");
+        store(&model, &mut Two, Dtype::F32, &path).unwrap();
+        let metadata = Checkpoint::open_weights(&path).unwrap().metadata.concat();
+        let open = |inputs: &str, shape: [usize; 2], value: f32| {
+            let mut metadata: std::collections::HashMap<String, String> = metadata.iter().cloned().collect();
+            metadata.insert(INPUTS.into(), inputs.into());
+            let data: Vec<u8> = vec![value; shape[0] * shape[1]].into_iter().flat_map(f32::to_le_bytes).collect();
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &data).unwrap();
+            safetensors::serialize_to_file([("a.q", view)], Some(metadata), &path).unwrap();
+            let mut stored = Stored::open(&path, &model)?;
+            stored.each(&|_| true, &mut |known| {
+                known.into_iter().try_for_each(|known| super::super::Metric::new(known.moments).map(|_| ()))
+            })
+        };
+        let good = r#"[{"layer": 0, "tokens": 1, "weights": ["a.q", "a.k"]}]"#;
+        open(good, [2, 2], 0.5).unwrap();
+        for (inputs, shape, value, text) in [
+            ("", [2, 2], 0.5, "not understood"),
+            (r#"[{"layer": 0, "tokens": 1, "weights": []}]"#, [2, 2], 0.5, "no square tensor"),
+            (r#"[{"layer": 0, "tokens": 1, "weights": ["b.q"]}]"#, [2, 2], 0.5, "no square tensor"),
+            (r#"[{"layer": 0, "tokens": 1, "weights": ["a.q", "a.q"]}]"#, [2, 2], 0.5, "stands twice"),
+            (good, [2, 1], 0.5, "no square tensor"),
+            (good, [2, 2], f32::NAN, "is NaN"),
+            (good, [2, 2], f32::INFINITY, "is inf"),
+            (good, [2, 2], -0.5, "no square is"),
+        ] {
+            let error = open(inputs, shape, value).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+            assert!(text == "not understood" || error.hint().is_some(), "{error:?}");
+        }
+        // Nothing is known of any input: nothing comes.
+        open("[]", [0, 0], 0.5).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -16,7 +16,7 @@ fn exp_body(x: &mut [f32]) {
 
 /// e^x = 2^n · e^r with |r| ≤ ln 2 / 2, and e^r by its Taylor polynomial of degree 7, whose error there is below 6e-9.
 #[inline(always)]
-fn one(x: f32) -> f32 {
+pub(super) fn one(x: f32) -> f32 {
     // ln 2 in two parts, so that n · ln 2 is subtracted without loss (Cody and Waite).
     const HIGH: f32 = 0.693_359_4;
     const LOW: f32 = -2.121_944_4e-4;

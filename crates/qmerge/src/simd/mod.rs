@@ -14,6 +14,7 @@ pub(crate) mod moments;
 pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;
+pub mod tanh;
 pub(crate) mod vectors;
 
 use std::sync::OnceLock;

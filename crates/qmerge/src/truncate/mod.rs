@@ -37,6 +37,16 @@ pub struct TruncateOptions {
     pub read: ReadOptions,
     /// Why there is no calibration, for the report.
     pub reason: Option<String>,
+    /// True if whoever watches was told of the [`work`] already, as a part of more.
+    pub announced: bool,
+}
+
+/// Nanoseconds of one thread that a module takes, about.
+const MODULE: u64 = 5_000_000;
+
+/// The work of cutting an adapter, in nanoseconds of one thread.
+pub fn work(adapter: &Adapter, options: &TruncateOptions) -> Result<u64> {
+    Ok(MODULE * parts(adapter, options)?.pairs.len() as u64)
 }
 
 /// A pair of factors after the cut.
@@ -64,10 +74,13 @@ pub fn truncate(
     refuse_output(adapter, target, options)?;
     let of = |pair: &Pair, metric: Option<&Metric>| {
         let cut = cut_pair(adapter, pair, options.rank, metric).map_err(|error| error.in_tensor(&pair.a))?;
-        progress.advance(1);
+        progress.advance(MODULE);
         Ok(Done { cut, by_inputs: metric.is_some() })
     };
-    progress.start(parts.pairs.len() as u64);
+    if !options.announced {
+        progress.start(MODULE * parts.pairs.len() as u64);
+    }
+    progress.phase("cutting", "modules");
     let mut done: Vec<Option<Done>> = parts.pairs.iter().map(|_| None).collect();
     if let (Some(plan), Some(calibration)) = (plan, calibration.as_mut()) {
         let wanted = by_weight(plan, &parts.pairs);
@@ -93,9 +106,10 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let bytes = whole_folder(target, options.force, |folder| {
-        copy_beside(&adapter.path, folder)?;
-        write_adapter(folder, tensors(adapter, &parts, &done, options)?, &config(adapter, options.rank))
+    let (bytes, warnings) = whole_folder(target, options.force, |folder| {
+        let warnings = copy_beside(&adapter.path, folder)?;
+        let tensors = tensors(adapter, &parts, &done, options)?;
+        Ok((write_adapter(folder, tensors, &config(adapter, options.rank))?, warnings))
     })?;
     let weights: Vec<CutWeight> = parts
         .pairs
@@ -119,6 +133,7 @@ pub fn truncate(
         copied: parts.others,
         left_out: parts.training_only,
         advice: report::ADVICE.to_owned(),
+        warnings,
     })
 }
 

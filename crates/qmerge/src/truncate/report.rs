@@ -44,6 +44,8 @@ pub struct Truncation {
     pub left_out: Vec<String>,
     /// What to do with it.
     pub advice: String,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// One module.

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use crate::adapters::Names;
+use crate::arch;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{Claim, Levels, Reader};
+use crate::formats::{Claim, Levels, Reader, Weight};
 use crate::measure::Sums;
-use crate::merge::{Edited, Progress, parallel};
+use crate::merge::{Edited, Progress, parallel, transposed};
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Inputs, Recode};
 use crate::simd::moments::moments;
@@ -50,6 +51,12 @@ impl Run<'_> {
             .in_file(&self.merged.path));
         }
         let target = Edited::new(self.inputs, recode)?;
+        if self.is_turned(recode.from.weight.as_ref(), claim) {
+            let (mut w, mut t) = (Vec::new(), Vec::new());
+            target.rows(&(0..geometry.rows), &mut w, &mut t)?;
+            let m = self.turned_back(claim)?;
+            return Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) });
+        }
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
         self.summed(geometry.rows, geometry.cols, step, |rows| {
@@ -63,7 +70,7 @@ impl Run<'_> {
     /// Share of a quantized weight's values that hold a level which neither the base has nor rounding to the nearest would give: a method chose it.
     /// `None` where the merge stores values as they are.
     pub(super) fn chosen(&self, recode: &Recode, claim: &Claim) -> Result<Option<f64>> {
-        if claim.weight.is_plain() {
+        if claim.weight.is_plain() || self.is_turned(recode.from.weight.as_ref(), claim) {
             return Ok(None);
         }
         let geometry = recode.from.weight.geometry();
@@ -110,23 +117,48 @@ impl Run<'_> {
             return Ok(false);
         }
         let base = Reader::new(base, claim)?;
-        let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
-        let step = geometry.common_step(&other.claim().weight.geometry());
-        let sums = self.summed(geometry.rows, geometry.cols, step, |rows| {
-            let (mut w, mut m) = (Vec::new(), Vec::new());
-            base.rows(rows, &mut w)?;
-            other.rows(rows, &mut m)?;
-            Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
-        })?;
+        let sums = if self.is_turned(claim.weight.as_ref(), other) {
+            let mut w = Vec::new();
+            base.rows(&(0..geometry.rows), &mut w)?;
+            Sums { elements: w.len() as u64, moments: moments(&w, &w, &self.turned_back(other)?) }
+        } else {
+            let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
+            let step = geometry.common_step(&other.claim().weight.geometry());
+            self.summed(geometry.rows, geometry.cols, step, |rows| {
+                let (mut w, mut m) = (Vec::new(), Vec::new());
+                base.rows(rows, &mut w)?;
+                other.rows(rows, &mut m)?;
+                Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
+            })?
+        };
         let loss = sums.loss();
-        let recoded = base.claim().weight.format() != other.claim().weight.format();
-        let allowed = match (recoded, other.claim().weight.is_plain()) {
+        let recoded = claim.weight.format() != other.weight.format();
+        let allowed = match (recoded, other.weight.is_plain()) {
             (false, _) => 0.0,
             // A cast between 16-bit types rounds once.
             (true, true) => 0.005,
             (true, false) => SAME_RECODED,
         };
         Ok(loss.error_rms <= allowed * loss.weight_rms)
+    }
+
+    /// True if the merge stores a weight (out, in) that the base stores (in, out), as quantized ones of GPT-2 are.
+    fn is_turned(&self, base: &dyn Weight, merged: &Claim) -> bool {
+        let model_type = self.inputs.base.config.as_ref().map_or("", |config| config.model_type());
+        let module = base.name().strip_suffix(".weight").unwrap_or(base.name());
+        let (own, other) = (base.geometry(), merged.weight.geometry());
+        arch::leaf_in(module, arch::find(model_type).transposed)
+            && base.is_plain()
+            && !merged.weight.is_plain()
+            && (own.rows, own.cols) == (other.cols, other.rows)
+    }
+
+    /// A weight of the merge as the base stores it.
+    fn turned_back(&self, claim: &Claim) -> Result<Vec<f32>> {
+        let geometry = claim.weight.geometry();
+        let mut values = Vec::new();
+        Reader::new(self.merged, claim)?.rows(&(0..geometry.rows), &mut values)?;
+        Ok(transposed(&values, geometry.cols))
     }
 
     /// Adds up what `work` finds in each chunk of rows, in row order.

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::{Existing, folder, parent_of, refuse_existing, remove, rename};
+use super::{Existing, folder, parent_of, partial, refuse_existing, remove, rename};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, usage};
+use crate::error::{Error, Result};
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{OutFile, OutTensor};
 use crate::simd::floats;
@@ -98,9 +98,7 @@ pub(crate) fn write_adapter(folder: &Path, mut tensors: Vec<NewTensor<'_>>, conf
 /// Has `fill` write a folder beside its name, and gives it the name when it is whole.
 pub(crate) fn whole_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     refuse_existing(target, Existing { force, resume: false })?;
-    let mut name = target.file_name().ok_or_else(|| usage("the output has no name").in_file(target))?.to_owned();
-    name.push(".partial");
-    let partial = target.with_file_name(name);
+    let partial = partial::path_of(target)?;
     remove(&partial)?;
     std::fs::create_dir_all(&partial).map_err(|error| Error::io("create", &partial, error))?;
     let filled = fill(&partial).and_then(|done| folder::sync_others(&partial).map(|()| done));

@@ -1,4 +1,7 @@
 //! The files beside the weights: copied from the base, the adapter's tokenizer first where it has one.
+//!
+//! A folder from elsewhere may hold a symbolic link to anything, and an output is uploaded. So links are followed within the folder, and in the hub's
+//! cache to its `blobs`, where all files of a snapshot lie; no further.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -51,22 +54,22 @@ const WEIGHT_ENDINGS: &[&str] = &[
     ".index.json",
 ];
 
-/// Copies the files beside the weights into `to`. Returns the names that came from an adapter. The base's card is not copied where an adapter is
-/// merged: it describes another model, and the output gets a card of its own.
+/// Copies the files beside the weights into `to`. Returns a warning for each link that was not followed. The base's card is not copied where an adapter is merged: it describes another model, and the output
+/// gets a card of its own.
 pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer, to: &Path) -> Result<Vec<String>> {
     let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    collect(base, Path::new(""), &mut sources)?;
+    let mut warnings = Vec::new();
+    collect(&Bounds::of(base)?, base, Path::new(""), &mut sources, &mut warnings)?;
     if !adapters.is_empty() {
         sources.remove(Path::new(crate::report::CARD_NAME));
     }
-    let mut taken = Vec::new();
     if tokenizer == Tokenizer::Adapter {
         for adapter in adapters {
+            let bounds = Bounds::of(adapter)?;
             for name in TOKENIZER_FILES {
                 let path = adapter.join(name);
-                if path.is_file() {
+                if path.is_file() && bounds.hold(&path, &mut warnings) {
                     sources.insert(PathBuf::from(name), path);
-                    taken.push((*name).to_owned());
                 }
             }
         }
@@ -76,25 +79,75 @@ pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer,
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
         }
-        std::fs::copy(&from, &target).map_err(|error| Error::io("copy", &from, error))?;
+        copy(&from, &target)?;
     }
-    taken.sort();
-    taken.dedup();
-    Ok(taken)
+    Ok(warnings)
 }
 
-/// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer.
-pub(crate) fn copy_beside(adapter: &Path, to: &Path) -> Result<()> {
+/// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer. Returns a warning for each link that was not followed.
+pub(crate) fn copy_beside(adapter: &Path, to: &Path) -> Result<Vec<String>> {
+    let bounds = Bounds::of(adapter)?;
+    let mut warnings = Vec::new();
     for name in TOKENIZER_FILES.iter().chain([&crate::report::CARD_NAME]) {
         let from = adapter.join(name);
-        if from.is_file() {
-            std::fs::copy(&from, to.join(name)).map_err(|error| Error::io("copy", &from, error))?;
+        if from.is_file() && bounds.hold(&from, &mut warnings) {
+            copy(&from, &to.join(name))?;
         }
     }
-    Ok(())
+    Ok(warnings)
 }
 
-fn collect(folder: &Path, prefix: &Path, sources: &mut BTreeMap<PathBuf, PathBuf>) -> Result<()> {
+/// Copies the bytes alone: a file of a read-only base becomes one that its owner can change and replace.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).map_err(|error| Error::io("copy", from, error))?;
+    let mut target = File::create(to).map_err(|error| Error::io("create", to, error))?;
+    std::io::copy(&mut source, &mut target).map(drop).map_err(|error| Error::io("copy", from, error))
+}
+
+/// Where the links of a folder may lead.
+struct Bounds {
+    folder: PathBuf,
+    /// The files of all snapshots, if the folder is one of the hub's cache.
+    blobs: Option<PathBuf>,
+}
+
+impl Bounds {
+    fn of(folder: &Path) -> Result<Self> {
+        let folder = folder.canonicalize().map_err(|error| Error::io("open", folder, error))?;
+        let repository = folder.ancestors().find_map(|above| {
+            let snapshots =
+                above.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
+            let repository = snapshots.parent()?;
+            let name = repository.file_name()?.to_str()?;
+            name.starts_with("models--").then(|| repository.to_path_buf())
+        });
+        let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
+        Ok(Self { folder, blobs })
+    }
+
+    /// True if a path does not lead out of them; else a warning says so.
+    fn hold(&self, path: &Path, warnings: &mut Vec<String>) -> bool {
+        let Ok(end) = path.canonicalize() else { return false };
+        let within = |bound: &Path| end.starts_with(bound);
+        let held = within(&self.folder) || self.blobs.as_deref().is_some_and(within);
+        if !held {
+            warnings.push(format!(
+                "`{}` is a symbolic link out of its folder, to {}: not copied; if it belongs to the model, put the file in the link's place",
+                path.display(),
+                end.display()
+            ));
+        }
+        held
+    }
+}
+
+fn collect(
+    bounds: &Bounds,
+    folder: &Path,
+    prefix: &Path,
+    sources: &mut BTreeMap<PathBuf, PathBuf>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     /// Deeper folders than this are no part of a model.
     const MAX_DEPTH: usize = 4;
     let items = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
@@ -107,12 +160,16 @@ fn collect(folder: &Path, prefix: &Path, sources: &mut BTreeMap<PathBuf, PathBuf
             continue;
         }
         if path.is_dir() {
-            if prefix.components().count() < MAX_DEPTH && !path.join("adapter_config.json").exists() {
-                collect(&path, &prefix.join(&name), sources)?;
+            if prefix.components().count() < MAX_DEPTH
+                && !path.join("adapter_config.json").exists()
+                && bounds.hold(&path, warnings)
+            {
+                collect(bounds, &path, &prefix.join(&name), sources, warnings)?;
             }
         } else if path.is_file()
             && !WEIGHT_ENDINGS.iter().any(|ending| text.ends_with(ending))
             && text != crate::report::FILE_NAME
+            && bounds.hold(&path, warnings)
         {
             sources.insert(prefix.join(&name), path);
         }

@@ -1,0 +1,39 @@
+//! Ctrl-C: the first asks the work to stop, so that what is finished is kept; the second ends the program.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::args::Command;
+use crate::show;
+
+/// The exit status of a program that was interrupted, as shells count.
+pub(crate) const STATUS: u8 = 130;
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// True once Ctrl-C was pressed.
+pub(crate) fn asked() -> bool {
+    ASKED.load(Ordering::Relaxed)
+}
+
+/// Takes Ctrl-C over for commands that look at [`asked`] while they work; others end at once, as ever.
+pub(crate) fn watch(command: &Command) {
+    let (quiet, resumable) = match command {
+        Command::Merge(args) => (args.running.quiet, true),
+        Command::Convert(args) => (args.running.quiet, true),
+        Command::Verify(_) | Command::Compare(_) | Command::Calibrate(_) | Command::Truncate(_) => (false, false),
+        _ => return,
+    };
+    // Where the signal is ignored, as for a job in the background of a script, it stays so.
+    let _ = ctrlc::try_set_handler(move || {
+        if !ASKED.swap(true, Ordering::Relaxed) {
+            if !quiet {
+                show::note("\nstopping; Ctrl-C again stops at once");
+            }
+            return;
+        }
+        if resumable {
+            show::note("stopped; the same command with --resume goes on");
+        }
+        std::process::exit(STATUS.into());
+    });
+}

@@ -1,0 +1,110 @@
+//! What a calibration by running a model takes, before the model is loaded.
+//!
+//! The prediction counts what is in use at the same time: weights held as they are stored, an adapter's factors, keys and values of the text that the model
+//! writes, activations of the text that it reads, moments of a layer's inputs.
+
+use qmerge::plan::{Action, Plan};
+use qmerge::round::{Demand, Inputs};
+
+use crate::calibrate::{self, SEQUENCES};
+use crate::model::{Model, half_of_free_memory};
+
+/// What a calibration takes.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// For the merge that it serves, with no weight held.
+    pub demand: Demand,
+    /// Bytes of all weights that a model could hold.
+    pub weights: u64,
+    /// Sequences that it writes at a time.
+    pub together: usize,
+    /// Work of getting ready, in nanoseconds of one thread.
+    pub before: f64,
+}
+
+/// What a calibration takes: on some tokens of a text, or on one that the model writes. `model` is the base alone, with nothing held; `plan` has the adapters.
+pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usize, threads: usize) -> Needs {
+    let layers = model.inputs();
+    let tokens = text.map_or(SEQUENCES * calibrate::length(model), |tokens| calibrate::taken(model, tokens));
+    let spec = model.spec();
+    let states = 4 * (spec.hidden * tokens) as u64;
+    let decoded = threads as u64 * decoded(model);
+    let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| 4 * (inputs.features as u64).pow(2)).sum::<u64>();
+    let moments = layers.iter().map(moments).max().unwrap_or(0);
+    // The products of some features with all others, on each thread.
+    let products = 8 * 256 * tokens as u64 + threads as u64 * 4 * 96 * 256;
+    let passing = activations(model, tokens) + moments + products + decoded;
+    let writing = match text {
+        Some(_) => 0,
+        None => writing(model, together) + (threads * 4 * spec.vocab) as u64 + decoded,
+    };
+    let each = if text.is_some() { calibrate::window(model) } else { calibrate::length(model) };
+    let read = model.pass_work(tokens, each.div_ceil(2));
+    Needs {
+        demand: Demand {
+            layers,
+            held: factors(plan) + states,
+            working: passing.max(writing.saturating_sub(states)),
+            work: (read + calibrate::moments_work(model, tokens)) as f64,
+        },
+        weights: model.bytes_per_token(),
+        together,
+        before: if text.is_some() { 0.0 } else { calibrate::writing_work(model, together) as f64 },
+    }
+}
+
+/// Finds how many sequences are written at a time, and how many bytes of weights are held, so that the memory stays within a bound. `peak` says what a demand
+/// comes to in all; its error stands where nothing fits.
+pub fn fit<E>(
+    limit: Option<u64>,
+    needs: impl Fn(usize) -> Needs,
+    mut peak: impl FnMut(&Demand) -> Result<u64, E>,
+) -> Result<Needs, E> {
+    let mut together = SEQUENCES;
+    loop {
+        let mut needs = needs(together);
+        match peak(&needs.demand) {
+            Ok(bytes) => {
+                let room = limit.map_or_else(half_of_free_memory, |limit| limit.saturating_sub(bytes));
+                needs.weights = needs.weights.min(room);
+                needs.demand.held += needs.weights;
+                return Ok(needs);
+            }
+            Err(error) if together == 1 => return Err(error),
+            Err(_) => together = together.div_ceil(2),
+        }
+    }
+}
+
+/// Factors of all adapters, which a model with its adapters apart has in memory.
+fn factors(plan: &Plan) -> u64 {
+    let edits = plan.steps.iter().filter_map(|step| match &step.action {
+        Action::Recode(recode) => Some(recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum::<u64>()),
+        Action::Copy { .. } => None,
+    });
+    // What is counted for an edit holds for the moment in which it is loaded: twice what stays.
+    edits.sum::<u64>() / 2
+}
+
+/// Keys and values, logits and activations while sequences are written side by side.
+fn writing(model: &Model<'_>, together: usize) -> u64 {
+    let spec = model.spec();
+    let cached = spec.layers.len() * 2 * spec.kv_heads * spec.head_dim * calibrate::length(model);
+    4 * (together * (cached + spec.vocab)) as u64 + activations(model, together)
+}
+
+/// The most that activations of a pass take beside the residual stream: a block's input, plain and packed, what is between its matrices, and its result.
+fn activations(model: &Model<'_>, tokens: usize) -> u64 {
+    let spec = model.spec();
+    let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let attention = 3 * spec.hidden + 3 * queries + 3 * keys;
+    let routed = if spec.experts.is_some() { 2 * spec.hidden } else { 0 };
+    let feed_forward = 3 * spec.hidden + 3 * model.width() + routed;
+    4 * (tokens.next_multiple_of(64) * attention.max(feed_forward)) as u64
+}
+
+/// Rows that a thread decodes at a time, before and after an edit.
+fn decoded(model: &Model<'_>) -> u64 {
+    let spec = model.spec();
+    8 * 96 * spec.hidden.max(model.width()) as u64 + (4 << 20)
+}

@@ -1,0 +1,198 @@
+//! A `config.json` that nobody wrote in good faith, or that belongs to another model: errors that say what is wrong, and never a panic.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use qmerge::error::{Error, Result};
+use qmerge::open::{Checkpoint, ModelConfig};
+use qmerge::plan::Inputs;
+use qmerge_run::spec::Spec;
+use qmerge_run::tensors::Tensors;
+use qmerge_run::{Model, Options, Unwatched, families};
+use serde_json::{Map, Value, json};
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny")
+}
+
+fn open(case: &str) -> Inputs {
+    Inputs::new(Checkpoint::open(&tiny().join(case)).unwrap(), Vec::new()).unwrap()
+}
+
+fn spec(config: &ModelConfig, json: &Map<String, Value>) -> Result<Spec> {
+    families::spec(&ModelConfig { json: json.clone(), ..config.clone() })
+}
+
+/// A model with another configuration, run on some tokens.
+fn run(inputs: &mut Inputs, json: &Map<String, Value>) -> Result<()> {
+    let own = inputs.base.config.clone().unwrap();
+    inputs.base.config = Some(ModelConfig { json: json.clone(), ..own.clone() });
+    let tensors = Tensors::new(inputs, None);
+    let options = Options { threads: 1, held: Some(0), progress: None };
+    let done = Model::new(&tensors, options).and_then(|model| {
+        let hidden = model.hidden(&[&[0, 1, 2], &[3]], &mut Unwatched)?;
+        let mut logits = Vec::new();
+        model.logits(&hidden, 2..3, &mut logits).map(|()| logits)
+    });
+    inputs.base.config = Some(own);
+    done.map(|_| ())
+}
+
+fn says(error: &Error, texts: &[&str]) {
+    let (said, hint) = (error.to_string(), error.hint().unwrap_or_default());
+    for text in texts.iter().chain(&["config.json"]) {
+        assert!(said.contains(text), "`{text}` is not in: {said}");
+    }
+    assert!(!hint.is_empty(), "no remedy: {said}");
+}
+
+#[test]
+fn each_error_names_the_field_and_its_value() {
+    let cases = [
+        ("llama", json!({"head_dim": 7}), &["7 features", "pairs", "`head_dim`"][..]),
+        ("llama", json!({"head_dim": 0}), &["`head_dim` is 0", "above zero"]),
+        (
+            "llama",
+            json!({"head_dim": null, "num_attention_heads": 25}),
+            &["`num_attention_heads` is 25", "`hidden_size`", "24"],
+        ),
+        ("llama", json!({"head_dim": 16_777_216}), &["16777216"]),
+        ("llama", json!({"num_attention_heads": 0}), &["`num_attention_heads` is 0"]),
+        ("llama", json!({"num_attention_heads": 5}), &["`num_attention_heads` is 5", "`num_key_value_heads`", "2"]),
+        ("llama", json!({"num_key_value_heads": 0}), &["`num_key_value_heads` is 0"]),
+        ("llama", json!({"num_hidden_layers": 1 << 24}), &["`num_hidden_layers` is 16777216", "16384"]),
+        ("llama", json!({"num_hidden_layers": -1}), &["`num_hidden_layers` is -1", "not a count"]),
+        ("llama", json!({"hidden_size": 1_u64 << 63}), &["`hidden_size` is 9223372036854775808", "16777216"]),
+        ("llama", json!({"hidden_size": "24"}), &["`hidden_size` is \"24\"", "not a count"]),
+        ("llama", json!({"hidden_size": null}), &["`hidden_size` is missing"]),
+        ("llama", json!({"vocab_size": 0}), &["`vocab_size` is 0"]),
+        ("llama", json!({"rms_norm_eps": -1e-5}), &["`rms_norm_eps` is -", "negative"]),
+        ("llama", json!({"rms_norm_eps": "NaN"}), &["`rms_norm_eps` is \"NaN\"", "not a number"]),
+        ("llama", json!({"rms_norm_eps": 1e300}), &["`rms_norm_eps` is 1e", "too large"]),
+        ("llama", json!({"hidden_act": "relu2"}), &["`hidden_act` is \"relu2\""]),
+        ("llama", json!({"hidden_act": 3}), &["`hidden_act` is 3"]),
+        ("llama", json!({"max_position_embeddings": 0}), &["`max_position_embeddings` is 0"]),
+        ("llama", json!({"rope_parameters": []}), &["`rope_parameters` is []", "not an object"]),
+        ("llama", json!({"rope_parameters": {"rope_theta": 0}}), &["`rope_theta` is 0", "above zero"]),
+        ("llama", json!({"rope_parameters": {"rope_theta": -3.5}}), &["`rope_theta` is -3.5", "above zero"]),
+        ("llama", json!({"rope_parameters": {"partial_rotary_factor": 7}}), &["`partial_rotary_factor` is 7"]),
+        ("llama", json!({"rope_parameters": {"rope_type": "linear"}}), &["lack `factor`"]),
+        ("llama", json!({"rope_parameters": {"rope_type": "linear", "factor": -2}}), &["factor` is -2", "above zero"]),
+        ("llama", json!({"rope_parameters": {"rope_type": "mrope"}}), &["`rope_type` is \"mrope\""]),
+        (
+            "llama",
+            json!({"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 0, "high_freq_factor": 4}}),
+            &["low_freq_factor` is 0", "above zero"],
+        ),
+        (
+            "llama",
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 8, "attention_factor": 1e300}}),
+            &["frequency or factor inf"],
+        ),
+        ("llama", json!({"rope_parameters": {"rope_type": "linear", "factor": 1e-310}}), &["frequency or factor inf"]),
+        (
+            "phi3_longrope",
+            json!({"num_attention_heads": 1, "num_key_value_heads": 1}),
+            &["short_factor`", "numbers above zero"],
+        ),
+        ("mistral", json!({"sliding_window": 0}), &["`sliding_window` is 0", "above zero"]),
+        ("gemma2", json!({"layer_types": ["full_attention"]}), &["`layer_types` has 1 items"]),
+        ("gemma3_text", json!({"layer_types": "full_attention"}), &["`layer_types`", "not a list"]),
+        ("gemma2", json!({"query_pre_attn_scalar": 0}), &["`query_pre_attn_scalar` is 0"]),
+        ("gemma2", json!({"final_logit_softcapping": 0.0}), &["`final_logit_softcapping` is 0.0"]),
+        ("gpt2", json!({"n_head": 1000}), &["`n_head` is 1000", "`n_embd`"]),
+        ("gpt2", json!({"n_inner": 0}), &["`n_inner` is 0"]),
+        ("gpt2", json!({"scale_attn_weights": "no"}), &["`scale_attn_weights` is \"no\""]),
+        ("gpt2", json!({"scale_attn_by_inverse_layer_idx": true}), &["`scale_attn_by_inverse_layer_idx` is true"]),
+        ("mixtral", json!({"num_local_experts": 0}), &["`num_local_experts` is 0"]),
+        ("mixtral", json!({"num_experts_per_tok": 99}), &["`num_experts_per_tok` is 99", "experts"]),
+        ("mixtral", json!({"num_local_experts": 1 << 20}), &["layers of 1048576 experts"]),
+        ("qwen3_moe_raw", json!({"decoder_sparse_step": 0}), &["`decoder_sparse_step` is 0"]),
+        ("smollm3", json!({"no_rope_layers": [1]}), &["`no_rope_layers` has 1 items"]),
+        ("smollm3", json!({"no_rope_layers": null, "no_rope_layer_interval": 0}), &["`no_rope_layer_interval` is 0"]),
+    ];
+    for (case, change, texts) in cases {
+        let inputs = open(case);
+        let config = inputs.base.config.as_ref().unwrap();
+        let mut json = config.json.clone();
+        change.as_object().unwrap().iter().for_each(|(key, value)| drop(json.insert(key.clone(), value.clone())));
+        match spec(config, &json) {
+            Ok(spec) => panic!("{case} with {change} became {spec:?}"),
+            Err(error) => says(&error, texts),
+        }
+    }
+}
+
+/// Weights that do not fit what the configuration says are named, before anything is run.
+#[test]
+fn a_configuration_of_another_model_is_named() {
+    for (case, change, tensor) in [
+        ("gpt2", json!({"n_positions": 4096}), "wpe.weight"),
+        ("llama", json!({"vocab_size": 4096}), "embed_tokens.weight"),
+        ("llama", json!({"num_hidden_layers": 9}), "layers.2."),
+        ("llama", json!({"head_dim": 10}), "q_proj.weight"),
+        ("mixtral", json!({"num_local_experts": 64}), "gate.weight"),
+        ("mixtral", json!({"intermediate_size": 2}), "experts"),
+    ] {
+        let mut inputs = open(case);
+        let mut json = inputs.base.config.as_ref().unwrap().json.clone();
+        change.as_object().unwrap().iter().for_each(|(key, value)| drop(json.insert(key.clone(), value.clone())));
+        let error = run(&mut inputs, &json).unwrap_err();
+        assert!(error.to_string().contains(tensor), "{case} with {change}: {error}");
+        assert!(error.hint().is_some(), "{error}");
+    }
+}
+
+/// Every field of every family takes every value that is no field's own.
+#[test]
+fn no_value_of_any_field_is_a_panic() {
+    let values = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(0.5),
+        json!(1e300),
+        json!(-1e-300),
+        json!(u64::MAX),
+        json!(1 << 24),
+        json!("x"),
+        json!(false),
+        json!(true),
+        json!([]),
+        json!([0, 1]),
+        json!({}),
+        json!({"full_attention": {"rope_type": "yarn", "factor": 0.1}, "sliding_attention": {}}),
+    ];
+    let mut tried = 0;
+    let ropes = ["llama_rope_yarn", "llama_rope_llama3", "llama_rope_dynamic", "phi3_longrope"];
+    let families =
+        ["gemma2", "gemma3_text", "gpt2", "granite", "mixtral", "olmo2", "qwen2_window", "qwen3_moe_raw", "smollm3"];
+    for case in ropes.into_iter().chain(families) {
+        let mut inputs = open(case);
+        let config = inputs.base.config.clone().unwrap();
+        // What makes no difference, or the same, is run once.
+        let mut seen = HashSet::from([format!("{:?}", spec(&config, &config.json).unwrap())]);
+        let of_rope = |key: &&String| !ropes.contains(&case) || *key == "rope_parameters";
+        for key in config.json.keys().filter(of_rope) {
+            let inner: Vec<&String> = config.json[key].as_object().into_iter().flat_map(Map::keys).collect();
+            for inner in std::iter::once(None).chain(inner.into_iter().map(Some)) {
+                for value in &values {
+                    let mut json = config.json.clone();
+                    match inner {
+                        None => json[key] = value.clone(),
+                        Some(inner) => json[key][inner.as_str()] = value.clone(),
+                    }
+                    tried += 1;
+                    match spec(&config, &json) {
+                        Err(error) => says(&error, &[]),
+                        Ok(spec) if seen.insert(format!("{spec:?}")) => drop(run(&mut inputs, &json)),
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    assert!(tried > 4_000, "{tried}");
+}

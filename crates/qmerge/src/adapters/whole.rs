@@ -1,0 +1,67 @@
+//! Tensors under the base's own names: modules trained whole, biases, and what an adapter's file merely brings along.
+
+use super::keys::Key;
+use super::{Adapter, Addition, Changes, Names, Replacement};
+use crate::error::Result;
+use crate::open::Entry;
+
+/// Parts of a weight packed by bitsandbytes, behind the module's path.
+const PACKED_PARTS: &[&str] = &["absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format"];
+
+/// Plans what becomes of one tensor: it replaces the base's, is new, or is ignored for a reason; else it is left to the accounting.
+pub(super) fn read(
+    adapter: &Adapter,
+    names: &Names<'_>,
+    key: &Key,
+    parameter: &str,
+    entry: &Entry,
+    changes: &mut Changes,
+) -> Result<()> {
+    let name = &entry.name;
+    let target = format!("{}.{parameter}", key.module);
+    let first_copy = name.replace(".modules_to_save", "");
+    if first_copy != *name && adapter.tensors.has(&first_copy) {
+        changes.ignored.push((name.clone(), "a second copy of a parameter trained whole"));
+        return Ok(());
+    }
+    if is_packed(adapter, name, parameter) {
+        changes.ignored.push((name.clone(), "the base's own packed weight, which came along"));
+        return Ok(());
+    }
+    let listed = adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str()));
+    // Files beside the adapter's own hold nothing but what was trained.
+    let trained = entry.file > 0 || parameter != "weight" || !key.wrapped && listed;
+    let found = match names.find(&target)? {
+        Some(claim) => Some(claim.weight.name().to_owned()),
+        // A tied embedding that is not stored; one that was trained whole will be.
+        None if parameter == "weight" => names.tied_to(&key.module).map(|(name, _)| name),
+        None => None,
+    };
+    match found {
+        Some(target) => changes.replacements.push(Replacement { target, tensor: name.clone(), trained }),
+        None if adapter.config.task().is_some_and(|task| listed || task.is_head(&key.module)) => {
+            changes.additions.push(Addition { target, tensor: name.clone() });
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// True for the codes and scales of a bitsandbytes weight. Training changes neither, so they can only have come along with an adapter on
+/// the same layer or on an embedding.
+fn is_packed(adapter: &Adapter, name: &str, parameter: &str) -> bool {
+    let path = |part: &str| name.strip_suffix(part).and_then(|path| path.strip_suffix('.'));
+    if parameter == "weight" {
+        let stem = path("weight").unwrap_or_default();
+        let of_four_bits = adapter.tensors.has(&format!("{name}.absmax"));
+        let of_eight_bits = adapter.tensors.has(&format!("{stem}.SCB"));
+        return of_four_bits || of_eight_bits;
+    }
+    // The state's name ends in a format's: `weight.quant_state.bitsandbytes__nf4`.
+    if let Some((weight, _)) = name.split_once(".quant_state.bitsandbytes__") {
+        return adapter.tensors.has(weight);
+    }
+    PACKED_PARTS.contains(&parameter)
+        && path(parameter)
+            .is_some_and(|stem| adapter.tensors.has(stem) || adapter.tensors.has(&format!("{stem}.weight")))
+}

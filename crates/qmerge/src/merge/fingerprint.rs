@@ -1,0 +1,108 @@
+//! What a run may go on with: the facts that decide a byte of its output. Threads, memory and the vector level do not.
+//!
+//! What is small enough is hashed whole: adapters, configurations, what a calibration is taken from. A base, and what it was quantized from, may be larger
+//! than all work on them: they are known by their files' sizes and times, and by the first bytes of each tensor.
+
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use super::RunOptions;
+use crate::error::Result;
+use crate::open::{Checkpoint, Source};
+use crate::plan::{Action, Inputs, Plan};
+use crate::report::Tool;
+use crate::round::identity;
+use crate::write::{CHANGES, Fingerprint, LAYOUT, Tokenizer};
+
+/// `adapters` are the hashes of the adapters' files, `calibration` that of what it is taken from.
+pub(super) fn of(
+    inputs: &Inputs,
+    plan: &Plan,
+    options: &RunOptions,
+    adapters: &[String],
+    calibration: Option<String>,
+) -> Result<Fingerprint> {
+    let mut merge = Fingerprint::default();
+    merge.add("version of qmerge", Tool::THIS.version);
+    merge.add("base", large(&inputs.base)?);
+    if let Some(config) = &inputs.base.config {
+        merge.add("configuration of the base", text_hash(&config.text));
+    }
+    for (number, (adapter, hash)) in inputs.adapters.iter().zip(adapters).enumerate() {
+        let name = format!("adapter {}", number + 1);
+        merge.add(&name, hash);
+        if let [_, beside @ ..] = adapter.tensors.files.as_slice()
+            && !beside.is_empty()
+        {
+            merge.add(format!("files beside {name}"), content(beside)?);
+        }
+        merge.add(format!("weight of {name}"), adapter.weight.to_string());
+        let config = serde_json::Value::Object(adapter.config.json.clone());
+        merge.add(format!("configuration of {name}"), text_hash(&config.to_string()));
+    }
+    if let Some(original) = &inputs.original {
+        merge.add("original", large(&original.checkpoint)?);
+    }
+    if let Some(calibration) = calibration {
+        merge.add("text or file of the calibration", calibration);
+    }
+    merge.add("format", &plan.output_format);
+    merge.add("rounding", plan.rounding.id());
+    merge.add("seed", plan.seed.to_string());
+    if let Some(rank) = plan.residual_rank {
+        merge.add("rank of the residual adapter", rank.to_string());
+    }
+    for (number, map) in plan.maps.iter().enumerate() {
+        merge.add(format!("rule {} on names", number + 1), map);
+    }
+    merge.add("base is residual", plan.read.base_is_residual.to_string());
+    merge.add("PEFT's bugs", plan.read.peft_bugs.to_string());
+    merge.add("tokenizer", if options.tokenizer == Tokenizer::Base { "the base's" } else { "the adapter's" });
+    let mut text = String::new();
+    for file in &plan.files {
+        let _ = writeln!(text, "{file:?}");
+    }
+    merge.add(LAYOUT, text_hash(&text));
+    text.clear();
+    for step in &plan.steps {
+        if let Action::Recode(recode) = &step.action {
+            let _ = writeln!(text, "{} {recode:?}", step.name);
+        }
+    }
+    merge.add(CHANGES, text_hash(&text));
+    Ok(merge)
+}
+
+/// Hash of all bytes of files: of one, what the hub shows.
+pub(crate) fn content(files: &[Source]) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for file in files {
+        let mut at = 0;
+        while at < file.len {
+            let n = buffer.len().min((file.len - at) as usize);
+            file.read_at(at, &mut buffer[..n])?;
+            hash.update(&buffer[..n]);
+            at += n as u64;
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Knows a checkpoint again without reading all of it. The paths are left out: they say nothing of the content.
+fn large(checkpoint: &Checkpoint) -> Result<String> {
+    let mut text = identity(checkpoint)?;
+    for file in &checkpoint.files {
+        let _ = writeln!(text, " {} {} {}", file.len, file.modified_ns, file.changed_ns);
+    }
+    Ok(text_hash(&text))
+}
+
+fn text_hash(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

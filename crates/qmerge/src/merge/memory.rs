@@ -1,0 +1,208 @@
+//! How much memory a merge takes, and how threads and chunks are chosen to fit a bound.
+//!
+//! A merge has phases, and only one of them at a time: a calibration gets ready, it hands out the moments of a layer, that layer's weights are rounded as a
+//! whole, all others go by in chunks, and what rounding left is cut. The prediction is the largest of them and what stands beside all. It counts bytes that are
+//! in use; an allocator keeps a share of what was freed.
+
+use super::residual::is_coarse;
+use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
+use crate::error::{Error, Kind, Result};
+use crate::plan::{Action, Plan, Recode};
+use crate::round::{Demand, metric_bytes};
+
+/// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
+const BYTES_PER_ELEMENT: u64 = 3 * 4;
+/// Bytes per element of a weight that is rounded as a whole from the base's codes: base, target, their products with the moments, and the values twice, as they
+/// are given and in the order of their use, in f32; and the moves of a group of rows.
+const FROM_BASE: u64 = 5 * 4 + 2;
+/// The same from what another format makes of the target: the start is kept too, and its error at first.
+const AFRESH: u64 = 7 * 4 + 2;
+/// The same of a written weight whose residual is cut: base, target, output, their difference.
+const READ_AGAIN: u64 = 4 * 4;
+/// Most directions of a delta that are told apart.
+const DIRECTIONS: u64 = 64;
+/// What the program takes besides: code, headers, tables, the allocator's reserve.
+pub const PROGRAM_BYTES: u64 = 24 << 20;
+/// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
+const STEPS_IN_FLIGHT: usize = 3;
+
+/// Predicted memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Largest sum that is expected, bytes.
+    pub peak_bytes: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// Elements per chunk.
+    pub chunk_elements: usize,
+    /// Bytes that moments and the weights under work may take together; `None` for no bound.
+    pub(super) whole: Option<u64>,
+}
+
+/// A layer that is rounded as a whole.
+struct Layer {
+    /// Bytes of its moments.
+    moments: u64,
+    /// Bytes of its weights under work, largest first.
+    weights: Vec<u64>,
+}
+
+impl Layer {
+    /// With so many weights at a time.
+    fn bytes(&self, together: usize) -> u64 {
+        self.moments + self.weights.iter().take(together).sum::<u64>()
+    }
+}
+
+/// Chooses threads and chunk size for a bound on memory.
+pub(super) fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>, demand: &Demand) -> Result<Memory> {
+    let mut memory = Memory { peak_bytes: 0, threads, chunk_elements: CHUNK_ELEMENTS, whole: None };
+    let layers = layers(plan, demand);
+    let rounded = |together: usize| layers.iter().map(|layer| layer.bytes(together)).max().unwrap_or(0);
+    let beside = beside(plan, demand);
+    let limit = max_memory.unwrap_or(u64::MAX);
+    loop {
+        let chunks = chunks(plan, &memory).max(residual(plan, memory.threads)).max(turned(plan, 1));
+        let least = beside + chunks.max(demand.working).max(rounded(1));
+        if least <= limit {
+            // Weights wait for each other where not all threads' fit.
+            let together = chunks.max(demand.working).max(rounded(memory.threads)).max(turned(plan, memory.threads));
+            memory.peak_bytes = (beside + together).min(limit);
+            memory.whole = max_memory.map(|limit| limit - beside);
+            return Ok(memory);
+        }
+        if beside + chunks > limit && memory.chunk_elements > 1 << 12 {
+            memory.chunk_elements /= 2;
+        } else if beside + chunks > limit && memory.threads > 1 {
+            memory.threads -= 1;
+        } else {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "--max-memory {:.0} MiB is not enough: this merge takes at least {:.0} MiB",
+                    limit as f64 / f64::from(1 << 20),
+                    (least as f64 / f64::from(1 << 20)).ceil()
+                ),
+            )
+            .with_hint(if layers.is_empty() {
+                "give that much"
+            } else {
+                "give that much, or take --fast, which does without the inputs of layers"
+            }));
+        }
+    }
+}
+
+/// What stands in memory all the while.
+fn beside(plan: &Plan, demand: &Demand) -> u64 {
+    let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
+    PROGRAM_BYTES + headers + demand.held
+}
+
+/// Weights that go by in chunks.
+fn chunks(plan: &Plan, memory: &Memory) -> u64 {
+    let mut state: Vec<u64> = Vec::new();
+    let waiting = (crate::write::MOST_WAITING + memory.threads) as u64 * TASK_BYTES;
+    let mut worker = 2 * TASK_BYTES;
+    for step in &plan.steps {
+        let Action::Recode(recode) = &step.action else { continue };
+        let geometry = recode.from.weight.geometry();
+        let chunk = (rows_per_chunk(recode, memory.chunk_elements) * geometry.cols) as u64;
+        let task = rows_per_task(recode, memory.chunk_elements) as u64;
+        let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
+        // The original's values, and the bytes that they are decoded from.
+        let original = if recode.original.is_some() { 8 } else { 0 };
+        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + task_bytes);
+        // Parts that are not cut by rows, and the maxima that a survey holds.
+        let whole: u64 = (0..recode.to.parts().len())
+            .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
+            .map(|part| recode.to.parts()[part].bytes)
+            .sum();
+        let held = if recode.to.needs_survey() { 6 * geometry.elements() as u64 / 64 } else { 0 };
+        state.push(edits(recode) + whole + held);
+    }
+    state.sort_unstable_by(|a, b| b.cmp(a));
+    let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
+    waiting + memory.threads as u64 * worker + in_flight
+}
+
+fn edits(recode: &Recode) -> u64 {
+    recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum()
+}
+
+/// The layers that are rounded as a whole.
+fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
+    let bytes: std::collections::HashMap<&str, u64> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Recode(recode) if recode.rounding.whole().is_some() => {
+                Some((step.name.as_str(), weight_bytes(recode, plan.residual_rank)))
+            }
+            _ => None,
+        })
+        .collect();
+    let layer = |inputs: &Vec<crate::round::Inputs>| {
+        let own = |inputs: &crate::round::Inputs| -> Vec<u64> {
+            inputs.weights.iter().filter_map(|name| bytes.get(name.as_str()).copied()).collect()
+        };
+        let mut layer = Layer { moments: 0, weights: Vec::new() };
+        for inputs in inputs {
+            let own = own(inputs);
+            if !own.is_empty() {
+                layer.moments += metric_bytes(inputs.features);
+                layer.weights.extend(own);
+            }
+        }
+        layer.weights.sort_unstable_by(|a, b| b.cmp(a));
+        layer
+    };
+    demand.layers.iter().map(layer).filter(|layer| !layer.weights.is_empty()).collect()
+}
+
+/// What a weight takes while it is rounded as a whole.
+pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64 {
+    let geometry = recode.from.weight.geometry();
+    let (rows, cols) = (geometry.rows as u64, geometry.cols as u64);
+    let each = if recode.keep && !recode.to.is_plain() { FROM_BASE } else { AFRESH };
+    let stored = read_bytes(recode) + 2 * written_bytes(recode);
+    let directions = 4 * DIRECTIONS.min(rows).min(cols) * (2 * rows + 4 * cols);
+    let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
+    rows * cols * each + stored + directions + cut + edits(recode)
+}
+
+/// What a weight whose rows become columns takes: base, target, both turned over, and what they are encoded and decoded to.
+pub(super) fn turned_bytes(recode: &Recode) -> u64 {
+    7 * 4 * recode.to.geometry().elements() as u64 + edits(recode)
+}
+
+/// The largest of those, so many at a time.
+fn turned(plan: &Plan, together: usize) -> u64 {
+    let mut bytes: Vec<u64> = plan.recodes().filter(|recode| recode.turned).map(turned_bytes).collect();
+    bytes.sort_unstable_by(|a, b| b.cmp(a));
+    bytes.iter().take(together).sum()
+}
+
+/// Factors of a sketch, in f64 and f32.
+fn sketch(ends: u64, rank: usize) -> u64 {
+    (rank as u64 + 8) * ends * 16
+}
+
+/// Cutting what rounding left: all factors stand in memory until they are written, twice.
+fn residual(plan: &Plan, threads: usize) -> u64 {
+    let Some(rank) = plan.residual_rank else { return 0 };
+    let mut factors = 0;
+    let mut jobs: Vec<u64> = Vec::new();
+    for step in &plan.steps {
+        if let Action::Recode(recode) = &step.action
+            && is_coarse(recode)
+        {
+            let geometry = recode.to.geometry();
+            let ends = (geometry.rows + geometry.cols) as u64;
+            factors += 8 * rank as u64 * ends;
+            jobs.push(READ_AGAIN * geometry.elements() as u64 + sketch(ends, rank) + edits(recode));
+        }
+    }
+    jobs.sort_unstable_by(|a, b| b.cmp(a));
+    factors + jobs.iter().take(threads).sum::<u64>()
+}

@@ -1,0 +1,96 @@
+//! How long the parts of a merge take, in nanoseconds of one thread.
+//!
+//! The figures were measured on one machine; on another all of them are larger or smaller by about the same factor, which a progress bar finds out while it runs.
+
+use std::collections::HashSet;
+
+use super::Plan;
+use super::residual::is_coarse;
+use crate::plan::{Action, Recode, Step};
+use crate::round::{Demand, Rounding};
+
+/// Per byte that is copied or brought to the disk.
+const BYTE: f64 = 0.7;
+/// Per value that is decoded, edited and surveyed.
+const SURVEY: f64 = 1.5;
+/// Per value that is encoded, decoded again, measured and written besides.
+const WRITE: f64 = 2.0;
+/// Per value whose level is chosen by a method.
+const CHOOSE: f64 = 12.0;
+/// Per product of a sketch.
+const PRODUCT: f64 = 0.05;
+
+/// Work of a plan, by step.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    /// Each step's, whether it is rounded as a whole or not.
+    pub(super) steps: Vec<f64>,
+    /// Bringing the output to the disk.
+    pub(super) sync: f64,
+    /// Cutting what rounding left.
+    pub(super) residual: f64,
+}
+
+impl Work {
+    pub(super) fn new(plan: &Plan, demand: &Demand) -> Self {
+        let known: HashSet<&str> =
+            demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(String::as_str).collect();
+        let one = |step: &Step| match &step.action {
+            Action::Copy { entry } => copied(entry.bytes),
+            Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
+                Some(method) => {
+                    let geometry = recode.from.weight.geometry();
+                    let from_base = recode.keep && !recode.to.is_plain();
+                    geometry.elements() as f64 * method.nanoseconds(geometry.cols, from_base)
+                }
+                None => [Part::EditSurvey, Part::Survey, Part::Write]
+                    .into_iter()
+                    .map(|part| streamed(recode, recode.streamed(), part))
+                    .sum(),
+            },
+        };
+        Self {
+            steps: plan.steps.iter().map(one).collect(),
+            sync: BYTE * plan.output_bytes() as f64,
+            residual: residual(plan),
+        }
+    }
+
+    pub(super) fn total(&self) -> f64 {
+        self.steps.iter().sum::<f64>() + self.sync + self.residual
+    }
+}
+
+/// A pass over a weight that goes by in chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    EditSurvey,
+    Survey,
+    Write,
+}
+
+pub(super) fn copied(bytes: u64) -> f64 {
+    BYTE * bytes as f64
+}
+
+/// One pass; zero for one that the weight does not need.
+pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> f64 {
+    let each = match part {
+        Part::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
+        Part::Survey if !recode.keep && recode.to.needs_survey() => SURVEY,
+        Part::EditSurvey | Part::Survey => 0.0,
+        Part::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
+        Part::Write => SURVEY + WRITE,
+    };
+    each * recode.from.weight.geometry().elements() as f64
+}
+
+fn residual(plan: &Plan) -> f64 {
+    let Some(rank) = plan.residual_rank else { return 0.0 };
+    let coarse = plan.steps.iter().filter_map(|step| match &step.action {
+        Action::Recode(recode) if is_coarse(recode) => Some(recode.to.geometry().elements() as f64),
+        _ => None,
+    });
+    // A sketch multiplies with its columns ten times.
+    coarse.map(|elements| elements * (SURVEY + 10.0 * (rank + 8) as f64 * PRODUCT)).sum()
+}

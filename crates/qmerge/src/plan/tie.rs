@@ -1,0 +1,285 @@
+//! Embeddings that are one tensor: what becomes of them when an adapter edits one end.
+//!
+//! The configuration says that they are tied; whether the checkpoint stores the tensor once or under each of its names says nothing. Afterwards
+//! the flag says whether the tensors are equal: transformers 4 and vLLM skip a stored head while it is true.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
+use super::steps::{ConfigChange, Wanted};
+use super::{Inputs, Options};
+use crate::adapters::{Names, PlannedEdit};
+use crate::error::{Result, unsupported};
+use crate::formats::Claim;
+
+/// A weight that must be stored on its own now.
+pub(super) struct Parted {
+    /// The stored weight whose values it begins with.
+    pub(super) source: String,
+    /// Its name.
+    pub(super) name: String,
+}
+
+/// Settles what is wanted of tied embeddings: edits of all of them, or of each on its own.
+pub(super) fn settle(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    config: &mut ConfigChange,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Parted>> {
+    let Some(tie) = names.tie else {
+        refuse_unknown(inputs, options, names, wanted)?;
+        return Ok(Vec::new());
+    };
+    let all: Vec<String> = tie.members.iter().map(|member| format!("{member}.weight")).collect();
+    let head = format!("{}.weight", tie.head());
+    if !all.iter().any(|member| wanted.touches(member)) {
+        return Ok(Vec::new());
+    }
+    let Some((source, first)) = all.iter().find_map(|name| Some((name.clone(), names.exact(name)?))) else {
+        return Ok(Vec::new());
+    };
+    // A member that is not stored is the source, unless the file says that the two are apart.
+    let mut members = Vec::new();
+    for name in &all {
+        match names.exact(name) {
+            _ if *name == source => members.push(name.clone()),
+            None if names.tied_to(name.strip_suffix(".weight").unwrap_or(name)).is_some() => members.push(name.clone()),
+            Some(claim) if names.ties_stored() => {
+                if same_bytes(inputs, first, claim)? {
+                    members.push(name.clone());
+                } else {
+                    warnings.push(format!(
+                        "the configuration ties `{name}` to `{source}`, but both are stored and differ: they are two tensors, and \
+                         tie_word_embeddings is false now"
+                    ));
+                    config.untie = true;
+                }
+            }
+            _ => {}
+        }
+    }
+    if members.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let group = Group { inputs, head: &head, members: &members };
+    if !members.iter().any(|member| group.parts(wanted, member)) {
+        group.share(names, wanted);
+        let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
+        let is_rounded = |member: &&String| {
+            let edits = wanted.edits.get(*member).map_or(&[][..], Vec::as_slice);
+            edits.iter().any(|(_, edit)| edit.plan.scale().is_some())
+        };
+        // A method that draws rounds each stored copy by its own name.
+        if options.rounding.draws_plain(&options.data) && stored.len() > 1 && stored.iter().any(is_rounded) {
+            config.untie = true;
+            warnings.push(format!(
+                "the embeddings are stored {} times, and the rounding draws for each on its own: tie_word_embeddings is false now",
+                stored.len()
+            ));
+        }
+        return Ok(Vec::new());
+    }
+    let only_low_rank = members
+        .iter()
+        .all(|member| wanted.replacements.get(member).is_none_or(|(_, replacement)| !replacement.trained));
+    if options.read.peft_bugs && only_low_rank {
+        warnings.push(
+            "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
+                .into(),
+        );
+        group.gather(names, wanted);
+        return Ok(Vec::new());
+    }
+    // T5 and its kin scale the decoder's output while the flag is true, so no flag says what the parted model is.
+    if tie.members.first() == Some(&"shared") {
+        return Err(unsupported(format!(
+            "the adapter parts the embeddings, and in this family tie_word_embeddings decides how the output of the decoder is scaled too: \
+             without `{head}` tied, the model is another"
+        ))
+        .in_tensor(&source)
+        .with_hint("train it anew without the embeddings, or say --peft-bugs: then they stay tied, and all ends change"));
+    }
+    group.spread(wanted);
+    let skipped = |name: &String| *name == head && !names.has_head() && !wanted.touches(name);
+    let mut parted: Vec<Parted> = members
+        .iter()
+        .filter(|name| names.exact(name).is_none() && !skipped(name))
+        .map(|name| Parted { source: source.clone(), name: name.clone() })
+        .collect();
+    if let Some((name, source)) = tie.bias()
+        && names.exact(&name).is_none()
+        && names.exact(&source).is_some()
+    {
+        wanted.copy(&source, &name);
+        parted.push(Parted { source, name });
+    }
+    config.untie = true;
+    warnings.push(if members.len() == 2 {
+        format!(
+            "the input and output embeddings were one tensor and are two now: `{head}` is stored on its own, and \
+             tie_word_embeddings is false"
+        )
+    } else {
+        format!(
+            "the embeddings were one tensor and are {} now, each stored on its own; tie_word_embeddings is false",
+            members.len()
+        )
+    });
+    Ok(parted)
+}
+
+/// Tensors that are one in the base.
+struct Group<'a> {
+    inputs: &'a Inputs,
+    head: &'a str,
+    members: &'a [String],
+}
+
+impl Group<'_> {
+    /// True if the adapter of that number was trained with the embeddings tied.
+    fn shares(&self, number: usize) -> bool {
+        self.inputs.adapters.get(number).is_some_and(|adapter| adapter.config.ensure_weight_tying)
+    }
+
+    /// True for an edit of one end that means all of them: trained tokens of the input embedding, adapters that were trained tied.
+    fn is_shared(&self, member: &str, (number, edit): &(usize, PlannedEdit)) -> bool {
+        self.shares(*number) || edit.plan.scale().is_none() && member != self.head
+    }
+
+    /// True if what is wanted of one member is meant for it alone.
+    fn parts(&self, wanted: &Wanted, member: &str) -> bool {
+        let edits = wanted.edits.get(member).map_or(&[][..], Vec::as_slice);
+        edits.iter().any(|edit| !self.is_shared(member, edit))
+            || wanted
+                .replacements
+                .get(member)
+                .is_some_and(|(number, replacement)| replacement.trained && !self.shares(*number))
+    }
+
+    /// All members stay one tensor: each stored copy takes the same edits. A second edit by the same adapter is the first seen from the other end.
+    fn share(&self, names: &Names<'_>, wanted: &mut Wanted) {
+        let mut edits: Vec<(usize, PlannedEdit)> = Vec::new();
+        let mut replacement = None;
+        for member in self.members {
+            let before: Vec<usize> = edits.iter().map(|(number, _)| *number).collect();
+            let more = wanted.edits.remove(member).unwrap_or_default();
+            edits.extend(more.into_iter().filter(|(number, _)| !before.contains(number)));
+            let own = wanted.replacements.remove(member);
+            replacement = replacement.or(own);
+        }
+        for member in self.members.iter().filter(|member| names.exact(member).is_some()) {
+            if !edits.is_empty() {
+                wanted.edits.insert(member.clone(), edits.clone());
+            }
+            if let Some((number, replacement)) = &replacement {
+                wanted.replace(member, *number, replacement);
+            }
+        }
+    }
+
+    /// All edits on the one tensor, as PEFT's merge does it.
+    fn gather(&self, names: &Names<'_>, wanted: &mut Wanted) {
+        let edits: Vec<_> =
+            self.members.iter().flat_map(|member| wanted.edits.remove(member).unwrap_or_default()).collect();
+        let found: Vec<_> = self.members.iter().filter_map(|member| wanted.replacements.remove(member)).collect();
+        for member in self.members.iter().filter(|member| names.exact(member).is_some()) {
+            if !edits.is_empty() {
+                wanted.edits.insert(member.clone(), edits.clone());
+            }
+            if let Some((number, replacement)) = found.first() {
+                wanted.replace(member, *number, replacement);
+            }
+        }
+    }
+
+    /// Each member is a tensor of its own: what meant all of them goes to those that lack it.
+    fn spread(&self, wanted: &mut Wanted) {
+        let mut shared: Vec<(usize, PlannedEdit)> = Vec::new();
+        for member in self.members {
+            let before: Vec<usize> = shared.iter().map(|(number, _)| *number).collect();
+            let edits = wanted.edits.get(member).map_or(&[][..], Vec::as_slice);
+            shared
+                .extend(edits.iter().filter(|edit| self.is_shared(member, edit) && !before.contains(&edit.0)).cloned());
+        }
+        let common = self.members.iter().find_map(|member| {
+            let (number, replacement) = wanted.replacements.get(member)?;
+            (!replacement.trained || self.shares(*number)).then(|| (*number, replacement.clone()))
+        });
+        for member in self.members {
+            let edits = wanted.edits.remove(member).unwrap_or_default();
+            let has = |number: usize| edits.iter().any(|edit| edit.0 == number && self.is_shared(member, edit));
+            let mut own: Vec<_> = shared.iter().filter(|(number, _)| !has(*number)).cloned().collect();
+            own.extend(edits);
+            if !own.is_empty() {
+                wanted.edits.insert(member.clone(), own);
+            }
+            if let Some((number, replacement)) = &common
+                && !wanted.replacements.contains_key(member)
+            {
+                wanted.replace(member, *number, replacement);
+            }
+        }
+    }
+}
+
+/// Errors if an input embedding is edited whose model may tie it to a head of unknown name: the head would change without a word.
+fn refuse_unknown(inputs: &Inputs, options: &Options, names: &Names<'_>, wanted: &Wanted) -> Result<()> {
+    if options.read.peft_bugs || !names.may_tie() || !names.has_head() {
+        return Ok(());
+    }
+    let Some(config) = &inputs.base.config else { return Ok(()) };
+    let tokens = config.find("vocab_size").and_then(serde_json::Value::as_u64);
+    let own = |number: &usize| inputs.adapters.get(*number).is_some_and(|adapter| !adapter.config.ensure_weight_tying);
+    let edited = wanted
+        .edits
+        .iter()
+        .filter(|(_, edits)| edits.iter().any(|(number, edit)| own(number) && edit.plan.scale().is_some()));
+    let replaced = wanted.replacements.iter().filter(|(_, (number, replacement))| own(number) && replacement.trained);
+    let mut targets: Vec<&String> = edited.map(|(name, _)| name).chain(replaced.map(|(name, _)| name)).collect();
+    targets.sort();
+    for name in targets {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let is_table = names.exact(name).is_some_and(|claim| {
+            let shape = claim.weight.shape();
+            shape.len() == 2 && shape.first().copied().map(|rows| rows as u64) == tokens
+        });
+        if is_table && !names.is_head(module) {
+            return Err(unsupported(format!(
+                "it has a row for each token, and the model (`{}`) may tie it to its output embedding, whose name is not known for this \
+                 family: a merge into it could change the output too",
+                config.model_type()
+            ))
+            .in_file(&config.path)
+            .in_tensor(name)
+            .with_hint(
+                "if they are two tensors, set tie_word_embeddings to false in the base's config.json; if they are one and both may change, say \
+                 --peft-bugs",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// True if two stored weights hold the same bytes.
+fn same_bytes(inputs: &Inputs, one: &Claim, two: &Claim) -> Result<bool> {
+    let ([one], [two]) = (&one.entries[..], &two.entries[..]) else { return Ok(false) };
+    if (one.dtype, &one.shape) != (two.dtype, &two.shape) {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = 0;
+    while at < one.bytes {
+        let n = (one.bytes - at).min(1 << 20) as usize;
+        left.truncate(n);
+        right.truncate(n);
+        inputs.base.read_at(one, at, &mut left)?;
+        inputs.base.read_at(two, at, &mut right)?;
+        if left != right {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}

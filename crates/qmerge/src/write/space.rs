@@ -1,0 +1,46 @@
+//! Free space on the disk of an output.
+
+use std::path::{Path, PathBuf};
+
+use super::parent_of;
+use crate::error::{Error, Kind, Result};
+use crate::plan::Plan;
+
+/// Errors if the disk of `target` has not enough free space for all that `plan` writes.
+pub(crate) fn enough(target: &Path, plan: &Plan) -> Result<()> {
+    let folder = existing(parent_of(target));
+    let need = plan.output_bytes();
+    let Some(free) = free_bytes(&folder) else { return Ok(()) };
+    if need > free {
+        return Err(Error::new(
+            Kind::Io,
+            format!("not enough space: the output takes {}, {} are free", megabytes(need), megabytes(free)),
+        )
+        .in_file(&folder)
+        .with_hint("free some space or choose another disk"));
+    }
+    Ok(())
+}
+
+/// The nearest folder above that is there already: a new one comes to the same disk.
+fn existing(mut folder: PathBuf) -> PathBuf {
+    while !folder.exists() && folder.as_os_str() != "." {
+        folder = parent_of(&folder);
+    }
+    folder
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Option<u64> {
+    None
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}

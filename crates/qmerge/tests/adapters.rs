@@ -1,0 +1,614 @@
+//! What an adapter's tensors mean for a base: which weight each lands on, what is tied, what is new, what is said of the rest.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use qmerge::adapters::Adapter;
+use qmerge::merge::{self, RunOptions, Silent};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::report::Report;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+const TOKENS: usize = 12;
+const WIDTH: usize = 8;
+
+/// A temporary folder, removed at the end of the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("qmerge-adapters-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// Multiples of 1/64 below 1, another run for each name: sums of products of a few of them are exact in bf16 where the test needs it.
+fn f32s(name: &str, shape: &[usize]) -> Tensor {
+    let seed = name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let value = |i: usize| (((seed >> 3) as usize + 37 * i) % 101) as f32 / 64.0 - 0.75;
+    let bytes = (0..shape.iter().product()).flat_map(|i| value(i).to_le_bytes()).collect();
+    (name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
+}
+
+fn zeros(name: &str, shape: &[usize]) -> Tensor {
+    (name.to_owned(), Dtype::F32, shape.to_vec(), vec![0; 4 * shape.iter().product::<usize>()])
+}
+
+fn bytes(name: &str, bytes: Vec<u8>) -> Tensor {
+    (name.to_owned(), Dtype::U8, vec![bytes.len()], bytes)
+}
+
+fn renamed(tensor: &Tensor, name: &str) -> Tensor {
+    (name.to_owned(), tensor.1, tensor.2.clone(), tensor.3.clone())
+}
+
+fn floats(tensor: &[u8]) -> Vec<f32> {
+    tensor.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+}
+
+fn write(path: &Path, tensors: &[Tensor]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
+}
+
+/// A and B of one module, rank 2.
+fn pair(module: &str, outputs: usize, inputs: usize) -> [Tensor; 2] {
+    let name = |factor: &str| format!("base_model.model.{module}.lora_{factor}.weight");
+    [f32s(&name("A"), &[2, inputs]), f32s(&name("B"), &[outputs, 2])]
+}
+
+fn embedding_pair(module: &str) -> [Tensor; 2] {
+    let name = |factor: &str| format!("base_model.model.{module}.lora_embedding_{factor}");
+    [f32s(&name("A"), &[2, TOKENS]), f32s(&name("B"), &[WIDTH, 2])]
+}
+
+/// A base in f32, its configuration, an adapter, and what is merged out of them.
+struct Case {
+    folder: Folder,
+    base: Vec<Tensor>,
+    adapters: usize,
+    options: Options,
+}
+
+struct Merged {
+    output: Checkpoint,
+    config: Value,
+    report: Report,
+}
+
+impl Case {
+    fn new(base: Vec<Tensor>, config: Value) -> Self {
+        let folder = Folder::new();
+        write(&folder.0.join("base/model.safetensors"), &base);
+        std::fs::write(folder.0.join("base/config.json"), config.to_string()).unwrap();
+        Self { folder, base, adapters: 0, options: Options::default() }
+    }
+
+    fn adapter(mut self, tensors: &[Tensor], config: Value) -> Self {
+        let folder = self.folder.0.join(format!("adapter-{}", self.adapters));
+        self.adapters += 1;
+        write(&folder.join("adapter_model.safetensors"), tensors);
+        let mut all = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
+        all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        std::fs::write(folder.join("adapter_config.json"), all.to_string()).unwrap();
+        self
+    }
+
+    fn plan(&self) -> qmerge::error::Result<(Inputs, Plan)> {
+        let base = Checkpoint::open(&self.folder.0.join("base"))?;
+        let open = |number| Adapter::open(&self.folder.0.join(format!("adapter-{number}")), 1.0);
+        let inputs = Inputs::new(base, (0..self.adapters).map(open).collect::<qmerge::error::Result<_>>()?)?;
+        let plan = Plan::new(&inputs, &self.options)?;
+        Ok((inputs, plan))
+    }
+
+    fn merge(&self) -> Merged {
+        let (inputs, plan) = self.plan().unwrap();
+        let out = self.folder.0.join("out");
+        let _ = std::fs::remove_dir_all(&out);
+        let run = RunOptions { threads: 1, ..RunOptions::default() };
+        let report = merge::run(&inputs, &plan, None, &out, &run, &Silent).unwrap();
+        let config = serde_json::from_str(&std::fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+        Merged { output: Checkpoint::open(&out).unwrap(), config, report }
+    }
+
+    fn error(&self) -> String {
+        let error = self.plan().map(|_| ()).unwrap_err();
+        format!("{error:?}")
+    }
+
+    fn warnings(&self) -> String {
+        self.plan().unwrap().1.warnings.join("\n")
+    }
+
+    fn base(&self, name: &str) -> Vec<f32> {
+        floats(&self.base.iter().find(|tensor| tensor.0 == name).unwrap().3)
+    }
+}
+
+impl Merged {
+    fn get(&self, name: &str) -> Vec<f32> {
+        let entry = self.output.get(name).unwrap_or_else(|| panic!("{name} is not stored"));
+        floats(&self.output.read_small(entry, 1 << 20).unwrap())
+    }
+}
+
+/// `base + 2 · B·A`, or its transpose for an embedding.
+fn with_delta(base: &[f32], [a, b]: &[Tensor; 2], cols: usize, is_embedding: bool) -> Vec<f32> {
+    let (inner, outer) = (a.2[1], b.2[0]);
+    let (a, b) = (floats(&a.3), floats(&b.3));
+    let product = |o: usize, i: usize| (0..2).map(|k| b[o * 2 + k] * a[k * inner + i]).sum::<f32>();
+    assert_eq!(base.len(), inner * outer);
+    let at = |n: usize| if is_embedding { product(n % cols, n / cols) } else { product(n / cols, n % cols) };
+    base.iter().enumerate().map(|(n, value)| value + 2.0 * at(n)).collect()
+}
+
+fn close(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+}
+
+const Q: &str = "layers.0.self_attn.q_proj";
+
+fn llama(prefix: &str) -> Vec<Tensor> {
+    vec![
+        f32s(&format!("{prefix}embed_tokens.weight"), &[TOKENS, WIDTH]),
+        f32s(&format!("{prefix}{Q}.weight"), &[WIDTH, WIDTH]),
+    ]
+}
+
+fn config(model_type: &str, more: Value) -> Value {
+    let mut config = json!({"model_type": model_type, "vocab_size": TOKENS});
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+#[test]
+fn a_path_that_ends_alike_is_another_module() {
+    for (base, module) in [
+        ("model.", format!("mtp.{Q}")),
+        ("model.", format!("model.mtp.{Q}")),
+        ("model.", format!("model.vision_tower.vision_model.encoder.{Q}")),
+        ("model.", format!("vision_tower.{Q}")),
+        ("model.", format!("model.visual.{Q}")),
+        ("model.", format!("talker.model.{Q}")),
+        ("model.", format!("encoder.{Q}")),
+        ("model.decoder.", format!("model.{Q}")),
+        ("text_model.encoder.", format!("encoder.{Q}")),
+        ("text_model.encoder.", format!("vision_model.encoder.{Q}")),
+    ] {
+        let case = Case::new(llama(base), config("llama", json!({}))).adapter(&pair(&module, WIDTH, WIDTH), json!({}));
+        let error = case.error();
+        assert!(error.contains("matches nothing") && error.contains(&module), "{base} {module}: {error}");
+    }
+}
+
+#[test]
+fn wrappers_of_a_language_model_come_and_go() {
+    let prefixes = ["model.", "", "language_model.model.", "model.language_model.", "model.text_model.", "llm.model."];
+    for base in prefixes {
+        for adapter in prefixes {
+            let tensors = pair(&format!("{adapter}{Q}"), WIDTH, WIDTH);
+            let case = Case::new(llama(base), config("llama", json!({}))).adapter(&tensors, json!({}));
+            let merged = case.merge();
+            let name = format!("{base}{Q}.weight");
+            let want = with_delta(&case.base(&name), &tensors, WIDTH, false);
+            assert!(close(&merged.get(&name), &want), "{base} {adapter}");
+            // One module, one name: what was merely looked up on the way is not counted.
+            let renames = merged.report.warnings.iter().filter(|text| text.starts_with("1 adapter names")).count();
+            assert_eq!(renames, usize::from(base != adapter), "{:?}", merged.report.warnings);
+        }
+    }
+}
+
+#[test]
+fn a_module_that_could_be_two_is_named() {
+    let base = [llama("model."), llama("thinker.model.")].concat();
+    let case = Case::new(base, config("x", json!({}))).adapter(&pair(Q, WIDTH, WIDTH), json!({}));
+    let error = case.error();
+    for word in [Q, "`model.layers", "`thinker.model.layers", "--map"] {
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn two_modules_never_end_in_one_weight() {
+    let modules = [format!("model.{Q}"), format!("model.language_model.{Q}")];
+    let tensors: Vec<Tensor> = modules.iter().flat_map(|module| pair(module, WIDTH, WIDTH)).collect();
+    let case = Case::new(llama("model."), config("llama", json!({}))).adapter(&tensors, json!({}));
+    let error = case.error();
+    assert!(modules.iter().all(|module| error.contains(&format!("{module}.lora_A"))), "{error}");
+    // Copies of one weight too.
+    let tensors = ["model.norm.weight", "norm.weight"].map(|name| f32s(&format!("base_model.model.{name}"), &[WIDTH]));
+    let base = [llama("model."), vec![f32s("model.norm.weight", &[WIDTH])]].concat();
+    let error =
+        Case::new(base, config("llama", json!({}))).adapter(&tensors, json!({"modules_to_save": ["norm"]})).error();
+    assert!(error.contains("both mean `model.norm.weight`"), "{error}");
+}
+
+#[test]
+fn a_tower_that_the_base_lacks_can_be_left_out() {
+    let tensors = [
+        pair(&format!("model.language_model.{Q}"), WIDTH, WIDTH),
+        pair(&format!("model.vision_tower.vision_model.encoder.{Q}"), 5, 5),
+    ];
+    let mut case = Case::new(llama("model."), config("llama", json!({}))).adapter(&tensors.concat(), json!({}));
+    assert!(case.error().contains("vision_tower"));
+    case.options.allow_unused = true;
+    let merged = case.merge();
+    let name = format!("model.{Q}.weight");
+    assert!(close(&merged.get(&name), &with_delta(&case.base(&name), &tensors[0], WIDTH, false)));
+    assert_eq!((merged.report.adapters[0].merged, merged.report.adapters[0].unused), (2, 2));
+}
+
+/// Family, embedding, head: rows of transformers' `_tied_weights_keys`.
+const FAMILIES: &[(&str, &str, &str)] = &[
+    ("llama", "model.embed_tokens", "lm_head"),
+    ("gpt2", "transformer.wte", "lm_head"),
+    ("mamba", "backbone.embeddings", "lm_head"),
+    ("gpt_neox", "gpt_neox.embed_in", "embed_out"),
+    ("opt", "model.decoder.embed_tokens", "lm_head"),
+    ("whisper", "model.decoder.embed_tokens", "proj_out"),
+    ("bert", "bert.embeddings.word_embeddings", "cls.predictions.decoder"),
+    ("roberta", "roberta.embeddings.word_embeddings", "lm_head.decoder"),
+    ("esm", "esm.embeddings.word_embeddings", "lm_head.decoder"),
+    ("modernbert", "model.embeddings.tok_embeddings", "decoder"),
+    ("smolvlm", "model.text_model.embed_tokens", "lm_head"),
+    ("llava", "language_model.model.embed_tokens", "language_model.lm_head"),
+    ("bloom", "transformer.word_embeddings", "lm_head"),
+];
+
+/// An adapter on one end parts the two, whether the head is stored or not, under the names of each family.
+#[test]
+fn an_adapter_on_one_end_parts_tied_embeddings() {
+    for (model_type, embed, head) in FAMILIES {
+        let [embed_weight, head_weight] = [embed, head].map(|module| format!("{module}.weight"));
+        let table = f32s(&embed_weight, &[TOKENS, WIDTH]);
+        for stored in [false, true] {
+            let mut base = vec![table.clone()];
+            base.extend(stored.then(|| renamed(&table, &head_weight)));
+            let tied = config(model_type, json!({"tie_word_embeddings": true}));
+            let check = |tensors: [Tensor; 2], is_embedding: bool| {
+                let case = Case::new(base.clone(), tied.clone()).adapter(&tensors, json!({}));
+                let merged = case.merge();
+                let before = case.base(&embed_weight);
+                let after = with_delta(&before, &tensors, WIDTH, is_embedding);
+                let (edited, kept) =
+                    if is_embedding { (&embed_weight, &head_weight) } else { (&head_weight, &embed_weight) };
+                assert!(close(&merged.get(edited), &after), "{model_type} {edited}");
+                assert_eq!(merged.get(kept), before, "{model_type} {kept}");
+                assert_eq!(merged.config["tie_word_embeddings"], false, "{model_type}");
+                assert!(merged.report.warnings.iter().any(|text| text.contains(&head_weight)), "{model_type}");
+            };
+            check(embedding_pair(embed), true);
+            check(pair(head, TOKENS, WIDTH), false);
+        }
+        // Trained whole.
+        for (own, other) in [(embed, &head_weight), (head, &embed_weight)] {
+            let whole = f32s(&format!("base_model.model.{own}.weight"), &[TOKENS, WIDTH]);
+            let case = Case::new(vec![table.clone()], config(model_type, json!({"tie_word_embeddings": true})))
+                .adapter(std::slice::from_ref(&whole), json!({"modules_to_save": [own]}));
+            let merged = case.merge();
+            assert_eq!(merged.get(&format!("{own}.weight")), floats(&whole.3), "{model_type}");
+            assert_eq!(merged.get(other), case.base(&embed_weight), "{model_type}");
+            assert_eq!(merged.config["tie_word_embeddings"], false);
+        }
+    }
+}
+
+/// BERT ties its head's bias by the same flag: parted, the bias is stored under the head's name too, as the adapter leaves it.
+#[test]
+fn the_bias_of_a_parted_head_comes_along() {
+    let base =
+        vec![f32s("bert.embeddings.word_embeddings.weight", &[TOKENS, WIDTH]), f32s("cls.predictions.bias", &[TOKENS])];
+    let tensors = embedding_pair("bert.embeddings.word_embeddings");
+    let case = Case::new(base.clone(), config("bert", json!({}))).adapter(&tensors, json!({}));
+    let merged = case.merge();
+    assert_eq!(merged.get("cls.predictions.decoder.bias"), case.base("cls.predictions.bias"));
+    let trained = f32s("base_model.model.cls.predictions.bias", &[TOKENS]);
+    let tensors = [&tensors[..], std::slice::from_ref(&trained)].concat();
+    let merged = Case::new(base, config("bert", json!({}))).adapter(&tensors, json!({"bias": "all"})).merge();
+    for name in ["cls.predictions.bias", "cls.predictions.decoder.bias"] {
+        assert_eq!(merged.get(name), floats(&trained.3), "{name}");
+    }
+}
+
+/// Trained tokens mean both ends: every stored copy gets the rows, and so does one that is stored from now on.
+#[test]
+fn trained_tokens_change_both_ends_of_a_tie() {
+    let table = f32s("model.embed_tokens.weight", &[TOKENS, WIDTH]);
+    let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let rows = f32s(name, &[2, WIDTH]);
+    let want = |case: &Case| {
+        let mut want = case.base("model.embed_tokens.weight");
+        for (row, at) in floats(&rows.3).chunks(WIDTH).zip([3, 5]) {
+            want[at * WIDTH..(at + 1) * WIDTH].copy_from_slice(row);
+        }
+        want
+    };
+    let indices = json!({"trainable_token_indices": {"embed_tokens": [3, 5]}});
+    let both = vec![table.clone(), renamed(&table, "lm_head.weight")];
+    let case = Case::new(both, config("llama", json!({"tie_word_embeddings": true})))
+        .adapter(std::slice::from_ref(&rows), indices.clone());
+    let merged = case.merge();
+    assert_eq!(merged.get("model.embed_tokens.weight"), want(&case));
+    assert_eq!(merged.get("lm_head.weight"), want(&case));
+    assert_eq!(merged.config["tie_word_embeddings"], true);
+    // With a LoRA on the head, which parts it.
+    let head = pair("lm_head", TOKENS, WIDTH);
+    let case = Case::new(vec![table], config("llama", json!({"tie_word_embeddings": true})))
+        .adapter(&[std::slice::from_ref(&rows), &head[..]].concat(), indices);
+    let merged = case.merge();
+    assert_eq!(merged.get("model.embed_tokens.weight"), want(&case));
+    assert!(close(&merged.get("lm_head.weight"), &with_delta(&want(&case), &head, WIDTH, false)));
+    assert_eq!(merged.config["tie_word_embeddings"], false);
+}
+
+/// An adapter that was trained tied changes both ends alike; a method that draws rounds each copy on its own, and then the flag is false.
+#[test]
+fn the_flag_says_whether_stored_copies_are_equal() {
+    let table = f32s("model.embed_tokens.weight", &[TOKENS, WIDTH]);
+    let [a, b] = embedding_pair("model.embed_tokens");
+    let turned = |tensor: &Tensor, name: &str| {
+        let (rows, cols, values) = (tensor.2[0], tensor.2[1], floats(&tensor.3));
+        let bytes = (0..rows * cols).flat_map(|i| values[i % rows * cols + i / rows].to_le_bytes()).collect();
+        (format!("base_model.model.lm_head.lora_{name}.weight"), Dtype::F32, vec![cols, rows], bytes)
+    };
+    let head = [turned(&b, "A"), turned(&a, "B")];
+    let mut case = Case::new(
+        vec![table.clone(), renamed(&table, "lm_head.weight")],
+        config("llama", json!({"tie_word_embeddings": true})),
+    )
+    .adapter(&[&[a, b][..], &head[..]].concat(), json!({"ensure_weight_tying": true}));
+    let merged = case.merge();
+    assert_eq!(merged.get("lm_head.weight"), merged.get("model.embed_tokens.weight"));
+    assert!(merged.get("lm_head.weight") != case.base("lm_head.weight"));
+    assert_eq!(merged.config["tie_word_embeddings"], true);
+    case.options.rounding = qmerge::plan::Method::Named(qmerge::round::by_id("stochastic").unwrap());
+    assert_eq!(case.merge().config["tie_word_embeddings"], false);
+}
+
+/// The flag is true and both are stored, but differ: transformers 5 takes them for two tensors, and so does the merge.
+#[test]
+fn a_stored_head_that_differs_is_a_tensor_of_its_own() {
+    let base = vec![f32s("model.embed_tokens.weight", &[TOKENS, WIDTH]), f32s("lm_head.weight", &[TOKENS, WIDTH])];
+    let tensors = embedding_pair("model.embed_tokens");
+    let case = Case::new(base, config("llama", json!({"tie_word_embeddings": true}))).adapter(&tensors, json!({}));
+    let merged = case.merge();
+    assert_eq!(merged.get("lm_head.weight"), case.base("lm_head.weight"));
+    assert_eq!(merged.config["tie_word_embeddings"], false);
+    assert!(merged.report.warnings.iter().any(|text| text.contains("differ")), "{:?}", merged.report.warnings);
+}
+
+/// BART has four names for one tensor; parted, each is stored.
+#[test]
+fn all_names_of_a_shared_embedding_are_stored_once_they_part() {
+    let table = f32s("model.shared.weight", &[TOKENS, WIDTH]);
+    let tensors = embedding_pair("model.decoder.embed_tokens");
+    let case = Case::new(vec![table], config("bart", json!({}))).adapter(&tensors, json!({}));
+    let merged = case.merge();
+    let before = case.base("model.shared.weight");
+    for name in ["model.shared.weight", "model.encoder.embed_tokens.weight", "lm_head.weight"] {
+        assert_eq!(merged.get(name), before, "{name}");
+    }
+    let want = with_delta(&before, &tensors, WIDTH, true);
+    assert!(close(&merged.get("model.decoder.embed_tokens.weight"), &want));
+    assert_eq!(merged.config["tie_word_embeddings"], false);
+    // T5's flag scales the output too, so no flag describes the parted model.
+    let case = Case::new(vec![f32s("shared.weight", &[TOKENS, WIDTH])], config("t5", json!({})))
+        .adapter(&embedding_pair("shared"), json!({}));
+    assert!(case.error().contains("scaled"), "{}", case.error());
+}
+
+#[test]
+fn an_embedding_whose_head_is_unknown_is_not_edited() {
+    let base = vec![f32s("trunk.table.weight", &[TOKENS, WIDTH])];
+    for (more, refused) in [
+        (json!({}), true),
+        (json!({"tie_word_embeddings": true}), true),
+        (json!({"tie_word_embeddings": false}), false),
+        (json!({"architectures": ["NewModel"]}), false),
+    ] {
+        let case = Case::new(base.clone(), config("unheard_of", more.clone()))
+            .adapter(&embedding_pair("trunk.table"), json!({}));
+        match case.plan() {
+            Ok(_) => assert!(!refused, "{more}"),
+            Err(error) => assert!(refused && error.to_string().contains("unheard_of"), "{more}: {error}"),
+        }
+    }
+}
+
+/// What transformers ties by default, where the file does not say.
+#[test]
+fn a_family_s_default_ties_a_stored_head() {
+    for (model_type, embed, tied) in [("gpt2", "transformer.wte", true), ("llama", "model.embed_tokens", false)] {
+        let table = f32s(&format!("{embed}.weight"), &[TOKENS, WIDTH]);
+        let base = vec![table.clone(), renamed(&table, "lm_head.weight")];
+        let case = Case::new(base, config(model_type, json!({}))).adapter(&embedding_pair(embed), json!({}));
+        assert_eq!(case.merge().config.get("tie_word_embeddings"), tied.then_some(&json!(false)), "{model_type}");
+    }
+}
+
+fn packed(name: &str, rows: usize, cols: usize) -> Vec<Tensor> {
+    // As Python writes it.
+    let state = format!(r#"{{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [{rows}, {cols}]}}"#);
+    let map: [f32; 16] = [
+        -1.0,
+        -0.696_192_8,
+        -0.525_073_05,
+        -0.394_917_5,
+        -0.284_441_38,
+        -0.184_773_43,
+        -0.091_050_036,
+        0.0,
+        0.079_580_3,
+        0.160_930_2,
+        0.246_112_3,
+        0.337_915_24,
+        0.440_709_83,
+        0.562_617,
+        0.722_956_84,
+        1.0,
+    ];
+    let mut codes = bytes(name, (0..rows * cols / 2).map(|i| (i * 29 % 251) as u8).collect());
+    codes.2 = vec![rows * cols / 2, 1];
+    let map = map.iter().flat_map(|x| x.to_le_bytes()).collect();
+    vec![
+        codes,
+        f32s(&format!("{name}.absmax"), &[rows * cols / 64]),
+        (format!("{name}.quant_map"), Dtype::F32, vec![16], map),
+        bytes(&format!("{name}.quant_state.bitsandbytes__nf4"), state.into_bytes()),
+    ]
+}
+
+/// The head's tokens are those of its quant_state, and the packed copy in the adapter only came along.
+#[test]
+fn a_packed_head_has_the_tokens_of_its_state() {
+    let head = packed("lm_head.weight", 16, WIDTH);
+    let mut base = vec![f32s("model.embed_tokens.weight", &[16, WIDTH])];
+    base.extend(head.clone());
+    base.push(f32s(&format!("model.{Q}.weight"), &[WIDTH, WIDTH]));
+    let config = json!({"model_type": "llama", "vocab_size": 16, "tie_word_embeddings": false});
+    let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
+    Case::new(base.clone(), config.clone()).adapter(&q, json!({})).merge();
+    let copies =
+        head.iter().map(|part| renamed(part, &part.0.replace("lm_head.", "base_model.model.lm_head.base_layer.")));
+    let tensors: Vec<Tensor> = pair("lm_head", 16, WIDTH).into_iter().chain(copies).collect();
+    let merged = Case::new(base, config).adapter(&tensors, json!({})).merge();
+    let adapter = &merged.report.adapters[0];
+    assert_eq!((adapter.merged, adapter.ignored.len(), adapter.replaced), (2, 4, 0));
+    assert!(adapter.ignored.iter().all(|ignored| ignored.reason.contains("packed")));
+}
+
+#[test]
+fn a_classifier_s_head_is_added() {
+    let score = f32s("base_model.model.score.weight", &[3, WIDTH]);
+    let tensors = [&pair(&format!("model.{Q}"), WIDTH, WIDTH)[..], std::slice::from_ref(&score)].concat();
+    let base = json!({"architectures": ["LlamaForCausalLM"]});
+    let trained = json!({"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]});
+    let merged = Case::new(llama("model."), config("llama", base.clone())).adapter(&tensors, trained).merge();
+    assert_eq!(merged.get("score.weight"), floats(&score.3));
+    assert_eq!(merged.config["architectures"], json!(["LlamaForSequenceClassification"]));
+    assert_eq!(merged.config["id2label"], json!({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}));
+    assert_eq!((merged.report.adapters[0].added, merged.report.adapters[0].unused), (1, 0));
+    // RoBERTa's head has two layers and biases; the labels are those of the last. A list of what is not quantized grows.
+    let names = ["dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"];
+    let shapes: [&[usize]; 4] = [&[WIDTH, WIDTH], &[WIDTH], &[5, WIDTH], &[5]];
+    let head =
+        names.iter().zip(shapes).map(|(name, shape)| f32s(&format!("base_model.model.classifier.{name}"), shape));
+    let more = json!({
+        "architectures": ["RobertaForMaskedLM"],
+        "quantization_config": {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["lm_head"]},
+    });
+    let tensors: Vec<Tensor> =
+        pair("roberta.encoder.layer.0.attention.self.query", WIDTH, WIDTH).into_iter().chain(head).collect();
+    let base = vec![f32s("roberta.encoder.layer.0.attention.self.query.weight", &[WIDTH, WIDTH])];
+    let case = Case::new(base, config("roberta", more)).adapter(&tensors, json!({"task_type": "TOKEN_CLS"}));
+    let merged = case.merge();
+    assert_eq!(merged.config["architectures"], json!(["RobertaForTokenClassification"]));
+    assert_eq!(merged.config["id2label"].as_object().unwrap().len(), 5);
+    let skipped = &merged.config["quantization_config"]["llm_int8_skip_modules"];
+    assert_eq!(skipped, &json!(["lm_head", "classifier.dense", "classifier.out_proj"]));
+    // Without a task it is no one's, and the error says what it is.
+    let tensors = [&pair(&format!("model.{Q}"), WIDTH, WIDTH)[..], std::slice::from_ref(&score)].concat();
+    let case =
+        Case::new(llama("model."), config("llama", json!({}))).adapter(&tensors, json!({"modules_to_save": ["score"]}));
+    let error = case.error();
+    assert!(error.contains("trained whole") && error.contains("task_type"), "{error}");
+}
+
+#[test]
+fn trained_files_beside_an_adapter_are_merged_or_named() {
+    let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
+    let projector = f32s("model.mm_projector.0.weight", &[WIDTH, 4]);
+    let trained = f32s("base_model.model.model.mm_projector.0.weight", &[WIDTH, 4]);
+    let base = [llama("model."), vec![projector]].concat();
+    let mut case = Case::new(base, config("llama", json!({}))).adapter(&q, json!({}));
+    let beside = |name: &str| case.folder.0.join("adapter-0").join(name);
+    write(&beside("non_lora_trainables.safetensors"), std::slice::from_ref(&trained));
+    write(&beside("value_head.safetensors"), &[f32s("v_head.summary.weight", &[1, WIDTH])]);
+    std::fs::write(beside("optimizer.pt"), "state").unwrap();
+    std::fs::write(beside("rng_state_0.pth"), "state").unwrap();
+    let merged = case.merge();
+    assert_eq!(merged.get("model.mm_projector.0.weight"), floats(&trained.3));
+    let adapter = &merged.report.adapters[0];
+    assert_eq!((adapter.tensors, adapter.merged, adapter.replaced), (3, 2, 1));
+    assert_eq!(
+        (&adapter.beside[..], &adapter.left_out[..]),
+        (&["non_lora_trainables.safetensors".to_owned()][..], &["value_head.safetensors".to_owned()][..])
+    );
+    assert!(merged.report.warnings.iter().any(|text| text.contains("value_head.safetensors")));
+    assert!(!merged.report.warnings.iter().any(|text| text.contains("optimizer") || text.contains("rng_state")));
+    // Of a module that the base lacks: the error names the file.
+    write(&beside("non_lora_trainables.safetensors"), &[renamed(&trained, "base_model.model.model.other.weight")]);
+    assert!(case.error().contains("non_lora_trainables.safetensors"), "{}", case.error());
+    std::fs::remove_file(beside("non_lora_trainables.safetensors")).unwrap();
+    // Rows of new tokens are needed, so the merge stops.
+    write(&beside("new_embeddings.safetensors"), &[f32s("input_embeddings", &[2, WIDTH])]);
+    assert!(case.error().contains("new_embeddings.safetensors"), "{}", case.error());
+    case.options.allow_unused = true;
+    assert!(case.warnings().contains("new_embeddings.safetensors"));
+}
+
+#[test]
+fn the_same_adapter_twice_and_one_that_was_not_trained_are_named() {
+    let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
+    let case = Case::new(llama("model."), config("llama", json!({}))).adapter(&q, json!({}));
+    assert!(!case.warnings().contains("zero"));
+    let adapter = case.folder.0.join("adapter-0");
+    let open = || Adapter::open(&adapter, 1.0).unwrap();
+    let inputs = Inputs::new(Checkpoint::open(&case.folder.0.join("base")).unwrap(), vec![open(), open()]).unwrap();
+    let plan = Plan::new(&inputs, &Options::default()).unwrap();
+    assert!(plan.warnings.iter().any(|text| text.contains("given 2 times")), "{:?}", plan.warnings);
+    let [a, b] = q;
+    let case = Case::new(llama("model."), config("llama", json!({}))).adapter(&[a, zeros(&b.0, &b.2)], json!({}));
+    let report = case.merge().report;
+    assert_eq!(report.warnings.iter().filter(|text| text.contains("zero")).count(), 1, "{:?}", report.warnings);
+}
+
+#[test]
+fn another_base_than_the_adapter_s_is_named() {
+    let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
+    for (base, trained_on, warned) in [
+        ("org/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B", true),
+        ("unsloth/Llama-3.2-1B-bnb-4bit", "meta-llama/Llama-3.2-1B", false),
+        ("", "meta-llama/Llama-3.2-1B", false),
+    ] {
+        let case = Case::new(llama("model."), config("llama", json!({"_name_or_path": base})))
+            .adapter(&q, json!({"base_model_name_or_path": trained_on}));
+        let warnings = case.warnings();
+        assert_eq!(warnings.contains(trained_on) && warnings.contains(base), warned, "{warnings}");
+    }
+}
+
+/// BD-LoRA whose rows cannot be cut into its blocks.
+#[test]
+fn blocks_that_do_not_divide_a_factor_are_refused() {
+    for (key, rank, outputs) in [("target_modules_bd_a", 2, WIDTH), ("target_modules_bd_b", 2, 7)] {
+        for blocks in [3_u64, 1 << 20, u64::MAX] {
+            let name = |factor: &str| format!("base_model.model.model.{Q}.lora_{factor}.weight");
+            let tensors = [f32s(&name("A"), &[rank, 4]), f32s(&name("B"), &[outputs, 2])];
+            let base = vec![f32s(&format!("model.{Q}.weight"), &[outputs, WIDTH])];
+            let bd = json!({"use_bdlora": {key: ["q_proj"], "nblocks": blocks}});
+            let error = Case::new(base, config("llama", json!({}))).adapter(&tensors, bd).error();
+            assert!(error.contains("equal blocks"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Writes the first inputs of the targets `plan`, `run` and `calibration` into `corpus`, from the small models of the tests.
+
+use std::path::{Path, PathBuf};
+
+use qmerge::open::Checkpoint;
+use qmerge_fuzz::END;
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = root.join("../crates");
+    for case in folders(&tests.join("qmerge-run/testdata/tiny")) {
+        let base = match std::fs::read_to_string(case.join("base.txt")) {
+            Ok(name) => case.with_file_name(name.trim()),
+            Err(_) => case.clone(),
+        };
+        for config in ["config.json", "config.v4.json"] {
+            if base.join(config).is_file() {
+                let text = seed(&base, config, &case.join("adapter"));
+                write(root, "run", &case, config, &text);
+                write(root, "plan", &case, config, &[&[0xff], text.as_slice()].concat());
+            }
+        }
+    }
+    for case in folders(&tests.join("qmerge/testdata/peft-cases")) {
+        for choice in [0xff, 0, 1, 2] {
+            let text = seed(&case.join("base"), "config.json", &case.join("adapter"));
+            write(root, "plan", &case, &choice.to_string(), &[&[choice], text.as_slice()].concat());
+        }
+    }
+    let inputs = br#"[{"layer":0,"tokens":7,"weights":["a.weight"]},{"layer":0,"tokens":7,"weights":["b.weight"]}]"#;
+    let moments =
+        b"F32 4x4 a.weight\tabc?def=ghi=jkl=def=mno?pqr=stu=ghi=pqr=vwx?yza=jkl=stu=yza=bcd?\nBF16 4x4 b.weight\ta?";
+    for choice in [0, 2, 4, 6, 8, 10] {
+        let text = [&[choice], &inputs[..], &[END], moments].concat();
+        write(root, "calibration", Path::new("two"), &choice.to_string(), &text);
+    }
+    write(root, "calibration", Path::new("none"), "bytes", &[&[1, 2, 0, 0, 0, 0, 0, 0, 0], &b"{}"[..]].concat());
+}
+
+fn folders(of: &Path) -> Vec<PathBuf> {
+    let items = std::fs::read_dir(of).expect("test data").map(|item| item.expect("test data").path());
+    items.filter(|path| path.is_dir()).collect()
+}
+
+fn write(root: &Path, target: &str, case: &Path, variant: &str, text: &[u8]) {
+    let folder = root.join("corpus").join(target);
+    std::fs::create_dir_all(&folder).expect("a folder for the corpus");
+    let name = case.file_name().and_then(|name| name.to_str()).expect("a name");
+    std::fs::write(folder.join(format!("{name}-{variant}")), text).expect("room for the corpus");
+}
+
+/// The four parts of a base and an adapter. Configurations lose their spaces, and tensors all data but that of JSON.
+fn seed(base: &Path, config: &str, adapter: &Path) -> Vec<u8> {
+    let mut text = json(&base.join(config));
+    text.push(END);
+    text.extend(lines(Checkpoint::open(base).ok()));
+    text.push(END);
+    text.extend(json(&adapter.join("adapter_config.json")));
+    text.push(END);
+    let weights = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| adapter.join(name));
+    text.extend(lines(weights.iter().find_map(|path| Checkpoint::open_weights(path).ok())));
+    text
+}
+
+fn json(path: &Path) -> Vec<u8> {
+    let Ok(text) = std::fs::read(path) else { return Vec::new() };
+    let mut value: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    if let Some(map) = value.as_object_mut() {
+        map.retain(|_, value| !value.is_null());
+    }
+    value.to_string().into_bytes()
+}
+
+fn lines(checkpoint: Option<Checkpoint>) -> Vec<u8> {
+    let mut text = Vec::new();
+    let Some(checkpoint) = checkpoint else { return text };
+    for entry in &checkpoint.entries {
+        let shape: Vec<String> = entry.shape.iter().map(usize::to_string).collect();
+        text.extend(format!("{} {} {}", entry.dtype.name(), shape.join("x"), entry.name).into_bytes());
+        let data = checkpoint.read_small(entry, 1024).unwrap_or_default();
+        if data.starts_with(b"{") {
+            text.push(b'\t');
+            text.extend(data);
+        }
+        text.push(b'\n');
+    }
+    text
+}

@@ -74,8 +74,8 @@ fn verdicts_are_in_the_order_of_kl() {
     let compared: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let kl = |at: usize| number(&compared["models"][at + 2], "kl");
     let kept = |at: usize| number(&reports[at]["verdict"], "kept");
-    for at in 1..merges.len() {
-        assert!(kl(at - 1) < kl(at) && kept(at - 1) > kept(at), "{}: {} {}", merges[at].0, kl(at), kept(at));
+    for (at, (name, _)) in merges.iter().enumerate().skip(1) {
+        assert!(kl(at - 1) < kl(at) && kept(at - 1) > kept(at), "{name}: {} {}", kl(at), kept(at));
     }
     for (report, model) in reports.iter().zip(compared["models"].as_array().unwrap().iter().skip(2)) {
         // On other text the share is another, of the same size.

@@ -57,8 +57,9 @@ pub fn generate(
     Ok(answer)
 }
 
-/// Work of a continuation of `most` tokens.
+/// Work of a continuation of `most` tokens, or of as many as the model has positions for.
 pub fn work(model: &Model<'_>, prompt: usize, most: usize) -> u64 {
+    let most = most.min(model.spec().max_positions.saturating_sub(prompt).saturating_add(1));
     (0..most).map(|number| step_work(model, prompt, number)).sum()
 }
 

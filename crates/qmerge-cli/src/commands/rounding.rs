@@ -165,7 +165,8 @@ struct Counted<'p> {
 impl Counted<'_> {
     /// As much of `work` as is left.
     fn take(&self, work: u64) -> u64 {
-        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(work)));
+        let before =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(work)));
         before.unwrap_or(0).min(work)
     }
 

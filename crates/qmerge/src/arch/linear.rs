@@ -128,8 +128,7 @@ pub(crate) fn role(model_type: &str, module: &str) -> Role {
     let leaf = module.rsplit('.').next().unwrap_or(module);
     let parent = module.rsplit('.').nth(1).unwrap_or_default();
     let ends = |end: &&str| module == *end || module.strip_suffix(*end).is_some_and(|before| before.ends_with('.'));
-    let kept =
-        KEPT.iter().any(|(families, modules)| families.contains(&model_type) && modules.iter().any(|end| ends(end)));
+    let kept = KEPT.iter().any(|(families, modules)| families.contains(&model_type) && modules.iter().any(ends));
     let is_router = leaf_in(module, ROUTERS) || parent == "router" || parent == "gate";
     let part_of = |names: &[&str]| module.split('.').any(|part| names.contains(&part));
     if kept || is_router || part_of(HEADS) || module.contains(".experts.") || module.contains("norm") {

@@ -124,7 +124,7 @@ impl Shared {
                 }
                 None => {
                     if let Some(line) = state.line(now) {
-                        eprintln!("{line}");
+                        anstream::eprintln!("{line}");
                     }
                 }
             }

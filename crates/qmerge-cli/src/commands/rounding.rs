@@ -74,7 +74,7 @@ pub(super) struct Prepared<'p> {
 enum Source<'p> {
     /// The method needs none.
     None,
-    Stored(Stored),
+    Stored(Box<Stored>),
     Run(Text<'p>, Needs),
 }
 
@@ -101,7 +101,7 @@ pub(super) fn prepare<'p>(
     } else if let Some(path) = &calibrating.calibration {
         let stored = Stored::open(path, &inputs.base)?;
         let estimate = estimate(&stored.demand())?;
-        (Source::Stored(stored), estimate, 0)
+        (Source::Stored(Box::new(stored)), estimate, 0)
     } else {
         let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
@@ -143,7 +143,7 @@ pub(super) fn run(
     progress.start(prepared.work());
     let report = match prepared.source {
         Source::None => merge(None, &judge),
-        Source::Stored(mut stored) => merge(Some(&mut stored), &judge),
+        Source::Stored(mut stored) => merge(Some(stored.as_mut()), &judge),
         Source::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;

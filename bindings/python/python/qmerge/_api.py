@@ -194,8 +194,11 @@ def convert(
 def inspect(path: Path) -> Union[ModelInspection, AdapterInspection, CalibrationInspection]:
     """What is in a model, an adapter or a calibration, without reading its numbers."""
     _, document = run("inspect", ["--", os.fspath(path)], None)
-    kinds = {"model": ModelInspection, "adapter": AdapterInspection, "calibration": CalibrationInspection}
-    return kinds[document["kind"]](document)
+    if document["kind"] == "adapter":
+        return AdapterInspection(document)
+    if document["kind"] == "calibration":
+        return CalibrationInspection(document)
+    return ModelInspection(document)
 
 
 def verify(

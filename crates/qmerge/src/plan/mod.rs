@@ -206,7 +206,7 @@ impl Plan {
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning);
         let (files, steps) = layout::lay_out(inputs, decided.steps);
-        let config = config::edited(inputs, options, &names, &steps, &decided.config)?;
+        let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,

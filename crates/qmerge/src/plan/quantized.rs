@@ -90,7 +90,9 @@ fn sort<'a>(names: &Names<'a>) -> Modules<'a> {
             continue;
         }
         let is_table = arch::leaf_in(module, names.arch.not_linear);
-        let role = if names.is_head(module) || is_table || is_own(names, module) || kept.keeps(module) {
+        let role = if arch::leaf_in(module, names.arch.transposed) && !kept.keeps(module) {
+            Role::Linear
+        } else if names.is_head(module) || is_table || is_own(names, module) || kept.keeps(module) {
             Role::Kept
         } else {
             arch::role(&families, module)
@@ -149,7 +151,8 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     // The head under the name that it has in memory: where it is tied it is not stored, and it may have moved.
     if !modules.coded.iter().any(|module| names.is_head(module)) {
         let tied = names.tie.filter(|_| names.is_tied()).map(arch::Tie::head);
-        entries.extend(tied.into_iter().chain(["lm_head"]).map(str::to_owned));
+        let other = arch::head_in_memory(names.model_type());
+        entries.extend(tied.into_iter().chain(other).chain(["lm_head"]).map(str::to_owned));
     }
     entries
 }

@@ -51,6 +51,9 @@ const KEPT: &[(&[&str], &[&str])] = &[
     (&["falcon", "ibert"], &["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "query", "key", "value"]),
     // Parts of torch's MultiheadAttention.
     (&[], &["head.attention.out_proj", "multihead_attn.out_proj"]),
+    // A layer multiplies with their weights itself, which are codes then: loaders replace them, and cannot run the model.
+    (&["mamba", "falcon_mamba", "jamba"], &["dt_proj"]),
+    (&["reformer"], &["query_key", "query", "key", "value"]),
     // Kept in 32 bits (`_keep_in_fp32_modules`).
     (&["t5", "mt5", "umt5", "udop", "pop2piano"], &["DenseReluDense.wo"]),
     (&["deepseek_v32", "glm_moe_dsa", "axk2", "mistral_large4"], &["indexer.weights_proj"]),

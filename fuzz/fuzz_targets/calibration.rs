@@ -3,7 +3,7 @@
 #![no_main]
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use qmerge::dtype::Dtype;
@@ -11,7 +11,7 @@ use qmerge::error::Result;
 use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::round::{self, Calibration, Known, Stored};
 use qmerge::write::Existing;
 use serde_json::{Map, Value};
@@ -43,6 +43,10 @@ struct Nothing;
 impl Calibration for Nothing {
     fn about(&self) -> String {
         "nothing".into()
+    }
+
+    fn identity(&self) -> Result<String> {
+        Ok(self.about())
     }
 
     fn each(
@@ -82,8 +86,9 @@ fn merge(path: &Path, inputs: &Inputs, choice: u8) -> Result<()> {
     let choice = usize::from(choice) / 2;
     let rounding = *methods[choice % methods.len()];
     let to = if choice / methods.len() % 2 == 0 { None } else { Some(formats::by_id("int8")?) };
-    let plan = Plan::new(inputs, &Options { to, rounding, ..Options::default() })?;
+    let data = Data::Known(Arc::new(stored.weights().map(str::to_owned).collect()));
+    let plan = Plan::new(inputs, &Options { to, rounding: Method::Named(rounding), data, ..Options::default() })?;
     let options = RunOptions { threads: 1, existing: Existing { force: true, resume: false }, ..RunOptions::default() };
     let output = path.with_file_name("out");
-    merge::run(inputs, &plan, rounding, Some(&mut stored), &output, &options, &merge::Silent).map(|_| ())
+    merge::run(inputs, &plan, Some(&mut stored), &output, &options, &merge::Silent).map(|_| ())
 }

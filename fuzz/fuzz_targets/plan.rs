@@ -6,7 +6,7 @@ use std::path::Path;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use qmerge::merge::{self, RunOptions};
-use qmerge::plan::{Options, Plan};
+use qmerge::plan::{Method, Options, Plan};
 use qmerge::{formats, round};
 
 fuzz_target!(|data: &[u8]| -> Corpus {
@@ -23,14 +23,14 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let options = Options {
         // Most merges keep the base's format.
         to: formats::FORMATS.get(choice % 32).copied(),
-        rounding: round::ROUNDINGS[choice / 32 % round::ROUNDINGS.len()],
+        rounding: Method::Named(round::ROUNDINGS[choice / 32 % round::ROUNDINGS.len()]),
         allow_unused: true,
         ..Options::default()
     };
     let run = RunOptions { threads: 2, ..RunOptions::default() };
     let planned = Plan::new(&inputs, &options).and_then(|plan| {
-        let memory = merge::memory(&plan, &run)?;
-        assert!(!serde_json::to_string(&plan.summary(&inputs, Path::new("out"), memory)).unwrap().is_empty());
+        let estimate = merge::estimate(&plan, &run, &round::Demand::default())?;
+        assert!(!serde_json::to_string(&plan.summary(&inputs, Path::new("out"), estimate.memory, estimate.work)).unwrap().is_empty());
         Ok(())
     });
     if let Err(error) = planned {

@@ -8,7 +8,7 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::report::Behaviour;
 
-use crate::calibrate::{together, write};
+use crate::calibrate::{length, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
@@ -52,6 +52,14 @@ impl Held {
         let from = BEGINNING.min(sequences.iter().map(|sequence| sequence.len() / 4).min().unwrap_or(0));
         Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
+}
+
+/// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.
+pub fn work(model: &Model<'_>, written: bool) -> u64 {
+    let (number, length) = (Held::numbers(model).len(), length(model));
+    let passes = 3 * (model.pass_work(number * length, length.div_ceil(2)) + model.logits_work(number * length));
+    let own = || (1..length).map(|at| model.pass_work(number, at) + model.logits_work(number)).sum();
+    passes + if written { own() } else { 0 }
 }
 
 /// Tokens that go through a model at a time.

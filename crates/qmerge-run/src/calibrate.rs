@@ -230,6 +230,12 @@ fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
             weight.rows(&rows, &mut base, &mut values)?;
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
                 let place = format!("[{}, {}]", rows.start + at / cols, at % cols);
+                if !base[at].is_finite() {
+                    let problem = format!("the base itself holds {} at {place}", base[at]);
+                    return Ok(Error::new(Kind::NotFinite, problem)
+                        .in_tensor(claim.weight.name())
+                        .with_hint("the base is damaged: copy it again from where it was published"));
+                }
                 let problem = format!(
                     "the merged value is {} at {place} (base {:e}): the adapter's delta overflows",
                     values[at], base[at]

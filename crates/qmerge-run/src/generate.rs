@@ -52,14 +52,21 @@ pub fn generate(
         }
     }
     if let Some(progress) = model.progress() {
-        progress.skip((passes..most).map(|number| step_work(model, prompt.len(), number)).sum());
+        progress.skip(
+            (passes..steps(model, prompt.len(), most)).map(|number| step_work(model, prompt.len(), number)).sum(),
+        );
     }
     Ok(answer)
 }
 
-/// Work of a continuation of `most` tokens.
+/// Work of a continuation of `most` tokens, or of as many as the model has positions for.
 pub fn work(model: &Model<'_>, prompt: usize, most: usize) -> u64 {
-    (0..most).map(|number| step_work(model, prompt, number)).sum()
+    (0..steps(model, prompt, most)).map(|number| step_work(model, prompt, number)).sum()
+}
+
+/// Most passes of a continuation: the model has positions for no more.
+fn steps(model: &Model<'_>, prompt: usize, most: usize) -> usize {
+    most.min(model.spec().max_positions.saturating_sub(prompt).saturating_add(1))
 }
 
 /// Work of one token of it: the first takes the prompt in.

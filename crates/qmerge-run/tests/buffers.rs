@@ -59,7 +59,7 @@ fn the_second_use_takes_no_fresh_memory() {
         let (many, one) = use_it();
         // The states, plain and packed, and some small things; not the logits, nor the head's rows.
         assert!(many < 4 * 64 * vocab / 2, "{base} {held} {many}");
-        // A layer has 160 thousand values, and the head as many; what is decoded of them takes four bytes each.
-        assert!(one < 300_000, "{base} {held} {one}");
+        // Four layers have 160 thousand values each, and the head as many; what is decoded of them takes four bytes each. An adapter's factors take a few.
+        assert!(one < 450_000, "{base} {held} {one}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, Judge, Progress};
@@ -9,7 +10,7 @@ use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::report::Report;
 use qmerge::round::{self, Calibration, Demand, Stored};
 use qmerge_run::Model;
-use qmerge_run::behaviour::AgainstApart;
+use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 
@@ -65,20 +66,22 @@ pub(super) struct Prepared<'p> {
     pub(super) estimate: Estimate,
     /// Work before the merge begins, in nanoseconds of one thread.
     before: u64,
+    /// About the work of measuring the merge.
+    judging: u64,
 }
 
 /// Where a merge's moments come from.
 enum Source<'p> {
     /// The method needs none.
     None,
-    Stored(Stored),
+    Stored(Box<Stored>),
     Run(Text<'p>, Needs),
 }
 
 impl Prepared<'_> {
     /// All work, in nanoseconds of one thread.
     pub(super) fn work(&self) -> u64 {
-        self.before + self.estimate.work
+        self.before + self.estimate.work + self.judging
     }
 }
 
@@ -98,7 +101,7 @@ pub(super) fn prepare<'p>(
     } else if let Some(path) = &calibrating.calibration {
         let stored = Stored::open(path, &inputs.base)?;
         let estimate = estimate(&stored.demand())?;
-        (Source::Stored(stored), estimate, 0)
+        (Source::Stored(Box::new(stored)), estimate, 0)
     } else {
         let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
@@ -106,7 +109,14 @@ pub(super) fn prepare<'p>(
         let (estimate, before) = (estimate(&needs.demand)?, needs.before);
         (Source::Run(text, needs), estimate, before)
     };
-    Ok(Prepared { source, is_measured, estimate, before })
+    let judging = if is_measured {
+        let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
+        let model = Model::new(&Tensors::new(inputs, None), bare)?;
+        behaviour::work(&model, calibrating.calibrate.is_none())
+    } else {
+        0
+    };
+    Ok(Prepared { source, is_measured, estimate, before, judging })
 }
 
 /// Runs the merge, with a calibration if the method needs one, and measures it where the model is run.
@@ -118,6 +128,8 @@ pub(super) fn run(
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
+    let counted = Counted { progress, left: AtomicU64::new(prepared.work()) };
+    let progress: &dyn Progress = &counted;
     let engine = |held| qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let few = options.max_memory.map(|limit| limit / 4);
     let judge =
@@ -129,9 +141,9 @@ pub(super) fn run(
         merge::run(inputs, plan, calibration, output, &options, progress)
     };
     progress.start(prepared.work());
-    match prepared.source {
+    let report = match prepared.source {
         Source::None => merge(None, &judge),
-        Source::Stored(mut stored) => merge(Some(&mut stored), &judge),
+        Source::Stored(mut stored) => merge(Some(stored.as_mut()), &judge),
         Source::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;
@@ -139,6 +151,54 @@ pub(super) fn run(
             let held = calibration.held().cloned();
             merge(Some(&mut calibration), &AgainstApart { apart: Some(&model), held, ..judge })
         }
+    }?;
+    counted.finish();
+    Ok(report)
+}
+
+/// Work that comes to what was announced: that of measuring is known about only.
+struct Counted<'p> {
+    progress: &'p dyn Progress,
+    left: AtomicU64,
+}
+
+impl Counted<'_> {
+    /// As much of `work` as is left.
+    fn take(&self, work: u64) -> u64 {
+        let before =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(work)));
+        before.unwrap_or(0).min(work)
+    }
+
+    /// What is left was not needed.
+    fn finish(&self) {
+        self.progress.skip(self.take(u64::MAX));
+    }
+}
+
+impl Progress for Counted<'_> {
+    fn start(&self, work: u64) {
+        self.progress.start(work);
+    }
+
+    fn advance(&self, work: u64) {
+        self.progress.advance(self.take(work));
+    }
+
+    fn skip(&self, work: u64) {
+        self.progress.skip(self.take(work));
+    }
+
+    fn phase(&self, name: &str, unit: &str) {
+        self.progress.phase(name, unit);
+    }
+
+    fn part(&self, done: u64, total: u64) {
+        self.progress.part(done, total);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
     }
 }
 

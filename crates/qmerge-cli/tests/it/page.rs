@@ -88,7 +88,7 @@ fn unfit_documents_are_named() {
     refused(&folder, &["report", "report.json", "-o", "page.pdf"], &["page.pdf", ".json or .html"]);
     refused(&folder, &["report", "report.json", "-o", "report.json"], &["report.json", "written as .html"]);
     let output = run(folder.path(), &["report", "nowhere.json", "-o", "page.html"]);
-    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     let output = run(folder.path(), &["report", "report.json", "-o", "no/folder/page.html"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
 }

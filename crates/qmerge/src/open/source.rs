@@ -59,7 +59,7 @@ impl Source {
 #[cfg(unix)]
 fn changed_ns(meta: &std::fs::Metadata) -> i128 {
     use std::os::unix::fs::MetadataExt;
-    i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())
+    i128::from(meta.ctime()).saturating_mul(1_000_000_000).saturating_add(i128::from(meta.ctime_nsec()))
 }
 
 #[cfg(not(unix))]

@@ -32,7 +32,14 @@ impl Behaviour {
         let share = (kl_base > NOTHING && kl.is_finite()).then(|| kl / kl_base);
         // Of a ratio of means: sequences that are hard for the base are hard for the merge too.
         let error = |share: f64| {
-            let squares: f64 = merged.iter().zip(base).map(|(m, b)| (m - share * b).powi(2)).sum();
+            let squares: f64 = merged
+                .iter()
+                .zip(base)
+                .map(|(m, b)| {
+                    let x = m - share * b;
+                    x * x
+                })
+                .sum();
             (squares / (n * (n - 1.0))).sqrt() / kl_base
         };
         Self { kl, kl_base, kl_share: share, kl_share_se: share.filter(|_| n > 1.0).map(error), top1, tokens, text }

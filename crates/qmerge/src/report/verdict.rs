@@ -169,7 +169,8 @@ fn percent(x: f64) -> String {
 
 /// The share of an effect that is lost where it comes at another strength: KL goes with the square of a change.
 fn lost_at(strength: f64) -> f64 {
-    (1.0 - strength).powi(2)
+    let lost = 1.0 - strength;
+    lost * lost
 }
 
 const UNKNOWN: &str = "Behaviour is unknown: the merged model was not run";

@@ -43,9 +43,10 @@ pub(super) fn judge(
         (Some(survival), Some(_)) if survival > 1.5 => State::Scaled,
         (Some(survival), Some(_)) if survival >= options.min_survival => State::Applied,
         (Some(survival), Some(se)) => {
-            let beside = loss.noise_to_delta.unwrap_or(0.0).powi(2) - (1.0 - survival).powi(2);
+            let squared = |x: f64| x * x;
+            let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
             let is_there = survival >= SIGNIFICANT * se;
-            if is_there && survival > 0.05 && beside <= (PURE * survival).powi(2) {
+            if is_there && survival > 0.05 && beside <= squared(PURE * survival) {
                 State::Scaled
             } else if chosen()?.is_some_and(|share| share >= CHOSEN) {
                 State::Moved

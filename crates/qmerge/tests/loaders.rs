@@ -147,8 +147,7 @@ impl Case {
 /// Heads and routers stay as they are, which is a choice, and what a model multiplies with itself, so that it can be run; all else is quantized if the
 /// loader would.
 fn stays(model_type: &str, module: &str) -> bool {
-    const PARTS: &str =
-        "lm_head cls pred_layer score classifier pre_classifier classification_head qa_outputs contact_head router gate";
+    const PARTS: &str = "lm_head cls pred_layer score classifier pre_classifier classification_head qa_outputs contact_head router gate";
     let own: &[&str] = match model_type {
         "mamba" | "falcon_mamba" | "jamba" => &["dt_proj"],
         "reformer" => &["query_key", "query", "key", "value"],
@@ -177,7 +176,9 @@ fn what_is_quantized_is_what_the_loader_replaces() {
         for format in ["nf4", "int8"] {
             match plan(&folder, format) {
                 Ok(plan) => wrong.extend(
-                    case.disagreements(&plan).into_iter().map(|text| format!("{} to {format}: {text}", case.architecture)),
+                    case.disagreements(&plan)
+                        .into_iter()
+                        .map(|text| format!("{} to {format}: {text}", case.architecture)),
                 ),
                 Err(_) => {
                     refused.insert(case.model_type());
@@ -256,7 +257,9 @@ fn an_entry_does_not_reach_what_is_quantized_already() {
 #[test]
 fn layers_that_the_base_keeps_plain_stay_plain() {
     let config = |list: &str| {
-        format!(r#"{{"model_type": "llama", "quantization_config": {{"quant_method": "bitsandbytes", "load_in_8bit": true, "llm_int8_skip_modules": {list}}}}}"#)
+        format!(
+            r#"{{"model_type": "llama", "quantization_config": {{"quant_method": "bitsandbytes", "load_in_8bit": true, "llm_int8_skip_modules": {list}}}}}"#
+        )
     };
     let plain = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"];
     let coded = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"];
@@ -276,7 +279,11 @@ fn layers_that_the_base_keeps_plain_stay_plain() {
 /// What is copied as codes counts as codes, whatever its type.
 #[test]
 fn a_head_that_stays_quantized_is_not_named() {
-    let folder = zeros(r#"{"model_type": "llama", "tie_word_embeddings": false}"#, &["model.layers.0.mlp.up_proj"], &["lm_head"]);
+    let folder = zeros(
+        r#"{"model_type": "llama", "tie_word_embeddings": false}"#,
+        &["model.layers.0.mlp.up_proj"],
+        &["lm_head"],
+    );
     let (coded, skipped, _) = converted(&folder, "int8");
     assert_eq!(coded, set(&["lm_head", "model.layers.0.mlp.up_proj"]));
     assert_eq!(skipped, serde_json::json!([]));

@@ -160,7 +160,8 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
 /// An entry may reach further than its module, as `classifier` does to `pre_classifier`. What is reached stays plain too, and is named itself.
 fn keep_what_is_reached(modules: &mut Modules<'_>, entries: &mut BTreeSet<String>) {
     loop {
-        let (reached, taking) = std::mem::take(&mut modules.taking).into_iter().partition(|module| reaches(entries, module));
+        let (reached, taking) =
+            std::mem::take(&mut modules.taking).into_iter().partition(|module| reaches(entries, module));
         modules.taking = taking;
         let reached: Vec<&str> = reached;
         if reached.is_empty() {
@@ -207,7 +208,11 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
     let split = names.arch.experts.filter(|experts| experts.split_when_quantized);
     let stacked = split.and_then(|experts| {
         let is_stack = |name: &str| experts.modules.iter().any(|module| name.contains(&format!("{module}.")));
-        names.weights.iter().map(|claim| &claim.weight).find(|weight| weight.shape().len() == 3 && is_stack(weight.name()))
+        names
+            .weights
+            .iter()
+            .map(|claim| &claim.weight)
+            .find(|weight| weight.shape().len() == 3 && is_stack(weight.name()))
     });
     if let Some(weight) = stacked {
         return Err(unsupported(format!(
@@ -223,10 +228,12 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
 /// What cannot be known of a family that was not looked at, and of names that say nothing.
 fn warning(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Option<String> {
     let id = format.id();
-    let unknown = modules
-        .unknown
-        .first()
-        .map(|first| format!("{} matrices are not known to be linear layers and stay as they are, first `{first}`", modules.unknown.len()));
+    let unknown = modules.unknown.first().map(|first| {
+        format!(
+            "{} matrices are not known to be linear layers and stay as they are, first `{first}`",
+            modules.unknown.len()
+        )
+    });
     if arch::is_checked(names.model_type()) {
         return unknown;
     }

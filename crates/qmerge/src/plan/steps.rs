@@ -467,12 +467,7 @@ struct Target {
 }
 
 /// The format a base weight takes; `None` for its own.
-fn target_format(
-    options: &Options,
-    names: &Names<'_>,
-    quantized: &Quantized<'_>,
-    claim: &Claim,
-) -> Option<Target> {
+fn target_format(options: &Options, names: &Names<'_>, quantized: &Quantized<'_>, claim: &Claim) -> Option<Target> {
     let format = options.to?;
     let weight = claim.weight.as_ref();
     if format.id() == weight.format() {

@@ -2,142 +2,173 @@
 
 usage: what_loaders_quantize.py OUT.jsonl [ARCHITECTURE …]      needs torch, transformers, accelerate, bitsandbytes; no network and no GPU
 
-For each architecture a tiny model is made and saved, so that the names are those on disk, and bitsandbytes layers are put in as `from_pretrained` does it with
-no list of modules to skip. A line of the output is one architecture: the parts of its config.json that matter, the matrices on disk with their shapes, and every
-linear layer in memory with the tensor on disk that holds its weight and whether the loader replaces it.
-`crates/qmerge/tests/loaders.rs` holds the plan against it. What cannot be made is named on standard error.
+Goes through every language model that transformers knows (causal, sequence to sequence, masked, image and speech to text) and some classifiers and encoders. Of each a small
+model is made on the meta device and prepared for loading a checkpoint in 4 bits, by the quantizer's own code and with no list of modules to skip. A line of the output is
+one architecture: the parts of its config.json that matter; every linear layer in memory, as `[name, shape on disk, replaced]` where its weight is `name.weight` on disk,
+`[name, tensor, shape, replaced]` where it is another tensor, and `[name, replaced]` where it is none (a tied head); and the shapes of all other tensors on disk that have two
+dimensions or more. `{0-3}` in names stands for all numbers from 0 to 3. Sizes above 192 are cut to it: what is quantized does not depend on them.
+`crates/qmerge/tests/loaders.rs` holds the plan against it. What cannot be made small is named on standard error.
 """
 
+import itertools
 import json
+import re
 import sys
-import tempfile
 import warnings
 
+import bitsandbytes
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import BitsAndBytesConfig
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-ARCHITECTURES = """
-LlamaForCausalLM LlamaForSequenceClassification LlamaForTokenClassification MistralForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM
-Qwen3MoeForCausalLM Qwen3NextForCausalLM MixtralForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration PhiForCausalLM
-Phi3ForCausalLM GPT2LMHeadModel GPT2ForSequenceClassification GPTNeoXForCausalLM GPTJForCausalLM GPTBigCodeForCausalLM OPTForCausalLM BloomForCausalLM
-FalconForCausalLM MambaForCausalLM Mamba2ForCausalLM FalconMambaForCausalLM JambaForCausalLM BambaForCausalLM FalconH1ForCausalLM T5ForConditionalGeneration
-BartForConditionalGeneration WhisperForConditionalGeneration BertForMaskedLM BertForSequenceClassification RobertaForMaskedLM RobertaForSequenceClassification
-ModernBertForMaskedLM DistilBertForSequenceClassification ElectraForMaskedLM EsmForMaskedLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM Olmo2ForCausalLM
-OlmoeForCausalLM GraniteForCausalLM GraniteMoeForCausalLM CohereForCausalLM Cohere2ForCausalLM Starcoder2ForCausalLM StableLmForCausalLM SmolLM3ForCausalLM
-Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration LlavaForConditionalGeneration Idefics3ForConditionalGeneration
-SmolVLMForConditionalGeneration PaliGemmaForConditionalGeneration Mistral3ForConditionalGeneration GptOssForCausalLM Llama4ForCausalLM NemotronForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
-Lfm2ForCausalLM Ernie4_5ForCausalLM Exaone4ForCausalLM HeliumForCausalLM MT5ForConditionalGeneration PegasusForConditionalGeneration MBartForConditionalGeneration
-ViTForImageClassification CLIPModel RwkvForCausalLM
+TASKS = "CAUSAL_LM IMAGE_TEXT_TO_TEXT SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ MASKED_LM".split()
+OTHERS = """
+LlamaForSequenceClassification LlamaForTokenClassification LlamaModel MistralModel Qwen2Model Qwen2ForTokenClassification Qwen3ForSequenceClassification
+Gemma2ForSequenceClassification GPT2ForSequenceClassification BertForSequenceClassification BertForQuestionAnswering BertModel RobertaForSequenceClassification
+XLMRobertaForSequenceClassification DistilBertForSequenceClassification DebertaV2ForSequenceClassification ModernBertForSequenceClassification
+ElectraForSequenceClassification AlbertForSequenceClassification BartForSequenceClassification T5EncoderModel CLIPModel ViTForImageClassification
 """.split()
 
-# Sizes of a tiny model, under all names that configurations have for them.
+# Sizes of a small model, under all names that configurations have for them.
 SIZES = {
-    64: "hidden_size d_model n_embd dim word_embed_proj_dim embed_dim embedding_size out_hidden_size projection_dim text_embed_dim",
-    128: "intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner moe_intermediate_size shared_expert_intermediate_size intermediate_size_mlp "
-    "shared_intermediate_size mamba_d_ssm ffn_hidden_size block_ff_dim",
-    2: "num_hidden_layers n_layer num_layers encoder_layers decoder_layers num_decoder_layers depth n_layers num_key_value_heads n_group topk_group num_experts_per_tok "
-    "top_k num_selects first_k_dense_replace",
-    4: "num_attention_heads n_head num_heads encoder_attention_heads decoder_attention_heads n_heads num_experts num_local_experts n_routed_experts",
-    16: "head_dim d_kv global_head_dim qk_nope_head_dim v_head_dim kv_lora_rank mamba_d_head linear_key_head_dim linear_value_head_dim mamba_d_state state_size ssm_state_size",
-    8: "qk_rope_head_dim mamba_n_heads linear_num_key_heads linear_num_value_heads patch_size n_groups",
+    64: "hidden_size d_model n_embd embed_dim",
+    128: "intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim",
+    32: "moe_intermediate_size",
+    16: "head_dim d_kv",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts",
+    2: "num_key_value_heads num_experts_per_tok num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth",
     96: "vocab_size",
-    32: "image_size q_lora_rank num_mel_bins",
-    128.5: "max_position_embeddings n_positions max_source_positions max_target_positions n_ctx",
+    40: "max_position_embeddings n_positions",
 }
-WORDS = {name: int(size) for size, names in SIZES.items() for name in names.split()}
-BY_TYPE = {
-    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
-    "falcon_h1": {"mamba_n_groups": 1, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "attn_layer_indices": [1]},
-    "falcon": {"num_kv_heads": 4},
-    "qwen2_vl": {}, "deepseek_v3": {"n_group": 2, "topk_group": 1}, "deepseek_v2": {"n_group": 1, "topk_group": 1},
-    "whisper": {"max_source_positions": 64}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_dt_rank": 8, "use_mamba_kernels": False},
-    "lfm2": {"full_attn_idxs": [1]},
-    "esm": {"vocab_size": 96, "pad_token_id": 1},
-    "nemotron": {"num_key_value_heads": 2},
-}
-KEPT = ("model_type", "architectures", "tie_word_embeddings", "text_config", "num_labels")
+SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
+FEW_LAYERS = {name: 2 for name in "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth".split()}
+MORE = {"jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}, "llama4_text": {"no_rope_layers": [1, 0], "moe_layers": [1]}}
+# Their lines are longer than those of a hundred others.
+LEFT_OUT = "Nemotron3_5TranscribeForConditionalGeneration VibeVoiceForConditionalGeneration VibeVoiceAsrForConditionalGeneration Florence2ForConditionalGeneration".split()
+TYPES = ("model_type", "tie_word_embeddings")
+LARGEST = 192
 
 
-def put(config, name, value):
-    """Sets a field; one that is derived from others follows them."""
-    try:
-        setattr(config, name, value)
-    except AttributeError:
-        pass
+def shrunk(fields, sizes):
+    """The fields of a configuration with small sizes, in its parts too."""
+    out = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            value = shrunk(value, sizes)
+        elif name in sizes and type(value) is int and value:
+            value = min(value, sizes[name])
+        elif str(name).endswith("token_id") and type(value) is int and sizes is SMALL:
+            value = min(value, 1)
+        elif str(name).endswith("layer_types"):
+            value = None
+        out[name] = value
+    return out | (MORE.get(fields.get("model_type"), {}))
 
 
-def shrink(config):
-    """Makes every size small, in parts of the configuration too."""
-    for name, size in WORDS.items():
-        if isinstance(getattr(config, name, None), int) and not isinstance(getattr(config, name), bool):
-            put(config, name, size)
-    for name, value in BY_TYPE.get(config.model_type, {}).items():
-        put(config, name, value)
-    if isinstance(getattr(config, "layer_types", None), list):
-        put(config, "layer_types", [config.layer_types[0], config.layer_types[-1]])
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "image_token_id", "image_token_index", "video_token_id", "decoder_start_token_id"):
-        if isinstance(getattr(config, name, None), int):
-            setattr(config, name, 1)
-    for part in vars(config).values():
-        if isinstance(part, transformers.PreTrainedConfig):
-            shrink(part)
-    return config
+def made(cls):
+    """A model on the meta device, as small as its configuration class allows, and its configuration."""
+    problem = None
+    for sizes in (SMALL, {**SMALL, **dict.fromkeys(("hidden_size", "num_attention_heads", "head_dim"), 1 << 30)}, FEW_LAYERS):
+        fields = shrunk(cls.config_class().to_dict(), sizes)
+        for name in ("transformers_version", "architectures"):
+            fields.pop(name, None)
+        try:
+            config = cls.config_class.from_dict(fields)
+            with torch.device("meta"):
+                return cls(config), config
+        except Exception as error:  # noqa: BLE001 (the next sizes are tried)
+            problem = problem or error
+    raise problem
+
+
+def holder(model, name, stored, tied):
+    """The tensor on disk that holds a linear layer's weight; None if it is tied to another."""
+    weight = f"{name}.weight"
+    if weight in tied or weight in stored:
+        return None if weight in tied else weight
+    [found] = revert_weight_conversion(model, {weight: torch.empty(4, 4, device="meta")})
+    assert found in stored, f"{name} is {found}, which is not on disk"
+    return found
 
 
 def examine(architecture):
     cls = getattr(transformers, architecture)
-    model = cls(shrink(cls.config_class()))
-    linears = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear or isinstance(module, Conv1D)}
-    with torch.no_grad():
-        for number, module in enumerate(linears.values()):
-            module.weight.fill_(number + 1)
-    tied = {name for name, parameter in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        config = json.load(open(folder + "/config.json"))
-        tensors, holders = {}, {}
-        with safe_open(folder + "/model.safetensors", "pt") as file:
-            for name in file.keys():
-                tensor = file.get_tensor(name)
-                if tensor.ndim > 1:
-                    tensors[name] = list(tensor.shape)
-                first = tensor.flatten()[0].item() if tensor.numel() else 0
-                if tensor.ndim == 2 and first == int(first) and 0 < first <= len(linears) and bool((tensor == first).all()):
-                    holders[int(first)] = name
-    quantization = BitsAndBytesConfig(load_in_4bit=True)
-    skip = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    replace_with_bnb_linear(model, modules_to_not_convert=skip, quantization_config=quantization, pre_quantized=True)
-    replaced = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    model, config = made(cls)
+    tied = set(model.all_tied_weights_keys)
+    stored = {
+        name: [min(size, LARGEST) for size in value.shape]
+        for name, value in revert_weight_conversion(model, model.state_dict()).items()
+        if name not in tied
+    }
+    linears = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear or isinstance(module, Conv1D)]
+    holders = {name: holder(model, name, stored, tied) for name in linears}
+    kept = sorted(model._keep_in_fp32_modules or [])
+    model, config = made(cls)
+    quantizer = Bnb4BitHfQuantizer(BitsAndBytesConfig(load_in_4bit=True), pre_quantized=True)
+    quantizer.preprocess_model(model, device_map=None)
+    replaced = [name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    # What is made of one module only where the checkpoint is quantized has no tensor on disk.
+    linears += [name for name in replaced if name not in holders]
+    found = {name: getattr(config, name) for name in TYPES if hasattr(config, name)} | {"architectures": [architecture]}
+    for name, part in vars(config).items():
+        if isinstance(part, transformers.PreTrainedConfig):
+            found[name] = {field: getattr(part, field) for field in TYPES if hasattr(part, field)}
     return {
         "architecture": architecture,
-        "config": {name: config[name] for name in KEPT if name in config},
-        "tensors": tensors,
-        "linears": [[name, holders.get(number + 1), name in replaced] for number, name in enumerate(linears)],
-        "always_kept": sorted(model._keep_in_fp32_modules or []),
+        "config": found,
+        "linears": layers({name: (holders.get(name), stored.get(holders.get(name)), name in replaced) for name in linears}),
+        "others": collapsed({name: shape for name, shape in stored.items() if len(shape) > 1 and name not in holders.values()}),
+        "always_kept": kept,
     }
+
+
+def layers(found):
+    """Layers with where their weights are on disk, and whether they are replaced."""
+    own = {name: value[1:] for name, value in found.items() if value[0] == f"{name}.weight"}
+    none = {name: value[2:] for name, value in found.items() if value[0] is None}
+    # Names with their tensors' names, so that both are collapsed alike.
+    others = {f"{name} {value[0]}": value[1:] for name, value in found.items() if value[0] not in (None, f"{name}.weight")}
+    return [[*names.split(" "), *value] for part in (collapsed(own), collapsed(none), collapsed(others, 2)) for names, value in part.items()]
+
+
+def collapsed(values, copies=1):
+    """Names that differ in numbers only, and have equal values, as one name with `{first-last}` in their places. With two copies a name is two
+    with the same numbers in the same order."""
+    groups = {}
+    for name, value in values.items():
+        template = re.sub(r"(?<=[._ ])\d+(?=[. ]|$)", "#", name)
+        numbers = tuple(map(int, re.findall(r"(?<=[._ ])(\d+)(?=[. ]|$)", name)))
+        if copies == 2 and numbers[: len(numbers) // 2] != numbers[len(numbers) // 2 :]:
+            template, numbers = name, ()
+        groups.setdefault((template, json.dumps(value)), set()).add(numbers)
+    out = {}
+    for (template, value), found in groups.items():
+        once = {numbers[: len(numbers) // copies] for numbers in found}
+        ranges = [sorted(set(column)) for column in zip(*once)]
+        full = all(column == list(range(column[0], column[-1] + 1)) for column in ranges) and set(itertools.product(*ranges)) == once
+        names = [[f"{{{c[0]}-{c[-1]}}}" if len(c) > 1 else str(c[0]) for c in ranges]] if full else [list(map(str, n)) for n in sorted(once)]
+        for texts in names:
+            parts = iter(texts * copies)
+            out[re.sub("#", lambda _: next(parts), template)] = json.loads(value)
+    return out
 
 
 def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    names = sys.argv[2:] or ARCHITECTURES
-    with open(sys.argv[1], "w") as out:
+    mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values() for task in TASKS]
+    names = sys.argv[2:] or [name for name in dict.fromkeys([*itertools.chain(*mappings), *OTHERS]) if name not in LEFT_OUT]
+    with open(sys.argv[1], "w", encoding="utf-8") as out:
         for architecture in names:
             try:
                 found = examine(architecture)
             except Exception as error:  # noqa: BLE001 (a family that this version cannot make small is left out, by name)
-                print(f"{architecture}: left out: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}", file=sys.stderr)
+                print(f"{architecture}: left out: {type(error).__name__}: {str(error).strip()[:160]}", file=sys.stderr)
                 continue
-            text_config = found["config"].get("text_config")
-            if isinstance(text_config, dict):
-                found["config"]["text_config"] = {k: text_config[k] for k in ("model_type", "tie_word_embeddings") if k in text_config}
             out.write(json.dumps(found, separators=(",", ":")) + "\n")
 
 

@@ -1,7 +1,9 @@
 //! What the program writes: the same bytes on any number of threads and at any vector level, in bounded memory, complete folders.
 
+use std::path::Path;
+
 use crate::model::{
-    Folder, bf16s, change, copy_folder, demo, f32s, noise, plain_model, qmerge, read, run, stderr, write,
+    Folder, Tensor, bf16s, change, copy_folder, demo, f32s, noise, plain_model, qmerge, read, run, stderr, write,
 };
 
 #[test]
@@ -291,4 +293,59 @@ fn two_adapters_are_summed() {
     };
     assert_eq!(merged(&["adapter=0.75", "other=0.25"], "sum"), merged(&["adapter"], "one"));
     assert_eq!(merged(&["adapter", "other=-1"], "zero"), merged(&["adapter=0"], "none"));
+}
+
+/// GPT-2's layers are stored (in, out) while they are plain, and (out, in) as codes: a format turns them, and a plain one turns them back, with an
+/// adapter's delta and without.
+#[test]
+fn conv1d_layers_are_turned_and_turned_back() {
+    let folder = Folder::new();
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qmerge/testdata/peft-cases/gpt2-f32");
+    for name in ["base", "adapter"] {
+        copy_folder(&cases.join(name), &folder.join(name));
+    }
+    let done = |args: &[&str]| {
+        let output = run(folder.path(), args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    };
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]])).collect()
+    };
+    done(&["convert", "--base", "base", "--to", "int8", "-o", "int8"]);
+    done(&["convert", "--base", "int8", "--to", "f32", "-o", "back"]);
+    let [plain, codes, back] = ["base", "int8", "back"].map(|name| read(&folder.join(name).join("model.safetensors")));
+    let find = |tensors: &[Tensor], name: &str| tensors.iter().find(|tensor| tensor.0 == name).unwrap().clone();
+    let mut turned = 0;
+    for (name, dtype, shape, bytes) in &plain {
+        let ((_, coded, code_shape, code), (_, _, back_shape, back)) = (find(&codes, name), find(&back, name));
+        assert_eq!(&back_shape, shape, "{name}");
+        if coded == *dtype {
+            assert_eq!((&code, &back), (bytes, bytes), "{name}");
+            continue;
+        }
+        turned += 1;
+        let [inputs, outputs] = shape[..] else { panic!("{name}: {shape:?}") };
+        assert_eq!(code_shape, [outputs, inputs], "{name}");
+        let (values, decoded) = (floats(bytes), floats(&back));
+        let scales = floats(&find(&codes, &name.replace(".weight", ".SCB")).3);
+        for (at, (value, decoded)) in values.iter().zip(&decoded).enumerate() {
+            let (i, o) = (at / outputs, at % outputs);
+            let wanted = f32::from(code[o * inputs + i] as i8) * scales[o] / 127.0;
+            assert!((decoded - wanted).abs() <= 1e-6 * scales[o], "{name} {at}: {decoded}, {wanted} from its code");
+            // Half a step, and what bitsandbytes loses as it rounds values to 16 bits first.
+            assert!((value - decoded).abs() <= 0.6 * scales[o] / 127.0, "{name} {at}: {decoded} of {value}");
+        }
+    }
+    assert!(turned > 0);
+    // The delta of a layer belongs to it in both orders: merged into codes and decoded, or decoded and merged.
+    done(&["merge", "--base", "int8", "--adapter", "adapter", "--to", "f32", "-o", "one"]);
+    done(&["merge", "--base", "back", "--adapter", "adapter", "--rounding", "nearest", "-o", "two"]);
+    let [one, two] = ["one", "two"].map(|name| read(&folder.join(name).join("model.safetensors")));
+    assert_ne!(two, back);
+    for ((name, _, shape, one), (_, _, other, two)) in one.iter().zip(&two) {
+        assert_eq!(shape, other, "{name}");
+        for (one, two) in floats(one).into_iter().zip(floats(two)) {
+            assert!((one - two).abs() <= 1e-6 * (1.0 + one.abs()), "{name}: {one} {two}");
+        }
+    }
 }

@@ -68,6 +68,7 @@ pub(super) const EXPERTS: Experts = Experts {
     in_out: false,
     is_transposed: false,
     interleaved: false,
+    split_when_quantized: false,
 };
 
 pub(super) const ARCH: Arch = Arch {

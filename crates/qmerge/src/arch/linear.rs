@@ -1,116 +1,93 @@
 //! Which matrices are linear layers, told by their names: what loaders replace by quantized layers, and what they do not.
 //!
-//! The rule is positive: a matrix whose name is none of these stays plain. Source: `torch.nn.Linear` and `Conv1D` modules of transformers 5.23, family by
-//! family, and what its bitsandbytes quantizer leaves out.
+//! The rule is positive: a matrix whose name is none of these stays plain. Source: `torch.nn.Linear` and `Conv1D` modules of transformers 5, family by
+//! family, and what its bitsandbytes quantizer leaves out; `testdata/loaders.jsonl` has them, and a test holds the rule to every family in it.
 
-use super::leaf_in;
+/// Last components of modules that are linear layers, and never anything else, in the families that were looked at; the last two where the last is a number.
+const LINEAR: &str = "W_down W_up Wi Wk Wo Wq Wqkv Wv a_proj acoustic_linear_1 acoustic_linear_2 attention_out b_proj conv_kernel_layer conv_out_layer \
+    dense dense1 dense2 dense_4h_to_h dense_h_to_4h dense_in dense_out down_proj down_proj_for_speech down_proj_for_vision_speech \
+    dt_proj e2e_query e2w_query embedding_hidden_mapping_in embedding_transformation embeddings_project enc_to_dec_proj \
+    encoder_decoder_proj encoder_proj entity_embedding_dense f_a_proj f_b_proj f_proj fc0 fc1 fc11 fc12 fc2 fc_in fc_out ffn ffn.0 \
+    ffn.2 ffn_output fgate_preact g_a_proj g_b_proj g_proj gate_attn gate_proj gate_up_proj gqkv_proj head_linear hidden_layers.0 \
+    high_res_vision_proj igate_preact image_projection img_projection_down img_projection_up in_proj in_proj_a in_proj_b in_proj_ba \
+    in_proj_qkv in_proj_qkvz in_proj_z input_linear intermediate_dense k k_head k_lin k_proj key key_global key_net key_proj \
+    key_protein kv_a_proj_with_mqa kv_b_proj kv_proj language_projection lin1 lin2 linear linear1 linear2 linear_1 linear_2 linear_fc1 \
+    linear_fc2 linear_gate linear_in linear_k linear_out linear_pos linear_q linear_v linear_x linear_y map_inputs_layer merging_layer \
+    mlp.0 mlp.2 mlp1.1 mlp1.3 mlp_fc2 modality_projection multi_modal_projector multimodal_projector net.0 net.3 o o_proj ogate_preact \
+    out out_lin out_mid out_proj out_projection output_dense output_gate output_linear patch_embedding patch_embedding_projection \
+    patch_projection patchifier pooler post_proj pre_classifier proj proj.0 proj.2 proj1 proj2 proj_down proj_in proj_up proj_up_gate \
+    project_in project_k project_out project_q project_v projection projection_layer protein_projector q q_a_proj q_b_proj q_head \
+    q_lin q_proj qkv qkv_proj query query_global query_key query_key_value query_net query_proj r_proj readout.0 readout.2 receptance \
+    relative_k_proj semantic_linear_1 semantic_linear_2 shared_expert_gate spatial_linear.0 spatial_linear.2 temporal_linear.0 \
+    temporal_linear.2 to_k to_kv to_out to_q to_v token_embedding_projection up_gate_proj up_proj up_proj_for_speech \
+    up_proj_for_vision_speech v v_lin v_proj v_proj_current v_proj_delayed value value_global value_net value_proj value_protein \
+    vision_head vision_proj vision_projection vision_projector visual_projection visual_projection.0 vit_large_projector \
+    vocab_transform w1 w2 w2e_query w3 w_0 w_1 w_out w_qkv wi wi_0 wi_1 wk wk_dv wkv wo wo_b wo_ud wq wq_a wq_b wq_du wqkv wr_du wv \
+    wv_dv x_proj";
 
-/// Last components of modules that are linear layers.
-const LINEAR: &[&str] = &[
-    "query",
-    "key",
-    "value",
-    "receptance",
-    "dense",
-    "dense_h_to_4h",
-    "dense_4h_to_h",
-    "query_key_value",
-    "attention_output",
-    "out_lin",
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "lin1",
-    "lin2",
-    "merging_layer",
-    "shared_expert_gate",
-    "embedding_hidden_mapping_in",
-    "visual_projection",
-    "q",
-    "k",
-    "v",
-    "o",
-    "wq",
-    "wk",
-    "wv",
-    "wo",
-    "wqkv",
-    "wi",
-    "wi_0",
-    "wi_1",
-    "w1",
-    "w2",
-    "w3",
-    "Wi",
-    "Wo",
-    "Wqkv",
-    "gate_up",
-    "qkv",
-    "kv",
-    "c_attn",
-    "c_fc",
-    "q_attn",
-    "lora_a",
-    "lora_b",
-    "dt_proj",
-    "x_proj",
-    "in_proj_qkvz",
-    "in_proj_ba",
-    "in_proj_qkv",
-    "in_proj_a",
-    "in_proj_b",
-    "in_proj_z",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "ffn_layernorm_proj",
+/// The same, where other families have something else by that name.
+const LINEAR_OF: &[(&[&str], &[&str])] = &[
+    // Elsewhere Conv1D, which is stored (in, out).
+    (&["gpt_bigcode", "starcoder2"], &["c_attn", "c_proj", "c_fc"]),
+    (&["apertus1p5"], &["embedding"]),
+    (&["ernie4_5_vl_moe"], &["mlp"]),
+    (&["funnel"], &["v_head"]),
+    (&["fuyu"], &["vision_embed_tokens"]),
+    (&["hy_v4", "hy_v4_vl"], &["weights_proj"]),
+    (&["janus"], &["proj_out"]),
+    (&["nemotron_h_omni"], &["embedder", "video_embedder"]),
+    (&["pi0"], &["action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out", "state_proj"]),
+    (&["prophetnet"], &["intermediate", "output", "relative_pos_embeddings"]),
+    (&["qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_asr"], &["conv_out"]),
+    (&["qwen4_exp", "qwen4_exp_text"], &["input_mix_weight_down", "input_mix_weight_up", "block_inject_weight"]),
+    (&["rwkv", "led", "bigbird_pegasus", "pix2struct", "kosmos-2.5"], &["output"]),
+    (&["unlimited_ocr"], &["layers"]),
+    (&["xlnet"], &["layer_1", "layer_2"]),
 ];
 
-/// What linear layers' last components begin or end with.
-const BEGINNINGS: &[&str] = &["fc", "linear"];
-const ENDINGS: &[&str] = &["proj", "linear"];
+/// Ends of module paths that no loader takes for a linear layer, by whatever name, with the families; none for any.
+const KEPT: &[(&[&str], &[&str])] = &[
+    // Linear layers of classes of their own, which no loader replaces.
+    (&["falcon", "ibert"], &["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "query", "key", "value"]),
+    // Parts of torch's MultiheadAttention.
+    (&[], &["head.attention.out_proj", "multihead_attn.out_proj"]),
+    // A layer multiplies with their weights itself, which are codes then: loaders replace them, and cannot run the model.
+    (&["mamba", "falcon_mamba", "jamba"], &["dt_proj"]),
+    (&["reformer"], &["query_key", "query", "key", "value"]),
+    // Kept in 32 bits (`_keep_in_fp32_modules`).
+    (&["t5", "mt5", "umt5", "udop", "pop2piano"], &["DenseReluDense.wo"]),
+    (&["deepseek_v32", "glm_moe_dsa", "axk2", "mistral_large4"], &["indexer.weights_proj"]),
+];
 
-/// Last components of routers: linear in their arithmetic, but no linear layers to a loader, or layers that it keeps.
-const ROUTERS: &[&str] = &["gate", "router", "wg"];
+/// Components of paths of modules that loaders keep in 32 bits as a whole.
+const KEPT_WHOLE: &[(&[&str], &str)] = &[(&["blip-2"], "qformer"), (&["deepseek_v4"], "compressor")];
 
-/// Heads of classifiers and of sequences, which stay as they are.
+/// Output embeddings by the names that loaders have for them in memory, where neither the disk nor what is tied says it.
+const HEADS_IN_MEMORY: &[(&[&str], &str)] = &[
+    (&["blip", "encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder"], "cls.predictions.decoder"),
+    (&["cohere_asr"], "proj_out"),
+    (&["luke"], "entity_predictions.decoder"),
+    (&["ultrabert"], "head.decoder"),
+];
+
+/// Components of heads of classifiers and of sequences, and of heads that are more than one matrix: they stay as they are, whatever a loader would do.
 const HEADS: &[&str] = &[
+    "lm_head",
+    "cls",
+    "pred_layer",
     "text_projection",
     "contact_head",
     "score",
     "classifier",
     "qa_outputs",
     "seq_relationship",
-    "pooler",
     "summary",
-    "v_head",
     "pre_classifier",
     "classification_head",
 ];
 
-/// Ends of module paths that loaders leave alone, since a family's class keeps them in 32 bits (`_keep_in_fp32_modules`) or for another reason, with the families.
-const KEPT: &[(&[&str], &[&str])] = &[
-    // Its linear layers are of a class of their own, which no loader replaces.
-    (&["falcon"], &["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
-    (
-        &[
-            "t5",
-            "mt5",
-            "umt5",
-            "longt5",
-            "switch_transformers",
-            "pix2struct",
-            "pop2piano",
-            "udop",
-            "instructblip",
-            "t5gemma",
-        ],
-        &["wo"],
-    ),
-    (&["deepseek_v32", "deepseek_v4", "glm_moe_dsa", "axk2", "mistral_large4"], &["indexer.weights_proj"]),
-    (&["blip-2", "blip_2"], &["query_tokens"]),
-];
+/// Components of routers: linear in their arithmetic, but bare tensors to a loader, or layers that it keeps.
+const ROUTERS: &[&str] = &["router", "gate"];
 
 /// What a two-dimensional weight is to a loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,24 +100,43 @@ pub(crate) enum Role {
     Unknown,
 }
 
-/// The role of the module at that path.
-pub(crate) fn role(model_type: &str, module: &str) -> Role {
-    let leaf = module.rsplit('.').next().unwrap_or(module);
-    let parent = module.rsplit('.').nth(1).unwrap_or_default();
-    let ends = |end: &&str| module == *end || module.strip_suffix(*end).is_some_and(|before| before.ends_with('.'));
-    let kept = KEPT.iter().any(|(families, modules)| families.contains(&model_type) && modules.iter().any(ends));
-    let is_router = leaf_in(module, ROUTERS) || parent == "router" || parent == "gate";
+/// The role of the module at that path, in a model of these types (its own, and its parts').
+pub(crate) fn role(families: &[&str], module: &str) -> Role {
+    let any = |of: &[&str]| of.is_empty() || of.iter().any(|family| families.contains(family));
     let part_of = |names: &[&str]| module.split('.').any(|part| names.contains(&part));
-    if kept || is_router || part_of(HEADS) || module.contains(".experts.") || module.contains("norm") {
+    let kept = KEPT.iter().any(|(of, ends)| any(of) && ends.iter().any(|end| ends_with(module, end)))
+        || KEPT_WHOLE.iter().any(|(of, part)| any(of) && part_of(&[part]));
+    if kept || part_of(HEADS) || part_of(ROUTERS) || is_expert(module) {
         return Role::Kept;
     }
-    let numbered = !leaf.is_empty() && leaf.bytes().all(|byte| byte.is_ascii_digit());
-    let known = LINEAR.contains(&leaf)
-        || BEGINNINGS.iter().any(|start| leaf.starts_with(start))
-        || ENDINGS.iter().any(|end| leaf.ends_with(end))
-        // A layer in a row of modules; what else has two dimensions there is rare.
-        || numbered && ["mlp", "merger", "mm_projector", "mlp1", "projector", "proj", "net", "ffn"].contains(&parent)
-        // RWKV's and BERT's, but not a head by that name.
-        || leaf == "output" && !parent.is_empty();
+    let leaf = leaf(module);
+    let known = LINEAR.split(' ').any(|name| name == leaf)
+        || LINEAR_OF.iter().any(|(of, leaves)| any(of) && leaves.contains(&leaf));
     if known { Role::Linear } else { Role::Unknown }
+}
+
+/// What a model of that type calls its output embedding in memory, where nothing else says it.
+pub(crate) fn head_in_memory(model_type: &str) -> Option<&'static str> {
+    HEADS_IN_MEMORY.iter().find(|(of, _)| of.contains(&model_type)).map(|(_, head)| *head)
+}
+
+/// True for a matrix of one of many numbered experts: loaders stack them into bare tensors.
+fn is_expert(module: &str) -> bool {
+    module.split_once("experts.").is_some_and(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+/// True if the path ends with these components.
+fn ends_with(module: &str, end: &str) -> bool {
+    module.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The last component; the last two where the last is a number.
+fn leaf(module: &str) -> &str {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut ends = module.rmatch_indices('.').filter_map(|(at, _)| module.get(at + 1..));
+    match ends.next() {
+        Some(last) if is_number(last) => ends.next().unwrap_or(module),
+        Some(last) => last,
+        None => module,
+    }
 }

@@ -4,6 +4,11 @@ use super::{Arch, Experts, generic};
 
 pub(super) const ARCH: Arch = Arch {
     model_types: &["llama4", "llama4_text"],
-    experts: Some(Experts { modules: &["feed_forward.experts"], in_out: true, ..generic::EXPERTS }),
+    experts: Some(Experts {
+        modules: &["feed_forward.experts"],
+        in_out: true,
+        split_when_quantized: true,
+        ..generic::EXPERTS
+    }),
     ..generic::ARCH
 };

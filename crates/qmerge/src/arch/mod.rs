@@ -4,6 +4,9 @@
 //! One file per family and one line in [`ARCHS`]. A family that is not listed is merged all the same, by the rule that
 //! names are equal; the last row, `generic`, holds what most families share.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
+mod checked;
 mod generic;
 mod gpt2;
 mod gpt_oss;
@@ -15,7 +18,8 @@ mod qwen_moe;
 mod ties;
 mod vision;
 
-pub(crate) use linear::{Role, role};
+pub(crate) use checked::is_checked;
+pub(crate) use linear::{Role, head_in_memory, role};
 pub use ties::{TIES, Tie, by_default as tied_by_default, find as find_tie};
 
 /// Every family. The first whose `model_types` holds the model's type is taken, else the last.
@@ -66,6 +70,9 @@ pub struct Experts {
     pub is_transposed: bool,
     /// True if gate and up alternate instead of following each other.
     pub interleaved: bool,
+    /// True if transformers makes one linear layer of each expert's matrices where the checkpoint is quantized with bitsandbytes, and stacks them
+    /// otherwise: a stack cannot be read there.
+    pub split_when_quantized: bool,
 }
 
 /// The stacked parameter that holds gate and up, as transformers names it in memory.

@@ -3,8 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::steps::ConfigChange;
-use super::{Inputs, Options, Step, classifier, quantized};
-use crate::adapters::Names;
+use super::{Inputs, Options, classifier};
 use crate::error::Result;
 use crate::formats::Format;
 use crate::open::ModelConfig;
@@ -13,8 +12,7 @@ use crate::open::ModelConfig;
 pub(super) fn edited(
     inputs: &Inputs,
     options: &Options,
-    names: &Names<'_>,
-    steps: &[Step],
+    skipped: Option<&[String]>,
     change: &ConfigChange,
 ) -> Result<Option<ModelConfig>> {
     let Some(base) = &inputs.base.config else { return Ok(None) };
@@ -30,7 +28,7 @@ pub(super) fn edited(
     }
     classifier::skip(&mut config, &change.added);
     if let Some(to) = options.to {
-        format(&mut config, options, to, quantized::skipped(names, steps).as_deref());
+        format(&mut config, options, to, skipped);
     }
     Ok((config.json != base.json).then_some(config))
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use super::{Action, Inputs, Step};
 use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
 
 /// A tensor of the output: file and number within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +127,7 @@ struct Item {
 }
 
 /// Places every part and fills in the steps' slots.
-pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> (Vec<OutFile>, Vec<Step>) {
+pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutFile>, Vec<Step>)> {
     let base = &inputs.base;
     let positions: HashMap<&str, usize> =
         base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
@@ -147,27 +148,35 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> (Vec<OutFile>, V
         for (part, (name, dtype, shape, bytes)) in parts.into_iter().enumerate() {
             let own = positions.get(name.as_str()).copied();
             let place = own.map_or((step.place, 1 + part), |own| (own, 0));
-            let from_base = own.is_some_and(|own| base.entries[own].dtype == dtype);
+            let entry = base.entries.get(place.0).ok_or_else(|| nowhere(&name))?;
+            let items = by_file.get_mut(entry.file).ok_or_else(|| nowhere(&name))?;
+            let from_base = own.is_some() && entry.dtype == dtype;
             let tensor = OutTensor { name, dtype, shape, bytes, offset: 0 };
-            by_file[base.entries[place.0].file].push(Item { step: number, part, place, from_base, tensor });
+            items.push(Item { step: number, part, place, from_base, tensor });
         }
     }
     let mut files = Vec::with_capacity(by_file.len());
-    for (number, mut items) in by_file.into_iter().enumerate() {
+    for (number, (mut items, source)) in by_file.into_iter().zip(&base.files).enumerate() {
         sort(&mut items);
         let mut tensors = Vec::with_capacity(items.len());
         let mut offset = 0;
         for item in items {
-            steps[item.step].slots[item.part] = Slot { file: number, tensor: tensors.len() };
+            if let Some(slot) = steps.get_mut(item.step).and_then(|step| step.slots.get_mut(item.part)) {
+                *slot = Slot { file: number, tensor: tensors.len() };
+            }
             let bytes = item.tensor.bytes;
             tensors.push(OutTensor { offset, ..item.tensor });
             offset += bytes;
         }
-        let source = &base.files[number];
         let name = source.path.file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors").to_owned();
-        files.push(OutFile::new(name, base.metadata[number].clone(), tensors));
+        files.push(OutFile::new(name, base.metadata.get(number).cloned().unwrap_or_default(), tensors));
     }
-    (files, steps)
+    Ok((files, steps))
+}
+
+/// A tensor that no file of the base has a place for: there is none without a tensor.
+fn nowhere(name: &str) -> Error {
+    Error::new(Kind::Bug, "no file of the output takes it").in_tensor(name)
 }
 
 /// The base's order where all tensors keep name and type; else the order of the safetensors writer (alignment, then name). Parts of

@@ -4,6 +4,8 @@
 //! replaced, where every byte of the output goes, and what the user should be warned of. It does no I/O, so `--dry-run` shows
 //! exactly what would happen.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 mod classifier;
 mod config;
 mod layout;
@@ -205,8 +207,8 @@ impl Plan {
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning);
-        let (files, steps) = layout::lay_out(inputs, decided.steps);
-        let config = config::edited(inputs, options, &names, &steps, &decided.config)?;
+        let (files, steps) = layout::lay_out(inputs, decided.steps)?;
+        let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,
@@ -398,7 +400,7 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
     steps.iter().filter_map(move |step| match &step.action {
         Action::Copy { entry } if entry.shape.len() >= 2 => Some((*by_name.get(entry.name.as_str())?, entry.bytes)),
         Action::Recode(recode) if recode.to.shape().len() >= 2 => {
-            Some((recode.to.format(), recode.to.parts()[0].bytes))
+            Some((recode.to.format(), recode.to.parts().first()?.bytes))
         }
         _ => None,
     })

@@ -4,19 +4,117 @@
 //! `llm_int8_skip_modules` names, where that list takes the place of its own defaults (the head, what is tied to an embedding): an entry keeps a module whose path begins with it,
 //! up to a dot, or ends with it. So linear layers that are known by name are quantized, and every other matrix is named in full.
 
-use super::steps::{Action, Step};
+use std::collections::{BTreeSet, HashSet};
+
+use super::Options;
 use crate::adapters::Names;
 use crate::arch::{self, Role};
-use crate::formats::Weight;
+use crate::error::{Result, mismatch, unsupported};
+use crate::formats::{Format, Weight};
 
-/// True for a plain matrix that becomes a quantized one.
-pub(super) fn takes(names: &Names<'_>, weight: &dyn Weight) -> bool {
-    let Some(module) = weight.name().strip_suffix(".weight") else { return false };
-    weight.shape().len() == 2
-        && !names.is_head(module)
-        && !arch::leaf_in(module, names.arch.not_linear)
-        && !is_own(names, module)
-        && arch::role(names.model_type(), module) == Role::Linear
+/// Which weights take the quantizing format that was asked for, and which modules a loader has to keep plain.
+#[derive(Debug, Default)]
+pub(super) struct Quantized<'a> {
+    takes: HashSet<&'a str>,
+    /// Entries of `llm_int8_skip_modules`; `None` if the loader's own default says the same.
+    pub(super) skipped: Option<Vec<String>>,
+    /// What is not known for certain.
+    pub(super) warning: Option<String>,
+}
+
+/// Modules of a base, by what becomes of their matrices.
+struct Modules<'a> {
+    /// Matrices that become codes.
+    taking: Vec<&'a str>,
+    /// Matrices that stay plain.
+    plain: Vec<&'a str>,
+    /// Matrices that are codes already.
+    coded: HashSet<&'a str>,
+    /// Those of `plain` whose names say nothing.
+    unknown: Vec<&'a str>,
+}
+
+impl<'a> Quantized<'a> {
+    /// Decides for a base. `added` are tensors that the output has beside the base's.
+    ///
+    /// Errors if a loader of this family could not read the output at all.
+    pub(super) fn new<'n>(
+        names: &Names<'a>,
+        options: &Options,
+        added: impl Iterator<Item = &'n str>,
+    ) -> Result<Quantized<'a>> {
+        let Some(format) = options.to.filter(|to| to.quantizes()) else { return Ok(Self::default()) };
+        let mut modules = sort(names);
+        let mut entries = entries(names, &modules, added);
+        keep_what_is_reached(&mut modules, &mut entries);
+        refuse(names, &modules, format)?;
+        let entries = anchored(entries, &modules.coded);
+        Ok(Self {
+            skipped: (entries != ["lm_head"]).then_some(entries),
+            warning: warning(names, &modules, format),
+            takes: modules.taking.into_iter().collect(),
+        })
+    }
+
+    /// True for a plain matrix that becomes a quantized one.
+    pub(super) fn takes(&self, weight: &dyn Weight) -> bool {
+        weight.is_plain() && module_of(weight.name()).is_some_and(|module| self.takes.contains(module))
+    }
+}
+
+/// True if rows become columns as a weight takes a format: Conv1D layers are stored (in, out) as long as they are plain, and loaders want (out, in) of
+/// what is quantized.
+pub(super) fn is_turned(names: &Names<'_>, weight: &dyn Weight, format: &dyn Format) -> bool {
+    weight.is_plain() == format.quantizes()
+        && weight.shape().len() == 2
+        && module_of(weight.name()).is_some_and(|module| arch::leaf_in(module, names.arch.transposed))
+}
+
+fn module_of(name: &str) -> Option<&str> {
+    name.strip_suffix(".weight")
+}
+
+/// Tells linear layers from other matrices by their names.
+fn sort<'a>(names: &Names<'a>) -> Modules<'a> {
+    let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
+    let families = families(names);
+    let kept = KeptByBase::of(names);
+    for claim in names.weights {
+        let weight = &claim.weight;
+        let Some(module) = module_of(weight.name()) else { continue };
+        if !weight.is_plain() {
+            modules.coded.insert(module);
+            continue;
+        }
+        if weight.shape().len() != 2 {
+            continue;
+        }
+        let is_table = arch::leaf_in(module, names.arch.not_linear);
+        let role = if arch::leaf_in(module, names.arch.transposed) && !kept.keeps(module) {
+            Role::Linear
+        } else if names.is_head(module) || is_table || is_own(names, module) || kept.keeps(module) {
+            Role::Kept
+        } else {
+            arch::role(&families, module)
+        };
+        match role {
+            Role::Linear => modules.taking.push(module),
+            _ if is_table => {}
+            Role::Kept => modules.plain.push(module),
+            Role::Unknown => {
+                modules.plain.push(module);
+                modules.unknown.push(module);
+            }
+        }
+    }
+    modules
+}
+
+/// The model's type, and those of the models that it is made of.
+fn families<'a>(names: &Names<'a>) -> Vec<&'a str> {
+    let parts = names.checkpoint.config.iter().flat_map(|config| config.json.values());
+    let types = parts.filter_map(|part| part.as_object()?.get("model_type")?.as_str());
+    std::iter::once(names.model_type()).chain(types).collect()
 }
 
 /// True if the module is a part of another that multiplies with its weight itself, as torch's MultiheadAttention does: no loader replaces it.
@@ -24,45 +122,54 @@ fn is_own(names: &Names<'_>, module: &str) -> bool {
     module.strip_suffix("out_proj").is_some_and(|path| names.exact(&format!("{path}in_proj_weight")).is_some())
 }
 
-/// True if a linear layer's weight is stored (in, out), and loaders want it (out, in) once it is quantized.
-pub(super) fn is_turned(names: &Names<'_>, weight: &dyn Weight) -> bool {
-    let module = weight.name().strip_suffix(".weight").unwrap_or(weight.name());
-    weight.is_plain() && weight.shape().len() == 2 && arch::leaf_in(module, names.arch.transposed)
+/// Layers that a base in bitsandbytes' formats keeps plain on purpose: they stay so in another such format.
+struct KeptByBase<'a>(Vec<&'a str>);
+
+impl<'a> KeptByBase<'a> {
+    fn of(names: &Names<'a>) -> Self {
+        let quantization = names.checkpoint.config.as_ref().and_then(|config| config.quantization());
+        let list = quantization.and_then(|fields| fields.get("llm_int8_skip_modules")?.as_array());
+        Self(list.into_iter().flatten().filter_map(|entry| entry.as_str()).filter(|entry| !entry.is_empty()).collect())
+    }
+
+    /// As transformers 5 takes an entry, or as releases before it and vLLM do, to whom it may stand anywhere in the path.
+    fn keeps(&self, module: &str) -> bool {
+        let path = format!(".{module}.");
+        self.0.iter().any(|entry| matches(entry, module) || path.contains(&format!(".{entry}.")))
+    }
 }
 
-/// Modules with a plain matrix, as a loader is told of them; `None` if its own default, the head, is all.
-pub(super) fn skipped(names: &Names<'_>, steps: &[Step]) -> Option<Vec<String>> {
-    let (mut plain, mut coded) = (Vec::new(), Vec::new());
-    for step in steps {
-        let Some(module) = step.name.strip_suffix(".weight") else { continue };
-        match &step.action {
-            Action::Copy { entry } if entry.shape.len() == 2 && entry.dtype.is_plain_float() => plain.push(module),
-            Action::Recode(recode) if recode.to.shape().len() == 2 && recode.to.is_plain() => plain.push(module),
-            Action::Recode(recode) if !recode.to.is_plain() => coded.push(module),
-            _ => {}
-        }
-    }
-    let mut found: Vec<String> = Vec::new();
-    for module in plain {
-        if arch::leaf_in(module, names.arch.not_linear) || module.contains("norm") {
-            continue;
-        }
-        // Experts are one bare tensor in memory, or modules of that name.
-        found.push(module.split_once(".experts.").map_or(module.to_owned(), |(before, _)| format!("{before}.experts")));
-    }
+/// The modules that a loader has to keep plain.
+fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<Item = &'n str>) -> BTreeSet<String> {
+    let experts = |module: &str| module.split_once(".experts.").map(|(before, _)| format!("{before}.experts"));
+    let coded: HashSet<String> = modules.coded.iter().filter_map(|module| experts(module)).collect();
+    let added = added.filter_map(module_of).filter(|module| !arch::leaf_in(module, names.arch.not_linear));
+    // Experts are one bare tensor in memory, or modules of that name.
+    let entry = |module: &str| experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| module.to_owned());
+    let mut entries: BTreeSet<String> = modules.plain.iter().map(|module| entry(module)).collect();
+    entries.extend(added.map(entry));
     // The head under the name that it has in memory: where it is tied it is not stored, and it may have moved.
-    let head_is_coded = coded.iter().any(|module| names.is_head(module));
-    if !head_is_coded {
+    if !modules.coded.iter().any(|module| names.is_head(module)) {
         let tied = names.tie.filter(|_| names.is_tied()).map(arch::Tie::head);
-        for alias in tied.into_iter().chain(["lm_head"]) {
-            if !coded.iter().any(|module| matches(alias, module)) {
-                found.push(alias.to_owned());
-            }
-        }
+        let other = arch::head_in_memory(names.model_type());
+        entries.extend(tied.into_iter().chain(other).chain(["lm_head"]).map(str::to_owned));
     }
-    found.sort();
-    found.dedup();
-    (found != ["lm_head"]).then_some(found)
+    entries
+}
+
+/// An entry may reach further than its module, as `classifier` does to `pre_classifier`. What is reached stays plain too, and is named itself.
+fn keep_what_is_reached(modules: &mut Modules<'_>, entries: &mut BTreeSet<String>) {
+    loop {
+        let (reached, taking) =
+            std::mem::take(&mut modules.taking).into_iter().partition(|module| reaches(entries, module));
+        modules.taking = taking;
+        let reached: Vec<&str> = reached;
+        if reached.is_empty() {
+            return;
+        }
+        entries.extend(reached.iter().map(|&module| module.to_owned()));
+        modules.plain.extend(reached);
+    }
 }
 
 /// True if a loader takes the entry of its list to mean the module.
@@ -70,36 +177,73 @@ fn matches(entry: &str, module: &str) -> bool {
     module.ends_with(entry) || module.strip_prefix(entry).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// A warning where matrices stay plain because their names say nothing, and an error's text where the loader's rule cannot tell two modules apart.
-pub(super) fn doubts(
-    names: &Names<'_>,
-    steps: &[Step],
-    skipped: Option<&[String]>,
-) -> (Option<String>, Option<String>) {
-    let unknown: Vec<&str> = steps
-        .iter()
-        .filter_map(|step| Some((step.name.strip_suffix(".weight")?, step)))
-        .filter(|(module, step)| {
-            let shape = match &step.action {
-                Action::Copy { entry } if entry.dtype.is_plain_float() => entry.shape.as_slice(),
-                Action::Recode(recode) if recode.to.is_plain() => recode.to.shape(),
-                _ => return false,
-            };
-            shape.len() == 2
-                && !names.is_head(module)
-                && !arch::leaf_in(module, names.arch.not_linear)
-                && arch::role(names.model_type(), module) == Role::Unknown
-        })
-        .map(|(module, _)| module)
-        .collect();
-    let warning = unknown.first().map(|first| {
-        format!("{} matrices are not known to be linear layers and stay as they are, first `{first}`", unknown.len())
+/// The same for any of many entries.
+fn reaches(entries: &BTreeSet<String>, module: &str) -> bool {
+    let ends = module.char_indices().filter_map(|(at, _)| module.get(at..));
+    let beginnings = module.match_indices('.').filter_map(|(at, _)| module.get(..at));
+    ends.chain(beginnings).any(|part| entries.contains(part))
+}
+
+/// Where an entry would reach what is stored as codes already, it is bound to its own module: entries are regular expressions.
+fn anchored(entries: BTreeSet<String>, coded: &HashSet<&str>) -> Vec<String> {
+    entries
+        .into_iter()
+        .map(|entry| if coded.iter().any(|module| matches(&entry, module)) { format!("^{entry}$") } else { entry })
+        .collect()
+}
+
+/// Refuses an output that no loader could read.
+fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Result<()> {
+    let file = &names.checkpoint.path;
+    let family = names.model_type();
+    if modules.taking.is_empty() && modules.coded.is_empty() {
+        return Err(mismatch(format!(
+            "no weight of this model can be stored as {}: loaders make quantized layers of linear layers only, and none is known by its name{}",
+            format.id(),
+            if family.is_empty() { String::new() } else { format!(" in a model of type `{family}`") }
+        ))
+        .in_file(file)
+        .with_hint("write it plain, with --to bf16"));
+    }
+    let split = names.arch.experts.filter(|experts| experts.split_when_quantized);
+    let stacked = split.and_then(|experts| {
+        let is_stack = |name: &str| experts.modules.iter().any(|module| name.contains(&format!("{module}.")));
+        names
+            .weights
+            .iter()
+            .map(|claim| &claim.weight)
+            .find(|weight| weight.shape().len() == 3 && is_stack(weight.name()))
     });
-    let clash = steps.iter().find_map(|step| {
-        let Action::Recode(recode) = &step.action else { return None };
-        let module = step.name.strip_suffix(".weight").filter(|_| !recode.to.is_plain())?;
-        let entry = skipped?.iter().find(|entry| matches(entry, module))?;
-        Some(format!("`{module}` is quantized, but loaders would keep it plain, as they keep `{entry}`"))
+    if let Some(weight) = stacked {
+        return Err(unsupported(format!(
+            "experts are stored stacked, and transformers reads those of a `{family}` in bitsandbytes' formats one by one"
+        ))
+        .in_file(file)
+        .in_tensor(weight.name())
+        .with_hint("write it plain, with --to bf16"));
+    }
+    Ok(())
+}
+
+/// What cannot be known of a family that was not looked at, and of names that say nothing.
+fn warning(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Option<String> {
+    let id = format.id();
+    let unknown = modules.unknown.first().map(|first| {
+        format!(
+            "{} matrices are not known to be linear layers and stay as they are, first `{first}`",
+            modules.unknown.len()
+        )
     });
-    (warning, clash)
+    if arch::is_checked(names.model_type()) {
+        return unknown;
+    }
+    let family = match names.model_type() {
+        "" => "the base does not say its model_type, so".to_owned(),
+        family => format!("models of type `{family}` were not held against a loader:"),
+    };
+    Some(format!(
+        "{family} the {} matrices that become {id} are those whose names are linear layers' in other families{}",
+        modules.taking.len(),
+        unknown.map_or(String::new(), |unknown| format!("; {unknown}"))
+    ))
 }

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::method::{Chooser, Main, refuse_without_scales};
+use super::quantized::{Quantized, is_turned};
 use super::tie::{self, Parted};
-use super::{Inputs, Options, Slot, classifier, quantized};
+use super::{Inputs, Options, Slot, classifier};
+
 use crate::adapters::{Adapter, Addition, Changes, Names, PlannedEdit, Replacement, Task};
 use crate::arch::Tie;
 use crate::dtype::Dtype;
@@ -67,7 +69,7 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keep: bool,
-    /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) as long as it is plain.
+    /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) while it is plain.
     pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
     pub original: Option<Claim>,
@@ -80,6 +82,8 @@ pub(super) struct Decided {
     pub(super) steps: Vec<Step>,
     pub(super) config: ConfigChange,
     pub(super) rounding: Main,
+    /// Entries of `llm_int8_skip_modules`; see [`Quantized::skipped`].
+    pub(super) skipped: Option<Vec<String>>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -156,8 +160,11 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let mut wanted = collect(inputs, changes)?;
     let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
     refuse_without_scales(options.rounding, options.to)?;
+    let new = wanted.additions.keys().chain(parted.iter().map(|parted| &parted.name)).map(String::as_str);
+    let quantized = Quantized::new(names, options, new)?;
+    warnings.extend(quantized.warning.clone());
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
-        let format = target_format(options, names, claim);
+        let format = target_format(options, names, &quantized, claim);
         let changes = format.is_some() || wanted.touches(claim.weight.name());
         (changes && is_coarse(format, claim)).then(|| claim.weight.name())
     });
@@ -168,7 +175,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let mut recoded: HashSet<&str> = HashSet::new();
     for claim in &inputs.inventory.weights {
         let place = positions.get(claim.weight.name()).copied().unwrap_or_default();
-        if let Some(recode) = recode(inputs, options, &chooser, names, &mut wanted, claim)? {
+        if let Some(recode) = recode(inputs, options, &chooser, (names, &quantized), &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
             steps.push(Step {
                 name: recode.to.name().to_owned(),
@@ -178,7 +185,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
             });
         }
         for Parted { name, .. } in parted.iter().filter(|parted| parted.source == claim.weight.name()) {
-            let recode = apart(inputs, options, &chooser, names, &mut wanted, name, claim)?;
+            let recode = apart(inputs, options, &chooser, (names, &quantized), &mut wanted, name, claim)?;
             steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
         }
     }
@@ -212,15 +219,8 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
             labels.number
         ));
     }
-    if options.to.is_some_and(|to| to.quantizes()) {
-        let (doubt, clash) = quantized::doubts(names, &steps, quantized::skipped(names, &steps).as_deref());
-        warnings.extend(doubt);
-        if let Some(clash) = clash {
-            return Err(Error::new(Kind::Unsupported, clash).in_file(&inputs.base.path));
-        }
-    }
     let rounding = chooser.main(&steps);
-    Ok(Decided { steps, config, rounding, warnings })
+    Ok(Decided { steps, config, rounding, skipped: quantized.skipped, warnings })
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
@@ -257,13 +257,13 @@ fn recode(
     inputs: &Inputs,
     options: &Options,
     chooser: &Chooser<'_>,
-    names: &Names<'_>,
+    (names, quantized): (&Names<'_>, &Quantized<'_>),
     wanted: &mut Wanted,
     claim: &Claim,
 ) -> Result<Option<Recode>> {
     let name = claim.weight.name();
     let touched = wanted.touches(name);
-    let format = target_format(options, names, claim);
+    let format = target_format(options, names, quantized, claim);
     if !touched && format.is_none() {
         return Ok(None);
     }
@@ -275,12 +275,12 @@ fn apart(
     inputs: &Inputs,
     options: &Options,
     chooser: &Chooser<'_>,
-    names: &Names<'_>,
+    (names, quantized): (&Names<'_>, &Quantized<'_>),
     wanted: &mut Wanted,
     name: &str,
     source: &Claim,
 ) -> Result<Recode> {
-    build(inputs, options, chooser, wanted, name, source, target_format(options, names, source))
+    build(inputs, options, chooser, wanted, name, source, target_format(options, names, quantized, source))
 }
 
 /// A tensor that the base lacks, in the type that the rest of the model has.
@@ -467,14 +467,14 @@ struct Target {
 }
 
 /// The format a base weight takes; `None` for its own.
-fn target_format(options: &Options, names: &Names<'_>, claim: &Claim) -> Option<Target> {
+fn target_format(options: &Options, names: &Names<'_>, quantized: &Quantized<'_>, claim: &Claim) -> Option<Target> {
     let format = options.to?;
     let weight = claim.weight.as_ref();
     if format.id() == weight.format() {
         return None;
     }
-    let takes = !format.quantizes() || !weight.is_plain() || quantized::takes(names, weight);
-    takes.then(|| Target { format, turned: format.quantizes() && quantized::is_turned(names, weight) })
+    let takes = !format.quantizes() || !weight.is_plain() || quantized.takes(weight);
+    takes.then(|| Target { format, turned: is_turned(names, weight, format) })
 }
 
 /// Embedding and head must agree on the number of tokens; a change goes to the configuration.

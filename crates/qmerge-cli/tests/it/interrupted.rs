@@ -442,6 +442,44 @@ fn what_is_unfinished_is_given_up_on_demand_alone() {
     }
 }
 
+/// An error that a second try would not cure leaves what an earlier run finished.
+#[cfg(unix)]
+#[test]
+fn a_damaged_weight_does_not_cost_what_is_finished() {
+    let folder = Folder::new();
+    plain_model(folder.path(), 24, 512, 1024);
+    let mut merge = Merge::new(folder.path(), STREAMED);
+    // In the order of the file, so that the damage comes last.
+    *merge.args.last_mut().unwrap() = "1";
+    let path = folder.join("base/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 4;
+    let whole = bytes[last..].to_vec();
+    bytes[last..].fill(0xff);
+    std::fs::write(&path, &bytes).unwrap();
+    merge.interrupt();
+    let size = merge.want.iter().map(|(_, bytes)| bytes.len()).max().unwrap();
+    assert!(!merge.limited(size as u64 * 8 / 10 / 512));
+    let journal = || std::fs::read_to_string(folder.join(JOURNAL)).unwrap_or_default();
+    let resume = [&merge.args[..], &["--resume"]].concat();
+    for _ in 0..2 {
+        let finished = journal();
+        assert!(finished.lines().count() > 1, "{finished}");
+        let output = run(folder.path(), &resume);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("the base itself holds NaN at [511, 10"), "{text}");
+        assert!(journal().starts_with(&finished), "{finished} became {}", journal());
+    }
+    // The base put right is another base, so nothing of the old one is mixed in.
+    bytes[last..].copy_from_slice(&whole);
+    std::fs::write(&path, &bytes).unwrap();
+    refused(&folder, &resume, &["base: changed"]);
+    let output = run(folder.path(), &[&merge.args[..], &["--force"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    merge.finish("anew");
+}
+
 /// Another command that builds its output at the same name does not remove a merge's.
 #[test]
 fn truncate_leaves_an_unfinished_merge_alone() {

@@ -8,14 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
 use crate::check;
 use crate::edit::{self, Edit};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::formats::{MAX_WHOLE_PART, Reader, Weight};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
 use crate::round::{Place, seed_of};
 use crate::simd::floats::round_to;
-use crate::simd::moments::{first_nonfinite, moments};
+use crate::simd::moments::{all_finite, first_nonfinite, moments};
 use crate::write::{Finished, Output};
 
 /// A worker's memory, reused from chunk to chunk.
@@ -110,7 +110,7 @@ impl<'a> Steps<'a> {
                     }
                     Pass::Survey => {
                         let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
-                        self.survey(recode, &state, edits, task.number, &rows, buffers)?;
+                        self.survey(recode, &state, edits, step, task.number, &rows, buffers)?;
                         if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
                             let held = std::mem::take(&mut *lock(&state.held)).concat();
                             let target = self.settle(recode.to.as_ref(), &held, step)?;
@@ -310,11 +310,13 @@ impl<'a> Steps<'a> {
         Ok(edits)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn survey(
         &self,
         recode: &Recode,
         state: &State<'_>,
         edits: &[Edit],
+        step: &Step,
         number: usize,
         task: &Range<usize>,
         buffers: &mut Buffers,
@@ -323,6 +325,11 @@ impl<'a> Steps<'a> {
         let mut held = Vec::new();
         for rows in self.chunks(recode, task) {
             self.edited(recode, state, edits, task, &rows, buffers);
+            // What is held of all rows would carry the damage into rows that are sound.
+            if !all_finite(&buffers.values) {
+                let Buffers { base, values, .. } = &*buffers;
+                return Err(explain(recode, step, &rows, base, values, values));
+            }
             if let Some(dtype) = recode.values {
                 round_to(dtype, &mut buffers.values);
             }
@@ -356,16 +363,7 @@ impl<'a> Steps<'a> {
             target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
             let moments = moments(base, values, output);
             if !moments.sound() {
-                return Err(check::explain(&check::Chunk {
-                    name: &step.name,
-                    first_row: rows.start,
-                    cols: target.weight.geometry().cols,
-                    base,
-                    target: values,
-                    output,
-                    format: target.weight.format(),
-                    from_base: recode.source == Source::Base,
-                }));
+                return Err(explain(recode, step, &rows, base, values, output));
             }
             total.add(&Sums { elements: values.len() as u64, moments });
         }
@@ -440,6 +438,20 @@ impl<'a> Steps<'a> {
         });
         Finished { step: number, sums: Some(total), kept: None, late }
     }
+}
+
+/// What in a chunk is not finite.
+fn explain(recode: &Recode, step: &Step, rows: &Range<usize>, base: &[f32], target: &[f32], output: &[f32]) -> Error {
+    check::explain(&check::Chunk {
+        name: &step.name,
+        first_row: rows.start,
+        cols: recode.to.geometry().cols,
+        base,
+        target,
+        output,
+        format: recode.to.format(),
+        from_base: recode.source == Source::Base,
+    })
 }
 
 fn first_buffer(buffers: &mut Vec<Vec<u8>>) -> &mut Vec<u8> {

@@ -13,6 +13,8 @@ const EVIDENCE: f64 = 0.1;
 /// Share of values at levels that nearest rounding gives neither the base nor the merge, from which on a method chose them: one that looks at the layer's
 /// outputs puts the effect elsewhere than the delta, and weights do not tell how much of it is there. Nearest rounding has 2 in a million.
 const CHOSEN: f64 = 5e-4;
+/// A delta that is there with more than this share was merged at another strength, or a method moved it.
+const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
 
@@ -30,43 +32,51 @@ pub(super) fn judge(
     chosen: impl FnOnce() -> Result<Option<f64>>,
 ) -> Result<VerifiedWeight> {
     let loss = sums.loss();
-    let se = standard_error(&loss);
-    let state = match (loss.survival, se) {
-        _ if recode.edits.is_empty() => {
-            // Nothing but a tensor from the adapter, or another format: compare values.
-            let close = loss.error_rms <= SAME_RECODED * loss.weight_rms;
-            let exact = loss.error_rms <= 0.005 * loss.weight_rms;
-            if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
-        }
-        (Some(_), Some(_)) if loss.changed_fraction == 0.0 => State::Absent,
-        (Some(_), Some(se)) if se > EVIDENCE => State::Undecided,
-        (Some(survival), Some(_)) if survival > 1.5 => State::Scaled,
-        (Some(survival), Some(_)) if survival >= options.min_survival => State::Applied,
-        (Some(survival), Some(se)) => {
-            let squared = |x: f64| x * x;
-            let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
-            let is_there = survival >= SIGNIFICANT * se;
-            if is_there && survival > 0.05 && beside <= squared(PURE * survival) {
-                State::Scaled
-            } else if chosen()?.is_some_and(|share| share >= CHOSEN) {
-                State::Moved
-            } else if is_there {
-                State::Lost
-            } else {
-                State::Erased
-            }
-        }
-        _ => State::NoDelta,
+    let state = if recode.edits.is_empty() {
+        // Nothing but a tensor from the adapter, or another format: compare values.
+        let close = loss.error_rms <= SAME_RECODED * loss.weight_rms;
+        let exact = loss.error_rms <= 0.005 * loss.weight_rms;
+        if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
+    } else {
+        judge_sums(&loss, options, chosen)?
     };
     Ok(VerifiedWeight {
         name: name.to_owned(),
         format: format.to_owned(),
         state,
         survival: loss.survival,
-        survival_se: se,
+        survival_se: standard_error(&loss),
         noise_to_delta: loss.noise_to_delta,
         delta_rms: loss.delta_rms,
         changed_fraction: loss.changed_fraction,
+    })
+}
+
+/// Judges the figures of a weight that the adapter edits.
+fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Result<Option<f64>>) -> Result<State> {
+    let (Some(survival), Some(se)) = (loss.survival, standard_error(loss)) else { return Ok(State::NoDelta) };
+    if loss.changed_fraction == 0.0 {
+        return Ok(State::Absent);
+    }
+    if se > EVIDENCE {
+        return Ok(State::Undecided);
+    }
+    if (options.min_survival..=STRONG).contains(&survival) {
+        return Ok(State::Applied);
+    }
+    let squared = |x: f64| x * x;
+    let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
+    let is_there = survival >= SIGNIFICANT * se;
+    Ok(if is_there && survival > 0.05 && beside <= squared(PURE * survival) {
+        State::Scaled
+    } else if chosen()?.is_some_and(|share| share >= CHOSEN) {
+        State::Moved
+    } else if survival > STRONG {
+        State::Scaled
+    } else if is_there {
+        State::Lost
+    } else {
+        State::Erased
     })
 }
 
@@ -141,7 +151,8 @@ pub(super) fn answer(
     let moved = of(&[State::Moved]).map_or(0, |(n, _)| n);
     let chosen = "a method that goes by the layers' outputs put the adapter there, and weights do not tell how much of its effect is left";
     // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
-    if moved > 0 && summary.survival.is_none_or(|survival| survival < options.min_survival) {
+    let as_meant = |survival: f64| (options.min_survival..=STRONG).contains(&survival);
+    if moved > 0 && !summary.survival.is_some_and(as_meant) {
         return (
             Answer::Undecided,
             format!(
@@ -157,4 +168,45 @@ pub(super) fn answer(
 /// "1 tensor is", "2 tensors are".
 fn counted(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::moments::moments;
+
+    /// Numbers that look random, of mean 0 and about the size 1.
+    fn noise(seed: u64) -> impl FnMut() -> f32 {
+        let mut state = seed;
+        move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 1.7
+        }
+    }
+
+    /// The state of a weight that holds `strength` of the delta under `beside` times as much noise, of which a method chose a share.
+    fn state(strength: f32, beside: f32, chosen: f64) -> State {
+        let (mut weight, mut delta, mut rounding) = (noise(1), noise(2), noise(3));
+        let base: Vec<f32> = (0..1 << 16).map(|_| weight()).collect();
+        let deltas: Vec<f32> = base.iter().map(|_| 1e-3 * delta()).collect();
+        let target: Vec<f32> = base.iter().zip(&deltas).map(|(w, d)| w + d).collect();
+        let merged = base.iter().zip(&deltas).map(|(w, d)| w + strength * d + beside * 1e-3 * rounding());
+        let sums = Sums { elements: base.len() as u64, moments: moments(&base, &target, &merged.collect::<Vec<_>>()) };
+        let loss = sums.loss();
+        judge_sums(&loss, &VerifyOptions { min_survival: 0.5, threads: 1 }, || Ok(Some(chosen))).unwrap()
+    }
+
+    #[test]
+    fn a_share_beyond_the_delta_is_another_strength_unless_a_method_put_it_there() {
+        assert_eq!(state(1.0, 8.0, 0.0), State::Applied);
+        // Twice as strong, whoever rounded it.
+        assert_eq!(state(2.0, 0.0, 0.0), State::Scaled);
+        assert_eq!(state(2.0, 0.0, 0.01), State::Scaled);
+        assert_eq!(state(2.0, 8.0, 0.0), State::Scaled);
+        // Under noise that a method chose, neither more nor less says anything of the effect.
+        assert_eq!(state(1.74, 8.0, 0.01), State::Moved);
+        assert_eq!(state(0.3, 8.0, 0.01), State::Moved);
+        assert_eq!(state(0.3, 8.0, 0.0), State::Lost);
+        assert_eq!(state(0.0, 8.0, 0.0), State::Erased);
+    }
 }

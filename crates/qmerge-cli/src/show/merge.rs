@@ -13,7 +13,8 @@ use super::{BOLD, WORST, effect_style, rows};
 const KEPT_OUTPUT: Column =
     number("kept output").means("the strength at which the adapter comes out of the layer, 1 being all of it");
 const SURVIVAL: Column = number("survival").means("the same of its delta in the weight");
-const NOISE: Column = number("noise/delta").leaves(4).means("what rounding added, beside the delta");
+const NOISE: Column =
+    number("noise/delta").leaves(4).means("the size of what rounding added, 1 being that of the delta");
 const FORMAT: Column = word("format").leaves(3);
 
 /// What a merge did and what it cost.
@@ -144,7 +145,7 @@ fn merged_table(report: &Report) -> Table {
 fn converted_table(report: &Report) -> Table {
     let names = names(report);
     let columns = [
-        number("error/weight").means("what rounding changed, beside the weight"),
+        number("error/weight").means("the size of what rounding changed, as a share of the weight"),
         number("largest error").leaves(1),
         word("format").leaves(2),
     ];

@@ -23,4 +23,5 @@ mod shell;
 mod side;
 mod text;
 mod verify;
+mod width;
 mod words;

@@ -22,11 +22,11 @@ pub enum Method {
 }
 
 impl Method {
-    /// What goes by the outputs of layers has nothing to go by where there is no delta: values stay nearest to what they are.
+    /// What goes by the outputs of layers has nothing to go by where there is no delta: values stay what they are.
     pub(super) fn without_delta(self) -> Self {
         match self {
-            Self::Auto => Self::Named(round::NEAREST),
-            Self::Named(method) if method.whole().is_some() => Self::Named(round::NEAREST),
+            Self::Auto => Self::Named(round::WITHOUT_DELTA),
+            Self::Named(method) if method.whole().is_some() => Self::Named(round::WITHOUT_DELTA),
             named => named,
         }
     }

@@ -196,6 +196,7 @@ impl Plan {
             untrained_modules += modules.len();
             warnings.extend(untrained_warning(adapter, &modules, number, all));
         }
+        method::refuse_without_scales(options.rounding, options.to)?;
         let options = &Options {
             rounding: if untrained { options.rounding.without_delta() } else { options.rounding },
             ..options.clone()
@@ -207,7 +208,7 @@ impl Plan {
             inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
-        warnings.extend(decided.rounding.warning);
+        warnings.extend(decided.rounding.warning.filter(|_| !untrained));
         let (files, steps) = layout::lay_out(inputs, decided.steps)?;
         let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
         Ok(Self {

@@ -98,7 +98,7 @@ fn wrapped_line(line: &str, width: Option<usize>) -> String {
 /// What may stand on a line of its own.
 fn words_of(line: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    let is_paired = line.matches('`').count() % 2 == 0;
+    let is_paired = line.matches('`').count().is_multiple_of(2);
     let mut is_code = false;
     for word in line.split(' ') {
         match words.last_mut() {
@@ -108,7 +108,7 @@ fn words_of(line: &str) -> Vec<String> {
             }
             _ => words.push(word.to_owned()),
         }
-        is_code ^= is_paired && word.matches('`').count() % 2 == 1;
+        is_code ^= is_paired && !word.matches('`').count().is_multiple_of(2);
     }
     words
 }

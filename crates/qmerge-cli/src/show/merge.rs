@@ -167,7 +167,7 @@ fn converted_table(report: &Report) -> Table {
 
 /// The colour of a row by what is kept of the adapter there: red where more than half of its effect is lost, which goes with the square of the strength.
 fn row_style(kept: Option<f64>) -> Style {
-    let lost = kept.map_or(0.0, |kept| (1.0 - kept).powi(2));
+    let lost = kept.map_or(0.0, |kept| (1.0 - kept) * (1.0 - kept));
     match lost {
         ..=0.05 => Style::new(),
         ..=0.5 => Style::new().fg_color(Some(AnsiColor::Yellow.into())),

@@ -6,6 +6,7 @@
 mod bad_input;
 mod behaviour;
 mod beside;
+mod book;
 mod called;
 mod card;
 mod foreign;

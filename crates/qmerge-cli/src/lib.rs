@@ -42,14 +42,15 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    show::keep_whole(args.iter().skip(1).filter_map(|word| word.to_str()));
     let mut command = match Cli::read(args) {
         Ok(cli) => {
             show::choose(cli.color, cli.verbose);
             cli.command
         }
         Err(error) => {
-            // Nothing is left to do where not even this can be written.
-            let _ = error.print();
+            show::wrong_words(&error);
             return error.exit_code() as u8;
         }
     };
@@ -122,11 +123,11 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
     hub::provide(&mut command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {
-            let found = commands::merge::find(&args, progress)?;
+            let found = commands::merge::find(&args, progress, &|_| ())?;
             answer(&found, commands::merge::outcome(&args, &found))
         }
         Command::Inspect(args) => answer(&qmerge::inspect::inspect(&args.path)?, Outcome::Done),
-        Command::Convert(args) => answer(&commands::convert::find(&args, progress)?, Outcome::Done),
+        Command::Convert(args) => answer(&commands::convert::find(&args, progress, &|_| ())?, Outcome::Done),
         Command::Verify(args) => {
             let found = commands::verify::find(&args, progress)?;
             answer(&found, commands::verify::outcome(&found))

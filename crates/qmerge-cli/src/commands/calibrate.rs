@@ -122,7 +122,7 @@ pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text<'_>, engine:
         let bytes = merge::PROGRAM_BYTES + demand.held + demand.working;
         match limit {
             Some(limit) if limit < bytes => Err(usage(format!(
-                "--max-memory {} MiB is not enough: running the model takes at least {} MiB",
+                "--max-memory {}M is not enough: running the model takes at least {}M",
                 limit >> 20,
                 bytes.div_ceil(1 << 20)
             ))),

@@ -8,7 +8,7 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
-use qmerge::report::RESIDUAL_FOLDER;
+use qmerge::report::{RESIDUAL_FOLDER, Verdict};
 use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
@@ -16,6 +16,7 @@ use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, families};
 
 use super::generate::{folders, options};
+use super::next::{self, Made};
 use super::{apart_options, open, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
@@ -37,10 +38,27 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     if args.json {
         show::json(&found)?
     } else {
-        show::comparison(&found)
+        show::comparison(&found);
+        next(args, &found);
     }
     show::written(args.report.as_deref());
     Ok(Outcome::Done)
+}
+
+/// To try the best of the merges; to merge, where there is none that is worth it.
+fn next(args: &CompareArgs, found: &Comparison) {
+    let judged = found.models.iter().filter_map(|model| Some((model.verdict.as_ref()?, &model.name)));
+    let merges = judged.filter_map(|(verdict, name)| {
+        let merged = args.merged.iter().find(|path| path.display().to_string() == *name)?;
+        Some((verdict, merged))
+    });
+    let kept = |verdict: &Verdict| verdict.kept.unwrap_or(f64::NEG_INFINITY);
+    match merges.max_by(|(a, _), (b, _)| kept(a).total_cmp(&kept(b))) {
+        Some((verdict, merged)) if ["kept", "weakened"].contains(&verdict.effect) => next::try_it(merged),
+        Some((verdict, _)) if verdict.effect == "none" => {}
+        _ if !args.beside.is_empty() => {}
+        _ => Made { sources: &args.sources, meaning: &args.meaning }.merge(Path::new("merged"), None),
+    }
 }
 
 /// Runs all models on the text.

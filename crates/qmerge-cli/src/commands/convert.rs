@@ -7,7 +7,8 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::round::Demand;
 
-use super::merge::{Found, dry_or_run, show};
+use super::merge::{Found, Told, dry_or_run, show};
+use super::next;
 use super::{format, refuse_unused, run_options, settings, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
@@ -15,20 +16,26 @@ use crate::progress::Bar;
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
-    let found = find(args, &bar);
+    let told = Told::default();
+    let found = find(args, &bar, &|plan| told.tell(plan, &args.running));
     bar.clear();
-    show(&found?, &args.running)?;
+    let found = found?;
+    show(&found, &args.running, &told)?;
+    if let (Found::Report(_), false, false) = (&found, args.running.json, args.running.quiet) {
+        next::try_it(&args.output);
+    }
     Ok(Outcome::Done)
 }
 
-/// Converts, or plans to.
-pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result<Found> {
+/// Converts, or plans to. `decided` gets the plan before any work is done.
+pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress, decided: &dyn Fn(&Plan)) -> error::Result<Found> {
     let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
     let run = run_options(&args.running);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;
+    decided(&plan);
     let estimate = merge::estimate(&plan, &run, &Demand::default())?;
     dry_or_run(&inputs, &plan, &args.output, &args.running, (estimate.memory, estimate.work), || {
         merge::run(&inputs, &plan, None, &args.output, &run, progress)

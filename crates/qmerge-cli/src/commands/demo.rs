@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::Outcome;
 use crate::args::{Cli, Command, DemoArgs};
+use crate::{Outcome, show};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => { &[$(($name, include_bytes!(concat!("../../demo/", $name)).as_slice())),*] };
@@ -39,13 +39,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Outcome> {
         std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let shown = folder.display();
-    anstream::println!(
+    show::say(&format!(
         "A small Llama in NF4 and a LoRA that PEFT trained on it are in {shown}. Merged as PEFT does:\n"
-    );
+    ));
     merge(folder, "merged-as-peft", &["--rounding", "nearest"])?;
-    anstream::println!("\nThe same size and format, rounded so that the adapter survives:\n");
+    show::say("\nThe same size and format, rounded so that the adapter survives:\n");
     merge(folder, "merged-nf4", &[])?;
-    anstream::println!("\nInto 16 bits, which takes more room:\n");
+    show::say("\nInto 16 bits, which takes more room:\n");
     merge(folder, "merged-bf16", &["--to", "bf16"])?;
     Ok(Outcome::Done)
 }

@@ -55,7 +55,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Outcome> {
     })?;
     out.write_all(b"\n")?;
     if let (Some(speed), Some(bytes), false) = (found.tokens_per_second, found.bytes_per_second, args.quiet) {
-        show::note(&format!("{} tokens, {speed:.1} tokens/s, {:.1} GB/s of weights", found.tokens, bytes / 1e9));
+        let tokens = show::counted(found.tokens, "token");
+        show::note(&format!("{tokens}, {speed:.1} tokens/s, {:.1} GB/s of weights", bytes / 1e9));
     }
     match found.finish_reason {
         Finish::MaxTokens if !args.quiet => show::note(&format!("cut off at --max-tokens {}", args.max_tokens)),
@@ -148,8 +149,8 @@ pub(super) fn options<'a>(
 ) -> error::Result<Options<'a>> {
     let held = match args.max_memory {
         Some(limit) if limit < beside => {
-            let needed = beside >> 20;
-            return Err(usage(format!("--max-memory is not enough: running takes at least {needed} MiB")));
+            let (given, needed) = (limit >> 20, beside.div_ceil(1 << 20));
+            return Err(usage(format!("--max-memory {given}M is not enough: running takes at least {needed}M")));
         }
         Some(limit) => Some((limit - beside) / models),
         None => Some(half_of_free_memory() / models),

@@ -1,18 +1,20 @@
 //! `qmerge merge`.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Memory, Progress};
-use qmerge::open::{Checkpoint, HubId};
+use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
 use qmerge::report::{By, Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
+use super::next::{self, Made};
 use super::{format, open, read_options, refuse_unused, rounding, run_options, settings, usage};
-use crate::args::{Meaning, MergeArgs, Running, TokenizerArg};
+use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -28,17 +30,18 @@ pub(crate) enum Found {
 
 pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
-    let found = find(args, &bar);
+    let told = Told::default();
+    let found = find(args, &bar, &|plan| told.tell(plan, &args.running));
     bar.clear();
     let found = found?;
-    show(&found, &args.running)?;
+    show(&found, &args.running, &told)?;
     if let (Found::Report(report), false, false) = (&found, args.running.json, args.running.quiet) {
-        compare_line(report, &args.meaning).iter().for_each(|line| show::next(line));
+        next(args, report);
     }
     if let (Found::Report(_), Some(repo), false) = (&found, &args.push, args.running.quiet) {
-        let text = format!("upload it: {}", upload(repo, &args.output));
+        let command = upload(repo, &args.output);
         // With --json, standard output holds the document alone.
-        if args.running.json { show::note(&text) } else { anstream::println!("{text}") }
+        if args.running.json { show::note(&format!("upload it: {command}")) } else { show::then("upload it", &command) }
     }
     if let Found::Report(report) = &found {
         failures(args, report).iter().for_each(|text| show::warning(text));
@@ -46,38 +49,18 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
     Ok(outcome(args, &found))
 }
 
-/// The command that compares this merge with its adapter kept apart, where the model can be run.
-fn compare_line(report: &Report, meaning: &Meaning) -> Option<String> {
-    let (base, output) = (Path::new(&report.base.path), Path::new(&report.output.path));
-    let adapters = || report.adapters.iter().map(|adapter| Path::new(&adapter.path));
-    let runs = |path: &Path| {
-        let checkpoint = Checkpoint::open(path).ok()?;
-        qmerge_run::families::spec(checkpoint.config.as_ref()?).ok()
-    };
-    let has_tokenizer = adapters().chain([base]).any(|folder| folder.join("tokenizer.json").is_file());
-    if adapters().next().is_none() || !output.is_dir() || !has_tokenizer || runs(base).is_none() {
-        return None;
+/// The commands to go on with: the same merge by a method that keeps more, where the adapter was lost by one that does not look at what layers do, else to
+/// try what was made.
+fn next(args: &MergeArgs, report: &Report) {
+    let made = Made { sources: &args.sources, meaning: &args.meaning };
+    let can_do_better = report.verdict.advice.is_some() && report.summary.kept_output.is_none();
+    match report.verdict.effect {
+        "none" | "broken" => {}
+        "lost" | "weakened" if can_do_better && next::runs(args.sources.base()) => {
+            made.merge(&args.output, (!args.dequantize).then_some(args.to.as_str()));
+        }
+        _ => made.try_and_compare(&args.output),
     }
-    let named = |path: &Path| {
-        HubId::of_snapshot(path).map_or_else(|| path.display().to_string(), |id| format!("{id}@{}", id.revision))
-    };
-    let mut words = vec!["qmerge".into(), "compare".into(), "--base".into(), named(base)];
-    for (path, adapter) in adapters().zip(&report.adapters) {
-        let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };
-        words.extend(["--adapter".into(), named(path) + &factor]);
-    }
-    words.extend(["--merged".into(), report.output.path.clone()]);
-    for map in &meaning.map {
-        words.extend(["--map".into(), map.clone()]);
-    }
-    let flags = [
-        ("--allow-unused", meaning.allow_unused),
-        ("--base-is-residual", meaning.base_is_residual),
-        ("--peft-bugs", meaning.peft_bugs),
-    ];
-    words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
-    words.extend(["--text".into(), "held-out.txt".into()]);
-    Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "))
 }
 
 /// The command that uploads an output: a folder as the whole repository, a file under its own name.
@@ -89,8 +72,22 @@ fn upload(repo: &str, output: &Path) -> String {
     format!("hf upload {repo} {} {}", quoted(&path), quoted(&within))
 }
 
-/// Merges, or plans to.
-pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
+/// Warnings that were printed before the work.
+#[derive(Default)]
+pub(super) struct Told(RefCell<Vec<String>>);
+
+impl Told {
+    /// Prints what a plan warns of, where a person reads along.
+    pub(super) fn tell(&self, plan: &Plan, args: &Running) {
+        if !args.quiet && !args.json && !args.dry_run {
+            plan.warnings.iter().for_each(|text| show::warning(text));
+            self.0.borrow_mut().extend(plan.warnings.iter().cloned());
+        }
+    }
+}
+
+/// Merges, or plans to. `decided` gets the plan before any work is done.
+pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress, decided: &dyn Fn(&Plan)) -> error::Result<Found> {
     let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
@@ -119,6 +116,7 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
     if !args.running.dry_run {
         merge::refuse_existing(&args.output, &run)?;
     }
+    decided(&plan);
     let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run, progress)?;
     let takes = (prepared.estimate.memory, prepared.work());
     dry_or_run(&inputs, &plan, &args.output, &args.running, takes, || {
@@ -186,15 +184,14 @@ pub(super) fn dry_or_run(
 }
 
 /// Prints what was found.
-pub(super) fn show(found: &Found, args: &Running) -> Result<()> {
+pub(super) fn show(found: &Found, args: &Running, told: &Told) -> Result<()> {
     match found {
         _ if args.json => show::json(found)?,
-        Found::Plan(plan) => show::plan(plan)?,
+        Found::Plan(plan) => show::plan(plan),
         Found::Report(_) if args.quiet => {}
         Found::Report(report) => {
-            for text in &report.warnings {
-                show::warning(text);
-            }
+            let told = told.0.borrow();
+            report.warnings.iter().filter(|text| !told.contains(text)).for_each(|text| show::warning(text));
             show::report(report);
         }
     }

@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+mod next;
 pub(crate) mod report;
 mod rounding;
 pub(crate) mod shell;

@@ -216,6 +216,10 @@ fn is_measured(inputs: &Inputs, plan: &Plan, measure: Measure) -> error::Result<
 
 /// Options that this plan has no use for are refused, not ignored.
 pub(super) fn refuse_useless(plan: &Plan, asked: Method, calibrating: &Calibrating) -> error::Result<()> {
+    // It would be, if the adapter were trained: the plan says that it is not.
+    if plan.untrained {
+        return Ok(());
+    }
     // Left to itself the plan says what it does with the original.
     let is_named = matches!(asked, Method::Named(_));
     let given = match calibrating {

@@ -1,5 +1,7 @@
 //! `qmerge verify`.
 
+use std::path::Path;
+
 use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::Progress;
@@ -7,6 +9,7 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::Plan;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
+use super::next::Made;
 use super::{apart_options, open};
 use crate::args::VerifyArgs;
 use crate::progress::Bar;
@@ -24,6 +27,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
             show::warning(text);
         }
         show::verification(&found);
+        let made = Made { sources: &args.sources, meaning: &args.meaning };
+        match found.answer {
+            Answer::Yes => made.try_and_compare(&args.merged),
+            Answer::Undecided => made.compare(&args.merged),
+            Answer::No => made.merge(Path::new("merged"), None),
+        }
     }
     Ok(outcome(&found))
 }

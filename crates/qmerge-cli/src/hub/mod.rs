@@ -127,7 +127,12 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
     }
     folder.publish(id, &listing.commit, &files)?;
     let bytes = files.iter().filter_map(|file| file.size).sum();
-    Ok(format!("downloaded {id}: {} files, {}, into {}", files.len(), show::bytes(bytes), cache.display()))
+    Ok(format!(
+        "downloaded {id}: {}, {}, into {}",
+        show::counted(files.len(), "file"),
+        show::bytes(bytes),
+        cache.display()
+    ))
 }
 
 /// Someone else's progress, told only what it has words for: its figures are of the work that comes after a download.

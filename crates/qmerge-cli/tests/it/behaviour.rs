@@ -229,14 +229,20 @@ fn comparisons_end_in_a_verdict() {
         stdout(&output)
     };
     let text = compare(&["--merged", "out"]);
-    let last = text.trim_end().lines().last().unwrap();
+    // The verdict, and what to do then: this merge lost it.
+    let last = |text: &str| text.trim_end().lines().rev().take(2).map(str::to_owned).collect::<Vec<_>>();
+    let [next, verdict] = last(&text).try_into().unwrap();
     assert!(
-        last.starts_with("verdict: the adapter's effect is ") && last.contains("what the adapter gains in loss"),
-        "{last}"
+        verdict.starts_with("verdict: the adapter's effect is ") && verdict.contains("what the adapter gains in loss"),
+        "{verdict}"
     );
+    let merge = "next: qmerge merge --base base-nf4 --adapter adapter -o merged";
+    assert_eq!(next, merge);
     // The prompt stands beside the continuation's number.
     let prompt = text.lines().find_map(|line| line.strip_prefix("continuation 2 of “")?.strip_suffix('”')).unwrap();
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(prompt.len() > 20 && words(&std::fs::read_to_string(EVAL).unwrap()).contains(prompt), "{prompt}");
-    assert!(compare(&[]).trim_end().lines().last().unwrap().starts_with("verdict: the adapter lowers the loss"));
+    let [next, verdict] = last(&compare(&[])).try_into().unwrap();
+    assert!(verdict.starts_with("verdict: the adapter lowers the loss"), "{verdict}");
+    assert_eq!(next, merge);
 }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod behaviour;
 mod beside;
+mod book;
 mod called;
 mod card;
 mod foreign;
@@ -23,4 +24,5 @@ mod shell;
 mod side;
 mod text;
 mod verify;
+mod width;
 mod words;

@@ -395,7 +395,7 @@ fn memory_is_as_predicted_and_stays_below_its_bound() {
         let whole = bytes();
         // The least that it says it needs is enough, gives the same bytes, and is held.
         let refusal = json(&[method, &["--max-memory", "1M"]].concat()).unwrap_err();
-        let least = refusal.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let least = refusal.split("at least ").nth(1).and_then(|rest| rest.split('M').next()).unwrap();
         let least: u64 = least.parse().unwrap();
         let report = json(&[method, &["--max-memory", &format!("{least}MiB")]].concat()).unwrap();
         assert!(bytes() == whole, "{method:?}");

@@ -114,7 +114,7 @@ fn unfit_texts_are_named() {
     refused(&folder, &compare(&["--text", EVAL, "--prompts", "binary.txt"]), &["binary.txt", "UTF-8"]);
     refused(&folder, &compare(&["--text", EVAL, "--context", "1"]), &["less than 2 tokens", "--context"]);
     refused(&folder, &compare(&["--text", EVAL, "--windows", "0"]), &["no windows", "--windows"]);
-    refused(&folder, &compare(&["--text", EVAL, "--max-memory", "1M"]), &["--max-memory is not enough"]);
+    refused(&folder, &compare(&["--text", EVAL, "--max-memory", "1M"]), &["--max-memory 1M is not enough"]);
     refused(&folder, &["generate", "--base", "base-nf4", "--prompt", ""], &["no tokens", "--prompt"]);
     // The demo model was made for 512 positions.
     let long = ["base-nf4", "config.json", "made for 512", "--context", "shorter prompt"];

@@ -3,11 +3,11 @@
 use crate::model::{Folder, demo, run, stderr, stdout};
 
 /// Replaces what differs from run to run: times, memory, the temporary folder.
-fn settled(folder: &Folder, text: &str) -> String {
+pub(crate) fn settled(folder: &Folder, text: &str) -> String {
     let mut text = text.replace(folder.path().to_str().unwrap(), "FOLDER");
     for (from, to) in [
-        (r"written in .* m?s(, .* of memory)?", "written in TIME"),
-        (r"about [0-9.]+ [kMG]B of memory and .* on", "about MEMORY and TIME on"),
+        (r"written\s+in\s+[0-9.]+ m?s(,\s+[0-9.]+ [kMG]B\s+of\s+memory)?", "written in TIME"),
+        (r"about\s+[0-9.]+ [kMG]B\s+of\s+memory\s+and\s+[a-z0-9.\s]+?\s+on\s+", "about MEMORY and TIME on "),
         // Lines that a log gets where a phase takes long, as on a busy machine.
         (r"(?m)^[a-z ]+(: [0-9]+ of [0-9]+ [a-z]+)?, [0-9a-z ]+ left\n", ""),
     ] {

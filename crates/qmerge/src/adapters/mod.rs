@@ -23,7 +23,7 @@ mod refused;
 mod tokens;
 mod whole;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub use patterns::Patterns;
 
 use crate::edit::Edit;
 use crate::error::{Error, Kind, Result, malformed, mismatch, usage};
-use crate::open::{self, Checkpoint};
+use crate::open::{self, Checkpoint, model_order};
 
 #[cfg(feature = "internals")]
 pub(crate) use config::parse as parse_config;
@@ -143,20 +143,30 @@ impl Adapter {
         self.tensors.files.first().map_or(self.path.as_path(), |file| file.path.as_path())
     }
 
-    /// True if it is an ordinary LoRA whose B factors are all zero, as they are before training: then its deltas are zero too. Stops at the
-    /// first that is not.
-    pub fn is_untrained(&self) -> bool {
-        let mut factors = self
-            .tensors
-            .entries
-            .iter()
-            .filter(|entry| matches!(keys::parse(&entry.name).role, Role::B | Role::BiasB | Role::EmbeddingB))
-            .peekable();
-        // A value that cannot be read is for the merge to explain.
-        let is_zero = |entry: &open::Entry| {
-            read_floats(&self.tensors, &entry.name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
-        };
-        !self.config.use_dora && factors.peek().is_some() && factors.all(is_zero)
+    /// Modules of an ordinary LoRA whose B factor is all zero, as it is before training, so that their delta is zero too; in the model's order, and beside
+    /// them the number of all its modules. Of DoRA it names none.
+    pub fn untrained(&self) -> (Vec<String>, usize) {
+        let mut modules: BTreeMap<String, bool> = BTreeMap::new();
+        for entry in &self.tensors.entries {
+            let key = keys::parse(&entry.name);
+            if matches!(key.role, Role::B | Role::BiasB | Role::EmbeddingB) {
+                *modules.entry(key.module).or_insert(true) &= self.is_zero(entry);
+            }
+        }
+        let number = modules.len();
+        let mut untrained: Vec<String> =
+            modules.into_iter().filter(|(_, zero)| *zero && !self.config.use_dora).map(|(module, _)| module).collect();
+        untrained.sort_by(|a, b| model_order(a, b));
+        (untrained, number)
+    }
+
+    /// True if all values of a tensor are zero. One that cannot be read is for the merge to explain.
+    fn is_zero(&self, entry: &open::Entry) -> bool {
+        // The start tells nearly always that it is not. A zero's bytes are 0, or 0x80 where its sign is.
+        let mut start = vec![0; entry.bytes.min(4096) as usize];
+        self.tensors.read_at(entry, 0, &mut start).is_ok()
+            && start.iter().all(|byte| byte & 0x7f == 0)
+            && read_floats(&self.tensors, &entry.name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
     }
 
     /// Plans this adapter's edits of a base.

@@ -283,22 +283,19 @@ fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
 /// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.
 pub(crate) const MAX_WHOLE_PART: u64 = 1 << 28;
 
-/// The formats of a checkpoint's matrices in a phrase, most bytes first ("nf4 + bf16").
+/// The formats of a checkpoint's matrices in a phrase, in the order of [`FORMATS`] ("nf4 + bf16").
 pub fn in_words(inventory: &Inventory) -> String {
     let matrices = inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2);
-    phrase(matrices.map(|claim| (claim.weight.format(), claim.entries.first().map_or(0, |lead| lead.bytes))))
+    phrase(matrices.map(|claim| claim.weight.format()))
 }
 
-/// Formats with their bytes in a phrase, most bytes first.
-pub(crate) fn phrase(formats: impl Iterator<Item = (&'static str, u64)>) -> String {
-    let mut bytes: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
-    for (format, size) in formats {
-        *bytes.entry(format).or_default() += size;
-    }
-    let mut formats: Vec<_> = bytes.into_iter().collect();
-    formats.sort_by_key(|(name, size)| (std::cmp::Reverse(*size), *name));
-    let words: Vec<&str> = formats.iter().map(|(name, _)| *name).collect();
-    words.join(" + ")
+/// Names of formats in a phrase: each once, in the order of [`FORMATS`], so that the same formats always make the same phrase.
+pub fn phrase<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let place = |name: &str| FORMATS.iter().position(|format| format.id() == name);
+    let mut names: Vec<&str> = names.collect();
+    names.sort_by_key(|name| (place(name), *name));
+    names.dedup();
+    names.join(" + ")
 }
 
 /// Reads little-endian f32 values.

@@ -79,7 +79,7 @@ pub(super) fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>, demand: 
             return Err(Error::new(
                 Kind::Usage,
                 format!(
-                    "--max-memory {:.0} MiB is not enough: this merge takes at least {:.0} MiB",
+                    "--max-memory {:.0}M is not enough: this merge takes at least {:.0}M",
                     limit as f64 / f64::from(1 << 20),
                     (least as f64 / f64::from(1 << 20)).ceil()
                 ),

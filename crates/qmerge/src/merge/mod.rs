@@ -35,6 +35,7 @@ use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
 use crate::formats;
 use crate::measure::Sums;
+use crate::open::model_order;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, refuse_repeat};
 use crate::report::{
     self, AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, Summary, Tool, Verdict,
@@ -444,6 +445,7 @@ fn assemble(
     let mut warnings = plan.warnings.clone();
     let mut merged = 0;
     let mut is_coarse = false;
+    let mut unchanged = Vec::new();
     for step in finished {
         let Some(sums) = &step.sums else { continue };
         let planned = &plan.steps[step.step];
@@ -453,8 +455,8 @@ fn assemble(
             merged += 1;
             total.add(sums);
             is_coarse |= !recode.to.is_plain();
-            if loss.survival.is_none() && !plan.untrained {
-                warnings.push(format!("`{}`: the adapter's delta is zero", planned.name));
+            if loss.survival.is_none() {
+                unchanged.push(planned.name.as_str());
             }
         }
         let mut weight =
@@ -470,6 +472,11 @@ fn assemble(
         }
         .to_owned();
         weights.push(weight);
+    }
+    // Of modules that were not trained the plan has warned.
+    let first = unchanged.iter().copied().min_by(|a, b| model_order(a, b));
+    if let Some(first) = first.filter(|_| !plan.untrained && unchanged.len() > plan.untrained_modules) {
+        warnings.push(format!("the delta is zero in {} of {merged} weights, first `{first}`", unchanged.len()));
     }
     let loss = total.loss();
     let edited =

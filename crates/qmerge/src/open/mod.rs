@@ -23,6 +23,7 @@ pub(crate) mod foreign;
 pub mod hub;
 pub mod json;
 mod names;
+mod order;
 mod pickle;
 mod safetensors;
 mod small;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 pub use config::ModelConfig;
 pub use hub::HubId;
 pub use names::{is_plain_name, is_plain_path};
+pub use order::model_order;
 pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
 pub use source::Source;
 

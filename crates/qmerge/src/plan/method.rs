@@ -22,6 +22,15 @@ pub enum Method {
 }
 
 impl Method {
+    /// What goes by the outputs of layers has nothing to go by where there is no delta: values stay what they are.
+    pub(super) fn without_delta(self) -> Self {
+        match self {
+            Self::Auto => Self::Named(round::WITHOUT_DELTA),
+            Self::Named(method) if method.whole().is_some() => Self::Named(round::WITHOUT_DELTA),
+            named => named,
+        }
+    }
+
     /// True if a plain weight whose inputs are not known, as an embedding, is rounded by a method that draws.
     pub(super) fn draws_plain(&self, data: &Data) -> bool {
         match self {

@@ -164,6 +164,8 @@ pub struct Plan {
     pub read: ReadOptions,
     /// True if no adapter changes anything, since none was trained.
     pub untrained: bool,
+    /// Modules of adapters that were not trained: each a part of a warning already.
+    pub(crate) untrained_modules: usize,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -185,20 +187,20 @@ impl Plan {
         warnings.extend(repeats(&inputs.adapters));
         let own = base_names::of_base(&inputs.base);
         warnings.extend(inputs.adapters.iter().filter_map(|adapter| base_names::warning(adapter, &own)));
-        let untrained: Vec<bool> = inputs
-            .adapters
-            .iter()
-            .zip(&changes)
-            .map(|(adapter, changes)| changes.is_low_rank_only() && adapter.is_untrained())
-            .collect();
-        warnings.extend(inputs.adapters.iter().zip(&untrained).filter(|(_, untrained)| **untrained).map(
-            |(adapter, _)| {
-                format!(
-                    "{}: its B factors are all zero, as before any training: it changes nothing",
-                    adapter.path.display()
-                )
-            },
-        ));
+        let mut untrained_modules = 0;
+        let mut untrained = !inputs.adapters.is_empty();
+        for (adapter, changes) in inputs.adapters.iter().zip(&changes) {
+            let (modules, number) = adapter.untrained();
+            let all = modules.len() == number && number > 0 && changes.is_low_rank_only();
+            untrained &= all;
+            untrained_modules += modules.len();
+            warnings.extend(untrained_warning(adapter, &modules, number, all));
+        }
+        method::refuse_without_scales(options.rounding, options.to)?;
+        let options = &Options {
+            rounding: if untrained { options.rounding.without_delta() } else { options.rounding },
+            ..options.clone()
+        };
         warnings.extend(
             inputs.adapters.iter().zip(&changes).flat_map(|(adapter, changes)| adapter_warnings(adapter, changes)),
         );
@@ -206,7 +208,7 @@ impl Plan {
             inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
-        warnings.extend(decided.rounding.warning);
+        warnings.extend(decided.rounding.warning.filter(|_| !untrained));
         let (files, steps) = layout::lay_out(inputs, decided.steps)?;
         let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
         Ok(Self {
@@ -217,11 +219,12 @@ impl Plan {
             config,
             accounting,
             rounding: decided.rounding.rounding,
-            reason: decided.rounding.reason,
+            reason: if untrained { Some("the adapter changes nothing".into()) } else { decided.rounding.reason },
             seed: options.seed,
             residual_rank: options.residual_rank,
             maps: options.maps.clone(),
-            untrained: !untrained.is_empty() && untrained.iter().all(|untrained| *untrained),
+            untrained,
+            untrained_modules,
             read: options.read.clone(),
             warnings,
         })
@@ -352,6 +355,19 @@ fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<String> {
     ))
 }
 
+/// What was never trained is told once, however many modules it is.
+fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
+    let path = adapter.path.display();
+    let first = modules.first()?;
+    Some(match all {
+        true => format!("{path}: its B factors are all zero, as before any training: it changes nothing"),
+        false => format!(
+            "{path}: {} of {number} modules have a B factor of zero, as before any training, and change nothing; first `{first}`",
+            modules.len()
+        ),
+    })
+}
+
 fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<String> {
     let mut warnings = Vec::new();
     let missing: Vec<&String> = adapter
@@ -393,15 +409,13 @@ fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
     }
 }
 
-/// Format and bytes of each matrix of the output.
-fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<Item = (&'static str, u64)> + 's {
+/// The format of each matrix of the output.
+fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<Item = &'static str> + 's {
     let by_name: HashMap<&str, &'static str> =
         inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim.weight.format())).collect();
     steps.iter().filter_map(move |step| match &step.action {
-        Action::Copy { entry } if entry.shape.len() >= 2 => Some((*by_name.get(entry.name.as_str())?, entry.bytes)),
-        Action::Recode(recode) if recode.to.shape().len() >= 2 => {
-            Some((recode.to.format(), recode.to.parts().first()?.bytes))
-        }
+        Action::Copy { entry } if entry.shape.len() >= 2 => by_name.get(entry.name.as_str()).copied(),
+        Action::Recode(recode) if recode.to.shape().len() >= 2 => Some(recode.to.format()),
         _ => None,
     })
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::method::{Chooser, Main, refuse_without_scales};
+use super::method::{Chooser, Main};
 use super::quantized::{Quantized, is_turned};
 use super::tie::{self, Parted};
 use super::{Inputs, Options, Slot, classifier};
@@ -159,7 +159,6 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         .collect();
     let mut wanted = collect(inputs, changes)?;
     let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
-    refuse_without_scales(options.rounding, options.to)?;
     let new = wanted.additions.keys().chain(parted.iter().map(|parted| &parted.name)).map(String::as_str);
     let quantized = Quantized::new(names, options, new)?;
     warnings.extend(quantized.warning.clone());

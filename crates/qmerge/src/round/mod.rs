@@ -46,6 +46,9 @@ pub static BEST: &dyn Rounding = &adapter::Adapter;
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
+/// The method where there is no delta: with the base's own scales its values stay what they are.
+pub static WITHOUT_DELTA: &dyn Rounding = &keep::Keep;
+
 /// The nearest code to the weight that the base was made from.
 pub static ORIGINAL: &dyn Rounding = &original::Original;
 

@@ -4,6 +4,7 @@ use super::compare::SAME_RECODED;
 use super::{Answer, State, VerifiedWeight, VerifyOptions, VerifySummary};
 use crate::error::Result;
 use crate::measure::{Loss, Sums};
+use crate::open::model_order;
 use crate::plan::Recode;
 
 /// A delta is there, at whatever strength, if its share is this many standard errors from zero.
@@ -105,13 +106,14 @@ pub(super) fn answer(
 ) -> (Answer, String) {
     let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
     let of = |states: &[State]| {
-        let mut found = weights.iter().filter(|weight| states.contains(&weight.state));
-        let first = found.next()?;
-        Some((1 + found.count(), first.name.as_str()))
+        let found =
+            || weights.iter().filter(|weight| states.contains(&weight.state)).map(|weight| weight.name.as_str());
+        let first = found().min_by(|a, b| model_order(a, b))?;
+        Some((found().count(), first))
     };
     let all = summary.weights;
     let mut problems = Vec::new();
-    if let Some(name) = missing.first() {
+    if let Some(name) = missing.iter().min_by(|a, b| model_order(a, b)) {
         problems.push(format!("{} missing, first `{name}`", counted(missing.len(), "tensor is", "tensors are")));
     }
     if let Some((n, name)) = of(&[State::Absent]) {
@@ -135,7 +137,7 @@ pub(super) fn answer(
             format!("the adapter was applied, but rounding took most of it in {n} of {all} weights{none}{survival}, first `{name}`")
         });
     }
-    if let Some(name) = altered.first() {
+    if let Some(name) = altered.iter().min_by(|a, b| model_order(a, b)) {
         let tensors = counted(altered.len(), "tensor", "tensors");
         problems.push(format!("{tensors} changed that the adapter does not touch, first `{name}`"));
     }

@@ -343,6 +343,7 @@ mod tests {
             output_format: String::new(),
             rounding: crate::round::NEAREST,
             untrained: false,
+            untrained_modules: 0,
             reason: None,
             seed: 0,
             residual_rank: None,

@@ -1,0 +1,271 @@
+//! The options of each command.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use clap_complete::Shell;
+
+use super::groups::{
+    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, OUTPUT_ALIASES, Quantization, Running, Sources,
+};
+use super::values::{formats, repo_id, roundings, share};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TokenizerArg {
+    /// The adapter's where it has one, else the base's.
+    Adapter,
+    /// The base's.
+    Base,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// Output folder (or .safetensors file).
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
+    pub(crate) output: PathBuf,
+    /// Format of the output.
+    #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
+    pub(crate) to: String,
+    /// The same as --to bf16.
+    #[arg(long, hide = true, conflicts_with = "to")]
+    pub(crate) dequantize: bool,
+    /// How codes are chosen.
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings(), help_heading = "Rounding")]
+    pub(crate) rounding: String,
+    #[command(flatten)]
+    pub(crate) calibrating: Calibrating,
+    /// Also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true, help_heading = "Output")]
+    pub(crate) residual_rank: Option<u32>,
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
+    /// Whose tokenizer and chat template the output takes.
+    #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
+    pub(crate) tokenizer: TokenizerArg,
+    /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
+    #[arg(long, value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
+    pub(crate) push: Option<String>,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) quantization: Quantization,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Adapter that the model runs with, like those to be merged (default: none).
+    #[arg(long, short, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) adapter: Vec<String>,
+    /// Text like the model's task (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: Option<PathBuf>,
+    /// Output file.
+    #[arg(long, short, value_name = "FILE.safetensors")]
+    pub(crate) output: PathBuf,
+    /// Element type: f32, or bf16 for half the size.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
+    pub(crate) dtype: String,
+    /// Replace an existing file.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Seed of the text that the model writes.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TruncateArgs {
+    /// Adapter folder or hub id: a LoRA.
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER")]
+    pub(crate) adapter: PathBuf,
+    /// The new rank, of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: u32,
+    /// Output folder.
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: Option<PathBuf>,
+    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// What `qmerge calibrate` stored for this base: the model is not run.
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Seed of the text that the model writes.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    /// Element type of the new factors.
+    #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model or an adapter: a folder, a file, or a hub id.
+    pub(crate) path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Format of the output.
+    #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
+    pub(crate) to: String,
+    /// Output folder (or .safetensors file).
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) quantization: Quantization,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// The merge to examine: a folder, a .safetensors file, or a hub id.
+    #[arg(long, value_name = "MERGED")]
+    pub(crate) merged: PathBuf,
+    /// Share of the delta from which it counts as kept.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
+    pub(crate) min_survival: f64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    /// Worker threads (default: one per processor).
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// A merge to compare, made by any tool; may be given several times.
+    #[arg(long, value_name = "MERGED")]
+    pub(crate) merged: Vec<PathBuf>,
+    /// Another adapter to compare, kept apart beside the same base, as one that was cut; may be given several times.
+    #[arg(long, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) beside: Vec<String>,
+    /// UTF-8 text to predict.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Prompts to continue greedily, one per line (default: the starts of four windows).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) context: usize,
+    /// Most windows (default: all).
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+    /// Tokens of a continuation; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) continuation: usize,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Also write the answer to this file: .json, or .html for a page with charts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Base model: a folder, a .safetensors file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
+    #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) adapter: Vec<String>,
+    /// What to continue; `-` reads it from the standard input.
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// The prompt is a message: put it into the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most tokens of the answer.
+    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most likely token; 1 draws by the model's own probabilities.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draw among the most likely tokens that together have this share.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// The same seed draws the same tokens.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Print nothing but the answer.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// A merge's report, and what `compare --json` printed or `compare --report` wrote; or one of them.
+    #[arg(value_name = "FILE.json", required = true, num_args = 1..=2)]
+    pub(crate) documents: Vec<PathBuf>,
+    /// The page.
+    #[arg(long, short, value_name = "FILE.html")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Folder for the demo's model, adapter and merges.
+    #[arg(long, short, value_name = "FOLDER", default_value = "qmerge-demo")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell that the script is for.
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for one page per command.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+}

@@ -1,0 +1,178 @@
+//! Options that several commands have, or that belong together.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::values::{share, size};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct Sources {
+    /// Base and adapters without their options. One word alone is the adapter, which names its base.
+    #[arg(value_name = "BASE ADAPTER[=WEIGHT]")]
+    pub(crate) words: Vec<String>,
+    /// Base model: a folder, a .safetensors file, or a hub id (default: the one that the adapter names).
+    #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "BASE")]
+    pub(crate) base: Option<PathBuf>,
+    /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
+    #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
+    pub(crate) adapter: Vec<String>,
+}
+
+impl Sources {
+    /// The base. It is there once the words of the command line have their places.
+    pub(crate) fn base(&self) -> &Path {
+        self.base.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// What other tools call a base, an adapter and an output.
+const BASE_ALIASES: [&str; 4] = ["base-model", "base_model", "model-name-or-path", "model_name_or_path"];
+pub(super) const ADAPTER_ALIASES: [&str; 5] =
+    ["adapter-path", "lora-model-dir", "lora_model_dir", "adapter-name-or-path", "adapter_name_or_path"];
+pub(super) const OUTPUT_ALIASES: [&str; 6] =
+    ["save-path", "output-dir", "output_dir", "out", "export-dir", "export_dir"];
+
+/// Choices on what adapters mean.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What the adapter means")]
+pub(crate) struct Meaning {
+    /// Translate names of the adapter: a regular expression and what it becomes ($1 for groups); may be given several times.
+    #[arg(long, value_name = "REGEX=>NAME", hide_short_help = true)]
+    pub(crate) map: Vec<String>,
+    /// Leave out adapter tensors that match nothing in the base (they are listed in the report).
+    #[arg(long)]
+    pub(crate) allow_unused: bool,
+    /// The base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) base_is_residual: bool,
+    /// Take an adapter to mean what PEFT's merge writes, where that contradicts its own forward pass.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) peft_bugs: bool,
+}
+
+/// Choices on the output's format.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How NF4 and FP4 are stored")]
+pub(crate) struct Quantization {
+    /// NF4 and FP4: quantize the scales too (default: true).
+    #[arg(long, value_name = "BOOL", hide_short_help = true)]
+    pub(crate) double_quant: Option<bool>,
+    /// NF4 and FP4: elements per scale (default: 64).
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) block_size: Option<usize>,
+    /// NF4 and FP4: type that the packed codes are viewed as (default: uint8).
+    #[arg(long, value_name = "TYPE", hide_short_help = true)]
+    pub(crate) quant_storage: Option<String>,
+    /// NF4 and FP4: sum mean scales as torch does on this many threads; the last bit of some scales depends on it (default: 1).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
+    pub(crate) torch_threads: Option<u32>,
+}
+
+/// How the work is done.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct Running {
+    /// Print the plan and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace an existing output or report; without --resume give up an unfinished output too.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    /// Go on where an interrupted run of the same command stopped.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Worker threads (default: one per processor). The output does not depend on it.
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Most memory to use, like 300M or 2G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_memory: Option<u64>,
+    /// Also write the report to this file: .json, or .html for a page with charts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Print nothing but errors.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What rounding goes by.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Rounding")]
+pub(crate) struct Calibrating {
+    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
+    #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// What `qmerge calibrate` stored for this base: the model is not run for that.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
+    pub(crate) calibration: Option<PathBuf>,
+    /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration"], hide_short_help = true)]
+    pub(crate) original: Option<PathBuf>,
+    /// Round without running the model: faster, keeps less.
+    #[arg(long)]
+    pub(crate) fast: bool,
+    /// Seed of everything that is drawn.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+}
+
+/// When a merge is run and measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measure {
+    /// Where the merge is calibrated and the model can be run.
+    Auto,
+    /// Whatever the method: the model is run.
+    Always,
+    /// Never: what is left of the adapter in behaviour stays unknown.
+    Never,
+}
+
+/// How a merge is judged.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Measuring")]
+pub(crate) struct Measuring {
+    /// Run the merged model at the end, on text that the calibration did not see, to measure what is left of the adapter in what it predicts.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value = "auto",
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
+    pub(crate) measure: Measure,
+    /// Fail (exit status 1) if less than this share of the adapter's effect on what the model predicts is kept; measures it whatever the method.
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Output")]
+    pub(crate) min_kept: Option<f64>,
+    /// The same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
+    #[arg(long, value_name = "SHARE", value_parser = share, hide_short_help = true, help_heading = "Output")]
+    pub(crate) min_survival: Option<f64>,
+}
+
+impl Measuring {
+    /// When to measure; a threshold on what is measured asks for it.
+    pub(crate) fn when(&self) -> Result<Measure, String> {
+        match (self.min_kept, self.measure) {
+            (Some(_), Measure::Never) => Err("--min-kept measures the merge, and --measure never does not".into()),
+            (Some(_), _) => Ok(Measure::Always),
+            (None, when) => Ok(when),
+        }
+    }
+}
+
+/// How a model is run.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct Engine {
+    /// Worker threads (default: one per processor).
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Most memory to use, like 2G; weights that do not fit are read again whenever they are used.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_memory: Option<u64>,
+}

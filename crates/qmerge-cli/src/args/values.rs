@@ -1,0 +1,128 @@
+//! What values of options mean.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use qmerge::formats::FORMATS;
+use qmerge::round::ROUNDINGS;
+
+/// What other tools call a format.
+const FORMAT_ALIASES: &[(&str, &[&str])] = &[
+    ("f32", &["fp32", "float32"]),
+    ("f16", &["fp16", "float16", "half"]),
+    ("bf16", &["bfloat16", "merged_16bit"]),
+    ("nf4", &["merged_4bit", "merged_4bit_forced"]),
+];
+
+/// The names that `--to` takes. Those of other tools become ours.
+pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
+    let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
+    let known = FORMATS.iter().map(|format| {
+        let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
+        PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
+    });
+    PossibleValuesParser::new(same.into_iter().chain(known)).map(|name| {
+        let own = FORMAT_ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
+        own.map_or(name, |(id, _)| (*id).to_owned())
+    })
+}
+
+/// The names that `--rounding` takes.
+pub(super) fn roundings() -> PossibleValuesParser {
+    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits and the model can be run, `stochastic` where it cannot, `nearest` at 16 bits");
+    let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
+    PossibleValuesParser::new(std::iter::once(auto).chain(methods))
+}
+
+/// Bytes, with K, M, G or T (powers of 1024) behind.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let trimmed = text.trim().trim_end_matches(['b', 'B']).trim_end_matches(['i', 'I']);
+    let (digits, unit) = match trimmed.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => (&trimmed[..at], unit.to_ascii_uppercase()),
+        _ => (trimmed, ' '),
+    };
+    let shift = match unit {
+        ' ' => 0,
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => return Err(format!("`{text}` is not a size: write 300M or 2G")),
+    };
+    let number = digits.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    let number = number.ok_or_else(|| format!("`{text}` is not a size: write 300M or 2G"))?;
+    Ok((number * (1_u64 << shift) as f64) as u64)
+}
+
+/// A share from 0 to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share lies between 0 and 1, like 0.9".into())
+}
+
+/// A repository's name on the hub, as `hf upload` takes it: `name` or `owner/name`.
+pub(super) fn repo_id(text: &str) -> Result<String, String> {
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['-', '.'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let (owner, name) = text.split_once('/').unwrap_or(("owner", text));
+    if fits(owner) && fits(name) { Ok(text.to_owned()) } else { Err("write owner/name".into()) }
+}
+
+/// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is.
+pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
+    if let Some((path, weight)) = text.rsplit_once('=')
+        && !std::path::Path::new(text).exists()
+    {
+        let number = weight.parse().ok().filter(|number: &f64| number.is_finite());
+        let number = number.ok_or_else(|| format!("`{weight}` in `--adapter {text}` is not a number"))?;
+        return Ok((PathBuf::from(path), number));
+    }
+    Ok((PathBuf::from(text), 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(size("300M"), Ok(300 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("1.5k"), Ok(1536));
+        assert_eq!(size("77"), Ok(77));
+        for text in ["many", "nan", "infG", "-1M", "M"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn repositories_are_told_from_paths() {
+        assert_eq!(repo_id("me/my-merge_v1.0"), Ok("me/my-merge_v1.0".into()));
+        assert_eq!(repo_id("merge"), Ok("merge".into()));
+        for text in ["", "/a", "a/", "a/b/c", "./a", "--delete", "a b", "https://host/a"] {
+            assert!(repo_id(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn weights_are_split_off() {
+        assert_eq!(adapter_and_weight("a/b=0.5"), Ok((PathBuf::from("a/b"), 0.5)));
+        assert_eq!(adapter_and_weight("a/b"), Ok((PathBuf::from("a/b"), 1.0)));
+        for text in ["a=x", "a=nan", "a=inf", "a="] {
+            assert!(adapter_and_weight(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_from_0_to_1() {
+        for (text, want) in [("0", 0.0), ("0.9", 0.9), ("1", 1.0)] {
+            assert_eq!(share(text), Ok(want));
+        }
+        for text in ["nan", "NaN", "inf", "-inf", "1.5", "-0.1", "90", "90%", ""] {
+            assert!(share(text).is_err(), "{text}");
+        }
+    }
+}

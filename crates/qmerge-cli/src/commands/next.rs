@@ -1,0 +1,103 @@
+//! The commands that a command is followed by. Each is complete: as it is printed it can be run.
+
+use std::path::{Path, PathBuf};
+
+use qmerge::open::{Checkpoint, HubId};
+use qmerge::report::quoted;
+
+use crate::args::{Meaning, Sources, adapter_and_weight};
+use crate::show;
+
+/// A text that the user has to have.
+const TEXT: &str = "held-out.txt";
+
+/// What a merge was made of, as options.
+pub(super) struct Made<'a> {
+    pub(super) sources: &'a Sources,
+    pub(super) meaning: &'a Meaning,
+}
+
+impl Made<'_> {
+    fn words(&self) -> Vec<String> {
+        let Self { sources, meaning } = self;
+        let mut words = vec!["--base".into(), named(sources.base())];
+        for text in &sources.adapter {
+            let (path, weight) = adapter_and_weight(text).unwrap_or((text.into(), 1.0));
+            let factor = if weight == 1.0 { String::new() } else { format!("={weight}") };
+            words.extend(["--adapter".into(), named(&path) + &factor]);
+        }
+        for map in &meaning.map {
+            words.extend(["--map".into(), map.clone()]);
+        }
+        let flags = [
+            ("--allow-unused", meaning.allow_unused),
+            ("--base-is-residual", meaning.base_is_residual),
+            ("--peft-bugs", meaning.peft_bugs),
+        ];
+        words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
+        words
+    }
+
+    /// Merges it, into a folder that is not there yet, and in the base's format unless another is named.
+    pub(super) fn merge(&self, output: &Path, to: Option<&str>) {
+        let output = ["-o".to_owned(), free(output).display().to_string()];
+        let to = to.filter(|to| *to != "same").map(|to| ["--to".to_owned(), to.to_owned()]);
+        show::next(&line("merge", [self.words(), output.into(), to.into_iter().flatten().collect()].concat()));
+    }
+
+    /// Tries a merge, and compares it with the adapter kept apart, which takes a text.
+    pub(super) fn try_and_compare(&self, merged: &Path) {
+        try_it(merged);
+        self.compare(merged);
+    }
+
+    /// Compares a merge with the adapter kept apart.
+    pub(super) fn compare(&self, merged: &Path) {
+        let adapters = self.sources.adapter.iter().filter_map(|text| adapter_and_weight(text).ok());
+        let mut folders: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
+        folders.push(self.sources.base().to_owned());
+        if !merged.is_dir() || !runs(self.sources.base()) || !folders.iter().any(|folder| has_tokenizer(folder)) {
+            return;
+        }
+        let more = ["--merged".to_owned(), named(merged), "--text".into(), TEXT.into()];
+        let about = format!("and with a text of yours in {TEXT}");
+        show::then(&about, &line("compare", [self.words(), more.into()].concat()));
+    }
+}
+
+/// Lets a model that can be run write.
+pub(super) fn try_it(model: &Path) {
+    if model.is_dir() && has_tokenizer(model) && runs(model) {
+        let words = ["--base".to_owned(), named(model), "--prompt".into(), "Hello".into()];
+        show::next(&line("generate", words.into()));
+    }
+}
+
+/// True of a model of a family that can be run.
+pub(super) fn runs(path: &Path) -> bool {
+    let checkpoint = Checkpoint::open(path).ok();
+    let config = checkpoint.as_ref().and_then(|checkpoint| checkpoint.config.as_ref());
+    config.is_some_and(|config| qmerge_run::families::spec(config).is_ok())
+}
+
+fn has_tokenizer(folder: &Path) -> bool {
+    folder.join("tokenizer.json").is_file()
+}
+
+/// A path as it can be typed: of the hub's cache by its id.
+fn named(path: &Path) -> String {
+    HubId::of_snapshot(path).map_or_else(|| path.display().to_string(), |id| format!("{id}@{}", id.revision))
+}
+
+/// That path, or with the first number behind its stem that makes it one that is not there.
+fn free(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let end = path.extension().map_or(String::new(), |end| format!(".{}", end.to_string_lossy()));
+    let numbered = (2..).map(|number| path.with_file_name(format!("{stem}-{number}{end}")));
+    std::iter::once(path.to_owned()).chain(numbered).find(|path| !path.exists()).unwrap_or_else(|| path.to_owned())
+}
+
+fn line(command: &str, words: Vec<String>) -> String {
+    let words = words.iter().map(|word| quoted(word));
+    ["qmerge".to_owned(), command.to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+}

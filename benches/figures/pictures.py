@@ -5,7 +5,7 @@
         qmerge merge --base qmerge-demo/base-nf4 --adapter qmerge-demo/adapter -o demo-$method --rounding $method
     done
     qmerge calibrate --base qmerge-demo/base-nf4 --adapter qmerge-demo/adapter -o moments.safetensors
-    python3 measure.py qmerge-demo moments.safetensors demo-* [--large BASE ADAPTER compare.json]
+    python3 pictures.py qmerge-demo moments.safetensors demo-* [--large BASE ADAPTER compare.json]
 
 `--large` adds the figures of a larger model: the sizes of its delta, and what `qmerge compare --report compare.json` found of merges whose names
 end in the method's. Nothing here comes from qmerge but the files: weights are decoded, and moments applied, by numpy.

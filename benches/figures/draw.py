@@ -1,4 +1,4 @@
-"""Draws the book's figures from numbers.json into docs/src/images: python3 docs/figures/draw.py. Needs nothing but Python."""
+"""Draws the book's pictures from numbers.json and smollm2.json into docs/src/images: python3 benches/figures/draw.py. Needs nothing but Python."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import os
 from html import escape
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-IMAGES = os.path.join(HERE, "..", "src", "images")
+IMAGES = os.path.join(HERE, "..", "..", "docs", "src", "images")
 
 # Colours that can be read on white and on dark grey. Text and axes have one of their own, from the middle between both.
 INK = "#7d8590"
@@ -154,21 +154,20 @@ def survival_output(numbers):
     drawing.save("survival-output.svg")
 
 
-def gain(numbers):
+def gain(data):
     """Bars of gain kept."""
-    found = numbers["large_compare"]
-    order = [method for method in ("nearest", "gptq", "stochastic", "descent", "adapter", "text") if method in found]
-    words = {"nearest": "nearest (as PEFT)", "text": "adapter, on text", "adapter": "adapter (default)"}
-    drawing = Drawing(720, 40 + 34 * len(order), "Gain kept by rounding method, SmolLM2-135M in NF4")
-    drawing.text(190, 20, "share of the adapter's gain that is left: SmolLM2-135M, NF4", anchor="start")
-    for number, method in enumerate(order):
-        y = 34 + 34 * number
-        share = found[method]["gain_kept"]
-        colour = COLOURS["adapter" if method == "text" else method]
-        drawing.text(180, y + 17, words.get(method, method), anchor="end")
+    words = {"nearest": "nearest (as PEFT)", "fast": "stochastic (--fast)", "default": "adapter (default)"}
+    colours = dict(COLOURS, fast=COLOURS["stochastic"], default=COLOURS["adapter"])
+    order = [name for name in ("nearest", "gptq", "fast", "descent", "default") if name in data["rows"]]
+    title = "share of the adapter's gain that is left after a merge into NF4"
+    drawing = Drawing(720, 40 + 34 * len(order), f"{title}: {data['title']}")
+    drawing.text(190, 20, title, anchor="start")
+    for number, name in enumerate(order):
+        y, share = 34 + 34 * number, data["rows"][name]["gain_kept"]
+        drawing.text(180, y + 17, words.get(name, name), anchor="end")
         drawing.rect(190, y, 440, 24, INK, 0.15)
-        drawing.rect(190, y, 440 * max(share, 0), 24, colour)
-        drawing.text(640, y + 17, percent(share), colour, "start", weight="bold")
+        drawing.rect(190, y, 440 * max(share, 0), 24, colours[name])
+        drawing.text(640, y + 17, percent(share), colours[name], "start", weight="bold")
     drawing.save("gain.svg")
 
 
@@ -178,7 +177,8 @@ def main():
     boundary(numbers["block"])
     half_steps(numbers)
     survival_output(numbers)
-    gain(numbers)
+    with open(os.path.join(HERE, "smollm2.json"), encoding="utf-8") as file:
+        gain(json.load(file))
 
 
 if __name__ == "__main__":

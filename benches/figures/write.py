@@ -1,0 +1,127 @@
+"""Writes the measured figures into README and book, so that none of them is typed.
+
+    python3 benches/figures/write.py            # after measure.py or cost.py
+    python3 benches/figures/write.py --check    # status 1 if a text does not say what the figures do
+
+A block `<!-- figures: KIND NAME -->` … `<!-- end of figures -->` holds what KIND (a function below) makes of NAME.json beside this file.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+LABELS = {
+    "peft": "PEFT `merge_and_unload`",
+    "nearest": "`qmerge merge --rounding nearest`: PEFT's bytes",
+    "fast": "`qmerge merge --fast`: without running the model",
+    "gptq": "`qmerge merge --rounding gptq`",
+    "descent": "`qmerge merge --rounding descent`",
+    "default": "`qmerge merge`",
+    "calibrate": "`qmerge merge --calibrate TEXT`",
+    "int8": "`qmerge merge --to int8`",
+    "bf16": "`qmerge merge --to bf16`",
+}
+FORMATS = {"int8": "int8", "bf16": "bf16"}
+BLOCK = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.S)
+
+
+def figures(name):
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+def seconds(value):
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def size(value):
+    return f"{value / 1e6:.0f} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"
+
+
+def table(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def source(data):
+    rest = f"{data['text']}, {data['windows']} windows of 512 tokens that neither training nor calibration saw"
+    return f"{data['title']}; {rest}. {data['program']}, {data['machine']}, {data['date']}.\n"
+
+
+def door(data):
+    """Four ways to merge, for the first page."""
+    rows = [
+        [
+            LABELS[name],
+            FORMATS.get(name, "NF4"),
+            f"**{data['rows'][name]['gain_kept']:.1%}**".replace("%", " %"),
+            seconds(data["rows"][name]["seconds"]),
+            size(data["rows"][name]["memory"]),
+        ]
+        for name in ("peft", "fast", "default", "bf16")
+    ]
+    return table(["merge", "into", "gain kept", "time", "memory"], rows) + "\n" + source(data)
+
+
+def merges(data):
+    """All merges of a model."""
+    ordered = sorted((name for name in data["rows"] if name in LABELS), key=lambda name: data["rows"][name]["kl"])
+    rows = []
+    for name in ordered:
+        row = data["rows"][name]
+        cells = [LABELS[name], FORMATS.get(name, "NF4"), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", f"{row['gain_kept']:.1%}", f"{row['top1']:.1%}"]
+        cells = [cell.replace("%", " %") for cell in cells]
+        rows.append(cells + [size(row["bytes"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), size(row["memory"])])
+    base = data["rows"]["base"]
+    text = f"\nThe base alone has a KL of {base['kl']:.4f} and the same first choice for {base['top1']:.1%}. ".replace("%", " %")
+    heads = ["merge", "into", "KL to the adapter apart", "gain kept", "top-1", "size", "time", "CPU time", "peak memory"]
+    return table(heads, rows) + text + source(data)
+
+
+def methods(data):
+    """The rounding methods into the base's own format, with the figures of the weights beside those of behaviour."""
+    names = {"default": "adapter", "fast": "stochastic"}
+    rows = []
+    for name in sorted((name for name in data["rows"] if name in ("default", "descent", "gptq", "fast", "nearest")), key=lambda name: data["rows"][name]["kl"]):
+        row = data["rows"][name]
+        kept = f"{row['kept_output']:.3f}" if row.get("kept_output") is not None else ""
+        cells = [f"`{names.get(name, name)}`", f"{row['gain_kept']:.1%}", f"{row['kl']:.4f}", f"{row['top1']:.1%}", f"{row['survival']:.3f}", kept]
+        rows.append([cell.replace("%", " %") for cell in cells])
+    return table(["method", "gain kept", "KL", "top-1", "survival", "kept output"], rows) + "\n" + source(data)
+
+
+def cost(data):
+    """Time and memory by model size."""
+    rows = []
+    for row in data["rows"]:
+        cells = [row["model"], size(row["bytes"]), row["merge"], seconds(row["predicted"]["seconds"]), size(row["predicted"]["memory"])]
+        taken = row.get("measured")
+        cells += [seconds(taken["seconds"]), size(taken["memory"])] if taken else ["", ""]
+        rows.append(cells)
+    heads = ["model, NF4", "stored", "merge", "time, predicted", "memory, predicted", "time, measured", "memory, measured"]
+    return table(heads, rows) + f"\n{data['program']}, {data['machine']}, {data['date']}.\n"
+
+
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost}
+
+
+def main():
+    check = "--check" in sys.argv[1:]
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs/src").rglob("*.md"))]
+    fill = lambda block: block[1] + KINDS[block[2]](figures(block[3])) + block[4]
+    wanted = {path: BLOCK.sub(fill, path.read_text()) for path in texts}
+    stale = [path for path, text in wanted.items() if path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is not what the figures say' if check else 'written'}")
+        if not check:
+            path.write_text(wanted[path])
+    return 1 if check and stale else 0
+
+
+sys.exit(main())

@@ -25,7 +25,7 @@ mod _qmerge {
 
     /// Does what a command line says, without printing; returns the exit status and the JSON document.
     ///
-    /// `progress` is called with the work done and the whole of it now and then, on the calling thread.
+    /// `progress` is called now and then, on the calling thread, with the work done and the whole of it, the phase, what it counts, and how many of how many are done.
     #[pyfunction]
     #[pyo3(signature = (args, progress=None))]
     fn call(py: Python<'_>, args: Vec<OsString>, progress: Option<Bound<'_, PyAny>>) -> PyResult<(u8, String)> {

@@ -2,7 +2,7 @@
 //! progress and looks for signals, which Python delivers to the main thread alone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -19,10 +19,22 @@ const TICK: Duration = Duration::from_millis(50);
 pub(crate) struct Watch {
     done: AtomicU64,
     total: AtomicU64,
+    phase: Mutex<Phase>,
     stop: AtomicBool,
     finished: Mutex<bool>,
     changed: Condvar,
 }
+
+/// What is being done: its name, what is counted, how many are done and how many there are.
+#[derive(Clone, Default, PartialEq)]
+struct Phase {
+    name: String,
+    unit: String,
+    part: (u64, u64),
+}
+
+/// What a callback is told: work done, work in all, and the phase.
+type State = (u64, u64, Phase);
 
 impl Progress for Watch {
     fn start(&self, total: u64) {
@@ -37,21 +49,37 @@ impl Progress for Watch {
         self.total.fetch_sub(work, Ordering::Relaxed);
     }
 
+    fn phase(&self, name: &str, unit: &str) {
+        *lock(&self.phase) = Phase { name: name.to_owned(), unit: unit.to_owned(), part: (0, 0) };
+    }
+
+    fn part(&self, done: u64, total: u64) {
+        lock(&self.phase).part = (done, total);
+    }
+
     fn cancelled(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Watch {
+    fn state(&self) -> State {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed), lock(&self.phase).clone())
+    }
+
     /// Waits for a tick or for the end of the work; true at the end.
     fn wait(&self) -> bool {
-        let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let finished = lock(&self.finished);
         let waited = self.changed.wait_timeout_while(finished, TICK, |finished| !*finished);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn finish(&self) {
-        *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(&self.finished) = true;
         self.changed.notify_all();
     }
 }
@@ -96,14 +124,13 @@ pub(crate) fn watched<T: Send>(
 }
 
 /// Calls the callback if something changed since the last call.
-fn tell(watch: &Watch, progress: Option<&Bound<'_, PyAny>>, told: &mut Option<(u64, u64)>) -> PyResult<()> {
-    let now = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
-    if let Some(callback) = progress
-        && now.1 > 0
-        && *told != Some(now)
-    {
+fn tell(watch: &Watch, progress: Option<&Bound<'_, PyAny>>, told: &mut Option<State>) -> PyResult<()> {
+    let Some(callback) = progress else { return Ok(()) };
+    let now = watch.state();
+    if now.1 > 0 && told.as_ref() != Some(&now) {
+        let (done, total, Phase { name, unit, part }) = now.clone();
         *told = Some(now);
-        callback.call1(now)?;
+        callback.call1((done, total, name, unit, part.0, part.1))?;
     }
     Ok(())
 }

@@ -65,11 +65,10 @@ def test_types() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_readme(tmp_path: Path) -> None:
-    """The example under "Python" runs as it stands, behind `qmerge demo`."""
-    section = (ROOT / "README.md").read_text().split("\n## Python\n")[1].split("\n## ")[0]
-    example = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert example
+@pytest.mark.parametrize("text", ["README.md", "docs/src/reference/python.md"])
+def test_examples(text: str, tmp_path: Path) -> None:
+    """The examples of README and book run as they stand, behind `qmerge demo`."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / text).read_text(), re.DOTALL)
+    assert examples
     subprocess.run(["qmerge", "demo"], check=True, cwd=tmp_path, capture_output=True)
-    for code in example:
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", "\n".join(examples)], check=True, cwd=tmp_path)

@@ -16,15 +16,20 @@ from conftest import weights
 
 
 def test_progress(demo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[qmerge.Progress] = []
     caller: list[int] = []
 
-    def progress(done: int, total: int) -> None:
-        seen.append((done, total))
+    def progress(state: qmerge.Progress) -> None:
+        seen.append(state)
         caller.append(threading.get_ident())
 
     qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", progress=progress)
-    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
+    done = [state.done for state in seen]
+    assert done == sorted(done) and done[-1] == seen[-1].total > 0
+    assert all(state.part <= state.parts for state in seen)
+    phases = list(dict.fromkeys(state.phase for state in seen))
+    assert "rounding" in phases and phases[-1] == "measuring the merge", phases
+    assert any(str(state).endswith(" of 4 layers") and state.unit == "layers" for state in seen), seen
     assert set(caller) == {threading.get_ident()}
     assert qmerge.verify(demo / "base-nf4", demo / "adapter", tmp_path / "out", progress=progress)
     qmerge.merge(demo / "base-nf4", demo / "adapter", tmp_path / "bar", progressbar=True)
@@ -35,7 +40,7 @@ def test_a_progress_that_raises_stops_the_work(slow: Path, tmp_path: Path) -> No
     class Enough(Exception):
         pass
 
-    def progress(done: int, total: int) -> None:
+    def progress(state: qmerge.Progress) -> None:
         raise Enough
 
     with pytest.raises(Enough):
@@ -66,7 +71,7 @@ import qmerge
 
 base, adapter, out = sys.argv[1:]
 
-def interrupt(done, total):
+def interrupt(state):
     global timer
     if timer is None:
         timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -23,6 +23,7 @@ from ._errors import (
     UnsupportedError,
     UsageError,
 )
+from ._progress import Progress
 from ._qmerge import __version__
 from ._results import (
     AdapterInspection,
@@ -54,6 +55,7 @@ __all__ = [
     "NotFiniteError",
     "NotFoundError",
     "Plan",
+    "Progress",
     "Report",
     "SurvivalError",
     "Tensor",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Optional, Union
 from . import _qmerge
 from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
 from ._errors import low_survival
-from ._progress import Progress
+from ._progress import Watcher
 from ._results import (
     AdapterInspection,
     Calibration,
@@ -71,7 +71,7 @@ def merge(
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     safe_merge: bool = True,
-    progress: Progress = None,
+    progress: Watcher = None,
     progressbar: Optional[bool] = None,
 ) -> Report:
     """Merges one or more adapters into a base model and writes the output, whole or not at all.
@@ -104,7 +104,7 @@ def merge(
         report: also write the report to this `.json` or `.html` file.
         adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
         safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
-        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar. What it raises stops the merge.
+        progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar. What it raises stops the merge.
         progressbar: PEFT's name for `progress=True`.
 
     Raises:
@@ -171,7 +171,7 @@ def convert(
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
     report: Optional[Path] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Report:
     """Changes the format of a model, without an adapter."""
     options = flags(
@@ -213,13 +213,13 @@ def verify(
     peft_bugs: bool = False,
     threads: Optional[int] = None,
     adapter_names: Optional[Sequence[str]] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Verification:
     """Tells whether an adapter was applied, to which tensors, and with what loss; also for merges that other tools made.
 
     Args:
         min_survival: share of the delta from which it counts as kept (0.5).
-        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
+        progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.
     """
     options = flags(
         base=base,
@@ -254,7 +254,7 @@ def compare(
     max_memory: Union[int, str, None] = None,
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Comparison:
     """Runs the base, the base with the adapter kept apart, merges, and other adapters kept apart, on a text.
 
@@ -265,7 +265,7 @@ def compare(
         context: tokens of a window (512).
         windows: most windows (all).
         continuation: tokens of a continuation (64); 0 for none.
-        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
+        progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.
     """
     options = flags(
         base=base,
@@ -304,7 +304,7 @@ def calibrate(
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
     adapter_names: Optional[Sequence[str]] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Calibration:
     """Stores what the layers of a base are given, to merge many adapters into it without running it again: `merge(..., calibration=output)`.
 
@@ -360,7 +360,7 @@ def truncate(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Truncation:
     """Cuts an adapter to a lower rank, to serve it beside the untouched base.
 
@@ -373,7 +373,7 @@ def truncate(
         calibration: a file that `calibrate` stored for this base: the model is not run.
         seed: seed of the text that the model writes.
         dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
-        progress: a function that is told the work done and in all (nanoseconds of a thread, as predicted), or True for a bar.
+        progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.
     """
     options = flags(
         adapter=adapter,
@@ -412,7 +412,7 @@ def generate(
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
     adapter_names: Optional[Sequence[str]] = None,
-    progress: Progress = None,
+    progress: Watcher = None,
 ) -> Generation:
     """Continues a prompt with a model, or with a base and its adapter kept apart, which is exact.
 

@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 
 from . import _qmerge
 from ._errors import UsageError
-from ._progress import Progress, callback
+from ._progress import Watcher, callback
 
 Path = Union[str, "os.PathLike[str]"]
 """A folder, a file, or a hub id."""
@@ -18,7 +18,7 @@ Adapters = Union[Path, tuple[Path, float], Mapping[Path, float], Sequence[Union[
 """One adapter or several, each with or without a factor on its effect."""
 
 
-def run(command: str, options: Iterable[str], progress: Progress) -> tuple[int, dict[str, Any]]:
+def run(command: str, options: Iterable[str], progress: Watcher) -> tuple[int, dict[str, Any]]:
     """Exit status and answer of a command."""
     with callback(progress, command) as tell:
         status, answer = _qmerge.call([command, *options], tell)

@@ -5,23 +5,49 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
-Progress = Union[Callable[[int, int], object], bool, None]
-"""A function that is told the work done and the whole of it; True for a bar. What it raises stops the work."""
+
+
+class Progress(NamedTuple):
+    """How far a piece of work is."""
+
+    done: int
+    """Work done, in nanoseconds of a thread as predicted: `done / total` is about the share of the time."""
+    total: int
+    """Work in all."""
+    phase: str
+    """What is being done: "rounding"."""
+    unit: str
+    """What is counted of it: "layers"."""
+    part: int
+    """How many of them are done."""
+    parts: int
+    """How many there are; 0 if that is not known."""
+
+    def __str__(self) -> str:
+        count = f": {self.part} of {self.parts} {self.unit}" if self.parts else ""
+        return f"{self.phase}{count}"
+
+
+Watcher = Union[Callable[[Progress], object], bool, None]
+"""A function that is told how far the work is; True for a bar. What it raises stops the work."""
+
+Raw = Callable[[int, int, str, str, int, int], object]
 
 
 @contextmanager
-def callback(progress: Progress, title: str) -> Iterator[Optional[Callable[[int, int], object]]]:
+def callback(progress: Watcher, title: str) -> Iterator[Optional[Raw]]:
     """What the compiled half calls, on the calling thread."""
     if not progress:
         yield None
     elif callable(progress):
-        yield progress
+        tell = progress
+        yield lambda *state: tell(Progress(*state))
     else:
         bar = _tqdm(title) or _Line(title)
         try:
-            yield bar
+            yield lambda *state: bar(Progress(*state))
         finally:
             bar.close()
 
@@ -31,10 +57,13 @@ class _Line:
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.width = 0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, state: Progress) -> None:
         if sys.stderr.isatty():
-            print(f"\r{self.title}: {100 * done // total:3} %", end="", file=sys.stderr, flush=True)
+            text = f"{self.title}: {100 * state.done // state.total:3} %  {state}"
+            print(f"\r{text:{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(text)
 
     def close(self) -> None:
         if sys.stderr.isatty():
@@ -47,9 +76,10 @@ class _Tqdm:
     def __init__(self, bar: Any) -> None:
         self.bar = bar
 
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
+    def __call__(self, state: Progress) -> None:
+        self.bar.total = state.total
+        self.bar.set_postfix_str(str(state), refresh=False)
+        self.bar.update(state.done - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
@@ -60,4 +90,5 @@ def _tqdm(title: str) -> Optional[_Tqdm]:
         from tqdm.auto import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:
         return None
-    return _Tqdm(tqdm(desc=title, unit_scale=True))
+    # Work is counted in predicted nanoseconds, which mean nothing to a reader.
+    return _Tqdm(tqdm(desc=title, bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"))

@@ -71,8 +71,7 @@ fn what_the_texts_show_is_what_is_printed() {
                 }
             };
             let printed: Vec<String> = printed.lines().map(steady).collect();
-            let wrong: Vec<_> =
-                shown.iter().filter(|line| **line != "…" && !printed.contains(&steady(line))).collect();
+            let wrong: Vec<_> = shown.iter().filter(|line| **line != "…" && !printed.contains(&steady(line))).collect();
             let all = printed.join("\n");
             assert!(wrong.is_empty(), "{}: `{command}` does not print {wrong:#?}, but\n{all}", path.display());
             commands += 1;

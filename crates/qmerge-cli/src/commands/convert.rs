@@ -13,20 +13,20 @@ use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
 
-pub(crate) fn run(args: &ConvertArgs) -> Result<Outcome> {
+pub(crate) fn run(args: &ConvertArgs, command: &str) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
-    let found = find(args, &bar);
+    let found = find(args, command, &bar);
     bar.clear();
     show(&found?, &args.running)?;
     Ok(Outcome::Done)
 }
 
-/// Converts, or plans to.
-pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress) -> error::Result<Found> {
+/// Converts, or plans to. `command` is the command line, for the report.
+pub(crate) fn find(args: &ConvertArgs, command: &str, progress: &dyn Progress) -> error::Result<Found> {
     let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
-    let run = run_options(&args.running);
+    let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;
     let estimate = merge::estimate(&plan, &run, &Demand::default())?;

@@ -26,9 +26,9 @@ pub(crate) enum Found {
     Report(Box<Report>),
 }
 
-pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
+pub(crate) fn run(args: &MergeArgs, command: &str) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
-    let found = find(args, &bar);
+    let found = find(args, command, &bar);
     bar.clear();
     let found = found?;
     show(&found, &args.running)?;
@@ -89,8 +89,8 @@ fn upload(repo: &str, output: &Path) -> String {
     format!("hf upload {repo} {} {}", quoted(&path), quoted(&within))
 }
 
-/// Merges, or plans to.
-pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<Found> {
+/// Merges, or plans to. `command` is the command line, for the report.
+pub(crate) fn find(args: &MergeArgs, command: &str, progress: &dyn Progress) -> error::Result<Found> {
     let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
@@ -103,7 +103,7 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress) -> error::Result<F
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let mut run = run_options(&args.running);
+    let mut run = run_options(&args.running, command);
     run.tokenizer = match args.tokenizer {
         TokenizerArg::Adapter => Tokenizer::Adapter,
         TokenizerArg::Base => Tokenizer::Base,
@@ -179,7 +179,7 @@ pub(super) fn dry_or_run(
         let document = serde_json::to_value(&report).unwrap_or_default();
         match form {
             Form::Json => page::write_json(path, &document)?,
-            Form::Html => page::write(path, Some(&document), None)?,
+            Form::Html => page::write(path, &[document], None)?,
         }
     }
     Ok(Found::Report(Box::new(report)))

@@ -1,24 +1,48 @@
 // Models side by side: bars, the table, and continuations with the place where they part.
 
-// Horizontal bars from zero to the largest value, or to `whole` where a value has a natural end.
-function bars(title, about, rows, text, whole = 1e-12) {
+// Values this many times as large as others need a logarithmic axis.
+const SPREAD = 30;
+
+// Where bars begin and end, so that differences are seen: a share from nothing to the whole, else what lies between the values where that is little
+// beside them. `about` says what is not as usual.
+function axisOf(values, whole) {
+    const high = Math.max(...values, whole ?? 0);
+    const positive = values.filter((x) => x > 0);
+    const least = Math.min(...positive);
+    const low = Math.min(...values);
+    if (!positive.length) return { low: 0, high: 1, part: () => 0, about: "" };
+    if (whole) return { low: 0, high, part: (x) => x / high, about: "" };
+    if (high / least > SPREAD) {
+        const [start, end] = [10 ** Math.floor(Math.log10(least) - 1e-9), 10 ** Math.ceil(Math.log10(high))];
+        return { low: start, high: end, part: (x) => (x > 0 ? Math.log(x / start) / Math.log(end / start) : 0), about: "logarithmic axis" };
+    }
+    if (low > 0 && high > low && high / low < 2) {
+        const start = low - 0.2 * (high - low);
+        return { low: start, high, part: (x) => (x - start) / (high - start), about: "the axis does not begin at zero" };
+    }
+    return { low: 0, high, part: (x) => x / high, about: "" };
+}
+
+// Horizontal bars. `whole` is where values end by nature.
+function bars(title, about, rows, text, whole) {
     const filled = rows.filter(([, value]) => isNumber(value));
     if (!filled.length) return null;
-    const largest = Math.max(...filled.map(([, value]) => value), whole);
+    const axis = axisOf(filled.map(([, value]) => value), whole);
     return el("div", { class: "chart" },
         el("h3", {}, title),
-        el("p", { class: "quiet" }, about),
+        el("p", { class: "quiet" }, [about, axis.about].filter(Boolean).join("; ")),
         el("ul", {}, filled.map(([model, value, more]) => el("li", { title: model.name },
-            el("span", { class: "label" }, modelLabel(model)),
+            el("span", { class: "label" }, model.label ?? modelLabel(model)),
             el("span", { class: "value" }, text(value), more ? el("small", {}, ` ${more}`) : null),
-            el("span", { class: `bar ${model === base || model === apart ? "" : "own"}`, "--w": `${(100 * clamp(value / largest)).toFixed(2)}%` }),
+            el("span", { class: `bar ${model === base || model === apart || model.label ? "" : "own"}`, "--w": `${(100 * clamp(axis.part(value))).toFixed(2)}%` }),
         ))),
+        el("div", { class: "ends", "aria-hidden": true }, el("span", {}, text(axis.low)), el("span", {}, text(axis.high))),
     );
 }
 
 const MODEL_COLUMNS = [
     ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", fixed(4), "KL"], ["kl_se", fixed(4), "±"], ["top1", share, "top-1"],
-    ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "same tokens"], ["tokens_per_second", fixed(1), "tokens/s"],
+    ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "tokens before a difference"],
 ];
 
 function modelTable() {
@@ -51,7 +75,10 @@ function continuation(model, text, reference) {
     const kept = words(text.slice(0, at));
     // Space is not worth a mark.
     const rest = at + (text.length - at - text.slice(at).trimStart().length);
-    const note = whole ? "reference" : same ? "the same to the end" : kept === 0 ? "differs from the first word" : `differs after ${kept} word${kept === 1 ? "" : "s"}`;
+    // What is the same may be a comma.
+    const beginning = text.slice(0, at).trim();
+    const after = kept > 0 ? `after ${kept} word${kept === 1 ? "" : "s"}` : beginning ? `after “${beginning}”` : "from the first word";
+    const note = whole ? "reference" : same ? "the same to the end" : `differs ${after}`;
     return el("div", { class: "continuation" },
         el("h4", { title: model.name }, modelLabel(model), el("small", { class: whole || same ? "" : "differs" }, note)),
         el("p", {}, text.slice(0, rest), same || whole ? null : el("mark", {}, text.slice(rest) || "(ends here)")),
@@ -75,7 +102,8 @@ function showBehaviour() {
     if (!models.length) return;
     const section = $("#behaviour");
     const { windows, context, tokens, text } = comparison;
-    $(".lead", section).append("On ", path(text), ` (${integer(windows)} windows of ${integer(context)} tokens, ${integer(tokens)} predictions). `,
+    const many = (n, word) => `${integer(n)} ${word}${n === 1 ? "" : "s"}`;
+    $(".lead", section).append("On ", path(text), ` (${many(windows, "window")} of ${integer(context)} tokens, ${many(tokens, "prediction")}). `,
         "The adapter kept apart is exact, and the reference.");
     const rows = (key) => models.map((m) => [m, m[key]]);
     $(".bars", section).append(...[
@@ -85,6 +113,7 @@ function showBehaviour() {
         bars("KL", "nats per token from the adapter kept apart; less is better", models.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${fixed(4)(m.kl_se)}` : ""]), fixed(4)),
     ].filter(Boolean));
     $(".scroll", section).append(modelTable());
+    sideways($(".scroll", section));
     const found = generations();
     if (found.length) {
         $(".generations", section).append(el("h3", {}, "Continuations"),

@@ -3,31 +3,31 @@
 // Values this many times as large as others need a logarithmic axis.
 const SPREAD = 30;
 
-// Where bars begin and end, so that differences are seen: a share from nothing to the whole, else what lies between the values where that is little
-// beside them. `about` says what is not as usual.
-function axisOf(values, whole) {
-    const high = Math.max(...values, whole ?? 0);
+// Where bars begin and end, so that differences are seen. A share goes from nothing to the whole; what has no natural zero begins near its least
+// value. `about` says what is not as usual.
+function axisOf(values, kind) {
+    const high = Math.max(...values, kind === "share" ? 1 : 0);
     const positive = values.filter((x) => x > 0);
     const least = Math.min(...positive);
     const low = Math.min(...values);
     if (!positive.length) return { low: 0, high: 1, part: () => 0, about: "" };
-    if (whole) return { low: 0, high, part: (x) => x / high, about: "" };
+    if (kind === "share") return { low: 0, high, part: (x) => x / high, about: "" };
     if (high / least > SPREAD) {
         const [start, end] = [10 ** Math.floor(Math.log10(least) - 1e-9), 10 ** Math.ceil(Math.log10(high))];
         return { low: start, high: end, part: (x) => (x > 0 ? Math.log(x / start) / Math.log(end / start) : 0), about: "logarithmic axis" };
     }
-    if (low > 0 && high > low && high / low < 2) {
+    if (kind === "relative" && high > low) {
         const start = low - 0.2 * (high - low);
         return { low: start, high, part: (x) => (x - start) / (high - start), about: "the axis does not begin at zero" };
     }
     return { low: 0, high, part: (x) => x / high, about: "" };
 }
 
-// Horizontal bars. `whole` is where values end by nature.
-function bars(title, about, rows, text, whole) {
+// Horizontal bars.
+function bars(title, about, rows, text, kind) {
     const filled = rows.filter(([, value]) => isNumber(value));
     if (!filled.length) return null;
-    const axis = axisOf(filled.map(([, value]) => value), whole);
+    const axis = axisOf(filled.map(([, value]) => value), kind);
     return el("div", { class: "chart" },
         el("h3", {}, title),
         el("p", { class: "quiet" }, [about, axis.about].filter(Boolean).join("; ")),
@@ -41,7 +41,7 @@ function bars(title, about, rows, text, whole) {
 }
 
 const MODEL_COLUMNS = [
-    ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", fixed(4), "KL"], ["kl_se", fixed(4), "±"], ["top1", share, "top-1"],
+    ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", nats, "KL"], ["kl_se", nats, "±"], ["top1", share, "top-1"],
     ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "tokens before a difference"],
 ];
 
@@ -49,7 +49,7 @@ function modelTable() {
     const columns = MODEL_COLUMNS.filter(([key]) => models.some((m) => isNumber(m[key])));
     return el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "model"), columns.map(([key, , title]) => el("th", { scope: "col", class: "number" }, title ?? key)))),
-        el("tbody", {}, models.map((m) => el("tr", {},
+        el("tbody", {}, [base, apart, ...merges].filter(Boolean).map((m) => el("tr", {},
             el("th", { scope: "row", title: m.name }, modelLabel(m)),
             columns.map(([key, text]) => el("td", { class: "number" }, text(m[key]))),
         ))),
@@ -105,12 +105,12 @@ function showBehaviour() {
     const many = (n, word) => `${integer(n)} ${word}${n === 1 ? "" : "s"}`;
     $(".lead", section).append("On ", path(text), ` (${many(windows, "window")} of ${integer(context)} tokens, ${many(tokens, "prediction")}). `,
         "The adapter kept apart is exact, and the reference.");
-    const rows = (key) => models.map((m) => [m, m[key]]);
+    const inOrder = [base, apart, ...merges].filter(Boolean);
+    const rows = (key) => inOrder.map((m) => [m, m[key]]);
     $(".bars", section).append(...[
-        bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, 1),
-        bars("Perplexity", "less is better", rows("perplexity"), fixed(3)),
-        bars("Loss", "nats per token, less is better", rows("loss"), fixed(4)),
-        bars("KL", "nats per token from the adapter kept apart; less is better", models.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${fixed(4)(m.kl_se)}` : ""]), fixed(4)),
+        helps ? bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, "share") : null,
+        bars("KL", "nats per token from the adapter kept apart; less is better", inOrder.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${nats(m.kl_se)}` : ""]), nats),
+        bars("Perplexity", "less is better", rows("perplexity"), fixed(3), "relative"),
     ].filter(Boolean));
     $(".scroll", section).append(modelTable());
     sideways($(".scroll", section));

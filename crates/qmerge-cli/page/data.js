@@ -6,6 +6,7 @@ const report = reports.length === 1 ? reports[0] : null;
 
 const list = (x) => (Array.isArray(x) ? x : []);
 const number = (x) => (isNumber(x) ? x : null);
+const root = (x) => (x === null ? null : Math.sqrt(x));
 const over = (a, b) => (isNumber(a) && isNumber(b) && b > 0 ? a / b : null);
 
 // `model.layers.12.mlp.down_proj.weight` stands in group `model.layers`, layer 12, module `mlp.down_proj`.
@@ -24,6 +25,8 @@ const converts = isConversion(report);
 
 const weightsOf = (report) => list(report?.weights).map((w, index) => {
     const converts = isConversion(report);
+    // Of a delta that is zero nothing can be kept or lost.
+    const ofDelta = (x) => (w.delta_rms === 0 ? null : number(x));
     const name = String(w.name ?? `weight ${index}`);
     const shape = list(w.shape).filter(isNumber);
     return {
@@ -40,15 +43,18 @@ const weightsOf = (report) => list(report?.weights).map((w, index) => {
         // Without an adapter there is no delta, and what changed is the error.
         delta_ratio: converts ? null : over(w.delta_rms, w.weight_rms),
         error_ratio: over(w.error_rms, w.weight_rms),
-        survival: number(w.survival),
-        noise_to_delta: number(w.noise_to_delta),
+        survival: ofDelta(w.survival),
+        noise_to_delta: ofDelta(w.noise_to_delta),
         changed_fraction: converts ? null : number(w.changed_fraction),
         max_abs_error: number(w.max_abs_error),
-        kept_output: number(w.kept_output),
-        noise_output: number(w.noise_output),
+        kept_output: ofDelta(w.kept_output),
+        // The document has energies; sizes are what other figures are.
+        noise_output: root(ofDelta(w.noise_output)),
     };
 });
 const weights = weightsOf(report);
+// A merge without any change has nothing to draw.
+const changesNothing = report?.verdict?.effect === "none" && weights.every((w) => !(w.delta_rms > 0));
 
 // A weighted mean over weights that have the value; null if none has.
 function mean(some, value, by) {
@@ -63,7 +69,6 @@ function mean(some, value, by) {
     return all > 0 ? sum / all : null;
 }
 
-const root = (x) => (x === null ? null : Math.sqrt(x));
 const square = (x) => (x === null ? null : x * x);
 const clamp = (x) => Math.min(1, Math.max(0, x));
 // ‖D‖², ‖W‖² of a weight.
@@ -88,7 +93,7 @@ const MEASURES = {
     },
     survival: {
         label: "Survival",
-        about: "How much of the adapter's delta is in the output: 1 is kept on average, 0 is gone.",
+        about: "How much of the adapter's delta is in the weights: 1 is kept on average, 0 is gone. What comes out of layers can be kept with less.",
         pool: (some) => mean(some, (w) => w.survival, deltaEnergy),
         ...keptScale,
     },
@@ -133,10 +138,11 @@ const models = list(comparison?.models).map((m) => ({ ...m, name: String(m.name 
 const base = models.find((m) => m.name === "base");
 const apart = models.find((m) => m.name === "apart");
 const merges = models.filter((m) => m !== base && m !== apart);
+// Several merges have a page of their own kind, best first.
+const several = reports.length > 1 || (reports.length === 0 && merges.length > 1);
+if (several) merges.sort((a, b) => (isNumber(a.kl) ? a.kl : Infinity) - (isNumber(b.kl) ? b.kl : Infinity) || 0);
 // On a text that the adapter makes no better, gain kept says nothing.
 const helps = !base || !apart || !isNumber(base.loss) || base.loss > apart.loss;
-// Several merges have a page of their own kind.
-const several = reports.length > 1 || (reports.length === 0 && merges.length > 1);
 const thisMerge = report ? ofReport() : undefined;
 
 // By its path, by the last part of it (the two commands may have run in different folders), or because there is no other.
@@ -156,8 +162,8 @@ function modelLabel(model) {
     if (model === base) return "base alone";
     if (model === apart) return "adapter kept apart";
     // Two folders of the same name are told apart by the whole path.
-    const short = lastPart(model.name);
-    return merges.filter((m) => lastPart(m.name) === short).length > 1 ? model.name : short;
+    const last = lastPart(model.name);
+    return short(merges.filter((m) => lastPart(m.name) === last).length > 1 ? model.name : last);
 }
 
 // What a folder is called: a hub's snapshot by its repository, a trainer's checkpoint with the run it is of.
@@ -166,7 +172,7 @@ function nameOf(path) {
     const hub = text.match(/models--([^\\/]+?)--([^\\/]+)[\\/]snapshots[\\/]/);
     if (hub) return `${hub[1]}/${hub[2]}`;
     const run = text.match(/([^\\/]+)[\\/](checkpoint-\d+)$/);
-    return run ? `${run[1]}/${run[2]}` : lastPart(text) || text || NONE;
+    return short(run ? `${run[1]}/${run[2]}` : lastPart(text) || text || NONE);
 }
 
 // What a report is of, in a few words.

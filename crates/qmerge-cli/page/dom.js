@@ -25,6 +25,8 @@ const share = (x) => (isNumber(x) ? `${digitsOf(100 * x, 1)} %` : NONE);
 const ratio = (x) => (isNumber(x) ? `${(100 * x).toPrecision(3)} %` : NONE);
 const small = (x) => (isNumber(x) ? (x === 0 ? "0" : x.toExponential(1)) : NONE);
 const fixed = (digits) => (x) => (isNumber(x) ? digitsOf(x, digits) : NONE);
+// Nats: four digits, or what they would not show.
+const nats = (x) => (isNumber(x) && x > 0 && x < 5e-5 ? small(x) : fixed(4)(x));
 const integer = (x) => (isNumber(x) ? x.toLocaleString("en-US") : NONE);
 
 // From `least` on, in units of `size`.
@@ -44,6 +46,10 @@ const dateText = (text) => (text ? String(text).replace(/^([\d-]+)T(\d\d:\d\d).*
 // Text with what is typed set as code: what stands between backticks, options with their value, and commands.
 const TYPED = /(`[^`]+`|--[a-z][\w-]*(?: (?:auto|nearest|bf16|int8)\b)?|\bqmerge (?:merge|compare|truncate|verify|calibrate|report)\b)/;
 const prose = (text) => String(text).split(TYPED).map((part, i) => (i % 2 ? el("code", {}, part.replaceAll("`", "")) : part));
+
+// A name that no line has room for, without its middle.
+const MOST = 90;
+const short = (text) => (text.length > MOST ? `${text.slice(0, MOST / 2)}…${text.slice(-MOST / 2)}` : text);
 
 // Shows lines near a point of the window, and keeps them inside it.
 const tip = {

@@ -44,7 +44,7 @@ function heatGroups(weights) {
     });
 }
 
-function heatTable({ name, layers, cells }, cellsOut, of) {
+function heatTable({ name, layers, cells }, cellsOut, of, alone) {
     const outside = name === "";
     // So many columns share a heading that it has room.
     const step = [1, 2, 4, 5, 8, 10, 16, 20].find((n) => layers.length / n <= 16) ?? 32;
@@ -71,7 +71,7 @@ function heatTable({ name, layers, cells }, cellsOut, of) {
     ));
     return el("div", { class: "scroll", role: "region", "aria-label": `Heat map of ${[outside ? "what is outside the layers" : name, of].filter(Boolean).join(", ")}` },
         el("table", { class: `map ${outside ? "outside" : ""}`, "--layers": layers.length, role: "grid" },
-            el("caption", {}, outside ? "Outside the layers" : el("code", {}, name)),
+            alone ? null : el("caption", {}, outside ? "Outside the layers" : el("code", {}, name)),
             outside ? null : el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"), headings)),
             el("tbody", {}, rows),
         ),
@@ -108,7 +108,7 @@ function showHeat(maps, pick) {
     const unknown = new Map();
     for (const { name, weights } of maps) {
         const groups = heatGroups(weights).sort((a, b) => (a.name === "") - (b.name === ""));
-        const tables = groups.map((group) => heatTable(group, cells, name));
+        const tables = groups.map((group) => heatTable(group, cells, name, groups.length === 1));
         if (name) {
             const missing = el("small", { hidden: true }, " not known");
             unknown.set(missing, weights);
@@ -126,7 +126,7 @@ function showHeat(maps, pick) {
             cell.setAttribute("aria-label", heatLines(cells.get(cell), [name]).slice(0, 2).join(", "));
         }
         for (const [missing, weights] of unknown) missing.hidden = present([name], weights).length > 0;
-        $(".lead", section).textContent = measure.about;
+        $(".lead", section).textContent = known(name) < maps.length ? `${measure.about} It is not known of every merge.` : measure.about;
         $(".legend", section).replaceChildren(...heatLegend(measure, largest));
     };
     segmented($(".switch", section), "heat", labels(names), first, choose);

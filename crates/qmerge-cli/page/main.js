@@ -49,10 +49,15 @@ if (several) {
     showVerdict();
     showDone();
     showBehaviour();
-    showCharts();
-    showWorst();
-    showHeat([{ name: null, weights }], showWeights());
+    const pick = showWeights();
+    if (!changesNothing) {
+        showCharts();
+        showWorst();
+        showHeat([{ name: null, weights }], pick);
+    }
 }
+// What is said of deltas is not for a conversion.
+for (const element of document.querySelectorAll("#about .of-delta")) element.hidden = converts;
 $("#tool").textContent = `Written by ${[...new Set(reports.map(({ tool }) => [tool?.name ?? "qmerge", tool?.version].filter(Boolean).join(" ")))].join(", ") || "qmerge"}.`;
 $("#contents").append(...[...document.querySelectorAll("main > section[id]:not([hidden])")]
     .filter((section) => !["verdict", "warnings"].includes(section.id))

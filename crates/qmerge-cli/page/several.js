@@ -35,6 +35,9 @@ function ranked(entries) {
 // What became of the adapter, in one word.
 const effectOf = ({ model, report }) => (comparison && model ? model.verdict : report?.verdict)?.effect;
 
+// Where there was nothing to keep, nothing was.
+const keptOf = ({ report }) => (report?.verdict?.effect === "none" ? null : report?.summary?.kept_output);
+
 // True if all entries have the same of something that they have at all.
 function agree(entries, of) {
     return new Set(entries.filter(({ report }) => report).map(({ report }) => JSON.stringify(of(report)))).size <= 1;
@@ -42,10 +45,10 @@ function agree(entries, of) {
 
 const SEVERAL_COLUMNS = [
     ["effect", (entry) => el("span", { class: `dot ${severityOf(effectOf(entry))}` }, effectOf(entry)), effectOf, true],
-    ["KL", ({ figures }) => (figures ? [isNumber(figures.kl) ? fixed(4)(figures.kl) : "not finite", isNumber(figures.se) ? el("small", {}, ` ± ${fixed(4)(figures.se)}`) : null] : "not measured"), ({ figures }) => figures],
+    ["KL", ({ figures }) => (figures ? [isNumber(figures.kl) ? nats(figures.kl) : "not finite", isNumber(figures.se) ? el("small", {}, ` ± ${nats(figures.se)}`) : null] : "not measured"), ({ figures }) => figures],
     ["gain kept", ({ figures }) => share(figures?.gain), ({ figures }) => isNumber(figures?.gain)],
     ["top-1", ({ figures }) => share(figures?.top1), ({ figures }) => isNumber(figures?.top1)],
-    ["kept output", ({ report }) => figure(report?.summary?.kept_output), ({ report }) => isNumber(report?.summary?.kept_output)],
+    ["kept output", (entry) => figure(keptOf(entry)), (entry) => isNumber(keptOf(entry))],
     ["format", ({ report }) => report?.output?.format ?? NONE, ({ report }) => report, true],
     ["rounding", ({ report }) => report?.rounding?.method ?? NONE, ({ report }) => report?.rounding?.method, true],
     ["size", ({ report }) => bytes(report?.output?.bytes), ({ report }) => report],
@@ -85,7 +88,7 @@ function showSeveral() {
     for (const entry of entries) {
         entry.figures = figuresOf(entry);
         // Two folders of the same name are told apart by the whole path.
-        entry.name = entries.filter((other) => lastPart(other.path) === lastPart(entry.path)).length > 1 ? entry.path : lastPart(entry.path);
+        entry.name = short(entries.filter((other) => lastPart(other.path) === lastPart(entry.path)).length > 1 ? entry.path : lastPart(entry.path));
     }
     const adapters = agree(entries, (report) => list(report.adapters).map((adapter) => [adapter?.sha256, adapter?.weight]));
     const bases = agree(entries, (report) => [nameOf(report.base?.path), report.base?.bytes]);
@@ -100,12 +103,10 @@ function showSeveral() {
         showHead(of, head, severity, [number]);
         $("#verdict .lines").append(...lines.map((line) => el("p", {}, prose(line))));
     } else {
-        showHead(of, `${entries.length} merges that no common text ranks`, "", []);
-        const why = measured.length
-            ? "Their figures are of different texts, or of one merge alone, so the order below is that in which they were given."
-            : "None of them was measured, so the order below is that in which they were given.";
+        showHead(of, `${entries.length} merges, not ranked`, "");
+        const why = ["None of them was measured", `Only ${measured[0]?.name} was measured`][measured.length] ?? "They were not measured on the same text";
         const how = "`qmerge compare` with each of them as `--merged` measures all on one text.";
-        $("#verdict .lines").append(el("p", {}, `${why} `, prose(how)));
+        $("#verdict .lines").append(el("p", {}, `${why}, so they stand in the order in which they were given. `, prose(how)));
     }
     $("#verdict .after").append(...[caution()].filter(Boolean));
     if (!adapters || !bases) {
@@ -122,7 +123,7 @@ function showSeveral() {
     // A comparison's own section has these bars.
     if (text && !comparison && measured.length > 1) {
         const rows = [[{ name: "base", label: "base alone" }, measured[0].report.behaviour.kl_base], ...measured.map((entry) => [{ name: entry.path }, entry.figures.kl])];
-        $(".bars", section).append(bars("KL", "nats per token from the adapter kept apart; less is better", rows, fixed(4)));
+        $(".bars", section).append(bars("KL", "nats per token from the adapter kept apart; less is better", rows, nats));
     }
     showHeat(shown.filter(({ weights }) => weights.length).map(({ name, weights }) => ({ name, weights })), () => {});
     const details = $("#details");

@@ -1,6 +1,6 @@
 // The worst weights, and the table of all: sorted and filtered as a whole, shown a page at a time, so that thousands stay quick.
 
-// What a verdict rests on stands first; a column that no weight fills is left out.
+// What a verdict rests on stands first; a column that no weight fills, or that says the same of all, is left out.
 const COLUMNS = [
     { key: "group", title: "part", text: (x) => x || NONE, words: true },
     { key: "layer", title: "layer", text: (x) => (x === null ? NONE : String(x)) },
@@ -19,12 +19,14 @@ const COLUMNS = [
 ];
 function columnsOf(some, left_out = []) {
     const parts = new Set(some.map((w) => w.group).filter(Boolean)).size;
-    return COLUMNS.filter(({ key }) => !left_out.includes(key) && some.some((w) => w[key] !== null) && (key !== "group" || parts > 1));
+    const same = (key) => some.length > 1 && new Set(some.map((w) => w[key])).size === 1;
+    return COLUMNS.filter(({ key }) =>
+        !left_out.includes(key) && some.some((w) => w[key] !== null) && (key !== "group" || parts > 1) && !(["format", "rounding"].includes(key) && same(key)));
 }
 
 // A name stays whole unless it is longer than a line has room for; then it breaks after its dots.
 const LONG = 32;
-const breakable = (name) => (name.length <= LONG ? name : name.split(/(?<=\.)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part])));
+const breakable = (name) => (name.length <= LONG ? name : short(name).split(/(?<=\.)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part])));
 
 function weightRow(w, columns) {
     return el("tr", {}, columns.map((column) => {

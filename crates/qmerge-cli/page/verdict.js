@@ -52,7 +52,7 @@ function verdictTiles(measured) {
     const klBase = measured ? base?.kl : found.kl_base;
     const top1 = measured ? measured.top1 : found.top1;
     if (measured && helps) add(measured.gain_kept, "gain kept", share(measured.gain_kept), "of what the adapter gains in loss", keptSeverity(measured.gain_kept));
-    add(kl, "KL", fixed(4)(kl), `nats per token from the adapter kept apart${isNumber(klBase) ? `; the base alone: ${fixed(4)(klBase)}` : ""}`);
+    add(kl, "KL", nats(kl), `nats per token from the adapter kept apart${isNumber(klBase) ? `; the base alone: ${nats(klBase)}` : ""}`);
     add(summary.kept_output, "kept output", figure(summary.kept_output), "strength at which layers give the adapter's outputs: 1 is all");
     add(top1, "same first choice", share(top1), "of next tokens, as with the adapter kept apart");
     if (!tiles.length) {
@@ -68,8 +68,6 @@ function showHead(of, head, severity, dates = []) {
     section.className = `card verdict ${severity}`;
     $(".of", section).append(of, ...dates.filter(Boolean).map((date) => ` · ${date}`));
     $("h1", section).textContent = head;
-    $(".brand").textContent = of;
-    $(".brand").title = of;
     document.title = `${of}: ${head.charAt(0).toLowerCase()}${head.slice(1)} · qmerge`;
     section.hidden = false;
 }
@@ -117,6 +115,7 @@ function showVerdict() {
         if (weights.length) tiles.append(tile("error", ratio(MEASURES.error_ratio.pool(weights)), `of the weights; ${ratio(worst)} in the worst`));
         return;
     }
+    if (changesNothing) return;
     tiles.append(...verdictTiles(measured));
     // What was found kept needs no advice.
     const advice = judgement?.severity === "good" ? null : adviceOf(verdict);

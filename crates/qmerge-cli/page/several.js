@@ -44,7 +44,7 @@ function agree(entries, of) {
 }
 
 const SEVERAL_COLUMNS = [
-    ["effect", (entry) => el("span", { class: `dot ${severityOf(effectOf(entry))}` }, effectOf(entry)), effectOf, true],
+    ["effect", (entry) => (effectOf(entry) ? el("span", { class: `dot ${severityOf(effectOf(entry))}` }, String(effectOf(entry))) : NONE), effectOf, true],
     ["KL", ({ figures }) => (figures ? [isNumber(figures.kl) ? nats(figures.kl) : "not finite", isNumber(figures.se) ? el("small", {}, ` ± ${nats(figures.se)}`) : null] : "not measured"), ({ figures }) => figures],
     ["gain kept", ({ figures }) => share(figures?.gain), ({ figures }) => isNumber(figures?.gain)],
     ["top-1", ({ figures }) => share(figures?.top1), ({ figures }) => isNumber(figures?.top1)],

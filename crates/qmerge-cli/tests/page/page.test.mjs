@@ -366,6 +366,11 @@ test("several merges and what a comparison says of them", async () => {
         assert.equal(await page.locator("#details details.merge").count(), 3);
         assert.equal(await page.locator("#merges .chart").count(), 0);
     });
+    // The measured figure is in view on a phone, however long the names.
+    await open(join(files, "several.html"), async (page) => {
+        const box = await page.locator("#merges thead th", { hasText: "KL" }).boundingBox();
+        assert.ok(box.x + box.width <= 400, box.x + box.width);
+    }, { width: 400, height: 800 });
     // The program makes that page by itself where all merges have reports.
     demo();
     run("compare", "--base", "demo/base-nf4", "--adapter", "demo/adapter", "--merged", "demo/merged-nf4", "--merged", "demo/merged-as-peft", "--text", "demo/eval.txt",

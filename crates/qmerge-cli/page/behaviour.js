@@ -1,31 +1,55 @@
 // Models side by side: bars, the table, and continuations with the place where they part.
 
-// Horizontal bars from zero to the largest value, or to `whole` where a value has a natural end.
-function bars(title, about, rows, text, whole = 1e-12) {
+// Values this many times as large as others need a logarithmic axis.
+const SPREAD = 30;
+
+// Where bars begin and end, so that differences are seen. A share goes from nothing to the whole; what has no natural zero begins near its least
+// value. `about` says what is not as usual.
+function axisOf(values, kind) {
+    const high = Math.max(...values, kind === "share" ? 1 : 0);
+    const positive = values.filter((x) => x > 0);
+    const least = Math.min(...positive);
+    const low = Math.min(...values);
+    if (!positive.length) return { low: 0, high: 1, part: () => 0, about: "" };
+    if (kind === "share") return { low: 0, high, part: (x) => x / high, about: "" };
+    if (high / least > SPREAD) {
+        const [start, end] = [10 ** Math.floor(Math.log10(least) - 1e-9), 10 ** Math.ceil(Math.log10(high))];
+        return { low: start, high: end, part: (x) => (x > 0 ? Math.log(x / start) / Math.log(end / start) : 0), about: "logarithmic axis" };
+    }
+    if (kind === "relative" && high > low) {
+        const start = low - 0.2 * (high - low);
+        return { low: start, high, part: (x) => (x - start) / (high - start), about: "the axis does not begin at zero" };
+    }
+    return { low: 0, high, part: (x) => x / high, about: "" };
+}
+
+// Horizontal bars.
+function bars(title, about, rows, text, kind) {
     const filled = rows.filter(([, value]) => isNumber(value));
     if (!filled.length) return null;
-    const largest = Math.max(...filled.map(([, value]) => value), whole);
+    const axis = axisOf(filled.map(([, value]) => value), kind);
     return el("div", { class: "chart" },
         el("h3", {}, title),
-        el("p", { class: "quiet" }, about),
+        el("p", { class: "quiet" }, [about, axis.about].filter(Boolean).join("; ")),
         el("ul", {}, filled.map(([model, value, more]) => el("li", { title: model.name },
-            el("span", { class: "label" }, modelLabel(model)),
+            el("span", { class: "label" }, model.label ?? modelLabel(model)),
             el("span", { class: "value" }, text(value), more ? el("small", {}, ` ${more}`) : null),
-            el("span", { class: `bar ${model === base || model === apart ? "" : "own"}`, "--w": `${(100 * clamp(value / largest)).toFixed(2)}%` }),
+            el("span", { class: `bar ${model === base || model === apart || model.label ? "" : "own"}`, "--w": `${(100 * clamp(axis.part(value))).toFixed(2)}%` }),
         ))),
+        el("div", { class: "ends", "aria-hidden": true }, el("span", {}, text(axis.low)), el("span", {}, text(axis.high))),
     );
 }
 
 const MODEL_COLUMNS = [
-    ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", fixed(4), "KL"], ["kl_se", fixed(4), "±"], ["top1", share, "top-1"],
-    ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "same tokens"], ["tokens_per_second", fixed(1), "tokens/s"],
+    ["loss", fixed(4)], ["perplexity", fixed(3)], ["kl", nats, "KL"], ["kl_se", nats, "±"], ["top1", share, "top-1"],
+    ["gain_kept", share, "gain kept"], ["first_divergence", fixed(1), "tokens before a difference"],
 ];
 
 function modelTable() {
     const columns = MODEL_COLUMNS.filter(([key]) => models.some((m) => isNumber(m[key])));
     return el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "model"), columns.map(([key, , title]) => el("th", { scope: "col", class: "number" }, title ?? key)))),
-        el("tbody", {}, models.map((m) => el("tr", {},
+        el("tbody", {}, [base, apart, ...merges].filter(Boolean).map((m) => el("tr", {},
             el("th", { scope: "row", title: m.name }, modelLabel(m)),
             columns.map(([key, text]) => el("td", { class: "number" }, text(m[key]))),
         ))),
@@ -51,7 +75,10 @@ function continuation(model, text, reference) {
     const kept = words(text.slice(0, at));
     // Space is not worth a mark.
     const rest = at + (text.length - at - text.slice(at).trimStart().length);
-    const note = whole ? "reference" : same ? "the same to the end" : kept === 0 ? "differs from the first word" : `differs after ${kept} word${kept === 1 ? "" : "s"}`;
+    // What is the same may be a comma.
+    const beginning = text.slice(0, at).trim();
+    const after = kept > 0 ? `after ${kept} word${kept === 1 ? "" : "s"}` : beginning ? `after “${beginning}”` : "from the first word";
+    const note = whole ? "reference" : same ? "the same to the end" : `differs ${after}`;
     return el("div", { class: "continuation" },
         el("h4", { title: model.name }, modelLabel(model), el("small", { class: whole || same ? "" : "differs" }, note)),
         el("p", {}, text.slice(0, rest), same || whole ? null : el("mark", {}, text.slice(rest) || "(ends here)")),
@@ -75,16 +102,18 @@ function showBehaviour() {
     if (!models.length) return;
     const section = $("#behaviour");
     const { windows, context, tokens, text } = comparison;
-    $(".lead", section).append("On ", path(text), ` (${integer(windows)} windows of ${integer(context)} tokens, ${integer(tokens)} predictions). `,
+    const many = (n, word) => `${integer(n)} ${word}${n === 1 ? "" : "s"}`;
+    $(".lead", section).append("On ", path(text), ` (${many(windows, "window")} of ${integer(context)} tokens, ${many(tokens, "prediction")}). `,
         "The adapter kept apart is exact, and the reference.");
-    const rows = (key) => models.map((m) => [m, m[key]]);
+    const inOrder = [base, apart, ...merges].filter(Boolean);
+    const rows = (key) => inOrder.map((m) => [m, m[key]]);
     $(".bars", section).append(...[
-        bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, 1),
-        bars("Perplexity", "less is better", rows("perplexity"), fixed(3)),
-        bars("Loss", "nats per token, less is better", rows("loss"), fixed(4)),
-        bars("KL", "nats per token from the adapter kept apart; less is better", models.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${fixed(4)(m.kl_se)}` : ""]), fixed(4)),
+        helps ? bars("Gain kept", "of the loss that the adapter saves; more is better", rows("gain_kept"), share, "share") : null,
+        bars("KL", "nats per token from the adapter kept apart; less is better", inOrder.filter((m) => m !== apart).map((m) => [m, m.kl, isNumber(m.kl_se) ? `± ${nats(m.kl_se)}` : ""]), nats),
+        bars("Perplexity", "less is better", rows("perplexity"), fixed(3), "relative"),
     ].filter(Boolean));
     $(".scroll", section).append(modelTable());
+    sideways($(".scroll", section));
     const found = generations();
     if (found.length) {
         $(".generations", section).append(el("h3", {}, "Continuations"),

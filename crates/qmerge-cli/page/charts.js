@@ -102,7 +102,7 @@ function cursorTip(lines) {
 }
 
 function showHistogram() {
-    const names = present(["kept_output", "noise_output", "error_ratio", "noise_to_delta", "survival"]);
+    const names = present(["kept_output", "survival", "noise_output", "noise_to_delta", "error_ratio"]);
     if (!names.length) return;
     const section = $("#histogram");
     const place = $(".plot", section);

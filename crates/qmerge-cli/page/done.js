@@ -31,19 +31,27 @@ function adapterFact(adapter, many, i) {
     );
 }
 
-function showDone() {
-    if (!report) return;
-    const facts = $("#done .facts");
+function roundingFact({ method, reason, calibration, seed }) {
+    // The text of a calibration names its seed.
+    const drawn = isNumber(seed) && !String(calibration ?? "").includes(`seed ${seed}`) ? `seed ${seed}` : null;
+    return fact("rounding", method ? String(method) : null,
+        reason ? el("span", { class: "quiet" }, prose(sentence(String(reason)))) : null,
+        calibration ? quiet(`calibrated on ${calibration}`) : null,
+        quiet(drawn));
+}
+
+// The facts of a report, for a list of them.
+function factsOf(report) {
+    const weights = list(report.weights);
     const summary = report.summary ?? {};
     const adapters = list(report.adapters);
-    const rounding = report.rounding ?? {};
     const model = (name, entry) => fact(name, path(entry?.path), quiet(joined(entry?.format, bytes(entry?.bytes))));
-    const more = Object.entries(rounding).filter(([key, value]) => key !== "method" && ["string", "number"].includes(typeof value));
-    facts.append(
+    const wide = (nodes) => nodes.map((node) => (node.classList.add("wide"), node));
+    return [
         ...model("base", report.base),
         ...adapters.flatMap((adapter, i) => adapterFact(adapter, adapters.length > 1, i)),
         ...model("output", report.output),
-        ...fact("rounding", rounding.method, more.map(([key, value]) => quiet(`${key.replaceAll("_", " ")} ${value}`))),
+        ...roundingFact(report.rounding ?? {}),
         ...fact(
             "weights",
             adapters.length ? `${integer(summary.weights_merged ?? weights.length)} merged` : `${integer(weights.length)} converted`,
@@ -54,9 +62,26 @@ function showDone() {
             joined(isNumber(summary.seconds) && seconds(summary.seconds), isNumber(summary.peak_rss_bytes) && bytes(summary.peak_rss_bytes)),
             quiet(joined(isNumber(summary.bytes_read) && `${bytes(summary.bytes_read)} read`, isNumber(summary.bytes_written) && `${bytes(summary.bytes_written)} written`)),
         ),
-    );
+        ...wide(fact("command", report.command ? path(report.command) : null)),
+    ];
+}
+
+// Many are a list that is long only when asked for.
+const FEW = 5;
+function warningsOf(report) {
+    const items = list(report.warnings).map((text) => el("li", {}, prose(text)));
+    const more = items.splice(FEW);
+    return [
+        items.length ? el("ul", {}, items) : null,
+        more.length ? el("details", {}, el("summary", {}, `${more.length} more`), el("ul", {}, more)) : null,
+    ].filter(Boolean);
+}
+
+function showDone() {
+    if (!report) return;
+    $("#done .facts").append(...factsOf(report));
     $("#done").hidden = false;
-    const warnings = list(report.warnings);
-    $("#warnings ul").append(...warnings.map((text) => el("li", {}, String(text))));
+    const warnings = warningsOf(report);
+    $("#warnings").append(...warnings);
     $("#warnings").hidden = warnings.length === 0;
 }

@@ -22,7 +22,7 @@ function paint(cell, measure, value, largest) {
 }
 
 // Groups of weights that stand in layers, each with its modules and layers in order of appearance.
-function heatGroups() {
+function heatGroups(weights) {
     const groups = new Map();
     for (const w of weights) {
         if (!groups.has(w.group)) groups.set(w.group, []);
@@ -44,7 +44,7 @@ function heatGroups() {
     });
 }
 
-function heatTable({ name, layers, cells }, cellsOut) {
+function heatTable({ name, layers, cells }, cellsOut, of, alone) {
     const outside = name === "";
     // So many columns share a heading that it has room.
     const step = [1, 2, 4, 5, 8, 10, 16, 20].find((n) => layers.length / n <= 16) ?? 32;
@@ -69,9 +69,9 @@ function heatTable({ name, layers, cells }, cellsOut) {
             return cell;
         }),
     ));
-    return el("div", { class: "scroll" },
+    return el("div", { class: "scroll", role: "region", "aria-label": `Heat map of ${[outside ? "what is outside the layers" : name, of].filter(Boolean).join(", ")}` },
         el("table", { class: `map ${outside ? "outside" : ""}`, "--layers": layers.length, role: "grid" },
-            el("caption", {}, outside ? "Outside the layers" : el("code", {}, name)),
+            alone ? null : el("caption", {}, outside ? "Outside the layers" : el("code", {}, name)),
             outside ? null : el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"), headings)),
             el("tbody", {}, rows),
         ),
@@ -94,14 +94,28 @@ function heatLegend(measure, largest) {
     ];
 }
 
-function showHeat(pick) {
-    const names = present(["kept_output", "noise_output", "survival", "noise_to_delta", "error_ratio", "delta_ratio", "changed_fraction"]);
-    const inLayers = weights.some((w) => w.group !== "");
-    if (!names.length || !inLayers) return;
+// Heat maps of one merge, or of several on one scale, each with its name. `pick` is told of the cell that was chosen.
+function showHeat(maps, pick) {
+    const all = maps.flatMap(({ weights }) => weights);
+    // Of several, first what is known of each.
+    const known = (name) => maps.filter(({ weights }) => present([name], weights).length).length;
+    const names = present(["kept_output", "survival", "noise_output", "noise_to_delta", "error_ratio", "delta_ratio", "changed_fraction"], all);
+    const first = names.find((name) => known(name) === maps.length) ?? names[0];
+    if (!names.length || !all.some((w) => w.group !== "")) return;
     const section = $("#heat");
     const cells = new Map();
-    const groups = heatGroups().sort((a, b) => (a.name === "") - (b.name === ""));
-    $(".maps", section).append(...groups.map((group) => heatTable(group, cells)));
+    const place = $(".maps", section);
+    const unknown = new Map();
+    for (const { name, weights } of maps) {
+        const groups = heatGroups(weights).sort((a, b) => (a.name === "") - (b.name === ""));
+        const tables = groups.map((group) => heatTable(group, cells, name, groups.length === 1));
+        if (name) {
+            const missing = el("small", { hidden: true }, " not known");
+            unknown.set(missing, weights);
+            place.append(el("div", { class: "one" }, el("h3", {}, name, missing), tables));
+        } else place.append(...tables);
+    }
+    place.classList.toggle("side", maps.length > 1);
 
     const choose = (name) => {
         const measure = MEASURES[name];
@@ -111,34 +125,34 @@ function showHeat(pick) {
             paint(cell, measure, value, largest);
             cell.setAttribute("aria-label", heatLines(cells.get(cell), [name]).slice(0, 2).join(", "));
         }
-        $(".lead", section).textContent = measure.about;
+        for (const [missing, weights] of unknown) missing.hidden = present([name], weights).length > 0;
+        $(".lead", section).textContent = known(name) < maps.length ? `${measure.about} It is not known of every merge.` : measure.about;
         $(".legend", section).replaceChildren(...heatLegend(measure, largest));
     };
-    segmented($(".switch", section), "heat", labels(names), names[0], choose);
-    choose(names[0]);
+    segmented($(".switch", section), "heat", labels(names), first, choose);
+    choose(first);
 
-    const maps = $(".maps", section);
     const entry = (event) => cells.get(event.target.closest?.("td"));
-    maps.addEventListener("pointermove", (event) => {
+    place.addEventListener("pointermove", (event) => {
         const found = entry(event);
         if (found) tip.show(heatLines(found, names), event.clientX, event.clientY);
         else tip.hide();
     });
-    maps.addEventListener("pointerleave", () => tip.hide());
-    maps.addEventListener("focusin", (event) => {
+    place.addEventListener("pointerleave", () => tip.hide());
+    place.addEventListener("focusin", (event) => {
         const found = entry(event);
         if (!found) return;
         const box = event.target.getBoundingClientRect();
         tip.show(heatLines(found, names), box.right, box.bottom);
     });
-    maps.addEventListener("focusout", () => tip.hide());
-    maps.addEventListener("click", (event) => {
+    place.addEventListener("focusout", () => tip.hide());
+    place.addEventListener("click", (event) => {
         const found = entry(event);
         if (found && matchMedia("(hover: hover)").matches) pick(found);
     });
     // One cell of each map takes the focus; arrows move it.
-    for (const table of maps.querySelectorAll("table")) $("td[tabindex]", table).tabIndex = 0;
-    maps.addEventListener("keydown", (event) => {
+    for (const table of place.querySelectorAll("table")) $("td[tabindex]", table).tabIndex = 0;
+    place.addEventListener("keydown", (event) => {
         const cell = event.target.closest("td");
         if (!cell) return;
         if (event.key === "Enter") return void pick(cells.get(cell));
@@ -153,4 +167,5 @@ function showHeat(pick) {
         next.focus();
     });
     section.hidden = false;
+    for (const box of place.querySelectorAll(".scroll")) sideways(box, "layers");
 }

@@ -33,7 +33,7 @@ const opened = [];
 addEventListener("beforeprint", () => {
     document.documentElement.dataset.theme = "light";
     redraw();
-    opened.push(...document.querySelectorAll("#behaviour details:not([open])"));
+    opened.push(...document.querySelectorAll("#behaviour details:not([open]), #details details:not([open])"));
     for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => {
@@ -42,13 +42,23 @@ addEventListener("afterprint", () => {
 });
 
 setTheme(preferred());
-showVerdict();
-showDone();
-showBehaviour();
-showCharts();
-showWorst();
-showHeat(showWeights());
-$("#tool").textContent = [report?.tool?.name ?? "qmerge", report?.tool?.version].filter(Boolean).join(" ");
+if (several) {
+    showSeveral();
+    showBehaviour();
+} else {
+    showVerdict();
+    showDone();
+    showBehaviour();
+    const pick = showWeights();
+    if (!changesNothing) {
+        showCharts();
+        showWorst();
+        showHeat([{ name: null, weights }], pick);
+    }
+}
+// What is said of deltas is not for a conversion.
+for (const element of document.querySelectorAll("#about .of-delta")) element.hidden = converts;
+$("#tool").textContent = `Written by ${[...new Set(reports.map(({ tool }) => [tool?.name ?? "qmerge", tool?.version].filter(Boolean).join(" ")))].join(", ") || "qmerge"}.`;
 $("#contents").append(...[...document.querySelectorAll("main > section[id]:not([hidden])")]
     .filter((section) => !["verdict", "warnings"].includes(section.id))
     .map((section) => el("a", { href: `#${section.id}` }, $("h2", section).textContent)));

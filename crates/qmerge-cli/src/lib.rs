@@ -15,6 +15,7 @@ use std::ffi::OsString;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Progress;
+use qmerge::report::quoted;
 use serde::Serialize;
 
 use args::{Cli, Command};
@@ -44,6 +45,7 @@ impl Outcome {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     show::keep_whole(args.iter().skip(1).filter_map(|word| word.to_str()));
+    let line = line(&args);
     let mut command = match Cli::read(args) {
         Ok(cli) => {
             show::choose(cli.color, cli.verbose);
@@ -57,7 +59,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let result = match provide(&mut command) {
         Ok(()) => {
             interrupt::watch(&command);
-            dispatch(command)
+            dispatch(command, &line)
         }
         Err(error) => Err(error.into()),
     };
@@ -80,11 +82,17 @@ fn provide(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn dispatch(command: Command) -> anyhow::Result<Outcome> {
+/// A command line as a POSIX shell reads it.
+fn line(args: &[OsString]) -> String {
+    let words = args.iter().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("qmerge".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
     match command {
-        Command::Merge(args) => commands::merge::run(&args),
+        Command::Merge(args) => commands::merge::run(&args, line),
         Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Convert(args) => commands::convert::run(&args),
+        Command::Convert(args) => commands::convert::run(&args, line),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
@@ -118,16 +126,17 @@ pub struct Answer {
 
 /// Does what a command line says without printing anything. `args` starts with the command, without the program's name.
 pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -> Result<Answer> {
-    let args = std::iter::once(OsString::from("qmerge")).chain(args);
+    let args: Vec<OsString> = std::iter::once(OsString::from("qmerge")).chain(args).collect();
+    let line = line(&args);
     let mut command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
     hub::provide(&mut command, &hub::Beside(progress))?;
     match command {
         Command::Merge(args) => {
-            let found = commands::merge::find(&args, progress, &|_| ())?;
+            let found = commands::merge::find(&args, &line, progress, &|_| ())?;
             answer(&found, commands::merge::outcome(&args, &found))
         }
         Command::Inspect(args) => answer(&qmerge::inspect::inspect(&args.path)?, Outcome::Done),
-        Command::Convert(args) => answer(&commands::convert::find(&args, progress, &|_| ())?, Outcome::Done),
+        Command::Convert(args) => answer(&commands::convert::find(&args, &line, progress, &|_| ())?, Outcome::Done),
         Command::Verify(args) => {
             let found = commands::verify::find(&args, progress)?;
             answer(&found, commands::verify::outcome(&found))
@@ -152,7 +161,7 @@ pub fn page(report: Option<&str>, comparison: Option<&str>) -> Result<String> {
         serde_json::from_str(text).map_err(|error| Error::new(Kind::Malformed, format!("not JSON: {error}")))
     };
     let (report, comparison) = (report.map(parse).transpose()?, comparison.map(parse).transpose()?);
-    Ok(page::render(report.as_ref(), comparison.as_ref()))
+    Ok(page::render(report.as_slice(), comparison.as_ref()))
 }
 
 fn answer(found: &impl Serialize, outcome: Outcome) -> Result<Answer> {

@@ -25,6 +25,7 @@ const PARTS: &[(&str, &[&str])] = &[
             include_str!("../page/heat.js"),
             include_str!("../page/charts.js"),
             include_str!("../page/table.js"),
+            include_str!("../page/several.js"),
             include_str!("../page/main.js"),
         ],
     ),
@@ -70,10 +71,10 @@ pub(crate) fn refuse_report(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The page of a merge's report, of a comparison, or of both.
-pub(crate) fn render(report: Option<&Value>, comparison: Option<&Value>) -> String {
+/// The page of one or more merges' reports, of a comparison, or of both.
+pub(crate) fn render(reports: &[Value], comparison: Option<&Value>) -> String {
     // In a script, only `<` can begin anything but text, and in JSON it only occurs in strings.
-    let data = json!({ "report": report, "comparison": comparison }).to_string().replace('<', "\\u003c");
+    let data = json!({ "reports": reports, "comparison": comparison }).to_string().replace('<', "\\u003c");
     let mut page = String::with_capacity(data.len() + (128 << 10));
     // Names are looked for in the template alone, never in what was put in.
     for (number, piece) in TEMPLATE.split("{{").enumerate() {
@@ -93,8 +94,8 @@ pub(crate) fn render(report: Option<&Value>, comparison: Option<&Value>) -> Stri
 }
 
 /// Writes a page.
-pub(crate) fn write(path: &Path, report: Option<&Value>, comparison: Option<&Value>) -> Result<()> {
-    std::fs::write(path, render(report, comparison)).map_err(|error| Error::io("write", path, error))
+pub(crate) fn write(path: &Path, reports: &[Value], comparison: Option<&Value>) -> Result<()> {
+    std::fs::write(path, render(reports, comparison)).map_err(|error| Error::io("write", path, error))
 }
 
 /// Writes a document.
@@ -117,9 +118,9 @@ mod tests {
     #[test]
     fn the_data_is_in_the_page_whole() {
         let report = json!({ "schema_version": 1, "weights": [{ "name": "a.0.b", "survival": 0.25 }, {}] });
-        let page = render(Some(&report), None);
-        assert_eq!(data(&page), json!({ "report": report, "comparison": null }));
-        let both = render(Some(&report), Some(&json!({ "models": [] })));
+        let page = render(std::slice::from_ref(&report), None);
+        assert_eq!(data(&page), json!({ "reports": [report], "comparison": null }));
+        let both = render(std::slice::from_ref(&report), Some(&json!({ "models": [] })));
         assert_eq!(data(&both)["comparison"], json!({ "models": [] }));
     }
 
@@ -134,17 +135,17 @@ mod tests {
             "<img src=x onerror=alert(1)>",
         ] {
             let report = json!({ "weights": [{ "name": name }] });
-            let page = render(Some(&report), None);
-            assert_eq!(data(&page)["report"], report, "{name}");
+            let page = render(std::slice::from_ref(&report), None);
+            assert_eq!(data(&page)["reports"][0], report, "{name}");
             // No more markup than without the name.
-            let plain = render(Some(&json!({ "weights": [{ "name": "a" }] })), None);
+            let plain = render(&[json!({ "weights": [{ "name": "a" }] })], None);
             assert_eq!(page.matches('<').count(), plain.matches('<').count(), "{name}");
         }
     }
 
     #[test]
     fn every_part_is_filled_and_nothing_comes_from_elsewhere() {
-        let page = render(None, None);
+        let page = render(&[], None);
         for (name, texts) in PARTS {
             assert_eq!(TEMPLATE.matches(&format!("{{{{{name}}}}}")).count(), 1, "{name}");
             assert!(texts.iter().all(|text| page.contains(text)), "{name}");

@@ -179,6 +179,10 @@ class Report(Record):
 
     schema_version: int
     tool: Tool
+    date: str
+    """When it was done, in UTC: "2026-01-31T12:00:00Z"."""
+    command: Optional[str] = None
+    """The command line of the program that does the same."""
     base: Model
     adapters: list[AdapterUse]
     output: Model

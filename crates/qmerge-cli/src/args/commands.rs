@@ -242,8 +242,8 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// A merge's report, and what `compare --json` printed or `compare --report` wrote; or one of them.
-    #[arg(value_name = "FILE.json", required = true, num_args = 1..=2)]
+    /// Reports of merges, and what `compare --json` printed or `compare --report` wrote; or one of them.
+    #[arg(value_name = "FILE.json", required = true)]
     pub(crate) documents: Vec<PathBuf>,
     /// The page.
     #[arg(long, short, value_name = "FILE.html")]

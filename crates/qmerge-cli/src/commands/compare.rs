@@ -133,9 +133,13 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         match form {
             Form::Json => page::write_json(path, &document)?,
             Form::Html => {
-                // A single merge by qmerge shows its own report too.
-                let report = if let [merged] = &args.merged[..] { super::report::of_merge(merged) } else { None };
-                page::write(path, report.as_ref(), Some(&document))?;
+                let mut reports: Vec<_> =
+                    args.merged.iter().filter_map(|merged| super::report::of_merge(merged)).collect();
+                // One report makes the page of one merge.
+                if reports.len() == 1 && args.merged.len() > 1 {
+                    reports.clear();
+                }
+                page::write(path, &reports, Some(&document))?;
             }
         }
     }

@@ -14,10 +14,10 @@ use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
 
-pub(crate) fn run(args: &ConvertArgs) -> Result<Outcome> {
+pub(crate) fn run(args: &ConvertArgs, command: &str) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
     let told = Told::default();
-    let found = find(args, &bar, &|plan| told.tell(plan, &args.running));
+    let found = find(args, command, &bar, &|plan| told.tell(plan, &args.running));
     bar.clear();
     let found = found?;
     show(&found, &args.running, &told)?;
@@ -27,12 +27,17 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Converts, or plans to. `decided` gets the plan before any work is done.
-pub(crate) fn find(args: &ConvertArgs, progress: &dyn Progress, decided: &dyn Fn(&Plan)) -> error::Result<Found> {
+/// Converts, or plans to. `command` is the command line, for the report; `decided` gets the plan before any work is done.
+pub(crate) fn find(
+    args: &ConvertArgs,
+    command: &str,
+    progress: &dyn Progress,
+    decided: &dyn Fn(&Plan),
+) -> error::Result<Found> {
     let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
     let options = Options { to: Some(to), settings: settings(&args.quantization)?, ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
-    let run = run_options(&args.running);
+    let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;
     decided(&plan);

@@ -28,10 +28,10 @@ pub(crate) enum Found {
     Report(Box<Report>),
 }
 
-pub(crate) fn run(args: &MergeArgs) -> Result<Outcome> {
+pub(crate) fn run(args: &MergeArgs, command: &str) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
     let told = Told::default();
-    let found = find(args, &bar, &|plan| told.tell(plan, &args.running));
+    let found = find(args, command, &bar, &|plan| told.tell(plan, &args.running));
     bar.clear();
     let found = found?;
     show(&found, &args.running, &told)?;
@@ -86,8 +86,13 @@ impl Told {
     }
 }
 
-/// Merges, or plans to. `decided` gets the plan before any work is done.
-pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress, decided: &dyn Fn(&Plan)) -> error::Result<Found> {
+/// Merges, or plans to. `command` is the command line, for the report; `decided` gets the plan before any work is done.
+pub(crate) fn find(
+    args: &MergeArgs,
+    command: &str,
+    progress: &dyn Progress,
+    decided: &dyn Fn(&Plan),
+) -> error::Result<Found> {
     let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
@@ -100,7 +105,7 @@ pub(crate) fn find(args: &MergeArgs, progress: &dyn Progress, decided: &dyn Fn(&
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let mut run = run_options(&args.running);
+    let mut run = run_options(&args.running, command);
     run.tokenizer = match args.tokenizer {
         TokenizerArg::Adapter => Tokenizer::Adapter,
         TokenizerArg::Base => Tokenizer::Base,
@@ -177,7 +182,7 @@ pub(super) fn dry_or_run(
         let document = serde_json::to_value(&report).unwrap_or_default();
         match form {
             Form::Json => page::write_json(path, &document)?,
-            Form::Html => page::write(path, Some(&document), None)?,
+            Form::Html => page::write(path, &[document], None)?,
         }
     }
     Ok(Found::Report(Box::new(report)))

@@ -102,12 +102,13 @@ fn read_options(args: &Meaning) -> ReadOptions {
     ReadOptions { base_is_residual: args.base_is_residual, peft_bugs: args.peft_bugs }
 }
 
-fn run_options(args: &Running) -> RunOptions<'static> {
+fn run_options(args: &Running, command: &str) -> RunOptions<'static> {
     RunOptions {
         threads: args.threads,
         max_memory: args.max_memory,
         existing: Existing { force: args.force, resume: args.resume },
         started: Some(Instant::now()),
+        command: Some(command.to_owned()),
         ..RunOptions::default()
     }
 }

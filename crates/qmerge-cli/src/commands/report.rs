@@ -23,17 +23,16 @@ pub(crate) fn write(args: &ReportArgs) -> Result<()> {
     if page::form(&args.output)? != Form::Html {
         return Err(Error::new(Kind::Usage, "the page is written as .html").in_file(&args.output));
     }
-    let (mut report, mut comparison) = (None, None);
+    let (mut reports, mut comparison) = (Vec::new(), None);
     for path in &args.documents {
         let (document, of_merge) = read(path)?;
-        let (slot, kind) =
-            if of_merge { (&mut report, "reports of a merge") } else { (&mut comparison, "comparisons") };
-        if slot.replace(document).is_some() {
-            return Err(usage(format!("two {kind}: a page shows one")));
+        if of_merge {
+            reports.push(document);
+        } else if comparison.replace(document).is_some() {
+            return Err(usage("two comparisons: a page shows one".into()).with_hint("compare all merges at once"));
         }
     }
-    page::write(&args.output, report.as_ref(), comparison.as_ref())?;
-    Ok(())
+    page::write(&args.output, &reports, comparison.as_ref())
 }
 
 /// The report that a merge left in its output, if it is there and can be read.

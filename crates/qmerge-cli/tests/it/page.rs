@@ -38,7 +38,7 @@ fn pages_hold_the_documents() {
     demo(folder.path());
     done(&folder, &[&["merge"], &SOURCES[..], &["-o", "out", "--report", "merge.html"]].concat());
     let report = json_of(&folder, "out/qmerge-report.json");
-    assert_eq!(data(&folder, "merge.html"), json!({ "report": report, "comparison": null }));
+    assert_eq!(data(&folder, "merge.html"), json!({ "reports": [report], "comparison": null }));
 
     let compare = [&["compare"], &SOURCES[..], &["--text", EVAL, "--context", "64", "--windows", "2"]].concat();
     let compare = [&compare[..], &["--continuation", "4", "--merged", "out", "--report"]].concat();
@@ -47,22 +47,26 @@ fn pages_hold_the_documents() {
     assert_eq!(comparison["prompts"].as_array().unwrap().len(), 4);
 
     // In any order; a folder stands for the report in it.
-    let both = json!({ "report": report, "comparison": comparison });
+    let both = json!({ "reports": [report], "comparison": comparison });
     done(&folder, &["report", "compare.json", "out/qmerge-report.json", "-o", "a.html"]);
     done(&folder, &["report", "out", "compare.json", "-o", "b.HTM"]);
     assert_eq!(data(&folder, "a.html"), both);
     assert_eq!(data(&folder, "b.HTM"), both);
     done(&folder, &["report", "compare.json", "-o", "c.html"]);
-    assert_eq!(data(&folder, "c.html"), json!({ "report": null, "comparison": comparison }));
+    assert_eq!(data(&folder, "c.html"), json!({ "reports": [], "comparison": comparison }));
 
-    // A page of `compare` shows the report of a single merge beside it; without one, the comparison alone.
+    // Any number of merges, and a comparison anywhere among them.
+    done(&folder, &["report", "out", "compare.json", "out", "-o", "d.html"]);
+    assert_eq!(data(&folder, "d.html"), json!({ "reports": [report, report], "comparison": comparison }));
+
+    // A page of `compare` shows the reports of its merges beside it; without any, the comparison alone.
     done(&folder, &[&compare[..], &["both.html"]].concat());
     let found = data(&folder, "both.html");
-    assert_eq!(found["report"], report);
+    assert_eq!(found["reports"], json!([report]));
     assert_eq!(found["comparison"]["models"][2]["name"], "out");
     std::fs::remove_file(folder.join("out/qmerge-report.json")).unwrap();
     done(&folder, &[&compare[..], &["alone.html"]].concat());
-    assert_eq!(data(&folder, "alone.html")["report"], Value::Null);
+    assert_eq!(data(&folder, "alone.html")["reports"], json!([]));
 }
 
 #[test]
@@ -84,7 +88,8 @@ fn unfit_documents_are_named() {
     page(&["other.json"], &["other.json", "neither", "compare --json"]);
     page(&["list.json"], &["list.json", "neither"]);
     page(&["newer.json"], &["newer.json", "schema_version is 2"]);
-    page(&["report.json", "report.json"], &["two reports"]);
+    write("compare.json", "{\"schema_version\": 1, \"models\": [], \"windows\": 1}");
+    page(&["report.json", "compare.json", "compare.json"], &["two comparisons", "compare all merges at once"]);
     refused(&folder, &["report", "report.json", "-o", "page.pdf"], &["page.pdf", ".json or .html"]);
     refused(&folder, &["report", "report.json", "-o", "report.json"], &["report.json", "written as .html"]);
     let output = run(folder.path(), &["report", "nowhere.json", "-o", "page.html"]);

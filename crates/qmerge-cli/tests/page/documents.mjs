@@ -89,8 +89,8 @@ export function growing() {
             weights.push(weight(`model.layers.${layer}.${module}.weight`, draw, { kept_output: draw(), noise_output: 3 * draw(), rounding: layer % 2 ? "nearest" : "shaped", new_field: { a: 1 } }));
         }
     }
-    weights.push({ name: "model.layers.3.bare.weight" }, { name: "norm.weight", survival: null, delta_rms: null }, {});
-    const all = report(weights, { rounding: { method: "shaped", seed: 7, calibration: "text.txt" } });
+    weights.push({ name: "model.layers.3.bare.weight" }, { name: "model.layers.4.still.weight", delta_rms: 0, kept_output: 1, noise_output: 0 }, { name: "norm.weight", survival: null, delta_rms: null }, {});
+    const all = report(weights, { rounding: { method: "shaped", reason: "`--fast`: no data", seed: 7, calibration: "text.txt" } });
     all.summary = { survival: 0.99 };
     all.behaviour = { kl: 0.0123, kl_base: 0.35, kl_share: 0.035, kl_share_se: 0.004, top1: 0.93, tokens: 752, text: "that the model wrote", new_field: 1 };
     return all;
@@ -100,6 +100,49 @@ export function converted() {
     const draw = random(4);
     const weights = Array.from({ length: 24 }, (_, i) => weight(`h.${i}.attn.c_attn.weight`, draw, { from: "bf16", survival: null, noise_to_delta: null, delta_rms: 0, error_rms: 0.003 }));
     return report(weights, { adapters: [], verdict: { effect: "converted", text: "24 weights were converted; there was no adapter to judge" } });
+}
+
+// An adapter as it is before any training.
+export function untrained() {
+    const weights = Array.from({ length: 24 }, (_, i) => weight(`model.layers.${i}.q_proj.weight`, random(5), { survival: null, noise_to_delta: null, delta_rms: 0, error_rms: 0, kept_output: 1, noise_output: 0 }));
+    return report(weights, {
+        summary: { weights_merged: 24, survival: null, noise_to_delta: null, kept_output: 1, noise_output: 0 },
+        verdict: { effect: "none", text: "the adapter changes nothing: its delta is zero" },
+        warnings: ["its B factors are all zero"],
+    });
+}
+
+// Names that no line has room for, and figures that are none.
+export function extreme() {
+    const draw = random(6);
+    const long = (n) => "x".repeat(n);
+    const weights = [];
+    for (let i = 0; i < 5000; i += 1) {
+        const none = i % 7 ? {} : { survival: null, noise_to_delta: null, delta_rms: null, error_rms: null, kept_output: null };
+        weights.push(weight(`${long(100)}.layers.${i % 50}.${"deep.".repeat(30)}${long(300)}_${Math.floor(i / 50)}.weight`, draw, { kept_output: draw(), noise_output: draw(), ...none }));
+    }
+    return report(weights, {
+        base: { path: long(400) }, output: { path: `out/${long(300)}` }, command: `qmerge ${long(900)} 'a b'`, warnings: Array(40).fill(long(700)),
+        adapters: [{ path: `/a${"/b".repeat(300)}/${long(400)}` }],
+        verdict: { effect: "lost", text: `the adapter ${long(500)}: ${long(500)}`, advice: long(600) },
+    });
+}
+
+// A merge as it is written, by the name of its folder.
+export function merged(name, more = {}, behaviour = {}) {
+    const draw = random(name.length);
+    const weights = [];
+    for (let layer = 0; layer < 30; layer += 1) {
+        for (const module of ["self_attn.q_proj", "mlp.down_proj"]) weights.push(weight(`model.layers.${layer}.${module}.weight`, draw, { kept_output: draw() }));
+    }
+    return report(weights, {
+        date: "2026-01-31T12:34:56Z", command: `qmerge merge --base base-nf4 --adapter 'my lora' -o runs/${name}`,
+        base: { path: "base-nf4", format: "nf4", bytes: 5e8 }, output: { path: `runs/${name}`, format: "nf4", bytes: 5e8 },
+        adapters: [{ path: "run/checkpoint-100", peft_type: "LORA", weight: 1, sha256: "cd".repeat(32), tensors: 2, merged: 2 }],
+        behaviour: { kl: 0.01, kl_base: 0.5, kl_share: 0.02, kl_share_se: 0.001, top1: 0.97, tokens: 560, text: "that the model wrote", ...behaviour },
+        verdict: { effect: "kept", kept: 0.98, by: "behaviour", text: "the adapter's effect is kept: 98.0 ± 0.1 % of it is left in what the model predicts, on 560 tokens" },
+        ...more,
+    });
 }
 
 export const empty = () => ({ schema_version: 1, output: {}, weights: [] });

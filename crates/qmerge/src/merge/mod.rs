@@ -63,6 +63,8 @@ pub struct RunOptions<'a> {
     pub judge: Option<&'a dyn Judge>,
     /// True if whoever watches was told of the work already ([`Progress::start`]), as a part of more.
     pub announced: bool,
+    /// The command line, for the report.
+    pub command: Option<String>,
 }
 
 impl RunOptions<'_> {
@@ -153,6 +155,7 @@ pub fn run(
         report.take_residual(residual);
     }
     report.rounding.calibration = about;
+    report.command.clone_from(&options.command);
     report.summary.bytes_read = schedule.bytes_read;
     report.summary.bytes_written += output.written();
     report.summary.peak_rss_bytes = peak_rss();
@@ -489,6 +492,8 @@ fn assemble(
     Report {
         schema_version: report::SCHEMA_VERSION,
         tool: Tool::THIS,
+        date: report::now(),
+        command: None,
         base: Model {
             path: inputs.base.path.display().to_string(),
             format: formats::in_words(&inputs.inventory),

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod card;
+mod date;
 mod residual;
 mod verdict;
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 pub use behaviour::Behaviour;
 pub(crate) use card::card;
 pub use card::{CARD_NAME, quoted};
+pub(crate) use date::now;
 pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
 pub use verdict::{By, Evidence, Verdict, verdict};
 pub(crate) use verdict::{converted, replaced};
@@ -40,6 +42,11 @@ pub struct Report {
     pub schema_version: u32,
     /// The program.
     pub tool: Tool,
+    /// When it was done, in UTC: `2026-01-31T12:00:00Z`.
+    pub date: String,
+    /// The command line that did it, as a POSIX shell reads it, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// The base.
     pub base: Model,
     /// The adapters in the order given.

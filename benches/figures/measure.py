@@ -80,9 +80,10 @@ def main():
     parser.add_argument("--calibrate")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--peft")
+    parser.add_argument("--merges", default=",".join(MERGES), help="which of the merges, between commas")
     args = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="qmerge-figures-"))
-    merges = dict(MERGES, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
+    merges = dict({name: MERGES[name] for name in args.merges.split(",")}, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
     rows = {}
     if args.peft:
         script = str(ROOT / "benches/peers/peft_merge.py")
@@ -94,7 +95,7 @@ def main():
         rows[name].update({key: report["summary"].get(key) for key in ("survival", "kept_output")})
         print(f"{name}: {rows[name]['seconds']:.1f} s; {report['verdict']['text']}", flush=True)
     outputs = [part for name in rows for part in ("--merged", str(folder / name))]
-    command = [QMERGE, "compare", "--base", args.base, "--adapter", args.adapter, *outputs, "--text", args.text, "--windows", str(args.windows), "--json"]
+    command = [QMERGE, "compare", "--base", args.base, "--adapter", args.adapter, *outputs, "--text", args.text, "--windows", str(args.windows), "--continuation", "0", "--json"]
     comparison = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     for model in comparison["models"]:
         row = rows.setdefault(pathlib.Path(model["name"]).name, {})

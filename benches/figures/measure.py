@@ -67,7 +67,9 @@ def measured(command, out):
         rounds.append(run(command))
     seconds, cpu, memory = (statistics.median(column) for column in zip(*rounds))
     size = sum(file.stat().st_size for file in pathlib.Path(out).glob("*.safetensors"))
-    return {"seconds": seconds, "cpu_seconds": cpu, "memory": memory, "bytes": size, "rounds": len(rounds)}
+    inspection = subprocess.run([QMERGE, "inspect", str(out), "--json"], check=True, capture_output=True, text=True).stdout
+    stored = json.loads(inspection)["format"]
+    return {"format": stored, "seconds": seconds, "cpu_seconds": cpu, "memory": memory, "bytes": size, "rounds": len(rounds)}
 
 
 def main():

@@ -24,7 +24,6 @@ LABELS = {
     "int8": "`qmerge merge --to int8`",
     "bf16": "`qmerge merge --to bf16`",
 }
-FORMATS = {"int8": "int8", "bf16": "bf16"}
 BLOCK = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.S)
 
 
@@ -49,6 +48,11 @@ def table(heads, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def stored(row):
+    """What most of a model is stored as."""
+    return row["format"].split(" + ")[0]
+
+
 def source(data):
     rest = f"{data['text']}, {data['windows']} windows of 512 tokens that neither training nor calibration saw"
     return f"{data['title']}; {rest}. {data['program']}, {data['machine']}, {data['date']}.\n"
@@ -59,7 +63,7 @@ def door(data):
     rows = [
         [
             LABELS[name],
-            FORMATS.get(name, "NF4"),
+            stored(data["rows"][name]),
             f"**{data['rows'][name]['gain_kept']:.1%}**".replace("%", " %"),
             seconds(data["rows"][name]["seconds"]),
             size(data["rows"][name]["memory"]),
@@ -75,7 +79,7 @@ def merges(data):
     rows = []
     for name in ordered:
         row = data["rows"][name]
-        cells = [LABELS[name], FORMATS.get(name, "NF4"), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", f"{row['gain_kept']:.1%}", f"{row['top1']:.1%}"]
+        cells = [LABELS[name], stored(row), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", f"{row['gain_kept']:.1%}", f"{row['top1']:.1%}"]
         cells = [cell.replace("%", " %") for cell in cells]
         rows.append(cells + [size(row["bytes"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), size(row["memory"])])
     base = data["rows"]["base"]

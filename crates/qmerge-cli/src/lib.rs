@@ -15,7 +15,7 @@ use std::ffi::OsString;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Progress;
-use qmerge::report::quoted;
+use qmerge::report::command_line;
 use serde::Serialize;
 
 use args::{Cli, Command};
@@ -84,8 +84,8 @@ fn provide(command: &mut Command) -> Result<()> {
 
 /// A command line as a POSIX shell reads it.
 fn line(args: &[OsString]) -> String {
-    let words = args.iter().skip(1).map(|word| quoted(&word.to_string_lossy()));
-    std::iter::once("qmerge".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+    let words = args.iter().skip(1).map(|word| word.to_string_lossy());
+    command_line(std::iter::once("qmerge".into()).chain(words))
 }
 
 fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {

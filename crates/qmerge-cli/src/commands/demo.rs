@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use qmerge::report::quoted;
+use qmerge::report::command_line;
 
 use crate::args::{Cli, Command, DemoArgs};
 use crate::{Outcome, show};
@@ -56,7 +56,7 @@ fn merge(folder: &Path, name: &str, more: &[&str]) -> Result<()> {
     let path = |name: &str| folder.join(name).display().to_string();
     let (base, adapter, output) = (path("base-nf4"), path("adapter"), path(name));
     let words = [&["qmerge", "merge", "--base", &base, "--adapter", &adapter, "-o", &output], more].concat();
-    let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let line = command_line(&words);
     anstream::println!("$ {line}");
     // Done again, the demo replaces its own outputs.
     let Command::Merge(args) = Cli::read(words.into_iter().chain(["--force"]))?.command else {

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use qmerge::open::{Checkpoint, HubId};
-use qmerge::report::quoted;
+use qmerge::report::{command_line, source_words};
 
+use super::read_options;
 use crate::args::{Meaning, Sources, adapter_and_weight};
 use crate::show;
 
@@ -20,22 +21,9 @@ pub(super) struct Made<'a> {
 impl Made<'_> {
     fn words(&self) -> Vec<String> {
         let Self { sources, meaning } = self;
-        let mut words = vec!["--base".into(), named(sources.base())];
-        for text in &sources.adapter {
-            let (path, weight) = adapter_and_weight(text).unwrap_or((text.into(), 1.0));
-            let factor = if weight == 1.0 { String::new() } else { format!("={weight}") };
-            words.extend(["--adapter".into(), named(&path) + &factor]);
-        }
-        for map in &meaning.map {
-            words.extend(["--map".into(), map.clone()]);
-        }
-        let flags = [
-            ("--allow-unused", meaning.allow_unused),
-            ("--base-is-residual", meaning.base_is_residual),
-            ("--peft-bugs", meaning.peft_bugs),
-        ];
-        words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
-        words
+        let read = |text: &String| adapter_and_weight(text).unwrap_or((text.into(), 1.0));
+        let adapters = sources.adapter.iter().map(read).map(|(path, weight)| (named(&path), weight));
+        source_words(named(sources.base()), adapters, &meaning.map, meaning.allow_unused, &read_options(meaning))
     }
 
     /// Merges it, into a folder that is not there yet, and in the base's format unless another is named.
@@ -98,6 +86,5 @@ fn free(path: &Path) -> PathBuf {
 }
 
 fn line(command: &str, words: Vec<String>) -> String {
-    let words = words.iter().map(|word| quoted(word));
-    ["qmerge".to_owned(), command.to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+    command_line(["qmerge", command].into_iter().chain(words.iter().map(String::as_str)))
 }

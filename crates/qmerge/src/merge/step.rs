@@ -328,7 +328,7 @@ impl<'a> Steps<'a> {
             // What is held of all rows would carry the damage into rows that are sound.
             if !all_finite(&buffers.values) {
                 let Buffers { base, values, .. } = &*buffers;
-                return Err(explain(recode, step, &rows, base, values, values));
+                return Err(explain(recode, step, rows.start, base, values, values));
             }
             if let Some(dtype) = recode.values {
                 round_to(dtype, &mut buffers.values);
@@ -363,7 +363,7 @@ impl<'a> Steps<'a> {
             target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
             let moments = moments(base, values, output);
             if !moments.sound() {
-                return Err(explain(recode, step, &rows, base, values, output));
+                return Err(explain(recode, step, rows.start, base, values, output));
             }
             total.add(&Sums { elements: values.len() as u64, moments });
         }
@@ -440,11 +440,18 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// What in a chunk is not finite.
-fn explain(recode: &Recode, step: &Step, rows: &Range<usize>, base: &[f32], target: &[f32], output: &[f32]) -> Error {
+/// What is not finite in the rows of a weight from the first on.
+pub(super) fn explain(
+    recode: &Recode,
+    step: &Step,
+    first_row: usize,
+    base: &[f32],
+    target: &[f32],
+    output: &[f32],
+) -> Error {
     check::explain(&check::Chunk {
         name: &step.name,
-        first_row: rows.start,
+        first_row,
         cols: recode.to.geometry().cols,
         base,
         target,

@@ -9,8 +9,8 @@ use super::budget::Budget;
 use super::memory::{turned_bytes, weight_bytes};
 use super::parallel::attempts;
 use super::residual::is_coarse;
+use super::step::explain;
 use super::{Edited, Run, stopped};
-use crate::check;
 use crate::error::{Result, mismatch};
 use crate::formats::{Settled, Weight};
 use crate::measure::Sums;
@@ -253,16 +253,7 @@ fn sound(step: &Step, recode: &Recode, base: &[f32], target: &[f32], output: &[f
     if moments.sound() {
         return Ok(moments);
     }
-    Err(check::explain(&check::Chunk {
-        name: &step.name,
-        first_row: 0,
-        cols: recode.to.geometry().cols,
-        base,
-        target,
-        output,
-        format: recode.to.format(),
-        from_base: true,
-    }))
+    Err(explain(recode, step, 0, base, target, output))
 }
 
 /// A weight before it is rounded.

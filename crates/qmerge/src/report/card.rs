@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::command::{command_line, source_words};
 use super::{FILE_NAME, Report};
 use crate::open::HubId;
 use crate::plan::{Inputs, Plan};
@@ -145,22 +146,12 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
 
 /// The command that verifies the merge. It does not name the output as it was named: the same merge has the same card under every name.
 fn command(inputs: &Inputs, plan: &Plan) -> String {
-    let mut words = vec!["qmerge".to_owned(), "verify".into(), "--base".into(), named(&inputs.base.path)];
-    for adapter in &inputs.adapters {
-        let factor = if adapter.weight == 1.0 { String::new() } else { format!("={}", adapter.weight) };
-        words.extend(["--adapter".into(), named(&adapter.path) + &factor]);
-    }
-    for map in &plan.maps {
-        words.extend(["--map".into(), map.clone()]);
-    }
-    let flags = [
-        ("--allow-unused", plan.accounting.iter().any(|accounting| !accounting.unused.is_empty())),
-        ("--base-is-residual", plan.read.base_is_residual),
-        ("--peft-bugs", plan.read.peft_bugs),
-    ];
-    words.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned()));
-    words.extend(["--merged".into(), "merged".into()]);
-    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    let adapters = inputs.adapters.iter().map(|adapter| (named(&adapter.path), adapter.weight));
+    let allow_unused = plan.accounting.iter().any(|accounting| !accounting.unused.is_empty());
+    let sources = source_words(named(&inputs.base.path), adapters, &plan.maps, allow_unused, &plan.read);
+    command_line(
+        ["qmerge", "verify"].map(str::to_owned).iter().chain(&sources).chain(&["--merged".into(), "merged".into()]),
+    )
 }
 
 /// The name of a model or an adapter, without where it lies.
@@ -195,16 +186,6 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-/// A word as a POSIX shell reads it back.
-pub fn quoted(word: &str) -> String {
-    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./@=+:,%".contains(c);
-    if !word.is_empty() && word.chars().all(safe) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,14 +201,6 @@ mod tests {
         for none in ["", "license: mit", "---\nlicense: mit\n", "# A\n---\nlicense: mit\n---\n"] {
             assert_eq!(kept_lines(none), "", "{none}");
         }
-    }
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(quoted("org/name@main=0.5"), "org/name@main=0.5");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod card;
+mod command;
 mod date;
 mod residual;
 mod verdict;
@@ -14,8 +15,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use behaviour::Behaviour;
+pub use card::CARD_NAME;
 pub(crate) use card::card;
-pub use card::{CARD_NAME, quoted};
+pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
 pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
 pub use verdict::{By, Evidence, Verdict, verdict};

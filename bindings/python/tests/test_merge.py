@@ -169,7 +169,8 @@ def test_calibrate_and_report(demo: Path, tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text(json.dumps(found.to_dict()))
     qmerge.report([out, tmp_path / "compare.json"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "qmerge report" in page and "gain_kept" in page
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert data == {"reports": [report.to_dict()], "comparison": found.to_dict()}
     for shown in (report, found):
         framed = shown._repr_html_()
         assert framed.startswith("<iframe") and "&lt;html" in framed and "<script" not in framed

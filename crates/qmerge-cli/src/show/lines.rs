@@ -1,7 +1,8 @@
 //! Lines that fit a terminal. They break between words, and never inside a path, a command or a number with its unit.
 //!
-//! Where there is no terminal and no `COLUMNS`, in a pipe or a file, nothing is broken, cut or left out: what reads it next may be a program.
+//! Where there is no terminal and no `QMERGE_WIDTH`, in a pipe or a file, nothing is broken, cut or left out: what reads it next may be a program.
 
+use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use terminal_size::{Width, terminal_size_of};
@@ -31,17 +32,16 @@ pub(crate) fn keep_whole<'w>(words: impl Iterator<Item = &'w str>) {
     let _ = SPACED.set(parts.map(str::to_owned).collect());
 }
 
-/// Columns of what a stream goes to: as many as `COLUMNS` says, or its terminal has.
+/// Columns of what a stream goes to: as many as `QMERGE_WIDTH` says, wherever it goes; else, on a terminal alone, as many as `COLUMNS` says or it has. Programs
+/// that read what is printed may have `COLUMNS` in their environment without knowing: Python's readline puts it there.
 pub(super) fn width(stream: Stream) -> Option<usize> {
-    let given = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse().ok()).filter(|width| *width > 0);
-    let terminal = || {
-        let size = match stream {
-            Stream::Out => terminal_size_of(std::io::stdout()),
-            Stream::Err => terminal_size_of(std::io::stderr()),
-        };
-        size.map(|(Width(columns), _)| usize::from(columns))
+    let given = |name| std::env::var(name).ok().and_then(|text| text.trim().parse().ok()).filter(|width| *width > 0);
+    let (is_terminal, size) = match stream {
+        Stream::Out => (std::io::stdout().is_terminal(), terminal_size_of(std::io::stdout())),
+        Stream::Err => (std::io::stderr().is_terminal(), terminal_size_of(std::io::stderr())),
     };
-    given.or_else(terminal).map(|width| width.max(NARROWEST))
+    let terminal = || given("COLUMNS").or_else(|| size.map(|(Width(columns), _)| usize::from(columns)));
+    given("QMERGE_WIDTH").or_else(|| is_terminal.then(terminal)?).map(|width| width.max(NARROWEST))
 }
 
 /// A sentence on standard output.

@@ -42,6 +42,7 @@ pub(crate) fn qmerge(folder: &Path, args: &[&str]) -> Command {
         .current_dir(folder)
         .env("NO_COLOR", "1")
         .env_remove("QMERGE_SIMD")
+        .env_remove("QMERGE_WIDTH")
         .env_remove("COLUMNS")
         .env("HF_HUB_CACHE", folder.join("no-cache"))
         .env("HF_HUB_OFFLINE", "1");

@@ -71,7 +71,9 @@ fn prepared() -> Folder {
 }
 
 fn at(folder: &Folder, columns: usize, args: &[&str]) -> Output {
-    qmerge(folder.path(), args).env("COLUMNS", columns.to_string()).output().unwrap()
+    // Help has the library's own way to find its width.
+    let columns = columns.to_string();
+    qmerge(folder.path(), args).envs([("QMERGE_WIDTH", &columns), ("COLUMNS", &columns)]).output().unwrap()
 }
 
 /// What a command printed on both streams, with its line and its status.
@@ -87,6 +89,17 @@ fn too_long(text: &str, columns: usize) -> Vec<&str> {
         rest.starts_with("qmerge ") || !rest.contains(' ')
     };
     text.lines().filter(|line| line.chars().count() > columns && !is_whole(line)).collect()
+}
+
+/// What reads it may be a program, in whose environment the variable stands by chance.
+#[test]
+fn in_a_pipe_columns_cut_and_break_nothing() {
+    let folder = Folder::new();
+    let long = "a-path-that-is-long/".repeat(3) + "nothing";
+    let args = ["inspect", &long];
+    let text = |columns: &str| stderr(&qmerge(folder.path(), &args).env("COLUMNS", columns).output().unwrap());
+    assert_eq!(text("40"), format!("error: {long}: no such file or folder\nhint: check the path\n"));
+    assert_eq!(text("40"), text("400"));
 }
 
 #[test]

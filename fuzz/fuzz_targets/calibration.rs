@@ -90,5 +90,5 @@ fn merge(path: &Path, inputs: &Inputs, choice: u8) -> Result<()> {
     let plan = Plan::new(inputs, &Options { to, rounding: Method::Named(rounding), data, ..Options::default() })?;
     let options = RunOptions { threads: 1, existing: Existing { force: true, resume: false }, ..RunOptions::default() };
     let output = path.with_file_name("out");
-    merge::run(inputs, &plan, Some(&mut stored), &output, &options, &merge::Silent).map(|_| ())
+    merge::run(inputs, &plan, Some(&mut stored), &output, &options, &qmerge::progress::Silent).map(|_| ())
 }

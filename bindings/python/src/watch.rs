@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Progress;
+use qmerge::progress::Progress;
 
 use crate::errors::raised;
 

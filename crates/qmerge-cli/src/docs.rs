@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use qmerge::merge::Progress;
+use qmerge::progress::Progress;
 use serde_json::Value;
 
 use crate::args::Cli;

@@ -14,7 +14,7 @@ mod sources;
 use std::ffi::OsString;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Progress;
+use qmerge::progress::Progress;
 use qmerge::report::command_line;
 use serde::Serialize;
 

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use qmerge::merge::Progress;
+use qmerge::progress::Progress;
 
 /// Time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(200);

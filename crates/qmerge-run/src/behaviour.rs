@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::{Judge, Silent};
+use qmerge::merge::Judge;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
+use qmerge::progress::Silent;
 use qmerge::report::Behaviour;
 
 use crate::calibrate::{length, together, write};

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Progress;
 use qmerge::plan::Inputs;
+use qmerge::progress::Progress;
 use qmerge::round::{Calibration, Demand, InputMoments, Known};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Progress;
+use qmerge::progress::Progress;
 use qmerge::report::{Behaviour, Verdict};
 use qmerge::simd::exp::exp;
 use rayon::prelude::*;

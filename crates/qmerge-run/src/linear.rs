@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::edit::{Delta, Edit};
+use qmerge::edited::Edited;
 use qmerge::error::Result;
-use qmerge::merge::Edited;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
 use rayon::prelude::*;
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::{Progress, stopped};
+use qmerge::progress::{Progress, stopped};
 use qmerge::round::Inputs;
 
 use crate::attention::{Attention, Past, Sequence, softcap};

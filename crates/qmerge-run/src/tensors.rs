@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use qmerge::edited::Edited;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{Claim, Reader};
-use qmerge::merge::Edited;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Inputs, Plan, Recode};
 

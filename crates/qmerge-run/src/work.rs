@@ -1,4 +1,4 @@
-//! How long parts of a model take, in nanoseconds of one thread, for whoever watches (see [`Progress`](qmerge::merge::Progress)).
+//! How long parts of a model take, in nanoseconds of one thread, for whoever watches (see [`Progress`](qmerge::progress::Progress)).
 //!
 //! The figures were measured on one machine; on another all of them are larger or smaller by about the same factor.
 

@@ -24,6 +24,8 @@ mod check;
 pub mod dtype;
 #[doc(hidden)]
 pub mod edit;
+#[doc(hidden)]
+pub mod edited;
 pub mod error;
 pub mod formats;
 pub mod inspect;
@@ -32,7 +34,9 @@ pub mod internals;
 pub mod measure;
 pub mod merge;
 pub mod open;
+mod parallel;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod round;
 #[doc(hidden)]

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qmerge::adapters::Adapter;
-use qmerge::merge::{self, RunOptions, Silent};
+use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Silent;
 use qmerge::report::Report;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

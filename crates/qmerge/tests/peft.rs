@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use qmerge::adapters::Adapter;
-use qmerge::merge::{self, RunOptions, Silent};
+use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Silent;
 use qmerge::report::Report;
 use serde_json::Value;
 use sha2::{Digest, Sha256};

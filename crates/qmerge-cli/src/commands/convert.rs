@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Progress};
+use qmerge::merge;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Progress;
 use qmerge::round::Demand;
 
 use super::merge::{Found, Told, dry_or_run, show};
@@ -42,7 +43,7 @@ pub(crate) fn find(
     refuse_unused(&args.quantization, &plan)?;
     decided(&plan);
     let estimate = merge::estimate(&plan, &run, &Demand::default())?;
-    dry_or_run(&inputs, &plan, &args.output, &args.running, (estimate.memory, estimate.work), || {
+    dry_or_run(&inputs, &plan, &args.output, &args.running, &estimate, || {
         merge::run(&inputs, &plan, None, &args.output, &run, progress)
     })
 }

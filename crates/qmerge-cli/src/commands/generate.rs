@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use qmerge::error::{self, Error};
-use qmerge::merge::{Progress, Silent};
 use qmerge::plan::Plan;
+use qmerge::progress::{Progress, Silent};
 use qmerge_run::generate::{self, Sampling, generate};
 use qmerge_run::model::half_of_free_memory;
 use qmerge_run::tensors::Tensors;

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Memory, Progress};
+use qmerge::merge::{self, Estimate};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan, PlanSummary};
-use qmerge::report::{By, Report, quoted};
+use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Progress;
+use qmerge::report::{By, PlanSummary, Report, quoted};
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
@@ -123,8 +124,8 @@ pub(crate) fn find(
     }
     decided(&plan);
     let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run, progress)?;
-    let takes = (prepared.estimate.memory, prepared.work());
-    dry_or_run(&inputs, &plan, &args.output, &args.running, takes, || {
+    let takes = Estimate { work: prepared.work(), ..prepared.estimate };
+    dry_or_run(&inputs, &plan, &args.output, &args.running, &takes, || {
         rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)
     })
 }
@@ -165,12 +166,13 @@ pub(super) fn dry_or_run(
     plan: &Plan,
     output: &Path,
     args: &Running,
-    (memory, work): (Memory, u64),
+    expected: &Estimate,
     merge: impl FnOnce() -> error::Result<Report>,
 ) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
     if args.dry_run {
-        let mut summary = plan.summary(inputs, output, memory, work);
+        let mut summary =
+            plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
         summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
         return Ok(Found::Plan(Box::new(summary)));
     }

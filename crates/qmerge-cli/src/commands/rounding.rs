@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::{self, Estimate, Judge, Progress};
+use qmerge::merge::{self, Estimate, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
+use qmerge::progress::Progress;
 use qmerge::report::Report;
 use qmerge::round::{self, Calibration, Demand, Stored};
 use qmerge_run::Model;

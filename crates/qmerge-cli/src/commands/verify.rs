@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::Progress;
 use qmerge::open::Checkpoint;
 use qmerge::plan::Plan;
+use qmerge::progress::Progress;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
 use super::next::Made;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::{Progress, stopped};
 use qmerge::open::{HubId, MAX_INDEX, json, read_small_text};
+use qmerge::progress::{Progress, stopped};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 

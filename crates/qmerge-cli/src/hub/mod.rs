@@ -8,9 +8,9 @@ mod needed;
 use std::path::{Path, PathBuf};
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::merge::Progress;
 use qmerge::open::HubId;
 use qmerge::open::hub::cache_folder;
+use qmerge::progress::Progress;
 
 use crate::args::{Command, adapter_and_weight};
 use crate::show;
@@ -116,7 +116,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
     for name in names {
         files.push(client.look(id, &listing.commit, name)?);
         if progress.cancelled() {
-            return Err(qmerge::merge::stopped());
+            return Err(qmerge::progress::stopped());
         }
     }
     progress.phase(&format!("downloading {id}"), "");

@@ -1,7 +1,7 @@
 //! What a merge would do.
 
 use qmerge::open::model_order;
-use qmerge::plan::{PlanSummary, PlannedWeight};
+use qmerge::report::{PlanSummary, PlannedWeight};
 
 use super::figures::{bytes, counted, roughly, shapes};
 use super::lines::{self, Stream, say};

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::error::Kind;
-use qmerge::merge::{Progress, Silent};
+use qmerge::progress::{Progress, Silent};
 use qmerge_cli::call;
 
 use crate::model::Folder;

@@ -15,6 +15,7 @@ pub(crate) mod nested;
 pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
+mod view;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 pub use grid::{Choices, Grid, Levels};
 pub use reader::Reader;
 pub use recognised::Unsupported;
+pub(crate) use view::transposed;
 
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};

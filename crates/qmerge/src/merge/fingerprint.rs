@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::RunOptions;
 use crate::error::Result;
-use crate::open::{Checkpoint, Source};
+use crate::open::{Checkpoint, content};
 use crate::plan::{Action, Inputs, Plan};
 use crate::report::Tool;
 use crate::round::identity;
@@ -72,22 +72,6 @@ pub(super) fn of(
     }
     merge.add(CHANGES, text_hash(&text));
     Ok(merge)
-}
-
-/// Hash of all bytes of files: of one, what the hub shows.
-pub(crate) fn content(files: &[Source]) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for file in files {
-        let mut at = 0;
-        while at < file.len {
-            let n = buffer.len().min((file.len - at) as usize);
-            file.read_at(at, &mut buffer[..n])?;
-            hash.update(&buffer[..n]);
-            at += n as u64;
-        }
-    }
-    Ok(hex(&hash.finalize()))
 }
 
 /// Knows a checkpoint again without reading all of it. The paths are left out: they say nothing of the content.

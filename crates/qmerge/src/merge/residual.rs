@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-use super::{Edited, Run, parallel};
+use super::Run;
 use crate::adapters::linear_module;
+use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, usage};
 use crate::formats::{self, Reader};
 use crate::open::Checkpoint;
+use crate::parallel::parallel;
 use crate::plan::{Action, Plan, Recode, Source, Step};
 use crate::report::{RESIDUAL_FOLDER, ResidualReport, Without};
 use crate::round::{Factors, Metric, seed_of, sketch};

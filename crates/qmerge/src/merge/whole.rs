@@ -5,16 +5,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::budget::Budget;
+use super::Run;
 use super::memory::{turned_bytes, weight_bytes};
-use super::parallel::attempts;
 use super::residual::is_coarse;
 use super::step::explain;
-use super::{Edited, Run, stopped};
+use crate::edited::Edited;
 use crate::error::{Result, mismatch};
-use crate::formats::{Settled, Weight};
+use crate::formats::{Settled, Weight, transposed};
 use crate::measure::Sums;
+use crate::parallel::{Budget, attempts};
 use crate::plan::{Action, Recode, Step};
+use crate::progress::stopped;
 use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole, metric_bytes};
 use crate::simd::moments::{Moments, moments};
 use crate::write::Finished;
@@ -235,16 +236,6 @@ impl Run<'_> {
         weight.decode(&views, all, &mut values);
         Ok(Start { weight, parts, values })
     }
-}
-
-/// (rows, cols) to (cols, rows).
-pub(crate) fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    let rows = values.len() / cols.max(1);
-    let mut turned = vec![0.0; values.len()];
-    for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
-        turned[r..].iter_mut().step_by(rows).zip(row).for_each(|(to, &value)| *to = value);
-    }
-    turned
 }
 
 /// The figures of a weight, or what in it is not finite.

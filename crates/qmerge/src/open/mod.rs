@@ -19,6 +19,7 @@
 )]
 
 mod config;
+mod content;
 pub(crate) mod foreign;
 pub mod hub;
 pub mod json;
@@ -34,6 +35,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use config::ModelConfig;
+pub(crate) use content::content;
 pub use hub::HubId;
 pub use names::{is_plain_name, is_plain_path};
 pub use order::model_order;

@@ -12,19 +12,17 @@ mod layout;
 mod method;
 mod quantized;
 mod steps;
-mod summary;
 mod tie;
 
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use steps::{Action, Recode, Source, Step};
-pub use summary::{PlanSummary, PlannedFile, PlannedWeight};
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, ReadOptions, Rename, base_names};
-use crate::error::{Error, Kind, Result, mismatch, unsupported};
+use crate::error::{Result, mismatch, unsupported};
 use crate::formats::{self, Claim, Format, Inventory, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -418,23 +416,4 @@ fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<I
         Action::Recode(recode) if recode.to.shape().len() >= 2 => Some(recode.to.format()),
         _ => None,
     })
-}
-
-/// The same adapter folded twice is nearly always a mistake.
-pub(crate) fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
-    let path = base.folder().join(crate::report::FILE_NAME);
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = crate::open::read_small_text(&path, crate::open::MAX_REPORT)
-        .map_err(|error| error.with_hint("--force merges without looking at it"))?;
-    let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
-        return Ok(());
-    };
-    Err(Error::new(
-        Kind::Mismatch,
-        format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
-    )
-    .in_file(&path)
-    .with_hint("pass the original base, or --force to merge it once more"))
 }

@@ -5,12 +5,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::command::{command_line, source_words};
-use super::{FILE_NAME, Report};
+use super::{CARD_NAME, FILE_NAME, Report};
 use crate::open::HubId;
 use crate::plan::{Inputs, Plan};
-
-/// Name of the card in the output folder.
-pub const CARD_NAME: &str = "README.md";
 
 /// Keys of a base's card that hold for what is made of it. `license: other` means nothing without the two after it.
 const KEPT: &[&str] = &["license", "license_name", "license_link"];

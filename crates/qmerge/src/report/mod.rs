@@ -3,39 +3,32 @@
 //! These types are separate from the ones that work, so that the report can stay stable while they change. Fields are only added
 //! within a `schema_version`.
 
+mod assemble;
 mod behaviour;
 mod card;
 mod command;
 mod date;
+mod plan;
 mod residual;
 mod verdict;
 
-use std::path::{Path, PathBuf};
-
 use serde::Serialize;
 
+pub(crate) use assemble::assemble;
 pub use behaviour::Behaviour;
-pub use card::CARD_NAME;
 pub(crate) use card::card;
 pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
-pub use residual::{RESIDUAL_FOLDER, ResidualReport, Without};
+pub use plan::{PlanSummary, PlannedFile, PlannedWeight};
+pub use residual::{ResidualReport, Without};
 pub use verdict::{By, Evidence, Verdict, verdict};
 pub(crate) use verdict::{converted, replaced};
 
 use crate::measure::Loss;
+pub use crate::write::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER, path_beside};
 
 /// Version of the document.
 pub const SCHEMA_VERSION: u32 = 1;
-
-/// Name of the report in the output folder.
-pub const FILE_NAME: &str = "qmerge-report.json";
-
-/// Where the report of a single-file output goes.
-pub fn path_beside(file: &Path) -> PathBuf {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    file.with_file_name(format!("{stem}.{FILE_NAME}"))
-}
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]

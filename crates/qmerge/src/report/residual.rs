@@ -6,9 +6,6 @@ use serde::Serialize;
 
 use super::Report;
 
-/// Name of its folder in the output. Loaders of models look for an `adapter_config.json` beside the weights, not below them.
-pub const RESIDUAL_FOLDER: &str = "residual-adapter";
-
 /// The adapter that holds what rounding left.
 #[derive(Clone, Debug, Serialize)]
 pub struct ResidualReport {

@@ -205,7 +205,7 @@ impl Calibration for Stored {
     }
 
     fn identity(&self) -> Result<String> {
-        crate::merge::content(&self.file.files)
+        crate::open::content(&self.file.files)
     }
 
     fn demand(&self) -> Demand {

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 
 use crate::adapters::Names;
 use crate::arch;
+use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
+use crate::formats::transposed;
 use crate::formats::{Claim, Levels, Reader, Weight};
 use crate::measure::Sums;
-use crate::merge::{Edited, Progress, parallel, transposed};
 use crate::open::{Checkpoint, Entry};
+use crate::parallel::parallel;
 use crate::plan::{Inputs, Recode};
+use crate::progress::Progress;
 use crate::simd::moments::moments;
 
 /// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).

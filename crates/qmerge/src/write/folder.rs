@@ -61,7 +61,7 @@ pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer,
     let mut warnings = Vec::new();
     collect(&Bounds::of(base)?, base, Path::new(""), &mut sources, &mut warnings)?;
     if !adapters.is_empty() {
-        sources.remove(Path::new(crate::report::CARD_NAME));
+        sources.remove(Path::new(super::names::CARD_NAME));
     }
     if tokenizer == Tokenizer::Adapter {
         for adapter in adapters {
@@ -88,7 +88,7 @@ pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer,
 pub(crate) fn copy_beside(adapter: &Path, to: &Path) -> Result<Vec<String>> {
     let bounds = Bounds::of(adapter)?;
     let mut warnings = Vec::new();
-    for name in TOKENIZER_FILES.iter().chain([&crate::report::CARD_NAME]) {
+    for name in TOKENIZER_FILES.iter().chain([&super::names::CARD_NAME]) {
         let from = adapter.join(name);
         if from.is_file() && bounds.hold(&from, &mut warnings) {
             copy(&from, &to.join(name))?;
@@ -168,7 +168,7 @@ fn collect(
             }
         } else if path.is_file()
             && !WEIGHT_ENDINGS.iter().any(|ending| text.ends_with(ending))
-            && text != crate::report::FILE_NAME
+            && text != super::names::FILE_NAME
             && bounds.hold(&path, warnings)
         {
             sources.insert(prefix.join(&name), path);
@@ -187,7 +187,7 @@ pub(super) fn looks_like_model(folder: &Path) -> bool {
     names.is_empty()
         || names
             .iter()
-            .any(|name| name == crate::report::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
+            .any(|name| name == super::names::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
 }
 
 /// Syncs the small files and the folders, so that a rename never publishes what is not on disk.

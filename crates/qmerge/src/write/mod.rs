@@ -8,7 +8,9 @@
 mod adapter;
 mod fingerprint;
 mod folder;
+mod index;
 mod journal;
+mod names;
 mod partial;
 mod queue;
 mod space;
@@ -23,7 +25,9 @@ pub(crate) use adapter::{Data, NewTensor, whole_folder, write_adapter};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub use folder::Tokenizer;
 pub(crate) use folder::{copy_beside, copy_others};
+pub(crate) use index::index_json;
 pub(crate) use journal::Finished;
+pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER, path_beside};
 pub(crate) use queue::MOST_WAITING;
 use queue::Queue;
 pub(crate) use space::enough as enough_space;
@@ -219,7 +223,7 @@ impl Output {
             std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))
         };
         if single_file {
-            rename(&partial.join(crate::report::FILE_NAME), &crate::report::path_beside(&target))?;
+            rename(&partial.join(names::FILE_NAME), &names::path_beside(&target))?;
             unlist()?;
             drop(journal);
             rename(&partial.join(&plan.files[0].name), &target)?;
@@ -287,7 +291,7 @@ pub(crate) fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
 }
 
 fn refuse_target(target: &Path, existing: Existing) -> Result<()> {
-    let report = crate::report::path_beside(target);
+    let report = names::path_beside(target);
     if is_single_file(target) && !existing.force && !existing.resume && report.exists() {
         return Err(Error::new(Kind::Exists, "the report of another output is there already")
             .in_file(&report)

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Action, Inputs, Plan};
-use crate::merge::Memory;
-use crate::report::{Model, SCHEMA_VERSION};
+use super::{Model, SCHEMA_VERSION};
+use crate::plan::{Action, Inputs, Plan};
 
 /// What a merge would do.
 #[derive(Clone, Debug, Serialize)]
@@ -72,8 +71,15 @@ pub struct PlannedWeight {
 }
 
 impl Plan {
-    /// The plan as a document. `work` is in nanoseconds of one thread.
-    pub fn summary(&self, inputs: &Inputs, output: &Path, memory: Memory, work: u64) -> PlanSummary {
+    /// The plan as a document. `seconds` and `memory_bytes` are what the merge is expected to take on so many threads.
+    pub fn summary(
+        &self,
+        inputs: &Inputs,
+        output: &Path,
+        threads: usize,
+        seconds: f64,
+        memory_bytes: u64,
+    ) -> PlanSummary {
         let recodes: Vec<_> = self
             .steps
             .iter()
@@ -100,9 +106,9 @@ impl Plan {
             merged,
             recoded: recodes.len() - merged,
             copied: self.steps.len() - recodes.len(),
-            threads: memory.threads,
-            seconds: work as f64 * 1e-9 / memory.threads.max(1) as f64,
-            memory_bytes: memory.peak_bytes,
+            threads,
+            seconds,
+            memory_bytes,
             files: self
                 .files
                 .iter()

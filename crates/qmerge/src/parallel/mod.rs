@@ -1,12 +1,15 @@
 //! Jobs on threads, whose results stay in order.
 
+mod budget;
+
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::budget::Budget;
-use super::{Progress, bug, stopped};
-use crate::error::Result;
+pub(crate) use budget::Budget;
+
+use crate::error::{Error, Kind, Result};
+use crate::progress::{Progress, stopped};
 
 /// Does all jobs, on at most `threads` threads. The first job in order that failed gives the error.
 pub(crate) fn parallel<J: Sync, T: Send>(
@@ -35,7 +38,7 @@ pub(crate) fn within<J: Sync, T: Send>(
 }
 
 /// Does jobs until one fails or the run is cancelled. Returns what has ended, by number; a panic becomes an error.
-pub(super) fn attempts<J: Sync, T: Send>(
+pub(crate) fn attempts<J: Sync, T: Send>(
     budget: &Budget,
     weigh: impl Fn(&J) -> u64 + Sync,
     jobs: &[J],
@@ -68,4 +71,22 @@ pub(super) fn attempts<J: Sync, T: Send>(
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(at, _)| *at);
     results
+}
+
+/// Worker threads for a choice of them: 0 means one per processor.
+pub(crate) fn threads(chosen: usize) -> usize {
+    match chosen {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    }
+}
+
+/// What a job that panicked gives in place of a result.
+pub(crate) fn bug(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Error::new(Kind::Bug, format!("internal error: {text}")).with_hint("this is a defect of qmerge: please report it")
 }

@@ -1,0 +1,48 @@
+//! The index of an output in several files.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::error::{Error, Kind, Result};
+use crate::plan::{Action, Inputs, Plan};
+
+/// The index of the output: the base's with the new places and sizes.
+pub(crate) fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<String> {
+    let path: PathBuf = inputs.base.folder().join(name);
+    let text = crate::open::read_small_text(&path, crate::open::MAX_INDEX)?;
+    let mut index = crate::open::json::parse_object(&text)
+        .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
+    let mut map: Vec<(&str, &str)> = plan
+        .files
+        .iter()
+        .flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str())))
+        .collect();
+    map.sort_unstable();
+    let map = map.into_iter().map(|(tensor, file)| (tensor.to_owned(), file.into())).collect();
+    index.insert("weight_map".into(), serde_json::Value::Object(map));
+    let metadata = index.entry("metadata").or_insert_with(|| serde_json::json!({}));
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.insert("total_size".into(), bytes.into());
+        if metadata.contains_key("total_parameters") {
+            metadata.insert("total_parameters".into(), logical_parameters(inputs, plan).into());
+        }
+    }
+    Ok(serde_json::to_string_pretty(&index).unwrap_or_default() + "\n")
+}
+
+/// Elements of all weights, unpacked; companions of quantized weights do not count.
+fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
+    let by_lead: HashMap<&str, u64> = inputs
+        .inventory
+        .weights
+        .iter()
+        .map(|claim| (claim.weight.name(), claim.weight.geometry().elements() as u64))
+        .collect();
+    plan.steps
+        .iter()
+        .map(|step| match &step.action {
+            Action::Recode(recode) => recode.to.geometry().elements() as u64,
+            Action::Copy { entry } => by_lead.get(entry.name.as_str()).copied().unwrap_or(0),
+        })
+        .sum()
+}

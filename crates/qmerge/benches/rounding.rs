@@ -94,14 +94,8 @@ fn weight(n: usize) -> (Vec<f32>, Vec<f32>, Grid) {
     let scales: Vec<f32> =
         numbers(runs, 5).iter().map(|x| list[((0.5 + 0.1 * x) * 255.0).clamp(1.0, 255.0) as usize]).collect();
     let lists = vec![list; runs.div_ceil(256)];
-    let grid = Grid {
-        levels: Levels::Table(&LEVELS),
-        run: 64,
-        scales,
-        offsets: Vec::new(),
-        values: Dtype::BF16,
-        choices: Choices::Listed { lists, runs: 256, first: 0 },
-    };
+    let choices = Choices::Listed { lists, runs: 256, first: 0 };
+    let grid = Grid { choices, ..Grid::scaled(Levels::Table(&LEVELS), 64, scales, Dtype::BF16) };
     let base: Vec<f32> = numbers(ROWS * n, 6).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.015 * x)).collect();
     let (left, right) = (numbers(ROWS * RANK, 7), numbers(RANK * n, 8));
     let mut delta = vec![0.0; ROWS * n];

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::edit::{self, Edit};
 use crate::error::Result;
-use crate::formats::Reader;
-use crate::plan::{Inputs, Recode, Source};
+use crate::formats::{Reader, Stored};
+use crate::plan::{Inputs, Recode};
 
 /// A weight and the edits of it. It may be used from several threads.
 #[derive(Debug)]
@@ -22,11 +22,7 @@ impl<'a> Edited<'a> {
 
     /// Loads the edits of a step, and does the sums over the whole weight that some of them need.
     pub fn new(inputs: &'a Inputs, recode: &Recode) -> Result<Self> {
-        let source = match recode.source {
-            Source::Base => &inputs.base,
-            Source::Adapter(number) => &inputs.adapters[number].tensors,
-        };
-        let base = Reader::new(source, &recode.from)?;
+        let base = Reader::new(recode.source(inputs), &recode.from)?;
         let mut edits = recode
             .edits
             .iter()
@@ -65,8 +61,18 @@ impl<'a> Edited<'a> {
     /// Decodes `rows` into `base` and applies the edits into `values`, both (rows, cols).
     pub fn rows(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
         self.base.rows(rows, base)?;
+        self.apply(rows, base, values);
+        Ok(())
+    }
+
+    /// The same of rows that were loaded.
+    pub(crate) fn decode(&self, stored: &Stored, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) {
+        self.base.decode(stored, rows, base);
+        self.apply(rows, base, values);
+    }
+
+    fn apply(&self, rows: &Range<usize>, base: &[f32], values: &mut Vec<f32>) {
         values.resize(base.len(), 0.0);
         edit::apply(&self.edits, rows, self.base.claim().weight.geometry().cols, base, values);
-        Ok(())
     }
 }

@@ -67,18 +67,20 @@ fn decode(weight: &dyn Weight, parts: &[Vec<u8>], steps: usize) -> Vec<f32> {
 /// Encodes in chunks and joins the parts.
 fn encode(weight: &dyn Weight, values: &[f32], steps: usize) -> (Arc<dyn Weight>, Vec<Vec<u8>>) {
     let geometry = weight.geometry();
+    let writer = weight.writer().unwrap();
     let chunk = geometry.row_step * steps;
     let ranges: Vec<_> =
         (0..geometry.rows).step_by(chunk).map(|start| start..(start + chunk).min(geometry.rows)).collect();
     let mut held = Vec::new();
     for rows in &ranges {
-        weight.survey(rows.clone(), &values[rows.start * geometry.cols..rows.end * geometry.cols], &mut held);
+        writer.survey(rows.clone(), &values[rows.start * geometry.cols..rows.end * geometry.cols], &mut held);
     }
-    let settled = weight.settle(&held);
+    let settled = writer.settle(&held, &[]);
     let mut joined: Vec<Vec<u8>> = settled.parts.iter().map(|part| part.clone().unwrap_or_default()).collect();
     for rows in &ranges {
         let mut out = vec![Vec::new(); joined.len()];
-        settled.weight.encode(rows.clone(), &values[rows.start * geometry.cols..rows.end * geometry.cols], &mut out);
+        let writer = settled.weight.writer().unwrap();
+        writer.encode(rows.clone(), &values[rows.start * geometry.cols..rows.end * geometry.cols], &mut out);
         for (joined, out) in joined.iter_mut().zip(out) {
             joined.extend(out);
         }
@@ -140,11 +142,13 @@ fn four_bit_decodes_and_encodes_to_the_reference_bytes() {
         let values = decode(base.weight.as_ref(), &stored, 1000);
         let cut: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
         let mut packed = vec![Vec::new(); stored.len()];
-        base.weight.pack(&cut, 0..base.weight.geometry().rows, &values, &mut packed);
+        let all = 0..base.weight.geometry().rows;
+        let on_grid = base.weight.on_grid().unwrap();
+        on_grid.store(&cut, all.clone(), &values, None, &mut packed);
         let mut again = stored.clone();
         again[0].clone_from(&packed[0]);
         assert_same(&decode(base.weight.as_ref(), &again, 1000), &values, file);
-        let grid = base.weight.grid(&cut, 0..base.weight.geometry().rows);
+        let grid = on_grid.grid(&cut, all);
         for (i, &x) in values.iter().enumerate() {
             let scale = grid.scales[i / grid.run].abs();
             let near = (grid.nearest(i, x) - x).abs() <= scale / 200.0;

@@ -20,7 +20,87 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// A weight with a low-rank delta, correlated inputs, and a grid of one of three kinds.
+/// 8-bit floats: four bits of exponent, three of mantissa, without NaN.
+static EIGHTS: std::sync::LazyLock<Vec<f32>> = std::sync::LazyLock::new(|| {
+    let value = |code: i32| match code >> 3 {
+        0 => (code & 7) as f32 * 2.0_f32.powi(-9),
+        exponent => (8 + (code & 7)) as f32 * 2.0_f32.powi(exponent - 10),
+    };
+    let up: Vec<f32> = (0..127).map(value).collect();
+    up.iter().skip(1).rev().map(|x| -x).chain(up.iter().copied()).collect()
+});
+
+/// Kinds of grid, each as some format has it.
+const KINDS: usize = 8;
+
+/// Columns and grid of a kind, for values of about ±0.05.
+fn grid(kind: usize, seed: u64) -> (usize, Grid) {
+    // Scales within a factor of four.
+    let scales = |runs: usize, most: f32| -> Vec<f32> {
+        numbers(runs, seed + 1).iter().map(|x| most * (0.625 + 0.375 * x)).collect()
+    };
+    match kind {
+        // Double quantized NF4: each scale one of a list.
+        0 => {
+            let list: Vec<f32> = (1..=256).map(|i| i as f32 / 2560.0).collect();
+            let own = numbers(ROWS * 2, seed + 1).iter().map(|x| list[(128.0 + 60.0 * x) as usize]).collect();
+            let choices = Choices::Listed { lists: vec![list], runs: 256, first: 0 };
+            (128, Grid { choices, ..Grid::scaled(Levels::Table(&LEVELS), 64, own, Dtype::BF16) })
+        }
+        // Int8: one scale per row.
+        1 => {
+            let own = vec![0.05 / 127.0; ROWS];
+            (40, Grid { choices: Choices::Any, ..Grid::scaled(Levels::Integers(-127, 127), 40, own, Dtype::F32) })
+        }
+        2 => (128, Grid::floats(Dtype::BF16)),
+        // GPTQ: a zero per group, scales that are f16.
+        3 => {
+            let own: Vec<f32> = scales(ROWS * 4, 0.01).iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
+            let zeros = numbers(ROWS * 4, seed + 9).iter().map(|x| (7.5 + 2.0 * x).round()).collect();
+            let grid = Grid::scaled(Levels::Integers(0, 15), 32, own, Dtype::F16);
+            (128, Grid { zeros, choices: Choices::Rounded(Dtype::F16), ..grid })
+        }
+        // MLX: scales of either sign, offsets that may move too.
+        4 => {
+            let mut own = scales(ROWS * 2, 0.01);
+            own.iter_mut().step_by(3).for_each(|scale| *scale = -*scale);
+            let offsets = own.iter().map(|scale| -7.0 * scale).collect();
+            let grid = Grid::scaled(Levels::Integers(0, 15), 64, own, Dtype::BF16);
+            (128, Grid { offsets, choices: Choices::Any, offset_choices: Choices::Any, ..grid })
+        }
+        // Q4_K: scales and minima from lists of 64 that eight runs share.
+        5 => {
+            let runs = ROWS * 8;
+            let list = |unit: f32| -> Vec<Vec<f32>> {
+                (0..ROWS).map(|row| (0..64).map(|i| unit * (1.0 + 0.1 * row as f32) * i as f32).collect()).collect()
+            };
+            let (up, down) = (list(0.0002), list(-0.001));
+            let down: Vec<Vec<f32>> = down.into_iter().map(|list| list.into_iter().rev().collect()).collect();
+            let pick = |lists: &[Vec<f32>], seed: u64| -> Vec<f32> {
+                let code = |x: f32| (40.0 + 15.0 * x) as usize;
+                numbers(runs, seed).iter().enumerate().map(|(run, &x)| lists[run / 8][code(x)]).collect()
+            };
+            let (own, offsets) = (pick(&up, seed + 1), pick(&down, seed + 9));
+            let listed = |lists| Choices::Listed { lists, runs: 8, first: 0 };
+            let grid = Grid::scaled(Levels::Integers(0, 15), 32, own, Dtype::F32);
+            (256, Grid { offsets, choices: listed(up), offset_choices: listed(down), ..grid })
+        }
+        // FP8 in tiles: what all rows of a tile share stays, and a row's last run is shorter.
+        6 => {
+            let own = scales(ROWS * 3, 0.000_4);
+            (40, Grid::scaled(Levels::Table(&EIGHTS), 16, own, Dtype::BF16).in_rows(40))
+        }
+        // HQQ: zeros between levels.
+        _ => {
+            let zeros = numbers(ROWS * 2, seed + 9).iter().map(|x| 7.5 + 2.0 * x).collect();
+            let own = scales(ROWS * 2, 0.01).iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+            let grid = Grid::scaled(Levels::Integers(0, 15), 64, own, Dtype::BF16);
+            (128, Grid { zeros, choices: Choices::Rounded(Dtype::BF16), ..grid })
+        }
+    }
+}
+
+/// A weight with a low-rank delta, correlated inputs, and a grid of some kind.
 struct Case {
     cols: usize,
     base: Vec<f32>,
@@ -31,24 +111,7 @@ struct Case {
 
 impl Case {
     fn new(kind: usize, seed: u64) -> Self {
-        let cols = if kind == 1 { 40 } else { 128 };
-        let (levels, run, values) = match kind {
-            0 => (Levels::Table(&LEVELS), 64, Dtype::BF16),
-            1 => (Levels::Integers(-127, 127), cols, Dtype::F32),
-            _ => (Levels::Floats(Dtype::BF16), 1, Dtype::BF16),
-        };
-        let list: Vec<f32> = (1..=256).map(|i| i as f32 / 2560.0).collect();
-        let runs = if kind == 2 { 0 } else { ROWS * cols / run };
-        let scales: Vec<f32> = match kind {
-            0 => numbers(runs, seed + 1).iter().map(|x| list[(128.0 + 60.0 * x) as usize]).collect(),
-            _ => vec![0.05 / 127.0; runs],
-        };
-        let choices = match kind {
-            0 => Choices::Listed { lists: vec![list], runs: 256, first: 0 },
-            1 => Choices::Any,
-            _ => Choices::Fixed,
-        };
-        let grid = Grid { levels, run, scales, offsets: Vec::new(), values, choices };
+        let (cols, grid) = grid(kind, seed);
         let base: Vec<f32> =
             numbers(ROWS * cols, seed + 2).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.05 * x)).collect();
         let (left, right) = (numbers(ROWS * RANK, seed + 3), numbers(RANK * cols, seed + 4));
@@ -66,8 +129,8 @@ impl Case {
         Self { cols, base, target, grid, moments: InputMoments { features: cols, tokens, values } }
     }
 
-    /// Values, scales and what the method says of them.
-    fn round(&self, method: &str) -> (Vec<f32>, Vec<f32>, Kept) {
+    /// Values, their grid and what the method says of them.
+    fn round(&self, method: &str) -> (Vec<f32>, Grid, Kept) {
         let whole = round::by_id(method).unwrap().whole().unwrap();
         let metric = Metric::damped(self.moments.clone(), whole.damping()).unwrap();
         let mut matrix = Matrix {
@@ -80,7 +143,7 @@ impl Case {
             metric: &metric,
         };
         let kept = whole.round(&mut matrix);
-        (matrix.values, matrix.grid.scales, kept)
+        (matrix.values, matrix.grid, kept)
     }
 
     /// GPTQ's values: each column's error over the inverse's diagonal is taken from the columns after it, in the order of falling diagonal of H.
@@ -145,15 +208,15 @@ impl Case {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_methods_say_is_what_they_did(kind in 0..3_usize, seed in 0..1000_u64) {
+    fn what_methods_say_is_what_they_did(kind in 0..KINDS, seed in 0..1000_u64) {
         let case = Case::new(kind, seed);
         let delta = |i: usize| f64::from(case.target[i]) - f64::from(case.base[i]);
         for method in ["descent", "gptq", "adapter"] {
             let norm = case.product(method, delta, delta);
-            let (values, scales, kept) = case.round(method);
+            let (values, grid, kept) = case.round(method);
             let change = |i: usize| f64::from(values[i]) - f64::from(case.base[i]);
             let error = |i: usize| f64::from(values[i]) - f64::from(case.target[i]);
             let (output, noise) = (case.product(method, change, delta) / norm, case.product(method, error, error) / norm);
@@ -161,18 +224,48 @@ proptest! {
             prop_assert!((noise - kept.noise).abs() < 1e-2 * noise.max(1.0), "{method} {kind}: {noise} {kept:?}");
             // Keeping the base has noise 1 and keeps nothing.
             if method != "adapter" {
-                prop_assert!(noise <= 1.0, "{kind}: {noise}");
+                prop_assert!(noise <= 1.0 + 1e-6, "{method} {kind}: {noise}");
             }
             // Every value is on the grid of the new scales, every scale one that can be stored.
-            let grid = Grid { scales, ..case.grid.clone() };
             for (i, &value) in values.iter().enumerate() {
-                prop_assert_eq!(grid.nearest(i, value), value);
+                prop_assert_eq!(grid.nearest(i, value), value, "{} {}", method, kind);
             }
             for (run, &scale) in grid.scales.iter().enumerate() {
                 prop_assert_eq!(case.grid.choice(run, scale), scale);
             }
+            for (run, &offset) in grid.offsets.iter().enumerate() {
+                prop_assert_eq!(case.grid.offset_choice(run, offset), offset);
+            }
         }
     }
+}
+
+/// Scales and offsets that may move are moved, where they may not they stay.
+#[test]
+fn what_may_move_is_moved() {
+    for kind in (0..KINDS).filter(|kind| *kind != 2) {
+        let mut moved = [0, 0];
+        for seed in 0..10 {
+            let mut case = Case::new(kind, seed);
+            // A delta that is far above the grid's steps, with a shift of each run.
+            case.target
+                .iter_mut()
+                .zip(&case.base)
+                .for_each(|(target, base)| *target = base + 20.0 * (*target - base) + 0.002);
+            let (_, grid, _) = case.round("descent");
+            let changed = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a != b).count();
+            moved[0] += changed(&grid.scales, &case.grid.scales);
+            moved[1] += changed(&grid.offsets, &case.grid.offsets);
+        }
+        assert_eq!(moved[0] > 0, case_moves(kind), "{kind} {moved:?}");
+        assert_eq!(moved[1] > 0, matches!(kind, 4 | 5), "{kind} {moved:?}");
+    }
+}
+
+/// True if a kind's scales may move.
+fn case_moves(kind: usize) -> bool {
+    // Int8's rows are too long here: no whole number of them fills a panel.
+    !matches!(kind, 1 | 6)
 }
 
 #[test]

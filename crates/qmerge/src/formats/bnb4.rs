@@ -12,7 +12,8 @@ use std::sync::Arc;
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow, part,
+    Choices, Claim, Format, Geometry, Grid, Levels, OnGrid, Part, Settings, Settled, Weight, Writer, float_bytes,
+    floats, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
@@ -275,12 +276,17 @@ impl Bnb4Weight {
 
     /// The scales of the blocks of `rows`.
     fn absmax(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
+        self.restored(self.find(Role::Absmax).map_or(&[][..], |i| part(parts, i)), parts, rows)
+    }
+
+    /// What the stored form of these blocks' scales stands for.
+    fn restored(&self, absmax: &[u8], parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
         let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
         match &self.state.nested {
-            None => floats(bytes(Role::Absmax)).collect(),
+            None => floats(absmax).collect(),
             Some(nested) => {
                 let first = self.block_range(rows).start;
-                nested::restore(nested, bytes(Role::Absmax), first, bytes(Role::NestedAbsmax), bytes(Role::NestedMap))
+                nested::restore(nested, absmax, first, bytes(Role::NestedAbsmax), bytes(Role::NestedMap))
             }
         }
     }
@@ -346,6 +352,45 @@ impl Weight for Bnb4Weight {
         nibble_dots(&self.format.book.levels, part(parts, 0), &self.absmax(parts, &rows), bf16, x, out)
     }
 
+    fn on_grid(&self) -> Option<&dyn OnGrid> {
+        Some(self)
+    }
+
+    fn writer(&self) -> Option<&dyn Writer> {
+        Some(self)
+    }
+}
+
+impl OnGrid for Bnb4Weight {
+    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
+        let (levels, scales) = (Levels::Table(self.format.sorted), self.absmax(parts, &rows));
+        let grid = Grid::scaled(levels, self.state.block, scales, self.state.dtype);
+        Grid { choices: self.choices(parts, &rows), ..grid }
+    }
+
+    fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
+        let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
+        let stored = bytes(Role::Absmax);
+        let scales = match (moved, &self.state.nested) {
+            (None, _) => stored.to_vec(),
+            (Some(grid), None) => float_bytes(&grid.scales),
+            (Some(grid), Some(nested)) => {
+                let first = self.block_range(&rows).start;
+                let (second, map) = (bytes(Role::NestedAbsmax), bytes(Role::NestedMap));
+                nested::recode(nested, stored, first, second, map, &grid.scales)
+            }
+        };
+        let absmax = self.restored(&scales, parts, &rows);
+        let Some(codes) = out.first_mut() else { return };
+        let codes = grow(codes, values.len().div_ceil(2));
+        nibbles::encode_under(self.format.book, values, &absmax, self.state.block, codes);
+        if let Some(out) = self.find(Role::Absmax).and_then(|at| out.get_mut(at)) {
+            out.extend_from_slice(&scales);
+        }
+    }
+}
+
+impl Writer for Bnb4Weight {
     fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight> {
         let nested = self.state.nested.map(|_| Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
         let state = QuantState { dtype: values, nested, ..self.state.clone() };
@@ -360,7 +405,7 @@ impl Weight for Bnb4Weight {
         nibbles::absmax(values, self.state.block, held);
     }
 
-    fn settle(&self, held: &[f32]) -> Settled {
+    fn settle(&self, held: &[f32], _: &[Option<Vec<u8>>]) -> Settled {
         let mut weight = self.clone();
         let quantized = self.state.nested.as_ref().map(|_| nested::quantize(held, self.torch_threads));
         if let (Some(nested), Some(quantized)) = (&mut weight.state.nested, &quantized) {
@@ -387,45 +432,6 @@ impl Weight for Bnb4Weight {
             && let Some(scales) = self.find(Role::Absmax).and_then(|at| out.get_mut(at))
         {
             scales.extend(float_bytes(&absmax));
-        }
-    }
-
-    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
-        Grid {
-            levels: Levels::Table(self.format.sorted),
-            run: self.state.block,
-            scales: self.absmax(parts, &rows),
-            offsets: Vec::new(),
-            values: self.state.dtype,
-            choices: self.choices(parts, &rows),
-        }
-    }
-
-    fn rescaled(&self, parts: &[&[u8]], rows: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
-        let mut changed = vec![None; parts.len()];
-        let Some(at) = self.find(Role::Absmax) else { return changed };
-        let Some(place) = changed.get_mut(at) else { return changed };
-        *place = Some(match &self.state.nested {
-            None => float_bytes(scales),
-            Some(nested) => {
-                let bytes = |role| self.find(role).map_or(&[][..], |i| part(parts, i));
-                let first = self.block_range(&rows).start;
-                let (second, map) = (bytes(Role::NestedAbsmax), bytes(Role::NestedMap));
-                nested::recode(nested, part(parts, at), first, second, map, scales)
-            }
-        });
-        changed
-    }
-
-    fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
-        let absmax = self.absmax(parts, &rows);
-        let Some(codes) = out.first_mut() else { return };
-        let codes = grow(codes, values.len().div_ceil(2));
-        nibbles::encode_under(self.format.book, values, &absmax, self.state.block, codes);
-        if let Some(at) = self.find(Role::Absmax)
-            && let Some(scales) = out.get_mut(at)
-        {
-            scales.extend_from_slice(part(parts, at));
         }
     }
 }

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, Part, Settings, Settled, Weight, float_bytes, floats, grow, part,
+    Choices, Claim, Format, Geometry, Grid, Levels, OnGrid, Part, Settings, Settled, Weight, Writer, float_bytes,
+    floats, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, unsupported};
@@ -142,11 +143,51 @@ impl Weight for Int8Weight {
         }
     }
 
+    fn on_grid(&self) -> Option<&dyn OnGrid> {
+        Some(self)
+    }
+
+    fn writer(&self) -> Option<&dyn Writer> {
+        Some(self)
+    }
+}
+
+impl OnGrid for Int8Weight {
+    fn grid(&self, parts: &[&[u8]], _: Range<usize>) -> Grid {
+        let scales = floats(part(parts, 1)).map(|absmax| absmax / 127.0).collect();
+        let grid = Grid::scaled(Levels::Integers(-127, 127), self.cols.max(1), scales, Dtype::F32);
+        Grid { choices: Choices::Any, ..grid }
+    }
+
+    fn store(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
+        let [codes, scales, ..] = out else { return };
+        let codes = grow(codes, values.len());
+        let kept = floats(part(parts, 1));
+        // What is stored is the absmax, of which the scale is the quotient.
+        let absmax: Vec<f32> = match moved {
+            Some(grid) => {
+                let pairs = kept.zip(&grid.scales);
+                pairs.map(|(absmax, &scale)| if absmax / 127.0 == scale { absmax } else { scale * 127.0 }).collect()
+            }
+            None => kept.collect(),
+        };
+        scales.extend(float_bytes(&absmax));
+        if self.cols == 0 {
+            return;
+        }
+        let rows = values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols));
+        for ((values, codes), absmax) in rows.zip(absmax) {
+            rows8::pack_row(values, absmax, codes);
+        }
+    }
+}
+
+impl Writer for Int8Weight {
     fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
         Arc::new(self.clone())
     }
 
-    fn settle(&self, _: &[f32]) -> Settled {
+    fn settle(&self, _: &[f32], _: &[Option<Vec<u8>>]) -> Settled {
         let mut parts = vec![None; self.parts.len()];
         if let (Some(last), Some(part)) = (parts.get_mut(2), self.parts.get(2)) {
             *last = Some(vec![0; part.bytes as usize]);
@@ -164,43 +205,6 @@ impl Weight for Int8Weight {
         for (values, codes) in values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)) {
             let absmax = rows8::encode_row(values, &mut scratch, codes);
             scales.extend_from_slice(&absmax.to_le_bytes());
-        }
-    }
-
-    fn grid(&self, parts: &[&[u8]], _: Range<usize>) -> Grid {
-        Grid {
-            levels: Levels::Integers(-127, 127),
-            run: self.cols,
-            scales: floats(part(parts, 1)).map(|absmax| absmax / 127.0).collect(),
-            offsets: Vec::new(),
-            values: Dtype::F32,
-            choices: Choices::Any,
-        }
-    }
-
-    fn rescaled(&self, parts: &[&[u8]], _: Range<usize>, scales: &[f32]) -> Vec<Option<Vec<u8>>> {
-        let mut changed = vec![None; parts.len()];
-        let absmax: Vec<f32> = floats(part(parts, 1))
-            .zip(scales)
-            .map(|(absmax, &scale)| if absmax / 127.0 == scale { absmax } else { scale * 127.0 })
-            .collect();
-        if let Some(scales) = changed.get_mut(1) {
-            *scales = Some(float_bytes(&absmax));
-        }
-        changed
-    }
-
-    fn pack(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
-        let [codes, scales, ..] = out else { return };
-        let codes = grow(codes, values.len());
-        scales.extend_from_slice(part(parts, 1));
-        if self.cols == 0 {
-            return;
-        }
-        for ((values, codes), absmax) in
-            values.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).zip(floats(part(parts, 1)))
-        {
-            rows8::pack_row(values, absmax, codes);
         }
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 pub use grid::{Choices, Grid, Levels};
 pub use reader::Reader;
+pub(crate) use reader::{Stored, within};
 pub use recognised::Unsupported;
 pub(crate) use view::transposed;
 
@@ -136,21 +137,12 @@ impl Part {
     }
 }
 
-/// A weight whose scales are decided: what [`Weight::settle`] returns.
-#[derive(Clone, Debug)]
-pub struct Settled {
-    /// The weight to encode and decode with.
-    pub weight: Arc<dyn Weight>,
-    /// Bytes of the parts that are complete now, by part; `None` for parts that [`Weight::encode`] fills.
-    pub parts: Vec<Option<Vec<u8>>>,
-}
-
-/// One weight in one storage format.
+/// One weight in one storage format, as it is read.
 pub trait Weight: Debug + Send + Sync {
     /// The format's id.
     fn format(&self) -> &'static str;
 
-    /// Name of the lead entry, which is the weight's name.
+    /// The name that the model has for it (`….q_proj.weight`), whatever its stored tensors are called.
     fn name(&self) -> &str;
 
     /// Logical dimensions, as the model sees them.
@@ -188,40 +180,62 @@ pub trait Weight: Debug + Send + Sync {
         false
     }
 
-    /// The same weight made afresh from values of type `values`, as the reference library would make it under its own block size and, of the
-    /// settings, on as many threads.
-    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight>;
-
     /// The same bytes seen with other rows; `None` where the format's blocks forbid it.
     fn reshaped(&self, _rows: usize, _cols: usize) -> Option<Arc<dyn Weight>> {
         None
     }
 
-    /// True if fresh scales depend on the whole weight: then every chunk goes through [`Weight::survey`] first.
+    /// How other values are stored under the scales that it has; `None` for a type that is only read.
+    fn on_grid(&self) -> Option<&dyn OnGrid> {
+        None
+    }
+
+    /// How values are stored with fresh scales; `None` for a type that is only read.
+    fn writer(&self) -> Option<&dyn Writer> {
+        None
+    }
+}
+
+/// Values under the scales that are stored.
+pub trait OnGrid {
+    /// The grid of `rows` under the stored scales.
+    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
+
+    /// Stores the level nearest to each value of `rows`, under the scales in `parts` or those of `moved`, which is [`OnGrid::grid`] of the same rows with
+    /// others of its choices. Appends to every part that is cut by rows. A part of the whole weight stays what it is, and its buffer empty, unless `moved` has
+    /// all rows and changes it.
+    fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]);
+}
+
+/// Values under fresh scales, as the format's reference quantizer chooses them.
+pub trait Writer {
+    /// The weight for values of type `values`, as the reference library would make it of them under the same block size and, of the
+    /// settings, on as many threads.
+    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight>;
+
+    /// True if scales depend on the whole weight: then every chunk goes through [`Writer::survey`] first.
     fn needs_survey(&self) -> bool {
         false
     }
 
-    /// Appends to `held` what fresh scales need of these rows (their block maxima).
+    /// Appends to `held` what scales need of these rows (their block maxima).
     fn survey(&self, _rows: Range<usize>, _values: &[f32], _held: &mut Vec<f32>) {}
 
-    /// Decides the scales from all that [`Weight::survey`] held, in row order.
-    fn settle(&self, held: &[f32]) -> Settled;
+    /// Decides the scales from all that [`Writer::survey`] held, in row order. `stored` are the parts of the whole weight that it was read from, by part, where
+    /// it was stored in the same format: what a rounding does not choose anew (GPTQ's `g_idx`) is taken from there.
+    fn settle(&self, held: &[f32], stored: &[Option<Vec<u8>>]) -> Settled;
 
-    /// Encodes `rows` with fresh scales by the format's reference quantizer, and appends to each part that `settle` left open.
+    /// Encodes `rows` and appends to each part that `settle` left open. Called on the weight that `settle` returned.
     fn encode(&self, rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
+}
 
-    /// The grid of `rows` under the stored scales.
-    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
-
-    /// The bytes of `rows` with other scales, one per run of the grid and each one of its choices; `None` for parts that hold none.
-    fn rescaled(&self, parts: &[&[u8]], _rows: Range<usize>, _scales: &[f32]) -> Vec<Option<Vec<u8>>> {
-        vec![None; parts.len()]
-    }
-
-    /// Encodes `rows` under the scales in `parts`: the code of the level nearest to each value. Appends to every part that is cut
-    /// by rows.
-    fn pack(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
+/// A weight whose scales are decided: what [`Writer::settle`] returns.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// The weight to encode and decode with.
+    pub weight: Arc<dyn Weight>,
+    /// Bytes of the parts that are complete now, by part; `None` for parts that [`Writer::encode`] fills.
+    pub parts: Vec<Option<Vec<u8>>>,
 }
 
 /// The format of that name.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, Part, Settings, Settled, Weight, grow, part};
+use super::{Claim, Format, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer, grow, part};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Checkpoint, Entry};
@@ -128,16 +128,36 @@ impl Weight for PlainWeight {
         true
     }
 
-    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
-        Arc::new(self.clone())
-    }
-
     fn reshaped(&self, rows: usize, cols: usize) -> Option<Arc<dyn Weight>> {
         (rows.checked_mul(cols) == Some(self.rows * self.cols))
             .then(|| Arc::new(Self { rows, cols, ..self.clone() }) as _)
     }
 
-    fn settle(&self, _: &[f32]) -> Settled {
+    fn on_grid(&self) -> Option<&dyn OnGrid> {
+        Some(self)
+    }
+
+    fn writer(&self) -> Option<&dyn Writer> {
+        Some(self)
+    }
+}
+
+impl OnGrid for PlainWeight {
+    fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {
+        Grid::floats(self.dtype)
+    }
+
+    fn store(&self, _: &[&[u8]], rows: Range<usize>, values: &[f32], _: Option<&Grid>, out: &mut [Vec<u8>]) {
+        self.encode(rows, values, out);
+    }
+}
+
+impl Writer for PlainWeight {
+    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
+        Arc::new(self.clone())
+    }
+
+    fn settle(&self, _: &[f32], _: &[Option<Vec<u8>>]) -> Settled {
         Settled { weight: Arc::new(self.clone()), parts: vec![None] }
     }
 
@@ -145,13 +165,5 @@ impl Weight for PlainWeight {
         if let [out, ..] = out {
             floats::encode(self.dtype, values, grow(out, values.len() * self.width()));
         }
-    }
-
-    fn grid(&self, _: &[&[u8]], _: Range<usize>) -> Grid {
-        Grid::floats(self.dtype)
-    }
-
-    fn pack(&self, _: &[&[u8]], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
-        self.encode(rows, values, out);
     }
 }

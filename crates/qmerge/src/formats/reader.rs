@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Claim, Grid, MAX_WHOLE_PART};
+use super::{Claim, Grid, MAX_WHOLE_PART, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
 
@@ -11,8 +11,15 @@ use crate::open::{Checkpoint, Entry};
 const MOST_KEPT: usize = 4 << 20;
 
 thread_local! {
-    /// Bytes of the rows that a thread reads, by part, used again for the next rows.
-    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// What a thread reads, used again for the next rows.
+    static READ: RefCell<Stored> = const { RefCell::new(Stored { rows: 0..0, parts: Vec::new() }) };
+}
+
+/// Bytes of some rows as they are stored, by part.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    rows: Range<usize>,
+    parts: Vec<Vec<u8>>,
 }
 
 /// A weight of a checkpoint, ready to be decoded row by row. It may be used from several threads.
@@ -91,15 +98,16 @@ impl<'a> Reader<'a> {
         let geometry = self.claim.weight.geometry();
         let step = geometry.row_step.max(1);
         let whole = rows.start / step * step..rows.end.next_multiple_of(step).min(geometry.rows);
-        self.whole_steps(&whole, values)?;
+        self.with_stored(&whole, |stored| self.decode(stored, &whole, values))?;
         values.truncate((rows.end - whole.start) * geometry.cols);
         values.drain(..(rows.start - whole.start) * geometry.cols);
         Ok(())
     }
 
-    /// The grid of `rows`, which begin and end where a chunk may.
-    pub(crate) fn grid(&self, rows: &Range<usize>) -> Result<Grid> {
-        self.with_parts(rows, |parts| self.claim.weight.grid(parts, rows.clone()))
+    /// The grid of `rows`, which begin and end where a chunk may; `None` for a type that has none.
+    pub(crate) fn grid(&self, rows: &Range<usize>) -> Result<Option<Grid>> {
+        let Some(on_grid) = self.claim.weight.on_grid() else { return Ok(None) };
+        self.with_stored(rows, |stored| Some(on_grid.grid(&self.parts(stored, rows), rows.clone())))
     }
 
     /// `out += rows · x` for one column, without decoding first; false where [`Weight::dots`](super::Weight::dots) cannot.
@@ -109,42 +117,78 @@ impl<'a> Reader<'a> {
         if !rows.start.is_multiple_of(step) || !(rows.end.is_multiple_of(step) || rows.end == geometry.rows) {
             return Ok(false);
         }
-        self.with_parts(rows, |parts| weight.dots(parts, rows.clone(), x, out))
+        self.with_stored(rows, |stored| weight.dots(&self.parts(stored, rows), rows.clone(), x, out))
     }
 
-    /// Decodes rows that begin and end where a chunk may.
-    fn whole_steps(&self, rows: &Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+    /// Reads the bytes of rows that begin and end where a chunk may.
+    pub(crate) fn load(&self, rows: &Range<usize>, stored: &mut Stored) -> Result<()> {
+        stored.rows = rows.clone();
+        stored.parts.resize_with(stored.parts.len().max(self.whole.len()), Vec::new);
+        if self.held.is_some() {
+            return Ok(());
+        }
+        for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut stored.parts) {
+            if let Some(range) = self.claim.weight.part_rows(part, rows) {
+                bytes.resize((range.end - range.start) as usize, 0);
+                self.checkpoint.read_at(entry, range.start, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of each part that belong to `rows`, some of those that were loaded.
+    pub(crate) fn parts<'b>(&'b self, stored: &'b Stored, rows: &Range<usize>) -> Vec<&'b [u8]> {
+        let weight = self.claim.weight.as_ref();
+        let bytes = |(part, whole): (usize, &'b Option<Vec<u8>>)| match (whole, self.held.as_ref()) {
+            (Some(whole), _) => whole,
+            (None, Some(held)) => {
+                let range = weight.part_rows(part, rows).unwrap_or_default();
+                held.get(part).and_then(|held| held.get(range.start as usize..range.end as usize)).unwrap_or_default()
+            }
+            (None, None) => within(weight, part, stored.parts.get(part), &stored.rows, rows),
+        };
+        self.whole.iter().enumerate().map(bytes).collect()
+    }
+
+    /// Decodes `rows`, some of those that were loaded.
+    pub(crate) fn decode(&self, stored: &Stored, rows: &Range<usize>, values: &mut Vec<f32>) {
         let weight = &self.claim.weight;
         values.resize(rows.len() * weight.geometry().cols, 0.0);
-        self.with_parts(rows, |parts| weight.decode(parts, rows.clone(), values))
+        weight.decode(&self.parts(stored, rows), rows.clone(), values);
+    }
+
+    /// The parts that belong to the weight as a whole, by part.
+    pub(crate) fn whole(&self) -> &[Option<Vec<u8>>] {
+        &self.whole
     }
 
     /// Calls `f` with the bytes of these rows.
-    fn with_parts<T>(&self, rows: &Range<usize>, f: impl FnOnce(&[&[u8]]) -> T) -> Result<T> {
-        let weight = &self.claim.weight;
+    fn with_stored<T>(&self, rows: &Range<usize>, f: impl FnOnce(&Stored) -> T) -> Result<T> {
         // Taken out meanwhile, whatever `f` does.
-        let mut read = READ.take();
-        read.resize_with(read.len().max(self.whole.len()), Vec::new);
-        if self.held.is_none() {
-            for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut read) {
-                if let Some(range) = weight.part_rows(part, rows) {
-                    bytes.resize((range.end - range.start) as usize, 0);
-                    self.checkpoint.read_at(entry, range.start, bytes)?;
-                }
-            }
-        }
-        let held = |part: usize| {
-            let (bytes, range) = (self.held.as_ref()?.get(part)?, weight.part_rows(part, rows)?);
-            bytes.get(range.start as usize..range.end as usize)
-        };
-        let stored = self.whole.iter().zip(&read).enumerate();
-        let parts: Vec<&[u8]> = stored
-            .map(|(part, (whole, read))| whole.as_deref().or_else(|| held(part)).unwrap_or(read.as_slice()))
-            .collect();
-        let done = f(&parts);
-        if read.iter().map(Vec::capacity).sum::<usize>() <= MOST_KEPT {
-            READ.set(read);
+        let mut stored = READ.take();
+        self.load(rows, &mut stored)?;
+        let done = f(&stored);
+        if stored.parts.iter().map(Vec::capacity).sum::<usize>() <= MOST_KEPT {
+            READ.set(stored);
         }
         Ok(done)
+    }
+}
+
+/// Cuts the bytes of `rows` out of those of `all`, which hold them.
+pub(crate) fn within<'b>(
+    weight: &dyn Weight,
+    part: usize,
+    bytes: Option<&'b Vec<u8>>,
+    all: &Range<usize>,
+    rows: &Range<usize>,
+) -> &'b [u8] {
+    let bytes = bytes.map_or(&[][..], Vec::as_slice);
+    match (weight.part_rows(part, all), weight.part_rows(part, rows)) {
+        (Some(all), Some(some)) => {
+            let place = some.start.saturating_sub(all.start) as usize..some.end.saturating_sub(all.start) as usize;
+            bytes.get(place).unwrap_or_default()
+        }
+        _ => bytes,
     }
 }

@@ -118,7 +118,7 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
             .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
             .map(|part| recode.to.parts()[part].bytes)
             .sum();
-        let held = if recode.to.needs_survey() { 6 * geometry.elements() as u64 / 64 } else { 0 };
+        let held = if recode.is_surveyed() { 6 * geometry.elements() as u64 / 64 } else { 0 };
         state.push(edits(recode) + whole + held);
     }
     state.sort_unstable_by(|a, b| b.cmp(a));

@@ -7,10 +7,12 @@
 mod fingerprint;
 mod judge;
 mod memory;
+mod places;
 mod residual;
 mod schedule;
 mod step;
 mod stream;
+mod target;
 mod whole;
 mod work;
 

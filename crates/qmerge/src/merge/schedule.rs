@@ -204,7 +204,7 @@ fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
             if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
                 passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, work(Part::EditSurvey)));
             }
-            if !recode.keep && recode.to.needs_survey() {
+            if recode.is_surveyed() {
                 passes.push(stage(Pass::Survey, tasks, per_task, rows, work(Part::Survey)));
             }
             passes.push(stage(Pass::Write, tasks, per_task, rows, work(Part::Write)));

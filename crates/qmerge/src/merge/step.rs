@@ -5,13 +5,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
+use super::places::Places;
 use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
+use super::target::{Target, on_grid, writer};
 use crate::check;
-use crate::edit::{self, Edit};
+use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{MAX_WHOLE_PART, Reader, Weight};
+use crate::formats::{Reader, Stored};
 use crate::measure::Sums;
-use crate::open::{Checkpoint, Entry};
+use crate::open::Entry;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
 use crate::round::{Place, seed_of};
 use crate::simd::floats::round_to;
@@ -21,8 +23,10 @@ use crate::write::{Finished, Output};
 /// A worker's memory, reused from chunk to chunk.
 #[derive(Default)]
 pub(super) struct Buffers {
-    /// Bytes of the task's rows, by part of the source.
-    read: Vec<Vec<u8>>,
+    /// Bytes of a copy's range.
+    copied: Vec<u8>,
+    /// Bytes of the task's rows in the source.
+    stored: Stored,
     /// Bytes of the task's rows, by part of the output.
     encoded: Vec<Vec<u8>>,
     /// Values of one chunk.
@@ -37,7 +41,7 @@ pub(super) struct Steps<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
     schedule: &'a Schedule,
-    output: &'a Output,
+    places: Places<'a>,
     done: &'a HashMap<usize, Finished>,
     states: Vec<Mutex<Option<Arc<State<'a>>>>>,
     /// Guards nothing but the moments at which something becomes ready.
@@ -47,22 +51,22 @@ pub(super) struct Steps<'a> {
 
 /// A step in flight.
 struct State<'a> {
-    /// Parts of the source that are not cut by rows.
-    whole: Vec<Option<Vec<u8>>>,
+    edited: OnceLock<Edited<'a>>,
     /// What the base was quantized from.
     original: Option<Reader<'a>>,
-    edits: OnceLock<Vec<Edit>>,
     target: OnceLock<Target>,
     held: Mutex<Vec<Vec<f32>>>,
     sums: Mutex<Vec<Option<Sums>>>,
     left: [AtomicUsize; 2],
 }
 
-/// The output's weight with its scales decided.
-struct Target {
-    weight: Arc<dyn Weight>,
-    /// Complete parts; `None` for those that each chunk fills.
-    parts: Vec<Option<Vec<u8>>>,
+/// A task of a weight, and what its step has decided.
+struct Weighed<'t> {
+    step: &'t Step,
+    recode: &'t Recode,
+    edited: &'t Edited<'t>,
+    /// Rows of the task.
+    rows: Range<usize>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,7 +82,8 @@ impl<'a> Steps<'a> {
         done: &'a HashMap<usize, Finished>,
     ) -> Self {
         let states = plan.steps.iter().map(|_| Mutex::new(None)).collect();
-        Self { inputs, plan, schedule, output, done, states, gate: Mutex::new(()), ready: Condvar::new() }
+        let places = Places { plan, output };
+        Self { inputs, plan, schedule, places, done, states, gate: Mutex::new(()), ready: Condvar::new() }
     }
 
     /// Wakes workers that wait for a step, so that they see that the run is over.
@@ -101,28 +106,25 @@ impl<'a> Steps<'a> {
         let state = self.state(task.step, step)?;
         match &step.action {
             Action::Copy { entry } => self.copy(entry, step, &task.range, buffers)?,
+            Action::Recode(recode) if task.pass == Pass::EditSurvey => {
+                self.settle_edits(recode, step, &state)?;
+            }
             Action::Recode(recode) => {
+                let Some(edited) = self.wait_for(&state.edited, stop) else { return Ok(None) };
                 let rows = task.range.start as usize..task.range.end as usize;
-                match task.pass {
-                    Pass::EditSurvey => {
-                        let edits = self.survey_edits(recode, &state, buffers)?;
-                        self.announce(|| state.edits.set(edits).is_ok());
+                let weighed = Weighed { step, recode, edited, rows };
+                if task.pass == Pass::Survey {
+                    let held = self.survey(&weighed, buffers)?;
+                    lock(&state.held)[task.number] = held;
+                    if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
+                        let held = std::mem::take(&mut *lock(&state.held)).concat();
+                        let target = Target::settled(recode, &held, edited.base().whole())?;
+                        self.decide(step, &state, target)?;
                     }
-                    Pass::Survey => {
-                        let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
-                        self.survey(recode, &state, edits, step, task.number, &rows, buffers)?;
-                        if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
-                            let held = std::mem::take(&mut *lock(&state.held)).concat();
-                            let target = self.settle(recode.to.as_ref(), &held, step)?;
-                            self.announce(|| state.target.set(target).is_ok());
-                        }
-                    }
-                    _ => {
-                        let Some(edits) = self.wait_for(&state.edits, stop) else { return Ok(None) };
-                        let Some(target) = self.wait_for(&state.target, stop) else { return Ok(None) };
-                        let sums = self.write(recode, &state, edits, target, step, &rows, buffers)?;
-                        lock(&state.sums)[task.number] = Some(sums);
-                    }
+                } else {
+                    let Some(target) = self.wait_for(&state.target, stop) else { return Ok(None) };
+                    let sums = self.write(&weighed, target, state.original.as_ref(), buffers)?;
+                    lock(&state.sums)[task.number] = Some(sums);
                 }
             }
         }
@@ -141,86 +143,45 @@ impl<'a> Steps<'a> {
             return Ok(Arc::clone(state));
         }
         let tasks = |pass| self.schedule.tasks_of(number, pass);
-        let state = State {
-            whole: Vec::new(),
+        let mut state = State {
+            edited: OnceLock::new(),
             original: None,
-            edits: OnceLock::new(),
             target: OnceLock::new(),
             held: Mutex::new(vec![Vec::new(); tasks(Pass::Survey)]),
             sums: Mutex::new(vec![None; tasks(Pass::Write)]),
             left: [AtomicUsize::new(tasks(Pass::Survey)), AtomicUsize::new(tasks(Pass::Write).max(tasks(Pass::Copy)))],
         };
-        let state = match &step.action {
-            Action::Copy { .. } => state,
-            Action::Recode(recode) => self.load(recode, step, state)?,
-        };
+        if let Action::Recode(recode) = &step.action {
+            if let (Some(claim), Some(original)) = (&recode.original, &self.inputs.original) {
+                state.original = Some(Reader::new(&original.checkpoint, claim)?);
+            }
+            if tasks(Pass::EditSurvey) == 0 {
+                self.settle_edits(recode, step, &state)?;
+            }
+        }
         let state = Arc::new(state);
         *slot = Some(Arc::clone(&state));
         Ok(state)
     }
 
-    fn load(&self, recode: &Recode, step: &Step, mut state: State<'a>) -> Result<State<'a>> {
-        let source = self.source(recode);
-        let weight = &recode.from.weight;
-        state.whole = (0..recode.from.entries.len())
-            .map(|part| match weight.part_rows(part, &(0..0)) {
-                Some(_) => Ok(None),
-                None => source.read_small(&recode.from.entries[part], MAX_WHOLE_PART).map(Some),
-            })
-            .collect::<Result<_>>()?;
-        if let (Some(claim), Some(original)) = (&recode.original, &self.inputs.original) {
-            state.original = Some(Reader::new(&original.checkpoint, claim)?);
-        }
-        if !recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
-            let _ = state.edits.set(self.load_edits(recode)?);
-        }
+    /// Loads the edits, with the sums that some need of the whole weight, and decides the scales where the values have no say in them.
+    fn settle_edits(&self, recode: &Recode, step: &Step, state: &State<'a>) -> Result<()> {
+        let edited = Edited::new(self.inputs, recode)?;
         if recode.keep {
-            let target = Target { weight: Arc::clone(&recode.to), parts: state.whole.clone() };
-            self.write_parts(&target.parts, step)?;
-            let _ = state.target.set(target);
-        } else if !recode.to.needs_survey() {
-            let _ = state.target.set(self.settle(recode.to.as_ref(), &[], step)?);
+            self.decide(step, state, Target::kept(recode, edited.base().whole()))?;
+        } else if !recode.is_surveyed() {
+            self.decide(step, state, Target::settled(recode, &[], edited.base().whole())?)?;
         }
-        Ok(state)
-    }
-
-    fn load_edits(&self, recode: &Recode) -> Result<Vec<Edit>> {
-        recode.edits.iter().map(|(adapter, edit)| edit.plan.load(&self.inputs.adapters[*adapter].tensors)).collect()
-    }
-
-    fn source(&self, recode: &Recode) -> &Checkpoint {
-        match recode.source {
-            Source::Base => &self.inputs.base,
-            Source::Adapter(number) => &self.inputs.adapters[number].tensors,
-        }
-    }
-
-    /// Decides the scales and writes the parts that are complete with that.
-    fn settle(&self, weight: &dyn Weight, held: &[f32], step: &Step) -> Result<Target> {
-        let settled = weight.settle(held);
-        self.write_parts(&settled.parts, step)?;
-        Ok(Target { weight: settled.weight, parts: settled.parts })
-    }
-
-    /// Writes complete parts, except those whose place depends on lengths not known yet.
-    fn write_parts(&self, parts: &[Option<Vec<u8>>], step: &Step) -> Result<()> {
-        for (part, bytes) in parts.iter().enumerate() {
-            let slot = step.slots[part];
-            let tensor = &self.plan.files[slot.file].tensors[slot.tensor];
-            if let Some(bytes) = bytes
-                && tensor.shape.is_some()
-            {
-                self.put(step, part, 0, &mut bytes.clone())?;
-            }
-        }
+        self.announce(|| state.edited.set(edited).is_ok());
         Ok(())
     }
 
-    /// Writes into a part's place in the output.
-    fn put(&self, step: &Step, part: usize, offset: u64, bytes: &mut Vec<u8>) -> Result<()> {
-        let slot = step.slots[part];
-        let file = &self.plan.files[slot.file];
-        self.output.write_at(slot.file, file.data_start + file.tensors[slot.tensor].offset + offset, bytes)
+    /// Writes the parts that are complete with the scales; those whose place depends on their lengths wait for the end.
+    fn decide(&self, step: &Step, state: &State<'a>, target: Target) -> Result<()> {
+        let complete = target.parts.iter().enumerate().filter_map(|(part, bytes)| Some((part, bytes.clone()?)));
+        self.places.put_whole(step, complete)?;
+        self.announce(|| state.target.set(target).is_ok());
+        Ok(())
     }
 
     fn announce(&self, set: impl FnOnce() -> bool) {
@@ -248,130 +209,69 @@ impl<'a> Steps<'a> {
     }
 
     fn copy(&self, entry: &Entry, step: &Step, range: &Range<u64>, buffers: &mut Buffers) -> Result<()> {
-        let buffer = first_buffer(&mut buffers.read);
+        let buffer = &mut buffers.copied;
         buffer.resize((range.end - range.start) as usize, 0);
         self.inputs.base.read_at(entry, range.start, buffer)?;
-        self.put(step, 0, range.start, buffer)
-    }
-
-    /// Reads the bytes of a task's rows.
-    fn read(&self, recode: &Recode, rows: &Range<usize>, buffers: &mut Buffers) -> Result<()> {
-        let source = self.source(recode);
-        buffers.read.resize_with(buffers.read.len().max(recode.from.entries.len()), Vec::new);
-        for (part, entry) in recode.from.entries.iter().enumerate() {
-            if let Some(range) = recode.from.weight.part_rows(part, rows) {
-                let buffer = &mut buffers.read[part];
-                buffer.resize((range.end - range.start) as usize, 0);
-                source.read_at(entry, range.start, buffer)?;
-            }
-        }
-        Ok(())
+        self.places.put(step, 0, range.start, buffer)
     }
 
     /// The chunks of a task.
-    fn chunks(&self, recode: &Recode, task: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let per_chunk = rows_per_chunk(recode, self.schedule.chunk_elements);
-        let end = task.end;
-        task.clone().step_by(per_chunk).map(move |start| start..(start + per_chunk).min(end))
+    fn chunks(&self, task: &Weighed<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let per_chunk = rows_per_chunk(task.recode, self.schedule.chunk_elements);
+        let end = task.rows.end;
+        task.rows.clone().step_by(per_chunk).map(move |start| start..(start + per_chunk).min(end))
     }
 
-    /// Decodes a chunk into `base` and applies the edits into `values`.
-    fn edited(
-        &self,
-        recode: &Recode,
-        state: &State<'_>,
-        edits: &[Edit],
-        task: &Range<usize>,
-        rows: &Range<usize>,
-        buffers: &mut Buffers,
-    ) {
-        decode(recode, state, task, rows, buffers);
-        let Buffers { base, values, .. } = buffers;
-        values.resize(base.len(), 0.0);
-        edit::apply(edits, rows, recode.from.weight.geometry().cols, base, values);
-    }
-
-    fn survey_edits(&self, recode: &Recode, state: &State<'_>, buffers: &mut Buffers) -> Result<Vec<Edit>> {
-        let mut edits = self.load_edits(recode)?;
-        let geometry = recode.from.weight.geometry();
-        for edit in &mut edits {
-            if let Edit::Map(map) = edit
-                && map.needs_survey()
-            {
-                let mut sums = Vec::new();
-                for rows in self.chunks(recode, &(0..geometry.rows)) {
-                    self.read(recode, &rows, buffers)?;
-                    decode(recode, state, &rows, &rows, buffers);
-                    map.survey(rows, geometry.cols, &buffers.base, &mut sums);
-                }
-                map.settle(sums);
-            }
-        }
-        Ok(edits)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn survey(
-        &self,
-        recode: &Recode,
-        state: &State<'_>,
-        edits: &[Edit],
-        step: &Step,
-        number: usize,
-        task: &Range<usize>,
-        buffers: &mut Buffers,
-    ) -> Result<()> {
-        self.read(recode, task, buffers)?;
+    /// What fresh scales need of the rows of a task.
+    fn survey(&self, task: &Weighed<'_>, buffers: &mut Buffers) -> Result<Vec<f32>> {
+        let Buffers { stored, base, values, .. } = buffers;
+        let writer = writer(task.recode.to.as_ref())?;
+        task.edited.base().load(&task.rows, stored)?;
         let mut held = Vec::new();
-        for rows in self.chunks(recode, task) {
-            self.edited(recode, state, edits, task, &rows, buffers);
+        for rows in self.chunks(task) {
+            task.edited.decode(stored, &rows, base, values);
             // What is held of all rows would carry the damage into rows that are sound.
-            if !all_finite(&buffers.values) {
-                let Buffers { base, values, .. } = &*buffers;
-                return Err(explain(recode, step, rows.start, base, values, values));
+            if !all_finite(values) {
+                return Err(explain(task.recode, task.step, rows.start, base, values, values));
             }
-            if let Some(dtype) = recode.values {
-                round_to(dtype, &mut buffers.values);
+            if let Some(dtype) = task.recode.values {
+                round_to(dtype, values);
             }
-            recode.to.survey(rows, &buffers.values, &mut held);
+            writer.survey(rows, values, &mut held);
         }
-        lock(&state.held)[number] = held;
-        Ok(())
+        Ok(held)
     }
 
     /// Reads, decodes, edits, encodes, measures and writes the rows of a task.
-    #[allow(clippy::too_many_arguments)]
     fn write(
         &self,
-        recode: &Recode,
-        state: &State<'_>,
-        edits: &[Edit],
+        task: &Weighed<'_>,
         target: &Target,
-        step: &Step,
-        task: &Range<usize>,
+        original: Option<&Reader<'_>>,
         buffers: &mut Buffers,
     ) -> Result<Sums> {
-        self.read(recode, task, buffers)?;
+        task.edited.base().load(&task.rows, &mut buffers.stored)?;
         buffers.encoded.resize_with(buffers.encoded.len().max(target.parts.len()), Vec::new);
         buffers.encoded.iter_mut().for_each(Vec::clear);
         let mut total = Sums::zero();
-        for rows in self.chunks(recode, task) {
-            self.edited(recode, state, edits, task, &rows, buffers);
-            self.encode(recode, state, target, task, &rows, buffers)?;
+        for rows in self.chunks(task) {
+            let Buffers { stored, base, values, .. } = &mut *buffers;
+            task.edited.decode(stored, &rows, base, values);
+            self.encode(task, target, original, &rows, buffers)?;
             let Buffers { base, values, output, encoded, .. } = &mut *buffers;
             output.resize(values.len(), 0.0);
-            target.weight.decode(&target_parts(target, encoded, task, &rows), rows.clone(), output);
+            target.weight.decode(&target.parts_of(encoded, &task.rows, &rows), rows.clone(), output);
             let moments = moments(base, values, output);
             if !moments.sound() {
-                return Err(explain(recode, step, rows.start, base, values, output));
+                return Err(explain(task.recode, task.step, rows.start, base, values, output));
             }
             total.add(&Sums { elements: values.len() as u64, moments });
         }
         for part in 0..target.parts.len() {
             if target.parts[part].is_none()
-                && let Some(range) = target.weight.part_rows(part, task)
+                && let Some(range) = target.weight.part_rows(part, &task.rows)
             {
-                self.put(step, part, range.start, &mut buffers.encoded[part])?;
+                self.places.put(task.step, part, range.start, &mut buffers.encoded[part])?;
             }
         }
         Ok(total)
@@ -380,43 +280,44 @@ impl<'a> Steps<'a> {
     /// Appends a chunk's codes. What is encoded differs from what was meant only where a method or the reference moves it first.
     fn encode(
         &self,
-        recode: &Recode,
-        state: &State<'_>,
+        task: &Weighed<'_>,
         target: &Target,
-        task: &Range<usize>,
+        original: Option<&Reader<'_>>,
         rows: &Range<usize>,
         buffers: &mut Buffers,
     ) -> Result<()> {
-        let Buffers { read, encoded, base, values, output, original } = buffers;
+        let Buffers { stored, encoded, base, values, output, original: own, .. } = buffers;
+        let (recode, weight) = (task.recode, target.weight.as_ref());
         let rounding = recode.streamed();
         let moves = recode.keep && rounding.moves_values();
-        let moved: &[f32] = if recode.values.is_some() || moves || state.original.is_some() {
+        let moved: &[f32] = if recode.values.is_some() || moves || original.is_some() {
             output.clear();
             output.extend_from_slice(values);
-            if let Some(reader) = &state.original {
-                reader.rows(rows, original)?;
-                if let Some(at) = first_nonfinite(original) {
-                    return Err(reader.error(Kind::NotFinite, format!("the original holds {}", original[at])));
+            if let Some(reader) = original {
+                reader.rows(rows, own)?;
+                if let Some(at) = first_nonfinite(own) {
+                    return Err(reader.error(Kind::NotFinite, format!("the original holds {}", own[at])));
                 }
-                output.iter_mut().zip(original.iter().zip(base.iter())).for_each(|(x, (own, base))| *x += own - base);
+                output.iter_mut().zip(own.iter().zip(base.iter())).for_each(|(x, (own, base))| *x += own - base);
             }
             if let Some(dtype) = recode.values {
                 round_to(dtype, output);
             }
             if moves {
-                let parts = source_parts(recode, state, read, task, rows);
-                let first = (rows.start * target.weight.geometry().cols) as u64;
-                let place = Place { seed: seed_of(target.weight.name(), self.plan.seed), first };
-                rounding.round(&target.weight.grid(&parts, rows.clone()), output, place);
+                let parts = task.edited.base().parts(stored, rows);
+                let first = (rows.start * weight.geometry().cols) as u64;
+                let place = Place { seed: seed_of(weight.name(), self.plan.seed), first };
+                rounding.round(&on_grid(weight)?.grid(&parts, rows.clone()), output, place);
             }
             output
         } else {
             values
         };
         if recode.keep {
-            target.weight.pack(&source_parts(recode, state, read, task, rows), rows.clone(), moved, encoded);
+            let parts = task.edited.base().parts(stored, rows);
+            on_grid(weight)?.store(&parts, rows.clone(), moved, None, encoded);
         } else {
-            target.weight.encode(rows.clone(), moved, encoded);
+            writer(weight)?.encode(rows.clone(), moved, encoded);
         }
         Ok(())
     }
@@ -459,59 +360,4 @@ pub(super) fn explain(
         format: recode.to.format(),
         from_base: recode.source == Source::Base,
     })
-}
-
-fn first_buffer(buffers: &mut Vec<Vec<u8>>) -> &mut Vec<u8> {
-    if buffers.is_empty() {
-        buffers.push(Vec::new());
-    }
-    &mut buffers[0]
-}
-
-fn decode(recode: &Recode, state: &State<'_>, task: &Range<usize>, rows: &Range<usize>, buffers: &mut Buffers) {
-    let weight = &recode.from.weight;
-    buffers.base.resize(rows.len() * weight.geometry().cols, 0.0);
-    let parts = source_parts(recode, state, &buffers.read, task, rows);
-    weight.decode(&parts, rows.clone(), &mut buffers.base);
-}
-
-/// The bytes of each part of the source that belong to `rows`, of those read for the task.
-fn source_parts<'b>(
-    recode: &Recode,
-    state: &'b State<'_>,
-    read: &'b [Vec<u8>],
-    task: &Range<usize>,
-    rows: &Range<usize>,
-) -> Vec<&'b [u8]> {
-    (0..recode.from.entries.len())
-        .map(|part| match &state.whole[part] {
-            Some(bytes) => bytes.as_slice(),
-            None => within(recode.from.weight.as_ref(), part, &read[part], task, rows),
-        })
-        .collect()
-}
-
-/// The bytes of each part of the output that belong to `rows`.
-fn target_parts<'b>(
-    target: &'b Target,
-    encoded: &'b [Vec<u8>],
-    task: &Range<usize>,
-    rows: &Range<usize>,
-) -> Vec<&'b [u8]> {
-    let weight = target.weight.as_ref();
-    (0..target.parts.len())
-        .map(|part| match (&target.parts[part], weight.part_rows(part, rows)) {
-            (Some(bytes), Some(range)) => &bytes[range.start as usize..range.end as usize],
-            (Some(bytes), None) => bytes,
-            (None, _) => within(weight, part, &encoded[part], task, rows),
-        })
-        .collect()
-}
-
-/// Cuts the bytes of `rows` out of those of a task.
-fn within<'b>(weight: &dyn Weight, part: usize, bytes: &'b [u8], task: &Range<usize>, rows: &Range<usize>) -> &'b [u8] {
-    match (weight.part_rows(part, task), weight.part_rows(part, rows)) {
-        (Some(all), Some(some)) => &bytes[(some.start - all.start) as usize..(some.end - all.start) as usize],
-        _ => bytes,
-    }
 }

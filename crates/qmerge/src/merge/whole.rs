@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::Run;
 use super::memory::{turned_bytes, weight_bytes};
+use super::places::Places;
 use super::residual::is_coarse;
 use super::step::explain;
+use super::target::{Target, on_grid, writer};
 use crate::edited::Edited;
 use crate::error::{Result, mismatch};
-use crate::formats::{Settled, Weight, transposed};
+use crate::formats::{Weight, transposed};
 use crate::measure::Sums;
 use crate::parallel::{Budget, attempts};
 use crate::plan::{Action, Recode, Step};
@@ -128,27 +130,16 @@ impl Run<'_> {
         Edited::new(self.inputs, recode)?.rows(&(0..geometry.rows), &mut base, &mut target)?;
         let base = transposed(&base, geometry.cols);
         let target = transposed(&target, geometry.cols);
-        let Start { parts, values, .. } = self.start(recode, &base, &target)?;
+        let Start { parts, values, .. } = self.start(recode, &[], &base, &target)?;
         let moments = sound(step, recode, &base, &target, &values)?;
-        let late = self.put_parts(step, &parts)?;
+        let late = self.put_parts(step, parts)?;
         let sums = Sums { elements: geometry.elements() as u64, moments };
         Ok(Finished { step: number, sums: Some(sums), kept: None, late })
     }
 
-    /// Writes a weight's parts to their places. Returns those whose place depends on lengths not known yet.
-    fn put_parts(&self, step: &Step, parts: &[impl AsRef<[u8]>]) -> Result<Vec<(usize, Vec<u8>)>> {
-        let mut late = Vec::new();
-        for (part, bytes) in parts.iter().enumerate() {
-            let slot = step.slots[part];
-            let file = &self.plan.files[slot.file];
-            if file.tensors[slot.tensor].shape.is_some() {
-                let offset = file.data_start + file.tensors[slot.tensor].offset;
-                self.output.write_at(slot.file, offset, &mut bytes.as_ref().to_vec())?;
-            } else {
-                late.push((part, bytes.as_ref().to_vec()));
-            }
-        }
-        Ok(late)
+    /// Writes all parts of a weight to their places. Returns those whose place depends on lengths not known yet.
+    fn put_parts(&self, step: &Step, parts: Vec<Vec<u8>>) -> Result<Vec<(usize, Vec<u8>)>> {
+        Places { plan: self.plan, output: self.output }.put_whole(step, parts.into_iter().enumerate())
     }
 
     /// Does jobs on all threads, as many at a time as the memory has room for beside the moments.
@@ -178,7 +169,8 @@ impl Run<'_> {
         let edited = Edited::new(self.inputs, recode)?;
         let (mut base, mut target) = (Vec::new(), Vec::new());
         edited.rows(&all, &mut base, &mut target)?;
-        let Start { weight, parts, values } = self.start(recode, &base, &target)?;
+        let Start { weight, parts, values } = self.start(recode, edited.base().whole(), &base, &target)?;
+        let on_grid = on_grid(weight.as_ref())?;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let mut matrix = Matrix {
             rows: geometry.rows,
@@ -186,49 +178,48 @@ impl Run<'_> {
             base: &base,
             target: &target,
             values,
-            grid: weight.grid(&views, all.clone()),
+            grid: on_grid.grid(&views, all.clone()),
             metric: job.metric,
         };
         let kept = method.round(&mut matrix);
         let residual = self.plan.residual_rank.filter(|_| is_coarse(recode));
         let error = residual.map(|_| kept.noise * round::delta_energy(&matrix));
         let Matrix { values, grid, .. } = matrix;
-        // Other scales first, then codes under them.
-        let rescaled = weight.rescaled(&views, all.clone(), &grid.scales);
-        let parts: Vec<Vec<u8>> =
-            rescaled.into_iter().zip(&parts).map(|(new, old)| new.unwrap_or_else(|| old.clone())).collect();
-        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let mut packed = vec![Vec::new(); parts.len()];
-        weight.pack(&views, all.clone(), &values, &mut packed);
-        let cut: Vec<bool> = (0..parts.len()).map(|part| weight.part_rows(part, &all).is_some()).collect();
-        let written: Vec<&[u8]> =
-            (0..parts.len()).map(|part| if cut[part] { packed[part].as_slice() } else { views[part] }).collect();
+        let mut written = vec![Vec::new(); parts.len()];
+        on_grid.store(&views, all.clone(), &values, Some(&grid), &mut written);
+        // What belongs to the weight as a whole and did not change.
+        for ((part, written), own) in written.iter_mut().enumerate().zip(parts) {
+            if written.is_empty() && weight.part_rows(part, &all).is_none() {
+                *written = own;
+            }
+        }
         let mut output = values;
-        weight.decode(&written, all.clone(), &mut output);
+        weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all.clone(), &mut output);
         let moments = sound(step, recode, &base, &target, &output)?;
         if let Some(error) = error {
             self.keep_residual(job.number, (&target, &output), job.metric, error)?;
         }
-        let late = self.put_parts(step, &written)?;
+        let late = self.put_parts(step, written)?;
         let sums = Sums { elements: geometry.elements() as u64, moments };
         Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
     }
 
     /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
-    fn start(&self, recode: &Recode, base: &[f32], target: &[f32]) -> Result<Start> {
+    fn start(&self, recode: &Recode, whole: &[Option<Vec<u8>>], base: &[f32], target: &[f32]) -> Result<Start> {
         let all = 0..recode.to.geometry().rows;
         if recode.keep && !recode.to.is_plain() {
             let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
             let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: base.to_vec() });
         }
+        let fresh = writer(recode.to.as_ref())?;
         let mut held = Vec::new();
-        if recode.to.needs_survey() {
-            recode.to.survey(all.clone(), target, &mut held);
+        if fresh.needs_survey() {
+            fresh.survey(all.clone(), target, &mut held);
         }
-        let Settled { weight, parts: settled } = recode.to.settle(&held);
+        let Target { weight, parts: settled } = Target::settled(recode, &held, whole)?;
         let mut encoded = vec![Vec::new(); settled.len()];
-        weight.encode(all.clone(), target, &mut encoded);
+        writer(weight.as_ref())?.encode(all.clone(), target, &mut encoded);
         let parts: Vec<Vec<u8>> =
             settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();

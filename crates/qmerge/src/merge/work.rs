@@ -77,7 +77,7 @@ pub(super) fn copied(bytes: u64) -> u64 {
 pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u64 {
     let each = match part {
         Part::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
-        Part::Survey if !recode.keep && recode.to.needs_survey() => SURVEY,
+        Part::Survey if recode.is_surveyed() => SURVEY,
         Part::EditSurvey | Part::Survey => 0.0,
         Part::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
         Part::Write => SURVEY + WRITE,

@@ -14,10 +14,10 @@ use super::{Inputs, Options, Slot, classifier};
 use crate::adapters::{Adapter, Addition, Changes, Names, PlannedEdit, Replacement, Task};
 use crate::arch::Tie;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, mismatch, usage};
+use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Weight};
-use crate::open::Entry;
+use crate::open::{Checkpoint, Entry};
 use crate::round::{self, Rounding};
 
 /// One unit of work with its place in the output.
@@ -75,6 +75,21 @@ pub struct Recode {
     pub original: Option<Claim>,
     /// Rounds edited values to this type before they are encoded (PEFT casts DoRA's result to the base's type).
     pub values: Option<Dtype>,
+}
+
+impl Recode {
+    /// The checkpoint that decoded values come from.
+    pub(crate) fn source<'i>(&self, inputs: &'i Inputs) -> &'i Checkpoint {
+        match self.source {
+            Source::Adapter(number) => inputs.adapters.get(number).map_or(&inputs.base, |adapter| &adapter.tensors),
+            Source::Base => &inputs.base,
+        }
+    }
+
+    /// True if fresh scales depend on the whole weight.
+    pub(crate) fn is_surveyed(&self) -> bool {
+        !self.keep && self.to.writer().is_some_and(|writer| writer.needs_survey())
+    }
 }
 
 /// The steps and what they mean for `config.json`.
@@ -337,7 +352,7 @@ fn build(
     let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
     let own = target.is_none() && source == Source::Base && name == claim.weight.name();
     let rounding = chooser.wanted(own, is_coarse(target, claim));
-    let keep = own && rounding.keeps_scales();
+    let keep = own && rounding.keeps_scales() && claim.weight.on_grid().is_some();
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
     let turned = target.is_some_and(|target| target.turned);
@@ -355,7 +370,11 @@ fn build(
         }
         (None, None) if keep => Arc::clone(&claim.weight),
         (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
-        (None, None) => claim.weight.renewed(values_dtype, &options.settings),
+        (None, None) => claim
+            .weight
+            .writer()
+            .ok_or_else(|| only_read(claim.weight.as_ref()))?
+            .renewed(values_dtype, &options.settings),
     };
     // The same view of rows on both sides, so that chunks agree.
     let to = if to.geometry().rows == geometry.rows || turned {
@@ -450,6 +469,13 @@ fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
         .in_tensor(edit.tensors.first().map_or("", String::as_str))
         .with_hint("this adapter was trained on another base")),
     }
+}
+
+/// Some types can be read, and nobody has said how to write them.
+fn only_read(weight: &dyn Weight) -> Error {
+    unsupported(format!("stored as {}, which can be read but not written", weight.format()))
+        .in_tensor(weight.name())
+        .with_hint("--to names another format for the output")
 }
 
 /// True if a weight ends in a format coarser than 16 bits.

@@ -6,8 +6,7 @@ use crate::adapters::Names;
 use crate::arch;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
-use crate::formats::transposed;
-use crate::formats::{Claim, Levels, Reader, Weight};
+use crate::formats::{Claim, Grid, Levels, Reader, Weight, transposed};
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry};
 use crate::parallel::parallel;
@@ -85,11 +84,15 @@ impl Run<'_> {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
             target.rows(rows, &mut w, &mut t)?;
             other.rows(rows, &mut m)?;
-            let (before, after) = (target.base().grid(rows)?, other.grid(rows)?);
+            let before = target.base().grid(rows)?;
+            // What has no grid was rounded by nobody's choice.
+            let Some(after) = other.grid(rows)? else { return Ok(0) };
             // Fresh scales differ a little from the base's, so in one format levels are compared and not values.
-            let is_same = recode.from.weight.format() == claim.weight.format() && before.run == after.run;
+            let is_same =
+                |before: &&Grid| recode.from.weight.format() == claim.weight.format() && before.run == after.run;
+            let same = before.as_ref().filter(is_same);
             let is_chosen = |&i: &usize| {
-                if is_same {
+                if let Some(before) = same {
                     let level = after.level(i, m[i]);
                     level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i]))
                 } else {

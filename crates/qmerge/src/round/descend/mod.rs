@@ -53,7 +53,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Kept::ALL;
     }
-    let start = (matrix.grid.scales.clone(), (!at_base).then(|| matrix.values.clone()));
+    let start = (matrix.grid.scales.clone(), matrix.grid.offsets.clone(), (!at_base).then(|| matrix.values.clone()));
     let mut state = State::new(matrix, &delta, at_base);
     let before = state.energy;
     for stage in stages {
@@ -69,9 +69,9 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
     // Stages with another mu may have raised the last one's objective; then the start is better.
     let last = stages.last().map_or(0.0, |stage| stage.mu);
     if after.objective(last) > before.objective(last) {
-        let (scales, values) = start;
+        let values;
+        (matrix.grid.scales, matrix.grid.offsets, values) = start;
         matrix.values.copy_from_slice(values.as_deref().unwrap_or(matrix.base));
-        matrix.grid.scales = scales;
         return judged(matrix, &delta);
     }
     if delta.norm <= 0.0 {
@@ -134,6 +134,8 @@ struct Buffers {
     square: Vec<f32>,
     /// H of each run's own columns, one after the other.
     runs: Vec<f32>,
+    /// By run of a row, the curvature of J along its offset where g = 1.
+    flat: Vec<f32>,
     /// Gradient of a row, and what it was before the row's moves; its values then.
     pull: Vec<f32>,
     before: Vec<f32>,
@@ -158,7 +160,8 @@ impl<'s, 'm> State<'s, 'm> {
         let (rows, n) = (matrix.rows, matrix.cols);
         let run = Some(matrix.grid.run).filter(|&run| {
             let fits = PANEL.is_multiple_of(run) || run.is_multiple_of(PANEL);
-            matrix.grid.choices != Choices::Fixed && (2..=LONGEST_RUN).contains(&run) && fits && n.is_multiple_of(run)
+            let fixed = matrix.grid.choices == Choices::Fixed && matrix.grid.offset_choices == Choices::Fixed;
+            !fixed && (2..=LONGEST_RUN).contains(&run) && fits && n.is_multiple_of(run)
         });
         let width = run.map_or(PANEL, |run| run.max(PANEL));
         let mut state = Self {
@@ -352,6 +355,8 @@ impl<'s, 'm> State<'s, 'm> {
             for (i, row) in buffers.square.chunks_exact(width).enumerate() {
                 buffers.runs.extend_from_slice(&row[i / run * run..][..run]);
             }
+            buffers.flat.clear();
+            buffers.flat.extend(buffers.runs.chunks_exact(run * run).map(|moments| moments.iter().sum::<f32>()));
         }
         let rows = [&mut buffers.pull, &mut buffers.before, &mut buffers.steps, &mut buffers.low, &mut buffers.high];
         rows.into_iter().for_each(|row| row.resize(width, 0.0));

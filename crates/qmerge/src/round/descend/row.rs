@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::matrix::Matrix;
 use super::{Buffers, State};
+use crate::formats::{Choices, Grid};
 use crate::simd::vectors::{axpy, axpys, beyond, dot, outer, within};
 
 /// A scale move costs a run's worth of value moves, so it must pay: by this share of a run's part of the objective, times the number of inputs.
@@ -53,8 +54,8 @@ impl State<'_, '_> {
         let (diagonal, inverse) = (&metric.diagonal[block.clone()], &self.inverse[block.clone()]);
         let values = &mut self.values[place];
         let Buffers { pull, low, high, square, .. } = &mut self.buffers;
-        let scales = grid.scales.get(first / grid.run..(first + width).div_ceil(grid.run)).unwrap_or_default();
-        let scale = scales.iter().fold(f32::INFINITY, |least, scale| least.min(scale.abs()));
+        let scale =
+            grid.scales_of(first..first + width).iter().fold(f32::INFINITY, |least, scale| least.min(scale.abs()));
         if self.half_gap > 0.0 && within(pull, inverse, 1.0 / length, self.half_gap * scale) {
             return 0;
         }
@@ -105,61 +106,133 @@ impl State<'_, '_> {
         moved
     }
 
-    /// Moves the scale of each run of a row to the best that can be stored, if that lowers the objective enough.
+    /// Moves the scale and the offset of each run of a row to the best that can be stored, if that lowers the objective enough.
     fn move_scales(&mut self, r: usize, block: &Range<usize>, length: f32) -> usize {
         let Some(len) = self.run else { return 0 };
         let place = self.place(r, block);
-        let (rows, n, grid) = (self.matrix.rows, self.matrix.cols, &mut self.matrix.grid);
-        let least = PAYS * len as f32 * 0.5 * (self.objective.max(0.0) / rows as f64) as f32;
-        let Buffers { pull, square, runs, direction, product, .. } = &mut self.buffers;
-        let mut multiply = |x: &[f32], moments: &[f32]| {
-            product.fill(0.0);
-            axpys(x, moments, product);
-            dot(x, product)
+        let (rows, n, width) = (self.matrix.rows, self.matrix.cols, block.len());
+        let mut own = Own {
+            grid: &mut self.matrix.grid,
+            length,
+            least: PAYS * len as f32 * 0.5 * (self.objective.max(0.0) / rows as f64) as f32,
+            objective: &mut self.objective,
         };
+        let Buffers { pull, square, runs, flat, direction, product, .. } = &mut self.buffers;
         let mut count = 0;
         for (number, moments) in runs.chunks_exact(len * len).enumerate() {
             let columns = number * len..(number + 1) * len;
-            let first = r * n + block.start + columns.start;
-            let run = first / len;
-            let scale = grid.scales[run];
-            let own = &mut self.values[place.start + columns.start..][..len];
-            if scale == 0.0 {
-                continue;
-            }
+            let run = (r * n + block.start + columns.start) / len;
             let curvature = &mut self.curvatures[run];
-            if curvature.is_nan() {
-                direction.iter_mut().zip(&*own).for_each(|(direction, value)| *direction = value / scale);
-                *curvature = multiply(direction, moments);
-            }
-            let curvature = length * *curvature;
-            let slope = dot(own, &pull[columns.clone()]) / scale;
-            // The best scale of all, stored or not, gains as much as this.
-            if curvature <= 0.0 || slope * slope <= 2.0 * curvature * least {
-                continue;
-            }
-            let wanted = grid.choice(run, scale - slope / curvature);
-            // A scale never changes its sign, nor vanishes.
-            if wanted == scale || wanted * scale <= 0.0 {
-                continue;
-            }
-            grid.rescaled(run, own, wanted, direction);
-            direction.iter_mut().zip(&*own).for_each(|(moved, value)| *moved -= value);
-            let gain = dot(direction, &pull[columns.clone()]) + 0.5 * length * multiply(direction, moments);
-            if gain >= -least || !gain.is_finite() {
-                continue;
-            }
-            self.objective += 2.0 * f64::from(gain);
-            grid.scales[run] = wanted;
-            self.curvatures[run] = f32::NAN;
-            for (value, step) in own.iter_mut().zip(&*direction) {
-                *value += step;
-            }
-            direction.iter_mut().for_each(|step| *step *= length);
-            let width = block.len();
-            axpys(direction, &square[columns.start * width..columns.end * width], pull);
-            count += 1;
+            let mut at = Run {
+                number: run,
+                values: &mut self.values[place.start + columns.start..][..len],
+                moments,
+                square: &square[columns.start * width..columns.end * width],
+                columns,
+                pull,
+                direction,
+                product,
+            };
+            count += usize::from(own.move_scale(&mut at, curvature));
+            count += usize::from(own.move_offset(&mut at, flat[number]));
         }
         count
+    }
+}
+
+/// What all runs of a row share.
+struct Own<'o> {
+    grid: &'o mut Grid,
+    length: f32,
+    /// What a move must gain.
+    least: f32,
+    objective: &'o mut f64,
+}
+
+/// A run of a row.
+struct Run<'o> {
+    number: usize,
+    values: &'o mut [f32],
+    /// H of its columns among themselves, and with all of the block.
+    moments: &'o [f32],
+    square: &'o [f32],
+    /// Its columns in the block.
+    columns: Range<usize>,
+    /// Gradient of the row in the block.
+    pull: &'o mut [f32],
+    direction: &'o mut [f32],
+    product: &'o mut [f32],
+}
+
+impl Run<'_> {
+    /// dᵀ H d of the direction.
+    fn curvature(&mut self) -> f32 {
+        self.product.fill(0.0);
+        axpys(self.direction, self.moments, self.product);
+        dot(self.direction, self.product)
+    }
+}
+
+impl Own<'_> {
+    /// The scale; `curvature` is that of J along it, NaN where it is not known.
+    fn move_scale(&mut self, run: &mut Run<'_>, curvature: &mut f32) -> bool {
+        let (scale, offset) = (self.grid.scales[run.number], self.grid.offset(run.number));
+        if scale == 0.0 || self.grid.choices == Choices::Fixed {
+            return false;
+        }
+        if curvature.is_nan() {
+            let pairs = run.direction.iter_mut().zip(&*run.values);
+            pairs.for_each(|(direction, value)| *direction = (value - offset) / scale);
+            *curvature = run.curvature();
+        }
+        let pull = &run.pull[run.columns.clone()];
+        let mut slope = dot(run.values, pull);
+        if offset != 0.0 {
+            slope -= offset * pull.iter().sum::<f32>();
+        }
+        let Some(step) = self.step(slope / scale, self.length * *curvature) else { return false };
+        let wanted = self.grid.choice(run.number, scale + step);
+        // A scale never changes its sign, nor vanishes.
+        if wanted == scale || wanted * scale <= 0.0 || !self.take(run, wanted, offset) {
+            return false;
+        }
+        self.grid.scales[run.number] = wanted;
+        *curvature = f32::NAN;
+        true
+    }
+
+    fn move_offset(&mut self, run: &mut Run<'_>, curvature: f32) -> bool {
+        if self.grid.offsets.is_empty() || self.grid.offset_choices == Choices::Fixed {
+            return false;
+        }
+        let (scale, offset) = (self.grid.scales[run.number], self.grid.offset(run.number));
+        let slope = run.pull[run.columns.clone()].iter().sum::<f32>();
+        let Some(step) = self.step(slope, self.length * curvature) else { return false };
+        let wanted = self.grid.offset_choice(run.number, offset + step);
+        if wanted == offset || !self.take(run, scale, wanted) {
+            return false;
+        }
+        self.grid.offsets[run.number] = wanted;
+        true
+    }
+
+    /// By how much to move along a line; `None` if even the best place, stored or not, gains too little.
+    fn step(&self, slope: f32, curvature: f32) -> Option<f32> {
+        (curvature > 0.0 && slope * slope > 2.0 * curvature * self.least).then(|| -slope / curvature)
+    }
+
+    /// Gives the run's levels their values under another scale and offset, if that gains enough.
+    fn take(&mut self, run: &mut Run<'_>, scale: f32, offset: f32) -> bool {
+        self.grid.moved(run.number, run.values, scale, offset, run.direction);
+        run.direction.iter_mut().zip(&*run.values).for_each(|(moved, value)| *moved -= value);
+        let gain = dot(run.direction, &run.pull[run.columns.clone()]) + 0.5 * self.length * run.curvature();
+        if gain >= -self.least || !gain.is_finite() {
+            return false;
+        }
+        *self.objective += 2.0 * f64::from(gain);
+        run.values.iter_mut().zip(&*run.direction).for_each(|(value, step)| *value += step);
+        run.direction.iter_mut().for_each(|step| *step *= self.length);
+        axpys(run.direction, run.square, run.pull);
+        true
     }
 }

@@ -1,0 +1,59 @@
+//! A weight of the output whose scales are decided: the base's own, or fresh ones.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, Kind, Result};
+use crate::formats::{OnGrid, Settled, Weight, Writer, within};
+use crate::plan::Recode;
+
+/// The weight, and the parts of it that are complete.
+pub(super) struct Target {
+    pub(super) weight: Arc<dyn Weight>,
+    /// Complete parts; `None` for those that each chunk fills.
+    pub(super) parts: Vec<Option<Vec<u8>>>,
+}
+
+/// The plan takes weights that can be stored only.
+fn unplanned(weight: &dyn Weight) -> Error {
+    Error::new(Kind::Bug, format!("{} cannot be stored this way", weight.format())).in_tensor(weight.name())
+}
+
+/// How a weight takes fresh scales.
+pub(super) fn writer(weight: &dyn Weight) -> Result<&dyn Writer> {
+    weight.writer().ok_or_else(|| unplanned(weight))
+}
+
+/// How a weight takes values under the scales that it has.
+pub(super) fn on_grid(weight: &dyn Weight) -> Result<&dyn OnGrid> {
+    weight.on_grid().ok_or_else(|| unplanned(weight))
+}
+
+impl Target {
+    /// With the base's scales; `whole` are the parts of the base that are not cut by rows.
+    pub(super) fn kept(recode: &Recode, whole: &[Option<Vec<u8>>]) -> Self {
+        Self { weight: Arc::clone(&recode.to), parts: whole.to_vec() }
+    }
+
+    /// With fresh scales, from what surveys of its rows held; `whole` as in [`Target::kept`].
+    pub(super) fn settled(recode: &Recode, held: &[f32], whole: &[Option<Vec<u8>>]) -> Result<Self> {
+        let own = if recode.from.weight.format() == recode.to.format() { whole } else { &[] };
+        let Settled { weight, parts } = writer(recode.to.as_ref())?.settle(held, own);
+        Ok(Self { weight, parts })
+    }
+
+    /// The bytes of each part that belong to `rows`, some of those that were encoded.
+    pub(super) fn parts_of<'b>(
+        &'b self,
+        encoded: &'b [Vec<u8>],
+        all: &Range<usize>,
+        rows: &Range<usize>,
+    ) -> Vec<&'b [u8]> {
+        let weight = self.weight.as_ref();
+        let bytes = |(part, complete): (usize, &'b Option<Vec<u8>>)| match complete {
+            Some(bytes) => within(weight, part, Some(bytes), &(0..weight.geometry().rows), rows),
+            None => within(weight, part, encoded.get(part), all, rows),
+        };
+        self.parts.iter().enumerate().map(bytes).collect()
+    }
+}

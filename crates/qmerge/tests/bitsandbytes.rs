@@ -123,12 +123,10 @@ fn four_bit_decodes_and_encodes_to_the_reference_bytes() {
         }
         let shape: Vec<usize> =
             case["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
-        let settings = Settings {
-            block_size: case["blocksize"].as_u64().unwrap() as usize,
-            double_quant: case["double_quant"].as_bool().unwrap(),
-            quant_storage: Dtype::from_torch_name(case["quant_storage"].as_str().unwrap()).unwrap(),
-            torch_threads: 1,
-        };
+        let settings = Settings::default()
+            .with("block_size", &case["blocksize"])
+            .with("double_quant", &case["double_quant"])
+            .with("quant_storage", case["quant_storage"].as_str().unwrap());
         let format = formats::by_id(case["quant_type"].as_str().unwrap()).unwrap();
         let fresh = format.create("base.weight", &shape, dtype(&case), &settings).unwrap();
         let input = plain(&checkpoint, "input");

@@ -97,7 +97,7 @@ pub(crate) fn find(
     let measure = args.measuring.when().map_err(usage)?;
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
-        settings: settings(&args.quantization)?,
+        settings: settings(&args.quantization),
         rounding: rounding::method(&args.rounding)?,
         seed: args.calibrating.seed,
         residual_rank: args.residual_rank.map(|rank| rank as usize),

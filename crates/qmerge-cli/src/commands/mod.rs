@@ -18,7 +18,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use qmerge::adapters::{Adapter, ReadOptions};
-use qmerge::dtype::Dtype;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Settings};
 use qmerge::merge::RunOptions;
@@ -52,37 +51,40 @@ fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {
     Ok(if id == "same" { None } else { Some(formats::by_id(id)?) })
 }
 
-fn settings(args: &Quantization) -> Result<Settings> {
-    let default = Settings::default();
-    let quant_storage = args.quant_storage.as_deref().map_or(Ok(default.quant_storage), |name| {
-        Dtype::from_torch_name(name)
-            .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
-            .ok_or_else(|| usage(format!("`--quant-storage {name}` is none of uint8, float16, bfloat16, float32")))
-    })?;
-    Ok(Settings {
-        block_size: args.block_size.unwrap_or(default.block_size),
-        double_quant: args.double_quant.unwrap_or(default.double_quant),
-        quant_storage,
-        torch_threads: args.torch_threads.map_or(default.torch_threads, |threads| threads as usize),
-    })
+/// The options that settings of formats are given by.
+fn given(args: &Quantization) -> impl Iterator<Item = (&'static str, &'static str, String)> {
+    let pairs = [
+        ("--block-size", "block_size", args.block_size.map(|size| size.to_string())),
+        ("--double-quant", "double_quant", args.double_quant.map(|is_double| is_double.to_string())),
+        ("--quant-storage", "quant_storage", args.quant_storage.clone()),
+        ("--torch-threads", "torch_threads", args.torch_threads.map(|threads| threads.to_string())),
+    ];
+    pairs.into_iter().filter_map(|(option, name, value)| Some((option, name, value?)))
+}
+
+fn settings(args: &Quantization) -> Settings {
+    given(args).fold(Settings::default(), |settings, (_, name, value)| settings.with(name, value))
 }
 
 /// Settings that no weight of the output takes are refused, not ignored.
 fn refuse_unused(args: &Quantization, plan: &Plan) -> Result<()> {
-    let anew = [
-        (args.block_size.is_some(), "--block-size"),
-        (args.double_quant.is_some(), "--double-quant"),
-        (args.quant_storage.is_some(), "--quant-storage"),
-    ];
-    let found = match anew.iter().find(|(given, _)| *given) {
-        Some((_, option)) if !plan.takes_settings(true) => (option, "no weight of this output changes to NF4 or FP4"),
-        _ if args.torch_threads.is_some() && !plan.takes_settings(false) => {
-            (&"--torch-threads", "no weight of this output takes fresh scales of NF4 or FP4")
+    let Some((option, name, _)) = given(args).find(|(_, name, _)| !plan.takes_setting(name)) else { return Ok(()) };
+    let mut of_scales = false;
+    let mut formats = Vec::new();
+    for format in formats::FORMATS {
+        for setting in format.settings().iter().filter(|setting| setting.name == name) {
+            of_scales |= setting.of_scales;
+            formats.push(format.id().to_uppercase());
         }
-        _ => return Ok(()),
+    }
+    let formats = formats.join(" or ");
+    let why = if of_scales {
+        format!("no weight of this output takes fresh scales of {formats}")
+    } else {
+        format!("no weight of this output changes to {formats}")
     };
-    Err(usage(format!("{} is of no use: {}", found.0, found.1))
-        .with_hint("leave it out: what is NF4 or FP4 already keeps its own"))
+    Err(usage(format!("{option} is of no use: {why}"))
+        .with_hint(format!("leave it out: what is {formats} already keeps its own")))
 }
 
 /// Worker threads, where 0 stands for one per processor.

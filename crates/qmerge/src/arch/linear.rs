@@ -91,9 +91,13 @@ const ROUTERS: &[&str] = &["router", "gate"];
 
 /// What a two-dimensional weight is to a loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// A linear layer that a loader would quantize.
     Linear,
+    /// A table of embeddings.
+    Embedding,
+    /// An output embedding.
+    Head,
     /// A matrix that stays plain, and must be named where a loader is told what stays so.
     Kept,
     /// The same, by a name that says nothing.

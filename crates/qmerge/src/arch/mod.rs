@@ -19,7 +19,8 @@ mod ties;
 mod vision;
 
 pub(crate) use checked::is_checked;
-pub(crate) use linear::{Role, head_in_memory, role};
+pub use linear::Role;
+pub(crate) use linear::{head_in_memory, role};
 pub use ties::{TIES, Tie, by_default as tied_by_default, find as find_tie};
 
 /// Every family. The first whose `model_types` holds the model's type is taken, else the last.

@@ -9,15 +9,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bnb_config::{self, FourBit};
 use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, OnGrid, Part, Settings, Settled, Weight, Writer, float_bytes,
-    floats, grow, part,
+    Choices, Claim, Format, Geometry, Grid, Levels, Module, OnGrid, Part, Setting, Settings, Settled, Weight, Writer,
+    float_bytes, floats, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Entry, ModelConfig};
 use crate::simd::dots::nibble_dots;
 use crate::simd::nibbles::{self, Codebook};
 
@@ -26,17 +27,29 @@ use crate::simd::nibbles::{self, Codebook};
 pub(crate) struct Bnb4 {
     id: &'static str,
     about: &'static str,
+    /// What its state's name adds to the weight's.
+    suffix: &'static str,
     book: &'static Codebook,
     /// The levels in ascending order.
     sorted: &'static [f32; 16],
 }
 
 /// 16 quantiles of a normal distribution, block-scaled.
-pub(crate) static NF4: Bnb4 =
-    Bnb4 { id: "nf4", about: "bitsandbytes NF4, 4 bits, block-scaled", book: &NF4_BOOK, sorted: &NF4_SORTED };
+pub(crate) static NF4: Bnb4 = Bnb4 {
+    id: "nf4",
+    about: "bitsandbytes NF4, 4 bits, block-scaled",
+    suffix: "quant_state.bitsandbytes__nf4",
+    book: &NF4_BOOK,
+    sorted: &NF4_SORTED,
+};
 /// 4-bit floats, block-scaled.
-pub(crate) static FP4: Bnb4 =
-    Bnb4 { id: "fp4", about: "bitsandbytes FP4, 4 bits, block-scaled", book: &FP4_BOOK, sorted: &FP4_SORTED };
+pub(crate) static FP4: Bnb4 = Bnb4 {
+    id: "fp4",
+    about: "bitsandbytes FP4, 4 bits, block-scaled",
+    suffix: "quant_state.bitsandbytes__fp4",
+    book: &FP4_BOOK,
+    sorted: &FP4_SORTED,
+};
 
 #[rustfmt::skip]
 pub(crate) static NF4_BOOK: Codebook = Codebook::new(
@@ -85,14 +98,63 @@ impl Format for Bnb4 {
         self.about
     }
 
-    fn has_settings(&self) -> bool {
-        true
+    fn settings(&self) -> &'static [Setting] {
+        &[
+            Setting { name: "block_size", of_scales: false },
+            Setting { name: "double_quant", of_scales: false },
+            Setting { name: "quant_storage", of_scales: false },
+            Setting { name: "torch_threads", of_scales: true },
+        ]
     }
 
-    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
-        let sibling = |suffix: &str| checkpoint.get(&format!("{}.{suffix}", lead.name));
-        let Some(state_entry) = sibling(&format!("quant_state.bitsandbytes__{}", self.id)) else {
-            return self.refuse_half(checkpoint, lead).map(|()| None);
+    fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
+        let Chosen { double_quant, quant_storage, .. } = Chosen::of(settings)?;
+        let four = FourBit { quant_type: self.id, double_quant, quant_storage };
+        bnb_config::describe(config, Some(&four), skipped);
+        Ok(())
+    }
+
+    fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for (leaf, lead) in module.free() {
+            let claim = self
+                .of_module(module, leaf, lead)
+                .map_err(|error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead)))?;
+            claims.extend(claim);
+        }
+        Ok(claims)
+    }
+
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        let chosen = Chosen::of(settings)?;
+        let nested = chosen.double_quant.then_some(Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
+        let state = QuantState {
+            quant_type: self.id.to_owned(),
+            block: chosen.block_size,
+            dtype: values,
+            shape: shape.to_vec(),
+            nested,
+        };
+        let weight = Bnb4Weight::new(self.format(), name, state, chosen.quant_storage, chosen.torch_threads);
+        let packed = weight.elements().div_ceil(2) as u64;
+        if !packed.is_multiple_of(chosen.quant_storage.bits() / 8) {
+            return Err(
+                mismatch(format!("{packed} packed bytes cannot be viewed as {}", chosen.quant_storage)).in_tensor(name)
+            );
+        }
+        Ok(Arc::new(weight))
+    }
+}
+
+impl Bnb4 {
+    fn format(&self) -> &'static Bnb4 {
+        if self.id == NF4.id { &NF4 } else { &FP4 }
+    }
+
+    fn of_module(&self, module: &Module<'_>, leaf: &str, lead: &Entry) -> Result<Option<Claim>> {
+        let checkpoint = module.checkpoint;
+        let Some(state_entry) = module.beside(leaf, self.suffix) else {
+            return self.refuse_half(module, leaf).map(|()| None);
         };
         let state = QuantState::parse(&checkpoint.read_small(state_entry, MAX_STATE)?)
             .map_err(|error| error.in_tensor(&state_entry.name))?;
@@ -134,48 +196,55 @@ impl Format for Bnb4 {
         Ok(Some(Claim { weight: Arc::new(Bnb4Weight { parts, roles, ..weight }), entries }))
     }
 
-    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        if !BLOCK_SIZES.contains(&settings.block_size) {
-            return Err(usage(format!("block size {} is none of {BLOCK_SIZES:?}", settings.block_size)));
-        }
-        let nested = settings.double_quant.then_some(Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
-        let state = QuantState {
-            quant_type: self.id.to_owned(),
-            block: settings.block_size,
-            dtype: values,
-            shape: shape.to_vec(),
-            nested,
-        };
-        let weight = Bnb4Weight::new(self.format(), name, state, settings.quant_storage, settings.torch_threads);
-        let packed = weight.elements().div_ceil(2) as u64;
-        if !packed.is_multiple_of(settings.quant_storage.bits() / 8) {
-            return Err(mismatch(format!("{packed} packed bytes cannot be viewed as {}", settings.quant_storage))
-                .in_tensor(name));
-        }
-        Ok(Arc::new(weight))
-    }
-}
-
-impl Bnb4 {
-    fn format(&self) -> &'static Bnb4 {
-        if self.id == NF4.id { &NF4 } else { &FP4 }
-    }
-
     /// A weight with an absmax but no state of either type is broken, not plain.
-    fn refuse_half(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<()> {
-        let has = |suffix: &str| checkpoint.has(&format!("{}.{suffix}", lead.name));
-        if let Some((weight, _)) = lead.name.split_once(".quant_state.bitsandbytes__")
-            && !checkpoint.has(weight)
+    fn refuse_half(&self, module: &Module<'_>, leaf: &str) -> Result<()> {
+        if leaf.starts_with("bitsandbytes__")
+            && let Some(weight) = module.path.strip_suffix(".quant_state")
         {
             return Err(mismatch(format!("the weight `{weight}` that it describes is missing"))
                 .with_hint("the checkpoint is incomplete: download it again"));
         }
-        let stateless = has("absmax") && !has("quant_state.bitsandbytes__nf4") && !has("quant_state.bitsandbytes__fp4");
-        if stateless {
+        let stateless = [NF4.suffix, FP4.suffix].iter().all(|suffix| module.beside(leaf, suffix).is_none());
+        if stateless && module.beside(leaf, "absmax").is_some() {
             return Err(mismatch("it has an absmax, but its quant_state is missing")
                 .with_hint("the checkpoint is incomplete: download it again"));
         }
         Ok(())
+    }
+}
+
+/// What the user may choose of a new weight.
+struct Chosen {
+    /// Elements per scale.
+    block_size: usize,
+    /// Whether the scales are themselves quantized.
+    double_quant: bool,
+    /// Type that the packed codes are viewed as.
+    quant_storage: Dtype,
+    /// Threads that torch is taken to have summed the mean absmax with: it changes the last bit of the offset of
+    /// weights with 2²¹ elements and more.
+    torch_threads: usize,
+}
+
+impl Chosen {
+    fn of(settings: &Settings) -> Result<Self> {
+        let block_size = settings.get("block_size", 64)?;
+        if !BLOCK_SIZES.contains(&block_size) {
+            return Err(usage(format!("block size {block_size} is none of {BLOCK_SIZES:?}")));
+        }
+        let storage = |name: &str| {
+            Dtype::from_torch_name(name)
+                .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
+        };
+        let quant_storage = settings
+            .read("quant_storage", Dtype::U8, storage)
+            .map_err(|error| error.with_hint("storage types: uint8, float16, bfloat16, float32"))?;
+        Ok(Self {
+            block_size,
+            double_quant: settings.get("double_quant", true)?,
+            quant_storage,
+            torch_threads: settings.get("torch_threads", 1)?,
+        })
     }
 }
 
@@ -391,10 +460,11 @@ impl OnGrid for Bnb4Weight {
 }
 
 impl Writer for Bnb4Weight {
-    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight> {
+    fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
         let nested = self.state.nested.map(|_| Nested { offset: 0.0, dtype: Dtype::F32, block: nested::BLOCK });
         let state = QuantState { dtype: values, nested, ..self.state.clone() };
-        Arc::new(Self::new(self.format, self.name(), state, self.storage, settings.torch_threads))
+        let threads = settings.get("torch_threads", 1)?;
+        Ok(Arc::new(Self::new(self.format, self.name(), state, self.storage, threads)))
     }
 
     fn needs_survey(&self) -> bool {

@@ -6,13 +6,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bnb_config;
 use super::{
-    Choices, Claim, Format, Geometry, Grid, Levels, OnGrid, Part, Settings, Settled, Weight, Writer, float_bytes,
-    floats, grow, part,
+    Choices, Claim, Format, Geometry, Grid, Levels, Module, OnGrid, Part, Settings, Settled, Weight, Writer,
+    float_bytes, floats, grow, part,
 };
 use crate::dtype::Dtype;
-use crate::error::{Result, malformed, mismatch, unsupported};
-use crate::open::{Checkpoint, Entry};
+use crate::error::{Error, Result, malformed, mismatch, unsupported};
+use crate::open::{Entry, ModelConfig};
 use crate::simd::rows8;
 
 /// LLM.int8 as a format.
@@ -28,14 +29,32 @@ impl Format for Int8 {
         "bitsandbytes LLM.int8, one scale per row"
     }
 
-    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
-        let Some(module) = lead.name.strip_suffix(".weight").filter(|_| lead.dtype == Dtype::I8) else {
-            return Ok(None);
+    fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
+        let Some(lead) = module.get("weight").filter(|lead| lead.dtype == Dtype::I8) else {
+            return Ok(Vec::new());
         };
-        let format = checkpoint.get(&format!("{module}.weight_format"));
-        let Some(scales) = checkpoint.get(&format!("{module}.SCB")) else {
+        let named = |error: Error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead));
+        self.of_module(module, lead).map(|claim| claim.into_iter().collect()).map_err(named)
+    }
+    fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        match (shape, name.strip_suffix(".weight")) {
+            (&[rows, cols], Some(_)) => Ok(Arc::new(Int8Weight::new(name, rows, cols))),
+            _ => Err(mismatch(format!("int8 stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
+        }
+    }
+
+    fn describe(&self, config: &mut ModelConfig, _: &Settings, skipped: Option<&[String]>) -> Result<()> {
+        bnb_config::describe(config, None, skipped);
+        Ok(())
+    }
+}
+
+impl Int8 {
+    fn of_module(&self, module: &Module<'_>, lead: &Entry) -> Result<Option<Claim>> {
+        let format = module.get("weight_format");
+        let Some(scales) = module.get("SCB") else {
             return match format {
-                Some(_) => Err(mismatch(format!("its scales `{module}.SCB` are missing"))
+                Some(_) => Err(mismatch(format!("its scales `{}.SCB` are missing", module.path))
                     .with_hint("the checkpoint is incomplete: download it again")),
                 None => Ok(None),
             };
@@ -53,7 +72,7 @@ impl Format for Int8 {
         let mut entries = vec![lead.clone(), scales.clone()];
         match format {
             Some(format) => {
-                if checkpoint.read_small(format, 16)?.iter().any(|&byte| byte != 0) {
+                if module.checkpoint.read_small(format, 16)?.iter().any(|&byte| byte != 0) {
                     return Err(unsupported("its weight_format is a GPU's tiled layout, not rows")
                         .with_hint("save the model again with a recent bitsandbytes"));
                 }
@@ -65,13 +84,6 @@ impl Format for Int8 {
             None => weight.parts.truncate(2),
         }
         Ok(Some(Claim { weight: Arc::new(weight), entries }))
-    }
-
-    fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        match (shape, name.strip_suffix(".weight")) {
-            (&[rows, cols], Some(_)) => Ok(Arc::new(Int8Weight::new(name, rows, cols))),
-            _ => Err(mismatch(format!("int8 stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
-        }
     }
 }
 
@@ -183,8 +195,8 @@ impl OnGrid for Int8Weight {
 }
 
 impl Writer for Int8Weight {
-    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
-        Arc::new(self.clone())
+    fn renewed(&self, _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        Ok(Arc::new(self.clone()))
     }
 
     fn settle(&self, _: &[f32], _: &[Option<Vec<u8>>]) -> Settled {

@@ -10,11 +10,14 @@
 pub(crate) mod bnb4;
 pub(crate) mod bnb4_state;
 mod bnb8;
+mod bnb_config;
 mod grid;
+mod module;
 pub(crate) mod nested;
 pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
+mod settings;
 mod view;
 
 use std::fmt::Debug;
@@ -22,14 +25,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use grid::{Choices, Grid, Levels};
+pub use module::Module;
 pub use reader::Reader;
 pub(crate) use reader::{Stored, within};
 pub use recognised::Unsupported;
+pub use settings::{Setting, Settings};
 pub(crate) use view::transposed;
 
+use crate::arch::Role;
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Every format, most specific first: a plain tensor is what no other format claims.
 pub static FORMATS: &[&dyn Format] = &[&bnb4::NF4, &bnb4::FP4, &bnb8::Int8, &plain::F32, &plain::F16, &plain::BF16];
@@ -42,23 +48,33 @@ pub trait Format: Sync {
     /// One line for the help and the documentation.
     fn about(&self) -> &'static str;
 
-    /// Recognises a weight by its lead entry, the one that holds the codes. `None` means "not mine".
+    /// The weights of this format among the free tensors of a module, as a rule none or one.
     ///
-    /// Errors if it is this format's but broken: a missing scale, a shape that does not fit.
-    fn claim(&self, checkpoint: &Checkpoint, lead: &Entry) -> Result<Option<Claim>>;
+    /// Errors if something is this format's but broken: a missing scale, a shape that does not fit.
+    fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>>;
 
     /// A weight of this format for values of type `values`, with nothing in it yet.
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
 
-    /// True if only matrices of linear layers are stored this way (and everything else stays as it is).
+    /// True if values become codes, so that only some matrices are stored this way (and everything else stays as it is).
     fn quantizes(&self) -> bool {
         true
     }
 
-    /// True if [`Settings`] say how a new weight is stored.
-    fn has_settings(&self) -> bool {
-        false
+    /// True if loaders look for this format where a plain weight of that role and shape is: linear layers, for most.
+    fn takes(&self, role: Role, shape: &[usize]) -> bool {
+        role == Role::Linear && shape.len() == 2
     }
+
+    /// Choices that it leaves to the user.
+    fn settings(&self) -> &'static [Setting] {
+        &[]
+    }
+
+    /// Says in `config.json` how a loader finds this format. `skipped` are modules that it has to keep plain, where its own defaults do not say so.
+    ///
+    /// Errors if a setting has no such value.
+    fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()>;
 }
 
 /// A recognised weight and the entries that its parts are read from (same order as [`Weight::parts`]).
@@ -68,26 +84,6 @@ pub struct Claim {
     pub weight: Arc<dyn Weight>,
     /// One entry per part.
     pub entries: Vec<Entry>,
-}
-
-/// Choices that a new weight of a format takes.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Elements per scale (bitsandbytes 4-bit: 32 … 4096).
-    pub block_size: usize,
-    /// Whether the scales are themselves quantized.
-    pub double_quant: bool,
-    /// Type that the packed codes are viewed as.
-    pub quant_storage: Dtype,
-    /// Threads that torch is taken to have summed the mean absmax with: it changes the last bit of the offset of
-    /// weights with 2²¹ elements and more.
-    pub torch_threads: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { block_size: 64, double_quant: true, quant_storage: Dtype::U8, torch_threads: 1 }
-    }
 }
 
 /// A weight seen as a matrix in the order it is stored.
@@ -211,7 +207,7 @@ pub trait OnGrid {
 pub trait Writer {
     /// The weight for values of type `values`, as the reference library would make it of them under the same block size and, of the
     /// settings, on as many threads.
-    fn renewed(&self, values: Dtype, settings: &Settings) -> Arc<dyn Weight>;
+    fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
 
     /// True if scales depend on the whole weight: then every chunk goes through [`Writer::survey`] first.
     fn needs_survey(&self) -> bool {
@@ -273,26 +269,18 @@ pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inve
 }
 
 fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
-    let mut taken: std::collections::HashSet<&str> = std::collections::HashSet::new();
     let mut claims: Vec<(usize, Claim)> = Vec::new();
-    for format in FORMATS {
-        for (at, entry) in checkpoint.entries.iter().enumerate() {
-            if taken.contains(entry.name.as_str()) {
-                continue;
-            }
-            let claim = format
-                .claim(checkpoint, entry)
-                .map_err(|error| error.in_tensor(&entry.name).in_file(checkpoint.file_of(entry)))?;
-            if let Some(claim) = claim {
-                let parts = claim.entries.iter().filter_map(|part| checkpoint.get(&part.name));
-                taken.extend(parts.map(|part| part.name.as_str()));
-                claims.push((at, claim));
+    let mut opaque = Vec::new();
+    for mut module in module::modules(checkpoint) {
+        for format in FORMATS {
+            for claim in format.claim(&module)? {
+                claims.push((module.take(&claim.entries), claim));
             }
         }
+        opaque.extend(module.left());
     }
     claims.sort_by_key(|(at, _)| *at);
-    let left = |(at, entry): (usize, &Entry)| (!taken.contains(entry.name.as_str())).then_some(at);
-    let opaque = checkpoint.entries.iter().enumerate().filter_map(left).collect();
+    opaque.sort_unstable();
     Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
 }
 

@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Claim, Format, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer, grow, part};
+use super::{Claim, Format, Geometry, Grid, Module, OnGrid, Part, Settings, Settled, Weight, Writer, grow, part};
+use serde_json::Value;
+
+use crate::arch::Role;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Entry, ModelConfig};
 use crate::simd::dots::bf16_dots;
 use crate::simd::floats;
 
@@ -42,11 +45,13 @@ impl Format for Plain {
         self.about
     }
 
-    fn claim(&self, _: &Checkpoint, lead: &Entry) -> Result<Option<Claim>> {
-        Ok((lead.dtype == self.dtype).then(|| Claim {
-            weight: Arc::new(PlainWeight::new(&lead.name, &lead.shape, lead.dtype)),
-            entries: vec![lead.clone()],
-        }))
+    fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
+        let own = module.free().map(|(_, entry)| entry).filter(|entry| entry.dtype == self.dtype);
+        let claim = |entry: &Entry| Claim {
+            weight: Arc::new(PlainWeight::new(&entry.name, &entry.shape, entry.dtype)),
+            entries: vec![entry.clone()],
+        };
+        Ok(own.map(claim).collect())
     }
 
     fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
@@ -55,6 +60,20 @@ impl Format for Plain {
 
     fn quantizes(&self) -> bool {
         false
+    }
+
+    fn takes(&self, _: Role, _: &[usize]) -> bool {
+        true
+    }
+
+    fn describe(&self, config: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
+        config.remove_everywhere("quantization_config");
+        for key in ["dtype", "torch_dtype"] {
+            if config.find(key).is_some() {
+                config.set_everywhere(key, &Value::from(self.dtype.torch_name()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -153,8 +172,8 @@ impl OnGrid for PlainWeight {
 }
 
 impl Writer for PlainWeight {
-    fn renewed(&self, _: Dtype, _: &Settings) -> Arc<dyn Weight> {
-        Arc::new(self.clone())
+    fn renewed(&self, _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        Ok(Arc::new(self.clone()))
     }
 
     fn settle(&self, _: &[f32], _: &[Option<Vec<u8>>]) -> Settled {

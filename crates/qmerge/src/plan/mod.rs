@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, ReadOptions, Rename, base_names};
 use crate::error::{Result, mismatch, unsupported};
-use crate::formats::{self, Claim, Format, Inventory, Settings};
+use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
 
@@ -241,11 +241,12 @@ impl Plan {
         self.recodes().any(|recode| recode.rounding.whole().is_some())
     }
 
-    /// True if some weight is stored afresh in a format that [`Settings`] describe: one that it takes anew, or any.
-    pub fn takes_settings(&self, anew: bool) -> bool {
+    /// True if some weight is stored afresh in a format that goes by that setting.
+    pub fn takes_setting(&self, name: &str) -> bool {
         self.recodes().any(|recode| {
             let (from, to) = (recode.from.weight.format(), recode.to.format());
-            !recode.keep && (!anew || from != to) && formats::by_id(to).is_ok_and(|format| format.has_settings())
+            let own = |setting: &Setting| setting.name == name && (setting.of_scales || from != to);
+            !recode.keep && formats::by_id(to).is_ok_and(|format| format.settings().iter().any(own))
         })
     }
 
@@ -409,8 +410,12 @@ fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
 
 /// The format of each matrix of the output.
 fn output_matrices<'s>(steps: &'s [Step], inputs: &'s Inputs) -> impl Iterator<Item = &'static str> + 's {
-    let by_name: HashMap<&str, &'static str> =
-        inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim.weight.format())).collect();
+    let by_name: HashMap<&str, &'static str> = inputs
+        .inventory
+        .weights
+        .iter()
+        .filter_map(|claim| Some((claim.entries.first()?.name.as_str(), claim.weight.format())))
+        .collect();
     steps.iter().filter_map(move |step| match &step.action {
         Action::Copy { entry } if entry.shape.len() >= 2 => by_name.get(entry.name.as_str()).copied(),
         Action::Recode(recode) if recode.to.shape().len() >= 2 => Some(recode.to.format()),

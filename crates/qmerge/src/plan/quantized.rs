@@ -44,7 +44,7 @@ impl<'a> Quantized<'a> {
         added: impl Iterator<Item = &'n str>,
     ) -> Result<Quantized<'a>> {
         let Some(format) = options.to.filter(|to| to.quantizes()) else { return Ok(Self::default()) };
-        let mut modules = sort(names);
+        let mut modules = sort(names, format);
         let mut entries = entries(names, &modules, added);
         keep_what_is_reached(&mut modules, &mut entries);
         refuse(names, &modules, format)?;
@@ -74,8 +74,8 @@ fn module_of(name: &str) -> Option<&str> {
     name.strip_suffix(".weight")
 }
 
-/// Tells linear layers from other matrices by their names.
-fn sort<'a>(names: &Names<'a>) -> Modules<'a> {
+/// Tells what takes the format from other matrices, by their names.
+fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
     let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
     let families = families(names);
     let kept = KeptByBase::of(names);
@@ -89,22 +89,26 @@ fn sort<'a>(names: &Names<'a>) -> Modules<'a> {
         if weight.shape().len() != 2 {
             continue;
         }
-        let is_table = arch::leaf_in(module, names.arch.not_linear);
         let role = if arch::leaf_in(module, names.arch.transposed) && !kept.keeps(module) {
             Role::Linear
-        } else if names.is_head(module) || is_table || is_own(names, module) || kept.keeps(module) {
+        } else if arch::leaf_in(module, names.arch.not_linear) {
+            Role::Embedding
+        } else if names.is_head(module) {
+            Role::Head
+        } else if is_own(names, module) || kept.keeps(module) {
             Role::Kept
         } else {
             arch::role(&families, module)
         };
         match role {
-            Role::Linear => modules.taking.push(module),
-            _ if is_table => {}
-            Role::Kept => modules.plain.push(module),
+            _ if format.takes(role, weight.shape()) => modules.taking.push(module),
+            // No loader takes a table for a linear layer.
+            Role::Embedding => {}
             Role::Unknown => {
                 modules.plain.push(module);
                 modules.unknown.push(module);
             }
+            Role::Linear | Role::Head | Role::Kept => modules.plain.push(module),
         }
     }
     modules

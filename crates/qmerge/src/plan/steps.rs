@@ -188,7 +188,8 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut recoded: HashSet<&str> = HashSet::new();
     for claim in &inputs.inventory.weights {
-        let place = positions.get(claim.weight.name()).copied().unwrap_or_default();
+        let lead = claim.entries.first().map(|entry| entry.name.as_str());
+        let place = lead.and_then(|name| positions.get(name)).copied().unwrap_or_default();
         if let Some(recode) = recode(inputs, options, &chooser, (names, &quantized), &mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
             steps.push(Step {
@@ -374,7 +375,7 @@ fn build(
             .weight
             .writer()
             .ok_or_else(|| only_read(claim.weight.as_ref()))?
-            .renewed(values_dtype, &options.settings),
+            .renewed(values_dtype, &options.settings)?,
     };
     // The same view of rows on both sides, so that chunks agree.
     let to = if to.geometry().rows == geometry.rows || turned {

@@ -36,7 +36,7 @@ fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
         .inventory
         .weights
         .iter()
-        .map(|claim| (claim.weight.name(), claim.weight.geometry().elements() as u64))
+        .filter_map(|claim| Some((claim.entries.first()?.name.as_str(), claim.weight.geometry().elements() as u64)))
         .collect();
     plan.steps
         .iter()

@@ -108,7 +108,7 @@ impl Format for Bnb4 {
     }
 
     fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
-        let Chosen { double_quant, quant_storage, .. } = Chosen::of(settings)?;
+        let (double_quant, quant_storage) = (settings.get("double_quant", true)?, storage(settings)?);
         let four = FourBit { quant_type: self.id, double_quant, quant_storage };
         bnb_config::describe(config, Some(&four), skipped);
         Ok(())
@@ -232,20 +232,20 @@ impl Chosen {
         if !BLOCK_SIZES.contains(&block_size) {
             return Err(usage(format!("block size {block_size} is none of {BLOCK_SIZES:?}")));
         }
-        let storage = |name: &str| {
-            Dtype::from_torch_name(name)
-                .filter(|dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32))
-        };
-        let quant_storage = settings
-            .read("quant_storage", Dtype::U8, storage)
-            .map_err(|error| error.with_hint("storage types: uint8, float16, bfloat16, float32"))?;
         Ok(Self {
             block_size,
             double_quant: settings.get("double_quant", true)?,
-            quant_storage,
+            quant_storage: storage(settings)?,
             torch_threads: settings.get("torch_threads", 1)?,
         })
     }
+}
+
+fn storage(settings: &Settings) -> Result<Dtype> {
+    let of_codes = |dtype: &Dtype| matches!(dtype, Dtype::U8 | Dtype::F16 | Dtype::BF16 | Dtype::F32);
+    settings
+        .read("quant_storage", Dtype::U8, |name| Dtype::from_torch_name(name).filter(of_codes))
+        .map_err(|error| error.with_hint("storage types: uint8, float16, bfloat16, float32"))
 }
 
 /// What a part holds.

@@ -30,6 +30,7 @@ pub use reader::Reader;
 pub(crate) use reader::{Stored, within};
 pub use recognised::Unsupported;
 pub use settings::{Setting, Settings};
+pub use view::Order;
 pub(crate) use view::transposed;
 
 use crate::arch::Role;
@@ -147,6 +148,11 @@ pub trait Weight: Debug + Send + Sync {
     /// The matrix view that chunks are cut from.
     fn geometry(&self) -> Geometry;
 
+    /// True if the stored rows are the layer's inputs.
+    fn is_transposed(&self) -> bool {
+        false
+    }
+
     /// Type that decoded values are rounded to.
     fn value_dtype(&self) -> Dtype;
 
@@ -194,11 +200,16 @@ pub trait Weight: Debug + Send + Sync {
 
 /// Values under the scales that are stored.
 pub trait OnGrid {
-    /// The grid of `rows` under the stored scales.
+    /// The grid of stored `rows` under the stored scales.
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
 
-    /// Stores the level nearest to each value of `rows`, under the scales in `parts` or those of `moved`, which is [`OnGrid::grid`] of the same rows with
-    /// others of its choices. Appends to every part that is cut by rows. A part of the whole weight stays what it is, and its buffer empty, unless `moved` has
+    /// Where scales are not shared by runs of stored rows: an order in which runs of outputs' rows do, and the grid of the whole weight in it.
+    fn ordered(&self, _parts: &[&[u8]]) -> Option<(Order, Grid)> {
+        None
+    }
+
+    /// Stores the level nearest to each value of stored `rows`, under the scales in `parts` or those of `moved`: the grid of the same rows, or of all in
+    /// the order of [`OnGrid::ordered`], with others of its choices. Appends to every part that is cut by rows. A part of the whole weight stays what it is, and its buffer empty, unless `moved` has
     /// all rows and changes it.
     fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]);
 }

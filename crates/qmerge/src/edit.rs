@@ -48,9 +48,9 @@ pub struct Product<'d> {
 }
 
 impl Product<'_> {
-    /// The right factor (rank, cols).
-    pub fn right(&self) -> Vec<f32> {
-        self.right.to_rows()
+    /// Some rows of the right factor (rank, cols), in place of what `out` holds.
+    pub fn right(&self, rows: Range<usize>, out: &mut Vec<f32>) {
+        self.right.rows(rows, out);
     }
 }
 

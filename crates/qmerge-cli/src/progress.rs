@@ -20,6 +20,10 @@ const PRIOR: f64 = 0.02;
 /// Share of the work after which the speed is known.
 const TRUSTED: f64 = 0.1;
 
+/// The countdown begins so long after the work: before, opening files and touching fresh memory takes a share of the time that it never takes again, and what is over
+/// by then needs none.
+const TELLING: Duration = Duration::from_secs(2);
+
 /// Work done and time left.
 pub(crate) struct Bar {
     shared: Arc<Shared>,
@@ -199,9 +203,9 @@ impl Countdown {
         (self.total > 0.0).then(|| (self.done / self.total).clamp(0.0, 1.0))
     }
 
-    /// The time left, of the whole. Work comes in lumps: between them the time runs down, but not below half of what the rest was expected to take.
+    /// The time left, of the whole, as soon as it can be told. Work comes in lumps: between them the time runs down, but not below half of what the rest was expected to take.
     fn left(&self, now: Duration) -> Option<Duration> {
-        self.share()?;
+        self.share().filter(|_| now >= self.began + TELLING)?;
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let prior = PRIOR * (self.total - self.done / TRUSTED).max(0.0);
         let seconds = (self.last - self.began).as_secs_f64() + prior * 1e-9 / threads as f64;
@@ -211,9 +215,9 @@ impl Countdown {
     }
 }
 
-/// A time in at most two units.
+/// A time that is left, in at most two units: never none, since a prediction may come to its end before the work does.
 fn in_words(time: Duration) -> String {
-    let seconds = time.as_secs_f64().ceil() as u64;
+    let seconds = time.as_secs_f64().ceil().max(1.0) as u64;
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
@@ -271,7 +275,11 @@ mod tests {
             countdown.start((100.0 * unit) as u64, at(5.0));
             for second in 1..100 {
                 countdown.advance(unit as u64, at(5.0 + f64::from(second)));
-                let left = countdown.left(at(5.0 + f64::from(second))).unwrap().as_secs_f64();
+                let Some(left) = countdown.left(at(5.0 + f64::from(second))) else {
+                    assert_eq!(second, 1);
+                    continue;
+                };
+                let left = left.as_secs_f64();
                 let truth = f64::from(100 - second);
                 assert!(second < 10 || (0.9..1.1).contains(&(left / truth)), "{unit} {second} {left}");
             }
@@ -305,6 +313,19 @@ mod tests {
     }
 
     #[test]
+    fn the_first_moments_tell_nothing() {
+        let mut state = State::default();
+        state.countdown.start(1000, at(10.0));
+        state.countdown.advance(10, at(11.5));
+        assert_eq!(state.text(at(11.9)), "");
+        state.countdown.advance(490, at(13.0));
+        assert_eq!(state.text(at(13.0)), "3 s left");
+        // All that was predicted is done, and the work goes on.
+        state.countdown.advance(500, at(16.0));
+        assert_eq!(state.text(at(16.5)), "1 s left");
+    }
+
+    #[test]
     fn a_log_has_a_line_for_each_phase_that_takes_long() {
         let mut state = State::default();
         assert_eq!(state.line(at(9.0)), None);
@@ -328,7 +349,7 @@ mod tests {
     #[test]
     fn times_are_read_at_a_glance() {
         for (seconds, text) in
-            [(0.0, "0 s"), (0.2, "1 s"), (59.5, "1 min 0 s"), (119.0, "1 min 59 s"), (7300.0, "2 h 1 min")]
+            [(0.0, "1 s"), (0.2, "1 s"), (59.5, "1 min 0 s"), (119.0, "1 min 59 s"), (7300.0, "2 h 1 min")]
         {
             assert_eq!(in_words(at(seconds)), text);
         }

@@ -53,7 +53,7 @@ impl<'m, 'a> FromModel<'m, 'a> {
     /// Windows of a text, spread over it. Errors if the text is too short.
     pub fn text(model: &'m Model<'a>, tokens: &[u32], path: &Path) -> Result<Self> {
         if tokens.len() < FEWEST {
-            let problem = format!("{} tokens, and calibration needs at least {FEWEST}", tokens.len());
+            let problem = format!("only {} of the {FEWEST} tokens that calibration needs", tokens.len());
             return Err(Error::new(Kind::Mismatch, problem)
                 .in_file(path)
                 .with_hint("give a longer text, or none: then the model writes one itself"));

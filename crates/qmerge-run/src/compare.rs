@@ -128,7 +128,7 @@ pub fn compare(
     let windows: Vec<&[u32]> =
         task.tokens.chunks_exact(task.context).take(task.windows.unwrap_or(usize::MAX)).collect();
     if windows.is_empty() {
-        let problem = format!("{} tokens, but a window takes {}", task.tokens.len(), task.context);
+        let problem = format!("only {} of the {} tokens that a window takes", task.tokens.len(), task.context);
         return Err(Error::new(Kind::Mismatch, problem)
             .in_file(std::path::Path::new(&task.text))
             .with_hint("give a longer text or a smaller --context"));

@@ -18,8 +18,8 @@ const CHUNK: usize = 1 << 16;
 const ROWS: usize = 16 * HEIGHT;
 
 thread_local! {
-    /// A worker's decoded rows, before and after the edits: used again for the next chunk, of this layer or another, since fresh memory costs more than
-    /// decoding into it.
+    /// A worker's decoded rows, before and after the edits, or rows of an adapter's factor: used again for the next chunk, of this layer or another, since fresh
+    /// memory costs more than decoding into it.
     static DECODED: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
@@ -224,13 +224,18 @@ impl<'a> Linear<'a> {
         let Some(product) = delta.as_product(self.rows.end) else { return };
         let tokens = x.tokens();
         let mut inner = vec![0.0; product.rank * tokens];
-        let products = |left: &[f32], x: &Columns, rows: usize, y: &mut [f32]| {
-            let pairs = y.par_chunks_mut((rows * tokens).max(1)).zip(left.par_chunks((rows * x.inputs()).max(1)));
-            pairs.for_each(|(y, left)| matmul(left, x, true, y));
-        };
-        products(&product.right(), x, HEIGHT, &mut inner);
+        inner.par_chunks_mut((HEIGHT * tokens).max(1)).enumerate().for_each(|(number, inner)| {
+            let first = number * HEIGHT;
+            // Nothing below waits for other workers, so none comes by here with the cell taken.
+            DECODED.with_borrow_mut(|(_, right)| {
+                product.right(first..(first + HEIGHT).min(product.rank), right);
+                matmul(right, x, false, inner);
+            });
+        });
         inner.iter_mut().for_each(|x| *x *= product.scale);
-        products(product.left, &Columns::new(&inner, product.rank, tokens), ROWS, y);
+        let inner = Columns::new(&inner, product.rank, tokens);
+        let left = product.left.par_chunks((ROWS * product.rank).max(1));
+        y.par_chunks_mut((ROWS * tokens).max(1)).zip(left).for_each(|(y, left)| matmul(left, &inner, true, y));
     }
 
     /// True if rows are used as they are stored.

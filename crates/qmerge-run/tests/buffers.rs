@@ -59,7 +59,8 @@ fn the_second_use_takes_no_fresh_memory() {
         let (many, one) = use_it();
         // The states, plain and packed, and some small things; not the logits, nor the head's rows.
         assert!(many < 4 * 64 * vocab / 2, "{base} {held} {many}");
-        // Four layers have 160 thousand values each, and the head as many; what is decoded of them takes four bytes each. An adapter's factors take a few.
-        assert!(one < 450_000, "{base} {held} {one}");
+        // Four layers have 160 thousand values each, and the head as many; what is decoded of them takes four bytes each. The factors of the
+        // adapter are 51 thousand values.
+        assert!(one < 220_000, "{base} {held} {one}");
     }
 }

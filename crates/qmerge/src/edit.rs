@@ -29,7 +29,8 @@ pub trait Delta: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// The delta of a weight of `rows` rows as a product, where it is one over all of them; its own rounding is left out.
+    /// The delta as one product `scale · left · right` that covers all `rows` rows of the weight; `None` where it is anything else. A product that is rounded to a
+    /// type before it is added is given unrounded.
     fn as_product(&self, _rows: usize) -> Option<Product<'_>> {
         None
     }
@@ -48,9 +49,9 @@ pub struct Product<'d> {
 }
 
 impl Product<'_> {
-    /// The right factor (rank, cols).
-    pub fn right(&self) -> Vec<f32> {
-        self.right.to_rows()
+    /// Some rows of the right factor (rank, cols), in place of what `out` holds.
+    pub fn right(&self, rows: Range<usize>, out: &mut Vec<f32>) {
+        self.right.rows(rows, out);
     }
 }
 

@@ -156,6 +156,11 @@ impl std::error::Error for Error {
 }
 
 /// Shorthand constructors, one per kind that is made in many places.
+/// "1 tensor is", "2 tensors are".
+pub(crate) fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 pub(crate) fn malformed(message: impl Into<String>) -> Error {
     Error::new(Kind::Malformed, message)
 }

@@ -213,7 +213,7 @@ fn wrappers_of_a_language_model_come_and_go() {
             let want = with_delta(&case.base(&name), &tensors, WIDTH, false);
             assert!(close(&merged.get(&name), &want), "{base} {adapter}");
             // One module, one name: what was merely looked up on the way is not counted.
-            let renames = merged.report.warnings.iter().filter(|text| text.starts_with("1 adapter names")).count();
+            let renames = merged.report.warnings.iter().filter(|text| text.starts_with("1 adapter name was")).count();
             assert_eq!(renames, usize::from(base != adapter), "{:?}", merged.report.warnings);
         }
     }

@@ -65,6 +65,11 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     let cut = |calibration: Option<&mut dyn Calibration>, options: &TruncateOptions| {
         truncate(adapter, Some(&plan), calibration, &args.output, options, progress)
     };
+    let (untrained, modules) = adapter.untrained();
+    if untrained.len() == modules {
+        options.reason = Some("no module was trained, so the model is not run: there is nothing to weigh".into());
+        return cut(None, &options);
+    }
     if let Some(path) = &args.calibration {
         return cut(Some(&mut Stored::open(path, &inputs.base)?), &options);
     }

@@ -14,6 +14,11 @@ pub(crate) fn counted(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
+/// The heading of what sums up a table.
+pub(crate) fn all(n: usize, thing: &str) -> String {
+    if n == 1 { format!("the only {thing}") } else { format!("all {}", counted(n, thing)) }
+}
+
 pub(crate) fn bytes(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),

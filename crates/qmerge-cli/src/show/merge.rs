@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Style};
 use qmerge::formats;
 use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
 
-use super::figures::{bytes, change, counted, figure, fixed, ratio, seconds, share};
+use super::figures::{all, bytes, change, counted, figure, fixed, ratio, seconds, share};
 use super::lines::{self, Stream, say};
 use super::names::{Names, Place, worst_first};
 use super::table::{Column, Table, number, word};
@@ -137,7 +137,7 @@ fn merged_table(report: &Report) -> Table {
         true => [figure(summary.kept_output), survival, noise, none, changed, formats],
         false => [survival, noise, none.clone(), none, changed, formats],
     };
-    table.row(format!("all {}", counted(summary.weights_merged, "merged weight")), cells);
+    table.row(all(summary.weights_merged, "merged weight"), cells);
     table
 }
 

@@ -2,7 +2,7 @@
 
 use qmerge::truncate::{CutWeight, Truncation};
 
-use super::figures::{bytes, counted, fixed};
+use super::figures::{all, bytes, counted, fixed};
 use super::lines::{self, Stream, say};
 use super::names::{Names, Place, worst_first};
 use super::table::{Table, number, word};
@@ -62,6 +62,6 @@ fn cut_table(found: &Truncation) -> Table {
     }
     table.more(worst.len(), WORST);
     let summed = found.weights.iter().filter(|weight| weight.by_inputs == any).count();
-    table.row(format!("all {}", counted(summed, "module")), [String::new(), energy(found.kept)]);
+    table.row(all(summed, "module"), [String::new(), energy(found.kept)]);
     table
 }

@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Style};
 use qmerge::formats;
 use qmerge::verify::{Answer, State, Verification};
 
-use super::figures::{counted, figure, share};
+use super::figures::{all, figure, share};
 use super::lines::{self, Stream, say};
 use super::names::{Names, Place, worst_first};
 use super::table::{Table, number, word};
@@ -55,7 +55,7 @@ fn verified_table(found: &Verification) -> Table {
     table.more(worst.len(), WORST);
     let summary = &found.summary;
     table.row(
-        format!("all {}", counted(summary.weights, "weight")),
+        all(summary.weights, "weight"),
         [
             String::new(),
             figure(summary.survival),

@@ -82,7 +82,7 @@ fn methods_without_what_they_need_say_so() {
         }
         assert!(!folder.join("out").exists() && !folder.join("out.partial").exists());
     };
-    refused(&["--calibrate", "short.txt"], &["short.txt", "needs at least 1024"]);
+    refused(&["--calibrate", "short.txt"], &["short.txt", "of the 1024 tokens that calibration needs"]);
     refused(&["--calibrate", TEXT, "--rounding", "nearest"], &["--calibrate is of no use to rounding nearest"]);
     refused(&["--calibrate", TEXT, "--fast"], &["--fast"]);
     // A model that cannot be run is merged without data, and the report says why.

@@ -107,7 +107,7 @@ fn unfit_texts_are_named() {
         ("nothing.txt", &["nothing.txt", "empty", "hint"][..]),
         ("blank.txt", &["blank.txt", "empty", "hint"]),
         ("binary.txt", &["binary.txt", "UTF-8", "byte at 3", "hint"]),
-        ("short.txt", &["short.txt", "a window takes 512", "--context"]),
+        ("short.txt", &["short.txt", "of the 512 tokens that a window takes", "--context"]),
     ] {
         refused(&folder, &compare(&["--text", text]), said);
     }

@@ -72,6 +72,57 @@ fn chosen_values_are_told_from_lost_ones() {
     }
 }
 
+/// A strong delta makes scales others than the base's, under which rounding to the nearest gives other levels: no method chose them.
+#[test]
+fn what_was_rounded_to_the_nearest_is_not_called_chosen() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for to in ["same", "nf4", "fp4", "int8"] {
+        for strength in ["adapter=0.5", "adapter", "adapter=3"] {
+            let output = format!("{to}-{strength}");
+            merged(&folder, strength, &output, &["--rounding", "nearest", "--to", to]);
+            let (_, states, text) = verified(&folder, strength, &output);
+            assert!(!states.contains("moved"), "{output}: {states:?} {text}");
+        }
+    }
+}
+
+/// One weight is told of in the singular.
+#[test]
+fn one_weight_is_not_some_weights() {
+    let folder = Folder::new();
+    demo(folder.path());
+    crate::model::copy_folder(&folder.join("adapter"), &folder.join("one"));
+    crate::model::change(&folder.join("one/adapter_model.safetensors"), |tensors| {
+        tensors.retain(|tensor| tensor.0.contains("layers.0.self_attn.q_proj"));
+    });
+    let base = ["--base", "base-nf4", "--adapter", "one"];
+    let mut said = String::new();
+    for words in [
+        &["merge", "-o", "nearest", "--rounding", "nearest"][..],
+        &["merge", "-o", "gptq", "--rounding", "gptq", "--measure", "never"],
+        &["merge", "-o", "fast", "--fast"],
+        &["merge", "-o", "dry", "--dry-run"],
+        &["truncate", "-o", "cut", "--rank", "1"],
+        &["verify", "--merged", "nearest"],
+        &["verify", "--merged", "gptq"],
+        &["verify", "--merged", "fast"],
+        &["verify", "--merged", "base-nf4"],
+    ] {
+        let output = run(folder.path(), &[&words[..1], &base, &words[1..]].concat());
+        said += &stdout(&output);
+        said += &stderr(&output);
+    }
+    let next = |at: usize| said[at + 2..].split_whitespace().next().unwrap_or_default();
+    let plurals: BTreeSet<&str> = said
+        .match_indices("1 ")
+        .filter(|(at, _)| !said[..*at].ends_with(|last: char| last.is_ascii_digit() || last == '.'))
+        .map(|(at, _)| next(at).trim_matches(|c: char| !c.is_alphanumeric()))
+        .filter(|word| word.ends_with('s'))
+        .collect();
+    assert!(plurals.is_empty() && !said.contains("all 1"), "{plurals:?} in {said}");
+}
+
 /// The base in another format, without the adapter.
 #[test]
 fn what_was_never_merged_is_not_called_a_merge() {
@@ -79,7 +130,7 @@ fn what_was_never_merged_is_not_called_a_merge() {
     demo(folder.path());
     let (answer, states, text) = verified(&folder, "adapter", "base-nf4");
     assert_eq!((answer.as_str(), states), ("no", set(&["absent"])));
-    assert!(text.contains("the adapter is not in 28 of 28 weights: their values are the base's"), "{text}");
+    assert!(text.contains("the adapter is not in 28 of 28 weights: the values are the base's"), "{text}");
     for to in ["bf16", "int8", "fp4"] {
         done(&folder, &["convert", "--base", "base-nf4", "--to", to, "-o", to, "--quiet"]);
         for adapter in ["adapter", "adapter=0.05"] {

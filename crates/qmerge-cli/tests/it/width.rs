@@ -214,6 +214,12 @@ fn an_untrained_adapter_costs_nothing() {
     assert!(!text.contains("calibrated on") && !text.contains("next:"), "{text}");
     let tensors = |name: &str| crate::model::read(&folder.join(name).join("model.safetensors"));
     assert!(tensors("same") == tensors("base-nf4"));
+    // Nor is it run to be cut.
+    let words = ["truncate", "--base", "base-nf4", "--adapter", "untrained", "--rank", "2", "-o", "cut"];
+    let cut = run(folder.path(), &words);
+    assert!(cut.status.success(), "{}", stderr(&cut));
+    assert_eq!(stderr(&cut).matches("as before any training").count(), 1, "{}", stderr(&cut));
+    assert!(stdout(&cut).contains("the model is not run") && !stdout(&cut).contains("calibrated"), "{}", stdout(&cut));
     // Half of it: one warning, before the work, and a merge as ever.
     let half = run(folder.path(), &["merge", "base-nf4", "half", "-o", "half-merged", "--fast"]);
     let warnings: Vec<String> =

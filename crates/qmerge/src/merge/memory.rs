@@ -8,7 +8,7 @@ use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Plan, Recode};
-use crate::round::{Demand, metric_bytes};
+use crate::round::{Demand, MOST_DIRECTIONS, metric_bytes};
 
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
@@ -19,8 +19,6 @@ const FROM_BASE: u64 = 5 * 4 + 2;
 const AFRESH: u64 = 7 * 4 + 2;
 /// The same of a written weight whose residual is cut: base, target, output, their difference.
 const READ_AGAIN: u64 = 4 * 4;
-/// Most directions of a delta that are told apart.
-const DIRECTIONS: u64 = 64;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
@@ -166,7 +164,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let (rows, cols) = (geometry.rows as u64, geometry.cols as u64);
     let each = if recode.keep && !recode.to.is_plain() { FROM_BASE } else { AFRESH };
     let stored = read_bytes(recode) + 2 * written_bytes(recode);
-    let directions = 4 * DIRECTIONS.min(rows).min(cols) * (2 * rows + 4 * cols);
+    let directions = 4 * (MOST_DIRECTIONS as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
     let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
     rows * cols * each + stored + directions + cut + edits(recode)
 }

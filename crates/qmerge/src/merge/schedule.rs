@@ -83,12 +83,12 @@ impl Schedule {
             threads: memory.threads,
             chunk_elements: memory.chunk_elements,
             memory,
-            work: Work::new(plan, demand),
+            work: Work::new(plan, demand, memory.threads),
             bytes_read: 0,
         };
         let mut waiting: Option<Stage> = None;
         for (number, step) in plan.steps.iter().enumerate() {
-            let mut passes = stages(number, step, memory.chunk_elements);
+            let mut passes = stages(number, step, &memory);
             let last = passes.pop();
             let surveyed = !passes.is_empty();
             for pass in passes {
@@ -175,7 +175,7 @@ pub(super) fn written_bytes(recode: &Recode) -> u64 {
     recode.to.parts().iter().map(|part| part.bytes).sum()
 }
 
-fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
+fn stages(number: usize, step: &Step, memory: &Memory) -> Vec<Stage> {
     let stage = |pass, tasks: u64, per_task, total, work| Stage {
         step: number,
         pass,
@@ -192,12 +192,12 @@ fn stages(number: usize, step: &Step, elements: usize) -> Vec<Stage> {
                 entry.bytes.div_ceil(TASK_BYTES),
                 TASK_BYTES,
                 entry.bytes,
-                work::copied(entry.bytes),
+                work::copied(entry.bytes, memory.threads),
             )]
         }
         Action::Recode(recode) => {
             let rows = recode.from.weight.geometry().rows as u64;
-            let per_task = rows_per_task(recode, elements) as u64;
+            let per_task = rows_per_task(recode, memory.chunk_elements) as u64;
             let tasks = rows.div_ceil(per_task);
             let work = |part| work::streamed(recode, recode.streamed(), part);
             let mut passes = Vec::new();

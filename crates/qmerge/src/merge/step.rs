@@ -277,7 +277,7 @@ impl<'a> Steps<'a> {
         Ok(total)
     }
 
-    /// Appends a chunk's codes. What is encoded differs from what was meant only where a method or the reference moves it first.
+    /// Appends a chunk's codes. Values are encoded as they are, or first moved: by the base's original, to a type that the reference rounds to, by a rounding method.
     fn encode(
         &self,
         task: &Weighed<'_>,

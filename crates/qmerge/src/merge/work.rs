@@ -9,8 +9,10 @@ use super::residual::is_coarse;
 use crate::plan::{Action, Recode, Step};
 use crate::round::{Demand, Rounding};
 
-/// Per byte that is copied or brought to the disk.
-const BYTE: f64 = 0.7;
+/// Per byte that is copied. A file takes one write at a time, so meanwhile the other threads wait.
+const COPY: f64 = 0.8;
+/// Per byte that is brought to the disk.
+const SYNC: f64 = 0.7;
 /// Per value that is decoded, edited and surveyed.
 const SURVEY: f64 = 1.5;
 /// Per value that is encoded, decoded again, measured and written besides.
@@ -32,11 +34,11 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(plan: &Plan, demand: &Demand) -> Self {
+    pub(super) fn new(plan: &Plan, demand: &Demand, threads: usize) -> Self {
         let known: HashSet<&str> =
             demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(String::as_str).collect();
         let one = |step: &Step| match &step.action {
-            Action::Copy { entry } => copied(entry.bytes),
+            Action::Copy { entry } => copied(entry.bytes, threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
                     let geometry = recode.from.weight.geometry();
@@ -51,7 +53,7 @@ impl Work {
         };
         Self {
             steps: plan.steps.iter().map(one).collect(),
-            sync: copied(plan.output_bytes()),
+            sync: (SYNC * plan.output_bytes() as f64) as u64,
             residual: residual(plan),
         }
     }
@@ -69,8 +71,8 @@ pub(super) enum Part {
     Write,
 }
 
-pub(super) fn copied(bytes: u64) -> u64 {
-    (BYTE * bytes as f64) as u64
+pub(super) fn copied(bytes: u64, threads: usize) -> u64 {
+    (COPY * bytes as f64 * threads as f64) as u64
 }
 
 /// One pass; zero for one that the weight does not need.

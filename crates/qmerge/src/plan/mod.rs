@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, ReadOptions, Rename, base_names};
-use crate::error::{Result, mismatch, unsupported};
+use crate::error::{Result, counted, mismatch, unsupported};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -347,15 +347,15 @@ fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<String> {
     let renamed: Vec<&Rename> = renamed.iter().filter(|rename| used.contains(rename.to.as_str())).collect();
     let first = renamed.first()?;
     Some(format!(
-        "{} adapter names were found under other names in the base, first `{}` as `{}`",
-        renamed.len(),
+        "{} found under other names in the base, first `{}` as `{}`",
+        counted(renamed.len(), "adapter name was", "adapter names were"),
         first.from,
         first.to
     ))
 }
 
 /// What was never trained is told once, however many modules it is.
-fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
+pub(crate) fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
     let path = adapter.path.display();
     let first = modules.first()?;
     Some(match all {

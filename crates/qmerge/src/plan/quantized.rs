@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::Options;
 use crate::adapters::Names;
 use crate::arch::{self, Role};
-use crate::error::{Result, mismatch, unsupported};
+use crate::error::{Result, counted, mismatch, unsupported};
 use crate::formats::{Format, Weight};
 
 /// Which weights take the quantizing format that was asked for, and which modules a loader has to keep plain.
@@ -234,8 +234,12 @@ fn warning(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Opt
     let id = format.id();
     let unknown = modules.unknown.first().map(|first| {
         format!(
-            "{} matrices are not known to be linear layers and stay as they are, first `{first}`",
-            modules.unknown.len()
+            "{}, first `{first}`",
+            counted(
+                modules.unknown.len(),
+                "matrix is not known to be a linear layer and stays as it is",
+                "matrices are not known to be linear layers and stay as they are"
+            )
         )
     });
     if arch::is_checked(names.model_type()) {
@@ -246,8 +250,8 @@ fn warning(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Opt
         family => format!("models of type `{family}` were not held against a loader:"),
     };
     Some(format!(
-        "{family} the {} matrices that become {id} are those whose names are linear layers' in other families{}",
-        modules.taking.len(),
+        "{family} what becomes {id}, {}, goes by the names of linear layers in other families{}",
+        counted(modules.taking.len(), "matrix", "matrices"),
         unknown.map_or(String::new(), |unknown| format!("; {unknown}"))
     ))
 }

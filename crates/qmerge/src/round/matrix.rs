@@ -55,7 +55,11 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
 }
 
 /// Most directions that are told apart in a delta's outputs.
-const MOST_DIRECTIONS: usize = 64;
+pub(crate) const MOST_DIRECTIONS: usize = 64;
+/// Share of ‖D‖² outside of the directions that is taken for the rounding of sums in f32, and not for a part of D.
+const UNREACHED: f64 = 1e-6;
+/// A direction of which the others leave less than this share of the longest one's length is made of them and of rounding.
+const NEW: f64 = 1e-4;
 
 /// D with an orthonormal basis U of the outputs it reaches.
 #[derive(Debug)]
@@ -117,7 +121,7 @@ impl Delta {
         }
         let mut moments = vec![0.0; directions * cols];
         matmul(&coefficients, &matrix.metric.columns, false, &mut moments);
-        // What U does not reach: nothing but rounding for a low rank, much for others.
+        // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
         let (mut all, mut rest) = (0.0, 0.0);
         let mut row = vec![0.0; cols];
         for r in 0..rows {
@@ -127,7 +131,7 @@ impl Delta {
             axpys(&against, &coefficients, &mut row);
             rest += f64::from(dot(&row, &row));
         }
-        if rest <= 1e-6 * all {
+        if rest <= UNREACHED * all {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
             return Self { directions, basis, moments, dense: None, norm };
         }
@@ -186,7 +190,7 @@ fn orthonormal(x: &[f32], rows: usize, count: usize) -> (Vec<f32>, usize) {
             }
         }
         let after = length(&column);
-        if after > 1e-4 * largest && after.is_finite() {
+        if after > NEW * largest && after.is_finite() {
             column.iter_mut().for_each(|x| *x /= after);
             found.push(column);
         }

@@ -22,6 +22,7 @@ use crate::formats::Grid;
 #[doc(hidden)]
 pub use factor::{Cut, Factors, cut, delta_energy, sketch};
 pub use matrix::Kept;
+pub(crate) use matrix::MOST_DIRECTIONS;
 #[doc(hidden)]
 pub use matrix::Matrix;
 pub(crate) use moments::metric_bytes;

@@ -8,6 +8,8 @@
 // Tiles are small matrices with fixed bounds: indices say what happens, and compile to registers.
 #![allow(clippy::needless_range_loop)]
 
+use std::ops::Range;
+
 use super::{Level, level, versions};
 
 /// Longest chain that is summed without a break.
@@ -53,16 +55,17 @@ impl Panels {
         Self { rank, cols, data }
     }
 
-    /// The factor as it came, (rank, cols).
-    pub(crate) fn to_rows(&self) -> Vec<f32> {
-        let mut rows = vec![0.0; self.rank * self.cols];
+    /// Some rows of the factor as they came, (rows, cols).
+    pub(crate) fn rows(&self, rows: Range<usize>, out: &mut Vec<f32>) {
+        out.clear();
+        out.resize(rows.len() * self.cols, 0.0);
         for (p, panel) in self.data.chunks_exact((self.rank * PANEL).max(1)).enumerate() {
             let columns = p * PANEL..self.cols.min((p + 1) * PANEL);
-            for (k, row) in panel.chunks_exact(PANEL).enumerate() {
-                rows[k * self.cols + columns.start..k * self.cols + columns.end].copy_from_slice(&row[..columns.len()]);
+            let panel = &panel[rows.start * PANEL..rows.end * PANEL];
+            for (row, out) in panel.chunks_exact(PANEL).zip(out.chunks_exact_mut(self.cols)) {
+                out[columns.clone()].copy_from_slice(&row[..columns.len()]);
             }
         }
-        rows
     }
 }
 

@@ -17,7 +17,7 @@ use crate::adapters::{Adapter, Pair, Parts, ReadOptions, as_peft_writes, read_fl
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::parallel::parallel;
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, untrained_warning};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
 use crate::round::{Calibration, Cut, Factors, Metric, cut};
@@ -107,11 +107,14 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let (bytes, warnings) = whole_folder(target, options.force, |folder| {
+    let (bytes, mut warnings) = whole_folder(target, options.force, |folder| {
         let warnings = copy_beside(&adapter.path, folder)?;
         let tensors = tensors(adapter, &parts, &done, options)?;
         Ok((write_adapter(folder, tensors, &config(adapter, options.rank))?, warnings))
     })?;
+    let (untrained, modules) = adapter.untrained();
+    let is_all = untrained.len() == modules && parts.others.is_empty();
+    warnings.extend(untrained_warning(adapter, &untrained, modules, is_all));
     let weights: Vec<CutWeight> = parts
         .pairs
         .iter()

@@ -87,17 +87,18 @@ impl Run<'_> {
             let before = target.base().grid(rows)?;
             // What has no grid was rounded by nobody's choice.
             let Some(after) = other.grid(rows)? else { return Ok(0) };
-            // Fresh scales differ a little from the base's, so in one format levels are compared and not values.
+            // Fresh scales differ from the base's, by as much as the delta changes a block's largest value: so in one format what the base has is told by its level,
+            // and what rounding gives under either scales.
             let is_same =
                 |before: &&Grid| recode.from.weight.format() == claim.weight.format() && before.run == after.run;
             let same = before.as_ref().filter(is_same);
+            let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
             let is_chosen = |&i: &usize| {
+                let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();
                 if let Some(before) = same {
                     let level = after.level(i, m[i]);
-                    level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i]))
+                    level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i])) && far(t[i])
                 } else {
-                    let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
-                    let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();
                     far(t[i]) && far(w[i])
                 }
             };

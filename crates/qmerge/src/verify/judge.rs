@@ -2,7 +2,7 @@
 
 use super::compare::SAME_RECODED;
 use super::{Answer, State, VerifiedWeight, VerifyOptions, VerifySummary};
-use crate::error::Result;
+use crate::error::{Result, counted};
 use crate::measure::{Loss, Sums};
 use crate::open::model_order;
 use crate::plan::Recode;
@@ -112,13 +112,17 @@ pub(super) fn answer(
         Some((found().count(), first))
     };
     let all = summary.weights;
+    let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
+    let (all_weights, them) = match all {
+        1 => ("the only weight".to_owned(), "it".to_owned()),
+        _ => (format!("all {all} weights"), format!("{} of them", of(&[State::Moved]).map_or(0, |(n, _)| n))),
+    };
     let mut problems = Vec::new();
     if let Some(name) = missing.iter().min_by(|a, b| model_order(a, b)) {
         problems.push(format!("{} missing, first `{name}`", counted(missing.len(), "tensor is", "tensors are")));
     }
     if let Some((n, name)) = of(&[State::Absent]) {
-        problems
-            .push(format!("the adapter is not in {n} of {all} weights: their values are the base's, first `{name}`"));
+        problems.push(format!("the adapter is not in {}: the values are the base's, first `{name}`", of_all(n)));
     }
     if let Some((n, name)) = of(&[State::NotReplaced]) {
         problems
@@ -131,10 +135,11 @@ pub(super) fn answer(
     if let Some((n, name)) = of(&[State::Lost, State::Erased]) {
         let erased = of(&[State::Erased]).map_or(0, |(n, _)| n);
         problems.push(if erased == all {
-            format!("all {all} weights were written anew without a trace of the adapter: rounding took it, or it was never merged")
+            let were = if all == 1 { "was" } else { "were" };
+            format!("{all_weights} {were} written anew without a trace of the adapter: rounding took it, or it was never merged")
         } else {
             let none = if erased > 0 { format!(", all of it in {erased}") } else { String::new() };
-            format!("the adapter was applied, but rounding took most of it in {n} of {all} weights{none}{survival}, first `{name}`")
+            format!("the adapter was applied, but rounding took most of it in {}{none}{survival}, first `{name}`", of_all(n))
         });
     }
     if let Some(name) = altered.iter().min_by(|a, b| model_order(a, b)) {
@@ -147,7 +152,7 @@ pub(super) fn answer(
     if summary.undecided > 0 || weights.is_empty() {
         return (
             Answer::Undecided,
-            format!("{} of {all} weights hold too much rounding noise to tell{survival}", summary.undecided),
+            format!("too much rounding noise to tell in {}{survival}", of_all(summary.undecided)),
         );
     }
     let moved = of(&[State::Moved]).map_or(0, |(n, _)| n);
@@ -158,18 +163,13 @@ pub(super) fn answer(
         return (
             Answer::Undecided,
             format!(
-                "the adapter is merged into all {all} weights{survival}, but in {moved} of them {chosen}: `qmerge compare` does"
+                "the adapter is merged into {all_weights}{survival}, but in {them} {chosen}: `qmerge compare` does"
             ),
         );
     }
-    let note = if moved > 0 { format!("; in {moved} of them {chosen}: `qmerge compare` does") } else { String::new() };
-    let text = format!("the adapter is applied in all {all} weights{survival}, and nothing else changed{note}");
+    let note = if moved > 0 { format!("; in {them} {chosen}: `qmerge compare` does") } else { String::new() };
+    let text = format!("the adapter is applied in {all_weights}{survival}, and nothing else changed{note}");
     (Answer::Yes, text)
-}
-
-/// "1 tensor is", "2 tensors are".
-fn counted(n: usize, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 #[cfg(test)]

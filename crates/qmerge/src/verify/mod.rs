@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use crate::adapters::Names;
-use crate::error::Result;
+use crate::error::{Result, counted};
 use crate::formats::{self, Inventory};
 use crate::measure::Sums;
 use crate::open::Checkpoint;
@@ -214,7 +214,8 @@ pub fn verify(
     let (answer, text) = answer(&summary, &weights, &altered, &missing, options);
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
-        warnings.push(format!("{} tensors of the merge were found under other names", found.renamed().len()));
+        let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");
+        warnings.push(format!("{tensors} found under other names"));
     }
     Ok(Verification {
         schema_version: SCHEMA_VERSION,

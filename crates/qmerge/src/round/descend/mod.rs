@@ -5,10 +5,11 @@
 //! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes. Each move takes one
 //! value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
 //!
-//! A pass goes over groups of rows, in a group over blocks of columns, and in a block over the rows. P = E H is kept by blocks, in which the gradient of row r is
-//! P_r + mu·U_r S with S = Uᵀ E H. A move adds g·d·H_j to the gradient at once within its block, with g = 1 + mu·|U_r|², which takes no more of H than the square
-//! on its diagonal; every other block takes the moves when its turn comes, in the same group if it lies behind, in the next group's if it lies before. So a pass reads H once for each
-//! group, not a row of it for each move. What a row's P takes, S takes times U_r. The order is fixed, so the result depends on nothing but the input.
+//! A pass goes over groups of rows; within a group over blocks of columns; within a block over the group's rows. The gradient of row r is P_r + mu·U_r S, with
+//! P = E H and S = Uᵀ E H. A move of value j by d changes it by g·d·H_j, g = 1 + mu·|U_r|². Within the block of j that is done at once, and needs only the square of H on
+//! its diagonal. The other blocks are brought up to date when they are next visited: later ones still in this group, earlier ones in the next group or pass.
+//! So a pass reads H once for each group, and not one row of it for each move. Whatever is added to P_r is added to S too, times U_r. The order is fixed, so the
+//! result depends on nothing but the input.
 
 mod moves;
 mod row;

@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 
 use super::groups::{
-    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, OUTPUT_ALIASES, Quantization, Running, Sources,
+    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization, Running, Sources,
+    Workers, Writing,
 };
 use super::values::{formats, repo_id, roundings, share};
 
@@ -57,9 +58,8 @@ pub(crate) struct MergeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Adapter that the model runs with, like those to be merged (default: none).
     #[arg(long, short, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
@@ -75,9 +75,8 @@ pub(crate) struct CalibrateArgs {
     /// Replace an existing file.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     #[command(flatten)]
@@ -104,9 +103,8 @@ pub(crate) struct TruncateArgs {
     /// What `qmerge calibrate` stored for this base: the model is not run.
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub(crate) calibration: Option<PathBuf>,
-    /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
     pub(crate) dtype: String,
@@ -133,9 +131,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Format of the output.
     #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
@@ -160,9 +157,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) min_survival: f64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
-    /// Worker threads (default: one per processor).
-    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -207,9 +203,8 @@ pub(crate) struct CompareArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,

@@ -22,6 +22,25 @@ const ROUNDED: f32 = 0.004;
 /// Relative error of scales that were quantized after the codes were chosen by them.
 const NESTED: f32 = 0.1;
 
+/// The grid that a reference quantizer would lay under values: the largest of a run stands at the outermost level. One that is not around zero stays as it is.
+fn fresh(grid: &Grid, values: &[f32]) -> Grid {
+    let outermost = match grid.levels {
+        Levels::Table(levels) => levels.iter().fold(0.0_f32, |largest, level| largest.max(level.abs())),
+        Levels::Integers(low, high) => low.abs().max(high.abs()) as f32,
+        Levels::Floats(_) => return grid.clone(),
+    };
+    if !grid.zeros.is_empty() || !grid.offsets.is_empty() {
+        return grid.clone();
+    }
+    let mut scales = vec![0.0_f32; grid.scales.len()];
+    for (i, value) in values.iter().enumerate() {
+        if let Some(scale) = scales.get_mut(grid.run_of(i)) {
+            *scale = scale.max(value.abs() / outermost);
+        }
+    }
+    Grid { scales, ..grid.clone() }
+}
+
 /// One verification in progress.
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a Inputs,
@@ -87,14 +106,15 @@ impl Run<'_> {
             let before = target.base().grid(rows)?;
             // What has no grid was rounded by nobody's choice.
             let Some(after) = other.grid(rows)? else { return Ok(0) };
-            // Fresh scales differ a little from the base's, so in one format levels are compared and not values.
+            // Fresh scales differ from the base's, so in one format levels are compared and not values.
             let is_same =
                 |before: &&Grid| recode.from.weight.format() == claim.weight.format() && before.run == after.run;
-            let same = before.as_ref().filter(is_same);
+            let same = before.as_ref().filter(is_same).map(|before| (before, fresh(before, &t)));
             let is_chosen = |&i: &usize| {
-                if let Some(before) = same {
+                if let Some((before, fresh)) = &same {
                     let level = after.level(i, m[i]);
-                    level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i]))
+                    let nearest = |grid: &Grid| grid.level(i, grid.nearest(i, t[i]));
+                    level != before.level(i, w[i]) && level != nearest(before) && level != nearest(fresh)
                 } else {
                     let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
                     let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();

@@ -158,11 +158,15 @@ pub(super) fn answer(
         return (
             Answer::Undecided,
             format!(
-                "the adapter is merged into all {all} weights{survival}, but in {moved} of them {chosen}: `qmerge compare` does"
+                "the adapter is merged into all {all} weights{survival}, but in {moved} of them (`moved`) {chosen}: `qmerge compare` does"
             ),
         );
     }
-    let note = if moved > 0 { format!("; in {moved} of them {chosen}: `qmerge compare` does") } else { String::new() };
+    let note = if moved > 0 {
+        format!("; in {moved} of them (`moved`) {chosen}: `qmerge compare` does")
+    } else {
+        String::new()
+    };
     let text = format!("the adapter is applied in all {all} weights{survival}, and nothing else changed{note}");
     (Answer::Yes, text)
 }

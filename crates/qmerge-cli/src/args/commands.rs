@@ -9,7 +9,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization, Running, Sources,
     Workers, Writing,
 };
-use super::values::{formats, repo_id, roundings, share};
+use super::values::{formats, model_output, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -24,13 +24,13 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output(), help_heading = "Output")]
     pub(crate) output: PathBuf,
     /// Format of the output.
     #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
     pub(crate) to: String,
     /// The same as --to bf16.
-    #[arg(long, hide = true, conflicts_with = "to")]
+    #[arg(long, alias = "de-quantize", hide = true, conflicts_with = "to")]
     pub(crate) dequantize: bool,
     /// How codes are chosen.
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings(), help_heading = "Rounding")]
@@ -46,7 +46,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
     pub(crate) tokenizer: TokenizerArg,
     /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
-    #[arg(long, value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
+    #[arg(long, alias = "upload-repo", value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
     pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -137,7 +137,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output())]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
@@ -215,10 +215,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) chat: bool,
     /// Most tokens of the answer.
-    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128)]
+    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most likely token; 1 draws by the model's own probabilities.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0)]
     pub(crate) temperature: f32,
     /// Draw among the most likely tokens that together have this share.
     #[arg(long, value_name = "P", default_value_t = 1.0)]

@@ -80,6 +80,7 @@ fn an_adapter_names_its_base() {
     refused(&["merge", "adapter"], &["nowhere/such-a-model"]);
     name(serde_json::Value::Null);
     refused(&["merge", "adapter"], &["the adapter names none", "--base"]);
+    refused(&["merge", "base-nf4"], &["no base is given, and base-nf4 has no adapter_config.json", "`BASE ADAPTER`"]);
     refused(&["merge"], &["no adapter is named"]);
     refused(&["merge", "--base", "base-nf4"], &["no adapter is named"]);
 }

@@ -3,7 +3,8 @@
     python3 benches/figures/write.py            # after measure.py or cost.py
     python3 benches/figures/write.py --check    # status 1 if a text does not say what the figures do
 
-A block `<!-- figures: KIND NAME -->` … `<!-- end of figures -->` holds what KIND (a function below) makes of NAME.json beside this file.
+A block `<!-- figures: KIND NAME -->` … `<!-- end of figures -->` holds what KIND (a function below) makes of NAME.json beside this file. In a sentence
+`<!-- figure: NAME ROW FIELD -->` … `<!-- / -->` holds one figure of a merge; neither may begin a line there, where Markdown takes it for HTML.
 """
 
 import json
@@ -24,6 +25,7 @@ LABELS = {
     "int8": "`qmerge merge --to int8`",
     "bf16": "`qmerge merge --to bf16`",
 }
+FIGURE = re.compile(r"(<!-- figure: (\w+) (\w+) (\w+) -->).*?(<!-- / -->)")
 BLOCK = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.S)
 
 
@@ -41,6 +43,21 @@ def seconds(value):
 
 def size(value):
     return f"{value / 1e6:.0f} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"
+
+
+def share(value):
+    return f"{value:.1%}".replace("%", " %")
+
+
+def figure(name, row, field):
+    """One figure of a merge."""
+    rows = figures(name)["rows"]
+    if field == "effect_kept":
+        return share(1 - rows[row]["kl"] / rows["base"]["kl"])
+    value = rows[row][field]
+    if field in ("gain_kept", "top1"):
+        return share(value)
+    return f"{value:.4f}" if field == "kl" else f"{value:.2f}"
 
 
 def table(heads, rows):
@@ -64,7 +81,7 @@ def door(data):
         [
             LABELS[name],
             stored(data["rows"][name]),
-            f"**{data['rows'][name]['gain_kept']:.1%}**".replace("%", " %"),
+            f"**{share(data['rows'][name]['gain_kept'])}**",
             seconds(data["rows"][name]["seconds"]),
             size(data["rows"][name]["memory"]),
         ]
@@ -79,11 +96,10 @@ def merges(data):
     rows = []
     for name in ordered:
         row = data["rows"][name]
-        cells = [LABELS[name], stored(row), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", f"{row['gain_kept']:.1%}", f"{row['top1']:.1%}"]
-        cells = [cell.replace("%", " %") for cell in cells]
+        cells = [LABELS[name], stored(row), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", share(row["gain_kept"]), share(row["top1"])]
         rows.append(cells + [size(row["bytes"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), size(row["memory"])])
     base = data["rows"]["base"]
-    text = f"\nThe base alone has a KL of {base['kl']:.4f} and the same first choice for {base['top1']:.1%}. ".replace("%", " %")
+    text = f"\nThe base alone has a KL of {base['kl']:.4f} and the same first choice for {share(base['top1'])}. "
     heads = ["merge", "into", "KL to the adapter apart", "gain kept", "top-1", "size", "time", "CPU time", "peak memory"]
     return table(heads, rows) + text + source(data)
 
@@ -95,8 +111,8 @@ def methods(data):
     for name in sorted((name for name in data["rows"] if name in ("default", "descent", "gptq", "fast", "nearest")), key=lambda name: data["rows"][name]["kl"]):
         row = data["rows"][name]
         kept = f"{row['kept_output']:.3f}" if row.get("kept_output") is not None else ""
-        cells = [f"`{names.get(name, name)}`", f"{row['gain_kept']:.1%}", f"{row['kl']:.4f}", f"{row['top1']:.1%}", f"{row['survival']:.3f}", kept]
-        rows.append([cell.replace("%", " %") for cell in cells])
+        cells = [f"`{names.get(name, name)}`", share(row["gain_kept"]), f"{row['kl']:.4f}", share(row["top1"]), f"{row['survival']:.3f}", kept]
+        rows.append(cells)
     return table(["method", "gain kept", "KL", "top-1", "survival", "kept output"], rows) + "\n" + source(data)
 
 
@@ -112,14 +128,29 @@ def cost(data):
     return table(heads, rows) + f"\n{data['program']}, {data['machine']}, {data['date']}.\n"
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost}
+def losses(data):
+    """What the demo's weights lose, by method: means over weights."""
+    rows = []
+    for name in sorted(data["demo_losses"], key=lambda name: mean(data["demo_losses"][name], "kept_output")):
+        weights = data["demo_losses"][name]
+        cells = [f"{mean(weights, field):.{digits}f}" for field, digits in (("survival", 3), ("noise", 2), ("kept_output", 3), ("noise_output", 2))]
+        rows.append([f"`{name}`", *cells])
+    return table(["demo model, mean over weights", "survival", "noise", "kept output", "noise output"], rows)
+
+
+def mean(weights, field):
+    return sum(weight[field] for weight in weights) / len(weights)
+
+
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "losses": losses}
 
 
 def main():
     check = "--check" in sys.argv[1:]
     texts = [ROOT / "README.md", *sorted((ROOT / "docs/src").rglob("*.md"))]
     fill = lambda block: block[1] + KINDS[block[2]](figures(block[3])) + block[4]
-    wanted = {path: BLOCK.sub(fill, path.read_text()) for path in texts}
+    one = lambda found: found[1] + figure(found[2], found[3], found[4]) + found[5]
+    wanted = {path: FIGURE.sub(one, BLOCK.sub(fill, path.read_text())) for path in texts}
     stale = [path for path, text in wanted.items() if path.read_text() != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is not what the figures say' if check else 'written'}")

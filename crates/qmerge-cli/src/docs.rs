@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use qmerge::adapters::ADAPTERS;
+use qmerge::formats::FORMATS;
 use qmerge::progress::Progress;
+use qmerge::round::ROUNDINGS;
+use qmerge_run::families::FAMILIES;
 use serde_json::Value;
 
 use crate::args::Cli;
@@ -182,6 +186,49 @@ fn the_book_has_every_command_option_and_value() {
         missing.extend(wants.into_iter().map(|want| format!("{}: {want}", command.get_name())));
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Names in the first column of the table whose heading begins so.
+fn first_column(text: &str, heading: &str) -> BTreeSet<String> {
+    let rows =
+        text.lines().skip_while(|line| !line.starts_with(heading)).skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.trim_start_matches('|').split(" |").next().unwrap());
+    cells.flat_map(code).map(str::to_owned).collect()
+}
+
+/// What a text has between backticks.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn tables_have_what_the_registries_have() {
+    let set = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect::<BTreeSet<String>>();
+    let formats = set(&mut FORMATS.iter().map(|format| format.id()));
+    assert_eq!(first_column(&chapter("reference/formats.md"), "| `--to` |"), formats);
+    let methods = set(&mut ROUNDINGS.iter().map(|method| method.id()));
+    assert_eq!(first_column(&chapter("reference/rounding.md"), "| method | scales |"), methods);
+    let commands = chapter("reference/commands.md");
+    let runs = commands.split("### Models that can be run\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let types = runs.split("`model_type`s: ").nth(1).unwrap();
+    assert_eq!(set(&mut code(types)), set(&mut FAMILIES.iter().flat_map(|family| family.model_types).copied()),);
+
+    // In sentences a family of formats is named as its makers do: NF4, int8.
+    let readme = read(&root().join("README.md"));
+    let row = |name: &str| readme.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap().to_lowercase();
+    let limits = chapter("limits.md");
+    let limit = limits.lines().find(|line| line.starts_with("- **Formats.**")).unwrap().to_lowercase();
+    for format in FORMATS {
+        assert!(names(&row("models"), format.id()) && names(&limit, format.id()), "{}", format.id());
+    }
+    let adapters = section(&chapter("reference/adapters.md"), "What is merged").to_uppercase();
+    for method in ADAPTERS {
+        assert!(names(&adapters, method.peft_type()), "{}", method.peft_type());
+    }
+    let run_readme = read(&root().join("crates/qmerge-run/README.md"));
+    for text in [&readme, &limits, &read(&root().join("CHANGELOG.md")), &run_readme] {
+        assert!(text.contains(&format!("{} families", FAMILIES.len())), "{text}");
+    }
 }
 
 /// The names of all fields of a document.

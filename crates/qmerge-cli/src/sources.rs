@@ -40,7 +40,11 @@ impl Command {
         let Some(first) = sources.adapter.first() else { return Ok(None) };
         let (adapter, _) = adapter_and_weight(first).map_err(|problem| Error::new(Kind::Usage, problem))?;
         let path = open::resolve(&adapter)?.join("adapter_config.json");
-        let named = if path.is_file() { AdapterConfig::read(&path)?.base_model } else { None };
+        if !path.is_file() {
+            let problem = format!("no base is given, and {} has no adapter_config.json to name one", adapter.display());
+            return Err(Error::new(Kind::Usage, problem).with_hint("write `BASE ADAPTER`, or --base and --adapter"));
+        }
+        let named = AdapterConfig::read(&path)?.base_model;
         let Some(base) = named.filter(|name| !name.is_empty()) else {
             return Err(Error::new(Kind::Usage, "no base is given, and the adapter names none")
                 .in_file(&path)

@@ -6,9 +6,10 @@ use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 
 use super::groups::{
-    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, OUTPUT_ALIASES, Quantization, Running, Sources,
+    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization, Running, Sources,
+    Workers, Writing,
 };
-use super::values::{formats, repo_id, roundings, share};
+use super::values::{formats, model_output, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -23,13 +24,13 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output(), help_heading = "Output")]
     pub(crate) output: PathBuf,
     /// Format of the output.
     #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
     pub(crate) to: String,
     /// The same as --to bf16.
-    #[arg(long, hide = true, conflicts_with = "to")]
+    #[arg(long, alias = "de-quantize", hide = true, conflicts_with = "to")]
     pub(crate) dequantize: bool,
     /// How codes are chosen.
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = roundings(), help_heading = "Rounding")]
@@ -45,7 +46,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
     pub(crate) tokenizer: TokenizerArg,
     /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
-    #[arg(long, value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
+    #[arg(long, alias = "upload-repo", value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
     pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -57,9 +58,8 @@ pub(crate) struct MergeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Adapter that the model runs with, like those to be merged (default: none).
     #[arg(long, short, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
@@ -75,9 +75,8 @@ pub(crate) struct CalibrateArgs {
     /// Replace an existing file.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     #[command(flatten)]
@@ -104,9 +103,8 @@ pub(crate) struct TruncateArgs {
     /// What `qmerge calibrate` stored for this base: the model is not run.
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub(crate) calibration: Option<PathBuf>,
-    /// Seed of the text that the model writes.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
     pub(crate) dtype: String,
@@ -133,14 +131,13 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Format of the output.
     #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output())]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
@@ -160,9 +157,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) min_survival: f64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
-    /// Worker threads (default: one per processor).
-    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -207,9 +203,8 @@ pub(crate) struct CompareArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// Base model: a folder, a .safetensors file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: Model,
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
@@ -220,10 +215,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) chat: bool,
     /// Most tokens of the answer.
-    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128)]
+    #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub(crate) max_tokens: usize,
     /// 0 takes the most likely token; 1 draws by the model's own probabilities.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, alias = "temp", value_name = "T", default_value_t = 0.0)]
     pub(crate) temperature: f32,
     /// Draw among the most likely tokens that together have this share.
     #[arg(long, value_name = "P", default_value_t = 1.0)]

@@ -27,6 +27,14 @@ impl Sources {
     }
 }
 
+/// A model that has to be named.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Model {
+    /// Base model: a folder, a .safetensors file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
+    pub(crate) base: PathBuf,
+}
+
 /// What other tools call a base, an adapter and an output.
 const BASE_ALIASES: [&str; 4] = ["base-model", "base_model", "model-name-or-path", "model_name_or_path"];
 pub(super) const ADAPTER_ALIASES: [&str; 5] =
@@ -121,6 +129,14 @@ pub(crate) struct Calibrating {
     pub(crate) seed: u64,
 }
 
+/// Text that a model writes.
+#[derive(Debug, Args)]
+pub(crate) struct Writing {
+    /// Seed of the text that the model writes.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+}
+
 /// When a merge is run and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Measure {
@@ -165,13 +181,20 @@ impl Measuring {
     }
 }
 
+/// Who does the work.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Workers {
+    /// Worker threads (default: one per processor).
+    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+}
+
 /// How a model is run.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub(crate) struct Engine {
-    /// Worker threads (default: one per processor).
-    #[arg(long, short = 't', value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
     /// Most memory to use, like 2G; weights that do not fit are read again whenever they are used.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<u64>,

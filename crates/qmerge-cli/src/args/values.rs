@@ -1,8 +1,10 @@
 //! What values of options mean.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
 
@@ -14,6 +16,10 @@ const FORMAT_ALIASES: &[(&str, &[&str])] = &[
     ("nf4", &["merged_4bit", "merged_4bit_forced"]),
 ];
 
+/// What to do where GGUF is asked for.
+const NO_GGUF: &str =
+    "qmerge writes no GGUF: take `--to bf16`, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py";
+
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
@@ -21,10 +27,57 @@ pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
         let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
         PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
     });
-    PossibleValuesParser::new(same.into_iter().chain(known)).map(|name| {
+    let names = PossibleValuesParser::new(same.into_iter().chain(known));
+    Formats(names).map(|name| {
         let own = FORMAT_ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
         own.map_or(name, |(id, _)| (*id).to_owned())
     })
+}
+
+/// Names of formats. Whoever asks for one of llama.cpp's hears of the way there.
+#[derive(Clone)]
+struct Formats(PossibleValuesParser);
+
+impl TypedValueParser for Formats {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        self.0.parse_ref(command, argument, value).map_err(|mut error| {
+            if is_gguf_type(&value.to_string_lossy()) {
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(NO_GGUF)]));
+            }
+            error
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.0.possible_values()
+    }
+}
+
+/// True for `gguf`, and for types like Q4_K_M, q8_0 and IQ2_XS.
+fn is_gguf_type(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let bits = name.strip_prefix('i').unwrap_or(&name).strip_prefix('q');
+    name == "gguf" || bits.is_some_and(|bits| bits.starts_with(|c: char| c.is_ascii_digit()) && bits.contains('_'))
+}
+
+/// Where a model is written: a folder, or a file of safetensors.
+pub(super) fn model_output() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.extension().is_some_and(|ending| ending == "gguf") {
+        true => Err(NO_GGUF),
+        false => Ok(path),
+    })
+}
+
+/// A number of tokens.
+pub(super) fn tokens(text: &str) -> Result<usize, String> {
+    text.trim().parse().map_err(|_| "write a number of tokens, like 128".into())
 }
 
 /// The names that `--rounding` takes.

@@ -47,14 +47,14 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
             .in_file(&args.output)
             .with_hint("--force replaces it"));
     }
-    let inputs = open_with(&args.base, &args.adapter)?;
+    let inputs = open_with(&args.model.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let text = Text::read(&inputs, args.text.as_deref(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
     progress.start(needs.before + needs.demand.work);
-    let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
+    let engine = Options { threads: args.engine.workers.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let calibration = text.calibration(&model, args.seed, false, needs)?;
+    let calibration = text.calibration(&model, args.writing.seed, false, needs)?;
     let mut calibration = Counted { calibration, progress };
     progress.phase("taking moments", "layers");
     let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
@@ -119,7 +119,7 @@ impl<'p> Text<'p> {
 /// What a calibration takes where no merge stands beside it.
 pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text<'_>, engine: &Engine) -> error::Result<Needs> {
     let limit = engine.max_memory;
-    text.needs(inputs, plan, (engine.threads, limit), |demand| {
+    text.needs(inputs, plan, (engine.workers.threads, limit), |demand| {
         let bytes = merge::PROGRAM_BYTES + demand.held + demand.working;
         match limit {
             Some(limit) if limit < bytes => Err(usage(format!(

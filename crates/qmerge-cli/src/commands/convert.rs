@@ -37,7 +37,7 @@ pub(crate) fn find(
 ) -> error::Result<Found> {
     let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
     let options = Options { to: Some(to), settings: settings(&args.quantization), ..Options::default() };
-    let inputs = Inputs::new(Checkpoint::open(&args.base)?, Vec::new())?;
+    let inputs = Inputs::new(Checkpoint::open(&args.model.base)?, Vec::new())?;
     let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;

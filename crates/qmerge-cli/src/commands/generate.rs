@@ -87,7 +87,7 @@ pub(crate) fn find(
         return Err(usage(format!("--top-p is {}: it must be above 0, and 1 at most", args.top_p))
             .with_hint("1 draws among all tokens"));
     }
-    let inputs = open_with(&args.base, &args.adapter)?;
+    let inputs = open_with(&args.model.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let tokenizer = Tokenizer::open(&folders(&inputs))?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
@@ -155,5 +155,5 @@ pub(super) fn options<'a>(
         Some(limit) => Some((limit - beside) / models),
         None => Some(half_of_free_memory() / models),
     };
-    Ok(Options { threads: args.threads, held, progress: Some(progress) })
+    Ok(Options { threads: args.workers.threads, held, progress: Some(progress) })
 }

@@ -43,7 +43,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
             _ => None,
         },
         force: args.force,
-        threads: threads(args.engine.threads),
+        threads: threads(args.engine.workers.threads),
         read: read_options(&args.meaning),
         reason: None,
         announced: false,
@@ -85,8 +85,8 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
     progress.start(needs.before + needs.demand.work + work(adapter, &options)?);
     options.announced = true;
-    let engine = Options { threads: args.engine.threads, held: Some(needs.weights), progress: Some(progress) };
+    let engine = Options { threads: args.engine.workers.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    let mut calibration = text.calibration(&model, args.seed, false, needs)?;
+    let mut calibration = text.calibration(&model, args.writing.seed, false, needs)?;
     cut(Some(&mut calibration), &options)
 }

@@ -42,7 +42,7 @@ pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<
     let inputs = open(&args.sources)?;
     let merged = Checkpoint::open(&args.merged)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let choices = VerifyOptions { min_survival: args.min_survival, threads: args.threads };
+    let choices = VerifyOptions { min_survival: args.min_survival, threads: args.workers.threads };
     verify(&inputs, &plan, &merged, &choices, progress)
 }
 

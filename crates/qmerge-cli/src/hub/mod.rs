@@ -72,9 +72,9 @@ fn locations(command: &Command) -> Vec<PathBuf> {
             with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
-        Command::Generate(args) => with(Some(&args.base), &args.adapter, &[]),
-        Command::Calibrate(args) => with(Some(&args.base), &args.adapter, &[]),
-        Command::Convert(args) => vec![args.base.clone()],
+        Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
+        Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
+        Command::Convert(args) => vec![args.model.base.clone()],
         Command::Inspect(args) => vec![args.path.clone()],
         Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),
     }

@@ -48,6 +48,17 @@ fn what_keeps_the_adapter_is_a_merge() {
     }
 }
 
+/// The demo's delta is large for its weights: fresh scales put values at levels that the base's scales would not, and no method chose them.
+#[test]
+fn what_is_rounded_to_the_nearest_was_not_moved() {
+    let folder = Folder::new();
+    demo(folder.path());
+    merged(&folder, "adapter", "nearest", &["--rounding", "nearest"]);
+    let (answer, states, text) = verified(&folder, "adapter", "nearest");
+    assert_eq!((answer.as_str(), states), ("no", set(&["applied", "lost"])), "{text}");
+    assert!(text.contains("rounding took most of it in 27 of 28 weights (survival 0.20)"), "{text}");
+}
+
 /// A weak delta, whose merge leaves next to nothing of it along the delta in a weight: chosen values are told from rounded ones.
 #[test]
 fn chosen_values_are_told_from_lost_ones() {

@@ -26,11 +26,31 @@ fn base_and_adapter_may_be_named_in_many_ways() {
         assert_eq!(planned(&folder, words), ("base-nf4".into(), 1, "nf4 + bf16".into()), "{words:?}");
     }
     assert_eq!(planned(&folder, &["merge", "base-nf4", "adapter=0.5", "adapter=0.25"]).1, 2);
-    for format in [&["--dtype", "bfloat16"][..], &["--to", "merged_16bit"], &["--dequantize"]] {
+    for format in [&["--dtype", "bfloat16"][..], &["--to", "merged_16bit"], &["--dequantize"], &["--de-quantize"]] {
         let words = [&["merge", "base-nf4", "adapter"], format].concat();
         assert_eq!(planned(&folder, &words).2, "bf16", "{words:?}");
     }
     assert_eq!(planned(&folder, &["merge", "base-nf4", "adapter", "--to", "fp16"]).2, "f16");
+}
+
+/// What llama.cpp's users ask for, and what they hear.
+#[test]
+fn gguf_is_refused_with_the_way_there() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let asked = |words: &[&str], to: &str, output: &str| {
+        let output = run(folder.path(), &[words, &["--to", to, "-o", output]].concat());
+        assert_eq!(output.status.code(), Some(2), "{words:?} {to}");
+        stderr(&output)
+    };
+    for words in [&["merge", "base-nf4", "adapter"][..], &["convert", "--base", "base-nf4"]] {
+        for (to, output) in [("gguf", "out"), ("Q4_K_M", "out"), ("iq2_xs", "out"), ("bf16", "out.gguf")] {
+            let said = asked(words, to, output);
+            assert!(said.contains("take `--to bf16`") && said.contains("convert_hf_to_gguf.py"), "{said}");
+        }
+        assert!(!asked(words, "q4", "out").contains("convert_hf_to_gguf.py"));
+    }
+    assert!(!folder.join("out").exists() && !folder.join("out.gguf").exists());
 }
 
 #[test]
@@ -60,6 +80,7 @@ fn an_adapter_names_its_base() {
     refused(&["merge", "adapter"], &["nowhere/such-a-model"]);
     name(serde_json::Value::Null);
     refused(&["merge", "adapter"], &["the adapter names none", "--base"]);
+    refused(&["merge", "base-nf4"], &["no base is given, and base-nf4 has no adapter_config.json", "`BASE ADAPTER`"]);
     refused(&["merge"], &["no adapter is named"]);
     refused(&["merge", "--base", "base-nf4"], &["no adapter is named"]);
 }

@@ -17,7 +17,7 @@ const MAX_POINTER: u64 = 1024;
 /// Small files that an output takes over, by the end of their name.
 const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"];
 
-const GGUF_MODEL: &str = "take the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
+const GGUF_MODEL: &str = "take what it was made from (a safetensors checkpoint, or an adapter as PEFT wrote it), and turn a merge into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
 /// Refuses a file by its first bytes.
 pub(super) fn refuse_head(head: &[u8]) -> Result<()> {

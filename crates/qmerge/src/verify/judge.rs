@@ -163,11 +163,11 @@ pub(super) fn answer(
         return (
             Answer::Undecided,
             format!(
-                "the adapter is merged into {all_weights}{survival}, but in {them} {chosen}: `qmerge compare` does"
+                "the adapter is merged into {all_weights}{survival}, but in {them} (`moved`) {chosen}: `qmerge compare` does"
             ),
         );
     }
-    let note = if moved > 0 { format!("; in {them} {chosen}: `qmerge compare` does") } else { String::new() };
+    let note = if moved > 0 { format!("; in {them} (`moved`) {chosen}: `qmerge compare` does") } else { String::new() };
     let text = format!("the adapter is applied in {all_weights}{survival}, and nothing else changed{note}");
     (Answer::Yes, text)
 }

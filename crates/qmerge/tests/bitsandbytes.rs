@@ -80,7 +80,12 @@ fn encode(weight: &dyn Weight, values: &[f32], steps: usize) -> (Arc<dyn Weight>
     for rows in &ranges {
         let mut out = vec![Vec::new(); joined.len()];
         let writer = settled.weight.writer().unwrap();
-        writer.encode(rows.clone(), &values[rows.start * geometry.cols..rows.end * geometry.cols], &mut out);
+        writer.encode(
+            &settled.parts,
+            rows.clone(),
+            &values[rows.start * geometry.cols..rows.end * geometry.cols],
+            &mut out,
+        );
         for (joined, out) in joined.iter_mut().zip(out) {
             joined.extend(out);
         }

@@ -493,7 +493,7 @@ impl Writer for Bnb4Weight {
         Settled { weight: Arc::new(weight), parts }
     }
 
-    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+    fn encode(&self, _: &[Option<Vec<u8>>], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let mut absmax = Vec::with_capacity(values.len().div_ceil(self.state.block));
         let Some(codes) = out.first_mut() else { return };
         let codes = grow(codes, values.len().div_ceil(2));

@@ -207,7 +207,7 @@ impl Writer for Int8Weight {
         Settled { weight: Arc::new(self.clone()), parts }
     }
 
-    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+    fn encode(&self, _: &[Option<Vec<u8>>], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let [codes, scales, ..] = out else { return };
         let codes = grow(codes, values.len());
         if self.cols == 0 {

@@ -232,8 +232,8 @@ pub trait Writer {
     /// it was stored in the same format: what a rounding does not choose anew (GPTQ's `g_idx`) is taken from there.
     fn settle(&self, held: &[f32], stored: &[Option<Vec<u8>>]) -> Settled;
 
-    /// Encodes `rows` and appends to each part that `settle` left open. Called on the weight that `settle` returned.
-    fn encode(&self, rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
+    /// Encodes `rows` and appends to each part that `settle` left open; `decided` are the parts that it returned. Called on the weight that it returned.
+    fn encode(&self, decided: &[Option<Vec<u8>>], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
 }
 
 /// A weight whose scales are decided: what [`Writer::settle`] returns.

@@ -167,7 +167,7 @@ impl OnGrid for PlainWeight {
     }
 
     fn store(&self, _: &[&[u8]], rows: Range<usize>, values: &[f32], _: Option<&Grid>, out: &mut [Vec<u8>]) {
-        self.encode(rows, values, out);
+        self.encode(&[], rows, values, out);
     }
 }
 
@@ -180,7 +180,7 @@ impl Writer for PlainWeight {
         Settled { weight: Arc::new(self.clone()), parts: vec![None] }
     }
 
-    fn encode(&self, _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
+    fn encode(&self, _: &[Option<Vec<u8>>], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         if let [out, ..] = out {
             floats::encode(self.dtype, values, grow(out, values.len() * self.width()));
         }

@@ -317,7 +317,7 @@ impl<'a> Steps<'a> {
             let parts = task.edited.base().parts(stored, rows);
             on_grid(weight)?.store(&parts, rows.clone(), moved, None, encoded);
         } else {
-            writer(weight)?.encode(rows.clone(), moved, encoded);
+            writer(weight)?.encode(&target.parts, rows.clone(), moved, encoded);
         }
         Ok(())
     }

@@ -219,7 +219,7 @@ impl Run<'_> {
         }
         let Target { weight, parts: settled } = Target::settled(recode, &held, whole)?;
         let mut encoded = vec![Vec::new(); settled.len()];
-        writer(weight.as_ref())?.encode(all.clone(), target, &mut encoded);
+        writer(weight.as_ref())?.encode(&settled, all.clone(), target, &mut encoded);
         let parts: Vec<Vec<u8>> =
             settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();

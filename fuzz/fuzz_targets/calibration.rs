@@ -12,7 +12,7 @@ use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
-use qmerge::round::{self, Calibration, Known, Stored};
+use qmerge::round::{self, Calibration, Stored, Take};
 use qmerge::write::Existing;
 use serde_json::{Map, Value};
 
@@ -49,11 +49,7 @@ impl Calibration for Nothing {
         Ok(self.about())
     }
 
-    fn each(
-        &mut self,
-        _: &(dyn Fn(&str) -> bool + Sync),
-        _: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-    ) -> Result<()> {
+    fn each(&mut self, _: &(dyn Fn(&str) -> bool + Sync), _: &mut dyn Take) -> Result<()> {
         Ok(())
     }
 }

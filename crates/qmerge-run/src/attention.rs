@@ -78,8 +78,8 @@ impl<'a> Attention<'a> {
         let (queries, keys) = (spec.heads * spec.head_dim * tokens, spec.kv_heads * spec.head_dim * tokens);
         let mut all = vec![0.0; queries + 2 * keys];
         let mut rest = all.as_mut_slice();
+        Linear::show(&self.inputs, &input, watch)?;
         for linear in &self.inputs {
-            linear.show(&input, watch)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
             linear.forward_into(&input, own)?;
             rest = others;
@@ -118,7 +118,7 @@ impl<'a> Attention<'a> {
             }
         };
         let mixed = Input::new(&mixed, spec.heads * spec.head_dim);
-        self.output.show(&mixed, watch)?;
+        Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
     }
 }

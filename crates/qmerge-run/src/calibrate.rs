@@ -6,7 +6,7 @@ use std::path::Path;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, InputMoments, Known};
+use qmerge::round::{Calibration, Demand, InputMoments, Known, Take};
 use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -141,16 +141,11 @@ impl Calibration for FromModel<'_, '_> {
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    fn each(
-        &mut self,
-        wanted: &(dyn Fn(&str) -> bool + Sync),
-        take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-    ) -> Result<()> {
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
         let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
         let progress = self.model.progress();
-        let mut collector =
-            Collector { wanted, take, known: Vec::new(), last: None, overflows: None, progress, work: 0 };
+        let mut collector = Collector { wanted, take, is_wanted: false, overflows: None, progress, work: 0 };
         let passed = self.model.hidden(&sequences, &mut collector);
         if let Some(progress) = progress {
             // Inputs that nobody wanted.
@@ -169,13 +164,12 @@ impl Calibration for FromModel<'_, '_> {
 
 const OVERFLOWS: &str = "its inputs on the calibration text are not finite: the model's activations overflow";
 
-/// Gathers the moments of a layer.
+/// Computes moments and hands them on.
 struct Collector<'c> {
     wanted: &'c (dyn Fn(&str) -> bool + Sync),
-    take: &'c mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-    known: Vec<Known>,
-    /// Number of the last input whose moments are known.
-    last: Option<u64>,
+    take: &'c mut dyn Take,
+    /// True if anything of the layer was wanted.
+    is_wanted: bool,
     /// The first weight whose inputs are not finite.
     overflows: Option<String>,
     progress: Option<&'c dyn Progress>,
@@ -184,17 +178,10 @@ struct Collector<'c> {
 }
 
 impl Watch for Collector<'_> {
-    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()> {
-        let name = weight_name(path);
-        if !(self.wanted)(&name) {
-            return Ok(());
-        }
-        if self.last == Some(input.number())
-            && let Some(known) = self.known.last_mut()
-        {
-            known.weights.push(name);
-            return Ok(());
-        }
+    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
+        let weights = paths.iter().map(|path| weight_name(path)).filter(|name| (self.wanted)(name));
+        let weights: Vec<String> = weights.collect();
+        let Some(first) = weights.first() else { return Ok(()) };
         let moments = second_moments(input.values(), input.tokens());
         let done = work::moments(moments.features, moments.tokens) as u64;
         self.work += done;
@@ -202,18 +189,15 @@ impl Watch for Collector<'_> {
             progress.advance(done);
         }
         if moments.values.iter().any(|x| !x.is_finite()) {
-            self.overflows = Some(name);
+            self.overflows = Some(first.clone());
             return Err(Error::new(Kind::NotFinite, OVERFLOWS));
         }
-        self.known.push(Known { weights: vec![name], moments });
-        self.last = Some(input.number());
-        Ok(())
+        self.is_wanted = true;
+        self.take.known(Known { weights, moments })
     }
 
     fn layer(&mut self) -> Result<()> {
-        self.last = None;
-        let known = std::mem::take(&mut self.known);
-        if known.is_empty() { Ok(()) } else { (self.take)(known) }
+        if std::mem::take(&mut self.is_wanted) { self.take.layer() } else { Ok(()) }
     }
 }
 

@@ -135,8 +135,8 @@ impl<'a> Dense<'a> {
         let size = self.width * x.tokens();
         let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
         let mut rest = inner.as_mut_slice();
+        Linear::show(&self.inputs, x, watch)?;
         for linear in &self.inputs {
-            linear.show(x, watch)?;
             let (own, others) = rest.split_at_mut(linear.outputs() * x.tokens());
             linear.forward_into(x, own)?;
             rest = others;
@@ -149,7 +149,7 @@ impl<'a> Dense<'a> {
             }
         });
         let inner = Input::new(&inner[..size], self.width);
-        self.down.show(&inner, watch)?;
+        Linear::show(std::slice::from_ref(&self.down), &inner, watch)?;
         self.down.forward(&inner)
     }
 }
@@ -189,7 +189,7 @@ impl<'a> Routed<'a> {
     fn forward(&self, x: &[f32], hidden: usize, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         let input = Input::new(x, hidden);
         let tokens = input.tokens();
-        self.router.show(&input, watch)?;
+        Linear::show(std::slice::from_ref(&self.router), &input, watch)?;
         let logits = self.router.forward(&input)?;
         // By expert: the tokens it serves, each with the expert's share.
         let mut served: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.experts.len()];

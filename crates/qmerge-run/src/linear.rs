@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::edit::{Delta, Edit};
 use qmerge::edited::Edited;
@@ -26,7 +25,6 @@ thread_local! {
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
 pub struct Input<'x> {
-    number: u64,
     values: &'x [f32],
     columns: Columns,
 }
@@ -34,14 +32,8 @@ pub struct Input<'x> {
 impl<'x> Input<'x> {
     /// Packs the activations once for all layers that take them.
     pub fn new(values: &'x [f32], features: usize) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let tokens = values.len() / features.max(1);
-        Self { number: COUNT.fetch_add(1, Ordering::Relaxed), values, columns: Columns::new(values, features, tokens) }
-    }
-
-    /// Tells inputs apart: layers that are given the same one see the same number.
-    pub fn number(&self) -> u64 {
-        self.number
+        Self { values, columns: Columns::new(values, features, tokens) }
     }
 
     /// The activations (features, tokens).
@@ -57,8 +49,8 @@ impl<'x> Input<'x> {
 
 /// Sees what each linear layer is given.
 pub trait Watch: Send {
-    /// A linear layer's module path and its activations. An error stops the pass.
-    fn input(&mut self, path: &str, input: &Input<'_>) -> Result<()>;
+    /// The module paths of all linear layers that are given these activations. An error stops the pass.
+    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
 
     /// All linear layers of a decoder layer have been seen.
     fn layer(&mut self) -> Result<()> {
@@ -71,7 +63,7 @@ pub trait Watch: Send {
 pub struct Unwatched;
 
 impl Watch for Unwatched {
-    fn input(&mut self, _: &str, _: &Input<'_>) -> Result<()> {
+    fn input(&mut self, _: &[&str], _: &Input<'_>) -> Result<()> {
         Ok(())
     }
 }
@@ -167,9 +159,10 @@ impl<'a> Linear<'a> {
         &self.weight
     }
 
-    /// Shows `watch` what the layer is given. One that is stored (in, out) is left out: the moments of its inputs belong to its rows.
-    pub fn show(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
-        if self.is_shown() { watch.input(&self.name, x) } else { Ok(()) }
+    /// Shows `watch` what some layers are given. Those that are stored (in, out) are left out: the moments of their inputs belong to their rows.
+    pub(crate) fn show(linears: &[Self], x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
+        let paths: Vec<&str> = linears.iter().filter(|linear| linear.is_shown()).map(Self::name).collect();
+        if paths.is_empty() { Ok(()) } else { watch.input(&paths, x) }
     }
 
     /// True if [`Linear::show`] shows anything.

@@ -33,7 +33,7 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
     let moments = layers.iter().map(moments).max().unwrap_or(0);
     // The products of some features with all others, on each thread.
     let products = 8 * 256 * tokens as u64 + threads as u64 * 4 * 96 * 256;
-    let passing = activations(model, tokens) + moments + products + decoded;
+    let passing = activations(model, tokens) + products + decoded;
     let writing = match text {
         Some(_) => 0,
         None => writing(model, together) + (threads * 4 * spec.vocab) as u64 + decoded,
@@ -44,7 +44,8 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
         demand: Demand {
             layers,
             held: factors(plan) + states,
-            working: passing.max(writing.saturating_sub(states)),
+            working: (passing + moments).max(writing.saturating_sub(states)),
+            passing,
             work: read + calibrate::moments_work(model, tokens),
         },
         weights: model.bytes_per_token(),

@@ -242,7 +242,7 @@ impl<'a> Model<'a> {
             columns.push(Sequence { columns: tokens.len()..tokens.len() + sequence.len(), past: 0 });
             tokens.extend_from_slice(sequence);
         }
-        self.pool.install(|| self.pass(&tokens, &columns, None, watch))
+        self.on_pool(|| self.pass(&tokens, &columns, None, watch))
     }
 
     /// The same for the next tokens of the cache's sequences, as many of each, one sequence behind the other.
@@ -254,9 +254,14 @@ impl<'a> Model<'a> {
         let sequences: Vec<Sequence> = (0..cache.sequences)
             .map(|number| Sequence { columns: number * each..(number + 1) * each, past: cache.len })
             .collect();
-        let hidden = self.pool.install(|| self.pass(tokens, &sequences, Some(cache), &mut Unwatched))?;
+        let hidden = self.on_pool(|| self.pass(tokens, &sequences, Some(cache), &mut Unwatched))?;
         cache.len += each;
         Ok(hidden)
+    }
+
+    /// On the pool that the caller belongs to, or the model's own.
+    fn on_pool<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if rayon::current_thread_index().is_some() { work() } else { self.pool.install(work) }
     }
 
     fn pass(
@@ -343,7 +348,7 @@ impl<'a> Model<'a> {
         let head = self.head.as_ref().unwrap_or(&self.embed);
         logits.clear();
         logits.resize(head.outputs() * columns.len(), 0.0);
-        self.pool.install(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
+        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
         if self.spec.logit_scale != 1.0 {
             logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
         }

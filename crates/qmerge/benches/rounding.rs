@@ -39,7 +39,7 @@ fn main() {
                 metric: &metric,
             };
             let start = Instant::now();
-            let kept = whole.round(&mut matrix);
+            let kept = whole.round(&mut matrix).kept;
             let seconds = start.elapsed().as_secs_f64() / (ROWS * n) as f64 * 1e6;
             let changed = base.iter().zip(&matrix.values).filter(|(a, b)| a != b).count() as f64 / base.len() as f64;
             println!(

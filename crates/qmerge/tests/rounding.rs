@@ -142,7 +142,7 @@ impl Case {
             grid: self.grid.clone(),
             metric: &metric,
         };
-        let kept = whole.round(&mut matrix);
+        let kept = whole.round(&mut matrix).kept;
         (matrix.values, matrix.grid, kept)
     }
 

@@ -8,7 +8,7 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{self, Calibration, Demand, Known};
+use qmerge::round::{self, Calibration, Demand, Known, Take};
 use qmerge_run::calibrate::FromModel;
 use qmerge_run::memory::{self, Needs};
 use qmerge_run::tensors::Tensors;
@@ -147,17 +147,28 @@ impl<C: Calibration> Calibration for Counted<'_, C> {
         self.calibration.identity()
     }
 
-    fn each(
-        &mut self,
-        wanted: &(dyn Fn(&str) -> bool + Sync),
-        take: &mut (dyn FnMut(Vec<Known>) -> error::Result<()> + Send),
-    ) -> error::Result<()> {
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> error::Result<()> {
         let layers = self.calibration.demand().layers.len() as u64;
-        let (progress, mut number) = (self.progress, 0);
-        self.calibration.each(wanted, &mut |known| {
-            number += 1;
-            progress.part(number, layers);
-            take(known)
-        })
+        let mut taken = CountedTake { take, progress: self.progress, number: 0, layers };
+        self.calibration.each(wanted, &mut taken)
+    }
+}
+
+struct CountedTake<'t> {
+    take: &'t mut dyn Take,
+    progress: &'t dyn Progress,
+    number: u64,
+    layers: u64,
+}
+
+impl Take for CountedTake<'_> {
+    fn known(&mut self, known: Known) -> error::Result<()> {
+        self.take.known(known)
+    }
+
+    fn layer(&mut self) -> error::Result<()> {
+        self.number += 1;
+        self.progress.part(self.number, self.layers);
+        self.take.layer()
     }
 }

@@ -1,14 +1,14 @@
 //! How much memory a merge takes, and how threads and chunks are chosen to fit a bound.
 //!
-//! A merge has phases, and only one of them at a time: a calibration gets ready, it hands out the moments of a layer, that layer's weights are rounded as a
-//! whole, all others go by in chunks, and what rounding left is cut. The prediction is the largest of them and what stands beside all. It counts bytes that are
-//! in use; an allocator keeps a share of what was freed.
+//! A merge has phases, and only one of them at a time: a calibration gets ready, weights are rounded as a whole while it hands out the moments of the next, all
+//! others go by in chunks, and what rounding left is cut. The prediction is the largest of them and what stands beside all. It counts bytes that are in use; an
+//! allocator keeps a share of what was freed. Where a bound leaves no room for both, a layer's weights are rounded while the calibration waits.
 
 use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Plan, Recode};
-use crate::round::{Demand, MOST_DIRECTIONS, metric_bytes};
+use crate::round::{Demand, MOST_DIRECTIONS, Whole, metric_bytes};
 
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
@@ -21,6 +21,8 @@ const AFRESH: u64 = 7 * 4 + 2;
 const READ_AGAIN: u64 = 4 * 4;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
+/// What moments of further layers may take so that all threads have weights to round.
+const FURTHER: u64 = 256 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
 const STEPS_IN_FLIGHT: usize = 3;
 
@@ -33,6 +35,8 @@ pub struct Memory {
     pub threads: usize,
     /// Elements per chunk.
     pub chunk_elements: usize,
+    /// Layers that may still be rounded while the calibration goes on to the next; 0 if it waits for each.
+    pub(super) ahead: usize,
     /// Bytes that moments and the weights under work may take together; `None` for no bound.
     pub(super) whole: Option<u64>,
 }
@@ -41,31 +45,46 @@ pub struct Memory {
 struct Layer {
     /// Bytes of its moments.
     moments: u64,
-    /// Bytes of its weights under work, largest first.
+    /// Bytes of its weights under work.
     weights: Vec<u64>,
 }
 
-impl Layer {
-    /// With so many weights at a time.
-    fn bytes(&self, together: usize) -> u64 {
-        self.moments + self.weights.iter().take(together).sum::<u64>()
-    }
+/// Most bytes of so many neighbouring layers, with so many weights at a time.
+fn rounded(layers: &[Layer], open: usize, together: usize) -> u64 {
+    let bytes = |layers: &[Layer]| {
+        let mut weights: Vec<u64> = layers.iter().flat_map(|layer| &layer.weights).copied().collect();
+        weights.sort_unstable_by(|a, b| b.cmp(a));
+        layers.iter().map(|layer| layer.moments).sum::<u64>() + weights.iter().take(together).sum::<u64>()
+    };
+    layers.windows(open.clamp(1, layers.len().max(1))).map(bytes).max().unwrap_or(0)
+}
+
+/// Layers that are worth being left to round while the next one's moments are gathered: one, or more of a small model on many threads.
+fn ahead(layers: &[Layer], threads: usize) -> usize {
+    let weights = layers.iter().map(|layer| layer.weights.len()).max().unwrap_or(0);
+    let moments = layers.iter().map(|layer| layer.moments).max().unwrap_or(0);
+    let wanted = (2 * threads).div_ceil(weights.max(1)).saturating_sub(1);
+    wanted.min((FURTHER / moments.max(1)) as usize).max(1)
 }
 
 /// Chooses threads and chunk size for a bound on memory.
 pub(super) fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>, demand: &Demand) -> Result<Memory> {
-    let mut memory = Memory { peak_bytes: 0, threads, chunk_elements: CHUNK_ELEMENTS, whole: None };
+    let mut memory = Memory { peak_bytes: 0, threads, chunk_elements: CHUNK_ELEMENTS, ahead: 0, whole: None };
     let layers = layers(plan, demand);
-    let rounded = |together: usize| layers.iter().map(|layer| layer.bytes(together)).max().unwrap_or(0);
     let beside = beside(plan, demand);
     let limit = max_memory.unwrap_or(u64::MAX);
     loop {
         let chunks = chunks(plan, &memory).max(residual(plan, memory.threads)).max(turned(plan, 1));
-        let least = beside + chunks.max(demand.working).max(rounded(1));
+        let least = beside + chunks.max(demand.working).max(rounded(&layers, 1, 1));
         if least <= limit {
-            // Weights wait for each other where not all threads' fit.
-            let together = chunks.max(demand.working).max(rounded(memory.threads)).max(turned(plan, memory.threads));
-            memory.peak_bytes = (beside + together).min(limit);
+            let others = chunks.max(demand.working).max(turned(plan, memory.threads));
+            let open = |ahead| beside + others.max(demand.passing + rounded(&layers, ahead + 1, memory.threads));
+            memory.ahead = (1..=ahead(&layers, memory.threads)).rev().find(|ahead| open(*ahead) <= limit).unwrap_or(0);
+            memory.peak_bytes = match memory.ahead {
+                // Weights wait for each other where not all threads' fit.
+                0 => (beside + others.max(rounded(&layers, 1, memory.threads))).min(limit),
+                ahead => open(ahead),
+            };
             memory.whole = max_memory.map(|limit| limit - beside);
             return Ok(memory);
         }
@@ -130,32 +149,35 @@ fn edits(recode: &Recode) -> u64 {
 
 /// The layers that are rounded as a whole.
 fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
-    let bytes: std::collections::HashMap<&str, u64> = plan
+    let whole = |recode: &Recode| Some((weight_bytes(recode, plan.residual_rank), recode.rounding.whole()?));
+    let bytes: std::collections::HashMap<&str, (u64, &dyn Whole)> = plan
         .steps
         .iter()
         .filter_map(|step| match &step.action {
-            Action::Recode(recode) if recode.rounding.whole().is_some() => {
-                Some((step.name.as_str(), weight_bytes(recode, plan.residual_rank)))
-            }
-            _ => None,
+            Action::Recode(recode) => Some((step.name.as_str(), whole(recode)?)),
+            Action::Copy { .. } => None,
         })
         .collect();
     let layer = |inputs: &Vec<crate::round::Inputs>| {
-        let own = |inputs: &crate::round::Inputs| -> Vec<u64> {
+        let own = |inputs: &crate::round::Inputs| -> Vec<(u64, &dyn Whole)> {
             inputs.weights.iter().filter_map(|name| bytes.get(name.as_str()).copied()).collect()
         };
         let mut layer = Layer { moments: 0, weights: Vec::new() };
         for inputs in inputs {
             let own = own(inputs);
-            if !own.is_empty() {
-                layer.moments += metric_bytes(inputs.features);
-                layer.weights.extend(own);
+            if let Some((_, method)) = own.first() {
+                layer.moments += moments_bytes(*method, inputs.features);
+                layer.weights.extend(own.iter().map(|(bytes, _)| bytes));
             }
         }
-        layer.weights.sort_unstable_by(|a, b| b.cmp(a));
         layer
     };
     demand.layers.iter().map(layer).filter(|layer| !layer.weights.is_empty()).collect()
+}
+
+/// What the moments of some inputs take, with what the method makes of them.
+pub(super) fn moments_bytes(method: &dyn Whole, features: usize) -> u64 {
+    metric_bytes(features) + method.prepared_bytes(features)
 }
 
 /// What a weight takes while it is rounded as a whole.

@@ -8,6 +8,7 @@ mod fingerprint;
 mod judge;
 mod memory;
 mod places;
+mod queue;
 mod residual;
 mod schedule;
 mod step;

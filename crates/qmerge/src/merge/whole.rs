@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Run;
-use super::memory::{turned_bytes, weight_bytes};
+use super::memory::{moments_bytes, turned_bytes, weight_bytes};
 use super::places::Places;
+use super::queue::{self, Limits, Queue, Work};
 use super::residual::is_coarse;
 use super::step::explain;
 use super::target::{Target, on_grid, writer};
@@ -15,26 +16,29 @@ use crate::edited::Edited;
 use crate::error::{Result, mismatch};
 use crate::formats::{Weight, transposed};
 use crate::measure::Sums;
-use crate::parallel::{Budget, attempts};
+use crate::parallel::{Budget, attempts, pool};
 use crate::plan::{Action, Recode, Step};
 use crate::progress::stopped;
-use crate::round::{self, Calibration, InputMoments, Matrix, Metric, Whole, metric_bytes};
+use crate::round::{Calibration, InputMoments, Inputs, Known, Matrix, Metric, Take, Whole};
 use crate::simd::moments::{Moments, moments};
 use crate::write::Finished;
 
+/// The weights to be rounded, by name: step and what it does.
+type Open<'a> = HashMap<&'a str, (usize, &'a Step, &'a Recode)>;
+
 /// A weight to be rounded.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     number: usize,
     step: &'a Step,
     recode: &'a Recode,
     method: &'static dyn Whole,
-    metric: &'a Metric,
+    metric: Arc<Metric>,
 }
 
-impl Run<'_> {
-    /// Rounds all weights whose inputs `calibration` knows.
+impl<'a> Run<'a> {
+    /// Rounds all weights whose inputs `calibration` knows, while it goes on to the next.
     pub(super) fn whole(&self, calibration: &mut dyn Calibration, done: &mut HashMap<usize, Finished>) -> Result<()> {
-        let open: HashMap<&str, (usize, &Step, &Recode)> = self
+        let open: Open<'a> = self
             .plan
             .steps
             .iter()
@@ -47,47 +51,34 @@ impl Run<'_> {
                 _ => None,
             })
             .collect();
+        let demand = calibration.demand();
         if open.is_empty() {
-            self.progress.skip(calibration.demand().work);
+            self.progress.skip(demand.work);
             return Ok(());
         }
-        let layers = calibration.demand().layers;
-        let wanted = |name: &String| open.contains_key(name.as_str());
-        let layers = layers.iter().filter(|layer| layer.iter().flat_map(|inputs| &inputs.weights).any(wanted)).count();
+        let wanted = |name: &str| open.contains_key(name);
+        let is_open =
+            |layer: &&Vec<_>| layer.iter().flat_map(|inputs: &Inputs| &inputs.weights).any(|name| wanted(name));
+        let layers = demand.layers.iter().filter(is_open).count() as u64;
         self.progress.phase("rounding", "layers");
-        let mut number = 0;
-        calibration.each(&|name| open.contains_key(name), &mut |known| {
-            number += 1;
-            self.progress.part(number, layers.max(number as usize) as u64);
-            let mut metrics = Vec::new();
-            let moments: u64 = known.iter().map(|known| metric_bytes(known.moments.features)).sum();
-            for known in known {
-                let weights: Vec<_> = known.weights.iter().filter_map(|name| open.get(name.as_str())).collect();
-                let Some((_, first, recode)) = weights.first() else { continue };
-                let Some(method) = recode.rounding.whole() else { continue };
-                fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
-                let metric =
-                    Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-                metrics.push((metric, method, weights));
-            }
-            let mut jobs: Vec<Job<'_>> = metrics
-                .iter()
-                .flat_map(|(metric, method, weights)| {
-                    let method = *method;
-                    weights.iter().map(move |&&(number, step, recode)| Job { number, step, recode, method, metric })
-                })
-                .collect();
-            // The longest first, so that no thread waits for one at the end.
-            let size = |job: &Job<'_>| {
-                let geometry = job.recode.from.weight.geometry();
-                geometry.elements() * geometry.cols
-            };
-            jobs.sort_by_key(|job| (std::cmp::Reverse(size(job)), job.number));
-            let finished = self.jobs(&jobs, moments)?;
-            self.output.checkpoint(&finished)?;
-            done.extend(finished.into_iter().map(|step| (step.step, step)));
-            Ok(())
-        })
+        let memory = &self.schedule.memory;
+        let limits = Limits { threads: memory.threads, ahead: memory.ahead, bytes: memory.whole };
+        let queue = Queue::new(self, self.progress, limits);
+        let passed = pool(memory.threads)?.scope(|scope| {
+            let mut round = Round { run: self, open: &open, queue: &queue, scope, layers, number: 0 };
+            let passed = calibration.each(&wanted, &mut round);
+            queue.end(scope);
+            passed
+        });
+        let (finished, rest, error) = queue.results();
+        if self.progress.cancelled() {
+            // What is finished is kept for --resume.
+            self.output.checkpoint(&rest)?;
+        }
+        // A weight comes before what the pass found later.
+        error.map_or(passed, Err)?;
+        done.extend(finished.into_iter().chain(rest).map(|step| (step.step, step)));
+        Ok(())
     }
 
     /// Stores the weights whose rows become columns, each as a whole.
@@ -142,27 +133,7 @@ impl Run<'_> {
         Places { plan: self.plan, output: self.output }.put_whole(step, parts.into_iter().enumerate())
     }
 
-    /// Does jobs on all threads, as many at a time as the memory has room for beside the moments.
-    fn jobs(&self, jobs: &[Job<'_>], moments: u64) -> Result<Vec<Finished>> {
-        let room = self.schedule.memory.whole.map(|bytes| Budget::new(bytes.saturating_sub(moments)));
-        let budget = room.unwrap_or_else(Budget::unlimited);
-        let weigh = |job: &Job<'_>| weight_bytes(job.recode, self.plan.residual_rank);
-        let results = attempts(&budget, weigh, jobs, self.schedule.threads, self.progress, |job| {
-            let finished = self.job(job);
-            self.progress.advance(self.schedule.work.steps[job.number]);
-            finished
-        });
-        let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&jobs[at].step.name));
-        let finished = results.into_iter().map(named).collect::<Result<Vec<_>>>()?;
-        if self.progress.cancelled() {
-            // What is finished is kept for --resume.
-            self.output.checkpoint(&finished)?;
-            return Err(stopped());
-        }
-        Ok(finished)
-    }
-
-    fn job(&self, job: &Job<'_>) -> Result<Finished> {
+    fn rounded(&self, job: &Job<'_>) -> Result<Finished> {
         let Job { step, recode, method, .. } = job;
         let geometry = recode.from.weight.geometry();
         let all = 0..geometry.rows;
@@ -179,11 +150,9 @@ impl Run<'_> {
             target: &target,
             values,
             grid: on_grid.grid(&views, all.clone()),
-            metric: job.metric,
+            metric: &job.metric,
         };
-        let kept = method.round(&mut matrix);
-        let residual = self.plan.residual_rank.filter(|_| is_coarse(recode));
-        let error = residual.map(|_| kept.noise * round::delta_energy(&matrix));
+        let judged = method.round(&mut matrix);
         let Matrix { values, grid, .. } = matrix;
         let mut written = vec![Vec::new(); parts.len()];
         on_grid.store(&views, all.clone(), &values, Some(&grid), &mut written);
@@ -196,12 +165,12 @@ impl Run<'_> {
         let mut output = values;
         weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all.clone(), &mut output);
         let moments = sound(step, recode, &base, &target, &output)?;
-        if let Some(error) = error {
-            self.keep_residual(job.number, (&target, &output), job.metric, error)?;
+        if is_coarse(recode) {
+            self.keep_residual(job.number, (&target, &output), &job.metric, judged.error())?;
         }
         let late = self.put_parts(step, written)?;
         let sums = Sums { elements: geometry.elements() as u64, moments };
-        Ok(Finished { step: job.number, sums: Some(sums), kept: Some(kept), late })
+        Ok(Finished { step: job.number, sums: Some(sums), kept: Some(judged.kept), late })
     }
 
     /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
@@ -226,6 +195,63 @@ impl Run<'_> {
         let mut values = vec![0.0; target.len()];
         weight.decode(&views, all, &mut values);
         Ok(Start { weight, parts, values })
+    }
+}
+
+impl<'a> Work for Run<'a> {
+    type Job = Job<'a>;
+    type Done = Finished;
+
+    fn job(&self, job: &Job<'a>) -> Result<Finished> {
+        let finished = self.rounded(job).map_err(|error| error.in_tensor(&job.step.name));
+        self.progress.advance(self.schedule.work.steps[job.number]);
+        finished
+    }
+
+    fn layer(&self, done: &[Finished]) -> Result<()> {
+        self.output.checkpoint(done)
+    }
+}
+
+/// Turns moments into jobs.
+struct Round<'r, 'q, 's, 'a> {
+    run: &'r Run<'a>,
+    open: &'r Open<'a>,
+    queue: &'q Queue<'q, Run<'a>>,
+    scope: &'r rayon::Scope<'s>,
+    layers: u64,
+    /// Layers so far.
+    number: u64,
+}
+
+impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
+    fn known(&mut self, known: Known) -> Result<()> {
+        let weights: Vec<_> = known.weights.iter().filter_map(|name| self.open.get(name.as_str())).collect();
+        let Some((_, first, recode)) = weights.first() else { return Ok(()) };
+        let Some(method) = recode.rounding.whole() else { return Ok(()) };
+        fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
+        let held = moments_bytes(method, known.moments.features);
+        let mut metric =
+            Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
+        method.prepare(&mut metric);
+        let metric = Arc::new(metric);
+        let job = |&&(number, step, recode): &&(usize, &'a Step, &'a Recode)| {
+            let geometry = recode.from.weight.geometry();
+            // The longest first, so that no thread waits for one at the end.
+            let size = (geometry.elements() * geometry.cols) as u64;
+            queue::Job {
+                order: (u64::MAX - size, number),
+                bytes: weight_bytes(recode, self.run.plan.residual_rank),
+                job: Job { number, step, recode, method, metric: Arc::clone(&metric) },
+            }
+        };
+        self.queue.add(self.scope, weights.iter().map(job).collect(), held)
+    }
+
+    fn layer(&mut self) -> Result<()> {
+        self.number += 1;
+        self.run.progress.part(self.number, self.layers.max(self.number));
+        self.queue.layer(self.scope)
     }
 }
 

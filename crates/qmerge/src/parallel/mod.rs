@@ -1,12 +1,14 @@
 //! Jobs on threads, whose results stay in order.
 
 mod budget;
+mod spread;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use budget::Budget;
+pub(crate) use spread::{both, pool, sharing, spread};
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Progress, stopped};

@@ -5,7 +5,7 @@
 //! adapter to take it from.
 
 use super::descend::{Stage, descend};
-use super::matrix::{Kept, Matrix};
+use super::matrix::{Judged, Matrix};
 use super::{Rounding, Whole};
 
 pub(super) struct Adapter;
@@ -47,7 +47,7 @@ impl Whole for Adapter {
         if from_base { 100.0 + 0.019 * inputs as f64 } else { super::descend::nanoseconds(inputs) }
     }
 
-    fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
+    fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
         let stages = if matrix.at_base() { STAGES } else { AFRESH };
         descend(matrix, stages)
     }

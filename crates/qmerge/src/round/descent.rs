@@ -1,7 +1,7 @@
 //! Descent: each value and scale moves to where the layer's output on real inputs comes closest to that of the adapter kept apart.
 
 use super::descend::{Stage, descend};
-use super::matrix::{Kept, Matrix};
+use super::matrix::{Judged, Matrix};
 use super::{Rounding, Whole};
 
 pub(super) struct Descent;
@@ -25,7 +25,7 @@ impl Whole for Descent {
         super::descend::nanoseconds(inputs)
     }
 
-    fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
+    fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
         descend(matrix, &[Stage { mu: 0.0, passes: 8 }])
     }
 }

@@ -5,11 +5,10 @@
 //!
 //! Both halves go by blocks of columns: a block is done column by column, then all that follows takes it as a product of matrices.
 
-use std::ops::Range;
-
-use super::matrix::{Delta, Kept, Matrix, judged};
+use super::matrix::{Delta, Judged, Matrix, judged};
 use super::moments::Metric;
 use super::{Rounding, Whole};
+use crate::parallel::spread;
 use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
 use crate::simd::vectors::axpy;
 
@@ -40,22 +39,37 @@ impl Whole for Gptq {
         75.0 + 0.058 * inputs as f64
     }
 
-    fn round(&self, matrix: &mut Matrix<'_>) -> Kept {
-        let n = matrix.cols;
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&a, &b| matrix.metric.diagonal[b].total_cmp(&matrix.metric.diagonal[a]));
-        let feedback = feedback(matrix.metric, &order);
+    fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
+        let own;
+        let feedback = match &matrix.metric.feedback {
+            Some(feedback) => feedback,
+            None => {
+                own = Tiles::of(matrix.metric);
+                &own
+            }
+        };
         let start = matrix.values.clone();
-        for first in (0..matrix.rows).step_by(ROWS) {
-            carry(matrix, first..(first + ROWS).min(matrix.rows), &order, &feedback);
-        }
+        let mut values = std::mem::take(&mut matrix.values);
+        let part = (ROWS * matrix.cols).max(1);
+        spread(values.chunks_mut(part).enumerate(), |(number, values)| carry(matrix, number * ROWS, values, feedback));
+        matrix.values = values;
         better(matrix, start)
+    }
+
+    fn prepare(&self, metric: &mut Metric) {
+        metric.feedback = Some(Tiles::of(metric));
+    }
+
+    fn prepared_bytes(&self, inputs: usize) -> u64 {
+        4 * (inputs as u64).next_multiple_of(PANEL as u64).pow(2)
     }
 }
 
-/// Rounds some rows, column by column in this order.
-fn carry(matrix: &mut Matrix<'_>, rows: Range<usize>, order: &[usize], feedback: &Tiles) {
-    let (n, part) = (matrix.cols, rows.len() * PANEL);
+/// Rounds the values of some rows, column by column in the order of feedback.
+fn carry(matrix: &Matrix<'_>, first: usize, values: &mut [f32], feedback: &Tiles) {
+    let n = matrix.cols;
+    let (rows, order) = (first..first + values.len() / n, &feedback.order);
+    let part = rows.len() * PANEL;
     // What columns shall become, block by block: (rows, columns of the block).
     let mut wanted = vec![0.0; feedback.count * part];
     for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
@@ -73,7 +87,7 @@ fn carry(matrix: &mut Matrix<'_>, rows: Range<usize>, order: &[usize], feedback:
             for (k, &j) in order.iter().enumerate() {
                 let at = row * n + j;
                 let value = matrix.grid.nearest(at, wanted[k]);
-                matrix.values[at] = value;
+                values[at - first * n] = value;
                 errors[k] = matrix.target[at] - value;
                 axpy(errors[k], &within[k * PANEL + k + 1..(k + 1) * PANEL], &mut wanted[k + 1..]);
             }
@@ -84,21 +98,29 @@ fn carry(matrix: &mut Matrix<'_>, rows: Range<usize>, order: &[usize], feedback:
     }
 }
 
-/// A square matrix in tiles, padded with zeros.
-struct Tiles {
+/// What the error of a column adds to those after it: a square matrix in tiles, padded with zeros, its columns in the order of work.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    order: Vec<usize>,
     /// Tiles in a row of them.
     count: usize,
     data: Vec<f32>,
 }
 
 impl Tiles {
+    fn of(metric: &Metric) -> Self {
+        let mut order: Vec<usize> = (0..metric.features).collect();
+        order.sort_by(|&a, &b| metric.diagonal[b].total_cmp(&metric.diagonal[a]));
+        feedback(metric, order)
+    }
+
     fn tile(&self, row: usize, column: usize) -> &[f32] {
         &self.data[(row * self.count + column) * TILE..][..TILE]
     }
 }
 
 /// Row k holds, above the diagonal, what the error of the k-th column adds to those after it.
-fn feedback(metric: &Metric, order: &[usize]) -> Tiles {
+fn feedback(metric: &Metric, order: Vec<usize>) -> Tiles {
     let n = order.len();
     let count = n.div_ceil(PANEL);
     let mut data = vec![0.0; count * count * TILE];
@@ -111,8 +133,8 @@ fn feedback(metric: &Metric, order: &[usize]) -> Tiles {
     for block in (0..count).rev() {
         let (before, own) = data.split_at_mut(block * count * TILE);
         let pivots = within(&mut own[..(block + 1) * TILE], PANEL.min(n - block * PANEL));
-        // Its rows over their pivots, and its rows, from the last to the first.
-        let (mut left, mut right) = (vec![0.0; TILE], vec![0.0; block * TILE]);
+        // Its rows, from the last to the first.
+        let mut right = vec![0.0; block * TILE];
         for (own, right) in own.chunks_exact(TILE).zip(right.chunks_exact_mut(TILE)) {
             for ((own, right), pivot) in own.chunks_exact(PANEL).zip(right.rchunks_exact_mut(PANEL)).zip(&pivots) {
                 if pivot.is_some() {
@@ -120,7 +142,9 @@ fn feedback(metric: &Metric, order: &[usize]) -> Tiles {
                 }
             }
         }
-        for (row, tiles) in before.chunks_exact_mut(count * TILE).enumerate() {
+        let (own, right) = (&*own, &right);
+        spread(before.chunks_exact_mut(count * TILE).enumerate(), |(row, tiles)| {
+            let mut left = vec![0.0; TILE];
             for (k, pivot) in pivots.iter().enumerate() {
                 for i in 0..PANEL {
                     let share = pivot.map_or(0.0, |pivot| own[row * TILE + k * PANEL + i] / pivot);
@@ -131,9 +155,9 @@ fn feedback(metric: &Metric, order: &[usize]) -> Tiles {
             for (tile, right) in tiles.chunks_exact_mut(TILE).zip(right.chunks_exact(TILE)).take(row + 1) {
                 add_panel(&left, right, tile);
             }
-        }
+        });
     }
-    Tiles { count, data }
+    Tiles { order, count, data }
 }
 
 /// The same within the rows of a block, of which the last tile is on the diagonal. Returns the pivots that are above zero.
@@ -161,12 +185,12 @@ fn within(own: &mut [f32], size: usize) -> Vec<Option<f32>> {
 }
 
 /// What became of the output; the start again where that is better.
-fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Kept {
+fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Judged {
     let delta = Delta::new(matrix);
     let found = judged(matrix, &delta);
     let values = std::mem::replace(&mut matrix.values, start);
     let before = judged(matrix, &delta);
-    if before.noise < found.noise {
+    if before.kept.noise < found.kept.noise {
         return before;
     }
     matrix.values = values;

@@ -1,9 +1,12 @@
 //! A whole weight that is rounded at once, and what its delta spans.
 
+use std::ops::Range;
+
 use super::moments::Metric;
 use crate::formats::Grid;
+use crate::parallel::spread;
 use crate::simd::matmul::{Columns, HEIGHT, matmul};
-use crate::simd::vectors::{axpy, axpys, dot};
+use crate::simd::vectors::{axpy, axpys, dot, outer};
 
 /// A weight of which every value is chosen with all others in sight. Matrices are (rows, cols).
 #[derive(Debug)]
@@ -35,23 +38,66 @@ pub struct Kept {
 
 impl Kept {
     /// Where there was nothing to keep.
-    pub(super) const ALL: Self = Self { output: 1.0, noise: 0.0 };
+    const ALL: Self = Self { output: 1.0, noise: 0.0 };
+}
+
+/// That, and what it is measured by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// What became of the adapter's output.
+    pub kept: Kept,
+    /// ‖D‖²_H.
+    pub delta: f64,
+}
+
+impl Judged {
+    /// Where there was nothing to keep.
+    pub(super) fn nothing(delta: &Delta) -> Self {
+        Self { kept: Kept::ALL, delta: delta.norm }
+    }
+
+    /// ‖E‖²_H.
+    pub(crate) fn error(&self) -> f64 {
+        self.kept.noise * self.delta
+    }
 }
 
 /// What became of a matrix, computed from its values alone.
-pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Kept {
+pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Judged {
     if delta.norm <= 0.0 || !delta.norm.is_finite() {
-        return Kept::ALL;
+        return Judged::nothing(delta);
     }
     if matrix.at_base() {
         // E = −D.
-        return Kept { output: 0.0, noise: 1.0 };
+        return Judged { kept: Kept { output: 0.0, noise: 1.0 }, delta: delta.norm };
     }
     let n = matrix.cols;
     let error = matrix.error();
     let product = matrix.error_products(&error);
     let noise: f64 = error.chunks(n).zip(product.chunks(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
-    Kept { output: delta.kept(matrix), noise: noise / delta.norm }
+    Judged { kept: Kept { output: delta.kept(matrix), noise: noise / delta.norm }, delta: delta.norm }
+}
+
+/// Columns of a row that are done together where rows are summed up.
+const WIDE: usize = 512;
+/// Rows that read a matrix together.
+const SOME: usize = 16 * HEIGHT;
+
+/// `left · x`, so many rows at a time.
+pub(super) fn product(left: &[f32], x: &Columns, rows: usize) -> Vec<f32> {
+    let mut out = vec![0.0; left.len() / x.inputs().max(1) * x.tokens()];
+    let parts = out.chunks_mut((rows * x.tokens()).max(1)).zip(left.chunks((rows * x.inputs()).max(1)));
+    spread(parts, |(out, left)| matmul(left, x, false, out));
+    out
+}
+
+/// What `of` says of each row.
+fn by_row<T: Copy + Default + Send>(rows: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut found = vec![T::default(); rows];
+    spread(found.chunks_mut(SOME).enumerate(), |(number, found)| {
+        found.iter_mut().enumerate().for_each(|(r, found)| *found = of(number * SOME + r));
+    });
+    found
 }
 
 /// Most directions that are told apart in a delta's outputs.
@@ -84,14 +130,7 @@ impl Matrix<'_> {
 
     /// E H.
     pub(super) fn error_products(&self, error: &[f32]) -> Vec<f32> {
-        /// Rows that read H together.
-        const SOME: usize = 16 * HEIGHT;
-        let mut out = vec![0.0; error.len()];
-        let some = (SOME * self.cols).max(1);
-        for (out, error) in out.chunks_mut(some).zip(error.chunks(some)) {
-            matmul(error, &self.metric.columns, false, out);
-        }
-        out
+        product(error, &self.metric.columns, SOME)
     }
 
     /// True if rounding begins at the base's own codes.
@@ -107,36 +146,24 @@ impl Delta {
         let delta: Vec<f32> = matrix.target.iter().zip(matrix.base).map(|(target, base)| target - base).collect();
         let probes = MOST_DIRECTIONS.min(rows).min(cols);
         let signs: Vec<f32> = (0..cols * probes).map(|i| if hash(i as u64) & 1 == 0 { 1.0 } else { -1.0 }).collect();
-        let mut sketch = vec![0.0; rows * probes];
-        matmul(&delta, &Columns::new(&signs, cols, probes), false, &mut sketch);
+        let sketch = product(&delta, &Columns::new(&signs, cols, probes), SOME);
         let (basis, directions) = orthonormal(&sketch, rows, probes);
-        // Uᵀ D.
-        let mut coefficients = vec![0.0; directions * cols];
-        for r in 0..rows {
-            for (q, &u) in basis[r * directions..(r + 1) * directions].iter().enumerate() {
-                if u != 0.0 {
-                    axpy(u, &delta[r * cols..(r + 1) * cols], &mut coefficients[q * cols..(q + 1) * cols]);
-                }
-            }
-        }
-        let mut moments = vec![0.0; directions * cols];
-        matmul(&coefficients, &matrix.metric.columns, false, &mut moments);
+        let coefficients = against(&basis, directions, cols, |r, part| &delta[r * cols..][part.clone()]);
+        let moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
         // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
-        let (mut all, mut rest) = (0.0, 0.0);
-        let mut row = vec![0.0; cols];
-        for r in 0..rows {
-            row.copy_from_slice(&delta[r * cols..(r + 1) * cols]);
-            all += f64::from(dot(&row, &row));
+        let squares = by_row(rows, |r| {
+            let mut row = delta[r * cols..(r + 1) * cols].to_vec();
+            let all = f64::from(dot(&row, &row));
             let against: Vec<f32> = basis[r * directions..(r + 1) * directions].iter().map(|u| -u).collect();
             axpys(&against, &coefficients, &mut row);
-            rest += f64::from(dot(&row, &row));
-        }
+            (all, f64::from(dot(&row, &row)))
+        });
+        let (all, rest) = squares.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
         if rest <= UNREACHED * all {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
             return Self { directions, basis, moments, dense: None, norm };
         }
-        let mut dense = vec![0.0; rows * cols];
-        matmul(&delta, &matrix.metric.columns, false, &mut dense);
+        let dense = product(&delta, &matrix.metric.columns, SOME);
         let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
         Self { directions, basis, moments, dense: Some(dense), norm }
     }
@@ -149,15 +176,14 @@ impl Delta {
     /// ⟨Wq − W0, D⟩_H / ‖D‖²_H.
     pub(super) fn kept(&self, matrix: &Matrix<'_>) -> f64 {
         let n = matrix.cols;
-        let (mut output, mut moments) = (0.0, vec![0.0; n]);
-        for r in 0..matrix.rows {
+        let rows = by_row(matrix.rows, |r| {
             let at = r * n..(r + 1) * n;
-            moments.fill(0.0);
+            let mut moments = vec![0.0; n];
             self.add_row(r, 1.0, &mut moments);
             let change: Vec<f32> = matrix.values[at.clone()].iter().zip(&matrix.base[at]).map(|(a, b)| a - b).collect();
-            output += f64::from(dot(&change, &moments));
-        }
-        output / self.norm
+            f64::from(dot(&change, &moments))
+        });
+        rows.iter().sum::<f64>() / self.norm
     }
 
     /// D H of one row, added with a factor.
@@ -171,6 +197,30 @@ impl Delta {
             }
         }
     }
+}
+
+/// Uᵀ X (directions, cols), with some columns of a row of X from `row`: each element is one chain over the rows.
+pub(super) fn against<'x>(
+    basis: &[f32],
+    directions: usize,
+    cols: usize,
+    row: impl Fn(usize, &Range<usize>) -> &'x [f32] + Sync,
+) -> Vec<f32> {
+    let mut parts: Vec<(Range<usize>, Vec<f32>)> =
+        (0..cols).step_by(WIDE).map(|start| (start..(start + WIDE).min(cols), Vec::new())).collect();
+    spread(&mut parts, |(part, out)| {
+        out.resize(directions * part.len(), 0.0);
+        for (r, own) in basis.chunks_exact(directions.max(1)).enumerate() {
+            outer(own, row(r, part), out, 0..part.len());
+        }
+    });
+    let mut out = vec![0.0; directions * cols];
+    for (part, own) in &parts {
+        for (out, own) in out.chunks_exact_mut(cols).zip(own.chunks_exact(part.len())) {
+            out[part.clone()].copy_from_slice(own);
+        }
+    }
+    out
 }
 
 /// An orthonormal basis of the columns of `x` (rows, count), as (rows, directions): Gram and Schmidt, twice, in f64. Columns that lie in the span of those

@@ -20,13 +20,13 @@ use crate::error::{Result, usage};
 use crate::formats::Grid;
 
 #[doc(hidden)]
-pub use factor::{Cut, Factors, cut, delta_energy, sketch};
-pub use matrix::Kept;
+pub use factor::{Cut, Factors, cut, sketch};
 pub(crate) use matrix::MOST_DIRECTIONS;
 #[doc(hidden)]
 pub use matrix::Matrix;
+pub use matrix::{Judged, Kept};
 pub(crate) use moments::metric_bytes;
-pub use moments::{Calibration, Demand, InputMoments, Inputs, Known, Metric};
+pub use moments::{Calibration, Demand, InputMoments, Inputs, Known, Metric, Take};
 pub(crate) use stored::identity;
 pub use stored::{Stored, store};
 
@@ -127,8 +127,16 @@ pub trait Whole: Sync {
     /// Nanoseconds of one thread that a value of a weight with so many inputs takes, from the base's codes or afresh.
     fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64;
 
+    /// Computes what all weights with the same inputs share.
+    fn prepare(&self, _metric: &mut Metric) {}
+
+    /// Bytes that this takes.
+    fn prepared_bytes(&self, _inputs: usize) -> u64 {
+        0
+    }
+
     /// Chooses `matrix.values`, all on its grid, and its scales.
-    fn round(&self, matrix: &mut Matrix<'_>) -> Kept;
+    fn round(&self, matrix: &mut Matrix<'_>) -> Judged;
 }
 
 /// The method of that name.

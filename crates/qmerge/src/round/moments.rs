@@ -1,8 +1,11 @@
 //! What linear layers are given: second moments of their inputs, and where they come from.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::gptq::Tiles;
 use crate::error::{Error, Kind, Result};
+use crate::parallel::spread;
 use crate::simd::matmul::{Columns, PANEL};
 
 /// H = mean of x·xᵀ over the inputs x of a linear layer.
@@ -37,12 +40,14 @@ pub struct Inputs {
 /// What a calibration is going to hand out, and what it takes meanwhile, for predictions. What is not known is left empty.
 #[derive(Clone, Debug, Default)]
 pub struct Demand {
-    /// Inputs whose moments become known together, layer by layer.
+    /// Inputs whose moments become known, layer by layer.
     pub layers: Vec<Vec<Inputs>>,
     /// Bytes that it takes as long as it is there.
     pub held: u64,
-    /// Most bytes beside those while it gets ready, and while it goes on from layer to layer.
+    /// Most bytes beside those while it gets ready, and while it goes on from layer to layer, a layer's moments among them.
     pub working: u64,
+    /// Most bytes while it goes on from layer to layer, without those that it has handed out.
+    pub passing: u64,
     /// The work of all that it has yet to do, in nanoseconds of one thread.
     pub work: u64,
 }
@@ -61,13 +66,26 @@ pub trait Calibration: Send {
         Demand::default()
     }
 
-    /// Hands out the moments of all weights that are `wanted`, as many together as become known together (a layer's), and goes on when `take`
-    /// returns. Each weight comes at most once; one whose inputs are not known does not come.
-    fn each(
-        &mut self,
-        wanted: &(dyn Fn(&str) -> bool + Sync),
-        take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-    ) -> Result<()>;
+    /// Hands out the moments of all weights that are `wanted`, those of some inputs as soon as they are known, and goes on when `take` returns. Each weight
+    /// comes at most once; one whose inputs are not known does not come.
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()>;
+}
+
+/// Takes moments as they become known.
+pub trait Take: Send {
+    /// The moments of some inputs: of a layer's queries, keys and values together, say, or of one expert.
+    fn known(&mut self, known: Known) -> Result<()>;
+
+    /// All inputs of a layer have been handed out. Nothing of the layer stands in memory while this waits.
+    fn layer(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: FnMut(Known) -> Result<()> + Send> Take for F {
+    fn known(&mut self, known: Known) -> Result<()> {
+        self(known)
+    }
 }
 
 /// Moments prepared for rounding: damped, with their diagonal.
@@ -78,6 +96,8 @@ pub struct Metric {
     /// H in panels.
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
+    /// What `gptq` makes of H, for all weights that are given these inputs.
+    pub(super) feedback: Option<Tiles>,
 }
 
 /// Share of the mean diagonal that is added to it where a method asks for no more: directions that no input took get some weight.
@@ -100,7 +120,9 @@ impl Metric {
         if values.len() != features * features {
             return Err(Error::new(Kind::Malformed, format!("{} moments of {features} features", values.len())));
         }
-        if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+        if !is_finite(&values)
+            && let Some(at) = values.iter().position(|x| !x.is_finite())
+        {
             let x = values[at];
             return Err(Error::new(
                 Kind::NotFinite,
@@ -121,7 +143,7 @@ impl Metric {
             *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + damping * mean as f32 };
         }
         let diagonal = (0..features).map(|i| values[i * features + i]).collect();
-        Ok(Self { features, columns: Columns::symmetric(values, features), diagonal })
+        Ok(Self { features, columns: Columns::symmetric(values, features), diagonal, feedback: None })
     }
 
     /// H of two inputs.
@@ -139,4 +161,15 @@ impl Metric {
             }
         }
     }
+}
+
+fn is_finite(values: &[f32]) -> bool {
+    const SOME: usize = 1 << 20;
+    let all = AtomicBool::new(true);
+    spread(values.chunks(SOME), |some| {
+        if !some.iter().all(|x| x.is_finite()) {
+            all.store(false, Ordering::Relaxed);
+        }
+    });
+    all.into_inner()
 }

@@ -17,7 +17,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, Demand, InputMoments, Inputs, Known, metric_bytes};
+use super::moments::{Calibration, Demand, InputMoments, Inputs, Known, Take, metric_bytes};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry};
@@ -71,31 +71,10 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let reserved = (names + 4096).next_multiple_of(8);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
-    let mut header = serde_json::Map::new();
-    let (mut inputs, mut at, mut layer) = (Vec::new(), 0_u64, 0);
-    calibration.each(&|name| base.has(name), &mut |known| {
-        for Known { weights, moments } in known {
-            let Some(name) = weights.first() else { continue };
-            let start = at;
-            for &x in &moments.values {
-                match dtype {
-                    Dtype::BF16 => file.write_all(&bf16::from_f32(x).to_le_bytes()),
-                    _ => file.write_all(&x.to_le_bytes()),
-                }
-                .map_err(failed)?;
-            }
-            at += moments.values.len() as u64 * if dtype == Dtype::BF16 { 2 } else { 4 };
-            let info = serde_json::json!({
-                "dtype": if dtype == Dtype::BF16 { "BF16" } else { "F32" },
-                "shape": [moments.features, moments.features],
-                "data_offsets": [start, at],
-            });
-            header.insert(name.clone(), info);
-            inputs.push(Kept { layer, tokens: moments.tokens, weights });
-        }
-        layer += 1;
-        Ok(())
-    })?;
+    let mut writing =
+        Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
+    calibration.each(&|name| base.has(name), &mut writing)?;
+    let Writing { mut header, inputs, at, .. } = writing;
     let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
     let metadata =
         serde_json::json!({ TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, "format": "pt" });
@@ -111,6 +90,47 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)?;
     Ok(8 + reserved as u64 + at)
+}
+
+/// A file of moments that is being written.
+struct Writing<'w> {
+    file: &'w mut BufWriter<File>,
+    path: &'w Path,
+    dtype: Dtype,
+    header: serde_json::Map<String, serde_json::Value>,
+    inputs: Vec<Kept>,
+    /// Bytes so far.
+    at: u64,
+    layer: usize,
+}
+
+impl Take for Writing<'_> {
+    fn known(&mut self, known: Known) -> Result<()> {
+        let Known { weights, moments } = known;
+        let Some(name) = weights.first() else { return Ok(()) };
+        let start = self.at;
+        for &x in &moments.values {
+            match self.dtype {
+                Dtype::BF16 => self.file.write_all(&bf16::from_f32(x).to_le_bytes()),
+                _ => self.file.write_all(&x.to_le_bytes()),
+            }
+            .map_err(|error| Error::io("write", self.path, error))?;
+        }
+        self.at += moments.values.len() as u64 * if self.dtype == Dtype::BF16 { 2 } else { 4 };
+        let info = serde_json::json!({
+            "dtype": if self.dtype == Dtype::BF16 { "BF16" } else { "F32" },
+            "shape": [moments.features, moments.features],
+            "data_offsets": [start, self.at],
+        });
+        self.header.insert(name.clone(), info);
+        self.inputs.push(Kept { layer: self.layer, tokens: moments.tokens, weights });
+        Ok(())
+    }
+
+    fn layer(&mut self) -> Result<()> {
+        self.layer += 1;
+        Ok(())
+    }
 }
 
 /// A file of moments at a glance.
@@ -224,24 +244,21 @@ impl Calibration for Stored {
         let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
         // Reading is nothing beside the rounding.
-        Demand { layers, held: 0, working, work: 0 }
+        Demand { layers, held: 0, working, passing: metric_bytes(largest), work: 0 }
     }
 
-    fn each(
-        &mut self,
-        wanted: &(dyn Fn(&str) -> bool + Sync),
-        take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-    ) -> Result<()> {
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for layer in self.inputs.chunk_by(|a, b| a.layer == b.layer) {
-            let mut known = Vec::new();
+            let mut is_wanted = false;
             for kept in layer {
                 let weights: Vec<String> = kept.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
-                    known.push(Known { weights, moments: self.read(kept)? });
+                    is_wanted = true;
+                    take.known(Known { weights, moments: self.read(kept)? })?;
                 }
             }
-            if !known.is_empty() {
-                take(known)?;
+            if is_wanted {
+                take.layer()?;
             }
         }
         Ok(())
@@ -263,16 +280,13 @@ mod tests {
             Ok("two layers".into())
         }
 
-        fn each(
-            &mut self,
-            wanted: &(dyn Fn(&str) -> bool + Sync),
-            take: &mut (dyn FnMut(Vec<Known>) -> Result<()> + Send),
-        ) -> Result<()> {
+        fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
             for layer in ["a", "b"] {
                 let weights: Vec<String> =
                     ["q", "k"].map(|w| format!("{layer}.{w}")).into_iter().filter(|name| wanted(name)).collect();
                 let values = vec![1.0, 0.5, 0.5, 3.0 + layer.len() as f32];
-                take(vec![Known { weights, moments: InputMoments { features: 2, tokens: 7, values } }])?;
+                take.known(Known { weights, moments: InputMoments { features: 2, tokens: 7, values } })?;
+                take.layer()?;
             }
             Ok(())
         }
@@ -302,15 +316,15 @@ mod tests {
             assert!(stored.about().starts_with("two layers, stored in "));
             let mut seen = Vec::new();
             stored
-                .each(&|name| name != "a.k", &mut |known| {
+                .each(&|name| name != "a.k", &mut |known: Known| {
                     seen.push(known);
                     Ok(())
                 })
                 .unwrap();
             assert_eq!(seen.len(), 2);
-            assert_eq!(seen[0][0].weights, ["a.q"]);
-            assert_eq!(seen[1][0].weights, ["b.q", "b.k"]);
-            assert_eq!(seen[1][0].moments, InputMoments { features: 2, tokens: 7, values: vec![1.0, 0.5, 0.5, 4.0] });
+            assert_eq!(seen[0].weights, ["a.q"]);
+            assert_eq!(seen[1].weights, ["b.q", "b.k"]);
+            assert_eq!(seen[1].moments, InputMoments { features: 2, tokens: 7, values: vec![1.0, 0.5, 0.5, 4.0] });
             let error = Stored::open(&path, &other).unwrap_err().to_string();
             assert!(error.contains("belongs to another model"), "{error}");
         }
@@ -334,9 +348,7 @@ mod tests {
             let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &data).unwrap();
             safetensors::serialize_to_file([("a.q", view)], Some(metadata), &path).unwrap();
             let mut stored = Stored::open(&path, &model)?;
-            stored.each(&|_| true, &mut |known| {
-                known.into_iter().try_for_each(|known| super::super::Metric::new(known.moments).map(|_| ()))
-            })
+            stored.each(&|_| true, &mut |known: Known| super::super::Metric::new(known.moments).map(|_| ()))
         };
         let good = r#"[{"layer": 0, "tokens": 1, "weights": ["a.q", "a.k"]}]"#;
         open(good, [2, 2], 0.5).unwrap();

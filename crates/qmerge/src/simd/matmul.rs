@@ -7,6 +7,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Level, level, versions};
+use crate::parallel::spread;
 
 /// Up to this many columns a row is multiplied at a time, without packing.
 pub const FEW: usize = 8;
@@ -43,12 +44,12 @@ impl Columns {
             }
         } else {
             data = vec![0.0; inputs * tokens.next_multiple_of(PANEL)];
-            for (p, panel) in data.chunks_exact_mut((inputs * PANEL).max(1)).enumerate() {
+            spread(data.chunks_exact_mut((inputs * PANEL).max(1)).enumerate(), |(p, panel)| {
                 let columns = p * PANEL..tokens.min((p + 1) * PANEL);
                 for (row, x) in panel.chunks_exact_mut(PANEL).zip(x.chunks_exact(tokens)) {
                     row[..columns.len()].copy_from_slice(&x[columns.clone()]);
                 }
-            }
+            });
         }
         Self { inputs, tokens, data, few: tokens <= FEW }
     }
@@ -57,11 +58,9 @@ impl Columns {
     pub(crate) fn symmetric(mut data: Vec<f32>, features: usize) -> Self {
         assert_eq!(data.len(), features * features);
         data.resize(features * features.next_multiple_of(PANEL), 0.0);
-        let mut rows = Vec::new();
-        for (p, panel) in data.chunks_exact_mut((features * PANEL).max(1)).enumerate() {
+        spread(data.chunks_exact_mut((features * PANEL).max(1)).enumerate(), |(p, panel)| {
             let count = PANEL.min(features - p * PANEL);
-            rows.clear();
-            rows.extend_from_slice(&panel[..count * features]);
+            let rows = panel[..count * features].to_vec();
             // In squares, which stay in the first-level cache.
             for (number, square) in panel.chunks_mut(PANEL * PANEL).enumerate() {
                 let start = number * PANEL;
@@ -71,7 +70,7 @@ impl Columns {
                     square[r..].iter_mut().step_by(PANEL).zip(row).for_each(|(to, &from)| *to = from);
                 }
             }
-        }
+        });
         Self { inputs: features, tokens: features, data, few: false }
     }
 

@@ -20,7 +20,7 @@ use crate::parallel::parallel;
 use crate::plan::{Action, Plan, untrained_warning};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
-use crate::round::{Calibration, Cut, Factors, Metric, cut};
+use crate::round::{Calibration, Cut, Factors, Known, Metric, cut};
 use crate::write::{Data, NewTensor, copy_beside, whole_folder, write_adapter};
 
 /// Choices of a truncation.
@@ -85,20 +85,18 @@ pub fn truncate(
     let mut done: Vec<Option<Done>> = parts.pairs.iter().map(|_| None).collect();
     if let (Some(plan), Some(calibration)) = (plan, calibration.as_mut()) {
         let wanted = by_weight(plan, &parts.pairs);
-        calibration.each(&|name| wanted.contains_key(name), &mut |known| {
-            for known in known {
-                let numbers: Vec<usize> =
-                    known.weights.iter().filter_map(|name| wanted.get(name.as_str())).flatten().copied().collect();
-                for &number in &numbers {
-                    fit(&parts.pairs[number], known.moments.features)?;
-                }
-                let Some(&first) = numbers.first() else { continue };
-                let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(&parts.pairs[first].module))?;
-                let cuts = parallel(&numbers, options.threads, progress, |&number| {
-                    of(&parts.pairs[number], Some(&metric)).map(|cut| (number, cut))
-                })?;
-                cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
+        calibration.each(&|name| wanted.contains_key(name), &mut |known: Known| {
+            let numbers: Vec<usize> =
+                known.weights.iter().filter_map(|name| wanted.get(name.as_str())).flatten().copied().collect();
+            for &number in &numbers {
+                fit(&parts.pairs[number], known.moments.features)?;
             }
+            let Some(&first) = numbers.first() else { return Ok(()) };
+            let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(&parts.pairs[first].module))?;
+            let cuts = parallel(&numbers, options.threads, progress, |&number| {
+                of(&parts.pairs[number], Some(&metric)).map(|cut| (number, cut))
+            })?;
+            cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
             Ok(())
         })?;
     }

@@ -16,12 +16,13 @@ mod row;
 
 use std::ops::Range;
 
-use super::matrix::{Delta, Kept, Matrix, judged};
+use super::matrix::{Delta, Judged, Kept, Matrix, judged, product};
 use crate::formats::Choices;
-use crate::simd::matmul::{PANEL, matmul};
+use crate::parallel::{both, spread};
+use crate::simd::matmul::{HEIGHT, PANEL};
 use crate::simd::vectors::{dot, outer};
 
-use moves::{Moves, Together};
+use moves::{BlockMoves, Moves};
 
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +49,11 @@ pub(super) fn nanoseconds(inputs: usize) -> f64 {
 }
 
 /// Rounds `matrix.values` and `matrix.grid.scales`.
-pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
+pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     let delta = Delta::new(matrix);
     let at_base = matrix.at_base();
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
-        return Kept::ALL;
+        return Judged::nothing(&delta);
     }
     let start = (matrix.grid.scales.clone(), matrix.grid.offsets.clone(), (!at_base).then(|| matrix.values.clone()));
     let mut state = State::new(matrix, &delta, at_base);
@@ -76,9 +77,9 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Kept {
         return judged(matrix, &delta);
     }
     if delta.norm <= 0.0 {
-        return Kept::ALL;
+        return Judged::nothing(&delta);
     }
-    Kept { output: delta.kept(matrix), noise: after.noise / delta.norm }
+    Judged { kept: Kept { output: delta.kept(matrix), noise: after.noise / delta.norm }, delta: delta.norm }
 }
 
 /// The parts of 2 J.
@@ -117,8 +118,9 @@ struct State<'s, 'm> {
     products: Vec<f32>,
     /// S, block by block: (directions, columns of the block). Kept up while mu is not 0.
     shared: Vec<f32>,
-    /// What the last group has moved.
+    /// What the last group has moved, and what this one moves in the block that it is at.
     moves: Moves,
+    own: BlockMoves,
     /// 1 / H_jj.
     inverse: Vec<f32>,
     /// |U_r|².
@@ -149,11 +151,6 @@ struct Buffers {
     /// Of a run: by how much its values change with its scale or with a move of it, and H times that.
     direction: Vec<f32>,
     product: Vec<f32>,
-    /// What a panel's columns take: (rows of the group, columns).
-    sums: Vec<f32>,
-    /// Rows of a group that have something to take.
-    moved: Vec<bool>,
-    together: Together,
 }
 
 impl<'s, 'm> State<'s, 'm> {
@@ -177,6 +174,7 @@ impl<'s, 'm> State<'s, 'm> {
             products: vec![0.0; rows * n],
             shared: vec![0.0; delta.directions * n],
             moves: Moves::default(),
+            own: BlockMoves::default(),
             inverse: matrix.metric.diagonal.iter().map(|h| 1.0 / h).collect(),
             lengths: (0..rows).map(|r| delta.own(r)).map(|own| dot(own, own)).collect(),
             curvatures: vec![f32::NAN; if run.is_some() { matrix.grid.scales.len() } else { 0 }],
@@ -234,17 +232,21 @@ impl<'s, 'm> State<'s, 'm> {
     /// Computes S and tr(Uᵀ E H Eᵀ U) anew.
     fn renew(&mut self) {
         let (rows, n, directions) = (self.matrix.rows, self.matrix.cols, self.delta.directions);
-        let mut along = vec![0.0; directions * n];
-        let mut error = vec![0.0; self.width];
-        for block in self.blocks() {
-            let error = &mut error[..block.len()];
+        let mut parts: Vec<_> = self.blocks().map(|block| (block, Vec::new())).collect();
+        spread(&mut parts, |(block, along)| {
+            let mut error = vec![0.0; block.len()];
+            along.resize(directions * block.len(), 0.0);
             for r in 0..rows {
-                self.error(r, &block, error);
-                outer(self.delta.own(r), error, &mut along, block.clone());
+                self.error(r, block, &mut error);
+                outer(self.delta.own(r), &error, along, 0..block.len());
             }
+        });
+        let mut along = vec![0.0; directions * n];
+        for (block, own) in &parts {
+            let rows = along.chunks_exact_mut(n).zip(own.chunks_exact(block.len()));
+            rows.for_each(|(row, own)| row[block.clone()].copy_from_slice(own));
         }
-        let mut shared = vec![0.0; directions * n];
-        matmul(&along, &self.matrix.metric.columns, false, &mut shared);
+        let shared = product(&along, &self.matrix.metric.columns, HEIGHT);
         self.energy.along = along.chunks_exact(n).zip(shared.chunks_exact(n)).map(|(a, s)| f64::from(dot(a, s))).sum();
         for block in self.blocks() {
             let own = self.shared[directions * block.start..directions * block.end].chunks_exact_mut(block.len());
@@ -268,31 +270,88 @@ impl<'s, 'm> State<'s, 'm> {
 
     /// One pass over all values. Returns the number of moves.
     fn pass(&mut self) -> usize {
-        let mut moved = 0;
+        let metric = self.matrix.metric;
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let (mut moved, mut sums, mut later) = (0, Vec::new(), Vec::new());
         for start in (0..self.matrix.rows).step_by(self.group) {
             let rows = start..(start + self.group).min(self.matrix.rows);
-            let before = std::mem::replace(&mut self.moves, Moves::of(rows.clone(), self.width));
-            for (number, block) in self.blocks().enumerate() {
-                // The group before moved later blocks after this one's turn, this one earlier blocks.
-                self.take(&before, number + 1..usize::MAX, &block);
-                let own = std::mem::take(&mut self.moves);
-                self.take(&own, 0..number, &block);
-                self.moves = own;
-                self.prepare(&block);
-                moved += rows.clone().map(|r| self.row(r, &block)).sum::<usize>();
-                self.moves.end();
+            // The group before moved later blocks after a block's turn, this one moves earlier blocks.
+            self.take_later();
+            let mut moves = Moves::of(rows.clone(), self.width);
+            later.clear();
+            for (number, block) in blocks.iter().enumerate() {
+                // What the block before has moved is the last that this one takes; all others' moves were added up beside that block's rows.
+                std::mem::swap(&mut sums, &mut later);
+                sums.resize(rows.len() * block.len().next_multiple_of(PANEL), 0.0);
+                moves.add(&(number.saturating_sub(1)..number), block, &metric.columns, &mut sums);
+                if let Some(mask) = moves.mask(&(0..number)) {
+                    self.part(number).take(&rows, &mask, &sums);
+                }
+                self.prepare(block);
+                let mut choose = || rows.clone().map(|r| self.row(r, block)).sum::<usize>();
+                let mut add = || {
+                    later.clear();
+                    let Some(next) = blocks.get(number + 1) else { return };
+                    later.resize(rows.len() * next.len().next_multiple_of(PANEL), 0.0);
+                    moves.add(&(0..number), next, &metric.columns, &mut later);
+                };
+                if moves.is_worth_sharing(&(0..number), 1) {
+                    moved += both(choose, add).0;
+                } else {
+                    moved += choose();
+                    add();
+                }
+                moves.push(std::mem::take(&mut self.own));
             }
+            self.moves = moves;
         }
         moved
     }
 
     /// Has all blocks take all moves.
     fn settle(&mut self) {
-        let moves = std::mem::take(&mut self.moves);
-        for (number, block) in self.blocks().enumerate() {
-            self.take(&moves, number + 1..usize::MAX, &block);
-        }
+        self.take_later();
         self.renew();
+    }
+
+    /// Has each block take what the last group has moved in the blocks behind it.
+    fn take_later(&mut self) {
+        let (moves, metric) = (std::mem::take(&mut self.moves), self.matrix.metric);
+        let take = |(number, mut part): (usize, Part<'_>)| {
+            let blocks = moves.done(number + 1..usize::MAX);
+            let Some(mask) = moves.mask(&blocks) else { return };
+            let mut sums = vec![0.0; moves.rows.len() * part.columns.len().next_multiple_of(PANEL)];
+            moves.add(&blocks, &part.columns, &metric.columns, &mut sums);
+            part.take(&moves.rows, &mask, &sums);
+        };
+        let parts = self.parts().into_iter().enumerate();
+        if moves.is_worth_sharing(&moves.done(0..usize::MAX), 1) { spread(parts, take) } else { parts.for_each(take) }
+    }
+
+    /// P and S of all blocks.
+    fn parts(&mut self) -> Vec<Part<'_>> {
+        let (rows, directions) = (self.matrix.rows, self.delta.directions);
+        let (delta, is_shared, blocks) = (self.delta, self.mu != 0.0, self.blocks());
+        let (mut products, mut shared) = (&mut self.products[..], &mut self.shared[..]);
+        let part = |columns: Range<usize>| {
+            let own = products.split_off_mut(..rows * columns.len()).unwrap_or_default();
+            let along = shared.split_off_mut(..directions * columns.len()).unwrap_or_default();
+            Part { columns, products: own, shared: along, delta, is_shared }
+        };
+        blocks.map(part).collect()
+    }
+
+    /// The same of one.
+    fn part(&mut self, number: usize) -> Part<'_> {
+        let columns = number * self.width..((number + 1) * self.width).min(self.matrix.cols);
+        let (rows, directions) = (self.matrix.rows, self.delta.directions);
+        Part {
+            products: &mut self.products[rows * columns.start..rows * columns.end],
+            shared: &mut self.shared[directions * columns.start..directions * columns.end],
+            delta: self.delta,
+            is_shared: self.mu != 0.0,
+            columns,
+        }
     }
 
     /// Gives the values back and returns what is left of 2 J, summed up anew.
@@ -314,38 +373,6 @@ impl<'s, 'm> State<'s, 'm> {
         Energy { noise, along: self.energy.along }
     }
 
-    /// Adds moves in some blocks to P and S of a block.
-    fn take(&mut self, moves: &Moves, blocks: Range<usize>, block: &Range<usize>) {
-        let (blocks, count, directions) = (moves.done(blocks), moves.rows.len(), self.delta.directions);
-        let moved = &mut self.buffers.moved;
-        moved.clear();
-        moved.resize(count, false);
-        moves.moved(&blocks).for_each(|row| moved[row] = true);
-        if !moved.contains(&true) {
-            return;
-        }
-        let shared = &mut self.shared[directions * block.start..directions * block.end];
-        let start = self.matrix.rows * block.start + moves.rows.start * block.len();
-        let products = &mut self.products[start..start + count * block.len()];
-        let Buffers { sums, together, moved, .. } = &mut self.buffers;
-        for first in block.clone().step_by(PANEL) {
-            let panel = self.matrix.metric.columns.panel(first / PANEL);
-            sums.clear();
-            sums.resize(count * PANEL, 0.0);
-            // Some of the panel after the other, which stays in the first-level cache for all rows.
-            blocks.clone().for_each(|number| moves.add_products(number, panel, sums, together));
-            let part = first - block.start..block.len().min(first - block.start + PANEL);
-            for (row, sums) in sums.chunks_exact(PANEL).enumerate().filter(|(row, _)| moved[*row]) {
-                let sums = &sums[..part.len()];
-                let products = &mut products[row * block.len()..][part.clone()];
-                products.iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
-                if self.mu != 0.0 {
-                    outer(self.delta.own(moves.rows.start + row), sums, shared, part.clone());
-                }
-            }
-        }
-    }
-
     /// What the rows of a block share.
     fn prepare(&mut self, block: &Range<usize>) {
         let width = block.len();
@@ -363,5 +390,34 @@ impl<'s, 'm> State<'s, 'm> {
         rows.into_iter().for_each(|row| row.resize(width, 0.0));
         let run = self.run.unwrap_or(0);
         [&mut buffers.direction, &mut buffers.product].into_iter().for_each(|row| row.resize(run, 0.0));
+    }
+}
+
+/// P and S of a block.
+struct Part<'p> {
+    columns: Range<usize>,
+    products: &'p mut [f32],
+    shared: &'p mut [f32],
+    delta: &'p Delta,
+    /// True if S is kept up.
+    is_shared: bool,
+}
+
+impl Part<'_> {
+    /// Adds `sums` of some rows, of which those of `mask` are not all zero: panel by panel, (rows, [`PANEL`]).
+    fn take(&mut self, rows: &Range<usize>, mask: &[bool], sums: &[f32]) {
+        let width = self.columns.len();
+        let products = &mut self.products[rows.start * width..rows.end * width];
+        for (panel, sums) in sums.chunks_exact(rows.len() * PANEL).enumerate() {
+            let part = panel * PANEL..width.min((panel + 1) * PANEL);
+            for (row, sums) in sums.chunks_exact(PANEL).enumerate().filter(|(row, _)| mask[*row]) {
+                let sums = &sums[..part.len()];
+                let products = &mut products[row * width..][part.clone()];
+                products.iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
+                if self.is_shared {
+                    outer(self.delta.own(rows.start + row), sums, self.shared, part.clone());
+                }
+            }
+        }
     }
 }

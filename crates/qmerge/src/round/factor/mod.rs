@@ -5,7 +5,7 @@
 
 mod eigen;
 
-use super::matrix::{Delta, Matrix, hash};
+use super::matrix::hash;
 use super::moments::Metric;
 use crate::simd::matmul::{Columns, matmul};
 use crate::simd::vectors::axpy;
@@ -116,11 +116,6 @@ pub fn sketch(matrix: &[f32], cols: usize, rank: usize, metric: Option<&Metric>,
         energy: metric.is_none().then(|| dot(matrix, matrix)),
         kept: values[..directions].iter().map(|value| value.max(0.0)).sum(),
     }
-}
-
-/// ‖D‖²_H of a weight's delta.
-pub fn delta_energy(matrix: &Matrix<'_>) -> f64 {
-    Delta::new(matrix).norm
 }
 
 /// Qᵀ X (columns of Q, cols).

@@ -102,8 +102,9 @@ impl<'a> Linear<'a> {
         transposed: bool,
     ) -> Result<Self> {
         let geometry = weight.base().claim().weight.geometry();
-        // Quantized, it is stored (out, in).
-        let transposed = transposed && weight.base().claim().weight.is_plain();
+        // Conv1D is stored (in, out) while it is plain; other formats say for themselves.
+        let stored = &weight.base().claim().weight;
+        let transposed = stored.is_transposed() || transposed && stored.is_plain();
         let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != want {
             let shape = weight.base().claim().weight.shape();
@@ -159,15 +160,10 @@ impl<'a> Linear<'a> {
         &self.weight
     }
 
-    /// Shows `watch` what some layers are given. Those that are stored (in, out) are left out: the moments of their inputs belong to their rows.
+    /// Shows `watch` what some layers are given.
     pub(crate) fn show(linears: &[Self], x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
-        let paths: Vec<&str> = linears.iter().filter(|linear| linear.is_shown()).map(Self::name).collect();
+        let paths: Vec<&str> = linears.iter().map(Self::name).collect();
         if paths.is_empty() { Ok(()) } else { watch.input(&paths, x) }
-    }
-
-    /// True if [`Linear::show`] shows anything.
-    pub fn is_shown(&self) -> bool {
-        !self.transposed
     }
 
     /// Values of the layer's matrix.

@@ -231,7 +231,7 @@ impl<'a> Model<'a> {
 
     /// Module paths of the linear layers that a [`Watch`] is shown.
     pub fn watched(&self) -> impl Iterator<Item = &str> {
-        self.layers.iter().flat_map(Layer::linears).filter(|linear| linear.is_shown()).map(Linear::name)
+        self.layers.iter().flat_map(Layer::linears).map(Linear::name)
     }
 
     /// The residual stream behind the last norm, (hidden, tokens), of several sequences beside each other, each from its start.
@@ -391,9 +391,8 @@ impl<'a> Layer<'a> {
         let together = attention.into_iter().chain(self.feed_forward.together());
         together
             .filter_map(|linears: Vec<&Linear<'a>>| {
-                let shown: Vec<_> = linears.into_iter().filter(|linear| linear.is_shown()).collect();
-                let features = shown.first()?.inputs();
-                Some(Inputs { features, weights: shown.iter().map(|linear| weight_name(linear.name())).collect() })
+                let features = linears.first()?.inputs();
+                Some(Inputs { features, weights: linears.iter().map(|linear| weight_name(linear.name())).collect() })
             })
             .collect()
     }

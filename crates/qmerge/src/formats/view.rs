@@ -1,5 +1,7 @@
 //! How the matrix that is stored lies to the one that the model multiplies with, (outputs, inputs), and to the one that rounding sees.
 
+use std::borrow::Cow;
+
 /// How a rounding method's matrix lies to the stored one.
 ///
 /// Methods see rows that are outputs, columns that are inputs, and scales that runs of a row share. GPTQ stores inputs as rows, and with act-order the
@@ -19,11 +21,11 @@ impl Order {
     }
 
     /// Values in the model's order, `inputs` in each row, in the order of columns.
-    pub(crate) fn to_columns(&self, values: Vec<f32>, inputs: usize) -> Vec<f32> {
-        let Some(order) = &self.inputs else { return values };
+    pub(crate) fn to_columns<'v>(&self, values: &'v [f32], inputs: usize) -> Cow<'v, [f32]> {
+        let Some(order) = &self.inputs else { return Cow::Borrowed(values) };
         let picked =
             |row: &[f32]| order.iter().map(|&i| row.get(i as usize).copied().unwrap_or(f32::NAN)).collect::<Vec<_>>();
-        values.chunks(inputs.max(1)).flat_map(picked).collect()
+        Cow::Owned(values.chunks(inputs.max(1)).flat_map(picked).collect())
     }
 
     /// The same back again.
@@ -68,7 +70,7 @@ mod tests {
         let order = Order { transposed: true, inputs: Some(vec![2, 0, 1]) };
         let model = order.to_model(stored.clone(), 2);
         assert_eq!(model, [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]);
-        let columns = order.to_columns(model.clone(), 3);
+        let columns = order.to_columns(&model, 3).into_owned();
         assert_eq!(columns, [2.0, 0.0, 1.0, 12.0, 10.0, 11.0]);
         assert_eq!(order.from_columns(columns, 3), model);
         assert_eq!(order.to_stored(model, 3), stored);

@@ -19,6 +19,8 @@ const FROM_BASE: u64 = 5 * 4 + 2;
 const AFRESH: u64 = 7 * 4 + 2;
 /// The same of a written weight whose residual is cut: base, target, output, their difference.
 const READ_AGAIN: u64 = 4 * 4;
+/// The same while a matrix whose rows are inputs is turned, or brought into another order.
+const TURNED: u64 = 4;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
 /// What moments of further layers may take so that all threads have weights to round.
@@ -182,13 +184,16 @@ pub(super) fn moments_bytes(method: &dyn Whole, features: usize) -> u64 {
 
 /// What a weight takes while it is rounded as a whole.
 pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64 {
-    let geometry = recode.from.weight.geometry();
-    let (rows, cols) = (geometry.rows as u64, geometry.cols as u64);
-    let each = if recode.keep && !recode.to.is_plain() { FROM_BASE } else { AFRESH };
+    let (rows, cols) = (recode.outputs() as u64, recode.inputs() as u64);
+    let is_turned = recode.transposed || recode.is_stored_transposed();
+    let each =
+        if recode.keep && !recode.to.is_plain() { FROM_BASE } else { AFRESH } + if is_turned { TURNED } else { 0 };
+    // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
+    let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
     let stored = read_bytes(recode) + 2 * written_bytes(recode);
     let directions = 4 * (MOST_DIRECTIONS as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
     let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
-    rows * cols * each + stored + directions + cut + edits(recode)
+    rows * cols * each + ordered + stored + directions + cut + edits(recode)
 }
 
 /// What a weight whose rows become columns takes: base, target, both turned over, and what they are encoded and decoded to.

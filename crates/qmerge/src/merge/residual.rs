@@ -13,7 +13,7 @@ use super::Run;
 use crate::adapters::linear_module;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, usage};
-use crate::formats::{self, Reader};
+use crate::formats::{self, Order, Reader};
 use crate::open::Checkpoint;
 use crate::parallel::parallel;
 use crate::plan::{Action, Plan, Recode, Source, Step};
@@ -118,8 +118,7 @@ impl Run<'_> {
         let (Some(rank), Action::Recode(recode)) = (self.plan.residual_rank, &self.plan.steps[number].action) else {
             return Ok(());
         };
-        let cols = recode.to.geometry().cols;
-        let cut = sketch(&difference(target, output), cols, rank, Some(metric), self.seed(number));
+        let cut = sketch(&difference(target, output), recode.inputs(), rank, Some(metric), self.seed(number));
         let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
         let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
         bytes.extend(cut.factors.left.iter().chain(&cut.factors.right).flat_map(|x| x.to_le_bytes()));
@@ -137,8 +136,7 @@ impl Run<'_> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| Error::io("read", &path, error))?,
         };
-        let geometry = recode.to.geometry();
-        let (left, right) = (geometry.rows * rank, rank * geometry.cols);
+        let (left, right) = (recode.outputs() * rank, rank * recode.inputs());
         if bytes.len() != 8 + 4 * (left + right) {
             return Err(Error::new(Kind::Malformed, format!("{} bytes of factors", bytes.len()))
                 .in_file(&path)
@@ -153,13 +151,15 @@ impl Run<'_> {
 
     /// Reads a written weight again and cuts what rounding left of it.
     fn read_again(&self, number: usize, recode: &Recode, rank: usize, written: &Reader<'_>) -> Result<Part> {
-        let geometry = recode.to.geometry();
-        let all = 0..geometry.rows;
+        let (from, to) = (recode.from.weight.geometry(), recode.to.geometry());
         let (mut base, mut target, mut output) = (Vec::new(), Vec::new(), Vec::new());
-        Edited::new(self.inputs, recode)?.rows(&all, &mut base, &mut target)?;
+        Edited::new(self.inputs, recode)?.rows(&(0..from.rows), &mut base, &mut target)?;
         drop(base);
-        written.rows(&all, &mut output)?;
-        let cut = sketch(&difference(&target, &output), geometry.cols, rank, None, self.seed(number));
+        written.rows(&(0..to.rows), &mut output)?;
+        let order = |transposed| Order { transposed, inputs: None };
+        let target = order(recode.transposed).to_model(target, from.cols);
+        let output = order(recode.is_stored_transposed()).to_model(output, to.cols);
+        let cut = sketch(&difference(&target, &output), recode.inputs(), rank, None, self.seed(number));
         Ok(Part {
             kept: cut.energy.filter(|energy| *energy > 0.0).map(|energy| cut.kept / energy),
             factors: cut.factors,

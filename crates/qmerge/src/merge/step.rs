@@ -232,7 +232,8 @@ impl<'a> Steps<'a> {
             task.edited.decode(stored, &rows, base, values);
             // What is held of all rows would carry the damage into rows that are sound.
             if !all_finite(values) {
-                return Err(explain(task.recode, task.step, rows.start, base, values, values));
+                let cols = task.recode.to.geometry().cols;
+                return Err(explain(task.recode, task.step, rows.start, cols, (base, values, values)));
             }
             if let Some(dtype) = task.recode.values {
                 round_to(dtype, values);
@@ -263,7 +264,8 @@ impl<'a> Steps<'a> {
             target.weight.decode(&target.parts_of(encoded, &task.rows, &rows), rows.clone(), output);
             let moments = moments(base, values, output);
             if !moments.sound() {
-                return Err(explain(task.recode, task.step, rows.start, base, values, output));
+                let cols = task.recode.to.geometry().cols;
+                return Err(explain(task.recode, task.step, rows.start, cols, (base, values, output)));
             }
             total.add(&Sums { elements: values.len() as u64, moments });
         }
@@ -341,19 +343,18 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// What is not finite in the rows of a weight from the first on.
+/// What is not finite in rows of so many columns of a weight, from the first on: in its base, its target, or what is stored.
 pub(super) fn explain(
     recode: &Recode,
     step: &Step,
     first_row: usize,
-    base: &[f32],
-    target: &[f32],
-    output: &[f32],
+    cols: usize,
+    (base, target, output): (&[f32], &[f32], &[f32]),
 ) -> Error {
     check::explain(&check::Chunk {
         name: &step.name,
         first_row,
-        cols: recode.to.geometry().cols,
+        cols,
         base,
         target,
         output,

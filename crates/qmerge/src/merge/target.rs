@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::formats::{OnGrid, Settled, Weight, Writer, within};
+use crate::formats::{Grid, OnGrid, Order, Settled, Weight, Writer, within};
 use crate::plan::Recode;
 
 /// The weight, and the parts of it that are complete.
@@ -27,6 +27,20 @@ pub(super) fn writer(weight: &dyn Weight) -> Result<&dyn Writer> {
 /// How a weight takes values under the scales that it has.
 pub(super) fn on_grid(weight: &dyn Weight) -> Result<&dyn OnGrid> {
     weight.on_grid().ok_or_else(|| unplanned(weight))
+}
+
+/// The grid of a whole weight in an order in which runs of outputs' rows share scales, and that order; `stored` is what is known of the weight's own.
+pub(super) fn ordered(weight: &dyn Weight, stored: &Order, parts: &[&[u8]]) -> Result<(Order, Grid)> {
+    let on_grid = on_grid(weight)?;
+    if let Some((order, grid)) = on_grid.ordered(parts) {
+        return Ok((order, grid));
+    }
+    let grid = on_grid.grid(parts, 0..weight.geometry().rows);
+    // Scales that runs of inputs' rows share are no grid of the outputs.
+    if stored.transposed && !grid.scales.is_empty() {
+        return Err(unplanned(weight));
+    }
+    Ok((stored.clone(), grid))
 }
 
 impl Target {

@@ -7,20 +7,12 @@ use std::sync::Arc;
 
 use super::Run;
 use super::memory::{moments_bytes, turned_bytes, weight_bytes};
-use super::places::Places;
 use super::queue::{self, Limits, Queue, Work};
-use super::residual::is_coarse;
-use super::step::explain;
-use super::target::{Target, on_grid, writer};
-use crate::edited::Edited;
 use crate::error::{Result, mismatch};
-use crate::formats::{Weight, transposed};
-use crate::measure::Sums;
 use crate::parallel::{Budget, attempts, pool};
 use crate::plan::{Action, Recode, Step};
 use crate::progress::stopped;
-use crate::round::{Calibration, InputMoments, Inputs, Known, Matrix, Metric, Take, Whole};
-use crate::simd::moments::{Moments, moments};
+use crate::round::{Calibration, InputMoments, Inputs, Known, Metric, Take, Whole};
 use crate::write::Finished;
 
 /// The weights to be rounded, by name: step and what it does.
@@ -99,7 +91,7 @@ impl<'a> Run<'a> {
         let weigh = |&(_, _, recode): &(usize, &Step, &Recode)| turned_bytes(recode);
         let results =
             attempts(&budget, weigh, &open, self.schedule.threads, self.progress, |&(number, step, recode)| {
-                let finished = self.turn(number, step, recode);
+                let finished = self.at_once(number, step, recode, None);
                 self.progress.advance(self.schedule.work.steps[number]);
                 finished
             });
@@ -114,88 +106,6 @@ impl<'a> Run<'a> {
         done.extend(finished.into_iter().map(|step| (step.step, step)));
         Ok(())
     }
-
-    fn turn(&self, number: usize, step: &Step, recode: &Recode) -> Result<Finished> {
-        let geometry = recode.from.weight.geometry();
-        let (mut base, mut target) = (Vec::new(), Vec::new());
-        Edited::new(self.inputs, recode)?.rows(&(0..geometry.rows), &mut base, &mut target)?;
-        let base = transposed(&base, geometry.cols);
-        let target = transposed(&target, geometry.cols);
-        let Start { parts, values, .. } = self.start(recode, &[], &base, &target)?;
-        let moments = sound(step, recode, &base, &target, &values)?;
-        let late = self.put_parts(step, parts)?;
-        let sums = Sums { elements: geometry.elements() as u64, moments };
-        Ok(Finished { step: number, sums: Some(sums), kept: None, late })
-    }
-
-    /// Writes all parts of a weight to their places. Returns those whose place depends on lengths not known yet.
-    fn put_parts(&self, step: &Step, parts: Vec<Vec<u8>>) -> Result<Vec<(usize, Vec<u8>)>> {
-        Places { plan: self.plan, output: self.output }.put_whole(step, parts.into_iter().enumerate())
-    }
-
-    fn rounded(&self, job: &Job<'_>) -> Result<Finished> {
-        let Job { step, recode, method, .. } = job;
-        let geometry = recode.from.weight.geometry();
-        let all = 0..geometry.rows;
-        let edited = Edited::new(self.inputs, recode)?;
-        let (mut base, mut target) = (Vec::new(), Vec::new());
-        edited.rows(&all, &mut base, &mut target)?;
-        let Start { weight, parts, values } = self.start(recode, edited.base().whole(), &base, &target)?;
-        let on_grid = on_grid(weight.as_ref())?;
-        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let mut matrix = Matrix {
-            rows: geometry.rows,
-            cols: geometry.cols,
-            base: &base,
-            target: &target,
-            values,
-            grid: on_grid.grid(&views, all.clone()),
-            metric: &job.metric,
-        };
-        let judged = method.round(&mut matrix);
-        let Matrix { values, grid, .. } = matrix;
-        let mut written = vec![Vec::new(); parts.len()];
-        on_grid.store(&views, all.clone(), &values, Some(&grid), &mut written);
-        // What belongs to the weight as a whole and did not change.
-        for ((part, written), own) in written.iter_mut().enumerate().zip(parts) {
-            if written.is_empty() && weight.part_rows(part, &all).is_none() {
-                *written = own;
-            }
-        }
-        let mut output = values;
-        weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all.clone(), &mut output);
-        let moments = sound(step, recode, &base, &target, &output)?;
-        if is_coarse(recode) {
-            self.keep_residual(job.number, (&target, &output), &job.metric, judged.error())?;
-        }
-        let late = self.put_parts(step, written)?;
-        let sums = Sums { elements: geometry.elements() as u64, moments };
-        Ok(Finished { step: job.number, sums: Some(sums), kept: Some(judged.kept), late })
-    }
-
-    /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
-    fn start(&self, recode: &Recode, whole: &[Option<Vec<u8>>], base: &[f32], target: &[f32]) -> Result<Start> {
-        let all = 0..recode.to.geometry().rows;
-        if recode.keep && !recode.to.is_plain() {
-            let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
-            let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
-            return Ok(Start { weight: Arc::clone(&recode.to), parts, values: base.to_vec() });
-        }
-        let fresh = writer(recode.to.as_ref())?;
-        let mut held = Vec::new();
-        if fresh.needs_survey() {
-            fresh.survey(all.clone(), target, &mut held);
-        }
-        let Target { weight, parts: settled } = Target::settled(recode, &held, whole)?;
-        let mut encoded = vec![Vec::new(); settled.len()];
-        writer(weight.as_ref())?.encode(&settled, all.clone(), target, &mut encoded);
-        let parts: Vec<Vec<u8>> =
-            settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
-        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let mut values = vec![0.0; target.len()];
-        weight.decode(&views, all, &mut values);
-        Ok(Start { weight, parts, values })
-    }
 }
 
 impl<'a> Work for Run<'a> {
@@ -203,7 +113,9 @@ impl<'a> Work for Run<'a> {
     type Done = Finished;
 
     fn job(&self, job: &Job<'a>) -> Result<Finished> {
-        let finished = self.rounded(job).map_err(|error| error.in_tensor(&job.step.name));
+        let by = Some((job.method, job.metric.as_ref()));
+        let finished =
+            self.at_once(job.number, job.step, job.recode, by).map_err(|error| error.in_tensor(&job.step.name));
         self.progress.advance(self.schedule.work.steps[job.number]);
         finished
     }
@@ -236,9 +148,8 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
         method.prepare(&mut metric);
         let metric = Arc::new(metric);
         let job = |&&(number, step, recode): &&(usize, &'a Step, &'a Recode)| {
-            let geometry = recode.from.weight.geometry();
             // The longest first, so that no thread waits for one at the end.
-            let size = (geometry.elements() * geometry.cols) as u64;
+            let size = (recode.outputs() * recode.inputs() * recode.inputs()) as u64;
             queue::Job {
                 order: (u64::MAX - size, number),
                 bytes: weight_bytes(recode, self.run.plan.residual_rank),
@@ -255,30 +166,12 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
     }
 }
 
-/// The figures of a weight, or what in it is not finite.
-fn sound(step: &Step, recode: &Recode, base: &[f32], target: &[f32], output: &[f32]) -> Result<Moments> {
-    let moments = moments(base, target, output);
-    if moments.sound() {
-        return Ok(moments);
-    }
-    Err(explain(recode, step, 0, base, target, output))
-}
-
-/// A weight before it is rounded.
-struct Start {
-    weight: Arc<dyn Weight>,
-    /// Its stored bytes.
-    parts: Vec<Vec<u8>>,
-    /// What they decode to.
-    values: Vec<f32>,
-}
-
 /// The moments must be those of this model's inputs.
 fn fit(moments: &InputMoments, weights: &[&(usize, &Step, &Recode)]) -> Result<()> {
     for (_, step, recode) in weights {
-        let cols = recode.from.weight.geometry().cols;
-        if cols != moments.features {
-            return Err(mismatch(format!("takes {cols} inputs, but the calibration saw {}", moments.features))
+        let inputs = recode.inputs();
+        if inputs != moments.features {
+            return Err(mismatch(format!("takes {inputs} inputs, but the calibration saw {}", moments.features))
                 .in_tensor(&step.name)
                 .with_hint("the calibration belongs to another model"));
         }

@@ -41,9 +41,9 @@ impl Work {
             Action::Copy { entry } => copied(entry.bytes, threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
-                    let geometry = recode.from.weight.geometry();
                     let from_base = recode.keep && !recode.to.is_plain();
-                    (geometry.elements() as f64 * method.nanoseconds(geometry.cols, from_base)) as u64
+                    let values = (recode.outputs() * recode.inputs()) as f64;
+                    (values * method.nanoseconds(recode.inputs(), from_base)) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]
                     .into_iter()

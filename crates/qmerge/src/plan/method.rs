@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::steps::{Action, Recode, Source, Step};
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
-use crate::formats::{Format, Geometry};
+use crate::formats::Format;
 use crate::round::{self, MAX_FEATURES, Rounding};
 
 /// What was asked for.
@@ -193,14 +193,12 @@ impl Recode {
 
 /// True for a matrix of the base that an adapter changes, or that takes another format, with something to choose: in f32 there is not.
 fn is_whole(recode: &Recode) -> bool {
-    let geometry = recode.from.weight.geometry();
     let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
     !exact
         && (!recode.keep || !recode.edits.is_empty())
         && recode.source == Source::Base
         && recode.to.shape().len() == 2
-        && recode.to.geometry() == Geometry { row_step: recode.to.geometry().row_step, ..geometry }
-        && geometry.cols <= MAX_FEATURES
+        && recode.inputs() <= MAX_FEATURES
 }
 
 /// A method that does nothing but keep scales cannot go with another format.

@@ -70,6 +70,12 @@ pub(super) fn is_turned(names: &Names<'_>, weight: &dyn Weight, format: &dyn For
         && module_of(weight.name()).is_some_and(|module| arch::leaf_in(module, names.arch.transposed))
 }
 
+/// True if the rows of a weight are inputs: as its format stores it, or as the family stores what is plain (Conv1D).
+pub(super) fn is_transposed(names: &Names<'_>, weight: &dyn Weight) -> bool {
+    let conv1d = || module_of(weight.name()).is_some_and(|module| arch::leaf_in(module, names.arch.transposed));
+    weight.is_transposed() || weight.is_plain() && weight.shape().len() == 2 && conv1d()
+}
+
 fn module_of(name: &str) -> Option<&str> {
     name.strip_suffix(".weight")
 }

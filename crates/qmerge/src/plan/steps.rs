@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::method::{Chooser, Main};
-use super::quantized::{Quantized, is_turned};
+use super::quantized::{Quantized, is_transposed, is_turned};
 use super::tie::{self, Parted};
 use super::{Inputs, Options, Slot, classifier};
 
@@ -69,6 +69,8 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keep: bool,
+    /// The rows that are read are the layer's inputs.
+    pub transposed: bool,
     /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) while it is plain.
     pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
@@ -84,6 +86,23 @@ impl Recode {
             Source::Adapter(number) => inputs.adapters.get(number).map_or(&inputs.base, |adapter| &adapter.tensors),
             Source::Base => &inputs.base,
         }
+    }
+
+    /// Outputs of the layer, where the weight is a matrix.
+    pub fn outputs(&self) -> usize {
+        let geometry = self.from.weight.geometry();
+        if self.transposed { geometry.cols } else { geometry.rows }
+    }
+
+    /// Its inputs.
+    pub fn inputs(&self) -> usize {
+        let geometry = self.from.weight.geometry();
+        if self.transposed { geometry.rows } else { geometry.cols }
+    }
+
+    /// True if the rows that are written are the layer's inputs.
+    pub(crate) fn is_stored_transposed(&self) -> bool {
+        self.transposed != self.turned
     }
 
     /// True if fresh scales depend on the whole weight.
@@ -282,7 +301,7 @@ fn recode(
     if !touched && format.is_none() {
         return Ok(None);
     }
-    build(inputs, options, chooser, wanted, name, claim, format).map(Some)
+    build(inputs, options, chooser, names, wanted, name, claim, format).map(Some)
 }
 
 /// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
@@ -295,7 +314,7 @@ fn apart(
     name: &str,
     source: &Claim,
 ) -> Result<Recode> {
-    build(inputs, options, chooser, wanted, name, source, target_format(options, names, quantized, source))
+    build(inputs, options, chooser, names, wanted, name, source, target_format(options, names, quantized, source))
 }
 
 /// A tensor that the base lacks, in the type that the rest of the model has.
@@ -322,6 +341,7 @@ fn added(
         edits: Vec::new(),
         rounding: round::NEAREST,
         keep: false,
+        transposed: false,
         turned: false,
         original: None,
         values: None,
@@ -329,10 +349,12 @@ fn added(
 }
 
 /// Builds the step that writes `name` out of `claim`'s values or their replacement.
+#[allow(clippy::too_many_arguments)]
 fn build(
     inputs: &Inputs,
     options: &Options,
     chooser: &Chooser<'_>,
+    names: &Names<'_>,
     wanted: &mut Wanted,
     name: &str,
     claim: &Claim,
@@ -357,6 +379,7 @@ fn build(
     let shape = from.weight.shape().to_vec();
     let geometry = from.weight.geometry();
     let turned = target.is_some_and(|target| target.turned);
+    let transposed = is_transposed(names, from.weight.as_ref());
     let to: Arc<dyn Weight> = match (target, stores_as) {
         (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
         (Some(Target { format, .. }), None) => {
@@ -387,7 +410,7 @@ fn build(
     let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
     let from_original = keep && rounding.needs_original() && !to.is_plain();
     let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-    let mut recode = Recode { source, from, to, edits, rounding, keep, turned, original, values };
+    let mut recode = Recode { source, from, to, edits, rounding, keep, transposed, turned, original, values };
     recode.rounding = chooser.settled(&recode);
     Ok(recode)
 }

@@ -146,6 +146,17 @@ impl Metric {
         Ok(Self { features, columns: Columns::symmetric(values, features), diagonal, feedback: None })
     }
 
+    /// The same of the inputs in another order: the i-th is what was number `order[i]`. What a method prepared is left out.
+    pub(crate) fn in_order(&self, order: &[u32]) -> Self {
+        let n = self.features;
+        let mut values = vec![0.0; n * n];
+        spread(values.chunks_mut(n.max(1)).zip(order), |(row, &i)| {
+            row.iter_mut().zip(order).for_each(|(value, &j)| *value = self.at(i as usize, j as usize));
+        });
+        let diagonal = order.iter().map(|&i| self.diagonal[i as usize]).collect();
+        Self { features: n, columns: Columns::symmetric(values, n), diagonal, feedback: None }
+    }
+
     /// H of two inputs.
     pub(super) fn at(&self, i: usize, j: usize) -> f32 {
         self.columns.panel(j / PANEL)[i * PANEL + j % PANEL]

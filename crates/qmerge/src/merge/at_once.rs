@@ -1,0 +1,152 @@
+//! One weight that is stored as a whole: what rounding sees of it, and what is written.
+//!
+//! A weight lies in up to three ways: as it is stored, as the model has it (outputs, inputs), and with its inputs in the order in which they share scales.
+//! Rounding sees the last, so that methods know nothing of the others.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::Run;
+use super::places::Places;
+use super::residual::is_coarse;
+use super::step::explain;
+use super::target::{Target, on_grid, ordered, writer};
+use crate::edited::Edited;
+use crate::error::Result;
+use crate::formats::{Order, Weight};
+use crate::measure::Sums;
+use crate::plan::{Recode, Step};
+use crate::round::{Matrix, Metric, Whole};
+use crate::simd::moments::moments;
+use crate::write::Finished;
+
+/// A weight before it is rounded.
+struct Start {
+    weight: Arc<dyn Weight>,
+    /// Its stored bytes.
+    parts: Vec<Vec<u8>>,
+    /// What they decode to, as the model has it.
+    values: Vec<f32>,
+}
+
+/// Values as the model has them.
+struct Wanted {
+    base: Vec<f32>,
+    target: Vec<f32>,
+}
+
+impl Run<'_> {
+    /// Does all of a step: with a method and the moments of its inputs, or to what the output's format makes of it.
+    pub(super) fn at_once(
+        &self,
+        number: usize,
+        step: &Step,
+        recode: &Recode,
+        by: Option<(&dyn Whole, &Metric)>,
+    ) -> Result<Finished> {
+        let (edited, inputs) = (Edited::new(self.inputs, recode)?, recode.inputs());
+        let wanted = Wanted::of(recode, &edited)?;
+        let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
+        let start = self.start(recode, edited.base().whole(), &wanted, &stored)?;
+        let Some((method, metric)) = by else {
+            let Start { parts, values, .. } = start;
+            return self.finish(number, step, recode, (&wanted, &values), parts);
+        };
+        let Start { weight, parts, values } = start;
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let (order, grid) = ordered(weight.as_ref(), &stored, &views)?;
+        let own = order.inputs.as_deref().map(|order| {
+            let mut metric = metric.in_order(order);
+            method.prepare(&mut metric);
+            metric
+        });
+        let (base, target) = (order.to_columns(&wanted.base, inputs), order.to_columns(&wanted.target, inputs));
+        let mut matrix = Matrix {
+            rows: recode.outputs(),
+            cols: inputs,
+            base: &base,
+            target: &target,
+            values: if order.inputs.is_some() { order.to_columns(&values, inputs).into_owned() } else { values },
+            grid,
+            metric: own.as_ref().unwrap_or(metric),
+        };
+        let judged = method.round(&mut matrix);
+        let Matrix { values, grid, .. } = matrix;
+        drop((base, target));
+        let values = stored.to_stored(order.from_columns(values, inputs), inputs);
+        let all = 0..weight.geometry().rows;
+        let mut written = vec![Vec::new(); parts.len()];
+        on_grid(weight.as_ref())?.store(&views, all.clone(), &values, Some(&grid), &mut written);
+        // What belongs to the weight as a whole and did not change.
+        for ((part, written), own) in written.iter_mut().enumerate().zip(parts) {
+            if written.is_empty() && weight.part_rows(part, &all).is_none() {
+                *written = own;
+            }
+        }
+        let mut output = values;
+        weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all, &mut output);
+        let output = stored.to_model(output, weight.geometry().cols);
+        if is_coarse(recode) {
+            self.keep_residual(number, (&wanted.target, &output), metric, judged.error())?;
+        }
+        let finished = self.finish(number, step, recode, (&wanted, &output), written)?;
+        Ok(Finished { kept: Some(judged.kept), ..finished })
+    }
+
+    /// Measures what was stored and writes it to its place.
+    fn finish(
+        &self,
+        number: usize,
+        step: &Step,
+        recode: &Recode,
+        (Wanted { base, target }, output): (&Wanted, &[f32]),
+        parts: Vec<Vec<u8>>,
+    ) -> Result<Finished> {
+        let moments = moments(base, target, output);
+        if !moments.sound() {
+            return Err(explain(recode, step, 0, recode.inputs(), (base, target, output)));
+        }
+        let places = Places { plan: self.plan, output: self.output };
+        let late = places.put_whole(step, parts.into_iter().enumerate())?;
+        let sums = Sums { elements: output.len() as u64, moments };
+        Ok(Finished { step: number, sums: Some(sums), kept: None, late })
+    }
+
+    /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
+    fn start(&self, recode: &Recode, whole: &[Option<Vec<u8>>], wanted: &Wanted, stored: &Order) -> Result<Start> {
+        if recode.keep && !recode.to.is_plain() {
+            let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
+            let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
+            return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });
+        }
+        let (geometry, fresh) = (recode.to.geometry(), writer(recode.to.as_ref())?);
+        let all = 0..geometry.rows;
+        let target = match stored.transposed {
+            true => Cow::Owned(stored.to_stored(wanted.target.clone(), recode.inputs())),
+            false => Cow::Borrowed(&wanted.target),
+        };
+        let mut held = Vec::new();
+        if fresh.needs_survey() {
+            fresh.survey(all.clone(), &target, &mut held);
+        }
+        let Target { weight, parts: settled } = Target::settled(recode, &held, whole)?;
+        let mut encoded = vec![Vec::new(); settled.len()];
+        writer(weight.as_ref())?.encode(&settled, all.clone(), &target, &mut encoded);
+        let parts: Vec<Vec<u8>> =
+            settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; target.len()];
+        weight.decode(&views, all, &mut values);
+        Ok(Start { weight, parts, values: stored.to_model(values, geometry.cols) })
+    }
+}
+
+impl Wanted {
+    fn of(recode: &Recode, edited: &Edited<'_>) -> Result<Self> {
+        let geometry = recode.from.weight.geometry();
+        let read = Order { transposed: recode.transposed, inputs: None };
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        edited.rows(&(0..geometry.rows), &mut base, &mut target)?;
+        Ok(Self { base: read.to_model(base, geometry.cols), target: read.to_model(target, geometry.cols) })
+    }
+}

@@ -232,6 +232,10 @@ fn orientation(
     // Quantized weights are always stored (out, in); plain ones may be Conv1D, which a family's row or the adapter says.
     let conv1d = claim.weight.is_plain()
         && (arch::leaf_in(module, names.arch.transposed) || adapter.config.fan_in_fan_out && !straight);
+    // A format may store the layer's inputs as rows; its shape is the model's all the same.
+    if claim.weight.is_transposed() {
+        return straight.then_some(Layout::InOut);
+    }
     match (straight, turned) {
         (_, true) if conv1d => Some(Layout::InOut),
         (true, _) => Some(Layout::OutIn),

@@ -18,6 +18,8 @@ pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
 mod settings;
+#[cfg(test)]
+mod toy;
 mod view;
 
 use std::fmt::Debug;
@@ -39,7 +41,16 @@ use crate::error::{Result, usage};
 use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Every format, most specific first: a plain tensor is what no other format claims.
-pub static FORMATS: &[&dyn Format] = &[&bnb4::NF4, &bnb4::FP4, &bnb8::Int8, &plain::F32, &plain::F16, &plain::BF16];
+pub static FORMATS: &[&dyn Format] = &[
+    #[cfg(test)]
+    &toy::Toy,
+    &bnb4::NF4,
+    &bnb4::FP4,
+    &bnb8::Int8,
+    &plain::F32,
+    &plain::F16,
+    &plain::BF16,
+];
 
 /// A storage format.
 pub trait Format: Sync {

@@ -26,7 +26,7 @@ pub use judge::Judge;
 pub use memory::{Memory, PROGRAM_BYTES};
 
 use crate::error::{Error, Kind, Result};
-use crate::open::{Checkpoint, content};
+use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
 use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
@@ -189,12 +189,9 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
 
 /// The same adapter folded twice is nearly always a mistake.
 fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
-    let path = base.folder().join(report::FILE_NAME);
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = crate::open::read_small_text(&path, crate::open::MAX_REPORT)
+    let text = small_text(&*base.store, report::FILE_NAME, MAX_REPORT)
         .map_err(|error| error.with_hint("--force merges without looking at it"))?;
+    let Some(text) = text else { return Ok(()) };
     let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
         return Ok(());
     };
@@ -202,7 +199,7 @@ fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
         Kind::Mismatch,
         format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
     )
-    .in_file(&path)
+    .in_file(&base.store.path_of(report::FILE_NAME))
     .with_hint("pass the original base, or --force to merge it once more"))
 }
 
@@ -232,8 +229,8 @@ impl Run<'_> {
         if self.output.is_single_file() {
             return Ok(not_copied);
         }
-        let base = self.inputs.base.folder();
-        let adapters: Vec<&Path> = self.inputs.adapters.iter().map(|adapter| adapter.path.as_path()).collect();
+        let base = &*self.inputs.base.store;
+        let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() {
             not_copied = copy_others(base, &adapters, options.tokenizer, self.output.folder())?;

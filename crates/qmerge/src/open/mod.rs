@@ -23,16 +23,18 @@ mod content;
 pub(crate) mod foreign;
 pub mod hub;
 pub mod json;
+pub(crate) mod local;
 mod names;
 mod order;
 mod pickle;
 mod safetensors;
 mod small;
-mod source;
+mod store;
 mod torch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use config::ModelConfig;
 pub(crate) use content::content;
@@ -40,10 +42,12 @@ pub use hub::HubId;
 pub use names::{is_plain_name, is_plain_path};
 pub use order::model_order;
 pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
-pub use source::Source;
+pub use store::{Blob, Item, ItemKind, Store};
+pub(crate) use store::{pieces, small_text};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
+use local::{LocalFile, LocalFolder};
 
 #[cfg(feature = "internals")]
 pub(crate) use pickle::parse as parse_pickle;
@@ -88,8 +92,10 @@ pub(crate) struct Contents {
 pub struct Checkpoint {
     /// The folder, or the file where a single file was named.
     pub path: PathBuf,
+    /// What lies beside the weights.
+    pub store: Arc<dyn Store>,
     /// The files that hold tensors, in shard order.
-    pub files: Vec<Source>,
+    pub files: Vec<Box<dyn Blob>>,
     /// Metadata of each file (`{"format": "pt"}` as a rule).
     pub metadata: Vec<Vec<(String, String)>>,
     /// All tensors: by file, within a file by position of the data.
@@ -105,31 +111,38 @@ impl Checkpoint {
     /// Opens a model: a folder, a single `.safetensors` file, or a hub id found in the local cache.
     pub fn open(location: &Path) -> Result<Self> {
         let path = hub::resolve(location)?;
-        let mut checkpoint = if path.is_dir() {
-            safetensors::open_folder(&path)?
-        } else {
-            // What a file is, its first bytes say before its ending does.
-            Source::open(&path)?;
-            match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors" | "bin" | "pt" | "pth") => Self::open_container(&path)?,
-                _ => {
-                    return Err(unsupported("not a model: neither a folder nor a .safetensors file")
-                        .in_file(&path)
-                        .with_hint("pass the folder that holds config.json and the weights"));
-                }
-            }
-        };
-        foreign::refuse_as_model(&checkpoint)?;
-        let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
-        foreign::refuse_pointers_in(folder)?;
-        let config = folder.join("config.json");
-        if config.is_file() {
-            checkpoint.config = Some(ModelConfig::read(&config)?);
+        if path.is_dir() {
+            return Self::open_in(Arc::new(LocalFolder::new(path)));
         }
-        Ok(checkpoint)
+        let blob = LocalFile::open(&path)?;
+        // What a file is, its first bytes say before its ending does.
+        foreign::refuse_blob(&blob)?;
+        match path.extension().and_then(|ext| ext.to_str()) {
+            Some("safetensors" | "bin" | "pt" | "pth") => {
+                Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.as_model()
+            }
+            _ => Err(unsupported("not a model: neither a folder nor a .safetensors file")
+                .in_file(&path)
+                .with_hint("pass the folder that holds config.json and the weights")),
+        }
     }
 
-    /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
+    /// Opens the model that a store is the folder of.
+    pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
+        safetensors::open_folder(store)?.as_model()
+    }
+
+    /// Refuses what is no model, and reads the configuration beside the weights.
+    fn as_model(mut self) -> Result<Self> {
+        foreign::refuse_as_model(&self)?;
+        foreign::refuse_pointers_in(&*self.store)?;
+        if let Some(text) = small_text(&*self.store, "config.json", MAX_CONFIG)? {
+            self.config = Some(ModelConfig::parse(text, &self.store.path_of("config.json"))?);
+        }
+        Ok(self)
+    }
+
+    /// Opens one weight file: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
         let checkpoint = Self::open_container(path)?;
         foreign::refuse_empty(&checkpoint)?;
@@ -138,31 +151,42 @@ impl Checkpoint {
 
     /// Opens one file, by the container that its ending names.
     pub(crate) fn open_container(path: &Path) -> Result<Self> {
-        Self::from_files(&[path])
+        Self::from_blobs(Arc::new(LocalFolder::of_file(path)), vec![Box::new(LocalFile::open(path)?)])
     }
 
-    /// Opens several weight files of an adapter as one.
-    pub fn open_together(paths: &[&Path]) -> Result<Self> {
-        let checkpoint = Self::from_files(paths)?;
+    /// Opens weight files in a store as one.
+    pub fn open_weights_in(store: Arc<dyn Store>, names: &[&str]) -> Result<Self> {
+        let blobs = names.iter().map(|name| store.open(name)).collect::<Result<_>>()?;
+        let checkpoint = Self::from_blobs(store, blobs)?;
         foreign::refuse_empty(&checkpoint)?;
         Ok(checkpoint)
     }
 
-    fn from_files(paths: &[&Path]) -> Result<Self> {
+    fn from_blobs(store: Arc<dyn Store>, blobs: Vec<Box<dyn Blob>>) -> Result<Self> {
+        let path = blobs.first().map(|blob| blob.path().to_path_buf());
         let mut parts = Vec::new();
-        for path in paths {
-            parts.push(match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors") => safetensors::read(path)?,
-                _ => torch::read_file(path)?,
-            });
+        for blob in blobs {
+            foreign::refuse_blob(&*blob)?;
+            let read = match blob.path().extension().and_then(|ext| ext.to_str()) {
+                Some("safetensors") => safetensors::read,
+                _ => torch::read,
+            };
+            let contents = read(&*blob).map_err(|error| error.in_file(blob.path()))?;
+            parts.push((blob, contents));
         }
-        let path = paths.first().copied().unwrap_or(Path::new(""));
-        Self::from_parts(path, parts, None)
+        Self::from_parts(store, path, parts, None)
     }
 
-    pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {
+    /// `file` is the path of the one file that was named, if it was one.
+    fn from_parts(
+        store: Arc<dyn Store>,
+        file: Option<PathBuf>,
+        parts: Vec<(Box<dyn Blob>, Contents)>,
+        index: Option<String>,
+    ) -> Result<Self> {
         let mut checkpoint = Self {
-            path: path.to_path_buf(),
+            path: file.unwrap_or_else(|| store.path().to_path_buf()),
+            store,
             files: Vec::new(),
             metadata: Vec::new(),
             entries: Vec::new(),
@@ -178,9 +202,9 @@ impl Checkpoint {
                 let at = checkpoint.entries.len();
                 if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
                     let other = checkpoint.entries.get(before).and_then(|other| checkpoint.files.get(other.file));
-                    let other_file = &other.unwrap_or(&source).path;
+                    let other_file = other.unwrap_or(&source).path();
                     return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
-                        .in_file(&source.path)
+                        .in_file(source.path())
                         .in_tensor(&entry.name));
                 }
                 checkpoint.entries.push(entry);
@@ -203,12 +227,12 @@ impl Checkpoint {
 
     /// The file an entry lies in.
     pub fn file_of(&self, entry: &Entry) -> &Path {
-        self.files.get(entry.file).map_or(self.path.as_path(), |file| &file.path)
+        self.files.get(entry.file).map_or(self.path.as_path(), |file| file.path())
     }
 
     /// The folder that holds the files beside the weights.
     pub fn folder(&self) -> &Path {
-        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new(".")) }
+        self.store.path()
     }
 
     /// Reads `buffer.len()` bytes of an entry, from `offset` within it.

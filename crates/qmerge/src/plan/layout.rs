@@ -168,7 +168,7 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
             tensors.push(OutTensor { offset, ..item.tensor });
             offset += bytes;
         }
-        let name = source.path.file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors").to_owned();
+        let name = source.path().file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors").to_owned();
         files.push(OutFile::new(name, base.metadata.get(number).cloned().unwrap_or_default(), tensors));
     }
     Ok((files, steps))

@@ -1,13 +1,11 @@
 //! The files beside the weights: copied from the base, the adapter's tokenizer first where it has one.
-//!
-//! A folder from elsewhere may hold a symbolic link to anything, and an output is uploaded. So links are followed within the folder, and in the hub's
-//! cache to its `blobs`, where all files of a snapshot lie; no further.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::open::{Item, ItemKind, Store, pieces};
 
 /// Whose tokenizer and chat template the output takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,125 +54,97 @@ const WEIGHT_ENDINGS: &[&str] = &[
 
 /// Copies the files beside the weights into `to`. Returns a warning for each link that was not followed. The base's card is not copied where an adapter is merged: it describes another model, and the output
 /// gets a card of its own.
-pub(crate) fn copy_others(base: &Path, adapters: &[&Path], tokenizer: Tokenizer, to: &Path) -> Result<Vec<String>> {
-    let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+pub(crate) fn copy_others(
+    base: &dyn Store,
+    adapters: &[&dyn Store],
+    tokenizer: Tokenizer,
+    to: &Path,
+) -> Result<Vec<String>> {
+    let mut sources: BTreeMap<String, &dyn Store> = BTreeMap::new();
     let mut warnings = Vec::new();
-    collect(&Bounds::of(base)?, base, Path::new(""), &mut sources, &mut warnings)?;
+    for name in collect(base, "", &mut warnings)? {
+        sources.insert(name, base);
+    }
     if !adapters.is_empty() {
-        sources.remove(Path::new(super::names::CARD_NAME));
+        sources.remove(super::names::CARD_NAME);
     }
     if tokenizer == Tokenizer::Adapter {
         for adapter in adapters {
-            let bounds = Bounds::of(adapter)?;
             for name in TOKENIZER_FILES {
-                let path = adapter.join(name);
-                if path.is_file() && bounds.hold(&path, &mut warnings) {
-                    sources.insert(PathBuf::from(name), path);
+                if adapter.has(name) && may_be_copied(*adapter, name, &mut warnings)? {
+                    sources.insert((*name).to_owned(), *adapter);
                 }
             }
         }
     }
     for (name, from) in sources {
-        let target = to.join(&name);
-        if let Some(folder) = target.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
-        }
-        copy(&from, &target)?;
+        copy(from, &name, to)?;
     }
     Ok(warnings)
 }
 
 /// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer. Returns a warning for each link that was not followed.
-pub(crate) fn copy_beside(adapter: &Path, to: &Path) -> Result<Vec<String>> {
-    let bounds = Bounds::of(adapter)?;
+pub(crate) fn copy_beside(adapter: &dyn Store, to: &Path) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for name in TOKENIZER_FILES.iter().chain([&super::names::CARD_NAME]) {
-        let from = adapter.join(name);
-        if from.is_file() && bounds.hold(&from, &mut warnings) {
-            copy(&from, &to.join(name))?;
+        if adapter.has(name) && may_be_copied(adapter, name, &mut warnings)? {
+            copy(adapter, name, to)?;
         }
     }
     Ok(warnings)
 }
 
 /// Copies the bytes alone: a file of a read-only base becomes one that its owner can change and replace.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).map_err(|error| Error::io("copy", from, error))?;
-    let mut target = File::create(to).map_err(|error| Error::io("create", to, error))?;
-    std::io::copy(&mut source, &mut target).map(drop).map_err(|error| Error::io("copy", from, error))
-}
-
-/// Where the links of a folder may lead.
-struct Bounds {
-    folder: PathBuf,
-    /// The files of all snapshots, if the folder is one of the hub's cache.
-    blobs: Option<PathBuf>,
-}
-
-impl Bounds {
-    fn of(folder: &Path) -> Result<Self> {
-        let folder = folder.canonicalize().map_err(|error| Error::io("open", folder, error))?;
-        let repository = folder.ancestors().find_map(|above| {
-            let snapshots =
-                above.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
-            let repository = snapshots.parent()?;
-            let name = repository.file_name()?.to_str()?;
-            name.starts_with("models--").then(|| repository.to_path_buf())
-        });
-        let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
-        Ok(Self { folder, blobs })
+fn copy(from: &dyn Store, name: &str, to: &Path) -> Result<()> {
+    let target = to.join(name);
+    if let Some(folder) = target.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
     }
-
-    /// True if a path does not lead out of them; else a warning says so.
-    fn hold(&self, path: &Path, warnings: &mut Vec<String>) -> bool {
-        let Ok(end) = path.canonicalize() else { return false };
-        let within = |bound: &Path| end.starts_with(bound);
-        let held = within(&self.folder) || self.blobs.as_deref().is_some_and(within);
-        if !held {
-            warnings.push(format!(
-                "`{}` is a symbolic link out of its folder, to {}: not copied; if it belongs to the model, put the file in the link's place",
-                path.display(),
-                end.display()
-            ));
-        }
-        held
-    }
-}
-
-fn collect(
-    bounds: &Bounds,
-    folder: &Path,
-    prefix: &Path,
-    sources: &mut BTreeMap<PathBuf, PathBuf>,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    /// Deeper folders than this are no part of a model.
-    const MAX_DEPTH: usize = 4;
-    let items = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
-    for item in items {
-        let item = item.map_err(|error| Error::io("list", folder, error))?;
-        let name = item.file_name();
-        let text = name.to_string_lossy();
-        let path = item.path();
-        if text.starts_with('.') || text.ends_with(".partial") {
-            continue;
-        }
-        if path.is_dir() {
-            if prefix.components().count() < MAX_DEPTH
-                && !path.join("adapter_config.json").exists()
-                && bounds.hold(&path, warnings)
-            {
-                collect(bounds, &path, &prefix.join(&name), sources, warnings)?;
-            }
-        } else if path.is_file()
-            && !WEIGHT_ENDINGS.iter().any(|ending| text.ends_with(ending))
-            && text != super::names::FILE_NAME
-            && bounds.hold(&path, warnings)
-        {
-            sources.insert(prefix.join(&name), path);
-        }
+    let source = from.open(name)?;
+    let mut file = File::create(&target).map_err(|error| Error::io("create", &target, error))?;
+    for piece in pieces(&*source) {
+        std::io::Write::write_all(&mut file, &piece?).map_err(|error| Error::io("write", &target, error))?;
     }
     Ok(())
+}
+
+/// True if a name does not lead out of its store; else a warning says so.
+fn may_be_copied(store: &dyn Store, name: &str, warnings: &mut Vec<String>) -> Result<bool> {
+    let Some(end) = store.leads_out(name)? else { return Ok(true) };
+    warnings.push(format!(
+        "`{}` is a symbolic link out of its folder, to {}: not copied; if it belongs to the model, put the file in the link's place",
+        store.path_of(name).display(),
+        end.display()
+    ));
+    Ok(false)
+}
+
+/// The files of a folder that belong to a model beside its weights, and those of the folders below.
+fn collect(store: &dyn Store, folder: &str, warnings: &mut Vec<String>) -> Result<Vec<String>> {
+    /// Deeper folders than this are no part of a model.
+    const MAX_DEPTH: usize = 4;
+    let mut found = Vec::new();
+    for Item { name, kind, .. } in store.list(folder)? {
+        if name.starts_with('.') || name.ends_with(".partial") {
+            continue;
+        }
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        if kind == ItemKind::Folder {
+            if path.split('/').count() <= MAX_DEPTH
+                && !store.has(&format!("{path}/adapter_config.json"))
+                && may_be_copied(store, &path, warnings)?
+            {
+                found.extend(collect(store, &path, warnings)?);
+            }
+        } else if kind == ItemKind::File
+            && !WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
+            && name != super::names::FILE_NAME
+            && may_be_copied(store, &path, warnings)?
+        {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// True for an empty folder and for one that holds what a model's folder holds.

@@ -224,7 +224,8 @@ fn made_by(checkpoint: &Checkpoint) -> Result<(bool, bool)> {
         return Ok((false, false));
     };
     let report = open::json::parse(&text).map_err(|error| {
-        crate::error::malformed(format!("not a report of qmerge: {error}")).in_file(&checkpoint.store.path_of(FILE_NAME))
+        crate::error::malformed(format!("not a report of qmerge: {error}"))
+            .in_file(&checkpoint.store.path_of(FILE_NAME))
     })?;
     let adapters = report.get("adapters").and_then(serde_json::Value::as_array);
     Ok(adapters.map_or((false, false), |adapters| (!adapters.is_empty(), adapters.is_empty())))

@@ -114,6 +114,10 @@ impl Format for Bnb4 {
         Ok(())
     }
 
+    fn reads(&self, name: &str) -> bool {
+        name.contains(".quant_state.bitsandbytes__")
+    }
+
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
         let mut claims = Vec::new();
         for (leaf, lead) in module.free() {

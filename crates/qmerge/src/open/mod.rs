@@ -34,7 +34,7 @@ mod torch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use config::ModelConfig;
 pub(crate) use content::content;
@@ -105,6 +105,8 @@ pub struct Checkpoint {
     /// `config.json`, when there is one.
     pub config: Option<ModelConfig>,
     by_name: HashMap<String, usize>,
+    /// What was read ahead, by name.
+    ahead: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl Checkpoint {
@@ -193,6 +195,7 @@ impl Checkpoint {
             index,
             config: None,
             by_name: HashMap::new(),
+            ahead: Mutex::default(),
         };
         for (file, (source, contents)) in parts.into_iter().enumerate() {
             let mut entries = contents.entries;
@@ -253,14 +256,65 @@ impl Checkpoint {
     ///
     /// Refuses anything above `limit` bytes, so a hostile header cannot make us allocate.
     pub fn read_small(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+        self.refuse_large(entry, limit)?;
+        if let Some(read) = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.name) {
+            return Ok(read);
+        }
+        let mut buffer = vec![0; entry.bytes as usize];
+        self.read_at(entry, 0, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Reads whole entries that are known to be small, each of at most `limit` bytes, in one go.
+    pub fn read_whole(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
+        entries.iter().try_for_each(|entry| self.refuse_large(entry, limit))?;
+        self.read_starts(entries, limit)
+    }
+
+    fn refuse_large(&self, entry: &Entry, limit: u64) -> Result<()> {
         if entry.bytes > limit {
             return Err(malformed(format!("{} bytes, expected at most {limit}", entry.bytes))
                 .in_file(self.file_of(entry))
                 .in_tensor(&entry.name));
         }
-        let mut buffer = vec![0; entry.bytes as usize];
-        self.read_at(entry, 0, &mut buffer)?;
-        Ok(buffer)
+        Ok(())
+    }
+
+    /// Reads the first bytes of entries in one go: all of them, or `most` where that is less.
+    pub fn read_starts(&self, entries: &[&Entry], most: u64) -> Result<Vec<Vec<u8>>> {
+        let mut starts: Vec<Vec<u8>> = entries.iter().map(|entry| vec![0; entry.bytes.min(most) as usize]).collect();
+        let mut by_file: Vec<Vec<(u64, &mut [u8])>> = self.files.iter().map(|_| Vec::new()).collect();
+        for (entry, start) in entries.iter().zip(&mut starts) {
+            match by_file.get_mut(entry.file) {
+                Some(reads) => reads.push((entry.start, start)),
+                None => return Err(self.error(entry, Kind::Bug, "it lies in no file")),
+            }
+        }
+        for (file, (blob, mut reads)) in self.files.iter().zip(by_file).enumerate() {
+            if blob.read_many(&mut reads).is_err() {
+                // One by one, the error names the tensor.
+                let here = entries.iter().filter(|entry| entry.file == file);
+                for (entry, (_, buffer)) in here.zip(&mut reads) {
+                    self.read_at(entry, 0, buffer)?;
+                }
+            }
+        }
+        Ok(starts)
+    }
+
+    /// Reads entries now that [`Checkpoint::read_small`] will be asked for, as far as they are no larger than `limit` bytes, in one go. Each is given out once.
+    pub(crate) fn read_ahead(&self, wanted: impl Fn(&Entry) -> bool, limit: u64) {
+        let small = |entry: &&Entry| entry.bytes <= limit && wanted(entry);
+        let entries: Vec<&Entry> = self.entries.iter().filter(small).collect();
+        // What cannot be read is for whoever asks for it to say.
+        let Ok(read) = self.read_starts(&entries, limit) else { return };
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.extend(entries.iter().map(|entry| entry.name.clone()).zip(read));
+    }
+
+    /// Errors if a file was changed after it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Sum of the bytes of all tensors.

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Store, byte_size, foreign, is_plain_name, json, small_text};
+use super::{
+    Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Store, byte_size, foreign, is_plain_name, json,
+    small_text,
+};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, unsupported};
 
@@ -96,8 +99,8 @@ struct Index {
 fn open_index(store: Arc<dyn Store>, name: &str, items: &[Item]) -> Result<Checkpoint> {
     let path = store.path_of(name);
     let text = small_text(&*store, name, MAX_INDEX)?.unwrap_or_default();
-    let index: Index = json::parse_as(&text)
-        .map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
+    let index: Index =
+        json::parse_as(&text).map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
     let mut files: Vec<&String> = index.weight_map.values().collect();
     files.sort();
     files.dedup();

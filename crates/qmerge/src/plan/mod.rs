@@ -110,6 +110,13 @@ impl Inputs {
         let by_name = names.map(|(at, claim)| (claim.weight.name().to_owned(), at)).collect();
         Ok(Self { original: Some(Original { checkpoint, inventory, by_name }), ..self })
     }
+
+    /// Errors if a file of any of them was changed after it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.base.check_unchanged()?;
+        self.adapters.iter().try_for_each(|adapter| adapter.tensors.check_unchanged())?;
+        self.original.iter().try_for_each(|original| original.checkpoint.check_unchanged())
+    }
 }
 
 /// How the tensors of one adapter were accounted for.

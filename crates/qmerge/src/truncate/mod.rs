@@ -105,10 +105,10 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let (bytes, mut warnings) = whole_folder(target, options.force, |folder| {
-        let warnings = copy_beside(&*adapter.tensors.store, folder)?;
+    let (bytes, mut warnings) = whole_folder(target, options.force, |sink| {
+        let warnings = copy_beside(&*adapter.tensors.store, sink)?;
         let tensors = tensors(adapter, &parts, &done, options)?;
-        Ok((write_adapter(folder, tensors, &config(adapter, options.rank))?, warnings))
+        Ok((write_adapter(sink, "", tensors, &config(adapter, options.rank))?, warnings))
     })?;
     let (untrained, modules) = adapter.untrained();
     let is_all = untrained.len() == modules && parts.others.is_empty();

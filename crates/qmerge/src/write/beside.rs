@@ -1,10 +1,9 @@
 //! The files beside the weights: copied from the base, the adapter's tokenizer first where it has one.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use super::Sink;
+use crate::error::Result;
 use crate::open::{Item, ItemKind, Store, pieces};
 
 /// Whose tokenizer and chat template the output takes.
@@ -58,7 +57,7 @@ pub(crate) fn copy_others(
     base: &dyn Store,
     adapters: &[&dyn Store],
     tokenizer: Tokenizer,
-    to: &Path,
+    to: &dyn Sink,
 ) -> Result<Vec<String>> {
     let mut sources: BTreeMap<String, &dyn Store> = BTreeMap::new();
     let mut warnings = Vec::new();
@@ -84,7 +83,7 @@ pub(crate) fn copy_others(
 }
 
 /// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer. Returns a warning for each link that was not followed.
-pub(crate) fn copy_beside(adapter: &dyn Store, to: &Path) -> Result<Vec<String>> {
+pub(crate) fn copy_beside(adapter: &dyn Store, to: &dyn Sink) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for name in TOKENIZER_FILES.iter().chain([&super::names::CARD_NAME]) {
         if adapter.has(name) && may_be_copied(adapter, name, &mut warnings)? {
@@ -95,17 +94,9 @@ pub(crate) fn copy_beside(adapter: &dyn Store, to: &Path) -> Result<Vec<String>>
 }
 
 /// Copies the bytes alone: a file of a read-only base becomes one that its owner can change and replace.
-fn copy(from: &dyn Store, name: &str, to: &Path) -> Result<()> {
-    let target = to.join(name);
-    if let Some(folder) = target.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
-    }
-    let source = from.open(name)?;
-    let mut file = File::create(&target).map_err(|error| Error::io("create", &target, error))?;
-    for piece in pieces(&*source) {
-        std::io::Write::write_all(&mut file, &piece?).map_err(|error| Error::io("write", &target, error))?;
-    }
-    Ok(())
+fn copy(from: &dyn Store, name: &str, to: &dyn Sink) -> Result<()> {
+    let blob = from.open(name).map_err(|error| error.doing("copy"))?;
+    to.put(name, &mut pieces(&*blob).map(|piece| piece.map_err(|error| error.doing("copy"))))
 }
 
 /// True if a name does not lead out of its store; else a warning says so.
@@ -145,68 +136,4 @@ fn collect(store: &dyn Store, folder: &str, warnings: &mut Vec<String>) -> Resul
         }
     }
     Ok(found)
-}
-
-/// True for an empty folder and for one that holds what a model's folder holds.
-pub(super) fn looks_like_model(folder: &Path) -> bool {
-    let names: Vec<String> = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|item| item.ok()?.file_name().into_string().ok())
-        .collect();
-    names.is_empty()
-        || names
-            .iter()
-            .any(|name| name == super::names::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
-}
-
-/// Syncs the small files and the folders, so that a rename never publishes what is not on disk.
-pub(super) fn sync_others(folder: &Path) -> Result<()> {
-    for item in std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))? {
-        let path = item.map_err(|error| Error::io("list", folder, error))?.path();
-        if path.is_dir() {
-            sync_others(&path)?;
-        } else {
-            sync_file(&path).map_err(|error| Error::io("sync", &path, error))?;
-        }
-    }
-    sync_folder(folder)
-}
-
-/// Windows syncs only a file that is open for writing, and a copy of a read-only file cannot be opened so: that one is left to the system.
-fn sync_file(path: &Path) -> std::io::Result<()> {
-    match File::options().read(true).write(cfg!(windows)).open(path) {
-        Err(error) if cfg!(windows) && error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-        opened => opened?.sync_all(),
-    }
-}
-
-/// Syncs a folder's list of names. Systems that cannot are left to their ways.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    match File::open(folder).and_then(|folder| folder.sync_all()) {
-        Err(error) if cfg!(unix) => Err(Error::io("sync", folder, error)),
-        _ => Ok(()),
-    }
-}
-
-/// Gives `new` the place of `old` and removes `old`: in one step where the system can.
-pub(super) fn exchange(new: &Path, old: &Path) -> Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        if renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE).is_ok() {
-            return remove(new);
-        }
-    }
-    let mut aside = old.as_os_str().to_owned();
-    aside.push(".replaced");
-    let aside = PathBuf::from(aside);
-    std::fs::rename(old, &aside).map_err(|error| Error::io("rename", old, error))?;
-    std::fs::rename(new, old).map_err(|error| Error::io("rename into place", old, error))?;
-    remove(&aside)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    removed.map_err(|error| Error::io("remove", path, error))
 }

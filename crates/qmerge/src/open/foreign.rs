@@ -18,12 +18,12 @@ const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", 
 
 const GGUF_MODEL: &str = "take what it was made from (a safetensors checkpoint, or an adapter as PEFT wrote it), and turn a merge into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
-/// Refuses an object by its first bytes, which say what it is before its name does.
-pub(super) fn refuse_blob(blob: &dyn Blob) -> Result<()> {
-    let mut head = [0; 64];
-    let head = head.get_mut(..blob.len().min(64) as usize).unwrap_or_default();
-    blob.read_at(0, head)?;
-    refuse_head(head).map_err(|error| error.in_file(blob.path()))
+/// The first bytes of an object, which say what it is before its name does. Errors if that is nothing that is read.
+pub(super) fn read_head(blob: &dyn Blob) -> Result<Vec<u8>> {
+    let mut head = vec![0; blob.len().min(64) as usize];
+    blob.read_at(0, &mut head)?;
+    refuse_head(&head).map_err(|error| error.in_file(blob.path()))?;
+    Ok(head)
 }
 
 fn refuse_head(head: &[u8]) -> Result<()> {

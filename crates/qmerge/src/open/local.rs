@@ -199,3 +199,58 @@ impl Store for LocalFolder {
         Ok((!self.bounds()?.iter().any(|bound| end.starts_with(bound))).then_some(end))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("qmerge-local-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_change_of_the_content_is_told_and_one_of_the_attributes_is_not() {
+        let folder = folder("changed");
+        let path = folder.join("a");
+        std::fs::write(&path, "12345678").unwrap();
+        let opened = LocalFile::open(&path).unwrap();
+        let (mut one, mut two) = ([0; 2], [0; 3]);
+        opened.read_many(&mut [(6, &mut one), (1, &mut two)]).unwrap();
+        assert_eq!((&one, &two), (b"78", b"234"));
+        std::fs::hard_link(&path, folder.join("b")).unwrap();
+        opened.check_unchanged().unwrap();
+        std::fs::write(&path, "1234567").unwrap();
+        let error = opened.check_unchanged().unwrap_err().to_string();
+        assert!(error.contains("/a: it was changed"), "{error}");
+        assert!(opened.read_at(6, &mut one).unwrap_err().to_string().contains("truncated"));
+        assert_ne!(LocalFile::open(&path).unwrap().identity(), opened.identity());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_are_listed_with_what_they_lead_to() {
+        let folder = folder("listed");
+        let _ = std::fs::create_dir(folder.join("below"));
+        std::fs::write(folder.join("below/a"), "123").unwrap();
+        for (name, target) in [("inside", "below/a"), ("nowhere", "none"), ("outside", "/dev/null")] {
+            std::os::unix::fs::symlink(target, folder.join(name)).unwrap();
+        }
+        let store = LocalFolder::new(&folder);
+        let kinds: Vec<_> = store.list("").unwrap().into_iter().map(|item| (item.name, item.kind)).collect();
+        let expected = [
+            ("below", ItemKind::Folder),
+            ("inside", ItemKind::File),
+            ("nowhere", ItemKind::Other),
+            ("outside", ItemKind::Other),
+        ];
+        assert_eq!(kinds, expected.map(|(name, kind)| (name.to_owned(), kind)));
+        assert_eq!(store.leads_out("inside").unwrap(), None);
+        assert_eq!(store.leads_out("outside").unwrap(), Some(PathBuf::from("/dev/null")));
+        assert_eq!(store.small("inside", 3).unwrap().unwrap(), b"123");
+        assert_eq!(store.small("nowhere", 3).unwrap(), None);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

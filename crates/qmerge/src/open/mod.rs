@@ -19,6 +19,7 @@
 )]
 
 mod config;
+pub(crate) mod container;
 mod content;
 pub(crate) mod foreign;
 pub mod hub;
@@ -27,7 +28,7 @@ pub(crate) mod local;
 mod names;
 mod order;
 mod pickle;
-mod safetensors;
+pub(crate) mod safetensors;
 mod small;
 mod store;
 mod torch;
@@ -47,6 +48,7 @@ pub(crate) use store::{pieces, small_text};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
+use container::Container;
 use local::{LocalFile, LocalFolder};
 
 #[cfg(feature = "internals")]
@@ -87,6 +89,20 @@ pub(crate) struct Contents {
     pub metadata: Vec<(String, String)>,
 }
 
+/// An opened file and what is in it.
+pub(crate) struct Opened {
+    blob: Box<dyn Blob>,
+    container: &'static dyn Container,
+    contents: Contents,
+}
+
+impl Opened {
+    fn new(blob: Box<dyn Blob>, container: &'static dyn Container) -> Result<Self> {
+        let contents = container.read(&*blob).map_err(|error| error.in_file(blob.path()))?;
+        Ok(Self { blob, container, contents })
+    }
+}
+
 /// An opened checkpoint or adapter: entries over one or more files, and the `config.json` beside them.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -96,6 +112,8 @@ pub struct Checkpoint {
     pub store: Arc<dyn Store>,
     /// The files that hold tensors, in shard order.
     pub files: Vec<Box<dyn Blob>>,
+    /// What kind of file each is.
+    pub(crate) containers: Vec<&'static dyn Container>,
     /// Metadata of each file (`{"format": "pt"}` as a rule).
     pub metadata: Vec<Vec<(String, String)>>,
     /// All tensors: by file, within a file by position of the data.
@@ -117,13 +135,9 @@ impl Checkpoint {
             return Self::open_in(Arc::new(LocalFolder::new(path)));
         }
         let blob = LocalFile::open(&path)?;
-        // What a file is, its first bytes say before its ending does.
-        foreign::refuse_blob(&blob)?;
-        match path.extension().and_then(|ext| ext.to_str()) {
-            Some("safetensors" | "bin" | "pt" | "pth") => {
-                Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.as_model()
-            }
-            _ => Err(unsupported("not a model: neither a folder nor a .safetensors file")
+        match container::of(&blob)? {
+            Some(_) => Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.as_model(),
+            None => Err(unsupported("not a model: neither a folder nor a .safetensors file")
                 .in_file(&path)
                 .with_hint("pass the folder that holds config.json and the weights")),
         }
@@ -166,30 +180,27 @@ impl Checkpoint {
 
     fn from_blobs(store: Arc<dyn Store>, blobs: Vec<Box<dyn Blob>>) -> Result<Self> {
         let path = blobs.first().map(|blob| blob.path().to_path_buf());
-        let mut parts = Vec::new();
+        let mut opened = Vec::new();
         for blob in blobs {
-            foreign::refuse_blob(&*blob)?;
-            let read = match blob.path().extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors") => safetensors::read,
-                _ => torch::read,
-            };
-            let contents = read(&*blob).map_err(|error| error.in_file(blob.path()))?;
-            parts.push((blob, contents));
+            // What has no known name is taken for what torch.save wrote.
+            let container = container::of(&*blob)?.unwrap_or(&torch::Torch);
+            opened.push(Opened::new(blob, container)?);
         }
-        Self::from_parts(store, path, parts, None)
+        Self::from_opened(store, path, opened, None)
     }
 
     /// `file` is the path of the one file that was named, if it was one.
-    fn from_parts(
+    fn from_opened(
         store: Arc<dyn Store>,
         file: Option<PathBuf>,
-        parts: Vec<(Box<dyn Blob>, Contents)>,
+        opened: Vec<Opened>,
         index: Option<String>,
     ) -> Result<Self> {
         let mut checkpoint = Self {
             path: file.unwrap_or_else(|| store.path().to_path_buf()),
             store,
             files: Vec::new(),
+            containers: Vec::new(),
             metadata: Vec::new(),
             entries: Vec::new(),
             index,
@@ -197,7 +208,7 @@ impl Checkpoint {
             by_name: HashMap::new(),
             ahead: Mutex::default(),
         };
-        for (file, (source, contents)) in parts.into_iter().enumerate() {
+        for (file, Opened { blob, container, contents }) in opened.into_iter().enumerate() {
             let mut entries = contents.entries;
             entries.sort_by_key(|entry| (entry.start, entry.bytes));
             for mut entry in entries {
@@ -205,14 +216,15 @@ impl Checkpoint {
                 let at = checkpoint.entries.len();
                 if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
                     let other = checkpoint.entries.get(before).and_then(|other| checkpoint.files.get(other.file));
-                    let other_file = other.unwrap_or(&source).path();
+                    let other_file = other.unwrap_or(&blob).path();
                     return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
-                        .in_file(source.path())
+                        .in_file(blob.path())
                         .in_tensor(&entry.name));
                 }
                 checkpoint.entries.push(entry);
             }
-            checkpoint.files.push(source);
+            checkpoint.files.push(blob);
+            checkpoint.containers.push(container);
             checkpoint.metadata.push(contents.metadata);
         }
         Ok(checkpoint)
@@ -337,9 +349,8 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
 /// so a dimension of 0 does not let the others be anything.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
-    let bits = largest.checked_mul(dtype.bits()).filter(|&bits| usize::try_from(bits).is_ok())?;
-    if shape.contains(&0) {
-        return Some(0);
-    }
-    (bits % 8 == 0).then_some(bits / 8)
+    let (elements, bytes) = dtype.block();
+    let bits = largest.div_ceil(elements).checked_mul(bytes)?.checked_mul(8)?;
+    usize::try_from(bits).ok()?;
+    if shape.contains(&0) { Some(0) } else { dtype.bytes_of(largest) }
 }

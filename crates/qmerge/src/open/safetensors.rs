@@ -5,15 +5,17 @@
 //! (<https://github.com/huggingface/safetensors>). The parser is ours rather than the `safetensors` crate's because
 //! that one keeps the last of two equal names and loses the order of `__metadata__`; the crate is the oracle in the tests.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::container::{Container, Listed, WriteContainer};
 use super::{
-    Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Store, byte_size, foreign, is_plain_name, json,
-    small_text,
+    Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Opened, Store, byte_size, foreign, is_plain_name,
+    json, small_text,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, unsupported};
@@ -51,14 +53,13 @@ const INDEX: &str = "model.safetensors.index.json";
 
 fn open_files(store: Arc<dyn Store>, names: &[&str]) -> Result<Checkpoint> {
     let parts = names.iter().map(|name| open(&*store, name)).collect::<Result<Vec<_>>>()?;
-    Checkpoint::from_parts(store, None, parts, None)
+    Checkpoint::from_opened(store, None, parts, None)
 }
 
-fn open(store: &dyn Store, name: &str) -> Result<(Box<dyn Blob>, Contents)> {
+fn open(store: &dyn Store, name: &str) -> Result<Opened> {
     let blob = store.open(name)?;
-    foreign::refuse_blob(&*blob)?;
-    let contents = read(&*blob).map_err(|error| error.in_file(blob.path()))?;
-    Ok((blob, contents))
+    foreign::read_head(&*blob)?;
+    Opened::new(blob, &Safetensors)
 }
 
 /// Of files without an index, those that make up one checkpoint: the numbered shards where there are some, which must be one set and whole.
@@ -117,7 +118,7 @@ fn open_index(store: Arc<dyn Store>, name: &str, items: &[Item]) -> Result<Check
         }
         parts.push(open(&*store, file)?);
     }
-    let checkpoint = Checkpoint::from_parts(store, None, parts, Some(name.to_owned()))?;
+    let checkpoint = Checkpoint::from_opened(store, None, parts, Some(name.to_owned()))?;
     for (tensor, file) in &index.weight_map {
         let found = checkpoint.get(tensor).and_then(|entry| files.get(entry.file));
         if found != Some(&file) {
@@ -129,8 +130,64 @@ fn open_index(store: Arc<dyn Store>, name: &str, items: &[Item]) -> Result<Check
     Ok(checkpoint)
 }
 
+/// Safetensors files.
+#[derive(Debug)]
+pub(crate) struct Safetensors;
+
+impl Container for Safetensors {
+    fn claims(&self, name: &str, _head: &[u8]) -> bool {
+        name.ends_with(self.ending())
+    }
+
+    fn read(&self, blob: &dyn Blob) -> Result<Contents> {
+        read(blob)
+    }
+
+    fn writer(&self) -> Option<&'static dyn WriteContainer> {
+        Some(&Safetensors)
+    }
+}
+
+impl WriteContainer for Safetensors {
+    fn ending(&self) -> &'static str {
+        ".safetensors"
+    }
+
+    /// The order of new tensors aligns them.
+    fn alignment(&self) -> u64 {
+        1
+    }
+
+    /// That of the reference's writer: larger types first.
+    fn order(&self, a: (Dtype, &str), b: (Dtype, &str)) -> Ordering {
+        b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1))
+    }
+
+    /// Padded with spaces to a multiple of 8 bytes, as a header may be.
+    fn header(&self, metadata: &[(String, String)], tensors: &[Listed<'_>], room: Option<u64>) -> Vec<u8> {
+        let quote = |text: &str| serde_json::Value::from(text).to_string();
+        let mut items = Vec::with_capacity(tensors.len().saturating_add(1));
+        if !metadata.is_empty() {
+            let pairs: Vec<String> =
+                metadata.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
+            items.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+        }
+        for Listed { name, dtype, shape, start, end } in tensors {
+            let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+            let (name, dims) = (quote(name), dims.join(","));
+            items.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{dims}],\"data_offsets\":[{start},{end}]}}"));
+        }
+        let json = format!("{{{}}}", items.join(","));
+        let padded = room.map_or(json.len().next_multiple_of(8), |room| room.saturating_sub(8) as usize);
+        let mut bytes = (padded as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(padded.saturating_add(8), b' ');
+        bytes
+    }
+}
+
 /// Reads the header of a file.
-pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
+fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut prefix = [0; 8];
     let Some(behind) = blob.len().checked_sub(8) else {
         return Err(malformed(format!("{} bytes is too short for a safetensors file", blob.len())));

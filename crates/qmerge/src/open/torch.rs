@@ -5,6 +5,7 @@
 
 use std::io::{BufReader, Read};
 
+use super::container::Container;
 use super::pickle::{self, TensorRef};
 use super::store::Cursor;
 use super::{Blob, Contents, Entry, byte_size};
@@ -15,8 +16,22 @@ const MAX_PICKLE: u64 = 64 << 20;
 
 type Archive<'a> = zip::ZipArchive<BufReader<Cursor<'a>>>;
 
-/// Resolves each tensor of an archive to a byte range.
-pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
+/// Torch archives, which are only read.
+#[derive(Debug)]
+pub(super) struct Torch;
+
+impl Container for Torch {
+    fn claims(&self, name: &str, _head: &[u8]) -> bool {
+        [".bin", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending))
+    }
+
+    /// Resolves each tensor of an archive to a byte range.
+    fn read(&self, blob: &dyn Blob) -> Result<Contents> {
+        read(blob)
+    }
+}
+
+fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut archive = Archive::new(BufReader::new(Cursor::new(blob))).map_err(|error| {
         malformed(format!("not a torch archive: {error}"))
             .with_hint("files from torch before 1.6 have no archive: load and save them again as safetensors")
@@ -59,7 +74,6 @@ fn read_member(archive: &mut Archive<'_>, name: &str, limit: u64) -> Result<Opti
 fn locate(archive: &mut Archive<'_>, prefix: &str, name: &str, tensor: &TensorRef, len: u64) -> Result<Entry> {
     let too_large = || malformed(format!("shape {:?} is too large", tensor.shape));
     let bytes = byte_size(tensor.dtype, &tensor.shape).ok_or_else(too_large)?;
-    let item = tensor.dtype.bits() / 8;
     if bytes > 0 && !is_contiguous(&tensor.shape, &tensor.stride) {
         return Err(unsupported(format!("stored as a strided view (strides {:?})", tensor.stride))
             .with_hint("call .contiguous() on the tensor before saving, or save as safetensors"));
@@ -71,8 +85,8 @@ fn locate(archive: &mut Archive<'_>, prefix: &str, name: &str, tensor: &TensorRe
         return Err(unsupported("its storage is compressed, which torch.save never does"));
     }
     let start = member.data_start().ok_or_else(|| malformed("its storage has no place in the archive"))?;
-    let storage = tensor.storage_elements.checked_mul(item).filter(|&size| size <= member.size());
-    let first = tensor.offset.checked_mul(item).ok_or_else(too_large)?;
+    let storage = tensor.dtype.bytes_of(tensor.storage_elements).filter(|&size| size <= member.size());
+    let first = tensor.dtype.bytes_of(tensor.offset).ok_or_else(too_large)?;
     let inside = storage.is_some_and(|size| first.checked_add(bytes).is_some_and(|end| end <= size))
         && start.checked_add(member.size()).is_some_and(|end| end <= len);
     if !inside {

@@ -6,6 +6,8 @@ use std::path::Path;
 use super::{Existing, LocalSink, Sink};
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::open::container::WriteContainer;
+use crate::open::safetensors::Safetensors;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{OutFile, OutTensor};
 use crate::simd::floats;
@@ -34,7 +36,7 @@ impl NewTensor<'_> {
         if values.iter().any(|x| !x.is_finite()) {
             return None;
         }
-        let mut bytes = vec![0; values.len() * dtype.bits() as usize / 8];
+        let mut bytes = vec![0; dtype.bytes_of(values.len() as u64)? as usize];
         floats::encode(dtype, &values, &mut bytes);
         Some(Self { name, dtype, shape, data: Data::Bytes(bytes) })
     }
@@ -67,8 +69,7 @@ pub(crate) fn write_adapter(
     mut tensors: Vec<NewTensor<'_>>,
     config: &serde_json::Value,
 ) -> Result<u64> {
-    // The order of the safetensors writer.
-    tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+    tensors.sort_by(|a, b| Safetensors.order((a.dtype, &*a.name), (b.dtype, &*b.name)));
     let mut offset = 0;
     let placed = tensors
         .iter()
@@ -84,7 +85,8 @@ pub(crate) fn write_adapter(
             }
         })
         .collect();
-    let file = OutFile::new("adapter_model.safetensors".into(), vec![("format".into(), "pt".into())], placed);
+    let file =
+        OutFile::new("adapter_model.safetensors".into(), &Safetensors, vec![("format".into(), "pt".into())], placed);
     let name = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
     let header = file.header(&HashMap::new()).0;
     to.put(&name(&file.name), &mut std::iter::once(Ok(header)).chain(pieces(tensors)))?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Existing, LocalSink, Sink};
+use super::{Existing, LocalSink, Sink, Start};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::container::WriteContainer;
@@ -99,7 +99,7 @@ pub(crate) fn write_adapter(
 pub(crate) fn whole_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&dyn Sink) -> Result<T>) -> Result<T> {
     let mut sink = LocalSink::new(target);
     sink.begin(Existing { force, resume: false })?;
-    let filled = sink.reserve(&[], None).and_then(|()| fill(&sink));
+    let filled = sink.reserve(&[], Start::Anew(b"")).and_then(|()| fill(&sink));
     let published = filled.and_then(|done| sink.publish(force).map(|()| done));
     // The error that ended it is the one to tell.
     published.inspect_err(|_| sink.abandon())

@@ -26,7 +26,7 @@ pub(crate) use index::index_json;
 pub(crate) use journal::Finished;
 pub(crate) use local::{LocalSink, MOST_WAITING, enough_space, refuse_existing};
 pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER, path_beside};
-pub use sink::{Room, Sink};
+pub use sink::{Room, Sink, Start};
 
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::Store;
@@ -82,11 +82,11 @@ impl Output {
         };
         let finished = if let Some((finished, listed)) = begun {
             let opened = refuse_others(plan, &finished, sink.place())
-                .and_then(|()| sink.reserve(&rooms(!finished.is_empty()), Some(listed)));
+                .and_then(|()| sink.reserve(&rooms(!finished.is_empty()), Start::Resumed(listed)));
             opened.map_err(|error| if error.kind() == Kind::Io { resumable(&*sink, error) } else { error })?;
             finished
         } else {
-            let opened = sink.reserve(&rooms(false), None).and_then(|()| sink.append(&journal::head(merge)));
+            let opened = sink.reserve(&rooms(false), Start::Anew(&journal::head(merge)));
             // Nothing is lost with it; the error that ended it is the one to tell.
             opened.inspect_err(|_| sink.abandon())?;
             Vec::new()

@@ -19,6 +19,15 @@ pub struct Room {
     pub least: u64,
 }
 
+/// What a run begins with.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// With nothing: what an earlier run left goes. These are the first lines of the journal; an output that has none cannot be gone on with.
+    Anew(&'a [u8]),
+    /// With the weight files as the interrupted run left them, and so many bytes of its journal.
+    Resumed(u64),
+}
+
 /// The place of one output.
 ///
 /// Weight files are written in pieces, from several threads and in any order, each byte once; all else as whole files. Nothing of it is seen under the output's
@@ -44,9 +53,9 @@ pub trait Sink: Debug + Send + Sync {
     /// journal of an interrupted run, where it is to be gone on with.
     fn begin(&mut self, existing: Existing) -> Result<Option<Vec<u8>>>;
 
-    /// Makes room for the weight files, which are numbered in this order. With `resumed` they are those of the interrupted run, as it left them, and that many
-    /// bytes of its journal count; errors if one of them is not whole. Else what an earlier run left goes. Errors also if there is not enough space.
-    fn reserve(&mut self, files: &[Room], resumed: Option<u64>) -> Result<()>;
+    /// Makes room for the weight files, which are numbered in this order, once the journal has its first lines. Errors if there is not enough space, or if what is
+    /// to be gone on with is not whole.
+    fn reserve(&mut self, files: &[Room], start: Start<'_>) -> Result<()>;
 
     /// Writes into a weight file, at the latest with the next [`Sink::sync`], and leaves an empty buffer. So an error may be that of an earlier write, and
     /// `sync` has one if any write before it has failed, whoever called for it.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Blob, Item, ItemKind, Store};
-use qmerge::write::{Existing, Room, Sink};
+use qmerge::write::{Existing, Room, Sink, Start};
 
 /// What a server is asked for, in the order in which it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,16 +229,19 @@ impl Sink for Upload {
         Ok(journal.filter(|_| existing.resume))
     }
 
-    fn reserve(&mut self, files: &[Room], resumed: Option<u64>) -> Result<()> {
+    fn reserve(&mut self, files: &[Room], start: Start<'_>) -> Result<()> {
         self.files = files.iter().map(|file| self.place(&file.name)).collect();
-        if let Some(listed) = resumed {
-            let mut objects = self.server.objects();
-            objects.bytes.get_mut(&self.place(JOURNAL)).unwrap().truncate(listed as usize);
-            return Ok(());
-        }
+        let head = match start {
+            Start::Anew(head) => head,
+            Start::Resumed(listed) => {
+                let mut objects = self.server.objects();
+                objects.bytes.get_mut(&self.place(JOURNAL)).unwrap().truncate(listed as usize);
+                return Ok(());
+            }
+        };
         self.remove();
         let mut objects = self.server.objects();
-        objects.bytes.insert(self.place(JOURNAL), Vec::new());
+        objects.bytes.insert(self.place(JOURNAL), head.to_vec());
         for (name, file) in self.files.iter().zip(files) {
             objects.bytes.insert(name.clone(), vec![0; file.most as usize]);
         }

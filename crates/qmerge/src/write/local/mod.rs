@@ -18,7 +18,7 @@ pub(crate) use queue::MOST_WAITING;
 use queue::Queue;
 pub(crate) use space::enough as enough_space;
 
-use super::{Existing, Room, SCRATCH, Sink, names};
+use super::{Existing, Room, SCRATCH, Sink, Start, names};
 use crate::error::{Error, Kind, Result};
 use crate::open::Store;
 use crate::open::local::LocalFolder;
@@ -55,16 +55,17 @@ impl LocalSink {
         Error::io("write", &self.partial, error)
     }
 
-    fn anew(&mut self, files: &[Room]) -> Result<()> {
+    fn anew(&mut self, files: &[Room], head: &[u8]) -> Result<()> {
         // Nobody may go on with it any more, and its lock goes with it.
         *self.journal.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         remove(&self.partial)?;
         space::enough(&self.target, files.iter().map(|file| file.most).sum())?;
         std::fs::create_dir(&self.partial).map_err(|error| Error::io("create", &self.partial, error))?;
-        if !files.is_empty() {
-            self.journal = Mutex::new(Some(Journal::open(&self.partial)?));
+        if head.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.journal = Mutex::new(Some(Journal::open(&self.partial)?));
+        self.append(head)
     }
 
     fn go_on(&mut self, files: &[Room], listed: u64) -> Result<()> {
@@ -115,12 +116,12 @@ impl Sink for LocalSink {
         Ok(Some(text))
     }
 
-    fn reserve(&mut self, files: &[Room], resumed: Option<u64>) -> Result<()> {
+    fn reserve(&mut self, files: &[Room], start: Start<'_>) -> Result<()> {
         let parent = parent_of(&self.target);
         std::fs::create_dir_all(&parent).map_err(|error| Error::io("create", &parent, error))?;
-        match resumed {
-            Some(listed) => self.go_on(files, listed)?,
-            None => self.anew(files)?,
+        match start {
+            Start::Resumed(listed) => self.go_on(files, listed)?,
+            Start::Anew(head) => self.anew(files, head)?,
         }
         for file in files {
             let queue = Queue::new(partial::open(&self.partial, file)?);
@@ -272,7 +273,7 @@ mod tests {
         let mut sink = LocalSink::new(&target);
         assert!(sink.begin(Existing::default()).unwrap().is_none());
         let room = |name: &str| Room { name: name.to_owned(), most: 8, least: 8 };
-        sink.reserve(&[room("a.safetensors"), room("b.safetensors")], None).unwrap();
+        sink.reserve(&[room("a.safetensors"), room("b.safetensors")], Start::Anew(b"head\n")).unwrap();
         sink
     }
 
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn what_is_listed_after_a_torn_line_is_found_the_next_time() {
         let mut sink = begun("torn");
-        sink.append(b"head\nstep\nto").unwrap();
+        sink.append(b"step\nto").unwrap();
         let target = sink.target.clone();
         let resume = Existing { resume: true, force: false };
         let running = LocalSink::new(&target).begin(resume).unwrap_err();
@@ -303,7 +304,7 @@ mod tests {
         drop(sink);
         let mut sink = LocalSink::new(&target);
         assert_eq!(sink.begin(resume).unwrap().unwrap(), b"head\nstep\nto");
-        sink.reserve(&[], Some(10)).unwrap();
+        sink.reserve(&[], Start::Resumed(10)).unwrap();
         sink.append(b"next\n").unwrap();
         drop(sink);
         let mut sink = LocalSink::new(&target);

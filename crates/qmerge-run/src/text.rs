@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::{MAX_CONFIG, MAX_TOKENIZER, json, read_small};
+use qmerge::open::{MAX_CONFIG, MAX_TOKENIZER, Store, json};
 use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
@@ -24,25 +24,25 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Opens `tokenizer.json` and its companions in the first of the folders that has one; the last is the model's.
-    pub fn open(folders: &[&Path]) -> Result<Self> {
-        let Some(folder) = folders.iter().find(|folder| folder.join("tokenizer.json").is_file()) else {
-            let place = folders.last().copied().unwrap_or(Path::new("."));
+    pub fn open(folders: &[&dyn Store]) -> Result<Self> {
+        let Some(folder) = folders.iter().copied().find(|folder| folder.has("tokenizer.json")) else {
+            let place = folders.last().map_or(Path::new("."), |folder| folder.path());
             return Err(Error::new(Kind::Mismatch, "no tokenizer.json in the model's folder")
                 .in_file(place)
                 .with_hint("copy it from where the model was published; older formats must be converted first"));
         };
-        let path = folder.join("tokenizer.json");
-        let inner = tokenizers::Tokenizer::from_bytes(read_small(&path, MAX_TOKENIZER)?)
+        let path = folder.path_of("tokenizer.json");
+        let inner = folder.small("tokenizer.json", MAX_TOKENIZER)?.unwrap_or_default();
+        let inner = tokenizers::Tokenizer::from_bytes(inner)
             .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
         let json = |name: &str| -> Result<Option<Value>> {
-            let path = folder.join(name);
-            let parsed = read_if(&path)?.map(|text| json::parse(&text));
-            parsed.transpose().map_err(|error| broken(&path, format!("not JSON: {error}")))
+            let parsed = text_of(folder, name)?.map(|text| json::parse(&text));
+            parsed.transpose().map_err(|error| broken(&folder.path_of(name), format!("not JSON: {error}")))
         };
         let config = json("tokenizer_config.json")?.unwrap_or_default();
-        let text_of = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+        let content = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
         let special = ["bos_token", "eos_token", "pad_token", "unk_token"];
-        let special = special.iter().filter_map(|&key| Some((key, text_of(config.get(key)?)?))).collect::<Vec<_>>();
+        let special = special.iter().filter_map(|&key| Some((key, content(config.get(key)?)?))).collect::<Vec<_>>();
         let mut stop: Vec<u32> = [json("generation_config.json")?, json("config.json")?]
             .iter()
             .flatten()
@@ -52,13 +52,13 @@ impl Tokenizer {
             .collect();
         let named = special.iter().filter(|(key, _)| *key == "eos_token");
         stop.extend(named.filter_map(|(_, text)| inner.token_to_id(text)));
-        let own = folder.join("chat_template.jinja");
-        let template = match read_if(&own)? {
-            Some(text) => Some((own, text)),
+        const TEMPLATE: &str = "chat_template.jinja";
+        let template = match text_of(folder, TEMPLATE)? {
+            Some(text) => Some((folder.path_of(TEMPLATE), text)),
             None => config
                 .get("chat_template")
                 .and_then(default_template)
-                .map(|text| (folder.join("tokenizer_config.json"), text)),
+                .map(|text| (folder.path_of("tokenizer_config.json"), text)),
         };
         Ok(Self { path, inner, template, special, stop })
     }
@@ -144,12 +144,9 @@ fn broken(path: &Path, problem: String) -> Error {
 }
 
 /// The text of a file that need not exist.
-fn read_if(path: &Path) -> Result<Option<String>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = String::from_utf8(read_small(path, MAX_CONFIG)?);
-    text.map(Some).map_err(|_| broken(path, "not UTF-8".into()))
+fn text_of(folder: &dyn Store, name: &str) -> Result<Option<String>> {
+    let text = folder.small(name, MAX_CONFIG)?.map(String::from_utf8).transpose();
+    text.map_err(|_| broken(&folder.path_of(name), "not UTF-8".into()))
 }
 
 /// A template is a string, or a list of named ones.

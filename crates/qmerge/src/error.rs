@@ -101,6 +101,28 @@ impl Error {
         self
     }
 
+    /// Says of an error of the system what else was being done with the file.
+    #[must_use]
+    pub(crate) fn doing(mut self, doing: &str) -> Self {
+        if let Some(source) = &self.0.source {
+            self.0.message = format!("cannot {doing}: {source}");
+        }
+        self
+    }
+
+    /// The same once more, for whoever asks later.
+    pub(crate) fn again(&self) -> Self {
+        let inner = &self.0;
+        Self(Box::new(Inner {
+            kind: inner.kind,
+            message: inner.message.clone(),
+            file: inner.file.clone(),
+            tensor: inner.tensor.clone(),
+            hint: inner.hint.clone(),
+            source: None,
+        }))
+    }
+
     /// The class of this error.
     pub fn kind(&self) -> Kind {
         self.0.kind

@@ -220,13 +220,13 @@ fn model(path: &Path) -> Result<ModelInspection> {
 
 /// Whether a report beside the weights says that an adapter was merged into them, and whether it says that they were converted.
 fn made_by(checkpoint: &Checkpoint) -> Result<(bool, bool)> {
-    let path = checkpoint.folder().join(FILE_NAME);
-    if !path.is_file() {
+    let Some(text) = open::small_text(&*checkpoint.store, FILE_NAME, open::MAX_REPORT)? else {
         return Ok((false, false));
-    }
-    let text = open::read_small_text(&path, open::MAX_REPORT)?;
-    let report = open::json::parse(&text)
-        .map_err(|error| crate::error::malformed(format!("not a report of qmerge: {error}")).in_file(&path))?;
+    };
+    let report = open::json::parse(&text).map_err(|error| {
+        crate::error::malformed(format!("not a report of qmerge: {error}"))
+            .in_file(&checkpoint.store.path_of(FILE_NAME))
+    })?;
     let adapters = report.get("adapters").and_then(serde_json::Value::as_array);
     Ok(adapters.map_or((false, false), |adapters| (!adapters.is_empty(), adapters.is_empty())))
 }

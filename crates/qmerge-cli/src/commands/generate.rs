@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use qmerge::error::{self, Error};
+use qmerge::open::Store;
 use qmerge::plan::Plan;
 use qmerge::progress::{Progress, Silent};
 use qmerge_run::generate::{self, Sampling, generate};
@@ -136,8 +137,8 @@ pub(crate) fn find(
 }
 
 /// Folders that may hold the tokenizer: the adapters' before the base's.
-pub(super) fn folders(inputs: &qmerge::plan::Inputs) -> Vec<&Path> {
-    inputs.adapters.iter().map(|adapter| adapter.path.as_path()).chain([inputs.base.folder()]).collect()
+pub(super) fn folders(inputs: &qmerge::plan::Inputs) -> Vec<&dyn Store> {
+    inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).chain([&*inputs.base.store]).collect()
 }
 
 /// Options for one of `models` models in memory together.

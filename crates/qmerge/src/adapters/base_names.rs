@@ -4,11 +4,10 @@
 //! card. How a model is stored (`-bnb-4bit`, `-GGUF`), who uploaded it, upper and lower case say nothing. A folder's name is what its owner chose,
 //! so it counts only where it reads as a model's: with its size in it.
 
-use std::io::Read;
 use std::path::Path;
 
 use super::Adapter;
-use crate::open::{Checkpoint, HubId};
+use crate::open::{Checkpoint, HubId, Store};
 
 /// Words that say how a model is stored, or who stored it.
 const STORAGE: &[&str] = &[
@@ -111,7 +110,7 @@ pub(crate) fn of_base(base: &Checkpoint) -> BaseNames {
     }
     let config = base.config.as_ref().and_then(|config| config.json.get("_name_or_path"));
     names.from.extend(config.and_then(|name| name.as_str()).and_then(name));
-    let card = card(&folder.join("README.md"));
+    let card = card(&*base.store);
     let title = card.lines().find_map(|line| line.strip_prefix("# ")).map(|title| title.trim().replace(' ', "-"));
     names.own.extend(title.map(|text| Name { text, hub: false }));
     let front = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map_or("", |(front, _)| front);
@@ -127,10 +126,13 @@ pub(crate) fn of_base(base: &Checkpoint) -> BaseNames {
 }
 
 /// The first 64 KiB of a model card.
-fn card(path: &Path) -> String {
-    let mut text = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(1 << 16).read_to_end(&mut text));
-    read.map_or(String::new(), |_| String::from_utf8_lossy(&text).into_owned())
+fn card(store: &dyn Store) -> String {
+    let read = || {
+        let blob = store.open("README.md")?;
+        let mut text = vec![0; blob.len().min(1 << 16) as usize];
+        blob.read_at(0, &mut text).map(|()| text)
+    };
+    read().map_or(String::new(), |text| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The name in a hub id or a path; `None` if there is none.

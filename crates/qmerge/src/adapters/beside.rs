@@ -4,9 +4,8 @@
 //! into `vit.safetensors`: tensors under the base's names, which are merged as modules trained whole. What is not the base's is named: a value head
 //! or reward model's head plays no part in the model's output, rows for new tokens do.
 
-use std::path::{Path, PathBuf};
-
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::open::{ItemKind, Store};
 
 /// Files whose tensors are the base's own, trained whole.
 pub const MERGED: &[&str] = &[
@@ -45,7 +44,7 @@ const NOT_TRAINED: &[&str] = &[
 #[derive(Debug, Default)]
 pub(super) struct Beside {
     /// To be merged with it.
-    pub(super) merged: Vec<PathBuf>,
+    pub(super) merged: Vec<String>,
     /// Left out of the merge; the first only if the user allows it.
     pub(super) left_out: Vec<LeftOut>,
 }
@@ -62,20 +61,16 @@ pub struct LeftOut {
 }
 
 /// Sorts the files of a folder; `own` are the adapter's weights.
-pub(super) fn look(folder: &Path, own: &Path) -> Result<Beside> {
-    let items = std::fs::read_dir(folder).map_err(|error| Error::io("read", folder, error))?;
-    let mut names: Vec<String> =
-        items.filter_map(|item| item.ok()?.file_name().into_string().ok()).filter(|name| is_tensors(name)).collect();
-    names.sort();
+pub(super) fn look(folder: &dyn Store, own: &str) -> Result<Beside> {
+    let items = folder.list("")?.into_iter().filter(|item| item.kind == ItemKind::File);
     let mut beside = Beside::default();
-    for name in names {
-        let path = folder.join(&name);
+    for name in items.map(|item| item.name).filter(|name| is_tensors(name)) {
         let is = |list: &[&str]| list.contains(&name.as_str());
-        if path == own || is(NOT_TRAINED) || name.starts_with("rng_state_") || !path.is_file() {
+        if name == own || is(NOT_TRAINED) || name.starts_with("rng_state_") {
             continue;
         }
         if is(MERGED) {
-            beside.merged.push(path);
+            beside.merged.push(name);
             continue;
         }
         let (reason, matters) = if is(NEW_TOKENS) {

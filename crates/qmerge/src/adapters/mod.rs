@@ -38,9 +38,9 @@ pub use patterns::Patterns;
 
 use crate::edit::Edit;
 use crate::error::{Error, Kind, Result, malformed, mismatch, usage};
-use crate::open::{self, Checkpoint, model_order};
+use crate::open::local::LocalFolder;
+use crate::open::{self, Checkpoint, Item, Store, model_order};
 
-#[cfg(feature = "internals")]
 pub(crate) use config::parse as parse_config;
 
 /// Every kind of adapter that can be merged.
@@ -82,6 +82,8 @@ pub struct Adapter {
 /// Weight files of an adapter folder, in the order of preference.
 const WEIGHT_FILES: &[&str] = &["adapter_model.safetensors", "adapter_model.bin"];
 
+const CONFIG_FILE: &str = "adapter_config.json";
+
 impl Adapter {
     /// Opens a folder (or one of its weight files, or a hub id in the local cache).
     pub fn open(location: &Path, weight: f64) -> Result<Self> {
@@ -89,43 +91,49 @@ impl Adapter {
             return Err(usage(format!("adapter weight {weight} is not a number")).in_file(location));
         }
         let path = open::resolve(location)?;
-        open::foreign::refuse_as_adapter(&path)?;
-        let (folder, file) = if path.is_dir() {
-            let file = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
-            (path.clone(), file.ok_or_else(|| Self::no_weights(&path))?)
-        } else {
-            (path.parent().unwrap_or(Path::new(".")).to_path_buf(), path.clone())
+        if path.is_dir() {
+            return Self::open_in(Arc::new(LocalFolder::new(path)), weight);
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        Self::of_file(Arc::new(LocalFolder::of_file(&path)), Some(&file), weight)
+    }
+
+    /// Opens the adapter that a store is the folder of.
+    pub fn open_in(store: Arc<dyn Store>, weight: f64) -> Result<Self> {
+        Self::of_file(store, None, weight)
+    }
+
+    fn of_file(store: Arc<dyn Store>, file: Option<&str>, weight: f64) -> Result<Self> {
+        open::foreign::refuse_as_adapter(&store, file)?;
+        let file = match file {
+            Some(file) => file,
+            None => WEIGHT_FILES.iter().find(|name| store.has(name)).ok_or_else(|| Self::no_weights(&*store))?,
         };
-        let config = folder.join("adapter_config.json");
-        if !config.is_file() {
+        let Some(config) = open::small_text(&*store, CONFIG_FILE, open::MAX_CONFIG)? else {
             return Err(Error::new(
                 Kind::Malformed,
                 "no adapter_config.json beside the weights: the scaling is unknown",
             )
-            .in_file(&folder)
+            .in_file(store.path())
             .with_hint("copy adapter_config.json from where the adapter was trained"));
-        }
-        let config = AdapterConfig::read(&config)?;
-        let beside = beside::look(&folder, &file)?;
-        let files: Vec<&Path> = std::iter::once(&file).chain(&beside.merged).map(PathBuf::as_path).collect();
-        let tensors = Checkpoint::open_together(&files)?;
+        };
+        let path = store.path_of(CONFIG_FILE);
+        let config = parse_config(&config, &path).map_err(|error| error.in_file(&path))?;
+        let beside = beside::look(&*store, file)?;
+        let files: Vec<&str> = std::iter::once(file).chain(beside.merged.iter().map(String::as_str)).collect();
+        let tensors = Checkpoint::open_weights_in(store.clone(), &files)?;
         if tensors.entries.is_empty() {
-            return Err(malformed("the adapter holds no tensors").in_file(&file));
+            return Err(malformed("the adapter holds no tensors").in_file(&store.path_of(file)));
         }
-        Ok(Self { path: folder, weight, config, tensors, left_out: beside.left_out })
+        Ok(Self { path: store.path().to_path_buf(), weight, config, tensors, left_out: beside.left_out })
     }
 
-    fn no_weights(folder: &Path) -> Error {
-        let nested: Vec<String> = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .filter_map(|item| {
-                let path = item.ok()?.path();
-                path.join("adapter_config.json").is_file().then(|| path.display().to_string())
-            })
-            .collect();
+    fn no_weights(store: &dyn Store) -> Error {
+        let holds_one = |item: &Item| store.has(&format!("{}/{CONFIG_FILE}", item.name));
+        let items = store.list("").unwrap_or_default().into_iter().filter(holds_one);
+        let nested: Vec<String> = items.map(|item| store.path_of(&item.name).display().to_string()).collect();
         let error =
-            malformed(format!("no {} in this folder: not an adapter", WEIGHT_FILES.join(" or "))).in_file(folder);
+            malformed(format!("no {} in this folder: not an adapter", WEIGHT_FILES.join(" or "))).in_file(store.path());
         match &nested[..] {
             [] => error.with_hint("pass the folder that PEFT's save_pretrained wrote"),
             _ => error.with_hint(format!("the adapters are in {}", nested.join(", "))),
@@ -140,7 +148,7 @@ impl Adapter {
 
     /// Its weight file.
     pub fn file(&self) -> &Path {
-        self.tensors.files.first().map_or(self.path.as_path(), |file| file.path.as_path())
+        self.tensors.files.first().map_or(self.path.as_path(), |file| file.path())
     }
 
     /// Modules of an ordinary LoRA whose B factor is all zero, as it is before training, so that their delta is zero too; in the model's order, and beside

@@ -114,6 +114,10 @@ impl Format for Bnb4 {
         Ok(())
     }
 
+    fn reads(&self, name: &str) -> bool {
+        name.contains(".quant_state.bitsandbytes__")
+    }
+
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
         let mut claims = Vec::new();
         for (leaf, lead) in module.free() {
@@ -137,7 +141,7 @@ impl Format for Bnb4 {
         };
         let weight = Bnb4Weight::new(self.format(), name, state, chosen.quant_storage, chosen.torch_threads);
         let packed = weight.elements().div_ceil(2) as u64;
-        if !packed.is_multiple_of(chosen.quant_storage.bits() / 8) {
+        if !packed.is_multiple_of(chosen.quant_storage.block().1) {
             return Err(
                 mismatch(format!("{packed} packed bytes cannot be viewed as {}", chosen.quant_storage)).in_tensor(name)
             );
@@ -273,8 +277,8 @@ pub(crate) struct Bnb4Weight {
 impl Bnb4Weight {
     fn new(format: &'static Bnb4, name: &str, state: QuantState, storage: Dtype, torch_threads: usize) -> Self {
         let mut weight = Self { format, state, storage, torch_threads, parts: Vec::new(), roles: Vec::new() };
-        let item = (storage.bits() / 8).max(1) as usize;
-        let packed = weight.elements().div_ceil(2) / item;
+        // Of the types that codes are viewed as, an element is a block.
+        let packed = weight.elements().div_ceil(2) / storage.block().1 as usize;
         let blocks = weight.blocks();
         let part = |suffix: &str, dtype, shape: Vec<usize>| Part::new(format!("{name}.{suffix}"), dtype, shape);
         weight.parts.push(Part::new(name.to_owned(), storage, vec![packed, 1]));

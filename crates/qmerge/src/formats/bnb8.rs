@@ -29,6 +29,10 @@ impl Format for Int8 {
         "bitsandbytes LLM.int8, one scale per row"
     }
 
+    fn reads(&self, name: &str) -> bool {
+        name.ends_with(".weight_format")
+    }
+
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
         let Some(lead) = module.get("weight").filter(|lead| lead.dtype == Dtype::I8) else {
             return Ok(Vec::new());

@@ -65,6 +65,11 @@ pub trait Format: Sync {
     /// Errors if something is this format's but broken: a missing scale, a shape that does not fit.
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>>;
 
+    /// True for tensors whose bytes [`Format::claim`] reads, by their name: they are read in one go before.
+    fn reads(&self, _name: &str) -> bool {
+        false
+    }
+
     /// A weight of this format for values of type `values`, with nothing in it yet.
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
 
@@ -291,6 +296,7 @@ pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inve
 }
 
 fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
+    checkpoint.read_ahead(|entry| FORMATS.iter().any(|format| format.reads(&entry.name)), MAX_READ_AHEAD);
     let mut claims: Vec<(usize, Claim)> = Vec::new();
     let mut opaque = Vec::new();
     for mut module in module::modules(checkpoint) {
@@ -305,6 +311,9 @@ fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
     opaque.sort_unstable();
     Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
 }
+
+/// States and markers are a few hundred bytes; what is larger is read alone.
+const MAX_READ_AHEAD: u64 = 4096;
 
 /// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.
 pub(crate) const MAX_WHOLE_PART: u64 = 1 << 28;

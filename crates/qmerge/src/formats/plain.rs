@@ -97,7 +97,7 @@ impl PlainWeight {
     }
 
     fn width(&self) -> usize {
-        self.dtype.bits() as usize / 8
+        self.dtype.block().1 as usize
     }
 }
 

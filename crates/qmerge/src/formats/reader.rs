@@ -36,11 +36,11 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads what belongs to the weight as a whole.
     pub fn new(checkpoint: &'a Checkpoint, claim: &Claim) -> Result<Self> {
-        let read = |(part, entry)| match claim.weight.part_rows(part, &(0..0)) {
-            Some(_) => Ok(None),
-            None => checkpoint.read_small(entry, MAX_WHOLE_PART).map(Some),
-        };
-        let whole = claim.entries.iter().enumerate().map(read).collect::<Result<_>>()?;
+        let cut: Vec<bool> = (0..claim.entries.len()).map(|at| claim.weight.part_rows(at, &(0..0)).is_some()).collect();
+        let whole: Vec<&Entry> =
+            claim.entries.iter().zip(&cut).filter(|(_, cut)| !**cut).map(|(entry, _)| entry).collect();
+        let mut read = checkpoint.read_whole(&whole, MAX_WHOLE_PART)?.into_iter();
+        let whole = cut.iter().map(|&cut| if cut { None } else { read.next() }).collect();
         Ok(Self { checkpoint, claim: claim.clone(), whole, held: None })
     }
 

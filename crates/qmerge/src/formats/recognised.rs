@@ -336,13 +336,13 @@ fn is_understood(about: &Map<String, Value>) -> bool {
 }
 
 fn beside(checkpoint: &Checkpoint) -> Option<Unsupported> {
-    let folder = checkpoint.folder();
+    let store = &checkpoint.store;
     RECOGNISED.iter().find_map(|row| {
-        let name = row.files.iter().find(|name| folder.join(name).is_file())?;
+        let name = row.files.iter().find(|name| store.has(name))?;
         Some(Unsupported {
             format: row.id.to_owned(),
             about: format!("it says that the weights beside it are stored as {}", row.about),
-            file: folder.join(name),
+            file: store.path_of(name),
             tensor: None,
             remedy: format!("{}; if the weights are plain already, take {name} out of the folder", remedy(Some(row))),
         })

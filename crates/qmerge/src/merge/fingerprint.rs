@@ -78,7 +78,7 @@ pub(super) fn of(
 fn large(checkpoint: &Checkpoint) -> Result<String> {
     let mut text = identity(checkpoint)?;
     for file in &checkpoint.files {
-        let _ = writeln!(text, " {} {} {}", file.len, file.modified_ns, file.changed_ns);
+        let _ = writeln!(text, " {}", file.identity());
     }
     Ok(text_hash(&text))
 }

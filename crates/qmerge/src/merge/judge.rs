@@ -23,10 +23,9 @@ pub(super) fn behaviour(
 ) -> Result<(Option<Behaviour>, Option<String>)> {
     let Some(judge) = judge else { return Ok((None, None)) };
     let measured = || {
-        let folder = output.folder();
         let mut merged = match &plan.files[..] {
-            [file] => Checkpoint::open_weights(&folder.join(&file.name))?,
-            _ => Checkpoint::open(folder)?,
+            [file] => Checkpoint::open_weights_in(output.store()?, &[&file.name])?,
+            _ => Checkpoint::open_in(output.store()?)?,
         };
         // A single file stands without the configuration that belongs to it.
         merged.config = plan.config.clone().or_else(|| inputs.base.config.clone());

@@ -26,13 +26,13 @@ pub use judge::Judge;
 pub use memory::{Memory, PROGRAM_BYTES};
 
 use crate::error::{Error, Kind, Result};
-use crate::open::{Checkpoint, content};
+use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
 use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
 use crate::report::{self, Report, assemble};
 use crate::round::{Calibration, Demand};
-use crate::write::{Existing, Finished, Output, Tokenizer, copy_others, index_json};
+use crate::write::{Existing, Finished, LocalSink, Output, Sink, Tokenizer, copy_others, index_json};
 use schedule::Schedule;
 
 /// Choices of a run that change no byte of the output.
@@ -88,13 +88,27 @@ pub fn estimate(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Resul
 pub fn run(
     inputs: &Inputs,
     plan: &Plan,
-    mut calibration: Option<&mut dyn Calibration>,
+    calibration: Option<&mut dyn Calibration>,
     target: &Path,
     options: &RunOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<Report> {
+    run_into(inputs, plan, calibration, Box::new(LocalSink::new(target)), options, progress)
+}
+
+/// [`run`] with an output that is built wherever `sink` does.
+pub fn run_into(
+    inputs: &Inputs,
+    plan: &Plan,
+    mut calibration: Option<&mut dyn Calibration>,
+    sink: Box<dyn Sink>,
+    options: &RunOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let target = sink.path().to_path_buf();
+    let single_file = sink.is_single_file();
     let started = options.started.unwrap_or_else(Instant::now);
-    refuse_inputs(inputs, target)?;
+    refuse_inputs(inputs, &target)?;
     let hashes = inputs
         .adapters
         .iter()
@@ -103,17 +117,17 @@ pub fn run(
     if !options.existing.force {
         refuse_repeat(&inputs.base, &hashes)?;
     }
-    residual::refuse(plan, target.extension().is_some_and(|ext| ext == "safetensors"))?;
+    residual::refuse(plan, single_file)?;
     let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
     let schedule = Schedule::new(plan, options, &demand)?;
     let about = calibration.as_ref().map(|calibration| calibration.about());
     let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
     let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
-    let (output, finished) = Output::create(target, plan, &fingerprint, options.existing)?;
+    let (output, finished) = Output::create(sink, plan, &fingerprint, options.existing)?;
     residual::check(plan, &output, &finished)?;
     let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
     run.announce(&finished, &demand, options);
-    let weights = || {
+    let weights = || -> Result<_> {
         let not_copied = run.other_files(options)?;
         let finished = run.all(finished, calibration.take())?;
         progress.phase("bringing the output to the disk", "");
@@ -123,8 +137,9 @@ pub fn run(
         }
         progress.advance(schedule.work.sync);
         let residual = run.residual()?;
-        judge::behaviour(options.judge, inputs, plan, &output)
-            .map(|behaviour| (finished, bytes, residual, behaviour, not_copied))
+        let behaviour = judge::behaviour(options.judge, inputs, plan, &output)?;
+        inputs.check_unchanged()?;
+        Ok((finished, bytes, residual, behaviour, not_copied))
     };
     let (finished, bytes, residual, (behaviour, unmeasured), not_copied) = match weights() {
         Ok(written) => written,
@@ -135,7 +150,7 @@ pub fn run(
             return Err(error);
         }
     };
-    let mut report = assemble(inputs, plan, target, &hashes, &finished, bytes, behaviour);
+    let mut report = assemble(inputs, plan, &target, &hashes, &finished, bytes, behaviour);
     report.warnings.extend(unmeasured);
     report.warnings.extend(not_copied);
     if let Some(residual) = residual {
@@ -150,19 +165,19 @@ pub fn run(
     report.summary.seconds = started.elapsed().as_secs_f64();
     let beside = || {
         output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
-        if !output.is_single_file() && !inputs.adapters.is_empty() {
+        if !single_file && !inputs.adapters.is_empty() {
             output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
         }
         Ok(())
     };
     beside().map_err(|error| output.to_be_resumed(error))?;
-    output.publish(plan, options.existing.force)?;
+    output.publish(options.existing.force)?;
     Ok(report)
 }
 
 /// Errors if the disk of `target` has not enough free space for what [`run`] would write.
 pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
-    crate::write::enough_space(target, plan)
+    crate::write::enough_space(target, plan.output_bytes())
 }
 
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
@@ -189,12 +204,9 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
 
 /// The same adapter folded twice is nearly always a mistake.
 fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
-    let path = base.folder().join(report::FILE_NAME);
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = crate::open::read_small_text(&path, crate::open::MAX_REPORT)
+    let text = small_text(&*base.store, report::FILE_NAME, MAX_REPORT)
         .map_err(|error| error.with_hint("--force merges without looking at it"))?;
+    let Some(text) = text else { return Ok(()) };
     let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
         return Ok(());
     };
@@ -202,7 +214,7 @@ fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
         Kind::Mismatch,
         format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
     )
-    .in_file(&path)
+    .in_file(&base.store.path_of(report::FILE_NAME))
     .with_hint("pass the original base, or --force to merge it once more"))
 }
 
@@ -229,14 +241,14 @@ impl Run<'_> {
     /// Copies the files beside the weights. Returns warnings on those that were not.
     fn other_files(&self, options: &RunOptions<'_>) -> Result<Vec<String>> {
         let mut not_copied = Vec::new();
-        if self.output.is_single_file() {
+        if self.output.sink().is_single_file() {
             return Ok(not_copied);
         }
-        let base = self.inputs.base.folder();
-        let adapters: Vec<&Path> = self.inputs.adapters.iter().map(|adapter| adapter.path.as_path()).collect();
+        let base = &*self.inputs.base.store;
+        let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() {
-            not_copied = copy_others(base, &adapters, options.tokenizer, self.output.folder())?;
+            not_copied = copy_others(base, &adapters, options.tokenizer, self.output.sink())?;
         }
         if let Some(config) = &self.plan.config {
             self.output.write_file("config.json", config.to_text().as_bytes())?;

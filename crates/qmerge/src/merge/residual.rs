@@ -32,10 +32,11 @@ const BEGIN_ANEW: &str = "--force in place of --resume begins anew";
 /// Errors if factors are gone that a run before cut with moments that this one does not have any more.
 pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Result<()> {
     for step in finished.iter().filter(|step| plan.residual_rank.is_some() && step.kept.is_some()) {
-        let path = output.scratch().join(step.step.to_string());
-        if matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode)) && !path.is_file() {
+        let name = step.step.to_string();
+        let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode));
+        if coarse && output.sink().kept(&name)?.is_none() {
             return Err(Error::new(Kind::Malformed, "what rounding left of a finished weight is gone")
-                .in_file(&path)
+                .in_file(&output.scratch(&name))
                 .in_tensor(&plan.steps[step.step].name)
                 .with_hint(BEGIN_ANEW));
         }
@@ -122,7 +123,7 @@ impl Run<'_> {
         let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
         let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
         bytes.extend(cut.factors.left.iter().chain(&cut.factors.right).flat_map(|x| x.to_le_bytes()));
-        self.output.keep_in_scratch(&number.to_string(), &bytes)
+        self.output.sink().keep(&number.to_string(), &bytes)
     }
 
     fn seed(&self, number: usize) -> u64 {
@@ -131,15 +132,12 @@ impl Run<'_> {
 
     /// What [`Run::keep_residual`] wrote, in this run or one before.
     fn found(&self, number: usize, recode: &Recode, rank: usize) -> Result<Option<Part>> {
-        let path = self.output.scratch().join(number.to_string());
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(|error| Error::io("read", &path, error))?,
-        };
+        let name = number.to_string();
+        let Some(bytes) = self.output.sink().kept(&name)? else { return Ok(None) };
         let (left, right) = (recode.outputs() * rank, rank * recode.inputs());
         if bytes.len() != 8 + 4 * (left + right) {
             return Err(Error::new(Kind::Malformed, format!("{} bytes of factors", bytes.len()))
-                .in_file(&path)
+                .in_file(&self.output.scratch(&name))
                 .with_hint(BEGIN_ANEW));
         }
         let (kept, factors) = bytes.split_at(8);
@@ -170,7 +168,7 @@ impl Run<'_> {
     pub(super) fn residual(&self) -> Result<Option<ResidualReport>> {
         let Some(rank) = self.plan.residual_rank else { return Ok(None) };
         let (modules, without) = modules(self.plan);
-        let output = Checkpoint::open(self.output.folder())?;
+        let output = Checkpoint::open_in(self.output.store()?)?;
         let inventory = formats::inventory(&output)?;
         let claims: HashMap<&str, _> = inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
         let mut numbers: Vec<usize> = modules.keys().copied().collect();
@@ -209,9 +207,8 @@ impl Run<'_> {
                 })?);
             }
         }
-        let folder = self.output.folder().join(RESIDUAL_FOLDER);
-        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
-        let bytes = write_adapter(&folder, tensors, &self.config(rank, numbers.iter().map(|number| &modules[number])))?;
+        let config = self.config(rank, numbers.iter().map(|number| &modules[number]));
+        let bytes = write_adapter(self.output.sink(), RESIDUAL_FOLDER, tensors, &config)?;
         let kept: HashMap<String, f64> = numbers
             .iter()
             .zip(&parts)

@@ -24,7 +24,11 @@ const NESTED: &[&str] = &["text_config", "llm_config", "language_config", "think
 impl ModelConfig {
     /// Reads and parses the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_small_text(path, MAX_CONFIG)?;
+        Self::parse(read_small_text(path, MAX_CONFIG)?, path)
+    }
+
+    /// Parses the text of a file; the path is for messages.
+    pub(super) fn parse(text: String, path: &Path) -> Result<Self> {
         let json = json::parse_object(&text)
             .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(path))?;
         Ok(Self { path: path.to_path_buf(), text, json })

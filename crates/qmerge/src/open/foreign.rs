@@ -3,11 +3,10 @@
 //! How a checkpoint's *weights* are stored is the business of `formats`; here are files and folders that are no safetensors checkpoint and no PEFT
 //! adapter in the first place.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{Checkpoint, Entry};
+use super::{Blob, Checkpoint, Entry, ItemKind, Store};
 use crate::error::{Error, Result, malformed, unsupported};
 
 /// What every Git LFS pointer begins with.
@@ -19,8 +18,15 @@ const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", 
 
 const GGUF_MODEL: &str = "take what it was made from (a safetensors checkpoint, or an adapter as PEFT wrote it), and turn a merge into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
-/// Refuses a file by its first bytes.
-pub(super) fn refuse_head(head: &[u8]) -> Result<()> {
+/// The first bytes of an object, which say what it is before its name does. Errors if that is nothing that is read.
+pub(super) fn read_head(blob: &dyn Blob) -> Result<Vec<u8>> {
+    let mut head = vec![0; blob.len().min(64) as usize];
+    blob.read_at(0, &mut head)?;
+    refuse_head(&head).map_err(|error| error.in_file(blob.path()))?;
+    Ok(head)
+}
+
+fn refuse_head(head: &[u8]) -> Result<()> {
     if head.starts_with(b"GGUF") {
         return Err(unsupported("a GGUF file, which this version does not read").with_hint(GGUF_MODEL));
     }
@@ -37,24 +43,25 @@ pub(super) fn refuse_pointer(head: &[u8]) -> Result<()> {
 }
 
 /// Refuses pointers in place of the small files that would be copied beside the output's weights.
-pub(crate) fn refuse_pointers_in(folder: &Path) -> Result<()> {
-    for item in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = item.path();
-        let name = item.file_name();
-        let small = || std::fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_POINTER);
-        if TAKEN_OVER.iter().any(|ending| name.to_string_lossy().ends_with(ending)) && small() {
-            refuse_pointer(&head(&path)).map_err(|error| error.in_file(&path))?;
+pub(crate) fn refuse_pointers_in(store: &dyn Store) -> Result<()> {
+    // A folder that cannot be listed is for whoever needs the list to tell.
+    for item in store.list("").unwrap_or_default() {
+        let small = item.kind == ItemKind::File && item.len <= MAX_POINTER;
+        if small && TAKEN_OVER.iter().any(|ending| item.name.ends_with(ending)) {
+            refuse_pointer(&head(store, &item.name)).map_err(|error| error.in_file(&store.path_of(&item.name)))?;
         }
     }
     Ok(())
 }
 
 /// The first bytes of a file; none where it cannot be read, which whoever opens it will say.
-fn head(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // A short read gives a short head.
-    let _ = File::open(path).and_then(|file| file.take(64).read_to_end(&mut bytes));
-    bytes
+fn head(store: &dyn Store, name: &str) -> Vec<u8> {
+    let read = || {
+        let blob = store.open(name)?;
+        let mut bytes = vec![0; blob.len().min(64) as usize];
+        blob.read_at(0, &mut bytes).map(|()| bytes)
+    };
+    read().unwrap_or_default()
 }
 
 /// An adapter by the names of its tensors.
@@ -116,7 +123,7 @@ fn kind_of(entries: &[Entry]) -> Option<&'static AdapterKind> {
 
 /// Refuses an opened checkpoint that is no model.
 pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
-    let place = checkpoint.files.first().map_or(checkpoint.path.as_path(), |file| file.path.as_path());
+    let place = checkpoint.files.first().map_or(checkpoint.path.as_path(), |file| file.path());
     if checkpoint.metadata.iter().flatten().any(|(key, _)| key.starts_with("qmerge.")) {
         return Err(unsupported("a calibration that `qmerge calibrate` wrote, not a model")
             .in_file(place)
@@ -130,43 +137,39 @@ pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
     refuse_empty(checkpoint)
 }
 
-/// Refuses a path that holds an adapter of another tool. Whatever else is wrong with it is not looked at here.
-pub(crate) fn refuse_as_adapter(path: &Path) -> Result<()> {
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
-    refuse_pointers_in(folder)?;
-    let files: Vec<_> = if path.is_dir() { weight_files(path) } else { vec![path.to_path_buf()] };
+/// Refuses an adapter of another tool: in the file of that name, or in those of the folder. Whatever else is wrong with it is not looked at here.
+pub(crate) fn refuse_as_adapter(store: &Arc<dyn Store>, file: Option<&str>) -> Result<()> {
+    refuse_pointers_in(&**store)?;
+    let files = file.map_or_else(|| weight_files(&**store), |file| vec![file.to_owned()]);
     for file in files {
-        let head = head(&file);
+        let path = store.path_of(&file);
+        let head = head(&**store, &file);
         if head.starts_with(b"GGUF") {
-            return Err(unsupported("a GGUF file, which is not read as an adapter").in_file(&file).with_hint(
+            return Err(unsupported("a GGUF file, which is not read as an adapter").in_file(&path).with_hint(
                 "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from",
             ));
         }
-        refuse_pointer(&head).map_err(|error| error.in_file(&file))?;
-        let Ok(tensors) = Checkpoint::open_container(&file) else { continue };
+        refuse_pointer(&head).map_err(|error| error.in_file(&path))?;
+        let tensors = store.open(&file).and_then(|blob| Checkpoint::from_blobs(store.clone(), vec![blob]));
+        let Ok(tensors) = tensors else { continue };
         if let Some(AdapterKind { what, remedy: Some(remedy), .. }) = kind_of(&tensors.entries) {
-            return Err(unsupported(format!("{what}, not one of PEFT")).in_file(&file).with_hint(*remedy));
+            return Err(unsupported(format!("{what}, not one of PEFT")).in_file(&path).with_hint(*remedy));
         }
     }
     Ok(())
 }
 
 /// The files of a folder that may hold an adapter: PEFT's own where it is there.
-fn weight_files(folder: &Path) -> Vec<std::path::PathBuf> {
+fn weight_files(store: &dyn Store) -> Vec<String> {
     /// More files than these are a model's shards.
     const MOST: usize = 4;
-    let own = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| folder.join(name));
-    if let Some(file) = own.into_iter().find(|file| file.is_file()) {
-        return vec![file];
+    let own = ["adapter_model.safetensors", "adapter_model.bin"];
+    if let Some(file) = own.into_iter().find(|file| store.has(file)) {
+        return vec![file.to_owned()];
     }
-    let items = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|item| item.path());
-    let weights = |path: &std::path::PathBuf| {
-        path.extension().is_some_and(|ending| ending == "safetensors" || ending == "gguf") && path.is_file()
-    };
-    let mut files: Vec<_> = items.filter(weights).collect();
-    files.sort();
-    files.truncate(MOST);
-    files
+    let weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let items = store.list("").unwrap_or_default().into_iter();
+    items.filter(|item| item.kind == ItemKind::File && weights(&item.name)).map(|item| item.name).take(MOST).collect()
 }
 
 /// Refuses tensors without elements in place of weights: what DeepSpeed's ZeRO-3 leaves of parameters that were not gathered.
@@ -187,8 +190,8 @@ pub(super) fn refuse_empty(checkpoint: &Checkpoint) -> Result<()> {
 }
 
 /// A folder without a checkpoint, by what it holds in place of one.
-pub(super) fn no_weights(folder: &Path, names: &[String]) -> Error {
-    let is = |wanted: &str| names.iter().any(|name| name == wanted);
+pub(super) fn no_weights(folder: &Path, names: &[&str]) -> Error {
+    let is = |wanted: &str| names.contains(&wanted);
     if names.iter().any(|name| name.starts_with("adapter_model")) {
         return unsupported("this folder holds an adapter, not a model")
             .in_file(folder)
@@ -204,7 +207,7 @@ pub(super) fn no_weights(folder: &Path, names: &[String]) -> Error {
             .in_file(folder)
             .with_hint(GGUF_MODEL);
     }
-    let pickled = |name: &String| {
+    let pickled = |name: &&str| {
         [".bin", ".pth", ".pt"].iter().any(|ending| name.ends_with(ending))
             && ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start))
     };

@@ -19,20 +19,23 @@
 )]
 
 mod config;
+pub(crate) mod container;
 mod content;
 pub(crate) mod foreign;
 pub mod hub;
 pub mod json;
+pub(crate) mod local;
 mod names;
 mod order;
 mod pickle;
-mod safetensors;
+pub(crate) mod safetensors;
 mod small;
-mod source;
+mod store;
 mod torch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use config::ModelConfig;
 pub(crate) use content::content;
@@ -40,10 +43,13 @@ pub use hub::HubId;
 pub use names::{is_plain_name, is_plain_path};
 pub use order::model_order;
 pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
-pub use source::Source;
+pub use store::{Blob, Item, ItemKind, Store};
+pub(crate) use store::{pieces, small_text};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
+use container::Container;
+use local::{LocalFile, LocalFolder};
 
 #[cfg(feature = "internals")]
 pub(crate) use pickle::parse as parse_pickle;
@@ -83,13 +89,31 @@ pub(crate) struct Contents {
     pub metadata: Vec<(String, String)>,
 }
 
+/// An opened file and what is in it.
+pub(crate) struct Opened {
+    blob: Box<dyn Blob>,
+    container: &'static dyn Container,
+    contents: Contents,
+}
+
+impl Opened {
+    fn new(blob: Box<dyn Blob>, container: &'static dyn Container) -> Result<Self> {
+        let contents = container.read(&*blob).map_err(|error| error.in_file(blob.path()))?;
+        Ok(Self { blob, container, contents })
+    }
+}
+
 /// An opened checkpoint or adapter: entries over one or more files, and the `config.json` beside them.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The folder, or the file where a single file was named.
     pub path: PathBuf,
+    /// What lies beside the weights.
+    pub store: Arc<dyn Store>,
     /// The files that hold tensors, in shard order.
-    pub files: Vec<Source>,
+    pub files: Vec<Box<dyn Blob>>,
+    /// What kind of file each is.
+    pub(crate) containers: Vec<&'static dyn Container>,
     /// Metadata of each file (`{"format": "pt"}` as a rule).
     pub metadata: Vec<Vec<(String, String)>>,
     /// All tensors: by file, within a file by position of the data.
@@ -99,37 +123,42 @@ pub struct Checkpoint {
     /// `config.json`, when there is one.
     pub config: Option<ModelConfig>,
     by_name: HashMap<String, usize>,
+    /// What was read ahead, by name.
+    ahead: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl Checkpoint {
     /// Opens a model: a folder, a single `.safetensors` file, or a hub id found in the local cache.
     pub fn open(location: &Path) -> Result<Self> {
         let path = hub::resolve(location)?;
-        let mut checkpoint = if path.is_dir() {
-            safetensors::open_folder(&path)?
-        } else {
-            // What a file is, its first bytes say before its ending does.
-            Source::open(&path)?;
-            match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors" | "bin" | "pt" | "pth") => Self::open_container(&path)?,
-                _ => {
-                    return Err(unsupported("not a model: neither a folder nor a .safetensors file")
-                        .in_file(&path)
-                        .with_hint("pass the folder that holds config.json and the weights"));
-                }
-            }
-        };
-        foreign::refuse_as_model(&checkpoint)?;
-        let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
-        foreign::refuse_pointers_in(folder)?;
-        let config = folder.join("config.json");
-        if config.is_file() {
-            checkpoint.config = Some(ModelConfig::read(&config)?);
+        if path.is_dir() {
+            return Self::open_in(Arc::new(LocalFolder::new(path)));
         }
-        Ok(checkpoint)
+        let blob = LocalFile::open(&path)?;
+        match container::of(&blob)? {
+            Some(_) => Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.as_model(),
+            None => Err(unsupported("not a model: neither a folder nor a .safetensors file")
+                .in_file(&path)
+                .with_hint("pass the folder that holds config.json and the weights")),
+        }
     }
 
-    /// Opens one weight file of an adapter: `.safetensors` or a torch `.bin`.
+    /// Opens the model that a store is the folder of.
+    pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
+        safetensors::open_folder(store)?.as_model()
+    }
+
+    /// Refuses what is no model, and reads the configuration beside the weights.
+    fn as_model(mut self) -> Result<Self> {
+        foreign::refuse_as_model(&self)?;
+        foreign::refuse_pointers_in(&*self.store)?;
+        if let Some(text) = small_text(&*self.store, "config.json", MAX_CONFIG)? {
+            self.config = Some(ModelConfig::parse(text, &self.store.path_of("config.json"))?);
+        }
+        Ok(self)
+    }
+
+    /// Opens one weight file: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
         let checkpoint = Self::open_container(path)?;
         foreign::refuse_empty(&checkpoint)?;
@@ -138,39 +167,48 @@ impl Checkpoint {
 
     /// Opens one file, by the container that its ending names.
     pub(crate) fn open_container(path: &Path) -> Result<Self> {
-        Self::from_files(&[path])
+        Self::from_blobs(Arc::new(LocalFolder::of_file(path)), vec![Box::new(LocalFile::open(path)?)])
     }
 
-    /// Opens several weight files of an adapter as one.
-    pub fn open_together(paths: &[&Path]) -> Result<Self> {
-        let checkpoint = Self::from_files(paths)?;
+    /// Opens weight files in a store as one.
+    pub fn open_weights_in(store: Arc<dyn Store>, names: &[&str]) -> Result<Self> {
+        let blobs = names.iter().map(|name| store.open(name)).collect::<Result<_>>()?;
+        let checkpoint = Self::from_blobs(store, blobs)?;
         foreign::refuse_empty(&checkpoint)?;
         Ok(checkpoint)
     }
 
-    fn from_files(paths: &[&Path]) -> Result<Self> {
-        let mut parts = Vec::new();
-        for path in paths {
-            parts.push(match path.extension().and_then(|ext| ext.to_str()) {
-                Some("safetensors") => safetensors::read(path)?,
-                _ => torch::read_file(path)?,
-            });
+    fn from_blobs(store: Arc<dyn Store>, blobs: Vec<Box<dyn Blob>>) -> Result<Self> {
+        let path = blobs.first().map(|blob| blob.path().to_path_buf());
+        let mut opened = Vec::new();
+        for blob in blobs {
+            // What has no known name is taken for what torch.save wrote.
+            let container = container::of(&*blob)?.unwrap_or(&torch::Torch);
+            opened.push(Opened::new(blob, container)?);
         }
-        let path = paths.first().copied().unwrap_or(Path::new(""));
-        Self::from_parts(path, parts, None)
+        Self::from_opened(store, path, opened, None)
     }
 
-    pub(crate) fn from_parts(path: &Path, parts: Vec<(Source, Contents)>, index: Option<String>) -> Result<Self> {
+    /// `file` is the path of the one file that was named, if it was one.
+    fn from_opened(
+        store: Arc<dyn Store>,
+        file: Option<PathBuf>,
+        opened: Vec<Opened>,
+        index: Option<String>,
+    ) -> Result<Self> {
         let mut checkpoint = Self {
-            path: path.to_path_buf(),
+            path: file.unwrap_or_else(|| store.path().to_path_buf()),
+            store,
             files: Vec::new(),
+            containers: Vec::new(),
             metadata: Vec::new(),
             entries: Vec::new(),
             index,
             config: None,
             by_name: HashMap::new(),
+            ahead: Mutex::default(),
         };
-        for (file, (source, contents)) in parts.into_iter().enumerate() {
+        for (file, Opened { blob, container, contents }) in opened.into_iter().enumerate() {
             let mut entries = contents.entries;
             entries.sort_by_key(|entry| (entry.start, entry.bytes));
             for mut entry in entries {
@@ -178,14 +216,15 @@ impl Checkpoint {
                 let at = checkpoint.entries.len();
                 if let Some(before) = checkpoint.by_name.insert(entry.name.clone(), at) {
                     let other = checkpoint.entries.get(before).and_then(|other| checkpoint.files.get(other.file));
-                    let other_file = &other.unwrap_or(&source).path;
+                    let other_file = other.unwrap_or(&blob).path();
                     return Err(malformed(format!("the name stands twice: also in {}", other_file.display()))
-                        .in_file(&source.path)
+                        .in_file(blob.path())
                         .in_tensor(&entry.name));
                 }
                 checkpoint.entries.push(entry);
             }
-            checkpoint.files.push(source);
+            checkpoint.files.push(blob);
+            checkpoint.containers.push(container);
             checkpoint.metadata.push(contents.metadata);
         }
         Ok(checkpoint)
@@ -203,12 +242,12 @@ impl Checkpoint {
 
     /// The file an entry lies in.
     pub fn file_of(&self, entry: &Entry) -> &Path {
-        self.files.get(entry.file).map_or(self.path.as_path(), |file| &file.path)
+        self.files.get(entry.file).map_or(self.path.as_path(), |file| file.path())
     }
 
     /// The folder that holds the files beside the weights.
     pub fn folder(&self) -> &Path {
-        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new(".")) }
+        self.store.path()
     }
 
     /// Reads `buffer.len()` bytes of an entry, from `offset` within it.
@@ -229,14 +268,65 @@ impl Checkpoint {
     ///
     /// Refuses anything above `limit` bytes, so a hostile header cannot make us allocate.
     pub fn read_small(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+        self.refuse_large(entry, limit)?;
+        if let Some(read) = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.name) {
+            return Ok(read);
+        }
+        let mut buffer = vec![0; entry.bytes as usize];
+        self.read_at(entry, 0, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Reads whole entries that are known to be small, each of at most `limit` bytes, in one go.
+    pub fn read_whole(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
+        entries.iter().try_for_each(|entry| self.refuse_large(entry, limit))?;
+        self.read_starts(entries, limit)
+    }
+
+    fn refuse_large(&self, entry: &Entry, limit: u64) -> Result<()> {
         if entry.bytes > limit {
             return Err(malformed(format!("{} bytes, expected at most {limit}", entry.bytes))
                 .in_file(self.file_of(entry))
                 .in_tensor(&entry.name));
         }
-        let mut buffer = vec![0; entry.bytes as usize];
-        self.read_at(entry, 0, &mut buffer)?;
-        Ok(buffer)
+        Ok(())
+    }
+
+    /// Reads the first bytes of entries in one go: all of them, or `most` where that is less.
+    pub fn read_starts(&self, entries: &[&Entry], most: u64) -> Result<Vec<Vec<u8>>> {
+        let mut starts: Vec<Vec<u8>> = entries.iter().map(|entry| vec![0; entry.bytes.min(most) as usize]).collect();
+        let mut by_file: Vec<Vec<(u64, &mut [u8])>> = self.files.iter().map(|_| Vec::new()).collect();
+        for (entry, start) in entries.iter().zip(&mut starts) {
+            match by_file.get_mut(entry.file) {
+                Some(reads) => reads.push((entry.start, start)),
+                None => return Err(self.error(entry, Kind::Bug, "it lies in no file")),
+            }
+        }
+        for (file, (blob, mut reads)) in self.files.iter().zip(by_file).enumerate() {
+            if blob.read_many(&mut reads).is_err() {
+                // One by one, the error names the tensor.
+                let here = entries.iter().filter(|entry| entry.file == file);
+                for (entry, (_, buffer)) in here.zip(&mut reads) {
+                    self.read_at(entry, 0, buffer)?;
+                }
+            }
+        }
+        Ok(starts)
+    }
+
+    /// Reads entries now that [`Checkpoint::read_small`] will be asked for, as far as they are no larger than `limit` bytes, in one go. Each is given out once.
+    pub(crate) fn read_ahead(&self, wanted: impl Fn(&Entry) -> bool, limit: u64) {
+        let small = |entry: &&Entry| entry.bytes <= limit && wanted(entry);
+        let entries: Vec<&Entry> = self.entries.iter().filter(small).collect();
+        // What cannot be read is for whoever asks for it to say.
+        let Ok(read) = self.read_starts(&entries, limit) else { return };
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.extend(entries.iter().map(|entry| entry.name.clone()).zip(read));
+    }
+
+    /// Errors if a file was changed after it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Sum of the bytes of all tensors.
@@ -259,9 +349,8 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
 /// so a dimension of 0 does not let the others be anything.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
-    let bits = largest.checked_mul(dtype.bits()).filter(|&bits| usize::try_from(bits).is_ok())?;
-    if shape.contains(&0) {
-        return Some(0);
-    }
-    (bits % 8 == 0).then_some(bits / 8)
+    let (elements, bytes) = dtype.block();
+    let bits = largest.div_ceil(elements).checked_mul(bytes)?.checked_mul(8)?;
+    usize::try_from(bits).ok()?;
+    if shape.contains(&0) { Some(0) } else { dtype.bytes_of(largest) }
 }

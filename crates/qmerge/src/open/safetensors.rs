@@ -5,15 +5,20 @@
 //! (<https://github.com/huggingface/safetensors>). The parser is ours rather than the `safetensors` crate's because
 //! that one keeps the last of two equal names and loses the order of `__metadata__`; the crate is the oracle in the tests.
 
+use std::cmp::Ordering;
 use std::fmt;
-use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{Checkpoint, Contents, Entry, MAX_INDEX, Source, byte_size, foreign, is_plain_name, json, read_small_text};
+use super::container::{Container, Listed, WriteContainer};
+use super::{
+    Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Opened, Store, byte_size, foreign, is_plain_name,
+    json, small_text,
+};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, malformed, unsupported};
+use crate::error::{Result, malformed, unsupported};
 
 /// The format's own cap on the header: 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
@@ -21,37 +26,40 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there.
 ///
 /// Where a folder holds two sets of weights, this is transformers' choice: it takes `model.safetensors` and does not look at an index then.
-pub(super) fn open_folder(folder: &Path) -> Result<Checkpoint> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .map_err(|error| Error::io("list", folder, error))?
-        .filter_map(|item| item.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    let has = |wanted: &str| names.iter().any(|name| name == wanted);
-    if has(SINGLE) {
-        return open_files(folder, &[SINGLE]);
+pub(super) fn open_folder(store: Arc<dyn Store>) -> Result<Checkpoint> {
+    let items = store.list("")?;
+    let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+    if names.contains(&SINGLE) {
+        return open_files(store, &[SINGLE]);
     }
-    if has(INDEX) {
-        return open_index(folder, INDEX.to_owned());
+    if names.contains(&INDEX) {
+        return open_index(store, INDEX, &items);
     }
     let mut indices = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
     if let (Some(index), None) = (indices.next(), indices.next()) {
-        return open_index(folder, index.clone());
+        return open_index(store, index, &items);
     }
     let tensors = |name: &&str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
-    let files: Vec<&str> = names.iter().map(String::as_str).filter(tensors).collect();
+    let files: Vec<&str> = names.iter().copied().filter(tensors).collect();
     if files.is_empty() {
-        return Err(foreign::no_weights(folder, &names));
+        return Err(foreign::no_weights(store.path(), &names));
     }
-    open_files(folder, &set_of_shards(&files).map_err(|error| error.in_file(folder))?)
+    let files = set_of_shards(&files).map_err(|error| error.in_file(store.path()))?;
+    open_files(store, &files)
 }
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-fn open_files(folder: &Path, names: &[&str]) -> Result<Checkpoint> {
-    let parts = names.iter().map(|name| read(&folder.join(name))).collect::<Result<Vec<_>>>()?;
-    Checkpoint::from_parts(folder, parts, None)
+fn open_files(store: Arc<dyn Store>, names: &[&str]) -> Result<Checkpoint> {
+    let parts = names.iter().map(|name| open(&*store, name)).collect::<Result<Vec<_>>>()?;
+    Checkpoint::from_opened(store, None, parts, None)
+}
+
+fn open(store: &dyn Store, name: &str) -> Result<Opened> {
+    let blob = store.open(name)?;
+    foreign::read_head(&*blob)?;
+    Opened::new(blob, &Safetensors)
 }
 
 /// Of files without an index, those that make up one checkpoint: the numbered shards where there are some, which must be one set and whole.
@@ -89,31 +97,31 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
-    let path = folder.join(&name);
-    let index: Index = json::parse_as(&read_small_text(&path, MAX_INDEX)?)
-        .map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
+fn open_index(store: Arc<dyn Store>, name: &str, items: &[Item]) -> Result<Checkpoint> {
+    let path = store.path_of(name);
+    let text = small_text(&*store, name, MAX_INDEX)?.unwrap_or_default();
+    let index: Index =
+        json::parse_as(&text).map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
     let mut files: Vec<&String> = index.weight_map.values().collect();
     files.sort();
     files.dedup();
     let mut parts = Vec::with_capacity(files.len());
-    for file in files {
+    for file in &files {
         // A shard is a plain file name beside the index: an index must not reach into other folders.
         if !is_plain_name(file) {
             return Err(malformed(format!("shard name {file:?} is not a plain file name")).in_file(&path));
         }
-        let shard = folder.join(file);
-        if !shard.is_file() {
+        if !items.iter().any(|item| item.name == **file && item.kind == ItemKind::File) {
             return Err(malformed(format!("the shard `{file}` is missing"))
                 .in_file(&path)
                 .with_hint("the download is incomplete: fetch the missing file"));
         }
-        parts.push(read(&shard)?);
+        parts.push(open(&*store, file)?);
     }
-    let checkpoint = Checkpoint::from_parts(folder, parts, Some(name))?;
+    let checkpoint = Checkpoint::from_opened(store, None, parts, Some(name.to_owned()))?;
     for (tensor, file) in &index.weight_map {
-        let found = checkpoint.get(tensor).map(|entry| checkpoint.file_of(entry));
-        if found.and_then(Path::file_name).and_then(|name| name.to_str()) != Some(file) {
+        let found = checkpoint.get(tensor).and_then(|entry| files.get(entry.file));
+        if found != Some(&file) {
             return Err(malformed(format!("the index places it in `{file}`, which does not hold it"))
                 .in_file(&path)
                 .in_tensor(tensor));
@@ -122,25 +130,76 @@ fn open_index(folder: &Path, name: String) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-pub(super) fn read(path: &Path) -> Result<(Source, Contents)> {
-    let source = Source::open(path)?;
-    let contents = read_header(&source).map_err(|error| error.in_file(path))?;
-    Ok((source, contents))
+/// Safetensors files.
+#[derive(Debug)]
+pub(crate) struct Safetensors;
+
+impl Container for Safetensors {
+    fn claims(&self, name: &str, _head: &[u8]) -> bool {
+        name.ends_with(self.ending())
+    }
+
+    fn read(&self, blob: &dyn Blob) -> Result<Contents> {
+        read(blob)
+    }
+
+    fn writer(&self) -> Option<&'static dyn WriteContainer> {
+        Some(&Safetensors)
+    }
 }
 
-fn read_header(source: &Source) -> Result<Contents> {
+impl WriteContainer for Safetensors {
+    fn ending(&self) -> &'static str {
+        ".safetensors"
+    }
+
+    /// The order of new tensors aligns them.
+    fn alignment(&self) -> u64 {
+        1
+    }
+
+    /// That of the reference's writer: larger types first.
+    fn order(&self, a: (Dtype, &str), b: (Dtype, &str)) -> Ordering {
+        b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1))
+    }
+
+    /// Padded with spaces to a multiple of 8 bytes, as a header may be.
+    fn header(&self, metadata: &[(String, String)], tensors: &[Listed<'_>], room: Option<u64>) -> Vec<u8> {
+        let quote = |text: &str| serde_json::Value::from(text).to_string();
+        let mut items = Vec::with_capacity(tensors.len().saturating_add(1));
+        if !metadata.is_empty() {
+            let pairs: Vec<String> =
+                metadata.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
+            items.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+        }
+        for Listed { name, dtype, shape, start, end } in tensors {
+            let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+            let (name, dims) = (quote(name), dims.join(","));
+            items.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{dims}],\"data_offsets\":[{start},{end}]}}"));
+        }
+        let json = format!("{{{}}}", items.join(","));
+        let padded = room.map_or(json.len().next_multiple_of(8), |room| room.saturating_sub(8) as usize);
+        let mut bytes = (padded as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(padded.saturating_add(8), b' ');
+        bytes
+    }
+}
+
+/// Reads the header of a file.
+fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut prefix = [0; 8];
-    let Some(behind) = source.len.checked_sub(8) else {
-        return Err(malformed(format!("{} bytes is too short for a safetensors file", source.len)));
+    let Some(behind) = blob.len().checked_sub(8) else {
+        return Err(malformed(format!("{} bytes is too short for a safetensors file", blob.len())));
     };
-    source.read_at(0, &mut prefix)?;
+    blob.read_at(0, &mut prefix)?;
     let len = u64::from_le_bytes(prefix);
     let Some(data) = behind.checked_sub(len).filter(|_| len <= MAX_HEADER) else {
         return Err(malformed(format!("the header claims {len} bytes, the file has {behind} (limit {MAX_HEADER})"))
             .with_hint("not a safetensors file, or a truncated one: download it again"));
     };
     let mut header = vec![0; len as usize];
-    source.read_at(8, &mut header)?;
+    blob.read_at(8, &mut header)?;
     parse_header(&header, data, len.saturating_add(8))
 }
 

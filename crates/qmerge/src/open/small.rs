@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::foreign;
+use super::store::too_large;
 use crate::error::{Error, Result, malformed};
 
 /// Most bytes of a configuration. Published ones have at most a few hundred kilobytes, or a megabyte and more with many labels.
@@ -28,9 +29,7 @@ pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(limit)).unwrap_or(0));
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {
-        return Err(malformed(format!("larger than {limit} bytes, which no such file is"))
-            .in_file(path)
-            .with_hint("copy the file again from where it was published"));
+        return Err(too_large(limit).in_file(path));
     }
     foreign::refuse_pointer(&bytes).map_err(|error| error.in_file(path))?;
     Ok(bytes)

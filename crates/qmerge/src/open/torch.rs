@@ -3,29 +3,36 @@
 //! Written by `torch.save` since 1.6: members `NAME/data.pkl`, `NAME/data/KEY`, `NAME/byteorder`. Storages are stored
 //! uncompressed, so each tensor is a byte range of the file. Only adapters are read this way.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{BufReader, Read};
 
+use super::container::Container;
 use super::pickle::{self, TensorRef};
-use super::{Contents, Entry, Source, byte_size};
-use crate::error::{Error, Result, malformed, unsupported};
+use super::store::Cursor;
+use super::{Blob, Contents, Entry, byte_size};
+use crate::error::{Result, malformed, unsupported};
 
 /// A state dict's pickle is names and shapes: even a large model's stays below this.
 const MAX_PICKLE: u64 = 64 << 20;
 
-type Archive = zip::ZipArchive<std::io::BufReader<File>>;
+type Archive<'a> = zip::ZipArchive<BufReader<Cursor<'a>>>;
 
-/// Opens a torch archive and resolves each tensor to a byte range.
-pub(super) fn read_file(path: &Path) -> Result<(Source, Contents)> {
-    let source = Source::open(path)?;
-    let contents = read(path, source.len).map_err(|error| error.in_file(path))?;
-    Ok((source, contents))
+/// Torch archives, which are only read.
+#[derive(Debug)]
+pub(super) struct Torch;
+
+impl Container for Torch {
+    fn claims(&self, name: &str, _head: &[u8]) -> bool {
+        [".bin", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending))
+    }
+
+    /// Resolves each tensor of an archive to a byte range.
+    fn read(&self, blob: &dyn Blob) -> Result<Contents> {
+        read(blob)
+    }
 }
 
-fn read(path: &Path, len: u64) -> Result<Contents> {
-    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-    let mut archive = Archive::new(std::io::BufReader::new(file)).map_err(|error| {
+fn read(blob: &dyn Blob) -> Result<Contents> {
+    let mut archive = Archive::new(BufReader::new(Cursor::new(blob))).map_err(|error| {
         malformed(format!("not a torch archive: {error}"))
             .with_hint("files from torch before 1.6 have no archive: load and save them again as safetensors")
     })?;
@@ -45,13 +52,13 @@ fn read(path: &Path, len: u64) -> Result<Contents> {
     let entries = pickle::parse(&pickle)?
         .into_iter()
         .map(|(name, tensor)| {
-            locate(&mut archive, &prefix, &name, &tensor, len).map_err(|error| error.in_tensor(&name))
+            locate(&mut archive, &prefix, &name, &tensor, blob.len()).map_err(|error| error.in_tensor(&name))
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Contents { entries, metadata: Vec::new() })
 }
 
-fn read_member(archive: &mut Archive, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+fn read_member(archive: &mut Archive<'_>, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let Ok(member) = archive.by_name(name) else { return Ok(None) };
     let mut bytes = Vec::with_capacity(usize::try_from(member.size().min(limit)).unwrap_or(0));
     member
@@ -64,10 +71,9 @@ fn read_member(archive: &mut Archive, name: &str, limit: u64) -> Result<Option<V
     Ok(Some(bytes))
 }
 
-fn locate(archive: &mut Archive, prefix: &str, name: &str, tensor: &TensorRef, len: u64) -> Result<Entry> {
+fn locate(archive: &mut Archive<'_>, prefix: &str, name: &str, tensor: &TensorRef, len: u64) -> Result<Entry> {
     let too_large = || malformed(format!("shape {:?} is too large", tensor.shape));
     let bytes = byte_size(tensor.dtype, &tensor.shape).ok_or_else(too_large)?;
-    let item = tensor.dtype.bits() / 8;
     if bytes > 0 && !is_contiguous(&tensor.shape, &tensor.stride) {
         return Err(unsupported(format!("stored as a strided view (strides {:?})", tensor.stride))
             .with_hint("call .contiguous() on the tensor before saving, or save as safetensors"));
@@ -79,8 +85,8 @@ fn locate(archive: &mut Archive, prefix: &str, name: &str, tensor: &TensorRef, l
         return Err(unsupported("its storage is compressed, which torch.save never does"));
     }
     let start = member.data_start().ok_or_else(|| malformed("its storage has no place in the archive"))?;
-    let storage = tensor.storage_elements.checked_mul(item).filter(|&size| size <= member.size());
-    let first = tensor.offset.checked_mul(item).ok_or_else(too_large)?;
+    let storage = tensor.dtype.bytes_of(tensor.storage_elements).filter(|&size| size <= member.size());
+    let first = tensor.dtype.bytes_of(tensor.offset).ok_or_else(too_large)?;
     let inside = storage.is_some_and(|size| first.checked_add(bytes).is_some_and(|end| end <= size))
         && start.checked_add(member.size()).is_some_and(|end| end <= len);
     if !inside {

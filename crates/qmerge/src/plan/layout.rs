@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use super::{Action, Inputs, Step};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::open::container::{Container, Listed, WriteContainer};
+use crate::open::safetensors::Safetensors;
 
 /// A tensor of the output: file and number within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Slot {
 pub struct OutFile {
     /// File name.
     pub name: String,
+    /// How it is written.
+    pub(crate) container: &'static dyn WriteContainer,
     /// `__metadata__`, the base's.
     pub metadata: Vec<(String, String)>,
     /// Tensors in the order of their data.
@@ -49,11 +53,16 @@ pub struct OutTensor {
 
 impl OutFile {
     /// A file of tensors whose offsets are set, with room for its header.
-    pub(crate) fn new(name: String, metadata: Vec<(String, String)>, tensors: Vec<OutTensor>) -> Self {
-        let mut file = Self { name, metadata, tensors, data_start: 0 };
+    pub(crate) fn new(
+        name: String,
+        container: &'static dyn WriteContainer,
+        metadata: Vec<(String, String)>,
+        tensors: Vec<OutTensor>,
+    ) -> Self {
+        let mut file = Self { name, container, metadata, tensors, data_start: 0 };
         // The longest form has the largest lengths and offsets, hence the most digits.
-        let longest = file.json(&HashMap::new()).0.len() as u64;
-        file.data_start = 8 + longest.next_multiple_of(8);
+        let (listed, _) = file.listed(&HashMap::new());
+        file.data_start = container.header(&file.metadata, &listed, None).len() as u64;
         file
     }
 
@@ -62,57 +71,33 @@ impl OutFile {
         self.data_start + self.tensors.last().map_or(0, |last| last.offset + last.bytes)
     }
 
-    /// The header with the actual lengths of parts that were unknown, padded with spaces to the planned size.
+    /// The header with the actual lengths of parts that were unknown, of the planned size.
     ///
     /// `lengths` maps the number of such a tensor to its length. Returns the bytes in front of the data, and the offset of each
     /// such tensor.
     pub fn header(&self, lengths: &HashMap<usize, u64>) -> (Vec<u8>, HashMap<usize, u64>) {
-        let (json, offsets) = self.json(lengths);
-        let room = self.data_start - 8;
-        let mut bytes = room.to_le_bytes().to_vec();
-        bytes.extend_from_slice(json.as_bytes());
-        bytes.resize(self.data_start as usize, b' ');
-        (bytes, offsets)
+        let (listed, offsets) = self.listed(lengths);
+        (self.container.header(&self.metadata, &listed, Some(self.data_start)), offsets)
     }
 
-    fn json(&self, lengths: &HashMap<usize, u64>) -> (String, HashMap<usize, u64>) {
-        let quote = |text: &str| serde_json::Value::from(text).to_string();
-        let mut items = Vec::with_capacity(self.tensors.len() + 1);
-        if !self.metadata.is_empty() {
-            let pairs: Vec<String> =
-                self.metadata.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
-            items.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
-        }
-        let mut offsets = HashMap::new();
-        let mut end = 0;
-        for (i, tensor) in self.tensors.iter().enumerate() {
+    /// Its tensors with their places, and the offsets of those of unknown length.
+    fn listed(&self, lengths: &HashMap<usize, u64>) -> (Vec<Listed<'_>>, HashMap<usize, u64>) {
+        let (mut listed, mut offsets) = (Vec::with_capacity(self.tensors.len()), HashMap::new());
+        let mut end = 0_u64;
+        for (number, tensor) in self.tensors.iter().enumerate() {
             let (start, len, shape) = match &tensor.shape {
                 Some(shape) => (tensor.offset, tensor.bytes, shape.clone()),
                 None => {
-                    let len = lengths.get(&i).copied().unwrap_or(tensor.bytes);
-                    offsets.insert(i, end);
-                    (end, len, vec![len as usize])
+                    let len = lengths.get(&number).copied().unwrap_or(tensor.bytes);
+                    let start = end.next_multiple_of(self.container.alignment());
+                    offsets.insert(number, start);
+                    (start, len, vec![len as usize])
                 }
             };
             end = start + len;
-            items.push(format!(
-                "{}:{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{start},{end}]}}",
-                quote(&tensor.name),
-                tensor.dtype.name(),
-                Dims(&shape)
-            ));
+            listed.push(Listed { name: &tensor.name, dtype: tensor.dtype, shape, start, end });
         }
-        (format!("{{{}}}", items.join(",")), offsets)
-    }
-}
-
-/// Dimensions without spaces.
-struct Dims<'a>(&'a [usize]);
-
-impl std::fmt::Debug for Dims<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let dims: Vec<String> = self.0.iter().map(usize::to_string).collect();
-        write!(f, "[{}]", dims.join(","))
+        (listed, offsets)
     }
 }
 
@@ -124,6 +109,17 @@ struct Item {
     place: (usize, usize),
     from_base: bool,
     tensor: OutTensor,
+}
+
+/// Name and kind of the output's file for one of the base. What is only read becomes safetensors.
+fn named(name: &str, container: &dyn Container) -> (String, &'static dyn WriteContainer) {
+    match container.writer() {
+        Some(writer) => (name.to_owned(), writer),
+        None => {
+            let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+            (format!("{stem}{}", Safetensors.ending()), &Safetensors)
+        }
+    }
 }
 
 /// Places every part and fills in the steps' slots.
@@ -157,19 +153,22 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
     }
     let mut files = Vec::with_capacity(by_file.len());
     for (number, (mut items, source)) in by_file.into_iter().zip(&base.files).enumerate() {
-        sort(&mut items);
+        let name = source.path().file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors");
+        let read = base.containers.get(number).copied().unwrap_or(&Safetensors);
+        let (name, container) = named(name, read);
+        sort(&mut items, container);
         let mut tensors = Vec::with_capacity(items.len());
-        let mut offset = 0;
+        let mut offset = 0_u64;
         for item in items {
             if let Some(slot) = steps.get_mut(item.step).and_then(|step| step.slots.get_mut(item.part)) {
                 *slot = Slot { file: number, tensor: tensors.len() };
             }
+            offset = offset.next_multiple_of(container.alignment());
             let bytes = item.tensor.bytes;
             tensors.push(OutTensor { offset, ..item.tensor });
             offset += bytes;
         }
-        let name = source.path.file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors").to_owned();
-        files.push(OutFile::new(name, base.metadata.get(number).cloned().unwrap_or_default(), tensors));
+        files.push(OutFile::new(name, container, base.metadata.get(number).cloned().unwrap_or_default(), tensors));
     }
     Ok((files, steps))
 }
@@ -179,15 +178,31 @@ fn nowhere(name: &str) -> Error {
     Error::new(Kind::Bug, "no file of the output takes it").in_tensor(name)
 }
 
-/// The base's order where all tensors keep name and type; else the order of the safetensors writer (alignment, then name). Parts of
-/// unknown length come last either way.
-fn sort(items: &mut [Item]) {
+/// The base's order where all tensors keep name and type; else that of the container. Parts of unknown length come last either way.
+fn sort(items: &mut [Item], container: &dyn WriteContainer) {
     if items.iter().all(|item| item.from_base) {
         items.sort_by_key(|item| (item.tensor.shape.is_none(), item.place));
     } else {
         items.sort_by(|a, b| {
-            let key = |item: &Item| (item.tensor.shape.is_none(), std::cmp::Reverse(item.tensor.dtype));
-            key(a).cmp(&key(b)).then_with(|| a.tensor.name.cmp(&b.tensor.name))
+            let late = |item: &Item| item.tensor.shape.is_none();
+            let (one, other) = ((a.tensor.dtype, &*a.tensor.name), (b.tensor.dtype, &*b.tensor.name));
+            late(a).cmp(&late(b)).then_with(|| container.order(one, other))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::open::container::CONTAINERS;
+
+    #[test]
+    fn what_is_only_read_is_written_as_safetensors_under_a_name_that_says_so() {
+        let name = |file: &str| {
+            let container = CONTAINERS.iter().find(|container| container.claims(file, b"")).unwrap();
+            named(file, *container).0
+        };
+        assert_eq!(name("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors");
+        assert_eq!(name("pytorch_model.bin"), "pytorch_model.safetensors");
     }
 }

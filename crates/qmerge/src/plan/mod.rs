@@ -110,6 +110,13 @@ impl Inputs {
         let by_name = names.map(|(at, claim)| (claim.weight.name().to_owned(), at)).collect();
         Ok(Self { original: Some(Original { checkpoint, inventory, by_name }), ..self })
     }
+
+    /// Errors if a file of any of them was changed after it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.base.check_unchanged()?;
+        self.adapters.iter().try_for_each(|adapter| adapter.tensors.check_unchanged())?;
+        self.original.iter().try_for_each(|original| original.checkpoint.check_unchanged())
+    }
 }
 
 /// How the tensors of one adapter were accounted for.
@@ -328,7 +335,7 @@ fn left_out(adapter: &Adapter, allow: bool, warnings: &mut Vec<String>) -> Resul
 fn repeats(adapters: &[Adapter]) -> Vec<String> {
     let mut seen: HashMap<PathBuf, usize> = HashMap::new();
     for adapter in adapters {
-        let file = adapter.tensors.files.first().map_or(adapter.path.as_path(), |file| file.path.as_path());
+        let file = adapter.tensors.files.first().map_or(adapter.path.as_path(), |file| file.path());
         *seen.entry(file.canonicalize().unwrap_or_else(|_| file.to_path_buf())).or_default() += 1;
     }
     let mut repeated: Vec<_> = seen.into_iter().filter(|(_, times)| *times > 1).collect();
@@ -401,7 +408,7 @@ fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
         merged: changes.edits.iter().flat_map(|edit| &edit.tensors).collect::<HashSet<_>>().len(),
         replaced: changes.replacements.len(),
         added: changes.additions.len(),
-        beside: adapter.tensors.files.iter().skip(1).filter_map(|file| file_name(&file.path)).collect(),
+        beside: adapter.tensors.files.iter().skip(1).filter_map(|file| file_name(file.path())).collect(),
         left_out: adapter.left_out.iter().map(|left_out| left_out.file.clone()).collect(),
         ignored: changes.ignored.clone(),
         unused: changes.unused.clone(),

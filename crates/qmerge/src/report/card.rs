@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::command::{command_line, source_words};
 use super::{CARD_NAME, FILE_NAME, Report};
-use crate::open::HubId;
+use crate::open::{HubId, Store, small_text};
 use crate::plan::{Inputs, Plan};
 
 /// Keys of a base's card that hold for what is made of it. `license: other` means nothing without the two after it.
@@ -28,7 +28,7 @@ fn front_matter(report: &Report, inputs: &Inputs) -> String {
     let mut text = String::from("---\n");
     let config = inputs.base.config.as_ref();
     // A folder that holds a model; beside a single file there may be another model's card.
-    let licence = config.map(|_| kept(&inputs.base.folder().join(CARD_NAME))).unwrap_or_default();
+    let licence = config.map(|_| kept(&*inputs.base.store)).unwrap_or_default();
     let trained_on = || {
         let mut named = inputs.adapters.iter().filter_map(|adapter| adapter.config.base_model.as_deref());
         named.find_map(HubId::parse)
@@ -57,9 +57,8 @@ fn front_matter(report: &Report, inputs: &Inputs) -> String {
 }
 
 /// The lines of [`KEPT`] keys in a card's front matter, with the lines that belong to them.
-fn kept(card: &Path) -> String {
-    let small = std::fs::metadata(card).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_CARD);
-    let Some(text) = small.then(|| std::fs::read_to_string(card).ok()).flatten() else { return String::new() };
+fn kept(store: &dyn Store) -> String {
+    let Ok(Some(text)) = small_text(store, CARD_NAME, MAX_CARD) else { return String::new() };
     kept_lines(text.trim_start_matches('\u{feff}'))
 }
 

@@ -41,11 +41,12 @@ pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
     let mut order: Vec<&Entry> = base.entries.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hash = Sha256::new();
-    for entry in order {
-        hash.update(format!("{} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
-        let mut first = vec![0; entry.bytes.min(4096) as usize];
-        base.read_at(entry, 0, &mut first)?;
-        hash.update(&first);
+    // As many at a time as make a mebibyte.
+    for entries in order.chunks(256) {
+        for (entry, first) in entries.iter().zip(base.read_starts(entries, 4096)?) {
+            hash.update(format!("{} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
+            hash.update(&first);
+        }
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -105,10 +105,10 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let (bytes, mut warnings) = whole_folder(target, options.force, |folder| {
-        let warnings = copy_beside(&adapter.path, folder)?;
+    let (bytes, mut warnings) = whole_folder(target, options.force, |sink| {
+        let warnings = copy_beside(&*adapter.tensors.store, sink)?;
         let tensors = tensors(adapter, &parts, &done, options)?;
-        Ok((write_adapter(folder, tensors, &config(adapter, options.rank))?, warnings))
+        Ok((write_adapter(sink, "", tensors, &config(adapter, options.rank))?, warnings))
     })?;
     let (untrained, modules) = adapter.untrained();
     let is_all = untrained.len() == modules && parts.others.is_empty();
@@ -146,7 +146,7 @@ fn parts(adapter: &Adapter, options: &TruncateOptions) -> Result<Parts> {
         .iter()
         .map(|pair| pair.rank)
         .max()
-        .ok_or_else(|| mismatch("it has no factors A and B to cut").in_file(&adapter.tensors.files[0].path))?;
+        .ok_or_else(|| mismatch("it has no factors A and B to cut").in_file(adapter.tensors.files[0].path()))?;
     if options.rank == 0 {
         return Err(usage("an adapter of rank 0 is none").with_hint("give --rank a number above 0"));
     }

@@ -1,19 +1,19 @@
 //! An adapter folder as PEFT writes it: `adapter_model.safetensors` and `adapter_config.json`.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::{Existing, folder, parent_of, partial, refuse_existing, remove, rename};
+use super::{Existing, LocalSink, Sink, Start};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::open::container::WriteContainer;
+use crate::open::safetensors::Safetensors;
 use crate::open::{Checkpoint, Entry};
 use crate::plan::{OutFile, OutTensor};
 use crate::simd::floats;
 
 /// Bytes that are copied at a time.
-const SOME: usize = 1 << 20;
+const SOME: u64 = 1 << 20;
 
 /// A tensor of a new adapter.
 pub(crate) struct NewTensor<'a> {
@@ -36,7 +36,7 @@ impl NewTensor<'_> {
         if values.iter().any(|x| !x.is_finite()) {
             return None;
         }
-        let mut bytes = vec![0; values.len() * dtype.bits() as usize / 8];
+        let mut bytes = vec![0; dtype.bytes_of(values.len() as u64)? as usize];
         floats::encode(dtype, &values, &mut bytes);
         Some(Self { name, dtype, shape, data: Data::Bytes(bytes) })
     }
@@ -49,10 +49,27 @@ impl NewTensor<'_> {
     }
 }
 
-/// Writes both files into a folder that exists. Returns the bytes of all tensors.
-pub(crate) fn write_adapter(folder: &Path, mut tensors: Vec<NewTensor<'_>>, config: &serde_json::Value) -> Result<u64> {
-    // The order of the safetensors writer.
-    tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+/// The content of tensors, one behind the other.
+fn pieces<'a>(tensors: Vec<NewTensor<'a>>) -> impl Iterator<Item = Result<Vec<u8>>> + 'a {
+    tensors.into_iter().flat_map(|tensor| -> Box<dyn Iterator<Item = Result<Vec<u8>>> + 'a> {
+        match tensor.data {
+            Data::Bytes(bytes) => Box::new(std::iter::once(Ok(bytes))),
+            Data::Entry(source, entry) => Box::new((0..entry.bytes).step_by(SOME as usize).map(move |at| {
+                let mut piece = vec![0; SOME.min(entry.bytes - at) as usize];
+                source.read_at(entry, at, &mut piece).map(|()| piece)
+            })),
+        }
+    })
+}
+
+/// Writes both files into a folder of the output ("" for itself). Returns the bytes of all tensors.
+pub(crate) fn write_adapter(
+    to: &dyn Sink,
+    folder: &str,
+    mut tensors: Vec<NewTensor<'_>>,
+    config: &serde_json::Value,
+) -> Result<u64> {
+    tensors.sort_by(|a, b| Safetensors.order((a.dtype, &*a.name), (b.dtype, &*b.name)));
     let mut offset = 0;
     let placed = tensors
         .iter()
@@ -68,51 +85,22 @@ pub(crate) fn write_adapter(folder: &Path, mut tensors: Vec<NewTensor<'_>>, conf
             }
         })
         .collect();
-    let file = OutFile::new("adapter_model.safetensors".into(), vec![("format".into(), "pt".into())], placed);
-    let path = folder.join(&file.name);
-    let failed = |error| Error::io("write", &path, error);
-    let mut out = BufWriter::new(File::create(&path).map_err(failed)?);
-    out.write_all(&file.header(&HashMap::new()).0).map_err(failed)?;
-    for tensor in &tensors {
-        match &tensor.data {
-            Data::Bytes(bytes) => out.write_all(bytes).map_err(failed)?,
-            Data::Entry(source, entry) => {
-                let mut buffer = vec![0; SOME.min(entry.bytes as usize)];
-                let mut at = 0;
-                while at < entry.bytes {
-                    let n = buffer.len().min((entry.bytes - at) as usize);
-                    source.read_at(entry, at, &mut buffer[..n])?;
-                    out.write_all(&buffer[..n]).map_err(failed)?;
-                    at += n as u64;
-                }
-            }
-        }
-    }
-    out.flush().map_err(failed)?;
+    let file =
+        OutFile::new("adapter_model.safetensors".into(), &Safetensors, vec![("format".into(), "pt".into())], placed);
+    let name = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+    let header = file.header(&HashMap::new()).0;
+    to.put(&name(&file.name), &mut std::iter::once(Ok(header)).chain(pieces(tensors)))?;
     let text = serde_json::to_string_pretty(config).unwrap_or_default() + "\n";
-    let path = folder.join("adapter_config.json");
-    std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    to.put(&name("adapter_config.json"), &mut std::iter::once(Ok(text.into_bytes())))?;
     Ok(offset)
 }
 
 /// Has `fill` write a folder beside its name, and gives it the name when it is whole.
-pub(crate) fn whole_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    refuse_existing(target, Existing { force, resume: false })?;
-    let partial = partial::path_of(target)?;
-    remove(&partial)?;
-    std::fs::create_dir_all(&partial).map_err(|error| Error::io("create", &partial, error))?;
-    let filled = fill(&partial).and_then(|done| folder::sync_others(&partial).map(|()| done));
-    let published = filled.and_then(|done| {
-        if force && target.exists() {
-            folder::exchange(&partial, target)?
-        } else {
-            rename(&partial, target)?
-        }
-        folder::sync_folder(&parent_of(target)).map(|()| done)
-    });
-    if published.is_err() {
-        // The error that ended it is the one to tell.
-        drop(remove(&partial));
-    }
-    published
+pub(crate) fn whole_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&dyn Sink) -> Result<T>) -> Result<T> {
+    let mut sink = LocalSink::new(target);
+    sink.begin(Existing { force, resume: false })?;
+    let filled = sink.reserve(&[], Start::Anew(b"")).and_then(|()| fill(&sink));
+    let published = filled.and_then(|done| sink.publish(force).map(|()| done));
+    // The error that ended it is the one to tell.
+    published.inspect_err(|_| sink.abandon())
 }

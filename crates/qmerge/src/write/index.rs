@@ -1,17 +1,17 @@
 //! The index of an output in several files.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Result, malformed};
+use crate::open::{MAX_INDEX, json, small_text};
 use crate::plan::{Action, Inputs, Plan};
 
 /// The index of the output: the base's with the new places and sizes.
 pub(crate) fn index_json(inputs: &Inputs, plan: &Plan, bytes: u64, name: &str) -> Result<String> {
-    let path: PathBuf = inputs.base.folder().join(name);
-    let text = crate::open::read_small_text(&path, crate::open::MAX_INDEX)?;
-    let mut index = crate::open::json::parse_object(&text)
-        .map_err(|error| Error::new(Kind::Malformed, format!("not a JSON object: {error}")).in_file(&path))?;
+    let store = &*inputs.base.store;
+    let text = small_text(store, name, MAX_INDEX)?.unwrap_or_default();
+    let mut index = json::parse_object(&text)
+        .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(&store.path_of(name)))?;
     let mut map: Vec<(&str, &str)> = plan
         .files
         .iter()

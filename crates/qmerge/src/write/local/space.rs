@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::parent_of;
+use super::folder::parent_of;
 use crate::error::{Error, Kind, Result};
-use crate::plan::Plan;
 
-/// Errors if the disk of `target` has not enough free space for all that `plan` writes.
-pub(crate) fn enough(target: &Path, plan: &Plan) -> Result<()> {
+/// Errors if the disk of `target` has less free space than `need` bytes.
+pub(crate) fn enough(target: &Path, need: u64) -> Result<()> {
     let folder = existing(parent_of(target));
-    let need = plan.output_bytes();
     let Some(free) = free_bytes(&folder) else { return Ok(()) };
     if need > free {
         return Err(Error::new(

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use qmerge::edit::{Delta, Edit};
+use qmerge::edit::Edit;
 use qmerge::edited::Edited;
 use qmerge::error::Result;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
@@ -113,11 +113,7 @@ impl<'a> Linear<'a> {
                 format!("shape {shape:?}, but the configuration wants {} × {}", want.0, want.1),
             ));
         }
-        let apart = !transposed
-            && weight
-                .edits()
-                .iter()
-                .all(|edit| matches!(edit, Edit::Add(delta) if delta.as_product(geometry.rows).is_some()));
+        let apart = !transposed && weight.edits().iter().all(|edit| edit.as_product(geometry.rows).is_some());
         let rows = 0..geometry.rows;
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
@@ -195,9 +191,7 @@ impl<'a> Linear<'a> {
         done.map_err(|error| error.in_tensor(&self.name))?;
         if self.apart {
             for edit in self.weight.edits() {
-                if let Edit::Add(delta) = edit {
-                    self.aside(delta.as_ref(), &x.columns, y);
-                }
+                self.aside(edit, &x.columns, y);
             }
         }
         if let Some(bias) = &self.bias {
@@ -209,8 +203,8 @@ impl<'a> Linear<'a> {
     }
 
     /// `y += D · x`.
-    fn aside(&self, delta: &dyn Delta, x: &Columns, y: &mut [f32]) {
-        let Some(product) = delta.as_product(self.rows.end) else { return };
+    fn aside(&self, edit: &Edit, x: &Columns, y: &mut [f32]) {
+        let Some(product) = edit.as_product(self.rows.end) else { return };
         let tokens = x.tokens();
         let mut inner = vec![0.0; product.rank * tokens];
         inner.par_chunks_mut((HEIGHT * tokens).max(1)).enumerate().for_each(|(number, inner)| {

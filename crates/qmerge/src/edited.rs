@@ -24,11 +24,16 @@ impl<'a> Edited<'a> {
     pub fn new(inputs: &'a Inputs, recode: &Recode) -> Result<Self> {
         let source = recode.source(inputs);
         let base = Reader::new(source, &recode.from)?;
-        let mut edits = recode
+        let edits = recode
             .edits
             .iter()
             .map(|(adapter, edit)| edit.plan.load(&inputs.adapters[*adapter].tensors, (source, &recode.from)))
             .collect::<Result<Vec<_>>>()?;
+        Self::with_edits(base, edits)
+    }
+
+    /// A weight with edits that are loaded; does the sums over the whole weight that some of them need.
+    pub fn with_edits(base: Reader<'a>, mut edits: Vec<Edit>) -> Result<Self> {
         for edit in &mut edits {
             if edit.needs_survey() {
                 let mut values = Vec::new();
@@ -57,6 +62,17 @@ impl<'a> Edited<'a> {
         &self.edits
     }
 
+    /// Rows that are cheapest together: chunks begin and end at multiples.
+    pub fn row_step(&self) -> usize {
+        let geometry = self.base.claim().weight.geometry();
+        common_step(geometry.row_step, self.edit_step()).clamp(1, geometry.rows.max(1))
+    }
+
+    /// Rows that have to be edited together.
+    fn edit_step(&self) -> usize {
+        self.edits.iter().fold(1, |step, edit| common_step(step, edit.row_step()))
+    }
+
     /// Decodes `rows` into `base` and applies the edits into `values`, both (rows, cols).
     pub fn rows(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
         let cols = self.base.claim().weight.geometry().cols;
@@ -74,7 +90,7 @@ impl<'a> Edited<'a> {
 
     /// Some rows with those that have to be edited together with them.
     fn together(&self, rows: &Range<usize>) -> Range<usize> {
-        let step = self.edits.iter().fold(1, |step, edit| common_step(step, edit.row_step()));
+        let step = self.edit_step();
         let end = rows.end.checked_next_multiple_of(step).unwrap_or(usize::MAX);
         rows.start / step * step..end.min(self.base.claim().weight.geometry().rows)
     }

@@ -56,10 +56,13 @@ pub trait Delta: Debug + Send + Sync {
     /// Writes D's values in `tile`.
     fn tile(&self, tile: &Tile, out: &mut [f32]);
 
-    /// `y (outputs, tokens) += D · x (inputs, tokens)`, where that costs less than D itself. False if it cannot; then nothing was written.
-    fn forward(&self, _x: &[f32], _tokens: usize, _y: &mut [f32]) -> bool {
+    /// True if [`Delta::forward`] is cheaper than adding D to the weight.
+    fn has_forward(&self) -> bool {
         false
     }
+
+    /// `y (outputs, tokens) += D · x (inputs, tokens)`.
+    fn forward(&self, _x: &[f32], _tokens: usize, _y: &mut [f32]) {}
 }
 
 /// A change that is not a sum.
@@ -73,15 +76,22 @@ pub trait Map: Debug + Send + Sync {
     /// Takes the finished sums; called once, before any `apply`.
     fn settle(&mut self, _sums: Vec<f32>) {}
 
-    /// What a layer without the change has to be given in place of `x (inputs, tokens)`: R · x where W becomes W · R. False if it is no such map.
-    fn on_inputs(&self, _x: &mut [f32], _tokens: usize) -> bool {
-        false
+    /// On which side of the layer it can act instead of changing W; none if it is no product with W.
+    fn side(&self) -> Option<Side> {
+        None
     }
 
-    /// What a layer without the change gives turned into what one with it gives, `y (outputs, tokens)`: R · y where W becomes R · W. False if it is no such map.
-    fn on_outputs(&self, _y: &mut [f32], _tokens: usize) -> bool {
-        false
-    }
+    /// Turns activations (features, tokens) of that side: into R · x where W becomes W · R, into R · y where it becomes R · W.
+    fn forward(&self, _activations: &mut [f32], _tokens: usize) {}
+}
+
+/// The side of a layer that a map acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// What the layer is given.
+    Inputs,
+    /// What it gives, before its bias.
+    Outputs,
 }
 
 /// What of the base a change looks at to make one value.

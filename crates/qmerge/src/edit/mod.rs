@@ -13,7 +13,7 @@ mod tests;
 
 use std::ops::Range;
 
-pub use change::{ALL, Change, Delta, Map, Product, Reach, ReplaceRows, Tile, Vector};
+pub use change::{ALL, Change, Delta, Map, Product, Reach, ReplaceRows, Side, Tile, Vector};
 pub use factors::factors;
 pub use low_rank::Applied;
 use low_rank::LowRank;
@@ -33,6 +33,17 @@ enum Kind {
     Product(LowRank),
     Add(Vec<(Spot, Box<dyn Delta>)>),
     Map(Vec<Mapped>),
+}
+
+/// An edit that acts on activations in place of the weight.
+#[derive(Debug)]
+pub enum Aside<'e> {
+    /// Adds `scale · left · right · x` to the outputs.
+    Product(Applied<'e>),
+    /// Adds to the outputs, see [`Delta::forward`].
+    Delta(&'e dyn Delta),
+    /// Turns inputs or outputs, see [`Map::forward`].
+    Map(&'e dyn Map, Side),
 }
 
 /// A map of one matrix, and what a survey has summed for it so far.
@@ -90,11 +101,18 @@ impl Edit {
         }
     }
 
-    /// The delta of a weight of `rows` rows as a product, where it is one over all of them; its own rounding is left out.
-    pub fn as_product(&self, rows: usize) -> Option<Applied<'_>> {
+    /// How it acts on activations beside a layer whose weight, of `rows` rows, stays as it is; a product's own rounding is left out. None if it cannot.
+    pub fn aside(&self, rows: usize) -> Option<Aside<'_>> {
         match &self.kind {
-            Kind::Product(low_rank) => low_rank.over(rows),
-            _ => None,
+            Kind::Product(low_rank) => low_rank.over(rows).map(Aside::Product),
+            Kind::Add(deltas) => match &deltas[..] {
+                [(spot, delta)] if spot.is_whole(rows) && delta.has_forward() => Some(Aside::Delta(delta.as_ref())),
+                _ => None,
+            },
+            Kind::Map(maps) => match &maps[..] {
+                [Mapped { spot, map, .. }] if spot.is_whole(rows) => Some(Aside::Map(map.as_ref(), map.side()?)),
+                _ => None,
+            },
         }
     }
 

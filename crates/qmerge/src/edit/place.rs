@@ -102,6 +102,12 @@ impl Spot {
         }
     }
 
+    /// True for a matrix (outputs, inputs) that is a whole weight of so many rows.
+    pub(super) fn is_whole(&self, rows: usize) -> bool {
+        let all = Stride::first(rows);
+        !self.transposed && self.rows == (0..rows) && self.take == all && self.put == all
+    }
+
     /// What of the matrix is in a chunk: one run, or one of each output where those taken are not next to each other.
     pub(super) fn runs(&self, rows: &Range<usize>, cols: usize) -> impl Iterator<Item = Run> + use<> {
         let found = overlap(&self.rows, rows);
@@ -143,29 +149,38 @@ impl Run {
         as_they_are.then(|| self.first..self.first + self.tile.len())
     }
 
-    fn indices(&self) -> impl Iterator<Item = usize> + use<> {
-        let Self { first, output_step, input_step, .. } = *self;
-        let inputs = self.tile.inputs.len();
-        (0..self.tile.outputs.len())
-            .flat_map(move |o| (0..inputs).map(move |i| first + o * output_step + i * input_step))
+    /// Calls `f` with each value's index in the chunk, row by row of the tile.
+    fn each(&self, mut f: impl FnMut(usize)) {
+        for o in 0..self.tile.outputs.len() {
+            let row = self.first + o * self.output_step;
+            for i in 0..self.tile.inputs.len() {
+                f(row + i * self.input_step);
+            }
+        }
     }
 
     /// The tile's values out of a chunk.
     pub(super) fn gather(&self, chunk: &[f32]) -> Vec<f32> {
         match self.contiguous() {
             Some(range) => chunk[range].to_vec(),
-            None => self.indices().map(|at| chunk[at]).collect(),
+            None => {
+                let mut tile = Vec::with_capacity(self.tile.len());
+                self.each(|at| tile.push(chunk[at]));
+                tile
+            }
         }
     }
 
     /// Puts the tile's values into a chunk.
     pub(super) fn scatter(&self, tile: &[f32], chunk: &mut [f32]) {
-        self.indices().zip(tile).for_each(|(at, x)| chunk[at] = *x);
+        let mut values = tile.iter();
+        self.each(|at| chunk[at] = values.next().copied().unwrap_or_default());
     }
 
     /// Adds the tile's values to a chunk's.
     pub(super) fn add(&self, tile: &[f32], chunk: &mut [f32]) {
-        self.indices().zip(tile).for_each(|(at, x)| chunk[at] += x);
+        let mut values = tile.iter();
+        self.each(|at| chunk[at] += values.next().copied().unwrap_or_default());
     }
 }
 

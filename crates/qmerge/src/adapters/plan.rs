@@ -204,3 +204,80 @@ impl Source<'_> {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::edit::Stride;
+    use crate::formats;
+
+    /// Takes the base's rows and a shared tensor, and does nothing with them.
+    #[derive(Debug)]
+    struct Looks {
+        outputs: Range<usize>,
+        shared: Arc<Shared>,
+        seen: Mutex<(Vec<f32>, Vec<Arc<[f32]>>)>,
+    }
+
+    impl ChangePlan for Looks {
+        fn load(&self, source: &Source<'_>) -> Result<Change> {
+            let mut seen = self.seen.lock().unwrap();
+            seen.0 = source.base(0, self.outputs.clone())?;
+            seen.1.push(source.shared(&self.shared)?);
+            Ok(Change::Add(Vec::new()))
+        }
+
+        fn memory(&self) -> u64 {
+            self.shared.memory()
+        }
+    }
+
+    fn checkpoint(name: &str, shape: &[usize]) -> (std::path::PathBuf, Checkpoint) {
+        let path = std::env::temp_dir().join(format!("qmerge-plan-{}-{name}.safetensors", std::process::id()));
+        let bytes: Vec<u8> = (0..shape.iter().product()).flat_map(|i: usize| (i as f32).to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes).unwrap();
+        safetensors::serialize_to_file([(name, view)], None, &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        (path, checkpoint)
+    }
+
+    #[test]
+    fn a_change_reads_its_own_rows_of_the_base_and_what_all_share_once() {
+        let (shared_path, tensors) = checkpoint("shared", &[5]);
+        let (base_path, base) = checkpoint("weight", &[2, 6, 4]);
+        let claim = &formats::inventory(&base).unwrap().weights[0];
+        let shared = Arc::new(Shared::new("shared", 5));
+        let all = Stride::first(2);
+        // The second matrix of a stack: its rows, every other of its rows, and every other column as outputs.
+        for (transposed, width, put, want) in [
+            (false, 6, all, [24., 25., 26., 27., 28., 29., 30., 31.].as_slice()),
+            (false, 6, Stride { start: 1, step: 2, len: 2 }, &[28., 29., 30., 31., 36., 37., 38., 39.]),
+            (
+                true,
+                4,
+                Stride { start: 1, step: 2, len: 2 },
+                &[25., 29., 33., 37., 41., 45., 27., 31., 35., 39., 43., 47.],
+            ),
+        ] {
+            let change = Arc::new(Looks { outputs: 0..2, shared: Arc::clone(&shared), seen: Mutex::default() });
+            let spot = Spot { rows: 6..12, transposed, width, take: all, put };
+            let place = Place { spots: vec![spot] };
+            let plan: Arc<dyn ChangePlan> = Arc::clone(&change) as Arc<dyn ChangePlan>;
+            let placed = Placed { change: plan, place, matrices: 0..1, shape: None, part: None };
+            placed.load(&tensors, (&base, claim)).unwrap();
+            placed.load(&tensors, (&base, claim)).unwrap();
+            let seen = change.seen.lock().unwrap();
+            assert_eq!(seen.0, want);
+            assert!(Arc::ptr_eq(&seen.1[0], &seen.1[1]) && seen.1[0].len() == 5);
+            drop(seen);
+            // Outputs that lie in another weight.
+            let half = Stride { start: 2, step: 1, len: 2 };
+            let place = Place { spots: vec![Spot { rows: 6..8, transposed: false, width: 2, take: half, put: all }] };
+            assert!(Placed { place, ..placed.clone() }.load(&tensors, (&base, claim)).is_err());
+        }
+        std::fs::remove_file(shared_path).unwrap();
+        std::fs::remove_file(base_path).unwrap();
+    }
+}

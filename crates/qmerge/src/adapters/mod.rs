@@ -6,7 +6,7 @@
 //! - `keys`: which module a tensor belongs to, and what it is there;
 //! - `read`: the way over all tensors and modules, which puts every tensor into one of four places: merged, replaced, ignored for a stated reason, or
 //!   unused, which is an error unless allowed;
-//! - `names` and `site`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
+//! - `names`, `site` and `place`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
 //! - `whole` and `tokens`: modules trained whole, and trained rows of embeddings.
 //!
 //! The reference for the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
@@ -24,6 +24,7 @@ mod lora;
 mod module;
 mod names;
 mod patterns;
+mod place;
 mod plan;
 mod read;
 mod refused;

@@ -19,6 +19,11 @@ pub trait ChangePlan: Debug + Send + Sync {
     /// Bytes that the loaded change holds.
     fn memory(&self) -> u64;
 
+    /// Matrices that it changes: of a stack, all of [`Module::matrices`](super::Module::matrices).
+    fn matrices(&self) -> usize {
+        1
+    }
+
     /// What of the base one value of the result depends on.
     fn reach(&self) -> Reach {
         Reach::Added

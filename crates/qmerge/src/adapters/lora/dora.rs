@@ -24,6 +24,10 @@ impl ChangePlan for DoraPlan {
         Ok(Change::Map(self.low_rank.products(source)?.into_iter().map(dora).collect()))
     }
 
+    fn matrices(&self) -> usize {
+        self.low_rank.matrices
+    }
+
     fn memory(&self) -> u64 {
         self.low_rank.memory() + 8 * self.low_rank.outputs as u64
     }

@@ -60,6 +60,10 @@ impl ChangePlan for LowRankPlan {
         self.products(source).map(Change::Product)
     }
 
+    fn matrices(&self) -> usize {
+        self.matrices
+    }
+
     fn memory(&self) -> u64 {
         // While the factors are rearranged, both forms stand.
         8 * (self.rank as u64) * (self.inputs as u64 + self.outputs as u64) * self.matrices as u64

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::keys::{self, Role};
-use super::site::{Kind, Site, flattened, is_conv1d};
+use super::site::{Kind, Site, Turned, flattened, turned};
 use super::{Adapter, ChangePlan, Module, Names, On, Placed, Planned, PlannedEdit};
-use crate::arch::{self, Experts};
+use crate::arch::Experts;
 use crate::edit::{Place, Spot, Stride};
 use crate::error::{Error, Result, mismatch, unsupported};
 use crate::formats::Claim;
@@ -188,13 +188,16 @@ fn orientation(
     let shape = claim.weight.shape();
     let (rows, cols) = flattened(claim)?;
     let straight = (rows, cols) == (outputs, inputs);
-    let turned = shape.len() == 2 && (rows, cols) == (inputs, outputs);
-    // Of a square matrix the shape does not tell, and the adapter's word alone is not enough.
-    let conv1d =
-        is_conv1d(adapter, names, module, claim) && !(straight && !arch::leaf_in(module, names.arch.transposed));
-    match (straight, turned) {
-        (_, true) if conv1d => Some(true),
-        (true, _) => Some(false),
+    let fits_turned = shape.len() == 2 && (rows, cols) == (inputs, outputs);
+    let turned = match turned(adapter, names, module, claim) {
+        Turned::Known => true,
+        // Of a square matrix the shape does not tell, and the adapter's word alone is not enough.
+        Turned::Said => !straight,
+        Turned::No => false,
+    };
+    match (straight, fits_turned) {
+        (_, true) if turned => Some(true),
+        (true, _) if !claim.weight.is_transposed() => Some(false),
         // A head that grows with the vocabulary is checked against the tensor that replaces it.
         _ if names.is_head(module) && cols == inputs && ships_base(adapter, module) => Some(false),
         _ => None,

@@ -77,7 +77,7 @@ impl<'a> Site<'a> {
         let path = format!("{module}.weight");
         let parameter = adapter.config.targets_parameter(&path);
         let (rows, cols) = flattened(claim).unwrap_or((claim.weight.geometry().elements(), 1));
-        let turned = claim.weight.shape().len() == 2 && is_conv1d(adapter, names, module, claim);
+        let turned = claim.weight.shape().len() == 2 && turned(adapter, names, module, claim) != Turned::No;
         let stem = claim.weight.name().strip_suffix("weight");
         Ok(Some(Self {
             claim,
@@ -183,14 +183,30 @@ impl<'a> Site<'a> {
     }
 }
 
-/// True where a plain weight is stored (in, out), as a family's row or the adapter says. Quantized weights are always stored (out, in).
-pub(super) fn is_conv1d(adapter: &Adapter, names: &Names<'_>, module: &str, claim: &Claim) -> bool {
-    claim.weight.is_plain() && (arch::leaf_in(module, names.arch.transposed) || adapter.config.fan_in_fan_out)
+/// What says that a weight's rows are inputs, if anything does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// Its format, or of a plain weight the family's row.
+    Known,
+    /// The adapter's `fan_in_fan_out`, of a plain weight.
+    Said,
+    No,
 }
 
-/// The two dimensions of a stored matrix, with everything behind the first taken together: a convolution's kernel.
+pub(super) fn turned(adapter: &Adapter, names: &Names<'_>, module: &str, claim: &Claim) -> Turned {
+    let plain = claim.weight.is_plain();
+    match () {
+        () if claim.weight.is_transposed() || plain && arch::leaf_in(module, names.arch.transposed) => Turned::Known,
+        () if plain && adapter.config.fan_in_fan_out => Turned::Said,
+        () => Turned::No,
+    }
+}
+
+/// The two dimensions of a matrix as it is stored, with everything behind the first taken together: a convolution's kernel.
 pub(super) fn flattened(claim: &Claim) -> Option<(usize, usize)> {
+    let geometry = claim.weight.geometry();
     match claim.weight.shape() {
+        [_, _] => Some((geometry.rows, geometry.cols)),
         [rows, rest @ ..] if !rest.is_empty() => Some((*rows, rest.iter().product())),
         _ => None,
     }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use qmerge::edit::{Delta, Edit};
+use qmerge::edit::{Applied, Aside, Edit, Side};
 use qmerge::edited::Edited;
 use qmerge::error::Result;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
@@ -80,7 +80,7 @@ pub struct Linear<'a> {
     outputs: usize,
     /// Stored (in, out).
     transposed: bool,
-    /// The adapter's own product is added; else its delta is added to decoded rows, which is the same up to the rounding of sums.
+    /// Adapters act on activations; else on decoded rows, which is the same up to the rounding of sums.
     apart: bool,
 }
 
@@ -113,11 +113,11 @@ impl<'a> Linear<'a> {
                 format!("shape {shape:?}, but the configuration wants {} × {}", want.0, want.1),
             ));
         }
+        // Sums stand beside each other; a map has to be alone.
+        let edits = weight.edits();
         let apart = !transposed
-            && weight
-                .edits()
-                .iter()
-                .all(|edit| matches!(edit, Edit::Add(delta) if delta.as_product(geometry.rows).is_some()));
+            && edits.iter().all(|edit| edit.aside(geometry.rows).is_some())
+            && (edits.len() == 1 || edits.iter().all(Edit::is_additive));
         let rows = 0..geometry.rows;
         Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
     }
@@ -191,13 +191,27 @@ impl<'a> Linear<'a> {
     /// The same into `y`, which holds zeros.
     pub fn forward_into(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let tokens = x.tokens();
+        let apart = self.weight.edits().iter().filter(|_| self.apart);
+        let asides: Vec<Aside<'_>> = apart.filter_map(|edit| edit.aside(self.rows.end)).collect();
+        let mut turned = Vec::new();
+        let other;
+        let x = match asides[..] {
+            [Aside::Map(map, Side::Inputs)] => {
+                turned.extend_from_slice(x.values);
+                map.forward(&mut turned, tokens);
+                other = Input::new(&turned, self.inputs);
+                &other
+            }
+            _ => x,
+        };
         let done = if self.transposed { self.transposed(x, y) } else { self.straight(x, y) };
         done.map_err(|error| error.in_tensor(&self.name))?;
-        if self.apart {
-            for edit in self.weight.edits() {
-                if let Edit::Add(delta) = edit {
-                    self.aside(delta.as_ref(), &x.columns, y);
-                }
+        for aside in &asides {
+            match aside {
+                Aside::Product(product) => add_product(product, &x.columns, y),
+                Aside::Delta(delta) => delta.forward(x.values, tokens, y),
+                Aside::Map(map, Side::Outputs) => map.forward(y, tokens),
+                Aside::Map(_, Side::Inputs) => {}
             }
         }
         if let Some(bias) = &self.bias {
@@ -206,25 +220,6 @@ impl<'a> Linear<'a> {
             }
         }
         Ok(())
-    }
-
-    /// `y += D · x`.
-    fn aside(&self, delta: &dyn Delta, x: &Columns, y: &mut [f32]) {
-        let Some(product) = delta.as_product(self.rows.end) else { return };
-        let tokens = x.tokens();
-        let mut inner = vec![0.0; product.rank * tokens];
-        inner.par_chunks_mut((HEIGHT * tokens).max(1)).enumerate().for_each(|(number, inner)| {
-            let first = number * HEIGHT;
-            // Nothing below waits for other workers, so none comes by here with the cell taken.
-            DECODED.with_borrow_mut(|(_, right)| {
-                product.right(first..(first + HEIGHT).min(product.rank), right);
-                matmul(right, x, false, inner);
-            });
-        });
-        inner.iter_mut().for_each(|x| *x *= product.scale);
-        let inner = Columns::new(&inner, product.rank, tokens);
-        let left = product.left.par_chunks((ROWS * product.rank).max(1));
-        y.par_chunks_mut((ROWS * tokens).max(1)).zip(left).for_each(|(y, left)| matmul(left, &inner, true, y));
     }
 
     /// True if rows are used as they are stored.
@@ -237,7 +232,7 @@ impl<'a> Linear<'a> {
     }
 
     fn straight(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
-        let step = self.weight.base().claim().weight.geometry().row_step.max(1);
+        let step = self.weight.row_step();
         // Enough chunks for all threads, of whole steps, which stay in a cache: their bytes too, which may have to be read from the file.
         let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
         let most = match x.tokens() {
@@ -295,5 +290,121 @@ impl<'a> Linear<'a> {
             }
         }
         Ok(x)
+    }
+}
+
+/// `y += scale · left · right · x`.
+fn add_product(product: &Applied<'_>, x: &Columns, y: &mut [f32]) {
+    let tokens = x.tokens();
+    let mut inner = vec![0.0; product.rank * tokens];
+    inner.par_chunks_mut((HEIGHT * tokens).max(1)).enumerate().for_each(|(number, inner)| {
+        let first = number * HEIGHT;
+        // Nothing below waits for other workers, so none comes by here with the cell taken.
+        DECODED.with_borrow_mut(|(_, right)| {
+            product.right(first..(first + HEIGHT).min(product.rank), right);
+            matmul(right, x, false, inner);
+        });
+    });
+    inner.iter_mut().for_each(|x| *x *= product.scale);
+    let inner = Columns::new(&inner, product.rank, tokens);
+    let left = product.left.par_chunks((ROWS * product.rank).max(1));
+    y.par_chunks_mut((ROWS * tokens).max(1)).zip(left).for_each(|(y, left)| matmul(left, &inner, true, y));
+}
+
+#[cfg(test)]
+mod tests {
+    use qmerge::edit::{Change, Delta, Map, Place, Product, Reach, Tile};
+    use qmerge::formats::{self, Reader};
+    use qmerge::open::Checkpoint;
+
+    use super::*;
+
+    /// Every value is the sum of its indices.
+    #[derive(Debug)]
+    struct Sum;
+
+    impl Delta for Sum {
+        fn tile(&self, tile: &Tile, out: &mut [f32]) {
+            let at = tile.outputs.clone().flat_map(|o| tile.inputs.clone().map(move |i| (o + i) as f32));
+            out.iter_mut().zip(at).for_each(|(out, x)| *out = x);
+        }
+
+        fn has_forward(&self) -> bool {
+            true
+        }
+
+        fn forward(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
+            for (o, y) in y.chunks_exact_mut(tokens).enumerate() {
+                for (i, x) in x.chunks_exact(tokens).enumerate() {
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y += (o + i) as f32 * x);
+                }
+            }
+        }
+    }
+
+    /// Inputs or outputs times their numbers from 1.
+    #[derive(Debug)]
+    struct Scaled(Side);
+
+    impl Map for Scaled {
+        fn apply(&self, tile: &Tile, _: &[f32], values: &mut [f32]) {
+            for (at, value) in values.iter_mut().enumerate() {
+                let (o, i) = (tile.outputs.start + at / tile.inputs.len(), tile.inputs.start + at % tile.inputs.len());
+                *value *= if self.0 == Side::Inputs { i + 1 } else { o + 1 } as f32;
+            }
+        }
+
+        fn side(&self) -> Option<Side> {
+            Some(self.0)
+        }
+
+        fn forward(&self, activations: &mut [f32], tokens: usize) {
+            for (i, row) in activations.chunks_exact_mut(tokens).enumerate() {
+                row.iter_mut().for_each(|x| *x *= (i + 1) as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn an_adapter_beside_a_layer_does_what_it_does_to_the_weight() {
+        let (outputs, inputs, tokens) = (6, 4, 3);
+        let path = std::env::temp_dir().join(format!("qmerge-linear-{}.safetensors", std::process::id()));
+        let mut header = format!(r#"{{"w":{{"dtype":"F32","shape":[{outputs},{inputs}],"data_offsets":[0,96]}}}}"#);
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.bytes());
+        file.extend((0..outputs * inputs).flat_map(|i| ((i * 5 % 7) as f32 - 3.0).to_le_bytes()));
+        std::fs::write(&path, file).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let inventory = formats::inventory(&checkpoint).unwrap();
+        let place = Place::whole(outputs, inputs, false);
+        let block = Reach::Block { outputs: 1, inputs: 1 };
+        let product = Product::new(1, vec![0.5; outputs], vec![-2.0; inputs], 1.0, None);
+        let edit = |change, reach| Edit::new(change, &place, reach);
+        let all = [
+            vec![edit(Change::map(Scaled(Side::Inputs)), block)],
+            vec![edit(Change::map(Scaled(Side::Outputs)), block)],
+            vec![edit(Change::add(Sum), Reach::Added), edit(Change::Product(vec![product]), Reach::Added)],
+        ];
+        let x: Vec<f32> = (0..inputs * tokens).map(|i| i as f32 - 4.0).collect();
+        for edits in all {
+            let reader = Reader::new(&checkpoint, &inventory.weights[0]).unwrap();
+            let weight = Edited::with_edits(reader, edits).unwrap();
+            let mut linear = Linear {
+                name: "w".into(),
+                weight,
+                rows: 0..outputs,
+                bias: None,
+                inputs,
+                outputs,
+                transposed: false,
+                apart: true,
+            };
+            let input = Input::new(&x, inputs);
+            let beside = linear.forward(&input).unwrap();
+            linear.apart = false;
+            assert_eq!(beside, linear.forward(&input).unwrap());
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::edit::{self, Edit};
+use crate::edit::{self, Edit, common_step};
 use crate::error::Result;
 use crate::formats::{Reader, Stored};
 use crate::plan::{Inputs, Recode};
@@ -22,22 +22,26 @@ impl<'a> Edited<'a> {
 
     /// Loads the edits of a step, and does the sums over the whole weight that some of them need.
     pub fn new(inputs: &'a Inputs, recode: &Recode) -> Result<Self> {
-        let base = Reader::new(recode.source(inputs), &recode.from)?;
-        let mut edits = recode
+        let source = recode.source(inputs);
+        let base = Reader::new(source, &recode.from)?;
+        let edits = recode
             .edits
             .iter()
-            .map(|(adapter, edit)| edit.plan.load(&inputs.adapters[*adapter].tensors))
+            .map(|(adapter, edit)| edit.plan.load(&inputs.adapters[*adapter].tensors, (source, &recode.from)))
             .collect::<Result<Vec<_>>>()?;
+        Self::with_edits(base, edits)
+    }
+
+    /// A weight with edits that are loaded; does the sums over the whole weight that some of them need.
+    pub fn with_edits(base: Reader<'a>, mut edits: Vec<Edit>) -> Result<Self> {
         for edit in &mut edits {
-            if let Edit::Map(map) = edit
-                && map.needs_survey()
-            {
-                let (mut sums, mut values) = (Vec::new(), Vec::new());
+            if edit.needs_survey() {
+                let mut values = Vec::new();
                 for rows in base.chunks(1 << 17) {
                     base.rows(&rows, &mut values)?;
-                    map.survey(rows, base.claim().weight.geometry().cols, &values, &mut sums);
+                    edit.survey(&rows, base.claim().weight.geometry().cols, &values);
                 }
-                map.settle(sums);
+                edit.settle();
             }
         }
         Ok(Self { base, edits })
@@ -58,14 +62,40 @@ impl<'a> Edited<'a> {
         &self.edits
     }
 
+    /// Rows that are cheapest together: chunks begin and end at multiples.
+    pub fn row_step(&self) -> usize {
+        let geometry = self.base.claim().weight.geometry();
+        common_step(geometry.row_step, self.edit_step()).clamp(1, geometry.rows.max(1))
+    }
+
+    /// Rows that have to be edited together.
+    fn edit_step(&self) -> usize {
+        self.edits.iter().fold(1, |step, edit| common_step(step, edit.row_step()))
+    }
+
     /// Decodes `rows` into `base` and applies the edits into `values`, both (rows, cols).
     pub fn rows(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
-        self.base.rows(rows, base)?;
-        self.apply(rows, base, values);
+        let cols = self.base.claim().weight.geometry().cols;
+        let all = self.together(rows);
+        self.base.rows(&all, base)?;
+        self.apply(&all, base, values);
+        if all != *rows {
+            for values in [base, values] {
+                values.truncate((rows.end - all.start) * cols);
+                values.drain(..(rows.start - all.start) * cols);
+            }
+        }
         Ok(())
     }
 
-    /// The same of rows that were loaded.
+    /// Some rows with those that have to be edited together with them.
+    fn together(&self, rows: &Range<usize>) -> Range<usize> {
+        let step = self.edit_step();
+        let end = rows.end.checked_next_multiple_of(step).unwrap_or(usize::MAX);
+        rows.start / step * step..end.min(self.base.claim().weight.geometry().rows)
+    }
+
+    /// The same of rows that were loaded, which begin and end where a chunk may.
     pub(crate) fn decode(&self, stored: &Stored, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) {
         self.base.decode(stored, rows, base);
         self.apply(rows, base, values);

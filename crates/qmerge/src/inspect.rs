@@ -270,27 +270,31 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
         }
     }
     let variants = [
-        ("rslora", config.use_rslora),
-        ("dora", config.use_dora),
-        ("lora_bias", config.lora_bias),
-        ("rank_pattern", !config.rank_pattern.is_empty()),
-        ("alpha_pattern", !config.alpha_pattern.is_empty()),
+        ("rslora", config.is_set("use_rslora")),
+        ("dora", config.is_set("use_dora")),
+        ("lora_bias", config.is_set("lora_bias")),
+        ("rank_pattern", config.is_set("rank_pattern")),
+        ("alpha_pattern", config.is_set("alpha_pattern")),
         ("target_parameters", !config.target_parameters.is_empty()),
         ("trained tokens", config.is_set("trainable_token_indices")),
         ("bd-lora", config.is_set("use_bdlora")),
     ];
     let mut variants: Vec<String> =
         variants.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect();
-    variants.extend(config.init.as_ref().map(|init| format!("init {init}")));
+    let init = config.json.get("init_lora_weights").and_then(serde_json::Value::as_str);
+    variants.extend(init.map(|init| format!("init {init}")));
     // What the file leaves out has PEFT's default, in the kind that has the field.
-    let has = |key: &str| config.peft_type == "LORA" || config.json.get(key).is_some_and(serde_json::Value::is_number);
+    let number = |key: &str| {
+        let missing = (config.peft_type == "LORA").then_some(8.0);
+        config.json.get(key).and_then(serde_json::Value::as_f64).or(missing)
+    };
     Ok(AdapterInspection {
         schema_version: SCHEMA_VERSION,
         path: adapter.path.display().to_string(),
         peft_type: config.peft_type.clone(),
         variants,
-        r: has("r").then_some(config.r),
-        lora_alpha: has("lora_alpha").then_some(config.lora_alpha),
+        r: number("r").map(|r| r as u64),
+        lora_alpha: number("lora_alpha"),
         refused: adapter
             .refusal()
             .map(|error| Refused { reason: error.message().to_owned(), remedy: error.hint().map(str::to_owned) }),

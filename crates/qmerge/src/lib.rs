@@ -31,6 +31,8 @@ pub mod formats;
 pub mod inspect;
 #[cfg(feature = "internals")]
 pub mod internals;
+#[doc(hidden)]
+pub mod linalg;
 pub mod measure;
 pub mod merge;
 pub mod open;

@@ -1,46 +1,29 @@
-//! `adapter_config.json`: the fields that decide what a merge does.
+//! `adapter_config.json`: the fields that all methods have, and typed access to those of each.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::patterns::Patterns;
-use crate::error::{Error, Result, malformed, mismatch};
+use crate::error::{Error, Result, malformed};
 use crate::open;
 
-/// An adapter's configuration. Fields that are missing take PEFT's defaults; unknown fields are kept in `json`.
+/// What configurations of all methods have. Fields that are missing take PEFT's defaults; those of a method are read by it, out of `json`.
 #[derive(Clone, Debug)]
 pub struct AdapterConfig {
     /// Where it was read.
     pub path: PathBuf,
     /// The whole document.
     pub json: Map<String, Value>,
-    /// Kind of adapter ("LORA").
+    /// Method ("LORA").
     pub peft_type: String,
-    /// Rank.
-    pub r: u64,
-    /// Numerator of the scaling.
-    pub lora_alpha: f64,
-    /// Scaling by `1/√r` instead of `1/r`.
-    pub use_rslora: bool,
-    /// Weight-decomposed: a trained magnitude per output.
-    pub use_dora: bool,
-    /// A trained bias on the B factor.
-    pub lora_bias: bool,
     /// The base stores weights as (in, out).
     pub fan_in_fan_out: bool,
-    /// Ranks of modules that differ, in file order: the first pattern that matches decides.
-    pub rank_pattern: Patterns,
-    /// Alphas of modules that differ, in file order.
-    pub alpha_pattern: Patterns,
     /// Modules trained whole.
     pub modules_to_save: Vec<String>,
     /// Parameters targeted by name (experts).
     pub target_parameters: Vec<String>,
     /// Modules targeted, where given as a list.
     pub target_modules: Vec<String>,
-    /// `init_lora_weights` where it is a string ("pissa").
-    pub init: Option<String>,
     /// Input and output embedding share the adapter.
     pub ensure_weight_tying: bool,
     /// What the model was trained to do ("SEQ_CLS").
@@ -71,15 +54,9 @@ impl AdapterConfig {
         }
     }
 
-    /// Rank and scaling of a module after patterns.
-    pub(super) fn scaling(&self, name: &str) -> Result<(usize, f64)> {
-        let lookup = |patterns: &Patterns| patterns.lookup(name).map_err(|error| error.in_file(&self.path));
-        let rank = lookup(&self.rank_pattern)?.unwrap_or(self.r as f64);
-        let alpha = lookup(&self.alpha_pattern)?.unwrap_or(self.lora_alpha);
-        if rank < 1.0 || rank.fract() != 0.0 {
-            return Err(mismatch(format!("rank {rank} for `{name}`")).in_file(&self.path));
-        }
-        Ok((rank as usize, if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }))
+    /// Typed access to the document.
+    pub(super) fn fields(&self) -> Fields<'_> {
+        Fields(&self.json)
     }
 
     /// True if `target_parameters` names the parameter at `path`: all of it, or its end from a dot on.
@@ -136,30 +113,15 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<AdapterConfig> {
     let fields = Fields(&json);
     let peft_type =
         fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
-    let r = fields.number("r")?.unwrap_or(8.0);
-    if r.fract() != 0.0 || !(0.0..=1e6).contains(&r) {
-        return Err(malformed(format!("`r` is {r}, expected a whole number")));
-    }
     Ok(AdapterConfig {
         path: path.to_path_buf(),
         peft_type,
-        r: r as u64,
-        lora_alpha: fields.number("lora_alpha")?.unwrap_or(8.0),
-        use_rslora: fields.flag("use_rslora")?,
-        use_dora: fields.flag("use_dora")?,
-        lora_bias: fields.flag("lora_bias")?,
         fan_in_fan_out: fields.flag("fan_in_fan_out")?,
-        rank_pattern: Patterns::new(fields.numbers("rank_pattern")?),
-        alpha_pattern: Patterns::new(fields.numbers("alpha_pattern")?),
         modules_to_save: fields.texts("modules_to_save")?,
         target_parameters: fields.texts("target_parameters")?,
         target_modules: match json.get("target_modules") {
             Some(Value::String(_)) => Vec::new(),
             _ => fields.texts("target_modules")?,
-        },
-        init: match json.get("init_lora_weights") {
-            Some(Value::String(text)) => Some(text.clone()),
-            _ => None,
         },
         ensure_weight_tying: fields.flag("ensure_weight_tying")?,
         task_type: json.get("task_type").and_then(Value::as_str).map(str::to_owned),
@@ -169,7 +131,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<AdapterConfig> {
 }
 
 /// Typed access; null counts as missing.
-struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(&'a Map<String, Value>);
 
 impl Fields<'_> {
     fn get(&self, key: &str) -> Option<&Value> {
@@ -180,21 +142,25 @@ impl Fields<'_> {
         malformed(format!("`{key}` is {value}, expected {want}"))
     }
 
-    fn text(&self, key: &str) -> Result<Option<String>> {
+    /// A string.
+    pub(super) fn text(&self, key: &str) -> Result<Option<String>> {
         self.get(key)
             .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value)))
             .transpose()
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    /// A finite number.
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.get(key).map(|value| number(value).ok_or_else(|| Self::wrong(key, "a number", value))).transpose()
     }
 
-    fn flag(&self, key: &str) -> Result<bool> {
+    /// True or false; false where it is missing.
+    pub(super) fn flag(&self, key: &str) -> Result<bool> {
         self.get(key).map_or(Ok(false), |value| value.as_bool().ok_or_else(|| Self::wrong(key, "true or false", value)))
     }
 
-    fn texts(&self, key: &str) -> Result<Vec<String>> {
+    /// A list of strings; one string is a list of itself.
+    pub(super) fn texts(&self, key: &str) -> Result<Vec<String>> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let items = match value {
             Value::String(one) => return Ok(vec![one.clone()]),
@@ -207,7 +173,8 @@ impl Fields<'_> {
             .collect()
     }
 
-    fn numbers(&self, key: &str) -> Result<Vec<(String, f64)>> {
+    /// Numbers by pattern, in the order of the file.
+    pub(super) fn numbers(&self, key: &str) -> Result<Vec<(String, f64)>> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let map = value.as_object().ok_or_else(|| Self::wrong(key, "an object of numbers", value))?;
         map.iter()
@@ -230,12 +197,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_fields_take_the_defaults_of_peft() {
-        let config = parse(r#"{"peft_type": "LORA"}"#, Path::new("x")).unwrap();
-        assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 8.0, false));
-    }
-
-    #[test]
     fn parameters_are_targeted_by_the_end_of_their_path() {
         let text = r#"{"peft_type": "LORA", "target_parameters": ["experts.gate_up_proj", "down_proj"]}"#;
         let config = parse(text, Path::new("x")).unwrap();
@@ -252,11 +213,7 @@ mod tests {
         for (text, field) in [
             (r#"{"peft_type": 3}"#, "peft_type"),
             (r#"{"r": 4}"#, "peft_type"),
-            (r#"{"peft_type": "LORA", "r": "8"}"#, "`r`"),
-            (r#"{"peft_type": "LORA", "r": 2.5}"#, "`r`"),
-            (r#"{"peft_type": "LORA", "lora_alpha": 1e999}"#, "lora_alpha"),
-            (r#"{"peft_type": "LORA", "alpha_pattern": {"q": "x"}}"#, "alpha_pattern"),
-            (r#"{"peft_type": "LORA", "use_dora": 1}"#, "use_dora"),
+            (r#"{"peft_type": "LORA", "fan_in_fan_out": 1}"#, "fan_in_fan_out"),
             ("[]", "JSON object"),
         ] {
             let error = parse(text, Path::new("x")).unwrap_err().to_string();

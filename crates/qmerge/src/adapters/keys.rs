@@ -1,23 +1,17 @@
 //! Adapter tensor names: which module a tensor belongs to, and what it is there.
 //!
 //! PEFT writes `base_model.model.<module path>.<what>`; in the wild the prefix may be missing, wrappers of torch.compile and
-//! FSDP leave infixes, and some writers keep the adapter's name after `lora_A`.
+//! FSDP leave infixes, and some writers keep the adapter's name after `lora_A`. Which components mark a tensor of a method's own, the methods say.
+
+use super::{ADAPTERS, Markers};
 
 /// What a tensor is to its module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
-    /// First factor (rank, in).
-    A,
-    /// Second factor (out, rank).
-    B,
-    /// Bias of the second factor.
-    BiasB,
-    /// First factor of an embedding (rank, vocabulary).
-    EmbeddingA,
-    /// Second factor of an embedding (dim, rank).
-    EmbeddingB,
-    /// DoRA's magnitude.
-    Magnitude,
+    /// A tensor of the method's own: its marker, and whether it is a bias.
+    Own(&'static str, bool),
+    /// A tensor that all modules share, by its name from the marker on.
+    Shared(String),
     /// Replacement rows for trained tokens.
     Tokens,
     /// A base parameter, by its own name ("weight").
@@ -81,41 +75,45 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         let (last, module) = path.split_last().unwrap_or((&"", &[]));
         (module.to_vec(), Role::Whole((*last).to_owned()), wrapped)
     };
-    let at = path.iter().position(|component| is_marker(component)).unwrap_or(path.len());
+    let found = path.iter().enumerate().find_map(|(at, component)| Some((at, marker(component)?)));
+    let Some((at, mark)) = found else { return plain(false) };
     let (module, behind) = path.split_at(at);
-    let (Some(marker), Some(last)) = (behind.first().copied(), behind.last().copied()) else { return plain(false) };
-    let module = module.to_vec();
-    let role = match marker {
-        "lora_A" => Role::A,
-        "lora_B" if last == "bias" => Role::BiasB,
-        "lora_B" => Role::B,
-        "lora_embedding_A" => Role::EmbeddingA,
-        "lora_embedding_B" => Role::EmbeddingB,
-        "lora_magnitude_vector" => Role::Magnitude,
-        "token_adapter" | "trainable_tokens_delta" => Role::Tokens,
-        "lora_velora_embed" | "lora_monteclora_sampler" => Role::TrainingOnly,
-        "original_module" => Role::Original,
+    let (Some(component), Some(last)) = (behind.first(), behind.last()) else { return plain(false) };
+    let role = match mark {
+        Mark::Own(marker) => Role::Own(marker, *last == "bias" && behind.len() > 1),
+        Mark::Shared => Role::Shared(behind.join(".")),
+        Mark::TrainingOnly => Role::TrainingOnly,
+        Mark::Everyones if *component == "original_module" => Role::Original,
         // `<module>.modules_to_save[.<adapter>].<param>`.
-        _ => return (module, Role::Whole(last.to_owned()), true),
+        Mark::Everyones if *component == "modules_to_save" => {
+            return (module.to_vec(), Role::Whole((*last).to_owned()), true);
+        }
+        Mark::Everyones => Role::Tokens,
     };
-    (module, role, false)
+    (module.to_vec(), role, false)
 }
 
-fn is_marker(component: &str) -> bool {
-    matches!(
-        component,
-        "lora_A"
-            | "lora_B"
-            | "lora_embedding_A"
-            | "lora_embedding_B"
-            | "lora_magnitude_vector"
-            | "lora_velora_embed"
-            | "lora_monteclora_sampler"
-            | "token_adapter"
-            | "trainable_tokens_delta"
-            | "original_module"
-            | "modules_to_save"
-    )
+/// Markers that adapters of all methods may have.
+const EVERYONES: &[&str] = &["token_adapter", "trainable_tokens_delta", "original_module", "modules_to_save"];
+
+/// What a component says of the tensor whose name it is in.
+enum Mark {
+    Own(&'static str),
+    Shared,
+    TrainingOnly,
+    Everyones,
+}
+
+fn marker(component: &str) -> Option<Mark> {
+    if EVERYONES.contains(&component) {
+        return Some(Mark::Everyones);
+    }
+    ADAPTERS.iter().find_map(|method| {
+        let Markers { own, shared, training_only } = method.markers();
+        let own = own.iter().find(|marker| **marker == component).map(|marker| Mark::Own(marker));
+        own.or_else(|| shared.contains(&component).then_some(Mark::Shared))
+            .or_else(|| training_only.contains(&component).then_some(Mark::TrainingOnly))
+    })
 }
 
 #[cfg(test)]
@@ -160,17 +158,26 @@ mod tests {
             "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             "base_model.model.module.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
         ] {
-            assert_eq!(key(name), (q.clone(), Role::A, 0), "{name}");
+            assert_eq!(key(name), (q.clone(), Role::Own("lora_A", false), 0), "{name}");
         }
-        assert_eq!(key("base_model.model.a.q.lora_B.bias").1, Role::BiasB);
-        assert_eq!(key("base_model.model.a.q.lora_magnitude_vector.default.weight").1, Role::Magnitude);
-        assert_eq!(key("base_model.model.embed.lora_embedding_A").1, Role::EmbeddingA);
+        assert_eq!(key("base_model.model.a.q.lora_B.bias").1, Role::Own("lora_B", true));
+        assert_eq!(
+            key("base_model.model.a.q.lora_magnitude_vector.default.weight").1,
+            Role::Own("lora_magnitude_vector", false)
+        );
+        assert_eq!(key("base_model.model.embed.lora_embedding_A").1, Role::Own("lora_embedding_A", false));
         assert_eq!(
             key("base_model.model.embed.token_adapter.trainable_tokens_delta"),
             ("embed".into(), Role::Tokens, 0)
         );
-        assert_eq!(key("base_model.model.mlp.experts.base_layer.lora_A.weight"), ("mlp.experts".into(), Role::A, 1));
-        assert_eq!(key("base_model.model.mha.base_layer.out_proj.lora_A.weight"), ("mha.out_proj".into(), Role::A, 0));
+        assert_eq!(
+            key("base_model.model.mlp.experts.base_layer.lora_A.weight"),
+            ("mlp.experts".into(), Role::Own("lora_A", false), 1)
+        );
+        assert_eq!(
+            key("base_model.model.mha.base_layer.out_proj.lora_A.weight"),
+            ("mha.out_proj".into(), Role::Own("lora_A", false), 0)
+        );
         assert_eq!(key("base_model.model.lm_head.weight"), ("lm_head".into(), Role::Whole("weight".into()), 0));
         assert_eq!(key("base_model.model.q.base_layer.bias"), ("q".into(), Role::Whole("bias".into()), 1));
         assert_eq!(

@@ -8,7 +8,7 @@ use crate::error::{Result, malformed};
 
 /// Numbers for modules, by pattern, in file order. Each pattern is compiled once.
 #[derive(Clone, Debug, Default)]
-pub struct Patterns {
+pub(super) struct Patterns {
     pairs: Vec<(String, f64)>,
     compiled: OnceLock<Vec<Regex>>,
 }
@@ -20,7 +20,7 @@ impl Patterns {
     }
 
     /// True if there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 

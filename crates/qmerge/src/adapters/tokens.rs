@@ -3,14 +3,16 @@
 //! PEFT calls the tensor `trainable_tokens_delta`, but its rows are the new values themselves. Which rows they are stands in the
 //! configuration only. Source: PEFT 0.21, `tuners/trainable_tokens/layer.py`.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::keys::{self, Role};
-use super::{Adapter, Changes, EditPlan, Method, Names, PlannedEdit, ReadOptions, low_rank, read_floats};
-use crate::edit::{Edit, ReplaceRows};
+use super::module::matrix_shape;
+use super::{
+    Adapter, AdapterConfig, ChangePlan, Layers, Markers, Method, Module, Names, Placed, Planned, PlannedEdit, Source,
+};
+use crate::edit::{Change, Reach, ReplaceRows};
 use crate::error::{Result, malformed, mismatch};
-use crate::open::Checkpoint;
-use std::sync::Arc;
 
 /// Adapters that train tokens and nothing else.
 pub(super) struct TrainableTokens;
@@ -20,16 +22,26 @@ impl Method for TrainableTokens {
         "TRAINABLE_TOKENS"
     }
 
-    fn read(&self, adapter: &Adapter, names: &Names<'_>, _: &ReadOptions) -> Result<Changes> {
-        let mut changes = Changes::default();
-        for entry in &adapter.tensors.entries {
-            let key = keys::parse(&entry.name);
-            if key.role == Role::Tokens {
-                let indices = adapter.config.json.get("token_indices");
-                changes.edits.push(plan(adapter, names, &entry.name, &key.module, indices)?);
-            }
-        }
-        Ok(changes)
+    fn markers(&self) -> Markers {
+        Markers::default()
+    }
+
+    fn configure(&self, _: &AdapterConfig) -> Result<Box<dyn Layers>> {
+        Ok(Box::new(NoLayers))
+    }
+
+    fn token_indices(&self) -> &'static str {
+        "token_indices"
+    }
+}
+
+/// Nothing but tokens, which are everyone's.
+#[derive(Debug)]
+struct NoLayers;
+
+impl Layers for NoLayers {
+    fn layer(&self, _: &Module<'_>) -> Result<Vec<Planned>> {
+        Ok(Vec::new())
     }
 }
 
@@ -52,7 +64,7 @@ pub(super) fn plan(
         .and_then(Value::as_array)
         .and_then(|items| items.iter().map(|item| item.as_u64().map(|n| n as usize)).collect())
         .ok_or_else(|| malformed("the configuration does not say which tokens its rows are").in_tensor(tensor))?;
-    let (rows, cols) = low_rank::matrix_shape(&adapter.tensors, tensor)?;
+    let (rows, cols) = matrix_shape(&adapter.tensors, tensor)?;
     if rows != indices.len() {
         return Err(
             mismatch(format!("{rows} rows, but the configuration lists {} tokens", indices.len())).in_tensor(tensor)
@@ -71,33 +83,37 @@ pub(super) fn plan(
             .in_tensor(tensor)
             .with_hint("the adapter was trained on a base with a larger vocabulary"));
     }
+    let change = Arc::new(TokensPlan { tensor: tensor.to_owned(), indices, cols });
     Ok(PlannedEdit {
         target: target.weight.name().to_owned(),
-        plan: Arc::new(TokensPlan { tensor: tensor.to_owned(), indices, cols }),
+        // Rows may be added to the embedding, so it fits any number.
+        plan: Placed { shape: None, ..Placed::whole(change, geometry.rows, cols, false) },
         tensors: vec![tensor.to_owned()],
+        layer: None,
     })
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct TokensPlan {
     tensor: String,
     indices: Vec<usize>,
     cols: usize,
 }
 
-impl EditPlan for TokensPlan {
-    fn load(&self, tensors: &Checkpoint) -> Result<Edit> {
-        Ok(Edit::Map(Box::new(ReplaceRows {
-            indices: self.indices.clone(),
-            values: read_floats(tensors, &self.tensor)?,
-        })))
+impl ChangePlan for TokensPlan {
+    fn load(&self, source: &Source<'_>) -> Result<Change> {
+        Ok(Change::map(ReplaceRows { indices: self.indices.clone(), values: source.floats(&self.tensor)? }))
     }
 
     fn memory(&self) -> u64 {
         4 * (self.indices.len() * self.cols) as u64
     }
 
-    fn is_additive(&self) -> bool {
-        false
+    fn reach(&self) -> Reach {
+        Reach::Block { outputs: 1, inputs: 1 }
+    }
+
+    fn is_tokens(&self) -> bool {
+        true
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value, json};
 
 use super::Run;
-use crate::adapters::linear_module;
+use crate::adapters::PlannedEdit;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, usage};
 use crate::formats::{self, Order, Reader};
@@ -55,12 +55,12 @@ fn modules(plan: &Plan) -> (HashMap<usize, String>, Vec<Without>) {
     let coarse = |step: &Step| matches!(&step.action, Action::Recode(recode) if is_coarse(recode));
     let steps = || plan.steps.iter().enumerate().filter(|(_, step)| coarse(step));
     for (_, step) in steps() {
-        factor(step).into_iter().for_each(|name| *by_name.entry(name).or_default() += 1);
+        edited(step).into_iter().for_each(|(path, _)| *by_name.entry(path).or_default() += 1);
     }
     let (mut found, mut without) = (HashMap::new(), Vec::new());
     for (number, step) in steps() {
         let Action::Recode(recode) = &step.action else { continue };
-        let module = factor(step).filter(|name| by_name[name] == 1).and_then(linear_module);
+        let module = edited(step).map(|(path, _)| path).filter(|path| by_name[path] == 1).map(str::to_owned);
         let reason = match module {
             _ if recode.source != Source::Base => "it takes the place of the base's",
             Some(module) if recode.to.shape().len() == 2 => {
@@ -76,14 +76,10 @@ fn modules(plan: &Plan) -> (HashMap<usize, String>, Vec<Without>) {
     (found, without)
 }
 
-/// The A factor of the first edit.
-fn factor(step: &Step) -> Option<&str> {
+/// The first edit of a linear layer, and that layer's path.
+fn edited(step: &Step) -> Option<(&str, &PlannedEdit)> {
     let Action::Recode(recode) = &step.action else { return None };
-    recode
-        .edits
-        .iter()
-        .find_map(|(_, edit)| edit.tensors.iter().find(|name| linear_module(name).is_some()))
-        .map(String::as_str)
+    recode.edits.iter().find_map(|(_, edit)| Some((edit.layer.as_deref()?, edit)))
 }
 
 /// Errors if nothing of this plan would be left for a residual adapter, or nowhere to put it.
@@ -232,8 +228,10 @@ impl Run<'_> {
     /// The type of the adapter's own factors: these are as fine.
     fn dtype(&self, number: usize) -> crate::dtype::Dtype {
         let step = &self.plan.steps[number];
-        let own =
-            factor(step).and_then(|name| self.inputs.adapters.iter().find_map(|adapter| adapter.tensors.get(name)));
+        let own = edited(step).and_then(|(_, edit)| {
+            let name = edit.tensors.first()?;
+            self.inputs.adapters.iter().find_map(|adapter| adapter.tensors.get(name))
+        });
         own.map_or(crate::dtype::Dtype::F32, |entry| entry.dtype)
     }
 

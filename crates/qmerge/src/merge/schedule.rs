@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::RunOptions;
 use super::memory::{self, Memory};
 use super::work::{self, Part, Work};
+use crate::edit::common_step;
 use crate::error::Result;
 use crate::plan::{Action, Plan, Recode, Step};
 use crate::round::Demand;
@@ -151,6 +152,9 @@ impl Schedule {
 pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     let from = recode.from.weight.geometry();
     let step = from.common_step(&recode.to.geometry());
+    // Rows that an edit needs together.
+    let edits = recode.edits.iter().map(|(_, edit)| edit.plan.row_step());
+    let step = edits.fold(step, common_step).min(from.rows.max(1));
     let wanted = elements / from.cols.max(1);
     // The low-rank product takes four rows at a time.
     let step = if step == 1 && wanted >= 4 { 4 } else { step };

@@ -69,7 +69,7 @@ pub(super) fn settle(
         let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
         let is_rounded = |member: &&String| {
             let edits = wanted.edits.get(*member).map_or(&[][..], Vec::as_slice);
-            edits.iter().any(|(_, edit)| edit.plan.scale().is_some())
+            edits.iter().any(|(_, edit)| !edit.plan.is_tokens())
         };
         // A method that draws rounds each stored copy by its own name.
         if options.rounding.draws_plain(&options.data) && stored.len() > 1 && stored.iter().any(is_rounded) {
@@ -145,7 +145,7 @@ impl Group<'_> {
 
     /// True for an edit of one end that means all of them: trained tokens of the input embedding, adapters that were trained tied.
     fn is_shared(&self, member: &str, (number, edit): &(usize, PlannedEdit)) -> bool {
-        self.shares(*number) || edit.plan.scale().is_none() && member != self.head
+        self.shares(*number) || edit.plan.is_tokens() && member != self.head
     }
 
     /// True if what is wanted of one member is meant for it alone.
@@ -235,7 +235,7 @@ fn refuse_unknown(inputs: &Inputs, options: &Options, names: &Names<'_>, wanted:
     let edited = wanted
         .edits
         .iter()
-        .filter(|(_, edits)| edits.iter().any(|(number, edit)| own(number) && edit.plan.scale().is_some()));
+        .filter(|(_, edits)| edits.iter().any(|(number, edit)| own(number) && !edit.plan.is_tokens()));
     let replaced = wanted.replacements.iter().filter(|(_, (number, replacement))| own(number) && replacement.trained);
     let mut targets: Vec<&String> = edited.map(|(name, _)| name).chain(replaced.map(|(name, _)| name)).collect();
     targets.sort();

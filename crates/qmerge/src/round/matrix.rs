@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::moments::Metric;
 use crate::formats::Grid;
+use crate::linalg::span;
 use crate::parallel::spread;
 use crate::simd::matmul::{Columns, HEIGHT, matmul};
 use crate::simd::vectors::{axpy, axpys, dot, outer};
@@ -147,7 +148,7 @@ impl Delta {
         let probes = MOST_DIRECTIONS.min(rows).min(cols);
         let signs: Vec<f32> = (0..cols * probes).map(|i| if hash(i as u64) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let sketch = product(&delta, &Columns::new(&signs, cols, probes), SOME);
-        let (basis, directions) = orthonormal(&sketch, rows, probes);
+        let (basis, directions) = span(&sketch, rows, probes, NEW);
         let coefficients = against(&basis, directions, cols, |r, part| &delta[r * cols..][part.clone()]);
         let moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
         // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
@@ -221,38 +222,6 @@ pub(super) fn against<'x>(
         }
     }
     out
-}
-
-/// An orthonormal basis of the columns of `x` (rows, count), as (rows, directions): Gram and Schmidt, twice, in f64. Columns that lie in the span of those
-/// before them, up to f32 rounding, are left out.
-fn orthonormal(x: &[f32], rows: usize, count: usize) -> (Vec<f32>, usize) {
-    let mut found: Vec<Vec<f64>> = Vec::new();
-    let mut largest = 0.0_f64;
-    for c in 0..count {
-        let mut column: Vec<f64> = (0..rows).map(|r| f64::from(x[r * count + c])).collect();
-        let length = |column: &[f64]| column.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let before = length(&column);
-        largest = largest.max(before);
-        for _ in 0..2 {
-            for other in &found {
-                let along: f64 = column.iter().zip(other).map(|(a, b)| a * b).sum();
-                column.iter_mut().zip(other).for_each(|(x, other)| *x -= along * other);
-            }
-        }
-        let after = length(&column);
-        if after > NEW * largest && after.is_finite() {
-            column.iter_mut().for_each(|x| *x /= after);
-            found.push(column);
-        }
-    }
-    let directions = found.len();
-    let mut basis = vec![0.0; rows * directions];
-    for (q, column) in found.iter().enumerate() {
-        for (r, x) in column.iter().enumerate() {
-            basis[r * directions + q] = *x as f32;
-        }
-    }
-    (basis, directions)
 }
 
 /// splitmix64's mixing of a number (Steele, Lea, Flood 2014).

@@ -20,7 +20,9 @@ use crate::error::{Result, usage};
 use crate::formats::Grid;
 
 #[doc(hidden)]
-pub use factor::{Cut, Factors, cut, sketch};
+pub use crate::linalg::Factors;
+#[doc(hidden)]
+pub use factor::{Cut, cut, sketch};
 pub(crate) use matrix::MOST_DIRECTIONS;
 #[doc(hidden)]
 pub use matrix::Matrix;

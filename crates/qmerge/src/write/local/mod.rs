@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_is_listed_after_a_torn_line_is_found_the_next_time() {
-        let mut sink = begun("torn");
+        let sink = begun("torn");
         sink.append(b"step\nto").unwrap();
         let target = sink.target.clone();
         let resume = Existing { resume: true, force: false };

@@ -3,24 +3,11 @@
 //! The best approximation of X of rank k in that norm is its projection U Uᵀ X on the first k eigenvectors of X H Xᵀ (Eckart and Young on X H^½). H^½ is
 //! never needed, and for a product B·A neither is X: with B = Q T the eigenvectors are those of the small T (A H Aᵀ) Tᵀ, turned by Q.
 
-mod eigen;
-
 use super::matrix::hash;
 use super::moments::Metric;
+use crate::linalg::{Factors, dot, gram_schmidt, symmetric};
 use crate::simd::matmul::{Columns, matmul};
 use crate::simd::vectors::axpy;
-use eigen::{dot, orthogonal, symmetric};
-
-/// A matrix of low rank: `left · right`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Factors {
-    /// Inner dimension.
-    pub rank: usize,
-    /// (rows, rank).
-    pub left: Vec<f32>,
-    /// (rank, cols).
-    pub right: Vec<f32>,
-}
 
 /// What is left of a matrix at a lower rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +25,7 @@ pub struct Cut {
 pub fn cut(factors: &Factors, scale: f64, rank: usize, metric: Option<&Metric>) -> Cut {
     let inner = factors.rank;
     let (rows, cols) = (factors.left.len() / inner, factors.right.len() / inner);
-    let (basis, t) = orthogonal(&factors.left, rows, inner);
+    let (basis, t) = gram_schmidt(&factors.left, rows, inner);
     let found = basis.len();
     let gram = gram(&factors.right, cols, metric);
     // T G Tᵀ.
@@ -89,7 +76,7 @@ pub fn sketch(matrix: &[f32], cols: usize, rank: usize, metric: Option<&Metric>,
     let mut basis = if count == rows {
         (0..rows).map(|k| (0..rows).map(|r| f64::from(u8::from(r == k))).collect()).collect()
     } else {
-        orthogonal(&product(&probes, count), rows, count).0
+        gram_schmidt(&product(&probes, count), rows, count).0
     };
     let (mut coefficients, mut moments);
     let mut round = 0;
@@ -102,7 +89,7 @@ pub fn sketch(matrix: &[f32], cols: usize, rank: usize, metric: Option<&Metric>,
         round += 1;
         let found = basis.len();
         let turned: Vec<f32> = (0..cols * found).map(|at| moments[at % found * cols + at / found]).collect();
-        (basis, _) = orthogonal(&product(&turned, found), rows, found);
+        (basis, _) = gram_schmidt(&product(&turned, found), rows, found);
     }
     let found = basis.len();
     let (values, vectors) = symmetric(products(&coefficients, &moments, found, cols), found);

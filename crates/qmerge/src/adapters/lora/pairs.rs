@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::keys::{self, Role};
-use super::low_rank::matrix_shape;
-use super::{Adapter, ReadOptions, refused};
-use crate::error::{Result, mismatch};
+use super::config::LoraConfig;
+use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
+use crate::adapters::keys::{self, Role};
+use crate::adapters::module::matrix_shape;
+use crate::adapters::{Adapter, ReadOptions};
+use crate::error::{Result, mismatch, unsupported};
 
 /// A and B of one module.
 #[derive(Clone, Debug)]
@@ -45,27 +47,29 @@ pub(crate) struct Parts {
 impl Parts {
     /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors cannot be cut.
     pub(crate) fn of(adapter: &Adapter, options: &ReadOptions) -> Result<Self> {
-        refused::uncuttable(&adapter.config, options).map_err(|error| error.in_file(&adapter.config.path))?;
-        Self::sort(adapter).map_err(|error| error.in_file(adapter.file()))
+        let in_config = |error: crate::error::Error| error.in_file(&adapter.config.path);
+        let config = config_of(adapter).map_err(in_config)?;
+        config.refuse_cut(options).map_err(in_config)?;
+        Self::sort(adapter, &config).map_err(|error| error.in_file(adapter.file()))
     }
 
-    fn sort(adapter: &Adapter) -> Result<Self> {
+    fn sort(adapter: &Adapter, config: &LoraConfig) -> Result<Self> {
         let mut parts = Self::default();
         let mut factors: HashMap<(String, usize, Role), &str> = HashMap::new();
         let mut firsts = Vec::new();
         for entry in &adapter.tensors.entries {
             let key = keys::parse(&entry.name);
             match &key.role {
-                Role::Magnitude => {
+                Role::Own(MAGNITUDE, _) => {
                     return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
                 }
                 Role::TrainingOnly => parts.training_only.push(entry.name.clone()),
                 Role::Tokens | Role::Whole(_) | Role::Original => parts.others.push(entry.name.clone()),
-                Role::A | Role::EmbeddingA => firsts.push(key.clone()),
-                Role::B | Role::BiasB | Role::EmbeddingB => {}
+                Role::Own(A | EMBEDDING_A, _) => firsts.push(key.clone()),
+                Role::Own(..) | Role::Shared(_) => {}
             }
             if let Some(before) = factors.insert((key.module, key.depth, key.role.clone()), &entry.name)
-                && matches!(key.role, Role::A | Role::B | Role::BiasB | Role::EmbeddingA | Role::EmbeddingB)
+                && matches!(key.role, Role::Own(..))
             {
                 return Err(mismatch(format!("stands for the same factor as `{before}`")).in_tensor(&entry.name));
             }
@@ -73,20 +77,20 @@ impl Parts {
         let mut taken: HashSet<&str> = HashSet::new();
         for key in firsts {
             let get = |role: Role| factors.get(&(key.module.clone(), key.depth, role)).copied();
-            let embedding = key.role == Role::EmbeddingA;
+            let embedding = key.role == Role::Own(EMBEDDING_A, false);
             let a = get(key.role.clone()).unwrap_or_default();
-            let b = get(if embedding { Role::EmbeddingB } else { Role::B }).ok_or_else(|| {
+            let b = get(Role::Own(if embedding { EMBEDDING_B } else { B }, false)).ok_or_else(|| {
                 mismatch(format!("its partner, the B factor of `{}`, is missing", key.module))
                     .in_tensor(a)
                     .with_hint("the adapter file is incomplete")
             })?;
-            let bias = get(Role::BiasB);
+            let bias = get(Role::Own(B, true));
             taken.extend([a, b].into_iter().chain(bias));
-            parts.pairs.push(pair(adapter, &key.module, (a, b, bias), embedding)?);
+            parts.pairs.push(pair(adapter, config, &key.module, (a, b, bias), embedding)?);
         }
-        let alone = factors.iter().filter(|((_, _, role), name)| {
-            matches!(role, Role::B | Role::BiasB | Role::EmbeddingB) && !taken.contains(*name)
-        });
+        let alone = factors
+            .iter()
+            .filter(|((_, _, role), name)| matches!(role, Role::Own(B | EMBEDDING_B, _)) && !taken.contains(*name));
         match alone.map(|(_, name)| *name).min() {
             Some(name) => Err(mismatch("its partner, the A factor, is missing").in_tensor(name)),
             None => Ok(parts),
@@ -94,10 +98,16 @@ impl Parts {
     }
 }
 
-fn pair(adapter: &Adapter, module: &str, (a, b, bias): (&str, &str, Option<&str>), embedding: bool) -> Result<Pair> {
+fn pair(
+    adapter: &Adapter,
+    config: &LoraConfig,
+    module: &str,
+    (a, b, bias): (&str, &str, Option<&str>),
+    embedding: bool,
+) -> Result<Pair> {
     let ((rank_a, inputs), (outputs, rank_b)) =
         (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
-    let (rank, scale) = adapter.config.scaling(module)?;
+    let (rank, scale) = config.scaling(module)?;
     if inputs == 0 || outputs == 0 {
         return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));
     }
@@ -127,8 +137,11 @@ fn pair(adapter: &Adapter, module: &str, (a, b, bias): (&str, &str, Option<&str>
     })
 }
 
-/// The module whose A factor a tensor is, if it is that of a layer.
-pub(crate) fn linear_module(tensor: &str) -> Option<String> {
-    let key = keys::parse(tensor);
-    (key.role == Role::A && key.depth == 0).then_some(key.module)
+/// The configuration, if the adapter is a LoRA.
+fn config_of(adapter: &Adapter) -> Result<LoraConfig> {
+    if adapter.config.peft_type != "LORA" {
+        return Err(unsupported(format!("a {} adapter has no factors A and B to cut", adapter.config.peft_type))
+            .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA"));
+    }
+    LoraConfig::read(&adapter.config)
 }

@@ -1,0 +1,102 @@
+//! The factors A and B: `scaling · B·A` with A (rank, in) and B (out, rank).
+//!
+//! Of a stack of experts A is (experts·rank, in) with the expert slowest, B is (out, rank·experts) with the expert fastest.
+
+use super::config::Diagonal;
+use crate::adapters::{ChangePlan, Source};
+use crate::dtype::Dtype;
+use crate::edit::{Change, Product};
+use crate::error::Result;
+
+/// A planned low-rank change.
+#[derive(Clone, Debug)]
+pub(super) struct LowRankPlan {
+    pub(super) a: String,
+    pub(super) b: String,
+    /// Rank, inputs and outputs of one product.
+    pub(super) rank: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    /// Products that the factors hold.
+    pub(super) matrices: usize,
+    pub(super) scale: f64,
+    /// Rounds the delta before it is added, as PEFT does for embeddings and bare parameters.
+    pub(super) round: Option<Dtype>,
+    pub(super) diagonal: Option<Diagonal>,
+}
+
+impl LowRankPlan {
+    /// The products that a source wants.
+    pub(super) fn products(&self, source: &Source<'_>) -> Result<Vec<Product>> {
+        let mut a = source.floats(&self.a)?;
+        let mut b = source.floats(&self.b)?;
+        match self.diagonal {
+            Some(Diagonal::A(blocks)) => a = expand_diagonal(&a, self.rank, blocks),
+            Some(Diagonal::B(blocks)) => b = expand_diagonal(&b, self.outputs, blocks),
+            None => {}
+        }
+        let product = |left, right| Product::new(self.rank, left, right, self.scale as f32, self.round);
+        if self.matrices == 1 {
+            return Ok(vec![product(b, a)]);
+        }
+        let one = |expert| {
+            let (left, right) = self.one(&a, &b, expert);
+            product(left, right)
+        };
+        Ok(source.matrices().map(one).collect())
+    }
+
+    /// B and A of one matrix out of the stacked ones.
+    fn one(&self, a: &[f32], b: &[f32], expert: usize) -> (Vec<f32>, Vec<f32>) {
+        let (size, stacked) = ((self.rank * self.inputs).max(1), (self.rank * self.matrices).max(1));
+        let rows = b.chunks_exact(stacked);
+        let left = rows.flat_map(|row| row.iter().skip(expert).step_by(self.matrices.max(1)).take(self.rank).copied());
+        (left.collect(), a.chunks_exact(size).nth(expert).map(<[f32]>::to_vec).unwrap_or_default())
+    }
+}
+
+impl ChangePlan for LowRankPlan {
+    fn load(&self, source: &Source<'_>) -> Result<Change> {
+        self.products(source).map(Change::Product)
+    }
+
+    fn matrices(&self) -> usize {
+        self.matrices
+    }
+
+    fn memory(&self) -> u64 {
+        // While the factors are rearranged, both forms stand.
+        8 * (self.rank as u64) * (self.inputs as u64 + self.outputs as u64) * self.matrices as u64
+    }
+
+    fn scale(&self) -> Option<f64> {
+        Some(self.scale)
+    }
+}
+
+/// Rows cut into `blocks` equal groups, each on its own columns.
+fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
+    let narrow = packed.len() / rows.max(1);
+    let wide = narrow * blocks;
+    let mut out = vec![0.0; rows * wide];
+    let group = (rows / blocks).max(1);
+    for (i, row) in packed.chunks_exact(narrow.max(1)).enumerate() {
+        let at = i * wide + (i / group) * narrow;
+        if let Some(out) = out.get_mut(at..at + narrow) {
+            out.copy_from_slice(row);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_diagonal_factors_are_spread() {
+        let packed = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let wide = expand_diagonal(&packed, 4, 2);
+        assert_eq!(wide, [1., 2., 0., 0., 3., 4., 0., 0., 0., 0., 5., 6., 0., 0., 7., 8.]);
+    }
+}

@@ -1,0 +1,216 @@
+//! A module of the base, as a method sees it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::site::Site;
+use super::{Adapter, ReadOptions, read_floats};
+use crate::dtype::Dtype;
+use crate::error::{Result, mismatch};
+use crate::formats::Claim;
+use crate::open::Checkpoint;
+
+/// The tensors that an adapter has for one module, by marker.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors {
+    by_marker: BTreeMap<(&'static str, bool), String>,
+}
+
+impl Tensors {
+    /// The tensor of a marker.
+    pub fn get(&self, marker: &'static str) -> Option<&str> {
+        self.by_marker.get(&(marker, false)).map(String::as_str)
+    }
+
+    /// The bias of a marker.
+    pub fn bias(&self, marker: &'static str) -> Option<&str> {
+        self.by_marker.get(&(marker, true)).map(String::as_str)
+    }
+
+    /// Takes a tensor in. Errors if there is one of the same marker.
+    pub(super) fn insert(&mut self, key: (&'static str, bool), name: &str) -> Result<()> {
+        match self.by_marker.insert(key, name.to_owned()) {
+            Some(before) => Err(mismatch(format!("stands for the same factor as `{before}`")).in_tensor(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A module that an adapter changes and that the base has.
+pub struct Module<'a> {
+    pub(super) path: &'a str,
+    /// Wrappers that lie around it and are not its own.
+    pub(super) depth: usize,
+    pub(super) adapter: &'a Adapter,
+    pub(super) tensors: &'a Tensors,
+    pub(super) shared: &'a BTreeMap<String, Arc<Shared>>,
+    pub(super) site: &'a Site<'a>,
+    pub(super) options: &'a ReadOptions,
+}
+
+impl<'a> Module<'a> {
+    /// Path of the module ("model.layers.0.mlp.up_proj").
+    pub fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// The name that patterns of the configuration are matched with: its path, or that of a parameter that is targeted by name.
+    pub fn name(&self) -> &'a str {
+        &self.site.name
+    }
+
+    /// The adapter, for the shapes of its tensors.
+    pub fn adapter(&self) -> &'a Adapter {
+        self.adapter
+    }
+
+    /// Factor on the adapter's effect that the user asked for.
+    pub fn weight(&self) -> f64 {
+        self.adapter.weight
+    }
+
+    /// Choices of what adapters mean.
+    pub fn options(&self) -> &'a ReadOptions {
+        self.options
+    }
+
+    /// The module's own tensors.
+    pub fn tensors(&self) -> &'a Tensors {
+        self.tensors
+    }
+
+    /// The tensor of a marker. Errors if the adapter has none.
+    pub fn tensor(&self, marker: &'static str) -> Result<&'a str> {
+        let missing = || mismatch(format!("`{}` has no tensor `{marker}`", self.path)).with_hint(INCOMPLETE);
+        self.tensors.get(marker).ok_or_else(missing)
+    }
+
+    /// Dimensions of a tensor of the adapter.
+    pub fn shape(&self, tensor: &str) -> Result<&'a [usize]> {
+        let entry = self.adapter.tensors.get(tensor).ok_or_else(|| mismatch("missing").in_tensor(tensor))?;
+        Ok(&entry.shape)
+    }
+
+    /// The two dimensions of a factor, with everything behind the first taken together.
+    pub fn matrix(&self, tensor: &str) -> Result<(usize, usize)> {
+        matrix_shape(&self.adapter.tensors, tensor)
+    }
+
+    /// A tensor that all modules share. Errors if the adapter has none.
+    pub fn shared(&self, marker: &str) -> Result<Arc<Shared>> {
+        let missing = || mismatch(format!("the adapter has no tensor `{marker}`")).with_hint(INCOMPLETE);
+        self.shared.get(marker).map(Arc::clone).ok_or_else(missing)
+    }
+
+    /// The weight that holds the module's matrix; of several, the first.
+    pub(super) fn claim(&self) -> &'a Claim {
+        self.site.claim
+    }
+
+    /// Outputs and inputs of the module's matrix in the base, as a linear layer; of one matrix, if it is of a stack.
+    pub fn base_shape(&self) -> (usize, usize) {
+        self.site.shape
+    }
+
+    /// Matrices that the module stacks and the adapter has tensors for; 1 for a layer.
+    pub fn matrices(&self) -> usize {
+        self.site.matrices()
+    }
+
+    /// True for routed experts, stacked or each by itself in a stack.
+    pub fn is_expert(&self) -> bool {
+        self.site.is_expert()
+    }
+
+    /// True for a stack of which the adapter has tensors for all matrices.
+    pub fn is_stack(&self) -> bool {
+        self.site.is_stack()
+    }
+
+    /// True for a convolution, whose kernel lies behind the inputs.
+    pub fn is_convolution(&self) -> bool {
+        self.claim().weight.shape().len() > 2 && !self.is_expert()
+    }
+
+    /// True if its values are stored as floats.
+    pub fn is_plain(&self) -> bool {
+        self.claim().weight.is_plain()
+    }
+
+    /// The name of the weight in the base.
+    pub fn base_name(&self) -> &'a str {
+        self.claim().weight.name()
+    }
+
+    /// True if the configuration targets the parameter by name.
+    pub fn is_parameter(&self) -> bool {
+        self.site.is_parameter()
+    }
+
+    /// The 16-bit type that the weight's plain values have, if they do.
+    pub fn sixteen_bits(&self) -> Option<Dtype> {
+        let weight = &self.claim().weight;
+        Some(weight.value_dtype()).filter(|dtype| weight.is_plain() && *dtype != Dtype::F32)
+    }
+
+    /// True for the input projection of torch's MultiheadAttention.
+    pub fn is_attention_input(&self) -> bool {
+        self.site.is_attention_input()
+    }
+
+    /// True for its output projection.
+    pub fn is_attention_output(&self) -> bool {
+        self.site.attention_output
+    }
+
+    /// True if the base has a bias for the module.
+    pub fn has_bias(&self) -> bool {
+        self.site.bias.is_some()
+    }
+}
+
+const INCOMPLETE: &str = "the adapter file is incomplete";
+
+/// The two dimensions of a factor, with everything behind the first taken together.
+pub(super) fn matrix_shape(tensors: &Checkpoint, name: &str) -> Result<(usize, usize)> {
+    let entry = tensors.get(name).ok_or_else(|| mismatch("missing").in_tensor(name))?;
+    match entry.shape[..] {
+        [rows, ref rest @ ..] if !rest.is_empty() => Ok((rows, rest.iter().product())),
+        _ => Err(mismatch(format!("shape {:?}, expected a matrix", entry.shape)).in_tensor(name)),
+    }
+}
+
+/// A tensor that all modules of an adapter share. It is read once, by the first change that is loaded.
+#[derive(Debug)]
+pub struct Shared {
+    name: String,
+    elements: u64,
+    values: Mutex<Option<Arc<[f32]>>>,
+}
+
+impl Shared {
+    pub(super) fn new(name: &str, elements: u64) -> Self {
+        Self { name: name.to_owned(), elements, values: Mutex::new(None) }
+    }
+
+    /// Its name in the adapter.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes that its values take.
+    pub fn memory(&self) -> u64 {
+        4 * self.elements
+    }
+
+    /// Its values.
+    pub(super) fn read(&self, tensors: &Checkpoint) -> Result<Arc<[f32]>> {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(values) = &*values {
+            return Ok(Arc::clone(values));
+        }
+        let read: Arc<[f32]> = read_floats(tensors, &self.name)?.into();
+        *values = Some(Arc::clone(&read));
+        Ok(read)
+    }
+}

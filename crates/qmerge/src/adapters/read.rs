@@ -1,0 +1,52 @@
+//! The way over an adapter's tensors, the same for all methods.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::keys::{self, Role};
+use super::site::Site;
+use super::{Adapter, Changes, Layers, Method, Module, Names, ReadOptions, Shared, Tensors, tokens, whole};
+use crate::error::Result;
+
+/// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
+pub(super) fn read(
+    adapter: &Adapter,
+    method: &dyn Method,
+    layers: &dyn Layers,
+    names: &Names<'_>,
+    options: &ReadOptions,
+) -> Result<Changes> {
+    let mut changes = Changes::default();
+    // By path and by depth of the wrappers around it.
+    let mut modules: BTreeMap<(String, usize), Tensors> = BTreeMap::new();
+    let mut shared: BTreeMap<String, Arc<Shared>> = BTreeMap::new();
+    for entry in &adapter.tensors.entries {
+        let key = keys::parse(&entry.name);
+        let name = entry.name.clone();
+        match &key.role {
+            Role::Own(marker, bias) => {
+                modules.entry((key.module, key.depth)).or_default().insert((*marker, *bias), &name)?;
+            }
+            Role::Shared(marker) => {
+                shared.insert(marker.clone(), Arc::new(Shared::new(&name, entry.elements())));
+            }
+            Role::Tokens => {
+                let indices = adapter.config.json.get(method.token_indices());
+                changes.edits.push(tokens::plan(adapter, names, &name, &key.module, indices)?);
+            }
+            Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
+            Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
+            Role::Whole(parameter) => whole::read(adapter, names, &key, parameter, entry, &mut changes)?,
+        }
+    }
+    for ((path, depth), tensors) in &modules {
+        layers.check(path, tensors)?;
+        let wrappers = modules.range((path.clone(), 0)..).take_while(|((other, _), _)| other == path).count();
+        let Some(site) = Site::find(adapter, names, path, (*depth, wrappers))? else { continue };
+        let module = Module { path, depth: *depth, adapter, tensors, shared: &shared, site: &site, options };
+        for planned in layers.layer(&module)? {
+            changes.edits.extend(site.place(&module, names, planned)?);
+        }
+    }
+    Ok(changes)
+}

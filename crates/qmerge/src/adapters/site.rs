@@ -1,0 +1,283 @@
+//! Where the base holds a module's matrix, and how it lies there.
+//!
+//! Mostly it is a weight of the module's own name. GPT-2 stores it turned, torch's attention several in one. PEFT targets a stacked parameter of routed experts
+//! by name (`target_parameters`) and wraps its module, once per parameter: the first parameter of the module is the innermost wrapper, whose tensors carry
+//! the most `base_layer`s; older adapters have a module per expert. The family's row says how both relate to what is on disk. Source: PEFT 0.21,
+//! `tuners/lora/layer.py` (`ParamWrapper`), `utils/transformers_weight_conversion.py`.
+
+use super::{Adapter, Names};
+use crate::arch::{self, Experts};
+use crate::error::{Result, mismatch};
+use crate::formats::Claim;
+
+/// Where the base holds a module's matrix.
+pub(super) struct Site<'a> {
+    /// The weight; of several, the first.
+    pub(super) claim: &'a Claim,
+    /// The name that patterns are matched with.
+    pub(super) name: String,
+    /// Outputs and inputs of the matrix, as a linear layer.
+    pub(super) shape: (usize, usize),
+    /// The bias beside the weight.
+    pub(super) bias: Option<&'a Claim>,
+    /// True for the output projection of torch's MultiheadAttention.
+    pub(super) attention_output: bool,
+    pub(super) kind: Kind<'a>,
+}
+
+pub(super) enum Kind<'a> {
+    /// A weight of its own.
+    Layer {
+        /// The weight's name: of a tied embedding, the one that it will have.
+        target: String,
+        /// The configuration targets it by name.
+        parameter: bool,
+        /// The input projection of torch's MultiheadAttention.
+        attention_input: bool,
+    },
+    /// A stack (experts, …) of which the adapter has tensors for all matrices.
+    Stack { experts: usize },
+    /// The same, and on disk each matrix is a weight, or several that follow each other or alternate: by expert.
+    Each { weights: Vec<Vec<&'a Claim>>, interleaved: bool },
+    /// One matrix of a stack, or the half of it that is its gate (0) or up projection (1).
+    InStack { expert: usize, half: Option<usize>, family: Experts },
+}
+
+impl<'a> Site<'a> {
+    /// Finds the matrix; none if the base has no such module. `wrapper` is its depth and how many there are around the module.
+    pub(super) fn find(
+        adapter: &Adapter,
+        names: &Names<'a>,
+        module: &str,
+        wrapper: (usize, usize),
+    ) -> Result<Option<Self>> {
+        // Experts and bare parameters first: their wrappers carry the module's name, not the parameter's.
+        if let Some((stack, expert, leaf)) = one_expert(module) {
+            if names.find(&format!("{module}.weight"))?.is_none() {
+                return Self::in_stack(names, module, (stack, expert, leaf));
+            }
+        } else if let Some(parameter) = parameter(adapter, names, module, wrapper)?
+            && let Some(site) = Self::of_parameter(names, module, &parameter)?
+        {
+            return Ok(Some(site));
+        }
+        Self::layer(adapter, names, module)
+    }
+
+    fn layer(adapter: &Adapter, names: &Names<'a>, module: &str) -> Result<Option<Self>> {
+        let (found, attention_input) = match names.find(&format!("{module}.in_proj_weight"))? {
+            Some(claim) => (Some(claim), true),
+            None => (names.find(&format!("{module}.weight"))?, false),
+        };
+        // An embedding that is tied to another tensor is not stored; what edits it parts the two.
+        let tied = if found.is_none() { names.tied_to(module) } else { None };
+        let Some(claim) = found.or(tied.as_ref().map(|(_, claim)| *claim)) else { return Ok(None) };
+        let attention_output =
+            module.strip_suffix(".out_proj").is_some_and(|mha| names.exact(&format!("{mha}.in_proj_weight")).is_some());
+        let path = format!("{module}.weight");
+        let parameter = adapter.config.targets_parameter(&path);
+        let (rows, cols) = flattened(claim).unwrap_or((claim.weight.geometry().elements(), 1));
+        let turned = claim.weight.shape().len() == 2 && turned(adapter, names, module, claim) != Turned::No;
+        let stem = claim.weight.name().strip_suffix("weight");
+        Ok(Some(Self {
+            claim,
+            name: if parameter { path } else { module.to_owned() },
+            shape: if turned { (cols, rows) } else { (rows, cols) },
+            bias: stem.and_then(|stem| names.exact(&format!("{stem}bias"))),
+            attention_output,
+            kind: Kind::Layer {
+                target: tied.map_or_else(|| claim.weight.name().to_owned(), |(name, _)| name),
+                parameter,
+                attention_input,
+            },
+        }))
+    }
+
+    /// A parameter that is targeted by name, if it is no layer's weight.
+    fn of_parameter(names: &Names<'a>, module: &str, parameter: &str) -> Result<Option<Self>> {
+        let name = format!("{module}.{parameter}");
+        let stack = |claim: &'a Claim| Self::stack(names, name.clone(), claim);
+        if let Some(claim) = names.find(&name)? {
+            return Ok(stack(claim));
+        }
+        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(prefix) = prefix(&family, module) else { return Ok(None) };
+        let which = usize::from(parameter == arch::DOWN);
+        if let Some(claim) = stacked(names, &family, prefix, which)? {
+            return Ok(stack(claim));
+        }
+        Self::each(names, name, &family, prefix, which)
+    }
+
+    fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
+        let &[experts, rows, cols] = claim.weight.shape() else { return None };
+        let turned = names.arch.experts.is_some_and(|experts| experts.in_out);
+        let shape = if turned { (cols, rows) } else { (rows, cols) };
+        Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
+    }
+
+    /// The parameter is stacked in the adapter's model, but on disk each expert has its own matrices.
+    fn each(names: &Names<'a>, name: String, family: &Experts, prefix: &str, which: usize) -> Result<Option<Self>> {
+        let weight = |expert: usize, projection: &str| {
+            let named = |module| names.exact(&format!("{prefix}{module}.{expert}.{projection}.weight"));
+            family.modules.iter().find_map(named)
+        };
+        let [gate, up, down] = family.each;
+        let (first, others): (&str, &[&str]) = if which == 0 { (gate, &[up]) } else { (down, &[]) };
+        let mut weights = Vec::new();
+        while let Some(claim) = weight(weights.len(), first) {
+            let mut own = vec![claim];
+            for projection in others {
+                own.push(weight(weights.len(), projection).ok_or_else(|| {
+                    mismatch(format!("expert {} of `{name}` has no `{projection}` in the base", weights.len()))
+                })?);
+            }
+            weights.push(own);
+        }
+        let Some(claim) = weights.first().and_then(|own| own.first()).copied() else { return Ok(None) };
+        let geometry = claim.weight.geometry();
+        let shape = (geometry.rows * (1 + others.len()), geometry.cols);
+        let kind = Kind::Each { weights, interleaved: family.interleaved };
+        Ok(Some(Self { claim, name, shape, bias: None, attention_output: false, kind }))
+    }
+
+    /// One expert's module where the base stacks its experts.
+    fn in_stack(names: &Names<'a>, module: &str, (stack, expert, leaf): (&str, usize, &str)) -> Result<Option<Self>> {
+        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
+        let spellings = [family.each, ["gate_proj", "up_proj", "down_proj"], ["w1", "w3", "w2"]];
+        let Some(projection) = spellings.iter().find_map(|each| each.iter().position(|name| *name == leaf)) else {
+            return Ok(None);
+        };
+        let Some(claim) = stacked(names, &family, prefix, projection / 2)? else { return Ok(None) };
+        let &[_, rows, cols] = claim.weight.shape() else { return Ok(None) };
+        let (width, inputs) = if family.in_out { (cols, rows) } else { (rows, cols) };
+        let half = (projection < 2).then_some(projection);
+        let shape = (if half.is_some() { width / 2 } else { width }, inputs);
+        let kind = Kind::InStack { expert, half, family };
+        Ok(Some(Self { claim, name: module.to_owned(), shape, bias: None, attention_output: false, kind }))
+    }
+
+    pub(super) fn matrices(&self) -> usize {
+        match &self.kind {
+            Kind::Stack { experts } => *experts,
+            Kind::Each { weights, .. } => weights.len(),
+            Kind::Layer { .. } | Kind::InStack { .. } => 1,
+        }
+    }
+
+    pub(super) fn is_expert(&self) -> bool {
+        !matches!(self.kind, Kind::Layer { .. })
+    }
+
+    pub(super) fn is_stack(&self) -> bool {
+        matches!(self.kind, Kind::Stack { .. } | Kind::Each { .. })
+    }
+
+    pub(super) fn is_parameter(&self) -> bool {
+        matches!(self.kind, Kind::Layer { parameter: true, .. } | Kind::Stack { .. } | Kind::Each { .. })
+    }
+
+    pub(super) fn is_attention_input(&self) -> bool {
+        matches!(self.kind, Kind::Layer { attention_input: true, .. })
+    }
+}
+
+/// What says that a weight's rows are inputs, if anything does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// Its format, or of a plain weight the family's row.
+    Known,
+    /// The adapter's `fan_in_fan_out`, of a plain weight.
+    Said,
+    No,
+}
+
+pub(super) fn turned(adapter: &Adapter, names: &Names<'_>, module: &str, claim: &Claim) -> Turned {
+    let plain = claim.weight.is_plain();
+    match () {
+        () if claim.weight.is_transposed() || plain && arch::leaf_in(module, names.arch.transposed) => Turned::Known,
+        () if plain && adapter.config.fan_in_fan_out => Turned::Said,
+        () => Turned::No,
+    }
+}
+
+/// The two dimensions of a matrix as it is stored, with everything behind the first taken together: a convolution's kernel.
+pub(super) fn flattened(claim: &Claim) -> Option<(usize, usize)> {
+    let geometry = claim.weight.geometry();
+    match claim.weight.shape() {
+        [_, _] => Some((geometry.rows, geometry.cols)),
+        [rows, rest @ ..] if !rest.is_empty() => Some((*rows, rest.iter().product())),
+        _ => None,
+    }
+}
+
+/// Which parameter of `module` the wrapper at `depth` holds; `None` if the adapter targets none by name.
+fn parameter(
+    adapter: &Adapter,
+    names: &Names<'_>,
+    module: &str,
+    (depth, wrappers): (usize, usize),
+) -> Result<Option<String>> {
+    // The order in which the module declares them: gate and up before down; unknown names alphabetically.
+    let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
+    let place = |name: &str| match name {
+        _ if name == stacked[0] || name == arch::GATE_UP => 0,
+        _ if name == stacked[1] || name == arch::DOWN => 1,
+        _ => 2,
+    };
+    // A target is the end of a parameter's path, if only its name, and may match nothing: only what the module has is wrapped. Experts
+    // have their stacked parameters even where each is stored by itself.
+    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
+    let mut parameters: Vec<&str> = Vec::new();
+    for target in &adapter.config.target_parameters {
+        let name = target.rsplit('.').next().unwrap_or(target);
+        let path = format!("{module}.{name}");
+        if adapter.config.targets_parameter(&path) && (experts && place(name) < 2 || names.find(&path)?.is_some()) {
+            parameters.push(name);
+        }
+    }
+    parameters.sort_by_key(|name| (place(name), *name));
+    parameters.dedup();
+    if parameters.is_empty() {
+        return Ok(None);
+    }
+    if parameters.len() != wrappers {
+        return Err(mismatch(format!(
+            "{wrappers} wrappers around `{module}`, but the configuration targets {} of its parameters ({})",
+            parameters.len(),
+            parameters.join(", ")
+        ))
+        .in_file(&adapter.config.path));
+    }
+    Ok(parameters.get(wrappers.saturating_sub(1 + depth)).map(|name| (*name).to_owned()))
+}
+
+/// Splits `….experts.7.gate_proj` into the stack's path, the number and the projection.
+fn one_expert(module: &str) -> Option<(&str, usize, &str)> {
+    let (rest, leaf) = module.rsplit_once('.')?;
+    let (stack, number) = rest.rsplit_once('.')?;
+    let number = number.parse().ok()?;
+    stack.ends_with("experts").then_some((stack, number, leaf))
+}
+
+/// What stands before the experts module ("model.layers.3."), if the path ends in one of the family's names for it.
+fn prefix<'m>(experts: &Experts, module: &'m str) -> Option<&'m str> {
+    experts
+        .modules
+        .iter()
+        .find_map(|name| module.strip_suffix(name).filter(|head| head.is_empty() || head.ends_with('.')))
+}
+
+/// The stacked weight: gate and up (0) or down (1).
+fn stacked<'a>(names: &Names<'a>, experts: &Experts, prefix: &str, which: usize) -> Result<Option<&'a Claim>> {
+    let [gate_up, down] = experts.stacked;
+    let parameter = if which == 0 { gate_up } else { down };
+    for module in experts.modules {
+        let found = names.find(&format!("{prefix}{module}.{parameter}"))?;
+        if found.is_some_and(|claim| claim.weight.shape().len() == 3) {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,52 @@
+//! Small dense linear algebra in f64: bases, eigenvalues, singular values, systems of equations.
+//!
+//! Matrices are row-major slices. All of it is plain loops in one fixed order on one thread, of operations that IEEE 754 fixes, so results are the same bits
+//! on every machine and for any number of threads; what goes to all cores does so by weight. faer would be faster above some hundred columns, but chooses
+//! its kernels, and with them the order of its sums, by the machine's vector instructions and by the number of threads.
+
+mod basis;
+mod eigen;
+mod solve;
+mod svd;
+
+pub use basis::{gram_schmidt, span};
+pub use eigen::symmetric;
+pub use solve::Lu;
+pub use svd::{Svd, svd};
+
+/// A matrix of low rank: `left · right`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
+    /// Inner dimension.
+    pub rank: usize,
+    /// (rows, rank).
+    pub left: Vec<f32>,
+    /// (rank, cols).
+    pub right: Vec<f32>,
+}
+
+/// Σ x·y in eight chains, which a compiler can do side by side.
+pub fn dot<X: Copy + Into<f64>, Y: Copy + Into<f64>>(x: &[X], y: &[Y]) -> f64 {
+    let mut sums = [0.0_f64; 8];
+    let (x_chunks, y_chunks) = (x.chunks_exact(8), y.chunks_exact(8));
+    let rest: f64 = x_chunks.remainder().iter().zip(y_chunks.remainder()).map(|(&x, &y)| x.into() * y.into()).sum();
+    for (x, y) in x_chunks.zip(y_chunks) {
+        for ((sum, &x), &y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x.into() * y.into();
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// Turns the pairs of values of two rows by the angle of cosine c and sine s.
+fn turn(x: &mut [f64], y: &mut [f64], (c, s): (f64, f64)) {
+    for (x, y) in x.iter_mut().zip(y) {
+        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+    }
+}
+
+/// Values in [−1, 1] that tests take for random ones.
+#[cfg(test)]
+fn mixed(count: usize) -> Vec<f64> {
+    (0..count).map(|i| ((i * i * 7919 + i) % 1013) as f64 / 506.0 - 1.0).collect()
+}

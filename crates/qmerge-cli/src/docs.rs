@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use qmerge::adapters::ADAPTERS;
+use qmerge::arch;
 use qmerge::formats::FORMATS;
 use qmerge::progress::Progress;
 use qmerge::round::ROUNDINGS;
-use qmerge_run::families::FAMILIES;
 use serde_json::Value;
 
 use crate::args::Cli;
@@ -211,7 +211,7 @@ fn tables_have_what_the_registries_have() {
     let commands = chapter("reference/commands.md");
     let runs = commands.split("### Models that can be run\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let types = runs.split("`model_type`s: ").nth(1).unwrap();
-    assert_eq!(set(&mut code(types)), set(&mut FAMILIES.iter().flat_map(|family| family.model_types).copied()),);
+    assert_eq!(set(&mut code(types)), set(&mut arch::runnable().flat_map(|family| family.model_types).copied()));
 
     // In sentences a family of formats is named as its makers do: NF4, int8.
     let readme = read(&root().join("README.md"));
@@ -227,7 +227,7 @@ fn tables_have_what_the_registries_have() {
     }
     let run_readme = read(&root().join("crates/qmerge-run/README.md"));
     for text in [&readme, &limits, &read(&root().join("CHANGELOG.md")), &run_readme] {
-        assert!(text.contains(&format!("{} families", FAMILIES.len())), "{text}");
+        assert!(text.contains(&format!("{} families", arch::runnable().count())), "{text}");
     }
 }
 

@@ -120,10 +120,9 @@ pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, together: u
     Ok(sequences)
 }
 
-/// Sequences that can be written at a time where keys and values may take so many bytes.
+/// Sequences that can be written at a time where what is cached of them may take so many bytes.
 pub(crate) fn together(model: &Model<'_>, memory: Option<u64>) -> usize {
-    let spec = model.spec();
-    let cached = (spec.layers.len() * spec.kv_heads * spec.head_dim * length(model) * 2 * 4) as u64;
+    let cached = 4 * model.cached(length(model)) as u64;
     memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
 }
 

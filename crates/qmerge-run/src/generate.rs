@@ -2,7 +2,7 @@
 
 use qmerge::error::Result;
 
-use crate::attention::softmax;
+use crate::activation::softmax;
 use crate::model::{Cache, Model};
 
 /// How the next token is chosen.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use qmerge::arch::leaf_in;
 use qmerge::edit::{Applied, Aside, Edit, Side};
 use qmerge::edited::Edited;
 use qmerge::error::Result;
@@ -86,10 +87,10 @@ pub struct Linear<'a> {
 
 impl<'a> Linear<'a> {
     /// The layer at a module path, with its bias if it has one.
-    pub fn new(tensors: &Tensors<'a>, path: &str, outputs: usize, inputs: usize, transposed: bool) -> Result<Self> {
+    pub fn new(tensors: &Tensors<'a>, path: &str, outputs: usize, inputs: usize) -> Result<Self> {
         let weight = tensors.get(&format!("{path}.weight"))?;
         let bias = tensors.vector(&format!("{path}.bias"), outputs)?;
-        Self::from_weight(tensors, path, weight, outputs, inputs, transposed).map(|linear| Self { bias, ..linear })
+        Self::from_weight(tensors, path, weight, outputs, inputs).map(|linear| Self { bias, ..linear })
     }
 
     /// A layer without a bias from its weight.
@@ -99,12 +100,12 @@ impl<'a> Linear<'a> {
         weight: Edited<'a>,
         outputs: usize,
         inputs: usize,
-        transposed: bool,
     ) -> Result<Self> {
         let geometry = weight.base().claim().weight.geometry();
         // Conv1D is stored (in, out) while it is plain; other formats say for themselves.
         let stored = &weight.base().claim().weight;
-        let transposed = stored.is_transposed() || transposed && stored.is_plain();
+        let conv1d = leaf_in(path, tensors.arch().transposed);
+        let transposed = stored.is_transposed() || conv1d && stored.is_plain();
         let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != want {
             let shape = weight.base().claim().weight.shape();

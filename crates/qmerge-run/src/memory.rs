@@ -7,6 +7,7 @@ use qmerge::plan::{Action, Plan};
 use qmerge::round::{Demand, Inputs};
 
 use crate::calibrate::{self, SEQUENCES};
+use crate::linear::Linear;
 use crate::model::{Model, half_of_free_memory};
 
 /// What a calibration takes.
@@ -87,25 +88,19 @@ fn factors(plan: &Plan) -> u64 {
     edits.sum::<u64>() / 2
 }
 
-/// Keys and values, logits and activations while sequences are written side by side.
+/// What is cached, logits and activations while sequences are written side by side.
 fn writing(model: &Model<'_>, together: usize) -> u64 {
-    let spec = model.spec();
-    let cached = spec.layers.len() * 2 * spec.kv_heads * spec.head_dim * calibrate::length(model);
-    4 * (together * (cached + spec.vocab)) as u64 + activations(model, together)
+    let values = model.cached(calibrate::length(model)) + model.spec().vocab;
+    4 * (together * values) as u64 + activations(model, together)
 }
 
-/// The most that activations of a pass take beside the residual stream: a block's input, plain and packed, what is between its matrices, and its result.
+/// The most that activations of a pass take beside the residual stream.
 fn activations(model: &Model<'_>, tokens: usize) -> u64 {
-    let spec = model.spec();
-    let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let attention = 3 * spec.hidden + 3 * queries + 3 * keys;
-    let routed = if spec.experts.is_some() { 2 * spec.hidden } else { 0 };
-    let feed_forward = 3 * spec.hidden + 3 * model.width() + routed;
-    4 * (tokens.next_multiple_of(64) * attention.max(feed_forward)) as u64
+    4 * (tokens.next_multiple_of(64) * model.activations()) as u64
 }
 
 /// Rows that a thread decodes at a time, before and after an edit.
 fn decoded(model: &Model<'_>) -> u64 {
-    let spec = model.spec();
-    8 * 96 * spec.hidden.max(model.width()) as u64 + (4 << 20)
+    let widest = model.linears().map(Linear::inputs).max().unwrap_or(0);
+    8 * 96 * widest as u64 + (4 << 20)
 }

@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
+use qmerge::arch;
+use qmerge::arch::spec::Spec;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::progress::{Progress, stopped};
 use qmerge::round::Inputs;
 
-use crate::attention::{Attention, Past, Sequence, softcap};
-use crate::families;
-use crate::feed_forward::FeedForward;
+use crate::activation::softcap;
+use crate::layer::Layer;
 use crate::linear::{Input, Linear, Unwatched, Watch};
+use crate::mixer::{Pass, Sequence, State};
 use crate::norm::Normalize;
-use crate::spec::Spec;
 use crate::tensors::Tensors;
 use crate::work;
 
@@ -43,20 +44,10 @@ pub struct Model<'a> {
     progress: Option<&'a dyn Progress>,
 }
 
+/// What layers keep of the positions so far, of one sequence or of several of the same length.
 #[derive(Debug)]
-struct Layer<'a> {
-    attention: Attention<'a>,
-    feed_forward: FeedForward<'a>,
-    attention_in: Option<Normalize>,
-    attention_out: Option<Normalize>,
-    feed_forward_in: Option<Normalize>,
-    feed_forward_out: Option<Normalize>,
-}
-
-/// Keys and values of the positions so far, of one sequence or of several of the same length.
-#[derive(Clone, Debug)]
 pub struct Cache {
-    past: Vec<Past>,
+    states: Vec<State>,
     sequences: usize,
     len: usize,
     capacity: usize,
@@ -70,7 +61,8 @@ impl Cache {
 
     /// Room for `capacity` positions of each of several sequences.
     pub fn of_several(model: &Model<'_>, sequences: usize, capacity: usize) -> Self {
-        Self { past: vec![Past::default(); model.layers.len()], sequences: sequences.max(1), len: 0, capacity }
+        let states = model.layers.iter().map(|_| State::empty()).collect();
+        Self { states, sequences: sequences.max(1), len: 0, capacity }
     }
 
     /// Positions so far.
@@ -84,49 +76,47 @@ impl Cache {
     }
 }
 
-/// What stands before names in checkpoints: plain, of a bare decoder, and of a language model inside a larger one.
-const PREFIXES: &[&str] =
-    &["model.", "", "transformer.", "model.language_model.", "language_model.model.", "language_model."];
-
 impl<'a> Model<'a> {
     /// Finds all tensors and loads the small ones.
     pub fn new(tensors: &Tensors<'a>, options: Options<'a>) -> Result<Self> {
         let checkpoint = tensors.checkpoint();
-        let config = families::config(checkpoint)?;
-        let spec = families::spec(config)?;
-        let prefix = PREFIXES.iter().find(|prefix| tensors.has(&format!("{prefix}{}.weight", spec.names.embed)));
-        let prefix = prefix.ok_or_else(|| tensors.missing(&format!("{}{}.weight", PREFIXES[0], spec.names.embed)))?;
-        let table = |name: &str, rows| -> Result<Linear<'a>> {
-            let path = format!("{prefix}{name}");
-            let weight = tensors.get(&format!("{path}.weight"))?;
-            Linear::from_weight(tensors, &path, weight, rows, spec.hidden, false)
+        let (arch, config) = (tensors.arch(), arch::config(checkpoint)?);
+        let spec = arch::spec_of(config)?;
+        let stored = |module: &&str| tensors.has(&weight_name(module));
+        let tie = arch::find_tie(config.model_type(), |module| stored(&module));
+        let embed = tie.and_then(|tie| tie.inputs().iter().copied().find(stored));
+        let embed = embed.ok_or_else(|| {
+            Error::new(Kind::Mismatch, "no tensor has a name that an input embedding is known by")
+                .in_file(&checkpoint.path)
+                .with_hint("the checkpoint is incomplete, or its tensors were renamed")
+        })?;
+        // The rest of the decoder lies beside its embedding.
+        let beside = |name: &str| match embed.rsplit_once('.') {
+            Some((prefix, _)) => format!("{prefix}.{name}"),
+            None => name.to_owned(),
         };
         // The table may have more rows than the configuration says tokens, if a tokenizer grew; never fewer.
-        let rows = |name: &str, least: usize, what: &str| -> Result<usize> {
-            let name = format!("{prefix}{name}.weight");
-            let known = tensors.get(&name)?.base().claim().weight.shape().first().copied().unwrap_or(0);
-            match known < least {
-                true => Err(tensors.misfit(&name, format!("{known} rows, but {what} is {least}"))),
-                false => Ok(known),
+        let table = |path: &str, least: usize, what: &str| -> Result<Linear<'a>> {
+            let weight = tensors.get(&weight_name(path))?;
+            let rows = weight.base().claim().weight.shape().first().copied().unwrap_or(0);
+            if rows < least {
+                return Err(tensors.misfit(&weight_name(path), format!("{rows} rows, but {what} is {least}")));
             }
+            Linear::from_weight(tensors, path, weight, rows, spec.hidden)
         };
-        let known = rows(spec.names.embed, spec.vocab, "vocab_size")?;
-        let spec = Spec { vocab: known, ..spec };
-        let positions = match spec.names.positions {
-            Some(name) => Some(table(name, rows(name, spec.max_positions, "the number of positions")?)?),
-            None => None,
-        };
-        let heads = ["lm_head", "language_model.lm_head", "model.lm_head"];
-        let head = heads.iter().find(|head| tensors.has(&format!("{head}.weight")));
-        let head = match head {
-            Some(path) => Some(Linear::new(tensors, path, spec.vocab, spec.hidden, false)?),
+        let positions = |name: &str| table(&beside(name), spec.max_positions, "the number of positions");
+        let positions = arch.positions.map(positions).transpose()?;
+        let embed = table(embed, spec.vocab, "vocab_size")?;
+        let head = match arch.heads(tie).find(stored) {
+            Some(path) => Some(Linear::new(tensors, path, embed.outputs(), spec.hidden)?),
             None if config.tied() == Some(false) => return Err(tensors.missing("lm_head.weight")),
             None => None,
         };
-        let embed = table(spec.names.embed, spec.vocab)?;
-        let norm = Normalize::new(tensors, &format!("{prefix}{}", spec.names.norm), spec.hidden, spec.norm, spec.eps)?;
-        let layer = |i: usize| Layer::new(tensors, &spec, &format!("{prefix}{}.{i}", spec.names.layers), i);
-        let layers = (0..spec.layers.len()).map(layer).collect::<Result<Vec<_>>>()?;
+        let norm = Normalize::new(tensors, &beside(arch.norm), spec.hidden, spec.norm, spec.eps)?;
+        let list = beside(arch.layers);
+        let layer = |(i, layer)| Layer::new(tensors, &spec, layer, &format!("{list}.{i}"));
+        let layers = spec.layers.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        let spec = Spec { vocab: embed.outputs(), ..spec };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .build()
@@ -154,18 +144,19 @@ impl<'a> Model<'a> {
         {
             progress.phase("reading the weights", "");
         }
-        let head = self.head.as_mut().unwrap_or(&mut self.embed);
-        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
-        for linear in std::iter::once(head).chain(layers) {
-            if self.progress.is_some_and(|progress| progress.cancelled()) {
+        let (progress, held) = (self.progress, &mut self.held);
+        let mut hold = |linear: &mut Linear<'_>| -> Result<()> {
+            if progress.is_some_and(|progress| progress.cancelled()) {
                 return Err(stopped());
             }
-            if self.held + linear.bytes() <= limit {
+            if *held + linear.bytes() <= limit {
                 linear.hold()?;
-                self.held += linear.bytes();
+                *held += linear.bytes();
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        hold(self.head.as_mut().unwrap_or(&mut self.embed))?;
+        self.layers.iter_mut().try_for_each(|layer| layer.each(&mut hold))
     }
 
     /// Who watches.
@@ -179,7 +170,7 @@ impl<'a> Model<'a> {
     }
 
     /// All linear layers in the order of their use.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'_>> {
         std::iter::once(&self.embed).chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.head)
     }
 
@@ -199,28 +190,24 @@ impl<'a> Model<'a> {
         self.layers.iter().map(Layer::inputs).collect()
     }
 
-    /// Largest width between the matrices of a feed-forward.
-    pub fn width(&self) -> usize {
-        self.layers.iter().map(|layer| layer.feed_forward.width()).max().unwrap_or(0)
+    /// Values that a cache holds for a sequence of so many positions.
+    pub(crate) fn cached(&self, positions: usize) -> usize {
+        self.layers.iter().map(|layer| layer.cached(positions)).sum()
+    }
+
+    /// Values per token that a pass has in memory at once beside the residual stream, at most.
+    pub fn activations(&self) -> usize {
+        self.layers.iter().map(Layer::activations).max().unwrap_or(0)
     }
 
     /// Work of a pass of `tokens` tokens that see `seen` positions on average, in nanoseconds of one thread.
     pub fn pass_work(&self, tokens: usize, seen: usize) -> u64 {
-        (0..self.layers.len()).map(|number| self.layer_work(number, tokens, seen)).sum()
+        self.layers.iter().map(|layer| layer.work(tokens, seen)).sum()
     }
 
     /// Work of the logits of some columns.
     pub fn logits_work(&self, columns: usize) -> u64 {
         work::linear(self.spec.vocab * self.spec.hidden, columns as f64) as u64
-    }
-
-    fn layer_work(&self, number: usize, tokens: usize, seen: usize) -> u64 {
-        let (spec, layer) = (&self.spec, &self.layers[number]);
-        let seen = spec.layers[number].window.map_or(seen, |window| window.min(seen));
-        let linears = layer.attention.inputs.iter().chain([&layer.attention.output]);
-        let attention: f64 = linears.map(|linear| work::linear(linear.values(), tokens as f64)).sum();
-        let mixed = work::attention(spec.heads * spec.head_dim, tokens, seen);
-        (attention + mixed + layer.feed_forward.work(tokens)) as u64
     }
 
     fn advanced(&self, work: u64) {
@@ -242,7 +229,7 @@ impl<'a> Model<'a> {
             columns.push(Sequence { columns: tokens.len()..tokens.len() + sequence.len(), past: 0 });
             tokens.extend_from_slice(sequence);
         }
-        self.on_pool(|| self.pass(&tokens, &columns, None, watch))
+        self.on_pool(|| self.pass(&tokens, columns, None, watch))
     }
 
     /// The same for the next tokens of the cache's sequences, as many of each, one sequence behind the other.
@@ -254,7 +241,7 @@ impl<'a> Model<'a> {
         let sequences: Vec<Sequence> = (0..cache.sequences)
             .map(|number| Sequence { columns: number * each..(number + 1) * each, past: cache.len })
             .collect();
-        let hidden = self.on_pool(|| self.pass(tokens, &sequences, Some(cache), &mut Unwatched))?;
+        let hidden = self.on_pool(|| self.pass(tokens, sequences, Some(cache), &mut Unwatched))?;
         cache.len += each;
         Ok(hidden)
     }
@@ -267,53 +254,30 @@ impl<'a> Model<'a> {
     fn pass(
         &self,
         tokens: &[u32],
-        sequences: &[Sequence],
+        sequences: Vec<Sequence>,
         mut cache: Option<&mut Cache>,
         watch: &mut dyn Watch,
     ) -> Result<Vec<f32>> {
         let spec = &self.spec;
-        self.check(tokens, sequences)?;
+        self.check(tokens, &sequences)?;
+        let pass = Pass::new(sequences, &spec.ropes, cache.as_ref().map_or(0, |cache| cache.capacity));
         let count = tokens.len();
         let mut x = self.embed.lookup(tokens)?;
         if spec.embed_scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= spec.embed_scale);
         }
         if let Some(positions) = &self.positions {
-            let numbers: Vec<u32> =
-                sequences.iter().flat_map(|s| (s.past..s.past + s.columns.len()).map(|p| p as u32)).collect();
+            let numbers: Vec<u32> = pass.positions().map(|position| position as u32).collect();
             x.iter_mut().zip(positions.lookup(&numbers)?).for_each(|(x, p)| *x += p);
         }
-        let angles: Vec<Vec<_>> = spec
-            .ropes
-            .iter()
-            .map(|rope| {
-                sequences
-                    .iter()
-                    .map(|s| rope.angles(s.past..s.past + s.columns.len(), s.past + s.columns.len()))
-                    .collect()
-            })
-            .collect();
-        let seen = seen(sequences);
-        for (number, (layer, kind)) in self.layers.iter().zip(&spec.layers).enumerate() {
+        let seen = pass.seen();
+        for (number, layer) in self.layers.iter().enumerate() {
             if self.progress.is_some_and(|progress| progress.cancelled()) {
                 return Err(stopped());
             }
-            let angles = kind.rope.map(|rope| angles[rope].as_slice());
-            let past = cache.as_deref_mut().map(|cache| (&mut cache.past[number], cache.capacity));
-            // Nothing of a block stays when the next one begins, or while a watch works on the layer.
-            {
-                let input = normalized(&layer.attention_in, &x, count);
-                let mut y = layer.attention.forward(spec, kind, &input, sequences, angles, past, watch)?;
-                drop(input);
-                add(&mut x, &mut y, &layer.attention_out, count, spec.residual_scale);
-            }
-            {
-                let input = normalized(&layer.feed_forward_in, &x, count);
-                let mut y = layer.feed_forward.forward(&input, spec.hidden, watch)?;
-                drop(input);
-                add(&mut x, &mut y, &layer.feed_forward_out, count, spec.residual_scale);
-            }
-            self.advanced(self.layer_work(number, count, seen));
+            let state = cache.as_deref_mut().map(|cache| &mut cache.states[number]);
+            layer.forward(&mut x, count, &pass, state, watch)?;
+            self.advanced(layer.work(count, seen));
             watch.layer()?;
         }
         self.norm.apply(&mut x, count);
@@ -326,7 +290,7 @@ impl<'a> Model<'a> {
             return Err(Error::new(Kind::Mismatch, format!("token id {token}, but the model knows {known}"))
                 .with_hint("the tokenizer belongs to another model"));
         }
-        self.fits(sequences.iter().map(|s| s.past + s.columns.len()).max().unwrap_or(0))
+        self.fits(sequences.iter().map(Sequence::end).max().unwrap_or(0))
     }
 
     /// Errors if a sequence of this length is longer than any that the model was made for.
@@ -360,81 +324,9 @@ impl<'a> Model<'a> {
     }
 }
 
-impl<'a> Layer<'a> {
-    fn new(tensors: &Tensors<'a>, spec: &Spec, path: &str, number: usize) -> Result<Self> {
-        let norm = |name: Option<&str>| {
-            let new = |name| Normalize::new(tensors, &format!("{path}.{name}"), spec.hidden, spec.norm, spec.eps);
-            name.map(new).transpose()
-        };
-        Ok(Self {
-            attention: Attention::new(tensors, spec, path)?,
-            feed_forward: FeedForward::new(tensors, spec, path, spec.layers[number].experts)?,
-            attention_in: norm(spec.norms.attention_in)?,
-            attention_out: norm(spec.norms.attention_out)?,
-            feed_forward_in: norm(spec.norms.feed_forward_in)?,
-            feed_forward_out: norm(spec.norms.feed_forward_out)?,
-        })
-    }
-
-    fn linears(&self) -> impl Iterator<Item = &Linear<'a>> {
-        let attention = self.attention.inputs.iter().chain(std::iter::once(&self.attention.output));
-        attention.chain(self.feed_forward.linears())
-    }
-
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<'a>> {
-        let attention = self.attention.inputs.iter_mut().chain(std::iter::once(&mut self.attention.output));
-        attention.chain(self.feed_forward.linears_mut())
-    }
-
-    fn inputs(&self) -> Vec<Inputs> {
-        let attention = [self.attention.inputs.iter().collect(), vec![&self.attention.output]];
-        let together = attention.into_iter().chain(self.feed_forward.together());
-        together
-            .filter_map(|linears: Vec<&Linear<'a>>| {
-                let features = linears.first()?.inputs();
-                Some(Inputs { features, weights: linears.iter().map(|linear| weight_name(linear.name())).collect() })
-            })
-            .collect()
-    }
-}
-
 /// Name of the weight at a module path.
 pub(crate) fn weight_name(path: &str) -> String {
     format!("{path}.weight")
-}
-
-/// Positions that a token of these sequences sees, on average.
-fn seen(sequences: &[Sequence]) -> usize {
-    let (mut tokens, mut sum) = (0, 0);
-    for sequence in sequences {
-        let len = sequence.columns.len();
-        tokens += len;
-        sum += len * (sequence.past + len.div_ceil(2));
-    }
-    sum / tokens.max(1)
-}
-
-fn normalized<'x>(norm: &Option<Normalize>, x: &'x [f32], tokens: usize) -> std::borrow::Cow<'x, [f32]> {
-    match norm {
-        None => x.into(),
-        Some(norm) => {
-            let mut x = x.to_vec();
-            norm.apply(&mut x, tokens);
-            x.into()
-        }
-    }
-}
-
-/// Adds a block's result to the residual stream.
-fn add(x: &mut [f32], y: &mut [f32], norm: &Option<Normalize>, tokens: usize, scale: f32) {
-    if let Some(norm) = norm {
-        norm.apply(y, tokens);
-    }
-    if scale == 1.0 {
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
-    } else {
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y * scale);
-    }
 }
 
 /// What may be taken for stored weights where nobody set a bound.

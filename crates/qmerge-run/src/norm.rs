@@ -1,8 +1,8 @@
 //! Norms over features, a column at a time.
 
+use qmerge::arch::spec::Norm;
 use qmerge::error::Result;
 
-use crate::spec::Norm;
 use crate::tensors::Tensors;
 
 /// A norm with its weights.

@@ -1,263 +1,14 @@
-//! Rotary position embeddings: each pair of a head's features turns with the position, at a frequency of its own.
+//! A rotary embedding's angles: each pair of a head's features turns with the position, at a frequency of its own.
 //!
-//! Frequencies follow transformers' `rope_type`s (default, linear, dynamic, yarn, llama3, longrope). The two halves of a head's rotary
-//! part are the pairs' two coordinates.
+//! The two halves of a head's rotary part are the pairs' two coordinates.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
-)]
+use std::ops::Range;
 
-use std::f64::consts::TAU;
+use qmerge::arch::Rope;
 
-use qmerge::error::{Error, Result};
-use serde_json::{Map, Value};
-
-use crate::fields::Fields;
-
-/// One rotary embedding.
+/// Angles of some positions: cosines and sines, each (pairs, positions).
 #[derive(Clone, Debug)]
-pub struct Rope {
-    /// Features of a head that turn; an odd number counts as it is in the frequencies, and one more feature turns.
-    dims: usize,
-    theta: f64,
-    scaling: Scaling,
-    /// Factor on both coordinates.
-    factor: f32,
-    max_positions: usize,
-}
-
-#[derive(Clone, Debug)]
-enum Scaling {
-    None,
-    Linear { factor: f64 },
-    Dynamic { factor: f64 },
-    Yarn { factor: f64, low: f64, high: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-    Long { short: Vec<f64>, long: Vec<f64>, original: usize },
-}
-
-/// A sequence that is made longer by scaling is no longer than this.
-const LONGEST: f64 = (1_u64 << 32) as f64;
-
-/// Errors if the features that turn, in pairs, are more than a head has.
-fn in_pairs(fields: &Fields<'_>, dims: usize, head_dim: usize) -> Result<()> {
-    if dims.next_multiple_of(2) <= head_dim {
-        return Ok(());
-    }
-    Err(fields.misfit(format!(
-        "a head has {head_dim} features, and a rope turns them in pairs (`head_dim`, or `hidden_size` / `num_attention_heads`)"
-    )))
-}
-
-/// `rope_parameters` or `rope_scaling`, of one layer type where they differ by it.
-struct Parameters<'f, 'c> {
-    fields: &'f Fields<'c>,
-    values: Option<&'c Map<String, Value>>,
-}
-
-impl<'f, 'c> Parameters<'f, 'c> {
-    fn read(fields: &'f Fields<'c>, layer_type: Option<&str>) -> Result<Self> {
-        let key = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-        let Some(value) = fields.get(key) else { return Ok(Self { fields, values: None }) };
-        let whole = value.as_object().ok_or_else(|| fields.bad(key, value, "that is not an object"))?;
-        let nested = layer_type.and_then(|kind| whole.get(kind)?.as_object());
-        // Parameters by layer type are of no use to a family that has one rope for all.
-        let values = nested.or(Some(whole).filter(|map| !map.values().any(Value::is_object)));
-        Ok(Self { fields, values })
-    }
-
-    fn get(&self, key: &str) -> Option<&'c Value> {
-        self.values?.get(key).filter(|value| !value.is_null())
-    }
-
-    fn bad(&self, key: &str, value: &Value, problem: &str) -> Error {
-        self.fields.bad(&format!("rope_parameters.{key}"), value, problem)
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        self.fields.misfit(format!("the rope's parameters lack `{key}`"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64().filter(|x| x.is_finite()) {
-            Some(x) => Ok(Some(x)),
-            None => Err(self.bad(key, value, "that is not a number")),
-        }
-    }
-
-    fn above_zero(&self, key: &str) -> Result<Option<f64>> {
-        match (self.number(key)?, self.get(key)) {
-            (Some(x), Some(value)) if x <= 0.0 => Err(self.bad(key, value, "it must be above zero")),
-            (number, _) => Ok(number),
-        }
-    }
-
-    fn needed(&self, key: &str) -> Result<f64> {
-        self.above_zero(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// A factor for each pair of features.
-    fn factors(&self, key: &str, pairs: usize) -> Result<Vec<f64>> {
-        let value = self.get(key).ok_or_else(|| self.missing(key))?;
-        let factors = value
-            .as_array()
-            .filter(|list| list.len() == pairs)
-            .and_then(|list| list.iter().map(|item| item.as_f64().filter(|x| x.is_finite() && *x > 0.0)).collect());
-        factors.ok_or_else(|| self.bad(key, value, &format!("it must be a list of {pairs} numbers above zero")))
-    }
-}
-
-impl Rope {
-    /// Reads `rope_parameters` (of one layer type, where they differ), or the older `rope_theta` and `rope_scaling`.
-    pub fn read(fields: &Fields<'_>, head_dim: usize, layer_type: Option<&str>, theta: f64) -> Result<Self> {
-        let parameters = Parameters::read(fields, layer_type)?;
-        let either = |key: &str, default: f64| match parameters.number(key)? {
-            Some(number) => Ok(number),
-            None => fields.number(key, default),
-        };
-        let theta = either("rope_theta", theta)?;
-        if theta <= 0.0 {
-            return Err(fields.misfit(format!("`rope_theta` is {theta}: it must be above zero")));
-        }
-        let share = either("partial_rotary_factor", 1.0)?;
-        if !(0.0..=1.0).contains(&share) {
-            return Err(fields.misfit(format!("`partial_rotary_factor` is {share}: it must be between 0 and 1")));
-        }
-        let dims = (head_dim as f64 * share) as usize;
-        in_pairs(fields, dims, head_dim)?;
-        let max_positions = fields.count("max_position_embeddings")?;
-        let original = match parameters.above_zero("original_max_position_embeddings")? {
-            Some(original) => original as usize,
-            None => fields.positive_if("original_max_position_embeddings")?.unwrap_or(max_positions),
-        };
-        let stretch = max_positions as f64 / original as f64;
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
-        let mut attention = 1.0;
-        let scaling = match kind.map_or(Some("default"), Value::as_str) {
-            Some("default") => Scaling::None,
-            Some("linear") => Scaling::Linear { factor: parameters.needed("factor")? },
-            Some("dynamic") => Scaling::Dynamic { factor: parameters.needed("factor")? },
-            Some("yarn") => {
-                let factor = parameters.above_zero("factor")?.unwrap_or(stretch);
-                let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * libm::log(factor) + 1.0 };
-                let scales = (parameters.number("mscale")?, parameters.number("mscale_all_dim")?);
-                attention = parameters.number("attention_factor")?.unwrap_or_else(|| match scales {
-                    (Some(a), Some(b)) if a != 0.0 && b != 0.0 => magnitude(a) / magnitude(b),
-                    _ => magnitude(1.0),
-                });
-                let turns =
-                    |turns: f64| dims as f64 * libm::log(original as f64 / (turns * TAU)) / (2.0 * libm::log(theta));
-                // Zero is taken for a number that is not given, as transformers takes it.
-                let or = |key: &str, default: f64| match parameters.number(key)? {
-                    None | Some(0.0) => Ok(default),
-                    _ => parameters.needed(key),
-                };
-                let (mut low, mut high) = (turns(or("beta_fast", 32.0)?), turns(or("beta_slow", 1.0)?));
-                if parameters.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
-                    (low, high) = (low.floor(), high.ceil());
-                }
-                Scaling::Yarn { factor, low: low.max(0.0), high: high.min(dims as f64 - 1.0) }
-            }
-            Some("llama3") => Scaling::Llama3 {
-                factor: parameters.needed("factor")?,
-                low: parameters.needed("low_freq_factor")?,
-                high: parameters.needed("high_freq_factor")?,
-                original: original as f64,
-            },
-            Some("longrope" | "su") => {
-                let stretch = parameters.above_zero("factor")?.unwrap_or(stretch);
-                let plain = || {
-                    if stretch <= 1.0 { 1.0 } else { (1.0 + libm::log(stretch) / libm::log(original as f64)).sqrt() }
-                };
-                attention = parameters.number("attention_factor")?.unwrap_or_else(plain);
-                let list = |key: &str| parameters.factors(key, dims.div_ceil(2));
-                Scaling::Long { short: list("short_factor")?, long: list("long_factor")?, original }
-            }
-            _ => return Err(fields.unsupported("rope_type", kind.unwrap_or(&Value::Null))),
-        };
-        Self { dims, theta, scaling, factor: attention as f32, max_positions }.sound(fields)
-    }
-
-    /// Errors if an angle would be no number, whatever the parameters that bring it about.
-    fn sound(self, fields: &Fields<'_>) -> Result<Self> {
-        let lengths = [1, self.longest()];
-        let frequencies = lengths.iter().flat_map(|&length| self.frequencies(length));
-        match frequencies.chain([self.factor]).find(|x| !x.is_finite()) {
-            None => Ok(self),
-            Some(x) => Err(fields.misfit(format!("the rope's parameters give the frequency or factor {x}"))),
-        }
-    }
-
-    /// Longest sequence that it was made for.
-    pub fn longest(&self) -> usize {
-        match self.scaling {
-            // Frequencies give way beyond the trained length, by this factor as a rule.
-            Scaling::Dynamic { factor } => (self.max_positions as f64 * factor.max(1.0)).min(LONGEST) as usize,
-            _ => self.max_positions,
-        }
-    }
-
-    /// A rope without scaling.
-    pub fn plain(fields: &Fields<'_>, head_dim: usize, theta: f64) -> Result<Self> {
-        in_pairs(fields, head_dim, head_dim)?;
-        let max_positions = fields.count("max_position_embeddings")?;
-        Self { dims: head_dim, theta, scaling: Scaling::None, factor: 1.0, max_positions }.sound(fields)
-    }
-
-    /// Frequencies for a sequence of `length` positions, one per pair.
-    fn frequencies(&self, length: usize) -> Vec<f32> {
-        let dims = self.dims as f64;
-        let plain = |theta: f64, i: usize| 1.0 / libm::pow(theta, 2.0 * i as f64 / dims);
-        let one = |i: usize| -> f64 {
-            let plain_here = plain(self.theta, i);
-            match &self.scaling {
-                Scaling::None => plain_here,
-                Scaling::Linear { factor } => plain_here / factor,
-                Scaling::Dynamic { factor } => {
-                    let max = self.max_positions as f64;
-                    let stretch = factor * (length as f64).max(max) / max - (factor - 1.0);
-                    plain(self.theta * libm::pow(stretch, dims / (dims - 2.0)), i)
-                }
-                Scaling::Yarn { factor, low, high } => {
-                    let high = if high == low { high + 0.001 } else { *high };
-                    let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                    plain_here / factor * ramp + plain_here * (1.0 - ramp)
-                }
-                Scaling::Llama3 { factor, low, high, original } => {
-                    let wavelength = TAU / plain_here;
-                    if wavelength < original / high {
-                        plain_here
-                    } else if wavelength > original / low {
-                        plain_here / factor
-                    } else {
-                        let smooth = (original / wavelength - low) / (high - low);
-                        (1.0 - smooth) * plain_here / factor + smooth * plain_here
-                    }
-                }
-                Scaling::Long { short, long, original } => {
-                    let stretch = if length > *original { long } else { short };
-                    plain_here / stretch.get(i).copied().unwrap_or(1.0)
-                }
-            }
-        };
-        (0..self.dims.div_ceil(2)).map(|i| one(i) as f32).collect()
-    }
-
-    /// Cosines and sines for some positions of a sequence of `length`: each (pairs, positions).
-    pub fn angles(&self, positions: std::ops::Range<usize>, length: usize) -> Angles {
-        let turn = |f: fn(f32) -> f32| -> Vec<f32> {
-            let each = |frequency: f32| positions.clone().map(move |p| f(p as f32 * frequency) * self.factor);
-            self.frequencies(length).into_iter().flat_map(each).collect()
-        };
-        Angles { pairs: self.dims.div_ceil(2), count: positions.len(), cos: turn(libm::cosf), sin: turn(libm::sinf) }
-    }
-}
-
-/// Angles of some positions.
-#[derive(Clone, Debug)]
-pub struct Angles {
+pub(crate) struct Angles {
     pairs: usize,
     count: usize,
     cos: Vec<f32>,
@@ -265,10 +16,19 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions.
-    // Widths are those that `Rope::read` checked against a head's.
-    #[allow(clippy::indexing_slicing)]
-    pub fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
+    /// Those of some positions of a sequence of `length`.
+    pub(crate) fn new(rope: &Rope, positions: Range<usize>, length: usize) -> Self {
+        let frequencies = rope.frequencies(length);
+        let turn = |f: fn(f32) -> f32| -> Vec<f32> {
+            let each = |&frequency: &f32| positions.clone().map(move |p| f(p as f32 * frequency) * rope.factor());
+            frequencies.iter().flat_map(each).collect()
+        };
+        Self { pairs: frequencies.len(), count: positions.len(), cos: turn(libm::cosf), sin: turn(libm::sinf) }
+    }
+
+    /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions. A head has as many
+    /// features as pairs have, or more: `Rope::read` checked that.
+    pub(crate) fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
         let (left, right) = x[..2 * self.pairs * tokens].split_at_mut(self.pairs * tokens);
         for i in 0..self.pairs {
             let columns = i * tokens + first..i * tokens + first + self.count;
@@ -283,6 +43,9 @@ impl Angles {
 
 #[cfg(test)]
 mod tests {
+    use qmerge::arch::Fields;
+    use qmerge::open::ModelConfig;
+
     use super::*;
 
     /// Theta, features, pair, position; and the bits of frequency, cosine and sine from exact arithmetic (mpmath, 200 bits), each rounded to f32.
@@ -295,8 +58,11 @@ mod tests {
             (1e6, 256, 3, 131_071, [0x3f39_305c, 0xbf6a_32ce, 0x3ece_c1b8]),
             (1e4, 64, 0, 2, [0x3f80_0000, 0xbed5_1133, 0x3f68_c7b7]),
         ] {
-            let rope = Rope { dims, theta, scaling: Scaling::None, factor: 1.0, max_positions: position + 1 };
-            let angles = rope.angles(position..position + 1, position + 1);
+            let json = serde_json::json!({"max_position_embeddings": position + 1});
+            let json = json.as_object().unwrap().clone();
+            let config = ModelConfig { path: Default::default(), text: String::new(), json };
+            let rope = Rope::plain(&Fields::new(&config), dims, theta).unwrap();
+            let angles = Angles::new(&rope, position..position + 1, position + 1);
             let got = [rope.frequencies(position + 1)[pair], angles.cos[pair], angles.sin[pair]];
             assert_eq!(got.map(f32::to_bits), bits, "{theta} {dims} {pair} {position}: {got:?}");
         }

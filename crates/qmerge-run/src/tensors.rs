@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use qmerge::arch::{self, Arch};
 use qmerge::edited::Edited;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{Claim, Reader};
@@ -12,6 +13,7 @@ use qmerge::plan::{Action, Inputs, Plan, Recode};
 #[derive(Debug)]
 pub struct Tensors<'a> {
     inputs: &'a Inputs,
+    arch: &'static Arch,
     stored: HashMap<&'a str, &'a Claim>,
     edited: HashMap<&'a str, &'a Recode>,
 }
@@ -25,7 +27,13 @@ impl<'a> Tensors<'a> {
             Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
             Action::Copy { .. } => None,
         });
-        Self { inputs, stored, edited: edited.collect() }
+        let arch = arch::find(inputs.base.config.as_ref().map_or("", |config| config.model_type()));
+        Self { inputs, arch, stored, edited: edited.collect() }
+    }
+
+    /// The row of the model's family.
+    pub fn arch(&self) -> &'static Arch {
+        self.arch
     }
 
     /// The checkpoint of the base.

@@ -2,6 +2,8 @@
 //!
 //! The figures were measured on one machine; on another all of them are larger or smaller by about the same factor.
 
+use crate::linear::Linear;
+
 /// Per value of a weight that is decoded.
 const DECODE: f64 = 0.5;
 /// Per product with many columns, and with one.
@@ -17,6 +19,11 @@ pub(crate) const SCORE: f64 = 3.0;
 pub(crate) fn linear(values: usize, columns: f64) -> f64 {
     let each = if columns <= 1.0 { SINGLE } else { DECODE + (PRODUCT * columns).max(SINGLE) };
     values as f64 * each
+}
+
+/// Linear layers that serve so many columns each.
+pub(crate) fn linears(linears: &[Vec<&Linear<'_>>], columns: f64) -> f64 {
+    linears.iter().flatten().map(|layer| linear(layer.values(), columns)).sum()
 }
 
 /// Attention of `tokens` queries that see `seen` positions on average, over all heads.

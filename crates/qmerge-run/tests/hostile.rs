@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use qmerge::arch::spec::Spec;
+use qmerge::arch::spec_of;
 use qmerge::error::{Error, Result};
 use qmerge::open::{Checkpoint, ModelConfig};
 use qmerge::plan::Inputs;
-use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
-use qmerge_run::{Model, Options, Unwatched, families};
+use qmerge_run::{Model, Options, Unwatched};
 use serde_json::{Map, Value, json};
 
 fn tiny() -> PathBuf {
@@ -20,7 +21,7 @@ fn open(case: &str) -> Inputs {
 }
 
 fn spec(config: &ModelConfig, json: &Map<String, Value>) -> Result<Spec> {
-    families::spec(&ModelConfig { json: json.clone(), ..config.clone() })
+    spec_of(&ModelConfig { json: json.clone(), ..config.clone() })
 }
 
 /// A model with another configuration, run on some tokens.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use qmerge::arch;
 use qmerge::dtype::Dtype;
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge;
@@ -13,7 +14,7 @@ use qmerge_run::calibrate::FromModel;
 use qmerge_run::memory::{self, Needs};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
-use qmerge_run::{Model, Options, families};
+use qmerge_run::{Model, Options};
 use serde::Serialize;
 
 use super::compare::read_text;
@@ -78,7 +79,7 @@ impl<'p> Text<'p> {
         let tokenizer = Tokenizer::open(&folders(inputs))?;
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
-        tokenizer.check(&tokens, families::spec(families::config(&inputs.base)?)?.vocab)?;
+        tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
         Ok(Self::Given(path, tokens))
     }
 

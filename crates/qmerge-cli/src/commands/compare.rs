@@ -10,10 +10,9 @@ use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::{RESIDUAL_FOLDER, Verdict};
 use qmerge_run::compare::{Candidate, Comparison, Task, compare};
-use qmerge_run::spec::Spec;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
-use qmerge_run::{Model, families};
+use qmerge_run::{Model, Options};
 
 use super::generate::{folders, options};
 use super::next::{self, Made};
@@ -93,12 +92,17 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         }
     };
     let models = (2 + merged.len() + others.len()) as u64;
-    let spec = families::spec(families::config(&inputs.base)?)?;
-    let batch = match args.engine.max_memory {
-        Some(limit) if beside(&spec, BATCH, models) > limit => args.context,
-        _ => BATCH.max(args.context),
+    let batch = BATCH.max(args.context);
+    let (batch, besides) = match args.engine.max_memory {
+        None => (batch, 0),
+        Some(limit) => {
+            let bare = Options { threads: 1, held: Some(0), progress: None };
+            let bare = Model::new(&Tensors::new(&inputs, None), bare)?;
+            let batch = if beside(&bare, BATCH, models) > limit { args.context } else { batch };
+            (batch, beside(&bare, batch, models))
+        }
     };
-    let engine = options(&args.engine, models, beside(&spec, batch, models), progress)?;
+    let engine = options(&args.engine, models, besides, progress)?;
     let base = Model::new(&Tensors::new(&inputs, None), engine)?;
     let apart = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let merges = merged
@@ -161,13 +165,12 @@ fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, I
 }
 
 /// Memory beside the weights: activations of a batch, its states for each model, logits of some columns, the program.
-fn beside(spec: &Spec, batch: usize, models: u64) -> u64 {
-    let widest = spec.heads * spec.head_dim + 2 * spec.kv_heads * spec.head_dim + 2 * spec.intermediate;
-    let activations = 4 * spec.hidden + 2 * widest;
-    let states = models as usize * spec.hidden;
+fn beside(model: &Model<'_>, batch: usize, models: u64) -> u64 {
+    let spec = model.spec();
+    let states = (models as usize + 1) * spec.hidden;
     let logits = (models as usize + 1) * 64 * spec.vocab;
     // A batch is as long as a context, which may be any number.
-    let values = batch.saturating_mul(activations + states).saturating_add(logits) as u64;
+    let values = batch.saturating_mul(model.activations() + states).saturating_add(logits) as u64;
     values.saturating_mul(4).saturating_add(128 << 20)
 }
 

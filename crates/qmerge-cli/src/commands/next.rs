@@ -65,7 +65,7 @@ pub(super) fn try_it(model: &Path) {
 pub(super) fn runs(path: &Path) -> bool {
     let checkpoint = Checkpoint::open(path).ok();
     let config = checkpoint.as_ref().and_then(|checkpoint| checkpoint.config.as_ref());
-    config.is_some_and(|config| qmerge_run::families::spec(config).is_ok())
+    config.is_some_and(|config| qmerge::arch::spec_of(config).is_ok())
 }
 
 fn has_tokenizer(folder: &Path) -> bool {

@@ -174,23 +174,25 @@ impl<'a> Names<'a> {
 
     /// The input embedding's weight.
     pub fn embed(&self) -> Option<&'a Claim> {
-        let members = self.tie.map_or(&[][..], |tie| tie.members);
-        let inputs = members.split_last().map_or(&[][..], |(_, inputs)| inputs);
-        self.first(inputs).or_else(|| self.first(self.arch.embed))
+        self.tie.and_then(|tie| self.first(tie.inputs()))
     }
 
     /// The output embedding's weight, where it is stored.
     pub fn head(&self) -> Option<&'a Claim> {
-        self.tie.and_then(|tie| self.first(&[tie.head()])).or_else(|| self.first(self.arch.head))
+        self.arch.heads(self.tie).find_map(|module| self.weight_of(module))
     }
 
     fn first(&self, modules: &[&str]) -> Option<&'a Claim> {
-        modules.iter().find_map(|module| self.exact(&format!("{module}.weight")))
+        modules.iter().find_map(|module| self.weight_of(module))
+    }
+
+    fn weight_of(&self, module: &str) -> Option<&'a Claim> {
+        self.exact(&format!("{module}.weight"))
     }
 
     /// True if the path names the output embedding of this family.
     pub fn is_head(&self, module: &str) -> bool {
-        self.arch.head.iter().copied().chain(self.tie.map(Tie::head)).any(|head| self.same_path(head, module))
+        self.arch.heads(self.tie).any(|head| self.same_path(head, module))
     }
 
     /// True if two paths are equal behind wrappers.

@@ -1,49 +1,50 @@
-//! What is known of model families, as data: where embeddings lie, what is stored transposed, how experts are laid out,
-//! and which names moved between releases of transformers.
+//! What is known of model families, as data: where embeddings lie, what is stored transposed, how experts are laid out, which names moved between
+//! releases of transformers, and what a model consists of, for who runs it.
 //!
-//! One file per family and one line in [`ARCHS`]. A family that is not listed is merged all the same, by the rule that
-//! names are equal; the last row, `generic`, holds what most families share.
+//! A family is one file in `families`, which states what differs from another's row, and one line in [`ARCHS`]. One that is not listed is merged
+//! all the same, by the rule that names are equal; its row is `generic`, which holds what most families share. `fields` and `rope` are what a family
+//! reads its `config.json` by, [`spec`] is what comes out. Nothing here computes with weights: `qmerge-run` does.
 
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
 
 mod checked;
-mod generic;
-mod gpt2;
-mod gpt_oss;
-mod granite_moe;
+mod families;
+mod fields;
 mod linear;
-mod llama4;
-mod mixtral;
-mod qwen_moe;
+mod rope;
+pub mod spec;
 mod ties;
-mod vision;
+
+use crate::error::{Error, Kind, Result};
+use crate::open::{Checkpoint, ModelConfig};
+use spec::Spec;
 
 pub(crate) use checked::is_checked;
+pub use families::ARCHS;
+pub use fields::Fields;
 pub use linear::Role;
 pub(crate) use linear::{head_in_memory, role};
-pub use ties::{TIES, Tie, by_default as tied_by_default, find as find_tie};
-
-/// Every family. The first whose `model_types` holds the model's type is taken, else the last.
-pub static ARCHS: &[Arch] = &[
-    gpt2::ARCH,
-    gpt_oss::ARCH,
-    granite_moe::ARCH,
-    llama4::ARCH,
-    mixtral::ARCH,
-    qwen_moe::ARCH,
-    vision::ARCH,
-    generic::ARCH,
-];
+pub use rope::Rope;
+pub use ties::{Tie, by_default as tied_by_default, find as find_tie};
 
 /// One family.
 #[derive(Debug)]
 pub struct Arch {
     /// `model_type` values of `config.json`.
     pub model_types: &'static [&'static str],
-    /// Module paths of the input embedding, any of which may exist.
-    pub embed: &'static [&'static str],
-    /// Module paths of the output embedding.
+    /// Input and output embeddings, where they have names of their own; those of other families are looked for behind them.
+    pub ties: &'static [Tie],
+    /// Module paths of an output embedding that is stored under another name than what is tied says.
     pub head: &'static [&'static str],
+    /// The table of learned positions, beside the input embedding.
+    pub positions: Option<&'static str>,
+    /// The list of layers, likewise.
+    pub layers: &'static str,
+    /// The norm behind the last layer, likewise.
+    pub norm: &'static str,
     /// Last components of modules whose weight is stored (in, out) (GPT-2's `Conv1D`).
     pub transposed: &'static [&'static str],
     /// Last components of 2-D weights that are not linear layers, so never quantized.
@@ -54,6 +55,15 @@ pub struct Arch {
     pub wrappers: &'static [&'static str],
     /// Pairs of name fragments, whole components: an adapter may say the first where the checkpoint says the second.
     pub renames: &'static [(&'static str, &'static str)],
+    /// Reads the configuration of a model that is to run; `None` for a family that is merged only.
+    pub spec: Option<fn(&Fields<'_>) -> Result<Spec>>,
+}
+
+impl Arch {
+    /// Module paths that the output embedding may have, where the embeddings are those of `tie`.
+    pub fn heads(&self, tie: Option<&Tie>) -> impl Iterator<Item = &'static str> {
+        tie.map(Tie::head).into_iter().chain(self.head.iter().copied())
+    }
 }
 
 /// Routed experts: the names that an adapter may use, and where the numbers lie on disk.
@@ -81,9 +91,42 @@ pub(crate) const GATE_UP: &str = "gate_up_proj";
 /// The stacked parameter that holds down.
 pub(crate) const DOWN: &str = "down_proj";
 
-/// The row of a family.
+/// The row of a family: its own, or that of all that have none.
 pub fn find(model_type: &str) -> &'static Arch {
-    ARCHS.iter().find(|arch| arch.model_types.contains(&model_type)).unwrap_or(&generic::ARCH)
+    ARCHS.iter().find(|arch| arch.model_types.contains(&model_type)).unwrap_or(&families::GENERIC)
+}
+
+/// The families that can be run.
+pub fn runnable() -> impl Iterator<Item = &'static Arch> {
+    ARCHS.iter().filter(|arch| arch.spec.is_some())
+}
+
+/// The configuration of a model that is to run. Errors if the checkpoint has none.
+pub fn config(checkpoint: &Checkpoint) -> Result<&ModelConfig> {
+    checkpoint.config.as_ref().ok_or_else(|| {
+        Error::new(Kind::Malformed, "no config.json: the kind of model is unknown")
+            .in_file(&checkpoint.path)
+            .with_hint("copy it from where the model was published")
+    })
+}
+
+/// What a model consists of. Errors if it is of a family that cannot be run, and lists those that can.
+pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
+    let model_type = config.model_type();
+    let Some(spec) = find(model_type).spec else {
+        let known: Vec<&str> = runnable().flat_map(|arch| arch.model_types).copied().collect();
+        let problem = match model_type {
+            "" => "`model_type` is missing".to_owned(),
+            _ => format!("models of type `{model_type}` cannot be run"),
+        };
+        return Err(Error::new(Kind::Unsupported, problem)
+            .in_file(&config.path)
+            .with_hint(format!("types that can: {}", known.join(", "))));
+    };
+    let fields = Fields::new(config);
+    let spec = spec(&fields).map_err(|error| error.in_file(&config.path))?;
+    spec.check(&fields)?;
+    Ok(spec)
 }
 
 /// What a family of encoders or state-space models puts before the model's own path where it has a head: transformers' `base_model_prefix`.
@@ -114,7 +157,7 @@ pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
 }
 
 /// True if the last component of the module path is one of `leaves`.
-pub(crate) fn leaf_in(path: &str, leaves: &[&str]) -> bool {
+pub fn leaf_in(path: &str, leaves: &[&str]) -> bool {
     let leaf = path.rsplit('.').next().unwrap_or(path);
     leaves.contains(&leaf)
 }
@@ -131,6 +174,6 @@ mod tests {
                 assert!(seen.insert(*model_type), "{model_type}");
             }
         }
-        assert_eq!(find("no such family").embed, generic::ARCH.embed);
+        assert_eq!(find("no such family").head, families::GENERIC.head);
     }
 }

@@ -5,15 +5,18 @@
 /// Modules whose weights are one tensor in a tied model: input embeddings first, the output embedding last.
 #[derive(Debug)]
 pub struct Tie {
-    /// `model_type`s that the row is for; empty for any.
-    pub model_types: &'static [&'static str],
     /// Module paths.
     pub members: &'static [&'static str],
 }
 
 impl Tie {
-    const fn any(members: &'static [&'static str]) -> Self {
-        Self { model_types: &[], members }
+    const fn of(members: &'static [&'static str]) -> Self {
+        Self { members }
+    }
+
+    /// The input embeddings.
+    pub fn inputs(&self) -> &'static [&'static str] {
+        self.members.split_last().map_or(&[], |(_, inputs)| inputs)
     }
 
     /// The output embedding.
@@ -29,76 +32,70 @@ impl Tie {
     }
 }
 
-/// Rows of one family before rows of any.
-pub static TIES: &[Tie] = &[
-    Tie {
-        model_types: &["whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"],
-        members: &["model.decoder.embed_tokens", "proj_out"],
-    },
-    Tie { model_types: &["trocr"], members: &["model.decoder.embed_tokens", "output_projection"] },
-    Tie { model_types: &["bert-generation"], members: &["bert.embeddings.word_embeddings", "lm_head.decoder"] },
-    Tie { model_types: &["t5gemma"], members: &["model.decoder.embed_tokens", "lm_head.out_proj"] },
-    Tie::any(&["model.embed_tokens", "lm_head"]),
-    Tie::any(&["model.language_model.embed_tokens", "lm_head"]),
-    Tie::any(&["language_model.model.embed_tokens", "language_model.lm_head"]),
-    Tie::any(&["model.text_model.embed_tokens", "lm_head"]),
-    Tie::any(&["embed_tokens", "lm_head"]),
-    Tie::any(&["transformer.wte", "lm_head"]),
-    Tie::any(&["wte", "lm_head"]),
-    Tie::any(&["transformer.word_embeddings", "lm_head"]),
-    Tie::any(&["word_embeddings", "lm_head"]),
-    Tie::any(&["transformer.tokens_embed", "lm_head"]),
-    Tie::any(&["transformer.w", "lm_head"]),
-    Tie::any(&["transformer.word_embedding", "lm_loss"]),
-    Tie::any(&["transformer.embeddings", "pred_layer.proj"]),
-    Tie::any(&["gpt_neox.embed_in", "embed_out"]),
-    Tie::any(&["gpt_neox_japanese.embed_in", "embed_out"]),
-    Tie::any(&["backbone.embeddings", "lm_head"]),
-    Tie::any(&["backbone.embedding", "lm_head"]),
-    Tie::any(&["rwkv.embeddings", "head"]),
-    Tie::any(&["model.tok_embeddings", "output"]),
-    Tie::any(&["biogpt.embed_tokens", "output_projection"]),
-    Tie::any(&["git.embeddings.word_embeddings", "output"]),
-    Tie::any(&["model.embeddings.tok_embeddings", "decoder"]),
-    Tie::any(&["model.text_model.embeddings.tok_embeddings", "lm_head"]),
-    Tie::any(&["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"]),
-    Tie::any(&["led.shared", "led.encoder.embed_tokens", "led.decoder.embed_tokens", "lm_head"]),
-    Tie::any(&["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]),
-    Tie::any(&["model.decoder.embed_tokens", "lm_head"]),
-    Tie::any(&["bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["deberta.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["ernie.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["fnet.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["layoutlm.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["mobilebert.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["mra.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["nomic_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["nystromformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["roc_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["roformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["tapas.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["transformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["visual_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["yoso.embeddings.word_embeddings", "cls.predictions.decoder"]),
-    Tie::any(&["roberta.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["roberta_prelayernorm.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["data2vec_text.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["esm.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["gte.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["longformer.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["mpnet.embeddings.word_embeddings", "lm_head.decoder"]),
-    Tie::any(&["albert.embeddings.word_embeddings", "predictions.decoder"]),
-    Tie::any(&["distilbert.embeddings.word_embeddings", "vocab_projector"]),
-    Tie::any(&["electra.embeddings.word_embeddings", "generator_lm_head"]),
-    Tie::any(&["convbert.embeddings.word_embeddings", "generator_lm_head"]),
-    Tie::any(&["funnel.embeddings.word_embeddings", "lm_head"]),
+/// Of any family.
+static TIES: &[Tie] = &[
+    Tie::of(&["model.embed_tokens", "lm_head"]),
+    Tie::of(&["model.language_model.embed_tokens", "lm_head"]),
+    Tie::of(&["language_model.embed_tokens", "lm_head"]),
+    Tie::of(&["language_model.model.embed_tokens", "language_model.lm_head"]),
+    Tie::of(&["model.text_model.embed_tokens", "lm_head"]),
+    Tie::of(&["embed_tokens", "lm_head"]),
+    Tie::of(&["transformer.wte", "lm_head"]),
+    Tie::of(&["wte", "lm_head"]),
+    Tie::of(&["transformer.word_embeddings", "lm_head"]),
+    Tie::of(&["word_embeddings", "lm_head"]),
+    Tie::of(&["transformer.tokens_embed", "lm_head"]),
+    Tie::of(&["transformer.w", "lm_head"]),
+    Tie::of(&["transformer.word_embedding", "lm_loss"]),
+    Tie::of(&["transformer.embeddings", "pred_layer.proj"]),
+    Tie::of(&["gpt_neox.embed_in", "embed_out"]),
+    Tie::of(&["gpt_neox_japanese.embed_in", "embed_out"]),
+    Tie::of(&["backbone.embeddings", "lm_head"]),
+    Tie::of(&["backbone.embedding", "lm_head"]),
+    Tie::of(&["rwkv.embeddings", "head"]),
+    Tie::of(&["model.tok_embeddings", "output"]),
+    Tie::of(&["biogpt.embed_tokens", "output_projection"]),
+    Tie::of(&["git.embeddings.word_embeddings", "output"]),
+    Tie::of(&["model.embeddings.tok_embeddings", "decoder"]),
+    Tie::of(&["model.text_model.embeddings.tok_embeddings", "lm_head"]),
+    Tie::of(&["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"]),
+    Tie::of(&["led.shared", "led.encoder.embed_tokens", "led.decoder.embed_tokens", "lm_head"]),
+    Tie::of(&["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]),
+    Tie::of(&["model.decoder.embed_tokens", "lm_head"]),
+    Tie::of(&["bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["deberta.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["ernie.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["fnet.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["layoutlm.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["mobilebert.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["mra.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["nomic_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["nystromformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["roc_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["roformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["tapas.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["transformer.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["visual_bert.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["yoso.embeddings.word_embeddings", "cls.predictions.decoder"]),
+    Tie::of(&["roberta.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["roberta_prelayernorm.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["data2vec_text.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["esm.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["gte.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["longformer.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["mpnet.embeddings.word_embeddings", "lm_head.decoder"]),
+    Tie::of(&["albert.embeddings.word_embeddings", "predictions.decoder"]),
+    Tie::of(&["distilbert.embeddings.word_embeddings", "vocab_projector"]),
+    Tie::of(&["electra.embeddings.word_embeddings", "generator_lm_head"]),
+    Tie::of(&["convbert.embeddings.word_embeddings", "generator_lm_head"]),
+    Tie::of(&["funnel.embeddings.word_embeddings", "lm_head"]),
 ];
 
-/// The row of a model, told by the modules that it stores: the row whose first member is there, else one of which any input embedding is.
+/// The row of a model, told by the modules that it stores: the row whose first member is there, else one of which any input embedding is. The family's own
+/// come before those of any.
 pub fn find(model_type: &str, stored: impl Fn(&str) -> bool) -> Option<&'static Tie> {
-    let own = || TIES.iter().filter(|tie| tie.model_types.contains(&model_type));
-    let rows = || own().chain(TIES.iter().filter(|tie| tie.model_types.is_empty()));
-    let inputs = |tie: &&Tie| tie.members.iter().rev().skip(1).any(|member| stored(member));
+    let rows = || super::find(model_type).ties.iter().chain(TIES);
+    let inputs = |tie: &&Tie| tie.inputs().iter().any(|member| stored(member));
     rows().find(|tie| tie.members.first().is_some_and(|member| stored(member))).or_else(|| rows().find(inputs))
 }
 

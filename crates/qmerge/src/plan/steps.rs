@@ -12,7 +12,6 @@ use super::tie::{self, Parted};
 use super::{Inputs, Options, Slot, classifier};
 
 use crate::adapters::{Adapter, Addition, Changes, Names, PlannedEdit, Replacement, Task};
-use crate::arch::Tie;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
@@ -541,9 +540,7 @@ fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> R
     let embed = embed.weight.name();
     let Some(tokens) = now.get(embed).copied().flatten() else { return Ok(()) };
     let changed = |name: &str| before(name) != now.get(name).copied().flatten();
-    let heads =
-        names.arch.head.iter().copied().chain(names.tie.map(Tie::head)).map(|module| format!("{module}.weight"));
-    for head in heads {
+    for head in names.arch.heads(names.tie).map(|module| format!("{module}.weight")) {
         if let Some(rows) = now.get(head.as_str()).copied().flatten()
             && rows != tokens
             && (changed(embed) || changed(&head))

@@ -1,17 +1,15 @@
 //! SmolLM 3: Llama with layers that have no rope (and may have a window).
 
-use qmerge::error::Result;
 use serde_json::Value;
 
-use super::{Family, llama};
-use crate::fields::Fields;
-use crate::spec::Spec;
+use super::spec::Spec;
+use super::{Arch, Fields, Result, generic, llama};
 
-pub(super) const FAMILY: Family = Family { model_types: &["smollm3"], spec };
+pub(super) const ARCH: Arch = Arch { model_types: &["smollm3"], spec: Some(spec), ..generic::ARCH };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
-    let mut spec = llama::spec(fields)?;
-    let layers = spec.layers.len();
+    let mut smollm = llama::read(fields)?;
+    let layers = smollm.attention.len();
     // 1 for a layer with a rope, in spite of the field's name.
     let listed = fields.by_layer("no_rope_layers", layers)?;
     let every = fields.positive_if("no_rope_layer_interval")?.unwrap_or(4);
@@ -22,11 +20,9 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     };
     let window = if fields.flag("use_sliding_window", false)? { fields.positive_if("sliding_window")? } else { None };
     let sliding = fields.sliding(layers)?.unwrap_or_else(|| ropes.iter().map(|has_rope| !has_rope).collect());
-    for ((layer, has_rope), sliding) in spec.layers.iter_mut().zip(ropes).zip(sliding) {
-        layer.rope = has_rope.then_some(0);
-        if sliding {
-            layer.window = window;
-        }
+    for (attention, has_rope) in smollm.attention.iter_mut().zip(ropes) {
+        attention.rope = has_rope.then_some(0);
     }
-    Ok(spec)
+    smollm.slide(window, sliding);
+    Ok(smollm.into())
 }

@@ -2,86 +2,93 @@
 
 use std::ops::Range;
 
+use qmerge::arch::spec::{self, Projections, QkNorm, Spec};
 use qmerge::error::Result;
-use qmerge::simd::exp::exp;
 use qmerge::simd::matmul::{Columns, matmul};
-use qmerge::simd::tanh::tanh;
 use rayon::prelude::*;
 
+use super::{Mixer, Pass, Sequence, State};
+use crate::activation::{exponentials, softcap};
+use crate::layer::{Block, Visit};
 use crate::linear::{Input, Linear, Watch};
 use crate::norm::Normalize;
-use crate::rope::Angles;
-use crate::spec::{self, Layer, QkNorm, Spec};
 use crate::tensors::Tensors;
+use crate::work;
 
 /// The attention of one layer.
 #[derive(Debug)]
-pub(crate) struct Attention<'a> {
+pub(super) struct Attention<'a> {
+    spec: spec::Attention,
     /// Queries, keys, values; or all in one.
-    pub(crate) inputs: Vec<Linear<'a>>,
-    pub(crate) output: Linear<'a>,
+    inputs: Vec<Linear<'a>>,
+    output: Linear<'a>,
     norms: Option<[Normalize; 2]>,
 }
 
 /// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer, for each sequence.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Past {
+#[derive(Debug, Default)]
+struct Past {
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-/// Which columns of a batch are one sequence, and how many positions of it are cached.
-#[derive(Clone, Debug)]
-pub(crate) struct Sequence {
-    pub(crate) columns: Range<usize>,
-    pub(crate) past: usize,
+impl<'a> Attention<'a> {
+    pub(super) fn new(tensors: &Tensors<'a>, spec: &Spec, attention: &spec::Attention, layer: &str) -> Result<Self> {
+        let (hidden, head_dim) = (spec.hidden, attention.head_dim);
+        let (queries, keys) = (attention.heads * head_dim, attention.kv_heads * head_dim);
+        let linear = |name: &str, outputs, inputs| Linear::new(tensors, &format!("{layer}.{name}"), outputs, inputs);
+        let (inputs, output) = match attention.projections {
+            Projections::Apart { names: [q, k, v, o] } => {
+                (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?, linear(v, keys, hidden)?], o)
+            }
+            Projections::Fused { names: [qkv, o] } => (vec![linear(qkv, queries + 2 * keys, hidden)?], o),
+        };
+        let norm = |name, features| Normalize::new(tensors, &format!("{layer}.{name}"), features, spec.norm, spec.eps);
+        let norms = match attention.qk_norm {
+            None => None,
+            Some(QkNorm::PerHead([q, k])) => Some([norm(q, head_dim)?, norm(k, head_dim)?]),
+            Some(QkNorm::Whole([q, k])) => Some([norm(q, queries)?, norm(k, keys)?]),
+        };
+        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms })
+    }
 }
 
-impl<'a> Attention<'a> {
-    pub(crate) fn new(tensors: &Tensors<'a>, spec: &Spec, layer: &str) -> Result<Self> {
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let linear = |name: &str, outputs, inputs| {
-            Linear::new(tensors, &format!("{layer}.{name}"), outputs, inputs, spec.transposed)
-        };
-        let (inputs, output) = match spec.attention {
-            spec::Attention::Apart { names: [q, k, v, o] } => (
-                vec![linear(q, queries, spec.hidden)?, linear(k, keys, spec.hidden)?, linear(v, keys, spec.hidden)?],
-                o,
-            ),
-            spec::Attention::Fused { names: [qkv, o] } => (vec![linear(qkv, queries + 2 * keys, spec.hidden)?], o),
-        };
-        let norm = |name: &str, features| {
-            Normalize::new(tensors, &format!("{layer}.self_attn.{name}"), features, spec.norm, spec.eps)
-        };
-        let norms = match spec.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => Some([norm("q_norm", spec.head_dim)?, norm("k_norm", spec.head_dim)?]),
-            QkNorm::Whole => Some([norm("q_norm", queries)?, norm("k_norm", keys)?]),
-        };
-        Ok(Self { inputs, output: linear(output, spec.hidden, queries)?, norms })
+impl Block for Attention<'_> {
+    fn together(&self) -> Vec<Vec<&Linear<'_>>> {
+        vec![self.inputs.iter().collect(), vec![&self.output]]
     }
 
-    /// `x` is (hidden, tokens). `angles` are those of each sequence's new positions. Where there is a `past`, the sequences are its own.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn forward(
+    fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        self.inputs.iter_mut().chain([&mut self.output]).try_for_each(visit)
+    }
+
+    fn work(&self, tokens: usize, seen: usize) -> f64 {
+        let seen = self.spec.window.map_or(seen, |window| window.min(seen));
+        work::linears(&self.together(), tokens as f64) + work::attention(self.output.inputs(), tokens, seen)
+    }
+
+    fn activations(&self) -> usize {
+        3 * self.output.outputs() + 3 * self.output.inputs() + 3 * self.spec.kv_heads * self.spec.head_dim
+    }
+}
+
+impl Mixer for Attention<'_> {
+    fn forward(
         &self,
-        spec: &Spec,
-        layer: &Layer,
-        x: &[f32],
-        sequences: &[Sequence],
-        angles: Option<&[Angles]>,
-        past: Option<(&mut Past, usize)>,
+        x: &Input<'_>,
+        pass: &Pass,
+        state: Option<&mut State>,
         watch: &mut dyn Watch,
     ) -> Result<Vec<f32>> {
-        let input = Input::new(x, spec.hidden);
-        let tokens = input.tokens();
-        let (queries, keys) = (spec.heads * spec.head_dim * tokens, spec.kv_heads * spec.head_dim * tokens);
+        let spec::Attention { heads, kv_heads, head_dim, .. } = self.spec;
+        let (tokens, sequences) = (x.tokens(), pass.sequences.as_slice());
+        let (queries, keys) = (heads * head_dim * tokens, kv_heads * head_dim * tokens);
         let mut all = vec![0.0; queries + 2 * keys];
         let mut rest = all.as_mut_slice();
-        Linear::show(&self.inputs, &input, watch)?;
+        Linear::show(&self.inputs, x, watch)?;
         for linear in &self.inputs {
             let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
-            linear.forward_into(&input, own)?;
+            linear.forward_into(x, own)?;
             rest = others;
         }
         let (q, rest) = all.split_at_mut(queries);
@@ -90,36 +97,41 @@ impl<'a> Attention<'a> {
             query.apply(q, tokens);
             key.apply(k, tokens);
         }
-        if let Some(angles) = angles {
-            for head in q.chunks_exact_mut(spec.head_dim * tokens).chain(k.chunks_exact_mut(spec.head_dim * tokens)) {
-                for (sequence, angles) in sequences.iter().zip(angles) {
+        if let Some(rope) = self.spec.rope {
+            for head in q.chunks_exact_mut(head_dim * tokens).chain(k.chunks_exact_mut(head_dim * tokens)) {
+                for (sequence, angles) in sequences.iter().zip(&pass.angles[rope]) {
                     angles.turn(head, tokens, sequence.columns.start);
                 }
             }
         }
-        let k = turned(k, spec.head_dim, tokens);
-        let mixed = match past {
-            None => mix(spec, layer, q, tokens, sequences, |_, sequence| View {
+        let k = turned(k, head_dim, tokens);
+        let mixed = match state {
+            None => mix(&self.spec, q, tokens, sequences, |_, sequence| View {
                 keys: &k,
                 values: v,
                 width: tokens,
                 first: sequence.columns.start,
             }),
-            Some((past, capacity)) => {
-                past.append(&k, v, spec.kv_heads, tokens, sequences, capacity);
+            Some(state) => {
+                let past: &mut Past = state.own();
+                past.append(&k, v, kv_heads, tokens, sequences, pass.capacity);
                 let past = &*past;
-                let size = spec.kv_heads * spec.head_dim * capacity;
-                mix(spec, layer, q, tokens, sequences, |number, _| View {
+                let size = kv_heads * head_dim * pass.capacity;
+                mix(&self.spec, q, tokens, sequences, |number, _| View {
                     keys: &past.keys[number * size..(number + 1) * size],
                     values: &past.values[number * size..(number + 1) * size],
-                    width: capacity,
+                    width: pass.capacity,
                     first: 0,
                 })
             }
         };
-        let mixed = Input::new(&mixed, spec.heads * spec.head_dim);
+        let mixed = Input::new(&mixed, heads * head_dim);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
+    }
+
+    fn cached(&self, positions: usize) -> usize {
+        2 * self.spec.kv_heads * self.spec.head_dim * positions
     }
 }
 
@@ -187,8 +199,7 @@ const BLOCK: usize = 64;
 
 /// Weighted sums of values for all heads and sequences: (heads · head_dim, tokens).
 fn mix<'v>(
-    spec: &Spec,
-    layer: &Layer,
+    spec: &spec::Attention,
     q: &[f32],
     tokens: usize,
     sequences: &[Sequence],
@@ -205,19 +216,18 @@ fn mix<'v>(
                 let position = sequence.past + start - sequence.columns.start;
                 // What the first column sees at the left, and the last at the right.
                 let seen =
-                    layer.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
-                let some: Vec<f32> = (0..dim)
-                    .flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * spec.attention_scale))
-                    .collect();
+                    spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
+                let some: Vec<f32> =
+                    (0..dim).flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * spec.scale)).collect();
                 let columns = Columns::new(&some, dim, block.len());
                 let mut scores = vec![0.0; seen.len() * block.len()];
                 matmul(view.keys(kv_head, &seen, dim), &columns, false, &mut scores);
-                if let Some(cap) = spec.attention_cap {
+                if let Some(cap) = spec.cap {
                     softcap(&mut scores, cap);
                 }
                 for (p, row) in seen.clone().zip(scores.chunks_exact_mut(block.len())) {
                     for (own, score) in (position..).zip(row) {
-                        if p > own || layer.window.is_some_and(|window| p + window <= own) {
+                        if p > own || spec.window.is_some_and(|window| p + window <= own) {
                             *score = f32::NEG_INFINITY;
                         }
                     }
@@ -235,34 +245,4 @@ fn mix<'v>(
         }
     });
     out
-}
-
-/// `cap · tanh(x / cap)`, in place.
-pub(crate) fn softcap(x: &mut [f32], cap: f32) {
-    x.iter_mut().for_each(|x| *x /= cap);
-    tanh(x);
-    x.iter_mut().for_each(|x| *x *= cap);
-}
-
-/// Exponentials of columns against each one's largest value, in place, and their sums.
-fn exponentials(x: &mut [f32], columns: usize) -> Vec<f32> {
-    let mut largest = vec![f32::NEG_INFINITY; columns];
-    for row in x.chunks_exact(columns) {
-        largest.iter_mut().zip(row).for_each(|(largest, &x)| *largest = largest.max(x));
-    }
-    for row in x.chunks_exact_mut(columns) {
-        row.iter_mut().zip(&largest).for_each(|(x, largest)| *x -= largest);
-    }
-    exp(x);
-    let mut sums = vec![0.0; columns];
-    for row in x.chunks_exact(columns) {
-        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-    }
-    sums
-}
-
-/// Exponentials that sum to one.
-pub(crate) fn softmax(x: &mut [f32]) {
-    let sums = exponentials(x, 1);
-    x.iter_mut().for_each(|x| *x /= sums[0]);
 }

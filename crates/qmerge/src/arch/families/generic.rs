@@ -2,25 +2,11 @@
 
 use super::{Arch, Experts};
 
-/// Names of input embeddings across families.
-pub(super) const EMBED: &[&str] = &[
-    "model.embed_tokens",
-    "model.language_model.embed_tokens",
-    "language_model.model.embed_tokens",
-    "transformer.wte",
-    "wte",
-    "transformer.word_embeddings",
-    "gpt_neox.embed_in",
-    "model.tok_embeddings",
-    "model.decoder.embed_tokens",
-    "shared",
-];
-
 /// Names of output embeddings across families.
-pub(super) const HEAD: &[&str] = &["lm_head", "language_model.lm_head", "model.lm_head", "embed_out", "output"];
+const HEAD: &[&str] = &["lm_head", "language_model.lm_head", "model.lm_head", "embed_out", "output"];
 
 /// Two-dimensional weights that are tables, norms or convolutions rather than linear layers.
-pub(super) const NOT_LINEAR: &[&str] = &[
+const NOT_LINEAR: &[&str] = &[
     "embed_tokens",
     "wte",
     "wpe",
@@ -44,11 +30,11 @@ pub(super) const NOT_LINEAR: &[&str] = &[
 
 /// Components around a language model. What stands behind them must be equal on both sides, so a vision tower or a block for predicting
 /// further tokens never passes for a layer of the language model.
-pub(super) const WRAPPERS: &[&str] =
+const WRAPPERS: &[&str] =
     &["model", "language_model", "text_model", "transformer", "llm", "vlm", "thinker", "gpt_neox"];
 
 /// Names that moved between releases.
-pub(super) const RENAMES: &[(&str, &str)] = &[
+const RENAMES: &[(&str, &str)] = &[
     ("mlp.experts.", "block_sparse_moe.experts."),
     ("block_sparse_moe.experts.", "mlp.experts."),
     ("mlp.gate.", "block_sparse_moe.gate."),
@@ -73,11 +59,15 @@ pub(super) const EXPERTS: Experts = Experts {
 
 pub(super) const ARCH: Arch = Arch {
     model_types: &[],
-    embed: EMBED,
+    ties: &[],
     head: HEAD,
+    positions: None,
+    layers: "layers",
+    norm: "norm",
     transposed: &[],
     not_linear: NOT_LINEAR,
     experts: Some(EXPERTS),
     wrappers: WRAPPERS,
     renames: RENAMES,
+    spec: None,
 };

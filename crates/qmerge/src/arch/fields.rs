@@ -1,13 +1,9 @@
 //! What a family reads a `config.json` by.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
-)]
-
-use qmerge::error::{Error, Kind, Result};
-use qmerge::open::ModelConfig;
 use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::open::ModelConfig;
 
 /// Fields of a `config.json`; errors name the file, the field and its value.
 #[derive(Clone, Copy, Debug)]

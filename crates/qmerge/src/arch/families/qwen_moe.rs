@@ -5,7 +5,6 @@ use super::{Arch, Experts, generic};
 pub(super) const ARCH: Arch = Arch {
     model_types: &[
         "qwen2_moe",
-        "qwen3_moe",
         "qwen3_next",
         "qwen3_omni_moe",
         "deepseek_v2",
@@ -25,6 +24,8 @@ pub(super) const ARCH: Arch = Arch {
         "exaone_moe",
         "cohere2_moe",
     ],
-    experts: Some(Experts { modules: &["mlp.experts"], ..generic::EXPERTS }),
+    experts: Some(EXPERTS),
     ..generic::ARCH
 };
+
+pub(super) const EXPERTS: Experts = Experts { modules: &["mlp.experts"], ..generic::EXPERTS };

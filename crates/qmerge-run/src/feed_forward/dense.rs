@@ -1,0 +1,84 @@
+//! Two or three matrices with an activation between them.
+
+use qmerge::arch::spec::{self, Activation, Matrices, Spec};
+use qmerge::error::Result;
+use rayon::prelude::*;
+
+use super::FeedForward;
+use crate::activation::activate;
+use crate::layer::{Block, Visit};
+use crate::linear::{Input, Linear, Watch};
+use crate::tensors::Tensors;
+use crate::work;
+
+/// `down(act(gate x) · up x)`, or without a gate `down(act(up x))`.
+#[derive(Debug)]
+pub(super) struct Dense<'a> {
+    /// Gate and up, both in one, or up alone.
+    pub(super) inputs: Vec<Linear<'a>>,
+    pub(super) down: Linear<'a>,
+    pub(super) width: usize,
+    pub(super) gated: bool,
+    pub(super) activation: Activation,
+}
+
+impl<'a> Dense<'a> {
+    pub(super) fn new(tensors: &Tensors<'a>, spec: &Spec, dense: &spec::Dense, layer: &str) -> Result<Self> {
+        let width = dense.width;
+        let linear = |name: &str, outputs, inputs| Linear::new(tensors, &format!("{layer}.{name}"), outputs, inputs);
+        let (inputs, down, gated) = match dense.matrices {
+            Matrices::Gated { names: [gate, up, down] } => {
+                (vec![linear(gate, width, spec.hidden)?, linear(up, width, spec.hidden)?], down, true)
+            }
+            Matrices::FusedGated { names: [both, down] } => (vec![linear(both, 2 * width, spec.hidden)?], down, true),
+            Matrices::Plain { names: [up, down] } => (vec![linear(up, width, spec.hidden)?], down, false),
+        };
+        let down = linear(down, spec.hidden, width)?;
+        Ok(Self { inputs, down, width, gated, activation: dense.activation })
+    }
+}
+
+impl Block for Dense<'_> {
+    fn together(&self) -> Vec<Vec<&Linear<'_>>> {
+        vec![self.inputs.iter().collect(), vec![&self.down]]
+    }
+
+    fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        self.inputs.iter_mut().chain([&mut self.down]).try_for_each(visit)
+    }
+
+    fn work(&self, tokens: usize, _: usize) -> f64 {
+        work::linears(&self.together(), tokens as f64)
+    }
+
+    fn activations(&self) -> usize {
+        3 * self.down.outputs() + 3 * self.width
+    }
+}
+
+impl FeedForward for Dense<'_> {
+    fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
+        let size = self.width * x.tokens();
+        let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
+        let mut rest = inner.as_mut_slice();
+        Linear::show(&self.inputs, x, watch)?;
+        for linear in &self.inputs {
+            let (own, others) = rest.split_at_mut(linear.outputs() * x.tokens());
+            linear.forward_into(x, own)?;
+            rest = others;
+        }
+        let (gate, up) = inner.split_at_mut(size);
+        gate.par_chunks_mut(SOME).enumerate().for_each(|(number, gate)| {
+            activate(self.activation, gate);
+            if let Some(up) = up.chunks(SOME).nth(number) {
+                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
+            }
+        });
+        let inner = Input::new(&inner[..size], self.width);
+        Linear::show(std::slice::from_ref(&self.down), &inner, watch)?;
+        self.down.forward(&inner)
+    }
+}
+
+/// Values that are activated at a time; they stay in a first-level cache.
+const SOME: usize = 4096;

@@ -1,0 +1,5 @@
+//! What stores experts under Mixtral's names.
+
+use super::{Arch, mixtral};
+
+pub(super) const ARCH: Arch = Arch { model_types: &["minimax", "minimax_m2", "phimoe"], spec: None, ..mixtral::ARCH };

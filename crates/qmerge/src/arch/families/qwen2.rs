@@ -1,0 +1,23 @@
+//! Qwen 2: Llama with biases on queries, keys and values (found in the checkpoint), and a window in the upper layers if wanted.
+
+use super::llama::{self, Llama};
+use super::spec::Spec;
+use super::{Arch, Fields, Result, generic};
+
+pub(super) const ARCH: Arch = Arch { model_types: &["qwen2"], spec: Some(spec), ..generic::ARCH };
+
+fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    read(fields).map(Spec::from)
+}
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+    let mut qwen = llama::read(fields)?;
+    if fields.flag("use_sliding_window", false)? {
+        let window = fields.positive_if("sliding_window")?;
+        let first = fields.count_if("max_window_layers")?.unwrap_or(0);
+        let layers = qwen.attention.len();
+        let sliding = fields.sliding(layers)?.unwrap_or_else(|| (0..layers).map(|i| i >= first).collect());
+        qwen.slide(window, sliding);
+    }
+    Ok(qwen)
+}

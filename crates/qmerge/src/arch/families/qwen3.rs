@@ -1,0 +1,17 @@
+//! Qwen 3: Qwen 2 with norms over each head's queries and keys.
+
+use super::llama::{Llama, QK_NORM};
+use super::spec::{QkNorm, Spec};
+use super::{Arch, Fields, Result, generic, qwen2};
+
+pub(super) const ARCH: Arch = Arch { model_types: &["qwen3"], spec: Some(spec), ..generic::ARCH };
+
+fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    read(fields).map(Spec::from)
+}
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+    let mut qwen = qwen2::read(fields)?;
+    qwen.attention.iter_mut().for_each(|attention| attention.qk_norm = Some(QkNorm::PerHead(QK_NORM)));
+    Ok(qwen)
+}

@@ -1,0 +1,117 @@
+//! What a decoder consists of, as data. A family's file turns a `config.json` into a [`Spec`]; `qmerge-run` runs any spec.
+
+mod attention;
+mod feed_forward;
+
+pub use attention::{Attention, Projections, QkNorm};
+pub use feed_forward::{Activation, Dense, Matrices, Routed};
+
+use super::fields::Fields;
+use super::rope::Rope;
+use crate::error::Result;
+
+/// A decoder-only transformer. Names of what stands outside the layers are the family's row's.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Number of tokens known to the embedding.
+    pub vocab: usize,
+    /// Longest sequence that the model was made for.
+    pub max_positions: usize,
+    /// In the order of their use.
+    pub layers: Vec<Layer>,
+    /// Rotary embeddings that layers choose from.
+    pub ropes: Vec<Rope>,
+    /// What a norm does.
+    pub norm: Norm,
+    /// Added to the mean square before the root.
+    pub eps: f32,
+    /// Factor on embeddings.
+    pub embed_scale: f32,
+    /// Factor on what a block adds to the residual stream.
+    pub residual_scale: f32,
+    /// Factor on logits.
+    pub logit_scale: f32,
+    /// `cap · tanh(logit / cap)` on logits.
+    pub logit_cap: Option<f32>,
+}
+
+/// Two blocks, each of which adds to the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer {
+    /// Where norms stand.
+    pub norms: Norms,
+    /// By which a position sees others.
+    pub mixer: Mixer,
+    /// What is done to each position by itself.
+    pub feed_forward: FeedForward,
+}
+
+/// Names of the norms around a layer's two blocks, below the layer; `None` where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct Norms {
+    /// Before the mixer.
+    pub mixer_in: Option<&'static str>,
+    /// After the mixer, before it is added.
+    pub mixer_out: Option<&'static str>,
+    /// Before the feed-forward.
+    pub feed_forward_in: Option<&'static str>,
+    /// After the feed-forward, before it is added.
+    pub feed_forward_out: Option<&'static str>,
+}
+
+/// By which a position sees others.
+#[derive(Clone, Copy, Debug)]
+pub enum Mixer {
+    /// Of softmax, over keys and values.
+    Attention(Attention),
+}
+
+/// What is done to each position by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum FeedForward {
+    /// The same for all.
+    Dense(Dense),
+    /// Experts of which a few serve each.
+    Routed(Routed),
+}
+
+/// A norm's arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// `x / rms(x) · weight`.
+    Rms,
+    /// `x / rms(x) · (1 + weight)` (Gemma).
+    RmsPlusOne,
+    /// `(x − mean) / std · weight + bias`.
+    Layer,
+}
+
+/// All layers together have no more experts. Each takes memory before it is used.
+const MOST_EXPERTS: usize = 1 << 17;
+
+impl Spec {
+    /// Errors if fields do not fit each other, so that what is run has nothing to fear of them.
+    pub(super) fn check(&self, fields: &Fields<'_>) -> Result<()> {
+        for layer in &self.layers {
+            match &layer.mixer {
+                Mixer::Attention(attention) => attention.check(fields, self.ropes.len())?,
+            }
+            match &layer.feed_forward {
+                FeedForward::Dense(_) => {}
+                FeedForward::Routed(routed) => routed.check(fields)?,
+            }
+        }
+        let experts = |layer: &Layer| match layer.feed_forward {
+            FeedForward::Dense(_) => None,
+            FeedForward::Routed(routed) => Some(routed.count),
+        };
+        let counts: Vec<usize> = self.layers.iter().filter_map(experts).collect();
+        if counts.iter().sum::<usize>() > MOST_EXPERTS {
+            let most = counts.iter().max().copied().unwrap_or(0);
+            return Err(fields.misfit(format!("no model has {} layers of {most} experts", counts.len())));
+        }
+        Ok(())
+    }
+}

@@ -1,8 +1,8 @@
 //! Gemma 2: norms before and after each block, soft caps, a window in every second layer, scaled embeddings.
 
-use super::llama::{self, Llama};
+use super::decoder::Decoder;
 use super::spec::{Activation, Norm, Norms, Spec};
-use super::{Arch, Fields, Result, generic};
+use super::{Arch, Fields, Result, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["gemma2"], spec: Some(spec), ..generic::ARCH };
 
@@ -23,7 +23,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
 }
 
 /// All but the windows.
-pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let mut gemma = llama::read(fields)?;
     let scale = (1.0 / fields.above_zero("query_pre_attn_scalar", 256.0)?.sqrt()) as f32;
     let cap = fields.above_zero_if("attn_logit_softcapping")?.map(|cap| cap as f32);

@@ -1,6 +1,7 @@
 //! Llama, which the others are told from.
 
-use super::spec::{Activation, Attention, Dense, FeedForward, Layer, Matrices, Mixer, Norm, Norms, Projections, Spec};
+use super::decoder::Decoder;
+use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Projections, Spec};
 use super::{Arch, Fields, Result, Rope, generic};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["llama"], spec: Some(spec), ..generic::ARCH };
@@ -15,21 +16,12 @@ const NORMS: Norms = Norms {
 /// The norms of queries and of keys, in the families that have them.
 pub(super) const QK_NORM: [&str; 2] = ["self_attn.q_norm", "self_attn.k_norm"];
 
-/// What Llama's configuration says, for other families to change what is theirs.
-pub(super) struct Llama {
-    /// All but the layers.
-    pub(super) spec: Spec,
-    /// One for each layer.
-    pub(super) attention: Vec<Attention>,
-    pub(super) feed_forward: Dense,
-    pub(super) norms: Norms,
-}
-
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     read(fields).map(Spec::from)
 }
 
-pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+/// What Llama's configuration says, for other families to change what is theirs.
+pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let (hidden, heads) = (fields.count("hidden_size")?, fields.count("num_attention_heads")?);
     let head_dim = match fields.positive_if("head_dim")? {
         Some(head_dim) => head_dim,
@@ -69,22 +61,5 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
         activation: Activation::read(fields, "hidden_act")?,
         matrices: Matrices::Gated { names: ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] },
     };
-    Ok(Llama { spec, attention: vec![attention; layers], feed_forward, norms: NORMS })
-}
-
-impl Llama {
-    /// Gives a window to the layers that slide.
-    pub(super) fn slide(&mut self, window: Option<usize>, sliding: impl IntoIterator<Item = bool>) {
-        for (attention, sliding) in self.attention.iter_mut().zip(sliding) {
-            attention.window = window.filter(|_| sliding);
-        }
-    }
-}
-
-impl From<Llama> for Spec {
-    fn from(llama: Llama) -> Self {
-        let (norms, feed_forward) = (llama.norms, FeedForward::Dense(llama.feed_forward));
-        let layer = |attention| Layer { norms, mixer: Mixer::Attention(attention), feed_forward };
-        Self { layers: llama.attention.into_iter().map(layer).collect(), ..llama.spec }
-    }
+    Ok(Decoder { spec, attention: vec![attention; layers], feed_forward, norms: NORMS })
 }

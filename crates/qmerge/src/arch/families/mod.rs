@@ -2,6 +2,7 @@
 
 mod bert_generation;
 mod conv1d;
+mod decoder;
 mod gemma2;
 mod gemma3;
 mod generic;

@@ -1,8 +1,8 @@
 //! Qwen 2: Llama with biases on queries, keys and values (found in the checkpoint), and a window in the upper layers if wanted.
 
-use super::llama::{self, Llama};
+use super::decoder::Decoder;
 use super::spec::Spec;
-use super::{Arch, Fields, Result, generic};
+use super::{Arch, Fields, Result, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["qwen2"], spec: Some(spec), ..generic::ARCH };
 
@@ -10,7 +10,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     read(fields).map(Spec::from)
 }
 
-pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let mut qwen = llama::read(fields)?;
     if fields.flag("use_sliding_window", false)? {
         let window = fields.positive_if("sliding_window")?;

@@ -1,6 +1,7 @@
 //! Qwen 3: Qwen 2 with norms over each head's queries and keys.
 
-use super::llama::{Llama, QK_NORM};
+use super::decoder::Decoder;
+use super::llama::QK_NORM;
 use super::spec::{QkNorm, Spec};
 use super::{Arch, Fields, Result, generic, qwen2};
 
@@ -10,7 +11,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     read(fields).map(Spec::from)
 }
 
-pub(super) fn read(fields: &Fields<'_>) -> Result<Llama> {
+pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let mut qwen = qwen2::read(fields)?;
     qwen.attention.iter_mut().for_each(|attention| attention.qk_norm = Some(QkNorm::PerHead(QK_NORM)));
     Ok(qwen)

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::spec::{Activation, Attention, Dense, FeedForward, Layer, Matrices, Mixer, Norm, Norms, Projections, Spec};
+use super::decoder::Decoder;
+use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Projections, Spec};
 use super::{Arch, Fields, Result, generic};
 
 pub(super) const ARCH: Arch = Arch {
@@ -43,13 +44,11 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         scale,
         cap: None,
     };
-    let layer =
-        Layer { norms: NORMS, mixer: Mixer::Attention(attention), feed_forward: FeedForward::Dense(feed_forward) };
-    Ok(Spec {
+    let spec = Spec {
         hidden,
         vocab: fields.count("vocab_size")?,
         max_positions: fields.count("n_positions")?,
-        layers: vec![layer; layers],
+        layers: Vec::new(),
         ropes: Vec::new(),
         norm: Norm::Layer,
         eps: fields.eps("layer_norm_epsilon", 1e-5)?,
@@ -57,5 +56,6 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_cap: None,
-    })
+    };
+    Ok(Decoder { spec, attention: vec![attention; layers], feed_forward, norms: NORMS }.into())
 }

@@ -84,14 +84,14 @@ impl<'a> Model<'a> {
         let spec = arch::spec_of(config)?;
         let stored = |module: &&str| tensors.has(&weight_name(module));
         let tie = arch::find_tie(config.model_type(), |module| stored(&module));
-        let embed = tie.and_then(|tie| tie.inputs().iter().copied().find(stored));
-        let embed = embed.ok_or_else(|| {
+        let found = tie.and_then(|tie| Some((tie, tie.inputs().iter().copied().find(stored)?)));
+        let (tie, tokens) = found.ok_or_else(|| {
             Error::new(Kind::Mismatch, "no tensor has a name that an input embedding is known by")
                 .in_file(&checkpoint.path)
                 .with_hint("the checkpoint is incomplete, or its tensors were renamed")
         })?;
         // The rest of the decoder lies beside its embedding.
-        let beside = |name: &str| match embed.rsplit_once('.') {
+        let beside = |name: &str| match tokens.rsplit_once('.') {
             Some((prefix, _)) => format!("{prefix}.{name}"),
             None => name.to_owned(),
         };
@@ -104,12 +104,12 @@ impl<'a> Model<'a> {
             }
             Linear::from_weight(tensors, path, weight, rows, spec.hidden)
         };
+        let embed = table(tokens, spec.vocab, "vocab_size")?;
         let positions = |name: &str| table(&beside(name), spec.max_positions, "the number of positions");
         let positions = arch.positions.map(positions).transpose()?;
-        let embed = table(embed, spec.vocab, "vocab_size")?;
-        let head = match arch.heads(tie).find(stored) {
+        let head = match arch.heads(Some(tie)).find(stored) {
             Some(path) => Some(Linear::new(tensors, path, embed.outputs(), spec.hidden)?),
-            None if config.tied() == Some(false) => return Err(tensors.missing("lm_head.weight")),
+            None if config.tied() == Some(false) => return Err(tensors.missing(&weight_name(tie.head()))),
             None => None,
         };
         let norm = Normalize::new(tensors, &beside(arch.norm), spec.hidden, spec.norm, spec.eps)?;

@@ -22,9 +22,10 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 /// 8-bit floats: four bits of exponent, three of mantissa, without NaN.
 static EIGHTS: std::sync::LazyLock<Vec<f32>> = std::sync::LazyLock::new(|| {
+    let power = |exponent: i32| f32::from_bits(((exponent + 127) as u32) << 23);
     let value = |code: i32| match code >> 3 {
-        0 => (code & 7) as f32 * 2.0_f32.powi(-9),
-        exponent => (8 + (code & 7)) as f32 * 2.0_f32.powi(exponent - 10),
+        0 => (code & 7) as f32 * power(-9),
+        exponent => (8 + (code & 7)) as f32 * power(exponent - 10),
     };
     let up: Vec<f32> = (0..127).map(value).collect();
     up.iter().skip(1).rev().map(|x| -x).chain(up.iter().copied()).collect()

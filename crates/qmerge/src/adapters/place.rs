@@ -26,7 +26,7 @@ impl Site<'_> {
             Kind::Layer { target, .. } => self.on_layer(module, names, target, planned),
             Kind::Stack { experts } => self.on_stack(names, *experts, planned),
             Kind::Each { weights, interleaved } => self.on_each(weights, *interleaved, &planned),
-            Kind::InStack { expert, half, family } => self.into_stack(family, *expert, *half, planned),
+            Kind::InStack { expert, half, family } => self.one_of_stack(family, *expert, *half, planned),
         };
         let edits = edits.map_err(|error| error.in_tensor(&tensor))?;
         if edits.iter().any(|edit| edit.plan.place.parts(reach, outputs)) {
@@ -117,7 +117,7 @@ impl Site<'_> {
         Ok(edits)
     }
 
-    fn into_stack(
+    fn one_of_stack(
         &self,
         family: &Experts,
         expert: usize,

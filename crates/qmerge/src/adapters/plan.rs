@@ -218,12 +218,14 @@ mod tests {
     use crate::edit::Stride;
     use crate::formats;
 
+    type Seen = (Vec<f32>, Vec<Arc<[f32]>>);
+
     /// Takes the base's rows and a shared tensor, and does nothing with them.
     #[derive(Debug)]
     struct Looks {
         outputs: Range<usize>,
         shared: Arc<Shared>,
-        seen: Mutex<(Vec<f32>, Vec<Arc<[f32]>>)>,
+        seen: Mutex<Seen>,
     }
 
     impl ChangePlan for Looks {

@@ -19,7 +19,7 @@ mod reader;
 pub(crate) mod recognised;
 mod settings;
 #[cfg(test)]
-mod toy;
+pub(crate) mod toy;
 mod view;
 
 use std::fmt::Debug;

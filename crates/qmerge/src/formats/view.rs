@@ -29,7 +29,7 @@ impl Order {
     }
 
     /// The same back again.
-    pub(crate) fn from_columns(&self, values: Vec<f32>, inputs: usize) -> Vec<f32> {
+    pub(crate) fn undo_columns(&self, values: Vec<f32>, inputs: usize) -> Vec<f32> {
         let Some(order) = &self.inputs else { return values };
         let mut back = vec![0.0; values.len()];
         for (row, back) in values.chunks(inputs.max(1)).zip(back.chunks_mut(inputs.max(1))) {
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(model, [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]);
         let columns = order.to_columns(&model, 3).into_owned();
         assert_eq!(columns, [2.0, 0.0, 1.0, 12.0, 10.0, 11.0]);
-        assert_eq!(order.from_columns(columns, 3), model);
+        assert_eq!(order.undo_columns(columns, 3), model);
         assert_eq!(order.to_stored(model, 3), stored);
     }
 }

@@ -73,7 +73,7 @@ impl Run<'_> {
         let judged = method.round(&mut matrix);
         let Matrix { values, grid, .. } = matrix;
         drop((base, target));
-        let values = stored.to_stored(order.from_columns(values, inputs), inputs);
+        let values = stored.to_stored(order.undo_columns(values, inputs), inputs);
         let all = 0..weight.geometry().rows;
         let mut written = vec![Vec::new(); parts.len()];
         on_grid(weight.as_ref())?.store(&views, all.clone(), &values, Some(&grid), &mut written);

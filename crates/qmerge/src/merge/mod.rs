@@ -15,6 +15,8 @@ mod schedule;
 mod step;
 mod stream;
 mod target;
+#[cfg(test)]
+mod tests;
 mod whole;
 mod work;
 

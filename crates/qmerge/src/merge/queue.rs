@@ -68,9 +68,12 @@ struct State<W: Work> {
     passing: bool,
     finished: Vec<W::Done>,
     /// The first error, by layer and order.
-    failure: Option<((usize, (u64, usize)), Error)>,
+    failure: Option<(At, Error)>,
     stopped: bool,
 }
+
+/// A layer, and the order of a job in it.
+type At = (usize, (u64, usize));
 
 struct Layer<D> {
     left: usize,

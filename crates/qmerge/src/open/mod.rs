@@ -136,7 +136,7 @@ impl Checkpoint {
         }
         let blob = LocalFile::open(&path)?;
         match container::of(&blob)? {
-            Some(_) => Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.as_model(),
+            Some(_) => Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.into_model(),
             None => Err(unsupported("not a model: neither a folder nor a .safetensors file")
                 .in_file(&path)
                 .with_hint("pass the folder that holds config.json and the weights")),
@@ -145,11 +145,11 @@ impl Checkpoint {
 
     /// Opens the model that a store is the folder of.
     pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
-        safetensors::open_folder(store)?.as_model()
+        safetensors::open_folder(store)?.into_model()
     }
 
     /// Refuses what is no model, and reads the configuration beside the weights.
-    fn as_model(mut self) -> Result<Self> {
+    fn into_model(mut self) -> Result<Self> {
         foreign::refuse_as_model(&self)?;
         foreign::refuse_pointers_in(&*self.store)?;
         if let Some(text) = small_text(&*self.store, "config.json", MAX_CONFIG)? {

@@ -179,7 +179,7 @@ fn fitting(
             .with_hint("adapter_config.json and the weights are of different adapters, or a rank_pattern is missing"));
     }
     if rank_b != rank {
-        let grouped = module.is_convolution() && rank_b > 0 && rank % rank_b == 0 && rank_b < rank;
+        let grouped = module.is_convolution() && rank_b > 0 && rank.is_multiple_of(rank_b) && rank_b < rank;
         return Err(if grouped {
             unsupported(format!(
                 "`{}` is a grouped convolution; its adapter sees all channels, so no grouped weight can hold it",

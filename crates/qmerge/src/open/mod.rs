@@ -21,6 +21,7 @@
 mod config;
 pub(crate) mod container;
 mod content;
+mod folder;
 pub(crate) mod foreign;
 pub mod hub;
 pub mod json;
@@ -145,7 +146,7 @@ impl Checkpoint {
 
     /// Opens the model that a store is the folder of.
     pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
-        safetensors::open_folder(store)?.into_model()
+        folder::open(store)?.into_model()
     }
 
     /// Refuses what is no model, and reads the configuration beside the weights.

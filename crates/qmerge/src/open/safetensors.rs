@@ -1,4 +1,4 @@
-//! The safetensors container: one file, or shards.
+//! The safetensors container.
 //!
 //! Layout: u64 header length (little endian), a JSON object name → {dtype, shape, data_offsets}, then the data. The
 //! header must describe the data without holes or overlaps. Source: the format's README
@@ -7,128 +7,17 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::container::{Container, Listed, WriteContainer};
-use super::{
-    Blob, Checkpoint, Contents, Entry, Item, ItemKind, MAX_INDEX, Opened, Store, byte_size, foreign, is_plain_name,
-    json, small_text,
-};
+use super::{Blob, Contents, Entry, byte_size};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, unsupported};
 
 /// The format's own cap on the header: 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
-
-/// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there.
-///
-/// Where a folder holds two sets of weights, this is transformers' choice: it takes `model.safetensors` and does not look at an index then.
-pub(super) fn open_folder(store: Arc<dyn Store>) -> Result<Checkpoint> {
-    let items = store.list("")?;
-    let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
-    if names.contains(&SINGLE) {
-        return open_files(store, &[SINGLE]);
-    }
-    if names.contains(&INDEX) {
-        return open_index(store, INDEX, &items);
-    }
-    let mut indices = names.iter().filter(|name| name.ends_with(".safetensors.index.json"));
-    if let (Some(index), None) = (indices.next(), indices.next()) {
-        return open_index(store, index, &items);
-    }
-    let tensors = |name: &&str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
-    let files: Vec<&str> = names.iter().copied().filter(tensors).collect();
-    if files.is_empty() {
-        return Err(foreign::no_weights(store.path(), &names));
-    }
-    let files = set_of_shards(&files).map_err(|error| error.in_file(store.path()))?;
-    open_files(store, &files)
-}
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-fn open_files(store: Arc<dyn Store>, names: &[&str]) -> Result<Checkpoint> {
-    let parts = names.iter().map(|name| open(&*store, name)).collect::<Result<Vec<_>>>()?;
-    Checkpoint::from_opened(store, None, parts, None)
-}
-
-fn open(store: &dyn Store, name: &str) -> Result<Opened> {
-    let blob = store.open(name)?;
-    foreign::read_head(&*blob)?;
-    Opened::new(blob, &Safetensors)
-}
-
-/// Of files without an index, those that make up one checkpoint: the numbered shards where there are some, which must be one set and whole.
-fn set_of_shards<'a>(files: &[&'a str]) -> Result<Vec<&'a str>> {
-    let shards: Vec<(&str, &str, &str)> = files.iter().filter_map(|file| shard(file)).collect();
-    let Some(&(stem, _, of)) = shards.first() else { return Ok(files.to_vec()) };
-    if let Some(other) = shards.iter().find(|shard| (shard.0, shard.2) != (stem, of)) {
-        return Err(malformed(format!(
-            "two sets of weights and no index that says which: {stem}-…-of-{of}.safetensors and {}-…-of-{}.safetensors",
-            other.0, other.2
-        ))
-        .with_hint("move one of them out of the folder"));
-    }
-    let missing = (1..=of.parse().unwrap_or(0))
-        .take(shards.len().saturating_add(1))
-        .find(|number: &usize| !shards.iter().any(|shard| shard.1.parse() == Ok(*number)));
-    if let Some(number) = missing {
-        return Err(malformed(format!("the shard {number} of {of} is missing, and there is no index"))
-            .with_hint("the download is incomplete: fetch the missing file"));
-    }
-    Ok(files.iter().copied().filter(|file| shard(file).is_some()).collect())
-}
-
-/// Stem, number and count of `STEM-00001-of-00003.safetensors`.
-fn shard(name: &str) -> Option<(&str, &str, &str)> {
-    let (rest, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    (digits(number) && digits(of)).then_some((stem, number, of))
-}
-
-/// Only the part of an index that says where tensors lie.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: std::collections::BTreeMap<String, String>,
-}
-
-fn open_index(store: Arc<dyn Store>, name: &str, items: &[Item]) -> Result<Checkpoint> {
-    let path = store.path_of(name);
-    let text = small_text(&*store, name, MAX_INDEX)?.unwrap_or_default();
-    let index: Index =
-        json::parse_as(&text).map_err(|error| malformed(format!("not a safetensors index: {error}")).in_file(&path))?;
-    let mut files: Vec<&String> = index.weight_map.values().collect();
-    files.sort();
-    files.dedup();
-    let mut parts = Vec::with_capacity(files.len());
-    for file in &files {
-        // A shard is a plain file name beside the index: an index must not reach into other folders.
-        if !is_plain_name(file) {
-            return Err(malformed(format!("shard name {file:?} is not a plain file name")).in_file(&path));
-        }
-        if !items.iter().any(|item| item.name == **file && item.kind == ItemKind::File) {
-            return Err(malformed(format!("the shard `{file}` is missing"))
-                .in_file(&path)
-                .with_hint("the download is incomplete: fetch the missing file"));
-        }
-        parts.push(open(&*store, file)?);
-    }
-    let checkpoint = Checkpoint::from_opened(store, None, parts, Some(name.to_owned()))?;
-    for (tensor, file) in &index.weight_map {
-        let found = checkpoint.get(tensor).and_then(|entry| files.get(entry.file));
-        if found != Some(&file) {
-            return Err(malformed(format!("the index places it in `{file}`, which does not hold it"))
-                .in_file(&path)
-                .in_tensor(tensor));
-        }
-    }
-    Ok(checkpoint)
-}
 
 /// Safetensors files.
 #[derive(Debug)]

@@ -305,8 +305,7 @@ fn the_number_of_threads_changes_nothing() {
     let own = numbers(rows * cols / 64, 1).iter().map(|x| list[(128.0 + 60.0 * x) as usize]).collect();
     let choices = Choices::Listed { lists: vec![list], runs: rows * cols / 64, first: 0 };
     let grid = Grid { choices, ..Grid::scaled(Levels::Table(&LEVELS), 64, own, Dtype::BF16) };
-    let base: Vec<f32> =
-        numbers(rows * cols, 2).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.05 * x)).collect();
+    let base: Vec<f32> = numbers(rows * cols, 2).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.05 * x)).collect();
     let (left, right, x) = (numbers(rows * RANK, 3), numbers(RANK * cols, 4), numbers(8 * cols, 5));
     let product = |i: usize| (0..RANK).map(|k| left[i / cols * RANK + k] * right[k * cols + i % cols]).sum::<f32>();
     let target: Vec<f32> = base.iter().enumerate().map(|(i, base)| base + 0.002 * product(i)).collect();

@@ -318,7 +318,7 @@ mod tests {
     fn pass(work: &Watched, limits: Limits, layers: &[Vec<Item>]) -> (Result<()>, Vec<usize>, Option<Error>) {
         let queue = Queue::new(work, &Silent, limits);
         let passed = pool(limits.threads).unwrap().scope(|scope| {
-            let mut bring = || {
+            let bring = || {
                 for layer in layers {
                     for &job in layer {
                         work.passing.store(true, Ordering::SeqCst);
@@ -352,9 +352,15 @@ mod tests {
 
     #[test]
     fn every_job_is_done_once_and_no_more_at_a_time_than_may_be() {
-        for (threads, ahead, bytes) in
-            [(1, 0, None), (1, 1, None), (2, 1, None), (3, 2, None), (4, 0, Some(11)), (4, 1, Some(17)), (2, 0, Some(1))]
-        {
+        for (threads, ahead, bytes) in [
+            (1, 0, None),
+            (1, 1, None),
+            (2, 1, None),
+            (3, 2, None),
+            (4, 0, Some(11)),
+            (4, 1, Some(17)),
+            (2, 0, Some(1)),
+        ] {
             let work = Watched::default();
             let limits = Limits { threads, ahead, bytes };
             let (passed, finished, error) = pass(&work, limits, &layers());
@@ -369,10 +375,42 @@ mod tests {
             }
             if ahead == 0 {
                 assert_eq!(work.beside.load(Ordering::SeqCst), 0, "{limits:?}");
-            } else if threads > 1 {
-                assert!(work.beside.load(Ordering::SeqCst) > 0, "{limits:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_pass_goes_on_while_a_layer_has_jobs_left() {
+        /// Its first job ends when the next layer is there.
+        struct Waiting(AtomicBool);
+        impl Work for Waiting {
+            type Job = usize;
+            type Done = usize;
+            fn job(&self, number: &usize) -> Result<usize> {
+                let start = std::time::Instant::now();
+                while *number == 0 && !self.0.load(Ordering::SeqCst) {
+                    assert!(start.elapsed() < Duration::from_secs(60), "nothing else came");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(*number)
+            }
+            fn layer(&self, _: &[usize]) -> Result<()> {
+                Ok(())
+            }
+        }
+        let work = Waiting(AtomicBool::new(false));
+        let queue = Queue::new(&work, &Silent, Limits { threads: 2, ahead: 1, bytes: None });
+        pool(2).unwrap().scope(|scope| {
+            for number in 0..2 {
+                queue.add(scope, vec![Job { order: (0, number), bytes: 0, job: number }], 0).unwrap();
+                work.0.store(number == 1, Ordering::SeqCst);
+                queue.layer(scope).unwrap();
+            }
+            queue.end(scope);
+        });
+        let (finished, rest, error) = queue.results();
+        assert!(rest.is_empty() && error.is_none());
+        assert_eq!(finished.len(), 2);
     }
 
     #[test]

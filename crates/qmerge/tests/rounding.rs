@@ -298,6 +298,41 @@ fn gptq_is_the_papers() {
     assert!(moved > 100 && same as f64 > 0.95 * moved as f64, "{same} of {moved}");
 }
 
+/// Large enough that threads share the work of one weight.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let (rows, cols) = (520, 640);
+    let list: Vec<f32> = (1..=256).map(|i| i as f32 / 2560.0).collect();
+    let own = numbers(rows * cols / 64, 1).iter().map(|x| list[(128.0 + 60.0 * x) as usize]).collect();
+    let choices = Choices::Listed { lists: vec![list], runs: rows * cols / 64, first: 0 };
+    let grid = Grid { choices, ..Grid::scaled(Levels::Table(&LEVELS), 64, own, Dtype::BF16) };
+    let base: Vec<f32> = numbers(rows * cols, 2).iter().enumerate().map(|(i, x)| grid.nearest(i, 0.05 * x)).collect();
+    let (left, right, x) = (numbers(rows * RANK, 3), numbers(RANK * cols, 4), numbers(8 * cols, 5));
+    let product = |i: usize| (0..RANK).map(|k| left[i / cols * RANK + k] * right[k * cols + i % cols]).sum::<f32>();
+    let target: Vec<f32> = base.iter().enumerate().map(|(i, base)| base + 0.002 * product(i)).collect();
+    let h = |i: usize| (0..8).map(|t| x[t * cols + i / cols] * x[t * cols + i % cols]).sum::<f32>();
+    let values = (0..cols * cols).map(|i| h(i) + f32::from(u8::from(i / cols == i % cols))).collect();
+    let moments = InputMoments { features: cols, tokens: 8, values };
+    for method in round::ROUNDINGS {
+        let Some(whole) = method.whole() else { continue };
+        let rounded = || {
+            let mut metric = Metric::damped(moments.clone(), whole.damping()).unwrap();
+            whole.prepare(&mut metric);
+            let values = base.clone();
+            let mut matrix =
+                Matrix { rows, cols, base: &base, target: &target, values, grid: grid.clone(), metric: &metric };
+            let judged = whole.round(&mut matrix);
+            (matrix.values, matrix.grid.scales, judged)
+        };
+        let alone = rounded();
+        assert!(alone.0 != base, "{}", method.id());
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(pool.install(rounded) == alone, "{} on {threads} threads", method.id());
+        }
+    }
+}
+
 #[test]
 fn unfit_moments_are_refused() {
     let nan = InputMoments { features: 2, tokens: 5, values: vec![1.0, f32::NAN, f32::NAN, 1.0] };

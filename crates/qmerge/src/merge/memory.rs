@@ -61,8 +61,12 @@ fn rounded(layers: &[Layer], open: usize, together: usize) -> u64 {
     layers.windows(open.clamp(1, layers.len().max(1))).map(bytes).max().unwrap_or(0)
 }
 
-/// Layers that are worth being left to round while the next one's moments are gathered: one, or more of a small model on many threads.
+/// Layers that are worth being left to round while the next one's moments are gathered: one, or more of a small model on many threads. One
+/// thread does either.
 fn ahead(layers: &[Layer], threads: usize) -> usize {
+    if threads < 2 {
+        return 0;
+    }
     let weights = layers.iter().map(|layer| layer.weights.len()).max().unwrap_or(0);
     let moments = layers.iter().map(|layer| layer.moments).max().unwrap_or(0);
     let wanted = (2 * threads).div_ceil(weights.max(1)).saturating_sub(1);

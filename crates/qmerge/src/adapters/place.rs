@@ -14,7 +14,8 @@ use crate::formats::Claim;
 impl Site<'_> {
     /// Puts a change where the matrix is: an edit of each weight that holds a part of it.
     pub(super) fn place(&self, module: &Module<'_>, names: &Names<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
-        let tensor = planned.tensors.first().cloned().unwrap_or_default();
+        // Of two factors, the one that has the outputs.
+        let tensor = planned.tensors.get(1).or(planned.tensors.first()).cloned().unwrap_or_default();
         let (outputs, reach) = (planned.outputs, planned.change.reach());
         if planned.on != On::Bias && planned.change.matrices() != self.matrices() {
             let (have, want) = (planned.change.matrices(), self.matrices());

@@ -203,7 +203,7 @@ fn bias_of(module: &Module<'_>, bias: &str, outputs: usize, scale: f64) -> Resul
     // PEFT forgets the scaling on bitsandbytes layers.
     let forgets = module.options().peft_bugs && !module.is_plain();
     let scale = if forgets { 1.0 } else { scale } * module.weight();
-    let change = BiasPlan { tensor: bias.to_owned(), outputs: have.max(outputs), scale, widens: forgets };
+    let change = BiasPlan { tensor: bias.to_owned(), outputs, scale, widens: forgets };
     Ok(Planned { on: On::Bias, outputs: have, inputs: 1, change: Arc::new(change), tensors: vec![bias.to_owned()] })
 }
 

@@ -163,10 +163,10 @@ fn generate_says_what_it_thinks_of_its_options_and_why_it_ended() {
 #[test]
 fn a_model_that_overflows_is_explained_by_the_weight_that_makes_it() {
     let merge = ["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
-    // The delta of the first is not finite; that of the second is, and what it does to activations is not.
+    // The delta of the first is not finite; that of the second is, and neither its square nor what it does to activations: the weight is told of, not the activations.
     for (factors, texts) in [
         ([1e20, 1e20], ["error: `model.layers.0.self_attn.v_proj.weight`", "the adapter's delta overflows"]),
-        ([1e17, 1e17], ["not finite", "`model.layers.0.self_attn.v_proj.weight` has the largest value"]),
+        ([1e17, 1e17], ["error: `model.layers.0.self_attn.v_proj.weight`", "their squares overflow"]),
     ] {
         let folder = Folder::new();
         demo(folder.path());

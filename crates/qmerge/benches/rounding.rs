@@ -36,6 +36,7 @@ fn main() {
                 target: &target,
                 values: base.clone(),
                 grid,
+                rank: Some(RANK),
                 metric: &metric,
             };
             let start = Instant::now();

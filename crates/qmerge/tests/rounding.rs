@@ -141,6 +141,7 @@ impl Case {
             target: &self.target,
             values: self.base.clone(),
             grid: self.grid.clone(),
+            rank: None,
             metric: &metric,
         };
         let kept = whole.round(&mut matrix).kept;
@@ -319,8 +320,16 @@ fn the_number_of_threads_changes_nothing() {
             let mut metric = Metric::damped(moments.clone(), whole.damping()).unwrap();
             whole.prepare(&mut metric);
             let values = base.clone();
-            let mut matrix =
-                Matrix { rows, cols, base: &base, target: &target, values, grid: grid.clone(), metric: &metric };
+            let mut matrix = Matrix {
+                rows,
+                cols,
+                base: &base,
+                target: &target,
+                values,
+                grid: grid.clone(),
+                rank: None,
+                metric: &metric,
+            };
             let judged = whole.round(&mut matrix);
             (matrix.values, matrix.grid.scales, judged)
         };

@@ -6,6 +6,18 @@ use super::place::overlap;
 use super::{Edit, Kind};
 use crate::linalg::Factors;
 
+/// The rank of what edits add to some rows of a weight, at most; `None` where one of them does not add a product.
+pub fn rank(edits: &[Edit], rows: &Range<usize>) -> Option<usize> {
+    let of = |edit: &Edit| match &edit.kind {
+        Kind::Product(low_rank) => {
+            let own = low_rank.blocks.iter().filter(|block| !overlap(&block.rows, rows).is_empty());
+            Some(own.map(|block| block.rank).sum::<usize>())
+        }
+        _ => None,
+    };
+    edits.iter().map(of).sum()
+}
+
 /// D of some rows of a weight as one product, the sum of what all edits add; `None` where one of them does not add a product.
 ///
 /// Products stand side by side, each with zeros in the rows that are not its own, so the rank is the sum of theirs: for a stack of experts, ask for the rows

@@ -11,6 +11,7 @@ use super::places::Places;
 use super::residual::is_coarse;
 use super::step::explain;
 use super::target::{Target, on_grid, ordered, writer};
+use crate::edit;
 use crate::edited::Edited;
 use crate::error::Result;
 use crate::formats::{Order, Weight};
@@ -68,6 +69,7 @@ impl Run<'_> {
             target: &target,
             values: if order.inputs.is_some() { order.to_columns(&values, inputs).into_owned() } else { values },
             grid,
+            rank: edit::rank(edited.edits(), &(0..recode.from.weight.geometry().rows)),
             metric: own.as_ref().unwrap_or(metric),
         };
         let judged = method.round(&mut matrix);

@@ -8,7 +8,7 @@ use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Plan, Recode};
-use crate::round::{Demand, MOST_DIRECTIONS, Whole, metric_bytes};
+use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes};
 
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
@@ -195,7 +195,9 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
     let stored = read_bytes(recode) + 2 * written_bytes(recode);
-    let directions = 4 * (MOST_DIRECTIONS as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
+    // Edits take what their factors do.
+    let rank = edits(recode) / (4 * (rows + cols)).max(1);
+    let directions = 4 * rank.max(LEAST_PROBES as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
     let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
     rows * cols * each + ordered + stored + directions + cut + edits(recode)
 }

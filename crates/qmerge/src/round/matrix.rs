@@ -24,6 +24,8 @@ pub struct Matrix<'m> {
     pub values: Vec<f32>,
     /// The grid of all rows; scales may be changed to others of its choices.
     pub grid: Grid,
+    /// Rank of D, at most, where it is known.
+    pub rank: Option<usize>,
     /// Moments of the inputs.
     pub metric: &'m Metric,
 }
@@ -101,8 +103,8 @@ fn by_row<T: Copy + Default + Send>(rows: usize, of: impl Fn(usize) -> T + Sync)
     found
 }
 
-/// Most directions that are told apart in a delta's outputs.
-pub(crate) const MOST_DIRECTIONS: usize = 64;
+/// Random vectors that a delta is multiplied with, at least. As many as its rank span its outputs; where that is not known, these are what is tried.
+pub(crate) const LEAST_PROBES: usize = 64;
 /// Share of ‖D‖² outside of the directions that is taken for the rounding of sums in f32, and not for a part of D.
 const UNREACHED: f64 = 1e-6;
 /// A direction of which the others leave less than this share of the longest one's length is made of them and of rounding.
@@ -145,7 +147,7 @@ impl Delta {
     pub(super) fn new(matrix: &Matrix<'_>) -> Self {
         let (rows, cols) = (matrix.rows, matrix.cols);
         let delta: Vec<f32> = matrix.target.iter().zip(matrix.base).map(|(target, base)| target - base).collect();
-        let probes = MOST_DIRECTIONS.min(rows).min(cols);
+        let probes = LEAST_PROBES.max(matrix.rank.unwrap_or(0)).min(rows).min(cols);
         let signs: Vec<f32> = (0..cols * probes).map(|i| if hash(i as u64) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let sketch = product(&delta, &Columns::new(&signs, cols, probes), SOME);
         let (basis, directions) = span(&sketch, rows, probes, NEW);
@@ -230,4 +232,32 @@ pub(super) fn hash(x: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::round::InputMoments;
+
+    /// D = L·R of a rank above what is tried where none is known.
+    #[test]
+    fn a_delta_of_any_rank_is_spanned_where_its_rank_is_known() {
+        let (rows, cols, rank) = (110, 120, 90);
+        let number = |i: usize| (hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let target: Vec<f32> = (0..rows * cols)
+            .map(|at| (0..rank).map(|k| number(at / cols * rank + k) * number(77_777 + k * cols + at % cols)).sum())
+            .collect();
+        let base = vec![0.0; rows * cols];
+        let values = (0..cols * cols).map(|at| if at / cols == at % cols { 1.0 } else { 0.2 }).collect();
+        let metric = Metric::new(InputMoments { features: cols, tokens: 500, values }).unwrap();
+        let delta = |rank| {
+            let (values, grid) = (base.clone(), Grid::floats(Dtype::BF16));
+            Delta::new(&Matrix { rows, cols, base: &base, target: &target, values, grid, rank, metric: &metric })
+        };
+        let (known, guessed) = (delta(Some(rank)), delta(None));
+        assert_eq!((known.directions, known.dense.is_none()), (rank, true));
+        assert_eq!((guessed.directions, guessed.dense.is_none()), (LEAST_PROBES, false));
+        assert!((known.norm - guessed.norm).abs() < 1e-4 * guessed.norm, "{} {}", known.norm, guessed.norm);
+    }
 }

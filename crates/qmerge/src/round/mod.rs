@@ -23,7 +23,7 @@ use crate::formats::Grid;
 pub use crate::linalg::Factors;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
-pub(crate) use matrix::MOST_DIRECTIONS;
+pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
 pub use matrix::{Judged, Kept};

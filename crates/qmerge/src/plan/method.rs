@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::steps::{Action, Recode, Source, Step};
+use super::recode::{Recode, Source};
+use super::steps::{Action, Step};
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
 use crate::formats::Format;

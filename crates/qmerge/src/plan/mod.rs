@@ -11,12 +11,14 @@ mod config;
 mod layout;
 mod method;
 mod quantized;
+mod recode;
 mod steps;
 mod tie;
 
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
-pub use steps::{Action, Recode, Source, Step};
+pub use recode::{Recode, Source};
+pub use steps::{Action, Step};
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -117,7 +117,7 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io
     Ok(())
 }
 
-/// A folder. Names that are not UTF-8 are not seen.
+/// A folder. What has a name that is not UTF-8 is listed, and cannot be opened.
 #[derive(Debug)]
 pub(crate) struct LocalFolder {
     path: PathBuf,
@@ -167,7 +167,14 @@ impl Store for LocalFolder {
         let mut items = Vec::new();
         for item in std::fs::read_dir(&path).map_err(failed)? {
             let item = item.map_err(failed)?;
-            let Ok(name) = item.file_name().into_string() else { continue };
+            let name = match item.file_name().into_string() {
+                Ok(name) => name,
+                Err(name) => {
+                    let name = name.to_string_lossy().into_owned();
+                    items.push(Item { name, kind: ItemKind::Unnamed, len: 0 });
+                    continue;
+                }
+            };
             let meta = std::fs::metadata(item.path()).ok();
             let kind = match &meta {
                 Some(meta) if meta.is_file() => ItemKind::File,
@@ -208,6 +215,18 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("qmerge-local-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         folder
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_name_that_is_not_utf8_is_listed() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = folder("unnamed");
+        std::fs::write(folder.join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt")), "x").unwrap();
+        let items = LocalFolder::new(folder.clone()).list("").unwrap();
+        assert_eq!(items.iter().map(|item| item.kind).collect::<Vec<_>>(), [ItemKind::Unnamed]);
+        assert!(items[0].name.starts_with("caf"), "{}", items[0].name);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

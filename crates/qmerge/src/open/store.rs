@@ -110,6 +110,8 @@ pub enum ItemKind {
     Folder,
     /// What cannot be read: a link that leads nowhere, a device.
     Other,
+    /// What has a name that is not UTF-8: it is listed as far as that can be written, and cannot be opened.
+    Unnamed,
 }
 
 pub(super) fn too_large(limit: u64) -> Error {

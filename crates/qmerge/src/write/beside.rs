@@ -120,7 +120,9 @@ fn collect(store: &dyn Store, folder: &str, warnings: &mut Vec<String>) -> Resul
             continue;
         }
         let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
-        if kind == ItemKind::Folder {
+        if kind == ItemKind::Unnamed {
+            warnings.push(format!("{} is not copied: its name is not UTF-8", store.path_of(&path).display()));
+        } else if kind == ItemKind::Folder {
             if path.split('/').count() <= MAX_DEPTH
                 && !store.has(&format!("{path}/adapter_config.json"))
                 && may_be_copied(store, &path, warnings)?

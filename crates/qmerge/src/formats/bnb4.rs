@@ -14,7 +14,7 @@ use super::bnb4_state::{BLOCK_SIZES, QuantState};
 use super::nested::{self, Nested};
 use super::{
     Choices, Claim, Format, Geometry, Grid, Levels, Module, OnGrid, Part, Setting, Settings, Settled, Weight, Writer,
-    float_bytes, floats, grow, part,
+    float_bytes, floats, gcd, grow, part,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch, usage};
@@ -508,8 +508,4 @@ impl Writer for Bnb4Weight {
             scales.extend(float_bytes(&absmax));
         }
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

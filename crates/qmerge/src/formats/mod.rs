@@ -122,12 +122,14 @@ impl Geometry {
 
     /// The row step that suits both: where both may start a chunk.
     pub fn common_step(&self, other: &Self) -> usize {
-        let (mut a, mut b) = (self.row_step, other.row_step);
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        (self.row_step / a.max(1) * other.row_step).clamp(1, self.rows.max(1))
+        let shared = gcd(self.row_step, other.row_step).max(1);
+        (self.row_step / shared * other.row_step).clamp(1, self.rows.max(1))
     }
+}
+
+/// The greatest common divisor.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// One stored tensor of a weight.

@@ -27,17 +27,9 @@ impl Settings {
         self
     }
 
-    /// Names of what was chosen.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-
     /// A choice, or the format's default. Errors if it is no such value.
     pub fn get<T: FromStr>(&self, name: &str, default: T) -> Result<T> {
-        match self.0.get(name) {
-            None => Ok(default),
-            Some(value) => value.parse().map_err(|_| usage(format!("{name} cannot be `{value}`"))),
-        }
+        self.read(name, default, |value| value.parse().ok())
     }
 
     /// The same of a choice whose values have words of their own.

@@ -51,7 +51,7 @@ impl Run<'_> {
         let start = self.start(recode, edited.base().whole(), &wanted, &stored)?;
         let Some((method, metric)) = by else {
             let Start { parts, values, .. } = start;
-            return self.finish(number, step, recode, (&wanted, &values), parts);
+            return self.finish((number, step, recode), &stored, (&wanted, &values), parts);
         };
         let Start { weight, parts, values } = start;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
@@ -91,22 +91,24 @@ impl Run<'_> {
         if is_coarse(recode) {
             self.keep_residual(number, (&wanted.target, &output), metric, judged.error())?;
         }
-        let finished = self.finish(number, step, recode, (&wanted, &output), written)?;
+        let finished = self.finish((number, step, recode), &stored, (&wanted, &output), written)?;
         Ok(Finished { kept: Some(judged.kept), ..finished })
     }
 
     /// Measures what was stored and writes it to its place.
     fn finish(
         &self,
-        number: usize,
-        step: &Step,
-        recode: &Recode,
+        (number, step, recode): (usize, &Step, &Recode),
+        stored: &Order,
         (Wanted { base, target }, output): (&Wanted, &[f32]),
         parts: Vec<Vec<u8>>,
     ) -> Result<Finished> {
         let moments = moments(base, target, output);
         if !moments.sound() {
-            return Err(explain(recode, step, 0, recode.inputs(), (base, target, output)));
+            // The place that is named is the one in the file.
+            let [base, target, output] =
+                [base, target, output].map(|values| stored.to_stored(values.to_vec(), recode.inputs()));
+            return Err(explain(recode, step, 0, recode.to.geometry().cols, (&base, &target, &output)));
         }
         let places = Places { plan: self.plan, output: self.output };
         let late = places.put_whole(step, parts.into_iter().enumerate())?;

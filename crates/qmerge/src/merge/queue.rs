@@ -125,12 +125,7 @@ impl<'q, W: Work> Queue<'q, W> {
     where
         'q: 's,
     {
-        let mut state = self.state();
-        state.layers += 1;
-        state.passing = false;
-        drop(state);
-        self.close();
-        self.begin(scope);
+        self.end(scope);
         loop {
             let state = self.state();
             self.go_on(&state)?;
@@ -149,7 +144,7 @@ impl<'q, W: Work> Queue<'q, W> {
         Ok(())
     }
 
-    /// No more jobs come: all that are there may have all threads.
+    /// Ends the present layer: while no more jobs come, those that are there may have all threads.
     pub(super) fn end<'s>(&'s self, scope: &Scope<'s>)
     where
         'q: 's,

@@ -23,8 +23,8 @@ fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny-llama").join(name)
 }
 
-/// The bf16 model with its linear layers in the toy format.
-fn base(folder: &Path) -> Checkpoint {
+/// The bf16 model with its linear layers in the toy format. One that is named has no number for the offset of its second group and sixth output.
+fn base(folder: &Path, damaged: Option<&str>) -> Checkpoint {
     let plain = Checkpoint::open(&testdata("bases/base-bf16")).unwrap();
     let inventory = crate::formats::inventory(&plain).unwrap();
     let mut tensors: Vec<(String, StDtype, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -51,6 +51,9 @@ fn base(folder: &Path) -> Checkpoint {
         for (k, &x) in values.iter().enumerate() {
             let at = groups[k % inputs] as usize * outputs + k / inputs;
             codes[k % inputs * outputs + k / inputs] = code(x, scales[at], low[at]);
+        }
+        if damaged == Some(&name) {
+            low[outputs + 5] = f32::NAN;
         }
         let of = |leaf: &str| format!("{module}_proj.toy_{leaf}");
         tensors.push((of("codes"), StDtype::U8, vec![inputs, outputs], codes));
@@ -102,11 +105,35 @@ impl Calibration for Made {
     }
 }
 
+/// What is told of a damaged value is where it is stored, whatever the order that it was rounded in.
+#[test]
+fn a_value_that_is_not_finite_is_named_where_it_is_stored() {
+    let folder = std::env::temp_dir().join(format!("qmerge-toy-damaged-{}", std::process::id()));
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let adapter = Adapter::open(&testdata("adapters/plain"), 1.0).unwrap();
+    let inputs = Inputs::new(base(&folder.join("base"), Some(name)), vec![adapter]).unwrap();
+    let claim = inputs.inventory.weights.iter().find(|claim| claim.weight.name() == name).unwrap();
+    let features = claim.weight.shape()[1];
+    // The first input of the second group.
+    let input = (0..features).find(|i| i * 7 % (features / GROUP) == 1).unwrap();
+    for method in ["descent", "stochastic"] {
+        let data = Data::Known(Arc::new([name.to_owned()].into()));
+        let options = Options { rounding: Method::Named(round::by_id(method).unwrap()), data, ..Options::default() };
+        let plan = Plan::new(&inputs, &options).unwrap();
+        let mut calibration = Made(vec![(name.to_owned(), features)]);
+        let output = folder.join(method);
+        let error = super::run(&inputs, &plan, Some(&mut calibration), &output, &RunOptions::default(), &Silent);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(&format!("[{input}, 5]")), "{method}: {error}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn every_method_rounds_a_weight_that_is_stored_in_another_order() {
     let folder = std::env::temp_dir().join(format!("qmerge-toy-{}", std::process::id()));
     let adapter = Adapter::open(&testdata("adapters/plain"), 1.0).unwrap();
-    let inputs = Inputs::new(base(&folder.join("base")), vec![adapter]).unwrap();
+    let inputs = Inputs::new(base(&folder.join("base"), None), vec![adapter]).unwrap();
     let toys: Vec<_> = inputs.inventory.weights.iter().filter(|claim| claim.weight.format() == "toy").collect();
     assert!(toys.len() >= 14, "{}", toys.len());
     let names: Vec<(String, usize)> =

@@ -86,7 +86,7 @@ impl<'a> Chooser<'a> {
         Self { asked, data, original, calibrated }
     }
 
-    /// What a weight should have. `own` is true where it stays in the base's own format, so that there are scales to keep; `coarse` where that is
+    /// What a weight should have. `own` is true where it stays in the base's own format and there are scales to keep; `coarse` where that is
     /// coarser than 16 bits.
     pub(super) fn wanted(&self, own: bool, coarse: bool) -> &'static dyn Rounding {
         match self.asked {
@@ -199,6 +199,7 @@ fn is_whole(recode: &Recode) -> bool {
         && (!recode.keep || !recode.edits.is_empty())
         && recode.source == Source::Base
         && recode.to.shape().len() == 2
+        && recode.to.on_grid().is_some()
         && recode.inputs() <= MAX_FEATURES
 }
 

@@ -151,8 +151,10 @@ impl Builder<'_, '_> {
         let values_dtype = if additive { Dtype::F32 } else { base_dtype };
         let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
         let own = target.is_none() && source == Source::Base && name == claim.weight.name();
-        let rounding = chooser.wanted(own, is_coarse(target, claim));
-        let keep = own && rounding.keeps_scales() && claim.weight.on_grid().is_some();
+        // Scales can be kept where values can be stored under them.
+        let has_scales = own && claim.weight.on_grid().is_some();
+        let rounding = chooser.wanted(has_scales, is_coarse(target, claim));
+        let keep = has_scales && rounding.keeps_scales();
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let turned = target.is_some_and(|target| target.turned);

@@ -12,7 +12,7 @@ use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
-use qmerge::round::{self, Calibration, Stored, Take};
+use qmerge::round::{self, Calibration, StoredCalibration, Take};
 use qmerge::write::Existing;
 use serde_json::{Map, Value};
 
@@ -77,7 +77,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 
 /// A merge that is calibrated on the file, by the method of that number, into bf16 or int8.
 fn merge(path: &Path, inputs: &Inputs, choice: u8) -> Result<()> {
-    let mut stored = Stored::open(path, &inputs.base)?;
+    let mut stored = StoredCalibration::open(path, &inputs.base)?;
     let methods: Vec<_> = round::ROUNDINGS.iter().filter(|method| method.whole().is_some()).collect();
     let choice = usize::from(choice) / 2;
     let rounding = *methods[choice % methods.len()];

@@ -285,14 +285,14 @@ fn draw_work(model: &Model<'_>, sequences: usize) -> u64 {
 }
 
 /// Features whose products are computed together.
-const SOME: usize = 256;
+const FEATURES: usize = 256;
 
 /// H of `x` (features, tokens).
 fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
     let features = x.len() / tokens.max(1);
     let mut values = vec![0.0; features * features];
-    for start in (0..features).step_by(SOME) {
-        let width = SOME.min(features - start);
+    for start in (0..features).step_by(FEATURES) {
+        let width = FEATURES.min(features - start);
         let mut turned = vec![0.0; tokens * width];
         for (c, row) in x[start * tokens..(start + width) * tokens].chunks_exact(tokens).enumerate() {
             turned[c..].iter_mut().step_by(width).zip(row).for_each(|(to, &from)| *to = from);
@@ -316,10 +316,10 @@ fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
 
 /// Copies what lies below the diagonal to above it, squares of some features at a time.
 fn mirror(values: &mut [f32], features: usize) {
-    const SOME: usize = 64;
+    const TILE: usize = 64;
     let mut rest = values;
-    for start in (0..features).step_by(SOME) {
-        let width = SOME.min(features - start);
+    for start in (0..features).step_by(TILE) {
+        let width = TILE.min(features - start);
         let (own, below) = rest.split_at_mut(width * features);
         own.par_chunks_mut(features).enumerate().for_each(|(i, row)| {
             let column = below.iter().skip(start + i).step_by(features);

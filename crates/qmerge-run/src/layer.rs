@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use qmerge::arch::spec::{self, Spec};
 use qmerge::error::Result;
-use qmerge::round::Inputs;
+use qmerge::round::LayerInputs;
 
 use crate::feed_forward::{self, FeedForward};
 use crate::linear::{Input, Linear, Watch};
@@ -115,10 +115,10 @@ impl<'a> Layer<'a> {
     }
 
     /// What linear layers are given, in the order of [`Watch::input`].
-    pub(crate) fn inputs(&self) -> Vec<Inputs> {
+    pub(crate) fn inputs(&self) -> Vec<LayerInputs> {
         let inputs = |linears: Vec<&Linear<'_>>| {
             let features = linears.first()?.inputs();
-            Some(Inputs { features, weights: linears.iter().map(|linear| weight_name(linear.name())).collect() })
+            Some(LayerInputs { features, weights: linears.iter().map(|linear| weight_name(linear.name())).collect() })
         };
         self.blocks().iter().flat_map(|block| block.together()).filter_map(inputs).collect()
     }

@@ -378,7 +378,7 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let inventory = formats::inventory(&checkpoint).unwrap();
-        let place = Place::whole(outputs, inputs, false);
+        let place = Place::of_matrix(outputs, inputs, false);
         let block = Reach::Block { outputs: 1, inputs: 1 };
         let product = Product::new(1, vec![0.5; outputs], vec![-2.0; inputs], 1.0, None);
         let edit = |change, reach| Edit::new(change, &place, reach);

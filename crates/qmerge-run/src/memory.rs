@@ -4,7 +4,7 @@
 //! writes, activations of the text that it reads, moments of a layer's inputs.
 
 use qmerge::plan::{Action, Plan};
-use qmerge::round::{Demand, Inputs};
+use qmerge::round::{Demand, LayerInputs};
 
 use crate::calibrate::{self, SEQUENCES};
 use crate::linear::Linear;
@@ -30,7 +30,8 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
     let spec = model.spec();
     let states = 4 * (spec.hidden * tokens) as u64;
     let decoded = threads as u64 * decoded(model);
-    let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| 4 * (inputs.features as u64).pow(2)).sum::<u64>();
+    let moments =
+        |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| 4 * (inputs.features as u64).pow(2)).sum::<u64>();
     let moments = layers.iter().map(moments).max().unwrap_or(0);
     // The products of some features with all others, on each thread.
     let products = 8 * 256 * tokens as u64 + threads as u64 * 4 * 96 * 256;

@@ -6,7 +6,7 @@ use qmerge::arch;
 use qmerge::arch::spec::Spec;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::progress::{Progress, stopped};
-use qmerge::round::Inputs;
+use qmerge::round::LayerInputs;
 
 use crate::activation::softcap;
 use crate::layer::Layer;
@@ -186,7 +186,7 @@ impl<'a> Model<'a> {
     }
 
     /// What linear layers are given, layer by layer, in the order of [`Watch::input`].
-    pub fn inputs(&self) -> Vec<Vec<Inputs>> {
+    pub fn inputs(&self) -> Vec<Vec<LayerInputs>> {
         self.layers.iter().map(Layer::inputs).collect()
     }
 

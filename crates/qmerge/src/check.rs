@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
-use crate::simd::moments::{all_finite, first_nonfinite};
+use crate::simd::differences::{all_finite, first_nonfinite};
 
 /// Checks an adapter tensor that was read whole.
 pub(crate) fn adapter_tensor(tensors: &Checkpoint, entry: &Entry, values: &[f32]) -> Result<()> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::edit::{self, Edit, common_step};
 use crate::error::Result;
-use crate::formats::{Reader, Stored};
+use crate::formats::{Reader, StoredRows};
 use crate::plan::{Inputs, Recode};
 
 /// A weight and the edits of it. It may be used from several threads.
@@ -96,7 +96,7 @@ impl<'a> Edited<'a> {
     }
 
     /// The same of rows that were loaded, which begin and end where a chunk may.
-    pub(crate) fn decode(&self, stored: &Stored, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) {
+    pub(crate) fn decode(&self, stored: &StoredRows, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) {
         self.base.decode(stored, rows, base);
         self.apply(rows, base, values);
     }

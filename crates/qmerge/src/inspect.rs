@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::formats;
 use crate::open::{self, Checkpoint};
 use crate::report::{FILE_NAME, SCHEMA_VERSION};
-use crate::round::Stored;
+use crate::round::StoredCalibration;
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -169,7 +169,7 @@ fn calibration(path: &Path) -> Result<Option<CalibrationInspection>> {
         return Ok(None);
     }
     let file = Checkpoint::open_container(path)?;
-    Ok(Stored::about(&file).map(|about| CalibrationInspection {
+    Ok(StoredCalibration::about(&file).map(|about| CalibrationInspection {
         schema_version: SCHEMA_VERSION,
         path: path.display().to_string(),
         taken_from: about.taken_from,

@@ -60,8 +60,8 @@ pub struct Kernel {
 pub fn kernels(n: usize) -> Vec<Kernel> {
     use crate::dtype::Dtype;
     use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
+    use crate::simd::differences::{all_finite, differences};
     use crate::simd::low_rank::{Panels, Sink, low_rank};
-    use crate::simd::moments::{all_finite, moments};
     use crate::simd::{floats, nibbles, rows8};
 
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
@@ -120,7 +120,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     {
         let (base, target, output) = (wave.clone(), wave.iter().map(|x| x * 1.01).collect::<Vec<_>>(), wave.clone());
         kernels.push(kernel("measure", n, move || {
-            std::hint::black_box(moments(&base, &target, &output));
+            std::hint::black_box(differences(&base, &target, &output));
         }));
         let values = wave;
         kernels.push(kernel("NaN and infinity scan", n, move || {

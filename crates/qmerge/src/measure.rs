@@ -3,7 +3,7 @@
 //! With W0 the decoded base, D the delta, Wq the decoded output and E = Wq − (W0 + D): `survival = ⟨Wq − W0, D⟩ / ⟨D, D⟩` (1: kept
 //! on average, 0: erased), `noise_to_delta = ‖E‖ / ‖D‖`. Figures over many weights come from the summed inner products.
 
-use crate::simd::moments::Moments;
+use crate::simd::differences::Differences;
 
 /// Figures of one weight or of many.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,21 +30,21 @@ pub struct Loss {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sums {
     pub(crate) elements: u64,
-    pub(crate) moments: Moments,
+    pub(crate) differences: Differences,
 }
 
 impl Sums {
     pub(crate) fn zero() -> Self {
-        Self { elements: 0, moments: Moments::zero() }
+        Self { elements: 0, differences: Differences::zero() }
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         self.elements += other.elements;
-        self.moments.add(&other.moments);
+        self.differences.add(&other.differences);
     }
 
     pub(crate) fn loss(&self) -> Loss {
-        let m = &self.moments;
+        let m = &self.differences;
         let n = self.elements.max(1) as f64;
         let of_delta = |x: f64| (m.delta2 > 0.0).then(|| x / m.delta2);
         Loss {

@@ -9,7 +9,7 @@ use qmerge::merge::{self, Estimate, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Demand, Stored};
+use qmerge::round::{self, Calibration, Demand, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
@@ -40,7 +40,7 @@ pub(super) fn data(inputs: &Inputs, options: &Options, calibrating: &Calibrating
         return Ok(Data::Unknown("--fast was given, so the model is not run".into()));
     }
     if let Some(path) = &calibrating.calibration {
-        let stored = Stored::open(path, &inputs.base)?;
+        let stored = StoredCalibration::open(path, &inputs.base)?;
         return Ok(Data::Known(Arc::new(stored.weights().map(str::to_owned).collect())));
     }
     if !matters {
@@ -62,7 +62,7 @@ pub(super) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<Strin
 
 /// What a merge is calibrated on, whether it is measured, and what all of it takes.
 pub(super) struct Prepared<'p> {
-    source: Source<'p>,
+    source: MomentsFrom<'p>,
     is_measured: bool,
     pub(super) estimate: Estimate,
     /// Work before the merge begins, in nanoseconds of one thread.
@@ -72,10 +72,10 @@ pub(super) struct Prepared<'p> {
 }
 
 /// Where a merge's moments come from.
-enum Source<'p> {
+enum MomentsFrom<'p> {
     /// The method needs none.
     None,
-    Stored(Box<Stored>),
+    Stored(Box<StoredCalibration>),
     Run(Text<'p>, Needs),
 }
 
@@ -98,17 +98,17 @@ pub(super) fn prepare<'p>(
     let is_measured = is_measured(inputs, plan, measure)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, estimate, before) = if !plan.is_calibrated() {
-        (Source::None, estimate(&Demand::default())?, 0)
+        (MomentsFrom::None, estimate(&Demand::default())?, 0)
     } else if let Some(path) = &calibrating.calibration {
-        let stored = Stored::open(path, &inputs.base)?;
+        let stored = StoredCalibration::open(path, &inputs.base)?;
         let estimate = estimate(&stored.demand())?;
-        (Source::Stored(Box::new(stored)), estimate, 0)
+        (MomentsFrom::Stored(Box::new(stored)), estimate, 0)
     } else {
         let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
         let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
         let (estimate, before) = (estimate(&needs.demand)?, needs.before);
-        (Source::Run(text, needs), estimate, before)
+        (MomentsFrom::Run(text, needs), estimate, before)
     };
     let judging = if is_measured {
         let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
@@ -143,9 +143,9 @@ pub(super) fn run(
     };
     progress.start(prepared.work());
     let report = match prepared.source {
-        Source::None => merge(None, &judge),
-        Source::Stored(mut stored) => merge(Some(stored.as_mut()), &judge),
-        Source::Run(text, needs) => {
+        MomentsFrom::None => merge(None, &judge),
+        MomentsFrom::Stored(mut stored) => merge(Some(stored.as_mut()), &judge),
+        MomentsFrom::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;
             let mut calibration = text.calibration(&model, plan.seed, is_measured, needs)?;

@@ -18,7 +18,7 @@ use super::client::{Client, File};
 const TRIES: u32 = 4;
 
 /// True if the weights in a snapshot are whole: other programs put single files there.
-pub(super) fn is_whole(snapshot: &Path) -> bool {
+pub(super) fn is_complete(snapshot: &Path) -> bool {
     let names =
         fs::read_dir(snapshot).into_iter().flatten().filter_map(|item| item.ok()?.file_name().into_string().ok());
     let names: Vec<String> = names.collect();

@@ -91,7 +91,7 @@ fn absent(location: &Path) -> Option<HubId> {
     }
     let id = HubId::parse(location.to_str()?)?;
     let there = id.snapshot(&cache_folder()?);
-    (!there.is_some_and(|snapshot| cache::is_whole(&snapshot))).then_some(id)
+    (!there.is_some_and(|snapshot| cache::is_complete(&snapshot))).then_some(id)
 }
 
 /// huggingface_hub's switch.

@@ -20,13 +20,13 @@ const NARROWEST: usize = 40;
 /// Where a broken line goes on.
 const INDENT: usize = 2;
 /// Stands for a space that no line is broken at.
-const KEPT: char = '\u{e000}';
+const UNBROKEN: char = '\u{e000}';
 
 /// Words of the command line that have spaces in them, as paths may.
 static SPACED: OnceLock<Vec<String>> = OnceLock::new();
 
 /// Takes the command line, so that its words stay whole in what is printed.
-pub(crate) fn keep_whole<'w>(words: impl Iterator<Item = &'w str>) {
+pub(crate) fn take_spaced<'w>(words: impl Iterator<Item = &'w str>) {
     let parts = words.flat_map(|word| word.split('=')).filter(|part| part.contains(' '));
     // It is called once.
     let _ = SPACED.set(parts.map(str::to_owned).collect());
@@ -55,8 +55,8 @@ pub(crate) fn tell(text: &str) {
 }
 
 /// A text that no line is broken in.
-pub(super) fn whole(text: &str) -> String {
-    text.replace(' ', &KEPT.to_string())
+pub(super) fn unbroken(text: &str) -> String {
+    text.replace(' ', &UNBROKEN.to_string())
 }
 
 /// The columns that a text takes on a terminal, where colours take none.
@@ -68,9 +68,10 @@ pub(super) fn columns(text: &str) -> usize {
 
 /// The text in lines of that width.
 pub(super) fn wrapped(text: &str, width: Option<usize>) -> String {
-    let text = SPACED.get().into_iter().flatten().fold(text.to_owned(), |text, part| text.replace(part, &whole(part)));
+    let text =
+        SPACED.get().into_iter().flatten().fold(text.to_owned(), |text, part| text.replace(part, &unbroken(part)));
     let lines: Vec<String> = text.split('\n').map(|line| wrapped_line(line, width)).collect();
-    lines.join("\n").replace(KEPT, " ")
+    lines.join("\n").replace(UNBROKEN, " ")
 }
 
 fn wrapped_line(line: &str, width: Option<usize>) -> String {
@@ -149,8 +150,8 @@ mod tests {
     fn what_fits_nowhere_stays_whole() {
         let path = format!("/{}", "long/".repeat(20));
         assert_eq!(wrapped(&format!("error: {path} is not there"), Some(40)), format!("error: {path}\n  is not there"));
-        let command = whole("qmerge compare --base base --adapter adapter --merged merged");
-        assert_eq!(wrapped(&format!("next: {command}"), Some(40)), format!("next: {}", command.replace(KEPT, " ")));
+        let command = unbroken("qmerge compare --base base --adapter adapter --merged merged");
+        assert_eq!(wrapped(&format!("next: {command}"), Some(40)), format!("next: {}", command.replace(UNBROKEN, " ")));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::args::Color;
 pub(crate) use compare::comparison;
 pub(crate) use figures::{bytes, counted};
 pub(crate) use inspect::inspection;
-pub(crate) use lines::{keep_whole, say};
+pub(crate) use lines::{say, take_spaced};
 pub(crate) use merge::report;
 pub(crate) use plan::plan;
 pub(crate) use truncate::truncation;
@@ -105,12 +105,12 @@ pub(crate) fn note(text: &str) {
 
 /// A command to go on with. It stands on its line whole, so that it can be copied.
 pub(crate) fn next(command: &str) {
-    say(&format!("{BOLD}next{BOLD:#}: {}", lines::whole(command)));
+    say(&format!("{BOLD}next{BOLD:#}: {}", lines::unbroken(command)));
 }
 
 /// Another, with what has to be there for it.
 pub(crate) fn then(what: &str, command: &str) {
-    say(&format!("{DIM}{what}:{DIM:#} {}", lines::whole(command)));
+    say(&format!("{DIM}{what}:{DIM:#} {}", lines::unbroken(command)));
 }
 
 /// Where a report was written that was asked for.

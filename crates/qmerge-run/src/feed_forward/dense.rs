@@ -68,9 +68,9 @@ impl FeedForward for Dense<'_> {
             rest = others;
         }
         let (gate, up) = inner.split_at_mut(size);
-        gate.par_chunks_mut(SOME).enumerate().for_each(|(number, gate)| {
+        gate.par_chunks_mut(SHARE).enumerate().for_each(|(number, gate)| {
             activate(self.activation, gate);
-            if let Some(up) = up.chunks(SOME).nth(number) {
+            if let Some(up) = up.chunks(SHARE).nth(number) {
                 gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
             }
         });
@@ -81,4 +81,4 @@ impl FeedForward for Dense<'_> {
 }
 
 /// Values that are activated at a time; they stay in a first-level cache.
-const SOME: usize = 4096;
+const SHARE: usize = 4096;

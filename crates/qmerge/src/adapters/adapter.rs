@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::config::parse as parse_config;
 use super::keys::{self, Role};
-use super::{ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Method, Names, ReadOptions, beside, read, refused};
+use super::{ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, read, refused};
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Item, Store, model_order};
@@ -24,7 +24,7 @@ pub struct Adapter {
     /// Tensor files beside it that are not merged.
     pub left_out: Vec<LeftOut>,
     /// Its method with its configuration; none if it is of a kind that cannot be merged.
-    method: Option<(&'static dyn Method, Box<dyn Layers>)>,
+    method: Option<(&'static dyn PeftMethod, Box<dyn Layers>)>,
 }
 
 impl std::fmt::Debug for Adapter {

@@ -15,7 +15,7 @@ pub(super) enum Role {
     /// Replacement rows for trained tokens.
     Tokens,
     /// A base parameter, by its own name ("weight").
-    Whole(String),
+    Parameter(String),
     /// A part of a training-time variant that the merge does not need.
     TrainingOnly,
     /// The untrained original of a module in `modules_to_save`.
@@ -73,7 +73,7 @@ pub(crate) fn as_peft_writes(name: &str) -> String {
 fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
     let plain = |wrapped| {
         let (last, module) = path.split_last().unwrap_or((&"", &[]));
-        (module.to_vec(), Role::Whole((*last).to_owned()), wrapped)
+        (module.to_vec(), Role::Parameter((*last).to_owned()), wrapped)
     };
     let found = path.iter().enumerate().find_map(|(at, component)| Some((at, marker(component)?)));
     let Some((at, mark)) = found else { return plain(false) };
@@ -86,7 +86,7 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         Mark::Everyones if *component == "original_module" => Role::Original,
         // `<module>.modules_to_save[.<adapter>].<param>`.
         Mark::Everyones if *component == "modules_to_save" => {
-            return (module.to_vec(), Role::Whole((*last).to_owned()), true);
+            return (module.to_vec(), Role::Parameter((*last).to_owned()), true);
         }
         Mark::Everyones => Role::Tokens,
     };
@@ -178,11 +178,11 @@ mod tests {
             key("base_model.model.mha.base_layer.out_proj.lora_A.weight"),
             ("mha.out_proj".into(), Role::Own("lora_A", false), 0)
         );
-        assert_eq!(key("base_model.model.lm_head.weight"), ("lm_head".into(), Role::Whole("weight".into()), 0));
-        assert_eq!(key("base_model.model.q.base_layer.bias"), ("q".into(), Role::Whole("bias".into()), 1));
+        assert_eq!(key("base_model.model.lm_head.weight"), ("lm_head".into(), Role::Parameter("weight".into()), 0));
+        assert_eq!(key("base_model.model.q.base_layer.bias"), ("q".into(), Role::Parameter("bias".into()), 1));
         assert_eq!(
             key("base_model.model.score.modules_to_save.default.weight"),
-            ("score".into(), Role::Whole("weight".into()), 0)
+            ("score".into(), Role::Parameter("weight".into()), 0)
         );
         assert_eq!(key("base_model.model.score.original_module.bias").1, Role::Original);
     }

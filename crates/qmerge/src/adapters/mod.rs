@@ -23,6 +23,7 @@ mod keys;
 mod lora;
 mod module;
 mod names;
+mod parameters;
 mod patterns;
 mod place;
 mod plan;
@@ -30,7 +31,6 @@ mod read;
 mod refused;
 mod site;
 mod tokens;
-mod whole;
 
 use std::fmt::Debug;
 
@@ -44,18 +44,18 @@ pub use config::{AdapterConfig, Task};
 pub(crate) use keys::as_peft_writes;
 #[cfg(feature = "internals")]
 pub(crate) use lora::try_patterns;
-pub(crate) use lora::{Pair, Parts};
+pub(crate) use lora::{LoraTensors, Pair};
 pub use module::{Module, Shared, Tensors};
 pub use names::{Names, Rename};
-pub use plan::{ChangePlan, On, Placed, Planned, Source};
+pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 
 use crate::error::Result;
 
 /// Every method whose adapters can be merged.
-pub static ADAPTERS: &[&dyn Method] = &[&lora::Lora, &tokens::TrainableTokens];
+pub static ADAPTERS: &[&dyn PeftMethod] = &[&lora::Lora, &tokens::TrainableTokens];
 
 /// A method of training an adapter.
-pub trait Method: Sync {
+pub trait PeftMethod: Sync {
     /// `peft_type` in `adapter_config.json`.
     fn peft_type(&self) -> &'static str;
 

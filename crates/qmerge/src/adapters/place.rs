@@ -50,7 +50,7 @@ impl Site<'_> {
                 claim.weight.shape()
             )));
         }
-        let plan = Placed { shape: None, ..Placed::whole(change, outputs, 1, false) };
+        let plan = Placed { shape: None, ..Placed::on_matrix(change, outputs, 1, false) };
         Ok(vec![PlannedEdit { target: claim.weight.name().to_owned(), plan, tensors, layer: None }])
     }
 
@@ -72,7 +72,7 @@ impl Site<'_> {
         } else {
             orientation(adapter, names, path, self.claim, (outputs, inputs))
         };
-        let plan = Placed::whole(change, outputs, inputs, transposed.ok_or_else(misfit)?);
+        let plan = Placed::on_matrix(change, outputs, inputs, transposed.ok_or_else(misfit)?);
         let layer = (!embedding && module.depth == 0).then(|| path.to_owned());
         Ok(vec![PlannedEdit { target: target.to_owned(), plan, tensors, layer }])
     }
@@ -174,7 +174,7 @@ fn placed(
 fn ships_base(adapter: &Adapter, module: &str) -> bool {
     adapter.tensors.entries.iter().any(|entry| {
         let key = keys::parse(&entry.name);
-        key.module == module && key.role == Role::Whole("weight".into())
+        key.module == module && key.role == Role::Parameter("weight".into())
     })
 }
 

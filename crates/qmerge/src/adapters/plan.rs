@@ -14,7 +14,7 @@ use crate::open::Checkpoint;
 /// A change of one module's matrix (outputs, inputs) before its numbers are read.
 pub trait ChangePlan: Debug + Send + Sync {
     /// Reads the numbers. Every value of the adapter is checked to be finite.
-    fn load(&self, source: &Source<'_>) -> Result<Change>;
+    fn load(&self, loader: &Loader<'_>) -> Result<Change>;
 
     /// Bytes that the loaded change holds.
     fn memory(&self) -> u64;
@@ -88,14 +88,14 @@ pub struct Placed {
 
 impl Placed {
     /// One matrix that is a whole weight, or its transpose.
-    pub(super) fn whole(change: Arc<dyn ChangePlan>, outputs: usize, inputs: usize, transposed: bool) -> Self {
+    pub(super) fn on_matrix(change: Arc<dyn ChangePlan>, outputs: usize, inputs: usize, transposed: bool) -> Self {
         let shape = Some(if transposed { (inputs, outputs) } else { (outputs, inputs) });
-        Self { change, place: Place::whole(outputs, inputs, transposed), matrices: 0..1, shape, part: None }
+        Self { change, place: Place::of_matrix(outputs, inputs, transposed), matrices: 0..1, shape, part: None }
     }
 
     /// Reads the numbers. `base` is where the weight that is edited stands, before any edit.
     pub fn load(&self, tensors: &Checkpoint, base: (&Checkpoint, &Claim)) -> Result<Edit> {
-        let change = self.change.load(&Source { tensors, base, placed: self })?;
+        let change = self.change.load(&Loader { tensors, base, placed: self })?;
         Ok(Edit::new(change, &self.place, self.change.reach()))
     }
 
@@ -141,13 +141,13 @@ impl Placed {
 }
 
 /// What a change is loaded from.
-pub struct Source<'s> {
+pub struct Loader<'s> {
     tensors: &'s Checkpoint,
     base: (&'s Checkpoint, &'s Claim),
     placed: &'s Placed,
 }
 
-impl Source<'_> {
+impl Loader<'_> {
     /// A tensor of the adapter.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
         read_floats(self.tensors, name)
@@ -229,10 +229,10 @@ mod tests {
     }
 
     impl ChangePlan for Looks {
-        fn load(&self, source: &Source<'_>) -> Result<Change> {
+        fn load(&self, loader: &Loader<'_>) -> Result<Change> {
             let mut seen = self.seen.lock().unwrap();
-            seen.0 = source.base(0, self.outputs.clone())?;
-            seen.1.push(source.shared(&self.shared)?);
+            seen.0 = loader.base(0, self.outputs.clone())?;
+            seen.1.push(loader.shared(&self.shared)?);
             Ok(Change::Add(Vec::new()))
         }
 

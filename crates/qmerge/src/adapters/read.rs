@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::keys::{self, Role};
 use super::site::Site;
-use super::{Adapter, Changes, Layers, Method, Module, Names, ReadOptions, Shared, Tensors, tokens, whole};
+use super::{Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, parameters, tokens};
 use crate::error::Result;
 
 /// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
 pub(super) fn read(
     adapter: &Adapter,
-    method: &dyn Method,
+    method: &dyn PeftMethod,
     layers: &dyn Layers,
     names: &Names<'_>,
     options: &ReadOptions,
@@ -36,7 +36,7 @@ pub(super) fn read(
             }
             Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
             Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
-            Role::Whole(parameter) => whole::read(adapter, names, &key, parameter, entry, &mut changes)?,
+            Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
     }
     for ((path, depth), tensors) in &modules {

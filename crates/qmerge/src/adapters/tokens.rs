@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::module::matrix_shape;
 use super::{
-    Adapter, AdapterConfig, ChangePlan, Layers, Markers, Method, Module, Names, Placed, Planned, PlannedEdit, Source,
+    Adapter, AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, Names, PeftMethod, Placed, Planned,
+    PlannedEdit,
 };
 use crate::edit::{Change, Reach, ReplaceRows};
 use crate::error::{Result, malformed, mismatch};
@@ -17,7 +18,7 @@ use crate::error::{Result, malformed, mismatch};
 /// Adapters that train tokens and nothing else.
 pub(super) struct TrainableTokens;
 
-impl Method for TrainableTokens {
+impl PeftMethod for TrainableTokens {
     fn peft_type(&self) -> &'static str {
         "TRAINABLE_TOKENS"
     }
@@ -87,7 +88,7 @@ pub(super) fn plan(
     Ok(PlannedEdit {
         target: target.weight.name().to_owned(),
         // Rows may be added to the embedding, so it fits any number.
-        plan: Placed { shape: None, ..Placed::whole(change, geometry.rows, cols, false) },
+        plan: Placed { shape: None, ..Placed::on_matrix(change, geometry.rows, cols, false) },
         tensors: vec![tensor.to_owned()],
         layer: None,
     })
@@ -101,8 +102,8 @@ struct TokensPlan {
 }
 
 impl ChangePlan for TokensPlan {
-    fn load(&self, source: &Source<'_>) -> Result<Change> {
-        Ok(Change::map(ReplaceRows { indices: self.indices.clone(), values: source.floats(&self.tensor)? }))
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        Ok(Change::map(ReplaceRows { indices: self.indices.clone(), values: loader.floats(&self.tensor)? }))
     }
 
     fn memory(&self) -> u64 {

@@ -46,7 +46,7 @@ const LINEAR_OF: &[(&[&str], &[&str])] = &[
 ];
 
 /// Ends of module paths that no loader takes for a linear layer, by whatever name, with the families; none for any.
-const KEPT: &[(&[&str], &[&str])] = &[
+const PLAIN: &[(&[&str], &[&str])] = &[
     // Linear layers of classes of their own, which no loader replaces.
     (&["falcon", "ibert"], &["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "query", "key", "value"]),
     // Parts of torch's MultiheadAttention.
@@ -60,7 +60,7 @@ const KEPT: &[(&[&str], &[&str])] = &[
 ];
 
 /// Components of paths of modules that loaders keep in 32 bits as a whole.
-const KEPT_WHOLE: &[(&[&str], &str)] = &[(&["blip-2"], "qformer"), (&["deepseek_v4"], "compressor")];
+const PLAIN_WITHIN: &[(&[&str], &str)] = &[(&["blip-2"], "qformer"), (&["deepseek_v4"], "compressor")];
 
 /// Output embeddings by the names that loaders have for them in memory, where neither the disk nor what is tied says it.
 const HEADS_IN_MEMORY: &[(&[&str], &str)] = &[
@@ -99,7 +99,7 @@ pub enum Role {
     /// An output embedding.
     Head,
     /// A matrix that stays plain, and must be named where a loader is told what stays so.
-    Kept,
+    Plain,
     /// The same, by a name that says nothing.
     Unknown,
 }
@@ -108,10 +108,10 @@ pub enum Role {
 pub(crate) fn role(families: &[&str], module: &str) -> Role {
     let any = |of: &[&str]| of.is_empty() || of.iter().any(|family| families.contains(family));
     let part_of = |names: &[&str]| module.split('.').any(|part| names.contains(&part));
-    let kept = KEPT.iter().any(|(of, ends)| any(of) && ends.iter().any(|end| ends_with(module, end)))
-        || KEPT_WHOLE.iter().any(|(of, part)| any(of) && part_of(&[part]));
-    if kept || part_of(HEADS) || part_of(ROUTERS) || is_expert(module) {
-        return Role::Kept;
+    let plain = PLAIN.iter().any(|(of, ends)| any(of) && ends.iter().any(|end| ends_with(module, end)))
+        || PLAIN_WITHIN.iter().any(|(of, part)| any(of) && part_of(&[part]));
+    if plain || part_of(HEADS) || part_of(ROUTERS) || is_expert(module) {
+        return Role::Plain;
     }
     let leaf = leaf(module);
     let known = LINEAR.split(' ').any(|name| name == leaf)

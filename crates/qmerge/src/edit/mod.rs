@@ -106,11 +106,11 @@ impl Edit {
         match &self.kind {
             Kind::Product(low_rank) => low_rank.over(rows).map(Aside::Product),
             Kind::Add(deltas) => match &deltas[..] {
-                [(spot, delta)] if spot.is_whole(rows) && delta.has_forward() => Some(Aside::Delta(delta.as_ref())),
+                [(spot, delta)] if spot.covers(rows) && delta.has_forward() => Some(Aside::Delta(delta.as_ref())),
                 _ => None,
             },
             Kind::Map(maps) => match &maps[..] {
-                [Mapped { spot, map, .. }] if spot.is_whole(rows) => Some(Aside::Map(map.as_ref(), map.side()?)),
+                [Mapped { spot, map, .. }] if spot.covers(rows) => Some(Aside::Map(map.as_ref(), map.side()?)),
                 _ => None,
             },
         }

@@ -63,7 +63,7 @@ impl Stride {
 
 impl Place {
     /// One matrix (outputs, inputs) that is the whole weight, or its transpose.
-    pub fn whole(outputs: usize, inputs: usize, transposed: bool) -> Self {
+    pub fn of_matrix(outputs: usize, inputs: usize, transposed: bool) -> Self {
         let rows = 0..if transposed { inputs } else { outputs };
         let all = Stride::first(outputs);
         Self { spots: vec![Spot { rows, transposed, width: outputs, take: all, put: all }] }
@@ -103,7 +103,7 @@ impl Spot {
     }
 
     /// True for a matrix (outputs, inputs) that is a whole weight of so many rows.
-    pub(super) fn is_whole(&self, rows: usize) -> bool {
+    pub(super) fn covers(&self, rows: usize) -> bool {
         let all = Stride::first(rows);
         !self.transposed && self.rows == (0..rows) && self.take == all && self.put == all
     }

@@ -15,8 +15,8 @@ fn product(outputs: usize, inputs: usize, rank: usize, scale: f32, round: Option
 fn places(outputs: usize, inputs: usize) -> Vec<(Place, usize, usize)> {
     let all = Stride::first(outputs);
     let mut found = vec![
-        (Place::whole(outputs, inputs, false), outputs, inputs),
-        (Place::whole(outputs, inputs, true), inputs, outputs),
+        (Place::of_matrix(outputs, inputs, false), outputs, inputs),
+        (Place::of_matrix(outputs, inputs, true), inputs, outputs),
     ];
     for transposed in [false, true] {
         let (rows, cols) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
@@ -177,7 +177,7 @@ fn what_goes_together_comes_together() {
 #[test]
 fn several_edits_follow_each_other() {
     let (rows, cols) = (10, 7);
-    let place = Place::whole(rows, cols, false);
+    let place = Place::of_matrix(rows, cols, false);
     let part = Place {
         spots: [1..4, 6..10]
             .map(|rows| Spot {
@@ -243,8 +243,12 @@ fn factors_give_back_the_delta_of_all_edits() {
         let first = place.spots[0].rows.clone();
         assert_eq!(factors(&edits, &first, cols).unwrap().rank, 72);
         assert!(
-            factors(&[Edit::new(Change::add(Slope), &Place::whole(rows, cols, false), Reach::Added)], &(0..rows), cols)
-                .is_none()
+            factors(
+                &[Edit::new(Change::add(Slope), &Place::of_matrix(rows, cols, false), Reach::Added)],
+                &(0..rows),
+                cols
+            )
+            .is_none()
         );
     }
     assert_eq!(factors(&[], &(0..3), 4).unwrap().rank, 0);

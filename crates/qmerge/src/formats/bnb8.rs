@@ -178,14 +178,14 @@ impl OnGrid for Int8Weight {
     fn store(&self, parts: &[&[u8]], _: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
         let [codes, scales, ..] = out else { return };
         let codes = grow(codes, values.len());
-        let kept = floats(part(parts, 1));
+        let own = floats(part(parts, 1));
         // What is stored is the absmax, of which the scale is the quotient.
         let absmax: Vec<f32> = match moved {
             Some(grid) => {
-                let pairs = kept.zip(&grid.scales);
+                let pairs = own.zip(&grid.scales);
                 pairs.map(|(absmax, &scale)| if absmax / 127.0 == scale { absmax } else { scale * 127.0 }).collect()
             }
-            None => kept.collect(),
+            None => own.collect(),
         };
         scales.extend(float_bytes(&absmax));
         if self.cols == 0 {

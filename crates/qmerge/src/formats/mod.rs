@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use grid::{Choices, Grid, Levels};
 pub use module::Module;
 pub use reader::Reader;
-pub(crate) use reader::{Stored, within};
+pub(crate) use reader::{StoredRows, within};
 pub use recognised::Unsupported;
 pub use settings::{Setting, Settings};
 pub use view::Order;
@@ -318,7 +318,7 @@ fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
 const MAX_READ_AHEAD: u64 = 4096;
 
 /// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.
-pub(crate) const MAX_WHOLE_PART: u64 = 1 << 28;
+pub(crate) const MAX_UNCUT_PART: u64 = 1 << 28;
 
 /// The formats of a checkpoint's matrices in a phrase, in the order of [`FORMATS`] ("nf4 + bf16").
 pub fn in_words(inventory: &Inventory) -> String {

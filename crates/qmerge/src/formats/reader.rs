@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Claim, Grid, MAX_WHOLE_PART, Weight};
+use super::{Claim, Grid, MAX_UNCUT_PART, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, Entry};
 
@@ -12,12 +12,12 @@ const MOST_KEPT: usize = 4 << 20;
 
 thread_local! {
     /// What a thread reads, used again for the next rows.
-    static READ: RefCell<Stored> = const { RefCell::new(Stored { rows: 0..0, parts: Vec::new() }) };
+    static READ: RefCell<StoredRows> = const { RefCell::new(StoredRows { rows: 0..0, parts: Vec::new() }) };
 }
 
 /// Bytes of some rows as they are stored, by part.
 #[derive(Debug, Default)]
-pub(crate) struct Stored {
+pub(crate) struct StoredRows {
     rows: Range<usize>,
     parts: Vec<Vec<u8>>,
 }
@@ -28,7 +28,7 @@ pub struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     claim: Claim,
     /// Parts that are not cut by rows.
-    whole: Vec<Option<Vec<u8>>>,
+    uncut: Vec<Option<Vec<u8>>>,
     /// Parts that are cut by rows, once they are held in memory.
     held: Option<Vec<Vec<u8>>>,
 }
@@ -37,20 +37,20 @@ impl<'a> Reader<'a> {
     /// Reads what belongs to the weight as a whole.
     pub fn new(checkpoint: &'a Checkpoint, claim: &Claim) -> Result<Self> {
         let cut: Vec<bool> = (0..claim.entries.len()).map(|at| claim.weight.part_rows(at, &(0..0)).is_some()).collect();
-        let whole: Vec<&Entry> =
+        let uncut: Vec<&Entry> =
             claim.entries.iter().zip(&cut).filter(|(_, cut)| !**cut).map(|(entry, _)| entry).collect();
-        let mut read = checkpoint.read_whole(&whole, MAX_WHOLE_PART)?.into_iter();
-        let whole = cut.iter().map(|&cut| if cut { None } else { read.next() }).collect();
-        Ok(Self { checkpoint, claim: claim.clone(), whole, held: None })
+        let mut read = checkpoint.read_entries(&uncut, MAX_UNCUT_PART)?.into_iter();
+        let uncut = cut.iter().map(|&cut| if cut { None } else { read.next() }).collect();
+        Ok(Self { checkpoint, claim: claim.clone(), uncut, held: None })
     }
 
     /// Reads everything now, as it is stored, so that later calls need no file.
     pub fn hold(&mut self) -> Result<()> {
-        let cut = |(entry, whole): (&Entry, &Option<Vec<u8>>)| match whole {
+        let cut = |(entry, uncut): (&Entry, &Option<Vec<u8>>)| match uncut {
             Some(_) => Ok(Vec::new()),
             None => self.checkpoint.read_small(entry, entry.bytes),
         };
-        self.held = Some(self.claim.entries.iter().zip(&self.whole).map(cut).collect::<Result<_>>()?);
+        self.held = Some(self.claim.entries.iter().zip(&self.uncut).map(cut).collect::<Result<_>>()?);
         Ok(())
     }
 
@@ -121,9 +121,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the bytes of rows that begin and end where a chunk may.
-    pub(crate) fn load(&self, rows: &Range<usize>, stored: &mut Stored) -> Result<()> {
+    pub(crate) fn load(&self, rows: &Range<usize>, stored: &mut StoredRows) -> Result<()> {
         stored.rows = rows.clone();
-        stored.parts.resize_with(stored.parts.len().max(self.whole.len()), Vec::new);
+        stored.parts.resize_with(stored.parts.len().max(self.uncut.len()), Vec::new);
         if self.held.is_some() {
             return Ok(());
         }
@@ -137,33 +137,33 @@ impl<'a> Reader<'a> {
     }
 
     /// The bytes of each part that belong to `rows`, some of those that were loaded.
-    pub(crate) fn parts<'b>(&'b self, stored: &'b Stored, rows: &Range<usize>) -> Vec<&'b [u8]> {
+    pub(crate) fn parts<'b>(&'b self, stored: &'b StoredRows, rows: &Range<usize>) -> Vec<&'b [u8]> {
         let weight = self.claim.weight.as_ref();
-        let bytes = |(part, whole): (usize, &'b Option<Vec<u8>>)| match (whole, self.held.as_ref()) {
-            (Some(whole), _) => whole,
+        let bytes = |(part, uncut): (usize, &'b Option<Vec<u8>>)| match (uncut, self.held.as_ref()) {
+            (Some(uncut), _) => uncut,
             (None, Some(held)) => {
                 let range = weight.part_rows(part, rows).unwrap_or_default();
                 held.get(part).and_then(|held| held.get(range.start as usize..range.end as usize)).unwrap_or_default()
             }
             (None, None) => within(weight, part, stored.parts.get(part), &stored.rows, rows),
         };
-        self.whole.iter().enumerate().map(bytes).collect()
+        self.uncut.iter().enumerate().map(bytes).collect()
     }
 
     /// Decodes `rows`, some of those that were loaded.
-    pub(crate) fn decode(&self, stored: &Stored, rows: &Range<usize>, values: &mut Vec<f32>) {
+    pub(crate) fn decode(&self, stored: &StoredRows, rows: &Range<usize>, values: &mut Vec<f32>) {
         let weight = &self.claim.weight;
         values.resize(rows.len() * weight.geometry().cols, 0.0);
         weight.decode(&self.parts(stored, rows), rows.clone(), values);
     }
 
     /// The parts that belong to the weight as a whole, by part.
-    pub(crate) fn whole(&self) -> &[Option<Vec<u8>>] {
-        &self.whole
+    pub(crate) fn uncut(&self) -> &[Option<Vec<u8>>] {
+        &self.uncut
     }
 
     /// Calls `f` with the bytes of these rows.
-    fn with_stored<T>(&self, rows: &Range<usize>, f: impl FnOnce(&Stored) -> T) -> Result<T> {
+    fn with_stored<T>(&self, rows: &Range<usize>, f: impl FnOnce(&StoredRows) -> T) -> Result<T> {
         // Taken out meanwhile, whatever `f` does.
         let mut stored = READ.take();
         self.load(rows, &mut stored)?;

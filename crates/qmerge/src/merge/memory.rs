@@ -164,8 +164,8 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
             Action::Copy { .. } => None,
         })
         .collect();
-    let layer = |inputs: &Vec<crate::round::Inputs>| {
-        let own = |inputs: &crate::round::Inputs| -> Vec<(u64, &dyn Whole)> {
+    let layer = |inputs: &Vec<crate::round::LayerInputs>| {
+        let own = |inputs: &crate::round::LayerInputs| -> Vec<(u64, &dyn Whole)> {
             inputs.weights.iter().filter_map(|name| bytes.get(name.as_str()).copied()).collect()
         };
         let mut layer = Layer { moments: 0, weights: Vec::new() };
@@ -190,8 +190,8 @@ pub(super) fn moments_bytes(method: &dyn Whole, features: usize) -> u64 {
 pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64 {
     let (rows, cols) = (recode.outputs() as u64, recode.inputs() as u64);
     let is_turned = recode.transposed || recode.is_stored_transposed();
-    let each =
-        if recode.keep && !recode.to.is_plain() { FROM_BASE } else { AFRESH } + if is_turned { TURNED } else { 0 };
+    let each = if recode.keeps_scales && !recode.to.is_plain() { FROM_BASE } else { AFRESH }
+        + if is_turned { TURNED } else { 0 };
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
     let stored = read_bytes(recode) + 2 * written_bytes(recode);

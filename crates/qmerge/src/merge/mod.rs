@@ -4,7 +4,7 @@
 //! flow. Which thread does which chunk changes nothing: chunks write disjoint ranges, and sums are added in row order. A thread of its
 //! own syncs what is written and keeps the journal, so that the disk works while the processor does.
 
-mod at_once;
+mod calibrated;
 mod fingerprint;
 mod judge;
 mod memory;

@@ -20,7 +20,7 @@ impl Places<'_> {
     }
 
     /// Writes complete parts. Returns those whose place depends on lengths that are not known yet.
-    pub(super) fn put_whole(
+    pub(super) fn put_uncut(
         &self,
         step: &Step,
         parts: impl Iterator<Item = (usize, Vec<u8>)>,

@@ -17,7 +17,7 @@ use crate::progress::{Progress, stopped};
 const NAP: Duration = Duration::from_millis(2);
 
 /// A job of a layer.
-pub(super) struct Job<J> {
+pub(super) struct Queued<J> {
     /// Its place among the layer's: the first begins first, and of errors the first counts.
     pub(super) order: (u64, usize),
     /// Bytes that it takes.
@@ -26,7 +26,7 @@ pub(super) struct Job<J> {
 }
 
 /// What becomes of jobs and layers.
-pub(super) trait Work: Sync {
+pub(super) trait LayerJobs: Sync {
     type Job: Send;
     type Done: Send;
     /// Does a job.
@@ -46,7 +46,7 @@ pub(super) struct Limits {
     pub(super) bytes: Option<u64>,
 }
 
-pub(super) struct Queue<'q, W: Work> {
+pub(super) struct Queue<'q, W: LayerJobs> {
     work: &'q W,
     progress: &'q dyn Progress,
     limits: Limits,
@@ -54,9 +54,9 @@ pub(super) struct Queue<'q, W: Work> {
     changed: Condvar,
 }
 
-struct State<W: Work> {
+struct State<W: LayerJobs> {
     /// Not begun, the first last.
-    waiting: Vec<(usize, Job<W::Job>)>,
+    waiting: Vec<(usize, Queued<W::Job>)>,
     working: usize,
     /// Bytes of those at work.
     bytes: u64,
@@ -82,7 +82,7 @@ struct Layer<D> {
     done: Vec<D>,
 }
 
-impl<'q, W: Work> Queue<'q, W> {
+impl<'q, W: LayerJobs> Queue<'q, W> {
     pub(super) fn new(work: &'q W, progress: &'q dyn Progress, limits: Limits) -> Self {
         let state = State {
             waiting: Vec::new(),
@@ -103,7 +103,7 @@ impl<'q, W: Work> Queue<'q, W> {
     }
 
     /// Takes jobs of the present layer, which holds so many bytes for them until the last is done.
-    pub(super) fn add<'s>(&'s self, scope: &Scope<'s>, jobs: Vec<Job<W::Job>>, held: u64) -> Result<()>
+    pub(super) fn add<'s>(&'s self, scope: &Scope<'s>, jobs: Vec<Queued<W::Job>>, held: u64) -> Result<()>
     where
         'q: 's,
     {
@@ -205,11 +205,11 @@ impl<'q, W: Work> Queue<'q, W> {
         }
     }
 
-    fn run<'s>(&'s self, scope: &Scope<'s>, layer: usize, job: Job<W::Job>)
+    fn run<'s>(&'s self, scope: &Scope<'s>, layer: usize, job: Queued<W::Job>)
     where
         'q: 's,
     {
-        let Job { order, bytes, job } = job;
+        let Queued { order, bytes, job } = job;
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work.job(&job)));
         let result = attempt.unwrap_or_else(|panic| Err(bug(panic.as_ref())));
         // What it holds is free before the next begins.
@@ -250,7 +250,7 @@ impl<'q, W: Work> Queue<'q, W> {
     }
 }
 
-impl<W: Work> State<W> {
+impl<W: LayerJobs> State<W> {
     fn fail(&mut self, at: (usize, (u64, usize)), error: Error) {
         if self.failure.as_ref().is_none_or(|(first, _)| at < *first) {
             self.failure = Some((at, error));
@@ -288,7 +288,7 @@ mod tests {
         fails: bool,
     }
 
-    impl Work for Watched {
+    impl LayerJobs for Watched {
         type Job = Item;
         type Done = usize;
 
@@ -322,7 +322,7 @@ mod tests {
                         work.passing.store(true, Ordering::SeqCst);
                         std::thread::sleep(Duration::from_millis(2));
                         let order = (u64::MAX - job.milliseconds, job.number);
-                        queue.add(scope, vec![Job { order, bytes: job.bytes, job }], 1)?;
+                        queue.add(scope, vec![Queued { order, bytes: job.bytes, job }], 1)?;
                     }
                     work.passing.store(false, Ordering::SeqCst);
                     queue.layer(scope)?;
@@ -381,7 +381,7 @@ mod tests {
     fn the_pass_goes_on_while_a_layer_has_jobs_left() {
         /// Its first job ends when the next layer is there.
         struct Waiting(AtomicBool);
-        impl Work for Waiting {
+        impl LayerJobs for Waiting {
             type Job = usize;
             type Done = usize;
             fn job(&self, number: &usize) -> Result<usize> {
@@ -400,7 +400,7 @@ mod tests {
         let queue = Queue::new(&work, &Silent, Limits { threads: 2, ahead: 1, bytes: None });
         pool(2).unwrap().scope(|scope| {
             for number in 0..2 {
-                queue.add(scope, vec![Job { order: (0, number), bytes: 0, job: number }], 0).unwrap();
+                queue.add(scope, vec![Queued { order: (0, number), bytes: 0, job: number }], 0).unwrap();
                 work.0.store(number == 1, Ordering::SeqCst);
                 queue.layer(scope).unwrap();
             }
@@ -451,7 +451,7 @@ mod tests {
         let passed = pool(2).unwrap().scope(|scope| {
             let bring = |number: usize| {
                 let job = item(number);
-                queue.add(scope, vec![Job { order: (0, number), bytes: 1, job }], 1)?;
+                queue.add(scope, vec![Queued { order: (0, number), bytes: 1, job }], 1)?;
                 queue.layer(scope)
             };
             let passed = (0..30).try_for_each(bring);

@@ -22,7 +22,7 @@ use crate::round::{Factors, Metric, seed_of, sketch};
 use crate::write::{Finished, NewTensor, Output, write_adapter};
 
 /// A weight's part of the residual adapter: the share of ‖E‖² that it holds, and its factors.
-struct Part {
+struct Residual {
     kept: Option<f64>,
     factors: Factors,
 }
@@ -34,7 +34,7 @@ pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Resu
     for step in finished.iter().filter(|step| plan.residual_rank.is_some() && step.kept.is_some()) {
         let name = step.step.to_string();
         let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode));
-        if coarse && output.sink().kept(&name)?.is_none() {
+        if coarse && output.sink().stashed(&name)?.is_none() {
             return Err(Error::new(Kind::Malformed, "what rounding left of a finished weight is gone")
                 .in_file(&output.scratch(&name))
                 .in_tensor(&plan.steps[step.step].name)
@@ -105,7 +105,7 @@ pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
 
 impl Run<'_> {
     /// Cuts what rounding left of a weight that is at hand. `energy` is ‖E‖²_H.
-    pub(super) fn keep_residual(
+    pub(super) fn stash_residual(
         &self,
         number: usize,
         (target, output): (&[f32], &[f32]),
@@ -119,17 +119,17 @@ impl Run<'_> {
         let kept = (energy > 0.0).then(|| (cut.kept / energy).min(1.0));
         let mut bytes = kept.unwrap_or(f64::NAN).to_le_bytes().to_vec();
         bytes.extend(cut.factors.left.iter().chain(&cut.factors.right).flat_map(|x| x.to_le_bytes()));
-        self.output.sink().keep(&number.to_string(), &bytes)
+        self.output.sink().stash(&number.to_string(), &bytes)
     }
 
     fn seed(&self, number: usize) -> u64 {
         seed_of(&self.plan.steps[number].name, self.plan.seed)
     }
 
-    /// What [`Run::keep_residual`] wrote, in this run or one before.
-    fn found(&self, number: usize, recode: &Recode, rank: usize) -> Result<Option<Part>> {
+    /// What [`Run::stash_residual`] wrote, in this run or one before.
+    fn found(&self, number: usize, recode: &Recode, rank: usize) -> Result<Option<Residual>> {
         let name = number.to_string();
-        let Some(bytes) = self.output.sink().kept(&name)? else { return Ok(None) };
+        let Some(bytes) = self.output.sink().stashed(&name)? else { return Ok(None) };
         let (left, right) = (recode.outputs() * rank, rank * recode.inputs());
         if bytes.len() != 8 + 4 * (left + right) {
             return Err(Error::new(Kind::Malformed, format!("{} bytes of factors", bytes.len()))
@@ -140,11 +140,11 @@ impl Run<'_> {
         let kept = f64::from_le_bytes(kept.try_into().unwrap_or_default());
         let floats: Vec<f32> = factors.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
         let factors = Factors { rank, left: floats[..left].to_vec(), right: floats[left..].to_vec() };
-        Ok(Some(Part { kept: (!kept.is_nan()).then_some(kept), factors }))
+        Ok(Some(Residual { kept: (!kept.is_nan()).then_some(kept), factors }))
     }
 
     /// Reads a written weight again and cuts what rounding left of it.
-    fn read_again(&self, number: usize, recode: &Recode, rank: usize, written: &Reader<'_>) -> Result<Part> {
+    fn read_again(&self, number: usize, recode: &Recode, rank: usize, written: &Reader<'_>) -> Result<Residual> {
         let (from, to) = (recode.from.weight.geometry(), recode.to.geometry());
         let (mut base, mut target, mut output) = (Vec::new(), Vec::new(), Vec::new());
         Edited::new(self.inputs, recode)?.rows(&(0..from.rows), &mut base, &mut target)?;
@@ -154,7 +154,7 @@ impl Run<'_> {
         let target = order(recode.transposed).to_model(target, from.cols);
         let output = order(recode.is_stored_transposed()).to_model(output, to.cols);
         let cut = sketch(&difference(&target, &output), recode.inputs(), rank, None, self.seed(number));
-        Ok(Part {
+        Ok(Residual {
             kept: cut.energy.filter(|energy| *energy > 0.0).map(|energy| cut.kept / energy),
             factors: cut.factors,
         })

@@ -11,13 +11,13 @@ use super::target::{Target, on_grid, writer};
 use crate::check;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{Reader, Stored};
+use crate::formats::{Reader, StoredRows};
 use crate::measure::Sums;
 use crate::open::Entry;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
-use crate::round::{Place, seed_of};
+use crate::round::{Position, seed_of};
+use crate::simd::differences::{all_finite, differences, first_nonfinite};
 use crate::simd::floats::round_to;
-use crate::simd::moments::{all_finite, first_nonfinite, moments};
 use crate::write::{Finished, Output};
 
 /// A worker's memory, reused from chunk to chunk.
@@ -26,7 +26,7 @@ pub(super) struct Buffers {
     /// Bytes of a copy's range.
     copied: Vec<u8>,
     /// Bytes of the task's rows in the source.
-    stored: Stored,
+    stored: StoredRows,
     /// Bytes of the task's rows, by part of the output.
     encoded: Vec<Vec<u8>>,
     /// Values of one chunk.
@@ -118,7 +118,7 @@ impl<'a> Steps<'a> {
                     lock(&state.held)[task.number] = held;
                     if state.left[0].fetch_sub(1, Ordering::AcqRel) == 1 {
                         let held = std::mem::take(&mut *lock(&state.held)).concat();
-                        let target = Target::settled(recode, &held, edited.base().whole())?;
+                        let target = Target::settled(recode, &held, edited.base().uncut())?;
                         self.decide(step, &state, target)?;
                     }
                 } else {
@@ -167,10 +167,10 @@ impl<'a> Steps<'a> {
     /// Loads the edits, with the sums that some need of the whole weight, and decides the scales where the values have no say in them.
     fn settle_edits(&self, recode: &Recode, step: &Step, state: &State<'a>) -> Result<()> {
         let edited = Edited::new(self.inputs, recode)?;
-        if recode.keep {
-            self.decide(step, state, Target::kept(recode, edited.base().whole()))?;
+        if recode.keeps_scales {
+            self.decide(step, state, Target::of_base(recode, edited.base().uncut()))?;
         } else if !recode.is_surveyed() {
-            self.decide(step, state, Target::settled(recode, &[], edited.base().whole())?)?;
+            self.decide(step, state, Target::settled(recode, &[], edited.base().uncut())?)?;
         }
         self.announce(|| state.edited.set(edited).is_ok());
         Ok(())
@@ -179,7 +179,7 @@ impl<'a> Steps<'a> {
     /// Writes the parts that are complete with the scales; those whose place depends on their lengths wait for the end.
     fn decide(&self, step: &Step, state: &State<'a>, target: Target) -> Result<()> {
         let complete = target.parts.iter().enumerate().filter_map(|(part, bytes)| Some((part, bytes.clone()?)));
-        self.places.put_whole(step, complete)?;
+        self.places.put_uncut(step, complete)?;
         self.announce(|| state.target.set(target).is_ok());
         Ok(())
     }
@@ -262,12 +262,12 @@ impl<'a> Steps<'a> {
             let Buffers { base, values, output, encoded, .. } = &mut *buffers;
             output.resize(values.len(), 0.0);
             target.weight.decode(&target.parts_of(encoded, &task.rows, &rows), rows.clone(), output);
-            let moments = moments(base, values, output);
-            if !moments.sound() {
+            let differences = differences(base, values, output);
+            if !differences.sound() {
                 let cols = task.recode.to.geometry().cols;
                 return Err(explain(task.recode, task.step, rows.start, cols, (base, values, output)));
             }
-            total.add(&Sums { elements: values.len() as u64, moments });
+            total.add(&Sums { elements: values.len() as u64, differences });
         }
         for part in 0..target.parts.len() {
             if target.parts[part].is_none()
@@ -291,7 +291,7 @@ impl<'a> Steps<'a> {
         let Buffers { stored, encoded, base, values, output, original: own, .. } = buffers;
         let (recode, weight) = (task.recode, target.weight.as_ref());
         let rounding = recode.streamed();
-        let moves = recode.keep && rounding.moves_values();
+        let moves = recode.keeps_scales && rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves || original.is_some() {
             output.clear();
             output.extend_from_slice(values);
@@ -308,14 +308,14 @@ impl<'a> Steps<'a> {
             if moves {
                 let parts = task.edited.base().parts(stored, rows);
                 let first = (rows.start * weight.geometry().cols) as u64;
-                let place = Place { seed: seed_of(weight.name(), self.plan.seed), first };
-                rounding.round(&on_grid(weight)?.grid(&parts, rows.clone()), output, place);
+                let position = Position { seed: seed_of(weight.name(), self.plan.seed), first };
+                rounding.round(&on_grid(weight)?.grid(&parts, rows.clone()), output, position);
             }
             output
         } else {
             values
         };
-        if recode.keep {
+        if recode.keeps_scales {
             let parts = task.edited.base().parts(stored, rows);
             on_grid(weight)?.store(&parts, rows.clone(), moved, None, encoded);
         } else {

@@ -49,7 +49,7 @@ impl Run<'_> {
     ) -> Result<Vec<Finished>> {
         let mut done: HashMap<usize, Finished> = finished.into_iter().map(|step| (step.step, step)).collect();
         if let Some(calibration) = calibration {
-            self.whole(calibration, &mut done)?;
+            self.calibrated(calibration, &mut done)?;
         }
         self.turned(&mut done)?;
         self.progress.phase("writing", "tensors");
@@ -69,7 +69,7 @@ impl Run<'_> {
                 });
             }
             drop(sender);
-            self.keep_journal(&receiver, &failure, before)
+            self.write_journal(&receiver, &failure, before)
         });
         if let Some((_, error)) = failure.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(error);
@@ -117,7 +117,7 @@ impl Run<'_> {
     }
 
     /// Syncs and journals until all workers are gone; returns what they finished. `before` steps were done when they began.
-    fn keep_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure, before: usize) -> Vec<Finished> {
+    fn write_journal(&self, receiver: &mpsc::Receiver<Finished>, failure: &Failure, before: usize) -> Vec<Finished> {
         let mut all = Vec::new();
         let mut listed = 0;
         let (mut last, mut every) = (Instant::now(), JOURNAL_EVERY[0]);
@@ -136,7 +136,7 @@ impl Run<'_> {
             if due && !gone {
                 let upto = all.len();
                 last = Instant::now();
-                if let Err(error) = self.output.checkpoint(&all[listed..upto]) {
+                if let Err(error) = self.output.record(&all[listed..upto]) {
                     failure.report(u64::MAX, error);
                 }
                 listed = upto;
@@ -146,7 +146,7 @@ impl Run<'_> {
             if gone {
                 // An interrupted run keeps what it finished; a complete one is synced as a whole at the end.
                 if failure.stop.load(Ordering::Acquire)
-                    && let Err(error) = self.output.checkpoint(&all[listed..])
+                    && let Err(error) = self.output.record(&all[listed..])
                 {
                     failure.report(u64::MAX, error);
                 }

@@ -44,14 +44,14 @@ pub(super) fn ordered(weight: &dyn Weight, stored: &Order, parts: &[&[u8]]) -> R
 }
 
 impl Target {
-    /// With the base's scales; `whole` are the parts of the base that are not cut by rows.
-    pub(super) fn kept(recode: &Recode, whole: &[Option<Vec<u8>>]) -> Self {
-        Self { weight: Arc::clone(&recode.to), parts: whole.to_vec() }
+    /// With the base's scales; `uncut` are the parts of the base that are not cut by rows.
+    pub(super) fn of_base(recode: &Recode, uncut: &[Option<Vec<u8>>]) -> Self {
+        Self { weight: Arc::clone(&recode.to), parts: uncut.to_vec() }
     }
 
-    /// With fresh scales, from what surveys of its rows held; `whole` as in [`Target::kept`].
-    pub(super) fn settled(recode: &Recode, held: &[f32], whole: &[Option<Vec<u8>>]) -> Result<Self> {
-        let own = if recode.from.weight.format() == recode.to.format() { whole } else { &[] };
+    /// With fresh scales, from what surveys of its rows held; `uncut` as in [`Target::of_base`].
+    pub(super) fn settled(recode: &Recode, held: &[f32], uncut: &[Option<Vec<u8>>]) -> Result<Self> {
+        let own = if recode.from.weight.format() == recode.to.format() { uncut } else { &[] };
         let Settled { weight, parts } = writer(recode.to.as_ref())?.settle(held, own);
         Ok(Self { weight, parts })
     }

@@ -1,180 +1,156 @@
-//! Weights that are rounded as a whole, in the order in which the moments of their inputs become known.
+//! One weight that is stored as a whole: what rounding sees of it, and what is written.
 //!
-//! They are written to their places before the other steps begin; those find them done.
+//! A weight lies in up to three ways: as it is stored, as the model has it (outputs, inputs), and with its inputs in the order in which they share scales.
+//! Rounding sees the last, so that methods know nothing of the others.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Run;
-use super::memory::{moments_bytes, turned_bytes, weight_bytes};
-use super::queue::{self, Limits, Queue, Work};
-use crate::error::{Result, mismatch};
-use crate::parallel::{Budget, attempts, pool};
-use crate::plan::{Action, Recode, Step};
-use crate::progress::stopped;
-use crate::round::{Calibration, InputMoments, Inputs, Known, Metric, Take, Whole};
+use super::places::Places;
+use super::residual::is_coarse;
+use super::step::explain;
+use super::target::{Target, on_grid, ordered, writer};
+use crate::edit;
+use crate::edited::Edited;
+use crate::error::Result;
+use crate::formats::{Order, Weight};
+use crate::measure::Sums;
+use crate::plan::{Recode, Step};
+use crate::round::{Matrix, Metric, Whole};
+use crate::simd::differences::differences;
 use crate::write::Finished;
 
-/// The weights to be rounded, by name: step and what it does.
-type Open<'a> = HashMap<&'a str, (usize, &'a Step, &'a Recode)>;
-
-/// A weight to be rounded.
-pub(super) struct Job<'a> {
-    number: usize,
-    step: &'a Step,
-    recode: &'a Recode,
-    method: &'static dyn Whole,
-    metric: Arc<Metric>,
+/// A weight before it is rounded.
+struct Start {
+    weight: Arc<dyn Weight>,
+    /// Its stored bytes.
+    parts: Vec<Vec<u8>>,
+    /// What they decode to, as the model has it.
+    values: Vec<f32>,
 }
 
-impl<'a> Run<'a> {
-    /// Rounds all weights whose inputs `calibration` knows, while it goes on to the next.
-    pub(super) fn whole(&self, calibration: &mut dyn Calibration, done: &mut HashMap<usize, Finished>) -> Result<()> {
-        let open: Open<'a> = self
-            .plan
-            .steps
-            .iter()
-            .enumerate()
-            .filter(|(number, _)| !done.contains_key(number))
-            .filter_map(|(number, step)| match &step.action {
-                Action::Recode(recode) if recode.rounding.whole().is_some() => {
-                    Some((step.name.as_str(), (number, step, recode.as_ref())))
-                }
-                _ => None,
-            })
-            .collect();
-        let demand = calibration.demand();
-        if open.is_empty() {
-            self.progress.skip(demand.work);
-            return Ok(());
-        }
-        let wanted = |name: &str| open.contains_key(name);
-        let is_open =
-            |layer: &&Vec<_>| layer.iter().flat_map(|inputs: &Inputs| &inputs.weights).any(|name| wanted(name));
-        let layers = demand.layers.iter().filter(is_open).count() as u64;
-        self.progress.phase("rounding", "layers");
-        let memory = &self.schedule.memory;
-        let limits = Limits { threads: memory.threads, ahead: memory.ahead, bytes: memory.whole };
-        let queue = Queue::new(self, self.progress, limits);
-        let passed = pool(memory.threads)?.scope(|scope| {
-            let mut round = Round { run: self, open: &open, queue: &queue, scope, layers, number: 0 };
-            let passed = calibration.each(&wanted, &mut round);
-            queue.end(scope);
-            passed
-        });
-        let (finished, rest, error) = queue.results();
-        if self.progress.cancelled() {
-            // What is finished is kept for --resume.
-            self.output.checkpoint(&rest)?;
-        }
-        // A weight comes before what the pass found later.
-        error.map_or(passed, Err)?;
-        done.extend(finished.into_iter().chain(rest).map(|step| (step.step, step)));
-        Ok(())
-    }
-
-    /// Stores the weights whose rows become columns, each as a whole.
-    pub(super) fn turned(&self, done: &mut HashMap<usize, Finished>) -> Result<()> {
-        let open: Vec<(usize, &Step, &Recode)> = self
-            .plan
-            .steps
-            .iter()
-            .enumerate()
-            .filter_map(|(number, step)| match &step.action {
-                Action::Recode(recode) if recode.turned && !done.contains_key(&number) => {
-                    Some((number, step, recode.as_ref()))
-                }
-                _ => None,
-            })
-            .collect();
-        let budget = self.schedule.memory.whole.map_or_else(Budget::unlimited, Budget::new);
-        let weigh = |&(_, _, recode): &(usize, &Step, &Recode)| turned_bytes(recode);
-        let results =
-            attempts(&budget, weigh, &open, self.schedule.threads, self.progress, |&(number, step, recode)| {
-                let finished = self.at_once(number, step, recode, None);
-                self.progress.advance(self.schedule.work.steps[number]);
-                finished
-            });
-        let named = |(at, result): (usize, Result<_>)| result.map_err(|error| error.in_tensor(&open[at].1.name));
-        let finished = results.into_iter().map(named).collect::<Result<Vec<Finished>>>()?;
-        if !finished.is_empty() {
-            self.output.checkpoint(&finished)?;
-        }
-        if self.progress.cancelled() {
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
-        }
-        done.extend(finished.into_iter().map(|step| (step.step, step)));
-        Ok(())
-    }
+/// Values as the model has them.
+struct Wanted {
+    base: Vec<f32>,
+    target: Vec<f32>,
 }
 
-impl<'a> Work for Run<'a> {
-    type Job = Job<'a>;
-    type Done = Finished;
-
-    fn job(&self, job: &Job<'a>) -> Result<Finished> {
-        let by = Some((job.method, job.metric.as_ref()));
-        let finished =
-            self.at_once(job.number, job.step, job.recode, by).map_err(|error| error.in_tensor(&job.step.name));
-        self.progress.advance(self.schedule.work.steps[job.number]);
-        finished
-    }
-
-    fn layer(&self, done: &[Finished]) -> Result<()> {
-        self.output.checkpoint(done)
-    }
-}
-
-/// Turns moments into jobs.
-struct Round<'r, 'q, 's, 'a> {
-    run: &'r Run<'a>,
-    open: &'r Open<'a>,
-    queue: &'q Queue<'q, Run<'a>>,
-    scope: &'r rayon::Scope<'s>,
-    layers: u64,
-    /// Layers so far.
-    number: u64,
-}
-
-impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
-    fn known(&mut self, known: Known) -> Result<()> {
-        let weights: Vec<_> = known.weights.iter().filter_map(|name| self.open.get(name.as_str())).collect();
-        let Some((_, first, recode)) = weights.first() else { return Ok(()) };
-        let Some(method) = recode.rounding.whole() else { return Ok(()) };
-        fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
-        let held = moments_bytes(method, known.moments.features);
-        let mut metric =
-            Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-        method.prepare(&mut metric);
-        let metric = Arc::new(metric);
-        let job = |&&(number, step, recode): &&(usize, &'a Step, &'a Recode)| {
-            // The longest first, so that no thread waits for one at the end.
-            let size = (recode.outputs() * recode.inputs() * recode.inputs()) as u64;
-            queue::Job {
-                order: (u64::MAX - size, number),
-                bytes: weight_bytes(recode, self.run.plan.residual_rank),
-                job: Job { number, step, recode, method, metric: Arc::clone(&metric) },
-            }
+impl Run<'_> {
+    /// Does all of a step: with a method and the moments of its inputs, or to what the output's format makes of it.
+    pub(super) fn whole(
+        &self,
+        number: usize,
+        step: &Step,
+        recode: &Recode,
+        by: Option<(&dyn Whole, &Metric)>,
+    ) -> Result<Finished> {
+        let (edited, inputs) = (Edited::new(self.inputs, recode)?, recode.inputs());
+        let wanted = Wanted::of(recode, &edited)?;
+        let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
+        let start = self.start(recode, edited.base().uncut(), &wanted, &stored)?;
+        let Some((method, metric)) = by else {
+            let Start { parts, values, .. } = start;
+            return self.finish((number, step, recode), &stored, (&wanted, &values), parts);
         };
-        self.queue.add(self.scope, weights.iter().map(job).collect(), held)
+        let Start { weight, parts, values } = start;
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let (order, grid) = ordered(weight.as_ref(), &stored, &views)?;
+        let own = order.inputs.as_deref().map(|order| {
+            let mut metric = metric.in_order(order);
+            method.prepare(&mut metric);
+            metric
+        });
+        let (base, target) = (order.to_columns(&wanted.base, inputs), order.to_columns(&wanted.target, inputs));
+        let mut matrix = Matrix {
+            rows: recode.outputs(),
+            cols: inputs,
+            base: &base,
+            target: &target,
+            values: if order.inputs.is_some() { order.to_columns(&values, inputs).into_owned() } else { values },
+            grid,
+            rank: edit::rank(edited.edits(), &(0..recode.from.weight.geometry().rows)),
+            metric: own.as_ref().unwrap_or(metric),
+        };
+        let judged = method.round(&mut matrix);
+        let Matrix { values, grid, .. } = matrix;
+        drop((base, target));
+        let values = stored.to_stored(order.undo_columns(values, inputs), inputs);
+        let all = 0..weight.geometry().rows;
+        let mut written = vec![Vec::new(); parts.len()];
+        on_grid(weight.as_ref())?.store(&views, all.clone(), &values, Some(&grid), &mut written);
+        // What belongs to the weight as a whole and did not change.
+        for ((part, written), own) in written.iter_mut().enumerate().zip(parts) {
+            if written.is_empty() && weight.part_rows(part, &all).is_none() {
+                *written = own;
+            }
+        }
+        let mut output = values;
+        weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all, &mut output);
+        let output = stored.to_model(output, weight.geometry().cols);
+        if is_coarse(recode) {
+            self.stash_residual(number, (&wanted.target, &output), metric, judged.error())?;
+        }
+        let finished = self.finish((number, step, recode), &stored, (&wanted, &output), written)?;
+        Ok(Finished { kept: Some(judged.kept), ..finished })
     }
 
-    fn layer(&mut self) -> Result<()> {
-        self.number += 1;
-        self.run.progress.part(self.number, self.layers.max(self.number));
-        self.queue.layer(self.scope)
+    /// Measures what was stored and writes it to its place.
+    fn finish(
+        &self,
+        (number, step, recode): (usize, &Step, &Recode),
+        stored: &Order,
+        (Wanted { base, target }, output): (&Wanted, &[f32]),
+        parts: Vec<Vec<u8>>,
+    ) -> Result<Finished> {
+        let differences = differences(base, target, output);
+        if !differences.sound() {
+            // The place that is named is the one in the file.
+            let [base, target, output] =
+                [base, target, output].map(|values| stored.to_stored(values.to_vec(), recode.inputs()));
+            return Err(explain(recode, step, 0, recode.to.geometry().cols, (&base, &target, &output)));
+        }
+        let places = Places { plan: self.plan, output: self.output };
+        let late = places.put_uncut(step, parts.into_iter().enumerate())?;
+        let sums = Sums { elements: output.len() as u64, differences };
+        Ok(Finished { step: number, sums: Some(sums), kept: None, late })
+    }
+
+    /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
+    fn start(&self, recode: &Recode, uncut: &[Option<Vec<u8>>], wanted: &Wanted, stored: &Order) -> Result<Start> {
+        if recode.keeps_scales && !recode.to.is_plain() {
+            let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
+            let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
+            return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });
+        }
+        let (geometry, fresh) = (recode.to.geometry(), writer(recode.to.as_ref())?);
+        let all = 0..geometry.rows;
+        let target = match stored.transposed {
+            true => Cow::Owned(stored.to_stored(wanted.target.clone(), recode.inputs())),
+            false => Cow::Borrowed(&wanted.target),
+        };
+        let mut held = Vec::new();
+        if fresh.needs_survey() {
+            fresh.survey(all.clone(), &target, &mut held);
+        }
+        let Target { weight, parts: settled } = Target::settled(recode, &held, uncut)?;
+        let mut encoded = vec![Vec::new(); settled.len()];
+        writer(weight.as_ref())?.encode(&settled, all.clone(), &target, &mut encoded);
+        let parts: Vec<Vec<u8>> =
+            settled.into_iter().zip(encoded).map(|(settled, encoded)| settled.unwrap_or(encoded)).collect();
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut values = vec![0.0; target.len()];
+        weight.decode(&views, all, &mut values);
+        Ok(Start { weight, parts, values: stored.to_model(values, geometry.cols) })
     }
 }
 
-/// The moments must be those of this model's inputs.
-fn fit(moments: &InputMoments, weights: &[&(usize, &Step, &Recode)]) -> Result<()> {
-    for (_, step, recode) in weights {
-        let inputs = recode.inputs();
-        if inputs != moments.features {
-            return Err(mismatch(format!("takes {inputs} inputs, but the calibration saw {}", moments.features))
-                .in_tensor(&step.name)
-                .with_hint("the calibration belongs to another model"));
-        }
+impl Wanted {
+    fn of(recode: &Recode, edited: &Edited<'_>) -> Result<Self> {
+        let geometry = recode.from.weight.geometry();
+        let read = Order { transposed: recode.transposed, inputs: None };
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        edited.rows(&(0..geometry.rows), &mut base, &mut target)?;
+        Ok(Self { base: read.to_model(base, geometry.cols), target: read.to_model(target, geometry.cols) })
     }
-    Ok(())
 }

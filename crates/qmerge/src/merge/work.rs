@@ -41,7 +41,7 @@ impl Work {
             Action::Copy { entry } => copied(entry.bytes, threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
-                    let from_base = recode.keep && !recode.to.is_plain();
+                    let from_base = recode.keeps_scales && !recode.to.is_plain();
                     let values = (recode.outputs() * recode.inputs()) as f64;
                     (values * method.nanoseconds(recode.inputs(), from_base)) as u64
                 }

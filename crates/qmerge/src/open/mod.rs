@@ -279,7 +279,7 @@ impl Checkpoint {
     }
 
     /// Reads whole entries that are known to be small, each of at most `limit` bytes, in one go.
-    pub fn read_whole(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
+    pub fn read_entries(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
         entries.iter().try_for_each(|entry| self.refuse_large(entry, limit))?;
         self.read_starts(entries, limit)
     }

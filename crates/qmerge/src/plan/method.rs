@@ -186,7 +186,7 @@ impl Recode {
     pub fn streamed(&self) -> &'static dyn Rounding {
         match self.rounding.whole() {
             None => self.rounding,
-            Some(_) if !self.keep || self.to.is_plain() => round::NEAREST,
+            Some(_) if !self.keeps_scales || self.to.is_plain() => round::NEAREST,
             Some(_) => round::WITHOUT_DATA,
         }
     }
@@ -196,7 +196,7 @@ impl Recode {
 fn is_whole(recode: &Recode) -> bool {
     let exact = recode.to.is_plain() && recode.to.value_dtype() == Dtype::F32;
     !exact
-        && (!recode.keep || !recode.edits.is_empty())
+        && (!recode.keeps_scales || !recode.edits.is_empty())
         && recode.source == Source::Base
         && recode.to.shape().len() == 2
         && recode.to.on_grid().is_some()

@@ -255,7 +255,7 @@ impl Plan {
         self.recodes().any(|recode| {
             let (from, to) = (recode.from.weight.format(), recode.to.format());
             let own = |setting: &Setting| setting.name == name && (setting.of_scales || from != to);
-            !recode.keep && formats::by_id(to).is_ok_and(|format| format.settings().iter().any(own))
+            !recode.keeps_scales && formats::by_id(to).is_ok_and(|format| format.settings().iter().any(own))
         })
     }
 

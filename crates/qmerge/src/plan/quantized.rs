@@ -46,7 +46,7 @@ impl<'a> Quantized<'a> {
         let Some(format) = options.to.filter(|to| to.quantizes()) else { return Ok(Self::default()) };
         let mut modules = sort(names, format);
         let mut entries = entries(names, &modules, added);
-        keep_what_is_reached(&mut modules, &mut entries);
+        leave_plain_what_is_reached(&mut modules, &mut entries);
         refuse(names, &modules, format)?;
         let entries = anchored(entries, &modules.coded);
         Ok(Self {
@@ -84,7 +84,7 @@ fn module_of(name: &str) -> Option<&str> {
 fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
     let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
     let families = families(names);
-    let kept = KeptByBase::of(names);
+    let plain = PlainInBase::of(names);
     for claim in names.weights {
         let weight = &claim.weight;
         let Some(module) = module_of(weight.name()) else { continue };
@@ -95,14 +95,14 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
         if weight.shape().len() != 2 {
             continue;
         }
-        let role = if arch::leaf_in(module, names.arch.transposed) && !kept.keeps(module) {
+        let role = if arch::leaf_in(module, names.arch.transposed) && !plain.names(module) {
             Role::Linear
         } else if arch::leaf_in(module, names.arch.not_linear) {
             Role::Embedding
         } else if names.is_head(module) {
             Role::Head
-        } else if is_own(names, module) || kept.keeps(module) {
-            Role::Kept
+        } else if is_own(names, module) || plain.names(module) {
+            Role::Plain
         } else {
             arch::role(&families, module)
         };
@@ -114,7 +114,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
                 modules.plain.push(module);
                 modules.unknown.push(module);
             }
-            Role::Linear | Role::Head | Role::Kept => modules.plain.push(module),
+            Role::Linear | Role::Head | Role::Plain => modules.plain.push(module),
         }
     }
     modules
@@ -133,9 +133,9 @@ fn is_own(names: &Names<'_>, module: &str) -> bool {
 }
 
 /// Layers that a base in bitsandbytes' formats keeps plain on purpose: they stay so in another such format.
-struct KeptByBase<'a>(Vec<&'a str>);
+struct PlainInBase<'a>(Vec<&'a str>);
 
-impl<'a> KeptByBase<'a> {
+impl<'a> PlainInBase<'a> {
     fn of(names: &Names<'a>) -> Self {
         let quantization = names.checkpoint.config.as_ref().and_then(|config| config.quantization());
         let list = quantization.and_then(|fields| fields.get("llm_int8_skip_modules")?.as_array());
@@ -143,7 +143,7 @@ impl<'a> KeptByBase<'a> {
     }
 
     /// As transformers 5 takes an entry, or as releases before it and vLLM do, to whom it may stand anywhere in the path.
-    fn keeps(&self, module: &str) -> bool {
+    fn names(&self, module: &str) -> bool {
         let path = format!(".{module}.");
         self.0.iter().any(|entry| matches(entry, module) || path.contains(&format!(".{entry}.")))
     }
@@ -168,7 +168,7 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
 }
 
 /// An entry may reach further than its module, as `classifier` does to `pre_classifier`. What is reached stays plain too, and is named itself.
-fn keep_what_is_reached(modules: &mut Modules<'_>, entries: &mut BTreeSet<String>) {
+fn leave_plain_what_is_reached(modules: &mut Modules<'_>, entries: &mut BTreeSet<String>) {
     loop {
         let (reached, taking) =
             std::mem::take(&mut modules.taking).into_iter().partition(|module| reaches(entries, module));

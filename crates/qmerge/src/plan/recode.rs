@@ -40,7 +40,7 @@ pub struct Recode {
     /// How codes are chosen.
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
-    pub keep: bool,
+    pub keeps_scales: bool,
     /// The rows that are read are the layer's inputs.
     pub transposed: bool,
     /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) while it is plain.
@@ -79,7 +79,7 @@ impl Recode {
 
     /// True if fresh scales depend on the whole weight.
     pub(crate) fn is_surveyed(&self) -> bool {
-        !self.keep && self.to.writer().is_some_and(|writer| writer.needs_survey())
+        !self.keeps_scales && self.to.writer().is_some_and(|writer| writer.needs_survey())
     }
 }
 
@@ -126,7 +126,7 @@ impl Builder<'_, '_> {
             to,
             edits: Vec::new(),
             rounding: round::NEAREST,
-            keep: false,
+            keeps_scales: false,
             transposed: false,
             turned: false,
             original: None,
@@ -135,7 +135,7 @@ impl Builder<'_, '_> {
     }
 
     /// Builds the step that writes `name` out of `claim`'s values or their replacement.
-    fn build(&self, wanted: &mut Wanted, name: &str, claim: &Claim, target: Option<Target>) -> Result<Recode> {
+    fn build(&self, wanted: &mut Wanted, name: &str, claim: &Claim, target: Option<TargetFormat>) -> Result<Recode> {
         let Self { inputs, options, chooser, names, .. } = *self;
         let edits = wanted.edits.remove(name).unwrap_or_default();
         let (source, mut from) = match wanted.replacements.remove(name) {
@@ -154,14 +154,14 @@ impl Builder<'_, '_> {
         // Scales can be kept where values can be stored under them.
         let has_scales = own && claim.weight.on_grid().is_some();
         let rounding = chooser.wanted(has_scales, is_coarse(target, claim));
-        let keep = has_scales && rounding.keeps_scales();
+        let keeps_scales = has_scales && rounding.keeps_scales();
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let turned = target.is_some_and(|target| target.turned);
         let transposed = is_transposed(names, from.weight.as_ref());
         let to: Arc<dyn Weight> = match (target, stores_as) {
             (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
-            (Some(Target { format, .. }), None) => {
+            (Some(TargetFormat { format, .. }), None) => {
                 let settings = &options.settings;
                 let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
                 format.create(
@@ -171,7 +171,7 @@ impl Builder<'_, '_> {
                     settings,
                 )?
             }
-            (None, None) if keep => Arc::clone(&claim.weight),
+            (None, None) if keeps_scales => Arc::clone(&claim.weight),
             (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
             (None, None) => claim
                 .weight
@@ -187,9 +187,10 @@ impl Builder<'_, '_> {
                 .ok_or_else(|| Error::new(Kind::Bug, "the output's rows differ from the input's").in_tensor(name))?
         };
         let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
-        let from_original = keep && rounding.needs_original() && !to.is_plain();
+        let from_original = keeps_scales && rounding.needs_original() && !to.is_plain();
         let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-        let mut recode = Recode { source, from, to, edits, rounding, keep, transposed, turned, original, values };
+        let mut recode =
+            Recode { source, from, to, edits, rounding, keeps_scales, transposed, turned, original, values };
         recode.rounding = chooser.settled(&recode);
         Ok(recode)
     }
@@ -283,13 +284,13 @@ fn only_read(weight: &dyn Weight) -> Error {
 }
 
 /// True if a weight ends in a format coarser than 16 bits.
-pub(super) fn is_coarse(target: Option<Target>, claim: &Claim) -> bool {
+pub(super) fn is_coarse(target: Option<TargetFormat>, claim: &Claim) -> bool {
     target.map_or(!claim.weight.is_plain(), |target| target.format.quantizes())
 }
 
 /// A format that a weight takes in place of its own.
 #[derive(Clone, Copy)]
-pub(super) struct Target {
+pub(super) struct TargetFormat {
     format: &'static dyn formats::Format,
     /// Rows become columns.
     turned: bool,
@@ -301,12 +302,12 @@ pub(super) fn target_format(
     names: &Names<'_>,
     quantized: &Quantized<'_>,
     claim: &Claim,
-) -> Option<Target> {
+) -> Option<TargetFormat> {
     let format = options.to?;
     let weight = claim.weight.as_ref();
     if format.id() == weight.format() {
         return None;
     }
     let takes = !format.quantizes() || !weight.is_plain() || quantized.takes(weight);
-    takes.then(|| Target { format, turned: is_turned(names, weight, format) })
+    takes.then(|| TargetFormat { format, turned: is_turned(names, weight, format) })
 }

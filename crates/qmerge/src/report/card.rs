@@ -10,7 +10,7 @@ use crate::open::{HubId, Store, small_text};
 use crate::plan::{Inputs, Plan};
 
 /// Keys of a base's card that hold for what is made of it. `license: other` means nothing without the two after it.
-const KEPT: &[&str] = &["license", "license_name", "license_link"];
+const LICENCE: &[&str] = &["license", "license_name", "license_link"];
 
 /// A base's card beyond this is not read.
 const MAX_CARD: u64 = 1 << 20;
@@ -28,7 +28,7 @@ fn front_matter(report: &Report, inputs: &Inputs) -> String {
     let mut text = String::from("---\n");
     let config = inputs.base.config.as_ref();
     // A folder that holds a model; beside a single file there may be another model's card.
-    let licence = config.map(|_| kept(&*inputs.base.store)).unwrap_or_default();
+    let licence = config.map(|_| licence(&*inputs.base.store)).unwrap_or_default();
     let trained_on = || {
         let mut named = inputs.adapters.iter().filter_map(|adapter| adapter.config.base_model.as_deref());
         named.find_map(HubId::parse)
@@ -56,13 +56,13 @@ fn front_matter(report: &Report, inputs: &Inputs) -> String {
     text + "- qmerge\n---\n"
 }
 
-/// The lines of [`KEPT`] keys in a card's front matter, with the lines that belong to them.
-fn kept(store: &dyn Store) -> String {
+/// The lines of [`LICENCE`] keys in a card's front matter, with the lines that belong to them.
+fn licence(store: &dyn Store) -> String {
     let Ok(Some(text)) = small_text(store, CARD_NAME, MAX_CARD) else { return String::new() };
-    kept_lines(text.trim_start_matches('\u{feff}'))
+    licence_lines(text.trim_start_matches('\u{feff}'))
 }
 
-fn kept_lines(text: &str) -> String {
+fn licence_lines(text: &str) -> String {
     let mut lines = text.lines().map(str::trim_end);
     if lines.next() != Some("---") {
         return String::new();
@@ -75,7 +75,7 @@ fn kept_lines(text: &str) -> String {
         }
         // Items of a list may stand as far left as their key.
         if !line.starts_with([' ', '-', '#']) && !line.is_empty() {
-            inside = line.split_once(':').is_some_and(|(key, _)| KEPT.contains(&key.trim()));
+            inside = line.split_once(':').is_some_and(|(key, _)| LICENCE.contains(&key.trim()));
         }
         if inside && !line.is_empty() && !line.starts_with('#') {
             found += line;
@@ -189,13 +189,13 @@ mod tests {
     #[test]
     fn the_licence_is_kept_and_nothing_else() {
         let card = "---\nlanguage:\n- en\nlicense: other\nlicense_name: llama3  \n# remark\nlicense_link:\n  LICENSE\ntags: [a]\n---\nlicense: no\n";
-        assert_eq!(kept_lines(card), "license: other\nlicense_name: llama3\nlicense_link:\n  LICENSE\n");
+        assert_eq!(licence_lines(card), "license: other\nlicense_name: llama3\nlicense_link:\n  LICENSE\n");
         assert_eq!(
-            kept_lines("---\r\nlicense:\r\n- mit\r\n- apache-2.0\r\ntags:\r\n- x\r\n---\r\n"),
+            licence_lines("---\r\nlicense:\r\n- mit\r\n- apache-2.0\r\ntags:\r\n- x\r\n---\r\n"),
             "license:\n- mit\n- apache-2.0\n"
         );
         for none in ["", "license: mit", "---\nlicense: mit\n", "# A\n---\nlicense: mit\n---\n"] {
-            assert_eq!(kept_lines(none), "", "{none}");
+            assert_eq!(licence_lines(none), "", "{none}");
         }
     }
 

@@ -84,7 +84,7 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Judged {
 /// Columns of a row that are done together where rows are summed up.
 const WIDE: usize = 512;
 /// Rows that read a matrix together.
-const SOME: usize = 16 * HEIGHT;
+const ROWS: usize = 16 * HEIGHT;
 
 /// `left · x`, so many rows at a time.
 pub(super) fn product(left: &[f32], x: &Columns, rows: usize) -> Vec<f32> {
@@ -97,8 +97,8 @@ pub(super) fn product(left: &[f32], x: &Columns, rows: usize) -> Vec<f32> {
 /// What `of` says of each row.
 fn by_row<T: Copy + Default + Send>(rows: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let mut found = vec![T::default(); rows];
-    spread(found.chunks_mut(SOME).enumerate(), |(number, found)| {
-        found.iter_mut().enumerate().for_each(|(r, found)| *found = of(number * SOME + r));
+    spread(found.chunks_mut(ROWS).enumerate(), |(number, found)| {
+        found.iter_mut().enumerate().for_each(|(r, found)| *found = of(number * ROWS + r));
     });
     found
 }
@@ -133,7 +133,7 @@ impl Matrix<'_> {
 
     /// E H.
     pub(super) fn error_products(&self, error: &[f32]) -> Vec<f32> {
-        product(error, &self.metric.columns, SOME)
+        product(error, &self.metric.columns, ROWS)
     }
 
     /// True if rounding begins at the base's own codes.
@@ -149,7 +149,7 @@ impl Delta {
         let delta: Vec<f32> = matrix.target.iter().zip(matrix.base).map(|(target, base)| target - base).collect();
         let probes = LEAST_PROBES.max(matrix.rank.unwrap_or(0)).min(rows).min(cols);
         let signs: Vec<f32> = (0..cols * probes).map(|i| if hash(i as u64) & 1 == 0 { 1.0 } else { -1.0 }).collect();
-        let sketch = product(&delta, &Columns::new(&signs, cols, probes), SOME);
+        let sketch = product(&delta, &Columns::new(&signs, cols, probes), ROWS);
         let (basis, directions) = span(&sketch, rows, probes, NEW);
         let coefficients = against(&basis, directions, cols, |r, part| &delta[r * cols..][part.clone()]);
         let moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
@@ -166,7 +166,7 @@ impl Delta {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
             return Self { directions, basis, moments, dense: None, norm };
         }
-        let dense = product(&delta, &matrix.metric.columns, SOME);
+        let dense = product(&delta, &matrix.metric.columns, ROWS);
         let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
         Self { directions, basis, moments, dense: Some(dense), norm }
     }

@@ -28,9 +28,9 @@ pub(crate) use matrix::LEAST_PROBES;
 pub use matrix::Matrix;
 pub use matrix::{Judged, Kept};
 pub(crate) use moments::metric_bytes;
-pub use moments::{Calibration, Demand, InputMoments, Inputs, Known, Metric, Take};
+pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Metric, Take};
 pub(crate) use stored::identity;
-pub use stored::{Stored, store};
+pub use stored::{StoredCalibration, store};
 
 /// Every method.
 pub static ROUNDINGS: &[&dyn Rounding] = &[
@@ -63,7 +63,7 @@ pub const MAX_FEATURES: usize = 1 << 16;
 
 /// Where some rows lie.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Position {
     /// Seed of the weight.
     pub seed: u64,
     /// Number of the first element.
@@ -90,7 +90,7 @@ pub trait Rounding: Sync {
 
     /// Moves the values of some whole rows to values near them; what is not on the grid afterwards takes the nearest level.
     /// Called only if [`Rounding::keeps_scales`].
-    fn round(&self, _grid: &Grid, _values: &mut [f32], _place: Place) {}
+    fn round(&self, _grid: &Grid, _values: &mut [f32], _position: Position) {}
 
     /// True if [`Rounding::round`] does anything, so that grids must be built.
     fn moves_values(&self) -> bool {

@@ -30,7 +30,7 @@ pub struct Known {
 
 /// The inputs of some weights, before anything is known of their moments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inputs {
+pub struct LayerInputs {
     /// Their number.
     pub features: usize,
     /// Names of the weights that take them.
@@ -41,7 +41,7 @@ pub struct Inputs {
 #[derive(Clone, Debug, Default)]
 pub struct Demand {
     /// Inputs whose moments become known, layer by layer.
-    pub layers: Vec<Vec<Inputs>>,
+    pub layers: Vec<Vec<LayerInputs>>,
     /// Bytes that it takes as long as it is there.
     pub held: u64,
     /// Most bytes beside those while it gets ready, and while it goes on from layer to layer, a layer's moments among them.
@@ -175,9 +175,9 @@ impl Metric {
 }
 
 fn is_finite(values: &[f32]) -> bool {
-    const SOME: usize = 1 << 20;
+    const SHARE: usize = 1 << 20;
     let all = AtomicBool::new(true);
-    spread(values.chunks(SOME), |some| {
+    spread(values.chunks(SHARE), |some| {
         if !some.iter().all(|x| x.is_finite()) {
             all.store(false, Ordering::Relaxed);
         }

@@ -3,11 +3,11 @@
 //! Needs no data. The chances come from the seed, the weight's name and the element's number, so the result depends on nothing else.
 
 use super::matrix::hash;
-use super::{Place, Rounding};
+use super::{Position, Rounding};
 use crate::formats::Grid;
 
 /// Values that are bracketed together.
-const SOME: usize = 1024;
+const BATCH: usize = 1024;
 
 pub(super) struct Stochastic;
 
@@ -24,15 +24,15 @@ impl Rounding for Stochastic {
         true
     }
 
-    fn round(&self, grid: &Grid, values: &mut [f32], place: Place) {
-        let (mut low, mut high) = ([0.0; SOME], [0.0; SOME]);
-        for (number, values) in values.chunks_mut(SOME).enumerate() {
-            let first = number * SOME;
+    fn round(&self, grid: &Grid, values: &mut [f32], position: Position) {
+        let (mut low, mut high) = ([0.0; BATCH], [0.0; BATCH]);
+        for (number, values) in values.chunks_mut(BATCH).enumerate() {
+            let first = number * BATCH;
             let (low, high) = (&mut low[..values.len()], &mut high[..values.len()]);
             grid.around_all(first, values, low, high);
             for (k, value) in values.iter_mut().enumerate() {
                 let (low, high) = (low[k], high[k]);
-                let drawn = hash(place.seed ^ hash(place.first + (first + k) as u64));
+                let drawn = hash(position.seed ^ hash(position.first + (first + k) as u64));
                 let chance = (drawn >> 40) as f32 / (1_u32 << 24) as f32;
                 *value = if *value - low > chance * (high - low) { high } else { low };
             }

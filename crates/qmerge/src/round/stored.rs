@@ -17,7 +17,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, Demand, InputMoments, Inputs, Known, Take, metric_bytes};
+use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, metric_bytes};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry};
@@ -28,7 +28,7 @@ const INPUTS: &str = "qmerge.inputs";
 
 /// What the file says of one input.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct StoredInputs {
     /// Those of a layer have the same number and come together.
     layer: usize,
     tokens: usize,
@@ -99,7 +99,7 @@ struct Writing<'w> {
     path: &'w Path,
     dtype: Dtype,
     header: serde_json::Map<String, serde_json::Value>,
-    inputs: Vec<Kept>,
+    inputs: Vec<StoredInputs>,
     /// Bytes so far.
     at: u64,
     layer: usize,
@@ -124,7 +124,7 @@ impl Take for Writing<'_> {
             "data_offsets": [start, self.at],
         });
         self.header.insert(name.clone(), info);
-        self.inputs.push(Kept { layer: self.layer, tokens: moments.tokens, weights });
+        self.inputs.push(StoredInputs { layer: self.layer, tokens: moments.tokens, weights });
         Ok(())
     }
 
@@ -144,13 +144,13 @@ pub(crate) struct StoredAbout {
 
 /// A file of moments.
 #[derive(Debug)]
-pub struct Stored {
+pub struct StoredCalibration {
     file: Checkpoint,
-    inputs: Vec<Kept>,
+    inputs: Vec<StoredInputs>,
     about: String,
 }
 
-impl Stored {
+impl StoredCalibration {
     /// Opens a file that [`store`] wrote. Errors if it is something else, or was taken from another base.
     pub fn open(path: &Path, base: &Checkpoint) -> Result<Self> {
         let file = Checkpoint::open_weights(path)?;
@@ -162,20 +162,20 @@ impl Stored {
                     .with_hint("`qmerge calibrate` writes such a file; a text goes with --calibrate")
             })
         };
-        let inputs: Vec<Kept> = serde_json::from_str(text(INPUTS)?)
+        let inputs: Vec<StoredInputs> = serde_json::from_str(text(INPUTS)?)
             .map_err(|error| malformed(format!("`{INPUTS}` is not understood: {error}")).in_file(path))?;
         let mut seen = HashSet::new();
-        for kept in &inputs {
-            if let Some(name) = kept.weights.iter().find(|name| !seen.insert(name.as_str())) {
+        for own in &inputs {
+            if let Some(name) = own.weights.iter().find(|name| !seen.insert(name.as_str())) {
                 return Err(malformed("it stands twice among the inputs of a calibration")
                     .in_file(path)
                     .in_tensor(name)
                     .with_hint("take another with `qmerge calibrate`"));
             }
-            let entry = kept.weights.first().and_then(|name| file.get(name));
+            let entry = own.weights.first().and_then(|name| file.get(name));
             let square = |entry: &Entry| matches!(entry.shape.as_slice(), [rows, cols] if rows == cols);
             if !entry.is_some_and(|entry| square(entry) && matches!(entry.dtype, Dtype::F32 | Dtype::BF16)) {
-                let weights: Vec<&String> = kept.weights.iter().take(3).collect();
+                let weights: Vec<&String> = own.weights.iter().take(3).collect();
                 return Err(malformed(format!("the inputs of {weights:?} have no square tensor of moments"))
                     .in_file(path)
                     .with_hint("the file is damaged: take another with `qmerge calibrate`"));
@@ -192,35 +192,35 @@ impl Stored {
 
     /// The weights whose inputs it knows.
     pub fn weights(&self) -> impl Iterator<Item = &str> {
-        self.inputs.iter().flat_map(|kept| kept.weights.iter().map(String::as_str))
+        self.inputs.iter().flat_map(|own| own.weights.iter().map(String::as_str))
     }
 
     /// What a file that [`store`] wrote says of itself; `None` for any other.
     pub(crate) fn about(file: &Checkpoint) -> Option<StoredAbout> {
         let text = |key: &str| file.metadata.iter().flatten().find(|(name, _)| name == key).map(|(_, value)| value);
-        let inputs: Vec<Kept> = serde_json::from_str(text(INPUTS)?).ok()?;
+        let inputs: Vec<StoredInputs> = serde_json::from_str(text(INPUTS)?).ok()?;
         Some(StoredAbout {
             taken_from: text(TAKEN_FROM)?.clone(),
             layers: inputs.chunk_by(|a, b| a.layer == b.layer).count(),
             inputs: inputs.len(),
-            weights: inputs.iter().map(|kept| kept.weights.len()).sum(),
+            weights: inputs.iter().map(|own| own.weights.len()).sum(),
         })
     }
 
-    fn read(&self, kept: &Kept) -> Result<InputMoments> {
-        let entry = kept.weights.first().and_then(|name| self.file.get(name));
-        let entry = entry.ok_or_else(|| malformed(format!("no moments for {:?}", kept.weights)))?;
+    fn read(&self, own: &StoredInputs) -> Result<InputMoments> {
+        let entry = own.weights.first().and_then(|name| self.file.get(name));
+        let entry = entry.ok_or_else(|| malformed(format!("no moments for {:?}", own.weights)))?;
         let bytes = self.file.read_small(entry, entry.bytes)?;
         let values = match entry.dtype {
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
             _ => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
         };
         let features = entry.shape.first().copied().unwrap_or(0);
-        Ok(InputMoments { features, tokens: kept.tokens, values })
+        Ok(InputMoments { features, tokens: own.tokens, values })
     }
 }
 
-impl Calibration for Stored {
+impl Calibration for StoredCalibration {
     fn about(&self) -> String {
         self.about.clone()
     }
@@ -230,19 +230,19 @@ impl Calibration for Stored {
     }
 
     fn demand(&self) -> Demand {
-        let features = |kept: &Kept| {
-            kept.weights
+        let features = |own: &StoredInputs| {
+            own.weights
                 .first()
                 .and_then(|name| self.file.get(name))
                 .and_then(|entry| entry.shape.first().copied())
                 .unwrap_or(0)
         };
-        let inputs = |kept: &Kept| Inputs { features: features(kept), weights: kept.weights.clone() };
-        let layers: Vec<Vec<Inputs>> =
+        let inputs = |own: &StoredInputs| LayerInputs { features: features(own), weights: own.weights.clone() };
+        let layers: Vec<Vec<LayerInputs>> =
             self.inputs.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer.iter().map(inputs).collect()).collect();
         let largest = self.inputs.iter().map(features).max().unwrap_or(0);
         // A layer's moments while the last of them is read and turned into numbers.
-        let moments = |layer: &Vec<Inputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
+        let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
         // Reading is nothing beside the rounding.
         Demand { layers, held: 0, working, passing: metric_bytes(largest), work: 0 }
@@ -251,11 +251,11 @@ impl Calibration for Stored {
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for layer in self.inputs.chunk_by(|a, b| a.layer == b.layer) {
             let mut is_wanted = false;
-            for kept in layer {
-                let weights: Vec<String> = kept.weights.iter().filter(|name| wanted(name)).cloned().collect();
+            for own in layer {
+                let weights: Vec<String> = own.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.read(kept)? })?;
+                    take.known(Known { weights, moments: self.read(own)? })?;
                 }
             }
             if is_wanted {
@@ -313,7 +313,7 @@ mod tests {
             store(&model, &mut Two, dtype, &path).unwrap();
             // Readable by the format's own crate too.
             safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).unwrap();
-            let mut stored = Stored::open(&path, &model).unwrap();
+            let mut stored = StoredCalibration::open(&path, &model).unwrap();
             assert!(stored.about().starts_with("two layers, stored in "));
             let mut seen = Vec::new();
             stored
@@ -326,10 +326,10 @@ mod tests {
             assert_eq!(seen[0].weights, ["a.q"]);
             assert_eq!(seen[1].weights, ["b.q", "b.k"]);
             assert_eq!(seen[1].moments, InputMoments { features: 2, tokens: 7, values: vec![1.0, 0.5, 0.5, 4.0] });
-            let error = Stored::open(&path, &other).unwrap_err().to_string();
+            let error = StoredCalibration::open(&path, &other).unwrap_err().to_string();
             assert!(error.contains("belongs to another model"), "{error}");
         }
-        let error = Stored::open(&folder.join("m.safetensors"), &model).unwrap_err().to_string();
+        let error = StoredCalibration::open(&folder.join("m.safetensors"), &model).unwrap_err().to_string();
         assert!(error.contains("not a calibration"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -348,7 +348,7 @@ mod tests {
             let data: Vec<u8> = vec![value; shape[0] * shape[1]].into_iter().flat_map(f32::to_le_bytes).collect();
             let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &data).unwrap();
             safetensors::serialize_to_file([("a.q", view)], Some(metadata), &path).unwrap();
-            let mut stored = Stored::open(&path, &model)?;
+            let mut stored = StoredCalibration::open(&path, &model)?;
             stored.each(&|_| true, &mut |known: Known| super::super::Metric::new(known.moments).map(|_| ()))
         };
         let good = r#"[{"layer": 0, "tokens": 1, "weights": ["a.q", "a.k"]}]"#;

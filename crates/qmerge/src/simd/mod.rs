@@ -5,12 +5,12 @@
 //! where a compiler does not find the instruction: table lookups of 4-bit codes. `QMERGE_SIMD` forces a level
 //! (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
 
+pub(crate) mod differences;
 pub(crate) mod dots;
 pub mod exp;
 pub(crate) mod floats;
 pub(crate) mod low_rank;
 pub mod matmul;
-pub(crate) mod moments;
 pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub use report::{CutWeight, Truncation};
 
-use crate::adapters::{Adapter, Pair, Parts, ReadOptions, as_peft_writes, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::parallel::parallel;
@@ -21,7 +21,7 @@ use crate::plan::{Action, Plan, untrained_warning};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
 use crate::round::{Calibration, Cut, Factors, Known, Metric, cut};
-use crate::write::{Data, NewTensor, copy_beside, whole_folder, write_adapter};
+use crate::write::{Data, NewTensor, copy_beside, publish_folder, write_adapter};
 
 /// Choices of a truncation.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +105,7 @@ pub fn truncate(
         parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
-    let (bytes, mut warnings) = whole_folder(target, options.force, |sink| {
+    let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
         let warnings = copy_beside(&*adapter.tensors.store, sink)?;
         let tensors = tensors(adapter, &parts, &done, options)?;
         Ok((write_adapter(sink, "", tensors, &config(adapter, options.rank))?, warnings))
@@ -139,8 +139,8 @@ pub fn truncate(
     })
 }
 
-fn parts(adapter: &Adapter, options: &TruncateOptions) -> Result<Parts> {
-    let parts = Parts::of(adapter, &options.read)?;
+fn parts(adapter: &Adapter, options: &TruncateOptions) -> Result<LoraTensors> {
+    let parts = LoraTensors::of(adapter, &options.read)?;
     let most = parts
         .pairs
         .iter()
@@ -228,7 +228,7 @@ fn cut_pair(adapter: &Adapter, pair: &Pair, rank: usize, metric: Option<&Metric>
 
 fn tensors<'a>(
     adapter: &'a Adapter,
-    parts: &Parts,
+    parts: &LoraTensors,
     done: &[Done],
     options: &TruncateOptions,
 ) -> Result<Vec<NewTensor<'a>>> {

@@ -12,7 +12,7 @@ use crate::open::{Checkpoint, Entry};
 use crate::parallel::parallel;
 use crate::plan::{Inputs, Recode};
 use crate::progress::Progress;
-use crate::simd::moments::moments;
+use crate::simd::differences::differences;
 
 /// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
 pub(super) const SAME_RECODED: f64 = 0.2;
@@ -57,7 +57,7 @@ impl Run<'_> {
             let (mut w, mut t) = (Vec::new(), Vec::new());
             target.rows(&(0..geometry.rows), &mut w, &mut t)?;
             let m = self.turned_back(claim)?;
-            return Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) });
+            return Ok(Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) });
         }
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = geometry.common_step(&other.claim().weight.geometry());
@@ -65,7 +65,7 @@ impl Run<'_> {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
             target.rows(rows, &mut w, &mut t)?;
             other.rows(rows, &mut m)?;
-            Ok(Sums { elements: w.len() as u64, moments: moments(&w, &t, &m) })
+            Ok(Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) })
         })
     }
 
@@ -127,7 +127,7 @@ impl Run<'_> {
         let sums = if self.is_turned(claim.weight.as_ref(), other) {
             let mut w = Vec::new();
             base.rows(&(0..geometry.rows), &mut w)?;
-            Sums { elements: w.len() as u64, moments: moments(&w, &w, &self.turned_back(other)?) }
+            Sums { elements: w.len() as u64, differences: differences(&w, &w, &self.turned_back(other)?) }
         } else {
             let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
             let step = geometry.common_step(&other.claim().weight.geometry());
@@ -135,7 +135,7 @@ impl Run<'_> {
                 let (mut w, mut m) = (Vec::new(), Vec::new());
                 base.rows(rows, &mut w)?;
                 other.rows(rows, &mut m)?;
-                Ok(Sums { elements: w.len() as u64, moments: moments(&w, &w, &m) })
+                Ok(Sums { elements: w.len() as u64, differences: differences(&w, &w, &m) })
             })?
         };
         let loss = sums.loss();

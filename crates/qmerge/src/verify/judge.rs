@@ -175,7 +175,7 @@ pub(super) fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::moments::moments;
+    use crate::simd::differences::differences;
 
     /// Numbers that look random, of mean 0 and about the size 1.
     fn noise(seed: u64) -> impl FnMut() -> f32 {
@@ -193,7 +193,8 @@ mod tests {
         let deltas: Vec<f32> = base.iter().map(|_| 1e-3 * delta()).collect();
         let target: Vec<f32> = base.iter().zip(&deltas).map(|(w, d)| w + d).collect();
         let merged = base.iter().zip(&deltas).map(|(w, d)| w + strength * d + beside * 1e-3 * rounding());
-        let sums = Sums { elements: base.len() as u64, moments: moments(&base, &target, &merged.collect::<Vec<_>>()) };
+        let sums =
+            Sums { elements: base.len() as u64, differences: differences(&base, &target, &merged.collect::<Vec<_>>()) };
         let loss = sums.loss();
         judge_sums(&loss, &VerifyOptions { min_survival: 0.5, threads: 1 }, || Ok(Some(chosen))).unwrap()
     }

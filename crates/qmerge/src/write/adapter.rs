@@ -13,7 +13,7 @@ use crate::plan::{OutFile, OutTensor};
 use crate::simd::floats;
 
 /// Bytes that are copied at a time.
-const SOME: u64 = 1 << 20;
+const PIECE: u64 = 1 << 20;
 
 /// A tensor of a new adapter.
 pub(crate) struct NewTensor<'a> {
@@ -54,8 +54,8 @@ fn pieces<'a>(tensors: Vec<NewTensor<'a>>) -> impl Iterator<Item = Result<Vec<u8
     tensors.into_iter().flat_map(|tensor| -> Box<dyn Iterator<Item = Result<Vec<u8>>> + 'a> {
         match tensor.data {
             Data::Bytes(bytes) => Box::new(std::iter::once(Ok(bytes))),
-            Data::Entry(source, entry) => Box::new((0..entry.bytes).step_by(SOME as usize).map(move |at| {
-                let mut piece = vec![0; SOME.min(entry.bytes - at) as usize];
+            Data::Entry(source, entry) => Box::new((0..entry.bytes).step_by(PIECE as usize).map(move |at| {
+                let mut piece = vec![0; PIECE.min(entry.bytes - at) as usize];
                 source.read_at(entry, at, &mut piece).map(|()| piece)
             })),
         }
@@ -96,7 +96,7 @@ pub(crate) fn write_adapter(
 }
 
 /// Has `fill` write a folder beside its name, and gives it the name when it is whole.
-pub(crate) fn whole_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&dyn Sink) -> Result<T>) -> Result<T> {
+pub(crate) fn publish_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&dyn Sink) -> Result<T>) -> Result<T> {
     let mut sink = LocalSink::new(target);
     sink.begin(Existing { force, resume: false })?;
     let filled = sink.reserve(&[], Start::Anew(b"")).and_then(|()| fill(&sink));

@@ -9,7 +9,7 @@ use super::fingerprint::Fingerprint;
 use crate::error::{Error, Result, usage};
 use crate::measure::Sums;
 use crate::round::Kept;
-use crate::simd::moments::Moments;
+use crate::simd::differences::Differences;
 
 /// A finished step: its sums, where it was measured, and its parts that wait for the end.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +87,7 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 impl Line {
     fn new(finished: &Finished) -> Self {
         let bits = |sums: &Sums| {
-            let m = &sums.moments;
+            let m = &sums.differences;
             [
                 sums.elements,
                 m.weight2.to_bits(),
@@ -110,7 +110,7 @@ impl Line {
     fn read(self) -> Finished {
         let sums = self.sums.map(|bits| Sums {
             elements: bits[0],
-            moments: Moments {
+            differences: Differences {
                 weight2: f64::from_bits(bits[1]),
                 delta2: f64::from_bits(bits[2]),
                 change_delta: f64::from_bits(bits[3]),
@@ -138,11 +138,12 @@ mod tests {
 
     #[test]
     fn finished_steps_read_back_to_the_bit_after_every_interruption() {
-        let moments = Moments { delta2: 0.1 + 0.2, max_error: 1e-40, changed: 7, finite: true, ..Moments::default() };
+        let differences =
+            Differences { delta2: 0.1 + 0.2, max_error: 1e-40, changed: 7, finite: true, ..Differences::default() };
         let steps = [
             Finished {
                 step: 3,
-                sums: Some(Sums { elements: 9, moments }),
+                sums: Some(Sums { elements: 9, differences }),
                 kept: None,
                 // Not UTF-8.
                 late: vec![(5, b"{\"a\": 1}".to_vec()), (6, vec![0xff, 0, b'\n', 0x80])],

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use adapter::{Data, NewTensor, whole_folder, write_adapter};
+pub(crate) use adapter::{Data, NewTensor, publish_folder, write_adapter};
 pub use beside::Tokenizer;
 pub(crate) use beside::{copy_beside, copy_others};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
@@ -132,7 +132,7 @@ impl Output {
 
     /// Syncs what was written, then lists the steps as finished. All their bytes were given to [`Output::write_at`] before; whichever thread then
     /// wrote them, a failure is the output's and is found here.
-    pub(crate) fn checkpoint(&self, finished: &[Finished]) -> Result<()> {
+    pub(crate) fn record(&self, finished: &[Finished]) -> Result<()> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         self.unsynced.store(0, Ordering::Relaxed);
         let listed = match &*failed {

@@ -73,11 +73,11 @@ pub trait Sink: Debug + Send + Sync {
     /// Writes a file of the output, in folders too ("1_Pooling/config.json"). An error among the pieces ends it and is returned.
     fn put(&self, name: &str, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()>;
 
-    /// Keeps what only a resumed run needs, and returns once it is there for good. It is no part of the output.
-    fn keep(&self, name: &str, bytes: &[u8]) -> Result<()>;
+    /// Puts by what only a resumed run needs, and returns once it is there for good. It is no part of the output.
+    fn stash(&self, name: &str, bytes: &[u8]) -> Result<()>;
 
-    /// What was kept under that name, by this run or the one that it goes on with.
-    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>>;
+    /// What was put by under that name, by this run or the one that it goes on with.
+    fn stashed(&self, name: &str) -> Result<Option<Vec<u8>>>;
 
     /// What was written so far, to be read again. Unsupported where that cannot be.
     fn written(&self) -> Result<Arc<dyn Store>>;

@@ -286,12 +286,12 @@ impl Sink for Upload {
         Ok(())
     }
 
-    fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn stash(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.server.objects().bytes.insert(self.place(&format!("{KEPT}/{name}")), bytes.to_vec());
         Ok(())
     }
 
-    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    fn stashed(&self, name: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.server.objects().bytes.get(&self.place(&format!("{KEPT}/{name}"))).cloned())
     }
 

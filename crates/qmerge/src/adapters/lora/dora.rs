@@ -5,7 +5,7 @@
 //! torch's order for x86, so they agree with PEFT to the bit.
 
 use super::low_rank::LowRankPlan;
-use crate::adapters::{ChangePlan, Source};
+use crate::adapters::{ChangePlan, Loader};
 use crate::edit::{Change, Map, Product, Reach, Tile};
 use crate::error::Result;
 
@@ -17,11 +17,11 @@ pub(super) struct DoraPlan {
 }
 
 impl ChangePlan for DoraPlan {
-    fn load(&self, source: &Source<'_>) -> Result<Change> {
-        let magnitude = source.floats(&self.magnitude)?;
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        let magnitude = loader.floats(&self.magnitude)?;
         let dora =
             |product| -> Box<dyn Map> { Box::new(Dora { product, magnitude: magnitude.clone(), norms: Vec::new() }) };
-        Ok(Change::Map(self.low_rank.products(source)?.into_iter().map(dora).collect()))
+        Ok(Change::Map(self.low_rank.products(loader)?.into_iter().map(dora).collect()))
     }
 
     fn matrices(&self) -> usize {

@@ -3,7 +3,7 @@
 //! Of a stack of experts A is (experts·rank, in) with the expert slowest, B is (out, rank·experts) with the expert fastest.
 
 use super::config::Diagonal;
-use crate::adapters::{ChangePlan, Source};
+use crate::adapters::{ChangePlan, Loader};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Product};
 use crate::error::Result;
@@ -27,9 +27,9 @@ pub(super) struct LowRankPlan {
 
 impl LowRankPlan {
     /// The products that a source wants.
-    pub(super) fn products(&self, source: &Source<'_>) -> Result<Vec<Product>> {
-        let mut a = source.floats(&self.a)?;
-        let mut b = source.floats(&self.b)?;
+    pub(super) fn products(&self, loader: &Loader<'_>) -> Result<Vec<Product>> {
+        let mut a = loader.floats(&self.a)?;
+        let mut b = loader.floats(&self.b)?;
         match self.diagonal {
             Some(Diagonal::A(blocks)) => a = expand_diagonal(&a, self.rank, blocks),
             Some(Diagonal::B(blocks)) => b = expand_diagonal(&b, self.outputs, blocks),
@@ -43,7 +43,7 @@ impl LowRankPlan {
             let (left, right) = self.one(&a, &b, expert);
             product(left, right)
         };
-        Ok(source.matrices().map(one).collect())
+        Ok(loader.matrices().map(one).collect())
     }
 
     /// B and A of one matrix out of the stacked ones.
@@ -56,8 +56,8 @@ impl LowRankPlan {
 }
 
 impl ChangePlan for LowRankPlan {
-    fn load(&self, source: &Source<'_>) -> Result<Change> {
-        self.products(source).map(Change::Product)
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        self.products(loader).map(Change::Product)
     }
 
     fn matrices(&self) -> usize {

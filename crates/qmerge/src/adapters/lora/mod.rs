@@ -14,9 +14,11 @@ pub(crate) use config::try_patterns;
 use config::{Diagonal, LoraConfig};
 use dora::DoraPlan;
 use low_rank::LowRankPlan;
-pub(crate) use pairs::{Pair, Parts};
+pub(crate) use pairs::{LoraTensors, Pair};
 
-use super::{AdapterConfig, ChangePlan, Layers, Markers, Method, Module, On, Planned, ReadOptions, Source, Tensors};
+use super::{
+    AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned, ReadOptions, Tensors,
+};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Vector};
 use crate::error::{Result, mismatch, unsupported};
@@ -35,7 +37,7 @@ const EMBEDDING_B: &str = "lora_embedding_B";
 /// DoRA's magnitude (out).
 const MAGNITUDE: &str = "lora_magnitude_vector";
 
-impl Method for Lora {
+impl PeftMethod for Lora {
     fn peft_type(&self) -> &'static str {
         "LORA"
     }
@@ -217,8 +219,8 @@ struct BiasPlan {
 }
 
 impl ChangePlan for BiasPlan {
-    fn load(&self, source: &Source<'_>) -> Result<Change> {
-        Ok(Change::add(Vector { values: source.floats(&self.tensor)?, scale: self.scale as f32 }))
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        Ok(Change::add(Vector { values: loader.floats(&self.tensor)?, scale: self.scale as f32 }))
     }
 
     fn memory(&self) -> u64 {

@@ -35,7 +35,7 @@ pub(crate) struct Pair {
 
 /// All tensors of a LoRA.
 #[derive(Debug, Default)]
-pub(crate) struct Parts {
+pub(crate) struct LoraTensors {
     /// In the order of the file.
     pub(crate) pairs: Vec<Pair>,
     /// Tensors that are no factors: biases, modules trained whole, tokens.
@@ -44,7 +44,7 @@ pub(crate) struct Parts {
     pub(crate) training_only: Vec<String>,
 }
 
-impl Parts {
+impl LoraTensors {
     /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors cannot be cut.
     pub(crate) fn of(adapter: &Adapter, options: &ReadOptions) -> Result<Self> {
         let in_config = |error: crate::error::Error| error.in_file(&adapter.config.path);
@@ -64,7 +64,7 @@ impl Parts {
                     return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
                 }
                 Role::TrainingOnly => parts.training_only.push(entry.name.clone()),
-                Role::Tokens | Role::Whole(_) | Role::Original => parts.others.push(entry.name.clone()),
+                Role::Tokens | Role::Parameter(_) | Role::Original => parts.others.push(entry.name.clone()),
                 Role::Own(A | EMBEDDING_A, _) => firsts.push(key.clone()),
                 Role::Own(..) | Role::Shared(_) => {}
             }

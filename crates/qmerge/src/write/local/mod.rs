@@ -162,7 +162,7 @@ impl Sink for LocalSink {
         Ok(())
     }
 
-    fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn stash(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.put(&format!("{SCRATCH}/{name}"), &mut std::iter::once(Ok(bytes.to_vec())))?;
         let folder = self.partial.join(SCRATCH);
         let path = folder.join(name);
@@ -171,7 +171,7 @@ impl Sink for LocalSink {
         folder::sync_folder(&self.partial)
     }
 
-    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    fn stashed(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.partial.join(SCRATCH).join(name);
         match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -4,7 +4,7 @@ use super::versions;
 
 /// Sums over elements. W0: decoded base, T: merged target, D = T − W0: delta, Wq: decoded output, E = Wq − T.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Moments {
+pub(crate) struct Differences {
     /// Σ W0².
     pub weight2: f64,
     /// Σ D².
@@ -21,7 +21,7 @@ pub(crate) struct Moments {
     pub finite: bool,
 }
 
-impl Moments {
+impl Differences {
     /// Adds another chunk's sums. Chunks are added in row order, so the result does not depend on threads.
     pub(crate) fn add(&mut self, other: &Self) {
         self.weight2 += other.weight2;
@@ -51,12 +51,12 @@ const SEGMENT: usize = 64 * LANES;
 
 versions! {
     /// Sums over three equally long slices.
-    pub(crate) fn moments(base: &[f32], target: &[f32], output: &[f32]) -> Moments = body;
+    pub(crate) fn differences(base: &[f32], target: &[f32], output: &[f32]) -> Differences = body;
 }
 
 #[inline(always)]
-fn body(base: &[f32], target: &[f32], output: &[f32]) -> Moments {
-    let mut total = Moments::zero();
+fn body(base: &[f32], target: &[f32], output: &[f32]) -> Differences {
+    let mut total = Differences::zero();
     for ((base, target), output) in base.chunks(SEGMENT).zip(target.chunks(SEGMENT)).zip(output.chunks(SEGMENT)) {
         segment(base, target, output, &mut total);
     }
@@ -96,7 +96,7 @@ impl Lanes {
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
 #[inline(always)]
-fn segment(base: &[f32], target: &[f32], output: &[f32], total: &mut Moments) {
+fn segment(base: &[f32], target: &[f32], output: &[f32], total: &mut Differences) {
     let zero = [0.0; LANES];
     let mut lanes = Lanes {
         weight2: zero,
@@ -158,7 +158,7 @@ mod tests {
         let wave = |k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<_>>();
         let (w, d, q) = (wave(0.7), wave(0.13), wave(0.71));
         let t: Vec<f32> = w.iter().zip(&d).map(|(w, d)| w + d).collect();
-        let all = at_every_level(|| moments(&w, &t, &q));
+        let all = at_every_level(|| differences(&w, &t, &q));
         let got = all[0].1;
         assert!(all.iter().all(|(_, other)| *other == got));
         let sum = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
@@ -180,7 +180,11 @@ mod tests {
                 let fine = values.clone();
                 values[at] = bad;
                 for (level, (target, output, plain)) in at_every_level(|| {
-                    (moments(&fine, &values, &fine).finite, moments(&fine, &fine, &values).finite, all_finite(&values))
+                    (
+                        differences(&fine, &values, &fine).finite,
+                        differences(&fine, &fine, &values).finite,
+                        all_finite(&values),
+                    )
                 }) {
                     assert!(!target && !output && !plain, "{level:?} {bad} {at}");
                 }

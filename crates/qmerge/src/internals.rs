@@ -21,7 +21,7 @@ pub fn safetensors_header(bytes: &[u8]) {
 
 /// The JSON state of a 4-bit weight. What is accepted and written again reads back the same.
 pub fn quant_state(bytes: &[u8]) {
-    use crate::formats::bnb4_state::QuantState;
+    use crate::formats::bnb4::state::QuantState;
     if let Ok(state) = QuantState::parse(bytes) {
         let again = QuantState::parse(state.to_json().as_bytes());
         let nan = state.nested.is_some_and(|nested| nested.offset.is_nan());

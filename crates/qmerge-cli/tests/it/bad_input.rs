@@ -9,7 +9,7 @@ const BASE: &str = "base/model.safetensors";
 const Q: &str = "base_model.model.model.layers.1.self_attn.q_proj";
 
 /// Merges and expects a refusal with this status that says all of `words`; the output must not exist in any form.
-fn refused(folder: &Folder, extra: &[&str], status: i32, words: &[&str]) {
+fn refused(folder: &Folder, extra: &[&str], status: i32, words: &[&str]) -> String {
     let mut args = vec!["merge", "--base", "base", "--adapter", "adapter", "-o", "out"];
     args.extend(extra);
     let output = run(folder.path(), &args);
@@ -21,6 +21,7 @@ fn refused(folder: &Folder, extra: &[&str], status: i32, words: &[&str]) {
     assert!(!folder.join("out").exists(), "{text}");
     assert!(!folder.join("out.partial").exists(), "{text}");
     assert!(!text.contains("panicked"), "{text}");
+    text
 }
 
 fn model() -> Folder {
@@ -135,6 +136,19 @@ fn adapter_tensors_that_match_nothing() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["adapters"][0]["unused"], 2);
     assert_eq!(report["adapters"][0]["merged"], 6);
+}
+
+/// Leaving all of an adapter out is no way to merge it, so nobody is sent there.
+#[test]
+fn an_adapter_that_matches_nothing_at_all() {
+    let folder = model();
+    change(&folder.join(ADAPTER), |tensors| {
+        tensors.iter_mut().for_each(|tensor| tensor.0 = tensor.0.replace("layers.", "blocks."));
+    });
+    for more in [&[][..], &["--allow-unused"]] {
+        let said = refused(&folder, more, 2, &["6 of 6 adapter tensors match nothing", "--map"]);
+        assert!(!said.contains("--allow-unused"), "{said}");
+    }
 }
 
 #[test]

@@ -48,17 +48,6 @@ fn what_keeps_the_adapter_is_a_merge() {
     }
 }
 
-/// The demo's delta is large for its weights: fresh scales put values at levels that the base's scales would not, and no method chose them.
-#[test]
-fn what_is_rounded_to_the_nearest_was_not_moved() {
-    let folder = Folder::new();
-    demo(folder.path());
-    merged(&folder, "adapter", "nearest", &["--rounding", "nearest"]);
-    let (answer, states, text) = verified(&folder, "adapter", "nearest");
-    assert_eq!((answer.as_str(), states), ("no", set(&["applied", "lost"])), "{text}");
-    assert!(text.contains("rounding took most of it in 27 of 28 weights (survival 0.20)"), "{text}");
-}
-
 /// A weak delta, whose merge leaves next to nothing of it along the delta in a weight: chosen values are told from rounded ones.
 #[test]
 fn chosen_values_are_told_from_lost_ones() {
@@ -92,8 +81,12 @@ fn what_was_rounded_to_the_nearest_is_not_called_chosen() {
         for strength in ["adapter=0.5", "adapter", "adapter=3"] {
             let output = format!("{to}-{strength}");
             merged(&folder, strength, &output, &["--rounding", "nearest", "--to", to]);
-            let (_, states, text) = verified(&folder, strength, &output);
+            let (answer, states, text) = verified(&folder, strength, &output);
             assert!(!states.contains("moved"), "{output}: {states:?} {text}");
+            if output == "same-adapter" {
+                assert_eq!((answer.as_str(), states), ("no", set(&["applied", "lost"])), "{text}");
+                assert!(text.contains("rounding took most of it in 27 of 28 weights (survival 0.20)"), "{text}");
+            }
         }
     }
 }

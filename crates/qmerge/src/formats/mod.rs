@@ -8,12 +8,10 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub(crate) mod bnb4;
-pub(crate) mod bnb4_state;
 mod bnb8;
 mod bnb_config;
 mod grid;
 mod module;
-pub(crate) mod nested;
 pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
@@ -119,17 +117,6 @@ impl Geometry {
     pub fn elements(&self) -> usize {
         self.rows * self.cols
     }
-
-    /// The row step that suits both: where both may start a chunk.
-    pub fn common_step(&self, other: &Self) -> usize {
-        let shared = gcd(self.row_step, other.row_step).max(1);
-        (self.row_step / shared * other.row_step).clamp(1, self.rows.max(1))
-    }
-}
-
-/// The greatest common divisor.
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// One stored tensor of a weight.

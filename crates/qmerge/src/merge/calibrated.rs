@@ -151,14 +151,11 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
             Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
         method.prepare(&mut metric);
         let metric = Arc::new(metric);
-        let job = |&&(number, step, recode): &&(usize, &'a Step, &'a Recode)| {
-            // The longest first, so that no thread waits for one at the end.
-            let size = (recode.outputs() * recode.inputs() * recode.inputs()) as u64;
-            queue::Queued {
-                order: (u64::MAX - size, number),
-                bytes: weight_bytes(recode, self.run.plan.residual_rank),
-                job: Job { number, step, recode, method, metric: Arc::clone(&metric) },
-            }
+        let job = |&&(number, step, recode): &&(usize, &'a Step, &'a Recode)| queue::Queued {
+            size: (recode.outputs() * recode.inputs() * recode.inputs()) as u64,
+            number,
+            bytes: weight_bytes(recode, self.run.plan.residual_rank),
+            job: Job { number, step, recode, method, metric: Arc::clone(&metric) },
         };
         self.queue.add(self.scope, weights.iter().map(job).collect(), held)
     }

@@ -151,7 +151,7 @@ impl Schedule {
 /// Rows of a chunk: whole row steps, as many as come to the wanted number of elements.
 pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     let from = recode.from.weight.geometry();
-    let step = from.common_step(&recode.to.geometry());
+    let step = common_step(from.row_step, recode.to.geometry().row_step);
     // Rows that an edit needs together.
     let edits = recode.edits.iter().map(|(_, edit)| edit.plan.row_step());
     let step = edits.fold(step, common_step).min(from.rows.max(1));

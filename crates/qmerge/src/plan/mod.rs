@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+mod accounting;
 mod classifier;
 mod config;
 mod layout;
@@ -15,16 +16,19 @@ mod recode;
 mod steps;
 mod tie;
 
+pub use accounting::Accounting;
+pub(crate) use accounting::untrained_warning;
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use recode::{Recode, Source};
 pub use steps::{Action, Step};
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
 
-use crate::adapters::{Adapter, Changes, LeftOut, Names, ReadOptions, Rename, base_names};
-use crate::error::{Result, counted, mismatch, unsupported};
+use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
+
+use crate::adapters::{Adapter, Names, ReadOptions, base_names};
+use crate::error::Result;
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -119,27 +123,6 @@ impl Inputs {
         self.adapters.iter().try_for_each(|adapter| adapter.tensors.check_unchanged())?;
         self.original.iter().try_for_each(|original| original.checkpoint.check_unchanged())
     }
-}
-
-/// How the tensors of one adapter were accounted for.
-#[derive(Clone, Debug, Default)]
-pub struct Accounting {
-    /// All its tensors.
-    pub tensors: usize,
-    /// Folded into a weight.
-    pub merged: usize,
-    /// Put in place of a tensor of the base.
-    pub replaced: usize,
-    /// New to the base.
-    pub added: usize,
-    /// Tensor files beside the adapter's own that are merged too.
-    pub beside: Vec<String>,
-    /// Tensor files beside it that are not.
-    pub left_out: Vec<String>,
-    /// Not needed, each with the reason.
-    pub ignored: Vec<(String, &'static str)>,
-    /// Matched nothing.
-    pub unused: Vec<String>,
 }
 
 /// A whole merge, decided.
@@ -262,158 +245,6 @@ impl Plan {
     /// The most bytes that the output's weight files can take.
     pub fn output_bytes(&self) -> u64 {
         self.files.iter().map(OutFile::max_bytes).sum()
-    }
-}
-
-fn refuse_unused(
-    adapter: &Adapter,
-    changes: &Changes,
-    names: &Names<'_>,
-    allow: bool,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let Some(first) = changes.unused.first() else { return Ok(()) };
-    let total = adapter.tensors.entries.len();
-    let message = format!("{} of {total} adapter tensors match nothing in the base", changes.unused.len());
-    if allow && changes.unused.len() < total {
-        warnings.push(format!("{message} and are left out, first `{first}`"));
-        return Ok(());
-    }
-    let opaque = names.checkpoint.entries.iter().find(|entry| {
-        let stem = first.rsplit(".lora_").last().unwrap_or(first);
-        stem.split('.').skip(2).collect::<Vec<_>>().join(".") == entry.name.trim_end_matches(".weight")
-            && names.exact(&entry.name).is_none()
-    });
-    let module = adapter.config.modules_to_save.iter().find(|module| {
-        let path = first.strip_prefix("base_model.model.").unwrap_or(first);
-        path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(module.as_str()))
-    });
-    let hint = match opaque {
-        _ if module.is_some() => format!(
-            "`{}` was trained whole (modules_to_save) and the base has no such module: if it is a classifier's head, say so with `task_type` \
-             (SEQ_CLS, TOKEN_CLS or QUESTION_ANS) in {}, and it is added; --allow-unused leaves it out, and what it learned with it",
-            module.map_or("", String::as_str),
-            adapter.config.path.display()
-        ),
-        Some(entry) => {
-            format!("`{}` is stored as {}, which this version cannot decode", entry.name, entry.dtype)
-        }
-        None => {
-            let example = names
-                .weights
-                .iter()
-                .map(|claim| claim.weight.name())
-                .find(|name| name.contains("q_proj"))
-                .or_else(|| names.weights.first().map(|claim| claim.weight.name()));
-            format!(
-                "the base has names like `{}`; say how to translate with --map 'regex=>replacement', or leave them out with --allow-unused",
-                example.unwrap_or("(none)")
-            )
-        }
-    };
-    let file = adapter.tensors.get(first).map_or(adapter.path.as_path(), |entry| adapter.tensors.file_of(entry));
-    Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
-}
-
-fn file_name(path: &Path) -> Option<String> {
-    path.file_name().map(|name| name.to_string_lossy().into_owned())
-}
-
-/// Warns of trained tensors in other files of the adapter's folder, or refuses to go on without them.
-fn left_out(adapter: &Adapter, allow: bool, warnings: &mut Vec<String>) -> Result<()> {
-    for LeftOut { file, reason, matters } in &adapter.left_out {
-        let path = adapter.path.join(file);
-        if *matters && !allow {
-            return Err(unsupported((*reason).to_owned())
-                .in_file(&path)
-                .with_hint("merge without it by --allow-unused, or move it out of the folder"));
-        }
-        warnings.push(format!("{} is left out: {reason}", path.display()));
-    }
-    Ok(())
-}
-
-/// The same adapter more than once is a sum that is seldom meant.
-fn repeats(adapters: &[Adapter]) -> Vec<String> {
-    let mut seen: HashMap<PathBuf, usize> = HashMap::new();
-    for adapter in adapters {
-        let file = adapter.tensors.files.first().map_or(adapter.path.as_path(), |file| file.path());
-        *seen.entry(file.canonicalize().unwrap_or_else(|_| file.to_path_buf())).or_default() += 1;
-    }
-    let mut repeated: Vec<_> = seen.into_iter().filter(|(_, times)| *times > 1).collect();
-    repeated.sort();
-    let say = |(file, times): (PathBuf, usize)| {
-        format!("{} is given {times} times, and its effects are summed", file.parent().unwrap_or(&file).display())
-    };
-    repeated.into_iter().map(say).collect()
-}
-
-/// Counts the names that were used, not those that were merely looked up.
-fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<String> {
-    let edits = changes.iter().flat_map(|changes| changes.edits.iter().map(|edit| edit.target.as_str()));
-    let whole = changes.iter().flat_map(|changes| changes.replacements.iter().map(|whole| whole.target.as_str()));
-    let used: HashSet<&str> = edits.chain(whole).collect();
-    let renamed: Vec<&Rename> = renamed.iter().filter(|rename| used.contains(rename.to.as_str())).collect();
-    let first = renamed.first()?;
-    Some(format!(
-        "{} found under other names in the base, first `{}` as `{}`",
-        counted(renamed.len(), "adapter name was", "adapter names were"),
-        first.from,
-        first.to
-    ))
-}
-
-/// What was never trained is told once, however many modules it is.
-pub(crate) fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
-    let path = adapter.path.display();
-    let first = modules.first()?;
-    Some(match all {
-        true => format!("{path}: its B factors are all zero, as before any training: it changes nothing"),
-        false => format!(
-            "{path}: {} of {number} modules have a B factor of zero, as before any training, and change nothing; first `{first}`",
-            modules.len()
-        ),
-    })
-}
-
-fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let missing: Vec<&String> = adapter
-        .config
-        .target_modules
-        .iter()
-        .filter(|target| {
-            !target.is_empty()
-                && !adapter.tensors.entries.iter().any(|entry| entry.name.split('.').any(|part| target.ends_with(part)))
-        })
-        .collect();
-    if let Some(first) = missing.first() {
-        warnings.push(format!(
-            "{}: the configuration targets `{first}`{}, but the file holds no tensor for it",
-            adapter.path.display(),
-            if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() }
-        ));
-    }
-    if adapter.weight != 1.0 && changes.replacements.iter().any(|replacement| replacement.trained) {
-        warnings.push(format!(
-            "{}: modules trained whole are taken as they are; the weight {} applies to the low-rank part only",
-            adapter.path.display(),
-            adapter.weight
-        ));
-    }
-    warnings
-}
-
-fn account(adapter: &Adapter, changes: &Changes) -> Accounting {
-    Accounting {
-        tensors: adapter.tensors.entries.len(),
-        merged: changes.edits.iter().flat_map(|edit| &edit.tensors).collect::<HashSet<_>>().len(),
-        replaced: changes.replacements.len(),
-        added: changes.additions.len(),
-        beside: adapter.tensors.files.iter().skip(1).filter_map(|file| file_name(file.path())).collect(),
-        left_out: adapter.left_out.iter().map(|left_out| left_out.file.clone()).collect(),
-        ignored: changes.ignored.clone(),
-        unused: changes.unused.clone(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::adapters::Names;
 use crate::arch;
+use crate::edit::common_step;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Grid, Levels, Reader, Weight, transposed};
@@ -60,7 +61,7 @@ impl Run<'_> {
             return Ok(Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) });
         }
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
-        let step = geometry.common_step(&other.claim().weight.geometry());
+        let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         self.summed(geometry.rows, geometry.cols, step, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
             target.rows(rows, &mut w, &mut t)?;
@@ -78,7 +79,7 @@ impl Run<'_> {
         let geometry = recode.from.weight.geometry();
         let target = Edited::new(self.inputs, recode)?;
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
-        let step = geometry.common_step(&other.claim().weight.geometry());
+        let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         let chunks = chunks(geometry.rows, geometry.cols, step);
         let chosen = parallel(&chunks, self.threads, self.progress, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
@@ -130,7 +131,7 @@ impl Run<'_> {
             Sums { elements: w.len() as u64, differences: differences(&w, &w, &self.turned_back(other)?) }
         } else {
             let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
-            let step = geometry.common_step(&other.claim().weight.geometry());
+            let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
             self.summed(geometry.rows, geometry.cols, step, |rows| {
                 let (mut w, mut m) = (Vec::new(), Vec::new());
                 base.rows(rows, &mut w)?;

@@ -7,8 +7,8 @@
 
 use std::sync::OnceLock;
 
-use super::{float_bytes, floats};
 use crate::dtype::Dtype;
+use crate::formats::{float_bytes, floats};
 use crate::simd::floats::round_one;
 
 /// Maxima per second-level scale.

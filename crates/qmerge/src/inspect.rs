@@ -147,6 +147,15 @@ pub struct CalibrationInspection {
 }
 
 /// Opens and describes a model, an adapter or a calibration.
+///
+/// ```
+/// # fn main() -> qmerge::error::Result<()> {
+/// use qmerge::inspect::{Inspection, inspect};
+///
+/// let Inspection::Model(model) = inspect("testdata/tiny-llama/bases/base-int8".as_ref())? else { panic!("a model") };
+/// assert_eq!((model.model_type.as_str(), model.format.contains("int8")), ("llama", true));
+/// # Ok(()) }
+/// ```
 pub fn inspect(location: &Path) -> Result<Inspection> {
     let path = open::resolve(location)?;
     let weights = |name: &str| path.join(name).is_file();

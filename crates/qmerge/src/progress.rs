@@ -29,6 +29,7 @@ impl std::fmt::Debug for dyn Progress + '_ {
     }
 }
 
+#[doc(hidden)]
 /// What is returned to a caller who asked to stop.
 pub fn stopped() -> Error {
     Error::new(Kind::Cancelled, "stopped")

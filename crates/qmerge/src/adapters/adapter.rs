@@ -39,7 +39,16 @@ const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHT_FILES: &[&str] = &["adapter_model.safetensors", "adapter_model.bin"];
 
 impl Adapter {
-    /// Opens a folder (or one of its weight files, or a hub id in the local cache).
+    /// Opens a folder (or one of its weight files, or a hub id in the local cache). `weight` is a factor on what it does.
+    ///
+    /// ```
+    /// # fn main() -> qmerge::error::Result<()> {
+    /// use qmerge::adapters::Adapter;
+    ///
+    /// let half = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 0.5)?;
+    /// assert_eq!(half.config.peft_type, "LORA");
+    /// # Ok(()) }
+    /// ```
     pub fn open(location: &Path, weight: f64) -> Result<Self> {
         if !weight.is_finite() {
             return Err(usage(format!("adapter weight {weight} is not a number")).in_file(location));

@@ -7,7 +7,7 @@
 //! - `read`: the way over all tensors and modules, which puts every tensor into one of four places: merged, replaced, ignored for a stated reason, or
 //!   unused, which is an error unless allowed;
 //! - `names`, `site` and `place`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
-//! - `whole` and `tokens`: modules trained whole, and trained rows of embeddings.
+//! - `parameters` and `tokens`: modules trained whole, and trained rows of embeddings.
 //!
 //! The reference for the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
 
@@ -36,7 +36,10 @@ use std::fmt::Debug;
 
 pub use adapter::Adapter;
 pub(crate) use adapter::read_floats;
-pub use beside::{LeftOut, MERGED as MERGED_BESIDE};
+pub use beside::LeftOut;
+#[doc(hidden)]
+pub use beside::MERGED as MERGED_BESIDE;
+#[doc(hidden)]
 pub use changes::{Addition, Changes, PlannedEdit, Replacement};
 #[cfg(feature = "internals")]
 pub(crate) use config::parse as parse_config;
@@ -45,8 +48,11 @@ pub(crate) use keys::as_peft_writes;
 #[cfg(feature = "internals")]
 pub(crate) use lora::try_patterns;
 pub(crate) use lora::{LoraTensors, Pair};
+#[doc(hidden)]
 pub use module::{Module, Shared, Tensors};
+#[doc(hidden)]
 pub use names::{Names, Rename};
+#[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 
 use crate::error::Result;
@@ -71,6 +77,7 @@ pub trait PeftMethod: Sync {
     }
 }
 
+#[doc(hidden)]
 /// Components of tensor names: what stands before one is the path of a module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Markers {
@@ -82,6 +89,7 @@ pub struct Markers {
     pub training_only: &'static [&'static str],
 }
 
+#[doc(hidden)]
 /// A method with one adapter's configuration.
 pub trait Layers: Debug + Send + Sync {
     /// Errors if no fixed weight could hold what this adapter does.

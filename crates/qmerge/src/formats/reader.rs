@@ -35,6 +35,20 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads what belongs to the weight as a whole.
+    ///
+    /// ```
+    /// # fn main() -> qmerge::error::Result<()> {
+    /// # use qmerge::open::Checkpoint;
+    /// use qmerge::formats::{Reader, inventory};
+    ///
+    /// let base = Checkpoint::open("testdata/tiny-llama/bases/base-nf4dq".as_ref())?;
+    /// let weights = inventory(&base)?.weights;
+    /// let claim = weights.iter().find(|claim| claim.weight.format() == "nf4").expect("a weight in NF4");
+    /// let mut values = Vec::new();
+    /// Reader::new(&base, claim)?.rows(&(0..2), &mut values)?;
+    /// assert_eq!(values.len(), 2 * claim.weight.geometry().cols);
+    /// # Ok(()) }
+    /// ```
     pub fn new(checkpoint: &'a Checkpoint, claim: &Claim) -> Result<Self> {
         let cut: Vec<bool> = (0..claim.entries.len()).map(|at| claim.weight.part_rows(at, &(0..0)).is_some()).collect();
         let uncut: Vec<&Entry> =

@@ -25,7 +25,9 @@ use std::path::Path;
 use std::time::Instant;
 
 pub use judge::Judge;
-pub use memory::{Memory, PROGRAM_BYTES};
+pub use memory::Memory;
+#[doc(hidden)]
+pub use memory::PROGRAM_BYTES;
 
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
@@ -87,6 +89,28 @@ pub fn estimate(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Resul
 }
 
 /// Merges: writes the output and its report, and returns the report.
+///
+/// Rounding methods that go by the inputs of layers take them from `calibration`; without one, weights are rounded as the plan says for that case.
+///
+/// ```
+/// # fn main() -> qmerge::error::Result<()> {
+/// # use qmerge::{adapters::Adapter, open::Checkpoint, plan::{Inputs, Options, Plan}, progress::Silent};
+/// use qmerge::merge::{self, RunOptions};
+/// use qmerge::round::Demand;
+///
+/// # let base = Checkpoint::open("testdata/tiny-llama/bases/base-nf4dq".as_ref())?;
+/// # let adapter = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 1.0)?;
+/// # let inputs = Inputs::new(base, vec![adapter])?;
+/// # let plan = Plan::new(&inputs, &Options::default())?;
+/// # let output = std::env::temp_dir().join(format!("qmerge-run-{}", std::process::id()));
+/// let options = RunOptions { threads: 2, max_memory: Some(1 << 30), ..RunOptions::default() };
+/// let estimate = merge::estimate(&plan, &options, &Demand::default())?;
+/// assert!(estimate.memory.peak_bytes <= 1 << 30);
+/// let report = merge::run(&inputs, &plan, None, &output, &options, &Silent)?;
+/// assert_eq!(report.summary.weights_merged, report.weights.len());
+/// # std::fs::remove_dir_all(&output).ok();
+/// # Ok(()) }
+/// ```
 pub fn run(
     inputs: &Inputs,
     plan: &Plan,
@@ -177,11 +201,13 @@ pub fn run_into(
     Ok(report)
 }
 
+#[doc(hidden)]
 /// Errors if the disk of `target` has not enough free space for what [`run`] would write.
 pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
+#[doc(hidden)]
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
 pub fn refuse_existing(target: &Path, options: &RunOptions<'_>) -> Result<()> {
     crate::write::refuse_existing(target, options.existing)

@@ -23,7 +23,9 @@ pub(crate) mod container;
 mod content;
 mod folder;
 pub(crate) mod foreign;
+#[doc(hidden)]
 pub mod hub;
+#[doc(hidden)]
 pub mod json;
 pub(crate) mod local;
 mod names;
@@ -40,9 +42,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use config::ModelConfig;
 pub(crate) use content::content;
+#[doc(hidden)]
 pub use hub::HubId;
+#[doc(hidden)]
 pub use names::{is_plain_name, is_plain_path};
+#[doc(hidden)]
 pub use order::model_order;
+#[doc(hidden)]
 pub use small::{MAX_CONFIG, MAX_INDEX, MAX_REPORT, MAX_TOKENIZER, read_small, read_small_text};
 pub use store::{Blob, Item, ItemKind, Store};
 pub(crate) use store::{pieces, small_text};
@@ -130,6 +136,16 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a model: a folder, a single `.safetensors` file, or a hub id found in the local cache.
+    ///
+    /// ```
+    /// # fn main() -> qmerge::error::Result<()> {
+    /// use qmerge::open::Checkpoint;
+    ///
+    /// let base = Checkpoint::open("testdata/tiny-llama/bases/base-nf4dq".as_ref())?;
+    /// let codes = base.get("model.layers.0.mlp.up_proj.weight").expect("a Llama has one");
+    /// println!("{} tensors; {} is stored as {} of shape {:?}", base.entries.len(), codes.name, codes.dtype, codes.shape);
+    /// # Ok(()) }
+    /// ```
     pub fn open(location: &Path) -> Result<Self> {
         let path = hub::resolve(location)?;
         if path.is_dir() {

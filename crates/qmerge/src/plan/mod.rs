@@ -162,6 +162,23 @@ pub struct Plan {
 
 impl Plan {
     /// Decides everything. Errors if an adapter does not fit the base.
+    ///
+    /// ```
+    /// # fn main() -> qmerge::error::Result<()> {
+    /// # use qmerge::{adapters::Adapter, open::Checkpoint};
+    /// use qmerge::formats;
+    /// use qmerge::plan::{Inputs, Method, Options, Plan};
+    ///
+    /// # let base = Checkpoint::open("testdata/tiny-llama/bases/base-nf4dq".as_ref())?;
+    /// # let adapter = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 1.0)?;
+    /// let inputs = Inputs::new(base, vec![adapter])?;
+    /// // Any plan's format may be another than the base's; without adapters this converts.
+    /// let options = Options { to: Some(formats::by_id("bf16")?), rounding: Method::Auto, ..Options::default() };
+    /// let plan = Plan::new(&inputs, &options)?;
+    /// assert_eq!(plan.output_format, "bf16");
+    /// assert!(plan.accounting[0].unused.is_empty()); // every tensor of the adapter has its place
+    /// # Ok(()) }
+    /// ```
     pub fn new(inputs: &Inputs, options: &Options) -> Result<Self> {
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &options.maps)?;
         let mut warnings = Vec::new();

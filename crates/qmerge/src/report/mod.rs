@@ -17,20 +17,49 @@ use serde::Serialize;
 pub(crate) use assemble::assemble;
 pub use behaviour::Behaviour;
 pub(crate) use card::card;
+#[doc(hidden)]
 pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
 pub use plan::{PlanSummary, PlannedFile, PlannedWeight};
 pub use residual::{ResidualReport, Without};
-pub use verdict::{By, Evidence, Verdict, verdict};
+pub use verdict::{By, Verdict};
+#[doc(hidden)]
+pub use verdict::{Evidence, verdict};
 pub(crate) use verdict::{converted, replaced};
 
 use crate::measure::Loss;
-pub use crate::write::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER, path_beside};
+#[doc(hidden)]
+pub use crate::write::path_beside;
+pub use crate::write::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};
 
 /// Version of the document.
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// The whole report.
+///
+/// It comes back from a merge as this type, and lies in the output as JSON with the same fields, which any version of its
+/// [schema](SCHEMA_VERSION) reads:
+///
+/// ```
+/// # fn main() -> qmerge::error::Result<()> {
+/// # use qmerge::{adapters::Adapter, merge, open::Checkpoint, plan::{Inputs, Options, Plan}, progress::Silent};
+/// use qmerge::report::FILE_NAME;
+///
+/// # let base = Checkpoint::open("testdata/tiny-llama/bases/base-nf4dq".as_ref())?;
+/// # let adapter = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 1.0)?;
+/// # let inputs = Inputs::new(base, vec![adapter])?;
+/// # let plan = Plan::new(&inputs, &Options::default())?;
+/// # let output = std::env::temp_dir().join(format!("qmerge-report-{}", std::process::id()));
+/// # let report = merge::run(&inputs, &plan, None, &output, &Default::default(), &Silent)?;
+/// let worst = report.weights.iter().min_by(|a, b| a.survival.unwrap_or(1.0).total_cmp(&b.survival.unwrap_or(1.0)));
+/// println!("{}: least is left in {}", report.verdict.text, worst.map_or("none", |weight| weight.name.as_str()));
+///
+/// let stored = std::fs::read(output.join(FILE_NAME)).expect("a report beside the weights");
+/// let stored: serde_json::Value = serde_json::from_slice(&stored).expect("JSON");
+/// assert_eq!(stored["verdict"]["text"], report.verdict.text);
+/// # std::fs::remove_dir_all(&output).ok();
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`SCHEMA_VERSION`].

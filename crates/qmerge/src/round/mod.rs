@@ -26,9 +26,12 @@ pub use factor::{Cut, cut, sketch};
 pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
+#[doc(hidden)]
 pub use matrix::{Judged, Kept};
+#[doc(hidden)]
+pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
-pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Metric, Take};
+pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
 pub(crate) use stored::identity;
 pub use stored::{StoredCalibration, store};
 
@@ -46,21 +49,26 @@ pub static ROUNDINGS: &[&dyn Rounding] = &[
 /// The method that keeps most where the inputs of layers are known.
 pub static BEST: &dyn Rounding = &adapter::Adapter;
 
+#[doc(hidden)]
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
+#[doc(hidden)]
 /// The method where there is no delta: with the base's own scales its values stay what they are.
 pub static WITHOUT_DELTA: &dyn Rounding = &keep::Keep;
 
+#[doc(hidden)]
 /// The nearest code to the weight that the base was made from.
 pub static ORIGINAL: &dyn Rounding = &original::Original;
 
 /// What PEFT does.
 pub static NEAREST: &dyn Rounding = &nearest::Nearest;
 
+#[doc(hidden)]
 /// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB.
 pub const MAX_FEATURES: usize = 1 << 16;
 
+#[doc(hidden)]
 /// Where some rows lie.
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
@@ -70,6 +78,7 @@ pub struct Position {
     pub first: u64,
 }
 
+#[doc(hidden)]
 /// The seed of a weight: the same for the same name and seed of the run.
 pub fn seed_of(name: &str, seed: u64) -> u64 {
     name.bytes().fold(matrix::hash(seed), |state, byte| matrix::hash(state ^ u64::from(byte)))
@@ -119,6 +128,7 @@ impl std::fmt::Debug for dyn Rounding {
     }
 }
 
+#[doc(hidden)]
 /// A method that sees a whole weight at once.
 pub trait Whole: Sync {
     /// Share of the mean diagonal of H that is added to its diagonal.

@@ -45,6 +45,7 @@ pub struct TruncateOptions {
 /// Nanoseconds of one thread that a module takes, about.
 const MODULE: u64 = 5_000_000;
 
+#[doc(hidden)]
 /// The work of cutting an adapter, in nanoseconds of one thread.
 pub fn work(adapter: &Adapter, options: &TruncateOptions) -> Result<u64> {
     Ok(MODULE * parts(adapter, options)?.pairs.len() as u64)
@@ -56,6 +57,7 @@ struct Done {
     by_inputs: bool,
 }
 
+#[doc(hidden)]
 /// Errors if [`truncate`] would refuse an adapter or the output: for callers that do long work before.
 pub fn refuse_uncuttable(adapter: &Adapter, target: &Path, options: &TruncateOptions) -> Result<()> {
     parts(adapter, options)?;
@@ -63,6 +65,20 @@ pub fn refuse_uncuttable(adapter: &Adapter, target: &Path, options: &TruncateOpt
 }
 
 /// Cuts an adapter and writes it as a folder, whole or not at all. `plan` says which weights of a base its modules are, for `calibration`.
+///
+/// ```
+/// # fn main() -> qmerge::error::Result<()> {
+/// # use qmerge::{adapters::Adapter, progress::Silent};
+/// use qmerge::truncate::{TruncateOptions, truncate};
+///
+/// let adapter = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 1.0)?;
+/// # let output = std::env::temp_dir().join(format!("qmerge-truncate-{}", std::process::id()));
+/// let options = TruncateOptions { rank: 2, threads: 1, ..TruncateOptions::default() };
+/// let found = truncate(&adapter, None, None, &output, &options, &Silent)?;
+/// println!("{:?} of its energy is kept", found.kept);
+/// # std::fs::remove_dir_all(&output).ok();
+/// # Ok(()) }
+/// ```
 pub fn truncate(
     adapter: &Adapter,
     plan: Option<&Plan>,

@@ -144,6 +144,12 @@ pub struct VerifyOptions {
     pub threads: usize,
 }
 
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self { min_survival: 0.5, threads: 0 }
+    }
+}
+
 /// Nanoseconds of one thread that a step takes, about.
 fn work(step: &Step) -> u64 {
     match &step.action {
@@ -152,7 +158,23 @@ fn work(step: &Step) -> u64 {
     }
 }
 
-/// Examines a merge. `plan` is the plan that merges the same base and adapters.
+/// Examines a merge, whoever made it. `plan` is a plan that merges the same base and adapters.
+///
+/// ```
+/// # fn main() -> qmerge::error::Result<()> {
+/// # use qmerge::{adapters::Adapter, open::Checkpoint, plan::{Inputs, Options, Plan}, progress::Silent};
+/// use qmerge::verify::{Answer, VerifyOptions, verify};
+///
+/// # let base = Checkpoint::open("testdata/tiny-llama/bases/base-bf16".as_ref())?;
+/// # let adapter = Adapter::open("testdata/tiny-llama/adapters/plain".as_ref(), 1.0)?;
+/// # let inputs = Inputs::new(base, vec![adapter])?;
+/// # let plan = Plan::new(&inputs, &Options::default())?;
+/// // The base itself, where a merge should be.
+/// let merged = Checkpoint::open("testdata/tiny-llama/bases/base-bf16".as_ref())?;
+/// let found = verify(&inputs, &plan, &merged, &VerifyOptions::default(), &Silent)?;
+/// assert_eq!(found.answer, Answer::No);
+/// # Ok(()) }
+/// ```
 pub fn verify(
     inputs: &Inputs,
     plan: &Plan,

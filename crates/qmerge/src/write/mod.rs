@@ -25,7 +25,9 @@ pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::Finished;
 pub(crate) use local::{LocalSink, MOST_WAITING, enough_space, refuse_existing};
-pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER, path_beside};
+#[doc(hidden)]
+pub use names::path_beside;
+pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};
 pub use sink::{Room, Sink, Start};
 
 use crate::error::{Error, Kind, Result, malformed, usage};

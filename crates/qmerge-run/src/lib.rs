@@ -55,7 +55,7 @@
 //! # let apart = Plan::new(&inputs, &PlanOptions::default())?;
 //! # let output = std::env::temp_dir().join(format!("qmerge-calibrated-{}", std::process::id()));
 //! let model = Model::new(&Tensors::new(&inputs, Some(&apart)), Options { threads: 1, ..Options::default() })?;
-//! let tokens: Vec<u32> = (0..1024).map(|token| token % 61).collect(); // a text's
+//! let tokens: Vec<u32> = (0..1024).map(|token| token % 48).collect(); // a text's
 //! let mut calibration = FromModel::text(&model, &tokens, "text.txt".as_ref())?;
 //!
 //! let known = Data::Known(qmerge_run::calibrate::weights(&inputs)?.into());

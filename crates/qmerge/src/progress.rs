@@ -29,8 +29,8 @@ impl std::fmt::Debug for dyn Progress + '_ {
     }
 }
 
-#[doc(hidden)]
 /// What is returned to a caller who asked to stop.
+#[doc(hidden)]
 pub fn stopped() -> Error {
     Error::new(Kind::Cancelled, "stopped")
 }

@@ -77,8 +77,8 @@ pub trait PeftMethod: Sync {
     }
 }
 
-#[doc(hidden)]
 /// Components of tensor names: what stands before one is the path of a module.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Markers {
     /// Of a module's tensors ("lora_A").
@@ -89,8 +89,8 @@ pub struct Markers {
     pub training_only: &'static [&'static str],
 }
 
-#[doc(hidden)]
 /// A method with one adapter's configuration.
+#[doc(hidden)]
 pub trait Layers: Debug + Send + Sync {
     /// Errors if no fixed weight could hold what this adapter does.
     fn refuse(&self, _options: &ReadOptions) -> Result<()> {

@@ -206,8 +206,8 @@ pub trait Weight: Debug + Send + Sync {
     }
 }
 
-#[doc(hidden)]
 /// Values under the scales that are stored.
+#[doc(hidden)]
 pub trait OnGrid {
     /// The grid of stored `rows` under the stored scales.
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid;
@@ -223,8 +223,8 @@ pub trait OnGrid {
     fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]);
 }
 
-#[doc(hidden)]
 /// Values under fresh scales, as the format's reference quantizer chooses them.
+#[doc(hidden)]
 pub trait Writer {
     /// The weight for values of type `values`, as the reference library would make it of them under the same block size and, of the
     /// settings, on as many threads.
@@ -246,8 +246,8 @@ pub trait Writer {
     fn encode(&self, decided: &[Option<Vec<u8>>], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]);
 }
 
-#[doc(hidden)]
 /// A weight whose scales are decided: what [`Writer::settle`] returns.
+#[doc(hidden)]
 #[derive(Clone, Debug)]
 pub struct Settled {
     /// The weight to encode and decode with.
@@ -313,15 +313,15 @@ const MAX_READ_AHEAD: u64 = 4096;
 /// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.
 pub(crate) const MAX_UNCUT_PART: u64 = 1 << 28;
 
-#[doc(hidden)]
 /// The formats of a checkpoint's matrices in a phrase, in the order of [`FORMATS`] ("nf4 + bf16").
+#[doc(hidden)]
 pub fn in_words(inventory: &Inventory) -> String {
     let matrices = inventory.weights.iter().filter(|claim| claim.weight.shape().len() >= 2);
     phrase(matrices.map(|claim| claim.weight.format()))
 }
 
-#[doc(hidden)]
 /// Names of formats in a phrase: each once, in the order of [`FORMATS`], so that the same formats always make the same phrase.
+#[doc(hidden)]
 pub fn phrase<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let place = |name: &str| FORMATS.iter().position(|format| format.id() == name);
     let mut names: Vec<&str> = names.collect();

@@ -201,14 +201,14 @@ pub fn run_into(
     Ok(report)
 }
 
-#[doc(hidden)]
 /// Errors if the disk of `target` has not enough free space for what [`run`] would write.
+#[doc(hidden)]
 pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
-#[doc(hidden)]
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
+#[doc(hidden)]
 pub fn refuse_existing(target: &Path, options: &RunOptions<'_>) -> Result<()> {
     crate::write::refuse_existing(target, options.existing)
 }

@@ -49,27 +49,27 @@ pub static ROUNDINGS: &[&dyn Rounding] = &[
 /// The method that keeps most where the inputs of layers are known.
 pub static BEST: &dyn Rounding = &adapter::Adapter;
 
-#[doc(hidden)]
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
+#[doc(hidden)]
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
-#[doc(hidden)]
 /// The method where there is no delta: with the base's own scales its values stay what they are.
+#[doc(hidden)]
 pub static WITHOUT_DELTA: &dyn Rounding = &keep::Keep;
 
-#[doc(hidden)]
 /// The nearest code to the weight that the base was made from.
+#[doc(hidden)]
 pub static ORIGINAL: &dyn Rounding = &original::Original;
 
 /// What PEFT does.
 pub static NEAREST: &dyn Rounding = &nearest::Nearest;
 
-#[doc(hidden)]
 /// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB.
+#[doc(hidden)]
 pub const MAX_FEATURES: usize = 1 << 16;
 
-#[doc(hidden)]
 /// Where some rows lie.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
     /// Seed of the weight.
@@ -78,8 +78,8 @@ pub struct Position {
     pub first: u64,
 }
 
-#[doc(hidden)]
 /// The seed of a weight: the same for the same name and seed of the run.
+#[doc(hidden)]
 pub fn seed_of(name: &str, seed: u64) -> u64 {
     name.bytes().fold(matrix::hash(seed), |state, byte| matrix::hash(state ^ u64::from(byte)))
 }
@@ -128,8 +128,8 @@ impl std::fmt::Debug for dyn Rounding {
     }
 }
 
-#[doc(hidden)]
 /// A method that sees a whole weight at once.
+#[doc(hidden)]
 pub trait Whole: Sync {
     /// Share of the mean diagonal of H that is added to its diagonal.
     fn damping(&self) -> f32 {

@@ -45,8 +45,8 @@ pub struct TruncateOptions {
 /// Nanoseconds of one thread that a module takes, about.
 const MODULE: u64 = 5_000_000;
 
-#[doc(hidden)]
 /// The work of cutting an adapter, in nanoseconds of one thread.
+#[doc(hidden)]
 pub fn work(adapter: &Adapter, options: &TruncateOptions) -> Result<u64> {
     Ok(MODULE * parts(adapter, options)?.pairs.len() as u64)
 }
@@ -57,8 +57,8 @@ struct Done {
     by_inputs: bool,
 }
 
-#[doc(hidden)]
 /// Errors if [`truncate`] would refuse an adapter or the output: for callers that do long work before.
+#[doc(hidden)]
 pub fn refuse_uncuttable(adapter: &Adapter, target: &Path, options: &TruncateOptions) -> Result<()> {
     parts(adapter, options)?;
     refuse_output(adapter, target, options)

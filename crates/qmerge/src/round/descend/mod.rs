@@ -11,8 +11,10 @@
 //! So a pass reads H once for each group, and not one row of it for each move. Whatever is added to P_r is added to S too, times U_r. The order is fixed, so the
 //! result depends on nothing but the input.
 
+mod buffers;
 mod moves;
 mod row;
+mod sums;
 
 use std::ops::Range;
 
@@ -22,7 +24,9 @@ use crate::parallel::{both, spread};
 use crate::simd::matmul::{HEIGHT, PANEL};
 use crate::simd::vectors::{dot, outer};
 
+use buffers::Buffers;
 use moves::{BlockMoves, Moves};
+use sums::BlockSums;
 
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
@@ -128,29 +132,6 @@ struct State<'s, 'm> {
     /// By run, the curvature of J along its scale where g = 1; NaN where it is not known.
     curvatures: Vec<f32>,
     buffers: Buffers,
-}
-
-/// What a block takes.
-#[derive(Default)]
-struct Buffers {
-    /// H of the block's own columns.
-    square: Vec<f32>,
-    /// H of each run's own columns, one after the other.
-    runs: Vec<f32>,
-    /// By run of a row, the curvature of J along its offset where g = 1.
-    flat: Vec<f32>,
-    /// Gradient of a row, and what it was before the row's moves; its values then.
-    pull: Vec<f32>,
-    before: Vec<f32>,
-    steps: Vec<f32>,
-    /// mu·U_r.
-    factors: Vec<f32>,
-    /// Middles between a value and its neighbours.
-    low: Vec<f32>,
-    high: Vec<f32>,
-    /// Of a run: by how much its values change with its scale or with a move of it, and H times that.
-    direction: Vec<f32>,
-    product: Vec<f32>,
 }
 
 impl<'s, 'm> State<'s, 'm> {
@@ -285,9 +266,9 @@ impl<'s, 'm> State<'s, 'm> {
                 sums.resize(rows.len() * block.len().next_multiple_of(PANEL), 0.0);
                 moves.add(&(number.saturating_sub(1)..number), block, &metric.columns, &mut sums);
                 if let Some(mask) = moves.mask(&(0..number)) {
-                    self.part(number).take(&rows, &mask, &sums);
+                    self.sums_of(number).take(&rows, &mask, &sums);
                 }
-                self.prepare(block);
+                self.buffers.prepare(block, self.matrix.metric, self.run);
                 let mut choose = || rows.clone().map(|r| self.row(r, block)).sum::<usize>();
                 let mut add = || {
                     later.clear();
@@ -317,35 +298,35 @@ impl<'s, 'm> State<'s, 'm> {
     /// Has each block take what the last group has moved in the blocks behind it.
     fn take_later(&mut self) {
         let (moves, metric) = (std::mem::take(&mut self.moves), self.matrix.metric);
-        let take = |(number, mut part): (usize, Part<'_>)| {
+        let take = |(number, mut block): (usize, BlockSums<'_>)| {
             let blocks = moves.done(number + 1..usize::MAX);
             let Some(mask) = moves.mask(&blocks) else { return };
-            let mut sums = vec![0.0; moves.rows.len() * part.columns.len().next_multiple_of(PANEL)];
-            moves.add(&blocks, &part.columns, &metric.columns, &mut sums);
-            part.take(&moves.rows, &mask, &sums);
+            let mut sums = vec![0.0; moves.rows.len() * block.columns.len().next_multiple_of(PANEL)];
+            moves.add(&blocks, &block.columns, &metric.columns, &mut sums);
+            block.take(&moves.rows, &mask, &sums);
         };
-        let parts = self.parts().into_iter().enumerate();
-        if moves.is_worth_sharing(&moves.done(0..usize::MAX), 1) { spread(parts, take) } else { parts.for_each(take) }
+        let all = self.sums().into_iter().enumerate();
+        if moves.is_worth_sharing(&moves.done(0..usize::MAX), 1) { spread(all, take) } else { all.for_each(take) }
     }
 
     /// P and S of all blocks.
-    fn parts(&mut self) -> Vec<Part<'_>> {
+    fn sums(&mut self) -> Vec<BlockSums<'_>> {
         let (rows, directions) = (self.matrix.rows, self.delta.directions);
         let (delta, is_shared, blocks) = (self.delta, self.mu != 0.0, self.blocks());
         let (mut products, mut shared) = (&mut self.products[..], &mut self.shared[..]);
-        let part = |columns: Range<usize>| {
+        let one = |columns: Range<usize>| {
             let own = products.split_off_mut(..rows * columns.len()).unwrap_or_default();
             let along = shared.split_off_mut(..directions * columns.len()).unwrap_or_default();
-            Part { columns, products: own, shared: along, delta, is_shared }
+            BlockSums { columns, products: own, shared: along, delta, is_shared }
         };
-        blocks.map(part).collect()
+        blocks.map(one).collect()
     }
 
     /// The same of one.
-    fn part(&mut self, number: usize) -> Part<'_> {
+    fn sums_of(&mut self, number: usize) -> BlockSums<'_> {
         let columns = number * self.width..((number + 1) * self.width).min(self.matrix.cols);
         let (rows, directions) = (self.matrix.rows, self.delta.directions);
-        Part {
+        BlockSums {
             products: &mut self.products[rows * columns.start..rows * columns.end],
             shared: &mut self.shared[directions * columns.start..directions * columns.end],
             delta: self.delta,
@@ -371,53 +352,5 @@ impl<'s, 'm> State<'s, 'm> {
         }
         self.matrix.values = values;
         Energy { noise, along: self.energy.along }
-    }
-
-    /// What the rows of a block share.
-    fn prepare(&mut self, block: &Range<usize>) {
-        let width = block.len();
-        let buffers = &mut self.buffers;
-        self.matrix.metric.square(block.clone(), &mut buffers.square);
-        buffers.runs.clear();
-        if let Some(run) = self.run {
-            for (i, row) in buffers.square.chunks_exact(width).enumerate() {
-                buffers.runs.extend_from_slice(&row[i / run * run..][..run]);
-            }
-            buffers.flat.clear();
-            buffers.flat.extend(buffers.runs.chunks_exact(run * run).map(|moments| moments.iter().sum::<f32>()));
-        }
-        let rows = [&mut buffers.pull, &mut buffers.before, &mut buffers.steps, &mut buffers.low, &mut buffers.high];
-        rows.into_iter().for_each(|row| row.resize(width, 0.0));
-        let run = self.run.unwrap_or(0);
-        [&mut buffers.direction, &mut buffers.product].into_iter().for_each(|row| row.resize(run, 0.0));
-    }
-}
-
-/// P and S of a block.
-struct Part<'p> {
-    columns: Range<usize>,
-    products: &'p mut [f32],
-    shared: &'p mut [f32],
-    delta: &'p Delta,
-    /// True if S is kept up.
-    is_shared: bool,
-}
-
-impl Part<'_> {
-    /// Adds `sums` of some rows, of which those of `mask` are not all zero: panel by panel, (rows, [`PANEL`]).
-    fn take(&mut self, rows: &Range<usize>, mask: &[bool], sums: &[f32]) {
-        let width = self.columns.len();
-        let products = &mut self.products[rows.start * width..rows.end * width];
-        for (panel, sums) in sums.chunks_exact(rows.len() * PANEL).enumerate() {
-            let part = panel * PANEL..width.min((panel + 1) * PANEL);
-            for (row, sums) in sums.chunks_exact(PANEL).enumerate().filter(|(row, _)| mask[*row]) {
-                let sums = &sums[..part.len()];
-                let products = &mut products[row * width..][part.clone()];
-                products.iter_mut().zip(sums).for_each(|(product, sum)| *product += sum);
-                if self.is_shared {
-                    outer(self.delta.own(rows.start + row), sums, self.shared, part.clone());
-                }
-            }
-        }
     }
 }

@@ -58,14 +58,14 @@ def generator(*names):
 
 def randomize(model, case, gain):
     """Matrices N(0, (gain / sqrt(inputs))^2), embeddings and heads N(0, 0.5^2), norm weights 1 + 0.2 N, biases 0.2 N. Norms that add 1 to the
-    stored weight (Gemma) store 0.2 N."""
-    offset = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    stored weight (Gemma, Nemotron) store 0.2 N."""
+    offset = 0.0 if model.config.model_type.startswith(("gemma", "nemotron")) else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator(case, name))
             if p.ndim == 1 and name.endswith("bias"):
                 value = 0.2 * noise
-            elif p.ndim == 1:
+            elif p.ndim == 1 or "_norm." in name:
                 value = offset + 0.2 * noise
             elif "embed" in name or "lm_head" in name or "wte" in name or "wpe" in name:
                 value = 0.5 * noise
@@ -153,6 +153,10 @@ def old_spelling(config):
             c["rope_scaling"] = {"type": "longrope", "long_factor": rope["long_factor"], "short_factor": rope["short_factor"]}
         else:
             c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if kind == "gpt_neox":
+        c["rotary_emb_base"], c["rotary_pct"] = c.pop("rope_theta"), c.pop("partial_rotary_factor")
+    if kind in ("cohere2", "exaone4") and c.get("sliding_window"):
+        c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
     if kind in ("gemma2", "qwen2", "qwen3", "smollm3"):
         c.pop("layer_types", None)  # derived: Gemma 2 alternates, Qwen by max_window_layers, SmolLM3 by no_rope_layers
     if c.get("head_dim") == c.get("hidden_size", 0) // c.get("num_attention_heads", 1):
@@ -303,6 +307,78 @@ model_case("granite", "Granite", **small(hidden_size=32, embedding_multiplier=3.
            tie_word_embeddings=True, rope_parameters=rope("default", 500.0)),
            wrong=[{"embedding_multiplier": 1.0}, {"attention_multiplier": 8**-0.5}, {"residual_multiplier": 1.0}, {"logits_scaling": 1.0}])
 
+
+
+def narrow(**changes):
+    return small(**{"intermediate_size": 28, **changes})
+
+
+def norms(key, **changes):
+    """Sizes of a family that calls the epsilon by another name, or does not have one (None)."""
+    sizes = narrow(**changes)
+    eps = sizes.pop("rms_norm_eps")
+    return sizes if key is None else {key: eps, **sizes}
+
+
+SEQUENTIAL, PARALLEL = {"use_parallel_residual": False}, {"use_parallel_residual": True}
+SHARE = {"rope_parameters": with_(partial_rotary_factor=1.0)}
+model_case("gemma", "Gemma", **narrow(head_dim=8, rope_parameters=rope("default", 500.0)), wrong=[THETA, {"rms_norm_eps": 1e-1}, {"hidden_act": "silu"}])
+PHI = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+model_case("phi", "Phi", **PHI, wrong=[SHARE, {"layer_norm_eps": 1e-2}, {"hidden_act": "silu"}])
+model_case("phi_norms", "Phi", **{**PHI, "qk_layernorm": True, "num_hidden_layers": 1}, wrong=[{"qk_layernorm": False}])
+model_case("cohere", "Cohere", **norms("layer_norm_eps", logit_scale=0.7, rope_parameters=rope("default", 500.0)),
+           wrong=[THETA, {"layer_norm_eps": 1e-2}, {"logit_scale": 1.0}])
+model_case("cohere_norms", "Cohere", **norms("layer_norm_eps", logit_scale=0.7, use_qk_norm=True, attention_bias=True, num_hidden_layers=1,
+           rope_parameters=rope("default", 500.0)), wrong=[{"use_qk_norm": False}, {"attention_bias": False}])
+model_case("cohere2", "Cohere2", **norms("layer_norm_eps", num_hidden_layers=3, logit_scale=0.7, sliding_window=6, rope_parameters=rope("default", 500.0),
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+           wrong=[THETA, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3}])
+for name in ("glm", "glm4"):
+    model_case(name, name.capitalize(), **narrow(head_dim=8, rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5)),
+               wrong=[THETA, EPS, SHARE, {"attention_bias": False}])
+model_case("starcoder2", "Starcoder2", **norms("norm_epsilon", sliding_window=7, rope_parameters=rope("default", 500.0)),
+           wrong=[THETA, {"norm_epsilon": 1e-2}, {"sliding_window": 6}, {"use_bias": False}, {"hidden_act": "silu"}])
+STABLE = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+model_case("stablelm", "StableLm", **STABLE, wrong=[SHARE, {"layer_norm_eps": 1e-2}, PARALLEL])
+model_case("stablelm_parallel", "StableLm", **{**STABLE, "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
+           wrong=[SEQUENTIAL, {"qk_layernorm": False}, {"use_qkv_bias": False}])
+NEOX = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+del NEOX["num_key_value_heads"]
+model_case("gpt_neox", "GPTNeoX", **NEOX, wrong=[SEQUENTIAL, SHARE, {"layer_norm_eps": 1e-2}, {"hidden_act": "silu"}, {"attention_bias": False}])
+model_case("gpt_neox_sequential", "GPTNeoX", **{**NEOX, "use_parallel_residual": False}, wrong=[PARALLEL])
+FALCON = norms("layer_norm_epsilon", rope_parameters=rope("default", 500.0))
+for key in ("num_key_value_heads", "intermediate_size"):
+    del FALCON[key]
+model_case("falcon", "Falcon", **{**FALCON, "num_hidden_layers": 1}, wrong=[THETA, {"layer_norm_epsilon": 1e-2}])
+model_case("falcon_new", "Falcon", **FALCON, new_decoder_architecture=True, num_kv_heads=2, bias=True, ffn_hidden_size=28, wrong=[THETA, {"bias": False}])
+model_case("falcon_new_one_norm", "Falcon", **{**FALCON, "num_hidden_layers": 1}, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=28,
+           num_ln_in_parallel_attn=1, wrong=[THETA])
+model_case("falcon_sequential", "Falcon", **FALCON, multi_query=False, parallel_attn=False, ffn_hidden_size=28, wrong=[THETA])
+model_case("olmo", "Olmo", **norms(None, clip_qkv=0.8, rope_parameters=rope("default", 500.0)), wrong=[THETA, {"clip_qkv": None}])
+model_case("olmo_unclipped", "Olmo", **norms(None, num_hidden_layers=1, rope_parameters=rope("default", 500.0)), wrong=[THETA])
+# transformers 5 does not read version 4's theta for layers with a window
+model_case("olmo3", "Olmo3", **narrow(num_hidden_layers=3, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+           rope_parameters={"full_attention": rope("linear", 500.0, factor=4.0), "sliding_attention": rope("default", 500.0)}), old=False,
+           wrong=[EPS, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3},
+                  {"rope_parameters": lambda r: {**r, "full_attention": r["sliding_attention"]}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": r["full_attention"]}}])
+EXAONE = narrow(rope_parameters=rope("default", 500.0))
+model_case("exaone4", "Exaone4", **{**EXAONE, "num_hidden_layers": 3}, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+           wrong=[EPS, THETA, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3}])
+model_case("exaone4_full", "Exaone4", **EXAONE, sliding_window=None, layer_types=["full_attention"] * 2, wrong=[THETA])
+model_case("ernie4_5", "Ernie4_5", **narrow(head_dim=8, use_bias=True, rope_parameters=rope("default", 500.0)), wrong=[EPS, THETA, {"use_bias": False}])
+model_case("hunyuan", "HunYuanDenseV1", **narrow(head_dim=8, rope_parameters=rope("dynamic", 100.0, alpha=50.0, factor=1.0)),
+           wrong=[EPS, {"rope_parameters": with_(alpha=5.0)}])
+model_case("seed_oss", "SeedOss", **narrow(head_dim=8, rope_parameters=rope("default", 500.0)), wrong=[EPS, THETA, {"attention_bias": False}])
+GROWS = rope("yarn", 50.0, factor=4.0, original_max_position_embeddings=8, beta_fast=2.0, beta_slow=0.25, mscale=1.0, mscale_all_dim=1.0,
+             llama_4_scaling_beta=0.5)
+model_case("ministral3", "Ministral3", **narrow(head_dim=8, rope_parameters=GROWS), old=False,
+           wrong=[EPS, THETA, {"rope_parameters": with_(llama_4_scaling_beta=0.1)}, {"rope_parameters": with_(original_max_position_embeddings=16)}])
+model_case("nemotron", "Nemotron", **norms("norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67)),
+           wrong=[SHARE, THETA, {"norm_eps": 1e-2}, {"hidden_act": "relu"}])
+
 # ---------------------------------------------------------------------------------------------------------------- quantized models
 
 QUANTIZED = {}
@@ -399,6 +475,8 @@ adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_pr
 adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
+for name in ("cohere", "gpt_neox", "falcon_new", "phi"):
+    adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
 adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
 adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],

@@ -27,7 +27,7 @@ pub use families::ARCHS;
 pub use fields::Fields;
 pub use linear::Role;
 pub(crate) use linear::{head_in_memory, role};
-pub use rope::Rope;
+pub use rope::{Rope, RopeDefaults};
 pub use ties::{Tie, by_default as tied_by_default, find as find_tie};
 
 /// One family.

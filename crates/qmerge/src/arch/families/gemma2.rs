@@ -34,6 +34,6 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     gemma.spec.norm = Norm::RmsPlusOne;
     gemma.spec.logit_cap = fields.above_zero_if("final_logit_softcapping")?.map(|cap| cap as f32);
     gemma.spec.embed_scale = (gemma.spec.hidden as f32).sqrt();
-    gemma.feed_forward.activation = Activation::read(fields, "hidden_activation")?;
+    gemma.feed_forward.activation = Activation::read_or(fields, "hidden_activation", Activation::GeluTanh)?;
     Ok(gemma)
 }

@@ -13,6 +13,6 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let mut qwen = qwen2::read(fields)?;
-    qwen.attention.iter_mut().for_each(|attention| attention.qk_norm = Some(QkNorm::PerHead(QK_NORM)));
+    qwen.norm_queries_and_keys(QkNorm::per_head(QK_NORM));
     Ok(qwen)
 }

@@ -3,7 +3,7 @@
 mod attention;
 mod feed_forward;
 
-pub use attention::{Attention, Projections, QkNorm};
+pub use attention::{Attention, Growth, Over, Projections, QkNorm};
 pub use feed_forward::{Activation, Dense, Matrices, Routed};
 
 use super::fields::Fields;
@@ -40,12 +40,25 @@ pub struct Spec {
 /// Two blocks, each of which adds to the residual stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer {
+    /// What the feed-forward sees of the mixer.
+    pub order: Order,
     /// Where norms stand.
     pub norms: Norms,
     /// By which a position sees others.
     pub mixer: Mixer,
     /// What is done to each position by itself.
     pub feed_forward: FeedForward,
+}
+
+/// How the two blocks of a layer stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The feed-forward sees what the mixer added.
+    Sequential,
+    /// Both see what came into the layer, each through its own norm.
+    Parallel,
+    /// Both see what came into the layer, through the norm before the mixer.
+    ParallelOneNorm,
 }
 
 /// Names of the norms around a layer's two blocks, below the layer; `None` where there is none.
@@ -86,6 +99,12 @@ pub enum Norm {
     RmsPlusOne,
     /// `(x − mean) / std · weight + bias`.
     Layer,
+    /// `(x − mean) / std · (1 + weight) + bias` (Nemotron).
+    LayerPlusOne,
+    /// `(x − mean) / std · weight`.
+    LayerWithoutBias,
+    /// `(x − mean) / std`: nothing of it is stored (OLMo).
+    LayerWithoutWeight,
 }
 
 /// All layers together have no more experts. Each takes memory before it is used.

@@ -5,8 +5,9 @@ use std::path::Path;
 use qmerge::error::Result;
 use qmerge::open::Checkpoint;
 use qmerge::plan::Inputs;
+use qmerge_run::linear::{Input, Watch};
 use qmerge_run::tensors::Tensors;
-use qmerge_run::{Input, Model, Options, Watch};
+use qmerge_run::{Model, Options};
 
 /// The weights of each input that was shown, layer by layer.
 #[derive(Default)]
@@ -33,7 +34,8 @@ fn open(case: &str) -> Inputs {
 fn inputs_are_shown_as_they_were_told() {
     for case in ["llama", "phi3", "cohere", "falcon", "falcon_new", "gpt_neox", "stablelm_parallel", "lfm2"] {
         let inputs = open(case);
-        let model = Model::new(&Tensors::new(&inputs, None), Options { threads: 1, held: Some(0), progress: None }).unwrap();
+        let model =
+            Model::new(&Tensors::new(&inputs, None), Options { threads: 1, held: Some(0), progress: None }).unwrap();
         let mut shown = Shown::default();
         model.hidden(&[&[1, 2, 3]], &mut shown).unwrap();
         let told = model.inputs().into_iter().map(|layer| layer.into_iter().map(|inputs| inputs.weights).collect());
@@ -46,7 +48,8 @@ fn inputs_are_shown_as_they_were_told() {
 fn blocks_that_share_a_norm_share_their_input() {
     for (case, shared) in [("cohere", 5), ("phi", 4), ("falcon", 2), ("gpt_neox", 1), ("stablelm", 3)] {
         let inputs = open(case);
-        let model = Model::new(&Tensors::new(&inputs, None), Options { threads: 1, held: Some(0), progress: None }).unwrap();
+        let model =
+            Model::new(&Tensors::new(&inputs, None), Options { threads: 1, held: Some(0), progress: None }).unwrap();
         assert_eq!(model.inputs()[0][0].weights.len(), shared, "{case}");
     }
 }

@@ -87,7 +87,8 @@ def logits(model, ids):
 
 def load(folder, config=None, dtype=F32):
     how = {"config": config} if config is not None else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
+    kind = getattr(transformers, read_json(os.path.join(folder, "config.json"))["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
     if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
         model.set_experts_implementation("eager")
     return model
@@ -132,7 +133,13 @@ def report(case, values, note=""):
 def old_spelling(config):
     """The configuration as transformers 4 wrote it. Only keys that changed are touched."""
     c = dict(config)
-    c["torch_dtype"] = c.pop("dtype")
+    if "text_config" in c and c["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
+        # the language model's fields stood at the top
+        c = {**c.pop("text_config"), **c}
+    elif "text_config" in c:
+        c["text_config"] = old_spelling(c["text_config"])
+    if "dtype" in c:
+        c["torch_dtype"] = c.pop("dtype")
     c["transformers_version"] = "4.51.0"
     rope = c.pop("rope_parameters", None)
     kind = c["model_type"]
@@ -153,6 +160,9 @@ def old_spelling(config):
             c["rope_scaling"] = {"type": "longrope", "long_factor": rope["long_factor"], "short_factor": rope["short_factor"]}
         else:
             c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        if "mrope_section" in rope:
+            kind_of_rope = {"rope_type": "default"} if kind == "qwen3_vl_text" else {"type": "mrope"}
+            c["rope_scaling"] = {**kind_of_rope, "mrope_section": rope["mrope_section"]}
     if kind == "gpt_neox":
         c["rotary_emb_base"], c["rotary_pct"] = c.pop("rope_theta"), c.pop("partial_rotary_factor")
     if kind in ("cohere2", "exaone4") and c.get("sliding_window"):
@@ -177,23 +187,28 @@ def model_case(name, kind, *, wrong=(), old=True, gain=1.5, **sizes):
 
 
 def changed(folder, change):
-    config = AutoConfig.from_pretrained(folder)
+    whole = AutoConfig.from_pretrained(folder)
+    config = whole.get_text_config()
     for key, value in change.items():
         setattr(config, key, value(getattr(config, key)) if callable(value) else value)
-    return config
+    return whole
 
 
 def make_model(case):
     kind, sizes, wrong, old, gain = MODELS[case]
     folder = fresh(case)
+    if callable(sizes.get("vision_config")):
+        sizes = {**sizes, "vision_config": sizes["vision_config"](), "text_config": sizes["text_config"]()}
     config = getattr(transformers, kind + "Config")(**sizes)
     make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    if hasattr(config, "vision_config"):
+        make = kind + "ForConditionalGeneration"
     model = getattr(transformers, make)(config).float()
     randomize(model, case, gain)
     model.save_pretrained(folder)
     remove(folder, "generation_config.json")
 
-    ids = tokens(case, config.vocab_size)
+    ids = tokens(case, config.get_text_config().vocab_size)
     values = logits(load(folder), ids)
     save_logits(os.path.join(folder, "logits.safetensors"), ids, values)
 
@@ -378,6 +393,40 @@ model_case("ministral3", "Ministral3", **narrow(head_dim=8, rope_parameters=GROW
            wrong=[EPS, THETA, {"rope_parameters": with_(llama_4_scaling_beta=0.1)}, {"rope_parameters": with_(original_max_position_embeddings=16)}])
 model_case("nemotron", "Nemotron", **norms("norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67)),
            wrong=[SHARE, THETA, {"norm_eps": 1e-2}, {"hidden_act": "relu"}])
+model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+           rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
+model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,
+           block_multiple_of=8, block_ffn_dim_multiplier=1.7, rope_parameters=rope("default", 500.0)), wrong=[{"conv_bias": False}])
+
+
+# Language models among other towers: text only, so the towers may be as small as can be.
+
+
+def part(kind, **sizes):
+    return lambda: getattr(transformers, kind + "Config")(**sizes)
+
+
+CLIP = part("CLIPVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4, projection_dim=4)
+MULTI = rope("default", 500.0, mrope_section=[1, 1, 1])
+model_case("llava", "Llava", vision_config=CLIP, text_config=part("Llama", **narrow(head_dim=8, rope_parameters=rope("default", 500.0))), wrong=[THETA, EPS])
+model_case("llava_qwen2", "LlavaOnevision", vision_config=part("SiglipVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+           num_attention_heads=1, image_size=8, patch_size=4), text_config=part("Qwen2", **narrow(tie_word_embeddings=True, rope_parameters=rope("default", 500.0))),
+           wrong=[THETA, EPS])
+model_case("idefics3", "Idefics3", vision_config=part("Idefics3Vision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), text_config=part("Llama", **narrow(rope_parameters=rope("default", 500.0))), wrong=[THETA, EPS])
+model_case("mistral3", "Mistral3", vision_config=part("PixtralVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), text_config=part("Ministral3", **narrow(head_dim=8, rope_parameters=GROWS)), old=False, wrong=[THETA, EPS])
+model_case("gemma3", "Gemma3", vision_config=part("SiglipVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), mm_tokens_per_image=1, text_config=part("Gemma3Text", **narrow(head_dim=8, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention"], rope_parameters={"full_attention": rope("default", 5000.0),
+           "sliding_attention": rope("default", 100.0)})), old=False, wrong=[{"sliding_window": 7}])
+QWEN_VISION = dict(depth=1, hidden_size=4, num_heads=1, patch_size=2, in_channels=1)
+model_case("qwen2_vl", "Qwen2VL", vision_config=part("Qwen2VLVision", **{**QWEN_VISION, "hidden_size": 24}, embed_dim=4, mlp_ratio=1),
+           text_config=part("Qwen2VLText", **narrow(rope_parameters=MULTI)), wrong=[THETA, EPS])
+model_case("qwen2_5_vl", "Qwen2_5_VL", vision_config=part("Qwen2_5_VLVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24,
+           fullatt_block_indexes=[0]), text_config=part("Qwen2_5_VLText", **narrow(rope_parameters=MULTI)), wrong=[THETA, EPS])
+model_case("qwen3_vl", "Qwen3VL", vision_config=part("Qwen3VLVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24, num_position_embeddings=4,
+           deepstack_visual_indexes=[0]), text_config=part("Qwen3VLText", **narrow(head_dim=8, rope_parameters={**MULTI, "mrope_section": [1, 1, 2]})), wrong=[THETA, EPS])
 
 # ---------------------------------------------------------------------------------------------------------------- quantized models
 
@@ -475,7 +524,7 @@ adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_pr
 adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
-for name in ("cohere", "gpt_neox", "falcon_new", "phi"):
+for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2"):
     adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
 adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)

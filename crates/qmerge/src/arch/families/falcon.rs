@@ -23,7 +23,9 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         fields.positive_if("num_kv_heads")?.unwrap_or(heads)
     };
     if !heads.is_multiple_of(kv_heads) {
-        return Err(fields.misfit(format!("`num_kv_heads` is {kv_heads}, and does not divide `num_attention_heads`, {heads}")));
+        return Err(
+            fields.misfit(format!("`num_kv_heads` is {kv_heads}, and does not divide `num_attention_heads`, {heads}"))
+        );
     }
     let (order, norms) = arrangement(fields, grouped)?;
     let rope = RopeDefaults { max_positions: Some(2048), ..RopeDefaults::default() };

@@ -31,6 +31,11 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
 
 /// The same, where the rope has defaults of its own.
 pub(super) fn read_with(fields: &Fields<'_>, rope: RopeDefaults) -> Result<Decoder> {
+    read_sized(fields, rope, fields.count("intermediate_size")?)
+}
+
+/// The same, where the width of the feed-forward is said in another way.
+pub(super) fn read_sized(fields: &Fields<'_>, rope: RopeDefaults, width: usize) -> Result<Decoder> {
     let (hidden, heads) = (fields.count("hidden_size")?, fields.count("num_attention_heads")?);
     let head_dim = match fields.positive_if("head_dim")? {
         Some(head_dim) => head_dim,
@@ -38,7 +43,6 @@ pub(super) fn read_with(fields: &Fields<'_>, rope: RopeDefaults) -> Result<Decod
     };
     let layers = fields.layers("num_hidden_layers")?;
     let rope = Rope::read_with(fields, head_dim, None, rope)?;
-    let width = fields.count("intermediate_size")?;
     let attention = Attention {
         heads,
         kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),

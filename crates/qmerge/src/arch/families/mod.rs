@@ -20,6 +20,7 @@ mod gpt_oss;
 mod granite;
 mod granite_moe;
 mod hunyuan;
+mod lfm2;
 mod llama;
 mod llama4;
 mod minimax;
@@ -42,6 +43,7 @@ mod stablelm;
 mod starcoder2;
 mod t5gemma;
 mod trocr;
+mod vision;
 mod whisper;
 
 use super::spec;
@@ -71,6 +73,7 @@ pub static ARCHS: &[Arch] = &[
     granite::ARCH,
     granite_moe::ARCH,
     hunyuan::ARCH,
+    lfm2::ARCH,
     llama::ARCH,
     llama4::ARCH,
     minimax::ARCH,
@@ -93,5 +96,6 @@ pub static ARCHS: &[Arch] = &[
     starcoder2::ARCH,
     t5gemma::ARCH,
     trocr::ARCH,
+    vision::ARCH,
     whisper::ARCH,
 ];

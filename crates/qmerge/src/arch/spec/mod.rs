@@ -2,9 +2,11 @@
 
 mod attention;
 mod feed_forward;
+mod short_conv;
 
 pub use attention::{Attention, Growth, Over, Projections, QkNorm};
 pub use feed_forward::{Activation, Dense, Matrices, Routed};
+pub use short_conv::ShortConv;
 
 use super::fields::Fields;
 use super::rope::Rope;
@@ -79,6 +81,8 @@ pub struct Norms {
 pub enum Mixer {
     /// Of softmax, over keys and values.
     Attention(Attention),
+    /// Of a few positions before it, feature by feature.
+    ShortConv(ShortConv),
 }
 
 /// What is done to each position by itself.
@@ -116,6 +120,7 @@ impl Spec {
         for layer in &self.layers {
             match &layer.mixer {
                 Mixer::Attention(attention) => attention.check(fields, self.ropes.len())?,
+                Mixer::ShortConv(_) => {}
             }
             match &layer.feed_forward {
                 FeedForward::Dense(_) => {}

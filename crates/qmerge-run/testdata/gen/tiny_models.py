@@ -526,6 +526,8 @@ adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
 for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2"):
     adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
+for name in ("llava", "qwen2_vl"):
+    adapter_case(name + "_lora", name, target_modules=r".*language_model.*(q_proj|o_proj|gate_proj|down_proj)")
 adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
 adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
 adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -598,7 +600,7 @@ def make_adapter(case):
 
     # From the files: for a quantized base the float32 model of its decoded weights, with the adapter as it is.
     model = decoded(at) if base in QUANTIZED else load(at)
-    ids = tokens(case, model.config.vocab_size)
+    ids = tokens(case, model.config.get_text_config().vocab_size)
     without_adapter = logits(model, ids)
     model = PeftModel.from_pretrained(model, adapter).float().eval()
     values = logits(model, ids)

@@ -150,6 +150,9 @@ def old_spelling(config):
         c["rope_scaling"] = None if full["rope_type"] == "default" else full
         c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
         c.pop("_sliding_window_pattern", None)
+    elif kind == "olmo3":
+        c["rope_scaling"] = without("rope_theta")(rope["full_attention"])
+        c["rope_theta"] = rope["full_attention"]["rope_theta"]
     elif rope is not None:
         rope = dict(rope)
         c["rope_theta"] = rope.pop("rope_theta")
@@ -371,10 +374,10 @@ model_case("falcon_new_one_norm", "Falcon", **{**FALCON, "num_hidden_layers": 1}
 model_case("falcon_sequential", "Falcon", **FALCON, multi_query=False, parallel_attn=False, ffn_hidden_size=28, wrong=[THETA])
 model_case("olmo", "Olmo", **norms(None, clip_qkv=0.8, rope_parameters=rope("default", 500.0)), wrong=[THETA, {"clip_qkv": None}])
 model_case("olmo_unclipped", "Olmo", **norms(None, num_hidden_layers=1, rope_parameters=rope("default", 500.0)), wrong=[THETA])
-# transformers 5 does not read version 4's theta for layers with a window
+# theta is the default: of version 4's, transformers 5 gives any other to the layers without a window only
 model_case("olmo3", "Olmo3", **narrow(num_hidden_layers=3, sliding_window=6,
            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-           rope_parameters={"full_attention": rope("linear", 500.0, factor=4.0), "sliding_attention": rope("default", 500.0)}), old=False,
+           rope_parameters={"full_attention": rope("linear", 500000.0, factor=4.0), "sliding_attention": rope("default", 500000.0)}),
            wrong=[EPS, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3},
                   {"rope_parameters": lambda r: {**r, "full_attention": r["sliding_attention"]}},
                   {"rope_parameters": lambda r: {**r, "sliding_attention": r["full_attention"]}}])

@@ -46,6 +46,8 @@ pub(crate) struct Layer<'a> {
     hidden: usize,
     /// Factor on what a block adds.
     scale: f32,
+    /// Factor on what leaves the layer.
+    scalar: Option<f32>,
 }
 
 impl<'a> Layer<'a> {
@@ -55,6 +57,7 @@ impl<'a> Layer<'a> {
             let new = |name| Normalize::new(tensors, &format!("{path}.{name}"), spec.hidden, spec.norm, spec.eps);
             name.map(new).transpose()
         };
+        let scalar = |name| Ok(tensors.needed(&format!("{path}.{name}"), 1)?.iter().sum());
         Ok(Self {
             mixer: mixer::new(tensors, spec, &layer.mixer, path)?,
             feed_forward: feed_forward::new(tensors, spec, &layer.feed_forward, path)?,
@@ -65,11 +68,28 @@ impl<'a> Layer<'a> {
             order: layer.order,
             hidden: spec.hidden,
             scale: spec.residual_scale,
+            scalar: layer.scalar.map(scalar).transpose()?,
         })
     }
 
-    /// Adds to the residual stream `x` (hidden, tokens). Nothing of a block stays when the next one begins.
+    /// What becomes of the residual stream `x` (hidden, tokens).
     pub(crate) fn forward(
+        &self,
+        x: &mut [f32],
+        tokens: usize,
+        pass: &Pass,
+        state: Option<&mut State>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        self.blocks(x, tokens, pass, state, watch)?;
+        if let Some(scalar) = self.scalar {
+            x.iter_mut().for_each(|x| *x *= scalar);
+        }
+        Ok(())
+    }
+
+    /// Adds to the residual stream. Where blocks follow each other, nothing of one stays when the next begins.
+    fn blocks(
         &self,
         x: &mut [f32],
         tokens: usize,

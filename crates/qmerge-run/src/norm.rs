@@ -23,7 +23,7 @@ pub(crate) struct Normalize {
 impl Normalize {
     pub(crate) fn new(tensors: &Tensors<'_>, path: &str, features: usize, kind: Norm, eps: f32) -> Result<Self> {
         let mut weight = match kind {
-            Norm::LayerWithoutWeight => Vec::new(),
+            Norm::LayerWithoutWeight | Norm::RmsWithoutWeight => Vec::new(),
             _ => tensors.needed(&format!("{path}.weight"), features)?,
         };
         if matches!(kind, Norm::RmsPlusOne | Norm::LayerPlusOne) {
@@ -33,7 +33,7 @@ impl Normalize {
             Norm::Layer | Norm::LayerPlusOne => tensors.needed(&format!("{path}.bias"), features)?,
             _ => Vec::new(),
         };
-        let centers = !matches!(kind, Norm::Rms | Norm::RmsPlusOne);
+        let centers = !matches!(kind, Norm::Rms | Norm::RmsPlusOne | Norm::RmsWithoutWeight);
         Ok(Self { centers, weight, bias, features, group: features, eps })
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qmerge::arch::spec::{self, Growth, Over, Projections, QkNorm, Spec};
+use qmerge::arch::spec::{self, Growth, Norm, Over, Projections, QkNorm, Spec};
 use qmerge::error::Result;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
@@ -24,6 +24,7 @@ pub(super) struct Attention<'a> {
     output: Linear<'a>,
     /// Of queries and keys.
     norms: Option<[Normalize; 2]>,
+    value_norm: Option<Normalize>,
 }
 
 /// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer, for each sequence.
@@ -41,6 +42,9 @@ impl<'a> Attention<'a> {
         let (inputs, output) = match attention.projections {
             Projections::Apart { names: [q, k, v, o] } => {
                 (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?, linear(v, keys, hidden)?], o)
+            }
+            Projections::KeysAsValues { names: [q, k, o] } => {
+                (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?], o)
             }
             Projections::Fused { names: [qkv, o] } | Projections::Grouped { names: [qkv, o] } => {
                 (vec![linear(qkv, queries + 2 * keys, hidden)?], o)
@@ -61,7 +65,9 @@ impl<'a> Attention<'a> {
         };
         let both = |qk| -> Result<_> { Ok([norm(qk, 0, attention.heads)?, norm(qk, 1, attention.kv_heads)?]) };
         let norms = attention.qk_norm.map(both).transpose()?;
-        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms })
+        let bare = || Normalize::new(tensors, layer, head_dim, Norm::RmsWithoutWeight, spec.eps);
+        let value_norm = attention.norms_values.then(bare).transpose()?;
+        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms, value_norm })
     }
 }
 
@@ -106,11 +112,16 @@ impl Mixer for Attention<'_> {
         if let Some(clip) = self.spec.clip {
             all.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
         }
-        if matches!(self.spec.projections, Projections::Grouped { .. }) {
-            all = ungrouped(&all, kv_heads, heads / kv_heads, head_dim * tokens);
+        match self.spec.projections {
+            Projections::Grouped { .. } => all = ungrouped(&all, kv_heads, heads / kv_heads, head_dim * tokens),
+            Projections::KeysAsValues { .. } => all.copy_within(queries..queries + keys, queries + keys),
+            Projections::Apart { .. } | Projections::Fused { .. } => {}
         }
         let (q, rest) = all.split_at_mut(queries);
         let (k, v) = rest.split_at_mut(keys);
+        if let Some(norm) = &self.value_norm {
+            norm.apply(v, tokens);
+        }
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         if !after_rope {
             self.normalize(q, k, tokens);

@@ -59,7 +59,8 @@ def generator(*names):
 def randomize(model, case, gain):
     """Matrices N(0, (gain / sqrt(inputs))^2), embeddings and heads N(0, 0.5^2), norm weights 1 + 0.2 N, biases 0.2 N. Norms that add 1 to the
     stored weight (Gemma, Nemotron) store 0.2 N."""
-    offset = 0.0 if model.config.model_type.startswith(("gemma", "nemotron")) else 1.0
+    kind = model.config.model_type
+    offset = 0.0 if kind.startswith(("gemma", "nemotron")) and not kind.startswith("gemma4") else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator(case, name))
@@ -73,6 +74,9 @@ def randomize(model, case, gain):
                 conv1d = model.config.model_type == "gpt2"  # stored as inputs x outputs
                 value = noise * gain / p.shape[-2 if conv1d else -1] ** 0.5
             p.copy_(value)
+        for name, b in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                b.copy_(1 + 0.2 * torch.randn(b.shape, generator=generator(case, name)))
 
 
 def tokens(case, vocab):
@@ -150,6 +154,11 @@ def old_spelling(config):
         c["rope_scaling"] = None if full["rope_type"] == "default" else full
         c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
         c.pop("_sliding_window_pattern", None)
+    elif kind == "gemma4_text":
+        # as published: layers without a window have heads of their own
+        c["rope_parameters"] = rope
+        own = next(iter(c.pop("per_layer_config").values()))
+        c["global_head_dim"], c["num_global_key_value_heads"] = own["head_dim"], own.get("num_key_value_heads")
     elif kind == "olmo3":
         c["rope_scaling"] = without("rope_theta")(rope["full_attention"])
         c["rope_theta"] = rope["full_attention"]["rope_theta"]
@@ -203,7 +212,7 @@ def make_model(case):
     if callable(sizes.get("vision_config")):
         sizes = {**sizes, "vision_config": sizes["vision_config"](), "text_config": sizes["text_config"]()}
     config = getattr(transformers, kind + "Config")(**sizes)
-    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM"}.get(kind, kind + "ForCausalLM")
     if hasattr(config, "vision_config"):
         make = kind + "ForConditionalGeneration"
     model = getattr(transformers, make)(config).float()
@@ -396,6 +405,14 @@ model_case("ministral3", "Ministral3", **narrow(head_dim=8, rope_parameters=GROW
            wrong=[EPS, THETA, {"rope_parameters": with_(llama_4_scaling_beta=0.1)}, {"rope_parameters": with_(original_max_position_embeddings=16)}])
 model_case("nemotron", "Nemotron", **norms("norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67)),
            wrong=[SHARE, THETA, {"norm_eps": 1e-2}, {"hidden_act": "relu"}])
+GEMMA4 = narrow(num_hidden_layers=2, head_dim=8, num_key_value_heads=4, sliding_window=6, global_head_dim=12, hidden_size_per_layer_input=0,
+                final_logit_softcapping=8.0, layer_types=["sliding_attention", "full_attention"],
+                rope_parameters={"full_attention": rope("proportional", 500.0, partial_rotary_factor=0.4), "sliding_attention": rope("default", 100.0)})
+model_case("gemma4_text", "Gemma4Text", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=2,
+           wrong=[EPS, {"sliding_window": 7}, {"final_logit_softcapping": None},
+                  {"rope_parameters": lambda r: {**r, "full_attention": rope("default", 500.0)}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": rope("default", 500.0)}}])
+model_case("gemma4_values", "Gemma4Text", **{**GEMMA4, "num_key_value_heads": 2, "num_hidden_layers": 1, "layer_types": ["full_attention"]}, wrong=[EPS])
 model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
            rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
 model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,

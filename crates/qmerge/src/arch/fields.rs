@@ -48,6 +48,11 @@ impl<'c> Fields<'c> {
         Error::new(kind, problem).in_file(&self.config.path)
     }
 
+    /// The configuration that they are read from.
+    pub(crate) fn config(&self) -> &'c ModelConfig {
+        self.config
+    }
+
     /// Any field.
     pub fn get(&self, key: &str) -> Option<&'c Value> {
         self.config.find(key)

@@ -1,6 +1,6 @@
 //! Rotary position embeddings: each pair of a head's features turns with the position, at a frequency of its own.
 //!
-//! Frequencies follow transformers' `rope_type`s (default, linear, dynamic, yarn, llama3, longrope; mrope, which is the default where all of
+//! Frequencies follow transformers' `rope_type`s (default, linear, dynamic, yarn, llama3, longrope, proportional; mrope, which is the default where all of
 //! a token's positions are the same, as those of text are). The two halves of a head's rotary part are the pairs' two coordinates, or neighbours are.
 
 use std::f64::consts::TAU;
@@ -47,11 +47,33 @@ impl Default for RopeDefaults {
 #[derive(Clone, Debug)]
 enum Scaling {
     None,
-    Linear { factor: f64 },
-    Dynamic { factor: f64 },
-    Yarn { factor: f64, low: f64, high: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-    Long { short: Vec<f64>, long: Vec<f64>, original: usize },
+    Linear {
+        factor: f64,
+    },
+    /// Only the first pairs turn.
+    Proportional {
+        pairs: usize,
+        factor: f64,
+    },
+    Dynamic {
+        factor: f64,
+    },
+    Yarn {
+        factor: f64,
+        low: f64,
+        high: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
+    Long {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        original: usize,
+    },
 }
 
 /// A sequence that is made longer by scaling is no longer than this.
@@ -152,7 +174,11 @@ impl Rope {
         if !(0.0..=1.0).contains(&share) {
             return Err(fields.misfit(format!("`partial_rotary_factor` is {share}: it must be between 0 and 1")));
         }
-        let dims = (head_dim as f64 * share) as usize;
+        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
+        // Pairs are then of the whole head, and those beyond the share stand still.
+        let is_proportional = kind.and_then(Value::as_str) == Some("proportional");
+        let turning = head_dim as f64 * share;
+        let dims = if is_proportional { head_dim } else { turning as usize };
         in_pairs(fields, dims, head_dim)?;
         let max_positions = match (fields.positive_if("max_position_embeddings")?, defaults.max_positions) {
             (Some(count), _) | (None, Some(count)) => count,
@@ -163,10 +189,13 @@ impl Rope {
             None => fields.positive_if("original_max_position_embeddings")?.unwrap_or(max_positions),
         };
         let stretch = max_positions as f64 / original as f64;
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
         let mut attention = 1.0;
         let scaling = match kind.map_or(Some("default"), Value::as_str) {
             Some("default" | "mrope") => Scaling::None,
+            Some("proportional") => {
+                let factor = parameters.above_zero("factor")?.unwrap_or(1.0);
+                Scaling::Proportional { pairs: (turning / 2.0) as usize, factor }
+            }
             Some("linear") => Scaling::Linear { factor: parameters.needed("factor")? },
             Some("dynamic") if defaults.has_alpha && parameters.get("alpha").is_some() => {
                 theta *= libm::pow(parameters.needed("alpha")?, dims as f64 / (dims as f64 - 2.0));
@@ -267,6 +296,13 @@ impl Rope {
             match &self.scaling {
                 Scaling::None => plain_here,
                 Scaling::Linear { factor } => plain_here / factor,
+                Scaling::Proportional { pairs, factor } => {
+                    if i < *pairs {
+                        plain_here / factor
+                    } else {
+                        0.0
+                    }
+                }
                 Scaling::Dynamic { factor } => {
                     let max = self.max_positions as f64;
                     let stretch = factor * (length as f64).max(max) / max - (factor - 1.0);

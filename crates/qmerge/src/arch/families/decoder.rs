@@ -42,7 +42,7 @@ impl Decoder {
 impl From<Decoder> for Spec {
     fn from(decoder: Decoder) -> Self {
         let (order, norms, feed_forward) = (decoder.order, decoder.norms, FeedForward::Dense(decoder.feed_forward));
-        let layer = |attention| Layer { order, norms, mixer: Mixer::Attention(attention), feed_forward };
+        let layer = |attention| Layer { order, norms, mixer: Mixer::Attention(attention), feed_forward, scalar: None };
         Self { layers: decoder.attention.into_iter().map(layer).collect(), ..decoder.spec }
     }
 }

@@ -38,6 +38,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         clip: None,
         qk_norm: None,
         rope: Some(0),
+        norms_values: false,
         growth: None,
         window: None,
         scale: (1.0 / (head_dim as f64).sqrt()) as f32,

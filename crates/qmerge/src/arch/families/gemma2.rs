@@ -6,7 +6,7 @@ use super::{Arch, Fields, Result, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["gemma2"], spec: Some(spec), ..generic::ARCH };
 
-const NORMS: Norms = Norms {
+pub(super) const NORMS: Norms = Norms {
     mixer_in: Some("input_layernorm"),
     mixer_out: Some("post_attention_layernorm"),
     feed_forward_in: Some("pre_feedforward_layernorm"),

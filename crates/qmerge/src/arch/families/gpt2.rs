@@ -41,6 +41,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         clip: None,
         qk_norm: None,
         rope: None,
+        norms_values: false,
         growth: None,
         window: None,
         scale,

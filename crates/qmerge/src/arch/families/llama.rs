@@ -51,6 +51,7 @@ pub(super) fn read_sized(fields: &Fields<'_>, rope: RopeDefaults, width: usize) 
         clip: None,
         qk_norm: None,
         rope: Some(0),
+        norms_values: false,
         growth: None,
         window: None,
         scale: (1.0 / (head_dim as f64).sqrt()) as f32,

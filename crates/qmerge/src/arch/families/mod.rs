@@ -11,6 +11,7 @@ mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod generic;
 mod glm;
 mod glm4;
@@ -65,6 +66,7 @@ pub static ARCHS: &[Arch] = &[
     gemma::ARCH,
     gemma2::ARCH,
     gemma3::ARCH,
+    gemma4::ARCH,
     glm::ARCH,
     glm4::ARCH,
     gpt2::ARCH,

@@ -21,6 +21,8 @@ pub struct Attention {
     pub qk_norm: Option<QkNorm>,
     /// Number of the rotary embedding in [`Spec::ropes`](super::Spec::ropes).
     pub rope: Option<usize>,
+    /// Values are normalized, each head by itself and without weights (Gemma 4).
+    pub norms_values: bool,
     /// How queries grow with their position.
     pub growth: Option<Growth>,
     /// A query sees this many positions, itself included.
@@ -38,6 +40,11 @@ pub enum Projections {
     Apart {
         /// Queries, keys, values, output.
         names: [&'static str; 4],
+    },
+    /// One matrix each, of which the keys' serves values too (Gemma 4).
+    KeysAsValues {
+        /// Queries, keys, output.
+        names: [&'static str; 3],
     },
     /// Queries, keys and values in one.
     Fused {

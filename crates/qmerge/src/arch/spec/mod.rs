@@ -50,6 +50,8 @@ pub struct Layer {
     pub mixer: Mixer,
     /// What is done to each position by itself.
     pub feed_forward: FeedForward,
+    /// Name of a factor on what leaves the layer, below it.
+    pub scalar: Option<&'static str>,
 }
 
 /// How the two blocks of a layer stand to each other.
@@ -101,6 +103,8 @@ pub enum Norm {
     Rms,
     /// `x / rms(x) · (1 + weight)` (Gemma).
     RmsPlusOne,
+    /// `x / rms(x)`: nothing of it is stored.
+    RmsWithoutWeight,
     /// `(x − mean) / std · weight + bias`.
     Layer,
     /// `(x − mean) / std · (1 + weight) + bias` (Nemotron).

@@ -21,6 +21,8 @@ pub(crate) fn activate(activation: Activation, values: &mut [f32]) {
             tanh(&mut inner);
             values.iter_mut().zip(inner).for_each(|(x, tanh)| *x *= 0.5 * (1.0 + tanh));
         }
+        Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
+        Activation::ReluSquared => values.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)),
     }
 }
 
@@ -62,10 +64,12 @@ mod tests {
     fn activations_have_their_known_values() {
         // torch.nn.functional's silu, gelu, and gelu with approximate="tanh".
         let x: [f32; 7] = [-3.0, -1.0, -0.1, 0.0, 0.5, 2.0, 6.0];
-        let known: [(Activation, [f32; 7]); 3] = [
+        let known: [(Activation, [f32; 7]); 5] = [
             (Activation::Silu, [-0.14227761, -0.26894143, -0.04750208, 0.0, 0.31122968, 1.7615942, 5.985164]),
             (Activation::Gelu, [-0.004049694, -0.15865526, -0.046017215, 0.0, 0.34573123, 1.9544997, 6.0]),
             (Activation::GeluTanh, [-0.003637392, -0.15880801, -0.04601725, 0.0, 0.345714, 1.9545977, 6.0]),
+            (Activation::Relu, [0.0, 0.0, 0.0, 0.0, 0.5, 2.0, 6.0]),
+            (Activation::ReluSquared, [0.0, 0.0, 0.0, 0.0, 0.25, 4.0, 36.0]),
         ];
         for (activation, want) in known {
             let mut got = x;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-use qmerge::arch::spec::{self, Spec};
+use qmerge::arch::spec::{self, Order, Spec};
 use qmerge::error::Result;
 use qmerge::round::LayerInputs;
 
@@ -16,7 +16,7 @@ use crate::tensors::Tensors;
 
 /// A mixer or a feed-forward: linear layers, and what stands between them.
 pub(crate) trait Block: Debug + Send + Sync {
-    /// The linear layers in groups that are given the same input, in the order of their use.
+    /// The linear layers in groups that are given the same input, in the order of their use. The first are given the block's own.
     fn together(&self) -> Vec<Vec<&Linear<'_>>>;
 
     /// Visits each of them, until an error.
@@ -41,8 +41,13 @@ pub(crate) struct Layer<'a> {
     mixer_out: Option<Normalize>,
     feed_forward_in: Option<Normalize>,
     feed_forward_out: Option<Normalize>,
+    order: Order,
+    /// Width of the residual stream.
+    hidden: usize,
     /// Factor on what a block adds.
     scale: f32,
+    /// Factor on what leaves the layer.
+    scalar: Option<f32>,
 }
 
 impl<'a> Layer<'a> {
@@ -52,6 +57,7 @@ impl<'a> Layer<'a> {
             let new = |name| Normalize::new(tensors, &format!("{path}.{name}"), spec.hidden, spec.norm, spec.eps);
             name.map(new).transpose()
         };
+        let scalar = |name| Ok(tensors.needed(&format!("{path}.{name}"), 1)?.iter().sum());
         Ok(Self {
             mixer: mixer::new(tensors, spec, &layer.mixer, path)?,
             feed_forward: feed_forward::new(tensors, spec, &layer.feed_forward, path)?,
@@ -59,11 +65,14 @@ impl<'a> Layer<'a> {
             mixer_out: norm(layer.norms.mixer_out)?,
             feed_forward_in: norm(layer.norms.feed_forward_in)?,
             feed_forward_out: norm(layer.norms.feed_forward_out)?,
+            order: layer.order,
+            hidden: spec.hidden,
             scale: spec.residual_scale,
+            scalar: layer.scalar.map(scalar).transpose()?,
         })
     }
 
-    /// Adds to the residual stream `x` (hidden, tokens). Nothing of a block stays when the next one begins.
+    /// What becomes of the residual stream `x` (hidden, tokens).
     pub(crate) fn forward(
         &self,
         x: &mut [f32],
@@ -72,17 +81,51 @@ impl<'a> Layer<'a> {
         state: Option<&mut State>,
         watch: &mut dyn Watch,
     ) -> Result<()> {
+        self.blocks(x, tokens, pass, state, watch)?;
+        if let Some(scalar) = self.scalar {
+            x.iter_mut().for_each(|x| *x *= scalar);
+        }
+        Ok(())
+    }
+
+    /// Adds to the residual stream. Where blocks follow each other, nothing of one stays when the next begins.
+    fn blocks(
+        &self,
+        x: &mut [f32],
+        tokens: usize,
+        pass: &Pass,
+        state: Option<&mut State>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         let hidden = x.len() / tokens.max(1);
-        let mut y = {
+        if self.order == Order::ParallelOneNorm {
+            let [mut mixed, mut y] = {
+                let input = normalized(&self.mixer_in, x, tokens);
+                let input = Input::new(&input, hidden);
+                let mut first = Together { watch, others: names(self.feed_forward.as_ref()) };
+                let mixed = self.mixer.forward(&input, pass, state, &mut first)?;
+                let mut second = AfterFirst { watch: first.watch, seen: false };
+                [mixed, self.feed_forward.forward(&input, &mut second)?]
+            };
+            self.add(x, &mut mixed, &self.mixer_out, tokens);
+            self.add(x, &mut y, &self.feed_forward_out, tokens);
+            return Ok(());
+        }
+        let mut mixed = {
             let input = normalized(&self.mixer_in, x, tokens);
             self.mixer.forward(&Input::new(&input, hidden), pass, state, watch)?
         };
-        self.add(x, &mut y, &self.mixer_out, tokens);
-        drop(y);
+        if self.order == Order::Sequential {
+            self.add(x, &mut mixed, &self.mixer_out, tokens);
+            mixed = Vec::new();
+        }
         let mut y = {
             let input = normalized(&self.feed_forward_in, x, tokens);
             self.feed_forward.forward(&Input::new(&input, hidden), watch)?
         };
+        if self.order == Order::Parallel {
+            self.add(x, &mut mixed, &self.mixer_out, tokens);
+        }
         self.add(x, &mut y, &self.feed_forward_out, tokens);
         Ok(())
     }
@@ -99,13 +142,21 @@ impl<'a> Layer<'a> {
         }
     }
 
-    fn blocks(&self) -> [&dyn Block; 2] {
-        [self.mixer.as_ref(), self.feed_forward.as_ref()]
+    /// The linear layers in groups that are given the same input.
+    fn together(&self) -> Vec<Vec<&Linear<'_>>> {
+        let (mut groups, mut others) = (self.mixer.together(), self.feed_forward.together().into_iter());
+        if self.order == Order::ParallelOneNorm
+            && let Some(first) = groups.first_mut()
+        {
+            first.extend(others.next().into_iter().flatten());
+        }
+        groups.extend(others);
+        groups
     }
 
     /// All linear layers in the order of their use.
     pub(crate) fn linears(&self) -> Vec<&Linear<'_>> {
-        self.blocks().iter().flat_map(|block| block.together()).flatten().collect()
+        self.together().into_iter().flatten().collect()
     }
 
     /// Visits each of them, until an error.
@@ -120,7 +171,7 @@ impl<'a> Layer<'a> {
             let features = linears.first()?.inputs();
             Some(LayerInputs { features, weights: linears.iter().map(|linear| weight_name(linear.name())).collect() })
         };
-        self.blocks().iter().flat_map(|block| block.together()).filter_map(inputs).collect()
+        self.together().into_iter().filter_map(inputs).collect()
     }
 
     /// Work of so many tokens that see `seen` positions on average, in nanoseconds of one thread.
@@ -130,12 +181,45 @@ impl<'a> Layer<'a> {
 
     /// Values per token that are in memory at once beside the residual stream, at most.
     pub(crate) fn activations(&self) -> usize {
-        self.blocks().iter().map(|block| block.activations()).max().unwrap_or(0)
+        let [mixer, feed_forward] = [self.mixer.activations(), self.feed_forward.activations()];
+        // The mixer's result waits for the feed-forward's.
+        let waiting = if self.order == Order::Sequential { 0 } else { self.hidden };
+        mixer.max(feed_forward + waiting)
     }
 
     /// Values that a cache holds for a sequence of so many positions.
     pub(crate) fn cached(&self, positions: usize) -> usize {
         self.mixer.cached(positions)
+    }
+}
+
+/// Paths of the layers that are given what the block is given.
+fn names<'b>(block: &'b (dyn FeedForward + '_)) -> Vec<&'b str> {
+    block.together().into_iter().next().into_iter().flatten().map(|linear| linear.name()).collect()
+}
+
+/// Shows the first input, which is another block's too, as that of both blocks' layers.
+struct Together<'w> {
+    watch: &'w mut dyn Watch,
+    /// The other's, until they were shown.
+    others: Vec<&'w str>,
+}
+
+impl Watch for Together<'_> {
+    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
+        self.watch.input(&[paths, &std::mem::take(&mut self.others)].concat(), input)
+    }
+}
+
+/// Shows all inputs but the first.
+struct AfterFirst<'w> {
+    watch: &'w mut dyn Watch,
+    seen: bool,
+}
+
+impl Watch for AfterFirst<'_> {
+    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
+        if std::mem::replace(&mut self.seen, true) { self.watch.input(paths, input) } else { Ok(()) }
     }
 }
 

@@ -107,9 +107,11 @@ impl<'a> Model<'a> {
         let embed = table(tokens, spec.vocab, "vocab_size")?;
         let positions = |name: &str| table(&beside(name), spec.max_positions, "the number of positions");
         let positions = arch.positions.map(positions).transpose()?;
+        // A model of several towers is tied where its language model is, whatever the document says first.
+        let untied = config.tied() == Some(false) && arch::language_model(config)?.tied() != Some(true);
         let head = match arch.heads(Some(tie)).find(stored) {
             Some(path) => Some(Linear::new(tensors, path, embed.outputs(), spec.hidden)?),
-            None if config.tied() == Some(false) => return Err(tensors.missing(&weight_name(tie.head()))),
+            None if untied => return Err(tensors.missing(&weight_name(tie.head()))),
             None => None,
         };
         let norm = Normalize::new(tensors, &beside(arch.norm), spec.hidden, spec.norm, spec.eps)?;

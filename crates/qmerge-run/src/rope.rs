@@ -1,6 +1,6 @@
 //! A rotary embedding's angles: each pair of a head's features turns with the position, at a frequency of its own.
 //!
-//! The two halves of a head's rotary part are the pairs' two coordinates.
+//! The two halves of a head's rotary part are the pairs' two coordinates, or neighbours are a pair.
 
 use std::ops::Range;
 
@@ -11,6 +11,7 @@ use qmerge::arch::Rope;
 pub(crate) struct Angles {
     pairs: usize,
     count: usize,
+    interleaved: bool,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -23,21 +24,35 @@ impl Angles {
             let each = |&frequency: &f32| positions.clone().map(move |p| f(p as f32 * frequency) * rope.factor());
             frequencies.iter().flat_map(each).collect()
         };
-        Self { pairs: frequencies.len(), count: positions.len(), cos: turn(libm::cosf), sin: turn(libm::sinf) }
+        let (pairs, count) = (frequencies.len(), positions.len());
+        Self { pairs, count, interleaved: rope.interleaved, cos: turn(libm::cosf), sin: turn(libm::sinf) }
     }
 
     /// Turns one head's features in place: `x` is a run of rows `tokens` wide, of which the columns from `first` on are these positions. A head has as many
     /// features as pairs have, or more: `Rope::read` checked that.
     pub(crate) fn turn(&self, x: &mut [f32], tokens: usize, first: usize) {
-        let (left, right) = x[..2 * self.pairs * tokens].split_at_mut(self.pairs * tokens);
-        for i in 0..self.pairs {
-            let columns = i * tokens + first..i * tokens + first + self.count;
-            let angles = i * self.count..(i + 1) * self.count;
-            let pairs = left[columns.clone()].iter_mut().zip(&mut right[columns]);
-            for ((a, b), (cos, sin)) in pairs.zip(self.cos[angles.clone()].iter().zip(&self.sin[angles])) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        let rows = &mut x[..2 * self.pairs * tokens];
+        let angles = self.cos.chunks_exact(self.count.max(1)).zip(self.sin.chunks_exact(self.count.max(1)));
+        let columns = first..first + self.count;
+        if self.interleaved {
+            for (pair, (cos, sin)) in rows.chunks_exact_mut(2 * tokens).zip(angles) {
+                let (left, right) = pair.split_at_mut(tokens);
+                turn(&mut left[columns.clone()], &mut right[columns.clone()], cos, sin);
+            }
+        } else {
+            let (left, right) = rows.split_at_mut(self.pairs * tokens);
+            let pairs = left.chunks_exact_mut(tokens).zip(right.chunks_exact_mut(tokens));
+            for ((left, right), (cos, sin)) in pairs.zip(angles) {
+                turn(&mut left[columns.clone()], &mut right[columns.clone()], cos, sin);
             }
         }
+    }
+}
+
+/// Turns one pair at some positions.
+fn turn(left: &mut [f32], right: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ((a, b), (cos, sin)) in left.iter_mut().zip(right).zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
 

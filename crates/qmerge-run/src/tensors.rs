@@ -27,11 +27,13 @@ impl<'a> Tensors<'a> {
             Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
             Action::Copy { .. } => None,
         });
-        let arch = arch::find(inputs.base.config.as_ref().map_or("", |config| config.model_type()));
+        let config = inputs.base.config.as_ref();
+        let language_model = config.and_then(|config| arch::language_model(config).ok());
+        let arch = arch::find(language_model.as_ref().map_or("", |config| config.model_type()));
         Self { inputs, arch, stored, edited: edited.collect() }
     }
 
-    /// The row of the model's family.
+    /// The row of the family of the model that is run.
     pub fn arch(&self) -> &'static Arch {
         self.arch
     }

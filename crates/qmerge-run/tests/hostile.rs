@@ -70,7 +70,7 @@ fn each_error_names_the_field_and_its_value() {
         ("llama", json!({"rms_norm_eps": -1e-5}), &["`rms_norm_eps` is -", "negative"]),
         ("llama", json!({"rms_norm_eps": "NaN"}), &["`rms_norm_eps` is \"NaN\"", "not a number"]),
         ("llama", json!({"rms_norm_eps": 1e300}), &["`rms_norm_eps` is 1e", "too large"]),
-        ("llama", json!({"hidden_act": "relu2"}), &["`hidden_act` is \"relu2\""]),
+        ("llama", json!({"hidden_act": "mish"}), &["`hidden_act` is \"mish\""]),
         ("llama", json!({"hidden_act": 3}), &["`hidden_act` is 3"]),
         ("llama", json!({"max_position_embeddings": 0}), &["`max_position_embeddings` is 0"]),
         ("llama", json!({"rope_parameters": []}), &["`rope_parameters` is []", "not an object"]),
@@ -79,7 +79,7 @@ fn each_error_names_the_field_and_its_value() {
         ("llama", json!({"rope_parameters": {"partial_rotary_factor": 7}}), &["`partial_rotary_factor` is 7"]),
         ("llama", json!({"rope_parameters": {"rope_type": "linear"}}), &["lack `factor`"]),
         ("llama", json!({"rope_parameters": {"rope_type": "linear", "factor": -2}}), &["factor` is -2", "above zero"]),
-        ("llama", json!({"rope_parameters": {"rope_type": "mrope"}}), &["`rope_type` is \"mrope\""]),
+        ("llama", json!({"rope_parameters": {"rope_type": "axial"}}), &["`rope_type` is \"axial\""]),
         (
             "llama",
             json!({"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 0, "high_freq_factor": 4}}),
@@ -101,6 +101,10 @@ fn each_error_names_the_field_and_its_value() {
         ("gemma3_text", json!({"layer_types": "full_attention"}), &["`layer_types`", "not a list"]),
         ("gemma2", json!({"query_pre_attn_scalar": 0}), &["`query_pre_attn_scalar` is 0"]),
         ("gemma2", json!({"final_logit_softcapping": 0.0}), &["`final_logit_softcapping` is 0.0"]),
+        ("gemma4_text", json!({"num_kv_shared_layers": 1}), &["`num_kv_shared_layers` is 1"]),
+        ("gemma4_text", json!({"hidden_size_per_layer_input": 8}), &["`hidden_size_per_layer_input` is 8"]),
+        ("gemma4_text", json!({"per_layer_config": {"1": {"head_dim": 0}}}), &["`head_dim` is 0"]),
+        ("gemma4_text", json!({"per_layer_config": {"1": 3}}), &["`per_layer_config`", "objects"]),
         ("gpt2", json!({"n_head": 1000}), &["`n_head` is 1000", "`n_embd`"]),
         ("gpt2", json!({"n_inner": 0}), &["`n_inner` is 0"]),
         ("gpt2", json!({"scale_attn_weights": "no"}), &["`scale_attn_weights` is \"no\""]),
@@ -109,6 +113,32 @@ fn each_error_names_the_field_and_its_value() {
         ("mixtral", json!({"num_experts_per_tok": 99}), &["`num_experts_per_tok` is 99", "experts"]),
         ("mixtral", json!({"num_local_experts": 1 << 20}), &["layers of 1048576 experts"]),
         ("qwen3_moe_raw", json!({"decoder_sparse_step": 0}), &["`decoder_sparse_step` is 0"]),
+        ("cohere", json!({"layer_norm_eps": -1}), &["`layer_norm_eps` is -1"]),
+        ("cohere2", json!({"sliding_window_pattern": 0}), &["`sliding_window_pattern` is 0"]),
+        (
+            "exaone4",
+            json!({"layer_types": null, "sliding_window_pattern": "LLLG"}),
+            &["`sliding_window_pattern` is \"LLLG\""],
+        ),
+        ("falcon", json!({"alibi": true}), &["`alibi` is true"]),
+        ("falcon", json!({"num_ln_in_parallel_attn": 2}), &["`num_ln_in_parallel_attn` is 2"]),
+        ("falcon_new", json!({"parallel_attn": false}), &["`parallel_attn` is false"]),
+        ("falcon_new", json!({"num_kv_heads": 3}), &["`num_kv_heads` is 3", "`num_attention_heads`, 4"]),
+        ("gpt_neox", json!({"rope_parameters": null, "rotary_pct": 2}), &["`rotary_pct` is 2", "between 0 and 1"]),
+        ("hunyuan", json!({"rope_parameters": {"rope_type": "dynamic", "alpha": -1}}), &["alpha` is -1", "above zero"]),
+        ("lfm2", json!({"layer_types": ["conv", "conv", "pool"]}), &["`layer_types` is \"pool\""]),
+        ("lfm2", json!({"conv_L_cache": 0}), &["`conv_L_cache` is 0"]),
+        ("lfm2_bias", json!({"block_ffn_dim_multiplier": -1}), &["`block_ffn_dim_multiplier` is -1"]),
+        ("llava", json!({"text_config": {"model_type": "mamba"}}), &["`mamba` cannot be run"]),
+        ("llava", json!({"text_config": {"model_type": "llama", "hidden_size": 0}}), &["`hidden_size` is 0"]),
+        ("ministral3", json!({"rope_parameters": {}}), &["`llama_4_scaling_beta` is missing"]),
+        (
+            "ministral3",
+            json!({"rope_parameters": {"llama_4_scaling_beta": 1e300}}),
+            &["llama_4_scaling_beta` is 1e", "too large"],
+        ),
+        ("olmo", json!({"clip_qkv": 0}), &["`clip_qkv` is 0"]),
+        ("stablelm", json!({"qk_layernorm": 1}), &["`qk_layernorm` is 1"]),
         ("smollm3", json!({"no_rope_layers": [1]}), &["`no_rope_layers` has 1 items"]),
         ("smollm3", json!({"no_rope_layers": null, "no_rope_layer_interval": 0}), &["`no_rope_layer_interval` is 0"]),
     ];
@@ -168,8 +198,32 @@ fn no_value_of_any_field_is_a_panic() {
     ];
     let mut tried = 0;
     let ropes = ["llama_rope_yarn", "llama_rope_llama3", "llama_rope_dynamic", "phi3_longrope"];
-    let families =
-        ["gemma2", "gemma3_text", "gpt2", "granite", "mixtral", "olmo2", "qwen2_window", "qwen3_moe_raw", "smollm3"];
+    let families = [
+        "cohere2",
+        "cohere_norms",
+        "exaone4",
+        "falcon_new",
+        "gemma2",
+        "gemma3_text",
+        "gemma4_text",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "hunyuan",
+        "lfm2_bias",
+        "llava",
+        "ministral3",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "phi_norms",
+        "qwen2_window",
+        "qwen3_moe_raw",
+        "smollm3",
+        "stablelm_parallel",
+    ];
     for case in ropes.into_iter().chain(families) {
         let mut inputs = open(case);
         let config = inputs.base.config.clone().unwrap();

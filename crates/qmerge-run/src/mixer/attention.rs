@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qmerge::arch::spec::{self, Projections, QkNorm, Spec};
+use qmerge::arch::spec::{self, Growth, Norm, Over, Projections, QkNorm, Spec};
 use qmerge::error::Result;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
@@ -22,7 +22,9 @@ pub(super) struct Attention<'a> {
     /// Queries, keys, values; or all in one.
     inputs: Vec<Linear<'a>>,
     output: Linear<'a>,
+    /// Of queries and keys.
     norms: Option<[Normalize; 2]>,
+    value_norm: Option<Normalize>,
 }
 
 /// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer, for each sequence.
@@ -41,15 +43,31 @@ impl<'a> Attention<'a> {
             Projections::Apart { names: [q, k, v, o] } => {
                 (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?, linear(v, keys, hidden)?], o)
             }
-            Projections::Fused { names: [qkv, o] } => (vec![linear(qkv, queries + 2 * keys, hidden)?], o),
+            Projections::KeysAsValues { names: [q, k, o] } => {
+                (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?], o)
+            }
+            Projections::Fused { names: [qkv, o] } | Projections::Grouped { names: [qkv, o] } => {
+                (vec![linear(qkv, queries + 2 * keys, hidden)?], o)
+            }
         };
-        let norm = |name, features| Normalize::new(tensors, &format!("{layer}.{name}"), features, spec.norm, spec.eps);
-        let norms = match attention.qk_norm {
-            None => None,
-            Some(QkNorm::PerHead([q, k])) => Some([norm(q, head_dim)?, norm(k, head_dim)?]),
-            Some(QkNorm::Whole([q, k])) => Some([norm(q, queries)?, norm(k, keys)?]),
+        let norm = |qk: QkNorm, side: usize, heads: usize| -> Result<Normalize> {
+            let (path, kind) = (format!("{layer}.{}", qk.names[side]), qk.norm.unwrap_or(spec.norm));
+            let new = |path: &str, features| Normalize::new(tensors, path, features, kind, spec.eps);
+            match qk.over {
+                Over::Head => new(&path, head_dim),
+                Over::OwnHead => Ok(new(&path, heads * head_dim)?.by_groups(head_dim)),
+                Over::OwnHeadApart => {
+                    let each = |head| new(&format!("{path}.norms.{head}"), head_dim);
+                    (1..heads).try_fold(each(0)?, |joined, head| Ok(joined.joined(each(head)?)))
+                }
+                Over::Whole => new(&path, heads * head_dim),
+            }
         };
-        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms })
+        let both = |qk| -> Result<_> { Ok([norm(qk, 0, attention.heads)?, norm(qk, 1, attention.kv_heads)?]) };
+        let norms = attention.qk_norm.map(both).transpose()?;
+        let bare = || Normalize::new(tensors, layer, head_dim, Norm::RmsWithoutWeight, spec.eps);
+        let value_norm = attention.norms_values.then(bare).transpose()?;
+        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms, value_norm })
     }
 }
 
@@ -91,11 +109,22 @@ impl Mixer for Attention<'_> {
             linear.forward_into(x, own)?;
             rest = others;
         }
+        if let Some(clip) = self.spec.clip {
+            all.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
+        }
+        match self.spec.projections {
+            Projections::Grouped { .. } => all = ungrouped(&all, kv_heads, heads / kv_heads, head_dim * tokens),
+            Projections::KeysAsValues { .. } => all.copy_within(queries..queries + keys, queries + keys),
+            Projections::Apart { .. } | Projections::Fused { .. } => {}
+        }
         let (q, rest) = all.split_at_mut(queries);
         let (k, v) = rest.split_at_mut(keys);
-        if let Some([query, key]) = &self.norms {
-            query.apply(q, tokens);
-            key.apply(k, tokens);
+        if let Some(norm) = &self.value_norm {
+            norm.apply(v, tokens);
+        }
+        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
+        if !after_rope {
+            self.normalize(q, k, tokens);
         }
         if let Some(rope) = self.spec.rope {
             for head in q.chunks_exact_mut(head_dim * tokens).chain(k.chunks_exact_mut(head_dim * tokens)) {
@@ -103,6 +132,12 @@ impl Mixer for Attention<'_> {
                     angles.turn(head, tokens, sequence.columns.start);
                 }
             }
+        }
+        if after_rope {
+            self.normalize(q, k, tokens);
+        }
+        if let Some(growth) = self.spec.growth {
+            grow(q, growth, pass, tokens);
         }
         let k = turned(k, head_dim, tokens);
         let mixed = match state {
@@ -132,6 +167,35 @@ impl Mixer for Attention<'_> {
 
     fn cached(&self, positions: usize) -> usize {
         2 * self.spec.kv_heads * self.spec.head_dim * positions
+    }
+}
+
+impl Attention<'_> {
+    fn normalize(&self, q: &mut [f32], k: &mut [f32], tokens: usize) {
+        if let Some([query, key]) = &self.norms {
+            query.apply(q, tokens);
+            key.apply(k, tokens);
+        }
+    }
+}
+
+/// Groups of some query heads, a key head and a value head to all queries, all keys, all values; a head is `size` values.
+fn ungrouped(grouped: &[f32], groups: usize, queries: usize, size: usize) -> Vec<f32> {
+    let (mut all, group) = (Vec::with_capacity(grouped.len()), (queries + 2) * size);
+    for part in [0..queries, queries..queries + 1, queries + 1..queries + 2] {
+        for number in 0..groups {
+            all.extend_from_slice(&grouped[number * group + part.start * size..number * group + part.end * size]);
+        }
+    }
+    all
+}
+
+/// Multiplies queries (features, tokens) by what grows with their position.
+fn grow(q: &mut [f32], growth: Growth, pass: &Pass, tokens: usize) {
+    let factor = |position: usize| 1.0 + growth.rate * libm::logf(1.0 + (position / growth.every) as f32);
+    let factors: Vec<f32> = pass.positions().map(factor).collect();
+    for row in q.chunks_exact_mut(tokens) {
+        row.iter_mut().zip(&factors).for_each(|(q, factor)| *q *= factor);
     }
 }
 

@@ -1,6 +1,7 @@
 //! By which a position sees others: one file per mixer, and one line in [`new`].
 
 mod attention;
+mod short_conv;
 
 use std::any::Any;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::linear::{Input, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
 use attention::Attention;
+use short_conv::ShortConv;
 
 /// By which a position sees others.
 pub(crate) trait Mixer: Block {
@@ -34,6 +36,7 @@ pub(crate) fn new<'a>(
 ) -> Result<Box<dyn Mixer + 'a>> {
     Ok(match mixer {
         spec::Mixer::Attention(attention) => Box::new(Attention::new(tensors, spec, attention, layer)?),
+        spec::Mixer::ShortConv(conv) => Box::new(ShortConv::new(tensors, spec, conv, layer)?),
     })
 }
 

@@ -58,14 +58,15 @@ def generator(*names):
 
 def randomize(model, case, gain):
     """Matrices N(0, (gain / sqrt(inputs))^2), embeddings and heads N(0, 0.5^2), norm weights 1 + 0.2 N, biases 0.2 N. Norms that add 1 to the
-    stored weight (Gemma) store 0.2 N."""
-    offset = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    stored weight (Gemma, Nemotron) store 0.2 N."""
+    kind = model.config.model_type
+    offset = 0.0 if kind.startswith(("gemma", "nemotron")) and not kind.startswith("gemma4") else 1.0
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator(case, name))
             if p.ndim == 1 and name.endswith("bias"):
                 value = 0.2 * noise
-            elif p.ndim == 1:
+            elif p.ndim == 1 or "_norm." in name:
                 value = offset + 0.2 * noise
             elif "embed" in name or "lm_head" in name or "wte" in name or "wpe" in name:
                 value = 0.5 * noise
@@ -73,6 +74,9 @@ def randomize(model, case, gain):
                 conv1d = model.config.model_type == "gpt2"  # stored as inputs x outputs
                 value = noise * gain / p.shape[-2 if conv1d else -1] ** 0.5
             p.copy_(value)
+        for name, b in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                b.copy_(1 + 0.2 * torch.randn(b.shape, generator=generator(case, name)))
 
 
 def tokens(case, vocab):
@@ -87,7 +91,8 @@ def logits(model, ids):
 
 def load(folder, config=None, dtype=F32):
     how = {"config": config} if config is not None else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
+    kind = getattr(transformers, read_json(os.path.join(folder, "config.json"))["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
     if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
         model.set_experts_implementation("eager")
     return model
@@ -132,7 +137,13 @@ def report(case, values, note=""):
 def old_spelling(config):
     """The configuration as transformers 4 wrote it. Only keys that changed are touched."""
     c = dict(config)
-    c["torch_dtype"] = c.pop("dtype")
+    if "text_config" in c and c["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
+        # the language model's fields stood at the top
+        c = {**c.pop("text_config"), **c}
+    elif "text_config" in c:
+        c["text_config"] = old_spelling(c["text_config"])
+    if "dtype" in c:
+        c["torch_dtype"] = c.pop("dtype")
     c["transformers_version"] = "4.51.0"
     rope = c.pop("rope_parameters", None)
     kind = c["model_type"]
@@ -143,6 +154,14 @@ def old_spelling(config):
         c["rope_scaling"] = None if full["rope_type"] == "default" else full
         c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
         c.pop("_sliding_window_pattern", None)
+    elif kind == "gemma4_text":
+        # as published: layers without a window have heads of their own
+        c["rope_parameters"] = rope
+        own = next(iter(c.pop("per_layer_config").values()))
+        c["global_head_dim"], c["num_global_key_value_heads"] = own["head_dim"], own.get("num_key_value_heads")
+    elif kind == "olmo3":
+        c["rope_scaling"] = without("rope_theta")(rope["full_attention"])
+        c["rope_theta"] = rope["full_attention"]["rope_theta"]
     elif rope is not None:
         rope = dict(rope)
         c["rope_theta"] = rope.pop("rope_theta")
@@ -153,6 +172,13 @@ def old_spelling(config):
             c["rope_scaling"] = {"type": "longrope", "long_factor": rope["long_factor"], "short_factor": rope["short_factor"]}
         else:
             c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        if "mrope_section" in rope:
+            kind_of_rope = {"rope_type": "default"} if kind == "qwen3_vl_text" else {"type": "mrope"}
+            c["rope_scaling"] = {**kind_of_rope, "mrope_section": rope["mrope_section"]}
+    if kind == "gpt_neox":
+        c["rotary_emb_base"], c["rotary_pct"] = c.pop("rope_theta"), c.pop("partial_rotary_factor")
+    if kind in ("cohere2", "exaone4") and c.get("sliding_window"):
+        c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
     if kind in ("gemma2", "qwen2", "qwen3", "smollm3"):
         c.pop("layer_types", None)  # derived: Gemma 2 alternates, Qwen by max_window_layers, SmolLM3 by no_rope_layers
     if c.get("head_dim") == c.get("hidden_size", 0) // c.get("num_attention_heads", 1):
@@ -173,23 +199,28 @@ def model_case(name, kind, *, wrong=(), old=True, gain=1.5, **sizes):
 
 
 def changed(folder, change):
-    config = AutoConfig.from_pretrained(folder)
+    whole = AutoConfig.from_pretrained(folder)
+    config = whole.get_text_config()
     for key, value in change.items():
         setattr(config, key, value(getattr(config, key)) if callable(value) else value)
-    return config
+    return whole
 
 
 def make_model(case):
     kind, sizes, wrong, old, gain = MODELS[case]
     folder = fresh(case)
+    if callable(sizes.get("vision_config")):
+        sizes = {**sizes, "vision_config": sizes["vision_config"](), "text_config": sizes["text_config"]()}
     config = getattr(transformers, kind + "Config")(**sizes)
-    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    if hasattr(config, "vision_config"):
+        make = kind + "ForConditionalGeneration"
     model = getattr(transformers, make)(config).float()
     randomize(model, case, gain)
     model.save_pretrained(folder)
     remove(folder, "generation_config.json")
 
-    ids = tokens(case, config.vocab_size)
+    ids = tokens(case, config.get_text_config().vocab_size)
     values = logits(load(folder), ids)
     save_logits(os.path.join(folder, "logits.safetensors"), ids, values)
 
@@ -303,6 +334,120 @@ model_case("granite", "Granite", **small(hidden_size=32, embedding_multiplier=3.
            tie_word_embeddings=True, rope_parameters=rope("default", 500.0)),
            wrong=[{"embedding_multiplier": 1.0}, {"attention_multiplier": 8**-0.5}, {"residual_multiplier": 1.0}, {"logits_scaling": 1.0}])
 
+
+
+def narrow(**changes):
+    return small(**{"intermediate_size": 28, **changes})
+
+
+def norms(key, **changes):
+    """Sizes of a family that calls the epsilon by another name, or does not have one (None)."""
+    sizes = narrow(**changes)
+    eps = sizes.pop("rms_norm_eps")
+    return sizes if key is None else {key: eps, **sizes}
+
+
+SEQUENTIAL, PARALLEL = {"use_parallel_residual": False}, {"use_parallel_residual": True}
+SHARE = {"rope_parameters": with_(partial_rotary_factor=1.0)}
+model_case("gemma", "Gemma", **narrow(head_dim=8, rope_parameters=rope("default", 500.0)), wrong=[THETA, {"rms_norm_eps": 1e-1}, {"hidden_act": "silu"}])
+PHI = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+model_case("phi", "Phi", **PHI, wrong=[SHARE, {"layer_norm_eps": 1e-2}, {"hidden_act": "silu"}])
+model_case("phi_norms", "Phi", **{**PHI, "qk_layernorm": True, "num_hidden_layers": 1}, wrong=[{"qk_layernorm": False}])
+model_case("cohere", "Cohere", **norms("layer_norm_eps", logit_scale=0.7, rope_parameters=rope("default", 500.0)),
+           wrong=[THETA, {"layer_norm_eps": 1e-2}, {"logit_scale": 1.0}])
+model_case("cohere_norms", "Cohere", **norms("layer_norm_eps", logit_scale=0.7, use_qk_norm=True, attention_bias=True, num_hidden_layers=1,
+           rope_parameters=rope("default", 500.0)), wrong=[{"use_qk_norm": False}, {"attention_bias": False}])
+model_case("cohere2", "Cohere2", **norms("layer_norm_eps", num_hidden_layers=3, logit_scale=0.7, sliding_window=6, rope_parameters=rope("default", 500.0),
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+           wrong=[THETA, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3}])
+for name in ("glm", "glm4"):
+    model_case(name, name.capitalize(), **narrow(head_dim=8, rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5)),
+               wrong=[THETA, EPS, SHARE, {"attention_bias": False}])
+model_case("starcoder2", "Starcoder2", **norms("norm_epsilon", sliding_window=7, rope_parameters=rope("default", 500.0)),
+           wrong=[THETA, {"norm_epsilon": 1e-2}, {"sliding_window": 6}, {"use_bias": False}, {"hidden_act": "silu"}])
+STABLE = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+model_case("stablelm", "StableLm", **STABLE, wrong=[SHARE, {"layer_norm_eps": 1e-2}, PARALLEL])
+model_case("stablelm_parallel", "StableLm", **{**STABLE, "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
+           wrong=[SEQUENTIAL, {"qk_layernorm": False}, {"use_qkv_bias": False}])
+NEOX = norms("layer_norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67))
+del NEOX["num_key_value_heads"]
+model_case("gpt_neox", "GPTNeoX", **NEOX, wrong=[SEQUENTIAL, SHARE, {"layer_norm_eps": 1e-2}, {"hidden_act": "silu"}, {"attention_bias": False}])
+model_case("gpt_neox_sequential", "GPTNeoX", **{**NEOX, "use_parallel_residual": False}, wrong=[PARALLEL])
+FALCON = norms("layer_norm_epsilon", rope_parameters=rope("default", 500.0))
+for key in ("num_key_value_heads", "intermediate_size"):
+    del FALCON[key]
+model_case("falcon", "Falcon", **{**FALCON, "num_hidden_layers": 1}, wrong=[THETA, {"layer_norm_epsilon": 1e-2}])
+model_case("falcon_new", "Falcon", **FALCON, new_decoder_architecture=True, num_kv_heads=2, bias=True, ffn_hidden_size=28, wrong=[THETA, {"bias": False}])
+model_case("falcon_new_one_norm", "Falcon", **{**FALCON, "num_hidden_layers": 1}, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=28,
+           num_ln_in_parallel_attn=1, wrong=[THETA])
+model_case("falcon_sequential", "Falcon", **FALCON, multi_query=False, parallel_attn=False, ffn_hidden_size=28, wrong=[THETA])
+model_case("olmo", "Olmo", **norms(None, clip_qkv=0.8, rope_parameters=rope("default", 500.0)), wrong=[THETA, {"clip_qkv": None}])
+model_case("olmo_unclipped", "Olmo", **norms(None, num_hidden_layers=1, rope_parameters=rope("default", 500.0)), wrong=[THETA])
+# theta is the default: of version 4's, transformers 5 gives any other to the layers without a window only
+model_case("olmo3", "Olmo3", **narrow(num_hidden_layers=3, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+           rope_parameters={"full_attention": rope("linear", 500000.0, factor=4.0), "sliding_attention": rope("default", 500000.0)}),
+           wrong=[EPS, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3},
+                  {"rope_parameters": lambda r: {**r, "full_attention": r["sliding_attention"]}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": r["full_attention"]}}])
+EXAONE = narrow(rope_parameters=rope("default", 500.0))
+model_case("exaone4", "Exaone4", **{**EXAONE, "num_hidden_layers": 3}, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+           wrong=[EPS, THETA, {"sliding_window": 7}, {"layer_types": ["sliding_attention"] * 3}])
+model_case("exaone4_full", "Exaone4", **EXAONE, sliding_window=None, layer_types=["full_attention"] * 2, wrong=[THETA])
+model_case("ernie4_5", "Ernie4_5", **narrow(head_dim=8, use_bias=True, rope_parameters=rope("default", 500.0)), wrong=[EPS, THETA, {"use_bias": False}])
+model_case("hunyuan", "HunYuanDenseV1", **narrow(head_dim=8, rope_parameters=rope("dynamic", 100.0, alpha=50.0, factor=1.0)),
+           wrong=[EPS, {"rope_parameters": with_(alpha=5.0)}])
+model_case("seed_oss", "SeedOss", **narrow(head_dim=8, rope_parameters=rope("default", 500.0)), wrong=[EPS, THETA, {"attention_bias": False}])
+GROWS = rope("yarn", 50.0, factor=4.0, original_max_position_embeddings=8, beta_fast=2.0, beta_slow=0.25, mscale=1.0, mscale_all_dim=1.0,
+             llama_4_scaling_beta=0.5)
+model_case("ministral3", "Ministral3", **narrow(head_dim=8, rope_parameters=GROWS), old=False,
+           wrong=[EPS, THETA, {"rope_parameters": with_(llama_4_scaling_beta=0.1)}, {"rope_parameters": with_(original_max_position_embeddings=16)}])
+model_case("nemotron", "Nemotron", **norms("norm_eps", rope_parameters=rope("default", 500.0, partial_rotary_factor=0.67)),
+           wrong=[SHARE, THETA, {"norm_eps": 1e-2}, {"hidden_act": "relu"}])
+GEMMA4 = narrow(num_hidden_layers=2, head_dim=8, num_key_value_heads=4, sliding_window=6, global_head_dim=12, hidden_size_per_layer_input=0,
+                final_logit_softcapping=8.0, layer_types=["sliding_attention", "full_attention"],
+                rope_parameters={"full_attention": rope("proportional", 500.0, partial_rotary_factor=0.4), "sliding_attention": rope("default", 100.0)})
+model_case("gemma4_text", "Gemma4Text", **GEMMA4, attention_k_eq_v=True, num_global_key_value_heads=2,
+           wrong=[EPS, {"sliding_window": 7}, {"final_logit_softcapping": None},
+                  {"rope_parameters": lambda r: {**r, "full_attention": rope("default", 500.0)}},
+                  {"rope_parameters": lambda r: {**r, "sliding_attention": rope("default", 500.0)}}])
+model_case("gemma4_values", "Gemma4Text", **{**GEMMA4, "num_key_value_heads": 2, "num_hidden_layers": 1, "layer_types": ["full_attention"]}, wrong=[EPS])
+model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+           rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
+model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,
+           block_multiple_of=8, block_ffn_dim_multiplier=1.7, rope_parameters=rope("default", 500.0)), wrong=[{"conv_bias": False}])
+
+
+# Language models among other towers: text only, so the towers may be as small as can be.
+
+
+def part(kind, **sizes):
+    return lambda: getattr(transformers, kind + "Config")(**sizes)
+
+
+CLIP = part("CLIPVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4, projection_dim=4)
+MULTI = rope("default", 500.0, mrope_section=[1, 1, 1])
+model_case("llava", "Llava", vision_config=CLIP, text_config=part("Llama", **narrow(head_dim=8, rope_parameters=rope("default", 500.0))), wrong=[THETA, EPS])
+model_case("llava_qwen2", "LlavaOnevision", vision_config=part("SiglipVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+           num_attention_heads=1, image_size=8, patch_size=4), text_config=part("Qwen2", **narrow(tie_word_embeddings=True, rope_parameters=rope("default", 500.0))),
+           wrong=[THETA, EPS])
+model_case("idefics3", "Idefics3", vision_config=part("Idefics3Vision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), text_config=part("Llama", **narrow(rope_parameters=rope("default", 500.0))), wrong=[THETA, EPS])
+model_case("mistral3", "Mistral3", vision_config=part("PixtralVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), text_config=part("Ministral3", **narrow(head_dim=8, rope_parameters=GROWS)), old=False, wrong=[THETA, EPS])
+model_case("gemma3", "Gemma3", vision_config=part("SiglipVision", hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+           image_size=8, patch_size=4), mm_tokens_per_image=1, text_config=part("Gemma3Text", **narrow(head_dim=8, sliding_window=6,
+           layer_types=["sliding_attention", "full_attention"], rope_parameters={"full_attention": rope("default", 5000.0),
+           "sliding_attention": rope("default", 100.0)})), old=False, wrong=[{"sliding_window": 7}])
+QWEN_VISION = dict(depth=1, hidden_size=4, num_heads=1, patch_size=2, in_channels=1)
+model_case("qwen2_vl", "Qwen2VL", vision_config=part("Qwen2VLVision", **{**QWEN_VISION, "hidden_size": 24}, embed_dim=4, mlp_ratio=1),
+           text_config=part("Qwen2VLText", **narrow(rope_parameters=MULTI)), wrong=[THETA, EPS])
+model_case("qwen2_5_vl", "Qwen2_5_VL", vision_config=part("Qwen2_5_VLVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24,
+           fullatt_block_indexes=[0]), text_config=part("Qwen2_5_VLText", **narrow(rope_parameters=MULTI)), wrong=[THETA, EPS])
+model_case("qwen3_vl", "Qwen3VL", vision_config=part("Qwen3VLVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24, num_position_embeddings=4,
+           deepstack_visual_indexes=[0]), text_config=part("Qwen3VLText", **narrow(head_dim=8, rope_parameters={**MULTI, "mrope_section": [1, 1, 2]})), wrong=[THETA, EPS])
+
 # ---------------------------------------------------------------------------------------------------------------- quantized models
 
 QUANTIZED = {}
@@ -399,6 +544,10 @@ adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_pr
 adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
+for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2"):
+    adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
+for name in ("llava", "qwen2_vl"):
+    adapter_case(name + "_lora", name, target_modules=r".*language_model.*(q_proj|o_proj|gate_proj|down_proj)")
 adapter_case("llama_nf4_lora", "llama_nf4", target_modules=LINEAR)
 adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", "up_proj"], use_dora=True)
 adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -471,7 +620,7 @@ def make_adapter(case):
 
     # From the files: for a quantized base the float32 model of its decoded weights, with the adapter as it is.
     model = decoded(at) if base in QUANTIZED else load(at)
-    ids = tokens(case, model.config.vocab_size)
+    ids = tokens(case, model.config.get_text_config().vocab_size)
     without_adapter = logits(model, ids)
     model = PeftModel.from_pretrained(model, adapter).float().eval()
     values = logits(model, ids)

@@ -39,12 +39,18 @@ impl<'c> Fields<'c> {
         self.error(Kind::Malformed, problem).with_hint("copy config.json again from where the model was published")
     }
 
-    fn missing(&self, key: &str) -> Error {
+    /// An error about a field that must be there.
+    pub(crate) fn missing(&self, key: &str) -> Error {
         self.misfit(format!("`{key}` is missing"))
     }
 
     fn error(&self, kind: Kind, problem: String) -> Error {
         Error::new(kind, problem).in_file(&self.config.path)
+    }
+
+    /// The configuration that they are read from.
+    pub(crate) fn config(&self) -> &'c ModelConfig {
+        self.config
     }
 
     /// Any field.
@@ -126,6 +132,16 @@ impl<'c> Fields<'c> {
         Ok(self.above_zero_if(key)?.unwrap_or(default))
     }
 
+    /// A share of something, or what it is by default.
+    pub fn fraction(&self, key: &str, default: f64) -> Result<f64> {
+        match (self.number(key, default)?, self.get(key)) {
+            (share, Some(value)) if !(0.0..=1.0).contains(&share) => {
+                Err(self.bad(key, value, "it must be between 0 and 1"))
+            }
+            (share, _) => Ok(share),
+        }
+    }
+
     /// What a norm adds to the mean square.
     pub fn eps(&self, key: &str, default: f64) -> Result<f32> {
         match (self.number(key, default)?, self.get(key)) {
@@ -168,6 +184,11 @@ impl<'c> Fields<'c> {
         };
         let types = self.by_layer("layer_types", layers)?;
         types.map(|types| types.iter().map(kind).collect()).transpose()
+    }
+
+    /// The same; where the field is missing, all layers slide but each that is counted by `every`.
+    pub fn sliding_but_every(&self, layers: usize, every: usize) -> Result<Vec<bool>> {
+        Ok(self.sliding(layers)?.unwrap_or_else(|| (1..=layers).map(|n| n % every != 0).collect()))
     }
 }
 

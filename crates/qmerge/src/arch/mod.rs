@@ -17,6 +17,7 @@ mod linear;
 mod rope;
 pub mod spec;
 mod ties;
+mod tower;
 
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, ModelConfig};
@@ -27,8 +28,9 @@ pub use families::ARCHS;
 pub use fields::Fields;
 pub use linear::Role;
 pub(crate) use linear::{head_in_memory, role};
-pub use rope::Rope;
+pub use rope::{Rope, RopeDefaults};
 pub use ties::{Tie, by_default as tied_by_default, find as find_tie};
+pub use tower::language_model;
 
 /// One family.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub struct Arch {
     pub wrappers: &'static [&'static str],
     /// Pairs of name fragments, whole components: an adapter may say the first where the checkpoint says the second.
     pub renames: &'static [(&'static str, &'static str)],
+    /// True for a model of several towers, of which the language model is of another family: `text_config` says which.
+    pub is_composed: bool,
     /// Reads the configuration of a model that is to run; `None` for a family that is merged only.
     pub spec: Option<fn(&Fields<'_>) -> Result<Spec>>,
 }
@@ -98,7 +102,7 @@ pub fn find(model_type: &str) -> &'static Arch {
 
 /// The families that can be run.
 pub fn runnable() -> impl Iterator<Item = &'static Arch> {
-    ARCHS.iter().filter(|arch| arch.spec.is_some())
+    ARCHS.iter().filter(|arch| arch.spec.is_some() || arch.is_composed)
 }
 
 /// The configuration of a model that is to run. Errors if the checkpoint has none.
@@ -112,6 +116,7 @@ pub fn config(checkpoint: &Checkpoint) -> Result<&ModelConfig> {
 
 /// What a model consists of. Errors if it is of a family that cannot be run, and lists those that can.
 pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
+    let config = &*language_model(config)?;
     let model_type = config.model_type();
     let Some(spec) = find(model_type).spec else {
         let known: Vec<&str> = runnable().flat_map(|arch| arch.model_types).copied().collect();

@@ -1,13 +1,14 @@
 //! Rotary position embeddings: each pair of a head's features turns with the position, at a frequency of its own.
 //!
-//! Frequencies follow transformers' `rope_type`s (default, linear, dynamic, yarn, llama3, longrope). The two halves of a head's rotary
-//! part are the pairs' two coordinates.
+//! Frequencies follow transformers' `rope_type`s (default, linear, dynamic, yarn, llama3, longrope, proportional; mrope, which is the default where all of
+//! a token's positions are the same, as those of text are). The two halves of a head's rotary part are the pairs' two coordinates, or neighbours are.
 
 use std::f64::consts::TAU;
 
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
+use super::spec::Growth;
 use crate::error::{Error, Result};
 
 /// One rotary embedding.
@@ -20,16 +21,59 @@ pub struct Rope {
     /// Factor on both coordinates.
     factor: f32,
     max_positions: usize,
+    /// Features next to each other are a pair (Cohere, GLM); else the halves of what turns are the pairs' two coordinates.
+    pub interleaved: bool,
+}
+
+/// What a family's rope is where its configuration does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeDefaults {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Share of a head's features that turns.
+    pub share: f64,
+    /// Longest sequence that it was made for, where a family has a default.
+    pub max_positions: Option<usize>,
+    /// An `alpha` beside `dynamic` is a fixed factor on theta (HunYuan).
+    pub has_alpha: bool,
+}
+
+impl Default for RopeDefaults {
+    fn default() -> Self {
+        Self { theta: 10_000.0, share: 1.0, max_positions: None, has_alpha: false }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Scaling {
     None,
-    Linear { factor: f64 },
-    Dynamic { factor: f64 },
-    Yarn { factor: f64, low: f64, high: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-    Long { short: Vec<f64>, long: Vec<f64>, original: usize },
+    Linear {
+        factor: f64,
+    },
+    /// Only the first pairs turn.
+    Proportional {
+        pairs: usize,
+        factor: f64,
+    },
+    Dynamic {
+        factor: f64,
+    },
+    Yarn {
+        factor: f64,
+        low: f64,
+        high: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
+    Long {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        original: usize,
+    },
 }
 
 /// A sequence that is made longer by scaling is no longer than this.
@@ -107,32 +151,56 @@ impl<'f, 'c> Parameters<'f, 'c> {
 impl Rope {
     /// Reads `rope_parameters` (of one layer type, where they differ), or the older `rope_theta` and `rope_scaling`.
     pub fn read(fields: &Fields<'_>, head_dim: usize, layer_type: Option<&str>, theta: f64) -> Result<Self> {
+        Self::read_with(fields, head_dim, layer_type, RopeDefaults { theta, ..RopeDefaults::default() })
+    }
+
+    /// The same, where more than theta has a default of the family's own.
+    pub fn read_with(
+        fields: &Fields<'_>,
+        head_dim: usize,
+        layer_type: Option<&str>,
+        defaults: RopeDefaults,
+    ) -> Result<Self> {
         let parameters = Parameters::read(fields, layer_type)?;
         let either = |key: &str, default: f64| match parameters.number(key)? {
             Some(number) => Ok(number),
             None => fields.number(key, default),
         };
-        let theta = either("rope_theta", theta)?;
+        let mut theta = either("rope_theta", defaults.theta)?;
         if theta <= 0.0 {
             return Err(fields.misfit(format!("`rope_theta` is {theta}: it must be above zero")));
         }
-        let share = either("partial_rotary_factor", 1.0)?;
+        let share = either("partial_rotary_factor", defaults.share)?;
         if !(0.0..=1.0).contains(&share) {
             return Err(fields.misfit(format!("`partial_rotary_factor` is {share}: it must be between 0 and 1")));
         }
-        let dims = (head_dim as f64 * share) as usize;
+        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
+        // Pairs are then of the whole head, and those beyond the share stand still.
+        let is_proportional = kind.and_then(Value::as_str) == Some("proportional");
+        let turning = head_dim as f64 * share;
+        let dims = if is_proportional { head_dim } else { turning as usize };
         in_pairs(fields, dims, head_dim)?;
-        let max_positions = fields.count("max_position_embeddings")?;
+        let max_positions = match (fields.positive_if("max_position_embeddings")?, defaults.max_positions) {
+            (Some(count), _) | (None, Some(count)) => count,
+            (None, None) => fields.count("max_position_embeddings")?,
+        };
         let original = match parameters.above_zero("original_max_position_embeddings")? {
             Some(original) => original as usize,
             None => fields.positive_if("original_max_position_embeddings")?.unwrap_or(max_positions),
         };
         let stretch = max_positions as f64 / original as f64;
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
         let mut attention = 1.0;
         let scaling = match kind.map_or(Some("default"), Value::as_str) {
-            Some("default") => Scaling::None,
+            Some("default" | "mrope") => Scaling::None,
+            Some("proportional") => {
+                let factor = parameters.above_zero("factor")?.unwrap_or(1.0);
+                Scaling::Proportional { pairs: (turning / 2.0) as usize, factor }
+            }
             Some("linear") => Scaling::Linear { factor: parameters.needed("factor")? },
+            Some("dynamic") if defaults.has_alpha && parameters.get("alpha").is_some() => {
+                theta *= libm::pow(parameters.needed("alpha")?, dims as f64 / (dims as f64 - 2.0));
+                Scaling::None
+            }
             Some("dynamic") => Scaling::Dynamic { factor: parameters.needed("factor")? },
             Some("yarn") => {
                 let factor = parameters.above_zero("factor")?.unwrap_or(stretch);
@@ -172,7 +240,19 @@ impl Rope {
             }
             _ => return Err(fields.unsupported("rope_type", kind.unwrap_or(&Value::Null))),
         };
-        Self { dims, theta, scaling, factor: attention as f32, max_positions }.sound(fields)
+        Self { dims, theta, scaling, factor: attention as f32, max_positions, interleaved: false }.sound(fields)
+    }
+
+    /// How queries grow with their position, which Ministral 3 keeps beside the rope's parameters.
+    pub fn growth(fields: &Fields<'_>) -> Result<Option<Growth>> {
+        let parameters = Parameters::read(fields, None)?;
+        let key = "llama_4_scaling_beta";
+        let (Some(rate), Some(value)) = (parameters.number(key)?, parameters.get(key)) else { return Ok(None) };
+        if !(rate as f32).is_finite() {
+            return Err(parameters.bad(key, value, "too large for a 32-bit number"));
+        }
+        let every = parameters.needed("original_max_position_embeddings")?.max(1.0) as usize;
+        Ok(Some(Growth { rate: rate as f32, every }))
     }
 
     /// Errors if an angle would be no number, whatever the parameters that bring it about.
@@ -198,7 +278,8 @@ impl Rope {
     pub fn plain(fields: &Fields<'_>, head_dim: usize, theta: f64) -> Result<Self> {
         in_pairs(fields, head_dim, head_dim)?;
         let max_positions = fields.count("max_position_embeddings")?;
-        Self { dims: head_dim, theta, scaling: Scaling::None, factor: 1.0, max_positions }.sound(fields)
+        let scaling = Scaling::None;
+        Self { dims: head_dim, theta, scaling, factor: 1.0, max_positions, interleaved: false }.sound(fields)
     }
 
     /// Factor on both coordinates.
@@ -215,6 +296,13 @@ impl Rope {
             match &self.scaling {
                 Scaling::None => plain_here,
                 Scaling::Linear { factor } => plain_here / factor,
+                Scaling::Proportional { pairs, factor } => {
+                    if i < *pairs {
+                        plain_here / factor
+                    } else {
+                        0.0
+                    }
+                }
                 Scaling::Dynamic { factor } => {
                     let max = self.max_positions as f64;
                     let stretch = factor * (length as f64).max(max) / max - (factor - 1.0);

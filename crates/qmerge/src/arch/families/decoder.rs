@@ -1,6 +1,6 @@
 //! What most families have in common: each layer has attention and a dense feed-forward.
 
-use super::spec::{Attention, Dense, FeedForward, Layer, Mixer, Norms, Spec};
+use super::spec::{Attention, Dense, FeedForward, Layer, Mixer, Norms, Order, QkNorm, Spec};
 
 /// A decoder before it becomes a [`Spec`], for families to change what is theirs.
 pub(super) struct Decoder {
@@ -10,9 +10,27 @@ pub(super) struct Decoder {
     pub(super) attention: Vec<Attention>,
     pub(super) feed_forward: Dense,
     pub(super) norms: Norms,
+    pub(super) order: Order,
 }
 
 impl Decoder {
+    /// Gives all layers norms of queries and keys.
+    pub(super) fn norm_queries_and_keys(&mut self, norm: QkNorm) {
+        self.attention.iter_mut().for_each(|attention| attention.qk_norm = Some(norm));
+    }
+
+    /// Takes the rope from all layers but these.
+    pub(super) fn keep_ropes(&mut self, kept: impl IntoIterator<Item = bool>) {
+        for (attention, kept) in self.attention.iter_mut().zip(kept) {
+            attention.rope = attention.rope.filter(|_| kept);
+        }
+    }
+
+    /// Turns all ropes' pairs of neighbours instead of halves.
+    pub(super) fn interleave(&mut self) {
+        self.spec.ropes.iter_mut().for_each(|rope| rope.interleaved = true);
+    }
+
     /// Gives a window to the layers that slide.
     pub(super) fn slide(&mut self, window: Option<usize>, sliding: impl IntoIterator<Item = bool>) {
         for (attention, sliding) in self.attention.iter_mut().zip(sliding) {
@@ -23,8 +41,8 @@ impl Decoder {
 
 impl From<Decoder> for Spec {
     fn from(decoder: Decoder) -> Self {
-        let (norms, feed_forward) = (decoder.norms, FeedForward::Dense(decoder.feed_forward));
-        let layer = |attention| Layer { norms, mixer: Mixer::Attention(attention), feed_forward };
+        let (order, norms, feed_forward) = (decoder.order, decoder.norms, FeedForward::Dense(decoder.feed_forward));
+        let layer = |attention| Layer { order, norms, mixer: Mixer::Attention(attention), feed_forward, scalar: None };
         Self { layers: decoder.attention.into_iter().map(layer).collect(), ..decoder.spec }
     }
 }

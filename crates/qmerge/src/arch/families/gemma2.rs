@@ -6,7 +6,7 @@ use super::{Arch, Fields, Result, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["gemma2"], spec: Some(spec), ..generic::ARCH };
 
-const NORMS: Norms = Norms {
+pub(super) const NORMS: Norms = Norms {
     mixer_in: Some("input_layernorm"),
     mixer_out: Some("post_attention_layernorm"),
     feed_forward_in: Some("pre_feedforward_layernorm"),
@@ -34,6 +34,6 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     gemma.spec.norm = Norm::RmsPlusOne;
     gemma.spec.logit_cap = fields.above_zero_if("final_logit_softcapping")?.map(|cap| cap as f32);
     gemma.spec.embed_scale = (gemma.spec.hidden as f32).sqrt();
-    gemma.feed_forward.activation = Activation::read(fields, "hidden_activation")?;
+    gemma.feed_forward.activation = Activation::read_or(fields, "hidden_activation", Activation::GeluTanh)?;
     Ok(gemma)
 }

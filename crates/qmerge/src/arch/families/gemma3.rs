@@ -17,9 +17,9 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     gemma.spec.ropes = vec![full, local];
     let window = fields.positive_if("sliding_window")?;
     let pattern = fields.positive_if("sliding_window_pattern")?.unwrap_or(6);
-    let sliding = fields.sliding(layers)?.unwrap_or_else(|| (1..=layers).map(|n| n % pattern != 0).collect());
+    let sliding = fields.sliding_but_every(layers, pattern)?;
     for (attention, &sliding) in gemma.attention.iter_mut().zip(&sliding) {
-        attention.qk_norm = Some(QkNorm::PerHead(llama::QK_NORM));
+        attention.qk_norm = Some(QkNorm::per_head(llama::QK_NORM));
         attention.rope = Some(usize::from(sliding));
     }
     gemma.slide(window, sliding);

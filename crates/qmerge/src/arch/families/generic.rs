@@ -69,5 +69,6 @@ pub(super) const ARCH: Arch = Arch {
     experts: Some(EXPERTS),
     wrappers: WRAPPERS,
     renames: RENAMES,
+    is_composed: false,
     spec: None,
 };

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::decoder::Decoder;
-use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Projections, Spec};
+use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Order, Projections, Spec};
 use super::{Arch, Fields, Result, generic};
 
 pub(super) const ARCH: Arch = Arch {
@@ -30,7 +30,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let scale = if fields.flag("scale_attn_weights", true)? { (1.0 / (head_dim as f64).sqrt()) as f32 } else { 1.0 };
     let feed_forward = Dense {
         width: fields.positive_if("n_inner")?.unwrap_or(4 * hidden),
-        activation: Activation::read(fields, "activation_function")?,
+        activation: Activation::read_or(fields, "activation_function", Activation::GeluTanh)?,
         matrices: Matrices::Plain { names: ["mlp.c_fc", "mlp.c_proj"] },
     };
     let attention = Attention {
@@ -38,8 +38,11 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         kv_heads: heads,
         head_dim,
         projections: Projections::Fused { names: ["attn.c_attn", "attn.c_proj"] },
+        clip: None,
         qk_norm: None,
         rope: None,
+        norms_values: false,
+        growth: None,
         window: None,
         scale,
         cap: None,
@@ -57,5 +60,6 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         logit_scale: 1.0,
         logit_cap: None,
     };
-    Ok(Decoder { spec, attention: vec![attention; layers], feed_forward, norms: NORMS }.into())
+    let attention = vec![attention; layers];
+    Ok(Decoder { spec, attention, feed_forward, norms: NORMS, order: Order::Sequential }.into())
 }

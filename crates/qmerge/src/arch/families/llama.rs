@@ -1,17 +1,21 @@
 //! Llama, which the others are told from.
 
 use super::decoder::Decoder;
-use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Projections, Spec};
-use super::{Arch, Fields, Result, Rope, generic};
+use super::spec::{Activation, Attention, Dense, Matrices, Norm, Norms, Order, Projections, Spec};
+use super::{Arch, Fields, Result, Rope, RopeDefaults, generic};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["llama"], spec: Some(spec), ..generic::ARCH };
 
-const NORMS: Norms = Norms {
+pub(super) const NORMS: Norms = Norms {
     mixer_in: Some("input_layernorm"),
     mixer_out: None,
     feed_forward_in: Some("post_attention_layernorm"),
     feed_forward_out: None,
 };
+
+/// Queries, keys, values, output.
+pub(super) const PROJECTIONS: [&str; 4] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 
 /// The norms of queries and of keys, in the families that have them.
 pub(super) const QK_NORM: [&str; 2] = ["self_attn.q_norm", "self_attn.k_norm"];
@@ -22,23 +26,33 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
 
 /// What Llama's configuration says, for other families to change what is theirs.
 pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
+    read_with(fields, RopeDefaults::default())
+}
+
+/// The same, where the rope has defaults of its own.
+pub(super) fn read_with(fields: &Fields<'_>, rope: RopeDefaults) -> Result<Decoder> {
+    read_sized(fields, rope, fields.count("intermediate_size")?)
+}
+
+/// The same, where the width of the feed-forward is said in another way.
+pub(super) fn read_sized(fields: &Fields<'_>, rope: RopeDefaults, width: usize) -> Result<Decoder> {
     let (hidden, heads) = (fields.count("hidden_size")?, fields.count("num_attention_heads")?);
     let head_dim = match fields.positive_if("head_dim")? {
         Some(head_dim) => head_dim,
         None => fields.share("hidden_size", "num_attention_heads")?,
     };
     let layers = fields.layers("num_hidden_layers")?;
-    let rope = Rope::read(fields, head_dim, None, 10_000.0)?;
-    let width = fields.count("intermediate_size")?;
+    let rope = Rope::read_with(fields, head_dim, None, rope)?;
     let attention = Attention {
         heads,
         kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
-        projections: Projections::Apart {
-            names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
-        },
+        projections: Projections::Apart { names: PROJECTIONS },
+        clip: None,
         qk_norm: None,
         rope: Some(0),
+        norms_values: false,
+        growth: None,
         window: None,
         scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         cap: None,
@@ -61,5 +75,6 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
         activation: Activation::read(fields, "hidden_act")?,
         matrices: Matrices::Gated { names: ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] },
     };
-    Ok(Decoder { spec, attention: vec![attention; layers], feed_forward, norms: NORMS })
+    let attention = vec![attention; layers];
+    Ok(Decoder { spec, attention, feed_forward, norms: NORMS, order: Order::Sequential })
 }

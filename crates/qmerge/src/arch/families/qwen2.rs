@@ -1,10 +1,14 @@
-//! Qwen 2: Llama with biases on queries, keys and values (found in the checkpoint), and a window in the upper layers if wanted.
+//! Qwen 2, and the language models of Qwen 2 VL and 2.5 VL: Llama with biases on queries, keys and values (found in the checkpoint), and a window in the upper layers if wanted.
 
 use super::decoder::Decoder;
 use super::spec::Spec;
 use super::{Arch, Fields, Result, generic, llama};
 
-pub(super) const ARCH: Arch = Arch { model_types: &["qwen2"], spec: Some(spec), ..generic::ARCH };
+pub(super) const ARCH: Arch = Arch {
+    model_types: &["qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"],
+    spec: Some(spec),
+    ..generic::ARCH
+};
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     read(fields).map(Spec::from)

@@ -20,9 +20,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     };
     let window = if fields.flag("use_sliding_window", false)? { fields.positive_if("sliding_window")? } else { None };
     let sliding = fields.sliding(layers)?.unwrap_or_else(|| ropes.iter().map(|has_rope| !has_rope).collect());
-    for (attention, has_rope) in smollm.attention.iter_mut().zip(ropes) {
-        attention.rope = has_rope.then_some(0);
-    }
+    smollm.keep_ropes(ropes);
     smollm.slide(window, sliding);
     Ok(smollm.into())
 }

@@ -1,6 +1,6 @@
 //! Attention, as data.
 
-use super::Fields;
+use super::{Fields, Norm};
 use crate::arch::fields::MOST;
 use crate::error::Result;
 
@@ -15,10 +15,16 @@ pub struct Attention {
     pub head_dim: usize,
     /// Its matrices.
     pub projections: Projections,
+    /// Queries, keys and values are held between its negative and itself.
+    pub clip: Option<f32>,
     /// Norms of queries and keys.
     pub qk_norm: Option<QkNorm>,
     /// Number of the rotary embedding in [`Spec::ropes`](super::Spec::ropes).
     pub rope: Option<usize>,
+    /// Values are normalized, each head by itself and without weights (Gemma 4).
+    pub norms_values: bool,
+    /// How queries grow with their position.
+    pub growth: Option<Growth>,
     /// A query sees this many positions, itself included.
     pub window: Option<usize>,
     /// Factor on query · key.
@@ -35,20 +41,63 @@ pub enum Projections {
         /// Queries, keys, values, output.
         names: [&'static str; 4],
     },
+    /// One matrix each, of which the keys' serves values too (Gemma 4).
+    KeysAsValues {
+        /// Queries, keys, output.
+        names: [&'static str; 3],
+    },
     /// Queries, keys and values in one.
     Fused {
         /// All three, output.
         names: [&'static str; 2],
     },
+    /// The same in groups, one for each key head: the queries that it serves, the key, the value (GPT-NeoX, Falcon).
+    Grouped {
+        /// All groups, output.
+        names: [&'static str; 2],
+    },
 }
 
-/// Norms of queries and keys: names below a layer.
+/// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkNorm {
-    /// Over each head.
-    PerHead([&'static str; 2]),
-    /// Over all heads together (OLMo 2).
-    Whole([&'static str; 2]),
+pub struct QkNorm {
+    /// Of queries, of keys: names below a layer.
+    pub names: [&'static str; 2],
+    /// What a norm is over.
+    pub over: Over,
+    /// What it does, where that is not what the model's other norms do.
+    pub norm: Option<Norm>,
+    /// Behind the rotary embedding, not before it.
+    pub after_rope: bool,
+}
+
+/// What a norm of queries or keys is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Each head, with the same weights for all.
+    Head,
+    /// Each head, with weights of its own in one tensor (Cohere).
+    OwnHead,
+    /// Each head, with weights of its own, each head's in a tensor `norms.N` (StableLM).
+    OwnHeadApart,
+    /// All heads together (OLMo 2).
+    Whole,
+}
+
+impl QkNorm {
+    /// Over each head, as the model's other norms.
+    pub const fn per_head(names: [&'static str; 2]) -> Self {
+        Self { names, over: Over::Head, norm: None, after_rope: false }
+    }
+}
+
+/// Queries at position p are multiplied with `1 + rate · ln(1 + ⌊p / every⌋)` (Ministral 3).
+#[derive(Clone, Copy, Debug)]
+pub struct Growth {
+    /// How fast.
+    pub rate: f32,
+    /// Positions that share a factor.
+    pub every: usize,
 }
 
 /// No head is wider.
@@ -65,6 +114,7 @@ impl Attention {
         if head_dim > WIDEST || heads * head_dim > MOST {
             return Err(fields.misfit(format!("no model has {heads} heads of {head_dim} features")));
         }
+        debug_assert!(self.growth.is_none_or(|growth| growth.every > 0));
         debug_assert!(self.rope.is_none_or(|rope| rope < ropes));
         Ok(())
     }

@@ -73,16 +73,27 @@ pub enum Activation {
     Gelu,
     /// The same with the tanh approximation.
     GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)²`.
+    ReluSquared,
 }
 
 impl Activation {
-    /// Reads its name in transformers.
+    /// Reads its name in transformers; SiLU where there is none.
     pub fn read(fields: &Fields<'_>, key: &str) -> Result<Self> {
-        let Some(value) = fields.get(key) else { return Ok(Self::Silu) };
+        Self::read_or(fields, key, Self::Silu)
+    }
+
+    /// The same, where a family has another by default.
+    pub fn read_or(fields: &Fields<'_>, key: &str, default: Self) -> Result<Self> {
+        let Some(value) = fields.get(key) else { return Ok(default) };
         match value.as_str() {
             Some("silu" | "swish") => Ok(Self::Silu),
             Some("gelu") => Ok(Self::Gelu),
             Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Self::GeluTanh),
+            Some("relu") => Ok(Self::Relu),
+            Some("relu2") => Ok(Self::ReluSquared),
             _ => Err(fields.unsupported(key, value)),
         }
     }

@@ -2,9 +2,11 @@
 
 mod attention;
 mod feed_forward;
+mod short_conv;
 
-pub use attention::{Attention, Projections, QkNorm};
+pub use attention::{Attention, Growth, Over, Projections, QkNorm};
 pub use feed_forward::{Activation, Dense, Matrices, Routed};
+pub use short_conv::ShortConv;
 
 use super::fields::Fields;
 use super::rope::Rope;
@@ -40,12 +42,27 @@ pub struct Spec {
 /// Two blocks, each of which adds to the residual stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer {
+    /// What the feed-forward sees of the mixer.
+    pub order: Order,
     /// Where norms stand.
     pub norms: Norms,
     /// By which a position sees others.
     pub mixer: Mixer,
     /// What is done to each position by itself.
     pub feed_forward: FeedForward,
+    /// Name of a factor on what leaves the layer, below it.
+    pub scalar: Option<&'static str>,
+}
+
+/// How the two blocks of a layer stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The feed-forward sees what the mixer added.
+    Sequential,
+    /// Both see what came into the layer, each through its own norm.
+    Parallel,
+    /// Both see what came into the layer, through the norm before the mixer.
+    ParallelOneNorm,
 }
 
 /// Names of the norms around a layer's two blocks, below the layer; `None` where there is none.
@@ -66,6 +83,8 @@ pub struct Norms {
 pub enum Mixer {
     /// Of softmax, over keys and values.
     Attention(Attention),
+    /// Of a few positions before it, feature by feature.
+    ShortConv(ShortConv),
 }
 
 /// What is done to each position by itself.
@@ -84,8 +103,16 @@ pub enum Norm {
     Rms,
     /// `x / rms(x) · (1 + weight)` (Gemma).
     RmsPlusOne,
+    /// `x / rms(x)`: nothing of it is stored.
+    RmsWithoutWeight,
     /// `(x − mean) / std · weight + bias`.
     Layer,
+    /// `(x − mean) / std · (1 + weight) + bias` (Nemotron).
+    LayerPlusOne,
+    /// `(x − mean) / std · weight`.
+    LayerWithoutBias,
+    /// `(x − mean) / std`: nothing of it is stored (OLMo).
+    LayerWithoutWeight,
 }
 
 /// All layers together have no more experts. Each takes memory before it is used.
@@ -97,6 +124,7 @@ impl Spec {
         for layer in &self.layers {
             match &layer.mixer {
                 Mixer::Attention(attention) => attention.check(fields, self.ropes.len())?,
+                Mixer::ShortConv(_) => {}
             }
             match &layer.feed_forward {
                 FeedForward::Dense(_) => {}

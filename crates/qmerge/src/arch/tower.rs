@@ -1,0 +1,93 @@
+//! The configuration of the language model in a model of several towers.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
+
+use super::fields::Fields;
+use super::find;
+use crate::error::Result;
+use crate::open::ModelConfig;
+
+/// Configuration classes of language models, with what they hold by default: transformers 4 wrote into `text_config` only what differs.
+const DEFAULTS: &[(&str, &[(&str, u64)])] = &[
+    ("llama", &[("vocab_size", 32_000), ("intermediate_size", 11_008), ("max_position_embeddings", 2048)]),
+    (
+        "mistral",
+        &[
+            ("vocab_size", 32_000),
+            ("intermediate_size", 14_336),
+            ("num_key_value_heads", 8),
+            ("max_position_embeddings", 131_072),
+            ("sliding_window", 4096),
+        ],
+    ),
+    ("qwen2", &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("max_position_embeddings", 32_768)]),
+];
+
+/// The same of all these classes.
+const SHARED: &[(&str, u64)] = &[("hidden_size", 4096), ("num_hidden_layers", 32), ("num_attention_heads", 32)];
+
+/// The configuration of what is run: the document itself, or what a model of several towers says of its language model.
+pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
+    if !find(config.model_type()).is_composed {
+        return Ok(Cow::Borrowed(config));
+    }
+    let fields = Fields::new(config);
+    let key = "text_config";
+    let value = fields.get(key).ok_or_else(|| fields.missing(key))?;
+    let json = value.as_object().ok_or_else(|| fields.bad(key, value, "that is not an object"))?;
+    let nested = ModelConfig { json: json.clone(), text: String::new(), path: config.path.clone() };
+    if nested.model_type().is_empty() {
+        return Err(fields.missing("text_config.model_type"));
+    }
+    Ok(Cow::Owned(ModelConfig { json: with_defaults(nested.model_type(), json), ..nested }))
+}
+
+fn with_defaults(model_type: &str, json: &Map<String, Value>) -> Map<String, Value> {
+    let mut json = json.clone();
+    if let Some((_, own)) = DEFAULTS.iter().find(|(name, _)| *name == model_type) {
+        for (key, value) in own.iter().chain(SHARED) {
+            json.entry(*key).or_insert_with(|| Value::from(*value));
+        }
+    }
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::arch::spec_of;
+
+    fn config(json: Value) -> ModelConfig {
+        ModelConfig { path: "config.json".into(), text: String::new(), json: json.as_object().unwrap().clone() }
+    }
+
+    #[test]
+    fn what_a_tower_leaves_out_is_what_its_class_holds() {
+        // As two published models have it.
+        let vicuna =
+            json!({"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32_064});
+        let spec = spec_of(&config(json!({"model_type": "llava", "text_config": vicuna}))).unwrap();
+        assert_eq!((spec.hidden, spec.layers.len(), spec.vocab, spec.max_positions), (4096, 32, 32_064, 4096));
+        let mistral = json!({"model_type": "mistral", "max_position_embeddings": 32_768, "rope_theta": 1e6, "sliding_window": null});
+        let spec = spec_of(&config(json!({"model_type": "llava_next", "text_config": mistral}))).unwrap();
+        let super::super::spec::Mixer::Attention(attention) = spec.layers[31].mixer else { panic!() };
+        assert_eq!((attention.kv_heads, attention.window), (8, None));
+    }
+
+    #[test]
+    fn a_tower_that_is_unknown_is_named() {
+        for (text, said) in [
+            (json!(null), "`text_config` is missing"),
+            (json!([]), "`text_config` is []"),
+            (json!({}), "`text_config.model_type` is missing"),
+            (json!({"model_type": "mamba"}), "`mamba` cannot be run"),
+        ] {
+            let error = spec_of(&config(json!({"model_type": "llava", "text_config": text}))).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+}

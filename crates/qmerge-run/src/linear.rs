@@ -8,6 +8,7 @@ use qmerge::arch::leaf_in;
 use qmerge::edit::{Applied, Aside, Edit, Side};
 use qmerge::edited::Edited;
 use qmerge::error::Result;
+use qmerge::round::matrix_name;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
 use rayon::prelude::*;
 
@@ -53,6 +54,14 @@ impl<'x> Input<'x> {
 pub trait Watch: Send {
     /// The module paths of all linear layers that are given these activations. An error stops the pass.
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
+
+    /// Fewest tokens that an expert's layers are to be shown: one that serves fewer is shown those that come next for it too. 0 where it does not matter.
+    fn least(&self) -> usize {
+        0
+    }
+
+    /// How many tokens each expert of a layer serves.
+    fn served(&mut self, _: &[usize]) {}
 
     /// All linear layers of a decoder layer have been seen.
     fn layer(&mut self) -> Result<()> {
@@ -319,7 +328,7 @@ impl<'a> Stack<'a> {
         let (outputs, inputs) = (self.outputs, self.inputs);
         let rows = if self.in_out { inputs } else { outputs };
         Linear {
-            name: self.name.clone(),
+            name: matrix_name(&self.name, number),
             weight: Arc::clone(&self.weight),
             bytes: if number == 0 { self.weight.base().bytes() } else { 0 },
             rows: rows * number..rows * (number + 1),

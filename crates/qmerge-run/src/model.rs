@@ -334,9 +334,9 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Name of the weight at a module path.
+/// Name of the weight at a module path. A matrix of a stack, which is no module, has a name of its own.
 pub(crate) fn weight_name(path: &str) -> String {
-    format!("{path}.weight")
+    if path.ends_with(']') { path.to_owned() } else { format!("{path}.weight") }
 }
 
 /// What may be taken for stored weights where nobody set a bound.

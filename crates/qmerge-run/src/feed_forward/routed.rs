@@ -130,23 +130,26 @@ impl FeedForward for Routed<'_> {
         let (tokens, hidden) = (x.tokens(), self.router.linear.inputs());
         let first: Vec<&str> = self.first().iter().map(|linear| linear.name()).collect();
         watch.input(&first, x)?;
-        let served = self.router.serve(x)?;
+        let served = self.router.serve(x, watch.least())?;
+        watch.served(&served.iter().map(|served| served.own).collect::<Vec<_>>());
         let mut out = match &self.shared {
             None => vec![0.0; hidden * tokens],
             Some(shared) => shared.forward(x, watch)?,
         };
         let x = x.values();
         for (expert, served) in self.experts.iter().zip(&served) {
-            if served.is_empty() {
+            if served.tokens.is_empty() {
                 continue;
             }
             let given =
                 |&(t, share): &(usize, f32), row: &[f32]| if self.share_inputs { row[t] * share } else { row[t] };
             let some: Vec<f32> =
-                x.chunks_exact(tokens).flat_map(|row| served.iter().map(move |one| given(one, row))).collect();
+                x.chunks_exact(tokens).flat_map(|row| served.tokens.iter().map(move |one| given(one, row))).collect();
             let y = expert.forward(&Input::new(&some, hidden), watch)?;
-            for (out, y) in out.chunks_exact_mut(tokens).zip(y.chunks_exact(served.len())) {
-                for (&(t, share), y) in served.iter().zip(y) {
+            // What was only shown is not served.
+            let own = &served.tokens[..served.own];
+            for (out, y) in out.chunks_exact_mut(tokens).zip(y.chunks_exact(served.tokens.len())) {
+                for (&(t, share), y) in own.iter().zip(y) {
                     out[t] += if self.share_inputs { *y } else { share * y };
                 }
             }

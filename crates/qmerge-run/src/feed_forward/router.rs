@@ -15,8 +15,13 @@ pub(super) struct Router<'a> {
     correction: Option<Vec<f32>>,
 }
 
-/// By expert: the tokens that it serves, each with the expert's share.
-pub(super) type Served = Vec<Vec<(usize, f32)>>;
+/// The tokens that an expert serves, each with its share; those that come next for it behind them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Served {
+    pub(super) tokens: Vec<(usize, f32)>,
+    /// How many it serves.
+    pub(super) own: usize,
+}
 
 impl<'a> Router<'a> {
     /// The router beside a module that holds experts; `beside` makes a path of a name.
@@ -31,27 +36,48 @@ impl<'a> Router<'a> {
         Ok(Self { linear, spec: *spec, correction })
     }
 
-    /// Experts for each column of `x`.
-    pub(super) fn serve(&self, x: &Input<'_>) -> Result<Served> {
+    /// What each expert serves of the columns of `x`. One that serves fewer than `least` gets those tokens behind its own for which its score is the
+    /// highest among the others.
+    pub(super) fn serve(&self, x: &Input<'_>, least: usize) -> Result<Vec<Served>> {
         let (logits, tokens) = (self.linear.forward(x)?, x.tokens());
-        let mut served: Served = vec![Vec::new(); self.spec.count];
+        let mut served = vec![Served::default(); self.spec.count];
         for t in 0..tokens {
             let scores: Vec<f32> = logits.iter().skip(t).step_by(tokens).copied().collect();
             for (expert, share) in self.choose(scores) {
-                served[expert].push((t, share));
+                served[expert].tokens.push((t, share));
+                served[expert].own += 1;
+            }
+        }
+        if served.iter().any(|served| served.own < least) {
+            // Shares of all experts, (experts, tokens).
+            let mut shares = vec![0.0; logits.len()];
+            for t in 0..tokens {
+                let mut own: Vec<f32> = logits.iter().skip(t).step_by(tokens).copied().collect();
+                self.score(&mut own);
+                shares[t..].iter_mut().step_by(tokens).zip(own).for_each(|(share, own)| *share = own);
+            }
+            for (served, shares) in served.iter_mut().zip(shares.chunks_exact(tokens)) {
+                served.borrow(shares, least);
             }
         }
         Ok(served)
     }
 
+    /// What the outputs of the matrix become, without a choice.
+    fn score(&self, outputs: &mut [f32]) {
+        match self.spec.scores {
+            Scores::Softmax | Scores::OneByOne { .. } => softmax(outputs),
+            Scores::Sigmoid => sigmoid(outputs),
+        }
+    }
+
     /// The experts of a token, with their shares.
     fn choose(&self, mut scores: Vec<f32>) -> Vec<(usize, f32)> {
         let spec = &self.spec;
-        match spec.scores {
-            Scores::Softmax => softmax(&mut scores),
-            Scores::Sigmoid => sigmoid(&mut scores),
-            Scores::OneByOne { within } => return one_by_one(&scores, spec.per_token, within),
+        if let Scores::OneByOne { within } = spec.scores {
+            return one_by_one(&scores, spec.per_token, within);
         }
+        self.score(&mut scores);
         let mut merits = scores.clone();
         if let Some(correction) = &self.correction {
             merits.iter_mut().zip(correction).for_each(|(merit, correction)| *merit += correction);
@@ -66,6 +92,19 @@ impl<'a> Router<'a> {
         let sum: f32 = order.iter().map(|&expert| scores[expert]).sum();
         let factor = spec.scale / spec.normalize.map_or(1.0, |least| sum.max(least));
         order.into_iter().map(|expert| (expert, scores[expert] * factor)).collect()
+    }
+}
+
+impl Served {
+    /// Takes the tokens with the largest shares that it does not serve, until there are `least`.
+    fn borrow(&mut self, shares: &[f32], least: usize) {
+        let mut is_own = vec![false; shares.len()];
+        self.tokens.iter().for_each(|&(t, _)| is_own[t] = true);
+        let mut others: Vec<usize> = (0..shares.len()).filter(|&t| !is_own[t]).collect();
+        others.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
+        others.truncate(least.saturating_sub(self.own));
+        others.sort_unstable();
+        self.tokens.extend(others.into_iter().map(|t| (t, shares[t])));
     }
 }
 
@@ -105,6 +144,17 @@ fn one_by_one(scores: &[f32], per_token: usize, within: f32) -> Vec<(usize, f32)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expert_with_few_tokens_takes_those_that_come_next() {
+        let shares = [0.1, 0.9, 0.3, 0.5, 0.2];
+        let mut served = Served { tokens: vec![(1, 0.9)], own: 1 };
+        served.borrow(&shares, 3);
+        assert_eq!(served.tokens, [(1, 0.9), (2, 0.3), (3, 0.5)]);
+        assert_eq!(served.own, 1);
+        served.borrow(&shares, 1);
+        assert_eq!(served.tokens.len(), 3);
+    }
 
     #[test]
     fn groups_are_kept_by_the_sum_of_their_best() {

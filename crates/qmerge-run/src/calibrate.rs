@@ -22,8 +22,9 @@ use crate::work;
 pub const WINDOW: usize = 256;
 /// Most windows that are taken of a text.
 pub const WINDOWS: usize = 24;
-/// Fewest tokens that an expert is shown, those included that come next for it.
-const SHOWN: usize = 256;
+/// Fewest tokens that an expert is shown, those included that come next for it. On a small mixture 32 to 256 were about equally good, and more was worse on a
+/// short text.
+const SHOWN: usize = 128;
 /// Fewest tokens that say anything about a layer's inputs.
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, and their length.
@@ -50,7 +51,7 @@ pub struct FromModel<'m, 'a> {
 /// The weights whose inputs a calibration of this base comes to know. Errors if the base cannot be run.
 pub fn weights(inputs: &Inputs) -> Result<HashSet<String>> {
     let model = Model::new(&Tensors::new(inputs, None), Options { held: Some(0), ..Options::default() })?;
-    Ok(model.watched().map(|path| format!("{path}.weight")).collect())
+    Ok(model.watched().map(weight_name).collect())
 }
 
 impl<'m, 'a> FromModel<'m, 'a> {
@@ -212,7 +213,7 @@ impl Watch for Collector<'_> {
     }
 
     fn least(&self) -> usize {
-        std::env::var("QM_SHOWN").ok().and_then(|x| x.parse().ok()).unwrap_or(SHOWN)
+        SHOWN
     }
 
     fn served(&mut self, tokens: &[usize]) {

@@ -1,8 +1,25 @@
 //! Non-linear functions of activations, in place.
 
-use qmerge::arch::spec::Activation;
+use qmerge::arch::spec::{Activation, Clamp};
 use qmerge::simd::exp::exp;
 use qmerge::simd::tanh::tanh;
+
+/// `1 / (1 + exp(−x))`, in place.
+pub(crate) fn sigmoid(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = -*x);
+    exp(x);
+    x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + *x));
+}
+
+/// What clamped gates and ups become, in the gates' place.
+pub(crate) fn clamped(clamp: Clamp, gate: &mut [f32], up: &[f32]) {
+    let Clamp { alpha, limit } = clamp;
+    let mut open: Vec<f32> = gate.iter().map(|gate| gate.min(limit) * alpha).collect();
+    sigmoid(&mut open);
+    for ((gate, up), open) in gate.iter_mut().zip(up).zip(open) {
+        *gate = gate.min(limit) * open * (up.max(-limit).min(limit) + 1.0);
+    }
+}
 
 /// What stands between the matrices of a feed-forward.
 pub(crate) fn activate(activation: Activation, values: &mut [f32]) {

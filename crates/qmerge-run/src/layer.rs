@@ -209,6 +209,14 @@ impl Watch for Together<'_> {
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
         self.watch.input(&[paths, &std::mem::take(&mut self.others)].concat(), input)
     }
+
+    fn least(&self) -> usize {
+        self.watch.least()
+    }
+
+    fn served(&mut self, tokens: &[usize]) {
+        self.watch.served(tokens);
+    }
 }
 
 /// Shows all inputs but the first.
@@ -220,6 +228,14 @@ struct AfterFirst<'w> {
 impl Watch for AfterFirst<'_> {
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
         if std::mem::replace(&mut self.seen, true) { self.watch.input(paths, input) } else { Ok(()) }
+    }
+
+    fn least(&self) -> usize {
+        self.watch.least()
+    }
+
+    fn served(&mut self, tokens: &[usize]) {
+        self.watch.served(tokens);
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use qmerge::arch::leaf_in;
 use qmerge::edit::{Applied, Aside, Edit, Side};
 use qmerge::edited::Edited;
 use qmerge::error::Result;
+use qmerge::round::matrix_name;
 use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
 use rayon::prelude::*;
 
@@ -53,6 +55,14 @@ pub trait Watch: Send {
     /// The module paths of all linear layers that are given these activations. An error stops the pass.
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
 
+    /// Fewest tokens that an expert's layers are to be shown: one that serves fewer is shown those that come next for it too. 0 where it does not matter.
+    fn least(&self) -> usize {
+        0
+    }
+
+    /// How many tokens each expert of a layer serves.
+    fn served(&mut self, _: &[usize]) {}
+
     /// All linear layers of a decoder layer have been seen.
     fn layer(&mut self) -> Result<()> {
         Ok(())
@@ -73,7 +83,9 @@ impl Watch for Unwatched {
 #[derive(Debug)]
 pub struct Linear<'a> {
     name: String,
-    weight: Edited<'a>,
+    weight: Arc<Edited<'a>>,
+    /// Bytes that holding this layer takes: of a stack, all are its first matrix's.
+    bytes: u64,
     /// The weight's rows that are this layer's outputs (its inputs, where it is transposed).
     rows: Range<usize>,
     bias: Option<Vec<f32>>,
@@ -120,25 +132,8 @@ impl<'a> Linear<'a> {
             && edits.iter().all(|edit| edit.aside(geometry.rows).is_some())
             && (edits.len() == 1 || edits.iter().all(Edit::is_additive));
         let rows = 0..geometry.rows;
-        Ok(Self { name: path.to_owned(), weight, rows, bias: None, inputs, outputs, transposed, apart })
-    }
-
-    /// A matrix of a stack of (matrices, outputs, inputs), by number.
-    pub fn part(
-        tensors: &Tensors<'a>,
-        name: &str,
-        (matrices, outputs, inputs): (usize, usize, usize),
-        number: usize,
-    ) -> Result<Self> {
-        let weight = tensors.get(name)?;
-        let geometry = weight.base().claim().weight.geometry();
-        if (geometry.rows, geometry.cols) != (matrices * outputs, inputs) {
-            let shape = weight.base().claim().weight.shape();
-            let problem = format!("shape {shape:?}, but the configuration wants {matrices} × {outputs} × {inputs}");
-            return Err(tensors.misfit(name, problem));
-        }
-        let rows = outputs * number..outputs * (number + 1);
-        Ok(Self { name: name.to_owned(), weight, rows, bias: None, inputs, outputs, transposed: false, apart: false })
+        let (name, bytes, weight) = (path.to_owned(), weight.base().bytes(), Arc::new(weight));
+        Ok(Self { name, weight, bytes, rows, bias: None, inputs, outputs, transposed, apart })
     }
 
     /// Module path.
@@ -174,12 +169,12 @@ impl<'a> Linear<'a> {
 
     /// Bytes as stored.
     pub fn bytes(&self) -> u64 {
-        self.weight.base().bytes()
+        self.bytes
     }
 
     /// Holds the stored bytes in memory.
     pub fn hold(&mut self) -> Result<()> {
-        self.weight.hold().map_err(|error| error.in_tensor(&self.name))
+        if self.bytes == 0 { Ok(()) } else { self.weight.hold().map_err(|error| error.in_tensor(&self.name)) }
     }
 
     /// `W x + b`: (outputs, tokens).
@@ -260,7 +255,9 @@ impl<'a> Linear<'a> {
     fn transposed(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let tokens = x.tokens();
         let (mut base, mut values, mut turned) = (Vec::new(), Vec::new(), Vec::new());
-        for rows in self.weight.base().chunks(4 * CHUNK) {
+        let some = (4 * CHUNK / self.outputs.max(1)).max(1).next_multiple_of(self.weight.row_step());
+        for start in self.rows.clone().step_by(some) {
+            let rows = start..(start + some).min(self.rows.end);
             self.decode(&rows, &mut base, &mut values)?;
             let depth = rows.len();
             turned.resize(values.len(), 0.0);
@@ -269,7 +266,8 @@ impl<'a> Linear<'a> {
                     turned[o * depth + k] = value;
                 }
             }
-            let columns = Columns::new(&x.values[rows.start * tokens..rows.end * tokens], depth, tokens);
+            let place = rows.start - self.rows.start..rows.end - self.rows.start;
+            let columns = Columns::new(&x.values[place.start * tokens..place.end * tokens], depth, tokens);
             let some = self.outputs.div_ceil(4 * rayon::current_num_threads()).max(1);
             y.par_chunks_mut((some * tokens).max(1))
                 .zip(turned.par_chunks(some * depth))
@@ -291,6 +289,55 @@ impl<'a> Linear<'a> {
             }
         }
         Ok(x)
+    }
+}
+
+/// Matrices of as many linear layers, one behind another in one weight.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    name: String,
+    weight: Arc<Edited<'a>>,
+    biases: Option<Vec<f32>>,
+    outputs: usize,
+    inputs: usize,
+    in_out: bool,
+}
+
+impl<'a> Stack<'a> {
+    /// The weight of that name, of (matrices, outputs, inputs), or of (matrices, inputs, outputs) where it is `in_out`, with its biases if there are any.
+    pub fn new(
+        tensors: &Tensors<'a>,
+        name: &str,
+        (matrices, outputs, inputs): (usize, usize, usize),
+        in_out: bool,
+    ) -> Result<Self> {
+        let weight = tensors.get(name)?;
+        let geometry = weight.base().claim().weight.geometry();
+        let (rows, cols) = if in_out { (inputs, outputs) } else { (outputs, inputs) };
+        if (geometry.rows, geometry.cols) != (matrices * rows, cols) {
+            let shape = weight.base().claim().weight.shape();
+            let problem = format!("shape {shape:?}, but the configuration wants {matrices} × {rows} × {cols}");
+            return Err(tensors.misfit(name, problem));
+        }
+        let biases = tensors.vector(&format!("{name}_bias"), matrices * outputs)?;
+        Ok(Self { name: name.to_owned(), weight: Arc::new(weight), biases, outputs, inputs, in_out })
+    }
+
+    /// One of them.
+    pub fn linear(&self, number: usize) -> Linear<'a> {
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        let rows = if self.in_out { inputs } else { outputs };
+        Linear {
+            name: matrix_name(&self.name, number),
+            weight: Arc::clone(&self.weight),
+            bytes: if number == 0 { self.weight.base().bytes() } else { 0 },
+            rows: rows * number..rows * (number + 1),
+            bias: self.biases.as_ref().map(|biases| biases[outputs * number..outputs * (number + 1)].to_vec()),
+            inputs,
+            outputs,
+            transposed: self.in_out,
+            apart: false,
+        }
     }
 }
 
@@ -393,7 +440,8 @@ mod tests {
             let weight = Edited::with_edits(reader, edits).unwrap();
             let mut linear = Linear {
                 name: "w".into(),
-                weight,
+                bytes: 0,
+                weight: Arc::new(weight),
                 rows: 0..outputs,
                 bias: None,
                 inputs,

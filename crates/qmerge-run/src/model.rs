@@ -39,6 +39,8 @@ pub struct Model<'a> {
     norm: Normalize,
     /// `None` where the embedding is the head too.
     head: Option<Linear<'a>>,
+    /// The head's bias where the embedding is the head.
+    bias: Option<Vec<f32>>,
     pool: rayon::ThreadPool,
     held: u64,
     progress: Option<&'a dyn Progress>,
@@ -114,6 +116,8 @@ impl<'a> Model<'a> {
             None if untied => return Err(tensors.missing(&weight_name(tie.head()))),
             None => None,
         };
+        let bias = format!("{}.bias", tie.head());
+        let bias = if head.is_none() { tensors.vector(&bias, embed.outputs())? } else { None };
         let norm = Normalize::new(tensors, &beside(arch.norm), spec.hidden, spec.norm, spec.eps)?;
         let list = beside(arch.layers);
         let layer = |(i, layer)| Layer::new(tensors, &spec, layer, &format!("{list}.{i}"));
@@ -131,6 +135,7 @@ impl<'a> Model<'a> {
             layers,
             norm,
             head,
+            bias,
             pool,
             held: 0,
             progress: options.progress,
@@ -315,6 +320,9 @@ impl<'a> Model<'a> {
         logits.clear();
         logits.resize(head.outputs() * columns.len(), 0.0);
         self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
+        for (row, bias) in logits.chunks_exact_mut(columns.len().max(1)).zip(self.bias.iter().flatten()) {
+            row.iter_mut().for_each(|x| *x += bias);
+        }
         if self.spec.logit_scale != 1.0 {
             logits.iter_mut().for_each(|x| *x *= self.spec.logit_scale);
         }
@@ -326,9 +334,9 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Name of the weight at a module path.
+/// Name of the weight at a module path. A matrix of a stack, which is no module, has a name of its own.
 pub(crate) fn weight_name(path: &str) -> String {
-    format!("{path}.weight")
+    if path.ends_with(']') { path.to_owned() } else { format!("{path}.weight") }
 }
 
 /// What may be taken for stored weights where nobody set a bound.

@@ -11,6 +11,8 @@ const PRODUCT: f64 = 0.027;
 const SINGLE: f64 = 0.09;
 /// Per score of attention and feature of a head, with all that is done to it.
 const ATTENTION: f64 = 0.08;
+/// Per value of a recurrent memory, which is read and changed.
+const MEMORY: f64 = 0.5;
 /// Per logit that a token is drawn by, and that is scored.
 pub(crate) const DRAW: f64 = 4.0;
 pub(crate) const SCORE: f64 = 3.0;
@@ -29,6 +31,11 @@ pub(crate) fn linears(linears: &[Vec<&Linear<'_>>], columns: f64) -> f64 {
 /// Attention of `tokens` queries that see `seen` positions on average, over all heads.
 pub(crate) fn attention(features: usize, tokens: usize, seen: usize) -> f64 {
     ATTENTION * features as f64 * tokens as f64 * seen as f64
+}
+
+/// A recurrent memory of so many values, which each token changes.
+pub(crate) fn memory(values: usize, tokens: usize) -> f64 {
+    MEMORY * values as f64 * tokens as f64
 }
 
 /// The second moments of some inputs.

@@ -139,6 +139,52 @@ fn each_error_names_the_field_and_its_value() {
         ),
         ("olmo", json!({"clip_qkv": 0}), &["`clip_qkv` is 0"]),
         ("stablelm", json!({"qk_layernorm": 1}), &["`qk_layernorm` is 1"]),
+        ("olmoe", json!({"clip_qkv": 0}), &["`clip_qkv` is 0", "above zero"]),
+        ("gpt_oss", json!({"swiglu_limit": -7}), &["`swiglu_limit` is -7", "above zero"]),
+        ("phimoe", json!({"num_experts_per_tok": 3}), &["`num_experts_per_tok` is 3", "cannot be run"]),
+        (
+            "phimoe_longrope",
+            json!({"rope_parameters": {
+            "rope_type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 1, 1], "short_mscale": 1.1, "long_mscale": 1.2}}),
+            &["`long_mscale` is 1.2", "cannot be run"],
+        ),
+        ("deepseek_v3", json!({"n_group": 4}), &["6 experts in 4 groups", "`n_group`", "`topk_group`"]),
+        ("deepseek_v3", json!({"n_group": 6}), &["6 experts in 6 groups"]),
+        ("deepseek_v3", json!({"n_group": 2, "topk_group": 3}), &["of which 3 serve"]),
+        ("deepseek_v3", json!({"topk_group": 1, "num_experts_per_tok": 3}), &["cannot give a token 3"]),
+        ("deepseek_v3", json!({"scoring_func": "softmax"}), &["`scoring_func` is \"softmax\"", "cannot be run"]),
+        ("deepseek_v3", json!({"topk_method": "greedy"}), &["`topk_method` is \"greedy\"", "cannot be run"]),
+        ("deepseek_v3", json!({"qk_rope_head_dim": 7}), &["7 features", "pairs"]),
+        ("deepseek_v3", json!({"qk_nope_head_dim": 1 << 20}), &["heads of 1048584 features"]),
+        ("deepseek_v3", json!({"v_head_dim": 0}), &["`v_head_dim` is 0"]),
+        ("deepseek_v3", json!({"kv_lora_rank": 1 << 24}), &["`kv_lora_rank` is 16777216"]),
+        ("deepseek_v2", json!({"norm_topk_prob": true}), &["`norm_topk_prob` is true", "cannot be run"]),
+        ("deepseek_v2", json!({"topk_method": "noaux_tc"}), &["`topk_method` is \"noaux_tc\"", "cannot be run"]),
+        ("deepseek_v2", json!({"n_group": null}), &["`n_group` is missing"]),
+        ("glm4_moe", json!({"n_routed_experts": 1}), &["`num_experts_per_tok` is 2, but there are 1 experts"]),
+        ("ernie4_5_moe", json!({"moe_layer_interval": 0}), &["`moe_layer_interval` is 0"]),
+        ("ernie4_5_moe", json!({"moe_layer_end_index": -2}), &["`moe_layer_end_index` is -2", "not a count"]),
+        ("llama4_text", json!({"layer_types": ["chunked_attention"]}), &["`layer_types` has 1 items"]),
+        ("llama4_text", json!({"attention_chunk_size": 0}), &["`attention_chunk_size` is 0"]),
+        ("llama4_text", json!({"floor_scale": 0}), &["`floor_scale` is 0"]),
+        ("qwen2_moe", json!({"shared_expert_intermediate_size": 0}), &["`shared_expert_intermediate_size` is 0"]),
+        (
+            "qwen3_next",
+            json!({"linear_num_value_heads": 3}),
+            &["`linear_num_value_heads` is 3", "which must divide it, is 2"],
+        ),
+        ("qwen3_next", json!({"linear_conv_kernel_dim": 4096}), &["`linear_conv_kernel_dim` is 4096"]),
+        (
+            "qwen3_next",
+            json!({"linear_key_head_dim": 4096, "linear_value_head_dim": 4096}),
+            &["4 heads that remember 4096 × 4096"],
+        ),
+        (
+            "qwen3_next",
+            json!({"layer_types": ["linear_attention", "sliding_attention", "full_attention"]}),
+            &["`layer_types` is \"sliding_attention\"", "cannot be run"],
+        ),
+        ("qwen3_5_text", json!({"hidden_act": "gelu"}), &["`hidden_act` is \"gelu\"", "cannot be run"]),
         ("smollm3", json!({"no_rope_layers": [1]}), &["`no_rope_layers` has 1 items"]),
         ("smollm3", json!({"no_rope_layers": null, "no_rope_layer_interval": 0}), &["`no_rope_layer_interval` is 0"]),
     ];
@@ -223,6 +269,29 @@ fn no_value_of_any_field_is_a_panic() {
         "qwen3_moe_raw",
         "smollm3",
         "stablelm_parallel",
+        "deepseek_v2",
+        "deepseek_v3",
+        "ernie4_5_moe",
+        "gemma2",
+        "gemma3_text",
+        "glm4_moe",
+        "gpt2",
+        "gpt_oss",
+        "granite",
+        "granitemoeshared",
+        "llama4_text",
+        "minimax_m2",
+        "mixtral",
+        "olmo2",
+        "olmoe",
+        "phimoe",
+        "phimoe_longrope",
+        "qwen2_moe",
+        "qwen2_window",
+        "qwen3_5_moe_text",
+        "qwen3_moe_raw",
+        "qwen3_next",
+        "smollm3",
     ];
     for case in ropes.into_iter().chain(families) {
         let mut inputs = open(case);
@@ -249,5 +318,5 @@ fn no_value_of_any_field_is_a_panic() {
             }
         }
     }
-    assert!(tried > 4_000, "{tried}");
+    assert!(tried > 13_000, "{tried}");
 }

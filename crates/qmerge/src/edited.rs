@@ -53,7 +53,7 @@ impl<'a> Edited<'a> {
     }
 
     /// Reads everything that is stored now; see [`Reader::hold`].
-    pub fn hold(&mut self) -> Result<()> {
+    pub fn hold(&self) -> Result<()> {
         self.base.hold()
     }
 

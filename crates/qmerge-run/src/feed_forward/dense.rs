@@ -1,11 +1,11 @@
 //! Two or three matrices with an activation between them.
 
-use qmerge::arch::spec::{self, Activation, Matrices, Spec};
+use qmerge::arch::spec::{self, Activation, Clamp, Matrices, Spec};
 use qmerge::error::Result;
 use rayon::prelude::*;
 
 use super::FeedForward;
-use crate::activation::activate;
+use crate::activation::{activate, clamped};
 use crate::layer::{Block, Visit};
 use crate::linear::{Input, Linear, Watch};
 use crate::tensors::Tensors;
@@ -19,7 +19,10 @@ pub(super) struct Dense<'a> {
     pub(super) down: Linear<'a>,
     pub(super) width: usize,
     pub(super) gated: bool,
+    /// Gate and up alternate.
+    pub(super) interleaved: bool,
     pub(super) activation: Activation,
+    pub(super) clamp: Option<Clamp>,
 }
 
 impl<'a> Dense<'a> {
@@ -34,7 +37,38 @@ impl<'a> Dense<'a> {
             Matrices::Plain { names: [up, down] } => (vec![linear(up, width, spec.hidden)?], down, false),
         };
         let down = linear(down, spec.hidden, width)?;
-        Ok(Self { inputs, down, width, gated, activation: dense.activation })
+        Ok(Self { inputs, down, width, gated, interleaved: false, activation: dense.activation, clamp: None })
+    }
+
+    /// The same as [`FeedForward::forward`] where somebody has shown the input.
+    pub(super) fn behind(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
+        let tokens = x.tokens();
+        let size = self.width * tokens;
+        let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
+        let mut rest = inner.as_mut_slice();
+        for linear in &self.inputs {
+            let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
+            linear.forward_into(x, own)?;
+            rest = others;
+        }
+        if self.interleaved {
+            let rows = |first: usize| inner.chunks_exact(tokens).skip(first).step_by(2).flatten().copied();
+            inner = rows(0).chain(rows(1)).collect();
+        }
+        let (gate, up) = inner.split_at_mut(size);
+        gate.par_chunks_mut(SHARE).enumerate().for_each(|(number, gate)| {
+            let up = up.chunks(SHARE).nth(number);
+            match (self.clamp, up) {
+                (Some(clamp), Some(up)) => clamped(clamp, gate, up),
+                (_, up) => {
+                    activate(self.activation, gate);
+                    gate.iter_mut().zip(up.into_iter().flatten()).for_each(|(gate, up)| *gate *= up);
+                }
+            }
+        });
+        let inner = Input::new(&inner[..size], self.width);
+        Linear::show(std::slice::from_ref(&self.down), &inner, watch)?;
+        self.down.forward(&inner)
     }
 }
 
@@ -58,25 +92,8 @@ impl Block for Dense<'_> {
 
 impl FeedForward for Dense<'_> {
     fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
-        let size = self.width * x.tokens();
-        let mut inner = vec![0.0; if self.gated { 2 * size } else { size }];
-        let mut rest = inner.as_mut_slice();
         Linear::show(&self.inputs, x, watch)?;
-        for linear in &self.inputs {
-            let (own, others) = rest.split_at_mut(linear.outputs() * x.tokens());
-            linear.forward_into(x, own)?;
-            rest = others;
-        }
-        let (gate, up) = inner.split_at_mut(size);
-        gate.par_chunks_mut(SHARE).enumerate().for_each(|(number, gate)| {
-            activate(self.activation, gate);
-            if let Some(up) = up.chunks(SHARE).nth(number) {
-                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
-            }
-        });
-        let inner = Input::new(&inner[..size], self.width);
-        Linear::show(std::slice::from_ref(&self.down), &inner, watch)?;
-        self.down.forward(&inner)
+        self.behind(x, watch)
     }
 }
 

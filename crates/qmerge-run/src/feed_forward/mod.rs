@@ -2,6 +2,7 @@
 
 mod dense;
 mod routed;
+mod router;
 
 use qmerge::arch::spec::{self, Spec};
 use qmerge::error::Result;

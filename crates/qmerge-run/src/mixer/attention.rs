@@ -8,7 +8,7 @@ use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
 use super::{Mixer, Pass, Sequence, State};
-use crate::activation::{exponentials, softcap};
+use crate::activation::{exponentials, sigmoid, softcap};
 use crate::layer::{Block, Visit};
 use crate::linear::{Input, Linear, Watch};
 use crate::norm::Normalize;
@@ -25,11 +25,12 @@ pub(super) struct Attention<'a> {
     /// Of queries and keys.
     norms: Option<[Normalize; 2]>,
     value_norm: Option<Normalize>,
+    sinks: Vec<f32>,
 }
 
-/// Keys (kv_heads, capacity, head_dim) and values (kv_heads · head_dim, capacity) of one layer, for each sequence.
+/// Keys (kv_heads, capacity, width) and values (kv_heads · width, capacity) of one layer, for each sequence.
 #[derive(Debug, Default)]
-struct Past {
+pub(super) struct Past {
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -38,16 +39,17 @@ impl<'a> Attention<'a> {
     pub(super) fn new(tensors: &Tensors<'a>, spec: &Spec, attention: &spec::Attention, layer: &str) -> Result<Self> {
         let (hidden, head_dim) = (spec.hidden, attention.head_dim);
         let (queries, keys) = (attention.heads * head_dim, attention.kv_heads * head_dim);
+        let asked = if attention.gated { 2 * queries } else { queries };
         let linear = |name: &str, outputs, inputs| Linear::new(tensors, &format!("{layer}.{name}"), outputs, inputs);
         let (inputs, output) = match attention.projections {
             Projections::Apart { names: [q, k, v, o] } => {
-                (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?, linear(v, keys, hidden)?], o)
+                (vec![linear(q, asked, hidden)?, linear(k, keys, hidden)?, linear(v, keys, hidden)?], o)
             }
             Projections::KeysAsValues { names: [q, k, o] } => {
-                (vec![linear(q, queries, hidden)?, linear(k, keys, hidden)?], o)
+                (vec![linear(q, asked, hidden)?, linear(k, keys, hidden)?], o)
             }
             Projections::Fused { names: [qkv, o] } | Projections::Grouped { names: [qkv, o] } => {
-                (vec![linear(qkv, queries + 2 * keys, hidden)?], o)
+                (vec![linear(qkv, asked + 2 * keys, hidden)?], o)
             }
         };
         let norm = |qk: QkNorm, side: usize, heads: usize| -> Result<Normalize> {
@@ -67,7 +69,9 @@ impl<'a> Attention<'a> {
         let norms = attention.qk_norm.map(both).transpose()?;
         let bare = || Normalize::new(tensors, layer, head_dim, Norm::RmsWithoutWeight, spec.eps);
         let value_norm = attention.norms_values.then(bare).transpose()?;
-        Ok(Self { spec: *attention, inputs, output: linear(output, hidden, queries)?, norms, value_norm })
+        let sinks = attention.sinks.map(|name| tensors.needed(&format!("{layer}.{name}"), attention.heads));
+        let (output, sinks) = (linear(output, hidden, queries)?, sinks.transpose()?.unwrap_or_default());
+        Ok(Self { spec: *attention, inputs, output, norms, value_norm, sinks })
     }
 }
 
@@ -81,12 +85,14 @@ impl Block for Attention<'_> {
     }
 
     fn work(&self, tokens: usize, seen: usize) -> f64 {
-        let seen = self.spec.window.map_or(seen, |window| window.min(seen));
+        let most = self.spec.window.into_iter().chain(self.spec.chunk).min();
+        let seen = most.map_or(seen, |most| most.min(seen));
         work::linears(&self.together(), tokens as f64) + work::attention(self.output.inputs(), tokens, seen)
     }
 
     fn activations(&self) -> usize {
-        3 * self.output.outputs() + 3 * self.output.inputs() + 3 * self.spec.kv_heads * self.spec.head_dim
+        let gates = if self.spec.gated { 2 * self.output.inputs() } else { 0 };
+        gates + 3 * self.output.outputs() + 3 * self.output.inputs() + 3 * self.spec.kv_heads * self.spec.head_dim
     }
 }
 
@@ -101,7 +107,8 @@ impl Mixer for Attention<'_> {
         let spec::Attention { heads, kv_heads, head_dim, .. } = self.spec;
         let (tokens, sequences) = (x.tokens(), pass.sequences.as_slice());
         let (queries, keys) = (heads * head_dim * tokens, kv_heads * head_dim * tokens);
-        let mut all = vec![0.0; queries + 2 * keys];
+        let asked = if self.spec.gated { 2 * queries } else { queries };
+        let mut all = vec![0.0; asked + 2 * keys];
         let mut rest = all.as_mut_slice();
         Linear::show(&self.inputs, x, watch)?;
         for linear in &self.inputs {
@@ -109,9 +116,7 @@ impl Mixer for Attention<'_> {
             linear.forward_into(x, own)?;
             rest = others;
         }
-        if let Some(clip) = self.spec.clip {
-            all.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
-        }
+        let mut gates = if self.spec.gated { split_gates(&mut all, queries, head_dim * tokens) } else { Vec::new() };
         match self.spec.projections {
             Projections::Grouped { .. } => all = ungrouped(&all, kv_heads, heads / kv_heads, head_dim * tokens),
             Projections::KeysAsValues { .. } => all.copy_within(queries..queries + keys, queries + keys),
@@ -126,6 +131,9 @@ impl Mixer for Attention<'_> {
         if !after_rope {
             self.normalize(q, k, tokens);
         }
+        if let Some(clip) = self.spec.clip {
+            q.iter_mut().chain(&mut *k).chain(&mut *v).for_each(|x| *x = x.clamp(-clip, clip));
+        }
         if let Some(rope) = self.spec.rope {
             for head in q.chunks_exact_mut(head_dim * tokens).chain(k.chunks_exact_mut(head_dim * tokens)) {
                 for (sequence, angles) in sequences.iter().zip(&pass.angles[rope]) {
@@ -139,27 +147,22 @@ impl Mixer for Attention<'_> {
         if let Some(growth) = self.spec.growth {
             grow(q, growth, pass, tokens);
         }
-        let k = turned(k, head_dim, tokens);
-        let mixed = match state {
-            None => mix(&self.spec, q, tokens, sequences, |_, sequence| View {
-                keys: &k,
-                values: v,
-                width: tokens,
-                first: sequence.columns.start,
-            }),
-            Some(state) => {
-                let past: &mut Past = state.own();
-                past.append(&k, v, kv_heads, tokens, sequences, pass.capacity);
-                let past = &*past;
-                let size = kv_heads * head_dim * pass.capacity;
-                mix(&self.spec, q, tokens, sequences, |number, _| View {
-                    keys: &past.keys[number * size..(number + 1) * size],
-                    values: &past.values[number * size..(number + 1) * size],
-                    width: pass.capacity,
-                    first: 0,
-                })
-            }
+        let how = Softmax {
+            heads,
+            kv_heads,
+            key: head_dim,
+            value: head_dim,
+            scale: self.spec.scale,
+            window: self.spec.window,
+            chunk: self.spec.chunk,
+            cap: self.spec.cap,
+            sinks: &self.sinks,
         };
+        let mut mixed = attend(&how, q, k, v, pass, state);
+        if self.spec.gated {
+            sigmoid(&mut gates);
+            mixed.iter_mut().zip(&gates).for_each(|(x, gate)| *x *= gate);
+        }
         let mixed = Input::new(&mixed, heads * head_dim);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
@@ -192,11 +195,80 @@ fn ungrouped(grouped: &[f32], groups: usize, queries: usize, size: usize) -> Vec
 
 /// Multiplies queries (features, tokens) by what grows with their position.
 fn grow(q: &mut [f32], growth: Growth, pass: &Pass, tokens: usize) {
-    let factor = |position: usize| 1.0 + growth.rate * libm::logf(1.0 + (position / growth.every) as f32);
+    let factor =
+        |position: usize| 1.0 + growth.rate * libm::logf(1.0 + ((position + growth.first) / growth.every) as f32);
     let factors: Vec<f32> = pass.positions().map(factor).collect();
     for row in q.chunks_exact_mut(tokens) {
         row.iter_mut().zip(&factors).for_each(|(q, factor)| *q *= factor);
     }
+}
+
+/// Takes every second head's worth of rows, a gate, out of the queries' outputs, and moves what is behind them up. `size` is a head's values.
+fn split_gates(all: &mut Vec<f32>, queries: usize, size: usize) -> Vec<f32> {
+    let mut gates = Vec::with_capacity(queries);
+    for head in 0..queries / size.max(1) {
+        gates.extend_from_slice(&all[(2 * head + 1) * size..(2 * head + 2) * size]);
+        all.copy_within(2 * head * size..(2 * head + 1) * size, head * size);
+    }
+    all.copy_within(2 * queries.., queries);
+    all.truncate(all.len() - queries);
+    gates
+}
+
+/// Attention of softmax, once there are queries, keys and values.
+pub(super) struct Softmax<'s> {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    /// Features of a head's query and key.
+    pub(super) key: usize,
+    /// Features of a head's value.
+    pub(super) value: usize,
+    pub(super) scale: f32,
+    pub(super) window: Option<usize>,
+    pub(super) chunk: Option<usize>,
+    pub(super) cap: Option<f32>,
+    /// A score that gives nothing, for each head; empty for none.
+    pub(super) sinks: &'s [f32],
+}
+
+impl Softmax<'_> {
+    /// The first position that a query sees.
+    fn first(&self, own: usize) -> usize {
+        let window = self.window.map_or(0, |window| (own + 1).saturating_sub(window));
+        window.max(self.chunk.map_or(0, |chunk| own / chunk * chunk))
+    }
+}
+
+/// Weighted sums of values (heads · value, tokens) for queries (heads · key, tokens), over keys and values of these columns, and of those before where there is
+/// a state.
+pub(super) fn attend(
+    how: &Softmax<'_>,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    pass: &Pass,
+    state: Option<&mut State>,
+) -> Vec<f32> {
+    let (sequences, tokens) = (pass.sequences.as_slice(), q.len() / (how.heads * how.key).max(1));
+    let k = turned(k, how.key, tokens);
+    let Some(state) = state else {
+        return mix(how, q, tokens, sequences, |_, sequence| View {
+            keys: &k,
+            values: v,
+            width: tokens,
+            first: sequence.columns.start,
+        });
+    };
+    let past: &mut Past = state.own();
+    past.append(&k, v, how.kv_heads, tokens, sequences, pass.capacity);
+    let past = &*past;
+    let (keys, values) = (how.kv_heads * how.key * pass.capacity, how.kv_heads * how.value * pass.capacity);
+    mix(how, q, tokens, sequences, |number, _| View {
+        keys: &past.keys[number * keys..(number + 1) * keys],
+        values: &past.values[number * values..(number + 1) * values],
+        width: pass.capacity,
+        first: 0,
+    })
 }
 
 impl Past {
@@ -211,7 +283,7 @@ impl Past {
     ) {
         // A row of keys is a head, of a feature's worth of values for each position; a row of values is a feature.
         let features = v.len() / tokens.max(1);
-        let dim = features / kv_heads.max(1);
+        let dim = k.len() / (tokens * kv_heads).max(1);
         for (past, new, rows, each) in [(&mut self.keys, k, kv_heads, dim), (&mut self.values, v, features, 1)] {
             past.resize(sequences.len() * rows * capacity * each, 0.0);
             for (past, sequence) in past.chunks_exact_mut(rows * capacity * each).zip(sequences) {
@@ -225,7 +297,7 @@ impl Past {
     }
 }
 
-/// Keys (kv_heads, width, head_dim) and values (kv_heads · head_dim, width), of which positions from `first` on are a sequence's.
+/// Keys (kv_heads, width, key) and values (kv_heads · value, width), of which positions from `first` on are a sequence's.
 struct View<'v> {
     keys: &'v [f32],
     values: &'v [f32],
@@ -234,7 +306,7 @@ struct View<'v> {
 }
 
 impl<'v> View<'v> {
-    /// (positions, head_dim).
+    /// (positions, dim).
     fn keys(&self, kv_head: usize, positions: &Range<usize>, dim: usize) -> &'v [f32] {
         let start = kv_head * self.width + self.first;
         &self.keys[(start + positions.start) * dim..(start + positions.end) * dim]
@@ -247,7 +319,7 @@ impl<'v> View<'v> {
     }
 }
 
-/// (kv_heads · head_dim, tokens) to (kv_heads, tokens, head_dim).
+/// (kv_heads · dim, tokens) to (kv_heads, tokens, dim).
 fn turned(keys: &[f32], dim: usize, tokens: usize) -> Vec<f32> {
     let mut turned = vec![0.0; keys.len()];
     turned.par_chunks_mut(dim * tokens).zip(keys.par_chunks(dim * tokens)).for_each(|(to, from)| {
@@ -261,45 +333,49 @@ fn turned(keys: &[f32], dim: usize, tokens: usize) -> Vec<f32> {
 /// Queries that attend together.
 const BLOCK: usize = 64;
 
-/// Weighted sums of values for all heads and sequences: (heads · head_dim, tokens).
+/// Weighted sums of values for all heads and sequences: (heads · value, tokens).
 fn mix<'v>(
-    spec: &spec::Attention,
+    how: &Softmax<'_>,
     q: &[f32],
     tokens: usize,
     sequences: &[Sequence],
     view: impl Fn(usize, &Sequence) -> View<'v> + Sync,
 ) -> Vec<f32> {
-    let dim = spec.head_dim;
-    let mut out = vec![0.0; q.len()];
-    out.par_chunks_mut(dim * tokens).zip(q.par_chunks(dim * tokens)).enumerate().for_each(|(head, (out, q))| {
+    let dim = how.key;
+    let mut out = vec![0.0; how.heads * how.value * tokens];
+    out.par_chunks_mut(how.value * tokens).zip(q.par_chunks(dim * tokens)).enumerate().for_each(|(head, (out, q))| {
         for (number, sequence) in sequences.iter().enumerate() {
             let view = view(number, sequence);
-            let kv_head = head / (spec.heads / spec.kv_heads);
+            let kv_head = head / (how.heads / how.kv_heads);
             for start in sequence.columns.clone().step_by(BLOCK) {
                 let block = start..sequence.columns.end.min(start + BLOCK);
                 let position = sequence.past + start - sequence.columns.start;
                 // What the first column sees at the left, and the last at the right.
-                let seen =
-                    spec.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + block.len();
+                let seen = how.first(position)..position + block.len();
                 let some: Vec<f32> =
-                    (0..dim).flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * spec.scale)).collect();
+                    (0..dim).flat_map(|d| q[d * tokens..][block.clone()].iter().map(|q| q * how.scale)).collect();
                 let columns = Columns::new(&some, dim, block.len());
                 let mut scores = vec![0.0; seen.len() * block.len()];
                 matmul(view.keys(kv_head, &seen, dim), &columns, false, &mut scores);
-                if let Some(cap) = spec.cap {
+                if let Some(cap) = how.cap {
                     softcap(&mut scores, cap);
                 }
                 for (p, row) in seen.clone().zip(scores.chunks_exact_mut(block.len())) {
                     for (own, score) in (position..).zip(row) {
-                        if p > own || spec.window.is_some_and(|window| p + window <= own) {
+                        if p > own || p < how.first(own) {
                             *score = f32::NEG_INFINITY;
                         }
                     }
                 }
+                if let Some(&sink) = how.sinks.get(head) {
+                    scores.resize(scores.len() + block.len(), sink);
+                }
                 let sums = exponentials(&mut scores, block.len());
+                scores.truncate(seen.len() * block.len());
                 let shares = Columns::new(&scores, seen.len(), block.len());
-                let some: Vec<f32> = (0..dim).flat_map(|d| view.values(kv_head * dim + d, &seen)).copied().collect();
-                let mut mixed = vec![0.0; dim * block.len()];
+                let some: Vec<f32> =
+                    (0..how.value).flat_map(|d| view.values(kv_head * how.value + d, &seen)).copied().collect();
+                let mut mixed = vec![0.0; how.value * block.len()];
                 matmul(&some, &shares, false, &mut mixed);
                 for (d, row) in mixed.chunks_exact(block.len()).enumerate() {
                     let out = &mut out[d * tokens..][block.clone()];

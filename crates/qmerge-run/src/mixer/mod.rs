@@ -1,6 +1,8 @@
 //! By which a position sees others: one file per mixer, and one line in [`new`].
 
 mod attention;
+mod delta;
+mod latent;
 mod short_conv;
 
 use std::any::Any;
@@ -15,6 +17,8 @@ use crate::linear::{Input, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
 use attention::Attention;
+use delta::Delta;
+use latent::Latent;
 use short_conv::ShortConv;
 
 /// By which a position sees others.
@@ -37,6 +41,8 @@ pub(crate) fn new<'a>(
     Ok(match mixer {
         spec::Mixer::Attention(attention) => Box::new(Attention::new(tensors, spec, attention, layer)?),
         spec::Mixer::ShortConv(conv) => Box::new(ShortConv::new(tensors, spec, conv, layer)?),
+        spec::Mixer::Latent(latent) => Box::new(Latent::new(tensors, spec, latent, layer)?),
+        spec::Mixer::Delta(delta) => Box::new(Delta::new(tensors, spec, delta, layer)?),
     })
 }
 

@@ -58,21 +58,27 @@ def generator(*names):
 
 def randomize(model, case, gain):
     """Matrices N(0, (gain / sqrt(inputs))^2), embeddings and heads N(0, 0.5^2), norm weights 1 + 0.2 N, biases 0.2 N. Norms that add 1 to the
-    stored weight (Gemma, Nemotron) store 0.2 N."""
+    stored weight (Gemma, Nemotron, Qwen 3.5) store 0.2 N."""
     kind = model.config.model_type
-    offset = 0.0 if kind.startswith(("gemma", "nemotron")) and not kind.startswith("gemma4") else 1.0
+    # What has a name of its own in the middle of a layer of such a model is an ordinary norm.
+    centred = kind.startswith(("gemma", "nemotron", "qwen3_5", "qwen3_next")) and not kind.startswith("gemma4")
+    turned = kind == "gpt2" or kind == "gpt_oss" or kind == "llama4_text"  # matrices or stacks of inputs x outputs
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        buffers = [(name, b) for name, b in model.named_buffers() if name.endswith("correction_bias")]
+        for name, p in [*model.named_parameters(), *buffers]:
             noise = torch.randn(p.shape, generator=generator(case, name))
-            if p.ndim == 1 and name.endswith("bias"):
+            offset = 0.0 if centred and "linear_attn" not in name else 1.0
+            if name.endswith("bias"):
                 value = 0.2 * noise
+            elif name.endswith("A_log") or name.endswith("sinks"):
+                value = noise
             elif p.ndim == 1 or "_norm." in name:
                 value = offset + 0.2 * noise
             elif "embed" in name or "lm_head" in name or "wte" in name or "wpe" in name:
                 value = 0.5 * noise
             else:
-                conv1d = model.config.model_type == "gpt2"  # stored as inputs x outputs
-                value = noise * gain / p.shape[-2 if conv1d else -1] ** 0.5
+                side = -2 if turned and (kind == "gpt2" or p.ndim == 3) else -1
+                value = noise * gain / p.shape[side] ** 0.5
             p.copy_(value)
         for name, b in model.named_buffers():
             if name.endswith("layer_scalar"):
@@ -193,9 +199,10 @@ def old_spelling(config):
 MODELS = {}
 
 
-def model_case(name, kind, *, wrong=(), old=True, gain=1.5, **sizes):
-    """wrong: changes of the configuration, each a dict, that the logits must notice. A value may be a function of the old value."""
-    MODELS[name] = (kind, sizes, wrong, old, gain)
+def model_case(name, kind, *, wrong=(), old=True, gain=1.5, dtype=F32, **sizes):
+    """wrong: changes of the configuration, each a dict, that the logits must notice. A value may be a function of the old value. Weights are stored as
+    `dtype`, and the model is computed in float32."""
+    MODELS[name] = (kind, sizes, wrong, old, gain, dtype)
 
 
 def changed(folder, change):
@@ -207,17 +214,17 @@ def changed(folder, change):
 
 
 def make_model(case):
-    kind, sizes, wrong, old, gain = MODELS[case]
+    kind, sizes, wrong, old, gain, dtype = MODELS[case]
     folder = fresh(case)
     if callable(sizes.get("vision_config")):
         sizes = {**sizes, "vision_config": sizes["vision_config"](), "text_config": sizes["text_config"]()}
     config = getattr(transformers, kind + "Config")(**sizes)
-    make = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM"}.get(kind, kind + "ForCausalLM")
+    make = {"GPT2": "GPT2LMHeadModel"}.get(kind, kind.removesuffix("Text") + "ForCausalLM")
     if hasattr(config, "vision_config"):
         make = kind + "ForConditionalGeneration"
     model = getattr(transformers, make)(config).float()
     randomize(model, case, gain)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     remove(folder, "generation_config.json")
 
     ids = tokens(case, config.get_text_config().vocab_size)
@@ -447,6 +454,73 @@ model_case("qwen2_5_vl", "Qwen2_5_VL", vision_config=part("Qwen2_5_VLVision", **
            fullatt_block_indexes=[0]), text_config=part("Qwen2_5_VLText", **narrow(rope_parameters=MULTI)), wrong=[THETA, EPS])
 model_case("qwen3_vl", "Qwen3VL", vision_config=part("Qwen3VLVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24, num_position_embeddings=4,
            deepstack_visual_indexes=[0]), text_config=part("Qwen3VLText", **narrow(head_dim=8, rope_parameters={**MULTI, "mrope_section": [1, 1, 2]})), wrong=[THETA, EPS])
+# Mixtures, stored as bfloat16 to be small.
+
+
+def mixture(**changes):
+    return small(**{"hidden_size": 24, "vocab_size": 40, "head_dim": 8, "rope_parameters": rope("default", 500.0), **changes})
+
+
+PER_TOKEN = {"num_experts_per_tok": 1}
+model_case("gpt_oss", "GptOss", **mixture(intermediate_size=14, num_local_experts=4, num_experts_per_tok=2, sliding_window=6, swiglu_limit=0.7,
+           layer_types=["full_attention", "sliding_attention"], rope_parameters={**YARN, "truncate": False}), dtype=BF16,
+           wrong=[{"swiglu_limit": 7.0}, {"swiglu_alpha": 1.0}, {"sliding_window": 7}, {"layer_types": ["sliding_attention", "full_attention"]}, PER_TOKEN])
+model_case("qwen2_moe", "Qwen2Moe", **small(vocab_size=40, num_hidden_layers=3, intermediate_size=28, moe_intermediate_size=12, shared_expert_intermediate_size=20,
+           num_experts=5, num_experts_per_tok=2, mlp_only_layers=[1], use_sliding_window=True, sliding_window=6, max_window_layers=2,
+           rope_parameters=rope("default", 500.0)), dtype=BF16,
+           wrong=[{"norm_topk_prob": True}, PER_TOKEN, {"sliding_window": 7}, {"layer_types": ["full_attention"] * 3},
+                  {"layer_types": ["sliding_attention"] * 3}])
+model_case("olmoe", "Olmoe", **small(vocab_size=40, intermediate_size=12, num_experts=5, num_experts_per_tok=3, clip_qkv=0.8,
+           rope_parameters=rope("default", 500.0)), dtype=BF16, wrong=[{"norm_topk_prob": True}, PER_TOKEN, {"clip_qkv": None}])
+LATENT = small(vocab_size=40, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, intermediate_size=28, moe_intermediate_size=8, kv_lora_rank=10,
+               qk_nope_head_dim=6, qk_rope_head_dim=8, v_head_dim=5, n_routed_experts=6, num_experts_per_tok=2, first_k_dense_replace=1)
+model_case("deepseek_v3", "DeepseekV3", **{**LATENT, "q_lora_rank": 12, "n_group": 3, "topk_group": 2, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
+           "rope_parameters": {**YARN, "mscale": 1.5, "mscale_all_dim": 0.7}}, dtype=BF16,
+           wrong=[{"n_group": 1, "topk_group": 1}, {"topk_group": 1}, {"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}, PER_TOKEN,
+                  {"rope_interleave": False}, {"rope_parameters": without("mscale", "mscale_all_dim")}])
+model_case("deepseek_v3_plain", "DeepseekV3", **{**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "norm_topk_prob": False,
+           "rope_interleave": False, "attention_bias": True, "rope_parameters": rope("default", 500.0)}, dtype=BF16,
+           wrong=[{"rope_interleave": True}, {"norm_topk_prob": True}, THETA, {"attention_bias": False}])
+model_case("deepseek_v2", "DeepseekV2", **{**LATENT, "q_lora_rank": 12, "n_group": 3, "topk_group": 1, "topk_method": "group_limited_greedy", "n_shared_experts": 1,
+           "routed_scaling_factor": 1.7, "rope_parameters": rope("default", 500.0)}, dtype=BF16,
+           wrong=[{"topk_method": "greedy"}, {"topk_group": 3}, {"routed_scaling_factor": 1.0}, THETA])
+model_case("deepseek_v2_greedy", "DeepseekV2", **{**LATENT, "q_lora_rank": None, "n_shared_experts": 1, "topk_method": "greedy",
+           "rope_parameters": rope("default", 500.0)}, dtype=BF16, wrong=[PER_TOKEN, THETA])
+model_case("glm4_moe", "Glm4Moe", **mixture(num_attention_heads=3, num_key_value_heads=1, intermediate_size=28, moe_intermediate_size=8, n_routed_experts=6,
+           num_experts_per_tok=2, n_shared_experts=2, first_k_dense_replace=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.4,
+           rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5)), dtype=BF16,
+           wrong=[{"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}, PER_TOKEN, {"rope_parameters": with_(partial_rotary_factor=1.0)}])
+model_case("ernie4_5_moe", "Ernie4_5_Moe", **mixture(num_hidden_layers=3, intermediate_size=28, moe_intermediate_size=8, moe_num_experts=5, moe_k=2,
+           moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=1, use_bias=True, moe_norm_min=0.9), dtype=BF16,
+           wrong=[{"moe_k": 1}, {"moe_norm_min": 1e-12}, THETA])
+model_case("phimoe", "Phimoe", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.3, sliding_window=7,
+           attention_bias=True, rope_parameters=rope("default", 500.0)), dtype=BF16,
+           wrong=[{"router_jitter_noise": 0.01}, {"sliding_window": None}])
+PHI_LONG = {**LONG, "short_mscale": 1.3, "long_mscale": 1.3, "original_max_position_embeddings": 32}
+del PHI_LONG["partial_rotary_factor"]
+model_case("phimoe_longrope", "Phimoe", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2,
+           rope_parameters=PHI_LONG), old=False, dtype=BF16, wrong=[{"rope_parameters": with_(short_mscale=1.0)}])
+model_case("granitemoe", "GraniteMoe", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, embedding_multiplier=3.0,
+           attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.7, rope_parameters=rope("default", 500.0)), dtype=BF16,
+           wrong=[{"embedding_multiplier": 1.0}, PER_TOKEN, {"residual_multiplier": 1.0}])
+model_case("granitemoeshared", "GraniteMoeShared", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2,
+           shared_intermediate_size=20, residual_multiplier=0.6, attention_multiplier=0.3, rope_parameters=rope("default", 500.0)), dtype=BF16,
+           wrong=[PER_TOKEN, {"attention_multiplier": 1.0}])
+model_case("minimax_m2", "MiniMaxM2", **mixture(intermediate_size=12, num_local_experts=5, num_experts_per_tok=2,
+           rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5)), dtype=BF16,
+           wrong=[PER_TOKEN, {"rope_parameters": with_(partial_rotary_factor=1.0)}])
+model_case("llama4_text", "Llama4Text", **mixture(num_hidden_layers=4, num_key_value_heads=1, intermediate_size=10, intermediate_size_mlp=20,
+           num_local_experts=3, num_experts_per_tok=2, moe_layers=[1, 3], no_rope_layers=[1, 0, 1, 1], attention_chunk_size=7,
+           floor_scale=3, attn_scale=0.5), dtype=BF16,
+           wrong=[{"attention_chunk_size": 8}, {"attn_temperature_tuning": False}, {"floor_scale": 5}, {"use_qk_norm": False}, PER_TOKEN,
+                  {"layer_types": ["full_attention"] * 4}, THETA])
+DELTA = dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2, linear_num_value_heads=4,
+             linear_key_head_dim=5, linear_value_head_dim=6, linear_conv_kernel_dim=4, rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5))
+model_case("qwen3_next", "Qwen3Next", **mixture(**DELTA, intermediate_size=20, moe_intermediate_size=8, shared_expert_intermediate_size=10, num_experts=4,
+           num_experts_per_tok=2, mlp_only_layers=[0]), dtype=BF16, gain=1.0, wrong=[{"norm_topk_prob": False}, PER_TOKEN, EPS, THETA])
+model_case("qwen3_5_text", "Qwen3_5Text", **mixture(**DELTA, intermediate_size=20), dtype=BF16, gain=1.0, wrong=[EPS, THETA])
+model_case("qwen3_5_moe_text", "Qwen3_5MoeText", **mixture(**DELTA, moe_intermediate_size=8, shared_expert_intermediate_size=10, num_experts=4,
+           num_experts_per_tok=2), dtype=BF16, gain=1.0, wrong=[PER_TOKEN, EPS, THETA])
 
 # ---------------------------------------------------------------------------------------------------------------- quantized models
 

@@ -81,6 +81,12 @@ impl<'c> Fields<'c> {
         self.positive_if(key)?.ok_or_else(|| self.missing(key))
     }
 
+    /// The same of the first of these names that is there: transformers 5 writes one name where families had their own.
+    pub fn count_of(&self, keys: &[&str]) -> Result<usize> {
+        let key = keys.iter().find(|key| self.get(key).is_some()).or(keys.first());
+        key.map_or(Ok(0), |key| self.count(key))
+    }
+
     /// The number of layers.
     pub fn layers(&self, key: &str) -> Result<usize> {
         match (self.count(key)?, self.get(key)) {

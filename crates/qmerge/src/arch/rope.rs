@@ -23,6 +23,8 @@ pub struct Rope {
     max_positions: usize,
     /// Features next to each other are a pair (Cohere, GLM); else the halves of what turns are the pairs' two coordinates.
     pub interleaved: bool,
+    /// Factor on scores that goes with it.
+    scores: f64,
 }
 
 /// What a family's rope is where its configuration does not say.
@@ -189,7 +191,7 @@ impl Rope {
             None => fields.positive_if("original_max_position_embeddings")?.unwrap_or(max_positions),
         };
         let stretch = max_positions as f64 / original as f64;
-        let mut attention = 1.0;
+        let (mut attention, mut scores) = (1.0, 1.0);
         let scaling = match kind.map_or(Some("default"), Value::as_str) {
             Some("default" | "mrope") => Scaling::None,
             Some("proportional") => {
@@ -206,6 +208,7 @@ impl Rope {
                 let factor = parameters.above_zero("factor")?.unwrap_or(stretch);
                 let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * libm::log(factor) + 1.0 };
                 let scales = (parameters.number("mscale")?, parameters.number("mscale_all_dim")?);
+                scores = scales.1.filter(|all| *all != 0.0).map_or(1.0, |all| magnitude(all) * magnitude(all));
                 attention = parameters.number("attention_factor")?.unwrap_or_else(|| match scales {
                     (Some(a), Some(b)) if a != 0.0 && b != 0.0 => magnitude(a) / magnitude(b),
                     _ => magnitude(1.0),
@@ -234,13 +237,24 @@ impl Rope {
                 let plain = || {
                     if stretch <= 1.0 { 1.0 } else { (1.0 + libm::log(stretch) / libm::log(original as f64)).sqrt() }
                 };
-                attention = parameters.number("attention_factor")?.unwrap_or_else(plain);
+                let scales = (parameters.number("short_mscale")?, parameters.number("long_mscale")?);
+                attention = match (parameters.number("attention_factor")?, scales) {
+                    (Some(factor), _) => factor,
+                    // PhiMoE's own.
+                    (None, (Some(short), Some(long))) if short == long => short,
+                    (None, (None, None)) => plain(),
+                    _ => {
+                        return Err(
+                            fields.unsupported("long_mscale", parameters.get("long_mscale").unwrap_or(&Value::Null))
+                        );
+                    }
+                };
                 let list = |key: &str| parameters.factors(key, dims.div_ceil(2));
                 Scaling::Long { short: list("short_factor")?, long: list("long_factor")?, original }
             }
             _ => return Err(fields.unsupported("rope_type", kind.unwrap_or(&Value::Null))),
         };
-        Self { dims, theta, scaling, factor: attention as f32, max_positions, interleaved: false }.sound(fields)
+        Self { dims, theta, scaling, factor: attention as f32, max_positions, interleaved: false, scores }.sound(fields)
     }
 
     /// How queries grow with their position, which Ministral 3 keeps beside the rope's parameters.
@@ -252,17 +266,22 @@ impl Rope {
             return Err(parameters.bad(key, value, "too large for a 32-bit number"));
         }
         let every = parameters.needed("original_max_position_embeddings")?.max(1.0) as usize;
-        Ok(Some(Growth { rate: rate as f32, every }))
+        Ok(Some(Growth { rate: rate as f32, every, first: 0 }))
     }
 
     /// Errors if an angle would be no number, whatever the parameters that bring it about.
     fn sound(self, fields: &Fields<'_>) -> Result<Self> {
         let lengths = [1, self.longest()];
         let frequencies = lengths.iter().flat_map(|&length| self.frequencies(length));
-        match frequencies.chain([self.factor]).find(|x| !x.is_finite()) {
+        match frequencies.chain([self.factor, self.scores as f32]).find(|x| !x.is_finite()) {
             None => Ok(self),
             Some(x) => Err(fields.misfit(format!("the rope's parameters give the frequency or factor {x}"))),
         }
+    }
+
+    /// Factor on query · key that goes with a longer rope, in families that apply it to all of a head: the square of what `mscale_all_dim` says.
+    pub fn scores(&self) -> f64 {
+        self.scores
     }
 
     /// Longest sequence that it was made for.
@@ -279,7 +298,8 @@ impl Rope {
         in_pairs(fields, head_dim, head_dim)?;
         let max_positions = fields.count("max_position_embeddings")?;
         let scaling = Scaling::None;
-        Self { dims: head_dim, theta, scaling, factor: 1.0, max_positions, interleaved: false }.sound(fields)
+        Self { dims: head_dim, theta, scaling, factor: 1.0, max_positions, interleaved: false, scores: 1.0 }
+            .sound(fields)
     }
 
     /// Factor on both coordinates.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::{Claim, Grid, MAX_UNCUT_PART, Weight};
 use crate::error::{Error, Kind, Result};
@@ -30,7 +31,7 @@ pub struct Reader<'a> {
     /// Parts that are not cut by rows.
     uncut: Vec<Option<Vec<u8>>>,
     /// Parts that are cut by rows, once they are held in memory.
-    held: Option<Vec<Vec<u8>>>,
+    held: OnceLock<Vec<Vec<u8>>>,
 }
 
 impl<'a> Reader<'a> {
@@ -55,16 +56,21 @@ impl<'a> Reader<'a> {
             claim.entries.iter().zip(&cut).filter(|(_, cut)| !**cut).map(|(entry, _)| entry).collect();
         let mut read = checkpoint.read_entries(&uncut, MAX_UNCUT_PART)?.into_iter();
         let uncut = cut.iter().map(|&cut| if cut { None } else { read.next() }).collect();
-        Ok(Self { checkpoint, claim: claim.clone(), uncut, held: None })
+        Ok(Self { checkpoint, claim: claim.clone(), uncut, held: OnceLock::new() })
     }
 
     /// Reads everything now, as it is stored, so that later calls need no file.
-    pub fn hold(&mut self) -> Result<()> {
+    pub fn hold(&self) -> Result<()> {
+        if self.held.get().is_some() {
+            return Ok(());
+        }
         let cut = |(entry, uncut): (&Entry, &Option<Vec<u8>>)| match uncut {
             Some(_) => Ok(Vec::new()),
             None => self.checkpoint.read_small(entry, entry.bytes),
         };
-        self.held = Some(self.claim.entries.iter().zip(&self.uncut).map(cut).collect::<Result<_>>()?);
+        let held = self.claim.entries.iter().zip(&self.uncut).map(cut).collect::<Result<_>>()?;
+        // Another thread may have been faster.
+        drop(self.held.set(held));
         Ok(())
     }
 
@@ -138,7 +144,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn load(&self, rows: &Range<usize>, stored: &mut StoredRows) -> Result<()> {
         stored.rows = rows.clone();
         stored.parts.resize_with(stored.parts.len().max(self.uncut.len()), Vec::new);
-        if self.held.is_some() {
+        if self.held.get().is_some() {
             return Ok(());
         }
         for ((part, entry), bytes) in self.claim.entries.iter().enumerate().zip(&mut stored.parts) {
@@ -153,7 +159,7 @@ impl<'a> Reader<'a> {
     /// The bytes of each part that belong to `rows`, some of those that were loaded.
     pub(crate) fn parts<'b>(&'b self, stored: &'b StoredRows, rows: &Range<usize>) -> Vec<&'b [u8]> {
         let weight = self.claim.weight.as_ref();
-        let bytes = |(part, uncut): (usize, &'b Option<Vec<u8>>)| match (uncut, self.held.as_ref()) {
+        let bytes = |(part, uncut): (usize, &'b Option<Vec<u8>>)| match (uncut, self.held.get()) {
             (Some(uncut), _) => uncut,
             (None, Some(held)) => {
                 let range = weight.part_rows(part, rows).unwrap_or_default();

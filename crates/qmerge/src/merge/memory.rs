@@ -8,7 +8,7 @@ use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Plan, Recode};
-use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes};
+use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes, weight_of};
 
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
@@ -166,7 +166,7 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
         .collect();
     let layer = |inputs: &Vec<crate::round::LayerInputs>| {
         let own = |inputs: &crate::round::LayerInputs| -> Vec<(u64, &dyn Whole)> {
-            inputs.weights.iter().filter_map(|name| bytes.get(name.as_str()).copied()).collect()
+            inputs.weights.iter().filter_map(|name| bytes.get(weight_of(name).0).copied()).collect()
         };
         let mut layer = Layer { moments: 0, weights: Vec::new() };
         for inputs in inputs {
@@ -194,9 +194,10 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
         + if is_turned { TURNED } else { 0 };
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
-    let stored = read_bytes(recode) + 2 * written_bytes(recode);
-    // Edits take what their factors do.
-    let rank = edits(recode) / (4 * (rows + cols)).max(1);
+    let matrices = recode.stack.unwrap_or(1).max(1) as u64;
+    let stored = (read_bytes(recode) + 2 * written_bytes(recode)) / matrices;
+    // Edits take what their factors do; those of a stack are there once for all of its matrices, whichever is at work.
+    let rank = edits(recode) / matrices / (4 * (rows + cols)).max(1);
     let directions = 4 * rank.max(LEAST_PROBES as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
     let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
     rows * cols * each + ordered + stored + directions + cut + edits(recode)

@@ -146,7 +146,6 @@ pub fn run_into(
     residual::refuse(plan, single_file)?;
     let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
     let schedule = Schedule::new(plan, options, &demand)?;
-    let about = calibration.as_ref().map(|calibration| calibration.about());
     let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
     let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
     let (output, finished) = Output::create(sink, plan, &fingerprint, options.existing)?;
@@ -155,7 +154,12 @@ pub fn run_into(
     run.announce(&finished, &demand, options);
     let weights = || -> Result<_> {
         let not_copied = run.other_files(options)?;
-        let finished = run.all(finished, calibration.take())?;
+        // Lent, for a lifetime of its own.
+        let lent: Option<&mut dyn Calibration> = match &mut calibration {
+            Some(calibration) => Some(&mut **calibration),
+            None => None,
+        };
+        let finished = run.all(finished, lent)?;
         progress.phase("bringing the output to the disk", "");
         let bytes = output.close_files(plan, &late_parts(plan, &finished))?;
         if let Some(index) = &plan.index {
@@ -183,7 +187,8 @@ pub fn run_into(
         report.summary.bytes_written += residual.bytes;
         report.take_residual(residual);
     }
-    report.rounding.calibration = about;
+    // What it says may hold what it saw.
+    report.rounding.calibration = calibration.map(|calibration| calibration.about());
     report.command.clone_from(&options.command);
     report.summary.bytes_read = schedule.bytes_read;
     report.summary.bytes_written += output.written();

@@ -4,6 +4,7 @@
 //! Rounding sees the last, so that methods know nothing of the others.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Run;
@@ -37,22 +38,28 @@ struct Wanted {
 }
 
 impl Run<'_> {
-    /// Does all of a step: with a method and the moments of its inputs, or to what the output's format makes of it.
-    pub(super) fn whole(
-        &self,
-        number: usize,
-        step: &Step,
-        recode: &Recode,
-        by: Option<(&dyn Whole, &Metric)>,
-    ) -> Result<Finished> {
-        let (edited, inputs) = (Edited::new(self.inputs, recode)?, recode.inputs());
-        let wanted = Wanted::of(recode, &edited)?;
+    /// Does all of a step to what the output's format makes of it.
+    pub(super) fn whole(&self, number: usize, step: &Step, recode: &Recode) -> Result<Finished> {
+        let edited = Edited::new(self.inputs, recode)?;
+        let rows = 0..recode.from.weight.geometry().rows;
+        let wanted = Wanted::of(recode, &edited, &rows)?;
         let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
-        let start = self.start(recode, edited.base().uncut(), &wanted, &stored)?;
-        let Some((method, metric)) = by else {
-            let Start { parts, values, .. } = start;
-            return self.finish((number, step, recode), &stored, (&wanted, &values), parts);
-        };
+        let Start { parts, values, .. } = self.start(recode, edited.base().uncut(), (&wanted, &rows), &stored)?;
+        self.finish((number, step, recode), (&stored, &rows), (&wanted, &values), parts)
+    }
+
+    /// Does all of a step, or one matrix of a stack, with a method and the moments of its inputs. Says too how large the adapter's output was.
+    pub(super) fn rounded(
+        &self,
+        (number, step, recode): (usize, &Step, &Recode),
+        edited: &Edited<'_>,
+        matrix: Option<usize>,
+        (method, metric): (&dyn Whole, &Metric),
+    ) -> Result<(Finished, f64)> {
+        let (inputs, rows) = (recode.inputs(), recode.rows_of(matrix));
+        let wanted = Wanted::of(recode, edited, &rows)?;
+        let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
+        let start = self.start(recode, edited.base().uncut(), (&wanted, &rows), &stored)?;
         let Start { weight, parts, values } = start;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let (order, grid) = ordered(weight.as_ref(), &stored, &views)?;
@@ -69,14 +76,15 @@ impl Run<'_> {
             target: &target,
             values: if order.inputs.is_some() { order.to_columns(&values, inputs).into_owned() } else { values },
             grid,
-            rank: edit::rank(edited.edits(), &(0..recode.from.weight.geometry().rows)),
+            rank: edit::rank(edited.edits(), &rows),
             metric: own.as_ref().unwrap_or(metric),
         };
         let judged = method.round(&mut matrix);
         let Matrix { values, grid, .. } = matrix;
         drop((base, target));
         let values = stored.to_stored(order.undo_columns(values, inputs), inputs);
-        let all = 0..weight.geometry().rows;
+        // What is written has as many rows, but for one whose rows become columns.
+        let all = if recode.turned { 0..weight.geometry().rows } else { rows.clone() };
         let mut written = vec![Vec::new(); parts.len()];
         on_grid(weight.as_ref())?.store(&views, all.clone(), &values, Some(&grid), &mut written);
         // What belongs to the weight as a whole and did not change.
@@ -91,15 +99,15 @@ impl Run<'_> {
         if is_coarse(recode) {
             self.stash_residual(number, (&wanted.target, &output), metric, judged.error())?;
         }
-        let finished = self.finish((number, step, recode), &stored, (&wanted, &output), written)?;
-        Ok(Finished { kept: Some(judged.kept), ..finished })
+        let finished = self.finish((number, step, recode), (&stored, &rows), (&wanted, &output), written)?;
+        Ok((Finished { kept: Some(judged.kept), ..finished }, judged.delta))
     }
 
     /// Measures what was stored and writes it to its place.
     fn finish(
         &self,
         (number, step, recode): (usize, &Step, &Recode),
-        stored: &Order,
+        (stored, rows): (&Order, &Range<usize>),
         (Wanted { base, target }, output): (&Wanted, &[f32]),
         parts: Vec<Vec<u8>>,
     ) -> Result<Finished> {
@@ -108,23 +116,38 @@ impl Run<'_> {
             // The place that is named is the one in the file.
             let [base, target, output] =
                 [base, target, output].map(|values| stored.to_stored(values.to_vec(), recode.inputs()));
-            return Err(explain(recode, step, 0, recode.to.geometry().cols, (&base, &target, &output)));
+            return Err(explain(recode, step, rows.start, recode.to.geometry().cols, (&base, &target, &output)));
         }
         let places = Places { plan: self.plan, output: self.output };
-        let late = places.put_uncut(step, parts.into_iter().enumerate())?;
+        let late = match recode.stack {
+            None => places.put_uncut(step, parts.into_iter().enumerate())?,
+            Some(_) => {
+                for (part, mut bytes) in parts.into_iter().enumerate() {
+                    let at = recode.to.part_rows(part, rows).unwrap_or_default();
+                    places.put(step, part, at.start, &mut bytes)?;
+                }
+                Vec::new()
+            }
+        };
         let sums = Sums { elements: output.len() as u64, differences };
         Ok(Finished { step: number, sums: Some(sums), kept: None, late })
     }
 
     /// Where rounding begins: the codes of the base, or what a format makes of the target afresh.
-    fn start(&self, recode: &Recode, uncut: &[Option<Vec<u8>>], wanted: &Wanted, stored: &Order) -> Result<Start> {
+    fn start(
+        &self,
+        recode: &Recode,
+        uncut: &[Option<Vec<u8>>],
+        (wanted, rows): (&Wanted, &Range<usize>),
+        stored: &Order,
+    ) -> Result<Start> {
         if recode.keeps_scales && !recode.to.is_plain() {
             let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
             let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });
         }
         let (geometry, fresh) = (recode.to.geometry(), writer(recode.to.as_ref())?);
-        let all = 0..geometry.rows;
+        let all = if recode.turned { 0..geometry.rows } else { rows.clone() };
         let target = match stored.transposed {
             true => Cow::Owned(stored.to_stored(wanted.target.clone(), recode.inputs())),
             false => Cow::Borrowed(&wanted.target),
@@ -146,11 +169,11 @@ impl Run<'_> {
 }
 
 impl Wanted {
-    fn of(recode: &Recode, edited: &Edited<'_>) -> Result<Self> {
+    fn of(recode: &Recode, edited: &Edited<'_>, rows: &Range<usize>) -> Result<Self> {
         let geometry = recode.from.weight.geometry();
         let read = Order { transposed: recode.transposed, inputs: None };
         let (mut base, mut target) = (Vec::new(), Vec::new());
-        edited.rows(&(0..geometry.rows), &mut base, &mut target)?;
+        edited.rows(rows, &mut base, &mut target)?;
         Ok(Self { base: read.to_model(base, geometry.cols), target: read.to_model(target, geometry.cols) })
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::Plan;
 use super::residual::is_coarse;
 use crate::plan::{Action, Recode, Step};
-use crate::round::{Demand, Rounding};
+use crate::round::{Demand, Rounding, weight_of};
 
 /// Per byte that is copied. A file takes one write at a time, so meanwhile the other threads wait.
 const COPY: f64 = 0.8;
@@ -36,13 +36,13 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn new(plan: &Plan, demand: &Demand, threads: usize) -> Self {
         let known: HashSet<&str> =
-            demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(String::as_str).collect();
+            demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(|name| weight_of(name).0).collect();
         let one = |step: &Step| match &step.action {
             Action::Copy { entry } => copied(entry.bytes, threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
                     let from_base = recode.keeps_scales && !recode.to.is_plain();
-                    let values = (recode.outputs() * recode.inputs()) as f64;
+                    let values = recode.from.weight.geometry().elements() as f64;
                     (values * method.nanoseconds(recode.inputs(), from_base)) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]

@@ -10,8 +10,8 @@ use super::recode::{Recode, Source};
 use super::steps::{Action, Step};
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
-use crate::formats::Format;
-use crate::round::{self, MAX_FEATURES, Rounding};
+use crate::formats::{Format, Weight};
+use crate::round::{self, MAX_FEATURES, Rounding, matrix_name};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,11 @@ pub enum Data {
 impl Data {
     fn knows(&self, weight: &str) -> bool {
         matches!(self, Self::Known(weights) if weights.contains(weight))
+    }
+
+    /// True if it knows all matrices of a stack.
+    fn knows_stack(&self, weight: &str, matrices: usize) -> bool {
+        matrices > 0 && (0..matrices).all(|number| self.knows(&matrix_name(weight, number)))
     }
 }
 
@@ -106,10 +111,18 @@ impl<'a> Chooser<'a> {
         }
     }
 
+    /// The number of matrices of a stack of which the inputs of each are known.
+    pub(super) fn stack(&self, weight: &dyn Weight) -> Option<usize> {
+        match *weight.shape() {
+            [matrices, _, _] if self.data.knows_stack(weight.name(), matrices) => Some(matrices),
+            _ => None,
+        }
+    }
+
     /// What it has in the end: a method that goes by a weight's inputs needs to know them, and something to choose.
     pub(super) fn settled(&self, recode: &Recode) -> &'static dyn Rounding {
         let whole = recode.rounding.whole().is_some();
-        if whole && !(self.data.knows(recode.to.name()) && is_whole(recode)) {
+        if whole && !((recode.stack.is_some() || self.data.knows(recode.to.name())) && is_whole(recode)) {
             recode.streamed()
         } else {
             recode.rounding
@@ -198,7 +211,7 @@ fn is_whole(recode: &Recode) -> bool {
     !exact
         && (!recode.keeps_scales || !recode.edits.is_empty())
         && recode.source == Source::Base
-        && recode.to.shape().len() == 2
+        && (recode.to.shape().len() == 2 || recode.stack.is_some() && recode.to.is_plain())
         && recode.to.on_grid().is_some()
         && recode.inputs() <= MAX_FEATURES
 }

@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +44,8 @@ pub struct Recode {
     pub keeps_scales: bool,
     /// The rows that are read are the layer's inputs.
     pub transposed: bool,
+    /// Number of matrices, where the weight is a stack of them that are rounded one by one.
+    pub stack: Option<usize>,
     /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) while it is plain.
     pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
@@ -60,16 +63,24 @@ impl Recode {
         }
     }
 
-    /// Outputs of the layer, where the weight is a matrix.
+    /// Outputs of the layer, where the weight is a matrix, or of each where it is a stack.
     pub fn outputs(&self) -> usize {
-        let geometry = self.from.weight.geometry();
-        if self.transposed { geometry.cols } else { geometry.rows }
+        if self.transposed { self.from.weight.geometry().cols } else { self.matrix_rows() }
     }
 
     /// Its inputs.
     pub fn inputs(&self) -> usize {
-        let geometry = self.from.weight.geometry();
-        if self.transposed { geometry.rows } else { geometry.cols }
+        if self.transposed { self.matrix_rows() } else { self.from.weight.geometry().cols }
+    }
+
+    fn matrix_rows(&self) -> usize {
+        self.from.weight.geometry().rows / self.stack.unwrap_or(1).max(1)
+    }
+
+    /// The rows of one matrix, or of the only one.
+    pub(crate) fn rows_of(&self, matrix: Option<usize>) -> Range<usize> {
+        let (rows, number) = (self.matrix_rows(), matrix.unwrap_or(0));
+        rows * number..rows * (number + 1)
     }
 
     /// True if the rows that are written are the layer's inputs.
@@ -128,6 +139,7 @@ impl Builder<'_, '_> {
             rounding: round::NEAREST,
             keeps_scales: false,
             transposed: false,
+            stack: None,
             turned: false,
             original: None,
             values: None,
@@ -158,7 +170,9 @@ impl Builder<'_, '_> {
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let turned = target.is_some_and(|target| target.turned);
-        let transposed = is_transposed(names, from.weight.as_ref());
+        let stack = chooser.stack(claim.weight.as_ref());
+        let in_out = stack.is_some() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let transposed = in_out || is_transposed(names, from.weight.as_ref());
         let to: Arc<dyn Weight> = match (target, stores_as) {
             (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
             (Some(TargetFormat { format, .. }), None) => {
@@ -190,7 +204,7 @@ impl Builder<'_, '_> {
         let from_original = keeps_scales && rounding.needs_original() && !to.is_plain();
         let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
         let mut recode =
-            Recode { source, from, to, edits, rounding, keeps_scales, transposed, turned, original, values };
+            Recode { source, from, to, edits, rounding, keeps_scales, transposed, stack, turned, original, values };
         recode.rounding = chooser.settled(&recode);
         Ok(recode)
     }

@@ -41,7 +41,7 @@ pub struct Kept {
 
 impl Kept {
     /// Where there was nothing to keep.
-    const ALL: Self = Self { output: 1.0, noise: 0.0 };
+    pub(crate) const ALL: Self = Self { output: 1.0, noise: 0.0 };
 }
 
 /// That, and what it is measured by.

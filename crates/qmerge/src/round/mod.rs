@@ -31,7 +31,8 @@ pub use matrix::{Judged, Kept};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
-pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+pub(crate) use moments::weight_of;
+pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use stored::identity;
 pub use stored::{StoredCalibration, store};
 

@@ -22,10 +22,24 @@ pub struct InputMoments {
 /// Moments, and the weights that are given these inputs.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// Names of weights of shape (outputs, features).
+    /// Names of weights of shape (outputs, features), or of matrices of stacks ([`matrix_name`]).
     pub weights: Vec<String>,
     /// Their inputs.
     pub moments: InputMoments,
+}
+
+/// Name of a matrix of a stack of experts, as [`Known`] and [`LayerInputs`] have it.
+pub fn matrix_name(stack: &str, number: usize) -> String {
+    format!("{stack}[{number}]")
+}
+
+/// The weight that a name means, and which of its matrices, if it is one of a stack.
+pub(crate) fn weight_of(name: &str) -> (&str, Option<usize>) {
+    let matrix = || {
+        let (stack, number) = name.strip_suffix(']')?.rsplit_once('[')?;
+        Some((stack, Some(number.parse().ok()?)))
+    };
+    matrix().unwrap_or((name, None))
 }
 
 /// The inputs of some weights, before anything is known of their moments.

@@ -1,6 +1,6 @@
 //! What most families have in common: each layer has attention and a dense feed-forward.
 
-use super::spec::{Attention, Dense, FeedForward, Layer, Mixer, Norms, Order, QkNorm, Spec};
+use super::spec::{Attention, Dense, FeedForward, Layer, Mixer, Norms, Order, QkNorm, Routed, Spec};
 
 /// A decoder before it becomes a [`Spec`], for families to change what is theirs.
 pub(super) struct Decoder {
@@ -36,6 +36,15 @@ impl Decoder {
         for (attention, sliding) in self.attention.iter_mut().zip(sliding) {
             attention.window = window.filter(|_| sliding);
         }
+    }
+
+    /// Puts experts into the layers that have them.
+    pub(super) fn with_experts(self, routed: Routed, has: impl Fn(usize) -> bool) -> Spec {
+        let mut spec = Spec::from(self);
+        for (_, layer) in spec.layers.iter_mut().enumerate().filter(|(number, _)| has(*number)) {
+            layer.feed_forward = FeedForward::Routed(routed);
+        }
+        spec
     }
 }
 

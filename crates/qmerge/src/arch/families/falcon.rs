@@ -41,8 +41,11 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         norms_values: false,
         growth: None,
         window: None,
+        chunk: None,
         scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         cap: None,
+        sinks: None,
+        gated: false,
     };
     let feed_forward = Dense {
         width: fields.positive_if("ffn_hidden_size")?.unwrap_or(4 * hidden),

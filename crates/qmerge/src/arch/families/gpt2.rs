@@ -44,8 +44,11 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         norms_values: false,
         growth: None,
         window: None,
+        chunk: None,
         scale,
         cap: None,
+        sinks: None,
+        gated: false,
     };
     let spec = Spec {
         hidden,

@@ -1,16 +1,21 @@
 //! Granite: Llama with four factors.
 
+use super::decoder::Decoder;
 use super::spec::Spec;
 use super::{Arch, Fields, Result, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["granite"], spec: Some(spec), ..generic::ARCH };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    read(fields).map(Spec::from)
+}
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     let mut granite = llama::read(fields)?;
     let scale = fields.number("attention_multiplier", 1.0)? as f32;
     granite.attention.iter_mut().for_each(|attention| attention.scale = scale);
     granite.spec.embed_scale = fields.number("embedding_multiplier", 1.0)? as f32;
     granite.spec.residual_scale = fields.number("residual_multiplier", 1.0)? as f32;
     granite.spec.logit_scale = 1.0 / fields.above_zero("logits_scaling", 1.0)? as f32;
-    Ok(granite.into())
+    Ok(granite)
 }

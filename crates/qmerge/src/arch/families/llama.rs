@@ -24,6 +24,11 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     read(fields).map(Spec::from)
 }
 
+/// Width of a head: as it is given, or an equal share of the residual stream.
+pub(super) fn head_dim(fields: &Fields<'_>) -> Result<usize> {
+    fields.positive_if("head_dim")?.map_or_else(|| fields.share("hidden_size", "num_attention_heads"), Ok)
+}
+
 /// What Llama's configuration says, for other families to change what is theirs.
 pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
     read_with(fields, RopeDefaults::default())
@@ -36,13 +41,14 @@ pub(super) fn read_with(fields: &Fields<'_>, rope: RopeDefaults) -> Result<Decod
 
 /// The same, where the width of the feed-forward is said in another way.
 pub(super) fn read_sized(fields: &Fields<'_>, rope: RopeDefaults, width: usize) -> Result<Decoder> {
+    let head_dim = head_dim(fields)?;
+    read_turned(fields, head_dim, Rope::read_with(fields, head_dim, None, rope)?, width)
+}
+
+/// The same with heads of another width, and a rope that is read.
+pub(super) fn read_turned(fields: &Fields<'_>, head_dim: usize, rope: Rope, width: usize) -> Result<Decoder> {
     let (hidden, heads) = (fields.count("hidden_size")?, fields.count("num_attention_heads")?);
-    let head_dim = match fields.positive_if("head_dim")? {
-        Some(head_dim) => head_dim,
-        None => fields.share("hidden_size", "num_attention_heads")?,
-    };
     let layers = fields.layers("num_hidden_layers")?;
-    let rope = Rope::read_with(fields, head_dim, None, rope)?;
     let attention = Attention {
         heads,
         kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
@@ -54,8 +60,11 @@ pub(super) fn read_sized(fields: &Fields<'_>, rope: RopeDefaults, width: usize) 
         norms_values: false,
         growth: None,
         window: None,
+        chunk: None,
         scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         cap: None,
+        sinks: None,
+        gated: false,
     };
     let spec = Spec {
         hidden,

@@ -2,4 +2,4 @@
 
 use super::{Arch, mixtral};
 
-pub(super) const ARCH: Arch = Arch { model_types: &["minimax", "minimax_m2", "phimoe"], spec: None, ..mixtral::ARCH };
+pub(super) const ARCH: Arch = Arch { model_types: &["minimax"], spec: None, ..mixtral::ARCH };

@@ -5,7 +5,9 @@ mod cohere;
 mod cohere2;
 mod conv1d;
 mod decoder;
+mod deepseek;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
 mod falcon;
 mod gemma;
@@ -15,6 +17,7 @@ mod gemma4;
 mod generic;
 mod glm;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
@@ -25,6 +28,7 @@ mod lfm2;
 mod llama;
 mod llama4;
 mod minimax;
+mod minimax_m2;
 mod ministral3;
 mod mistral;
 mod mixtral;
@@ -32,11 +36,15 @@ mod nemotron;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod qwen3_next;
 mod qwen_moe;
 mod seed_oss;
 mod smollm3;
@@ -57,40 +65,52 @@ pub(super) static GENERIC: Arch = generic::ARCH;
 /// Every family that has something of its own.
 pub static ARCHS: &[Arch] = &[
     bert_generation::ARCH,
-    cohere::ARCH,
     cohere2::ARCH,
+    cohere::ARCH,
     conv1d::ARCH,
+    deepseek::V2,
+    deepseek::V3,
     ernie4_5::ARCH,
+    ernie4_5_moe::ARCH,
     exaone4::ARCH,
     falcon::ARCH,
-    gemma::ARCH,
     gemma2::ARCH,
     gemma3::ARCH,
     gemma4::ARCH,
-    glm::ARCH,
+    gemma::ARCH,
     glm4::ARCH,
+    glm4_moe::ARCH,
+    glm::ARCH,
     gpt2::ARCH,
     gpt_neox::ARCH,
     gpt_oss::ARCH,
     granite::ARCH,
     granite_moe::ARCH,
+    granite_moe::HYBRID,
     hunyuan::ARCH,
     lfm2::ARCH,
-    llama::ARCH,
     llama4::ARCH,
+    llama::ARCH,
     minimax::ARCH,
+    minimax_m2::ARCH,
     ministral3::ARCH,
     mistral::ARCH,
     mixtral::ARCH,
     nemotron::ARCH,
-    olmo::ARCH,
     olmo2::ARCH,
     olmo3::ARCH,
-    phi::ARCH,
+    olmo::ARCH,
+    olmoe::ARCH,
     phi3::ARCH,
+    phi::ARCH,
+    phimoe::ARCH,
     qwen2::ARCH,
+    qwen2_moe::ARCH,
     qwen3::ARCH,
     qwen3_moe::ARCH,
+    qwen3_next::ARCH,
+    qwen3_next::DENSE,
+    qwen3_next::MIXTURE,
     qwen_moe::ARCH,
     seed_oss::ARCH,
     smollm3::ARCH,

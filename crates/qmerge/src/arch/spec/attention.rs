@@ -27,10 +27,16 @@ pub struct Attention {
     pub growth: Option<Growth>,
     /// A query sees this many positions, itself included.
     pub window: Option<usize>,
+    /// Positions are cut into runs of so many, and a query sees those of its own only.
+    pub chunk: Option<usize>,
     /// Factor on query · key.
     pub scale: f32,
     /// `cap · tanh(score / cap)` on scores.
     pub cap: Option<f32>,
+    /// Name of the scores, one for each head, that take a share of every softmax and give no value for it.
+    pub sinks: Option<&'static str>,
+    /// The queries' matrix has a gate behind each head's query, and its sigmoid is a factor on what the head gives.
+    pub gated: bool,
 }
 
 /// How the projections of attention are stored: names below a layer.
@@ -91,13 +97,15 @@ impl QkNorm {
     }
 }
 
-/// Queries at position p are multiplied with `1 + rate · ln(1 + ⌊p / every⌋)` (Ministral 3).
+/// Queries at position p are multiplied with `1 + rate · ln(1 + ⌊p / every⌋)` (Ministral 3, Llama 4).
 #[derive(Clone, Copy, Debug)]
 pub struct Growth {
     /// How fast.
     pub rate: f32,
     /// Positions that share a factor.
     pub every: usize,
+    /// Number of the first position.
+    pub first: usize,
 }
 
 /// No head is wider.
@@ -111,11 +119,16 @@ impl Attention {
                 "`num_attention_heads` is {heads}, and `num_key_value_heads`, which must divide it, is {kv_heads}"
             )));
         }
-        if head_dim > WIDEST || heads * head_dim > MOST {
-            return Err(fields.misfit(format!("no model has {heads} heads of {head_dim} features")));
-        }
         debug_assert!(self.growth.is_none_or(|growth| growth.every > 0));
         debug_assert!(self.rope.is_none_or(|rope| rope < ropes));
-        Ok(())
+        heads_of(fields, heads, head_dim)
     }
+}
+
+/// Errors if there are more heads, or wider ones, than any model has.
+pub(super) fn heads_of(fields: &Fields<'_>, heads: usize, width: usize) -> Result<()> {
+    if width > WIDEST || heads * width > MOST {
+        return Err(fields.misfit(format!("no model has {heads} heads of {width} features")));
+    }
+    Ok(())
 }

@@ -38,27 +38,99 @@ pub enum Matrices {
 /// Experts, each a gated feed-forward, of which a few serve each position.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed {
-    /// How many experts.
-    pub count: usize,
-    /// How many serve a position.
-    pub per_token: usize,
+    /// Which of them serve a position.
+    pub router: Router,
     /// Features between the matrices of one.
     pub width: usize,
     /// Between the matrices.
     pub activation: Activation,
+    /// Gate and up become one in another way than `act(gate) · up`.
+    pub clamp: Option<Clamp>,
     /// How they are stored.
     pub layout: Experts,
-    /// Name of the matrix that chooses, beside the module that holds the experts.
-    pub router: &'static str,
-    /// The chosen experts' probabilities are scaled to sum to one.
-    pub normalize: bool,
+    /// An expert's share is a factor on what it is given, not on what it gives.
+    pub share_inputs: bool,
+    /// One that serves all positions beside them.
+    pub shared: Option<Shared>,
 }
 
-impl Routed {
+/// An expert that serves all positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// What it is.
+    pub dense: Dense,
+    /// Name of a matrix of one output, below the layer; its sigmoid is a factor on what the expert gives.
+    pub gate: Option<&'static str>,
+}
+
+/// `(up + 1) · gate · sigmoid(alpha · gate)`, with both kept within a limit first: `gate` from above, `up` on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Clamp {
+    /// Factor in the sigmoid.
+    pub alpha: f32,
+    /// Largest value.
+    pub limit: f32,
+}
+
+/// Chooses experts for each position, and their shares.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    /// How many experts.
+    pub count: usize,
+    /// How many serve a position.
+    pub per_token: usize,
+    /// Name of its matrix, beside the module that holds the experts; a bias is used where it is stored.
+    pub name: &'static str,
+    /// What the matrix's outputs become.
+    pub scores: Scores,
+    /// Name of what is added to scores where experts are chosen, and left out of their shares; likewise beside.
+    pub correction: Option<&'static str>,
+    /// Experts are chosen from some groups of them only.
+    pub groups: Option<Groups>,
+    /// Shares are divided by their sum, or by this where the sum is less.
+    pub normalize: Option<f32>,
+    /// Factor on shares.
+    pub scale: f32,
+}
+
+/// What a router's outputs become.
+#[derive(Clone, Copy, Debug)]
+pub enum Scores {
+    /// Probabilities of all experts.
+    Softmax,
+    /// Each by itself.
+    Sigmoid,
+    /// Experts are drawn one by one, without going back: the most likely, whose share is its probability among those not yet drawn that come within a
+    /// relative distance of it (PhiMoE).
+    OneByOne {
+        /// Twice the jitter that the model was trained with.
+        within: f32,
+    },
+}
+
+/// Groups of experts, as many in each.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups {
+    /// How many.
+    pub count: usize,
+    /// How many are left to choose from: those with the largest sum of their best scores.
+    pub kept: usize,
+    /// How many best scores are summed.
+    pub best: usize,
+}
+
+impl Router {
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<()> {
         let Self { count, per_token, .. } = self;
         if per_token > count {
             return Err(fields.misfit(format!("`num_experts_per_tok` is {per_token}, but there are {count} experts")));
+        }
+        let Some(Groups { count: groups, kept, best }) = self.groups else { return Ok(()) };
+        let each = count / groups;
+        if !count.is_multiple_of(groups) || kept > groups || best > each || kept * each < *per_token {
+            return Err(fields.misfit(format!(
+                "{count} experts in {groups} groups (`n_group`), of which {kept} serve (`topk_group`), cannot give a token {per_token}"
+            )));
         }
         Ok(())
     }

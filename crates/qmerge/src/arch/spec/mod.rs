@@ -1,11 +1,15 @@
 //! What a decoder consists of, as data. A family's file turns a `config.json` into a [`Spec`]; `qmerge-run` runs any spec.
 
 mod attention;
+mod delta;
 mod feed_forward;
+mod latent;
 mod short_conv;
 
 pub use attention::{Attention, Growth, Over, Projections, QkNorm};
-pub use feed_forward::{Activation, Dense, Matrices, Routed};
+pub use delta::{Delta, DeltaInputs};
+pub use feed_forward::{Activation, Clamp, Dense, Groups, Matrices, Routed, Router, Scores, Shared};
+pub use latent::{Latent, Queries};
 pub use short_conv::ShortConv;
 
 use super::fields::Fields;
@@ -85,6 +89,10 @@ pub enum Mixer {
     Attention(Attention),
     /// Of a few positions before it, feature by feature.
     ShortConv(ShortConv),
+    /// The same, over keys and values that are made of a narrower vector.
+    Latent(Latent),
+    /// A memory that each position reads and corrects.
+    Delta(Delta),
 }
 
 /// What is done to each position by itself.
@@ -125,15 +133,17 @@ impl Spec {
             match &layer.mixer {
                 Mixer::Attention(attention) => attention.check(fields, self.ropes.len())?,
                 Mixer::ShortConv(_) => {}
+                Mixer::Latent(latent) => latent.check(fields, self.ropes.len())?,
+                Mixer::Delta(delta) => delta.check(fields)?,
             }
             match &layer.feed_forward {
                 FeedForward::Dense(_) => {}
-                FeedForward::Routed(routed) => routed.check(fields)?,
+                FeedForward::Routed(routed) => routed.router.check(fields)?,
             }
         }
         let experts = |layer: &Layer| match layer.feed_forward {
             FeedForward::Dense(_) => None,
-            FeedForward::Routed(routed) => Some(routed.count),
+            FeedForward::Routed(routed) => Some(routed.router.count),
         };
         let counts: Vec<usize> = self.layers.iter().filter_map(experts).collect();
         if counts.iter().sum::<usize>() > MOST_EXPERTS {

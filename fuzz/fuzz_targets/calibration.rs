@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use libfuzzer_sys::{Corpus, fuzz_target};
+use qmerge::adapters::Names;
 use qmerge::dtype::Dtype;
 use qmerge::error::Result;
 use qmerge::formats;
@@ -77,7 +78,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 
 /// A merge that is calibrated on the file, by the method of that number, into bf16 or int8.
 fn merge(path: &Path, inputs: &Inputs, choice: u8) -> Result<()> {
-    let mut stored = StoredCalibration::open(path, &inputs.base)?;
+    let mut stored = StoredCalibration::open(path, &Names::new(&inputs.base, &inputs.inventory.weights, &[])?)?;
     let methods: Vec<_> = round::ROUNDINGS.iter().filter(|method| method.whole().is_some()).collect();
     let choice = usize::from(choice) / 2;
     let rounding = *methods[choice % methods.len()];

@@ -50,6 +50,12 @@ mod _qmerge {
         qmerge_cli::page(report, comparison).map_err(|error| raised(py, &error))
     }
 
+    /// Why a base cannot be run without torch; `None` if it can.
+    #[pyfunction]
+    fn why_not_run(py: Python<'_>, base: PathBuf) -> PyResult<Option<String>> {
+        py.detach(|| qmerge_cli::why_not_run(&base)).map_err(|error| raised(py, &error))
+    }
+
     /// The folder or file that a path or a hub id stands for.
     #[pyfunction]
     fn resolve(py: Python<'_>, location: PathBuf) -> PyResult<PathBuf> {

@@ -12,8 +12,11 @@ mod show;
 mod sources;
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::open::Checkpoint;
+use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
 use qmerge::report::command_line;
 use serde::Serialize;
@@ -153,6 +156,12 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
             Err(Error::new(Kind::Usage, "this command is for a terminal").with_hint("run the program qmerge"))
         }
     }
+}
+
+/// Why a base cannot be run here, so that nothing is known of what its layers are given; `None` if it can.
+pub fn why_not_run(base: &Path) -> Result<Option<String>> {
+    let inputs = Inputs::new(Checkpoint::open(base)?, Vec::new())?;
+    Ok(commands::rounding::weights(&inputs).err())
 }
 
 /// The page of a merge's report, of a comparison, or of both, from their JSON.

@@ -8,7 +8,7 @@ A base, an adapter or a merge is a folder, a single file, or a hub id. What is n
 Every function lets other Python threads run while it works, and stops on Ctrl-C.
 """
 
-from . import peft
+from . import peft, torch
 from ._api import calibrate, compare, convert, generate, inspect, merge, plan, read, report, tensors, truncate, verify
 from ._errors import (
     Error,
@@ -75,6 +75,7 @@ __all__ = [
     "read",
     "report",
     "tensors",
+    "torch",
     "truncate",
     "verify",
 ]

@@ -48,6 +48,7 @@ def merge(
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
+    imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,
@@ -83,7 +84,8 @@ def merge(
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
-        calibration: a file that `calibrate` stored for this base: the model is not run.
+        calibration: a file that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
+        imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
         fast: round without running the model.
         seed: seed of everything that is drawn.
@@ -134,6 +136,7 @@ def plan(
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
     calibration: Optional[Path] = None,
+    imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
     fast: bool = False,
     seed: Optional[int] = None,

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["__version__", "call", "page", "program", "read", "resolve", "tensors"]
+__all__ = ["__version__", "call", "page", "program", "read", "resolve", "tensors", "why_not_run"]
 
 __version__: Final[str]
 
@@ -17,3 +17,4 @@ def read(
 ) -> tuple[bytearray, list[int]]: ...
 def resolve(location: str | os.PathLike[str]) -> pathlib.Path: ...
 def tensors(path: str | os.PathLike[str]) -> list[tuple[str, str, list[int]]]: ...
+def why_not_run(base: str | os.PathLike[str]) -> str | None: ...

@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional, Union
 
+from . import _qmerge
 from ._api import inspect, merge
 from ._command import Adapters, Path
 from ._errors import UsageError
 from ._results import ModelInspection, Report
+from .torch import FILE_NAME, Text, calibrate as calibrate_live
 
 __all__ = ["merge_and_save"]
 
@@ -28,20 +30,28 @@ def merge_and_save(
     *,
     base: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
+    calibrate: Union[Path, Iterable[Text], None] = None,
     **options: Any,
 ) -> Report:
     """Merges the active adapters of a live `PeftModel`, or adapters on disk, into the base on disk.
+
+    Where weights are to be rounded, the merge is calibrated: by qmerge itself, which runs the base on disk, or by the live model in torch. The live model is run
+    where `calibrate` is a list of texts, and where the base is of a family that qmerge does not run, unless an option says how to round.
 
     Args:
         model: a `PeftModel`, whose adapter is taken as it is in memory, or a pair `(base, adapter)` of paths or hub ids.
         output: folder to write.
         base: the base on disk, if it is not where the live model was loaded from.
         adapter_names: adapters to merge instead of the active ones.
+        calibrate: the path of a text file, for qmerge to run the base on; or texts for the live model to run on: strings, lists of token ids, or dictionaries
+            that it is called with (see `qmerge.torch.calibrate`).
         options: as `qmerge.merge` takes them.
     """
     if isinstance(model, tuple):
         source, adapter = model
-        return merge(base or source, adapter, output, adapter_names=adapter_names, **options)
+        if calibrate is not None and not _is_path(calibrate):
+            raise UsageError("texts are for a live model: adapters on disk are calibrated on the path of a text file")
+        return merge(base or source, adapter, output, adapter_names=adapter_names, calibrate=calibrate, **options)  # type: ignore[arg-type]
     if not hasattr(model, "peft_config") or not hasattr(model, "save_pretrained"):
         raise UsageError(f"{type(model).__name__} is no PeftModel, and no pair of base and adapter")
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names or _active(model))
@@ -55,7 +65,37 @@ def merge_and_save(
         folder = os.path.join(temporary, "adapter")
         os.mkdir(folder)
         model.save_pretrained(folder, selected_adapters=names)
+        if _is_path(calibrate):
+            options["calibrate"] = calibrate
+        elif calibrate is not None or _needs_torch(model, base, names, options):
+            if names != _active(model):
+                raise UsageError(f"the live model runs with {_active(model)}, not with {names}: call set_adapter first")
+            texts: Any = calibrate
+            options["calibration"] = os.path.join(temporary, FILE_NAME)
+            calibrate_live(model, texts, options["calibration"])
         return merge(base, folder, output, adapter_names=names, **options)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _needs_torch(model: Any, base: Path, names: Sequence[str], options: dict[str, Any]) -> bool:
+    """True where a merge goes by moments, the base cannot be run without torch, and the live model is run with these adapters and can write."""
+    says = ("fast", "calibration", "imatrix", "original")
+    if any(options.get(name) for name in says) or options.get("rounding", "auto") in ("stochastic", "keep", "nearest", "original"):
+        return False
+    if not hasattr(model, "generate") or list(names) != _active(model):
+        return False
+    is_coarse = options.get("to") in ("nf4", "fp4", "int8")
+    if not is_coarse:
+        found = inspect(base)
+        is_coarse = isinstance(found, ModelInspection) and not _is_plain(found)
+    return is_coarse and _qmerge.why_not_run(_qmerge.resolve(base)) is not None
+
+
+def _is_plain(found: ModelInspection) -> bool:
+    return set(found.format.split(" + ")) <= {"f32", "f16", "bf16"}
 
 
 def _active(model: Any) -> list[str]:
@@ -77,7 +117,7 @@ def _warn_of_other_format(model: Any, base: Path) -> None:
     if getattr(config, "quantization_config", None) is None:
         return
     found = inspect(base)
-    if isinstance(found, ModelInspection) and set(found.format.split(" + ")) <= {"f32", "f16", "bf16"}:
+    if isinstance(found, ModelInspection) and _is_plain(found):
         warnings.warn(
             f"the model was quantized as it was loaded, but {os.fspath(base)} is {found.format}: the merge is made with these "
             'weights. Pass to="nf4" (or "fp4", "int8") for an output in the format that was trained on.',

@@ -109,17 +109,20 @@ pub(crate) struct Running {
 }
 
 /// What rounding goes by.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Rounding")]
 pub(crate) struct Calibrating {
     /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
     pub(crate) calibrate: Option<PathBuf>,
-    /// What `qmerge calibrate` stored for this base: the model is not run for that.
+    /// What `qmerge calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run for that (default: what was taken in training and lies beside the adapter).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
+    /// llama.cpp's importance matrix of this model, as `imatrix.dat` or GGUF: it knows each input's size alone, not how inputs go together.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration"], hide_short_help = true)]
+    pub(crate) imatrix: Option<PathBuf>,
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration"], hide_short_help = true)]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration", "imatrix"], hide_short_help = true)]
     pub(crate) original: Option<PathBuf>,
     /// Round without running the model: faster, keeps less.
     #[arg(long)]

@@ -115,15 +115,19 @@ pub(crate) fn find(
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(Checkpoint::open(original)?)?;
     }
-    options.data = rounding::data(&inputs, &options, &args.calibrating)?;
-    let plan = Plan::new(&inputs, &options)?;
+    let mut calibrating = args.calibrating.clone();
+    let not_taken = rounding::look_beside(&inputs, &options, &mut calibrating);
+    let (data, told) = rounding::data(&inputs, &options, &calibrating)?;
+    options.data = data;
+    let mut plan = Plan::new(&inputs, &options)?;
+    plan.warnings.extend(not_taken.into_iter().chain(told));
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     if !args.running.dry_run {
         merge::refuse_existing(&args.output, &run)?;
     }
     decided(&plan);
-    let prepared = rounding::prepare(&inputs, &plan, &args.calibrating, measure, &run, progress)?;
+    let prepared = rounding::prepare(&inputs, &plan, &calibrating, measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
     dry_or_run(&inputs, &plan, &args.output, &args.running, &takes, || {
         rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)

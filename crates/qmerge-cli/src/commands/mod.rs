@@ -9,7 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 mod next;
 pub(crate) mod report;
-mod rounding;
+pub(crate) mod rounding;
 pub(crate) mod shell;
 pub(crate) mod truncate;
 pub(crate) mod verify;

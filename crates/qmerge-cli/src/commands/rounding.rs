@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use qmerge::adapters::{Adapter, Names};
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::Report;
-use qmerge::round::{self, Calibration, Demand, StoredCalibration};
+use qmerge::round::{self, BESIDE_ADAPTER, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
@@ -23,37 +24,94 @@ pub(super) fn method(asked: &str) -> error::Result<Method> {
     Ok(if asked == "auto" { Method::Auto } else { Method::Named(round::by_id(asked)?) })
 }
 
-/// What will be known of the inputs of layers. The model is looked at only where that can matter.
-pub(super) fn data(inputs: &Inputs, options: &Options, calibrating: &Calibrating) -> error::Result<Data> {
-    let matters = match options.rounding {
+/// True if the way weights are rounded can go by the inputs of layers.
+fn matters(inputs: &Inputs, options: &Options) -> bool {
+    match options.rounding {
         Method::Named(method) => method.whole().is_some(),
         Method::Auto => {
             options.to.is_some_and(|to| to.quantizes())
                 || inputs.inventory.weights.iter().any(|claim| !claim.weight.is_plain())
         }
+    }
+}
+
+/// Where nothing else was asked for, takes the calibration that lies in the adapter's folder. Returns what is to be said of one that is not taken.
+pub(super) fn look_beside(inputs: &Inputs, options: &Options, calibrating: &mut Calibrating) -> Option<String> {
+    let is_asked = calibrating.fast
+        || calibrating.calibrate.is_some()
+        || calibrating.calibration.is_some()
+        || calibrating.imatrix.is_some()
+        || calibrating.original.is_some();
+    if is_asked || !matters(inputs, options) {
+        return None;
+    }
+    let place = |adapter: &Adapter| Some(adapter.path.join(BESIDE_ADAPTER)).filter(|path| path.is_file());
+    let path = inputs.adapters.iter().find_map(place)?;
+    let [adapter] = inputs.adapters.as_slice() else {
+        return Some(format!(
+            "{} is not used: it was taken with one of {} adapters alone",
+            path.display(),
+            inputs.adapters.len()
+        ));
     };
+    let fits = stored(&path, inputs, &options.maps).and_then(|stored| stored.check_adapter(adapter));
+    match fits {
+        Ok(()) => {
+            calibrating.calibration = Some(path);
+            None
+        }
+        Err(error) => Some(format!("the moments that lie beside the adapter are not used: {error}")),
+    }
+}
+
+pub(super) fn stored(path: &Path, inputs: &Inputs, maps: &[String]) -> error::Result<StoredCalibration> {
+    StoredCalibration::open(path, &Names::new(&inputs.base, &inputs.inventory.weights, maps)?)
+}
+
+fn imatrix(path: &Path, inputs: &Inputs, maps: &[String]) -> error::Result<Imatrix> {
+    Imatrix::open(path, &Names::new(&inputs.base, &inputs.inventory.weights, maps)?)
+}
+
+/// What will be known of the inputs of layers, and what is to be said of it. The model is looked at only where that can matter.
+pub(super) fn data(
+    inputs: &Inputs,
+    options: &Options,
+    calibrating: &Calibrating,
+) -> error::Result<(Data, Option<String>)> {
+    let matters = matters(inputs, options);
     if calibrating.fast {
         if let (true, Method::Named(method)) = (matters, options.rounding) {
             let problem = format!("--fast rounds without data, and --rounding {} goes by data", method.id());
             return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
         }
-        return Ok(Data::Unknown("--fast was given, so the model is not run".into()));
+        return Ok((Data::Unknown("--fast was given, so the model is not run".into()), None));
     }
     if let Some(path) = &calibrating.calibration {
-        let stored = StoredCalibration::open(path, &inputs.base)?;
-        return Ok(Data::Known(Arc::new(stored.weights().map(str::to_owned).collect())));
+        let stored = stored(path, inputs, &options.maps)?;
+        return Ok((Data::Known(Arc::new(stored.weights().map(str::to_owned).collect())), None));
+    }
+    if let Some(path) = &calibrating.imatrix {
+        let imatrix = imatrix(path, inputs, &options.maps)?;
+        let told = imatrix.unknown().first().map(|first| {
+            let number = imatrix.unknown().len();
+            format!("the importance matrix: {number} of its tensors match no weight of the base; first `{first}`")
+        });
+        return Ok((Data::Known(Arc::new(imatrix.weights().map(str::to_owned).collect())), told));
     }
     if !matters {
-        return Ok(Data::Unknown("the model is not run".into()));
+        return Ok((Data::Unknown("the model is not run".into()), None));
     }
-    Ok(match weights(inputs) {
+    let data = match weights(inputs) {
         Ok(weights) => Data::Known(Arc::new(weights)),
-        Err(reason) => Data::Unknown(format!("the model cannot be run: {reason}")),
-    })
+        Err(reason) => Data::Unknown(format!(
+            "the model cannot be run: {reason}; qmerge.torch.calibrate takes what is needed from the model in torch"
+        )),
+    };
+    Ok((data, None))
 }
 
 /// The weights whose inputs a run of the model shows, or why it cannot be run.
-pub(super) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<String>, String> {
+pub(crate) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<String>, String> {
     if inputs.base.config.is_none() {
         return Err("the base has no config.json".into());
     }
@@ -75,7 +133,8 @@ pub(super) struct Prepared<'p> {
 enum MomentsFrom<'p> {
     /// The method needs none.
     None,
-    Stored(Box<StoredCalibration>),
+    /// A file of them.
+    Taken(Box<dyn Calibration>),
     Run(Text<'p>, Needs),
 }
 
@@ -84,6 +143,15 @@ impl Prepared<'_> {
     pub(super) fn work(&self) -> u64 {
         self.before + self.estimate.work + self.judging
     }
+}
+
+/// Moments that were taken before.
+fn taken(inputs: &Inputs, plan: &Plan, calibrating: &Calibrating) -> error::Result<Option<Box<dyn Calibration>>> {
+    Ok(match calibrating {
+        Calibrating { calibration: Some(path), .. } => Some(Box::new(stored(path, inputs, &plan.maps)?)),
+        Calibrating { imatrix: Some(path), .. } => Some(Box::new(imatrix(path, inputs, &plan.maps)?)),
+        _ => None,
+    })
 }
 
 /// Looks at what a merge will take, and fits it into the memory that it may use, before any of it is done.
@@ -99,10 +167,9 @@ pub(super) fn prepare<'p>(
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, estimate, before) = if !plan.is_calibrated() {
         (MomentsFrom::None, estimate(&Demand::default())?, 0)
-    } else if let Some(path) = &calibrating.calibration {
-        let stored = StoredCalibration::open(path, &inputs.base)?;
-        let estimate = estimate(&stored.demand())?;
-        (MomentsFrom::Stored(Box::new(stored)), estimate, 0)
+    } else if let Some(taken) = taken(inputs, plan, calibrating)? {
+        let estimate = estimate(&taken.demand())?;
+        (MomentsFrom::Taken(taken), estimate, 0)
     } else {
         let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
@@ -144,7 +211,7 @@ pub(super) fn run(
     progress.start(prepared.work());
     let report = match prepared.source {
         MomentsFrom::None => merge(None, &judge),
-        MomentsFrom::Stored(mut stored) => merge(Some(stored.as_mut()), &judge),
+        MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
         MomentsFrom::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;
@@ -226,6 +293,7 @@ pub(super) fn refuse_useless(plan: &Plan, asked: Method, calibrating: &Calibrati
     let given = match calibrating {
         Calibrating { calibrate: Some(_), .. } if !plan.is_calibrated() => "--calibrate",
         Calibrating { calibration: Some(_), .. } if !plan.is_calibrated() => "--calibration",
+        Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() => "--imatrix",
         Calibrating { original: Some(_), .. } if is_named && plan.recodes().all(|recode| recode.original.is_none()) => {
             "--original"
         }

@@ -7,13 +7,13 @@ use qmerge::error;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, StoredCalibration};
+use qmerge::round::Calibration;
 use qmerge::truncate::{TruncateOptions, Truncation, refuse_uncuttable, truncate, work};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::{Model, Options};
 
 use super::calibrate::{Text, needs_alone};
-use super::rounding::weights;
+use super::rounding::{stored, weights};
 use super::{apart_options, read_options, threads, usage};
 use crate::args::TruncateArgs;
 use crate::progress::Bar;
@@ -71,7 +71,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         return cut(None, &options);
     }
     if let Some(path) = &args.calibration {
-        return cut(Some(&mut StoredCalibration::open(path, &inputs.base)?), &options);
+        return cut(Some(&mut stored(path, &inputs, &args.meaning.map)?), &options);
     }
     if let Err(reason) = weights(&inputs) {
         if args.calibrate.is_some() {

@@ -14,6 +14,7 @@ mod hub;
 mod interrupted;
 mod licences;
 mod model;
+mod moments;
 mod output;
 mod page;
 mod release;

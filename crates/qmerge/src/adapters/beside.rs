@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::open::{ItemKind, Store};
+use crate::round::BESIDE_ADAPTER;
 
 /// Files whose tensors are the base's own, trained whole.
 pub const MERGED: &[&str] = &[
@@ -66,7 +67,8 @@ pub(super) fn look(folder: &dyn Store, own: &str) -> Result<Beside> {
     let mut beside = Beside::default();
     for name in items.map(|item| item.name).filter(|name| is_tensors(name)) {
         let is = |list: &[&str]| list.contains(&name.as_str());
-        if name == own || is(NOT_TRAINED) || name.starts_with("rng_state_") {
+        let is_other = is(NOT_TRAINED) || name.starts_with("rng_state_") || name == BESIDE_ADAPTER;
+        if name == own || is_other {
             continue;
         }
         if is(MERGED) {

@@ -13,6 +13,7 @@
 mod checked;
 mod families;
 mod fields;
+pub(crate) mod gguf;
 mod linear;
 mod rope;
 pub mod spec;
@@ -126,7 +127,10 @@ pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
         };
         return Err(Error::new(Kind::Unsupported, problem)
             .in_file(&config.path)
-            .with_hint(format!("types that can: {}", known.join(", "))));
+            .with_hint(format!(
+                "types that can: {}; a merge of any other is calibrated through torch, with qmerge.torch.calibrate in Python",
+                known.join(", ")
+            )));
     };
     let fields = Fields::new(config);
     let spec = spec(&fields).map_err(|error| error.in_file(&config.path))?;

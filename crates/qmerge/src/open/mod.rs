@@ -25,6 +25,7 @@ mod folder;
 pub(crate) mod foreign;
 #[doc(hidden)]
 pub mod hub;
+pub(crate) mod imatrix;
 #[doc(hidden)]
 pub mod json;
 pub(crate) mod local;

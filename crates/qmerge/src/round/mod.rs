@@ -8,12 +8,15 @@ mod descend;
 mod descent;
 mod factor;
 mod gptq;
+mod imatrix;
 mod keep;
 mod matrix;
 mod moments;
 mod nearest;
+mod origin;
 mod original;
 mod stochastic;
+mod store;
 mod stored;
 
 use crate::error::{Result, usage};
@@ -23,6 +26,7 @@ use crate::formats::Grid;
 pub use crate::linalg::Factors;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
+pub use imatrix::Imatrix;
 pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
@@ -33,8 +37,9 @@ pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
 pub(crate) use moments::weight_of;
 pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
-pub(crate) use stored::identity;
-pub use stored::{StoredCalibration, store};
+pub(crate) use origin::identity;
+pub use store::store;
+pub use stored::{BESIDE_ADAPTER, StoredCalibration};
 
 /// Every method.
 pub static ROUNDINGS: &[&dyn Rounding] = &[

@@ -66,6 +66,16 @@ pub struct Demand {
     pub work: u64,
 }
 
+impl Demand {
+    /// Of moments that are only read: a layer's while the last of them is turned into numbers. Reading is nothing beside the rounding.
+    pub(super) fn of_read(layers: Vec<Vec<LayerInputs>>) -> Self {
+        let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
+        let largest = metric_bytes(layers.iter().flatten().map(|inputs| inputs.features).max().unwrap_or(0));
+        let working = layers.iter().map(moments).max().unwrap_or(0) + largest;
+        Self { layers, held: 0, working, passing: largest, work: 0 }
+    }
+}
+
 /// A source of input moments.
 pub trait Calibration: Send {
     /// What the moments were taken from, in words.

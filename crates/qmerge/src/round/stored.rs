@@ -1,7 +1,8 @@
-//! Moments in a file, for reuse over many adapters of one base.
+//! Moments in a file: reading them.
 //!
 //! The file is safetensors: one (features, features) tensor per input, named after the first weight that takes it, in the order in which a model's layers
-//! run. `__metadata__` says what they were taken from, of which base, and which weights share each.
+//! run. `__metadata__` says what they were taken from, of which base, and which weights share each. `qmerge calibrate` writes such a file, and so does the Python
+//! package from a live model (`qmerge.torch`), whose modules may have other names than the weights on disk; see `origin` for how either says of which model it is.
 
 #![cfg_attr(
     not(test),
@@ -9,129 +10,37 @@
 )]
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::bf16;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, metric_bytes};
+use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+use super::origin::{self, Marks, identity};
+use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, malformed, mismatch};
+use crate::error::{Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry};
 
-const TAKEN_FROM: &str = "qmerge.taken_from";
-const BASE: &str = "qmerge.base";
-const INPUTS: &str = "qmerge.inputs";
+pub(super) const TAKEN_FROM: &str = "qmerge.taken_from";
+pub(super) const BASE: &str = "qmerge.base";
+pub(super) const INPUTS: &str = "qmerge.inputs";
+/// In place of a base's hash, what a live model is known by.
+const MODEL: &str = "qmerge.model";
+/// What the adapter is known by that the model ran with, if it had one.
+const ADAPTER: &str = "qmerge.adapter";
+
+/// The name of a calibration that lies in the folder of the adapter in whose training it was taken.
+pub const BESIDE_ADAPTER: &str = "qmerge_calibration.safetensors";
 
 /// What the file says of one input.
 #[derive(Debug, Serialize, Deserialize)]
-struct StoredInputs {
+pub(super) struct StoredInputs {
     /// Those of a layer have the same number and come together.
-    layer: usize,
-    tokens: usize,
+    pub(super) layer: usize,
+    pub(super) tokens: usize,
     /// The first names the tensor.
-    weights: Vec<String>,
-}
-
-/// Tells bases apart without reading all of them: a hash over names, types, shapes and the first bytes of each tensor.
-pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
-    let mut order: Vec<&Entry> = base.entries.iter().collect();
-    order.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut hash = Sha256::new();
-    // As many at a time as make a mebibyte.
-    for entries in order.chunks(256) {
-        for (entry, first) in entries.iter().zip(base.read_starts(entries, 4096)?) {
-            hash.update(format!("{} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
-            hash.update(&first);
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Writes all moments that `calibration` has for weights of `base` to `path`, which appears when it is whole. `dtype` is f32 or bf16. Returns the file's length in bytes.
-pub fn store(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".partial");
-    let beside = PathBuf::from(beside);
-    let written = write(base, calibration, dtype, &beside);
-    match &written {
-        Ok(_) => std::fs::rename(&beside, path).map_err(|error| Error::io("rename to", path, error))?,
-        // What is left of a failed attempt is of no use; the error that ended it is the one to tell.
-        Err(_) => drop(std::fs::remove_file(&beside)),
-    }
-    written
-}
-
-fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
-    let failed = |error| Error::io("write", path, error);
-    // What comes is known only when it has come, so the header's place is kept free: a header may end in spaces.
-    let names: usize = base.entries.iter().map(|entry| 3 * entry.name.len() + 256).sum();
-    let reserved = (names + 4096).next_multiple_of(8);
-    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
-    file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
-    let mut writing =
-        Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
-    calibration.each(&|name| base.has(name), &mut writing)?;
-    let Writing { mut header, inputs, at, .. } = writing;
-    let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
-    let metadata =
-        serde_json::json!({ TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, "format": "pt" });
-    header.insert("__metadata__".into(), metadata);
-    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
-    if text.len() > reserved {
-        return Err(Error::new(crate::error::Kind::Bug, "the header outgrew its place").in_file(path));
-    }
-    text.resize(reserved, b' ');
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    file.write_all(&(reserved as u64).to_le_bytes()).map_err(failed)?;
-    file.write_all(&text).map_err(failed)?;
-    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)?;
-    Ok(8 + reserved as u64 + at)
-}
-
-/// A file of moments that is being written.
-struct Writing<'w> {
-    file: &'w mut BufWriter<File>,
-    path: &'w Path,
-    dtype: Dtype,
-    header: serde_json::Map<String, serde_json::Value>,
-    inputs: Vec<StoredInputs>,
-    /// Bytes so far.
-    at: u64,
-    layer: usize,
-}
-
-impl Take for Writing<'_> {
-    fn known(&mut self, known: Known) -> Result<()> {
-        let Known { weights, moments } = known;
-        let Some(name) = weights.first() else { return Ok(()) };
-        let start = self.at;
-        for &x in &moments.values {
-            match self.dtype {
-                Dtype::BF16 => self.file.write_all(&bf16::from_f32(x).to_le_bytes()),
-                _ => self.file.write_all(&x.to_le_bytes()),
-            }
-            .map_err(|error| Error::io("write", self.path, error))?;
-        }
-        self.at += moments.values.len() as u64 * if self.dtype == Dtype::BF16 { 2 } else { 4 };
-        let info = serde_json::json!({
-            "dtype": if self.dtype == Dtype::BF16 { "BF16" } else { "F32" },
-            "shape": [moments.features, moments.features],
-            "data_offsets": [start, self.at],
-        });
-        self.header.insert(name.clone(), info);
-        self.inputs.push(StoredInputs { layer: self.layer, tokens: moments.tokens, weights });
-        Ok(())
-    }
-
-    fn layer(&mut self) -> Result<()> {
-        self.layer += 1;
-        Ok(())
-    }
+    pub(super) weights: Vec<String>,
 }
 
 /// A file of moments at a glance.
@@ -142,60 +51,82 @@ pub(crate) struct StoredAbout {
     pub(crate) weights: usize,
 }
 
+/// One input of a file whose weights were found in the base.
+#[derive(Debug)]
+struct Input {
+    layer: usize,
+    tokens: usize,
+    /// Name of the tensor that holds the moments.
+    tensor: String,
+    features: usize,
+    /// Names in the base.
+    weights: Vec<String>,
+}
+
 /// A file of moments.
 #[derive(Debug)]
 pub struct StoredCalibration {
+    path: PathBuf,
     file: Checkpoint,
-    inputs: Vec<StoredInputs>,
+    inputs: Vec<Input>,
     about: String,
+    adapter: Option<Marks>,
 }
 
 impl StoredCalibration {
-    /// Opens a file that [`store`] wrote. Errors if it is something else, or was taken from another base.
-    pub fn open(path: &Path, base: &Checkpoint) -> Result<Self> {
+    /// Opens a file of moments for a base. Errors if it is something else, or belongs to another model.
+    pub fn open(path: &Path, names: &Names<'_>) -> Result<Self> {
+        Self::read(path, names).map_err(|error| error.in_file(path))
+    }
+
+    fn read(path: &Path, names: &Names<'_>) -> Result<Self> {
         let file = Checkpoint::open_weights(path)?;
         let text = |key: &str| {
             let found = file.metadata.iter().flatten().find(|(name, _)| name == key);
-            found.map(|(_, value)| value.as_str()).ok_or_else(|| {
+            found.map(|(_, value)| value.as_str())
+        };
+        let needed = |key: &str| {
+            text(key).ok_or_else(|| {
                 malformed(format!("not a calibration: its metadata lacks `{key}`"))
-                    .in_file(path)
                     .with_hint("`qmerge calibrate` writes such a file; a text goes with --calibrate")
             })
         };
-        let inputs: Vec<StoredInputs> = serde_json::from_str(text(INPUTS)?)
-            .map_err(|error| malformed(format!("`{INPUTS}` is not understood: {error}")).in_file(path))?;
-        let mut seen = HashSet::new();
-        for own in &inputs {
-            if let Some(name) = own.weights.iter().find(|name| !seen.insert(name.as_str())) {
-                return Err(malformed("it stands twice among the inputs of a calibration")
-                    .in_file(path)
-                    .in_tensor(name)
-                    .with_hint("take another with `qmerge calibrate`"));
+        let marks = |key: &str| text(key).map(|text| parse::<Marks>(key, text)).transpose();
+        let stored = parse::<Vec<StoredInputs>>(INPUTS, needed(INPUTS)?)?;
+        check_shapes(&stored, &file)?;
+        match marks(MODEL)? {
+            Some(marks) => origin::check_base(&marks, names).map_err(|error| {
+                error.with_hint("take it from this very model, with qmerge.torch.calibrate or in training")
+            })?,
+            None if needed(BASE)? != identity(names.checkpoint)? => {
+                return Err(mismatch("the calibration belongs to another model")
+                    .with_hint(format!("run `qmerge calibrate` on {}", names.checkpoint.path.display())));
             }
-            let entry = own.weights.first().and_then(|name| file.get(name));
-            let square = |entry: &Entry| matches!(entry.shape.as_slice(), [rows, cols] if rows == cols);
-            if !entry.is_some_and(|entry| square(entry) && matches!(entry.dtype, Dtype::F32 | Dtype::BF16)) {
-                let weights: Vec<&String> = own.weights.iter().take(3).collect();
-                return Err(malformed(format!("the inputs of {weights:?} have no square tensor of moments"))
-                    .in_file(path)
-                    .with_hint("the file is damaged: take another with `qmerge calibrate`"));
-            }
+            None => {}
         }
-        if text(BASE)? != identity(base)? {
-            return Err(mismatch("the calibration belongs to another model")
-                .in_file(path)
-                .with_hint(format!("run `qmerge calibrate` on {}", base.path.display())));
-        }
-        let about = format!("{}, stored in {}", text(TAKEN_FROM)?, path.display());
-        Ok(Self { file, inputs, about })
+        let (inputs, missing) = place(&stored, &file, names)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let missing = match missing.as_slice() {
+            [] => String::new(),
+            [first, ..] => format!(" ({} of its weights not found in the base, first `{first}`)", missing.len()),
+        };
+        let about = format!("{}{missing}, stored in {name}", needed(TAKEN_FROM)?);
+        Ok(Self { path: path.to_path_buf(), adapter: marks(ADAPTER)?, inputs, about, file })
+    }
+
+    /// Errors if it says that it was taken with another adapter than this one, as it is now.
+    pub fn check_adapter(&self, adapter: &Adapter) -> Result<()> {
+        self.adapter
+            .as_ref()
+            .map_or(Ok(()), |marks| origin::check_adapter(marks, adapter).map_err(|error| error.in_file(&self.path)))
     }
 
     /// The weights whose inputs it knows.
     pub fn weights(&self) -> impl Iterator<Item = &str> {
-        self.inputs.iter().flat_map(|own| own.weights.iter().map(String::as_str))
+        self.inputs.iter().flat_map(|input| input.weights.iter().map(String::as_str))
     }
 
-    /// What a file that [`store`] wrote says of itself; `None` for any other.
+    /// What a file of moments says of itself; `None` for any other.
     pub(crate) fn about(file: &Checkpoint) -> Option<StoredAbout> {
         let text = |key: &str| file.metadata.iter().flatten().find(|(name, _)| name == key).map(|(_, value)| value);
         let inputs: Vec<StoredInputs> = serde_json::from_str(text(INPUTS)?).ok()?;
@@ -203,20 +134,83 @@ impl StoredCalibration {
             taken_from: text(TAKEN_FROM)?.clone(),
             layers: inputs.chunk_by(|a, b| a.layer == b.layer).count(),
             inputs: inputs.len(),
-            weights: inputs.iter().map(|own| own.weights.len()).sum(),
+            weights: inputs.iter().map(|kept| own.weights.len()).sum(),
         })
     }
 
-    fn read(&self, own: &StoredInputs) -> Result<InputMoments> {
-        let entry = own.weights.first().and_then(|name| self.file.get(name));
-        let entry = entry.ok_or_else(|| malformed(format!("no moments for {:?}", own.weights)))?;
+    fn moments(&self, input: &Input) -> Result<InputMoments> {
+        let entry = self.file.get(&input.tensor).ok_or_else(|| malformed("no moments").in_tensor(&input.tensor))?;
         let bytes = self.file.read_small(entry, entry.bytes)?;
         let values = match entry.dtype {
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
             _ => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
         };
+        Ok(InputMoments { features: input.features, tokens: input.tokens, values })
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &[Input]> {
+        self.inputs.chunk_by(|a, b| a.layer == b.layer)
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| malformed(format!("`{key}` is not understood: {error}")))
+}
+
+/// Each input has a square tensor, and each weight one input.
+fn check_shapes(all: &[StoredInputs], file: &Checkpoint) -> Result<()> {
+    let mut seen = HashSet::new();
+    for own in all {
+        if let Some(name) = own.weights.iter().find(|name| !seen.insert(name.as_str())) {
+            return Err(malformed("it stands twice among the inputs of a calibration")
+                .in_tensor(name)
+                .with_hint("take another with `qmerge calibrate`"));
+        }
+        let entry = own.weights.first().and_then(|name| file.get(name));
+        let square = |entry: &Entry| matches!(entry.shape.as_slice(), [rows, cols] if rows == cols);
+        if !entry.is_some_and(|entry| square(entry) && matches!(entry.dtype, Dtype::F32 | Dtype::BF16)) {
+            let weights: Vec<&String> = own.weights.iter().take(3).collect();
+            return Err(malformed(format!("the inputs of {weights:?} have no square tensor of moments"))
+                .with_hint("the file is damaged: take another with `qmerge calibrate`"));
+        }
+    }
+    Ok(())
+}
+
+/// The weights of the base that take the inputs, and the names that are none of the base's. Errors if there are others only, or one has other inputs.
+fn place(all: &[StoredInputs], file: &Checkpoint, names: &Names<'_>) -> Result<(Vec<Input>, Vec<String>)> {
+    let (mut inputs, mut missing, mut placed) = (Vec::new(), Vec::new(), HashSet::new());
+    for own in all {
+        let Some(entry) = own.weights.first().and_then(|name| file.get(name)) else { continue };
         let features = entry.shape.first().copied().unwrap_or(0);
-        Ok(InputMoments { features, tokens: own.tokens, values })
+        let mut weights = Vec::new();
+        for name in &own.weights {
+            let Some(claim) = names.find(name)? else {
+                missing.push(name.clone());
+                continue;
+            };
+            let shape = claim.weight.shape();
+            if shape.len() == 2 && !shape.contains(&features) {
+                return Err(mismatch(format!("has shape {shape:?}, but the calibration saw {features} inputs"))
+                    .in_tensor(claim.weight.name())
+                    .with_hint("the calibration belongs to another model"));
+            }
+            // Two modules of a live model may be one weight on disk.
+            if placed.insert(claim.weight.name()) {
+                weights.push(claim.weight.name().to_owned());
+            }
+        }
+        if !weights.is_empty() {
+            let (layer, tokens) = (own.layer, own.tokens);
+            inputs.push(Input { layer, tokens, tensor: entry.name.clone(), features, weights });
+        }
+    }
+    match missing.first() {
+        Some(first) if inputs.is_empty() => {
+            Err(mismatch(format!("none of its weights is one of the base's; first `{first}`"))
+                .with_hint("the calibration belongs to another model"))
+        }
+        _ => Ok((inputs, missing)),
     }
 }
 
@@ -230,32 +224,19 @@ impl Calibration for StoredCalibration {
     }
 
     fn demand(&self) -> Demand {
-        let features = |own: &StoredInputs| {
-            own.weights
-                .first()
-                .and_then(|name| self.file.get(name))
-                .and_then(|entry| entry.shape.first().copied())
-                .unwrap_or(0)
-        };
-        let inputs = |own: &StoredInputs| LayerInputs { features: features(own), weights: own.weights.clone() };
-        let layers: Vec<Vec<LayerInputs>> =
-            self.inputs.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer.iter().map(inputs).collect()).collect();
-        let largest = self.inputs.iter().map(features).max().unwrap_or(0);
-        // A layer's moments while the last of them is read and turned into numbers.
-        let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
-        let working = layers.iter().map(moments).max().unwrap_or(0) + metric_bytes(largest);
-        // Reading is nothing beside the rounding.
-        Demand { layers, held: 0, working, passing: metric_bytes(largest), work: 0 }
+        let inputs = |input: &Input| LayerInputs { features: input.features, weights: input.weights.clone() };
+        let layers: Vec<Vec<LayerInputs>> = self.layers().map(|layer| layer.iter().map(inputs).collect()).collect();
+        Demand::of_read(layers)
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
-        for layer in self.inputs.chunk_by(|a, b| a.layer == b.layer) {
+        for layer in self.layers() {
             let mut is_wanted = false;
-            for own in layer {
-                let weights: Vec<String> = own.weights.iter().filter(|name| wanted(name)).cloned().collect();
+            for input in layer {
+                let weights: Vec<String> = input.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.read(own)? })?;
+                    take.known(Known { weights, moments: self.moments(input)? })?;
                 }
             }
             if is_wanted {
@@ -268,6 +249,7 @@ impl Calibration for StoredCalibration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::store;
     use super::*;
 
     struct Two;
@@ -303,6 +285,11 @@ mod tests {
         Checkpoint::open(path).unwrap()
     }
 
+    fn open(path: &Path, base: &Checkpoint) -> Result<StoredCalibration> {
+        let weights = crate::formats::inventory(base)?.weights;
+        StoredCalibration::open(path, &Names::new(base, &weights, &[])?)
+    }
+
     #[test]
     fn what_is_stored_comes_back() {
         let folder = std::env::temp_dir().join(format!("qmerge-stored-{}", std::process::id()));
@@ -313,7 +300,7 @@ mod tests {
             store(&model, &mut Two, dtype, &path).unwrap();
             // Readable by the format's own crate too.
             safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).unwrap();
-            let mut stored = StoredCalibration::open(&path, &model).unwrap();
+            let mut stored = open(&path, &model).unwrap();
             assert!(stored.about().starts_with("two layers, stored in "));
             let mut seen = Vec::new();
             stored
@@ -326,10 +313,10 @@ mod tests {
             assert_eq!(seen[0].weights, ["a.q"]);
             assert_eq!(seen[1].weights, ["b.q", "b.k"]);
             assert_eq!(seen[1].moments, InputMoments { features: 2, tokens: 7, values: vec![1.0, 0.5, 0.5, 4.0] });
-            let error = StoredCalibration::open(&path, &other).unwrap_err().to_string();
+            let error = open(&path, &other).unwrap_err().to_string();
             assert!(error.contains("belongs to another model"), "{error}");
         }
-        let error = StoredCalibration::open(&folder.join("m.safetensors"), &model).unwrap_err().to_string();
+        let error = open(&folder.join("m.safetensors"), &model).unwrap_err().to_string();
         assert!(error.contains("not a calibration"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -348,7 +335,7 @@ mod tests {
             let data: Vec<u8> = vec![value; shape[0] * shape[1]].into_iter().flat_map(f32::to_le_bytes).collect();
             let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &data).unwrap();
             safetensors::serialize_to_file([("a.q", view)], Some(metadata), &path).unwrap();
-            let mut stored = StoredCalibration::open(&path, &model)?;
+            let mut stored = self::open(&path, &model)?;
             stored.each(&|_| true, &mut |known: Known| super::super::Metric::new(known.moments).map(|_| ()))
         };
         let good = r#"[{"layer": 0, "tokens": 1, "weights": ["a.q", "a.k"]}]"#;

@@ -1,0 +1,275 @@
+"""What layers of a live torch model are given: sums of x·xᵀ, taken by hooks, and the file that `merge` reads them from.
+
+Nothing here changes what a model computes. torch is imported where it is used, so that the package needs none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import struct
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional
+
+from ._command import Path
+from ._errors import ExistsError, UsageError
+
+INFIXES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "original_module"}
+"""Components that wrappers put into names, and checkpoints do not have."""
+
+MARKS, VALUES = 8, 8
+"""Tensors that a model is known by, and their first values."""
+
+
+def torch() -> Any:
+    return importlib.import_module("torch")
+
+
+def name_on_disk(name: str) -> str:
+    """A module's or parameter's name without what wrappers put into it."""
+    path = [part for part in name.split(".") if part not in INFIXES]
+    for prefix in (["module"], ["base_model", "model"], ["module"]):
+        if path[: len(prefix)] == prefix:
+            path = path[len(prefix) :]
+    return ".".join(path)
+
+
+def features(module: Any) -> Optional[int]:
+    """The number of inputs of a linear layer; None for any other module. GPT-2's Conv1D is one, bitsandbytes' layers are."""
+    number = getattr(module, "in_features", getattr(module, "nx", None))
+    is_linear = hasattr(module, "weight") or hasattr(module, "qweight")
+    return number if is_linear and isinstance(number, int) and not hasattr(module, "base_layer") else None
+
+
+def targets(model: Any) -> dict[str, Any]:
+    """The linear layers that an adapter changes, or all but the output embedding where there is none, by the names of their weights."""
+    found: dict[str, Any] = {}
+    is_adapted = hasattr(model, "peft_config")
+    for name, module in model.named_modules():
+        inner = module
+        while hasattr(inner, "base_layer"):
+            inner = inner.base_layer
+        if inner is not module:
+            is_adapted = True
+            if features(inner) is not None:
+                found.setdefault(name_on_disk(name) + ".weight", inner)
+    if is_adapted:
+        if not found:
+            raise UsageError("the model's adapter changes no linear layer")
+        return found
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name, module in model.named_modules():
+        if features(module) is not None and module is not head:
+            found.setdefault(name_on_disk(name) + ".weight", module)
+    if not found:
+        raise UsageError("the model has no linear layer")
+    return found
+
+
+class _Input:
+    """An input that some modules are given."""
+
+    def __init__(self, first: str, size: int) -> None:
+        self.names = [first]
+        self.features = size
+        self.tokens = 0
+        self.sum: Any = None
+
+
+class Moments:
+    """Takes sums while the model runs; `remove` ends that.
+
+    Args:
+        modules: linear layers by name.
+        device: where sums are kept; None for that of each module's input.
+        count: tells, as the model begins a pass, whether it counts.
+        only: names whose sums are taken; the others are counted alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        modules: dict[str, Any],
+        device: Optional[str] = None,
+        count: Callable[[], bool] = lambda: True,
+        only: Optional[set[str]] = None,
+    ) -> None:
+        self.inputs: dict[str, _Input] = {}
+        self._of: dict[str, _Input] = {}
+        self._recent: dict[int, tuple[Any, int, _Input]] = {}
+        self._masks: list[Any] = []
+        self._device, self._count, self._only = device, count, only
+        self._counts = False
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            # A pass that is computed again for its gradients, as checkpointing does, comes after the model's own end, and is not counted.
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+        for name, module in modules.items():
+            self._hooks.append(module.register_forward_pre_hook(self._taker(name), with_kwargs=True))
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._recent.clear()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the layer with most of them was given."""
+        return max((found.tokens for found in self.inputs.values()), default=0)
+
+    def _begin(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._counts = self._count()
+        masks = (kwargs.get("attention_mask"), kwargs.get("decoder_attention_mask"))
+        self._masks = [mask for mask in masks if getattr(mask, "ndim", 0) == 2]
+
+    def _end(self, *_: Any) -> None:
+        self._counts = False
+        self._masks = []
+        self._recent.clear()
+
+    def _taker(self, name: str) -> Callable[[Any, Any, dict[str, Any]], None]:
+        def take(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            if self._counts and getattr(x, "ndim", 0) >= 2 and x.is_floating_point():
+                self._take(name, x)
+
+        return take
+
+    def _take(self, name: str, x: Any) -> None:
+        held = self._recent.get(id(x))
+        mine = self._of.get(name)
+        # The very tensor that another layer was given: queries, keys and values are three layers and one input.
+        if held is not None and held[0]() is x and held[1] == x._version:
+            if mine is held[2]:
+                return
+            if mine is None:
+                held[2].names.append(name)
+                self._of[name] = held[2]
+                return
+        if mine is None or mine.names[0] != name:
+            # New, or parted from the layer that it shared with so far: it counts from here on.
+            if mine is not None:
+                mine.names.remove(name)
+            mine = self._of[name] = self.inputs[name] = _Input(name, x.shape[-1])
+        self._add(mine, x)
+        self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
+        self._recent[id(x)] = (weakref.ref(x), x._version, mine)
+
+    def _add(self, to: _Input, x: Any) -> None:
+        lib = torch()
+        with lib.no_grad(), lib.autocast(device_type=x.device.type, enabled=False):
+            rows = x.detach().reshape(-1, x.shape[-1])
+            for mask in self._masks:
+                same = tuple(mask.shape) == tuple(x.shape[:-1]) or (x.ndim == 2 and mask.numel() == len(rows))
+                if same:
+                    rows = rows[mask.reshape(-1).to(rows.device).bool()]
+                    break
+            to.tokens += len(rows)
+            if self._only is not None and to.names[0] not in self._only:
+                return
+            rows = rows.float()
+            if to.sum is None:
+                place = self._device or x.device
+                to.sum = lib.zeros(to.features, to.features, dtype=lib.float32, device=place)
+            if to.sum.device == rows.device:
+                to.sum.addmm_(rows.T, rows)
+            else:
+                to.sum += (rows.T @ rows).to(to.sum.device)
+
+
+def _pick(tensors: Sequence[tuple[str, Any]]) -> dict[str, list[float]]:
+    """The first values of some tensors, spread over all."""
+    kinds = {"Params4bit", "Int8Params"}
+    usable = [
+        (name, tensor)
+        for name, tensor in tensors
+        if tensor.is_floating_point()
+        and tensor.numel() > 0
+        and tensor.device.type != "meta"
+        and type(tensor).__name__ not in kinds
+        # A shard of a tensor does not begin where the tensor does.
+        and not hasattr(tensor.data, "to_local")
+        and "_flat_param" not in name
+    ]
+    step = max(1, -(-len(usable) // MARKS))
+    first = lambda tensor: tensor.detach().reshape(-1)[:VALUES].float().cpu().tolist()
+    return {name: first(tensor) for name, tensor in usable[::step]}
+
+
+def marks(model: Any) -> dict[str, str]:
+    """What says of which model and which adapter moments are, as `merge` compares it: values of tensors that no format quantizes."""
+    adapters = list(getattr(model, "peft_config", {}))
+    plain, trained = [], []
+    for path, module in model.named_modules():
+        for last, tensor in module.named_parameters(recurse=False):
+            parts = (f"{path}.{last}" if path else last).split(".")
+            own = [adapter for adapter in adapters if adapter in parts]
+            if own and "modules_to_save" not in parts:
+                trained.append((own[0], parts, tensor))
+            elif not own and features(module) is None and not (adapters and tensor.requires_grad):
+                plain.append((name_on_disk(".".join(parts)), tensor))
+    found = {"qmerge.model": json.dumps(_pick(plain))}
+    if not json.loads(found["qmerge.model"]):
+        raise UsageError("none of the model's norms and embeddings can be read, so nothing says of which model the moments are")
+    active = getattr(model, "active_adapters", [])
+    active = active() if callable(active) else active
+    if len(active) == 1:
+        saved = [(".".join(part for part in parts if part != own), tensor) for own, parts, tensor in trained if own == active[0]]
+        chosen = _pick(saved)
+        if chosen:
+            found["qmerge.adapter"] = json.dumps(chosen)
+    return found
+
+
+def layer_of(name: str) -> str:
+    """The path up to the first number in it: weights that have it in common are of one layer."""
+    path = name.split(".")
+    number = next((at for at, part in enumerate(path) if part.isdigit()), len(path) - 1)
+    return ".".join(path[: number + 1])
+
+
+def write(
+    path: Path,
+    inputs: Sequence[_Input],
+    sums: Iterable[Any],
+    taken_from: str,
+    known_by: dict[str, str],
+    dtype: str,
+) -> int:
+    """Writes a calibration, one sum in memory at a time, whole or not at all. Returns its length in bytes."""
+    lib = torch()
+    size = {"f32": 4, "bf16": 2}[dtype]
+    header: dict[str, Any] = {}
+    kept, at, number, last = [], 0, -1, None
+    for found in inputs:
+        layer = layer_of(found.names[0])
+        number, last = number + (layer != last), layer
+        end = at + size * found.features**2
+        shape = [found.features, found.features]
+        header[found.names[0]] = {"dtype": dtype.upper(), "shape": shape, "data_offsets": [at, end]}
+        kept.append({"layer": number, "tokens": found.tokens, "weights": found.names})
+        at = end
+    metadata = {"qmerge.taken_from": taken_from, "qmerge.inputs": json.dumps(kept), "format": "pt", **known_by}
+    text = json.dumps({"__metadata__": metadata, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    partial = os.fspath(path) + ".partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for found, total in zip(inputs, sums):
+                values = (total / found.tokens).to("cpu", lib.bfloat16 if dtype == "bf16" else lib.float32)
+                file.write(values.contiguous().view(lib.uint8).numpy().tobytes())
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    return 8 + len(text) + at
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    if os.path.exists(path) and not force:
+        raise ExistsError(f"{os.fspath(path)}: it exists already (force=True replaces it)")

@@ -1,0 +1,102 @@
+//! Moments in a file, for reuse over many adapters of one base: writing them. What the file is, `stored` says.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
+)]
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+
+use super::moments::{Calibration, Known, Take};
+use super::origin::identity;
+use super::stored::{BASE, INPUTS, StoredInputs, TAKEN_FROM};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result, malformed};
+use crate::open::Checkpoint;
+
+/// Writes all moments that `calibration` has for weights of `base` to `path`, which appears when it is whole. `dtype` is f32 or bf16. Returns the file's length in bytes.
+pub fn store(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".partial");
+    let beside = PathBuf::from(beside);
+    let written = write(base, calibration, dtype, &beside);
+    match &written {
+        Ok(_) => std::fs::rename(&beside, path).map_err(|error| Error::io("rename to", path, error))?,
+        // What is left of a failed attempt is of no use; the error that ended it is the one to tell.
+        Err(_) => drop(std::fs::remove_file(&beside)),
+    }
+    written
+}
+
+fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
+    let failed = |error| Error::io("write", path, error);
+    // What comes is known only when it has come, so the header's place is kept free: a header may end in spaces.
+    let names: usize = base.entries.iter().map(|entry| 3 * entry.name.len() + 256).sum();
+    let reserved = (names + 4096).next_multiple_of(8);
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
+    let mut writing =
+        Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
+    calibration.each(&|name| base.has(name), &mut writing)?;
+    let Writing { mut header, inputs, at, .. } = writing;
+    let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
+    let metadata =
+        serde_json::json!({ TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, "format": "pt" });
+    header.insert("__metadata__".into(), metadata);
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    if text.len() > reserved {
+        return Err(Error::new(crate::error::Kind::Bug, "the header outgrew its place").in_file(path));
+    }
+    text.resize(reserved, b' ');
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    file.write_all(&(reserved as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(&text).map_err(failed)?;
+    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    Ok(8 + reserved as u64 + at)
+}
+
+/// A file of moments that is being written.
+struct Writing<'w> {
+    file: &'w mut BufWriter<File>,
+    path: &'w Path,
+    dtype: Dtype,
+    header: serde_json::Map<String, serde_json::Value>,
+    inputs: Vec<StoredInputs>,
+    /// Bytes so far.
+    at: u64,
+    layer: usize,
+}
+
+impl Take for Writing<'_> {
+    fn known(&mut self, known: Known) -> Result<()> {
+        let Known { weights, moments } = known;
+        let Some(name) = weights.first() else { return Ok(()) };
+        let start = self.at;
+        for &x in &moments.values {
+            match self.dtype {
+                Dtype::BF16 => self.file.write_all(&bf16::from_f32(x).to_le_bytes()),
+                _ => self.file.write_all(&x.to_le_bytes()),
+            }
+            .map_err(|error| Error::io("write", self.path, error))?;
+        }
+        self.at += moments.values.len() as u64 * if self.dtype == Dtype::BF16 { 2 } else { 4 };
+        let info = serde_json::json!({
+            "dtype": if self.dtype == Dtype::BF16 { "BF16" } else { "F32" },
+            "shape": [moments.features, moments.features],
+            "data_offsets": [start, self.at],
+        });
+        self.header.insert(name.clone(), info);
+        self.inputs.push(StoredInputs { layer: self.layer, tokens: moments.tokens, weights });
+        Ok(())
+    }
+
+    fn layer(&mut self) -> Result<()> {
+        self.layer += 1;
+        Ok(())
+    }
+}

@@ -134,7 +134,7 @@ impl StoredCalibration {
             taken_from: text(TAKEN_FROM)?.clone(),
             layers: inputs.chunk_by(|a, b| a.layer == b.layer).count(),
             inputs: inputs.len(),
-            weights: inputs.iter().map(|kept| own.weights.len()).sum(),
+            weights: inputs.iter().map(|own| own.weights.len()).sum(),
         })
     }
 

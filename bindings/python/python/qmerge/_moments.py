@@ -133,7 +133,7 @@ class Moments:
 
     def _taker(self, name: str) -> Callable[[Any, Any, dict[str, Any]], None]:
         def take(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()), None)
+            x: Any = args[0] if args else next(iter(kwargs.values()), None)
             if self._counts and getattr(x, "ndim", 0) >= 2 and x.is_floating_point():
                 self._take(name, x)
 
@@ -196,8 +196,7 @@ def _pick(tensors: Sequence[tuple[str, Any]]) -> dict[str, list[float]]:
         and "_flat_param" not in name
     ]
     step = max(1, -(-len(usable) // MARKS))
-    first = lambda tensor: tensor.detach().reshape(-1)[:VALUES].float().cpu().tolist()
-    return {name: first(tensor) for name, tensor in usable[::step]}
+    return {name: tensor.detach().reshape(-1)[:VALUES].float().cpu().tolist() for name, tensor in usable[::step]}
 
 
 def marks(model: Any) -> dict[str, str]:

@@ -173,8 +173,9 @@ def _call(model: Any, sequence: Any) -> None:
     lib = torch()
     place = _device_of(model)
     if hasattr(sequence, "items"):
-        move = lambda value: value.to(place) if isinstance(value, lib.Tensor) else value
-        model(**{name: move(value) for name, value in sequence.items() if name != "labels"})
+        moved = {name: value.to(place) if isinstance(value, lib.Tensor) else value for name, value in sequence.items()}
+        moved.pop("labels", None)
+        model(**moved)
     else:
         model(input_ids=lib.tensor([sequence], device=place))
 

@@ -86,7 +86,7 @@ def test_ways_of_calling(live: Any, demo: Path, tmp_path: Path) -> None:
     ids[0], mask[0] = torch.tensor(texts[0]), 1
     ids[1, :9], mask[1, :9] = torch.tensor(texts[1][:9]), 1
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
-    qmerge.torch.calibrate(live, [batch, texts[2]], tmp_path / "b", max_bytes=1 << 20)
+    qmerge.torch.calibrate(live, [batch, texts[2]], tmp_path / "b", max_bytes=1 << 18)
     found, again, _ = read(tmp_path / "b")
     assert inputs == again
     assert max(distance(want[name], found[name]) for name in want) < 1e-4

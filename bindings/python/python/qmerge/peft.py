@@ -23,6 +23,9 @@ from .torch import FILE_NAME, Text, calibrate as calibrate_live
 
 __all__ = ["merge_and_save"]
 
+MOST_SUMS = 4 << 30
+"""Bytes beside the live model's: where its moments take more, it is run several times."""
+
 
 def merge_and_save(
     model: Union[tuple[Path, Adapters], Any],
@@ -72,7 +75,7 @@ def merge_and_save(
                 raise UsageError(f"the live model runs with {_active(model)}, not with {names}: call set_adapter first")
             texts: Any = calibrate
             options["calibration"] = os.path.join(temporary, FILE_NAME)
-            calibrate_live(model, texts, options["calibration"])
+            calibrate_live(model, texts, options["calibration"], max_bytes=MOST_SUMS)
         return merge(base, folder, output, adapter_names=names, **options)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from ._command import Path
 from ._errors import UsageError
-from ._moments import Moments, marks, refuse_existing, targets, torch, write
+from ._moments import Moments, features, marks, refuse_existing, targets, torch, write
 from ._results import Calibration
 
 __all__ = ["FILE_NAME", "MomentsCallback", "calibrate"]
@@ -65,7 +65,7 @@ def calibrate(
         max_sequences: most sequences; of more, this many are taken, spread evenly.
         dtype: element type of the file: "f32", or "bf16" for half the size.
         device: where sums are kept, by default beside the layer's inputs: a (features, features) matrix of float32 for each distinct input.
-        max_bytes: most bytes of sums at a time: the model is run several times then.
+        max_bytes: most bytes of sums at a time: where all take more, the model is run several times.
         seed: seed of the text that the model writes.
         force: replace an existing file.
     """
@@ -94,14 +94,16 @@ def calibrate(
                 moments.remove()
             return moments
 
-        # Which layers share an input is known once the model has run.
-        whole = run(None if max_bytes is None else set())
+        # Which layers share an input is known once the model has run; were none shared, this much would be needed.
+        most = sum(4 * (features(module) or 0) ** 2 for module in modules.values())
+        at_once = max_bytes is None or most <= max_bytes
+        whole = run(None if at_once else set())
         inputs = [found for found in whole.inputs.values() if found.tokens]
         if not inputs:
             raise UsageError("no linear layer of the model was called: its code does not go through the modules")
 
         def sums() -> Iterator[Any]:
-            if max_bytes is None:
+            if max_bytes is None or at_once:
                 for found in inputs:
                     yield found.sum
                     found.sum = None

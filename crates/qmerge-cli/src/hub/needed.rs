@@ -29,9 +29,7 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
     };
     let weights = |name: &str| Some(name) == adapter || tensors(name) && model(name);
     // What a trainer wrote beside an adapter's own weights is merged with them.
-    let beside = |name: &str| {
-        adapter.is_some() && (qmerge::adapters::MERGED_BESIDE.contains(&name) || name == qmerge::round::BESIDE_ADAPTER)
-    };
+    let beside = |name: &str| adapter.is_some() && qmerge::adapters::MERGED_BESIDE.contains(&name);
     if !top().any(weights) {
         return Err(instead(names));
     }

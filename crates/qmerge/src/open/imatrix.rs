@@ -117,7 +117,7 @@ impl Cursor<'_> {
     }
 
     fn floats(&mut self, count: u64) -> Result<Vec<f32>> {
-        let bytes = self.bytes(count.checked_mul(4).unwrap_or(u64::MAX))?;
+        let bytes = self.bytes(count.saturating_mul(4))?;
         Ok(bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect())
     }
 

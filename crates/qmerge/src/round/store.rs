@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use half::bf16;
 
-use super::moments::{Calibration, Known, Take};
+use super::moments::{Calibration, Known, Take, weight_of};
 use super::origin::identity;
 use super::stored::{BASE, INPUTS, StoredInputs, TAKEN_FROM};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed};
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, Entry};
 
 /// Writes all moments that `calibration` has for weights of `base` to `path`, which appears when it is whole. `dtype` is f32 or bf16. Returns the file's length in bytes.
 pub fn store(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
@@ -35,13 +35,18 @@ pub fn store(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype,
 fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
     let failed = |error| Error::io("write", path, error);
     // What comes is known only when it has come, so the header's place is kept free: a header may end in spaces.
-    let names: usize = base.entries.iter().map(|entry| 3 * entry.name.len() + 256).sum();
+    // Each matrix of a stack has a name of its own.
+    let matrices = |entry: &Entry| match *entry.shape.as_slice() {
+        [matrices, _, _] => matrices.min(entry.bytes as usize).max(1),
+        _ => 1,
+    };
+    let names: usize = base.entries.iter().map(|entry| matrices(entry) * (3 * entry.name.len() + 256)).sum();
     let reserved = (names + 4096).next_multiple_of(8);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
     let mut writing =
         Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
-    calibration.each(&|name| base.has(name), &mut writing)?;
+    calibration.each(&|name| base.has(weight_of(name).0), &mut writing)?;
     let Writing { mut header, inputs, at, .. } = writing;
     let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
     let metadata =

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name, weight_of};
 use super::origin::{self, Marks, identity};
 use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
@@ -185,7 +185,8 @@ fn place(all: &[StoredInputs], file: &Checkpoint, names: &Names<'_>) -> Result<(
         let features = entry.shape.first().copied().unwrap_or(0);
         let mut weights = Vec::new();
         for name in &own.weights {
-            let Some(claim) = names.find(name)? else {
+            let (weight, number) = weight_of(name);
+            let Some(claim) = names.find(weight)? else {
                 missing.push(name.clone());
                 continue;
             };
@@ -195,9 +196,11 @@ fn place(all: &[StoredInputs], file: &Checkpoint, names: &Names<'_>) -> Result<(
                     .in_tensor(claim.weight.name())
                     .with_hint("the calibration belongs to another model"));
             }
+            let found = claim.weight.name();
+            let found = number.map_or(found.to_owned(), |number| matrix_name(found, number));
             // Two modules of a live model may be one weight on disk.
-            if placed.insert(claim.weight.name()) {
-                weights.push(claim.weight.name().to_owned());
+            if placed.insert(found.clone()) {
+                weights.push(found);
             }
         }
         if !weights.is_empty() {

@@ -156,9 +156,9 @@ def survival_output(numbers):
 
 def gain(data):
     """Bars of gain kept."""
-    words = {"nearest": "nearest (as PEFT)", "fast": "stochastic (--fast)", "default": "adapter (default)"}
-    colours = dict(COLOURS, fast=COLOURS["stochastic"], default=COLOURS["adapter"])
-    order = [name for name in ("nearest", "gptq", "fast", "descent", "default") if name in data["rows"]]
+    words = {"nearest": "nearest (as PEFT)", "stochastic": "stochastic", "fast": "adapter (--fast)", "default": "adapter (default)"}
+    colours = dict(COLOURS, fast=COLOURS["adapter"], default=COLOURS["adapter"])
+    order = [name for name in ("nearest", "gptq", "stochastic", "descent", "fast", "default") if name in data["rows"]]
     title = "share of the adapter's gain that is left after a merge into NF4"
     drawing = Drawing(720, 40 + 34 * len(order), f"{title}: {data['title']}")
     drawing.text(190, 20, title, anchor="start")

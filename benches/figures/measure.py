@@ -25,12 +25,14 @@ QMERGE = os.environ.get("QMERGE", str(ROOT / "target/release/qmerge"))
 LONG = 10
 MERGES = {
     "nearest": ["--rounding", "nearest"],
+    "stochastic": ["--rounding", "stochastic"],
     "fast": ["--fast"],
     "gptq": ["--rounding", "gptq"],
     "descent": ["--rounding", "descent"],
     "default": [],
     "int8": ["--to", "int8"],
     "bf16": ["--to", "bf16"],
+    "bf16_nearest": ["--to", "bf16", "--rounding", "nearest"],
 }
 
 
@@ -83,6 +85,7 @@ def main():
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--peft")
     parser.add_argument("--merges", default=",".join(MERGES), help="which of the merges, between commas")
+    parser.add_argument("--keep", action="store_true", help="keep what was measured of other merges before")
     args = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="qmerge-figures-"))
     merges = dict({name: MERGES[name] for name in args.merges.split(",")}, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
@@ -113,6 +116,8 @@ def main():
         "rows": rows,
     }
     path = ROOT / "benches/figures" / f"{args.name}.json"
+    if args.keep:
+        figures["rows"] = json.loads(path.read_text())["rows"] | rows
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(folder)
     print(f"wrote {path.relative_to(ROOT)}")

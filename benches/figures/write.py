@@ -18,12 +18,14 @@ LABELS = {
     "peft": "PEFT `merge_and_unload`",
     "nearest": "`qmerge merge --rounding nearest`: PEFT's bytes",
     "fast": "`qmerge merge --fast`: without running the model",
+    "stochastic": "`qmerge merge --rounding stochastic`",
     "gptq": "`qmerge merge --rounding gptq`",
     "descent": "`qmerge merge --rounding descent`",
     "default": "`qmerge merge`",
     "calibrate": "`qmerge merge --calibrate TEXT`",
     "int8": "`qmerge merge --to int8`",
     "bf16": "`qmerge merge --to bf16`",
+    "bf16_nearest": "`qmerge merge --to bf16 --rounding nearest`: PEFT's bytes",
 }
 FIGURE = re.compile(r"(<!-- figure: (\w+) (\w+) (\w+) -->).*?(<!-- / -->)")
 BLOCK = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.S)
@@ -106,12 +108,12 @@ def merges(data):
 
 def methods(data):
     """The rounding methods into the base's own format, with the figures of the weights beside those of behaviour."""
-    names = {"default": "adapter", "fast": "stochastic"}
+    names = {"default": "`adapter`", "fast": "`adapter` with `--fast`: the model is not run"}
     rows = []
-    for name in sorted((name for name in data["rows"] if name in ("default", "descent", "gptq", "fast", "nearest")), key=lambda name: data["rows"][name]["kl"]):
+    for name in sorted((name for name in data["rows"] if name in ("default", "descent", "gptq", "stochastic", "fast", "nearest")), key=lambda name: data["rows"][name]["kl"]):
         row = data["rows"][name]
         kept = f"{row['kept_output']:.3f}" if row.get("kept_output") is not None else ""
-        cells = [f"`{names.get(name, name)}`", share(row["gain_kept"]), f"{row['kl']:.4f}", share(row["top1"]), f"{row['survival']:.3f}", kept]
+        cells = [names.get(name, f"`{name}`"), share(row["gain_kept"]), f"{row['kl']:.4f}", share(row["top1"]), f"{row['survival']:.3f}", kept]
         rows.append(cells)
     return table(["method", "gain kept", "KL", "top-1", "survival", "kept output"], rows) + "\n" + source(data)
 

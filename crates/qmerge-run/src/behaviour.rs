@@ -13,6 +13,7 @@ use crate::calibrate::{length, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
+use crate::text::Beginnings;
 
 /// Text that is kept away from calibrations.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ const FIRST: usize = 1 << 20;
 const FEWEST: usize = 16;
 const MOST: usize = 32;
 const WORK: usize = 2_000_000_000;
-/// What the model writes begins with a random token, and is not like any text before it has found a subject.
+/// What the model writes begins with a random token or with none, and is not like any text before it has found a subject.
 const BEGINNING: usize = 12;
 
 impl Held {
@@ -43,21 +44,24 @@ impl Held {
     }
 
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
-    pub fn own_text(model: &Model<'_>, seed: u64, memory: Option<u64>) -> Result<Self> {
+    pub fn own_text(model: &Model<'_>, beginnings: &Beginnings, seed: u64, memory: Option<u64>) -> Result<Self> {
         let numbers: Vec<usize> = Self::numbers(model).collect();
-        write(model, &numbers, seed, together(model, memory)).map(|sequences| Self::written(sequences, seed))
+        write(model, &numbers, beginnings, seed, together(model, beginnings, memory))
+            .map(|sequences| Self::written(sequences, beginnings, seed))
     }
 
     /// Text that a model has written.
-    pub(crate) fn written(sequences: Vec<Vec<u32>>, seed: u64) -> Self {
-        let from = BEGINNING.min(sequences.iter().map(|sequence| sequence.len() / 4).min().unwrap_or(0));
+    pub(crate) fn written(sequences: Vec<Vec<u32>>, beginnings: &Beginnings, seed: u64) -> Self {
+        let given = beginnings.chat.len();
+        let written = sequences.iter().map(|sequence| sequence.len().saturating_sub(given)).min().unwrap_or(0);
+        let from = given + BEGINNING.min(written / 4);
         Self { sequences, from, about: format!("that the model wrote, not calibrated on (seed {seed})") }
     }
 }
 
 /// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.
-pub fn work(model: &Model<'_>, written: bool) -> u64 {
-    let (number, length) = (Held::numbers(model).len(), length(model));
+pub fn work(model: &Model<'_>, beginnings: &Beginnings, written: bool) -> u64 {
+    let (number, length) = (Held::numbers(model).len(), length(model, beginnings));
     let passes = 3 * (model.pass_work(number * length, length.div_ceil(2)) + model.logits_work(number * length));
     let own = || (1..length).map(|at| model.pass_work(number, at) + model.logits_work(number)).sum();
     passes + if written { own() } else { 0 }
@@ -81,6 +85,8 @@ pub struct AgainstApart<'m> {
     pub apart: Option<&'m Model<'m>>,
     /// What is judged by; `None` for text that the model writes.
     pub held: Option<Held>,
+    /// How text begins that the model writes.
+    pub beginnings: Beginnings,
     /// How models are run; the merge and the base alone hold no weights.
     pub options: Options<'m>,
     /// Most memory to use, bytes.
@@ -104,7 +110,7 @@ impl Judge for AgainstApart<'_> {
         let held = match &self.held {
             Some(held) => held,
             None => {
-                own = Held::own_text(apart, self.plan.seed, self.max_memory.map(|limit| limit / 2))?;
+                own = Held::own_text(apart, &self.beginnings, self.plan.seed, self.max_memory.map(|limit| limit / 2))?;
                 &own
             }
         };

@@ -16,6 +16,7 @@ use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Watch};
 use crate::model::{Cache, Model, Options, weight_name};
 use crate::tensors::Tensors;
+use crate::text::Beginnings;
 use crate::work;
 
 /// Tokens of a window of text.
@@ -55,38 +56,48 @@ pub fn weights(inputs: &Inputs) -> Result<HashSet<String>> {
 }
 
 impl<'m, 'a> FromModel<'m, 'a> {
-    /// Windows of a text, spread over it. Errors if the text is too short.
-    pub fn text(model: &'m Model<'a>, tokens: &[u32], path: &Path) -> Result<Self> {
+    /// Windows of a text, spread over it, each behind the tokens that a text begins with. Errors if the text is too short.
+    pub fn text(model: &'m Model<'a>, tokens: &[u32], beginnings: &Beginnings, path: &Path) -> Result<Self> {
         if tokens.len() < FEWEST {
             let problem = format!("only {} of the {FEWEST} tokens that calibration needs", tokens.len());
             return Err(Error::new(Kind::Mismatch, problem)
                 .in_file(path)
                 .with_hint("give a longer text, or none: then the model writes one itself"));
         }
-        let (taken, held) = split(tokens, window(model));
+        let begin = &beginnings.document;
+        let (taken, held) = split(tokens, window(model, beginnings));
         let about = format!("{} tokens of {}", taken.iter().map(|window| window.len()).sum::<usize>(), path.display());
-        let own = |windows: Vec<&[u32]>| windows.into_iter().map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let own = |windows: Vec<&[u32]>| -> Vec<Vec<u32>> {
+            windows.into_iter().map(|window| [begin, window].concat()).collect()
+        };
         let held = (!held.is_empty()).then(|| Held {
             sequences: own(held),
-            from: 0,
+            from: begin.len().saturating_sub(1),
             about: format!("at the end of {}, not calibrated on", path.display()),
         });
         Ok(Self { model, sequences: own(taken), about, demand: Demand::default(), held, served: Vec::new() })
     }
 
-    /// Text that the model writes itself, from random first tokens, so many sequences at a time; the text does not depend on that.
+    /// Text that the model writes itself, so many sequences at a time; the text does not depend on that. It begins as what the model is used on does:
+    /// [`Beginnings::of`].
     /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
-    pub fn own_text(model: &'m Model<'a>, seed: u64, together: usize, hold: bool) -> Result<Self> {
+    pub fn own_text(
+        model: &'m Model<'a>,
+        beginnings: &Beginnings,
+        seed: u64,
+        together: usize,
+        hold: bool,
+    ) -> Result<Self> {
         if let Some(progress) = model.progress() {
             progress.phase("writing text to calibrate on", "tokens");
         }
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let numbers: Vec<usize> = (0..SEQUENCES).chain(held).collect();
-        let mut sequences = write(model, &numbers, seed, together)?;
+        let mut sequences = write(model, &numbers, beginnings, seed, together)?;
         let held = sequences.split_off(SEQUENCES);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
-        let held = hold.then(|| Held::written(held, seed));
+        let held = hold.then(|| Held::written(held, beginnings, seed));
         Ok(Self { model, sequences, about, demand: Demand::default(), held, served: Vec::new() })
     }
 
@@ -110,8 +121,14 @@ fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
 }
 
 /// Sequences of these numbers that the model writes itself, so many at a time.
-pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, together: usize) -> Result<Vec<Vec<u32>>> {
-    let (length, all) = (length(model), numbers.len());
+pub(crate) fn write(
+    model: &Model<'_>,
+    numbers: &[usize],
+    beginnings: &Beginnings,
+    seed: u64,
+    together: usize,
+) -> Result<Vec<Vec<u32>>> {
+    let (length, all) = (length(model, beginnings), numbers.len());
     let mut sequences: Vec<Vec<u32>> = Vec::new();
     for some in numbers.chunks(together.max(1)) {
         let (before, together) = (sequences.len(), some.len());
@@ -120,14 +137,14 @@ pub(crate) fn write(model: &Model<'_>, numbers: &[usize], seed: u64, together: u
                 progress.part((before * length + together * written) as u64, (all * length) as u64);
             }
         };
-        sequences.append(&mut sample(model, some, length, seed, &part)?);
+        sequences.append(&mut sample(model, some, beginnings, length, seed, &part)?);
     }
     Ok(sequences)
 }
 
 /// Sequences that can be written at a time where what is cached of them may take so many bytes.
-pub(crate) fn together(model: &Model<'_>, memory: Option<u64>) -> usize {
-    let cached = 4 * model.cached(length(model)) as u64;
+pub(crate) fn together(model: &Model<'_>, beginnings: &Beginnings, memory: Option<u64>) -> usize {
+    let cached = 4 * model.cached(length(model, beginnings)) as u64;
     memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
 }
 
@@ -271,23 +288,23 @@ fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
 }
 
 /// Tokens of a sequence that the model writes.
-pub(crate) fn length(model: &Model<'_>) -> usize {
-    LENGTH.min(model.spec().max_positions)
+pub(crate) fn length(model: &Model<'_>, beginnings: &Beginnings) -> usize {
+    (LENGTH + beginnings.chat.len()).min(model.spec().max_positions)
 }
 
 /// Tokens of the windows that are taken of a text of so many.
-pub fn taken(model: &Model<'_>, tokens: usize) -> usize {
-    let window = window(model);
-    WINDOWS.min(tokens / window.max(1)) * window
+pub fn taken(model: &Model<'_>, tokens: usize, beginnings: &Beginnings) -> usize {
+    let window = window(model, beginnings);
+    WINDOWS.min(tokens / window.max(1)) * (beginnings.document.len() + window)
 }
 
-/// Tokens of a window of a text.
-pub(crate) fn window(model: &Model<'_>) -> usize {
-    WINDOW.min(model.spec().max_positions)
+/// Tokens of the text in a window.
+pub(crate) fn window(model: &Model<'_>, beginnings: &Beginnings) -> usize {
+    WINDOW.min(model.spec().max_positions.saturating_sub(beginnings.document.len()))
 }
 
 /// Work of writing some sequences, so many at a time.
-pub(crate) fn writing_work(model: &Model<'_>, together: usize) -> u64 {
+pub(crate) fn writing_work(model: &Model<'_>, beginnings: &Beginnings, together: usize) -> u64 {
     let step = |count: usize, number: usize| {
         model.pass_work(count, number) + model.logits_work(count) + draw_work(model, count)
     };
@@ -295,7 +312,7 @@ pub(crate) fn writing_work(model: &Model<'_>, together: usize) -> u64 {
         .step_by(together)
         .map(|first| {
             let count = together.min(SEQUENCES - first);
-            (1..length(model)).map(|number| step(count, number)).sum::<u64>()
+            (1..length(model, beginnings)).map(|number| step(count, number)).sum::<u64>()
         })
         .sum()
 }
@@ -359,10 +376,11 @@ fn mirror(values: &mut [f32], features: usize) {
     }
 }
 
-/// Sequences that the model writes at temperature 1 side by side, each from another random token. Each depends on its number and the seed alone.
+/// Sequences that the model writes at temperature 1 side by side, each from a beginning of its own. Each depends on its number and the seed alone.
 fn sample(
     model: &Model<'_>,
     numbers: &[usize],
+    beginnings: &Beginnings,
     length: usize,
     seed: u64,
     part: &dyn Fn(usize),
@@ -370,8 +388,10 @@ fn sample(
     let (vocab, sequences) = (model.spec().vocab, numbers.len());
     let mut random: Vec<Random> =
         numbers.iter().map(|&number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
-    let mut next: Vec<u32> =
-        random.iter_mut().map(|random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)).collect();
+    let any = |random: &mut Random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1);
+    let opening: Vec<Vec<u32>> =
+        random.iter_mut().zip(numbers).map(|(random, &number)| beginnings.of(number, any(random))).collect();
+    let mut next: Vec<u32> = opening.iter().filter_map(|opening| opening.first().copied()).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
     let mut cache = Cache::of_several(model, sequences, length);
     let mut logits = Vec::new();
@@ -391,8 +411,11 @@ fn sample(
                 choose(own, sampling, random)
             })
             .collect();
-        for (written, &token) in written.iter_mut().zip(&next) {
-            written.push(token);
+        for ((written, token), opening) in written.iter_mut().zip(&mut next).zip(&opening) {
+            if let Some(&given) = opening.get(written.len()) {
+                *token = given;
+            }
+            written.push(*token);
         }
         if let Some(progress) = model.progress() {
             progress.advance(draw_work(model, sequences));

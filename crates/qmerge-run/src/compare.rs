@@ -1,7 +1,7 @@
 //! Models side by side on a text: what a merge costs in behaviour, against the adapter kept apart.
 //!
-//! The text is cut into windows that do not overlap and that the models see from a fresh start, without a token before; a window's first token
-//! is not scored, and what is left at the end is left out. `kl` is the mean of KL(apart ‖ model) over tokens, in nats; its standard error is that of
+//! The text is cut into windows that do not overlap and that the models see from a fresh start, each after the tokens that the tokenizer begins a text with
+//! (BOS), which are not scored; where it adds none, a window's first token is not scored either. What is left at the end is left out. `kl` is the mean of KL(apart ‖ model) over tokens, in nats; its standard error is that of
 //! the windows' means, since tokens of a window are not independent.
 
 use std::ops::Range;
@@ -36,7 +36,9 @@ pub struct Task {
     pub text: String,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// Tokens of a window.
+    /// Tokens that every window begins with beside its own: as the tokenizer begins a text. They are not scored.
+    pub begin: Vec<u32>,
+    /// Tokens of the text in a window.
     pub context: usize,
     /// Most windows.
     pub windows: Option<usize>,
@@ -46,6 +48,18 @@ pub struct Task {
     pub continuation: usize,
     /// Tokens that go through a model at a time.
     pub batch: usize,
+}
+
+impl Task {
+    /// The first token of a window whose continuation is scored: the last of those that it begins with, or the first of the text's.
+    fn from(&self) -> usize {
+        self.begin.len().saturating_sub(1)
+    }
+
+    /// Tokens of a window that are scored.
+    fn scored(&self) -> usize {
+        self.begin.len() + self.context - 1 - self.from()
+    }
 }
 
 /// The answer; the names of its fields are stable.
@@ -125,8 +139,13 @@ pub fn compare(
         return Err(Error::new(Kind::Usage, "a context of less than 2 tokens scores nothing")
             .with_hint("give a larger --context"));
     }
-    let windows: Vec<&[u32]> =
-        task.tokens.chunks_exact(task.context).take(task.windows.unwrap_or(usize::MAX)).collect();
+    let windows: Vec<Vec<u32>> = task
+        .tokens
+        .chunks_exact(task.context)
+        .take(task.windows.unwrap_or(usize::MAX))
+        .map(|window| [&task.begin[..], window].concat())
+        .collect();
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
     if windows.is_empty() {
         let problem = format!("only {} of the {} tokens that a window takes", task.tokens.len(), task.context);
         return Err(Error::new(Kind::Mismatch, problem)
@@ -140,8 +159,8 @@ pub fn compare(
     }
     progress.start(text_work(candidates, task, windows.len()) + prompts_work(candidates, task));
     progress.phase("comparing", "windows");
-    let sums = score_all(candidates, &windows, 0, task.batch, COLUMNS, apart, progress)?;
-    let tokens = windows.len() * (task.context - 1);
+    let sums = score_all(candidates, &windows, task.from(), task.batch, COLUMNS, apart, progress)?;
+    let tokens = windows.len() * task.scored();
     let mut models: Vec<Figures> =
         candidates.iter().zip(&sums).map(|(c, sums)| figures(&c.name, sums, tokens)).collect();
     // What others are measured against must be numbers; a merge that is not has a verdict that says so.
@@ -176,7 +195,7 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
     let gain = before - models[apart].loss;
     for (number, (model, own)) in models.iter_mut().zip(sums).enumerate() {
         model.gain_kept = (gain.abs() > 1e-9).then(|| (before - model.loss) / gain);
-        let tokens = own.window_kl.len() * (task.context - 1);
+        let tokens = own.window_kl.len() * task.scored();
         let behaviour =
             Behaviour::new(&own.window_kl, &sums[base].window_kl, model.top1, tokens, format!("of {}", task.text));
         model.kl_share = behaviour.kl_share;
@@ -241,9 +260,10 @@ pub(crate) fn score_all(
 
 /// Work of the text.
 fn text_work(candidates: &[Candidate<'_, '_>], task: &Task, windows: usize) -> u64 {
-    let batch = (task.batch / task.context).max(1);
-    let scored = |from: usize| COLUMNS.min(task.context - 1 - from);
-    let window: u64 = (0..task.context - 1)
+    let length = task.begin.len() + task.context;
+    let batch = (task.batch / length).max(1);
+    let scored = |from: usize| COLUMNS.min(task.scored() - from);
+    let window: u64 = (0..task.scored())
         .step_by(COLUMNS)
         .map(|from| {
             let logits: u64 = candidates.iter().map(|candidate| candidate.model.logits_work(scored(from))).sum();
@@ -251,8 +271,8 @@ fn text_work(candidates: &[Candidate<'_, '_>], task: &Task, windows: usize) -> u
         })
         .sum();
     let pass = |count: usize| -> u64 {
-        let seen = task.context.div_ceil(2);
-        candidates.iter().map(|candidate| candidate.model.pass_work(count * task.context, seen)).sum()
+        let seen = length.div_ceil(2);
+        candidates.iter().map(|candidate| candidate.model.pass_work(count * length, seen)).sum()
     };
     let last = windows % batch;
     windows as u64 * window + (windows / batch) as u64 * pass(batch) + if last > 0 { pass(last) } else { 0 }

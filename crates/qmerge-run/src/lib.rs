@@ -30,7 +30,7 @@
 //! let apart = Model::new(&Tensors::new(&inputs, Some(&plan)), options)?;
 //! let merge = Model::new(&Tensors::new(&merged, None), options)?;
 //! let candidates = [("base", &base), ("apart", &apart), ("merge", &merge)].map(|(name, model)| Candidate { name: name.into(), model });
-//! let task = Task { text: "a sentence".into(), tokens, context: 32, windows: Some(1), prompts: Vec::new(), continuation: 0, batch: 32 };
+//! let task = Task { text: "a sentence".into(), tokens, begin: Vec::new(), context: 32, windows: Some(1), prompts: Vec::new(), continuation: 0, batch: 32 };
 //! let found = compare(&candidates, &task, &tokenizer, &Silent)?;
 //! assert_eq!(found.models[1].kl, 0.0); // the reference
 //! assert!(found.models[2].kl > 0.0 && found.models[2].verdict.is_some());
@@ -47,6 +47,7 @@
 //! use qmerge::plan::{Data, Method};
 //! use qmerge::{merge, round};
 //! use qmerge_run::calibrate::FromModel;
+//! use qmerge_run::text::Beginnings;
 //! # use qmerge_run::{Model, Options, tensors::Tensors};
 //!
 //! # let base = Checkpoint::open("testdata/tiny/llama_nf4".as_ref())?;
@@ -56,7 +57,7 @@
 //! # let output = std::env::temp_dir().join(format!("qmerge-calibrated-{}", std::process::id()));
 //! let model = Model::new(&Tensors::new(&inputs, Some(&apart)), Options { threads: 1, ..Options::default() })?;
 //! let tokens: Vec<u32> = (0..1024).map(|token| token % 48).collect(); // a text's
-//! let mut calibration = FromModel::text(&model, &tokens, "text.txt".as_ref())?;
+//! let mut calibration = FromModel::text(&model, &tokens, &Beginnings::default(), "text.txt".as_ref())?;
 //!
 //! let known = Data::Known(qmerge_run::calibrate::weights(&inputs)?.into());
 //! let options = PlanOptions { rounding: Method::Named(round::BEST), data: known, ..PlanOptions::default() };

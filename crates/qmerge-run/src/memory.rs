@@ -9,6 +9,7 @@ use qmerge::round::{Demand, LayerInputs};
 use crate::calibrate::{self, SEQUENCES};
 use crate::linear::Linear;
 use crate::model::{Model, half_of_free_memory};
+use crate::text::Beginnings;
 
 /// What a calibration takes.
 #[derive(Clone, Debug)]
@@ -24,9 +25,19 @@ pub struct Needs {
 }
 
 /// What a calibration takes: on some tokens of a text, or on one that the model writes. `model` is the base alone, with nothing held; `plan` has the adapters.
-pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usize, threads: usize) -> Needs {
+pub fn needs(
+    model: &Model<'_>,
+    plan: &Plan,
+    text: Option<usize>,
+    beginnings: &Beginnings,
+    together: usize,
+    threads: usize,
+) -> Needs {
     let layers = model.inputs();
-    let tokens = text.map_or(SEQUENCES * calibrate::length(model), |tokens| calibrate::taken(model, tokens));
+    let tokens = match text {
+        Some(tokens) => calibrate::taken(model, tokens, beginnings),
+        None => SEQUENCES * calibrate::length(model, beginnings),
+    };
     let spec = model.spec();
     let states = 4 * (spec.hidden * tokens) as u64;
     let decoded = threads as u64 * decoded(model);
@@ -38,9 +49,9 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
     let passing = activations(model, tokens) + products + decoded;
     let writing = match text {
         Some(_) => 0,
-        None => writing(model, together) + (threads * 4 * spec.vocab) as u64 + decoded,
+        None => writing(model, beginnings, together) + (threads * 4 * spec.vocab) as u64 + decoded,
     };
-    let each = if text.is_some() { calibrate::window(model) } else { calibrate::length(model) };
+    let each = if text.is_some() { calibrate::window(model, beginnings) } else { calibrate::length(model, beginnings) };
     let read = model.pass_work(tokens, each.div_ceil(2));
     Needs {
         demand: Demand {
@@ -52,7 +63,7 @@ pub fn needs(model: &Model<'_>, plan: &Plan, text: Option<usize>, together: usiz
         },
         weights: model.bytes_per_token(),
         together,
-        before: if text.is_some() { 0 } else { calibrate::writing_work(model, together) },
+        before: if text.is_some() { 0 } else { calibrate::writing_work(model, beginnings, together) },
     }
 }
 
@@ -90,8 +101,8 @@ fn factors(plan: &Plan) -> u64 {
 }
 
 /// What is cached, logits and activations while sequences are written side by side.
-fn writing(model: &Model<'_>, together: usize) -> u64 {
-    let values = model.cached(calibrate::length(model)) + model.spec().vocab;
+fn writing(model: &Model<'_>, beginnings: &Beginnings, together: usize) -> u64 {
+    let values = model.cached(calibrate::length(model, beginnings)) + model.spec().vocab;
     4 * (together * values) as u64 + activations(model, together)
 }
 

@@ -11,6 +11,40 @@ use serde_json::Value;
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
 const FUEL: u64 = 10_000_000;
 
+/// How the sequences that a model is used on begin.
+#[derive(Clone, Debug, Default)]
+pub struct Beginnings {
+    /// A text: BOS, where the tokenizer adds it.
+    pub document: Vec<u32>,
+    /// A chat, up to where the user's message starts; empty where there is no template.
+    pub chat: Vec<u32>,
+}
+
+/// Longest beginning of a chat that sequences are begun with.
+const LONGEST_CHAT: usize = 128;
+
+impl Beginnings {
+    /// How a sequence begins that a model writes itself. Where sequences begin with BOS the model writes on from there: what follows is what it was trained on,
+    /// and no first token of ours comes between. Elsewhere it starts from `any` token. Every second one is a chat, where there are chats.
+    pub(crate) fn of(&self, number: usize, any: u32) -> Vec<u32> {
+        match (&self.chat[..], &self.document[..]) {
+            (chat @ [_, ..], _) if number % 2 == 1 => chat.to_vec(),
+            (_, []) => vec![any],
+            (_, document) => document.to_vec(),
+        }
+    }
+
+    /// Leaves out what a model of so many tokens does not know.
+    pub fn known(mut self, vocab: usize) -> Self {
+        for tokens in [&mut self.document, &mut self.chat] {
+            if tokens.iter().any(|&token| token as usize >= vocab) {
+                tokens.clear();
+            }
+        }
+        self
+    }
+}
+
 /// A model's tokenizer with what belongs to it.
 pub struct Tokenizer {
     path: PathBuf,
@@ -20,6 +54,7 @@ pub struct Tokenizer {
     /// Texts of special tokens that templates may name (`bos_token` …).
     special: Vec<(&'static str, String)>,
     stop: Vec<u32>,
+    begin: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -60,24 +95,49 @@ impl Tokenizer {
                 .and_then(default_template)
                 .map(|text| (folder.path_of("tokenizer_config.json"), text)),
         };
-        Ok(Self { path, inner, template, special, stop })
+        let begin = match config.get("add_bos_token").and_then(Value::as_bool) {
+            // Says it for a tokenizer whose own rules do not.
+            Some(true) => {
+                let bos = special.iter().find(|(key, _)| *key == "bos_token");
+                bos.and_then(|(_, text)| inner.token_to_id(text)).into_iter().collect()
+            }
+            Some(false) => Vec::new(),
+            None => put_before(&inner),
+        };
+        Ok(Self { path, inner, template, special, stop, begin })
+    }
+
+    /// Tokens that every text begins with (BOS); empty where the tokenizer adds none.
+    pub fn begin(&self) -> &[u32] {
+        &self.begin
+    }
+
+    /// How sequences begin.
+    pub fn beginnings(&self) -> Beginnings {
+        const MESSAGE: &str = "Hello";
+        // A template that fails is one that nobody was trained with.
+        let frame = self.template.as_ref().and_then(|_| {
+            let rendered = self.render(MESSAGE).ok()?;
+            let (before, _) = rendered.rsplit_once(MESSAGE)?;
+            self.encode(before).ok()
+        });
+        let chat = frame.filter(|frame| frame.len() <= LONGEST_CHAT).unwrap_or_default();
+        Beginnings { document: self.begin.clone(), chat }
     }
 
     /// Tokens of a text, without any that the tokenizer would put around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_with(text, false)
-    }
-
-    /// Tokens of a prompt: with those that the tokenizer puts around texts.
-    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_with(text, true)
-    }
-
-    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special);
+        let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding
             .map_err(|error| Error::new(Kind::Mismatch, format!("cannot encode: {error}")).in_file(&self.path))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Tokens of a prompt: with those that every text begins with.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.begin.clone();
+        tokens.append(&mut self.encode(text)?);
+        Ok(tokens)
     }
 
     /// Text of some tokens, without special ones.
@@ -102,6 +162,10 @@ impl Tokenizer {
 
     /// One user message as the model's chat template writes it, up to where the answer begins.
     pub fn chat(&self, message: &str) -> Result<Vec<u32>> {
+        self.encode(&self.render(message)?)
+    }
+
+    fn render(&self, message: &str) -> Result<String> {
         let bad = |path: &Path, problem: String| {
             Error::new(Kind::Mismatch, problem)
                 .in_file(path)
@@ -129,12 +193,21 @@ impl Tokenizer {
         let messages = [context! { role => "user", content => message }];
         let special = minijinja::Value::from_pairs(self.special.iter().map(|(key, text)| (*key, text.clone())));
         let values = context! { messages, add_generation_prompt => true, tools => (), ..special };
-        let rendered = environment
+        environment
             .template_from_str(&template)
             .and_then(|template| template.render(values))
-            .map_err(|error| bad(path, format!("the chat template fails: {error}")))?;
-        self.encode(&rendered)
+            .map_err(|error| bad(path, format!("the chat template fails: {error}")))
     }
+}
+
+/// What a tokenizer's own rules put before a text.
+fn put_before(tokenizer: &tokenizers::Tokenizer) -> Vec<u32> {
+    const TEXT: &str = "a";
+    let encode = |special| tokenizer.encode_fast(TEXT, special);
+    let (Ok(alone), Ok(with)) = (encode(false), encode(true)) else { return Vec::new() };
+    let (alone, with) = (alone.get_ids(), with.get_ids());
+    let at = with.windows(alone.len().max(1)).position(|window| window == alone);
+    with[..at.unwrap_or(0)].to_vec()
 }
 
 fn broken(path: &Path, problem: String) -> Error {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Format = Literal["nf4", "fp4", "int8", "f32", "f16", "bf16"]
 Target = Union[Format, Literal["same"]]
-Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "stochastic", "keep", "nearest"]
+Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "feedback", "stochastic", "keep", "nearest"]
 Tokenizer = Literal["adapter", "base"]
 Measure = Literal["auto", "always", "never"]
 Storage = Literal["uint8", "float16", "bfloat16", "float32"]

@@ -124,7 +124,7 @@ pub(crate) struct Calibrating {
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration", "imatrix"], hide_short_help = true)]
     pub(crate) original: Option<PathBuf>,
-    /// Round without running the model: faster, keeps less.
+    /// Round without running the model, by what the adapter itself reads of its inputs: faster, keeps less.
     #[arg(long)]
     pub(crate) fast: bool,
     /// Seed of everything that is drawn.

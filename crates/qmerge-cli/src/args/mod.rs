@@ -61,6 +61,7 @@ pub(crate) enum Command {
         visible_alias = "fuse",
         after_help = "Examples:\n  qmerge merge my-lora -o merged\n  qmerge merge base-nf4 my-lora -o merged\n  \
                       qmerge merge --base base-nf4 --adapter my-lora --to bf16 -o merged-bf16\n  \
+                      qmerge merge --base base --adapter my-lora -o merged --rounding nearest    (PEFT's bytes)\n  \
                       qmerge merge --base base --adapter a=0.7 --adapter b=0.3 -o both\n  \
                       qmerge merge --base base --adapter my-lora -o merged --dry-run\n\n\
                       Exit status: 0 done, 1 less is left than --min-kept or --min-survival asks for, 2 wrong use or unfit input, 3 reading or writing failed."

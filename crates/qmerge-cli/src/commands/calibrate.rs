@@ -13,7 +13,7 @@ use qmerge::round::{self, Calibration, Demand, Known, Take};
 use qmerge_run::calibrate::FromModel;
 use qmerge_run::memory::{self, Needs};
 use qmerge_run::tensors::Tensors;
-use qmerge_run::text::Tokenizer;
+use qmerge_run::text::{Beginnings, Tokenizer};
 use qmerge_run::{Model, Options};
 use serde::Serialize;
 
@@ -66,21 +66,21 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
 /// What a model is run on.
 pub(super) enum Text<'p> {
     /// It writes the text itself.
-    Own,
-    /// Tokens of a file.
-    Given(&'p Path, Vec<u32>),
+    Own(Beginnings),
+    /// Tokens of a file, and how windows of them begin.
+    Given(&'p Path, Vec<u32>, Beginnings),
 }
 
 impl<'p> Text<'p> {
     /// Reads and tokenizes a file, if there is one.
     pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>, progress: &dyn Progress) -> error::Result<Self> {
-        let Some(path) = path else { return Ok(Self::Own) };
+        let Some(path) = path else { return Ok(Self::Own(beginnings(inputs)?)) };
         progress.phase("reading the text", "");
         let tokenizer = Tokenizer::open(&folders(inputs))?;
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
-        Ok(Self::Given(path, tokens))
+        Ok(Self::Given(path, tokens, tokenizer.beginnings()))
     }
 
     /// What a calibration on it takes, for a merge or whatever else comes to `peak` bytes with it.
@@ -94,11 +94,11 @@ impl<'p> Text<'p> {
         let (given, limit) = engine;
         let options = Options { threads: 1, held: Some(0), progress: None };
         let bare = Model::new(&Tensors::new(inputs, None), options)?;
-        let tokens = match self {
-            Self::Own => None,
-            Self::Given(_, tokens) => Some(tokens.len()),
+        let (tokens, beginnings) = match self {
+            Self::Own(beginnings) => (None, beginnings),
+            Self::Given(_, tokens, beginnings) => (Some(tokens.len()), beginnings),
         };
-        memory::fit(limit, |together| memory::needs(&bare, plan, tokens, together, threads(given)), peak)
+        memory::fit(limit, |together| memory::needs(&bare, plan, tokens, beginnings, together, threads(given)), peak)
     }
 
     /// Runs `model` on it; with `hold` it writes more than that, to be judged by.
@@ -110,11 +110,28 @@ impl<'p> Text<'p> {
         needs: Needs,
     ) -> error::Result<FromModel<'m, 'a>> {
         let calibration = match self {
-            Self::Own => FromModel::own_text(model, seed, needs.together, hold)?,
-            Self::Given(path, tokens) => FromModel::text(model, tokens, path)?,
+            Self::Own(beginnings) => FromModel::own_text(model, beginnings, seed, needs.together, hold)?,
+            Self::Given(path, tokens, beginnings) => FromModel::text(model, tokens, beginnings, path)?,
         };
         Ok(calibration.expecting(needs.demand))
     }
+}
+
+/// How the sequences of a model begin, as its tokenizer and its chat template say; a model without a tokenizer writes from any token.
+pub(super) fn beginnings(inputs: &Inputs) -> error::Result<Beginnings> {
+    let folders = folders(inputs);
+    if !folders.iter().any(|folder| folder.has("tokenizer.json")) {
+        return Ok(Beginnings::default());
+    }
+    let mut beginnings = Tokenizer::open(&folders)?.beginnings();
+    // A chat template that came with the adapter says that it was trained on chats; the base's own says nothing of it.
+    let with_adapter =
+        folders.split_last().is_some_and(|(_, own)| own.iter().any(|folder| folder.has("tokenizer.json")));
+    if !with_adapter {
+        beginnings.chat.clear();
+    }
+    let known = arch::spec_of(arch::config(&inputs.base)?)?.vocab;
+    Ok(beginnings.known(known))
 }
 
 /// What a calibration takes where no merge stands beside it.

@@ -88,7 +88,8 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
             .collect::<error::Result<Vec<_>>>()?,
         None if args.continuation == 0 => Vec::new(),
         None => {
-            tokens.chunks_exact(args.context.max(1)).take(PROMPTS).map(|w| w[..PROMPT.min(w.len())].to_vec()).collect()
+            let windows = tokens.chunks_exact(args.context.max(1)).take(PROMPTS);
+            windows.map(|window| [tokenizer.begin(), &window[..PROMPT.min(window.len())]].concat()).collect()
         }
     };
     let models = (2 + merged.len() + others.len()) as u64;
@@ -125,6 +126,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
     let task = Task {
         text: args.text.display().to_string(),
         tokens,
+        begin: tokenizer.begin().to_vec(),
         context: args.context,
         windows: args.windows,
         prompts,

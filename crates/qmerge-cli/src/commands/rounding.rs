@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::adapters::{Adapter, Names};
 use qmerge::error::{self, Error, Kind};
-use qmerge::merge::{self, Estimate, Judge};
+use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::Report;
@@ -15,8 +15,9 @@ use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
+use qmerge_run::text::Beginnings;
 
-use super::calibrate::Text;
+use super::calibrate::{Text, beginnings};
 use crate::args::{Calibrating, Measure};
 
 /// The method of that name.
@@ -84,7 +85,7 @@ pub(super) fn data(
             let problem = format!("--fast rounds without data, and --rounding {} goes by data", method.id());
             return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
         }
-        return Ok((Data::Unknown("--fast was given, so the model is not run".into()), None));
+        return Ok((by_adapter(inputs, options, "--fast was given, so the model is not run".into()), None));
     }
     if let Some(path) = &calibrating.calibration {
         let stored = stored(path, inputs, &options.maps)?;
@@ -103,11 +104,32 @@ pub(super) fn data(
     }
     let data = match weights(inputs) {
         Ok(weights) => Data::Known(Arc::new(weights)),
-        Err(reason) => Data::Unknown(format!(
-            "the model cannot be run: {reason}; qmerge.torch.calibrate takes what is needed from the model in torch"
-        )),
+        Err(reason) => {
+            let reason = format!(
+                "the model cannot be run: {reason}; qmerge.torch.calibrate takes what is needed from the model in torch"
+            );
+            if calibrating.calibrate.is_some() {
+                return Ok((Data::Unknown(reason), None));
+            }
+            let data = by_adapter(inputs, options, reason.clone());
+            let told = matches!(data, Data::Known(_)).then_some(reason);
+            return Ok((data, told));
+        }
     };
     Ok((data, None))
+}
+
+/// What the adapter alone says of the inputs, where weights stay in a format coarser than 16 bits and nothing better is at hand; else why nothing is known.
+fn by_adapter(inputs: &Inputs, options: &Options, reason: String) -> Data {
+    let weights = FromAdapter::weights(inputs);
+    let is_best = match options.rounding {
+        Method::Auto => true,
+        Method::Named(method) => method.id() == round::BEST.id(),
+    };
+    if !is_best || options.to.is_some() || inputs.original.is_some() || weights.is_empty() {
+        return Data::Unknown(reason);
+    }
+    Data::Known(Arc::new(weights))
 }
 
 /// The weights whose inputs a run of the model shows, or why it cannot be run.
@@ -134,7 +156,7 @@ enum MomentsFrom<'p> {
     /// The method needs none.
     None,
     /// A file of them.
-    Taken(Box<dyn Calibration>),
+    Taken(Box<dyn Calibration + 'p>),
     Run(Text<'p>, Needs),
 }
 
@@ -146,24 +168,32 @@ impl Prepared<'_> {
 }
 
 /// Moments that were taken before.
-fn taken(inputs: &Inputs, plan: &Plan, calibrating: &Calibrating) -> error::Result<Option<Box<dyn Calibration>>> {
+fn taken<'p>(
+    inputs: &'p Inputs,
+    plan: &'p Plan,
+    calibrating: &Calibrating,
+) -> error::Result<Option<Box<dyn Calibration + 'p>>> {
     Ok(match calibrating {
+        Calibrating { fast: true, .. } => Some(Box::new(FromAdapter::new(inputs, plan))),
         Calibrating { calibration: Some(path), .. } => Some(Box::new(stored(path, inputs, &plan.maps)?)),
         Calibrating { imatrix: Some(path), .. } => Some(Box::new(imatrix(path, inputs, &plan.maps)?)),
+        Calibrating { calibrate: None, .. } if weights(inputs).is_err() => {
+            Some(Box::new(FromAdapter::new(inputs, plan)))
+        }
         _ => None,
     })
 }
 
 /// Looks at what a merge will take, and fits it into the memory that it may use, before any of it is done.
 pub(super) fn prepare<'p>(
-    inputs: &Inputs,
-    plan: &Plan,
+    inputs: &'p Inputs,
+    plan: &'p Plan,
     calibrating: &'p Calibrating,
     measure: Measure,
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Prepared<'p>> {
-    let is_measured = is_measured(inputs, plan, measure)?;
+    let is_measured = is_measured(inputs, plan, measure, calibrating.fast)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, estimate, before) = if !plan.is_calibrated() {
         (MomentsFrom::None, estimate(&Demand::default())?, 0)
@@ -180,7 +210,7 @@ pub(super) fn prepare<'p>(
     let judging = if is_measured {
         let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
         let model = Model::new(&Tensors::new(inputs, None), bare)?;
-        behaviour::work(&model, calibrating.calibrate.is_none())
+        behaviour::work(&model, &beginnings(inputs)?, calibrating.calibrate.is_none())
     } else {
         0
     };
@@ -200,9 +230,16 @@ pub(super) fn run(
     let progress: &dyn Progress = &counted;
     let engine = |held| qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let few = options.max_memory.map(|limit| limit / 4);
-    let judge =
-        AgainstApart { inputs, plan, apart: None, held: None, options: engine(few), max_memory: options.max_memory };
     let is_measured = prepared.is_measured;
+    let judge = AgainstApart {
+        inputs,
+        plan,
+        apart: None,
+        held: None,
+        beginnings: if is_measured { beginnings(inputs)? } else { Beginnings::default() },
+        options: engine(few),
+        max_memory: options.max_memory,
+    };
     let merge = |calibration: Option<&mut dyn Calibration>, judge: &AgainstApart<'_>| {
         let judge: Option<&dyn Judge> = if is_measured { Some(judge) } else { None };
         let options = merge::RunOptions { judge, announced: true, ..options.clone() };
@@ -271,10 +308,10 @@ impl Progress for Counted<'_> {
 }
 
 /// Whether the merge is measured. Errors if that was asked for and the model cannot be run.
-fn is_measured(inputs: &Inputs, plan: &Plan, measure: Measure) -> error::Result<bool> {
+fn is_measured(inputs: &Inputs, plan: &Plan, measure: Measure, fast: bool) -> error::Result<bool> {
     match measure {
         Measure::Never => Ok(false),
-        Measure::Auto => Ok(plan.is_calibrated() && weights(inputs).is_ok()),
+        Measure::Auto => Ok(!fast && plan.is_calibrated() && weights(inputs).is_ok()),
         Measure::Always => weights(inputs).map(|_| true).map_err(|reason| {
             Error::new(Kind::Usage, format!("the merge cannot be measured: {reason}"))
                 .with_hint("leave out --measure and --min-kept")

@@ -80,9 +80,10 @@ fn what_training_left_beside_the_adapter_is_found() {
     assert_eq!(found["warnings"], serde_json::json!([]));
     assert!(read(&folder.join("out/model.safetensors")) == want);
     // An option that says otherwise wins.
-    for more in [&["--fast"][..], &["--rounding", "nearest"], &["--to", "bf16"]] {
+    for more in [&["--rounding", "nearest"], &["--to", "bf16"]] {
         assert_eq!(report(&folder, more)["rounding"]["calibration"], Value::Null, "{more:?}");
     }
+    assert_eq!(report(&folder, &["--fast"])["rounding"]["calibration"], "nothing but what the adapter reads");
     let text = report(&folder, &["--calibrate", TEXT, "--measure", "never"]);
     assert!(text["rounding"]["calibration"].as_str().unwrap().ends_with("calibration.txt"));
     // What does not belong there is told of, and the merge goes on without it; by name it is an error.

@@ -85,18 +85,24 @@ fn methods_without_what_they_need_say_so() {
     refused(&["--calibrate", "short.txt"], &["short.txt", "of the 1024 tokens that calibration needs"]);
     refused(&["--calibrate", TEXT, "--rounding", "nearest"], &["--calibrate is of no use to rounding nearest"]);
     refused(&["--calibrate", TEXT, "--fast"], &["--fast"]);
-    // A model that cannot be run is merged without data, and the report says why.
+    // A model that cannot be run is rounded by what the adapter reads, and the report says why.
     let config = folder.join("base-nf4/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"llama\"", "\"mamba\"")).unwrap();
     let output = run(folder.path(), &[&MERGE[..], &["--json"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["rounding"]["calibration"], "nothing but what the adapter reads");
+    assert!(report["warnings"].to_string().contains("`mamba` cannot be run"), "{report:#}");
+    // A method that goes by inputs alone has nothing to go by.
+    let output = run(folder.path(), &[&MERGE[..], &["--json", "--force", "--rounding", "gptq"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["rounding"]["method"], "stochastic");
     assert!(report["rounding"]["reason"].as_str().unwrap().contains("`mamba` cannot be run"), "{report:#}");
 }
 
-/// A classifier or an encoder has no head to write text with: it is merged without data, and the report says why.
+/// A classifier or an encoder has no head to write text with: it is rounded by what the adapter reads, and the report says why.
 #[test]
 fn a_model_without_a_language_model_head_is_merged() {
     let folder = Folder::new();
@@ -110,9 +116,9 @@ fn a_model_without_a_language_model_head_is_merged() {
     let output = run(folder.path(), &[&MERGE[..], &["--json"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!(report["rounding"]["method"], "stochastic");
-    let reason = report["rounding"]["reason"].as_str().unwrap();
-    assert!(reason.contains("the model cannot be run") && reason.contains("lm_head.weight"), "{reason}");
+    assert_eq!(report["rounding"]["calibration"], "nothing but what the adapter reads");
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("the model cannot be run") && warnings.contains("lm_head.weight"), "{warnings}");
 }
 
 #[test]
@@ -251,7 +257,7 @@ fn a_replaced_weight_does_not_decide_for_the_others() {
     json["modules_to_save"] = serde_json::json!(["down_proj"]);
     std::fs::write(&config, json.to_string()).unwrap();
     for (more, others) in [
-        (&["--fast"][..], "stochastic"),
+        (&["--fast"][..], "adapter"),
         (&["--rounding", "stochastic"], "stochastic"),
         (&["--rounding", "keep"], "keep"),
         (&["--calibrate", TEXT], "adapter"),
@@ -300,7 +306,7 @@ fn options_without_effect_are_refused() {
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
-/// NF4 made plain is rounded by the method that was asked for, and the report names what was done.
+/// NF4 made plain is rounded by the method that was asked for, and the report names what was done. Left to itself it keeps what the nearest values lose.
 #[test]
 fn sixteen_bits_are_rounded_as_asked() {
     let folder = Folder::new();
@@ -311,14 +317,19 @@ fn sixteen_bits_are_rounded_as_asked() {
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap()
     };
-    let nearest = merge("nearest", &[]);
+    let own = merge("own", &[]);
+    assert_eq!(own["rounding"]["method"], "feedback");
+    let nearest = merge("nearest", &["--rounding", "nearest"]);
     assert_eq!(nearest["rounding"]["method"], "nearest");
     let rounded = merge("rounded", &["--rounding", "adapter", "--calibrate", TEXT]);
     assert_eq!(rounded["rounding"]["method"], "adapter");
     let noise = |report: &serde_json::Value| report["summary"]["noise_output"].as_f64();
     assert_eq!(noise(&nearest), None);
     assert!(noise(&rounded).unwrap() < 1e-3, "{}", rounded["summary"]);
-    assert!(read(&folder.join("nearest/model.safetensors")) != read(&folder.join("rounded/model.safetensors")));
+    let bytes = |name: &str| read(&folder.join(name).join("model.safetensors"));
+    assert!(
+        bytes("nearest") != bytes("rounded") && bytes("nearest") != bytes("own") && bytes("own") != bytes("rounded")
+    );
 }
 
 /// A coarser format than the base's is rounded by the same method, from what the reference quantizer makes of the merged weight.
@@ -404,4 +415,37 @@ fn memory_is_as_predicted_and_stays_below_its_bound() {
         assert!(json(&[method, &["--max-memory", &format!("{}MiB", least - 1)]].concat()).is_err());
     }
     assert!(!folder.join("out.partial").exists());
+}
+
+/// `--fast` runs no model: it needs no configuration, rounds by what the adapter reads, says nothing of outputs, and keeps more than chance does.
+#[test]
+fn what_the_adapter_reads_stands_for_inputs() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let merge = |name: &str, more: &[&str]| {
+        let args = ["merge", "--base", "base-nf4", "--adapter", "adapter", "--json", "-o", name];
+        let output = run(folder.path(), &[&args[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap()
+    };
+    let fast = merge("fast", &["--fast"]);
+    assert_eq!(fast["rounding"]["method"], "adapter");
+    assert_eq!(fast["rounding"]["calibration"], "nothing but what the adapter reads");
+    assert!(fast["summary"]["kept_output"].is_null() && fast["behaviour"].is_null(), "{}", fast["summary"]);
+    merge("drawn", &["--rounding", "stochastic"]);
+    let compare = ["compare", "--base", "base-nf4", "--adapter", "adapter", "--merged", "fast", "--merged", "drawn"];
+    let more = ["--text", concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt"), "--windows", "8"];
+    let output = run(folder.path(), &[&compare[..], &more, &["--continuation", "0", "--json"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let kl = |at: usize| found["models"][at]["kl"].as_f64().unwrap();
+    assert!(kl(2) < 0.9 * kl(3), "{} {}", kl(2), kl(3));
+
+    // The same bytes by any number of threads, and without a model that could be run.
+    let bytes = |name: &str| std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
+    merge("one", &["--fast", "--threads", "1"]);
+    std::fs::remove_file(folder.join("base-nf4/config.json")).unwrap();
+    let unknown = merge("unknown", &[]);
+    assert!(unknown["warnings"].to_string().contains("cannot be run"), "{}", unknown["warnings"]);
+    assert!(bytes("fast") == bytes("one") && bytes("fast") == bytes("unknown"));
 }

@@ -262,3 +262,71 @@ fn unfit_models_are_named() {
     change(&folder.join("base-nf4/model.safetensors"), |tensors| tensors.retain(|(name, ..)| name != gone));
     both_refused(&folder, &["base-nf4", gone, "missing", "incomplete"]);
 }
+
+/// Windows stand behind BOS where the tokenizer adds it, and what the model writes begins as its texts do; with a chat template beside the adapter every
+/// second sequence is a chat.
+#[test]
+fn sequences_begin_as_the_tokenizer_begins_them() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let config = folder.join("base-nf4/tokenizer_config.json");
+    let plain: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let with = |more: &[(&str, serde_json::Value)]| {
+        let mut config = plain.clone();
+        more.iter().for_each(|(key, value)| config[key] = value.clone());
+        config.to_string()
+    };
+    let compared = || {
+        let args = ["--text", EVAL, "--context", "64", "--windows", "3", "--continuation", "0", "--json"];
+        let output = run(folder.path(), &compare(&args));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let found: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        (found["tokens"].as_u64().unwrap(), found["models"][1]["loss"].as_f64().unwrap())
+    };
+    let written = || {
+        let output = run(
+            folder.path(),
+            &["calibrate", "--base", "base-nf4", "--adapter", "adapter", "-o", "moments.safetensors", "--force"],
+        );
+        assert!(output.status.success(), "{}", stderr(&output));
+        let moments = std::fs::read(folder.join("moments.safetensors")).unwrap();
+        let text = stderr(&output) + &stdout(&output);
+        let tokens = text.split(" tokens that the model wrote").next().unwrap().rsplit(' ').next().unwrap();
+        (tokens.parse::<usize>().unwrap(), moments)
+    };
+    let (tokens, loss) = compared();
+    assert_eq!(tokens, 3 * 63);
+    let (count, moments) = written();
+    assert_eq!(count, 64 * 48);
+
+    std::fs::write(&config, with(&[("add_bos_token", true.into())])).unwrap();
+    let (behind_bos, other) = compared();
+    assert_eq!(behind_bos, 3 * 64);
+    assert!((loss - other).abs() > 1e-6);
+    let (count, from_bos) = written();
+    assert_eq!(count, 64 * 48);
+    assert!(moments != from_bos);
+
+    // The same by a rule of the tokenizer itself, which its configuration may overrule.
+    let tokenizer = folder.join("base-nf4/tokenizer.json");
+    let mut rules: serde_json::Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    let bos = serde_json::json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    rules["post_processor"]["single"].as_array_mut().unwrap().insert(0, bos);
+    rules["post_processor"]["special_tokens"] =
+        serde_json::json!({"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}});
+    std::fs::write(&tokenizer, rules.to_string()).unwrap();
+    std::fs::write(&config, with(&[])).unwrap();
+    assert_eq!(compared(), (behind_bos, other));
+    std::fs::write(&config, with(&[("add_bos_token", false.into())])).unwrap();
+    assert_eq!(compared(), (tokens, loss));
+
+    let template = "{% for m in messages %}Question: {{ m.content }}{% endfor %}";
+    std::fs::write(&config, with(&[("chat_template", template.into())])).unwrap();
+    assert_eq!(written().0, 64 * 48, "a template of the base alone says nothing of the adapter");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(folder.join("base-nf4").join(file), folder.join("adapter").join(file)).unwrap();
+    }
+    let (count, chats) = written();
+    assert!(count > 64 * 48 && count.is_multiple_of(64), "{count}");
+    assert!(chats != from_bos);
+}

@@ -227,7 +227,7 @@ const MERGE: [&str; 7] = ["merge", "--base", "base-nf4", "--adapter", "adapter",
 fn the_residual_is_what_rounding_left() {
     let folder = Folder::new();
     demo(folder.path());
-    let report = json(&folder, &[&MERGE[..], &["--fast", "--residual-rank", "6"]].concat());
+    let report = json(&folder, &[&MERGE[..], &["--rounding", "stochastic", "--residual-rank", "6"]].concat());
     assert_eq!((&report["residual"]["path"], &report["residual"]["rank"]), (&"residual-adapter".into(), &6.into()));
     assert_eq!(report["residual"]["weights"], 28);
     done(&folder, &["merge", "--base", "base-nf4", "--adapter", "adapter", "--to", "f32", "-o", "exact"]);

@@ -110,7 +110,7 @@ pub(super) fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>, demand: 
             .with_hint(if layers.is_empty() {
                 "give that much"
             } else {
-                "give that much, or take --fast, which does without the inputs of layers"
+                "give that much, or take --rounding stochastic, which goes by in chunks"
             }));
         }
     }
@@ -142,7 +142,9 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
             .map(|part| recode.to.parts()[part].bytes)
             .sum();
         let held = if recode.is_surveyed() { 6 * geometry.elements() as u64 / 64 } else { 0 };
-        state.push(edits(recode) + whole + held);
+        // A basis of what the adapter reads, and what it is found with: no more than the factors take twice.
+        let directions = if recode.streamed().goes_by_directions() { 2 * edits(recode) } else { 0 };
+        state.push(edits(recode) + directions + whole + held);
     }
     state.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();

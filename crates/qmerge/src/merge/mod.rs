@@ -6,6 +6,7 @@
 
 mod calibrated;
 mod fingerprint;
+mod from_adapter;
 mod judge;
 mod memory;
 mod places;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
+pub use from_adapter::FromAdapter;
 pub use judge::Judge;
 pub use memory::Memory;
 #[doc(hidden)]
@@ -180,7 +182,8 @@ pub fn run_into(
             return Err(error);
         }
     };
-    let mut report = assemble(inputs, plan, &target, &hashes, &finished, bytes, behaviour);
+    let sees_inputs = calibration.as_ref().is_none_or(|calibration| calibration.sees_inputs());
+    let mut report = assemble(inputs, plan, &target, &hashes, &finished, bytes, behaviour, sees_inputs);
     report.warnings.extend(unmeasured);
     report.warnings.extend(not_copied);
     if let Some(residual) = residual {

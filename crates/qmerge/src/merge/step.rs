@@ -15,7 +15,7 @@ use crate::formats::{Reader, StoredRows};
 use crate::measure::Sums;
 use crate::open::Entry;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
-use crate::round::{Position, seed_of};
+use crate::round::{Directions, Position, seed_of};
 use crate::simd::differences::{all_finite, differences, first_nonfinite};
 use crate::simd::floats::round_to;
 use crate::write::{Finished, Output};
@@ -52,6 +52,8 @@ pub(super) struct Steps<'a> {
 /// A step in flight.
 struct State<'a> {
     edited: OnceLock<Edited<'a>>,
+    /// Known before `edited` is, where the method goes by them.
+    directions: OnceLock<Directions>,
     /// What the base was quantized from.
     original: Option<Reader<'a>>,
     target: OnceLock<Target>,
@@ -65,6 +67,8 @@ struct Weighed<'t> {
     step: &'t Step,
     recode: &'t Recode,
     edited: &'t Edited<'t>,
+    /// Those of the inputs that the adapter reads, where the method goes by them.
+    directions: Option<&'t Directions>,
     /// Rows of the task.
     rows: Range<usize>,
 }
@@ -112,7 +116,8 @@ impl<'a> Steps<'a> {
             Action::Recode(recode) => {
                 let Some(edited) = self.wait_for(&state.edited, stop) else { return Ok(None) };
                 let rows = task.range.start as usize..task.range.end as usize;
-                let weighed = Weighed { step, recode, edited, rows };
+                let directions = state.directions.get();
+                let weighed = Weighed { step, recode, edited, directions, rows };
                 if task.pass == Pass::Survey {
                     let held = self.survey(&weighed, buffers)?;
                     lock(&state.held)[task.number] = held;
@@ -145,6 +150,7 @@ impl<'a> Steps<'a> {
         let tasks = |pass| self.schedule.tasks_of(number, pass);
         let mut state = State {
             edited: OnceLock::new(),
+            directions: OnceLock::new(),
             original: None,
             target: OnceLock::new(),
             held: Mutex::new(vec![Vec::new(); tasks(Pass::Survey)]),
@@ -167,6 +173,12 @@ impl<'a> Steps<'a> {
     /// Loads the edits, with the sums that some need of the whole weight, and decides the scales where the values have no say in them.
     fn settle_edits(&self, recode: &Recode, step: &Step, state: &State<'a>) -> Result<()> {
         let edited = Edited::new(self.inputs, recode)?;
+        if recode.streamed().goes_by_directions() && !recode.transposed {
+            let geometry = recode.from.weight.geometry();
+            if let Some(directions) = Directions::of(edited.edits(), 0..geometry.rows, geometry.cols) {
+                state.directions.get_or_init(|| directions);
+            }
+        }
         if recode.keeps_scales {
             self.decide(step, state, Target::of_base(recode, edited.base().uncut()))?;
         } else if !recode.is_surveyed() {
@@ -289,9 +301,9 @@ impl<'a> Steps<'a> {
         buffers: &mut Buffers,
     ) -> Result<()> {
         let Buffers { stored, encoded, base, values, output, original: own, .. } = buffers;
-        let (recode, weight) = (task.recode, target.weight.as_ref());
+        let (recode, weight, directions) = (task.recode, target.weight.as_ref(), task.directions);
         let rounding = recode.streamed();
-        let moves = recode.keeps_scales && rounding.moves_values();
+        let moves = (recode.keeps_scales || weight.is_plain()) && rounding.moves_values();
         let moved: &[f32] = if recode.values.is_some() || moves || original.is_some() {
             output.clear();
             output.extend_from_slice(values);
@@ -308,7 +320,8 @@ impl<'a> Steps<'a> {
             if moves {
                 let parts = task.edited.base().parts(stored, rows);
                 let first = (rows.start * weight.geometry().cols) as u64;
-                let position = Position { seed: seed_of(weight.name(), self.plan.seed), first };
+                let seed = seed_of(weight.name(), self.plan.seed);
+                let position = Position { seed, first, directions };
                 rounding.round(&on_grid(weight)?.grid(&parts, rows.clone()), output, position);
             }
             output

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::recode::{Recode, Source};
 use super::steps::{Action, Step};
+use crate::adapters::PlannedEdit;
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
 use crate::formats::{Format, Weight};
@@ -91,7 +92,7 @@ impl<'a> Chooser<'a> {
         Self { asked, data, original, calibrated }
     }
 
-    /// What a weight should have. `own` is true where it stays in the base's own format and there are scales to keep; `coarse` where that is
+    /// What a weight should have. `own` is true where it stays in the base's own format and there are scales to keep; `coarse` where what it ends in is
     /// coarser than 16 bits.
     pub(super) fn wanted(&self, own: bool, coarse: bool) -> &'static dyn Rounding {
         match self.asked {
@@ -106,7 +107,9 @@ impl<'a> Chooser<'a> {
                     round::NEAREST
                 }
             }
-            Method::Named(method) if !own && method.whole().is_none() && method.keeps_scales() => round::NEAREST,
+            Method::Named(method) if !own && method.whole().is_none() && method.keeps_scales() => {
+                if coarse || !method.moves_values() { round::NEAREST } else { method }
+            }
             Method::Named(method) => method,
         }
     }
@@ -122,8 +125,18 @@ impl<'a> Chooser<'a> {
     /// What it has in the end: a method that goes by a weight's inputs needs to know them, and something to choose.
     pub(super) fn settled(&self, recode: &Recode) -> &'static dyn Rounding {
         let whole = recode.rounding.whole().is_some();
-        if whole && !((recode.stack.is_some() || self.data.knows(recode.to.name())) && is_whole(recode)) {
+        let is_left_open = match self.asked {
+            Method::Auto => true,
+            Method::Named(method) => method.whole().is_some(),
+        };
+        if whole && (recode.stack.is_some() || self.data.knows(recode.to.name())) && is_whole(recode) {
+            recode.rounding
+        } else if whole {
             recode.streamed()
+        } else if recode.to.is_plain() && is_left_open {
+            recode.fine()
+        } else if recode.to.is_plain() && recode.edits.is_empty() && recode.rounding.moves_values() {
+            round::NEAREST
         } else {
             recode.rounding
         }
@@ -139,7 +152,8 @@ impl<'a> Chooser<'a> {
             })
             .collect();
         let has = |method: &dyn Rounding| recodes.iter().any(|(_, recode)| recode.rounding.id() == method.id());
-        let most = [round::BEST, round::ORIGINAL, round::WITHOUT_DATA].into_iter().find(|method| has(*method));
+        let ranked = [round::BEST, round::ORIGINAL, round::FOR_16_BITS, round::WITHOUT_DATA];
+        let most = ranked.into_iter().find(|method| has(*method));
         let most = most.unwrap_or(round::NEAREST);
         let unknown = match self.data {
             Data::Unknown(reason) => Some(reason.as_str()),
@@ -179,7 +193,10 @@ impl<'a> Chooser<'a> {
                     _ if most.id() == round::ORIGINAL.id() => "rounded once, from the base's original".to_owned(),
                     Some(reason) if coarse => reason.to_owned(),
                     None if coarse => "nothing is known of the inputs of these weights".to_owned(),
-                    _ => "16 bits and more are fine enough".to_owned(),
+                    _ if most.id() == round::FOR_16_BITS.id() || most.id() == round::WITHOUT_DATA.id() => {
+                        "in 16 bits nearest would lose what is smaller than half a step".to_owned()
+                    }
+                    _ => "every value keeps what the adapter adds to it".to_owned(),
                 };
                 let cause = if self.calibrated {
                     "this merge is calibrated in its place; --rounding original rounds from it"
@@ -199,8 +216,25 @@ impl Recode {
     pub fn streamed(&self) -> &'static dyn Rounding {
         match self.rounding.whole() {
             None => self.rounding,
-            Some(_) if !self.keeps_scales || self.to.is_plain() => round::NEAREST,
+            Some(_) if self.to.is_plain() => self.fine(),
+            Some(_) if !self.keeps_scales => round::NEAREST,
             Some(_) => round::WITHOUT_DATA,
+        }
+    }
+
+    /// The method of a weight that ends in 16 bits or more, where nothing is known of its inputs. Tables of embeddings take the nearest values, as what an
+    /// adapter brings whole does: their rows are looked up one by one, and errors do not add up.
+    fn fine(&self) -> &'static dyn Rounding {
+        let is_exact = self.to.value_dtype() == Dtype::F32;
+        if is_exact || !self.is_layer || self.edits.is_empty() || self.source != Source::Base {
+            return round::NEAREST;
+        }
+        let is_product = |edit: &PlannedEdit| edit.plan.is_additive() && edit.plan.scale().is_some();
+        let by_directions = !self.transposed && self.to.shape().len() == 2;
+        if by_directions && self.edits.iter().all(|(_, edit)| is_product(edit)) {
+            round::FOR_16_BITS
+        } else {
+            round::WITHOUT_DATA
         }
     }
 }
@@ -219,11 +253,15 @@ fn is_whole(recode: &Recode) -> bool {
 /// A method that does nothing but keep scales cannot go with another format.
 pub(super) fn refuse_without_scales(asked: Method, to: Option<&'static dyn Format>) -> Result<()> {
     match (asked, to) {
-        (Method::Named(method), Some(_)) if method.keeps_scales() && method.whole().is_none() => Err(usage(format!(
-            "`--rounding {}` keeps the base's scales, and another format has none of them",
-            method.id()
-        ))
-        .with_hint("leave out --to, or --rounding")),
+        (Method::Named(method), Some(to))
+            if method.keeps_scales() && method.whole().is_none() && (to.quantizes() || !method.moves_values()) =>
+        {
+            Err(usage(format!(
+                "`--rounding {}` keeps the base's scales, and another format has none of them",
+                method.id()
+            ))
+            .with_hint("leave out --to, or --rounding"))
+        }
         _ => Ok(()),
     }
 }

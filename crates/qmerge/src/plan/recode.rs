@@ -11,6 +11,7 @@ use super::quantized::{Quantized, is_transposed, is_turned};
 use super::steps::Wanted;
 use super::{Inputs, Options};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement};
+use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
@@ -42,6 +43,8 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keeps_scales: bool,
+    /// The weight of a layer that is no table of embeddings, and no head.
+    pub is_layer: bool,
     /// The rows that are read are the layer's inputs.
     pub transposed: bool,
     /// Number of matrices, where the weight is a stack of them that are rounded one by one.
@@ -138,6 +141,7 @@ impl Builder<'_, '_> {
             edits: Vec::new(),
             rounding: round::NEAREST,
             keeps_scales: false,
+            is_layer: false,
             transposed: false,
             stack: None,
             turned: false,
@@ -203,11 +207,30 @@ impl Builder<'_, '_> {
         let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
         let from_original = keeps_scales && rounding.needs_original() && !to.is_plain();
         let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
-        let mut recode =
-            Recode { source, from, to, edits, rounding, keeps_scales, transposed, stack, turned, original, values };
+        let is_layer = is_layer(names, name);
+        let mut recode = Recode {
+            source,
+            from,
+            to,
+            edits,
+            rounding,
+            keeps_scales,
+            is_layer,
+            transposed,
+            stack,
+            turned,
+            original,
+            values,
+        };
         recode.rounding = chooser.settled(&recode);
         Ok(recode)
     }
+}
+
+/// True of the weight of a layer that takes activations, and is no head, whose weight may be a table of embeddings too.
+fn is_layer(names: &Names<'_>, name: &str) -> bool {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
 }
 
 /// The weight of that name in what the base was quantized from.

@@ -14,7 +14,8 @@ use crate::plan::{Accounting, Action, Inputs, Plan, Recode, Source};
 use crate::round::Kept;
 use crate::write::Finished;
 
-/// The report of `finished` steps; the caller adds time, memory and bytes moved.
+/// The report of `finished` steps; the caller adds time, memory and bytes moved. What outputs keep is said where weights were rounded by the inputs that
+/// they have.
 pub(crate) fn assemble(
     inputs: &Inputs,
     plan: &Plan,
@@ -23,6 +24,7 @@ pub(crate) fn assemble(
     finished: &[Finished],
     bytes: u64,
     behaviour: Option<Behaviour>,
+    sees_inputs: bool,
 ) -> Report {
     let mut total = Sums::zero();
     let mut weights = Vec::new();
@@ -47,7 +49,7 @@ pub(crate) fn assemble(
             WeightReport::new(&planned.name, recode.from.weight.format(), recode.to.format(), recode.to.shape(), &loss);
         weight.rounding = match &step.kept {
             Some(kept) => {
-                if !recode.edits.is_empty() {
+                if sees_inputs && !recode.edits.is_empty() {
                     (weight.kept_output, weight.noise_output) = (Some(kept.output), Some(kept.noise));
                 }
                 recode.rounding.id()
@@ -65,7 +67,8 @@ pub(crate) fn assemble(
     let loss = total.loss();
     let edited =
         |step: &&Finished| matches!(&plan.steps[step.step].action, Action::Recode(recode) if !recode.edits.is_empty());
-    let kept: Vec<&Kept> = finished.iter().filter(edited).filter_map(|step| step.kept.as_ref()).collect();
+    let kept: Vec<&Kept> =
+        finished.iter().filter(|_| sees_inputs).filter(edited).filter_map(|step| step.kept.as_ref()).collect();
     let mean = |of: fn(&Kept) -> f64| {
         (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)
     };

@@ -6,7 +6,9 @@
 mod adapter;
 mod descend;
 mod descent;
+mod directions;
 mod factor;
+mod feedback;
 mod gptq;
 mod imatrix;
 mod keep;
@@ -24,6 +26,8 @@ use crate::formats::Grid;
 
 #[doc(hidden)]
 pub use crate::linalg::Factors;
+#[doc(hidden)]
+pub use directions::Directions;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
 pub use imatrix::Imatrix;
@@ -47,6 +51,7 @@ pub static ROUNDINGS: &[&dyn Rounding] = &[
     &descent::Descent,
     &gptq::Gptq,
     &original::Original,
+    &feedback::Feedback,
     &stochastic::Stochastic,
     &keep::Keep,
     &nearest::Nearest,
@@ -58,6 +63,10 @@ pub static BEST: &dyn Rounding = &adapter::Adapter;
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 #[doc(hidden)]
 pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
+
+/// The method for a layer's weight in 16 bits that an adapter changes, where nothing is known of its inputs.
+#[doc(hidden)]
+pub static FOR_16_BITS: &dyn Rounding = &feedback::Feedback;
 
 /// The method where there is no delta: with the base's own scales its values stay what they are.
 #[doc(hidden)]
@@ -77,11 +86,13 @@ pub const MAX_FEATURES: usize = 1 << 16;
 /// Where some rows lie.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
-pub struct Position {
+pub struct Position<'p> {
     /// Seed of the weight.
     pub seed: u64,
     /// Number of the first element.
     pub first: u64,
+    /// Those of the inputs that the adapter reads, where rows are outputs and the method goes by them.
+    pub directions: Option<&'p Directions>,
 }
 
 /// The seed of a weight: the same for the same name and seed of the run.
@@ -105,10 +116,15 @@ pub trait Rounding: Sync {
 
     /// Moves the values of some whole rows to values near them; what is not on the grid afterwards takes the nearest level.
     /// Called only if [`Rounding::keeps_scales`].
-    fn round(&self, _grid: &Grid, _values: &mut [f32], _position: Position) {}
+    fn round(&self, _grid: &Grid, _values: &mut [f32], _position: Position<'_>) {}
 
     /// True if [`Rounding::round`] does anything, so that grids must be built.
     fn moves_values(&self) -> bool {
+        false
+    }
+
+    /// True if [`Rounding::round`] goes by [`Position::directions`].
+    fn goes_by_directions(&self) -> bool {
         false
     }
 

@@ -68,7 +68,7 @@ pub struct Demand {
 
 impl Demand {
     /// Of moments that are only read: a layer's while the last of them is turned into numbers. Reading is nothing beside the rounding.
-    pub(super) fn of_read(layers: Vec<Vec<LayerInputs>>) -> Self {
+    pub(crate) fn of_read(layers: Vec<Vec<LayerInputs>>) -> Self {
         let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let largest = metric_bytes(layers.iter().flatten().map(|inputs| inputs.features).max().unwrap_or(0));
         let working = layers.iter().map(moments).max().unwrap_or(0) + largest;
@@ -84,6 +84,11 @@ pub trait Calibration: Send {
     /// Hash of what they were taken from, so that a merge that goes on is not given others: equal for the same sequences or the same file, whatever
     /// their names.
     fn identity(&self) -> Result<String>;
+
+    /// True if the moments are those of inputs, so that what a layer's outputs keep can be told by them.
+    fn sees_inputs(&self) -> bool {
+        true
+    }
 
     /// What it takes to hand them out.
     fn demand(&self) -> Demand {

@@ -24,7 +24,7 @@ impl Rounding for Stochastic {
         true
     }
 
-    fn round(&self, grid: &Grid, values: &mut [f32], position: Position) {
+    fn round(&self, grid: &Grid, values: &mut [f32], position: Position<'_>) {
         let (mut low, mut high) = ([0.0; BATCH], [0.0; BATCH]);
         for (number, values) in values.chunks_mut(BATCH).enumerate() {
             let first = number * BATCH;
@@ -34,7 +34,10 @@ impl Rounding for Stochastic {
                 let (low, high) = (low[k], high[k]);
                 let drawn = hash(position.seed ^ hash(position.first + (first + k) as u64));
                 let chance = (drawn >> 40) as f32 / (1_u32 << 24) as f32;
-                *value = if *value - low > chance * (high - low) { high } else { low };
+                // What is out of the range of a 16-bit type stays what it is, for the check to find.
+                if (high - low).is_finite() {
+                    *value = if *value - low > chance * (high - low) { high } else { low };
+                }
             }
         }
     }

@@ -1,0 +1,51 @@
+//! The directions of a layer's inputs that its adapter reads.
+
+use std::ops::Range;
+
+use crate::edit::{self, Edit};
+use crate::linalg;
+
+/// An orthonormal basis of the rows of A, of all products that are added to a weight.
+#[derive(Clone, Debug)]
+pub struct Directions {
+    /// Inputs of the layer.
+    pub(super) cols: usize,
+    /// (cols, rank).
+    pub(super) values: Vec<f32>,
+    /// Squares of its rows.
+    pub(super) squares: Vec<f32>,
+}
+
+/// Most directions: with more, a weight is cheaper to round as a whole.
+pub(crate) const MOST_DIRECTIONS: usize = 256;
+/// A row of A of which no more than this share lies outside the others' span adds no direction.
+const NEW: f64 = 1e-4;
+
+impl Directions {
+    /// Of edits of a weight of so many outputs and inputs; `None` where one of them adds no product, or there are too many directions for a row to choose by.
+    pub(crate) fn of(edits: &[Edit], rows: Range<usize>, cols: usize) -> Option<Self> {
+        let rank = edit::rank(edits, &rows)?;
+        if rank == 0 || rank > MOST_DIRECTIONS.min(cols / 2) {
+            return None;
+        }
+        let factors = edit::factors(edits, &rows, cols)?;
+        let mut turned = vec![0.0; cols * rank];
+        for (k, row) in factors.right.chunks_exact(cols).enumerate() {
+            row.iter().enumerate().for_each(|(column, x)| turned[column * rank + k] = *x);
+        }
+        let (values, rank) = linalg::span(&turned, cols, rank, NEW);
+        let squares = values.chunks_exact(rank.max(1)).map(|row| row.iter().map(|x| x * x).sum()).collect();
+        (rank > 0).then_some(Self { cols, values, squares })
+    }
+
+    /// Inputs of the layer.
+    pub(crate) fn inputs(&self) -> usize {
+        self.cols
+    }
+
+    /// Where an input lies in the basis.
+    pub(crate) fn of_input(&self, input: usize) -> &[f32] {
+        let rank = self.values.len() / self.cols;
+        &self.values[input * rank..(input + 1) * rank]
+    }
+}

@@ -1,0 +1,262 @@
+//! Values chosen one column after another, so that what is left of a row cancels in a few directions of its inputs.
+
+// Lanes are rows, in arrays of fixed size: indices say what happens, and compile to registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::versions;
+use crate::dtype::Dtype;
+use crate::simd::floats::round_one;
+
+/// Rows that are worked on together: two vectors of the widest level, so that one's sums do not wait for the other's.
+pub(crate) const LANES: usize = 32;
+
+type Lanes = [f32; LANES];
+
+/// The two values that each may take.
+#[derive(Clone, Copy)]
+pub(crate) enum Around<'a> {
+    /// Those of a 16-bit type.
+    Floats(Dtype),
+    /// Given ones, (rows, cols) as the values.
+    Given { low: &'a [f32], high: &'a [f32] },
+}
+
+/// Rounds `values` (rows, cols), up to [`LANES`] rows. With e the error of a row so far and V `directions` (cols, rank), each value takes the one of its two
+/// neighbours that makes |eᵀV|² + `ridge` · |e|² least; `squares` are those of V's rows. A value whose neighbours are not both finite takes the nearest.
+pub(crate) fn feed_back(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, around: Around<'_>) {
+    match around {
+        Around::Floats(Dtype::BF16) => bf16(values, directions, squares, ridge),
+        Around::Floats(Dtype::F16) => f16(values, directions, squares, ridge),
+        Around::Floats(_) => {}
+        Around::Given { low, high } => given(values, directions, squares, ridge, low, high),
+    }
+}
+
+versions! {
+    fn bf16(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) = bf16_body;
+}
+versions! {
+    fn f16(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) = f16_body;
+}
+versions! {
+    fn given(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, low: &[f32], high: &[f32]) = given_body;
+}
+
+#[inline(always)]
+fn bf16_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) {
+    body(values, directions, squares, ridge, |x, _, _| around_bf16(x), |x| round_one(Dtype::BF16, x));
+}
+
+#[inline(always)]
+fn f16_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) {
+    body(values, directions, squares, ridge, |x, _, _| around_f16(x), |x| round_one(Dtype::F16, x));
+}
+
+#[inline(always)]
+fn given_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, low: &[f32], high: &[f32]) {
+    let cols = squares.len();
+    let at = |lane: usize, column: usize| lane * cols + column;
+    let around = |_, lane, column| (low[at(lane, column)], high[at(lane, column)]);
+    body(values, directions, squares, ridge, around, |x| x);
+}
+
+/// The bf16 values nearest to zero's side and beyond, of which one is `x` if it is on the grid.
+#[inline(always)]
+fn around_bf16(x: f32) -> (f32, f32) {
+    let inner = x.to_bits() & 0xffff_0000;
+    let outer = inner.wrapping_add(if inner == x.to_bits() { 0 } else { 0x1_0000 });
+    (f32::from_bits(inner), f32::from_bits(outer))
+}
+
+/// The same of f16, whose values below 2⁻¹⁴ are multiples of 2⁻²⁴. What is out of its range has an infinite neighbour.
+#[inline(always)]
+fn around_f16(x: f32) -> (f32, f32) {
+    let inner = x.to_bits() & 0xffff_e000;
+    let outer = if inner == x.to_bits() { inner } else { inner.wrapping_add(0x2000) };
+    let (inner, outer) = (f32::from_bits(inner), f32::from_bits(outer));
+    const UNIT: f32 = 1.0 / 16_777_216.0;
+    // Adding 2⁻¹ rounds to multiples of the unit.
+    let small = x.abs();
+    let near = (small + 0.5) - 0.5;
+    let down = if near > small { near - UNIT } else { near };
+    let up = if down == small { down } else { down + UNIT };
+    let is_small = small < 1.0 / 16_384.0;
+    let outer = if outer.abs() > 65_504.0 { f32::INFINITY.copysign(x) } else { outer };
+    (if is_small { down.copysign(x) } else { inner }, if is_small { up.copysign(x) } else { outer })
+}
+
+/// Columns that are turned together, so that lanes lie side by side.
+const TILE: usize = 16;
+
+/// `around` gives the two values around one, from the value, its row and its column.
+#[inline(always)]
+fn body(
+    values: &mut [f32],
+    directions: &[f32],
+    squares: &[f32],
+    ridge: f32,
+    around: impl Fn(f32, usize, usize) -> (f32, f32),
+    nearest: impl Fn(f32) -> f32,
+) {
+    let cols = squares.len();
+    let rows = values.len() / cols.max(1);
+    let rank = directions.len() / cols.max(1);
+    debug_assert!(rows <= LANES, "{rows} rows");
+    // eᵀV, (rank, rows).
+    let mut left: Vec<Lanes> = vec![[0.0; LANES]; rank];
+    let mut error: Lanes = [0.0; LANES];
+    let nothing = vec![0.0; rank];
+    let mut before = &nothing[..];
+    let (mut x, mut a, mut b) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
+    for start in (0..cols).step_by(TILE) {
+        let width = TILE.min(cols - start);
+        for lane in 0..rows {
+            let row = &values[lane * cols + start..][..width];
+            for (c, &value) in row.iter().enumerate() {
+                x[c][lane] = value;
+            }
+        }
+        for c in 0..width {
+            for lane in 0..LANES {
+                (a[c][lane], b[c][lane]) = around(x[c][lane], lane.min(rows - 1), start + c);
+            }
+        }
+        for c in 0..width {
+            let own = &directions[(start + c) * rank..][..rank];
+            // What the column before has added, and what all of them are along this one.
+            let along = along(&mut left, &error, before, own);
+            let weight = squares[start + c] + ridge;
+            for lane in 0..LANES {
+                let (down, up) = (a[c][lane] - x[c][lane], b[c][lane] - x[c][lane]);
+                let twice = along[lane] + along[lane];
+                let is_up = (twice + weight * up) * up < (twice + weight * down) * down;
+                let is_bounded = (up - down).abs() < f32::INFINITY;
+                let (e, taken) = if is_up { (up, b[c][lane]) } else { (down, a[c][lane]) };
+                error[lane] = if is_bounded { e } else { 0.0 };
+                x[c][lane] = if is_bounded { taken } else { nearest(x[c][lane]) };
+            }
+            before = own;
+        }
+        for lane in 0..rows {
+            let row = &mut values[lane * cols + start..][..width];
+            for (c, value) in row.iter_mut().enumerate() {
+                *value = x[c][lane];
+            }
+        }
+    }
+}
+
+/// Adds `error` times the directions of the column `before` to what is left, and returns the product with those of the next one.
+#[inline(always)]
+fn along(left: &mut [Lanes], error: &Lanes, before: &[f32], own: &[f32]) -> Lanes {
+    let mut sums = [[0.0_f32; LANES]; 4];
+    let (fours, rest) = left.as_chunks_mut::<4>();
+    let (before, before_rest) = before.as_chunks::<4>();
+    let (own, own_rest) = own.as_chunks::<4>();
+    for ((left, before), own) in fours.iter_mut().zip(before).zip(own) {
+        for k in 0..4 {
+            add(&mut left[k], error, before[k], own[k], &mut sums[k]);
+        }
+    }
+    for ((left, &before), &own) in rest.iter_mut().zip(before_rest).zip(own_rest) {
+        add(left, error, before, own, &mut sums[0]);
+    }
+    let mut along = [0.0; LANES];
+    for lane in 0..LANES {
+        along[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    }
+    along
+}
+
+#[inline(always)]
+fn add(left: &mut Lanes, error: &Lanes, before: f32, own: f32, sum: &mut Lanes) {
+    for lane in 0..LANES {
+        left[lane] = error[lane].mul_add(before, left[lane]);
+        sum[lane] = left[lane].mul_add(own, sum[lane]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::Grid;
+    use crate::simd::forced::at_every_level;
+
+    /// Numbers in (−1, 1).
+    fn random(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn neighbours_are_the_grids() {
+        for dtype in [Dtype::BF16, Dtype::F16] {
+            let grid = Grid::floats(dtype);
+            let around = if dtype == Dtype::BF16 { around_bf16 } else { around_f16 };
+            for bits in 0..=u16::MAX {
+                let stored = if dtype == Dtype::BF16 {
+                    half::bf16::from_bits(bits).to_f32()
+                } else {
+                    half::f16::from_bits(bits).to_f32()
+                };
+                for x in [stored, stored * 1.000_1, f32::from_bits(stored.to_bits() + 1), stored + 1e-9] {
+                    if !x.is_finite() || round_one(dtype, x).is_infinite() {
+                        continue;
+                    }
+                    let (low, high) = grid.around(0, x);
+                    let (a, b) = around(x);
+                    assert_eq!((a.min(b), a.max(b)), (low, high), "{dtype} {x:e}");
+                }
+            }
+        }
+    }
+
+    /// The errors of a row cancel where they are looked at, at every level alike, for any number of rows.
+    #[test]
+    fn errors_cancel_in_the_directions() {
+        let (cols, rank) = (300, 5);
+        let (basis, rank) = crate::linalg::span(&random(cols * rank, 1), cols, rank, 1e-6);
+        let squares: Vec<f32> = basis.chunks_exact(rank).map(|v| v.iter().map(|x| x * x).sum()).collect();
+        for rows in [1, 7, 32] {
+            let target = random(rows * cols, 2);
+            for dtype in [Dtype::BF16, Dtype::F16] {
+                let results = at_every_level(|| {
+                    let mut values = target.clone();
+                    feed_back(&mut values, &basis, &squares, 0.03, Around::Floats(dtype));
+                    values
+                });
+                let (_, values) = &results[0];
+                assert!(results.iter().all(|(_, other)| other == values));
+                let along = |values: &[f32]| -> f64 {
+                    let of = |row: usize, k: usize| -> f64 {
+                        let at = |c: usize| f64::from(values[row * cols + c]) - f64::from(target[row * cols + c]);
+                        (0..cols).map(|c| at(c) * f64::from(basis[c * rank + k])).sum()
+                    };
+                    (0..rows).flat_map(|row| (0..rank).map(move |k| (row, k))).map(|(row, k)| of(row, k).powi(2)).sum()
+                };
+                let nearest: Vec<f32> = target.iter().map(|x| round_one(dtype, *x)).collect();
+                assert!(along(values) < 0.2 * along(&nearest), "{} {}", along(values), along(&nearest));
+                // Given neighbours are no other thing.
+                let grid = Grid::floats(dtype);
+                let (mut low, mut high) = (vec![0.0; target.len()], vec![0.0; target.len()]);
+                grid.around_all(0, &target, &mut low, &mut high);
+                let mut given = target.clone();
+                feed_back(&mut given, &basis, &squares, 0.03, Around::Given { low: &low, high: &high });
+                let same = given.iter().zip(values).filter(|(a, b)| a == b).count();
+                assert!(same * 100 > 99 * values.len(), "{same} of {}", values.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_left_to_the_check() {
+        let mut values = [7e4_f32, -1e9, 65_519.0, f32::NAN];
+        feed_back(&mut values, &[0.5; 4], &[0.25; 4], 0.03, Around::Floats(Dtype::F16));
+        assert!(values[0].is_infinite() && values[1] == f32::NEG_INFINITY && values[3].is_nan());
+        assert_eq!(values[2], 65_504.0);
+    }
+}

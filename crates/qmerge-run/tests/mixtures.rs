@@ -103,7 +103,7 @@ fn merged(base: &Path, adapter: &Path, rounding: &str, text: &[u32], held: &[u32
     .unwrap();
     let apart = logits(&inputs, Some(&plan), held);
     let merged = logits(&Inputs::new(Checkpoint::open(&output).unwrap(), Vec::new()).unwrap(), None, held);
-    let squares: Vec<f64> = apart.iter().zip(&merged).map(|(a, b)| f64::from(a - b).powi(2)).collect();
+    let squares: Vec<f64> = apart.iter().zip(&merged).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).collect();
     let of_token = |t: usize| squares.iter().skip(t).step_by(held.len()).sum::<f64>();
     let mut errors: Vec<f64> = (0..held.len()).map(of_token).collect();
     errors.sort_by(f64::total_cmp);

@@ -36,7 +36,7 @@ use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
 use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
-use crate::report::{self, Report, assemble};
+use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
 use crate::write::{Existing, Finished, LocalSink, Output, Sink, Tokenizer, copy_others, index_json};
 use schedule::Schedule;
@@ -183,7 +183,8 @@ pub fn run_into(
         }
     };
     let sees_inputs = calibration.as_ref().is_none_or(|calibration| calibration.sees_inputs());
-    let mut report = assemble(inputs, plan, &target, &hashes, &finished, bytes, behaviour, sees_inputs);
+    let written = Written { finished: &finished, bytes, behaviour, sees_inputs };
+    let mut report = assemble(inputs, plan, &target, &hashes, written);
     report.warnings.extend(unmeasured);
     report.warnings.extend(not_copied);
     if let Some(residual) = residual {

@@ -14,18 +14,18 @@ use crate::plan::{Accounting, Action, Inputs, Plan, Recode, Source};
 use crate::round::Kept;
 use crate::write::Finished;
 
-/// The report of `finished` steps; the caller adds time, memory and bytes moved. What outputs keep is said where weights were rounded by the inputs that
-/// they have.
-pub(crate) fn assemble(
-    inputs: &Inputs,
-    plan: &Plan,
-    target: &Path,
-    hashes: &[String],
-    finished: &[Finished],
-    bytes: u64,
-    behaviour: Option<Behaviour>,
-    sees_inputs: bool,
-) -> Report {
+/// What a run has written.
+pub(crate) struct Written<'a> {
+    pub(crate) finished: &'a [Finished],
+    pub(crate) bytes: u64,
+    pub(crate) behaviour: Option<Behaviour>,
+    /// Weights were rounded by the inputs that they have, so that it can be said what outputs keep.
+    pub(crate) sees_inputs: bool,
+}
+
+/// The report of a run; the caller adds time, memory and bytes moved.
+pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], written: Written<'_>) -> Report {
+    let Written { finished, bytes, behaviour, sees_inputs } = written;
     let mut total = Sums::zero();
     let mut weights = Vec::new();
     let mut warnings = plan.warnings.clone();

@@ -14,7 +14,7 @@ mod verdict;
 
 use serde::Serialize;
 
-pub(crate) use assemble::assemble;
+pub(crate) use assemble::{Written, assemble};
 pub use behaviour::Behaviour;
 pub(crate) use card::card;
 #[doc(hidden)]

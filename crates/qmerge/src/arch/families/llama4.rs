@@ -35,7 +35,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let every = fields.positive_if("no_rope_layer_interval")?.unwrap_or(4);
     let has_rope = |layer: usize| match listed.and_then(|listed| listed.get(layer)) {
         Some(value) => value.as_u64().map_or(*value == Value::Bool(true), |n| n != 0),
-        None => (layer + 1) % every != 0,
+        None => !(layer + 1).is_multiple_of(every),
     };
     let chunk = fields.positive_if("attention_chunk_size")?;
     let chunked = chunked(fields, layers)?;

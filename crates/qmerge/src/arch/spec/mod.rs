@@ -97,6 +97,7 @@ pub enum Mixer {
 
 /// What is done to each position by itself.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per layer, and copied seldom")]
 pub enum FeedForward {
     /// The same for all.
     Dense(Dense),

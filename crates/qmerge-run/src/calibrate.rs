@@ -78,8 +78,8 @@ impl<'m, 'a> FromModel<'m, 'a> {
         Ok(Self { model, sequences: own(taken), about, demand: Demand::default(), held, served: Vec::new() })
     }
 
-    /// Text that the model writes itself, so many sequences at a time; the text does not depend on that. It begins as what the model is used on does:
-    /// [`Beginnings::of`].
+    /// Text that the model writes itself, so many sequences at a time; the text does not depend on that. It begins as what the model is used on does,
+    /// as its [`Beginnings`] say.
     /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
     pub fn own_text(
         model: &'m Model<'a>,

@@ -116,9 +116,16 @@ fn body(
                 x[c][lane] = value;
             }
         }
+        // What has no two finite neighbours leaves no error, and takes the nearest in the end.
+        let mut is_bounded = true;
         for c in 0..width {
             for lane in 0..LANES {
-                (a[c][lane], b[c][lane]) = around(x[c][lane], lane.min(rows - 1), start + c);
+                let (inner, outer) = around(x[c][lane], lane.min(rows - 1), start + c);
+                let fits = (outer - inner).abs() < f32::INFINITY;
+                is_bounded &= fits;
+                x[c][lane] = if fits { x[c][lane] } else { 0.0 };
+                a[c][lane] = if fits { inner } else { 0.0 };
+                b[c][lane] = if fits { outer } else { 0.0 };
             }
         }
         for c in 0..width {
@@ -130,17 +137,21 @@ fn body(
                 let (down, up) = (a[c][lane] - x[c][lane], b[c][lane] - x[c][lane]);
                 let twice = along[lane] + along[lane];
                 let is_up = (twice + weight * up) * up < (twice + weight * down) * down;
-                let is_bounded = (up - down).abs() < f32::INFINITY;
-                let (e, taken) = if is_up { (up, b[c][lane]) } else { (down, a[c][lane]) };
-                error[lane] = if is_bounded { e } else { 0.0 };
-                x[c][lane] = if is_bounded { taken } else { nearest(x[c][lane]) };
+                error[lane] = if is_up { up } else { down };
+                x[c][lane] = if is_up { b[c][lane] } else { a[c][lane] };
             }
             before = own;
         }
         for lane in 0..rows {
             let row = &mut values[lane * cols + start..][..width];
+            if is_bounded {
+                row.iter_mut().zip(&x).for_each(|(value, x)| *value = x[lane]);
+                continue;
+            }
             for (c, value) in row.iter_mut().enumerate() {
-                *value = x[c][lane];
+                let (inner, outer) = around(*value, lane, start + c);
+                let fits = (outer - inner).abs() < f32::INFINITY;
+                *value = if fits { x[c][lane] } else { nearest(*value) };
             }
         }
     }

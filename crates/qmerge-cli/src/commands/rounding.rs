@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qmerge::adapters::{Adapter, Names};
+use qmerge::adapters::{Adapter, BESIDE_ADAPTER, Names};
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::Report;
-use qmerge::round::{self, BESIDE_ADAPTER, Calibration, Demand, Imatrix, StoredCalibration};
+use qmerge::round::{self, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;

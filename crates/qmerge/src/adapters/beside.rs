@@ -6,7 +6,9 @@
 
 use crate::error::Result;
 use crate::open::{ItemKind, Store};
-use crate::round::BESIDE_ADAPTER;
+
+/// The name of a calibration that lies in the folder of the adapter in whose training it was taken.
+pub const BESIDE_ADAPTER: &str = "qmerge_calibration.safetensors";
 
 /// Files whose tensors are the base's own, trained whole.
 pub const MERGED: &[&str] = &[

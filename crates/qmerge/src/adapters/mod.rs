@@ -36,9 +36,9 @@ use std::fmt::Debug;
 
 pub use adapter::Adapter;
 pub(crate) use adapter::read_floats;
-pub use beside::LeftOut;
 #[doc(hidden)]
 pub use beside::MERGED as MERGED_BESIDE;
+pub use beside::{BESIDE_ADAPTER, LeftOut};
 #[doc(hidden)]
 pub use changes::{Addition, Changes, PlannedEdit, Replacement};
 #[cfg(feature = "internals")]

@@ -43,7 +43,7 @@ pub(crate) use moments::weight_of;
 pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;
-pub use stored::{BESIDE_ADAPTER, StoredCalibration};
+pub use stored::StoredCalibration;
 
 /// Every method.
 pub static ROUNDINGS: &[&dyn Rounding] = &[

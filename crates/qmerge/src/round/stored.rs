@@ -30,9 +30,6 @@ const MODEL: &str = "qmerge.model";
 /// What the adapter is known by that the model ran with, if it had one.
 const ADAPTER: &str = "qmerge.adapter";
 
-/// The name of a calibration that lies in the folder of the adapter in whose training it was taken.
-pub const BESIDE_ADAPTER: &str = "qmerge_calibration.safetensors";
-
 /// What the file says of one input.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StoredInputs {

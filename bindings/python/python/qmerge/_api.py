@@ -87,7 +87,7 @@ def merge(
         calibration: a file that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
-        fast: round without running the model.
+        fast: round without running the model, by what the adapter itself reads of its inputs.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
         measure: when the merged model is run, on text that the calibration did not see, to measure what is left of the adapter: "auto" (the default: where the merge is calibrated and the model can be run), "always" or "never".

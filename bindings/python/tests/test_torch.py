@@ -138,8 +138,7 @@ def unknown_family(folder: Path, name: str) -> Path:
 def test_a_family_that_qmerge_does_not_run(name: str, tmp_path: Path) -> None:
     folder = unknown_family(tmp_path, name)
     plain = qmerge.merge(folder / "base", folder / "adapter", folder / "fast")
-    assert plain.rounding.method == "stochastic"
-    assert "qmerge.torch.calibrate" in plain.rounding.reason
+    assert any("qmerge.torch.calibrate" in text for text in plain.warnings), plain.warnings
     # Loaded as what lies on disk says it is not: the marks of a model do not depend on how its linear layers are stored.
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "plain")
     model = peft.PeftModel.from_pretrained(base, folder / "adapter")
@@ -238,7 +237,7 @@ def test_merge_finds_what_training_left(tiny: Path, tmp_path: Path) -> None:
         assert not any("calibration" in text for text in report.warnings)
     fast = qmerge.merge(tiny / "base", tmp_path / "lora", tmp_path / "fast", fast=True)
     nearest = qmerge.merge(tiny / "base", tmp_path / "lora", tmp_path / "nearest", rounding="nearest")
-    assert fast.rounding.calibration is None and nearest.rounding.calibration is None
+    assert "training" not in (fast.rounding.calibration or "") and nearest.rounding.calibration is None
     # Trained anew, without moments: what lies there is another adapter's.
     train(tiny, tmp_path / "again", None, seed=1)
     shutil.copy(tmp_path / "lora" / qmerge.torch.FILE_NAME, tmp_path / "again")

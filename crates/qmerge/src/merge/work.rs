@@ -19,6 +19,8 @@ const SURVEY: f64 = 1.5;
 const WRITE: f64 = 2.0;
 /// Per value whose level is chosen by a method.
 const CHOOSE: f64 = 12.0;
+/// Per value of 16 bits that is chosen by what is left of its row.
+const FEED_BACK: f64 = 3.0;
 /// Per product of a sketch.
 const PRODUCT: f64 = 0.05;
 
@@ -82,6 +84,7 @@ pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u6
         Part::Survey if recode.is_surveyed() => SURVEY,
         Part::EditSurvey | Part::Survey => 0.0,
         Part::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
+        Part::Write if method.goes_by_directions() => SURVEY + WRITE + FEED_BACK,
         Part::Write => SURVEY + WRITE,
     };
     (each * recode.from.weight.geometry().elements() as f64) as u64

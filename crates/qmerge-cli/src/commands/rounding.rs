@@ -111,9 +111,7 @@ pub(super) fn data(
             if calibrating.calibrate.is_some() {
                 return Ok((Data::Unknown(reason), None));
             }
-            let data = by_adapter(inputs, options, reason.clone());
-            let told = matches!(data, Data::Known(_)).then_some(reason);
-            return Ok((data, told));
+            by_adapter(inputs, options, reason)
         }
     };
     Ok((data, None))
@@ -129,7 +127,7 @@ fn by_adapter(inputs: &Inputs, options: &Options, reason: String) -> Data {
     if !is_best || options.to.is_some() || inputs.original.is_some() || weights.is_empty() {
         return Data::Unknown(reason);
     }
-    Data::Known(Arc::new(weights))
+    Data::Guessed(Arc::new(weights), reason)
 }
 
 /// The weights whose inputs a run of the model shows, or why it cannot be run.

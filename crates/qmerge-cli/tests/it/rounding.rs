@@ -93,7 +93,7 @@ fn methods_without_what_they_need_say_so() {
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["rounding"]["calibration"], "nothing but what the adapter reads");
-    assert!(report["warnings"].to_string().contains("`mamba` cannot be run"), "{report:#}");
+    assert!(report["rounding"]["reason"].as_str().unwrap().contains("`mamba` cannot be run"), "{report:#}");
     // A method that goes by inputs alone has nothing to go by.
     let output = run(folder.path(), &[&MERGE[..], &["--json", "--force", "--rounding", "gptq"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
@@ -117,8 +117,8 @@ fn a_model_without_a_language_model_head_is_merged() {
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["rounding"]["calibration"], "nothing but what the adapter reads");
-    let warnings = report["warnings"].to_string();
-    assert!(warnings.contains("the model cannot be run") && warnings.contains("lm_head.weight"), "{warnings}");
+    let reason = report["rounding"]["reason"].as_str().unwrap();
+    assert!(reason.contains("the model cannot be run") && reason.contains("lm_head.weight"), "{reason}");
 }
 
 #[test]
@@ -446,6 +446,6 @@ fn what_the_adapter_reads_stands_for_inputs() {
     merge("one", &["--fast", "--threads", "1"]);
     std::fs::remove_file(folder.join("base-nf4/config.json")).unwrap();
     let unknown = merge("unknown", &[]);
-    assert!(unknown["warnings"].to_string().contains("cannot be run"), "{}", unknown["warnings"]);
+    assert!(unknown["rounding"]["reason"].as_str().unwrap().contains("cannot be run"), "{}", unknown["rounding"]);
     assert!(bytes("fast") == bytes("one") && bytes("fast") == bytes("unknown"));
 }

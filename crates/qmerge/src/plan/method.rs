@@ -48,13 +48,15 @@ impl Method {
 pub enum Data {
     /// The moments of the inputs of these weights.
     Known(Arc<HashSet<String>>),
+    /// What their adapters read of these weights' inputs, and why nothing better.
+    Guessed(Arc<HashSet<String>>, String),
     /// Nothing, and why.
     Unknown(String),
 }
 
 impl Data {
     fn knows(&self, weight: &str) -> bool {
-        matches!(self, Self::Known(weights) if weights.contains(weight))
+        matches!(self, Self::Known(weights) | Self::Guessed(weights, _) if weights.contains(weight))
     }
 
     /// True if it knows all matrices of a stack.
@@ -157,7 +159,7 @@ impl<'a> Chooser<'a> {
         let most = most.unwrap_or(round::NEAREST);
         let unknown = match self.data {
             Data::Unknown(reason) => Some(reason.as_str()),
-            Data::Known(_) => None,
+            Data::Known(_) | Data::Guessed(..) => None,
         };
         match self.asked {
             Method::Named(method) if recodes.is_empty() || has(method) => {
@@ -189,7 +191,10 @@ impl<'a> Chooser<'a> {
             Method::Auto => {
                 let coarse = recodes.iter().any(|(_, recode)| !recode.to.is_plain());
                 let reason = match unknown {
-                    _ if self.calibrated => "keeps most at the same size".to_owned(),
+                    _ if self.calibrated => match self.data {
+                        Data::Guessed(_, reason) => reason.clone(),
+                        _ => "keeps most at the same size".to_owned(),
+                    },
                     _ if most.id() == round::ORIGINAL.id() => "rounded once, from the base's original".to_owned(),
                     Some(reason) if coarse => reason.to_owned(),
                     None if coarse => "nothing is known of the inputs of these weights".to_owned(),

@@ -65,6 +65,9 @@ def test_unfit_input(demo: Path, tmp_path: Path) -> None:
     strange = shutil.copytree(demo / "adapter", tmp_path / "strange")
     name = "base_model.model.model.layers.0.mlp.other_proj.lora_{}.weight"
     factors = {name.format("A"): ("F32", numpy.zeros((8, 4), "f4")), name.format("B"): ("F32", numpy.zeros((4, 8), "f4"))}
+    # Beside one that the base has: what is left may be merged.
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    factors |= {name.format("A"): ("F32", numpy.ones((8, 128), "f4")), name.format("B"): ("F32", numpy.ones((128, 8), "f4"))}
     write_safetensors(strange / "adapter_model.safetensors", factors)
     with pytest.raises(qmerge.MismatchError) as mismatch:
         qmerge.merge(demo / "base-nf4", strange, tmp_path / "out")

@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, copy_folder, demo, read, run, stderr};
+use crate::model::{Folder, Tensor, change, copy_folder, demo, read, run, stderr};
 
 fn done(folder: &Folder, args: &[&str]) {
     let output = run(folder.path(), args);
@@ -130,5 +130,24 @@ fn outputs_are_what_loaders_require() {
         assert_eq!(quantized, weights, "{out}");
         // Without a head of its own a model must say that it shares the embedding, and the other way round.
         assert_eq!(config["tie_word_embeddings"] == false, found.contains_key("lm_head.weight"), "{out}");
+    }
+}
+
+/// Of a matrix without values there are no codes: it stays what it is, whatever the rest becomes.
+#[test]
+fn an_empty_matrix_stays_plain() {
+    const NAME: &str = "model.layers.9.self_attn.v_proj.weight";
+    let folder = Folder::new();
+    copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/base-bf16"), &folder.join("base"));
+    change(&folder.join("base/model.safetensors"), |tensors| {
+        let (_, dtype, ..) = tensors[0].clone();
+        tensors.push((NAME.into(), dtype, vec![4, 0], Vec::new()));
+    });
+    for format in ["nf4", "fp4", "int8"] {
+        let output = run(folder.path(), &["convert", "--base", "base", "--to", format, "-o", format]);
+        assert!(output.status.success(), "{format}: {}", stderr(&output));
+        let tensors = read(&folder.join(format).join("model.safetensors"));
+        let found = tensors.iter().find(|found| found.0 == NAME).unwrap();
+        assert_eq!(found.2, [4, 0], "{format}");
     }
 }

@@ -107,7 +107,8 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
             arch::role(&families, module)
         };
         match role {
-            _ if format.takes(role, weight.shape()) => modules.taking.push(module),
+            // Of nothing there are no codes.
+            _ if !weight.shape().contains(&0) && format.takes(role, weight.shape()) => modules.taking.push(module),
             // No loader takes a table for a linear layer.
             Role::Embedding => {}
             Role::Unknown => {

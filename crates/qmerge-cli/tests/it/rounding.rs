@@ -449,3 +449,25 @@ fn what_the_adapter_reads_stands_for_inputs() {
     assert!(unknown["rounding"]["reason"].as_str().unwrap().contains("cannot be run"), "{}", unknown["rounding"]);
     assert!(bytes("fast") == bytes("one") && bytes("fast") == bytes("unknown"));
 }
+
+/// What is reported is what was done: adapters that together read more directions than a row is chosen by are rounded at random.
+#[test]
+fn too_many_directions_are_rounded_at_random() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let copies: Vec<String> = (0..9).map(|number| format!("copy-{number}")).collect();
+    copies.iter().for_each(|copy| copy_folder(&folder.join("adapter"), &folder.join(copy)));
+    let merge = |count: usize, more: &[&str]| {
+        let adapters = copies[..count].iter().flat_map(|copy| ["--adapter", copy]);
+        let args = ["merge", "--base", "base-nf4", "--json", "--force", "-o", "out"].into_iter().chain(adapters);
+        let output = run(folder.path(), &args.chain(more.iter().copied()).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report = serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap();
+        (report["weights"][0]["rounding"].clone(), report["rounding"]["seed"].clone())
+    };
+    // Of rank 8 each, and a row has 128 inputs at least.
+    for more in [&["--to", "bf16"][..], &["--to", "bf16", "--rounding", "feedback"], &["--rounding", "feedback"]] {
+        assert_eq!(merge(8, more), ("feedback".into(), serde_json::Value::Null), "{more:?}");
+        assert_eq!(merge(9, &[more, &["--seed", "3"]].concat()).1, 3, "{more:?}");
+    }
+}

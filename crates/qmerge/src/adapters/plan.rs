@@ -34,6 +34,11 @@ pub trait ChangePlan: Debug + Send + Sync {
         None
     }
 
+    /// The rank of the product that it adds to a matrix, where it does nothing else.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
     /// True if it replaces rows of an embedding, of which tied ends all take part.
     fn is_tokens(&self) -> bool {
         false
@@ -112,6 +117,11 @@ impl Placed {
     /// The factor on the adapter's product, where there is one.
     pub fn scale(&self) -> Option<f64> {
         self.change.scale()
+    }
+
+    /// The rank of the product that it adds to a matrix, where it does nothing else.
+    pub fn rank(&self) -> Option<usize> {
+        self.change.rank()
     }
 
     /// True if it replaces rows of an embedding.

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use super::recode::{Recode, Source};
 use super::steps::{Action, Step};
-use crate::adapters::PlannedEdit;
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
 use crate::formats::{Format, Weight};
-use crate::round::{self, MAX_FEATURES, Rounding, matrix_name};
+use crate::round::{self, Directions, MAX_FEATURES, Rounding, matrix_name};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +37,7 @@ impl Method {
         match self {
             Self::Auto => false,
             Self::Named(method) if method.whole().is_some() => matches!(data, Data::Unknown(_)),
-            Self::Named(method) => method.is_random(),
+            Self::Named(method) => method.is_random() || method.goes_by_directions(),
         }
     }
 }
@@ -139,6 +138,8 @@ impl<'a> Chooser<'a> {
             recode.fine()
         } else if recode.to.is_plain() && recode.edits.is_empty() && recode.rounding.moves_values() {
             round::NEAREST
+        } else if recode.rounding.goes_by_directions() && !recode.has_directions() {
+            round::WITHOUT_DATA
         } else {
             recode.rounding
         }
@@ -198,10 +199,14 @@ impl<'a> Chooser<'a> {
                     _ if most.id() == round::ORIGINAL.id() => "rounded once, from the base's original".to_owned(),
                     Some(reason) if coarse => reason.to_owned(),
                     None if coarse => "nothing is known of the inputs of these weights".to_owned(),
-                    _ if most.id() == round::FOR_16_BITS.id() || most.id() == round::WITHOUT_DATA.id() => {
-                        "in 16 bits nearest would lose what is smaller than half a step".to_owned()
+                    _ if most.id() == round::FOR_16_BITS.id() => {
+                        "a row's errors cancel in what the adapter reads; --rounding nearest gives PEFT's bytes"
+                            .to_owned()
                     }
-                    _ => "every value keeps what the adapter adds to it".to_owned(),
+                    _ if most.id() == round::WITHOUT_DATA.id() => {
+                        "values are right on average; --rounding nearest gives PEFT's bytes".to_owned()
+                    }
+                    _ => "no weight of this merge has a better method".to_owned(),
                 };
                 let cause = if self.calibrated {
                     "this merge is calibrated in its place; --rounding original rounds from it"
@@ -234,13 +239,14 @@ impl Recode {
         if is_exact || !self.is_layer || self.edits.is_empty() || self.source != Source::Base {
             return round::NEAREST;
         }
-        let is_product = |edit: &PlannedEdit| edit.plan.is_additive() && edit.plan.scale().is_some();
-        let by_directions = !self.transposed && self.to.shape().len() == 2;
-        if by_directions && self.edits.iter().all(|(_, edit)| is_product(edit)) {
-            round::FOR_16_BITS
-        } else {
-            round::WITHOUT_DATA
-        }
+        if self.has_directions() { round::FOR_16_BITS } else { round::WITHOUT_DATA }
+    }
+
+    /// True if what its adapters read of the inputs of a row is known by few directions.
+    fn has_directions(&self) -> bool {
+        let rank = self.edits.iter().map(|(_, edit)| edit.plan.rank()).sum::<Option<usize>>();
+        let matrix = !self.transposed && self.to.shape().len() == 2;
+        matrix && rank.is_some_and(|rank| (1..=Directions::most(self.inputs())).contains(&rank))
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Directions {
 }
 
 /// Most directions: with more, a weight is cheaper to round as a whole.
-pub(crate) const MOST_DIRECTIONS: usize = 256;
+const MOST: usize = 256;
 /// A row of A of which no more than this share lies outside the others' span adds no direction.
 const NEW: f64 = 1e-4;
 
@@ -25,7 +25,7 @@ impl Directions {
     /// Of edits of a weight of so many outputs and inputs; `None` where one of them adds no product, or there are too many directions for a row to choose by.
     pub(crate) fn of(edits: &[Edit], rows: Range<usize>, cols: usize) -> Option<Self> {
         let rank = edit::rank(edits, &rows)?;
-        if rank == 0 || rank > MOST_DIRECTIONS.min(cols / 2) {
+        if rank == 0 || rank > Self::most(cols) {
             return None;
         }
         let factors = edit::factors(edits, &rows, cols)?;
@@ -36,6 +36,11 @@ impl Directions {
         let (values, rank) = linalg::span(&turned, cols, rank, NEW);
         let squares = values.chunks_exact(rank.max(1)).map(|row| row.iter().map(|x| x * x).sum()).collect();
         (rank > 0).then_some(Self { cols, values, squares })
+    }
+
+    /// The most that a row of so many inputs is chosen by.
+    pub(crate) fn most(cols: usize) -> usize {
+        MOST.min(cols / 2)
     }
 
     /// Inputs of the layer.

@@ -4,7 +4,6 @@
 //! the same sign; here the errors of a row make up for each other in the adapter's own input directions, so that what it adds to the layer's output stays, and
 //! what is left elsewhere is little more than the least. This is the error feedback of sigma-delta converters, with the adapter's rows as the signal band.
 
-use super::stochastic::Stochastic;
 use super::{Position, Rounding};
 use crate::formats::{Grid, Levels};
 use crate::simd::feedback::{Around, LANES, feed_back};
@@ -28,7 +27,8 @@ impl Rounding for Feedback {
     }
 
     fn round(&self, grid: &Grid, values: &mut [f32], position: Position<'_>) {
-        let Some(directions) = position.directions else { return Stochastic.round(grid, values, position) };
+        // An A of nothing but zeros reads nothing, and adds nothing.
+        let Some(directions) = position.directions else { return };
         let cols = directions.cols;
         let (mut low, mut high) = (Vec::new(), Vec::new());
         for (number, values) in values.chunks_mut(LANES * cols.max(1)).enumerate() {
@@ -49,11 +49,6 @@ impl Rounding for Feedback {
     }
 
     fn goes_by_directions(&self) -> bool {
-        true
-    }
-
-    /// What is no product of two factors is rounded at random.
-    fn is_random(&self) -> bool {
         true
     }
 }

@@ -72,6 +72,10 @@ impl ChangePlan for LowRankPlan {
     fn scale(&self) -> Option<f64> {
         Some(self.scale)
     }
+
+    fn rank(&self) -> Option<usize> {
+        Some(self.rank)
+    }
 }
 
 /// Rows cut into `blocks` equal groups, each on its own columns.

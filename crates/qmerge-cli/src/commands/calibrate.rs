@@ -80,7 +80,14 @@ impl<'p> Text<'p> {
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
-        Ok(Self::Given(path, tokens, tokenizer.beginnings()))
+        Ok(Self::Given(path, tokens, beginnings_by(&tokenizer, inputs)?))
+    }
+
+    /// How its sequences begin.
+    pub(super) fn beginnings(&self) -> &Beginnings {
+        match self {
+            Self::Own(beginnings) | Self::Given(_, _, beginnings) => beginnings,
+        }
     }
 
     /// What a calibration on it takes, for a merge or whatever else comes to `peak` bytes with it.
@@ -94,9 +101,10 @@ impl<'p> Text<'p> {
         let (given, limit) = engine;
         let options = Options { threads: 1, held: Some(0), progress: None };
         let bare = Model::new(&Tensors::new(inputs, None), options)?;
-        let (tokens, beginnings) = match self {
-            Self::Own(beginnings) => (None, beginnings),
-            Self::Given(_, tokens, beginnings) => (Some(tokens.len()), beginnings),
+        let beginnings = self.beginnings();
+        let tokens = match self {
+            Self::Own(_) => None,
+            Self::Given(_, tokens, _) => Some(tokens.len()),
         };
         memory::fit(limit, |together| memory::needs(&bare, plan, tokens, beginnings, together, threads(given)), peak)
     }
@@ -123,7 +131,12 @@ pub(super) fn beginnings(inputs: &Inputs) -> error::Result<Beginnings> {
     if !folders.iter().any(|folder| folder.has("tokenizer.json")) {
         return Ok(Beginnings::default());
     }
-    let mut beginnings = Tokenizer::open(&folders)?.beginnings();
+    beginnings_by(&Tokenizer::open(&folders)?, inputs)
+}
+
+fn beginnings_by(tokenizer: &Tokenizer, inputs: &Inputs) -> error::Result<Beginnings> {
+    let folders = folders(inputs);
+    let mut beginnings = tokenizer.beginnings();
     // A chat template that came with the adapter says that it was trained on chats; the base's own says nothing of it.
     let with_adapter =
         folders.split_last().is_some_and(|(_, own)| own.iter().any(|folder| folder.has("tokenizer.json")));

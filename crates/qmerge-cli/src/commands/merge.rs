@@ -127,7 +127,7 @@ pub(crate) fn find(
         merge::refuse_existing(&args.output, &run)?;
     }
     decided(&plan);
-    let prepared = rounding::prepare(&inputs, &plan, &calibrating, measure, &run, progress)?;
+    let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
     dry_or_run(&inputs, &plan, &args.output, &args.running, &takes, || {
         rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)

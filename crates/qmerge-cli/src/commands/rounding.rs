@@ -142,6 +142,8 @@ pub(crate) fn weights(inputs: &Inputs) -> Result<std::collections::HashSet<Strin
 pub(super) struct Prepared<'p> {
     source: MomentsFrom<'p>,
     is_measured: bool,
+    /// How text begins that the model writes to be measured on.
+    beginnings: Beginnings,
     pub(super) estimate: Estimate,
     /// Work before the merge begins, in nanoseconds of one thread.
     before: u64,
@@ -165,19 +167,17 @@ impl Prepared<'_> {
     }
 }
 
-/// Moments that were taken before.
+/// Moments for which no model is run.
 fn taken<'p>(
     inputs: &'p Inputs,
     plan: &'p Plan,
+    data: &Data,
     calibrating: &Calibrating,
 ) -> error::Result<Option<Box<dyn Calibration + 'p>>> {
     Ok(match calibrating {
-        Calibrating { fast: true, .. } => Some(Box::new(FromAdapter::new(inputs, plan))),
+        _ if matches!(data, Data::Guessed(..)) => Some(Box::new(FromAdapter::new(inputs, plan))),
         Calibrating { calibration: Some(path), .. } => Some(Box::new(stored(path, inputs, &plan.maps)?)),
         Calibrating { imatrix: Some(path), .. } => Some(Box::new(imatrix(path, inputs, &plan.maps)?)),
-        Calibrating { calibrate: None, .. } if weights(inputs).is_err() => {
-            Some(Box::new(FromAdapter::new(inputs, plan)))
-        }
         _ => None,
     })
 }
@@ -186,16 +186,16 @@ fn taken<'p>(
 pub(super) fn prepare<'p>(
     inputs: &'p Inputs,
     plan: &'p Plan,
-    calibrating: &'p Calibrating,
+    (data, calibrating): (&Data, &'p Calibrating),
     measure: Measure,
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Prepared<'p>> {
-    let is_measured = is_measured(inputs, plan, measure, calibrating.fast)?;
+    let is_measured = is_measured(inputs, plan, data, measure)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, estimate, before) = if !plan.is_calibrated() {
         (MomentsFrom::None, estimate(&Demand::default())?, 0)
-    } else if let Some(taken) = taken(inputs, plan, calibrating)? {
+    } else if let Some(taken) = taken(inputs, plan, data, calibrating)? {
         let estimate = estimate(&taken.demand())?;
         (MomentsFrom::Taken(taken), estimate, 0)
     } else {
@@ -205,14 +205,19 @@ pub(super) fn prepare<'p>(
         let (estimate, before) = (estimate(&needs.demand)?, needs.before);
         (MomentsFrom::Run(text, needs), estimate, before)
     };
+    let beginnings = match &source {
+        MomentsFrom::Run(text, _) => text.beginnings().clone(),
+        _ if is_measured => beginnings(inputs)?,
+        _ => Beginnings::default(),
+    };
     let judging = if is_measured {
         let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
         let model = Model::new(&Tensors::new(inputs, None), bare)?;
-        behaviour::work(&model, &beginnings(inputs)?, calibrating.calibrate.is_none())
+        behaviour::work(&model, &beginnings, calibrating.calibrate.is_none())
     } else {
         0
     };
-    Ok(Prepared { source, is_measured, estimate, before, judging })
+    Ok(Prepared { source, is_measured, beginnings, estimate, before, judging })
 }
 
 /// Runs the merge, with a calibration if the method needs one, and measures it where the model is run.
@@ -224,7 +229,8 @@ pub(super) fn run(
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Report> {
-    let counted = Counted { progress, left: AtomicU64::new(prepared.work()) };
+    let work = prepared.work();
+    let counted = Counted { progress, left: AtomicU64::new(work) };
     let progress: &dyn Progress = &counted;
     let engine = |held| qmerge_run::Options { threads: options.threads, held, progress: Some(progress) };
     let few = options.max_memory.map(|limit| limit / 4);
@@ -234,7 +240,7 @@ pub(super) fn run(
         plan,
         apart: None,
         held: None,
-        beginnings: if is_measured { beginnings(inputs)? } else { Beginnings::default() },
+        beginnings: prepared.beginnings,
         options: engine(few),
         max_memory: options.max_memory,
     };
@@ -243,7 +249,7 @@ pub(super) fn run(
         let options = merge::RunOptions { judge, announced: true, ..options.clone() };
         merge::run(inputs, plan, calibration, output, &options, progress)
     };
-    progress.start(prepared.work());
+    progress.start(work);
     let report = match prepared.source {
         MomentsFrom::None => merge(None, &judge),
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
@@ -306,10 +312,10 @@ impl Progress for Counted<'_> {
 }
 
 /// Whether the merge is measured. Errors if that was asked for and the model cannot be run.
-fn is_measured(inputs: &Inputs, plan: &Plan, measure: Measure, fast: bool) -> error::Result<bool> {
+fn is_measured(inputs: &Inputs, plan: &Plan, data: &Data, measure: Measure) -> error::Result<bool> {
     match measure {
         Measure::Never => Ok(false),
-        Measure::Auto => Ok(!fast && plan.is_calibrated() && weights(inputs).is_ok()),
+        Measure::Auto => Ok(plan.is_calibrated() && !matches!(data, Data::Guessed(..)) && weights(inputs).is_ok()),
         Measure::Always => weights(inputs).map(|_| true).map_err(|reason| {
             Error::new(Kind::Usage, format!("the merge cannot be measured: {reason}"))
                 .with_hint("leave out --measure and --min-kept")

@@ -9,8 +9,9 @@ use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Behaviour;
 
-use crate::calibrate::{length, together, write};
+use crate::calibrate::{PRECISION, length, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
+use crate::linear::Precision;
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;
@@ -62,8 +63,11 @@ impl Held {
 /// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.
 pub fn work(model: &Model<'_>, beginnings: &Beginnings, written: bool) -> u64 {
     let (number, length) = (Held::numbers(model).len(), length(model, beginnings));
-    let passes = 3 * (model.pass_work(number * length, length.div_ceil(2)) + model.logits_work(number * length));
-    let own = || (1..length).map(|at| model.pass_work(number, at) + model.logits_work(number)).sum();
+    let passes = 3
+        * (model.pass_work(Precision::Full, number * length, length.div_ceil(2))
+            + model.logits_work(Precision::Full, number * length));
+    let step = |at| model.pass_work(PRECISION, number, at) + model.logits_work(PRECISION, number);
+    let own = || (1..length).map(step).sum();
     passes + if written { own() } else { 0 }
 }
 

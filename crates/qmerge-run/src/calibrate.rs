@@ -7,17 +7,20 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
 use qmerge::round::{Calibration, Demand, InputMoments, Known, Take};
-use qmerge::simd::matmul::{Columns, HEIGHT, matmul};
+use qmerge::simd::matmul::{HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::behaviour::Held;
 use crate::generate::{Random, Sampling, choose};
-use crate::linear::{Input, Watch};
+use crate::linear::{Input, Precision, Watch};
 use crate::model::{Cache, Model, Options, weight_name};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;
 use crate::work;
+
+/// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
+pub(crate) const PRECISION: Precision = Precision::Bf16;
 
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
@@ -216,7 +219,7 @@ impl Watch for Collector<'_> {
         let weights: Vec<String> = weights.collect();
         let Some(first) = weights.first() else { return Ok(()) };
         let moments = second_moments(input.values(), input.tokens());
-        let done = work::moments(moments.features, moments.tokens) as u64;
+        let done = PRECISION.work(work::moments(moments.features, moments.tokens) as u64);
         self.work += done;
         if let Some(progress) = self.progress {
             progress.advance(done);
@@ -227,6 +230,10 @@ impl Watch for Collector<'_> {
         }
         self.is_wanted = true;
         self.take.known(Known { weights, moments })
+    }
+
+    fn precision(&self) -> Precision {
+        PRECISION
     }
 
     fn least(&self) -> usize {
@@ -306,7 +313,7 @@ pub(crate) fn window(model: &Model<'_>, beginnings: &Beginnings) -> usize {
 /// Work of writing some sequences, so many at a time.
 pub(crate) fn writing_work(model: &Model<'_>, beginnings: &Beginnings, together: usize) -> u64 {
     let step = |count: usize, number: usize| {
-        model.pass_work(count, number) + model.logits_work(count) + draw_work(model, count)
+        model.pass_work(PRECISION, count, number) + model.logits_work(PRECISION, count) + draw_work(model, count)
     };
     (0..SEQUENCES)
         .step_by(together)
@@ -319,7 +326,8 @@ pub(crate) fn writing_work(model: &Model<'_>, beginnings: &Beginnings, together:
 
 /// Work of all moments of a model's inputs.
 pub(crate) fn moments_work(model: &Model<'_>, tokens: usize) -> u64 {
-    model.inputs().iter().flatten().map(|inputs| work::moments(inputs.features, tokens) as u64).sum()
+    let moments = |features| PRECISION.work(work::moments(features, tokens) as u64);
+    model.inputs().iter().flatten().map(|inputs| moments(inputs.features)).sum()
 }
 
 fn draw_work(model: &Model<'_>, sequences: usize) -> u64 {
@@ -339,7 +347,7 @@ fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
         for (c, row) in x[start * tokens..(start + width) * tokens].chunks_exact(tokens).enumerate() {
             turned[c..].iter_mut().step_by(width).zip(row).for_each(|(to, &from)| *to = from);
         }
-        let columns = Columns::new(&turned, tokens, width);
+        let columns = PRECISION.pack(&turned, tokens, width);
         // H is symmetric: what lies above these columns is known from those before.
         let rows = 16 * HEIGHT;
         values[start * features..].par_chunks_mut(rows * features).enumerate().for_each(|(number, out)| {
@@ -393,12 +401,12 @@ fn sample(
         random.iter_mut().zip(numbers).map(|(random, &number)| beginnings.of(number, any(random))).collect();
     let mut next: Vec<u32> = opening.iter().filter_map(|opening| opening.first().copied()).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
-    let mut cache = Cache::of_several(model, sequences, length);
+    let mut cache = Cache::of_several(model, sequences, length).at(PRECISION);
     let mut logits = Vec::new();
     let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
     while written[0].len() < length {
         let hidden = model.advance(&next, &mut cache)?;
-        model.logits(&hidden, 0..sequences, &mut logits)?;
+        model.logits_at(PRECISION, &hidden, 0..sequences, &mut logits)?;
         if logits.iter().any(|x| x.is_nan()) {
             return Err(blame(model, None)?);
         }

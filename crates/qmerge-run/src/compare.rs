@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::generate::{self, Sampling, generate};
-use crate::linear::Unwatched;
+use crate::linear::{Precision, Unwatched};
 use crate::model::Model;
 use crate::text::Tokenizer;
 use crate::work;
@@ -266,13 +266,14 @@ fn text_work(candidates: &[Candidate<'_, '_>], task: &Task, windows: usize) -> u
     let window: u64 = (0..task.scored())
         .step_by(COLUMNS)
         .map(|from| {
-            let logits: u64 = candidates.iter().map(|candidate| candidate.model.logits_work(scored(from))).sum();
+            let logits: u64 =
+                candidates.iter().map(|candidate| candidate.model.logits_work(Precision::Full, scored(from))).sum();
             logits + score_work(candidates, scored(from))
         })
         .sum();
     let pass = |count: usize| -> u64 {
         let seen = length.div_ceil(2);
-        candidates.iter().map(|candidate| candidate.model.pass_work(count * length, seen)).sum()
+        candidates.iter().map(|candidate| candidate.model.pass_work(Precision::Full, count * length, seen)).sum()
     };
     let last = windows % batch;
     windows as u64 * window + (windows / batch) as u64 * pass(batch) + if last > 0 { pass(last) } else { 0 }

@@ -3,6 +3,7 @@
 use qmerge::error::Result;
 
 use crate::activation::softmax;
+use crate::linear::Precision;
 use crate::model::{Cache, Model};
 
 /// How the next token is chosen.
@@ -72,7 +73,7 @@ fn steps(model: &Model<'_>, prompt: usize, most: usize) -> usize {
 /// Work of one token of it: the first takes the prompt in.
 fn step_work(model: &Model<'_>, prompt: usize, number: usize) -> u64 {
     let (tokens, seen) = if number == 0 { (prompt, prompt.div_ceil(2)) } else { (1, prompt + number) };
-    model.pass_work(tokens, seen) + model.logits_work(1)
+    model.pass_work(Precision::Full, tokens, seen) + model.logits_work(Precision::Full, 1)
 }
 
 /// The most likely token; of equals the first.

@@ -101,7 +101,7 @@ impl<'a> Layer<'a> {
         if self.order == Order::ParallelOneNorm {
             let [mut mixed, mut y] = {
                 let input = normalized(&self.mixer_in, x, tokens);
-                let input = Input::new(&input, hidden);
+                let input = Input::new(&input, hidden, pass.precision);
                 let mut first = Together { watch, others: names(self.feed_forward.as_ref()) };
                 let mixed = self.mixer.forward(&input, pass, state, &mut first)?;
                 let mut second = AfterFirst { watch: first.watch, seen: false };
@@ -113,7 +113,7 @@ impl<'a> Layer<'a> {
         }
         let mut mixed = {
             let input = normalized(&self.mixer_in, x, tokens);
-            self.mixer.forward(&Input::new(&input, hidden), pass, state, watch)?
+            self.mixer.forward(&Input::new(&input, hidden, pass.precision), pass, state, watch)?
         };
         if self.order == Order::Sequential {
             self.add(x, &mut mixed, &self.mixer_out, tokens);
@@ -121,7 +121,7 @@ impl<'a> Layer<'a> {
         }
         let mut y = {
             let input = normalized(&self.feed_forward_in, x, tokens);
-            self.feed_forward.forward(&Input::new(&input, hidden), watch)?
+            self.feed_forward.forward(&Input::new(&input, hidden, pass.precision), watch)?
         };
         if self.order == Order::Parallel {
             self.add(x, &mut mixed, &self.mixer_out, tokens);

@@ -25,18 +25,34 @@ thread_local! {
     static DECODED: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// How activations and weights are multiplied. Sums are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    Full,
+    /// Rounded to bf16, as models mostly run: for what is averaged over many tokens, or drawn at random.
+    Bf16,
+}
+
 /// What several layers are multiplied with: (features, tokens).
 #[derive(Debug)]
 pub struct Input<'x> {
     values: &'x [f32],
     columns: Columns,
+    precision: Precision,
 }
 
 impl<'x> Input<'x> {
     /// Packs the activations once for all layers that take them.
-    pub fn new(values: &'x [f32], features: usize) -> Self {
+    pub fn new(values: &'x [f32], features: usize, precision: Precision) -> Self {
         let tokens = values.len() / features.max(1);
-        Self { values, columns: Columns::new(values, features, tokens) }
+        Self { values, columns: precision.pack(values, features, tokens), precision }
+    }
+
+    /// Other activations, as exact as these.
+    pub(crate) fn like<'y>(&self, values: &'y [f32], features: usize) -> Input<'y> {
+        Input::new(values, features, self.precision)
     }
 
     /// The activations (features, tokens).
@@ -50,10 +66,25 @@ impl<'x> Input<'x> {
     }
 }
 
+impl Precision {
+    /// Packs `x` (inputs, tokens) so that products are as exact as this says.
+    pub(crate) fn pack(self, x: &[f32], inputs: usize, tokens: usize) -> Columns {
+        match self {
+            Self::Full => Columns::new(x, inputs, tokens),
+            Self::Bf16 => Columns::rounded(x, inputs, tokens),
+        }
+    }
+}
+
 /// Sees what each linear layer is given.
 pub trait Watch: Send {
     /// The module paths of all linear layers that are given these activations. An error stops the pass.
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
+
+    /// How exact it has to be.
+    fn precision(&self) -> Precision {
+        Precision::Full
+    }
 
     /// Fewest tokens that an expert's layers are to be shown: one that serves fewer is shown those that come next for it too. 0 where it does not matter.
     fn least(&self) -> usize {
@@ -195,7 +226,7 @@ impl<'a> Linear<'a> {
             [Aside::Map(map, Side::Inputs)] => {
                 turned.extend_from_slice(x.values);
                 map.forward(&mut turned, tokens);
-                other = Input::new(&turned, self.inputs);
+                other = x.like(&turned, self.inputs);
                 &other
             }
             _ => x,
@@ -204,7 +235,7 @@ impl<'a> Linear<'a> {
         done.map_err(|error| error.in_tensor(&self.name))?;
         for aside in &asides {
             match aside {
-                Aside::Product(product) => add_product(product, &x.columns, y),
+                Aside::Product(product) => add_product(product, x, y),
                 Aside::Delta(delta) => delta.forward(x.values, tokens, y),
                 Aside::Map(map, Side::Outputs) => map.forward(y, tokens),
                 Aside::Map(_, Side::Inputs) => {}
@@ -231,15 +262,17 @@ impl<'a> Linear<'a> {
         let step = self.weight.row_step();
         // Enough chunks for all threads, of whole steps, which stay in a cache: their bytes too, which may have to be read from the file.
         let share = self.outputs.div_ceil(4 * rayon::current_num_threads());
-        let most = match x.tokens() {
-            ..=FEW => share.min(CHUNK / self.inputs.max(1)),
-            _ => share.min(ROWS).next_multiple_of(HEIGHT),
+        let most = if x.precision == Precision::Full && x.tokens() <= FEW {
+            share.min(CHUNK / self.inputs.max(1))
+        } else {
+            share.min(ROWS).next_multiple_of(HEIGHT)
         };
         let rows = most.max(1).next_multiple_of(step);
         y.par_chunks_mut((rows * x.tokens()).max(1)).enumerate().try_for_each(|(number, y)| {
             let first = self.rows.start + number * rows;
             let rows = first..(first + rows).min(self.rows.end);
-            if x.tokens() == 1 && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
+            let one = x.tokens() == 1 && x.precision == Precision::Full;
+            if one && self.undisturbed() && self.weight.base().dots(&rows, x.values, y)? {
                 return Ok(());
             }
             // Nothing below waits for other workers, so none comes by here with the cell taken.
@@ -267,7 +300,7 @@ impl<'a> Linear<'a> {
                 }
             }
             let place = rows.start - self.rows.start..rows.end - self.rows.start;
-            let columns = Columns::new(&x.values[place.start * tokens..place.end * tokens], depth, tokens);
+            let columns = x.precision.pack(&x.values[place.start * tokens..place.end * tokens], depth, tokens);
             let some = self.outputs.div_ceil(4 * rayon::current_num_threads()).max(1);
             y.par_chunks_mut((some * tokens).max(1))
                 .zip(turned.par_chunks(some * depth))
@@ -342,7 +375,7 @@ impl<'a> Stack<'a> {
 }
 
 /// `y += scale · left · right · x`.
-fn add_product(product: &Applied<'_>, x: &Columns, y: &mut [f32]) {
+fn add_product(product: &Applied<'_>, x: &Input<'_>, y: &mut [f32]) {
     let tokens = x.tokens();
     let mut inner = vec![0.0; product.rank * tokens];
     inner.par_chunks_mut((HEIGHT * tokens).max(1)).enumerate().for_each(|(number, inner)| {
@@ -350,11 +383,11 @@ fn add_product(product: &Applied<'_>, x: &Columns, y: &mut [f32]) {
         // Nothing below waits for other workers, so none comes by here with the cell taken.
         DECODED.with_borrow_mut(|(_, right)| {
             product.right(first..(first + HEIGHT).min(product.rank), right);
-            matmul(right, x, false, inner);
+            matmul(right, &x.columns, false, inner);
         });
     });
     inner.iter_mut().for_each(|x| *x *= product.scale);
-    let inner = Columns::new(&inner, product.rank, tokens);
+    let inner = x.precision.pack(&inner, product.rank, tokens);
     let left = product.left.par_chunks((ROWS * product.rank).max(1));
     y.par_chunks_mut((ROWS * tokens).max(1)).zip(left).for_each(|(y, left)| matmul(left, &inner, true, y));
 }
@@ -449,7 +482,7 @@ mod tests {
                 transposed: false,
                 apart: true,
             };
-            let input = Input::new(&x, inputs);
+            let input = Input::new(&x, inputs, Precision::Full);
             let beside = linear.forward(&input).unwrap();
             linear.apart = false;
             assert_eq!(beside, linear.forward(&input).unwrap());

@@ -52,7 +52,7 @@ pub fn needs(
         None => writing(model, beginnings, together) + (threads * 4 * spec.vocab) as u64 + decoded,
     };
     let each = if text.is_some() { calibrate::window(model, beginnings) } else { calibrate::length(model, beginnings) };
-    let read = model.pass_work(tokens, each.div_ceil(2));
+    let read = model.pass_work(calibrate::PRECISION, tokens, each.div_ceil(2));
     Needs {
         demand: Demand {
             layers,

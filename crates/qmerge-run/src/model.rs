@@ -10,7 +10,7 @@ use qmerge::round::LayerInputs;
 
 use crate::activation::softcap;
 use crate::layer::Layer;
-use crate::linear::{Input, Linear, Unwatched, Watch};
+use crate::linear::{Input, Linear, Precision, Unwatched, Watch};
 use crate::mixer::{Pass, Sequence, State};
 use crate::norm::Normalize;
 use crate::tensors::Tensors;
@@ -53,6 +53,7 @@ pub struct Cache {
     sequences: usize,
     len: usize,
     capacity: usize,
+    precision: Precision,
 }
 
 impl Cache {
@@ -64,7 +65,12 @@ impl Cache {
     /// Room for `capacity` positions of each of several sequences.
     pub fn of_several(model: &Model<'_>, sequences: usize, capacity: usize) -> Self {
         let states = model.layers.iter().map(|_| State::empty()).collect();
-        Self { states, sequences: sequences.max(1), len: 0, capacity }
+        Self { states, sequences: sequences.max(1), len: 0, capacity, precision: Precision::Full }
+    }
+
+    /// For passes that need to be no more exact than this.
+    pub(crate) fn at(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Positions so far.
@@ -208,13 +214,13 @@ impl<'a> Model<'a> {
     }
 
     /// Work of a pass of `tokens` tokens that see `seen` positions on average, in nanoseconds of one thread.
-    pub fn pass_work(&self, tokens: usize, seen: usize) -> u64 {
-        self.layers.iter().map(|layer| layer.work(tokens, seen)).sum()
+    pub(crate) fn pass_work(&self, precision: Precision, tokens: usize, seen: usize) -> u64 {
+        self.layers.iter().map(|layer| precision.work(layer.work(tokens, seen))).sum()
     }
 
     /// Work of the logits of some columns.
-    pub fn logits_work(&self, columns: usize) -> u64 {
-        work::linear(self.spec.vocab * self.spec.hidden, columns as f64) as u64
+    pub(crate) fn logits_work(&self, precision: Precision, columns: usize) -> u64 {
+        precision.work(work::linear(self.spec.vocab * self.spec.hidden, columns as f64) as u64)
     }
 
     fn advanced(&self, work: u64) {
@@ -267,7 +273,8 @@ impl<'a> Model<'a> {
     ) -> Result<Vec<f32>> {
         let spec = &self.spec;
         self.check(tokens, &sequences)?;
-        let pass = Pass::new(sequences, &spec.ropes, cache.as_ref().map_or(0, |cache| cache.capacity));
+        let precision = cache.as_ref().map_or(watch.precision(), |cache| cache.precision);
+        let pass = Pass::new(sequences, &spec.ropes, cache.as_ref().map_or(0, |cache| cache.capacity), precision);
         let count = tokens.len();
         let mut x = self.embed.lookup(tokens)?;
         if spec.embed_scale != 1.0 {
@@ -284,7 +291,7 @@ impl<'a> Model<'a> {
             }
             let state = cache.as_deref_mut().map(|cache| &mut cache.states[number]);
             layer.forward(&mut x, count, &pass, state, watch)?;
-            self.advanced(layer.work(count, seen));
+            self.advanced(precision.work(layer.work(count, seen)));
             watch.layer()?;
         }
         self.norm.apply(&mut x, count);
@@ -314,12 +321,23 @@ impl<'a> Model<'a> {
     /// Logits (vocab, columns) of some columns of `hidden` (hidden, tokens), into a buffer that callers use again: they may take much memory, which costs time
     /// where it is fresh.
     pub fn logits(&self, hidden: &[f32], columns: std::ops::Range<usize>, logits: &mut Vec<f32>) -> Result<()> {
+        self.logits_at(Precision::Full, hidden, columns, logits)
+    }
+
+    /// The same, as exact as is said.
+    pub(crate) fn logits_at(
+        &self,
+        precision: Precision,
+        hidden: &[f32],
+        columns: std::ops::Range<usize>,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         let tokens = hidden.len() / self.spec.hidden;
         let some: Vec<f32> = hidden.chunks_exact(tokens).flat_map(|row| row[columns.clone()].iter().copied()).collect();
         let head = self.head.as_ref().unwrap_or(&self.embed);
         logits.clear();
         logits.resize(head.outputs() * columns.len(), 0.0);
-        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden), logits))?;
+        self.on_pool(|| head.forward_into(&Input::new(&some, self.spec.hidden, precision), logits))?;
         for (row, bias) in logits.chunks_exact_mut(columns.len().max(1)).zip(self.bias.iter().flatten()) {
             row.iter_mut().for_each(|x| *x += bias);
         }
@@ -329,7 +347,7 @@ impl<'a> Model<'a> {
         if let Some(cap) = self.spec.logit_cap {
             softcap(logits, cap);
         }
-        self.advanced(self.logits_work(columns.len()));
+        self.advanced(self.logits_work(precision, columns.len()));
         Ok(())
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! The figures were measured on one machine; on another all of them are larger or smaller by about the same factor.
 
-use crate::linear::Linear;
+use qmerge::simd::matmul::multiplies_pairs;
+
+use crate::linear::{Linear, Precision};
 
 /// Per value of a weight that is decoded.
 const DECODE: f64 = 0.5;
@@ -16,6 +18,16 @@ const MEMORY: f64 = 0.5;
 /// Per logit that a token is drawn by, and that is scored.
 pub(crate) const DRAW: f64 = 4.0;
 pub(crate) const SCORE: f64 = 3.0;
+
+/// What it takes where products are rounded, of what it takes where they are not.
+const ROUNDED: f64 = 0.6;
+
+impl Precision {
+    /// What takes so long in full precision.
+    pub(crate) fn work(self, full: u64) -> u64 {
+        if self == Self::Bf16 && multiplies_pairs() { (ROUNDED * full as f64) as u64 } else { full }
+    }
+}
 
 /// A linear layer of so many values, some of which serve so many columns each.
 pub(crate) fn linear(values: usize, columns: f64) -> f64 {

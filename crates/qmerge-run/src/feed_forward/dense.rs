@@ -66,7 +66,7 @@ impl<'a> Dense<'a> {
                 }
             }
         });
-        let inner = Input::new(&inner[..size], self.width);
+        let inner = x.like(&inner[..size], self.width);
         Linear::show(std::slice::from_ref(&self.down), &inner, watch)?;
         self.down.forward(&inner)
     }

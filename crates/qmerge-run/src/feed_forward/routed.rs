@@ -136,16 +136,18 @@ impl FeedForward for Routed<'_> {
             None => vec![0.0; hidden * tokens],
             Some(shared) => shared.forward(x, watch)?,
         };
-        let x = x.values();
+        let values = x.values();
         for (expert, served) in self.experts.iter().zip(&served) {
             if served.tokens.is_empty() {
                 continue;
             }
             let given =
                 |&(t, share): &(usize, f32), row: &[f32]| if self.share_inputs { row[t] * share } else { row[t] };
-            let some: Vec<f32> =
-                x.chunks_exact(tokens).flat_map(|row| served.tokens.iter().map(move |one| given(one, row))).collect();
-            let y = expert.forward(&Input::new(&some, hidden), watch)?;
+            let some: Vec<f32> = values
+                .chunks_exact(tokens)
+                .flat_map(|row| served.tokens.iter().map(move |one| given(one, row)))
+                .collect();
+            let y = expert.forward(&x.like(&some, hidden), watch)?;
             // What was only shown is not served.
             let own = &served.tokens[..served.own];
             for (out, y) in out.chunks_exact_mut(tokens).zip(y.chunks_exact(served.tokens.len())) {

@@ -163,7 +163,7 @@ impl Mixer for Attention<'_> {
             sigmoid(&mut gates);
             mixed.iter_mut().zip(&gates).for_each(|(x, gate)| *x *= gate);
         }
-        let mixed = Input::new(&mixed, heads * head_dim);
+        let mixed = x.like(&mixed, heads * head_dim);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
     }
@@ -373,8 +373,8 @@ fn mix<'v>(
                 let sums = exponentials(&mut scores, block.len());
                 scores.truncate(seen.len() * block.len());
                 let shares = Columns::new(&scores, seen.len(), block.len());
-                let some: Vec<f32> =
-                    (0..how.value).flat_map(|d| view.values(kv_head * how.value + d, &seen)).copied().collect();
+                let mut some = Vec::with_capacity(how.value * seen.len());
+                (0..how.value).for_each(|d| some.extend_from_slice(view.values(kv_head * how.value + d, &seen)));
                 let mut mixed = vec![0.0; how.value * block.len()];
                 matmul(&some, &shares, false, &mut mixed);
                 for (d, row) in mixed.chunks_exact(block.len()).enumerate() {

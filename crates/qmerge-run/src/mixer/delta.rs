@@ -245,7 +245,7 @@ impl Mixer for Delta<'_> {
         activate(Activation::Silu, &mut entered.gates);
         out.iter_mut().zip(&entered.gates).for_each(|(out, gate)| *out *= gate);
         drop(entered);
-        let out = Input::new(&out, value_heads * value);
+        let out = x.like(&out, value_heads * value);
         Linear::show(std::slice::from_ref(&self.output), &out, watch)?;
         self.output.forward(&out)
     }

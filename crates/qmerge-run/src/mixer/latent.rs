@@ -90,14 +90,14 @@ impl Mixer for Latent<'_> {
         let mut q = self.inputs[0].forward(x)?;
         if let Some((norm, queries)) = &self.queries {
             norm.apply(&mut q, tokens);
-            let narrow = Input::new(&q, queries.inputs());
+            let narrow = x.like(&q, queries.inputs());
             Linear::show(std::slice::from_ref(queries), &narrow, watch)?;
             q = queries.forward(&narrow)?;
         }
         let mut narrow = self.inputs[1].forward(x)?;
         let (narrow, common) = narrow.split_at_mut(rank * tokens);
         self.norm.apply(narrow, tokens);
-        let narrow = Input::new(narrow, rank);
+        let narrow = x.like(narrow, rank);
         Linear::show(std::slice::from_ref(&self.keys_and_values), &narrow, watch)?;
         let made = self.keys_and_values.forward(&narrow)?;
         let turning = q.chunks_exact_mut(width * tokens).map(|head| &mut head[straight * tokens..]);
@@ -126,7 +126,7 @@ impl Mixer for Latent<'_> {
             sinks: &[],
         };
         let mixed = attend(&how, &q, &k, &v, pass, state);
-        let mixed = Input::new(&mixed, heads * value);
+        let mixed = x.like(&mixed, heads * value);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
     }

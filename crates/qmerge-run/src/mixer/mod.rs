@@ -13,7 +13,7 @@ use qmerge::arch::spec::{self, Spec};
 use qmerge::error::Result;
 
 use crate::layer::Block;
-use crate::linear::{Input, Watch};
+use crate::linear::{Input, Precision, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
 use attention::Attention;
@@ -54,6 +54,7 @@ pub(crate) struct Pass {
     pub(crate) angles: Vec<Vec<Angles>>,
     /// Positions of a sequence that states have room for.
     pub(crate) capacity: usize,
+    pub(crate) precision: Precision,
 }
 
 /// Which columns of a batch are one sequence, and how many positions of it went before.
@@ -71,9 +72,9 @@ impl Sequence {
 }
 
 impl Pass {
-    pub(crate) fn new(sequences: Vec<Sequence>, ropes: &[Rope], capacity: usize) -> Self {
+    pub(crate) fn new(sequences: Vec<Sequence>, ropes: &[Rope], capacity: usize, precision: Precision) -> Self {
         let angles = |rope: &Rope| sequences.iter().map(|s| Angles::new(rope, s.past..s.end(), s.end())).collect();
-        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity }
+        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity, precision }
     }
 
     /// Positions of the new columns, in their sequences.

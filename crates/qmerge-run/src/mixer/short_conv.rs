@@ -101,7 +101,7 @@ impl Mixer for ShortConv<'_> {
             self.convolve(feature, values, last, pass);
             values.iter_mut().zip(behind).for_each(|(x, gate)| *x *= gate);
         });
-        let mixed = Input::new(values, hidden);
+        let mixed = x.like(values, hidden);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)
     }

@@ -12,7 +12,7 @@ pub(crate) fn round_bf16(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn to_bf16(x: f32) -> u16 {
+pub(super) fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     // A NaN must not round up into an infinity or wrap to zero.

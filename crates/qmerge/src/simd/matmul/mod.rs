@@ -2,9 +2,14 @@
 //!
 //! Activations are stored features first: `x` is (inputs, tokens), so rows of a weight give rows of the result, and neighbouring tokens
 //! are neighbours in memory. With many tokens each element is one chain of fused multiply-adds over the inputs in order; with few
-//! ([`FEW`]) it is the sum of 64 such chains over every 64th input. Both give the same bits at every vector level and for any cut into rows.
+//! ([`FEW`]) it is the sum of 64 such chains over every 64th input. Both give the same bits at every vector level and for any cut into rows. Where the result
+//! need not be that exact, columns are rounded to bf16 and taken in pairs.
 
 #![allow(clippy::needless_range_loop)]
+
+mod pairs;
+
+pub use pairs::in_hardware as multiplies_pairs;
 
 use super::{Level, level, versions};
 use crate::parallel::spread;
@@ -25,33 +30,47 @@ pub(super) const LANES: usize = 64;
 pub struct Columns {
     inputs: usize,
     tokens: usize,
-    /// Panels (inputs, [`PANEL`]) one after the other, padded with zeros; or where there are few tokens (tokens, inputs).
-    data: Vec<f32>,
-    few: bool,
+    data: Packed,
+}
+
+#[derive(Debug)]
+enum Packed {
+    /// Panels (inputs, [`PANEL`]) one after the other, padded with zeros.
+    Panels(Vec<f32>),
+    /// Where there are few tokens: (tokens, inputs).
+    Few(Vec<f32>),
+    /// Panels of pairs of inputs, rounded to bf16.
+    Pairs(Vec<u32>),
 }
 
 impl Columns {
     /// Packs `x` (inputs, tokens).
     pub fn new(x: &[f32], inputs: usize, tokens: usize) -> Self {
         assert_eq!(x.len(), inputs * tokens);
-        let mut data;
         if tokens <= FEW {
-            data = vec![0.0; x.len()];
+            let mut data = vec![0.0; x.len()];
             for (i, row) in x.chunks_exact(tokens.max(1)).enumerate() {
                 for (t, &x) in row.iter().enumerate() {
                     data[t * inputs + i] = x;
                 }
             }
-        } else {
-            data = vec![0.0; inputs * tokens.next_multiple_of(PANEL)];
-            spread(data.chunks_exact_mut((inputs * PANEL).max(1)).enumerate(), |(p, panel)| {
-                let columns = p * PANEL..tokens.min((p + 1) * PANEL);
-                for (row, x) in panel.chunks_exact_mut(PANEL).zip(x.chunks_exact(tokens)) {
-                    row[..columns.len()].copy_from_slice(&x[columns.clone()]);
-                }
-            });
+            return Self { inputs, tokens, data: Packed::Few(data) };
         }
-        Self { inputs, tokens, data, few: tokens <= FEW }
+        let mut data = vec![0.0; inputs * tokens.next_multiple_of(PANEL)];
+        spread(data.chunks_exact_mut((inputs * PANEL).max(1)).enumerate(), |(p, panel)| {
+            let columns = p * PANEL..tokens.min((p + 1) * PANEL);
+            for (row, x) in panel.chunks_exact_mut(PANEL).zip(x.chunks_exact(tokens)) {
+                row[..columns.len()].copy_from_slice(&x[columns.clone()]);
+            }
+        });
+        Self { inputs, tokens, data: Packed::Panels(data) }
+    }
+
+    /// The same rounded to bf16, as is what they are multiplied with: half the bytes, and half the time where the processor multiplies pairs of bf16. However
+    /// many columns there are, each has the bits that it has alone.
+    pub fn rounded(x: &[f32], inputs: usize, tokens: usize) -> Self {
+        assert_eq!(x.len(), inputs * tokens);
+        Self { inputs, tokens, data: Packed::Pairs(pairs::pack(x, inputs, tokens)) }
     }
 
     /// Takes a symmetric matrix (features, features) in panels, which need no second copy of it: some of its rows turned over are a panel.
@@ -71,13 +90,13 @@ impl Columns {
                 }
             }
         });
-        Self { inputs: features, tokens: features, data, few: false }
+        Self { inputs: features, tokens: features, data: Packed::Panels(data) }
     }
 
     /// A panel (inputs, [`PANEL`]), of columns from [`PANEL`] times its number on.
     pub(crate) fn panel(&self, number: usize) -> &[f32] {
-        assert!(!self.few, "few columns lie otherwise");
-        &self.data[number * self.inputs * PANEL..(number + 1) * self.inputs * PANEL]
+        let Packed::Panels(data) = &self.data else { panic!("other columns lie otherwise") };
+        &data[number * self.inputs * PANEL..(number + 1) * self.inputs * PANEL]
     }
 
     /// Rows of `x`.
@@ -101,10 +120,10 @@ pub fn matmul(left: &[f32], x: &Columns, add: bool, out: &mut [f32]) {
     if x.tokens == 0 || x.inputs == 0 {
         return;
     }
-    if x.few {
-        dots(left, x, out);
-    } else {
-        tiles(left, &x.data, x.inputs, x.tokens, out);
+    match &x.data {
+        Packed::Few(data) => dots(left, data, x.inputs, out),
+        Packed::Panels(data) => tiles(left, data, x.inputs, x.tokens, out),
+        Packed::Pairs(data) => pairs::add(left, data, x.inputs, x.tokens, out),
     }
 }
 
@@ -126,7 +145,7 @@ fn tiles(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f3
 }
 
 versions! {
-    fn dots(left: &[f32], x: &Columns, out: &mut [f32]) = dots_body;
+    fn dots(left: &[f32], data: &[f32], inputs: usize, out: &mut [f32]) = dots_body;
 }
 versions! {
     fn tiles_wide(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<PANEL>;
@@ -136,9 +155,9 @@ versions! {
 }
 
 #[inline(always)]
-fn dots_body(left: &[f32], x: &Columns, out: &mut [f32]) {
-    for (left, out) in left.chunks_exact(x.inputs).zip(out.chunks_exact_mut(x.tokens)) {
-        for (x, out) in x.data.chunks_exact(x.inputs).zip(out) {
+fn dots_body(left: &[f32], data: &[f32], inputs: usize, out: &mut [f32]) {
+    for (left, out) in left.chunks_exact(inputs).zip(out.chunks_exact_mut(data.len() / inputs)) {
+        for (x, out) in data.chunks_exact(inputs).zip(out) {
             *out += dot(left, x);
         }
     }

@@ -1,0 +1,361 @@
+//! The same products of values that are rounded to bf16, two inputs at a time.
+//!
+//! An element is one chain over the inputs, each pair's second before its first, every product exact and every sum rounded once: what processors with a dot product of
+//! bf16 pairs do in one instruction (`VDPBF16PS`), and what two fused multiply-adds do on the others. That instruction takes what is too small for a normal f32
+//! as zero, so values below [`LEAST`] are zero here: then no sum comes near to that.
+
+#![allow(clippy::needless_range_loop)]
+
+use std::cell::RefCell;
+
+use super::{HEIGHT, PANEL};
+use crate::parallel::spread;
+use crate::simd::floats::to_bf16;
+use crate::simd::{Level, level, versions};
+
+/// Pairs of inputs that are done for all rows before the next.
+const DEPTH: usize = 512;
+/// Columns of a tile where registers are narrow.
+const NARROW: usize = 16;
+/// The smallest magnitude that is kept. The last digit of a product of two such is 2^-124, and so is that of every sum.
+const LEAST: f32 = 1.0 / (1_u64 << 55) as f32;
+
+thread_local! {
+    /// A worker's rows, rounded: as pairs, or one by one.
+    static ROUNDED: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// True if the processor multiplies pairs of bf16, so that rounded columns take half the time.
+pub fn in_hardware() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[inline(always)]
+fn rounded(x: f32) -> u16 {
+    if x.abs() < LEAST { 0 } else { to_bf16(x) }
+}
+
+/// Columns of `x` (inputs, tokens) in panels (pairs of inputs, [`PANEL`]), the first of a pair in the lower half, padded with zeros.
+pub(super) fn pack(x: &[f32], inputs: usize, tokens: usize) -> Vec<u32> {
+    let pairs = inputs.div_ceil(2);
+    let mut data = vec![0; pairs * tokens.next_multiple_of(PANEL)];
+    spread(data.chunks_exact_mut((pairs * PANEL).max(1)).enumerate(), |(p, panel)| {
+        let columns = p * PANEL..tokens.min((p + 1) * PANEL);
+        for (pair, rows) in panel.chunks_exact_mut(PANEL).zip(x.chunks(2 * tokens)) {
+            let (first, second) = rows.split_at(tokens);
+            let second = second.get(columns.clone()).unwrap_or_default();
+            pair_up(&first[columns.clone()], second, pair);
+        }
+    });
+    data
+}
+
+versions! {
+    fn pair_up(first: &[f32], second: &[f32], out: &mut [u32]) = pair_up_body;
+}
+versions! {
+    fn pair_rows(left: &[f32], inputs: usize, out: &mut [u32]) = pair_rows_body;
+}
+versions! {
+    fn round_rows(left: &[f32], inputs: usize, out: &mut [f32]) = round_rows_body;
+}
+versions! {
+    fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) = tile_body;
+}
+
+#[inline(always)]
+fn pair_up_body(first: &[f32], second: &[f32], out: &mut [u32]) {
+    out.iter_mut().zip(first).for_each(|(out, &x)| *out = u32::from(rounded(x)));
+    out.iter_mut().zip(second).for_each(|(out, &x)| *out |= u32::from(rounded(x)) << 16);
+}
+
+/// Rows of pairs, the last of an odd number of inputs beside a zero.
+#[inline(always)]
+fn pair_rows_body(left: &[f32], inputs: usize, out: &mut [u32]) {
+    for (row, out) in left.chunks_exact(inputs).zip(out.chunks_exact_mut(inputs.div_ceil(2))) {
+        let (pairs, rest) = row.as_chunks::<2>();
+        for (out, pair) in out.iter_mut().zip(pairs) {
+            *out = u32::from(rounded(pair[0])) | u32::from(rounded(pair[1])) << 16;
+        }
+        if let (Some(out), Some(&x)) = (out.last_mut(), rest.first()) {
+            *out = u32::from(rounded(x));
+        }
+    }
+}
+
+/// Rows of an even length.
+#[inline(always)]
+fn round_rows_body(left: &[f32], inputs: usize, out: &mut [f32]) {
+    for (row, out) in left.chunks_exact(inputs).zip(out.chunks_exact_mut(inputs.next_multiple_of(2))) {
+        out[inputs..].fill(0.0);
+        out.iter_mut().zip(row).for_each(|(out, &x)| *out = f32::from_bits(u32::from(rounded(x)) << 16));
+    }
+}
+
+/// `out (rows, tokens) += left (rows, inputs) · x`, of which `data` are the packed columns.
+pub(super) fn add(left: &[f32], data: &[u32], inputs: usize, tokens: usize, out: &mut [f32]) {
+    let (rows, pairs) = (left.len() / inputs, inputs.div_ceil(2));
+    // Nothing below waits for other workers, so none comes by here with the cell taken.
+    ROUNDED.with_borrow_mut(|(paired, single)| {
+        #[cfg(target_arch = "x86_64")]
+        if in_hardware() {
+            paired.resize(rows * pairs, 0);
+            pair_rows(left, inputs, paired);
+            // SAFETY: the processor has what it needs.
+            tiles(paired, 1, data, pairs, tokens, out, |left, panel, sums| unsafe {
+                x86::tile_paired(left, panel, sums)
+            });
+            return;
+        }
+        single.resize(rows * 2 * pairs, 0.0);
+        round_rows(left, inputs, single);
+        #[cfg(target_arch = "x86_64")]
+        if level() == Level::Avx512 {
+            // SAFETY: the level says that the processor has what it needs.
+            tiles(single, 2, data, pairs, tokens, out, |left, panel, sums| unsafe {
+                x86::tile_single(left, panel, sums)
+            });
+            return;
+        }
+        tiles(single, 2, data, pairs, tokens, out, tile_narrow);
+    });
+}
+
+/// Tiles of [`HEIGHT`] rows and a panel's columns; of `left`, so many elements are a pair.
+fn tiles<T>(
+    left: &[T],
+    each: usize,
+    data: &[u32],
+    pairs: usize,
+    tokens: usize,
+    out: &mut [f32],
+    tile: impl Fn([&[T]; HEIGHT], &[u32], &mut [f32]),
+) {
+    let rows = left.len() / (each * pairs);
+    for depth in (0..pairs).step_by(DEPTH) {
+        let depth = depth..(depth + DEPTH).min(pairs);
+        // A panel's part stays in the second-level cache for all rows.
+        for (panel, j) in data.chunks_exact(PANEL * pairs).zip((0..tokens).step_by(PANEL)) {
+            let panel = &panel[depth.start * PANEL..depth.end * PANEL];
+            let width = PANEL.min(tokens - j);
+            for first in (0..rows).step_by(HEIGHT) {
+                let height = HEIGHT.min(rows - first);
+                // Rows that are missing are the last one again, and thrown away.
+                let left: [&[T]; HEIGHT] = std::array::from_fn(|m| {
+                    &left[(first + m).min(rows - 1) * each * pairs..][depth.start * each..depth.end * each]
+                });
+                let mut sums = [0.0_f32; HEIGHT * PANEL];
+                let at = |m: usize| (first + m) * tokens + j;
+                for m in 0..height {
+                    sums[m * PANEL..][..width].copy_from_slice(&out[at(m)..at(m) + width]);
+                }
+                tile(left, panel, &mut sums);
+                for m in 0..height {
+                    out[at(m)..at(m) + width].copy_from_slice(&sums[m * PANEL..][..width]);
+                }
+            }
+        }
+    }
+}
+
+/// The definition. `sums` is ([`HEIGHT`], [`PANEL`]), `left` has two elements for each row of `panel`.
+#[inline(always)]
+fn tile_body(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+    let left = left.map(|left| &left.as_chunks::<2>().0[..panel.len() / PANEL]);
+    for from in (0..PANEL).step_by(NARROW) {
+        let mut sum = [[0.0_f32; NARROW]; HEIGHT];
+        for m in 0..HEIGHT {
+            sum[m].copy_from_slice(&sums[m * PANEL + from..][..NARROW]);
+        }
+        for (k, row) in panel.chunks_exact(PANEL).enumerate() {
+            let row: &[u32; NARROW] = row[from..from + NARROW].try_into().expect("as many columns");
+            for m in 0..HEIGHT {
+                for n in 0..NARROW {
+                    let second = f32::from_bits(row[n] & 0xffff_0000);
+                    sum[m][n] = left[m][k][1].mul_add(second, sum[m][n]);
+                }
+            }
+            for m in 0..HEIGHT {
+                for n in 0..NARROW {
+                    sum[m][n] = left[m][k][0].mul_add(f32::from_bits(row[n] << 16), sum[m][n]);
+                }
+            }
+        }
+        for m in 0..HEIGHT {
+            sums[m * PANEL + from..][..NARROW].copy_from_slice(&sum[m]);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{HEIGHT, PANEL};
+    use std::arch::x86_64::*;
+
+    type Sums = [[__m512; 4]; HEIGHT];
+
+    /// `sums` is ([`HEIGHT`], [`PANEL`]).
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(sums: &[f32]) -> Sums {
+        assert!(sums.len() == HEIGHT * PANEL);
+        let p = sums.as_ptr();
+        // SAFETY: four vectors of 16 floats a row, the length checked above.
+        std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * PANEL + 16 * n)) }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn store(sum: &Sums, sums: &mut [f32]) {
+        assert!(sums.len() == HEIGHT * PANEL);
+        let p = sums.as_mut_ptr();
+        for m in 0..HEIGHT {
+            for n in 0..4 {
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };
+            }
+        }
+    }
+
+    /// Four vectors of a panel's row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn row(panel: &[u32], k: usize) -> [__m512i; 4] {
+        let row = &panel[k * PANEL..(k + 1) * PANEL];
+        // SAFETY: `row` has 64 elements.
+        std::array::from_fn(|n| unsafe { _mm512_loadu_si512(row.as_ptr().add(16 * n).cast()) })
+    }
+
+    /// Rows of pairs.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn tile_paired(left: [&[u32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+        let mut sum = load(sums);
+        let pairs = panel.len() / PANEL;
+        let left = left.map(|left| &left[..pairs]);
+        for k in 0..pairs {
+            // SAFETY: both are 512 bits, and any bits are values.
+            let row: [__m512bh; 4] = row(panel, k).map(|row| unsafe { std::mem::transmute::<__m512i, __m512bh>(row) });
+            for m in 0..HEIGHT {
+                let factor = _mm512_set1_epi32(left[m][k].cast_signed());
+                // SAFETY: as above.
+                let factor = unsafe { std::mem::transmute::<__m512i, __m512bh>(factor) };
+                for n in 0..4 {
+                    sum[m][n] = _mm512_dpbf16_ps(sum[m][n], factor, row[n]);
+                }
+            }
+        }
+        store(&sum, sums);
+    }
+
+    /// Rows of values, two for each row of the panel.
+    #[target_feature(enable = "avx512f,fma")]
+    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+        let mut sum = load(sums);
+        let pairs = panel.len() / PANEL;
+        let left = left.map(|left| &left.as_chunks::<2>().0[..pairs]);
+        let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        for k in 0..pairs {
+            let second = row(panel, k).map(|row| _mm512_castsi512_ps(_mm512_and_si512(row, upper)));
+            for m in 0..HEIGHT {
+                let factor = _mm512_set1_ps(left[m][k][1]);
+                for n in 0..4 {
+                    sum[m][n] = _mm512_fmadd_ps(factor, second[n], sum[m][n]);
+                }
+            }
+            let first = row(panel, k).map(|row| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(row)));
+            for m in 0..HEIGHT {
+                let factor = _mm512_set1_ps(left[m][k][0]);
+                for n in 0..4 {
+                    sum[m][n] = _mm512_fmadd_ps(factor, first[n], sum[m][n]);
+                }
+            }
+        }
+        store(&sum, sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::matmul::{Columns, matmul};
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|i| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let x = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+                // Magnitudes of all sizes, such as vanish beside others, and such as are taken for zero.
+                match i % 11 {
+                    3 => x * 1e-9,
+                    5 => x * 1e-30,
+                    7 => x * 1e12,
+                    8 => 0.0,
+                    _ => x,
+                }
+            })
+            .collect()
+    }
+
+    fn bf16(x: f32) -> f32 {
+        if x.abs() < LEAST { 0.0 } else { half::bf16::from_f32(x).to_f32() }
+    }
+
+    #[test]
+    fn every_way_gives_the_bits_of_two_fused_sums() {
+        for (rows, inputs, tokens) in [(1, 1, 1), (5, 130, 1), (7, 63, 8), (4, 33, 64), (6, 1027, 130), (3, 2050, 70)] {
+            let (left, x) = (numbers(rows * inputs, 1), numbers(inputs * tokens, 2));
+            let start = numbers(rows * tokens, 3);
+            let mut want = start.clone();
+            for (i, want) in want.iter_mut().enumerate() {
+                let (r, t) = (i / tokens, i % tokens);
+                let product = |k: usize, sum: f32| match k < inputs {
+                    true => bf16(left[r * inputs + k]).mul_add(bf16(x[k * tokens + t]), sum),
+                    false => sum,
+                };
+                for k in (0..inputs).step_by(2) {
+                    *want = product(k, product(k + 1, *want));
+                }
+            }
+            let columns = Columns::rounded(&x, inputs, tokens);
+            for (level, got) in crate::simd::forced::at_every_level(|| {
+                let mut out = start.clone();
+                matmul(&left, &columns, true, &mut out);
+                out
+            }) {
+                assert_eq!(got, want, "{level:?}: {rows} {inputs} {tokens}");
+            }
+            // What a processor with wide registers and no product of pairs does.
+            #[cfg(target_arch = "x86_64")]
+            if level() == Level::Avx512 {
+                let pairs = inputs.div_ceil(2);
+                let mut single = vec![0.0; rows * 2 * pairs];
+                round_rows(&left, inputs, &mut single);
+                let mut out = start.clone();
+                let Columns { data: super::super::Packed::Pairs(data), .. } = &columns else { panic!("pairs") };
+                // SAFETY: the level says that the processor has what it needs.
+                tiles(&single, 2, data, pairs, tokens, &mut out, |l, p, s| unsafe { x86::tile_single(l, p, s) });
+                assert_eq!(out, want);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let x = [f32::NAN, f32::INFINITY, 1.0, f32::from_bits(0x7f80_0001)];
+        assert!(rounded(x[0]) & 0x7fff > 0x7f80 && rounded(x[3]) & 0x7fff > 0x7f80);
+        assert_eq!((rounded(x[1]), rounded(f32::MIN_POSITIVE), rounded(-LEAST)), (0x7f80, 0, 0xa400));
+        for (_, sums) in crate::simd::forced::at_every_level(|| {
+            let mut out = [0.0; 4];
+            matmul(&x, &Columns::rounded(&[1.0], 1, 1), false, &mut out);
+            out
+        }) {
+            assert!(sums[0].is_nan() && sums[1] == f32::INFINITY && sums[2] == 1.0 && sums[3].is_nan());
+        }
+    }
+}

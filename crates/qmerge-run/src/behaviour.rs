@@ -27,8 +27,7 @@ pub struct Held {
     pub about: String,
 }
 
-/// Number of the first sequence that is judged by, and how many there are: so many that their product with a model's parameters is about the third.
-const FIRST: usize = 1 << 20;
+/// How many sequences are judged by: so many that their product with a model's parameters is about the third.
 const FEWEST: usize = 16;
 const MOST: usize = 32;
 const WORK: usize = 2_000_000_000;
@@ -36,12 +35,15 @@ const WORK: usize = 2_000_000_000;
 const BEGINNING: usize = 12;
 
 impl Held {
+    /// Number of the first sequence that is judged by.
+    pub(crate) const FIRST: usize = 1 << 20;
+
     /// Numbers of the sequences that a model writes to be judged by. They are far from those that are calibrated on, so that the two never meet under one
     /// seed. A small model writes more, since it costs little and tokens make the figures firm.
     pub(crate) fn numbers(model: &Model<'_>) -> Range<usize> {
         let spec = model.spec();
         let parameters = 12 * spec.layers.len() * spec.hidden * spec.hidden;
-        FIRST..FIRST + (WORK / parameters.max(1)).clamp(FEWEST, MOST) / 8 * 8
+        Self::FIRST..Self::FIRST + (WORK / parameters.max(1)).clamp(FEWEST, MOST) / 8 * 8
     }
 
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.

@@ -31,12 +31,47 @@ pub const WINDOWS: usize = 24;
 const SHOWN: usize = 128;
 /// Fewest tokens that say anything about a layer's inputs.
 const FEWEST: usize = 1024;
-/// Sequences that the model writes itself, and their length.
+/// Sequences that the model writes itself, as many at a time at most, and their length.
 pub(crate) const SEQUENCES: usize = 64;
 pub(crate) const LENGTH: usize = 48;
 /// Of a text of at least so many windows, one window in so many is held back, up to the second number.
 const HELD_OF: usize = 8;
 const HELD: usize = 4;
+
+/// How much is calibrated on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Amount {
+    /// As much as is enough for most models.
+    #[default]
+    Usual,
+    /// Tokens; of a text that has fewer, all.
+    Tokens(usize),
+    /// As much as takes about so many seconds of one thread. It is what the model's size says of a usual machine, not what a clock says: the same everywhere.
+    Seconds(f64),
+}
+
+impl Amount {
+    /// Sequences that the model writes, or windows that are taken of a text of so many tokens.
+    pub(crate) fn sequences(self, model: &Model<'_>, text: Option<usize>, beginnings: &Beginnings) -> usize {
+        let (usual, length) = match text {
+            Some(_) => (WINDOWS, window(model, beginnings)),
+            None => (SEQUENCES, length(model, beginnings)),
+        };
+        let tokens = match self {
+            Self::Usual => return usual,
+            Self::Tokens(tokens) => tokens.max(FEWEST),
+            Self::Seconds(seconds) => {
+                let full = Precision::Full;
+                let tokens = usual * length;
+                let read = model.pass_work(full, tokens, length.div_ceil(2)) + moments_work(model, full, tokens);
+                let written = if text.is_none() { writing_work(model, full, beginnings, usual, SEQUENCES) } else { 0 };
+                let each = (read + written) as f64 / tokens as f64;
+                ((1e9 * seconds / each) as usize).max(FEWEST)
+            }
+        };
+        tokens.div_ceil(length.max(1)).max(1)
+    }
+}
 
 /// Moments of the inputs of a model's layers on some sequences. The model is the base with the adapter kept apart: the inputs are what the merged
 /// layer should be given.
@@ -60,7 +95,13 @@ pub fn weights(inputs: &Inputs) -> Result<HashSet<String>> {
 
 impl<'m, 'a> FromModel<'m, 'a> {
     /// Windows of a text, spread over it, each behind the tokens that a text begins with. Errors if the text is too short.
-    pub fn text(model: &'m Model<'a>, tokens: &[u32], beginnings: &Beginnings, path: &Path) -> Result<Self> {
+    pub fn text(
+        model: &'m Model<'a>,
+        tokens: &[u32],
+        beginnings: &Beginnings,
+        path: &Path,
+        amount: Amount,
+    ) -> Result<Self> {
         if tokens.len() < FEWEST {
             let problem = format!("only {} of the {FEWEST} tokens that calibration needs", tokens.len());
             return Err(Error::new(Kind::Mismatch, problem)
@@ -68,7 +109,8 @@ impl<'m, 'a> FromModel<'m, 'a> {
                 .with_hint("give a longer text, or none: then the model writes one itself"));
         }
         let begin = &beginnings.document;
-        let (taken, held) = split(tokens, window(model, beginnings));
+        let most = amount.sequences(model, Some(tokens.len()), beginnings);
+        let (taken, held) = split(tokens, window(model, beginnings), most);
         let about = format!("{} tokens of {}", taken.iter().map(|window| window.len()).sum::<usize>(), path.display());
         let own = |windows: Vec<&[u32]>| -> Vec<Vec<u32>> {
             windows.into_iter().map(|window| [begin, window].concat()).collect()
@@ -81,23 +123,24 @@ impl<'m, 'a> FromModel<'m, 'a> {
         Ok(Self { model, sequences: own(taken), about, demand: Demand::default(), held, served: Vec::new() })
     }
 
-    /// Text that the model writes itself, so many sequences at a time; the text does not depend on that. It begins as what the model is used on does,
+    /// Text that the model writes itself, so many sequences at a time; what a sequence says does not depend on that, nor on how many there are. It begins as what the model is used on does,
     /// as its [`Beginnings`] say.
     /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
     pub fn own_text(
         model: &'m Model<'a>,
         beginnings: &Beginnings,
         seed: u64,
-        together: usize,
+        (amount, together): (Amount, usize),
         hold: bool,
     ) -> Result<Self> {
         if let Some(progress) = model.progress() {
             progress.phase("writing text to calibrate on", "tokens");
         }
         let held = if hold { Held::numbers(model) } else { 0..0 };
-        let numbers: Vec<usize> = (0..SEQUENCES).chain(held).collect();
+        let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
+        let numbers: Vec<usize> = (0..own).chain(held).collect();
         let mut sequences = write(model, &numbers, beginnings, seed, together)?;
-        let held = sequences.split_off(SEQUENCES);
+        let held = sequences.split_off(own);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
         let held = hold.then(|| Held::written(held, beginnings, seed));
@@ -116,10 +159,10 @@ impl<'m, 'a> FromModel<'m, 'a> {
 }
 
 /// The windows to calibrate on, spread over all but the end of the text, and those at its end that are held back.
-fn split(tokens: &[u32], window: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
+fn split(tokens: &[u32], window: usize, most: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
     let mut windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
     let held = windows.split_off(windows.len() - (windows.len() / HELD_OF).min(HELD));
-    let taken = WINDOWS.min(windows.len());
+    let taken = most.min(windows.len());
     ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)
 }
 
@@ -184,7 +227,7 @@ impl Calibration for FromModel<'_, '_> {
         self.served = std::mem::take(&mut collector.served);
         if let Some(progress) = progress {
             // Inputs that nobody wanted.
-            progress.skip(moments_work(self.model, tokens).saturating_sub(collector.work));
+            progress.skip(moments_work(self.model, PRECISION, tokens).saturating_sub(collector.work));
         }
         match collector.overflows {
             Some(name) => Err(blame(self.model, Some(&name))?),
@@ -299,10 +342,10 @@ pub(crate) fn length(model: &Model<'_>, beginnings: &Beginnings) -> usize {
     (LENGTH + beginnings.chat.len()).min(model.spec().max_positions)
 }
 
-/// Tokens of the windows that are taken of a text of so many.
-pub fn taken(model: &Model<'_>, tokens: usize, beginnings: &Beginnings) -> usize {
+/// Tokens of so many windows of a text of so many tokens.
+pub fn taken(model: &Model<'_>, tokens: usize, beginnings: &Beginnings, windows: usize) -> usize {
     let window = window(model, beginnings);
-    WINDOWS.min(tokens / window.max(1)) * (beginnings.document.len() + window)
+    windows.min(tokens / window.max(1)) * (beginnings.document.len() + window)
 }
 
 /// Tokens of the text in a window.
@@ -311,22 +354,28 @@ pub(crate) fn window(model: &Model<'_>, beginnings: &Beginnings) -> usize {
 }
 
 /// Work of writing some sequences, so many at a time.
-pub(crate) fn writing_work(model: &Model<'_>, beginnings: &Beginnings, together: usize) -> u64 {
+pub(crate) fn writing_work(
+    model: &Model<'_>,
+    precision: Precision,
+    beginnings: &Beginnings,
+    sequences: usize,
+    together: usize,
+) -> u64 {
     let step = |count: usize, number: usize| {
-        model.pass_work(PRECISION, count, number) + model.logits_work(PRECISION, count) + draw_work(model, count)
+        model.pass_work(precision, count, number) + model.logits_work(precision, count) + draw_work(model, count)
     };
-    (0..SEQUENCES)
+    (0..sequences)
         .step_by(together)
         .map(|first| {
-            let count = together.min(SEQUENCES - first);
+            let count = together.min(sequences - first);
             (1..length(model, beginnings)).map(|number| step(count, number)).sum::<u64>()
         })
         .sum()
 }
 
 /// Work of all moments of a model's inputs.
-pub(crate) fn moments_work(model: &Model<'_>, tokens: usize) -> u64 {
-    let moments = |features| PRECISION.work(work::moments(features, tokens) as u64);
+pub(crate) fn moments_work(model: &Model<'_>, precision: Precision, tokens: usize) -> u64 {
+    let moments = |features| precision.work(work::moments(features, tokens) as u64);
     model.inputs().iter().flatten().map(|inputs| moments(inputs.features)).sum()
 }
 
@@ -442,7 +491,7 @@ mod tests {
     fn what_is_held_back_is_not_calibrated_on() {
         for windows in [4, 7, 8, 9, 16, 27, 28, 40, 200] {
             let tokens: Vec<u32> = (0..windows as u32 * 10 + 7).collect();
-            let (taken, held) = split(&tokens, 10);
+            let (taken, held) = split(&tokens, 10, WINDOWS);
             assert_eq!(held.len(), if windows < 8 { 0 } else { (windows / 8).min(4) }, "{windows}");
             // Of long texts nothing is taken from the calibration, of shorter ones an eighth at most.
             assert_eq!(taken.len(), (windows - held.len()).min(24), "{windows}");
@@ -455,7 +504,8 @@ mod tests {
     #[test]
     fn moments_are_mean_products() {
         let (features, tokens) = (300, 40);
-        let x: Vec<f32> = (0..features * tokens).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
+        // Values that bf16 holds.
+        let x: Vec<f32> = (0..features * tokens).map(|i| ((i * 7919) % 101) as f32 / 64.0 - 0.75).collect();
         let moments = second_moments(&x, tokens);
         for (i, j) in [(0, 0), (1, 299), (299, 1), (280, 270), (100, 257)] {
             let sum: f64 = (0..tokens).map(|t| f64::from(x[i * tokens + t]) * f64::from(x[j * tokens + t])).sum();

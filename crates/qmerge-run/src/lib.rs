@@ -46,7 +46,7 @@
 //! # use qmerge::{adapters::Adapter, open::Checkpoint, plan::{Inputs, Options as PlanOptions, Plan}, progress::Silent};
 //! use qmerge::plan::{Data, Method};
 //! use qmerge::{merge, round};
-//! use qmerge_run::calibrate::FromModel;
+//! use qmerge_run::calibrate::{Amount, FromModel};
 //! use qmerge_run::text::Beginnings;
 //! # use qmerge_run::{Model, Options, tensors::Tensors};
 //!
@@ -57,7 +57,7 @@
 //! # let output = std::env::temp_dir().join(format!("qmerge-calibrated-{}", std::process::id()));
 //! let model = Model::new(&Tensors::new(&inputs, Some(&apart)), Options { threads: 1, ..Options::default() })?;
 //! let tokens: Vec<u32> = (0..1024).map(|token| token % 48).collect(); // a text's
-//! let mut calibration = FromModel::text(&model, &tokens, &Beginnings::default(), "text.txt".as_ref())?;
+//! let mut calibration = FromModel::text(&model, &tokens, &Beginnings::default(), "text.txt".as_ref(), Amount::Usual)?;
 //!
 //! let known = Data::Known(qmerge_run::calibrate::weights(&inputs)?.into());
 //! let options = PlanOptions { rounding: Method::Named(round::BEST), data: known, ..PlanOptions::default() };

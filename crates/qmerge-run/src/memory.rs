@@ -6,7 +6,7 @@
 use qmerge::plan::{Action, Plan};
 use qmerge::round::{Demand, LayerInputs};
 
-use crate::calibrate::{self, SEQUENCES};
+use crate::calibrate::{self, Amount, PRECISION, SEQUENCES};
 use crate::linear::Linear;
 use crate::model::{Model, half_of_free_memory};
 use crate::text::Beginnings;
@@ -30,13 +30,14 @@ pub fn needs(
     plan: &Plan,
     text: Option<usize>,
     beginnings: &Beginnings,
-    together: usize,
+    (amount, together): (Amount, usize),
     threads: usize,
 ) -> Needs {
     let layers = model.inputs();
+    let sequences = amount.sequences(model, text, beginnings);
     let tokens = match text {
-        Some(tokens) => calibrate::taken(model, tokens, beginnings),
-        None => SEQUENCES * calibrate::length(model, beginnings),
+        Some(tokens) => calibrate::taken(model, tokens, beginnings, sequences),
+        None => sequences * calibrate::length(model, beginnings),
     };
     let spec = model.spec();
     let states = 4 * (spec.hidden * tokens) as u64;
@@ -52,18 +53,21 @@ pub fn needs(
         None => writing(model, beginnings, together) + (threads * 4 * spec.vocab) as u64 + decoded,
     };
     let each = if text.is_some() { calibrate::window(model, beginnings) } else { calibrate::length(model, beginnings) };
-    let read = model.pass_work(calibrate::PRECISION, tokens, each.div_ceil(2));
+    let read = model.pass_work(PRECISION, tokens, each.div_ceil(2));
     Needs {
         demand: Demand {
             layers,
             held: factors(plan) + states,
             working: (passing + moments).max(writing.saturating_sub(states)),
             passing,
-            work: read + calibrate::moments_work(model, tokens),
+            work: read + calibrate::moments_work(model, PRECISION, tokens),
         },
         weights: model.bytes_per_token(),
         together,
-        before: if text.is_some() { 0 } else { calibrate::writing_work(model, beginnings, together) },
+        before: match text {
+            Some(_) => 0,
+            None => calibrate::writing_work(model, PRECISION, beginnings, sequences, together),
+        },
     }
 }
 

@@ -89,7 +89,8 @@ fn merged(base: &Path, adapter: &Path, rounding: &str, text: &[u32], held: &[u32
     let options = PlanOptions { rounding: Method::Named(*method), data: known, ..PlanOptions::default() };
     let plan = Plan::new(&inputs, &options).unwrap();
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), Options::default()).unwrap();
-    let mut calibration = FromModel::text(&model, text, &Beginnings::default(), Path::new("text")).unwrap();
+    let mut calibration =
+        FromModel::text(&model, text, &Beginnings::default(), Path::new("text"), Amount::Usual).unwrap();
     let output = base.with_file_name(format!("{}-{rounding}", base.file_name().unwrap().to_string_lossy()));
     let calibrated = method.whole().is_some();
     let report = merge::run(

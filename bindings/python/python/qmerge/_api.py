@@ -47,6 +47,8 @@ def merge(
     to: Optional[Target] = None,
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
+    calibration_tokens: Optional[int] = None,
+    calibration_time: Optional[str] = None,
     calibration: Optional[Path] = None,
     imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
@@ -84,6 +86,8 @@ def merge(
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
+        calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
+        calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
         calibration: a file that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
@@ -135,6 +139,8 @@ def plan(
     to: Optional[Target] = None,
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
+    calibration_tokens: Optional[int] = None,
+    calibration_time: Optional[str] = None,
     calibration: Optional[Path] = None,
     imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
@@ -297,6 +303,8 @@ def calibrate(
     adapter: Adapters = (),
     *,
     text: Optional[Path] = None,
+    calibration_tokens: Optional[int] = None,
+    calibration_time: Optional[str] = None,
     dtype: Optional[Literal["f32", "bf16"]] = None,
     seed: Optional[int] = None,
     map: Maps = None,
@@ -315,6 +323,8 @@ def calibrate(
         output: a `.safetensors` file.
         adapter: adapters that the model runs with, like those to be merged.
         text: a text file like the model's task (default: text that the model writes itself).
+        calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
+        calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
         dtype: element type of the file: "f32", or "bf16" for half the size.
     """
     options = flags(
@@ -322,6 +332,8 @@ def calibrate(
         output=output,
         adapter=adapters(adapter, adapter_names),
         text=text,
+        calibration_tokens=calibration_tokens,
+        calibration_time=calibration_time,
         dtype=dtype,
         seed=seed,
         map=maps(map),
@@ -353,6 +365,8 @@ def truncate(
     rank: int,
     base: Optional[Path] = None,
     calibrate: Optional[Path] = None,
+    calibration_tokens: Optional[int] = None,
+    calibration_time: Optional[str] = None,
     calibration: Optional[Path] = None,
     seed: Optional[int] = None,
     dtype: Optional[Literal["same", "f32", "f16", "bf16"]] = None,
@@ -373,6 +387,8 @@ def truncate(
         rank: the new rank, of all modules.
         base: the base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
+        calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
+        calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
         calibration: a file that `calibrate` stored for this base: the model is not run.
         seed: seed of the text that the model writes.
         dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
@@ -384,6 +400,8 @@ def truncate(
         rank=rank,
         base=base,
         calibrate=calibrate,
+        calibration_tokens=calibration_tokens,
+        calibration_time=calibration_time,
         calibration=calibration,
         seed=seed,
         dtype=dtype,

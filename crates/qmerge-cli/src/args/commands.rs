@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 
 use super::groups::{
-    ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization, Running, Sources,
-    Workers, Writing,
+    ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization,
+    Running, Sources, Workers, Writing,
 };
 use super::values::{formats, model_output, repo_id, roundings, share, tokens};
 
@@ -76,6 +76,8 @@ pub(crate) struct CalibrateArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
+    pub(crate) amount: CalibrationAmount,
+    #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
@@ -103,6 +105,8 @@ pub(crate) struct TruncateArgs {
     /// What `qmerge calibrate` stored for this base: the model is not run.
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub(crate) calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) amount: CalibrationAmount,
     #[command(flatten)]
     pub(crate) writing: Writing,
     /// Element type of the new factors.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::values::{share, size};
+use super::values::{seconds, share, size, tokens};
+use qmerge_run::calibrate::Amount;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
@@ -115,6 +116,8 @@ pub(crate) struct Calibrating {
     /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT", conflicts_with = "fast")]
     pub(crate) calibrate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) amount: CalibrationAmount,
     /// What `qmerge calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run for that (default: what was taken in training and lies beside the adapter).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
     pub(crate) calibration: Option<PathBuf>,
@@ -130,6 +133,28 @@ pub(crate) struct Calibrating {
     /// Seed of everything that is drawn.
     #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,
+}
+
+/// How much is calibrated on.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CalibrationAmount {
+    /// Tokens to calibrate on, 1024 at least (default: 3072 that the model writes itself, or 6144 of a text).
+    #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "calibration", hide_short_help = true)]
+    pub(crate) calibration_tokens: Option<usize>,
+    /// As many tokens as take about so long on one thread, like 90s, 20m or 2h. How many those are is computed from the model's size, so it is the same on every machine.
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["calibration", "calibration_tokens"], hide_short_help = true)]
+    pub(crate) calibration_time: Option<f64>,
+}
+
+impl CalibrationAmount {
+    /// What was asked for.
+    pub(crate) fn amount(&self) -> Amount {
+        match (self.calibration_tokens, self.calibration_time) {
+            (Some(tokens), _) => Amount::Tokens(tokens),
+            (None, Some(seconds)) => Amount::Seconds(seconds),
+            (None, None) => Amount::Usual,
+        }
+    }
 }
 
 /// Text that a model writes.

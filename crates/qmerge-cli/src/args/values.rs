@@ -75,6 +75,18 @@ pub(super) fn model_output() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
+/// A span of time, in seconds.
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let units = [("h", 3600.0), ("min", 60.0), ("m", 60.0), ("s", 1.0)];
+    let found = units.iter().find_map(|(unit, of)| Some((text.strip_suffix(unit)?, *of)));
+    let (number, unit) = found.unwrap_or((text, 1.0));
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number * unit),
+        _ => Err("write a time, like 90s, 20m or 2h".into()),
+    }
+}
+
 /// A number of tokens.
 pub(super) fn tokens(text: &str) -> Result<usize, String> {
     text.trim().parse().map_err(|_| "write a number of tokens, like 128".into())

@@ -10,7 +10,7 @@ use qmerge::merge;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
 use qmerge::round::{self, Calibration, Demand, Known, Take};
-use qmerge_run::calibrate::FromModel;
+use qmerge_run::calibrate::{Amount, FromModel};
 use qmerge_run::memory::{self, Needs};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::{Beginnings, Tokenizer};
@@ -50,7 +50,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     }
     let inputs = open_with(&args.model.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let text = Text::read(&inputs, args.text.as_deref(), progress)?;
+    let text = Text::read(&inputs, args.text.as_deref(), args.amount.amount(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
     progress.start(needs.before + needs.demand.work);
     let engine = Options { threads: args.engine.workers.threads, held: Some(needs.weights), progress: Some(progress) };
@@ -64,30 +64,33 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
 }
 
 /// What a model is run on.
-pub(super) enum Text<'p> {
-    /// It writes the text itself.
-    Own(Beginnings),
-    /// Tokens of a file, and how windows of them begin.
-    Given(&'p Path, Vec<u32>, Beginnings),
+pub(super) struct Text<'p> {
+    /// Tokens of a file; the model writes the text itself where there is none.
+    given: Option<(&'p Path, Vec<u32>)>,
+    beginnings: Beginnings,
+    amount: Amount,
 }
 
 impl<'p> Text<'p> {
     /// Reads and tokenizes a file, if there is one.
-    pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>, progress: &dyn Progress) -> error::Result<Self> {
-        let Some(path) = path else { return Ok(Self::Own(beginnings(inputs)?)) };
+    pub(super) fn read(
+        inputs: &Inputs,
+        path: Option<&'p Path>,
+        amount: Amount,
+        progress: &dyn Progress,
+    ) -> error::Result<Self> {
+        let Some(path) = path else { return Ok(Self { given: None, beginnings: beginnings(inputs)?, amount }) };
         progress.phase("reading the text", "");
         let tokenizer = Tokenizer::open(&folders(inputs))?;
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
-        Ok(Self::Given(path, tokens, beginnings_by(&tokenizer, inputs)?))
+        Ok(Self { given: Some((path, tokens)), beginnings: beginnings_by(&tokenizer, inputs)?, amount })
     }
 
     /// How its sequences begin.
     pub(super) fn beginnings(&self) -> &Beginnings {
-        match self {
-            Self::Own(beginnings) | Self::Given(_, _, beginnings) => beginnings,
-        }
+        &self.beginnings
     }
 
     /// What a calibration on it takes, for a merge or whatever else comes to `peak` bytes with it.
@@ -101,12 +104,10 @@ impl<'p> Text<'p> {
         let (given, limit) = engine;
         let options = Options { threads: 1, held: Some(0), progress: None };
         let bare = Model::new(&Tensors::new(inputs, None), options)?;
-        let beginnings = self.beginnings();
-        let tokens = match self {
-            Self::Own(_) => None,
-            Self::Given(_, tokens, _) => Some(tokens.len()),
-        };
-        memory::fit(limit, |together| memory::needs(&bare, plan, tokens, beginnings, together, threads(given)), peak)
+        let tokens = self.given.as_ref().map(|(_, tokens)| tokens.len());
+        let needs =
+            |together| memory::needs(&bare, plan, tokens, &self.beginnings, (self.amount, together), threads(given));
+        memory::fit(limit, needs, peak)
     }
 
     /// Runs `model` on it; with `hold` it writes more than that, to be judged by.
@@ -117,9 +118,9 @@ impl<'p> Text<'p> {
         hold: bool,
         needs: Needs,
     ) -> error::Result<FromModel<'m, 'a>> {
-        let calibration = match self {
-            Self::Own(beginnings) => FromModel::own_text(model, beginnings, seed, needs.together, hold)?,
-            Self::Given(path, tokens, beginnings) => FromModel::text(model, tokens, beginnings, path)?,
+        let calibration = match &self.given {
+            None => FromModel::own_text(model, &self.beginnings, seed, (self.amount, needs.together), hold)?,
+            Some((path, tokens)) => FromModel::text(model, tokens, &self.beginnings, path, self.amount)?,
         };
         Ok(calibration.expecting(needs.demand))
     }

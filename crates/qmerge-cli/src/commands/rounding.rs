@@ -199,7 +199,7 @@ pub(super) fn prepare<'p>(
         let estimate = estimate(&taken.demand())?;
         (MomentsFrom::Taken(taken), estimate, 0)
     } else {
-        let text = Text::read(inputs, calibrating.calibrate.as_deref(), progress)?;
+        let text = Text::read(inputs, calibrating.calibrate.as_deref(), calibrating.amount.amount(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
         let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
         let (estimate, before) = (estimate(&needs.demand)?, needs.before);

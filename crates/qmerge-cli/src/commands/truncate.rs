@@ -81,7 +81,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         options.reason = Some(format!("the model cannot be run ({reason}): cut in the plain norm of its values"));
         return cut(None, &options);
     }
-    let text = Text::read(&inputs, args.calibrate.as_deref(), progress)?;
+    let text = Text::read(&inputs, args.calibrate.as_deref(), args.amount.amount(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
     progress.start(needs.before + needs.demand.work + work(adapter, &options)?);
     options.announced = true;

@@ -103,7 +103,7 @@ pub(crate) struct TruncateArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) calibrate: Option<PathBuf>,
     /// What `qmerge calibrate` stored for this base: the model is not run.
-    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibrate", "calibration_tokens", "calibration_time"])]
     pub(crate) calibration: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) amount: CalibrationAmount,

@@ -119,10 +119,10 @@ pub(crate) struct Calibrating {
     #[command(flatten)]
     pub(crate) amount: CalibrationAmount,
     /// What `qmerge calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run for that (default: what was taken in training and lies beside the adapter).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration_tokens", "calibration_time"])]
     pub(crate) calibration: Option<PathBuf>,
     /// llama.cpp's importance matrix of this model, as `imatrix.dat` or GGUF: it knows each input's size alone, not how inputs go together.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration"], hide_short_help = true)]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration", "calibration_tokens", "calibration_time"], hide_short_help = true)]
     pub(crate) imatrix: Option<PathBuf>,
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration", "imatrix"], hide_short_help = true)]
@@ -139,10 +139,10 @@ pub(crate) struct Calibrating {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CalibrationAmount {
     /// Tokens to calibrate on, 1024 at least (default: 3072 that the model writes itself, or 6144 of a text).
-    #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "calibration", hide_short_help = true)]
+    #[arg(long, value_name = "N", value_parser = tokens, hide_short_help = true)]
     pub(crate) calibration_tokens: Option<usize>,
     /// As many tokens as take about so long on one thread, like 90s, 20m or 2h. How many those are is computed from the model's size, so it is the same on every machine.
-    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["calibration", "calibration_tokens"], hide_short_help = true)]
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "calibration_tokens", hide_short_help = true)]
     pub(crate) calibration_time: Option<f64>,
 }
 

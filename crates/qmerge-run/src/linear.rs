@@ -346,6 +346,8 @@ impl<'a> Stack<'a> {
     ) -> Result<Self> {
         let weight = tensors.get(name)?;
         let geometry = weight.base().claim().weight.geometry();
+        // What is quantized lies as a linear layer does.
+        let in_out = in_out && weight.base().claim().weight.is_plain();
         let (rows, cols) = if in_out { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != (matrices * rows, cols) {
             let shape = weight.base().claim().weight.shape();

@@ -62,7 +62,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
     use crate::simd::differences::{all_finite, differences};
     use crate::simd::low_rank::{Panels, Sink, low_rank};
-    use crate::simd::{floats, nibbles, rows8};
+    use crate::simd::{codes, floats, nibbles, rows8};
 
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
         Kernel { name: name.into(), values, run: Box::new(run) }
@@ -98,6 +98,43 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         }));
         let (codes, mut out): (Vec<u8>, _) = ((0..n).map(|i| (i * 7) as u8).collect(), vec![0.0; n]);
         kernels.push(kernel("int8 decode", n, move || rows8::decode_row(&codes, 0.05, &mut out)));
+    }
+    for (name, bits) in [("fp8 decode to bf16, blocks of 128", 0), ("8-bit integers decode to bf16", 8)] {
+        let codes: Vec<u8> = (0..n).map(|i| ((i * 37) % 255) as u8 & 0xf7).collect();
+        let (scales, mut out) = (vec![0.01; n / 128], vec![0.0; n]);
+        kernels.push(kernel(name, n, move || {
+            let decode = if bits == 8 { codes::byte_values } else { codes::e4m3_values };
+            assert!(decode(&codes, 128, &scales, true, &mut out));
+        }));
+    }
+    for bits in [2, 3, 4] {
+        let codes: Vec<u8> = (0..n * bits / 8).map(|i| (i * 37) as u8).collect();
+        let (scales, mut out) = (vec![0.01; n / 128], vec![0.0; n]);
+        kernels.push(kernel(format!("{bits}-bit fields decode to bf16, groups of 128"), n, move || {
+            codes::field_levels(bits, true, &codes, -2.0, &mut out);
+            codes::scale(&mut out, 128, &scales, &[]);
+            floats::round_to(Dtype::BF16, &mut out);
+        }));
+    }
+    {
+        let codes: Vec<u8> = (0..n / 2).map(|i| (i * 37) as u8).collect();
+        let (scales, mut out) = (vec![0.01; n / 32], vec![0.0; n]);
+        kernels.push(kernel("4-bit floats decode to bf16, groups of 32", n, move || {
+            codes::e2m1_levels(&codes, &mut out);
+            codes::scale(&mut out, 32, &scales, &[]);
+            floats::round_to(Dtype::BF16, &mut out);
+        }));
+    }
+    {
+        const OUTPUTS: usize = 2048;
+        let words: Vec<u8> = (0..4 * OUTPUTS).map(|i| (i * 37) as u8).collect();
+        let (scales, zeros, mut out) = (vec![0.01; OUTPUTS], vec![8.0; OUTPUTS], vec![0.0; n]);
+        kernels.push(kernel("gptq 4 bits decode to f16", n, move || {
+            for (input, out) in out.chunks_exact_mut(OUTPUTS).enumerate() {
+                crate::simd::words::down([&words, &[]], 4 * (input % 8) as u32, 4, &zeros, &scales, out);
+                floats::round_to(Dtype::F16, out);
+            }
+        }));
     }
     for dtype in [Dtype::BF16, Dtype::F16] {
         let (values, mut bytes) = (wave.clone(), vec![0; 2 * n]);

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-Format = Literal["nf4", "fp4", "int8", "f32", "f16", "bf16"]
+Format = Literal["nf4", "fp4", "int8", "fp8", "ct-int4", "f32", "f16", "bf16"]
 Target = Union[Format, Literal["same"]]
 Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "feedback", "stochastic", "keep", "nearest"]
 Tokenizer = Literal["adapter", "base"]

@@ -25,33 +25,6 @@ struct Case {
 
 const CASES: &[Case] = &[
     Case {
-        name: "GPTQ",
-        config: r#""quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 16}"#,
-        side: "quantize_config.json",
-        tensors: &[
-            (".qweight", Dtype::I32, &[6, 40]),
-            (".qzeros", Dtype::I32, &[3, 5]),
-            (".scales", Dtype::F16, &[3, 40]),
-            (".g_idx", Dtype::I32, &[48]),
-        ],
-    },
-    Case {
-        name: "AWQ",
-        config: r#""quantization_config": {"quant_method": "awq", "bits": 4}"#,
-        side: "quant_config.json",
-        tensors: &[
-            (".qweight", Dtype::I32, &[48, 5]),
-            (".qzeros", Dtype::I32, &[3, 5]),
-            (".scales", Dtype::F16, &[3, 40]),
-        ],
-    },
-    Case {
-        name: "FP8",
-        config: r#""quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}"#,
-        side: "",
-        tensors: &[(".weight", Dtype::F8_E4M3, &[40, 48]), (".weight_scale_inv", Dtype::F32, &[1, 1])],
-    },
-    Case {
         name: "ModelOpt",
         config: r#""quantization_config": {"quant_method": "modelopt"}"#,
         side: "hf_quant_config.json",
@@ -62,36 +35,10 @@ const CASES: &[Case] = &[
         ],
     },
     Case {
-        name: "compressed-tensors",
-        config: r#""quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}"#,
-        side: "",
-        tensors: &[
-            (".weight_packed", Dtype::I32, &[40, 6]),
-            (".weight_scale", Dtype::BF16, &[40, 3]),
-            (".weight_shape", Dtype::I64, &[2]),
-        ],
-    },
-    Case {
-        name: "MXFP4",
-        config: r#""quantization_config": {"quant_method": "mxfp4"}"#,
-        side: "",
-        tensors: &[("_blocks", Dtype::U8, &[2, 40, 3, 16]), ("_scales", Dtype::U8, &[2, 40, 3])],
-    },
-    Case {
         name: "HQQ",
         config: r#""quantization_config": {"quant_method": "hqq"}"#,
         side: "",
         tensors: &[(".W_q", Dtype::U8, &[20, 48]), (".scale", Dtype::F16, &[30, 1]), (".zero", Dtype::F16, &[30, 1])],
-    },
-    Case {
-        name: "MLX",
-        config: r#""quantization": {"group_size": 16, "bits": 4}, "quantization_config": {"group_size": 16, "bits": 4}"#,
-        side: "",
-        tensors: &[
-            (".weight", Dtype::U32, &[40, 6]),
-            (".scales", Dtype::F16, &[40, 3]),
-            (".biases", Dtype::F16, &[40, 3]),
-        ],
     },
     Case {
         name: "EETQ",
@@ -101,15 +48,15 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "torchao",
-        config: r#""quantization_config": {"quant_method": "torchao"}"#,
+        config: "",
         side: "",
-        tensors: &[("._weight_qdata", Dtype::I8, &[40, 48]), ("._weight_scale", Dtype::F32, &[40, 1])],
+        tensors: &[("._weight_qdata", Dtype::U8, &[40, 24]), ("._weight_scale", Dtype::F32, &[40, 1])],
     },
     Case {
         name: "quanto",
-        config: r#""quantization_config": {"quant_method": "quanto"}"#,
-        side: "quanto_qmap.json",
-        tensors: &[(".weight._data", Dtype::I8, &[40, 48]), (".weight._scale", Dtype::F32, &[40, 1])],
+        config: "",
+        side: "",
+        tensors: &[(".weight._data._data", Dtype::U8, &[40, 24]), (".weight._scale", Dtype::F32, &[120, 1])],
     },
     Case {
         name: "AQLM",
@@ -234,6 +181,41 @@ fn one_sign_is_enough() {
         let name =
             if case.config.is_empty() || case.tensors.len() > 1 { case.name } else { "format that is not known" };
         refused(folder.path(), &merge, &["model.safetensors", Q, name]);
+    }
+}
+
+/// Methods that are read have layouts that are not.
+#[test]
+fn variants_are_refused_with_the_reason() {
+    for (config, words) in [
+        (
+            r#"{"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}"#,
+            ["GPTQ", "checkpoint_format `marlin`"],
+        ),
+        (r#"{"quant_method": "gptq", "bits": 4, "is_marlin_format": true}"#, ["GPTQ", "Marlin"]),
+        (r#"{"quant_method": "awq", "bits": 4, "version": "gemv"}"#, ["AWQ", "version `gemv`"]),
+        (
+            r#"{"quant_method": "auto-round", "packing_format": "auto_round:other"}"#,
+            ["AutoRound", "`auto_round:other`"],
+        ),
+        (
+            r#"{"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"config_groups": {}}}"#,
+            ["rotations", "transform_config"],
+        ),
+        (
+            r#"{"quant_method": "compressed-tensors", "format": "dense", "sparsity_config": {"format": "sparse-24-bitmask"}}"#,
+            ["sparse", "sparse-24-bitmask"],
+        ),
+        (
+            r#"{"quant_method": "compressed-tensors", "format": "marlin-24"}"#,
+            ["compressed-tensors", "format `marlin-24`"],
+        ),
+    ] {
+        let folder = model();
+        let text = format!(r#"{{"model_type": "llama", "quantization_config": {config}}}"#);
+        std::fs::write(folder.join("base/config.json"), text).unwrap();
+        let merge = ["merge", "--base", "base", "--adapter", "adapter", "-o", "out"];
+        refused(folder.path(), &merge, &[&["config.json", "quantized from"], &words[..]].concat());
     }
 }
 

@@ -111,7 +111,8 @@ impl<'a> Site<'a> {
 
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
-        let turned = names.arch.experts.is_some_and(|experts| experts.in_out);
+        // What is quantized lies as a linear layer does.
+        let turned = claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
         let shape = if turned { (cols, rows) } else { (rows, cols) };
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
     }
@@ -150,6 +151,7 @@ impl<'a> Site<'a> {
             return Ok(None);
         };
         let Some(claim) = stacked(names, &family, prefix, projection / 2)? else { return Ok(None) };
+        let family = Experts { in_out: family.in_out && claim.weight.is_plain(), ..family };
         let &[_, rows, cols] = claim.weight.shape() else { return Ok(None) };
         let (width, inputs) = if family.in_out { (cols, rows) } else { (rows, cols) };
         let half = (projection < 2).then_some(projection);

@@ -10,11 +10,18 @@
 pub(crate) mod bnb4;
 mod bnb8;
 mod bnb_config;
+mod bytes;
+mod ct;
+mod fp8;
+mod gpt_oss;
 mod grid;
+mod mlx;
 mod module;
+mod packed;
 pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
+mod scaled;
 mod settings;
 #[cfg(test)]
 pub(crate) mod toy;
@@ -48,6 +55,20 @@ pub static FORMATS: &[&dyn Format] = &[
     &bnb4::NF4,
     &bnb4::FP4,
     &bnb8::Int8,
+    &fp8::Fp8,
+    &ct::INT4,
+    &ct::INT8,
+    &ct::INT,
+    &ct::FP8,
+    &ct::NVFP4,
+    &ct::MXFP4,
+    &ct::MXFP8,
+    &packed::Gptq,
+    &packed::Awq,
+    &gpt_oss::GptOss,
+    &mlx::Mlx,
+    &bytes::QUANTO,
+    &bytes::TORCHAO,
     &plain::F32,
     &plain::F16,
     &plain::BF16,
@@ -73,6 +94,11 @@ pub trait Format: Sync {
 
     /// A weight of this format for values of type `values`, with nothing in it yet.
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
+
+    /// True if a weight of another format can become one of this; false for formats that are read, and written back where a base has them.
+    fn is_made(&self) -> bool {
+        true
+    }
 
     /// True if values become codes, so that only some matrices are stored this way (and everything else stays as it is).
     fn quantizes(&self) -> bool {
@@ -258,8 +284,8 @@ pub struct Settled {
 
 /// The format of that name.
 pub fn by_id(id: &str) -> Result<&'static dyn Format> {
-    FORMATS.iter().copied().find(|format| format.id() == id).ok_or_else(|| {
-        let known: Vec<_> = FORMATS.iter().map(|format| format.id()).collect();
+    FORMATS.iter().copied().find(|format| format.is_made() && format.id() == id).ok_or_else(|| {
+        let known: Vec<_> = FORMATS.iter().filter(|format| format.is_made()).map(|format| format.id()).collect();
         usage(format!("there is no format `{id}`")).with_hint(format!("formats: same, {}", known.join(", ")))
     })
 }
@@ -328,6 +354,13 @@ pub fn phrase<'n>(names: impl Iterator<Item = &'n str>) -> String {
     names.sort_by_key(|name| (place(name), *name));
     names.dedup();
     names.join(" + ")
+}
+
+/// What `config.json` calls the way in which a checkpoint's weights are stored.
+fn method(checkpoint: &Checkpoint) -> Option<&str> {
+    let config = checkpoint.config.as_ref()?;
+    let about = config.quantization().or_else(|| config.find("compression_config")?.as_object())?;
+    about.get("quant_method")?.as_str()
 }
 
 /// Reads little-endian f32 values.

@@ -43,6 +43,10 @@ impl Format for Toy {
         Ok(vec![Claim { weight: Arc::new(weight), entries }])
     }
 
+    fn is_made(&self) -> bool {
+        false
+    }
+
     fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
         Err(unsupported("toy is not made from other formats").in_tensor(name))
     }

@@ -285,7 +285,8 @@ impl Run<'_> {
         let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() {
-            not_copied = copy_others(base, &adapters, options.tokenizer, self.output.sink())?;
+            let keeps_format = self.plan.keeps_format(self.inputs);
+            not_copied = copy_others(base, &adapters, options.tokenizer, keeps_format, self.output.sink())?;
         }
         if let Some(config) = &self.plan.config {
             self.output.write_file("config.json", config.to_text().as_bytes())?;

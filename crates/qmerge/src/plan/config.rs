@@ -27,6 +27,8 @@ pub(super) fn edited(
     }
     classifier::skip(&mut config, &change.added);
     if let Some(to) = options.to {
+        // Where other tools describe what is now stored otherwise.
+        ["quantization", "compression_config"].iter().for_each(|key| config.remove_everywhere(key));
         to.describe(&mut config, &options.settings, skipped)?;
     }
     Ok((config.json != base.json).then_some(config))

@@ -194,6 +194,7 @@ impl Plan {
         warnings.extend(repeats(&inputs.adapters));
         let own = base_names::of_base(&inputs.base);
         warnings.extend(inputs.adapters.iter().filter_map(|adapter| base_names::warning(adapter, &own)));
+        warnings.extend(inputs.adapters.iter().filter_map(|adapter| rescaled_warning(adapter, inputs)));
         let mut untrained_modules = 0;
         let mut untrained = !inputs.adapters.is_empty();
         for (adapter, changes) in inputs.adapters.iter().zip(&changes) {
@@ -245,6 +246,13 @@ impl Plan {
         })
     }
 
+    /// True if what the base has of quantized weights stays in its formats, or it has none.
+    pub(crate) fn keeps_format(&self, inputs: &Inputs) -> bool {
+        let mut coded = inputs.inventory.weights.iter().filter(|claim| !claim.weight.is_plain()).peekable();
+        coded.peek().is_none()
+            || coded.any(|claim| self.output_format.split(" + ").any(|have| have == claim.weight.format()))
+    }
+
     /// True if some weight is rounded by what is known of its inputs.
     pub fn is_calibrated(&self) -> bool {
         self.recodes().any(|recode| recode.rounding.whole().is_some())
@@ -263,6 +271,21 @@ impl Plan {
     pub fn output_bytes(&self) -> u64 {
         self.files.iter().map(OutFile::max_bytes).sum()
     }
+}
+
+/// AWQ moves factors between layers: an adapter of the original model is one of another function.
+fn rescaled_warning(adapter: &Adapter, inputs: &Inputs) -> Option<String> {
+    let is_awq = inputs.inventory.weights.iter().any(|claim| claim.weight.format() == "awq");
+    let trained_on = adapter.config.base_model.as_deref().filter(|_| is_awq)?;
+    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();
+    let is_own = last(trained_on).contains("awq") || last(trained_on) == last(&inputs.base.path.to_string_lossy());
+    (!is_own).then(|| {
+        format!(
+            "{}: the base is stored as AWQ, which rescales the inputs of layers, so an adapter that was trained on the model before that does not fit it; \
+             this one was trained on `{trained_on}`",
+            adapter.path.display()
+        )
+    })
 }
 
 /// The format of each matrix of the output.

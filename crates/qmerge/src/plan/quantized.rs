@@ -16,7 +16,7 @@ use crate::formats::{Format, Weight};
 #[derive(Debug, Default)]
 pub(super) struct Quantized<'a> {
     takes: HashSet<&'a str>,
-    /// Entries of `llm_int8_skip_modules`; `None` if the loader's own default says the same.
+    /// Entries of `llm_int8_skip_modules` or what the format calls it; `None` if the loader's own default says the same.
     pub(super) skipped: Option<Vec<String>>,
     /// What is not known for certain.
     pub(super) warning: Option<String>,
@@ -133,14 +133,16 @@ fn is_own(names: &Names<'_>, module: &str) -> bool {
     module.strip_suffix("out_proj").is_some_and(|path| names.exact(&format!("{path}in_proj_weight")).is_some())
 }
 
-/// Layers that a base in bitsandbytes' formats keeps plain on purpose: they stay so in another such format.
+/// Layers that a quantized base keeps plain on purpose: they stay so in another quantized format.
 struct PlainInBase<'a>(Vec<&'a str>);
 
 impl<'a> PlainInBase<'a> {
     fn of(names: &Names<'a>) -> Self {
         let quantization = names.checkpoint.config.as_ref().and_then(|config| config.quantization());
-        let list = quantization.and_then(|fields| fields.get("llm_int8_skip_modules")?.as_array());
-        Self(list.into_iter().flatten().filter_map(|entry| entry.as_str()).filter(|entry| !entry.is_empty()).collect())
+        let lists = ["llm_int8_skip_modules", "modules_to_not_convert", "ignored_layers", "ignore"]
+            .into_iter()
+            .filter_map(|key| quantization?.get(key)?.as_array());
+        Self(lists.flatten().filter_map(|entry| entry.as_str()).filter(|entry| !entry.is_empty()).collect())
     }
 
     /// As transformers 5 takes an entry, or as releases before it and vLLM do, to whom it may stand anywhere in the path.

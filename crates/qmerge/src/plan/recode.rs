@@ -175,7 +175,8 @@ impl Builder<'_, '_> {
         let geometry = from.weight.geometry();
         let turned = target.is_some_and(|target| target.turned);
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out = stack.is_some() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let in_out =
+            stack.is_some() && claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
         let transposed = in_out || is_transposed(names, from.weight.as_ref());
         let to: Arc<dyn Weight> = match (target, stores_as) {
             (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),

@@ -5,6 +5,7 @@
 //! where a compiler does not find the instruction: table lookups of 4-bit codes. `QMERGE_SIMD` forces a level
 //! (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
 
+pub(crate) mod codes;
 pub(crate) mod differences;
 pub(crate) mod dots;
 pub mod exp;
@@ -17,6 +18,7 @@ pub(crate) mod nibbles;
 pub(crate) mod rows8;
 pub mod tanh;
 pub(crate) mod vectors;
+pub(crate) mod words;
 
 use std::sync::OnceLock;
 

@@ -51,18 +51,26 @@ const WEIGHT_ENDINGS: &[&str] = &[
     ".index.json",
 ];
 
-/// Copies the files beside the weights into `to`. Returns a warning for each link that was not followed. The base's card is not copied where an adapter is merged: it describes another model, and the output
+/// Files that say how quantized weights are stored, beside what config.json says.
+const QUANTIZATION_FILES: &[&str] =
+    &["quantize_config.json", "quant_config.json", "quanto_qmap.json", "hf_quant_config.json"];
+
+/// Copies the files beside the weights into `to`; those that describe quantized weights only where the output `keeps_format`. Returns a warning for each link that was not followed. The base's card is not copied where an adapter is merged: it describes another model, and the output
 /// gets a card of its own.
 pub(crate) fn copy_others(
     base: &dyn Store,
     adapters: &[&dyn Store],
     tokenizer: Tokenizer,
+    keeps_format: bool,
     to: &dyn Sink,
 ) -> Result<Vec<String>> {
     let mut sources: BTreeMap<String, &dyn Store> = BTreeMap::new();
     let mut warnings = Vec::new();
     for name in collect(base, "", &mut warnings)? {
         sources.insert(name, base);
+    }
+    if !keeps_format {
+        sources.retain(|name, _| !QUANTIZATION_FILES.contains(&name.as_str()));
     }
     if !adapters.is_empty() {
         sources.remove(super::names::CARD_NAME);

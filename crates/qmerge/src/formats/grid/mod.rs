@@ -64,6 +64,8 @@ pub struct Grid {
     pub offsets: Vec<f32>,
     /// Type that decoded values are rounded to.
     pub values: Dtype,
+    /// Scaled levels are rounded once before the offset is added.
+    pub twice: bool,
     /// Scales that can be stored.
     pub choices: Choices,
     /// Offsets that can be stored.
@@ -89,6 +91,7 @@ impl Grid {
             zeros: Vec::new(),
             offsets: Vec::new(),
             values,
+            twice: false,
             choices: Choices::Fixed,
             offset_choices: Choices::Fixed,
         }
@@ -128,7 +131,8 @@ impl Grid {
     }
 
     fn shifted_value(&self, run: usize, scale: f32, offset: f32, level: f32) -> f32 {
-        round_one(self.values, (level - self.zero(run)) * scale + offset)
+        let scaled = (level - self.zero(run)) * scale;
+        round_one(self.values, if self.twice { round_one(self.values, scaled) } else { scaled } + offset)
     }
 
     /// The values of all levels of a small table at a run under a scale and an offset, NaN where it has fewer.

@@ -5,6 +5,7 @@
 //! out of [`RECOGNISED`]. What no row describes is refused too, where it can only be codes.
 
 mod table;
+mod variants;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -17,9 +18,6 @@ use super::Inventory;
 use crate::dtype::Dtype;
 use crate::error::{Error, unsupported};
 use crate::open::{Checkpoint, Entry};
-
-/// `quant_method` of what is read.
-const UNDERSTOOD: &[&str] = &["bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"];
 
 /// Keys of `config.json` under which a way of storing is described.
 const KEYS: &[&str] = &["quantization_config", "compression_config", "quantization"];
@@ -85,10 +83,11 @@ fn in_config(checkpoint: &Checkpoint, borne_out: bool) -> Option<Unsupported> {
     let (key, about) = described.iter().find(|(_, about)| !is_understood(about))?;
     let method = about.get("quant_method").and_then(Value::as_str);
     let row = method.and_then(|method| RECOGNISED.iter().find(|row| row.methods.contains(&method)));
-    // MLX writes what it did under both keys, without a method.
-    let mlx = || RECOGNISED.iter().find(|row| row.id == "mlx").filter(|_| *key == "quantization");
-    let row = row.or_else(|| if method.is_none() { mlx() } else { None });
+    let variant = method.and_then(|method| variants::refused(method, about));
     let (format, about) = match (row, method) {
+        (_, Some(method)) if variant.is_some() => {
+            (method.to_owned(), format!("`{key}` says that the weights are stored as {}", variant.unwrap_or_default()))
+        }
         (Some(row), _) => (row.id.to_owned(), format!("`{key}` says that the weights are stored as {}", row.about)),
         (None, Some(method)) => {
             (method.to_owned(), format!("`{key}` says that the weights are stored by the method `{method}`"))
@@ -121,8 +120,9 @@ fn described(map: &Map<String, Value>, depth: usize) -> Vec<(&str, &Map<String, 
 
 fn is_understood(about: &Map<String, Value>) -> bool {
     match about.get("quant_method").and_then(Value::as_str) {
-        Some(method) => UNDERSTOOD.contains(&method),
-        // Before transformers wrote a method there was bitsandbytes alone.
+        Some(method) => variants::is_understood(method) && variants::refused(method, about).is_none(),
+        // MLX writes no method. Before transformers wrote one there was bitsandbytes alone.
+        None if about.contains_key("bits") && about.contains_key("group_size") => true,
         None => about
             .keys()
             .any(|key| key.starts_with("load_in_") || key.starts_with("bnb_4bit_") || key.starts_with("llm_int8_")),
@@ -161,15 +161,15 @@ impl Mark {
     }
 }
 
-/// What no format claimed and what can only be codes: whole numbers where a layer's matrix should be, or with scales beside them. Positions,
-/// counters and masks are not.
+/// What no format claimed and what can only be codes: floats of fewer than 16 bits, and whole numbers where a layer's matrix should be, or with scales
+/// beside them. Positions, counters and masks are not.
 pub(crate) fn unclaimed(checkpoint: &Checkpoint, inventory: &Inventory) -> Option<Unsupported> {
-    let matrices: Vec<&Entry> = inventory
-        .opaque
-        .iter()
-        .filter_map(|&at| checkpoint.entries.get(at))
-        .filter(|entry| entry.shape.len() >= 2 && is_integer(entry.dtype))
-        .collect();
+    let opaque = || inventory.opaque.iter().filter_map(|&at| checkpoint.entries.get(at));
+    if let Some(entry) = opaque().find(|entry| is_small_float(entry.dtype)) {
+        let about = format!("{} of shape {:?} without scales of a known format", entry.dtype, entry.shape);
+        return Some(of_tensor(checkpoint, entry, "unknown", about, remedy(None)));
+    }
+    let matrices: Vec<&Entry> = opaque().filter(|entry| entry.shape.len() >= 2 && is_integer(entry.dtype)).collect();
     if matrices.is_empty() {
         return None;
     }
@@ -183,7 +183,7 @@ pub(crate) fn unclaimed(checkpoint: &Checkpoint, inventory: &Inventory) -> Optio
         let scaled = |beside: &HashSet<&str>| {
             SCALES.iter().any(|name| beside.contains(name) || beside.contains(format!("{last}_{name}").as_str()))
         };
-        last == "weight" || modules.get(module).is_some_and(scaled)
+        last == "weight" || last == "qweight" || modules.get(module).is_some_and(scaled)
     };
     let entry = matrices.iter().find(codes)?;
     let about =
@@ -194,6 +194,11 @@ pub(crate) fn unclaimed(checkpoint: &Checkpoint, inventory: &Inventory) -> Optio
 fn is_integer(dtype: Dtype) -> bool {
     use Dtype::{I8, I16, I32, I64, U8, U16, U32, U64};
     matches!(dtype, I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}
+
+fn is_small_float(dtype: Dtype) -> bool {
+    use Dtype::{F4, F6E2M3, F6E3M2, F8E4M3, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0};
+    matches!(dtype, F4 | F6E2M3 | F6E3M2 | F8E4M3 | F8E4M3Fnuz | F8E5M2 | F8E5M2Fnuz | F8E8M0)
 }
 
 fn of_tensor(checkpoint: &Checkpoint, entry: &Entry, format: &str, about: String, remedy: String) -> Unsupported {

@@ -31,8 +31,8 @@ const fn mark(end: &'static str, types: &'static [Dtype], beside: &'static [&'st
     Mark { end, types, beside }
 }
 
-const FLOAT8: &[Dtype] = &[Dtype::F8E4M3, Dtype::F8E5M2, Dtype::F8E4M3Fnuz, Dtype::F8E5M2Fnuz, Dtype::F8E8M0];
-const SMALL_FLOATS: &[Dtype] = &[Dtype::F4, Dtype::F6E2M3, Dtype::F6E3M2];
+/// Types of words and bytes that hold several codes.
+const PACKED: &[Dtype] = &[Dtype::U8, Dtype::I32, Dtype::U32, Dtype::F4];
 
 /// What a row leaves out.
 const UNMARKED: Recognised = Recognised { id: "", about: "", methods: &[], files: &[], marks: &[], also: "" };
@@ -40,25 +40,9 @@ const UNMARKED: Recognised = Recognised { id: "", about: "", methods: &[], files
 /// More specific ones first.
 pub(super) static RECOGNISED: &[Recognised] = &[
     Recognised {
-        id: "gptq",
-        about: "GPTQ, integers of 2 to 8 bits packed into words",
-        methods: &["gptq"],
-        files: &["quantize_config.json"],
-        marks: &[mark(".qweight", &[Dtype::I32], &[".qzeros", ".g_idx"])],
-        ..UNMARKED
-    },
-    Recognised {
-        id: "awq",
-        about: "AWQ, integers of 4 bits packed into words",
-        methods: &["awq"],
-        files: &["quant_config.json"],
-        marks: &[mark(".qweight", &[Dtype::I32], &[".qzeros", ".scales"])],
-        ..UNMARKED
-    },
-    Recognised {
-        id: "auto-round",
-        about: "AutoRound, packed integers",
-        methods: &["auto-round", "intel/auto-round"],
+        id: "compressed-tensors",
+        about: "compressed-tensors' sparse matrices",
+        marks: &[mark(".compressed", &[], &[".bitmask"])],
         ..UNMARKED
     },
     Recognised {
@@ -70,33 +54,6 @@ pub(super) static RECOGNISED: &[Recognised] = &[
         ..UNMARKED
     },
     Recognised {
-        id: "compressed-tensors",
-        about: "compressed-tensors (llm-compressor)",
-        methods: &["compressed-tensors", "compressed_tensors", "sparseml"],
-        marks: &[
-            mark(".weight_packed", &[], &[]),
-            mark(".weight", &[Dtype::I8], &[".weight_scale"]),
-            mark(".compressed", &[], &[".bitmask"]),
-        ],
-        also: "or write it plain: load it in transformers with CompressedTensorsConfig(run_compressed=False) and save it",
-        ..UNMARKED
-    },
-    Recognised {
-        id: "mxfp4",
-        about: "MXFP4, blocks of 4-bit floats with shared exponents",
-        methods: &["mxfp4"],
-        marks: &[mark("_blocks", &[Dtype::U8], &["_scales"])],
-        also: "or write it in bf16: load it in transformers with Mxfp4Config(dequantize=True) and save it",
-        ..UNMARKED
-    },
-    Recognised {
-        id: "fp8",
-        about: "FP8, 8-bit floats with scales",
-        methods: &["fp8", "fbgemm_fp8"],
-        marks: &[mark("_scale_inv", &[], &[]), mark("", FLOAT8, &[])],
-        ..UNMARKED
-    },
-    Recognised {
         id: "hqq",
         about: "HQQ, packed integers with fitted zero points",
         methods: &["hqq"],
@@ -104,30 +61,16 @@ pub(super) static RECOGNISED: &[Recognised] = &[
         ..UNMARKED
     },
     Recognised {
-        id: "mlx",
-        about: "MLX, integers packed into words with scales and biases",
-        marks: &[mark(".weight", &[Dtype::U32], &[".scales"])],
-        also: "or write it plain with `mlx_lm.convert --dequantize`",
-        ..UNMARKED
-    },
-    Recognised {
         id: "quanto",
-        about: "quanto",
-        methods: &["quanto"],
-        files: &["quanto_qmap.json"],
-        marks: &[
-            mark(".weight._data", &[], &[]),
-            mark(".weight._data._data", &[], &[]),
-            mark(".weight._scale", &[], &[]),
-        ],
+        about: "quanto, integers of 2 or 4 bits packed into bytes",
+        marks: &[mark(".weight._data._data", &[], &[])],
         ..UNMARKED
     },
     Recognised {
         id: "torchao",
-        about: "torchao",
-        methods: &["torchao"],
+        about: "torchao, packed codes",
         marks: &[
-            mark("_weight_qdata", &[], &[]),
+            mark("_weight_qdata", PACKED, &[]),
             mark(":qdata", &[], &[]),
             mark("_weight_int_data", &[], &[]),
             mark(":int_data", &[], &[]),
@@ -197,16 +140,4 @@ pub(super) static RECOGNISED: &[Recognised] = &[
     Recognised { id: "quark", about: "AMD Quark", methods: &["quark"], ..UNMARKED },
     Recognised { id: "fp-quant", about: "FP-Quant", methods: &["fp_quant"], ..UNMARKED },
     Recognised { id: "sinq", about: "SINQ", methods: &["sinq"], ..UNMARKED },
-    Recognised {
-        id: "small floats",
-        about: "floats of 4 or 6 bits",
-        marks: &[mark("", SMALL_FLOATS, &[])],
-        ..UNMARKED
-    },
-    Recognised {
-        id: "packed integers",
-        about: "packed integers of a format that is not known",
-        marks: &[mark(".qweight", &[], &[]), mark(".qzeros", &[], &[]), mark(".g_idx", &[], &[])],
-        ..UNMARKED
-    },
 ];

@@ -1,0 +1,467 @@
+//! Codes as numbers and numbers as codes: 8-bit and 4-bit floats, signed bytes, and fields of 1 to 8 bits in little-endian words.
+//!
+//! Decoding gives levels, before any scale; `scale` makes values of them. Encoding takes levels that need not be whole and stores the nearest,
+//! ties to even, within the range that a code has: never a NaN.
+
+use super::versions;
+
+/// Largest finite 8-bit float (four bits of exponent, three of mantissa, no infinities).
+pub(crate) const E4M3_MAX: f32 = 448.0;
+
+/// Adding and subtracting 1.5·2^23 rounds to the nearest integer, ties to even.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even; for magnitudes below 2^22.
+#[inline(always)]
+pub(crate) fn round_even(x: f32) -> f32 {
+    (x + MAGIC) - MAGIC
+}
+
+/// The value of an 8-bit float.
+#[inline(always)]
+pub(crate) fn e4m3(code: u8) -> f32 {
+    let (sign, magnitude) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7f));
+    // The fields of an f32 lie in the same order; exponents differ by 120, and subnormals come out right too.
+    let value = f32::from_bits(magnitude << 20) * f32::from_bits((127 + 120) << 23);
+    let value = if magnitude == 0x7f { f32::NAN } else { value };
+    f32::from_bits(value.to_bits() | sign)
+}
+
+/// The nearest 8-bit float, ties to even. What is too large becomes ±448.
+#[inline(always)]
+pub(crate) fn to_e4m3(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+    // A NaN is not less.
+    let magnitude = if magnitude < E4M3_MAX { magnitude } else { E4M3_MAX };
+    let small = round_even(magnitude * 512.0) as u32;
+    let bits = magnitude.to_bits();
+    let rounded = bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)) >> 20;
+    let code = if magnitude < 1.0 / 64.0 { small } else { rounded.wrapping_sub(120 << 3) };
+    sign | code as u8
+}
+
+/// The value of a 4-bit float (two bits of exponent, one of mantissa).
+#[inline(always)]
+pub(crate) fn e2m1(code: u8) -> f32 {
+    let code = u32::from(code);
+    let (exponent, mantissa) = ((code >> 1) & 3, code & 1);
+    let twice = if exponent == 0 { mantissa } else { ((2 + mantissa) << exponent) >> 1 };
+    let value = twice as i32 as f32 * 0.5;
+    f32::from_bits(value.to_bits() | ((code & 8) << 28))
+}
+
+/// The nearest 4-bit float, ties to even. What is too large becomes ±6.
+#[inline(always)]
+pub(crate) fn to_e2m1(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 28) as u8 & 8;
+    let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+    let magnitude = if magnitude < 6.0 { magnitude } else { 6.0 };
+    let small = round_even(magnitude * 2.0) as u32;
+    let bits = magnitude.to_bits();
+    let rounded = bits.wrapping_add(0x1f_ffff + ((bits >> 22) & 1)) >> 22;
+    sign | if magnitude < 1.0 { small } else { rounded.wrapping_sub(126 << 1) } as u8
+}
+
+/// 2^(code − 127), a scale that is an exponent alone; 255 is NaN.
+pub(crate) fn e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(code) << 23),
+    }
+}
+
+/// The code of a power of two.
+pub(crate) fn to_e8m0(x: f32) -> u8 {
+    (x.to_bits() >> 23) as u8
+}
+
+versions! {
+    /// Levels of 8-bit floats.
+    pub(crate) fn e4m3_levels(codes: &[u8], out: &mut [f32]) = e4m3_body;
+}
+
+#[inline(always)]
+fn e4m3_body(codes: &[u8], out: &mut [f32]) {
+    for (out, &code) in out.iter_mut().zip(codes) {
+        *out = e4m3(code);
+    }
+}
+
+versions! {
+    /// Levels of signed bytes.
+    pub(crate) fn byte_levels(codes: &[u8], out: &mut [f32]) = byte_body;
+}
+
+#[inline(always)]
+fn byte_body(codes: &[u8], out: &mut [f32]) {
+    for (out, &code) in out.iter_mut().zip(codes) {
+        *out = f32::from(code as i8);
+    }
+}
+
+/// Largest scale by which [`e4m3_scaled`] multiplies: beyond it a factor of 2^120 may overflow.
+const E4M3_SCALE: f32 = 64.0;
+
+/// Values of 8-bit floats under a scale for each run of a row, rounded to bfloat16 or not; false, and nothing done, where a code or a scale is of a kind that this does not
+/// decode.
+pub(crate) fn e4m3_values(codes: &[u8], run: usize, scales: &[f32], bf16: bool, out: &mut [f32]) -> bool {
+    if any_nan(codes) || !scales.iter().all(|scale| scale.abs() <= E4M3_SCALE) {
+        return false;
+    }
+    if bf16 {
+        e4m3_bf16(codes, run, scales, out)
+    } else {
+        e4m3_f32(codes, run, scales, out)
+    }
+    true
+}
+
+versions! { fn any_nan(codes: &[u8]) -> bool = any_nan_body; }
+versions! { fn e4m3_bf16(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = e4m3_scaled::<true>; }
+versions! { fn e4m3_f32(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = e4m3_scaled::<false>; }
+
+#[inline(always)]
+fn any_nan_body(codes: &[u8]) -> bool {
+    codes.iter().fold(false, |any, code| any | (code & 0x7f == 0x7f))
+}
+
+#[inline(always)]
+fn e4m3_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) {
+    for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
+        // The fields of an f32 lie in the same order; its exponent is too small by 120.
+        let scale = scale * f32::from_bits((127 + 120) << 23);
+        for (out, &code) in out.iter_mut().zip(codes) {
+            let bits = (i32::from(code as i8) << 20) as u32 & 0x87f0_0000;
+            *out = rounded::<BF16>(f32::from_bits(bits) * scale);
+        }
+    }
+}
+
+/// Rounds what is no NaN to bfloat16, or not at all.
+#[inline(always)]
+fn rounded<const BF16: bool>(x: f32) -> f32 {
+    let bits = x.to_bits();
+    if BF16 { f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000) } else { x }
+}
+
+/// Values of signed bytes under a scale for each run of a row, rounded to bfloat16 or not; false, and nothing done, where a scale is not finite.
+pub(crate) fn byte_values(codes: &[u8], run: usize, scales: &[f32], bf16: bool, out: &mut [f32]) -> bool {
+    if !scales.iter().all(|scale| scale.is_finite()) {
+        return false;
+    }
+    if bf16 {
+        bytes_bf16(codes, run, scales, out)
+    } else {
+        bytes_f32(codes, run, scales, out)
+    }
+    true
+}
+
+versions! { fn bytes_bf16(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<true>; }
+versions! { fn bytes_f32(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<false>; }
+
+#[inline(always)]
+fn bytes_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) {
+    for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = rounded::<BF16>(f32::from(code as i8) * scale);
+        }
+    }
+}
+
+versions! {
+    /// Levels of 4-bit floats, two in a byte, the first in the low half.
+    pub(crate) fn e2m1_levels(codes: &[u8], out: &mut [f32]) = e2m1_body;
+}
+
+#[inline(always)]
+fn e2m1_body(codes: &[u8], out: &mut [f32]) {
+    for (pair, &code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        *pair = [e2m1(code & 15), e2m1(code >> 4)];
+    }
+}
+
+/// Levels of fields of `bits` (1 to 8) in words, each plus `low`. `dense` fields follow each other without a gap; others never cross a word.
+pub(crate) fn field_levels(bits: usize, dense: bool, codes: &[u8], low: f32, out: &mut [f32]) {
+    match (bits, dense) {
+        (1, _) => fields1(codes, low, out),
+        (2, _) => fields2(codes, low, out),
+        (4, _) => fields4(codes, low, out),
+        (8, _) => fields8(codes, low, out),
+        (3, true) => stream3(codes, low, out),
+        (5, true) => stream5(codes, low, out),
+        (6, true) => stream6(codes, low, out),
+        (7, true) => stream7(codes, low, out),
+        (3, false) => fields3(codes, low, out),
+        (5, false) => fields5(codes, low, out),
+        (6, false) => fields6(codes, low, out),
+        _ => fields7(codes, low, out),
+    }
+}
+
+versions! { fn fields1(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<1>; }
+versions! { fn fields2(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<2>; }
+versions! { fn fields3(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<3>; }
+versions! { fn fields4(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<4>; }
+versions! { fn fields5(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<5>; }
+versions! { fn fields6(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<6>; }
+versions! { fn fields7(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<7>; }
+versions! { fn fields8(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<8>; }
+versions! { fn stream3(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<3>; }
+versions! { fn stream5(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<5>; }
+versions! { fn stream6(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<6>; }
+versions! { fn stream7(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<7>; }
+
+#[inline(always)]
+fn fields_body<const BITS: usize>(codes: &[u8], low: f32, out: &mut [f32]) {
+    let (per, mask) = (32 / BITS, (1_u32 << BITS) - 1);
+    let words = codes.as_chunks::<4>().0;
+    let whole = out.len() / per;
+    let (head, tail) = out.split_at_mut(whole * per);
+    let level = |word: u32, j: usize| ((word >> (j * BITS)) & mask) as i32 as f32 + low;
+    for (out, word) in head.chunks_exact_mut(per).zip(words) {
+        let word = u32::from_le_bytes(*word);
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = level(word, j);
+        }
+    }
+    if let Some(word) = words.get(whole) {
+        tail.iter_mut().enumerate().for_each(|(j, out)| *out = level(u32::from_le_bytes(*word), j));
+    }
+}
+
+#[inline(always)]
+fn stream_body<const BITS: usize>(codes: &[u8], low: f32, out: &mut [f32]) {
+    let mask = (1_u32 << BITS) - 1;
+    for (codes, out) in codes.chunks(4 * BITS).zip(out.chunks_mut(32)) {
+        let mut words = [0_u32; 9];
+        for (word, bytes) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        let mut levels = [0.0; 32];
+        for (j, level) in levels.iter_mut().enumerate() {
+            let (at, shift) = (j * BITS / 32, j * BITS % 32);
+            let pair = u64::from(words[at]) | u64::from(words[at + 1]) << 32;
+            *level = ((pair >> shift) as u32 & mask) as i32 as f32 + low;
+        }
+        out.copy_from_slice(&levels[..out.len()]);
+    }
+}
+
+/// Stores levels as fields; see [`field_levels`]. Bits of the words that belong to no field are 0.
+pub(crate) fn pack_fields(bits: usize, dense: bool, levels: &[f32], low: f32, out: &mut [u8]) {
+    let most = ((1_u32 << bits) - 1) as f32;
+    let field = |x: f32| round_even(x - low).clamp(0.0, most) as u64;
+    let per = if dense { 32 } else { 32 / bits };
+    let bytes = if dense { 4 * bits } else { 4 };
+    for (out, levels) in out.chunks_mut(bytes).zip(levels.chunks(per)) {
+        let (mut words, mut held, mut filled) = (out.chunks_mut(4), 0_u64, 0);
+        for &x in levels {
+            held |= field(x) << filled;
+            filled += bits;
+            if filled >= 32 {
+                words.next().into_iter().for_each(|word| word.copy_from_slice(&(held as u32).to_le_bytes()));
+                (held, filled) = (held >> 32, filled - 32);
+            }
+        }
+        if filled > 0 {
+            words.next().into_iter().for_each(|word| word.copy_from_slice(&(held as u32).to_le_bytes()));
+        }
+    }
+}
+
+versions! {
+    /// Stores levels as 8-bit floats.
+    pub(crate) fn pack_e4m3(levels: &[f32], out: &mut [u8]) = pack_e4m3_body;
+}
+
+#[inline(always)]
+fn pack_e4m3_body(levels: &[f32], out: &mut [u8]) {
+    for (out, &x) in out.iter_mut().zip(levels) {
+        *out = to_e4m3(x);
+    }
+}
+
+versions! {
+    /// Stores levels as signed bytes.
+    pub(crate) fn pack_bytes(levels: &[f32], out: &mut [u8]) = pack_bytes_body;
+}
+
+#[inline(always)]
+fn pack_bytes_body(levels: &[f32], out: &mut [u8]) {
+    for (out, &x) in out.iter_mut().zip(levels) {
+        *out = round_even(x.clamp(-128.0, 127.0)) as i8 as u8;
+    }
+}
+
+versions! {
+    /// Stores levels as 4-bit floats, the first of two in the low half of a byte.
+    pub(crate) fn pack_e2m1(levels: &[f32], out: &mut [u8]) = pack_e2m1_body;
+}
+
+#[inline(always)]
+fn pack_e2m1_body(levels: &[f32], out: &mut [u8]) {
+    for (out, pair) in out.iter_mut().zip(levels.as_chunks::<2>().0) {
+        *out = to_e2m1(pair[0]) | to_e2m1(pair[1]) << 4;
+    }
+}
+
+versions! {
+    /// `(level − zero) · scale` for runs of a row; without zeros where there are none.
+    pub(crate) fn scale(levels: &mut [f32], run: usize, scales: &[f32], zeros: &[f32]) = scale_body;
+}
+
+#[inline(always)]
+fn scale_body(levels: &mut [f32], run: usize, scales: &[f32], zeros: &[f32]) {
+    if zeros.is_empty() {
+        for (levels, &scale) in levels.chunks_mut(run).zip(scales) {
+            levels.iter_mut().for_each(|x| *x *= scale);
+        }
+    } else {
+        for ((levels, &scale), &zero) in levels.chunks_mut(run).zip(scales).zip(zeros) {
+            levels.iter_mut().for_each(|x| *x = (*x - zero) * scale);
+        }
+    }
+}
+
+versions! {
+    /// `value / scale + zero` for runs of a row, with the quotient rounded before a whole zero is added. Under no scale everything is the zero.
+    pub(crate) fn unscale(values: &mut [f32], run: usize, scales: &[f32], zeros: &[f32]) = unscale_body;
+}
+
+#[inline(always)]
+fn unscale_body(values: &mut [f32], run: usize, scales: &[f32], zeros: &[f32]) {
+    for (k, (values, &scale)) in values.chunks_mut(run).zip(scales).enumerate() {
+        let divisor = if scale == 0.0 { f32::INFINITY } else { scale };
+        values.iter_mut().for_each(|x| *x /= divisor);
+        if let Some(&zero) = zeros.get(k) {
+            let whole = zero.fract() == 0.0;
+            // Beyond the largest code nothing needs to be rounded.
+            let rounded = |x: f32| if whole && x.abs() < 1024.0 { round_even(x) } else { x };
+            values.iter_mut().for_each(|x| *x = rounded(*x) + zero);
+        }
+    }
+}
+
+versions! {
+    /// Least and largest value of each run of a row. A NaN is neither.
+    pub(crate) fn bounds(values: &[f32], run: usize, out: &mut [[f32; 2]]) = bounds_body;
+}
+
+#[inline(always)]
+fn bounds_body(values: &[f32], run: usize, out: &mut [[f32; 2]]) {
+    for (values, [low, high]) in values.chunks(run).zip(out) {
+        (*low, *high) = values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| {
+            (if x < low { x } else { low }, if x > high { x } else { high })
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::forced::at_every_level;
+
+    #[test]
+    fn every_float_code_reads_back_and_ties_go_to_even() {
+        for code in (0..=255_u8).filter(|code| code & 0x7f != 0x7f) {
+            assert_eq!(to_e4m3(e4m3(code)), code);
+        }
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+        for code in 0..16_u8 {
+            assert_eq!(to_e2m1(e2m1(code)), code);
+        }
+        for (codes, decode, encode) in
+            [(126, e4m3 as fn(u8) -> f32, to_e4m3 as fn(f32) -> u8), (7, e2m1 as fn(u8) -> f32, to_e2m1)]
+        {
+            for code in 0..codes {
+                let (low, high) = (decode(code), decode(code + 1));
+                let even = if code % 2 == 0 { code } else { code + 1 };
+                assert_eq!(encode(low + (high - low) / 2.0), even, "{code}");
+                assert_eq!(encode(low + (high - low) * 0.49), code);
+                assert_eq!(encode(low + (high - low) * 0.51), code + 1);
+            }
+        }
+        assert_eq!([f32::NAN, f32::INFINITY, -1e9, 464.0].map(|x| to_e4m3(x) & 0x7f), [0x7e; 4]);
+        assert_eq!([f32::NAN, f32::INFINITY, -1e9, 7.0].map(|x| to_e2m1(x) & 7), [7; 4]);
+        for code in 1..255 {
+            assert_eq!((to_e8m0(e8m0(code)), e8m0(code)), (code, 2.0_f32.powi(i32::from(code) - 127)));
+        }
+        assert_eq!((e8m0(0), to_e8m0(e8m0(0))), (2.0_f32.powi(-127), 0));
+    }
+
+    #[test]
+    fn fields_of_every_width_read_back_at_every_level() {
+        for bits in 1..=8_usize {
+            for dense in [true, false] {
+                for n in [1, 31, 32, 40, 200] {
+                    let low = -((1 << (bits - 1)) as f32);
+                    let levels: Vec<f32> = (0..n).map(|i| (i * 37 % (1 << bits)) as f32 + low).collect();
+                    let words = if dense { (n * bits).div_ceil(32) } else { n.div_ceil(32 / bits) };
+                    let mut codes = vec![0; 4 * words];
+                    pack_fields(bits, dense, &levels, low, &mut codes);
+                    for (level, back) in at_every_level(|| {
+                        let mut back = vec![9.0; n];
+                        field_levels(bits, dense, &codes, low, &mut back);
+                        back
+                    }) {
+                        assert_eq!(back, levels, "{level:?} {bits} {dense} {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_levels_times_scales() {
+        let codes: Vec<u8> = (0..=255_u8).filter(|code| code & 0x7f != 0x7f).cycle().take(900).collect();
+        let scales: Vec<f32> =
+            (0..29).map(|k| (0.003 + k as f32 * 0.01) * if k % 3 == 0 { -1.0 } else { 1.0 }).collect();
+        for bf16 in [false, true] {
+            let want = |level: &dyn Fn(u8) -> f32| -> Vec<u32> {
+                let value = |(i, &code): (usize, &u8)| level(code) * scales[i / 32];
+                let round = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
+                codes.iter().enumerate().map(value).map(|x| round(x).to_bits()).collect()
+            };
+            for (level, out) in at_every_level(|| {
+                let mut out = [vec![0.0; 900], vec![0.0; 900]];
+                assert!(e4m3_values(&codes, 32, &scales, bf16, &mut out[0]));
+                assert!(byte_values(&codes, 32, &scales, bf16, &mut out[1]));
+                out.map(|out| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            }) {
+                assert_eq!(out, [want(&e4m3), want(&|code| f32::from(code as i8))], "{level:?}");
+            }
+        }
+        let mut out = [0.0; 2];
+        assert!(!e4m3_values(&[1, 0x7f], 2, &[0.5], true, &mut out));
+        assert!(
+            !e4m3_values(&[1, 2], 2, &[1e3], true, &mut out) && !byte_values(&[1, 2], 2, &[f32::NAN], true, &mut out)
+        );
+    }
+
+    #[test]
+    fn kernels_agree_at_every_level() {
+        let codes: Vec<u8> = (0..=255).chain(0..77).collect();
+        let results = at_every_level(|| {
+            let mut out = vec![vec![0.0; codes.len()], vec![0.0; codes.len()], vec![0.0; 2 * codes.len()]];
+            e4m3_levels(&codes, &mut out[0]);
+            byte_levels(&codes, &mut out[1]);
+            e2m1_levels(&codes, &mut out[2]);
+            for out in &mut out {
+                let runs = out.len().div_ceil(32);
+                let scales: Vec<f32> = (0..runs).map(|k| 0.01 + k as f32 * 0.003).collect();
+                let zeros: Vec<f32> = (0..runs).map(|k| k as f32).collect();
+                scale(out, 32, &scales, &zeros);
+                let mut back = out.clone();
+                unscale(&mut back, 32, &scales, &zeros);
+                out.extend(back);
+            }
+            let bits =
+                |out: &Vec<f32>| out.iter().map(|x| if x.is_nan() { 1 } else { x.to_bits() }).collect::<Vec<_>>();
+            out.iter().map(bits).collect::<Vec<_>>()
+        });
+        assert!(results.iter().all(|(_, out)| *out == results[0].1));
+    }
+}

@@ -1,0 +1,451 @@
+//! Formats of quantized checkpoints against bytes that their reference libraries wrote (testdata/formats, see its index.json).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qmerge::dtype::Dtype;
+use qmerge::formats::{self, Claim, Settled, Weight};
+use qmerge::open::Checkpoint;
+use serde_json::{Value, json};
+
+const MODULE: &str = "model.layers.0.mlp.up_proj";
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/formats")
+}
+
+fn cases() -> Vec<Value> {
+    serde_json::from_str(&std::fs::read_to_string(folder().join("index.json")).unwrap()).unwrap()
+}
+
+/// A golden case as the checkpoint that its library would have made of it.
+struct Case {
+    name: String,
+    checkpoint: Checkpoint,
+    golden: Checkpoint,
+    own: PathBuf,
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.own).unwrap();
+    }
+}
+
+/// Names in the golden file and in the checkpoint, with `config.json`.
+type Layout = (Vec<(String, String)>, Value);
+
+/// Ways in which a case may lie in a checkpoint; none for formats that are not read.
+fn layouts(case: &Value) -> Vec<Layout> {
+    let params = &case["params"];
+    let of = |leaves: &[&str]| -> Vec<_> {
+        leaves.iter().map(|leaf| ((*leaf).to_owned(), format!("{MODULE}.{leaf}"))).collect()
+    };
+    let config = |quantization: Value| json!({"dtype": "bfloat16", "quantization_config": quantization});
+    match case["format"].as_str().unwrap() {
+        "fp8-block" => vec![(
+            of(&["weight", "weight_scale_inv"]),
+            config(json!({"quant_method": "fp8", "weight_block_size": params["block"]})),
+        )],
+        "compressed-tensors" => vec![(
+            of(&[
+                "weight",
+                "weight_packed",
+                "weight_scale",
+                "weight_zero_point",
+                "weight_shape",
+                "weight_g_idx",
+                "weight_global_scale",
+            ]),
+            config(json!({
+                "quant_method": "compressed-tensors",
+                "format": params["format"],
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights": params}},
+            })),
+        )],
+        "gptq" => {
+            let about = |format: &str| {
+                config(json!({"quant_method": "gptq", "bits": params["bits"], "group_size": params["group_size"],
+                    "checkpoint_format": format, "meta": {"quantizer": ["gptqmodel:7.7.0"]}}))
+            };
+            let names = |zeros: &str| {
+                let mut names = of(&["qweight", "scales", "g_idx"]);
+                names.push((zeros.to_owned(), format!("{MODULE}.qzeros")));
+                names
+            };
+            vec![(names("qzeros_v1"), about("gptq")), (names("qzeros_v2"), about("gptq_v2"))]
+        }
+        "awq" => vec![(
+            of(&["qweight", "qzeros", "scales"]),
+            config(json!({"quant_method": "awq", "bits": 4, "group_size": params["group_size"], "version": "gemm"})),
+        )],
+        "gpt-oss-mxfp4" => vec![(
+            ["blocks", "scales"]
+                .map(|end| (end.to_owned(), format!("model.layers.0.mlp.experts.down_proj_{end}")))
+                .to_vec(),
+            config(json!({"quant_method": "mxfp4"})),
+        )],
+        kind if kind.starts_with("mlx") => {
+            let about = json!({"group_size": params["group_size"], "bits": params["bits"]});
+            vec![(of(&["weight", "scales", "biases"]), json!({"quantization": about, "quantization_config": about}))]
+        }
+        "quanto" => vec![(
+            ["_data", "_scale"].map(|end| (format!("layer.weight.{end}"), format!("{MODULE}.weight.{end}"))).to_vec(),
+            config(json!({"quant_method": "quanto"})),
+        )],
+        "torchao" => vec![(
+            ["qdata", "scale", "zero_point"]
+                .map(|end| (format!("layer._weight_{end}"), format!("{MODULE}._weight_{end}")))
+                .to_vec(),
+            config(json!({"quant_method": "torchao"})),
+        )],
+        _ => Vec::new(),
+    }
+}
+
+/// Cases of a kind that is refused.
+const REFUSED: &[&str] = &["quanto_qint4"];
+
+fn open_all() -> Vec<Case> {
+    static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let cases: Vec<Value> =
+        cases().into_iter().filter(|case| !REFUSED.contains(&case["name"].as_str().unwrap())).collect();
+    let laid = cases.iter().flat_map(|case| layouts(case).into_iter().map(move |layout| (case, layout)));
+    laid.map(|(case, layout)| open(case, &layout, COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))).collect()
+}
+
+type Tensor = (String, safetensors::Dtype, Vec<usize>, Vec<u8>);
+
+fn open(case: &Value, (names, config): &Layout, number: usize) -> Case {
+    let name = case["name"].as_str().unwrap().to_owned();
+    let golden = Checkpoint::open(&folder().join(format!("{name}.safetensors"))).unwrap();
+    let own = std::env::temp_dir().join(format!("qmerge-{name}-{}-{number}", std::process::id()));
+    write(&own, &tensors(case, names, &golden), config);
+    Case { name, checkpoint: Checkpoint::open(&own).unwrap(), golden, own }
+}
+
+fn tensors(case: &Value, names: &[(String, String)], golden: &Checkpoint) -> Vec<Tensor> {
+    names
+        .iter()
+        .filter_map(|(from, to)| {
+            let entry = golden.get(from)?;
+            let words = case["format"].as_str().unwrap().starts_with("mlx") && entry.dtype == Dtype::I32;
+            let dtype = if words {
+                safetensors::Dtype::U32
+            } else {
+                serde_json::from_value(json!(entry.dtype.name())).unwrap()
+            };
+            Some((to.clone(), dtype, entry.shape.clone(), golden.read_small(entry, 1 << 30).unwrap()))
+        })
+        .collect()
+}
+
+fn write(own: &Path, tensors: &[Tensor], config: &Value) {
+    std::fs::create_dir_all(own).unwrap();
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(own.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    std::fs::write(own.join("config.json"), config.to_string()).unwrap();
+}
+
+impl Case {
+    fn claim(&self) -> Claim {
+        let inventory = formats::inventory(&self.checkpoint).unwrap();
+        let mut coded = inventory.weights.into_iter().filter(|claim| !claim.weight.is_plain());
+        let claim = coded.next().unwrap_or_else(|| panic!("{}", self.name));
+        assert!(coded.next().is_none() && inventory.opaque.is_empty(), "{}", self.name);
+        claim
+    }
+
+    fn parts(&self, claim: &Claim) -> Vec<Vec<u8>> {
+        claim.entries.iter().map(|entry| self.checkpoint.read_small(entry, 1 << 30).unwrap()).collect()
+    }
+
+    /// A golden tensor as numbers.
+    fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let entry = self.golden.get(name)?;
+        let bytes = self.golden.read_small(entry, 1 << 30).unwrap();
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        Some(match entry.dtype {
+            Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        })
+    }
+}
+
+/// Chunks of so many row steps, with the bytes of each part that belong to them.
+fn chunks<'p>(weight: &dyn Weight, parts: &'p [Vec<u8>], steps: usize) -> Vec<(std::ops::Range<usize>, Vec<&'p [u8]>)> {
+    let geometry = weight.geometry();
+    let chunk = geometry.row_step * steps;
+    (0..geometry.rows)
+        .step_by(chunk)
+        .map(|start| {
+            let rows = start..(start + chunk).min(geometry.rows);
+            let cut = |(i, part): (usize, &'p Vec<u8>)| match weight.part_rows(i, &rows) {
+                Some(range) => &part[range.start as usize..range.end as usize],
+                None => part.as_slice(),
+            };
+            (rows.clone(), parts.iter().enumerate().map(cut).collect())
+        })
+        .collect()
+}
+
+fn decode(weight: &dyn Weight, parts: &[Vec<u8>], steps: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (rows, cut) in chunks(weight, parts, steps) {
+        let mut out = vec![f32::NAN; rows.len() * weight.geometry().cols];
+        weight.decode(&cut, rows, &mut out);
+        all.extend(out);
+    }
+    all
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Values as they are stored, from those that the model has: turned where rows are inputs, and where a stack is another way round.
+fn stored(weight: &dyn Weight, values: Vec<f32>) -> Vec<f32> {
+    let geometry = weight.geometry();
+    if let ("gpt-oss", &[experts, outputs, inputs]) = (weight.format(), weight.shape()) {
+        let all = (0..experts).flat_map(|e| (0..outputs).flat_map(move |o| (0..inputs).map(move |i| (e, o, i))));
+        return all.map(|(e, o, i)| values[(e * inputs + i) * outputs + o]).collect();
+    }
+    if !weight.is_transposed() {
+        return values;
+    }
+    let inputs = geometry.rows;
+    (0..geometry.elements()).map(|at| values[at % geometry.cols * inputs + at / geometry.cols]).collect()
+}
+
+#[test]
+fn what_is_stored_decodes_to_the_reference_s_bits() {
+    let (mut seen, mut failed) = (0, Vec::new());
+    for case in open_all() {
+        let claim = case.claim();
+        let parts = case.parts(&claim);
+        let weight = claim.weight.as_ref();
+        let want = bits(&stored(weight, case.floats("deq").unwrap()));
+        for steps in [1, 3, 1 << 20] {
+            let got = bits(&decode(weight, &parts, steps));
+            let wrong = got.iter().zip(&want).position(|(got, want)| got != want && (got | want) << 1 != 0);
+            if got.len() != want.len() || wrong.is_some() {
+                failed.push(format!("{} {steps}: {wrong:?}", case.name));
+            }
+        }
+        seen += 1;
+    }
+    assert!(failed.is_empty() && seen > 50, "{seen}: {failed:#?}");
+}
+
+/// Under the stored scales everything is where it was, in chunks of any size.
+#[test]
+fn what_was_decoded_is_stored_as_it_was() {
+    let mut failed = Vec::new();
+    for case in open_all() {
+        let claim = case.claim();
+        let parts = case.parts(&claim);
+        let weight = claim.weight.as_ref();
+        let on_grid = weight.on_grid().unwrap();
+        for steps in [1, 5, 1 << 20] {
+            let mut out = vec![Vec::new(); parts.len()];
+            for (rows, cut) in chunks(weight, &parts, steps) {
+                let mut values = vec![0.0; rows.len() * weight.geometry().cols];
+                weight.decode(&cut, rows.clone(), &mut values);
+                let grid = on_grid.grid(&cut, rows.clone());
+                for (i, &x) in values.iter().enumerate() {
+                    let near = grid.nearest(i, x);
+                    if (near - x).abs() > x.abs() / 100.0 {
+                        failed.push(format!("{} {i}: {x} {near}", case.name));
+                        break;
+                    }
+                }
+                on_grid.store(&cut, rows, &values, None, &mut out);
+            }
+            let mut again = parts.clone();
+            again[0] = out[0].clone();
+            assert_eq!(bits(&decode(weight, &again, 7)), bits(&decode(weight, &parts, 7)), "{}", case.name);
+            for (at, part) in parts.iter().enumerate() {
+                let cut = weight.part_rows(at, &(0..0)).is_some();
+                // Two of MLX's codes may stand for one value.
+                let cut = cut && !(at == 0 && case.name.starts_with("mlx_affine"));
+                if cut && &out[at] != part || !cut && at > 0 && !out[at].is_empty() {
+                    let wrong = out[at].iter().zip(part).position(|(out, part)| out != part);
+                    failed.push(format!("{} part {at} in {steps}: {wrong:?}", case.name));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Fresh scales are the reference's, and so are codes but for those that it rounds in 16 bits.
+#[test]
+fn fresh_scales_are_the_reference_s() {
+    let mut failed = Vec::new();
+    for case in open_all() {
+        let (claim, source) = (case.claim(), case.floats("src"));
+        let parts = case.parts(&claim);
+        let weight = claim.weight.as_ref();
+        // Its groups are not those that its scales were taken from.
+        if case.name.contains("asym_g32_act") {
+            continue;
+        }
+        let (Some(source), Some(writer)) = (source, weight.writer()) else { continue };
+        let source = stored(weight, source);
+        let (geometry, all) = (weight.geometry(), 0..weight.geometry().rows);
+        let mut held = Vec::new();
+        for (rows, _) in chunks(weight, &parts, 2) {
+            writer.survey(rows.clone(), &source[rows.start * geometry.cols..rows.end * geometry.cols], &mut held);
+        }
+        // What a rounding does not choose anew is handed on.
+        let kept: Vec<Option<Vec<u8>>> = (weight.parts().iter().zip(&parts))
+            .enumerate()
+            .map(|(at, (part, bytes))| {
+                let is_kept = ["g_idx", "shape", "_weight_zero_point"].iter().any(|end| part.name.ends_with(end));
+                (weight.part_rows(at, &all).is_none() && is_kept).then(|| bytes.clone())
+            })
+            .collect();
+        let Settled { weight, parts: decided } = writer.settle(&held, &kept);
+        let weight: Arc<dyn Weight> = weight;
+        let mut encoded = vec![Vec::new(); parts.len()];
+        for (rows, _) in chunks(weight.as_ref(), &parts, 3) {
+            let values = &source[rows.start * geometry.cols..rows.end * geometry.cols];
+            weight.writer().unwrap().encode(&decided, rows, values, &mut encoded);
+        }
+        for (at, part) in weight.parts().iter().enumerate() {
+            let (got, want) = (decided[at].as_ref().unwrap_or(&encoded[at]), &parts[at]);
+            let same = got.iter().zip(want).filter(|(got, want)| got == want).count() as f64 / want.len() as f64;
+            println!("{} {} {same}", case.name, part.name);
+            // Where the reference divides in 16 bits, takes scales before they are rounded, or breaks ties in its own way, some codes differ.
+            let least = match case.name.as_str() {
+                _ if at > 0 => 1.0,
+                name if name.starts_with("fp8") => 1.0,
+                "mlx_mxfp4" | "mlx_nvfp4" => 0.8,
+                name if name.starts_with("mlx") => 1.0,
+                _ => 0.95,
+            };
+            if got.len() != want.len() || same < least {
+                failed.push(format!("{} {}: {same}", case.name, part.name));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// What is said of a case that was damaged; `None` if it is taken as it is.
+fn said(number: usize, tensors: &[Tensor], config: &Value) -> Option<qmerge::error::Error> {
+    let own = std::env::temp_dir().join(format!("qmerge-damaged-{}-{number}", std::process::id()));
+    write(&own, tensors, config);
+    let error = formats::inventory(&Checkpoint::open(&own).unwrap()).err();
+    std::fs::remove_dir_all(&own).unwrap();
+    error
+}
+
+/// Tensors that may be missing, since others say the same or nothing is lost.
+const OPTIONAL: &[&str] = &["g_idx", "weight_g_idx", "weight_zero_point", "_weight_zero_point"];
+
+/// A tensor that is missing or has another size is an error that names it, the cause and a way out.
+#[test]
+fn damaged_companions_are_named() {
+    let (mut number, mut failed) = (0, Vec::new());
+    for case in cases().iter().filter(|case| !REFUSED.contains(&case["name"].as_str().unwrap())) {
+        let name = case["name"].as_str().unwrap();
+        let golden = Checkpoint::open(&folder().join(format!("{name}.safetensors"))).unwrap();
+        for (names, config) in layouts(case) {
+            let whole = tensors(case, &names, &golden);
+            for at in 0..whole.len() {
+                let leaf = whole[at].0.rsplit('.').next().unwrap();
+                let mut lacking = whole.clone();
+                let lost = lacking.remove(at);
+                let mut longer = whole.clone();
+                let (_, dtype, shape, bytes) = &mut longer[at];
+                match shape.last_mut() {
+                    Some(last) => *last += 1,
+                    None => *shape = vec![2],
+                }
+                bytes.resize(shape.iter().product::<usize>() * dtype.bitsize() / 8, 0);
+                for (damage, tensors) in [("missing", lacking), ("longer", longer)] {
+                    number += 1;
+                    let error = said(number, &tensors, &config);
+                    // A byte per value with a scale per row has any number of columns.
+                    let is_byte = matches!(whole[at].1, safetensors::Dtype::I8 | safetensors::Dtype::F8_E4M3);
+                    let is_fine =
+                        at == 0 && (damage == "missing" || is_byte) || damage == "missing" && OPTIONAL.contains(&leaf);
+                    // Without its codes a weight is no weight, and what is left is plain or refused; zeros of torchao only have to be 0.
+                    let kept = leaf == "_weight_zero_point";
+                    match error {
+                        None if is_fine || kept => {}
+                        Some(error) => {
+                            let text = error.to_string();
+                            let names_it = text.contains(&lost.0) || text.contains(MODULE) || text.contains("experts");
+                            if !names_it || error.hint().is_none() {
+                                failed.push(format!("{name}: {leaf} {damage}: {text}"));
+                            }
+                        }
+                        None => failed.push(format!("{name}: {leaf} {damage}: taken")),
+                    }
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty() && number > 100, "{number}: {failed:#?}");
+}
+
+/// What would divide by nothing or reach outside of a table is an error that names it.
+#[test]
+fn groups_that_cannot_be() {
+    let damaged = |name: &str, change: &dyn Fn(&mut Vec<Tensor>, &mut Value)| {
+        let cases = cases();
+        let case = cases.iter().find(|case| case["name"] == name).unwrap();
+        let golden = Checkpoint::open(&folder().join(format!("{name}.safetensors"))).unwrap();
+        let (names, mut config) = layouts(case).remove(0);
+        let mut tensors = tensors(case, &names, &golden);
+        change(&mut tensors, &mut config);
+        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1 << 20);
+        let error = said(COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed), &tensors, &config);
+        error.unwrap_or_else(|| panic!("{name} is taken"))
+    };
+    let index = |at: usize, group: i32| {
+        move |tensors: &mut Vec<Tensor>, _: &mut Value| {
+            let (_, _, _, bytes) = tensors.iter_mut().find(|(name, ..)| name.ends_with("g_idx")).unwrap();
+            bytes[4 * at..4 * at + 4].copy_from_slice(&group.to_le_bytes());
+        }
+    };
+    let text = |error: qmerge::error::Error| format!("{error} {}", error.hint().unwrap());
+    for group in [4, -1, i32::MAX, i32::MIN] {
+        let text = text(damaged("gptq_w4_asym_g32_act", &index(5, group)));
+        assert!(text.contains("g_idx") && text.contains("input 5") && text.contains(&group.to_string()), "{text}");
+    }
+    let group_size = |path: &'static str| {
+        move |_: &mut Vec<Tensor>, config: &mut Value| *config.pointer_mut(path).unwrap() = json!(0)
+    };
+    for (name, path) in [
+        ("gptq_w4_sym_g64", "/quantization_config/group_size"),
+        ("awq_g64", "/quantization_config/group_size"),
+        ("mlx_affine_b4_g64", "/quantization/group_size"),
+        ("ct_w4_sym_g128", "/quantization_config/config_groups/group_0/weights/group_size"),
+    ] {
+        let text = text(damaged(name, &group_size(path)));
+        assert!(text.contains("`group_size` is 0") && text.contains("config.json"), "{text}");
+    }
+    for block in [json!([0, 128]), json!([128]), json!("128"), json!([-1, 128]), json!([1.5, 2])] {
+        let change = |_: &mut Vec<Tensor>, config: &mut Value| {
+            config["quantization_config"]["weight_block_size"] = block.clone();
+        };
+        let text = text(damaged("fp8_block_float_128x256", &change));
+        assert!(text.contains("weight_block_size") && text.contains("config.json"), "{text}");
+    }
+    let shape = |dims: [i64; 2]| {
+        move |tensors: &mut Vec<Tensor>, _: &mut Value| {
+            let (_, _, _, bytes) = tensors.iter_mut().find(|(name, ..)| name.ends_with("weight_shape")).unwrap();
+            *bytes = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        }
+    };
+    for dims in [[0, 256], [16, 0], [-16, 256], [16, 255 * 128], [i64::MAX, 256], [1 << 40, 1 << 40]] {
+        let text = text(damaged("ct_w4_sym_g128", &shape(dims)));
+        assert!(text.contains("model.layers.0.mlp.up_proj"), "{text}");
+    }
+}

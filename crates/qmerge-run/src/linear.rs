@@ -157,11 +157,11 @@ impl<'a> Linear<'a> {
                 format!("shape {shape:?}, but the configuration wants {} × {}", want.0, want.1),
             ));
         }
-        // Sums stand beside each other; a map has to be alone.
+        // Sums stand beside each other, and maps act one after the other; both at once would have to act on the weight.
         let edits = weight.edits();
         let apart = !transposed
             && edits.iter().all(|edit| edit.aside(geometry.rows).is_some())
-            && (edits.len() == 1 || edits.iter().all(Edit::is_additive));
+            && (edits.iter().all(Edit::is_additive) || !edits.iter().any(Edit::is_additive));
         let rows = 0..geometry.rows;
         let (name, bytes, weight) = (path.to_owned(), weight.base().bytes(), Arc::new(weight));
         Ok(Self { name, weight, bytes, rows, bias: None, inputs, outputs, transposed, apart })
@@ -222,14 +222,20 @@ impl<'a> Linear<'a> {
         let asides: Vec<Aside<'_>> = apart.filter_map(|edit| edit.aside(self.rows.end)).collect();
         let mut turned = Vec::new();
         let other;
-        let x = match asides[..] {
-            [Aside::Map(map, Side::Inputs)] => {
-                turned.extend_from_slice(x.values);
+        // W · R₁ · R₂ is given R₁ · (R₂ · x): the last edit acts first.
+        for aside in asides.iter().rev() {
+            if let Aside::Map(map, Side::Inputs) = aside {
+                if turned.is_empty() {
+                    turned.extend_from_slice(x.values);
+                }
                 map.forward(&mut turned, tokens);
-                other = x.like(&turned, self.inputs);
-                &other
             }
-            _ => x,
+        }
+        let x = if turned.is_empty() {
+            x
+        } else {
+            other = x.like(&turned, self.inputs);
+            &other
         };
         let done = if self.transposed { self.transposed(x, y) } else { self.straight(x, y) };
         done.map_err(|error| error.in_tensor(&self.name))?;
@@ -396,7 +402,7 @@ fn add_product(product: &Applied<'_>, x: &Input<'_>, y: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use qmerge::edit::{Change, Delta, Map, Place, Product, Reach, Tile};
+    use qmerge::edit::{ALL, Change, Delta, Map, Place, Product, Reach, Tile};
     use qmerge::formats::{self, Reader};
     use qmerge::open::Checkpoint;
 
@@ -448,6 +454,25 @@ mod tests {
         }
     }
 
+    /// Inputs in the order from the last to the first.
+    #[derive(Debug)]
+    struct Backwards;
+
+    impl Map for Backwards {
+        fn apply(&self, tile: &Tile, _: &[f32], values: &mut [f32]) {
+            values.chunks_exact_mut(tile.inputs.len()).for_each(<[f32]>::reverse);
+        }
+
+        fn side(&self) -> Option<Side> {
+            Some(Side::Inputs)
+        }
+
+        fn forward(&self, activations: &mut [f32], tokens: usize) {
+            let turned: Vec<f32> = activations.chunks_exact(tokens).rev().flatten().copied().collect();
+            activations.copy_from_slice(&turned);
+        }
+    }
+
     #[test]
     fn an_adapter_beside_a_layer_does_what_it_does_to_the_weight() {
         let (outputs, inputs, tokens) = (6, 4, 3);
@@ -467,6 +492,11 @@ mod tests {
         let all = [
             vec![edit(Change::map(Scaled(Side::Inputs)), block)],
             vec![edit(Change::map(Scaled(Side::Outputs)), block)],
+            vec![
+                edit(Change::map(Scaled(Side::Inputs)), block),
+                edit(Change::map(Backwards), Reach::Block { outputs: 1, inputs: ALL }),
+                edit(Change::map(Scaled(Side::Outputs)), block),
+            ],
             vec![edit(Change::add(Sum), Reach::Added), edit(Change::Product(vec![product]), Reach::Added)],
         ];
         let x: Vec<f32> = (0..inputs * tokens).map(|i| i as f32 - 4.0).collect();

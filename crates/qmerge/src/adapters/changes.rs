@@ -80,11 +80,11 @@ impl Changes {
         Ok(())
     }
 
-    /// True if it is nothing but products of factors: no module trained whole, no trained tokens.
-    pub(crate) fn is_low_rank_only(&self) -> bool {
+    /// True if it is nothing but what its method does to layers: no module trained whole, no trained tokens.
+    pub(crate) fn is_layers_only(&self) -> bool {
         self.additions.is_empty()
             && self.replacements.iter().all(|replacement| !replacement.trained)
-            && self.edits.iter().all(|edit| edit.plan.scale().is_some())
+            && !self.edits.iter().any(|edit| edit.plan.is_tokens())
     }
 
     /// Collects the tensors that no one took.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result, malformed};
+use crate::error::{Error, Result, malformed, unsupported};
 use crate::open;
 
 /// What configurations of all methods have. Fields that are missing take PEFT's defaults; those of a method are read by it, out of `json`.
@@ -54,6 +54,19 @@ impl AdapterConfig {
         }
     }
 
+    /// Errors if a field is set that is neither everyone's nor one of `own`: it may change what the adapter means.
+    pub(super) fn refuse_unknown(&self, own: &[&str]) -> Result<()> {
+        let known = |key: &String| EVERYONES.contains(&key.as_str()) || own.contains(&key.as_str());
+        match self.json.keys().find(|key| !known(key) && self.is_set(key)) {
+            None => Ok(()),
+            Some(key) => Err(unsupported(format!(
+                "`{key}` is set, which is no field of a {} adapter that this version knows: it may change what the adapter means",
+                self.peft_type
+            ))
+            .with_hint("if it matters in training only, take it out of adapter_config.json")),
+        }
+    }
+
     /// Typed access to the document.
     pub(super) fn fields(&self) -> Fields<'_> {
         Fields(&self.json)
@@ -66,6 +79,26 @@ impl AdapterConfig {
         })
     }
 }
+
+/// Fields that adapters of all methods may have: read here, or without a meaning for who merges.
+const EVERYONES: &[&str] = &[
+    "peft_type",
+    "peft_version",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "runtime_config",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "bias",
+    "init_weights",
+];
 
 /// Tasks for which PEFT trains a head that a language model does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +185,20 @@ impl Fields<'_> {
     /// A finite number.
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.get(key).map(|value| number(value).ok_or_else(|| Self::wrong(key, "a number", value))).transpose()
+    }
+
+    /// A whole number from `least` on.
+    pub(super) fn count(&self, key: &str, least: usize, default: usize) -> Result<usize> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let number = value.as_u64().filter(|number| *number >= least as u64 && *number <= 1 << 32);
+        number
+            .map(|number| number as usize)
+            .ok_or_else(|| Self::wrong(key, &format!("a whole number from {least} on"), value))
+    }
+
+    /// True or false, with a default where it is missing.
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        if self.get(key).is_none() { Ok(default) } else { self.flag(key) }
     }
 
     /// True or false; false where it is missing.

@@ -33,6 +33,8 @@ pub(super) struct Key {
     pub(super) role: Role,
     /// True if the name passes through `base_layer` or `modules_to_save`: not the plain parameter of a module trained whole.
     pub(super) wrapped: bool,
+    /// True if the method says that it is a parameter that was trained whole.
+    pub(super) whole: bool,
 }
 
 /// Components that wrappers insert anywhere.
@@ -45,12 +47,13 @@ pub(super) fn parse(name: &str) -> Key {
             path.drain(..prefix.len());
         }
     }
+    let whole = path.iter().any(|component| is_whole(component));
     let (mut module, role, mut wrapped) = split(&path);
     let depth = module.iter().rev().take_while(|component| **component == "base_layer").count();
     let before = module.len();
     module.retain(|component| *component != "base_layer");
     wrapped |= module.len() != before;
-    Key { module: module.join("."), depth, role, wrapped }
+    Key { module: module.join("."), depth, role, wrapped, whole }
 }
 
 /// The name under which PEFT would write a tensor: with the prefix, without wrappers' infixes, and without the adapter's own name behind a factor.
@@ -83,6 +86,8 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         Mark::Own(marker) => Role::Own(marker, *last == "bias" && behind.len() > 1),
         Mark::Shared => Role::Shared(behind.join(".")),
         Mark::TrainingOnly => Role::TrainingOnly,
+        // `<module>.ln_tuning_layers[.<adapter>].<param>`.
+        Mark::Whole => return (module.to_vec(), Role::Parameter((*last).to_owned()), false),
         Mark::Everyones if *component == "original_module" => Role::Original,
         // `<module>.modules_to_save[.<adapter>].<param>`.
         Mark::Everyones if *component == "modules_to_save" => {
@@ -101,7 +106,13 @@ enum Mark {
     Own(&'static str),
     Shared,
     TrainingOnly,
+    Whole,
     Everyones,
+}
+
+/// True for what stands before the parameters of a module that the method trains whole.
+fn is_whole(component: &str) -> bool {
+    ADAPTERS.iter().any(|method| method.markers().whole.contains(&component))
 }
 
 fn marker(component: &str) -> Option<Mark> {
@@ -109,10 +120,11 @@ fn marker(component: &str) -> Option<Mark> {
         return Some(Mark::Everyones);
     }
     ADAPTERS.iter().find_map(|method| {
-        let Markers { own, shared, training_only } = method.markers();
+        let Markers { own, shared, training_only, whole } = method.markers();
         let own = own.iter().find(|marker| **marker == component).map(|marker| Mark::Own(marker));
         own.or_else(|| shared.contains(&component).then_some(Mark::Shared))
             .or_else(|| training_only.contains(&component).then_some(Mark::TrainingOnly))
+            .or_else(|| whole.contains(&component).then_some(Mark::Whole))
     })
 }
 

@@ -14,21 +14,28 @@
 // An adapter's file is hostile: nothing here may panic on it.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+mod adalora;
 mod adapter;
 pub(crate) mod base_names;
 mod beside;
 mod changes;
 mod config;
+mod factored;
+mod ia3;
 mod keys;
+mod loha;
+mod lokr;
 mod lora;
 mod module;
 mod names;
+mod oft;
 mod parameters;
 mod patterns;
 mod place;
 mod plan;
 mod read;
 mod refused;
+mod rotation;
 mod site;
 mod tokens;
 
@@ -58,7 +65,15 @@ pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 use crate::error::Result;
 
 /// Every method whose adapters can be merged.
-pub static ADAPTERS: &[&dyn PeftMethod] = &[&lora::Lora, &tokens::TrainableTokens];
+pub static ADAPTERS: &[&dyn PeftMethod] = &[
+    &lora::Lora,
+    &tokens::TrainableTokens,
+    &ia3::Ia3,
+    &loha::LoHa,
+    &lokr::LoKr,
+    &adalora::AdaLora,
+    &oft::Oft,
+];
 
 /// A method of training an adapter.
 pub trait PeftMethod: Sync {
@@ -87,6 +102,8 @@ pub struct Markers {
     pub shared: &'static [&'static str],
     /// Of tensors that only training uses.
     pub training_only: &'static [&'static str],
+    /// Of copies of modules that were trained whole: what stands behind one is the name of the parameter ("ln_tuning_layers.weight").
+    pub whole: &'static [&'static str],
 }
 
 /// A method with one adapter's configuration.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::place::shipped_base;
 use super::site::Site;
 use super::{Adapter, ReadOptions, read_floats};
 use crate::dtype::Dtype;
-use crate::error::{Result, mismatch};
+use crate::error::{Result, mismatch, unsupported};
 use crate::formats::Claim;
 use crate::open::Checkpoint;
 
@@ -27,6 +28,11 @@ impl Tensors {
         self.by_marker.get(&(marker, true)).map(String::as_str)
     }
 
+    /// The name of one of them.
+    fn first(&self) -> &str {
+        self.by_marker.values().next().map_or("", String::as_str)
+    }
+
     /// Takes a tensor in. Errors if there is one of the same marker.
     pub(super) fn insert(&mut self, key: (&'static str, bool), name: &str) -> Result<()> {
         match self.by_marker.insert(key, name.to_owned()) {
@@ -45,6 +51,8 @@ pub struct Module<'a> {
     pub(super) tensors: &'a Tensors,
     pub(super) shared: &'a BTreeMap<String, Arc<Shared>>,
     pub(super) site: &'a Site<'a>,
+    /// Most outputs and most inputs of all modules that the adapter changes.
+    pub(super) largest: (usize, usize),
     pub(super) options: &'a ReadOptions,
 }
 
@@ -91,6 +99,40 @@ impl<'a> Module<'a> {
         Ok(&entry.shape)
     }
 
+    /// The tensor of a marker, which has to have that shape.
+    pub fn sized(&self, marker: &'static str, want: &[usize]) -> Result<&'a str> {
+        let tensor = self.tensor(marker)?;
+        let have = self.shape(tensor)?;
+        if have == want {
+            return Ok(tensor);
+        }
+        Err(mismatch(format!("shape {have:?}, but the configuration and `{}` want {want:?}", self.base_name()))
+            .in_tensor(tensor)
+            .with_hint(OTHER))
+    }
+
+    /// Outputs and inputs of the module's matrix. Errors if it is no linear layer: a convolution, or a stack of which the adapter changes all.
+    pub fn linear(&self, method: &str) -> Result<(usize, usize)> {
+        let kind = match self.claim().weight.shape() {
+            _ if self.is_stack() => "a stack of matrices",
+            [_, _] => return Ok(self.base_shape()),
+            _ if self.is_expert() => return Ok(self.base_shape()),
+            [_] => "a vector",
+            _ => "a convolution",
+        };
+        let problem = format!("`{}` is {kind}, and {method} of one is not supported by this version", self.base_name());
+        Err(unsupported(problem).in_tensor(self.tensors.first()))
+    }
+
+    /// Features and tokens of an embedding's table: the one that the adapter brings along, else the base's.
+    pub(super) fn table(&self) -> (usize, usize) {
+        let shape = shipped_base(self.adapter, self.path).map_or(self.claim().weight.shape(), |entry| &entry.shape);
+        match *shape {
+            [tokens, features] => (features, tokens),
+            _ => (0, 0),
+        }
+    }
+
     /// The two dimensions of a factor, with everything behind the first taken together.
     pub fn matrix(&self, tensor: &str) -> Result<(usize, usize)> {
         matrix_shape(&self.adapter.tensors, tensor)
@@ -110,6 +152,11 @@ impl<'a> Module<'a> {
     /// Outputs and inputs of the module's matrix in the base, as a linear layer; of one matrix, if it is of a stack.
     pub fn base_shape(&self) -> (usize, usize) {
         self.site.shape
+    }
+
+    /// Most outputs and most inputs of all modules that the adapter changes and the base has.
+    pub fn largest(&self) -> (usize, usize) {
+        self.largest
     }
 
     /// Matrices that the module stacks and the adapter has tensors for; 1 for a layer.
@@ -169,7 +216,11 @@ impl<'a> Module<'a> {
     }
 }
 
-const INCOMPLETE: &str = "the adapter file is incomplete";
+/// What a missing tensor may come from.
+pub(super) const INCOMPLETE: &str = "the adapter file is incomplete";
+/// What a shape may come from that does not fit.
+pub(super) const OTHER: &str =
+    "adapter_config.json and the weights are of different adapters, or this adapter was trained on another base";
 
 /// The two dimensions of a factor, with everything behind the first taken together.
 pub(super) fn matrix_shape(tensors: &Checkpoint, name: &str) -> Result<(usize, usize)> {

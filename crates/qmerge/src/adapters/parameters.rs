@@ -30,7 +30,7 @@ pub(super) fn read(
     }
     let listed = adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str()));
     // Files beside the adapter's own hold nothing but what was trained.
-    let trained = entry.file > 0 || parameter != "weight" || !key.wrapped && listed;
+    let trained = key.whole || entry.file > 0 || parameter != "weight" || !key.wrapped && listed;
     let found = match names.find(&target)? {
         Some(claim) => Some(claim.weight.name().to_owned()),
         // A tied embedding that is not stored; one that was trained whole will be.

@@ -24,6 +24,15 @@ impl Patterns {
         self.pairs.is_empty()
     }
 
+    /// The rank of a module, which some pattern may give.
+    pub(super) fn rank(&self, name: &str, default: usize) -> Result<usize> {
+        match self.lookup(name)? {
+            None => Ok(default),
+            Some(rank) if rank >= 1.0 && rank.fract() == 0.0 && rank <= f64::from(1 << 24) => Ok(rank as usize),
+            Some(rank) => Err(malformed(format!("`rank_pattern` gives `{name}` the rank {rank}, expected a whole number from 1 on"))),
+        }
+    }
+
     /// The value of the first pattern, in file order, for which `re.match(rf"(.*\.)?({pattern})$", name)` holds.
     ///
     /// Source: PEFT 0.21, `utils/other.py`, `get_pattern_key`.

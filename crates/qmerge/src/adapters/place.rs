@@ -10,6 +10,7 @@ use crate::arch::Experts;
 use crate::edit::{Place, Spot, Stride};
 use crate::error::{Error, Result, mismatch, unsupported};
 use crate::formats::Claim;
+use crate::open::Entry;
 
 impl Site<'_> {
     /// Puts a change where the matrix is: an edit of each weight that holds a part of it.
@@ -173,7 +174,12 @@ fn placed(
 
 /// True if the adapter brings the base of this module along (a targeted or resized embedding).
 fn ships_base(adapter: &Adapter, module: &str) -> bool {
-    adapter.tensors.entries.iter().any(|entry| {
+    shipped_base(adapter, module).is_some()
+}
+
+/// The base of this module, if the adapter brings it along.
+pub(super) fn shipped_base<'a>(adapter: &'a Adapter, module: &str) -> Option<&'a Entry> {
+    adapter.tensors.entries.iter().find(|entry| {
         let key = keys::parse(&entry.name);
         key.module == module && key.role == Role::Parameter("weight".into())
     })

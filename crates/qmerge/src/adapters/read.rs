@@ -24,6 +24,8 @@ pub(super) fn read(
         let key = keys::parse(&entry.name);
         let name = entry.name.clone();
         match &key.role {
+            // What another method calls so is nothing that this one knows.
+            Role::Own(marker, _) if !method.markers().own.contains(marker) => {}
             Role::Own(marker, bias) => {
                 modules.entry((key.module, key.depth)).or_default().insert((*marker, *bias), &name)?;
             }
@@ -39,11 +41,17 @@ pub(super) fn read(
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
     }
+    let mut sites = Vec::new();
     for ((path, depth), tensors) in &modules {
         layers.check(path, tensors)?;
         let wrappers = modules.range((path.clone(), 0)..).take_while(|((other, _), _)| other == path).count();
         let Some(site) = Site::find(adapter, names, path, (*depth, wrappers))? else { continue };
-        let module = Module { path, depth: *depth, adapter, tensors, shared: &shared, site: &site, options };
+        sites.push((path, *depth, tensors, site));
+    }
+    let shapes = sites.iter().map(|(.., site)| site.shape);
+    let largest = shapes.fold((0, 0), |largest, shape| (shape.0.max(largest.0), shape.1.max(largest.1)));
+    for (path, depth, tensors, site) in &sites {
+        let module = Module { path, depth: *depth, adapter, tensors, shared: &shared, site, largest, options };
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }

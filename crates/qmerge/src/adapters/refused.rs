@@ -20,11 +20,6 @@ const NO_WEIGHTS: &[(&str, &str)] = &[
 
 /// Kinds of PEFT 0.21 that could be merged, but not by this version.
 const LATER: &[&str] = &[
-    "ADALORA",
-    "IA3",
-    "LOHA",
-    "LOKR",
-    "OFT",
     "BOFT",
     "HRA",
     "VERA",

@@ -63,6 +63,16 @@ pub trait Delta: Debug + Send + Sync {
 
     /// `y (outputs, tokens) += D · x (inputs, tokens)`.
     fn forward(&self, _x: &[f32], _tokens: usize, _y: &mut [f32]) {}
+
+    /// The rank of [`Delta::factors`]; none where D is not known to have a low one.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
+    /// D as a product of two factors, to the rounding of sums, for who needs no more than its rows' span.
+    fn factors(&self) -> Option<Product> {
+        None
+    }
 }
 
 /// A change that is not a sum.
@@ -209,6 +219,43 @@ impl Map for ReplaceRows {
                 let at = (row - tile.outputs.start) * tile.inputs.len();
                 values[at..at + tile.inputs.len()].copy_from_slice(&own[tile.inputs.clone()]);
             }
+        }
+    }
+}
+
+/// Outputs or inputs that are multiplied, each by a factor of its own.
+#[derive(Debug)]
+pub struct Scaled {
+    /// One per output or input.
+    pub factors: Vec<f32>,
+    /// Which of the two.
+    pub side: Side,
+}
+
+impl Map for Scaled {
+    fn apply(&self, tile: &Tile, _: &[f32], values: &mut [f32]) {
+        let rows = values.chunks_exact_mut(tile.inputs.len().max(1));
+        match self.side {
+            Side::Outputs => {
+                for (row, factor) in rows.zip(&self.factors[tile.outputs.clone()]) {
+                    row.iter_mut().for_each(|value| *value *= factor);
+                }
+            }
+            Side::Inputs => {
+                for row in rows {
+                    row.iter_mut().zip(&self.factors[tile.inputs.clone()]).for_each(|(value, factor)| *value *= factor);
+                }
+            }
+        }
+    }
+
+    fn side(&self) -> Option<Side> {
+        Some(self.side)
+    }
+
+    fn forward(&self, activations: &mut [f32], tokens: usize) {
+        for (row, factor) in activations.chunks_exact_mut(tokens.max(1)).zip(&self.factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
         }
     }
 }

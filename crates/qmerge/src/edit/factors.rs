@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::low_rank::LowRank;
 use super::place::overlap;
 use super::{Edit, Kind};
 use crate::linalg::Factors;
@@ -13,7 +14,11 @@ pub fn rank(edits: &[Edit], rows: &Range<usize>) -> Option<usize> {
             let own = low_rank.blocks.iter().filter(|block| !overlap(&block.rows, rows).is_empty());
             Some(own.map(|block| block.rank).sum::<usize>())
         }
-        _ => None,
+        Kind::Add(deltas) => {
+            let own = deltas.iter().filter(|(spot, _)| !overlap(&spot.rows, rows).is_empty());
+            own.map(|(_, delta)| delta.rank()).sum()
+        }
+        Kind::Map(_) => None,
     };
     edits.iter().map(of).sum()
 }
@@ -23,9 +28,23 @@ pub fn rank(edits: &[Edit], rows: &Range<usize>) -> Option<usize> {
 /// Products stand side by side, each with zeros in the rows that are not its own, so the rank is the sum of theirs: for a stack of experts, ask for the rows
 /// of one. The factor of a product is in `left`. Where a reference rounds a product before it is added, that rounding is left out.
 pub fn factors(edits: &[Edit], rows: &Range<usize>, cols: usize) -> Option<Factors> {
-    let mut blocks = Vec::new();
+    // What is a product only once it is asked for.
+    let mut made = Vec::new();
     for edit in edits {
-        let Kind::Product(low_rank) = &edit.kind else { return None };
+        made.push(match &edit.kind {
+            Kind::Product(_) => None,
+            Kind::Add(deltas) => {
+                let own = deltas.iter().filter(|(spot, _)| !overlap(&spot.rows, rows).is_empty());
+                let (spots, products): (Vec<_>, Vec<_>) =
+                    own.map(|(spot, delta)| Some((spot.clone(), delta.factors()?))).collect::<Option<_>>()?;
+                Some(LowRank::new(products, spots.into_iter()))
+            }
+            Kind::Map(_) => return None,
+        });
+    }
+    let mut blocks = Vec::new();
+    for (edit, made) in edits.iter().zip(&made) {
+        let ((Kind::Product(low_rank), _) | (_, Some(low_rank))) = (&edit.kind, made) else { return None };
         let found = low_rank.blocks.iter().map(|block| (low_rank.scale, block, overlap(&block.rows, rows)));
         blocks.extend(found.filter(|(_, _, own)| !own.is_empty()));
     }

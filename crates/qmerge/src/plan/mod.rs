@@ -199,7 +199,7 @@ impl Plan {
         let mut untrained = !inputs.adapters.is_empty();
         for (adapter, changes) in inputs.adapters.iter().zip(&changes) {
             let (modules, number) = adapter.untrained();
-            let all = modules.len() == number && number > 0 && changes.is_low_rank_only();
+            let all = modules.len() == number && number > 0 && changes.is_layers_only();
             untrained &= all;
             untrained_modules += modules.len();
             warnings.extend(untrained_warning(adapter, &modules, number, all));

@@ -45,8 +45,8 @@ impl PeftMethod for Lora {
     fn markers(&self) -> Markers {
         Markers {
             own: &[A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE],
-            shared: &[],
             training_only: &["lora_velora_embed", "lora_monteclora_sampler"],
+            ..Markers::default()
         }
     }
 

@@ -1,0 +1,156 @@
+//! LoHa: the Hadamard product of two low-rank products is added.
+//!
+//! D = s · (w1_a·w1_b ∘ w2_a·w2_b), s = alpha / r. Its rank is at most r². Source: PEFT 0.21, `tuners/loha/layer.py`.
+
+use std::sync::Arc;
+
+use super::patterns::Patterns;
+use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
+use crate::edit::{Change, Delta, Product, Tile};
+use crate::error::{Result, mismatch};
+
+/// LoHa.
+pub(super) struct LoHa;
+
+const FACTORS: [&str; 4] = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"];
+
+impl PeftMethod for LoHa {
+    fn peft_type(&self) -> &'static str {
+        "LOHA"
+    }
+
+    fn markers(&self) -> Markers {
+        Markers { own: &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"], ..Markers::default() }
+    }
+
+    fn configure(&self, config: &AdapterConfig) -> Result<Box<dyn Layers>> {
+        let own = ["rank_dropout", "module_dropout", "use_effective_conv2d"];
+        Ok(Box::new(Hadamards { scaling: Scaling::read(config, &own)? }))
+    }
+}
+
+/// `alpha / r` after patterns, as the methods that come from LyCORIS have it.
+#[derive(Debug)]
+pub(super) struct Scaling {
+    r: usize,
+    alpha: f64,
+    rank_pattern: Patterns,
+    alpha_pattern: Patterns,
+}
+
+impl Scaling {
+    /// Reads the fields, beside which a method has those of `own`.
+    pub(super) fn read(config: &AdapterConfig, own: &[&str]) -> Result<Self> {
+        config.refuse_unknown(&[own, &["r", "alpha", "rank_pattern", "alpha_pattern"]].concat())?;
+        let fields = config.fields();
+        Ok(Self {
+            r: fields.count("r", 1, 8)?,
+            alpha: fields.number("alpha")?.unwrap_or(8.0),
+            rank_pattern: Patterns::new(fields.numbers("rank_pattern")?),
+            alpha_pattern: Patterns::new(fields.numbers("alpha_pattern")?),
+        })
+    }
+
+    /// Rank and scaling of a module.
+    pub(super) fn of(&self, module: &Module<'_>) -> Result<(usize, f64)> {
+        let rank = self.rank_pattern.rank(module.name(), self.r)?;
+        let alpha = self.alpha_pattern.lookup(module.name())?.unwrap_or(self.alpha);
+        Ok((rank, alpha / rank as f64))
+    }
+}
+
+#[derive(Debug)]
+struct Hadamards {
+    scaling: Scaling,
+}
+
+impl Layers for Hadamards {
+    fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
+        let (outputs, inputs) = module.linear("LoHa")?;
+        let (rank, scale) = self.scaling.of(module)?;
+        if let Some(kernel) = module.tensors().get("hada_t1").or(module.tensors().get("hada_t2")) {
+            return Err(mismatch("the kernel of a convolution, but the module is none").in_tensor(kernel));
+        }
+        let shape = |at| if at % 2 == 0 { [outputs, rank] } else { [rank, inputs] };
+        let tensors = FACTORS.iter().enumerate().map(|(at, marker)| module.sized(marker, &shape(at)));
+        let tensors: Vec<String> = tensors.map(|name| name.map(str::to_owned)).collect::<Result<_>>()?;
+        let change = HadamardPlan { tensors: tensors.clone(), rank, outputs, inputs, scale: scale * module.weight() };
+        Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
+    }
+
+    fn zero_at_first(&self) -> &'static [&'static str] {
+        &["hada_w2_b"]
+    }
+}
+
+#[derive(Debug)]
+struct HadamardPlan {
+    tensors: Vec<String>,
+    rank: usize,
+    outputs: usize,
+    inputs: usize,
+    scale: f64,
+}
+
+impl ChangePlan for HadamardPlan {
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        let [w1_a, w1_b, w2_a, w2_b] = &self.tensors[..] else { return Ok(Change::Add(Vec::new())) };
+        let product = |left, right| -> Result<Product> {
+            Ok(Product::new(self.rank, loader.floats(left)?, loader.floats(right)?, 1.0, None))
+        };
+        Ok(Change::add(Hadamard { one: product(w1_a, w1_b)?, two: product(w2_a, w2_b)?, scale: self.scale as f32 }))
+    }
+
+    fn memory(&self) -> u64 {
+        // Factors, and those rearranged.
+        16 * self.rank as u64 * (self.inputs as u64 + self.outputs as u64)
+    }
+
+    fn scale(&self) -> Option<f64> {
+        Some(self.scale)
+    }
+
+    fn rank(&self) -> Option<usize> {
+        low(self.rank * self.rank, self.outputs, self.inputs)
+    }
+}
+
+/// A rank that is low enough for two factors to be less than the matrix.
+pub(super) fn low(rank: usize, outputs: usize, inputs: usize) -> Option<usize> {
+    Some(rank).filter(|rank| 2 * rank <= outputs.min(inputs))
+}
+
+#[derive(Debug)]
+struct Hadamard {
+    one: Product,
+    two: Product,
+    scale: f32,
+}
+
+impl Delta for Hadamard {
+    fn tile(&self, tile: &Tile, out: &mut [f32]) {
+        self.one.tile(tile, out);
+        let mut two = vec![0.0; out.len()];
+        self.two.tile(tile, &mut two);
+        out.iter_mut().zip(two).for_each(|(one, two)| *one = *one * two * self.scale);
+    }
+
+    fn rank(&self) -> Option<usize> {
+        low(self.one.rank * self.one.rank, self.one.outputs(), self.one.inputs())
+    }
+
+    fn factors(&self) -> Option<Product> {
+        let rank = self.rank()?;
+        let (r, inputs) = (self.one.rank.max(1), self.one.inputs());
+        let rows = self.one.left.chunks_exact(r).zip(self.two.left.chunks_exact(r));
+        let left = rows.flat_map(|(one, two)| one.iter().flat_map(move |a| two.iter().map(move |b| a * b))).collect();
+        let rows = |product: &Product| product.right.chunks_exact(inputs.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        let mut right = Vec::with_capacity(rank * inputs);
+        for one in rows(&self.one) {
+            for two in rows(&self.two) {
+                right.extend(one.iter().zip(two).map(|(a, b)| a * b));
+            }
+        }
+        Some(Product::new(rank, left, right, self.scale, None))
+    }
+}

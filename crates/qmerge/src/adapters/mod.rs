@@ -65,15 +65,8 @@ pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 use crate::error::Result;
 
 /// Every method whose adapters can be merged.
-pub static ADAPTERS: &[&dyn PeftMethod] = &[
-    &lora::Lora,
-    &tokens::TrainableTokens,
-    &ia3::Ia3,
-    &loha::LoHa,
-    &lokr::LoKr,
-    &adalora::AdaLora,
-    &oft::Oft,
-];
+pub static ADAPTERS: &[&dyn PeftMethod] =
+    &[&lora::Lora, &tokens::TrainableTokens, &ia3::Ia3, &loha::LoHa, &lokr::LoKr, &adalora::AdaLora, &oft::Oft];
 
 /// A method of training an adapter.
 pub trait PeftMethod: Sync {

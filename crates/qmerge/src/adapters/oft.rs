@@ -103,9 +103,11 @@ impl Layers for Rotations {
     fn check(&self, _: &str, tensors: &Tensors) -> Result<()> {
         match tensors.get(OLD_R) {
             None => Ok(()),
-            Some(old) => Err(unsupported("an OFT of PEFT before 0.16, which meant something else by its tensors (PEFT does not read it either)")
-                .in_tensor(old)
-                .with_hint("merge it with the version of PEFT that trained it, or train it anew")),
+            Some(old) => Err(unsupported(
+                "an OFT of PEFT before 0.16, which meant something else by its tensors (PEFT does not read it either)",
+            )
+            .in_tensor(old)
+            .with_hint("merge it with the version of PEFT that trained it, or train it anew")),
         }
     }
 
@@ -179,7 +181,9 @@ impl ChangePlan for RotationPlan {
             let q = skew(upper, n, cut * self.weight);
             let r = match self.terms {
                 Some(terms) => neumann(&q, n, terms),
-                None => cayley(&q, n).ok_or_else(|| malformed("values too large for a rotation").in_tensor(&self.tensor))?,
+                None => {
+                    cayley(&q, n).ok_or_else(|| malformed("values too large for a rotation").in_tensor(&self.tensor))?
+                }
             };
             // W becomes W · Rᵀ; the features of an embedding's rows E become E · R, which is Rᵀ on the side of the outputs.
             if self.side == Side::Inputs {

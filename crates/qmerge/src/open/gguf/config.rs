@@ -1,0 +1,269 @@
+//! What a `config.json` would say, out of a GGUF file's keys.
+//!
+//! Both say the same of a model in other words. What llama.cpp knows of an architecture without a key for it (Gemma's scale of queries) is filled in here, as its
+//! `llama-model.cpp` has it.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Metadata, Value};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::open::{Entry, ModelConfig};
+
+/// What GGUF and transformers call a family, and what is to be said of it that others need not.
+struct Family {
+    architecture: &'static str,
+    model_type: &'static str,
+    more: fn(&Keys<'_>, &mut Map<String, Json>),
+}
+
+const FAMILIES: &[Family] = &[
+    Family { architecture: "llama", model_type: "llama", more: nothing },
+    Family { architecture: "qwen2", model_type: "qwen2", more: nothing },
+    Family { architecture: "qwen3", model_type: "qwen3", more: nothing },
+    Family { architecture: "gemma", model_type: "gemma", more: nothing },
+    Family { architecture: "gemma2", model_type: "gemma2", more: gemma2 },
+    Family { architecture: "gemma3", model_type: "gemma3_text", more: gemma3 },
+    Family { architecture: "phi3", model_type: "phi3", more: nothing },
+];
+
+/// Field of `config.json`, and key of GGUF behind the architecture's name.
+const FIELDS: &[(&str, &str)] = &[
+    ("hidden_size", "embedding_length"),
+    ("num_hidden_layers", "block_count"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("max_position_embeddings", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("layer_norm_eps", "attention.layer_norm_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("sliding_window", "attention.sliding_window"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+];
+
+/// Other keys behind the architecture's name that are looked at, or say nothing of how a model is run.
+const ALSO_READ: &[&str] = &[
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base_swa",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "vocab_size",
+];
+
+/// Factors on the wavelengths of a rope, which are stored as a tensor: those for all lengths, or for short ones and for long ones.
+const FACTORS: &str = "rope_freqs.weight";
+const SHORT: &str = "rope_factors_short.weight";
+const LONG: &str = "rope_factors_long.weight";
+/// Most pairs of features that a rope turns.
+const MAX_PAIRS: u64 = 1 << 16;
+
+/// The configuration that a model's keys and tensors describe. What they do not say is left out; a family that is not known keeps GGUF's name. `read` gets the
+/// bytes of a small tensor.
+pub(crate) fn config(
+    metadata: &Metadata,
+    entries: &[Entry],
+    file: &Path,
+    read: &dyn Fn(&Entry) -> Result<Vec<u8>>,
+) -> Result<ModelConfig> {
+    let architecture = metadata.architecture();
+    let keys = Keys { metadata, architecture };
+    let family = FAMILIES.iter().find(|family| family.architecture == architecture);
+    let mut config = Map::new();
+    config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
+    for (field, key) in FIELDS {
+        if let Some(value) = keys.number(key) {
+            config.insert((*field).into(), value);
+        }
+    }
+    let table = entries.iter().find(|entry| entry.name == "token_embd.weight");
+    if let Some(tokens) = table.and_then(|entry| entry.shape.first()) {
+        config.insert("vocab_size".into(), json!(tokens));
+    }
+    config.insert("tie_word_embeddings".into(), json!(!entries.iter().any(|entry| entry.name == "output.weight")));
+    let list = |name: &str| factors(entries.iter().find(|entry| entry.name == name), read);
+    if let Some(scaling) = scaling(&keys, [list(FACTORS)?, list(SHORT)?, list(LONG)?]) {
+        config.insert("rope_scaling".into(), scaling);
+    }
+    if let (Some(turns), Some(head)) = (keys.float("rope.dimension_count"), keys.head())
+        && turns != head
+    {
+        config.insert("partial_rotary_factor".into(), json!(turns / head));
+    }
+    let tokens = [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")];
+    for (field, key) in tokens {
+        if let Some(id) = metadata.integer(&format!("tokenizer.ggml.{key}_token_id")) {
+            config.insert(field.into(), json!(id));
+        }
+    }
+    let name = ["general.base_model.0.name", "general.name"].into_iter().find_map(|key| metadata.text(key));
+    if let Some(name) = name {
+        config.insert("_name_or_path".into(), json!(name));
+    }
+    if let Some(family) = family {
+        (family.more)(&keys, &mut config);
+    }
+    Ok(ModelConfig::of_gguf(config, file, keys.unread(family.is_some())))
+}
+
+/// The values of a list of f32, if it is there.
+fn factors(entry: Option<&Entry>, read: &dyn Fn(&Entry) -> Result<Vec<u8>>) -> Result<Option<Vec<f32>>> {
+    let Some(entry) = entry.filter(|entry| entry.dtype == Dtype::F32 && entry.bytes <= 4 * MAX_PAIRS) else {
+        return Ok(None);
+    };
+    Ok(Some(read(entry)?.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect()))
+}
+
+/// Keys that begin with the architecture's name.
+struct Keys<'m> {
+    metadata: &'m Metadata,
+    architecture: &'m str,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<Value<'_>> {
+        self.metadata.get(&format!("{}.{key}", self.architecture))
+    }
+
+    /// A number; of a list with one for each layer, that of all where it is one.
+    fn number(&self, key: &str) -> Option<Json> {
+        let number = |value: &Value<'_>| match value {
+            Value::Integer(number) => i64::try_from(*number).ok().map(Json::from),
+            Value::Float(number) => Some(json!(number)),
+            _ => None,
+        };
+        match self.get(key)? {
+            Value::List(list) => {
+                let mut items = list.iter();
+                let first = items.next()?;
+                if items.all(|item| item == first) { number(&first) } else { None }
+            }
+            value => number(&value),
+        }
+    }
+
+    fn float(&self, key: &str) -> Option<f64> {
+        self.number(key)?.as_f64()
+    }
+
+    fn count(&self, key: &str) -> Option<u64> {
+        self.number(key)?.as_u64()
+    }
+
+    /// Features of a head.
+    fn head(&self) -> Option<f64> {
+        let share = || Some(self.float("embedding_length")? / self.float("attention.head_count")?);
+        self.float("attention.key_length").or_else(share)
+    }
+
+    /// A key behind the architecture's name that would have to be understood for the model to be run; none for a family that is not run at all.
+    fn unread(&self, is_known: bool) -> Option<String> {
+        let is_read = |key: &str| FIELDS.iter().any(|(_, known)| *known == key) || ALSO_READ.contains(&key);
+        let prefix = format!("{}.", self.architecture);
+        let values = self.float("attention.value_length");
+        let mut unread: Vec<&str> =
+            self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
+        unread.sort_unstable();
+        let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
+        // Phi 3 has it beside its factors, which go with it.
+        let scaled = self.architecture != "phi3" && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
+        let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
+        unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled).filter(|_| is_known)
+    }
+}
+
+fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) {}
+
+/// How the rope is stretched: by factors for all lengths, for short and for long ones, or by what the keys say.
+fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option<Json> {
+    let kind = match keys.get("rope.scaling.type") {
+        Some(Value::Text("none")) | None => None,
+        Some(Value::Text(kind)) => Some(kind.to_owned()),
+        // Of another type than a text: no kind that is known.
+        Some(_) => Some(String::new()),
+    };
+    let mut scaling = Map::new();
+    let original = keys.number("rope.scaling.original_context_length");
+    match (all, short.zip(long), kind) {
+        // Frequencies are divided by them, at any length.
+        (Some(all), _, None) => {
+            scaling.insert("rope_type".into(), json!("longrope"));
+            scaling.insert("short_factor".into(), json!(all));
+            scaling.insert("long_factor".into(), json!(all));
+            scaling.insert("attention_factor".into(), json!(1.0));
+        }
+        (None, Some((short, long)), _) => {
+            scaling.insert("rope_type".into(), json!("longrope"));
+            scaling.insert("short_factor".into(), json!(short));
+            scaling.insert("long_factor".into(), json!(long));
+            if let Some(factor) = keys.number("rope.scaling.attn_factor") {
+                scaling.insert("attention_factor".into(), factor);
+            }
+        }
+        (None, None, None) => return None,
+        (None, None, Some(kind)) => {
+            scaling.insert("rope_type".into(), json!(kind));
+            if let Some(factor) = keys.number("rope.scaling.factor") {
+                scaling.insert("factor".into(), factor);
+            }
+        }
+        // Both at once: no kind that is known.
+        (Some(_), _, Some(kind)) => {
+            scaling.insert("rope_type".into(), json!(format!("{kind} with factors")));
+        }
+    }
+    if let Some(original) = original {
+        scaling.insert("original_max_position_embeddings".into(), original);
+    }
+    Some(Json::Object(scaling))
+}
+
+/// The width that queries are scaled by: a head's, but for the largest model, by its number of layers.
+fn query_scale(keys: &Keys<'_>, largest: u64) -> Option<f64> {
+    if keys.count("block_count")? == largest {
+        return Some(keys.float("embedding_length")? / keys.float("attention.head_count")?);
+    }
+    keys.float("attention.key_length")
+}
+
+fn gemma2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    if let Some(scale) = query_scale(keys, 46) {
+        config.insert("query_pre_attn_scalar".into(), json!(scale));
+    }
+    // Files from before there were keys for them.
+    let missing = [
+        ("sliding_window", json!(4096)),
+        ("attn_logit_softcapping", json!(50.0)),
+        ("final_logit_softcapping", json!(30.0)),
+    ];
+    for (field, value) in missing {
+        config.entry(field).or_insert(value);
+    }
+}
+
+fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    if let Some(scale) = query_scale(keys, 62) {
+        config.insert("query_pre_attn_scalar".into(), json!(scale));
+    }
+    // Layers with a window have a rope of their own, which is not stretched.
+    let theta = config.shift_remove("rope_theta").unwrap_or(json!(1_000_000.0));
+    let mut full = match config.shift_remove("rope_scaling") {
+        Some(Json::Object(scaling)) => scaling,
+        _ => Map::from_iter([("rope_type".to_owned(), json!("default"))]),
+    };
+    full.insert("rope_theta".into(), theta);
+    let local = keys.float("rope.freq_base_swa").unwrap_or(10_000.0);
+    config.insert(
+        "rope_parameters".into(),
+        json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": local } }),
+    );
+    config.insert("sliding_window_pattern".into(), json!(6));
+}

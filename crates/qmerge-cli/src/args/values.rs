@@ -23,7 +23,7 @@ const NO_GGUF: &str =
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
-    let known = FORMATS.iter().map(|format| {
+    let known = FORMATS.iter().filter(|format| !format.is_of_gguf()).map(|format| {
         let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
         PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
     });

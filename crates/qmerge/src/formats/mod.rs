@@ -10,6 +10,7 @@
 pub(crate) mod bnb4;
 mod bnb8;
 mod bnb_config;
+mod gguf;
 mod grid;
 mod module;
 pub(crate) mod plain;
@@ -48,6 +49,16 @@ pub static FORMATS: &[&dyn Format] = &[
     &bnb4::NF4,
     &bnb4::FP4,
     &bnb8::Int8,
+    &gguf::Q4_0,
+    &gguf::Q4_1,
+    &gguf::Q5_0,
+    &gguf::Q5_1,
+    &gguf::Q8_0,
+    &gguf::Q2_K,
+    &gguf::Q3_K,
+    &gguf::Q4_K,
+    &gguf::Q5_K,
+    &gguf::Q6_K,
     &plain::F32,
     &plain::F16,
     &plain::BF16,
@@ -77,6 +88,11 @@ pub trait Format: Sync {
     /// True if values become codes, so that only some matrices are stored this way (and everything else stays as it is).
     fn quantizes(&self) -> bool {
         true
+    }
+
+    /// True if only GGUF files have it.
+    fn is_of_gguf(&self) -> bool {
+        false
     }
 
     /// True if loaders look for this format where a plain weight of that role and shape is: linear layers, for most.

@@ -204,8 +204,12 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn tables_have_what_the_registries_have() {
     let set = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect::<BTreeSet<String>>();
-    let formats =
-        |made: bool| set(&mut FORMATS.iter().filter(|format| format.is_made() == made).map(|format| format.id()));
+    let formats = |made: bool| {
+        set(&mut FORMATS
+            .iter()
+            .filter(|format| format.is_made() == made && !format.is_of_gguf())
+            .map(|format| format.id()))
+    };
     assert_eq!(first_column(&chapter("reference/formats.md"), "| `--to` |"), formats(true));
     assert_eq!(first_column(&chapter("reference/formats.md"), "| format |"), formats(false));
     let methods = set(&mut ROUNDINGS.iter().map(|method| method.id()));
@@ -220,7 +224,9 @@ fn tables_have_what_the_registries_have() {
     let row = |name: &str| readme.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap().to_lowercase();
     let limits = chapter("limits.md");
     let limit = limits.lines().find(|line| line.starts_with("- **Formats.**")).unwrap().to_lowercase();
-    for format in FORMATS.iter().filter(|format| format.is_made() && !format.id().starts_with("ct-")) {
+    for format in
+        FORMATS.iter().filter(|format| format.is_made() && !format.is_of_gguf() && !format.id().starts_with("ct-"))
+    {
         assert!(names(&row("models"), format.id()) && names(&limit, format.id()), "{}", format.id());
     }
     let adapters = section(&chapter("reference/adapters.md"), "What is merged").to_uppercase();

@@ -21,13 +21,17 @@ fn open(case: &str) -> Inputs {
 }
 
 fn spec(config: &ModelConfig, json: &Map<String, Value>) -> Result<Spec> {
-    spec_of(&ModelConfig { json: json.clone(), ..config.clone() })
+    let mut config = config.clone();
+    config.json = json.clone();
+    spec_of(&config)
 }
 
 /// A model with another configuration, run on some tokens.
 fn run(inputs: &mut Inputs, json: &Map<String, Value>) -> Result<()> {
     let own = inputs.base.config.clone().unwrap();
-    inputs.base.config = Some(ModelConfig { json: json.clone(), ..own.clone() });
+    let mut config = own.clone();
+    config.json = json.clone();
+    inputs.base.config = Some(config);
     let tensors = Tensors::new(inputs, None);
     let options = Options { threads: 1, held: Some(0), progress: None };
     let done = Model::new(&tensors, options).and_then(|model| {

@@ -11,7 +11,7 @@ use qmerge::plan::{Data, Inputs, Method, Options as PlanOptions, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Report;
 use qmerge::round;
-use qmerge_run::calibrate::{self, FromModel};
+use qmerge_run::calibrate::{self, Amount, FromModel};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Beginnings;
 use qmerge_run::{Model, Options, Unwatched};

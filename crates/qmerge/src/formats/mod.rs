@@ -13,6 +13,7 @@ mod bnb_config;
 mod bytes;
 mod ct;
 mod fp8;
+mod gguf;
 mod gpt_oss;
 mod grid;
 mod mlx;
@@ -72,6 +73,16 @@ pub static FORMATS: &[&dyn Format] = &[
     &mlx::Mlx,
     &bytes::QUANTO,
     &bytes::TORCHAO,
+    &gguf::Q4_0,
+    &gguf::Q4_1,
+    &gguf::Q5_0,
+    &gguf::Q5_1,
+    &gguf::Q8_0,
+    &gguf::Q2_K,
+    &gguf::Q3_K,
+    &gguf::Q4_K,
+    &gguf::Q5_K,
+    &gguf::Q6_K,
     &plain::F32,
     &plain::F16,
     &plain::BF16,
@@ -106,6 +117,11 @@ pub trait Format: Sync {
     /// True if values become codes, so that only some matrices are stored this way (and everything else stays as it is).
     fn quantizes(&self) -> bool {
         true
+    }
+
+    /// True if only GGUF files have it.
+    fn is_of_gguf(&self) -> bool {
+        false
     }
 
     /// True if loaders look for this format where a plain weight of that role and shape is: linear layers, for most.

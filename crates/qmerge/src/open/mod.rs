@@ -393,11 +393,14 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
     hub::resolve(location)
 }
 
-/// Number of bytes of a tensor, checked: they must be whole bytes, and neither they nor any product of some of the dimensions may overflow,
-/// so a dimension of 0 does not let the others be anything.
+/// Number of bytes of a tensor, checked: they must be whole bytes (of a type of ggml, each row must be whole blocks), and neither they nor any product of some of
+/// the dimensions may overflow, so a dimension of 0 does not let the others be anything.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
     let (elements, bytes) = dtype.block();
+    if dtype.is_ggml_block() && !shape.last().is_some_and(|&row| (row as u64).is_multiple_of(elements)) {
+        return None;
+    }
     let bits = largest.div_ceil(elements).checked_mul(bytes)?.checked_mul(8)?;
     usize::try_from(bits).ok()?;
     if shape.contains(&0) { Some(0) } else { dtype.bytes_of(largest) }

@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
 use crate::adapters::{Adapter, Names, ReadOptions, base_names};
-use crate::error::Result;
+use crate::error::{Result, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -204,6 +204,10 @@ impl Plan {
             untrained &= all;
             untrained_modules += modules.len();
             warnings.extend(untrained_warning(adapter, &modules, number, all));
+        }
+        if let Some(to) = options.to.filter(|to| to.is_of_gguf()) {
+            return Err(usage(format!("{} is a type of GGUF files, which no other format is turned into", to.id()))
+                .with_hint("take --to bf16, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py"));
         }
         method::refuse_without_scales(options.rounding, options.to)?;
         let options = &Options {

@@ -1,0 +1,558 @@
+//! Q2_K to Q6_K: 256 elements in runs of 16 or 32, whose scales (and minima) are whole multiples of one f16 for all of the block.
+
+// Blocks are arrays of a fixed length; what indexes them counts up to it.
+#![allow(clippy::indexing_slicing)]
+
+use super::block::{Block, Importance, f16, half, multiples, nibbles, number, to_nibbles, whole};
+use super::fit::{
+    self, Runs, Search, affine, by_moves, codes, extreme, map, nearest, positive, runs, square_sum, sums, symmetric,
+    weighted,
+};
+use crate::formats::{Choices, Levels};
+
+pub(super) struct Q2K;
+pub(super) struct Q3K;
+pub(super) struct Q4K;
+pub(super) struct Q5K;
+pub(super) struct Q6K;
+
+/// Codes of two bits: each run of 32 bytes has four runs of 32 elements, the first in the lowest bits.
+#[inline(always)]
+pub(super) fn two_bits(bytes: &[u8], codes: &mut [u8; 256]) {
+    for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
+        for (field, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for (byte, code) in bytes.iter().zip(codes) {
+                *code = (byte >> (2 * field)) & 3;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn to_two_bits(codes: &[u8; 256], bytes: &mut [u8]) {
+    for (bytes, codes) in bytes.chunks_exact_mut(32).zip(codes.chunks_exact(128)) {
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            let field = |k: usize| (codes[32 * k + i] & 3) << (2 * k);
+            *byte = field(0) | field(1) | field(2) | field(3);
+        }
+    }
+}
+
+/// Codes of four bits, 64 elements in 32 bytes.
+#[inline(always)]
+fn four_bits(bytes: &[u8], codes: &mut [u8; 256]) {
+    bytes.chunks_exact(32).zip(codes.chunks_exact_mut(64)).for_each(|(bytes, codes)| nibbles(bytes, codes));
+}
+
+#[inline(always)]
+fn to_four_bits(codes: &[u8; 256], bytes: &mut [u8]) {
+    bytes.chunks_exact_mut(32).zip(codes.chunks_exact(64)).for_each(|(bytes, codes)| to_nibbles(codes, bytes));
+}
+
+/// A bit of each code: bit k of a byte belongs to the k-th run of 32 elements.
+#[inline(always)]
+fn add_bits(bytes: &[u8], shift: u32, codes: &mut [u8; 256]) {
+    for (bit, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for (byte, code) in bytes.iter().zip(codes) {
+            *code |= ((byte >> bit) & 1) << shift;
+        }
+    }
+}
+
+#[inline(always)]
+fn to_bits(codes: &[u8; 256], shift: u32, bytes: &mut [u8]) {
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = (0..8).fold(0, |byte, bit| byte | ((codes[32 * bit + i] >> shift) & 1) << bit);
+    }
+}
+
+/// The codes of values under scales and minima as they are stored; those found before stay where a scale is 0.
+#[inline(always)]
+fn again<const N: usize, const L: usize>(
+    x: &Runs<N, L>,
+    found: &mut Runs<N, L>,
+    scales: &[f32; L],
+    minima: &[f32; L],
+    (low, high): (i32, i32),
+) {
+    for (x, found) in x.iter().zip(found) {
+        for l in 0..L {
+            let code = nearest((x[l] + minima[l]) / scales[l]).clamp(low, high) - low;
+            found[l] = if scales[l] == 0.0 { found[l] } else { code as f32 };
+        }
+    }
+}
+
+/// A scale and whole multiples of it that come near to all of some scales: the largest gets `top`.
+#[inline(always)]
+fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
+    let most = scales.iter().fold(0.0, |most: f32, &scale| if scale > most { scale } else { most });
+    if most > 0.0 {
+        let inverse = top as f32 / most;
+        (most / top as f32, scales.map(|scale| nearest(inverse * scale)))
+    } else {
+        (0.0, [0; L])
+    }
+}
+
+/// The weights of values where inputs are known, and their sums by run.
+#[inline(always)]
+fn by_importance<const N: usize, const L: usize>(
+    x: &Runs<N, L>,
+    weights: &[f32; 256],
+    square: f32,
+) -> (Runs<N, L>, [f32; L]) {
+    let weights = weighted(x, &runs(weights), square);
+    let totals = sums(&weights);
+    (weights, totals)
+}
+
+/// What is searched where inputs are known.
+#[inline(always)]
+fn known(top: i32) -> Search {
+    Search { top, first: -0.9, step: 0.05, steps: 36, absolute: false }
+}
+
+/// Q3_K's sixteen scales of six bits, less 32: four bits in nibbles of eight bytes, two in fields of four.
+#[inline(always)]
+fn q3_scales(bytes: &[u8]) -> [i32; 16] {
+    std::array::from_fn(|i| {
+        let low = if i < 8 { bytes[i] & 15 } else { bytes[i - 8] >> 4 };
+        let high = (bytes[8 + i % 4] >> (2 * (i / 4))) & 3;
+        i32::from(low | (high << 4)) - 32
+    })
+}
+
+#[inline(always)]
+fn to_q3_scales(scales: &[i32; 16], bytes: &mut [u8]) {
+    bytes.fill(0);
+    for (i, scale) in scales.iter().enumerate() {
+        let scale = (scale + 32) as u8;
+        bytes[i % 8] |= (scale & 15) << (i / 8 * 4);
+        bytes[8 + i % 4] |= (scale >> 4) << (2 * (i / 4));
+    }
+}
+
+/// The eight scales and eight minima of six bits of Q4_K and Q5_K, in twelve bytes.
+#[inline(always)]
+fn scales_and_minima(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+    let scales = std::array::from_fn(|i| match i {
+        0..4 => bytes[i] & 63,
+        _ => (bytes[i + 4] & 15) | ((bytes[i - 4] >> 6) << 4),
+    });
+    let minima = std::array::from_fn(|i| match i {
+        0..4 => bytes[i + 4] & 63,
+        _ => (bytes[i + 4] >> 4) | ((bytes[i] >> 6) << 4),
+    });
+    (scales, minima)
+}
+
+#[inline(always)]
+fn to_scales_and_minima(scales: &[u8; 8], minima: &[u8; 8], bytes: &mut [u8]) {
+    for i in 0..4 {
+        bytes[i] = (scales[i] & 63) | ((scales[i + 4] >> 4) << 6);
+        bytes[i + 4] = (minima[i] & 63) | ((minima[i + 4] >> 4) << 6);
+        bytes[i + 8] = (scales[i + 4] & 15) | (minima[i + 4] << 4);
+    }
+}
+
+/// Other scales and minima of Q4_K and Q5_K under the two units that come before them.
+#[inline(always)]
+fn choose_scales_and_minima(bytes: &mut [u8], scales: &[f32; 8], offsets: &[f32; 8]) {
+    let (d, dmin) = (f16([bytes[0], bytes[1]]), f16([bytes[2], bytes[3]]));
+    let (mut own, mut minima) = scales_and_minima(&bytes[4..16]);
+    for i in 0..8 {
+        own[i] = number(d, own[i].into(), scales[i], 0..64) as u8;
+        minima[i] = number(dmin, minima[i].into(), -offsets[i], 0..64) as u8;
+    }
+    to_scales_and_minima(&own, &minima, &mut bytes[4..16]);
+}
+
+/// The lists of them.
+fn scales_and_minima_choices<const B: usize>(blocks: &[[u8; B]]) -> (Choices, Choices) {
+    (
+        multiples(blocks, 8, 0..64, |block| f16([block[0], block[1]])),
+        multiples(blocks, 8, 0..64, |block| -f16([block[2], block[3]])),
+    )
+}
+
+/// Units, scales, minima and codes of Q4_K and Q5_K, the first sixteen bytes of which are put in place.
+#[inline(always)]
+fn encode_affine(
+    x: &[f32; 256],
+    importance: Option<Importance<'_, 256>>,
+    search: Search,
+    bytes: &mut [u8],
+) -> [u8; 256] {
+    let top = search.top;
+    let runs = runs::<32, 8>(x);
+    let (d, dmin, scales, minima, mut found);
+    if let Some(Importance { weights, .. }) = importance {
+        let (weights, totals) = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
+        let (own, own_minima, codes) = affine(&runs, &weights, known(top));
+        (d, scales) = positive(&own, 63, &totals);
+        (dmin, minima) = positive(&own_minima, 63, &totals);
+        found = codes;
+    } else {
+        let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
+        let weights = runs.map(|x| std::array::from_fn(|l| squares[l] + x[l].abs()));
+        let (own, own_minima, codes) = affine(&runs, &weights, search);
+        let bytes = |(unit, numbers): (f32, [i32; 8])| (unit, numbers.map(|number| (number as u8).min(63)));
+        (d, scales) = bytes(shared(&own, 63));
+        (dmin, minima) = bytes(shared(&own_minima, 63));
+        found = codes;
+    }
+    bytes[..2].copy_from_slice(&half(d));
+    bytes[2..4].copy_from_slice(&half(dmin));
+    to_scales_and_minima(&scales, &minima, &mut bytes[4..16]);
+    let (d, dmin) = (f16(half(d)), f16(half(dmin)));
+    let (own, own_minima) = (scales.map(|scale| d * f32::from(scale)), minima.map(|minimum| dmin * f32::from(minimum)));
+    again(&runs, &mut found, &own, &own_minima, (0, top));
+    codes(&found)
+}
+
+impl Block<256, 84, 16> for Q2K {
+    const LEVELS: Levels = Levels::Integers(0, 3);
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code)
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, 0.0, 3.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 84]) -> [u8; 256] {
+        let mut codes = [0; 256];
+        two_bits(&block[16..80], &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], block: &mut [u8; 84]) {
+        to_two_bits(codes, &mut block[16..80]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 84]) -> [f32; 16] {
+        let d = f16([block[80], block[81]]);
+        std::array::from_fn(|i| d * f32::from(block[i] & 15))
+    }
+
+    #[inline(always)]
+    fn offsets(block: &[u8; 84]) -> [f32; 16] {
+        let d = f16([block[82], block[83]]);
+        std::array::from_fn(|i| -(d * f32::from(block[i] >> 4)))
+    }
+
+    fn choices(blocks: &[[u8; 84]]) -> (Choices, Choices) {
+        (
+            multiples(blocks, 16, 0..16, |block| f16([block[80], block[81]])),
+            multiples(blocks, 16, 0..16, |block| -f16([block[82], block[83]])),
+        )
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 84], scales: &[f32; 16], offsets: &[f32; 16]) {
+        let (d, dmin) = (f16([block[80], block[81]]), f16([block[82], block[83]]));
+        for i in 0..16 {
+            let scale = number(d, (block[i] & 15).into(), scales[i], 0..16);
+            let minimum = number(dmin, (block[i] >> 4).into(), -offsets[i], 0..16);
+            block[i] = (scale | (minimum << 4)) as u8;
+        }
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 84]) {
+        let runs = runs::<16, 16>(x);
+        let (d, dmin, scales, minima, mut found);
+        if let Some(Importance { weights, .. }) = importance {
+            let (weights, totals) = by_importance(&runs, weights, square_sum(x) / 256.0);
+            let (own, own_minima, codes) = affine(&runs, &weights, known(3));
+            let numbers = |(unit, numbers): (f32, [u8; 16])| (unit, numbers.map(i32::from));
+            (d, scales) = numbers(positive(&own, 15, &totals));
+            (dmin, minima) = numbers(positive(&own_minima, 15, &totals));
+            found = codes;
+        } else {
+            let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
+            let (own, own_minima, codes) = affine(&runs, &map(&runs, f32::abs), search);
+            (d, scales) = shared(&own, 15);
+            (dmin, minima) = shared(&own_minima, 15);
+            found = codes;
+        }
+        for i in 0..16 {
+            block[i] = (scales[i] | (minima[i] << 4)) as u8;
+        }
+        block[80..82].copy_from_slice(&half(d));
+        block[82..].copy_from_slice(&half(dmin));
+        again(&runs, &mut found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
+        Self::pack(&codes(&found), block);
+    }
+}
+
+impl Block<256, 110, 16> for Q3K {
+    const LEVELS: Levels = Levels::Integers(-4, 3);
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code) - 4.0
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, -4.0, 3.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 110]) -> [u8; 256] {
+        let mut codes = [0; 256];
+        two_bits(&block[32..96], &mut codes);
+        add_bits(&block[..32], 2, &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], block: &mut [u8; 110]) {
+        to_two_bits(codes, &mut block[32..96]);
+        to_bits(codes, 2, &mut block[..32]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 110]) -> [f32; 16] {
+        let d = f16([block[108], block[109]]);
+        q3_scales(&block[96..108]).map(|scale| d * scale as f32)
+    }
+
+    fn choices(blocks: &[[u8; 110]]) -> (Choices, Choices) {
+        (multiples(blocks, 16, -32..32, |block| f16([block[108], block[109]])), Choices::Fixed)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 110], scales: &[f32; 16], _: &[f32; 16]) {
+        let d = f16([block[108], block[109]]);
+        let mut own = q3_scales(&block[96..108]);
+        for i in 0..16 {
+            own[i] = number(d, own[i], scales[i], -32..32);
+        }
+        to_q3_scales(&own, &mut block[96..108]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 110]) {
+        let runs = runs::<16, 16>(x);
+        let (d, scales, mut found);
+        if let Some(Importance { weights, .. }) = importance {
+            let (weights, totals) = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
+            let (own, codes) = symmetric(&runs, 4, &weights);
+            let ([unit], numbers) = symmetric(&own.map(|scale| [scale]), 32, &totals.map(|total| [total]));
+            (d, scales) = (unit, numbers.map(|[number]| number as i32 - 32));
+            found = codes;
+        } else {
+            let (own, codes) = by_moves(&runs);
+            let most = extreme(&own);
+            let inverse = -32.0 / most;
+            d = if most == 0.0 { 0.0 } else { 1.0 / inverse };
+            scales = own.map(|scale| if most == 0.0 { -32 } else { nearest(inverse * scale).clamp(-32, 31) });
+            found = codes;
+        }
+        block[108..].copy_from_slice(&half(d));
+        to_q3_scales(&scales, &mut block[96..108]);
+        again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-4, 3));
+        Self::pack(&codes(&found), block);
+    }
+}
+
+impl Block<256, 144, 8> for Q4K {
+    const LEVELS: Levels = Levels::Integers(0, 15);
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code)
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, 0.0, 15.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 144]) -> [u8; 256] {
+        let mut codes = [0; 256];
+        four_bits(&block[16..], &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], block: &mut [u8; 144]) {
+        to_four_bits(codes, &mut block[16..]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 144]) -> [f32; 8] {
+        let d = f16([block[0], block[1]]);
+        scales_and_minima(&block[4..16]).0.map(|scale| d * f32::from(scale))
+    }
+
+    #[inline(always)]
+    fn offsets(block: &[u8; 144]) -> [f32; 8] {
+        let d = f16([block[2], block[3]]);
+        scales_and_minima(&block[4..16]).1.map(|minimum| -(d * f32::from(minimum)))
+    }
+
+    fn choices(blocks: &[[u8; 144]]) -> (Choices, Choices) {
+        scales_and_minima_choices(blocks)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 144], scales: &[f32; 8], offsets: &[f32; 8]) {
+        choose_scales_and_minima(block, scales, offsets);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 144]) {
+        let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
+        let codes = encode_affine(x, importance, search, block);
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<256, 176, 8> for Q5K {
+    const LEVELS: Levels = Levels::Integers(0, 31);
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code)
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, 0.0, 31.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 176]) -> [u8; 256] {
+        let mut codes = [0; 256];
+        four_bits(&block[48..], &mut codes);
+        add_bits(&block[16..48], 4, &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], block: &mut [u8; 176]) {
+        to_four_bits(codes, &mut block[48..]);
+        to_bits(codes, 4, &mut block[16..48]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 176]) -> [f32; 8] {
+        let d = f16([block[0], block[1]]);
+        scales_and_minima(&block[4..16]).0.map(|scale| d * f32::from(scale))
+    }
+
+    #[inline(always)]
+    fn offsets(block: &[u8; 176]) -> [f32; 8] {
+        let d = f16([block[2], block[3]]);
+        scales_and_minima(&block[4..16]).1.map(|minimum| -(d * f32::from(minimum)))
+    }
+
+    fn choices(blocks: &[[u8; 176]]) -> (Choices, Choices) {
+        scales_and_minima_choices(blocks)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 176], scales: &[f32; 8], offsets: &[f32; 8]) {
+        choose_scales_and_minima(block, scales, offsets);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 176]) {
+        let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
+        let codes = encode_affine(x, importance, search, block);
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<256, 210, 16> for Q6K {
+    const LEVELS: Levels = Levels::Integers(-32, 31);
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code) - 32.0
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, -32.0, 31.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 210]) -> [u8; 256] {
+        let mut codes = [0; 256];
+        let halves = block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32));
+        for ((low, high), codes) in halves.zip(codes.chunks_exact_mut(128)) {
+            nibbles(low, codes);
+            for (field, codes) in codes.chunks_exact_mut(32).enumerate() {
+                for (high, code) in high.iter().zip(codes) {
+                    *code |= ((high >> (2 * field)) & 3) << 4;
+                }
+            }
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], block: &mut [u8; 210]) {
+        let (low, rest) = block.split_at_mut(128);
+        let halves = low.chunks_exact_mut(64).zip(rest[..64].chunks_exact_mut(32));
+        for ((low, high), codes) in halves.zip(codes.chunks_exact(128)) {
+            to_nibbles(codes, low);
+            for (i, byte) in high.iter_mut().enumerate() {
+                let field = |k: usize| ((codes[32 * k + i] >> 4) & 3) << (2 * k);
+                *byte = field(0) | field(1) | field(2) | field(3);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 210]) -> [f32; 16] {
+        let d = f16([block[208], block[209]]);
+        std::array::from_fn(|i| d * f32::from(block[192 + i].cast_signed()))
+    }
+
+    fn choices(blocks: &[[u8; 210]]) -> (Choices, Choices) {
+        (multiples(blocks, 16, -128..128, |block| f16([block[208], block[209]])), Choices::Fixed)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 210], scales: &[f32; 16], _: &[f32; 16]) {
+        let d = f16([block[208], block[209]]);
+        for (own, &wanted) in block[192..208].iter_mut().zip(scales) {
+            *own = number(d, own.cast_signed().into(), wanted, -128..128) as u8;
+        }
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 210]) {
+        let runs = runs::<16, 16>(x);
+        let weights = importance.map_or_else(|| map(&runs, |x| x * x), |importance| fit::runs(importance.weights));
+        let (own, mut found) = symmetric(&runs, 32, &weights);
+        let most = extreme(&own);
+        block.fill(0);
+        if most.abs() < 1e-15 {
+            return;
+        }
+        let inverse = -128.0 / most;
+        block[208..].copy_from_slice(&half(1.0 / inverse));
+        for (stored, scale) in block[192..208].iter_mut().zip(own) {
+            *stored = nearest(inverse * scale).min(127) as u8;
+        }
+        again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-32, 31));
+        Self::pack(&codes(&found), block);
+    }
+}

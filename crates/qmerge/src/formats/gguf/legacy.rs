@@ -1,0 +1,314 @@
+//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 elements, an f16 scale, and for the `_1` types an f16 minimum.
+
+// Blocks are arrays of a fixed length; what indexes them counts up to it.
+#![allow(clippy::indexing_slicing)]
+
+use super::block::{Block, Importance, any_f16, choose_f16, f16, half, inverse, nibbles, to_nibbles, truncated, whole};
+use super::fit::{Search, affine, codes, extreme, runs, symmetric, weighted};
+use crate::formats::{Choices, Levels};
+
+pub(super) struct Q4_0;
+pub(super) struct Q4_1;
+pub(super) struct Q5_0;
+pub(super) struct Q5_1;
+pub(super) struct Q8_0;
+
+/// The codes of 32 elements of five bits: four in nibbles, and the fifth of all of them in a word before.
+#[inline(always)]
+fn five_bits(bytes: &[u8]) -> [u8; 32] {
+    let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let mut codes = [0; 32];
+    nibbles(&bytes[4..], &mut codes);
+    for (i, code) in codes.iter_mut().enumerate() {
+        *code |= (((high >> i) & 1) << 4) as u8;
+    }
+    codes
+}
+
+#[inline(always)]
+fn to_five_bits(codes: &[u8; 32], bytes: &mut [u8]) {
+    let high = codes.iter().enumerate().fold(0, |high, (i, code)| high | (u32::from(code >> 4) << i));
+    bytes[..4].copy_from_slice(&high.to_le_bytes());
+    to_nibbles(codes, &mut bytes[4..]);
+}
+
+/// Scale and codes of levels around 0: the largest value gets the lowest level. With an importance, those of the least error.
+#[inline(always)]
+fn around_zero(x: &[f32; 32], half: i32, importance: Option<Importance<'_, 32>>) -> (f32, [u8; 32]) {
+    if let Some(Importance { weights, row }) = importance {
+        let x = runs::<32, 1>(x);
+        let ([scale], found) = symmetric(&x, half, &weighted(&x, &runs(weights), row));
+        return (scale, codes(&found));
+    }
+    let scale = extreme(x) / -half as f32;
+    let inverse = inverse(scale);
+    let (middle, top) = (half as f32 + 0.5, (2 * half - 1) as u8);
+    (scale, x.map(|x| (truncated(x * inverse + middle) as u8).min(top)))
+}
+
+/// Scale, minimum and codes of levels from 0 up.
+#[inline(always)]
+fn from_minimum(x: &[f32; 32], top: i32, importance: Option<Importance<'_, 32>>) -> (f32, f32, [u8; 32]) {
+    if let Some(Importance { weights, row }) = importance {
+        let x = runs::<32, 1>(x);
+        let search = Search { top, first: -0.9, step: 0.05, steps: 36, absolute: false };
+        let ([scale], [minimum], found) = affine(&x, &weighted(&x, &runs(weights), row), search);
+        return (scale, -minimum, codes(&found));
+    }
+    let (low, high) = x.iter().fold((f32::MAX, f32::MIN), |(low, high): (f32, f32), &x| {
+        (if x < low { x } else { low }, if x > high { x } else { high })
+    });
+    let scale = (high - low) / top as f32;
+    let inverse = inverse(scale);
+    (scale, low, x.map(|x| truncated((x - low) * inverse + 0.5).min(top) as u8))
+}
+
+impl Block<32, 18, 1> for Q4_0 {
+    const LEVELS: Levels = Levels::Integers(-8, 7);
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code) - 8.0
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, -8.0, 7.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 18]) -> [u8; 32] {
+        let mut codes = [0; 32];
+        nibbles(&block[2..], &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], block: &mut [u8; 18]) {
+        to_nibbles(codes, &mut block[2..]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 18]) -> [f32; 1] {
+        [f16([block[0], block[1]])]
+    }
+
+    fn choices(_: &[[u8; 18]]) -> (Choices, Choices) {
+        (any_f16(), Choices::Fixed)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 18], scales: &[f32; 1], _: &[f32; 1]) {
+        choose_f16(block, scales[0]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 18]) {
+        let (scale, codes) = around_zero(x, 8, importance);
+        block[..2].copy_from_slice(&half(scale));
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<32, 20, 1> for Q4_1 {
+    const LEVELS: Levels = Levels::Integers(0, 15);
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code)
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, 0.0, 15.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 20]) -> [u8; 32] {
+        let mut codes = [0; 32];
+        nibbles(&block[4..], &mut codes);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], block: &mut [u8; 20]) {
+        to_nibbles(codes, &mut block[4..]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 20]) -> [f32; 1] {
+        [f16([block[0], block[1]])]
+    }
+
+    #[inline(always)]
+    fn offsets(block: &[u8; 20]) -> [f32; 1] {
+        [f16([block[2], block[3]])]
+    }
+
+    fn choices(_: &[[u8; 20]]) -> (Choices, Choices) {
+        (any_f16(), any_f16())
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 20], scales: &[f32; 1], offsets: &[f32; 1]) {
+        choose_f16(block, scales[0]);
+        choose_f16(&mut block[2..], offsets[0]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 20]) {
+        let (scale, minimum, codes) = from_minimum(x, 15, importance);
+        block[..2].copy_from_slice(&half(scale));
+        block[2..4].copy_from_slice(&half(minimum));
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<32, 22, 1> for Q5_0 {
+    const LEVELS: Levels = Levels::Integers(-16, 15);
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code) - 16.0
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, -16.0, 15.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 22]) -> [u8; 32] {
+        five_bits(&block[2..])
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], block: &mut [u8; 22]) {
+        to_five_bits(codes, &mut block[2..]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 22]) -> [f32; 1] {
+        [f16([block[0], block[1]])]
+    }
+
+    fn choices(_: &[[u8; 22]]) -> (Choices, Choices) {
+        (any_f16(), Choices::Fixed)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 22], scales: &[f32; 1], _: &[f32; 1]) {
+        choose_f16(block, scales[0]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 22]) {
+        let (scale, codes) = around_zero(x, 16, importance);
+        block[..2].copy_from_slice(&half(scale));
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<32, 24, 1> for Q5_1 {
+    const LEVELS: Levels = Levels::Integers(0, 31);
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code)
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        whole(x, 0.0, 31.0)
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 24]) -> [u8; 32] {
+        five_bits(&block[4..])
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], block: &mut [u8; 24]) {
+        to_five_bits(codes, &mut block[4..]);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 24]) -> [f32; 1] {
+        [f16([block[0], block[1]])]
+    }
+
+    #[inline(always)]
+    fn offsets(block: &[u8; 24]) -> [f32; 1] {
+        [f16([block[2], block[3]])]
+    }
+
+    fn choices(_: &[[u8; 24]]) -> (Choices, Choices) {
+        (any_f16(), any_f16())
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 24], scales: &[f32; 1], offsets: &[f32; 1]) {
+        choose_f16(block, scales[0]);
+        choose_f16(&mut block[2..], offsets[0]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 24]) {
+        let (scale, minimum, codes) = from_minimum(x, 31, importance);
+        block[..2].copy_from_slice(&half(scale));
+        block[2..4].copy_from_slice(&half(minimum));
+        Self::pack(&codes, block);
+    }
+}
+
+impl Block<32, 34, 1> for Q8_0 {
+    const LEVELS: Levels = Levels::Integers(-128, 127);
+
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        f32::from(code.cast_signed())
+    }
+
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        (x.round_ties_even() as i8).cast_unsigned()
+    }
+
+    #[inline(always)]
+    fn unpack(block: &[u8; 34]) -> [u8; 32] {
+        let mut codes = [0; 32];
+        codes.copy_from_slice(&block[2..]);
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], block: &mut [u8; 34]) {
+        block[2..].copy_from_slice(codes);
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 34]) -> [f32; 1] {
+        [f16([block[0], block[1]])]
+    }
+
+    fn choices(_: &[[u8; 34]]) -> (Choices, Choices) {
+        (any_f16(), Choices::Fixed)
+    }
+
+    #[inline(always)]
+    fn choose(block: &mut [u8; 34], scales: &[f32; 1], _: &[f32; 1]) {
+        choose_f16(block, scales[0]);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32; 32], _: Option<Importance<'_, 32>>, block: &mut [u8; 34]) {
+        let scale = x.iter().fold(0.0, |most: f32, x| if x.abs() > most { x.abs() } else { most }) / 127.0;
+        let inverse = inverse(scale);
+        block[..2].copy_from_slice(&half(scale));
+        for (code, x) in block[2..].iter_mut().zip(x) {
+            *code = truncated((x * inverse).round()) as u8;
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The types of ggml, which the tensors of a GGUF file have: blocks of 32 to 256 elements of a row, with scales of their own inside.
+//!
+//! A weight is one part, its tensor, and blocks do not cross rows, so chunks are any rows. One file per family of types has how blocks are packed; `block.rs`
+//! has what all share. Arithmetic is ggml's, in f32, without contraction of products and sums, as its builds for x86-64 have it.
+
+mod block;
+mod fit;
+mod k;
+mod legacy;
+#[cfg(test)]
+mod tests;
+mod weight;
+
+use std::sync::Arc;
+
+use super::{Claim, Format, Grid, Module, Settings, Weight};
+use crate::arch::Role;
+use crate::dtype::Dtype;
+use crate::error::{Result, mismatch};
+use crate::open::{Entry, ModelConfig, byte_size};
+use crate::simd::versions;
+use weight::GgufWeight;
+
+/// One type as a format.
+#[derive(Debug)]
+pub(super) struct Gguf {
+    id: &'static str,
+    about: &'static str,
+    dtype: Dtype,
+    kernels: &'static Kernels,
+}
+
+/// What a type does with its blocks.
+#[derive(Debug)]
+struct Kernels {
+    /// Whole blocks into as many elements.
+    decode: fn(&[u8], &mut [f32]),
+    /// `None` for types that are only read.
+    coder: Option<Coder>,
+}
+
+/// How other values are stored.
+#[derive(Debug)]
+struct Coder {
+    /// Whole rows with fresh scales; with the importance of each column, where that is known.
+    encode: fn(&[f32], Option<&[f32]>, &mut [u8]),
+    /// The grid of whole blocks.
+    grid: fn(&[u8]) -> Grid,
+    /// Values under the scales of stored blocks, or under others of their grid.
+    store: fn(&[u8], &[f32], Option<&Grid>, &mut [u8]),
+}
+
+/// The kernels of a type, at every vector level.
+macro_rules! kernels {
+    ($type:ty, $n:literal, $b:literal, $r:literal) => {{
+        versions! { fn decode(bytes: &[u8], out: &mut [f32]) = block::decode::<$type, $n, $b, $r>; }
+        versions! {
+            fn encode(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) = block::encode::<$type, $n, $b, $r>;
+        }
+        versions! {
+            fn store(bytes: &[u8], values: &[f32], moved: Option<&Grid>, out: &mut [u8]) = block::store::<$type, $n, $b, $r>;
+        }
+        &Kernels { decode, coder: Some(Coder { encode, grid: block::grid::<$type, $n, $b, $r>, store }) }
+    }};
+}
+
+macro_rules! types {
+    ($($name:ident, $id:literal, $dtype:ident, $about:literal, $kernels:expr;)*) => {
+        $(
+            #[doc = $about]
+            pub(super) static $name: Gguf = Gguf { id: $id, about: $about, dtype: Dtype::$dtype, kernels: $kernels };
+        )*
+    };
+}
+
+types! {
+    Q4_0, "q4_0", Q4_0, "GGUF Q4_0, 4 bits, a scale for 32 values", kernels!(legacy::Q4_0, 32, 18, 1);
+    Q4_1, "q4_1", Q4_1, "GGUF Q4_1, 4 bits, a scale and a minimum for 32 values", kernels!(legacy::Q4_1, 32, 20, 1);
+    Q5_0, "q5_0", Q5_0, "GGUF Q5_0, 5 bits, a scale for 32 values", kernels!(legacy::Q5_0, 32, 22, 1);
+    Q5_1, "q5_1", Q5_1, "GGUF Q5_1, 5 bits, a scale and a minimum for 32 values", kernels!(legacy::Q5_1, 32, 24, 1);
+    Q8_0, "q8_0", Q8_0, "GGUF Q8_0, 8 bits, a scale for 32 values", kernels!(legacy::Q8_0, 32, 34, 1);
+    Q2_K, "q2_k", Q2K, "GGUF Q2_K, 2 bits, scales and minima of 4 bits", kernels!(k::Q2K, 256, 84, 16);
+    Q3_K, "q3_k", Q3K, "GGUF Q3_K, 3 bits, scales of 6 bits", kernels!(k::Q3K, 256, 110, 16);
+    Q4_K, "q4_k", Q4K, "GGUF Q4_K, 4 bits, scales and minima of 6 bits", kernels!(k::Q4K, 256, 144, 8);
+    Q5_K, "q5_k", Q5K, "GGUF Q5_K, 5 bits, scales and minima of 6 bits", kernels!(k::Q5K, 256, 176, 8);
+    Q6_K, "q6_k", Q6K, "GGUF Q6_K, 6 bits, scales of 8 bits", kernels!(k::Q6K, 256, 210, 16);
+}
+
+impl Gguf {
+    /// Elements of a block.
+    fn block(&self) -> usize {
+        self.dtype.block().0 as usize
+    }
+}
+
+impl Format for Gguf {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
+        let own = module.free().map(|(_, entry)| entry).filter(|entry| entry.dtype == self.dtype);
+        let claim = |entry: &Entry| Claim {
+            weight: Arc::new(GgufWeight::new(of(self.dtype), &entry.name, &entry.shape)),
+            entries: vec![entry.clone()],
+        };
+        Ok(own.map(claim).collect())
+    }
+
+    fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        let (block, cols) = (self.block(), shape.last().copied().unwrap_or(1));
+        if shape.is_empty() || !cols.is_multiple_of(block) {
+            return Err(mismatch(format!("{} has blocks of {block} values, but a row has {cols}", self.id))
+                .in_tensor(name)
+                .with_hint("--to names a type whose blocks fit, or a plain one"));
+        }
+        if byte_size(self.dtype, shape).is_none() {
+            return Err(mismatch(format!("shape {shape:?} is too large")).in_tensor(name));
+        }
+        Ok(Arc::new(GgufWeight::new(of(self.dtype), name, shape)))
+    }
+
+    /// Rows have to be whole blocks.
+    fn takes(&self, role: Role, shape: &[usize]) -> bool {
+        role == Role::Linear && shape.len() >= 2 && shape.last().is_some_and(|cols| cols.is_multiple_of(self.block()))
+    }
+
+    fn is_of_gguf(&self) -> bool {
+        true
+    }
+
+    /// A GGUF file says so of each tensor.
+    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Every type.
+static TYPES: &[&Gguf] = &[&Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K];
+
+/// The format of an element type. Only called with those of `TYPES`.
+fn of(dtype: Dtype) -> &'static Gguf {
+    TYPES.iter().copied().find(|format| format.dtype == dtype).unwrap_or(&Q8_0)
+}

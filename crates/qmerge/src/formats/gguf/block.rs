@@ -67,7 +67,10 @@ pub(super) fn decode<T: Block<N, B, R>, const N: usize, const B: usize, const R:
 }
 
 #[inline(always)]
-fn decode_block<T: Block<N, B, R>, const N: usize, const B: usize, const R: usize>(block: &[u8; B], out: &mut [f32; N]) {
+fn decode_block<T: Block<N, B, R>, const N: usize, const B: usize, const R: usize>(
+    block: &[u8; B],
+    out: &mut [f32; N],
+) {
     let (codes, scales) = (T::unpack(block), T::scales(block));
     let offsets = if T::OFFSETS { T::offsets(block) } else { [0.0; R] };
     for (run, (out, codes)) in out.chunks_exact_mut(N / R).zip(codes.chunks_exact(N / R)).enumerate() {

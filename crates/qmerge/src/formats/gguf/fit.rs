@@ -360,8 +360,7 @@ pub(super) fn positive<const N: usize>(x: &[f32; N], top: i32, weights: &[f32; N
             if level == i32::from(*stored) {
                 continue;
             }
-            let (with, squared) =
-                (product + w * x * level as f32, square + w * level as f32 * level as f32);
+            let (with, squared) = (product + w * x * level as f32, square + w * level as f32 * level as f32);
             if with * with * squares > products * products * squared {
                 (*stored, products, squares, moved) = (level as u8, with, squared, true);
             }

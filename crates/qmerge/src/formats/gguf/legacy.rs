@@ -3,9 +3,7 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{
-    Block, Importance, any_f16, choose_f16, f16, half, inverse, nibbles, to_nibbles, truncated, whole,
-};
+use super::block::{Block, Importance, any_f16, choose_f16, f16, half, inverse, nibbles, to_nibbles, truncated, whole};
 use super::fit::{Search, affine, codes, extreme, runs, symmetric, weighted};
 use crate::formats::{Choices, Levels};
 

@@ -200,3 +200,47 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     }
     kernels
 }
+
+/// Decoding and encoding of every type of ggml, on `n` values in rows of 1024.
+pub fn ggml_kernels(n: usize) -> Vec<Kernel> {
+    use crate::dtype::Dtype;
+    use crate::formats::{FORMATS, Settings, encode_weighted};
+
+    const COLS: usize = 1024;
+    let rows = n / COLS;
+    let values: std::sync::Arc<[f32]> =
+        (0..rows * COLS).map(|i| (((i * 7919) % 1009) as f32 - 504.0) * (((i * 31) % 127) as f32) * 1e-6).collect();
+    let mut kernels = Vec::new();
+    for format in FORMATS.iter().filter(|format| format.is_of_gguf()) {
+        let mut push = |name: &str, run: Box<dyn FnMut()>| {
+            kernels.push(Kernel { name: format!("{} {name}", format.id()), values: rows * COLS, run });
+        };
+        let Ok(weight) = format.create("w", &[rows, COLS], Dtype::F32, &Settings::default()) else { continue };
+        let (dtype, all) = (weight.parts()[0].dtype, 0..rows);
+        let Some(writer) = weight.writer() else { continue };
+        let mut blocks = vec![Vec::new()];
+        writer.encode(&[], all.clone(), &values, &mut blocks);
+        let (decoding, mut out) = (std::sync::Arc::clone(&weight), vec![0.0; rows * COLS]);
+        let rows = all.clone();
+        push("decode", Box::new(move || decoding.decode(&[&blocks[0]], rows.clone(), &mut out)));
+        let (encoding, own, mut out) = (std::sync::Arc::clone(&weight), values.clone(), vec![Vec::new()]);
+        push(
+            "encode",
+            Box::new(move || {
+                out[0].clear();
+                if let Some(writer) = encoding.writer() {
+                    writer.encode(&[], all.clone(), &own, &mut out);
+                }
+            }),
+        );
+        let (own, importance, mut out) = (values.clone(), vec![1.0; COLS], Vec::new());
+        push(
+            "encode by importance",
+            Box::new(move || {
+                out.clear();
+                encode_weighted(dtype, &own, &importance, &mut out);
+            }),
+        );
+    }
+    kernels
+}

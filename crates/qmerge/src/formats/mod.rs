@@ -34,6 +34,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 #[doc(hidden)]
+pub use gguf::encode_weighted;
+#[doc(hidden)]
 pub use grid::{Choices, Grid, Levels};
 #[doc(hidden)]
 pub use module::Module;
@@ -83,6 +85,21 @@ pub static FORMATS: &[&dyn Format] = &[
     &gguf::Q4_K,
     &gguf::Q5_K,
     &gguf::Q6_K,
+    &gguf::IQ4_NL,
+    &gguf::IQ4_XS,
+    &gguf::MXFP4,
+    &gguf::NVFP4,
+    &gguf::TQ1_0,
+    &gguf::TQ2_0,
+    &gguf::Q1_0,
+    &gguf::Q2_0,
+    &gguf::IQ3_S,
+    &gguf::IQ3_XXS,
+    &gguf::IQ2_S,
+    &gguf::IQ2_XS,
+    &gguf::IQ2_XXS,
+    &gguf::IQ1_M,
+    &gguf::IQ1_S,
     &plain::F32,
     &plain::F16,
     &plain::BF16,
@@ -117,6 +134,12 @@ pub trait Format: Sync {
     /// True if values become codes, so that only some matrices are stored this way (and everything else stays as it is).
     fn quantizes(&self) -> bool {
         true
+    }
+
+    /// Bytes per value that the lists of scales in a weight's grid take.
+    #[doc(hidden)]
+    fn listed_bytes(&self) -> u64 {
+        0
     }
 
     /// True if only GGUF files have it.

@@ -7,6 +7,7 @@
 use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
+use crate::formats;
 use crate::plan::{Action, Plan, Recode};
 use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes, weight_of};
 
@@ -193,7 +194,8 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let (rows, cols) = (recode.outputs() as u64, recode.inputs() as u64);
     let is_turned = recode.transposed || recode.is_stored_transposed();
     let each = if recode.keeps_scales && !recode.to.is_plain() { FROM_BASE } else { AFRESH }
-        + if is_turned { TURNED } else { 0 };
+        + if is_turned { TURNED } else { 0 }
+        + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
     let matrices = recode.stack.unwrap_or(1).max(1) as u64;

@@ -95,16 +95,10 @@ fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
     }
 }
 
-/// The weights of values where inputs are known, and their sums by run.
+/// The weights of values where inputs are known.
 #[inline(always)]
-fn by_importance<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    weights: &[f32; 256],
-    square: f32,
-) -> (Runs<N, L>, [f32; L]) {
-    let weights = weighted(x, &runs(weights), square);
-    let totals = sums(&weights);
-    (weights, totals)
+fn by_importance<const N: usize, const L: usize>(x: &Runs<N, L>, weights: &[f32; 256], square: f32) -> Runs<N, L> {
+    weighted(x, &runs(weights), square)
 }
 
 /// What is searched where inputs are known.
@@ -186,22 +180,23 @@ fn encode_affine(
 ) -> [u8; 256] {
     let top = search.top;
     let runs = runs::<32, 8>(x);
-    let (d, dmin, scales, minima, mut found);
-    if let Some(Importance { weights, .. }) = importance {
-        let (weights, totals) = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
-        let (own, own_minima, codes) = affine(&runs, &weights, known(top));
-        (d, scales) = positive(&own, 63, &totals);
-        (dmin, minima) = positive(&own_minima, 63, &totals);
-        found = codes;
-    } else {
-        let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
-        let weights = runs.map(|x| std::array::from_fn(|l| squares[l] + x[l].abs()));
-        let (own, own_minima, codes) = affine(&runs, &weights, search);
-        let bytes = |(unit, numbers): (f32, [i32; 8])| (unit, numbers.map(|number| (number as u8).min(63)));
-        (d, scales) = bytes(shared(&own, 63));
-        (dmin, minima) = bytes(shared(&own_minima, 63));
-        found = codes;
-    }
+    let (weights, search) = match importance {
+        Some(Importance { weights, .. }) => (by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0), known(top)),
+        None => {
+            let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
+            (runs.map(|x| std::array::from_fn(|l| squares[l] + x[l].abs())), search)
+        }
+    };
+    let (own, own_minima, mut found) = affine(&runs, &weights, search);
+    let totals = importance.map(|_| sums(&weights));
+    let shared = |own: &[f32; 8]| match &totals {
+        Some(totals) => positive(own, 63, totals),
+        None => {
+            let (unit, numbers) = shared(own, 63);
+            (unit, numbers.map(|number| (number as u8).min(63)))
+        }
+    };
+    let ((d, scales), (dmin, minima)) = (shared(&own), shared(&own_minima));
     bytes[..2].copy_from_slice(&half(d));
     bytes[2..4].copy_from_slice(&half(dmin));
     to_scales_and_minima(&scales, &minima, &mut bytes[4..16]);
@@ -269,21 +264,23 @@ impl Block<256, 84, 16> for Q2K {
     #[inline(always)]
     fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 84]) {
         let runs = runs::<16, 16>(x);
-        let (d, dmin, scales, minima, mut found);
-        if let Some(Importance { weights, .. }) = importance {
-            let (weights, totals) = by_importance(&runs, weights, square_sum(x) / 256.0);
-            let (own, own_minima, codes) = affine(&runs, &weights, known(3));
-            let numbers = |(unit, numbers): (f32, [u8; 16])| (unit, numbers.map(i32::from));
-            (d, scales) = numbers(positive(&own, 15, &totals));
-            (dmin, minima) = numbers(positive(&own_minima, 15, &totals));
-            found = codes;
-        } else {
-            let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
-            let (own, own_minima, codes) = affine(&runs, &map(&runs, f32::abs), search);
-            (d, scales) = shared(&own, 15);
-            (dmin, minima) = shared(&own_minima, 15);
-            found = codes;
-        }
+        let (weights, search) = match importance {
+            Some(Importance { weights, .. }) => (by_importance(&runs, weights, square_sum(x) / 256.0), known(3)),
+            None => {
+                let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
+                (map(&runs, f32::abs), search)
+            }
+        };
+        let (own, own_minima, mut found) = affine(&runs, &weights, search);
+        let totals = importance.map(|_| sums(&weights));
+        let shared = |own: &[f32; 16]| match &totals {
+            Some(totals) => {
+                let (unit, numbers) = positive(own, 15, totals);
+                (unit, numbers.map(i32::from))
+            }
+            None => shared(own, 15),
+        };
+        let ((d, scales), (dmin, minima)) = (shared(&own), shared(&own_minima));
         for i in 0..16 {
             block[i] = (scales[i] | (minima[i] << 4)) as u8;
         }
@@ -346,8 +343,9 @@ impl Block<256, 110, 16> for Q3K {
         let runs = runs::<16, 16>(x);
         let (d, scales, mut found);
         if let Some(Importance { weights, .. }) = importance {
-            let (weights, totals) = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
+            let weights = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
             let (own, codes) = symmetric(&runs, 4, &weights);
+            let totals = sums(&weights);
             let ([unit], numbers) = symmetric(&own.map(|scale| [scale]), 32, &totals.map(|total| [total]));
             (d, scales) = (unit, numbers.map(|[number]| number as i32 - 32));
             found = codes;

@@ -5,18 +5,22 @@
 
 mod block;
 mod fit;
+mod fp4;
+mod iq;
+mod iq4;
 mod k;
 mod legacy;
+mod ternary;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 use std::sync::Arc;
 
-use super::{Claim, Format, Grid, Module, Settings, Weight};
+use super::{Claim, Format, Grid, Module, Settings, Weight, grow};
 use crate::arch::Role;
 use crate::dtype::Dtype;
-use crate::error::{Result, mismatch};
+use crate::error::{Result, mismatch, unsupported};
 use crate::open::{Entry, ModelConfig, byte_size};
 use crate::simd::versions;
 use weight::GgufWeight;
@@ -64,6 +68,14 @@ macro_rules! kernels {
     }};
 }
 
+/// The kernel of a type that is only read.
+macro_rules! read {
+    ($body:path) => {{
+        versions! { fn decode(bytes: &[u8], out: &mut [f32]) = $body; }
+        &Kernels { decode, coder: None }
+    }};
+}
+
 macro_rules! types {
     ($($name:ident, $id:literal, $dtype:ident, $about:literal, $kernels:expr;)*) => {
         $(
@@ -84,6 +96,21 @@ types! {
     Q4_K, "q4_k", Q4K, "GGUF Q4_K, 4 bits, scales and minima of 6 bits", kernels!(k::Q4K, 256, 144, 8);
     Q5_K, "q5_k", Q5K, "GGUF Q5_K, 5 bits, scales and minima of 6 bits", kernels!(k::Q5K, 256, 176, 8);
     Q6_K, "q6_k", Q6K, "GGUF Q6_K, 6 bits, scales of 8 bits", kernels!(k::Q6K, 256, 210, 16);
+    IQ4_NL, "iq4_nl", IQ4NL, "GGUF IQ4_NL, 16 uneven levels, a scale for 32 values", kernels!(iq4::Iq4Nl, 32, 18, 1);
+    IQ4_XS, "iq4_xs", IQ4XS, "GGUF IQ4_XS, 16 uneven levels, scales of 6 bits", kernels!(iq4::Iq4Xs, 256, 136, 8);
+    MXFP4, "mxfp4", MXFP4, "GGUF MXFP4, 4-bit floats, a power of two for 32 values", kernels!(fp4::Mxfp4, 32, 17, 1);
+    NVFP4, "nvfp4", NVFP4, "GGUF NVFP4, 4-bit floats, an 8-bit float for 16 values", kernels!(fp4::Nvfp4, 64, 36, 4);
+    TQ1_0, "tq1_0", TQ1_0, "GGUF TQ1_0, three levels, a scale for 256 values", kernels!(ternary::TQ1_0, 256, 54, 1);
+    TQ2_0, "tq2_0", TQ2_0, "GGUF TQ2_0, three levels in 2 bits, a scale for 256 values", kernels!(ternary::TQ2_0, 256, 66, 1);
+    Q1_0, "q1_0", Q1_0, "GGUF Q1_0, a sign, and a scale for 128 values", kernels!(ternary::Q1_0, 128, 18, 1);
+    Q2_0, "q2_0", Q2_0, "GGUF Q2_0, 2 bits, a scale for 64 values", kernels!(ternary::Q2_0, 64, 18, 1);
+    IQ3_S, "iq3_s", IQ3S, "GGUF IQ3_S, read only", read!(iq::iq3_s);
+    IQ3_XXS, "iq3_xxs", IQ3XXS, "GGUF IQ3_XXS, read only", read!(iq::iq3_xxs);
+    IQ2_S, "iq2_s", IQ2S, "GGUF IQ2_S, read only", read!(iq::iq2_s);
+    IQ2_XS, "iq2_xs", IQ2XS, "GGUF IQ2_XS, read only", read!(iq::iq2_xs);
+    IQ2_XXS, "iq2_xxs", IQ2XXS, "GGUF IQ2_XXS, read only", read!(iq::iq2_xxs);
+    IQ1_M, "iq1_m", IQ1M, "GGUF IQ1_M, read only", read!(iq::iq1_m);
+    IQ1_S, "iq1_s", IQ1S, "GGUF IQ1_S, read only", read!(iq::iq1_s);
 }
 
 impl Gguf {
@@ -112,6 +139,11 @@ impl Format for Gguf {
     }
 
     fn create(&self, name: &str, shape: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        if self.kernels.coder.is_none() {
+            return Err(unsupported(format!("{} can be read but not written", self.id))
+                .in_tensor(name)
+                .with_hint("--to names another type for the output"));
+        }
         let (block, cols) = (self.block(), shape.last().copied().unwrap_or(1));
         if shape.is_empty() || !cols.is_multiple_of(block) {
             return Err(mismatch(format!("{} has blocks of {block} values, but a row has {cols}", self.id))
@@ -124,9 +156,22 @@ impl Format for Gguf {
         Ok(Arc::new(GgufWeight::new(of(self.dtype), name, shape)))
     }
 
-    /// Rows have to be whole blocks.
+    /// Rows have to be whole blocks, of a type that can be written.
     fn takes(&self, role: Role, shape: &[usize]) -> bool {
-        role == Role::Linear && shape.len() >= 2 && shape.last().is_some_and(|cols| cols.is_multiple_of(self.block()))
+        role == Role::Linear
+            && self.kernels.coder.is_some()
+            && shape.len() >= 2
+            && shape.last().is_some_and(|cols| cols.is_multiple_of(self.block()))
+    }
+
+    /// Of the K-quants and IQ4_XS each block has lists of its own: of 256 scales for 256 values, of 64, or two of them.
+    fn listed_bytes(&self) -> u64 {
+        match self.dtype {
+            Dtype::Q6K => 5,
+            Dtype::Q4K | Dtype::Q5K => 3,
+            Dtype::Q2K | Dtype::Q3K | Dtype::IQ4XS => 2,
+            _ => 0,
+        }
     }
 
     fn is_of_gguf(&self) -> bool {
@@ -140,9 +185,31 @@ impl Format for Gguf {
 }
 
 /// Every type.
-static TYPES: &[&Gguf] = &[&Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K];
+static TYPES: &[&Gguf] = &[
+    &Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K, &IQ4_NL, &IQ4_XS, &MXFP4, &NVFP4, &TQ1_0,
+    &TQ2_0, &Q1_0, &Q2_0, &IQ3_S, &IQ3_XXS, &IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ1_M, &IQ1_S,
+];
 
 /// The format of an element type. Only called with those of `TYPES`.
 fn of(dtype: Dtype) -> &'static Gguf {
     TYPES.iter().copied().find(|format| format.dtype == dtype).unwrap_or(&Q8_0)
+}
+
+/// Encodes whole rows of `importance.len()` values with fresh scales, as ggml does it with an importance matrix: what weighs an error is how large the inputs of
+/// its column are (their mean square: `in_sum2 / counts` of llama.cpp's file). Appends to `out`; false, and nothing done, where the type is only read or rows are not whole blocks.
+/// Q8_0, the 4-bit floats and the types of few levels take no account of it. Without an importance matrix there is [`Writer::encode`](super::Writer::encode), which chooses otherwise even
+/// where all columns count the same.
+#[doc(hidden)]
+pub fn encode_weighted(dtype: Dtype, values: &[f32], importance: &[f32], out: &mut Vec<u8>) -> bool {
+    let format = TYPES.iter().find(|format| format.dtype == dtype);
+    let Some((format, coder)) = format.and_then(|format| Some((format, format.kernels.coder.as_ref()?))) else {
+        return false;
+    };
+    let (elements, bytes) = format.dtype.block();
+    let fits =
+        importance.len().is_multiple_of(elements as usize) && values.len().is_multiple_of(importance.len().max(1));
+    if fits {
+        (coder.encode)(values, Some(importance), grow(out, values.len() / elements as usize * bytes as usize));
+    }
+    fits
 }

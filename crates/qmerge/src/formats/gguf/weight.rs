@@ -62,6 +62,10 @@ impl Weight for GgufWeight {
         Dtype::F32
     }
 
+    fn details(&self) -> String {
+        format!("block {}", self.format.block())
+    }
+
     fn parts(&self) -> &[Part] {
         &self.parts
     }

@@ -464,7 +464,7 @@ fn every_method_rounds_every_format() {
                 (report.unwrap_or_else(|error| panic!("{title}: {error}")), output)
             };
             let (report, output) = run(1, None);
-            let (_, other) = run(3, Some(24 << 20));
+            let (_, other) = run(3, Some(32 << 20));
             let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
             assert!(bytes(&output) == bytes(&other), "{title}: other bytes on three threads");
             let merged = Checkpoint::open(&output).unwrap();

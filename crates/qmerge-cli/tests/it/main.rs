@@ -17,6 +17,7 @@ mod model;
 mod moments;
 mod output;
 mod page;
+mod quantized;
 mod release;
 mod rounding;
 mod running;

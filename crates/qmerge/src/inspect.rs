@@ -9,7 +9,7 @@ use crate::adapters::Adapter;
 use crate::error::Result;
 use crate::formats;
 use crate::open::{self, Checkpoint};
-use crate::report::{FILE_NAME, SCHEMA_VERSION};
+use crate::report::{SCHEMA_VERSION, name_of};
 use crate::round::StoredCalibration;
 
 /// What was found.
@@ -229,12 +229,12 @@ fn model(path: &Path) -> Result<ModelInspection> {
 
 /// Whether a report beside the weights says that an adapter was merged into them, and whether it says that they were converted.
 fn made_by(checkpoint: &Checkpoint) -> Result<(bool, bool)> {
-    let Some(text) = open::small_text(&*checkpoint.store, FILE_NAME, open::MAX_REPORT)? else {
+    let name = name_of(checkpoint);
+    let Some(text) = open::small_text(&*checkpoint.store, &name, open::MAX_REPORT)? else {
         return Ok((false, false));
     };
     let report = open::json::parse(&text).map_err(|error| {
-        crate::error::malformed(format!("not a report of qmerge: {error}"))
-            .in_file(&checkpoint.store.path_of(FILE_NAME))
+        crate::error::malformed(format!("not a report of qmerge: {error}")).in_file(&checkpoint.store.path_of(&name))
     })?;
     let adapters = report.get("adapters").and_then(serde_json::Value::as_array);
     Ok(adapters.map_or((false, false), |adapters| (!adapters.is_empty(), adapters.is_empty())))

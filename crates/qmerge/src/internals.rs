@@ -19,6 +19,38 @@ pub fn safetensors_header(bytes: &[u8]) {
     }
 }
 
+/// A GGUF file. What is accepted lies inside it without overlap, and its header is written as it was read.
+pub fn gguf_header(bytes: &[u8]) {
+    let Ok(contents) = crate::open::gguf::parse(bytes) else { return };
+    let start = contents.entries.first().map_or(bytes.len() as u64, |entry| entry.start);
+    let mut at = start;
+    for entry in &contents.entries {
+        assert!(entry.start >= at && entry.start + entry.bytes <= bytes.len() as u64);
+        at = entry.start + entry.bytes;
+    }
+    let (Some(writer), Some(metadata)) = (contents.writer, contents.gguf) else { panic!("a file without a header") };
+    let listed: Vec<_> = contents
+        .entries
+        .iter()
+        .map(|entry| crate::open::container::Listed {
+            name: &entry.name,
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            start: entry.start - start,
+            end: entry.start - start + entry.bytes,
+        })
+        .collect();
+    let header = writer.header(&[], &listed, None);
+    // Numbers that no type of ggml has are refused, so nothing is lost; zeros stand up to the alignment.
+    let written = header.len().min(bytes.len());
+    let meant = header.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1).min(written);
+    assert_eq!(header[..meant], bytes[..meant]);
+    for key in ["general.architecture", "general.name", "x.arr_s"] {
+        let _ = metadata.get(key);
+    }
+    let _ = crate::open::gguf::config(&metadata, &contents.entries, Path::new("model.gguf"));
+}
+
 /// The JSON state of a 4-bit weight. What is accepted and written again reads back the same.
 pub fn quant_state(bytes: &[u8]) {
     use crate::formats::bnb4::state::QuantState;

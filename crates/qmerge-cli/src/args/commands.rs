@@ -9,7 +9,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization, Running, Sources,
     Workers, Writing,
 };
-use super::values::{formats, model_output, repo_id, roundings, share, tokens};
+use super::values::{formats, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -23,8 +23,8 @@ pub(crate) enum TokenizerArg {
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
-    /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output(), help_heading = "Output")]
+    /// Output folder (or .safetensors or .gguf file).
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
     pub(crate) output: PathBuf,
     /// Format of the output.
     #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
@@ -137,7 +137,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
     pub(crate) to: String,
     /// Output folder (or .safetensors file).
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", value_parser = model_output())]
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
@@ -149,7 +149,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
-    /// The merge to examine: a folder, a .safetensors file, or a hub id.
+    /// The merge to examine: a folder, a .safetensors or .gguf file, or a hub id.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: PathBuf,
     /// Share of the delta from which it counts as kept.

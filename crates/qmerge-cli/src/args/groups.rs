@@ -12,7 +12,7 @@ pub(crate) struct Sources {
     /// Base and adapters without their options. One word alone is the adapter, which names its base.
     #[arg(value_name = "BASE ADAPTER[=WEIGHT]")]
     pub(crate) words: Vec<String>,
-    /// Base model: a folder, a .safetensors file, or a hub id (default: the one that the adapter names).
+    /// Base model: a folder, a .safetensors or .gguf file, or a hub id (default: the one that the adapter names).
     #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "BASE")]
     pub(crate) base: Option<PathBuf>,
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
@@ -30,7 +30,7 @@ impl Sources {
 /// A model that has to be named.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Model {
-    /// Base model: a folder, a .safetensors file, or a hub id.
+    /// Base model: a folder, a .safetensors or .gguf file, or a hub id.
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
     pub(crate) base: PathBuf,
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use qmerge::formats::FORMATS;
 use qmerge::round::ROUNDINGS;
@@ -17,8 +17,7 @@ const FORMAT_ALIASES: &[(&str, &[&str])] = &[
 ];
 
 /// What to do where GGUF is asked for.
-const NO_GGUF: &str =
-    "qmerge writes no GGUF: take `--to bf16`, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py";
+const NO_GGUF: &str = "a base in GGUF keeps its types without --to; of any other take `--to bf16`, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
@@ -65,14 +64,6 @@ fn is_gguf_type(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let bits = name.strip_prefix('i').unwrap_or(&name).strip_prefix('q');
     name == "gguf" || bits.is_some_and(|bits| bits.starts_with(|c: char| c.is_ascii_digit()) && bits.contains('_'))
-}
-
-/// Where a model is written: a folder, or a file of safetensors.
-pub(super) fn model_output() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| match path.extension().is_some_and(|ending| ending == "gguf") {
-        true => Err(NO_GGUF),
-        false => Ok(path),
-    })
 }
 
 /// A number of tokens.

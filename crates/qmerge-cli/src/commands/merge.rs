@@ -124,7 +124,7 @@ pub(crate) fn find(
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     if !args.running.dry_run {
-        merge::refuse_existing(&args.output, &run)?;
+        merge::refuse_existing(&args.output, &plan, &run)?;
     }
     decided(&plan);
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;

@@ -1,6 +1,8 @@
 //! A model, an adapter or a calibration at a glance.
 
 use anstyle::AnsiColor;
+use std::path::Path;
+
 use qmerge::inspect::{AdapterInspection, CalibrationInspection, Inspection, ModelInspection};
 
 use super::figures::{bytes, count, counted, shapes};
@@ -65,11 +67,18 @@ fn model(model: &ModelInspection) {
         say(&format!("{DIM}{} {are}, first {first}{DIM:#}", counted(model.opaque.len(), "tensor")));
     }
     if model.merged_by_qmerge {
-        say(&format!("an adapter was merged into it: see {}", qmerge::report::FILE_NAME));
+        say(&format!("an adapter was merged into it: see {}", report(model)));
     }
     if model.converted_by_qmerge {
-        say(&format!("it was converted: see {}", qmerge::report::FILE_NAME));
+        say(&format!("it was converted: see {}", report(model)));
     }
+}
+
+/// The name of the report beside a model: of a single file its own, where there is one.
+fn report(model: &ModelInspection) -> String {
+    let own = qmerge::report::path_beside(Path::new(&model.path));
+    let name = own.file_name().filter(|_| own.is_file());
+    name.map_or_else(|| qmerge::report::FILE_NAME.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The table of a model's modules. How a format is stored is told below, unless it differs between modules.

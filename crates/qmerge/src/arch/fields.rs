@@ -24,8 +24,7 @@ impl<'c> Fields<'c> {
 
     /// An error about a field with a value that cannot be meant.
     pub(crate) fn bad(&self, key: &str, value: &Value, problem: &str) -> Error {
-        self.error(Kind::Malformed, format!("`{key}` is {}: {problem}", short(value)))
-            .with_hint("copy config.json again from where the model was published")
+        self.error(Kind::Malformed, format!("`{key}` is {}: {problem}", short(value))).with_hint(self.config.remedy())
     }
 
     /// An error about a field with a value that means something, but nothing that can be run.
@@ -36,7 +35,7 @@ impl<'c> Fields<'c> {
 
     /// An error about fields that do not fit each other.
     pub(crate) fn misfit(&self, problem: String) -> Error {
-        self.error(Kind::Malformed, problem).with_hint("copy config.json again from where the model was published")
+        self.error(Kind::Malformed, problem).with_hint(self.config.remedy())
     }
 
     /// An error about a field that must be there.

@@ -37,7 +37,7 @@ pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
     let key = "text_config";
     let value = fields.get(key).ok_or_else(|| fields.missing(key))?;
     let json = value.as_object().ok_or_else(|| fields.bad(key, value, "that is not an object"))?;
-    let nested = ModelConfig { json: json.clone(), text: String::new(), path: config.path.clone() };
+    let nested = ModelConfig { json: json.clone(), text: String::new(), ..config.clone() };
     if nested.model_type().is_empty() {
         return Err(fields.missing("text_config.model_type"));
     }
@@ -62,7 +62,12 @@ mod tests {
     use crate::arch::spec_of;
 
     fn config(json: Value) -> ModelConfig {
-        ModelConfig { path: "config.json".into(), text: String::new(), json: json.as_object().unwrap().clone() }
+        ModelConfig {
+            path: "config.json".into(),
+            text: String::new(),
+            json: json.as_object().unwrap().clone(),
+            is_of_gguf: false,
+        }
     }
 
     #[test]

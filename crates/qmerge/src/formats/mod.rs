@@ -20,6 +20,7 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod toy;
 mod view;
+mod viewed;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -36,8 +37,10 @@ pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
 pub(crate) use view::transposed;
+pub(crate) use viewed::Viewed;
 
 use crate::arch::Role;
+use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
 use crate::open::{Checkpoint, Entry, ModelConfig};
@@ -220,6 +223,12 @@ pub trait Weight: Debug + Send + Sync {
     fn writer(&self) -> Option<&dyn Writer> {
         None
     }
+
+    /// What the file has in another way than the model, where it is GGUF.
+    #[doc(hidden)]
+    fn view(&self) -> Option<&View> {
+        None
+    }
 }
 
 /// Values under the scales that are stored.
@@ -296,14 +305,35 @@ pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
 
 /// Claims every entry of a checkpoint, or says what is stored in a way that is not understood.
 pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inventory, Unsupported>> {
-    if let Some(unsupported) = recognised::by_its_marks(checkpoint) {
+    let file = match File::of(checkpoint) {
+        Ok(None) => None,
+        Ok(file) => file,
+        Err(unknown) => return Ok(Err(Unsupported::of_gguf(checkpoint, unknown))),
+    };
+    if file.is_none()
+        && let Some(unsupported) = recognised::by_its_marks(checkpoint)
+    {
         return Ok(Err(unsupported));
     }
-    let inventory = claim_all(checkpoint)?;
+    let mut inventory = claim_all(checkpoint)?;
+    if let Some(file) = file {
+        view(&mut inventory, &file).map_err(|error| error.in_file(&checkpoint.path))?;
+    }
     Ok(match recognised::unclaimed(checkpoint, &inventory) {
         Some(unsupported) => Err(unsupported),
         None => Ok(inventory),
     })
+}
+
+/// Sees the weights of a GGUF file as the model has them. Others keep the names that they have there, which no model and no adapter uses.
+fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
+    for claim in &mut inventory.weights {
+        let rows = claim.weight.geometry().rows;
+        if let Some(view) = file.view(claim.weight.name(), rows)? {
+            claim.weight = Arc::new(Viewed::new(Arc::clone(&claim.weight), view));
+        }
+    }
+    Ok(())
 }
 
 fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {

@@ -218,7 +218,10 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
 
 /// Errors if [`run`] would refuse the output: for callers that do long work before.
 #[doc(hidden)]
-pub fn refuse_existing(target: &Path, options: &RunOptions<'_>) -> Result<()> {
+pub fn refuse_existing(target: &Path, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
+    if crate::write::is_single_file(target) {
+        crate::write::refuse_name(target, plan)?;
+    }
     crate::write::refuse_existing(target, options.existing)
 }
 
@@ -241,7 +244,8 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
 
 /// The same adapter folded twice is nearly always a mistake.
 fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
-    let text = small_text(&*base.store, report::FILE_NAME, MAX_REPORT)
+    let name = report::name_of(base);
+    let text = small_text(&*base.store, &name, MAX_REPORT)
         .map_err(|error| error.with_hint("--force merges without looking at it"))?;
     let Some(text) = text else { return Ok(()) };
     let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
@@ -251,7 +255,7 @@ fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
         Kind::Mismatch,
         format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
     )
-    .in_file(&base.store.path_of(report::FILE_NAME))
+    .in_file(&base.store.path_of(&name))
     .with_hint("pass the original base, or --force to merge it once more"))
 }
 
@@ -284,7 +288,7 @@ impl Run<'_> {
         let base = &*self.inputs.base.store;
         let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
         // A single file among others is no model folder: only what belongs to it is known.
-        if self.inputs.base.config.is_some() {
+        if self.inputs.base.config.is_some() && !self.inputs.base.is_self_contained() {
             not_copied = copy_others(base, &adapters, options.tokenizer, self.output.sink())?;
         }
         if let Some(config) = &self.plan.config {

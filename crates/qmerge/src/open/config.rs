@@ -10,12 +10,14 @@ use crate::error::{Result, malformed};
 /// A model's `config.json`.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
-    /// Where it was read.
+    /// Where it was read: the file, or a GGUF file whose keys say the same.
     pub path: PathBuf,
     /// The text as read, for copying it unchanged.
     pub text: String,
     /// The parsed document, keys in file order.
     pub json: Map<String, Value>,
+    /// True for what the keys of a GGUF file say.
+    pub(crate) is_of_gguf: bool,
 }
 
 /// Sub-configurations in which composite models keep their language model's fields.
@@ -31,7 +33,22 @@ impl ModelConfig {
     pub(super) fn parse(text: String, path: &Path) -> Result<Self> {
         let json = json::parse_object(&text)
             .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(path))?;
-        Ok(Self { path: path.to_path_buf(), text, json })
+        Ok(Self { path: path.to_path_buf(), text, json, is_of_gguf: false })
+    }
+
+    /// What the keys of a GGUF file say.
+    pub(super) fn of_gguf(json: Map<String, Value>, file: &Path) -> Self {
+        let text = Value::Object(json.clone()).to_string();
+        Self { path: file.to_path_buf(), text, json, is_of_gguf: true }
+    }
+
+    /// What can be done where it is broken.
+    pub(crate) fn remedy(&self) -> &'static str {
+        if self.is_of_gguf {
+            "take another GGUF file of the model"
+        } else {
+            "copy config.json again from where the model was published"
+        }
     }
 
     /// `model_type`, the family's name in transformers ("" where there is none).
@@ -98,7 +115,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> ModelConfig {
-        ModelConfig { path: PathBuf::new(), text: text.into(), json: serde_json::from_str(text).unwrap() }
+        ModelConfig::parse(text.into(), Path::new("")).unwrap()
     }
 
     #[test]

@@ -6,34 +6,37 @@
 use std::cmp::Ordering;
 use std::fmt::Debug;
 
-use super::{Blob, Contents, foreign, safetensors, torch};
+use super::{Blob, Contents, foreign, gguf, safetensors, torch};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// Every container. One that has marks of its own comes before those that go by a file's name.
-pub(crate) static CONTAINERS: &[&dyn Container] = &[&safetensors::Safetensors, &torch::Torch];
+pub(crate) static CONTAINERS: &[&dyn Container] = &[&gguf::Gguf, &safetensors::Safetensors, &torch::Torch];
 
 /// A kind of file that holds named tensors.
 pub(crate) trait Container: Debug + Sync {
     /// True for its files: told by their name and their first bytes, which are 64 unless the file has fewer.
     fn claims(&self, name: &str, head: &[u8]) -> bool;
 
+    /// The names of all files of the model that the file of that name is a part of, where names tell: its own alone for most.
+    fn files(&self, name: &str) -> Vec<String> {
+        vec![name.to_owned()]
+    }
+
     /// Finds the tensors of a file. Errors if it is broken.
     fn read(&self, blob: &dyn Blob) -> Result<Contents>;
-
-    /// How a file of this kind is written; `None` for one that is only read.
-    fn writer(&self) -> Option<&'static dyn WriteContainer> {
-        None
-    }
 }
 
-/// The way in which a container is written: a header, then the tensors.
-pub(crate) trait WriteContainer: Debug + Sync {
+/// The way in which a container is written: a header, then the tensors, and zeros up to the alignment behind each.
+pub(crate) trait WriteContainer: Debug + Send + Sync {
     /// The end of its files' names, with the dot.
     fn ending(&self) -> &'static str;
 
     /// A tensor's data begins at multiples of this many bytes behind the header.
     fn alignment(&self) -> u64;
+
+    /// True if it has that type of elements.
+    fn stores(&self, dtype: Dtype) -> bool;
 
     /// The order of new tensors, by type and name.
     fn order(&self, a: (Dtype, &str), b: (Dtype, &str)) -> Ordering;

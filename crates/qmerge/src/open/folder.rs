@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::safetensors::Safetensors;
-use super::{Checkpoint, Item, ItemKind, MAX_INDEX, Opened, Store, foreign, is_plain_name, json, small_text};
+use super::{Checkpoint, Item, ItemKind, MAX_INDEX, Opened, Store, foreign, gguf, is_plain_name, json, small_text};
 use crate::error::{Result, malformed};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there.
+/// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there; else the one model in GGUF.
 ///
 /// Where a folder holds two sets of weights, this is transformers' choice: it takes `model.safetensors` and does not look at an index then.
 pub(super) fn open(store: Arc<dyn Store>) -> Result<Checkpoint> {
@@ -30,6 +30,11 @@ pub(super) fn open(store: Arc<dyn Store>) -> Result<Checkpoint> {
     let tensors = |name: &&str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
     let files: Vec<&str> = names.iter().copied().filter(tensors).collect();
     if files.is_empty() {
+        let parts = gguf::of_folder(&items).map_err(|error| error.in_file(store.path()))?;
+        if !parts.is_empty() {
+            let path = store.path().to_path_buf();
+            return open_parts(store, &parts).map(|checkpoint| Checkpoint { path, ..checkpoint });
+        }
         return Err(foreign::no_weights(store.path(), &names));
     }
     let files = set_of_shards(&files).map_err(|error| error.in_file(store.path()))?;
@@ -39,6 +44,20 @@ pub(super) fn open(store: Arc<dyn Store>) -> Result<Checkpoint> {
 fn open_files(store: Arc<dyn Store>, names: &[&str]) -> Result<Checkpoint> {
     let parts = names.iter().map(|name| open_file(&*store, name)).collect::<Result<Vec<_>>>()?;
     Checkpoint::from_opened(store, None, parts, None)
+}
+
+/// Opens a model whose files name each other, in their order.
+pub(super) fn open_parts(store: Arc<dyn Store>, names: &[String]) -> Result<Checkpoint> {
+    let open = |name: &String| {
+        if !store.has(name) {
+            return Err(malformed(format!("the part `{name}` is missing"))
+                .in_file(store.path())
+                .with_hint("the download is incomplete: fetch the missing file"));
+        }
+        store.open(name)
+    };
+    let blobs = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+    Checkpoint::from_blobs(store, blobs)
 }
 
 fn open_file(store: &dyn Store, name: &str) -> Result<Opened> {

@@ -1,12 +1,12 @@
 //! Files of other tools: recognised, so that an error names them and says what to do.
 //!
-//! How a checkpoint's *weights* are stored is the business of `formats`; here are files and folders that are no safetensors checkpoint and no PEFT
+//! How a checkpoint's *weights* are stored is the business of `formats`; here are files and folders that are no checkpoint and no PEFT
 //! adapter in the first place.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Blob, Checkpoint, Entry, ItemKind, Store};
+use super::{Blob, Checkpoint, Entry, ItemKind, Metadata, Store};
 use crate::error::{Error, Result, malformed, unsupported};
 
 /// What every Git LFS pointer begins with.
@@ -16,21 +16,15 @@ const MAX_POINTER: u64 = 1024;
 /// Small files that an output takes over, by the end of their name.
 const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"];
 
-const GGUF_MODEL: &str = "take what it was made from (a safetensors checkpoint, or an adapter as PEFT wrote it), and turn a merge into GGUF with llama.cpp's convert_hf_to_gguf.py";
+const GGUF_ADAPTER: &str =
+    "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from";
 
 /// The first bytes of an object, which say what it is before its name does. Errors if that is nothing that is read.
 pub(super) fn read_head(blob: &dyn Blob) -> Result<Vec<u8>> {
     let mut head = vec![0; blob.len().min(64) as usize];
     blob.read_at(0, &mut head)?;
-    refuse_head(&head).map_err(|error| error.in_file(blob.path()))?;
+    refuse_pointer(&head).map_err(|error| error.in_file(blob.path()))?;
     Ok(head)
-}
-
-fn refuse_head(head: &[u8]) -> Result<()> {
-    if head.starts_with(b"GGUF") {
-        return Err(unsupported("a GGUF file, which this version does not read").with_hint(GGUF_MODEL));
-    }
-    refuse_pointer(head)
 }
 
 /// Refuses what Git LFS leaves in place of a file that it has not fetched.
@@ -129,12 +123,29 @@ pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
             .in_file(place)
             .with_hint("it goes with --calibration; the base is the model that it was taken from"));
     }
+    if let Some(metadata) = &checkpoint.gguf {
+        refuse_gguf(metadata).map_err(|error| error.in_file(place))?;
+        return Ok(());
+    }
     if let Some(kind) = kind_of(&checkpoint.entries) {
         return Err(unsupported(format!("{}, not a model", kind.what))
             .in_file(place)
             .with_hint(kind.remedy.unwrap_or("the model that it was trained on is the base, and this the adapter")));
     }
     refuse_empty(checkpoint)
+}
+
+/// Refuses GGUF files that hold something else than a language model, by what they say of themselves.
+fn refuse_gguf(metadata: &Metadata) -> Result<()> {
+    match (metadata.text("general.type").unwrap_or("model"), metadata.architecture()) {
+        ("adapter", _) => Err(unsupported("a GGUF adapter, not a model").with_hint(GGUF_ADAPTER)),
+        ("imatrix", _) => Err(unsupported("an importance matrix, not a model").with_hint("it goes with --imatrix")),
+        ("mmproj", _) | (_, "clip") => Err(unsupported("what helps a model to see (mmproj), not the model")
+            .with_hint("the model is the GGUF file beside it")),
+        (_, "") => Err(malformed("the key `general.architecture` is missing: the kind of model is unknown")
+            .with_hint("take a file that llama.cpp's converter wrote")),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses an adapter of another tool: in the file of that name, or in those of the folder. Whatever else is wrong with it is not looked at here.
@@ -145,9 +156,9 @@ pub(crate) fn refuse_as_adapter(store: &Arc<dyn Store>, file: Option<&str>) -> R
         let path = store.path_of(&file);
         let head = head(&**store, &file);
         if head.starts_with(b"GGUF") {
-            return Err(unsupported("a GGUF file, which is not read as an adapter").in_file(&path).with_hint(
-                "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from",
-            ));
+            return Err(unsupported("a GGUF file, which is not read as an adapter")
+                .in_file(&path)
+                .with_hint(GGUF_ADAPTER));
         }
         refuse_pointer(&head).map_err(|error| error.in_file(&path))?;
         let tensors = store.open(&file).and_then(|blob| Checkpoint::from_blobs(store.clone(), vec![blob]));
@@ -201,11 +212,6 @@ pub(super) fn no_weights(folder: &Path, names: &[&str]) -> Error {
         return unsupported("a diffusers pipeline: its models are in the folders below")
             .in_file(folder)
             .with_hint("give one of them, as transformer or unet");
-    }
-    if names.iter().any(|name| name.ends_with(".gguf")) {
-        return unsupported("the weights are GGUF, which this version does not read")
-            .in_file(folder)
-            .with_hint(GGUF_MODEL);
     }
     let pickled = |name: &&str| {
         [".bin", ".pth", ".pt"].iter().any(|ending| name.ends_with(ending))

@@ -1,6 +1,6 @@
 //! Opening: a checkpoint as named byte ranges.
 //!
-//! A container (safetensors, a torch `.bin`, later GGUF) is a parser that yields [`Entry`] values: name, element
+//! A container (safetensors, GGUF, a torch `.bin`) is a parser that yields [`Entry`] values: name, element
 //! type, shape and where the bytes lie. Nothing here knows about quantization, adapters or models. All input is
 //! hostile: sizes are checked before anything is allocated, offsets before anything is read, and reading goes
 //! through positional reads, never through a memory map, so a file that shrinks under us is an error and the
@@ -23,6 +23,7 @@ pub(crate) mod container;
 mod content;
 mod folder;
 pub(crate) mod foreign;
+pub(crate) mod gguf;
 #[doc(hidden)]
 pub mod hub;
 pub(crate) mod imatrix;
@@ -44,6 +45,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use config::ModelConfig;
 pub(crate) use content::content;
 #[doc(hidden)]
+pub use gguf::{Metadata, Value};
+#[doc(hidden)]
 pub use hub::HubId;
 #[doc(hidden)]
 pub use names::{is_plain_name, is_plain_path};
@@ -56,7 +59,7 @@ pub(crate) use store::{pieces, small_text};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
-use container::Container;
+use container::{Container, WriteContainer};
 use local::{LocalFile, LocalFolder};
 
 #[cfg(feature = "internals")]
@@ -89,25 +92,28 @@ impl Entry {
 }
 
 /// What a container parser found in one file: its tensors and its free-form metadata.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Contents {
     /// In header order; `file` is filled in by the caller.
     pub entries: Vec<Entry>,
     /// `__metadata__` in file order.
     pub metadata: Vec<(String, String)>,
+    /// How a file like it is written; `None` for a kind that is only read.
+    pub writer: Option<Arc<dyn WriteContainer>>,
+    /// The keys of a GGUF file.
+    pub gguf: Option<Arc<Metadata>>,
 }
 
 /// An opened file and what is in it.
 pub(crate) struct Opened {
     blob: Box<dyn Blob>,
-    container: &'static dyn Container,
     contents: Contents,
 }
 
 impl Opened {
     fn new(blob: Box<dyn Blob>, container: &'static dyn Container) -> Result<Self> {
         let contents = container.read(&*blob).map_err(|error| error.in_file(blob.path()))?;
-        Ok(Self { blob, container, contents })
+        Ok(Self { blob, contents })
     }
 }
 
@@ -120,23 +126,26 @@ pub struct Checkpoint {
     pub store: Arc<dyn Store>,
     /// The files that hold tensors, in shard order.
     pub files: Vec<Box<dyn Blob>>,
-    /// What kind of file each is.
-    pub(crate) containers: Vec<&'static dyn Container>,
+    /// How a file like each is written; `None` for a kind that is only read.
+    pub(crate) writers: Vec<Option<Arc<dyn WriteContainer>>>,
     /// Metadata of each file (`{"format": "pt"}` as a rule).
     pub metadata: Vec<Vec<(String, String)>>,
     /// All tensors: by file, within a file by position of the data.
     pub entries: Vec<Entry>,
     /// Name of the index file, when there is one.
     pub index: Option<String>,
-    /// `config.json`, when there is one.
+    /// `config.json`, when there is one; of a GGUF file, what it would say.
     pub config: Option<ModelConfig>,
+    /// The keys of a GGUF file, of the first where there are several.
+    #[doc(hidden)]
+    pub gguf: Option<Arc<Metadata>>,
     by_name: HashMap<String, usize>,
     /// What was read ahead, by name.
     ahead: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl Checkpoint {
-    /// Opens a model: a folder, a single `.safetensors` file, or a hub id found in the local cache.
+    /// Opens a model: a folder, a single `.safetensors` or `.gguf` file (of several GGUF files any), or a hub id found in the local cache.
     ///
     /// ```
     /// # fn main() -> qmerge::error::Result<()> {
@@ -153,9 +162,16 @@ impl Checkpoint {
             return Self::open_in(Arc::new(LocalFolder::new(path)));
         }
         let blob = LocalFile::open(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         match container::of(&blob)? {
-            Some(_) => Self::from_blobs(Arc::new(LocalFolder::of_file(&path)), vec![Box::new(blob)])?.into_model(),
-            None => Err(unsupported("not a model: neither a folder nor a .safetensors file")
+            Some(container) => {
+                let store = Arc::new(LocalFolder::of_file(&path));
+                match container.files(&name).as_slice() {
+                    [_] => Self::from_blobs(store, vec![Box::new(blob)])?.into_model(),
+                    files => folder::open_parts(store, files)?.into_model(),
+                }
+            }
+            None => Err(unsupported("not a model: neither a folder, nor a .safetensors or .gguf file")
                 .in_file(&path)
                 .with_hint("pass the folder that holds config.json and the weights")),
         }
@@ -169,6 +185,10 @@ impl Checkpoint {
     /// Refuses what is no model, and reads the configuration beside the weights.
     fn into_model(mut self) -> Result<Self> {
         foreign::refuse_as_model(&self)?;
+        if let Some(metadata) = &self.gguf {
+            self.config = Some(gguf::config(metadata, &self.entries, &self.path)?);
+            return Ok(self);
+        }
         foreign::refuse_pointers_in(&*self.store)?;
         if let Some(text) = small_text(&*self.store, "config.json", MAX_CONFIG)? {
             self.config = Some(ModelConfig::parse(text, &self.store.path_of("config.json"))?);
@@ -204,6 +224,7 @@ impl Checkpoint {
             let container = container::of(&*blob)?.unwrap_or(&torch::Torch);
             opened.push(Opened::new(blob, container)?);
         }
+        gguf::refuse_incomplete(&opened, &*store)?;
         Self::from_opened(store, path, opened, None)
     }
 
@@ -218,15 +239,16 @@ impl Checkpoint {
             path: file.unwrap_or_else(|| store.path().to_path_buf()),
             store,
             files: Vec::new(),
-            containers: Vec::new(),
+            writers: Vec::new(),
             metadata: Vec::new(),
             entries: Vec::new(),
             index,
             config: None,
+            gguf: None,
             by_name: HashMap::new(),
             ahead: Mutex::default(),
         };
-        for (file, Opened { blob, container, contents }) in opened.into_iter().enumerate() {
+        for (file, Opened { blob, contents }) in opened.into_iter().enumerate() {
             let mut entries = contents.entries;
             entries.sort_by_key(|entry| (entry.start, entry.bytes));
             for mut entry in entries {
@@ -242,10 +264,17 @@ impl Checkpoint {
                 checkpoint.entries.push(entry);
             }
             checkpoint.files.push(blob);
-            checkpoint.containers.push(container);
+            checkpoint.writers.push(contents.writer);
             checkpoint.metadata.push(contents.metadata);
+            checkpoint.gguf = checkpoint.gguf.or(contents.gguf);
         }
         Ok(checkpoint)
+    }
+
+    /// True if all that is known of the model stands in its weight files, and nothing beside them belongs to it.
+    #[doc(hidden)]
+    pub fn is_self_contained(&self) -> bool {
+        self.gguf.is_some()
     }
 
     /// The entry of that name.

@@ -7,6 +7,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -31,10 +32,6 @@ impl Container for Safetensors {
     fn read(&self, blob: &dyn Blob) -> Result<Contents> {
         read(blob)
     }
-
-    fn writer(&self) -> Option<&'static dyn WriteContainer> {
-        Some(&Safetensors)
-    }
 }
 
 impl WriteContainer for Safetensors {
@@ -45,6 +42,10 @@ impl WriteContainer for Safetensors {
     /// The order of new tensors aligns them.
     fn alignment(&self) -> u64 {
         1
+    }
+
+    fn stores(&self, dtype: Dtype) -> bool {
+        Dtype::from_name(dtype.name()).is_some()
     }
 
     /// That of the reference's writer: larger types first.
@@ -108,7 +109,7 @@ pub(crate) fn parse_header(header: &[u8], data: u64, base: u64) -> Result<Conten
         entries.push(entry);
     }
     check_cover(&entries, data, base)?;
-    Ok(Contents { entries, metadata: raw.metadata })
+    Ok(Contents { entries, metadata: raw.metadata, writer: Some(Arc::new(Safetensors)), gguf: None })
 }
 
 fn check_entry(name: &str, info: &Info, data: u64, base: u64) -> Result<Entry> {

@@ -55,7 +55,7 @@ fn read(blob: &dyn Blob) -> Result<Contents> {
             locate(&mut archive, &prefix, &name, &tensor, blob.len()).map_err(|error| error.in_tensor(&name))
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Contents { entries, metadata: Vec::new() })
+    Ok(Contents { entries, ..Contents::default() })
 }
 
 fn read_member(archive: &mut Archive<'_>, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {

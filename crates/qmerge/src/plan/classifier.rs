@@ -90,6 +90,7 @@ mod tests {
             path: Default::default(),
             text: String::new(),
             json: serde_json::from_str(r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}"#).unwrap(),
+            is_of_gguf: false,
         };
         let class = describe(&mut config, Labels { task: Task::Sequence, number: 3 });
         assert_eq!(class.as_deref(), Some("LlamaForSequenceClassification"));

@@ -5,11 +5,12 @@
 //! byte is written, and workers write disjoint ranges.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Action, Inputs, Step};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
-use crate::open::container::{Container, Listed, WriteContainer};
+use crate::error::{Error, Kind, Result, unsupported};
+use crate::open::container::{Listed, WriteContainer};
 use crate::open::safetensors::Safetensors;
 
 /// A tensor of the output: file and number within it.
@@ -27,7 +28,7 @@ pub struct OutFile {
     /// File name.
     pub name: String,
     /// How it is written.
-    pub(crate) container: &'static dyn WriteContainer,
+    pub(crate) container: Arc<dyn WriteContainer>,
     /// `__metadata__`, the base's.
     pub metadata: Vec<(String, String)>,
     /// Tensors in the order of their data.
@@ -55,20 +56,25 @@ impl OutFile {
     /// A file of tensors whose offsets are set, with room for its header.
     pub(crate) fn new(
         name: String,
-        container: &'static dyn WriteContainer,
+        container: Arc<dyn WriteContainer>,
         metadata: Vec<(String, String)>,
         tensors: Vec<OutTensor>,
     ) -> Self {
         let mut file = Self { name, container, metadata, tensors, data_start: 0 };
         // The longest form has the largest lengths and offsets, hence the most digits.
         let (listed, _) = file.listed(&HashMap::new());
-        file.data_start = container.header(&file.metadata, &listed, None).len() as u64;
+        file.data_start = file.container.header(&file.metadata, &listed, None).len() as u64;
         file
     }
 
     /// The most bytes the file can take.
     pub fn max_bytes(&self) -> u64 {
-        self.data_start + self.tensors.last().map_or(0, |last| last.offset + last.bytes)
+        self.padded(self.tensors.last().map_or(0, |last| last.offset + last.bytes))
+    }
+
+    /// Bytes of the file whose last tensor ends there, behind the header.
+    pub(crate) fn padded(&self, end: u64) -> u64 {
+        self.data_start + end.next_multiple_of(self.container.alignment())
     }
 
     /// The header with the actual lengths of parts that were unknown, of the planned size.
@@ -112,12 +118,12 @@ struct Item {
 }
 
 /// Name and kind of the output's file for one of the base. What is only read becomes safetensors.
-fn named(name: &str, container: &dyn Container) -> (String, &'static dyn WriteContainer) {
-    match container.writer() {
-        Some(writer) => (name.to_owned(), writer),
+fn named(name: &str, writer: Option<&Arc<dyn WriteContainer>>) -> (String, Arc<dyn WriteContainer>) {
+    match writer {
+        Some(writer) => (name.to_owned(), Arc::clone(writer)),
         None => {
             let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-            (format!("{stem}{}", Safetensors.ending()), &Safetensors)
+            (format!("{stem}{}", Safetensors.ending()), Arc::new(Safetensors))
         }
     }
 }
@@ -154,9 +160,12 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
     let mut files = Vec::with_capacity(by_file.len());
     for (number, (mut items, source)) in by_file.into_iter().zip(&base.files).enumerate() {
         let name = source.path().file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors");
-        let read = base.containers.get(number).copied().unwrap_or(&Safetensors);
-        let (name, container) = named(name, read);
-        sort(&mut items, container);
+        let (name, container) = named(name, base.writers.get(number).and_then(Option::as_ref));
+        if let Some(item) = items.iter().find(|item| !container.stores(item.tensor.dtype)) {
+            let problem = format!("{} is a type that {} files do not have", item.tensor.dtype, container.ending());
+            return Err(unsupported(problem).in_tensor(&item.tensor.name).with_hint("--to names another format"));
+        }
+        sort(&mut items, &*container);
         let mut tensors = Vec::with_capacity(items.len());
         let mut offset = 0_u64;
         for item in items {
@@ -194,15 +203,13 @@ fn sort(items: &mut [Item], container: &dyn WriteContainer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::open::container::CONTAINERS;
 
     #[test]
     fn what_is_only_read_is_written_as_safetensors_under_a_name_that_says_so() {
-        let name = |file: &str| {
-            let container = CONTAINERS.iter().find(|container| container.claims(file, b"")).unwrap();
-            named(file, *container).0
-        };
-        assert_eq!(name("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors");
-        assert_eq!(name("pytorch_model.bin"), "pytorch_model.safetensors");
+        let safetensors: Arc<dyn WriteContainer> = Arc::new(Safetensors);
+        let name = |file: &str, writer| named(file, writer).0;
+        let shard = "model-00001-of-00002.safetensors";
+        assert_eq!(name(shard, Some(&safetensors)), shard);
+        assert_eq!(name("pytorch_model.bin", None), "pytorch_model.safetensors");
     }
 }

@@ -9,6 +9,7 @@
 mod accounting;
 mod classifier;
 mod config;
+mod gguf;
 mod layout;
 mod method;
 mod quantized;
@@ -220,6 +221,7 @@ impl Plan {
         let decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning.filter(|_| !untrained));
+        gguf::refuse(inputs, options, &decided.config)?;
         let (files, steps) = layout::lay_out(inputs, decided.steps)?;
         let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
         Ok(Self {

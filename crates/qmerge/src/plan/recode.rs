@@ -15,7 +15,7 @@ use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
-use crate::formats::{self, Claim, Weight};
+use crate::formats::{self, Claim, Viewed, Weight};
 use crate::open::Checkpoint;
 use crate::round::{self, Rounding};
 
@@ -177,25 +177,35 @@ impl Builder<'_, '_> {
         let stack = chooser.stack(claim.weight.as_ref());
         let in_out = stack.is_some() && names.arch.experts.is_some_and(|experts| experts.in_out);
         let transposed = in_out || is_transposed(names, from.weight.as_ref());
+        // What has other names in the file than in the model takes them.
+        let view = claim.weight.view().map(|view| view.named(name));
+        let stored_name = view.as_ref().map_or(name, |view| view.stored.as_str());
         let to: Arc<dyn Weight> = match (target, stores_as) {
-            (_, Some(dtype)) => Arc::new(PlainWeight::new(name, &shape, dtype)),
+            (_, Some(dtype)) => Arc::new(PlainWeight::new(stored_name, &shape, dtype)),
             (Some(TargetFormat { format, .. }), None) => {
                 let settings = &options.settings;
                 let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
                 format.create(
-                    name,
+                    stored_name,
                     &shape,
                     if additive && claim.weight.is_plain() { base_dtype } else { values_dtype },
                     settings,
                 )?
             }
             (None, None) if keeps_scales => Arc::clone(&claim.weight),
-            (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(name, &shape, base_dtype)),
+            (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
+            (None, None) if name != claim.weight.name() => {
+                formats::by_id(claim.weight.format())?.create(stored_name, &shape, values_dtype, &options.settings)?
+            }
             (None, None) => claim
                 .weight
                 .writer()
                 .ok_or_else(|| only_read(claim.weight.as_ref()))?
                 .renewed(values_dtype, &options.settings)?,
+        };
+        let to = match view {
+            Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
+            _ => to,
         };
         // The same view of rows on both sides, so that chunks agree.
         let to = if to.geometry().rows == geometry.rows || turned {

@@ -28,6 +28,7 @@ pub use verdict::{Evidence, verdict};
 pub(crate) use verdict::{converted, replaced};
 
 use crate::measure::Loss;
+pub(crate) use crate::write::name_of;
 #[doc(hidden)]
 pub use crate::write::path_beside;
 pub use crate::write::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};

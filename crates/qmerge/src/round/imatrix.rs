@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
 use crate::adapters::Names;
-use crate::arch::gguf;
+use crate::arch::gguf::importance;
 use crate::error::{Result, mismatch};
 use crate::open::{content, imatrix, local::LocalFile};
 
@@ -44,9 +44,11 @@ impl Imatrix {
         let (mut inputs, mut unknown, mut placed) = (Vec::<Diagonal>::new(), Vec::new(), HashSet::new());
         // By layers, as a model runs; the old form has no order.
         let mut all = found.all;
-        all.sort_by_key(|importance| (gguf::layer(&importance.name).is_none(), gguf::layer(&importance.name)));
+        all.sort_by_key(|importance| {
+            (importance::layer(&importance.name).is_none(), importance::layer(&importance.name))
+        });
         for importance in all {
-            let layer = gguf::layer(&importance.name);
+            let layer = importance::layer(&importance.name);
             let mut is_known = false;
             for (expert, (means, tokens)) in importance.means.into_iter().zip(importance.counts).enumerate() {
                 let Some(claim) = find(&importance.name, expert, names)? else { continue };
@@ -110,7 +112,7 @@ impl Imatrix {
 
 /// The weight that a GGUF tensor, or one expert of it, is in the base.
 fn find<'a>(name: &str, expert: usize, names: &Names<'a>) -> Result<Option<&'a crate::formats::Claim>> {
-    for candidate in gguf::candidates(name, expert) {
+    for candidate in importance::candidates(name, expert) {
         if let Some(claim) = names.find(&candidate)? {
             return Ok(Some(claim));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Existing, LocalSink, Sink, Start};
 use crate::dtype::Dtype;
@@ -85,8 +86,8 @@ pub(crate) fn write_adapter(
             }
         })
         .collect();
-    let file =
-        OutFile::new("adapter_model.safetensors".into(), &Safetensors, vec![("format".into(), "pt".into())], placed);
+    let metadata = vec![("format".into(), "pt".into())];
+    let file = OutFile::new("adapter_model.safetensors".into(), Arc::new(Safetensors), metadata, placed);
     let name = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
     let header = file.header(&HashMap::new()).0;
     to.put(&name(&file.name), &mut std::iter::once(Ok(header)).chain(pieces(tensors)))?;

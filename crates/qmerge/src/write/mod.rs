@@ -24,7 +24,8 @@ pub(crate) use beside::{copy_beside, copy_others};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::Finished;
-pub(crate) use local::{LocalSink, MOST_WAITING, enough_space, refuse_existing};
+pub(crate) use local::{LocalSink, MOST_WAITING, enough_space, is_single_file, refuse_existing};
+pub(crate) use names::name_of;
 #[doc(hidden)]
 pub use names::path_beside;
 pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};
@@ -66,9 +67,8 @@ impl Output {
         merge: &Fingerprint,
         existing: Existing,
     ) -> Result<(Self, Vec<Finished>)> {
-        if sink.is_single_file() && plan.files.len() != 1 {
-            return Err(usage(format!("the output has {} weight files, so it must be a folder", plan.files.len()))
-                .in_file(sink.path()));
+        if sink.is_single_file() {
+            refuse_name(sink.path(), plan)?;
         }
         let begun = match sink.begin(existing)? {
             Some(text) => journal::read(&text, merge).map_err(|error| error.in_file(sink.place()))?,
@@ -169,7 +169,7 @@ impl Output {
                 end = end.max(offset + bytes.len() as u64);
             }
             self.write_at(number, 0, &mut header.clone())?;
-            self.sink.end(number, file.data_start + end)?;
+            self.sink.end(number, file.padded(end))?;
             total += end;
         }
         Ok(total)
@@ -195,6 +195,27 @@ impl Output {
     pub(crate) fn abandon(mut self) {
         self.sink.abandon();
     }
+}
+
+/// Errors if the name of a single file is not that of what a plan writes.
+pub(crate) fn refuse_name(target: &Path, plan: &Plan) -> Result<()> {
+    let [file] = plan.files.as_slice() else {
+        let problem = format!("the output has {} weight files, so it must be a folder", plan.files.len());
+        return Err(usage(problem).in_file(target));
+    };
+    let ending = file.container.ending();
+    if target.to_string_lossy().ends_with(ending) {
+        return Ok(());
+    }
+    let kind = ending.trim_start_matches('.');
+    let hint = format!("name a folder, or a file that ends in {ending}");
+    Err(usage(format!("the output is a file of {kind}, since the base is")).in_file(target).with_hint(
+        if kind == "gguf" {
+            hint
+        } else {
+            format!("{hint}; llama.cpp's convert_hf_to_gguf.py turns that folder into GGUF")
+        },
+    ))
 }
 
 fn resumable(sink: &dyn Sink, error: Error) -> Error {

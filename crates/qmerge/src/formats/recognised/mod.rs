@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use table::{Mark, RECOGNISED, Recognised};
 
 use super::Inventory;
+use crate::arch::gguf::Unknown;
 use crate::dtype::Dtype;
 use crate::error::{Error, unsupported};
 use crate::open::{Checkpoint, Entry};
@@ -60,6 +61,12 @@ pub struct Unsupported {
 }
 
 impl Unsupported {
+    /// What is not known of a GGUF file.
+    pub(super) fn of_gguf(checkpoint: &Checkpoint, unknown: Unknown) -> Self {
+        let Unknown { about, tensor, remedy } = unknown;
+        Self { format: "gguf".into(), about, file: checkpoint.path.clone(), tensor, remedy }
+    }
+
     /// The refusal.
     pub fn error(&self) -> Error {
         let error = unsupported(format!("{}, which this version does not read", self.about))

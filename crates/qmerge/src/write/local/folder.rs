@@ -14,7 +14,11 @@ pub(super) fn looks_like_model(folder: &Path) -> bool {
         .filter_map(|item| item.ok()?.file_name().into_string().ok())
         .collect();
     names.is_empty()
-        || names.iter().any(|name| name == names::FILE_NAME || name == "config.json" || name.ends_with(".safetensors"))
+        || names.iter().any(|name| {
+            name == names::FILE_NAME
+                || name == "config.json"
+                || [".safetensors", ".gguf"].iter().any(|ending| name.ends_with(ending))
+        })
 }
 
 /// Syncs the small files and the folders, so that a rename never publishes what is not on disk.

@@ -24,7 +24,7 @@ use crate::open::Store;
 use crate::open::local::LocalFolder;
 use folder::{parent_of, remove, rename};
 
-/// An output on a local disk: a folder, or one `.safetensors` file.
+/// An output on a local disk: a folder, or one `.safetensors` or `.gguf` file.
 #[derive(Debug)]
 pub(crate) struct LocalSink {
     target: PathBuf,
@@ -228,8 +228,9 @@ impl Sink for LocalSink {
     }
 }
 
-fn is_single_file(target: &Path) -> bool {
-    target.extension().is_some_and(|ext| ext == "safetensors")
+/// True for the name of a weight file: it is the whole output then, but for the report beside it.
+pub(crate) fn is_single_file(target: &Path) -> bool {
+    target.extension().is_some_and(|ext| ext == "safetensors" || ext == "gguf")
 }
 
 /// Errors if `existing` does not allow to write where the output, or an unfinished one, is already.

@@ -1,0 +1,245 @@
+//! How a model lies in a GGUF file: names, the order of rows, and what a converter adds to values.
+//!
+//! llama.cpp has an architecture for what transformers has a family for, and its converter changes some weights of some of them: rows of queries and keys
+//! are paired by neighbours in place of halves, a norm's weight has one added. What it does belongs to the architecture, whatever the file was made from; an
+//! architecture that is not listed is refused by name. Source: llama.cpp, `conversion/*.py` and gguf-py's `tensor_mapping.py`.
+
+pub(crate) mod importance;
+
+use crate::error::{Error, Result, malformed};
+use crate::open::{Checkpoint, Metadata};
+
+/// Name in GGUF and path in the model, without `.weight` or `.bias`.
+type Names = &'static [(&'static str, &'static str)];
+
+/// An architecture.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// `general.architecture`.
+    architecture: &'static str,
+    /// Names in a layer that are not [`INSIDE`]'s.
+    inside: Names,
+    /// Names that [`INSIDE`] has and the architecture has not, or for something else.
+    without: &'static [&'static str],
+    /// True if each head's rows of queries and keys are paired by neighbours, where the model pairs halves.
+    pairs_rows: bool,
+    /// True if one was added to the weights of norms.
+    adds_one_to_norms: bool,
+    /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
+    has_head: bool,
+}
+
+/// What llama.cpp's own architecture has, which most others are told from.
+const LLAMA: Layout = Layout {
+    architecture: "llama",
+    inside: &[],
+    without: &[],
+    pairs_rows: true,
+    adds_one_to_norms: false,
+    has_head: true,
+};
+
+/// The norms of Gemma 2 and 3: before and after each block.
+const AROUND: Names = &[
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+
+const GEMMA: Layout =
+    Layout { architecture: "gemma", pairs_rows: false, adds_one_to_norms: true, has_head: false, ..LLAMA };
+
+const LAYOUTS: &[Layout] = &[
+    LLAMA,
+    Layout { architecture: "qwen2", pairs_rows: false, ..LLAMA },
+    Layout { architecture: "qwen3", pairs_rows: false, ..LLAMA },
+    GEMMA,
+    Layout { architecture: "gemma2", inside: AROUND, ..GEMMA },
+    Layout { architecture: "gemma3", inside: AROUND, has_head: true, ..GEMMA },
+    Layout {
+        architecture: "phi3",
+        inside: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
+        without: &["attn_q", "attn_k", "attn_v", "ffn_gate"],
+        pairs_rows: false,
+        ..LLAMA
+    },
+];
+
+/// Outside the layers.
+const OUTSIDE: Names = &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), (HEAD, "lm_head")];
+const HEAD: &str = "output";
+
+/// In a layer, `blk.N.` here and `model.layers.N.` in the model.
+const INSIDE: Names = &[
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// Ends of names of scales that are no part of a weight's own type: a weight's values are its codes' times this.
+const SCALES: &[&str] = &[".scale", ".input_scale"];
+
+/// How the model sees a tensor of a GGUF file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The name that the model has for it.
+    pub(crate) name: String,
+    /// The name in the file.
+    pub(crate) stored: String,
+    /// Rows of a head, where those are paired by neighbours: row 2i + h in the file is row i + h · (rows / 2) of the head in the model.
+    pub(crate) head: Option<usize>,
+    /// What was added to all values.
+    pub(crate) added: f32,
+}
+
+impl View {
+    /// The same tensor as one of another name in the model: the head that parts from an embedding.
+    pub(crate) fn named(&self, name: &str) -> Self {
+        let stored = if name == "lm_head.weight" { format!("{HEAD}.weight") } else { name.to_owned() };
+        if name == self.name { self.clone() } else { Self { name: name.to_owned(), stored, ..self.clone() } }
+    }
+}
+
+/// A file of which it is not known how it stores a model.
+#[derive(Debug)]
+pub(crate) struct Unknown {
+    /// The file, or the tensor that tells it, in words.
+    pub(crate) about: String,
+    pub(crate) tensor: Option<String>,
+    /// What can be done, one sentence.
+    pub(crate) remedy: String,
+}
+
+const ORIGINAL: &str = "merge into the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
+
+/// A model's architecture, with what its rows depend on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct File<'c> {
+    layout: &'static Layout,
+    metadata: &'c Metadata,
+}
+
+impl<'c> File<'c> {
+    /// That of a checkpoint; `None` for one that is not GGUF.
+    pub(crate) fn of(checkpoint: &'c Checkpoint) -> std::result::Result<Option<Self>, Unknown> {
+        let Some(metadata) = checkpoint.gguf.as_deref() else { return Ok(None) };
+        let architecture = metadata.architecture();
+        let file = format!("a GGUF file of the architecture `{architecture}`");
+        let Some(layout) = LAYOUTS.iter().find(|layout| layout.architecture == architecture) else {
+            let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
+            let remedy = format!("{ORIGINAL}; architectures that are read: {}", known.join(", "));
+            return Err(Unknown { about: file, tensor: None, remedy });
+        };
+        let experts = metadata.integer(&format!("{architecture}.expert_count"));
+        if experts.is_some_and(|experts| experts > 0) {
+            return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
+        }
+        let is_scale = |name: &str| SCALES.iter().any(|end| name.ends_with(end));
+        if let Some(entry) = checkpoint.entries.iter().find(|entry| is_scale(&entry.name)) {
+            let about = "a factor on a weight that lies beside it (NVFP4)".to_owned();
+            return Err(Unknown { about, tensor: Some(entry.name.clone()), remedy: ORIGINAL.to_owned() });
+        }
+        Ok(Some(Self { layout, metadata }))
+    }
+
+    /// True if a model whose embeddings part can be stored.
+    pub(crate) fn has_head(&self) -> bool {
+        self.layout.has_head
+    }
+
+    /// How the model sees the tensor of that name, which has so many rows; `None` for one that the model does not have. Errors if heads do not fit the rows.
+    pub(crate) fn view(&self, stored: &str, rows: usize) -> Result<Option<View>> {
+        let Some((path, leaf)) = stored.rsplit_once('.').filter(|(_, leaf)| matches!(*leaf, "weight" | "bias")) else {
+            return Ok(None);
+        };
+        let Some((module, part)) = self.module(path) else { return Ok(None) };
+        let view = View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), head: None, added: 0.0 };
+        let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
+        let heads = match part {
+            "attn_q" if self.layout.pairs_rows => "attention.head_count",
+            "attn_k" if self.layout.pairs_rows => "attention.head_count_kv",
+            _ => return Ok(Some(View { added: if adds_one { 1.0 } else { 0.0 }, ..view })),
+        };
+        let head = self.rows_of_head(heads, rows).map_err(|error| error.in_tensor(stored))?;
+        Ok(Some(View { head: Some(head), ..view }))
+    }
+
+    /// A module's path, and the last part of its name in the file.
+    fn module<'n>(&self, path: &'n str) -> Option<(String, &'n str)> {
+        let find = |names: Names, part: &str| names.iter().find(|(name, _)| *name == part).map(|(_, path)| *path);
+        let Some(rest) = path.strip_prefix("blk.") else { return Some((find(OUTSIDE, path)?.to_owned(), path)) };
+        let (number, part) = rest.split_once('.')?;
+        // As it is written anew: no other name means the same layer.
+        let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+        let common = || find(INSIDE, part).filter(|_| !self.layout.without.contains(&part));
+        let module = find(self.layout.inside, part).or_else(common)?;
+        Some((format!("model.layers.{number}.{module}"), part))
+    }
+
+    fn rows_of_head(&self, key: &str, rows: usize) -> Result<usize> {
+        let count = |key: &str| self.metadata.integer(&format!("{}.{key}", self.layout.architecture));
+        // Where a file does not say how many heads keys have, they have as many as queries.
+        let heads = count(key).or_else(|| count("attention.head_count"));
+        let error = |problem: String| -> Error {
+            malformed(problem)
+                .with_hint("the file is broken, or of a model whose layers have different numbers of heads")
+        };
+        let heads = heads.and_then(|heads| usize::try_from(heads).ok()).filter(|&heads| heads > 0);
+        let heads = heads
+            .ok_or_else(|| error(format!("the key `{}.{key}` is not the number of heads", self.layout.architecture)))?;
+        let head = rows / heads;
+        if head == 0 || !head.is_multiple_of(2) || head * heads != rows {
+            return Err(error(format!("{rows} rows are not {heads} heads of pairs of rows")));
+        }
+        Ok(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_transforms_go_by_the_architecture() {
+        let metadata = Metadata::of_counts(&[("llama.attention.head_count", 4), ("llama.attention.head_count_kv", 2)]);
+        let file = |architecture: &str| {
+            let layout = LAYOUTS.iter().find(|layout| layout.architecture == architecture).unwrap();
+            File { layout, metadata: &metadata }
+        };
+        let view = |architecture: &str, stored: &str| file(architecture).view(stored, 32).unwrap();
+        let name = |architecture: &str, stored: &str| view(architecture, stored).map(|view| view.name);
+        let q = view("llama", "blk.3.attn_q.weight").unwrap();
+        assert_eq!((q.name.as_str(), q.head), ("model.layers.3.self_attn.q_proj.weight", Some(8)));
+        assert_eq!(view("llama", "blk.3.attn_k.bias").unwrap().head, Some(16));
+        assert_eq!(view("llama", "blk.3.attn_v.weight").unwrap().head, None);
+        assert_eq!(view("qwen2", "blk.3.attn_q.weight").unwrap().head, None);
+        assert_eq!(name("llama", "blk.0.ffn_norm.weight").unwrap(), "model.layers.0.post_attention_layernorm.weight");
+        assert_eq!(name("gemma3", "blk.0.ffn_norm.weight").unwrap(), "model.layers.0.pre_feedforward_layernorm.weight");
+        for norm in ["blk.0.attn_q_norm.weight", "blk.0.post_ffw_norm.weight", "output_norm.weight"] {
+            assert_eq!(view("gemma3", norm).unwrap().added, 1.0, "{norm}");
+        }
+        assert_eq!(view("qwen3", "blk.0.attn_q_norm.weight").unwrap().added, 0.0);
+        assert_eq!(name("phi3", "blk.0.ffn_up.weight").unwrap(), "model.layers.0.mlp.gate_up_proj.weight");
+        for (architecture, stored) in [
+            ("llama", "rope_freqs.weight"),
+            ("llama", "blk.00.attn_q.weight"),
+            ("llama", "blk.0.attn_q"),
+            ("llama", "blk.0.post_ffw_norm.weight"),
+            ("phi3", "blk.0.attn_q.weight"),
+        ] {
+            assert_eq!(view(architecture, stored), None, "{stored}");
+        }
+        for rows in [30, 2, 4] {
+            let error = file("llama").view("blk.0.attn_q.weight", rows).unwrap_err();
+            assert!(error.to_string().contains("4 heads"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Models in several GGUF files: `STEM-00001-of-00003.gguf`, each a whole file, of which the first has the keys.
+
+use super::Metadata;
+use crate::error::{Error, Result, malformed};
+use crate::open::{Item, ItemKind, Opened, Store, is_plain_name};
+
+const ENDING: &str = ".gguf";
+/// More parts than a model has.
+const MOST: u64 = 1 << 16;
+
+/// Stem, number and count of a part's name.
+fn numbered(name: &str) -> Option<(&str, u64, u64)> {
+    let (rest, of) = name.strip_suffix(ENDING)?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (number, of) = Some((number, of)).filter(|(number, of)| digits(number) && digits(of))?;
+    Some((stem, number.parse().ok()?, of.parse().ok()?))
+}
+
+/// The names of all files of the model that a file is, or is a part of: its own alone, where its name is no part's.
+pub(super) fn parts(name: &str) -> Vec<String> {
+    match numbered(name) {
+        Some((stem, number, of)) if (1..=of).contains(&number) && of <= MOST && is_plain_name(name) => {
+            (1..=of).map(|number| format!("{stem}-{number:05}-of-{of:05}{ENDING}")).collect()
+        }
+        _ => vec![name.to_owned()],
+    }
+}
+
+/// The GGUF files of a folder that make up a model: one file, or all parts of one. Errors if there are several models.
+pub(in crate::open) fn of_folder(items: &[Item]) -> Result<Vec<String>> {
+    let names = items.iter().filter(|item| item.kind == ItemKind::File && item.name.ends_with(ENDING));
+    // What helps a model to see is a file beside it.
+    let mut models: Vec<Vec<String>> =
+        names.filter(|item| !item.name.starts_with("mmproj")).map(|item| parts(&item.name)).collect();
+    models.sort();
+    models.dedup();
+    match models.as_slice() {
+        [] => Ok(Vec::new()),
+        [model] => Ok(model.clone()),
+        [first, second, ..] => {
+            let name = |model: &[String]| model.first().cloned().unwrap_or_default();
+            Err(malformed(format!(
+                "{} models in GGUF files: `{}`, `{}`{}",
+                models.len(),
+                name(first),
+                name(second),
+                if models.len() > 2 { " and others" } else { "" }
+            ))
+            .with_hint("give the path of the one that is meant"))
+        }
+    }
+}
+
+/// Errors if files are not all parts of one model, in their order. `store` is where they lie.
+pub(in crate::open) fn refuse_incomplete(files: &[Opened], store: &dyn Store) -> Result<()> {
+    let Some(first) = files.first().and_then(|file| file.contents.gguf.as_deref()) else { return Ok(()) };
+    let count = |metadata: &Metadata| metadata.integer("split.count").unwrap_or(0);
+    let of = files.len() as u64;
+    // A file that was put together again says 0 or 1.
+    if of == 1 && count(first) > 1 {
+        return Err(in_file(
+            malformed(format!(
+                "it is one of {} parts of a model, and its name does not say which: the others are not found",
+                count(first)
+            ))
+            .with_hint("parts are named STEM-00001-of-00003.gguf, as llama.cpp names them"),
+            files.first(),
+        ));
+    }
+    if of <= 1 {
+        return Ok(());
+    }
+    for (number, file) in files.iter().enumerate() {
+        let Some(metadata) = file.contents.gguf.as_deref() else { continue };
+        let said = (metadata.integer("split.no"), count(metadata));
+        if said != (Some(number as u64), of) {
+            return Err(in_file(
+                malformed(format!(
+                    "its name says that it is part {} of {of}, and its keys `split.no` and `split.count` say otherwise",
+                    number.saturating_add(1)
+                ))
+                .with_hint("name the parts as llama.cpp's gguf-split did, or download them again"),
+                Some(file),
+            ));
+        }
+    }
+    let tensors: usize = files.iter().map(|file| file.contents.entries.len()).sum();
+    match first.integer("split.tensors.count") {
+        Some(said) if said != tensors as u64 => Err(malformed(format!(
+            "the first part says that the model has {said} tensors, and its {of} parts have {tensors}"
+        ))
+        .in_file(store.path())
+        .with_hint("parts of several models are mixed: download them again")),
+        _ => Ok(()),
+    }
+}
+
+fn in_file(error: Error, file: Option<&Opened>) -> Error {
+    match file {
+        Some(file) => error.in_file(file.blob.path()),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_part_names_all() {
+        let all = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        assert_eq!(parts("m-00002-of-00002.gguf"), all);
+        for alone in ["m.gguf", "m-00003-of-00002.gguf", "m-1-of-2.gguf", "m-00000-of-00002.gguf", "m-of-00002.gguf"] {
+            assert_eq!(parts(alone), [alone]);
+        }
+        let item = |name: &str| Item { name: name.to_owned(), kind: ItemKind::File, len: 1 };
+        let folder = |names: &[&str]| of_folder(&names.iter().map(|name| item(name)).collect::<Vec<_>>());
+        assert_eq!(folder(&["a.gguf", "mmproj-a.gguf", "b.txt"]).unwrap(), ["a.gguf"]);
+        assert_eq!(folder(&[all[1], all[0]]).unwrap(), all);
+        assert!(folder(&["a.txt"]).unwrap().is_empty());
+        let error = folder(&["a.gguf", "b.gguf"]).unwrap_err();
+        assert!(error.to_string().contains("`a.gguf`, `b.gguf`"), "{error}");
+    }
+}

@@ -85,13 +85,20 @@ impl<'a> Tensors<'a> {
         Error::new(Kind::Mismatch, "missing, and a model of this type needs it")
             .in_file(&self.inputs.base.path)
             .in_tensor(name)
-            .with_hint("the checkpoint is incomplete, or its model_type is wrong")
+            .with_hint(if self.inputs.base.is_self_contained() {
+                "the file is incomplete: take another GGUF file of the model"
+            } else {
+                "the checkpoint is incomplete, or its model_type is wrong"
+            })
     }
 
     pub(crate) fn misfit(&self, name: &str, message: String) -> Error {
-        Error::new(Kind::Mismatch, message)
-            .in_file(&self.inputs.base.path)
-            .in_tensor(name)
-            .with_hint("config.json and the weights belong to different models")
+        Error::new(Kind::Mismatch, message).in_file(&self.inputs.base.path).in_tensor(name).with_hint(
+            if self.inputs.base.is_self_contained() {
+                "the file's keys and its tensors do not fit each other: take another GGUF file of the model"
+            } else {
+                "config.json and the weights belong to different models"
+            },
+        )
     }
 }

@@ -1,11 +1,14 @@
 //! Text to tokens and back, and the chat template.
 
+mod gguf;
+
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::{MAX_CONFIG, MAX_TOKENIZER, Store, json};
+use qmerge::open::{Checkpoint, MAX_CONFIG, MAX_TOKENIZER, Metadata, Store, json};
+use qmerge::plan::Inputs;
 use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
@@ -58,6 +61,37 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// That of a model with its adapters, whose tokenizers come before the base's. A GGUF file has its own.
+    pub fn of(inputs: &Inputs) -> Result<Self> {
+        let beside: Vec<&dyn Store> = inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
+        match &inputs.base.gguf {
+            Some(metadata) if !beside.iter().any(|folder| has_tokenizer(*folder)) => {
+                Self::of_gguf(metadata, &inputs.base.path)
+            }
+            Some(_) => Self::open(&beside),
+            None => Self::open(&[&beside[..], &[&*inputs.base.store]].concat()),
+        }
+    }
+
+    /// True if a model with its adapters has one.
+    pub fn is_there(inputs: &Inputs) -> bool {
+        let stores = inputs.adapters.iter().map(|adapter| &*adapter.tensors.store);
+        has_own(&inputs.base) || stores.into_iter().any(has_tokenizer)
+    }
+
+    /// What the keys of a GGUF file say.
+    fn of_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
+        let gguf::Said { tokenizer, begin, stop, special, template } =
+            gguf::read(metadata).map_err(|error| error.in_file(path))?;
+        let inner = serde_json::from_value(tokenizer).map_err(|error| {
+            Error::new(Kind::Malformed, format!("its keys describe no tokenizer: {error}"))
+                .in_file(path)
+                .with_hint("take another GGUF file of the model")
+        })?;
+        let template = template.map(|template| (path.to_path_buf(), template));
+        Ok(Self { path: path.to_path_buf(), inner, template, special, stop, begin })
+    }
+
     /// Opens `tokenizer.json` and its companions in the first of the folders that has one; the last is the model's.
     pub fn open(folders: &[&dyn Store]) -> Result<Self> {
         let Some(folder) = folders.iter().copied().find(|folder| folder.has("tokenizer.json")) else {
@@ -197,6 +231,18 @@ impl Tokenizer {
             .template_from_str(&template)
             .and_then(|template| template.render(values))
             .map_err(|error| bad(path, format!("the chat template fails: {error}")))
+    }
+}
+
+fn has_tokenizer(folder: &dyn Store) -> bool {
+    folder.has("tokenizer.json")
+}
+
+/// True if the base itself has a tokenizer.
+fn has_own(base: &Checkpoint) -> bool {
+    match &base.gguf {
+        Some(metadata) => metadata.list("tokenizer.ggml.tokens").is_some(),
+        None => has_tokenizer(&*base.store),
     }
 }
 

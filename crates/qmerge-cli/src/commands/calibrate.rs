@@ -18,7 +18,6 @@ use qmerge_run::{Model, Options};
 use serde::Serialize;
 
 use super::compare::read_text;
-use super::generate::folders;
 use super::{apart_options, open_with, threads, usage};
 use crate::args::{CalibrateArgs, Engine};
 use crate::progress::Bar;
@@ -76,7 +75,7 @@ impl<'p> Text<'p> {
     pub(super) fn read(inputs: &Inputs, path: Option<&'p Path>, progress: &dyn Progress) -> error::Result<Self> {
         let Some(path) = path else { return Ok(Self::Own(beginnings(inputs)?)) };
         progress.phase("reading the text", "");
-        let tokenizer = Tokenizer::open(&folders(inputs))?;
+        let tokenizer = Tokenizer::of(inputs)?;
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
@@ -127,19 +126,16 @@ impl<'p> Text<'p> {
 
 /// How the sequences of a model begin, as its tokenizer and its chat template say; a model without a tokenizer writes from any token.
 pub(super) fn beginnings(inputs: &Inputs) -> error::Result<Beginnings> {
-    let folders = folders(inputs);
-    if !folders.iter().any(|folder| folder.has("tokenizer.json")) {
+    if !Tokenizer::is_there(inputs) {
         return Ok(Beginnings::default());
     }
-    beginnings_by(&Tokenizer::open(&folders)?, inputs)
+    beginnings_by(&Tokenizer::of(inputs)?, inputs)
 }
 
 fn beginnings_by(tokenizer: &Tokenizer, inputs: &Inputs) -> error::Result<Beginnings> {
-    let folders = folders(inputs);
     let mut beginnings = tokenizer.beginnings();
     // A chat template that came with the adapter says that it was trained on chats; the base's own says nothing of it.
-    let with_adapter =
-        folders.split_last().is_some_and(|(_, own)| own.iter().any(|folder| folder.has("tokenizer.json")));
+    let with_adapter = inputs.adapters.iter().any(|adapter| adapter.tensors.store.has("tokenizer.json"));
     if !with_adapter {
         beginnings.chat.clear();
     }

@@ -14,7 +14,7 @@ use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
 
-use super::generate::{folders, options};
+use super::generate::options;
 use super::next::{self, Made};
 use super::{apart_options, open, open_with};
 use crate::args::CompareArgs;
@@ -77,7 +77,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
         .map(|(_, inputs)| Plan::new(inputs, &apart_options(&args.meaning)))
         .collect::<error::Result<Vec<_>>>()?;
     progress.phase("reading the text", "");
-    let tokenizer = Tokenizer::open(&folders(&inputs))?;
+    let tokenizer = Tokenizer::of(&inputs)?;
     let text = read_text(&args.text)?;
     let tokens = tokenizer.encode(&text)?;
     let prompts = match &args.prompts {

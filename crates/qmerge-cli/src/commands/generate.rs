@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use qmerge::error::{self, Error};
-use qmerge::open::Store;
 use qmerge::plan::Plan;
 use qmerge::progress::{Progress, Silent};
 use qmerge_run::generate::{self, Sampling, generate};
@@ -90,7 +89,7 @@ pub(crate) fn find(
     }
     let inputs = open_with(&args.model.base, &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
-    let tokenizer = Tokenizer::open(&folders(&inputs))?;
+    let tokenizer = Tokenizer::of(&inputs)?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
     if prompt.is_empty() {
         return Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"));
@@ -134,11 +133,6 @@ pub(crate) fn find(
         tokens_per_second,
         bytes_per_second: tokens_per_second.map(|speed| model.bytes_per_token() as f64 * speed),
     })
-}
-
-/// Folders that may hold the tokenizer: the adapters' before the base's.
-pub(super) fn folders(inputs: &qmerge::plan::Inputs) -> Vec<&dyn Store> {
-    inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).chain([&*inputs.base.store]).collect()
 }
 
 /// Options for one of `models` models in memory together.

@@ -283,14 +283,10 @@ fn gguf_files() {
     let folder = model();
     std::fs::create_dir(folder.join("g")).unwrap();
     std::fs::write(folder.join("g/x.gguf"), b"GGUF\x03\x00\x00\x00\x00\x00").unwrap();
-    as_base_and_adapter(
-        &folder,
-        "g/x.gguf",
-        &["x.gguf", "a GGUF file", "convert_hf_to_gguf"],
-        &["x.gguf", "GGUF", "PEFT folder"],
-    );
-    as_base_and_adapter(&folder, "g", &["GGUF", "convert_hf_to_gguf"], &["x.gguf", "GGUF", "PEFT folder"]);
-    refused(folder.path(), &["inspect", "g/x.gguf"], &["a GGUF file"]);
+    for path in ["g/x.gguf", "g"] {
+        as_base_and_adapter(&folder, path, &["x.gguf", "truncated"], &["x.gguf", "GGUF", "PEFT folder"]);
+    }
+    refused(folder.path(), &["inspect", "g/x.gguf"], &["x.gguf", "truncated"]);
     // Whatever it is called.
     std::fs::copy(folder.join("g/x.gguf"), folder.join("base/model.safetensors")).unwrap();
     refused(folder.path(), &["inspect", "base"], &["model.safetensors", "a GGUF file"]);

@@ -10,6 +10,7 @@ mod book;
 mod called;
 mod card;
 mod foreign;
+mod gguf;
 mod hub;
 mod interrupted;
 mod licences;

@@ -117,8 +117,13 @@ pub fn config(checkpoint: &Checkpoint) -> Result<&ModelConfig> {
 
 /// What a model consists of. Errors if it is of a family that cannot be run, and lists those that can.
 pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
-    if config.is_of_gguf {
-        return Err(Error::new(Kind::Unsupported, "a model in GGUF cannot be run").in_file(&config.path));
+    if let Some(key) = &config.unread {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("the key `{key}` is not understood, so the model cannot be run"),
+        )
+        .in_file(&config.path)
+        .with_hint("a merge does not need to run the model: --fast"));
     }
     let config = &*language_model(config)?;
     let model_type = config.model_type();

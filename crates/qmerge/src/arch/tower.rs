@@ -67,6 +67,7 @@ mod tests {
             text: String::new(),
             json: json.as_object().unwrap().clone(),
             is_of_gguf: false,
+            unread: None,
         }
     }
 

@@ -18,6 +18,8 @@ pub struct ModelConfig {
     pub json: Map<String, Value>,
     /// True for what the keys of a GGUF file say.
     pub(crate) is_of_gguf: bool,
+    /// A key of a GGUF file that is not understood: the model would be run in another way than it is meant to.
+    pub(crate) unread: Option<String>,
 }
 
 /// Sub-configurations in which composite models keep their language model's fields.
@@ -33,13 +35,13 @@ impl ModelConfig {
     pub(super) fn parse(text: String, path: &Path) -> Result<Self> {
         let json = json::parse_object(&text)
             .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(path))?;
-        Ok(Self { path: path.to_path_buf(), text, json, is_of_gguf: false })
+        Ok(Self { path: path.to_path_buf(), text, json, is_of_gguf: false, unread: None })
     }
 
     /// What the keys of a GGUF file say.
-    pub(super) fn of_gguf(json: Map<String, Value>, file: &Path) -> Self {
+    pub(super) fn of_gguf(json: Map<String, Value>, file: &Path, unread: Option<String>) -> Self {
         let text = Value::Object(json.clone()).to_string();
-        Self { path: file.to_path_buf(), text, json, is_of_gguf: true }
+        Self { path: file.to_path_buf(), text, json, is_of_gguf: true, unread }
     }
 
     /// What can be done where it is broken.

@@ -62,7 +62,11 @@ pub(super) fn open_parts(store: Arc<dyn Store>, names: &[String]) -> Result<Chec
 
 fn open_file(store: &dyn Store, name: &str) -> Result<Opened> {
     let blob = store.open(name)?;
-    foreign::read_head(&*blob)?;
+    if gguf::is_gguf(&foreign::read_head(&*blob)?) {
+        return Err(malformed("a GGUF file, in spite of its name")
+            .in_file(blob.path())
+            .with_hint("name it as one, and give its path"));
+    }
     Opened::new(blob, &Safetensors)
 }
 

@@ -186,7 +186,8 @@ impl Checkpoint {
     fn into_model(mut self) -> Result<Self> {
         foreign::refuse_as_model(&self)?;
         if let Some(metadata) = &self.gguf {
-            self.config = Some(gguf::config(metadata, &self.entries, &self.path)?);
+            let read = |entry: &Entry| self.read_small(entry, MAX_CONFIG);
+            self.config = Some(gguf::config(metadata, &self.entries, &self.path, &read)?);
             return Ok(self);
         }
         foreign::refuse_pointers_in(&*self.store)?;

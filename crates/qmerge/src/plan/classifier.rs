@@ -91,6 +91,7 @@ mod tests {
             text: String::new(),
             json: serde_json::from_str(r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}"#).unwrap(),
             is_of_gguf: false,
+            unread: None,
         };
         let class = describe(&mut config, Labels { task: Task::Sequence, number: 3 });
         assert_eq!(class.as_deref(), Some("LlamaForSequenceClassification"));

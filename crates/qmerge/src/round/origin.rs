@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
+use crate::formats::Reader;
 use crate::open::{Checkpoint, Entry};
 
 /// The first values of some tensors, by name.
@@ -42,21 +43,34 @@ pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
 
 /// Errors if the base is not the model that these values were taken of, or holds none of the tensors.
 pub(super) fn check_base(marks: &Marks, names: &Names<'_>) -> Result<()> {
-    let found =
-        |name: &str| names.find(name).ok().flatten().and_then(|claim| names.checkpoint.get(claim.weight.name()));
-    check(marks, names.checkpoint, found, "model")
+    // As the model has them: a file may store them otherwise.
+    let first = |name: &str| -> Result<Option<Vec<f32>>> {
+        let Some(claim) = names.find(name).ok().flatten().filter(|claim| claim.weight.is_plain()) else {
+            return Ok(None);
+        };
+        let geometry = claim.weight.geometry();
+        let mut values = Vec::new();
+        let rows = 0..MARKS.div_ceil(geometry.cols.max(1)).min(geometry.rows);
+        Reader::new(names.checkpoint, claim)?.rows(&rows, &mut values)?;
+        values.truncate(MARKS);
+        Ok(Some(values))
+    };
+    check(marks, names.checkpoint, first, "model")
 }
 
 /// The same of an adapter's tensors.
 pub(super) fn check_adapter(marks: &Marks, adapter: &Adapter) -> Result<()> {
-    check(marks, &adapter.tensors, |name| adapter.tensors.get(name), "adapter")
+    let first = |name: &str| match adapter.tensors.get(name) {
+        Some(entry) => first_values(&adapter.tensors, entry),
+        None => Ok(None),
+    };
+    check(marks, &adapter.tensors, first, "adapter")
 }
 
-fn check<'e>(marks: &Marks, file: &Checkpoint, find: impl Fn(&str) -> Option<&'e Entry>, what: &str) -> Result<()> {
+fn check(marks: &Marks, file: &Checkpoint, first: impl Fn(&str) -> Result<Option<Vec<f32>>>, what: &str) -> Result<()> {
     let mut compared = 0;
     for (name, values) in marks {
-        let Some(entry) = find(name) else { continue };
-        let Some(stored) = first_values(file, entry)? else { continue };
+        let Some(stored) = first(name)? else { continue };
         compared += 1;
         if values.iter().zip(&stored).any(|(a, b)| differ(*a, *b)) {
             return Err(mismatch(format!(

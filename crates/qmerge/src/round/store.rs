@@ -5,6 +5,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unreachable)
 )]
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use super::origin::identity;
 use super::stored::{BASE, INPUTS, StoredInputs, TAKEN_FROM};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed};
+use crate::formats;
 use crate::open::{Checkpoint, Entry};
 
 /// Writes all moments that `calibration` has for weights of `base` to `path`, which appears when it is whole. `dtype` is f32 or bf16. Returns the file's length in bytes.
@@ -40,13 +42,18 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
         [matrices, _, _] => matrices.min(entry.bytes as usize).max(1),
         _ => 1,
     };
-    let names: usize = base.entries.iter().map(|entry| matrices(entry) * (3 * entry.name.len() + 256)).sum();
+    // The model's names, which a file may not have.
+    let weights = formats::inventory(base)?.weights;
+    let own: HashSet<&str> = weights.iter().map(|claim| claim.weight.name()).collect();
+    let longest = own.iter().map(|name| name.len()).max().unwrap_or(0);
+    let longest = |entry: &Entry| entry.name.len().max(longest);
+    let names: usize = base.entries.iter().map(|entry| matrices(entry) * (3 * longest(entry) + 256)).sum();
     let reserved = (names + 4096).next_multiple_of(8);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
     let mut writing =
         Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
-    calibration.each(&|name| base.has(weight_of(name).0), &mut writing)?;
+    calibration.each(&|name| own.contains(weight_of(name).0), &mut writing)?;
     let Writing { mut header, inputs, at, .. } = writing;
     let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
     let metadata =

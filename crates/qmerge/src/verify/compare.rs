@@ -27,21 +27,26 @@ const NESTED: f32 = 0.1;
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) merged: &'a Checkpoint,
-    /// The base's weights by name.
+    /// The base's weights by the name of their first tensor.
     pub(super) stored: HashMap<&'a str, &'a Claim>,
     /// Worker threads.
     pub(super) threads: usize,
     pub(super) progress: &'a dyn Progress,
 }
 
-pub(super) fn find_entry<'m>(merged: &'m Checkpoint, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {
-    match merged.get(&entry.name) {
-        Some(entry) => Ok(Some(entry)),
-        None => Ok(found.find(&entry.name)?.map(|claim| &claim.entries[0])),
-    }
-}
-
 impl Run<'_> {
+    /// The tensor of the merge that one of the base became: of the same name, or of the same weight of the model.
+    pub(super) fn find_entry<'m>(&self, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>>
+    where
+        Self: 'm,
+    {
+        let name = self.stored.get(entry.name.as_str()).map_or(entry.name.as_str(), |claim| claim.weight.name());
+        match found.checkpoint.get(&entry.name) {
+            Some(entry) => Ok(Some(entry)),
+            None => Ok(found.find(name)?.map(|claim| &claim.entries[0])),
+        }
+    }
+
     /// Sums of W0, T and M over one weight, on all threads, added in row order.
     pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<Sums> {
         let geometry = recode.from.weight.geometry();
@@ -114,8 +119,10 @@ impl Run<'_> {
         Self: 'm,
     {
         let (base, merged) = (&self.inputs.base, self.merged);
-        let (Some(&claim), Some(other)) = (self.stored.get(entry.name.as_str()), found.find(&entry.name)?) else {
-            let Some(other) = find_entry(merged, found, entry)? else { return Ok(false) };
+        let claim = self.stored.get(entry.name.as_str()).copied();
+        let other = claim.map_or(Ok(None), |claim| found.find(claim.weight.name()))?;
+        let (Some(claim), Some(other)) = (claim, other) else {
+            let Some(other) = self.find_entry(found, entry)? else { return Ok(false) };
             return Ok(entry.dtype == other.dtype
                 && entry.bytes == other.bytes
                 && same_bytes(base, entry, merged, other)?);

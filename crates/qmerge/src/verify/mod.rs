@@ -20,7 +20,7 @@ use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
 use crate::report::{Model, SCHEMA_VERSION, Tool};
-use compare::{Run, find_entry};
+use compare::Run;
 use judge::{answer, judge, summarize};
 
 /// The whole answer.
@@ -195,7 +195,7 @@ pub fn verify(
     let mut missing = Vec::new();
     let mut altered = Vec::new();
     let mut total = Sums::zero();
-    let stored = inputs.inventory.weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
+    let stored = inputs.inventory.weights.iter().map(|claim| (claim.entries[0].name.as_str(), claim)).collect();
     let threads = crate::parallel::threads(options.threads);
     let run = Run { inputs, merged, stored, threads, progress };
     progress.start(plan.steps.iter().map(work).sum());
@@ -222,7 +222,7 @@ pub fn verify(
             }
             Action::Copy { entry } => {
                 if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
-                    if find_entry(merged, &found, entry)?.is_none() {
+                    if run.find_entry(&found, entry)?.is_none() {
                         missing.push(entry.name.clone())
                     } else {
                         altered.push(entry.name.clone())

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Metadata, Value};
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Entry, ModelConfig};
 
@@ -45,8 +46,34 @@ const FIELDS: &[(&str, &str)] = &[
     ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 
-/// The configuration that a model's keys and tensors describe. What they do not say is left out; a family that is not known keeps GGUF's name.
-pub(crate) fn config(metadata: &Metadata, entries: &[Entry], file: &Path) -> Result<ModelConfig> {
+/// Other keys behind the architecture's name that are looked at, or say nothing of how a model is run.
+const ALSO_READ: &[&str] = &[
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base_swa",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "vocab_size",
+];
+
+/// Factors on the wavelengths of a rope, which are stored as a tensor: those for all lengths, or for short ones and for long ones.
+const FACTORS: &str = "rope_freqs.weight";
+const SHORT: &str = "rope_factors_short.weight";
+const LONG: &str = "rope_factors_long.weight";
+/// Most pairs of features that a rope turns.
+const MAX_PAIRS: u64 = 1 << 16;
+
+/// The configuration that a model's keys and tensors describe. What they do not say is left out; a family that is not known keeps GGUF's name. `read` gets the
+/// bytes of a small tensor.
+pub(crate) fn config(
+    metadata: &Metadata,
+    entries: &[Entry],
+    file: &Path,
+    read: &dyn Fn(&Entry) -> Result<Vec<u8>>,
+) -> Result<ModelConfig> {
     let architecture = metadata.architecture();
     let keys = Keys { metadata, architecture };
     let family = FAMILIES.iter().find(|family| family.architecture == architecture);
@@ -62,8 +89,14 @@ pub(crate) fn config(metadata: &Metadata, entries: &[Entry], file: &Path) -> Res
         config.insert("vocab_size".into(), json!(tokens));
     }
     config.insert("tie_word_embeddings".into(), json!(!entries.iter().any(|entry| entry.name == "output.weight")));
-    if let Some(scaling) = scaling(&keys) {
+    let list = |name: &str| factors(entries.iter().find(|entry| entry.name == name), read);
+    if let Some(scaling) = scaling(&keys, [list(FACTORS)?, list(SHORT)?, list(LONG)?]) {
         config.insert("rope_scaling".into(), scaling);
+    }
+    if let (Some(turns), Some(head)) = (keys.float("rope.dimension_count"), keys.head())
+        && turns != head
+    {
+        config.insert("partial_rotary_factor".into(), json!(turns / head));
     }
     let tokens = [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")];
     for (field, key) in tokens {
@@ -78,7 +111,15 @@ pub(crate) fn config(metadata: &Metadata, entries: &[Entry], file: &Path) -> Res
     if let Some(family) = family {
         (family.more)(&keys, &mut config);
     }
-    Ok(ModelConfig::of_gguf(config, file))
+    Ok(ModelConfig::of_gguf(config, file, keys.unread(family.is_some())))
+}
+
+/// The values of a list of f32, if it is there.
+fn factors(entry: Option<&Entry>, read: &dyn Fn(&Entry) -> Result<Vec<u8>>) -> Result<Option<Vec<f32>>> {
+    let Some(entry) = entry.filter(|entry| entry.dtype == Dtype::F32 && entry.bytes <= 4 * MAX_PAIRS) else {
+        return Ok(None);
+    };
+    Ok(Some(read(entry)?.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect()))
 }
 
 /// Keys that begin with the architecture's name.
@@ -116,24 +157,71 @@ impl Keys<'_> {
     fn count(&self, key: &str) -> Option<u64> {
         self.number(key)?.as_u64()
     }
+
+    /// Features of a head.
+    fn head(&self) -> Option<f64> {
+        let share = || Some(self.float("embedding_length")? / self.float("attention.head_count")?);
+        self.float("attention.key_length").or_else(share)
+    }
+
+    /// A key behind the architecture's name that would have to be understood for the model to be run; none for a family that is not run at all.
+    fn unread(&self, is_known: bool) -> Option<String> {
+        let is_read = |key: &str| FIELDS.iter().any(|(_, known)| *known == key) || ALSO_READ.contains(&key);
+        let prefix = format!("{}.", self.architecture);
+        let values = self.float("attention.value_length");
+        let mut unread: Vec<&str> =
+            self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
+        unread.sort_unstable();
+        let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
+        // Phi 3 has it beside its factors, which go with it.
+        let scaled = self.architecture != "phi3" && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
+        let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
+        unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled).filter(|_| is_known)
+    }
 }
 
 fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) {}
 
-/// How the rope is stretched.
-fn scaling(keys: &Keys<'_>) -> Option<Json> {
-    let kind = match keys.get("rope.scaling.type")? {
-        Value::Text("none") => return None,
-        Value::Text(kind) => kind.to_owned(),
-        _ => return None,
+/// How the rope is stretched: by factors for all lengths, for short and for long ones, or by what the keys say.
+fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option<Json> {
+    let kind = match keys.get("rope.scaling.type") {
+        Some(Value::Text("none")) | None => None,
+        Some(Value::Text(kind)) => Some(kind.to_owned()),
+        // Of another type than a text: no kind that is known.
+        Some(_) => Some(String::new()),
     };
     let mut scaling = Map::new();
-    scaling.insert("rope_type".into(), json!(kind));
-    let fields = [("factor", "factor"), ("original_max_position_embeddings", "original_context_length")];
-    for (field, key) in fields {
-        if let Some(value) = keys.number(&format!("rope.scaling.{key}")) {
-            scaling.insert(field.into(), value);
+    let original = keys.number("rope.scaling.original_context_length");
+    match (all, short.zip(long), kind) {
+        // Frequencies are divided by them, at any length.
+        (Some(all), _, None) => {
+            scaling.insert("rope_type".into(), json!("longrope"));
+            scaling.insert("short_factor".into(), json!(all));
+            scaling.insert("long_factor".into(), json!(all));
+            scaling.insert("attention_factor".into(), json!(1.0));
         }
+        (None, Some((short, long)), _) => {
+            scaling.insert("rope_type".into(), json!("longrope"));
+            scaling.insert("short_factor".into(), json!(short));
+            scaling.insert("long_factor".into(), json!(long));
+            if let Some(factor) = keys.number("rope.scaling.attn_factor") {
+                scaling.insert("attention_factor".into(), factor);
+            }
+        }
+        (None, None, None) => return None,
+        (None, None, Some(kind)) => {
+            scaling.insert("rope_type".into(), json!(kind));
+            if let Some(factor) = keys.number("rope.scaling.factor") {
+                scaling.insert("factor".into(), factor);
+            }
+        }
+        // Both at once: no kind that is known.
+        (Some(_), _, Some(kind)) => {
+            scaling.insert("rope_type".into(), json!(format!("{kind} with factors")));
+        }
+    }
+    if let Some(original) = original {
+        scaling.insert("original_max_position_embeddings".into(), original);
     }
     Some(Json::Object(scaling))
 }

@@ -143,6 +143,11 @@ impl Metadata {
         &self.bytes
     }
 
+    /// The names of all keys, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
     /// The number of keys.
     pub(super) fn count(&self) -> u64 {
         self.count

@@ -38,7 +38,7 @@ pub(crate) struct Gguf;
 
 impl Container for Gguf {
     fn claims(&self, _name: &str, head: &[u8]) -> bool {
-        head.starts_with(MAGIC)
+        is_gguf(head)
     }
 
     fn files(&self, name: &str) -> Vec<String> {
@@ -48,6 +48,11 @@ impl Container for Gguf {
     fn read(&self, blob: &dyn Blob) -> Result<Contents> {
         read(blob)
     }
+}
+
+/// True for what a GGUF file begins with.
+pub(super) fn is_gguf(head: &[u8]) -> bool {
+    head.starts_with(MAGIC)
 }
 
 /// Reads all that stands in front of the data.

@@ -73,9 +73,8 @@ mod tests {
             (1e6, 256, 3, 131_071, [0x3f39_305c, 0xbf6a_32ce, 0x3ece_c1b8]),
             (1e4, 64, 0, 2, [0x3f80_0000, 0xbed5_1133, 0x3f68_c7b7]),
         ] {
-            let json = serde_json::json!({"max_position_embeddings": position + 1});
-            let json = json.as_object().unwrap().clone();
-            let config = ModelConfig { path: Default::default(), text: String::new(), json };
+            let text = serde_json::json!({"max_position_embeddings": position + 1}).to_string();
+            let config = ModelConfig::parse(text, "config.json".as_ref()).unwrap();
             let rope = Rope::plain(&Fields::new(&config), dims, theta).unwrap();
             let angles = Angles::new(&rope, position..position + 1, position + 1);
             let got = [rope.frequencies(position + 1)[pair], angles.cos[pair], angles.sin[pair]];

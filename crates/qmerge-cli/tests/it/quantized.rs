@@ -41,7 +41,8 @@ fn quantized(values: &[f32], outputs: usize, inputs: usize, group_of: &dyn Fn(us
     // Cut off where an f16 ends.
     let cut = |x: f32| f32::from_bits(x.to_bits() & !0x1fff);
     let scales: Vec<f32> = low.iter().zip(&high).map(|(low, high)| cut((high - low) / 15.0)).collect();
-    let zeros: Vec<u32> = low.iter().zip(&scales).map(|(low, scale)| (-low / scale).round().clamp(1.0, 15.0) as u32).collect();
+    let zeros: Vec<u32> =
+        low.iter().zip(&scales).map(|(low, scale)| (-low / scale).round().clamp(1.0, 15.0) as u32).collect();
     let code = |(k, x): (usize, &f32)| {
         let at = at(k / inputs, k % inputs);
         ((x / scales[at]).round() + zeros[at] as f32).clamp(0.0, 15.0) as u32
@@ -91,7 +92,9 @@ fn stored(folder: &Path, name: &str, about: &str, store: fn(&str, &[f32], usize,
     let mut tensors = Vec::new();
     for tensor in read(&folder.join("bf16/model.safetensors")) {
         match tensor.0.strip_suffix("_proj.weight") {
-            Some(module) => tensors.extend(store(&format!("{module}_proj"), &floats(&tensor.3), tensor.2[0], tensor.2[1])),
+            Some(module) => {
+                tensors.extend(store(&format!("{module}_proj"), &floats(&tensor.3), tensor.2[0], tensor.2[1]))
+            }
             None => tensors.push(tensor),
         }
     }
@@ -126,7 +129,21 @@ fn quantized_checkpoints_are_merged_and_keep_their_format() {
         }
         assert_eq!(at.join("best/quantize_config.json").is_file(), base == "gptq");
         ok(at, &[&["verify"], &sources[..], &["--merged", "best"]].concat());
-        let merged = ["--merged", "near", "--merged", "best", "--text", EVAL, "--context", "128", "--windows", "6", "--continuation", "0", "--json"];
+        let merged = [
+            "--merged",
+            "near",
+            "--merged",
+            "best",
+            "--text",
+            EVAL,
+            "--context",
+            "128",
+            "--windows",
+            "6",
+            "--continuation",
+            "0",
+            "--json",
+        ];
         let found = ok(at, &[&["compare"], &sources[..], &merged].concat());
         let found: serde_json::Value = serde_json::from_str(&found).unwrap();
         let model = |number: usize, key: &str| found["models"][number][key].as_f64().unwrap();
@@ -135,7 +152,11 @@ fn quantized_checkpoints_are_merged_and_keep_their_format() {
         // What the format said is gone with it.
         ok(at, &["convert", "--base", "best", "--to", "bf16", "-o", "plain", "--force"]);
         assert!(!config("plain").contains("quantization_config") && !at.join("plain/quantize_config.json").exists());
-        assert!(read(&at.join("plain/model.safetensors")).iter().all(|(name, dtype, ..)| name.ends_with(".weight") && *dtype == Dtype::BF16));
+        assert!(
+            read(&at.join("plain/model.safetensors"))
+                .iter()
+                .all(|(name, dtype, ..)| name.ends_with(".weight") && *dtype == Dtype::BF16)
+        );
     }
 }
 
@@ -154,7 +175,10 @@ fn an_adapter_of_another_model_than_the_awq_one_is_told_of() {
         std::fs::write(&path, config.to_string()).unwrap();
         let output = run(at, &["merge", "--base", "awq", "--adapter", "adapter", "-o", "out", "--dry-run", "--fast"]);
         let said = stdout(&output) + &stderr(&output);
-        assert!(output.status.success() && said.contains("rescales the inputs of layers") == warns, "{trained_on}: {said}");
+        assert!(
+            output.status.success() && said.contains("rescales the inputs of layers") == warns,
+            "{trained_on}: {said}"
+        );
     }
 }
 

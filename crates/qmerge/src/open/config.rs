@@ -32,7 +32,7 @@ impl ModelConfig {
     }
 
     /// Parses the text of a file; the path is for messages.
-    pub(super) fn parse(text: String, path: &Path) -> Result<Self> {
+    pub fn parse(text: String, path: &Path) -> Result<Self> {
         let json = json::parse_object(&text)
             .map_err(|error| malformed(format!("not a JSON object: {error}")).in_file(path))?;
         Ok(Self { path: path.to_path_buf(), text, json, is_of_gguf: false, unread: None })

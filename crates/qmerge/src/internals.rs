@@ -96,7 +96,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
     use crate::simd::differences::{all_finite, differences};
     use crate::simd::low_rank::{Panels, Sink, low_rank};
-    use crate::simd::{codes, floats, nibbles, rows8};
+    use crate::simd::{codes, fields, floats, nibbles, rows8};
 
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
         Kernel { name: name.into(), values, run: Box::new(run) }
@@ -145,7 +145,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         let codes: Vec<u8> = (0..n * bits / 8).map(|i| (i * 37) as u8).collect();
         let (scales, mut out) = (vec![0.01; n / 128], vec![0.0; n]);
         kernels.push(kernel(format!("{bits}-bit fields decode to bf16, groups of 128"), n, move || {
-            codes::field_levels(bits, true, &codes, -2.0, &mut out);
+            fields::field_levels(bits, true, &codes, -2.0, &mut out);
             codes::scale(&mut out, 128, &scales, &[]);
             floats::round_to(Dtype::BF16, &mut out);
         }));

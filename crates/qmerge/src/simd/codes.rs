@@ -1,4 +1,4 @@
-//! Codes as numbers and numbers as codes: 8-bit and 4-bit floats, signed bytes, and fields of 1 to 8 bits in little-endian words.
+//! Codes as numbers and numbers as codes: 8-bit and 4-bit floats, and signed bytes.
 //!
 //! Decoding gives levels, before any scale; `scale` makes values of them. Encoding takes levels that need not be whole and stores the nearest,
 //! ties to even, within the range that a code has: never a NaN.
@@ -183,95 +183,6 @@ fn e2m1_body(codes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Levels of fields of `bits` (1 to 8) in words, each plus `low`. `dense` fields follow each other without a gap; others never cross a word.
-pub(crate) fn field_levels(bits: usize, dense: bool, codes: &[u8], low: f32, out: &mut [f32]) {
-    match (bits, dense) {
-        (1, _) => fields1(codes, low, out),
-        (2, _) => fields2(codes, low, out),
-        (4, _) => fields4(codes, low, out),
-        (8, _) => fields8(codes, low, out),
-        (3, true) => stream3(codes, low, out),
-        (5, true) => stream5(codes, low, out),
-        (6, true) => stream6(codes, low, out),
-        (7, true) => stream7(codes, low, out),
-        (3, false) => fields3(codes, low, out),
-        (5, false) => fields5(codes, low, out),
-        (6, false) => fields6(codes, low, out),
-        _ => fields7(codes, low, out),
-    }
-}
-
-versions! { fn fields1(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<1>; }
-versions! { fn fields2(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<2>; }
-versions! { fn fields3(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<3>; }
-versions! { fn fields4(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<4>; }
-versions! { fn fields5(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<5>; }
-versions! { fn fields6(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<6>; }
-versions! { fn fields7(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<7>; }
-versions! { fn fields8(codes: &[u8], low: f32, out: &mut [f32]) = fields_body::<8>; }
-versions! { fn stream3(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<3>; }
-versions! { fn stream5(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<5>; }
-versions! { fn stream6(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<6>; }
-versions! { fn stream7(codes: &[u8], low: f32, out: &mut [f32]) = stream_body::<7>; }
-
-#[inline(always)]
-fn fields_body<const BITS: usize>(codes: &[u8], low: f32, out: &mut [f32]) {
-    let (per, mask) = (32 / BITS, (1_u32 << BITS) - 1);
-    let words = codes.as_chunks::<4>().0;
-    let whole = out.len() / per;
-    let (head, tail) = out.split_at_mut(whole * per);
-    let level = |word: u32, j: usize| ((word >> (j * BITS)) & mask) as i32 as f32 + low;
-    for (out, word) in head.chunks_exact_mut(per).zip(words) {
-        let word = u32::from_le_bytes(*word);
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = level(word, j);
-        }
-    }
-    if let Some(word) = words.get(whole) {
-        tail.iter_mut().enumerate().for_each(|(j, out)| *out = level(u32::from_le_bytes(*word), j));
-    }
-}
-
-#[inline(always)]
-fn stream_body<const BITS: usize>(codes: &[u8], low: f32, out: &mut [f32]) {
-    let mask = (1_u32 << BITS) - 1;
-    for (codes, out) in codes.chunks(4 * BITS).zip(out.chunks_mut(32)) {
-        let mut words = [0_u32; 9];
-        for (word, bytes) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        let mut levels = [0.0; 32];
-        for (j, level) in levels.iter_mut().enumerate() {
-            let (at, shift) = (j * BITS / 32, j * BITS % 32);
-            let pair = u64::from(words[at]) | u64::from(words[at + 1]) << 32;
-            *level = ((pair >> shift) as u32 & mask) as i32 as f32 + low;
-        }
-        out.copy_from_slice(&levels[..out.len()]);
-    }
-}
-
-/// Stores levels as fields; see [`field_levels`]. Bits of the words that belong to no field are 0.
-pub(crate) fn pack_fields(bits: usize, dense: bool, levels: &[f32], low: f32, out: &mut [u8]) {
-    let most = ((1_u32 << bits) - 1) as f32;
-    let field = |x: f32| round_even(x - low).clamp(0.0, most) as u64;
-    let per = if dense { 32 } else { 32 / bits };
-    let bytes = if dense { 4 * bits } else { 4 };
-    for (out, levels) in out.chunks_mut(bytes).zip(levels.chunks(per)) {
-        let (mut words, mut held, mut filled) = (out.chunks_mut(4), 0_u64, 0);
-        for &x in levels {
-            held |= field(x) << filled;
-            filled += bits;
-            if filled >= 32 {
-                words.next().into_iter().for_each(|word| word.copy_from_slice(&(held as u32).to_le_bytes()));
-                (held, filled) = (held >> 32, filled - 32);
-            }
-        }
-        if filled > 0 {
-            words.next().into_iter().for_each(|word| word.copy_from_slice(&(held as u32).to_le_bytes()));
-        }
-    }
-}
-
 versions! {
     /// Stores levels as 8-bit floats.
     pub(crate) fn pack_e4m3(levels: &[f32], out: &mut [u8]) = pack_e4m3_body;
@@ -390,28 +301,6 @@ mod tests {
             assert_eq!((to_e8m0(e8m0(code)), e8m0(code)), (code, 2.0_f32.powi(i32::from(code) - 127)));
         }
         assert_eq!((e8m0(0), to_e8m0(e8m0(0))), (2.0_f32.powi(-127), 0));
-    }
-
-    #[test]
-    fn fields_of_every_width_read_back_at_every_level() {
-        for bits in 1..=8_usize {
-            for dense in [true, false] {
-                for n in [1, 31, 32, 40, 200] {
-                    let low = -((1 << (bits - 1)) as f32);
-                    let levels: Vec<f32> = (0..n).map(|i| (i * 37 % (1 << bits)) as f32 + low).collect();
-                    let words = if dense { (n * bits).div_ceil(32) } else { n.div_ceil(32 / bits) };
-                    let mut codes = vec![0; 4 * words];
-                    pack_fields(bits, dense, &levels, low, &mut codes);
-                    for (level, back) in at_every_level(|| {
-                        let mut back = vec![9.0; n];
-                        field_levels(bits, dense, &codes, low, &mut back);
-                        back
-                    }) {
-                        assert_eq!(back, levels, "{level:?} {bits} {dense} {n}");
-                    }
-                }
-            }
-        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod differences;
 pub(crate) mod dots;
 pub mod exp;
 pub(crate) mod feedback;
+pub(crate) mod fields;
 pub(crate) mod floats;
 pub(crate) mod low_rank;
 pub mod matmul;

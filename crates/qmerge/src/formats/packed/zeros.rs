@@ -1,6 +1,6 @@
 //! Zeros of groups, packed along the outputs. GPTQ's first version stores each less one, and tools differ in what becomes of a zero that is 0.
 
-use crate::simd::codes;
+use crate::simd::fields;
 use crate::simd::words::PLACES;
 
 /// How zeros are stored.
@@ -36,19 +36,19 @@ impl ZeroPoints {
             Self::LessOnes if bits != 3 => {
                 let words = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word).wrapping_add(ones(bits)));
                 let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
-                codes::field_levels(bits, true, &bytes, 0.0, &mut zeros);
+                fields::field_levels(bits, true, &bytes, 0.0, &mut zeros);
             }
             Self::Interleaved => {
-                let mut fields = vec![0.0; outputs];
-                codes::field_levels(4, true, bytes, 0.0, &mut fields);
-                for (zeros, fields) in zeros.chunks_mut(8).zip(fields.chunks(8)) {
+                let mut placed = vec![0.0; outputs];
+                fields::field_levels(4, true, bytes, 0.0, &mut placed);
+                for (zeros, placed) in zeros.chunks_mut(8).zip(placed.chunks(8)) {
                     for (zero, &place) in zeros.iter_mut().zip(&PLACES) {
-                        *zero = fields.get(place).copied().unwrap_or(0.0);
+                        *zero = placed.get(place).copied().unwrap_or(0.0);
                     }
                 }
             }
             Self::Whole | Self::LessOne | Self::LessOnes => {
-                codes::field_levels(bits, true, bytes, 0.0, &mut zeros);
+                fields::field_levels(bits, true, bytes, 0.0, &mut zeros);
                 if self != Self::Whole {
                     let most = ((1_u32 << bits) - 1) as f32;
                     zeros.iter_mut().for_each(|zero| *zero = if *zero == most { 0.0 } else { *zero + 1.0 });
@@ -75,6 +75,6 @@ impl ZeroPoints {
                 }
             }
         }
-        codes::pack_fields(bits, true, &fields, 0.0, super::super::grow(out, Self::row_bytes(bits, zeros.len())));
+        fields::pack_fields(bits, true, &fields, 0.0, super::super::grow(out, Self::row_bytes(bits, zeros.len())));
     }
 }

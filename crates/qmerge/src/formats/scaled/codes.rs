@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use crate::dtype::Dtype;
 use crate::formats::Levels;
 use crate::simd::codes as kernels;
+use crate::simd::fields;
 use crate::simd::floats::round_to;
 
 /// How codes are packed in a row.
@@ -75,7 +76,7 @@ impl Codes {
             Self::E4M3 => kernels::e4m3_levels(codes, out),
             Self::Bytes => kernels::byte_levels(codes, out),
             Self::E2M1 => kernels::e2m1_levels(codes, out),
-            Self::Fields { bits, dense, low } => kernels::field_levels(bits, dense, codes, low as f32, out),
+            Self::Fields { bits, dense, low } => fields::field_levels(bits, dense, codes, low as f32, out),
         }
     }
 
@@ -85,7 +86,7 @@ impl Codes {
             Self::E4M3 => kernels::pack_e4m3(levels, out),
             Self::Bytes => kernels::pack_bytes(levels, out),
             Self::E2M1 => kernels::pack_e2m1(levels, out),
-            Self::Fields { bits, dense, low } => kernels::pack_fields(bits, dense, levels, low as f32, out),
+            Self::Fields { bits, dense, low } => fields::pack_fields(bits, dense, levels, low as f32, out),
         }
     }
 }

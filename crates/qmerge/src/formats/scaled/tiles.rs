@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::dtype::Dtype;
 use crate::formats::grow;
 use crate::simd::codes as kernels;
-use crate::simd::floats;
+use crate::simd::{fields, floats};
 
 /// Rows and columns that share a scale, cut off at the edges of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub(super) fn pack_zeros((bits, dense): (usize, bool), zeros: &[f32], groups: us
     for group in 0..groups {
         let column: Vec<f32> = zeros.iter().skip(group).step_by(groups).copied().collect();
         let mut packed = vec![0; 4 * words];
-        kernels::pack_fields(bits, dense, &column, low, &mut packed);
+        fields::pack_fields(bits, dense, &column, low, &mut packed);
         for (to, from) in bytes.chunks_exact_mut(4).skip(group).step_by(groups).zip(packed.chunks_exact(4)) {
             to.copy_from_slice(from);
         }

@@ -20,7 +20,10 @@ impl PeftMethod for LoHa {
     }
 
     fn markers(&self) -> Markers {
-        Markers { own: &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"], ..Markers::default() }
+        Markers {
+            own: &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"],
+            ..Markers::default()
+        }
     }
 
     fn configure(&self, config: &AdapterConfig) -> Result<Box<dyn Layers>> {
@@ -144,7 +147,8 @@ impl Delta for Hadamard {
         let (r, inputs) = (self.one.rank.max(1), self.one.inputs());
         let rows = self.one.left.chunks_exact(r).zip(self.two.left.chunks_exact(r));
         let left = rows.flat_map(|(one, two)| one.iter().flat_map(move |a| two.iter().map(move |b| a * b))).collect();
-        let rows = |product: &Product| product.right.chunks_exact(inputs.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        let rows =
+            |product: &Product| product.right.chunks_exact(inputs.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>();
         let mut right = Vec::with_capacity(rank * inputs);
         for one in rows(&self.one) {
             for two in rows(&self.two) {

@@ -74,9 +74,7 @@ impl Small {
                 }
                 Ok(Self { tensors: vec![a.to_owned(), b.to_owned()], rows, cols, rank })
             }
-            (Some(one), ..) => {
-                Err(mismatch(format!("stands beside its own factors `{a}` and `{b}`")).in_tensor(one))
-            }
+            (Some(one), ..) => Err(mismatch(format!("stands beside its own factors `{a}` and `{b}`")).in_tensor(one)),
             (None, one, other) => {
                 let error = mismatch(format!("`{}` has neither `{whole}` nor both of `{a}` and `{b}`", module.path()));
                 Err(error.in_tensor(one.or(other).unwrap_or("")).with_hint(INCOMPLETE))

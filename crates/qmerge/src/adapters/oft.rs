@@ -103,9 +103,11 @@ impl Layers for Rotations {
     fn check(&self, _: &str, tensors: &Tensors) -> Result<()> {
         match tensors.get(OLD_R) {
             None => Ok(()),
-            Some(old) => Err(unsupported("an OFT of PEFT before 0.16, which meant something else by its tensors (PEFT does not read it either)")
-                .in_tensor(old)
-                .with_hint("merge it with the version of PEFT that trained it, or train it anew")),
+            Some(old) => Err(unsupported(
+                "an OFT of PEFT before 0.16, which meant something else by its tensors (PEFT does not read it either)",
+            )
+            .in_tensor(old)
+            .with_hint("merge it with the version of PEFT that trained it, or train it anew")),
         }
     }
 
@@ -174,12 +176,14 @@ impl ChangePlan for RotationPlan {
         for number in 0..self.stored {
             let own = n * n.saturating_sub(1) / 2;
             let upper = upper.get(number * own..(number + 1) * own).unwrap_or(&[]);
-            let norm = (2.0 * upper.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sqrt();
+            let norm = (2.0 * upper.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()).sqrt();
             let cut = limit.filter(|limit| norm > *limit).map_or(1.0, |limit| limit / norm);
             let q = skew(upper, n, cut * self.weight);
             let r = match self.terms {
                 Some(terms) => neumann(&q, n, terms),
-                None => cayley(&q, n).ok_or_else(|| malformed("values too large for a rotation").in_tensor(&self.tensor))?,
+                None => {
+                    cayley(&q, n).ok_or_else(|| malformed("values too large for a rotation").in_tensor(&self.tensor))?
+                }
             };
             // W becomes W · Rᵀ; the features of an embedding's rows E become E · R, which is Rᵀ on the side of the outputs.
             if self.side == Side::Inputs {

@@ -29,7 +29,9 @@ impl Patterns {
         match self.lookup(name)? {
             None => Ok(default),
             Some(rank) if rank >= 1.0 && rank.fract() == 0.0 && rank <= f64::from(1 << 24) => Ok(rank as usize),
-            Some(rank) => Err(malformed(format!("`rank_pattern` gives `{name}` the rank {rank}, expected a whole number from 1 on"))),
+            Some(rank) => Err(malformed(format!(
+                "`rank_pattern` gives `{name}` the rank {rank}, expected a whole number from 1 on"
+            ))),
         }
     }
 

@@ -21,7 +21,8 @@ pub(super) fn skew(upper: &[f32], n: usize, weight: f64) -> Vec<f64> {
 /// Cayley's transform (I − Q)(I + Q)⁻¹ of a skew matrix; `None` if its values are too large for it.
 pub(super) fn cayley(q: &[f64], n: usize) -> Option<Vec<f64>> {
     // The two commute. The eigenvalues of Q are imaginary, so that I + Q has none of zero.
-    let with = |sign: f64| q.iter().enumerate().map(|(at, q)| sign * q + f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
+    let with =
+        |sign: f64| q.iter().enumerate().map(|(at, q)| sign * q + f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
     Some(Lu::new(with(1.0), n)?.solve(&with(-1.0), n))
 }
 

@@ -64,7 +64,7 @@ fn instead(names: &[String]) -> String {
     ];
     let found = kinds.iter().find(|(ending, _)| names.iter().any(|name| name.ends_with(ending)));
     let found = found.map_or(String::new(), |(_, words)| format!(", only {words}"));
-    format!("no weights that can be read, neither a model's safetensors nor an adapter{found}")
+    format!("no weights that can be chosen, neither a model's safetensors nor an adapter{found}")
 }
 
 #[cfg(test)]

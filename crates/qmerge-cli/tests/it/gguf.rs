@@ -147,19 +147,21 @@ fn merge<'a>(base: &'a str, out: &'a str) -> Vec<&'a str> {
     vec!["merge", "--base", base, "--adapter", "adapter", "-o", out, "--rounding", "nearest", "--quiet"]
 }
 
-/// Merges both, and holds the one against the other, converted.
-fn same(base: &str, adapter: &str) -> Folder {
+/// Merges both by a method, and holds the one against the other, converted.
+fn same(base: &str, adapter: &str, rounding: &str) -> Folder {
     let folder = model(base, adapter);
-    done(&folder, &merge("hf", "merged-hf"));
-    done(&folder, &merge("base.gguf", "merged.gguf"));
-    let merged = converted(&read(&folder.join("merged-hf/model.safetensors")));
+    let more = ["--rounding", rounding, "--measure", "never"];
+    for (base, out) in [("hf", "merged-hf"), ("base.gguf", "merged.gguf")] {
+        let merge = ["merge", "--base", base, "--adapter", "adapter", "-o", out, "--quiet"];
+        done(&folder, &[&merge[..], &more].concat());
+    }
+    let mut merged = converted(&read(&folder.join("merged-hf/model.safetensors")));
     // A new tensor comes where its embedding is.
-    let order = |name: &str| names(&folder.join("merged.gguf")).iter().position(|own| own == name);
-    let mut merged = merged;
-    merged.sort_by_key(|(name, ..)| order(name));
+    let own = names(&folder.join("merged.gguf"));
+    merged.sort_by_key(|(name, ..)| own.iter().position(|own| own == name));
     gguf(&folder.join("expected.gguf"), &keys("llama"), &merged);
     let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
-    assert!(bytes("merged.gguf") == bytes("expected.gguf"), "{base} {adapter}");
+    assert!(bytes("merged.gguf") == bytes("expected.gguf"), "{base} {adapter} {rounding}");
     assert_ne!(bytes("merged.gguf"), bytes("base.gguf"));
     folder
 }
@@ -172,17 +174,23 @@ fn names(path: &Path) -> Vec<String> {
 
 #[test]
 fn a_merge_into_gguf_is_that_into_the_checkpoint() {
-    for (base, adapter) in
-        [("base-bf16", "plain"), ("base-bf16", "dora"), ("base-bf16", "mts-lmhead"), ("base-bias-bf16", "bias-all")]
-    {
-        same(base, adapter);
+    for (base, adapter, rounding) in [
+        ("base-bf16", "plain", "nearest"),
+        ("base-bf16", "dora", "nearest"),
+        ("base-bf16", "mts-lmhead", "nearest"),
+        ("base-bias-bf16", "bias-all", "nearest"),
+        // Without data, and with the model run.
+        ("base-bf16", "plain", "auto"),
+        ("base-bf16", "plain", "adapter"),
+    ] {
+        same(base, adapter, rounding);
     }
 }
 
 /// The head parts from the embedding: llama.cpp takes `output.weight` where there is one.
 #[test]
 fn embeddings_part() {
-    let folder = same("base-tied-bf16", "lmhead-target-tied");
+    let folder = same("base-tied-bf16", "lmhead-target-tied", "nearest");
     assert!(names(&folder.join("merged.gguf")).contains(&"output.weight".to_owned()));
 }
 
@@ -290,7 +298,7 @@ fn what_cannot_be_right_is_refused() {
     refused(&folder, &[&merge("base.gguf", "out.gguf")[..], &["--to", "f16"]].concat(), &["keeps the types"]);
     refused(&folder, &merge("base.gguf", "out.safetensors"), &["ends in .gguf"]);
     refused(&folder, &merge("hf", "out.gguf"), &["ends in .safetensors", "convert_hf_to_gguf"]);
-    refused(&folder, &["generate", "--base", "base.gguf", "--prompt", "x"], &["GGUF"]);
+    refused(&folder, &["generate", "--base", "base.gguf", "--prompt", "x"], &["`tokenizer.ggml.tokens` is missing"]);
     // Two models in a folder.
     for name in ["two/a.gguf", "two/b.gguf"] {
         base(name, &keys("llama"), &tensors);

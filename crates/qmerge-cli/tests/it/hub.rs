@@ -293,7 +293,7 @@ fn failures_are_named() {
     };
     refused(&["inspect", "org/none"], 2, &["org/none: no such folder", "has no org/none at main", "check the path"]);
     hub.add("org/gguf", "model.gguf", b"");
-    refused(&["inspect", "org/gguf"], 2, &["no weights that can be read", "only GGUF files"]);
+    refused(&["inspect", "org/gguf"], 2, &["no weights that can be chosen", "only GGUF files"]);
     hub.add("org/evil", "../../evil.json", b"");
     refused(&["inspect", "org/evil"], 2, &["answered with \"../../evil.json\" as a name"]);
     hub.state.lock().unwrap().status = Some(401);

@@ -195,7 +195,7 @@ impl Builder<'_, '_> {
             }
             (None, None) if keeps_scales => Arc::clone(&claim.weight),
             (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
-            (None, None) if name != claim.weight.name() => {
+            (None, None) if view.is_some() && name != claim.weight.name() => {
                 formats::by_id(claim.weight.format())?.create(stored_name, &shape, values_dtype, &options.settings)?
             }
             (None, None) => claim

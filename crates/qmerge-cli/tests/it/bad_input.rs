@@ -247,7 +247,10 @@ fn broken_configurations() {
         (r#"{"peft_type": "lora"}"#, ["`lora`", "not a peft_type"]),
         (r#"{"peft_type": "PROMPT_TUNING"}"#, ["PROMPT_TUNING", "virtual tokens"]),
         (r#"{"peft_type": "WAVEFT"}"#, ["WAVEFT", "not supported by this version"]),
-        (r#"{"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [true, false]}}"#, ["shape [8, 48]", "of different adapters"]),
+        (
+            r#"{"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [true, false]}}"#,
+            ["shape [8, 48]", "of different adapters"],
+        ),
         (r#"{"peft_type": "LORA", "r": 8, "alora_invocation_tokens": [1, 2]}"#, ["aLoRA", "invocation tokens"]),
         (r#"{"peft_type": "LORA", "r": 8, "arrow_config": {"top_k": 2}}"#, ["Arrow", "every token"]),
         (r#"{"peft_type": "LORA", "r": 8, "use_qalora": true}"#, ["QA-LoRA", "not supported"]),

@@ -516,8 +516,11 @@ fn inspect_says_what_a_file_is() {
         &folder.join("waveft/adapter_model.safetensors"),
         &[f32s(&format!("base_model.model.{Q}.waveft_spectrum"), &[40, 1], |_| 1.0)],
     );
-    std::fs::write(folder.join("waveft/adapter_config.json"), r#"{"peft_type": "WAVEFT", "target_modules": ["q_proj"]}"#)
-        .unwrap();
+    std::fs::write(
+        folder.join("waveft/adapter_config.json"),
+        r#"{"peft_type": "WAVEFT", "target_modules": ["q_proj"]}"#,
+    )
+    .unwrap();
     let (text, json) = inspect("waveft");
     assert!(!text.contains("rank") && !text.contains("alpha") && text.contains("cannot be merged"), "{text}");
     assert!(text.contains("q_proj") && text.contains("40 × 1"), "{text}");

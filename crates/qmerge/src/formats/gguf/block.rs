@@ -11,11 +11,11 @@ use super::fit;
 use crate::dtype::Dtype;
 use crate::formats::{Choices, Grid, Levels};
 
-/// What is known of the inputs that a block multiplies, for types that are fitted to it.
+/// What is known of the inputs that blocks multiply, for types that are fitted to it.
 #[derive(Clone, Copy)]
 pub(super) struct Importance<'i, const N: usize> {
-    /// By column.
-    pub(super) weights: &'i [f32; N],
+    /// By block and column.
+    pub(super) weights: &'i [[f32; N]],
     /// The mean square of the values of its row.
     pub(super) row: f32,
 }
@@ -53,32 +53,48 @@ pub(super) trait Block<const N: usize, const B: usize, const R: usize> {
     /// Puts others of [`Block::choices`] into a block; what stays keeps its bytes.
     fn choose(block: &mut [u8; B], scales: &[f32; R], offsets: &[f32; R]);
 
-    /// A block of values as ggml's reference encodes them, or with what is known of the inputs.
-    fn encode(x: &[f32; N], importance: Option<Importance<'_, N>>, block: &mut [u8; B]);
+    /// Up to [`TOGETHER`] blocks of values of a row as ggml's reference encodes them, or with what is known of the inputs.
+    fn encode(x: &[[f32; N]], importance: Option<Importance<'_, N>>, blocks: &mut [[u8; B]]);
 }
+
+/// Blocks that go together: the loops over their values are long enough to be worth vectors.
+const TOGETHER: usize = 8;
+/// The most values of such.
+const VALUES: usize = 256;
 
 /// Decodes whole blocks.
 #[inline(always)]
 pub(super) fn decode<T: Block<N, B, R>, const N: usize, const B: usize, const R: usize>(bytes: &[u8], out: &mut [f32]) {
-    let blocks = bytes.as_chunks::<B>().0.iter();
-    for (block, out) in blocks.zip(out.as_chunks_mut::<N>().0) {
-        decode_block::<T, N, B, R>(block, out);
+    let together = VALUES / N;
+    let groups = bytes.as_chunks::<B>().0.chunks(together);
+    for (blocks, out) in groups.zip(out.chunks_mut(VALUES)) {
+        decode_blocks::<T, N, B, R>(blocks, out);
     }
 }
 
+/// Decodes blocks of up to [`VALUES`] values.
 #[inline(always)]
-fn decode_block<T: Block<N, B, R>, const N: usize, const B: usize, const R: usize>(
-    block: &[u8; B],
-    out: &mut [f32; N],
+fn decode_blocks<T: Block<N, B, R>, const N: usize, const B: usize, const R: usize>(
+    blocks: &[[u8; B]],
+    out: &mut [f32],
 ) {
-    let (codes, scales) = (T::unpack(block), T::scales(block));
-    let offsets = if T::OFFSETS { T::offsets(block) } else { [0.0; R] };
-    for (run, (out, codes)) in out.chunks_exact_mut(N / R).zip(codes.chunks_exact(N / R)).enumerate() {
-        let (scale, offset) = (scales[run], offsets[run]);
-        for (out, &code) in out.iter_mut().zip(codes) {
-            let product = T::level(code) * scale;
-            // Adding nothing would turn −0 into 0.
-            *out = if T::OFFSETS { product + offset } else { product };
+    // Through memory: codes that stay in registers one by one are not made into vectors.
+    let mut codes = [0; VALUES];
+    for (codes, block) in codes.as_chunks_mut::<N>().0.iter_mut().zip(blocks) {
+        *codes = T::unpack(block);
+    }
+    for ((block, codes), out) in blocks.iter().zip(codes.as_chunks::<N>().0).zip(out.as_chunks_mut::<N>().0) {
+        let scales = T::scales(block);
+        let offsets = if T::OFFSETS { T::offsets(block) } else { [0.0; R] };
+        let run = if R == 1 { N } else { any(N / R) };
+        for ((out, codes), (scale, offset)) in
+            out.chunks_exact_mut(run).zip(codes.chunks_exact(run)).zip(scales.into_iter().zip(offsets))
+        {
+            for (out, &code) in out.iter_mut().zip(codes) {
+                let product = T::level(code) * scale;
+                // Adding nothing would turn −0 into 0.
+                *out = if T::OFFSETS { product + offset } else { product };
+            }
         }
     }
 }
@@ -90,14 +106,14 @@ pub(super) fn encode<T: Block<N, B, R>, const N: usize, const B: usize, const R:
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    let mut blocks = out.as_chunks_mut::<B>().0.iter_mut();
-    let cols = importance.map_or(values.len(), <[f32]>::len).max(1);
-    for row in values.chunks_exact(cols) {
+    let cols = importance.map_or(values.len(), <[f32]>::len).max(N);
+    let rows = values.chunks_exact(cols).zip(out.chunks_exact_mut(cols / N * B));
+    for (row, out) in rows {
         let mean = importance.map_or(0.0, |_| fit::square_sum(row) / cols as f32);
-        for (number, x) in row.as_chunks::<N>().0.iter().enumerate() {
-            let Some(block) = blocks.next() else { return };
-            let weights = importance.and_then(|all| all.as_chunks::<N>().0.get(number));
-            T::encode(x, weights.map(|weights| Importance { weights, row: mean }), block);
+        let groups = row.as_chunks::<N>().0.chunks(TOGETHER).zip(out.as_chunks_mut::<B>().0.chunks_mut(TOGETHER));
+        for (number, (x, blocks)) in groups.enumerate() {
+            let weights = importance.map(|all| &all.as_chunks::<N>().0[number * TOGETHER..][..x.len()]);
+            T::encode(x, weights.map(|weights| Importance { weights, row: mean }), blocks);
         }
     }
 }
@@ -129,7 +145,7 @@ pub(super) fn store<T: Block<N, B, R>, const N: usize, const B: usize, const R: 
         {
             T::choose(out, scales, offsets);
         } else {
-            decode_block::<T, N, B, R>(stored, &mut own);
+            decode_blocks::<T, N, B, R>(std::slice::from_ref(stored), &mut own);
             if own == *values {
                 continue;
             }
@@ -193,6 +209,23 @@ pub(super) fn number(unit: f32, own: i32, wanted: f32, mut numbers: std::ops::Ra
 #[inline(always)]
 pub(super) fn whole(x: f32, low: f32, high: f32) -> u8 {
     (x.round_ties_even().clamp(low, high) - low) as u8
+}
+
+/// Values, weights and place of each block. (A closure for each would be compiled on its own, without the vectors of its caller.)
+#[inline(always)]
+pub(super) fn each<'x, const N: usize, const B: usize>(
+    x: &'x [[f32; N]],
+    importance: Option<Importance<'x, N>>,
+    blocks: &'x mut [[u8; B]],
+) -> impl Iterator<Item = (&'x [f32; N], Option<&'x [f32; N]>, &'x mut [u8; B])> {
+    let weights = move |number: usize| importance.and_then(|importance| importance.weights.get(number));
+    x.iter().zip(blocks).enumerate().map(move |(number, (x, block))| (x, weights(number), block))
+}
+
+/// A length that the compiler does not know: a short loop of known length is unrolled before it could become vectors.
+#[inline(always)]
+fn any(length: usize) -> usize {
+    std::hint::black_box(length)
 }
 
 /// As C converts on x86-64, where no number fits: to the least.

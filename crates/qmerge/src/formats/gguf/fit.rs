@@ -18,7 +18,7 @@ pub(super) fn nearest(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
 }
 
-/// Runs that lie one after the other, as [`Runs`].
+/// Runs that lie one after the other, as [`Runs`]; where there are fewer, the others are zero.
 #[inline(always)]
 pub(super) fn runs<const N: usize, const L: usize>(x: &[f32]) -> Runs<N, L> {
     let mut runs = [[0.0; L]; N];
@@ -63,20 +63,26 @@ pub(super) fn sums<const N: usize, const L: usize>(x: &Runs<N, L>) -> [f32; L] {
 /// Elementwise.
 #[inline(always)]
 pub(super) fn map<const N: usize, const L: usize>(x: &Runs<N, L>, f: impl Fn(f32) -> f32) -> Runs<N, L> {
-    x.map(|x| x.map(&f))
+    let mut mapped = [[0.0; L]; N];
+    for (to, x) in mapped.iter_mut().zip(x) {
+        for l in 0..L {
+            to[l] = f(x[l]);
+        }
+    }
+    mapped
 }
 
-/// `importance · √(square + x²)`: what an importance matrix makes of weights.
+/// `importance · √(square + x²)`, with a square for each run: what an importance matrix makes of weights.
 #[inline(always)]
 pub(super) fn weighted<const N: usize, const L: usize>(
     x: &Runs<N, L>,
     importance: &Runs<N, L>,
-    square: f32,
+    squares: &[f32; L],
 ) -> Runs<N, L> {
     let mut weights = [[0.0; L]; N];
     for i in 0..N {
         for l in 0..L {
-            weights[i][l] = importance[i][l] * (square + x[i][l] * x[i][l]).sqrt();
+            weights[i][l] = importance[i][l] * (squares[l] + x[i][l] * x[i][l]).sqrt();
         }
     }
     weights
@@ -84,7 +90,7 @@ pub(super) fn weighted<const N: usize, const L: usize>(
 
 /// The largest |x| of each run, and the first value that has it.
 #[inline(always)]
-fn extremes<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32; L], [f32; L]) {
+pub(super) fn extremes<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32; L], [f32; L]) {
     let (mut most, mut value) = ([0.0; L], [0.0; L]);
     for x in x {
         for l in 0..L {
@@ -99,13 +105,63 @@ fn extremes<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32; L], [f32; 
 /// The first value of the largest |x|.
 #[inline(always)]
 pub(super) fn extreme(x: &[f32]) -> f32 {
-    let (mut most, mut value) = (0.0, 0.0);
-    for &x in x {
-        if x.abs() > most {
-            (most, value) = (x.abs(), x);
+    let most = most(x);
+    x.iter().copied().find(|x| x.abs() == most).unwrap_or(0.0)
+}
+
+/// The largest |x|, side by side.
+#[inline(always)]
+pub(super) fn most(x: &[f32]) -> f32 {
+    let (parts, rest) = x.as_chunks::<8>();
+    let mut most = [0; 8];
+    for part in parts {
+        for l in 0..8 {
+            most[l] = most[l].max(part[l].to_bits() & 0x7fff_ffff);
         }
     }
-    value
+    let rest = rest.iter().map(|x| x.to_bits() & 0x7fff_ffff);
+    f32::from_bits(most.into_iter().chain(rest).fold(0, u32::max))
+}
+
+/// The smallest and the largest x, side by side. Of zeros of both signs the first counts.
+#[inline(always)]
+pub(super) fn ends(x: &[f32; 32]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::MAX; 8], [f32::MIN; 8]);
+    for part in x.as_chunks::<8>().0 {
+        for l in 0..8 {
+            low[l] = if part[l] < low[l] { part[l] } else { low[l] };
+            high[l] = if part[l] > high[l] { part[l] } else { high[l] };
+        }
+    }
+    let low = low.iter().fold(f32::MAX, |low, &x| if x < low { x } else { low });
+    let high = high.iter().fold(f32::MIN, |high, &x| if x > high { x } else { high });
+    let first = |end: f32| if end == 0.0 { x.iter().copied().find(|&x| x == 0.0).unwrap_or(end) } else { end };
+    (first(low), first(high))
+}
+
+/// The level nearest to a number, from −half to half − 1.
+#[inline(always)]
+fn level(x: f32, half: i32) -> f32 {
+    nearest(x).clamp(-half, half - 1) as f32
+}
+
+/// Σ w·x·level and Σ w·level² of each run, under the inverse of its scale.
+#[inline(always)]
+fn symmetric_sums<const N: usize, const L: usize>(
+    x: &Runs<N, L>,
+    half: i32,
+    weights: &Runs<N, L>,
+    inverse: &[f32; L],
+) -> ([f32; L], [f32; L]) {
+    let (mut products, mut squares) = ([0.0; L], [0.0; L]);
+    for (x, w) in x.iter().zip(weights) {
+        for l in 0..L {
+            let level = level(inverse[l] * x[l], half);
+            products[l] += w[l] * x[l] * level;
+            squares[l] += w[l] * level * level;
+        }
+    }
+    (products, squares)
 }
 
 /// Scale and codes of levels from −half to half − 1; a code is the level + half, and 0 where all is zero.
@@ -116,20 +172,8 @@ pub(super) fn symmetric<const N: usize, const L: usize>(
     weights: &Runs<N, L>,
 ) -> ([f32; L], Runs<N, L>) {
     let (most, extreme) = extremes(x);
-    let level = |inverse: f32, x: f32| nearest(inverse * x).clamp(-half, half - 1) as f32;
-    let fit = |inverse: &[f32; L]| {
-        let (mut products, mut squares) = ([0.0; L], [0.0; L]);
-        for (x, w) in x.iter().zip(weights) {
-            for l in 0..L {
-                let level = level(inverse[l], x[l]);
-                products[l] += w[l] * x[l] * level;
-                squares[l] += w[l] * level * level;
-            }
-        }
-        (products, squares)
-    };
     let mut inverse = extreme.map(|extreme| -half as f32 / extreme);
-    let (products, squares) = fit(&inverse);
+    let (products, squares) = symmetric_sums(x, half, weights, &inverse);
     let (mut scale, mut best) = ([0.0; L], [0.0; L]);
     for l in 0..L {
         scale[l] = if squares[l] == 0.0 { 0.0 } else { products[l] / squares[l] };
@@ -137,7 +181,7 @@ pub(super) fn symmetric<const N: usize, const L: usize>(
     }
     for step in (-9..=9).filter(|&step| step != 0) {
         let tried = extreme.map(|extreme| -(half as f32 + 0.1 * step as f32) / extreme);
-        let (products, squares) = fit(&tried);
+        let (products, squares) = symmetric_sums(x, half, weights, &tried);
         for l in 0..L {
             let better = squares[l] > 0.0 && products[l] * products[l] > best[l] * squares[l];
             let found = products[l] / squares[l];
@@ -149,7 +193,7 @@ pub(super) fn symmetric<const N: usize, const L: usize>(
     let mut codes = [[0.0; L]; N];
     for i in 0..N {
         for l in 0..L {
-            codes[i][l] = if most[l] < TINY { 0.0 } else { level(inverse[l], x[i][l]) + half as f32 };
+            codes[i][l] = if most[l] < TINY { 0.0 } else { level(inverse[l] * x[i][l], half) + half as f32 };
         }
     }
     for l in 0..L {
@@ -167,7 +211,7 @@ pub(super) fn by_moves<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32;
     let (mut products, mut squares, mut levels) = ([0.0; L], [0.0; L], [[0.0; L]; N]);
     for (x, levels) in x.iter().zip(&mut levels) {
         for l in 0..L {
-            let level = nearest(inverse[l] * x[l]).clamp(-HALF, HALF - 1) as f32;
+            let level = level(inverse[l] * x[l], HALF);
             let weight = x[l] * x[l];
             levels[l] = level;
             products[l] += weight * x[l] * level;
@@ -182,7 +226,7 @@ pub(super) fn by_moves<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32;
                 let (weight, old) = (x[l] * x[l], levels[l]);
                 let product = products[l] - weight * x[l] * old;
                 let square = squares[l] - weight * old * old;
-                let level = nearest(x[l] * square / product).clamp(-HALF, HALF - 1) as f32;
+                let level = level(x[l] * square / product, HALF);
                 let (with, squared) = (product + weight * x[l] * level, square + weight * level * level);
                 let better = live[l]
                     & (product > 0.0)

@@ -5,7 +5,8 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it, or is a code that was masked.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, nibbles, to_nibbles};
+use super::block::{Block, Importance, each, nibbles, to_nibbles};
+use super::fit::most;
 use crate::formats::{Choices, Levels};
 
 pub(super) struct Mxfp4;
@@ -64,11 +65,6 @@ fn e4m3(x: f32) -> u8 {
     rounded.min(0x7e) as u8
 }
 
-#[inline(always)]
-fn most(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |most: f32, x| if x.abs() > most { x.abs() } else { most })
-}
-
 /// All finite scales, for every block.
 fn choices(scales: Vec<f32>, runs: usize) -> Choices {
     Choices::Listed { lists: vec![scales], runs: runs.max(1), first: 0 }
@@ -119,14 +115,23 @@ impl Block<32, 17, 1> for Mxfp4 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], _: Option<Importance<'_, 32>>, block: &mut [u8; 17]) {
-        let most = most(x);
-        // The logarithm is rounded to f32 before it is cut, as the C library does it: what is next to a power of two goes up.
-        let exponent = if most > 0.0 { (libm::log2(f64::from(most)) as f32).floor() as i32 + 125 } else { 0 };
-        block[0] = exponent as u8;
-        let scale = power(block[0]);
-        Self::pack(&x.map(|x| code(x, scale)), block);
+    fn encode(x: &[[f32; 32]], _: Option<Importance<'_, 32>>, blocks: &mut [[u8; 17]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            encode_mxfp4(x, block);
+        }
     }
+}
+
+#[inline(always)]
+fn encode_mxfp4(x: &[f32; 32], block: &mut [u8; 17]) {
+    let most = most(x);
+    // The logarithm is rounded to f32 before it is cut, as the C library does it: what is next to a power of two goes up.
+    let exponent = if most > 0.0 { (libm::log2(f64::from(most)) as f32).floor() as i32 + 125 } else { 0 };
+    block[0] = exponent as u8;
+    let scale = power(block[0]);
+    let mut codes = [0; 32];
+    codes.iter_mut().zip(x).for_each(|(stored, &x)| *stored = code(x, scale));
+    Mxfp4::pack(&codes, block);
 }
 
 impl Block<64, 36, 4> for Nvfp4 {
@@ -175,13 +180,15 @@ impl Block<64, 36, 4> for Nvfp4 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 64], _: Option<Importance<'_, 64>>, block: &mut [u8; 36]) {
-        let mut codes = [0; 64];
-        for (run, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-            block[run] = e4m3(most(x) / 6.0);
-            let scale = half_e4m3(block[run]);
-            codes.iter_mut().zip(x).for_each(|(stored, &x)| *stored = code(x, scale));
+    fn encode(x: &[[f32; 64]], _: Option<Importance<'_, 64>>, blocks: &mut [[u8; 36]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let mut codes = [0; 64];
+            for (run, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+                block[run] = e4m3(most(x) / 6.0);
+                let scale = half_e4m3(block[run]);
+                codes.iter_mut().zip(x).for_each(|(stored, &x)| *stored = code(x, scale));
+            }
+            Self::pack(&codes, block);
         }
-        Self::pack(&codes, block);
     }
 }

@@ -4,9 +4,9 @@
 #![allow(clippy::indexing_slicing)]
 
 use super::block::{
-    Block, Importance, any_f16, choose_f16, f16, half, inverse, multiples, nibbles, number, to_nibbles,
+    Block, Importance, any_f16, choose_f16, each, f16, half, inverse, multiples, nibbles, number, to_nibbles,
 };
-use super::fit::{Runs, extreme, map, nearest, runs, square_sum, weighted};
+use super::fit::{Runs, extreme, extremes, map, nearest, runs, square_sum, weighted};
 use crate::formats::{Choices, Levels};
 
 pub(super) struct Iq4Nl;
@@ -40,29 +40,32 @@ fn is_below(x: f32, middle: f32) -> bool {
     x < middle
 }
 
+/// Σ w·level·x and Σ w·level² of each run, under the inverse of its scale.
+#[inline(always)]
+fn sums<const L: usize>(x: &Runs<32, L>, weights: &Runs<32, L>, inverse: &[f32; L]) -> ([f32; L], [f32; L]) {
+    let (mut products, mut squares) = ([0.0; L], [0.0; L]);
+    for (x, w) in x.iter().zip(weights) {
+        for l in 0..L {
+            let level = level(inverse[l] * x[l]);
+            products[l] += w[l] * level * x[l];
+            squares[l] += w[l] * level * level;
+        }
+    }
+    (products, squares)
+}
+
 /// The scales under which the weighted error of runs is least.
 #[inline(always)]
 fn fit<const L: usize>(x: &Runs<32, L>, weights: &Runs<32, L>) -> [f32; L] {
-    let extremes: [f32; L] = std::array::from_fn(|l| extreme(&x.map(|x| x[l])));
-    let sums = |inverse: &[f32; L]| {
-        let (mut products, mut squares) = ([0.0; L], [0.0; L]);
-        for (x, w) in x.iter().zip(weights) {
-            for l in 0..L {
-                let level = level(inverse[l] * x[l]);
-                products[l] += w[l] * level * x[l];
-                squares[l] += w[l] * level * level;
-            }
-        }
-        (products, squares)
-    };
-    let (products, squares) = sums(&extremes.map(|extreme| 1.0 / (-extreme / LEVELS[0])));
+    let (_, extremes) = extremes(x);
+    let (products, squares) = sums(x, weights, &extremes.map(|extreme| 1.0 / (-extreme / LEVELS[0])));
     let (mut scale, mut best) = ([0.0; L], [0.0; L]);
     for l in 0..L {
         scale[l] = if squares[l] > 0.0 { products[l] / squares[l] } else { 0.0 };
         best[l] = scale[l] * products[l];
     }
     for step in -7..=7 {
-        let (products, squares) = sums(&extremes.map(|extreme| (step as f32 + LEVELS[0]) / extreme));
+        let (products, squares) = sums(x, weights, &extremes.map(|extreme| (step as f32 + LEVELS[0]) / extreme));
         for l in 0..L {
             let better = squares[l] > 0.0 && products[l] * products[l] > best[l] * squares[l];
             let found = products[l] / squares[l];
@@ -113,15 +116,23 @@ impl Block<32, 18, 1> for Iq4Nl {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 18]) {
-        let run = runs::<32, 1>(x);
-        let square = || square_sum(x) * (2.0 / 32.0);
-        let weights = importance
-            .map_or_else(|| map(&run, |x| x * x), |importance| weighted(&run, &runs(importance.weights), square()));
-        let [scale] = fit(&run, &weights);
-        let inverse = inverse(scale);
-        block[..2].copy_from_slice(&half(scale));
-        Self::pack(&x.map(|x| code(x * inverse)), block);
+    fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 18]]) {
+        let all = runs::<32, 8>(x.as_flattened());
+        let weights = match importance {
+            None => map(&all, |x| x * x),
+            Some(importance) => {
+                let mut squares = [0.0; 8];
+                squares.iter_mut().zip(x).for_each(|(square, x)| *square = square_sum(x) * (2.0 / 32.0));
+                weighted(&all, &runs(importance.weights.as_flattened()), &squares)
+            }
+        };
+        for ((x, block), scale) in x.iter().zip(blocks).zip(fit(&all, &weights)) {
+            let inverse = inverse(scale);
+            let mut codes = [0; 32];
+            codes.iter_mut().zip(x).for_each(|(stored, x)| *stored = code(x * inverse));
+            block[..2].copy_from_slice(&half(scale));
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -191,23 +202,26 @@ impl Block<256, 136, 8> for Iq4Xs {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 136]) {
-        let all = runs::<32, 8>(x);
-        let square = || square_sum(x) * (2.0 / 256.0);
-        let weights = importance
-            .map_or_else(|| map(&all, |x| x * x), |importance| weighted(&all, &runs(importance.weights), square()));
-        let own = fit(&all, &weights);
-        let d = -extreme(&own) / 32.0;
-        let inverse_d = inverse(d);
-        let scales = own.map(|scale| nearest(inverse_d * scale).clamp(-32, 31));
-        block[..2].copy_from_slice(&half(d));
-        to_xs_scales(&scales, block);
-        let mut codes = [0; 256];
-        for ((x, codes), scale) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).zip(scales) {
-            // Of the unit as it was found, not as it is stored.
-            let inverse = inverse(d * scale as f32);
-            codes.iter_mut().zip(x).for_each(|(stored, x)| *stored = code(x * inverse));
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 136]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let all = runs::<32, 8>(x);
+            let weights = match importance {
+                None => map(&all, |x| x * x),
+                Some(weights) => weighted(&all, &runs(weights), &[square_sum(x) * (2.0 / 256.0); 8]),
+            };
+            let own = fit(&all, &weights);
+            let d = -extreme(&own) / 32.0;
+            let inverse_d = inverse(d);
+            let scales = own.map(|scale| nearest(inverse_d * scale).clamp(-32, 31));
+            block[..2].copy_from_slice(&half(d));
+            to_xs_scales(&scales, block);
+            let mut codes = [0; 256];
+            for ((x, codes), scale) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).zip(scales) {
+                // Of the unit as it was found, not as it is stored.
+                let inverse = inverse(d * scale as f32);
+                codes.iter_mut().zip(x).for_each(|(stored, x)| *stored = code(x * inverse));
+            }
+            Self::pack(&codes, block);
         }
-        Self::pack(&codes, block);
     }
 }

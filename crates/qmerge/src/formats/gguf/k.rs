@@ -3,7 +3,7 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, f16, half, multiples, nibbles, number, to_nibbles, whole};
+use super::block::{Block, Importance, each, f16, half, multiples, nibbles, number, to_nibbles, whole};
 use super::fit::{
     self, Runs, Search, affine, by_moves, codes, extreme, map, nearest, positive, runs, square_sum, sums, symmetric,
     weighted,
@@ -98,7 +98,7 @@ fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
 /// The weights of values where inputs are known.
 #[inline(always)]
 fn by_importance<const N: usize, const L: usize>(x: &Runs<N, L>, weights: &[f32; 256], square: f32) -> Runs<N, L> {
-    weighted(x, &runs(weights), square)
+    weighted(x, &runs(weights), &[square; L])
 }
 
 /// What is searched where inputs are known.
@@ -172,19 +172,18 @@ fn scales_and_minima_choices<const B: usize>(blocks: &[[u8; B]]) -> (Choices, Ch
 
 /// Units, scales, minima and codes of Q4_K and Q5_K, the first sixteen bytes of which are put in place.
 #[inline(always)]
-fn encode_affine(
-    x: &[f32; 256],
-    importance: Option<Importance<'_, 256>>,
-    search: Search,
-    bytes: &mut [u8],
-) -> [u8; 256] {
+fn encode_affine(x: &[f32; 256], importance: Option<&[f32; 256]>, search: Search, bytes: &mut [u8]) -> [u8; 256] {
     let top = search.top;
     let runs = runs::<32, 8>(x);
     let (weights, search) = match importance {
-        Some(Importance { weights, .. }) => (by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0), known(top)),
+        Some(weights) => (by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0), known(top)),
         None => {
             let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
-            (runs.map(|x| std::array::from_fn(|l| squares[l] + x[l].abs())), search)
+            let mut weights = map(&runs, f32::abs);
+            weights
+                .iter_mut()
+                .for_each(|weights| weights.iter_mut().zip(&squares).for_each(|(w, square)| *w += square));
+            (weights, search)
         }
     };
     let (own, own_minima, mut found) = affine(&runs, &weights, search);
@@ -262,32 +261,34 @@ impl Block<256, 84, 16> for Q2K {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 84]) {
-        let runs = runs::<16, 16>(x);
-        let (weights, search) = match importance {
-            Some(Importance { weights, .. }) => (by_importance(&runs, weights, square_sum(x) / 256.0), known(3)),
-            None => {
-                let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
-                (map(&runs, f32::abs), search)
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 84]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let runs = runs::<16, 16>(x);
+            let (weights, search) = match importance {
+                Some(weights) => (by_importance(&runs, weights, square_sum(x) / 256.0), known(3)),
+                None => {
+                    let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
+                    (map(&runs, f32::abs), search)
+                }
+            };
+            let (own, own_minima, mut found) = affine(&runs, &weights, search);
+            let totals = importance.map(|_| sums(&weights));
+            let shared = |own: &[f32; 16]| match &totals {
+                Some(totals) => {
+                    let (unit, numbers) = positive(own, 15, totals);
+                    (unit, numbers.map(i32::from))
+                }
+                None => shared(own, 15),
+            };
+            let ((d, scales), (dmin, minima)) = (shared(&own), shared(&own_minima));
+            for i in 0..16 {
+                block[i] = (scales[i] | (minima[i] << 4)) as u8;
             }
-        };
-        let (own, own_minima, mut found) = affine(&runs, &weights, search);
-        let totals = importance.map(|_| sums(&weights));
-        let shared = |own: &[f32; 16]| match &totals {
-            Some(totals) => {
-                let (unit, numbers) = positive(own, 15, totals);
-                (unit, numbers.map(i32::from))
-            }
-            None => shared(own, 15),
-        };
-        let ((d, scales), (dmin, minima)) = (shared(&own), shared(&own_minima));
-        for i in 0..16 {
-            block[i] = (scales[i] | (minima[i] << 4)) as u8;
+            block[80..82].copy_from_slice(&half(d));
+            block[82..].copy_from_slice(&half(dmin));
+            again(&runs, &mut found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
+            Self::pack(&codes(&found), block);
         }
-        block[80..82].copy_from_slice(&half(d));
-        block[82..].copy_from_slice(&half(dmin));
-        again(&runs, &mut found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
-        Self::pack(&codes(&found), block);
     }
 }
 
@@ -339,28 +340,30 @@ impl Block<256, 110, 16> for Q3K {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 110]) {
-        let runs = runs::<16, 16>(x);
-        let (d, scales, mut found);
-        if let Some(Importance { weights, .. }) = importance {
-            let weights = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
-            let (own, codes) = symmetric(&runs, 4, &weights);
-            let totals = sums(&weights);
-            let ([unit], numbers) = symmetric(&own.map(|scale| [scale]), 32, &totals.map(|total| [total]));
-            (d, scales) = (unit, numbers.map(|[number]| number as i32 - 32));
-            found = codes;
-        } else {
-            let (own, codes) = by_moves(&runs);
-            let most = extreme(&own);
-            let inverse = -32.0 / most;
-            d = if most == 0.0 { 0.0 } else { 1.0 / inverse };
-            scales = own.map(|scale| if most == 0.0 { -32 } else { nearest(inverse * scale).clamp(-32, 31) });
-            found = codes;
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 110]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let runs = runs::<16, 16>(x);
+            let (d, scales, mut found);
+            if let Some(weights) = importance {
+                let weights = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
+                let (own, codes) = symmetric(&runs, 4, &weights);
+                let totals = sums(&weights);
+                let ([unit], numbers) = symmetric(&own.map(|scale| [scale]), 32, &totals.map(|total| [total]));
+                (d, scales) = (unit, numbers.map(|[number]| number as i32 - 32));
+                found = codes;
+            } else {
+                let (own, codes) = by_moves(&runs);
+                let most = extreme(&own);
+                let inverse = -32.0 / most;
+                d = if most == 0.0 { 0.0 } else { 1.0 / inverse };
+                scales = own.map(|scale| if most == 0.0 { -32 } else { nearest(inverse * scale).clamp(-32, 31) });
+                found = codes;
+            }
+            block[108..].copy_from_slice(&half(d));
+            to_q3_scales(&scales, &mut block[96..108]);
+            again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-4, 3));
+            Self::pack(&codes(&found), block);
         }
-        block[108..].copy_from_slice(&half(d));
-        to_q3_scales(&scales, &mut block[96..108]);
-        again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-4, 3));
-        Self::pack(&codes(&found), block);
     }
 }
 
@@ -412,10 +415,12 @@ impl Block<256, 144, 8> for Q4K {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 144]) {
-        let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
-        let codes = encode_affine(x, importance, search, block);
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 144]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
+            let codes = encode_affine(x, importance, search, block);
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -469,10 +474,12 @@ impl Block<256, 176, 8> for Q5K {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 176]) {
-        let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
-        let codes = encode_affine(x, importance, search, block);
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 176]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
+            let codes = encode_affine(x, importance, search, block);
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -536,21 +543,23 @@ impl Block<256, 210, 16> for Q6K {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], importance: Option<Importance<'_, 256>>, block: &mut [u8; 210]) {
-        let runs = runs::<16, 16>(x);
-        let weights = importance.map_or_else(|| map(&runs, |x| x * x), |importance| fit::runs(importance.weights));
-        let (own, mut found) = symmetric(&runs, 32, &weights);
-        let most = extreme(&own);
-        block.fill(0);
-        if most.abs() < 1e-15 {
-            return;
+    fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 210]]) {
+        for (x, importance, block) in each(x, importance, blocks) {
+            let runs = runs::<16, 16>(x);
+            let weights = importance.map_or_else(|| map(&runs, |x| x * x), |weights| fit::runs(weights));
+            let (own, mut found) = symmetric(&runs, 32, &weights);
+            let most = extreme(&own);
+            block.fill(0);
+            if most.abs() < 1e-15 {
+                continue;
+            }
+            let inverse = -128.0 / most;
+            block[208..].copy_from_slice(&half(1.0 / inverse));
+            for (stored, scale) in block[192..208].iter_mut().zip(own) {
+                *stored = nearest(inverse * scale).min(127) as u8;
+            }
+            again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-32, 31));
+            Self::pack(&codes(&found), block);
         }
-        let inverse = -128.0 / most;
-        block[208..].copy_from_slice(&half(1.0 / inverse));
-        for (stored, scale) in block[192..208].iter_mut().zip(own) {
-            *stored = nearest(inverse * scale).min(127) as u8;
-        }
-        again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-32, 31));
-        Self::pack(&codes(&found), block);
     }
 }

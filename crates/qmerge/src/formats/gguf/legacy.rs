@@ -3,8 +3,10 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, any_f16, choose_f16, f16, half, inverse, nibbles, to_nibbles, truncated, whole};
-use super::fit::{Search, affine, codes, extreme, runs, symmetric, weighted};
+use super::block::{
+    Block, Importance, any_f16, choose_f16, each, f16, half, inverse, nibbles, to_nibbles, truncated, whole,
+};
+use super::fit::{Runs, Search, affine, codes, ends, extreme, most, runs, symmetric, weighted};
 use crate::formats::{Choices, Levels};
 
 pub(super) struct Q4_0;
@@ -32,35 +34,85 @@ fn to_five_bits(codes: &[u8; 32], bytes: &mut [u8]) {
     to_nibbles(codes, &mut bytes[4..]);
 }
 
-/// Scale and codes of levels around 0: the largest value gets the lowest level. With an importance, those of the least error.
+/// Scale and codes of levels around 0: the largest value gets the lowest level.
 #[inline(always)]
-fn around_zero(x: &[f32; 32], half: i32, importance: Option<Importance<'_, 32>>) -> (f32, [u8; 32]) {
-    if let Some(Importance { weights, row }) = importance {
-        let x = runs::<32, 1>(x);
-        let ([scale], found) = symmetric(&x, half, &weighted(&x, &runs(weights), row));
-        return (scale, codes(&found));
+fn around_zero(x: &[f32; 32], half: u8) -> (f32, [u8; 32]) {
+    let scale = extreme(x) / -f32::from(half);
+    let (inverse, middle) = (inverse(scale), f32::from(half) + 0.5);
+    let mut codes = [0; 32];
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = (truncated(x * inverse + middle) as u8).min(2 * half - 1);
     }
-    let scale = extreme(x) / -half as f32;
-    let inverse = inverse(scale);
-    let (middle, top) = (half as f32 + 0.5, (2 * half - 1) as u8);
-    (scale, x.map(|x| (truncated(x * inverse + middle) as u8).min(top)))
+    (scale, codes)
 }
 
 /// Scale, minimum and codes of levels from 0 up.
 #[inline(always)]
-fn from_minimum(x: &[f32; 32], top: i32, importance: Option<Importance<'_, 32>>) -> (f32, f32, [u8; 32]) {
-    if let Some(Importance { weights, row }) = importance {
-        let x = runs::<32, 1>(x);
-        let search = Search { top, first: -0.9, step: 0.05, steps: 36, absolute: false };
-        let ([scale], [minimum], found) = affine(&x, &weighted(&x, &runs(weights), row), search);
-        return (scale, -minimum, codes(&found));
-    }
-    let (low, high) = x.iter().fold((f32::MAX, f32::MIN), |(low, high): (f32, f32), &x| {
-        (if x < low { x } else { low }, if x > high { x } else { high })
-    });
-    let scale = (high - low) / top as f32;
+fn from_minimum(x: &[f32; 32], top: u8) -> (f32, f32, [u8; 32]) {
+    let (low, high) = ends(x);
+    let scale = (high - low) / f32::from(top);
     let inverse = inverse(scale);
-    (scale, low, x.map(|x| truncated((x - low) * inverse + 0.5).min(top) as u8))
+    let mut codes = [0; 32];
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = truncated((x - low) * inverse + 0.5).min(top.into()) as u8;
+    }
+    (scale, low, codes)
+}
+
+/// Values and weights of blocks side by side.
+#[inline(always)]
+fn side_by_side(x: &[[f32; 32]], importance: Importance<'_, 32>) -> (Runs<32, 8>, Runs<32, 8>) {
+    let (x, weights) = (runs(x.as_flattened()), runs(importance.weights.as_flattened()));
+    (x, weighted(&x, &weights, &[importance.row; 8]))
+}
+
+/// Calls `put` with scale and codes of levels around 0 for each block.
+#[inline(always)]
+fn encode_around_zero<const B: usize>(
+    x: &[[f32; 32]],
+    half: u8,
+    importance: Option<Importance<'_, 32>>,
+    blocks: &mut [[u8; B]],
+    put: impl Fn(f32, &[u8; 32], &mut [u8; B]),
+) {
+    let Some(importance) = importance else {
+        for (x, _, block) in each(x, None, blocks) {
+            let (scale, codes) = around_zero(x, half);
+            put(scale, &codes, block);
+        }
+        return;
+    };
+    let (x, weights) = side_by_side(x, importance);
+    let (scales, found) = symmetric(&x, half.into(), &weights);
+    let all: [u8; 256] = codes(&found);
+    for ((block, scale), codes) in blocks.iter_mut().zip(scales).zip(all.as_chunks().0) {
+        put(scale, codes, block);
+    }
+}
+
+/// The same with scale, minimum and codes of levels from 0 up.
+#[inline(always)]
+fn encode_from_minimum<const B: usize>(
+    x: &[[f32; 32]],
+    top: u8,
+    importance: Option<Importance<'_, 32>>,
+    blocks: &mut [[u8; B]],
+    put: impl Fn(f32, f32, &[u8; 32], &mut [u8; B]),
+) {
+    let Some(importance) = importance else {
+        for (x, _, block) in each(x, None, blocks) {
+            let (scale, minimum, codes) = from_minimum(x, top);
+            put(scale, minimum, &codes, block);
+        }
+        return;
+    };
+    let (x, weights) = side_by_side(x, importance);
+    let search = Search { top: top.into(), first: -0.9, step: 0.05, steps: 36, absolute: false };
+    let (scales, minima, found) = affine(&x, &weights, search);
+    let all: [u8; 256] = codes(&found);
+    for (((block, scale), minimum), codes) in blocks.iter_mut().zip(scales).zip(minima).zip(all.as_chunks().0) {
+        put(scale, -minimum, codes, block);
+    }
 }
 
 impl Block<32, 18, 1> for Q4_0 {
@@ -103,10 +155,11 @@ impl Block<32, 18, 1> for Q4_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 18]) {
-        let (scale, codes) = around_zero(x, 8, importance);
-        block[..2].copy_from_slice(&half(scale));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 18]]) {
+        encode_around_zero(x, 8, importance, blocks, |scale, codes, block| {
+            block[..2].copy_from_slice(&half(scale));
+            Self::pack(codes, block);
+        });
     }
 }
 
@@ -157,11 +210,12 @@ impl Block<32, 20, 1> for Q4_1 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 20]) {
-        let (scale, minimum, codes) = from_minimum(x, 15, importance);
-        block[..2].copy_from_slice(&half(scale));
-        block[2..4].copy_from_slice(&half(minimum));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 20]]) {
+        encode_from_minimum(x, 15, importance, blocks, |scale, minimum, codes, block| {
+            block[..2].copy_from_slice(&half(scale));
+            block[2..4].copy_from_slice(&half(minimum));
+            Self::pack(codes, block);
+        });
     }
 }
 
@@ -203,10 +257,11 @@ impl Block<32, 22, 1> for Q5_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 22]) {
-        let (scale, codes) = around_zero(x, 16, importance);
-        block[..2].copy_from_slice(&half(scale));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 22]]) {
+        encode_around_zero(x, 16, importance, blocks, |scale, codes, block| {
+            block[..2].copy_from_slice(&half(scale));
+            Self::pack(codes, block);
+        });
     }
 }
 
@@ -255,11 +310,12 @@ impl Block<32, 24, 1> for Q5_1 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], importance: Option<Importance<'_, 32>>, block: &mut [u8; 24]) {
-        let (scale, minimum, codes) = from_minimum(x, 31, importance);
-        block[..2].copy_from_slice(&half(scale));
-        block[2..4].copy_from_slice(&half(minimum));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 24]]) {
+        encode_from_minimum(x, 31, importance, blocks, |scale, minimum, codes, block| {
+            block[..2].copy_from_slice(&half(scale));
+            block[2..4].copy_from_slice(&half(minimum));
+            Self::pack(codes, block);
+        });
     }
 }
 
@@ -303,12 +359,14 @@ impl Block<32, 34, 1> for Q8_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 32], _: Option<Importance<'_, 32>>, block: &mut [u8; 34]) {
-        let scale = x.iter().fold(0.0, |most: f32, x| if x.abs() > most { x.abs() } else { most }) / 127.0;
-        let inverse = inverse(scale);
-        block[..2].copy_from_slice(&half(scale));
-        for (code, x) in block[2..].iter_mut().zip(x) {
-            *code = truncated((x * inverse).round()) as u8;
+    fn encode(x: &[[f32; 32]], _: Option<Importance<'_, 32>>, blocks: &mut [[u8; 34]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let scale = most(x) / 127.0;
+            let inverse = inverse(scale);
+            block[..2].copy_from_slice(&half(scale));
+            for (code, x) in block[2..].iter_mut().zip(x) {
+                *code = truncated((x * inverse).round()) as u8;
+            }
         }
     }
 }

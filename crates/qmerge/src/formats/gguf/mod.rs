@@ -206,8 +206,8 @@ pub fn encode_weighted(dtype: Dtype, values: &[f32], importance: &[f32], out: &m
         return false;
     };
     let (elements, bytes) = format.dtype.block();
-    let fits =
-        importance.len().is_multiple_of(elements as usize) && values.len().is_multiple_of(importance.len().max(1));
+    let cols = importance.len();
+    let fits = cols > 0 && cols.is_multiple_of(elements as usize) && values.len().is_multiple_of(cols);
     if fits {
         (coder.encode)(values, Some(importance), grow(out, values.len() / elements as usize * bytes as usize));
     }

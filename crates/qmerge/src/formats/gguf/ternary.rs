@@ -3,7 +3,8 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, any_f16, choose_f16, f16, half, inverse, truncated, whole};
+use super::block::{Block, Importance, any_f16, choose_f16, each, f16, half, inverse, truncated, whole};
+use super::fit::most;
 use super::k::{to_two_bits, two_bits};
 use crate::formats::{Choices, Levels};
 
@@ -17,9 +18,11 @@ static SIGNS: [f32; 2] = [-1.0, 1.0];
 /// The largest |x|, and codes of −1, 0 and 1 times it.
 #[inline(always)]
 fn thirds<const N: usize>(x: &[f32; N]) -> (f32, [u8; N]) {
-    let scale = x.iter().fold(0.0, |most: f32, x| if x.abs() > most { x.abs() } else { most });
+    let scale = most(x);
     let inverse = inverse(scale);
-    (scale, x.map(|x| third(x * inverse)))
+    let mut codes = [0; N];
+    codes.iter_mut().zip(x).for_each(|(code, x)| *code = third(x * inverse));
+    (scale, codes)
 }
 
 /// What is no number, since the scale is next to nothing, is 0.
@@ -68,10 +71,14 @@ impl Block<128, 18, 1> for Q1_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 128], _: Option<Importance<'_, 128>>, block: &mut [u8; 18]) {
-        let sum = x.iter().fold(0.0, |sum, x| sum + x.abs());
-        block[..2].copy_from_slice(&half(sum / 128.0));
-        Self::pack(&x.map(|x| u8::from(x >= 0.0)), block);
+    fn encode(x: &[[f32; 128]], _: Option<Importance<'_, 128>>, blocks: &mut [[u8; 18]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let sum = x.iter().fold(0.0, |sum, x| sum + x.abs());
+            block[..2].copy_from_slice(&half(sum / 128.0));
+            let mut codes = [0; 128];
+            codes.iter_mut().zip(x).for_each(|(code, &x)| *code = u8::from(x >= 0.0));
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -115,11 +122,17 @@ impl Block<64, 18, 1> for Q2_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 64], _: Option<Importance<'_, 64>>, block: &mut [u8; 18]) {
-        let (scale, _) = thirds(x);
-        let inverse = inverse(scale);
-        block[..2].copy_from_slice(&half(scale));
-        Self::pack(&x.map(|x| truncated((x * inverse).round()).saturating_add(1).clamp(0, 3) as u8), block);
+    fn encode(x: &[[f32; 64]], _: Option<Importance<'_, 64>>, blocks: &mut [[u8; 18]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let scale = most(x);
+            let inverse = inverse(scale);
+            let mut codes = [0; 64];
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = truncated((x * inverse).round()).saturating_add(1).clamp(0, 3) as u8;
+            }
+            block[..2].copy_from_slice(&half(scale));
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -163,10 +176,12 @@ impl Block<256, 66, 1> for TQ2_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], _: Option<Importance<'_, 256>>, block: &mut [u8; 66]) {
-        let (scale, codes) = thirds(x);
-        block[64..].copy_from_slice(&half(scale));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 256]], _: Option<Importance<'_, 256>>, blocks: &mut [[u8; 66]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let (scale, codes) = thirds(x);
+            block[64..].copy_from_slice(&half(scale));
+            Self::pack(&codes, block);
+        }
     }
 }
 
@@ -233,9 +248,11 @@ impl Block<256, 54, 1> for TQ1_0 {
     }
 
     #[inline(always)]
-    fn encode(x: &[f32; 256], _: Option<Importance<'_, 256>>, block: &mut [u8; 54]) {
-        let (scale, codes) = thirds(x);
-        block[52..].copy_from_slice(&half(scale));
-        Self::pack(&codes, block);
+    fn encode(x: &[[f32; 256]], _: Option<Importance<'_, 256>>, blocks: &mut [[u8; 54]]) {
+        for (x, _, block) in each(x, None, blocks) {
+            let (scale, codes) = thirds(x);
+            block[52..].copy_from_slice(&half(scale));
+            Self::pack(&codes, block);
+        }
     }
 }

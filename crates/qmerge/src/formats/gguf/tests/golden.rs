@@ -95,3 +95,24 @@ fn four_bit_floats_are_the_first_of_the_nearest() {
         }
     }
 }
+
+#[test]
+fn rows_are_encoded_by_the_importance_of_their_columns() {
+    let values = numbers(3 * 512, 11);
+    let importance: Vec<f32> = numbers(512, 12).iter().map(|x| x.abs()).collect();
+    for format in TYPES {
+        let mut out = vec![7];
+        let done = encode_weighted(format.dtype, &values, &importance, &mut out);
+        assert_eq!(done, format.kernels.coder.is_some(), "{}", format.id);
+        if done {
+            assert_eq!(out[1..], encoded(format, &values, Some(&importance)), "{}", format.id);
+        }
+        // No columns, no whole blocks, no whole rows.
+        for (values, importance) in
+            [(&values[..], &[][..]), (&values[..62], &importance[..31]), (&values[1..], &importance[..])]
+        {
+            assert!(!encode_weighted(format.dtype, values, importance, &mut Vec::new()), "{}", format.id);
+        }
+    }
+    assert!(!encode_weighted(Dtype::F32, &values, &importance, &mut Vec::new()));
+}

@@ -17,6 +17,14 @@ const CLOSE: &[(&str, f64, &str)] = &[
     ("adalora", 2.0, "alpha / (ranks + 1e-5) is one factor here, and in PEFT a product and a division of each value"),
     ("lokr", 2.0, "the BLAS sums products of matrices that have fewer than 16 rows or columns in another order"),
     ("oft", 4.0, "rotations are made in f64 here, and W · Rᵀ is summed in another order than the BLAS has"),
+    ("boft", 8.0, "the same, for PEFT by products of matrices of the size of the layer, one for each factor"),
+    ("hra", 8.0, "a row is reflected in f64 here, and in PEFT multiplied with the product of all reflections in f32"),
+    ("fourierft", 6.0, "cosines are summed here, and PEFT transforms in f32"),
+    ("c3a", 2.0, "PEFT makes a circulant matrix by Fourier transforms, where here values are copied"),
+    ("road", 2.0, "PEFT multiplies with a matrix of the outputs' size, and its cosines are good to a unit"),
+    ("gralora", 1.0, "the products of all blocks are one product here, scaled at the end"),
+    ("delora", 1.0, "lengths are summed in f64 here, and the norms of columns are in A"),
+    ("vblora", 1.0, "the softmax is computed in f64 here"),
 ];
 
 fn data() -> PathBuf {
@@ -48,17 +56,19 @@ fn values(checkpoint: &Checkpoint, name: &str) -> (Dtype, usize, Vec<f32>) {
 
 /// The unit in the last place of a value of that type.
 fn unit(dtype: Dtype, value: f32) -> f64 {
-    let digits = match dtype {
-        Dtype::BF16 => 7,
-        _ => 23,
-    };
-    2.0_f64.powi(f64::from(value.abs().max(f32::MIN_POSITIVE)).log2().floor() as i32 - digits)
+    let power = f32::from_bits(value.to_bits() & 0x7f80_0000).max(f32::MIN_POSITIVE);
+    f64::from(power) * if dtype == Dtype::BF16 { 1.0 / 128.0 } else { f64::from(f32::EPSILON) }
 }
 
 fn merged(case: &str, weight: f64) -> (tempdir::Folder, Checkpoint) {
+    merge(&base(case), &data().join(case).join("adapter"), weight, &format!("{case}-{weight}"))
+}
+
+/// Merges into a folder of that name.
+fn merge(base: &Path, adapter: &Path, weight: f64, case: &str) -> (tempdir::Folder, Checkpoint) {
     let out = tempdir::Folder::new(case);
-    let adapter = Adapter::open(&data().join(case).join("adapter"), weight).unwrap();
-    let inputs = Inputs::new(Checkpoint::open(&base(case)).unwrap(), vec![adapter]).unwrap();
+    let adapter = Adapter::open(adapter, weight).unwrap();
+    let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
     let plan = Plan::new(&inputs, &Options::default()).unwrap_or_else(|error| panic!("{case}: {error:?}"));
     merge::run(&inputs, &plan, None, &out.0, &RunOptions::default(), &Silent)
         .unwrap_or_else(|error| panic!("{case}: {error:?}"));
@@ -67,11 +77,15 @@ fn merged(case: &str, weight: f64) -> (tempdir::Folder, Checkpoint) {
 }
 
 mod tempdir {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     pub(super) struct Folder(pub(super) std::path::PathBuf);
 
     impl Folder {
         pub(super) fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("qmerge-methods-{}-{name}", std::process::id()));
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("qmerge-methods-{}-{number}-{name}", std::process::id()));
             let _ = std::fs::remove_dir_all(&path);
             Self(path)
         }
@@ -120,4 +134,57 @@ fn merges_are_those_of_peft() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Bone is what PEFT called MiSS before.
+#[test]
+fn bone_is_merged_as_miss() {
+    for case in ["miss-llama-f32", "miss-bat-llama-f32"] {
+        let folder = tempdir::Folder::new(&format!("bone-{case}"));
+        std::fs::create_dir_all(&folder.0).unwrap();
+        let own = data().join(case).join("adapter");
+        let config = std::fs::read_to_string(own.join("adapter_config.json")).unwrap();
+        let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&config).unwrap();
+        config.retain(|key, _| !["mini_r", "miss_dropout"].contains(&key.as_str()));
+        config.insert("peft_type".into(), "BONE".into());
+        std::fs::write(folder.0.join("adapter_config.json"), serde_json::to_string(&config).unwrap()).unwrap();
+        let bytes = std::fs::read(own.join("adapter_model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let renamed = tensors.into_iter().map(|(name, view)| (name.replace("miss_block", "bone_block"), view));
+        let file = folder.0.join("adapter_model.safetensors");
+        safetensors::serialize_to_file(renamed.collect::<Vec<_>>(), None, &file).unwrap();
+        let (_miss, miss) = merge(&base(case), &own, 1.0, case);
+        let (_bone, bone) = merge(&base(case), &folder.0, 1.0, &format!("{case}-as-bone"));
+        for entry in &miss.entries {
+            assert_eq!(values(&miss, &entry.name), values(&bone, &entry.name), "{case}");
+        }
+    }
+}
+
+/// A weight is a factor on the delta where something is added, and the method's own half where something is multiplied.
+#[test]
+fn a_weight_takes_a_part_of_an_adapter() {
+    for case in cases().into_iter().filter(|case| case.ends_with("llama-f32")) {
+        if case.starts_with("hra") || case.starts_with("ln-") {
+            continue;
+        }
+        let base = Checkpoint::open(&base(&case)).unwrap();
+        let parts = [0.0, 0.5, 1.0].map(|weight| merged(&case, weight));
+        let multiplies = ["ia3", "oft", "boft", "road"].iter().any(|method| case.starts_with(method));
+        let mut moved = 0;
+        for entry in &base.entries {
+            let before = values(&base, &entry.name).2;
+            let [none, half, whole] = [0, 1, 2].map(|number: usize| values(&parts[number].1, &entry.name).2);
+            assert_eq!(none, before, "{case} {}", entry.name);
+            let scale = before.iter().chain(&whole).fold(0.0_f32, |most, x| most.max(x.abs()));
+            // A rotation by half is not half way, but less than a whole one.
+            let limit = if multiplies { 0.3 } else { 1e-6 };
+            for ((before, half), whole) in before.iter().zip(&half).zip(&whole) {
+                let off = (half - (before + whole) / 2.0).abs();
+                assert!(off <= limit * scale, "{case} {}: {before} {half} {whole}", entry.name);
+                moved += usize::from(before != half);
+            }
+        }
+        assert!(moved > 100, "{case}: {moved}");
+    }
 }

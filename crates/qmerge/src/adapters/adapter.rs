@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::config::parse as parse_config;
 use super::keys::{self, Role};
 use super::{ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, read, refused};
+use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Item, Store, model_order};
@@ -147,7 +148,7 @@ impl Adapter {
     pub fn read(&self, names: &Names<'_>, options: &ReadOptions) -> Result<Changes> {
         let (method, layers) =
             self.method.as_ref().ok_or_else(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))?;
-        layers.refuse(options).map_err(|error| error.in_file(&self.config.path))?;
+        layers.refuse(options, self.weight).map_err(|error| error.in_file(&self.config.path))?;
         let mut changes =
             read::read(self, *method, layers.as_ref(), names, options).map_err(|error| error.in_file(self.file()))?;
         changes.refuse_twice().map_err(|error| error.in_file(self.file()))?;
@@ -172,4 +173,37 @@ pub(crate) fn read_floats(tensors: &Checkpoint, name: &str) -> Result<Vec<f32>> 
     crate::simd::floats::decode(entry.dtype, &bytes, &mut values);
     crate::check::adapter_tensor(tensors, entry, &values)?;
     Ok(values)
+}
+
+/// Reads a whole adapter tensor of numbers from 0 on. PEFT on Windows stores them as floats.
+pub(super) fn read_integers(tensors: &Checkpoint, name: &str) -> Result<Vec<u64>> {
+    let entry = tensors.get(name).ok_or_else(|| malformed("missing").in_tensor(name))?;
+    let wrong = |value: String| {
+        tensors.error(entry, Kind::Malformed, format!("holds {value}, expected whole numbers from 0 on"))
+    };
+    if entry.dtype.is_plain_float() {
+        let whole = |value: &f32| value.fract() == 0.0 && *value >= 0.0;
+        let values = read_floats(tensors, name)?;
+        return match values.iter().find(|value| !whole(value)) {
+            Some(value) => Err(wrong(value.to_string())),
+            None => Ok(values.into_iter().map(|value| value as u64).collect()),
+        };
+    }
+    let mut bytes = vec![0; entry.bytes as usize];
+    tensors.read_at(entry, 0, &mut bytes)?;
+    let size = match entry.dtype {
+        Dtype::U8 => 1,
+        Dtype::I16 => 2,
+        Dtype::I32 => 4,
+        Dtype::I64 => 8,
+        other => {
+            return Err(tensors.error(entry, Kind::Unsupported, format!("stored as {other}, expected whole numbers")));
+        }
+    };
+    let number = |bytes: &[u8]| {
+        let negative = size > 1 && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+        let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        if negative { Err(wrong("a negative number".into())) } else { Ok(value) }
+    };
+    bytes.chunks_exact(size).map(number).collect()
 }

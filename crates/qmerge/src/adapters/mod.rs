@@ -18,14 +18,23 @@ mod adalora;
 mod adapter;
 pub(crate) mod base_names;
 mod beside;
+mod boft;
+mod c3a;
 mod changes;
 mod config;
+mod delora;
 mod factored;
+mod fourierft;
+mod gralora;
+mod hira;
+mod hra;
 mod ia3;
 mod keys;
+mod ln_tuning;
 mod loha;
 mod lokr;
 mod lora;
+mod miss;
 mod module;
 mod names;
 mod oft;
@@ -33,11 +42,17 @@ mod parameters;
 mod patterns;
 mod place;
 mod plan;
+mod randlora;
 mod read;
 mod refused;
+mod road;
 mod rotation;
+mod shira;
 mod site;
 mod tokens;
+mod torch_random;
+mod vblora;
+mod vera;
 
 use std::fmt::Debug;
 
@@ -65,8 +80,31 @@ pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 use crate::error::Result;
 
 /// Every method whose adapters can be merged.
-pub static ADAPTERS: &[&dyn PeftMethod] =
-    &[&lora::Lora, &tokens::TrainableTokens, &ia3::Ia3, &loha::LoHa, &lokr::LoKr, &adalora::AdaLora, &oft::Oft];
+pub static ADAPTERS: &[&dyn PeftMethod] = &[
+    &lora::Lora,
+    &tokens::TrainableTokens,
+    &ia3::Ia3,
+    &loha::LoHa,
+    &lokr::LoKr,
+    &adalora::AdaLora,
+    &oft::Oft,
+    &boft::Boft,
+    &hra::Hra,
+    &vera::Vera,
+    &vera::Pvera,
+    &randlora::RandLora,
+    &fourierft::FourierFt,
+    &ln_tuning::LnTuning,
+    &miss::Miss,
+    &miss::Bone,
+    &c3a::C3a,
+    &road::Road,
+    &shira::Shira,
+    &hira::Hira,
+    &gralora::GraLora,
+    &delora::DeLora,
+    &vblora::VbLora,
+];
 
 /// A method of training an adapter.
 pub trait PeftMethod: Sync {
@@ -102,8 +140,8 @@ pub struct Markers {
 /// A method with one adapter's configuration.
 #[doc(hidden)]
 pub trait Layers: Debug + Send + Sync {
-    /// Errors if no fixed weight could hold what this adapter does.
-    fn refuse(&self, _options: &ReadOptions) -> Result<()> {
+    /// Errors if no fixed weight could hold what this adapter does, or not so many times as the user asked for.
+    fn refuse(&self, _options: &ReadOptions, _weight: f64) -> Result<()> {
         Ok(())
     }
 

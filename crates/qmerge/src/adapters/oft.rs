@@ -176,7 +176,7 @@ impl ChangePlan for RotationPlan {
         for number in 0..self.stored {
             let own = n * n.saturating_sub(1) / 2;
             let upper = upper.get(number * own..(number + 1) * own).unwrap_or(&[]);
-            let norm = (2.0 * upper.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sqrt();
+            let norm = (2.0 * upper.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()).sqrt();
             let cut = limit.filter(|limit| norm > *limit).map_or(1.0, |limit| limit / norm);
             let q = skew(upper, n, cut * self.weight);
             let r = match self.terms {

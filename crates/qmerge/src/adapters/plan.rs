@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::adapter::read_integers;
 use super::{Shared, read_floats};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Edit, Place, Reach, Spot};
@@ -161,6 +162,11 @@ impl Loader<'_> {
     /// A tensor of the adapter.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
         read_floats(self.tensors, name)
+    }
+
+    /// A tensor of whole numbers from 0 on, which may be stored as floats.
+    pub fn integers(&self, name: &str) -> Result<Vec<u64>> {
+        read_integers(self.tensors, name)
     }
 
     /// A tensor that all modules share.

@@ -29,6 +29,10 @@ pub(super) fn read(
             Role::Own(marker, bias) => {
                 modules.entry((key.module, key.depth)).or_default().insert((*marker, *bias), &name)?;
             }
+            // PEFT writes some once for the model, and again for each layer.
+            Role::Shared(marker) if shared.contains_key(marker) => {
+                changes.ignored.push((name, "a copy of a tensor that all modules share"));
+            }
             Role::Shared(marker) => {
                 shared.insert(marker.clone(), Arc::new(Shared::new(&name, entry.elements())));
             }

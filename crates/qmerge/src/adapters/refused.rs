@@ -20,22 +20,7 @@ const NO_WEIGHTS: &[(&str, &str)] = &[
 
 /// Kinds of PEFT 0.21 that could be merged, but not by this version.
 const LATER: &[&str] = &[
-    "BOFT",
-    "HRA",
-    "VERA",
-    "PVERA",
-    "RANDLORA",
-    "FOURIERFT",
     "WAVEFT",
-    "LN_TUNING",
-    "MISS",
-    "C3A",
-    "ROAD",
-    "SHIRA",
-    "HIRA",
-    "GRALORA",
-    "DELORA",
-    "VBLORA",
     "UNILORA",
     "TINYLORA",
     "FROD",
@@ -64,9 +49,6 @@ pub(super) fn by_type(peft_type: &str) -> Error {
             known.join(", ")
         ))
         .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA");
-    }
-    if peft_type == "BONE" {
-        return unsupported("BONE adapters were renamed to MISS by PEFT, and are not supported by this version");
     }
     unsupported(format!("`{peft_type}` is not a peft_type of PEFT (this version merges {})", known.join(", ")))
 }

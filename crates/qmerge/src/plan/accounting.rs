@@ -133,12 +133,16 @@ pub(super) fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<
 pub(crate) fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
     let path = adapter.path.display();
     let first = modules.first()?;
-    Some(match all {
-        true => format!("{path}: its B factors are all zero, as before any training: it changes nothing"),
-        false => format!(
-            "{path}: {} of {number} modules have a B factor of zero, as before any training, and change nothing; first `{first}`",
+    let is_lora = adapter.config.peft_type == "LORA";
+    Some(if all {
+        let what = if is_lora { "its B factors are all zero" } else { "what begins at zero still is" };
+        format!("{path}: {what}, as before any training: it changes nothing")
+    } else {
+        let what = if is_lora { "have a B factor of zero" } else { "have nothing but zeros in what begins at zero" };
+        format!(
+            "{path}: {} of {number} modules {what}, as before any training, and change nothing; first `{first}`",
             modules.len()
-        ),
+        )
     })
 }
 
@@ -162,7 +166,7 @@ pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<Stri
     }
     if adapter.weight != 1.0 && changes.replacements.iter().any(|replacement| replacement.trained) {
         warnings.push(format!(
-            "{}: modules trained whole are taken as they are; the weight {} applies to the low-rank part only",
+            "{}: modules trained whole are taken as they are; the weight {} applies to the rest only",
             adapter.path.display(),
             adapter.weight
         ));

@@ -200,11 +200,11 @@ impl<'a> Chooser<'a> {
                     Some(reason) if coarse => reason.to_owned(),
                     None if coarse => "nothing is known of the inputs of these weights".to_owned(),
                     _ if most.id() == round::FOR_16_BITS.id() => {
-                        "a row's errors cancel in what the adapter reads; --rounding nearest gives PEFT's bytes"
+                        "a row's errors cancel in what the adapter reads; --rounding nearest rounds as PEFT does"
                             .to_owned()
                     }
                     _ if most.id() == round::WITHOUT_DATA.id() => {
-                        "values are right on average; --rounding nearest gives PEFT's bytes".to_owned()
+                        "values are right on average; --rounding nearest rounds as PEFT does".to_owned()
                     }
                     _ => "no weight of this merge has a better method".to_owned(),
                 };

@@ -176,6 +176,17 @@ case("oft-shared", lambda: peft.OFTConfig(target_modules=LAYERS, oft_block_size=
 case("oft-constrained", lambda: peft.OFTConfig(target_modules=LAYERS, oft_block_size=8, coft=True, eps=0.8), F32)
 case("oft-embedding", lambda: peft.OFTConfig(target_modules=["embed_tokens", "k_proj"], oft_block_size=16), F32)
 case("boft", lambda: peft.BOFTConfig(target_modules=LAYERS, boft_block_size=8))
+
+
+def butterfly():
+    """PEFT does more than one factor with a kernel for CUDA only: here is what that kernel does."""
+    from peft.tuners.boft import layer
+    layer.get_fbd_cuda = lambda: True
+    layer.FastBlockDiag.apply = staticmethod(lambda blocks: torch.stack([torch.block_diag(*factor) for factor in blocks]))
+    return peft.BOFTConfig(target_modules=LAYERS, boft_block_size=4, boft_n_butterfly_factor=3)
+
+
+case("boft-butterfly", butterfly, F32)
 case("hra", lambda: peft.HRAConfig(target_modules=LAYERS, r=4))
 case("hra-gs", lambda: peft.HRAConfig(target_modules=LAYERS, r=4, apply_GS=True), F32)
 case("vera", lambda: peft.VeraConfig(target_modules=LAYERS, r=8))

@@ -76,7 +76,7 @@ fn factors<'t>(module: &str, tensors: &'t Tensors) -> Result<(&'t str, &'t str, 
 }
 
 impl Layers for LoraConfig {
-    fn refuse(&self, options: &ReadOptions) -> Result<()> {
+    fn refuse(&self, options: &ReadOptions, _: f64) -> Result<()> {
         Self::refuse(self, options)
     }
 

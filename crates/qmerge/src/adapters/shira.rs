@@ -1,0 +1,123 @@
+//! SHiRA: single values are added, at places that stand in the file. Source: PEFT 0.21, `tuners/shira`.
+
+use std::sync::Arc;
+
+use super::module::OTHER;
+use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
+use crate::edit::{Change, Delta, Tile};
+use crate::error::{Result, malformed, mismatch};
+
+/// SHiRA.
+pub(super) struct Shira;
+
+const VALUES: &str = "shira_weight";
+const PLACES: &str = "shira_indices";
+
+impl PeftMethod for Shira {
+    fn peft_type(&self) -> &'static str {
+        "SHIRA"
+    }
+
+    fn markers(&self) -> Markers {
+        Markers { own: &[VALUES, PLACES], ..Markers::default() }
+    }
+
+    fn configure(&self, config: &AdapterConfig) -> Result<Box<dyn Layers>> {
+        // How places were chosen does not matter once they are stored.
+        config.refuse_unknown(&["r", "mask_type", "random_seed"])?;
+        Ok(Box::new(Places))
+    }
+}
+
+/// The tensors say everything.
+#[derive(Debug)]
+struct Places;
+
+impl Layers for Places {
+    fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
+        let (outputs, inputs) = module.linear("SHiRA")?;
+        let values = module.tensor(VALUES)?.to_owned();
+        let &[number] = module.shape(&values)? else {
+            let problem = format!("shape {:?}, expected a list of values", module.shape(&values)?);
+            return Err(mismatch(problem).in_tensor(&values).with_hint(OTHER));
+        };
+        let places = module.sized(PLACES, &[2, number])?.to_owned();
+        let tensors = vec![values.clone(), places.clone()];
+        let change = SparsePlan { values, places, number, outputs, inputs, weight: module.weight() };
+        Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
+    }
+
+    fn zero_at_first(&self) -> &'static [&'static str] {
+        &[VALUES]
+    }
+}
+
+#[derive(Debug)]
+struct SparsePlan {
+    values: String,
+    places: String,
+    number: usize,
+    outputs: usize,
+    inputs: usize,
+    weight: f64,
+}
+
+impl ChangePlan for SparsePlan {
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        let (values, places) = (loader.floats(&self.values)?, loader.integers(&self.places)?);
+        let (rows, cols) = places.split_at(self.number.min(places.len()));
+        let mut entries = Vec::with_capacity(self.number);
+        for ((row, col), value) in rows.iter().zip(cols).zip(values) {
+            if *row >= self.outputs as u64 || *col >= self.inputs as u64 {
+                let problem = format!("place [{row}, {col}], but the layer is {} × {}", self.outputs, self.inputs);
+                return Err(malformed(problem).in_tensor(&self.places).with_hint(OTHER));
+            }
+            let value = if self.weight == 1.0 { value } else { (f64::from(value) * self.weight) as f32 };
+            entries.push((*row as usize, *col as usize, value));
+        }
+        // Places that stand there twice are added in the file's order.
+        entries.sort_by_key(|(row, ..)| *row);
+        Ok(Change::add(Sparse { entries }))
+    }
+
+    fn memory(&self) -> u64 {
+        44 * self.number as u64
+    }
+
+    fn scale(&self) -> Option<f64> {
+        Some(self.weight)
+    }
+}
+
+#[derive(Debug)]
+struct Sparse {
+    /// Output, input and value, by output.
+    entries: Vec<(usize, usize, f32)>,
+}
+
+impl Delta for Sparse {
+    fn tile(&self, tile: &Tile, out: &mut [f32]) {
+        out.fill(0.0);
+        let first = self.entries.partition_point(|(row, ..)| *row < tile.outputs.start);
+        let own = self.entries.iter().skip(first).take_while(|(row, ..)| *row < tile.outputs.end);
+        for (row, col, value) in own.filter(|(_, col, _)| tile.inputs.contains(col)) {
+            let at = (row - tile.outputs.start) * tile.inputs.len() + col - tile.inputs.start;
+            if let Some(out) = out.get_mut(at) {
+                *out += value;
+            }
+        }
+    }
+
+    fn has_forward(&self) -> bool {
+        true
+    }
+
+    fn forward(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
+        for (row, col, value) in &self.entries {
+            let (from, to) = (col * tokens..(col + 1) * tokens, row * tokens..(row + 1) * tokens);
+            if let (Some(x), Some(y)) = (x.get(from), y.get_mut(to)) {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += value * x);
+            }
+        }
+    }
+}

@@ -68,9 +68,9 @@ impl Small {
             }
             (None, Some(a), Some(b)) => {
                 let ((rows, rank_a), (rank_b, cols)) = (plane(module, a)?, plane(module, b)?);
-                if (rank_a, rank_b) != (rank, rank) {
-                    let problem = format!("ranks {rank_a} and {rank_b}, but the configuration says {rank}");
-                    return Err(mismatch(problem).in_tensor(a).with_hint(OTHER));
+                if let Some((have, name)) = [(rank_a, a), (rank_b, b)].into_iter().find(|(have, _)| *have != rank) {
+                    let problem = format!("rank {have}, but the configuration says {rank}");
+                    return Err(mismatch(problem).in_tensor(name).with_hint(OTHER));
                 }
                 Ok(Self { tensors: vec![a.to_owned(), b.to_owned()], rows, cols, rank })
             }

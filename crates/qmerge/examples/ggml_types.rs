@@ -1,6 +1,8 @@
 //! Nanoseconds that a value takes to be decoded and encoded, for each type of ggml: a line "type what nanoseconds" each. `benches/peers/ggml_types.py` puts
 //! ggml's own beside them.
 
+#![allow(clippy::print_stdout)]
+
 use std::time::Instant;
 
 /// Runs of which the fastest counts.

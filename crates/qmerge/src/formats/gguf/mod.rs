@@ -51,8 +51,11 @@ struct Coder {
     /// The grid of whole blocks.
     grid: fn(&[u8]) -> Grid,
     /// Values under the scales of stored blocks, or under others of their grid.
-    store: fn(&[u8], &[f32], Option<&Grid>, &mut [u8]),
+    store: Store,
 }
+
+/// Stored blocks, values, another grid of theirs, and where it all goes.
+type Store = fn(&[u8], &[f32], Option<&Grid>, &mut [u8]);
 
 /// The kernels of a type, at every vector level.
 macro_rules! kernels {
@@ -98,8 +101,8 @@ types! {
     Q6_K, "q6_k", Q6K, "GGUF Q6_K, 6 bits, scales of 8 bits", kernels!(k::Q6K, 256, 210, 16);
     IQ4_NL, "iq4_nl", IQ4NL, "GGUF IQ4_NL, 16 uneven levels, a scale for 32 values", kernels!(iq4::Iq4Nl, 32, 18, 1);
     IQ4_XS, "iq4_xs", IQ4XS, "GGUF IQ4_XS, 16 uneven levels, scales of 6 bits", kernels!(iq4::Iq4Xs, 256, 136, 8);
-    MXFP4, "mxfp4", MXFP4, "GGUF MXFP4, 4-bit floats, a power of two for 32 values", kernels!(fp4::Mxfp4, 32, 17, 1);
-    NVFP4, "nvfp4", NVFP4, "GGUF NVFP4, 4-bit floats, an 8-bit float for 16 values", kernels!(fp4::Nvfp4, 64, 36, 4);
+    MXFP4, "gguf-mxfp4", MXFP4, "GGUF MXFP4, 4-bit floats, a power of two for 32 values", kernels!(fp4::Mxfp4, 32, 17, 1);
+    NVFP4, "gguf-nvfp4", NVFP4, "GGUF NVFP4, 4-bit floats, an 8-bit float for 16 values", kernels!(fp4::Nvfp4, 64, 36, 4);
     TQ1_0, "tq1_0", TQ1_0, "GGUF TQ1_0, three levels, a scale for 256 values", kernels!(ternary::TQ1_0, 256, 54, 1);
     TQ2_0, "tq2_0", TQ2_0, "GGUF TQ2_0, three levels in 2 bits, a scale for 256 values", kernels!(ternary::TQ2_0, 256, 66, 1);
     Q1_0, "q1_0", Q1_0, "GGUF Q1_0, a sign, and a scale for 128 values", kernels!(ternary::Q1_0, 128, 18, 1);

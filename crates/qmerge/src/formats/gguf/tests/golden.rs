@@ -6,8 +6,8 @@ use super::*;
 fn random_blocks_decode_as_in_ggml_at_every_vector_level() {
     let random = golden("decode.safetensors");
     for format in TYPES {
-        let want = bits(&floats(&random[&format!("{}.values", format.id)]));
-        let blocks = &random[&format!("{}.blocks", format.id)];
+        let want = bits(&floats(&random[&format!("{}.values", format.dtype.torch_name())]));
+        let blocks = &random[&format!("{}.blocks", format.dtype.torch_name())];
         for (level, have) in crate::simd::forced::at_every_level(|| bits(&decoded(format, blocks))) {
             assert_eq!(have, want, "{} at {level:?}", format.id);
         }
@@ -37,12 +37,12 @@ fn values_become_the_bytes_that_ggml_makes_of_them() {
             let values = floats(&golden[&format!("{kind}.values")]);
             let importance = floats(&golden[&format!("{kind}.importance")]);
             for (level, have) in crate::simd::forced::at_every_level(|| encoded(format, &values, None)) {
-                let found = difference(format, &have, &golden[&format!("{}.{kind}", format.id)]);
+                let found = difference(format, &have, &golden[&format!("{}.{kind}", format.dtype.torch_name())]);
                 wrong.extend(found.map(|found| format!("{kind} at {level:?}: {found}")));
             }
             // Types without such bytes take no account of it.
             let plain = encoded(format, &values, None);
-            let want = golden.get(&format!("{}.{kind}.weighted", format.id)).unwrap_or(&plain);
+            let want = golden.get(&format!("{}.{kind}.weighted", format.dtype.torch_name())).unwrap_or(&plain);
             for (level, have) in crate::simd::forced::at_every_level(|| encoded(format, &values, Some(&importance))) {
                 let found = difference(format, &have, want);
                 wrong.extend(found.map(|found| format!("{kind} weighted at {level:?}: {found}")));
@@ -82,13 +82,13 @@ fn four_bit_floats_are_the_first_of_the_nearest() {
     for seed in 0..200 {
         let mut x = numbers(32, seed);
         let exponent = seed as i32 % 40 - 20;
-        x.iter_mut().for_each(|x| *x *= 2.0_f32.powi(exponent));
+        x.iter_mut().for_each(|x| *x *= power(exponent));
         // Ties, at any exponent.
         for (k, tie) in [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0].iter().enumerate() {
-            x[k] = tie * 2.0_f32.powi(exponent - 4) * if seed % 2 == 0 { 1.0 } else { -1.0 };
+            x[k] = tie * power(exponent - 4) * if seed % 2 == 0 { 1.0 } else { -1.0 };
         }
         let block = encoded(&MXFP4, &x, None);
-        let scale = 2.0_f32.powi(i32::from(block[0]) - 128);
+        let scale = power(i32::from(block[0]) - 128);
         for (i, &x) in x.iter().enumerate() {
             let code = if i < 16 { block[1 + i] & 15 } else { block[1 + i - 16] >> 4 };
             assert_eq!(code, nearest(x, scale), "{x} {scale}");

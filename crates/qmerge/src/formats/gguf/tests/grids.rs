@@ -31,7 +31,7 @@ fn tamed(format: &Gguf, mut bytes: Vec<u8>) -> Vec<u8> {
         "q6_k" => &[208],
         "tq1_0" => &[52],
         "tq2_0" => &[64],
-        "mxfp4" | "nvfp4" => &[],
+        "gguf-mxfp4" | "gguf-nvfp4" => &[],
         _ => &[0],
     };
     for block in bytes.chunks_exact_mut(size) {
@@ -39,7 +39,7 @@ fn tamed(format: &Gguf, mut bytes: Vec<u8>) -> Vec<u8> {
             // Of either sign, from 2⁻¹⁴ to 2⁻³.
             block[at + 1] = (block[at + 1] & 0x83) | (4 * (1 + block[at + 1] % 12));
         }
-        if format.id == "mxfp4" {
+        if format.id == "gguf-mxfp4" {
             block[0] = 110 + block[0] % 20;
         }
     }

@@ -60,3 +60,17 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 fn weight(format: &Gguf, rows: usize, cols: usize) -> Arc<dyn Weight> {
     format.create("w.weight", &[rows, cols], Dtype::F32, &Settings::default()).unwrap()
 }
+
+/// 2^exponent.
+fn power(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) as u32) << 23)
+}
+
+/// A weight that is made anew is made by its format's name.
+#[test]
+fn names_of_formats_are_names_of_one() {
+    for format in crate::formats::FORMATS {
+        let found = crate::formats::by_id(format.id()).unwrap();
+        assert_eq!(found.about(), format.about());
+    }
+}

@@ -195,7 +195,7 @@ fn kinds() -> Vec<(&'static str, Kind)> {
             },
         ),
         (
-            "nvfp4",
+            "ct-nvfp4",
             Kind {
                 name: "",
                 config: ct("nvfp4-pack-quantized", json!({"num_bits": 4, "type": "float"})),
@@ -209,7 +209,7 @@ fn kinds() -> Vec<(&'static str, Kind)> {
             },
         ),
         (
-            "mxfp4",
+            "ct-mxfp4",
             Kind {
                 name: "",
                 config: ct("mxfp4-pack-quantized", json!({"num_bits": 4, "type": "float"})),
@@ -217,7 +217,7 @@ fn kinds() -> Vec<(&'static str, Kind)> {
             },
         ),
         (
-            "mxfp8",
+            "ct-mxfp8",
             Kind {
                 name: "",
                 config: ct("mxfp8-quantized", json!({"num_bits": 8, "type": "float"})),
@@ -524,7 +524,7 @@ fn codes_that_are_no_numbers_are_named() {
     let root = std::env::temp_dir().join(format!("qmerge-nan-{}", std::process::id()));
     let name = "model.layers.0.self_attn.q_proj.weight";
     for (number, (format, kind)) in
-        kinds().iter().filter(|(format, _)| matches!(*format, "fp8" | "ct-fp8" | "mxfp8")).enumerate()
+        kinds().iter().filter(|(format, _)| matches!(*format, "fp8" | "ct-fp8" | "ct-mxfp8")).enumerate()
     {
         let folder = root.join(number.to_string());
         let sound = base(&folder, kind);

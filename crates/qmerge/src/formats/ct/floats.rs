@@ -25,13 +25,13 @@ pub(in crate::formats) struct Floats {
 pub(in crate::formats) static FP8: Floats = Floats { id: "ct-fp8", about: "compressed-tensors, 8-bit floats" };
 /// 4-bit floats under 8-bit floats under a 32-bit float.
 pub(in crate::formats) static NVFP4: Floats =
-    Floats { id: "nvfp4", about: "compressed-tensors, NVFP4: 4-bit floats in groups of 16" };
+    Floats { id: "ct-nvfp4", about: "compressed-tensors, NVFP4: 4-bit floats in groups of 16" };
 /// 4-bit floats under exponents.
 pub(in crate::formats) static MXFP4: Floats =
-    Floats { id: "mxfp4", about: "compressed-tensors, MXFP4: 4-bit floats in groups of 32" };
+    Floats { id: "ct-mxfp4", about: "compressed-tensors, MXFP4: 4-bit floats in groups of 32" };
 /// 8-bit floats under exponents.
 pub(in crate::formats) static MXFP8: Floats =
-    Floats { id: "mxfp8", about: "compressed-tensors, MXFP8: 8-bit floats in groups of 32" };
+    Floats { id: "ct-mxfp8", about: "compressed-tensors, MXFP8: 8-bit floats in groups of 32" };
 
 impl Format for Floats {
     fn id(&self) -> &'static str {

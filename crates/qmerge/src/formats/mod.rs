@@ -33,6 +33,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use gguf::OTHER_TYPES;
 #[doc(hidden)]
 pub use gguf::encode_weighted;
 #[doc(hidden)]

@@ -328,7 +328,11 @@ fn fit(from: &mut Claim, edit: &PlannedEdit) -> Result<()> {
 fn only_read(weight: &dyn Weight) -> Error {
     unsupported(format!("stored as {}, which can be read but not written", weight.format()))
         .in_tensor(weight.name())
-        .with_hint("--to names another format for the output")
+        .with_hint(if formats::by_id(weight.format()).is_ok_and(|format| format.is_of_gguf()) {
+            formats::OTHER_TYPES
+        } else {
+            "--to names another format for the output"
+        })
 }
 
 /// True if a weight ends in a format coarser than 16 bits.

@@ -145,13 +145,13 @@ impl Format for Gguf {
         if self.kernels.coder.is_none() {
             return Err(unsupported(format!("{} can be read but not written", self.id))
                 .in_tensor(name)
-                .with_hint("--to names another type for the output"));
+                .with_hint(OTHER_TYPES));
         }
         let (block, cols) = (self.block(), shape.last().copied().unwrap_or(1));
         if shape.is_empty() || !cols.is_multiple_of(block) {
-            return Err(mismatch(format!("{} has blocks of {block} values, but a row has {cols}", self.id))
-                .in_tensor(name)
-                .with_hint("--to names a type whose blocks fit, or a plain one"));
+            return Err(
+                mismatch(format!("{} has blocks of {block} values, but a row has {cols}", self.id)).in_tensor(name)
+            );
         }
         if byte_size(self.dtype, shape).is_none() {
             return Err(mismatch(format!("shape {shape:?} is too large")).in_tensor(name));
@@ -186,6 +186,9 @@ impl Format for Gguf {
         Ok(())
     }
 }
+
+/// What to do where a file has types that are only read.
+pub(crate) const OTHER_TYPES: &str = "llama.cpp's llama-quantize --allow-requantize gives the base types that can be written, such as Q2_K; or merge into the checkpoint that it was made from";
 
 /// Every type.
 static TYPES: &[&Gguf] = &[

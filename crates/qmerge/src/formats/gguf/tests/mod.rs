@@ -69,8 +69,7 @@ fn power(exponent: i32) -> f32 {
 /// A weight that is made anew is made by its format's name.
 #[test]
 fn names_of_formats_are_names_of_one() {
-    for format in crate::formats::FORMATS.iter().filter(|format| format.is_made()) {
-        let found = crate::formats::by_id(format.id()).unwrap();
-        assert_eq!(found.about(), format.about());
-    }
+    let formats = crate::formats::FORMATS;
+    let names: std::collections::BTreeSet<&str> = formats.iter().map(|format| format.id()).collect();
+    assert_eq!(names.len(), formats.len());
 }

@@ -208,7 +208,10 @@ fn quantized_bases_take_every_method() {
         let (merged, _) = write(&plain.0, Some((&adapter, 1.0)), None, &case);
         let (_around, around) = write(&merged.0, None, Some("nf4"), &case);
         assert_eq!(direct.entries.len(), around.entries.len(), "{case}");
-        for entry in &direct.entries {
+        let changed = Checkpoint::open(&data().join(&case).join("merged.safetensors")).unwrap();
+        // What the adapter leaves alone is copied on the one way, and has its scales quantized anew on the other.
+        let is_changed = |name: &str| changed.entries.iter().any(|entry| name.starts_with(&entry.name));
+        for entry in direct.entries.iter().filter(|entry| is_changed(&entry.name)) {
             let bytes =
                 |checkpoint: &Checkpoint| checkpoint.read_small(checkpoint.get(&entry.name).unwrap(), 1 << 30).unwrap();
             assert!(bytes(&direct) == bytes(&around), "{case}: {}", entry.name);

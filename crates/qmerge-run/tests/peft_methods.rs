@@ -47,9 +47,6 @@ fn adapters_kept_apart_do_what_they_do_in_peft() {
             (0..TOKENS.len()).flat_map(|t| (0..vocab).map(move |v| (t, v))).fold(0.0, |most, (t, v)| at(t, v).max(most))
         };
         let name = case.file_name().unwrap().to_string_lossy();
-        if std::env::var_os("SHOW").is_some() {
-            println!("{name}: {:e}, without the adapter {:e}", off(&got), off(&bare));
-        }
         assert!(off(&got) < TOLERANCE, "{name}: {:e}", off(&got));
         assert!(off(&bare) > 1000.0 * TOLERANCE, "{name}: {:e}", off(&bare));
         count += 1;

@@ -2,7 +2,7 @@
 
     python3 benches/peers/ggml_types.py PATH/libggml-base.so [EXAMPLE]
 
-EXAMPLE is the built `ggml_types` (by default cargo builds and runs it). The fastest of several runs counts, and the two take turns within one run of
+EXAMPLE is the built `ggml_types` (by default cargo builds and runs it; built in parts that are not optimized together, its loops are no vectors). The fastest of several runs counts, and the two take turns within one run of
 this script. ggml's library as its packages have it is built for any x86-64; that is what llama-quantize decodes and encodes with.
 """
 
@@ -56,7 +56,7 @@ def of_ggml(library):
 def of_qmerge(program):
     lines = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
     rows = [line.split("\t") for line in lines]
-    return {(name, rest.rsplit(" ", 1)[0]): float(rest.rsplit(" ", 1)[1]) for name, rest in rows}
+    return {(name.removeprefix("gguf-"), rest.rsplit(" ", 1)[0]): float(rest.rsplit(" ", 1)[1]) for name, rest in rows}
 
 
 def main():
@@ -68,7 +68,7 @@ def main():
             for key, nanoseconds in found.items():
                 best[key] = min(nanoseconds, best.get(key, nanoseconds))
     print("| type | decode | ggml | encode | ggml | by importance | ggml |\n| --- | --- | --- | --- | --- | --- | --- |")
-    for name in map(str.lower, TYPES):
+    for name in (name.lower() for name in TYPES):
         cells = [f"{of[name, what]:.2f}" for what in ("decode", "encode", "encode by importance") for of in (ours, theirs)]
         print(f"| {name} | {' | '.join(cells)} |")
 

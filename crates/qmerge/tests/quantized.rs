@@ -318,7 +318,6 @@ fn fresh_scales_are_the_reference_s() {
         for (at, part) in weight.parts().iter().enumerate() {
             let (got, want) = (decided[at].as_ref().unwrap_or(&encoded[at]), &parts[at]);
             let same = got.iter().zip(want).filter(|(got, want)| got == want).count() as f64 / want.len() as f64;
-            println!("{} {} {same}", case.name, part.name);
             // Where the reference divides in 16 bits, takes scales before they are rounded, or breaks ties in its own way, some codes differ.
             let least = match case.name.as_str() {
                 _ if at > 0 => 1.0,

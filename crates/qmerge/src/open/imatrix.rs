@@ -7,18 +7,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Blob;
+use super::gguf::{self, Value};
 use super::local::LocalFile;
-use crate::error::{Error, Kind, Result, malformed, unsupported};
+use super::{Blob, Entry};
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result, malformed};
 
-/// Longest name or text, nested values, and dimensions, beyond which a file is not one of these.
+/// Longest name or text, beyond which a file is not one of these.
 const MAX_TEXT: u64 = 1 << 16;
-const MAX_DIMS: u32 = 4;
-/// GGUF's types: a value in a tensor, and those of metadata that are looked at.
-const F32: u32 = 0;
-const U32: u32 = 4;
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
 
 /// What one tensor was given.
 #[derive(Debug, PartialEq)]
@@ -49,9 +45,8 @@ pub(crate) fn read(path: &Path) -> Result<Importances> {
 }
 
 fn read_blob(blob: &dyn Blob) -> Result<Importances> {
-    let mut cursor = Cursor { blob, at: 0 };
-    let mut found = match cursor.array::<4>() {
-        Ok(magic) if &magic == b"GGUF" => gguf(&mut cursor)?,
+    let mut found = match (Cursor { blob, at: 0 }).array::<4>() {
+        Ok(head) if gguf::is_gguf(&head) => new(blob)?,
         _ => old(&mut Cursor { blob, at: 0 })?,
     };
     if found.all.is_empty() {
@@ -90,14 +85,6 @@ impl Cursor<'_> {
         Ok(array)
     }
 
-    fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
     /// A number that the old form stores with a sign.
     fn count(&mut self) -> Result<u64> {
         let number = self.array().map(i32::from_le_bytes)?;
@@ -111,20 +98,9 @@ impl Cursor<'_> {
         self.bytes(length).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn string(&mut self) -> Result<String> {
-        let length = self.u64()?;
-        self.text(length)
-    }
-
     fn floats(&mut self, count: u64) -> Result<Vec<f32>> {
         let bytes = self.bytes(count.saturating_mul(4))?;
         Ok(bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect())
-    }
-
-    fn skip(&mut self, count: u64) -> Result<()> {
-        let end = self.at.checked_add(count).filter(|&end| end <= self.blob.len());
-        self.at = end.ok_or_else(|| malformed("cut off in its metadata"))?;
-        Ok(())
     }
 }
 
@@ -150,77 +126,49 @@ fn old(cursor: &mut Cursor<'_>) -> Result<Importances> {
     Ok(Importances { text: text(), all })
 }
 
-/// A tensor of f32 in a GGUF file: its values, and where they begin behind the header.
-struct Tensor {
-    elements: u64,
-    /// The number of experts: all but the first dimension.
-    experts: u64,
-    offset: u64,
-}
-
-fn gguf(cursor: &mut Cursor<'_>) -> Result<Importances> {
-    let version = cursor.u32()?;
-    if !(2..=3).contains(&version) {
-        return Err(unsupported(format!("GGUF of version {version}")));
-    }
-    let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
-    let (mut kind, mut text, mut alignment) = (String::new(), None, 32);
-    for _ in 0..keys {
-        let key = cursor.string()?;
-        match (key.as_str(), cursor.u32()?) {
-            ("general.type", STRING) => kind = cursor.string()?,
-            ("general.alignment", U32) => alignment = u64::from(cursor.u32()?),
-            ("imatrix.datasets", ARRAY) => text = texts(cursor)?,
-            (_, kind) => skip(cursor, kind)?,
-        }
-    }
-    if kind != "imatrix" {
+fn new(blob: &dyn Blob) -> Result<Importances> {
+    let contents = gguf::read(blob)?;
+    let keys = contents.gguf.as_deref();
+    if keys.and_then(|keys| keys.text("general.type")) != Some("imatrix") {
         return Err(malformed("a GGUF file, but no importance matrix: its `general.type` is not `imatrix`")
             .with_hint("llama.cpp's llama-imatrix writes one"));
     }
-    let mut found: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
-    for _ in 0..tensors {
-        let name = cursor.string()?;
-        let dims = cursor.u32()?;
-        if dims > MAX_DIMS {
-            return Err(malformed(format!("{dims} dimensions")).in_tensor(&name));
-        }
-        let sizes = (0..dims).map(|_| cursor.u64()).collect::<Result<Vec<_>>>()?;
-        let product = |sizes: &[u64]| sizes.iter().try_fold(1_u64, |all, &size| all.checked_mul(size));
-        let sizes = product(&sizes).zip(product(sizes.get(1..).unwrap_or(&[])));
-        let (kind, offset) = (cursor.u32()?, cursor.u64()?);
-        let (part, name) = match (name.strip_suffix(".in_sum2"), name.strip_suffix(".counts")) {
+    let text = keys.and_then(|keys| keys.list("imatrix.datasets")?.iter().last()).and_then(|last| match last {
+        Value::Text(text) => Some(text.to_owned()),
+        _ => None,
+    });
+    let mut found: BTreeMap<&str, [Option<&Entry>; 2]> = BTreeMap::new();
+    for entry in &contents.entries {
+        let (part, name) = match (entry.name.strip_suffix(".in_sum2"), entry.name.strip_suffix(".counts")) {
             (Some(name), _) => (0, name),
             (_, Some(name)) => (1, name),
             _ => continue,
         };
-        let Some((elements, experts)) = sizes.filter(|_| kind == F32) else {
+        if entry.dtype != Dtype::F32 {
             return Err(malformed("not a tensor of f32, as those of an importance matrix are").in_tensor(name));
-        };
-        if let Some(place) = found.entry(name.to_owned()).or_default().get_mut(part) {
-            *place = Some(Tensor { elements, experts, offset });
+        }
+        if let Some(place) = found.entry(name).or_default().get_mut(part) {
+            *place = Some(entry);
         }
     }
-    let data = cursor.at.checked_next_multiple_of(alignment).ok_or_else(|| malformed("an alignment of 0 bytes"))?;
     let mut all = Vec::new();
     for (name, parts) in found {
         let [Some(sums), Some(counts)] = parts else {
-            return Err(malformed("sums without counts, or counts without sums").in_tensor(&name));
+            return Err(malformed("sums without counts, or counts without sums").in_tensor(name));
         };
-        all.push(importance(cursor.blob, data, &name, &sums, &counts).map_err(|error| error.in_tensor(&name))?);
+        all.push(importance(blob, name, sums, counts).map_err(|error| error.in_tensor(name))?);
     }
     Ok(Importances { all, text })
 }
 
-fn importance(blob: &dyn Blob, data: u64, name: &str, sums: &Tensor, counts: &Tensor) -> Result<Importance> {
-    let experts = sums.experts;
-    if sums.elements == 0 || counts.elements != experts && counts.elements != 1 {
-        return Err(malformed(format!("{} sums of {experts} matrices with {} counts", sums.elements, counts.elements)));
+/// Sums of (experts, inputs), or of one matrix's inputs, and how many inputs each expert was given.
+fn importance(blob: &dyn Blob, name: &str, sums: &Entry, counts: &Entry) -> Result<Importance> {
+    let experts: u64 = sums.shape.iter().rev().skip(1).map(|&size| size as u64).product();
+    if sums.elements() == 0 || counts.elements() != experts && counts.elements() != 1 {
+        let (have, given) = (sums.elements(), counts.elements());
+        return Err(malformed(format!("{have} sums of {experts} matrices with {given} counts")));
     }
-    let values = |tensor: &Tensor| {
-        let at = data.checked_add(tensor.offset).ok_or_else(|| malformed("it lies outside the file"))?;
-        Cursor { blob, at }.floats(tensor.elements)
-    };
+    let values = |entry: &Entry| Cursor { blob, at: entry.start }.floats(entry.elements());
     let (sums, counts) = (values(sums)?, values(counts)?);
     let features = (sums.len() as u64).checked_div(experts).unwrap_or(0).max(1) as usize;
     let mut found = Importance { name: name.to_owned(), means: Vec::new(), counts: Vec::new() };
@@ -232,50 +180,15 @@ fn importance(blob: &dyn Blob, data: u64, name: &str, sums: &Tensor, counts: &Te
     Ok(found)
 }
 
-/// The last text of an array of them.
-fn texts(cursor: &mut Cursor<'_>) -> Result<Option<String>> {
-    let (kind, number) = (cursor.u32()?, cursor.u64()?);
-    if kind != STRING {
-        (0..number).try_for_each(|_| skip(cursor, kind))?;
-        return Ok(None);
-    }
-    let mut last = None;
-    for _ in 0..number {
-        last = Some(cursor.string()?);
-    }
-    Ok(last)
-}
-
-/// Passes over a value of metadata.
-fn skip(cursor: &mut Cursor<'_>, kind: u32) -> Result<()> {
-    let bytes = |kind| match kind {
-        0 | 1 | 7 => Some(1),
-        2 | 3 => Some(2),
-        4..=6 => Some(4),
-        10..=12 => Some(8),
-        _ => None,
-    };
-    match (kind, bytes(kind)) {
-        (_, Some(bytes)) => cursor.skip(bytes),
-        (STRING, _) => {
-            let length = cursor.u64()?;
-            cursor.skip(length)
-        }
-        (ARRAY, _) => {
-            let (kind, number) = (cursor.u32()?, cursor.u64()?);
-            match (kind, bytes(kind)) {
-                (_, Some(bytes)) => cursor.skip(number.saturating_mul(bytes)),
-                (STRING, _) => (0..number).try_for_each(|_| skip(cursor, STRING)),
-                _ => Err(malformed("arrays in arrays")),
-            }
-        }
-        _ => Err(malformed(format!("metadata of an unknown type, {kind}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// GGUF's types: a value in a tensor, and those of its keys.
+    const F32: u32 = 0;
+    const U32: u32 = 4;
+    const STRING: u32 = 8;
+    const ARRAY: u32 = 9;
 
     fn read_bytes(name: &str, bytes: &[u8]) -> Result<Importances> {
         let path = std::env::temp_dir().join(format!("qmerge-imatrix-{}-{name}", std::process::id()));

@@ -60,7 +60,7 @@ fn epsilon(dtype: Dtype) -> f32 {
 impl Scaled {
     fn bounds(&self, held: &[f32]) -> Bounds {
         let groups = self.groups();
-        let lines = if self.rows == 0 { 0 } else { self.tiles.line(self.rows - 1) + 1 };
+        let lines = self.tiles.lines(&(0..self.rows)).end;
         let mut bounds = vec![[f32::INFINITY, f32::NEG_INFINITY]; lines * groups];
         for (row, held) in held.chunks_exact((2 * groups).max(1)).enumerate() {
             let line = self.tiles.line(row) * groups;
@@ -254,7 +254,7 @@ impl Writer for Scaled {
             .collect();
         let Some(codes) = out.first_mut() else { return };
         if let Some(multipliers) = &self.multipliers {
-            let multipliers = self.tiles.of_rows(multipliers, self.groups(), &rows);
+            let multipliers = self.tiles.of_rows(multipliers, 0, self.groups(), &rows);
             let mut values = values.to_vec();
             let of_rows = multipliers.chunks_exact(self.groups().max(1));
             for (row, multipliers) in values.chunks_exact_mut(self.cols.max(1)).zip(of_rows) {
@@ -265,7 +265,7 @@ impl Writer for Scaled {
         }
         if let Some(unrounded) = &self.unrounded {
             let (scales, offsets) = &**unrounded;
-            let of = |all: &[f32]| self.tiles.of_rows(all, self.groups(), &rows);
+            let of = |all: &[f32]| self.tiles.of_rows(all, 0, self.groups(), &rows);
             return self.pack(values, (&of(scales), &[], &of(offsets)), codes);
         }
         let scales = self.scales(&views, &rows);

@@ -116,16 +116,23 @@ impl Scaled {
 
     /// The numbers of a role for the groups of some rows, row by row, of a part that lies as scales do.
     fn by_rows(&self, parts: &[&[u8]], role: Role, rows: &Range<usize>) -> Vec<f32> {
-        let numbers = numbers(self.dtype(role), self.bytes(parts, role));
-        if self.tiles.rows == 1 { numbers } else { self.tiles.of_rows(&numbers, self.groups(), rows) }
+        let (dtype, bytes, groups) = (self.dtype(role), self.bytes(parts, role), self.groups());
+        if self.tiles.rows == 1 {
+            return numbers(dtype, bytes);
+        }
+        // Of a table for the whole weight, the lines of tiles that these rows lie in.
+        let (lines, width) = (self.tiles.lines(rows), groups * dtype.block().1 as usize);
+        let of_lines = bytes.get(lines.start * width..lines.end * width).unwrap_or_default();
+        self.tiles.of_rows(&numbers(dtype, of_lines), lines.start, groups, rows)
     }
 
     /// The scales of some rows' groups.
     fn scales(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
         let mut scales = self.by_rows(parts, Role::Scales, rows);
         if self.second != Second::None && self.groups() > 0 {
+            let seconds = self.seconds(parts);
             for (row, scales) in rows.clone().zip(scales.chunks_mut(self.groups())) {
-                let second = self.second_of(parts, row);
+                let second = self.second_of(&seconds, row);
                 scales.iter_mut().for_each(|scale| *scale = self.under_second(*scale, second));
             }
         }
@@ -139,9 +146,13 @@ impl Scaled {
         }
     }
 
+    /// The scales of scales: one, or one for each matrix of a stack.
+    fn seconds(&self, parts: &[&[u8]]) -> Vec<f32> {
+        numbers(self.dtype(Role::Second), self.bytes(parts, Role::Second))
+    }
+
     /// The scale of a row's scales.
-    fn second_of(&self, parts: &[&[u8]], row: usize) -> f32 {
-        let seconds = numbers(self.dtype(Role::Second), self.bytes(parts, Role::Second));
+    fn second_of(&self, seconds: &[f32], row: usize) -> f32 {
         let matrix = if seconds.len() > 1 { row / self.tiles.matrix.max(1) } else { 0 };
         seconds.get(matrix).copied().unwrap_or(f32::NAN)
     }

@@ -1,5 +1,6 @@
 //! Values under the scales that are stored, or others that could stand in their place.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{E4M3_LEVELS, Role, Scaled, Second, Zeros, number_bytes, numbers};
@@ -16,13 +17,11 @@ impl Scaled {
             return Choices::Fixed;
         }
         match self.dtype(Role::Scales) {
-            _ if self.second != Second::None && numbers(Dtype::F32, self.bytes(parts, Role::Second)).len() != 1 => {
-                Choices::Fixed
-            }
+            _ if self.second != Second::None && self.seconds(parts).len() != 1 => Choices::Fixed,
             Dtype::F32 => Choices::Any,
             dtype @ (Dtype::F16 | Dtype::BF16) => Choices::Rounded(dtype),
             Dtype::F8E4M3 => {
-                let second = self.second_of(parts, 0);
+                let second = self.second_of(&self.seconds(parts), 0);
                 let mut list: Vec<f32> = E4M3_LEVELS.iter().map(|&scale| self.under_second(scale, second)).collect();
                 list.retain(|scale| *scale > 0.0 && scale.is_finite());
                 list.sort_unstable_by(f32::total_cmp);
@@ -60,7 +59,7 @@ impl Scaled {
         if own.len() != moved.scales.len() {
             return stored.to_vec();
         }
-        let (raw, second) = (numbers(dtype, stored), self.second_of(parts, rows.start));
+        let (raw, second) = (numbers(dtype, stored), self.second_of(&self.seconds(parts), rows.start));
         let unseconded = |scale: f32| match self.second {
             Second::None => scale,
             Second::Divides => scale * second,
@@ -149,19 +148,19 @@ impl OnGrid for Scaled {
     fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
         // Only what is cut by rows is written with them.
         let cut = self.tiles.rows == 1;
-        let mut scale_bytes = self.bytes(parts, Role::Scales).to_vec();
-        let mut offset_bytes = self.bytes(parts, Role::Offsets).to_vec();
+        let mut scale_bytes = Cow::Borrowed(self.bytes(parts, Role::Scales));
+        let mut offset_bytes = Cow::Borrowed(self.bytes(parts, Role::Offsets));
         if let Some(moved) = moved.filter(|_| cut) {
-            scale_bytes = self.moved_scales(parts, &rows, moved);
+            scale_bytes = self.moved_scales(parts, &rows, moved).into();
             if self.find(Role::Offsets).is_some() && !moved.offsets.is_empty() {
-                offset_bytes = number_bytes(self.dtype(Role::Offsets), &moved.offsets);
+                offset_bytes = number_bytes(self.dtype(Role::Offsets), &moved.offsets).into();
             }
         }
         // What is stored now, beside what stays.
         let now: Vec<&[u8]> = (self.roles.iter().enumerate())
             .map(|(at, role)| match role {
-                Role::Scales => scale_bytes.as_slice(),
-                Role::Offsets => offset_bytes.as_slice(),
+                Role::Scales => &*scale_bytes,
+                Role::Offsets => &*offset_bytes,
                 _ => part(parts, at),
             })
             .collect();

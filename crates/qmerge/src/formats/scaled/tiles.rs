@@ -28,10 +28,15 @@ impl Tiles {
         row / matrix * matrix.div_ceil(self.rows.max(1)) + row % matrix / self.rows.max(1)
     }
 
-    /// What stands for tiles, for the tiles of each row.
-    pub(super) fn of_rows(&self, of_tiles: &[f32], groups: usize, rows: &Range<usize>) -> Vec<f32> {
+    /// The rows of tiles that some rows lie in.
+    pub(super) fn lines(&self, rows: &Range<usize>) -> Range<usize> {
+        if rows.is_empty() { 0..0 } else { self.line(rows.start)..self.line(rows.end - 1) + 1 }
+    }
+
+    /// What stands for tiles from a row of them on, for the tiles of each row.
+    pub(super) fn of_rows(&self, of_tiles: &[f32], first: usize, groups: usize, rows: &Range<usize>) -> Vec<f32> {
         let of_row = |row| {
-            let line = self.line(row);
+            let line = self.line(row) - first;
             of_tiles.get(line * groups..(line + 1) * groups).unwrap_or_default()
         };
         rows.clone().flat_map(of_row).copied().collect()

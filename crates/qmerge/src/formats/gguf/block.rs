@@ -26,12 +26,21 @@ pub(super) trait Block<const N: usize, const B: usize, const R: usize> {
     const LEVELS: Levels;
     /// True if levels are moved by an offset.
     const OFFSETS: bool = false;
+    /// Where in a block its scale lies, an f16, and behind it its offset if it has one, of types whose elements share them.
+    const SCALE: usize = 0;
 
-    /// The level that a code stands for.
-    fn level(code: u8) -> f32;
+    /// The level that a code stands for: of whole numbers the first has code 0.
+    #[inline(always)]
+    fn level(code: u8) -> f32 {
+        (i32::from(code) + ends(&Self::LEVELS).0) as f32
+    }
 
     /// The code of the level nearest to a number.
-    fn code(x: f32) -> u8;
+    #[inline(always)]
+    fn code(x: f32) -> u8 {
+        let (low, high) = ends(&Self::LEVELS);
+        (x.round_ties_even().clamp(low as f32, high as f32) - low as f32) as u8
+    }
 
     /// The codes of a block, in the order of its elements.
     fn unpack(block: &[u8; B]) -> [u8; N];
@@ -40,21 +49,44 @@ pub(super) trait Block<const N: usize, const B: usize, const R: usize> {
     fn pack(codes: &[u8; N], block: &mut [u8; B]);
 
     /// The scale of each run.
-    fn scales(block: &[u8; B]) -> [f32; R];
+    #[inline(always)]
+    fn scales(block: &[u8; B]) -> [f32; R] {
+        [f16([block[Self::SCALE], block[Self::SCALE + 1]]); R]
+    }
 
-    /// The offset of each run.
-    fn offsets(_block: &[u8; B]) -> [f32; R] {
-        [0.0; R]
+    /// The offset of each run, where there are offsets.
+    #[inline(always)]
+    fn offsets(block: &[u8; B]) -> [f32; R] {
+        [f16([block[Self::SCALE + 2], block[Self::SCALE + 3]]); R]
     }
 
     /// The scales and the offsets that these blocks could have while what all of a block share stays.
-    fn choices(blocks: &[[u8; B]]) -> (Choices, Choices);
+    fn choices(_blocks: &[[u8; B]]) -> (Choices, Choices) {
+        let any = Choices::Rounded(Dtype::F16);
+        let offsets = if Self::OFFSETS { any.clone() } else { Choices::Fixed };
+        (any, offsets)
+    }
 
     /// Puts others of [`Block::choices`] into a block; what stays keeps its bytes.
-    fn choose(block: &mut [u8; B], scales: &[f32; R], offsets: &[f32; R]);
+    #[inline(always)]
+    fn choose(block: &mut [u8; B], scales: &[f32; R], offsets: &[f32; R]) {
+        choose_f16(&mut block[Self::SCALE..], scales[0]);
+        if Self::OFFSETS {
+            choose_f16(&mut block[Self::SCALE + 2..], offsets[0]);
+        }
+    }
 
     /// Up to [`TOGETHER`] blocks of values of a row as ggml's reference encodes them, or with what is known of the inputs.
     fn encode(x: &[[f32; N]], importance: Option<Importance<'_, N>>, blocks: &mut [[u8; B]]);
+}
+
+/// The least and the greatest of levels that are whole numbers.
+#[inline(always)]
+fn ends(levels: &Levels) -> (i32, i32) {
+    match *levels {
+        Levels::Integers(low, high) => (low, high),
+        _ => (0, 0),
+    }
 }
 
 /// Blocks that go together: the loops over their values are long enough to be worth vectors.
@@ -173,11 +205,6 @@ fn of_block<const R: usize>(scales: &[f32], offsets: &[f32], number: usize) -> (
     (of(scales).unwrap_or([f32::NAN; R]), of(offsets).unwrap_or([0.0; R]))
 }
 
-/// A scale, or an offset, that is an f16 of its own.
-pub(super) fn any_f16() -> Choices {
-    Choices::Rounded(Dtype::F16)
-}
-
 /// By block, the whole multiples of a unit.
 pub(super) fn multiples<const B: usize>(
     blocks: &[[u8; B]],
@@ -203,12 +230,6 @@ pub(super) fn number(unit: f32, own: i32, wanted: f32, mut numbers: std::ops::Ra
         return own;
     }
     numbers.find(|&number| unit * number as f32 == wanted).unwrap_or(own)
-}
-
-/// The code of the nearest whole number from `low` to `high`, where `low` has code 0. Of halves the even one.
-#[inline(always)]
-pub(super) fn whole(x: f32, low: f32, high: f32) -> u8 {
-    (x.round_ties_even().clamp(low, high) - low) as u8
 }
 
 /// Values, weights and place of each block. (A closure for each would be compiled on its own, without the vectors of its caller.)
@@ -280,7 +301,7 @@ pub(super) fn to_nibbles(codes: &[u8], bytes: &mut [u8]) {
 
 /// Puts another f16 into the first two bytes of some.
 #[inline(always)]
-pub(super) fn choose_f16(bytes: &mut [u8], wanted: f32) {
+fn choose_f16(bytes: &mut [u8], wanted: f32) {
     if f16([bytes[0], bytes[1]]) != wanted && !wanted.is_nan() {
         bytes[..2].copy_from_slice(&half(wanted));
     }

@@ -3,9 +3,7 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it, or is a code that was masked.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{
-    Block, Importance, any_f16, choose_f16, each, f16, half, inverse, multiples, nibbles, number, to_nibbles,
-};
+use super::block::{Block, Importance, each, f16, half, inverse, multiples, nibbles, number, to_nibbles};
 use super::fit::{Runs, extreme, extremes, map, nearest, runs, square_sum, weighted};
 use crate::formats::{Choices, Levels};
 
@@ -99,20 +97,6 @@ impl Block<32, 18, 1> for Iq4Nl {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 18]) {
         to_nibbles(codes, &mut block[2..]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 18]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 18]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 18], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, each, f16, half, multiples, nibbles, number, to_nibbles, whole};
+use super::block::{Block, Importance, each, f16, half, multiples, nibbles, number, to_nibbles};
 use super::fit::{
     self, Runs, Search, affine, by_moves, codes, extreme, map, nearest, positive, runs, square_sum, sums, symmetric,
     weighted,
@@ -150,6 +150,19 @@ fn to_scales_and_minima(scales: &[u8; 8], minima: &[u8; 8], bytes: &mut [u8]) {
     }
 }
 
+/// What the first sixteen bytes of Q4_K and Q5_K say: two units, and the scales and minima under them.
+#[inline(always)]
+fn scales_of(bytes: &[u8]) -> [f32; 8] {
+    let d = f16([bytes[0], bytes[1]]);
+    scales_and_minima(&bytes[4..16]).0.map(|scale| d * f32::from(scale))
+}
+
+#[inline(always)]
+fn offsets_of(bytes: &[u8]) -> [f32; 8] {
+    let d = f16([bytes[2], bytes[3]]);
+    scales_and_minima(&bytes[4..16]).1.map(|minimum| -(d * f32::from(minimum)))
+}
+
 /// Other scales and minima of Q4_K and Q5_K under the two units that come before them.
 #[inline(always)]
 fn choose_scales_and_minima(bytes: &mut [u8], scales: &[f32; 8], offsets: &[f32; 8]) {
@@ -199,25 +212,13 @@ fn encode_affine(x: &[f32; 256], importance: Option<&[f32; 256]>, search: Search
     bytes[..2].copy_from_slice(&half(d));
     bytes[2..4].copy_from_slice(&half(dmin));
     to_scales_and_minima(&scales, &minima, &mut bytes[4..16]);
-    let (d, dmin) = (f16(half(d)), f16(half(dmin)));
-    let (own, own_minima) = (scales.map(|scale| d * f32::from(scale)), minima.map(|minimum| dmin * f32::from(minimum)));
-    again(&runs, &mut found, &own, &own_minima, (0, top));
+    again(&runs, &mut found, &scales_of(bytes), &offsets_of(bytes).map(|offset| -offset), (0, top));
     codes(&found)
 }
 
 impl Block<256, 84, 16> for Q2K {
     const LEVELS: Levels = Levels::Integers(0, 3);
     const OFFSETS: bool = true;
-
-    #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code)
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, 0.0, 3.0)
-    }
 
     #[inline(always)]
     fn unpack(block: &[u8; 84]) -> [u8; 256] {
@@ -296,16 +297,6 @@ impl Block<256, 110, 16> for Q3K {
     const LEVELS: Levels = Levels::Integers(-4, 3);
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 4.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -4.0, 3.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 110]) -> [u8; 256] {
         let mut codes = [0; 256];
         two_bits(&block[32..96], &mut codes);
@@ -372,16 +363,6 @@ impl Block<256, 144, 8> for Q4K {
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code)
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, 0.0, 15.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 144]) -> [u8; 256] {
         let mut codes = [0; 256];
         four_bits(&block[16..], &mut codes);
@@ -395,14 +376,12 @@ impl Block<256, 144, 8> for Q4K {
 
     #[inline(always)]
     fn scales(block: &[u8; 144]) -> [f32; 8] {
-        let d = f16([block[0], block[1]]);
-        scales_and_minima(&block[4..16]).0.map(|scale| d * f32::from(scale))
+        scales_of(block)
     }
 
     #[inline(always)]
     fn offsets(block: &[u8; 144]) -> [f32; 8] {
-        let d = f16([block[2], block[3]]);
-        scales_and_minima(&block[4..16]).1.map(|minimum| -(d * f32::from(minimum)))
+        offsets_of(block)
     }
 
     fn choices(blocks: &[[u8; 144]]) -> (Choices, Choices) {
@@ -429,16 +408,6 @@ impl Block<256, 176, 8> for Q5K {
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code)
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, 0.0, 31.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 176]) -> [u8; 256] {
         let mut codes = [0; 256];
         four_bits(&block[48..], &mut codes);
@@ -454,14 +423,12 @@ impl Block<256, 176, 8> for Q5K {
 
     #[inline(always)]
     fn scales(block: &[u8; 176]) -> [f32; 8] {
-        let d = f16([block[0], block[1]]);
-        scales_and_minima(&block[4..16]).0.map(|scale| d * f32::from(scale))
+        scales_of(block)
     }
 
     #[inline(always)]
     fn offsets(block: &[u8; 176]) -> [f32; 8] {
-        let d = f16([block[2], block[3]]);
-        scales_and_minima(&block[4..16]).1.map(|minimum| -(d * f32::from(minimum)))
+        offsets_of(block)
     }
 
     fn choices(blocks: &[[u8; 176]]) -> (Choices, Choices) {
@@ -485,16 +452,6 @@ impl Block<256, 176, 8> for Q5K {
 
 impl Block<256, 210, 16> for Q6K {
     const LEVELS: Levels = Levels::Integers(-32, 31);
-
-    #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 32.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -32.0, 31.0)
-    }
 
     #[inline(always)]
     fn unpack(block: &[u8; 210]) -> [u8; 256] {

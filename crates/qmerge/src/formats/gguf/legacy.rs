@@ -3,11 +3,9 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{
-    Block, Importance, any_f16, choose_f16, each, f16, half, inverse, nibbles, to_nibbles, truncated, whole,
-};
+use super::block::{Block, Importance, each, half, inverse, nibbles, to_nibbles, truncated};
 use super::fit::{Runs, Search, affine, codes, ends, extreme, most, runs, symmetric, weighted};
-use crate::formats::{Choices, Levels};
+use crate::formats::Levels;
 
 pub(super) struct Q4_0;
 pub(super) struct Q4_1;
@@ -119,16 +117,6 @@ impl Block<32, 18, 1> for Q4_0 {
     const LEVELS: Levels = Levels::Integers(-8, 7);
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 8.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -8.0, 7.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 18]) -> [u8; 32] {
         let mut codes = [0; 32];
         nibbles(&block[2..], &mut codes);
@@ -138,20 +126,6 @@ impl Block<32, 18, 1> for Q4_0 {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 18]) {
         to_nibbles(codes, &mut block[2..]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 18]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 18]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 18], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
     }
 
     #[inline(always)]
@@ -168,16 +142,6 @@ impl Block<32, 20, 1> for Q4_1 {
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code)
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, 0.0, 15.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 20]) -> [u8; 32] {
         let mut codes = [0; 32];
         nibbles(&block[4..], &mut codes);
@@ -187,26 +151,6 @@ impl Block<32, 20, 1> for Q4_1 {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 20]) {
         to_nibbles(codes, &mut block[4..]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 20]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    #[inline(always)]
-    fn offsets(block: &[u8; 20]) -> [f32; 1] {
-        [f16([block[2], block[3]])]
-    }
-
-    fn choices(_: &[[u8; 20]]) -> (Choices, Choices) {
-        (any_f16(), any_f16())
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 20], scales: &[f32; 1], offsets: &[f32; 1]) {
-        choose_f16(block, scales[0]);
-        choose_f16(&mut block[2..], offsets[0]);
     }
 
     #[inline(always)]
@@ -223,16 +167,6 @@ impl Block<32, 22, 1> for Q5_0 {
     const LEVELS: Levels = Levels::Integers(-16, 15);
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 16.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -16.0, 15.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 22]) -> [u8; 32] {
         five_bits(&block[2..])
     }
@@ -240,20 +174,6 @@ impl Block<32, 22, 1> for Q5_0 {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 22]) {
         to_five_bits(codes, &mut block[2..]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 22]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 22]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 22], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
     }
 
     #[inline(always)]
@@ -270,16 +190,6 @@ impl Block<32, 24, 1> for Q5_1 {
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code)
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, 0.0, 31.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 24]) -> [u8; 32] {
         five_bits(&block[4..])
     }
@@ -287,26 +197,6 @@ impl Block<32, 24, 1> for Q5_1 {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 24]) {
         to_five_bits(codes, &mut block[4..]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 24]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    #[inline(always)]
-    fn offsets(block: &[u8; 24]) -> [f32; 1] {
-        [f16([block[2], block[3]])]
-    }
-
-    fn choices(_: &[[u8; 24]]) -> (Choices, Choices) {
-        (any_f16(), any_f16())
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 24], scales: &[f32; 1], offsets: &[f32; 1]) {
-        choose_f16(block, scales[0]);
-        choose_f16(&mut block[2..], offsets[0]);
     }
 
     #[inline(always)]
@@ -342,20 +232,6 @@ impl Block<32, 34, 1> for Q8_0 {
     #[inline(always)]
     fn pack(codes: &[u8; 32], block: &mut [u8; 34]) {
         block[2..].copy_from_slice(codes);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 34]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 34]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 34], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
     }
 
     #[inline(always)]

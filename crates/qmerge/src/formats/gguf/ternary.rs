@@ -3,10 +3,10 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, any_f16, choose_f16, each, f16, half, inverse, truncated, whole};
+use super::block::{Block, Importance, each, half, inverse, truncated};
 use super::fit::most;
 use super::k::{to_two_bits, two_bits};
-use crate::formats::{Choices, Levels};
+use crate::formats::Levels;
 
 pub(super) struct Q1_0;
 pub(super) struct Q2_0;
@@ -57,20 +57,6 @@ impl Block<128, 18, 1> for Q1_0 {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8; 18]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 18]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 18], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
-    }
-
-    #[inline(always)]
     fn encode(x: &[[f32; 128]], _: Option<Importance<'_, 128>>, blocks: &mut [[u8; 18]]) {
         for (x, _, block) in each(x, None, blocks) {
             let sum = x.iter().fold(0.0, |sum, x| sum + x.abs());
@@ -86,16 +72,6 @@ impl Block<64, 18, 1> for Q2_0 {
     const LEVELS: Levels = Levels::Integers(-1, 2);
 
     #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 1.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -1.0, 2.0)
-    }
-
-    #[inline(always)]
     fn unpack(block: &[u8; 18]) -> [u8; 64] {
         std::array::from_fn(|i| (block[2 + i / 4] >> (2 * (i % 4))) & 3)
     }
@@ -105,20 +81,6 @@ impl Block<64, 18, 1> for Q2_0 {
         for (byte, codes) in block[2..].iter_mut().zip(codes.chunks_exact(4)) {
             *byte = codes[0] | (codes[1] << 2) | (codes[2] << 4) | (codes[3] << 6);
         }
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 18]) -> [f32; 1] {
-        [f16([block[0], block[1]])]
-    }
-
-    fn choices(_: &[[u8; 18]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 18], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(block, scales[0]);
     }
 
     #[inline(always)]
@@ -138,16 +100,7 @@ impl Block<64, 18, 1> for Q2_0 {
 
 impl Block<256, 66, 1> for TQ2_0 {
     const LEVELS: Levels = Levels::Integers(-1, 2);
-
-    #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 1.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -1.0, 2.0)
-    }
+    const SCALE: usize = 64;
 
     #[inline(always)]
     fn unpack(block: &[u8; 66]) -> [u8; 256] {
@@ -159,20 +112,6 @@ impl Block<256, 66, 1> for TQ2_0 {
     #[inline(always)]
     fn pack(codes: &[u8; 256], block: &mut [u8; 66]) {
         to_two_bits(codes, &mut block[..64]);
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 66]) -> [f32; 1] {
-        [f16([block[64], block[65]])]
-    }
-
-    fn choices(_: &[[u8; 66]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 66], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(&mut block[64..], scales[0]);
     }
 
     #[inline(always)]
@@ -190,16 +129,7 @@ const PLACES: [(usize, usize, usize, usize); 3] = [(0, 32, 0, 5), (32, 48, 160, 
 
 impl Block<256, 54, 1> for TQ1_0 {
     const LEVELS: Levels = Levels::Integers(-1, 1);
-
-    #[inline(always)]
-    fn level(code: u8) -> f32 {
-        f32::from(code) - 1.0
-    }
-
-    #[inline(always)]
-    fn code(x: f32) -> u8 {
-        whole(x, -1.0, 1.0)
-    }
+    const SCALE: usize = 52;
 
     /// A byte is a fraction of 256; three times it is the next digit and the rest.
     #[inline(always)]
@@ -231,20 +161,6 @@ impl Block<256, 54, 1> for TQ1_0 {
                 *byte = (number * 256).div_ceil(243) as u8;
             }
         }
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 54]) -> [f32; 1] {
-        [f16([block[52], block[53]])]
-    }
-
-    fn choices(_: &[[u8; 54]]) -> (Choices, Choices) {
-        (any_f16(), Choices::Fixed)
-    }
-
-    #[inline(always)]
-    fn choose(block: &mut [u8; 54], scales: &[f32; 1], _: &[f32; 1]) {
-        choose_f16(&mut block[52..], scales[0]);
     }
 
     #[inline(always)]

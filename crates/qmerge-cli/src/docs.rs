@@ -224,9 +224,7 @@ fn tables_have_what_the_registries_have() {
     let row = |name: &str| readme.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap().to_lowercase();
     let limits = chapter("limits.md");
     let limit = limits.lines().find(|line| line.starts_with("- **Formats.**")).unwrap().to_lowercase();
-    for format in
-        FORMATS.iter().filter(|format| format.is_made() && !format.is_of_gguf() && !format.id().starts_with("ct-"))
-    {
+    for format in FORMATS.iter().filter(|format| format.is_made() && !format.id().starts_with("ct-")) {
         assert!(names(&row("models"), format.id()) && names(&limit, format.id()), "{}", format.id());
     }
     let adapters = section(&chapter("reference/adapters.md"), "What is merged").to_uppercase();

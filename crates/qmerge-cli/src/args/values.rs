@@ -22,7 +22,7 @@ const NO_GGUF: &str = "a base in GGUF keeps its types without --to; of any other
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
-    let known = FORMATS.iter().filter(|format| format.is_made() && !format.is_of_gguf()).map(|format| {
+    let known = FORMATS.iter().filter(|format| format.is_made()).map(|format| {
         let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
         PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
     });

@@ -4,13 +4,11 @@
 //! beside them, and computes in f32. What else they have (quanto's integers of 4 and 2 bits, torchao's packed types) is recognised and refused. Arithmetic:
 //! optimum-quanto 0.2.7, torchao 0.18.
 
-use std::sync::Arc;
-
 use super::scaled::{Codes, Companions, Fresh, Role, Scaled, Tiles, misfit};
-use super::{Claim, Format, Module, Settings, Weight, fp8};
+use super::{Claim, Format, Module, fp8};
 use crate::dtype::Dtype;
 use crate::error::{Result, unsupported};
-use crate::open::{Entry, ModelConfig};
+use crate::open::Entry;
 
 /// One library's way as a format.
 #[derive(Debug)]
@@ -58,14 +56,6 @@ impl Format for Bytes {
         self.of_module(module, lead)
             .map(|claim| vec![claim])
             .map_err(|error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead)))
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported(format!("{} is not made from other formats", self.id)).in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

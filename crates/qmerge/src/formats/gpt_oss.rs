@@ -4,13 +4,11 @@
 //! blocks). Rows are outputs, whereas the plain parameter is (experts, inputs, outputs). Values are exact in bfloat16. How scales are chosen afresh has no
 //! reference that runs on a CPU: they are chosen as compressed-tensors does for MXFP4. Arithmetic: transformers 5.23, `convert_moe_packed_tensors`.
 
-use std::sync::Arc;
-
 use super::scaled::{Codes, Companions, Fresh, Role, Scaled, Tiles, misfit};
-use super::{Claim, Format, Module, Settings, Weight, fp8};
+use super::{Claim, Format, Module, fp8};
 use crate::dtype::Dtype;
-use crate::error::{Result, unsupported};
-use crate::open::{Entry, ModelConfig};
+use crate::error::Result;
+use crate::open::Entry;
 
 /// Values of a block.
 const BLOCK: usize = 32;
@@ -42,14 +40,6 @@ impl Format for GptOss {
                 .map_err(|error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead)))
         };
         leads.map(claim).collect()
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported("gpt-oss' MXFP4 is not made from other formats").in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -3,15 +3,13 @@
 //! Parts of `M.weight`: the codes (U32, one stream of fields per row from the low end of each word), `M.scales`, and `M.biases` of the affine kind. Its values are `q · s + b`, rounded to
 //! the type of the scales after either operation. The configuration's `quantization` says how many share a scale, for all modules or for one. Arithmetic: mlx 0.32 on a CPU.
 
-use std::sync::Arc;
-
 use serde_json::Value;
 
 use super::scaled::{Codes, Companions, Fresh, Role, Scaled, Tiles, misfit};
-use super::{Claim, Format, Module, Settings, Weight, fp8};
+use super::{Claim, Format, Module, fp8};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, malformed, unsupported};
-use crate::open::{Entry, ModelConfig};
+use crate::error::{Error, Result, malformed};
+use crate::open::Entry;
 
 /// MLX as a format.
 #[derive(Debug)]
@@ -35,14 +33,6 @@ impl Format for Mlx {
         let Some(lead) = lead else { return Ok(Vec::new()) };
         let named = |error: Error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead));
         of_module(module, lead).map(|claim| vec![claim]).map_err(named)
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported("mlx is not made from other formats").in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) use viewed::Viewed;
 use crate::arch::Role;
 use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
-use crate::error::{Result, usage};
+use crate::error::{Result, unsupported, usage};
 use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Every format, most specific first: a plain tensor is what no other format claims.
@@ -124,8 +124,10 @@ pub trait Format: Sync {
         false
     }
 
-    /// A weight of this format for values of type `values`, with nothing in it yet.
-    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
+    /// A weight of this format for values of type `values`, with nothing in it yet. Errors where there is no such weight.
+    fn create(&self, name: &str, _shape: &[usize], _values: Dtype, _settings: &Settings) -> Result<Arc<dyn Weight>> {
+        Err(unsupported(format!("{} is not made from other formats", self.id())).in_tensor(name))
+    }
 
     /// True if a weight of another format can become one of this; false for formats that are read, and written back where a base has them.
     fn is_made(&self) -> bool {
@@ -160,8 +162,10 @@ pub trait Format: Sync {
 
     /// Says in `config.json` how a loader finds this format. `skipped` are modules that it has to keep plain, where its own defaults do not say so.
     ///
-    /// Errors if a setting has no such value.
-    fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()>;
+    /// Errors if a setting has no such value. A format that is not made is found as the base says.
+    fn describe(&self, _config: &mut ModelConfig, _settings: &Settings, _skipped: Option<&[String]>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A recognised weight and the entries that its parts are read from (same order as [`Weight::parts`]).
@@ -333,7 +337,7 @@ pub struct Settled {
 
 /// The format of that name.
 pub fn by_id(id: &str) -> Result<&'static dyn Format> {
-    FORMATS.iter().copied().find(|format| format.is_made() && format.id() == id).ok_or_else(|| {
+    FORMATS.iter().copied().find(|format| format.id() == id).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().filter(|format| format.is_made()).map(|format| format.id()).collect();
         usage(format!("there is no format `{id}`")).with_hint(format!("formats: same, {}", known.join(", ")))
     })

@@ -9,8 +9,8 @@ use super::{
     float_bytes, floats, grow, part,
 };
 use crate::dtype::Dtype;
-use crate::error::{Result, malformed, unsupported};
-use crate::open::{Entry, ModelConfig};
+use crate::error::{Result, malformed};
+use crate::open::Entry;
 
 #[derive(Debug)]
 pub(super) struct Toy;
@@ -45,14 +45,6 @@ impl Format for Toy {
 
     fn is_made(&self) -> bool {
         false
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported("toy is not made from other formats").in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

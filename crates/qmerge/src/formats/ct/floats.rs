@@ -3,16 +3,14 @@
 //! Parts of `M.weight`: FP8 and MXFP8 have the codes under that name, the others `M.weight_packed` (U8). `M.weight_scale`: of FP8 one, one per row or one per block, in the type
 //! of the model; of NVFP4 one 8-bit float per 16 values, divided by `M.weight_global_scale`; of the MX types an exponent per 32.
 
-use std::sync::Arc;
-
 use serde_json::Value;
 
 use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, misfit};
-use super::super::{Claim, Format, Module, Settings, Weight, fp8};
+use super::super::{Claim, Format, Module, fp8};
 use super::{KEPT, matrix, may_be, schemes, values};
 use crate::dtype::Dtype;
-use crate::error::{Result, unsupported};
-use crate::open::{Checkpoint, Entry, ModelConfig};
+use crate::error::Result;
+use crate::open::{Checkpoint, Entry};
 
 /// Small floats of one kind as a format.
 #[derive(Debug)]
@@ -62,14 +60,6 @@ impl Format for Floats {
 
     fn is_made(&self) -> bool {
         false
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported(format!("{} is not made from other formats", self.id)).in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

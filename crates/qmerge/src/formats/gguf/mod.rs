@@ -21,7 +21,7 @@ use super::{Claim, Format, Grid, Module, Settings, Weight, grow};
 use crate::arch::Role;
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
-use crate::open::{Entry, ModelConfig, byte_size};
+use crate::open::{Entry, byte_size};
 use crate::simd::versions;
 use weight::GgufWeight;
 
@@ -177,13 +177,12 @@ impl Format for Gguf {
         }
     }
 
-    fn is_of_gguf(&self) -> bool {
-        true
+    fn is_made(&self) -> bool {
+        false
     }
 
-    /// A GGUF file says so of each tensor.
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
+    fn is_of_gguf(&self) -> bool {
+        true
     }
 }
 

@@ -6,10 +6,10 @@ use super::gptq::{in_groups, lead, named, need, no_group, number, parts};
 use super::zeros::ZeroPoints;
 use super::{Packed, Packing};
 use crate::dtype::Dtype;
-use crate::error::{Result, unsupported};
+use crate::error::Result;
 use crate::formats::scaled::misfit;
-use crate::formats::{Claim, Format, Module, Settings, Weight};
-use crate::open::{Entry, ModelConfig};
+use crate::formats::{Claim, Format, Module};
+use crate::open::Entry;
 
 /// AWQ as a format.
 #[derive(Debug)]
@@ -33,14 +33,6 @@ impl Format for Awq {
             return Ok(Vec::new());
         };
         of_module(module, lead).map(|claim| vec![claim]).map_err(|error| named(module, lead, error))
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported("awq is not made from other formats").in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use super::zeros::ZeroPoints;
 use super::{Packed, Packing};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, malformed, mismatch, unsupported};
+use crate::error::{Error, Result, malformed, mismatch};
 use crate::formats::scaled::{groups, misfit};
-use crate::formats::{Claim, Format, MAX_UNCUT_PART, Module, Part, Settings, Weight, method};
-use crate::open::{Checkpoint, Entry, ModelConfig};
+use crate::formats::{Claim, Format, MAX_UNCUT_PART, Module, Part, method};
+use crate::open::{Checkpoint, Entry};
 
 /// GPTQ as a format.
 #[derive(Debug)]
@@ -38,14 +38,6 @@ impl Format for Gptq {
             return Ok(Vec::new());
         }
         of_module(module, lead).map(|claim| vec![claim]).map_err(|error| named(module, lead, error))
-    }
-
-    fn create(&self, name: &str, _: &[usize], _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        Err(unsupported("gptq is not made from other formats").in_tensor(name))
-    }
-
-    fn describe(&self, _: &mut ModelConfig, _: &Settings, _: Option<&[String]>) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use qmerge::report::Behaviour;
 use crate::calibrate::{PRECISION, length, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::linear::Precision;
+use crate::memory::give_back;
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;
@@ -104,6 +105,8 @@ impl Judge for AgainstApart<'_> {
         if let Some(progress) = self.options.progress {
             progress.phase("measuring the merge", "sequences");
         }
+        // Moments and what was rounded by them are gone.
+        give_back();
         let loaded;
         let apart = match self.apart {
             Some(model) => model,

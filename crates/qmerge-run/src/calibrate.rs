@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::behaviour::Held;
 use crate::generate::{Random, Sampling, choose};
 use crate::linear::{Input, Precision, Watch};
+use crate::memory::give_back;
 use crate::model::{Cache, Model, Options, weight_name};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;
@@ -140,6 +141,7 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
         let numbers: Vec<usize> = (0..own).chain(held).collect();
         let mut sequences = write(model, &numbers, beginnings, seed, together)?;
+        give_back();
         let held = sequences.split_off(own);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());

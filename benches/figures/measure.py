@@ -3,7 +3,7 @@
     python3 benches/figures/measure.py NAME BASE ADAPTER TEXT --title TITLE [--calibrate TEXT] [--windows 16] [--peft PYTHON]
 
 Every merge is a whole command: seconds, CPU seconds and peak memory are its process's, the median of three runs where a run takes less than ten
-seconds, else of one. What is left of the adapter is what `qmerge compare` measures on TEXT, which neither training nor calibration saw; with --peft,
+seconds, else of one; a merge that takes more memory than its plan said is an error. What is left of the adapter is what `qmerge compare` measures on TEXT, which neither training nor calibration saw; with --peft,
 PEFT's own merge is among them, made by that interpreter. NAME.json beside this file is written; write.py puts it into the texts, and draw.py draws it.
 """
 
@@ -68,6 +68,10 @@ def measured(command, out):
         shutil.rmtree(out, ignore_errors=True)
         rounds.append(run(command))
     seconds, cpu, memory = (statistics.median(column) for column in zip(*rounds))
+    if command[0] == QMERGE:
+        promised = json.loads(subprocess.run([*command, "--dry-run", "--json"], check=True, capture_output=True, text=True).stdout)["memory_bytes"]
+        if memory > promised:
+            raise SystemExit(f"{' '.join(command)}: took {memory / 1e6:.0f} MB, and its plan said at most {promised / 1e6:.0f} MB")
     size = sum(file.stat().st_size for file in pathlib.Path(out).glob("*.safetensors"))
     inspection = subprocess.run([QMERGE, "inspect", str(out), "--json"], check=True, capture_output=True, text=True).stdout
     stored = json.loads(inspection)["format"]

@@ -22,11 +22,11 @@ use super::matrix::{Delta, Judged, Kept, Matrix, judged, product};
 use crate::formats::Choices;
 use crate::parallel::{both, spread};
 use crate::simd::matmul::{HEIGHT, PANEL};
-use crate::simd::vectors::{dot, outer};
+use crate::simd::vectors::dot;
 
 use buffers::Buffers;
 use moves::{BlockMoves, Moves};
-use sums::BlockSums;
+use sums::{BlockSums, add_panels};
 
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,8 @@ const LONGEST_RUN: usize = 256;
 /// Groups that the rows are done in. All rows together would have the first columns make up for what the adapter lacks in all others, which costs noise (a fifth
 /// more of it, on SmolLM2); each row by itself would read all of H for each row.
 const GROUPS: usize = 8;
+/// Rows whose errors are turned into U's directions together.
+const TOGETHER: usize = 256;
 /// Fewest rows of a group.
 const FEWEST_ROWS: usize = 64;
 
@@ -213,13 +215,21 @@ impl<'s, 'm> State<'s, 'm> {
     /// Computes S and tr(Uᵀ E H Eᵀ U) anew.
     fn renew(&mut self) {
         let (rows, n, directions) = (self.matrix.rows, self.matrix.cols, self.delta.directions);
+        let some = (0..rows).step_by(TOGETHER).map(|start| start..(start + TOGETHER).min(rows));
+        let turned: Vec<_> = some.map(|rows| (rows.clone(), self.turned(rows))).collect();
         let mut parts: Vec<_> = self.blocks().map(|block| (block, Vec::new())).collect();
         spread(&mut parts, |(block, along)| {
-            let mut error = vec![0.0; block.len()];
             along.resize(directions * block.len(), 0.0);
-            for r in 0..rows {
-                self.error(r, block, &mut error);
-                outer(self.delta.own(r), &error, along, 0..block.len());
+            let (mut error, mut panels) = (vec![0.0; block.len()], Vec::new());
+            for (rows, turned) in &turned {
+                panels.clear();
+                panels.resize(rows.len() * block.len().next_multiple_of(PANEL), 0.0);
+                for (number, r) in rows.clone().enumerate() {
+                    self.error(r, block, &mut error);
+                    let own = panels.chunks_exact_mut(PANEL).skip(number).step_by(rows.len());
+                    own.zip(error.chunks(PANEL)).for_each(|(own, error)| own[..error.len()].copy_from_slice(error));
+                }
+                add_panels(turned, &panels, along, block.len());
             }
         });
         let mut along = vec![0.0; directions * n];
@@ -233,6 +243,12 @@ impl<'s, 'm> State<'s, 'm> {
             let own = self.shared[directions * block.start..directions * block.end].chunks_exact_mut(block.len());
             own.zip(shared.chunks_exact(n)).for_each(|(own, row)| own.copy_from_slice(&row[block.clone()]));
         }
+    }
+
+    /// Some rows of U: (directions, rows).
+    fn turned(&self, rows: Range<usize>) -> Vec<f32> {
+        let all = (0..self.delta.directions).flat_map(|k| rows.clone().map(move |r| (k, r)));
+        all.map(|(k, r)| self.delta.own(r)[k]).collect()
     }
 
     /// E of a row in a block.
@@ -258,7 +274,7 @@ impl<'s, 'm> State<'s, 'm> {
             let rows = start..(start + self.group).min(self.matrix.rows);
             // The group before moved later blocks after a block's turn, this one moves earlier blocks.
             self.take_later();
-            let mut moves = Moves::of(rows.clone(), self.width);
+            let mut moves = Moves::of(rows.clone(), self.width, self.turned(rows.clone()));
             later.clear();
             for (number, block) in blocks.iter().enumerate() {
                 // What the block before has moved is the last that this one takes; all others' moves were added up beside that block's rows.
@@ -266,7 +282,7 @@ impl<'s, 'm> State<'s, 'm> {
                 sums.resize(rows.len() * block.len().next_multiple_of(PANEL), 0.0);
                 moves.add(&(number.saturating_sub(1)..number), block, &metric.columns, &mut sums);
                 if let Some(mask) = moves.mask(&(0..number)) {
-                    self.sums_of(number).take(&rows, &mask, &sums);
+                    self.sums_of(number).take(&moves, &mask, &sums);
                 }
                 self.buffers.prepare(block, self.matrix.metric, self.run);
                 let mut choose = || rows.clone().map(|r| self.row(r, block)).sum::<usize>();
@@ -303,7 +319,7 @@ impl<'s, 'm> State<'s, 'm> {
             let Some(mask) = moves.mask(&blocks) else { return };
             let mut sums = vec![0.0; moves.rows.len() * block.columns.len().next_multiple_of(PANEL)];
             moves.add(&blocks, &block.columns, &metric.columns, &mut sums);
-            block.take(&moves.rows, &mask, &sums);
+            block.take(&moves, &mask, &sums);
         };
         let all = self.sums().into_iter().enumerate();
         if moves.is_worth_sharing(&moves.done(0..usize::MAX), 1) { spread(all, take) } else { all.for_each(take) }
@@ -312,12 +328,12 @@ impl<'s, 'm> State<'s, 'm> {
     /// P and S of all blocks.
     fn sums(&mut self) -> Vec<BlockSums<'_>> {
         let (rows, directions) = (self.matrix.rows, self.delta.directions);
-        let (delta, is_shared, blocks) = (self.delta, self.mu != 0.0, self.blocks());
+        let (is_shared, blocks) = (self.mu != 0.0, self.blocks());
         let (mut products, mut shared) = (&mut self.products[..], &mut self.shared[..]);
         let one = |columns: Range<usize>| {
             let own = products.split_off_mut(..rows * columns.len()).unwrap_or_default();
             let along = shared.split_off_mut(..directions * columns.len()).unwrap_or_default();
-            BlockSums { columns, products: own, shared: along, delta, is_shared }
+            BlockSums { columns, products: own, shared: along, is_shared }
         };
         blocks.map(one).collect()
     }
@@ -329,7 +345,6 @@ impl<'s, 'm> State<'s, 'm> {
         BlockSums {
             products: &mut self.products[rows * columns.start..rows * columns.end],
             shared: &mut self.shared[directions * columns.start..directions * columns.end],
-            delta: self.delta,
             is_shared: self.mu != 0.0,
             columns,
         }

@@ -42,7 +42,7 @@ impl State<'_, '_> {
             if self.mu != 0.0 {
                 outer(own, before, shared, 0..block.len());
             }
-            self.own.push(r, block.clone().zip(steps.iter().copied()).filter(|(_, step)| *step != 0.0));
+            self.own.push(r, block.start, steps);
         }
         moved
     }

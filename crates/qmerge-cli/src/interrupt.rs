@@ -18,7 +18,7 @@ pub(crate) fn asked() -> bool {
 /// Takes Ctrl-C over for commands that look at [`asked`] while they work; others end at once, as ever.
 pub(crate) fn watch(command: &Command) {
     let (quiet, resumable) = match command {
-        Command::Merge(args) => (args.running.quiet, true),
+        Command::Merge(args) | Command::Finish(args) => (args.running.quiet, true),
         Command::Convert(args) => (args.running.quiet, true),
         Command::Verify(_) | Command::Compare(_) | Command::Calibrate(_) | Command::Truncate(_) => (false, false),
         _ => return,

@@ -21,7 +21,8 @@ use qmerge::progress::Progress;
 use qmerge::report::command_line;
 use serde::Serialize;
 
-use args::{Cli, Command};
+use args::{Cli, Command, MergeArgs};
+use commands::merge::Way;
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +94,9 @@ fn line(args: &[OsString]) -> String {
 
 fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
     match command {
-        Command::Merge(args) => commands::merge::run(&args, line),
+        Command::Merge(args) => commands::merge::run(&args, Way::of(&args), line),
+        Command::Finish(args) => commands::merge::run(&args, Way::Finish, line),
+        Command::Plan(args) => commands::merge::run(&args.merge, Way::Plan(args.parts), line),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args, line),
         Command::Verify(args) => commands::verify::run(&args),
@@ -133,11 +136,14 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
     let line = line(&args);
     let mut command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
     hub::provide(&mut command, &hub::Beside(progress))?;
+    let merge = |args: &MergeArgs, way: Way| {
+        let found = commands::merge::find(args, way, &line, progress, &|_| ())?;
+        answer(&found, commands::merge::outcome(args, &found))
+    };
     match command {
-        Command::Merge(args) => {
-            let found = commands::merge::find(&args, &line, progress, &|_| ())?;
-            answer(&found, commands::merge::outcome(&args, &found))
-        }
+        Command::Merge(args) => merge(&args, Way::of(&args)),
+        Command::Finish(args) => merge(&args, Way::Finish),
+        Command::Plan(args) => merge(&args.merge, Way::Plan(args.parts)),
         Command::Inspect(args) => answer(&qmerge::inspect::inspect(&args.path)?, Outcome::Done),
         Command::Convert(args) => answer(&commands::convert::find(&args, &line, progress, &|_| ())?, Outcome::Done),
         Command::Verify(args) => {

@@ -12,7 +12,8 @@ impl Command {
     /// What it is about, where that is a base and adapters of it.
     fn sources(&mut self) -> Option<&mut Sources> {
         match self {
-            Self::Merge(args) => Some(&mut args.sources),
+            Self::Merge(args) | Self::Finish(args) => Some(&mut args.sources),
+            Self::Plan(args) => Some(&mut args.merge.sources),
             Self::Verify(args) => Some(&mut args.sources),
             Self::Compare(args) => Some(&mut args.sources),
             _ => None,

@@ -1,12 +1,13 @@
 //! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, InputMoments, Known, Take};
+use qmerge::round::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
 use qmerge::simd::matmul::{HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -223,8 +224,11 @@ impl Calibration for FromModel<'_, '_> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
         let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
         let progress = self.model.progress();
+        let is_wanted =
+            |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted(name));
+        let left = self.demand.layers.iter().rposition(is_wanted).map_or(0, |last| last + 1);
         let mut collector =
-            Collector { wanted, take, is_wanted: false, overflows: None, progress, work: 0, served: Vec::new() };
+            Collector { wanted, take, is_wanted: false, left, overflows: None, progress, work: 0, served: Vec::new() };
         let passed = self.model.hidden(&sequences, &mut collector);
         self.served = std::mem::take(&mut collector.served);
         if let Some(progress) = progress {
@@ -250,6 +254,8 @@ struct Collector<'c> {
     take: &'c mut dyn Take,
     /// True if anything of the layer was wanted.
     is_wanted: bool,
+    /// Layers up to the last of which anything is wanted.
+    left: usize,
     /// The first weight whose inputs are not finite.
     overflows: Option<String>,
     progress: Option<&'c dyn Progress>,
@@ -289,8 +295,12 @@ impl Watch for Collector<'_> {
         self.served.extend_from_slice(tokens);
     }
 
-    fn layer(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.is_wanted) { self.take.layer() } else { Ok(()) }
+    fn layer(&mut self) -> Result<ControlFlow<()>> {
+        if std::mem::take(&mut self.is_wanted) {
+            self.take.layer()?;
+        }
+        self.left = self.left.saturating_sub(1);
+        Ok(if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A linear layer: `y = W x + b`, with W decoded while it is used, and adapters beside it.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use qmerge::arch::leaf_in;
@@ -94,9 +94,9 @@ pub trait Watch: Send {
     /// How many tokens each expert of a layer serves.
     fn served(&mut self, _: &[usize]) {}
 
-    /// All linear layers of a decoder layer have been seen.
-    fn layer(&mut self) -> Result<()> {
-        Ok(())
+    /// All linear layers of a decoder layer have been seen. Breaks where the next need not be.
+    fn layer(&mut self) -> Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
     }
 }
 

@@ -292,7 +292,11 @@ impl<'a> Model<'a> {
             let state = cache.as_deref_mut().map(|cache| &mut cache.states[number]);
             layer.forward(&mut x, count, &pass, state, watch)?;
             self.advanced(precision.work(layer.work(count, seen)));
-            watch.layer()?;
+            if watch.layer()?.is_break() {
+                let left = self.layers[number + 1..].iter().map(|layer| precision.work(layer.work(count, seen))).sum();
+                self.progress.iter().for_each(|progress| progress.skip(left));
+                break;
+            }
         }
         self.norm.apply(&mut x, count);
         Ok(x)

@@ -1,5 +1,6 @@
 //! What a calibration is shown of linear layers is what it was told beforehand.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use qmerge::error::Result;
@@ -19,9 +20,9 @@ impl Watch for Shown {
         Ok(())
     }
 
-    fn layer(&mut self) -> Result<()> {
+    fn layer(&mut self) -> Result<ControlFlow<()>> {
         self.0.push(std::mem::take(&mut self.1));
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

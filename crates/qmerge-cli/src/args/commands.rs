@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
+use qmerge::plan::Part;
 
 use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization,
     Running, Sources, Workers, Writing,
 };
-use super::values::{formats, repo_id, roundings, share, tokens};
+use super::values::{formats, parts, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -45,6 +46,9 @@ pub(crate) struct MergeArgs {
     /// Whose tokenizer and chat template the output takes.
     #[arg(long, value_enum, default_value = "adapter", help_heading = "Output")]
     pub(crate) tokenizer: TokenizerArg,
+    /// Merge only this part, like 2/4, into a folder beside OUT; `qmerge finish` puts all parts together.
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["residual_rank", "min_kept", "min_survival", "report", "push"], hide_short_help = true, help_heading = "Output")]
+    pub(crate) part: Option<Part>,
     /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
     #[arg(long, alias = "upload-repo", value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
     pub(crate) push: Option<String>,
@@ -54,6 +58,15 @@ pub(crate) struct MergeArgs {
     pub(crate) quantization: Quantization,
     #[command(flatten)]
     pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) merge: MergeArgs,
+    /// Say what each of so many parts reads, writes and takes.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parts, help_heading = "Output")]
+    pub(crate) parts: usize,
 }
 
 #[derive(Debug, Args)]

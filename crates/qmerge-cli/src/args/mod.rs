@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub(crate) use commands::{
     CalibrateArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, GenerateArgs, InspectArgs, ManArgs, MergeArgs,
-    ReportArgs, TokenizerArg, TruncateArgs, VerifyArgs,
+    PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, VerifyArgs,
 };
 pub(crate) use groups::{Calibrating, Engine, Meaning, Measure, Quantization, Running, Sources};
 pub(crate) use values::adapter_and_weight;
@@ -67,6 +67,16 @@ pub(crate) enum Command {
                       Exit status: 0 done, 1 less is left than --min-kept or --min-survival asks for, 2 wrong use or unfit input, 3 reading or writing failed."
     )]
     Merge(Box<MergeArgs>),
+    /// Put the parts of a merge together, that were written with `merge --part`.
+    #[command(after_help = "Give it what the parts were given, without --part.\n\nExamples:\n  \
+                      qmerge merge --base base-nf4 --adapter my-lora -o merged --part 1/2\n  \
+                      qmerge merge --base base-nf4 --adapter my-lora -o merged --part 2/2\n  \
+                      qmerge finish --base base-nf4 --adapter my-lora -o merged")]
+    Finish(Box<MergeArgs>),
+    /// Say what a merge would do and take, whole or in parts, and write nothing.
+    #[command(after_help = "Examples:\n  qmerge plan --base base-nf4 --adapter my-lora -o merged --parts 4\n  \
+                            qmerge plan --base base-nf4 --adapter my-lora -o merged --parts 16 --json")]
+    Plan(Box<PlanArgs>),
     /// Show what is in a checkpoint or an adapter.
     #[command(after_help = "Examples:\n  qmerge inspect base-nf4\n  qmerge inspect my-lora --json")]
     Inspect(InspectArgs),

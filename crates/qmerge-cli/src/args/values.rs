@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use qmerge::formats::FORMATS;
+use qmerge::plan::Part;
 use qmerge::round::ROUNDINGS;
 
 /// What other tools call a format.
@@ -81,6 +82,12 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
 /// A number of tokens.
 pub(super) fn tokens(text: &str) -> Result<usize, String> {
     text.trim().parse().map_err(|_| "write a number of tokens, like 128".into())
+}
+
+/// A number of parts.
+pub(super) fn parts(text: &str) -> Result<usize, String> {
+    let number = text.trim().parse().ok().filter(|&number| Part::new(1, number).is_some());
+    number.ok_or_else(|| "write a number of parts, like 4".into())
 }
 
 /// The names that `--rounding` takes.

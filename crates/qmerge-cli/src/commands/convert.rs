@@ -8,7 +8,7 @@ use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::round::Demand;
 
-use super::merge::{Found, Told, dry_or_run, show};
+use super::merge::{Found, Told, planned, show, written};
 use super::next;
 use super::{format, refuse_unused, run_options, settings, usage};
 use crate::Outcome;
@@ -43,7 +43,8 @@ pub(crate) fn find(
     refuse_unused(&args.quantization, &plan)?;
     decided(&plan);
     let estimate = merge::estimate(&plan, &run, &Demand::default())?;
-    dry_or_run(&inputs, &plan, &args.output, &args.running, &estimate, || {
-        merge::run(&inputs, &plan, None, &args.output, &run, progress)
-    })
+    if args.running.dry_run {
+        return Ok(Found::Plan(Box::new(planned(&inputs, &plan, &args.output, &estimate))));
+    }
+    written(&args.running, || merge::run(&inputs, &plan, None, &args.output, &run, progress))
 }

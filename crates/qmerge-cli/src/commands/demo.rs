@@ -62,6 +62,6 @@ fn merge(folder: &Path, name: &str, more: &[&str]) -> Result<()> {
     let Command::Merge(args) = Cli::read(words.into_iter().chain(["--force"]))?.command else {
         return Ok(());
     };
-    super::merge::run(&args, &line)?;
+    super::merge::run(&args, super::merge::Way::Whole, &line)?;
     Ok(())
 }

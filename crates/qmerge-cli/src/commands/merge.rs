@@ -5,17 +5,18 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge::{self, Estimate};
+use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::plan::{Inputs, Options, Part, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
+use qmerge::round::Calibration;
 use qmerge::write::Tokenizer;
 use serde::Serialize;
 
 use super::next::{self, Made};
 use super::{format, open, read_options, refuse_unused, rounding, run_options, settings, usage};
-use crate::args::{MergeArgs, Running, TokenizerArg};
+use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -24,15 +25,44 @@ use crate::{Outcome, show};
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Found {
-    /// After `--dry-run`.
-    Plan(Box<PlanSummary>),
+    /// Where nothing was written.
+    Plan(Box<Planned>),
+    Part(PartDone),
     Report(Box<Report>),
 }
 
-pub(crate) fn run(args: &MergeArgs, command: &str) -> Result<Outcome> {
+/// A plan, and its parts if it was asked for some.
+#[derive(Debug, Serialize)]
+pub(crate) struct Planned {
+    #[serde(flatten)]
+    plan: PlanSummary,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartEstimate>,
+}
+
+/// How a merge is gone about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Whole,
+    /// A part of it.
+    Part(Part),
+    /// Its parts are put together.
+    Finish,
+    /// Not at all: what so many parts would take.
+    Plan(usize),
+}
+
+impl Way {
+    /// That of the command `merge`.
+    pub(crate) fn of(args: &MergeArgs) -> Self {
+        args.part.map_or(Self::Whole, Self::Part)
+    }
+}
+
+pub(crate) fn run(args: &MergeArgs, way: Way, command: &str) -> Result<Outcome> {
     let bar = Bar::new(args.running.quiet);
     let told = Told::default();
-    let found = find(args, command, &bar, &|plan| told.tell(plan, &args.running));
+    let found = find(args, way, command, &bar, &|plan| told.tell(plan, &args.running));
     bar.clear();
     let found = found?;
     show(&found, &args.running, &told)?;
@@ -90,11 +120,22 @@ impl Told {
 /// Merges, or plans to. `command` is the command line, for the report; `decided` gets the plan before any work is done.
 pub(crate) fn find(
     args: &MergeArgs,
+    way: Way,
     command: &str,
     progress: &dyn Progress,
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
-    let measure = args.measuring.when().map_err(usage)?;
+    if args.part.is_some() && !matches!(way, Way::Part(_)) {
+        return Err(usage("--part is an option of merge alone".into()));
+    }
+    let measure = match (way, args.measuring.when().map_err(usage)?) {
+        (Way::Part(_), Measure::Always) => {
+            return Err(usage("a part of a merge is not measured".into())
+                .with_hint("leave out --measure; qmerge finish measures the whole"));
+        }
+        (Way::Part(_), _) => Measure::Never,
+        (_, measure) => measure,
+    };
     let mut options = Options {
         to: format(if args.dequantize { "bf16" } else { &args.to })?,
         settings: settings(&args.quantization),
@@ -123,15 +164,42 @@ pub(crate) fn find(
     plan.warnings.extend(not_taken.into_iter().chain(told));
     rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
-    if !args.running.dry_run {
-        merge::refuse_existing(&args.output, &plan, &run)?;
+    let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
+    match way {
+        _ if is_dry => {}
+        Way::Part(part) => merge::refuse_existing_part(&args.output, part, &plan, &run)?,
+        _ => merge::refuse_existing(&args.output, &plan, &run)?,
     }
-    decided(&plan);
+    if !is_dry {
+        decided(&plan);
+    }
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
-    dry_or_run(&inputs, &plan, &args.output, &args.running, &takes, || {
-        rounding::run(&inputs, &plan, prepared, &args.output, &run, progress)
-    })
+    let whole = |run: &RunOptions<'_>, calibration: Option<&mut dyn Calibration>, progress: &dyn Progress| match way {
+        Way::Finish => merge::finish(&inputs, &plan, calibration, &args.output, run, progress),
+        _ => merge::run(&inputs, &plan, calibration, &args.output, run, progress),
+    };
+    match way {
+        Way::Part(part) if !is_dry => {
+            let done = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
+                merge::run_part((&inputs, &plan), calibration, &args.output, part, run, progress)
+            })?;
+            Ok(Found::Part(done))
+        }
+        _ if is_dry => {
+            let mut planned = planned(&inputs, &plan, &args.output, &takes);
+            let of = match way {
+                Way::Plan(of) => of,
+                Way::Part(part) => part.of(),
+                _ => 1,
+            };
+            if of > 1 {
+                planned.parts = merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of);
+            }
+            Ok(Found::Plan(Box::new(planned)))
+        }
+        _ => written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole)),
+    }
 }
 
 /// Thresholds that the merge does not reach, in words that name the figure that was compared.
@@ -164,22 +232,17 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
     }
 }
 
-/// Merges if it is no dry run.
-pub(super) fn dry_or_run(
-    inputs: &Inputs,
-    plan: &Plan,
-    output: &Path,
-    args: &Running,
-    expected: &Estimate,
-    merge: impl FnOnce() -> error::Result<Report>,
-) -> error::Result<Found> {
+/// What would be done.
+pub(super) fn planned(inputs: &Inputs, plan: &Plan, output: &Path, expected: &Estimate) -> Planned {
+    let mut summary =
+        plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
+    summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+    Planned { plan: summary, parts: Vec::new() }
+}
+
+/// Merges, and writes the report where it was asked for too.
+pub(super) fn written(args: &Running, merge: impl FnOnce() -> error::Result<Report>) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
-    if args.dry_run {
-        let mut summary =
-            plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
-        summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
-        return Ok(Found::Plan(Box::new(summary)));
-    }
     if let Some(path) = &args.report {
         page::refuse_existing(path, args.force)?;
     }
@@ -198,7 +261,12 @@ pub(super) fn dry_or_run(
 pub(super) fn show(found: &Found, args: &Running, told: &Told) -> Result<()> {
     match found {
         _ if args.json => show::json(found)?,
-        Found::Plan(plan) => show::plan(plan),
+        Found::Plan(planned) => {
+            show::plan(&planned.plan);
+            show::parts(&planned.parts);
+        }
+        Found::Part(_) if args.quiet => {}
+        Found::Part(part) => show::part(part),
         Found::Report(_) if args.quiet => {}
         Found::Report(report) => {
             let told = told.0.borrow();

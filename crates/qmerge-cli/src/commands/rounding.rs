@@ -9,7 +9,6 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::report::Report;
 use qmerge::round::{self, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
@@ -145,6 +144,8 @@ pub(super) struct Prepared<'p> {
     /// How text begins that the model writes to be measured on.
     beginnings: Beginnings,
     pub(super) estimate: Estimate,
+    /// What the calibration takes.
+    pub(super) demand: Demand,
     /// Work before the merge begins, in nanoseconds of one thread.
     before: u64,
     /// About the work of measuring the merge.
@@ -193,18 +194,19 @@ pub(super) fn prepare<'p>(
 ) -> error::Result<Prepared<'p>> {
     let is_measured = is_measured(inputs, plan, data, measure)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
-    let (source, estimate, before) = if !plan.is_calibrated() {
-        (MomentsFrom::None, estimate(&Demand::default())?, 0)
+    let (source, demand, before) = if !plan.is_calibrated() {
+        (MomentsFrom::None, Demand::default(), 0)
     } else if let Some(taken) = taken(inputs, plan, data, calibrating)? {
-        let estimate = estimate(&taken.demand())?;
-        (MomentsFrom::Taken(taken), estimate, 0)
+        let demand = taken.demand();
+        (MomentsFrom::Taken(taken), demand, 0)
     } else {
         let text = Text::read(inputs, calibrating.calibrate.as_deref(), calibrating.amount.amount(), progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
         let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
-        let (estimate, before) = (estimate(&needs.demand)?, needs.before);
-        (MomentsFrom::Run(text, needs), estimate, before)
+        let (demand, before) = (needs.demand.clone(), needs.before);
+        (MomentsFrom::Run(text, needs), demand, before)
     };
+    let estimate = estimate(&demand)?;
     let beginnings = match &source {
         MomentsFrom::Run(text, _) => text.beginnings().clone(),
         _ if is_measured => beginnings(inputs)?,
@@ -217,18 +219,18 @@ pub(super) fn prepare<'p>(
     } else {
         0
     };
-    Ok(Prepared { source, is_measured, beginnings, estimate, before, judging })
+    Ok(Prepared { source, is_measured, beginnings, estimate, demand, before, judging })
 }
 
-/// Runs the merge, with a calibration if the method needs one, and measures it where the model is run.
-pub(super) fn run(
+/// Has `merge` done, with a calibration if the method needs one, and measured where the model is run.
+pub(super) fn run<T>(
     inputs: &Inputs,
     plan: &Plan,
     prepared: Prepared<'_>,
-    output: &Path,
     options: &merge::RunOptions<'_>,
     progress: &dyn Progress,
-) -> error::Result<Report> {
+    merge: impl Fn(&merge::RunOptions<'_>, Option<&mut dyn Calibration>, &dyn Progress) -> error::Result<T>,
+) -> error::Result<T> {
     let work = prepared.work();
     let counted = Counted { progress, left: AtomicU64::new(work) };
     let progress: &dyn Progress = &counted;
@@ -246,11 +248,10 @@ pub(super) fn run(
     };
     let merge = |calibration: Option<&mut dyn Calibration>, judge: &AgainstApart<'_>| {
         let judge: Option<&dyn Judge> = if is_measured { Some(judge) } else { None };
-        let options = merge::RunOptions { judge, announced: true, ..options.clone() };
-        merge::run(inputs, plan, calibration, output, &options, progress)
+        merge(&merge::RunOptions { judge, announced: true, ..options.clone() }, calibration, progress)
     };
     progress.start(work);
-    let report = match prepared.source {
+    let done = match prepared.source {
         MomentsFrom::None => merge(None, &judge),
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
         MomentsFrom::Run(text, needs) => {
@@ -262,7 +263,7 @@ pub(super) fn run(
         }
     }?;
     counted.finish();
-    Ok(report)
+    Ok(done)
 }
 
 /// Work that comes to what was announced: that of measuring is known about only.

@@ -12,7 +12,7 @@ use qmerge::open::HubId;
 use qmerge::open::hub::cache_folder;
 use qmerge::progress::Progress;
 
-use crate::args::{Command, adapter_and_weight};
+use crate::args::{Command, MergeArgs, adapter_and_weight};
 use crate::show;
 use client::Client;
 
@@ -45,7 +45,8 @@ fn fetch_absent(locations: &[PathBuf], progress: &dyn Progress, remarks: &mut Ve
 /// Whether a command asked for silence.
 pub(crate) fn quiet(command: &Command) -> bool {
     match command {
-        Command::Merge(args) => args.running.quiet,
+        Command::Merge(args) | Command::Finish(args) => args.running.quiet,
+        Command::Plan(args) => args.merge.running.quiet,
         Command::Convert(args) => args.running.quiet,
         Command::Generate(args) => args.quiet,
         _ => false,
@@ -59,11 +60,12 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         let adapters = adapters.iter().filter_map(|text| Some(adapter_and_weight(text).ok()?.0));
         base.cloned().into_iter().chain(adapters).chain(merged.iter().cloned()).collect()
     };
+    let merge = |args: &MergeArgs| {
+        with(args.sources.base.as_ref(), &args.sources.adapter, args.calibrating.original.as_slice())
+    };
     match command {
-        Command::Merge(args) => {
-            let original = args.calibrating.original.as_slice();
-            with(args.sources.base.as_ref(), &args.sources.adapter, original)
-        }
+        Command::Merge(args) | Command::Finish(args) => merge(args),
+        Command::Plan(args) => merge(&args.merge),
         Command::Verify(args) => {
             with(args.sources.base.as_ref(), &args.sources.adapter, std::slice::from_ref(&args.merged))
         }

@@ -19,7 +19,7 @@ const RESIDUAL: &[&str] =
 const ALL: &[&[&str]] = &[STREAMED, KEPT, WHOLE, RESIDUAL];
 
 /// All files of a folder but the report, which holds times.
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) {
         for item in std::fs::read_dir(folder).unwrap() {
             let path = item.unwrap().path();
@@ -38,10 +38,10 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Numbers that look random.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn share(&mut self) -> f64 {
+    pub(crate) fn share(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -18,6 +18,7 @@ mod model;
 mod moments;
 mod output;
 mod page;
+mod parts;
 mod quantized;
 mod release;
 mod rounding;

@@ -92,7 +92,7 @@ impl<'a> Run<'a> {
             .steps
             .iter()
             .enumerate()
-            .filter(|(number, _)| !done.contains_key(number))
+            .filter(|(number, _)| self.steps.contains(number) && !done.contains_key(number))
             .filter_map(|(number, step)| match &step.action {
                 Action::Recode(recode) if recode.rounding.whole().is_some() => {
                     Some((step.name.as_str(), (number, step, recode.as_ref())))
@@ -138,6 +138,7 @@ impl<'a> Run<'a> {
             .steps
             .iter()
             .enumerate()
+            .filter(|(number, _)| self.steps.contains(number))
             .filter_map(|(number, step)| match &step.action {
                 Action::Recode(recode) if recode.turned && !done.contains_key(&number) => {
                     Some((number, step, recode.as_ref()))

@@ -9,6 +9,7 @@ mod fingerprint;
 mod from_adapter;
 mod judge;
 mod memory;
+mod parts;
 mod places;
 mod queue;
 mod residual;
@@ -22,6 +23,7 @@ mod whole;
 mod work;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -30,6 +32,7 @@ pub use judge::Judge;
 pub use memory::Memory;
 #[doc(hidden)]
 pub use memory::PROGRAM_BYTES;
+pub use parts::{PartDone, PartEstimate, estimate_parts, finish, refuse_existing_part, run_part};
 
 use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
@@ -38,7 +41,9 @@ use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
-use crate::write::{Existing, Finished, LocalSink, Output, Sink, Tokenizer, copy_others, index_json};
+use crate::write::{
+    Existing, Fingerprint, Finished, LocalSink, Output, Sink, Tokenizer, Took, WrittenPart, copy_others, index_json,
+};
 use schedule::Schedule;
 
 /// Choices of a run that change no byte of the output.
@@ -128,15 +133,37 @@ pub fn run(
 pub fn run_into(
     inputs: &Inputs,
     plan: &Plan,
-    mut calibration: Option<&mut dyn Calibration>,
+    calibration: Option<&mut dyn Calibration>,
     sink: Box<dyn Sink>,
     options: &RunOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let target = sink.path().to_path_buf();
-    let single_file = sink.is_single_file();
+    let begun = begin(inputs, plan, calibration.as_deref(), &*sink, options)?;
+    whole(inputs, plan, calibration, sink, options, progress, &begun)
+}
+
+/// What is known once a run may begin.
+struct Begun {
+    started: Instant,
+    /// Of the adapters' contents.
+    hashes: Vec<String>,
+    demand: Demand,
+    schedule: Schedule,
+    fingerprint: Fingerprint,
+    /// Parts that are there, if it was written in parts.
+    parts: Vec<WrittenPart>,
+}
+
+/// Refuses what must not be merged, and plans the run.
+fn begin(
+    inputs: &Inputs,
+    plan: &Plan,
+    calibration: Option<&(dyn Calibration + '_)>,
+    sink: &dyn Sink,
+    options: &RunOptions<'_>,
+) -> Result<Begun> {
     let started = options.started.unwrap_or_else(Instant::now);
-    refuse_inputs(inputs, &target)?;
+    refuse_inputs(inputs, sink.path())?;
     let hashes = inputs
         .adapters
         .iter()
@@ -145,16 +172,34 @@ pub fn run_into(
     if !options.existing.force {
         refuse_repeat(&inputs.base, &hashes)?;
     }
-    residual::refuse(plan, single_file)?;
-    let demand = calibration.as_ref().map(|calibration| calibration.demand()).unwrap_or_default();
+    residual::refuse(plan, sink.is_single_file())?;
+    let demand = calibration.map(Calibration::demand).unwrap_or_default();
     let schedule = Schedule::new(plan, options, &demand)?;
-    let taken_from = calibration.as_ref().map(|calibration| calibration.identity()).transpose()?;
+    let taken_from = calibration.map(Calibration::identity).transpose()?;
     let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
-    let (output, finished) = Output::create(sink, plan, &fingerprint, options.existing)?;
+    Ok(Begun { started, hashes, demand, schedule, fingerprint, parts: Vec::new() })
+}
+
+/// Writes the whole output, with what parts of it hold.
+fn whole(
+    inputs: &Inputs,
+    plan: &Plan,
+    mut calibration: Option<&mut dyn Calibration>,
+    sink: Box<dyn Sink>,
+    options: &RunOptions<'_>,
+    progress: &dyn Progress,
+    begun: &Begun,
+) -> Result<Report> {
+    let target = sink.path().to_path_buf();
+    let single_file = sink.is_single_file();
+    let Begun { started, hashes, demand, schedule, fingerprint, parts } = begun;
+    let all = 0..plan.steps.len();
+    let (output, finished) = Output::create(sink, plan, &all, fingerprint, options.existing)?;
     residual::check(plan, &output, &finished)?;
-    let run = Run { inputs, plan, schedule: &schedule, output: &output, progress };
-    run.announce(&finished, &demand, options);
+    let run = Run { inputs, plan, steps: all, is_part: false, schedule, output: &output, progress };
+    run.announce(&finished, demand, options);
     let weights = || -> Result<_> {
+        let finished = run.gather(finished, parts)?;
         let not_copied = run.other_files(options)?;
         // Lent, for a lifetime of its own.
         let lent: Option<&mut dyn Calibration> = match &mut calibration {
@@ -184,7 +229,7 @@ pub fn run_into(
     };
     let sees_inputs = calibration.as_ref().is_none_or(|calibration| calibration.sees_inputs());
     let written = Written { finished: &finished, bytes, behaviour, sees_inputs };
-    let mut report = assemble(inputs, plan, &target, &hashes, written);
+    let mut report = assemble(inputs, plan, &target, hashes, written);
     report.warnings.extend(unmeasured);
     report.warnings.extend(not_copied);
     if let Some(residual) = residual {
@@ -194,10 +239,17 @@ pub fn run_into(
     // What it says may hold what it saw.
     report.rounding.calibration = calibration.map(|calibration| calibration.about());
     report.command.clone_from(&options.command);
-    report.summary.bytes_read = schedule.bytes_read;
-    report.summary.bytes_written += output.written();
-    report.summary.peak_rss_bytes = peak_rss();
-    report.summary.seconds = started.elapsed().as_secs_f64();
+    let own = Took {
+        seconds: started.elapsed().as_secs_f64(),
+        bytes_read: if parts.is_empty() { schedule.bytes_read } else { 0 },
+        bytes_written: report.summary.bytes_written + output.written(),
+        peak_rss_bytes: peak_rss(),
+    };
+    let took = parts.iter().map(|part| part.took).reduce(Took::and).map_or(own, |took| took.then(own));
+    report.summary.bytes_read = took.bytes_read;
+    report.summary.bytes_written = took.bytes_written;
+    report.summary.peak_rss_bytes = took.peak_rss_bytes;
+    report.summary.seconds = took.seconds;
     let beside = || {
         output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
         if !single_file && !inputs.adapters.is_empty() {
@@ -222,7 +274,7 @@ pub fn refuse_existing(target: &Path, plan: &Plan, options: &RunOptions<'_>) -> 
     if crate::write::is_single_file(target) {
         crate::write::refuse_name(target, plan)?;
     }
-    crate::write::refuse_existing(target, options.existing)
+    crate::write::refuse_existing(target, None, options.existing)
 }
 
 /// The output must not be, or contain, what is read.
@@ -263,6 +315,10 @@ fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
 struct Run<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
+    /// The steps that are to be done: all, or those of a part.
+    steps: Range<usize>,
+    /// True if that is all that becomes of the output here.
+    is_part: bool,
     schedule: &'a Schedule,
     output: &'a Output,
     progress: &'a dyn Progress,
@@ -272,7 +328,8 @@ impl Run<'_> {
     /// Tells who watches how much there is to do, without what an earlier run did.
     fn announce(&self, finished: &[Finished], demand: &Demand, options: &RunOptions<'_>) {
         let work = &self.schedule.work;
-        let done = finished.iter().map(|step| work.steps[step.step]).sum();
+        let others = work.steps.iter().enumerate().filter(|(number, _)| !self.steps.contains(number));
+        let done = others.map(|(_, work)| work).chain(finished.iter().map(|step| &work.steps[step.step])).sum();
         if !options.announced {
             self.progress.start(work.total() + demand.work);
         }

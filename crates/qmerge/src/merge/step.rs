@@ -40,6 +40,8 @@ pub(super) struct Buffers {
 pub(super) struct Steps<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
+    /// Those that are to be done.
+    wanted: &'a Range<usize>,
     schedule: &'a Schedule,
     places: Places<'a>,
     done: &'a HashMap<usize, Finished>,
@@ -80,14 +82,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<'a> Steps<'a> {
     pub(super) fn new(
         inputs: &'a Inputs,
-        plan: &'a Plan,
+        (plan, wanted): (&'a Plan, &'a Range<usize>),
         schedule: &'a Schedule,
         output: &'a Output,
         done: &'a HashMap<usize, Finished>,
     ) -> Self {
         let states = plan.steps.iter().map(|_| Mutex::new(None)).collect();
         let places = Places { plan, output };
-        Self { inputs, plan, schedule, places, done, states, gate: Mutex::new(()), ready: Condvar::new() }
+        Self { inputs, plan, wanted, schedule, places, done, states, gate: Mutex::new(()), ready: Condvar::new() }
     }
 
     /// Wakes workers that wait for a step, so that they see that the run is over.
@@ -96,14 +98,14 @@ impl<'a> Steps<'a> {
         self.ready.notify_all();
     }
 
-    /// True if the step was done before the run began.
-    pub(super) fn is_done(&self, step: usize) -> bool {
-        self.done.contains_key(&step)
+    /// True if the step is one of the run's, and was not done before it began.
+    pub(super) fn is_open(&self, step: usize) -> bool {
+        self.wanted.contains(&step) && !self.done.contains_key(&step)
     }
 
     /// Does one task. Returns the step if this was its last.
     pub(super) fn run(&self, task: &Task, buffers: &mut Buffers, stop: &AtomicBool) -> Result<Option<Finished>> {
-        if self.done.contains_key(&task.step) {
+        if !self.is_open(task.step) {
             return Ok(None);
         }
         let step = &self.plan.steps[task.step];

@@ -41,7 +41,7 @@ impl Failure {
 }
 
 impl Run<'_> {
-    /// Does all steps that are not done. Returns all finished steps in plan order.
+    /// Does all of its steps that are not done. Returns all of them that are finished, in plan order.
     pub(super) fn all(
         &self,
         finished: Vec<Finished>,
@@ -54,7 +54,7 @@ impl Run<'_> {
         self.turned(&mut done)?;
         self.progress.phase("writing", "tensors");
         let before = done.len();
-        let steps = Steps::new(self.inputs, self.plan, self.schedule, self.output, &done);
+        let steps = Steps::new(self.inputs, (self.plan, &self.steps), self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
         let working = AtomicUsize::new(self.schedule.threads);
@@ -98,8 +98,8 @@ impl Run<'_> {
             let name = &self.plan.steps[task.step].name;
             match std::panic::catch_unwind(attempt) {
                 Ok(Ok(done)) => {
-                    // Steps that were done before are counted already.
-                    if !steps.is_done(task.step) {
+                    // What others do, and what was done before, is counted already.
+                    if steps.is_open(task.step) {
                         self.progress.advance(task.work);
                     }
                     if let Some(finished) = done {
@@ -126,7 +126,7 @@ impl Run<'_> {
                 Ok(finished) => {
                     all.push(finished);
                     all.extend(receiver.try_iter());
-                    self.progress.part((before + all.len()) as u64, self.plan.steps.len() as u64);
+                    self.progress.part((before + all.len()) as u64, self.steps.len() as u64);
                     false
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => false,
@@ -144,8 +144,8 @@ impl Run<'_> {
                 last = Instant::now();
             }
             if gone {
-                // An interrupted run keeps what it finished; a complete one is synced as a whole at the end.
-                if failure.stop.load(Ordering::Acquire)
+                // An interrupted run keeps what it finished, and so does a part; a complete one is synced as a whole at the end.
+                if (self.is_part || failure.stop.load(Ordering::Acquire))
                     && let Err(error) = self.output.record(&all[listed..])
                 {
                     failure.report(u64::MAX, error);

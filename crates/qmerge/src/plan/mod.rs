@@ -12,6 +12,7 @@ mod config;
 mod gguf;
 mod layout;
 mod method;
+mod part;
 mod quantized;
 mod recode;
 mod steps;
@@ -21,6 +22,7 @@ pub use accounting::Accounting;
 pub(crate) use accounting::untrained_warning;
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
+pub use part::Part;
 pub use recode::{Recode, Source};
 pub use steps::{Action, Step};
 

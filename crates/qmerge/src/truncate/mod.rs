@@ -175,7 +175,7 @@ fn parts(adapter: &Adapter, options: &TruncateOptions) -> Result<LoraTensors> {
 }
 
 fn refuse_output(adapter: &Adapter, target: &Path, options: &TruncateOptions) -> Result<()> {
-    crate::write::refuse_existing(target, crate::write::Existing { force: options.force, resume: false })?;
+    crate::write::refuse_existing(target, None, crate::write::Existing { force: options.force, resume: false })?;
     let within = |source: &Path| target.canonicalize().is_ok_and(|target| source.starts_with(target));
     if adapter.path.canonicalize().is_ok_and(|source| within(&source)) {
         return Err(usage("the output would replace the adapter").in_file(target).with_hint("choose another output"));

@@ -12,8 +12,10 @@ mod journal;
 mod local;
 mod names;
 mod sink;
+mod took;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,12 +26,15 @@ pub(crate) use beside::{copy_beside, copy_others};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::Finished;
-pub(crate) use local::{LocalSink, MOST_WAITING, enough_space, is_single_file, refuse_existing};
+pub(crate) use local::{
+    LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing,
+};
 pub(crate) use names::name_of;
 #[doc(hidden)]
 pub use names::path_beside;
 pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};
 pub use sink::{Room, Sink, Start};
+pub(crate) use took::Took;
 
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::Store;
@@ -60,10 +65,11 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Begins an output, or opens it to go on. Returns the steps that are done already.
+    /// Begins an output of some of the plan's steps, or opens it to go on. Returns those that are done already.
     pub(crate) fn create(
         mut sink: Box<dyn Sink>,
         plan: &Plan,
+        steps: &Range<usize>,
         merge: &Fingerprint,
         existing: Existing,
     ) -> Result<(Self, Vec<Finished>)> {
@@ -75,15 +81,18 @@ impl Output {
             None => None,
         };
         let rooms = |listed: bool| -> Vec<Room> {
-            let room = |file: &OutFile| Room {
+            let used: HashSet<usize> =
+                plan.steps[steps.clone()].iter().flat_map(|step| &step.slots).map(|slot| slot.file).collect();
+            // Files keep their numbers, and those that get nothing are empty.
+            let room = |(number, file): (usize, &OutFile)| Room {
                 name: file.name.clone(),
-                most: file.max_bytes(),
-                least: if listed { least_bytes(file) } else { 0 },
+                most: if used.contains(&number) { file.max_bytes() } else { 0 },
+                least: if listed && used.contains(&number) { least_bytes(file) } else { 0 },
             };
-            plan.files.iter().map(room).collect()
+            plan.files.iter().enumerate().map(room).collect()
         };
         let finished = if let Some((finished, listed)) = begun {
-            let opened = refuse_others(plan, &finished, sink.place())
+            let opened = refuse_others(plan, steps, &finished, sink.place())
                 .and_then(|()| sink.reserve(&rooms(!finished.is_empty()), Start::Resumed(listed)));
             opened.map_err(|error| if error.kind() == Kind::Io { resumable(&*sink, error) } else { error })?;
             finished
@@ -228,9 +237,9 @@ fn resumable(sink: &dyn Sink, error: Error) -> Error {
 }
 
 /// Errors if a journal lists what a merge does not do.
-fn refuse_others(plan: &Plan, finished: &[Finished], place: &Path) -> Result<()> {
+fn refuse_others(plan: &Plan, steps: &Range<usize>, finished: &[Finished], place: &Path) -> Result<()> {
     let fits = |step: &Finished| {
-        let planned = plan.steps.get(step.step);
+        let planned = plan.steps.get(step.step).filter(|_| steps.contains(&step.step));
         planned.is_some_and(|planned| step.late.iter().all(|(part, _)| *part < planned.slots.len()))
     };
     if finished.iter().all(fits) {

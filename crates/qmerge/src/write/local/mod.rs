@@ -6,6 +6,7 @@
 mod folder;
 mod journal;
 mod partial;
+mod parts;
 mod queue;
 mod space;
 
@@ -22,12 +23,16 @@ use super::{Existing, Room, SCRATCH, Sink, Start, names};
 use crate::error::{Error, Kind, Result};
 use crate::open::Store;
 use crate::open::local::LocalFolder;
+use crate::plan::Part;
 use folder::{parent_of, remove, rename};
+pub(crate) use parts::{WrittenPart, parts_beside};
 
 /// An output on a local disk: a folder, or one `.safetensors` or `.gguf` file.
 #[derive(Debug)]
 pub(crate) struct LocalSink {
     target: PathBuf,
+    /// The part of it that is written, if it is not all.
+    part: Option<Part>,
     /// Known once it begins.
     partial: PathBuf,
     files: Vec<(PathBuf, Queue)>,
@@ -40,11 +45,17 @@ impl LocalSink {
     pub(crate) fn new(target: &Path) -> Self {
         Self {
             target: target.to_path_buf(),
+            part: None,
             partial: PathBuf::new(),
             files: Vec::new(),
             journal: Mutex::new(None),
             resumed: false,
         }
+    }
+
+    /// A part of an output, which gets no name of its own.
+    pub(crate) fn of_part(target: &Path, part: Part) -> Self {
+        Self { part: Some(part), ..Self::new(target) }
     }
 
     fn queue(&self, file: usize) -> Result<&Queue> {
@@ -104,8 +115,8 @@ impl Sink for LocalSink {
     }
 
     fn begin(&mut self, existing: Existing) -> Result<Option<Vec<u8>>> {
-        refuse_existing(&self.target, existing)?;
-        self.partial = partial::path_of(&self.target)?;
+        refuse_existing(&self.target, self.part, existing)?;
+        self.partial = partial::path_of(&self.target, self.part)?;
         let path = self.partial.join(journal::FILE_NAME);
         if !existing.resume || !path.is_file() {
             return Ok(None);
@@ -233,10 +244,10 @@ pub(crate) fn is_single_file(target: &Path) -> bool {
     target.extension().is_some_and(|ext| ext == "safetensors" || ext == "gguf")
 }
 
-/// Errors if `existing` does not allow to write where the output, or an unfinished one, is already.
-pub(crate) fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
+/// Errors if `existing` does not allow to write where the output, or what is unfinished of it or of a part of it, is already.
+pub(crate) fn refuse_existing(target: &Path, part: Option<Part>, existing: Existing) -> Result<()> {
     refuse_target(target, existing)?;
-    partial::refuse(&partial::path_of(target)?, existing)
+    partial::refuse(&partial::path_of(target, part)?, existing)
 }
 
 fn refuse_target(target: &Path, existing: Existing) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `OUT.partial`: what an earlier run left there is gone on with, given up because the user said so, or left alone.
+//! `OUT.partial`, and `OUT.part-2-of-7` of a merge in parts: what an earlier run left there is gone on with, given up because the user said so, or left alone.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use super::folder::{self, remove};
 use super::{SCRATCH, journal};
 use crate::error::{Error, Kind, Result, usage};
+use crate::plan::Part;
 use crate::write::{Existing, Room, damaged};
 
 /// The name beside the target.
-pub(super) fn path_of(target: &Path) -> Result<PathBuf> {
+pub(super) fn path_of(target: &Path, part: Option<Part>) -> Result<PathBuf> {
     let mut name = target.file_name().ok_or_else(|| usage("the output has no name").in_file(target))?.to_owned();
-    name.push(".partial");
+    match part {
+        None => name.push(".partial"),
+        Some(part) => name.push(format!(".part-{}-of-{}", part.number(), part.of())),
+    }
     Ok(target.with_file_name(name))
 }
 

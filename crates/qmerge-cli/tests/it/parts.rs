@@ -1,0 +1,240 @@
+//! A merge in parts: each byte is that of a merge by one process, whatever the cut and whoever was killed.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::interrupted::{Random, files};
+use crate::model::{Folder, change, demo, qmerge, read, run, stderr, stdout, write};
+
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
+const MERGE: &[&str] = &["--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
+
+/// The demo's model in two files of weights.
+fn model() -> Folder {
+    let folder = Folder::new();
+    demo(folder.path());
+    let path = folder.join("base-nf4/model.safetensors");
+    let mut first = read(&path);
+    let second = first.split_off(first.iter().position(|tensor| tensor.0.contains("layers.2.")).unwrap());
+    let mut map = serde_json::Map::new();
+    for (number, tensors) in [first, second].iter().enumerate() {
+        let name = format!("model-0000{}-of-00002.safetensors", number + 1);
+        write(&folder.join("base-nf4").join(&name), tensors);
+        map.extend(tensors.iter().map(|tensor| (tensor.0.clone(), name.clone().into())));
+    }
+    std::fs::remove_file(path).unwrap();
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+    std::fs::write(folder.join("base-nf4/model.safetensors.index.json"), index.to_string()).unwrap();
+    folder
+}
+
+fn words<'a>(command: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&[command], MERGE, more].concat()
+}
+
+fn done(folder: &Folder, args: &[&str]) -> String {
+    let output = run(folder.path(), args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// Runs a merge that is refused, and returns what it says.
+fn refused(folder: &Folder, args: &[&str]) -> String {
+    let output = run(folder.path(), args);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+    stderr(&output)
+}
+
+fn weights(folder: &Folder) -> serde_json::Value {
+    let text = std::fs::read_to_string(folder.join("out/qmerge-report.json")).unwrap();
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["weights"].clone()
+}
+
+/// What lies beside the output.
+fn beside(folder: &Path) -> Vec<String> {
+    let items = std::fs::read_dir(folder).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap());
+    items.filter(|name| name.starts_with("out.")).collect()
+}
+
+#[test]
+fn any_number_of_parts_gives_the_bytes_of_one_process() {
+    let folder = model();
+    for more in
+        [&["--calibrate", TEXT][..], &["--fast"], &["--rounding", "nearest"], &["--to", "bf16"], &["--to", "int8"]]
+    {
+        done(&folder, &words("merge", more));
+        let (want, reported) = (files(&folder.join("out")), weights(&folder));
+        std::fs::remove_dir_all(folder.join("out")).unwrap();
+        for of in [1, 2, 3, 7] {
+            // In any order.
+            for number in (1..=of).rev() {
+                let part = format!("{number}/{of}");
+                let threads = if number % 2 == 0 { "1" } else { "3" };
+                done(&folder, &words("merge", &[more, &["--part", &part, "--threads", threads, "--quiet"]].concat()));
+            }
+            assert_eq!(beside(folder.path()).len(), of);
+            done(&folder, &words("finish", more));
+            assert!(files(&folder.join("out")) == want, "{of} parts, {more:?}");
+            assert_eq!(weights(&folder), reported, "{of} parts, {more:?}");
+            assert!(beside(folder.path()).is_empty());
+            std::fs::remove_dir_all(folder.join("out")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_single_file_is_merged_in_parts_too() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let merge = |command, out, more: &[&'static str]| {
+        let args =
+            [&[command, "--base", "base-nf4/model.safetensors", "--adapter", "adapter", "-o", out, "--fast"], more];
+        done(&folder, &args.concat());
+    };
+    merge("merge", "whole.safetensors", &[]);
+    merge("merge", "out.safetensors", &["--part", "1/2"]);
+    merge("merge", "out.safetensors", &["--part", "2/2"]);
+    merge("finish", "out.safetensors", &[]);
+    let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    assert!(bytes("out.safetensors") == bytes("whole.safetensors"));
+    assert_eq!(beside(folder.path()).len(), 2, "the output and its report");
+}
+
+/// Parts that are killed go on, and so does a killed `finish`.
+#[test]
+fn whoever_is_killed_goes_on() {
+    let folder = model();
+    let more = ["--calibrate", TEXT, "--threads", "3"];
+    done(&folder, &words("merge", &more));
+    let want = files(&folder.join("out"));
+    std::fs::remove_dir_all(folder.join("out")).unwrap();
+    let mut random = Random(20_261_126);
+    let mut killed = |args: &[&str]| {
+        let started = Instant::now();
+        let mut child = qmerge(folder.path(), args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis((random.share() * 1500.0) as u64));
+        let _ = child.kill();
+        child.wait().unwrap();
+        started.elapsed()
+    };
+    for _ in 0..3 {
+        for part in ["1/3", "2/3", "3/3"] {
+            let args = words("merge", &[&more[..], &["--part", part, "--resume"]].concat());
+            killed(&args);
+            killed(&args);
+            done(&folder, &args);
+            // What is done already is found done.
+            done(&folder, &args);
+        }
+        let args = words("finish", &[&more[..], &["--resume"]].concat());
+        killed(&args);
+        if !folder.join("out").exists() {
+            done(&folder, &args);
+        }
+        assert!(files(&folder.join("out")) == want);
+        assert_eq!(beside(folder.path()), [] as [String; 0]);
+        std::fs::remove_dir_all(folder.join("out")).unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_there_whole_is_not_put_together() {
+    let folder = model();
+    let part = |text, more: &[&'static str]| words("merge", &[&["--fast", "--part", text], more].concat());
+    let finish = |more: &[&'static str]| words("finish", &[&["--fast"], more].concat());
+    assert!(refused(&folder, &finish(&[])).contains("there are no parts"));
+    done(&folder, &part("2/4", &[]));
+    assert!(refused(&folder, &finish(&[])).contains("parts 1, 3, 4 of 4 are missing"));
+    ["1/4", "4/4"].iter().for_each(|text| drop(done(&folder, &part(text, &[]))));
+    assert!(refused(&folder, &finish(&[])).contains("part 3 of 4 is missing"));
+    done(&folder, &part("3/4", &[]));
+
+    // Another merge's.
+    assert!(refused(&folder, &finish(&["--seed", "7"])).contains("seed"));
+    // Of another cut.
+    done(&folder, &part("1/2", &[]));
+    assert!(refused(&folder, &finish(&[])).contains("parts of 2 and parts of 4"));
+    std::fs::remove_dir_all(folder.join("out.part-1-of-2")).unwrap();
+    // Begun, and not gone on with.
+    let told = refused(&folder, &part("3/4", &[]));
+    assert!(told.contains("out.part-3-of-4") && told.contains("--resume"), "{told}");
+
+    // A part that was interrupted, and one whose last word is missing.
+    let journal = folder.join("out.part-3-of-4/qmerge-journal.jsonl");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let last = text.trim_end().rfind('\n').unwrap();
+    std::fs::write(&journal, &text[..=last]).unwrap();
+    assert!(refused(&folder, &finish(&[])).contains("part 3 of 4 is not complete: 1 of its"));
+    std::fs::write(&journal, "").unwrap();
+    assert!(refused(&folder, &finish(&[])).contains("part 3 of 4 is not complete"));
+    std::fs::write(&journal, &text).unwrap();
+    let took = folder.join("out.part-3-of-4/qmerge-scratch/part.json");
+    let said = std::fs::read(&took).unwrap();
+    for bytes in [&b"{"[..], b"null"] {
+        std::fs::write(&took, bytes).unwrap();
+        assert!(refused(&folder, &finish(&[])).contains("has not come to its end"));
+    }
+    std::fs::write(&took, &said).unwrap();
+    // Steps that it has nothing to do with.
+    std::fs::write(&journal, format!("{text}{{\"step\":0}}\n")).unwrap();
+    assert!(refused(&folder, &finish(&[])).contains("lists what this merge does not do"));
+    std::fs::write(&journal, format!("{text}{{\"step\":99999}}\n")).unwrap();
+    assert!(refused(&folder, &finish(&[])).contains("lists what this merge does not do"));
+    std::fs::write(&journal, &text).unwrap();
+    // A weight file that was cut off.
+    let cut = folder.join("out.part-1-of-4/model-00001-of-00002.safetensors");
+    let bytes = std::fs::read(&cut).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 8]).unwrap();
+    assert!(refused(&folder, &finish(&[])).contains("model-00001-of-00002.safetensors"));
+    std::fs::write(&cut, &bytes).unwrap();
+    assert!(!folder.join("out").exists());
+    // Nothing was lost by all that.
+    done(&folder, &finish(&["--force"]));
+    assert!(beside(folder.path()).is_empty());
+    // The base changed since.
+    std::fs::remove_dir_all(folder.join("out")).unwrap();
+    ["1/2", "2/2"].iter().for_each(|text| drop(done(&folder, &part(text, &[]))));
+    change(&folder.join("base-nf4/model-00001-of-00002.safetensors"), |tensors| tensors.truncate(tensors.len()));
+    let told = refused(&folder, &finish(&[]));
+    assert!(told.contains("another merge's") && told.contains("base"), "{told}");
+}
+
+#[test]
+fn options_that_a_part_cannot_honour_are_refused() {
+    let folder = model();
+    for (more, word) in [
+        (&["--part", "0/2"][..], "1/4 to 4/4"),
+        (&["--part", "3/2"], "1/4 to 4/4"),
+        (&["--part", "1/2", "--residual-rank", "2"], "--residual-rank"),
+        (&["--part", "1/2", "--min-kept", "0.9"], "--min-kept"),
+        (&["--part", "1/2", "--measure", "always"], "qmerge finish measures the whole"),
+        (&["--part", "1/2", "--report", "r.html"], "--report"),
+    ] {
+        let told = refused(&folder, &words("merge", more));
+        assert!(told.contains(word), "{more:?}: {told}");
+    }
+    assert!(refused(&folder, &words("finish", &["--part", "1/2"])).contains("--part"));
+    assert!(refused(&folder, &words("plan", &["--parts", "0"])).contains("number of parts"));
+}
+
+#[test]
+fn a_plan_says_what_each_part_takes() {
+    let folder = model();
+    let plan = |more: &[&'static str]| {
+        let text = done(&folder, &words("plan", &[more, &["--json"]].concat()));
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let whole = plan(&[]);
+    assert!(whole.get("parts").is_none());
+    for (of, option) in [(2, "2"), (5, "5")] {
+        let parts = plan(&["--parts", option])["parts"].as_array().unwrap().clone();
+        assert_eq!(parts.len(), of);
+        let sum = |key: &str| parts.iter().map(|part| part[key].as_u64().unwrap()).sum::<u64>();
+        let steps = whole["merged"].as_u64().unwrap() + whole["copied"].as_u64().unwrap();
+        assert_eq!(sum("steps"), steps);
+        assert!(sum("bytes_written") <= whole["output"]["bytes"].as_u64().unwrap());
+        assert!(sum("bytes_written") > whole["output"]["bytes"].as_u64().unwrap() * 8 / 10);
+    }
+    assert!(beside(folder.path()).is_empty() && !folder.join("out").exists());
+}

@@ -157,13 +157,16 @@ fn the_book_has_every_command_option_and_value() {
     let mut missing = Vec::new();
     let mut cli = Cli::command();
     cli.build();
+    let of_merge: Vec<&str> =
+        cli.find_subcommand("merge").unwrap().get_arguments().map(|arg| arg.get_id().as_str()).collect();
+    let as_in_merge = |command: &str, id: &str| ["finish", "plan"].contains(&command) && of_merge.contains(&id);
     for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
         let part = section(&text, command.get_name());
         let mut wants: Vec<String> = command.get_visible_aliases().map(str::to_owned).collect();
         for argument in command.get_arguments() {
             let id = argument.get_id().as_str();
-            // What goes for all commands is told once, before them.
-            if ["help", "version"].contains(&id) || argument.is_hide_set() {
+            // What goes for all commands is told once, before them, and what is about a merge with it.
+            if ["help", "version"].contains(&id) || argument.is_hide_set() || as_in_merge(command.get_name(), id) {
                 continue;
             }
             if argument.is_global_set() {

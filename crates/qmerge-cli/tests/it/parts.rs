@@ -138,6 +138,54 @@ fn whoever_is_killed_goes_on() {
     }
 }
 
+/// The jobs that the book shows, started as their schedulers start them.
+#[test]
+#[cfg(unix)]
+fn the_book_s_jobs_run() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/many-machines.md");
+    let Ok(page) = std::fs::read_to_string(page) else { return };
+    let lines = |word: &str| page.lines().map(str::trim).filter(|line| line.contains(word)).collect::<Vec<_>>();
+    let one = |word: &str| match lines(word)[..] {
+        [line] => line.trim_start_matches("- ").to_owned(),
+        ref lines => panic!("{word}: {lines:?}"),
+    };
+    let folder = model();
+    std::fs::rename(folder.join("adapter"), folder.join("my-lora")).unwrap();
+    let merge = |command, out: &str| {
+        let args = [command, "--base", "base-nf4", "--adapter", "my-lora", "-o", out, "--quiet"];
+        done(&folder, &args);
+        std::fs::read(folder.join(out).join("model-00001-of-00002.safetensors")).unwrap()
+    };
+    let want = merge("merge", "want");
+    let program = qmerge(folder.path(), &[]).get_program().to_owned();
+    let bin = std::env::join_paths(
+        std::iter::once(Path::new(&program).parent().unwrap().to_path_buf())
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    )
+    .unwrap();
+    let start = |script: &str, variables: &[(&str, String)]| {
+        let mut shell = qmerge(folder.path(), &[]);
+        let (envs, mut sh) = (shell.env("PATH", &bin).get_envs(), std::process::Command::new("sh"));
+        sh.envs(envs.filter_map(|(key, value)| Some((key, value?))))
+            .envs(variables.iter().map(|(key, value)| (key, value)));
+        let output = sh.args(["-c", script]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", stderr(&output));
+    };
+    let (slurm, kubernetes) = (one("SLURM_ARRAY_TASK_ID"), one("JOB_COMPLETION_INDEX"));
+    let parallel = one("parallel --jobs").split_once("qmerge").unwrap().1.split_once(" :::").unwrap().0.to_owned();
+    for number in 1..=4 {
+        let variables = [("SLURM_ARRAY_TASK_ID", number), ("SLURM_ARRAY_TASK_COUNT", 4), ("SLURM_CPUS_PER_TASK", 2)];
+        start(&slurm, &variables.map(|(name, value)| (name, value.to_string())));
+    }
+    assert!(merge("finish", "merged") == want);
+    std::fs::remove_dir_all(folder.join("merged")).unwrap();
+    (0..4).for_each(|number: usize| start(&kubernetes, &[("JOB_COMPLETION_INDEX", number.to_string())]));
+    assert!(merge("finish", "merged") == want);
+    std::fs::remove_dir_all(folder.join("merged")).unwrap();
+    (1..=4).for_each(|number| start(&format!("qmerge{}", parallel.replace("{}", &number.to_string())), &[]));
+    assert!(merge("finish", "merged") == want);
+}
+
 #[test]
 fn what_is_not_there_whole_is_not_put_together() {
     let folder = model();

@@ -8,8 +8,23 @@ A base, an adapter or a merge is a folder, a single file, or a hub id. What is n
 Every function lets other Python threads run while it works, and stops on Ctrl-C.
 """
 
-from . import peft, torch
-from ._api import calibrate, compare, convert, generate, inspect, merge, plan, read, report, tensors, truncate, verify
+from . import peft, ray, torch
+from ._api import (
+    calibrate,
+    compare,
+    convert,
+    finish,
+    generate,
+    inspect,
+    merge,
+    merge_part,
+    plan,
+    read,
+    report,
+    tensors,
+    truncate,
+    verify,
+)
 from ._errors import (
     Error,
     ExistsError,
@@ -32,6 +47,7 @@ from ._results import (
     Comparison,
     Generation,
     ModelInspection,
+    PartDone,
     Plan,
     Report,
     Tensor,
@@ -54,6 +70,7 @@ __all__ = [
     "ModelInspection",
     "NotFiniteError",
     "NotFoundError",
+    "PartDone",
     "Plan",
     "Progress",
     "Report",
@@ -67,11 +84,14 @@ __all__ = [
     "calibrate",
     "compare",
     "convert",
+    "finish",
     "generate",
     "inspect",
     "merge",
+    "merge_part",
     "peft",
     "plan",
+    "ray",
     "read",
     "report",
     "tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from . import _qmerge
 from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
@@ -18,6 +18,7 @@ from ._results import (
     Comparison,
     Generation,
     ModelInspection,
+    PartDone,
     Plan,
     Report,
     Tensor,
@@ -120,7 +121,14 @@ def merge(
     if not safe_merge:
         warnings.warn("qmerge checks every value at no cost: safe_merge=False changes nothing", stacklevel=2)
     options = _merge_options(locals())
-    status, document = run("merge", options, progress or bool(progressbar))
+    return _held(run("merge", options, progress or bool(progressbar)), output, min_kept, min_survival)
+
+
+def _held(
+    answer: tuple[int, dict[str, Any]], output: Path, min_kept: Optional[float], min_survival: Optional[float]
+) -> Report:
+    """The report of a merge. Raises if less is left than was asked for."""
+    status, document = answer
     done = Report(document)
     if status == 1:
         verdict = done.verdict
@@ -129,6 +137,24 @@ def merge(
         option, least = ("min_kept", min_kept) if is_kept else ("min_survival", min_survival)
         raise low_survival(os.fspath(output), option, least, done)
     return done
+
+
+def merge_part(
+    base: Path, adapter: Adapters, output: Path, part: str, *, progress: Watcher = None, **options: Any
+) -> PartDone:
+    """Merges one part of an output, in a process of its own: part "2/4" is the second of four. `finish` puts all parts together.
+
+    Args:
+        options: as `merge` takes them; all parts, and `finish`, are given the same. `resume=True` goes on where this part was interrupted.
+    """
+    given = _with_defaults(options, base=base, adapter=adapter, output=output, part=part)
+    return PartDone(run("merge", _merge_options(given), progress)[1])
+
+
+def finish(base: Path, adapter: Adapters, output: Path, *, progress: Watcher = None, **options: Any) -> Report:
+    """Puts the parts of a merge together that `merge_part` wrote: the output is what `merge` with the same arguments writes, byte for byte."""
+    given = _with_defaults(options, base=base, adapter=adapter, output=output)
+    return _held(run("finish", _merge_options(given), progress), output, options.get("min_kept"), options.get("min_survival"))
 
 
 def plan(
@@ -160,10 +186,10 @@ def plan(
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
     adapter_names: Optional[Sequence[str]] = None,
+    parts: Optional[int] = None,
 ) -> Plan:
-    """What `merge` with these arguments would do; nothing is written."""
-    _, document = run("merge", ["--dry-run", *_merge_options(locals())], None)
-    return Plan(document)
+    """What `merge` with these arguments would do, and each of so many parts of it; nothing is written."""
+    return Plan(run("plan", _merge_options(locals()), None)[1])
 
 
 def convert(
@@ -483,6 +509,11 @@ def read(path: Path, name: str, rows: Optional[slice] = None) -> NDArray[numpy.f
 
     values, shape = _qmerge.read(path, name, rows)
     return numpy.frombuffer(values, dtype="<f4").reshape(shape)
+
+
+def _with_defaults(options: dict[str, Any], **given: object) -> dict[str, object]:
+    """Arguments that stand without their names."""
+    return {"adapter_names": None, "map": None, "double_quant": None, **options, **given}
 
 
 def _merge_options(given: dict[str, object]) -> list[str]:

@@ -241,8 +241,21 @@ class Plan(Record):
     files: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     warnings: list[str]
+    parts: list[dict[str, Any]] = []
 
     _parts = {"base": Model, "output": Model}
+
+
+class PartDone(Record):
+    """A part of a merge that waits to be put together with the others."""
+
+    part: int
+    of: int
+    folder: str
+    steps: int
+    bytes_written: int
+    seconds: float
+    peak_rss_bytes: Optional[int]
 
 
 class VerifySummary(Record):

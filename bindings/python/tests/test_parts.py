@@ -1,0 +1,91 @@
+"""A merge in parts, by processes and by the tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import qmerge
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_parts_are_put_together(demo: Path, tmp_path: Path) -> None:
+    merge = {"base": demo / "base-nf4", "adapter": demo / "adapter", "fast": True}
+    whole = qmerge.merge(output=tmp_path / "whole", **merge)
+    planned = qmerge.plan(output=tmp_path / "out", parts=2, **merge)
+    assert [part["part"] for part in planned.parts] == [1, 2]
+    assert sum(part["steps"] for part in planned.parts) == planned.merged + planned.copied
+    for part in ("1/2", "2/2"):
+        done = qmerge.merge_part(output=tmp_path / "out", part=part, **merge)
+        assert (done.part, done.of) == (int(part[0]), 2) and Path(done.folder).is_dir()
+    report = qmerge.finish(output=tmp_path / "out", **merge)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert report.weights == whole.weights
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "whole"]
+    with pytest.raises(qmerge.SurvivalError):
+        qmerge.merge_part(output=tmp_path / "low", part="1/1", **merge)
+        qmerge.finish(output=tmp_path / "low", min_survival=1.0, **merge)
+
+
+def test_wrong_use(demo: Path, tmp_path: Path) -> None:
+    base, adapter = demo / "base-nf4", demo / "adapter"
+    with pytest.raises(qmerge.UsageError, match="1/4 to 4/4"):
+        qmerge.merge_part(base, adapter, tmp_path / "out", "5/4")
+    with pytest.raises(qmerge.UsageError, match="no_such_option"):
+        qmerge.merge_part(base, adapter, tmp_path / "out", "1/4", no_such_option=True)
+    with pytest.raises(qmerge.UsageError, match="there are no parts"):
+        qmerge.finish(base, adapter, tmp_path / "out", fast=True)
+
+
+def test_without_ray(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(qmerge.UsageError, match="pip install"):
+        qmerge.ray.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out")
+
+
+def test_a_cluster_that_loses_a_node(slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    # Nodes of one machine count its processors once.
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    base, adapter = slow / "base", slow / "adapter"
+    qmerge.merge(base, adapter, tmp_path / "whole", to="nf4", fast=True, threads=1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+        lost = []
+
+        def told(progress: qmerge.Progress) -> None:
+            # Once a part is done, others are under work.
+            if not lost:
+                lost.append(nodes.pop())
+                cluster.remove_node(lost[0], allow_graceful=False)
+
+        report = qmerge.ray.merge(
+            base, adapter, tmp_path / "out", parts=6, cpus=1, to="nf4", fast=True, progress=told
+        )
+        assert lost
+        assert report.summary.weights_merged == 8
+        assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+        deadline = time.monotonic() + 30
+        while sorted(item.name for item in tmp_path.iterdir()) != ["out", "whole"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(qmerge.ExistsError):
+            qmerge.ray.merge(base, adapter, tmp_path / "out", to="nf4", fast=True)
+        with pytest.raises(qmerge.UsageError, match="cpus"):
+            qmerge.ray.merge(base, adapter, tmp_path / "more", threads=2)
+        with pytest.raises(qmerge.NotFoundError):
+            qmerge.ray.merge(base, slow / "no-such-adapter", tmp_path / "more")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

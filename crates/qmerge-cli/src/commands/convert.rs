@@ -10,7 +10,7 @@ use qmerge::round::Demand;
 
 use super::merge::{Found, Told, dry_or_run, show};
 use super::next;
-use super::{format, refuse_unused, run_options, settings, usage};
+use super::{refuse_unused, run_options, settings, target, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
@@ -35,8 +35,11 @@ pub(crate) fn find(
     progress: &dyn Progress,
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
-    let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
-    let options = Options { to: Some(to), settings: settings(&args.quantization), ..Options::default() };
+    let (to, export) = target(&args.to, &args.output)?;
+    if to.is_none() && export.is_none() {
+        return Err(usage("--to same would change nothing".into()));
+    }
+    let options = Options { to, export, settings: settings(&args.quantization), ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.model.base)?, Vec::new())?;
     let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;

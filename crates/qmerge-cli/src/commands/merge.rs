@@ -7,14 +7,13 @@ use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Estimate};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::plan::{Inputs, Options, Plan, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
-use qmerge::write::Tokenizer;
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{format, open, read_options, refuse_unused, rounding, run_options, settings, usage};
+use super::{open, read_options, refuse_unused, rounding, run_options, settings, target, usage};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -95,8 +94,14 @@ pub(crate) fn find(
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
     let measure = args.measuring.when().map_err(usage)?;
+    let (to, export) = target(if args.dequantize { "bf16" } else { &args.to }, &args.output)?;
     let mut options = Options {
-        to: format(if args.dequantize { "bf16" } else { &args.to })?,
+        to,
+        export,
+        tokenizer: match args.tokenizer {
+            TokenizerArg::Adapter => Tokenizer::Adapter,
+            TokenizerArg::Base => Tokenizer::Base,
+        },
         settings: settings(&args.quantization),
         rounding: rounding::method(&args.rounding)?,
         seed: args.calibrating.seed,
@@ -106,11 +111,7 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let mut run = run_options(&args.running, command);
-    run.tokenizer = match args.tokenizer {
-        TokenizerArg::Adapter => Tokenizer::Adapter,
-        TokenizerArg::Base => Tokenizer::Base,
-    };
+    let run = run_options(&args.running, command);
     let mut inputs = open(&args.sources)?;
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(Checkpoint::open(original)?)?;

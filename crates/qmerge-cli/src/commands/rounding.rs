@@ -31,6 +31,7 @@ fn matters(inputs: &Inputs, options: &Options) -> bool {
         Method::Named(method) => method.whole().is_some(),
         Method::Auto => {
             options.to.is_some_and(|to| to.quantizes())
+                || options.export.is_some_and(|export| export.quantizes())
                 || inputs.inventory.weights.iter().any(|claim| !claim.weight.is_plain())
         }
     }
@@ -124,7 +125,7 @@ fn by_adapter(inputs: &Inputs, options: &Options, reason: String) -> Data {
         Method::Auto => true,
         Method::Named(method) => method.id() == round::BEST.id(),
     };
-    if !is_best || options.to.is_some() || inputs.original.is_some() || weights.is_empty() {
+    if !is_best || options.to.is_some() || options.export.is_some() || inputs.original.is_some() || weights.is_empty() {
         return Data::Unknown(reason);
     }
     Data::Guessed(Arc::new(weights), reason)

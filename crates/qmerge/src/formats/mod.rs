@@ -343,6 +343,11 @@ pub fn by_id(id: &str) -> Result<&'static dyn Format> {
     })
 }
 
+/// The format of tensors of one part, all of that element type.
+pub(crate) fn of_dtype(dtype: Dtype) -> Result<&'static dyn Format> {
+    if dtype.is_plain_float() { Ok(plain::format_of(dtype)) } else { by_id(dtype.torch_name()) }
+}
+
 /// All weights of a checkpoint, and the entries that belong to none.
 #[derive(Debug)]
 pub struct Inventory {

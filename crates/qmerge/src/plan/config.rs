@@ -14,8 +14,9 @@ pub(super) fn edited(
     skipped: Option<&[String]>,
     change: &ConfigChange,
 ) -> Result<Option<ModelConfig>> {
-    // What a GGUF file says of itself stays as it is: whether embeddings are tied follows from its tensors.
-    let Some(base) = inputs.base.config.as_ref().filter(|_| !inputs.base.is_self_contained()) else { return Ok(None) };
+    // What a GGUF file says of itself stays as it is: whether embeddings are tied follows from its tensors. One that is made says it in its keys.
+    let is_apart = !inputs.base.is_self_contained() && options.export.is_none();
+    let Some(base) = inputs.base.config.as_ref().filter(|_| is_apart) else { return Ok(None) };
     let mut config = base.clone();
     if change.untie {
         config.set_everywhere("tie_word_embeddings", &Value::Bool(false));

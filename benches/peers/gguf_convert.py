@@ -22,6 +22,10 @@ import numpy as np
 CARD = ("general.basename", "general.finetune", "general.version", "general.organization", "general.author", "general.license", "general.tags", "general.languages", "general.base_model", "general.dataset", "general.description", "general.url", "general.repo_url", "general.source", "general.quantized_by", "general.name", "general.size_label", "quantize.imatrix")
 
 
+# What libllama tells of each tensor.
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+
+
 def convert(llama_cpp, folder, out, outtype, pre):
     """The converter, in this process: what it does not know is told."""
     sys.path[:0] = [llama_cpp, os.path.join(llama_cpp, "gguf-py")]
@@ -61,19 +65,16 @@ def importances(path):
 def quantize(source, out, number, means):
     import llama_cpp
 
+    llama_cpp.llama_log_set(SILENT, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = number, 2
     if means is not None:
-
-        class Entry(ctypes.Structure):
-            _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t)]
-
         keep = [(name.encode(), np.ascontiguousarray(values, dtype=np.float32)) for name, values in means.items()]
-        entries = (Entry * (len(keep) + 1))()
+        entries = (llama_cpp.llama_model_imatrix_data * (len(keep) + 1))()
         for entry, (name, values) in zip(entries, keep):
             entry.name, entry.size = name, len(values)
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, type(params.imatrix) if params.imatrix is not None else ctypes.c_void_p)
+        params.imatrix = entries
     if llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama_model_quantize refused type {number}")
 

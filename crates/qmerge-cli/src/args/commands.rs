@@ -143,6 +143,9 @@ pub(crate) struct ConvertArgs {
     /// Output folder (or .safetensors or .gguf file).
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
+    /// llama.cpp's importance matrix of this model: into GGUF, values are rounded as llama-quantize does with it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) imatrix: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use qmerge::round::Demand;
 
 use super::merge::{Found, Told, dry_or_run, show};
 use super::next;
-use super::{refuse_unused, run_options, settings, target, usage};
+use super::{importance, refuse_unused, run_options, settings, target, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
@@ -39,7 +39,14 @@ pub(crate) fn find(
     if to.is_none() && export.is_none() {
         return Err(usage("--to same would change nothing".into()));
     }
-    let options = Options { to, export, settings: settings(&args.quantization), ..Options::default() };
+    let importance = importance(export, args.imatrix.as_deref())?;
+    if args.imatrix.is_some() && importance.is_none() {
+        return Err(usage(format!(
+            "--imatrix is of no use to --to {}: it is for the quantized types of GGUF",
+            args.to
+        )));
+    }
+    let options = Options { to, export, importance, settings: settings(&args.quantization), ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.model.base)?, Vec::new())?;
     let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;

@@ -13,7 +13,7 @@ use qmerge::report::{By, PlanSummary, Report, quoted};
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{open, read_options, refuse_unused, rounding, run_options, settings, target, usage};
+use super::{importance, open, read_options, refuse_unused, rounding, run_options, settings, target, usage};
 use crate::args::{MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -98,6 +98,7 @@ pub(crate) fn find(
     let mut options = Options {
         to,
         export,
+        importance: importance(export, args.calibrating.imatrix.as_deref())?,
         tokenizer: match args.tokenizer {
             TokenizerArg::Adapter => Tokenizer::Adapter,
             TokenizerArg::Base => Tokenizer::Base,
@@ -122,7 +123,7 @@ pub(crate) fn find(
     options.data = data;
     let mut plan = Plan::new(&inputs, &options)?;
     plan.warnings.extend(not_taken.into_iter().chain(told));
-    rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
+    rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     if !args.running.dry_run {
         merge::refuse_existing(&args.output, &plan, &run)?;

@@ -15,6 +15,7 @@ pub(crate) mod truncate;
 pub(crate) mod verify;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use qmerge::adapters::{Adapter, ReadOptions};
@@ -22,7 +23,7 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
-use qmerge::plan::{EXPORTS, Export, Inputs, Options, Plan};
+use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
 use qmerge::write::Existing;
 
 use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
@@ -59,6 +60,12 @@ fn target(id: &str, output: &Path) -> Result<(Option<&'static dyn Format>, Optio
         Some(export) => Ok((None, Some(export))),
         None => Ok((Some(formats::by_id(id)?), None)),
     }
+}
+
+/// An importance matrix, for an export that goes by it.
+fn importance(export: Option<&dyn Export>, path: Option<&Path>) -> Result<Option<Arc<Importance>>> {
+    let path = path.filter(|_| export.is_some_and(Export::quantizes));
+    path.map(|path| Importance::open(path).map(Arc::new)).transpose()
 }
 
 /// The options that settings of formats are given by.

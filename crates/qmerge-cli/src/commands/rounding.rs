@@ -325,17 +325,17 @@ fn is_measured(inputs: &Inputs, plan: &Plan, data: &Data, measure: Measure) -> e
 }
 
 /// Options that this plan has no use for are refused, not ignored.
-pub(super) fn refuse_useless(plan: &Plan, asked: Method, calibrating: &Calibrating) -> error::Result<()> {
+pub(super) fn refuse_useless(plan: &Plan, options: &Options, calibrating: &Calibrating) -> error::Result<()> {
     // It would be, if the adapter were trained: the plan says that it is not.
     if plan.untrained {
         return Ok(());
     }
     // Left to itself the plan says what it does with the original.
-    let is_named = matches!(asked, Method::Named(_));
+    let is_named = matches!(options.rounding, Method::Named(_));
     let given = match calibrating {
         Calibrating { calibrate: Some(_), .. } if !plan.is_calibrated() => "--calibrate",
         Calibrating { calibration: Some(_), .. } if !plan.is_calibrated() => "--calibration",
-        Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() => "--imatrix",
+        Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() && options.importance.is_none() => "--imatrix",
         Calibrating { original: Some(_), .. } if is_named && plan.recodes().all(|recode| recode.original.is_none()) => {
             "--original"
         }

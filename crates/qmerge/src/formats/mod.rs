@@ -309,6 +309,11 @@ pub trait Writer {
     /// settings, on as many threads.
     fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
 
+    /// The same, where an error in a column counts as much as its inputs are large: by column, their mean square. `None` for a format that has no such encoder.
+    fn weighted(&self, _importance: &Arc<[f32]>) -> Option<Arc<dyn Weight>> {
+        None
+    }
+
     /// True if scales depend on the whole weight: then every chunk goes through [`Writer::survey`] first.
     fn needs_survey(&self) -> bool {
         false

@@ -64,6 +64,9 @@ pub(super) fn of(
             // Its keys, which hold the tokenizer.
             let (header, _) = file.header(&std::collections::HashMap::new());
             merge.add("what the output says of itself", hex(&Sha256::digest(header)));
+            for (name, bytes) in &plan.beside {
+                merge.add(name, hex(&Sha256::digest(bytes)));
+            }
         }
     }
     merge.add(LAYOUT, text_hash(&text));

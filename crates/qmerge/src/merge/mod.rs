@@ -290,6 +290,9 @@ impl Run<'_> {
             let keeps_format = self.plan.keeps_format(self.inputs);
             not_copied = copy_others(base, &adapters, self.plan.tokenizer, keeps_format, self.output.sink())?;
         }
+        for (name, bytes) in &self.plan.beside {
+            self.output.write_file(name, bytes)?;
+        }
         if let Some(config) = &self.plan.config {
             self.output.write_file("config.json", config.to_text().as_bytes())?;
         }

@@ -165,19 +165,26 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
 
 /// Places every part in the one file of an export.
 pub(super) fn lay_out_anew(exported: Exported, mut steps: Vec<Step>) -> Result<(Vec<OutFile>, Vec<Step>)> {
-    let Exported { file: name, container, order, .. } = exported;
-    let places: HashMap<&str, usize> = order.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+    let Exported { file: name, container, order, metadata, .. } = exported;
+    let all = order.iter().flatten().enumerate();
+    let places: HashMap<&str, usize> = all.map(|(at, name)| (name.as_str(), at)).collect();
     let mut items = Vec::new();
     for (number, step) in steps.iter_mut().enumerate() {
         let parts = parts(step);
         step.slots = vec![Slot { file: 0, tensor: 0 }; parts.len()];
         for (part, tensor) in parts.into_iter().enumerate() {
-            let at = places.get(tensor.name.as_str()).copied().ok_or_else(|| nowhere(&tensor.name))?;
+            let at = match &order {
+                Some(_) => places.get(tensor.name.as_str()).copied().ok_or_else(|| nowhere(&tensor.name))?,
+                None => 0,
+            };
             items.push(Item { step: number, part, place: (at, 0), from_base: false, tensor });
         }
     }
-    items.sort_by_key(|item| item.place);
-    let files = vec![file(0, (name, container, Vec::new()), items, &mut steps)];
+    match order {
+        Some(_) => items.sort_by_key(|item| item.place),
+        None => sort(&mut items, &*container),
+    }
+    let files = vec![file(0, (name, container, metadata), items, &mut steps)];
     Ok((files, steps))
 }
 

@@ -20,13 +20,14 @@ mod tie;
 
 pub use accounting::Accounting;
 pub(crate) use accounting::untrained_warning;
-pub use export::{Constant, EXPORTS, Export};
+pub use export::{Constant, EXPORTS, Export, Importance};
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use recode::{Recode, Source};
 pub use steps::{Action, Step};
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub to: Option<&'static dyn Format>,
     /// Another container than the base's, with formats of its own: no other format can be asked for beside it.
     pub export: Option<&'static dyn Export>,
+    /// How large the inputs of layers are, for an export whose encoders go by it.
+    pub importance: Option<Arc<Importance>>,
     /// Whose tokenizer and chat template the output takes.
     pub tokenizer: Tokenizer,
     /// Choices for weights that take a new format.
@@ -68,6 +71,7 @@ impl Default for Options {
         Self {
             to: None,
             export: None,
+            importance: None,
             tokenizer: Tokenizer::default(),
             settings: Settings::default(),
             rounding: Method::Named(crate::round::NEAREST),
@@ -157,6 +161,8 @@ pub struct Plan {
     pub config: Option<ModelConfig>,
     /// True if the output is another container than the base: then no file beside the base's weights is copied.
     pub is_export: bool,
+    /// Files that an export has beside its weights, by name.
+    pub beside: Vec<(String, Vec<u8>)>,
     /// Whose tokenizer and chat template the output takes.
     pub tokenizer: Tokenizer,
     /// One per adapter.
@@ -227,6 +233,9 @@ impl Plan {
             untrained_modules += modules.len();
             warnings.extend(untrained_warning(adapter, &modules, number, all));
         }
+        // Of a GGUF file, another format makes a folder.
+        let export =
+            options.export.or((options.to.is_some() && inputs.base.is_self_contained()).then_some(export::FOLDER));
         if let Some(to) = options.to.filter(|to| to.is_of_gguf() || options.export.is_some()) {
             return Err(usage(format!("{} is no format of its own here", to.id()))
                 .with_hint("types of GGUF files are exports, and a file of them has no other format"));
@@ -235,6 +244,7 @@ impl Plan {
         method::refuse_without_scales(options.rounding, quantizes)?;
         let options = &Options {
             rounding: if untrained { options.rounding.without_delta() } else { options.rounding },
+            export,
             ..options.clone()
         };
         warnings.extend(
@@ -242,15 +252,23 @@ impl Plan {
         );
         let accounting =
             inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
-        let decided = steps::decide(inputs, options, &names, changes)?;
+        let mut decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning.filter(|_| !untrained));
         gguf::refuse(inputs, options, &decided.config)?;
-        let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
+        let own = decided.exported.as_mut().and_then(|exported| exported.config.take());
+        let config = config::edited(inputs, options, own, decided.skipped.as_deref(), &decided.config)?;
         let is_export = decided.exported.is_some();
-        let (files, steps) = match decided.exported {
-            Some(exported) => layout::lay_out_anew(exported, decided.steps)?,
-            None => layout::lay_out(inputs, decided.steps)?,
+        let (files, steps, beside) = match decided.exported {
+            Some(mut exported) => {
+                let beside = std::mem::take(&mut exported.beside);
+                let (files, steps) = layout::lay_out_anew(exported, decided.steps)?;
+                (files, steps, beside)
+            }
+            None => {
+                let (files, steps) = layout::lay_out(inputs, decided.steps)?;
+                (files, steps, Vec::new())
+            }
         };
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
@@ -259,6 +277,7 @@ impl Plan {
             index: inputs.base.index.clone().filter(|_| !is_export),
             config,
             is_export,
+            beside,
             tokenizer: options.tokenizer,
             accounting,
             rounding: decided.rounding.rounding,

@@ -186,6 +186,7 @@ impl Builder<'_, '_> {
             _ => claim.weight.view().map(|view| view.named(name)),
         };
         let stored_name = view.as_ref().map_or(name, |view| view.stored.as_str());
+        let importance = target.as_ref().and_then(|target| target.importance.clone());
         let to: Arc<dyn Weight> = match (target, stores_as) {
             (_, Some(dtype)) if self.targets.exported.is_none() => {
                 Arc::new(PlainWeight::new(stored_name, &shape, dtype))
@@ -211,6 +212,8 @@ impl Builder<'_, '_> {
                 .ok_or_else(|| only_read(claim.weight.as_ref()))?
                 .renewed(values_dtype, &options.settings)?,
         };
+        let weighted = importance.and_then(|importance| to.writer()?.weighted(&importance));
+        let to = weighted.unwrap_or(to);
         let to = match view {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
             _ => to,
@@ -355,6 +358,8 @@ pub(super) struct TargetFormat {
     turned: bool,
     /// How another container has it, where it has it otherwise than the model.
     view: Option<View>,
+    /// How large its inputs are, for an encoder that goes by it.
+    importance: Option<Arc<[f32]>>,
 }
 
 /// What weights become.
@@ -370,9 +375,12 @@ impl Targets<'_, '_> {
     pub(super) fn of(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
         if let Some(exported) = self.exported {
             return match exported.places.get(name)? {
-                Place::Tensor { view, format } => {
-                    Some(TargetFormat { format: *format, turned: false, view: Some(view.clone()) })
-                }
+                Place::Tensor { view, format, importance } => Some(TargetFormat {
+                    format: *format,
+                    turned: false,
+                    view: view.clone(),
+                    importance: importance.clone(),
+                }),
                 Place::Nowhere => None,
             };
         }
@@ -383,6 +391,6 @@ impl Targets<'_, '_> {
         }
         let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
         let turned = is_turned(self.names, weight, format);
-        takes.then_some(TargetFormat { format, turned, view: None })
+        takes.then_some(TargetFormat { format, turned, view: None, importance: None })
     }
 }

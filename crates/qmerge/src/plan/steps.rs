@@ -134,8 +134,10 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     warnings.extend(quantized.warning.clone());
     let weights = dimensions(inputs, &wanted, &parted);
     let has_additions = !wanted.additions.is_empty();
-    let model = Model { inputs, options, names, weights: &weights, change: &config, has_additions };
+    let model =
+        Model { inputs, options, names, quantized: &quantized, weights: &weights, change: &config, has_additions };
     let exported = options.export.map(|export| export.export(&model)).transpose()?;
+    warnings.extend(exported.iter().flat_map(|exported| exported.warnings.clone()));
     let targets = Targets { options, names, quantized: &quantized, exported: exported.as_ref() };
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
         let name = claim.weight.name();

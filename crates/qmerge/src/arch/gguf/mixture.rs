@@ -199,6 +199,57 @@ pub(crate) fn order(one: &str, other: &str) -> std::cmp::Ordering {
 mod tests {
     use super::*;
 
+    const ALL: &[FileType] = &[
+        Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K,
+    ];
+
+    /// Against llama-quantize's own choice: `testdata/gen/gguf_files.py`.
+    #[test]
+    fn types_are_those_of_llama_quantize() {
+        let text = std::fs::read_to_string("testdata/gguf/made/types.json").unwrap();
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mut met = 0;
+        for (model, about) in document["models"].as_object().unwrap() {
+            let count = |key: &str| about[key].as_u64().unwrap() as usize;
+            let flag = |key: &str| about[key].as_bool().unwrap();
+            let (layers, width) = (count("layers"), count("width"));
+            let own = Model {
+                layers,
+                shared: count("shared"),
+                is_large: flag("large"),
+                has_head: flag("head"),
+                has_importance: flag("weighted"),
+            };
+            for file in ALL {
+                let types = about["types"][file.id].as_object().unwrap();
+                let mut names: Vec<String> = Vec::new();
+                for part in types.keys() {
+                    match part.as_str() {
+                        "token_embd" | "output" => names.push(format!("{part}.weight")),
+                        _ => names.extend((0..layers).map(|layer| format!("blk.{layer}.{part}.weight"))),
+                    }
+                }
+                names.sort_by(|one, other| order(one, other));
+                let tensors: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), width)).collect();
+                for (name, dtype) in names.iter().zip(file.types(&tensors, own)) {
+                    let layer = crate::arch::gguf::importance::layer(name);
+                    let part = name.rsplit('.').nth(1).unwrap();
+                    let said = types[part].as_str().unwrap();
+                    let want = match layer {
+                        None => said.to_owned(),
+                        Some(layer) => {
+                            let letter = said.chars().nth(if said.len() == 1 { 0 } else { layer }).unwrap();
+                            document["letters"][letter.to_string()].as_str().unwrap().to_owned()
+                        }
+                    };
+                    assert_eq!(dtype.torch_name(), want, "{model}, {}: {name}", file.id);
+                    met += 1;
+                }
+            }
+        }
+        assert!(met > 20_000, "{met}");
+    }
+
     const MODEL: Model = Model { layers: 32, shared: 4, is_large: false, has_head: true, has_importance: false };
 
     #[test]

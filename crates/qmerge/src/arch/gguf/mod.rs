@@ -25,6 +25,8 @@ pub(crate) struct Layout {
     architecture: &'static str,
     /// `model_type` of the families that are stored so.
     model_types: &'static [&'static str],
+    /// The class that transformers has for a model of it.
+    class: &'static str,
     /// Names in a layer that are not [`INSIDE`]'s.
     inside: Names,
     /// Names that [`INSIDE`] has and the architecture has not, or for something else.
@@ -43,6 +45,7 @@ pub(crate) struct Layout {
 const LLAMA: Layout = Layout {
     architecture: "llama",
     model_types: &["llama", "mistral"],
+    class: "LlamaForCausalLM",
     inside: &[],
     without: &[],
     pairs_rows: true,
@@ -65,6 +68,7 @@ const AROUND: Names = &[
 const GEMMA: Layout = Layout {
     architecture: "gemma",
     model_types: &["gemma"],
+    class: "GemmaForCausalLM",
     pairs_rows: false,
     adds_one_to_norms: true,
     has_head: false,
@@ -74,14 +78,44 @@ const GEMMA: Layout = Layout {
 
 const LAYOUTS: &[Layout] = &[
     LLAMA,
-    Layout { architecture: "qwen2", model_types: &["qwen2"], pairs_rows: false, ways: PLAIN, ..LLAMA },
-    Layout { architecture: "qwen3", model_types: &["qwen3"], pairs_rows: false, ways: PLAIN, ..LLAMA },
+    Layout {
+        architecture: "qwen2",
+        model_types: &["qwen2"],
+        class: "Qwen2ForCausalLM",
+        pairs_rows: false,
+        ways: PLAIN,
+        ..LLAMA
+    },
+    Layout {
+        architecture: "qwen3",
+        model_types: &["qwen3"],
+        class: "Qwen3ForCausalLM",
+        pairs_rows: false,
+        ways: PLAIN,
+        ..LLAMA
+    },
     GEMMA,
-    Layout { architecture: "gemma2", model_types: &["gemma2"], inside: AROUND, ways: OF_GEMMA, ..GEMMA },
-    Layout { architecture: "gemma3", model_types: &["gemma3_text"], inside: AROUND, has_head: true, ways: OF_GEMMA, ..GEMMA },
+    Layout {
+        architecture: "gemma2",
+        model_types: &["gemma2"],
+        class: "Gemma2ForCausalLM",
+        inside: AROUND,
+        ways: OF_GEMMA,
+        ..GEMMA
+    },
+    Layout {
+        architecture: "gemma3",
+        model_types: &["gemma3_text"],
+        class: "Gemma3ForCausalLM",
+        inside: AROUND,
+        has_head: true,
+        ways: OF_GEMMA,
+        ..GEMMA
+    },
     Layout {
         architecture: "phi3",
         model_types: &["phi3"],
+        class: "Phi3ForCausalLM",
         inside: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
         without: &["attn_q", "attn_k", "attn_v", "ffn_gate"],
         pairs_rows: false,
@@ -108,6 +142,11 @@ impl Layout {
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
+    }
+
+    /// The class that transformers has for a model of it.
+    pub(crate) fn class(&self) -> &'static str {
+        self.class
     }
 
     /// How a file of it has its tokenizer.
@@ -179,6 +218,11 @@ const ORIGINAL: &str = "merge into the safetensors checkpoint that it was made f
 
 /// Ends of names of tensors that a model's code makes anew.
 const MADE: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+/// True of a tensor of a GGUF file that is a part of the rope, of which `config.json` has lists.
+pub(crate) fn is_rope(name: &str) -> bool {
+    matches!(name, "rope_freqs.weight" | "rope_factors_short.weight" | "rope_factors_long.weight")
+}
 
 /// True of a tensor that no file holds, since it is made from the configuration.
 pub(crate) fn is_made(name: &str) -> bool {

@@ -88,6 +88,14 @@ impl Export for FileType {
         if self.is_quantized() {
             keys.set_last("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
             keys.set_last("general.file_type", Field::Count(self.number));
+            if let Some(importance) = &model.options.importance {
+                keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
+                if let Some(text) = &importance.text {
+                    keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
+                }
+                let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
+                keys.set("quantize.imatrix.entries_count", Field::Count(count));
+            }
         }
         let metadata = keys.finish();
         let file = File::made(layout, &metadata);
@@ -141,7 +149,12 @@ impl FileType {
             let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
             order.push(view.stored.clone());
             let format = formats::of_dtype(dtype)?;
-            places.insert((*name).to_owned(), Place::Tensor { view: (*view).clone(), format });
+            let width = shape.last().copied().unwrap_or(0);
+            let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
+                Some(importance) => importance.of(&view.stored, width)?,
+                None => None,
+            };
+            places.insert((*name).to_owned(), Place::Tensor { view: Some((*view).clone()), format, importance });
         }
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));
@@ -150,7 +163,20 @@ impl FileType {
             .into_iter()
             .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
             .collect();
-        Ok(Exported { places, constants, file: FILE.to_owned(), container: Arc::new(writer), order })
+        if let Some(importance) = &model.options.importance {
+            importance.refuse_other(order.iter().map(String::as_str))?;
+        }
+        Ok(Exported {
+            places,
+            constants,
+            file: FILE.to_owned(),
+            container: Arc::new(writer),
+            metadata: Vec::new(),
+            order: Some(order),
+            config: None,
+            beside: Vec::new(),
+            warnings: Vec::new(),
+        })
     }
 }
 
@@ -175,7 +201,7 @@ impl Model<'_, '_> {
             shared: heads.checked_div(kv_heads).unwrap_or(0),
             is_large,
             has_head: known.iter().any(|(.., view)| view.stored == "output.weight"),
-            has_importance: false,
+            has_importance: self.options.importance.is_some(),
         }
     }
 }

@@ -3,19 +3,26 @@
 //! One file per container and one line in [`EXPORTS`]. An export says under which name, in which order of rows and in which format each weight of the model is stored, and what the container's
 //! file says beside. It knows nothing of adapters and of rounding: weights are decoded, edited and rounded as in any merge, and stored as the model's.
 
+mod folder;
 mod gguf;
+mod importance;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use super::quantized::Quantized;
 use super::steps::ConfigChange;
 use super::{Inputs, Options};
 use crate::adapters::Names;
 use crate::arch::gguf::View;
 use crate::error::Result;
 use crate::formats::Format;
+use crate::open::ModelConfig;
 use crate::open::container::WriteContainer;
+
+pub(super) use folder::FOLDER;
+pub use importance::Importance;
 
 /// Every export that can be asked for by its name.
 pub static EXPORTS: &[&dyn Export] = gguf::ALL;
@@ -46,6 +53,7 @@ pub struct Model<'a, 'n> {
     pub(super) inputs: &'a Inputs,
     pub(super) options: &'a Options,
     pub(super) names: &'a Names<'n>,
+    pub(super) quantized: &'a Quantized<'n>,
     /// Names and dimensions of the output's weights.
     pub(super) weights: &'a [(String, Vec<usize>)],
     pub(super) change: &'a ConfigChange,
@@ -64,8 +72,16 @@ pub struct Exported {
     /// Name of the file of tensors.
     pub(super) file: String,
     pub(super) container: Arc<dyn WriteContainer>,
-    /// Names of tensors in their order.
-    pub(super) order: Vec<String>,
+    /// What the container's file says beside its tensors, where it says it as safetensors do.
+    pub(super) metadata: Vec<(String, String)>,
+    /// Names of tensors in their order; `None` for the container's own.
+    pub(super) order: Option<Vec<String>>,
+    /// The model's configuration, where it lies beside.
+    pub(super) config: Option<ModelConfig>,
+    /// Files beside, by name.
+    pub(super) beside: Vec<(String, Vec<u8>)>,
+    /// What the user should know.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Where a weight goes.
@@ -74,8 +90,11 @@ pub(super) enum Place {
     /// Into no tensor: the container has none for it, and the model needs none.
     Nowhere,
     Tensor {
-        view: View,
+        /// How it lies there, if otherwise than in the model.
+        view: Option<View>,
         format: &'static dyn Format,
+        /// How large its inputs are, where that is given.
+        importance: Option<Arc<[f32]>>,
     },
 }
 
@@ -83,7 +102,7 @@ impl Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Nowhere => f.write_str("Nowhere"),
-            Self::Tensor { view, format } => write!(f, "{view:?} as {}", format.id()),
+            Self::Tensor { view, format, .. } => write!(f, "{view:?} as {}", format.id()),
         }
     }
 }

@@ -66,12 +66,12 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
             pairs(&mut keys, document, &files, tokens, ways).map_err(|error| error.in_file(&path))?;
         }
     }
-    if ways.no_space_before && keys.text("tokenizer.ggml.model") == Some("llama") {
-        keys.set(SPACE, Field::Flag(false));
-    }
     let ends_turn = ways.ends_turn.or((ways.is_llama && tokens == CODE_LLAMA.0).then_some(CODE_LLAMA.1));
     if let Some(id) = ends_turn {
         keys.set("tokenizer.ggml.eot_token_id", Field::Count(id));
+    }
+    if ways.no_space_before && keys.text("tokenizer.ggml.model") == Some("llama") {
+        keys.set(SPACE, Field::Flag(false));
     }
     if ways.is_llama && tokens == WITHOUT_BOS {
         keys.set("tokenizer.ggml.add_bos_token", Field::Flag(false));

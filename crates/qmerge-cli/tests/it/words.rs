@@ -51,7 +51,7 @@ fn types_of_gguf_are_made_or_refused_with_the_way_there() {
         assert!(!asked(words, "q4", "out").contains("llama-quantize"));
         let plan = |to: &str, output: &str| {
             let words = [words, &["--to", to, "-o", output, "--dry-run", "--json"]].concat();
-            let plan: serde_json::Value = serde_json::from_str(&done(&folder, &words)).unwrap();
+            let plan: serde_json::Value = serde_json::from_str(&stdout(&run(folder.path(), &words))).unwrap();
             plan["output"]["format"].as_str().unwrap().to_owned()
         };
         for to in ["Q4_K_M", "q4_k_m"] {

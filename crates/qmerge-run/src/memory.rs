@@ -107,7 +107,7 @@ pub(crate) fn give_back() {
 fn factors(plan: &Plan) -> u64 {
     let edits = plan.steps.iter().filter_map(|step| match &step.action {
         Action::Recode(recode) => Some(recode.edits.iter().map(|(_, edit)| edit.plan.memory()).sum::<u64>()),
-        Action::Copy { .. } => None,
+        Action::Copy { .. } | Action::Constant(_) => None,
     });
     // What is counted for an edit holds for the moment in which it is loaded: twice what stays.
     edits.sum::<u64>() / 2

@@ -25,7 +25,7 @@ impl<'a> Tensors<'a> {
         let steps = plan.map_or(&[][..], |plan| &plan.steps);
         let edited = steps.iter().filter_map(|step| match &step.action {
             Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
-            Action::Copy { .. } => None,
+            Action::Copy { .. } | Action::Constant(_) => None,
         });
         let config = inputs.base.config.as_ref();
         let language_model = config.and_then(|config| arch::language_model(config).ok());

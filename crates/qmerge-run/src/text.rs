@@ -1,5 +1,6 @@
 //! Text to tokens and back, and the chat template.
 
+#[cfg(test)]
 mod gguf;
 
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::{Checkpoint, MAX_CONFIG, MAX_TOKENIZER, Metadata, Store, json};
+use qmerge::open::{Checkpoint, MAX_CONFIG, MAX_TOKENIZER, Metadata, Store, TokenizerKeys, json, read_tokenizer};
 use qmerge::plan::Inputs;
 use serde_json::Value;
 
@@ -81,8 +82,8 @@ impl Tokenizer {
 
     /// What the keys of a GGUF file say.
     fn of_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
-        let gguf::Said { tokenizer, begin, stop, special, template } =
-            gguf::read(metadata).map_err(|error| error.in_file(path))?;
+        let TokenizerKeys { tokenizer, begin, stop, special, template } =
+            read_tokenizer(metadata).map_err(|error| error.in_file(path))?;
         let inner = serde_json::from_value(tokenizer).map_err(|error| {
             Error::new(Kind::Malformed, format!("its keys describe no tokenizer: {error}"))
                 .in_file(path)

@@ -236,6 +236,7 @@ fn converted(folder: &Path, format: &str) -> (BTreeSet<String>, Value, Vec<Strin
     let coded = plan.steps.iter().filter(|step| match &step.action {
         Action::Recode(recode) => !recode.to.is_plain(),
         Action::Copy { entry } => !entry.dtype.is_plain_float(),
+        Action::Constant(_) => false,
     });
     let coded = coded.filter_map(|step| step.name.strip_suffix(".weight")).map(str::to_owned).collect();
     let quantization = plan.config.map(|config| config.json["quantization_config"].clone()).unwrap_or_default();

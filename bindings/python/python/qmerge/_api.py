@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-Format = Literal["nf4", "fp4", "int8", "fp8", "ct-int4", "f32", "f16", "bf16"]
+Format = Literal[
+    "nf4", "fp4", "int8", "fp8", "ct-int4", "f32", "f16", "bf16",
+    # GGUF, as "f32", "f16" and "bf16" are where the output's name ends in .gguf.
+    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]
 Target = Union[Format, Literal["same"]]
 Rounding = Literal["auto", "adapter", "descent", "gptq", "original", "feedback", "stochastic", "keep", "nearest"]
 Tokenizer = Literal["adapter", "base"]
@@ -197,6 +201,7 @@ def convert(
     output: Path,
     *,
     to: Format,
+    imatrix: Optional[Path] = None,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
@@ -208,11 +213,12 @@ def convert(
     report: Optional[Path] = None,
     progress: Watcher = None,
 ) -> Report:
-    """Changes the format of a model, without an adapter."""
+    """Changes the format of a model, without an adapter; into GGUF with llama.cpp's importance matrix, where one is given."""
     options = flags(
         base=base,
         output=output,
         to=to,
+        imatrix=imatrix,
         double_quant=yes_or_no(double_quant),
         block_size=block_size,
         quant_storage=quant_storage,

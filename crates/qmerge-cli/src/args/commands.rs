@@ -28,7 +28,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
     pub(crate) output: PathBuf,
     /// Format of the output.
-    #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), help_heading = "Output")]
+    #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), ignore_case = true, help_heading = "Output")]
     pub(crate) to: String,
     /// The same as --to bf16.
     #[arg(long, alias = "de-quantize", hide = true, conflicts_with = "to")]
@@ -151,11 +151,14 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: Model,
     /// Format of the output.
-    #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false))]
+    #[arg(long, alias = "dtype", value_name = "FORMAT", value_parser = formats(false), ignore_case = true)]
     pub(crate) to: String,
-    /// Output folder (or .safetensors file).
+    /// Output folder (or .safetensors or .gguf file).
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
+    /// llama.cpp's importance matrix of this model: into GGUF, values are rounded as llama-quantize does with it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) imatrix: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
     #[command(flatten)]

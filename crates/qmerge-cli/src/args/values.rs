@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use qmerge::formats::FORMATS;
-use qmerge::plan::Part;
+use qmerge::plan::{EXPORTS, Part};
 use qmerge::round::ROUNDINGS;
 
 /// What other tools call a format.
@@ -17,8 +17,8 @@ const FORMAT_ALIASES: &[(&str, &[&str])] = &[
     ("nf4", &["merged_4bit", "merged_4bit_forced"]),
 ];
 
-/// What to do where GGUF is asked for.
-const NO_GGUF: &str = "a base in GGUF keeps its types without --to; of any other take `--to bf16`, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py";
+/// What to do where GGUF is asked for in a type that is not made.
+const NO_GGUF: &str = "a base in GGUF keeps its types without --to; any other becomes a file with `--to q4_k_m`, `--to q8_0` or another of the types above; llama.cpp's llama-quantize makes more of one of `--to bf16`";
 
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
@@ -27,8 +27,13 @@ pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
         let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
         PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
     });
-    let names = PossibleValuesParser::new(same.into_iter().chain(known));
+    // What is a format too is named once.
+    let is_format = |id: &str| FORMATS.iter().any(|format| format.id() == id && format.is_made());
+    let exports = EXPORTS.iter().filter(|export| !is_format(export.id()));
+    let exports = exports.map(|export| PossibleValue::new(export.id()).help(export.about()));
+    let names = PossibleValuesParser::new(same.into_iter().chain(known).chain(exports));
     Formats(names).map(|name| {
+        let name = name.to_ascii_lowercase();
         let own = FORMAT_ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
         own.map_or(name, |(id, _)| (*id).to_owned())
     })

@@ -10,7 +10,7 @@ use qmerge::round::Demand;
 
 use super::merge::{Found, Told, planned, show, written};
 use super::next;
-use super::{format, refuse_unused, run_options, settings, usage};
+use super::{importance, refuse_unused, run_options, settings, target, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
 use crate::progress::Bar;
@@ -35,8 +35,18 @@ pub(crate) fn find(
     progress: &dyn Progress,
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
-    let to = format(&args.to)?.ok_or_else(|| usage("--to same would change nothing".into()))?;
-    let options = Options { to: Some(to), settings: settings(&args.quantization), ..Options::default() };
+    let (to, export) = target(&args.to, &args.output)?;
+    if to.is_none() && export.is_none() {
+        return Err(usage("--to same would change nothing".into()));
+    }
+    let importance = importance(export, args.imatrix.as_deref())?;
+    if args.imatrix.is_some() && importance.is_none() {
+        return Err(usage(format!(
+            "--imatrix is of no use to --to {}: it is for the quantized types of GGUF",
+            args.to
+        )));
+    }
+    let options = Options { to, export, importance, settings: settings(&args.quantization), ..Options::default() };
     let inputs = Inputs::new(Checkpoint::open(&args.model.base)?, Vec::new())?;
     let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;

@@ -7,15 +7,14 @@ use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Part, Plan};
+use qmerge::plan::{Inputs, Options, Part, Plan, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
 use qmerge::round::Calibration;
-use qmerge::write::Tokenizer;
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{format, open, read_options, refuse_unused, rounding, run_options, settings, usage};
+use super::{importance, open, read_options, refuse_unused, rounding, run_options, settings, target, usage};
 use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -136,8 +135,15 @@ pub(crate) fn find(
         (Way::Part(_), _) => Measure::Never,
         (_, measure) => measure,
     };
+    let (to, export) = target(if args.dequantize { "bf16" } else { &args.to }, &args.output)?;
     let mut options = Options {
-        to: format(if args.dequantize { "bf16" } else { &args.to })?,
+        to,
+        export,
+        importance: importance(export, args.calibrating.imatrix.as_deref())?,
+        tokenizer: match args.tokenizer {
+            TokenizerArg::Adapter => Tokenizer::Adapter,
+            TokenizerArg::Base => Tokenizer::Base,
+        },
         settings: settings(&args.quantization),
         rounding: rounding::method(&args.rounding)?,
         seed: args.calibrating.seed,
@@ -147,11 +153,7 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let mut run = run_options(&args.running, command);
-    run.tokenizer = match args.tokenizer {
-        TokenizerArg::Adapter => Tokenizer::Adapter,
-        TokenizerArg::Base => Tokenizer::Base,
-    };
+    let run = run_options(&args.running, command);
     let mut inputs = open(&args.sources)?;
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(Checkpoint::open(original)?)?;
@@ -162,7 +164,7 @@ pub(crate) fn find(
     options.data = data;
     let mut plan = Plan::new(&inputs, &options)?;
     plan.warnings.extend(not_taken.into_iter().chain(told));
-    rounding::refuse_useless(&plan, options.rounding, &args.calibrating)?;
+    rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
     match way {

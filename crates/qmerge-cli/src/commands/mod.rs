@@ -15,14 +15,15 @@ pub(crate) mod truncate;
 pub(crate) mod verify;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use qmerge::adapters::{Adapter, ReadOptions};
 use qmerge::error::{Error, Kind, Result};
-use qmerge::formats::{self, Settings};
+use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
 use qmerge::write::Existing;
 
 use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
@@ -47,8 +48,24 @@ fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
     Inputs::new(base, adapters)
 }
 
-fn format(id: &str) -> Result<Option<&'static dyn formats::Format>> {
-    Ok(if id == "same" { None } else { Some(formats::by_id(id)?) })
+/// What `--to` asks for: a format, or another container. Some names are both, and then the output's name tells.
+fn target(id: &str, output: &Path) -> Result<(Option<&'static dyn Format>, Option<&'static dyn Export>)> {
+    if id == "same" {
+        return Ok((None, None));
+    }
+    let export = EXPORTS.iter().copied().find(|export| export.id() == id);
+    let is_format = formats::FORMATS.iter().any(|format| format.id() == id && format.is_made());
+    let named = |export: &&dyn Export| output.to_string_lossy().ends_with(export.ending());
+    match export.filter(|export| !is_format || named(export)) {
+        Some(export) => Ok((None, Some(export))),
+        None => Ok((Some(formats::by_id(id)?), None)),
+    }
+}
+
+/// An importance matrix, for an export that goes by it.
+fn importance(export: Option<&dyn Export>, path: Option<&Path>) -> Result<Option<Arc<Importance>>> {
+    let path = path.filter(|_| export.is_some_and(Export::quantizes));
+    path.map(|path| Importance::open(path).map(Arc::new)).transpose()
 }
 
 /// The options that settings of formats are given by.

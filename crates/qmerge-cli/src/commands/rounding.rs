@@ -30,6 +30,7 @@ fn matters(inputs: &Inputs, options: &Options) -> bool {
         Method::Named(method) => method.whole().is_some(),
         Method::Auto => {
             options.to.is_some_and(|to| to.quantizes())
+                || options.export.is_some_and(|export| export.quantizes())
                 || inputs.inventory.weights.iter().any(|claim| !claim.weight.is_plain())
         }
     }
@@ -123,7 +124,7 @@ fn by_adapter(inputs: &Inputs, options: &Options, reason: String) -> Data {
         Method::Auto => true,
         Method::Named(method) => method.id() == round::BEST.id(),
     };
-    if !is_best || options.to.is_some() || inputs.original.is_some() || weights.is_empty() {
+    if !is_best || options.to.is_some() || options.export.is_some() || inputs.original.is_some() || weights.is_empty() {
         return Data::Unknown(reason);
     }
     Data::Guessed(Arc::new(weights), reason)
@@ -325,17 +326,17 @@ fn is_measured(inputs: &Inputs, plan: &Plan, data: &Data, measure: Measure) -> e
 }
 
 /// Options that this plan has no use for are refused, not ignored.
-pub(super) fn refuse_useless(plan: &Plan, asked: Method, calibrating: &Calibrating) -> error::Result<()> {
+pub(super) fn refuse_useless(plan: &Plan, options: &Options, calibrating: &Calibrating) -> error::Result<()> {
     // It would be, if the adapter were trained: the plan says that it is not.
     if plan.untrained {
         return Ok(());
     }
     // Left to itself the plan says what it does with the original.
-    let is_named = matches!(asked, Method::Named(_));
+    let is_named = matches!(options.rounding, Method::Named(_));
     let given = match calibrating {
         Calibrating { calibrate: Some(_), .. } if !plan.is_calibrated() => "--calibrate",
         Calibrating { calibration: Some(_), .. } if !plan.is_calibrated() => "--calibration",
-        Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() => "--imatrix",
+        Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() && options.importance.is_none() => "--imatrix",
         Calibrating { original: Some(_), .. } if is_named && plan.recodes().all(|recode| recode.original.is_none()) => {
             "--original"
         }

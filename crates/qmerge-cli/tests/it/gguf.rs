@@ -297,7 +297,8 @@ fn what_cannot_be_right_is_refused() {
     }
     refused(&folder, &[&merge("base.gguf", "out.gguf")[..], &["--to", "f16"]].concat(), &["keeps the types"]);
     refused(&folder, &merge("base.gguf", "out.safetensors"), &["ends in .gguf"]);
-    refused(&folder, &merge("hf", "out.gguf"), &["ends in .safetensors", "convert_hf_to_gguf"]);
+    refused(&folder, &merge("hf", "out.gguf"), &["ends in .safetensors", "--to q4_k_m"]);
+    refused(&folder, &[&merge("hf", "out.gguf")[..], &["--to", "q4_0"]].concat(), &["no tokenizer.json", "copy them"]);
     refused(&folder, &["generate", "--base", "base.gguf", "--prompt", "x"], &["`tokenizer.ggml.tokens` is missing"]);
     // Two models in a folder.
     for name in ["two/a.gguf", "two/b.gguf"] {

@@ -10,13 +10,15 @@ use crate::model::{Folder, demo, plain_model, qmerge, run, stderr};
 const JOURNAL: &str = "out.partial/qmerge-journal.jsonl";
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 
-/// A row by row, to another format; B in the base's own; C weight by weight, with the moments of its inputs; D the same with a residual adapter.
+/// A row by row, to another format; B in the base's own; C weight by weight, with the moments of its inputs; D the same with a residual adapter; E into a GGUF file.
 const STREAMED: &[&str] = &["merge", "--base", "base", "--adapter", "adapter", "-o", "out", "--to", "nf4", "--fast"];
 const KEPT: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--fast"];
 const WHOLE: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT];
 const RESIDUAL: &[&str] =
     &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--residual-rank", "2"];
-const ALL: &[&[&str]] = &[STREAMED, KEPT, WHOLE, RESIDUAL];
+const EXPORTED: &[&str] =
+    &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--to", "q4_k_m"];
+const ALL: &[&[&str]] = &[STREAMED, KEPT, WHOLE, RESIDUAL, EXPORTED];
 
 /// All files of a folder but the report, which holds times.
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {

@@ -9,6 +9,7 @@ mod beside;
 mod book;
 mod called;
 mod card;
+mod export;
 mod foreign;
 mod gguf;
 mod hub;

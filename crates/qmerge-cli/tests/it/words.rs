@@ -33,9 +33,9 @@ fn base_and_adapter_may_be_named_in_many_ways() {
     assert_eq!(planned(&folder, &["merge", "base-nf4", "adapter", "--to", "fp16"]).2, "f16");
 }
 
-/// What llama.cpp's users ask for, and what they hear.
+/// What llama.cpp's users ask for, and what they get or hear.
 #[test]
-fn gguf_is_refused_with_the_way_there() {
+fn types_of_gguf_are_made_or_refused_with_the_way_there() {
     let folder = Folder::new();
     demo(folder.path());
     let asked = |words: &[&str], to: &str, output: &str| {
@@ -44,11 +44,24 @@ fn gguf_is_refused_with_the_way_there() {
         stderr(&output)
     };
     for words in [&["merge", "base-nf4", "adapter"][..], &["convert", "--base", "base-nf4"]] {
-        for (to, output) in [("gguf", "out"), ("Q4_K_M", "out"), ("iq2_xs", "out")] {
-            let said = asked(words, to, output);
-            assert!(said.contains("take `--to bf16`") && said.contains("convert_hf_to_gguf.py"), "{said}");
+        for to in ["gguf", "iq2_xs", "Q4_0_4_4"] {
+            let said = asked(words, to, "out");
+            assert!(said.contains("--to q4_k_m") && said.contains("llama-quantize"), "{said}");
         }
-        assert!(!asked(words, "q4", "out").contains("convert_hf_to_gguf.py"));
+        assert!(!asked(words, "q4", "out").contains("llama-quantize"));
+        let plan = |to: &str, output: &str| {
+            let words = [words, &["--to", to, "-o", output, "--dry-run", "--json"]].concat();
+            let plan: serde_json::Value = serde_json::from_str(&stdout(&run(folder.path(), &words))).unwrap();
+            plan["output"]["format"].as_str().unwrap().to_owned()
+        };
+        for to in ["Q4_K_M", "q4_k_m"] {
+            assert_eq!((plan(to, "out.gguf"), plan(to, "out")), ("q5_0 + q8_0".into(), "q5_0 + q8_0".into()));
+        }
+        assert_eq!(plan("bf16", "out.gguf"), "bf16");
+        let said = asked(words, "nf4", "out.gguf");
+        assert!(said.contains("name a folder") && said.contains("--to q4_k_m"), "{said}");
+        let said = asked(words, "q4_k_m", "out.safetensors");
+        assert!(said.contains("as --to says") && said.contains(".gguf"), "{said}");
     }
     assert!(!folder.join("out").exists() && !folder.join("out.gguf").exists());
 }

@@ -309,6 +309,11 @@ pub trait Writer {
     /// settings, on as many threads.
     fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>>;
 
+    /// The same, where an error in a column counts as much as its inputs are large: by column, their mean square. `None` for a format that has no such encoder.
+    fn weighted(&self, _importance: &Arc<[f32]>) -> Option<Arc<dyn Weight>> {
+        None
+    }
+
     /// True if scales depend on the whole weight: then every chunk goes through [`Writer::survey`] first.
     fn needs_survey(&self) -> bool {
         false
@@ -341,6 +346,11 @@ pub fn by_id(id: &str) -> Result<&'static dyn Format> {
         let known: Vec<_> = FORMATS.iter().filter(|format| format.is_made()).map(|format| format.id()).collect();
         usage(format!("there is no format `{id}`")).with_hint(format!("formats: same, {}", known.join(", ")))
     })
+}
+
+/// The format of tensors of one part, all of that element type.
+pub(crate) fn of_dtype(dtype: Dtype) -> Result<&'static dyn Format> {
+    if dtype.is_plain_float() { Ok(plain::format_of(dtype)) } else { by_id(dtype.torch_name()) }
 }
 
 /// All weights of a checkpoint, and the entries that belong to none.

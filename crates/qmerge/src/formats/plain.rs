@@ -28,7 +28,7 @@ pub(super) static F16: Plain = Plain { id: "f16", about: "plain 16-bit IEEE floa
 /// bfloat16.
 pub(super) static BF16: Plain = Plain { id: "bf16", about: "plain bfloat16", dtype: Dtype::BF16 };
 
-fn format_of(dtype: Dtype) -> &'static Plain {
+pub(super) fn format_of(dtype: Dtype) -> &'static Plain {
     match dtype {
         Dtype::F16 => &F16,
         Dtype::BF16 => &BF16,

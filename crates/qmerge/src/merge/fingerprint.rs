@@ -7,19 +7,17 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use super::RunOptions;
 use crate::error::Result;
 use crate::open::{Checkpoint, content};
-use crate::plan::{Action, Inputs, Plan};
+use crate::plan::{Action, Inputs, Plan, Tokenizer};
 use crate::report::Tool;
 use crate::round::identity;
-use crate::write::{CHANGES, Fingerprint, LAYOUT, Tokenizer};
+use crate::write::{CHANGES, Fingerprint, LAYOUT};
 
 /// `adapters` are the hashes of the adapters' files, `calibration` that of what it is taken from.
 pub(super) fn of(
     inputs: &Inputs,
     plan: &Plan,
-    options: &RunOptions,
     adapters: &[String],
     calibration: Option<String>,
 ) -> Result<Fingerprint> {
@@ -58,16 +56,26 @@ pub(super) fn of(
     }
     merge.add("base is residual", plan.read.base_is_residual.to_string());
     merge.add("PEFT's bugs", plan.read.peft_bugs.to_string());
-    merge.add("tokenizer", if options.tokenizer == Tokenizer::Base { "the base's" } else { "the adapter's" });
+    merge.add("tokenizer", if plan.tokenizer == Tokenizer::Base { "the base's" } else { "the adapter's" });
     let mut text = String::new();
     for file in &plan.files {
         let _ = writeln!(text, "{file:?}");
+        if plan.is_export {
+            // Its keys, which hold the tokenizer.
+            let (header, _) = file.header(&std::collections::HashMap::new());
+            merge.add("what the output says of itself", hex(&Sha256::digest(header)));
+            for (name, bytes) in &plan.beside {
+                merge.add(name, hex(&Sha256::digest(bytes)));
+            }
+        }
     }
     merge.add(LAYOUT, text_hash(&text));
     text.clear();
     for step in &plan.steps {
-        if let Action::Recode(recode) = &step.action {
-            let _ = writeln!(text, "{} {recode:?}", step.name);
+        match &step.action {
+            Action::Recode(recode) => drop(writeln!(text, "{} {recode:?}", step.name)),
+            Action::Constant(constant) => drop(writeln!(text, "{constant:?}")),
+            Action::Copy { .. } => {}
         }
     }
     merge.add(CHANGES, text_hash(&text));

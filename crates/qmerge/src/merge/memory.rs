@@ -164,7 +164,7 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
         .iter()
         .filter_map(|step| match &step.action {
             Action::Recode(recode) => Some((step.name.as_str(), whole(recode)?)),
-            Action::Copy { .. } => None,
+            Action::Copy { .. } | Action::Constant(_) => None,
         })
         .collect();
     let layer = |inputs: &Vec<crate::round::LayerInputs>| {

@@ -42,7 +42,7 @@ use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
 use crate::write::{
-    Existing, Fingerprint, Finished, LocalSink, Output, Sink, Tokenizer, Took, WrittenPart, copy_others, index_json,
+    Existing, Fingerprint, Finished, LocalSink, Output, Sink, Took, WrittenPart, copy_others, index_json,
 };
 use schedule::Schedule;
 
@@ -55,8 +55,6 @@ pub struct RunOptions<'a> {
     pub max_memory: Option<u64>,
     /// What to do with an output that exists.
     pub existing: Existing,
-    /// Whose tokenizer.
-    pub tokenizer: Tokenizer,
     /// When the work began, if something was done for it before the run, as the text of a calibration is.
     pub started: Option<Instant>,
     /// Runs the merged model before it gets its name, for the report.
@@ -176,7 +174,7 @@ fn begin(
     let demand = calibration.map(Calibration::demand).unwrap_or_default();
     let schedule = Schedule::new(plan, options, &demand)?;
     let taken_from = calibration.map(Calibration::identity).transpose()?;
-    let fingerprint = fingerprint::of(inputs, plan, options, &hashes, taken_from)?;
+    let fingerprint = fingerprint::of(inputs, plan, &hashes, taken_from)?;
     Ok(Begun { started, hashes, demand, schedule, fingerprint, parts: Vec::new() })
 }
 
@@ -200,7 +198,7 @@ fn whole(
     run.announce(&finished, demand, options);
     let weights = || -> Result<_> {
         let finished = run.gather(finished, parts)?;
-        let not_copied = run.other_files(options)?;
+        let not_copied = run.other_files()?;
         // Lent, for a lifetime of its own.
         let lent: Option<&mut dyn Calibration> = match &mut calibration {
             Some(calibration) => Some(&mut **calibration),
@@ -337,7 +335,7 @@ impl Run<'_> {
     }
 
     /// Copies the files beside the weights. Returns warnings on those that were not.
-    fn other_files(&self, options: &RunOptions<'_>) -> Result<Vec<String>> {
+    fn other_files(&self) -> Result<Vec<String>> {
         let mut not_copied = Vec::new();
         if self.output.sink().is_single_file() {
             return Ok(not_copied);
@@ -345,9 +343,12 @@ impl Run<'_> {
         let base = &*self.inputs.base.store;
         let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
         // A single file among others is no model folder: only what belongs to it is known.
-        if self.inputs.base.config.is_some() && !self.inputs.base.is_self_contained() {
+        if self.inputs.base.config.is_some() && !self.inputs.base.is_self_contained() && !self.plan.is_export {
             let keeps_format = self.plan.keeps_format(self.inputs);
-            not_copied = copy_others(base, &adapters, options.tokenizer, keeps_format, self.output.sink())?;
+            not_copied = copy_others(base, &adapters, self.plan.tokenizer, keeps_format, self.output.sink())?;
+        }
+        for (name, bytes) in &self.plan.beside {
+            self.output.write_file(name, bytes)?;
         }
         if let Some(config) = &self.plan.config {
             self.output.write_file("config.json", config.to_text().as_bytes())?;

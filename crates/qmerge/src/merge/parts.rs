@@ -90,6 +90,7 @@ fn read_of(step: &Step) -> u64 {
     match &step.action {
         Action::Copy { entry } => entry.bytes,
         Action::Recode(recode) => read_bytes(recode),
+        Action::Constant(_) => 0,
     }
 }
 
@@ -97,6 +98,7 @@ fn written_of(step: &Step) -> u64 {
     match &step.action {
         Action::Copy { entry } => entry.bytes,
         Action::Recode(recode) => written_bytes(recode),
+        Action::Constant(constant) => constant.len(),
     }
 }
 

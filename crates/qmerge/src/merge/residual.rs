@@ -90,7 +90,7 @@ pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
         .keys()
         .filter_map(|&number| match &plan.steps[number].action {
             Action::Recode(recode) => Some(recode.to.geometry().rows.min(recode.to.geometry().cols)),
-            Action::Copy { .. } => None,
+            Action::Copy { .. } | Action::Constant(_) => None,
         })
         .max();
     match most {

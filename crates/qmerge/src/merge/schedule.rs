@@ -117,6 +117,7 @@ impl Schedule {
         self.tasks += stage.tasks as u64;
         self.bytes_read += match &plan.steps[stage.step].action {
             Action::Copy { entry } => entry.bytes,
+            Action::Constant(_) => 0,
             Action::Recode(recode) => read_bytes(recode),
         };
         self.of_step[stage.step].push(self.stages.len());
@@ -189,16 +190,12 @@ fn stages(number: usize, step: &Step, memory: &Memory) -> Vec<Stage> {
         total,
         work,
     };
+    let copy = |bytes: u64| {
+        stage(Pass::Copy, bytes.div_ceil(TASK_BYTES), TASK_BYTES, bytes, work::copied(bytes, memory.threads))
+    };
     match &step.action {
-        Action::Copy { entry } => {
-            vec![stage(
-                Pass::Copy,
-                entry.bytes.div_ceil(TASK_BYTES),
-                TASK_BYTES,
-                entry.bytes,
-                work::copied(entry.bytes, memory.threads),
-            )]
-        }
+        Action::Copy { entry } => vec![copy(entry.bytes)],
+        Action::Constant(constant) => vec![copy(constant.len())],
         Action::Recode(recode) => {
             let rows = recode.from.weight.geometry().rows as u64;
             let per_task = rows_per_task(recode, memory.chunk_elements) as u64;

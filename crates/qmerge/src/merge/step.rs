@@ -112,6 +112,11 @@ impl<'a> Steps<'a> {
         let state = self.state(task.step, step)?;
         match &step.action {
             Action::Copy { entry } => self.copy(entry, step, &task.range, buffers)?,
+            Action::Constant(constant) => {
+                let bytes = constant.bytes();
+                let range = task.range.start as usize..task.range.end as usize;
+                self.places.put(step, 0, task.range.start, &mut bytes[range].to_vec())?;
+            }
             Action::Recode(recode) if task.pass == Pass::EditSurvey => {
                 self.settle_edits(recode, step, &state)?;
             }

@@ -41,6 +41,7 @@ impl Work {
             demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(|name| weight_of(name).0).collect();
         let one = |step: &Step| match &step.action {
             Action::Copy { entry } => copied(entry.bytes, threads),
+            Action::Constant(constant) => copied(constant.len(), threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
                     let from_base = recode.keeps_scales && !recode.to.is_plain();

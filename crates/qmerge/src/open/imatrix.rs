@@ -35,6 +35,15 @@ pub(crate) struct Importances {
     pub(crate) text: Option<String>,
 }
 
+impl Importance {
+    /// What llama-quantize takes of it for a matrix, or a stack of them: means by input, ones for an expert that was given nothing.
+    pub(crate) fn columns(&self) -> Vec<f32> {
+        let features = self.means.iter().map(Vec::len).max().unwrap_or(0);
+        let one = |means: &Vec<f32>| if means.is_empty() { vec![1.0; features] } else { means.clone() };
+        self.means.iter().flat_map(one).collect()
+    }
+}
+
 /// Reads an importance matrix in either form. Nothing is allocated that the file is too short to fill.
 pub(crate) fn read(path: &Path) -> Result<Importances> {
     let blob = LocalFile::open(path).map_err(|error| match error.kind() {

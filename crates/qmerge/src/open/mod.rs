@@ -45,7 +45,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use config::ModelConfig;
 pub(crate) use content::content;
 #[doc(hidden)]
-pub use gguf::{Metadata, Value};
+pub use gguf::{Metadata, TokenizerKeys, Value, read_tokenizer};
 #[doc(hidden)]
 pub use hub::HubId;
 #[doc(hidden)]

@@ -7,15 +7,18 @@ use super::{Inputs, Options, classifier};
 use crate::error::Result;
 use crate::open::ModelConfig;
 
-/// The output's configuration, or `None` if the base's serves unchanged.
+/// The output's configuration, or `None` if the base's serves unchanged. `own` is what an export has in its place.
 pub(super) fn edited(
     inputs: &Inputs,
     options: &Options,
+    own: Option<ModelConfig>,
     skipped: Option<&[String]>,
     change: &ConfigChange,
 ) -> Result<Option<ModelConfig>> {
-    // What a GGUF file says of itself stays as it is: whether embeddings are tied follows from its tensors.
-    let Some(base) = inputs.base.config.as_ref().filter(|_| !inputs.base.is_self_contained()) else { return Ok(None) };
+    // What a GGUF file says of itself stays as it is: whether embeddings are tied follows from its tensors. One that is made says it in its keys.
+    let is_apart = !inputs.base.is_self_contained() && options.export.is_none();
+    let is_own = own.is_some();
+    let Some(base) = own.or_else(|| inputs.base.config.clone().filter(|_| is_apart)) else { return Ok(None) };
     let mut config = base.clone();
     if change.untie {
         config.set_everywhere("tie_word_embeddings", &Value::Bool(false));
@@ -32,5 +35,5 @@ pub(super) fn edited(
         ["quantization", "compression_config"].iter().for_each(|key| config.remove_everywhere(key));
         to.describe(&mut config, &options.settings, skipped)?;
     }
-    Ok((config.json != base.json).then_some(config))
+    Ok((is_own || config.json != base.json).then_some(config))
 }

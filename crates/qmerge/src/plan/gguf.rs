@@ -3,21 +3,21 @@
 use super::steps::ConfigChange;
 use super::{Inputs, Options};
 use crate::arch::gguf::File;
-use crate::error::{Result, unsupported, usage};
+use crate::error::{Result, unsupported};
 
-const CONVERT: &str = "merge into the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
-
-/// Refuses changes of the configuration that a GGUF base cannot take, and other formats than its own.
+/// Refuses changes of the configuration that a GGUF base cannot take.
 pub(super) fn refuse(inputs: &Inputs, options: &Options, change: &ConfigChange) -> Result<()> {
     let base = &inputs.base;
     let Ok(Some(file)) = File::of(base) else { return Ok(()) };
-    if options.to.is_some() {
-        return Err(usage("a GGUF base keeps the types of its tensors")
-            .in_file(&base.path)
-            .with_hint("leave out --to; llama.cpp's llama-quantize --allow-requantize gives the output other types"));
+    // A folder that is made of it has room for all of these.
+    if options.export.is_some() {
+        return Ok(());
     }
+    let original = "merge into the safetensors checkpoint that it was made from";
     let problem = if change.vocab_size.is_some() {
-        "the adapter changes the number of tokens, and the vocabulary of a GGUF file lies in its keys"
+        let problem = "the adapter changes the number of tokens, and the vocabulary of a GGUF file lies in its keys";
+        let hint = format!("{original}, with --to and a type of GGUF, as --to q4_k_m");
+        return Err(unsupported(problem).in_file(&base.path).with_hint(hint));
     } else if change.labels.is_some() || !change.added.is_empty() {
         "the adapter brings layers that the model does not have, which a GGUF file has no names for"
     } else if change.untie && !file.has_head() {
@@ -25,5 +25,5 @@ pub(super) fn refuse(inputs: &Inputs, options: &Options, change: &ConfigChange) 
     } else {
         return Ok(());
     };
-    Err(unsupported(problem).in_file(&base.path).with_hint(CONVERT))
+    Err(unsupported(problem).in_file(&base.path).with_hint(original))
 }

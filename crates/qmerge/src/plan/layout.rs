@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::export::Exported;
 use super::{Action, Inputs, Step};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
@@ -135,25 +136,15 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
         base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut by_file: Vec<Vec<Item>> = base.files.iter().map(|_| Vec::new()).collect();
     for (number, step) in steps.iter_mut().enumerate() {
-        let parts: Vec<(String, Dtype, Option<Vec<usize>>, u64)> = match &step.action {
-            Action::Copy { entry } => {
-                vec![(entry.name.clone(), entry.dtype, Some(entry.shape.clone()), entry.bytes)]
-            }
-            Action::Recode(recode) => recode
-                .to
-                .parts()
-                .iter()
-                .map(|part| (part.name.clone(), part.dtype, part.shape.clone(), part.bytes))
-                .collect(),
-        };
+        let parts = parts(step);
         step.slots = vec![Slot { file: 0, tensor: 0 }; parts.len()];
-        for (part, (name, dtype, shape, bytes)) in parts.into_iter().enumerate() {
+        for (part, tensor) in parts.into_iter().enumerate() {
+            let OutTensor { name, dtype, .. } = &tensor;
             let own = positions.get(name.as_str()).copied();
             let place = own.map_or((step.place, 1 + part), |own| (own, 0));
-            let entry = base.entries.get(place.0).ok_or_else(|| nowhere(&name))?;
-            let items = by_file.get_mut(entry.file).ok_or_else(|| nowhere(&name))?;
-            let from_base = own.is_some() && entry.dtype == dtype;
-            let tensor = OutTensor { name, dtype, shape, bytes, offset: 0 };
+            let entry = base.entries.get(place.0).ok_or_else(|| nowhere(name))?;
+            let items = by_file.get_mut(entry.file).ok_or_else(|| nowhere(name))?;
+            let from_base = own.is_some() && entry.dtype == *dtype;
             items.push(Item { step: number, part, place, from_base, tensor });
         }
     }
@@ -166,20 +157,77 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
             return Err(unsupported(problem).in_tensor(&item.tensor.name).with_hint("--to names another format"));
         }
         sort(&mut items, &*container);
-        let mut tensors = Vec::with_capacity(items.len());
-        let mut offset = 0_u64;
-        for item in items {
-            if let Some(slot) = steps.get_mut(item.step).and_then(|step| step.slots.get_mut(item.part)) {
-                *slot = Slot { file: number, tensor: tensors.len() };
-            }
-            offset = offset.next_multiple_of(container.alignment());
-            let bytes = item.tensor.bytes;
-            tensors.push(OutTensor { offset, ..item.tensor });
-            offset += bytes;
-        }
-        files.push(OutFile::new(name, container, base.metadata.get(number).cloned().unwrap_or_default(), tensors));
+        let metadata = base.metadata.get(number).cloned().unwrap_or_default();
+        files.push(file(number, (name, container, metadata), items, &mut steps));
     }
     Ok((files, steps))
+}
+
+/// Places every part in the one file of an export.
+pub(super) fn lay_out_anew(exported: Exported, mut steps: Vec<Step>) -> Result<(Vec<OutFile>, Vec<Step>)> {
+    let Exported { file: name, container, order, metadata, .. } = exported;
+    let all = order.iter().flatten().enumerate();
+    let places: HashMap<&str, usize> = all.map(|(at, name)| (name.as_str(), at)).collect();
+    let mut items = Vec::new();
+    for (number, step) in steps.iter_mut().enumerate() {
+        let parts = parts(step);
+        step.slots = vec![Slot { file: 0, tensor: 0 }; parts.len()];
+        for (part, tensor) in parts.into_iter().enumerate() {
+            let at = match &order {
+                Some(_) => places.get(tensor.name.as_str()).copied().ok_or_else(|| nowhere(&tensor.name))?,
+                None => 0,
+            };
+            items.push(Item { step: number, part, place: (at, 0), from_base: false, tensor });
+        }
+    }
+    match order {
+        Some(_) => items.sort_by_key(|item| item.place),
+        None => sort(&mut items, &*container),
+    }
+    let files = vec![file(0, (name, container, metadata), items, &mut steps)];
+    Ok((files, steps))
+}
+
+/// The tensors that a step writes.
+fn parts(step: &Step) -> Vec<OutTensor> {
+    let tensor = |name: &str, dtype, shape: Option<Vec<usize>>, bytes| OutTensor {
+        name: name.to_owned(),
+        dtype,
+        shape,
+        bytes,
+        offset: 0,
+    };
+    match &step.action {
+        Action::Copy { entry } => vec![tensor(&entry.name, entry.dtype, Some(entry.shape.clone()), entry.bytes)],
+        Action::Recode(recode) => {
+            let parts = recode.to.parts().iter();
+            parts.map(|part| tensor(&part.name, part.dtype, part.shape.clone(), part.bytes)).collect()
+        }
+        Action::Constant(constant) => {
+            vec![tensor(&constant.name, Dtype::F32, Some(vec![constant.values.len()]), constant.len())]
+        }
+    }
+}
+
+/// A file of tensors in their order, of which the steps hear.
+fn file(
+    number: usize,
+    (name, container, metadata): (String, Arc<dyn WriteContainer>, Vec<(String, String)>),
+    items: Vec<Item>,
+    steps: &mut [Step],
+) -> OutFile {
+    let mut tensors = Vec::with_capacity(items.len());
+    let mut offset = 0_u64;
+    for item in items {
+        if let Some(slot) = steps.get_mut(item.step).and_then(|step| step.slots.get_mut(item.part)) {
+            *slot = Slot { file: number, tensor: tensors.len() };
+        }
+        offset = offset.next_multiple_of(container.alignment());
+        let bytes = item.tensor.bytes;
+        tensors.push(OutTensor { offset, ..item.tensor });
+        offset += bytes;
+    }
+    OutFile::new(name, container, metadata, tensors)
 }
 
 /// A tensor that no file of the base has a place for: there is none without a tensor.

@@ -10,7 +10,7 @@ use super::recode::{Recode, Source};
 use super::steps::{Action, Step};
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
-use crate::formats::{Format, Weight};
+use crate::formats::Weight;
 use crate::round::{self, Directions, MAX_FEATURES, Rounding, matrix_name};
 
 /// What was asked for.
@@ -151,7 +151,7 @@ impl<'a> Chooser<'a> {
             .iter()
             .filter_map(|step| match &step.action {
                 Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
-                Action::Copy { .. } => None,
+                Action::Copy { .. } | Action::Constant(_) => None,
             })
             .collect();
         let has = |method: &dyn Rounding| recodes.iter().any(|(_, recode)| recode.rounding.id() == method.id());
@@ -261,11 +261,11 @@ fn is_whole(recode: &Recode) -> bool {
         && recode.inputs() <= MAX_FEATURES
 }
 
-/// A method that does nothing but keep scales cannot go with another format.
-pub(super) fn refuse_without_scales(asked: Method, to: Option<&'static dyn Format>) -> Result<()> {
-    match (asked, to) {
-        (Method::Named(method), Some(to))
-            if method.keeps_scales() && method.whole().is_none() && (to.quantizes() || !method.moves_values()) =>
+/// A method that does nothing but keep scales cannot go with another format. `quantizes` says of another format than the base's whether values become codes.
+pub(super) fn refuse_without_scales(asked: Method, quantizes: Option<bool>) -> Result<()> {
+    match (asked, quantizes) {
+        (Method::Named(method), Some(quantizes))
+            if method.keeps_scales() && method.whole().is_none() && (quantizes || !method.moves_values()) =>
         {
             Err(usage(format!(
                 "`--rounding {}` keeps the base's scales, and another format has none of them",

@@ -9,6 +9,7 @@
 mod accounting;
 mod classifier;
 mod config;
+mod export;
 mod gguf;
 mod layout;
 mod method;
@@ -20,6 +21,7 @@ mod tie;
 
 pub use accounting::Accounting;
 pub(crate) use accounting::untrained_warning;
+pub use export::{Constant, EXPORTS, Export, Importance};
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use part::Part;
@@ -27,6 +29,7 @@ pub use recode::{Recode, Source};
 pub use steps::{Action, Step};
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
@@ -41,6 +44,12 @@ use crate::round::Rounding;
 pub struct Options {
     /// Output format; `None` keeps each weight's own.
     pub to: Option<&'static dyn Format>,
+    /// Another container than the base's, with formats of its own: no other format can be asked for beside it.
+    pub export: Option<&'static dyn Export>,
+    /// How large the inputs of layers are, for an export whose encoders go by it.
+    pub importance: Option<Arc<Importance>>,
+    /// Whose tokenizer and chat template the output takes.
+    pub tokenizer: Tokenizer,
     /// Choices for weights that take a new format.
     pub settings: Settings,
     /// How codes are chosen.
@@ -63,6 +72,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             to: None,
+            export: None,
+            importance: None,
+            tokenizer: Tokenizer::default(),
             settings: Settings::default(),
             rounding: Method::Named(crate::round::NEAREST),
             data: Data::Unknown("nothing is known of the inputs of layers".into()),
@@ -73,6 +85,16 @@ impl Default for Options {
             allow_unused: false,
         }
     }
+}
+
+/// Whose tokenizer and chat template an output takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tokenizer {
+    /// The adapter's where it has them, else the base's.
+    #[default]
+    Adapter,
+    /// The base's.
+    Base,
 }
 
 /// What a plan is made from: opened, not read.
@@ -139,6 +161,12 @@ pub struct Plan {
     pub index: Option<String>,
     /// The output's `config.json`, if it differs from the base's.
     pub config: Option<ModelConfig>,
+    /// True if the output is another container than the base: then no file beside the base's weights is copied.
+    pub is_export: bool,
+    /// Files that an export has beside its weights, by name.
+    pub beside: Vec<(String, Vec<u8>)>,
+    /// Whose tokenizer and chat template the output takes.
+    pub tokenizer: Tokenizer,
     /// One per adapter.
     pub accounting: Vec<Accounting>,
     /// Format of the output in a word ("nf4", "bf16", "nf4 + bf16").
@@ -207,13 +235,18 @@ impl Plan {
             untrained_modules += modules.len();
             warnings.extend(untrained_warning(adapter, &modules, number, all));
         }
-        if let Some(to) = options.to.filter(|to| to.is_of_gguf()) {
-            return Err(usage(format!("{} is a type of GGUF files, which no other format is turned into", to.id()))
-                .with_hint("take --to bf16, and turn that output into GGUF with llama.cpp's convert_hf_to_gguf.py"));
+        // Of a GGUF file, another format makes a folder.
+        let export =
+            options.export.or((options.to.is_some() && inputs.base.is_self_contained()).then_some(export::FOLDER));
+        if let Some(to) = options.to.filter(|to| to.is_of_gguf() || options.export.is_some()) {
+            return Err(usage(format!("{} is no format of its own here", to.id()))
+                .with_hint("types of GGUF files are exports, and a file of them has no other format"));
         }
-        method::refuse_without_scales(options.rounding, options.to)?;
+        let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
+        method::refuse_without_scales(options.rounding, quantizes)?;
         let options = &Options {
             rounding: if untrained { options.rounding.without_delta() } else { options.rounding },
+            export,
             ..options.clone()
         };
         warnings.extend(
@@ -221,18 +254,33 @@ impl Plan {
         );
         let accounting =
             inputs.adapters.iter().zip(&changes).map(|(adapter, changes)| account(adapter, changes)).collect();
-        let decided = steps::decide(inputs, options, &names, changes)?;
+        let mut decided = steps::decide(inputs, options, &names, changes)?;
         warnings.extend(decided.warnings);
         warnings.extend(decided.rounding.warning.filter(|_| !untrained));
         gguf::refuse(inputs, options, &decided.config)?;
-        let (files, steps) = layout::lay_out(inputs, decided.steps)?;
-        let config = config::edited(inputs, options, decided.skipped.as_deref(), &decided.config)?;
+        let own = decided.exported.as_mut().and_then(|exported| exported.config.take());
+        let config = config::edited(inputs, options, own, decided.skipped.as_deref(), &decided.config)?;
+        let is_export = decided.exported.is_some();
+        let (files, steps, beside) = match decided.exported {
+            Some(mut exported) => {
+                let beside = std::mem::take(&mut exported.beside);
+                let (files, steps) = layout::lay_out_anew(exported, decided.steps)?;
+                (files, steps, beside)
+            }
+            None => {
+                let (files, steps) = layout::lay_out(inputs, decided.steps)?;
+                (files, steps, Vec::new())
+            }
+        };
         Ok(Self {
             output_format: formats::phrase(output_matrices(&steps, inputs)),
             steps,
             files,
-            index: inputs.base.index.clone(),
+            index: inputs.base.index.clone().filter(|_| !is_export),
             config,
+            is_export,
+            beside,
+            tokenizer: options.tokenizer,
             accounting,
             rounding: decided.rounding.rounding,
             reason: if untrained { Some("the adapter changes nothing".into()) } else { decided.rounding.reason },
@@ -250,7 +298,7 @@ impl Plan {
     pub fn recodes(&self) -> impl Iterator<Item = &Recode> {
         self.steps.iter().filter_map(|step| match &step.action {
             Action::Recode(recode) => Some(recode.as_ref()),
-            Action::Copy { .. } => None,
+            Action::Copy { .. } | Action::Constant(_) => None,
         })
     }
 

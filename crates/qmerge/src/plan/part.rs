@@ -64,6 +64,7 @@ const STREAM: f64 = 5.0;
 fn cost(step: &Step) -> u64 {
     match &step.action {
         Action::Copy { entry } => (COPY * entry.bytes as f64) as u64,
+        Action::Constant(constant) => constant.len(),
         Action::Recode(recode) => {
             let from_base = recode.keeps_scales && !recode.to.is_plain();
             let each = recode.rounding.whole().map_or(STREAM, |method| method.nanoseconds(recode.inputs(), from_base));

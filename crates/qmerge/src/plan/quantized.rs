@@ -16,6 +16,8 @@ use crate::formats::{Format, Weight};
 #[derive(Debug, Default)]
 pub(super) struct Quantized<'a> {
     takes: HashSet<&'a str>,
+    /// Weights that are codes take it too, if they are what takes it.
+    anew: bool,
     /// Entries of `llm_int8_skip_modules` or what the format calls it; `None` if the loader's own default says the same.
     pub(super) skipped: Option<Vec<String>>,
     /// What is not known for certain.
@@ -44,7 +46,9 @@ impl<'a> Quantized<'a> {
         added: impl Iterator<Item = &'n str>,
     ) -> Result<Quantized<'a>> {
         let Some(format) = options.to.filter(|to| to.quantizes()) else { return Ok(Self::default()) };
-        let mut modules = sort(names, format);
+        // What a GGUF file has as codes lies plain or as other codes in a folder.
+        let anew = names.checkpoint.is_self_contained();
+        let mut modules = sort(names, format, anew);
         let mut entries = entries(names, &modules, added);
         leave_plain_what_is_reached(&mut modules, &mut entries);
         refuse(names, &modules, format)?;
@@ -53,12 +57,13 @@ impl<'a> Quantized<'a> {
             skipped: (entries != ["lm_head"]).then_some(entries),
             warning: warning(names, &modules, format),
             takes: modules.taking.into_iter().collect(),
+            anew,
         })
     }
 
     /// True for a plain matrix that becomes a quantized one.
     pub(super) fn takes(&self, weight: &dyn Weight) -> bool {
-        weight.is_plain() && module_of(weight.name()).is_some_and(|module| self.takes.contains(module))
+        (weight.is_plain() || self.anew) && module_of(weight.name()).is_some_and(|module| self.takes.contains(module))
     }
 }
 
@@ -81,14 +86,14 @@ fn module_of(name: &str) -> Option<&str> {
 }
 
 /// Tells what takes the format from other matrices, by their names.
-fn sort<'a>(names: &Names<'a>, format: &dyn Format) -> Modules<'a> {
+fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
     let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
     let families = families(names);
     let plain = PlainInBase::of(names);
     for claim in names.weights {
         let weight = &claim.weight;
         let Some(module) = module_of(weight.name()) else { continue };
-        if !weight.is_plain() {
+        if !weight.is_plain() && !anew {
             modules.coded.insert(module);
             continue;
         }

@@ -6,12 +6,14 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::export::{Exported, Place};
 use super::method::Chooser;
 use super::quantized::{Quantized, is_transposed, is_turned};
 use super::steps::Wanted;
 use super::{Inputs, Options};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement};
 use crate::arch;
+use crate::arch::gguf::View;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
@@ -103,7 +105,7 @@ pub(super) struct Builder<'a, 'n> {
     pub(super) options: &'a Options,
     pub(super) chooser: &'a Chooser<'a>,
     pub(super) names: &'a Names<'n>,
-    pub(super) quantized: &'a Quantized<'n>,
+    pub(super) targets: &'a Targets<'a, 'n>,
 }
 
 impl Builder<'_, '_> {
@@ -111,16 +113,16 @@ impl Builder<'_, '_> {
     pub(super) fn recode(&self, wanted: &mut Wanted, claim: &Claim) -> Result<Option<Recode>> {
         let name = claim.weight.name();
         let touched = wanted.touches(name);
-        let format = target_format(self.options, self.names, self.quantized, claim);
-        if !touched && format.is_none() {
+        let target = self.targets.of(name, claim);
+        if !touched && target.is_none() {
             return Ok(None);
         }
-        self.build(wanted, name, claim, format).map(Some)
+        self.build(wanted, name, claim, target).map(Some)
     }
 
     /// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
     pub(super) fn apart(&self, wanted: &mut Wanted, name: &str, source: &Claim) -> Result<Recode> {
-        self.build(wanted, name, source, target_format(self.options, self.names, self.quantized, source))
+        self.build(wanted, name, source, self.targets.of(name, source))
     }
 
     /// A tensor that the base lacks, in the type that the rest of the model has.
@@ -169,21 +171,27 @@ impl Builder<'_, '_> {
         let own = target.is_none() && source == Source::Base && name == claim.weight.name();
         // Scales can be kept where values can be stored under them.
         let has_scales = own && claim.weight.on_grid().is_some();
-        let rounding = chooser.wanted(has_scales, is_coarse(target, claim));
+        let rounding = chooser.wanted(has_scales, is_coarse(target.as_ref(), claim));
         let keeps_scales = has_scales && rounding.keeps_scales();
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
-        let turned = target.is_some_and(|target| target.turned);
+        let turned = target.as_ref().is_some_and(|target| target.turned);
         let stack = chooser.stack(claim.weight.as_ref());
         let in_out =
             stack.is_some() && claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
         let transposed = in_out || is_transposed(names, from.weight.as_ref());
         // What has other names in the file than in the model takes them.
-        let view = claim.weight.view().map(|view| view.named(name));
+        let view = match &target {
+            Some(target) if self.targets.exported.is_some() => target.view.clone(),
+            _ => claim.weight.view().map(|view| view.named(name)),
+        };
         let stored_name = view.as_ref().map_or(name, |view| view.stored.as_str());
+        let importance = target.as_ref().and_then(|target| target.importance.clone());
         let to: Arc<dyn Weight> = match (target, stores_as) {
-            (_, Some(dtype)) => Arc::new(PlainWeight::new(stored_name, &shape, dtype)),
-            (Some(TargetFormat { format, .. }), None) => {
+            (_, Some(dtype)) if self.targets.exported.is_none() => {
+                Arc::new(PlainWeight::new(stored_name, &shape, dtype))
+            }
+            (Some(TargetFormat { format, .. }), _) => {
                 let settings = &options.settings;
                 let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
                 format.create(
@@ -193,17 +201,19 @@ impl Builder<'_, '_> {
                     settings,
                 )?
             }
-            (None, None) if keeps_scales => Arc::clone(&claim.weight),
-            (None, None) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
-            (None, None) if view.is_some() && name != claim.weight.name() => {
+            (None, _) if keeps_scales => Arc::clone(&claim.weight),
+            (None, _) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
+            (None, _) if view.is_some() && name != claim.weight.name() => {
                 formats::by_id(claim.weight.format())?.create(stored_name, &shape, values_dtype, &options.settings)?
             }
-            (None, None) => claim
+            (None, _) => claim
                 .weight
                 .writer()
                 .ok_or_else(|| only_read(claim.weight.as_ref()))?
                 .renewed(values_dtype, &options.settings)?,
         };
+        let weighted = importance.and_then(|importance| to.writer()?.weighted(&importance));
+        let to = weighted.unwrap_or(to);
         let to = match view {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
             _ => to,
@@ -336,30 +346,51 @@ fn only_read(weight: &dyn Weight) -> Error {
 }
 
 /// True if a weight ends in a format coarser than 16 bits.
-pub(super) fn is_coarse(target: Option<TargetFormat>, claim: &Claim) -> bool {
+pub(super) fn is_coarse(target: Option<&TargetFormat>, claim: &Claim) -> bool {
     target.map_or(!claim.weight.is_plain(), |target| target.format.quantizes())
 }
 
 /// A format that a weight takes in place of its own.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct TargetFormat {
     format: &'static dyn formats::Format,
     /// Rows become columns.
     turned: bool,
+    /// How another container has it, where it has it otherwise than the model.
+    view: Option<View>,
+    /// How large its inputs are, for an encoder that goes by it.
+    importance: Option<Arc<[f32]>>,
 }
 
-/// The format a base weight takes; `None` for its own.
-pub(super) fn target_format(
-    options: &Options,
-    names: &Names<'_>,
-    quantized: &Quantized<'_>,
-    claim: &Claim,
-) -> Option<TargetFormat> {
-    let format = options.to?;
-    let weight = claim.weight.as_ref();
-    if format.id() == weight.format() {
-        return None;
+/// What weights become.
+pub(super) struct Targets<'a, 'n> {
+    pub(super) options: &'a Options,
+    pub(super) names: &'a Names<'n>,
+    pub(super) quantized: &'a Quantized<'n>,
+    pub(super) exported: Option<&'a Exported>,
+}
+
+impl Targets<'_, '_> {
+    /// What the weight of that name becomes, whose values a base weight has; `None` where it stays in that one's format.
+    pub(super) fn of(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
+        if let Some(exported) = self.exported {
+            return match exported.places.get(name)? {
+                Place::Tensor { view, format, importance } => Some(TargetFormat {
+                    format: *format,
+                    turned: false,
+                    view: view.clone(),
+                    importance: importance.clone(),
+                }),
+                Place::Nowhere => None,
+            };
+        }
+        let format = self.options.to?;
+        let weight = claim.weight.as_ref();
+        if format.id() == weight.format() {
+            return None;
+        }
+        let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
+        let turned = is_turned(self.names, weight, format);
+        takes.then_some(TargetFormat { format, turned, view: None, importance: None })
     }
-    let takes = !format.quantizes() || !weight.is_plain() || quantized.takes(weight);
-    takes.then(|| TargetFormat { format, turned: is_turned(names, weight, format) })
 }

@@ -5,13 +5,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use super::export::{Constant, Exported, Model, Place};
 use super::method::{Chooser, Main};
 use super::quantized::Quantized;
-use super::recode::{Builder, Recode, is_coarse, target_format};
+use super::recode::Targets;
+use super::recode::{Builder, Recode, is_coarse};
 use super::tie::{self, Parted};
 use super::{Inputs, Options, Slot, classifier};
 use crate::adapters::{Addition, Changes, Names, PlannedEdit, Replacement, Task};
 use crate::error::{Error, Kind, Result, mismatch};
+use crate::formats::Claim;
 use crate::open::Entry;
 
 /// One unit of work with its place in the output.
@@ -37,6 +40,8 @@ pub enum Action {
     },
     /// Decoded, edited, encoded.
     Recode(Box<Recode>),
+    /// Written as the plan has it: what an export has that is no tensor of the base.
+    Constant(Constant),
 }
 
 /// The steps and what they mean for `config.json`.
@@ -46,6 +51,8 @@ pub(super) struct Decided {
     pub(super) rounding: Main,
     /// Entries of `llm_int8_skip_modules`; see [`Quantized::skipped`].
     pub(super) skipped: Option<Vec<String>>,
+    /// The other container, if the output has one.
+    pub(super) exported: Option<Exported>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -75,6 +82,7 @@ impl Step {
         match &self.action {
             Action::Copy { entry } => &entry.shape,
             Action::Recode(recode) => recode.to.shape(),
+            Action::Constant(_) => &[],
         }
     }
 }
@@ -124,18 +132,30 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let new = wanted.additions.keys().chain(parted.iter().map(|parted| &parted.name)).map(String::as_str);
     let quantized = Quantized::new(names, options, new)?;
     warnings.extend(quantized.warning.clone());
+    let weights = dimensions(inputs, &wanted, &parted);
+    let has_additions = !wanted.additions.is_empty();
+    let model =
+        Model { inputs, options, names, quantized: &quantized, weights: &weights, change: &config, has_additions };
+    let exported = options.export.map(|export| export.export(&model)).transpose()?;
+    warnings.extend(exported.iter().flat_map(|exported| exported.warnings.clone()));
+    let targets = Targets { options, names, quantized: &quantized, exported: exported.as_ref() };
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
-        let format = target_format(options, names, &quantized, claim);
-        let changes = format.is_some() || wanted.touches(claim.weight.name());
-        (changes && is_coarse(format, claim)).then(|| claim.weight.name())
+        let name = claim.weight.name();
+        let target = targets.of(name, claim);
+        let changes = target.is_some() || wanted.touches(name);
+        (changes && is_coarse(target.as_ref(), claim)).then_some(name)
     });
     let chooser = Chooser::new(options.rounding, &options.data, inputs.original.is_some(), coarse);
-    let builder = Builder { inputs, options, chooser: &chooser, names, quantized: &quantized };
+    let builder = Builder { inputs, options, chooser: &chooser, names, targets: &targets };
     let mut steps = Vec::new();
     let positions: HashMap<&str, usize> =
         inputs.base.entries.iter().enumerate().map(|(i, entry)| (entry.name.as_str(), i)).collect();
     let mut recoded: HashSet<&str> = HashSet::new();
-    for claim in &inputs.inventory.weights {
+    let is_nowhere = |claim: &Claim| {
+        let place = exported.as_ref().and_then(|exported| exported.places.get(claim.weight.name()));
+        matches!(place, Some(Place::Nowhere))
+    };
+    for claim in inputs.inventory.weights.iter().filter(|claim| !is_nowhere(claim)) {
         let lead = claim.entries.first().map(|entry| entry.name.as_str());
         let place = lead.and_then(|name| positions.get(name)).copied().unwrap_or_default();
         if let Some(recode) = builder.recode(&mut wanted, claim)? {
@@ -160,16 +180,25 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
         return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
     }
-    steps.extend(
-        inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
-            |(place, entry)| Step {
-                name: entry.name.clone(),
-                action: Action::Copy { entry: entry.clone() },
-                slots: Vec::new(),
-                place,
-            },
+    match &exported {
+        // All that is kept of the base is written anew.
+        Some(exported) => steps.extend(exported.constants.iter().map(|constant| Step {
+            name: constant.name.clone(),
+            action: Action::Constant(constant.clone()),
+            slots: Vec::new(),
+            place: 0,
+        })),
+        None => steps.extend(
+            inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
+                |(place, entry)| Step {
+                    name: entry.name.clone(),
+                    action: Action::Copy { entry: entry.clone() },
+                    slots: Vec::new(),
+                    place,
+                },
+            ),
         ),
-    );
+    }
     // Sorting is stable, so a new head stays behind its embedding, and a classifier's behind all.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
@@ -183,7 +212,23 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         ));
     }
     let rounding = chooser.main(&steps);
-    Ok(Decided { steps, config, rounding, skipped: quantized.skipped, warnings })
+    Ok(Decided { steps, config, rounding, skipped: quantized.skipped, exported, warnings })
+}
+
+/// Names and dimensions of the output's weights, where nothing but an adapter changes them.
+fn dimensions(inputs: &Inputs, wanted: &Wanted, parted: &[Parted]) -> Vec<(String, Vec<usize>)> {
+    let shape = |name: &str, claim: &Claim| {
+        let own = wanted.replacements.get(name).and_then(|(number, replacement)| {
+            Some(inputs.adapters.get(*number)?.tensors.get(&replacement.tensor)?.shape.clone())
+        });
+        own.unwrap_or_else(|| claim.weight.shape().to_vec())
+    };
+    let of = |claim: &Claim| {
+        let name = claim.weight.name();
+        let apart = parted.iter().filter(|parted| parted.source == name).map(|parted| parted.name.as_str());
+        std::iter::once(name).chain(apart).map(|name| (name.to_owned(), shape(name, claim))).collect::<Vec<_>>()
+    };
+    inputs.inventory.weights.iter().flat_map(of).collect()
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {
@@ -222,7 +267,7 @@ fn vocabulary(names: &Names<'_>, steps: &[Step], config: &mut ConfigChange) -> R
     let now: HashMap<&str, Option<usize>> = steps
         .iter()
         .map(|step| match &step.action {
-            Action::Copy { .. } => (step.name.as_str(), before(&step.name)),
+            Action::Copy { .. } | Action::Constant(_) => (step.name.as_str(), before(&step.name)),
             Action::Recode(recode) => (step.name.as_str(), recode.to.shape().first().copied()),
         })
         .collect();

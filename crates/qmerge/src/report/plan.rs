@@ -85,7 +85,7 @@ impl Plan {
             .iter()
             .filter_map(|step| match &step.action {
                 Action::Recode(recode) => Some((step, recode)),
-                Action::Copy { .. } => None,
+                Action::Copy { .. } | Action::Constant(_) => None,
             })
             .collect();
         let merged = recodes.iter().filter(|(_, recode)| !recode.edits.is_empty()).count();

@@ -155,6 +155,7 @@ fn work(step: &Step) -> u64 {
     match &step.action {
         Action::Recode(recode) => 5 * recode.to.geometry().elements() as u64,
         Action::Copy { entry } => entry.bytes,
+        Action::Constant(constant) => constant.len(),
     }
 }
 
@@ -220,6 +221,8 @@ pub fn verify(
                 let chosen = || run.chosen(recode, claim).map_err(|error| error.in_tensor(&step.name));
                 weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options, chosen)?);
             }
+            // A plan that is held against a merge is of the base's own container.
+            Action::Constant(_) => {}
             Action::Copy { entry } => {
                 if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
                     if run.find_entry(&found, entry)?.is_none() {

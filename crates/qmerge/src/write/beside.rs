@@ -5,16 +5,7 @@ use std::collections::BTreeMap;
 use super::Sink;
 use crate::error::Result;
 use crate::open::{Item, ItemKind, Store, pieces};
-
-/// Whose tokenizer and chat template the output takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tokenizer {
-    /// The adapter's where it has them, else the base's.
-    #[default]
-    Adapter,
-    /// The base's.
-    Base,
-}
+use crate::plan::Tokenizer;
 
 /// Files of a tokenizer, as transformers writes them.
 const TOKENIZER_FILES: &[&str] = &[

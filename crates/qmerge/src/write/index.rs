@@ -43,6 +43,7 @@ fn logical_parameters(inputs: &Inputs, plan: &Plan) -> u64 {
         .map(|step| match &step.action {
             Action::Recode(recode) => recode.to.geometry().elements() as u64,
             Action::Copy { entry } => by_lead.get(entry.name.as_str()).copied().unwrap_or(0),
+            Action::Constant(_) => 0,
         })
         .sum()
 }

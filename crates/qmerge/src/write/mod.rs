@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use adapter::{Data, NewTensor, publish_folder, write_adapter};
-pub use beside::Tokenizer;
 pub(crate) use beside::{copy_beside, copy_others};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
@@ -218,13 +217,12 @@ pub(crate) fn refuse_name(target: &Path, plan: &Plan) -> Result<()> {
     }
     let kind = ending.trim_start_matches('.');
     let hint = format!("name a folder, or a file that ends in {ending}");
-    Err(usage(format!("the output is a file of {kind}, since the base is")).in_file(target).with_hint(
-        if kind == "gguf" {
-            hint
-        } else {
-            format!("{hint}; llama.cpp's convert_hf_to_gguf.py turns that folder into GGUF")
-        },
-    ))
+    let why = if plan.is_export { "as --to says" } else { "since the base is" };
+    Err(usage(format!("the output is a file of {kind}, {why}")).in_file(target).with_hint(if kind == "gguf" {
+        hint
+    } else {
+        format!("{hint}; what becomes GGUF takes one of its types: --to q4_k_m, --to q8_0, --to bf16")
+    }))
 }
 
 fn resumable(sink: &dyn Sink, error: Error) -> Error {

@@ -4,10 +4,16 @@
 //! are paired by neighbours in place of halves, a norm's weight has one added. What it does belongs to the architecture, whatever the file was made from; an
 //! architecture that is not listed is refused by name. Source: llama.cpp, `conversion/*.py` and gguf-py's `tensor_mapping.py`.
 
+mod hyperparameters;
 pub(crate) mod importance;
+pub(crate) mod mixture;
 
-use crate::error::{Error, Result, malformed};
-use crate::open::{Checkpoint, Metadata};
+pub(crate) use hyperparameters::{Constant, Said};
+
+use super::Fields;
+use crate::error::{Error, Result, malformed, unsupported};
+use crate::open::gguf::Ways;
+use crate::open::{Checkpoint, Metadata, ModelConfig};
 
 /// Name in GGUF and path in the model, without `.weight` or `.bias`.
 type Names = &'static [(&'static str, &'static str)];
@@ -17,6 +23,10 @@ type Names = &'static [(&'static str, &'static str)];
 pub(crate) struct Layout {
     /// `general.architecture`.
     architecture: &'static str,
+    /// `model_type` of the families that are stored so.
+    model_types: &'static [&'static str],
+    /// The class that transformers has for a model of it.
+    class: &'static str,
     /// Names in a layer that are not [`INSIDE`]'s.
     inside: Names,
     /// Names that [`INSIDE`] has and the architecture has not, or for something else.
@@ -27,17 +37,26 @@ pub(crate) struct Layout {
     adds_one_to_norms: bool,
     /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
     has_head: bool,
+    /// How a file of it has its tokenizer.
+    ways: Ways,
 }
 
 /// What llama.cpp's own architecture has, which most others are told from.
 const LLAMA: Layout = Layout {
     architecture: "llama",
+    model_types: &["llama", "mistral"],
+    class: "LlamaForCausalLM",
     inside: &[],
     without: &[],
     pairs_rows: true,
     adds_one_to_norms: false,
     has_head: true,
+    ways: Ways { no_space_before: false, is_llama: true, ends_turn: None, by_flags_alone: false },
 };
+
+/// What all others but Gemma have.
+const PLAIN: Ways = Ways { is_llama: false, ..LLAMA.ways };
+const OF_GEMMA: Ways = Ways { no_space_before: true, ..PLAIN };
 
 /// The norms of Gemma 2 and 3: before and after each block.
 const AROUND: Names = &[
@@ -46,24 +65,101 @@ const AROUND: Names = &[
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
-const GEMMA: Layout =
-    Layout { architecture: "gemma", pairs_rows: false, adds_one_to_norms: true, has_head: false, ..LLAMA };
+const GEMMA: Layout = Layout {
+    architecture: "gemma",
+    model_types: &["gemma"],
+    class: "GemmaForCausalLM",
+    pairs_rows: false,
+    adds_one_to_norms: true,
+    has_head: false,
+    ways: Ways { ends_turn: Some(107), ..OF_GEMMA },
+    ..LLAMA
+};
 
 const LAYOUTS: &[Layout] = &[
     LLAMA,
-    Layout { architecture: "qwen2", pairs_rows: false, ..LLAMA },
-    Layout { architecture: "qwen3", pairs_rows: false, ..LLAMA },
+    Layout {
+        architecture: "qwen2",
+        model_types: &["qwen2"],
+        class: "Qwen2ForCausalLM",
+        pairs_rows: false,
+        ways: PLAIN,
+        ..LLAMA
+    },
+    Layout {
+        architecture: "qwen3",
+        model_types: &["qwen3"],
+        class: "Qwen3ForCausalLM",
+        pairs_rows: false,
+        ways: PLAIN,
+        ..LLAMA
+    },
     GEMMA,
-    Layout { architecture: "gemma2", inside: AROUND, ..GEMMA },
-    Layout { architecture: "gemma3", inside: AROUND, has_head: true, ..GEMMA },
+    Layout {
+        architecture: "gemma2",
+        model_types: &["gemma2"],
+        class: "Gemma2ForCausalLM",
+        inside: AROUND,
+        ways: OF_GEMMA,
+        ..GEMMA
+    },
+    Layout {
+        architecture: "gemma3",
+        model_types: &["gemma3_text"],
+        class: "Gemma3ForCausalLM",
+        inside: AROUND,
+        has_head: true,
+        ways: OF_GEMMA,
+        ..GEMMA
+    },
     Layout {
         architecture: "phi3",
+        model_types: &["phi3"],
+        class: "Phi3ForCausalLM",
         inside: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
         without: &["attn_q", "attn_k", "attn_v", "ffn_gate"],
         pairs_rows: false,
+        ways: Ways { by_flags_alone: true, ..PLAIN },
         ..LLAMA
     },
 ];
+
+impl Layout {
+    /// The layout of a family; errors if no file is made of it, and names those of which one is.
+    pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
+        let model_type = config.model_type();
+        LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type)).ok_or_else(|| {
+            let known: Vec<&str> = LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect();
+            unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
+                .in_file(&config.path)
+                .with_hint(format!(
+                    "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and turn that into GGUF with llama.cpp's convert_hf_to_gguf.py",
+                    known.join(", ")
+                ))
+        })
+    }
+
+    /// `general.architecture`.
+    pub(crate) fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// The class that transformers has for a model of it.
+    pub(crate) fn class(&self) -> &'static str {
+        self.class
+    }
+
+    /// How a file of it has its tokenizer.
+    pub(crate) fn ways(&self) -> Ways {
+        self.ways
+    }
+
+    /// What a file says of a model with so many tokens; `file_type` is the number of its type.
+    pub(crate) fn said(&self, config: &ModelConfig, tokens: usize, file_type: u32) -> Result<Said> {
+        hyperparameters::said(self, &Fields::new(config), tokens, file_type)
+            .map_err(|error| if error.file().is_none() { error.in_file(&config.path) } else { error })
+    }
+}
 
 /// Outside the layers.
 const OUTSIDE: Names = &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), (HEAD, "lm_head")];
@@ -120,6 +216,19 @@ pub(crate) struct Unknown {
 
 const ORIGINAL: &str = "merge into the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
+/// Ends of names of tensors that a model's code makes anew.
+const MADE: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+/// True of a tensor of a GGUF file that is a part of the rope, of which `config.json` has lists.
+pub(crate) fn is_rope(name: &str) -> bool {
+    matches!(name, "rope_freqs.weight" | "rope_factors_short.weight" | "rope_factors_long.weight")
+}
+
+/// True of a tensor that no file holds, since it is made from the configuration.
+pub(crate) fn is_made(name: &str) -> bool {
+    MADE.iter().any(|end| name.ends_with(end))
+}
+
 /// A model's architecture, with what its rows depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct File<'c> {
@@ -148,6 +257,30 @@ impl<'c> File<'c> {
             return Err(Unknown { about, tensor: Some(entry.name.clone()), remedy: ORIGINAL.to_owned() });
         }
         Ok(Some(Self { layout, metadata }))
+    }
+
+    /// A file that is made, with the keys that it will have.
+    pub(crate) fn made(layout: &'static Layout, metadata: &'c Metadata) -> Self {
+        Self { layout, metadata }
+    }
+
+    /// How the file stores the model's weight of that name, which has so many rows; `None` for one that has no place in it.
+    pub(crate) fn stored(&self, name: &str, rows: usize) -> Result<Option<View>> {
+        let Some((module, leaf)) = name.rsplit_once('.') else { return Ok(None) };
+        let find = |names: Names| names.iter().find(|(_, path)| *path == module).map(|(part, _)| (*part).to_owned());
+        let within = |rest: &str| {
+            let (number, path) = rest.split_once('.')?;
+            let own = self.layout.inside.iter().find(|(_, own)| *own == path);
+            let common = || INSIDE.iter().find(|(part, own)| *own == path && !self.layout.without.contains(part));
+            own.or_else(common).map(|(part, _)| format!("blk.{number}.{part}"))
+        };
+        let path = match module.strip_prefix("model.layers.") {
+            Some(rest) => within(rest),
+            None => find(OUTSIDE).filter(|part| part != HEAD || self.layout.has_head),
+        };
+        let Some(path) = path else { return Ok(None) };
+        // What a name is read as has to be what it was.
+        Ok(self.view(&format!("{path}.{leaf}"), rows)?.filter(|view| view.name == name))
     }
 
     /// True if a model whose embeddings part can be stored.
@@ -236,6 +369,21 @@ mod tests {
             ("phi3", "blk.0.attn_q.weight"),
         ] {
             assert_eq!(view(architecture, stored), None, "{stored}");
+        }
+        for (architecture, name, stored) in [
+            ("llama", "model.layers.3.self_attn.q_proj.weight", Some("blk.3.attn_q.weight")),
+            ("gemma2", "model.layers.0.post_attention_layernorm.weight", Some("blk.0.post_attention_norm.weight")),
+            ("qwen2", "model.layers.0.post_attention_layernorm.weight", Some("blk.0.ffn_norm.weight")),
+            ("phi3", "model.layers.0.mlp.gate_up_proj.weight", Some("blk.0.ffn_up.weight")),
+            ("phi3", "model.layers.0.mlp.gate_proj.weight", None),
+            ("llama", "model.layers.03.self_attn.q_proj.weight", None),
+            ("llama", "model.layers.3.self_attn.q_proj.weight.absmax", None),
+            ("llama", "lm_head.weight", Some("output.weight")),
+            ("gemma", "lm_head.weight", None),
+            ("gemma3", "model.norm.weight", Some("output_norm.weight")),
+        ] {
+            let found = file(architecture).stored(name, 32).unwrap().map(|view| view.stored);
+            assert_eq!(found.as_deref(), stored, "{name}");
         }
         for rows in [30, 2, 4] {
             let error = file("llama").view("blk.0.attn_q.weight", rows).unwrap_err();

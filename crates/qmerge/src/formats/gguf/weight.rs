@@ -1,7 +1,10 @@
 //! One weight in a type of ggml: its tensor, row after row of whole blocks.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
 
 use super::{Coder, Gguf};
 use crate::dtype::Dtype;
@@ -15,6 +18,19 @@ pub(super) struct GgufWeight {
     parts: [Part; 1],
     rows: usize,
     cols: usize,
+    importance: Option<Importance>,
+}
+
+/// How large the inputs of each column are. What it is shown as tells it from any other.
+#[derive(Clone)]
+struct Importance(Arc<[f32]>);
+
+impl fmt::Debug for Importance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut hash = Sha256::new();
+        self.0.iter().for_each(|x| hash.update(x.to_le_bytes()));
+        write!(f, "Importance({:x?})", hash.finalize())
+    }
 }
 
 impl GgufWeight {
@@ -22,7 +38,7 @@ impl GgufWeight {
     pub(super) fn new(format: &'static Gguf, name: &str, shape: &[usize]) -> Self {
         let (cols, leading) = shape.split_last().map_or((0, &[][..]), |(cols, leading)| (*cols, leading));
         let rows = leading.iter().product();
-        Self { format, parts: [Part::new(name.to_owned(), format.dtype, shape.to_vec())], rows, cols }
+        Self { format, parts: [Part::new(name.to_owned(), format.dtype, shape.to_vec())], rows, cols, importance: None }
     }
 
     /// Bytes of a row.
@@ -106,6 +122,11 @@ impl OnGrid for GgufWeight {
 }
 
 impl Writer for GgufWeight {
+    fn weighted(&self, importance: &Arc<[f32]>) -> Option<Arc<dyn Weight>> {
+        let fits = importance.len() == self.cols;
+        fits.then(|| Arc::new(Self { importance: Some(Importance(Arc::clone(importance))), ..self.clone() }) as _)
+    }
+
     fn renewed(&self, _: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
         Ok(Arc::new(self.clone()))
     }
@@ -116,7 +137,8 @@ impl Writer for GgufWeight {
 
     fn encode(&self, _: &[Option<Vec<u8>>], _: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         if let (Some(coder), [out, ..]) = (self.coder(), out) {
-            (coder.encode)(values, None, grow(out, self.bytes(values.len())));
+            let importance = self.importance.as_ref().map(|importance| &*importance.0);
+            (coder.encode)(values, importance, grow(out, self.bytes(values.len())));
         }
     }
 }

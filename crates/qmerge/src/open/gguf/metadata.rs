@@ -8,13 +8,13 @@ use super::{BROKEN, Header};
 use crate::error::{Error, Kind, Result, malformed};
 
 /// Types of values.
-const U32: u32 = 4;
-const BOOL: u32 = 7;
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
+pub(super) const U32: u32 = 4;
+pub(super) const BOOL: u32 = 7;
+pub(super) const STRING: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
 
 /// Where a file does not say.
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// Bytes of a value of that type; `None` for those of no fixed length.
 fn width(kind: u32) -> Option<u64> {
@@ -28,6 +28,7 @@ fn width(kind: u32) -> Option<u64> {
 }
 
 /// The keys of a GGUF file, in their order.
+#[derive(Default)]
 pub struct Metadata {
     /// All of them with their values, as they stand in the file.
     bytes: Vec<u8>,
@@ -136,6 +137,21 @@ impl Metadata {
             count: counts.len() as u64,
             keys: counts.iter().enumerate().map(|(at, (key, _))| ((*key).to_owned(), place(at))).collect(),
         }
+    }
+
+    /// Puts a key behind the others: its type, that of a list's items and their number, and its bytes.
+    pub(super) fn push(&mut self, key: &str, kind: u32, items: Option<(u32, u64)>, bytes: &[u8]) {
+        self.bytes.extend((key.len() as u64).to_le_bytes());
+        self.bytes.extend(key.as_bytes());
+        self.bytes.extend(kind.to_le_bytes());
+        if let Some((kind, len)) = items {
+            self.bytes.extend(kind.to_le_bytes());
+            self.bytes.extend(len.to_le_bytes());
+        }
+        let start = self.bytes.len();
+        self.bytes.extend(bytes);
+        self.keys.insert(key.to_owned(), Place { kind, items, range: start..self.bytes.len() });
+        self.count = self.count.saturating_add(1);
     }
 
     /// All keys with their values, as they stand in the file.

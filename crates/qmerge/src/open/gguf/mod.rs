@@ -5,8 +5,11 @@
 //! `ggml/src/gguf.cpp`, which refuses what is refused here.
 
 mod config;
+mod made;
 mod metadata;
+mod pre;
 mod split;
+mod tokenizer;
 mod types;
 mod write;
 
@@ -14,13 +17,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 pub(crate) use config::config;
+pub(crate) use made::{Field, Keys, Ways, vocabulary};
 pub use metadata::{Metadata, Value};
 pub(super) use split::{of_folder, refuse_incomplete};
+pub use tokenizer::{TokenizerKeys, read_tokenizer};
 
 use super::container::Container;
 use super::{Blob, Contents, Entry, byte_size};
 use crate::error::{Result, malformed, unsupported};
-use write::Writer;
+pub(crate) use write::Writer;
 
 /// What every file begins with.
 pub(super) const MAGIC: &[u8] = b"GGUF";

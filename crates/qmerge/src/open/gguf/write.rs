@@ -3,13 +3,13 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::{MAGIC, Metadata};
+use super::{MAGIC, Metadata, metadata};
 use crate::dtype::Dtype;
 use crate::open::container::{Listed, WriteContainer};
 
 /// Writes files like one that was read: of its version, with its keys and its alignment.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     version: u32,
     alignment: u64,
     metadata: Arc<Metadata>,
@@ -18,6 +18,11 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(version: u32, alignment: u64, metadata: Arc<Metadata>) -> Self {
         Self { version, alignment, metadata }
+    }
+
+    /// Writes a file that is made, as llama.cpp writes its own.
+    pub(crate) fn anew(metadata: Metadata) -> Self {
+        Self { version: 3, alignment: metadata::DEFAULT_ALIGNMENT, metadata: Arc::new(metadata) }
     }
 }
 

@@ -1,0 +1,363 @@
+//! The keys of a tokenizer, from the files of a model's folder.
+//!
+//! llama.cpp has two kinds of tokenizers that matter here: `gpt2`, byte-level pieces that are merged in an order, behind a rule that cuts text (`pre.rs`); and `llama`, SentencePiece's pieces with
+//! scores. The second lies in a `tokenizer.model`, or in a `tokenizer.json` that has the pieces as merges: then scores are made of the order of the merges, which is what scores are used for.
+//! (llama.cpp's converter gives all of them one score in that case, and text is cut otherwise than by the model's own tokenizer.) Sources: llama.cpp, `conversion/base.py`.
+
+use serde_json::Value;
+
+use super::document::{Added, Document};
+use super::keys::{Field, Keys};
+use super::sentencepiece::{self, BYTE, CONTROL, NORMAL, Piece, UNKNOWN, UNUSED, USER_DEFINED};
+use super::special::{self, Beside};
+use crate::error::{Error, Result, malformed, mismatch, unsupported};
+use crate::open::gguf::pre;
+use crate::open::{MAX_CONFIG, MAX_TOKENIZER, ModelConfig, Store, json, small_text};
+
+/// Scores of tokens that no text is cut into.
+const ADDED: f32 = -1000.0;
+const EMPTY: f32 = -10_000.0;
+
+const TAKE_16_BITS: &str =
+    "write it into a folder with --to bf16, and see whether llama.cpp's convert_hf_to_gguf.py knows the tokenizer";
+
+/// What a family does in its own way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ways {
+    /// Pieces have no space put before a text, whatever the files say (Gemma).
+    pub(crate) no_space_before: bool,
+    /// Llama's: says so of a space before a text where `tokenizer_config.json` does, and knows models by the number of their tokens.
+    pub(crate) is_llama: bool,
+    /// The token that ends a turn, which no file says (Gemma 1).
+    pub(crate) ends_turn: Option<u32>,
+    /// Tokens that were added are what the files say, however they look (Phi 3).
+    pub(crate) by_flags_alone: bool,
+}
+
+/// The keys of the tokenizer in the first of the folders that has one, for a table of so many tokens. Errors if there is none, or one that llama.cpp has no name for.
+pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, ways: Ways) -> Result<Keys> {
+    let has = |folder: &&dyn Store| folder.has("tokenizer.json") || folder.has("tokenizer.model");
+    let Some(folder) = folders.iter().copied().find(has) else {
+        let place = folders.last().map_or(config.path.as_path(), |folder| folder.path());
+        return Err(mismatch("no tokenizer.json and no tokenizer.model, which a GGUF file has to hold")
+            .in_file(place)
+            .with_hint("copy them from where the model was published"));
+    };
+    let files = Files::read(folder, config)?;
+    let mut keys = Keys::default();
+    let own = |key: &str| files.beside.config.as_ref().and_then(|config| config.get(key)?.as_bool());
+    if let Some(says) = own("add_prefix_space").filter(|_| ways.is_llama) {
+        keys.set(SPACE, Field::Flag(says));
+    }
+    if let Some(pieces) = &files.pieces {
+        let table = Table::of_pieces(pieces, &files, tokens, ways);
+        table.add(&mut keys, &files);
+    } else {
+        let path = folder.path_of("tokenizer.json");
+        let document = files.document.as_ref().ok_or_else(|| malformed("not a SentencePiece model"));
+        let document = document.map_err(|error| error.in_file(&folder.path_of("tokenizer.model")))?;
+        refuse_more(document, tokens).map_err(|error| error.in_file(&path))?;
+        if document.model.byte_fallback {
+            Table::of_merges(document, tokens, ways).add(&mut keys, &files);
+            if !ways.no_space_before && !puts_space_before(document) {
+                keys.set(SPACE, Field::Flag(false));
+            }
+        } else {
+            pairs(&mut keys, document, &files, tokens, ways).map_err(|error| error.in_file(&path))?;
+        }
+    }
+    let ends_turn = ways.ends_turn.or((ways.is_llama && tokens == CODE_LLAMA.0).then_some(CODE_LLAMA.1));
+    if let Some(id) = ends_turn {
+        keys.set("tokenizer.ggml.eot_token_id", Field::Count(id));
+    }
+    if ways.no_space_before && keys.text("tokenizer.ggml.model") == Some("llama") {
+        keys.set(SPACE, Field::Flag(false));
+    }
+    if ways.is_llama && tokens == WITHOUT_BOS {
+        keys.set("tokenizer.ggml.add_bos_token", Field::Flag(false));
+    }
+    Ok(keys)
+}
+
+/// Code Llama's number of tokens, and the token that ends a turn of it.
+const CODE_LLAMA: (usize, u32) = (32_016, 32_010);
+/// The number of tokens of models whose texts do not begin with BOS, whatever their files say (Granite, SmolLM).
+const WITHOUT_BOS: usize = 49_152;
+
+const SPACE: &str = "tokenizer.ggml.add_space_prefix";
+
+/// The files of a tokenizer.
+struct Files {
+    document: Option<Document>,
+    pieces: Option<Vec<Piece>>,
+    beside: Beside,
+}
+
+impl Files {
+    fn read(folder: &dyn Store, config: &ModelConfig) -> Result<Self> {
+        let broken = |name: &str, error: &dyn std::fmt::Display| -> Error {
+            malformed(format!("not what it should be: {error}"))
+                .in_file(&folder.path_of(name))
+                .with_hint("copy it again from where the model was published")
+        };
+        let object = |name: &str| -> Result<_> {
+            let text = small_text(folder, name, MAX_CONFIG)?;
+            text.map(|text| json::parse_object(&text).map_err(|error| broken(name, &error))).transpose()
+        };
+        let document = small_text(folder, "tokenizer.json", MAX_TOKENIZER)?;
+        let document = document.map(|text| json::parse_as(&text).map_err(|error| broken("tokenizer.json", &error)));
+        let tokenizer = object("tokenizer_config.json")?;
+        // transformers' class for byte-level pieces: a `tokenizer.model` beside it is of no use.
+        let class = tokenizer.as_ref().and_then(|config| config.get("tokenizer_class")?.as_str());
+        let model = folder.small("tokenizer.model", MAX_TOKENIZER)?.filter(|_| class != Some("GPT2Tokenizer"));
+        let template = match small_text(folder, "chat_template.jinja", MAX_CONFIG)? {
+            Some(text) => Some(Value::String(text)),
+            None => object("chat_template.json")?.and_then(|mut object| object.shift_remove("chat_template")),
+        };
+        Ok(Self {
+            document: document.transpose()?,
+            // Llama 3 has tiktoken's list under that name, and its pieces in a tokenizer.json.
+            pieces: model.as_deref().and_then(sentencepiece::pieces),
+            beside: Beside { config: tokenizer, template, model: config.json.clone() },
+        })
+    }
+
+    /// Tokens that were added to a SentencePiece model, in the order in which files say so.
+    fn added(&self) -> Vec<Added> {
+        let decoder = |config: &serde_json::Map<String, Value>| {
+            let all = config.get("added_tokens_decoder")?.as_object()?;
+            let one = |(id, token): (&String, &Value)| {
+                Some(Added {
+                    id: id.parse().ok()?,
+                    content: token.get("content")?.as_str()?.to_owned(),
+                    special: token.get("special").and_then(Value::as_bool).unwrap_or(false),
+                })
+            };
+            Some(all.iter().filter_map(one).collect::<Vec<_>>())
+        };
+        // transformers 5 writes them into tokenizer.json alone.
+        let own = self.beside.config.as_ref().and_then(decoder).filter(|all| !all.is_empty());
+        own.or_else(|| Some(self.document.as_ref()?.added_tokens.clone())).unwrap_or_default()
+    }
+}
+
+/// True of a token that is control however a file flags it.
+fn looks_special(text: &str) -> bool {
+    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
+    matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+        || between("<|", "|>")
+        || between("<｜", "｜>")
+        || between("<unused", ">")
+}
+
+/// A token that was added as llama.cpp sees it: its kind and its text.
+fn added(token: &Added, ways: Ways) -> (i32, String) {
+    if token.special || !ways.by_flags_alone && looks_special(&token.content) {
+        (CONTROL, token.content.clone())
+    } else if ways.by_flags_alone {
+        (USER_DEFINED, token.content.clone())
+    } else {
+        (USER_DEFINED, token.content.replace('▁', " "))
+    }
+}
+
+/// Texts, scores and kinds of all tokens.
+struct Table {
+    tokens: Vec<String>,
+    scores: Vec<f32>,
+    kinds: Vec<i32>,
+}
+
+impl Table {
+    /// So many numbers that no token has yet.
+    fn empty(tokens: usize) -> Self {
+        Self {
+            tokens: (0..tokens).map(|id| format!("[PAD{id}]")).collect(),
+            scores: vec![EMPTY; tokens],
+            kinds: vec![UNUSED; tokens],
+        }
+    }
+
+    fn set(&mut self, id: usize, text: String, score: f32, kind: i32) {
+        if let (Some(own_text), Some(own_score), Some(own_kind)) =
+            (self.tokens.get_mut(id), self.scores.get_mut(id), self.kinds.get_mut(id))
+        {
+            (*own_text, *own_score, *own_kind) = (text, score, kind);
+        }
+    }
+
+    fn set_added(&mut self, all: &[Added], ways: Ways) {
+        for token in all {
+            let (kind, text) = added(token, ways);
+            self.set(token.id as usize, text, ADDED, kind);
+        }
+    }
+
+    fn of_pieces(pieces: &[Piece], files: &Files, tokens: usize, ways: Ways) -> Self {
+        let mut table = Self::empty(tokens);
+        for (id, piece) in pieces.iter().enumerate() {
+            let kind = if matches!(piece.kind, UNKNOWN | CONTROL | UNUSED | BYTE) { piece.kind } else { NORMAL };
+            table.set(id, piece.text.clone(), piece.score, kind);
+        }
+        table.set_added(&files.added(), ways);
+        table
+    }
+
+    /// Pieces whose order of merges is known: what is made first has the highest score.
+    fn of_merges(document: &Document, tokens: usize, ways: Ways) -> Self {
+        let mut table = Self::empty(tokens);
+        let mut by_text = std::collections::HashMap::new();
+        for (text, id) in &document.model.vocab.0 {
+            by_text.insert(text.as_str(), *id as usize);
+            let kind = if is_byte(text) { BYTE } else { NORMAL };
+            table.set(*id as usize, text.clone(), if kind == BYTE { 0.0 } else { EMPTY }, kind);
+        }
+        if let Some(&id) = document.model.unk_token.as_deref().and_then(|unknown| by_text.get(unknown)) {
+            table.set(id, document.model.unk_token.clone().unwrap_or_default(), 0.0, UNKNOWN);
+        }
+        table.set_added(&document.added_tokens, ways);
+        let mut rank = 0.0_f32;
+        let mut score = |table: &mut Self, id: usize| {
+            let is_open = table.kinds.get(id) == Some(&NORMAL);
+            if let Some(own) = table.scores.get_mut(id).filter(|own| is_open && **own == EMPTY) {
+                *own = -rank;
+                rank += 1.0;
+            }
+        };
+        for [left, right] in &document.model.merges.0 {
+            if let Some(&id) = by_text.get([left.as_str(), right].concat().as_str()) {
+                score(&mut table, id);
+            }
+        }
+        // Single characters are not made of others.
+        (0..tokens).for_each(|id| score(&mut table, id));
+        table
+    }
+
+    fn add(self, keys: &mut Keys, files: &Files) {
+        let most = self.tokens.len();
+        keys.set("tokenizer.ggml.model", Field::Text("llama".into()));
+        keys.set("tokenizer.ggml.pre", Field::Text("default".into()));
+        keys.set("tokenizer.ggml.tokens", Field::Texts(self.tokens));
+        keys.set("tokenizer.ggml.scores", Field::Floats(self.scores));
+        keys.set("tokenizer.ggml.token_type", Field::Numbers(self.kinds));
+        special::add(keys, &files.beside, files.document.as_ref(), Some(most));
+    }
+}
+
+/// `<0x0A>` and its kin.
+fn is_byte(text: &str) -> bool {
+    let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// True if a tokenizer of pieces puts a space before a text.
+fn puts_space_before(document: &Document) -> bool {
+    fn any(stage: &Value, is: &dyn Fn(&Value) -> bool) -> bool {
+        let inner = ["normalizers", "pretokenizers"].iter().find_map(|key| stage.get(key)?.as_array());
+        is(stage) || inner.is_some_and(|all| all.iter().any(|stage| any(stage, is)))
+    }
+    let kind = |stage: &Value, wanted: &str| stage.get("type").and_then(Value::as_str) == Some(wanted);
+    let is_metaspace = |stage: &Value| {
+        let scheme = stage.get("prepend_scheme").and_then(Value::as_str);
+        let older = stage.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(true);
+        kind(stage, "Metaspace") && scheme.map_or(older, |scheme| scheme != "never")
+    };
+    any(&document.normalizer, &|stage| kind(stage, "Prepend")) || any(&document.pre_tokenizer, &is_metaspace)
+}
+
+/// The table of embeddings must have a row for each token.
+fn refuse_more(document: &Document, tokens: usize) -> Result<()> {
+    let ids = document.model.vocab.0.iter().map(|(_, id)| *id);
+    let largest = ids.chain(document.added_tokens.iter().map(|token| token.id)).max();
+    match largest {
+        Some(largest) if largest as usize >= tokens => {
+            Err(mismatch(format!("it has a token of number {largest}, and the model has embeddings of {tokens}"))
+                .with_hint("the tokenizer belongs to another model"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Byte-level pieces.
+fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, ways: Ways) -> Result<()> {
+    let model = &document.model;
+    if model.kind.as_deref().is_some_and(|kind| kind != "BPE") || model.vocab.0.is_empty() {
+        let kind = model.kind.as_deref().unwrap_or("");
+        return Err(unsupported(format!("a tokenizer of the type `{kind}`, which is not known in GGUF"))
+            .with_hint(TAKE_16_BITS));
+    }
+    let composes = |normalizer: &Value| matches!(normalizer.get("type").and_then(Value::as_str), Some("NFC"));
+    let normalizer = &document.normalizer;
+    let pre = pre::of_document(&document.pre_tokenizer, model.ignore_merges)
+        .filter(|_| normalizer.is_null() || composes(normalizer))
+        .ok_or_else(|| {
+            unsupported("the way in which its tokenizer cuts text has no name in GGUF that is known")
+                .with_hint(TAKE_16_BITS)
+        })?;
+    let mut table = Table::empty(tokens);
+    for (text, id) in &model.vocab.0 {
+        table.set(*id as usize, text.clone(), 0.0, NORMAL);
+    }
+    table.set_added(&document.added_tokens, ways);
+    let name = pre.names.first().copied().unwrap_or_default();
+    keys.set("tokenizer.ggml.model", Field::Text("gpt2".into()));
+    keys.set("tokenizer.ggml.pre", Field::Text(name.to_owned()));
+    keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
+    keys.set("tokenizer.ggml.token_type", Field::Numbers(table.kinds));
+    // The two are parted by a space, so one that a token has is written as byte-level pieces write it.
+    let merge = |[left, right]: &[String; 2]| [left.replace(' ', "Ġ"), right.replace(' ', "Ġ")].join(" ");
+    if !model.merges.0.is_empty() {
+        keys.set("tokenizer.ggml.merges", Field::Texts(model.merges.0.iter().map(merge).collect()));
+    }
+    special::add(keys, &files.beside, Some(document), None);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(text: &str) -> Document {
+        json::parse_as(text).unwrap()
+    }
+
+    #[test]
+    fn scores_are_made_of_the_order_of_merges() {
+        let document = document(
+            r#"{"added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 9, "content": "▁▁", "special": false}],
+                "model": {"type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+                          "vocab": {"<unk>": 0, "<0x0A>": 1, "a": 2, "b": 3, "▁": 4, "ab": 5, "▁a": 6, "▁▁": 9},
+                          "merges": [["▁", "▁"], "▁ a", ["a", "b"]]}}"#,
+        );
+        let table = Table::of_merges(&document, 11, Ways::default());
+        assert_eq!(table.kinds, [3, 6, 1, 1, 1, 1, 1, 5, 5, 4, 5]);
+        assert_eq!(table.scores[..7], [ADDED, 0.0, -2.0, -3.0, -4.0, -1.0, 0.0]);
+        assert_eq!((table.tokens[9].as_str(), table.tokens[10].as_str()), ("  ", "[PAD10]"));
+        assert!(!puts_space_before(&document));
+        assert!(refuse_more(&document, 9).is_err());
+    }
+
+    #[test]
+    fn what_no_file_names_is_refused() {
+        let text = |pre: &str, normalizer: &str| {
+            format!(
+                r#"{{"normalizer": {normalizer}, "pre_tokenizer": {pre}, "model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}}}"#
+            )
+        };
+        let files = Files { document: None, pieces: None, beside: Beside::default() };
+        let bytes = r#"{"type": "ByteLevel", "add_prefix_space": false}"#;
+        let read = |pre: &str, normalizer: &str| {
+            let mut keys = Keys::default();
+            pairs(&mut keys, &document(&text(pre, normalizer)), &files, 2, Ways::default()).map(|()| keys)
+        };
+        assert_eq!(read(bytes, "null").unwrap().text("tokenizer.ggml.pre"), Some("gpt-2"));
+        assert!(read(bytes, r#"{"type": "Lowercase"}"#).is_err());
+        assert!(read(r#"{"type": "Whitespace"}"#, "null").is_err());
+        let unigram = document(r#"{"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}"#);
+        assert!(pairs(&mut Keys::default(), &unigram, &files, 2, Ways::default()).is_err());
+        for broken in [r#"{"model": {"merges": ["a"]}}"#, r#"{"model": {"vocab": {"a": -1}}}"#, r#"{"model": 3}"#] {
+            assert!(json::parse_as::<Document>(broken).is_err(), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! How text is cut before pairs are merged: llama.cpp's names for it, and what a `tokenizer.json` says in their place.
+//!
+//! A GGUF file names the rule (`tokenizer.ggml.pre`), and llama.cpp has its regular expressions in code. Its converter knows a tokenizer again by a hash of the numbers that it gives
+//! to a fixed text; here it is known by the expression in its `tokenizer.json`, which is what the name stands for. Names that llama.cpp treats alike are one rule; the first is the one that
+//! is written. Sources: llama.cpp, `src/llama-vocab.cpp`.
+
+use serde_json::Value;
+
+/// A rule.
+#[derive(Debug)]
+pub(super) struct Pre {
+    /// The names that files give to it; the first is written.
+    pub(super) names: &'static [&'static str],
+    /// Digits are cut one by one first.
+    pub(super) digits: bool,
+    /// What is cut off as one piece; `None` for GPT-2's own.
+    pub(super) pattern: Option<&'static str>,
+    /// Characters are composed first.
+    pub(super) composes: bool,
+    /// A piece that is a token is not put together from others.
+    pub(super) takes_whole: bool,
+    /// Texts begin with BOS where the file does not say.
+    pub(super) begins: bool,
+}
+
+const GPT2: Pre = Pre {
+    names: &["gpt-2", "phi-2", "mpt"],
+    digits: false,
+    pattern: None,
+    composes: false,
+    takes_whole: false,
+    begins: false,
+};
+
+/// GPT-2's own expression, where a file spells it out.
+const OF_GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// Up to three digits are one piece.
+const THREE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// All rules.
+pub(super) const PRES: &[Pre] = &[
+    GPT2,
+    Pre { names: &["smollm", "refact", "starcoder", "command-r", "codeshell"], digits: true, ..GPT2 },
+    Pre {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
+        pattern: Some(THREE_DIGITS),
+        takes_whole: true,
+        begins: true,
+        ..GPT2
+    },
+    Pre { names: &["dbrx", "smaug-bpe"], pattern: Some(THREE_DIGITS), ..GPT2 },
+    Pre {
+        names: &["qwen2", "deepseek-r1-qwen", "megrez"],
+        pattern: Some(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        composes: true,
+        ..GPT2
+    },
+    Pre {
+        names: &["tekken"],
+        pattern: Some(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        takes_whole: true,
+        begins: true,
+        ..GPT2
+    },
+    Pre {
+        names: &["gpt-4o", "llama4"],
+        pattern: Some(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        ..GPT2
+    },
+];
+
+/// The rule of that name.
+pub(super) fn named(name: &str) -> Option<&'static Pre> {
+    PRES.iter().find(|pre| pre.names.contains(&name))
+}
+
+/// The rule that a `tokenizer.json` cuts by; `whole` is its model's `ignore_merges`. `None` where it is none of these.
+pub(super) fn of_document(pre_tokenizer: &Value, whole: bool) -> Option<&'static Pre> {
+    let (mut digits, mut pattern, mut bytes) = (false, None, false);
+    for stage in stages(pre_tokenizer)? {
+        let flag = |key: &str, default: bool| stage.get(key).map_or(Some(default), Value::as_bool);
+        match stage.get("type")?.as_str()? {
+            // What comes behind the bytes would cut them.
+            _ if bytes => return None,
+            "Digits" if flag("individual_digits", false)? && pattern.is_none() => digits = true,
+            "Split" if pattern.is_none() && is_isolated(stage)? => {
+                pattern = Some(stage.get("pattern")?.get("Regex")?.as_str()?);
+            }
+            "ByteLevel" if !flag("add_prefix_space", true)? => {
+                bytes = true;
+                match (flag("use_regex", true)?, pattern) {
+                    (true, None) => pattern = Some(OF_GPT2),
+                    (false, Some(_)) => {}
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        }
+    }
+    // Some spell the case of English endings out.
+    const SPELLED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
+    let pattern = pattern.filter(|_| bytes)?.replace(SPELLED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)");
+    let same = |pre: &&Pre| pre.digits == digits && pre.pattern.unwrap_or(OF_GPT2) == pattern;
+    let mut all = PRES.iter().filter(same);
+    let first = all.next()?;
+    // Only the rule for a vocabulary that is taken whole has a twin.
+    Some(if first.takes_whole == whole { first } else { all.next().unwrap_or(first) })
+}
+
+/// A cutter's own stages, one or several.
+fn stages(pre_tokenizer: &Value) -> Option<Vec<&Value>> {
+    match pre_tokenizer.get("type")?.as_str()? {
+        "Sequence" => Some(pre_tokenizer.get("pretokenizers")?.as_array()?.iter().collect()),
+        _ => Some(vec![pre_tokenizer]),
+    }
+}
+
+/// True if what matches becomes a piece, and what lies between too. Removing what does not match is the same where everything matches.
+fn is_isolated(stage: &Value) -> Option<bool> {
+    let inverted = stage.get("invert").and_then(Value::as_bool).unwrap_or(false);
+    Some(matches!((stage.get("behavior")?.as_str()?, inverted), ("Isolated", false) | ("Removed", true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn name(pre_tokenizer: &Value, whole: bool) -> Option<&'static str> {
+        of_document(pre_tokenizer, whole).map(|pre| pre.names[0])
+    }
+
+    #[test]
+    fn a_tokenizer_is_known_by_its_expression() {
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": regex});
+        let sequence = |stages: &[Value]| json!({"type": "Sequence", "pretokenizers": stages});
+        let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        assert_eq!(name(&bytes(true), false), Some("gpt-2"));
+        assert_eq!(name(&sequence(&[digits.clone(), bytes(true)]), false), Some("smollm"));
+        assert_eq!(name(&sequence(&[split(THREE_DIGITS), bytes(false)]), true), Some("llama-bpe"));
+        assert_eq!(name(&sequence(&[split(THREE_DIGITS), bytes(false)]), false), Some("dbrx"));
+        let spelled = THREE_DIGITS
+            .replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])");
+        assert_eq!(name(&sequence(&[split(&spelled), bytes(false)]), true), Some("llama-bpe"));
+        for pre in PRES.iter().filter(|pre| pre.pattern.is_some()) {
+            let own = sequence(&[split(pre.pattern.unwrap()), bytes(false)]);
+            assert_eq!(name(&own, pre.takes_whole), Some(pre.names[0]));
+        }
+        for unknown in [
+            json!(null),
+            json!({"type": "Metaspace"}),
+            json!({"type": "Sequence"}),
+            bytes(false),
+            sequence(&[split("x"), bytes(false)]),
+            sequence(&[split(OF_GPT2)]),
+            sequence(&[split(OF_GPT2), bytes(true)]),
+            sequence(&[bytes(true), digits]),
+            json!({"type": "ByteLevel", "add_prefix_space": true}),
+        ] {
+            assert_eq!(name(&unknown, false), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn no_name_stands_for_two_rules() {
+        let mut names: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
+        names.sort_unstable();
+        names.windows(2).for_each(|pair| assert_ne!(pair[0], pair[1]));
+    }
+}

@@ -1,0 +1,350 @@
+//! Into a GGUF file: what llama.cpp's converter and llama-quantize make of a folder.
+
+use std::sync::Arc;
+
+use super::{Constant, Export, Exported, Model, Place};
+use crate::arch;
+use crate::arch::gguf::mixture::{self, FileType};
+use crate::arch::gguf::{File, Layout, Said, View, is_made};
+use crate::dtype::Dtype;
+use crate::error::{Result, mismatch, unsupported, usage};
+use crate::formats;
+use crate::open::gguf::{Field, Keys, Writer, vocabulary};
+use crate::open::{MAX_CONFIG, Store, json, small_text};
+use crate::plan::Tokenizer;
+
+/// Name of the file in a folder.
+const FILE: &str = "model.gguf";
+/// That of ggml's quantization formats.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// All file types.
+pub(super) static ALL: &[&dyn Export] = &[
+    &mixture::F32,
+    &mixture::F16,
+    &mixture::BF16,
+    &mixture::Q8_0,
+    &mixture::Q6_K,
+    &mixture::Q5_K_M,
+    &mixture::Q5_K_S,
+    &mixture::Q5_1,
+    &mixture::Q5_0,
+    &mixture::Q4_K_M,
+    &mixture::Q4_K_S,
+    &mixture::Q4_1,
+    &mixture::Q4_0,
+    &mixture::IQ4_NL,
+    &mixture::IQ4_XS,
+    &mixture::Q3_K_L,
+    &mixture::Q3_K_M,
+    &mixture::Q3_K_S,
+    &mixture::Q2_K,
+];
+
+impl Export for FileType {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn ending(&self) -> &'static str {
+        ".gguf"
+    }
+
+    fn quantizes(&self) -> bool {
+        self.is_quantized()
+    }
+
+    fn export(&self, model: &Model<'_, '_>) -> Result<Exported> {
+        let base = &model.inputs.base;
+        if base.is_self_contained() {
+            return Err(usage("a GGUF base keeps the types of its tensors in a GGUF file")
+                .in_file(&base.path)
+                .with_hint(
+                    "leave out --to; llama.cpp's llama-quantize --allow-requantize gives the output other types",
+                ));
+        }
+        let config = arch::config(base)?;
+        let layout = Layout::of(config)?;
+        refuse(model)?;
+        let embed = model.names.embed().map(|claim| claim.weight.name());
+        let tokens = model.weights.iter().find(|(name, _)| Some(name.as_str()) == embed);
+        let tokens = tokens.and_then(|(_, shape)| shape.first().copied());
+        let tokens = tokens.ok_or_else(|| mismatch("the model has no table of embeddings").in_file(&base.path))?;
+        let Said { first, keys: own, constants } = layout.said(config, tokens, self.number)?;
+        let mut keys = Keys::default();
+        keys.set("general.architecture", Field::Text(layout.architecture().to_owned()));
+        keys.append(first);
+        keys.append(general(model, &constants)?);
+        keys.append(own);
+        keys.set("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
+        let adapters = model.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store);
+        let adapters = adapters.filter(|_| model.options.tokenizer == Tokenizer::Adapter);
+        let folders: Vec<&dyn Store> = adapters.chain([&*base.store]).collect();
+        keys.append(vocabulary(&folders, config, tokens, layout.ways())?);
+        if self.is_quantized() {
+            keys.set_last("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
+            keys.set_last("general.file_type", Field::Count(self.number));
+            if let Some(importance) = &model.options.importance {
+                keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
+                if let Some(text) = &importance.text {
+                    keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
+                }
+                let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
+                keys.set("quantize.imatrix.entries_count", Field::Count(count));
+            }
+        }
+        let metadata = keys.finish();
+        let file = File::made(layout, &metadata);
+        let mut views: Vec<(&str, &[usize], Option<View>)> = Vec::new();
+        for (name, shape) in model.weights {
+            // A tensor of one dimension is a column.
+            let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
+            views.push((name, shape, file.stored(name, rows)?));
+        }
+        self.place(model, views, constants, Writer::anew(metadata))
+    }
+}
+
+impl FileType {
+    /// Finds a place for each weight, whose view is known.
+    fn place(
+        &self,
+        model: &Model<'_, '_>,
+        mut views: Vec<(&str, &[usize], Option<View>)>,
+        constants: Vec<arch::gguf::Constant>,
+        writer: Writer,
+    ) -> Result<Exported> {
+        let mut places: std::collections::HashMap<String, Place> = std::collections::HashMap::new();
+        for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
+            if !is_made(name) && !is_copy(model, name) {
+                return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
+                    .in_file(&model.inputs.base.path)
+                    .in_tensor(name));
+            }
+            places.insert((*name).to_owned(), Place::Nowhere);
+        }
+        let stored = |view: &Option<View>| view.as_ref().map_or(String::new(), |view| view.stored.clone());
+        if self.is_quantized() {
+            views.sort_by(|(.., one), (.., other)| mixture::order(&stored(one), &stored(other)));
+        } else {
+            views.sort_by(|(one, ..), (other, ..)| place_in_base(model, one).cmp(&place_in_base(model, other)));
+        }
+        let known = views.iter().filter_map(|(name, shape, view)| Some((*name, *shape, view.as_ref()?)));
+        let known: Vec<(&str, &[usize], &View)> = known.collect();
+        let is_matrix = |shape: &[usize], view: &View| {
+            shape.len() >= 2 && view.stored.ends_with(".weight") && !view.stored.ends_with("_norm.weight")
+        };
+        let matrices: Vec<(&str, usize)> = known
+            .iter()
+            .filter(|(_, shape, view)| is_matrix(shape, view))
+            .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
+            .collect();
+        let mut types = self.types(&matrices, model.about(&known)).into_iter();
+        let mut order: Vec<String> = constants.iter().map(|constant| constant.name.to_owned()).collect();
+        for (name, shape, view) in &known {
+            let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            order.push(view.stored.clone());
+            let format = formats::of_dtype(dtype)?;
+            let width = shape.last().copied().unwrap_or(0);
+            let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
+                Some(importance) => importance.of(&view.stored, width)?,
+                None => None,
+            };
+            places.insert((*name).to_owned(), Place::Tensor { view: Some((*view).clone()), format, importance });
+        }
+        if self.is_quantized() {
+            order.sort_by(|one, other| mixture::order(one, other));
+        }
+        let constants = constants
+            .into_iter()
+            .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
+            .collect();
+        if let Some(importance) = &model.options.importance {
+            importance.refuse_other(order.iter().map(String::as_str))?;
+        }
+        Ok(Exported {
+            places,
+            constants,
+            file: FILE.to_owned(),
+            container: Arc::new(writer),
+            metadata: Vec::new(),
+            order: Some(order),
+            config: None,
+            beside: Vec::new(),
+            warnings: Vec::new(),
+        })
+    }
+}
+
+impl Model<'_, '_> {
+    /// What types depend on.
+    fn about(&self, known: &[(&str, &[usize], &View)]) -> mixture::Model {
+        let config = self.inputs.base.config.as_ref();
+        let count = |key: &str| config.and_then(|config| config.find(key)?.as_u64()).unwrap_or(0) as usize;
+        let (layers, heads) = (count("num_hidden_layers"), count("num_attention_heads"));
+        let kv_heads = match count("num_key_value_heads") {
+            0 => heads,
+            given => given,
+        };
+        let is_large = layers == 80
+            && match config.map(|config| config.model_type()) {
+                Some("qwen2") => true,
+                Some("llama" | "mistral") => heads != kv_heads,
+                _ => false,
+            };
+        mixture::Model {
+            layers,
+            shared: heads.checked_div(kv_heads).unwrap_or(0),
+            is_large,
+            has_head: known.iter().any(|(.., view)| view.stored == "output.weight"),
+            has_importance: self.options.importance.is_some(),
+        }
+    }
+}
+
+/// Refuses what an adapter brings that no file has a place for.
+fn refuse(model: &Model<'_, '_>) -> Result<()> {
+    if model.has_additions {
+        return Err(unsupported(
+            "the adapter brings layers that the model does not have, which a GGUF file has no names for",
+        )
+        .in_file(&model.inputs.base.path)
+        .with_hint("merge it into a folder, without --to"));
+    }
+    let opaque = model.inputs.inventory.opaque.iter().filter_map(|&at| model.inputs.base.entries.get(at));
+    match opaque.into_iter().find(|entry| !is_made(&entry.name)) {
+        Some(entry) => Err(unsupported(format!("a tensor of {} that has no place in a GGUF file", entry.dtype))
+            .in_file(&model.inputs.base.path)
+            .in_tensor(&entry.name)),
+        None => Ok(()),
+    }
+}
+
+/// True of a head that is stored beside the embedding it is tied to, in an architecture that has no head.
+fn is_copy(model: &Model<'_, '_>, name: &str) -> bool {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    model.names.is_head(module) && model.names.ties_stored() && !model.change.untie
+}
+
+/// Files of the base in their order, and names in each: the order in which the converter reads them.
+fn place_in_base<'n>(model: &Model<'_, '_>, name: &'n str) -> (usize, &'n str) {
+    let claim = model.names.exact(name);
+    let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
+    (file, name)
+}
+
+/// What a file says of a model whatever it is: its name, its size, and how its publisher draws from it.
+fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<Keys> {
+    let base = &model.inputs.base;
+    let mut keys = Keys::default();
+    keys.set("general.type", Field::Text("model".into()));
+    if let Some(text) = small_text(&*base.store, "generation_config.json", MAX_CONFIG)?
+        && let Ok(config) = json::parse_object(&text)
+    {
+        let number = |key: &str| config.get(key).and_then(serde_json::Value::as_f64);
+        let sampling: &[(&str, &[&str], bool)] = &[
+            ("top_k", &["top_k"], true),
+            ("top_p", &["top_p"], false),
+            ("min_p", &["min_p"], false),
+            ("xtc_probability", &["xtc_probability"], false),
+            ("xtc_threshold", &["xtc_threshold"], false),
+            ("temp", &["temperature"], false),
+            ("penalty_last_n", &["penalty_last_n"], true),
+            ("penalty_repeat", &["penalty_repeat", "repetition_penalty"], false),
+            ("mirostat", &["mirostat"], true),
+            ("mirostat_tau", &["mirostat_tau"], false),
+            ("mirostat_eta", &["mirostat_eta"], false),
+        ];
+        for (key, fields, is_whole) in sampling {
+            if let Some(x) = fields.iter().find_map(|field| number(field)) {
+                let field = if *is_whole { Field::Signed(x as i32) } else { Field::Float(x as f32) };
+                keys.set(format!("general.sampling.{key}"), field);
+            }
+        }
+    }
+    let given = base.config.as_ref().and_then(|config| config.json.get("_name_or_path")?.as_str());
+    let given = given.filter(|name| !name.is_empty() && name.matches('/').count() <= 1);
+    let folder = base.folder().canonicalize().unwrap_or_else(|_| base.folder().to_path_buf());
+    let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = given.map_or(folder, |name| name.rsplit('/').next().unwrap_or(name).to_owned());
+    keys.set("general.name", Field::Text(title(&name)));
+    let weights = model.weights.iter().filter(|(name, _)| !is_made(name) && !is_copy(model, name));
+    let values: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let constants: usize = constants.iter().map(|constant| constant.values.len()).sum();
+    keys.set("general.size_label", Field::Text(size_label(values + constants)));
+    Ok(keys)
+}
+
+/// A name in words, each with a capital unless it is a version or has one already.
+fn title(name: &str) -> String {
+    let word = |word: &str| {
+        let is_lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
+        let digits = word.strip_prefix('v').unwrap_or(word);
+        let is_version = word.starts_with(|c: char| c.is_ascii_digit())
+            || digits.len() < word.len()
+                && digits.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+        if !is_lower || is_version {
+            return word.to_owned();
+        }
+        // As Python titles: each run of letters.
+        let mut titled = String::new();
+        let mut is_first = true;
+        for c in word.chars() {
+            if is_first {
+                titled.extend(c.to_uppercase())
+            } else {
+                titled.extend(c.to_lowercase())
+            }
+            is_first = !c.is_alphabetic();
+        }
+        titled
+    };
+    name.trim().replace('-', " ").split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// A number of values, as llama.cpp labels sizes: two digits at least.
+fn size_label(values: usize) -> String {
+    let (scale, unit) = match values as f64 {
+        values if values > 1e12 => (1e-12, "T"),
+        values if values > 1e9 => (1e-9, "B"),
+        values if values > 1e6 => (1e-6, "M"),
+        _ => (1e-3, "K"),
+    };
+    let scaled = values as f64 * scale;
+    let whole = scaled.round_ties_even() as u64;
+    let digits = if whole == 0 { 0 } else { whole.to_string().len() };
+    format!("{scaled:.*}{unit}", 2_usize.saturating_sub(digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_sizes_are_labels() {
+        assert_eq!(title("smol-lm2-v1.5-135M-instruct"), "Smol Lm2 v1.5 135M Instruct");
+        assert_eq!(title("model_4x_big"), "Model_4X_Big");
+        let labels = [
+            (134_515_008, "135M"),
+            (630_167_424, "630M"),
+            (1_235_814_400, "1.2B"),
+            (70_553_706_496, "71B"),
+            (5_000, "5.0K"),
+        ];
+        for (values, label) in labels {
+            assert_eq!(size_label(values), label);
+        }
+    }
+
+    #[test]
+    fn every_file_type_has_a_name_of_its_own() {
+        let mut names: Vec<&str> = ALL.iter().map(|export| export.id()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

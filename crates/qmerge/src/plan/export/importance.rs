@@ -1,0 +1,65 @@
+//! An importance matrix as llama-quantize takes it: by the names of a GGUF file's tensors.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Result, malformed, mismatch};
+use crate::open::imatrix;
+
+/// How large the inputs of a model's layers are, by tensor and column.
+#[derive(Clone, Debug)]
+pub struct Importance {
+    by_name: HashMap<String, Arc<[f32]>>,
+    /// Name of the file.
+    pub(super) file: String,
+    /// The text that it was taken from, as the file says.
+    pub(super) text: Option<String>,
+}
+
+impl Importance {
+    /// Reads a file of llama-imatrix, in GGUF or the older form. Errors if it is none, or holds what is no number.
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = imatrix::read(path)?;
+        let mut by_name = HashMap::new();
+        for importance in &found.all {
+            let columns = importance.columns();
+            if columns.iter().any(|x| !x.is_finite()) {
+                return Err(malformed("the importance matrix holds what is no number")
+                    .in_file(path)
+                    .in_tensor(&importance.name));
+            }
+            by_name.insert(importance.name.clone(), columns.into());
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { by_name, file, text: found.text })
+    }
+
+    /// Tensors that it knows.
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Errors if it knows none of these tensors.
+    pub(super) fn refuse_other<'n>(&self, mut names: impl Iterator<Item = &'n str>) -> Result<()> {
+        if names.any(|name| self.by_name.contains_key(name)) {
+            return Ok(());
+        }
+        let first = self.by_name.keys().min().map_or("", String::as_str);
+        Err(mismatch(format!("the importance matrix has none of the model's tensors; one of its own is `{first}`"))
+            .with_hint("it belongs to another model"))
+    }
+
+    /// The columns of a tensor with rows of that width; `None` where it is not known. Errors if it has another width, unless it is the table of embeddings.
+    pub(super) fn of(&self, name: &str, width: usize) -> Result<Option<Arc<[f32]>>> {
+        match self.by_name.get(name) {
+            Some(columns) if columns.len() == width => Ok(Some(Arc::clone(columns))),
+            Some(columns) if name != "token_embd.weight" => {
+                Err(mismatch(format!("rows of {width} values, and the importance matrix has {} inputs", columns.len()))
+                    .in_tensor(name)
+                    .with_hint("the importance matrix belongs to another model"))
+            }
+            _ => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Folders that become GGUF files, byte for byte those of llama.cpp's converter and llama-quantize (`testdata/gen/gguf_files.py`), and back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qmerge::adapters::Adapter;
+use qmerge::error::{Kind, Result};
+use qmerge::formats::{self, Reader};
+use qmerge::merge::{self, RunOptions};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
+use qmerge::progress::Silent;
+use sha2::{Digest, Sha256};
+
+const MADE: &str = "testdata/gguf/made";
+const MODELS: [&str; 8] = ["gemma", "gemma2", "gemma3", "llama-pieces", "llama-wide", "phi3", "qwen2", "qwen3"];
+
+fn place(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("qmerge-made-{}-{name}", std::process::id()))
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn export(name: &str) -> &'static dyn Export {
+    EXPORTS.iter().copied().find(|export| export.id() == name).unwrap()
+}
+
+/// Writes what `options` make of a base.
+fn write(base: &Path, options: &Options, output: &Path, run: &RunOptions<'_>) -> Result<()> {
+    let inputs = Inputs::new(Checkpoint::open(base)?, Vec::new())?;
+    let plan = Plan::new(&inputs, options)?;
+    merge::run(&inputs, &plan, None, output, run, &Silent).map(drop)
+}
+
+fn made(base: &Path, name: &str, importance: Option<&Arc<Importance>>, run: &RunOptions<'_>) -> Result<Vec<u8>> {
+    let file = name.replace(['/', ',', ' '], "-");
+    let output = place(&format!("{file}-{}.gguf", base.file_name().unwrap().to_string_lossy()));
+    let options = Options { export: Some(export(name)), importance: importance.cloned(), ..Options::default() };
+    let written = write(base, &options, &output, run);
+    let bytes = std::fs::read(&output).unwrap_or_default();
+    std::fs::remove_file(&output).ok();
+    std::fs::remove_file(qmerge::write::path_beside(&output)).ok();
+    written.map(|()| bytes)
+}
+
+fn expected() -> BTreeMap<String, BTreeMap<String, String>> {
+    serde_json::from_str(&std::fs::read_to_string(format!("{MADE}/expected.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn files_are_those_of_llama_cpp() {
+    let expected = expected();
+    assert_eq!(expected.keys().map(String::as_str).collect::<Vec<_>>(), MODELS);
+    for (model, files) in &expected {
+        for (name, hashed) in files.iter().filter(|(name, _)| !name.contains(',')) {
+            let file = made(&Path::new(MADE).join(model), name, None, &RunOptions::default()).unwrap();
+            assert_eq!(hash(&file), *hashed, "{model} as {name}");
+        }
+    }
+}
+
+/// With an importance matrix: names and data of all tensors. (What a file says of the matrix is llama-quantize's own, which the library does not write.)
+#[test]
+fn files_are_those_of_llama_cpp_with_an_importance_matrix() {
+    let importance = Arc::new(Importance::open(format!("{MADE}/imatrix.gguf").as_ref()).unwrap());
+    let base = Path::new(MADE).join("llama-wide");
+    let mut met = 0;
+    for (name, hashed) in &expected()["llama-wide"] {
+        let Some(name) = name.strip_suffix(", weighted") else { continue };
+        let file = made(&base, name, Some(&importance), &RunOptions::default()).unwrap();
+        let path = place("weighted.gguf");
+        std::fs::write(&path, file).unwrap();
+        let written = Checkpoint::open_weights(&path).unwrap();
+        let mut all = Vec::new();
+        for entry in &written.entries {
+            all.extend(entry.name.bytes());
+            all.extend(written.read_small(entry, entry.bytes).unwrap());
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(hash(&all), *hashed, "{name}");
+        met += 1;
+    }
+    assert_eq!(met, 16);
+}
+
+#[test]
+fn threads_and_memory_change_no_byte() {
+    let base = Path::new(MADE).join("llama-wide");
+    let one = RunOptions { threads: 1, ..RunOptions::default() };
+    let many = RunOptions { threads: 7, max_memory: Some(40 << 20), ..RunOptions::default() };
+    assert_eq!(made(&base, "q4_k_m", None, &one).unwrap(), made(&base, "q4_k_m", None, &many).unwrap());
+}
+
+/// A LoRA of queries, keys and what leads out of the feed-forward.
+fn adapter() -> PathBuf {
+    use safetensors::tensor::{Dtype, TensorView};
+    let folder = place("adapter");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut random = 1_u32;
+    let mut bytes = |count: usize| -> Vec<u8> {
+        let mut one = || {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).flat_map(|_| one().to_le_bytes()).collect()
+    };
+    let mut tensors = Vec::new();
+    for (module, inputs, outputs) in
+        [("self_attn.q_proj", 32, 32), ("self_attn.k_proj", 32, 16), ("mlp.down_proj", 64, 32)]
+    {
+        for (part, shape) in [("lora_A", vec![2, inputs]), ("lora_B", vec![outputs, 2])] {
+            let name = format!("base_model.model.model.layers.0.{module}.{part}.weight");
+            tensors.push((name, shape.clone(), bytes(shape.iter().product())));
+        }
+    }
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
+    let config =
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "down_proj"]}"#;
+    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    folder
+}
+
+/// A merge into a file is the merge into a folder that becomes a file, and it is found there.
+#[test]
+fn an_adapter_goes_into_the_file() {
+    let (adapter, folder, output) = (adapter(), place("merged"), place("merged.gguf"));
+    let base = Path::new(MADE).join("llama-pieces");
+    let inputs = || {
+        let adapter = Adapter::open(&adapter, 1.0).unwrap();
+        Inputs::new(Checkpoint::open(&base).unwrap(), vec![adapter]).unwrap()
+    };
+    let merge = |options: &Options, output: &Path| {
+        let inputs = inputs();
+        let plan = Plan::new(&inputs, options).unwrap();
+        merge::run(&inputs, &plan, None, output, &RunOptions::default(), &Silent).unwrap();
+    };
+    merge(&Options { to: Some(formats::by_id("f32").unwrap()), ..Options::default() }, &folder);
+    for name in ["f32", "q4_0"] {
+        let existing = qmerge::write::Existing { force: true, resume: false };
+        let inputs = inputs();
+        let options = Options { export: Some(export(name)), ..Options::default() };
+        let plan = Plan::new(&inputs, &options).unwrap();
+        let run = RunOptions { existing, ..RunOptions::default() };
+        merge::run(&inputs, &plan, None, &output, &run, &Silent).unwrap();
+        let merged = Checkpoint::open(&output).unwrap();
+        let wanted = place("wanted.gguf");
+        write(&folder, &options, &wanted, &run).unwrap();
+        let other = Checkpoint::open(&wanted).unwrap();
+        for entry in &merged.entries {
+            let same = other.get(&entry.name).unwrap();
+            let read = |checkpoint: &Checkpoint, entry| checkpoint.read_small(entry, 1 << 20).unwrap();
+            assert_eq!(read(&merged, entry), read(&other, same), "{name}: {}", entry.name);
+        }
+        let plan = Plan::new(&inputs, &Options::default()).unwrap();
+        let options = qmerge::verify::VerifyOptions::default();
+        let found = qmerge::verify::verify(&inputs, &plan, &merged, &options, &Silent).unwrap();
+        assert_eq!(found.answer, qmerge::verify::Answer::Yes, "{name}: {}", found.text);
+        for file in [&wanted, &qmerge::write::path_beside(&wanted)] {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    for file in [&output, &qmerge::write::path_beside(&output)] {
+        std::fs::remove_file(file).unwrap();
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::remove_dir_all(&adapter).unwrap();
+}
+
+/// Into a file and back into a folder, all values are what they were, under the names that they had.
+#[test]
+fn a_folder_comes_back_from_the_file() {
+    for model in MODELS {
+        let base = Path::new(MADE).join(model);
+        let (file, back) = (place(&format!("back-{model}.gguf")), place(&format!("back-{model}")));
+        let run = RunOptions::default();
+        write(&base, &Options { export: Some(export("bf16")), ..Options::default() }, &file, &run).unwrap();
+        let to = Some(formats::by_id("bf16").unwrap());
+        write(&file, &Options { to, ..Options::default() }, &back, &run).unwrap();
+        let (before, after) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&back).unwrap());
+        let (weights, found) = (formats::inventory(&before).unwrap(), formats::inventory(&after).unwrap());
+        for claim in &weights.weights {
+            let name = claim.weight.name();
+            let Some(own) = found.weights.iter().find(|own| own.weight.name() == name) else {
+                assert_eq!((model, name), ("gemma", "lm_head.weight"), "missing");
+                continue;
+            };
+            let rows = 0..claim.weight.geometry().rows;
+            let (mut one, mut other) = (Vec::new(), Vec::new());
+            Reader::new(&before, claim).unwrap().rows(&rows, &mut one).unwrap();
+            Reader::new(&after, own).unwrap().rows(&rows, &mut other).unwrap();
+            assert_eq!(one, other, "{model}: {name}");
+        }
+        let config = after.config.as_ref().unwrap();
+        let spec = |checkpoint: &Checkpoint| qmerge::arch::spec_of(checkpoint.config.as_ref().unwrap()).unwrap();
+        if model != "qwen3" && model != "llama-wide" {
+            assert_eq!(format!("{:?}", spec(&before).layers), format!("{:?}", spec(&after).layers), "{model}");
+        }
+        assert!(config.json["architectures"][0].as_str().unwrap().ends_with("ForCausalLM"));
+        assert!(back.join("tokenizer.json").is_file() && back.join("tokenizer_config.json").is_file(), "{model}");
+        std::fs::remove_dir_all(&back).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_file(qmerge::write::path_beside(&file)).unwrap();
+    }
+}
+
+/// A copy of a model with one of its files changed.
+fn changed(model: &str, name: &str, change: impl FnOnce(String) -> String) -> PathBuf {
+    let folder = place(&format!("changed-{}", name.replace('.', "-")));
+    std::fs::remove_dir_all(&folder).ok();
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in std::fs::read_dir(Path::new(MADE).join(model)).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    let text = std::fs::read_to_string(folder.join(name)).unwrap();
+    std::fs::write(folder.join(name), change(text)).unwrap();
+    folder
+}
+
+#[test]
+fn what_cannot_be_said_is_refused_by_name() {
+    let told = |folder: PathBuf| {
+        let error = made(&folder, "f16", None, &RunOptions::default()).unwrap_err();
+        std::fs::remove_dir_all(&folder).unwrap();
+        (error.kind(), error.to_string())
+    };
+    let family = |text: String| text.replace("\"model_type\": \"qwen2\"", "\"model_type\": \"olmo2\"");
+    let (kind, text) = told(changed("qwen2", "config.json", family));
+    assert!(kind == Kind::Unsupported && text.contains("`olmo2`"), "{text}");
+    let (kind, text) = told(changed("qwen2", "tokenizer.json", |text| text.replace("(?i:'s|", "(?i:'x|")));
+    assert!(kind == Kind::Unsupported && text.contains("cuts text"), "{text}");
+    let (kind, text) = told(changed("qwen2", "config.json", |text| text.replace("1000000.0", "\"high\"")));
+    assert!(kind == Kind::Malformed && text.contains("rope_theta"), "{text}");
+    let (kind, text) = told(changed("qwen2", "tokenizer.json", |text| text[..text.len() / 2].to_owned()));
+    assert!(kind == Kind::Malformed && text.contains("tokenizer.json"), "{text}");
+    let (kind, text) = told(changed("qwen2", "tokenizer.json", |text| text.replace("\"id\":289", "\"id\":4000000000")));
+    assert!(kind == Kind::Mismatch && text.contains("4000000000"), "{text}");
+    let without = changed("qwen2", "config.json", |text| text);
+    std::fs::remove_file(without.join("tokenizer.json")).unwrap();
+    let (kind, text) = told(without);
+    assert!(kind == Kind::Mismatch && text.contains("no tokenizer"), "{text}");
+}

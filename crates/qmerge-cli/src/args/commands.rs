@@ -9,7 +9,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization,
     Running, Sources, Workers, Writing,
 };
-use super::values::{formats, repo_id, roundings, share, tokens};
+use super::values::{combinations, formats, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -119,6 +119,48 @@ pub(crate) struct TruncateArgs {
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CombineArgs {
+    /// Adapter folder or hub id, a LoRA, with an optional factor on its effect; given once for each.
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
+    pub(crate) adapter: Vec<String>,
+    /// Output folder.
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// How (default: `exact`, or `svd` with --rank).
+    #[arg(long, value_name = "METHOD", value_parser = combinations())]
+    pub(crate) method: Option<String>,
+    /// The new rank, of all modules, for the methods that take one (default: the largest of the adapters').
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: Option<u32>,
+    /// Share of its values that each adapter keeps, for `ties`, `dare` and `magnitude_prune`.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) density: Option<f64>,
+    /// What elects a sign, for `ties`: the sum of values, or their number.
+    #[arg(long, value_name = "HOW", default_value = "total", value_parser = ["total", "frequency"])]
+    pub(crate) majority_sign: String,
+    /// Seed of what `dare` draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Factor on what all adapters do in modules whose path the regular expression is found in; the first that is found counts. May be given several times.
+    #[arg(long, value_name = "REGEX=FACTOR")]
+    pub(crate) lora_scale: Vec<String>,
+    /// Element type of the new factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation, and so will the new one.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) base_is_residual: bool,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -72,6 +72,7 @@ fn locations(command: &Command) -> Vec<PathBuf> {
             with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
+        Command::Combine(args) => with(None, &args.adapter, &[]),
         Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Convert(args) => vec![args.model.base.clone()],

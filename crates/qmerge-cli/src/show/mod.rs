@@ -2,6 +2,7 @@
 //!
 //! `lines` breaks sentences and `table` fits tables to the terminal; every other file shows what one command found.
 
+mod combine;
 mod compare;
 mod figures;
 mod inspect;
@@ -19,6 +20,7 @@ use anstyle::{AnsiColor, Style};
 
 use crate::args::Color;
 
+pub(crate) use combine::combination;
 pub(crate) use compare::comparison;
 pub(crate) use figures::{bytes, counted};
 pub(crate) use inspect::inspection;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use adapter::{Data, NewTensor, publish_folder, write_adapter};
+pub(crate) use adapter::{Data, NewTensor, overflow, publish_folder, refuse_replacing, write_adapter};
 pub use beside::Tokenizer;
 pub(crate) use beside::{copy_beside, copy_others};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};

@@ -24,7 +24,8 @@ pub(crate) fn watch(command: &Command) {
         | Command::Compare(_)
         | Command::Calibrate(_)
         | Command::Truncate(_)
-        | Command::Combine(_) => (false, false),
+        | Command::Combine(_)
+        | Command::Extract(_) => (false, false),
         _ => return,
     };
     // Where the signal is ignored, as for a job in the background of a script, it stays so.

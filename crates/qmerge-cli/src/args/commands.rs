@@ -167,6 +167,42 @@ pub(crate) struct CombineArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) model: Model,
+    /// The model that was trained from it: a folder, a .safetensors or .gguf file, or a hub id.
+    #[arg(long, value_name = "TUNED")]
+    pub(crate) tuned: PathBuf,
+    /// Output folder.
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The rank of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: Option<u32>,
+    /// In place of a rank: each module gets the one that holds this share of its difference, squared.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) energy: Option<f64>,
+    /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
+    #[arg(long)]
+    pub(crate) no_full: bool,
+    /// Element type of the factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// Seed of what large matrices are searched with.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A model or an adapter: a folder, a file, or a hub id.
     pub(crate) path: PathBuf,

@@ -4,6 +4,7 @@
 
 mod combine;
 mod compare;
+mod extract;
 mod figures;
 mod inspect;
 mod lines;
@@ -22,6 +23,7 @@ use crate::args::Color;
 
 pub(crate) use combine::combination;
 pub(crate) use compare::comparison;
+pub(crate) use extract::extraction;
 pub(crate) use figures::{bytes, counted};
 pub(crate) use inspect::inspection;
 pub(crate) use lines::{say, take_spaced};

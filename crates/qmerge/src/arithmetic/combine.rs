@@ -9,7 +9,7 @@ use super::gathered::{self, Gathered, Member, Site};
 use super::method::{Kind as Way, Method};
 use super::operators::{Kept, Majority, Operator, join};
 use super::report::{self, Combination, CombinedWeight, Part};
-use super::svd::{Spectrum, best, is_dependent};
+use super::svd::{Spectrum, Wanted, best, is_dependent};
 use crate::adapters::{Adapter, ReadOptions};
 use crate::dtype::Dtype;
 use crate::edit::{Product, Tile};
@@ -19,7 +19,7 @@ use crate::parallel::parallel;
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
 use crate::round::seed_of;
-use crate::write::{Data, NewTensor, copy_beside, overflow, publish_folder, refuse_replacing, write_adapter};
+use crate::write::{Data, NewTensor, copy_tokenizer, overflow, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of a combination.
 #[derive(Clone, Debug)]
@@ -155,7 +155,7 @@ pub fn combine(
     let config = Value::Object(gathered::config(adapters, &gathered, work.rank, has_bias)?);
     let mut warnings = gathered::warnings(adapters, &gathered);
     let (bytes, beside) = publish_folder(target, options.force, |sink| {
-        let beside = copy_beside(&*first.tensors.store, sink)?;
+        let beside = copy_tokenizer(&*first.tensors.store, sink)?;
         let mut tensors: Vec<NewTensor<'_>> = Vec::new();
         for (site, made) in gathered.sites.iter().zip(made) {
             work.tensors(site, made.factors, has_bias, &mut tensors)?;
@@ -314,7 +314,9 @@ impl<'a> Work<'a> {
                 Way::Factors(operator) => (self.of_factors(operator, site, expert)?, 0.0, 1.0),
                 Way::Deltas(operator) => {
                     let dense = self.of_deltas(operator, site, expert)?;
-                    best(dense, site.outputs(), site.inputs(), self.rank, seed_of(&site.a, self.options.seed))
+                    let found =
+                        best(&dense, site.inputs(), Wanted::Rank(self.rank), seed_of(&site.a, self.options.seed));
+                    (found.factors, found.energy, found.kept)
                 }
             };
             finite(factors.left.iter().chain(&factors.right))?;

@@ -71,3 +71,62 @@ pub(super) fn kept(weights: &[CombinedWeight]) -> Option<f64> {
     let kept: f64 = weights.iter().filter_map(|weight| Some(weight.kept? * weight.energy?)).sum();
     (all > 0.0).then(|| kept / all)
 }
+
+/// What was taken of the difference between two models.
+#[derive(Clone, Debug, Serialize)]
+pub struct Extraction {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The model that the adapter is for.
+    pub base: String,
+    /// The one that it leads to.
+    pub tuned: String,
+    /// The adapter.
+    pub output: String,
+    /// Rank of its modules; the largest, where they differ.
+    pub rank: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Of these, bytes of tensors that were taken whole.
+    pub whole_bytes: u64,
+    /// Share of the linear layers' ‖tuned − base‖² that the factors hold.
+    pub kept: Option<f64>,
+    /// Share of all weights' ‖tuned − base‖² that was dropped.
+    pub left_out: f64,
+    /// Weights that do not differ.
+    pub unchanged: usize,
+    /// One per linear layer that differs.
+    pub weights: Vec<ExtractedWeight>,
+    /// Tensors that differ and were taken whole.
+    pub whole: Vec<String>,
+    /// Tensors that differ and are not in the adapter.
+    pub dropped: Vec<DroppedTensor>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExtractedWeight {
+    /// Module path.
+    pub module: String,
+    /// Its rank.
+    pub rank: usize,
+    /// ‖tuned − base‖².
+    pub energy: f64,
+    /// Share of it that the factors hold.
+    pub kept: f64,
+}
+
+/// A tensor whose difference is not in the adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct DroppedTensor {
+    /// Its name.
+    pub name: String,
+    /// ‖tuned − base‖², where both models have it.
+    pub energy: Option<f64>,
+    /// Why.
+    pub reason: &'static str,
+}

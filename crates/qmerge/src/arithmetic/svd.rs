@@ -83,73 +83,151 @@ fn share(values: &[f64], rank: usize) -> Option<f64> {
     (all > 0.0).then(|| energy(&values[..rank.min(values.len())]) / all)
 }
 
-/// Sides of a matrix up to which its singular values are found from a Gram matrix, and the approximation is the best there is.
-const SMALL: usize = 512;
-
-/// The best approximation of that rank to a dense matrix (rows, cols), the matrix's energy, and the share of it that is kept. Of large matrices it is nearly the
-/// best: subspaces are turned until a round adds less than a thousandth of what is missing.
-pub(super) fn best(matrix: Vec<f32>, rows: usize, cols: usize, rank: usize, seed: u64) -> (Factors, f64, f64) {
-    let energy = dot(&matrix, &matrix);
-    if rows.min(cols) > SMALL.max(2 * rank) {
-        let (factors, kept) = turned_subspace(matrix, cols, rank, seed);
-        return (factors, energy, if energy > 0.0 { (kept / energy).min(1.0) } else { 1.0 });
-    }
-    let is_tall = rows > cols;
-    let (wide, n, len) = if is_tall { (turned(&matrix, cols), cols, rows) } else { (matrix, rows, cols) };
-    let (squares, vectors) = symmetric(gram(&wide, n, len), n);
-    let least = NEW * squares.first().copied().unwrap_or(0.0);
-    let count = squares.iter().take(rank).take_while(|square| **square > least).count();
-    let short = &vectors[..count * n];
-    let long = combine(short, &wide, n, len);
-    let kept: f64 = squares[..count].iter().sum();
-    let mut factors = Factors::balanced(short, &long, rank, n, len);
-    if is_tall {
-        factors = Factors { rank, left: turned(&factors.right, len), right: turned(&factors.left, rank) };
-    }
-    (factors, energy, if energy > 0.0 { (kept / energy).min(1.0) } else { 1.0 })
+/// How many directions are wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wanted {
+    /// So many; what a matrix has less is filled up with zeros.
+    Rank(usize),
+    /// As many as hold this share of the energy, at least 1.
+    Share(f64),
 }
+
+impl Wanted {
+    /// The rank, by the falling squares of singular values; none if they do not hold enough.
+    fn rank(self, squares: &[f64], energy: f64) -> Option<usize> {
+        let share = match self {
+            Self::Rank(rank) => return Some(rank),
+            Self::Share(share) => share,
+        };
+        let mut held = 0.0;
+        let enough = |square: &f64| {
+            held += square;
+            // Sums differ by their rounding.
+            held >= (share - 1e-12) * energy
+        };
+        squares.iter().position(enough).map(|at| at + 1)
+    }
+}
+
+/// A dense matrix's best approximation.
+pub(super) struct Best {
+    pub(super) factors: Factors,
+    /// The sum of the squares of the matrix's values.
+    pub(super) energy: f64,
+    /// The share of it that the approximation holds.
+    pub(super) kept: f64,
+}
+
+/// The best approximation to a dense matrix (rows, cols), not all of it zero. Of large matrices a subspace is turned towards the largest directions until a round
+/// adds little; what it holds is summed, not estimated.
+pub(super) fn best(matrix: &[f32], cols: usize, wanted: Wanted, seed: u64) -> Best {
+    let (energy, least) = (dot(matrix, matrix), (matrix.len() / cols.max(1)).min(cols));
+    let found = |directions: &Directions, rank: usize| {
+        let kept = if energy > 0.0 { (directions.energy(rank) / energy).min(1.0) } else { 1.0 };
+        Best { factors: directions.cut(rank), energy, kept }
+    };
+    let over = turned(matrix, cols);
+    let mut tried = match wanted {
+        Wanted::Rank(rank) => rank,
+        Wanted::Share(_) => 32,
+    };
+    while least > SMALL && 2 * tried < least {
+        let directions = Directions::largest(matrix, &over, cols, tried, seed);
+        if let Some(rank) = wanted.rank(&directions.squares[..tried.min(directions.squares.len())], energy) {
+            return found(&directions, rank);
+        }
+        tried *= 2;
+    }
+    let directions = Directions::all(matrix, &over, cols);
+    let rank = wanted.rank(&directions.squares, energy).unwrap_or(directions.squares.len()).max(1);
+    found(&directions, rank)
+}
+
+/// Singular directions of a dense matrix (rows, cols), the largest first.
+struct Directions {
+    /// Rows of an orthonormal basis, (found, rows) or (found, cols), and what the matrix makes of them.
+    basis: Vec<f32>,
+    image: Vec<f32>,
+    found: usize,
+    /// True if the basis is one of columns' space.
+    is_left: bool,
+    /// Squares of singular values, falling, above those that are rounding.
+    squares: Vec<f64>,
+    /// Each direction's shares of the basis.
+    vectors: Vec<f64>,
+}
+
+impl Directions {
+    /// All of them. `over` is the matrix turned.
+    fn all(matrix: &[f32], over: &[f32], cols: usize) -> Self {
+        let rows = matrix.len() / cols.max(1);
+        let is_left = rows <= cols;
+        let (found, image) = if is_left { (rows, matrix) } else { (cols, over) };
+        let basis = (0..found * found).map(|at| f32::from(u8::from(at / found == at % found))).collect();
+        Self::new(basis, image.to_vec(), found, is_left)
+    }
+
+    fn new(basis: Vec<f32>, image: Vec<f32>, found: usize, is_left: bool) -> Self {
+        let (mut squares, vectors) = symmetric(gram_of(&image, found), found);
+        let least = NEW * squares.first().copied().unwrap_or(0.0);
+        squares.truncate(squares.iter().take_while(|square| **square > least).count());
+        Self { basis, image, found, is_left, squares, vectors }
+    }
+
+    /// The first of them, nearly: random combinations of columns, turned towards the first singular vectors (Halko, Martinsson and Tropp 2011).
+    fn largest(matrix: &[f32], over: &[f32], cols: usize, rank: usize, seed: u64) -> Self {
+        let rows = matrix.len() / cols;
+        let count = (rank + (rank / 4).max(8)).min(rows).min(cols);
+        let product = |left: &[f32], inner: usize, right: &[f32], count: usize| {
+            let mut out = vec![0.0; left.len() / inner * count];
+            matmul(left, &Columns::new(right, inner, count), false, &mut out);
+            out
+        };
+        let sign = |i: usize| if hash(seed ^ hash(i as u64)) & 1 == 0 { 1.0 } else { -1.0 };
+        let probes: Vec<f32> = (0..cols * count).map(sign).collect();
+        let mut columns = product(matrix, cols, &probes, count);
+        let mut before = 0.0;
+        for round in 1.. {
+            let (basis, _) = gram_schmidt(&columns, rows, columns.len() / rows);
+            let found = basis.len();
+            let basis: Vec<f32> = basis.into_iter().flatten().map(|x| x as f32).collect();
+            let image = product(over, rows, &turned(&basis, rows), found);
+            let directions = Self::new(basis, turned(&image, found), found, true);
+            let held = directions.energy(rank);
+            if round == ROUNDS || held - before <= LITTLE * held {
+                return directions;
+            }
+            before = held;
+            columns = product(matrix, cols, &image, found);
+        }
+        unreachable!("there is a last round")
+    }
+
+    /// What the first of them hold.
+    fn energy(&self, rank: usize) -> f64 {
+        self.squares.iter().take(rank).sum()
+    }
+
+    fn cut(&self, rank: usize) -> Factors {
+        let own = &self.vectors[..rank.min(self.squares.len()) * self.found];
+        let (short, long) = (self.basis.len() / self.found.max(1), self.image.len() / self.found.max(1));
+        let (basis, image) =
+            (combine(own, &self.basis, self.found, short), combine(own, &self.image, self.found, long));
+        let Factors { left, right, .. } = Factors::balanced(&basis, &image, rank, short, long);
+        if self.is_left {
+            Factors { rank, left, right }
+        } else {
+            Factors { rank, left: turned(&right, long), right: turned(&left, rank) }
+        }
+    }
+}
+
+/// Sides of a matrix up to which all its directions are found, so that the approximation is the best there is.
+const SMALL: usize = 512;
 
 /// Most rounds, and the share of what is held that a round has to add to be followed by another.
 const ROUNDS: usize = 12;
 const LITTLE: f64 = 1e-4;
-
-/// An approximation of that rank, and its energy: random combinations of columns, turned towards the first singular vectors (Halko, Martinsson and Tropp 2011).
-fn turned_subspace(matrix: Vec<f32>, cols: usize, rank: usize, seed: u64) -> (Factors, f64) {
-    let rows = matrix.len() / cols;
-    let count = (rank + (rank / 4).max(8)).min(rows).min(cols);
-    let over = turned(&matrix, cols);
-    let product = |left: &[f32], inner: usize, right: &[f32], count: usize| {
-        let mut out = vec![0.0; left.len() / inner * count];
-        matmul(left, &Columns::new(right, inner, count), false, &mut out);
-        out
-    };
-    let sign = |i: usize| if hash(seed ^ hash(i as u64)) & 1 == 0 { 1.0 } else { -1.0 };
-    let probes: Vec<f32> = (0..cols * count).map(sign).collect();
-    let mut columns = product(&matrix, cols, &probes, count);
-    let mut before = 0.0;
-    for round in 1.. {
-        let (basis, _) = gram_schmidt(&columns, rows, columns.len() / rows);
-        let found = basis.len();
-        if found == 0 {
-            break;
-        }
-        let of_basis: Vec<f32> = (0..rows * found).map(|at| basis[at % found][at / found] as f32).collect();
-        let right = product(&over, rows, &of_basis, found);
-        let rows_of = turned(&right, found);
-        let (squares, vectors) = symmetric(gram(&rows_of, found, cols), found);
-        let directions = rank.min(found);
-        let held: f64 = squares[..directions].iter().map(|square| square.max(0.0)).sum();
-        if round == ROUNDS || held - before <= LITTLE * held {
-            let short = &vectors[..directions * found];
-            let basis_rows = turned(&of_basis, found);
-            let (columns, rows_of) = (combine(short, &basis_rows, found, rows), combine(short, &rows_of, found, cols));
-            return (Factors::balanced(&columns, &rows_of, rank, rows, cols), held);
-        }
-        before = held;
-        columns = product(&matrix, cols, &right, found);
-    }
-    (Factors { rank, left: vec![0.0; rows * rank], right: vec![0.0; rank * cols] }, 0.0)
-}
 
 /// (rows, cols) to (cols, rows).
 fn turned(x: &[f32], cols: usize) -> Vec<f32> {
@@ -269,6 +347,24 @@ mod tests {
         assert!(zero.values.is_empty() && zero.kept(1).is_none() && zero.cut(2).left == [0.0; 60]);
     }
 
+    #[test]
+    fn as_many_directions_are_taken_as_hold_the_share() {
+        for (rows, cols) in [(600, 530), (60, 53), (53, 60)] {
+            let inner = 12;
+            let (left, mut right) = (values(inner * rows, 1), values(inner * cols, 50));
+            let fall = |k: usize| (0..k).fold(1.0_f32, |x, _| x * 0.6);
+            right.chunks_exact_mut(cols).enumerate().for_each(|(k, row)| row.iter_mut().for_each(|x| *x *= fall(k)));
+            let dense: Vec<f32> = product(&left, &right, inner).iter().map(|x| *x as f32).collect();
+            let exact = Spectrum::new(left, right, inner);
+            for share in [0.3, 0.9, 0.99, 1.0] {
+                let found = best(&dense, cols, Wanted::Share(share), 0);
+                let rank = found.factors.rank;
+                assert!(found.kept >= share - 1e-9 && rank <= 40, "{share}: {rank} {}", found.kept);
+                assert!(share == 1.0 || rank == 1 || exact.kept(rank - 1).unwrap() < share, "{share}: {rank}");
+            }
+        }
+    }
+
     /// A dense matrix whose singular values fall by halves, cut both ways.
     #[test]
     fn large_matrices_are_cut_nearly_as_well_as_small_ones() {
@@ -277,24 +373,25 @@ mod tests {
         right
             .chunks_exact_mut(cols)
             .enumerate()
-            .for_each(|(k, row)| row.iter_mut().for_each(|x| *x *= 0.6_f32.powi(k as i32)));
+            .for_each(|(k, row)| row.iter_mut().for_each(|x| *x *= (0..k).fold(1.0, |x, _| x * 0.6)));
         let want = product(&left, &right, inner);
         let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
         let exact = Spectrum::new(left, right, inner);
         for rank in [1, 5, 12, 30] {
-            let (cut, energy, kept) = best(dense.clone(), rows, cols, rank, 3);
+            let Best { factors: cut, energy, kept } = best(&dense, cols, Wanted::Rank(rank), 3);
             assert!((energy / exact.energy() - 1.0).abs() < 1e-6);
             assert!(kept > exact.kept(rank).unwrap() - 1e-4, "{rank}: {kept}");
             assert!((off(&cut, &want) - (1.0 - kept)).abs() < 1e-5);
-            assert_eq!(cut, best(dense.clone(), rows, cols, rank, 3).0);
+            assert_eq!(cut, best(&dense, cols, Wanted::Rank(rank), 3).factors);
         }
         for (rows, cols) in [(40, 30), (30, 40)] {
             let (left, right) = (values(5 * rows, 2), values(5 * cols, 7));
             let want = product(&left, &right, 5);
-            let (cut, _, kept) = best(want.iter().map(|x| *x as f32).collect(), rows, cols, 2, 0);
+            let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
+            let Best { factors: cut, kept, .. } = best(&dense, cols, Wanted::Rank(2), 0);
             assert!((kept - Spectrum::new(left, right, 5).kept(2).unwrap()).abs() < 1e-6);
             assert!((off(&cut, &want) - (1.0 - kept)).abs() < 1e-6);
         }
-        assert_eq!(best(vec![0.0; 600 * 600], 600, 600, 2, 0).0.left, vec![0.0; 1200]);
+        assert_eq!(best(&vec![0.0; 600 * 600], 600, Wanted::Rank(2), 0).factors.left, vec![0.0; 1200]);
     }
 }

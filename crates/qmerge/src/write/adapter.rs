@@ -38,7 +38,7 @@ impl NewTensor<'_> {
         Some(Self { name, dtype, shape, data: Data::Bytes(encoded(dtype, values)?) })
     }
 
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         match &self.data {
             Data::Bytes(bytes) => bytes.len() as u64,
             Data::Entry(_, entry) => entry.bytes,

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use adapter::{Data, NewTensor, overflow, publish_folder, refuse_replacing, write_adapter};
 pub use beside::Tokenizer;
-pub(crate) use beside::{copy_beside, copy_others};
+pub(crate) use beside::{copy_beside, copy_others, copy_tokenizer};
 pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::Finished;

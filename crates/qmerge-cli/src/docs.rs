@@ -271,6 +271,13 @@ fn the_book_has_every_field_of_the_documents() {
     ask("verify", &["--merged", &kept]);
     ask("compare", &["--merged", &kept, "--text", &text, "--context", "64", "--windows", "2", "--continuation", "2"]);
     ask("truncate", &["--rank", "1", "-o", &path(&folder, "cut")]);
+    let (adapter, combined) = (path(&demo, "adapter"), path(&folder, "combined"));
+    let drawn = ["--method", "dare_ties", "--density", "0.5"];
+    let words = [&["combine", "--adapter", &adapter, "-o", &combined], &drawn[..]].concat();
+    fields(
+        &serde_json::from_str(&crate::call(words.iter().map(OsString::from), &Quiet).unwrap().json).unwrap(),
+        &mut found,
+    );
     std::fs::remove_dir_all(&folder).unwrap();
 
     let chapter = chapter("reference/report.md");

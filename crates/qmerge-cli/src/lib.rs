@@ -104,6 +104,8 @@ fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
         Command::Compare(args) => commands::compare::run(&args),
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Truncate(args) => commands::truncate::run(&args),
+        Command::Combine(args) => commands::combine::run(&args),
+        Command::Extract(args) => commands::extract::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::Completions(args) => commands::shell::completions(&args),
@@ -153,6 +155,8 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
         Command::Compare(args) => answer(&commands::compare::find(&args, progress)?, Outcome::Done),
         Command::Calibrate(args) => answer(&commands::calibrate::find(&args, progress)?, Outcome::Done),
         Command::Truncate(args) => answer(&commands::truncate::find(&args, progress)?, Outcome::Done),
+        Command::Combine(args) => answer(&commands::combine::find(&args, progress)?, Outcome::Done),
+        Command::Extract(args) => answer(&commands::extract::find(&args, progress)?, Outcome::Done),
         Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
         Command::Report(args) => {
             commands::report::write(&args)?;

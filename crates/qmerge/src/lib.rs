@@ -11,6 +11,7 @@
 //! | ask of any merge whether an adapter is in it | [`verify::verify`] |
 //! | see what a file is | [`inspect::inspect`] |
 //! | cut an adapter to a lower rank | [`truncate::truncate`] |
+//! | make one adapter of several | [`arithmetic::combine`] |
 //! | round by what layers are given | [`round::Calibration`], [`round::StoredCalibration`] |
 //! | watch, and stop | [`progress::Progress`] |
 //!
@@ -35,6 +36,7 @@
 pub mod adapters;
 #[doc(hidden)]
 pub mod arch;
+pub mod arithmetic;
 mod check;
 pub mod dtype;
 #[doc(hidden)]

@@ -10,7 +10,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization,
     Running, Sources, Workers, Writing,
 };
-use super::values::{formats, parts, repo_id, roundings, share, tokens};
+use super::values::{combinations, formats, parts, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -132,6 +132,84 @@ pub(crate) struct TruncateArgs {
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CombineArgs {
+    /// Adapter folder or hub id, a LoRA, with an optional factor on its effect; given once for each.
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
+    pub(crate) adapter: Vec<String>,
+    /// Output folder.
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// How (default: `exact`, or `svd` with --rank).
+    #[arg(long, value_name = "METHOD", value_parser = combinations())]
+    pub(crate) method: Option<String>,
+    /// The new rank, of all modules, for the methods that take one (default: the largest of the adapters').
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: Option<u32>,
+    /// Share of its values that each adapter keeps, for `ties`, `dare` and `magnitude_prune`.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) density: Option<f64>,
+    /// What elects a sign, for `ties`: the sum of values, or their number.
+    #[arg(long, value_name = "HOW", default_value = "total", value_parser = ["total", "frequency"])]
+    pub(crate) majority_sign: String,
+    /// Seed of what `dare` draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Factor on what all adapters do in modules whose path the regular expression is found in; the first that is found counts. May be given several times.
+    #[arg(long, value_name = "REGEX=FACTOR")]
+    pub(crate) lora_scale: Vec<String>,
+    /// Element type of the new factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation, and so will the new one.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) base_is_residual: bool,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) model: Model,
+    /// The model that was trained from it: a folder, a .safetensors or .gguf file, or a hub id.
+    #[arg(long, value_name = "TUNED")]
+    pub(crate) tuned: PathBuf,
+    /// Output folder.
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The rank of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: Option<u32>,
+    /// In place of a rank: each module gets the one that holds this share of its difference, squared.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) energy: Option<f64>,
+    /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
+    #[arg(long)]
+    pub(crate) no_full: bool,
+    /// Element type of the factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// Seed of what large matrices are searched with.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub(crate) use commands::{
-    CalibrateArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, GenerateArgs, InspectArgs, ManArgs, MergeArgs,
-    PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, VerifyArgs,
+    CalibrateArgs, CombineArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, ExtractArgs, GenerateArgs,
+    InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, VerifyArgs,
 };
 pub(crate) use groups::{Calibrating, Engine, Meaning, Measure, Quantization, Running, Sources};
 pub(crate) use values::adapter_and_weight;
@@ -107,6 +107,16 @@ pub(crate) enum Command {
                             qmerge truncate --adapter my-lora --rank 2 --base base-nf4 --calibrate my-task.txt -o my-lora-r2\n  \
                             qmerge compare --base base-nf4 --adapter my-lora --beside my-lora-r2 --text eval.txt")]
     Truncate(Box<TruncateArgs>),
+    /// Make one adapter of several, each with a weight: their sum, or what PEFT's add_weighted_adapter makes of them.
+    #[command(after_help = "Examples:\n  qmerge combine --adapter a=0.7 --adapter b=0.3 -o both\n  \
+                            qmerge combine --adapter a --adapter b=-0.5 --rank 16 -o a-without-b\n  \
+                            qmerge combine --adapter a --adapter b --method ties_svd --density 0.2 -o both")]
+    Combine(Box<CombineArgs>),
+    /// Make an adapter of what a tuned model differs from its base by.
+    #[command(after_help = "Examples:\n  qmerge extract --base base --tuned tuned --rank 64 -o tuned-r64\n  \
+                            qmerge extract --base base --tuned tuned --energy 0.99 --no-full -o tuned-99\n\n\
+                            `qmerge compare --base base --adapter tuned-r64 --merged tuned` tells what the rank costs.")]
+    Extract(Box<ExtractArgs>),
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \

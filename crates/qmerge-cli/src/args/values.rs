@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
+use qmerge::arithmetic::METHODS;
 use qmerge::formats::FORMATS;
 use qmerge::plan::{EXPORTS, Part};
 use qmerge::round::ROUNDINGS;
@@ -100,6 +101,11 @@ pub(super) fn roundings() -> PossibleValuesParser {
     let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits and the model can be run, `stochastic` where it cannot, `nearest` at 16 bits");
     let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
     PossibleValuesParser::new(std::iter::once(auto).chain(methods))
+}
+
+/// The names that `--method` takes.
+pub(super) fn combinations() -> PossibleValuesParser {
+    PossibleValuesParser::new(METHODS.iter().map(|method| PossibleValue::new(method.id).help(method.about)))
 }
 
 /// Bytes, with K, M, G or T (powers of 1024) behind.

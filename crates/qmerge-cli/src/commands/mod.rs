@@ -1,9 +1,11 @@
 //! One file per command: arguments become the library's options, and its answers become text.
 
 pub(crate) mod calibrate;
+pub(crate) mod combine;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod extract;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use qmerge::adapters::{Adapter, ReadOptions};
+use qmerge::dtype::Dtype;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
@@ -38,14 +41,25 @@ fn open(sources: &Sources) -> Result<Inputs> {
 
 fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
     let base = Checkpoint::open(base)?;
-    let adapters = adapters
-        .iter()
-        .map(|text| {
-            let (path, weight) = adapter_and_weight(text).map_err(usage)?;
-            Adapter::open(&path, weight)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Inputs::new(base, adapters)
+    Inputs::new(base, open_adapters(adapters)?)
+}
+
+fn open_adapters(adapters: &[String]) -> Result<Vec<Adapter>> {
+    let open = |text: &String| {
+        let (path, weight) = adapter_and_weight(text).map_err(usage)?;
+        Adapter::open(&path, weight)
+    };
+    adapters.iter().map(open).collect()
+}
+
+/// A type of floats by its name; none for `same`.
+fn floats(name: &str) -> Option<Dtype> {
+    match name {
+        "f32" => Some(Dtype::F32),
+        "f16" => Some(Dtype::F16),
+        "bf16" => Some(Dtype::BF16),
+        _ => None,
+    }
 }
 
 /// What `--to` asks for: a format, or another container. Some names are both, and then the output's name tells.

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use qmerge::adapters::Adapter;
-use qmerge::dtype::Dtype;
 use qmerge::error;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
@@ -14,7 +13,7 @@ use qmerge_run::{Model, Options};
 
 use super::calibrate::{Text, needs_alone};
 use super::rounding::{stored, weights};
-use super::{apart_options, read_options, threads, usage};
+use super::{apart_options, floats, read_options, threads, usage};
 use crate::args::TruncateArgs;
 use crate::progress::Bar;
 use crate::{Outcome, show};
@@ -36,12 +35,7 @@ pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
 pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Result<Truncation> {
     let mut options = TruncateOptions {
         rank: args.rank as usize,
-        dtype: match args.dtype.as_str() {
-            "f32" => Some(Dtype::F32),
-            "f16" => Some(Dtype::F16),
-            "bf16" => Some(Dtype::BF16),
-            _ => None,
-        },
+        dtype: floats(&args.dtype),
         force: args.force,
         threads: threads(args.engine.workers.threads),
         read: read_options(&args.meaning),

@@ -74,6 +74,8 @@ fn locations(command: &Command) -> Vec<PathBuf> {
             with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
+        Command::Combine(args) => with(None, &args.adapter, &[]),
+        Command::Extract(args) => vec![args.model.base.clone(), args.tuned.clone()],
         Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Convert(args) => vec![args.model.base.clone()],

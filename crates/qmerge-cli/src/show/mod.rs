@@ -2,7 +2,9 @@
 //!
 //! `lines` breaks sentences and `table` fits tables to the terminal; every other file shows what one command found.
 
+mod combine;
 mod compare;
+mod extract;
 mod figures;
 mod inspect;
 mod lines;
@@ -20,7 +22,9 @@ use anstyle::{AnsiColor, Style};
 
 use crate::args::Color;
 
+pub(crate) use combine::combination;
 pub(crate) use compare::comparison;
+pub(crate) use extract::extraction;
 pub(crate) use figures::{bytes, counted};
 pub(crate) use inspect::inspection;
 pub(crate) use lines::{say, take_spaced};

@@ -72,6 +72,7 @@ fn help() {
         "generate",
         "calibrate",
         "truncate",
+        "combine",
         "demo",
         "completions",
         "man",

@@ -38,6 +38,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
         ],
     ),
     ("truncate", &["truncate", "--adapter", "adapter", "--rank", "2", "-o", "cut"]),
+    ("combine", &["combine", "--adapter", "adapter", "--adapter", "adapter=-0.5", "--rank", "2", "-o", "both"]),
     ("calibrate", &["calibrate", "--base", "base-nf4", "--text", "eval.txt", "-o", "moments.safetensors"]),
     ("inspect_calibration", &["inspect", "moments.safetensors"]),
     ("report", &["report", "out/qmerge-report.json", "-o", "page.html"]),
@@ -134,9 +135,19 @@ fn tables_fit_a_narrow_terminal() {
 #[test]
 fn help_fits_the_terminal() {
     let folder = Folder::new();
-    for command in
-        ["merge", "convert", "inspect", "verify", "compare", "report", "generate", "calibrate", "truncate", "demo"]
-    {
+    for command in [
+        "merge",
+        "convert",
+        "inspect",
+        "verify",
+        "compare",
+        "report",
+        "generate",
+        "calibrate",
+        "truncate",
+        "combine",
+        "demo",
+    ] {
         for help in ["-h", "--help"] {
             let text = stdout(&at(&folder, 80, &[command, help]));
             assert_eq!(too_long(&text, 80), Vec::<&str>::new(), "{command} {help}");

@@ -69,7 +69,7 @@ pub use config::{AdapterConfig, Task};
 pub(crate) use keys::as_peft_writes;
 #[cfg(feature = "internals")]
 pub(crate) use lora::try_patterns;
-pub(crate) use lora::{LoraTensors, Pair};
+pub(crate) use lora::{LoraTensors, Pair, plain_config};
 #[doc(hidden)]
 pub use module::{Module, Shared, Tensors};
 #[doc(hidden)]

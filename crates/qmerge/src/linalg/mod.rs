@@ -5,11 +5,14 @@
 //! its kernels, and with them the order of its sums, by the machine's vector instructions and by the number of threads.
 
 mod basis;
+mod cholesky;
 mod eigen;
 mod solve;
 mod svd;
+mod tridiagonal;
 
 pub use basis::{gram_schmidt, span};
+pub use cholesky::Cholesky;
 pub use eigen::symmetric;
 pub use solve::Lu;
 pub use svd::{Svd, svd};
@@ -25,6 +28,23 @@ pub struct Factors {
     pub right: Vec<f32>,
 }
 
+impl Factors {
+    /// Factors of `rank` from orthonormal columns (any, rows), one after the other, and the rows (any, cols) that go with them, scaled so that a column is as
+    /// long as its row: neither leaves the range of 16 bits alone.
+    pub fn balanced(columns: &[f64], rows_of: &[f64], rank: usize, rows: usize, cols: usize) -> Self {
+        let (mut left, mut right) = (vec![0.0; rows * rank], vec![0.0; rank * cols]);
+        let pairs = columns.chunks_exact(rows.max(1)).zip(rows_of.chunks_exact(cols.max(1)));
+        for (k, (column, row)) in pairs.enumerate() {
+            let length = dot(row, row).sqrt().sqrt();
+            if length > 0.0 {
+                column.iter().enumerate().for_each(|(r, x)| left[r * rank + k] = (x * length) as f32);
+                row.iter().zip(&mut right[k * cols..]).for_each(|(x, to)| *to = (x / length) as f32);
+            }
+        }
+        Self { rank, left, right }
+    }
+}
+
 /// Σ x·y in eight chains, which a compiler can do side by side.
 pub fn dot<X: Copy + Into<f64>, Y: Copy + Into<f64>>(x: &[X], y: &[Y]) -> f64 {
     let mut sums = [0.0_f64; 8];
@@ -36,6 +56,11 @@ pub fn dot<X: Copy + Into<f64>, Y: Copy + Into<f64>>(x: &[X], y: &[Y]) -> f64 {
         }
     }
     sums.iter().sum::<f64>() + rest
+}
+
+/// `y += a · x`.
+fn axpy(a: f64, x: &[f64], y: &mut [f64]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x);
 }
 
 /// Turns the pairs of values of two rows by the angle of cosine c and sine s.

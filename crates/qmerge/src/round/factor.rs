@@ -49,7 +49,7 @@ pub fn cut(factors: &Factors, scale: f64, rank: usize, metric: Option<&Metric>) 
         .collect();
     let energies: Vec<f64> = values.iter().map(|value| scale * scale * value.max(0.0)).collect();
     Cut {
-        factors: balanced(&columns, &right, rank, rows, cols),
+        factors: Factors::balanced(&columns.concat(), &right.concat(), rank, rows, cols),
         energy: Some(energies.iter().sum()),
         kept: energies[..directions].iter().sum(),
     }
@@ -99,7 +99,7 @@ pub fn sketch(matrix: &[f32], cols: usize, rank: usize, metric: Option<&Metric>,
     let right: Vec<Vec<f64>> =
         (0..directions).map(|k| combined(own(k), |q| &coefficients[q * cols..(q + 1) * cols])).collect();
     Cut {
-        factors: balanced(&columns, &right, rank, rows, cols),
+        factors: Factors::balanced(&columns.concat(), &right.concat(), rank, rows, cols),
         energy: metric.is_none().then(|| dot(matrix, matrix)),
         kept: values[..directions].iter().map(|value| value.max(0.0)).sum(),
     }
@@ -150,17 +150,4 @@ fn combined<'x, X: Copy + Into<f64> + 'x>(weights: &[f64], row: impl Fn(usize) -
         sum.iter_mut().zip(row(i)).for_each(|(sum, &x)| *sum += weight * x.into());
     }
     sum
-}
-
-/// Factors of `rank` from orthonormal columns and the rows that go with them, scaled so that a column is as long as its row: neither leaves the range of 16 bits alone.
-fn balanced(columns: &[Vec<f64>], rows_of: &[Vec<f64>], rank: usize, rows: usize, cols: usize) -> Factors {
-    let (mut left, mut right) = (vec![0.0; rows * rank], vec![0.0; rank * cols]);
-    for (k, (column, row)) in columns.iter().zip(rows_of).enumerate() {
-        let length = dot(row, row).sqrt().sqrt();
-        if length > 0.0 {
-            column.iter().enumerate().for_each(|(r, x)| left[r * rank + k] = (x * length) as f32);
-            row.iter().zip(&mut right[k * cols..]).for_each(|(x, to)| *to = (x / length) as f32);
-        }
-    }
-    Factors { rank, left, right }
 }

@@ -31,11 +31,11 @@ pub use directions::Directions;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
 pub use imatrix::Imatrix;
-pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
 #[doc(hidden)]
 pub use matrix::{Judged, Kept};
+pub(crate) use matrix::{LEAST_PROBES, hash};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;

@@ -12,6 +12,7 @@ pub mod exp;
 pub(crate) mod feedback;
 pub(crate) mod fields;
 pub(crate) mod floats;
+pub(crate) mod gram;
 pub(crate) mod low_rank;
 pub mod matmul;
 pub(crate) mod neighbours;

@@ -9,11 +9,11 @@ mod report;
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use report::{CutWeight, Truncation};
 
-use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, plain_config, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::parallel::parallel;
@@ -21,7 +21,7 @@ use crate::plan::{Action, Plan, untrained_warning};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
 use crate::round::{Calibration, Cut, Factors, Known, Metric, cut};
-use crate::write::{Data, NewTensor, copy_beside, publish_folder, write_adapter};
+use crate::write::{Data, NewTensor, copy_beside, overflow, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of a truncation.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +61,7 @@ struct Done {
 #[doc(hidden)]
 pub fn refuse_uncuttable(adapter: &Adapter, target: &Path, options: &TruncateOptions) -> Result<()> {
     parts(adapter, options)?;
-    refuse_output(adapter, target, options)
+    refuse_replacing(target, options.force, &[&adapter.path])
 }
 
 /// Cuts an adapter and writes it as a folder, whole or not at all. `plan` says which weights of a base its modules are, for `calibration`.
@@ -88,7 +88,7 @@ pub fn truncate(
     progress: &dyn Progress,
 ) -> Result<Truncation> {
     let parts = parts(adapter, options)?;
-    refuse_output(adapter, target, options)?;
+    refuse_replacing(target, options.force, &[&adapter.path])?;
     let of = |pair: &Pair, metric: Option<&Metric>| {
         let cut = cut_pair(adapter, pair, options.rank, metric).map_err(|error| error.in_tensor(&pair.a))?;
         progress.advance(MODULE);
@@ -124,7 +124,10 @@ pub fn truncate(
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
         let warnings = copy_beside(&*adapter.tensors.store, sink)?;
         let tensors = tensors(adapter, &parts, &done, options)?;
-        Ok((write_adapter(sink, "", tensors, &config(adapter, options.rank))?, warnings))
+        Ok((
+            write_adapter(sink, "", tensors, &Value::Object(plain_config(&adapter.config.json, options.rank)))?,
+            warnings,
+        ))
     })?;
     let (untrained, modules) = adapter.untrained();
     let is_all = untrained.len() == modules && parts.others.is_empty();
@@ -172,15 +175,6 @@ fn parts(adapter: &Adapter, options: &TruncateOptions) -> Result<LoraTensors> {
             .with_hint(format!("give --rank a number up to {most}")));
     }
     Ok(parts)
-}
-
-fn refuse_output(adapter: &Adapter, target: &Path, options: &TruncateOptions) -> Result<()> {
-    crate::write::refuse_existing(target, None, crate::write::Existing { force: options.force, resume: false })?;
-    let within = |source: &Path| target.canonicalize().is_ok_and(|target| source.starts_with(target));
-    if adapter.path.canonicalize().is_ok_and(|source| within(&source)) {
-        return Err(usage("the output would replace the adapter").in_file(target).with_hint("choose another output"));
-    }
-    Ok(())
 }
 
 /// Weights whose inputs are wanted, with the pairs that they are given to. A stack's experts see different inputs, and an embedding's are tokens.
@@ -253,11 +247,8 @@ fn tensors<'a>(
     let mut tensors = Vec::new();
     let mut add = |name: &str, shape: Vec<usize>, values: Vec<f32>| {
         let dtype = options.dtype.unwrap_or(entry(name)?.dtype);
-        let tensor = NewTensor::of_values(as_peft_writes(name), dtype, shape, values).ok_or_else(|| {
-            Error::new(Kind::NotFinite, format!("a new value overflows in {dtype}"))
-                .in_tensor(name)
-                .with_hint("store it as --dtype f32 or bf16")
-        })?;
+        let tensor =
+            NewTensor::of_values(as_peft_writes(name), dtype, shape, values).ok_or_else(|| overflow(name, dtype))?;
         tensors.push(tensor);
         Ok(())
     };
@@ -284,28 +275,4 @@ fn tensors<'a>(
         });
     }
     Ok(tensors)
-}
-
-/// The adapter's configuration with one rank, a scaling of 1, and nothing that would initialise or train anew.
-fn config(adapter: &Adapter, rank: usize) -> Value {
-    let mut config = adapter.config.json.clone();
-    for (key, value) in [
-        ("r", json!(rank)),
-        ("lora_alpha", json!(rank)),
-        ("use_rslora", json!(false)),
-        ("rank_pattern", json!({})),
-        ("alpha_pattern", json!({})),
-        ("init_lora_weights", json!(true)),
-    ] {
-        config.insert(key.into(), value);
-    }
-    for key in ["corda_config", "eva_config", "lora_ga_config", "monteclora_config", "velora_config"] {
-        if let Some(value) = config.get_mut(key) {
-            *value = Value::Null;
-        }
-    }
-    if let Some(value) = config.get_mut("loftq_config") {
-        *value = json!({});
-    }
-    Value::Object(config)
 }

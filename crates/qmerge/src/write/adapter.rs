@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Existing, LocalSink, Sink, Start};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result, usage};
 use crate::open::container::WriteContainer;
 use crate::open::safetensors::Safetensors;
 use crate::open::{Checkpoint, Entry};
@@ -28,26 +28,40 @@ pub(crate) struct NewTensor<'a> {
 pub(crate) enum Data<'a> {
     Bytes(Vec<u8>),
     Entry(&'a Checkpoint, &'a Entry),
+    /// Values that are made when they are written.
+    Later(Box<dyn FnOnce() -> Result<Vec<f32>> + 'a>),
 }
 
 impl NewTensor<'_> {
     /// A tensor of f32 values, stored as `dtype`. `None` if a value is not finite there.
-    pub(crate) fn of_values(name: String, dtype: Dtype, shape: Vec<usize>, mut values: Vec<f32>) -> Option<Self> {
-        floats::round_to(dtype, &mut values);
-        if values.iter().any(|x| !x.is_finite()) {
-            return None;
-        }
-        let mut bytes = vec![0; dtype.bytes_of(values.len() as u64)? as usize];
-        floats::encode(dtype, &values, &mut bytes);
-        Some(Self { name, dtype, shape, data: Data::Bytes(bytes) })
+    pub(crate) fn of_values(name: String, dtype: Dtype, shape: Vec<usize>, values: Vec<f32>) -> Option<Self> {
+        Some(Self { name, dtype, shape, data: Data::Bytes(encoded(dtype, values)?) })
     }
 
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         match &self.data {
             Data::Bytes(bytes) => bytes.len() as u64,
             Data::Entry(_, entry) => entry.bytes,
+            Data::Later(_) => self.dtype.bytes_of(self.shape.iter().product::<usize>() as u64).unwrap_or(0),
         }
     }
+}
+
+/// Values as they are stored. `None` if one is not finite there.
+fn encoded(dtype: Dtype, mut values: Vec<f32>) -> Option<Vec<u8>> {
+    floats::round_to(dtype, &mut values);
+    if values.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    let mut bytes = vec![0; dtype.bytes_of(values.len() as u64)? as usize];
+    floats::encode(dtype, &values, &mut bytes);
+    Some(bytes)
+}
+
+/// What is said of a value that its type cannot hold.
+pub(crate) fn overflow(name: &str, dtype: Dtype) -> Error {
+    let error = Error::new(Kind::NotFinite, format!("a new value overflows in {dtype}")).in_tensor(name);
+    if dtype == Dtype::F16 { error.with_hint("store it as --dtype f32 or bf16") } else { error }
 }
 
 /// The content of tensors, one behind the other.
@@ -58,6 +72,13 @@ fn pieces<'a>(tensors: Vec<NewTensor<'a>>) -> impl Iterator<Item = Result<Vec<u8
             Data::Entry(source, entry) => Box::new((0..entry.bytes).step_by(PIECE as usize).map(move |at| {
                 let mut piece = vec![0; PIECE.min(entry.bytes - at) as usize];
                 source.read_at(entry, at, &mut piece).map(|()| piece)
+            })),
+            Data::Later(make) => Box::new(std::iter::once_with(move || {
+                make()
+                    .and_then(|values| {
+                        encoded(tensor.dtype, values).ok_or_else(|| overflow(&tensor.name, tensor.dtype))
+                    })
+                    .map_err(|error| error.in_tensor(&tensor.name))
             })),
         }
     })
@@ -104,4 +125,16 @@ pub(crate) fn publish_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&d
     let published = filled.and_then(|done| sink.publish(force).map(|()| done));
     // The error that ended it is the one to tell.
     published.inspect_err(|_| sink.abandon())
+}
+
+/// Errors if the output exists, unless it is to be replaced, or if it would replace a folder that it is made from.
+pub(crate) fn refuse_replacing(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
+    super::refuse_existing(target, None, Existing { force, resume: false })?;
+    let within = |source: &Path| target.canonicalize().is_ok_and(|target| source.starts_with(target));
+    if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| within(&source))) {
+        return Err(usage("the output would replace what it is made from")
+            .in_file(target)
+            .with_hint("choose another output"));
+    }
+    Ok(())
 }

@@ -83,8 +83,17 @@ pub(crate) fn copy_others(
 
 /// Copies what may stand beside an adapter: its card, which names the licence, and its tokenizer. Returns a warning for each link that was not followed.
 pub(crate) fn copy_beside(adapter: &dyn Store, to: &dyn Sink) -> Result<Vec<String>> {
+    copy_named(adapter, &[TOKENIZER_FILES, &[super::names::CARD_NAME]].concat(), to)
+}
+
+/// Copies the tokenizer alone: beside what another card would have to speak of.
+pub(crate) fn copy_tokenizer(from: &dyn Store, to: &dyn Sink) -> Result<Vec<String>> {
+    copy_named(from, TOKENIZER_FILES, to)
+}
+
+fn copy_named(adapter: &dyn Store, names: &[&str], to: &dyn Sink) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    for name in TOKENIZER_FILES.iter().chain([&super::names::CARD_NAME]) {
+    for name in names {
         if adapter.has(name) && may_be_copied(adapter, name, &mut warnings)? {
             copy(adapter, name, to)?;
         }

@@ -1,4 +1,4 @@
-//! The configuration of a LoRA, and what of it cannot be merged or cut.
+//! The configuration of a LoRA, and what of it cannot be merged, cut or combined.
 
 use crate::adapters::ReadOptions;
 use crate::adapters::config::AdapterConfig;
@@ -136,20 +136,20 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Refuses what cannot be cut to a lower rank: factors that something else of the adapter depends on.
-    pub(super) fn refuse_cut(&self, options: &ReadOptions) -> Result<()> {
+    /// Refuses what no other factors can stand for: those that something else of the adapter depends on.
+    pub(super) fn refuse_other_factors(&self, options: &ReadOptions) -> Result<()> {
         if self.use_dora {
             return Err(unsupported(
-                "a DoRA divides by the norms of base + A and B's product: a cut changes those norms, and with them the part of the output that is not the \
-                 adapter's, so no rank-by-rank cut is the best one",
+                "a DoRA divides by the norms of base + A and B's product: other factors change those norms, and with them the part of the output that is not \
+                 the adapter's, so what it does is neither cut nor added factor by factor",
             )
             .with_hint("serve it as it is, or merge it: a merge holds its whole effect"));
         }
         let others = [
-            ("use_bdlora", "BD-LoRA keeps one factor block-diagonal, and a cut factor is not"),
+            ("use_bdlora", "BD-LoRA keeps one factor block-diagonal, and new factors are not"),
             ("use_qalora", "QA-LoRA pools its inputs by group before A"),
             ("kasa_config", "KaSA scales its directions by values that stand outside A and B"),
-            ("arrow_config", "Arrow routes by the singular vectors of A and B, which a cut changes"),
+            ("arrow_config", "Arrow routes by the singular vectors of A and B, which other factors change"),
         ];
         if let Some((_, reason)) = others.iter().find(|(key, _)| self.common.is_set(key)) {
             return Err(unsupported(*reason));
@@ -162,7 +162,7 @@ impl LoraConfig {
         }
         if let Some(init) = self.moves_base().filter(|_| !options.base_is_residual) {
             return Err(unsupported(format!(
-                "`init_lora_weights` is \"{init}\": the adapter holds a part of the base, and a cut would take that away from the base too"
+                "`init_lora_weights` is \"{init}\": the adapter holds a part of the base, which other factors would take away from the base too"
             ))
             .with_hint(
                 "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…), or, if it is served beside the residual model that \

@@ -6,6 +6,7 @@ mod config;
 mod dora;
 mod low_rank;
 mod pairs;
+mod plain;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use config::{Diagonal, LoraConfig};
 use dora::DoraPlan;
 use low_rank::LowRankPlan;
 pub(crate) use pairs::{LoraTensors, Pair};
+pub(crate) use plain::plain_config;
 
 use super::{
     AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned, ReadOptions, Tensors,

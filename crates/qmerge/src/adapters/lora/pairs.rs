@@ -1,4 +1,4 @@
-//! The pairs of factors of a LoRA, apart from any base: what is cut to another rank.
+//! The pairs of factors of a LoRA, apart from any base: what is cut to another rank, or combined.
 
 use std::collections::{HashMap, HashSet};
 
@@ -45,11 +45,11 @@ pub(crate) struct LoraTensors {
 }
 
 impl LoraTensors {
-    /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors cannot be cut.
+    /// Sorts an adapter's tensors. Errors if it is no LoRA, or one whose factors no others can stand for.
     pub(crate) fn of(adapter: &Adapter, options: &ReadOptions) -> Result<Self> {
         let in_config = |error: crate::error::Error| error.in_file(&adapter.config.path);
         let config = config_of(adapter).map_err(in_config)?;
-        config.refuse_cut(options).map_err(in_config)?;
+        config.refuse_other_factors(options).map_err(in_config)?;
         Self::sort(adapter, &config).map_err(|error| error.in_file(adapter.file()))
     }
 
@@ -140,7 +140,7 @@ fn pair(
 /// The configuration, if the adapter is a LoRA.
 fn config_of(adapter: &Adapter) -> Result<LoraConfig> {
     if adapter.config.peft_type != "LORA" {
-        return Err(unsupported(format!("a {} adapter has no factors A and B to cut", adapter.config.peft_type))
+        return Err(unsupported(format!("a {} adapter has no factors A and B", adapter.config.peft_type))
             .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA"));
     }
     LoraConfig::read(&adapter.config)

@@ -1,0 +1,41 @@
+//! `qmerge extract`.
+
+use anyhow::Result;
+use qmerge::arithmetic::{ExtractOptions, Extraction, Wanted, extract};
+use qmerge::dtype::Dtype;
+use qmerge::error;
+use qmerge::open::Checkpoint;
+use qmerge::progress::Progress;
+
+use super::{floats, threads};
+use crate::args::ExtractArgs;
+use crate::progress::Bar;
+use crate::{Outcome, show};
+
+pub(crate) fn run(args: &ExtractArgs) -> Result<Outcome> {
+    let bar = Bar::new(false);
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
+    if args.json {
+        show::json(&found)?
+    } else {
+        show::extraction(&found)
+    }
+    Ok(Outcome::Done)
+}
+
+/// Extracts the adapter.
+pub(crate) fn find(args: &ExtractArgs, progress: &dyn Progress) -> error::Result<Extraction> {
+    let by_energy = Wanted::Share(args.energy.unwrap_or(1.0));
+    let options = ExtractOptions {
+        wanted: args.rank.map_or(by_energy, |rank| Wanted::Rank(rank as usize)),
+        full: !args.no_full,
+        dtype: floats(&args.dtype).unwrap_or(Dtype::F32),
+        seed: args.seed,
+        force: args.force,
+        threads: threads(args.workers.threads),
+    };
+    let (base, tuned) = (Checkpoint::open(&args.model.base)?, Checkpoint::open(&args.tuned)?);
+    extract(&base, &tuned, &args.output, &options, progress)
+}

@@ -1,0 +1,21 @@
+//! Arithmetic on adapters: several become one, and what a tuned model differs by becomes one.
+//!
+//! The result is an ordinary LoRA, with one rank for all modules and a scaling of 1, which is inside its factors: it needs no patterns and no rsLoRA, and loads
+//! wherever a LoRA does. Modules of less rank are filled up with zeros. Names and meaning of the methods are those of PEFT 0.21's `add_weighted_adapter`
+//! (`tuners/lora/model.py`); what that gets wrong is put right: rsLoRA's result is not √r too large, ranks of a rank_pattern and biases of B are not lost, no base
+//! is initialised anew, a rank above a matrix's own is filled up, and one adapter alone goes by the method that was asked for.
+
+mod combine;
+mod extract;
+mod gathered;
+mod method;
+mod operators;
+mod report;
+mod svd;
+
+pub use combine::{CombineOptions, combine};
+pub use extract::{ExtractOptions, extract};
+pub use method::{METHODS, Method};
+pub use operators::Majority;
+pub use report::{Combination, CombinedWeight, DroppedTensor, ExtractedWeight, Extraction, Part};
+pub use svd::Wanted;

@@ -1,0 +1,132 @@
+//! What was made of adapters. Fields are only added within a `schema_version`.
+
+use serde::Serialize;
+
+use crate::report::Tool;
+
+/// Several adapters that became one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Combination {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The adapters, in the order given.
+    pub parts: Vec<Part>,
+    /// The new one.
+    pub output: String,
+    /// How they were combined.
+    pub method: &'static str,
+    /// Share of values that the method keeps of each adapter, where it drops some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<f64>,
+    /// Seed of what was drawn, where something was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Rank of all modules.
+    pub rank: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Share of ‖D‖² that the rank keeps, D being what the method makes of the deltas: over all modules. None where nothing is cut.
+    pub kept: Option<f64>,
+    /// One per module.
+    pub weights: Vec<CombinedWeight>,
+    /// Tensors that are no factors, copied as they are.
+    pub copied: Vec<String>,
+    /// Tensors that only training uses, left out.
+    pub left_out: Vec<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// An adapter that was combined.
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    /// Its folder.
+    pub adapter: String,
+    /// Factor on its effect.
+    pub weight: f64,
+    /// Modules that it has factors for.
+    pub modules: usize,
+    /// Largest rank of a module.
+    pub rank: usize,
+}
+
+/// One module.
+#[derive(Clone, Debug, Serialize)]
+pub struct CombinedWeight {
+    /// Module path.
+    pub module: String,
+    /// Sum of the ranks of its adapters.
+    pub rank_before: usize,
+    /// ‖D‖² of what the method makes of the deltas; null where nothing is cut.
+    pub energy: Option<f64>,
+    /// Share of it that the new rank keeps; null where D is zero, or nothing is cut.
+    pub kept: Option<f64>,
+}
+
+/// The share over all modules.
+pub(super) fn kept(weights: &[CombinedWeight]) -> Option<f64> {
+    let all: f64 = weights.iter().filter_map(|weight| weight.energy).sum();
+    let kept: f64 = weights.iter().filter_map(|weight| Some(weight.kept? * weight.energy?)).sum();
+    (all > 0.0).then(|| kept / all)
+}
+
+/// What was taken of the difference between two models.
+#[derive(Clone, Debug, Serialize)]
+pub struct Extraction {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The model that the adapter is for.
+    pub base: String,
+    /// The one that it leads to.
+    pub tuned: String,
+    /// The adapter.
+    pub output: String,
+    /// Rank of its modules; the largest, where they differ.
+    pub rank: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Of these, bytes of tensors that were taken whole.
+    pub whole_bytes: u64,
+    /// Share of the linear layers' ‖tuned − base‖² that the factors hold.
+    pub kept: Option<f64>,
+    /// Share of all weights' ‖tuned − base‖² that was dropped.
+    pub left_out: f64,
+    /// Weights that do not differ.
+    pub unchanged: usize,
+    /// One per linear layer that differs.
+    pub weights: Vec<ExtractedWeight>,
+    /// Tensors that differ and were taken whole.
+    pub whole: Vec<String>,
+    /// Tensors that differ and are not in the adapter.
+    pub dropped: Vec<DroppedTensor>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExtractedWeight {
+    /// Module path.
+    pub module: String,
+    /// Its rank.
+    pub rank: usize,
+    /// ‖tuned − base‖².
+    pub energy: f64,
+    /// Share of it that the factors hold.
+    pub kept: f64,
+}
+
+/// A tensor whose difference is not in the adapter.
+#[derive(Clone, Debug, Serialize)]
+pub struct DroppedTensor {
+    /// Its name.
+    pub name: String,
+    /// ‖tuned − base‖², where both models have it.
+    pub energy: Option<f64>,
+    /// Why.
+    pub reason: &'static str,
+}

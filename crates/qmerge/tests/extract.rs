@@ -1,0 +1,237 @@
+//! Adapters of the difference between two models: merged into the base they give the tuned model again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use qmerge::adapters::Adapter;
+use qmerge::arithmetic::{ExtractOptions, Extraction, Wanted, extract};
+use qmerge::dtype::Dtype;
+use qmerge::error::Kind;
+use qmerge::formats;
+use qmerge::merge::{self, RunOptions};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Silent;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("qmerge-extract-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn read(file: &Path) -> Tensors {
+    let bytes = std::fs::read(file).unwrap();
+    let floats = |data: &[u8]| data.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    tensors.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), floats(view.data())))).collect()
+}
+
+/// A model like a base in f32, with other values.
+fn tuned(base: &Path, folder: &Folder, name: &str, change: impl Fn(&mut Tensors)) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::create_dir_all(&path).unwrap();
+    std::fs::copy(base.join("config.json"), path.join("config.json")).unwrap();
+    let mut tensors = read(&base.join("model.safetensors"));
+    change(&mut tensors);
+    let bytes: Vec<Vec<u8>> = tensors.values().map(|(_, x)| x.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &path.join("model.safetensors")).unwrap();
+    path
+}
+
+fn options(wanted: Wanted) -> ExtractOptions {
+    ExtractOptions { wanted, full: true, dtype: Dtype::F32, seed: 0, force: false, threads: 2 }
+}
+
+fn extracted(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) -> Extraction {
+    let (base, tuned) = (Checkpoint::open(base).unwrap(), Checkpoint::open(tuned).unwrap());
+    extract(&base, &tuned, out, options, &Silent).unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+fn merged(base: &Path, adapter: &Path, out: &Path, to: &str) -> Tensors {
+    let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![Adapter::open(adapter, 1.0).unwrap()]).unwrap();
+    let options = Options { to: Some(formats::by_id(to).unwrap()), ..Options::default() };
+    let plan = Plan::new(&inputs, &options).unwrap_or_else(|error| panic!("{error:?}"));
+    assert!(plan.accounting[0].unused.is_empty());
+    merge::run(&inputs, &plan, None, out, &RunOptions::default(), &Silent).unwrap_or_else(|error| panic!("{error:?}"));
+    read(&out.join("model.safetensors"))
+}
+
+fn assert_close(got: &Tensors, want: &Tensors, tolerance: f32) {
+    assert!(got.keys().eq(want.keys()));
+    for (name, (shape, values)) in want {
+        assert_eq!(*shape, got[name].0, "{name}");
+        for (got, want) in got[name].1.iter().zip(values) {
+            assert!((got - want).abs() <= tolerance, "{name}: {got} {want}");
+        }
+    }
+}
+
+/// Adds a matrix of rank 2, another for each name.
+fn add_low_rank(tensors: &mut Tensors, part: &str) {
+    for (name, (shape, values)) in tensors.iter_mut().filter(|(name, _)| name.contains(part)) {
+        let [_, cols] = shape[..] else { continue };
+        let wave = |i: usize, k: usize| (((i + k) * (i + 3 * k + name.len())) % 17) as f32 / 16.0 - 0.5;
+        for (at, x) in values.iter_mut().enumerate() {
+            let (r, c) = (at / cols, at % cols);
+            *x += 0.2 * wave(r, 1) * wave(c, 2) - 0.1 * wave(r, 5) * wave(c, 7);
+        }
+    }
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_added_is_found_again() {
+    for (base, linear) in [("peft-methods/bases/llama-f32", "proj"), ("peft-methods/bases/gpt2-f32", "c_attn")] {
+        let (base, folder) = (data(base), Folder::new());
+        let tuned = tuned(&base, &folder, "tuned", |tensors| {
+            add_low_rank(tensors, linear);
+            for (name, (_, values)) in tensors.iter_mut() {
+                let whole = name.contains("norm")
+                    || name.contains("ln_1")
+                    || name.contains("wte")
+                    || name.contains("embed_tokens");
+                if whole || name.ends_with("_proj.bias") || name.ends_with("c_proj.bias") {
+                    values.iter_mut().for_each(|x| *x += 0.25);
+                }
+            }
+        });
+        let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(2)));
+        assert!(found.kept.unwrap() > 1.0 - 1e-9 && found.left_out == 0.0, "{found:?}");
+        assert!(found.dropped.is_empty() && !found.whole.is_empty());
+        assert_close(
+            &merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32"),
+            &read(&tuned.join("model.safetensors")),
+            1e-6,
+        );
+        // The same rank is found by what it holds, and what was left out is said.
+        let by_energy = ExtractOptions { full: false, ..options(Wanted::Share(0.999999)) };
+        let found = extracted(&base, &tuned, &folder.join("energy"), &by_energy);
+        assert!(found.rank <= 2 && found.whole.is_empty() && found.left_out > 0.0 && found.left_out < 1.0);
+        assert!(found.dropped.iter().all(|tensor| tensor.reason.contains("--no-full")));
+        let less = ExtractOptions { threads: 1, ..by_energy };
+        extracted(&base, &tuned, &folder.join("again"), &less);
+        let bytes = |name: &str| std::fs::read(folder.join(name).join("adapter_model.safetensors")).unwrap();
+        assert!(bytes("energy") == bytes("again"));
+    }
+}
+
+/// Ranks that differ stand in patterns that mean one module each.
+#[test]
+fn modules_get_the_rank_that_holds_their_share() {
+    let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let tuned = tuned(&base, &folder, "tuned", |tensors| {
+        add_low_rank(tensors, "q_proj.weight");
+        let (_, values) = tensors.get_mut("model.layers.0.self_attn.v_proj.weight").unwrap();
+        values.iter_mut().enumerate().for_each(|(i, x)| *x += ((i * i * 31 + 7 * i) % 101) as f32 / 500.0);
+    });
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Share(0.95)));
+    let ranks: BTreeMap<&str, usize> =
+        found.weights.iter().map(|weight| (weight.module.as_str(), weight.rank)).collect();
+    assert_eq!(ranks.len(), 2);
+    assert!(ranks["model.layers.0.self_attn.q_proj"] <= 2 && ranks["model.layers.0.self_attn.v_proj"] > 2);
+    let config = config(&folder.join("adapter"));
+    assert_eq!(config["rank_pattern"], config["alpha_pattern"]);
+    assert_eq!(
+        config["rank_pattern"][r"^model\.layers\.0\.self_attn\.q_proj"],
+        json!(ranks["model.layers.0.self_attn.q_proj"])
+    );
+    assert!(found.weights.iter().all(|weight| weight.kept >= 0.95));
+    let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    let (before, after) = (read(&base.join("model.safetensors")), read(&tuned.join("model.safetensors")));
+    let of = |tensors: &Tensors, other: &Tensors| -> f64 {
+        let squares = |(name, (_, x)): (&String, &(Vec<usize>, Vec<f32>))| {
+            x.iter().zip(&other[name].1).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
+        tensors.iter().map(squares).sum()
+    };
+    assert!((1.0 - of(&got, &after) / of(&before, &after) - found.kept.unwrap()).abs() < 1e-5);
+}
+
+/// Either side in any format: the difference holds what rounding did, and says so.
+#[test]
+fn quantized_models_are_compared_as_what_they_hold() {
+    let folder = Folder::new();
+    let (base, adapter) = (data("tiny-llama/bases/base-nf4dq"), data("tiny-llama/adapters/plain"));
+    let tuned = folder.join("tuned");
+    merged(&base, &adapter, &tuned, "f32");
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(8)));
+    assert!(found.kept.unwrap() > 1.0 - 1e-6, "{:?}", found.kept);
+    assert!(found.warnings.iter().any(|text| text.contains("nf4")), "{:?}", found.warnings);
+    let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    assert_close(&got, &read(&tuned.join("model.safetensors")), 1e-6);
+}
+
+#[test]
+fn models_that_do_not_go_together_are_refused() {
+    let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let refused = |tuned: &Path, options: &ExtractOptions| {
+        let (base, tuned) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(tuned).unwrap());
+        let error = extract(&base, &tuned, &folder.join("out"), options, &Silent).unwrap_err();
+        assert!(error.kind() != Kind::Bug && !folder.join("out").exists() && !folder.join("out.partial").exists());
+        format!("{error:?}")
+    };
+    let rank = options(Wanted::Rank(4));
+    assert!(refused(&base, &rank).contains("do not differ"));
+    for (wanted, words) in
+        [(Wanted::Rank(0), "rank 0"), (Wanted::Share(0.0), "above 0"), (Wanted::Share(f64::NAN), "above 0")]
+    {
+        assert!(refused(&base, &options(wanted)).contains(words));
+    }
+    assert!(refused(&data("peft-methods/bases/gpt2-f32"), &rank).contains("has no weight"));
+    let nan = tuned(&base, &folder, "nan", |tensors| {
+        tensors.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap().1[5] = f32::NAN
+    });
+    let error = refused(&nan, &rank);
+    assert!(error.contains("NaN") && error.contains("q_proj"), "{error}");
+    let norms = tuned(&base, &folder, "norms", |tensors| tensors.get_mut("model.norm.weight").unwrap().1[5] = 9.0);
+    assert!(refused(&norms, &ExtractOptions { full: false, ..rank.clone() }).contains("only in what"));
+    // More tokens than the base has, and a head of its own: left out, and said so.
+    let grown = tuned(&base, &folder, "grown", |tensors| {
+        add_low_rank(tensors, "q_proj.weight");
+        let (shape, values) = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        shape[0] += 1;
+        values.extend(vec![0.0; shape[1]]);
+        tensors.insert("score.weight".into(), (vec![2, 32], vec![0.5; 64]));
+    });
+    let found = extracted(&base, &grown, &folder.join("grown-adapter"), &rank);
+    let dropped: Vec<(&str, &str)> = found.dropped.iter().map(|tensor| (tensor.name.as_str(), tensor.reason)).collect();
+    assert_eq!(
+        dropped,
+        [
+            ("model.embed_tokens.weight", "its shape differs between the models"),
+            ("score.weight", "the base has no such weight")
+        ]
+    );
+}

@@ -16,9 +16,8 @@ const KEPT: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "
 const WHOLE: &[&str] = &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT];
 const RESIDUAL: &[&str] =
     &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--residual-rank", "2"];
-const EXPORTED: &[&str] = &[
-    "merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--to", "q4_k_m",
-];
+const EXPORTED: &[&str] =
+    &["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out", "--calibrate", TEXT, "--to", "q4_k_m"];
 const ALL: &[&[&str]] = &[STREAMED, KEPT, WHOLE, RESIDUAL, EXPORTED];
 
 /// All files of a folder but the report, which holds times.

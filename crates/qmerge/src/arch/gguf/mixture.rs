@@ -200,7 +200,8 @@ mod tests {
     use super::*;
 
     const ALL: &[FileType] = &[
-        Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K,
+        Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL, IQ4_XS, Q3_K_L, Q3_K_M, Q3_K_S,
+        Q2_K,
     ];
 
     /// Against llama-quantize's own choice: `testdata/gen/gguf_files.py`.

@@ -197,9 +197,7 @@ fn a_folder_comes_back_from_the_file() {
         }
         let config = after.config.as_ref().unwrap();
         let spec = |checkpoint: &Checkpoint| qmerge::arch::spec_of(checkpoint.config.as_ref().unwrap()).unwrap();
-        if model != "qwen3" && model != "llama-wide" {
-            assert_eq!(format!("{:?}", spec(&before).layers), format!("{:?}", spec(&after).layers), "{model}");
-        }
+        assert_eq!(format!("{:?}", spec(&before).layers), format!("{:?}", spec(&after).layers), "{model}");
         assert!(config.json["architectures"][0].as_str().unwrap().ends_with("ForCausalLM"));
         assert!(back.join("tokenizer.json").is_file() && back.join("tokenizer_config.json").is_file(), "{model}");
         std::fs::remove_dir_all(&back).unwrap();
@@ -220,6 +218,24 @@ fn changed(model: &str, name: &str, change: impl FnOnce(String) -> String) -> Pa
     let text = std::fs::read_to_string(folder.join(name)).unwrap();
     std::fs::write(folder.join(name), change(text)).unwrap();
     folder
+}
+
+/// llama.cpp has no key for a window in this architecture.
+#[test]
+fn what_the_keys_lose_is_told_of() {
+    let mistral =
+        |text: String| text.replace("\"model_type\": \"llama\"", "\"model_type\": \"mistral\", \"sliding_window\": 16");
+    let folder = changed("llama-pieces", "config.json", mistral);
+    let inputs = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
+    let options = Options { export: Some(export("f16")), ..Options::default() };
+    let plan = Plan::new(&inputs, &options).unwrap();
+    assert!(plan.warnings.iter().any(|text| text.ends_with(": the window of attention")), "{:?}", plan.warnings);
+    std::fs::remove_dir_all(&folder).unwrap();
+    for model in MODELS {
+        let inputs = Inputs::new(Checkpoint::open(&Path::new(MADE).join(model)).unwrap(), Vec::new()).unwrap();
+        let warnings = Plan::new(&inputs, &options).unwrap().warnings;
+        assert!(warnings.is_empty(), "{model}: {warnings:?}");
+    }
 }
 
 #[test]

@@ -152,8 +152,8 @@ def models_():
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": [{"name": "default", "template": TEMPLATE}, {"name": "tool use", "template": "{{ tools }}"}]}
     for name, seed, norms, qk_norm, more in (
         ("gemma", 5, (), False, dict(architectures=["GemmaForCausalLM"])),
-        ("gemma2", 6, around, False, dict(architectures=["Gemma2ForCausalLM"], sliding_window=128, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)),
-        ("gemma3", 7, around, True, dict(architectures=["Gemma3ForCausalLM"], sliding_window=128, rope_theta=1000000.0, rope_local_base_freq=10000.0)),
+        ("gemma2", 6, around, False, dict(architectures=["Gemma2ForCausalLM"], query_pre_attn_scalar=32, sliding_window=128, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)),
+        ("gemma3", 7, around, True, dict(architectures=["Gemma3ForCausalLM"], query_pre_attn_scalar=32, sliding_window=128, rope_theta=1000000.0, rope_local_base_freq=10000.0)),
     ):
         to = folder(name)
         tokens = pieces(to, names, added)

@@ -234,9 +234,14 @@ fn query_scale(keys: &Keys<'_>, largest: u64) -> Option<f64> {
     keys.float("attention.key_length")
 }
 
+/// A number as transformers takes it: a whole one is an integer.
+fn whole(number: f64) -> Json {
+    if number.fract() == 0.0 && (0.0..1e9).contains(&number) { json!(number as u64) } else { json!(number) }
+}
+
 fn gemma2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     if let Some(scale) = query_scale(keys, 46) {
-        config.insert("query_pre_attn_scalar".into(), json!(scale));
+        config.insert("query_pre_attn_scalar".into(), whole(scale));
     }
     // Files from before there were keys for them.
     let missing = [
@@ -251,7 +256,7 @@ fn gemma2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
 
 fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     if let Some(scale) = query_scale(keys, 62) {
-        config.insert("query_pre_attn_scalar".into(), json!(scale));
+        config.insert("query_pre_attn_scalar".into(), whole(scale));
     }
     // Layers with a window have a rope of their own, which is not stretched.
     let theta = config.shift_remove("rope_theta").unwrap_or(json!(1_000_000.0));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Constant, Export, Exported, Model, Place};
+use super::{Constant, Export, Exported, Model, Place, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made};
@@ -105,7 +105,15 @@ impl Export for FileType {
             let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
             views.push((name, shape, file.stored(name, rows)?));
         }
-        self.place(model, views, constants, Writer::anew(metadata))
+        let constants: Vec<Constant> = constants
+            .into_iter()
+            .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
+            .collect();
+        let named: Vec<(String, Vec<usize>)> =
+            views.iter().filter_map(|(_, shape, view)| Some((view.as_ref()?.stored.clone(), shape.to_vec()))).collect();
+        let warning = lost::warning(config, &metadata, &constants, &named);
+        let exported = self.place(model, views, constants, Writer::anew(metadata))?;
+        Ok(Exported { warnings: warning.into_iter().collect(), ..exported })
     }
 }
 
@@ -115,7 +123,7 @@ impl FileType {
         &self,
         model: &Model<'_, '_>,
         mut views: Vec<(&str, &[usize], Option<View>)>,
-        constants: Vec<arch::gguf::Constant>,
+        constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
         let mut places: std::collections::HashMap<String, Place> = std::collections::HashMap::new();
@@ -144,7 +152,7 @@ impl FileType {
             .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
             .collect();
         let mut types = self.types(&matrices, model.about(&known)).into_iter();
-        let mut order: Vec<String> = constants.iter().map(|constant| constant.name.to_owned()).collect();
+        let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         for (name, shape, view) in &known {
             let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
             order.push(view.stored.clone());
@@ -159,10 +167,6 @@ impl FileType {
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));
         }
-        let constants = constants
-            .into_iter()
-            .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
-            .collect();
         if let Some(importance) = &model.options.importance {
             importance.refuse_other(order.iter().map(String::as_str))?;
         }

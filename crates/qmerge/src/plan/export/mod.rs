@@ -6,6 +6,7 @@
 mod folder;
 mod gguf;
 mod importance;
+mod lost;
 
 use std::collections::HashMap;
 use std::fmt::Debug;

@@ -1,0 +1,74 @@
+//! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
+
+use crate::arch;
+use crate::arch::spec::{Attention, Mixer, Spec};
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::open::gguf::{Metadata, config};
+use crate::open::{Entry, ModelConfig};
+
+use super::Constant;
+
+/// A warning on what is lost, if anything is: llama.cpp runs the model without it.
+pub(super) fn warning(
+    before: &ModelConfig,
+    metadata: &Metadata,
+    constants: &[Constant],
+    weights: &[(String, Vec<usize>)],
+) -> Option<String> {
+    // A model that cannot be run is not known well enough.
+    let before = arch::spec_of(before).ok()?;
+    let entry = |name: &str, shape: &[usize]| Entry {
+        name: name.to_owned(),
+        dtype: Dtype::F32,
+        shape: shape.to_vec(),
+        file: 0,
+        start: 0,
+        bytes: 4 * shape.iter().product::<usize>() as u64,
+    };
+    let mut entries: Vec<Entry> = weights.iter().map(|(name, shape)| entry(name, shape)).collect();
+    entries.extend(constants.iter().map(|constant| entry(&constant.name, &[constant.values.len()])));
+    let read = |entry: &Entry| -> Result<Vec<u8>> {
+        let own = constants.iter().find(|constant| constant.name == entry.name);
+        own.map(Constant::bytes).ok_or_else(|| Error::new(Kind::Bug, "no constant of the file"))
+    };
+    let after = config(metadata, &entries, std::path::Path::new(""), &read).ok()?;
+    let after = match arch::spec_of(&after) {
+        Ok(after) => after,
+        Err(error) => return Some(format!("qmerge will not run the file: {}", error.message())),
+    };
+    let lost = differences(&before, &after);
+    (!lost.is_empty()).then(|| {
+        format!(
+            "a GGUF file has no key for all that config.json says, and llama.cpp runs the model with other values: {}",
+            lost.join(", ")
+        )
+    })
+}
+
+/// What differs, in words.
+fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
+    fn attention(spec: &Spec) -> impl Iterator<Item = &Attention> {
+        spec.layers.iter().filter_map(|layer| match &layer.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            _ => None,
+        })
+    }
+    let any = |differs: fn(&Attention, &Attention) -> bool| {
+        attention(before).zip(attention(after)).any(|(one, other)| differs(one, other))
+    };
+    let close = |one: f32, other: f32| (one - other).abs() <= 1e-5 * one.abs();
+    let same_caps = |one: Option<f32>, other: Option<f32>| match (one, other) {
+        (Some(one), Some(other)) => close(one, other),
+        (one, other) => one == other,
+    };
+    let found = [
+        ("the window of attention", any(|one, other| one.window != other.window)),
+        ("the scale of queries", any(|one, other| (one.scale - other.scale).abs() > 1e-5 * one.scale.abs())),
+        ("the width of a head", any(|one, other| one.head_dim != other.head_dim)),
+        ("the rope of each layer", any(|one, other| one.rope != other.rope)),
+        ("the cap of logits", !same_caps(before.logit_cap, after.logit_cap)),
+        ("the epsilon of norms", !close(before.eps, after.eps)),
+    ];
+    found.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect()
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qmerge::adapters::Adapter;
 use qmerge::error::{Kind, Result};
@@ -36,8 +37,8 @@ fn write(base: &Path, options: &Options, output: &Path, run: &RunOptions<'_>) ->
 }
 
 fn made(base: &Path, name: &str, importance: Option<&Arc<Importance>>, run: &RunOptions<'_>) -> Result<Vec<u8>> {
-    let file = name.replace(['/', ',', ' '], "-");
-    let output = place(&format!("{file}-{}.gguf", base.file_name().unwrap().to_string_lossy()));
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let output = place(&format!("{}.gguf", NUMBER.fetch_add(1, Ordering::Relaxed)));
     let options = Options { export: Some(export(name)), importance: importance.cloned(), ..Options::default() };
     let written = write(base, &options, &output, run);
     let bytes = std::fs::read(&output).unwrap_or_default();

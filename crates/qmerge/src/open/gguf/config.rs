@@ -80,7 +80,9 @@ pub(crate) fn config(
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
     for (field, key) in FIELDS {
-        if let Some(value) = keys.number(key) {
+        // A window of nothing is none: Phi 4's files say so of themselves.
+        let is_none = |value: &Json| *field == "sliding_window" && value.as_u64() == Some(0);
+        if let Some(value) = keys.number(key).filter(|value| !is_none(value)) {
             config.insert((*field).into(), value);
         }
     }

@@ -109,10 +109,6 @@ fn config(model: &Model<'_, '_>) -> Result<ModelConfig> {
             json.insert(field.into(), json!(true));
         }
     }
-    // llama.cpp says of a window that there is none.
-    if json.get("sliding_window").and_then(Value::as_u64) == Some(0) {
-        json.shift_remove("sliding_window");
-    }
     // Phi 3's own field, without which its loader takes a default.
     let original = json.get("rope_scaling").and_then(|rope| rope.get("original_max_position_embeddings").cloned());
     if let Some(original) = original.filter(|_| layout.architecture() == "phi3") {

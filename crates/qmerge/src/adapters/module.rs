@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::dialects::Stated;
 use super::place::shipped_base;
 use super::site::Site;
 use super::{Adapter, ReadOptions, read_floats};
@@ -75,6 +76,11 @@ impl<'a> Module<'a> {
     /// Factor on the adapter's effect that the user asked for.
     pub fn weight(&self) -> f64 {
         self.adapter.weight
+    }
+
+    /// Rank and factor that the adapter's file states for it alone, before the configuration.
+    pub(super) fn stated(&self) -> Option<Stated> {
+        self.adapter.stated(self.path)
     }
 
     /// Choices of what adapters mean.

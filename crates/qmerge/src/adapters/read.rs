@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::keys::{self, Role};
+use super::keys::Role;
 use super::site::Site;
 use super::{Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, parameters, tokens};
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub(super) fn read(
     let mut modules: BTreeMap<(String, usize), Tensors> = BTreeMap::new();
     let mut shared: BTreeMap<String, Arc<Shared>> = BTreeMap::new();
     for entry in &adapter.tensors.entries {
-        let key = keys::parse(&entry.name);
+        let key = adapter.key(&entry.name);
         let name = entry.name.clone();
         match &key.role {
             // What another method calls so is nothing that this one knows.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub use report::{CutWeight, Truncation};
 
-use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, plain_config, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, plain_config, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::parallel::parallel;
@@ -247,8 +247,8 @@ fn tensors<'a>(
     let mut tensors = Vec::new();
     let mut add = |name: &str, shape: Vec<usize>, values: Vec<f32>| {
         let dtype = options.dtype.unwrap_or(entry(name)?.dtype);
-        let tensor =
-            NewTensor::of_values(as_peft_writes(name), dtype, shape, values).ok_or_else(|| overflow(name, dtype))?;
+        let tensor = NewTensor::of_values(adapter.as_peft_writes(name), dtype, shape, values)
+            .ok_or_else(|| overflow(name, dtype))?;
         tensors.push(tensor);
         Ok(())
     };

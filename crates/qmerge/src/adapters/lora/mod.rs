@@ -88,7 +88,10 @@ impl Layers for LoraConfig {
 
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
         let (a, b, embedding) = factors(module.path(), module.tensors())?;
-        let (rank, scale) = self.scaling(module.name())?;
+        let (rank, scale) = match module.stated() {
+            Some(stated) => (stated.rank, stated.scale),
+            None => self.scaling(module.name())?,
+        };
         let diagonal = if module.is_expert() { None } else { self.diagonal(module.path())? };
         let (inputs, outputs) = fitting(module, (a, b), rank, diagonal)?;
         let mica = self.init.as_deref() == Some("mica");

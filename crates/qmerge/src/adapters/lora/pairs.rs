@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::config::LoraConfig;
 use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
-use crate::adapters::keys::{self, Role};
+use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
 use crate::adapters::{Adapter, ReadOptions};
 use crate::error::{Result, mismatch, unsupported};
@@ -58,7 +58,7 @@ impl LoraTensors {
         let mut factors: HashMap<(String, usize, Role), &str> = HashMap::new();
         let mut firsts = Vec::new();
         for entry in &adapter.tensors.entries {
-            let key = keys::parse(&entry.name);
+            let key = adapter.key(&entry.name);
             match &key.role {
                 Role::Own(MAGNITUDE, _) => {
                     return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
@@ -107,7 +107,10 @@ fn pair(
 ) -> Result<Pair> {
     let ((rank_a, inputs), (outputs, rank_b)) =
         (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
-    let (rank, scale) = config.scaling(module)?;
+    let (rank, scale) = match adapter.stated(module) {
+        Some(stated) => (stated.rank, stated.scale),
+        None => config.scaling(module)?,
+    };
     if inputs == 0 || outputs == 0 {
         return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));
     }

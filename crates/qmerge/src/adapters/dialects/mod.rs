@@ -1,0 +1,153 @@
+//! Adapter files that other programs than PEFT wrote, as what PEFT's would say.
+//!
+//! One file per program and one line in [`DIALECTS`]. A dialect says of each tensor which module it belongs to and what it is there, in the order in which PEFT
+//! has the elements, and with what rank and factor; the methods, and whoever takes an adapter, know nothing of it. The file's own names stay, so that messages
+//! name what is there.
+
+mod mlx;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+
+use serde_json::{Map, Value};
+
+use super::keys::Key;
+use super::{AdapterConfig, Layers, Markers, Module, PeftMethod, Planned, ReadOptions};
+use crate::error::{Result, usage};
+use crate::open::arranged::Arrangement;
+use crate::open::{Checkpoint, Item, ItemKind, Store};
+
+/// Every program whose files are told from PEFT's.
+pub(super) static DIALECTS: &[&dyn Dialect] = &[&mlx::Mlx];
+
+/// A program that writes adapters in a way of its own.
+pub(super) trait Dialect: Debug + Sync {
+    /// Its name.
+    fn writer(&self) -> &'static str;
+
+    /// The names of its weight files, where it gives them one; the first that is there is taken.
+    fn files(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// True if it writes a folder, as PEFT does; false if all stands in one file.
+    fn is_folder(&self) -> bool {
+        false
+    }
+
+    /// True for its files: told by the names of tensors, by keys, or by the configuration.
+    fn claims(&self, file: &Foreign<'_>) -> bool;
+
+    /// Says what it means. Errors where that cannot be known, or PEFT has no word for it.
+    fn read(&self, file: &Foreign<'_>) -> Result<Translation>;
+}
+
+/// A weight file, and the `adapter_config.json` beside it if there is one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Foreign<'a> {
+    pub(super) tensors: &'a Checkpoint,
+    pub(super) config: Option<&'a Map<String, Value>>,
+}
+
+impl Foreign<'_> {
+    /// True if more than half of the tensors have such names.
+    fn mostly(&self, named: impl Fn(&str) -> bool) -> bool {
+        let all = self.tensors.entries.len();
+        let of_kind = self.tensors.entries.iter().filter(|entry| named(&entry.name)).count();
+        of_kind > all.saturating_sub(of_kind)
+    }
+
+    /// The dialect that it is of.
+    pub(super) fn dialect(&self) -> Option<&'static dyn Dialect> {
+        DIALECTS.iter().copied().find(|dialect| dialect.claims(self))
+    }
+}
+
+/// What a file means, in PEFT's words.
+#[derive(Debug, Default)]
+pub(super) struct Translation {
+    /// Its configuration, as PEFT would write it.
+    pub(super) config: Map<String, Value>,
+    /// What each tensor is, by its name.
+    pub(super) keys: HashMap<String, Key>,
+    /// What is to be put into another order.
+    pub(super) arrangements: Vec<(String, Arrangement)>,
+    /// Ranks and factors by module, which go before those of the configuration.
+    pub(super) stated: HashMap<String, Stated>,
+}
+
+/// What an adapter's file says of one module's product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Stated {
+    pub(super) rank: usize,
+    pub(super) scale: f64,
+}
+
+impl Translation {
+    /// Ranks and alphas in the configuration, where all modules have the same.
+    fn tell_scaling(&mut self, rank: &str, alpha: &str) {
+        let mut all = self.stated.values();
+        let Some(first) = all.next().copied() else { return };
+        if all.all(|other| *other == first) {
+            self.config.insert(rank.into(), first.rank.into());
+            self.config.insert(alpha.into(), (first.scale * first.rank as f64).into());
+        }
+    }
+}
+
+/// The weight file of another program in a folder; none if there is none. Errors if there are several.
+pub(super) fn find(store: &dyn Store, is_one: impl Fn(&str) -> bool) -> Result<Option<String>> {
+    let named = DIALECTS.iter().flat_map(|dialect| dialect.files().iter().copied()).find(|name| store.has(name));
+    if let Some(name) = named {
+        return Ok(Some(name.to_owned()));
+    }
+    let weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let items = store.list("")?.into_iter().filter(|item: &Item| item.kind == ItemKind::File && weights(&item.name));
+    // A model's shards are not looked into one by one.
+    let names: Vec<String> = items.map(|item| item.name).collect();
+    let found: Vec<String> = if names.len() > MOST { Vec::new() } else { names.into_iter().filter(|name| is_one(name)).collect() };
+    match &found[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        several => Err(usage(format!("this folder holds several adapters: {}", several.join(", ")))
+            .in_file(store.path())
+            .with_hint("give the path of one of these files")),
+    }
+}
+
+/// More weight files than these in a folder are not looked into.
+const MOST: usize = 64;
+
+/// All that was trained are parameters under the base's own names.
+#[derive(Debug)]
+pub(super) struct Whole;
+
+impl PeftMethod for Whole {
+    fn peft_type(&self) -> &'static str {
+        "FULL"
+    }
+
+    fn markers(&self) -> Markers {
+        Markers::default()
+    }
+
+    fn configure(&self, _: &AdapterConfig) -> Result<Box<dyn Layers>> {
+        Ok(Box::new(NoLayers))
+    }
+}
+
+#[derive(Debug)]
+struct NoLayers;
+
+impl Layers for NoLayers {
+    fn refuse(&self, _: &ReadOptions, weight: f64) -> Result<()> {
+        if weight == 1.0 {
+            return Ok(());
+        }
+        Err(usage(format!("parameters trained whole take the base's place or do not: the weight {weight} has no meaning")))
+    }
+
+    fn layer(&self, _: &Module<'_>) -> Result<Vec<Planned>> {
+        Ok(Vec::new())
+    }
+}

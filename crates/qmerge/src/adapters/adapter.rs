@@ -1,19 +1,19 @@
 //! An adapter's folder: its weights, its configuration, and what lies beside them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::beside::Beside;
-use super::dialects::{self, Dialect, Foreign, Stated};
+use super::dialects::{self, Dialect, Foreign, Place, Stated};
 use super::keys::{self, Key, Role};
 use super::{
     ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, config, read, refused,
 };
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, malformed, unsupported, usage};
+use crate::error::{Error, Kind, Result, malformed, mismatch, unsupported, usage};
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Item, Store, model_order};
 
@@ -37,6 +37,8 @@ pub struct Adapter {
     keys: HashMap<String, Key>,
     /// Ranks and factors by module, where the file states them.
     stated: HashMap<String, Stated>,
+    /// The way in which it is written, where that is not PEFT's.
+    dialect: Option<&'static dyn Dialect>,
 }
 
 impl std::fmt::Debug for Adapter {
@@ -116,7 +118,7 @@ impl Adapter {
         let files: Vec<&str> = std::iter::once(file).chain(merged.iter().map(String::as_str)).collect();
         let tensors = Checkpoint::open_weights_in(store.clone(), &files)?;
         let (keys, stated) = Default::default();
-        Ok(Self { path: store.path().to_path_buf(), weight, config, writer: "PEFT", tensors, left_out, method, keys, stated })
+        Ok(Self { path: store.path().to_path_buf(), weight, config, writer: "PEFT", tensors, left_out, method, keys, stated, dialect: None })
     }
 
     fn of_dialect(
@@ -150,6 +152,7 @@ impl Adapter {
             method,
             keys: found.keys,
             stated: found.stated,
+            dialect: Some(dialect),
         })
     }
 
@@ -199,7 +202,7 @@ impl Adapter {
         let counts = match key.role {
             Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
             Role::Parameter(_) | Role::Tokens => !is_lora,
-            Role::Shared(_) | Role::TrainingOnly | Role::Original => false,
+            Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)
     }
@@ -207,6 +210,26 @@ impl Adapter {
     /// The name under which PEFT would write a tensor.
     pub(crate) fn as_peft_writes(&self, name: &str) -> String {
         self.keys.get(name).map_or_else(|| keys::as_peft_writes(name), Key::as_peft_writes)
+    }
+
+    /// Where a base has modules, by the names that the adapter has for them; those that are not among them stay as they are called.
+    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Place>> {
+        let Some(dialect) = self.dialect.filter(|dialect| dialect.names_need_base()) else { return Ok(HashMap::new()) };
+        let modules: BTreeSet<&str> = self.keys.values().map(|key| key.module.as_str()).collect();
+        let modules: Vec<&str> = modules.into_iter().collect();
+        let places = dialect.places(names, &modules)?;
+        let known = modules.into_iter().zip(places).filter_map(|(module, place)| Some((module.to_owned(), place?)));
+        let known: HashMap<String, Place> = known.collect();
+        if !known.is_empty() && known.values().all(|place| *place == Place::Elsewhere) {
+            return Err(mismatch("none of its tensors is for this part of the pipeline")
+                .with_hint("its names begin with the part that they are for: take that folder of the pipeline as the base"));
+        }
+        Ok(known)
+    }
+
+    /// True if what its names of modules mean is only known beside a base.
+    pub(super) fn names_need_base(&self) -> bool {
+        self.dialect.is_some_and(|dialect| dialect.names_need_base())
     }
 
     /// Rank and factor of a module, where the file states them.
@@ -246,6 +269,9 @@ impl Adapter {
         let (method, layers) =
             self.method.as_ref().ok_or_else(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))?;
         layers.refuse(options, self.weight).map_err(|error| error.in_file(&self.config.path))?;
+        if let Some(dialect) = self.dialect {
+            dialect.check_base(self, names).map_err(|error| error.in_file(self.file()))?;
+        }
         let mut changes =
             read::read(self, *method, layers.as_ref(), names, options).map_err(|error| error.in_file(self.file()))?;
         changes.refuse_twice(self).map_err(|error| error.in_file(self.file()))?;

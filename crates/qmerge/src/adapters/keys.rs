@@ -20,6 +20,8 @@ pub(super) enum Role {
     TrainingOnly,
     /// The untrained original of a module in `modules_to_save`.
     Original,
+    /// What the program that wrote it passes over, and why.
+    PassedOver(&'static str),
 }
 
 /// A parsed name.
@@ -72,7 +74,7 @@ impl Key {
             Role::Own(marker @ ("lora_A" | "lora_B"), false) => format!("base_model.model.{module}.{marker}.weight"),
             Role::Own(marker, false) => format!("base_model.model.{module}.{marker}"),
             Role::Parameter(parameter) => format!("base_model.model.{module}.{parameter}"),
-            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original => format!("base_model.model.{module}"),
+            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => format!("base_model.model.{module}"),
         }
     }
 }

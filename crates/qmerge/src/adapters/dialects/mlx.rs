@@ -116,7 +116,7 @@ fn read_factors(file: &Foreign<'_>, config: &Map<String, Value>, dora: bool, fou
             _ => return Err(wrong(entry)),
         };
         if let Some(rank) = rank {
-            let stated = Stated { rank, scale };
+            let stated = Stated { rank, scale, heads: None };
             let before = found.stated.insert(module.to_owned(), stated).filter(|before| *before != stated);
             if let Some(before) = before {
                 return Err(mismatch(format!("rank {rank}, but the other factor of `{module}` has rank {}", before.rank))

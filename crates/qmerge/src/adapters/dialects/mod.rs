@@ -4,7 +4,13 @@
 //! has the elements, and with what rank and factor; the methods, and whoever takes an adapter, know nothing of it. The file's own names stay, so that messages
 //! name what is there.
 
+mod diffusers;
+mod diffusion;
+mod gguf;
+mod kohya;
 mod mlx;
+
+pub(super) use diffusion::Place;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -12,13 +18,14 @@ use std::fmt::Debug;
 use serde_json::{Map, Value};
 
 use super::keys::Key;
-use super::{AdapterConfig, Layers, Markers, Module, PeftMethod, Planned, ReadOptions};
+use super::{Adapter, AdapterConfig, Layers, Markers, Module, Names, PeftMethod, Planned, ReadOptions};
+use crate::arch::gguf::Heads;
 use crate::error::{Result, usage};
 use crate::open::arranged::Arrangement;
 use crate::open::{Checkpoint, Item, ItemKind, Store};
 
 /// Every program whose files are told from PEFT's.
-pub(super) static DIALECTS: &[&dyn Dialect] = &[&mlx::Mlx];
+pub(super) static DIALECTS: &[&dyn Dialect] = &[&gguf::Gguf, &mlx::Mlx, &kohya::Kohya, &diffusers::Diffusers];
 
 /// A program that writes adapters in a way of its own.
 pub(super) trait Dialect: Debug + Sync {
@@ -40,6 +47,21 @@ pub(super) trait Dialect: Debug + Sync {
 
     /// Says what it means. Errors where that cannot be known, or PEFT has no word for it.
     fn read(&self, file: &Foreign<'_>) -> Result<Translation>;
+
+    /// True if what its names of modules mean is only known beside a base, which [`Dialect::places`] says then.
+    fn names_need_base(&self) -> bool {
+        false
+    }
+
+    /// Where the base has modules that it names; none for one that stays as it is called. Errors if that cannot be told.
+    fn places(&self, _names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Place>>> {
+        Ok(vec![None; modules.len()])
+    }
+
+    /// Errors if it cannot be an adapter of that base.
+    fn check_base(&self, _adapter: &Adapter, _names: &Names<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A weight file, and the `adapter_config.json` beside it if there is one.
@@ -81,6 +103,8 @@ pub(super) struct Translation {
 pub(super) struct Stated {
     pub(super) rank: usize,
     pub(super) scale: f64,
+    /// Its outputs are heads whose rows are paired by neighbours.
+    pub(super) heads: Option<Heads>,
 }
 
 impl Translation {

@@ -212,7 +212,9 @@ fn mlx_adapters_that_are_wrong_are_named() {
     };
     refused_after(&["adapter_config.json", "the scale is unknown"], &|_, config| *config = Value::Null);
     refused_after(&["adapter_config.json", "no `scale`"], &|_, config| config["lora_parameters"] = json!({"rank": 4}));
-    refused_after(&["adapter_config.json", "no `lora_parameters`"], &|_, config| *config = json!({"peft_type": "LORA"}));
+    refused_after(&["adapter_config.json", "no `lora_parameters`"], &|_, config| {
+        *config = json!({"peft_type": "LORA"})
+    });
     refused_after(&["`fine_tune_type` is \"ia3\""], &|_, config| config["fine_tune_type"] = json!("ia3"));
     refused_after(&["both `scale` and `alpha`", "early"], &|_, config| config["lora_parameters"]["alpha"] = json!(16));
     refused_after(&["use_dora", "no magnitude"], &|_, config| config["fine_tune_type"] = json!("dora"));
@@ -227,9 +229,13 @@ fn mlx_adapters_that_are_wrong_are_named() {
         tensors.insert(A.into(), (vec![64, 0], vec![]));
         tensors.insert(A.replace("_a", "_b"), (vec![0, 32], vec![]));
     });
-    refused_after(&[A, "expected a matrix"], &|tensors, _| tensors.get_mut(A).unwrap().0 = vec![256]);
-    refused_after(&["down_proj", "[32, 32]"], &|tensors, _| tensors.get_mut(A).unwrap().0 = vec![32, 4]);
-    refused_after(&["not a finite number", "NaN"], &|tensors, _| tensors.get_mut(A).unwrap().1[3] = f32::NAN);
+    refused_after(&[A, "expected a matrix"], &|tensors, _| {
+        tensors.get_mut(A).unwrap().0 = vec![256];
+    });
+    refused_after(&["down_proj", "[32, 32]"], &|tensors, _| {
+        tensors.insert(A.into(), (vec![32, 4], vec![0.5; 128]));
+    });
+    refused_after(&[A, "NaN"], &|tensors, _| tensors.get_mut(A).unwrap().1[3] = f32::NAN);
     refused_after(&["model.layers.7.mlp", "matches nothing"], &|tensors, _| {
         for end in ["_a", "_b"] {
             let name = A.replace("_a", end);
@@ -298,10 +304,11 @@ fn gguf_adapters_are_what_they_were_made_from() {
     let adapter = |name: &str| data("gguf").join(name);
     let got = merged(&scratch.join("base"), &adapter("adapter-f32.gguf"), 0.75).unwrap();
     let want = merged(&scratch.join("base"), &adapter("adapter_model.safetensors"), 0.75).unwrap();
-    assert_eq!(want.len(), 2);
+    // The head parts from the embedding.
+    assert_eq!(want.len(), 3);
     assert!(got == want);
     let before = floats(&scratch.join("base/model.safetensors"));
-    assert!(want.iter().all(|(name, values)| before[name] != *values));
+    assert!(before.iter().all(|(name, values)| name == "model.embed_tokens.weight" || want[name] != *values));
     let into_file = |adapter: &Path, out: &str| {
         let base = Checkpoint::open(&data("gguf/base_q4k.gguf")).unwrap();
         let inputs = Inputs::new(base, vec![Adapter::open(adapter, 1.0).unwrap()]).unwrap();
@@ -349,7 +356,7 @@ fn gguf_adapters_that_are_wrong_are_named() {
     gguf(&path, &alpha(2.0), &good());
     assert!(one == merged(&base, &path, 1.0).unwrap(), "alpha / rank is 1");
     gguf(&path, &alpha(f32::NAN), &good());
-    refused(&base, &path, &["adapter.gguf", "no finite factor"]);
+    refused(&base, &path, &["adapter.gguf", "no finite float"]);
     let refused_with = |keys: &[Vec<u8>], tensors: &Values, words: &[&str]| {
         gguf(&path, keys, tensors);
         refused(&base, &path, &[words, &["adapter.gguf"]].concat());
@@ -361,13 +368,32 @@ fn gguf_adapters_that_are_wrong_are_named() {
     };
     refused_with(&with(2, string("adapter.type", "control")), &good(), &["type `control`", "PEFT folder"]);
     refused_with(&with(2, string("x", "y")), &good(), &["adapter.type"]);
-    refused_with(&with(3, string("adapter.lora.alpha", "y")), &good(), &["not a float"]);
-    refused_with(&with(0, string("general.architecture", "falcon")), &good(), &["architecture `falcon`", "PEFT folder"]);
-    refused_with(&with(0, string("general.architecture", "qwen2")), &good(), &["architecture `qwen2` (qwen2)", "of the type `llama`"]);
+    refused_with(&with(3, string("adapter.lora.alpha", "y")), &good(), &["no finite float"]);
+    refused_with(
+        &with(0, string("general.architecture", "falcon")),
+        &good(),
+        &["architecture `falcon`", "PEFT folder"],
+    );
+    refused_with(
+        &with(0, string("general.architecture", "qwen2")),
+        &good(),
+        &["architecture `qwen2` (qwen2)", "of the type `llama`"],
+    );
     refused_with(&with(1, string("general.type", "model")), &good(), &["not an adapter"]);
-    let tokens = [text("adapter.alora.invocation_tokens"), 9_u32.to_le_bytes().to_vec(), 4_u32.to_le_bytes().to_vec(), 1_u64.to_le_bytes().to_vec(), 5_u32.to_le_bytes().to_vec()].concat();
+    let tokens = [
+        text("adapter.alora.invocation_tokens"),
+        9_u32.to_le_bytes().to_vec(),
+        4_u32.to_le_bytes().to_vec(),
+        1_u64.to_le_bytes().to_vec(),
+        5_u32.to_le_bytes().to_vec(),
+    ]
+    .concat();
     refused_with(&with(3, tokens), &good(), &["aLoRA"]);
-    refused_with(&keys(), &pair("blk.0.ffn_gate_exps", [2, 256], [128, 2]), &["blk.0.ffn_gate_exps.weight", "no model"]);
+    refused_with(
+        &keys(),
+        &pair("blk.0.ffn_gate_exps", [2, 256], [128, 2]),
+        &["blk.0.ffn_gate_exps.weight", "no model"],
+    );
     refused_with(&keys(), &pair("blk.0.attn_k", [3, 256], [128, 2]), &["the other factor"]);
     refused_with(&keys(), &pair("blk.0.attn_k", [2, 256], [130, 2]), &["[130, 256]"]);
     refused_with(&keys(), &pair("blk.0.attn_k", [0, 256], [128, 0]), &["no rank"]);
@@ -385,4 +411,208 @@ fn gguf_adapters_that_are_wrong_are_named() {
     refused(&base, &path, &["how many heads", "attn_k"]);
     std::fs::write(base.join("config.json"), r#"{"model_type": "llama", "num_attention_heads": 128}"#).unwrap();
     refused(&base, &path, &["not 128 heads of pairs of rows", "attn_k"]);
+}
+
+/// A part of a diffusion pipeline, with what another program made of an adapter there.
+fn of_pipeline(pipeline: &str, adapter: &str, part: &str, tolerance: f32) {
+    let folder = data("diffusion").join(pipeline);
+    let file = folder.join(format!("{adapter}.safetensors"));
+    let got = merged(&folder.join(part), &file, 1.0).unwrap();
+    let want = floats(&folder.join(format!("{adapter}.{part}.safetensors")));
+    agrees(&got, &want, tolerance, &format!("{pipeline} {adapter} {part}"));
+    let before = std::fs::read_dir(folder.join(part)).unwrap().map(|item| item.unwrap().path());
+    let before = before.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    for (name, values) in before.flat_map(|path| floats(&path)) {
+        assert!(want.contains_key(&name) || got[&name] == values, "{adapter}: {name} changed");
+    }
+}
+
+#[test]
+fn adapters_of_diffusion_models_are_merged_as_diffusers_fuses_them() {
+    for (pipeline, adapter, parts) in [
+        ("sd", "kohya", &["unet", "text_encoder"][..]),
+        ("sd", "kohya-conv", &["unet"]),
+        ("sd", "diffusers", &["unet", "text_encoder"]),
+        ("sd", "diffusers-old", &["unet", "text_encoder"]),
+        ("sdxl", "kohya", &["unet", "text_encoder", "text_encoder_2"]),
+    ] {
+        parts.iter().for_each(|part| of_pipeline(pipeline, adapter, part, 2e-6));
+    }
+}
+
+#[test]
+fn adapters_of_lycoris_are_merged_as_it_merges_them() {
+    for adapter in ["locon", "locon-tucker", "locon-dora", "loha", "lokr", "lokr-full", "lokr-low"] {
+        of_pipeline("sd", adapter, "unet", 2e-6);
+    }
+}
+
+/// The same weights under the names of the file in which SDXL was published.
+#[test]
+fn a_checkpoint_in_one_file_takes_adapters_by_its_own_names() {
+    let scratch = Scratch::new("single-file");
+    let file = data("diffusion/sdxl/kohya.safetensors");
+    let mut base = Values::new();
+    for (name, (shape, _)) in floats(&file) {
+        let Some(flat) = name.strip_prefix("lora_unet_").and_then(|name| name.strip_suffix(".lora_up.weight")) else {
+            continue;
+        };
+        let rows = shape[0];
+        let down = &floats(&file)[&format!("lora_unet_{flat}.lora_down.weight")].0;
+        let shape = [&[rows], &down[1..]].concat();
+        let path = dotted(flat);
+        let n = shape.iter().product::<usize>();
+        base.insert(format!("model.diffusion_model.{path}.weight"), (shape, vec![0.0; n]));
+    }
+    assert_eq!(base.len(), 56);
+    write(&scratch.join("sdxl.safetensors"), &base);
+    let got = merged(&scratch.join("sdxl.safetensors"), &file, 1.0).unwrap();
+    // What is added to zeros is what diffusers added to its folder.
+    let fused = floats(&data("diffusion/sdxl/kohya.unet.safetensors"));
+    let before = floats(&data("diffusion/sdxl/unet/diffusion_pytorch_model.safetensors"));
+    let pair = [
+        (
+            "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        ),
+        ("middle_block.0.in_layers.2", "mid_block.resnets.0.conv1"),
+        ("output_blocks.3.0.skip_connection", "up_blocks.1.resnets.0.conv_shortcut"),
+    ];
+    for (own, other) in pair {
+        let (fused, before) = (&fused[&format!("{other}.weight")].1, &before[&format!("{other}.weight")].1);
+        let delta = &got[&format!("model.diffusion_model.{own}.weight")].1;
+        let worst =
+            delta.iter().zip(fused.iter().zip(before)).fold(0.0_f32, |most, (d, (a, b))| most.max((d - (a - b)).abs()));
+        assert!(worst < 1e-6 && delta.iter().any(|x| x.abs() > 1e-3), "{own}: {worst}");
+    }
+}
+
+/// `input_blocks_4_1_x_y` with dots where this file's names have them.
+fn dotted(flat: &str) -> String {
+    let mut path = flat.to_owned();
+    for word in [
+        "input_blocks",
+        "output_blocks",
+        "middle_block",
+        "transformer_blocks",
+        "proj_in",
+        "in_layers",
+        "skip_connection",
+        "to_q",
+        "to_v",
+        "to_out",
+    ] {
+        path = path.replace(word, &word.replace('_', "-"));
+    }
+    path.replace('_', ".").replace('-', "_")
+}
+
+#[test]
+fn an_inspection_knows_adapters_of_diffusion_models() {
+    let found = inspected(&data("diffusion/sd/kohya.safetensors"));
+    assert_eq!((found.writer.as_str(), found.peft_type.as_str()), ("kohya's sd-scripts or LyCORIS", "LORA"));
+    assert_eq!((found.r, found.lora_alpha), (Some(4), Some(2.0)));
+    let found = inspected(&data("diffusion/sd/lokr-low.safetensors"));
+    assert_eq!((found.peft_type.as_str(), found.r), ("LOKR", Some(2)));
+    // Ranks differ.
+    let found = inspected(&data("diffusion/sd/diffusers.safetensors"));
+    assert_eq!((found.writer.as_str(), found.r, found.lora_alpha), ("diffusers", None, None));
+}
+
+#[test]
+fn adapters_of_diffusion_models_that_are_wrong_are_named() {
+    const Q: &str = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+    let scratch = Scratch::new("wrong-kohya");
+    let unet = data("diffusion/sd/unet");
+    let file = scratch.join("style.safetensors");
+    let tensors = floats(&data("diffusion/sd/kohya.safetensors"));
+    let refused_after = |words: &[&str], change: &dyn Fn(&mut Values)| {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        write(&file, &tensors);
+        refused(&unet, &file, words);
+    };
+    let renamed = |tensors: &mut Values, from: &str, to: &str| {
+        for end in ["lora_down.weight", "lora_up.weight", "alpha"] {
+            let tensor = tensors.remove(&format!("{from}.{end}")).unwrap();
+            tensors.insert(format!("{to}.{end}"), tensor);
+        }
+    };
+    refused_after(&["lora_unet_mid_block_other", "matches nothing"], &|tensors| {
+        renamed(tensors, Q, "lora_unet_mid_block_other")
+    });
+    refused_after(&[Q, "`diff`", "program that trained it"], &|tensors| {
+        tensors.insert(format!("{Q}.diff"), (vec![16, 16], vec![0.0; 256]));
+    });
+    refused_after(&["a tensor of LOHA", "one of LORA"], &|tensors| {
+        tensors.insert("lora_unet_x.hada_w1_a".into(), (vec![2, 2], vec![0.0; 4]));
+    });
+    refused_after(&[Q, "alpha of 0"], &|tensors| tensors.get_mut(&format!("{Q}.alpha")).unwrap().1[0] = 0.0);
+    refused_after(&[Q, "expected one number"], &|tensors| {
+        tensors.insert(format!("{Q}.alpha"), (vec![2], vec![1.0; 2]));
+    });
+    refused_after(&[Q, "NaN"], &|tensors| tensors.get_mut(&format!("{Q}.alpha")).unwrap().1[0] = f32::NAN);
+    refused_after(&["partner", "missing"], &|tensors| {
+        tensors.remove(&format!("{Q}.lora_up.weight"));
+    });
+    refused_after(&["magnitudes of inputs", "dora_scale"], &|tensors| {
+        tensors.insert(format!("{Q}.dora_scale"), (vec![1, 16], vec![1.0; 16]));
+    });
+    refused_after(&["a kernel between 4 and 4 channels"], &|tensors| {
+        tensors.insert(format!("{Q}.lora_mid.weight"), (vec![3, 4, 3, 3], vec![1.0; 108]));
+    });
+    refused_after(&["alphas alone"], &|tensors| tensors.retain(|name, _| name.ends_with(".alpha")));
+    refused_after(&["none of its tensors is for this part"], &|tensors| {
+        tensors.retain(|name, _| name.starts_with("lora_te_"))
+    });
+    // A base that is no part of a pipeline, and a text encoder of which the folder does not say which it is.
+    write(&file, &tensors);
+    refused(&data("mlx/lora/base"), &file, &["no part of one", "diffusers pipeline"]);
+    std::fs::create_dir(scratch.join("encoder")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(data("diffusion/sd/text_encoder").join(name), scratch.join("encoder").join(name)).unwrap();
+    }
+    refused(&scratch.join("encoder"), &file, &["does not say which", "text_encoder_2"]);
+    // Several in a folder.
+    write(&scratch.join("two/a.safetensors"), &tensors);
+    write(&scratch.join("two/b.safetensors"), &tensors);
+    refused(&unet, &scratch.join("two"), &["several adapters: a.safetensors, b.safetensors"]);
+    std::fs::remove_file(scratch.join("two/b.safetensors")).unwrap();
+    assert!(merged(&unet, &scratch.join("two"), 1.0).is_ok());
+    // Names with underscores that stand for two modules.
+    let mut base = floats(&unet.join("diffusion_pytorch_model.safetensors"));
+    let name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+    let tensor = base[name].clone();
+    base.insert(name.replace("attn1.to_q", "attn1_to.q"), tensor);
+    write(&scratch.join("unet/x.safetensors"), &base);
+    std::fs::copy(unet.join("config.json"), scratch.join("unet/config.json")).unwrap();
+    refused(&scratch.join("unet"), &file, &["could be", "attn1_to.q"]);
+}
+
+#[test]
+fn what_diffusers_says_of_scaling_is_held_to() {
+    let scratch = Scratch::new("metadata");
+    let unet = data("diffusion/sd/unet");
+    let file = scratch.join("pytorch_lora_weights.safetensors");
+    let tensors = floats(&data("diffusion/sd/diffusers.safetensors"));
+    let with = |metadata: &str| {
+        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let all: Vec<_> = tensors.iter().map(|(name, (shape, values))| (name, shape, bytes(values))).collect();
+        let views = all.iter().map(|(name, shape, bytes)| {
+            ((*name).clone(), TensorView::new(safetensors::Dtype::F32, (*shape).clone(), bytes).unwrap())
+        });
+        let metadata = [("lora_adapter_metadata".to_owned(), metadata.to_owned())].into();
+        safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), &file).unwrap();
+    };
+    for (metadata, words) in [
+        ("{", "not a JSON object"),
+        (r#"{"unet.r": 8, "unet.lora_alpha": 8}"#, "the metadata says rank 8"),
+        (r#"{"unet.r": "x"}"#, "`r` is \"x\", expected a number"),
+        (r#"{"unet.alora_invocation_tokens": [1]}"#, "aLoRA"),
+    ] {
+        with(metadata);
+        refused(&unet, &scratch.0, &[words, "pytorch_lora_weights.safetensors"]);
+    }
+    with(r#"{"other": 3}"#);
+    assert!(merged(&unet, &scratch.0, 1.0).is_ok());
 }

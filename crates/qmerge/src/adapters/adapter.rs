@@ -93,7 +93,8 @@ impl Adapter {
             return Err(malformed("the adapter holds no tensors").in_file(&store.path_of(&file)));
         }
         if tensors.gguf.as_ref().is_some_and(|keys| keys.text("general.type") != Some("adapter")) {
-            return Err(unsupported("a GGUF file that holds a model or what belongs to one, not an adapter").in_file(&store.path_of(&file)));
+            return Err(unsupported("a GGUF file that holds a model or what belongs to one, not an adapter")
+                .in_file(&store.path_of(&file)));
         }
         let dialect = Foreign { tensors: &tensors, config: config.as_ref() }.dialect();
         match dialect {
@@ -118,7 +119,18 @@ impl Adapter {
         let files: Vec<&str> = std::iter::once(file).chain(merged.iter().map(String::as_str)).collect();
         let tensors = Checkpoint::open_weights_in(store.clone(), &files)?;
         let (keys, stated) = Default::default();
-        Ok(Self { path: store.path().to_path_buf(), weight, config, writer: "PEFT", tensors, left_out, method, keys, stated, dialect: None })
+        Ok(Self {
+            path: store.path().to_path_buf(),
+            weight,
+            config,
+            writer: "PEFT",
+            tensors,
+            left_out,
+            method,
+            keys,
+            stated,
+            dialect: None,
+        })
     }
 
     fn of_dialect(
@@ -135,8 +147,11 @@ impl Adapter {
         for (name, arrangement) in found.arrangements {
             tensors.arrange(&name, arrangement)?;
         }
-        if let Some((module, _)) = found.stated.iter().find(|(_, stated)| stated.rank == 0 || !stated.scale.is_finite()) {
-            return Err(malformed(format!("the factors of `{module}` have no rank, or no finite factor")).in_file(&file));
+        if let Some((module, _)) = found.stated.iter().find(|(_, stated)| stated.rank == 0 || !stated.scale.is_finite())
+        {
+            return Err(
+                malformed(format!("the factors of `{module}` have no rank, or no finite factor")).in_file(&file)
+            );
         }
         let config = config::of_json(found.config, &at).map_err(|error| error.in_file(&at))?;
         let method = configured(&config, &[ADAPTERS, &[&dialects::Whole]].concat())?;
@@ -221,8 +236,9 @@ impl Adapter {
         let known = modules.into_iter().zip(places).filter_map(|(module, place)| Some((module.to_owned(), place?)));
         let known: HashMap<String, Place> = known.collect();
         if !known.is_empty() && known.values().all(|place| *place == Place::Elsewhere) {
-            return Err(mismatch("none of its tensors is for this part of the pipeline")
-                .with_hint("its names begin with the part that they are for: take that folder of the pipeline as the base"));
+            return Err(mismatch("none of its tensors is for this part of the pipeline").with_hint(
+                "its names begin with the part that they are for: take that folder of the pipeline as the base",
+            ));
         }
         Ok(known)
     }

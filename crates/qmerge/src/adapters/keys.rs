@@ -74,7 +74,9 @@ impl Key {
             Role::Own(marker @ ("lora_A" | "lora_B"), false) => format!("base_model.model.{module}.{marker}.weight"),
             Role::Own(marker, false) => format!("base_model.model.{module}.{marker}"),
             Role::Parameter(parameter) => format!("base_model.model.{module}.{parameter}"),
-            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => format!("base_model.model.{module}"),
+            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => {
+                format!("base_model.model.{module}")
+            }
         }
     }
 }

@@ -59,9 +59,9 @@ mod vera;
 use std::fmt::Debug;
 
 pub use adapter::Adapter;
+pub(crate) use adapter::read_floats;
 #[doc(hidden)]
 pub use adapter::weight_files;
-pub(crate) use adapter::read_floats;
 #[doc(hidden)]
 pub use beside::MERGED as MERGED_BESIDE;
 pub use beside::{BESIDE_ADAPTER, LeftOut};

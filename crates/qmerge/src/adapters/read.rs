@@ -85,7 +85,8 @@ pub(super) fn read(
         let config = names.checkpoint.config.as_ref();
         let head = heads.map(|heads| heads.rows_of_one(config, site.shape.0)).transpose();
         let head = head.map_err(|error| error.in_tensor(tensors.first()))?;
-        let module = Module { path, depth: *depth, head, stated, adapter, tensors, shared: &shared, site, largest, options };
+        let module =
+            Module { path, depth: *depth, head, stated, adapter, tensors, shared: &shared, site, largest, options };
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }

@@ -50,9 +50,11 @@ impl Checkpoint {
             && sorted.iter().copied().eq(0..split.len());
         if block != 1 || !sound {
             let (dtype, have) = (entry.dtype, entry.shape.clone());
-            return Err(unsupported(format!("stored as {dtype} of shape {have:?}, which cannot be put into another order"))
-                .in_file(self.file_of_number(at))
-                .in_tensor(name));
+            return Err(unsupported(format!(
+                "stored as {dtype} of shape {have:?}, which cannot be put into another order"
+            ))
+            .in_file(self.file_of_number(at))
+            .in_tensor(name));
         }
         entry.shape = shape;
         if sorted == axes {

@@ -84,10 +84,7 @@ const KINDS: &[AdapterKind] = &[
                 || [".lora_down.weight", ".lora_up.weight", ".lora_mid.weight"].iter().any(|end| name.ends_with(end))
         },
     },
-    AdapterKind {
-        what: "an MLX adapter",
-        names: |name| name.ends_with(".lora_a") || name.ends_with(".lora_b"),
-    },
+    AdapterKind { what: "an MLX adapter", names: |name| name.ends_with(".lora_a") || name.ends_with(".lora_b") },
     AdapterKind {
         what: "an adapter",
         names: |name| name.starts_with("base_model.model.") || name.contains(".lora_A.") || name.contains(".lora_B."),
@@ -116,9 +113,7 @@ pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     if let Some(kind) = kind_of(&checkpoint.entries) {
-        return Err(unsupported(format!("{}, not a model", kind.what))
-            .in_file(place)
-            .with_hint(ADAPTER));
+        return Err(unsupported(format!("{}, not a model", kind.what)).in_file(place).with_hint(ADAPTER));
     }
     refuse_empty(checkpoint)
 }
@@ -157,9 +152,7 @@ pub(super) fn refuse_empty(checkpoint: &Checkpoint) -> Result<()> {
 pub(super) fn no_weights(folder: &Path, names: &[&str]) -> Error {
     let is = |wanted: &str| names.contains(&wanted);
     if names.iter().any(|name| name.starts_with("adapter_model")) {
-        return unsupported("this folder holds an adapter, not a model")
-            .in_file(folder)
-            .with_hint(ADAPTER);
+        return unsupported("this folder holds an adapter, not a model").in_file(folder).with_hint(ADAPTER);
     }
     if is("model_index.json") {
         return unsupported("a diffusers pipeline: its models are in the folders below")

@@ -59,7 +59,8 @@ impl Dialect for Diffusers {
         let mut scaled = 0;
         for entry in &file.tensors.entries {
             let name = entry.name.as_str();
-            if let Some(module) = name.strip_suffix(".alpha").filter(|_| entry.elements() == 1 && part(name).is_some()) {
+            if let Some(module) = name.strip_suffix(".alpha").filter(|_| entry.elements() == 1 && part(name).is_some())
+            {
                 let alpha = read_floats(file.tensors, name)?.first().copied().unwrap_or(0.0);
                 let module = as_peft_calls(module);
                 let reason = "it stands in the factor of its module's product";
@@ -74,7 +75,8 @@ impl Dialect for Diffusers {
             // The oldest names are those of attention processors.
             let module = if end.starts_with('_') { as_peft_calls(path) } else { path.to_owned() };
             if marker == "lora_A" {
-                let rank = *entry.shape.first().ok_or_else(|| mismatch("no shape, expected a matrix").in_tensor(name))?;
+                let rank =
+                    *entry.shape.first().ok_or_else(|| mismatch("no shape, expected a matrix").in_tensor(name))?;
                 ranks.insert(module.clone(), rank);
             }
             scaled += usize::from(marker == "lora_magnitude_vector");
@@ -87,7 +89,9 @@ impl Dialect for Diffusers {
                 (None, Some(config)) => {
                     let (said, scale) = config.scaling(path)?;
                     if said != *rank {
-                        return Err(mismatch(format!("the metadata says rank {said} for `{module}`, whose A has rank {rank}")));
+                        return Err(mismatch(format!(
+                            "the metadata says rank {said} for `{module}`, whose A has rank {rank}"
+                        )));
                     }
                     scale
                 }
@@ -170,9 +174,15 @@ mod tests {
     #[test]
     fn old_names_are_those_of_modules() {
         for (old, want) in [
-            ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q", "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"),
+            (
+                "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q",
+                "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+            ),
             ("unet.x.attn2.processor.to_out", "unet.x.attn2.to_out.0"),
-            ("text_encoder.text_model.encoder.layers.1.self_attn.to_out", "text_encoder.text_model.encoder.layers.1.self_attn.out_proj"),
+            (
+                "text_encoder.text_model.encoder.layers.1.self_attn.to_out",
+                "text_encoder.text_model.encoder.layers.1.self_attn.out_proj",
+            ),
             ("text_encoder.text_model.encoder.layers.1.mlp.fc1", "text_encoder.text_model.encoder.layers.1.mlp.fc1"),
             ("x", "x"),
         ] {

@@ -49,11 +49,8 @@ const SINGLE_FILE: &[(&str, Part)] = &[
 impl<'a> Parts<'a> {
     /// Those of a base. Errors if it is nothing that a pipeline consists of, as far as its names say.
     pub(super) fn of(names: &Names<'a>) -> Result<Self> {
-        let modules: Vec<&'a str> = names
-            .weights
-            .iter()
-            .filter_map(|claim| claim.weight.name().strip_suffix(".weight"))
-            .collect();
+        let modules: Vec<&'a str> =
+            names.weights.iter().filter_map(|claim| claim.weight.name().strip_suffix(".weight")).collect();
         let mut held: Vec<(Part, Index<'a>)> = Vec::new();
         for (prefix, part) in SINGLE_FILE {
             let paths: Vec<&'a str> = modules.iter().filter_map(|module| module.strip_prefix(prefix)).collect();
@@ -105,7 +102,8 @@ impl<'a> Index<'a> {
             }
         };
         // Blocks of a U-Net have as many residual layers going down as the first.
-        let layers = modules.iter().filter_map(|path| path.strip_prefix("down_blocks.0.resnets.")).filter_map(number).max();
+        let layers =
+            modules.iter().filter_map(|path| path.strip_prefix("down_blocks.0.resnets.")).filter_map(number).max();
         let layers = layers.map(|last| last.saturating_add(1));
         for path in modules {
             add(path.replace('.', "_"), path);
@@ -158,7 +156,9 @@ fn first_published(path: &str, layers: usize) -> Option<String> {
     let place = match (side, kind) {
         ("down_blocks", "resnets") => format!("input_blocks.{}.0", at(layer.checked_add(1)?)?),
         ("down_blocks", "attentions") => format!("input_blocks.{}.1", at(layer.checked_add(1)?)?),
-        ("down_blocks", "downsamplers") if inner == "conv" => return Some(format!("input_blocks.{}.0.op", at(blocks)?)),
+        ("down_blocks", "downsamplers") if inner == "conv" => {
+            return Some(format!("input_blocks.{}.0.op", at(blocks)?));
+        }
         ("mid_block", "resnets") => format!("middle_block.{}", layer.checked_mul(2)?),
         ("mid_block", "attentions") => "middle_block.1".to_owned(),
         ("up_blocks", "resnets") => format!("output_blocks.{}.0", at(layer)?),
@@ -223,7 +223,10 @@ mod tests {
             ("conv_in", "input_blocks.0.0"),
             ("down_blocks.0.resnets.0.conv1", "input_blocks.1.0.in_layers.2"),
             ("down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
-            ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "input_blocks.4.1.transformer_blocks.0.attn1.to_q"),
+            (
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+                "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+            ),
             ("down_blocks.2.resnets.1.time_emb_proj", "input_blocks.8.0.emb_layers.1"),
             ("mid_block.resnets.1.conv2", "middle_block.2.out_layers.3"),
             ("mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
@@ -232,7 +235,13 @@ mod tests {
         ] {
             assert_eq!(first_published(own, 2).as_deref(), Some(want), "{own}");
         }
-        for own in ["down_blocks.x.resnets.0.conv1", "down_blocks.0.resnets", "mid_block.other.0.x", "down_blocks.0.resnets.0.x", ""] {
+        for own in [
+            "down_blocks.x.resnets.0.conv1",
+            "down_blocks.0.resnets",
+            "mid_block.other.0.x",
+            "down_blocks.0.resnets.0.x",
+            "",
+        ] {
             assert_eq!(first_published(own, 2), None, "{own}");
         }
         assert_eq!(first_published(&format!("down_blocks.{}.attentions.1.x", usize::MAX), 2), None);

@@ -15,8 +15,7 @@ use crate::open::arranged::Arrangement;
 #[derive(Debug)]
 pub(super) struct Gguf;
 
-const PEFT_FOLDER: &str =
-    "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from";
+const PEFT_FOLDER: &str = "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from";
 
 impl Dialect for Gguf {
     fn writer(&self) -> &'static str {
@@ -36,13 +35,15 @@ impl Dialect for Gguf {
             None => return Err(malformed("the key `adapter.type` is missing: the kind of adapter is unknown")),
         }
         if keys.get("adapter.alora.invocation_tokens").is_some() {
-            return Err(unsupported("an aLoRA acts only behind its invocation tokens, so no fixed weight can hold its effect")
-                .with_hint("serve the base with the adapter kept apart"));
+            return Err(unsupported(
+                "an aLoRA acts only behind its invocation tokens, so no fixed weight can hold its effect",
+            )
+            .with_hint("serve the base with the adapter kept apart"));
         }
         let alpha = match keys.get("adapter.lora.alpha") {
             None => 0.0,
-            Some(Value::Float(alpha)) => alpha,
-            Some(_) => return Err(malformed("the key `adapter.lora.alpha` is not a float")),
+            Some(Value::Float(alpha)) if alpha.is_finite() => alpha,
+            Some(_) => return Err(malformed("the key `adapter.lora.alpha` is no finite float")),
         };
         let architecture = keys.architecture();
         let layout = File::of(file.tensors).ok().flatten().ok_or_else(|| {
@@ -50,13 +51,15 @@ impl Dialect for Gguf {
         })?;
         let mut found = Translation::default();
         found.config.insert("peft_type".into(), "LORA".into());
-        let repository = keys.text("general.base_model.0.repo_url").and_then(|url| url.strip_prefix("https://huggingface.co/"));
+        let repository =
+            keys.text("general.base_model.0.repo_url").and_then(|url| url.strip_prefix("https://huggingface.co/"));
         if let Some(base) = repository {
             found.config.insert("base_model_name_or_path".into(), base.into());
         }
         for entry in &file.tensors.entries {
             let name = entry.name.as_str();
-            let Some((stored, end)) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "lora_a" | "lora_b")) else {
+            let Some((stored, end)) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "lora_a" | "lora_b"))
+            else {
                 let reason = "llama.cpp passes over what is no factor in an adapter";
                 found.keys.insert(name.to_owned(), Key::of(name, Role::PassedOver(reason)));
                 continue;
@@ -67,7 +70,8 @@ impl Dialect for Gguf {
                     .in_tensor(name));
             };
             if !entry.dtype.is_plain_float() {
-                return Err(refuse(format!("stored as {}, and factors are read as F32, F16 or BF16", entry.dtype)).in_tensor(name));
+                return Err(refuse(format!("stored as {}, and factors are read as F32, F16 or BF16", entry.dtype))
+                    .in_tensor(name));
             }
             let &[rows, cols] = &entry.shape[..] else {
                 return Err(refuse(format!("shape {:?}, expected a matrix", entry.shape)).in_tensor(name));
@@ -81,9 +85,14 @@ impl Dialect for Gguf {
                 (true, false) => rows,
                 (false, _) => cols,
             };
-            let stated = Stated { rank, scale: if alpha == 0.0 { 1.0 } else { alpha / rank as f64 }, heads: place.heads };
+            let stated =
+                Stated { rank, scale: if alpha == 0.0 { 1.0 } else { alpha / rank as f64 }, heads: place.heads };
             if let Some(before) = found.stated.insert(place.module.clone(), stated).filter(|before| *before != stated) {
-                return Err(mismatch(format!("rank {rank}, but the other factor of `{stored}` has rank {}", before.rank)).in_tensor(name));
+                return Err(mismatch(format!(
+                    "rank {rank}, but the other factor of `{stored}` has rank {}",
+                    before.rank
+                ))
+                .in_tensor(name));
             }
             let marker = match (is_a, place.is_table) {
                 (true, false) => "lora_A",
@@ -101,8 +110,12 @@ impl Dialect for Gguf {
         let Ok(Some(layout)) = File::of(&adapter.tensors) else { return Ok(()) };
         let own = layout.architecture();
         let (what, fits) = match names.checkpoint.gguf.as_deref() {
-            Some(keys) => (format!("a GGUF file of the architecture `{}`", keys.architecture()), keys.architecture() == own),
-            None => (format!("of the type `{}`", names.model_type()), layout.model_types().contains(&names.model_type())),
+            Some(keys) => {
+                (format!("a GGUF file of the architecture `{}`", keys.architecture()), keys.architecture() == own)
+            }
+            None => {
+                (format!("of the type `{}`", names.model_type()), layout.model_types().contains(&names.model_type()))
+            }
         };
         if fits {
             return Ok(());

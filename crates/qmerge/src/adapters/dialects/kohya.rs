@@ -61,7 +61,8 @@ impl Dialect for Kohya {
 
     fn claims(&self, file: &Foreign<'_>) -> bool {
         file.mostly(|name| {
-            name.split_once('.').is_some_and(|(module, _)| PREFIXES.iter().any(|(prefix, _)| module.starts_with(prefix)))
+            name.split_once('.')
+                .is_some_and(|(module, _)| PREFIXES.iter().any(|(prefix, _)| module.starts_with(prefix)))
         })
     }
 
@@ -129,7 +130,8 @@ impl Dialect for Kohya {
 impl Found<'_> {
     /// Rank and factor; none where there is nothing but an alpha, or a factor is missing, which the method tells.
     fn stated(&self, tensors: &Checkpoint, module: &str) -> Result<Option<Stated>> {
-        let rank = |marker: &str, axis: usize| self.tensors.get(marker).and_then(|entry| entry.shape.get(axis)).copied();
+        let rank =
+            |marker: &str, axis: usize| self.tensors.get(marker).and_then(|entry| entry.shape.get(axis)).copied();
         let is_whole = |marker: &str| self.tensors.contains_key(marker);
         if let Some(entry) = self.tensors.get("lora_magnitude_vector")
             && entry.shape.iter().skip(1).any(|len| *len != 1)
@@ -151,13 +153,17 @@ impl Found<'_> {
             _ if whole => None,
             None => None,
             Some(entry) if entry.elements() == 1 => read_floats(tensors, &entry.name)?.first().copied().map(f64::from),
-            Some(entry) => return Err(mismatch(format!("shape {:?}, expected one number", entry.shape)).in_tensor(&entry.name)),
+            Some(entry) => {
+                return Err(mismatch(format!("shape {:?}, expected one number", entry.shape)).in_tensor(&entry.name));
+            }
         };
         if alpha == Some(0.0) {
             let name = self.alpha.map_or("", |entry| entry.name.as_str());
-            return Err(unsupported(format!("an alpha of 0: sd-scripts takes it for the rank, {rank}, and others for a factor of 0"))
-                .in_tensor(name)
-                .with_hint(format!("write the alpha of `{module}` that is meant")));
+            return Err(unsupported(format!(
+                "an alpha of 0: sd-scripts takes it for the rank, {rank}, and others for a factor of 0"
+            ))
+            .in_tensor(name)
+            .with_hint(format!("write the alpha of `{module}` that is meant")));
         }
         Ok(Some(Stated { rank, scale: alpha.map_or(1.0, |alpha| alpha / rank as f64), heads: None }))
     }

@@ -31,7 +31,8 @@ impl Dialect for Mlx {
     fn claims(&self, file: &Foreign<'_>) -> bool {
         let trained = |name: &str| [".lora_a", ".lora_b"].iter().any(|end| name.ends_with(end));
         let is_configured = |config: &Map<String, Value>| {
-            !config.contains_key("peft_type") && (config.contains_key("fine_tune_type") || config.contains_key("lora_parameters"))
+            !config.contains_key("peft_type")
+                && (config.contains_key("fine_tune_type") || config.contains_key("lora_parameters"))
         };
         // A GGUF file's names end so too, and go on from a tensor's.
         let is_weight = |name: &str| [".weight.lora_a", ".weight.lora_b"].iter().any(|end| name.ends_with(end));
@@ -53,7 +54,9 @@ impl Dialect for Mlx {
             "full" => read_whole(file, &mut found),
             "lora" | "dora" => read_factors(file, config, kind == "dora", &mut found)?,
             other => {
-                return Err(unsupported(format!("`fine_tune_type` is \"{other}\", and this version reads lora, dora and full")));
+                return Err(unsupported(format!(
+                    "`fine_tune_type` is \"{other}\", and this version reads lora, dora and full"
+                )));
             }
         }
         Ok(found)
@@ -119,8 +122,11 @@ fn read_factors(file: &Foreign<'_>, config: &Map<String, Value>, dora: bool, fou
             let stated = Stated { rank, scale, heads: None };
             let before = found.stated.insert(module.to_owned(), stated).filter(|before| *before != stated);
             if let Some(before) = before {
-                return Err(mismatch(format!("rank {rank}, but the other factor of `{module}` has rank {}", before.rank))
-                    .in_tensor(&entry.name));
+                return Err(mismatch(format!(
+                    "rank {rank}, but the other factor of `{module}` has rank {}",
+                    before.rank
+                ))
+                .in_tensor(&entry.name));
             }
         }
         found.keys.insert(entry.name.clone(), Key::of(module, Role::Own(marker, false)));
@@ -162,7 +168,8 @@ fn scale(config: &Map<String, Value>) -> Result<f64> {
 /// True for the names that MLX's models have for embeddings. A wrong guess is an error later, since the shapes do not fit then.
 fn is_embedding(module: &str) -> bool {
     let last = module.rsplit('.').next().unwrap_or(module);
-    ["embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "tok_embeddings", "embedding", "embeddings", "embed"].contains(&last)
+    ["embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "tok_embeddings", "embedding", "embeddings", "embed"]
+        .contains(&last)
 }
 
 #[cfg(test)]
@@ -180,7 +187,10 @@ mod tests {
         assert_eq!(scale_of(json!({"rank": 8, "scale": 20.0, "dropout": 0.0})).unwrap(), 20.0);
         assert_eq!(scale_of(json!({"rank": 8, "alpha": 8, "scale": 2})).unwrap(), 2.0);
         for (parameters, words) in [
-            (json!({"rank": 8, "alpha": 16, "scale": 10.0}), "is 10 in what mlx-lm writes today, and scale · alpha / rank = 20"),
+            (
+                json!({"rank": 8, "alpha": 16, "scale": 10.0}),
+                "is 10 in what mlx-lm writes today, and scale · alpha / rank = 20",
+            ),
             (json!({"alpha": 16, "scale": 10.0}), "no `rank`"),
             (json!({"rank": 8}), "no `scale`"),
             (json!({"rank": 8, "scale": "x"}), "expected a number"),

@@ -112,7 +112,7 @@ impl Translation {
     fn tell_scaling(&mut self, rank: &str, alpha: &str) {
         let mut all = self.stated.values();
         let Some(first) = all.next().copied() else { return };
-        if all.all(|other| *other == first) {
+        if all.all(|other| (other.rank, other.scale) == (first.rank, first.scale)) {
             self.config.insert(rank.into(), first.rank.into());
             self.config.insert(alpha.into(), (first.scale * first.rank as f64).into());
         }
@@ -129,7 +129,8 @@ pub(super) fn find(store: &dyn Store, is_one: impl Fn(&str) -> bool) -> Result<O
     let items = store.list("")?.into_iter().filter(|item: &Item| item.kind == ItemKind::File && weights(&item.name));
     // A model's shards are not looked into one by one.
     let names: Vec<String> = items.map(|item| item.name).collect();
-    let found: Vec<String> = if names.len() > MOST { Vec::new() } else { names.into_iter().filter(|name| is_one(name)).collect() };
+    let found: Vec<String> =
+        if names.len() > MOST { Vec::new() } else { names.into_iter().filter(|name| is_one(name)).collect() };
     match &found[..] {
         [] => Ok(None),
         [one] => Ok(Some(one.clone())),
@@ -168,7 +169,9 @@ impl Layers for NoLayers {
         if weight == 1.0 {
             return Ok(());
         }
-        Err(usage(format!("parameters trained whole take the base's place or do not: the weight {weight} has no meaning")))
+        Err(usage(format!(
+            "parameters trained whole take the base's place or do not: the weight {weight} has no meaning"
+        )))
     }
 
     fn layer(&self, _: &Module<'_>) -> Result<Vec<Planned>> {

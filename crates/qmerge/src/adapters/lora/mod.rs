@@ -10,10 +10,10 @@ mod plain;
 
 use std::sync::Arc;
 
-#[cfg(feature = "internals")]
-pub(crate) use config::try_patterns;
 use config::Diagonal;
 pub(super) use config::LoraConfig;
+#[cfg(feature = "internals")]
+pub(crate) use config::try_patterns;
 use dora::DoraPlan;
 use low_rank::LowRankPlan;
 pub(crate) use pairs::{LoraTensors, Pair};
@@ -215,8 +215,13 @@ fn kernel(module: &Module<'_>, mid: &str, rank: usize) -> Result<usize> {
     let shape = module.shape(mid)?;
     let elements = shape.get(2..).and_then(|kernel| kernel.iter().try_fold(1_usize, |all, len| all.checked_mul(*len)));
     match (shape, elements) {
-        ([outer, inner, _, ..], Some(elements)) if [*outer, *inner] == [rank, rank] && elements <= 1 << 16 => Ok(elements),
-        _ => Err(mismatch(format!("shape {shape:?}, expected a kernel between {rank} and {rank} channels")).in_tensor(mid)),
+        ([outer, inner, _, ..], Some(elements)) if [*outer, *inner] == [rank, rank] && elements <= 1 << 16 => {
+            Ok(elements)
+        }
+        _ => {
+            Err(mismatch(format!("shape {shape:?}, expected a kernel between {rank} and {rank} channels"))
+                .in_tensor(mid))
+        }
     }
 }
 

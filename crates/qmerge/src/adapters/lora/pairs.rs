@@ -55,8 +55,11 @@ impl LoraTensors {
 
     fn sort(adapter: &Adapter, config: &LoraConfig) -> Result<Self> {
         if adapter.names_need_base() {
-            return Err(unsupported(format!("written as {} does, whose names of modules PEFT does not have: it cannot be written as PEFT's", adapter.writer))
-                .with_hint("merge it, or cut it with the program that wrote it"));
+            return Err(unsupported(format!(
+                "written as {} does, whose names of modules PEFT does not have: it cannot be written as PEFT's",
+                adapter.writer
+            ))
+            .with_hint("merge it, or cut it with the program that wrote it"));
         }
         let mut parts = Self::default();
         let mut factors: HashMap<(String, usize, Role), &str> = HashMap::new();

@@ -200,6 +200,12 @@ impl Adapter {
         self.method.is_none().then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
     }
 
+    /// What lies beside its weights and belongs to it, as a tokenizer may; none where the adapter is one file, whose folder says nothing of it.
+    pub fn beside(&self) -> Option<&dyn Store> {
+        let alone = self.dialect.is_some_and(|dialect| !dialect.is_folder());
+        (!alone).then_some(&*self.tensors.store)
+    }
+
     /// Its weight file.
     pub fn file(&self) -> &Path {
         self.tensors.files.first().map_or(self.path.as_path(), |file| file.path())

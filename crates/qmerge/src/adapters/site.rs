@@ -126,19 +126,21 @@ impl<'a> Site<'a> {
         Self::by_expert(names, name, family, prefix, (first, others))
     }
 
-    /// A projection of all experts, as MLX calls it (`switch_mlp.gate_proj`), where each expert has its own matrices on disk.
+    /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
     fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
-        let found = module.rsplit_once('.').and_then(|(path, leaf)| Some((path.strip_suffix("switch_mlp")?, leaf)));
-        let (Some((before, leaf)), Some(family)) = (found, names.arch.experts) else { return Ok(None) };
-        let stack = format!("{before}experts");
-        let which = ["gate_proj", "up_proj", "down_proj"].iter().position(|name| *name == leaf);
+        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.arch.experts) else { return Ok(None) };
+        let (stack, leaves) = match path.strip_suffix("switch_mlp") {
+            Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
+            None => (path.to_owned(), ["w1", "w3", "w2"]),
+        };
+        let which = leaves.iter().position(|name| *name == leaf);
         let (Some(which), Some(prefix)) = (which, prefix(&family, &stack)) else { return Ok(None) };
         if let Some(claim) = stacked(names, &family, prefix, which / 2)? {
             return Err(unsupported(format!(
                 "`{module}` of all experts lies in `{}`, in which this version changes single experts or all of them together only",
                 claim.weight.name()
             ))
-            .with_hint("merge it into the MLX folder, or into a checkpoint that has a tensor per expert"));
+            .with_hint("merge it into a checkpoint that has a tensor per expert, or let the program that trained it write a PEFT adapter"));
         }
         let projection = family.each.get(which).copied().unwrap_or(leaf);
         Self::by_expert(names, module.to_owned(), &family, prefix, (projection, &[]))

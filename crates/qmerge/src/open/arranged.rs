@@ -12,12 +12,15 @@ pub(super) struct Order {
     axes: Vec<(usize, usize)>,
     /// Bytes of an element.
     size: usize,
+    /// Bytes of the tensor in the file.
+    stored: u64,
 }
 
 /// How a tensor of a file is to be seen: its elements as an array of the dimensions `split`, the axes of that put into the order of `axes`, and all taken as an
-/// array of the dimensions `shape`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// array of the dimensions `shape`. Where there are to be `copies`, the first axis of the file, of length 1, counts so often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Arrangement {
+    pub(crate) copies: usize,
     pub(crate) split: Vec<usize>,
     pub(crate) axes: Vec<usize>,
     pub(crate) shape: Vec<usize>,
@@ -26,27 +29,32 @@ pub(crate) struct Arrangement {
 impl Arrangement {
     /// A matrix (rows, cols) as (cols, rows).
     pub(crate) fn turned(rows: usize, cols: usize) -> Self {
-        Self { split: vec![rows, cols], axes: vec![1, 0], shape: vec![cols, rows] }
+        Self { split: vec![rows, cols], axes: vec![1, 0], shape: vec![cols, rows], ..Self::default() }
     }
 
     /// The same elements in the same order, under other dimensions.
     pub(crate) fn reshaped(shape: &[usize]) -> Self {
-        Self { split: shape.to_vec(), axes: (0..shape.len()).collect(), shape: shape.to_vec() }
+        Self { split: shape.to_vec(), axes: (0..shape.len()).collect(), shape: shape.to_vec(), ..Self::default() }
     }
 }
+
+/// More experts than these no model has.
+const MOST_COPIES: usize = 4096;
 
 impl Checkpoint {
     /// Sees a tensor otherwise from now on. Errors if its elements are no whole bytes, or not so many.
     pub(crate) fn arrange(&mut self, name: &str, arrangement: Arrangement) -> Result<()> {
         let Some(&at) = self.by_name.get(name) else { return Ok(()) };
         let Some(entry) = self.entries.get_mut(at) else { return Ok(()) };
-        let Arrangement { split, axes, shape } = arrangement;
+        let Arrangement { copies, split, axes, shape } = arrangement;
+        let copies = copies.max(1);
         let (block, size) = entry.dtype.block();
         let elements = |dims: &[usize]| dims.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64));
         let mut sorted = axes.clone();
         sorted.sort_unstable();
         let sound = elements(&split) == Some(entry.elements())
-            && elements(&shape) == Some(entry.elements())
+            && elements(&shape) == entry.elements().checked_mul(copies as u64)
+            && (copies == 1 || split.first() == Some(&1) && copies <= MOST_COPIES)
             && sorted.iter().copied().eq(0..split.len());
         if block != 1 || !sound {
             let (dtype, have) = (entry.dtype, entry.shape.clone());
@@ -56,8 +64,10 @@ impl Checkpoint {
             .in_file(self.file_of_number(at))
             .in_tensor(name));
         }
+        let stored = entry.bytes;
+        entry.bytes = stored.saturating_mul(copies as u64);
         entry.shape = shape;
-        if sorted == axes {
+        if sorted == axes && copies == 1 {
             self.orders.remove(name);
             return Ok(());
         }
@@ -69,8 +79,11 @@ impl Checkpoint {
                 *step = product;
             }
         }
-        let axis = |axis: &usize| Some((*split.get(*axis)?, *steps.get(*axis)?));
-        let order = Order { axes: axes.iter().filter_map(axis).collect(), size: size as usize };
+        let axis = |axis: &usize| match *axis {
+            0 if copies > 1 => Some((copies, 0)),
+            at => Some((*split.get(at)?, *steps.get(at)?)),
+        };
+        let order = Order { axes: axes.iter().filter_map(axis).collect(), size: size as usize, stored };
         self.orders.insert(name.to_owned(), order);
         Ok(())
     }
@@ -81,7 +94,7 @@ impl Checkpoint {
 
     /// Reads bytes of a tensor that is seen in another order than the file's: all of it is read for that.
     pub(super) fn read_ordered(&self, entry: &Entry, order: &Order, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let mut stored = vec![0; entry.bytes as usize];
+        let mut stored = vec![0; order.stored as usize];
         let outside = || self.error(entry, Kind::Bug, "elements that lie outside of it");
         let file = self.files.get(entry.file).ok_or_else(outside)?;
         file.read_at(entry.start, &mut stored).map_err(|error| error.in_tensor(&entry.name))?;
@@ -150,15 +163,33 @@ mod tests {
         checkpoint.arrange("x", Arrangement::turned(2, 6)).unwrap();
         assert_eq!(checkpoint.get("x").unwrap().shape, [6, 2]);
         assert_eq!(values(&checkpoint), [0., 6., 1., 7., 2., 8., 3., 9., 4., 10., 5., 11.]);
-        let stack = Arrangement { split: vec![2, 3, 2], axes: vec![1, 2, 0], shape: vec![3, 4] };
+        let stack =
+            Arrangement { split: vec![2, 3, 2], axes: vec![1, 2, 0], shape: vec![3, 4], ..Arrangement::default() };
         checkpoint.arrange("x", stack).unwrap();
         assert_eq!(values(&checkpoint), [0., 6., 1., 7., 2., 8., 3., 9., 4., 10., 5., 11.]);
-        let pairs = Arrangement { split: vec![2, 3, 2], axes: vec![0, 2, 1], shape: vec![12, 1] };
+        let pairs =
+            Arrangement { split: vec![2, 3, 2], axes: vec![0, 2, 1], shape: vec![12, 1], ..Arrangement::default() };
         checkpoint.arrange("x", pairs).unwrap();
         assert_eq!(values(&checkpoint), [0., 2., 4., 1., 3., 5., 6., 8., 10., 7., 9., 11.]);
         checkpoint.arrange("x", Arrangement::reshaped(&[4, 3])).unwrap();
         assert_eq!(checkpoint.get("x").unwrap().shape, [4, 3]);
         assert_eq!(values(&checkpoint), (0..12).map(|i| i as f32).collect::<Vec<_>>());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn one_matrix_counts_for_many() {
+        let (path, mut checkpoint) = checkpoint("copies", &[1, 2, 3]);
+        let slowest = Arrangement { copies: 2, split: vec![1, 2, 3], axes: vec![0, 1, 2], shape: vec![4, 3] };
+        checkpoint.arrange("x", slowest).unwrap();
+        assert_eq!(values(&checkpoint), [0., 1., 2., 3., 4., 5., 0., 1., 2., 3., 4., 5.]);
+        std::fs::remove_file(path).unwrap();
+        let (path, mut checkpoint) = self::checkpoint("fastest", &[1, 3, 1]);
+        let fastest = Arrangement { copies: 2, split: vec![1, 3, 1], axes: vec![1, 2, 0], shape: vec![3, 2] };
+        checkpoint.arrange("x", fastest).unwrap();
+        assert_eq!(values(&checkpoint), [0., 0., 1., 1., 2., 2.]);
+        let many = Arrangement { copies: 1 << 40, split: vec![1, 3, 1], axes: vec![0, 1, 2], shape: vec![3 << 40, 1] };
+        assert!(checkpoint.arrange("x", many).is_err());
         std::fs::remove_file(path).unwrap();
     }
 
@@ -171,7 +202,7 @@ mod tests {
             (vec![2, 6], vec![1, 0], vec![6, 3]),
             (vec![usize::MAX, 6], vec![1, 0], vec![6, 2]),
         ] {
-            assert!(checkpoint.arrange("x", Arrangement { split, axes, shape }).is_err());
+            assert!(checkpoint.arrange("x", Arrangement { split, axes, shape, ..Arrangement::default() }).is_err());
         }
         std::fs::remove_file(path).unwrap();
     }

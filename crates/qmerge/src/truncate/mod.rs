@@ -122,7 +122,7 @@ pub fn truncate(
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
-        let warnings = copy_beside(&*adapter.tensors.store, sink)?;
+        let warnings = adapter.beside().map_or_else(|| Ok(Vec::new()), |store| copy_beside(store, sink))?;
         let tensors = tensors(adapter, &parts, &done, options)?;
         Ok((
             write_adapter(sink, "", tensors, &Value::Object(plain_config(&adapter.config.json, options.rank)))?,

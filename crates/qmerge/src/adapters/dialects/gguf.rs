@@ -87,13 +87,7 @@ impl Dialect for Gguf {
             };
             let stated =
                 Stated { rank, scale: if alpha == 0.0 { 1.0 } else { alpha / rank as f64 }, heads: place.heads };
-            if let Some(before) = found.stated.insert(place.module.clone(), stated).filter(|before| *before != stated) {
-                return Err(mismatch(format!(
-                    "rank {rank}, but the other factor of `{stored}` has rank {}",
-                    before.rank
-                ))
-                .in_tensor(name));
-            }
+            found.state(&place.module, stated, name)?;
             let marker = match (is_a, place.is_table) {
                 (true, false) => "lora_A",
                 (false, false) => "lora_B",

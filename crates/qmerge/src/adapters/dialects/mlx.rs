@@ -5,11 +5,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Dialect, Foreign, Stated, Translation};
+use super::{Dialect, Foreign, Stated, Translation, no_matrix};
 use crate::adapters::config::Fields;
 use crate::adapters::keys::{Key, Role};
-use crate::error::{Result, malformed, mismatch, unsupported};
-use crate::open::Entry;
+use crate::error::{Result, malformed, unsupported};
 use crate::open::arranged::Arrangement;
 
 #[derive(Debug)]
@@ -105,29 +104,22 @@ fn read_factors(file: &Foreign<'_>, config: &Map<String, Value>, dora: bool, fou
             }
             ("lora_a", &[experts, rank, inputs]) => {
                 stacked.push(module.to_owned());
-                let rows = experts.checked_mul(rank).ok_or_else(|| wrong(entry))?;
+                let rows = experts.checked_mul(rank).ok_or_else(|| no_matrix(&entry.name, &entry.shape))?;
                 found.arrangements.push((entry.name.clone(), Arrangement::reshaped(&[rows, inputs])));
                 Some(rank)
             }
             (_, &[experts, outputs, rank]) => {
-                let cols = experts.checked_mul(rank).ok_or_else(|| wrong(entry))?;
+                let cols = experts.checked_mul(rank).ok_or_else(|| no_matrix(&entry.name, &entry.shape))?;
                 let split = vec![experts, outputs, rank];
-                let turned = Arrangement { split, axes: vec![1, 2, 0], shape: vec![outputs, cols] };
+                let turned =
+                    Arrangement { split, axes: vec![1, 2, 0], shape: vec![outputs, cols], ..Arrangement::default() };
                 found.arrangements.push((entry.name.clone(), turned));
                 Some(rank)
             }
-            _ => return Err(wrong(entry)),
+            _ => return Err(no_matrix(&entry.name, &entry.shape)),
         };
         if let Some(rank) = rank {
-            let stated = Stated { rank, scale, heads: None };
-            let before = found.stated.insert(module.to_owned(), stated).filter(|before| *before != stated);
-            if let Some(before) = before {
-                return Err(mismatch(format!(
-                    "rank {rank}, but the other factor of `{module}` has rank {}",
-                    before.rank
-                ))
-                .in_tensor(&entry.name));
-            }
+            found.state(module, Stated { rank, scale, heads: None }, &entry.name)?;
         }
         found.keys.insert(entry.name.clone(), Key::of(module, Role::Own(marker, false)));
     }
@@ -136,10 +128,6 @@ fn read_factors(file: &Foreign<'_>, config: &Map<String, Value>, dora: bool, fou
     found.config.insert("target_parameters".into(), parameters.into());
     found.tell_scaling("r", "lora_alpha");
     Ok(())
-}
-
-fn wrong(entry: &Entry) -> crate::error::Error {
-    mismatch(format!("shape {:?}, expected a matrix or a stack of them", entry.shape)).in_tensor(&entry.name)
 }
 
 /// The factor on the product. Early versions multiplied `scale` by `alpha / rank`, and a file does not say which version wrote it.

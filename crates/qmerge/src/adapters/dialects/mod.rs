@@ -9,6 +9,7 @@ mod diffusion;
 mod gguf;
 mod kohya;
 mod mlx;
+mod tinker;
 
 pub(super) use diffusion::Place;
 
@@ -20,12 +21,13 @@ use serde_json::{Map, Value};
 use super::keys::Key;
 use super::{Adapter, AdapterConfig, Layers, Markers, Module, Names, PeftMethod, Planned, ReadOptions};
 use crate::arch::gguf::Heads;
-use crate::error::{Result, usage};
+use crate::error::{Error, Result, mismatch, usage};
 use crate::open::arranged::Arrangement;
 use crate::open::{Checkpoint, Item, ItemKind, Store};
 
 /// Every program whose files are told from PEFT's.
-pub(super) static DIALECTS: &[&dyn Dialect] = &[&gguf::Gguf, &mlx::Mlx, &kohya::Kohya, &diffusers::Diffusers];
+pub(super) static DIALECTS: &[&dyn Dialect] =
+    &[&gguf::Gguf, &mlx::Mlx, &kohya::Kohya, &diffusers::Diffusers, &tinker::Tinker];
 
 /// A program that writes adapters in a way of its own.
 pub(super) trait Dialect: Debug + Sync {
@@ -107,7 +109,23 @@ pub(super) struct Stated {
     pub(super) heads: Option<Heads>,
 }
 
+/// What an adapter may be whose factors do not fit each other.
+const DAMAGED: &str = "the file is damaged, or holds what no version of the program is known to write";
+
 impl Translation {
+    /// Takes down rank and factor of a module, by one of its tensors. Errors if another said otherwise.
+    fn state(&mut self, module: &str, stated: Stated, tensor: &str) -> Result<()> {
+        match self.stated.insert(module.to_owned(), stated).filter(|before| *before != stated) {
+            Some(before) => Err(mismatch(format!(
+                "rank {}, but the other factor of `{module}` has rank {}",
+                stated.rank, before.rank
+            ))
+            .in_tensor(tensor)
+            .with_hint(DAMAGED)),
+            None => Ok(()),
+        }
+    }
+
     /// Ranks and alphas in the configuration, where all modules have the same.
     fn tell_scaling(&mut self, rank: &str, alpha: &str) {
         let mut all = self.stated.values();
@@ -138,6 +156,13 @@ pub(super) fn find(store: &dyn Store, is_one: impl Fn(&str) -> bool) -> Result<O
             .in_file(store.path())
             .with_hint("give the path of one of these files")),
     }
+}
+
+/// The error for a factor of that shape.
+fn no_matrix(tensor: &str, shape: &[usize]) -> Error {
+    mismatch(format!("shape {shape:?}, expected a matrix, or a stack of them for experts"))
+        .in_tensor(tensor)
+        .with_hint(DAMAGED)
 }
 
 /// More weight files than these in a folder are not looked into.

@@ -54,6 +54,13 @@ impl LoraTensors {
     }
 
     fn sort(adapter: &Adapter, config: &LoraConfig) -> Result<Self> {
+        if adapter.writer != "PEFT" && !adapter.config.target_parameters.is_empty() {
+            return Err(unsupported(format!(
+                "written as {} does, whose experts' factors are of projections that PEFT does not adapt one by one: it cannot be written as PEFT's",
+                adapter.writer
+            ))
+            .with_hint("merge it, or cut it with the program that wrote it"));
+        }
         if adapter.names_need_base() {
             return Err(unsupported(format!(
                 "written as {} does, whose names of modules PEFT does not have: it cannot be written as PEFT's",

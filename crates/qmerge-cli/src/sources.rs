@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use qmerge::adapters::AdapterConfig;
+use qmerge::adapters::Adapter;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open;
 
@@ -45,7 +45,7 @@ impl Command {
             let problem = format!("no base is given, and {} has no adapter_config.json to name one", adapter.display());
             return Err(Error::new(Kind::Usage, problem).with_hint("write `BASE ADAPTER`, or --base and --adapter"));
         }
-        let named = AdapterConfig::read(&path)?.base_model;
+        let named = Adapter::open(&adapter, 1.0)?.config.base_model;
         let Some(base) = named.filter(|name| !name.is_empty()) else {
             return Err(Error::new(Kind::Usage, "no base is given, and the adapter names none")
                 .in_file(&path)

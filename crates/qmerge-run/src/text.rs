@@ -64,7 +64,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// That of a model with its adapters, whose tokenizers come before the base's. A GGUF file has its own.
     pub fn of(inputs: &Inputs) -> Result<Self> {
-        let beside: Vec<&dyn Store> = inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
+        let beside: Vec<&dyn Store> = inputs.adapters.iter().filter_map(|adapter| adapter.beside()).collect();
         match &inputs.base.gguf {
             Some(metadata) if !beside.iter().any(|folder| has_tokenizer(*folder)) => {
                 Self::of_gguf(metadata, &inputs.base.path)
@@ -76,7 +76,7 @@ impl Tokenizer {
 
     /// True if a model with its adapters has one.
     pub fn is_there(inputs: &Inputs) -> bool {
-        let stores = inputs.adapters.iter().map(|adapter| &*adapter.tensors.store);
+        let stores = inputs.adapters.iter().filter_map(|adapter| adapter.beside());
         has_own(&inputs.base) || stores.into_iter().any(has_tokenizer)
     }
 

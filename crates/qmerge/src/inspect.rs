@@ -83,7 +83,9 @@ pub struct AdapterInspection {
     pub schema_version: u32,
     /// Folder.
     pub path: String,
-    /// Kind.
+    /// The program whose way of writing adapters it is in ("PEFT").
+    pub writer: String,
+    /// Kind, in PEFT's words; "FULL" where all that was trained are parameters under the base's own names.
     pub peft_type: String,
     /// Variants that are switched on ("rslora", "dora").
     pub variants: Vec<String>,
@@ -158,11 +160,7 @@ pub struct CalibrationInspection {
 /// ```
 pub fn inspect(location: &Path) -> Result<Inspection> {
     let path = open::resolve(location)?;
-    let weights = |name: &str| path.join(name).is_file();
-    let is_adapter = weights("adapter_config.json")
-        || ["adapter_model.safetensors", "adapter_model.bin"].into_iter().any(weights) && !weights("config.json")
-        || path.is_file() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter_model"));
-    if is_adapter {
+    if Adapter::is_one(&path) {
         return adapter(&path).map(Inspection::Adapter);
     }
     if path.extension().is_some_and(|ending| ending == "safetensors")
@@ -274,8 +272,8 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
     let config = &adapter.config;
     let mut seen = HashSet::new();
     for entry in &adapter.tensors.entries {
-        if let Some(module) = module(&config.peft_type, &entry.name).filter(|module| seen.insert(*module)) {
-            targets.entry(kind(module)).or_default().push(entry.shape.clone());
+        if let Some(module) = adapter.lists(&entry.name).filter(|module| seen.insert(module.clone())) {
+            targets.entry(kind(&module)).or_default().push(entry.shape.clone());
         }
     }
     let variants = [
@@ -294,12 +292,13 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
     variants.extend(init.map(|init| format!("init {init}")));
     // What the file leaves out has PEFT's default, in the kind that has the field.
     let number = |key: &str| {
-        let missing = (config.peft_type == "LORA").then_some(8.0);
+        let missing = (config.peft_type == "LORA" && adapter.writer == "PEFT").then_some(8.0);
         config.json.get(key).and_then(serde_json::Value::as_f64).or(missing)
     };
     Ok(AdapterInspection {
         schema_version: SCHEMA_VERSION,
         path: adapter.path.display().to_string(),
+        writer: adapter.writer.to_owned(),
         peft_type: config.peft_type.clone(),
         variants,
         r: number("r").map(|r| r as u64),
@@ -317,15 +316,6 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
             .collect(),
         modules_to_save: config.modules_to_save.clone(),
     })
-}
-
-/// The module that an adapter's tensor belongs to. Of a LoRA's pair, A alone counts.
-fn module<'a>(peft_type: &str, tensor: &'a str) -> Option<&'a str> {
-    if peft_type == "LORA" {
-        let pair = tensor.split_once(".lora_A").or_else(|| tensor.split_once(".lora_embedding_A"));
-        return pair.map(|(module, _)| module);
-    }
-    Some(tensor.strip_suffix(".weight").unwrap_or(tensor).rsplit_once('.')?.0)
 }
 
 /// The last name component that says what a weight is: its module's for `….weight`, else the parameter's.

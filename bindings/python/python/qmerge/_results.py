@@ -440,6 +440,7 @@ class AdapterInspection(Record):
 
     schema_version: int
     path: str
+    writer: str
     peft_type: str
     variants: list[str]
     r: Optional[int]

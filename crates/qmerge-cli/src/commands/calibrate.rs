@@ -136,7 +136,8 @@ pub(super) fn beginnings(inputs: &Inputs) -> error::Result<Beginnings> {
 fn beginnings_by(tokenizer: &Tokenizer, inputs: &Inputs) -> error::Result<Beginnings> {
     let mut beginnings = tokenizer.beginnings();
     // A chat template that came with the adapter says that it was trained on chats; the base's own says nothing of it.
-    let with_adapter = inputs.adapters.iter().any(|adapter| adapter.tensors.store.has("tokenizer.json"));
+    let with_adapter =
+        inputs.adapters.iter().filter_map(|adapter| adapter.beside()).any(|store| store.has("tokenizer.json"));
     if !with_adapter {
         beginnings.chat.clear();
     }

@@ -19,7 +19,7 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         let mut found = top().filter(|name| name.ends_with(".safetensors.index.json"));
         found.next().filter(|_| found.next().is_none())
     };
-    let adapter = ["adapter_model.safetensors", "adapter_model.bin"].into_iter().find(|name| has(name));
+    let adapter = qmerge::adapters::weight_files().find(|name| has(name));
     let tensors = |name: &str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
     let model = |name: &str| match index.and_then(|index| index.strip_suffix(".safetensors.index.json")) {
         // Whole copies under other names, as `consolidated.safetensors`, stay where they are.
@@ -27,7 +27,9 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None if has("model.safetensors") => name == "model.safetensors",
         None => tensors(name),
     };
-    let weights = |name: &str| Some(name) == adapter || tensors(name) && model(name);
+    // Of an adapter of another program than PEFT, what lies beside it is another adapter or an earlier one.
+    let alone = adapter.is_some_and(|name| !name.starts_with("adapter_model.")) && !has("config.json");
+    let weights = |name: &str| Some(name) == adapter || !alone && tensors(name) && model(name);
     // What a trainer wrote beside an adapter's own weights is merged with them.
     let beside = |name: &str| adapter.is_some() && qmerge::adapters::MERGED_BESIDE.contains(&name);
     if !top().any(weights) {
@@ -132,6 +134,8 @@ mod tests {
         let want = ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"];
         assert_eq!(chosen(&names).unwrap(), want);
         assert_eq!(chosen(&names[..2]).unwrap(), ["adapter_config.json", "adapter_model.bin"]);
+        let mlx = ["0000100_adapters.safetensors", "adapter_config.json", "adapters.safetensors"];
+        assert_eq!(chosen(&mlx).unwrap(), mlx[1..]);
     }
 
     #[test]

@@ -130,6 +130,9 @@ fn adapter(adapter: &AdapterInspection) {
         counted(adapter.tensors, "tensor"),
         bytes(adapter.bytes)
     ));
+    if adapter.writer != "PEFT" {
+        say(&format!("written as {} does", adapter.writer));
+    }
     if let Some(base) = &adapter.base_model {
         say(&format!("trained on {base}"));
     }

@@ -266,7 +266,8 @@ fn gguf_files() {
     std::fs::create_dir(folder.join("g")).unwrap();
     std::fs::write(folder.join("g/x.gguf"), b"GGUF\x03\x00\x00\x00\x00\x00").unwrap();
     for path in ["g/x.gguf", "g"] {
-        as_base_and_adapter(&folder, path, &["x.gguf", "truncated"], &["x.gguf", "GGUF", "PEFT folder"]);
+        let words = if path == "g" { ["g: ", "not an adapter"] } else { ["x.gguf", "truncated"] };
+        as_base_and_adapter(&folder, path, &["x.gguf", "truncated"], &words);
     }
     refused(folder.path(), &["inspect", "g/x.gguf"], &["x.gguf", "truncated"]);
     // Whatever it is called.
@@ -317,17 +318,27 @@ fn adapters_of_other_tools() {
     write(&folder.join("diffusers/pytorch_lora_weights.safetensors"), &diffusers);
     let flux = pair("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight");
     write(&folder.join("flux/pytorch_lora_weights.safetensors"), &flux);
-    for (path, words) in [
-        ("mlx", ["an MLX adapter", "mlx_lm.fuse"]),
-        ("mlx/adapters.safetensors", ["an MLX adapter", "mlx_lm.fuse"]),
-        ("kohya", ["kohya", "fuse_lora"]),
-        ("kohya/style.safetensors", ["kohya", "fuse_lora"]),
-        ("diffusers", ["a diffusers LoRA", "fuse_lora"]),
-        ("flux/pytorch_lora_weights.safetensors", ["a diffusers LoRA", "fuse_lora"]),
+    // As a base each is named, and as an adapter it is read: none fits this base.
+    for (path, what, why) in [
+        ("mlx", "", "the other factor"),
+        ("mlx/adapters.safetensors", "an MLX adapter", "the other factor"),
+        ("kohya", "kohya", "no part of one"),
+        ("kohya/style.safetensors", "kohya", "no part of one"),
+        ("diffusers", "a diffusers LoRA", "no part of one"),
+        ("flux/pytorch_lora_weights.safetensors", "a diffusers LoRA", "no part of one"),
     ] {
-        as_base_and_adapter(&folder, path, &words, &words);
-        refused(folder.path(), &["inspect", path], &words);
+        refused(folder.path(), &["merge", "--base", path, "--adapter", "adapter", "-o", "out"], &[what, "the base"]);
+        refused(folder.path(), &["merge", "--base", "base", "--adapter", path, "-o", "out"], &[why]);
     }
+    let output = run(folder.path(), &["inspect", "kohya"]);
+    let text = stdout(&output);
+    assert!(output.status.success() && text.contains("LORA, rank 8, alpha 4"), "{text}");
+    assert!(text.contains("written as kohya's sd-scripts or LyCORIS does"), "{text}");
+    refused(
+        folder.path(),
+        &["truncate", "--adapter", "kohya", "--rank", "1", "-o", "out"],
+        &["style.safetensors", "names of modules"],
+    );
     // PEFT's own, without its configuration: nothing is said of options that `inspect` lacks.
     std::fs::remove_file(folder.join("adapter/adapter_config.json")).unwrap();
     refused(folder.path(), &["inspect", "adapter"], &["no adapter_config.json", "copy adapter_config.json"]);

@@ -1,14 +1,19 @@
 //! An adapter's folder: its weights, its configuration, and what lies beside them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::parse as parse_config;
-use super::keys::{self, Role};
-use super::{ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, read, refused};
+use serde_json::{Map, Value};
+
+use super::beside::Beside;
+use super::dialects::{self, Dialect, Foreign, Place, Stated};
+use super::keys::{self, Key, Role};
+use super::{
+    ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, config, read, refused,
+};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, malformed, usage};
+use crate::error::{Error, Kind, Result, malformed, mismatch, unsupported, usage};
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Item, Store, model_order};
 
@@ -18,14 +23,22 @@ pub struct Adapter {
     pub path: PathBuf,
     /// Factor on its effect.
     pub weight: f64,
-    /// `adapter_config.json`.
+    /// `adapter_config.json`; of another program's file, what PEFT would write there.
     pub config: AdapterConfig,
+    /// The program whose way of writing adapters it is in ("PEFT").
+    pub writer: &'static str,
     /// Its tensors: those of its weight file, and behind them those of files beside it that are merged too.
     pub tensors: Checkpoint,
     /// Tensor files beside it that are not merged.
     pub left_out: Vec<LeftOut>,
     /// Its method with its configuration; none if it is of a kind that cannot be merged.
     method: Option<(&'static dyn PeftMethod, Box<dyn Layers>)>,
+    /// What tensors are whose names are not PEFT's.
+    keys: HashMap<String, Key>,
+    /// Ranks and factors by module, where the file states them.
+    stated: HashMap<String, Stated>,
+    /// The way in which it is written, where that is not PEFT's.
+    dialect: Option<&'static dyn Dialect>,
 }
 
 impl std::fmt::Debug for Adapter {
@@ -34,13 +47,14 @@ impl std::fmt::Debug for Adapter {
     }
 }
 
-const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
 /// Weight files of an adapter folder, in the order of preference.
 const WEIGHT_FILES: &[&str] = &["adapter_model.safetensors", "adapter_model.bin"];
 
 impl Adapter {
-    /// Opens a folder (or one of its weight files, or a hub id in the local cache). `weight` is a factor on what it does.
+    /// Opens a folder (or one of its weight files, or a hub id in the local cache), as PEFT or a program that is known writes it. `weight` is a factor on what
+    /// it does.
     ///
     /// ```
     /// # fn main() -> qmerge::error::Result<()> {
@@ -68,12 +82,29 @@ impl Adapter {
     }
 
     fn of_file(store: Arc<dyn Store>, file: Option<&str>, weight: f64) -> Result<Self> {
-        open::foreign::refuse_as_adapter(&store, file)?;
+        open::foreign::refuse_pointers_in(&*store)?;
         let file = match file {
-            Some(file) => file,
-            None => WEIGHT_FILES.iter().find(|name| store.has(name)).ok_or_else(|| Self::no_weights(&*store))?,
+            Some(file) => file.to_owned(),
+            None => weight_file(&store)?.ok_or_else(|| Self::no_weights(&*store))?,
         };
-        let Some(config) = open::small_text(&*store, CONFIG_FILE, open::MAX_CONFIG)? else {
+        let config = read_config(&*store)?;
+        let tensors = Checkpoint::open_weights_in(store.clone(), &[&file])?;
+        if tensors.entries.is_empty() {
+            return Err(malformed("the adapter holds no tensors").in_file(&store.path_of(&file)));
+        }
+        if tensors.gguf.as_ref().is_some_and(|keys| keys.text("general.type") != Some("adapter")) {
+            return Err(unsupported("a GGUF file that holds a model or what belongs to one, not an adapter")
+                .in_file(&store.path_of(&file)));
+        }
+        let dialect = Foreign { tensors: &tensors, config: config.as_ref() }.dialect();
+        match dialect {
+            Some(dialect) => Self::of_dialect(dialect, tensors, config, weight),
+            None => Self::of_peft(store, &file, config, weight),
+        }
+    }
+
+    fn of_peft(store: Arc<dyn Store>, file: &str, config: Option<Map<String, Value>>, weight: f64) -> Result<Self> {
+        let Some(config) = config else {
             return Err(Error::new(
                 Kind::Malformed,
                 "no adapter_config.json beside the weights: the scaling is unknown",
@@ -82,17 +113,74 @@ impl Adapter {
             .with_hint("copy adapter_config.json from where the adapter was trained"));
         };
         let path = store.path_of(CONFIG_FILE);
-        let config = parse_config(&config, &path).map_err(|error| error.in_file(&path))?;
-        let method = ADAPTERS.iter().find(|method| method.peft_type() == config.peft_type);
-        let configured = method.map(|method| Ok((*method, method.configure(&config)?))).transpose();
-        let method = configured.map_err(|error: Error| error.in_file(&config.path))?;
-        let beside = beside::look(&*store, file)?;
-        let files: Vec<&str> = std::iter::once(file).chain(beside.merged.iter().map(String::as_str)).collect();
+        let config = config::of_json(config, &path).map_err(|error| error.in_file(&path))?;
+        let method = configured(&config, ADAPTERS)?;
+        let Beside { merged, left_out } = beside::look(&*store, file)?;
+        let files: Vec<&str> = std::iter::once(file).chain(merged.iter().map(String::as_str)).collect();
         let tensors = Checkpoint::open_weights_in(store.clone(), &files)?;
-        if tensors.entries.is_empty() {
-            return Err(malformed("the adapter holds no tensors").in_file(&store.path_of(file)));
+        let (keys, stated) = Default::default();
+        Ok(Self {
+            path: store.path().to_path_buf(),
+            weight,
+            config,
+            writer: "PEFT",
+            tensors,
+            left_out,
+            method,
+            keys,
+            stated,
+            dialect: None,
+        })
+    }
+
+    fn of_dialect(
+        dialect: &'static dyn Dialect,
+        mut tensors: Checkpoint,
+        config: Option<Map<String, Value>>,
+        weight: f64,
+    ) -> Result<Self> {
+        let file = tensors.files.first().map_or(tensors.path.as_path(), |file| file.path()).to_path_buf();
+        let at = if config.is_some() { tensors.store.path_of(CONFIG_FILE) } else { file.clone() };
+        // What is wrong with a tensor is wrong with the weights.
+        let place = |error: Error| if error.tensor().is_some() { error.in_file(&file) } else { error.in_file(&at) };
+        let found = dialect.read(&Foreign { tensors: &tensors, config: config.as_ref() }).map_err(place)?;
+        for (name, arrangement) in found.arrangements {
+            tensors.arrange(&name, arrangement)?;
         }
-        Ok(Self { path: store.path().to_path_buf(), weight, config, tensors, left_out: beside.left_out, method })
+        if let Some((module, _)) = found.stated.iter().find(|(_, stated)| stated.rank == 0 || !stated.scale.is_finite())
+        {
+            return Err(
+                malformed(format!("the factors of `{module}` have no rank, or no finite factor")).in_file(&file)
+            );
+        }
+        let config = config::of_json(found.config, &at).map_err(|error| error.in_file(&at))?;
+        let method = configured(&config, &[ADAPTERS, &[&dialects::Whole]].concat())?;
+        // A file by itself is known by its own name.
+        let path = if dialect.is_folder() { tensors.store.path().to_path_buf() } else { file };
+        Ok(Self {
+            path,
+            weight,
+            config,
+            writer: dialect.writer(),
+            tensors,
+            left_out: Vec::new(),
+            method,
+            keys: found.keys,
+            stated: found.stated,
+            dialect: Some(dialect),
+        })
+    }
+
+    /// True if a folder or file is an adapter, whatever is wrong with it.
+    pub(crate) fn is_one(path: &Path) -> bool {
+        if path.is_dir() {
+            let store: Arc<dyn Store> = Arc::new(LocalFolder::new(path));
+            let is_model = store.has("config.json") || store.has("model_index.json");
+            return store.has(CONFIG_FILE) || !is_model && weight_file(&store).map_or(true, |file| file.is_some());
+        }
+        let Some(file) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
+        let store: Arc<dyn Store> = Arc::new(LocalFolder::of_file(path));
+        file.starts_with("adapter_model") || is_foreign(&store, &file)
     }
 
     fn no_weights(store: &dyn Store) -> Error {
@@ -102,7 +190,7 @@ impl Adapter {
         let error =
             malformed(format!("no {} in this folder: not an adapter", WEIGHT_FILES.join(" or "))).in_file(store.path());
         match &nested[..] {
-            [] => error.with_hint("pass the folder that PEFT's save_pretrained wrote"),
+            [] => error.with_hint("pass the folder that PEFT's save_pretrained wrote, or the file of another program"),
             _ => error.with_hint(format!("the adapters are in {}", nested.join(", "))),
         }
     }
@@ -112,9 +200,63 @@ impl Adapter {
         self.method.is_none().then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
     }
 
+    /// What lies beside its weights and belongs to it, as a tokenizer may; none where the adapter is one file, whose folder says nothing of it.
+    pub fn beside(&self) -> Option<&dyn Store> {
+        let alone = self.dialect.is_some_and(|dialect| !dialect.is_folder());
+        (!alone).then_some(&*self.tensors.store)
+    }
+
     /// Its weight file.
     pub fn file(&self) -> &Path {
         self.tensors.files.first().map_or(self.path.as_path(), |file| file.path())
+    }
+
+    /// What a tensor is.
+    pub(super) fn key(&self, name: &str) -> Key {
+        self.keys.get(name).cloned().unwrap_or_else(|| keys::parse(name))
+    }
+
+    /// The module that a tensor is of, as an inspection lists them: of a LoRA's pair A alone counts, and what is no module's own does not.
+    pub(crate) fn lists(&self, name: &str) -> Option<String> {
+        let key = self.key(name);
+        let is_lora = self.config.peft_type == "LORA";
+        let counts = match key.role {
+            Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
+            Role::Parameter(_) | Role::Tokens => !is_lora,
+            Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
+        };
+        counts.then_some(key.module)
+    }
+
+    /// The name under which PEFT would write a tensor.
+    pub(crate) fn as_peft_writes(&self, name: &str) -> String {
+        self.keys.get(name).map_or_else(|| keys::as_peft_writes(name), Key::as_peft_writes)
+    }
+
+    /// Where a base has modules, by the names that the adapter has for them; those that are not among them stay as they are called.
+    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Place>> {
+        let Some(dialect) = self.dialect.filter(|dialect| dialect.names_need_base()) else { return Ok(HashMap::new()) };
+        let modules: BTreeSet<&str> = self.keys.values().map(|key| key.module.as_str()).collect();
+        let modules: Vec<&str> = modules.into_iter().collect();
+        let places = dialect.places(names, &modules)?;
+        let known = modules.into_iter().zip(places).filter_map(|(module, place)| Some((module.to_owned(), place?)));
+        let known: HashMap<String, Place> = known.collect();
+        if !known.is_empty() && known.values().all(|place| *place == Place::Elsewhere) {
+            return Err(mismatch("none of its tensors is for this part of the pipeline").with_hint(
+                "its names begin with the part that they are for: take that folder of the pipeline as the base",
+            ));
+        }
+        Ok(known)
+    }
+
+    /// True if what its names of modules mean is only known beside a base.
+    pub(super) fn names_need_base(&self) -> bool {
+        self.dialect.is_some_and(|dialect| dialect.names_need_base())
+    }
+
+    /// Rank and factor of a module, where the file states them.
+    pub(super) fn stated(&self, module: &str) -> Option<Stated> {
+        self.stated.get(module).copied()
     }
 
     /// Modules whose change is zero, as it is before training, since the factors that begin at zero still are; in the model's order, and beside them the number
@@ -123,7 +265,7 @@ impl Adapter {
         let zero_at_first = self.method.as_ref().map_or(&[][..], |(_, layers)| layers.zero_at_first());
         let mut modules: BTreeMap<String, bool> = BTreeMap::new();
         for entry in &self.tensors.entries {
-            let key = keys::parse(&entry.name);
+            let key = self.key(&entry.name);
             if matches!(key.role, Role::Own(marker, _) if zero_at_first.contains(&marker)) {
                 *modules.entry(key.module).or_insert(true) &= self.is_zero(entry);
             }
@@ -149,12 +291,52 @@ impl Adapter {
         let (method, layers) =
             self.method.as_ref().ok_or_else(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))?;
         layers.refuse(options, self.weight).map_err(|error| error.in_file(&self.config.path))?;
+        if let Some(dialect) = self.dialect {
+            dialect.check_base(self, names).map_err(|error| error.in_file(self.file()))?;
+        }
         let mut changes =
             read::read(self, *method, layers.as_ref(), names, options).map_err(|error| error.in_file(self.file()))?;
-        changes.refuse_twice().map_err(|error| error.in_file(self.file()))?;
+        changes.refuse_twice(self).map_err(|error| error.in_file(self.file()))?;
         changes.account(&self.tensors);
         Ok(changes)
     }
+}
+
+/// Names that weight files of adapters have, in the order of preference.
+pub fn weight_files() -> impl Iterator<Item = &'static str> {
+    let others = dialects::DIALECTS.iter().flat_map(|dialect| dialect.files());
+    WEIGHT_FILES.iter().chain(others).copied()
+}
+
+/// The weight file of a folder: PEFT's own where it is there.
+fn weight_file(store: &Arc<dyn Store>) -> Result<Option<String>> {
+    match WEIGHT_FILES.iter().find(|name| store.has(name)) {
+        Some(file) => Ok(Some((*file).to_owned())),
+        None => dialects::find(&**store, |file| is_foreign(store, file)),
+    }
+}
+
+/// True for a file that another program than PEFT wrote.
+fn is_foreign(store: &Arc<dyn Store>, file: &str) -> bool {
+    let Ok(tensors) = Checkpoint::open_weights_in(Arc::clone(store), &[file]) else { return false };
+    let config = read_config(&**store).unwrap_or_default();
+    Foreign { tensors: &tensors, config: config.as_ref() }.dialect().is_some()
+}
+
+fn read_config(store: &dyn Store) -> Result<Option<Map<String, Value>>> {
+    let path = store.path_of(CONFIG_FILE);
+    let text = open::small_text(store, CONFIG_FILE, open::MAX_CONFIG)?;
+    text.map(|text| config::object(&text).map_err(|error| error.in_file(&path))).transpose()
+}
+
+/// The method that a configuration is of, with what it says.
+fn configured(
+    config: &AdapterConfig,
+    methods: &[&'static dyn PeftMethod],
+) -> Result<Option<(&'static dyn PeftMethod, Box<dyn Layers>)>> {
+    let method = methods.iter().find(|method| method.peft_type() == config.peft_type);
+    let configured = method.map(|method| Ok((*method, method.configure(config)?))).transpose();
+    configured.map_err(|error: Error| error.in_file(&config.path))
 }
 
 /// Reads a whole adapter tensor as f32 and checks that it is finite.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Placed, keys};
+use super::{Adapter, Placed};
 use crate::error::{Error, Result, mismatch};
 use crate::open::Checkpoint;
 
@@ -59,12 +59,12 @@ pub struct Addition {
 
 impl Changes {
     /// Errors if two modules of the adapter ended in one weight: each was trained on its own, so one of them was named wrongly.
-    pub(super) fn refuse_twice(&self) -> Result<()> {
+    pub(super) fn refuse_twice(&self, adapter: &Adapter) -> Result<()> {
         let mut taken = HashMap::new();
         for edit in &self.edits {
             let (target, Some(tensor)) = (edit.target.as_str(), edit.tensors.first()) else { continue };
             if let Some(other) = taken.insert((target, edit.plan.part), tensor.as_str())
-                && keys::parse(other).module != keys::parse(tensor).module
+                && adapter.key(other).module != adapter.key(tensor).module
             {
                 return Err(twice(target, other, tensor));
             }

@@ -141,8 +141,16 @@ impl Task {
 
 /// Parses the document. `path` is remembered, not read.
 pub(crate) fn parse(text: &str, path: &Path) -> Result<AdapterConfig> {
-    let json: Map<String, Value> =
-        open::json::parse_object(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
+    of_json(object(text)?, path)
+}
+
+/// Parses a JSON object.
+pub(super) fn object(text: &str) -> Result<Map<String, Value>> {
+    open::json::parse_object(text).map_err(|error| malformed(format!("not a JSON object: {error}")))
+}
+
+/// Takes a document for a configuration. `path` is remembered, not read.
+pub(super) fn of_json(json: Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
     let fields = Fields(&json);
     let peft_type =
         fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
@@ -164,7 +172,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<AdapterConfig> {
 }
 
 /// Typed access; null counts as missing.
-pub(super) struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl Fields<'_> {
     fn get(&self, key: &str) -> Option<&Value> {

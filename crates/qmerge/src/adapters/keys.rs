@@ -20,6 +20,8 @@ pub(super) enum Role {
     TrainingOnly,
     /// The untrained original of a module in `modules_to_save`.
     Original,
+    /// What the program that wrote it passes over, and why.
+    PassedOver(&'static str),
 }
 
 /// A parsed name.
@@ -35,6 +37,13 @@ pub(super) struct Key {
     pub(super) wrapped: bool,
     /// True if the method says that it is a parameter that was trained whole.
     pub(super) whole: bool,
+}
+
+impl Key {
+    /// A tensor of a module that nothing wraps.
+    pub(super) fn of(module: &str, role: Role) -> Self {
+        Self { module: module.to_owned(), depth: 0, role, wrapped: false, whole: false }
+    }
 }
 
 /// Components that wrappers insert anywhere.
@@ -54,6 +63,22 @@ pub(super) fn parse(name: &str) -> Key {
     module.retain(|component| *component != "base_layer");
     wrapped |= module.len() != before;
     Key { module: module.join("."), depth, role, wrapped, whole }
+}
+
+impl Key {
+    /// The name under which PEFT would write the tensor.
+    pub(super) fn as_peft_writes(&self) -> String {
+        let Self { module, role, .. } = self;
+        match role {
+            Role::Own(marker, true) => format!("base_model.model.{module}.{marker}.bias"),
+            Role::Own(marker @ ("lora_A" | "lora_B"), false) => format!("base_model.model.{module}.{marker}.weight"),
+            Role::Own(marker, false) => format!("base_model.model.{module}.{marker}"),
+            Role::Parameter(parameter) => format!("base_model.model.{module}.{parameter}"),
+            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => {
+                format!("base_model.model.{module}")
+            }
+        }
+    }
 }
 
 /// The name under which PEFT would write a tensor: with the prefix, without wrappers' infixes, and without the adapter's own name behind a factor.

@@ -56,6 +56,9 @@ impl Scaling {
 
     /// Rank and scaling of a module.
     pub(super) fn of(&self, module: &Module<'_>) -> Result<(usize, f64)> {
+        if let Some(stated) = module.stated() {
+            return Ok((stated.rank, stated.scale));
+        }
         let rank = self.rank_pattern.rank(module.name(), self.r)?;
         let alpha = self.alpha_pattern.lookup(module.name())?.unwrap_or(self.alpha);
         Ok((rank, alpha / rank as f64))

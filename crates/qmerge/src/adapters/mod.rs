@@ -7,6 +7,7 @@
 //! - `read`: the way over all tensors and modules, which puts every tensor into one of four places: merged, replaced, ignored for a stated reason, or
 //!   unused, which is an error unless allowed;
 //! - `names`, `site` and `place`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
+//! - `dialects`: files that other programs than PEFT wrote, as what PEFT's would say;
 //! - `parameters` and `tokens`: modules trained whole, and trained rows of embeddings.
 //!
 //! The reference for the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
@@ -23,6 +24,7 @@ mod c3a;
 mod changes;
 mod config;
 mod delora;
+mod dialects;
 mod factored;
 mod fourierft;
 mod gralora;
@@ -59,6 +61,8 @@ use std::fmt::Debug;
 pub use adapter::Adapter;
 pub(crate) use adapter::read_floats;
 #[doc(hidden)]
+pub use adapter::weight_files;
+#[doc(hidden)]
 pub use beside::MERGED as MERGED_BESIDE;
 pub use beside::{BESIDE_ADAPTER, LeftOut};
 #[doc(hidden)]
@@ -66,7 +70,6 @@ pub use changes::{Addition, Changes, PlannedEdit, Replacement};
 #[cfg(feature = "internals")]
 pub(crate) use config::parse as parse_config;
 pub use config::{AdapterConfig, Task};
-pub(crate) use keys::as_peft_writes;
 #[cfg(feature = "internals")]
 pub(crate) use lora::try_patterns;
 pub(crate) use lora::{LoraTensors, Pair, plain_config};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::dialects::Stated;
 use super::place::shipped_base;
 use super::site::Site;
 use super::{Adapter, ReadOptions, read_floats};
@@ -29,7 +30,7 @@ impl Tensors {
     }
 
     /// The name of one of them.
-    fn first(&self) -> &str {
+    pub(super) fn first(&self) -> &str {
         self.by_marker.values().next().map_or("", String::as_str)
     }
 
@@ -47,6 +48,10 @@ pub struct Module<'a> {
     pub(super) path: &'a str,
     /// Wrappers that lie around it and are not its own.
     pub(super) depth: usize,
+    /// Rank and factor that the file states for it, before the configuration.
+    pub(super) stated: Option<Stated>,
+    /// Rows of a head, where the adapter's rows of each are paired by neighbours and the model's by halves.
+    pub(super) head: Option<usize>,
     pub(super) adapter: &'a Adapter,
     pub(super) tensors: &'a Tensors,
     pub(super) shared: &'a BTreeMap<String, Arc<Shared>>,
@@ -75,6 +80,11 @@ impl<'a> Module<'a> {
     /// Factor on the adapter's effect that the user asked for.
     pub fn weight(&self) -> f64 {
         self.adapter.weight
+    }
+
+    /// Rank and factor that the adapter's file states for it alone, before the configuration.
+    pub(super) fn stated(&self) -> Option<Stated> {
+        self.stated
     }
 
     /// Choices of what adapters mean.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::keys::{self, Role};
+use super::keys::Role;
 use super::site::{Kind, Site, Turned, flattened, turned};
 use super::{Adapter, ChangePlan, Module, Names, On, Placed, Planned, PlannedEdit};
 use crate::arch::Experts;
@@ -180,7 +180,7 @@ fn ships_base(adapter: &Adapter, module: &str) -> bool {
 /// The base of this module, if the adapter brings it along.
 pub(super) fn shipped_base<'a>(adapter: &'a Adapter, module: &str) -> Option<&'a Entry> {
     adapter.tensors.entries.iter().find(|entry| {
-        let key = keys::parse(&entry.name);
+        let key = adapter.key(&entry.name);
         key.module == module && key.role == Role::Parameter("weight".into())
     })
 }

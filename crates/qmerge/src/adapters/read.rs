@@ -1,12 +1,13 @@
 //! The way over an adapter's tensors, the same for all methods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::keys::{self, Role};
+use super::dialects::{Place, Stated};
+use super::keys::Role;
 use super::site::Site;
 use super::{Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, parameters, tokens};
-use crate::error::Result;
+use crate::error::{Result, counted};
 
 /// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
 pub(super) fn read(
@@ -19,15 +20,30 @@ pub(super) fn read(
     let mut changes = Changes::default();
     // By path and by depth of the wrappers around it.
     let mut modules: BTreeMap<(String, usize), Tensors> = BTreeMap::new();
+    let mut stated: HashMap<(String, usize), Stated> = HashMap::new();
+    let places = adapter.places(names)?;
+    let mut elsewhere = 0;
     let mut shared: BTreeMap<String, Arc<Shared>> = BTreeMap::new();
     for entry in &adapter.tensors.entries {
-        let key = keys::parse(&entry.name);
+        let mut key = adapter.key(&entry.name);
         let name = entry.name.clone();
+        let scaling = adapter.stated(&key.module);
+        match places.get(&key.module) {
+            Some(Place::At(path)) => key.module.clone_from(path),
+            Some(Place::Elsewhere) => {
+                elsewhere += 1;
+                changes.ignored.push((name, "for another part of the pipeline than the base is"));
+                continue;
+            }
+            None => {}
+        }
         match &key.role {
             // What another method calls so is nothing that this one knows.
             Role::Own(marker, _) if !method.markers().own.contains(marker) => {}
             Role::Own(marker, bias) => {
-                modules.entry((key.module, key.depth)).or_default().insert((*marker, *bias), &name)?;
+                let own = (key.module, key.depth);
+                stated.extend(scaling.map(|scaling| (own.clone(), scaling)));
+                modules.entry(own).or_default().insert((*marker, *bias), &name)?;
             }
             // PEFT writes some once for the model, and again for each layer.
             Role::Shared(marker) if shared.contains_key(marker) => {
@@ -42,8 +58,17 @@ pub(super) fn read(
             }
             Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
             Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
+            Role::PassedOver(reason) => changes.ignored.push((name, reason)),
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
+    }
+    if elsewhere > 0 {
+        changes.warnings.push(format!(
+            "{}: {} for other parts of the pipeline, which this base is none of: merge {} into those too",
+            adapter.path.display(),
+            counted(elsewhere, "tensor is", "tensors are"),
+            if elsewhere == 1 { "it" } else { "them" }
+        ));
     }
     let mut sites = Vec::new();
     for ((path, depth), tensors) in &modules {
@@ -55,7 +80,13 @@ pub(super) fn read(
     let shapes = sites.iter().map(|(.., site)| site.shape);
     let largest = shapes.fold((0, 0), |largest, shape| (shape.0.max(largest.0), shape.1.max(largest.1)));
     for (path, depth, tensors, site) in &sites {
-        let module = Module { path, depth: *depth, adapter, tensors, shared: &shared, site, largest, options };
+        let stated = stated.get(&((*path).clone(), *depth)).copied();
+        let heads = stated.and_then(|stated| stated.heads);
+        let config = names.checkpoint.config.as_ref();
+        let head = heads.map(|heads| heads.rows_of_one(config, site.shape.0)).transpose();
+        let head = head.map_err(|error| error.in_tensor(tensors.first()))?;
+        let module =
+            Module { path, depth: *depth, head, stated, adapter, tensors, shared: &shared, site, largest, options };
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }

@@ -7,7 +7,7 @@
 
 use super::{Adapter, Names};
 use crate::arch::{self, Experts};
-use crate::error::{Result, mismatch};
+use crate::error::{Result, mismatch, unsupported};
 use crate::formats::Claim;
 
 /// Where the base holds a module's matrix.
@@ -59,6 +59,8 @@ impl<'a> Site<'a> {
         } else if let Some(parameter) = parameter(adapter, names, module, wrapper)?
             && let Some(site) = Self::of_parameter(names, module, &parameter)?
         {
+            return Ok(Some(site));
+        } else if let Some(site) = Self::of_switch(names, module)? {
             return Ok(Some(site));
         }
         Self::layer(adapter, names, module)
@@ -119,12 +121,42 @@ impl<'a> Site<'a> {
 
     /// The parameter is stacked in the adapter's model, but on disk each expert has its own matrices.
     fn each(names: &Names<'a>, name: String, family: &Experts, prefix: &str, which: usize) -> Result<Option<Self>> {
+        let [gate, up, down] = family.each;
+        let (first, others): (&str, &[&str]) = if which == 0 { (gate, &[up]) } else { (down, &[]) };
+        Self::by_expert(names, name, family, prefix, (first, others))
+    }
+
+    /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
+    fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
+        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.arch.experts) else { return Ok(None) };
+        let (stack, leaves) = match path.strip_suffix("switch_mlp") {
+            Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
+            None => (path.to_owned(), ["w1", "w3", "w2"]),
+        };
+        let which = leaves.iter().position(|name| *name == leaf);
+        let (Some(which), Some(prefix)) = (which, prefix(&family, &stack)) else { return Ok(None) };
+        if let Some(claim) = stacked(names, &family, prefix, which / 2)? {
+            return Err(unsupported(format!(
+                "`{module}` of all experts lies in `{}`, in which this version changes single experts or all of them together only",
+                claim.weight.name()
+            ))
+            .with_hint("merge it into a checkpoint that has a tensor per expert, or let the program that trained it write a PEFT adapter"));
+        }
+        let projection = family.each.get(which).copied().unwrap_or(leaf);
+        Self::by_expert(names, module.to_owned(), &family, prefix, (projection, &[]))
+    }
+
+    fn by_expert(
+        names: &Names<'a>,
+        name: String,
+        family: &Experts,
+        prefix: &str,
+        (first, others): (&str, &[&str]),
+    ) -> Result<Option<Self>> {
         let weight = |expert: usize, projection: &str| {
             let named = |module| names.exact(&format!("{prefix}{module}.{expert}.{projection}.weight"));
             family.modules.iter().find_map(named)
         };
-        let [gate, up, down] = family.each;
-        let (first, others): (&str, &[&str]) = if which == 0 { (gate, &[up]) } else { (down, &[]) };
         let mut weights = Vec::new();
         while let Some(claim) = weight(weights.len(), first) {
             let mut own = vec![claim];

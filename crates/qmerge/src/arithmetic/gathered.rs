@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
-use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, plain_config, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, plain_config, read_floats};
 use crate::error::{Error, Kind, Result, mismatch, unsupported};
 use crate::open::{Checkpoint, Entry, model_order};
 use crate::write::{Data, NewTensor};
@@ -92,7 +92,7 @@ impl<'a> Gathered<'a> {
             refuse(adapter, &adapters[0])?;
             let tensors = LoraTensors::of(adapter, options)?;
             for pair in tensors.pairs {
-                let name = as_peft_writes(&pair.a);
+                let name = adapter.as_peft_writes(&pair.a);
                 let weight = weight(number, &pair.module)?;
                 let at = *by_name.entry(name).or_insert_with_key(|name| {
                     found.sites.push(site(adapter, &pair, name));
@@ -105,7 +105,7 @@ impl<'a> Gathered<'a> {
             found.training_only.extend(tensors.training_only);
             for name in tensors.others {
                 let entry = adapter.tensors.get(&name).ok_or_else(|| mismatch("missing").in_tensor(&name))?;
-                found.take_other(adapter, as_peft_writes(&name), entry)?;
+                found.take_other(adapter, adapter.as_peft_writes(&name), entry)?;
             }
         }
         if found.sites.is_empty() {
@@ -171,7 +171,7 @@ fn refuse(adapter: &Adapter, first: &Adapter) -> Result<()> {
 fn site(adapter: &Adapter, pair: &Pair, a: &str) -> Site {
     let kernel =
         |name: &str| adapter.tensors.get(name).and_then(|entry| entry.shape.get(2..)).unwrap_or_default().to_vec();
-    let b = as_peft_writes(&pair.b);
+    let b = adapter.as_peft_writes(&pair.b);
     let bias = b.strip_suffix("weight").map_or_else(|| format!("{b}.bias"), |stem| format!("{stem}bias"));
     Site {
         module: pair.module.clone(),

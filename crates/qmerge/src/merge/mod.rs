@@ -341,7 +341,7 @@ impl Run<'_> {
             return Ok(not_copied);
         }
         let base = &*self.inputs.base.store;
-        let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store).collect();
+        let adapters: Vec<&dyn Store> = self.inputs.adapters.iter().filter_map(|adapter| adapter.beside()).collect();
         // A single file among others is no model folder: only what belongs to it is known.
         if self.inputs.base.config.is_some() && !self.inputs.base.is_self_contained() && !self.plan.is_export {
             let keeps_format = self.plan.keeps_format(self.inputs);

@@ -1,10 +1,9 @@
 //! Files of other tools: recognised, so that an error names them and says what to do.
 //!
-//! How a checkpoint's *weights* are stored is the business of `formats`; here are files and folders that are no checkpoint and no PEFT
-//! adapter in the first place.
+//! How a checkpoint's *weights* are stored is the business of `formats`, and how an adapter's are that of `adapters`; here are files and folders that are no model
+//! in the first place.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::{Blob, Checkpoint, Entry, ItemKind, Metadata, Store};
 use crate::error::{Error, Result, malformed, unsupported};
@@ -16,8 +15,7 @@ const MAX_POINTER: u64 = 1024;
 /// Small files that an output takes over, by the end of their name.
 const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"];
 
-const GGUF_ADAPTER: &str =
-    "take the PEFT folder (adapter_config.json, adapter_model.safetensors) that it was made from";
+const ADAPTER: &str = "the model that it was trained on is the base, and this the adapter";
 
 /// The first bytes of an object, which say what it is before its name does. Errors if that is nothing that is read.
 pub(super) fn read_head(blob: &dyn Blob) -> Result<Vec<u8>> {
@@ -64,8 +62,6 @@ struct AdapterKind {
     what: &'static str,
     /// True for a name that this kind gives.
     names: fn(&str) -> bool,
-    /// What to do with it; `None` for PEFT's own, which is read.
-    remedy: Option<&'static str>,
 }
 
 const KINDS: &[AdapterKind] = &[
@@ -78,7 +74,6 @@ const KINDS: &[AdapterKind] = &[
             trained.iter().skip(2).any(|mark| name.contains(mark))
                 || parts.iter().any(|part| name.starts_with(part)) && trained.iter().any(|mark| name.contains(mark))
         },
-        remedy: Some("merge it with diffusers: load_lora_weights, fuse_lora, then save_pretrained"),
     },
     AdapterKind {
         what: "a kohya (sd-scripts) or LyCORIS adapter",
@@ -88,21 +83,11 @@ const KINDS: &[AdapterKind] = &[
                 .any(|start| name.starts_with(start))
                 || [".lora_down.weight", ".lora_up.weight", ".lora_mid.weight"].iter().any(|end| name.ends_with(end))
         },
-        remedy: Some(
-            "merge it with diffusers (load_lora_weights, fuse_lora, save_pretrained) or with the scripts that trained it",
-        ),
     },
-    AdapterKind {
-        what: "an MLX adapter",
-        names: |name| name.ends_with(".lora_a") || name.ends_with(".lora_b"),
-        remedy: Some(
-            "merge it with `mlx_lm.fuse`, or write it as PEFT does: each lora_a and lora_b transposed, as lora_A.weight and lora_B.weight, with an adapter_config.json",
-        ),
-    },
+    AdapterKind { what: "an MLX adapter", names: |name| name.ends_with(".lora_a") || name.ends_with(".lora_b") },
     AdapterKind {
         what: "an adapter",
         names: |name| name.starts_with("base_model.model.") || name.contains(".lora_A.") || name.contains(".lora_B."),
-        remedy: None,
     },
 ];
 
@@ -128,9 +113,7 @@ pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     if let Some(kind) = kind_of(&checkpoint.entries) {
-        return Err(unsupported(format!("{}, not a model", kind.what))
-            .in_file(place)
-            .with_hint(kind.remedy.unwrap_or("the model that it was trained on is the base, and this the adapter")));
+        return Err(unsupported(format!("{}, not a model", kind.what)).in_file(place).with_hint(ADAPTER));
     }
     refuse_empty(checkpoint)
 }
@@ -138,7 +121,7 @@ pub(super) fn refuse_as_model(checkpoint: &Checkpoint) -> Result<()> {
 /// Refuses GGUF files that hold something else than a language model, by what they say of themselves.
 fn refuse_gguf(metadata: &Metadata) -> Result<()> {
     match (metadata.text("general.type").unwrap_or("model"), metadata.architecture()) {
-        ("adapter", _) => Err(unsupported("a GGUF adapter, not a model").with_hint(GGUF_ADAPTER)),
+        ("adapter", _) => Err(unsupported("a GGUF adapter, not a model").with_hint(ADAPTER)),
         ("imatrix", _) => Err(unsupported("an importance matrix, not a model").with_hint("it goes with --imatrix")),
         ("mmproj", _) | (_, "clip") => Err(unsupported("what helps a model to see (mmproj), not the model")
             .with_hint("the model is the GGUF file beside it")),
@@ -146,41 +129,6 @@ fn refuse_gguf(metadata: &Metadata) -> Result<()> {
             .with_hint("take a file that llama.cpp's converter wrote")),
         _ => Ok(()),
     }
-}
-
-/// Refuses an adapter of another tool: in the file of that name, or in those of the folder. Whatever else is wrong with it is not looked at here.
-pub(crate) fn refuse_as_adapter(store: &Arc<dyn Store>, file: Option<&str>) -> Result<()> {
-    refuse_pointers_in(&**store)?;
-    let files = file.map_or_else(|| weight_files(&**store), |file| vec![file.to_owned()]);
-    for file in files {
-        let path = store.path_of(&file);
-        let head = head(&**store, &file);
-        if head.starts_with(b"GGUF") {
-            return Err(unsupported("a GGUF file, which is not read as an adapter")
-                .in_file(&path)
-                .with_hint(GGUF_ADAPTER));
-        }
-        refuse_pointer(&head).map_err(|error| error.in_file(&path))?;
-        let tensors = store.open(&file).and_then(|blob| Checkpoint::from_blobs(store.clone(), vec![blob]));
-        let Ok(tensors) = tensors else { continue };
-        if let Some(AdapterKind { what, remedy: Some(remedy), .. }) = kind_of(&tensors.entries) {
-            return Err(unsupported(format!("{what}, not one of PEFT")).in_file(&path).with_hint(*remedy));
-        }
-    }
-    Ok(())
-}
-
-/// The files of a folder that may hold an adapter: PEFT's own where it is there.
-fn weight_files(store: &dyn Store) -> Vec<String> {
-    /// More files than these are a model's shards.
-    const MOST: usize = 4;
-    let own = ["adapter_model.safetensors", "adapter_model.bin"];
-    if let Some(file) = own.into_iter().find(|file| store.has(file)) {
-        return vec![file.to_owned()];
-    }
-    let weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
-    let items = store.list("").unwrap_or_default().into_iter();
-    items.filter(|item| item.kind == ItemKind::File && weights(&item.name)).map(|item| item.name).take(MOST).collect()
 }
 
 /// Refuses tensors without elements in place of weights: what DeepSpeed's ZeRO-3 leaves of parameters that were not gathered.
@@ -204,9 +152,7 @@ pub(super) fn refuse_empty(checkpoint: &Checkpoint) -> Result<()> {
 pub(super) fn no_weights(folder: &Path, names: &[&str]) -> Error {
     let is = |wanted: &str| names.contains(&wanted);
     if names.iter().any(|name| name.starts_with("adapter_model")) {
-        return unsupported("this folder holds an adapter, not a model")
-            .in_file(folder)
-            .with_hint("the model that it was trained on is the base, and this the adapter");
+        return unsupported("this folder holds an adapter, not a model").in_file(folder).with_hint(ADAPTER);
     }
     if is("model_index.json") {
         return unsupported("a diffusers pipeline: its models are in the folders below")

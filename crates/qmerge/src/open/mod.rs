@@ -18,6 +18,7 @@
     )
 )]
 
+pub(crate) mod arranged;
 mod config;
 pub(crate) mod container;
 mod content;
@@ -140,6 +141,8 @@ pub struct Checkpoint {
     #[doc(hidden)]
     pub gguf: Option<Arc<Metadata>>,
     by_name: HashMap<String, usize>,
+    /// Orders of the tensors that are not seen as they lie in the file, by name.
+    orders: HashMap<String, arranged::Order>,
     /// What was read ahead, by name.
     ahead: Mutex<HashMap<String, Vec<u8>>>,
 }
@@ -247,6 +250,7 @@ impl Checkpoint {
             config: None,
             gguf: None,
             by_name: HashMap::new(),
+            orders: HashMap::new(),
             ahead: Mutex::default(),
         };
         for (file, Opened { blob, contents }) in opened.into_iter().enumerate() {
@@ -301,6 +305,9 @@ impl Checkpoint {
     /// Reads `buffer.len()` bytes of an entry, from `offset` within it.
     pub fn read_at(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= entry.bytes);
+        if let Some(order) = self.orders.get(&entry.name).filter(|_| end.is_some()) {
+            return self.read_ordered(entry, order, offset, buffer);
+        }
         let place = end.and_then(|_| entry.start.checked_add(offset)).zip(self.files.get(entry.file));
         let Some((start, file)) = place else {
             return Err(self.error(
@@ -343,6 +350,11 @@ impl Checkpoint {
     /// Reads the first bytes of entries in one go: all of them, or `most` where that is less.
     pub fn read_starts(&self, entries: &[&Entry], most: u64) -> Result<Vec<Vec<u8>>> {
         let mut starts: Vec<Vec<u8>> = entries.iter().map(|entry| vec![0; entry.bytes.min(most) as usize]).collect();
+        if !self.orders.is_empty() {
+            let read = |(entry, start): (&&Entry, &mut Vec<u8>)| self.read_at(entry, 0, start);
+            entries.iter().zip(&mut starts).try_for_each(read)?;
+            return Ok(starts);
+        }
         let mut by_file: Vec<Vec<(u64, &mut [u8])>> = self.files.iter().map(|_| Vec::new()).collect();
         for (entry, start) in entries.iter().zip(&mut starts) {
             match by_file.get_mut(entry.file) {

@@ -104,12 +104,15 @@ pub(super) fn repeats(adapters: &[Adapter]) -> Vec<String> {
     let mut seen: HashMap<PathBuf, usize> = HashMap::new();
     for adapter in adapters {
         let file = adapter.tensors.files.first().map_or(adapter.path.as_path(), |file| file.path());
-        *seen.entry(file.canonicalize().unwrap_or_else(|_| file.to_path_buf())).or_default() += 1;
+        let file = file.canonicalize().unwrap_or_else(|_| file.to_path_buf());
+        // A folder of one adapter is known by its own name.
+        let place = if adapter.beside().is_some() { file.parent().unwrap_or(&file).to_path_buf() } else { file };
+        *seen.entry(place).or_default() += 1;
     }
     let mut repeated: Vec<_> = seen.into_iter().filter(|(_, times)| *times > 1).collect();
     repeated.sort();
-    let say = |(file, times): (PathBuf, usize)| {
-        format!("{} is given {times} times, and its effects are summed", file.parent().unwrap_or(&file).display())
+    let say = |(place, times): (PathBuf, usize)| {
+        format!("{} is given {times} times, and its effects are summed", place.display())
     };
     repeated.into_iter().map(say).collect()
 }

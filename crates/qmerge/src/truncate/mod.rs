@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub use report::{CutWeight, Truncation};
 
-use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, as_peft_writes, plain_config, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, plain_config, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::parallel::parallel;
@@ -122,7 +122,7 @@ pub fn truncate(
     cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
     let done: Vec<Done> = done.into_iter().flatten().collect();
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
-        let warnings = copy_beside(&*adapter.tensors.store, sink)?;
+        let warnings = adapter.beside().map_or_else(|| Ok(Vec::new()), |store| copy_beside(store, sink))?;
         let tensors = tensors(adapter, &parts, &done, options)?;
         Ok((
             write_adapter(sink, "", tensors, &Value::Object(plain_config(&adapter.config.json, options.rank)))?,
@@ -247,8 +247,8 @@ fn tensors<'a>(
     let mut tensors = Vec::new();
     let mut add = |name: &str, shape: Vec<usize>, values: Vec<f32>| {
         let dtype = options.dtype.unwrap_or(entry(name)?.dtype);
-        let tensor =
-            NewTensor::of_values(as_peft_writes(name), dtype, shape, values).ok_or_else(|| overflow(name, dtype))?;
+        let tensor = NewTensor::of_values(adapter.as_peft_writes(name), dtype, shape, values)
+            .ok_or_else(|| overflow(name, dtype))?;
         tensors.push(tensor);
         Ok(())
     };

@@ -7,7 +7,7 @@ use crate::error::{Result, malformed, mismatch, unsupported};
 
 /// The fields that decide what a LoRA does.
 #[derive(Clone, Debug)]
-pub(super) struct LoraConfig {
+pub(in crate::adapters) struct LoraConfig {
     /// What all configurations have.
     pub(super) common: AdapterConfig,
     /// Rank.
@@ -45,7 +45,7 @@ pub(super) enum Diagonal {
 
 impl LoraConfig {
     /// Reads the fields. Missing ones take PEFT's defaults.
-    pub(super) fn read(config: &AdapterConfig) -> Result<Self> {
+    pub(in crate::adapters) fn read(config: &AdapterConfig) -> Result<Self> {
         let fields = config.fields();
         let r = fields.number("r")?.unwrap_or(8.0);
         if r.fract() != 0.0 || !(0.0..=1e6).contains(&r) {
@@ -66,7 +66,7 @@ impl LoraConfig {
     }
 
     /// Rank and scaling of a module after patterns.
-    pub(super) fn scaling(&self, name: &str) -> Result<(usize, f64)> {
+    pub(in crate::adapters) fn scaling(&self, name: &str) -> Result<(usize, f64)> {
         let in_file = |error: crate::error::Error| error.in_file(&self.common.path);
         let rank = self.rank_pattern.lookup(name).map_err(in_file)?.unwrap_or(self.r as f64);
         let alpha = self.alpha_pattern.lookup(name).map_err(in_file)?.unwrap_or(self.lora_alpha);
@@ -97,7 +97,7 @@ impl LoraConfig {
     }
 
     /// Refuses the variants whose effect is not a fixed change of the stored base.
-    pub(super) fn refuse(&self, options: &ReadOptions) -> Result<()> {
+    pub(in crate::adapters) fn refuse(&self, options: &ReadOptions) -> Result<()> {
         if self.common.is_set("alora_invocation_tokens") {
             return Err(unsupported(
                 "an aLoRA acts only behind its invocation tokens, so no fixed weight can hold its effect",

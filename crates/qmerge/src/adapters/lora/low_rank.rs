@@ -13,6 +13,8 @@ use crate::error::Result;
 pub(super) struct LowRankPlan {
     pub(super) a: String,
     pub(super) b: String,
+    /// The kernel between them.
+    pub(super) mid: Option<String>,
     /// Rank, inputs and outputs of one product.
     pub(super) rank: usize,
     pub(super) inputs: usize,
@@ -23,6 +25,8 @@ pub(super) struct LowRankPlan {
     /// Rounds the delta before it is added, as PEFT does for embeddings and bare parameters.
     pub(super) round: Option<Dtype>,
     pub(super) diagonal: Option<Diagonal>,
+    /// Rows of a head, where B's rows of each are paired by neighbours.
+    pub(super) head: Option<usize>,
 }
 
 impl LowRankPlan {
@@ -30,10 +34,16 @@ impl LowRankPlan {
     pub(super) fn products(&self, loader: &Loader<'_>) -> Result<Vec<Product>> {
         let mut a = loader.floats(&self.a)?;
         let mut b = loader.floats(&self.b)?;
+        if let Some(mid) = &self.mid {
+            a = through_kernel(&loader.floats(mid)?, &a, self.rank);
+        }
         match self.diagonal {
             Some(Diagonal::A(blocks)) => a = expand_diagonal(&a, self.rank, blocks),
             Some(Diagonal::B(blocks)) => b = expand_diagonal(&b, self.outputs, blocks),
             None => {}
+        }
+        if let Some(head) = self.head {
+            b = in_halves(&b, head, self.rank);
         }
         let product = |left, right| Product::new(self.rank, left, right, self.scale as f32, self.round);
         if self.matrices == 1 {
@@ -78,6 +88,32 @@ impl ChangePlan for LowRankPlan {
     }
 }
 
+/// What the kernel (rank, rank, elements) makes of A (rank, channels): (rank, channels · elements), with an element of the kernel fastest.
+fn through_kernel(mid: &[f32], a: &[f32], rank: usize) -> Vec<f32> {
+    let (elements, channels) = (mid.len() / (rank * rank).max(1), a.len() / rank.max(1));
+    let (elements, channels) = (elements.max(1), channels.max(1));
+    let mut out = vec![0.0; rank * channels * elements];
+    for (out, mid) in out.chunks_exact_mut(channels * elements).zip(mid.chunks_exact(rank.max(1) * elements)) {
+        for (kernel, a) in mid.chunks_exact(elements).zip(a.chunks_exact(channels)) {
+            for (out, x) in out.chunks_exact_mut(elements).zip(a) {
+                out.iter_mut().zip(kernel).for_each(|(out, weight)| *out += weight * x);
+            }
+        }
+    }
+    out
+}
+
+/// Rows of heads, of which neighbours are a pair, with the first of each pair in the first half of the head.
+fn in_halves(rows: &[f32], head: usize, width: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact((head * width).max(1)) {
+        for half in 0..2 {
+            out.extend(head.chunks_exact(width.max(1)).skip(half).step_by(2).flatten());
+        }
+    }
+    out
+}
+
 /// Rows cut into `blocks` equal groups, each on its own columns.
 fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
     let narrow = packed.len() / rows.max(1);
@@ -96,6 +132,12 @@ fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_become_halves() {
+        assert_eq!(in_halves(&[0., 1., 2., 3., 4., 5., 6., 7.], 4, 1), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        assert_eq!(in_halves(&[0., 1., 2., 3., 4., 5., 6., 7.], 4, 2), [0., 1., 4., 5., 2., 3., 6., 7.]);
+    }
 
     #[test]
     fn block_diagonal_factors_are_spread() {

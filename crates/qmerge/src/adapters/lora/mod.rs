@@ -10,9 +10,10 @@ mod plain;
 
 use std::sync::Arc;
 
+use config::Diagonal;
+pub(super) use config::LoraConfig;
 #[cfg(feature = "internals")]
 pub(crate) use config::try_patterns;
-use config::{Diagonal, LoraConfig};
 use dora::DoraPlan;
 use low_rank::LowRankPlan;
 pub(crate) use pairs::{LoraTensors, Pair};
@@ -32,6 +33,8 @@ pub(super) struct Lora;
 const A: &str = "lora_A";
 /// Second factor (out, rank), which may have a bias.
 const B: &str = "lora_B";
+/// A kernel between the two (rank, rank, …), as LyCORIS has it for convolutions.
+const MID: &str = "lora_mid";
 /// First factor of an embedding (rank, vocabulary).
 const EMBEDDING_A: &str = "lora_embedding_A";
 /// Second factor of an embedding (dim, rank).
@@ -46,7 +49,7 @@ impl PeftMethod for Lora {
 
     fn markers(&self) -> Markers {
         Markers {
-            own: &[A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE],
+            own: &[A, B, MID, EMBEDDING_A, EMBEDDING_B, MAGNITUDE],
             training_only: &["lora_velora_embed", "lora_monteclora_sampler"],
             ..Markers::default()
         }
@@ -88,9 +91,16 @@ impl Layers for LoraConfig {
 
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
         let (a, b, embedding) = factors(module.path(), module.tensors())?;
-        let (rank, scale) = self.scaling(module.name())?;
+        let (rank, scale) = match module.stated() {
+            Some(stated) => (stated.rank, stated.scale),
+            None => self.scaling(module.name())?,
+        };
         let diagonal = if module.is_expert() { None } else { self.diagonal(module.path())? };
         let (inputs, outputs) = fitting(module, (a, b), rank, diagonal)?;
+        let (mid, inputs) = match module.tensors().get(MID) {
+            Some(mid) => (Some(mid.to_owned()), inputs * kernel(module, mid, rank)?),
+            None => (None, inputs),
+        };
         let mica = self.init.as_deref() == Some("mica");
         let parameter = module.is_parameter() || module.is_expert();
         let rounds_first = embedding || parameter || module.is_attention_input() || mica || diagonal.is_some();
@@ -100,16 +110,19 @@ impl Layers for LoraConfig {
         let low_rank = LowRankPlan {
             a: a.to_owned(),
             b: b.to_owned(),
+            mid: mid.clone(),
             rank,
             inputs,
             outputs,
             matrices: module.matrices(),
             scale: times * scale * module.weight(),
+            head: module.head,
             round: module.sixteen_bits().filter(|_| rounds_first && !dora),
             diagonal,
         };
         let on = if embedding { On::Embedding } else { On::Matrix };
         let mut tensors = vec![a.to_owned(), b.to_owned()];
+        tensors.extend(mid);
         // Experts have neither.
         let [magnitude, bias] = [module.tensors().get(MAGNITUDE), module.tensors().bias(B)]
             .map(|tensor| tensor.filter(|_| !module.is_expert()));
@@ -195,6 +208,21 @@ fn fitting(
         .in_tensor(b));
     }
     Ok((inputs, outputs))
+}
+
+/// The elements of the kernel between A and B, by which A's inputs are fewer than the convolution's.
+fn kernel(module: &Module<'_>, mid: &str, rank: usize) -> Result<usize> {
+    let shape = module.shape(mid)?;
+    let elements = shape.get(2..).and_then(|kernel| kernel.iter().try_fold(1_usize, |all, len| all.checked_mul(*len)));
+    match (shape, elements) {
+        ([outer, inner, _, ..], Some(elements)) if [*outer, *inner] == [rank, rank] && elements <= 1 << 16 => {
+            Ok(elements)
+        }
+        _ => {
+            Err(mismatch(format!("shape {shape:?}, expected a kernel between {rank} and {rank} channels"))
+                .in_tensor(mid))
+        }
+    }
 }
 
 /// The bias of B, which goes into that of the module.

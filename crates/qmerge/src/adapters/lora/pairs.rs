@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::config::LoraConfig;
 use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
-use crate::adapters::keys::{self, Role};
+use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
 use crate::adapters::{Adapter, ReadOptions};
 use crate::error::{Result, mismatch, unsupported};
@@ -54,16 +54,30 @@ impl LoraTensors {
     }
 
     fn sort(adapter: &Adapter, config: &LoraConfig) -> Result<Self> {
+        if adapter.writer != "PEFT" && !adapter.config.target_parameters.is_empty() {
+            return Err(unsupported(format!(
+                "written as {} does, whose experts' factors are of projections that PEFT does not adapt one by one: it cannot be written as PEFT's",
+                adapter.writer
+            ))
+            .with_hint("merge it, or cut it with the program that wrote it"));
+        }
+        if adapter.names_need_base() {
+            return Err(unsupported(format!(
+                "written as {} does, whose names of modules PEFT does not have: it cannot be written as PEFT's",
+                adapter.writer
+            ))
+            .with_hint("merge it, or cut it with the program that wrote it"));
+        }
         let mut parts = Self::default();
         let mut factors: HashMap<(String, usize, Role), &str> = HashMap::new();
         let mut firsts = Vec::new();
         for entry in &adapter.tensors.entries {
-            let key = keys::parse(&entry.name);
+            let key = adapter.key(&entry.name);
             match &key.role {
                 Role::Own(MAGNITUDE, _) => {
                     return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
                 }
-                Role::TrainingOnly => parts.training_only.push(entry.name.clone()),
+                Role::TrainingOnly | Role::PassedOver(_) => parts.training_only.push(entry.name.clone()),
                 Role::Tokens | Role::Parameter(_) | Role::Original => parts.others.push(entry.name.clone()),
                 Role::Own(A | EMBEDDING_A, _) => firsts.push(key.clone()),
                 Role::Own(..) | Role::Shared(_) => {}
@@ -107,7 +121,16 @@ fn pair(
 ) -> Result<Pair> {
     let ((rank_a, inputs), (outputs, rank_b)) =
         (matrix_shape(&adapter.tensors, a)?, matrix_shape(&adapter.tensors, b)?);
-    let (rank, scale) = config.scaling(module)?;
+    let stated = adapter.stated(module);
+    if stated.is_some_and(|stated| stated.heads.is_some()) {
+        return Err(unsupported("its rows are in llama.cpp's order, and how many heads they belong to is the base's to say, so that it cannot be written as PEFT's")
+            .in_tensor(b)
+            .with_hint("cut the PEFT adapter that it was made from"));
+    }
+    let (rank, scale) = match stated {
+        Some(stated) => (stated.rank, stated.scale),
+        None => config.scaling(module)?,
+    };
     if inputs == 0 || outputs == 0 {
         return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));
     }

@@ -11,7 +11,7 @@ pub(crate) mod mixture;
 pub(crate) use hyperparameters::{Constant, Said};
 
 use super::Fields;
-use crate::error::{Error, Result, malformed, unsupported};
+use crate::error::{Error, Result, malformed, mismatch, unsupported};
 use crate::open::gguf::Ways;
 use crate::open::{Checkpoint, Metadata, ModelConfig};
 
@@ -196,6 +196,41 @@ pub struct View {
     pub(crate) added: f32,
 }
 
+/// Where the model has a weight of a GGUF file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Place {
+    /// Path of its module.
+    pub(crate) module: String,
+    /// The heads whose rows are paired by neighbours, if they are.
+    pub(crate) heads: Option<Heads>,
+    /// True for the input embedding.
+    pub(crate) is_table: bool,
+}
+
+/// Heads of attention, of which a model may have fewer for keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heads {
+    Queries,
+    Keys,
+}
+
+impl Heads {
+    /// Rows of one head among those of a matrix, by the model's configuration. Errors if they are no pairs of rows.
+    pub(crate) fn rows_of_one(self, config: Option<&ModelConfig>, rows: usize) -> Result<usize> {
+        let count = |key: &str| config.and_then(|config| config.json.get(key)).and_then(|count| count.as_u64());
+        let own = if self == Self::Keys { count("num_key_value_heads") } else { None };
+        let heads = own.or_else(|| count("num_attention_heads")).and_then(|heads| usize::try_from(heads).ok());
+        let heads = heads.filter(|&heads| heads > 0).ok_or_else(|| {
+            malformed("the base's configuration does not say how many heads its attention has, by which the rows of this adapter are ordered")
+        })?;
+        let head = rows / heads;
+        if head == 0 || !head.is_multiple_of(2) || head * heads != rows {
+            return Err(mismatch(format!("{rows} rows, which are not {heads} heads of pairs of rows as in the base")));
+        }
+        Ok(head)
+    }
+}
+
 impl View {
     /// The same tensor as one of another name in the model: the head that parts from an embedding.
     pub(crate) fn named(&self, name: &str) -> Self {
@@ -286,6 +321,27 @@ impl<'c> File<'c> {
     /// True if a model whose embeddings part can be stored.
     pub(crate) fn has_head(&self) -> bool {
         self.layout.has_head
+    }
+
+    /// Its name in GGUF.
+    pub(crate) fn architecture(&self) -> &'static str {
+        self.layout.architecture
+    }
+
+    /// The types of the models that are stored so.
+    pub(crate) fn model_types(&self) -> &'static [&'static str] {
+        self.layout.model_types
+    }
+
+    /// The module whose weight has that name in the file, without `.weight`.
+    pub(crate) fn place(&self, path: &str) -> Option<Place> {
+        let (module, part) = self.module(path)?;
+        let heads = match part {
+            "attn_q" if self.layout.pairs_rows => Some(Heads::Queries),
+            "attn_k" if self.layout.pairs_rows => Some(Heads::Keys),
+            _ => None,
+        };
+        Some(Place { module, heads, is_table: part == "token_embd" })
     }
 
     /// How the model sees the tensor of that name, which has so many rows; `None` for one that the model does not have. Errors if heads do not fit the rows.

@@ -278,6 +278,16 @@ fn the_book_has_every_field_of_the_documents() {
         &serde_json::from_str(&crate::call(words.iter().map(OsString::from), &Quiet).unwrap().json).unwrap(),
         &mut found,
     );
+    let (base, tuned) = (path(&demo, "base-nf4"), path(&folder, "tuned"));
+    for words in [
+        &["merge", "--base", &base, "--adapter", &adapter, "--to", "bf16", "--fast", "-o", &tuned][..],
+        &["extract", "--base", &base, "--tuned", &tuned, "--rank", "2", "-o", &path(&folder, "extracted")],
+        &["convert-adapter", &base, &adapter, "--rank", "2", "-o", &path(&folder, "converted")],
+        &["unmerge", &tuned, &adapter, "-o", &path(&folder, "unmerged")],
+    ] {
+        let answer = crate::call(words.iter().map(OsString::from), &Quiet).unwrap();
+        fields(&serde_json::from_str(&answer.json).unwrap(), &mut found);
+    }
     std::fs::remove_dir_all(&folder).unwrap();
 
     let chapter = chapter("reference/report.md");

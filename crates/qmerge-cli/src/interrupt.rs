@@ -20,12 +20,14 @@ pub(crate) fn watch(command: &Command) {
     let (quiet, resumable) = match command {
         Command::Merge(args) | Command::Finish(args) => (args.running.quiet, true),
         Command::Convert(args) => (args.running.quiet, true),
+        Command::Unmerge(args) => (args.running.quiet, true),
         Command::Verify(_)
         | Command::Compare(_)
         | Command::Calibrate(_)
         | Command::Truncate(_)
         | Command::Combine(_)
-        | Command::Extract(_) => (false, false),
+        | Command::Extract(_)
+        | Command::ConvertAdapter(_) => (false, false),
         _ => return,
     };
     // Where the signal is ignored, as for a job in the background of a script, it stays so.

@@ -106,6 +106,8 @@ fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
         Command::Truncate(args) => commands::truncate::run(&args),
         Command::Combine(args) => commands::combine::run(&args),
         Command::Extract(args) => commands::extract::run(&args),
+        Command::ConvertAdapter(args) => commands::convert_adapter::run(&args),
+        Command::Unmerge(args) => commands::unmerge::run(&args, line),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::Completions(args) => commands::shell::completions(&args),
@@ -157,6 +159,8 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
         Command::Truncate(args) => answer(&commands::truncate::find(&args, progress)?, Outcome::Done),
         Command::Combine(args) => answer(&commands::combine::find(&args, progress)?, Outcome::Done),
         Command::Extract(args) => answer(&commands::extract::find(&args, progress)?, Outcome::Done),
+        Command::ConvertAdapter(args) => answer(&commands::convert_adapter::find(&args, progress)?, Outcome::Done),
+        Command::Unmerge(args) => answer(&commands::unmerge::find(&args, &line, progress, &|_| ())?, Outcome::Done),
         Command::Generate(args) => answer(&commands::generate::find(&args, progress, &mut |_| Ok(()))?, Outcome::Done),
         Command::Report(args) => {
             commands::report::write(&args)?;

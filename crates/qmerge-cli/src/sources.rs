@@ -16,6 +16,8 @@ impl Command {
             Self::Plan(args) => Some(&mut args.merge.sources),
             Self::Verify(args) => Some(&mut args.sources),
             Self::Compare(args) => Some(&mut args.sources),
+            Self::ConvertAdapter(args) => Some(&mut args.sources),
+            Self::Unmerge(args) => Some(&mut args.sources),
             _ => None,
         }
     }
@@ -37,7 +39,13 @@ impl Command {
 
     /// Takes the base from the first adapter's configuration, where none is named. The adapter must be on this machine. Returns a remark.
     pub(crate) fn take_base(&mut self) -> Result<Option<String>> {
+        let is_unmerge = matches!(self, Self::Unmerge(_));
         let Some(sources) = self.sources().filter(|sources| sources.base.is_none()) else { return Ok(None) };
+        if is_unmerge {
+            // What the adapter names is what it was trained on, not the merge.
+            return Err(Error::new(Kind::Usage, "the merge is not named")
+                .with_hint("write `MERGED ADAPTER`, or --base and --adapter"));
+        }
         let Some(first) = sources.adapter.first() else { return Ok(None) };
         let (adapter, _) = adapter_and_weight(first).map_err(|problem| Error::new(Kind::Usage, problem))?;
         let path = open::resolve(&adapter)?.join("adapter_config.json");

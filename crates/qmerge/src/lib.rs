@@ -11,7 +11,7 @@
 //! | ask of any merge whether an adapter is in it | [`verify::verify`] |
 //! | see what a file is | [`inspect::inspect`] |
 //! | cut an adapter to a lower rank | [`truncate::truncate`] |
-//! | make one adapter of several | [`arithmetic::combine`] |
+//! | make one adapter of several, of a tuned model, or of one of another method | [`arithmetic::combine()`], [`arithmetic::extract()`], [`arithmetic::convert()`] |
 //! | round by what layers are given | [`round::Calibration`], [`round::StoredCalibration`] |
 //! | watch, and stop | [`progress::Progress`] |
 //!

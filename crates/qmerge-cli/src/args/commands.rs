@@ -216,6 +216,54 @@ pub(crate) struct ExtractArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
+pub(crate) struct ConvertAdapterArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// Output folder.
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The rank of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rank: Option<u32>,
+    /// In place of a rank: each module gets the one that holds this share of what the adapter adds, squared.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) energy: Option<f64>,
+    /// Element type of the factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: String,
+    /// Seed of what large matrices are searched with.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) workers: Workers,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnmergeArgs {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// Output folder (or .safetensors or .gguf file).
+    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
+    pub(crate) output: PathBuf,
+    /// Format of the output.
+    #[arg(long, alias = "dtype", value_name = "FORMAT", default_value = "same", value_parser = formats(true), ignore_case = true, help_heading = "Output")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A model or an adapter: a folder, a file, or a hub id.
     pub(crate) path: PathBuf,

@@ -9,8 +9,9 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub(crate) use commands::{
-    CalibrateArgs, CombineArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, ExtractArgs, GenerateArgs,
-    InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, VerifyArgs,
+    CalibrateArgs, CombineArgs, CompareArgs, CompletionsArgs, ConvertAdapterArgs, ConvertArgs, DemoArgs, ExtractArgs,
+    GenerateArgs, InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, UnmergeArgs,
+    VerifyArgs,
 };
 pub(crate) use groups::{Calibrating, Engine, Meaning, Measure, Quantization, Running, Sources};
 pub(crate) use values::adapter_and_weight;
@@ -117,6 +118,15 @@ pub(crate) enum Command {
                             qmerge extract --base base --tuned tuned --energy 0.99 --no-full -o tuned-99\n\n\
                             `qmerge compare --base base --adapter tuned-r64 --merged tuned` tells what the rank costs.")]
     Extract(Box<ExtractArgs>),
+    /// Turn an adapter of any method (LoHa, LoKr, OFT, IA3, DoRA, …) into a LoRA, which every server loads.
+    #[command(
+        after_help = "Examples:\n  qmerge convert-adapter --base base --adapter my-lokr --rank 16 -o my-lokr-as-lora\n  \
+                      qmerge convert-adapter --base base --adapter my-oft --energy 0.99 -o my-oft-as-lora"
+    )]
+    ConvertAdapter(Box<ConvertAdapterArgs>),
+    /// Take adapters out of a merge again: what they added is subtracted.
+    #[command(after_help = "Examples:\n  qmerge unmerge --base merged --adapter my-lora -o base-again")]
+    Unmerge(Box<UnmergeArgs>),
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \

@@ -4,6 +4,7 @@ pub(crate) mod calibrate;
 pub(crate) mod combine;
 pub(crate) mod compare;
 pub(crate) mod convert;
+pub(crate) mod convert_adapter;
 pub(crate) mod demo;
 pub(crate) mod extract;
 pub(crate) mod generate;
@@ -14,6 +15,7 @@ pub(crate) mod report;
 pub(crate) mod rounding;
 pub(crate) mod shell;
 pub(crate) mod truncate;
+pub(crate) mod unmerge;
 pub(crate) mod verify;
 
 use std::path::Path;

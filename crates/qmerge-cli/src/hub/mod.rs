@@ -48,6 +48,7 @@ pub(crate) fn quiet(command: &Command) -> bool {
         Command::Merge(args) | Command::Finish(args) => args.running.quiet,
         Command::Plan(args) => args.merge.running.quiet,
         Command::Convert(args) => args.running.quiet,
+        Command::Unmerge(args) => args.running.quiet,
         Command::Generate(args) => args.quiet,
         _ => false,
     }
@@ -76,6 +77,8 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
         Command::Combine(args) => with(None, &args.adapter, &[]),
         Command::Extract(args) => vec![args.model.base.clone(), args.tuned.clone()],
+        Command::ConvertAdapter(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
+        Command::Unmerge(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
         Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Convert(args) => vec![args.model.base.clone()],

@@ -4,6 +4,7 @@
 
 mod combine;
 mod compare;
+mod conversion;
 mod extract;
 mod figures;
 mod inspect;
@@ -24,6 +25,7 @@ use crate::args::Color;
 
 pub(crate) use combine::combination;
 pub(crate) use compare::comparison;
+pub(crate) use conversion::conversion;
 pub(crate) use extract::extraction;
 pub(crate) use figures::{bytes, counted};
 pub(crate) use inspect::inspection;

@@ -3,6 +3,7 @@
 // A test says on stderr why it checks nothing here.
 #![allow(clippy::print_stderr)]
 
+mod arithmetic;
 mod bad_input;
 mod behaviour;
 mod beside;

@@ -277,6 +277,14 @@ impl Adapter {
         (untrained, number)
     }
 
+    /// Tensors that are no part of its method: modules trained whole, biases of the base, tokens.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &open::Entry> {
+        self.tensors
+            .entries
+            .iter()
+            .filter(|entry| matches!(keys::parse(&entry.name).role, Role::Tokens | Role::Parameter(_)))
+    }
+
     /// True if all values of a tensor are zero. One that cannot be read is for the merge to explain.
     fn is_zero(&self, entry: &open::Entry) -> bool {
         // The start tells nearly always that it is not. A zero's bytes are 0, or 0x80 where its sign is.

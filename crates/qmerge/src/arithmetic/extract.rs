@@ -3,17 +3,16 @@
 //! Linear layers become LoRAs: the best approximation of tuned − base at a rank, or at the rank that holds a share of its energy. What else differs (embeddings,
 //! heads, norms, biases) is taken whole, as PEFT does with `modules_to_save` and trained biases. A weight is decoded, compared and let go before the next.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use serde_json::{Value, json};
-
+use super::new_adapter::{NewAdapter, finite};
 use super::report::{DroppedTensor, ExtractedWeight, Extraction};
 use super::svd::{Best, Wanted, best};
 use crate::adapters::Names;
 use crate::arch;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, mismatch, usage};
+use crate::error::{Result, mismatch};
 use crate::formats::{self, Claim, Order, Reader};
 use crate::linalg::{Factors, dot};
 use crate::open::{Checkpoint, model_order};
@@ -21,7 +20,7 @@ use crate::parallel::parallel;
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
 use crate::round::seed_of;
-use crate::write::{Data, NewTensor, copy_tokenizer, overflow, publish_folder, refuse_replacing, write_adapter};
+use crate::write::{Data, NewTensor, copy_tokenizer, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of an extraction.
 #[derive(Clone, Debug)]
@@ -82,13 +81,7 @@ pub fn extract(
     options: &ExtractOptions,
     progress: &dyn Progress,
 ) -> Result<Extraction> {
-    match options.wanted {
-        Wanted::Rank(0) => return Err(usage("an adapter of rank 0 is none").with_hint("give --rank a number above 0")),
-        Wanted::Share(share) if !(share > 0.0 && share <= 1.0) => {
-            return Err(usage(format!("energy {share}: a share above 0, up to 1, was expected")));
-        }
-        _ => {}
-    }
+    options.wanted.refuse()?;
     refuse_replacing(target, options.force, &[&base.path, &tuned.path])?;
     let (base_weights, tuned_weights) = (formats::inventory(base)?, formats::inventory(tuned)?);
     let (names, tuned_names) =
@@ -112,8 +105,7 @@ pub fn extract(
             .with_hint("check the paths"));
     }
     let rank = found.iter().filter_map(|found| Some(found.cut.as_ref()?.0.rank)).max().unwrap_or(1);
-    let is_tied = names.is_tied() && tuned_names.is_tied();
-    let mut adapter = NewAdapter { rank, is_tied, ..NewAdapter::default() };
+    let mut adapter = NewAdapter { rank, ..NewAdapter::default() };
     let (mut weights, mut whole) = (Vec::new(), Vec::new());
     let mut unchanged = 0;
     for (both, found) in both.iter().zip(found) {
@@ -154,6 +146,18 @@ pub fn extract(
         let Some((module, _)) = both.base.weight.name().rsplit_once('.') else { continue };
         if adapter.whole.contains(module) {
             adapter.tensors.push(pair.whole(both, both.base.weight.name().to_owned()));
+        }
+    }
+    // One table that serves both ends is trained as both: PEFT ties copies by the names that most families have, and of others wants two.
+    if let Some((embed, tie)) = names.embed().zip(names.tie).filter(|_| names.is_tied() && tuned_names.is_tied())
+        && let Some(both) = both.iter().find(|both| both.base.weight.name() == embed.weight.name())
+        && let Some(module) =
+            embed.weight.name().strip_suffix(".weight").filter(|module| adapter.whole.contains(*module))
+    {
+        adapter.is_tied = module.ends_with("embed_tokens");
+        if !adapter.is_tied {
+            adapter.whole.insert(tie.head().to_owned());
+            adapter.tensors.push(pair.whole(both, format!("{}.weight", tie.head())));
         }
     }
     for name in &whole {
@@ -371,73 +375,4 @@ fn streamed_energy(base: &Reader<'_>, tuned: &Reader<'_>) -> Result<f64> {
         energy += dot(&own, &own);
     }
     Ok(energy)
-}
-
-fn finite(values: &[f32]) -> Result<()> {
-    match values.iter().all(|x| x.is_finite()) {
-        true => Ok(()),
-        false => Err(Error::new(Kind::NotFinite, "it holds NaN or infinity, or differs by more than f32 can hold")),
-    }
-}
-
-/// An adapter under construction.
-#[derive(Default)]
-struct NewAdapter<'a> {
-    rank: usize,
-    tensors: Vec<NewTensor<'a>>,
-    modules: BTreeSet<String>,
-    /// Ranks of modules that are not `rank`.
-    ranks: BTreeMap<String, usize>,
-    whole: BTreeSet<String>,
-    has_bias: bool,
-    is_turned: bool,
-    /// One table serves both ends in either model.
-    is_tied: bool,
-}
-
-impl NewAdapter<'_> {
-    fn take(&mut self, module: String, factors: Factors, dtype: Dtype) -> Result<()> {
-        let Factors { rank, left, right } = factors;
-        for (factor, shape, values) in
-            [("A", vec![rank, right.len() / rank], right), ("B", vec![left.len() / rank, rank], left)]
-        {
-            let name = format!("base_model.model.{module}.lora_{factor}.weight");
-            let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
-            self.tensors.push(tensor.ok_or_else(|| overflow(&name, dtype))?);
-        }
-        if rank != self.rank {
-            self.ranks.insert(module.clone(), rank);
-        }
-        self.modules.insert(module);
-        Ok(())
-    }
-
-    fn config(&self, base: &Checkpoint) -> Value {
-        // Anchored at both ends: PEFT matches the end of a path.
-        let patterns: BTreeMap<String, usize> =
-            self.ranks.iter().map(|(module, rank)| (format!("^{}", module.replace('.', r"\.")), *rank)).collect();
-        let architectures = base.config.as_ref().and_then(|config| config.json.get("architectures"));
-        let is_causal = architectures
-            .and_then(|classes| classes.get(0)?.as_str())
-            .is_some_and(|class| class.ends_with("ForCausalLM"));
-        json!({
-            "peft_type": "LORA",
-            "task_type": if is_causal { Some("CAUSAL_LM") } else { None },
-            "base_model_name_or_path": null,
-            "r": self.rank,
-            "lora_alpha": self.rank,
-            "rank_pattern": patterns,
-            "alpha_pattern": patterns,
-            "lora_dropout": 0.0,
-            "bias": if self.has_bias { "lora_only" } else { "none" },
-            "fan_in_fan_out": self.is_turned,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "ensure_weight_tying": self.is_tied && !self.whole.is_empty(),
-            "use_dora": false,
-            "use_rslora": false,
-            "modules_to_save": if self.whole.is_empty() { None } else { Some(&self.whole) },
-            "target_modules": self.modules,
-        })
-    }
 }

@@ -1,4 +1,5 @@
-//! Arithmetic on adapters: several become one, and what a tuned model differs by becomes one.
+//! Arithmetic on adapters: several become one, and what a tuned model differs by becomes one; one of any method becomes a
+//! LoRA, and one that was merged is taken out again.
 //!
 //! The result is an ordinary LoRA, with one rank for all modules and a scaling of 1, which is inside its factors: it needs no patterns and no rsLoRA, and loads
 //! wherever a LoRA does. Modules of less rank are filled up with zeros. Names and meaning of the methods are those of PEFT 0.21's `add_weighted_adapter`
@@ -6,16 +7,23 @@
 //! is initialised anew, a rank above a matrix's own is filled up, and one adapter alone goes by the method that was asked for.
 
 mod combine;
+mod convert;
 mod extract;
 mod gathered;
 mod method;
+mod new_adapter;
 mod operators;
 mod report;
 mod svd;
+mod undo;
 
 pub use combine::{CombineOptions, combine};
+pub use convert::{ConvertOptions, convert};
 pub use extract::{ExtractOptions, extract};
 pub use method::{METHODS, Method};
 pub use operators::Majority;
-pub use report::{Combination, CombinedWeight, DroppedTensor, ExtractedWeight, Extraction, Part};
+pub use report::{
+    Combination, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight, Extraction, Part,
+};
 pub use svd::Wanted;
+pub use undo::undo;

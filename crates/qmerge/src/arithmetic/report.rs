@@ -130,3 +130,45 @@ pub struct DroppedTensor {
     /// Why.
     pub reason: &'static str,
 }
+
+/// An adapter that became a LoRA.
+#[derive(Clone, Debug, Serialize)]
+pub struct Conversion {
+    /// Version of the document.
+    pub schema_version: u32,
+    /// The program.
+    pub tool: Tool,
+    /// The adapter.
+    pub adapter: String,
+    /// Its method, by PEFT's name.
+    pub method: String,
+    /// The LoRA.
+    pub output: String,
+    /// Rank of its modules; the largest, where they differ.
+    pub rank: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Share of ‖D‖² that the rank holds, D being what the adapter adds: over all modules.
+    pub kept: Option<f64>,
+    /// One per module.
+    pub weights: Vec<ConvertedWeight>,
+    /// Tensors that are no part of the method, copied as they are.
+    pub copied: Vec<String>,
+    /// Weights that the adapter changes and the LoRA does not.
+    pub dropped: Vec<DroppedTensor>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A module that became low-rank.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertedWeight {
+    /// Module path.
+    pub module: String,
+    /// Its rank.
+    pub rank: usize,
+    /// ‖D‖².
+    pub energy: f64,
+    /// Share of it that the factors hold; null where D is zero.
+    pub kept: Option<f64>,
+}

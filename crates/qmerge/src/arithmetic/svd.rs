@@ -1,5 +1,6 @@
 //! The best approximations of low rank to what adapters add, in the plain norm.
 
+use crate::error::{Result, usage};
 use crate::linalg::{Cholesky, Factors, dot, gram_schmidt, symmetric};
 use crate::round::hash;
 use crate::simd::gram::{combine, gram};
@@ -49,6 +50,13 @@ impl Spectrum {
         Self { values, left, right, inner, balance: grams.balance, cholesky, vectors }
     }
 
+    /// The best approximation, its energy, and the share of the product's energy that it holds.
+    pub(super) fn best(&self, wanted: Wanted) -> Best {
+        let squares: Vec<f64> = self.values.iter().map(|value| value * value).collect();
+        let rank = wanted.rank(&squares, self.energy()).unwrap_or(squares.len()).max(1);
+        Best { factors: self.cut(rank), energy: self.energy(), kept: self.kept(rank).unwrap_or(1.0) }
+    }
+
     /// The best approximation of that rank, with zeros where the product has less.
     pub(super) fn cut(&self, rank: usize) -> Factors {
         let (inner, found) = (self.inner, self.cholesky.pivots.len());
@@ -93,6 +101,17 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// Errors if that is no number of directions.
+    pub(super) fn refuse(self) -> Result<()> {
+        match self {
+            Self::Rank(0) => Err(usage("an adapter of rank 0 is none").with_hint("give --rank a number above 0")),
+            Self::Share(share) if !(share > 0.0 && share <= 1.0) => {
+                Err(usage(format!("energy {share}: a share above 0, up to 1, was expected")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The rank, by the falling squares of singular values; none if they do not hold enough.
     fn rank(self, squares: &[f64], energy: f64) -> Option<usize> {
         let share = match self {
@@ -230,7 +249,7 @@ const ROUNDS: usize = 12;
 const LITTLE: f64 = 1e-4;
 
 /// (rows, cols) to (cols, rows).
-fn turned(x: &[f32], cols: usize) -> Vec<f32> {
+pub(super) fn turned(x: &[f32], cols: usize) -> Vec<f32> {
     const BLOCK: usize = 32;
     let rows = x.len() / cols.max(1);
     let mut out = vec![0.0; x.len()];

@@ -27,6 +27,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
+use serde_json::Value;
+
 pub use from_adapter::FromAdapter;
 pub use judge::Judge;
 pub use memory::Memory;
@@ -35,7 +37,7 @@ pub use memory::PROGRAM_BYTES;
 pub use parts::{PartDone, PartEstimate, estimate_parts, finish, refuse_existing_part, run_part};
 
 use crate::error::{Error, Kind, Result};
-use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
+use crate::open::{MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
 use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
@@ -63,6 +65,8 @@ pub struct RunOptions<'a> {
     pub announced: bool,
     /// The command line, for the report.
     pub command: Option<String>,
+    /// The base is a merge, and the adapters are [taken out](crate::arithmetic::undo) of it.
+    pub undoes: bool,
 }
 
 impl RunOptions<'_> {
@@ -168,7 +172,7 @@ fn begin(
         .map(|adapter| content(adapter.tensors.files.get(..1).unwrap_or_default()))
         .collect::<Result<Vec<_>>>()?;
     if !options.existing.force {
-        refuse_repeat(&inputs.base, &hashes)?;
+        refuse_mistaken(inputs, &hashes, options.undoes)?;
     }
     residual::refuse(plan, sink.is_single_file())?;
     let demand = calibration.map(Calibration::demand).unwrap_or_default();
@@ -292,21 +296,52 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same adapter folded twice is nearly always a mistake.
-fn refuse_repeat(base: &Checkpoint, hashes: &[String]) -> Result<()> {
+/// The same adapter folded twice is nearly always a mistake, and so is one taken out that is not in it: where the base has a report, that knows.
+fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<()> {
+    let base = &inputs.base;
     let name = report::name_of(base);
     let text = small_text(&*base.store, &name, MAX_REPORT)
         .map_err(|error| error.with_hint("--force merges without looking at it"))?;
     let Some(text) = text else { return Ok(()) };
-    let Some(hash) = hashes.iter().find(|hash| !hash.is_empty() && text.contains(hash.as_str())) else {
-        return Ok(());
+    let refused = |problem: String, hint: &str| {
+        Err(Error::new(Kind::Mismatch, problem).in_file(&base.store.path_of(&name)).with_hint(hint))
     };
-    Err(Error::new(
-        Kind::Mismatch,
-        format!("its report says that this adapter is merged into it already (sha256 {})", &hash[..12.min(hash.len())]),
-    )
-    .in_file(&base.store.path_of(&name))
-    .with_hint("pass the original base, or --force to merge it once more"))
+    let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+    let report: Value = serde_json::from_str(&text).unwrap_or_default();
+    let took_out = report["command"].as_str().is_some_and(|command| command.starts_with("qmerge unmerge "));
+    if undoes {
+        let merged = report["adapters"].as_array().filter(|_| !took_out).map_or(&[][..], Vec::as_slice);
+        for (adapter, hash) in inputs.adapters.iter().zip(hashes) {
+            let weight = -adapter.weight;
+            let found = merged.iter().find(|merged| merged["sha256"] == hash.as_str()).map(|merged| &merged["weight"]);
+            let hint = "--force subtracts it all the same";
+            match found {
+                None => {
+                    return refused(
+                        format!("its report does not say that this adapter is merged into it (sha256 {})", short(hash)),
+                        hint,
+                    );
+                }
+                Some(other) if other.as_f64() != Some(weight) => {
+                    return refused(
+                        format!(
+                            "its report says that this adapter is merged into it with weight {other}, not {weight}"
+                        ),
+                        hint,
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+        return Ok(());
+    }
+    match hashes.iter().find(|hash| !hash.is_empty() && !took_out && text.contains(hash.as_str())) {
+        None => Ok(()),
+        Some(hash) => refused(
+            format!("its report says that this adapter is merged into it already (sha256 {})", short(hash)),
+            "pass the original base, or --force to merge it once more",
+        ),
+    }
 }
 
 /// One run in progress.

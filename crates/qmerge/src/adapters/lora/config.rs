@@ -143,7 +143,7 @@ impl LoraConfig {
                 "a DoRA divides by the norms of base + A and B's product: other factors change those norms, and with them the part of the output that is not \
                  the adapter's, so what it does is neither cut nor added factor by factor",
             )
-            .with_hint("serve it as it is, or merge it: a merge holds its whole effect"));
+            .with_hint("serve it as it is, merge it (a merge holds its whole effect), or make a LoRA of it for one base with `qmerge convert-adapter`"));
         }
         let others = [
             ("use_bdlora", "BD-LoRA keeps one factor block-diagonal, and new factors are not"),

@@ -164,7 +164,7 @@ fn pair(
 fn config_of(adapter: &Adapter) -> Result<LoraConfig> {
     if adapter.config.peft_type != "LORA" {
         return Err(unsupported(format!("a {} adapter has no factors A and B", adapter.config.peft_type))
-            .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA"));
+            .with_hint("`qmerge convert-adapter` turns it into an ordinary LoRA"));
     }
     LoraConfig::read(&adapter.config)
 }

@@ -1,0 +1,48 @@
+//! `qmerge convert-adapter`.
+
+use anyhow::Result;
+use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert};
+use qmerge::dtype::Dtype;
+use qmerge::error;
+use qmerge::plan::Plan;
+use qmerge::progress::Progress;
+
+use super::{apart_options, floats, open, threads, usage};
+use crate::args::ConvertAdapterArgs;
+use crate::progress::Bar;
+use crate::{Outcome, show};
+
+pub(crate) fn run(args: &ConvertAdapterArgs) -> Result<Outcome> {
+    let bar = Bar::new(false);
+    let found = find(args, &bar);
+    bar.clear();
+    let found = found?;
+    if args.json {
+        show::json(&found)?
+    } else {
+        show::conversion(&found)
+    }
+    Ok(Outcome::Done)
+}
+
+/// Converts the adapter.
+pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error::Result<Conversion> {
+    if args.sources.adapter.len() > 1 {
+        return Err(
+            usage("one adapter is converted at a time".into()).with_hint("`qmerge combine` makes one LoRA of several")
+        );
+    }
+    let inputs = open(&args.sources)?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let by_energy = Wanted::Share(args.energy.unwrap_or(1.0));
+    let options = ConvertOptions {
+        wanted: args.rank.map_or(by_energy, |rank| Wanted::Rank(rank as usize)),
+        dtype: floats(&args.dtype).unwrap_or(Dtype::F32),
+        seed: args.seed,
+        force: args.force,
+        threads: threads(args.workers.threads),
+    };
+    let mut found = convert(&inputs, &plan, &args.output, &options, progress)?;
+    found.warnings.splice(0..0, plan.warnings);
+    Ok(found)
+}

@@ -1,0 +1,184 @@
+//! Adapters of all methods as LoRAs: merged they give what the adapter itself gives.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use qmerge::adapters::Adapter;
+use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert, undo};
+use qmerge::dtype::Dtype;
+use qmerge::error::{Error, Kind};
+use qmerge::formats;
+use qmerge::merge::{self, RunOptions};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Inputs, Options, Plan};
+use qmerge::progress::Silent;
+use safetensors::SafeTensors;
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("qmerge-convert-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+type Tensors = BTreeMap<String, Vec<f32>>;
+
+fn read(file: &Path) -> Tensors {
+    let bytes = std::fs::read(file).unwrap();
+    let floats = |data: &[u8]| data.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+    SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| (name.to_owned(), floats(view.data())))
+        .collect()
+}
+
+fn inputs(base: &Path, adapter: &Path, weight: f64) -> Inputs {
+    Inputs::new(Checkpoint::open(base).unwrap(), vec![Adapter::open(adapter, weight).unwrap()]).unwrap()
+}
+
+fn merged(base: &Path, adapter: &Path, out: &Path) -> Tensors {
+    let inputs = inputs(base, adapter, 1.0);
+    let options = Options { to: Some(formats::by_id("f32").unwrap()), ..Options::default() };
+    let plan = Plan::new(&inputs, &options).unwrap_or_else(|error| panic!("{error:?}"));
+    merge::run(&inputs, &plan, None, out, &RunOptions::default(), &Silent).unwrap_or_else(|error| panic!("{error:?}"));
+    read(&out.join("model.safetensors"))
+}
+
+fn converted(base: &Path, adapter: &Path, out: &Path, wanted: Wanted) -> Result<Conversion, Error> {
+    let inputs = inputs(base, adapter, 1.0);
+    let plan = Plan::new(&inputs, &Options::default())?;
+    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, threads: 2 };
+    convert(&inputs, &plan, out, &options, &Silent)
+}
+
+/// Bases and adapters of all methods, and of variants of LoRA.
+fn cases() -> Vec<(PathBuf, PathBuf)> {
+    let methods = data().join("peft-methods");
+    let folders = std::fs::read_dir(&methods).unwrap().map(|item| item.unwrap().path());
+    let mut cases: Vec<_> = folders
+        .filter(|path| path.to_string_lossy().ends_with("f32"))
+        .map(|path| {
+            let base = methods.join("bases").join(std::fs::read_to_string(path.join("base.txt")).unwrap().trim());
+            (base, path.join("adapter"))
+        })
+        .collect();
+    cases.sort();
+    for name in ["dora", "rslora", "patterns", "mts-lmhead"] {
+        cases.push((data().join("tiny-llama/bases/base-bf16"), data().join("tiny-llama/adapters").join(name)));
+    }
+    cases.push((data().join("peft-cases/gpt2-f32/base"), data().join("peft-cases/gpt2-f32/adapter")));
+    cases
+}
+
+#[test]
+fn a_lora_of_full_rank_does_what_the_adapter_does() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for (base, adapter) in cases() {
+        let folder = Folder::new();
+        let name = adapter.display().to_string();
+        if name.contains("/ln-") {
+            let error = converted(&base, &adapter, &folder.join("lora"), Wanted::Rank(4)).unwrap_err();
+            assert!(error.message().contains("no linear layer"), "{error:?}");
+            continue;
+        }
+        let found = converted(&base, &adapter, &folder.join("lora"), Wanted::Share(1.0))
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        kinds.insert(found.method.clone());
+        assert!(found.kept.unwrap() > 1.0 - 1e-9, "{name}: {:?}", found.kept);
+        let (want, got) =
+            (merged(&base, &adapter, &folder.join("whole")), merged(&base, &folder.join("lora"), &folder.join("low")));
+        assert!(want.keys().eq(got.keys()), "{name}");
+        for (tensor, want) in &want {
+            if found.dropped.iter().any(|dropped| dropped.name == *tensor) {
+                continue;
+            }
+            let largest = want.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            let off = got[tensor].iter().zip(want).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off <= 4e-6 * largest, "{name} {tensor}: {:.1e}", off / largest);
+        }
+        // Less rank holds less, and says how much.
+        let cut = converted(&base, &adapter, &folder.join("cut"), Wanted::Rank(1)).unwrap();
+        assert!(cut.rank == 1 && cut.kept.unwrap() <= found.kept.unwrap());
+        let is_multiplied = ["OFT", "BOFT", "HRA", "IA3", "ROAD", "HIRA"].contains(&cut.method.as_str());
+        assert_eq!(
+            cut.warnings.iter().any(|text| text.contains("fits no other")),
+            is_multiplied || name.ends_with("/dora") || name.contains("miss-bat"),
+            "{name}: {:?}",
+            cut.warnings
+        );
+    }
+    assert!(kinds.len() >= 18, "{kinds:?}");
+}
+
+/// What was added is subtracted: in f32 to the rounding of the sum, and nothing else changes.
+#[test]
+fn an_adapter_is_taken_out_of_its_merge() {
+    for (base, adapter) in [
+        ("peft-methods/bases/llama-f32", "combinations/adapters/d"),
+        ("peft-methods/bases/llama-f32", "peft-methods/lokr-llama-f32/adapter"),
+        ("peft-cases/gpt2-f32/base", "peft-cases/gpt2-f32/adapter"),
+    ] {
+        let (base, adapter, folder) = (data().join(base), data().join(adapter), Folder::new());
+        let merged = merged(&base, &adapter, &folder.join("merged"));
+        let mut inputs = inputs(&folder.join("merged"), &adapter, 1.0);
+        undo(&mut inputs, &[], &Default::default()).unwrap();
+        let plan = Plan::new(&inputs, &Options::default()).unwrap();
+        let options = RunOptions { undoes: true, ..RunOptions::default() };
+        // The merge's report knows what is in it.
+        inputs.adapters[0].weight = -0.5;
+        let error = merge::run(&inputs, &plan, None, &folder.join("again"), &options, &Silent).unwrap_err();
+        assert!(error.message().contains("with weight 1.0, not 0.5"), "{error:?}");
+        inputs.adapters[0].weight = -1.0;
+        merge::run(&inputs, &plan, None, &folder.join("again"), &options, &Silent).unwrap();
+        let (want, got) = (read(&base.join("model.safetensors")), read(&folder.join("again/model.safetensors")));
+        assert!(want.keys().eq(got.keys()));
+        let mut changed = 0;
+        for (name, want) in &want {
+            let merged = &merged[name];
+            changed += usize::from(merged != want);
+            for ((got, want), sum) in got[name].iter().zip(want).zip(merged) {
+                let last_place = f32::EPSILON * want.abs().max(sum.abs());
+                assert!((got - want).abs() <= last_place, "{name}: {got} {want} {sum}");
+            }
+        }
+        assert!(changed > 0);
+    }
+}
+
+#[test]
+fn what_no_subtraction_undoes_is_refused() {
+    for (base, adapter, words) in [
+        ("tiny-llama/bases/base-bf16", "tiny-llama/adapters/dora", "DoRA divided by norms"),
+        ("tiny-llama/bases/base-bf16", "tiny-llama/adapters/mts-lmhead", "it replaced"),
+        ("peft-methods/bases/llama-f32", "peft-methods/oft-llama-f32/adapter", "a OFT adapter maps"),
+        ("peft-methods/bases/llama-f32", "peft-methods/ia3-llama-f32/adapter", "a IA3 adapter maps"),
+        ("peft-methods/bases/llama-f32", "peft-methods/ln-llama-f32/adapter", "it replaced"),
+        ("peft-cases/tokens-dict/base", "peft-cases/tokens-dict/adapter", "trained tokens"),
+    ] {
+        let error =
+            undo(&mut inputs(&data().join(base), &data().join(adapter), 1.0), &[], &Default::default()).unwrap_err();
+        assert!(error.kind() == Kind::Unsupported && format!("{error:?}").contains(words), "{adapter}: {error:?}");
+    }
+}

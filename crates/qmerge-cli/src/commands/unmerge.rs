@@ -8,9 +8,9 @@ use qmerge::plan::{Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
 use qmerge::round::{Demand, NEAREST};
 
-use super::merge::{Found, Told, dry_or_run, show};
+use super::merge::{Found, Told, planned, show, written};
 use super::next;
-use super::{format, open, read_options, run_options};
+use super::{open, read_options, run_options, target};
 use crate::Outcome;
 use crate::args::UnmergeArgs;
 use crate::progress::Bar;
@@ -35,8 +35,10 @@ pub(crate) fn find(
     progress: &dyn Progress,
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
+    let (to, export) = target(&args.to, &args.output)?;
     let options = Options {
-        to: format(&args.to)?,
+        to,
+        export,
         rounding: Method::Named(NEAREST),
         maps: args.meaning.map.clone(),
         read: read_options(&args.meaning),
@@ -50,9 +52,10 @@ pub(crate) fn find(
     plan.warnings.push(exactness(&inputs, &plan));
     decided(&plan);
     let estimate = merge::estimate(&plan, &run, &Demand::default())?;
-    dry_or_run(&inputs, &plan, &args.output, &args.running, &estimate, || {
-        merge::run(&inputs, &plan, None, &args.output, &run, progress)
-    })
+    if args.running.dry_run {
+        return Ok(Found::Plan(Box::new(planned(&inputs, &plan, &args.output, &estimate))));
+    }
+    written(&args.running, || merge::run(&inputs, &plan, None, &args.output, &run, progress))
 }
 
 /// What (W + D) − D is to W.

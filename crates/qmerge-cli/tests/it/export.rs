@@ -34,7 +34,7 @@ fn a_merge_into_gguf_runs_and_comes_back() {
     let said = done(&folder, &["inspect", "back-nf4"]);
     assert!(said.contains("nf4") && !said.contains("q8_0"), "{said}");
     // An adapter on the way out.
-    done(&folder, &["convert", "--base", "base-nf4", "--to", "f16", "-o", "base.gguf"]);
+    done(&folder, &["convert", "--base", "base-nf4", "--to", "bf16", "-o", "base.gguf"]);
     let out = ["merge", "--base", "base.gguf", "--adapter", "adapter", "--to", "bf16", "--fast", "-o", "merged"];
     done(&folder, &out);
     let said = done(&folder, &["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "merged"]);

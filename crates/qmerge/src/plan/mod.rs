@@ -1,8 +1,8 @@
 //! Everything decided before the first byte of a weight is read.
 //!
 //! A plan is a function of names, shapes, configurations and options: which tensors are copied, which are edited, recoded or
-//! replaced, where every byte of the output goes, and what the user should be warned of. It does no I/O, so `--dry-run` shows
-//! exactly what would happen.
+//! replaced, where every byte of the output goes, and what the user should be warned of. It writes nothing, and reads nothing but the small files that another
+//! container takes in (a tokenizer), so `--dry-run` shows exactly what would happen.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 

@@ -17,7 +17,7 @@ impl Command {
             Self::Verify(args) => Some(&mut args.sources),
             Self::Compare(args) => Some(&mut args.sources),
             Self::ConvertAdapter(args) => Some(&mut args.sources),
-            Self::Unmerge(args) => Some(&mut args.sources),
+            Self::Unmerge(args) => Some(args.merged.take()),
             _ => None,
         }
     }

@@ -7,8 +7,8 @@ use clap_complete::Shell;
 use qmerge::plan::Part;
 
 use super::groups::{
-    ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Model, OUTPUT_ALIASES, Quantization,
-    Running, Sources, Workers, Writing,
+    ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
+    Quantization, Running, Sources, Workers, Writing,
 };
 use super::values::{combinations, formats, parts, repo_id, roundings, share, tokens};
 
@@ -250,7 +250,7 @@ pub(crate) struct ConvertAdapterArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UnmergeArgs {
     #[command(flatten)]
-    pub(crate) sources: Sources,
+    pub(crate) merged: Merged,
     /// Output folder (or .safetensors or .gguf file).
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
     pub(crate) output: PathBuf,

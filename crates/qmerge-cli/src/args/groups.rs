@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::values::{seconds, share, size, tokens};
 use qmerge_run::calibrate::Amount;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct Sources {
     /// Base and adapters without their options. One word alone is the adapter, which names its base.
@@ -25,6 +25,34 @@ impl Sources {
     /// The base. It is there once the words of the command line have their places.
     pub(crate) fn base(&self) -> &Path {
         self.base.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// A merge and adapters that are in it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct Merged {
+    /// Merge and adapters without their options.
+    #[arg(value_name = "MERGED ADAPTER[=WEIGHT]")]
+    words: Vec<String>,
+    /// The merge: a folder, a .safetensors or .gguf file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "MERGED")]
+    base: Option<PathBuf>,
+    /// Adapter folder or hub id that is in it, with the factor that it was merged with; may be given several times.
+    #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
+    adapter: Vec<String>,
+    /// The same once words have their places.
+    #[arg(skip)]
+    pub(crate) sources: Sources,
+}
+
+impl Merged {
+    /// Takes what was typed for sources, once.
+    pub(crate) fn take(&mut self) -> &mut Sources {
+        self.sources.words.append(&mut self.words);
+        self.sources.adapter.append(&mut self.adapter);
+        self.sources.base = self.base.take().or(self.sources.base.take());
+        &mut self.sources
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn find(
         ..Options::default()
     };
     let run = RunOptions { undoes: true, ..run_options(&args.running, command) };
-    let mut inputs = open(&args.sources)?;
+    let mut inputs = open(&args.merged.sources)?;
     undo(&mut inputs, &options.maps, &options.read)?;
     let mut plan = Plan::new(&inputs, &options)?;
     plan.warnings.push(exactness(&inputs, &plan));

@@ -78,7 +78,7 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         Command::Combine(args) => with(None, &args.adapter, &[]),
         Command::Extract(args) => vec![args.model.base.clone(), args.tuned.clone()],
         Command::ConvertAdapter(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
-        Command::Unmerge(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
+        Command::Unmerge(args) => with(args.merged.sources.base.as_ref(), &args.merged.sources.adapter, &[]),
         Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
         Command::Convert(args) => vec![args.model.base.clone()],

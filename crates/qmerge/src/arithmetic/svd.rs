@@ -65,8 +65,11 @@ impl Spectrum {
         for vector in self.vectors.chunks_exact(found.max(1)).take(rank.min(self.values.len())) {
             let weights = self.cholesky.weights(vector.to_vec());
             of_left.extend(weights.iter().zip(&self.balance).map(|(weight, balance)| weight * balance));
-            let turned = |i: usize| (0..found).map(|q| vector[q] * self.cholesky.t[q * inner + i]).sum::<f64>();
-            of_right.extend((0..inner).map(|i| turned(i) / self.balance[i]));
+            let mut turned = vec![0.0; inner];
+            for (share, row) in vector.iter().zip(self.cholesky.t.chunks_exact(inner.max(1))) {
+                turned.iter_mut().zip(row).for_each(|(sum, x)| *sum += share * x);
+            }
+            of_right.extend(turned.iter().zip(&self.balance).map(|(x, balance)| x / balance));
         }
         let columns = combine(&of_left, &self.left, inner, rows);
         let right = combine(&of_right, &self.right, inner, cols);

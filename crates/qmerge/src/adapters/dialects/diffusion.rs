@@ -61,6 +61,10 @@ impl<'a> Parts<'a> {
         if held.is_empty() {
             let part = part_of(names)?;
             held.push((part, Index::new("", &modules)));
+            // kohya's scripts call T5 the third encoder, also where a pipeline has two (Flux).
+            if names.model_type() == "t5" && part != Part::Text(2) {
+                held.push((Part::Text(2), Index::new("", &modules)));
+            }
         }
         Ok(Self { held })
     }

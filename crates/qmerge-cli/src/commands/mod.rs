@@ -64,8 +64,11 @@ fn floats(name: &str) -> Option<Dtype> {
     }
 }
 
-/// What `--to` asks for: a format, or another container. Some names are both, and then the output's name tells.
-fn target(id: &str, output: &Path) -> Result<(Option<&'static dyn Format>, Option<&'static dyn Export>)> {
+/// A format of the base's container, or another container; neither where the output is as the base.
+type Wanted = (Option<&'static dyn Format>, Option<&'static dyn Export>);
+
+/// What `--to` asks for. Some names are of both, and then the output's name tells.
+fn target(id: &str, output: &Path) -> Result<Wanted> {
     if id == "same" {
         return Ok((None, None));
     }

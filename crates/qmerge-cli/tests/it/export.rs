@@ -23,7 +23,10 @@ fn a_merge_into_gguf_runs_and_comes_back() {
     let merge = ["merge", "--base", "base-nf4", "--adapter", "adapter"];
     let nearest = [&merge[..], &["--rounding", "nearest", "--to", "q8_0", "-o", "out.gguf"]].concat();
     let said = done(&folder, &nearest);
-    assert!(said.contains("nf4 + bf16 → q8_0") && said.contains("verdict: the adapter's effect is most likely kept"), "{said}");
+    assert!(
+        said.contains("nf4 + bf16 → q8_0") && said.contains("verdict: the adapter's effect is most likely kept"),
+        "{said}"
+    );
     assert!(folder.join("out.qmerge-report.json").is_file());
     let said = done(&folder, &["verify", "--base", "base-nf4", "--adapter", "adapter", "--merged", "out.gguf"]);
     assert!(said.contains("the adapter is applied in all 28 weights"), "{said}");

@@ -337,11 +337,11 @@ fn read_config(store: &dyn Store) -> Result<Option<Map<String, Value>>> {
     text.map(|text| config::object(&text).map_err(|error| error.in_file(&path))).transpose()
 }
 
+/// A method, and what a configuration says of it.
+type Configured = (&'static dyn PeftMethod, Box<dyn Layers>);
+
 /// The method that a configuration is of, with what it says.
-fn configured(
-    config: &AdapterConfig,
-    methods: &[&'static dyn PeftMethod],
-) -> Result<Option<(&'static dyn PeftMethod, Box<dyn Layers>)>> {
+fn configured(config: &AdapterConfig, methods: &[&'static dyn PeftMethod]) -> Result<Option<Configured>> {
     let method = methods.iter().find(|method| method.peft_type() == config.peft_type);
     let configured = method.map(|method| Ok((*method, method.configure(config)?))).transpose();
     configured.map_err(|error: Error| error.in_file(&config.path))

@@ -100,7 +100,8 @@ impl Checkpoint {
         file.read_at(entry.start, &mut stored).map_err(|error| error.in_tensor(&entry.name))?;
         // Whole elements are what is asked for, but the bytes of any can be given.
         let size = order.size.max(1);
-        let (mut element, mut skip) = (offset as usize / size, offset as usize % size);
+        let (within, whole) = ((offset as usize).checked_rem(size), (offset as usize).checked_div(size));
+        let (mut element, mut skip) = (whole.unwrap_or(0), within.unwrap_or(0));
         let mut rest = buffer;
         while !rest.is_empty() {
             let from = order.place(element).checked_mul(size);
@@ -122,9 +123,9 @@ impl Order {
         let mut rest = element;
         let mut place = 0_usize;
         for (len, step) in self.axes.iter().rev() {
-            let len = (*len).max(1);
-            place = place.saturating_add((rest % len).saturating_mul(*step));
-            rest /= len;
+            // No axis of a tensor that has elements is of none.
+            place = place.saturating_add(rest.checked_rem(*len).unwrap_or(0).saturating_mul(*step));
+            rest = rest.checked_div(*len).unwrap_or(0);
         }
         place
     }

@@ -169,13 +169,14 @@ fn tokenizer(model: &Model<'_, '_>, warnings: &mut Vec<String>) -> Result<Vec<(S
     let TokenizerKeys { mut tokenizer, begin, stop, special, template } = said;
     let text = |kind: &str| special.iter().find(|(own, _)| *own == kind).map(|(_, text)| text.clone());
     if let (Some(id), Some(bos)) = (begin.first(), text("bos_token")) {
-        tokenizer["post_processor"] = json!({
+        let beginning = json!({
             "type": "TemplateProcessing",
             "single": [{ "SpecialToken": { "id": bos, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
             "pair": [{ "SpecialToken": { "id": bos, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
                      { "SpecialToken": { "id": bos, "type_id": 1 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
             "special_tokens": { bos.as_str(): { "id": bos, "ids": [id], "tokens": [bos] } },
         });
+        tokenizer.as_object_mut().map(|tokenizer| tokenizer.insert("post_processor".into(), beginning));
     }
     let mut about = Map::new();
     about.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
@@ -190,11 +191,9 @@ fn tokenizer(model: &Model<'_, '_>, warnings: &mut Vec<String>) -> Result<Vec<(S
         files.push(("chat_template.jinja".to_owned(), template.into_bytes()));
     }
     if !stop.is_empty() {
-        let mut generation = json!({ "eos_token_id": stop });
-        if let Some(id) = begin.first() {
-            generation["bos_token_id"] = json!(id);
-        }
-        files.push(("generation_config.json".to_owned(), pretty(&generation)));
+        let mut generation = Map::from_iter([("eos_token_id".to_owned(), json!(stop))]);
+        begin.first().map(|id| generation.insert("bos_token_id".into(), json!(id)));
+        files.push(("generation_config.json".to_owned(), pretty(&Value::Object(generation))));
     }
     Ok(files)
 }

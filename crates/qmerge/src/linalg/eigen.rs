@@ -11,7 +11,7 @@ const SWEEPS: usize = 40;
 /// Eigenvalues of the symmetric `a` (n, n), largest first, and their vectors as rows (n, n).
 ///
 /// Cyclic Jacobi: a page of code, no dependency, the same bits everywhere, and small eigenvalues come out as exact as large ones. It takes about
-/// 50 n³ operations, which at a LoRA's ranks is nothing (64: 10 ms). Of [`MANY`] columns and more it is not Jacobi's. Vectors are orthonormal, and they and the values give `a` back, to about
+/// 50 n³ operations, which at a LoRA's ranks is nothing (64: 10 ms). Matrices of 128 columns and more are made tridiagonal first (`tridiagonal.rs`). Vectors are orthonormal, and they and the values give `a` back, to about
 /// n units in the last place of the largest value.
 pub fn symmetric(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     if n >= MANY {

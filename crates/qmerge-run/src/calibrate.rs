@@ -226,7 +226,7 @@ impl Calibration for FromModel<'_, '_> {
         let progress = self.model.progress();
         let is_wanted =
             |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted(name));
-        let left = self.demand.layers.iter().rposition(is_wanted).map_or(0, |last| last + 1);
+        let left = self.model.inputs().iter().rposition(is_wanted).map_or(0, |last| last + 1);
         let mut collector =
             Collector { wanted, take, is_wanted: false, left, overflows: None, progress, work: 0, served: Vec::new() };
         let passed = self.model.hidden(&sequences, &mut collector);

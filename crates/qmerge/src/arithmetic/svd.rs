@@ -140,12 +140,19 @@ pub(super) struct Best {
     pub(super) kept: f64,
 }
 
-/// The best approximation to a dense matrix (rows, cols), not all of it zero. Of large matrices a subspace is turned towards the largest directions until a round
+/// The best approximation to a dense matrix (rows, cols). Of large matrices a subspace is turned towards the largest directions until a round
 /// adds little; what it holds is summed, not estimated.
 pub(super) fn best(matrix: &[f32], cols: usize, wanted: Wanted, seed: u64) -> Best {
-    let (energy, least) = (dot(matrix, matrix), (matrix.len() / cols.max(1)).min(cols));
+    let (energy, rows) = (dot(matrix, matrix), matrix.len() / cols.max(1));
+    if energy == 0.0 {
+        // It has no directions.
+        let rank = wanted.rank(&[], energy).unwrap_or(1);
+        let factors = Factors { rank, left: vec![0.0; rows * rank], right: vec![0.0; rank * cols] };
+        return Best { factors, energy, kept: 1.0 };
+    }
+    let least = rows.min(cols);
     let found = |directions: &Directions, rank: usize| {
-        let kept = if energy > 0.0 { (directions.energy(rank) / energy).min(1.0) } else { 1.0 };
+        let kept = (directions.energy(rank) / energy).min(1.0);
         Best { factors: directions.cut(rank), energy, kept }
     };
     let over = turned(matrix, cols);
@@ -414,6 +421,9 @@ mod tests {
             assert!((kept - Spectrum::new(left, right, 5).kept(2).unwrap()).abs() < 1e-6);
             assert!((off(&cut, &want) - (1.0 - kept)).abs() < 1e-6);
         }
-        assert_eq!(best(&vec![0.0; 600 * 600], 600, Wanted::Rank(2), 0).factors.left, vec![0.0; 1200]);
+        for (rows, cols) in [(600, 700), (4, 5)] {
+            let Factors { left, right, .. } = best(&vec![0.0; rows * cols], cols, Wanted::Rank(2), 0).factors;
+            assert!(left == vec![0.0; 2 * rows] && right == vec![0.0; 2 * cols]);
+        }
     }
 }

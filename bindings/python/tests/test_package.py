@@ -33,11 +33,12 @@ def test_version() -> None:
 
 def test_every_option_of_the_program_is_there() -> None:
     """The ones that mean nothing in a function are named here."""
-    other = {"help", "version", "json", "quiet", "dry-run", "push", "color", "verbose"}
-    for name in ("merge", "convert", "verify", "compare", "generate", "truncate", "calibrate"):
+    other = {"help", "version", "json", "quiet", "dry-run", "push", "color", "verbose", "part", "no-full"}
+    names = ("merge", "convert", "verify", "compare", "generate", "truncate", "calibrate")
+    for name in (*names, "combine", "extract", "convert-adapter"):
         text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout
         options = set(re.findall(r"^ {2,6}(?:-\w, )?--([a-z][a-z-]+)", text, re.MULTILINE)) - other
-        known = set(getattr(qmerge, name).__annotations__)
+        known = set(getattr(qmerge, name.replace("-", "_")).__annotations__)
         assert {option.replace("-", "_") for option in options} <= known
 
 

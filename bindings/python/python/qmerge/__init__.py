@@ -11,8 +11,11 @@ Every function lets other Python threads run while it works, and stops on Ctrl-C
 from . import peft, ray, torch
 from ._api import (
     calibrate,
+    combine,
     compare,
     convert,
+    convert_adapter,
+    extract,
     finish,
     generate,
     inspect,
@@ -23,6 +26,7 @@ from ._api import (
     report,
     tensors,
     truncate,
+    unmerge,
     verify,
 )
 from ._errors import (
@@ -46,6 +50,7 @@ from ._results import (
     CalibrationInspection,
     Comparison,
     Generation,
+    Made,
     ModelInspection,
     PartDone,
     Plan,
@@ -65,6 +70,7 @@ __all__ = [
     "Generation",
     "InternalError",
     "IoError",
+    "Made",
     "MalformedError",
     "MismatchError",
     "ModelInspection",
@@ -82,8 +88,11 @@ __all__ = [
     "Verification",
     "__version__",
     "calibrate",
+    "combine",
     "compare",
     "convert",
+    "convert_adapter",
+    "extract",
     "finish",
     "generate",
     "inspect",
@@ -97,5 +106,6 @@ __all__ = [
     "tensors",
     "torch",
     "truncate",
+    "unmerge",
     "verify",
 ]

@@ -17,6 +17,7 @@ from ._results import (
     CalibrationInspection,
     Comparison,
     Generation,
+    Made,
     ModelInspection,
     PartDone,
     Plan,
@@ -88,7 +89,7 @@ def merge(
         base: folder, `.safetensors` file, or hub id.
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
         output: folder or `.safetensors` file.
-        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8".
+        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", or a file type of llama.cpp such as "q4_k_m".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
@@ -446,6 +447,139 @@ def truncate(
         max_memory=max_memory,
     )
     return Truncation(run("truncate", options, progress)[1])
+
+
+def combine(
+    adapter: Adapters,
+    output: Path,
+    *,
+    method: Optional[str] = None,
+    rank: Optional[int] = None,
+    density: Optional[float] = None,
+    majority_sign: Optional[Literal["total", "frequency"]] = None,
+    seed: Optional[int] = None,
+    lora_scale: Optional[Mapping[str, float]] = None,
+    dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
+    base_is_residual: bool = False,
+    force: bool = False,
+    threads: Optional[int] = None,
+    adapter_names: Optional[Sequence[str]] = None,
+    progress: Watcher = None,
+) -> Made:
+    """Makes one adapter of several, each with a weight.
+
+    Args:
+        adapter: as `merge` takes them: LoRAs, each with or without a weight.
+        output: folder.
+        method: "exact" (the default: the true weighted sum), "svd" (the default with a rank), or a combination of PEFT's: "cat", "linear", "ties", "dare_linear" and others.
+        rank: the new rank, of all modules, for the methods that take one.
+        density: share of its values that each adapter keeps, for "ties", "dare" and "magnitude_prune".
+        majority_sign: what elects a sign, for "ties".
+        seed: seed of what "dare" draws.
+        lora_scale: factors by regular expressions that are found in a module's path.
+        dtype: element type of the new factors.
+    """
+    options = flags(
+        adapter=adapters(adapter, adapter_names),
+        output=output,
+        method=method,
+        rank=rank,
+        density=density,
+        majority_sign=majority_sign,
+        seed=seed,
+        lora_scale=[f"{pattern}={factor!r}" for pattern, factor in (lora_scale or {}).items()],
+        dtype=dtype,
+        base_is_residual=base_is_residual,
+        force=force,
+        threads=threads,
+    )
+    return Made(run("combine", options, progress)[1])
+
+
+def extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    *,
+    rank: Optional[int] = None,
+    energy: Optional[float] = None,
+    full: bool = True,
+    dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
+    seed: Optional[int] = None,
+    force: bool = False,
+    threads: Optional[int] = None,
+    progress: Watcher = None,
+) -> Made:
+    """Makes a LoRA of what a tuned model differs from its base by.
+
+    Args:
+        base, tuned: folders, files or hub ids, in any format.
+        output: folder.
+        rank: the rank of all modules.
+        energy: in its place, the share of each module's difference, squared, that its rank has to hold.
+        full: take what is no linear layer's weight whole, where it differs.
+        dtype: element type of the factors.
+        seed: seed of what large matrices are searched with.
+    """
+    options = flags(
+        base=base, tuned=tuned, output=output, rank=rank, energy=energy, no_full=not full, dtype=dtype, seed=seed, force=force, threads=threads
+    )
+    return Made(run("extract", options, progress)[1])
+
+
+def convert_adapter(
+    base: Path,
+    adapter: Adapters,
+    output: Path,
+    *,
+    rank: Optional[int] = None,
+    energy: Optional[float] = None,
+    dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
+    seed: Optional[int] = None,
+    map: Maps = None,
+    allow_unused: bool = False,
+    base_is_residual: bool = False,
+    peft_bugs: bool = False,
+    force: bool = False,
+    threads: Optional[int] = None,
+    progress: Watcher = None,
+) -> Made:
+    """Makes a LoRA of an adapter of any method; one that multiplies the base's weights becomes a LoRA of this base alone.
+
+    Args:
+        base: the model that the adapter belongs to.
+        rank, energy, dtype, seed: as in `extract`.
+    """
+    options = flags(
+        base=base,
+        adapter=adapters(adapter),
+        output=output,
+        rank=rank,
+        energy=energy,
+        dtype=dtype,
+        seed=seed,
+        map=maps(map),
+        allow_unused=allow_unused,
+        base_is_residual=base_is_residual,
+        peft_bugs=peft_bugs,
+        force=force,
+        threads=threads,
+    )
+    return Made(run("convert-adapter", options, progress)[1])
+
+
+def unmerge(merged: Path, adapter: Adapters, output: Path, *, progress: Watcher = None, **options: Any) -> Report:
+    """Takes an adapter out of a merge again. Its report says what that can give back.
+
+    Args:
+        merged: the merge.
+        adapter: what was merged, with the weights that it had.
+        output: folder or file.
+        options: `to`, `map`, `allow_unused`, `force`, `resume`, `threads` and `max_memory`, as `merge` takes them.
+    """
+    options["map"] = maps(options.get("map"))
+    words = flags(base=merged, adapter=adapters(adapter), output=output, **options)
+    return Report(run("unmerge", words, progress)[1])
 
 
 def generate(

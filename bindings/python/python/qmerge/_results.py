@@ -401,6 +401,31 @@ class Truncation(Record):
     _parts = {"tool": Tool, "weights": CutWeight}
 
 
+class MadeWeight(Record):
+    """A module of a new adapter."""
+
+    module: str
+    rank: Optional[int] = None
+    energy: Optional[float] = None
+    kept: Optional[float] = None
+
+
+class Made(Record):
+    """An adapter that was made of others, or of two models."""
+
+    schema_version: int
+    tool: Tool
+    output: str
+    rank: int
+    bytes: int
+    kept: Optional[float]
+    """Share of what it was made from that its rank holds, squared; None where that is not computed."""
+    weights: list[MadeWeight]
+    warnings: list[str] = []
+
+    _parts = {"tool": Tool, "weights": MadeWeight}
+
+
 class Generation(Record):
     """A continuation."""
 

@@ -12,16 +12,16 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from . import _qmerge
-from ._api import inspect, merge
+from ._api import combine, inspect, merge
 from ._command import Adapters, Path
 from ._errors import UsageError
-from ._results import ModelInspection, Report
+from ._results import Made, ModelInspection, Report
 from .torch import FILE_NAME, Text, calibrate as calibrate_live
 
-__all__ = ["merge_and_save"]
+__all__ = ["add_weighted_adapter", "merge_and_save"]
 
 MOST_SUMS = 4 << 30
 """Bytes beside the live model's: where its moments take more, it is run several times."""
@@ -77,6 +77,40 @@ def merge_and_save(
             options["calibration"] = os.path.join(temporary, FILE_NAME)
             calibrate_live(model, texts, options["calibration"], max_bytes=MOST_SUMS)
         return merge(base, folder, output, adapter_names=names, **options)
+
+
+def add_weighted_adapter(
+    adapters: Sequence[Path],
+    weights: Sequence[float],
+    output: Path,
+    combination_type: str = "svd",
+    *,
+    svd_rank: Optional[int] = None,
+    density: Optional[float] = None,
+    majority_sign_method: Optional[Literal["total", "frequency"]] = None,
+    **options: Any,
+) -> Made:
+    """`qmerge.combine` by the names of PEFT's `LoraModel.add_weighted_adapter`, for adapters on disk, into a folder.
+
+    Args:
+        adapters, weights: folders or hub ids of LoRAs, and a weight for each.
+        output: folder of the new adapter.
+        combination_type: "svd", "cat", "linear", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd", "magnitude_prune" or "magnitude_prune_svd".
+        svd_rank, density, majority_sign_method: as PEFT has them.
+        options: as `qmerge.combine` takes them.
+    """
+    if len(adapters) != len(weights):
+        raise UsageError(f"{len(adapters)} adapters, and {len(weights)} weights")
+    pairs = [(adapter, float(weight)) for adapter, weight in zip(adapters, weights)]
+    return combine(
+        pairs,
+        output,
+        method=combination_type,
+        rank=svd_rank,
+        density=density,
+        majority_sign=majority_sign_method,
+        **options,
+    )
 
 
 def _is_path(value: Any) -> bool:

@@ -123,4 +123,4 @@ def _adapters(value: Adapters) -> Any:
         return {_absolute(path): weight for path, weight in value.items()}
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float)):
         return (_absolute(value[0]), value[1])
-    return [_adapters(item) for item in value]  # type: ignore[union-attr]
+    return [_adapters(item) for item in value]

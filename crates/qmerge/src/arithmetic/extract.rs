@@ -202,7 +202,8 @@ pub fn extract(
     }
     let linear: f64 = weights.iter().map(|weight| weight.energy).sum();
     let held: f64 = weights.iter().map(|weight| weight.kept * weight.energy).sum();
-    let left: f64 = dropped.iter().filter_map(|tensor| tensor.energy).sum();
+    // A sum of nothing would be −0.
+    let left = dropped.iter().filter_map(|tensor| tensor.energy).fold(0.0, |sum: f64, energy| sum + energy);
     Ok(Extraction {
         schema_version: SCHEMA_VERSION,
         tool: Tool::THIS,

@@ -101,6 +101,30 @@ fn a_single_file_is_merged_in_parts_too() {
     assert_eq!(beside(folder.path()).len(), 2, "the output and its report");
 }
 
+/// Into GGUF, and at the types of a file that is one.
+#[test]
+fn a_gguf_file_is_merged_in_parts_too() {
+    let folder = Folder::new();
+    demo(folder.path());
+    done(&folder, &["convert", "--base", "base-nf4", "--to", "q4_0", "-o", "base.gguf"]);
+    for merge in [
+        &["--base", "base-nf4", "--adapter", "adapter", "--to", "q5_0", "--calibrate", TEXT][..],
+        &["--base", "base-nf4", "--adapter", "adapter", "--to", "q8_0", "--rounding", "nearest"],
+        &["--base", "base.gguf", "--adapter", "adapter", "--fast"],
+    ] {
+        let run =
+            |command, out, more: &[&'static str]| done(&folder, &[&[command], merge, &["-o", out], more].concat());
+        run("merge", "whole.gguf", &["--force"]);
+        for part in ["1/3", "2/3", "3/3", "2/3"] {
+            run("merge", "out.gguf", &["--part", part, "--resume"]);
+        }
+        run("finish", "out.gguf", &[]);
+        let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        assert!(bytes("out.gguf") == bytes("whole.gguf"), "{merge:?}");
+        ["out.gguf", "out.qmerge-report.json"].iter().for_each(|name| std::fs::remove_file(folder.join(name)).unwrap());
+    }
+}
+
 /// Parts that are killed go on, and so does a killed `finish`.
 #[test]
 fn whoever_is_killed_goes_on() {

@@ -7,21 +7,12 @@ use qmerge::dtype::Dtype;
 use qmerge::error;
 use qmerge::progress::Progress;
 
-use super::{floats, open_adapters, threads};
+use super::{answered, floats, open_adapters, threads};
 use crate::args::CombineArgs;
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?
-    } else {
-        show::combination(&found)
-    }
+    answered(args.json, |bar| find(args, bar), show::combination)?;
     Ok(Outcome::Done)
 }
 

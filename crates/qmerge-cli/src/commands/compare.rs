@@ -16,10 +16,9 @@ use qmerge_run::{Model, Options};
 
 use super::generate::options;
 use super::next::{self, Made};
-use super::{apart_options, open, open_with};
+use super::{answered, apart_options, open, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 /// Tokens that go through a model at a time, where memory allows.
@@ -30,16 +29,14 @@ const PROMPT: usize = 32;
 const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?
-    } else {
-        show::comparison(&found);
-        next(args, &found);
-    }
+    answered(
+        args.json,
+        |bar| find(args, bar),
+        |found| {
+            show::comparison(found);
+            next(args, found);
+        },
+    )?;
     show::written(args.report.as_deref());
     Ok(Outcome::Done)
 }

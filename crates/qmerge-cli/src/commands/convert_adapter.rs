@@ -7,21 +7,12 @@ use qmerge::error;
 use qmerge::plan::Plan;
 use qmerge::progress::Progress;
 
-use super::{apart_options, floats, open, threads, usage};
+use super::{answered, apart_options, floats, open, threads, usage};
 use crate::args::ConvertAdapterArgs;
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ConvertAdapterArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?
-    } else {
-        show::conversion(&found)
-    }
+    answered(args.json, |bar| find(args, bar), show::conversion)?;
     Ok(Outcome::Done)
 }
 

@@ -7,21 +7,12 @@ use qmerge::error;
 use qmerge::open::Checkpoint;
 use qmerge::progress::Progress;
 
-use super::{floats, threads};
+use super::{answered, floats, threads};
 use crate::args::ExtractArgs;
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ExtractArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?
-    } else {
-        show::extraction(&found)
-    }
+    answered(args.json, |bar| find(args, bar), show::extraction)?;
     Ok(Outcome::Done)
 }
 

@@ -30,8 +30,29 @@ use qmerge::merge::RunOptions;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
 use qmerge::write::Existing;
+use serde::Serialize;
 
 use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
+use crate::progress::Bar;
+use crate::show;
+
+/// Has an answer found behind a progress bar, and prints it: as JSON, or by `show`.
+fn answered<T: Serialize>(
+    json: bool,
+    find: impl FnOnce(&Bar) -> Result<T>,
+    show: impl FnOnce(&T),
+) -> anyhow::Result<T> {
+    let bar = Bar::new(false);
+    let found = find(&bar);
+    bar.clear();
+    let found = found?;
+    if json {
+        show::json(&found)?;
+    } else {
+        show(&found);
+    }
+    Ok(found)
+}
 
 fn usage(message: String) -> Error {
     Error::new(Kind::Usage, message)

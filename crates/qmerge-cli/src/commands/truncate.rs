@@ -13,21 +13,12 @@ use qmerge_run::{Model, Options};
 
 use super::calibrate::{Text, needs_alone};
 use super::rounding::{stored, weights};
-use super::{apart_options, floats, read_options, threads, usage};
+use super::{answered, apart_options, floats, read_options, threads, usage};
 use crate::args::TruncateArgs;
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?
-    } else {
-        show::truncation(&found)
-    }
+    answered(args.json, |bar| find(args, bar), show::truncation)?;
     Ok(Outcome::Done)
 }
 

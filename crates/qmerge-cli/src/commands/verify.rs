@@ -10,30 +10,22 @@ use qmerge::progress::Progress;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
 use super::next::Made;
-use super::{apart_options, open};
+use super::{answered, apart_options, open};
 use crate::args::VerifyArgs;
-use crate::progress::Bar;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
-    let bar = Bar::new(false);
-    let found = find(args, &bar);
-    bar.clear();
-    let found = found?;
-    if args.json {
-        show::json(&found)?;
-    } else {
-        for text in &found.warnings {
-            show::warning(text);
-        }
-        show::verification(&found);
+    let show = |found: &Verification| {
+        found.warnings.iter().for_each(|text| show::warning(text));
+        show::verification(found);
         let made = Made { sources: &args.sources, meaning: &args.meaning };
         match found.answer {
             Answer::Yes => made.try_and_compare(&args.merged),
             Answer::Undecided => made.compare(&args.merged),
             Answer::No => made.merge(Path::new("merged"), None),
         }
-    }
+    };
+    let found = answered(args.json, |bar| find(args, bar), show)?;
     Ok(outcome(&found))
 }
 

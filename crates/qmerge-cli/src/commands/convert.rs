@@ -2,30 +2,17 @@
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::merge;
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::Demand;
 
-use super::merge::{Found, Told, planned, show, written};
-use super::next;
+use super::merge::{Found, shown, without_data};
 use super::{importance, refuse_unused, run_options, settings, target, usage};
 use crate::Outcome;
 use crate::args::ConvertArgs;
-use crate::progress::Bar;
 
 pub(crate) fn run(args: &ConvertArgs, command: &str) -> Result<Outcome> {
-    let bar = Bar::new(args.running.quiet);
-    let told = Told::default();
-    let found = find(args, command, &bar, &|plan| told.tell(plan, &args.running));
-    bar.clear();
-    let found = found?;
-    show(&found, &args.running, &told)?;
-    if let (Found::Report(_), false, false) = (&found, args.running.json, args.running.quiet) {
-        next::try_it(&args.output);
-    }
-    Ok(Outcome::Done)
+    shown(&args.running, &args.output, |bar, told| find(args, command, bar, told))
 }
 
 /// Converts, or plans to. `command` is the command line, for the report; `decided` gets the plan before any work is done.
@@ -52,9 +39,5 @@ pub(crate) fn find(
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;
     decided(&plan);
-    let estimate = merge::estimate(&plan, &run, &Demand::default())?;
-    if args.running.dry_run {
-        return Ok(Found::Plan(Box::new(planned(&inputs, &plan, &args.output, &estimate))));
-    }
-    written(&args.running, || merge::run(&inputs, &plan, None, &args.output, &run, progress))
+    without_data(&inputs, &plan, &args.output, &args.running, &run, progress)
 }

@@ -10,7 +10,7 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Part, Plan, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
-use qmerge::round::Calibration;
+use qmerge::round::{Calibration, Demand};
 use serde::Serialize;
 
 use super::next::{self, Made};
@@ -104,11 +104,11 @@ fn upload(repo: &str, output: &Path) -> String {
 
 /// Warnings that were printed before the work.
 #[derive(Default)]
-pub(super) struct Told(RefCell<Vec<String>>);
+struct Told(RefCell<Vec<String>>);
 
 impl Told {
     /// Prints what a plan warns of, where a person reads along.
-    pub(super) fn tell(&self, plan: &Plan, args: &Running) {
+    fn tell(&self, plan: &Plan, args: &Running) {
         if !args.quiet && !args.json && !args.dry_run {
             plan.warnings.iter().for_each(|text| show::warning(text));
             self.0.borrow_mut().extend(plan.warnings.iter().cloned());
@@ -167,12 +167,11 @@ pub(crate) fn find(
     rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
-    match way {
-        _ if is_dry => {}
-        Way::Part(part) => merge::refuse_existing_part(&args.output, part, &plan, &run)?,
-        _ => merge::refuse_existing(&args.output, &plan, &run)?,
-    }
     if !is_dry {
+        merge::refuse_existing(&args.output, args.part, &plan, &run)?;
+        if way == Way::Finish {
+            merge::refuse_missing(&args.output)?;
+        }
         decided(&plan);
     }
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
@@ -181,27 +180,59 @@ pub(crate) fn find(
         Way::Finish => merge::finish(&inputs, &plan, calibration, &args.output, run, progress),
         _ => merge::run(&inputs, &plan, calibration, &args.output, run, progress),
     };
-    match way {
-        Way::Part(part) if !is_dry => {
-            let done = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
-                merge::run_part((&inputs, &plan), calibration, &args.output, part, run, progress)
-            })?;
-            Ok(Found::Part(done))
-        }
-        _ if is_dry => {
-            let mut planned = planned(&inputs, &plan, &args.output, &takes);
-            let of = match way {
-                Way::Plan(of) => of,
-                Way::Part(part) => part.of(),
-                _ => 1,
-            };
-            if of > 1 {
-                planned.parts = merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of);
-            }
-            Ok(Found::Plan(Box::new(planned)))
-        }
-        _ => written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole)),
+    if let (Way::Part(part), false) = (way, is_dry) {
+        let done = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
+            merge::run_part((&inputs, &plan), calibration, &args.output, part, run, progress)
+        })?;
+        return Ok(Found::Part(done));
     }
+    if is_dry {
+        let of = match way {
+            Way::Plan(of) => of,
+            Way::Part(part) => part.of(),
+            Way::Whole | Way::Finish => 1,
+        };
+        let parts = match of {
+            1 => Vec::new(),
+            of => merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of),
+        };
+        return planned(&inputs, &plan, &args.output, &args.running, &takes, parts);
+    }
+    written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole))
+}
+
+/// Does a plan that needs no calibration, or says what it would do.
+pub(super) fn without_data(
+    inputs: &Inputs,
+    plan: &Plan,
+    output: &Path,
+    args: &Running,
+    run: &RunOptions<'_>,
+    progress: &dyn Progress,
+) -> error::Result<Found> {
+    let estimate = merge::estimate(plan, run, &Demand::default())?;
+    if args.dry_run {
+        return planned(inputs, plan, output, args, &estimate, Vec::new());
+    }
+    written(args, || merge::run(inputs, plan, None, output, run, progress))
+}
+
+/// Has a command without data of its own done, and shows what came of it.
+pub(super) fn shown(
+    args: &Running,
+    output: &Path,
+    find: impl FnOnce(&dyn Progress, &dyn Fn(&Plan)) -> error::Result<Found>,
+) -> Result<Outcome> {
+    let bar = Bar::new(args.quiet);
+    let told = Told::default();
+    let found = find(&bar, &|plan| told.tell(plan, args));
+    bar.clear();
+    let found = found?;
+    show(&found, args, &told)?;
+    if let (Found::Report(_), false, false) = (&found, args.json, args.quiet) {
+        next::try_it(output);
+    }
+    Ok(Outcome::Done)
 }
 
 /// Thresholds that the merge does not reach, in words that name the figure that was compared.
@@ -235,15 +266,23 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 }
 
 /// What would be done.
-pub(super) fn planned(inputs: &Inputs, plan: &Plan, output: &Path, expected: &Estimate) -> Planned {
+fn planned(
+    inputs: &Inputs,
+    plan: &Plan,
+    output: &Path,
+    args: &Running,
+    expected: &Estimate,
+    parts: Vec<PartEstimate>,
+) -> error::Result<Found> {
+    args.report.as_deref().map(page::form).transpose()?;
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
     summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
-    Planned { plan: summary, parts: Vec::new() }
+    Ok(Found::Plan(Box::new(Planned { plan: summary, parts })))
 }
 
 /// Merges, and writes the report where it was asked for too.
-pub(super) fn written(args: &Running, merge: impl FnOnce() -> error::Result<Report>) -> error::Result<Found> {
+fn written(args: &Running, merge: impl FnOnce() -> error::Result<Report>) -> error::Result<Found> {
     let form = args.report.as_deref().map(page::form).transpose()?;
     if let Some(path) = &args.report {
         page::refuse_existing(path, args.force)?;
@@ -260,7 +299,7 @@ pub(super) fn written(args: &Running, merge: impl FnOnce() -> error::Result<Repo
 }
 
 /// Prints what was found.
-pub(super) fn show(found: &Found, args: &Running, told: &Told) -> Result<()> {
+fn show(found: &Found, args: &Running, told: &Told) -> Result<()> {
     match found {
         _ if args.json => show::json(found)?,
         Found::Plan(planned) => {

@@ -3,29 +3,18 @@
 use anyhow::Result;
 use qmerge::arithmetic::undo;
 use qmerge::error;
-use qmerge::merge::{self, RunOptions};
+use qmerge::merge::RunOptions;
 use qmerge::plan::{Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{Demand, NEAREST};
+use qmerge::round::NEAREST;
 
-use super::merge::{Found, Told, planned, show, written};
-use super::next;
+use super::merge::{Found, shown, without_data};
 use super::{open, read_options, run_options, target};
 use crate::Outcome;
 use crate::args::UnmergeArgs;
-use crate::progress::Bar;
 
 pub(crate) fn run(args: &UnmergeArgs, command: &str) -> Result<Outcome> {
-    let bar = Bar::new(args.running.quiet);
-    let told = Told::default();
-    let found = find(args, command, &bar, &|plan| told.tell(plan, &args.running));
-    bar.clear();
-    let found = found?;
-    show(&found, &args.running, &told)?;
-    if let (Found::Report(_), false, false) = (&found, args.running.json, args.running.quiet) {
-        next::try_it(&args.output);
-    }
-    Ok(Outcome::Done)
+    shown(&args.running, &args.output, |bar, told| find(args, command, bar, told))
 }
 
 /// Undoes a merge, or plans to. `command` is the command line, for the report; `decided` gets the plan before any work is done.
@@ -51,11 +40,7 @@ pub(crate) fn find(
     let mut plan = Plan::new(&inputs, &options)?;
     plan.warnings.push(exactness(&inputs, &plan));
     decided(&plan);
-    let estimate = merge::estimate(&plan, &run, &Demand::default())?;
-    if args.running.dry_run {
-        return Ok(Found::Plan(Box::new(planned(&inputs, &plan, &args.output, &estimate))));
-    }
-    written(&args.running, || merge::run(&inputs, &plan, None, &args.output, &run, progress))
+    without_data(&inputs, &plan, &args.output, &args.running, &run, progress)
 }
 
 /// What (W + D) − D is to W.

@@ -39,7 +39,7 @@ pub(crate) fn parts(parts: &[PartEstimate]) {
     }
     table.more(parts.len(), ROWS);
     table.print();
-    note("each takes as much memory as the whole");
+    note("each takes at most as much memory as the whole");
 }
 
 /// A part that is done.

@@ -34,12 +34,15 @@ pub use judge::Judge;
 pub use memory::Memory;
 #[doc(hidden)]
 pub use memory::PROGRAM_BYTES;
-pub use parts::{PartDone, PartEstimate, estimate_parts, finish, refuse_existing_part, run_part};
+#[doc(hidden)]
+pub use parts::refuse_missing;
+pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 
+use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
 use crate::open::{MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
-use crate::plan::{Inputs, Plan};
+use crate::plan::{Inputs, Part, Plan};
 use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
@@ -232,6 +235,9 @@ fn whole(
     let sees_inputs = calibration.as_ref().is_none_or(|calibration| calibration.sees_inputs());
     let written = Written { finished: &finished, bytes, behaviour, sees_inputs };
     let mut report = assemble(inputs, plan, &target, hashes, written);
+    if options.undoes {
+        report.verdict = report::undone(report.verdict, report.summary.survival);
+    }
     report.warnings.extend(unmeasured);
     report.warnings.extend(not_copied);
     if let Some(residual) = residual {
@@ -254,7 +260,8 @@ fn whole(
     report.summary.seconds = took.seconds;
     let beside = || {
         output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
-        if !single_file && !inputs.adapters.is_empty() {
+        // Its card would call it a merge.
+        if !single_file && !inputs.adapters.is_empty() && !options.undoes {
             output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
         }
         Ok(())
@@ -270,13 +277,13 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
-/// Errors if [`run`] would refuse the output: for callers that do long work before.
+/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before.
 #[doc(hidden)]
-pub fn refuse_existing(target: &Path, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
+pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
     if crate::write::is_single_file(target) {
         crate::write::refuse_name(target, plan)?;
     }
-    crate::write::refuse_existing(target, None, options.existing)
+    crate::write::refuse_existing(target, part, options.existing)
 }
 
 /// The output must not be, or contain, what is read.
@@ -308,12 +315,16 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
     };
     let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
     let report: Value = serde_json::from_str(&text).unwrap_or_default();
-    let took_out = report["command"].as_str().is_some_and(|command| command.starts_with("qmerge unmerge "));
+    let said = report["adapters"].as_array().map_or(&[][..], Vec::as_slice);
+    let weight_of = |hash: &str| said.iter().find(|said| said["sha256"] == hash).map(|said| &said["weight"]);
+    // One that the base's report has with the other sign was taken out by that, or is now.
+    let is_opposite = |(adapter, hash): (&Adapter, &String)| {
+        weight_of(hash).and_then(Value::as_f64).is_some_and(|weight| weight * adapter.weight < 0.0)
+    };
     if undoes {
-        let merged = report["adapters"].as_array().filter(|_| !took_out).map_or(&[][..], Vec::as_slice);
         for (adapter, hash) in inputs.adapters.iter().zip(hashes) {
             let weight = -adapter.weight;
-            let found = merged.iter().find(|merged| merged["sha256"] == hash.as_str()).map(|merged| &merged["weight"]);
+            let found = weight_of(hash).filter(|_| is_opposite((adapter, hash)));
             let hint = "--force subtracts it all the same";
             match found {
                 None => {
@@ -335,9 +346,12 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
         }
         return Ok(());
     }
-    match hashes.iter().find(|hash| !hash.is_empty() && !took_out && text.contains(hash.as_str())) {
+    let is_repeated = |(adapter, hash): &(&Adapter, &String)| {
+        !hash.is_empty() && text.contains(hash.as_str()) && !is_opposite((adapter, hash))
+    };
+    match inputs.adapters.iter().zip(hashes).find(is_repeated) {
         None => Ok(()),
-        Some(hash) => refused(
+        Some((_, hash)) => refused(
             format!("its report says that this adapter is merged into it already (sha256 {})", short(hash)),
             "pass the original base, or --force to merge it once more",
         ),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::schedule::{read_bytes, written_bytes};
+use super::schedule::step_reads;
 use super::{Run, RunOptions, begin, peak_rss, whole, work::Work};
 use crate::error::{Error, Kind, Result, usage};
 use crate::open::Blob;
@@ -74,8 +74,12 @@ pub fn estimate_parts(plan: &Plan, threads: usize, demand: &Demand, of: usize) -
             steps: steps.len(),
             first: steps.first().map(|step| step.name.clone()),
             last: steps.last().map(|step| step.name.clone()),
-            bytes_read: steps.iter().map(read_of).sum(),
-            bytes_written: steps.iter().map(written_of).sum(),
+            bytes_read: steps.iter().map(step_reads).sum(),
+            bytes_written: steps
+                .iter()
+                .flat_map(|step| &step.slots)
+                .map(|slot| plan.files[slot.file].tensors[slot.tensor].bytes)
+                .sum(),
             seconds: (own + if calibrated { demand.work } else { 0 }) as f64 * 1e-9 / threads.max(1) as f64,
         }
     };
@@ -84,22 +88,6 @@ pub fn estimate_parts(plan: &Plan, threads: usize, demand: &Demand, of: usize) -
 
 fn is_calibrated(step: &Step) -> bool {
     matches!(&step.action, Action::Recode(recode) if recode.rounding.whole().is_some())
-}
-
-fn read_of(step: &Step) -> u64 {
-    match &step.action {
-        Action::Copy { entry } => entry.bytes,
-        Action::Recode(recode) => read_bytes(recode),
-        Action::Constant(_) => 0,
-    }
-}
-
-fn written_of(step: &Step) -> u64 {
-    match &step.action {
-        Action::Copy { entry } => entry.bytes,
-        Action::Recode(recode) => written_bytes(recode),
-        Action::Constant(constant) => constant.len(),
-    }
 }
 
 /// Merges one part of `target`, which [`finish`] puts together with the others. All parts, and `finish`, are given the same inputs, plan and calibration.
@@ -133,7 +121,7 @@ pub fn run_part(
     }
     let took = Took {
         seconds: begun.started.elapsed().as_secs_f64(),
-        bytes_read: plan.steps[steps.clone()].iter().map(read_of).sum(),
+        bytes_read: plan.steps[steps.clone()].iter().map(step_reads).sum(),
         bytes_written: output.written(),
         peak_rss_bytes: peak_rss(),
     };
@@ -177,14 +165,10 @@ pub fn finish(
     Ok(report)
 }
 
-/// Errors if [`run_part`] would refuse to write a part: for callers that do long work before.
+/// Errors if [`finish`] would miss a part: for callers that do long work before.
 #[doc(hidden)]
-pub fn refuse_existing_part(target: &Path, part: Part, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
-    refuse_residual(plan)?;
-    if crate::write::is_single_file(target) {
-        crate::write::refuse_name(target, plan)?;
-    }
-    crate::write::refuse_existing(target, Some(part), options.existing)
+pub fn refuse_missing(target: &Path) -> Result<()> {
+    all_parts(target).map(drop)
 }
 
 /// What rounding leaves is cut from all weights together.

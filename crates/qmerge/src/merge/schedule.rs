@@ -115,11 +115,7 @@ impl Schedule {
     fn push(&mut self, mut stage: Stage, plan: &Plan) {
         stage.first = self.tasks;
         self.tasks += stage.tasks as u64;
-        self.bytes_read += match &plan.steps[stage.step].action {
-            Action::Copy { entry } => entry.bytes,
-            Action::Constant(_) => 0,
-            Action::Recode(recode) => read_bytes(recode),
-        };
+        self.bytes_read += step_reads(&plan.steps[stage.step]);
         self.of_step[stage.step].push(self.stages.len());
         self.stages.push(stage);
     }
@@ -170,6 +166,15 @@ pub(super) fn rows_per_task(recode: &Recode, elements: usize) -> usize {
     let wanted = TASK_BYTES / per_row.max(1);
     (wanted as usize / chunk * chunk)
         .clamp(chunk, recode.from.weight.geometry().rows.next_multiple_of(chunk).max(chunk))
+}
+
+/// Bytes that a pass over a step reads.
+pub(super) fn step_reads(step: &Step) -> u64 {
+    match &step.action {
+        Action::Copy { entry } => entry.bytes,
+        Action::Constant(_) => 0,
+        Action::Recode(recode) => read_bytes(recode),
+    }
 }
 
 pub(super) fn read_bytes(recode: &Recode) -> u64 {

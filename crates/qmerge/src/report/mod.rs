@@ -25,7 +25,7 @@ pub use residual::{ResidualReport, Without};
 pub use verdict::{By, Verdict};
 #[doc(hidden)]
 pub use verdict::{Evidence, verdict};
-pub(crate) use verdict::{converted, replaced};
+pub(crate) use verdict::{converted, replaced, undone};
 
 use crate::measure::Loss;
 pub(crate) use crate::write::name_of;

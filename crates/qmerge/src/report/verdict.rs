@@ -122,6 +122,14 @@ pub(crate) fn replaced(tensors: usize, exactly: bool) -> Verdict {
     }
 }
 
+/// What was judged, where it was taken out of a merge: how much of what the adapter adds was subtracted.
+pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
+    let Some(survival) = survival else { return judged };
+    let text = format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival). {UNKNOWN}");
+    let advice = (judged.effect != "kept").then(|| "take the original base".to_owned());
+    Verdict { text, advice, ..judged }
+}
+
 impl Verdict {
     fn new(effect: &'static str, kept: Option<(f64, By)>, text: String) -> Self {
         Self { effect, kept: kept.map(|(kept, _)| kept), by: kept.map(|(_, by)| by), text, advice: None }

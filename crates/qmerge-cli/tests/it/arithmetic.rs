@@ -1,12 +1,6 @@
 //! Arithmetic on adapters, as commands: combined, extracted, converted, and taken out of a merge.
 
-use crate::model::{Folder, demo, run, stderr, stdout};
-
-fn done(folder: &Folder, args: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
-}
+use crate::model::{Folder, demo, done, run, stderr, stdout};
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
     let output = run(folder.path(), args);
@@ -44,6 +38,13 @@ fn halves_make_a_whole() {
         "{}",
         stderr(&output)
     );
+    let said = stdout(&output);
+    assert!(said.contains("what the adapter adds is subtracted, at 1.00 of its strength"), "{said}");
+    assert!(!folder.join("base-again/README.md").exists(), "its card would call it a merge");
+    // A merge with the opposite weight takes it out as well, and may be followed by another.
+    done(&folder, &["merge", "whole", "adapter=-1", "-o", "less"]);
+    done(&folder, &["merge", "less", "adapter", "-o", "more"]);
+    refused(&folder, &["merge", "less", "adapter=-2", "-o", "x"], &["is merged into it already", "--force"]);
     // Once is enough, and what was taken out may be merged again.
     refused(
         &folder,

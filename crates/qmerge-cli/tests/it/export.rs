@@ -1,12 +1,6 @@
 //! Into GGUF and out of it, as a user does it. What the files consist of is held against llama.cpp's in the library's tests.
 
-use crate::model::{Folder, demo, run, stderr, stdout};
-
-fn done(folder: &Folder, args: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
-}
+use crate::model::{Folder, demo, done, run, stderr};
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
     let output = run(folder.path(), args);

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, copy_folder, read, run, stderr, stdout};
+use crate::model::{Folder, Tensor, copy_folder, done, read, run, stderr};
 
 const HEADS: u32 = 4;
 const KV_HEADS: u32 = 2;
@@ -128,12 +128,6 @@ fn model(base: &str, adapter: &str) -> Folder {
     copy_folder(&testdata("adapters").join(adapter), &folder.join("adapter"));
     gguf(&folder.join("base.gguf"), &keys("llama"), &converted(&read(&folder.join("hf/model.safetensors"))));
     folder
-}
-
-fn done(folder: &Folder, args: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
 }
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {

@@ -53,6 +53,13 @@ pub(crate) fn run(folder: &Path, args: &[&str]) -> Output {
     qmerge(folder, args).output().unwrap()
 }
 
+/// Runs it, which comes to a good end, and returns what it prints.
+pub(crate) fn done(folder: &Folder, args: &[&str]) -> String {
+    let output = run(folder.path(), args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::interrupted::{Random, files};
-use crate::model::{Folder, change, demo, qmerge, read, run, stderr, stdout, write};
+use crate::model::{Folder, change, demo, done, qmerge, read, run, stderr, write};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 const MERGE: &[&str] = &["--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
@@ -31,12 +31,6 @@ fn model() -> Folder {
 
 fn words<'a>(command: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&[command], MERGE, more].concat()
-}
-
-fn done(folder: &Folder, args: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
 }
 
 /// Runs a merge that is refused, and returns what it says.

@@ -5,19 +5,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, change, copy_folder, demo, f32s, plain_model, qmerge, read, run, stderr, stdout};
+use crate::model::{Folder, Tensor, change, copy_folder, demo, done, f32s, plain_model, qmerge, read, run, stderr};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../qmerge/testdata")
-}
-
-fn done(folder: &Folder, args: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
 }
 
 fn json(folder: &Folder, args: &[&str]) -> Value {

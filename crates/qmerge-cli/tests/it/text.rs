@@ -59,27 +59,32 @@ fn merge_inspect_verify_and_plan() {
     );
 }
 
+/// Every command.
+pub(crate) const COMMANDS: &[&str] = &[
+    "merge",
+    "finish",
+    "plan",
+    "convert",
+    "inspect",
+    "verify",
+    "compare",
+    "report",
+    "generate",
+    "calibrate",
+    "truncate",
+    "combine",
+    "extract",
+    "convert-adapter",
+    "unmerge",
+    "demo",
+    "completions",
+    "man",
+];
+
 #[test]
 fn help() {
     let folder = Folder::new();
-    for command in [
-        "merge",
-        "convert",
-        "inspect",
-        "verify",
-        "compare",
-        "report",
-        "generate",
-        "calibrate",
-        "truncate",
-        "combine",
-        "extract",
-        "convert-adapter",
-        "unmerge",
-        "demo",
-        "completions",
-        "man",
-    ] {
+    for command in COMMANDS {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&run(folder.path(), &[command, "--help"])));
     }
     insta::assert_snapshot!("help_merge_short", stdout(&run(folder.path(), &["merge", "-h"])));

@@ -135,19 +135,7 @@ fn tables_fit_a_narrow_terminal() {
 #[test]
 fn help_fits_the_terminal() {
     let folder = Folder::new();
-    for command in [
-        "merge",
-        "convert",
-        "inspect",
-        "verify",
-        "compare",
-        "report",
-        "generate",
-        "calibrate",
-        "truncate",
-        "combine",
-        "demo",
-    ] {
+    for command in crate::text::COMMANDS {
         for help in ["-h", "--help"] {
             let text = stdout(&at(&folder, 80, &[command, help]));
             assert_eq!(too_long(&text, 80), Vec::<&str>::new(), "{command} {help}");

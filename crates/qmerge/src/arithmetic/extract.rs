@@ -270,7 +270,9 @@ impl<'a> Pair<'a> {
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
         dropped.extend(extra.map(|claim| drop(claim, "the base has no such weight")));
         if both.is_empty() {
-            return Err(mismatch("the models have no weight in common").in_file(&self.tuned.path));
+            return Err(mismatch("no weight of it has the shape of the base's")
+                .in_file(&self.tuned.path)
+                .with_hint("it was not trained from this base"));
         }
         both.sort_by(|a, b| model_order(a.base.weight.name(), b.base.weight.name()));
         Ok((both, dropped))

@@ -1,7 +1,9 @@
 //! What an adapter's tensors mean for a base: which weight each lands on, what is tied, what is new, what is said of the rest.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod folder;
+
+use folder::Folder;
+use std::path::Path;
 
 use qmerge::adapters::Adapter;
 use qmerge::merge::{self, RunOptions};
@@ -15,26 +17,6 @@ use serde_json::{Value, json};
 
 const TOKENS: usize = 12;
 const WIDTH: usize = 8;
-
-/// A temporary folder, removed at the end of the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("qmerge-adapters-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
@@ -98,13 +80,13 @@ struct Merged {
 impl Case {
     fn new(base: Vec<Tensor>, config: Value) -> Self {
         let folder = Folder::new();
-        write(&folder.0.join("base/model.safetensors"), &base);
-        std::fs::write(folder.0.join("base/config.json"), config.to_string()).unwrap();
+        write(&folder.join("base/model.safetensors"), &base);
+        std::fs::write(folder.join("base/config.json"), config.to_string()).unwrap();
         Self { folder, base, adapters: 0, options: Options::default() }
     }
 
     fn adapter(mut self, tensors: &[Tensor], config: Value) -> Self {
-        let folder = self.folder.0.join(format!("adapter-{}", self.adapters));
+        let folder = self.folder.join(format!("adapter-{}", self.adapters));
         self.adapters += 1;
         write(&folder.join("adapter_model.safetensors"), tensors);
         let mut all = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
@@ -114,8 +96,8 @@ impl Case {
     }
 
     fn plan(&self) -> qmerge::error::Result<(Inputs, Plan)> {
-        let base = Checkpoint::open(&self.folder.0.join("base"))?;
-        let open = |number| Adapter::open(&self.folder.0.join(format!("adapter-{number}")), 1.0);
+        let base = Checkpoint::open(&self.folder.join("base"))?;
+        let open = |number| Adapter::open(&self.folder.join(format!("adapter-{number}")), 1.0);
         let inputs = Inputs::new(base, (0..self.adapters).map(open).collect::<qmerge::error::Result<_>>()?)?;
         let plan = Plan::new(&inputs, &self.options)?;
         Ok((inputs, plan))
@@ -123,7 +105,7 @@ impl Case {
 
     fn merge(&self) -> Merged {
         let (inputs, plan) = self.plan().unwrap();
-        let out = self.folder.0.join("out");
+        let out = self.folder.join("out");
         let _ = std::fs::remove_dir_all(&out);
         let run = RunOptions { threads: 1, ..RunOptions::default() };
         let report = merge::run(&inputs, &plan, None, &out, &run, &Silent).unwrap();
@@ -542,7 +524,7 @@ fn trained_files_beside_an_adapter_are_merged_or_named() {
     let trained = f32s("base_model.model.model.mm_projector.0.weight", &[WIDTH, 4]);
     let base = [llama("model."), vec![projector]].concat();
     let mut case = Case::new(base, config("llama", json!({}))).adapter(&q, json!({}));
-    let beside = |name: &str| case.folder.0.join("adapter-0").join(name);
+    let beside = |name: &str| case.folder.join("adapter-0").join(name);
     write(&beside("non_lora_trainables.safetensors"), std::slice::from_ref(&trained));
     write(&beside("value_head.safetensors"), &[f32s("v_head.summary.weight", &[1, WIDTH])]);
     std::fs::write(beside("optimizer.pt"), "state").unwrap();
@@ -573,9 +555,9 @@ fn the_same_adapter_twice_and_one_that_was_not_trained_are_named() {
     let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
     let case = Case::new(llama("model."), config("llama", json!({}))).adapter(&q, json!({}));
     assert!(!case.warnings().contains("zero"));
-    let adapter = case.folder.0.join("adapter-0");
+    let adapter = case.folder.join("adapter-0");
     let open = || Adapter::open(&adapter, 1.0).unwrap();
-    let inputs = Inputs::new(Checkpoint::open(&case.folder.0.join("base")).unwrap(), vec![open(), open()]).unwrap();
+    let inputs = Inputs::new(Checkpoint::open(&case.folder.join("base")).unwrap(), vec![open(), open()]).unwrap();
     let plan = Plan::new(&inputs, &Options::default()).unwrap();
     assert!(plan.warnings.iter().any(|text| text.contains("given 2 times")), "{:?}", plan.warnings);
     let [a, b] = q;

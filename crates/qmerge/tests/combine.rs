@@ -13,29 +13,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-mod folder {
-    use std::path::PathBuf;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+mod folder;
 
-    pub(super) struct Folder(pub(super) PathBuf);
-
-    impl Folder {
-        pub(super) fn new() -> Self {
-            static NEXT: AtomicUsize = AtomicUsize::new(0);
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("qmerge-combine-{}-{number}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-}
 use folder::Folder;
 
 fn data() -> PathBuf {
@@ -110,7 +89,7 @@ fn combinations_are_those_of_peft() {
     let mut failures = Vec::new();
     for (name, case) in &cases {
         let folder = Folder::new();
-        let out = folder.0.join("out");
+        let out = folder.join("out");
         let found =
             combine(&adapters(case), &out, &options(case), &Silent).unwrap_or_else(|error| panic!("{name}: {error:?}"));
         let deltas = deltas(&out);
@@ -135,7 +114,7 @@ fn combinations_are_those_of_peft() {
 
 fn made(adapters: &[Adapter], options: &CombineOptions) -> (Folder, Combination) {
     let folder = Folder::new();
-    let found = combine(adapters, &folder.0.join("out"), options, &Silent).unwrap_or_else(|error| panic!("{error:?}"));
+    let found = combine(adapters, &folder.join("out"), options, &Silent).unwrap_or_else(|error| panic!("{error:?}"));
     (folder, found)
 }
 
@@ -148,7 +127,7 @@ fn sum(parts: &[(&str, f64)]) -> BTreeMap<String, Vec<f64>> {
     let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (name, weight) in parts {
         let (one, _) = made(&[open(name, 1.0)], &method("cat"));
-        for (module, (_, values)) in deltas(&one.0.join("out")) {
+        for (module, (_, values)) in deltas(&one.join("out")) {
             let own = sums.entry(module).or_insert_with(|| vec![0.0; values.len()]);
             own.iter_mut().zip(values).for_each(|(sum, x)| *sum += weight * x);
         }
@@ -172,26 +151,26 @@ fn close(folder: &Path, want: &BTreeMap<String, Vec<f64>>, tolerance: f64) {
 fn the_exact_sum_takes_as_many_directions_as_it_has() {
     let (out, found) = made(&[open("a", 0.7), open("c", -0.3)], &method("exact"));
     assert_eq!((found.rank, found.kept), (10, None));
-    close(&out.0.join("out"), &sum(&[("a", 0.7), ("c", -0.3)]), 1e-6);
+    close(&out.join("out"), &sum(&[("a", 0.7), ("c", -0.3)]), 1e-6);
     // The same adapter twice has no new directions.
     let (out, found) = made(&[open("a", 0.7), open("a", 0.5)], &method("exact"));
     assert_eq!(found.rank, 4);
-    close(&out.0.join("out"), &sum(&[("a", 1.2)]), 1e-6);
+    close(&out.join("out"), &sum(&[("a", 1.2)]), 1e-6);
     let (out, found) = made(&[open("a", 1.0), open("c", 1.0), open("a", -1.0)], &method("exact"));
     assert_eq!(found.rank, 6);
     let want = sum(&[("a", 1.0), ("c", 1.0), ("a", -1.0)]);
-    let got = deltas(&out.0.join("out"));
+    let got = deltas(&out.join("out"));
     assert!(got.keys().eq(want.keys()));
-    close(&out.0.join("out"), &want, 1e-6);
+    close(&out.join("out"), &want, 1e-6);
     // Nothing is left of it.
     let (out, found) = made(&[open("a", 1.0), open("a", -1.0)], &method("exact"));
     assert_eq!(found.rank, 1);
-    assert!(deltas(&out.0.join("out")).values().all(|(_, values)| values.iter().all(|x| *x == 0.0)));
+    assert!(deltas(&out.join("out")).values().all(|(_, values)| values.iter().all(|x| *x == 0.0)));
     // A rank above that of every matrix is filled up.
     let (out, found) = made(&[open("a", 1.0), open("b", 2.0)], &CombineOptions { rank: Some(60), ..method("svd") });
     assert_eq!(found.rank, 60);
     assert!((found.kept.unwrap() - 1.0).abs() < 1e-12);
-    close(&out.0.join("out"), &sum(&[("a", 1.0), ("b", 2.0)]), 1e-6);
+    close(&out.join("out"), &sum(&[("a", 1.0), ("b", 2.0)]), 1e-6);
 }
 
 #[test]
@@ -209,7 +188,7 @@ fn modules_may_have_factors_of_their_own() {
         };
         values.iter_mut().for_each(|x| *x *= factor);
     }
-    close(&out.0.join("out"), &want, 1e-6);
+    close(&out.join("out"), &want, 1e-6);
     for rule in ["mlp", "mlp=x", "(=1", "mlp=inf"] {
         let error = refused(&[open("a", 1.0)], &CombineOptions { scales: vec![rule.into()], ..method("exact") });
         assert!(error.contains("--lora-scale"), "{error}");
@@ -221,7 +200,7 @@ fn modules_may_have_factors_of_their_own() {
 fn what_is_drawn_is_drawn_again() {
     let bytes = |options: &CombineOptions| {
         let (out, _) = made(&[open("a", 0.7), open("b", 0.3), open("a", 0.1)], options);
-        std::fs::read(out.0.join("out/adapter_model.safetensors")).unwrap()
+        std::fs::read(out.join("out/adapter_model.safetensors")).unwrap()
     };
     for id in ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"] {
         let options = CombineOptions { density: Some(0.5), seed: 3, ..method(id) };
@@ -237,9 +216,9 @@ fn what_is_drawn_is_drawn_again() {
 
 fn refused(adapters: &[Adapter], options: &CombineOptions) -> String {
     let folder = Folder::new();
-    let error = combine(adapters, &folder.0.join("out"), options, &Silent).unwrap_err();
+    let error = combine(adapters, &folder.join("out"), options, &Silent).unwrap_err();
     assert!(error.kind() != Kind::Bug, "{error:?}");
-    assert!(!folder.0.join("out").exists() && !folder.0.join("out.partial").exists());
+    assert!(!folder.join("out").exists() && !folder.join("out.partial").exists());
     format!("{error:?}")
 }
 
@@ -267,7 +246,7 @@ fn choices_that_mean_nothing_are_refused() {
 
 /// Writes an adapter like `a` with another configuration or other tensors.
 fn written(folder: &Folder, name: &str, fields: Value, tensors: &[(&str, &[usize], f32)]) -> Result<Adapter> {
-    let path = folder.0.join(name);
+    let path = folder.join(name);
     std::fs::create_dir_all(&path).unwrap();
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]});
     config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -327,7 +306,7 @@ fn adapters_that_do_not_go_together_are_refused() {
     for pair in [[whole("one", 1.0), whole("three", 1.0)], [plain(), whole("one", 1.0)]] {
         let (out, found) = made(&pair, &method("exact"));
         assert_eq!(found.copied, ["base_model.model.head.weight"]);
-        assert_eq!(config(&out.0.join("out"))["modules_to_save"], json!(["head"]));
+        assert_eq!(config(&out.join("out"))["modules_to_save"], json!(["head"]));
     }
     let ia3 = written(
         &folder,
@@ -338,10 +317,9 @@ fn adapters_that_do_not_go_together_are_refused() {
     .unwrap();
     assert!(refused(&[plain(), ia3], &method("exact")).contains("IA3"));
     // The output is never one of the adapters.
-    let error =
-        combine(&[plain()], &folder.0.join("plain"), &CombineOptions { force: true, ..method("exact") }, &Silent);
+    let error = combine(&[plain()], &folder.join("plain"), &CombineOptions { force: true, ..method("exact") }, &Silent);
     assert!(error.unwrap_err().to_string().contains("made from"));
-    assert!(folder.0.join("plain/adapter_model.safetensors").exists());
+    assert!(folder.join("plain/adapter_model.safetensors").exists());
 }
 
 #[test]
@@ -354,11 +332,11 @@ fn biases_of_b_are_added_and_targets_are_united() {
     let mut two = written(&folder, "two", fields, &[&Q[..], &more].concat()).unwrap();
     two.weight = -3.0;
     let (out, _) = made(&[one, two], &method("linear"));
-    let tensors = Checkpoint::open_weights(&out.0.join("out/adapter_model.safetensors")).unwrap();
+    let tensors = Checkpoint::open_weights(&out.join("out/adapter_model.safetensors")).unwrap();
     // Scaled by alpha / r, as the product is.
     assert_eq!(floats(&tensors, "base_model.model.x.q.lora_B.bias").1, [2.0, 4.0, 10.0, 6.0, 6.0]);
     assert_eq!(floats(&tensors, "base_model.model.y.k.lora_B.bias").1, [0.0; 5]);
-    let config = config(&out.0.join("out"));
+    let config = config(&out.join("out"));
     // One has a rule on layers, so paths stand in place of rules.
     assert_eq!((&config["target_modules"], &config["layers_to_transform"]), (&json!(["x.q", "y.k"]), &Value::Null));
     assert_eq!(config["lora_bias"], true);

@@ -1,8 +1,10 @@
 //! Adapters of all methods as LoRAs: merged they give what the adapter itself gives.
 
+mod folder;
+
+use folder::Folder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qmerge::adapters::Adapter;
 use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert, undo};
@@ -14,29 +16,6 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Silent;
 use safetensors::SafeTensors;
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("qmerge-convert-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")

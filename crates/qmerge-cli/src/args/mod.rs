@@ -114,12 +114,18 @@ pub(crate) enum Command {
                             qmerge combine --adapter a --adapter b --method ties_svd --density 0.2 -o both")]
     Combine(Box<CombineArgs>),
     /// Make an adapter of what a tuned model differs from its base by.
-    #[command(after_help = "Examples:\n  qmerge extract --base base --tuned tuned --rank 64 -o tuned-r64\n  \
+    #[command(
+        override_usage = "qmerge extract [OPTIONS] --base <BASE> --tuned <TUNED> --output <OUT>\n       \
+                                <--rank <R>|--energy <SHARE>>",
+        after_help = "Examples:\n  qmerge extract --base base --tuned tuned --rank 64 -o tuned-r64\n  \
                             qmerge extract --base base --tuned tuned --energy 0.99 --no-full -o tuned-99\n\n\
-                            `qmerge compare --base base --adapter tuned-r64 --merged tuned` tells what the rank costs.")]
+                            `qmerge compare --base base --adapter tuned-r64 --merged tuned` tells what the rank costs."
+    )]
     Extract(Box<ExtractArgs>),
     /// Turn an adapter of any method (LoHa, LoKr, OFT, IA3, DoRA, …) into a LoRA, which every server loads.
     #[command(
+        override_usage = "qmerge convert-adapter [OPTIONS] --output <OUT>\n       \
+                          <--rank <R>|--energy <SHARE>> [BASE ADAPTER[=WEIGHT]]...",
         after_help = "Examples:\n  qmerge convert-adapter --base base --adapter my-lokr --rank 16 -o my-lokr-as-lora\n  \
                       qmerge convert-adapter --base base --adapter my-oft --energy 0.99 -o my-oft-as-lora"
     )]

@@ -12,16 +12,16 @@ pub(super) struct Adapter;
 
 /// A weight that grows by steps: each stage starts from a good point of the one before, and the first move only what serves the adapter's directions best.
 const STAGES: &[Stage] = &[
-    Stage { mu: 0.5, passes: 1 },
-    Stage { mu: 2.0, passes: 1 },
-    Stage { mu: 8.0, passes: 2 },
-    Stage { mu: 24.0, passes: 2 },
-    Stage { mu: 48.0, passes: 2 },
-    Stage { mu: 96.0, passes: 2 },
+    Stage { mu: 0.5, asks: false, passes: 1 },
+    Stage { mu: 2.0, asks: false, passes: 1 },
+    Stage { mu: 8.0, asks: false, passes: 2 },
+    Stage { mu: 8.0, asks: true, passes: 2 },
+    Stage { mu: 8.0, asks: true, passes: 2 },
+    Stage { mu: 8.0, asks: true, passes: 1 },
 ];
 
 /// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
-const AFRESH: &[Stage] = &[Stage { mu: 0.0, passes: 8 }];
+const AFRESH: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 
 impl Rounding for Adapter {
     fn id(&self) -> &'static str {

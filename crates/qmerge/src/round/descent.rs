@@ -26,6 +26,6 @@ impl Whole for Descent {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        descend(matrix, &[Stage { mu: 0.0, passes: 8 }])
+        descend(matrix, &[Stage { mu: 0.0, asks: false, passes: 8 }])
     }
 }

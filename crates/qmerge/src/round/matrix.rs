@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::moments::Metric;
 use crate::formats::Grid;
-use crate::linalg::span;
+use crate::linalg::{self, span};
 use crate::parallel::spread;
 use crate::simd::matmul::{Columns, HEIGHT, matmul};
 use crate::simd::vectors::{axpy, axpys, dot, outer};
@@ -110,15 +110,19 @@ const UNREACHED: f64 = 1e-6;
 /// A direction of which the others leave less than this share of the longest one's length is made of them and of rounding.
 const NEW: f64 = 1e-4;
 
-/// D with an orthonormal basis U of the outputs it reaches.
+/// D with an orthonormal basis U of the outputs it reaches, along which its outputs are uncorrelated: Uᵀ D H Dᵀ U is diagonal.
 #[derive(Debug)]
 pub(super) struct Delta {
     /// Number of directions.
     pub(super) directions: usize,
     /// U (rows, directions).
     pub(super) basis: Vec<f32>,
+    /// Uᵀ D (directions, cols).
+    pub(super) coefficients: Vec<f32>,
     /// Uᵀ D H (directions, cols).
     pub(super) moments: Vec<f32>,
+    /// The diagonal of Uᵀ D H Dᵀ U: the mean square of the adapter's output along each direction, largest first.
+    pub(super) strengths: Vec<f64>,
     /// D H (rows, cols), where D = U Uᵀ D does not hold.
     dense: Option<Vec<f32>>,
     /// ‖D‖²_H.
@@ -153,6 +157,11 @@ impl Delta {
         let (basis, directions) = span(&sketch, rows, probes, NEW);
         let coefficients = against(&basis, directions, cols, |r, part| &delta[r * cols..][part.clone()]);
         let moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
+        let (strengths, turn) = axes(&coefficients, &moments, directions, cols);
+        let coefficients = turned(&turn, &coefficients, cols);
+        let moments = turned(&turn, &moments, cols);
+        let basis: Vec<f32> =
+            basis.chunks_exact(directions.max(1)).flat_map(|own| turned(&turn, own, 1)).collect();
         // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
         let squares = by_row(rows, |r| {
             let mut row = delta[r * cols..(r + 1) * cols].to_vec();
@@ -164,11 +173,11 @@ impl Delta {
         let (all, rest) = squares.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
         if rest <= UNREACHED * all {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-            return Self { directions, basis, moments, dense: None, norm };
+            return Self { directions, basis, coefficients, moments, strengths, dense: None, norm };
         }
         let dense = product(&delta, &matrix.metric.columns, ROWS);
         let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-        Self { directions, basis, moments, dense: Some(dense), norm }
+        Self { directions, basis, coefficients, moments, strengths, dense: Some(dense), norm }
     }
 
     /// U_r.
@@ -200,6 +209,25 @@ impl Delta {
             }
         }
     }
+}
+
+/// Eigenvalues of C H Cᵀ, largest first, and its eigenvectors as rows.
+fn axes(coefficients: &[f32], moments: &[f32], directions: usize, cols: usize) -> (Vec<f64>, Vec<f32>) {
+    let pairs: Vec<f64> = by_row(directions * directions, |at| {
+        linalg::dot(&coefficients[at / directions * cols..][..cols], &moments[at % directions * cols..][..cols])
+    });
+    let mean = |at: usize| 0.5 * (pairs[at] + pairs[at % directions * directions + at / directions]);
+    let (values, vectors) = linalg::symmetric((0..directions * directions).map(mean).collect(), directions);
+    (values, vectors.into_iter().map(|x| x as f32).collect())
+}
+
+/// `turn` (directions, directions) times `x` (directions, cols).
+fn turned(turn: &[f32], x: &[f32], cols: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (out, own) in out.chunks_exact_mut(cols.max(1)).zip(turn.chunks_exact((x.len() / cols.max(1)).max(1))) {
+        axpys(own, x, out);
+    }
+    out
 }
 
 /// Uᵀ X (directions, cols), with some columns of a row of X from `row`: each element is one chain over the rows.

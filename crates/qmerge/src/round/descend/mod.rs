@@ -5,12 +5,16 @@
 //! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes. Each move takes one
 //! value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
 //!
+//! Lowering J shrinks the adapter's output, since that saves error. A stage that asks for it in full goes to a target of more than the adapter (`asked.rs`), and what it
+//! comes to is judged by the true one.
+//!
 //! A pass goes over groups of rows; within a group over blocks of columns; within a block over the group's rows. The gradient of row r is P_r + mu·U_r S, with
 //! P = E H and S = Uᵀ E H. A move of value j by d changes it by g·d·H_j, g = 1 + mu·|U_r|². Within the block of j that is done at once, and needs only the square of H on
 //! its diagonal. The other blocks are brought up to date when they are next visited: later ones still in this group, earlier ones in the next group or pass.
 //! So a pass reads H once for each group, and not one row of it for each move. Whatever is added to P_r is added to S too, times U_r. The order is fixed, so the
 //! result depends on nothing but the input.
 
+mod asked;
 mod buffers;
 mod moves;
 mod row;
@@ -20,9 +24,10 @@ use std::ops::Range;
 
 use super::matrix::{Delta, Judged, Kept, Matrix, judged, product};
 use crate::formats::Choices;
+use crate::linalg;
 use crate::parallel::{both, spread};
 use crate::simd::matmul::{HEIGHT, PANEL};
-use crate::simd::vectors::dot;
+use crate::simd::vectors::{axpys, dot};
 
 use buffers::Buffers;
 use moves::{BlockMoves, Moves};
@@ -33,6 +38,8 @@ use sums::{BlockSums, add_panels};
 pub(super) struct Stage {
     /// Weight of the adapter's own directions.
     pub(super) mu: f32,
+    /// True if it begins by asking for what is lacking of the adapter's output.
+    pub(super) asks: bool,
     /// Most passes over all rows.
     pub(super) passes: usize,
 }
@@ -65,6 +72,9 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     let mut state = State::new(matrix, &delta, at_base);
     let before = state.energy;
     for stage in stages {
+        if stage.asks {
+            state.ask();
+        }
         state.weigh(stage.mu);
         for _ in 0..stage.passes {
             if (state.pass() as f64) < ENOUGH * state.values.len() as f64 {
@@ -73,10 +83,10 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
         }
         state.settle();
     }
+    state.take_back();
     let after = state.finish();
-    // Stages with another mu may have raised the last one's objective; then the start is better.
-    let last = stages.last().map_or(0.0, |stage| stage.mu);
-    if after.objective(last) > before.objective(last) {
+    // Stages with another mu or another target may have raised the last one's objective; then the start is better.
+    if after.worth(stages) > before.worth(stages) {
         let values;
         (matrix.grid.scales, matrix.grid.offsets, values) = start;
         matrix.values.copy_from_slice(values.as_deref().unwrap_or(matrix.base));
@@ -95,11 +105,19 @@ struct Energy {
     noise: f64,
     /// tr(Uᵀ E H Eᵀ U).
     along: f64,
+    /// The mean square of the adapter's output that does not come out.
+    lost: f64,
 }
 
 impl Energy {
     fn objective(self, mu: f32) -> f64 {
         self.noise + f64::from(mu) * self.along
+    }
+
+    /// What stages are judged by in the end: where they ask for it, by the adapter's output too.
+    fn worth(self, stages: &[Stage]) -> f64 {
+        let asked = stages.iter().any(|stage| stage.asks);
+        self.objective(stages.last().map_or(0.0, |stage| stage.mu)) + if asked { asked::WEIGHT * self.lost } else { 0.0 }
     }
 }
 
@@ -131,6 +149,11 @@ struct State<'s, 'm> {
     inverse: Vec<f32>,
     /// |U_r|².
     lengths: Vec<f32>,
+    /// By direction, (Uᵀ E)_k H (Uᵀ D)_k: minus what is lacking of the adapter's output there. Of a settled state.
+    lacking: Vec<f64>,
+    /// By direction, how much more than the adapter is asked for; and minus that much of Uᵀ D, block by block as S, or nothing.
+    asked: Vec<f64>,
+    beyond: Vec<f32>,
     /// By run, the curvature of J along its scale where g = 1; NaN where it is not known.
     curvatures: Vec<f32>,
     buffers: Buffers,
@@ -147,7 +170,7 @@ impl<'s, 'm> State<'s, 'm> {
         let width = run.map_or(PANEL, |run| run.max(PANEL));
         let mut state = Self {
             mu: 0.0,
-            energy: Energy { noise: 0.0, along: 0.0 },
+            energy: Energy { noise: 0.0, along: 0.0, lost: 0.0 },
             objective: 0.0,
             width,
             group: rows.min(n).div_ceil(GROUPS).max(FEWEST_ROWS),
@@ -160,6 +183,9 @@ impl<'s, 'm> State<'s, 'm> {
             own: BlockMoves::default(),
             inverse: matrix.metric.diagonal.iter().map(|h| 1.0 / h).collect(),
             lengths: (0..rows).map(|r| delta.own(r)).map(|own| dot(own, own)).collect(),
+            lacking: Vec::new(),
+            asked: vec![0.0; delta.directions],
+            beyond: Vec::new(),
             curvatures: vec![f32::NAN; if run.is_some() { matrix.grid.scales.len() } else { 0 }],
             buffers: Buffers::default(),
             matrix,
@@ -238,6 +264,9 @@ impl<'s, 'm> State<'s, 'm> {
             rows.for_each(|(row, own)| row[block.clone()].copy_from_slice(own));
         }
         let shared = product(&along, &self.matrix.metric.columns, HEIGHT);
+        let pairs = along.chunks_exact(n).zip(self.delta.moments.chunks_exact(n));
+        self.lacking = pairs.map(|(error, moments)| linalg::dot(error, moments)).collect();
+        self.energy.lost = self.lost();
         self.energy.along = along.chunks_exact(n).zip(shared.chunks_exact(n)).map(|(a, s)| f64::from(dot(a, s))).sum();
         for block in self.blocks() {
             let own = self.shared[directions * block.start..directions * block.end].chunks_exact_mut(block.len());
@@ -256,6 +285,10 @@ impl<'s, 'm> State<'s, 'm> {
         let at = r * self.matrix.cols + block.start;
         let pairs = self.values[self.place(r, block)].iter().zip(&self.matrix.target[at..at + block.len()]);
         error.iter_mut().zip(pairs).for_each(|(error, (value, target))| *error = value - target);
+        if !self.beyond.is_empty() {
+            let directions = self.delta.directions;
+            axpys(self.delta.own(r), &self.beyond[directions * block.start..directions * block.end], error);
+        }
     }
 
     /// Changes mu, of a settled state.
@@ -366,6 +399,6 @@ impl<'s, 'm> State<'s, 'm> {
             }
         }
         self.matrix.values = values;
-        Energy { noise, along: self.energy.along }
+        Energy { noise, ..self.energy }
     }
 }

@@ -1,8 +1,8 @@
-//! Adapter: descent with extra weight on the outputs that the adapter writes to.
+//! Adapter: descent that has all of the adapter's output come out.
 //!
-//! What costs a model its fine-tune is not noise but the adapter's own outputs coming out too weak; G = I + mu·U Uᵀ, U a basis of the columns of B, stands for
+//! What costs a model its fine-tune is not noise but the adapter's own outputs coming out too weak. G = I + mu·U Uᵀ, U a basis of the columns of B, stands for
 //! the curvature of the loss there, in the manner of K-FAC (Martens and Grosse 2015) and of two-sided rounding (Tseng et al. 2025, YAQA), with nothing but the
-//! adapter to take it from.
+//! adapter to take it from; what is lacking all the same is asked for (`descend/asked.rs`), so that mu can be small, and with it the noise.
 
 use super::descend::{Stage, descend};
 use super::matrix::{Judged, Matrix};
@@ -10,7 +10,8 @@ use super::{Rounding, Whole};
 
 pub(super) struct Adapter;
 
-/// A weight that grows by steps: each stage starts from a good point of the one before, and the first move only what serves the adapter's directions best.
+/// A weight that grows by steps: each stage starts from a good point of the one before, and the first move only what serves the adapter's directions best. (A mu of 2 to 24 does as
+/// well on one model or another; 8 on all that were tried: the book's research notes.)
 const STAGES: &[Stage] = &[
     Stage { mu: 0.5, asks: false, passes: 1 },
     Stage { mu: 2.0, asks: false, passes: 1 },

@@ -160,8 +160,7 @@ impl Delta {
         let (strengths, turn) = axes(&coefficients, &moments, directions, cols);
         let coefficients = turned(&turn, &coefficients, cols);
         let moments = turned(&turn, &moments, cols);
-        let basis: Vec<f32> =
-            basis.chunks_exact(directions.max(1)).flat_map(|own| turned(&turn, own, 1)).collect();
+        let basis: Vec<f32> = basis.chunks_exact(directions.max(1)).flat_map(|own| turned(&turn, own, 1)).collect();
         // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
         let squares = by_row(rows, |r| {
             let mut row = delta[r * cols..(r + 1) * cols].to_vec();

@@ -22,9 +22,11 @@ impl State<'_, '_> {
         let strongest = self.delta.strengths.first().copied().unwrap_or(0.0);
         let all = self.delta.strengths.iter().zip(&self.lacking).zip(&self.asked);
         let more: Vec<f64> = all
-            .map(|((strength, lacking), asked)| {
-                if *strength <= WEAK * strongest { 0.0 } else { (-lacking / strength - asked).clamp(-MOST, MOST) }
-            })
+            .map(
+                |((strength, lacking), asked)| {
+                    if *strength <= WEAK * strongest { 0.0 } else { (-lacking / strength - asked).clamp(-MOST, MOST) }
+                },
+            )
             .collect();
         self.shift(&more);
     }
@@ -55,9 +57,8 @@ impl State<'_, '_> {
         self.energy.lost = self.lost();
         spread(self.sums(), |block| {
             let rows = delta.moments.chunks_exact(n).zip(more);
-            let moved: Vec<f32> = rows
-                .flat_map(|(row, more)| row[block.columns.clone()].iter().map(|x| -(*more as f32) * x))
-                .collect();
+            let moved: Vec<f32> =
+                rows.flat_map(|(row, more)| row[block.columns.clone()].iter().map(|x| -(*more as f32) * x)).collect();
             block.shared.iter_mut().zip(&moved).for_each(|(sum, moved)| *sum += moved);
             let rows = block.products.chunks_exact_mut(block.columns.len()).enumerate();
             rows.for_each(|(r, row)| axpys(delta.own(r), &moved, row));
@@ -66,7 +67,9 @@ impl State<'_, '_> {
         if self.asked.iter().any(|asked| *asked != 0.0) {
             for block in self.blocks() {
                 let rows = delta.coefficients.chunks_exact(n).zip(&self.asked);
-                rows.for_each(|(row, asked)| self.beyond.extend(row[block.clone()].iter().map(|x| -(*asked as f32) * x)));
+                rows.for_each(|(row, asked)| {
+                    self.beyond.extend(row[block.clone()].iter().map(|x| -(*asked as f32) * x))
+                });
             }
         }
     }

@@ -117,7 +117,8 @@ impl Energy {
     /// What stages are judged by in the end: where they ask for it, by the adapter's output too.
     fn worth(self, stages: &[Stage]) -> f64 {
         let asked = stages.iter().any(|stage| stage.asks);
-        self.objective(stages.last().map_or(0.0, |stage| stage.mu)) + if asked { asked::WEIGHT * self.lost } else { 0.0 }
+        self.objective(stages.last().map_or(0.0, |stage| stage.mu))
+            + if asked { asked::WEIGHT * self.lost } else { 0.0 }
     }
 }
 

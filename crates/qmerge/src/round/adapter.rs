@@ -21,6 +21,16 @@ const STAGES: &[Stage] = &[
     Stage { mu: 8.0, asks: true, passes: 1 },
 ];
 
+/// Where moments do not say which inputs go with each other, they do not tell which errors go with the adapter's output: then all along its directions are dear.
+const UNSEEN: &[Stage] = &[
+    Stage { mu: 0.5, asks: false, passes: 1 },
+    Stage { mu: 2.0, asks: false, passes: 1 },
+    Stage { mu: 8.0, asks: false, passes: 2 },
+    Stage { mu: 24.0, asks: false, passes: 2 },
+    Stage { mu: 48.0, asks: false, passes: 2 },
+    Stage { mu: 96.0, asks: false, passes: 2 },
+];
+
 /// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
 const AFRESH: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 
@@ -49,7 +59,11 @@ impl Whole for Adapter {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        let stages = if matrix.at_base() { STAGES } else { AFRESH };
+        let stages = match (matrix.at_base(), matrix.metric.relates_inputs) {
+            (false, _) => AFRESH,
+            (true, false) => UNSEEN,
+            (true, true) => STAGES,
+        };
         descend(matrix, stages)
     }
 }

@@ -129,6 +129,10 @@ impl Calibration for Imatrix {
         Ok(self.identity.clone())
     }
 
+    fn relates_inputs(&self) -> bool {
+        false
+    }
+
     fn demand(&self) -> Demand {
         let inputs = |input: &Diagonal| LayerInputs { features: input.means.len(), weights: input.weights.clone() };
         let layers = self.inputs.chunk_by(|a, b| a.layer == b.layer);

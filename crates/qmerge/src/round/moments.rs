@@ -90,6 +90,11 @@ pub trait Calibration: Send {
         true
     }
 
+    /// True if the moments say which inputs go with each other, as those of an importance matrix do not.
+    fn relates_inputs(&self) -> bool {
+        self.sees_inputs()
+    }
+
     /// What it takes to hand them out.
     fn demand(&self) -> Demand {
         Demand::default()
@@ -122,6 +127,8 @@ impl<F: FnMut(Known) -> Result<()> + Send> Take for F {
 pub struct Metric {
     /// Length of x.
     pub(super) features: usize,
+    /// True if H says which inputs go with each other.
+    pub(crate) relates_inputs: bool,
     /// H in panels.
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
@@ -172,7 +179,13 @@ impl Metric {
             *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal + damping * mean as f32 };
         }
         let diagonal = (0..features).map(|i| values[i * features + i]).collect();
-        Ok(Self { features, columns: Columns::symmetric(values, features), diagonal, feedback: None })
+        Ok(Self {
+            features,
+            relates_inputs: true,
+            columns: Columns::symmetric(values, features),
+            diagonal,
+            feedback: None,
+        })
     }
 
     /// The same of the inputs in another order: the i-th is what was number `order[i]`. What a method prepared is left out.
@@ -183,7 +196,13 @@ impl Metric {
             row.iter_mut().zip(order).for_each(|(value, &j)| *value = self.at(i as usize, j as usize));
         });
         let diagonal = order.iter().map(|&i| self.diagonal[i as usize]).collect();
-        Self { features: n, columns: Columns::symmetric(values, n), diagonal, feedback: None }
+        Self {
+            features: n,
+            relates_inputs: self.relates_inputs,
+            columns: Columns::symmetric(values, n),
+            diagonal,
+            feedback: None,
+        }
     }
 
     /// H of two inputs.

@@ -47,7 +47,7 @@ pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
 pub(crate) use view::transposed;
-pub(crate) use viewed::Viewed;
+pub(crate) use viewed::{Viewed, in_file_order};
 
 use crate::arch::Role;
 use crate::arch::gguf::{File, View};

@@ -25,6 +25,26 @@ enum To {
     File,
 }
 
+/// Values in rows of `each`, those of every head paired by neighbours as a file has them.
+pub(crate) fn in_file_order(values: &[f32], each: usize, head: usize) -> Vec<f32> {
+    permuted(values, each, head, To::File)
+}
+
+fn permuted<T: Clone>(items: &[T], each: usize, head: usize, to: To) -> Vec<T> {
+    let half = head / 2;
+    let mut permuted = Vec::with_capacity(items.len());
+    for rows in items.chunks((head * each).max(1)) {
+        for row in 0..head {
+            let from = match to {
+                To::Model => 2 * (row % half.max(1)) + row / half.max(1),
+                To::File => row / 2 + row % 2 * half,
+            };
+            permuted.extend_from_slice(rows.get(from * each..(from + 1) * each).unwrap_or_default());
+        }
+    }
+    permuted
+}
+
 impl Viewed {
     pub(crate) fn new(stored: Arc<dyn Weight>, view: View) -> Self {
         Self { stored, view }
@@ -37,19 +57,7 @@ impl Viewed {
 
     /// Items of whole heads, `each` of them for a row, in the other order; `None` where both are one.
     fn permuted<T: Clone>(&self, items: &[T], each: usize, to: To) -> Option<Vec<T>> {
-        let head = self.view.head?;
-        let half = head / 2;
-        let mut permuted = Vec::with_capacity(items.len());
-        for rows in items.chunks((head * each).max(1)) {
-            for row in 0..head {
-                let from = match to {
-                    To::Model => 2 * (row % half.max(1)) + row / half.max(1),
-                    To::File => row / 2 + row % 2 * half,
-                };
-                permuted.extend_from_slice(rows.get(from * each..(from + 1) * each).unwrap_or_default());
-            }
-        }
-        Some(permuted)
+        self.view.head.map(|head| permuted(items, each, head, to))
     }
 
     fn cols(&self) -> usize {

@@ -129,14 +129,18 @@ impl Layout {
     pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
         let model_type = config.model_type();
         LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type)).ok_or_else(|| {
-            let known: Vec<&str> = LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect();
             unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
                 .in_file(&config.path)
                 .with_hint(format!(
                     "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and turn that into GGUF with llama.cpp's convert_hf_to_gguf.py",
-                    known.join(", ")
+                    Self::known_types().join(", ")
                 ))
         })
+    }
+
+    /// The types of models that have one.
+    pub(crate) fn known_types() -> Vec<&'static str> {
+        LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
     }
 
     /// `general.architecture`.
@@ -232,6 +236,11 @@ impl Heads {
 }
 
 impl View {
+    /// True for the table of embeddings.
+    pub(crate) fn is_table(&self) -> bool {
+        self.stored == "token_embd.weight"
+    }
+
     /// The same tensor as one of another name in the model: the head that parts from an embedding.
     pub(crate) fn named(&self, name: &str) -> Self {
         let stored = if name == "lm_head.weight" { format!("{HEAD}.weight") } else { name.to_owned() };

@@ -38,10 +38,14 @@ fn whole(base: &Path, adapter: &Path, out: &Path) -> Result<Conversion> {
 
 /// All values of a merge in f32, by name.
 fn merged(base: &Path, adapter: &Path, weight: f64, out: &Path) -> Vec<(String, Vec<f32>)> {
-    let inputs = inputs(base, adapter, weight);
+    values(&inputs(base, adapter, weight), out)
+}
+
+/// All values in f32, by name.
+fn values(inputs: &Inputs, out: &Path) -> Vec<(String, Vec<f32>)> {
     let options = Options { to: Some(formats::by_id("f32").unwrap()), ..Options::default() };
-    let plan = Plan::new(&inputs, &options).unwrap();
-    merge::run(&inputs, &plan, None, out, &RunOptions::default(), &Silent).unwrap();
+    let plan = Plan::new(inputs, &options).unwrap();
+    merge::run(inputs, &plan, None, out, &RunOptions::default(), &Silent).unwrap();
     let written = Checkpoint::open(out).unwrap();
     let mut all: Vec<_> = written.entries.iter().map(|entry| (entry.name.clone(), floats(&written, entry))).collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -94,6 +98,40 @@ fn tensors_are_those_of_llama_cpp() {
             assert_eq!(json!(keys.architecture()), expected["architecture"]);
             assert_eq!((keys.text("general.type"), keys.text("adapter.type")), (Some("adapter"), Some("lora")));
         }
+    }
+}
+
+/// Factors of experts lie in stacks, and are found there.
+#[test]
+fn experts_come_back() {
+    let (base, adapter, folder) = (data("gguf/made/qwen3moe"), data("gguf/lora/qwen3moe"), Folder::new());
+    let out = folder.join("lora.gguf");
+    whole(&base, &adapter, &out).unwrap();
+    let want = merged(&base, &adapter, 1.0, &folder.join("want"));
+    assert!(want == merged(&base, &out, 1.0, &folder.join("got")));
+    // Those of some experts, the others' are zeros; of different ranks.
+    let one = folder.join("one");
+    std::fs::create_dir_all(&one).unwrap();
+    let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = all.iter().filter(|(name, _)| name.contains(".experts.1.") || name.contains(".experts.11.down"));
+    std::fs::write(one.join("adapter_model.safetensors"), safetensors::serialize(kept, None).unwrap()).unwrap();
+    std::fs::copy(adapter.join("adapter_config.json"), one.join("adapter_config.json")).unwrap();
+    for (number, wanted) in [Wanted::Share(1.0), Wanted::Share(0.7)].into_iter().enumerate() {
+        let out = folder.join(&format!("one-{number}.gguf"));
+        let found = converted(&base, &one, &out, wanted, 1.0).unwrap();
+        let got = merged(&base, &out, 1.0, &folder.join(&format!("one-{number}")));
+        let want = merged(&base, &one, 1.0, &folder.join(&format!("want-{number}")));
+        let (mut off, mut all) = (0.0, 0.0);
+        let alone = Inputs::new(Checkpoint::open(&base).unwrap(), Vec::new()).unwrap();
+        let plain = values(&alone, &folder.join(&format!("plain-{number}")));
+        for (((_, got), (_, want)), (_, plain)) in got.iter().zip(&want).zip(&plain) {
+            for ((got, want), plain) in got.iter().zip(want).zip(plain) {
+                off += f64::from(got - want).powi(2);
+                all += f64::from(want - plain).powi(2);
+            }
+        }
+        assert!((1.0 - off / all - found.kept.unwrap()).abs() < 1e-4, "{} {:?}", off / all, found.kept);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, unsupported, usage};
 use crate::formats::in_file_order;
 use crate::linalg::Factors;
-use crate::open::gguf::{Field, Keys, Writer};
+use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
 use crate::parallel::parallel;
 use crate::plan::{Action, Inputs, Plan, Recode, Source};
@@ -80,18 +80,25 @@ pub fn convert_to_gguf(
         progress.advance(cost(job));
         Ok(found)
     })?;
-    let alpha = alpha_of_most(&pairs);
     let rank = pairs.iter().map(|pair| pair.factors.rank).max().unwrap_or(1);
-    let (mut tensors, mut weights) = (Vec::new(), Vec::new());
-    for (job, Pair { factors, alpha: own, energy, kept }) in jobs.iter().zip(pairs) {
-        let module = job.recode.to.name();
-        weights.push(ConvertedWeight {
-            module: module.strip_suffix(".weight").unwrap_or(module).to_owned(),
-            rank: factors.rank,
-            energy,
-            kept: (energy > 0.0).then_some(kept),
-        });
-        for (name, shape, values) in stored(&job.view, factors, own / f64::from(alpha)) {
+    let weights: Vec<ConvertedWeight> = jobs
+        .iter()
+        .zip(&pairs)
+        .map(|(job, pair)| {
+            let module = job.recode.to.name();
+            ConvertedWeight {
+                module: module.strip_suffix(".weight").unwrap_or(module).to_owned(),
+                rank: pair.factors.rank,
+                energy: pair.energy,
+                kept: (pair.energy > 0.0).then_some(pair.kept),
+            }
+        })
+        .collect();
+    let pairs = stacked(inputs, jobs, pairs, &file)?;
+    let alpha = alpha_of_most(pairs.iter().map(|(_, pair)| pair));
+    let mut tensors = Vec::new();
+    for (place, Pair { factors, alpha: own, .. }) in pairs {
+        for (name, shape, values) in stored(&place, factors, own / f64::from(alpha)) {
             let tensor = NewTensor::of_values(name.clone(), options.dtype, shape, values);
             tensors.push(tensor.ok_or_else(|| overflow(&name, options.dtype))?);
         }
@@ -229,23 +236,79 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
 }
 
 /// The alpha that most products have, which is not zero: llama.cpp takes that for a factor of 1.
-fn alpha_of_most(pairs: &[Pair]) -> f32 {
+fn alpha_of_most<'p>(pairs: impl Iterator<Item = &'p Pair>) -> f32 {
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-    for alpha in pairs.iter().map(|pair| pair.alpha as f32).filter(|alpha| alpha.is_normal()) {
+    for alpha in pairs.map(|pair| pair.alpha as f32).filter(|alpha| alpha.is_normal()) {
         *counts.entry(alpha.to_bits()).or_default() += 1;
     }
     let most = counts.into_iter().max_by_key(|(bits, count)| (*count, *bits));
     most.map_or(1.0, |(bits, _)| f32::from_bits(bits))
 }
 
-/// Names, dimensions and values of a product's factors; B is multiplied by `more`.
-fn stored(view: &View, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
-    let Factors { rank, mut left, right } = factors;
-    let (rows, cols) = (left.len() / rank.max(1), right.len() / rank.max(1));
-    // As a file's alpha is rounded to f32, what is left of a ratio of 1 is that.
-    if more as f32 != 1.0 {
-        left.iter_mut().for_each(|x| *x = (f64::from(*x) * more) as f32);
+/// Where a product lies: a weight's own, or those of all experts of a stack, whose factors lie one behind the other.
+struct Place {
+    view: View,
+    experts: Option<usize>,
+}
+
+/// Products of experts become those of their stacks: of one rank, with zeros for an expert that the adapter does not change.
+fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(Place, Pair)>> {
+    let mut all: Vec<(Place, Pair)> = Vec::new();
+    let mut stacks: BTreeMap<String, BTreeMap<usize, Pair>> = BTreeMap::new();
+    for (Job { view, .. }, pair) in jobs.into_iter().zip(pairs) {
+        match expert(&view.stored) {
+            Some((stack, number)) => drop(stacks.entry(stack).or_default().insert(number, pair)),
+            None => all.push((Place { view, experts: None }, pair)),
+        }
     }
+    if stacks.is_empty() {
+        return Ok(all);
+    }
+    // Rows and inputs of each stack's experts in the base, and how many there are.
+    let mut sizes: BTreeMap<String, (View, usize, usize, usize)> = BTreeMap::new();
+    for claim in &inputs.inventory.weights {
+        let &[rows, cols] = claim.weight.shape() else { continue };
+        let Some(view) = file.stored(claim.weight.name(), rows)? else { continue };
+        let Some((stack, number)) = expert(&view.stored) else { continue };
+        let own = sizes.entry(stack.clone()).or_insert((View { stored: stack, ..view }, rows, cols, 0));
+        own.3 = own.3.max(number + 1);
+    }
+    for (stack, mut experts) in stacks {
+        let Some((view, rows, cols, count)) = sizes.remove(&stack) else { continue };
+        let rank = experts.values().map(|pair| pair.factors.rank).max().unwrap_or(1);
+        // A factor is alpha / rank, whose rank is that of all.
+        let alpha_of = |pair: &Pair| pair.alpha / pair.factors.rank.max(1) as f64 * rank as f64;
+        let alpha = experts.values().map(alpha_of).find(|alpha| *alpha != 0.0).unwrap_or(rank as f64);
+        let mut factors = Factors { rank, left: Vec::new(), right: Vec::new() };
+        for number in 0..count {
+            let mut left = vec![0.0; rows * rank];
+            let mut right = vec![0.0; rank * cols];
+            if let Some(pair) = experts.remove(&number) {
+                let (more, own) = (alpha_of(&pair) / alpha, pair.factors.rank);
+                for (to, from) in left.chunks_exact_mut(rank).zip(pair.factors.left.chunks_exact(own.max(1))) {
+                    to.iter_mut().zip(from).for_each(|(to, x)| *to = times(*x, more));
+                }
+                right.iter_mut().zip(pair.factors.right).for_each(|(to, x)| *to = x);
+            }
+            factors.left.extend(left);
+            factors.right.extend(right);
+        }
+        all.push((Place { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
+    }
+    Ok(all)
+}
+
+/// As a file's alpha is rounded to f32, what is left of a ratio of 1 is that.
+fn times(x: f32, more: f64) -> f32 {
+    if more as f32 == 1.0 { x } else { (f64::from(x) * more) as f32 }
+}
+
+/// Names, dimensions and values of a product's factors; B is multiplied by `more`.
+fn stored(place: &Place, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
+    let Factors { rank, mut left, right } = factors;
+    let view = &place.view;
+    let (rows, cols) = (left.len() / rank.max(1), right.len() / rank.max(1));
+    left.iter_mut().for_each(|x| *x = times(*x, more));
     if let Some(head) = view.head {
         left = in_file_order(&left, rank, head);
     }
@@ -255,7 +318,11 @@ fn stored(view: &View, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec
         let a = (name("lora_a"), vec![rows, rank], left);
         return [a, (name("lora_b"), vec![cols, rank], turned(&right, cols))];
     }
-    [(name("lora_a"), vec![rank, cols], right), (name("lora_b"), vec![rows, rank], left)]
+    let (mut a, mut b) = (vec![rank, cols], vec![rows, rank]);
+    if let Some(experts) = place.experts.filter(|experts| *experts > 0) {
+        (a, b) = (vec![experts, rank, cols / experts], vec![experts, rows / experts, rank]);
+    }
+    [(name("lora_a"), a, right), (name("lora_b"), b, left)]
 }
 
 #[cfg(test)]
@@ -268,7 +335,7 @@ mod tests {
 
     #[test]
     fn the_alpha_is_that_of_most() {
-        let of = |alphas: &[f64]| alpha_of_most(&alphas.iter().map(|alpha| pair(*alpha)).collect::<Vec<_>>());
+        let of = |alphas: &[f64]| alpha_of_most(alphas.iter().map(|alpha| pair(*alpha)).collect::<Vec<_>>().iter());
         assert_eq!(of(&[16.0, 8.0, 16.0]), 16.0);
         assert_eq!(of(&[8.0, 16.0]), 16.0);
         assert_eq!(of(&[0.0, 0.0, -2.0]), -2.0);

@@ -36,6 +36,8 @@ use std::sync::Arc;
 pub(crate) use gguf::OTHER_TYPES;
 #[doc(hidden)]
 pub use gguf::encode_weighted;
+#[cfg(feature = "internals")]
+pub(crate) use gguf::row_of as gguf_row;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels};
 #[doc(hidden)]

@@ -16,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 pub(crate) struct Viewed {
     stored: Arc<dyn Weight>,
     view: View,
+    /// Dimensions in the model, where the file has others.
+    shape: Option<[usize; 2]>,
 }
 
 /// Between the order of rows in the file and that in the model.
@@ -47,12 +49,17 @@ fn permuted<T: Clone>(items: &[T], each: usize, head: usize, to: To) -> Vec<T> {
 
 impl Viewed {
     pub(crate) fn new(stored: Arc<dyn Weight>, view: View) -> Self {
-        Self { stored, view }
+        if let (true, &[cols]) = (view.is_row, stored.shape())
+            && let Some(stored) = stored.reshaped(1, cols)
+        {
+            return Self { stored, view, shape: Some([1, cols]) };
+        }
+        Self { stored, view, shape: None }
     }
 
     /// The same view of another weight.
     fn again(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
-        Arc::new(Self { stored, view: self.view.clone() })
+        Arc::new(Self { stored, view: self.view.clone(), shape: self.shape })
     }
 
     /// Items of whole heads, `each` of them for a row, in the other order; `None` where both are one.
@@ -104,7 +111,7 @@ impl Weight for Viewed {
     }
 
     fn shape(&self) -> &[usize] {
-        self.stored.shape()
+        self.shape.as_ref().map_or(self.stored.shape(), |shape| shape)
     }
 
     fn geometry(&self) -> Geometry {
@@ -244,7 +251,7 @@ mod tests {
 
     fn viewed(shape: &[usize], head: Option<usize>, added: f32) -> Viewed {
         let stored = Arc::new(PlainWeight::new("blk.0.attn_q.weight", shape, Dtype::F32));
-        let view = View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), head, added };
+        let view = View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), head, added, is_row: false };
         Viewed::new(stored, view)
     }
 

@@ -26,6 +26,8 @@ CASES = {
     "llama-pieces": ([*LINEAR, "lm_head"], ["embed_tokens"], {"down_proj": 3}),
     "qwen2": (LINEAR, [], {}),
     "gemma3": (LINEAR, [], {}),
+    # Each expert's matrices, which become stacks.
+    "qwen3moe": (["q_proj", "gate_proj", "up_proj", "down_proj"], [], {}),
     "phi3": (["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], [], {}),
 }
 

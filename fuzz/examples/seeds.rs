@@ -1,8 +1,12 @@
-//! Writes the first inputs of the targets `plan`, `run` and `calibration` into `corpus`, from the small models of the tests.
+//! Writes the first inputs of the targets `plan`, `run`, `calibration` and `gguf_tokenizer` into `corpus`, from the small models of the tests.
 
 use std::path::{Path, PathBuf};
 
+use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
+use qmerge::plan::{EXPORTS, Inputs, Options, Plan};
+use qmerge::progress::Silent;
+use qmerge::write::{Existing, path_beside};
 use qmerge_fuzz::END;
 
 fn main() {
@@ -27,6 +31,7 @@ fn main() {
             write(root, "plan", &case, &choice.to_string(), &[&[choice], text.as_slice()].concat());
         }
     }
+    folders(&tests.join("qmerge/testdata/gguf/made")).iter().for_each(|case| file(root, case));
     let inputs = br#"[{"layer":0,"tokens":7,"weights":["a.weight"]},{"layer":0,"tokens":7,"weights":["b.weight"]}]"#;
     let moments =
         b"F32 4x4 a.weight\tabc?def=ghi=jkl=def=mno?pqr=stu=ghi=pqr=vwx?yza=jkl=stu=yza=bcd?\nBF16 4x4 b.weight\ta?";
@@ -35,6 +40,20 @@ fn main() {
         write(root, "calibration", Path::new("two"), &choice.to_string(), &text);
     }
     write(root, "calibration", Path::new("none"), "bytes", &[&[1, 2, 0, 0, 0, 0, 0, 0, 0], &b"{}"[..]].concat());
+}
+
+/// The GGUF file that a model becomes, with its tokenizer.
+fn file(root: &Path, case: &Path) {
+    let folder = root.join("corpus/gguf_tokenizer");
+    std::fs::create_dir_all(&folder).expect("a folder for the corpus");
+    let name = case.file_name().and_then(|name| name.to_str()).expect("a name");
+    let inputs = Inputs::new(Checkpoint::open(case).expect("a model"), Vec::new()).expect("a model");
+    let export = EXPORTS.iter().copied().find(|export| export.id() == "q8_0");
+    let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).expect("a plan");
+    let options = RunOptions { existing: Existing { force: true, resume: false }, ..RunOptions::default() };
+    let output = folder.join(format!("{name}.gguf"));
+    merge::run(&inputs, &plan, None, &output, &options, &Silent).expect("a file");
+    std::fs::remove_file(path_beside(&output)).expect("a report");
 }
 
 fn folders(of: &Path) -> Vec<PathBuf> {

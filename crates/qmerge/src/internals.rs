@@ -53,6 +53,57 @@ pub fn gguf_header(bytes: &[u8]) {
     });
 }
 
+/// Blocks of a type of ggml, which the first byte chooses, in one row: decoded, put back on their own grid, and the same bytes as values encoded. What was decoded
+/// is on the grid as it is.
+pub fn gguf_blocks(bytes: &[u8]) {
+    use crate::formats::{FORMATS, gguf_row};
+
+    let Some((choice, bytes)) = bytes.split_first() else { return };
+    let formats: Vec<_> = FORMATS.iter().filter(|format| format.is_of_gguf()).collect();
+    let format = formats[usize::from(*choice) % formats.len()];
+    let row = |cols| gguf_row(format.id(), cols).expect("a type of ggml");
+    let (block, width) = row(0).parts()[0].dtype.block();
+    let blocks = (bytes.len() as u64 / width).min(16);
+    if blocks == 0 {
+        return;
+    }
+    let cols = (blocks * block) as usize;
+    let bytes = &bytes[..(blocks * width) as usize];
+    let weight = row(cols);
+    let mut values = vec![0.0; cols];
+    weight.decode(&[bytes], 0..1, &mut values);
+    if let Some(on_grid) = weight.on_grid() {
+        let grid = on_grid.grid(&[bytes], 0..1);
+        let mut stored = vec![Vec::new()];
+        on_grid.store(&[bytes], 0..1, &values, None, &mut stored);
+        assert_eq!(stored[0].len(), bytes.len());
+        if values.iter().all(|x| x.is_finite()) {
+            let mut again = vec![0.0; cols];
+            weight.decode(&[&stored[0]], 0..1, &mut again);
+            assert_eq!(values, again, "{}", format.id());
+        }
+        on_grid.store(&[bytes], 0..1, &values, Some(&grid), &mut stored);
+    }
+    // What is encoded was found to be finite before.
+    let floats = bytes.chunks(4).filter_map(|x| Some(f32::from_le_bytes(x.try_into().ok()?)));
+    let floats: Vec<f32> = floats.filter(|x| x.is_finite()).cycle().take(cols).collect();
+    if let (Some(writer), true) = (weight.writer(), floats.len() == cols) {
+        let mut encoded = vec![Vec::new()];
+        writer.encode(&[], 0..1, &floats, &mut encoded);
+        assert_eq!(encoded[0].len(), bytes.len());
+        weight.decode(&[&encoded[0]], 0..1, &mut values);
+    }
+}
+
+/// The tokenizer in the keys of a GGUF file.
+pub fn gguf_tokenizer(bytes: &[u8]) {
+    let Ok(contents) = crate::open::gguf::parse(bytes) else { return };
+    let Some(metadata) = contents.gguf else { panic!("a file without a header") };
+    if let Ok(keys) = crate::open::read_tokenizer(&metadata) {
+        assert!(keys.tokenizer.is_object());
+    }
+}
+
 /// The JSON state of a 4-bit weight. What is accepted and written again reads back the same.
 pub fn quant_state(bytes: &[u8]) {
     use crate::formats::bnb4::state::QuantState;

@@ -15,7 +15,19 @@ use qmerge::progress::Silent;
 use sha2::{Digest, Sha256};
 
 const MADE: &str = "testdata/gguf/made";
-const MODELS: [&str; 8] = ["gemma", "gemma2", "gemma3", "llama-pieces", "llama-wide", "phi3", "qwen2", "qwen3"];
+const MODELS: [&str; 11] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "llama-pieces",
+    "llama-wide",
+    "mixtral",
+    "phi3",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+];
 
 fn place(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("qmerge-made-{}-{name}", std::process::id()))
@@ -63,6 +75,145 @@ fn files_are_those_of_llama_cpp() {
     }
 }
 
+/// A file takes other types as llama-quantize gives them to it, and what is to keep its type keeps its bytes.
+#[test]
+fn a_file_of_codes_takes_other_types() {
+    let expected: BTreeMap<String, BTreeMap<String, String>> =
+        serde_json::from_str(&std::fs::read_to_string(format!("{MADE}/again.json")).unwrap()).unwrap();
+    let mut met = 0;
+    for (source, files) in &expected {
+        let (model, codes) = source.split_once(", ").unwrap();
+        let base = place(&format!("{model}-codes.gguf"));
+        let options = Options { export: Some(export(codes)), ..Options::default() };
+        write(&Path::new(MADE).join(model), &options, &base, &RunOptions::default()).unwrap();
+        for (name, hashed) in files {
+            let file = made(&base, name, None, &RunOptions::default()).unwrap();
+            assert_eq!(hash(&file), *hashed, "{source} as {name}");
+            met += 1;
+        }
+        for file in [&base, &qmerge::write::path_beside(&base)] {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    assert!(met >= 12);
+}
+
+/// An adapter's weights are rounded once, from the file's values with what it adds to them; all others are what they are without an adapter.
+#[test]
+fn an_adapter_goes_into_a_file_of_other_types() {
+    let (adapter, base) = (adapter("other-types"), place("codes-for-merge.gguf"));
+    let (merged, plain, floats) = (place("other-merged.gguf"), place("other-plain.gguf"), place("other-floats.gguf"));
+    let run = RunOptions::default();
+    let to = |name: &str| Options { export: Some(export(name)), ..Options::default() };
+    write(&Path::new(MADE).join("llama-pieces"), &to("q8_0"), &base, &run).unwrap();
+    write(&base, &to("q5_0"), &plain, &run).unwrap();
+    for (options, output) in [(to("q5_0"), &merged), (to("f32"), &floats)] {
+        let adapter = Adapter::open(&adapter, 1.0).unwrap();
+        let inputs = Inputs::new(Checkpoint::open(&base).unwrap(), vec![adapter]).unwrap();
+        let plan = Plan::new(&inputs, &options).unwrap();
+        merge::run(&inputs, &plan, None, output, &run, &Silent).unwrap();
+    }
+    let open = |path: &Path| Checkpoint::open(path).unwrap();
+    let files = [open(&base), open(&plain), open(&merged), open(&floats)];
+    let read = |file: &Checkpoint, name: &str| file.read_small(file.get(name).unwrap(), 1 << 20).unwrap();
+    let keys = |file: &Checkpoint| file.gguf.as_ref().unwrap().integer("general.file_type");
+    assert_eq!(files.each_ref().map(keys), [Some(7), Some(8), Some(8), Some(0)]);
+    let mut changed = Vec::new();
+    for entry in &files[2].entries {
+        let name = entry.name.as_str();
+        if read(&files[1], name) != read(&files[2], name) {
+            changed.push(name);
+        }
+        if entry.shape.len() == 1 {
+            assert_eq!(read(&files[0], name), read(&files[2], name), "{name}");
+        }
+    }
+    assert_eq!(changed, ["blk.0.attn_k.weight", "blk.0.attn_q.weight", "blk.0.ffn_down.weight"]);
+    // The file of floats has the values that were rounded.
+    let again = place("other-again.gguf");
+    write(&floats, &to("q5_0"), &again, &run).unwrap();
+    let again_file = open(&again);
+    for name in changed {
+        assert_eq!(read(&again_file, name), read(&files[2], name), "{name}");
+    }
+    for file in [&base, &plain, &merged, &floats, &again] {
+        std::fs::remove_file(file).unwrap();
+        std::fs::remove_file(qmerge::write::path_beside(file)).unwrap();
+    }
+    std::fs::remove_dir_all(&adapter).unwrap();
+}
+
+/// A LoRA of all experts' gate and up projections, as PEFT has it for a bare parameter.
+fn of_experts(experts: usize, inputs: usize, outputs: usize) -> PathBuf {
+    use safetensors::tensor::{Dtype, TensorView};
+    let folder = place("adapter-experts");
+    std::fs::create_dir_all(&folder).unwrap();
+    let bytes = |shape: &[usize]| -> Vec<u8> {
+        let count = shape.iter().product::<usize>();
+        (0..count).flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 400.0).to_le_bytes()).collect()
+    };
+    let shapes = [("A", vec![2 * experts, inputs]), ("B", vec![outputs, 2 * experts])];
+    let tensors: Vec<_> = shapes
+        .iter()
+        .map(|(part, shape)| {
+            (format!("base_model.model.model.layers.1.mlp.experts.lora_{part}.weight"), shape, bytes(shape))
+        })
+        .collect();
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]}"#;
+    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    folder
+}
+
+/// Experts lie in one tensor of the file and are weights of their own in the model: a merge into the one is a merge into the other.
+#[test]
+fn experts_in_a_file_are_the_models() {
+    let run = RunOptions::default();
+    // What is added to a bare parameter is rounded to the base's type, so both bases have the file's.
+    let base = place("experts-base");
+    let to_f32 = Options { to: Some(formats::by_id("f32").unwrap()), ..Options::default() };
+    write(&Path::new(MADE).join("qwen3moe"), &to_f32, &base, &run).unwrap();
+    let parameters = of_experts(12, 32, 64);
+    for (number, adapter) in [Path::new("testdata/gguf/lora/qwen3moe"), &parameters].into_iter().enumerate() {
+        let [file, folder, merged, wanted] =
+            ["experts.gguf", "experts-merged", "experts-merged.gguf", "experts-wanted.gguf"]
+                .map(|name| place(&format!("{number}-{name}")));
+        let f32 = Options { export: Some(export("f32")), ..Options::default() };
+        write(&base, &f32, &file, &run).unwrap();
+        let merge = |base: &Path, options: &Options, output: &Path| {
+            let adapter = Adapter::open(adapter, 1.0).unwrap();
+            let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
+            let plan = Plan::new(&inputs, options).unwrap();
+            merge::run(&inputs, &plan, None, output, &run, &Silent).unwrap()
+        };
+        let report = merge(&file, &Options::default(), &merged);
+        assert_eq!(report.weights.iter().filter(|weight| weight.name.contains(".experts.")).count(), [72, 24][number]);
+        merge(&base, &to_f32, &folder);
+        write(&folder, &f32, &wanted, &run).unwrap();
+        let (one, other) = (Checkpoint::open(&merged).unwrap(), Checkpoint::open(&wanted).unwrap());
+        let before = Checkpoint::open(&file).unwrap();
+        let read = |file: &Checkpoint, name: &str| file.read_small(file.get(name).unwrap(), 1 << 20).unwrap();
+        let mut changed = 0;
+        for entry in &one.entries {
+            assert!(read(&one, &entry.name) == read(&other, &entry.name), "{}", entry.name);
+            changed += usize::from(read(&one, &entry.name) != read(&before, &entry.name));
+        }
+        assert_eq!(changed, [74, 24][number]);
+        // The header is as it was: stacks, not experts.
+        let head = |path: &Path| std::fs::read(path).unwrap()[..before.entries[0].start as usize].to_vec();
+        assert!(head(&merged) == head(&file));
+        for file in [&file, &merged, &wanted] {
+            std::fs::remove_file(file).unwrap();
+            std::fs::remove_file(qmerge::write::path_beside(file)).unwrap();
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    std::fs::remove_dir_all(&parameters).unwrap();
+    std::fs::remove_dir_all(&base).unwrap();
+}
+
 /// With an importance matrix: names and data of all tensors. (What a file says of the matrix is llama-quantize's own, which the library does not write.)
 #[test]
 fn files_are_those_of_llama_cpp_with_an_importance_matrix() {
@@ -96,9 +247,9 @@ fn threads_and_memory_change_no_byte() {
 }
 
 /// A LoRA of queries, keys and what leads out of the feed-forward.
-fn adapter() -> PathBuf {
+fn adapter(name: &str) -> PathBuf {
     use safetensors::tensor::{Dtype, TensorView};
-    let folder = place("adapter");
+    let folder = place(&format!("adapter-{name}"));
     std::fs::create_dir_all(&folder).unwrap();
     let mut random = 1_u32;
     let mut bytes = |count: usize| -> Vec<u8> {
@@ -129,7 +280,7 @@ fn adapter() -> PathBuf {
 /// A merge into a file is the merge into a folder that becomes a file, and it is found there.
 #[test]
 fn an_adapter_goes_into_the_file() {
-    let (adapter, folder, output) = (adapter(), place("merged"), place("merged.gguf"));
+    let (adapter, folder, output) = (adapter("made"), place("merged"), place("merged.gguf"));
     let base = Path::new(MADE).join("llama-pieces");
     let inputs = || {
         let adapter = Adapter::open(&adapter, 1.0).unwrap();

@@ -532,6 +532,7 @@ def convert_adapter(
     adapter: Adapters,
     output: Path,
     *,
+    to: Literal["peft", "gguf-lora"] = "peft",
     rank: Optional[int] = None,
     energy: Optional[float] = None,
     dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
@@ -548,12 +549,14 @@ def convert_adapter(
 
     Args:
         base: the model that the adapter belongs to.
+        to: a folder as PEFT's, which needs a rank or an energy, or "gguf-lora", a .gguf file for llama.cpp.
         rank, energy, dtype, seed: as in `extract`.
     """
     options = flags(
         base=base,
         adapter=adapters(adapter),
         output=output,
+        to=to,
         rank=rank,
         energy=energy,
         dtype=dtype,

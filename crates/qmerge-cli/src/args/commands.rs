@@ -216,13 +216,16 @@ pub(crate) struct ExtractArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
+#[command(group(clap::ArgGroup::new("wanted").args(["rank", "energy"])))]
 pub(crate) struct ConvertAdapterArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
-    /// Output folder.
+    /// Output folder, or .gguf file.
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
+    /// What is written: a folder as PEFT's, which needs a rank, or a file for llama.cpp.
+    #[arg(long, value_name = "FORMAT", default_value = "peft", value_parser = ["peft", "gguf-lora"])]
+    pub(crate) to: String,
     /// The rank of all modules.
     #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rank: Option<u32>,

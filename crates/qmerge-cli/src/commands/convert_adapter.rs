@@ -1,7 +1,7 @@
 //! `qmerge convert-adapter`.
 
 use anyhow::Result;
-use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert};
+use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert, convert_to_gguf};
 use qmerge::dtype::Dtype;
 use qmerge::error;
 use qmerge::plan::Plan;
@@ -23,6 +23,12 @@ pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error:
             usage("one adapter is converted at a time".into()).with_hint("`qmerge combine` makes one LoRA of several")
         );
     }
+    let is_gguf = args.to == "gguf-lora";
+    if !is_gguf && args.rank.is_none() && args.energy.is_none() {
+        return Err(usage("a LoRA of which rank?".into()).with_hint(
+            "say --rank R, or --energy SHARE for as much rank as holds that share; --to gguf-lora needs neither",
+        ));
+    }
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
     let by_energy = Wanted::Share(args.energy.unwrap_or(1.0));
@@ -33,6 +39,7 @@ pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error:
         force: args.force,
         threads: threads(args.workers.threads),
     };
+    let convert = if is_gguf { convert_to_gguf } else { convert };
     let mut found = convert(&inputs, &plan, &args.output, &options, progress)?;
     found.warnings.splice(0..0, plan.warnings);
     Ok(found)

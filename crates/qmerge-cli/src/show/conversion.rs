@@ -14,8 +14,9 @@ pub(crate) fn conversion(found: &Conversion) {
     let is_mixed = found.weights.iter().any(|weight| weight.rank != found.rank);
     let up_to = if is_mixed { "up to " } else { "" };
     say(&format!(
-        "{} → LORA, {}, rank {up_to}{}, {}",
+        "{} → {}, {}, rank {up_to}{}, {}",
         found.method,
+        if found.format == "peft" { "LORA" } else { "LoRA of llama.cpp" },
         counted(found.weights.len(), "module"),
         found.rank,
         bytes(found.bytes)

@@ -65,7 +65,7 @@ pub fn convert(
     progress.start(jobs.iter().map(cost).sum());
     progress.phase("converting", "modules");
     let found = parallel(&jobs, options.threads, progress, |job| {
-        let found = cut(inputs, job, options).map_err(|error| error.in_tensor(job.recode.from.weight.name()))?;
+        let found = cut(inputs, job.recode, options).map_err(|error| error.in_tensor(job.recode.from.weight.name()))?;
         progress.advance(cost(job));
         Ok(found)
     })?;
@@ -112,6 +112,7 @@ pub fn convert(
         adapter: adapter.path.display().to_string(),
         method: adapter.config.peft_type.clone(),
         output: target.display().to_string(),
+        format: "peft",
         rank,
         bytes,
         kept: (all > 0.0).then(|| held / all),
@@ -158,8 +159,8 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan) -> (Vec<Job<'p>>, Vec<DroppedTensor
     (jobs, dropped)
 }
 
-fn cut(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Best> {
-    let recode = job.recode;
+/// The best product of the wanted rank for what an adapter adds to a weight.
+pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) -> Result<Best> {
     let geometry = recode.from.weight.geometry();
     let (rows, cols) = (geometry.rows, geometry.cols);
     let edited = Edited::new(inputs, recode)?;

@@ -10,6 +10,7 @@ mod combine;
 mod convert;
 mod extract;
 mod gathered;
+mod gguf_lora;
 mod method;
 mod new_adapter;
 mod operators;
@@ -20,6 +21,7 @@ mod undo;
 pub use combine::{CombineOptions, combine};
 pub use convert::{ConvertOptions, convert};
 pub use extract::{ExtractOptions, extract};
+pub use gguf_lora::convert_to_gguf;
 pub use method::{METHODS, Method};
 pub use operators::Majority;
 pub use report::{

@@ -144,6 +144,8 @@ pub struct Conversion {
     pub method: String,
     /// The LoRA.
     pub output: String,
+    /// How it is stored: "peft", or "gguf-lora".
+    pub format: &'static str,
     /// Rank of its modules; the largest, where they differ.
     pub rank: usize,
     /// Bytes of all tensors.

@@ -36,6 +36,8 @@ use std::sync::Arc;
 pub(crate) use gguf::OTHER_TYPES;
 #[doc(hidden)]
 pub use gguf::encode_weighted;
+#[cfg(feature = "internals")]
+pub(crate) use gguf::row_of as gguf_row;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels};
 #[doc(hidden)]
@@ -47,7 +49,7 @@ pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
 pub(crate) use view::transposed;
-pub(crate) use viewed::Viewed;
+pub(crate) use viewed::{Viewed, in_file_order};
 
 use crate::arch::Role;
 use crate::arch::gguf::{File, View};

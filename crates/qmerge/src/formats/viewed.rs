@@ -16,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 pub(crate) struct Viewed {
     stored: Arc<dyn Weight>,
     view: View,
+    /// Dimensions in the model, where the file has others.
+    shape: Option<[usize; 2]>,
 }
 
 /// Between the order of rows in the file and that in the model.
@@ -25,31 +27,44 @@ enum To {
     File,
 }
 
+/// Values in rows of `each`, those of every head paired by neighbours as a file has them.
+pub(crate) fn in_file_order(values: &[f32], each: usize, head: usize) -> Vec<f32> {
+    permuted(values, each, head, To::File)
+}
+
+fn permuted<T: Clone>(items: &[T], each: usize, head: usize, to: To) -> Vec<T> {
+    let half = head / 2;
+    let mut permuted = Vec::with_capacity(items.len());
+    for rows in items.chunks((head * each).max(1)) {
+        for row in 0..head {
+            let from = match to {
+                To::Model => 2 * (row % half.max(1)) + row / half.max(1),
+                To::File => row / 2 + row % 2 * half,
+            };
+            permuted.extend_from_slice(rows.get(from * each..(from + 1) * each).unwrap_or_default());
+        }
+    }
+    permuted
+}
+
 impl Viewed {
     pub(crate) fn new(stored: Arc<dyn Weight>, view: View) -> Self {
-        Self { stored, view }
+        if let (true, &[cols]) = (view.is_row, stored.shape())
+            && let Some(stored) = stored.reshaped(1, cols)
+        {
+            return Self { stored, view, shape: Some([1, cols]) };
+        }
+        Self { stored, view, shape: None }
     }
 
     /// The same view of another weight.
     fn again(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
-        Arc::new(Self { stored, view: self.view.clone() })
+        Arc::new(Self { stored, view: self.view.clone(), shape: self.shape })
     }
 
     /// Items of whole heads, `each` of them for a row, in the other order; `None` where both are one.
     fn permuted<T: Clone>(&self, items: &[T], each: usize, to: To) -> Option<Vec<T>> {
-        let head = self.view.head?;
-        let half = head / 2;
-        let mut permuted = Vec::with_capacity(items.len());
-        for rows in items.chunks((head * each).max(1)) {
-            for row in 0..head {
-                let from = match to {
-                    To::Model => 2 * (row % half.max(1)) + row / half.max(1),
-                    To::File => row / 2 + row % 2 * half,
-                };
-                permuted.extend_from_slice(rows.get(from * each..(from + 1) * each).unwrap_or_default());
-            }
-        }
-        Some(permuted)
+        self.view.head.map(|head| permuted(items, each, head, to))
     }
 
     fn cols(&self) -> usize {
@@ -96,7 +111,7 @@ impl Weight for Viewed {
     }
 
     fn shape(&self) -> &[usize] {
-        self.stored.shape()
+        self.shape.as_ref().map_or(self.stored.shape(), |shape| shape)
     }
 
     fn geometry(&self) -> Geometry {
@@ -236,7 +251,7 @@ mod tests {
 
     fn viewed(shape: &[usize], head: Option<usize>, added: f32) -> Viewed {
         let stored = Arc::new(PlainWeight::new("blk.0.attn_q.weight", shape, Dtype::F32));
-        let view = View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), head, added };
+        let view = View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), head, added, is_row: false };
         Viewed::new(stored, view)
     }
 

@@ -35,6 +35,11 @@ pub(crate) trait WriteContainer: Debug + Send + Sync {
     /// A tensor's data begins at multiples of this many bytes behind the header.
     fn alignment(&self) -> u64;
 
+    /// True if a tensor begins where the one before it ends, whatever the alignment.
+    fn follows(&self, _before: &str, _name: &str) -> bool {
+        false
+    }
+
     /// True if it has that type of elements.
     fn stores(&self, dtype: Dtype) -> bool;
 

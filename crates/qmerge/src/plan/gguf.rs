@@ -1,5 +1,6 @@
 //! What cannot be said in a GGUF file that keeps the keys of its base.
 
+use super::export::FOLDER;
 use super::steps::ConfigChange;
 use super::{Inputs, Options};
 use crate::arch::gguf::File;
@@ -10,7 +11,7 @@ pub(super) fn refuse(inputs: &Inputs, options: &Options, change: &ConfigChange) 
     let base = &inputs.base;
     let Ok(Some(file)) = File::of(base) else { return Ok(()) };
     // A folder that is made of it has room for all of these.
-    if options.export.is_some() {
+    if options.export.is_some_and(|export| export.id() == FOLDER.id()) {
         return Ok(());
     }
     let original = "merge into the safetensors checkpoint that it was made from";

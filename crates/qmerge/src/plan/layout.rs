@@ -222,7 +222,10 @@ fn file(
         if let Some(slot) = steps.get_mut(item.step).and_then(|step| step.slots.get_mut(item.part)) {
             *slot = Slot { file: number, tensor: tensors.len() };
         }
-        offset = offset.next_multiple_of(container.alignment());
+        let before = tensors.last().map(|before: &OutTensor| before.name.as_str());
+        if !before.is_some_and(|before| container.follows(before, &item.tensor.name)) {
+            offset = offset.next_multiple_of(container.alignment());
+        }
         let bytes = item.tensor.bytes;
         tensors.push(OutTensor { offset, ..item.tensor });
         offset += bytes;

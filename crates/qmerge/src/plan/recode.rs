@@ -381,7 +381,7 @@ impl Targets<'_, '_> {
                     view: view.clone(),
                     importance: importance.clone(),
                 }),
-                Place::Nowhere => None,
+                Place::Nowhere | Place::Same => None,
             };
         }
         let format = self.options.to?;

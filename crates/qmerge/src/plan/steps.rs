@@ -182,13 +182,13 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     }
     match &exported {
         // All that is kept of the base is written anew.
-        Some(exported) => steps.extend(exported.constants.iter().map(|constant| Step {
+        Some(exported) if !exported.copies_rest => steps.extend(exported.constants.iter().map(|constant| Step {
             name: constant.name.clone(),
             action: Action::Constant(constant.clone()),
             slots: Vec::new(),
             place: 0,
         })),
-        None => steps.extend(
+        _ => steps.extend(
             inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
                 |(place, entry)| Step {
                     name: entry.name.clone(),

@@ -1,7 +1,9 @@
-//! An adapter folder as PEFT writes it: `adapter_model.safetensors` and `adapter_config.json`.
+//! New adapters: a folder as PEFT writes it, of `adapter_model.safetensors` and `adapter_config.json`, or a file in another container.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Existing, LocalSink, Sink, Start};
@@ -64,10 +66,12 @@ pub(crate) fn overflow(name: &str, dtype: Dtype) -> Error {
     if dtype == Dtype::F16 { error.with_hint("store it as --dtype f32 or bf16") } else { error }
 }
 
-/// The content of tensors, one behind the other.
-fn pieces<'a>(tensors: Vec<NewTensor<'a>>) -> impl Iterator<Item = Result<Vec<u8>>> + 'a {
-    tensors.into_iter().flat_map(|tensor| -> Box<dyn Iterator<Item = Result<Vec<u8>>> + 'a> {
-        match tensor.data {
+/// The content of tensors, one behind the other, each filled up with zeros to the alignment.
+fn pieces<'a>(tensors: Vec<NewTensor<'a>>, alignment: u64) -> impl Iterator<Item = Result<Vec<u8>>> + 'a {
+    tensors.into_iter().flat_map(move |tensor| -> Box<dyn Iterator<Item = Result<Vec<u8>>> + 'a> {
+        let bytes = tensor.bytes();
+        let fill = vec![0; (bytes.next_multiple_of(alignment) - bytes) as usize];
+        let content: Box<dyn Iterator<Item = Result<Vec<u8>>> + 'a> = match tensor.data {
             Data::Bytes(bytes) => Box::new(std::iter::once(Ok(bytes))),
             Data::Entry(source, entry) => Box::new((0..entry.bytes).step_by(PIECE as usize).map(move |at| {
                 let mut piece = vec![0; PIECE.min(entry.bytes - at) as usize];
@@ -80,7 +84,8 @@ fn pieces<'a>(tensors: Vec<NewTensor<'a>>) -> impl Iterator<Item = Result<Vec<u8
                     })
                     .map_err(|error| error.in_tensor(&tensor.name))
             })),
-        }
+        };
+        Box::new(content.chain(std::iter::once(Ok(fill))))
     })
 }
 
@@ -92,29 +97,52 @@ pub(crate) fn write_adapter(
     config: &serde_json::Value,
 ) -> Result<u64> {
     tensors.sort_by(|a, b| Safetensors.order((a.dtype, &*a.name), (b.dtype, &*b.name)));
-    let mut offset = 0;
-    let placed = tensors
-        .iter()
-        .map(|tensor| {
-            let (bytes, at) = (tensor.bytes(), offset);
-            offset += bytes;
-            OutTensor {
-                name: tensor.name.clone(),
-                dtype: tensor.dtype,
-                shape: Some(tensor.shape.clone()),
-                bytes,
-                offset: at,
-            }
-        })
-        .collect();
+    let bytes = tensors.iter().map(NewTensor::bytes).sum();
     let metadata = vec![("format".into(), "pt".into())];
-    let file = OutFile::new("adapter_model.safetensors".into(), Arc::new(Safetensors), metadata, placed);
+    let header = header(Arc::new(Safetensors), metadata, &tensors);
     let name = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-    let header = file.header(&HashMap::new()).0;
-    to.put(&name(&file.name), &mut std::iter::once(Ok(header)).chain(pieces(tensors)))?;
+    to.put(&name("adapter_model.safetensors"), &mut std::iter::once(Ok(header)).chain(pieces(tensors, 1)))?;
     let text = serde_json::to_string_pretty(config).unwrap_or_default() + "\n";
     to.put(&name("adapter_config.json"), &mut std::iter::once(Ok(text.into_bytes())))?;
-    Ok(offset)
+    Ok(bytes)
+}
+
+/// What stands in front of the tensors in a file that has them one behind the other.
+fn header(container: Arc<dyn WriteContainer>, metadata: Vec<(String, String)>, tensors: &[NewTensor<'_>]) -> Vec<u8> {
+    let (alignment, mut end) = (container.alignment(), 0_u64);
+    let place = |tensor: &NewTensor<'_>| {
+        let (bytes, offset) = (tensor.bytes(), end.next_multiple_of(alignment));
+        end = offset + bytes;
+        OutTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape: Some(tensor.shape.clone()), bytes, offset }
+    };
+    let placed = tensors.iter().map(place).collect();
+    OutFile::new(String::new(), container, metadata, placed).header(&HashMap::new()).0
+}
+
+/// Writes a file of tensors beside its name, and gives it the name when it is whole and on the disk. Returns the bytes of all tensors.
+pub(crate) fn publish_file(
+    target: &Path,
+    container: impl WriteContainer + 'static,
+    tensors: Vec<NewTensor<'_>>,
+) -> Result<u64> {
+    let mut beside = target.as_os_str().to_owned();
+    beside.push(".partial");
+    let beside = PathBuf::from(beside);
+    let failed = |error| Error::io("write", &beside, error);
+    let bytes = tensors.iter().map(NewTensor::bytes).sum();
+    let alignment = container.alignment();
+    let header = header(Arc::new(container), Vec::new(), &tensors);
+    let written = File::create(&beside).map_err(failed).and_then(|mut file| {
+        for piece in std::iter::once(Ok(header)).chain(pieces(tensors, alignment)) {
+            file.write_all(&piece?).map_err(failed)?;
+        }
+        file.sync_all().map_err(failed)
+    });
+    let named = written
+        .and_then(|()| std::fs::rename(&beside, target).map_err(|error| Error::io("rename into place", target, error)));
+    // What is left of a failed attempt is of no use; the error that ended it is the one to tell.
+    named.inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
+    Ok(bytes)
 }
 
 /// Has `fill` write a folder beside its name, and gives it the name when it is whole.

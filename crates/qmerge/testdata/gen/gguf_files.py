@@ -5,7 +5,7 @@
 LLAMA_CPP is a checkout of the release that llama-cpp-python has. Of the keys that the converter takes from a model card or from the folder's name, only `general.name` and
 `general.size_label` are written. It knows a tokenizer by a hash, and a random one not at all, so it is told the rule's name. Written with the llama.cpp of llama-cpp-python 0.3.36.
 
-`types.json` has the types that llama-quantize gives to the tensors of models of two rows, by model and file type: a letter for each layer's `attn_v` and `ffn_down`, and for what does not
+`again.json` has what llama-quantize makes of its own file. `types.json` has the types that llama-quantize gives to the tensors of models of two rows, by model and file type: a letter for each layer's `attn_v` and `ffn_down`, and for what does not
 depend on the layer.
 """
 
@@ -68,7 +68,7 @@ def pieces(folder, config, added, tokens=330):
     return tokens
 
 
-def weights(folder, config, seed, head=True, bias=(), norms=(), qk_norm=False, fused=False):
+def weights(folder, config, seed, head=True, bias=(), norms=(), qk_norm=False, fused=False, experts=None):
     random = torch.Generator().manual_seed(seed)
     hidden, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     dim = config.get("head_dim", hidden // config["num_attention_heads"])
@@ -89,10 +89,23 @@ def weights(folder, config, seed, head=True, bias=(), norms=(), qk_norm=False, f
                 put(f"{name}self_attn.{part}_proj.weight", rows, hidden)
                 if part in bias:
                     put(f"{name}self_attn.{part}_proj.bias", rows)
-            put(name + "mlp.gate_proj.weight", wide, hidden)
-            put(name + "mlp.up_proj.weight", wide, hidden)
+            if not experts:
+                put(name + "mlp.gate_proj.weight", wide, hidden)
+                put(name + "mlp.up_proj.weight", wide, hidden)
         put(name + "self_attn.o_proj.weight", hidden, q)
-        put(name + "mlp.down_proj.weight", hidden, wide)
+        if experts:
+            module, count, parts = experts
+            put(f"{name}{module}.gate.weight", count, hidden)
+            width = config.get("moe_intermediate_size", wide)
+            for expert in range(count):
+                for part, shape in zip(parts, ((width, hidden), (width, hidden), (hidden, width))):
+                    put(f"{name}{module}.experts.{expert}.{part}.weight", *shape)
+            if shared := config.get("shared_expert_intermediate_size"):
+                for part, shape in (("gate_proj", (shared, hidden)), ("up_proj", (shared, hidden)), ("down_proj", (hidden, shared))):
+                    put(f"{name}{module}.shared_expert.{part}.weight", *shape)
+                put(f"{name}{module}.shared_expert_gate.weight", 1, hidden)
+        else:
+            put(name + "mlp.down_proj.weight", hidden, wide)
         for norm in ("input_layernorm", "post_attention_layernorm", *norms):
             put(f"{name}{norm}.weight", hidden, near=0.9)
         if qk_norm:
@@ -173,7 +186,24 @@ def models_():
     rope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 3.5, 4.5]}
     config = dict(model_type="phi3", architectures=["Phi3ForCausalLM"], **sizes(32, 4, 2, 64, 1), vocab_size=tokens, original_max_position_embeddings=128, rope_scaling=rope, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     weights(to, config, 8, fused=True)
-    return {"llama-wide": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
+
+    # Experts: eight, whose keys and values llama-quantize gives more bits, and fewer; more than ten, whose numbers have an order of their own.
+    to = folder("mixtral")
+    added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True)]
+    tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}, added)
+    config = dict(model_type="mixtral", architectures=["MixtralForCausalLM"], **sizes(32, 4, 2, 32, 2), vocab_size=tokens, num_local_experts=8, num_experts_per_tok=2, rope_theta=1000000.0, rms_norm_eps=1e-5, sliding_window=None, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+    weights(to, config, 9, experts=("block_sparse_moe", 8, ("w1", "w3", "w2")))
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    for name, seed, count, bias, more in (
+        ("qwen2moe", 10, 3, "qkv", dict(model_type="qwen2_moe", architectures=["Qwen2MoeForCausalLM"], shared_expert_intermediate_size=64, norm_topk_prob=False)),
+        ("qwen3moe", 11, 12, "", dict(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], head_dim=16, norm_topk_prob=True, mlp_only_layers=[], decoder_sparse_step=1)),
+    ):
+        to = folder(name)
+        tokens = byte_pairs(to, ENGLISH % "", special, {"eos_token": special[2], "pad_token": special[0]})
+        config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
+        weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
+    return {"llama-wide": "llama-bpe", **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 
 def set_meta(self, writer):
@@ -192,9 +222,9 @@ def convert(folder, out, outtype, pre):
     runpy.run_path(os.path.join(LLAMA_CPP, "convert_hf_to_gguf.py"), run_name="__main__")
 
 
-def quantize(source, out, number, importance=None):
+def quantize(source, out, number, importance=None, again=False):
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = number, 1
+    params.ftype, params.nthread, params.allow_requantize = number, 1, again
     entries = (llama_cpp.llama_model_imatrix_data * (len(importance or {}) + 1))()
     for entry, (name, values) in zip(entries, (importance or {}).items()):
         entry.name, entry.data, entry.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), len(values)
@@ -279,7 +309,7 @@ def main():
             convert(folder, f"{outtype}.gguf", outtype, rules.get(name))
             own[outtype] = hashed(f"{outtype}.gguf")
         for file_type, number in FILE_TYPES.items():
-            if name == "llama-wide" or file_type in ("q8_0", "q4_k_m"):
+            if name in ("llama-wide", "mixtral") or file_type in ("q8_0", "q4_k_m"):
                 quantize("bf16.gguf", "out.gguf", number)
                 own[file_type] = hashed("out.gguf")
         if name == "llama-wide":
@@ -289,7 +319,16 @@ def main():
                 quantize("bf16.gguf", "out.gguf", FILE_TYPES[file_type], means)
                 data = gguf.GGUFReader("out.gguf")
                 own[f"{file_type}, weighted"] = hashlib.sha256(b"".join(tensor.name.encode() + tensor.data.tobytes() for tensor in data.tensors)).hexdigest()
-    for file in ("f32.gguf", "f16.gguf", "bf16.gguf", "out.gguf"):
+            # Files with codes that take other types.
+            quantize("bf16.gguf", "codes.gguf", FILE_TYPES["q4_k_m"])
+            own["again"] = {}
+            for file_type in ("f32", "f16", "q4_0", "q8_0", "q2_k", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs", "bf16"):
+                number = {**FILE_TYPES, "f32": 0, "f16": 1, "bf16": 32}[file_type]
+                quantize("codes.gguf", "out.gguf", number, again=True)
+                own["again"][file_type] = hashed("out.gguf")
+    again = {f"{name}, q4_k_m": own.pop("again") for name, own in expected.items() if "again" in own}
+    (FOLDER / "again.json").write_text(json.dumps(again, indent=1) + "\n")
+    for file in ("f32.gguf", "f16.gguf", "bf16.gguf", "codes.gguf", "out.gguf"):
         os.remove(file)
     (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     (FOLDER / "types.json").write_text(json.dumps(types()) + "\n")

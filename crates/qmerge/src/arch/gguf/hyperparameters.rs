@@ -35,10 +35,19 @@ pub(super) fn said(layout: &Layout, fields: &Fields<'_>, tokens: usize, file_typ
         "gemma" | "gemma2" => gemma(&mut keys, fields, &model, file_type)?,
         "phi3" => phi3(&mut keys, &mut said, fields, &model, file_type)?,
         _ => {
-            common(&mut keys, &model, file_type);
+            common(&mut keys, &model, fields, layout, file_type)?;
             if layout.architecture == "llama" {
                 keys.count("vocab_size", tokens);
                 keys.count("rope.dimension_count", model.head_dim.unwrap_or(model.share()));
+            }
+            let widths = [
+                ("moe_intermediate_size", "expert_feed_forward_length"),
+                ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+            ];
+            for (field, key) in widths.into_iter().filter(|_| layout.experts.is_some()) {
+                if let Some(width) = fields.count_if(field)? {
+                    keys.count(key, width);
+                }
             }
             if layout.architecture == "gemma3" {
                 gemma3(&mut keys, fields)?;
@@ -99,11 +108,12 @@ impl<'f> Model<'f> {
         let heads = fields.count("num_attention_heads")?;
         let hidden = fields.count("hidden_size")?;
         let is_gemma = layout.architecture.starts_with("gemma");
+        let is_mixtral = layout.is_mixtral();
         // transformers' defaults.
         let head_dim = match (fields.positive_if("head_dim")?, layout.architecture) {
             (Some(given), _) => Some(given),
-            (None, "llama") => Some(fields.share("hidden_size", "num_attention_heads")?),
-            (None, "qwen3") => Some(128),
+            (None, "llama") if !is_mixtral => Some(fields.share("hidden_size", "num_attention_heads")?),
+            (None, "qwen3" | "qwen3moe") => Some(128),
             (None, _) if is_gemma => Some(256),
             (None, _) => None,
         };
@@ -115,7 +125,8 @@ impl<'f> Model<'f> {
             heads,
             kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
-            eps: fields.number("rms_norm_eps", if layout.architecture == "phi3" { 1e-5 } else { 1e-6 })?,
+            eps: fields
+                .number("rms_norm_eps", if layout.architecture == "phi3" || is_mixtral { 1e-5 } else { 1e-6 })?,
             rope: Rope::read(layout, fields)?,
         })
     }
@@ -161,12 +172,13 @@ impl<'f> Rope<'f> {
         let part = |kind: &str| given.and_then(|rope| rope.get(kind)?.as_object());
         let full = part("full_attention").or(given);
         let is_gemma3 = layout.architecture == "gemma3";
+        let by_default = if is_gemma3 || layout.is_mixtral() { 1_000_000.0 } else { 10_000.0 };
         let theta = match full.and_then(|rope| rope.get("rope_theta")) {
             Some(value) => match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
                 Some(theta) => theta,
                 None => return Err(fields.bad("rope_theta", value, "it must be a number above zero")),
             },
-            None => fields.above_zero("rope_theta", if is_gemma3 { 1_000_000.0 } else { 10_000.0 })?,
+            None => fields.above_zero("rope_theta", by_default)?,
         };
         let own = part("sliding_attention").and_then(|rope| rope.get("rope_theta")?.as_f64());
         let local = match own {
@@ -192,7 +204,7 @@ impl<'f> Rope<'f> {
 }
 
 /// What most families say, in the converter's order.
-fn common(keys: &mut Of, model: &Model<'_>, file_type: u32) {
+fn common(keys: &mut Of, model: &Model<'_>, fields: &Fields<'_>, layout: &Layout, file_type: u32) -> Result<()> {
     keys.count("block_count", model.layers);
     keys.count("context_length", model.positions);
     keys.count("embedding_length", model.hidden);
@@ -205,11 +217,16 @@ fn common(keys: &mut Of, model: &Model<'_>, file_type: u32) {
         keys.float("rope.freq_base_swa", theta);
     }
     keys.float("attention.layer_norm_rms_epsilon", model.eps);
+    if layout.experts.is_some() {
+        keys.count("expert_count", fields.count_of(&["num_local_experts", "num_experts"])?);
+        keys.count("expert_used_count", fields.count("num_experts_per_tok")?);
+    }
     if let Some(head_dim) = model.head_dim {
         keys.count("attention.key_length", head_dim);
         keys.count("attention.value_length", head_dim);
     }
     keys.keys.set("general.file_type", Field::Count(file_type));
+    Ok(())
 }
 
 fn scaling(keys: &mut Of, rope: &Rope<'_>) {

@@ -1,9 +1,10 @@
 //! Which type each tensor of a GGUF file has: llama.cpp's file types are mixtures, in which tensors that suffer most have more bits.
 //!
-//! The order of tensors matters, since the first of a kind are counted; it is llama-quantize's, by layers and within one by names. What is known of models with experts, and of
-//! architectures that no file is made of, is left out. Source: llama.cpp, `src/llama-quant.cpp`.
+//! The order of tensors matters, since the first of a kind are counted; it is llama-quantize's, by layers and within one by names. What is known of
+//! architectures that no file is made of is left out. Source: llama.cpp, `src/llama-quant.cpp`.
 
 use crate::dtype::Dtype;
+use crate::open::gguf::expert;
 
 /// A file type.
 #[derive(Debug)]
@@ -67,6 +68,16 @@ pub(crate) struct Model {
     /// The head is a tensor of its own.
     pub(crate) has_head: bool,
     pub(crate) has_importance: bool,
+    /// Experts of a layer; 0 for none.
+    pub(crate) experts: usize,
+}
+
+/// True if a tensor is one of those that have a type of the mixture.
+pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
+    let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
+    // A router is small, and which experts act hangs on it.
+    let is_kept = name.contains("_norm.weight") || name.contains("ffn_gate_inp.weight");
+    has_rows && name.ends_with("weight") && !is_kept
 }
 
 impl FileType {
@@ -75,11 +86,19 @@ impl FileType {
         self.dtype.is_ggml_block()
     }
 
-    /// The types of matrices whose names are those in the file, in the order in which they lie there, by name and width of a row.
+    /// The types of matrices whose names are those in the file, in the order in which they lie there, by name and width of a row. Experts of a stack have one.
     pub(crate) fn types(&self, tensors: &[(&str, usize)], model: Model) -> Vec<Dtype> {
         let values = tensors.iter().filter(|(name, _)| is_values(name)).count();
         let mut count = Counts { values, ..Counts::default() };
-        tensors.iter().map(|(name, width)| self.dtype(name, *width, model, &mut count)).collect()
+        let mut types: Vec<Dtype> = Vec::with_capacity(tensors.len());
+        for (name, width) in tensors {
+            let dtype = match (expert(name), types.last()) {
+                (Some((_, 1..)), Some(first)) => *first,
+                _ => self.dtype(name, *width, model, &mut count),
+            };
+            types.push(dtype);
+        }
+        types
     }
 
     fn dtype(&self, name: &str, width: usize, model: Model, count: &mut Counts) -> Dtype {
@@ -99,12 +118,21 @@ impl FileType {
             let number = count.seen_values;
             count.seen_values += 1;
             self.of_values(number, count.values, model)
+        } else if name.contains("attn_k.weight") && model.experts == OF_MIXTRAL {
+            Dtype::Q8_0
         } else if name.contains("ffn_down") {
             let number = count.seen_down;
             count.seen_down += 1;
-            self.of_down(number, model)
+            let layer = super::importance::layer(name).filter(|_| model.experts > 1);
+            self.of_down(layer.unwrap_or(number), model)
         } else if name.contains("attn_output.weight") {
             match (self.dtype, self.size) {
+                (Dtype::Q2K | Dtype::IQ4NL | Dtype::IQ4XS, _) | (Dtype::Q3K | Dtype::Q4K, Size::S | Size::M)
+                    if model.experts == OF_MIXTRAL =>
+                {
+                    Dtype::Q5K
+                }
+                _ if model.experts == OF_MIXTRAL => self.dtype,
                 (Dtype::Q2K, _) => Dtype::Q3K,
                 (Dtype::Q3K, Size::M) => Dtype::Q4K,
                 (Dtype::Q3K, Size::L) => Dtype::Q5K,
@@ -133,7 +161,11 @@ impl FileType {
             (Dtype::Q4K, Size::S) if number < 4 => Dtype::Q5K,
             _ => self.dtype,
         };
-        if model.is_large && matches!(dtype, Dtype::Q3K | Dtype::Q4K) { Dtype::Q5K } else { dtype }
+        match dtype {
+            _ if model.experts == OF_MIXTRAL => Dtype::Q8_0,
+            Dtype::Q3K | Dtype::Q4K if model.is_large => Dtype::Q5K,
+            other => other,
+        }
     }
 
     /// Of what leads out of a feed-forward.
@@ -153,6 +185,9 @@ impl FileType {
         }
     }
 }
+
+/// So many experts make keys and values a small part of the model, which has more bits.
+const OF_MIXTRAL: usize = 8;
 
 /// How many of a kind there are, and how many were met.
 #[derive(Default)]
@@ -189,10 +224,14 @@ fn fallback(dtype: Dtype, width: usize) -> Dtype {
     if fits(smaller) { smaller } else { Dtype::F16 }
 }
 
-/// llama-quantize's order of tensors: those outside the layers first, and among those of a layer by name.
+/// llama-quantize's order of tensors: those outside the layers first, and among those of a layer by name; experts in their stack by number.
 pub(crate) fn order(one: &str, other: &str) -> std::cmp::Ordering {
-    let key = |name: &str| super::importance::layer(name).map_or(0, |layer| layer.saturating_add(1));
-    key(one).cmp(&key(other)).then_with(|| one.cmp(other))
+    let key = |name: &str| {
+        let layer = super::importance::layer(name).map_or(0, |layer| layer.saturating_add(1));
+        let (name, number) = expert(name).unwrap_or_else(|| (name.to_owned(), 0));
+        (layer, name, number)
+    };
+    key(one).cmp(&key(other))
 }
 
 #[cfg(test)]
@@ -220,6 +259,7 @@ mod tests {
                 is_large: flag("large"),
                 has_head: flag("head"),
                 has_importance: flag("weighted"),
+                experts: about.get("experts").map_or(0, |count| count.as_u64().unwrap() as usize),
             };
             for file in ALL {
                 let types = about["types"][file.id].as_object().unwrap();
@@ -251,7 +291,8 @@ mod tests {
         assert!(met > 20_000, "{met}");
     }
 
-    const MODEL: Model = Model { layers: 32, shared: 4, is_large: false, has_head: true, has_importance: false };
+    const MODEL: Model =
+        Model { layers: 32, shared: 4, is_large: false, has_head: true, has_importance: false, experts: 0 };
 
     #[test]
     fn a_row_that_is_no_whole_blocks_takes_another_type() {
@@ -267,9 +308,29 @@ mod tests {
     }
 
     #[test]
+    fn routers_norms_and_single_rows_keep_their_type() {
+        assert!(takes("blk.0.ffn_up_exps.weight", &[4, 8, 16]) && takes("token_embd.weight", &[2, 16]));
+        for (name, shape) in [
+            ("blk.0.ffn_gate_inp.weight", &[4, 16][..]),
+            ("blk.0.attn_q_norm.weight", &[4, 16]),
+            ("blk.0.ffn_gate_inp_shexp.weight", &[1, 16]),
+            ("blk.0.attn_q.bias", &[4, 16]),
+            ("output_norm.weight", &[16]),
+        ] {
+            assert!(!takes(name, shape), "{name}");
+        }
+    }
+
+    #[test]
     fn the_order_is_by_layers() {
         let mut names = ["blk.10.a", "blk.2.b", "token_embd.weight", "blk.2.a", "output.weight"];
         names.sort_by(|a, b| order(a, b));
         assert_eq!(names, ["output.weight", "token_embd.weight", "blk.2.a", "blk.2.b", "blk.10.a"]);
+        let mut names = ["blk.0.x_exps.10.weight", "blk.0.x_exps.9.weight", "blk.0.x_shexp.weight", "blk.0.w.weight"];
+        names.sort_by(|a, b| order(a, b));
+        assert_eq!(
+            names,
+            ["blk.0.w.weight", "blk.0.x_exps.9.weight", "blk.0.x_exps.10.weight", "blk.0.x_shexp.weight"]
+        );
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use hyperparameters::{Constant, Said};
 
 use super::Fields;
 use crate::error::{Error, Result, malformed, mismatch, unsupported};
-use crate::open::gguf::Ways;
+use crate::open::gguf::{Ways, expert};
 use crate::open::{Checkpoint, Metadata, ModelConfig};
 
 /// Name in GGUF and path in the model, without `.weight` or `.bias`.
@@ -29,6 +29,8 @@ pub(crate) struct Layout {
     class: &'static str,
     /// Names in a layer that are not [`INSIDE`]'s.
     inside: Names,
+    /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
+    experts: Option<(&'static str, [&'static str; 3])>,
     /// Names that [`INSIDE`] has and the architecture has not, or for something else.
     without: &'static [&'static str],
     /// True if each head's rows of queries and keys are paired by neighbours, where the model pairs halves.
@@ -47,6 +49,7 @@ const LLAMA: Layout = Layout {
     model_types: &["llama", "mistral"],
     class: "LlamaForCausalLM",
     inside: &[],
+    experts: None,
     without: &[],
     pairs_rows: true,
     adds_one_to_norms: false,
@@ -76,6 +79,21 @@ const GEMMA: Layout = Layout {
     ..LLAMA
 };
 
+/// The feed-forward that all tokens go through, which layers of experts do not have.
+const DENSE: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
+/// What chooses experts.
+const ROUTER: (&str, &str) = ("ffn_gate_inp", "mlp.gate");
+/// Stacks of experts: gate, up and down.
+const STACKS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+
+const OF_QWEN_MOE: Layout = Layout {
+    experts: Some(("mlp.experts", ["gate_proj", "up_proj", "down_proj"])),
+    without: DENSE,
+    pairs_rows: false,
+    ways: PLAIN,
+    ..LLAMA
+};
+
 const LAYOUTS: &[Layout] = &[
     LLAMA,
     Layout {
@@ -93,6 +111,34 @@ const LAYOUTS: &[Layout] = &[
         pairs_rows: false,
         ways: PLAIN,
         ..LLAMA
+    },
+    Layout {
+        model_types: &["mixtral"],
+        class: "MixtralForCausalLM",
+        inside: &[("ffn_gate_inp", "block_sparse_moe.gate")],
+        experts: Some(("block_sparse_moe.experts", ["w1", "w3", "w2"])),
+        without: DENSE,
+        ..LLAMA
+    },
+    Layout {
+        architecture: "qwen2moe",
+        model_types: &["qwen2_moe"],
+        class: "Qwen2MoeForCausalLM",
+        inside: &[
+            ROUTER,
+            ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+            ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+            ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+            ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+        ],
+        ..OF_QWEN_MOE
+    },
+    Layout {
+        architecture: "qwen3moe",
+        model_types: &["qwen3_moe"],
+        class: "Qwen3MoeForCausalLM",
+        inside: &[ROUTER],
+        ..OF_QWEN_MOE
     },
     GEMMA,
     Layout {
@@ -129,14 +175,23 @@ impl Layout {
     pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
         let model_type = config.model_type();
         LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type)).ok_or_else(|| {
-            let known: Vec<&str> = LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect();
             unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
                 .in_file(&config.path)
                 .with_hint(format!(
                     "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and turn that into GGUF with llama.cpp's convert_hf_to_gguf.py",
-                    known.join(", ")
+                    Self::known_types().join(", ")
                 ))
         })
+    }
+
+    /// True for Llama's architecture with experts.
+    fn is_mixtral(&self) -> bool {
+        self.experts.is_some() && self.architecture == LLAMA.architecture
+    }
+
+    /// The types of models that have one.
+    pub(crate) fn known_types() -> Vec<&'static str> {
+        LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
     }
 
     /// `general.architecture`.
@@ -194,6 +249,8 @@ pub struct View {
     pub(crate) head: Option<usize>,
     /// What was added to all values.
     pub(crate) added: f32,
+    /// A matrix of one row, which a file may have as a list.
+    pub(crate) is_row: bool,
 }
 
 /// Where the model has a weight of a GGUF file.
@@ -232,6 +289,11 @@ impl Heads {
 }
 
 impl View {
+    /// True for the table of embeddings.
+    pub(crate) fn is_table(&self) -> bool {
+        self.stored == "token_embd.weight"
+    }
+
     /// The same tensor as one of another name in the model: the head that parts from an embedding.
     pub(crate) fn named(&self, name: &str) -> Self {
         let stored = if name == "lm_head.weight" { format!("{HEAD}.weight") } else { name.to_owned() };
@@ -277,15 +339,22 @@ impl<'c> File<'c> {
         let Some(metadata) = checkpoint.gguf.as_deref() else { return Ok(None) };
         let architecture = metadata.architecture();
         let file = format!("a GGUF file of the architecture `{architecture}`");
-        let Some(layout) = LAYOUTS.iter().find(|layout| layout.architecture == architecture) else {
+        let is_adapter = metadata.text("general.type") == Some("adapter");
+        let experts = metadata.integer(&format!("{architecture}.expert_count"));
+        // An adapter does not say whether the model has experts, unless it has factors of theirs.
+        let names_experts = || checkpoint.entries.iter().any(|entry| expert(&entry.name).is_some());
+        let has_experts = experts.is_some_and(|experts| experts > 0) || is_adapter && names_experts();
+        let mut own = LAYOUTS.iter().filter(|layout| layout.architecture == architecture).peekable();
+        if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.experts.is_some()) {
+            return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
+        }
+        let fits = |layout: &&Layout| layout.experts.is_some() == has_experts;
+        let any = own.clone().next().filter(|_| is_adapter);
+        let Some(layout) = own.find(fits).or(any) else {
             let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
             let remedy = format!("{ORIGINAL}; architectures that are read: {}", known.join(", "));
             return Err(Unknown { about: file, tensor: None, remedy });
         };
-        let experts = metadata.integer(&format!("{architecture}.expert_count"));
-        if experts.is_some_and(|experts| experts > 0) {
-            return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
-        }
         let is_scale = |name: &str| SCALES.iter().any(|end| name.ends_with(end));
         if let Some(entry) = checkpoint.entries.iter().find(|entry| is_scale(&entry.name)) {
             let about = "a factor on a weight that lies beside it (NVFP4)".to_owned();
@@ -305,6 +374,9 @@ impl<'c> File<'c> {
         let find = |names: Names| names.iter().find(|(_, path)| *path == module).map(|(part, _)| (*part).to_owned());
         let within = |rest: &str| {
             let (number, path) = rest.split_once('.')?;
+            if let Some((stack, expert)) = self.in_stack(path) {
+                return Some(format!("blk.{number}.{stack}.{expert}"));
+            }
             let own = self.layout.inside.iter().find(|(_, own)| *own == path);
             let common = || INSIDE.iter().find(|(part, own)| *own == path && !self.layout.without.contains(part));
             own.or_else(common).map(|(part, _)| format!("blk.{number}.{part}"))
@@ -328,9 +400,10 @@ impl<'c> File<'c> {
         self.layout.architecture
     }
 
-    /// The types of the models that are stored so.
-    pub(crate) fn model_types(&self) -> &'static [&'static str] {
-        self.layout.model_types
+    /// The types of the models that are stored in files of the architecture.
+    pub(crate) fn model_types(&self) -> Vec<&'static str> {
+        let own = LAYOUTS.iter().filter(|layout| layout.architecture == self.layout.architecture);
+        own.flat_map(|layout| layout.model_types).copied().collect()
     }
 
     /// The module whose weight has that name in the file, without `.weight`.
@@ -350,7 +423,8 @@ impl<'c> File<'c> {
             return Ok(None);
         };
         let Some((module, part)) = self.module(path) else { return Ok(None) };
-        let view = View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), head: None, added: 0.0 };
+        let is_row = part == "ffn_gate_inp_shexp";
+        let view = View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), head: None, added: 0.0, is_row };
         let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
         let heads = match part {
             "attn_q" if self.layout.pairs_rows => "attention.head_count",
@@ -368,9 +442,23 @@ impl<'c> File<'c> {
         let (number, part) = rest.split_once('.')?;
         // As it is written anew: no other name means the same layer.
         let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+        if let Some((stack, expert)) = part.split_once('.') {
+            let (module, each) = self.layout.experts?;
+            let expert = expert.parse::<usize>().ok().filter(|parsed| parsed.to_string() == expert)?;
+            let name = each.get(STACKS.iter().position(|own| *own == stack)?)?;
+            return Some((format!("model.layers.{number}.{module}.{expert}.{name}"), stack));
+        }
         let common = || find(INSIDE, part).filter(|_| !self.layout.without.contains(&part));
         let module = find(self.layout.inside, part).or_else(common)?;
         Some((format!("model.layers.{number}.{module}"), part))
+    }
+
+    /// The stack that an expert's module lies in, and its number, by its path below the layer.
+    fn in_stack<'p>(&self, path: &'p str) -> Option<(&'static str, &'p str)> {
+        let (module, each) = self.layout.experts?;
+        let (number, name) = path.strip_prefix(module)?.strip_prefix('.')?.split_once('.')?;
+        let at = each.iter().position(|own| *own == name)?;
+        Some((STACKS.get(at)?, number))
     }
 
     fn rows_of_head(&self, key: &str, rows: usize) -> Result<usize> {
@@ -416,11 +504,20 @@ mod tests {
             assert_eq!(view("gemma3", norm).unwrap().added, 1.0, "{norm}");
         }
         assert_eq!(view("qwen3", "blk.0.attn_q_norm.weight").unwrap().added, 0.0);
+        assert_eq!(
+            name("qwen2moe", "blk.0.ffn_down_exps.12.weight").unwrap(),
+            "model.layers.0.mlp.experts.12.down_proj.weight"
+        );
+        assert!(view("qwen2moe", "blk.0.ffn_gate_inp_shexp.weight").unwrap().is_row);
         assert_eq!(name("phi3", "blk.0.ffn_up.weight").unwrap(), "model.layers.0.mlp.gate_up_proj.weight");
         for (architecture, stored) in [
             ("llama", "rope_freqs.weight"),
             ("llama", "blk.00.attn_q.weight"),
             ("llama", "blk.0.attn_q"),
+            ("llama", "blk.0.ffn_up_exps.1.weight"),
+            ("qwen3moe", "blk.0.ffn_up_exps.01.weight"),
+            ("qwen3moe", "blk.0.attn_q.1.weight"),
+            ("qwen3moe", "blk.0.ffn_up.weight"),
             ("llama", "blk.0.post_ffw_norm.weight"),
             ("phi3", "blk.0.attn_q.weight"),
         ] {
@@ -430,6 +527,11 @@ mod tests {
             ("llama", "model.layers.3.self_attn.q_proj.weight", Some("blk.3.attn_q.weight")),
             ("gemma2", "model.layers.0.post_attention_layernorm.weight", Some("blk.0.post_attention_norm.weight")),
             ("qwen2", "model.layers.0.post_attention_layernorm.weight", Some("blk.0.ffn_norm.weight")),
+            ("qwen3moe", "model.layers.7.mlp.experts.12.up_proj.weight", Some("blk.7.ffn_up_exps.12.weight")),
+            ("qwen3moe", "model.layers.7.mlp.experts.012.up_proj.weight", None),
+            ("qwen3moe", "model.layers.7.mlp.experts.1.w1.weight", None),
+            ("qwen3moe", "model.layers.7.mlp.up_proj.weight", None),
+            ("qwen2moe", "model.layers.7.mlp.gate.weight", Some("blk.7.ffn_gate_inp.weight")),
             ("phi3", "model.layers.0.mlp.gate_up_proj.weight", Some("blk.0.ffn_up.weight")),
             ("phi3", "model.layers.0.mlp.gate_proj.weight", None),
             ("llama", "model.layers.03.self_attn.q_proj.weight", None),

@@ -192,13 +192,20 @@ impl Format for Gguf {
 }
 
 /// What to do where a file has types that are only read.
-pub(crate) const OTHER_TYPES: &str = "llama.cpp's llama-quantize --allow-requantize gives the base types that can be written, such as Q2_K; or merge into the checkpoint that it was made from";
+pub(crate) const OTHER_TYPES: &str = "--to and a type that is written, such as --to q2_k, gives the output that; or merge into the checkpoint that it was made from";
 
 /// Every type.
 static TYPES: &[&Gguf] = &[
     &Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K, &IQ4_NL, &IQ4_XS, &MXFP4, &NVFP4, &TQ1_0,
     &TQ2_0, &Q1_0, &Q2_0, &IQ3_S, &IQ3_XXS, &IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ1_M, &IQ1_S,
 ];
+
+/// A row of a type, for fuzzing.
+#[cfg(feature = "internals")]
+pub(crate) fn row_of(id: &str, cols: usize) -> Option<Arc<dyn Weight>> {
+    let format = TYPES.iter().find(|format| format.id == id)?;
+    Some(Arc::new(GgufWeight::new(format, "w", &[1, cols])))
+}
 
 /// The format of an element type. Only called with those of `TYPES`.
 fn of(dtype: Dtype) -> &'static Gguf {

@@ -15,18 +15,23 @@ use crate::open::{Entry, ModelConfig};
 /// What GGUF and transformers call a family, and what is to be said of it that others need not.
 struct Family {
     architecture: &'static str,
+    /// It has experts, which others of the architecture have not.
+    has_experts: bool,
     model_type: &'static str,
     more: fn(&Keys<'_>, &mut Map<String, Json>),
 }
 
 const FAMILIES: &[Family] = &[
-    Family { architecture: "llama", model_type: "llama", more: nothing },
-    Family { architecture: "qwen2", model_type: "qwen2", more: nothing },
-    Family { architecture: "qwen3", model_type: "qwen3", more: nothing },
-    Family { architecture: "gemma", model_type: "gemma", more: nothing },
-    Family { architecture: "gemma2", model_type: "gemma2", more: gemma2 },
-    Family { architecture: "gemma3", model_type: "gemma3_text", more: gemma3 },
-    Family { architecture: "phi3", model_type: "phi3", more: nothing },
+    Family { architecture: "llama", has_experts: false, model_type: "llama", more: nothing },
+    Family { architecture: "qwen2", has_experts: false, model_type: "qwen2", more: nothing },
+    Family { architecture: "qwen3", has_experts: false, model_type: "qwen3", more: nothing },
+    Family { architecture: "gemma", has_experts: false, model_type: "gemma", more: nothing },
+    Family { architecture: "gemma2", has_experts: false, model_type: "gemma2", more: gemma2 },
+    Family { architecture: "gemma3", has_experts: false, model_type: "gemma3_text", more: gemma3 },
+    Family { architecture: "llama", has_experts: true, model_type: "mixtral", more: mixtral },
+    Family { architecture: "qwen2moe", has_experts: true, model_type: "qwen2_moe", more: qwen2_moe },
+    Family { architecture: "qwen3moe", has_experts: true, model_type: "qwen3_moe", more: qwen3_moe },
+    Family { architecture: "phi3", has_experts: false, model_type: "phi3", more: nothing },
 ];
 
 /// Field of `config.json`, and key of GGUF behind the architecture's name.
@@ -46,9 +51,17 @@ const FIELDS: &[(&str, &str)] = &[
     ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 
+/// The same, for families with experts.
+const OF_EXPERTS: &[(&str, &str)] = &[
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+];
+
 /// Other keys behind the architecture's name that are looked at, or say nothing of how a model is run.
 const ALSO_READ: &[&str] = &[
     "attention.value_length",
+    "expert_count",
     "rope.dimension_count",
     "rope.freq_base_swa",
     "rope.scaling.attn_factor",
@@ -76,10 +89,13 @@ pub(crate) fn config(
 ) -> Result<ModelConfig> {
     let architecture = metadata.architecture();
     let keys = Keys { metadata, architecture };
-    let family = FAMILIES.iter().find(|family| family.architecture == architecture);
+    let has_experts = keys.count("expert_count").is_some_and(|experts| experts > 0);
+    let own = |family: &&Family| family.architecture == architecture && family.has_experts == has_experts;
+    let family = FAMILIES.iter().find(own);
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
-    for (field, key) in FIELDS {
+    let of_experts = OF_EXPERTS.iter().filter(|_| has_experts);
+    for (field, key) in FIELDS.iter().chain(of_experts) {
         // A window of nothing is none: Phi 4's files say so of themselves.
         let is_none = |value: &Json| *field == "sliding_window" && value.as_u64() == Some(0);
         if let Some(value) = keys.number(key).filter(|value| !is_none(value)) {
@@ -168,7 +184,10 @@ impl Keys<'_> {
 
     /// A key behind the architecture's name that would have to be understood for the model to be run; none for a family that is not run at all.
     fn unread(&self, is_known: bool) -> Option<String> {
-        let is_read = |key: &str| FIELDS.iter().any(|(_, known)| *known == key) || ALSO_READ.contains(&key);
+        let is_read = |key: &str| {
+            let mut known = FIELDS.iter().chain(OF_EXPERTS);
+            known.any(|(_, known)| *known == key) || ALSO_READ.contains(&key)
+        };
         let prefix = format!("{}.", self.architecture);
         let values = self.float("attention.value_length");
         let mut unread: Vec<&str> =
@@ -183,6 +202,20 @@ impl Keys<'_> {
 }
 
 fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) {}
+
+fn mixtral(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.insert("num_local_experts".into(), json!(keys.count("expert_count")));
+}
+
+fn qwen2_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.insert("num_experts".into(), json!(keys.count("expert_count")));
+    config.insert("norm_topk_prob".into(), json!(false));
+}
+
+fn qwen3_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.insert("num_experts".into(), json!(keys.count("expert_count")));
+    config.insert("norm_topk_prob".into(), json!(true));
+}
 
 /// How the rope is stretched: by factors for all lengths, for short and for long ones, or by what the keys say.
 fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option<Json> {

@@ -154,6 +154,17 @@ impl Metadata {
         self.count = self.count.saturating_add(1);
     }
 
+    /// Some of the keys, in their order.
+    pub(super) fn only(&self, is_kept: impl Fn(&str) -> bool) -> Self {
+        let mut kept: Vec<(&String, &Place)> = self.keys.iter().filter(|(key, _)| is_kept(key)).collect();
+        kept.sort_by_key(|(_, place)| place.range.start);
+        let mut only = Self::default();
+        for (key, place) in kept {
+            only.push(key, place.kind, place.items, self.bytes.get(place.range.clone()).unwrap_or_default());
+        }
+        only
+    }
+
     /// All keys with their values, as they stand in the file.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -217,7 +228,7 @@ impl Metadata {
     }
 
     /// Tensors begin at multiples of so many bytes.
-    pub(super) fn alignment(&self) -> Result<u64> {
+    pub(crate) fn alignment(&self) -> Result<u64> {
         const KEY: &str = "general.alignment";
         let Some(place) = self.keys.get(KEY) else { return Ok(DEFAULT_ALIGNMENT) };
         match self.integer(KEY) {

@@ -9,6 +9,7 @@ mod made;
 mod metadata;
 mod pre;
 mod split;
+mod stack;
 mod tokenizer;
 mod types;
 mod write;
@@ -20,6 +21,7 @@ pub(crate) use config::config;
 pub(crate) use made::{Field, Keys, Ways, vocabulary};
 pub use metadata::{Metadata, Value};
 pub(super) use split::{of_folder, refuse_incomplete};
+pub(crate) use stack::expert;
 pub use tokenizer::{TokenizerKeys, read_tokenizer};
 
 use super::container::Container;
@@ -97,6 +99,7 @@ pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
         let left = blob.len().saturating_sub(data_end);
         return Err(malformed(format!("{left} bytes behind the last tensor belong to none")));
     }
+    let entries = stack::apart(entries)?;
     let metadata = Arc::new(metadata);
     let writer = Writer::new(version, alignment, Arc::clone(&metadata));
     Ok(Contents { entries, metadata: Vec::new(), writer: Some(Arc::new(writer)), gguf: Some(metadata) })

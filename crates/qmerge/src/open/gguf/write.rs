@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::{MAGIC, Metadata, metadata};
+use super::{MAGIC, Metadata, metadata, stack};
 use crate::dtype::Dtype;
 use crate::open::container::{Listed, WriteContainer};
 
@@ -13,16 +13,28 @@ pub(crate) struct Writer {
     version: u32,
     alignment: u64,
     metadata: Arc<Metadata>,
+    /// Outer dimensions of one are left out, as llama-quantize does.
+    is_trimmed: bool,
 }
 
 impl Writer {
     pub(super) fn new(version: u32, alignment: u64, metadata: Arc<Metadata>) -> Self {
-        Self { version, alignment, metadata }
+        Self { version, alignment, metadata, is_trimmed: false }
+    }
+
+    /// Writes a file like another, with other keys.
+    pub(crate) fn like(alignment: u64, metadata: Metadata) -> Self {
+        Self { version: 3, alignment, metadata: Arc::new(metadata), is_trimmed: false }
+    }
+
+    /// The same, as llama-quantize writes it.
+    pub(crate) fn trimmed(self) -> Self {
+        Self { is_trimmed: true, ..self }
     }
 
     /// Writes a file that is made, as llama.cpp writes its own.
     pub(crate) fn anew(metadata: Metadata) -> Self {
-        Self { version: 3, alignment: metadata::DEFAULT_ALIGNMENT, metadata: Arc::new(metadata) }
+        Self::like(metadata::DEFAULT_ALIGNMENT, metadata)
     }
 }
 
@@ -33,6 +45,10 @@ impl WriteContainer for Writer {
 
     fn alignment(&self) -> u64 {
         self.alignment
+    }
+
+    fn follows(&self, before: &str, name: &str) -> bool {
+        stack::follows(before, name)
     }
 
     fn stores(&self, dtype: Dtype) -> bool {
@@ -47,10 +63,14 @@ impl WriteContainer for Writer {
     fn header(&self, _: &[(String, String)], tensors: &[Listed<'_>], room: Option<u64>) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(self.version.to_le_bytes());
+        let tensors = stack::together(tensors);
         bytes.extend((tensors.len() as u64).to_le_bytes());
         bytes.extend(self.metadata.count().to_le_bytes());
         bytes.extend(self.metadata.bytes());
-        for Listed { name, dtype, shape, start, .. } in tensors {
+        for (name, Listed { dtype, shape, start, .. }) in &tensors {
+            let outer = shape.len().saturating_sub(1);
+            let ones = shape.iter().take(outer).take_while(|size| self.is_trimmed && **size == 1).count();
+            let shape = shape.get(ones..).unwrap_or_default();
             bytes.extend((name.len() as u64).to_le_bytes());
             bytes.extend(name.as_bytes());
             bytes.extend((shape.len() as u32).to_le_bytes());

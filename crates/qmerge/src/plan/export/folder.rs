@@ -76,6 +76,7 @@ impl Export for Folder {
         Ok(Exported {
             places,
             constants: Vec::new(),
+            copies_rest: false,
             file: "model.safetensors".to_owned(),
             container: Arc::new(Safetensors),
             metadata: vec![("format".to_owned(), "pt".to_owned())],

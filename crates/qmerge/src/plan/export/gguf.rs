@@ -1,5 +1,6 @@
 //! Into a GGUF file: what llama.cpp's converter and llama-quantize make of a folder.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Constant, Export, Exported, Model, Place, lost};
@@ -7,16 +8,16 @@ use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made};
 use crate::dtype::Dtype;
-use crate::error::{Result, mismatch, unsupported, usage};
+use crate::error::{Result, mismatch, unsupported};
 use crate::formats;
-use crate::open::gguf::{Field, Keys, Writer, vocabulary};
+use crate::open::gguf::{Field, Keys, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
 
 /// Name of the file in a folder.
-const FILE: &str = "model.gguf";
+pub(super) const FILE: &str = "model.gguf";
 /// That of ggml's quantization formats.
-const QUANTIZATION_VERSION: u32 = 2;
+pub(super) const QUANTIZATION_VERSION: u32 = 2;
 
 /// All file types.
 pub(super) static ALL: &[&dyn Export] = &[
@@ -61,11 +62,7 @@ impl Export for FileType {
     fn export(&self, model: &Model<'_, '_>) -> Result<Exported> {
         let base = &model.inputs.base;
         if base.is_self_contained() {
-            return Err(usage("a GGUF base keeps the types of its tensors in a GGUF file")
-                .in_file(&base.path)
-                .with_hint(
-                    "leave out --to; llama.cpp's llama-quantize --allow-requantize gives the output other types",
-                ));
+            return self.requantized(model);
         }
         let config = arch::config(base)?;
         let layout = Layout::of(config)?;
@@ -88,14 +85,7 @@ impl Export for FileType {
         if self.is_quantized() {
             keys.set_last("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
             keys.set_last("general.file_type", Field::Count(self.number));
-            if let Some(importance) = &model.options.importance {
-                keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
-                if let Some(text) = &importance.text {
-                    keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
-                }
-                let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
-                keys.set("quantize.imatrix.entries_count", Field::Count(count));
-            }
+            keys.append(of_importance(model));
         }
         let metadata = keys.finish();
         let file = File::made(layout, &metadata);
@@ -112,7 +102,9 @@ impl Export for FileType {
         let named: Vec<(String, Vec<usize>)> =
             views.iter().filter_map(|(_, shape, view)| Some((view.as_ref()?.stored.clone(), shape.to_vec()))).collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
-        let exported = self.place(model, views, constants, Writer::anew(metadata))?;
+        let writer = Writer::anew(metadata);
+        let writer = if self.is_quantized() { writer.trimmed() } else { writer };
+        let exported = self.place(model, views, constants, writer)?;
         Ok(Exported { warnings: warning.into_iter().collect(), ..exported })
     }
 }
@@ -126,7 +118,7 @@ impl FileType {
         constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
-        let mut places: std::collections::HashMap<String, Place> = std::collections::HashMap::new();
+        let mut places: HashMap<String, Place> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
             if !is_made(name) && !is_copy(model, name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
@@ -139,19 +131,21 @@ impl FileType {
         if self.is_quantized() {
             views.sort_by(|(.., one), (.., other)| mixture::order(&stored(one), &stored(other)));
         } else {
-            views.sort_by(|(one, ..), (other, ..)| place_in_base(model, one).cmp(&place_in_base(model, other)));
+            let places = places_in_base(model, &views);
+            let mut placed: Vec<_> = places.into_iter().zip(views).collect();
+            placed.sort_by(|(one, _), (other, _)| one.cmp(other));
+            views = placed.into_iter().map(|(_, view)| view).collect();
         }
         let known = views.iter().filter_map(|(name, shape, view)| Some((*name, *shape, view.as_ref()?)));
         let known: Vec<(&str, &[usize], &View)> = known.collect();
-        let is_matrix = |shape: &[usize], view: &View| {
-            shape.len() >= 2 && view.stored.ends_with(".weight") && !view.stored.ends_with("_norm.weight")
-        };
+        let is_matrix = |shape: &[usize], view: &View| mixture::takes(&view.stored, shape);
         let matrices: Vec<(&str, usize)> = known
             .iter()
             .filter(|(_, shape, view)| is_matrix(shape, view))
             .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
             .collect();
-        let mut types = self.types(&matrices, model.about(&known)).into_iter();
+        let has_head = known.iter().any(|(.., view)| view.stored == "output.weight");
+        let mut types = self.types(&matrices, model.about(has_head)).into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         for (name, shape, view) in &known {
             let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
@@ -173,6 +167,7 @@ impl FileType {
         Ok(Exported {
             places,
             constants,
+            copies_rest: false,
             file: FILE.to_owned(),
             container: Arc::new(writer),
             metadata: Vec::new(),
@@ -184,9 +179,31 @@ impl FileType {
     }
 }
 
+/// What a file says of the importance matrix that its codes were chosen with.
+pub(super) fn of_importance(model: &Model<'_, '_>) -> Keys {
+    let mut keys = Keys::default();
+    if let Some(importance) = &model.options.importance {
+        keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
+        if let Some(text) = &importance.text {
+            keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
+        }
+        let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
+        keys.set("quantize.imatrix.entries_count", Field::Count(count));
+    }
+    keys
+}
+
 impl Model<'_, '_> {
-    /// What types depend on.
-    fn about(&self, known: &[(&str, &[usize], &View)]) -> mixture::Model {
+    /// Experts of a layer, of which some act on a token; 0 for none.
+    fn experts(&self) -> usize {
+        let config = self.inputs.base.config.as_ref();
+        let count = |key: &str| config.and_then(|config| config.find(key)?.as_u64());
+        let keys = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+        keys.iter().find_map(|key| count(key)).unwrap_or(0) as usize
+    }
+
+    /// What types depend on, for a file that has a head of its own or not.
+    pub(super) fn about(&self, has_head: bool) -> mixture::Model {
         let config = self.inputs.base.config.as_ref();
         let count = |key: &str| config.and_then(|config| config.find(key)?.as_u64()).unwrap_or(0) as usize;
         let (layers, heads) = (count("num_hidden_layers"), count("num_attention_heads"));
@@ -204,7 +221,8 @@ impl Model<'_, '_> {
             layers,
             shared: heads.checked_div(kv_heads).unwrap_or(0),
             is_large,
-            has_head: known.iter().any(|(.., view)| view.stored == "output.weight"),
+            has_head,
+            experts: self.experts(),
             has_importance: self.options.importance.is_some(),
         }
     }
@@ -212,13 +230,7 @@ impl Model<'_, '_> {
 
 /// Refuses what an adapter brings that no file has a place for.
 fn refuse(model: &Model<'_, '_>) -> Result<()> {
-    if model.has_additions {
-        return Err(unsupported(
-            "the adapter brings layers that the model does not have, which a GGUF file has no names for",
-        )
-        .in_file(&model.inputs.base.path)
-        .with_hint("merge it into a folder, without --to"));
-    }
+    refuse_additions(model, "merge it into a folder, without --to")?;
     let opaque = model.inputs.inventory.opaque.iter().filter_map(|&at| model.inputs.base.entries.get(at));
     match opaque.into_iter().find(|entry| !is_made(&entry.name)) {
         Some(entry) => Err(unsupported(format!("a tensor of {} that has no place in a GGUF file", entry.dtype))
@@ -228,17 +240,54 @@ fn refuse(model: &Model<'_, '_>) -> Result<()> {
     }
 }
 
+pub(super) fn refuse_additions(model: &Model<'_, '_>, hint: &str) -> Result<()> {
+    if !model.has_additions {
+        return Ok(());
+    }
+    let problem = "the adapter brings layers that the model does not have, which a GGUF file has no names for";
+    Err(unsupported(problem).in_file(&model.inputs.base.path).with_hint(hint))
+}
+
 /// True of a head that is stored beside the embedding it is tied to, in an architecture that has no head.
 fn is_copy(model: &Model<'_, '_>, name: &str) -> bool {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     model.names.is_head(module) && model.names.ties_stored() && !model.change.untie
 }
 
-/// Files of the base in their order, and names in each: the order in which the converter reads them.
-fn place_in_base<'n>(model: &Model<'_, '_>, name: &'n str) -> (usize, &'n str) {
-    let claim = model.names.exact(name);
-    let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
-    (file, name)
+/// Where a tensor stands in a file that the converter writes: as the base's file and the name there, and of a stack as well its rank among those of the layer, and the expert.
+type PlaceInBase = (usize, String, usize, usize);
+
+/// Files of the base in their order, and names in each: the order in which the converter reads them. Stacks come where the last of the layer's experts is met.
+fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)]) -> Vec<PlaceInBase> {
+    let read = |name: &str| {
+        let claim = model.names.exact(name);
+        let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
+        (file, name.to_owned())
+    };
+    let in_stack = |view: &Option<View>| expert(&view.as_ref()?.stored);
+    let layer = |stack: &str| stack.split('.').take(2).collect::<Vec<_>>().join(".");
+    let mut last: HashMap<String, (usize, String)> = HashMap::new();
+    for (name, _, view) in views {
+        if let Some((stack, _)) = in_stack(view) {
+            let own = last.entry(layer(&stack)).or_default();
+            *own = read(name).max(std::mem::take(own));
+        }
+    }
+    // Mixtral's w1, w2 and w3 are gate, down and up.
+    let is_mixtral = views.iter().any(|(name, ..)| name.ends_with(".w1.weight"));
+    let order = if is_mixtral { ["gate", "down", "up"] } else { ["down", "gate", "up"] };
+    let place = |(name, _, view): &(&str, &[usize], Option<View>)| match in_stack(view) {
+        Some((stack, number)) => {
+            let (file, name) = last.get(&layer(&stack)).cloned().unwrap_or_default();
+            let rank = order.iter().position(|part| stack.contains(&format!("ffn_{part}_exps")));
+            (file, name, rank.unwrap_or(order.len()), number)
+        }
+        None => {
+            let (file, name) = read(name);
+            (file, name, 0, 0)
+        }
+    };
+    views.iter().map(place).collect()
 }
 
 /// What a file says of a model whatever it is: its name, its size, and how its publisher draws from it.
@@ -277,9 +326,17 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let name = given.map_or(folder, |name| name.rsplit('/').next().unwrap_or(name).to_owned());
     keys.set("general.name", Field::Text(title(&name)));
     let weights = model.weights.iter().filter(|(name, _)| !is_made(name) && !is_copy(model, name));
-    let values: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| name.contains(".experts."));
+    let values = |weights: &[&(String, Vec<usize>)]| -> usize {
+        weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    };
     let constants: usize = constants.iter().map(|constant| constant.values.len()).sum();
-    keys.set("general.size_label", Field::Text(size_label(values + constants)));
+    let shared = values(&shared) + constants;
+    let label = match model.experts() {
+        0 => size_label(shared + values(&of_experts)),
+        experts => format!("{experts}x{}", size_label(shared + values(&of_experts) / experts)),
+    };
+    keys.set("general.size_label", Field::Text(label));
     Ok(keys)
 }
 

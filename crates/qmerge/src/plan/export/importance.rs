@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Result, malformed, mismatch};
+use crate::open::gguf::expert;
 use crate::open::imatrix;
 
 /// How large the inputs of a model's layers are, by tensor and column.
@@ -42,7 +43,10 @@ impl Importance {
 
     /// Errors if it knows none of these tensors.
     pub(super) fn refuse_other<'n>(&self, mut names: impl Iterator<Item = &'n str>) -> Result<()> {
-        if names.any(|name| self.by_name.contains_key(name)) {
+        let knows = |name: &str| {
+            self.by_name.contains_key(name) || expert(name).is_some_and(|(stack, _)| self.by_name.contains_key(&stack))
+        };
+        if names.any(knows) {
             return Ok(());
         }
         let first = self.by_name.keys().min().map_or("", String::as_str);
@@ -52,6 +56,21 @@ impl Importance {
 
     /// The columns of a tensor with rows of that width; `None` where it is not known. Errors if it has another width, unless it is the table of embeddings.
     pub(super) fn of(&self, name: &str, width: usize) -> Result<Option<Arc<[f32]>>> {
+        if let Some((stack, number)) = expert(name) {
+            let Some(columns) = self.by_name.get(&stack) else { return Ok(None) };
+            let start = number.saturating_mul(width);
+            let own =
+                columns.get(start..start.saturating_add(width)).filter(|_| columns.len().is_multiple_of(width.max(1)));
+            let own = own.ok_or_else(|| {
+                mismatch(format!(
+                    "expert {number} of rows of {width} values, and the importance matrix has {} inputs",
+                    columns.len()
+                ))
+                .in_tensor(&stack)
+                .with_hint("the importance matrix belongs to another model")
+            })?;
+            return Ok(Some(own.into()));
+        }
         match self.by_name.get(name) {
             Some(columns) if columns.len() == width => Ok(Some(Arc::clone(columns))),
             Some(columns) if name != "token_embd.weight" => {

@@ -1,7 +1,7 @@
 //! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
 
 use crate::arch;
-use crate::arch::spec::{Attention, Mixer, Spec};
+use crate::arch::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::open::gguf::{Metadata, config};
@@ -57,6 +57,13 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
     let any = |differs: fn(&Attention, &Attention) -> bool| {
         attention(before).zip(attention(after)).any(|(one, other)| differs(one, other))
     };
+    let experts = |spec: &Spec| -> Vec<String> {
+        let routers = spec.layers.iter().map(|layer| match &layer.feed_forward {
+            FeedForward::Routed(routed) => format!("{:?}", routed.router),
+            FeedForward::Dense(_) => String::new(),
+        });
+        routers.collect()
+    };
     let close = |one: f32, other: f32| (one - other).abs() <= 1e-5 * one.abs();
     let same_caps = |one: Option<f32>, other: Option<f32>| match (one, other) {
         (Some(one), Some(other)) => close(one, other),
@@ -67,6 +74,7 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         ("the scale of queries", any(|one, other| (one.scale - other.scale).abs() > 1e-5 * one.scale.abs())),
         ("the width of a head", any(|one, other| one.head_dim != other.head_dim)),
         ("the rope of each layer", any(|one, other| one.rope != other.rope)),
+        ("how experts are chosen", experts(before) != experts(after)),
         ("the cap of logits", !same_caps(before.logit_cap, after.logit_cap)),
         ("the epsilon of norms", !close(before.eps, after.eps)),
     ];

@@ -7,6 +7,7 @@ mod folder;
 mod gguf;
 mod importance;
 mod lost;
+mod requantized;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -70,6 +71,8 @@ pub struct Exported {
     pub(super) places: HashMap<String, Place>,
     /// Tensors that are no weights of the model.
     pub(super) constants: Vec<Constant>,
+    /// What the base has beside the weights that are written anew is copied.
+    pub(super) copies_rest: bool,
     /// Name of the file of tensors.
     pub(super) file: String,
     pub(super) container: Arc<dyn WriteContainer>,
@@ -90,6 +93,8 @@ pub struct Exported {
 pub(super) enum Place {
     /// Into no tensor: the container has none for it, and the model needs none.
     Nowhere,
+    /// As it is in the base, whose container the output has too.
+    Same,
     Tensor {
         /// How it lies there, if otherwise than in the model.
         view: Option<View>,
@@ -103,6 +108,7 @@ impl Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Nowhere => f.write_str("Nowhere"),
+            Self::Same => f.write_str("Same"),
             Self::Tensor { view, format, .. } => write!(f, "{view:?} as {}", format.id()),
         }
     }

@@ -53,7 +53,13 @@ impl Keys {
 
     /// As they stand in a file.
     pub(crate) fn finish(self) -> Metadata {
-        let mut metadata = Metadata::default();
+        self.behind(&Metadata::default(), &[])
+    }
+
+    /// Behind the keys of another file, which keep their places and bytes but for those that are set here and those that are left out.
+    pub(crate) fn behind(self, others: &Metadata, left_out: &[&str]) -> Metadata {
+        let is_kept = |key: &str| !left_out.contains(&key) && !self.0.iter().any(|(own, _)| own == key);
+        let mut metadata = others.only(is_kept);
         for (key, field) in self.0 {
             let (kind, items, bytes) = encoded(&field);
             metadata.push(&key, kind, items, &bytes);
@@ -84,6 +90,25 @@ fn encoded(field: &Field) -> (u32, Option<(u32, u64)>, Vec<u8>) {
 mod tests {
     use super::*;
     use crate::open::gguf::Value;
+
+    #[test]
+    fn keys_of_another_file_keep_their_bytes() {
+        let mut keys = Keys::default();
+        keys.set("a", Field::Count(1));
+        keys.set("b", Field::Texts(vec!["x".into(), "yz".into()]));
+        keys.set("c", Field::Floats(vec![0.5]));
+        keys.set("d", Field::Flag(true));
+        let mut more = Keys::default();
+        more.set("a", Field::Count(7));
+        let metadata = more.behind(&keys.clone().finish(), &["c", "x"]);
+        let mut want = Keys::default();
+        want.set("b", Field::Texts(vec!["x".into(), "yz".into()]));
+        want.set("d", Field::Flag(true));
+        want.set("a", Field::Count(7));
+        let want = want.finish();
+        assert_eq!((metadata.bytes(), metadata.count()), (want.bytes(), 3));
+        assert_eq!(Keys::default().behind(&keys.clone().finish(), &[]).bytes(), keys.finish().bytes());
+    }
 
     #[test]
     fn what_is_set_is_read() {

@@ -1,0 +1,203 @@
+//! Adapters for llama.cpp: the tensors of its own converter (`testdata/gen/gguf_lora.py`), and merged again what the adapter itself gives.
+
+mod folder;
+
+use std::path::{Path, PathBuf};
+
+use folder::Folder;
+use qmerge::adapters::Adapter;
+use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert_to_gguf};
+use qmerge::dtype::Dtype;
+use qmerge::error::Result;
+use qmerge::formats;
+use qmerge::merge::{self, RunOptions};
+use qmerge::open::{Checkpoint, Value};
+use qmerge::plan::{EXPORTS, Inputs, Options, Plan};
+use qmerge::progress::Silent;
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+fn inputs(base: &Path, adapter: &Path, weight: f64) -> Inputs {
+    Inputs::new(Checkpoint::open(base).unwrap(), vec![Adapter::open(adapter, weight).unwrap()]).unwrap()
+}
+
+fn converted(base: &Path, adapter: &Path, out: &Path, wanted: Wanted, weight: f64) -> Result<Conversion> {
+    let inputs = inputs(base, adapter, weight);
+    let plan = Plan::new(&inputs, &Options::default())?;
+    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, threads: 2 };
+    convert_to_gguf(&inputs, &plan, out, &options, &Silent)
+}
+
+fn whole(base: &Path, adapter: &Path, out: &Path) -> Result<Conversion> {
+    converted(base, adapter, out, Wanted::Share(1.0), 1.0)
+}
+
+/// All values of a merge in f32, by name.
+fn merged(base: &Path, adapter: &Path, weight: f64, out: &Path) -> Vec<(String, Vec<f32>)> {
+    values(&inputs(base, adapter, weight), out)
+}
+
+/// All values in f32, by name.
+fn values(inputs: &Inputs, out: &Path) -> Vec<(String, Vec<f32>)> {
+    let options = Options { to: Some(formats::by_id("f32").unwrap()), ..Options::default() };
+    let plan = Plan::new(inputs, &options).unwrap();
+    merge::run(inputs, &plan, None, out, &RunOptions::default(), &Silent).unwrap();
+    let written = Checkpoint::open(out).unwrap();
+    let mut all: Vec<_> = written.entries.iter().map(|entry| (entry.name.clone(), floats(&written, entry))).collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn floats(file: &Checkpoint, entry: &qmerge::open::Entry) -> Vec<f32> {
+    let mut bytes = vec![0; entry.bytes as usize];
+    file.read_at(entry, 0, &mut bytes).unwrap();
+    bytes.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+}
+
+fn alpha(file: &Checkpoint) -> f64 {
+    match file.gguf.as_ref().unwrap().get("adapter.lora.alpha") {
+        Some(Value::Float(alpha)) => alpha,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tensors_are_those_of_llama_cpp() {
+    let expected: Json = serde_json::from_slice(&std::fs::read(data("gguf/lora/expected.json")).unwrap()).unwrap();
+    for (model, expected) in expected.as_object().unwrap() {
+        let (folder, adapter) = (Folder::new(), data("gguf/lora").join(model));
+        let base = data("gguf/made").join(model);
+        // A folder, and the file that it becomes, which has its rows in the order of the file.
+        let inputs = Inputs::new(Checkpoint::open(&base).unwrap(), Vec::new()).unwrap();
+        let f16 = EXPORTS.iter().copied().find(|export| export.id() == "f16");
+        let plan = Plan::new(&inputs, &Options { export: f16, ..Options::default() }).unwrap();
+        let file = folder.join("base.gguf");
+        merge::run(&inputs, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
+        for (number, base) in [&base, &file].into_iter().enumerate() {
+            let out = folder.join(&format!("lora-{number}.gguf"));
+            let found = whole(base, &adapter, &out).unwrap_or_else(|error| panic!("{model}: {error:?}"));
+            assert_eq!((found.format, found.kept), ("gguf-lora", Some(1.0)));
+            let made = Checkpoint::open_weights(&out).unwrap();
+            let mut hash = Sha256::new();
+            let mut entries: Vec<_> = made.entries.iter().collect();
+            entries.sort_by(|a, b| a.name.cmp(&b.name));
+            for entry in &entries {
+                let mut bytes = vec![0; entry.bytes as usize];
+                made.read_at(entry, 0, &mut bytes).unwrap();
+                hash.update(format!("{} {:?}", entry.name, entry.shape).bytes().chain(bytes).collect::<Vec<u8>>());
+            }
+            let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(json!(hash), expected["hash"], "{model}");
+            assert_eq!(json!(entries.len()), expected["tensors"], "{model}");
+            assert_eq!(json!(alpha(&made)), expected["alpha"], "{model}");
+            let keys = made.gguf.as_ref().unwrap();
+            assert_eq!(json!(keys.architecture()), expected["architecture"]);
+            assert_eq!((keys.text("general.type"), keys.text("adapter.type")), (Some("adapter"), Some("lora")));
+        }
+    }
+}
+
+/// Factors of experts lie in stacks, and are found there.
+#[test]
+fn experts_come_back() {
+    let (base, adapter, folder) = (data("gguf/made/qwen3moe"), data("gguf/lora/qwen3moe"), Folder::new());
+    let out = folder.join("lora.gguf");
+    whole(&base, &adapter, &out).unwrap();
+    let want = merged(&base, &adapter, 1.0, &folder.join("want"));
+    assert!(want == merged(&base, &out, 1.0, &folder.join("got")));
+    // Those of some experts, the others' are zeros; of different ranks.
+    let one = folder.join("one");
+    std::fs::create_dir_all(&one).unwrap();
+    let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = all.iter().filter(|(name, _)| name.contains(".experts.1.") || name.contains(".experts.11.down"));
+    std::fs::write(one.join("adapter_model.safetensors"), safetensors::serialize(kept, None).unwrap()).unwrap();
+    std::fs::copy(adapter.join("adapter_config.json"), one.join("adapter_config.json")).unwrap();
+    for (number, wanted) in [Wanted::Share(1.0), Wanted::Share(0.7)].into_iter().enumerate() {
+        let out = folder.join(&format!("one-{number}.gguf"));
+        let found = converted(&base, &one, &out, wanted, 1.0).unwrap();
+        let got = merged(&base, &out, 1.0, &folder.join(&format!("one-{number}")));
+        let want = merged(&base, &one, 1.0, &folder.join(&format!("want-{number}")));
+        let (mut off, mut all) = (0.0, 0.0);
+        let alone = Inputs::new(Checkpoint::open(&base).unwrap(), Vec::new()).unwrap();
+        let plain = values(&alone, &folder.join(&format!("plain-{number}")));
+        for (((_, got), (_, want)), (_, plain)) in got.iter().zip(&want).zip(&plain) {
+            for ((got, want), plain) in got.iter().zip(want).zip(plain) {
+                off += f64::from(got - want).powi(2);
+                all += f64::from(want - plain).powi(2);
+            }
+        }
+        assert!((1.0 - off / all - found.kept.unwrap()).abs() < 1e-4, "{} {:?}", off / all, found.kept);
+    }
+}
+
+/// An adapter folder with other scalings.
+fn scaled(folder: &Folder, model: &str, more: Json) -> PathBuf {
+    let (from, to) = (data("gguf/lora").join(model), folder.join("adapter"));
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors")).unwrap();
+    let mut config: Json = serde_json::from_slice(&std::fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    std::fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+    to
+}
+
+/// What llama.cpp's converter drops is put where llama.cpp finds it.
+#[test]
+fn scalings_that_the_format_has_no_word_for_are_kept() {
+    let base = data("gguf/made/llama-pieces");
+    for (more, weight, wanted) in [
+        (json!({}), 1.0, 6.0),
+        (json!({ "use_rslora": true }), 1.0, 12.0),
+        (json!({ "alpha_pattern": { "q_proj": 10, "k_proj": 1 } }), 1.0, 6.0),
+        (json!({ "lora_alpha": 0, "alpha_pattern": { "q_proj": 10 } }), 1.0, 10.0),
+        (json!({ "lora_alpha": 0 }), 1.0, 1.0),
+        (json!({}), -0.5, -3.0),
+    ] {
+        let folder = Folder::new();
+        let adapter = scaled(&folder, "llama-pieces", more.clone());
+        let out = folder.join("lora.gguf");
+        converted(&base, &adapter, &out, Wanted::Share(1.0), weight).unwrap();
+        assert_eq!(alpha(&Checkpoint::open_weights(&out).unwrap()), wanted, "{more}");
+        let want = merged(&base, &adapter, weight, &folder.join("want"));
+        let got = merged(&base, &out, 1.0, &folder.join("got"));
+        assert_eq!(want.len(), got.len());
+        for ((name, want), (_, got)) in want.iter().zip(&got) {
+            let largest = want.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            assert!(want.iter().zip(got).all(|(a, b)| (a - b).abs() <= 4e-7 * largest), "{more}: {name}");
+        }
+    }
+}
+
+#[test]
+fn what_the_format_cannot_say_is_refused() {
+    let peft = |name: &str| (data("peft-cases").join(name).join("base"), data("peft-cases").join(name).join("adapter"));
+    for (case, words) in [
+        ("dora-f32", "no product of two factors"),
+        ("bias-all-bf16", "trained whole"),
+        ("save-head", "trained whole"),
+        ("save-embed-tied", "trained whole"),
+        ("lora-bias-bf16", "a change of a bias"),
+        ("tokens-dict", "no product"),
+        ("resized-saved", "trained whole"),
+        ("gpt2-f32", "not turned into GGUF"),
+    ] {
+        let ((base, adapter), folder) = (peft(case), Folder::new());
+        let error = whole(&base, &adapter, &folder.join("lora.gguf")).unwrap_err();
+        assert!(format!("{error:?}").contains(words), "{case}: {error:?}");
+        assert_eq!(std::fs::read_dir(folder.join("")).unwrap().count(), 0, "{case}");
+    }
+    // Cut to a rank, a method that is no product has its place, and says how much it kept.
+    let ((base, adapter), folder) = (peft("dora-f32"), Folder::new());
+    let found = converted(&base, &adapter, &folder.join("lora.gguf"), Wanted::Rank(3), 1.0).unwrap();
+    assert!(found.rank == 3 && found.kept.unwrap() < 1.0, "{:?}", found.kept);
+    let error = whole(&base, &adapter, &folder.join("lora")).unwrap_err();
+    assert!(error.message().contains("one file"), "{error:?}");
+    let (base, _) = peft("plain-f32");
+    let error = whole(&base, &peft("plain-f32").1, &folder.join("lora.gguf")).unwrap_err();
+    assert!(error.message().contains("exists already"), "{error:?}");
+}

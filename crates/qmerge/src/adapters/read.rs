@@ -85,8 +85,23 @@ pub(super) fn read(
         let config = names.checkpoint.config.as_ref();
         let head = heads.map(|heads| heads.rows_of_one(config, site.shape.0)).transpose();
         let head = head.map_err(|error| error.in_tensor(tensors.first()))?;
-        let module =
-            Module { path, depth: *depth, head, stated, adapter, tensors, shared: &shared, site, largest, options };
+        let rule = options.scales.find(path)?;
+        let scale = rule.map_or(1.0, |(_, factor)| factor);
+        layers.refuse(options, adapter.weight * scale).map_err(|error| error.in_file(&adapter.config.path))?;
+        changes.scales.extend(rule.map(|(number, _)| number));
+        let module = Module {
+            path,
+            scale,
+            depth: *depth,
+            head,
+            stated,
+            adapter,
+            tensors,
+            shared: &shared,
+            site,
+            largest,
+            options,
+        };
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }

@@ -12,16 +12,15 @@ mod extract;
 mod gathered;
 mod method;
 mod new_adapter;
-mod operators;
 mod report;
 mod svd;
 mod undo;
 
+pub use crate::edit::Majority;
 pub use combine::{CombineOptions, combine};
 pub use convert::{ConvertOptions, convert};
 pub use extract::{ExtractOptions, extract};
 pub use method::{METHODS, Method};
-pub use operators::Majority;
 pub use report::{
     Combination, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight, Extraction, Part,
 };

@@ -1,8 +1,7 @@
 //! The best approximations of low rank to what adapters add, in the plain norm.
 
 use crate::error::{Result, usage};
-use crate::linalg::{Cholesky, Factors, dot, gram_schmidt, symmetric};
-use crate::round::hash;
+use crate::linalg::{Cholesky, Factors, dot, gram_schmidt, hash, symmetric};
 use crate::simd::gram::{combine, gram};
 use crate::simd::matmul::{Columns, matmul};
 

@@ -70,6 +70,14 @@ fn turn(x: &mut [f64], y: &mut [f64], (c, s): (f64, f64)) {
     }
 }
 
+/// splitmix64's mixing of a number (Steele, Lea, Flood 2014): what probes and everything else that is drawn comes from.
+pub(crate) fn hash(x: u64) -> u64 {
+    let mut z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// Values in [−1, 1] that tests take for random ones.
 #[cfg(test)]
 fn mixed(count: usize) -> Vec<f64> {

@@ -159,7 +159,7 @@ impl Adapter {
             );
         }
         let config = config::of_json(found.config, &at).map_err(|error| error.in_file(&at))?;
-        let method = configured(&config, &[ADAPTERS, &[&dialects::Whole]].concat())?;
+        let method = configured(&config, &[ADAPTERS, &[&dialects::Whole, &dialects::Added]].concat())?;
         // A file by itself is known by its own name.
         let path = if dialect.is_folder() { tensors.store.path().to_path_buf() } else { file };
         Ok(Self {
@@ -234,7 +234,7 @@ impl Adapter {
         let is_lora = self.config.peft_type == "LORA";
         let counts = match key.role {
             Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
-            Role::Parameter(_) | Role::Tokens => !is_lora,
+            Role::Parameter(_) | Role::Added(_) | Role::Tokens => !is_lora,
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)

@@ -8,7 +8,7 @@
 //!   unused, which is an error unless allowed;
 //! - `names`, `site` and `place`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
 //! - `dialects`: files that other programs than PEFT wrote, as what PEFT's would say;
-//! - `parameters` and `tokens`: modules trained whole, and trained rows of embeddings;
+//! - `parameters`, `added` and `tokens`: modules trained whole, what is added to parameters as it is, and trained rows of embeddings;
 //! - `tuned`: models trained whole, as what they differ from their base by.
 //!
 //! The reference for the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
@@ -18,6 +18,7 @@
 
 mod adalora;
 mod adapter;
+mod added;
 pub(crate) mod base_names;
 mod beside;
 mod boft;

@@ -136,6 +136,11 @@ impl<'a> Module<'a> {
         Err(unsupported(problem).in_tensor(self.tensors.first()))
     }
 
+    /// The same, where a convolution is as good: its kernel lies behind the inputs.
+    pub(super) fn linear_or_convolution(&self, method: &str) -> Result<(usize, usize)> {
+        if self.is_convolution() { Ok(self.base_shape()) } else { self.linear(method) }
+    }
+
     /// Features and tokens of an embedding's table: the one that the adapter brings along, else the base's.
     pub(super) fn table(&self) -> (usize, usize) {
         let shape = shipped_base(self.adapter, self.path).map_or(self.claim().weight.shape(), |entry| &entry.shape);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::dialects::{Place, Stated};
 use super::keys::Role;
 use super::site::Site;
-use super::{Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, parameters, tokens};
+use super::{
+    Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, added, parameters, tokens,
+};
 use crate::error::{Result, counted};
 
 /// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
@@ -59,6 +61,9 @@ pub(super) fn read(
             Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
             Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
             Role::PassedOver(reason) => changes.ignored.push((name, reason)),
+            Role::Added(parameter) => {
+                added::plan(adapter, names, options, (&key.module, parameter), entry, &mut changes)?;
+            }
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
     }

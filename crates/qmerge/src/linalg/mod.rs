@@ -13,7 +13,7 @@ mod tridiagonal;
 
 pub use basis::{gram_schmidt, span};
 pub use cholesky::Cholesky;
-pub use eigen::symmetric;
+pub use eigen::{Eigen, symmetric};
 pub use solve::Lu;
 pub use svd::{Svd, svd};
 

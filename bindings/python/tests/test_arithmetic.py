@@ -28,6 +28,23 @@ def test_combine(demo: Path, tmp_path: Path) -> None:
         qmerge.combine(adapter, tmp_path / "no", method="average")
 
 
+def test_task_vectors(demo: Path, tmp_path: Path) -> None:
+    base, name = demo / "base-nf4", "model.layers.0.mlp.down_proj.weight"
+    tuned = qmerge.merge(base, demo / "adapter", tmp_path / "tuned", to="f32", rounding="nearest").output
+    merge = {"to": "f32", "rounding": "nearest"}
+    found = qmerge.merge(base, None, tmp_path / "again", tuned=[(tuned.path, 0.5), (tuned.path, 0.5)], **merge)
+    assert found.task_vectors.method == "linear" and [one.weight for one in found.adapters] == [0.5, 0.5]
+    assert abs(qmerge.read(found.output.path, name) - qmerge.read(tuned.path, name)).max() < 1e-6
+    halved = qmerge.merge(base, None, tmp_path / "half", tuned=tuned.path, lora_scale={"mlp": 0.0}, **merge)
+    assert halved.lora_scale == ["mlp=0.0"]
+    assert (qmerge.read(halved.output.path, name) == qmerge.read(base, name)).all()
+    joined = {"tuned": tuned.path, "tuned_method": "dare_ties", "density": 0.5, "tuned_seed": 3}
+    pruned = qmerge.merge(base, None, tmp_path / "dare", **joined, **merge)
+    assert qmerge.verify(base, None, pruned.output.path, **joined).ok
+    with pytest.raises(qmerge.UsageError, match="which share"):
+        qmerge.merge(base, None, tmp_path / "no", tuned=tuned.path, tuned_method="ties")
+
+
 def test_as_peft_calls_it(demo: Path, tmp_path: Path) -> None:
     adapter = demo / "adapter"
     made = qmerge.peft.add_weighted_adapter([adapter, adapter], [0.7, 0.3], tmp_path / "ties", "ties", density=0.5)

@@ -90,7 +90,7 @@ function showSeveral() {
         // Two folders of the same name are told apart by the whole path.
         entry.name = short(entries.filter((other) => lastPart(other.path) === lastPart(entry.path)).length > 1 ? entry.path : lastPart(entry.path));
     }
-    const adapters = agree(entries, (report) => list(report.adapters).map((adapter) => [adapter?.sha256, adapter?.weight]));
+    const adapters = agree(entries, (report) => list(report.adapters).map((adapter) => [adapter?.sha256 || adapter?.path, adapter?.weight]));
     const bases = agree(entries, (report) => [nameOf(report.base?.path), report.base?.bytes]);
     const text = commonText(entries);
     const shown = text ? ranked(entries) : entries;

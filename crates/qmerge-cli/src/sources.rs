@@ -22,15 +22,27 @@ impl Command {
         }
     }
 
+    /// Tuned models whose difference from the base it is about.
+    fn tuned(&self) -> &[String] {
+        match self {
+            Self::Merge(args) | Self::Finish(args) => &args.tuned.tuned,
+            Self::Plan(args) => &args.merge.tuned.tuned,
+            Self::Verify(args) => &args.tuned.tuned,
+            Self::Compare(args) => &args.tuned.tuned,
+            _ => &[],
+        }
+    }
+
     /// Gives words without an option their places. Where one model is named and no more, it is the adapter: that names its base.
     pub(crate) fn place_words(&mut self) -> Result<()> {
+        let tuned = self.tuned().len();
         let Some(sources) = self.sources() else { return Ok(()) };
         let mut words = std::mem::take(&mut sources.words).into_iter();
-        if sources.base.is_none() && words.len() + sources.adapter.len() > 1 {
+        if sources.base.is_none() && words.len() + sources.adapter.len() + tuned > 1 {
             sources.base = words.next().map(PathBuf::from);
         }
         sources.adapter.extend(words);
-        if sources.adapter.is_empty() {
+        if sources.adapter.is_empty() && tuned == 0 {
             return Err(Error::new(Kind::Usage, "no adapter is named")
                 .with_hint("write `BASE ADAPTER`, or --base and --adapter"));
         }
@@ -46,7 +58,10 @@ impl Command {
             return Err(Error::new(Kind::Usage, "the merge is not named")
                 .with_hint("write `MERGED ADAPTER`, or --base and --adapter"));
         }
-        let Some(first) = sources.adapter.first() else { return Ok(None) };
+        let Some(first) = sources.adapter.first() else {
+            return Err(Error::new(Kind::Usage, "the base is not named, and a tuned model does not name it")
+                .with_hint("give --base"));
+        };
         let (adapter, _) = adapter_and_weight(first).map_err(|problem| Error::new(Kind::Usage, problem))?;
         let path = open::resolve(&adapter)?.join("adapter_config.json");
         if !path.is_file() {

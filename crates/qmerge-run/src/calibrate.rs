@@ -313,7 +313,7 @@ fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
         let weight = linear.weight();
         let claim = weight.base().claim();
         let cols = claim.weight.geometry().cols;
-        for rows in weight.base().chunks(1 << 17).filter(|_| !weight.edits().is_empty()) {
+        for rows in weight.base().chunks(1 << 17).filter(|_| weight.is_edited()) {
             weight.rows(&rows, &mut base, &mut values)?;
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
                 let place = format!("[{}, {}]", rows.start + at / cols, at % cols);

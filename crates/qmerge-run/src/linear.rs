@@ -158,12 +158,13 @@ impl<'a> Linear<'a> {
             ));
         }
         // Sums stand beside each other, and maps act one after the other; both at once would have to act on the weight.
-        let edits = weight.edits();
-        let apart = !transposed
-            && edits.iter().all(|edit| edit.aside(geometry.rows).is_some())
-            && (edits.iter().all(Edit::is_additive) || !edits.iter().any(Edit::is_additive));
+        let is_apart = |edits: &[Edit]| {
+            edits.iter().all(|edit| edit.aside(geometry.rows).is_some())
+                && (edits.iter().all(Edit::is_additive) || !edits.iter().any(Edit::is_additive))
+        };
+        let apart = !transposed && weight.edits().is_some_and(is_apart);
         let rows = 0..geometry.rows;
-        let (name, bytes, weight) = (path.to_owned(), weight.base().bytes(), Arc::new(weight));
+        let (name, bytes, weight) = (path.to_owned(), weight.bytes(), Arc::new(weight));
         Ok(Self { name, weight, bytes, rows, bias: None, inputs, outputs, transposed, apart })
     }
 
@@ -218,7 +219,7 @@ impl<'a> Linear<'a> {
     /// The same into `y`, which holds zeros.
     pub fn forward_into(&self, x: &Input<'_>, y: &mut [f32]) -> Result<()> {
         let tokens = x.tokens();
-        let apart = self.weight.edits().iter().filter(|_| self.apart);
+        let apart = self.weight.edits().unwrap_or_default().iter().filter(|_| self.apart);
         let asides: Vec<Aside<'_>> = apart.filter_map(|edit| edit.aside(self.rows.end)).collect();
         let mut turned = Vec::new();
         let other;
@@ -257,7 +258,7 @@ impl<'a> Linear<'a> {
 
     /// True if rows are used as they are stored.
     fn undisturbed(&self) -> bool {
-        self.apart || self.weight.edits().is_empty()
+        self.apart || !self.weight.is_edited()
     }
 
     fn decode(&self, rows: &Range<usize>, base: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
@@ -371,7 +372,7 @@ impl<'a> Stack<'a> {
         Linear {
             name: matrix_name(&self.name, number),
             weight: Arc::clone(&self.weight),
-            bytes: if number == 0 { self.weight.base().bytes() } else { 0 },
+            bytes: if number == 0 { self.weight.bytes() } else { 0 },
             rows: rows * number..rows * (number + 1),
             bias: self.biases.as_ref().map(|biases| biases[outputs * number..outputs * (number + 1)].to_vec()),
             inputs,

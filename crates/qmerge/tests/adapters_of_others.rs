@@ -442,8 +442,42 @@ fn adapters_of_diffusion_models_are_merged_as_diffusers_fuses_them() {
 
 #[test]
 fn adapters_of_lycoris_are_merged_as_it_merges_them() {
-    for adapter in ["locon", "locon-tucker", "locon-dora", "loha", "lokr", "lokr-full", "lokr-low"] {
+    for adapter in [
+        "locon",
+        "locon-tucker",
+        "locon-dora",
+        "loha",
+        "loha-conv",
+        "loha-tucker",
+        "lokr",
+        "lokr-full",
+        "lokr-low",
+        "lokr-conv",
+        "lokr-tucker",
+        "full",
+    ] {
         of_pipeline("sd", adapter, "unet", 2e-6);
+    }
+}
+
+/// What is added whole may stand beside factors of any method, and takes an adapter's weight.
+#[test]
+fn factors_and_additions_in_one_file_are_summed() {
+    const Q: &str = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+    let scratch = Scratch::new("mixed");
+    let folder = data("diffusion/sd");
+    let (factors, full) = (folder.join("kohya.safetensors"), folder.join("full.safetensors"));
+    let mut both = floats(&factors);
+    both.extend(floats(&full));
+    let file = scratch.join("both.safetensors");
+    write(&file, &both);
+    let merge = |file: &Path, weight| merged(&folder.join("unet"), file, weight).unwrap();
+    let base = floats(&folder.join("unet/diffusion_pytorch_model.safetensors"));
+    let (one, other, sum) = (merge(&factors, 1.0), merge(&full, 0.5), merge(&file, 0.5));
+    let parts = one[Q].1.iter().zip(&other[Q].1).zip(&base[Q].1);
+    for (got, ((one, other), base)) in sum[Q].1.iter().zip(parts) {
+        let want = base + (one - base) / 2.0 + (other - base);
+        assert!((got - want).abs() < 1e-6 && other != base, "{got} {want}");
     }
 }
 
@@ -541,8 +575,17 @@ fn adapters_of_diffusion_models_that_are_wrong_are_named() {
     refused_after(&["lora_unet_mid_block_other", "matches nothing"], &|tensors| {
         renamed(tensors, Q, "lora_unet_mid_block_other")
     });
-    refused_after(&[Q, "`diff`", "program that trained it"], &|tensors| {
-        tensors.insert(format!("{Q}.diff"), (vec![16, 16], vec![0.0; 256]));
+    refused_after(&[Q, "`oft_blocks`", "program that trained it"], &|tensors| {
+        tensors.insert(format!("{Q}.oft_blocks"), (vec![16, 16], vec![0.0; 256]));
+    });
+    refused_after(&[Q, "diff", "shape [16, 8]", "another base"], &|tensors| {
+        tensors.insert(format!("{Q}.diff"), (vec![16, 8], vec![0.0; 128]));
+    });
+    refused_after(&[Q, "diff_b", "matches nothing"], &|tensors| {
+        tensors.insert(format!("{Q}.diff_b"), (vec![16], vec![0.0; 16]));
+    });
+    refused_after(&[Q, "diff", "inf"], &|tensors| {
+        tensors.insert(format!("{Q}.diff"), (vec![16, 16], vec![f32::INFINITY; 256]));
     });
     refused_after(&["a tensor of LOHA", "one of LORA"], &|tensors| {
         tensors.insert("lora_unet_x.hada_w1_a".into(), (vec![2, 2], vec![0.0; 4]));

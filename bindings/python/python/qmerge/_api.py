@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from . import _qmerge
-from ._command import Adapters, Path, adapters, flags, maps, run, yes_or_no
+from ._command import Adapters, Path, adapters, flags, maps, run, scales, yes_or_no
 from ._errors import low_survival
 from ._progress import Watcher
 from ._results import (
@@ -42,14 +42,22 @@ Tokenizer = Literal["adapter", "base"]
 Measure = Literal["auto", "always", "never"]
 Storage = Literal["uint8", "float16", "bfloat16", "float32"]
 
+TunedMethod = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
+
 Maps = Union[Mapping[str, str], Sequence[str], None]
+Scales = Optional[Mapping[str, float]]
 
 
 def merge(
     base: Path,
-    adapter: Adapters,
+    adapter: Optional[Adapters],
     output: Path,
     *,
+    tuned: Optional[Adapters] = None,
+    tuned_method: Optional[TunedMethod] = None,
+    density: Optional[float] = None,
+    majority_sign: Optional[Literal["total", "frequency"]] = None,
+    tuned_seed: Optional[int] = None,
     to: Optional[Target] = None,
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
@@ -66,6 +74,7 @@ def merge(
     min_survival: Optional[float] = None,
     tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -89,6 +98,9 @@ def merge(
         base: folder, `.safetensors` file, or hub id.
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
         output: folder or `.safetensors` file.
+        tuned: models that were trained whole from the base, given as adapters are: what each differs from the base by is merged, times its weight. `adapter` may be None then.
+        tuned_method: how their differences are joined: "linear" (the default: their weighted sum), "magnitude_prune", "ties", "dare_linear" or "dare_ties".
+        density, majority_sign, tuned_seed: share of its values that each keeps, what elects a sign ("total" or "frequency"), and the seed of what is drawn, for the methods that take them.
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", or a file type of llama.cpp such as "q4_k_m".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
@@ -105,6 +117,7 @@ def merge(
         min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
+        lora_scale: factors by regular expressions that are found in a module's path, on what all adapters do there.
         allow_unused: leave out adapter tensors that match nothing.
         base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
         peft_bugs: write what PEFT writes where its merge contradicts its own forward pass.
@@ -145,7 +158,7 @@ def _held(
 
 
 def merge_part(
-    base: Path, adapter: Adapters, output: Path, part: str, *, progress: Watcher = None, **options: Any
+    base: Path, adapter: Optional[Adapters], output: Path, part: str, *, progress: Watcher = None, **options: Any
 ) -> PartDone:
     """Merges one part of an output, in a process of its own: part "2/4" is the second of four. `finish` puts all parts together.
 
@@ -156,7 +169,7 @@ def merge_part(
     return PartDone(run("merge", _merge_options(given), progress)[1])
 
 
-def finish(base: Path, adapter: Adapters, output: Path, *, progress: Watcher = None, **options: Any) -> Report:
+def finish(base: Path, adapter: Optional[Adapters], output: Path, *, progress: Watcher = None, **options: Any) -> Report:
     """Puts the parts of a merge together that `merge_part` wrote: the output is what `merge` with the same arguments writes, byte for byte."""
     given = _with_defaults(options, base=base, adapter=adapter, output=output)
     return _held(run("finish", _merge_options(given), progress), output, options.get("min_kept"), options.get("min_survival"))
@@ -164,9 +177,14 @@ def finish(base: Path, adapter: Adapters, output: Path, *, progress: Watcher = N
 
 def plan(
     base: Path,
-    adapter: Adapters,
+    adapter: Optional[Adapters],
     output: Path,
     *,
+    tuned: Optional[Adapters] = None,
+    tuned_method: Optional[TunedMethod] = None,
+    density: Optional[float] = None,
+    majority_sign: Optional[Literal["total", "frequency"]] = None,
+    tuned_seed: Optional[int] = None,
     to: Optional[Target] = None,
     rounding: Optional[Rounding] = None,
     calibrate: Optional[Path] = None,
@@ -180,6 +198,7 @@ def plan(
     residual_rank: Optional[int] = None,
     tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -245,11 +264,17 @@ def inspect(path: Path) -> Union[ModelInspection, AdapterInspection, Calibration
 
 def verify(
     base: Path,
-    adapter: Adapters,
+    adapter: Optional[Adapters],
     merged: Path,
     *,
     min_survival: Optional[float] = None,
     map: Maps = None,
+    tuned: Optional[Adapters] = None,
+    tuned_method: Optional[TunedMethod] = None,
+    density: Optional[float] = None,
+    majority_sign: Optional[Literal["total", "frequency"]] = None,
+    tuned_seed: Optional[int] = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -265,10 +290,16 @@ def verify(
     """
     options = flags(
         base=base,
-        adapter=adapters(adapter, adapter_names),
+        adapter=adapters(adapter or (), adapter_names),
+        tuned=adapters(tuned or ()),
+        tuned_method=tuned_method,
+        density=density,
+        majority_sign=majority_sign,
+        tuned_seed=tuned_seed,
         merged=merged,
         min_survival=min_survival,
         map=maps(map),
+        lora_scale=scales(lora_scale),
         allow_unused=allow_unused,
         base_is_residual=base_is_residual,
         peft_bugs=peft_bugs,
@@ -279,7 +310,7 @@ def verify(
 
 def compare(
     base: Path,
-    adapter: Adapters,
+    adapter: Optional[Adapters],
     merged: Union[Path, Sequence[Path]] = (),
     *,
     text: Path,
@@ -289,6 +320,12 @@ def compare(
     windows: Optional[int] = None,
     continuation: Optional[int] = None,
     map: Maps = None,
+    tuned: Optional[Adapters] = None,
+    tuned_method: Optional[TunedMethod] = None,
+    density: Optional[float] = None,
+    majority_sign: Optional[Literal["total", "frequency"]] = None,
+    tuned_seed: Optional[int] = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -311,7 +348,12 @@ def compare(
     """
     options = flags(
         base=base,
-        adapter=adapters(adapter, adapter_names),
+        adapter=adapters(adapter or (), adapter_names),
+        tuned=adapters(tuned or ()),
+        tuned_method=tuned_method,
+        density=density,
+        majority_sign=majority_sign,
+        tuned_seed=tuned_seed,
         merged=[merged] if isinstance(merged, (str, os.PathLike)) else list(merged),
         beside=adapters(beside),
         text=text,
@@ -320,6 +362,7 @@ def compare(
         windows=windows,
         continuation=continuation,
         map=maps(map),
+        lora_scale=scales(lora_scale),
         allow_unused=allow_unused,
         base_is_residual=base_is_residual,
         peft_bugs=peft_bugs,
@@ -341,6 +384,7 @@ def calibrate(
     dtype: Optional[Literal["f32", "bf16"]] = None,
     seed: Optional[int] = None,
     map: Maps = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -370,6 +414,7 @@ def calibrate(
         dtype=dtype,
         seed=seed,
         map=maps(map),
+        lora_scale=scales(lora_scale),
         allow_unused=allow_unused,
         base_is_residual=base_is_residual,
         peft_bugs=peft_bugs,
@@ -458,7 +503,7 @@ def combine(
     density: Optional[float] = None,
     majority_sign: Optional[Literal["total", "frequency"]] = None,
     seed: Optional[int] = None,
-    lora_scale: Optional[Mapping[str, float]] = None,
+    lora_scale: Scales = None,
     dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
     base_is_residual: bool = False,
     force: bool = False,
@@ -487,7 +532,7 @@ def combine(
         density=density,
         majority_sign=majority_sign,
         seed=seed,
-        lora_scale=[f"{pattern}={factor!r}" for pattern, factor in (lora_scale or {}).items()],
+        lora_scale=scales(lora_scale),
         dtype=dtype,
         base_is_residual=base_is_residual,
         force=force,
@@ -538,6 +583,7 @@ def convert_adapter(
     dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
     seed: Optional[int] = None,
     map: Maps = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -562,6 +608,7 @@ def convert_adapter(
         dtype=dtype,
         seed=seed,
         map=maps(map),
+        lora_scale=scales(lora_scale),
         allow_unused=allow_unused,
         base_is_residual=base_is_residual,
         peft_bugs=peft_bugs,
@@ -596,6 +643,7 @@ def generate(
     top_p: Optional[float] = None,
     seed: Optional[int] = None,
     map: Maps = None,
+    lora_scale: Scales = None,
     allow_unused: bool = False,
     base_is_residual: bool = False,
     peft_bugs: bool = False,
@@ -623,6 +671,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         map=maps(map),
+        lora_scale=scales(lora_scale),
         allow_unused=allow_unused,
         base_is_residual=base_is_residual,
         peft_bugs=peft_bugs,
@@ -656,7 +705,7 @@ def read(path: Path, name: str, rows: Optional[slice] = None) -> NDArray[numpy.f
 
 def _with_defaults(options: dict[str, Any], **given: object) -> dict[str, object]:
     """Arguments that stand without their names."""
-    return {"adapter_names": None, "map": None, "double_quant": None, **options, **given}
+    return {"adapter_names": None, "tuned": None, "lora_scale": None, "map": None, "double_quant": None, **options, **given}
 
 
 def _merge_options(given: dict[str, object]) -> list[str]:
@@ -664,7 +713,9 @@ def _merge_options(given: dict[str, object]) -> list[str]:
     options = dict(given)
     for name in ("progress", "progressbar", "safe_merge"):
         options.pop(name, None)
-    options["adapter"] = adapters(options["adapter"], options.pop("adapter_names"))  # type: ignore[arg-type]
+    options["adapter"] = adapters(options["adapter"] or (), options.pop("adapter_names"))  # type: ignore[arg-type]
+    options["tuned"] = adapters(options["tuned"] or ())  # type: ignore[arg-type]
+    options["lora_scale"] = scales(options["lora_scale"])  # type: ignore[arg-type]
     options["map"] = maps(options["map"])  # type: ignore[arg-type]
     options["double_quant"] = yes_or_no(options["double_quant"])  # type: ignore[arg-type]
     return flags(**options)

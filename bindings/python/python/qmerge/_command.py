@@ -56,6 +56,11 @@ def maps(value: Union[Mapping[str, str], Sequence[str], None]) -> list[str]:
     return list(value)
 
 
+def scales(value: Optional[Mapping[str, float]]) -> list[str]:
+    """Factors by regular expressions as the program takes them."""
+    return [f"{pattern}={factor!r}" for pattern, factor in (value or {}).items()]
+
+
 def adapters(value: Adapters, names: Optional[Sequence[str]] = None) -> list[str]:
     """Adapters as the program takes them: PATH or PATH=WEIGHT."""
     pairs = _pairs(value)

@@ -174,6 +174,15 @@ class Residual(Record):
     without: list[dict[str, str]] = []
 
 
+class TaskVectors(Record):
+    """How the differences of tuned models were joined."""
+
+    method: str
+    density: Optional[float] = None
+    majority_sign: Optional[str] = None
+    seed: Optional[int] = None
+
+
 class Report(Record):
     """What a merge did and what it cost; also in `qmerge-report.json` beside the weights."""
 
@@ -185,6 +194,9 @@ class Report(Record):
     """The command line of the program that does the same."""
     base: Model
     adapters: list[AdapterUse]
+    task_vectors: Optional[TaskVectors] = None
+    """How the differences of tuned models were joined, where there were any."""
+    lora_scale: Optional[list[str]] = None
     output: Model
     rounding: Rounding
     summary: Summary
@@ -201,6 +213,7 @@ class Report(Record):
         "tool": Tool,
         "base": Model,
         "adapters": AdapterUse,
+        "task_vectors": TaskVectors,
         "output": Model,
         "rounding": Rounding,
         "summary": Summary,

@@ -8,7 +8,7 @@ use qmerge::plan::Part;
 
 use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
-    Quantization, Running, Sources, Workers, Writing,
+    Quantization, Running, Scaling, Sources, Tuned, Workers, Writing,
 };
 use super::values::{combinations, formats, parts, repo_id, roundings, share, tokens};
 
@@ -24,6 +24,8 @@ pub(crate) enum TokenizerArg {
 pub(crate) struct MergeArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
+    #[command(flatten)]
+    pub(crate) tuned: Tuned,
     /// Output folder (or .safetensors or .gguf file).
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT", help_heading = "Output")]
     pub(crate) output: PathBuf,
@@ -54,6 +56,8 @@ pub(crate) struct MergeArgs {
     pub(crate) push: Option<String>,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) quantization: Quantization,
     #[command(flatten)]
@@ -94,6 +98,8 @@ pub(crate) struct CalibrateArgs {
     pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) engine: Engine,
 }
@@ -240,6 +246,8 @@ pub(crate) struct ConvertAdapterArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     /// Replace an existing output.
     #[arg(long, alias = "overwrite")]
     pub(crate) force: bool,
@@ -262,6 +270,8 @@ pub(crate) struct UnmergeArgs {
     pub(crate) to: String,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) running: Running,
 }
@@ -298,6 +308,8 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
+    #[command(flatten)]
+    pub(crate) tuned: Tuned,
     /// The merge to examine: a folder, a .safetensors or .gguf file, or a hub id.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: PathBuf,
@@ -306,6 +318,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) min_survival: f64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) workers: Workers,
     /// Print JSON.
@@ -317,6 +331,8 @@ pub(crate) struct VerifyArgs {
 pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) sources: Sources,
+    #[command(flatten)]
+    pub(crate) tuned: Tuned,
     /// A merge to compare, made by any tool; may be given several times.
     #[arg(long, value_name = "MERGED")]
     pub(crate) merged: Vec<PathBuf>,
@@ -340,6 +356,8 @@ pub(crate) struct CompareArgs {
     pub(crate) continuation: usize,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) engine: Engine,
     /// Also write the answer to this file: .json, or .html for a page with charts.
@@ -377,6 +395,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
+    #[command(flatten)]
+    pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) engine: Engine,
     /// Print nothing but the answer.

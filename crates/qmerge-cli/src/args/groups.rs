@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::values::{seconds, share, size, tokens};
+use super::values::{joinings, seconds, share, size, tokens};
+use qmerge::edit::{Joining, Majority};
+use qmerge::error::{Error, Kind, Result};
 use qmerge_run::calibrate::Amount;
 
 #[derive(Debug, Default, Args)]
@@ -19,6 +21,56 @@ pub(crate) struct Sources {
     /// Adapter folder or hub id, with an optional factor on its effect; may be given several times.
     #[arg(long, short, visible_alias = "lora", aliases = ADAPTER_ALIASES, value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
+}
+
+/// Models that were trained whole, of which a merge takes what they differ from the base by.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct Tuned {
+    /// Model that was trained whole from the base, in any format: its difference from the base is merged, times an optional factor; may be given several times.
+    #[arg(long, value_name = "TUNED[=WEIGHT]")]
+    pub(crate) tuned: Vec<String>,
+    /// How differences of tuned models are joined (default: their weighted sum).
+    #[arg(long, value_name = "METHOD", value_parser = joinings(), requires = "tuned", hide_short_help = true)]
+    tuned_method: Option<String>,
+    /// Share of its values that each difference keeps, for the methods that drop some.
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "tuned", hide_short_help = true)]
+    density: Option<f64>,
+    /// What elects a sign, for `ties` and `dare_ties`: the sum of values, or their number (default: total).
+    #[arg(long, value_name = "HOW", value_parser = ["total", "frequency"], requires = "tuned", hide_short_help = true)]
+    majority_sign: Option<String>,
+    /// Seed of what `dare` draws (default: 0).
+    #[arg(long, value_name = "N", requires = "tuned", hide_short_help = true)]
+    tuned_seed: Option<u64>,
+}
+
+impl Tuned {
+    /// How differences are joined.
+    pub(crate) fn joining(&self) -> Result<Joining> {
+        let majority = majority(self.majority_sign.as_deref().unwrap_or_default());
+        let joining = Joining::new(
+            self.tuned_method.as_deref().unwrap_or(Joining::default().operator.id()),
+            self.density,
+            majority,
+            self.tuned_seed.unwrap_or(0),
+        )?;
+        let (operator, id) = (joining.operator, joining.operator.id());
+        let idle = [
+            ("--majority-sign", self.majority_sign.is_some() && !operator.votes(), "lets no signs vote"),
+            ("--tuned-seed", self.tuned_seed.is_some() && !operator.draws(), "draws nothing"),
+        ];
+        match idle.iter().find(|(_, is_idle, _)| *is_idle) {
+            Some((option, _, why)) => {
+                Err(Error::new(Kind::Usage, format!("{option} is of no use: {id} {why}")).with_hint("leave it out"))
+            }
+            None => Ok(joining),
+        }
+    }
+}
+
+/// What elects a sign.
+pub(crate) fn majority(name: &str) -> Majority {
+    if name == "frequency" { Majority::Frequency } else { Majority::Total }
 }
 
 impl Sources {
@@ -87,6 +139,15 @@ pub(crate) struct Meaning {
     /// Take an adapter to mean what PEFT's merge writes, where that contradicts its own forward pass.
     #[arg(long, hide_short_help = true)]
     pub(crate) peft_bugs: bool,
+}
+
+/// Factors on what adapters do.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "What the adapter means")]
+pub(crate) struct Scaling {
+    /// Factor on what all adapters do in modules whose path the regular expression is found in; the first that is found counts. May be given several times.
+    #[arg(long, value_name = "REGEX=FACTOR", hide_short_help = true)]
+    pub(crate) lora_scale: Vec<String>,
 }
 
 /// Choices on the output's format.
@@ -228,7 +289,7 @@ pub(crate) struct Measuring {
 
 impl Measuring {
     /// When to measure; a threshold on what is measured asks for it.
-    pub(crate) fn when(&self) -> Result<Measure, String> {
+    pub(crate) fn when(&self) -> std::result::Result<Measure, String> {
         match (self.min_kept, self.measure) {
             (Some(_), Measure::Never) => Err("--min-kept measures the merge, and --measure never does not".into()),
             (Some(_), _) => Ok(Measure::Always),

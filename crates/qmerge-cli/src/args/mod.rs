@@ -13,7 +13,9 @@ pub(crate) use commands::{
     GenerateArgs, InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, UnmergeArgs,
     VerifyArgs,
 };
-pub(crate) use groups::{Calibrating, Engine, Meaning, Measure, Quantization, Running, Sources};
+pub(crate) use groups::{
+    Calibrating, Engine, Meaning, Measure, Quantization, Running, Scaling, Sources, Tuned, majority,
+};
 pub(crate) use values::adapter_and_weight;
 
 /// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.

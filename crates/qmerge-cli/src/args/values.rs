@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use qmerge::arithmetic::METHODS;
+use qmerge::edit::OPERATORS;
 use qmerge::formats::FORMATS;
 use qmerge::plan::{EXPORTS, Part};
 use qmerge::round::ROUNDINGS;
@@ -108,6 +109,11 @@ pub(super) fn combinations() -> PossibleValuesParser {
     PossibleValuesParser::new(METHODS.iter().map(|method| PossibleValue::new(method.id).help(method.about)))
 }
 
+/// The names that `--tuned-method` takes.
+pub(super) fn joinings() -> PossibleValuesParser {
+    PossibleValuesParser::new(OPERATORS.iter().map(|(id, _, about)| PossibleValue::new(*id).help(*about)))
+}
+
 /// Bytes, with K, M, G or T (powers of 1024) behind.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let trimmed = text.trim().trim_end_matches(['b', 'B']).trim_end_matches(['i', 'I']);
@@ -151,7 +157,7 @@ pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
         && !std::path::Path::new(text).exists()
     {
         let number = weight.parse().ok().filter(|number: &f64| number.is_finite());
-        let number = number.ok_or_else(|| format!("`{weight}` in `--adapter {text}` is not a number"))?;
+        let number = number.ok_or_else(|| format!("`{weight}` in `{text}` is not a number"))?;
         return Ok((PathBuf::from(path), number));
     }
     Ok((PathBuf::from(text), 1.0))

@@ -48,7 +48,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
             .with_hint("--force replaces it"));
     }
     let inputs = open_with(&args.model.base, &args.adapter)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let text = Text::read(&inputs, args.text.as_deref(), args.amount.amount(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
     progress.start(needs.before + needs.demand.work);

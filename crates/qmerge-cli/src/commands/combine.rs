@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use qmerge::adapters::ReadOptions;
-use qmerge::arithmetic::{Combination, CombineOptions, Majority, Method, combine};
+use qmerge::arithmetic::{Combination, CombineOptions, Method, combine};
 use qmerge::dtype::Dtype;
 use qmerge::error;
 use qmerge::progress::Progress;
 
 use super::{answered, floats, open_adapters, threads};
-use crate::args::CombineArgs;
+use crate::args::{CombineArgs, majority};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
@@ -22,7 +22,7 @@ pub(crate) fn find(args: &CombineArgs, progress: &dyn Progress) -> error::Result
     let options = CombineOptions {
         rank: args.rank.map(|rank| rank as usize),
         density: args.density,
-        majority: if args.majority_sign == "frequency" { Majority::Frequency } else { Majority::Total },
+        majority: majority(&args.majority_sign),
         seed: args.seed,
         scales: args.lora_scale.clone(),
         dtype: floats(&args.dtype).unwrap_or(Dtype::F32),

@@ -16,7 +16,7 @@ use qmerge_run::{Model, Options};
 
 use super::generate::options;
 use super::next::{self, Made};
-use super::{answered, apart_options, open, open_with};
+use super::{answered, apart_options, open_both, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
 use crate::{Outcome, show};
@@ -53,7 +53,8 @@ fn next(args: &CompareArgs, found: &Comparison) {
         Some((verdict, merged)) if ["kept", "weakened"].contains(&verdict.effect) => next::try_it(merged),
         Some((verdict, _)) if verdict.effect == "none" => {}
         _ if !args.beside.is_empty() => {}
-        _ => Made { sources: &args.sources, meaning: &args.meaning }.merge(Path::new("merged"), None),
+        _ => Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling }
+            .merge(Path::new("merged"), None),
     }
 }
 
@@ -61,18 +62,19 @@ fn next(args: &CompareArgs, found: &Comparison) {
 pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result<Comparison> {
     let form = args.report.as_deref().map(page::form).transpose()?;
     args.report.as_deref().map_or(Ok(()), page::refuse_report)?;
-    let inputs = open(&args.sources)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let inputs = open_both(&args.sources, &args.tuned)?;
+    let others_apart = apart_options(&args.meaning, &args.scaling)?;
+    let mut apart = others_apart.clone();
+    apart.read.joining = args.tuned.joining()?;
+    let plan = Plan::new(&inputs, &apart)?;
     let merged = args
         .merged
         .iter()
         .map(|path| Inputs::new(Checkpoint::open(path)?, Vec::new()))
         .collect::<error::Result<Vec<_>>>()?;
     let others = others(args, &merged)?;
-    let other_plans = others
-        .iter()
-        .map(|(_, inputs)| Plan::new(inputs, &apart_options(&args.meaning)))
-        .collect::<error::Result<Vec<_>>>()?;
+    let other_plans =
+        others.iter().map(|(_, inputs)| Plan::new(inputs, &others_apart)).collect::<error::Result<Vec<_>>>()?;
     progress.phase("reading the text", "");
     let tokenizer = Tokenizer::of(&inputs)?;
     let text = read_text(&args.text)?;

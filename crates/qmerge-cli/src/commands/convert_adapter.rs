@@ -30,7 +30,7 @@ pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error:
         ));
     }
     let inputs = open(&args.sources)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let by_energy = Wanted::Share(args.energy.unwrap_or(1.0));
     let options = ConvertOptions {
         wanted: args.rank.map_or(by_energy, |rank| Wanted::Rank(rank as usize)),

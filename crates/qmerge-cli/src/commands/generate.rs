@@ -88,7 +88,7 @@ pub(crate) fn find(
             .with_hint("1 draws among all tokens"));
     }
     let inputs = open_with(&args.model.base, &args.adapter)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let tokenizer = Tokenizer::of(&inputs)?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
     if prompt.is_empty() {

@@ -14,7 +14,7 @@ use qmerge::round::{Calibration, Demand};
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{importance, open, read_options, refuse_unused, rounding, run_options, settings, target, usage};
+use super::{importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage};
 use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &MergeArgs, way: Way, command: &str) -> Result<Outcome> 
 /// The commands to go on with: the same merge by a method that keeps more, where the adapter was lost by one that does not look at what layers do, else to
 /// try what was made.
 fn next(args: &MergeArgs, report: &Report) {
-    let made = Made { sources: &args.sources, meaning: &args.meaning };
+    let made = Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling };
     let can_do_better = report.verdict.advice.is_some() && report.summary.kept_output.is_none();
     match report.verdict.effect {
         "none" | "broken" => {}
@@ -149,12 +149,12 @@ pub(crate) fn find(
         seed: args.calibrating.seed,
         residual_rank: args.residual_rank.map(|rank| rank as usize),
         maps: args.meaning.map.clone(),
-        read: read_options(&args.meaning),
+        read: read_options(&args.meaning, &args.scaling, Some(&args.tuned))?,
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
     let run = run_options(&args.running, command);
-    let mut inputs = open(&args.sources)?;
+    let mut inputs = open_both(&args.sources, &args.tuned)?;
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(Checkpoint::open(original)?)?;
     }

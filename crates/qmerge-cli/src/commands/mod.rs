@@ -22,8 +22,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmerge::adapters::{Adapter, ReadOptions};
+use qmerge::adapters::{Adapter, ReadOptions, Scales};
 use qmerge::dtype::Dtype;
+use qmerge::edit::Joining;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
@@ -32,7 +33,7 @@ use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
 use qmerge::write::Existing;
 use serde::Serialize;
 
-use crate::args::{Meaning, Quantization, Running, Sources, adapter_and_weight};
+use crate::args::{Meaning, Quantization, Running, Scaling, Sources, Tuned, adapter_and_weight};
 use crate::progress::Bar;
 use crate::show;
 
@@ -65,6 +66,16 @@ fn open(sources: &Sources) -> Result<Inputs> {
 fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
     let base = Checkpoint::open(base)?;
     Inputs::new(base, open_adapters(adapters)?)
+}
+
+/// The same with tuned models behind the adapters.
+fn open_both(sources: &Sources, tuned: &Tuned) -> Result<Inputs> {
+    let mut inputs = open(sources)?;
+    for text in &tuned.tuned {
+        let (path, weight) = adapter_and_weight(text).map_err(usage)?;
+        inputs.adapters.push(Adapter::tuned(&path, weight)?);
+    }
+    Ok(inputs)
 }
 
 fn open_adapters(adapters: &[String]) -> Result<Vec<Adapter>> {
@@ -153,12 +164,22 @@ fn threads(given: usize) -> usize {
 }
 
 /// Options of a plan that nobody writes: the adapter is kept apart, or compared with.
-fn apart_options(args: &Meaning) -> Options {
-    Options { maps: args.map.clone(), read: read_options(args), allow_unused: args.allow_unused, ..Options::default() }
+fn apart_options(args: &Meaning, scaling: &Scaling) -> Result<Options> {
+    Ok(Options {
+        maps: args.map.clone(),
+        read: read_options(args, scaling, None)?,
+        allow_unused: args.allow_unused,
+        ..Options::default()
+    })
 }
 
-fn read_options(args: &Meaning) -> ReadOptions {
-    ReadOptions { base_is_residual: args.base_is_residual, peft_bugs: args.peft_bugs }
+fn read_options(args: &Meaning, scaling: &Scaling, tuned: Option<&Tuned>) -> Result<ReadOptions> {
+    Ok(ReadOptions {
+        base_is_residual: args.base_is_residual,
+        peft_bugs: args.peft_bugs,
+        scales: Scales::new(&scaling.lora_scale)?,
+        joining: tuned.map_or(Ok(Joining::default()), Tuned::joining)?,
+    })
 }
 
 fn run_options(args: &Running, command: &str) -> RunOptions<'static> {

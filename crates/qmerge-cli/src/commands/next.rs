@@ -6,7 +6,7 @@ use qmerge::open::{Checkpoint, HubId};
 use qmerge::report::{command_line, source_words};
 
 use super::read_options;
-use crate::args::{Meaning, Sources, adapter_and_weight};
+use crate::args::{Meaning, Scaling, Sources, Tuned, adapter_and_weight};
 use crate::show;
 
 /// A text that the user has to have.
@@ -15,15 +15,21 @@ const TEXT: &str = "held-out.txt";
 /// What a merge was made of, as options.
 pub(super) struct Made<'a> {
     pub(super) sources: &'a Sources,
+    pub(super) tuned: &'a Tuned,
     pub(super) meaning: &'a Meaning,
+    pub(super) scaling: &'a Scaling,
 }
 
 impl Made<'_> {
     fn words(&self) -> Vec<String> {
-        let Self { sources, meaning } = self;
+        let Self { sources, tuned, meaning, scaling } = self;
         let read = |text: &String| adapter_and_weight(text).unwrap_or((text.into(), 1.0));
-        let adapters = sources.adapter.iter().map(read).map(|(path, weight)| (named(&path), weight));
-        source_words(named(sources.base()), adapters, &meaning.map, meaning.allow_unused, &read_options(meaning))
+        let both = sources.adapter.iter().map(|text| (false, text)).chain(tuned.tuned.iter().map(|text| (true, text)));
+        let all = both.map(|(is_tuned, text)| (is_tuned, read(text)));
+        let all = all.map(|(is_tuned, (path, weight))| (is_tuned, named(&path), weight));
+        // What was wrong with them the command has said.
+        let options = read_options(meaning, scaling, Some(tuned)).unwrap_or_default();
+        source_words(named(sources.base()), all, &meaning.map, meaning.allow_unused, &options)
     }
 
     /// Merges it, into a folder that is not there yet, and in the base's format unless another is named.
@@ -41,7 +47,8 @@ impl Made<'_> {
 
     /// Compares a merge with the adapter kept apart.
     pub(super) fn compare(&self, merged: &Path) {
-        let adapters = self.sources.adapter.iter().filter_map(|text| adapter_and_weight(text).ok());
+        let adapters =
+            self.sources.adapter.iter().chain(&self.tuned.tuned).filter_map(|text| adapter_and_weight(text).ok());
         let mut folders: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
         folders.push(self.sources.base().to_owned());
         if !merged.is_dir() || !runs(self.sources.base()) || !folders.iter().any(|folder| has_tokenizer(folder)) {

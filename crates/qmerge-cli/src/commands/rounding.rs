@@ -124,7 +124,15 @@ fn by_adapter(inputs: &Inputs, options: &Options, reason: String) -> Data {
         Method::Auto => true,
         Method::Named(method) => method.id() == round::BEST.id(),
     };
-    if !is_best || options.to.is_some() || options.export.is_some() || inputs.original.is_some() || weights.is_empty() {
+    // What a tuned model changes says nothing of inputs: it is no product whose rows read them.
+    let reads = inputs.adapters.iter().any(|adapter| !adapter.is_tuned());
+    if !is_best
+        || !reads
+        || options.to.is_some()
+        || options.export.is_some()
+        || inputs.original.is_some()
+        || weights.is_empty()
+    {
         return Data::Unknown(reason);
     }
     Data::Guessed(Arc::new(weights), reason)

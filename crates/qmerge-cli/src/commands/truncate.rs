@@ -14,7 +14,7 @@ use qmerge_run::{Model, Options};
 use super::calibrate::{Text, needs_alone};
 use super::rounding::{stored, weights};
 use super::{answered, apart_options, floats, read_options, threads, usage};
-use crate::args::TruncateArgs;
+use crate::args::{Scaling, TruncateArgs};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
@@ -29,7 +29,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         dtype: floats(&args.dtype),
         force: args.force,
         threads: threads(args.engine.workers.threads),
-        read: read_options(&args.meaning),
+        read: read_options(&args.meaning, &Scaling::default(), None)?,
         reason: None,
         announced: false,
     };
@@ -46,7 +46,7 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
     let inputs = Inputs::new(Checkpoint::open(base)?, vec![Adapter::open(&args.adapter, 1.0)?])?;
     let adapter = &inputs.adapters[0];
     refuse_uncuttable(adapter, &args.output, &options)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let plan = Plan::new(&inputs, &apart_options(&args.meaning, &Scaling::default())?)?;
     let cut = |calibration: Option<&mut dyn Calibration>, options: &TruncateOptions| {
         truncate(adapter, Some(&plan), calibration, &args.output, options, progress)
     };

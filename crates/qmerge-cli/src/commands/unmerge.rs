@@ -30,7 +30,7 @@ pub(crate) fn find(
         export,
         rounding: Method::Named(NEAREST),
         maps: args.meaning.map.clone(),
-        read: read_options(&args.meaning),
+        read: read_options(&args.meaning, &args.scaling, None)?,
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };

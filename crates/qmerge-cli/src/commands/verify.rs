@@ -10,7 +10,7 @@ use qmerge::progress::Progress;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
 use super::next::Made;
-use super::{answered, apart_options, open};
+use super::{answered, apart_options, open_both};
 use crate::args::VerifyArgs;
 use crate::{Outcome, show};
 
@@ -18,7 +18,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
     let show = |found: &Verification| {
         found.warnings.iter().for_each(|text| show::warning(text));
         show::verification(found);
-        let made = Made { sources: &args.sources, meaning: &args.meaning };
+        let made = Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling };
         match found.answer {
             Answer::Yes => made.try_and_compare(&args.merged),
             Answer::Undecided => made.compare(&args.merged),
@@ -31,9 +31,11 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
 
 /// Examines a merge.
 pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<Verification> {
-    let inputs = open(&args.sources)?;
+    let inputs = open_both(&args.sources, &args.tuned)?;
     let merged = Checkpoint::open(&args.merged)?;
-    let plan = Plan::new(&inputs, &apart_options(&args.meaning))?;
+    let mut options = apart_options(&args.meaning, &args.scaling)?;
+    options.read.joining = args.tuned.joining()?;
+    let plan = Plan::new(&inputs, &options)?;
     let choices = VerifyOptions { min_survival: args.min_survival, threads: args.workers.threads };
     verify(&inputs, &plan, &merged, &choices, progress)
 }

@@ -62,16 +62,18 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         base.cloned().into_iter().chain(adapters).chain(merged.iter().cloned()).collect()
     };
     let merge = |args: &MergeArgs| {
-        with(args.sources.base.as_ref(), &args.sources.adapter, args.calibrating.original.as_slice())
+        let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned].concat();
+        with(args.sources.base.as_ref(), &adapters, args.calibrating.original.as_slice())
     };
     match command {
         Command::Merge(args) | Command::Finish(args) => merge(args),
         Command::Plan(args) => merge(&args.merge),
         Command::Verify(args) => {
-            with(args.sources.base.as_ref(), &args.sources.adapter, std::slice::from_ref(&args.merged))
+            let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned].concat();
+            with(args.sources.base.as_ref(), &adapters, std::slice::from_ref(&args.merged))
         }
         Command::Compare(args) => {
-            let adapters = [args.sources.adapter.as_slice(), &args.beside].concat();
+            let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned, &args.beside].concat();
             with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),

@@ -2,7 +2,7 @@
 
 use anstyle::{AnsiColor, Style};
 use qmerge::formats;
-use qmerge::report::{Behaviour, Report, Verdict, WeightReport};
+use qmerge::report::{Report, Verdict, WeightReport};
 
 use super::figures::{all, bytes, change, counted, figure, fixed, ratio, seconds, share};
 use super::lines::{self, Stream, say};
@@ -58,7 +58,7 @@ pub(crate) fn report(report: &Report) {
         say(&format!("{} {were}", counted(replaced, "tensor")));
     }
     say("");
-    verdict(&report.verdict, report.behaviour.as_ref());
+    verdict(&report.verdict, report.measured());
 }
 
 fn residual(report: &Report) {
@@ -175,11 +175,11 @@ fn row_style(kept: Option<f64>) -> Style {
     }
 }
 
-fn verdict(verdict: &Verdict, behaviour: Option<&Behaviour>) {
+fn verdict(verdict: &Verdict, measured: Option<String>) {
     let style = effect_style(verdict.effect);
     say(&format!("{style}verdict{style:#}: {}", verdict.text));
-    if let Some(behaviour) = behaviour {
-        say(&format!("{BOLD}measured{BOLD:#}: {}", behaviour.in_words()));
+    if let Some(measured) = measured {
+        say(&format!("{BOLD}measured{BOLD:#}: {measured}"));
     }
     if let Some(advice) = &verdict.advice {
         say(&format!("{BOLD}advice{BOLD:#}: {advice}"));

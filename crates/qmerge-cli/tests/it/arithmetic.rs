@@ -55,6 +55,60 @@ fn halves_make_a_whole() {
     done(&folder, &["merge", "base-again", "adapter", "-o", "merged-again"]);
 }
 
+/// Tuned models are merged as adapters are: with them, verified, and in any format.
+#[test]
+fn tuned_models_are_merged() {
+    let folder = Folder::new();
+    demo(folder.path());
+    done(&folder, &["merge", "base-nf4", "adapter", "--to", "f32", "--rounding", "nearest", "-o", "tuned"]);
+    let floats = |out: &str, name: &str| -> Vec<f32> {
+        let tensors = crate::model::read(&folder.join(out).join("model.safetensors"));
+        let (.., bytes) = tensors.into_iter().find(|(own, ..)| own == name).unwrap();
+        bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+    };
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    // Half of the model and half of the adapter that it was made with.
+    let halves = ["merge", "base-nf4", "adapter=0.5", "--tuned", "tuned=0.5", "--to", "f32", "-o", "halves"];
+    let text = done(&folder, &halves);
+    assert!(text.contains("the merged delta's effect is most likely kept"), "{text}");
+    assert!(near(&floats("halves", name), &floats("tuned", name)));
+    let drawn = ["--tuned", "tuned", "--tuned-method", "dare_linear", "--density", "0.5", "--tuned-seed", "3"];
+    let text = done(&folder, &[&["merge", "base-nf4", "-o", "drawn", "--to", "f32"][..], &drawn].concat());
+    assert!(text.contains("the task vector's effect"), "{text}");
+    done(&folder, &[&["verify", "base-nf4", "--merged", "drawn"][..], &drawn].concat());
+    let card = std::fs::read_to_string(folder.join("drawn/README.md")).unwrap();
+    for line in [
+        "What a tuned model differs from a base model by, merged into",
+        "- Tuned model: `tuned`, weight 1\n",
+        "- Differences joined by: dare_linear, density 0.5, seed 3\n",
+        "qmerge verify --base base-nf4 --tuned tuned --tuned-method dare_linear --density 0.5 --tuned-seed 3 --merged merged",
+    ] {
+        assert!(card.contains(line), "{card}");
+    }
+    // By module: nothing of it in the attention.
+    let scaled = ["merge", "base-nf4", "adapter", "--lora-scale", "self_attn=0", "--to", "f32", "-o", "scaled"];
+    done(&folder, &scaled);
+    let attention = "model.layers.1.self_attn.q_proj.weight";
+    done(&folder, &["convert", "--base", "base-nf4", "--to", "f32", "-o", "base-f32"]);
+    assert_eq!(floats("scaled", attention), floats("base-f32", attention));
+    assert!(near(&floats("scaled", name), &floats("tuned", name)));
+    let tuned = |more: &[&'static str]| [&["merge", "base-nf4", "-o", "x"][..], more].concat();
+    for (args, words) in [
+        (tuned(&["--tuned", "adapter"]), &["an adapter, where a model", "--adapter"][..]),
+        (tuned(&["--tuned", "tuned=x"]), &["`x` in `tuned=x` is not a number"]),
+        (tuned(&["--tuned", "tuned", "--tuned-method", "ties"]), &["which share of values stays", "--density"]),
+        (tuned(&["--tuned", "tuned", "--density", "0.5"]), &["linear drops no values"]),
+        (tuned(&["--tuned", "tuned", "--tuned-seed", "1"]), &["--tuned-seed is of no use: linear draws nothing"]),
+        (tuned(&["--tuned", "tuned", "--original", "tuned"]), &["no use beside a tuned model", "--original"]),
+        (tuned(&["adapter", "--lora-scale", "no_such=0.5"]), &["`--lora-scale no_such=0.5`: no module that is merged"]),
+        (tuned(&["adapter", "--lora-scale", "mlp"]), &["`--lora-scale mlp`: it has no `=`"]),
+    ] {
+        refused(&folder, &args, words);
+    }
+    refused(&folder, &["merge", "--tuned", "tuned", "-o", "x"], &["the base is not named", "--base"]);
+}
+
 #[test]
 fn words_that_mean_nothing_are_refused() {
     let folder = Folder::new();

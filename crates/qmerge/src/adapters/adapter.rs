@@ -11,9 +11,11 @@ use super::dialects::{self, Dialect, Foreign, Place, Stated};
 use super::keys::{self, Key, Role};
 use super::{
     ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, config, read, refused,
+    tuned,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, mismatch, unsupported, usage};
+use crate::formats::Inventory;
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Item, Store, model_order};
 
@@ -32,13 +34,15 @@ pub struct Adapter {
     /// Tensor files beside it that are not merged.
     pub left_out: Vec<LeftOut>,
     /// Its method with its configuration; none if it is of a kind that cannot be merged.
-    method: Option<(&'static dyn PeftMethod, Box<dyn Layers>)>,
+    pub(super) method: Option<(&'static dyn PeftMethod, Box<dyn Layers>)>,
     /// What tensors are whose names are not PEFT's.
-    keys: HashMap<String, Key>,
+    pub(super) keys: HashMap<String, Key>,
     /// Ranks and factors by module, where the file states them.
-    stated: HashMap<String, Stated>,
+    pub(super) stated: HashMap<String, Stated>,
+    /// The weights of a model that was trained whole, if it is one.
+    pub(super) tuned: Option<Inventory>,
     /// The way in which it is written, where that is not PEFT's.
-    dialect: Option<&'static dyn Dialect>,
+    pub(super) dialect: Option<&'static dyn Dialect>,
 }
 
 impl std::fmt::Debug for Adapter {
@@ -127,6 +131,7 @@ impl Adapter {
             tensors,
             left_out,
             method,
+            tuned: None,
             keys,
             stated,
             dialect: None,
@@ -154,7 +159,7 @@ impl Adapter {
             );
         }
         let config = config::of_json(found.config, &at).map_err(|error| error.in_file(&at))?;
-        let method = configured(&config, &[ADAPTERS, &[&dialects::Whole]].concat())?;
+        let method = configured(&config, &[ADAPTERS, &[&dialects::Whole, &dialects::Added]].concat())?;
         // A file by itself is known by its own name.
         let path = if dialect.is_folder() { tensors.store.path().to_path_buf() } else { file };
         Ok(Self {
@@ -165,6 +170,7 @@ impl Adapter {
             tensors,
             left_out: Vec::new(),
             method,
+            tuned: None,
             keys: found.keys,
             stated: found.stated,
             dialect: Some(dialect),
@@ -195,9 +201,15 @@ impl Adapter {
         }
     }
 
+    /// True of a model that was trained whole, which is merged as what it differs from its base by.
+    pub fn is_tuned(&self) -> bool {
+        self.tuned.is_some()
+    }
+
     /// Why adapters of this kind are not merged; `None` where they are.
     pub fn refusal(&self) -> Option<Error> {
-        self.method.is_none().then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
+        (self.method.is_none() && !self.is_tuned())
+            .then(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))
     }
 
     /// What lies beside its weights and belongs to it, as a tokenizer may; none where the adapter is one file, whose folder says nothing of it.
@@ -222,7 +234,7 @@ impl Adapter {
         let is_lora = self.config.peft_type == "LORA";
         let counts = match key.role {
             Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
-            Role::Parameter(_) | Role::Tokens => !is_lora,
+            Role::Parameter(_) | Role::Added(_) | Role::Tokens => !is_lora,
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)
@@ -296,6 +308,9 @@ impl Adapter {
 
     /// Plans this adapter's edits of a base.
     pub fn read(&self, names: &Names<'_>, options: &ReadOptions) -> Result<Changes> {
+        if let Some(inventory) = &self.tuned {
+            return tuned::read(self, inventory, names, options).map_err(|error| error.in_file(&self.path));
+        }
         let (method, layers) =
             self.method.as_ref().ok_or_else(|| refused::by_type(&self.config.peft_type).in_file(&self.config.path))?;
         layers.refuse(options, self.weight).map_err(|error| error.in_file(&self.config.path))?;

@@ -1,6 +1,6 @@
 //! What an adapter does to a base, and that every tensor of it is accounted for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{Adapter, Placed};
 use crate::error::{Error, Result, mismatch};
@@ -17,6 +17,8 @@ pub struct Changes {
     pub additions: Vec<Addition>,
     /// Tensors that need not be merged, each with the reason.
     pub ignored: Vec<(String, &'static str)>,
+    /// Numbers of the rules on factors that a module was found by.
+    pub scales: BTreeSet<usize>,
     /// Tensors that matched nothing.
     pub unused: Vec<String>,
     /// What the user should know.

@@ -42,8 +42,9 @@ impl Layers for Reflections {
         if weight == 1.0 {
             return Ok(());
         }
-        Err(unsupported(format!("an HRA adapter reflects, and a reflection cannot be taken {weight} times"))
-            .with_hint("leave out the factor behind the adapter's name"))
+        Err(unsupported(format!("an HRA adapter reflects, and a reflection cannot be taken {weight} times")).with_hint(
+            "leave out the factor: behind the adapter's name, or of --lora-scale where it is found in a module",
+        ))
     }
 
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {

@@ -16,6 +16,8 @@ pub(super) enum Role {
     Tokens,
     /// A base parameter, by its own name ("weight").
     Parameter(String),
+    /// What is added to a base parameter of that name.
+    Added(&'static str),
     /// A part of a training-time variant that the merge does not need.
     TrainingOnly,
     /// The untrained original of a module in `modules_to_save`.
@@ -74,6 +76,7 @@ impl Key {
             Role::Own(marker @ ("lora_A" | "lora_B"), false) => format!("base_model.model.{module}.{marker}.weight"),
             Role::Own(marker, false) => format!("base_model.model.{module}.{marker}"),
             Role::Parameter(parameter) => format!("base_model.model.{module}.{parameter}"),
+            Role::Added(parameter) => format!("base_model.model.{module}.{parameter}"),
             Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => {
                 format!("base_model.model.{module}")
             }

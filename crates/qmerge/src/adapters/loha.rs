@@ -1,9 +1,11 @@
 //! LoHa: the Hadamard product of two low-rank products is added.
 //!
-//! D = s · (w1_a·w1_b ∘ w2_a·w2_b), s = alpha / r. Its rank is at most r². Source: PEFT 0.21, `tuners/loha/layer.py`.
+//! D = s · (w1_a·w1_b ∘ w2_a·w2_b), s = alpha / r. Its rank is at most r². Of a convolution kernels may lie between the factors. Source: PEFT 0.21,
+//! `tuners/loha/layer.py`.
 
 use std::sync::Arc;
 
+use super::lora::through_kernel;
 use super::patterns::Patterns;
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Delta, Product, Tile};
@@ -12,6 +14,7 @@ use crate::error::{Result, mismatch};
 /// LoHa.
 pub(super) struct LoHa;
 
+const KERNELS: [&str; 2] = ["hada_t1", "hada_t2"];
 const FACTORS: [&str; 4] = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"];
 
 impl PeftMethod for LoHa {
@@ -72,15 +75,30 @@ struct Hadamards {
 
 impl Layers for Hadamards {
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
-        let (outputs, inputs) = module.linear("LoHa")?;
+        let (outputs, inputs) = module.linear_or_convolution("LoHa")?;
         let (rank, scale) = self.scaling.of(module)?;
-        if let Some(kernel) = module.tensors().get("hada_t1").or(module.tensors().get("hada_t2")) {
-            return Err(mismatch("the kernel of a convolution, but the module is none").in_tensor(kernel));
-        }
-        let shape = |at| if at % 2 == 0 { [outputs, rank] } else { [rank, inputs] };
-        let tensors = FACTORS.iter().enumerate().map(|(at, marker)| module.sized(marker, &shape(at)));
-        let tensors: Vec<String> = tensors.map(|name| name.map(str::to_owned)).collect::<Result<_>>()?;
-        let change = HadamardPlan { tensors: tensors.clone(), rank, outputs, inputs, scale: scale * module.weight() };
+        let kernels = match (module.tensors().get(KERNELS[0]), module.tensors().get(KERNELS[1])) {
+            (None, None) => None,
+            (Some(one), _) | (None, Some(one)) if !module.is_convolution() => {
+                return Err(mismatch("the kernel of a convolution, but the module is none").in_tensor(one));
+            }
+            _ => Some([module.tensor(KERNELS[0])?.to_owned(), module.tensor(KERNELS[1])?.to_owned()]),
+        };
+        let shape = |at: usize| -> Result<[usize; 2]> {
+            Ok(match &kernels {
+                None if at % 2 == 0 => [outputs, rank],
+                None => [rank, inputs],
+                // Beside a kernel both have the rank first, and inputs are channels.
+                Some(_) if at % 2 == 0 => [rank, outputs],
+                Some(kernels) => {
+                    [rank, channels(module, kernels.get(at / 2).map_or("", String::as_str), rank, inputs)?]
+                }
+            })
+        };
+        let tensors = FACTORS.iter().enumerate().map(|(at, marker)| module.sized(marker, &shape(at)?));
+        let factors: Vec<String> = tensors.map(|name| name.map(str::to_owned)).collect::<Result<_>>()?;
+        let tensors = factors.iter().chain(kernels.iter().flatten()).cloned().collect();
+        let change = HadamardPlan { factors, kernels, rank, outputs, inputs, scale: scale * module.weight() };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 
@@ -91,7 +109,9 @@ impl Layers for Hadamards {
 
 #[derive(Debug)]
 struct HadamardPlan {
-    tensors: Vec<String>,
+    factors: Vec<String>,
+    /// Kernels that lie between the factors of a convolution.
+    kernels: Option<[String; 2]>,
     rank: usize,
     outputs: usize,
     inputs: usize,
@@ -100,11 +120,20 @@ struct HadamardPlan {
 
 impl ChangePlan for HadamardPlan {
     fn load(&self, loader: &Loader<'_>) -> Result<Change> {
-        let [w1_a, w1_b, w2_a, w2_b] = &self.tensors[..] else { return Ok(Change::Add(Vec::new())) };
-        let product = |left, right| -> Result<Product> {
-            Ok(Product::new(self.rank, loader.floats(left)?, loader.floats(right)?, 1.0, None))
+        let [w1_a, w1_b, w2_a, w2_b] = &self.factors[..] else { return Ok(Change::Add(Vec::new())) };
+        let product = |left, right, number: usize| -> Result<Product> {
+            let (left, right) = (loader.floats(left)?, loader.floats(right)?);
+            let kernel = self.kernels.as_ref().and_then(|kernels| kernels.get(number));
+            let (left, right) = match kernel {
+                Some(kernel) => {
+                    (turned(&left, self.outputs), through_kernel(&loader.floats(kernel)?, &right, self.rank))
+                }
+                None => (left, right),
+            };
+            Ok(Product::new(self.rank, left, right, 1.0, None))
         };
-        Ok(Change::add(Hadamard { one: product(w1_a, w1_b)?, two: product(w2_a, w2_b)?, scale: self.scale as f32 }))
+        let (one, two) = (product(w1_a, w1_b, 0)?, product(w2_a, w2_b, 1)?);
+        Ok(Change::add(Hadamard { one, two, scale: self.scale as f32 }))
     }
 
     fn memory(&self) -> u64 {
@@ -119,6 +148,25 @@ impl ChangePlan for HadamardPlan {
     fn rank(&self) -> Option<usize> {
         low(self.rank * self.rank, self.outputs, self.inputs)
     }
+}
+
+/// Channels that the inputs of a convolution are, behind a kernel between factors of a rank.
+pub(super) fn channels(module: &Module<'_>, kernel: &str, rank: usize, inputs: usize) -> Result<usize> {
+    let elements = super::lora::kernel(module, kernel, rank)?.max(1);
+    match inputs.is_multiple_of(elements) {
+        true => Ok(inputs / elements),
+        false => Err(mismatch(format!(
+            "a kernel of {elements} elements, but `{}` takes {inputs} inputs with its own",
+            module.base_name()
+        ))
+        .in_tensor(kernel)),
+    }
+}
+
+/// (rows, cols) to (cols, rows).
+pub(super) fn turned(x: &[f32], cols: usize) -> Vec<f32> {
+    let rows = x.len() / cols.max(1);
+    (0..cols).flat_map(|j| (0..rows).map(move |i| x.get(i * cols + j).copied().unwrap_or_default())).collect()
 }
 
 /// A rank that is low enough for two factors to be less than the matrix.

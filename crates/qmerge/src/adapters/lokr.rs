@@ -1,11 +1,12 @@
 //! LoKr: a Kronecker product of two small matrices is added.
 //!
-//! D = s · w1 ⊗ w2, s = alpha / r, each of the two stored whole or as a product of two factors; which, the tensors say. Source: PEFT 0.21,
-//! `tuners/lokr/layer.py`.
+//! D = s · w1 ⊗ w2, s = alpha / r, each of the two stored whole or as a product of two factors; which, the tensors say. Of a convolution w2 has the kernel, which
+//! may lie between its factors. Source: PEFT 0.21, `tuners/lokr/layer.py`.
 
 use std::sync::Arc;
 
-use super::loha::{Scaling, low};
+use super::loha::{Scaling, low, turned};
+use super::lora::{self, through_kernel};
 use super::module::{INCOMPLETE, OTHER};
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Delta, Product, Tile};
@@ -59,20 +60,26 @@ struct Small {
 }
 
 impl Small {
-    fn find(module: &Module<'_>, [whole, a, b]: [&'static str; 3], rank: usize) -> Result<Self> {
+    fn find(module: &Module<'_>, [whole, a, b]: [&'static str; 3], kernel: Option<&str>, rank: usize) -> Result<Self> {
         let tensors = module.tensors();
         match (tensors.get(whole), tensors.get(a), tensors.get(b)) {
-            (Some(whole), None, None) => {
+            (Some(whole), None, None) if kernel.is_none() => {
                 let (rows, cols) = plane(module, whole)?;
                 Ok(Self { tensors: vec![whole.to_owned()], rows, cols, rank: rows.min(cols) })
             }
             (None, Some(a), Some(b)) => {
                 let ((rows, rank_a), (rank_b, cols)) = (plane(module, a)?, plane(module, b)?);
+                // Beside a kernel both have the rank first, and inputs are channels.
+                let (rows, rank_a) = if kernel.is_some() { (rank_a, rows) } else { (rows, rank_a) };
                 if let Some((have, name)) = [(rank_a, a), (rank_b, b)].into_iter().find(|(have, _)| *have != rank) {
                     let problem = format!("rank {have}, but the configuration says {rank}");
                     return Err(mismatch(problem).in_tensor(name).with_hint(OTHER));
                 }
-                Ok(Self { tensors: vec![a.to_owned(), b.to_owned()], rows, cols, rank })
+                let mut tensors = vec![a.to_owned(), b.to_owned()];
+                let elements = kernel.map_or(Ok(1), |kernel| lora::kernel(module, kernel, rank))?;
+                tensors.extend(kernel.map(str::to_owned));
+                let cols = cols.checked_mul(elements).ok_or_else(|| mismatch("too large").in_tensor(b))?;
+                Ok(Self { tensors, rows, cols, rank })
             }
             (Some(one), ..) => Err(mismatch(format!("stands beside its own factors `{a}` and `{b}`")).in_tensor(one)),
             (None, one, other) => {
@@ -87,6 +94,10 @@ impl Small {
         let Self { rows, cols, rank, .. } = *self;
         let factors = match &self.tensors[..] {
             [a, b] => Some((loader.floats(a)?, loader.floats(b)?)),
+            [a, b, kernel] => {
+                let right = through_kernel(&loader.floats(kernel)?, &loader.floats(b)?, rank);
+                Some((turned(&loader.floats(a)?, rows), right))
+            }
             _ => None,
         };
         let values = match &factors {
@@ -102,22 +113,27 @@ impl Small {
     }
 }
 
-/// The two dimensions of a matrix; what is no linear layer's has more.
+/// The two dimensions of a matrix; of a convolution, with everything behind the first taken together.
 fn plane(module: &Module<'_>, tensor: &str) -> Result<(usize, usize)> {
     match *module.shape(tensor)? {
         [rows, cols] if rows > 0 && cols > 0 => Ok((rows, cols)),
+        [_, _, _, ..] if module.is_convolution() => module.matrix(tensor).and_then(|(rows, cols)| match rows * cols {
+            0 => Err(mismatch("no values").in_tensor(tensor)),
+            _ => Ok((rows, cols)),
+        }),
         ref shape => Err(mismatch(format!("shape {shape:?}, expected a matrix")).in_tensor(tensor).with_hint(OTHER)),
     }
 }
 
 impl Layers for Kroneckers {
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>> {
-        let (outputs, inputs) = module.linear("LoKr")?;
+        let (outputs, inputs) = module.linear_or_convolution("LoKr")?;
         let (rank, scale) = self.scaling.of(module)?;
-        if let Some(kernel) = module.tensors().get("lokr_t2") {
+        let kernel = module.tensors().get("lokr_t2");
+        if let Some(kernel) = kernel.filter(|_| !module.is_convolution()) {
             return Err(mismatch("the kernel of a convolution, but the module is none").in_tensor(kernel));
         }
-        let (one, two) = (Small::find(module, ONE, rank)?, Small::find(module, TWO, rank)?);
+        let (one, two) = (Small::find(module, ONE, None, rank)?, Small::find(module, TWO, kernel, rank)?);
         let product = |a: usize, b: usize| a.checked_mul(b);
         if (product(one.rows, two.rows), product(one.cols, two.cols)) != (Some(outputs), Some(inputs)) {
             return Err(mismatch(format!(

@@ -8,7 +8,8 @@
 //!   unused, which is an error unless allowed;
 //! - `names`, `site` and `place`: the weight that holds a module's matrix, and how it lies there: turned, in a stack of experts, a part of a fused one;
 //! - `dialects`: files that other programs than PEFT wrote, as what PEFT's would say;
-//! - `parameters` and `tokens`: modules trained whole, and trained rows of embeddings.
+//! - `parameters`, `added` and `tokens`: modules trained whole, what is added to parameters as it is, and trained rows of embeddings;
+//! - `tuned`: models trained whole, as what they differ from their base by.
 //!
 //! The reference for the meaning of a file is PEFT 0.21; where its merge contradicts its own forward pass, the forward pass wins.
 
@@ -17,6 +18,7 @@
 
 mod adalora;
 mod adapter;
+mod added;
 pub(crate) mod base_names;
 mod beside;
 mod boft;
@@ -49,10 +51,12 @@ mod read;
 mod refused;
 mod road;
 mod rotation;
+mod scales;
 mod shira;
 mod site;
 mod tokens;
 mod torch_random;
+mod tuned;
 mod vblora;
 mod vera;
 
@@ -79,7 +83,11 @@ pub use module::{Module, Shared, Tensors};
 pub use names::{Names, Rename};
 #[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
+pub use scales::Scales;
+#[doc(hidden)]
+pub use tuned::TaskVector;
 
+use crate::edit::Joining;
 use crate::error::Result;
 
 /// Every method whose adapters can be merged.
@@ -169,4 +177,8 @@ pub struct ReadOptions {
     pub base_is_residual: bool,
     /// Reproduce what PEFT writes where that contradicts its own forward pass.
     pub peft_bugs: bool,
+    /// Factors on what all adapters do in some modules.
+    pub scales: Scales,
+    /// How task vectors are joined, of which there may be several for a weight.
+    pub joining: Joining,
 }

@@ -46,6 +46,8 @@ impl Tensors {
 /// A module that an adapter changes and that the base has.
 pub struct Module<'a> {
     pub(super) path: &'a str,
+    /// Factor that the user asked for in this module.
+    pub(super) scale: f64,
     /// Wrappers that lie around it and are not its own.
     pub(super) depth: usize,
     /// Rank and factor that the file states for it, before the configuration.
@@ -79,7 +81,7 @@ impl<'a> Module<'a> {
 
     /// Factor on the adapter's effect that the user asked for.
     pub fn weight(&self) -> f64 {
-        self.adapter.weight
+        self.adapter.weight * self.scale
     }
 
     /// Rank and factor that the adapter's file states for it alone, before the configuration.
@@ -132,6 +134,11 @@ impl<'a> Module<'a> {
         };
         let problem = format!("`{}` is {kind}, and {method} of one is not supported by this version", self.base_name());
         Err(unsupported(problem).in_tensor(self.tensors.first()))
+    }
+
+    /// The same, where a convolution is as good: its kernel lies behind the inputs.
+    pub(super) fn linear_or_convolution(&self, method: &str) -> Result<(usize, usize)> {
+        if self.is_convolution() { Ok(self.base_shape()) } else { self.linear(method) }
     }
 
     /// Features and tokens of an embedding's table: the one that the adapter brings along, else the base's.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::read_integers;
-use super::{Shared, read_floats};
+use super::{Shared, TaskVector, read_floats};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Edit, Place, Reach, Spot};
 use crate::error::{Error, Kind, Result, unsupported};
@@ -47,6 +47,11 @@ pub trait ChangePlan: Debug + Send + Sync {
 
     /// A plain type that the edited tensor must be stored as, instead of its own.
     fn stores_as(&self) -> Option<Dtype> {
+        None
+    }
+
+    /// What it is where it is not loaded, but made of rows as they are read.
+    fn task_vector(&self) -> Option<&TaskVector> {
         None
     }
 }
@@ -132,12 +137,17 @@ impl Placed {
 
     /// True if the loaded edit needs sums over the whole weight before it can be applied.
     pub fn needs_survey(&self) -> bool {
-        self.place.needs_survey(self.change.reach())
+        self.place.needs_survey(self.change.reach()) || self.task_vector().is_some_and(TaskVector::needs_survey)
     }
 
     /// Stored rows that have to be edited together.
     pub fn row_step(&self) -> usize {
         self.place.row_step(self.change.reach())
+    }
+
+    /// What it is where it is not loaded, but made of rows as they are read.
+    pub fn task_vector(&self) -> Option<&TaskVector> {
+        self.change.task_vector()
     }
 
     /// Rows and columns of the stored matrix that it fits, where it fits only one shape.

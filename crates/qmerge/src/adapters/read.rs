@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::dialects::{Place, Stated};
 use super::keys::Role;
 use super::site::Site;
-use super::{Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, parameters, tokens};
+use super::{
+    Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, added, parameters, tokens,
+};
 use crate::error::{Result, counted};
 
 /// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
@@ -59,6 +61,9 @@ pub(super) fn read(
             Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
             Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
             Role::PassedOver(reason) => changes.ignored.push((name, reason)),
+            Role::Added(parameter) => {
+                added::plan(adapter, names, options, (&key.module, parameter), entry, &mut changes)?;
+            }
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
     }
@@ -85,8 +90,23 @@ pub(super) fn read(
         let config = names.checkpoint.config.as_ref();
         let head = heads.map(|heads| heads.rows_of_one(config, site.shape.0)).transpose();
         let head = head.map_err(|error| error.in_tensor(tensors.first()))?;
-        let module =
-            Module { path, depth: *depth, head, stated, adapter, tensors, shared: &shared, site, largest, options };
+        let rule = options.scales.find(path)?;
+        let scale = rule.map_or(1.0, |(_, factor)| factor);
+        layers.refuse(options, adapter.weight * scale).map_err(|error| error.in_file(&adapter.config.path))?;
+        changes.scales.extend(rule.map(|(number, _)| number));
+        let module = Module {
+            path,
+            scale,
+            depth: *depth,
+            head,
+            stated,
+            adapter,
+            tensors,
+            shared: &shared,
+            site,
+            largest,
+            options,
+        };
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use fancy_regex::Regex;
 use serde_json::Value;
 
 use super::gathered::{self, Gathered, Member, Site};
 use super::method::{Kind as Way, Method};
-use super::operators::{Kept, Majority, Operator, join};
 use super::report::{self, Combination, CombinedWeight, Part};
 use super::svd::{Spectrum, Wanted, best, is_dependent};
-use crate::adapters::{Adapter, ReadOptions};
+use crate::adapters::{Adapter, ReadOptions, Scales};
 use crate::dtype::Dtype;
-use crate::edit::{Product, Tile};
+use crate::edit::{Kept, Majority, Operator, Product, Tile, join};
 use crate::error::{Error, Kind, Result, usage};
 use crate::linalg::Factors;
 use crate::parallel::parallel;
@@ -72,20 +70,7 @@ impl CombineOptions {
         if self.rank == Some(0) {
             return Err(usage("an adapter of rank 0 is none").with_hint("give --rank a number above 0"));
         }
-        match self.density {
-            Some(density) if !self.method.takes_density() => {
-                Err(usage(format!("{id} drops no values, so --density {density} is of no use"))
-                    .with_hint("leave it out"))
-            }
-            Some(density) if !(density > 0.0 && density <= 1.0) => {
-                Err(usage(format!("density {density}: a share above 0, up to 1, was expected")))
-            }
-            None if self.method.takes_density() => {
-                Err(usage(format!("{id} needs to know which share of values stays"))
-                    .with_hint("give --density, like 0.5"))
-            }
-            _ => Ok(()),
-        }
+        self.method.operator().unwrap_or(Operator::Sum).refuse_density(id, self.density)
     }
 }
 
@@ -125,9 +110,9 @@ pub fn combine(
         return Err(usage("there is no adapter to combine").with_hint("give --adapter"));
     };
     refuse_replacing(target, options.force, &sources)?;
-    let scales = options.scales.iter().map(|rule| scale_rule(rule)).collect::<Result<Vec<_>>>()?;
+    let scales = Scales::new(&options.scales)?;
     let gathered = Gathered::of(adapters, &options.read, |number, module| {
-        Ok(adapters[number].weight * scale_of(&scales, module)?)
+        Ok(adapters[number].weight * scales.find(module)?.map_or(1.0, |(_, factor)| factor))
     })?;
     let mut work = Work { adapters, options, rank: 0 };
     progress.start(gathered.sites.iter().map(|site| work.cost(site)).sum());
@@ -189,31 +174,6 @@ pub fn combine(
         left_out: gathered.training_only,
         warnings,
     })
-}
-
-/// `regex=factor`.
-fn scale_rule(rule: &str) -> Result<(Regex, f64)> {
-    let wrong = |problem: String| {
-        usage(format!("`--lora-scale {rule}`: {problem}"))
-            .with_hint("write --lora-scale 'regex=factor', like 'mlp=0.5'")
-    };
-    let (pattern, factor) = rule.rsplit_once('=').ok_or_else(|| wrong("it has no `=`".into()))?;
-    let number = factor.trim().parse().ok().filter(|number: &f64| number.is_finite());
-    let number = number.ok_or_else(|| wrong(format!("`{factor}` is not a number")))?;
-    let regex = Regex::new(pattern).map_err(|cause| wrong(format!("not a regular expression: {cause}")))?;
-    Ok((regex, number))
-}
-
-fn scale_of(rules: &[(Regex, f64)], module: &str) -> Result<f64> {
-    for (regex, factor) in rules {
-        let found = regex
-            .is_match(module)
-            .map_err(|cause| usage(format!("`--lora-scale {regex}`: it cannot be matched: {cause}")))?;
-        if found {
-            return Ok(*factor);
-        }
-    }
-    Ok(1.0)
 }
 
 struct Work<'a> {
@@ -345,7 +305,7 @@ impl<'a> Work<'a> {
             .map(|member| gathered::factors(self.adapters, member, expert))
             .collect::<Result<Vec<_>>>()?;
         let (lefts, rights): (Vec<_>, Vec<_>) = lists.into_iter().unzip();
-        let one = |name: &str, mut values: Vec<Vec<f32>>, signed: bool| {
+        let one = |name: &str, mut values: Vec<Vec<f32>>, signed: bool| -> Result<Vec<f32>> {
             let weights: Vec<f32> = site
                 .members
                 .iter()
@@ -354,14 +314,18 @@ impl<'a> Work<'a> {
                 .collect();
             for (number, values) in values.iter_mut().enumerate() {
                 let seed = self.seed(site, number, name, expert);
-                let mut kept = Kept::of(operator, self.options.density.unwrap_or(1.0), seed, || values.clone());
+                let density = self.options.density.unwrap_or(1.0);
+                let kept = Kept::of(operator, density, seed, |each| {
+                    each(values);
+                    Ok(())
+                })?;
                 kept.prune(0, values);
             }
             let mut out = vec![0.0; values[0].len()];
             join(operator, self.options.majority, &weights, &values, &mut out);
-            out
+            Ok(out)
         };
-        let (left, right) = (one("B", lefts, false), one("A", rights, true));
+        let (left, right) = (one("B", lefts, false)?, one("A", rights, true)?);
         let own = site.members[0].pair.rank;
         let (rows, rank) = (site.outputs(), self.rank);
         let mut padded = Factors { rank, left: vec![0.0; rows * rank], right: vec![0.0; rank * site.inputs()] };
@@ -375,32 +339,33 @@ impl<'a> Work<'a> {
     /// An operator on the deltas (outputs, inputs), some rows at a time.
     fn of_deltas(&self, operator: Operator, site: &Site, expert: usize) -> Result<Vec<f32>> {
         let (rows, cols) = (site.outputs(), site.inputs());
+        let height = (CHUNK / cols).max(1);
+        let tiles = || {
+            (0..rows).step_by(height).map(|first| Tile { outputs: first..rows.min(first + height), inputs: 0..cols })
+        };
         let mut products = Vec::new();
         let mut kept = Vec::new();
         for (number, member) in site.members.iter().enumerate() {
             let (left, right) = gathered::factors(self.adapters, member, expert)?;
             let left = (0..left.len()).map(|at| left[at % member.pair.rank * rows + at / member.pair.rank]).collect();
             let product = Product::new(member.pair.rank, left, right, member.pair.scale as f32, None);
-            let all = || {
-                let mut values = vec![0.0; rows * cols];
-                product.tile(&Tile { outputs: 0..rows, inputs: 0..cols }, &mut values);
-                values
-            };
-            kept.push(Kept::of(
-                operator,
-                self.options.density.unwrap_or(1.0),
-                self.seed(site, number, "D", expert),
-                all,
-            ));
+            let density = self.options.density.unwrap_or(1.0);
+            let mut values = Vec::new();
+            kept.push(Kept::of(operator, density, self.seed(site, number, "D", expert), |each| {
+                for tile in tiles() {
+                    values.resize(tile.len(), 0.0);
+                    product.tile(&tile, &mut values);
+                    each(&values);
+                }
+                Ok(())
+            })?);
             products.push(product);
         }
         let weights: Vec<f32> = site.members.iter().map(|member| member.weight as f32).collect();
         let mut out = vec![0.0; rows * cols];
-        let height = (CHUNK / cols).max(1);
         let mut values: Vec<Vec<f32>> = vec![Vec::new(); products.len()];
-        for (number, chunk) in out.chunks_mut(height * cols).enumerate() {
-            let tile = Tile { outputs: number * height..number * height + chunk.len() / cols, inputs: 0..cols };
-            for ((product, kept), values) in products.iter().zip(&mut kept).zip(&mut values) {
+        for (tile, chunk) in tiles().zip(out.chunks_mut(height * cols)) {
+            for ((product, kept), values) in products.iter().zip(&kept).zip(&mut values) {
                 values.resize(chunk.len(), 0.0);
                 product.tile(&tile, values);
                 kept.prune((tile.outputs.start * cols) as u64, values);

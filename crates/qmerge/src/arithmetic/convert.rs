@@ -56,6 +56,11 @@ pub fn convert(
     let [adapter] = &inputs.adapters[..] else {
         return Err(Error::new(Kind::Bug, "a conversion is of one adapter"));
     };
+    if adapter.is_tuned() {
+        return Err(mismatch("a tuned model, not an adapter")
+            .in_file(&adapter.path)
+            .with_hint("extract makes an adapter of it"));
+    }
     refuse_replacing(target, options.force, &[&adapter.path, &inputs.base.path])?;
     let (jobs, dropped) = jobs(inputs, plan);
     if jobs.is_empty() {
@@ -165,8 +170,9 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
     let (rows, cols) = (geometry.rows, geometry.cols);
     let edited = Edited::new(inputs, recode)?;
     let seed = seed_of(recode.from.weight.name(), options.seed);
-    let is_low = edit::rank(edited.edits(), &(0..rows)).is_some_and(|rank| rank > 0 && rank < rows.min(cols));
-    let product = is_low.then(|| edit::factors(edited.edits(), &(0..rows), cols)).flatten();
+    let edits = edited.edits().unwrap_or_default();
+    let is_low = edit::rank(edits, &(0..rows)).is_some_and(|rank| rank > 0 && rank < rows.min(cols));
+    let product = is_low.then(|| edit::factors(edits, &(0..rows), cols)).flatten();
     let found = if let Some(Factors { rank, left, right }) = product {
         finite(&left)?;
         finite(&right)?;
@@ -178,7 +184,7 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
         let mut values = Vec::new();
         if recode.edits.iter().all(|(_, edit)| edit.plan.is_additive()) {
             values.resize(rows * cols, 0.0);
-            edit::apply(edited.edits(), &(0..rows), cols, &vec![0.0; rows * cols], &mut values);
+            edit::apply(edits, &(0..rows), cols, &vec![0.0; rows * cols], &mut values);
         } else {
             let mut base = Vec::new();
             edited.rows(&(0..rows), &mut base, &mut values)?;

@@ -148,7 +148,7 @@ pub fn extract(
             adapter.tensors.push(pair.whole(both, both.base.weight.name().to_owned()));
         }
     }
-    // One table that serves both ends is trained as both: PEFT ties copies by the names that most families have, and of others wants two.
+    // One table that serves both ends is written for both. PEFT ties the copies by the names that most families have, and of others wants two modules.
     if let Some((embed, tie)) = names.embed().zip(names.tie).filter(|_| names.is_tied() && tuned_names.is_tied())
         && let Some(both) = both.iter().find(|both| both.base.weight.name() == embed.weight.name())
         && let Some(module) =
@@ -157,8 +157,8 @@ pub fn extract(
         adapter.is_tied = module.ends_with("embed_tokens");
         if !adapter.is_tied {
             adapter.whole.insert(tie.head().to_owned());
-            adapter.tensors.push(pair.whole(both, format!("{}.weight", tie.head())));
         }
+        adapter.tensors.push(pair.whole(both, format!("{}.weight", tie.head())));
     }
     for name in &whole {
         let Some(module) = name.strip_suffix(".bias").filter(|module| !adapter.whole.contains(*module)) else {

@@ -1,6 +1,6 @@
 //! How several adapters become one.
 
-use super::operators::Operator;
+use crate::edit::Operator;
 use crate::error::{Result, usage};
 
 /// A way to combine adapters.
@@ -82,7 +82,7 @@ impl Method {
 
     /// True if it drops values.
     pub fn takes_density(&self) -> bool {
-        self.operator().is_some_and(|operator| operator != Operator::Sum)
+        self.operator().is_some_and(Operator::drops)
     }
 
     /// True if it draws.

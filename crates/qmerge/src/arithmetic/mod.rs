@@ -13,17 +13,16 @@ mod gathered;
 mod gguf_lora;
 mod method;
 mod new_adapter;
-mod operators;
 mod report;
 mod svd;
 mod undo;
 
+pub use crate::edit::Majority;
 pub use combine::{CombineOptions, combine};
 pub use convert::{ConvertOptions, convert};
 pub use extract::{ExtractOptions, extract};
 pub use gguf_lora::convert_to_gguf;
 pub use method::{METHODS, Method};
-pub use operators::Majority;
 pub use report::{
     Combination, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight, Extraction, Part,
 };

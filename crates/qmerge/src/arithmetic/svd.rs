@@ -1,8 +1,7 @@
 //! The best approximations of low rank to what adapters add, in the plain norm.
 
 use crate::error::{Result, usage};
-use crate::linalg::{Cholesky, Factors, dot, gram_schmidt, symmetric};
-use crate::round::hash;
+use crate::linalg::{Cholesky, Eigen, Factors, dot, gram_schmidt, hash, symmetric};
 use crate::simd::gram::{combine, gram};
 use crate::simd::matmul::{Columns, matmul};
 
@@ -22,8 +21,8 @@ pub(super) struct Spectrum {
     /// Columns of `left` and rows of `right` are equally long once multiplied with and divided by these.
     balance: Vec<f64>,
     cholesky: Cholesky,
-    /// Rows, in the basis Q.
-    vectors: Vec<f64>,
+    /// Of the product, in the basis Q.
+    eigen: Eigen,
 }
 
 impl Spectrum {
@@ -42,12 +41,12 @@ impl Spectrum {
                 (whole[i * found + j], whole[j * found + i]) = (one, one);
             }
         }
-        let (squares, vectors) = symmetric(whole, found);
+        let eigen = Eigen::new(whole, found);
         // What cancels leaves the rounding of what it was made of.
         let parts = (0..inner).map(|i| grams.left[i * inner + i] * grams.right[i * inner + i]);
-        let least = NEW * parts.chain(squares.first().copied()).fold(0.0, f64::max);
-        let values = squares.iter().take_while(|square| **square > least).map(|square| square.sqrt()).collect();
-        Self { values, left, right, inner, balance: grams.balance, cholesky, vectors }
+        let least = NEW * parts.chain(eigen.values.first().copied()).fold(0.0, f64::max);
+        let values = eigen.values.iter().take_while(|square| **square > least).map(|square| square.sqrt()).collect();
+        Self { values, left, right, inner, balance: grams.balance, cholesky, eigen }
     }
 
     /// The best approximation, its energy, and the share of the product's energy that it holds.
@@ -62,7 +61,8 @@ impl Spectrum {
         let (inner, found) = (self.inner, self.cholesky.pivots.len());
         let (rows, cols) = (self.left.len() / inner.max(1), self.right.len() / inner.max(1));
         let (mut of_left, mut of_right) = (Vec::new(), Vec::new());
-        for vector in self.vectors.chunks_exact(found.max(1)).take(rank.min(self.values.len())) {
+        let vectors = self.eigen.vectors(rank.min(self.values.len()));
+        for vector in vectors.chunks_exact(found.max(1)) {
             let weights = self.cholesky.weights(vector.to_vec());
             of_left.extend(weights.iter().zip(&self.balance).map(|(weight, balance)| weight * balance));
             let mut turned = vec![0.0; inner];

@@ -7,6 +7,7 @@
 mod change;
 mod factors;
 mod low_rank;
+mod operators;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ pub use change::{ALL, Change, Delta, Map, Product, Reach, ReplaceRows, Scaled, S
 pub use factors::{factors, rank};
 pub use low_rank::Applied;
 use low_rank::LowRank;
+pub use operators::{Joining, Kept, Majority, OPERATORS, Operator, join};
 pub use place::{Place, Spot, Stride};
 
 /// A loaded edit of one weight.

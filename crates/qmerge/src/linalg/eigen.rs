@@ -1,6 +1,7 @@
 //! Eigenvalues of small symmetric matrices.
 
-use super::{tridiagonal, turn};
+use super::tridiagonal::Tridiagonal;
+use super::turn;
 
 /// Columns from which on the way is by a tridiagonal matrix: five times as fast, and small values are only as exact as large ones.
 const MANY: usize = 128;
@@ -15,7 +16,7 @@ const SWEEPS: usize = 40;
 /// n units in the last place of the largest value.
 pub fn symmetric(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     if n >= MANY {
-        return tridiagonal::symmetric(a, n);
+        return Tridiagonal::new(a, n).all();
     }
     let mut vectors = vec![0.0; n * n];
     (0..n).for_each(|i| vectors[i * n + i] = 1.0);
@@ -50,6 +51,45 @@ pub fn symmetric(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     let values = order.iter().map(|&i| a[i * n + i]).collect();
     let vectors = order.iter().flat_map(|&i| vectors[i * n..(i + 1) * n].iter().copied()).collect();
     (values, vectors)
+}
+
+/// Eigenvalues of a symmetric matrix, and vectors of as many of the largest as are asked for.
+#[derive(Debug)]
+pub struct Eigen {
+    /// Largest first.
+    pub values: Vec<f64>,
+    n: usize,
+    vectors: Vectors,
+}
+
+#[derive(Debug)]
+enum Vectors {
+    Found(Vec<f64>),
+    ToBeFound(Tridiagonal),
+}
+
+impl Eigen {
+    /// Of `a` (n, n).
+    pub fn new(a: Vec<f64>, n: usize) -> Self {
+        if n < MANY {
+            let (values, vectors) = symmetric(a, n);
+            return Self { values, n, vectors: Vectors::Found(vectors) };
+        }
+        let matrix = Tridiagonal::new(a, n);
+        Self { values: matrix.values(), n, vectors: Vectors::ToBeFound(matrix) }
+    }
+
+    /// The vectors of the `count` largest values, as rows.
+    pub fn vectors(&self, count: usize) -> Vec<f64> {
+        let count = count.min(self.n);
+        let all = |vectors: &[f64]| vectors[..count * self.n].to_vec();
+        match &self.vectors {
+            Vectors::Found(vectors) => all(vectors),
+            // From about here on one after the other takes as long as all at once.
+            Vectors::ToBeFound(matrix) if 2 * count > self.n => all(&matrix.all().1),
+            Vectors::ToBeFound(matrix) => matrix.largest_vectors(count),
+        }
+    }
 }
 
 /// Turns rows p < q of `x` (_, n).

@@ -13,7 +13,7 @@ mod tridiagonal;
 
 pub use basis::{gram_schmidt, span};
 pub use cholesky::Cholesky;
-pub use eigen::symmetric;
+pub use eigen::{Eigen, symmetric};
 pub use solve::Lu;
 pub use svd::{Svd, svd};
 
@@ -68,6 +68,14 @@ fn turn(x: &mut [f64], y: &mut [f64], (c, s): (f64, f64)) {
     for (x, y) in x.iter_mut().zip(y) {
         (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
     }
+}
+
+/// splitmix64's mixing of a number (Steele, Lea, Flood 2014): what probes and everything else that is drawn comes from.
+pub(crate) fn hash(x: u64) -> u64 {
+    let mut z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Values in [−1, 1] that tests take for random ones.

@@ -1,34 +1,174 @@
 //! Eigenvalues of symmetric matrices of some hundred columns, by way of a tridiagonal one.
 
-use super::{axpy, dot, turn};
+use super::{axpy, dot, hash, turn};
 
 /// Rounds per eigenvalue after which the rest counts as solved; 2 are usual.
 const ROUNDS: usize = 60;
 
-/// As [`symmetric`](super::symmetric), in about 8 n³ operations. Values, and vectors up to what nearly equal values leave open, are right to about n units in
-/// the last place of the largest value.
-pub(super) fn symmetric(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
-    let largest = a.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
-    if largest > 0.0 {
-        a.iter_mut().for_each(|x| *x /= largest);
+/// Steps by which a vector is found from its value; 2 are enough for nearly all.
+const STEPS: usize = 4;
+
+/// A symmetric matrix on the way to its eigenvalues.
+#[derive(Debug)]
+pub(super) struct Tridiagonal {
+    n: usize,
+    /// What the matrix was divided by.
+    largest: f64,
+    diagonal: Vec<f64>,
+    /// What stands beside the diagonal.
+    beside: Vec<f64>,
+    /// For each column but the last the unit vector that it was reflected by.
+    reflections: Vec<Vec<f64>>,
+}
+
+impl Tridiagonal {
+    /// Of `a` (n, n), in about 4/3 n³ operations.
+    pub(super) fn new(mut a: Vec<f64>, n: usize) -> Self {
+        let largest = a.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+        if largest > 0.0 {
+            a.iter_mut().for_each(|x| *x /= largest);
+        }
+        let (diagonal, beside, reflections) = reduce(&mut a, n);
+        Self { n, largest, diagonal, beside, reflections }
     }
-    let (mut diagonal, mut beside, reflections) = reduce(&mut a, n);
-    let mut vectors = a;
-    vectors.fill(0.0);
-    (0..n).for_each(|i| vectors[i * n + i] = 1.0);
-    solve(&mut diagonal, &mut beside, &mut vectors, n);
-    for vector in vectors.chunks_exact_mut(n.max(1)) {
-        for (k, v) in reflections.iter().enumerate().rev() {
-            let own = &mut vector[n - v.len()..];
-            debug_assert_eq!(v.len(), n - k - 1);
-            let share = dot(v, own);
-            axpy(-2.0 * share, v, own);
+
+    /// The eigenvalues, largest first, in some n² operations.
+    pub(super) fn values(&self) -> Vec<f64> {
+        let mut values = self.scaled_values();
+        values.iter_mut().for_each(|value| *value *= self.largest);
+        values
+    }
+
+    fn scaled_values(&self) -> Vec<f64> {
+        let (mut diagonal, mut beside) = (self.diagonal.clone(), self.beside.clone());
+        solve(&mut diagonal, &mut beside, &mut [], self.n, 0);
+        diagonal.sort_by(|a, b| b.total_cmp(a));
+        diagonal
+    }
+
+    /// Eigenvalues, largest first, and all vectors as rows, in about 7 n³ operations. Values, and vectors up to what nearly equal values leave open, are right to
+    /// about n units in the last place of the largest value.
+    pub(super) fn all(&self) -> (Vec<f64>, Vec<f64>) {
+        let n = self.n;
+        let (mut diagonal, mut beside) = (self.diagonal.clone(), self.beside.clone());
+        let mut vectors = vec![0.0; n * n];
+        (0..n).for_each(|i| vectors[i * n + i] = 1.0);
+        solve(&mut diagonal, &mut beside, &mut vectors, n, n);
+        self.turn_back(&mut vectors);
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| diagonal[j].total_cmp(&diagonal[i]).then(i.cmp(&j)));
+        let values = order.iter().map(|&i| diagonal[i] * self.largest).collect();
+        (values, order.iter().flat_map(|&i| vectors[i * n..(i + 1) * n].iter().copied()).collect())
+    }
+
+    /// The vectors of the `count` largest eigenvalues as rows, in about 2 n² operations for each: by inverse iteration, which finds a vector from its value. Where
+    /// values are nearly equal it finds any of their space, so each is made orthogonal to those before.
+    pub(super) fn largest_vectors(&self, count: usize) -> Vec<f64> {
+        let n = self.n;
+        let mut vectors: Vec<f64> = Vec::with_capacity(count * n);
+        let mut above = f64::INFINITY;
+        for (number, value) in self.scaled_values().into_iter().take(count).enumerate() {
+            // Equal values are taken apart by a little, so that each begins from another matrix.
+            let shift = value.min(above - 10.0 * f64::EPSILON);
+            above = shift;
+            let solver = Shifted::new(&self.diagonal, &self.beside, shift);
+            let mut x: Vec<f64> =
+                (0..n).map(|i| (hash((number * n + i) as u64) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0).collect();
+            for _ in 0..STEPS {
+                solver.solve(&mut x);
+                shorten(&mut x);
+                // Twice is enough (Kahan, Parlett).
+                for _ in 0..2 {
+                    for other in vectors.chunks_exact(n.max(1)) {
+                        let share = dot(other, &x);
+                        axpy(-share, other, &mut x);
+                    }
+                }
+                shorten(&mut x);
+            }
+            vectors.extend(x);
+        }
+        self.turn_back(&mut vectors);
+        vectors
+    }
+
+    /// Rows of the tridiagonal matrix's vectors to those of the matrix itself.
+    fn turn_back(&self, vectors: &mut [f64]) {
+        let n = self.n;
+        for vector in vectors.chunks_exact_mut(n.max(1)) {
+            for (k, v) in self.reflections.iter().enumerate().rev() {
+                let own = &mut vector[n - v.len()..];
+                debug_assert_eq!(v.len(), n - k - 1);
+                let share = dot(v, own);
+                axpy(-2.0 * share, v, own);
+            }
         }
     }
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|&i, &j| diagonal[j].total_cmp(&diagonal[i]).then(i.cmp(&j)));
-    let values = order.iter().map(|&i| diagonal[i] * largest).collect();
-    (values, order.iter().flat_map(|&i| vectors[i * n..(i + 1) * n].iter().copied()).collect())
+}
+
+/// To length 1; what is too long for its square is divided first.
+fn shorten(x: &mut [f64]) {
+    let largest = x.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    if largest > 0.0 {
+        x.iter_mut().for_each(|x| *x /= largest);
+        let length = dot(x, x).sqrt();
+        x.iter_mut().for_each(|x| *x /= length);
+    }
+}
+
+/// T − shift·I as a product of triangular matrices, rows exchanged where that is needed (LAPACK's `dgttrf`).
+struct Shifted {
+    /// Multipliers, and whether the row was exchanged with the next.
+    steps: Vec<(f64, bool)>,
+    /// Three diagonals of the upper matrix.
+    upper: Vec<[f64; 3]>,
+}
+
+impl Shifted {
+    fn new(diagonal: &[f64], beside: &[f64], shift: f64) -> Self {
+        let n = diagonal.len();
+        let tiny = f64::EPSILON * f64::EPSILON;
+        let (mut steps, mut upper) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut row = [diagonal.first().map_or(0.0, |x| x - shift), beside.first().copied().unwrap_or(0.0), 0.0];
+        for i in 0..n {
+            if i + 1 == n {
+                row[0] = if row[0].abs() < tiny { tiny } else { row[0] };
+                upper.push(row);
+                break;
+            }
+            let next = [beside[i], diagonal[i + 1] - shift, if i + 2 < n { beside[i + 1] } else { 0.0 }];
+            let exchanged = next[0].abs() > row[0].abs();
+            let (mut pivot, other) =
+                if exchanged { (next, [row[0], row[1], 0.0]) } else { ([row[0], row[1], 0.0], next) };
+            pivot[0] = if pivot[0].abs() < tiny { tiny } else { pivot[0] };
+            let factor = other[0] / pivot[0];
+            steps.push((factor, exchanged));
+            upper.push(pivot);
+            row = [other[1] - factor * pivot[1], other[2] - factor * pivot[2], 0.0];
+        }
+        Self { steps, upper }
+    }
+
+    /// Solves for `x` in place.
+    fn solve(&self, x: &mut [f64]) {
+        for (i, (factor, exchanged)) in self.steps.iter().enumerate() {
+            if *exchanged {
+                x.swap(i, i + 1);
+            }
+            x[i + 1] -= factor * x[i];
+        }
+        for i in (0..x.len()).rev() {
+            let [own, next, after] = self.upper[i];
+            let mut sum = x[i];
+            if i + 1 < x.len() {
+                sum -= next * x[i + 1];
+            }
+            if i + 2 < x.len() {
+                sum -= after * x[i + 2];
+            }
+            x[i] = sum / own;
+        }
+    }
 }
 
 /// Householder: the tridiagonal matrix's diagonal and what stands beside it, and for each column but the last the unit vector that it was reflected by.
@@ -60,8 +200,8 @@ fn reduce(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
     (diagonal, beside, reflections)
 }
 
-/// QL with implicit shifts: `diagonal` becomes the eigenvalues, and the rows of `vectors` take every turn.
-fn solve(diagonal: &mut [f64], beside: &mut [f64], vectors: &mut [f64], n: usize) {
+/// QL with implicit shifts: `diagonal` becomes the eigenvalues, and the rows of `vectors` (n, width) take every turn.
+fn solve(diagonal: &mut [f64], beside: &mut [f64], vectors: &mut [f64], n: usize, width: usize) {
     for l in 0..n {
         for _ in 0..ROUNDS {
             let is_small = |m: usize| {
@@ -93,8 +233,8 @@ fn solve(diagonal: &mut [f64], beside: &mut [f64], vectors: &mut [f64], n: usize
                 moved = s * r;
                 diagonal[i + 1] = g + moved;
                 g = c * r - b;
-                let (above, below) = vectors.split_at_mut((i + 1) * n);
-                turn(&mut above[i * n..], &mut below[..n], (c, s));
+                let (above, below) = vectors.split_at_mut((i + 1) * width);
+                turn(&mut above[i * width..], &mut below[..width], (c, s));
             }
             if !ended {
                 diagonal[l] -= moved;
@@ -111,7 +251,8 @@ mod tests {
     use super::*;
 
     fn holds(a: &[f64], n: usize) {
-        let (values, vectors) = symmetric(a.to_vec(), n);
+        let matrix = Tridiagonal::new(a.to_vec(), n);
+        let (values, vectors) = matrix.all();
         let largest = values.iter().fold(1e-300_f64, |most, x| most.max(x.abs()));
         assert!(values.is_sorted_by(|a, b| a >= b));
         for i in 0..n {
@@ -120,6 +261,20 @@ mod tests {
                 assert!((inner - f64::from(u8::from(i == j))).abs() < 1e-12, "{n}: {i} {j} {inner}");
                 let sum: f64 = (0..n).map(|k| values[k] * vectors[k * n + i] * vectors[k * n + j]).sum();
                 assert!((sum - a[i * n + j]).abs() < 1e-12 * largest * n as f64, "{n}: {sum} {}", a[i * n + j]);
+            }
+        }
+        // The first of them alone: orthonormal, and A stretches each by its value.
+        let count = n.div_ceil(3);
+        let (alone, some) = (matrix.values(), matrix.largest_vectors(count));
+        assert!(alone.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-13 * largest * n as f64));
+        for (i, (value, own)) in alone.iter().zip(some.chunks_exact(n)).enumerate() {
+            for (j, other) in some.chunks_exact(n).enumerate() {
+                let inner = dot(own, other) - f64::from(u8::from(i == j));
+                assert!(inner.abs() < 1e-12, "{n}: {i} {j} {inner}");
+            }
+            for (k, row) in a.chunks_exact(n).enumerate() {
+                let off = dot(row, own) - value * own[k];
+                assert!(off.abs() < 1e-12 * largest * n as f64, "{n}: {i} {off}");
             }
         }
     }

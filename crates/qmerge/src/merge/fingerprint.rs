@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use crate::adapters::Adapter;
 use crate::error::Result;
 use crate::open::{Checkpoint, content};
 use crate::plan::{Action, Inputs, Plan, Tokenizer};
@@ -29,9 +30,10 @@ pub(super) fn of(
     }
     for (number, (adapter, hash)) in inputs.adapters.iter().zip(adapters).enumerate() {
         let name = format!("adapter {}", number + 1);
-        merge.add(&name, hash);
+        merge.add(&name, if adapter.is_tuned() { large(&adapter.tensors)? } else { hash.clone() });
         if let [_, beside @ ..] = adapter.tensors.files.as_slice()
             && !beside.is_empty()
+            && !adapter.is_tuned()
         {
             merge.add(format!("files beside {name}"), content(beside)?);
         }
@@ -56,6 +58,12 @@ pub(super) fn of(
     }
     merge.add("base is residual", plan.read.base_is_residual.to_string());
     merge.add("PEFT's bugs", plan.read.peft_bugs.to_string());
+    for (number, rule) in plan.read.scales.rules().enumerate() {
+        merge.add(format!("rule {} on factors", number + 1), rule);
+    }
+    if inputs.adapters.iter().any(Adapter::is_tuned) {
+        merge.add("how task vectors are joined", format!("{:?}", plan.read.joining));
+    }
     merge.add("tokenizer", if plan.tokenizer == Tokenizer::Base { "the base's" } else { "the adapter's" });
     let mut text = String::new();
     for file in &plan.files {

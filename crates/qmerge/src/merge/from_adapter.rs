@@ -68,7 +68,8 @@ impl Calibration for FromAdapter<'_> {
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for recode in self.recodes().filter(|recode| wanted(recode.to.name())) {
             let edited = Edited::new(self.inputs, recode)?;
-            let Some(directions) = Directions::of(edited.edits(), 0..recode.outputs(), recode.inputs()) else {
+            let of = |edits| Directions::of(edits, 0..recode.outputs(), recode.inputs());
+            let Some(directions) = edited.edits().and_then(of) else {
                 continue;
             };
             take.known(Known { weights: vec![recode.to.name().to_owned()], moments: moments(&directions) })?;

@@ -24,6 +24,8 @@ const READ_AGAIN: u64 = 4 * 4;
 const TURNED: u64 = 4;
 /// What the program takes besides: code, headers, tables, the allocator's reserve.
 pub const PROGRAM_BYTES: u64 = 20 << 20;
+/// Counting the magnitudes of a task vector.
+const COUNTS: u64 = 1 << 20;
 /// What moments of further layers may take so that all threads have weights to round.
 const FURTHER: u64 = 256 << 20;
 /// Steps whose state can stand in memory at once: one writing, one surveyed, one beginning.
@@ -136,7 +138,8 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
         let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
         // The original's values, and the bytes that they are decoded from.
         let original = if recode.original.is_some() { 8 } else { 0 };
-        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + task_bytes);
+        let vectors = task_vectors(recode, chunk);
+        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + vectors + task_bytes);
         // Parts that are not cut by rows, and the maxima that a survey holds.
         let whole: u64 = (0..recode.to.parts().len())
             .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
@@ -145,11 +148,18 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
         let held = if recode.is_surveyed() { 6 * geometry.elements() as u64 / 64 } else { 0 };
         // A basis of what the adapter reads, and what it is found with: no more than the factors take twice.
         let directions = if recode.streamed().goes_by_directions() { 2 * edits(recode) } else { 0 };
-        state.push(edits(recode) + directions + whole + held);
+        let counts = if recode.surveys_task_vectors() { COUNTS } else { 0 };
+        state.push(edits(recode) + directions + whole + held + counts);
     }
     state.sort_unstable_by(|a, b| b.cmp(a));
     let in_flight: u64 = state.iter().take(STEPS_IN_FLIGHT).sum();
     waiting + memory.threads as u64 * worker + in_flight
+}
+
+/// Rows of tuned models for a chunk: of each its values and the bytes that they are decoded from, and the sum.
+fn task_vectors(recode: &Recode, chunk: u64) -> u64 {
+    let number = recode.task_vectors().count() as u64;
+    if number == 0 { 0 } else { chunk * (8 * number + 4) }
 }
 
 fn edits(recode: &Recode) -> u64 {
@@ -204,7 +214,9 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let rank = edits(recode) / matrices / (4 * (rows + cols)).max(1);
     let directions = 4 * rank.max(LEAST_PROBES as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
     let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
-    rows * cols * each + ordered + stored + directions + cut + edits(recode)
+    let chunk = (CHUNK_ELEMENTS as u64).max(recode.from.weight.geometry().cols as u64);
+    let vectors = task_vectors(recode, chunk) + if recode.surveys_task_vectors() { COUNTS } else { 0 };
+    rows * cols * each + vectors + ordered + stored + directions + cut + edits(recode)
 }
 
 /// What a weight whose rows become columns takes: base, target, both turned over, and what they are encoded and decoded to.

@@ -172,7 +172,11 @@ fn begin(
     let hashes = inputs
         .adapters
         .iter()
-        .map(|adapter| content(adapter.tensors.files.get(..1).unwrap_or_default()))
+        // A tuned model is as large as the base, and known as that is.
+        .map(|adapter| match adapter.is_tuned() {
+            true => Ok(String::new()),
+            false => content(adapter.tensors.files.get(..1).unwrap_or_default()),
+        })
         .collect::<Result<Vec<_>>>()?;
     if !options.existing.force {
         refuse_mistaken(inputs, &hashes, options.undoes)?;

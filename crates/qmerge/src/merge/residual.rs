@@ -232,7 +232,7 @@ impl Run<'_> {
             let name = edit.tensors.first()?;
             self.inputs.adapters.iter().find_map(|adapter| adapter.tensors.get(name))
         });
-        own.map_or(crate::dtype::Dtype::F32, |entry| entry.dtype)
+        own.map(|entry| entry.dtype).filter(|dtype| dtype.is_plain_float()).unwrap_or(crate::dtype::Dtype::F32)
     }
 
     /// What PEFT needs to put it on the output. It does not name the output: the same merge has the same bytes under every name.

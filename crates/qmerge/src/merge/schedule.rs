@@ -173,7 +173,10 @@ pub(super) fn step_reads(step: &Step) -> u64 {
     match &step.action {
         Action::Copy { entry } => entry.bytes,
         Action::Constant(_) => 0,
-        Action::Recode(recode) => read_bytes(recode),
+        Action::Recode(recode) => {
+            let tuned = recode.task_vectors().flat_map(|vector| &vector.claim.entries);
+            read_bytes(recode) + tuned.map(|entry| entry.bytes).sum::<u64>()
+        }
     }
 }
 

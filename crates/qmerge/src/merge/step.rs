@@ -182,7 +182,9 @@ impl<'a> Steps<'a> {
         let edited = Edited::new(self.inputs, recode)?;
         if recode.streamed().goes_by_directions() && !recode.transposed {
             let geometry = recode.from.weight.geometry();
-            if let Some(directions) = Directions::of(edited.edits(), 0..geometry.rows, geometry.cols) {
+            if let Some(directions) =
+                edited.edits().and_then(|edits| Directions::of(edits, 0..geometry.rows, geometry.cols))
+            {
                 state.directions.get_or_init(|| directions);
             }
         }
@@ -248,7 +250,7 @@ impl<'a> Steps<'a> {
         task.edited.base().load(&task.rows, stored)?;
         let mut held = Vec::new();
         for rows in self.chunks(task) {
-            task.edited.decode(stored, &rows, base, values);
+            task.edited.decode(stored, &rows, base, values)?;
             // What is held of all rows would carry the damage into rows that are sound.
             if !all_finite(values) {
                 let cols = task.recode.to.geometry().cols;
@@ -276,7 +278,7 @@ impl<'a> Steps<'a> {
         let mut total = Sums::zero();
         for rows in self.chunks(task) {
             let Buffers { stored, base, values, .. } = &mut *buffers;
-            task.edited.decode(stored, &rows, base, values);
+            task.edited.decode(stored, &rows, base, values)?;
             self.encode(task, target, original, &rows, buffers)?;
             let Buffers { base, values, output, encoded, .. } = &mut *buffers;
             output.resize(values.len(), 0.0);

@@ -76,7 +76,7 @@ impl Run<'_> {
             target: &target,
             values: if order.inputs.is_some() { order.to_columns(&values, inputs).into_owned() } else { values },
             grid,
-            rank: edit::rank(edited.edits(), &rows),
+            rank: edited.edits().and_then(|edits| edit::rank(edits, &rows)),
             metric: own.as_ref().unwrap_or(metric),
         };
         let judged = method.round(&mut matrix);

@@ -80,7 +80,10 @@ pub(super) fn copied(bytes: u64, threads: usize) -> u64 {
 
 /// One pass; zero for one that the weight does not need.
 pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u64 {
+    let vectors = recode.task_vectors().count() as f64;
     let each = match part {
+        // Up to three times over base and tuned models.
+        Part::EditSurvey if recode.surveys_task_vectors() => 3.0 * SURVEY * 2.0 * vectors,
         Part::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
         Part::Survey if recode.is_surveyed() => SURVEY,
         Part::EditSurvey | Part::Survey => 0.0,
@@ -88,7 +91,8 @@ pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u6
         Part::Write if method.goes_by_directions() => SURVEY + WRITE + FEED_BACK,
         Part::Write => SURVEY + WRITE,
     };
-    (each * recode.from.weight.geometry().elements() as f64) as u64
+    let with_vectors = if part != Part::EditSurvey && each > 0.0 { each + SURVEY * vectors } else { each };
+    (with_vectors * recode.from.weight.geometry().elements() as f64) as u64
 }
 
 fn residual(plan: &Plan) -> u64 {

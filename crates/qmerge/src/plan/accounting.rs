@@ -36,7 +36,8 @@ pub(super) fn refuse_unused(
 ) -> Result<()> {
     let Some(first) = changes.unused.first() else { return Ok(()) };
     let total = adapter.tensors.entries.len();
-    let message = format!("{} of {total} adapter tensors match nothing in the base", changes.unused.len());
+    let whose = if adapter.is_tuned() { "of the tuned model's" } else { "adapter" };
+    let message = format!("{} of {total} {whose} tensors match nothing in the base", changes.unused.len());
     if allow && changes.unused.len() < total {
         warnings.push(format!("{message} and are left out, first `{first}`"));
         return Ok(());

@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
-use crate::adapters::{Adapter, Names, ReadOptions, base_names};
+use crate::adapters::{Adapter, Changes, Names, ReadOptions, base_names};
 use crate::error::{Result, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
@@ -221,6 +221,16 @@ impl Plan {
             left_out(adapter, options.allow_unused, &mut warnings)?;
             changes.push(read);
         }
+        refuse_idle_scales(&options.read, &changes)?;
+        if inputs.original.is_some()
+            && let Some(tuned) = inputs.adapters.iter().find(|adapter| adapter.is_tuned())
+        {
+            return Err(usage("what the base was quantized from is no use beside a tuned model")
+                .in_file(&tuned.path)
+                .with_hint(
+                    "leave out --original: with weight 1 the sum is the tuned model whatever the base's rounding did",
+                ));
+        }
         warnings.extend(rename_warning(&names.renamed(), &changes));
         warnings.extend(repeats(&inputs.adapters));
         let own = base_names::of_base(&inputs.base);
@@ -326,6 +336,19 @@ impl Plan {
     /// The most bytes that the output's weight files can take.
     pub fn output_bytes(&self) -> u64 {
         self.files.iter().map(OutFile::max_bytes).sum()
+    }
+}
+
+/// A rule that finds nothing is a mistake.
+fn refuse_idle_scales(read: &ReadOptions, changes: &[Changes]) -> Result<()> {
+    let idle = |number: &usize| !changes.iter().any(|changes| changes.scales.contains(number));
+    let mut idle = read.scales.rules().enumerate().filter(|(number, _)| idle(number));
+    match idle.next() {
+        Some((_, rule)) if !changes.is_empty() => Err(usage(format!(
+            "`--lora-scale {rule}`: no module that is merged is found by it, or rules before it find all of them"
+        ))
+        .with_hint("it is looked for in paths like `model.layers.0.mlp.up_proj`")),
+        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use super::method::Chooser;
 use super::quantized::{Quantized, is_transposed, is_turned};
 use super::steps::Wanted;
 use super::{Inputs, Options};
-use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement};
+use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement, TaskVector};
 use crate::arch;
 use crate::arch::gguf::View;
 use crate::dtype::Dtype;
@@ -76,6 +76,16 @@ impl Recode {
     /// Its inputs.
     pub fn inputs(&self) -> usize {
         if self.transposed { self.matrix_rows() } else { self.from.weight.geometry().cols }
+    }
+
+    /// The tuned weights whose differences from this one are added.
+    pub fn task_vectors(&self) -> impl Iterator<Item = &TaskVector> {
+        self.edits.iter().filter_map(|(_, edit)| edit.plan.task_vector())
+    }
+
+    /// True if which values of them stay depends on all.
+    pub(crate) fn surveys_task_vectors(&self) -> bool {
+        self.task_vectors().any(TaskVector::needs_survey)
     }
 
     fn matrix_rows(&self) -> usize {

@@ -128,6 +128,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         })
         .collect();
     let mut wanted = collect(inputs, changes)?;
+    refuse_replaced(inputs, &wanted)?;
     let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
     let new = wanted.additions.keys().chain(parted.iter().map(|parted| &parted.name)).map(String::as_str);
     let quantized = Quantized::new(names, options, new)?;
@@ -229,6 +230,26 @@ fn dimensions(inputs: &Inputs, wanted: &Wanted, parted: &[Parted]) -> Vec<(Strin
         std::iter::once(name).chain(apart).map(|name| (name.to_owned(), shape(name, claim))).collect::<Vec<_>>()
     };
     inputs.inventory.weights.iter().flat_map(of).collect()
+}
+
+/// A tensor that an adapter puts in place of the base's is no base that a tuned model differs from.
+fn refuse_replaced(inputs: &Inputs, wanted: &Wanted) -> Result<()> {
+    for (target, (number, replacement)) in &wanted.replacements {
+        let edits = wanted.edits.get(target).map_or(&[][..], Vec::as_slice);
+        let tuned = edits.iter().find(|(_, edit)| edit.plan.task_vector().is_some());
+        let adapters = tuned.and_then(|(tuned, _)| inputs.adapters.get(*tuned)).zip(inputs.adapters.get(*number));
+        if let Some((tuned, adapter)) = adapters {
+            return Err(mismatch(format!(
+                "{} brings its own, and {} changes the base's",
+                adapter.path.display(),
+                tuned.path.display()
+            ))
+            .in_file(adapter.file())
+            .in_tensor(&replacement.tensor)
+            .with_hint("merge one of them first, and the other into the result"));
+        }
+    }
+    Ok(())
 }
 
 fn collect(inputs: &Inputs, changes: Vec<Changes>) -> Result<Wanted> {

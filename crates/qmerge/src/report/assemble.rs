@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{
-    AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, SCHEMA_VERSION, Summary, Tool, Verdict,
-    WeightReport, converted, now, verdict,
+    AdapterReport, Behaviour, Evidence, Ignored, Model, Report, RoundingReport, SCHEMA_VERSION, Summary,
+    TaskVectorsReport, Tool, Verdict, WeightReport, converted, now, verdict,
 };
 use crate::adapters::Adapter;
 use crate::formats;
@@ -84,6 +84,8 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
             bytes: inputs.base.total_bytes(),
         },
         adapters: inputs.adapters.iter().zip(&plan.accounting).zip(hashes).map(adapter_report).collect(),
+        task_vectors: TaskVectorsReport::of(inputs, plan),
+        lora_scale: plan.read.scales.rules().map(str::to_owned).collect(),
         output: Model { path: target.display().to_string(), format: plan.output_format.clone(), bytes },
         rounding: RoundingReport {
             method: plan.rounding.id().to_owned(),
@@ -122,7 +124,12 @@ fn judged(inputs: &Inputs, plan: &Plan, evidence: &Evidence<'_>) -> Verdict {
         let from_adapter = |recode: &&Recode| matches!(recode.source, Source::Adapter(_));
         super::replaced(replaced, plan.recodes().filter(from_adapter).all(|recode| recode.to.is_plain()))
     } else {
-        verdict(evidence)
+        let tuned = inputs.adapters.iter().filter(|adapter| adapter.is_tuned()).count();
+        match verdict(evidence) {
+            found if tuned == 0 => found,
+            found if tuned == inputs.adapters.len() => found.of("the task vector"),
+            found => found.of("the merged delta"),
+        }
     }
 }
 

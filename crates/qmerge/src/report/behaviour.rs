@@ -45,8 +45,8 @@ impl Behaviour {
         Self { kl, kl_base, kl_share: share, kl_share_se: share.filter(|_| n > 1.0).map(error), top1, tokens, text }
     }
 
-    /// Its figures in a line.
-    pub fn in_words(&self) -> String {
+    /// Its figures in a line; `reference` is what the merged model is compared with.
+    pub(crate) fn in_words(&self, reference: &str) -> String {
         let Self { kl, kl_base, top1, tokens, text, .. } = self;
         if !kl.is_finite() {
             return format!("predictions that are not finite, on {tokens} tokens {text}");
@@ -54,7 +54,7 @@ impl Behaviour {
         // A KL of nothing may come out below nothing in the last digit.
         let (kl, top1) = (kl.max(0.0), 100.0 * top1);
         format!(
-            "KL {kl:.4} to the adapter kept apart (the base alone: {kl_base:.4}), the same first choice for {top1:.1} % of {tokens} tokens {text}"
+            "KL {kl:.4} to {reference} (the base alone: {kl_base:.4}), the same first choice for {top1:.1} % of {tokens} tokens {text}"
         )
     }
 }

@@ -89,12 +89,29 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
     let (summary, rounding) = (&report.summary, &report.rounding);
     let names = std::iter::once(&inputs.base.path).chain(inputs.adapters.iter().map(|adapter| &adapter.path));
     writeln!(text, "\n# {}\n", plain(&names.map(|path| title(path)).collect::<Vec<_>>().join(" + ")))?;
-    let what = if inputs.adapters.len() == 1 { "An adapter, merged" } else { "Adapters, merged together" };
+    let number = inputs.adapters.len();
+    let what = match inputs.adapters.iter().filter(|adapter| adapter.is_tuned()).count() {
+        0 if number == 1 => "An adapter, merged",
+        0 => "Adapters, merged together",
+        1 if number == 1 => "What a tuned model differs from a base model by, merged",
+        tuned if tuned == number => "What tuned models differ from a base model by, merged together",
+        _ => "Adapters and what tuned models differ from a base model by, merged together",
+    };
+    let whose = if report.task_vectors.is_none() { "the adapter" } else { "what was merged" };
     writeln!(text, "{what} into a base model with {} {}.\n", report.tool.name, report.tool.version)?;
     writeln!(text, "- Base: {} ({})", link(&inputs.base.path), report.base.format)?;
     for (adapter, reported) in inputs.adapters.iter().zip(&report.adapters) {
         let (kind, weight, hash) = (plain(&reported.peft_type), reported.weight, &reported.sha256);
-        writeln!(text, "- Adapter: {} ({kind}), weight {weight}, SHA-256 `{hash}`", link(&adapter.path))?;
+        match adapter.is_tuned() {
+            true => writeln!(text, "- Tuned model: {}, weight {weight}", link(&adapter.path))?,
+            false => writeln!(text, "- Adapter: {} ({kind}), weight {weight}, SHA-256 `{hash}`", link(&adapter.path))?,
+        }
+    }
+    if let Some(joined) = &report.task_vectors {
+        writeln!(text, "- Differences joined by: {}", joined.in_words())?;
+    }
+    for rule in &report.lora_scale {
+        writeln!(text, "- Factor by module: `{}`", plain(rule))?;
     }
     writeln!(text, "- Format: {}", report.output.format)?;
     write!(text, "- Rounding: {}", rounding.method)?;
@@ -104,10 +121,10 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
     if let Some(calibration) = &rounding.calibration {
         write!(text, ", calibrated on {}", plain(calibration))?;
     }
-    writeln!(text, "\n\n## What is left of the adapter\n\n| | |\n| --- | --- |")?;
+    writeln!(text, "\n\n## What is left of {whose}\n\n| | |\n| --- | --- |")?;
     writeln!(text, "| merged weights | {} |", summary.weights_merged)?;
-    if let Some(behaviour) = &report.behaviour {
-        writeln!(text, "| measured behaviour | {} |", plain(&behaviour.in_words()))?;
+    if let Some(measured) = report.measured() {
+        writeln!(text, "| measured behaviour | {} |", plain(&measured))?;
     }
     if let Some(survival) = summary.survival {
         writeln!(
@@ -135,14 +152,15 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
     }
     writeln!(
         text,
-        "## Verify\n\nWith base and adapter at hand, and this folder as `merged`:\n\n```\n{}\n```",
+        "## Verify\n\nWith {} at hand, and this folder as `merged`:\n\n```\n{}\n```",
+        if report.task_vectors.is_none() { "base and adapter" } else { "the models above" },
         command(inputs, plan)
     )
 }
 
 /// The command that verifies the merge. It does not name the output as it was named: the same merge has the same card under every name.
 fn command(inputs: &Inputs, plan: &Plan) -> String {
-    let adapters = inputs.adapters.iter().map(|adapter| (named(&adapter.path), adapter.weight));
+    let adapters = inputs.adapters.iter().map(|adapter| (adapter.is_tuned(), named(&adapter.path), adapter.weight));
     let allow_unused = plan.accounting.iter().any(|accounting| !accounting.unused.is_empty());
     let sources = source_words(named(&inputs.base.path), adapters, &plan.maps, allow_unused, &plan.read);
     command_line(

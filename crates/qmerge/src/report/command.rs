@@ -1,6 +1,7 @@
 //! Command lines that a person can run as they stand.
 
 use crate::adapters::ReadOptions;
+use crate::edit::Joining;
 
 /// A word as a POSIX shell reads it back.
 pub fn quoted(word: &str) -> String {
@@ -17,18 +18,34 @@ pub fn command_line(words: impl IntoIterator<Item = impl AsRef<str>>) -> String 
     words.into_iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
-/// What a merge is made of and how it is read, as options of any command that takes a base and adapters with their weights.
+/// What a merge is made of and how it is read, as options of any command that takes a base and adapters with their weights. An adapter may be a tuned model.
 pub fn source_words(
     base: String,
-    adapters: impl IntoIterator<Item = (String, f64)>,
+    adapters: impl IntoIterator<Item = (bool, String, f64)>,
     maps: &[String],
     allow_unused: bool,
     read: &ReadOptions,
 ) -> Vec<String> {
     let mut words = vec!["--base".to_owned(), base];
-    for (adapter, weight) in adapters {
+    let mut has_tuned = false;
+    for (is_tuned, adapter, weight) in adapters {
+        has_tuned |= is_tuned;
         let factor = if weight == 1.0 { String::new() } else { format!("={weight}") };
-        words.extend(["--adapter".into(), adapter + &factor]);
+        words.extend([if is_tuned { "--tuned" } else { "--adapter" }.into(), adapter + &factor]);
+    }
+    let Joining { operator, density, majority, seed } = read.joining;
+    if has_tuned && operator != Joining::default().operator {
+        words.extend(["--tuned-method".into(), operator.id().into()]);
+        words.extend(density.into_iter().flat_map(|density| ["--density".into(), density.to_string()]));
+        if operator.votes() && majority != Joining::default().majority {
+            words.extend(["--majority-sign".into(), majority.id().into()]);
+        }
+        if operator.draws() && seed != 0 {
+            words.extend(["--tuned-seed".into(), seed.to_string()]);
+        }
+    }
+    for rule in read.scales.rules() {
+        words.extend(["--lora-scale".into(), rule.to_owned()]);
     }
     for map in maps {
         words.extend(["--map".into(), map.clone()]);

@@ -27,7 +27,10 @@ pub use verdict::{By, Verdict};
 pub use verdict::{Evidence, verdict};
 pub(crate) use verdict::{converted, replaced, undone};
 
+use crate::adapters::Adapter;
+use crate::edit::Joining;
 use crate::measure::Loss;
+use crate::plan::{Inputs, Plan};
 pub(crate) use crate::write::name_of;
 #[doc(hidden)]
 pub use crate::write::path_beside;
@@ -76,6 +79,12 @@ pub struct Report {
     pub base: Model,
     /// The adapters in the order given.
     pub adapters: Vec<AdapterReport>,
+    /// How the differences of tuned models were joined, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_vectors: Option<TaskVectorsReport>,
+    /// Factors on what adapters do in some modules, as they were given: `regex=factor`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lora_scale: Vec<String>,
     /// The output.
     pub output: Model,
     /// How codes were chosen.
@@ -121,16 +130,54 @@ pub struct Model {
     pub bytes: u64,
 }
 
+/// How the differences of tuned models were joined.
+#[derive(Clone, Debug, Serialize)]
+pub struct TaskVectorsReport {
+    /// "linear", "ties", …
+    pub method: &'static str,
+    /// Share of its values that each keeps, where the method drops some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<f64>,
+    /// What elects a sign, where signs vote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub majority_sign: Option<&'static str>,
+    /// Seed, where values are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+impl TaskVectorsReport {
+    /// That of a plan, if it has any.
+    pub(crate) fn of(inputs: &Inputs, plan: &Plan) -> Option<Self> {
+        let Joining { operator, density, majority, seed } = plan.read.joining;
+        inputs.adapters.iter().any(Adapter::is_tuned).then(|| Self {
+            method: operator.id(),
+            density,
+            majority_sign: operator.votes().then_some(majority.id()),
+            seed: operator.draws().then_some(seed),
+        })
+    }
+
+    /// Its choices in a line.
+    pub(crate) fn in_words(&self) -> String {
+        let mut words = vec![self.method.to_owned()];
+        words.extend(self.density.map(|density| format!("density {density}")));
+        words.extend(self.majority_sign.map(|sign| format!("signs by {sign}")));
+        words.extend(self.seed.map(|seed| format!("seed {seed}")));
+        words.join(", ")
+    }
+}
+
 /// What became of one adapter's tensors.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterReport {
     /// Folder.
     pub path: String,
-    /// Kind.
+    /// Kind; TASK_VECTOR for a model that was trained whole.
     pub peft_type: String,
     /// Factor on its effect.
     pub weight: f64,
-    /// Hash of its weight file.
+    /// Hash of its weight file; empty for a model that was trained whole.
     pub sha256: String,
     /// Base model it says it was trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -282,6 +329,13 @@ impl WeightReport {
 }
 
 impl Report {
+    /// What a run of the merged model showed, in a line.
+    pub fn measured(&self) -> Option<String> {
+        let reference =
+            if self.task_vectors.is_none() { "the adapter kept apart" } else { "the sum before it was rounded" };
+        self.behaviour.as_ref().map(|behaviour| behaviour.in_words(reference))
+    }
+
     /// The document as it is written to disk.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();

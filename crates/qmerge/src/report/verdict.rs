@@ -131,6 +131,18 @@ pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
 }
 
 impl Verdict {
+    /// The same of something else than an adapter.
+    pub(crate) fn of(self, subject: &str) -> Self {
+        // What is as large as the model is not kept apart.
+        let advice = self.advice.map(|advice| match advice.contains("--rounding auto") {
+            true => {
+                "merge with --rounding auto, which goes by what comes out of the layers, or into more bits".to_owned()
+            }
+            false => "merge into more bits".to_owned(),
+        });
+        Self { text: self.text.replace("the adapter", subject), advice, ..self }
+    }
+
     fn new(effect: &'static str, kept: Option<(f64, By)>, text: String) -> Self {
         Self { effect, kept: kept.map(|(kept, _)| kept), by: kept.map(|(_, by)| by), text, advice: None }
     }
@@ -245,6 +257,20 @@ mod tests {
 
     fn judged(loss: &Loss, is_coarse: bool, kept_output: Option<f64>, behaviour: Option<&Behaviour>) -> Verdict {
         verdict(&Evidence { loss, is_coarse, kept_output, behaviour })
+    }
+
+    #[test]
+    fn what_is_no_adapter_is_not_called_one() {
+        let behaviours = [0.0, 0.1, 0.3, 0.5, f64::NAN].map(behaviour);
+        for (survival, noise) in [(1.0, 0.1), (0.8, 0.1), (0.1, 0.1), (0.9, 9.0)] {
+            for kept in [None, Some(1.0), Some(0.6), Some(0.1)] {
+                for behaviour in behaviours.iter().map(Some).chain([None]) {
+                    let found = judged(&loss(survival, noise), true, kept, behaviour).of("the task vector");
+                    let advice = found.advice.as_deref().unwrap_or_default();
+                    assert!(!found.text.contains("adapter") && !advice.contains("apart"), "{} {advice}", found.text);
+                }
+            }
+        }
     }
 
     /// Figures of merges of a 135 M model (survival, noise, coarse, kept output) in the order of their KL: the order of verdicts is the same, however much the

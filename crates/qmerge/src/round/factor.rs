@@ -3,9 +3,8 @@
 //! The best approximation of X of rank k in that norm is its projection U Uᵀ X on the first k eigenvectors of X H Xᵀ (Eckart and Young on X H^½). H^½ is
 //! never needed, and for a product B·A neither is X: with B = Q T the eigenvectors are those of the small T (A H Aᵀ) Tᵀ, turned by Q.
 
-use super::matrix::hash;
 use super::moments::Metric;
-use crate::linalg::{Factors, dot, gram_schmidt, symmetric};
+use crate::linalg::{Factors, dot, gram_schmidt, hash, symmetric};
 use crate::simd::matmul::{Columns, matmul};
 use crate::simd::vectors::axpy;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::moments::Metric;
 use crate::formats::Grid;
-use crate::linalg::{self, span};
+use crate::linalg::{self, hash, span};
 use crate::parallel::spread;
 use crate::simd::matmul::{Columns, HEIGHT, matmul};
 use crate::simd::vectors::{axpy, axpys, dot, outer};
@@ -251,14 +251,6 @@ pub(super) fn against<'x>(
         }
     }
     out
-}
-
-/// splitmix64's mixing of a number (Steele, Lea, Flood 2014).
-pub(crate) fn hash(x: u64) -> u64 {
-    let mut z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

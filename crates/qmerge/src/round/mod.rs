@@ -23,6 +23,7 @@ mod stored;
 
 use crate::error::{Result, usage};
 use crate::formats::Grid;
+use crate::linalg::hash;
 
 #[doc(hidden)]
 pub use crate::linalg::Factors;
@@ -31,11 +32,11 @@ pub use directions::Directions;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
 pub use imatrix::Imatrix;
+pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
 #[doc(hidden)]
 pub use matrix::{Judged, Kept};
-pub(crate) use matrix::{LEAST_PROBES, hash};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
@@ -98,7 +99,7 @@ pub struct Position<'p> {
 /// The seed of a weight: the same for the same name and seed of the run.
 #[doc(hidden)]
 pub fn seed_of(name: &str, seed: u64) -> u64 {
-    name.bytes().fold(matrix::hash(seed), |state, byte| matrix::hash(state ^ u64::from(byte)))
+    name.bytes().fold(hash(seed), |state, byte| hash(state ^ u64::from(byte)))
 }
 
 /// A rounding method.

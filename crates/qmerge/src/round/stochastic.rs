@@ -2,9 +2,9 @@
 //!
 //! Needs no data. The chances come from the seed, the weight's name and the element's number, so the result depends on nothing else.
 
-use super::matrix::hash;
 use super::{Position, Rounding};
 use crate::formats::Grid;
+use crate::linalg::hash;
 
 /// Values that are bracketed together.
 const BATCH: usize = 1024;

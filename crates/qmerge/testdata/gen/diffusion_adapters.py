@@ -154,6 +154,19 @@ def diffusers_file(name, adapter, old):
     fused(name, adapter)
 
 
+def seen(layer):
+    """The weight that a layer's outputs show."""
+    bias = 0 if layer.bias is None else layer.bias
+    if isinstance(layer, torch.nn.Linear):
+        return (layer(torch.eye(layer.in_features)) - bias).T
+    # One channel after the other lights up in the middle: what comes out around it is the kernel, turned by half.
+    channels, size = layer.in_channels, layer.kernel_size[0]
+    lights = torch.zeros(channels, channels, size, size)
+    lights[range(channels), range(channels), size // 2, size // 2] = 1
+    out = layer(lights) - (0 if layer.bias is None else bias.reshape(-1, 1, 1))
+    return out.flip(2, 3).transpose(0, 1)
+
+
 def lycoris(name, adapter, algorithm, pattern, dim=4, **options):
     from lycoris import LycorisNetwork, create_lycoris
 
@@ -166,17 +179,20 @@ def lycoris(name, adapter, algorithm, pattern, dim=4, **options):
         for key, p in network.named_parameters():
             if "dora_scale" in key:
                 p.mul_(1 + draw(*p.shape, sigma=0.1).abs())
-            elif p.ndim > 0:
+            elif p.ndim > 0 and algorithm != "full":
                 p.copy_(draw(*p.shape))
+            elif p.ndim > 0:
+                # These are the weights themselves by now.
+                p.add_(draw(*p.shape, sigma=0.02))
     network.save_weights(str(ROOT / name / f"{adapter}.safetensors"), torch.float32, {})
     if algorithm in ("loha", "lokr"):
         # merge_to counts their factor twice; the forward pass, which is what was trained, counts it once.
         layers = {module.lora_name: module.org_module[0] for module in network.loras}
         with torch.no_grad():
-            pairs = [(layer, layer(torch.eye(layer.in_features)) - (0 if layer.bias is None else layer.bias)) for layer in layers.values()]
+            pairs = [(layer, seen(layer)) for layer in layers.values()]
             network.restore()
-            for layer, seen in pairs:
-                layer.weight.copy_(seen.T)
+            for layer, weight in pairs:
+                layer.weight.copy_(weight)
     else:
         network.restore()
         network.merge_to(1.0)
@@ -198,3 +214,9 @@ lycoris("sd", "loha", "loha", r"mid_block.*attn1\.to_(q|k)$")
 lycoris("sd", "lokr", "lokr", r"mid_block.*(attn1\.to_(q|k)|ff\.net\.2)$", factor=4)
 lycoris("sd", "lokr-full", "lokr", r"mid_block.*attn1\.to_q$", full_matrix=True, factor=4)
 lycoris("sd", "lokr-low", "lokr", r"mid_block.*(attn1\.to_(q|k)|ff\.net\.2)$", dim=2, factor=2)
+CONV = r"mid_block.*resnets\.0\.conv1$"
+lycoris("sd", "loha-conv", "loha", CONV)
+lycoris("sd", "loha-tucker", "loha", CONV, use_tucker=True)
+lycoris("sd", "lokr-conv", "lokr", CONV, factor=2)
+lycoris("sd", "lokr-tucker", "lokr", CONV, factor=2, use_tucker=True)
+lycoris("sd", "full", "full", r"mid_block.*(attn1\.to_(q|out\.0)|resnets\.0\.conv1)$")

@@ -46,6 +46,9 @@ const TENSORS: &[(&str, &str, &str)] = &[
     ("lokr_t2", "LOKR", "lokr_t2"),
 ];
 
+/// What is added to a parameter as it is, in files of any method: to weights, biases and norms.
+const ADDED: &[(&str, &str)] = &[("diff", "weight"), ("diff_b", "bias"), ("w_norm", "weight"), ("b_norm", "bias")];
+
 /// What the tensors of a module say together.
 #[derive(Default)]
 struct Found<'e> {
@@ -70,6 +73,7 @@ impl Dialect for Kohya {
         let mut translation = Translation::default();
         let mut modules: BTreeMap<&str, Found<'_>> = BTreeMap::new();
         let mut method: Option<(&str, &str)> = None;
+        let mut has_added = false;
         for entry in &file.tensors.entries {
             let (module, end) = entry.name.split_once('.').unwrap_or((&entry.name, ""));
             let found = modules.entry(module).or_default();
@@ -79,8 +83,13 @@ impl Dialect for Kohya {
                 translation.keys.insert(entry.name.clone(), Key::of(module, Role::PassedOver(reason)));
                 continue;
             }
+            if let Some((_, parameter)) = ADDED.iter().find(|(name, _)| *name == end) {
+                has_added = true;
+                translation.keys.insert(entry.name.clone(), Key::of(module, Role::Added(parameter)));
+                continue;
+            }
             let Some((_, own, marker)) = TENSORS.iter().find(|(name, ..)| *name == end) else {
-                return Err(unsupported(format!("`{end}` is nothing that this version merges of such an adapter (it reads LoRA, LoCon, DoRA, LoHa and LoKr)"))
+                return Err(unsupported(format!("`{end}` is nothing that this version merges of such an adapter (it reads LoRA, LoCon, DoRA, LoHa, LoKr and what is added whole)"))
                     .in_tensor(&entry.name)
                     .with_hint("merge it with the program that trained it"));
             };
@@ -95,17 +104,22 @@ impl Dialect for Kohya {
             found.tensors.insert(marker, entry);
             translation.keys.insert(entry.name.clone(), Key::of(module, Role::Own(marker, false)));
         }
-        let (method, _) = method.ok_or_else(|| unsupported("alphas alone, and nothing that they are factors of"))?;
+        let method = match method {
+            Some((method, _)) => method,
+            None if has_added => super::ADDED,
+            None => return Err(unsupported("alphas alone, and nothing that they are factors of")),
+        };
         for (module, found) in &modules {
             if let Some(stated) = found.stated(file.tensors, module)? {
                 translation.stated.insert((*module).to_owned(), stated);
             }
         }
         let scaled = modules.values().filter(|found| found.tensors.contains_key("lora_magnitude_vector")).count();
+        let layers = modules.values().filter(|found| !found.tensors.is_empty()).count();
         translation.config.insert("peft_type".into(), method.into());
         // A magnitude acts wherever there is one; the flag says that all modules have theirs.
         if method == "LORA" {
-            translation.config.insert("use_dora".into(), (scaled > 0 && scaled == modules.len()).into());
+            translation.config.insert("use_dora".into(), (scaled > 0 && scaled == layers).into());
         }
         let (rank, alpha) = if method == "LORA" { ("r", "lora_alpha") } else { ("r", "alpha") };
         translation.tell_scaling(rank, alpha);

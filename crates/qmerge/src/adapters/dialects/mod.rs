@@ -186,6 +186,36 @@ impl PeftMethod for Whole {
     }
 }
 
+/// `peft_type` of what consists of nothing but additions.
+const ADDED: &str = "ADDED";
+
+/// All that was trained is added to parameters of the base.
+#[derive(Debug)]
+pub(super) struct Added;
+
+impl PeftMethod for Added {
+    fn peft_type(&self) -> &'static str {
+        ADDED
+    }
+
+    fn markers(&self) -> Markers {
+        Markers::default()
+    }
+
+    fn configure(&self, _: &AdapterConfig) -> Result<Box<dyn Layers>> {
+        Ok(Box::new(OnlyAdded))
+    }
+}
+
+#[derive(Debug)]
+struct OnlyAdded;
+
+impl Layers for OnlyAdded {
+    fn layer(&self, _: &Module<'_>) -> Result<Vec<Planned>> {
+        Ok(Vec::new())
+    }
+}
+
 #[derive(Debug)]
 struct NoLayers;
 

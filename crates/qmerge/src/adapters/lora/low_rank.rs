@@ -89,7 +89,7 @@ impl ChangePlan for LowRankPlan {
 }
 
 /// What the kernel (rank, rank, elements) makes of A (rank, channels): (rank, channels · elements), with an element of the kernel fastest.
-fn through_kernel(mid: &[f32], a: &[f32], rank: usize) -> Vec<f32> {
+pub(in crate::adapters) fn through_kernel(mid: &[f32], a: &[f32], rank: usize) -> Vec<f32> {
     let (elements, channels) = (mid.len() / (rank * rank).max(1), a.len() / rank.max(1));
     let (elements, channels) = (elements.max(1), channels.max(1));
     let mut out = vec![0.0; rank * channels * elements];

@@ -16,6 +16,7 @@ pub(super) use config::LoraConfig;
 pub(crate) use config::try_patterns;
 use dora::DoraPlan;
 use low_rank::LowRankPlan;
+pub(super) use low_rank::through_kernel;
 pub(crate) use pairs::{LoraTensors, Pair};
 pub(crate) use plain::plain_config;
 
@@ -211,7 +212,7 @@ fn fitting(
 }
 
 /// The elements of the kernel between A and B, by which A's inputs are fewer than the convolution's.
-fn kernel(module: &Module<'_>, mid: &str, rank: usize) -> Result<usize> {
+pub(super) fn kernel(module: &Module<'_>, mid: &str, rank: usize) -> Result<usize> {
     let shape = module.shape(mid)?;
     let elements = shape.get(2..).and_then(|kernel| kernel.iter().try_fold(1_usize, |all, len| all.checked_mul(*len)));
     match (shape, elements) {

@@ -80,7 +80,8 @@ impl LoraTensors {
                 Role::TrainingOnly | Role::PassedOver(_) => parts.training_only.push(entry.name.clone()),
                 Role::Tokens | Role::Parameter(_) | Role::Original => parts.others.push(entry.name.clone()),
                 Role::Own(A | EMBEDDING_A, _) => firsts.push(key.clone()),
-                Role::Own(..) | Role::Shared(_) => {}
+                // Only programs add whose adapters were refused above.
+                Role::Own(..) | Role::Shared(_) | Role::Added(_) => {}
             }
             if let Some(before) = factors.insert((key.module, key.depth, key.role.clone()), &entry.name)
                 && matches!(key.role, Role::Own(..))

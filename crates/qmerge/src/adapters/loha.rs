@@ -86,10 +86,10 @@ impl Layers for Hadamards {
         };
         let shape = |at: usize| -> Result<[usize; 2]> {
             Ok(match &kernels {
-                None if at % 2 == 0 => [outputs, rank],
+                None if at.is_multiple_of(2) => [outputs, rank],
                 None => [rank, inputs],
                 // Beside a kernel both have the rank first, and inputs are channels.
-                Some(_) if at % 2 == 0 => [rank, outputs],
+                Some(_) if at.is_multiple_of(2) => [rank, outputs],
                 Some(kernels) => {
                     [rank, channels(module, kernels.get(at / 2).map_or("", String::as_str), rank, inputs)?]
                 }

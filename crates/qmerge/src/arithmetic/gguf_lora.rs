@@ -205,7 +205,8 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
     let geometry = recode.from.weight.geometry();
     let rows = 0..geometry.rows;
     let edited = Edited::new(inputs, recode)?;
-    let own = match (edited.edits(), &recode.edits[..]) {
+    let edits = edited.edits().unwrap_or_default();
+    let own = match (edits, &recode.edits[..]) {
         ([edit], [(_, planned)]) => match edit.aside(geometry.rows) {
             Some(Aside::Product(product)) => {
                 let mut right = Vec::new();
@@ -218,9 +219,8 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
         _ => None,
     };
     let summed = || {
-        let rank =
-            edit::rank(edited.edits(), &rows).filter(|rank| *rank > 0 && *rank < geometry.rows.min(geometry.cols))?;
-        edit::factors(edited.edits(), &rows, geometry.cols).map(|factors| (Factors { rank, ..factors }, 1.0))
+        let rank = edit::rank(edits, &rows).filter(|rank| *rank > 0 && *rank < geometry.rows.min(geometry.cols))?;
+        edit::factors(edits, &rows, geometry.cols).map(|factors| (Factors { rank, ..factors }, 1.0))
     };
     let (factors, scale) = own.or_else(summed).ok_or_else(|| {
         unsupported("what the adapter does to it is no product of two factors of low rank")

@@ -259,7 +259,11 @@ mod tests {
     use super::*;
 
     fn pruned(operator: Operator, density: f64, seed: u64, values: &[f32]) -> Vec<f32> {
-        let kept = Kept::of(operator, density, seed, |each| Ok(values.chunks(3).for_each(each))).unwrap();
+        let by_threes = |each: &mut dyn FnMut(&[f32])| {
+            values.chunks(3).for_each(each);
+            Ok(())
+        };
+        let kept = Kept::of(operator, density, seed, by_threes).unwrap();
         let mut out = values.to_vec();
         // In two pieces, in any order.
         let (first, second) = out.split_at_mut(values.len() / 3);

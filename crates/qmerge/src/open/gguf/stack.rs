@@ -44,7 +44,7 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         if count > MOST_IN_ALL {
             return Err(unsupported(format!("more than {MOST_IN_ALL} experts")).in_tensor(&entry.name));
         }
-        let each = entry.bytes / experts as u64;
+        let each = entry.bytes.checked_div(experts as u64).unwrap_or(0);
         let one = |number: usize| Entry {
             name: format!("{path}{STACK}{number}.{leaf}"),
             shape: entry.shape.get(1..).unwrap_or_default().to_vec(),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Format = Literal[
-    "nf4", "fp4", "int8", "fp8", "ct-int4", "f32", "f16", "bf16",
+    "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "f32", "f16", "bf16",
     # GGUF, as "f32", "f16" and "bf16" are where the output's name ends in .gguf.
     "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ]
@@ -71,6 +71,7 @@ def merge(
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -89,7 +90,7 @@ def merge(
         base: folder, `.safetensors` file, or hub id.
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
         output: folder or `.safetensors` file.
-        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", or a file type of llama.cpp such as "q4_k_m".
+        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", or a file type of llama.cpp such as "q4_k_m".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
@@ -108,7 +109,8 @@ def merge(
         allow_unused: leave out adapter tensors that match nothing.
         base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
         peft_bugs: write what PEFT writes where its merge contradicts its own forward pass.
-        double_quant, block_size, quant_storage, torch_threads: how NF4 and FP4 are stored.
+        bits, block_size: bits of a code and elements per scale of what is made anew.
+        double_quant, quant_storage, torch_threads: how NF4 and FP4 are stored.
         force: replace an existing output.
         resume: go on where a merge with the same arguments was interrupted.
         threads: worker threads. The output does not depend on it.
@@ -185,6 +187,7 @@ def plan(
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -205,6 +208,7 @@ def convert(
     imatrix: Optional[Path] = None,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -222,6 +226,7 @@ def convert(
         imatrix=imatrix,
         double_quant=yes_or_no(double_quant),
         block_size=block_size,
+        bits=bits,
         quant_storage=quant_storage,
         torch_threads=torch_threads,
         force=force,

@@ -140,11 +140,23 @@ def losses(data):
     return table(["demo model, mean over weights", "survival", "noise", "kept output", "noise output"], rows)
 
 
+def formats(data):
+    """What is left of an adapter in bases that each format's own library quantized."""
+    rows = []
+    for name, row in sorted(data["rows"].items(), key=lambda pair: pair[1]["bytes"]):
+        kept = [f"{share(row[way]['gain_kept'])}, {row[way]['kl']:.4f}" for way in ("nearest", "fast", "default")]
+        rows.append([f"`{name}`", f"{row['bytes'] / 1e6:.1f} MB", *kept, seconds(row["default"]["cpu_seconds"]), row["loads"]])
+    heads = ["format", "size", "`--rounding nearest`", "`--fast`", "default", "CPU time, default", "who loads it"]
+    text = f"{data['windows']} windows of {data['context']} tokens that neither training nor calibration saw"
+    text += f", calibrated on {data['tokens']} tokens" if data["tokens"] else ""
+    return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; {text}. {data['program']}, {data['date']}.\n"
+
+
 def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "losses": losses}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "losses": losses, "formats": formats}
 
 
 def main():

@@ -278,9 +278,23 @@ fn the_book_has_every_field_of_the_documents() {
         &serde_json::from_str(&crate::call(words.iter().map(OsString::from), &Quiet).unwrap().json).unwrap(),
         &mut found,
     );
-    let (base, tuned) = (path(&demo, "base-nf4"), path(&folder, "tuned"));
+    let (base, tuned, both) = (path(&demo, "base-nf4"), path(&folder, "tuned"), path(&folder, "both"));
     for words in [
         &["merge", "--base", &base, "--adapter", &adapter, "--to", "bf16", "--fast", "-o", &tuned][..],
+        &[
+            "merge",
+            "--base",
+            &base,
+            "--adapter",
+            &adapter,
+            "--lora-scale",
+            "q_proj=0.5",
+            "--tuned",
+            &tuned,
+            "--fast",
+            "-o",
+            &both,
+        ],
         &["extract", "--base", &base, "--tuned", &tuned, "--rank", "2", "-o", &path(&folder, "extracted")],
         &["convert-adapter", &base, &adapter, "--rank", "2", "-o", &path(&folder, "converted")],
         &["unmerge", &tuned, &adapter, "-o", &path(&folder, "unmerged")],

@@ -1,11 +1,10 @@
 //! Formats of quantized checkpoints against bytes that their reference libraries wrote (testdata/formats, see its index.json).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use qmerge::dtype::Dtype;
-use qmerge::formats::{self, Claim, Settled, Weight};
-use qmerge::open::Checkpoint;
+use qmerge::formats::{self, Claim, Part, Settings, Settled, Weight};
+use qmerge::open::{Checkpoint, Entry};
 use serde_json::{Value, json};
 
 const MODULE: &str = "model.layers.0.mlp.up_proj";
@@ -99,9 +98,41 @@ fn layouts(case: &Value) -> Vec<Layout> {
                 .to_vec(),
             config(json!({"quant_method": "torchao"})),
         )],
+        "hqq" => vec![(
+            of(&[&["W_q", "scale", "zero"], SETTINGS].concat()),
+            config(json!({"quant_method": "hqq", "quant_config": {}})),
+        )],
+        "modelopt" => {
+            let algorithm = json!({"quant_method": "modelopt", "quant_algo": params["quant_algo"]});
+            vec![(of(&["weight", "weight_scale", "weight_scale_2"]), config(algorithm))]
+        }
+        "bitnet" => vec![(
+            of(&["weight", "weight_scale"]),
+            json!({"dtype": "float32", "quantization_config": {"quant_method": "bitnet", "linear_class": params["linear_class"]}}),
+        )],
         _ => Vec::new(),
     }
 }
+
+/// hqq's settings, each a tensor beside the codes.
+const SETTINGS: &[&str] = &[
+    "nbits",
+    "group_size",
+    "shape",
+    "axis",
+    "packing",
+    "unpack_view_dtype",
+    "view_as_float",
+    "quant_scale",
+    "quant_zero",
+    "compute_dtype",
+    "offload_meta",
+    "encoded_state_dict",
+    "stores_quant_config",
+    "channel_wise",
+    "optimize",
+    "round_zero",
+];
 
 /// Cases of a kind that is refused.
 const REFUSED: &[&str] = &["quanto_qint4"];
@@ -164,6 +195,20 @@ impl Case {
         claim.entries.iter().map(|entry| self.checkpoint.read_small(entry, 1 << 30).unwrap()).collect()
     }
 
+    /// What hqq made without its optimizer of a part: codes as they are, numbers in the part's type.
+    fn plain(&self, part: &Part) -> Option<Vec<u8>> {
+        let name = format!("plain.{}", part.name.rsplit('.').next().unwrap());
+        let entry = self.golden.get(&name)?;
+        let narrow = |x: f32| match part.dtype {
+            Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes(),
+            _ => half::f16::from_f32(x).to_le_bytes(),
+        };
+        Some(match entry.dtype {
+            Dtype::F32 => self.floats(&name)?.into_iter().flat_map(narrow).collect(),
+            _ => self.golden.read_small(entry, 1 << 30).unwrap(),
+        })
+    }
+
     /// A golden tensor as numbers.
     fn floats(&self, name: &str) -> Option<Vec<f32>> {
         let entry = self.golden.get(name)?;
@@ -175,6 +220,11 @@ impl Case {
             _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         })
     }
+}
+
+/// Chunks of so many row steps.
+fn ranges(weight: &dyn Weight, steps: usize) -> Vec<std::ops::Range<usize>> {
+    chunks(weight, &[], steps).into_iter().map(|(rows, _)| rows).collect()
 }
 
 /// Chunks of so many row steps, with the bytes of each part that belong to them.
@@ -271,8 +321,9 @@ fn what_was_decoded_is_stored_as_it_was() {
             assert_eq!(bits(&decode(weight, &again, 7)), bits(&decode(weight, &parts, 7)), "{}", case.name);
             for (at, part) in parts.iter().enumerate() {
                 let cut = weight.part_rows(at, &(0..0)).is_some();
-                // Two of MLX's codes may stand for one value.
-                let cut = cut && !(at == 0 && case.name.starts_with("mlx_affine"));
+                // Two codes may stand for one value where it is rounded twice.
+                let doubled = case.name.starts_with("mlx_affine") || case.name == "hqq_w8_axis1";
+                let cut = cut && !(at == 0 && doubled);
                 if cut && &out[at] != part || !cut && at > 0 && !out[at].is_empty() {
                     let wrong = out[at].iter().zip(part).position(|(out, part)| out != part);
                     failed.push(format!("{} part {at} in {steps}: {wrong:?}", case.name));
@@ -281,6 +332,91 @@ fn what_was_decoded_is_stored_as_it_was() {
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// The parts of a weight that is stored with fresh scales, surveyed and encoded in chunks; `kept` are those that it has already.
+fn afresh(weight: &dyn Weight, source: &[f32], kept: &[Option<Vec<u8>>]) -> Vec<Vec<u8>> {
+    let cols = weight.geometry().cols;
+    let of = |rows: &std::ops::Range<usize>| &source[rows.start * cols..rows.end * cols];
+    let (mut held, mut encoded) = (Vec::new(), vec![Vec::new(); weight.parts().len()]);
+    let writer = weight.writer().unwrap();
+    for rows in ranges(weight, 2) {
+        writer.survey(rows.clone(), of(&rows), &mut held);
+    }
+    let Settled { weight, parts: decided } = writer.settle(&held, kept);
+    for rows in ranges(weight.as_ref(), 3) {
+        weight.writer().unwrap().encode(&decided, rows.clone(), of(&rows), &mut encoded);
+    }
+    decided.into_iter().zip(encoded).map(|(part, own)| part.unwrap_or(own)).collect()
+}
+
+/// How a case's format is asked for, where other formats are turned into it.
+fn made(case: &Value) -> Option<(&'static str, Settings)> {
+    let params = &case["params"];
+    let number = |key: &str| params[key].as_u64().unwrap_or(0) as usize;
+    let symmetric = params["symmetric"] != false;
+    let grouped = Settings::default().with("block_size", number("group_size"));
+    let bits = grouped.clone().with("bits", number("bits"));
+    match (case["format"].as_str()?, params["format"].as_str().unwrap_or("")) {
+        ("compressed-tensors", "nvfp4-pack-quantized") => Some(("ct-nvfp4", Settings::default())),
+        ("compressed-tensors", "mxfp4-pack-quantized") => Some(("ct-mxfp4", Settings::default())),
+        ("compressed-tensors", "pack-quantized") if symmetric && number("num_bits") == 4 => Some(("ct-int4", grouped)),
+        ("compressed-tensors", "pack-quantized") if symmetric && number("num_bits") == 8 => {
+            Some(("ct-int8", Settings::default()))
+        }
+        ("gptq", _) if case["name"].as_str()?.ends_with("_sym_g64") && matches!(number("bits"), 4 | 8) => {
+            Some(("gptq", bits))
+        }
+        ("mlx-affine", _) => Some(("mlx", bits)),
+        ("fp8-block", _) if case["name"].as_str()?.contains("float") => Some(("fp8", Settings::default())),
+        _ => None,
+    }
+}
+
+/// What other formats are turned into has the tensors that its library writes, byte for byte, but for codes of integers that it
+/// chooses by quotients of 16 bits, or, as GPTQ does, under scales before they are rounded.
+#[test]
+fn what_is_made_is_what_the_reference_makes() {
+    let (mut seen, mut failed) = (Vec::new(), Vec::new());
+    for case in cases() {
+        let Some((id, settings)) = made(&case) else { continue };
+        let golden = open(&case, &layouts(&case).remove(0), 1 << 21);
+        let claim = golden.claim();
+        let claimed = claim.weight.as_ref();
+        let src = golden.golden.get("src").unwrap();
+        let shape = claimed.shape().to_vec();
+        let weight = formats::by_id(id).unwrap().create(claimed.name(), &shape, src.dtype, &settings).unwrap();
+        assert_eq!(weight.format(), claimed.format(), "{}", golden.name);
+        if weight.value_dtype() == claimed.value_dtype() {
+            assert_eq!(weight.details(), claimed.details(), "{}", golden.name);
+        }
+        let parts = golden.parts(&claim);
+        let source = stored(weight.as_ref(), golden.floats("src").unwrap());
+        let is_kept = |entry: &Entry| entry.name.ends_with("global_scale");
+        let kept: Vec<Option<Vec<u8>>> =
+            claim.entries.iter().zip(&parts).map(|(entry, bytes)| is_kept(entry).then(|| bytes.clone())).collect();
+        let written = afresh(weight.as_ref(), &source, &kept);
+        for (at, (part, entry)) in weight.parts().iter().zip(&claim.entries).enumerate() {
+            let own = (&part.name, part.dtype, part.shape.as_deref());
+            if own != (&entry.name, entry.dtype, Some(&entry.shape)) {
+                failed.push(format!("{}: {own:?}", golden.name));
+            }
+            let same = written[at].iter().zip(&parts[at]).filter(|(got, want)| got == want).count();
+            let least = if (id.starts_with("ct-int") || id == "gptq") && at == 0 {
+                parts[at].len() * 95 / 100
+            } else {
+                parts[at].len()
+            };
+            if same < least || written[at].len() != parts[at].len() {
+                failed.push(format!("{} {}: {same} of {}", golden.name, part.name, parts[at].len()));
+            }
+        }
+        seen.push(id);
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert_eq!(seen, ["ct-int4", "ct-int8", "ct-mxfp4", "ct-nvfp4", "fp8", "gptq", "mlx"]);
 }
 
 /// Fresh scales are the reference's, and so are codes but for those that it rounds in 16 bits.
@@ -295,37 +431,31 @@ fn fresh_scales_are_the_reference_s() {
         if case.name.contains("asym_g32_act") {
             continue;
         }
-        let (Some(source), Some(writer)) = (source, weight.writer()) else { continue };
+        let (Some(source), Some(_)) = (source, weight.writer()) else { continue };
         let source = stored(weight, source);
-        let (geometry, all) = (weight.geometry(), 0..weight.geometry().rows);
-        let mut held = Vec::new();
-        for (rows, _) in chunks(weight, &parts, 2) {
-            writer.survey(rows.clone(), &source[rows.start * geometry.cols..rows.end * geometry.cols], &mut held);
-        }
+        let all = 0..weight.geometry().rows;
         // What a rounding does not choose anew is handed on.
         let kept: Vec<Option<Vec<u8>>> = (weight.parts().iter().zip(&parts))
             .enumerate()
             .map(|(at, (part, bytes))| {
-                let is_kept = ["g_idx", "shape", "_weight_zero_point"].iter().any(|end| part.name.ends_with(end));
+                let of_hqq = SETTINGS.iter().filter(|_| case.name.starts_with("hqq"));
+                let mut ends = ["g_idx", "weight_shape", "_weight_zero_point", "global_scale"].iter().chain(of_hqq);
+                let is_kept = ends.any(|end| part.name.ends_with(end));
                 (weight.part_rows(at, &all).is_none() && is_kept).then(|| bytes.clone())
             })
             .collect();
-        let Settled { weight, parts: decided } = writer.settle(&held, &kept);
-        let weight: Arc<dyn Weight> = weight;
-        let mut encoded = vec![Vec::new(); parts.len()];
-        for (rows, _) in chunks(weight.as_ref(), &parts, 3) {
-            let values = &source[rows.start * geometry.cols..rows.end * geometry.cols];
-            weight.writer().unwrap().encode(&decided, rows, values, &mut encoded);
-        }
+        let encoded = afresh(weight, &source, &kept);
         for (at, part) in weight.parts().iter().enumerate() {
-            let (got, want) = (decided[at].as_ref().unwrap_or(&encoded[at]), &parts[at]);
+            // hqq's quantizer without its optimizer.
+            let plain = case.plain(part);
+            let (got, want) = (&encoded[at], plain.as_ref().unwrap_or(&parts[at]));
             let same = got.iter().zip(want).filter(|(got, want)| got == want).count() as f64 / want.len() as f64;
             // Where the reference divides in 16 bits, takes scales before they are rounded, or breaks ties in its own way, some codes differ.
             let least = match case.name.as_str() {
                 _ if at > 0 => 1.0,
                 name if name.starts_with("fp8") => 1.0,
                 "mlx_mxfp4" | "mlx_nvfp4" => 0.8,
-                name if name.starts_with("mlx") => 1.0,
+                name if name.starts_with("mlx") || name.starts_with("hqq") => 1.0,
                 _ => 0.95,
             };
             if got.len() != want.len() || same < least {
@@ -373,10 +503,12 @@ fn damaged_companions_are_named() {
                     let error = said(number, &tensors, &config);
                     // A byte per value with a scale per row has any number of columns.
                     let is_byte = matches!(whole[at].1, safetensors::Dtype::I8 | safetensors::Dtype::F8_E4M3);
+                    let is_byte = is_byte || case["format"] == "bitnet";
                     let is_fine =
                         at == 0 && (damage == "missing" || is_byte) || damage == "missing" && OPTIONAL.contains(&leaf);
                     // Without its codes a weight is no weight, and what is left is plain or refused; zeros of torchao only have to be 0.
-                    let kept = leaf == "_weight_zero_point";
+                    let read = ["nbits", "shape", "axis", "packing"].contains(&leaf);
+                    let kept = leaf == "_weight_zero_point" || SETTINGS.contains(&leaf) && !read;
                     match error {
                         None if is_fine || kept => {}
                         Some(error) => {

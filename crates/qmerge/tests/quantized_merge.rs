@@ -37,6 +37,17 @@ fn index(leaf: &'static str, inputs: usize, group: usize) -> Tensor {
     numbers(leaf, Dtype::I32, (0..inputs).map(|i| (i * 7 % (inputs / group)) as i64))
 }
 
+/// hqq's settings that are read.
+fn settings((outputs, inputs): (usize, usize), bits: i64, axis: i64, packing: &str) -> Vec<Tensor> {
+    let scalar = |leaf, number| (leaf, Dtype::I32, Vec::new(), numbers(leaf, Dtype::I32, [number].into_iter()).3);
+    vec![
+        scalar("nbits", bits),
+        scalar("axis", axis),
+        numbers("shape", Dtype::I64, [outputs as i64, inputs as i64].into_iter()),
+        ("packing", Dtype::U8, vec![packing.len()], packing.as_bytes().to_vec()),
+    ]
+}
+
 struct Kind {
     name: &'static str,
     config: Value,
@@ -304,6 +315,81 @@ fn kinds() -> Vec<(&'static str, Kind)> {
             },
         ),
         (
+            "fp8",
+            Kind {
+                name: "experts of 4 bits",
+                config: fp8([128, 128]),
+                tensors: |o, i| {
+                    vec![blank("weight", I8, &[o, i / 2]), blank("weight_scale_inv", F8_E8M0, &[o, i / 32])]
+                },
+            },
+        ),
+        (
+            "modelopt",
+            Kind {
+                name: "NVFP4",
+                config: json!({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}),
+                tensors: |o, i| {
+                    vec![
+                        blank("weight", U8, &[o, i / 2]),
+                        blank("weight_scale", F8_E4M3, &[o, i / 16]),
+                        blank("weight_scale_2", F32, &[]),
+                    ]
+                },
+            },
+        ),
+        (
+            "modelopt",
+            Kind {
+                name: "FP8",
+                config: json!({"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}),
+                tensors: |o, i| vec![blank("weight", F8_E4M3, &[o, i]), blank("weight_scale", F32, &[])],
+            },
+        ),
+        (
+            "hqq",
+            Kind {
+                name: "4 bits",
+                config: json!({"quantization_config": {"quant_method": "hqq"}}),
+                tensors: |o, i| {
+                    let groups = [o * i / 32, 1];
+                    let mut tensors = vec![
+                        blank("W_q", U8, &[o * i / 64, 32]),
+                        blank("scale", F16, &groups),
+                        blank("zero", F16, &groups),
+                    ];
+                    tensors.extend(settings((o, i), 4, 1, "4bit_u8"));
+                    tensors
+                },
+            },
+        ),
+        (
+            "hqq",
+            Kind {
+                name: "3 bits, groups of columns",
+                config: json!({"quantization_config": {"quant_method": "hqq"}}),
+                tensors: |o, i| {
+                    let groups = [1, o * i / 16];
+                    let words = [2, o * i / 16];
+                    let mut tensors =
+                        vec![blank("W_q", I32, &words), blank("scale", BF16, &groups), blank("zero", BF16, &groups)];
+                    tensors.extend(settings((o, i), 3, 0, "3bit_32"));
+                    tensors
+                },
+            },
+        ),
+        (
+            "bitnet",
+            Kind {
+                name: "",
+                config: json!({"quantization_config": {"quant_method": "bitnet"}}),
+                // Divided by 16.
+                tensors: |o, i| {
+                    vec![blank("weight", U8, &[o / 4, i]), ("weight_scale", BF16, vec![1], vec![0x80, 0x41])]
+                },
+            },
+        ),
+        (
             "torchao",
             Kind {
                 name: "",
@@ -368,9 +454,10 @@ fn base(folder: &Path, kind: &Kind) -> Checkpoint {
         }
         let stored: Vec<Option<Vec<u8>>> = (claim.entries.iter())
             .map(|entry| {
-                let is_kept =
-                    ["g_idx", "shape", "_weight_zero_point", "input_scale"].iter().any(|end| entry.name.ends_with(end));
-                is_kept.then(|| blank.read_small(entry, u64::MAX).unwrap())
+                let bytes = blank.read_small(entry, u64::MAX).unwrap();
+                let may_be_0 =
+                    ["_weight_zero_point", "input_scale", "axis"].iter().any(|end| entry.name.ends_with(end));
+                (may_be_0 || bytes.iter().any(|&byte| byte != 0)).then_some(bytes)
             })
             .collect();
         let mut held = Vec::new();
@@ -483,7 +570,9 @@ fn every_method_rounds_every_format() {
                 let of = report.weights.iter().find(|weight| weight.name == step.name).unwrap();
                 let (own, now) = (parts(&inputs.base, &recode.from), parts(&merged, claim));
                 for (at, entry) in claim.entries.iter().enumerate() {
-                    let stays = ["g_idx", "shape", "input_scale"].iter().any(|end| entry.name.ends_with(end))
+                    let stays = ["g_idx", "shape", "input_scale", "nbits", "packing"]
+                        .iter()
+                        .any(|end| entry.name.ends_with(end))
                         || method.keeps_scales()
                             && ["zero_point", "qzeros", "global_scale"].iter().any(|end| entry.name.ends_with(end));
                     assert!(!stays || own[at] == now[at], "{title}: {} changed", entry.name);
@@ -523,9 +612,10 @@ fn every_method_rounds_every_format() {
 fn codes_that_are_no_numbers_are_named() {
     let root = std::env::temp_dir().join(format!("qmerge-nan-{}", std::process::id()));
     let name = "model.layers.0.self_attn.q_proj.weight";
-    for (number, (format, kind)) in
-        kinds().iter().filter(|(format, _)| matches!(*format, "fp8" | "ct-fp8" | "ct-mxfp8")).enumerate()
-    {
+    // Four bits have no code for it.
+    let has_nan =
+        |format: &str, kind: &str| matches!(format, "fp8" | "ct-fp8" | "ct-mxfp8") && kind != "experts of 4 bits";
+    for (number, (format, kind)) in kinds().iter().filter(|(format, kind)| has_nan(format, kind.name)).enumerate() {
         let folder = root.join(number.to_string());
         let sound = base(&folder, kind);
         let entry = sound.get(name).unwrap();

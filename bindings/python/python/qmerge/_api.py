@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Format = Literal[
-    "nf4", "fp4", "int8", "fp8", "ct-int4", "f32", "f16", "bf16",
+    "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "f32", "f16", "bf16",
     # GGUF, as "f32", "f16" and "bf16" are where the output's name ends in .gguf.
     "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ]
@@ -80,6 +80,7 @@ def merge(
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -101,7 +102,7 @@ def merge(
         tuned: models that were trained whole from the base, given as adapters are: what each differs from the base by is merged, times its weight. `adapter` may be None then.
         tuned_method: how their differences are joined: "linear" (the default: their weighted sum), "magnitude_prune", "ties", "dare_linear" or "dare_ties".
         density, majority_sign, tuned_seed: share of its values that each keeps, what elects a sign ("total" or "frequency"), and the seed of what is drawn, for the methods that take them.
-        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", or a file type of llama.cpp such as "q4_k_m".
+        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", or a file type of llama.cpp such as "q4_k_m".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
@@ -121,7 +122,8 @@ def merge(
         allow_unused: leave out adapter tensors that match nothing.
         base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
         peft_bugs: write what PEFT writes where its merge contradicts its own forward pass.
-        double_quant, block_size, quant_storage, torch_threads: how NF4 and FP4 are stored.
+        bits, block_size: bits of a code and elements per scale of what is made anew.
+        double_quant, quant_storage, torch_threads: how NF4 and FP4 are stored.
         force: replace an existing output.
         resume: go on where a merge with the same arguments was interrupted.
         threads: worker threads. The output does not depend on it.
@@ -204,6 +206,7 @@ def plan(
     peft_bugs: bool = False,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -224,6 +227,7 @@ def convert(
     imatrix: Optional[Path] = None,
     double_quant: Optional[bool] = None,
     block_size: Optional[int] = None,
+    bits: Optional[int] = None,
     quant_storage: Optional[Storage] = None,
     torch_threads: Optional[int] = None,
     force: bool = False,
@@ -241,6 +245,7 @@ def convert(
         imatrix=imatrix,
         double_quant=yes_or_no(double_quant),
         block_size=block_size,
+        bits=bits,
         quant_storage=quant_storage,
         torch_threads=torch_threads,
         force=force,

@@ -152,12 +152,15 @@ pub(crate) struct Scaling {
 
 /// Choices on the output's format.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "How NF4 and FP4 are stored")]
+#[command(next_help_heading = "How codes are stored")]
 pub(crate) struct Quantization {
     /// NF4 and FP4: quantize the scales too (default: true).
     #[arg(long, value_name = "BOOL", hide_short_help = true)]
     pub(crate) double_quant: Option<bool>,
-    /// NF4 and FP4: elements per scale (default: 64).
+    /// gptq and mlx: bits of a code (default: 4; gptq has 4 and 8, mlx 2 to 6 and 8).
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) bits: Option<usize>,
+    /// Elements per scale: NF4 and FP4 (default: 64), ct-int4 and gptq (128), mlx (64).
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) block_size: Option<usize>,
     /// NF4 and FP4: type that the packed codes are viewed as (default: uint8).

@@ -122,6 +122,7 @@ fn importance(export: Option<&dyn Export>, path: Option<&Path>) -> Result<Option
 /// The options that settings of formats are given by.
 fn given(args: &Quantization) -> impl Iterator<Item = (&'static str, &'static str, String)> {
     let pairs = [
+        ("--bits", "bits", args.bits.map(|bits| bits.to_string())),
         ("--block-size", "block_size", args.block_size.map(|size| size.to_string())),
         ("--double-quant", "double_quant", args.double_quant.map(|is_double| is_double.to_string())),
         ("--quant-storage", "quant_storage", args.quant_storage.clone()),

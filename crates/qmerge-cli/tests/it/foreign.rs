@@ -19,87 +19,56 @@ struct Case {
     /// What the error must name.
     name: &'static str,
     config: &'static str,
-    side: &'static str,
     tensors: &'static [(&'static str, Dtype, &'static [usize])],
 }
 
 const CASES: &[Case] = &[
     Case {
-        name: "ModelOpt",
-        config: r#""quantization_config": {"quant_method": "modelopt"}"#,
-        side: "hf_quant_config.json",
-        tensors: &[
-            (".weight", Dtype::U8, &[40, 24]),
-            (".weight_scale", Dtype::F8_E4M3, &[40, 3]),
-            (".weight_scale_2", Dtype::F32, &[]),
-        ],
-    },
-    Case {
-        name: "HQQ",
-        config: r#""quantization_config": {"quant_method": "hqq"}"#,
-        side: "",
-        tensors: &[(".W_q", Dtype::U8, &[20, 48]), (".scale", Dtype::F16, &[30, 1]), (".zero", Dtype::F16, &[30, 1])],
-    },
-    Case {
         name: "EETQ",
         config: r#""quantization_config": {"quant_method": "eetq"}"#,
-        side: "",
         tensors: &[(".weight", Dtype::I8, &[48, 40]), (".weight_scales", Dtype::F16, &[40])],
     },
     Case {
         name: "torchao",
         config: "",
-        side: "",
         tensors: &[("._weight_qdata", Dtype::U8, &[40, 24]), ("._weight_scale", Dtype::F32, &[40, 1])],
     },
     Case {
         name: "quanto",
         config: "",
-        side: "",
         tensors: &[(".weight._data._data", Dtype::U8, &[40, 24]), (".weight._scale", Dtype::F32, &[120, 1])],
     },
     Case {
         name: "AQLM",
         config: r#""quantization_config": {"quant_method": "aqlm"}"#,
-        side: "",
         tensors: &[(".codes", Dtype::I16, &[40, 6, 1]), (".codebooks", Dtype::F16, &[1, 256, 1, 8])],
-    },
-    Case {
-        name: "BitNet",
-        config: r#""quantization_config": {"quant_method": "bitnet"}"#,
-        side: "",
-        tensors: &[(".weight", Dtype::U8, &[10, 48]), (".weight_scale", Dtype::BF16, &[1])],
     },
     Case {
         name: "EXL2",
         config: r#""quantization_config": {"quant_method": "exl2"}"#,
-        side: "",
         tensors: &[(".q_weight", Dtype::I32, &[6, 40]), (".q_scale", Dtype::I32, &[3, 5])],
     },
     // Methods and layouts that stand in no table.
     Case {
         name: "`shiny`",
         config: r#""quantization_config": {"quant_method": "shiny"}"#,
-        side: "",
         tensors: &[(".weight", Dtype::I8, &[40, 48])],
     },
     Case {
         name: "without a quant_method",
         config: r#""text_config": {"quantization_config": {"bits": 4}}"#,
-        side: "",
         tensors: &[(".weight", Dtype::U8, &[40, 48])],
     },
     Case {
         name: "format that is not known",
         config: "",
-        side: "",
         tensors: &[(".kernel", Dtype::I8, &[40, 48]), (".kernel_scale", Dtype::F16, &[40])],
     },
-    Case { name: "format that is not known", config: "", side: "", tensors: &[(".weight", Dtype::I8, &[40, 48])] },
+    Case { name: "format that is not known", config: "", tensors: &[(".weight", Dtype::I8, &[40, 48])] },
 ];
 
 /// A plain model and adapter, and beside them a folder `foreign` that holds the same model with its first layer as in the case.
-fn foreign(case: &Case, config: bool, side: bool, tensors: bool) -> Folder {
+fn foreign(case: &Case, config: bool, tensors: bool) -> Folder {
     let folder = Folder::new();
     plain_model(folder.path(), 2, 40, 48);
     let mut all = read(&folder.join("base/model.safetensors"));
@@ -110,9 +79,6 @@ fn foreign(case: &Case, config: bool, side: bool, tensors: bool) -> Folder {
     write(&folder.join("foreign/model.safetensors"), &all);
     let more = if config && !case.config.is_empty() { format!(", {}", case.config) } else { String::new() };
     std::fs::write(folder.join("foreign/config.json"), format!("{{\"model_type\": \"llama\"{more}}}")).unwrap();
-    if side {
-        std::fs::write(folder.join("foreign").join(case.side), "{\"bits\": 4}").unwrap();
-    }
     std::fs::write(folder.join("text.txt"), "some text").unwrap();
     folder
 }
@@ -130,7 +96,7 @@ fn refused(folder: &Path, args: &[&str], words: &[&str]) {
 #[test]
 fn every_command_refuses_what_is_stored_in_a_way_that_is_not_understood() {
     for case in CASES {
-        let folder = foreign(case, !case.config.is_empty(), false, true);
+        let folder = foreign(case, !case.config.is_empty(), true);
         for args in [
             &["merge", "--base", "foreign", "--adapter", "adapter", "-o", "out"][..],
             &[
@@ -164,20 +130,16 @@ fn every_command_refuses_what_is_stored_in_a_way_that_is_not_understood() {
     }
 }
 
-/// Each sign by itself is enough: the configuration, a file beside the weights, the tensors.
+/// Each sign by itself is enough: the configuration, the tensors.
 #[test]
 fn one_sign_is_enough() {
     for case in CASES {
         let merge = ["merge", "--base", "foreign", "--adapter", "adapter", "-o", "out", "--to", "f16"];
         if !case.config.is_empty() {
-            let folder = foreign(case, true, false, false);
+            let folder = foreign(case, true, false);
             refused(folder.path(), &merge, &["config.json", case.name, "if the weights are plain already"]);
         }
-        if !case.side.is_empty() {
-            let folder = foreign(case, false, true, false);
-            refused(folder.path(), &merge, &[case.side, case.name, "if the weights are plain already"]);
-        }
-        let folder = foreign(case, false, false, true);
+        let folder = foreign(case, false, true);
         let name =
             if case.config.is_empty() || case.tensors.len() > 1 { case.name } else { "format that is not known" };
         refused(folder.path(), &merge, &["model.safetensors", Q, name]);
@@ -206,6 +168,7 @@ fn variants_are_refused_with_the_reason() {
             r#"{"quant_method": "compressed-tensors", "format": "dense", "sparsity_config": {"format": "sparse-24-bitmask"}}"#,
             ["sparse", "sparse-24-bitmask"],
         ),
+        (r#"{"quant_method": "bitnet", "quantization_mode": "online"}"#, ["BitNet", "in training"]),
         (
             r#"{"quant_method": "compressed-tensors", "format": "marlin-24"}"#,
             ["compressed-tensors", "format `marlin-24`"],

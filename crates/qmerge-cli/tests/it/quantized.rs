@@ -160,6 +160,45 @@ fn quantized_checkpoints_are_merged_and_keep_their_format() {
     }
 }
 
+/// Every format that is made is described, is read again as what it was made of, and takes a merge.
+#[test]
+fn what_is_made_is_read_again() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let at = folder.path();
+    ok(at, &["convert", "--base", "base-nf4", "--to", "bf16", "-o", "bf16"]);
+    let plain: Vec<Tensor> = read(&at.join("bf16/model.safetensors"));
+    for (to, settings, about, noise) in [
+        ("gptq", &["--block-size", "64"][..], r#""bits": 4"#, 0.15),
+        ("gptq", &["--block-size", "32", "--bits", "8"], r#""bits": 8"#, 0.01),
+        ("mlx", &[], r#""quantization""#, 0.15),
+        ("mlx", &["--bits", "6", "--block-size", "32"], r#""bits": 6"#, 0.03),
+        ("ct-nvfp4", &[], "nvfp4-pack-quantized", 0.12),
+        ("ct-mxfp4", &[], "mxfp4-pack-quantized", 0.15),
+        ("ct-int8", &[], "channel", 0.02),
+    ] {
+        let convert = ["convert", "--base", "bf16", "--to", to, "-o", "made", "--force"];
+        ok(at, &[&convert[..], settings].concat());
+        let inspected = ok(at, &["inspect", "made"]);
+        assert!(inspected.contains(to), "{inspected}");
+        let config = std::fs::read_to_string(at.join("made/config.json")).unwrap();
+        assert!(config.contains(about), "{to}: {config}");
+        ok(at, &["convert", "--base", "made", "--to", "bf16", "-o", "back", "--force"]);
+        for (name, _, _, bytes) in read(&at.join("back/model.safetensors")) {
+            let (_, _, _, own) = plain.iter().find(|(own, ..)| *own == name).unwrap();
+            let (now, before) = (floats(&bytes), floats(own));
+            let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+            let miss = sum(&mut now.iter().zip(&before).map(|(a, b)| a - b)) / sum(&mut before.iter().copied());
+            let is_coded = name.ends_with("_proj.weight");
+            assert!(if is_coded { miss.sqrt() < noise } else { miss == 0.0 }, "{to} {name}: {}", miss.sqrt());
+        }
+        let sources = ["--base", "base-nf4", "--adapter", "adapter"];
+        let merge = ["merge", "--to", to, "-o", "merged", "--force"];
+        ok(at, &[&merge[..], &sources, settings].concat());
+        ok(at, &[&["verify", "--merged", "merged"], &sources[..]].concat());
+    }
+}
+
 /// What AWQ is told of, and what makes no sense there.
 #[test]
 fn an_adapter_of_another_model_than_the_awq_one_is_told_of() {

@@ -80,7 +80,7 @@ impl Bytes {
         let name = if is_quanto { module.path.to_owned() } else { format!("{}.weight", module.path) };
         let values = if is_quanto { scales.dtype } else { fp8::values(module.checkpoint) };
         let codes = if lead.dtype == Dtype::I8 { Codes::Bytes } else { Codes::E4M3 };
-        let tiles = Tiles { rows: 1, cols: cols.max(1), matrix: rows.max(1) };
+        let tiles = Tiles::runs(cols, rows);
         let half = match (codes, is_quanto) {
             (Codes::E4M3, _) => 448.0,
             (_, true) => 127.0,

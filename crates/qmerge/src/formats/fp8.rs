@@ -15,7 +15,7 @@ use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Rows and columns of a block, where the configuration does not say.
-const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 128;
 
 /// 8-bit floats as a format.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ impl Format for Fp8 {
         }
         let leads = module.free().filter(|(leaf, lead)| {
             // A scale may be an 8-bit float too.
-            lead.dtype == Dtype::F8E4M3 && !leaf.ends_with("_scale") && !leaf.ends_with("_scale_inv")
+            let is_code = lead.dtype == Dtype::F8E4M3 && !leaf.ends_with("_scale") && !leaf.ends_with("_scale_inv");
+            is_code || is_four(module, leaf, lead)
         });
         let claim = |(leaf, lead): (&str, &Entry)| {
             of_lead(module, leaf, lead)
@@ -54,7 +55,7 @@ impl Format for Fp8 {
             Part::new(name.to_owned(), Dtype::F8E4M3, shape.to_vec()),
             Part::new(format!("{module}.weight_scale_inv"), Dtype::F32, scales),
         ];
-        let tiles = Tiles { rows: BLOCK, cols: BLOCK, matrix: rows };
+        let tiles = Tiles::blocks(BLOCK, BLOCK, rows);
         let weight = Scaled {
             parts,
             roles: vec![Role::Codes, Role::Scales],
@@ -123,7 +124,7 @@ pub(super) fn shared(tiles: Tiles, rows: usize, cols: usize) -> String {
     match tiles {
         Tiles { rows: 1, cols: own, .. } if own >= cols => "one scale per row".into(),
         Tiles { rows: 1, cols: own, .. } => format!("groups of {own}"),
-        Tiles { rows: own, matrix, cols: wide } if own >= matrix && wide >= cols => {
+        Tiles { rows: own, matrix, cols: wide, .. } if own >= matrix && wide >= cols => {
             if matrix < rows {
                 "one scale per matrix".into()
             } else {
@@ -152,10 +153,44 @@ fn of_lead(module: &Module<'_>, leaf: &str, lead: &Entry) -> Result<Option<Claim
         let activations = [format!("{leaf}_input_scale"), format!("{leaf}_activation_scale")];
         found.keep(&activations.each_ref().map(String::as_str));
     }
-    let tiles = tiles(&lead.shape, scales, block(module.checkpoint)?)?;
     let values = values(module.checkpoint);
+    if is_four(module, leaf, lead) {
+        return fours(lead, scales, values).map(|weight| Some(found.claim(weight)));
+    }
+    let tiles = tiles(&lead.shape, scales, block(module.checkpoint)?)?;
     let powers = !scales.dtype.is_plain_float();
     Ok(Some(found.claim(weight("fp8", &lead.name, &lead.shape, tiles, values, Fresh::Inverse { powers }))))
+}
+
+/// True of 4-bit floats, two in a byte, as DeepSeek stores experts beside weights of 8 bits.
+fn is_four(module: &Module<'_>, leaf: &str, lead: &Entry) -> bool {
+    lead.dtype == Dtype::I8
+        && method(module.checkpoint) == Some("fp8")
+        && module.get(&format!("{leaf}_scale_inv")).is_some()
+}
+
+/// A weight of them. How many values share a scale follows from the number of scales, as transformers reads it.
+fn fours(lead: &Entry, scales: &Entry, values: Dtype) -> Result<Scaled> {
+    let mut shape = lead.shape.clone();
+    let (Some(last), [leading @ .., lines, groups]) = (shape.last_mut(), scales.shape.as_slice()) else {
+        return Err(misfit(scales, "a matrix of scales"));
+    };
+    *last = last.checked_mul(2).ok_or_else(|| misfit(lead, "a matrix of bytes"))?;
+    let [stack @ .., rows, cols] = shape.as_slice() else { return Err(misfit(lead, "a matrix, or a stack of them")) };
+    let is_whole = |of: usize, count: usize, step: usize| count > 0 && of.is_multiple_of(count * step);
+    let is_scale = matches!(scales.dtype, Dtype::F8E8M0 | Dtype::U8) || scales.dtype.is_plain_float();
+    if stack != leading || stack.len() > 1 || !is_whole(*rows, *lines, 1) || !is_whole(*cols, *groups, 16) || !is_scale
+    {
+        return Err(misfit(scales, &format!("scales for equal tiles of a weight of shape {shape:?}")));
+    }
+    let tiles = Tiles::blocks(rows / lines, cols / groups, *rows);
+    let fresh = if scales.dtype.is_plain_float() { Fresh::Exact { half: 6.0 } } else { Fresh::Powers { up: false } };
+    let about = format!(
+        "4 bits, {}, decodes to {}",
+        shared(tiles, stack.iter().product::<usize>() * rows, *cols),
+        values.torch_name()
+    );
+    Ok(Scaled { codes: Codes::E2M1, about, ..weight("fp8", &lead.name, &shape, tiles, values, fresh) })
 }
 
 /// How scales of that shape lie in a weight of 8-bit floats.
@@ -174,14 +209,14 @@ pub(super) fn tiles(shape: &[usize], scales: &Entry, block: [usize; 2]) -> Resul
     // Dimensions of 1 do not tell a stack from a matrix, nor a column from a row.
     let flat = |dims: &[usize]| dims.iter().copied().filter(|&dim| dim != 1).collect::<Vec<_>>();
     let have = flat(&scales.shape);
-    let whole = Tiles { rows, cols, matrix: rows };
+    let whole = Tiles::blocks(rows, cols, rows);
     let fits = |dims: &[usize]| have == flat(dims);
     let tiles = if fits(&[]) && scales.elements() == 1 && (blocks != [1, 1] || matrices > 1) {
-        Tiles { rows: matrices * rows, cols, matrix: matrices * rows }
+        Tiles::blocks(matrices * rows, cols, matrices * rows)
     } else if scales.shape.len() >= 2 && fits(&[matrices, blocks[0], blocks[1]]) {
-        Tiles { rows: block[0], cols: block[1], matrix: rows }
+        Tiles::blocks(block[0], block[1], rows)
     } else if fits(&[matrices, rows]) {
-        Tiles { rows: 1, cols, matrix: rows }
+        Tiles::runs(cols, rows)
     } else if fits(&[matrices]) {
         whole
     } else {
@@ -193,8 +228,6 @@ pub(super) fn tiles(shape: &[usize], scales: &Entry, block: [usize; 2]) -> Resul
             ),
         ));
     };
-    // An empty weight has no tiles; nothing is divided by its width.
-    let tiles = Tiles { rows: tiles.rows.max(1), cols: tiles.cols.max(1), matrix: tiles.matrix.max(1) };
     if is_scale { Ok(tiles) } else { Err(misfit(scales, "scales of F32, BF16, F16 or F8_E8M0")) }
 }
 

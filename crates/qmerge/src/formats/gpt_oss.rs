@@ -55,7 +55,7 @@ fn of_lead(module: &Module<'_>, stem: &str, lead: &Entry) -> Result<Claim> {
     }
     let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name);
     let shape = [experts, outputs, blocks * BLOCK];
-    let tiles = Tiles { rows: 1, cols: BLOCK, matrix: outputs.max(1) };
+    let tiles = Tiles::runs(BLOCK, outputs);
     let weight = fp8::weight("gpt-oss", name, &shape, tiles, Dtype::BF16, Fresh::Powers { up: false });
     Ok(found.claim(Scaled { codes: Codes::E2M1, about: "groups of 32, decodes to bfloat16".into(), ..weight }))
 }

@@ -3,13 +3,20 @@
 //! Parts of `M.weight`: the codes (U32, one stream of fields per row from the low end of each word), `M.scales`, and `M.biases` of the affine kind. Its values are `q · s + b`, rounded to
 //! the type of the scales after either operation. The configuration's `quantization` says how many share a scale, for all modules or for one. Arithmetic: mlx 0.32 on a CPU.
 
-use serde_json::Value;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use super::scaled::{Codes, Companions, Fresh, Role, Scaled, Tiles, misfit};
-use super::{Claim, Format, Module, fp8};
+use super::settings::whole_groups;
+use super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, malformed};
-use crate::open::Entry;
+use crate::error::{Error, Result, malformed, mismatch};
+use crate::open::{Entry, ModelConfig};
+
+/// Bits of a code and columns of a group, where the user does not say.
+const BITS: usize = 4;
+const GROUP: usize = 64;
 
 /// MLX as a format.
 #[derive(Debug)]
@@ -24,8 +31,55 @@ impl Format for Mlx {
         "MLX, integers of 2 to 8 bits with scales and offsets, or small floats"
     }
 
-    fn is_made(&self) -> bool {
-        false
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting { name: "bits", of_scales: false }, Setting { name: "block_size", of_scales: false }]
+    }
+
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
+            return Err(mismatch(format!("mlx stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
+        };
+        let (bits, size) = (bits(settings)?, settings.group(GROUP)?);
+        whole_groups(name, cols, size, true)?;
+        // As mlx-lm converts a model: in 16 bits.
+        let values = if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 };
+        let part = |leaf: &str, dtype, cols| Part::new(format!("{module}.{leaf}"), dtype, vec![rows, cols]);
+        let tiles = Tiles::runs(size, rows);
+        Ok(Arc::new(Scaled {
+            codes: Codes::Fields { bits, dense: true, low: 0 },
+            about: about(bits, size, values),
+            parts: vec![
+                part("weight", Dtype::U32, cols * bits / 32),
+                part("scales", values, cols / size),
+                part("biases", values, cols / size),
+            ],
+            roles: vec![Role::Codes, Role::Scales, Role::Offsets],
+            ..fp8::weight("mlx", name, shape, tiles, values, Fresh::Edge)
+        }))
+    }
+
+    fn describe(&self, config: &mut ModelConfig, settings: &Settings, _: Option<&[String]>) -> Result<()> {
+        let (bits, size) = (bits(settings)?, settings.group(GROUP)?);
+        let own = config.quantization().filter(|own| own.contains_key("bits") && !own.contains_key("quant_method"));
+        let about = match own {
+            None => json!({"bits": bits, "group_size": size, "mode": "affine"}),
+            Some(own) => {
+                let mode = own.get("mode").is_none_or(|mode| mode == "affine");
+                if own.get("bits") != Some(&json!(bits)) || own.get("group_size") != Some(&json!(size)) || !mode {
+                    let problem =
+                        format!("the base is stored as mlx already, and not with {bits} bits in groups of {size}");
+                    return Err(mismatch(problem)
+                        .in_file(&config.path)
+                        .with_hint("leave out --to: what has the format keeps it"));
+                }
+                Value::Object(own.clone())
+            }
+        };
+        // mlx-lm writes it twice: under its own name, and under the one that others read.
+        config.remove_everywhere("quantization_config");
+        config.json.insert("quantization".into(), about.clone());
+        config.json.insert("quantization_config".into(), about);
+        Ok(())
     }
 
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
@@ -34,6 +88,14 @@ impl Format for Mlx {
         let named = |error: Error| error.in_tensor(&lead.name).in_file(module.checkpoint.file_of(lead));
         of_module(module, lead).map(|claim| vec![claim]).map_err(named)
     }
+}
+
+fn bits(settings: &Settings) -> Result<usize> {
+    settings.one_of("bits", BITS, &[2, 3, 4, 5, 6, 8])
+}
+
+fn about(bits: usize, size: usize, values: Dtype) -> String {
+    format!("{bits} bits, groups of {size}, decodes to {}", values.torch_name())
 }
 
 /// A field that the configuration has for a module, or for all.
@@ -95,10 +157,10 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
     let mut shape = leading.to_vec();
     shape.push(cols);
     let matrix = leading.last().copied().unwrap_or(1).max(1);
-    let tiles = Tiles { rows: 1, cols: size, matrix };
+    let tiles = Tiles::runs(size, matrix);
     // Groups of 16 have 8-bit floats for scales.
     let nvfp4 = size == 16 && scales.dtype == Dtype::U8 && biases.is_none();
-    let about = format!("{bits} bits, groups of {size}, decodes to {}", values.torch_name());
+    let about = about(bits, size, values);
     let weight = Scaled { codes, about, eights: nvfp4, ..fp8::weight("mlx", &lead.name, &shape, tiles, values, fresh) };
     Ok(found.claim(weight))
 }

@@ -7,6 +7,7 @@
 // What is read here comes from files that anyone may have written.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod bitnet;
 pub(crate) mod bnb4;
 mod bnb8;
 mod bnb_config;
@@ -16,7 +17,9 @@ mod fp8;
 mod gguf;
 mod gpt_oss;
 mod grid;
+mod hqq;
 mod mlx;
+mod modelopt;
 mod module;
 mod packed;
 pub(crate) mod plain;
@@ -39,7 +42,7 @@ pub use gguf::encode_weighted;
 #[cfg(feature = "internals")]
 pub(crate) use gguf::row_of as gguf_row;
 #[doc(hidden)]
-pub use grid::{Choices, Grid, Levels};
+pub use grid::{Choices, Grid, Levels, Rounds};
 #[doc(hidden)]
 pub use module::Module;
 pub use reader::Reader;
@@ -64,6 +67,8 @@ pub static FORMATS: &[&dyn Format] = &[
     &bnb4::NF4,
     &bnb4::FP4,
     &bnb8::Int8,
+    &modelopt::ModelOpt,
+    &bitnet::Bitnet,
     &fp8::Fp8,
     &ct::INT4,
     &ct::INT8,
@@ -76,6 +81,7 @@ pub static FORMATS: &[&dyn Format] = &[
     &packed::Awq,
     &gpt_oss::GptOss,
     &mlx::Mlx,
+    &hqq::Hqq,
     &bytes::QUANTO,
     &bytes::TORCHAO,
     &gguf::Q4_0,

@@ -4,7 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use crate::error::{Result, usage};
+use crate::error::{Result, mismatch, usage};
+
+/// Sizes of groups that loaders have kernels for.
+const GROUPS: &[usize] = &[128, 64, 32];
+
+/// Errors if `inputs` are no whole groups; `chosen` is true where the user may take others.
+pub(super) fn whole_groups(name: &str, inputs: usize, group: usize, chosen: bool) -> Result<()> {
+    if inputs.is_multiple_of(group) {
+        return Ok(());
+    }
+    let fitting = GROUPS.iter().find(|size| chosen && inputs.is_multiple_of(**size));
+    Err(mismatch(format!("its {inputs} inputs are no whole groups of {group}"))
+        .in_tensor(name)
+        .with_hint(fitting.map_or("take another format".to_owned(), |size| format!("--block-size {size} fits it"))))
+}
 
 /// A choice that a format leaves to the user.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +44,20 @@ impl Settings {
     /// A choice, or the format's default. Errors if it is no such value.
     pub fn get<T: FromStr>(&self, name: &str, default: T) -> Result<T> {
         self.read(name, default, |value| value.parse().ok())
+    }
+
+    /// The same of a number that has to be one of these.
+    pub(super) fn one_of(&self, name: &str, default: usize, of: &[usize]) -> Result<usize> {
+        let chosen = self.get(name, default)?;
+        if of.contains(&chosen) {
+            return Ok(chosen);
+        }
+        Err(usage(format!("{} {chosen} is none of {of:?}", name.replace('_', " "))))
+    }
+
+    /// Inputs that share a scale, of formats that let the user choose.
+    pub(super) fn group(&self, default: usize) -> Result<usize> {
+        self.one_of("block_size", default, GROUPS)
     }
 
     /// The same of a choice whose values have words of their own.

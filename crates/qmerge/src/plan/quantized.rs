@@ -67,18 +67,19 @@ impl<'a> Quantized<'a> {
     }
 }
 
-/// True if rows become columns as a weight takes a format: Conv1D layers are stored (in, out) as long as they are plain, and loaders want (out, in) of
+/// True if the dimensions of a weight change places as it takes a format: Conv1D layers have (in, out) as long as they are plain, and loaders want (out, in) of
 /// what is quantized.
-pub(super) fn is_turned(names: &Names<'_>, weight: &dyn Weight, format: &dyn Format) -> bool {
-    weight.is_plain() == format.quantizes()
-        && weight.shape().len() == 2
-        && module_of(weight.name()).is_some_and(|module| arch::leaf_in(module, names.arch.transposed))
+pub(super) fn is_reversed(names: &Names<'_>, weight: &dyn Weight, format: &dyn Format) -> bool {
+    weight.is_plain() == format.quantizes() && weight.shape().len() == 2 && is_conv1d(names, weight.name())
 }
 
-/// True if the rows of a weight are inputs: as its format stores it, or as the family stores what is plain (Conv1D).
-pub(super) fn is_transposed(names: &Names<'_>, weight: &dyn Weight) -> bool {
-    let conv1d = || module_of(weight.name()).is_some_and(|module| arch::leaf_in(module, names.arch.transposed));
-    weight.is_transposed() || weight.is_plain() && weight.shape().len() == 2 && conv1d()
+/// True if the rows of a weight, which the model has under that name, are inputs: as its format stores it, or as the family stores what is plain (Conv1D).
+pub(super) fn is_transposed(names: &Names<'_>, name: &str, weight: &dyn Weight) -> bool {
+    weight.is_transposed() || weight.is_plain() && weight.shape().len() == 2 && is_conv1d(names, name)
+}
+
+fn is_conv1d(names: &Names<'_>, name: &str) -> bool {
+    module_of(name).is_some_and(|module| arch::leaf_in(module, names.arch.transposed))
 }
 
 fn module_of(name: &str) -> Option<&str> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::export::{Exported, Place};
 use super::method::Chooser;
-use super::quantized::{Quantized, is_transposed, is_turned};
+use super::quantized::{Quantized, is_reversed, is_transposed};
 use super::steps::Wanted;
 use super::{Inputs, Options};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement, TaskVector};
@@ -51,7 +51,7 @@ pub struct Recode {
     pub transposed: bool,
     /// Number of matrices, where the weight is a stack of them that are rounded one by one.
     pub stack: Option<usize>,
-    /// Rows become columns: loaders want (out, in) of a quantized weight that is stored (in, out) while it is plain.
+    /// Rows become columns: one of the two formats stores inputs as rows (GPTQ; a plain Conv1D), and the other outputs.
     pub turned: bool,
     /// What the base's weight was quantized from, where that is rounded with the delta in place of the base.
     pub original: Option<Claim>,
@@ -185,11 +185,11 @@ impl Builder<'_, '_> {
         let keeps_scales = has_scales && rounding.keeps_scales();
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
-        let turned = target.as_ref().is_some_and(|target| target.turned);
         let stack = chooser.stack(claim.weight.as_ref());
         let in_out =
             stack.is_some() && claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
-        let transposed = in_out || is_transposed(names, from.weight.as_ref());
+        let own_transposed = is_transposed(names, name, from.weight.as_ref());
+        let transposed = in_out || own_transposed;
         // What has other names in the file than in the model takes them.
         let view = match &target {
             Some(target) if self.targets.exported.is_some() => target.view.clone(),
@@ -201,9 +201,9 @@ impl Builder<'_, '_> {
             (_, Some(dtype)) if self.targets.exported.is_none() => {
                 Arc::new(PlainWeight::new(stored_name, &shape, dtype))
             }
-            (Some(TargetFormat { format, .. }), _) => {
+            (Some(TargetFormat { format, reversed, .. }), _) => {
                 let settings = &options.settings;
-                let shape = if turned { shape.iter().rev().copied().collect() } else { shape };
+                let shape = if reversed { shape.iter().rev().copied().collect() } else { shape };
                 format.create(
                     stored_name,
                     &shape,
@@ -228,6 +228,7 @@ impl Builder<'_, '_> {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
             _ => to,
         };
+        let turned = from.weight.shape().len() == 2 && is_transposed(names, name, to.as_ref()) != own_transposed;
         // The same view of rows on both sides, so that chunks agree.
         let to = if to.geometry().rows == geometry.rows || turned {
             to
@@ -237,7 +238,7 @@ impl Builder<'_, '_> {
         };
         let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
         let from_original = keeps_scales && rounding.needs_original() && !to.is_plain();
-        let original = from_original.then(|| original(inputs, name, &from)).transpose()?;
+        let original = from_original.then(|| original(inputs, names, name, &from)).transpose()?;
         let is_layer = is_layer(names, name);
         let mut recode = Recode {
             source,
@@ -265,7 +266,7 @@ fn is_layer(names: &Names<'_>, name: &str) -> bool {
 }
 
 /// The weight of that name in what the base was quantized from.
-fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
+fn original(inputs: &Inputs, names: &Names<'_>, name: &str, from: &Claim) -> Result<Claim> {
     let Some(original) = &inputs.original else {
         return Err(usage("`--rounding original` needs the checkpoint that the base was quantized from")
             .with_hint("name it with --original"));
@@ -280,6 +281,16 @@ fn original(inputs: &Inputs, name: &str, from: &Claim) -> Result<Claim> {
     if claim.weight.shape() != from.weight.shape() {
         let (have, want) = (claim.weight.shape(), from.weight.shape());
         return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
+    }
+    let [own, other] = [&from.weight, &claim.weight].map(|weight| is_transposed(names, name, weight.as_ref()));
+    if own != other {
+        return Err(unsupported(format!(
+            "its rows are columns of the base, which is stored as {}",
+            from.weight.format()
+        ))
+        .in_file(&original.checkpoint.path)
+        .in_tensor(name)
+        .with_hint("take another method: --rounding names it"));
     }
     let geometry = from.weight.geometry();
     let mut claim = claim.clone();
@@ -364,8 +375,8 @@ pub(super) fn is_coarse(target: Option<&TargetFormat>, claim: &Claim) -> bool {
 #[derive(Clone)]
 pub(super) struct TargetFormat {
     format: &'static dyn formats::Format,
-    /// Rows become columns.
-    turned: bool,
+    /// Its dimensions change places.
+    reversed: bool,
     /// How another container has it, where it has it otherwise than the model.
     view: Option<View>,
     /// How large its inputs are, for an encoder that goes by it.
@@ -387,7 +398,7 @@ impl Targets<'_, '_> {
             return match exported.places.get(name)? {
                 Place::Tensor { view, format, importance } => Some(TargetFormat {
                     format: *format,
-                    turned: false,
+                    reversed: false,
                     view: view.clone(),
                     importance: importance.clone(),
                 }),
@@ -400,7 +411,7 @@ impl Targets<'_, '_> {
             return None;
         }
         let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
-        let turned = is_turned(self.names, weight, format);
-        takes.then_some(TargetFormat { format, turned, view: None, importance: None })
+        let reversed = is_reversed(self.names, weight, format);
+        takes.then_some(TargetFormat { format, reversed, view: None, importance: None })
     }
 }

@@ -157,14 +157,15 @@ impl Run<'_> {
         Ok(loss.error_rms <= allowed * loss.weight_rms)
     }
 
-    /// True if the merge stores a weight (out, in) that the base stores (in, out), as quantized ones of GPT-2 are.
+    /// True if rows of the one are columns of the other: GPTQ stores inputs as rows, as GPT-2 does while it is plain.
     fn is_turned(&self, base: &dyn Weight, merged: &Claim) -> bool {
         let model_type = self.inputs.base.config.as_ref().map_or("", |config| config.model_type());
         let module = base.name().strip_suffix(".weight").unwrap_or(base.name());
+        let conv1d = arch::leaf_in(module, arch::find(model_type).transposed);
+        let is_transposed = |weight: &dyn Weight| weight.is_transposed() || weight.is_plain() && conv1d;
         let (own, other) = (base.geometry(), merged.weight.geometry());
-        arch::leaf_in(module, arch::find(model_type).transposed)
-            && base.is_plain()
-            && !merged.weight.is_plain()
+        base.shape().len() == 2
+            && is_transposed(base) != is_transposed(merged.weight.as_ref())
             && (own.rows, own.cols) == (other.cols, other.rows)
     }
 

@@ -3,14 +3,17 @@
 //! Parts of `M.weight`: FP8 and MXFP8 have the codes under that name, the others `M.weight_packed` (U8). `M.weight_scale`: of FP8 one, one per row or one per block, in the type
 //! of the model; of NVFP4 one 8-bit float per 16 values, divided by `M.weight_global_scale`; of the MX types an exponent per 32.
 
-use serde_json::Value;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, misfit};
-use super::super::{Claim, Format, Module, fp8};
-use super::{KEPT, matrix, may_be, schemes, values};
+use super::super::{Claim, Format, Module, Part, Settings, Weight, fp8};
+use super::{KEPT, made, matrix, may_be, schemes, sixteen_bits, values};
 use crate::dtype::Dtype;
-use crate::error::Result;
-use crate::open::{Checkpoint, Entry};
+use crate::error::{Result, unsupported};
+use crate::formats::settings::whole_groups;
+use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Small floats of one kind as a format.
 #[derive(Debug)]
@@ -59,7 +62,88 @@ impl Format for Floats {
     }
 
     fn is_made(&self) -> bool {
-        false
+        self.made().is_some()
+    }
+
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
+        let (rows, cols, module) = made(self.id, name, shape)?;
+        let Some(Made { size, .. }) = self.made() else {
+            return Err(unsupported(format!("{} is not made from other formats", self.id)).in_tensor(name));
+        };
+        whole_groups(name, cols, size, false)?;
+        let part = |leaf: &str, dtype, shape| Part::new(format!("{module}.{leaf}"), dtype, shape);
+        let scales = if self.id == NVFP4.id { Dtype::F8E4M3 } else { Dtype::U8 };
+        let mut parts = vec![
+            part("weight_packed", Dtype::U8, vec![rows, cols / 2]),
+            part("weight_scale", scales, vec![rows, cols / size]),
+        ];
+        let mut roles = vec![Role::Codes, Role::Scales];
+        if self.id == NVFP4.id {
+            parts.push(part("weight_global_scale", Dtype::F32, vec![1]));
+            roles.push(Role::Second);
+        }
+        let tiles = Tiles::runs(size, rows);
+        Ok(Arc::new(Scaled { parts, roles, ..self.fours(name, shape, tiles, sixteen_bits(values)) }))
+    }
+
+    fn describe(&self, config: &mut ModelConfig, _: &Settings, skipped: Option<&[String]>) -> Result<()> {
+        let Some(Made { size, layout, strategy, scales }) = self.made() else { return Ok(()) };
+        let weights = json!({
+            "actorder": null,
+            "block_structure": null,
+            "dynamic": false,
+            "group_size": size,
+            "num_bits": 4,
+            "observer": "minmax",
+            "observer_kwargs": {},
+            "scale_dtype": scales,
+            "strategy": strategy,
+            "symmetric": true,
+            "type": "float",
+        });
+        super::describe(config, self.id, (layout, &weights), skipped)
+    }
+}
+
+/// How 4-bit floats are stored where they are made, and called.
+struct Made {
+    /// Columns of a group.
+    size: usize,
+    layout: &'static str,
+    strategy: &'static str,
+    scales: &'static str,
+}
+
+impl Floats {
+    /// Of the 4-bit kinds; the others are read, and written back where a base has them.
+    fn made(&self) -> Option<Made> {
+        match self.id {
+            id if id == NVFP4.id => Some(Made {
+                size: 16,
+                layout: "nvfp4-pack-quantized",
+                strategy: "tensor_group",
+                scales: "torch.float8_e4m3fn",
+            }),
+            id if id == MXFP4.id => {
+                Some(Made { size: 32, layout: "mxfp4-pack-quantized", strategy: "group", scales: "torch.uint8" })
+            }
+            _ => None,
+        }
+    }
+
+    /// A weight of 4-bit floats without its parts.
+    fn fours(&self, name: &str, shape: &[usize], tiles: Tiles, values: Dtype) -> Scaled {
+        let (second, fresh, about) = if self.id == NVFP4.id {
+            (Second::Divides, Fresh::Doubled, "groups of 16 under one scale")
+        } else {
+            (Second::None, Fresh::Powers { up: false }, "groups of 32")
+        };
+        Scaled {
+            codes: Codes::E2M1,
+            second,
+            about: format!("{about}, decodes to {}", values.torch_name()),
+            ..fp8::weight(self.id, name, shape, tiles, values, fresh)
+        }
     }
 }
 
@@ -76,7 +160,7 @@ fn grouped(scales: &Entry, shape: &[usize], lead: &Entry, size: usize) -> Result
             &format!("a scale per {size} of {cols} columns in each of {} rows", matrices * rows),
         ));
     }
-    Ok(Tiles { rows: 1, cols: size, matrix: rows.max(1) })
+    Ok(Tiles::runs(size, rows))
 }
 
 /// 4-bit floats.
@@ -88,28 +172,22 @@ fn nibbles(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
         *last = last.saturating_mul(2);
     }
     let name = format!("{}.weight", module.path);
-    let (format, size, second, fresh, about) = if scales.dtype == Dtype::F8E4M3 {
+    let (kind, size) = if scales.dtype == Dtype::F8E4M3 {
         let global = found.need(Role::Second, "weight_global_scale")?;
         let (matrices, ..) = matrix(&shape, lead)?;
         if global.dtype != Dtype::F32 || global.elements() != 1 && global.elements() != matrices as u64 {
             return Err(misfit(global, "one F32"));
         }
-        (NVFP4.id, 16, Second::Divides, Fresh::Doubled, "groups of 16 under one scale")
+        (&NVFP4, 16)
     } else if is_exponent(scales) {
-        (MXFP4.id, 32, Second::None, Fresh::Powers { up: false }, "groups of 32")
+        (&MXFP4, 32)
     } else {
         return Err(misfit(scales, "scales of F8_E4M3 or U8"));
     };
     found.keep(KEPT);
     found.keep(&["weight_shape"]);
     let tiles = grouped(scales, &shape, lead, size)?;
-    let values = fp8::values(module.checkpoint);
-    Ok(found.claim(Scaled {
-        codes: Codes::E2M1,
-        second,
-        about: format!("{about}, decodes to {}", values.torch_name()),
-        ..fp8::weight(format, &name, &shape, tiles, values, fresh)
-    }))
+    Ok(found.claim(kind.fours(&name, &shape, tiles, fp8::values(module.checkpoint))))
 }
 
 /// 8-bit floats.

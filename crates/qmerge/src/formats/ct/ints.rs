@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, Zeros, misfit};
+use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, Zeros, dimensions, misfit};
 use super::super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
-use super::{KEPT, group_size, matrix, may_be, schemes, values};
+use super::{KEPT, describe, group_size, made, matrix, may_be, schemes, sixteen_bits, values};
 use crate::dtype::Dtype;
-use crate::error::{Result, mismatch, unsupported, usage};
+use crate::error::{Result, unsupported};
+use crate::formats::settings::whole_groups;
 use crate::open::{Entry, ModelConfig};
 
 /// Columns of a group, where the user does not say.
@@ -72,7 +73,7 @@ impl Format for Ints {
     }
 
     fn is_made(&self) -> bool {
-        self.id == INT4.id
+        self.id != INT.id
     }
 
     fn settings(&self) -> &'static [Setting] {
@@ -80,102 +81,52 @@ impl Format for Ints {
     }
 
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
-            return Err(
-                mismatch(format!("{} stores matrices named `….weight`, not shape {shape:?}", self.id)).in_tensor(name)
-            );
+        let (rows, cols, module) = made(self.id, name, shape)?;
+        let (bits, group) = match self.id {
+            id if id == INT4.id => (4, settings.group(GROUP)?),
+            id if id == INT8.id => (8, cols.max(1)),
+            _ => return Err(unsupported(format!("{} is not made from other formats", self.id)).in_tensor(name)),
         };
-        if self.id != INT4.id {
-            return Err(unsupported(format!("{} is not made from other formats", self.id)).in_tensor(name));
-        }
-        let group = group(settings)?;
-        if !cols.is_multiple_of(group) {
-            let fitting = [64, 32].into_iter().find(|size| cols.is_multiple_of(*size));
-            return Err(mismatch(format!("its {cols} inputs are no whole groups of {group}"))
-                .in_tensor(name)
-                .with_hint(
-                    fitting.map_or("take another format".to_owned(), |size| format!("--block-size {size} fits it")),
-                ));
-        }
-        // Loaders want scales of 16 bits.
-        let values = if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 };
-        let (groups, codes) = (cols / group, Codes::Fields { bits: 4, dense: true, low: -8 });
+        whole_groups(name, cols, group, true)?;
+        let values = sixteen_bits(values);
+        let (groups, codes) = (cols / group, fields(bits, true));
         let part = |leaf: &str, dtype, shape| Part::new(format!("{module}.{leaf}"), dtype, shape);
-        let tiles = Tiles { rows: 1, cols: group, matrix: rows.max(1) };
+        let tiles = Tiles::runs(group, rows);
         let weight = Scaled {
             codes,
-            about: about(4, tiles, (rows, cols), false, values),
+            about: about(bits, tiles, (rows, cols), false, values),
             parts: vec![
                 part("weight_packed", Dtype::I32, vec![rows, codes.row_bytes(cols) / 4]),
                 part("weight_scale", values, vec![rows, groups]),
                 part("weight_shape", Dtype::I64, vec![2]),
             ],
             roles: vec![Role::Codes, Role::Scales, Role::Kept],
-            ..fp8::weight(self.id, name, shape, tiles, values, Fresh::Symmetric { half: 7.5 })
+            ..fp8::weight(self.id, name, shape, tiles, values, fresh(bits, Zeros::None))
         };
         Ok(Arc::new(weight))
     }
 
     fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
-        let (head, group) = (["lm_head".to_owned()], group(settings)?);
-        if let Some(groups) = config.quantization().and_then(|own| own.get("config_groups")?.as_object()) {
-            let differs = |own: &Value| {
-                let field = |key: &str| own.get("weights").and_then(|weights| weights.get(key));
-                let same = field("group_size") == Some(&json!(group)) && field("symmetric") != Some(&json!(false));
-                field("num_bits") == Some(&json!(4)) && field("type") != Some(&json!("float")) && !same
-            };
-            if groups.values().any(differs) {
-                return Err(mismatch(format!(
-                    "the base is stored as {} already, and not in groups of {group} without zeros",
-                    self.id
-                ))
-                .in_file(&config.path)
-                .with_hint("leave out --to: what has the format keeps it"));
-            }
-        }
-        config.remove_everywhere("quantization_config");
-        let quantization = json!({
-            "config_groups": {"group_0": {
-                "input_activations": null,
-                "output_activations": null,
-                "targets": ["Linear"],
-                "weights": {
-                    "actorder": null,
-                    "block_structure": null,
-                    "dynamic": false,
-                    "group_size": group,
-                    "num_bits": 4,
-                    "observer": "minmax",
-                    "observer_kwargs": {},
-                    "strategy": "group",
-                    "symmetric": true,
-                    "type": "int",
-                },
-            }},
-            "format": "pack-quantized",
-            "global_compression_ratio": null,
-            "ignore": skipped.unwrap_or(&head).iter().map(|entry| ignored(entry)).collect::<Vec<_>>(),
-            "kv_cache_scheme": null,
-            "quant_method": "compressed-tensors",
-            "quantization_status": "compressed",
+        let group = if self.id == INT4.id { Some(settings.group(GROUP)?) } else { None };
+        let weights = json!({
+            "actorder": null,
+            "block_structure": null,
+            "dynamic": false,
+            "group_size": group,
+            "num_bits": if group.is_some() { 4 } else { 8 },
+            "observer": "minmax",
+            "observer_kwargs": {},
+            "strategy": if group.is_some() { "group" } else { "channel" },
+            "symmetric": true,
+            "type": "int",
         });
-        config.json.insert("quantization_config".into(), quantization);
-        Ok(())
+        describe(config, self.id, ("pack-quantized", &weights), skipped)
     }
 }
 
-/// An entry of the list of modules that stay plain, as this family spells it.
-fn ignored(entry: &str) -> String {
-    if entry.starts_with('^') { format!("re:{entry}") } else { entry.to_owned() }
-}
-
-fn group(settings: &Settings) -> Result<usize> {
-    let group = settings.get("block_size", GROUP)?;
-    if matches!(group, 32 | 64 | 128) {
-        Ok(group)
-    } else {
-        Err(usage(format!("block size {group} is none of [32, 64, 128]")))
-    }
+/// Fields of so many bits for numbers on both sides of 0.
+fn fields(bits: usize, dense: bool) -> Codes {
+    Codes::Fields { bits, dense, low: -(1 << bits >> 1) }
 }
 
 fn about(bits: usize, tiles: Tiles, (rows, cols): (usize, usize), zeros: bool, values: Dtype) -> String {
@@ -194,7 +145,7 @@ fn packed(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
     let mut found = Companions::new(module, lead);
     let scales = found.need(Role::Scales, "weight_scale")?;
     let shape_entry = found.need(Role::Kept, "weight_shape")?;
-    let shape = numbers(module, shape_entry)?;
+    let shape = dimensions(module, shape_entry)?;
     let (matrices, rows, cols) = matrix(&shape, shape_entry)?;
     let widths: Vec<usize> = schemes(module.checkpoint)
         .filter_map(|scheme| scheme.get("num_bits").and_then(Value::as_u64))
@@ -202,7 +153,6 @@ fn packed(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
         .filter(|bits| (1..=8).contains(bits))
         .collect();
     let widths = if widths.is_empty() { vec![4, 8, 2, 1, 3, 5, 6, 7] } else { widths };
-    let fields = |bits: usize, dense: bool| Codes::Fields { bits, dense, low: -(1 << bits >> 1) };
     let fits = |codes: &Codes| {
         let (packed, words) = (lead.shape.split_last(), codes.row_bytes(cols) / 4);
         packed.is_some_and(|(&last, leading)| last == words && leading.iter().product::<usize>() == matrices * rows)
@@ -275,33 +225,15 @@ fn scales_of(module: &Module<'_>, scales: &Entry, (matrices, rows, cols): (usize
     }
     let all = matrices * rows;
     let elements = scales.elements() as usize;
-    let tiles = if elements == 1 && all != 1 {
-        Tiles { rows: all, cols, matrix: all }
+    if elements == 1 && all != 1 {
+        Ok(Tiles::blocks(all, cols, all))
     } else if all > 0 && elements.is_multiple_of(all) && elements >= all {
-        Tiles { rows: 1, cols: group_size(module.checkpoint, scales, cols, elements / all)?, matrix: rows }
+        Ok(Tiles::runs(group_size(module.checkpoint, scales, cols, elements / all)?, rows))
     } else if all == 0 && elements == 0 {
-        Tiles { rows: 1, cols, matrix: rows }
+        Ok(Tiles::runs(cols, rows))
     } else {
-        return Err(misfit(scales, &format!("one scale, or some for each of {all} rows")));
-    };
-    Ok(Tiles { rows: tiles.rows.max(1), cols: tiles.cols.max(1), matrix: tiles.matrix.max(1) })
-}
-
-/// The dimensions in a small tensor of whole numbers.
-fn numbers(module: &Module<'_>, entry: &Entry) -> Result<Vec<usize>> {
-    let wrong = || misfit(entry, "two or three dimensions as I64 or I32");
-    let bytes = module.checkpoint.read_small(entry, 64).map_err(|error| error.in_tensor(&entry.name))?;
-    let numbers: Vec<i64> = match entry.dtype {
-        Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-        Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
-        _ => return Err(wrong()),
-    };
-    let dims: Option<Vec<usize>> = numbers.iter().map(|&n| usize::try_from(n).ok()).collect();
-    // What no file can hold would overflow.
-    let dims = dims.filter(|dims| {
-        dims.iter().try_fold(1_usize, |all, &dim| all.checked_mul(dim)).is_some_and(|all| all < 1 << 48)
-    });
-    dims.ok_or_else(wrong)
+        Err(misfit(scales, &format!("one scale, or some for each of {all} rows")))
+    }
 }
 
 /// The group of each column, where the index says anything: −1 stands for an index that was never set.

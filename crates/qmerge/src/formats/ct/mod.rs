@@ -9,12 +9,12 @@ mod ints;
 pub(super) use floats::{FP8, MXFP4, MXFP8, NVFP4};
 pub(super) use ints::{INT, INT4, INT8};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Module;
 use crate::dtype::Dtype;
-use crate::error::{Result, malformed};
-use crate::open::{Checkpoint, Entry};
+use crate::error::{Result, malformed, mismatch};
+use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Scales of activations and other numbers beside a weight, which stay what they are.
 const KEPT: &[&str] = &["input_scale", "input_zero_point", "input_global_scale", "output_scale"];
@@ -73,4 +73,67 @@ fn values(scales: &Entry) -> Dtype {
 /// True if the module may hold a weight of this family: its configuration is ours, or there is none.
 fn may_be(module: &Module<'_>) -> bool {
     config(module.checkpoint).is_some() || super::method(module.checkpoint).is_none()
+}
+
+/// Says in `config.json` that linear layers are stored in a layout of that name, with such weights, and what stays plain.
+fn describe(
+    config: &mut ModelConfig,
+    id: &str,
+    (layout, weights): (&str, &Value),
+    skipped: Option<&[String]>,
+) -> Result<()> {
+    let head = ["lm_head".to_owned()];
+    if let Some(groups) = config.quantization().and_then(|own| own.get("config_groups")?.as_object()) {
+        let differs = |own: &Value| {
+            let said = |of: Option<&Value>, key: &str, default: Value| match of.and_then(|of| of.get(key)) {
+                None | Some(Value::Null) => default,
+                Some(value) => value.clone(),
+            };
+            let same = |key: &str, default: Value| {
+                said(own.get("weights"), key, default.clone()) == said(Some(weights), key, default)
+            };
+            let kind = same("num_bits", json!(8)) && same("type", json!("int"));
+            let (group, symmetric) = (same("group_size", Value::Null), same("symmetric", json!(true)));
+            let is_float = weights.get("type") == Some(&json!("float"));
+            let activations = own.get("input_activations").is_some_and(|activations| !activations.is_null());
+            kind && (group || !is_float) && !(group && symmetric && !activations)
+        };
+        if groups.values().any(differs) {
+            return Err(mismatch(format!("the base is stored as {id} already, and not as this would be"))
+                .in_file(&config.path)
+                .with_hint("leave out --to: what has the format keeps it"));
+        }
+    }
+    // An expression where the list's entry is one, as this family spells it.
+    let ignored = |entry: &String| if entry.starts_with('^') { format!("re:{entry}") } else { entry.clone() };
+    config.remove_everywhere("quantization_config");
+    let quantization = json!({
+        "config_groups": {"group_0": {
+            "input_activations": null,
+            "output_activations": null,
+            "targets": ["Linear"],
+            "weights": weights,
+        }},
+        "format": layout,
+        "global_compression_ratio": null,
+        "ignore": skipped.unwrap_or(&head).iter().map(ignored).collect::<Vec<_>>(),
+        "kv_cache_scheme": null,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    });
+    config.json.insert("quantization_config".into(), quantization);
+    Ok(())
+}
+
+/// Rows, columns and the module of a matrix that a format is made of.
+fn made<'n>(id: &str, name: &'n str, shape: &[usize]) -> Result<(usize, usize, &'n str)> {
+    match (shape, name.strip_suffix(".weight")) {
+        (&[rows, cols], Some(module)) => Ok((rows, cols, module)),
+        _ => Err(mismatch(format!("{id} stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
+    }
+}
+
+/// The type of scales of 16 bits for values of a type, which loaders want.
+fn sixteen_bits(values: Dtype) -> Dtype {
+    if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 }
 }

@@ -46,6 +46,17 @@ pub enum Choices {
     },
 }
 
+/// When a value is rounded to its type. At the end it always is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// At the end alone.
+    Once,
+    /// Before the offset is added, too (MLX).
+    BeforeOffset,
+    /// Before what a zero leaves of a level is scaled, too (HQQ).
+    BeforeScale,
+}
+
 /// The grid of a chunk of rows.
 #[derive(Clone, Debug)]
 pub struct Grid {
@@ -64,8 +75,8 @@ pub struct Grid {
     pub offsets: Vec<f32>,
     /// Type that decoded values are rounded to.
     pub values: Dtype,
-    /// Scaled levels are rounded once before the offset is added.
-    pub twice: bool,
+    /// When values are rounded to their type before they are done.
+    pub rounds: Rounds,
     /// Scales that can be stored.
     pub choices: Choices,
     /// Offsets that can be stored.
@@ -91,7 +102,7 @@ impl Grid {
             zeros: Vec::new(),
             offsets: Vec::new(),
             values,
-            twice: false,
+            rounds: Rounds::Once,
             choices: Choices::Fixed,
             offset_choices: Choices::Fixed,
         }
@@ -131,8 +142,9 @@ impl Grid {
     }
 
     fn shifted_value(&self, run: usize, scale: f32, offset: f32, level: f32) -> f32 {
-        let scaled = (level - self.zero(run)) * scale;
-        round_one(self.values, if self.twice { round_one(self.values, scaled) } else { scaled } + offset)
+        let round = |x: f32, at: Rounds| if self.rounds == at { round_one(self.values, x) } else { x };
+        let scaled = round(level - self.zero(run), Rounds::BeforeScale) * scale;
+        round_one(self.values, round(scaled, Rounds::BeforeOffset) + offset)
     }
 
     /// The values of all levels of a small table at a run under a scale and an offset, NaN where it has fewer.

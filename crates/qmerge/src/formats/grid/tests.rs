@@ -27,7 +27,11 @@ fn grids() -> Vec<Grid> {
         // GPTQ: codes 0 to 15 and a zero.
         Grid { zeros: vec![8.0, 3.0], ..scaled(Levels::Integers(0, 15), 2, &[0.031, 0.11], Dtype::F16) },
         // HQQ: a zero between two levels.
-        Grid { zeros: vec![7.3, 2.9], ..scaled(Levels::Integers(0, 15), 2, &[0.031, 0.11], Dtype::BF16) },
+        Grid {
+            zeros: vec![7.3, 2.9],
+            rounds: Rounds::BeforeScale,
+            ..scaled(Levels::Integers(0, 15), 2, &[0.031, 0.11], Dtype::BF16)
+        },
         // MLX: an offset, and a scale that may be negative.
         Grid { offsets: vec![-0.4, 0.3], ..scaled(Levels::Integers(0, 15), 2, &[0.05, -0.04], Dtype::BF16) },
         // FP8 with one scale for a tile: rows of three are no whole number of runs.

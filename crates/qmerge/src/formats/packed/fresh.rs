@@ -33,6 +33,11 @@ impl Packed {
         })
     }
 
+    /// The group of each input, as it is stored.
+    fn index(&self) -> Vec<u8> {
+        self.groups.iter().flat_map(|&group| (group as i32).to_le_bytes()).collect()
+    }
+
     /// Scale and zero for values between two, with a range that is the same on both sides of 0 or not.
     fn pair(&self, [low, high]: [f32; 2], symmetric: bool) -> (f32, f32) {
         let most = self.most();
@@ -105,7 +110,7 @@ impl Writer for Packed {
             *part = match at {
                 ZEROS => Some(zero_bytes.clone()),
                 SCALES => Some(scales.clone()),
-                _ => stored.get(at).cloned().flatten(),
+                _ => stored.get(at).cloned().flatten().or_else(|| Some(self.index())),
             };
         }
         Settled { weight: Arc::new(self.clone()), parts }

@@ -4,15 +4,20 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::zeros::ZeroPoints;
 use super::{Packed, Packing};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::formats::scaled::{groups, misfit};
-use crate::formats::{Claim, Format, MAX_UNCUT_PART, Module, Part, method};
-use crate::open::{Checkpoint, Entry};
+use crate::formats::settings::whole_groups;
+use crate::formats::{Claim, Format, MAX_UNCUT_PART, Module, Part, Setting, Settings, Weight, method};
+use crate::open::{Checkpoint, Entry, ModelConfig};
+
+/// Bits of a code and inputs of a group, where the user does not say.
+const BITS: usize = 4;
+const GROUP: usize = 128;
 
 /// GPTQ as a format.
 #[derive(Debug)]
@@ -27,8 +32,83 @@ impl Format for Gptq {
         "GPTQ, integers of 2, 3, 4 or 8 bits in groups of inputs"
     }
 
-    fn is_made(&self) -> bool {
-        false
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting { name: "bits", of_scales: false }, Setting { name: "block_size", of_scales: false }]
+    }
+
+    fn create(&self, name: &str, shape: &[usize], _: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        let (&[outputs, inputs], Some(module)) = (shape, name.strip_suffix(".weight")) else {
+            return Err(mismatch(format!("gptq stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
+        };
+        let (bits, width) = (bits(settings)?, settings.group(GROUP)?);
+        whole_groups(name, inputs, width, true)?;
+        if !outputs.is_multiple_of(32 / bits) {
+            return Err(mismatch(format!("its {outputs} outputs do not fill words of {bits} bits"))
+                .in_tensor(name)
+                .with_hint("take another format"));
+        }
+        let count = inputs / width;
+        // Scales of 16 bits are what its readers have, whatever the model computes in.
+        let values = Dtype::F16;
+        let part = |leaf: &str, dtype, shape| Part::new(format!("{module}.{leaf}"), dtype, shape);
+        Ok(Arc::new(Packed {
+            format: "gptq",
+            name: name.to_owned(),
+            shape: [outputs, inputs],
+            bits,
+            packing: Packing::Down,
+            zeros: ZeroPoints::LessOne,
+            groups: (0..inputs).map(|input| (input / width) as u32).collect(),
+            count,
+            width,
+            values,
+            about: about(bits, (count, width), "", values),
+            parts: vec![
+                part("qweight", Dtype::I32, vec![inputs * bits / 32, outputs]),
+                part("qzeros", Dtype::I32, vec![count, outputs * bits / 32]),
+                part("scales", values, vec![count, outputs]),
+                part("g_idx", Dtype::I32, vec![inputs]),
+            ],
+        }))
+    }
+
+    fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
+        let (bits, group) = (bits(settings)?, settings.group(GROUP)?);
+        if let Some(own) = config.quantization().filter(|own| is_described(own)) {
+            let same = own.get("bits") == Some(&json!(bits))
+                && own.get("group_size") == Some(&json!(group))
+                && own.get("checkpoint_format").is_none_or(|format| format == "gptq")
+                && own.get("quant_method") == Some(&json!("gptq"));
+            return if same {
+                Ok(())
+            } else {
+                Err(mismatch(format!(
+                    "the base is stored as gptq already, and not with {bits} bits in groups of {group}"
+                ))
+                .in_file(&config.path)
+                .with_hint("leave out --to: what has the format keeps it"))
+            };
+        }
+        // The head is kept plain by `lm_head`; what else is, by an expression that excludes it.
+        let plain = skipped.unwrap_or_default().iter().filter(|entry| *entry != "lm_head");
+        let dynamic: Map<String, Value> = plain.map(|entry| (excluded(entry), json!({}))).collect();
+        let mut quantization = json!({
+            "bits": bits,
+            "checkpoint_format": "gptq",
+            "desc_act": false,
+            "group_size": group,
+            "lm_head": false,
+            "meta": {"quantizer": [concat!("qmerge:", env!("CARGO_PKG_VERSION"))]},
+            "pack_dtype": "int32",
+            "quant_method": "gptq",
+            "sym": true,
+        });
+        if let Some(map) = quantization.as_object_mut().filter(|_| !dynamic.is_empty()) {
+            map.insert("dynamic".into(), dynamic.into());
+        }
+        config.remove_everywhere("quantization_config");
+        config.json.insert("quantization_config".into(), quantization);
+        Ok(())
     }
 
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
@@ -39,6 +119,32 @@ impl Format for Gptq {
         }
         of_module(module, lead).map(|claim| vec![claim]).map_err(|error| named(module, lead, error))
     }
+}
+
+/// True of a configuration of GPTQ's, or of another program's in its layout.
+fn is_described(own: &Map<String, Value>) -> bool {
+    let text = |key: &str| own.get(key).and_then(Value::as_str);
+    match text("quant_method") {
+        Some("gptq") => true,
+        Some("auto-round" | "intel/auto-round") => text("packing_format") != Some("auto_round:auto_awq"),
+        _ => false,
+    }
+}
+
+/// The expression by which GPTQModel and vLLM keep a module plain.
+fn excluded(entry: &str) -> String {
+    if entry.starts_with('^') {
+        return format!("-:{entry}");
+    }
+    format!("-:^(.*\\.)?{}(\\.|$)", entry.replace('.', "\\."))
+}
+
+fn bits(settings: &Settings) -> Result<usize> {
+    settings.one_of("bits", BITS, &[4, 8])
+}
+
+fn about(bits: usize, (count, width): (usize, usize), ordered: &str, values: Dtype) -> String {
+    format!("{bits} bits, {}{ordered}, decodes to {}", in_groups(count, width), values.torch_name())
 }
 
 /// Packed codes, if the module has any.
@@ -139,7 +245,7 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
         count,
         width,
         values,
-        about: format!("{bits} bits, {}{ordered}, decodes to {}", in_groups(count, width), values.torch_name()),
+        about: about(bits, (count, width), ordered, values),
         parts: parts(&entries),
     };
     Ok(Claim { weight: Arc::new(weight), entries })

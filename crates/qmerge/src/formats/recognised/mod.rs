@@ -77,11 +77,11 @@ impl Unsupported {
     }
 }
 
-/// What the configuration, the files beside the weights and the names of tensors say, before anything is claimed.
+/// What the configuration and the names of tensors say, before anything is claimed.
 pub(crate) fn by_its_marks(checkpoint: &Checkpoint) -> Option<Unsupported> {
     let marked = marked(checkpoint);
     // The configuration knows best what the tensors are called.
-    in_config(checkpoint, marked.is_some()).or(marked).or_else(|| beside(checkpoint))
+    in_config(checkpoint, marked.is_some()).or(marked)
 }
 
 fn in_config(checkpoint: &Checkpoint, borne_out: bool) -> Option<Unsupported> {
@@ -134,20 +134,6 @@ fn is_understood(about: &Map<String, Value>) -> bool {
             .keys()
             .any(|key| key.starts_with("load_in_") || key.starts_with("bnb_4bit_") || key.starts_with("llm_int8_")),
     }
-}
-
-fn beside(checkpoint: &Checkpoint) -> Option<Unsupported> {
-    let store = &checkpoint.store;
-    RECOGNISED.iter().find_map(|row| {
-        let name = row.files.iter().find(|name| store.has(name))?;
-        Some(Unsupported {
-            format: row.id.to_owned(),
-            about: format!("it says that the weights beside it are stored as {}", row.about),
-            file: store.path_of(name),
-            tensor: None,
-            remedy: format!("{}; if the weights are plain already, take {name} out of the folder", remedy(Some(row))),
-        })
-    })
 }
 
 fn marked(checkpoint: &Checkpoint) -> Option<Unsupported> {

@@ -10,8 +10,6 @@ pub(super) struct Recognised {
     pub(super) about: &'static str,
     /// Values of `quant_method` in `config.json`.
     pub(super) methods: &'static [&'static str],
-    /// Files beside the weights that only it has.
-    pub(super) files: &'static [&'static str],
     /// Tensors that only it has.
     pub(super) marks: &'static [Mark],
     /// A way out beside the checkpoint that it was made from.
@@ -35,7 +33,7 @@ const fn mark(end: &'static str, types: &'static [Dtype], beside: &'static [&'st
 const PACKED: &[Dtype] = &[Dtype::U8, Dtype::I32, Dtype::U32, Dtype::F4];
 
 /// What a row leaves out.
-const UNMARKED: Recognised = Recognised { id: "", about: "", methods: &[], files: &[], marks: &[], also: "" };
+const UNMARKED: Recognised = Recognised { id: "", about: "", methods: &[], marks: &[], also: "" };
 
 /// More specific ones first.
 pub(super) static RECOGNISED: &[Recognised] = &[
@@ -45,24 +43,10 @@ pub(super) static RECOGNISED: &[Recognised] = &[
         marks: &[mark(".compressed", &[], &[".bitmask"])],
         ..UNMARKED
     },
-    Recognised {
-        id: "modelopt",
-        about: "NVIDIA ModelOpt (NVFP4, FP8 and others)",
-        methods: &["modelopt", "modelopt_fp4", "nvfp4"],
-        files: &["hf_quant_config.json"],
-        marks: &[mark(".weight", &[Dtype::U8, Dtype::F8E4M3], &[".weight_scale_2"])],
-        ..UNMARKED
-    },
-    Recognised {
-        id: "hqq",
-        about: "HQQ, packed integers with fitted zero points",
-        methods: &["hqq"],
-        marks: &[mark(".W_q", &[], &[])],
-        ..UNMARKED
-    },
+    Recognised { id: "nvfp4", about: "NVFP4 that is made while a model is loaded", methods: &["nvfp4"], ..UNMARKED },
     Recognised {
         id: "quanto",
-        about: "quanto, integers of 2 or 4 bits packed into bytes",
+        about: "quanto, integers of 2 or 4 bits without the number of their rows",
         marks: &[mark(".weight._data._data", &[], &[])],
         ..UNMARKED
     },
@@ -113,13 +97,6 @@ pub(super) static RECOGNISED: &[Recognised] = &[
         about: "SpQR, packed integers with outliers apart",
         methods: &["spqr"],
         marks: &[mark(".dense_weights", &[], &[])],
-        ..UNMARKED
-    },
-    Recognised {
-        id: "bitnet",
-        about: "BitNet, ternary weights packed into bytes",
-        methods: &["bitnet"],
-        marks: &[mark(".weight", &[Dtype::U8], &[".weight_scale"])],
         ..UNMARKED
     },
     Recognised {

@@ -19,6 +19,10 @@ const UNDERSTOOD: &[&str] = &[
     "mxfp4",
     "quanto",
     "torchao",
+    "hqq",
+    "bitnet",
+    "modelopt",
+    "modelopt_fp4",
 ];
 
 /// Layouts of compressed-tensors that are read.
@@ -78,6 +82,10 @@ pub(super) fn refused(method: &str, about: &Map<String, Value>) -> Option<String
         "auto-round" | "intel/auto-round" => text("packing_format")
             .filter(|format| !matches!(*format, "auto_round" | "auto_round:auto_gptq" | "auto_round:auto_awq"))
             .and_then(|format| named("AutoRound", "packing_format", format)),
+        // Its weights are plain, and become ternary each time that they are loaded.
+        "bitnet" if text("quantization_mode") == Some("online") => {
+            Some("BitNet's weights in training, which are rounded to -1, 0 and 1 whenever they are loaded".into())
+        }
         _ => None,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Role, Scaled};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
 use crate::formats::{Claim, Module, Part};
 use crate::open::Entry;
@@ -63,6 +64,23 @@ pub(in crate::formats) fn misfit(entry: &Entry, wanted: &str) -> Error {
     malformed(format!("{} of shape {:?}, expected {wanted}", entry.dtype, entry.shape))
         .in_tensor(&entry.name)
         .with_hint("the file does not fit its configuration: download both again, or save the model again with the tool that quantized it")
+}
+
+/// The dimensions in a small tensor of whole numbers.
+pub(in crate::formats) fn dimensions(module: &Module<'_>, entry: &Entry) -> Result<Vec<usize>> {
+    let wrong = || misfit(entry, "two or three dimensions as I64 or I32");
+    let bytes = module.checkpoint.read_small(entry, 64).map_err(|error| error.in_tensor(&entry.name))?;
+    let numbers: Vec<i64> = match entry.dtype {
+        Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+        _ => return Err(wrong()),
+    };
+    let dims: Option<Vec<usize>> = numbers.iter().map(|&n| usize::try_from(n).ok()).collect();
+    // What no file can hold would overflow.
+    let dims = dims.filter(|dims| {
+        dims.iter().try_fold(1_usize, |all, &dim| all.checked_mul(dim)).is_some_and(|all| all < 1 << 48)
+    });
+    dims.ok_or_else(wrong)
 }
 
 /// The group of each column from a stored index; `None` where none was ever set (−1 throughout). Errors if one is no group.

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::Blocks;
 use crate::dtype::Dtype;
 use crate::formats::Levels;
 use crate::simd::codes as kernels;
@@ -26,6 +27,8 @@ pub(in crate::formats) enum Codes {
         /// What a field of 0 stands for.
         low: i32,
     },
+    /// Whole numbers in words that hold codes of other rows too: rows have a byte for each once they are unpacked.
+    Blocks(Blocks),
 }
 
 /// The finite 8-bit floats in ascending order.
@@ -40,7 +43,7 @@ impl Codes {
     /// Bytes of a row.
     pub(in crate::formats) fn row_bytes(self, cols: usize) -> usize {
         match self {
-            Self::E4M3 | Self::Bytes => cols,
+            Self::E4M3 | Self::Bytes | Self::Blocks(_) => cols,
             Self::E2M1 => cols.div_ceil(2),
             Self::Fields { bits, dense: true, .. } => 4 * (cols * bits).div_ceil(32),
             Self::Fields { bits, dense: false, .. } => 4 * cols.div_ceil(32 / bits),
@@ -53,6 +56,7 @@ impl Codes {
             Self::E2M1 => Levels::Table(&E2M1_LEVELS),
             Self::Bytes => Levels::Integers(-128, 127),
             Self::Fields { bits, low, .. } => Levels::Integers(low, low + (1 << bits) - 1),
+            Self::Blocks(blocks) => Levels::Integers(blocks.low, blocks.high()),
         }
     }
 
@@ -62,7 +66,7 @@ impl Codes {
         let done = match self {
             Self::E4M3 => kernels::e4m3_values(codes, run, scales, bf16, out),
             Self::Bytes => kernels::byte_values(codes, run, scales, bf16, out),
-            Self::E2M1 | Self::Fields { .. } => false,
+            Self::E2M1 | Self::Fields { .. } | Self::Blocks(_) => false,
         };
         if done && values == Dtype::F16 {
             round_to(values, out);
@@ -77,6 +81,9 @@ impl Codes {
             Self::Bytes => kernels::byte_levels(codes, out),
             Self::E2M1 => kernels::e2m1_levels(codes, out),
             Self::Fields { bits, dense, low } => fields::field_levels(bits, dense, codes, low as f32, out),
+            Self::Blocks(Blocks { low, .. }) => {
+                out.iter_mut().zip(codes).for_each(|(level, &code)| *level = f32::from(code) + low as f32);
+            }
         }
     }
 
@@ -87,6 +94,12 @@ impl Codes {
             Self::Bytes => kernels::pack_bytes(levels, out),
             Self::E2M1 => kernels::pack_e2m1(levels, out),
             Self::Fields { bits, dense, low } => fields::pack_fields(bits, dense, levels, low as f32, out),
+            Self::Blocks(blocks) => {
+                let (low, high) = (blocks.low as f32, blocks.high() as f32);
+                for (code, &level) in out.iter_mut().zip(levels) {
+                    *code = (kernels::round_even(level).clamp(low, high) - low) as u8;
+                }
+            }
         }
     }
 }

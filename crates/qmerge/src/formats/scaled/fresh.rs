@@ -26,9 +26,15 @@ pub(in crate::formats) enum Fresh {
         /// Half the range.
         half: f32,
     },
+    /// The same in f32, whatever the type of the weight.
+    Exact {
+        /// Half the range.
+        half: f32,
+    },
     /// compressed-tensors with zeros: the range of the values, 0 among them, over that of the levels.
     Asymmetric,
-    /// NVFP4: max |x| / 6 as an 8-bit float, under one scale by which the largest of them is 448.
+    /// NVFP4: max |x| / 6 as an 8-bit float, under one scale of all. Loaders put layers that share an input together under the scale of one of them, so it
+    /// is the same for every weight up to 16, by which 16 / 6 becomes the largest 8-bit float; where a weight is larger, its largest magnitude takes 16's place.
     Doubled,
     /// MX: a power of two. compressed-tensors takes the exponent of max |x| less that of the largest level, one more from 1.75 on; MLX the least under which nothing is out of range.
     Powers {
@@ -37,7 +43,17 @@ pub(in crate::formats) enum Fresh {
     },
     /// MLX: the edge of larger magnitude is a level, and the offset.
     Edge,
+    /// HQQ without its optimizer: values are multiplied by the range of levels over that of the values, and one over that is stored.
+    Reciprocal {
+        /// Zeros are whole numbers.
+        whole: bool,
+    },
+    /// What is stored stays.
+    Kept,
 }
+
+/// The magnitude up to which weights of NVFP4 have one scale of scales.
+const COMMON: f32 = 16.0;
 
 /// Least and largest value of each tile.
 struct Bounds(Vec<[f32; 2]>);
@@ -79,6 +95,7 @@ impl Scaled {
             Codes::E2M1 => (-6.0, 6.0),
             Codes::Bytes => (-128.0, 127.0),
             Codes::Fields { bits, low, .. } => (low as f32, low as f32 + ((1_u32 << bits) - 1) as f32),
+            Codes::Blocks(blocks) => (blocks.low as f32, blocks.high() as f32),
         }
     }
 
@@ -123,6 +140,16 @@ impl Scaled {
         let edge = if is_low { low } else { high };
         let level = kernels::round_even(edge / scale);
         if level == 0.0 { (scale, 0.0) } else { (edge / level, edge) }
+    }
+
+    /// HQQ's multiplier and zero of one group.
+    fn reciprocal(&self, [low, high]: [f32; 2], whole: bool) -> (f32, f32) {
+        let (_, most) = self.range();
+        let range = high - low;
+        // What is not above, or is no number, counts as nothing.
+        let multiplier = if range > 1e-4 { (most * (1.0 / range)).min(2e4) } else { 1.0 };
+        let zero = -low * multiplier;
+        (multiplier, if whole { kernels::round_even(zero) } else { zero })
     }
 
     /// What is kept of the weight as it was stored, or what a new one has in its place.
@@ -188,6 +215,10 @@ impl Writer for Scaled {
                 scales
             }
             Fresh::Symmetric { half } => bounds.largest().map(|largest| self.symmetric(largest, half)).collect(),
+            Fresh::Exact { half } => {
+                let scale = |largest: f32| if largest == 0.0 { f32::EPSILON } else { largest / half };
+                bounds.largest().map(scale).collect()
+            }
             Fresh::Asymmetric => {
                 let scales;
                 (scales, zeros) = bounds.0.iter().map(|&bounds| self.asymmetric(bounds)).unzip();
@@ -201,20 +232,42 @@ impl Writer for Scaled {
             }
             Fresh::Doubled => {
                 let whole = bounds.largest().fold(0.0, f32::max);
-                let own = if whole > 0.0 { kernels::E4M3_MAX * 6.0 * (1.0 / whole) } else { 1.0 };
+                let full = kernels::E4M3_MAX * 6.0;
+                let own = match self.second {
+                    Second::Multiplies => {
+                        if whole > 0.0 {
+                            whole / full
+                        } else {
+                            1.0
+                        }
+                    }
+                    Second::None | Second::Divides => full / whole.max(COMMON),
+                };
                 let bytes = second.get_or_insert_with(|| own.to_le_bytes().to_vec());
                 let seconds = numbers(Dtype::F32, bytes);
-                let factor = |tile: usize| {
+                let second_of = |tile: usize| {
                     let matrix = tile / self.groups().max(1) / self.tiles.matrix.max(1);
-                    let second = seconds.get(if seconds.len() > 1 { matrix } else { 0 }).copied().unwrap_or(own);
-                    if self.second == Second::Divides { second } else { 1.0 }
+                    seconds.get(if seconds.len() > 1 { matrix } else { 0 }).copied().unwrap_or(own)
                 };
+                let stored = |x: f32| kernels::e4m3(kernels::to_e4m3(x));
+                let unless_zero = |x: f32, otherwise: f32| if x == 0.0 { otherwise } else { x };
                 let scale = |(tile, largest): (usize, f32)| {
-                    let scale = kernels::e4m3(kernels::to_e4m3(largest / 6.0 * factor(tile)));
-                    if scale == 0.0 && self.second != Second::None { 0.125 } else { scale }
+                    let round = |x: f32| round_one(self.values, x);
+                    match self.second {
+                        Second::None => stored(largest / 6.0),
+                        Second::Divides => unless_zero(stored(round(round(largest) / 6.0) * second_of(tile)), 0.125),
+                        Second::Multiplies => {
+                            stored(unless_zero(largest / (6.0 * second_of(tile)), 1.0).max(1.0 / 512.0))
+                        }
+                    }
                 };
                 bounds.largest().enumerate().map(scale).collect()
             }
+            Fresh::Reciprocal { whole } => {
+                (multipliers, zeros) = bounds.0.iter().map(|&bounds| self.reciprocal(bounds, whole)).unzip();
+                multipliers.iter().map(|multiplier| 1.0 / multiplier).collect()
+            }
+            Fresh::Kept => Vec::new(),
             Fresh::Edge => {
                 let scales;
                 (scales, offsets) = bounds.0.iter().map(|&bounds| self.edge(bounds)).unzip();
@@ -230,13 +283,15 @@ impl Writer for Scaled {
                     Zeros::Packed { bits, dense } => tiles::pack_zeros((bits, dense), &zeros, self.groups()),
                     _ => number_bytes(self.dtype(Role::Zeros), &zeros),
                 }),
-                Role::Second => second.clone(),
+                Role::Second => Some(second.clone().unwrap_or_else(|| number_bytes(self.dtype(Role::Second), &[1.0]))),
                 Role::Kept => Some(self.kept(at, stored).unwrap_or_default()),
             })
             .collect();
         if self.fresh == Fresh::Edge {
             // Codes are chosen under what was computed, not under what is stored of it.
             weight.unrounded = Some(Arc::new((scales, offsets)));
+        } else if matches!(self.fresh, Fresh::Reciprocal { .. }) {
+            weight.unrounded = Some(Arc::new((std::mem::take(&mut multipliers), zeros)));
         }
         weight.multipliers = (!multipliers.is_empty()).then(|| multipliers.into());
         Settled { weight: Arc::new(weight), parts }
@@ -266,6 +321,15 @@ impl Writer for Scaled {
         if let Some(unrounded) = &self.unrounded {
             let (scales, offsets) = &**unrounded;
             let of = |all: &[f32]| self.tiles.of_rows(all, 0, self.groups(), &rows);
+            if matches!(self.fresh, Fresh::Reciprocal { .. }) {
+                let (multipliers, zeros) = (self.by_runs(of(scales)), self.by_runs(of(offsets)));
+                let mut levels = values.to_vec();
+                let runs = levels.chunks_mut(self.cols.max(1)).flat_map(|row| row.chunks_mut(self.run()));
+                for ((run, multiplier), zero) in runs.zip(multipliers).zip(zeros) {
+                    run.iter_mut().for_each(|x| *x = *x * multiplier + zero);
+                }
+                return self.pack(&levels, (&[], &[], &[]), codes);
+            }
             return self.pack(values, (&of(scales), &[], &of(offsets)), codes);
         }
         let scales = self.scales(&views, &rows);

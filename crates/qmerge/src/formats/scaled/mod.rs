@@ -4,6 +4,7 @@
 //! tensors, how codes are packed ([`Codes`]), how scales lie ([`Tiles`]) and how its library chooses them ([`Fresh`]). Scales that lie in rows are cut
 //! with the rows; those that several rows share belong to the weight as a whole, so that a chunk may be of any number of rows.
 
+mod blocks;
 mod claimed;
 mod codes;
 mod fresh;
@@ -13,12 +14,13 @@ mod tiles;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub(super) use claimed::{Companions, groups, misfit};
+pub(super) use blocks::Blocks;
+pub(super) use claimed::{Companions, dimensions, groups, misfit};
 pub(super) use codes::{Codes, E4M3_LEVELS};
 pub(super) use fresh::Fresh;
 pub(super) use tiles::{Tiles, number_bytes, numbers};
 
-use super::{Geometry, OnGrid, Part, Weight, Writer, part};
+use super::{Geometry, OnGrid, Part, Rounds, Weight, Writer, part};
 use crate::dtype::Dtype;
 use crate::simd::codes as kernels;
 use crate::simd::floats::round_to;
@@ -45,6 +47,8 @@ pub(super) enum Second {
     None,
     /// Scales are divided by it.
     Divides,
+    /// Scales are multiplied by it.
+    Multiplies,
 }
 
 /// How zeros are stored, where there are any.
@@ -54,6 +58,8 @@ pub(super) enum Zeros {
     None,
     /// As numbers of their part's type, as scales lie.
     Numbers,
+    /// The same, and they need not be whole: what they leave of a level is rounded before it is scaled.
+    Fractional,
     /// In fields of so many bits packed along the rows: (words, groups).
     Packed {
         /// Bits of a field.
@@ -89,7 +95,7 @@ pub(super) struct Scaled {
     pub(super) roles: Vec<Role>,
     /// What values are multiplied with to become levels, where the reference does not divide by what it stores.
     pub(super) multipliers: Option<Arc<[f32]>>,
-    /// Scales and offsets that codes are chosen under, where the reference does so before it rounds them.
+    /// Scales and offsets (or zeros) that codes are chosen under, where the reference does so before it rounds them.
     pub(super) unrounded: Option<Arc<(Vec<f32>, Vec<f32>)>>,
 }
 
@@ -128,7 +134,11 @@ impl Scaled {
 
     /// The scales of some rows' groups.
     fn scales(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
-        let mut scales = self.by_rows(parts, Role::Scales, rows);
+        let mut scales = match self.find(Role::Scales) {
+            Some(_) => self.by_rows(parts, Role::Scales, rows),
+            // The scale of scales is the only one.
+            None => vec![1.0; rows.len() * self.groups()],
+        };
         if self.second != Second::None && self.groups() > 0 {
             let seconds = self.seconds(parts);
             for (row, scales) in rows.clone().zip(scales.chunks_mut(self.groups())) {
@@ -143,6 +153,7 @@ impl Scaled {
         match self.second {
             Second::None => scale,
             Second::Divides => scale / second,
+            Second::Multiplies => scale * second,
         }
     }
 
@@ -161,10 +172,19 @@ impl Scaled {
     fn zeros(&self, parts: &[&[u8]], rows: &Range<usize>) -> Vec<f32> {
         match self.zeros {
             Zeros::None => Vec::new(),
-            Zeros::Numbers => self.by_rows(parts, Role::Zeros, rows),
+            Zeros::Numbers | Zeros::Fractional => self.by_rows(parts, Role::Zeros, rows),
             Zeros::Packed { bits, dense } => {
                 tiles::packed_zeros((bits, dense), self.bytes(parts, Role::Zeros), self.groups(), rows)
             }
+        }
+    }
+
+    /// When values are rounded.
+    fn rounds(&self) -> Rounds {
+        match (self.find(Role::Offsets), self.zeros) {
+            (Some(_), _) => Rounds::BeforeOffset,
+            (None, Zeros::Fractional) => Rounds::BeforeScale,
+            (None, _) => Rounds::Once,
         }
     }
 
@@ -173,6 +193,19 @@ impl Scaled {
         match &self.groups {
             Some(groups) => groups.get(column).map_or(0, |&group| group as usize),
             None => column / self.tiles.cols,
+        }
+    }
+
+    /// Columns next to each other that share what stands for their group.
+    fn run(&self) -> usize {
+        if self.groups.is_some() { 1 } else { self.tiles.cols.min(self.cols).max(1) }
+    }
+
+    /// What stands for groups, row by row, for each such run.
+    fn by_runs(&self, of_groups: Vec<f32>) -> Vec<f32> {
+        match self.groups {
+            None => of_groups,
+            Some(_) => of_groups.chunks(self.groups().max(1)).flat_map(|row| self.by_column(row)).collect(),
         }
     }
 
@@ -196,7 +229,9 @@ impl Weight for Scaled {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { rows: self.rows, cols: self.cols, row_step: 1 }
+        // Words hold codes of rows that lie far from each other.
+        let row_step = if matches!(self.codes, Codes::Blocks(_)) { self.rows.max(1) } else { 1 };
+        Geometry { rows: self.rows, cols: self.cols, row_step }
     }
 
     fn value_dtype(&self) -> Dtype {
@@ -214,7 +249,13 @@ impl Weight for Scaled {
     fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>> {
         let of = |row_bytes: usize| Some((rows.start * row_bytes) as u64..(rows.end * row_bytes) as u64);
         match self.roles.get(part)? {
-            Role::Codes => of(self.codes.row_bytes(self.cols)),
+            Role::Codes => match self.codes {
+                Codes::Blocks(blocks) => {
+                    let at = |row: usize| if row == 0 { 0 } else { blocks.bytes() as u64 };
+                    Some(at(rows.start)..at(rows.end))
+                }
+                codes => of(codes.row_bytes(self.cols)),
+            },
             Role::Zeros if matches!(self.zeros, Zeros::Packed { .. }) => None,
             Role::Scales | Role::Zeros | Role::Offsets if self.tiles.rows == 1 => {
                 of(self.groups() * self.parts.get(part)?.dtype.block().1 as usize)
@@ -229,10 +270,17 @@ impl Weight for Scaled {
             return;
         }
         let (scales, zeros) = (self.scales(parts, &rows), self.zeros(parts, &rows));
-        let codes = part(parts, 0);
+        let unpacked;
+        let codes = match self.codes {
+            Codes::Blocks(blocks) => {
+                unpacked = blocks.unpack(part(parts, 0), out.len());
+                &unpacked
+            }
+            _ => part(parts, 0),
+        };
         for (k, (out, codes)) in out.chunks_exact_mut(cols).zip(codes.chunks_exact(row_bytes.max(1))).enumerate() {
             let [scales, zeros] = [&scales, &zeros].map(|of| of.get(k * groups..(k + 1) * groups).unwrap_or_default());
-            let run = self.tiles.cols.min(cols);
+            let run = self.run();
             if self.zeros == Zeros::None
                 && self.groups.is_none()
                 && self.codes.decode_row(codes, run, scales, self.values, out)
@@ -240,9 +288,13 @@ impl Weight for Scaled {
                 continue;
             }
             self.codes.levels(codes, out);
-            if self.groups.is_some() {
-                let zeros = if zeros.is_empty() { Vec::new() } else { self.by_column(zeros) };
-                kernels::scale(out, 1, &self.by_column(scales), &zeros);
+            if self.zeros == Zeros::Fractional {
+                let (scales, zeros) = (self.by_runs(scales.to_vec()), self.by_runs(zeros.to_vec()));
+                kernels::scale(out, run, &vec![1.0; scales.len()], &zeros);
+                round_to(self.values, out);
+                kernels::scale(out, run, &scales, &[]);
+            } else if self.groups.is_some() {
+                kernels::scale(out, run, &self.by_runs(scales.to_vec()), &self.by_runs(zeros.to_vec()));
             } else {
                 kernels::scale(out, run, scales, zeros);
             }

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{E4M3_LEVELS, Role, Scaled, Second, Zeros, number_bytes, numbers};
+use super::{Codes, E4M3_LEVELS, Role, Scaled, Second, Zeros, number_bytes, numbers};
 use crate::dtype::Dtype;
-use crate::formats::{Choices, Grid, OnGrid, Order, Weight, grow, part};
+use crate::formats::{Choices, Grid, OnGrid, Order, Rounds, Weight, grow, part};
 use crate::simd::codes as kernels;
 use crate::simd::floats::round_one;
 
@@ -63,6 +63,7 @@ impl Scaled {
         let unseconded = |scale: f32| match self.second {
             Second::None => scale,
             Second::Divides => scale * second,
+            Second::Multiplies => scale / second,
         };
         let kept = own.iter().zip(&moved.scales).zip(raw);
         let numbers: Vec<f32> =
@@ -71,15 +72,29 @@ impl Scaled {
     }
 
     /// The levels nearest to values where two roundings make them: the quotient may miss by one.
-    fn levels_of(&self, values: &[f32], scales: &[f32], offsets: &[f32]) -> Vec<f32> {
+    fn levels_of(&self, values: &[f32], scales: &[f32], zeros: &[f32], offsets: &[f32]) -> Vec<f32> {
         let (low, high) = self.range();
         let mut levels = values.to_vec();
-        let runs = levels.chunks_mut(self.cols.max(1)).flat_map(|row| row.chunks_mut(self.tiles.cols));
-        for ((run, &scale), &offset) in runs.zip(scales).zip(offsets) {
-            let value = |level: f32| round_one(self.values, round_one(self.values, level * scale) + offset);
+        let [scales, zeros, offsets] = [scales, zeros, offsets].map(|of| self.by_runs(of.to_vec()));
+        let runs = levels.chunks_mut(self.cols.max(1)).flat_map(|row| row.chunks_mut(self.run()));
+        let of_run = |of: &[f32], run: usize| of.get(run).copied().unwrap_or(0.0);
+        for (number, (run, &scale)) in runs.zip(&scales).enumerate() {
+            let (zero, offset) = (of_run(&zeros, number), of_run(&offsets, number));
+            // One of the two is there.
+            let value = |level: f32| {
+                let round = |x: f32| round_one(self.values, x);
+                if offsets.is_empty() {
+                    round(round(level - zero) * scale)
+                } else {
+                    round(round(level * scale) + offset)
+                }
+            };
             for x in run {
-                let near =
-                    if scale == 0.0 { 0.0 } else { kernels::round_even(((*x - offset) / scale).clamp(low, high)) };
+                let near = if scale == 0.0 {
+                    0.0
+                } else {
+                    kernels::round_even(((*x - offset) / scale + zero).clamp(low, high))
+                };
                 let beside = [near, near - 1.0, near + 1.0].into_iter().filter(|level| (low..=high).contains(level));
                 let (wanted, mut best) = (*x, (near, f32::INFINITY));
                 for level in beside {
@@ -100,48 +115,41 @@ impl Scaled {
         if cols == 0 {
             return;
         }
-        let mut levels = vec![0.0; cols];
+        let (mut levels, first) = (vec![0.0; cols], out.len());
         for (k, values) in values.chunks_exact(cols).enumerate() {
             let row = |of_rows: &[f32]| of_rows.get(k * groups..(k + 1) * groups).unwrap_or_default().to_vec();
             levels.copy_from_slice(values);
             for (levels, offset) in levels.chunks_mut(self.tiles.cols).zip(row(offsets)) {
                 levels.iter_mut().for_each(|x| *x -= offset);
             }
-            let (mut run, mut scales, mut zeros) = (self.tiles.cols, row(scales), row(zeros));
-            if self.groups.is_some() {
-                let each = |of: &[f32]| if of.is_empty() { Vec::new() } else { self.by_column(of) };
-                (run, scales, zeros) = (1, each(&scales), each(&zeros));
-            }
             // Without scales they are levels already.
-            kernels::unscale(&mut levels, run, &scales, &zeros);
+            kernels::unscale(&mut levels, self.run(), &self.by_runs(row(scales)), &self.by_runs(row(zeros)));
             self.codes.pack(&levels, grow(out, row_bytes));
+        }
+        if let Codes::Blocks(blocks) = self.codes {
+            let codes = out.split_off(first);
+            blocks.pack(&codes, grow(out, blocks.bytes()));
         }
     }
 }
 
 impl OnGrid for Scaled {
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
-        let (mut scales, mut zeros) = (self.scales(parts, &rows), self.zeros(parts, &rows));
-        let mut run = self.tiles.cols.min(self.cols).max(1);
-        let mut choices = self.choices(parts);
-        if self.groups.is_some() {
-            let groups = self.groups().max(1);
-            scales = scales.chunks(groups).flat_map(|row| self.by_column(row)).collect();
-            zeros = zeros.chunks(groups).flat_map(|row| self.by_column(row)).collect();
-            (run, choices) = (1, Choices::Fixed);
-        }
+        let (scales, zeros) = (self.by_runs(self.scales(parts, &rows)), self.by_runs(self.zeros(parts, &rows)));
+        let choices = if self.groups.is_some() { Choices::Fixed } else { self.choices(parts) };
         let offsets =
             if self.find(Role::Offsets).is_some() { self.by_rows(parts, Role::Offsets, &rows) } else { Vec::new() };
-        let grid = Grid::scaled(self.codes.table(), run, scales, self.values).in_rows(self.cols.max(1));
-        let twice = !offsets.is_empty();
-        Grid { zeros, offsets, choices, twice, offset_choices: self.offset_choices(), ..grid }
+        let grid = Grid::scaled(self.codes.table(), self.run(), scales, self.values).in_rows(self.cols.max(1));
+        let rounds = self.rounds();
+        Grid { zeros, offsets, choices, rounds, offset_choices: self.offset_choices(), ..grid }
     }
 
     fn ordered(&self, parts: &[&[u8]]) -> Option<(Order, Grid)> {
         let inputs = self.in_order()?;
         let rows = 0..self.rows;
         let grid = Grid::scaled(self.codes.table(), self.tiles.cols, self.scales(parts, &rows), self.values);
-        let grid = Grid { zeros: self.zeros(parts, &rows), choices: self.choices(parts), ..grid.in_rows(self.cols) };
+        let (zeros, choices, rounds) = (self.zeros(parts, &rows), self.choices(parts), self.rounds());
+        let grid = Grid { zeros, choices, rounds, ..grid.in_rows(self.cols) };
         Some((Order { transposed: false, inputs: Some(inputs) }, grid))
     }
 
@@ -166,11 +174,13 @@ impl OnGrid for Scaled {
             .collect();
         let scales = self.scales(&now, &rows);
         if let Some(codes) = out.first_mut() {
-            if offset_bytes.is_empty() {
-                self.pack(values, (&scales, &self.zeros(parts, &rows), &[]), codes);
+            let zeros = self.zeros(parts, &rows);
+            if self.rounds() == Rounds::Once {
+                self.pack(values, (&scales, &zeros, &[]), codes);
             } else {
-                let offsets = self.by_rows(&now, Role::Offsets, &rows);
-                self.pack(&self.levels_of(values, &scales, &offsets), (&[], &[], &[]), codes);
+                let offsets =
+                    if offset_bytes.is_empty() { Vec::new() } else { self.by_rows(&now, Role::Offsets, &rows) };
+                self.pack(&self.levels_of(values, &scales, &zeros, &offsets), (&[], &[], &[]), codes);
             }
         }
         for (at, role) in self.roles.iter().enumerate() {

@@ -14,9 +14,26 @@ pub(in crate::formats) struct Tiles {
     pub(in crate::formats) cols: usize,
     /// Rows of a matrix of a stack: no tile reaches further.
     pub(in crate::formats) matrix: usize,
+    /// Rows of a tile are not next to each other, but as far apart as there are tiles: HQQ's groups of columns.
+    spread: bool,
 }
 
 impl Tiles {
+    /// So many columns of a row; nothing is divided by the width of an empty weight.
+    pub(in crate::formats) fn runs(cols: usize, matrix: usize) -> Self {
+        Self::blocks(1, cols, matrix)
+    }
+
+    /// So many rows by so many columns.
+    pub(in crate::formats) fn blocks(rows: usize, cols: usize, matrix: usize) -> Self {
+        Self { rows: rows.max(1), cols: cols.max(1), matrix: matrix.max(1), spread: false }
+    }
+
+    /// So many values of a column, which are spread over all of it.
+    pub(in crate::formats) fn spread(rows: usize, matrix: usize) -> Self {
+        Self { spread: true, ..Self::blocks(rows, 1, matrix) }
+    }
+
     /// Tiles of a row.
     pub(in crate::formats) fn groups(&self, cols: usize) -> usize {
         cols.div_ceil(self.cols.max(1))
@@ -25,12 +42,22 @@ impl Tiles {
     /// Which row of tiles a row lies in.
     pub(super) fn line(&self, row: usize) -> usize {
         let matrix = self.matrix.max(1);
+        if self.spread {
+            return row % (matrix / self.rows).max(1);
+        }
         row / matrix * matrix.div_ceil(self.rows.max(1)) + row % matrix / self.rows.max(1)
     }
 
     /// The rows of tiles that some rows lie in.
     pub(super) fn lines(&self, rows: &Range<usize>) -> Range<usize> {
-        if rows.is_empty() { 0..0 } else { self.line(rows.start)..self.line(rows.end - 1) + 1 }
+        if rows.is_empty() {
+            return 0..0;
+        }
+        if self.spread {
+            0..(self.matrix / self.rows).max(1)
+        } else {
+            self.line(rows.start)..self.line(rows.end - 1) + 1
+        }
     }
 
     /// What stands for tiles from a row of them on, for the tiles of each row.

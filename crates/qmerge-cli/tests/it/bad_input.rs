@@ -180,6 +180,17 @@ fn truncated_and_hostile_safetensors() {
 }
 
 #[test]
+fn a_base_without_tensors() {
+    let folder = model();
+    change(&folder.join(BASE), Vec::clear);
+    refused(&folder, &[], 2, &["base", "holds no tensors", "take the model again"]);
+    refused(&folder, &["--allow-unused"], 2, &["base", "holds no tensors"]);
+    // Nor does a head that the adapter brings along make one of it.
+    change(&folder.join(ADAPTER), |tensors| tensors.push(f32s("base_model.model.score.weight", &[3, 48], |_| 0.1)));
+    refused(&folder, &["--allow-unused"], 2, &["base", "holds no tensors"]);
+}
+
+#[test]
 fn missing_and_misplaced_shards() {
     let index = |text: &str| {
         let folder = model();

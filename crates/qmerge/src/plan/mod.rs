@@ -34,7 +34,7 @@ use std::sync::Arc;
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
 use crate::adapters::{Adapter, Changes, Names, ReadOptions, base_names};
-use crate::error::{Result, usage};
+use crate::error::{Result, malformed, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -130,6 +130,12 @@ impl Original {
 impl Inputs {
     /// Claims the weights of a base and takes the adapters.
     pub fn new(base: Checkpoint, adapters: Vec<Adapter>) -> Result<Self> {
+        // An adapter may bring a head of its own, and there would be no file for it.
+        if base.entries.is_empty() {
+            return Err(malformed("the base holds no tensors").in_file(&base.path).with_hint(
+                "its files are empty, as a save that was cut short or a placeholder leaves them: take the model again",
+            ));
+        }
         let inventory = formats::inventory(&base)?;
         Ok(Self { base, inventory, adapters, original: None })
     }

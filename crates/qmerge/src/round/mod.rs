@@ -4,6 +4,7 @@
 //! keeps the base's scales and chooses values on their grid. Methods see grids, never formats, so any method works on any format.
 
 mod adapter;
+mod added;
 mod descend;
 mod descent;
 mod directions;
@@ -44,6 +45,7 @@ pub(crate) use moments::weight_of;
 pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;
+pub use added::AddedCalibration;
 pub use stored::StoredCalibration;
 
 /// Every method.

@@ -140,8 +140,8 @@ def many(data):
         cells = [names[row["adapter"]], row["merge"], size(row["read"]), f"{row['reads']:,}", size(row["written"]), size(row["memory"])]
         rows.append([*cells, seconds(row["seconds"]), seconds((row["read"] + row["written"]) / line)])
     stored, nodes = data["rows"][0]["bytes"], data["nodes"]
-    heads = ["adapter on", "merge", "read", "requests", "written", "memory", "processors", "line"]
-    text = f"\nThe base has {size(stored)}. The part that does most of {nodes}, on {data['threads']} threads; `line` is reading and writing it at 25 Gbit/s. "
+    heads = ["adapter on", "merge", "read", "requests", "written", "memory", "time, planned", "line"]
+    text = f"\nThe base has {size(stored)}. The part that does most of {nodes}, on {data['threads']} threads; `time, planned` is the work on a disk as fast as the one it was measured on, `line` reading and writing the same at 25 Gbit/s. "
     text += f"`finish` reads and writes all of it on one machine: {seconds(2 * stored / line)} at that rate.\n"
     return table(heads, rows) + text + f"{data['program']}, planned, not run; rates of {data['machine']}; {data['date']}.\n"
 

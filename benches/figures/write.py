@@ -160,7 +160,7 @@ def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "losses": losses}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses}
 
 
 def main():

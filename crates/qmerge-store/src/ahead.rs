@@ -339,7 +339,8 @@ impl Blob for RemoteFile {
 
     /// Neighbours together, and several requests at a time.
     fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> Result<()> {
-        let mut sorted: Vec<&mut (u64, &mut [u8])> = reads.iter_mut().filter(|(_, buffer)| !buffer.is_empty()).collect();
+        let mut sorted: Vec<&mut (u64, &mut [u8])> =
+            reads.iter_mut().filter(|(_, buffer)| !buffer.is_empty()).collect();
         sorted.sort_by_key(|(offset, _)| *offset);
         let end_of = |read: &(u64, &mut [u8])| read.0.saturating_add(read.1.len() as u64);
         if let Some(beyond) = sorted.iter().map(|read| end_of(read)).find(|end| *end > self.len()) {
@@ -361,7 +362,10 @@ impl Blob for RemoteFile {
         let queue = Mutex::new(groups);
         let failed = Mutex::new(None);
         let work = || {
-            while let Some((range, group)) = { let next = lock(&queue).pop(); next } {
+            while let Some((range, group)) = {
+                let next = lock(&queue).pop();
+                next
+            } {
                 let mut bytes = vec![0; (range.end - range.start) as usize];
                 match self.read(range.start, &mut bytes) {
                     Ok(()) => {
@@ -384,6 +388,9 @@ impl Blob for RemoteFile {
             }
             work();
         });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |error: Error| Err(error.in_file(&self.path)))
+        failed
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), |error: Error| Err(error.in_file(&self.path)))
     }
 }

@@ -172,10 +172,7 @@ impl Client {
             200..=299 => Ok(()),
             401 | 403 => Err(Error::new(
                 Kind::Usage,
-                format!(
-                    "{}{endpoint} gives no access to {id}: there is none, or it is private or gated",
-                    self.sought
-                ),
+                format!("{}{endpoint} gives no access to {id}: there is none, or it is private or gated", self.sought),
             )
             .with_hint(terms)),
             404 => Err(Error::new(Kind::Usage, format!("{}{endpoint} has no {id} at {revision}", self.sought))
@@ -191,7 +188,9 @@ impl Client {
         let (endpoint, error) = (&self.endpoint, crate::redacted(&error.to_string()));
         let text = match self.sought {
             "" => format!("{endpoint} cannot be reached: {error}"),
-            _ => format!("it is neither a folder nor whole in the cache, and {endpoint} cannot be reached to download it: {error}"),
+            _ => format!(
+                "it is neither a folder nor whole in the cache, and {endpoint} cannot be reached to download it: {error}"
+            ),
         };
         Error::new(Kind::Io, text).with_hint(
             "check the path and the network (HTTPS_PROXY, SSL_CERT_FILE and HF_ENDPOINT are honoured); HF_HUB_OFFLINE=1 looks at local files only",
@@ -245,7 +244,8 @@ impl Repository {
         let mut url = known.clone().unwrap_or_else(|| self.url(name));
         let client = &self.client;
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = client.agent.get(&url).header("Range", format!("bytes={}-{}", range.start, range.end - 1));
+            let mut request =
+                client.agent.get(&url).header("Range", format!("bytes={}-{}", range.start, range.end - 1));
             if let Some(token) = client.token.as_ref().filter(|_| origin(&url) == origin(&client.endpoint)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
@@ -294,7 +294,9 @@ impl Source for Repository {
             Kind::Io => Failed::Again(error.message().to_owned()),
             _ => Failed::Stated(error),
         })?;
-        let len = file.size.ok_or_else(|| Failed::Refused(format!("{} does not say how long {full} is", self.client.endpoint)))?;
+        let len = file
+            .size
+            .ok_or_else(|| Failed::Refused(format!("{} does not say how long {full} is", self.client.endpoint)))?;
         Ok(Found { len, tag: file.etag })
     }
 

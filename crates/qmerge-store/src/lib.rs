@@ -14,10 +14,7 @@
 //! A read depends on the ETag that an object had when it was opened, so that one that changes is an error. What fails on the way is tried again.
 
 // What is read here comes from servers that anyone may run.
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
-)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod address;
 mod ahead;
@@ -84,11 +81,17 @@ fn stored(location: &Path, names: &Names<'_>) -> Result<Vec<StoredCalibration>> 
         Some(address) => {
             let (folder, file) = address.open()?;
             let files = file.map_or_else(|| moments_in(&*folder), |file| Ok(vec![file]))?;
-            files.iter().map(|file| StoredCalibration::open_in(Arc::clone(&folder), file, names)).collect::<Result<_>>()?
+            files
+                .iter()
+                .map(|file| StoredCalibration::open_in(Arc::clone(&folder), file, names))
+                .collect::<Result<_>>()?
         }
         None if location.is_dir() => {
             let folder = qmerge::open::folder(location);
-            moments_in(&*folder)?.iter().map(|file| StoredCalibration::open(&location.join(file), names)).collect::<Result<_>>()?
+            moments_in(&*folder)?
+                .iter()
+                .map(|file| StoredCalibration::open(&location.join(file), names))
+                .collect::<Result<_>>()?
         }
         None => vec![StoredCalibration::open(location, names)?],
     })

@@ -77,10 +77,9 @@ impl Failed {
             Self::Changed => Error::new(Kind::Malformed, "it was changed while it was read")
                 .with_hint("run the command again once nothing writes to it"),
             Self::Stated(error) => error,
-            Self::Missing => {
-                Error::new(Kind::Missing, "there is nothing of that name").with_hint("check the address")
-            }
-            Self::Refused(what) => Error::new(Kind::Usage, crate::redacted(&what)).with_hint("check the address, and the credentials in the environment"),
+            Self::Missing => Error::new(Kind::Missing, "there is nothing of that name").with_hint("check the address"),
+            Self::Refused(what) => Error::new(Kind::Usage, crate::redacted(&what))
+                .with_hint("check the address, and the credentials in the environment"),
         }
     }
 }

@@ -124,7 +124,10 @@ impl Source for Web {
         let found: Mutex<std::result::Result<Vec<Item>, Failed>> = Mutex::new(Ok(Vec::new()));
         let lock = |error: std::sync::PoisonError<_>| error.into_inner();
         let work = || {
-            while let Some(name) = { let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop(); next } {
+            while let Some(name) = {
+                let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+                next
+            } {
                 let item = match persist(|| self.look(&name)) {
                     Ok(at) => Item { name, kind: ItemKind::File, len: at.len },
                     // Many servers give no access to what is not there.
@@ -152,9 +155,11 @@ impl Source for Web {
             let mut shards: Vec<String> = index.map_or(Vec::new(), |index| index.weight_map.into_values().collect());
             shards.sort();
             shards.dedup();
-            items.extend(
-                shards.into_iter().filter(|name| is_plain_name(name)).map(|name| Item { name, kind: ItemKind::File, len: 0 }),
-            );
+            items.extend(shards.into_iter().filter(|name| is_plain_name(name)).map(|name| Item {
+                name,
+                kind: ItemKind::File,
+                len: 0,
+            }));
         }
         Ok(items)
     }

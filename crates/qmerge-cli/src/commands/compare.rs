@@ -7,11 +7,11 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::{RESIDUAL_FOLDER, Verdict};
-use qmerge_store::Address;
 use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
+use qmerge_store::Address;
 
 use super::generate::options;
 use super::next::{self, Made};

@@ -9,7 +9,7 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{AddedCalibration, self, Calibration, Demand, Imatrix, StoredCalibration};
+use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;

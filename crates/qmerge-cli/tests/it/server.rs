@@ -88,7 +88,9 @@ impl Server {
     /// The program, which takes this for the hub.
     pub(crate) fn run(&self, folder: &Path, args: &[&str]) -> Output {
         let mut command = qmerge(folder, args);
-        for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "SSL_CERT_FILE"] {
+        for proxy in
+            ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "SSL_CERT_FILE"]
+        {
             command.env_remove(proxy);
         }
         command.env("HF_ENDPOINT", format!("{}/hub", self.address)).env("HF_TOKEN", "hf_secret").output().unwrap()
@@ -141,7 +143,10 @@ impl State {
     fn answer(&self, head: &[String]) -> (u16, String, Vec<u8>) {
         let path = head[0].split(' ').nth(1).unwrap().split('?').next().unwrap().trim_start_matches('/').to_owned();
         let header = |name: &str| {
-            let found = head[1..].iter().filter_map(|line| line.split_once(": ")).find(|(key, _)| key.eq_ignore_ascii_case(name));
+            let found = head[1..]
+                .iter()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(key, _)| key.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.to_owned())
         };
         self.tokens.lock().unwrap().push((path.clone(), header("authorization").is_some()));
@@ -150,10 +155,18 @@ impl State {
         if let Some(rest) = path.strip_prefix("hub/api/models/") {
             let Some((repo, _)) = rest.split_once("/revision/") else { return none(404) };
             let prefix = format!("{repo}/");
-            let siblings: Vec<_> = files.keys().filter_map(|path| path.strip_prefix(&prefix)).map(|name| serde_json::json!({ "rfilename": name })).collect();
+            let siblings: Vec<_> = files
+                .keys()
+                .filter_map(|path| path.strip_prefix(&prefix))
+                .map(|name| serde_json::json!({ "rfilename": name }))
+                .collect();
             return match siblings.is_empty() {
                 true => none(404),
-                false => (200, String::new(), serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string().into_bytes()),
+                false => (
+                    200,
+                    String::new(),
+                    serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string().into_bytes(),
+                ),
             };
         }
         if let Some(rest) = path.strip_prefix("hub/") {
@@ -162,7 +175,11 @@ impl State {
             let host = header("host").unwrap();
             // To another host by name, as the hub's stores are.
             let host = host.replace("127.0.0.1", "localhost");
-            let headers = format!("X-Linked-Etag: {}\r\nX-Linked-Size: {}\r\nLocation: http://{host}/{path}?signature=s3cret\r\n", etag(bytes), bytes.len());
+            let headers = format!(
+                "X-Linked-Etag: {}\r\nX-Linked-Size: {}\r\nLocation: http://{host}/{path}?signature=s3cret\r\n",
+                etag(bytes),
+                bytes.len()
+            );
             return (302, headers, Vec::new());
         }
         let Some(bytes) = files.get(&path) else { return none(404) };

@@ -10,7 +10,9 @@ use crate::server::Server;
 fn served() -> (Folder, Server) {
     let (folder, server) = (Folder::new(), Server::new());
     demo(folder.path());
-    for (path, name) in [("files/base", "base-nf4"), ("org/base", "base-nf4"), ("files/lora", "adapter"), ("org/lora", "adapter")] {
+    for (path, name) in
+        [("files/base", "base-nf4"), ("org/base", "base-nf4"), ("files/lora", "adapter"), ("org/lora", "adapter")]
+    {
         server.add_folder(path, &folder.join(name));
     }
     done(&folder, &["merge", "--fast", "base-nf4", "adapter", "-o", "local"]);
@@ -66,7 +68,8 @@ fn only_what_is_needed_is_read() {
     let mut read = 0;
     for part in 1..=3 {
         let part = format!("{part}/3");
-        let output = server.run(folder.path(), &["merge", "--fast", "hf://org/base", "adapter", "-o", "out", "--part", &part]);
+        let output =
+            server.run(folder.path(), &["merge", "--fast", "hf://org/base", "adapter", "-o", "out", "--part", &part]);
         assert!(output.status.success(), "{}", stderr(&output));
         let sent = server.sent()["org/base/model.safetensors"];
         assert!(sent < whole * 3 / 5, "{sent} of {whole}");

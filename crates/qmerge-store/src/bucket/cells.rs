@@ -122,8 +122,13 @@ impl Cells {
     pub(super) fn end(&mut self, len: u64) -> Vec<usize> {
         self.len = Some(len);
         self.cells.truncate(len.div_ceil(self.size).max(1) as usize);
-        let open: Vec<usize> =
-            self.cells.iter().enumerate().filter(|(_, cell)| matches!(cell, Cell::Open(_))).map(|(number, _)| number).collect();
+        let open: Vec<usize> = self
+            .cells
+            .iter()
+            .enumerate()
+            .filter(|(_, cell)| matches!(cell, Cell::Open(_)))
+            .map(|(number, _)| number)
+            .collect();
         for &number in &open {
             self.fill(self.range(number));
         }

@@ -9,13 +9,11 @@ use crate::http::set;
 /// Adds what the user's profile says and the environment does not.
 pub(super) fn of_profile(builder: AmazonS3Builder) -> AmazonS3Builder {
     let home = || set("HOME").or_else(|| set("USERPROFILE")).map(|home| PathBuf::from(home).join(".aws"));
-    let file = |variable: &str, name: &str| set(variable).map(PathBuf::from).or_else(|| home().map(|home| home.join(name)));
+    let file =
+        |variable: &str, name: &str| set(variable).map(PathBuf::from).or_else(|| home().map(|home| home.join(name)));
     let read = |path: Option<PathBuf>| path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     let name = set("AWS_PROFILE").or_else(|| set("AWS_DEFAULT_PROFILE"));
-    let texts = (
-        read(file("AWS_SHARED_CREDENTIALS_FILE", "credentials")),
-        read(file("AWS_CONFIG_FILE", "config")),
-    );
+    let texts = (read(file("AWS_SHARED_CREDENTIALS_FILE", "credentials")), read(file("AWS_CONFIG_FILE", "config")));
     let service = set("AWS_ENDPOINT_URL_S3");
     add(builder, name.as_deref(), (&texts.0, &texts.1), service)
 }
@@ -73,7 +71,8 @@ mod tests {
         let config = "[default]\nregion = r1\n[profile other]\nregion = r2\nendpoint_url = http://e\naws_secret_access_key = d\n";
         let get = |name: Option<&str>| {
             let builder = add(AmazonS3Builder::new(), name, (credentials, config), None);
-            [Key::AccessKeyId, Key::SecretAccessKey, Key::Token, Key::Region, Key::Endpoint].map(|key| builder.get_config_value(&key))
+            [Key::AccessKeyId, Key::SecretAccessKey, Key::Token, Key::Region, Key::Endpoint]
+                .map(|key| builder.get_config_value(&key))
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(get(None), [some("a"), some("b="), None, some("r1"), None]);

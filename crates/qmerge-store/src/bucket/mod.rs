@@ -1,8 +1,8 @@
 //! Object stores: S3, Google's, Azure's, and what speaks like them.
 
+mod cells;
 mod connection;
 mod credentials;
-mod cells;
 mod record;
 mod runtime;
 mod sink;
@@ -105,10 +105,13 @@ pub(crate) fn failed(error: object_store::Error) -> Failed {
     match error {
         E::NotFound { .. } => Failed::Missing,
         E::Precondition { .. } | E::NotModified { .. } => Failed::Changed,
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failed::Refused(format!("no access: {}", told(&error))),
-        E::NotSupported { .. } | E::NotImplemented { .. } | E::UnknownConfigurationKey { .. } | E::InvalidPath { .. } => {
-            Failed::Refused(told(&error))
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+            Failed::Refused(format!("no access: {}", told(&error)))
         }
+        E::NotSupported { .. }
+        | E::NotImplemented { .. }
+        | E::UnknownConfigurationKey { .. }
+        | E::InvalidPath { .. } => Failed::Refused(told(&error)),
         _ => Failed::Again(told(&error)),
     }
 }
@@ -133,8 +136,10 @@ impl Source for Bucket {
         let prefix = (!prefix.as_ref().is_empty()).then_some(prefix);
         let listed = wait(self.objects.list_with_delimiter(prefix.as_ref())).map_err(failed)?;
         let name = |path: &Key| path.filename().unwrap_or_default().to_owned();
-        let files = listed.objects.iter().map(|meta| Item { name: name(&meta.location), kind: ItemKind::File, len: meta.size });
-        let folders = listed.common_prefixes.iter().map(|path| Item { name: name(path), kind: ItemKind::Folder, len: 0 });
+        let files =
+            listed.objects.iter().map(|meta| Item { name: name(&meta.location), kind: ItemKind::File, len: meta.size });
+        let folders =
+            listed.common_prefixes.iter().map(|path| Item { name: name(path), kind: ItemKind::Folder, len: 0 });
         Ok(files.chain(folders).filter(|item| !item.name.is_empty()).collect())
     }
 

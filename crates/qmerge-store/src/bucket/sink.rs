@@ -34,7 +34,7 @@ const WAITING: u64 = 64 << 20;
 /// Uploads of parts at a time.
 const TOGETHER: usize = 4;
 /// Bytes that this may hold for a run.
-pub(crate) const HELD: u64 = WAITING + TOGETHER as u64 * 2 * PART;
+pub(crate) const HELD: u64 = 2 * WAITING + TOGETHER as u64 * 2 * PART;
 
 /// A weight file.
 #[derive(Debug)]
@@ -59,6 +59,10 @@ struct Shared {
 struct Progress {
     /// Uploads of parts under way.
     under_way: usize,
+    /// Numbers of parts that were begun and are not uploaded, under way or not.
+    begun: BTreeSet<u64>,
+    /// The next of them.
+    number: u64,
     failed: Option<(Kind, String)>,
     /// Bytes of open cells that are in memory.
     waiting: u64,
@@ -85,6 +89,8 @@ pub(crate) struct StoreSink {
     /// Of an interrupted run.
     earlier: Option<Earlier>,
     resumed: bool,
+    /// It takes the place of what is there.
+    replaces: bool,
     /// Tells this run from any other that writes the same output.
     owner: String,
 }
@@ -150,21 +156,36 @@ impl Shared {
     fn upload(self: &Arc<Self>, number: usize, whole: &[usize]) -> Result<()> {
         let Some(file) = self.files.get(number) else { return Ok(()) };
         for &cell in whole {
-            let taken = { let mut cells = lock(&file.cells); cells.take(cell) };
-            let Some(pieces) = taken else { continue };
+            // Before the cell is taken, so that at any moment it is open or known to be on its way.
+            let begun = {
+                let mut progress = lock(&self.progress);
+                progress.number += 1;
+                let begun = progress.number;
+                progress.begun.insert(begun);
+                begun
+            };
+            let taken = {
+                let mut cells = lock(&file.cells);
+                cells.take(cell)
+            };
             let mut progress = lock(&self.progress);
+            let Some(pieces) = taken else {
+                progress.begun.remove(&begun);
+                self.changed.notify_all();
+                continue;
+            };
             while progress.under_way >= TOGETHER {
                 progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
             }
             progress.under_way += 1;
             drop(progress);
             let shared = Arc::clone(self);
-            std::thread::spawn(move || shared.upload_cell(number, cell, pieces));
+            std::thread::spawn(move || shared.upload_cell(begun, (number, cell), pieces));
         }
         self.check()
     }
 
-    fn upload_cell(&self, number: usize, cell: usize, pieces: BTreeMap<u64, Piece>) {
+    fn upload_cell(&self, begun: u64, (number, cell): (usize, usize), pieces: BTreeMap<u64, Piece>) {
         let held: u64 = pieces.values().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.len() as u64).sum();
         let put = || -> Result<String> {
             let file = self.files.get(number).ok_or_else(|| Error::new(Kind::Bug, "no such file"))?;
@@ -177,15 +198,16 @@ impl Shared {
                 }
             }
             let payload = PutPayload::from(content);
-            let part = ask(|| {
-                wait(self.objects.put_part(&file.key, &file.upload, cell, payload.clone())).map_err(failed)
-            })?;
+            let part =
+                ask(|| wait(self.objects.put_part(&file.key, &file.upload, cell, payload.clone())).map_err(failed))?;
             Ok(part.content_id)
         };
         let part = put();
         let mut progress = lock(&self.progress);
         progress.under_way -= 1;
-        progress.waiting -= held;
+        progress.begun.remove(&begun);
+        // What nobody wrote is not counted as waiting.
+        progress.waiting = progress.waiting.saturating_sub(held);
         match part {
             Ok(id) => {
                 if let Some(file) = self.files.get(number) {
@@ -203,13 +225,18 @@ impl Shared {
     fn fetch(&self, saved: Saved, len: u64) -> Result<Vec<u8>> {
         let key = self.name(&format!("pieces/{:08}", saved.object))?;
         let bytes = ask(|| wait(self.objects.get_range(&key, saved.at..saved.at + len)).map_err(failed))?;
-        if bytes.len() as u64 == len { Ok(bytes.into()) } else { Err(Error::new(Kind::Io, "a piece of the output was cut off")) }
+        if bytes.len() as u64 == len {
+            Ok(bytes.into())
+        } else {
+            Err(Error::new(Kind::Io, "a piece of the output was cut off"))
+        }
     }
 
-    /// Waits until no upload is under way.
+    /// Waits until all parts that were begun are uploaded.
     fn settle(&self) -> Result<()> {
         let mut progress = lock(&self.progress);
-        while progress.under_way > 0 {
+        let last = progress.number;
+        while progress.begun.first().is_some_and(|first| *first <= last) {
             progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         drop(progress);
@@ -220,7 +247,11 @@ impl Shared {
     fn save(&self, let_go: bool) -> Result<()> {
         let mut object = Vec::new();
         let mut saved = Vec::new();
-        let number = { let mut progress = lock(&self.progress); progress.pieces += 1; progress.pieces };
+        let number = {
+            let mut progress = lock(&self.progress);
+            progress.pieces += 1;
+            progress.pieces
+        };
         for (file, all) in self.files.iter().enumerate() {
             for (_, cell) in lock(&all.cells).iter_mut() {
                 let Cell::Open(pieces) = cell else { continue };
@@ -257,7 +288,8 @@ impl Shared {
                     }
                 }
             }
-            lock(&self.progress).waiting -= gone;
+            let mut progress = lock(&self.progress);
+            progress.waiting = progress.waiting.saturating_sub(gone);
         }
         Ok(())
     }
@@ -268,12 +300,16 @@ impl Shared {
         if lock(&self.progress).complete.contains(&number) {
             return Ok(());
         }
-        let (parts, len) = { let cells = lock(&file.cells); (cells.parts(), cells.len()) };
+        let (parts, len) = {
+            let cells = lock(&file.cells);
+            (cells.parts(), cells.len())
+        };
         let (Some(parts), Some(len)) = (parts, len) else {
             return Err(Error::new(Kind::Bug, format!("{} is not whole", file.key)));
         };
         let parts: Vec<PartId> = parts.into_iter().map(|content_id| PartId { content_id }).collect();
-        let done = persist(|| wait(self.objects.complete_multipart(&file.key, &file.upload, parts.clone())).map_err(failed));
+        let done =
+            persist(|| wait(self.objects.complete_multipart(&file.key, &file.upload, parts.clone())).map_err(failed));
         let there = ask(|| wait(self.objects.head(&file.key)).map_err(failed));
         match (done, there) {
             (_, Ok(meta)) if meta.size == len => {
@@ -303,13 +339,8 @@ impl StoreSink {
 
     pub(crate) fn in_objects(objects: Arc<dyn Objects>, target: &str, shown: &Path) -> Self {
         let partial = format!("{target}.partial");
-        let shared = Shared {
-            objects,
-            partial,
-            files: Vec::new(),
-            progress: Mutex::default(),
-            changed: Condvar::new(),
-        };
+        let shared =
+            Shared { objects, partial, files: Vec::new(), progress: Mutex::default(), changed: Condvar::new() };
         Self {
             path: shown.to_path_buf(),
             place: PathBuf::from(format!("{}.partial", shown.display())),
@@ -320,7 +351,12 @@ impl StoreSink {
             others: Mutex::default(),
             earlier: None,
             resumed: false,
-            owner: format!("{:016x}-{}", std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0), std::process::id()),
+            replaces: false,
+            owner: format!(
+                "{:016x}-{}",
+                std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
+                std::process::id()
+            ),
         }
     }
 
@@ -407,7 +443,10 @@ impl StoreSink {
     /// Adds to the records, unless another run has taken the output over.
     fn record(&self, mut record: Record) -> Result<()> {
         let mut number = lock(&self.records);
-        let owner = self.shared.get(&self.shared.name("owner")?).map_err(Failed::error)?;
+        let owner = match self.shared.get(&self.shared.name("owner")?) {
+            Err(Failed::Missing) => Vec::new(),
+            owner => owner.map_err(Failed::error)?,
+        };
         if owner != self.owner.as_bytes() {
             return Err(Error::new(Kind::Exists, "another run of qmerge is writing this output")
                 .with_hint("wait for it, or choose another output"));
@@ -428,7 +467,8 @@ impl StoreSink {
     }
 
     fn shared_mut(&mut self) -> Result<&mut Shared> {
-        Arc::get_mut(&mut self.shared).ok_or_else(|| Error::new(Kind::Bug, "uploads are under way before there are files"))
+        Arc::get_mut(&mut self.shared)
+            .ok_or_else(|| Error::new(Kind::Bug, "uploads are under way before there are files"))
     }
 
     fn anew(&mut self, files: &[Room], head: &[u8]) -> Result<()> {
@@ -474,10 +514,14 @@ impl StoreSink {
     fn go_on(&mut self, files: &[Room]) -> Result<()> {
         self.resumed = true;
         let Some(earlier) = self.earlier.take() else { return Err(Error::new(Kind::Bug, "nothing to go on with")) };
-        let keys: Vec<String> = files.iter().map(|file| Ok(self.weights_key(file)?.to_string())).collect::<Result<_>>()?;
+        let keys: Vec<String> =
+            files.iter().map(|file| Ok(self.weights_key(file)?.to_string())).collect::<Result<_>>()?;
         if keys.iter().ne(earlier.uploads.iter().map(|upload| &upload.key)) {
-            return Err(Error::new(Kind::Malformed, "the unfinished output has other files, so the merge cannot go on")
-                .with_hint("--force in place of --resume begins anew"));
+            return Err(Error::new(
+                Kind::Malformed,
+                "the unfinished output has other files, so the merge cannot go on",
+            )
+            .with_hint("--force in place of --resume begins anew"));
         }
         self.take_over()?;
         self.begin_files(files, &earlier.uploads)?;
@@ -506,8 +550,11 @@ impl StoreSink {
         for name in records {
             let bytes = self.shared.get(&self.shared.name(name)?).map_err(Failed::error)?;
             let mut record: Record = serde_json::from_slice(&bytes).map_err(|error| {
-                Error::new(Kind::Malformed, format!("its record {name} cannot be read ({error}), so the merge cannot go on"))
-                    .with_hint("--force in place of --resume begins anew")
+                Error::new(
+                    Kind::Malformed,
+                    format!("its record {name} cannot be read ({error}), so the merge cannot go on"),
+                )
+                .with_hint("--force in place of --resume begins anew")
             })?;
             lines.extend(std::mem::take(&mut record.lines).into_bytes());
             earlier.uploads.append(&mut record.uploads);
@@ -522,16 +569,12 @@ impl StoreSink {
     }
 
     fn publish_all(&mut self, replace: bool) -> Result<()> {
-        self.shared.settle()?;
         let others = std::mem::take(&mut *lock(&self.others));
         let is_last = |name: &String| name == "config.json" || name.ends_with(".index.json");
         let (last, first): (Vec<String>, Vec<String>) = others.iter().cloned().partition(is_last);
         let mut own: BTreeSet<Key> = self.shared.files.iter().map(|file| file.key.clone()).collect();
         for name in &others {
             own.insert(self.final_key(name)?);
-        }
-        if replace {
-            self.make_way(&own)?;
         }
         let place = |names: &[String]| {
             names.iter().try_for_each(|name| {
@@ -542,10 +585,7 @@ impl StoreSink {
         if self.is_file {
             place(&first)?;
         }
-        for number in 0..self.shared.files.len() {
-            self.shared.complete(number)?;
-        }
-        self.record(Record::default())?;
+        self.complete_all()?;
         if !self.is_file {
             place(&first)?;
         }
@@ -561,16 +601,42 @@ impl StoreSink {
         self.shared.clear()
     }
 
+    /// Has all weight files appear under their names. What came of it is recorded before and after, so that a run that goes on knows all parts.
+    fn complete_all(&self) -> Result<()> {
+        self.shared.settle()?;
+        if lock(&self.shared.progress).complete.len() == self.shared.files.len() {
+            return Ok(());
+        }
+        self.record(Record::default())?;
+        if self.replaces {
+            self.make_way()?;
+        }
+        for number in 0..self.shared.files.len() {
+            self.shared.complete(number)?;
+        }
+        self.record(Record::default())
+    }
+
     /// Takes away what makes the output that is replaced one, and what would be mistaken for this one's.
-    fn make_way(&self, own: &BTreeSet<Key>) -> Result<()> {
+    fn make_way(&self) -> Result<()> {
+        let own: BTreeSet<&Key> = self.shared.files.iter().map(|file| &file.key).collect();
         let complete: BTreeSet<Key> = {
             let progress = lock(&self.shared.progress);
-            progress.complete.iter().filter_map(|number| self.shared.files.get(*number)).map(|file| file.key.clone()).collect()
+            progress
+                .complete
+                .iter()
+                .filter_map(|number| self.shared.files.get(*number))
+                .map(|file| file.key.clone())
+                .collect()
         };
         let mut there = self.there()?;
         let says_so = |key: &Key| key.as_ref().ends_with("config.json") || key.as_ref().ends_with(".index.json");
         there.sort_by_key(|(key, _)| !says_so(key));
-        there.iter().map(|(key, _)| key).filter(|key| !complete.contains(*key) && (own.contains(*key) || says_so(key))).try_for_each(|key| self.shared.remove(key))
+        there
+            .iter()
+            .map(|(key, _)| key)
+            .filter(|key| !complete.contains(*key) && (own.contains(key) || says_so(key)))
+            .try_for_each(|key| self.shared.remove(key))
     }
 
     /// Aborts uploads to the same names that nobody knows of: the answer that named them was lost.
@@ -598,6 +664,7 @@ impl Sink for StoreSink {
     }
 
     fn begin(&mut self, existing: Existing) -> Result<Option<Vec<u8>>> {
+        self.replaces = existing.force;
         let records = self.refuse(existing)?;
         if records.is_empty() {
             return Ok(None);
@@ -628,7 +695,10 @@ impl Sink for StoreSink {
             let Some(cells) = self.shared.files.get(file) else {
                 return Err(Error::new(Kind::Bug, "no such file of the output"));
             };
-            let (new, whole) = { let mut cells = lock(&cells.cells); cells.add(offset, bytes) };
+            let (new, whole) = {
+                let mut cells = lock(&cells.cells);
+                cells.add(offset, bytes)
+            };
             let waiting = {
                 let mut progress = lock(&self.shared.progress);
                 progress.waiting += new;
@@ -649,7 +719,8 @@ impl Sink for StoreSink {
     }
 
     fn sync(&self) -> Result<()> {
-        self.shared.settle().and_then(|()| self.shared.save(false)).map_err(|error| self.failed(error))
+        // In this order: what is not saved because it is no longer open is on its way.
+        self.shared.save(false).and_then(|()| self.shared.settle()).map_err(|error| self.failed(error))
     }
 
     fn append(&self, lines: &[u8]) -> Result<()> {
@@ -661,7 +732,10 @@ impl Sink for StoreSink {
         let Some(cells) = self.shared.files.get(file) else {
             return Err(Error::new(Kind::Bug, "no such file of the output"));
         };
-        let whole = { let mut cells = lock(&cells.cells); cells.end(bytes) };
+        let whole = {
+            let mut cells = lock(&cells.cells);
+            cells.end(bytes)
+        };
         self.shared.upload(file, &whole).map_err(|error| self.failed(error))
     }
 
@@ -692,16 +766,15 @@ impl Sink for StoreSink {
 
     /// Weight files that are whole get their names for it; without a configuration beside them they are no model yet.
     fn written(&self) -> Result<Arc<dyn Store>> {
-        let complete = || -> Result<()> {
-            self.shared.settle()?;
-            for (number, _) in self.shared.files.iter().enumerate() {
-                self.shared.complete(number)?;
-            }
-            self.record(Record::default())
-        };
-        complete().map_err(|error| self.failed(error))?;
+        self.complete_all().map_err(|error| self.failed(error))?;
         let weights = self.shared.files.iter().map(|file| file.key.clone()).collect();
-        Ok(Arc::new(Written::new(Arc::clone(&self.shared.objects), &self.place, &self.shared.partial, weights, self.is_file)))
+        Ok(Arc::new(Written::new(
+            Arc::clone(&self.shared.objects),
+            &self.place,
+            &self.shared.partial,
+            weights,
+            self.is_file,
+        )))
     }
 
     fn can_be_resumed(&self) -> bool {
@@ -727,5 +800,138 @@ impl Sink for StoreSink {
         }
         self.abort_strays();
         drop(self.shared.clear());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    const RESUME: Existing = Existing { force: false, resume: true };
+
+    fn sink(objects: &Arc<InMemory>) -> StoreSink {
+        StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "a/out", Path::new("s3://b/a/out"))
+    }
+
+    fn room(name: &str, most: u64) -> Room {
+        Room { name: name.to_owned(), most, least: 0, gaps: vec![] }
+    }
+
+    fn names(objects: &Arc<InMemory>) -> Vec<String> {
+        use futures_util::TryStreamExt;
+        let mut names: Vec<String> =
+            wait(objects.list(None).map_ok(|meta| meta.location.to_string()).try_collect::<Vec<_>>()).unwrap();
+        names.sort();
+        names
+    }
+
+    fn read(objects: &Arc<InMemory>, name: &str) -> Vec<u8> {
+        wait(async { objects.get(&Key::from(name)).await.unwrap().bytes().await.unwrap() }).into()
+    }
+
+    /// Bytes that tell their place.
+    fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
+        range.map(|at| (at * 7 % 251) as u8).collect()
+    }
+
+    fn put(sink: &StoreSink, name: &str) {
+        sink.put(name, &mut std::iter::once(Ok(name.as_bytes().to_vec()))).unwrap();
+    }
+
+    const LEN: u64 = 2 * PART + 1000;
+
+    #[test]
+    fn nothing_is_seen_before_all_is_there() {
+        let objects = Arc::new(InMemory::new());
+        let mut sink = sink(&objects);
+        assert!(sink.begin(Existing::default()).unwrap().is_none());
+        sink.reserve(&[room("model.safetensors", LEN + 50)], Start::Anew(b"head\n")).unwrap();
+        for start in [PART + 5, 100, 0, PART - 7] {
+            let end = match start {
+                0 => 100,
+                100 => PART - 7,
+                x if x == PART - 7 => PART + 5,
+                _ => LEN,
+            };
+            sink.write_at(0, start, &mut bytes(start..end)).unwrap();
+        }
+        put(&sink, "config.json");
+        put(&sink, "sub/tokenizer.json");
+        assert!(names(&objects).iter().all(|name| name.starts_with("a/out.partial/")), "{:?}", names(&objects));
+        sink.end(0, LEN).unwrap();
+        let store = sink.written().unwrap();
+        assert_eq!(store.open("model.safetensors").unwrap().len(), LEN);
+        assert_eq!(store.small("sub/tokenizer.json", 99).unwrap().unwrap(), b"sub/tokenizer.json");
+        sink.publish(false).unwrap();
+        assert_eq!(names(&objects), ["a/out/config.json", "a/out/model.safetensors", "a/out/sub/tokenizer.json"]);
+        assert!(read(&objects, "a/out/model.safetensors") == bytes(0..LEN));
+        let error = super::tests::sink(&objects).begin(Existing::default()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Exists);
+    }
+
+    /// What was listed is there after a crash at any moment, and what was not may be written again.
+    #[test]
+    fn an_interrupted_run_is_gone_on_with() {
+        let objects = Arc::new(InMemory::new());
+        let mut first = sink(&objects);
+        first.begin(RESUME).unwrap();
+        let rooms = [room("a.safetensors", LEN), room("b.safetensors", 500)];
+        first.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
+        first.write_at(0, 0, &mut bytes(0..PART)).unwrap();
+        first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
+        first.sync().unwrap();
+        first.append(b"one\n").unwrap();
+        first.shared.save(true).unwrap();
+        first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
+        first.stash("x", b"kept").unwrap();
+        assert!(first.can_be_resumed());
+        let mut second = sink(&objects);
+        assert_eq!(second.begin(Existing::default()).unwrap_err().kind(), Kind::Exists);
+        assert_eq!(second.begin(RESUME).unwrap().unwrap(), b"head\none\n");
+        second.reserve(&rooms, Start::Resumed(9)).unwrap();
+        // The first is told that it is not alone.
+        first.sync().unwrap();
+        assert_eq!(first.append(b"two\n").unwrap_err().kind(), Kind::Exists);
+        assert_eq!(second.stashed("x").unwrap().unwrap(), b"kept");
+        assert_eq!(second.stashed("y").unwrap(), None);
+        second.write_at(0, PART, &mut bytes(PART..PART + 100)).unwrap();
+        second.write_at(0, PART + 200, &mut bytes(PART + 200..LEN)).unwrap();
+        second.write_at(1, 0, &mut bytes(0..200)).unwrap();
+        second.end(0, LEN).unwrap();
+        second.end(1, 200).unwrap();
+        put(&second, "model.safetensors.index.json");
+        second.publish(false).unwrap();
+        let files = ["a/out/a.safetensors", "a/out/b.safetensors", "a/out/model.safetensors.index.json"];
+        assert_eq!(names(&objects), files);
+        assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
+    }
+
+    #[test]
+    fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
+        let objects = Arc::new(InMemory::new());
+        for name in ["config.json", "old.safetensors", "x.safetensors"] {
+            wait(objects.put(&Key::from(format!("a/out/{name}")), PutPayload::from_static(b"old"))).unwrap();
+        }
+        let force = Existing { force: true, resume: false };
+        let mut given_up = sink(&objects);
+        given_up.begin(force).unwrap();
+        given_up.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+        given_up.write_at(0, 0, &mut bytes(0..10)).unwrap();
+        given_up.abandon();
+        assert_eq!(names(&objects).len(), 3);
+        let mut sink = sink(&objects);
+        sink.begin(force).unwrap();
+        sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+        sink.write_at(0, 0, &mut bytes(0..10)).unwrap();
+        sink.end(0, 10).unwrap();
+        put(&sink, "config.json");
+        sink.publish(true).unwrap();
+        assert_eq!(names(&objects), ["a/out/config.json", "a/out/x.safetensors"]);
+        assert_eq!(read(&objects, "a/out/x.safetensors"), bytes(0..10));
+        wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
+        let mut other = super::tests::sink(&objects);
+        assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
     }
 }

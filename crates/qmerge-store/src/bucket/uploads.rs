@@ -31,7 +31,9 @@ pub(super) fn begun(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Failed> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.uri_mut() = bucket.as_str().parse().map_err(|error| again(&error))?;
         let credential = wait(s3.credentials().get_credential()).map_err(|error| again(&error))?;
-        AwsAuthorizer::new(&credential, "s3", &region).try_authorize(&mut request, None).map_err(|error| again(&error))?;
+        AwsAuthorizer::new(&credential, "s3", &region)
+            .try_authorize(&mut request, None)
+            .map_err(|error| again(&error))?;
         let answer = wait(connection.call(request)).map_err(|error| again(&error))?;
         if !answer.status().is_success() {
             return Err(crate::http::refused(answer.status().as_u16(), "the store"));
@@ -48,7 +50,8 @@ fn ids(text: &str, key: &str) -> Vec<String> {
         Some(rest.split_once("</")?.0.to_owned())
     };
     let uploads = text.split("<Upload>").skip(1);
-    let plain = |text: String| text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
+    let plain =
+        |text: String| text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
     uploads
         .filter(|upload| within(upload, "Key").map(plain).as_deref() == Some(key))
         .filter_map(|upload| within(upload, "UploadId").map(plain))

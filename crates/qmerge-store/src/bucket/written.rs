@@ -20,8 +20,15 @@ pub(super) struct Written {
 }
 
 impl Written {
-    pub(super) fn new(objects: Arc<dyn Objects>, place: &Path, partial: &str, weights: Vec<Key>, is_file: bool) -> Self {
-        let folder = |path: &str| RemoteFolder::new(place.to_path_buf(), Box::new(Bucket::new(Arc::clone(&objects), path)));
+    pub(super) fn new(
+        objects: Arc<dyn Objects>,
+        place: &Path,
+        partial: &str,
+        weights: Vec<Key>,
+        is_file: bool,
+    ) -> Self {
+        let folder =
+            |path: &str| RemoteFolder::new(place.to_path_buf(), Box::new(Bucket::new(Arc::clone(&objects), path)));
         let weights = weights.iter().map(|key| {
             let (above, name) = key.as_ref().rsplit_once('/').unwrap_or(("", key.as_ref()));
             // A single file has another name in the plan.
@@ -57,7 +64,9 @@ impl Store for Written {
         match (own, self.weights.as_slice()) {
             (Some((_, folder, name)), _) => folder.open(name),
             (None, [(known, folder, own)]) if name.rsplit('.').next() == known.rsplit('.').next() => folder.open(own),
-            (None, _) => self.others.open(name).map_err(|error| Error::new(error.kind(), error.message()).in_file(&self.place)),
+            (None, _) => {
+                self.others.open(name).map_err(|error| Error::new(error.kind(), error.message()).in_file(&self.place))
+            }
         }
     }
 }

@@ -64,7 +64,8 @@ impl AddedCalibration {
         }
         if files.len() > 1 {
             // Within a file the order is the model's own.
-            let first = |own: &[Together]| own.first().and_then(|own| own.inputs.weights.first().cloned()).unwrap_or_default();
+            let first =
+                |own: &[Together]| own.first().and_then(|own| own.inputs.weights.first().cloned()).unwrap_or_default();
             by_layer.sort_by(|a, b| model_order(&first(&a.1), &first(&b.1)));
         }
         Ok(Self { files, layers: by_layer.into_iter().map(|(_, own)| own).collect() })

@@ -28,6 +28,7 @@ use crate::linalg::hash;
 
 #[doc(hidden)]
 pub use crate::linalg::Factors;
+pub use added::AddedCalibration;
 #[doc(hidden)]
 pub use directions::Directions;
 #[doc(hidden)]
@@ -45,7 +46,6 @@ pub(crate) use moments::weight_of;
 pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;
-pub use added::AddedCalibration;
 pub use stored::StoredCalibration;
 
 /// Every method.

@@ -141,7 +141,7 @@ def many(data):
         rows.append([*cells, seconds(row["seconds"]), seconds((row["read"] + row["written"]) / line)])
     stored, nodes = data["rows"][0]["bytes"], data["nodes"]
     heads = ["adapter on", "merge", "read", "requests", "written", "memory", "time, planned", "line"]
-    text = f"\nThe base has {size(stored)}. The part that does most of {nodes}, on {data['threads']} threads; `time, planned` is the work on a disk as fast as the one it was measured on, `line` reading and writing the same at 25 Gbit/s. "
+    text = f"\nThe base has {size(stored)}. The part that does most of {nodes}, on {data['threads']} threads; `time, planned` counts what is copied at the pace of the disk it was measured on, and what is merged at that of the threads; `line` reading and writing the same at 25 Gbit/s. "
     text += f"`finish` reads and writes all of it on one machine: {seconds(2 * stored / line)} at that rate.\n"
     return table(heads, rows) + text + f"{data['program']}, planned, not run; rates of {data['machine']}; {data['date']}.\n"
 

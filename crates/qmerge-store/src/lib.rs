@@ -65,6 +65,15 @@ pub fn adapter(location: &Path, weight: f64) -> Result<Adapter> {
     Ok(adapter)
 }
 
+/// Opens a model that was trained whole: what [`Adapter::tuned`] takes, or an address.
+pub fn tuned(location: &Path, weight: f64) -> Result<Adapter> {
+    let Some(address) = Address::parse(location)? else { return Adapter::tuned(location, weight) };
+    let (folder, file) = address.open()?;
+    let tuned = Adapter::tuned_in(folder, file.as_deref(), weight)?;
+    tuned.tensors.expect_all();
+    Ok(tuned)
+}
+
 /// Opens moments: a file of them, or a folder of files that add up, at a path or an address.
 pub fn moments(location: &Path, names: &Names<'_>) -> Result<AddedCalibration> {
     AddedCalibration::new(stored(location, names)?)

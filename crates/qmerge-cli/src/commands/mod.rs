@@ -72,7 +72,7 @@ fn open_both(sources: &Sources, tuned: &Tuned) -> Result<Inputs> {
     let mut inputs = open(sources)?;
     for text in &tuned.tuned {
         let (path, weight) = adapter_and_weight(text).map_err(usage)?;
-        inputs.adapters.push(Adapter::tuned(&path, weight)?);
+        inputs.adapters.push(qmerge_store::tuned(&path, weight)?);
     }
     Ok(inputs)
 }

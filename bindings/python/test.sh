@@ -1,14 +1,14 @@
 #!/bin/sh
 # Builds the wheel, installs it into an environment of its own under target/, and runs its tests.
-# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy and ray the first time.
+# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy, ray and moto the first time.
 set -eu
 cd "$(dirname "$0")/../.."
 venv=$PWD/target/python
 wheels=$PWD/target/wheels
 
-if ! "$venv/bin/python" -c "import maturin, mypy, numpy, pytest, ray" 2>/dev/null; then
+if ! "$venv/bin/python" -c "import boto3, maturin, moto, mypy, numpy, pytest, ray" 2>/dev/null; then
     python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check maturin mypy numpy pytest ray
+    "$venv/bin/pip" install --quiet --disable-pip-version-check maturin "moto[server]" mypy numpy pytest ray
 fi
 rm -f "$wheels"/*.whl
 root=$PWD

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PySlice};
-use qmerge::adapters::Adapter;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{Claim, Inventory, Reader, inventory};
+use qmerge::inspect::Inspection;
 use qmerge::open::{Checkpoint, resolve};
 
 use crate::errors::raised;
@@ -60,11 +60,14 @@ pub(crate) fn read<'py>(
 
 /// A model or an adapter, and its weights.
 fn open(location: &Path) -> Result<(Checkpoint, Inventory)> {
-    let path = resolve(location)?;
-    let checkpoint = match path.join("adapter_config.json").is_file() {
-        true => Adapter::open(&path, 1.0)?.tensors,
-        false => Checkpoint::open(&path)?,
+    let is_address = qmerge_store::is_address(location);
+    let path = if is_address { location.to_path_buf() } else { resolve(location)? };
+    let is_adapter = match is_address {
+        true => matches!(qmerge_store::inspect(location)?, Inspection::Adapter(_)),
+        false => path.join("adapter_config.json").is_file(),
     };
+    let checkpoint =
+        if is_adapter { qmerge_store::adapter(&path, 1.0)?.tensors } else { qmerge_store::checkpoint(&path)? };
     let inventory = inventory(&checkpoint)?;
     Ok((checkpoint, inventory))
 }

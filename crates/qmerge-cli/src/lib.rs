@@ -15,7 +15,6 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::Checkpoint;
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
 use qmerge::report::command_line;
@@ -88,8 +87,9 @@ fn provide(command: &mut Command) -> Result<()> {
 
 /// A command line as a POSIX shell reads it.
 fn line(args: &[OsString]) -> String {
-    let words = args.iter().skip(1).map(|word| word.to_string_lossy());
-    command_line(std::iter::once("qmerge".into()).chain(words))
+    // What is secret in an address is nobody's who reads the report.
+    let words = args.iter().skip(1).map(|word| qmerge_store::redacted(&word.to_string_lossy()));
+    command_line(std::iter::once("qmerge".to_owned()).chain(words))
 }
 
 fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
@@ -174,7 +174,7 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
 
 /// Why a base cannot be run here, so that nothing is known of what its layers are given; `None` if it can.
 pub fn why_not_run(base: &Path) -> Result<Option<String>> {
-    let inputs = Inputs::new(Checkpoint::open(base)?, Vec::new())?;
+    let inputs = Inputs::new(qmerge_store::checkpoint(base)?, Vec::new())?;
     Ok(commands::rounding::weights(&inputs).err())
 }
 

@@ -1,12 +1,14 @@
 //! Which base and adapters a command means: words without an option before them, and the base that an adapter names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use qmerge::adapters::Adapter;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open;
 
 use crate::args::{Command, Sources, adapter_and_weight};
+
+/// What says which base an adapter is of.
+const CONFIG: &str = "adapter_config.json";
 
 impl Command {
     /// What it is about, where that is a base and adapters of it.
@@ -31,6 +33,29 @@ impl Command {
             Self::Compare(args) => &args.tuned.tuned,
             _ => &[],
         }
+    }
+
+    /// Errors if the output is to lie where it cannot.
+    pub(crate) fn refuse_output(&self) -> Result<()> {
+        let output = match self {
+            Self::Finish(args) => &args.output,
+            Self::Merge(args) if args.part.is_some() || args.push.is_some() => &args.output,
+            Self::Truncate(args) => &args.output,
+            Self::Combine(args) => &args.output,
+            Self::Extract(args) => &args.output,
+            Self::ConvertAdapter(args) => &args.output,
+            Self::Calibrate(args) => &args.output,
+            Self::Report(args) => &args.output,
+            Self::Demo(args) => &args.output,
+            _ => return Ok(()),
+        };
+        if !qmerge_store::is_address(output) {
+            return Ok(());
+        }
+        let shown = qmerge_store::redacted(&output.to_string_lossy());
+        Err(Error::new(Kind::Unsupported, "what this command writes must have a path of this machine")
+            .in_file(shown.as_ref())
+            .with_hint("whole merges, conversions and unmerges can be written to a store"))
     }
 
     /// Gives words without an option their places. Where one model is named and no more, it is the adapter: that names its base.
@@ -63,12 +88,20 @@ impl Command {
                 .with_hint("give --base"));
         };
         let (adapter, _) = adapter_and_weight(first).map_err(|problem| Error::new(Kind::Usage, problem))?;
-        let path = open::resolve(&adapter)?.join("adapter_config.json");
-        if !path.is_file() {
+        let names_none = |adapter: &Path| {
             let problem = format!("no base is given, and {} has no adapter_config.json to name one", adapter.display());
-            return Err(Error::new(Kind::Usage, problem).with_hint("write `BASE ADAPTER`, or --base and --adapter"));
+            Err(Error::new(Kind::Usage, problem).with_hint("write `BASE ADAPTER`, or --base and --adapter"))
+        };
+        let is_address = qmerge_store::is_address(&adapter);
+        if !is_address && !open::resolve(&adapter)?.join(CONFIG).is_file() {
+            return names_none(&adapter);
         }
-        let named = Adapter::open(&adapter, 1.0)?.config.base_model;
+        let opened = qmerge_store::adapter(&adapter, 1.0)?;
+        if !opened.tensors.store.has(CONFIG) {
+            return names_none(&opened.path);
+        }
+        let path = opened.tensors.store.path_of(CONFIG);
+        let named = opened.config.base_model;
         let Some(base) = named.filter(|name| !name.is_empty()) else {
             return Err(Error::new(Kind::Usage, "no base is given, and the adapter names none")
                 .in_file(&path)

@@ -27,6 +27,8 @@ impl<'a> Tensors<'a> {
             Action::Recode(recode) => Some((step.name.as_str(), recode.as_ref())),
             Action::Copy { .. } | Action::Constant(_) => None,
         });
+        // Who runs a model reads all of it.
+        inputs.base.expect_all();
         let config = inputs.base.config.as_ref();
         let language_model = config.and_then(|config| arch::language_model(config).ok());
         let arch = arch::find(language_model.as_ref().map_or("", |config| config.model_type()));

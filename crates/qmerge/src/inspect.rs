@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::adapters::Adapter;
 use crate::error::Result;
 use crate::formats;
-use crate::open::{self, Checkpoint};
+use crate::open::local::LocalFolder;
+use crate::open::{self, Checkpoint, Store};
 use crate::report::{SCHEMA_VERSION, name_of};
 use crate::round::StoredCalibration;
 
@@ -160,22 +162,38 @@ pub struct CalibrationInspection {
 /// ```
 pub fn inspect(location: &Path) -> Result<Inspection> {
     let path = open::resolve(location)?;
-    if Adapter::is_one(&path) {
-        return adapter(&path).map(Inspection::Adapter);
+    if path.is_dir() {
+        return inspect_in(Arc::new(LocalFolder::new(path)), None);
     }
-    if path.extension().is_some_and(|ending| ending == "safetensors")
-        && let Some(found) = calibration(&path)?
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    inspect_in(Arc::new(LocalFolder::of_file(&path)), Some(&name))
+}
+
+/// [`inspect`] of the folder that a store is, or of one file in it.
+pub fn inspect_in(store: Arc<dyn Store>, file: Option<&str>) -> Result<Inspection> {
+    if Adapter::is_one(&store, file) {
+        let adapter = match file {
+            None => Adapter::open_in(store, 1.0),
+            Some(file) => Adapter::open_file_in(store, file, 1.0),
+        };
+        return Ok(Inspection::Adapter(of_adapter(&adapter?)));
+    }
+    if let Some(file) = file.filter(|file| file.ends_with(".safetensors"))
+        && let Some(found) = calibration(&store, file)?
     {
         return Ok(Inspection::Calibration(found));
     }
-    model(&path).map(Inspection::Model)
+    let path = file.map_or_else(|| store.path().to_path_buf(), |file| store.path_of(file));
+    let checkpoint = match file {
+        None => Checkpoint::open_in(store),
+        Some(file) => Checkpoint::open_file_in(store, file),
+    };
+    of_model(&checkpoint?, &path).map(Inspection::Model)
 }
 
-fn calibration(path: &Path) -> Result<Option<CalibrationInspection>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let file = Checkpoint::open_container(path)?;
+fn calibration(store: &Arc<dyn Store>, file: &str) -> Result<Option<CalibrationInspection>> {
+    let path = store.path_of(file);
+    let file = Checkpoint::open_container(Arc::clone(store), file)?;
     Ok(StoredCalibration::about(&file).map(|about| CalibrationInspection {
         schema_version: SCHEMA_VERSION,
         path: path.display().to_string(),
@@ -187,9 +205,8 @@ fn calibration(path: &Path) -> Result<Option<CalibrationInspection>> {
     }))
 }
 
-fn model(path: &Path) -> Result<ModelInspection> {
-    let checkpoint = Checkpoint::open(path)?;
-    let (merged_by_qmerge, converted_by_qmerge) = made_by(&checkpoint)?;
+fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
+    let (merged_by_qmerge, converted_by_qmerge) = made_by(checkpoint)?;
     let mut found = ModelInspection {
         schema_version: SCHEMA_VERSION,
         path: path.display().to_string(),
@@ -206,9 +223,9 @@ fn model(path: &Path) -> Result<ModelInspection> {
         merged_by_qmerge,
         converted_by_qmerge,
     };
-    match formats::survey(&checkpoint)? {
+    match formats::survey(checkpoint)? {
         Ok(inventory) => {
-            let names = crate::adapters::Names::new(&checkpoint, &inventory.weights, &[])?;
+            let names = crate::adapters::Names::new(checkpoint, &inventory.weights, &[])?;
             let groups = groups(&inventory);
             found.tied = names.is_tied();
             found.format = formats::in_words(&inventory);
@@ -266,8 +283,7 @@ fn groups(inventory: &formats::Inventory) -> Vec<Group> {
     groups
 }
 
-fn adapter(path: &Path) -> Result<AdapterInspection> {
-    let adapter = Adapter::open(path, 1.0)?;
+fn of_adapter(adapter: &Adapter) -> AdapterInspection {
     let mut targets: BTreeMap<String, Vec<Vec<usize>>> = BTreeMap::new();
     let config = &adapter.config;
     let mut seen = HashSet::new();
@@ -295,7 +311,7 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
         let missing = (config.peft_type == "LORA" && adapter.writer == "PEFT").then_some(8.0);
         config.json.get(key).and_then(serde_json::Value::as_f64).or(missing)
     };
-    Ok(AdapterInspection {
+    AdapterInspection {
         schema_version: SCHEMA_VERSION,
         path: adapter.path.display().to_string(),
         writer: adapter.writer.to_owned(),
@@ -315,7 +331,7 @@ fn adapter(path: &Path) -> Result<AdapterInspection> {
             .map(|(module, shapes)| TargetGroup { module, count: shapes.len(), shapes: by_frequency(shapes) })
             .collect(),
         modules_to_save: config.modules_to_save.clone(),
-    })
+    }
 }
 
 /// The last name component that says what a weight is: its module's for `….weight`, else the parameter's.

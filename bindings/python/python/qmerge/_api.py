@@ -107,7 +107,7 @@ def merge(
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
-        calibration: a file that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
+        calibration: a file, or a folder of files that add up, that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
         fast: round without running the model, by what the adapter itself reads of its inputs.
@@ -384,6 +384,7 @@ def calibrate(
     adapter: Adapters = (),
     *,
     text: Optional[Path] = None,
+    add: Union[Path, Sequence[Path]] = (),
     calibration_tokens: Optional[int] = None,
     calibration_time: Optional[str] = None,
     dtype: Optional[Literal["f32", "bf16"]] = None,
@@ -405,6 +406,7 @@ def calibrate(
         output: a `.safetensors` file.
         adapter: adapters that the model runs with, like those to be merged.
         text: a text file like the model's task (default: text that the model writes itself).
+        add: files that were stored before, or folders of them, instead of a run: their moments are added up, each token counting once.
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
         dtype: element type of the file: "f32", or "bf16" for half the size.
@@ -414,6 +416,7 @@ def calibrate(
         output=output,
         adapter=adapters(adapter, adapter_names),
         text=text,
+        add=[add] if isinstance(add, (str, os.PathLike)) else list(add),
         calibration_tokens=calibration_tokens,
         calibration_time=calibration_time,
         dtype=dtype,
@@ -472,7 +475,7 @@ def truncate(
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
-        calibration: a file that `calibrate` stored for this base: the model is not run.
+        calibration: a file, or a folder of files that add up, that `calibrate` stored for this base: the model is not run.
         seed: seed of the text that the model writes.
         dtype: element type of the new factors: "same" (the default), "f32", "f16" or "bf16".
         progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.

@@ -12,7 +12,7 @@ from ._errors import UsageError
 from ._progress import Watcher, callback
 
 Path = Union[str, "os.PathLike[str]"]
-"""A folder, a file, or a hub id."""
+"""A folder, a file, a hub id, or an address."""
 
 Adapters = Union[Path, tuple[Path, float], Mapping[Path, float], Sequence[Union[Path, tuple[Path, float]]]]
 """One adapter or several, each with or without a factor on its effect."""
@@ -94,5 +94,10 @@ def _named(folder: str, name: str) -> str:
 
 
 def _with_weight(path: str, weight: float) -> str:
+    if "://" in path and "?" in path:
+        # What follows a question mark in an address is its own.
+        if weight == 1.0:
+            return path
+        raise UsageError("an address that ends in a signature takes no weight")
     # A path that holds a `=` needs its weight said, or its end would be taken for one.
     return path if weight == 1.0 and "=" not in path else f"{path}={weight!r}"

@@ -40,7 +40,7 @@ def merge(
     A part whose node dies is begun again on another, and goes on where it was. After an interruption the same call with `resume=True` does what is left.
 
     Args:
-        base, adapter, output: as `qmerge.merge` takes them, under paths that all nodes share.
+        base, adapter, output: as `qmerge.merge` takes them: addresses, hub ids, or paths that all nodes share; the output is a path.
         parts: how many parts (default: one for each node).
         cpus: processors that a part asks Ray for, and threads that it runs on (default: what the smallest node has).
         retries: how often a part is begun again after its node or its process died, or a read or write failed.
@@ -60,6 +60,8 @@ def merge(
         raise UsageError("no node of the Ray cluster has a processor to give")
     cpus = cpus or int(min(node["CPU"] for node in nodes))
     parts = parts or len(nodes)
+    if "://" in os.fspath(output):
+        raise UsageError("parts are written to a path that all nodes see, not to an address")
     options.update(base=_absolute(base), adapter=_adapters(adapter), output=os.path.abspath(output), threads=cpus)
     for name in ("calibrate", "calibration", "imatrix", "original", "report"):
         if options.get(name) is not None:

@@ -210,8 +210,8 @@ pub(crate) struct Calibrating {
     pub(crate) calibrate: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) amount: CalibrationAmount,
-    /// What `qmerge calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run for that (default: what was taken in training and lies beside the adapter).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration_tokens", "calibration_time"])]
+    /// What `qmerge calibrate` or `qmerge.torch.calibrate` stored for this base, or a folder of such files, which add up: the model is not run for that (default: what was taken in training and lies beside the adapter).
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fast", "calibrate", "calibration_tokens", "calibration_time"])]
     pub(crate) calibration: Option<PathBuf>,
     /// llama.cpp's importance matrix of this model, as `imatrix.dat` or GGUF: it knows each input's size alone, not how inputs go together.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["fast", "calibrate", "calibration", "calibration_tokens", "calibration_time"], hide_short_help = true)]

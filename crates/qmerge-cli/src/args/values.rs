@@ -151,12 +151,15 @@ pub(super) fn repo_id(text: &str) -> Result<String, String> {
     if fits(owner) && fits(name) { Ok(text.to_owned()) } else { Err("write owner/name".into()) }
 }
 
-/// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is.
+/// Splits `PATH=WEIGHT`; a path that exists with its `=` is taken as it is, and so is an address with a question mark.
 pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
-    if let Some((path, weight)) = text.rsplit_once('=')
+    // What follows a question mark in an address is its own.
+    let is_signed = text.contains('?') && qmerge_store::is_address(text.as_ref());
+    if let Some((path, weight)) = text.rsplit_once('=').filter(|_| !is_signed)
         && !std::path::Path::new(text).exists()
     {
         let number = weight.parse().ok().filter(|number: &f64| number.is_finite());
+        let text = qmerge_store::redacted(text);
         let number = number.ok_or_else(|| format!("`{weight}` in `{text}` is not a number"))?;
         return Ok((PathBuf::from(path), number));
     }

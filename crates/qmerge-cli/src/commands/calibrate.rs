@@ -1,8 +1,9 @@
 //! `qmerge calibrate`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use qmerge::adapters::Names;
 use qmerge::arch;
 use qmerge::dtype::Dtype;
 use qmerge::error::{self, Error, Kind};
@@ -48,6 +49,14 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
             .with_hint("--force replaces it"));
     }
     let inputs = open_with(&args.model.base, &args.adapter)?;
+    let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
+    if !args.add.is_empty() {
+        progress.phase("adding moments", "layers");
+        let names = Names::new(&inputs.base, &inputs.inventory.weights, &args.meaning.map)?;
+        let calibration = qmerge_store::added(&args.add, &names)?;
+        progress.start(1);
+        return stored(&inputs, calibration, dtype, &args.output, progress);
+    }
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let text = Text::read(&inputs, args.text.as_deref(), args.amount.amount(), progress)?;
     let needs = needs_alone(&inputs, &plan, &text, &args.engine)?;
@@ -55,26 +64,35 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     let engine = Options { threads: args.engine.workers.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let calibration = text.calibration(&model, args.writing.seed, false, needs)?;
-    let mut calibration = Counted { calibration, progress };
     progress.phase("taking moments", "layers");
-    let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
-    let bytes = round::store(&inputs.base, &mut calibration, dtype, &args.output)?;
-    Ok(Found { output: args.output.display().to_string(), taken_from: calibration.about(), bytes })
+    stored(&inputs, calibration, dtype, &args.output, progress)
+}
+
+fn stored(
+    inputs: &Inputs,
+    calibration: impl Calibration,
+    dtype: Dtype,
+    output: &Path,
+    progress: &dyn Progress,
+) -> error::Result<Found> {
+    let mut calibration = Counted { calibration, progress };
+    let bytes = round::store(&inputs.base, &mut calibration, dtype, output)?;
+    Ok(Found { output: output.display().to_string(), taken_from: calibration.about(), bytes })
 }
 
 /// What a model is run on.
-pub(super) struct Text<'p> {
+pub(super) struct Text {
     /// Tokens of a file; the model writes the text itself where there is none.
-    given: Option<(&'p Path, Vec<u32>)>,
+    given: Option<(PathBuf, Vec<u32>)>,
     beginnings: Beginnings,
     amount: Amount,
 }
 
-impl<'p> Text<'p> {
+impl Text {
     /// Reads and tokenizes a file, if there is one.
     pub(super) fn read(
         inputs: &Inputs,
-        path: Option<&'p Path>,
+        path: Option<&Path>,
         amount: Amount,
         progress: &dyn Progress,
     ) -> error::Result<Self> {
@@ -84,7 +102,9 @@ impl<'p> Text<'p> {
         let tokens = tokenizer.encode(&read_text(path)?)?;
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
-        Ok(Self { given: Some((path, tokens)), beginnings: beginnings_by(&tokenizer, inputs)?, amount })
+        // Without what is secret in an address.
+        let shown = PathBuf::from(qmerge_store::redacted(&path.to_string_lossy()));
+        Ok(Self { given: Some((shown, tokens)), beginnings: beginnings_by(&tokenizer, inputs)?, amount })
     }
 
     /// How its sequences begin.
@@ -146,7 +166,7 @@ fn beginnings_by(tokenizer: &Tokenizer, inputs: &Inputs) -> error::Result<Beginn
 }
 
 /// What a calibration takes where no merge stands beside it.
-pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text<'_>, engine: &Engine) -> error::Result<Needs> {
+pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text, engine: &Engine) -> error::Result<Needs> {
     let limit = engine.max_memory;
     text.needs(inputs, plan, (engine.workers.threads, limit), |demand| {
         let bytes = merge::PROGRAM_BYTES + demand.held + demand.working;
@@ -174,6 +194,10 @@ impl<C: Calibration> Calibration for Counted<'_, C> {
 
     fn identity(&self) -> error::Result<String> {
         self.calibration.identity()
+    }
+
+    fn demand(&self) -> Demand {
+        self.calibration.demand()
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> error::Result<()> {

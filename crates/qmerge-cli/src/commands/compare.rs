@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use qmerge::adapters::Adapter;
 use qmerge::error::{self, Error, Kind};
-use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Progress;
 use qmerge::report::{RESIDUAL_FOLDER, Verdict};
@@ -13,6 +11,7 @@ use qmerge_run::compare::{Candidate, Comparison, Task, compare};
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Tokenizer;
 use qmerge_run::{Model, Options};
+use qmerge_store::Address;
 
 use super::generate::options;
 use super::next::{self, Made};
@@ -70,7 +69,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
     let merged = args
         .merged
         .iter()
-        .map(|path| Inputs::new(Checkpoint::open(path)?, Vec::new()))
+        .map(|path| Inputs::new(qmerge_store::checkpoint(path)?, Vec::new()))
         .collect::<error::Result<Vec<_>>>()?;
     let others = others(args, &merged)?;
     let other_plans =
@@ -158,7 +157,7 @@ fn others(args: &CompareArgs, merged: &[Inputs]) -> error::Result<Vec<(String, I
     let residual = args.merged.iter().zip(merged).filter_map(|(path, merged)| {
         let folder = merged.base.path.join(RESIDUAL_FOLDER);
         folder.join("adapter_config.json").is_file().then(|| {
-            let inputs = Inputs::new(Checkpoint::open(path)?, vec![Adapter::open(&folder, 1.0)?])?;
+            let inputs = Inputs::new(qmerge_store::checkpoint(path)?, vec![qmerge_store::adapter(&folder, 1.0)?])?;
             Ok((format!("{} + {RESIDUAL_FOLDER}", path.display()), inputs))
         })
     });
@@ -176,8 +175,15 @@ fn beside(model: &Model<'_>, batch: usize, models: u64) -> u64 {
 }
 
 /// A text file. Errors if it is not UTF-8 or empty.
+/// Longest text that is read from an address, bytes.
+const MAX_TEXT: u64 = 256 << 20;
+
 pub(super) fn read_text(path: &Path) -> error::Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| Error::input(path, error))?;
+    let (bytes, path) = match Address::parse(path)? {
+        Some(address) => (address.small(MAX_TEXT)?, address.shown().to_path_buf()),
+        None => (std::fs::read(path).map_err(|error| Error::input(path, error))?, path.to_path_buf()),
+    };
+    let path = path.as_path();
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::new(Kind::Malformed, format!("not UTF-8: the byte at {at}"))

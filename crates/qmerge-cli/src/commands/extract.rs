@@ -4,7 +4,6 @@ use anyhow::Result;
 use qmerge::arithmetic::{ExtractOptions, Extraction, Wanted, extract};
 use qmerge::dtype::Dtype;
 use qmerge::error;
-use qmerge::open::Checkpoint;
 use qmerge::progress::Progress;
 
 use super::{answered, floats, threads};
@@ -27,6 +26,6 @@ pub(crate) fn find(args: &ExtractArgs, progress: &dyn Progress) -> error::Result
         force: args.force,
         threads: threads(args.workers.threads),
     };
-    let (base, tuned) = (Checkpoint::open(&args.model.base)?, Checkpoint::open(&args.tuned)?);
+    let (base, tuned) = (qmerge_store::checkpoint(&args.model.base)?, qmerge_store::checkpoint(&args.tuned)?);
     extract(&base, &tuned, &args.output, &options, progress)
 }

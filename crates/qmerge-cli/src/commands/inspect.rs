@@ -6,7 +6,7 @@ use crate::args::InspectArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
-    let found = qmerge::inspect::inspect(&args.path)?;
+    let found = qmerge_store::inspect(&args.path)?;
     if args.json {
         show::json(&found)?;
     } else {

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Result;
 use qmerge::error;
 use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
-use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Part, Plan, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
@@ -153,11 +152,11 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let run = run_options(&args.running, command);
     let mut inputs = open_both(&args.sources, &args.tuned)?;
     if let Some(original) = &args.calibrating.original {
-        inputs = inputs.with_original(Checkpoint::open(original)?)?;
+        inputs = inputs.with_original(qmerge_store::checkpoint(original)?)?;
     }
+    let mut run = run_options(&args.running, command);
     let mut calibrating = args.calibrating.clone();
     let not_taken = rounding::look_beside(&inputs, &options, &mut calibrating);
     let (data, told) = rounding::data(&inputs, &options, &calibrating)?;
@@ -167,7 +166,12 @@ pub(crate) fn find(
     rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
-    if !is_dry {
+    let sink = if is_dry { None } else { super::sink(&inputs, &args.output, &args.running)? };
+    if let Some(sink) = &sink {
+        run.beside += qmerge_store::sink_held();
+        merge::refuse_name(&**sink, &plan)?;
+        decided(&plan);
+    } else if !is_dry {
         merge::refuse_existing(&args.output, args.part, &plan, &run)?;
         if way == Way::Finish {
             merge::refuse_missing(&args.output)?;
@@ -176,9 +180,13 @@ pub(crate) fn find(
     }
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
+    let sink = RefCell::new(sink);
     let whole = |run: &RunOptions<'_>, calibration: Option<&mut dyn Calibration>, progress: &dyn Progress| match way {
         Way::Finish => merge::finish(&inputs, &plan, calibration, &args.output, run, progress),
-        _ => merge::run(&inputs, &plan, calibration, &args.output, run, progress),
+        _ => match sink.take() {
+            Some(sink) => merge::run_into(&inputs, &plan, calibration, sink, run, progress),
+            None => merge::run(&inputs, &plan, calibration, &args.output, run, progress),
+        },
     };
     if let (Way::Part(part), false) = (way, is_dry) {
         let done = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
@@ -210,11 +218,17 @@ pub(super) fn without_data(
     run: &RunOptions<'_>,
     progress: &dyn Progress,
 ) -> error::Result<Found> {
-    let estimate = merge::estimate(plan, run, &Demand::default())?;
     if args.dry_run {
+        let estimate = merge::estimate(plan, run, &Demand::default())?;
         return planned(inputs, plan, output, args, &estimate, Vec::new());
     }
-    written(args, || merge::run(inputs, plan, None, output, run, progress))
+    match super::sink(inputs, output, args)? {
+        Some(sink) => {
+            let run = RunOptions { beside: run.beside + qmerge_store::sink_held(), ..run.clone() };
+            written(args, || merge::run_into(inputs, plan, None, sink, &run, progress))
+        }
+        None => written(args, || merge::run(inputs, plan, None, output, run, progress)),
+    }
 }
 
 /// Has a command without data of its own done, and shows what came of it.
@@ -277,7 +291,9 @@ fn planned(
     args.report.as_deref().map(page::form).transpose()?;
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
-    summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+    if !qmerge_store::is_address(output) {
+        summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+    }
     Ok(Found::Plan(Box::new(Planned { plan: summary, parts })))
 }
 

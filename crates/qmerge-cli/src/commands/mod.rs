@@ -28,9 +28,8 @@ use qmerge::edit::Joining;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
-use qmerge::open::Checkpoint;
 use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
-use qmerge::write::Existing;
+use qmerge::write::{Existing, Sink};
 use serde::Serialize;
 
 use crate::args::{Meaning, Quantization, Running, Scaling, Sources, Tuned, adapter_and_weight};
@@ -64,7 +63,7 @@ fn open(sources: &Sources) -> Result<Inputs> {
 }
 
 fn open_with(base: &Path, adapters: &[String]) -> Result<Inputs> {
-    let base = Checkpoint::open(base)?;
+    let base = qmerge_store::checkpoint(base)?;
     Inputs::new(base, open_adapters(adapters)?)
 }
 
@@ -73,7 +72,7 @@ fn open_both(sources: &Sources, tuned: &Tuned) -> Result<Inputs> {
     let mut inputs = open(sources)?;
     for text in &tuned.tuned {
         let (path, weight) = adapter_and_weight(text).map_err(usage)?;
-        inputs.adapters.push(Adapter::tuned(&path, weight)?);
+        inputs.adapters.push(qmerge_store::tuned(&path, weight)?);
     }
     Ok(inputs)
 }
@@ -81,7 +80,7 @@ fn open_both(sources: &Sources, tuned: &Tuned) -> Result<Inputs> {
 fn open_adapters(adapters: &[String]) -> Result<Vec<Adapter>> {
     let open = |text: &String| {
         let (path, weight) = adapter_and_weight(text).map_err(usage)?;
-        Adapter::open(&path, weight)
+        qmerge_store::adapter(&path, weight)
     };
     adapters.iter().map(open).collect()
 }
@@ -156,6 +155,21 @@ fn refuse_unused(args: &Quantization, plan: &Plan) -> Result<()> {
         .with_hint(format!("leave it out: what is {formats} already keeps its own")))
 }
 
+/// The place of an output that lies at an address; `None` for a path. Errors if it may not be written, or holds an input.
+fn sink(inputs: &Inputs, output: &Path, running: &Running) -> Result<Option<Box<dyn Sink>>> {
+    let existing = Existing { force: running.force, resume: running.resume };
+    let Some(sink) = qmerge_store::sink(output, existing)? else { return Ok(None) };
+    let adapters = inputs.adapters.iter().map(|adapter| adapter.path.as_path());
+    let original = inputs.original.iter().map(|original| original.checkpoint.path.as_path());
+    let within = |source: &Path| source.starts_with(sink.path());
+    if std::iter::once(inputs.base.path.as_path()).chain(adapters).chain(original).any(within) {
+        return Err(usage("the output would replace an input".into())
+            .in_file(sink.path())
+            .with_hint("choose another output"));
+    }
+    Ok(Some(sink))
+}
+
 /// Worker threads, where 0 stands for one per processor.
 fn threads(given: usize) -> usize {
     match given {
@@ -183,10 +197,12 @@ fn read_options(args: &Meaning, scaling: &Scaling, tuned: Option<&Tuned>) -> Res
     })
 }
 
+/// Asked once the inputs are open, whose places may hold something besides.
 fn run_options(args: &Running, command: &str) -> RunOptions<'static> {
     RunOptions {
         threads: args.threads,
         max_memory: args.max_memory,
+        beside: qmerge_store::held(),
         existing: Existing { force: args.force, resume: args.resume },
         started: Some(Instant::now()),
         command: Some(command.to_owned()),

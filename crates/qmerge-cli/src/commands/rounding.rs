@@ -9,7 +9,7 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{self, Calibration, Demand, Imatrix, StoredCalibration};
+use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
@@ -55,7 +55,8 @@ pub(super) fn look_beside(inputs: &Inputs, options: &Options, calibrating: &mut 
             inputs.adapters.len()
         ));
     };
-    let fits = stored(&path, inputs, &options.maps).and_then(|stored| stored.check_adapter(adapter));
+    let names = Names::new(&inputs.base, &inputs.inventory.weights, &options.maps);
+    let fits = names.and_then(|names| StoredCalibration::open(&path, &names)?.check_adapter(adapter));
     match fits {
         Ok(()) => {
             calibrating.calibration = Some(path);
@@ -65,8 +66,8 @@ pub(super) fn look_beside(inputs: &Inputs, options: &Options, calibrating: &mut 
     }
 }
 
-pub(super) fn stored(path: &Path, inputs: &Inputs, maps: &[String]) -> error::Result<StoredCalibration> {
-    StoredCalibration::open(path, &Names::new(&inputs.base, &inputs.inventory.weights, maps)?)
+pub(super) fn stored(path: &Path, inputs: &Inputs, maps: &[String]) -> error::Result<AddedCalibration> {
+    qmerge_store::moments(path, &Names::new(&inputs.base, &inputs.inventory.weights, maps)?)
 }
 
 fn imatrix(path: &Path, inputs: &Inputs, maps: &[String]) -> error::Result<Imatrix> {
@@ -167,7 +168,7 @@ enum MomentsFrom<'p> {
     None,
     /// A file of them.
     Taken(Box<dyn Calibration + 'p>),
-    Run(Text<'p>, Needs),
+    Run(Text, Needs),
 }
 
 impl Prepared<'_> {

@@ -34,8 +34,8 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    let run = RunOptions { undoes: true, ..run_options(&args.running, command) };
     let mut inputs = open(&args.merged.sources)?;
+    let run = RunOptions { undoes: true, ..run_options(&args.running, command) };
     undo(&mut inputs, &options.maps, &options.read)?;
     let mut plan = Plan::new(&inputs, &options)?;
     plan.warnings.push(exactness(&inputs, &plan));

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
-use qmerge::open::Checkpoint;
 use qmerge::plan::Plan;
 use qmerge::progress::Progress;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
@@ -32,7 +31,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
 /// Examines a merge.
 pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<Verification> {
     let inputs = open_both(&args.sources, &args.tuned)?;
-    let merged = Checkpoint::open(&args.merged)?;
+    let merged = qmerge_store::checkpoint(&args.merged)?;
     let mut options = apart_options(&args.meaning, &args.scaling)?;
     options.read.joining = args.tuned.joining()?;
     let plan = Plan::new(&inputs, &options)?;

@@ -12,7 +12,7 @@ use qmerge::progress::{Progress, stopped};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::client::{Client, File};
+use qmerge_store::hub::{Client, File};
 
 /// Times that a broken download is gone on with before any byte has come.
 const TRIES: u32 = 4;

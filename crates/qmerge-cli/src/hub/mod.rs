@@ -2,7 +2,6 @@
 //! the library finds them there, and so does every other program. The library itself never goes online.
 
 mod cache;
-mod client;
 mod needed;
 
 use std::path::{Path, PathBuf};
@@ -14,11 +13,12 @@ use qmerge::progress::Progress;
 
 use crate::args::{Command, MergeArgs, adapter_and_weight};
 use crate::show;
-use client::Client;
+use qmerge_store::hub::Client;
 
 /// Downloads what a command names, or an adapter that it names, and this machine lacks. Returns a remark on each.
 pub(crate) fn provide(command: &mut Command, progress: &dyn Progress) -> Result<Vec<String>> {
     command.place_words()?;
+    command.refuse_output()?;
     let mut remarks = Vec::new();
     fetch_absent(&locations(command), progress, &mut remarks)?;
     if let Some(remark) = command.take_base()? {
@@ -116,7 +116,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
         );
     };
     progress.phase(&format!("looking for {id}"), "");
-    let client = Client::new()?;
+    let client = Client::new("no such folder, and ")?;
     let listing = client.listing(id)?;
     let names = needed::needed(&listing.names)
         .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))

@@ -85,6 +85,11 @@ impl Adapter {
         Self::of_file(store, None, weight)
     }
 
+    /// Opens the adapter that is one file of a store.
+    pub fn open_file_in(store: Arc<dyn Store>, file: &str, weight: f64) -> Result<Self> {
+        Self::of_file(store, Some(file), weight)
+    }
+
     fn of_file(store: Arc<dyn Store>, file: Option<&str>, weight: f64) -> Result<Self> {
         open::foreign::refuse_pointers_in(&*store)?;
         let file = match file {
@@ -178,15 +183,12 @@ impl Adapter {
     }
 
     /// True if a folder or file is an adapter, whatever is wrong with it.
-    pub(crate) fn is_one(path: &Path) -> bool {
-        if path.is_dir() {
-            let store: Arc<dyn Store> = Arc::new(LocalFolder::new(path));
+    pub(crate) fn is_one(store: &Arc<dyn Store>, file: Option<&str>) -> bool {
+        let Some(file) = file else {
             let is_model = store.has("config.json") || store.has("model_index.json");
-            return store.has(CONFIG_FILE) || !is_model && weight_file(&store).map_or(true, |file| file.is_some());
-        }
-        let Some(file) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
-        let store: Arc<dyn Store> = Arc::new(LocalFolder::of_file(path));
-        file.starts_with("adapter_model") || is_foreign(&store, &file)
+            return store.has(CONFIG_FILE) || !is_model && weight_file(store).map_or(true, |file| file.is_some());
+        };
+        file.starts_with("adapter_model") || is_foreign(store, file)
     }
 
     fn no_weights(store: &dyn Store) -> Error {

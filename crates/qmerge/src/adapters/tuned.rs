@@ -14,7 +14,8 @@ use crate::arch;
 use crate::edit::{Change, Joining, Place};
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::{self, Claim, Inventory};
-use crate::open::{self, Checkpoint};
+use crate::open::local::LocalFolder;
+use crate::open::{self, Checkpoint, Store};
 
 /// What stands in place of a method of training an adapter.
 pub(super) const PEFT_TYPE: &str = "TASK_VECTOR";
@@ -63,16 +64,29 @@ impl Adapter {
     /// Opens a model that was trained whole (a folder, a file, or a hub id in the local cache) as what it differs from its base by. `weight` is a factor on
     /// that.
     pub fn tuned(location: &Path, weight: f64) -> Result<Self> {
-        if !weight.is_finite() {
-            return Err(usage(format!("weight {weight} is not a number")).in_file(location));
-        }
         let path = open::resolve(location)?;
-        if Self::is_one(&path) {
+        if path.is_dir() {
+            return Self::tuned_in(Arc::new(LocalFolder::new(path)), None, weight);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self::tuned_in(Arc::new(LocalFolder::of_file(&path)), Some(&name), weight)
+    }
+
+    /// [`Adapter::tuned`] of the folder that a store is, or of one file in it.
+    pub fn tuned_in(store: Arc<dyn Store>, file: Option<&str>, weight: f64) -> Result<Self> {
+        let path = file.map_or_else(|| store.path().to_path_buf(), |file| store.path_of(file));
+        if !weight.is_finite() {
+            return Err(usage(format!("weight {weight} is not a number")).in_file(&path));
+        }
+        if Self::is_one(&store, file) {
             return Err(mismatch("an adapter, where a model was expected that was trained whole")
                 .in_file(&path)
                 .with_hint("pass it with --adapter"));
         }
-        let tensors = Checkpoint::open(&path)?;
+        let tensors = match file {
+            None => Checkpoint::open_in(store),
+            Some(file) => Checkpoint::open_file_in(store, file),
+        }?;
         let inventory = formats::inventory(&tensors)?;
         let names = Names::new(&tensors, &inventory.weights, &[])?;
         let ties = names.is_tied() || names.ties_stored();

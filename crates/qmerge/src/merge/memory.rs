@@ -4,6 +4,7 @@
 //! others go by in chunks, and what rounding left is cut. The prediction is the largest of them and what stands beside all. It counts bytes that are in use; an
 //! allocator keeps a share of what was freed. Where a bound leaves no room for both, a layer's weights are rounded while the calibration waits.
 
+use super::RunOptions;
 use super::residual::is_coarse;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
@@ -77,10 +78,11 @@ fn ahead(layers: &[Layer], threads: usize) -> usize {
 }
 
 /// Chooses threads and chunk size for a bound on memory.
-pub(super) fn fit(plan: &Plan, threads: usize, max_memory: Option<u64>, demand: &Demand) -> Result<Memory> {
+pub(super) fn fit(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Result<Memory> {
+    let (threads, max_memory) = (options.threads().max(1), options.max_memory);
     let mut memory = Memory { peak_bytes: 0, threads, chunk_elements: CHUNK_ELEMENTS, ahead: 0, whole: None };
     let layers = layers(plan, demand);
-    let beside = beside(plan, demand);
+    let beside = beside(plan, demand) + options.beside;
     let limit = max_memory.unwrap_or(u64::MAX);
     loop {
         let chunks = chunks(plan, &memory).max(residual(plan, memory.threads)).max(turned(plan, 1));

@@ -40,9 +40,9 @@ pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
-use crate::open::{MAX_REPORT, Store, content, small_text};
+use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
 use crate::parallel::threads;
-use crate::plan::{Inputs, Part, Plan};
+use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
@@ -58,6 +58,8 @@ pub struct RunOptions<'a> {
     pub threads: usize,
     /// Most memory to plan for, bytes.
     pub max_memory: Option<u64>,
+    /// Bytes that whoever reads the inputs or writes the output holds besides, where they lie elsewhere.
+    pub beside: u64,
     /// What to do with an output that exists.
     pub existing: Existing,
     /// When the work began, if something was done for it before the run, as the text of a calibration is.
@@ -143,7 +145,7 @@ pub fn run_into(
     options: &RunOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let begun = begin(inputs, plan, calibration.as_deref(), &*sink, options)?;
+    let begun = begin(inputs, plan, calibration.as_deref(), 0..plan.steps.len(), &*sink, options)?;
     whole(inputs, plan, calibration, sink, options, progress, &begun)
 }
 
@@ -164,6 +166,7 @@ fn begin(
     inputs: &Inputs,
     plan: &Plan,
     calibration: Option<&(dyn Calibration + '_)>,
+    steps: Range<usize>,
     sink: &dyn Sink,
     options: &RunOptions<'_>,
 ) -> Result<Begun> {
@@ -186,7 +189,24 @@ fn begin(
     let schedule = Schedule::new(plan, options, &demand)?;
     let taken_from = calibration.map(Calibration::identity).transpose()?;
     let fingerprint = fingerprint::of(inputs, plan, &hashes, taken_from)?;
+    expect(&inputs.base, &plan.steps[steps]);
     Ok(Begun { started, hashes, demand, schedule, fingerprint, parts: Vec::new() })
+}
+
+/// Tells the files of a base what steps read of them.
+fn expect(base: &Checkpoint, steps: &[Step]) {
+    let mut ranges: Vec<Vec<Range<u64>>> = vec![Vec::new(); base.files.len()];
+    for step in steps {
+        let entries = match &step.action {
+            Action::Copy { entry } => std::slice::from_ref(entry),
+            Action::Recode(recode) => recode.from.entries.as_slice(),
+            Action::Constant(_) => &[],
+        };
+        for entry in entries {
+            ranges[entry.file].push(entry.start..entry.start + entry.bytes);
+        }
+    }
+    base.files.iter().zip(ranges).for_each(|(file, ranges)| file.expect(&ranges));
 }
 
 /// Writes the whole output, with what parts of it hold.
@@ -288,6 +308,12 @@ pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: 
         crate::write::refuse_name(target, plan)?;
     }
     crate::write::refuse_existing(target, part, options.existing)
+}
+
+/// Errors if an output that is one file has a name of another kind: for callers that do long work before.
+#[doc(hidden)]
+pub fn refuse_name(sink: &dyn Sink, plan: &Plan) -> Result<()> {
+    if sink.is_single_file() { crate::write::refuse_name(sink.path(), plan) } else { Ok(()) }
 }
 
 /// The output must not be, or contain, what is read.

@@ -101,8 +101,8 @@ pub fn run_part(
 ) -> Result<PartDone> {
     refuse_residual(plan)?;
     let sink = Box::new(LocalSink::of_part(target, part));
-    let begun = begin(inputs, plan, calibration.as_deref(), &*sink, options)?;
     let steps = plan.steps_of(part);
+    let begun = begin(inputs, plan, calibration.as_deref(), steps.clone(), &*sink, options)?;
     let (output, finished) = Output::create(sink, plan, &steps, &begun.fingerprint, options.existing)?;
     let run =
         Run { inputs, plan, steps: steps.clone(), is_part: true, schedule: &begun.schedule, output: &output, progress };
@@ -150,7 +150,7 @@ pub fn finish(
 ) -> Result<Report> {
     refuse_residual(plan)?;
     let sink = Box::new(LocalSink::new(target));
-    let mut begun = begin(inputs, plan, calibration.as_deref(), &*sink, options)?;
+    let mut begun = begin(inputs, plan, calibration.as_deref(), 0..0, &*sink, options)?;
     for part in all_parts(target)? {
         begun.parts.push(WrittenPart::open(target, part, plan, &begun.fingerprint)?);
     }

@@ -76,7 +76,7 @@ pub(super) struct Schedule {
 impl Schedule {
     /// Cuts a plan into tasks that fit the memory.
     pub(super) fn new(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Result<Self> {
-        let memory = memory::fit(plan, options.threads().max(1), options.max_memory, demand)?;
+        let memory = memory::fit(plan, options, demand)?;
         let mut schedule = Self {
             stages: Vec::new(),
             of_step: vec![Vec::new(); plan.steps.len()],

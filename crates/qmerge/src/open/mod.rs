@@ -164,18 +164,24 @@ impl Checkpoint {
         if path.is_dir() {
             return Self::open_in(Arc::new(LocalFolder::new(path)));
         }
-        let blob = LocalFile::open(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        match container::of(&blob)? {
-            Some(container) => {
-                let store = Arc::new(LocalFolder::of_file(&path));
-                match container.files(&name).as_slice() {
-                    [_] => Self::from_blobs(store, vec![Box::new(blob)])?.into_model(),
-                    files => folder::open_parts(store, files)?.into_model(),
-                }
-            }
+        Self::of_file(Arc::new(LocalFolder::of_file(&path)), Box::new(LocalFile::open(&path)?), &name)
+    }
+
+    /// Opens the model that is one file of a store, or one of several that name each other.
+    pub fn open_file_in(store: Arc<dyn Store>, name: &str) -> Result<Self> {
+        let blob = store.open(name)?;
+        Self::of_file(store, blob, name)
+    }
+
+    fn of_file(store: Arc<dyn Store>, blob: Box<dyn Blob>, name: &str) -> Result<Self> {
+        match container::of(&*blob)? {
+            Some(container) => match container.files(name).as_slice() {
+                [_] => Self::from_blobs(store, vec![blob])?.into_model(),
+                files => folder::open_parts(store, files)?.into_model(),
+            },
             None => Err(unsupported("not a model: neither a folder, nor a .safetensors or .gguf file")
-                .in_file(&path)
+                .in_file(blob.path())
                 .with_hint("pass the folder that holds config.json and the weights")),
         }
     }
@@ -202,14 +208,26 @@ impl Checkpoint {
 
     /// Opens one weight file: `.safetensors` or a torch `.bin`.
     pub fn open_weights(path: &Path) -> Result<Self> {
-        let checkpoint = Self::open_container(path)?;
+        let checkpoint =
+            Self::from_blobs(Arc::new(LocalFolder::of_file(path)), vec![Box::new(LocalFile::open(path)?)])?;
         foreign::refuse_empty(&checkpoint)?;
         Ok(checkpoint)
     }
 
     /// Opens one file, by the container that its ending names.
-    pub(crate) fn open_container(path: &Path) -> Result<Self> {
-        Self::from_blobs(Arc::new(LocalFolder::of_file(path)), vec![Box::new(LocalFile::open(path)?)])
+    pub(crate) fn open_container(store: Arc<dyn Store>, name: &str) -> Result<Self> {
+        let blob = store.open(name)?;
+        Self::from_blobs(store, vec![blob])
+    }
+
+    /// Tells the files that all their tensors will be read.
+    #[doc(hidden)]
+    pub fn expect_all(&self) {
+        for (number, file) in self.files.iter().enumerate() {
+            let own = self.entries.iter().filter(|entry| entry.file == number);
+            let ranges: Vec<_> = own.map(|entry| entry.start..entry.start.saturating_add(entry.bytes)).collect();
+            file.expect(&ranges);
+        }
     }
 
     /// Opens weight files in a store as one.
@@ -398,6 +416,12 @@ impl Checkpoint {
     pub(crate) fn error(&self, entry: &Entry, kind: Kind, message: impl Into<String>) -> Error {
         Error::new(kind, message).in_file(self.file_of(entry)).in_tensor(&entry.name)
     }
+}
+
+/// A folder of this machine.
+#[doc(hidden)]
+pub fn folder(path: &Path) -> Arc<dyn Store> {
+    Arc::new(LocalFolder::new(path))
 }
 
 /// Resolves what a user typed (folder, file, hub id) to a path.

@@ -4,6 +4,7 @@
 //! implements both and opens them with [`Checkpoint::open_in`](super::Checkpoint::open_in) and [`Adapter::open_in`](crate::adapters::Adapter::open_in).
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::foreign;
@@ -28,6 +29,9 @@ pub trait Blob: Debug + Send + Sync {
     fn grain(&self) -> usize {
         1 << 20
     }
+
+    /// What of it will be read, of several threads' reads all and in about this order: who reads over a network may have it come before it is asked for.
+    fn expect(&self, _ranges: &[Range<u64>]) {}
 
     /// Fills `buffer` from `offset`, in bytes. Errors name the object: malformed if it ends before the buffer is full, I/O otherwise. A store that can make its
     /// reads depend on the identity does, and one that cannot says in [`Blob::check_unchanged`] what it knows.

@@ -4,6 +4,7 @@
 //! keeps the base's scales and chooses values on their grid. Methods see grids, never formats, so any method works on any format.
 
 mod adapter;
+mod added;
 mod descend;
 mod descent;
 mod directions;
@@ -27,6 +28,7 @@ use crate::linalg::hash;
 
 #[doc(hidden)]
 pub use crate::linalg::Factors;
+pub use added::AddedCalibration;
 #[doc(hidden)]
 pub use directions::Directions;
 #[doc(hidden)]

@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::bf16;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use super::origin::{self, Marks, identity};
 use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch};
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Checkpoint, Entry, Store};
 
 pub(super) const TAKEN_FROM: &str = "qmerge.taken_from";
 pub(super) const BASE: &str = "qmerge.base";
@@ -73,11 +74,18 @@ pub struct StoredCalibration {
 impl StoredCalibration {
     /// Opens a file of moments for a base. Errors if it is something else, or belongs to another model.
     pub fn open(path: &Path, names: &Names<'_>) -> Result<Self> {
-        Self::read(path, names).map_err(|error| error.in_file(path))
+        let read = || Self::read(Checkpoint::open_weights(path)?, path, names);
+        read().map_err(|error| error.in_file(path))
     }
 
-    fn read(path: &Path, names: &Names<'_>) -> Result<Self> {
-        let file = Checkpoint::open_weights(path)?;
+    /// [`StoredCalibration::open`] of a file in a store.
+    pub fn open_in(store: Arc<dyn Store>, name: &str, names: &Names<'_>) -> Result<Self> {
+        let path = store.path_of(name);
+        let read = || Self::read(Checkpoint::open_weights_in(store, &[name])?, &path, names);
+        read().map_err(|error| error.in_file(&path))
+    }
+
+    fn read(file: Checkpoint, path: &Path, names: &Names<'_>) -> Result<Self> {
         let text = |key: &str| {
             let found = file.metadata.iter().flatten().find(|(name, _)| name == key);
             found.map(|(_, value)| value.as_str())
@@ -108,6 +116,7 @@ impl StoredCalibration {
             [first, ..] => format!(" ({} of its weights not found in the base, first `{first}`)", missing.len()),
         };
         let about = format!("{}{missing}, stored in {name}", needed(TAKEN_FROM)?);
+        file.expect_all();
         Ok(Self { path: path.to_path_buf(), adapter: marks(ADAPTER)?, inputs, about, file })
     }
 
@@ -133,6 +142,23 @@ impl StoredCalibration {
             inputs: inputs.len(),
             weights: inputs.iter().map(|own| own.weights.len()).sum(),
         })
+    }
+
+    /// The file, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of the layer of each of its inputs, and what they are, in order.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = (usize, LayerInputs)> {
+        let inputs = |input: &Input| LayerInputs { features: input.features, weights: input.weights.clone() };
+        self.inputs.iter().map(move |input| (input.layer, inputs(input)))
+    }
+
+    /// The moments of one of its inputs.
+    pub(super) fn moments_of(&self, number: usize) -> Result<InputMoments> {
+        let input = self.inputs.get(number).ok_or_else(|| malformed("no moments").in_file(&self.path))?;
+        self.moments(input).map_err(|error| error.in_file(&self.path))
     }
 
     fn moments(&self, input: &Input) -> Result<InputMoments> {
@@ -288,6 +314,57 @@ mod tests {
     fn open(path: &Path, base: &Checkpoint) -> Result<StoredCalibration> {
         let weights = crate::formats::inventory(base)?.weights;
         StoredCalibration::open(path, &Names::new(base, &weights, &[])?)
+    }
+
+    /// Moments of one of the layers, or of both, of so many tokens.
+    struct Tokens(&'static [&'static str], usize, f32);
+
+    impl Calibration for Tokens {
+        fn about(&self) -> String {
+            format!("{} tokens", self.1)
+        }
+
+        fn identity(&self) -> Result<String> {
+            Ok(self.about())
+        }
+
+        fn each(&mut self, _: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
+            for layer in self.0 {
+                let weights = ["q", "k"].map(|w| format!("{layer}.{w}")).to_vec();
+                let values = vec![self.2, 0.0, 0.0, 1.0];
+                take.known(Known { weights, moments: InputMoments { features: 2, tokens: self.1, values } })?;
+                take.layer()?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn moments_add_up_by_tokens_and_layers_stand_side_by_side() {
+        use super::super::AddedCalibration;
+        let folder = std::env::temp_dir().join(format!("qmerge-added-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let model = base(&folder.join("m.safetensors"), 1);
+        let mut files = Vec::new();
+        for (number, mut part) in
+            [Tokens(&["b"], 30, 4.0), Tokens(&["a"], 10, 1.0), Tokens(&["a", "b"], 30, 2.0)].into_iter().enumerate()
+        {
+            let path = folder.join(format!("{number}.safetensors"));
+            store(&model, &mut part, Dtype::F32, &path).unwrap();
+            files.push(open(&path, &model).unwrap());
+        }
+        let mut added = AddedCalibration::new(files).unwrap();
+        assert_eq!(added.weights().collect::<Vec<_>>(), ["a.q", "a.k", "b.q", "b.k"]);
+        let mut seen = Vec::new();
+        added
+            .each(&|_| true, &mut |known: Known| {
+                seen.push((known.weights[0].clone(), known.moments.tokens, known.moments.values[0]));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(seen, [("a.q".to_owned(), 40, 1.75), ("b.q".to_owned(), 60, 3.0)]);
+        assert_eq!(added.demand().layers.len(), 2);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -87,6 +87,7 @@ impl Output {
                 name: file.name.clone(),
                 most: if used.contains(&number) { file.max_bytes() } else { 0 },
                 least: if listed && used.contains(&number) { least_bytes(file) } else { 0 },
+                gaps: gaps(file),
             };
             plan.files.iter().enumerate().map(room).collect()
         };
@@ -252,6 +253,21 @@ fn damaged(problem: &str, path: &Path) -> Error {
     malformed(format!("{problem}, so the merge cannot go on"))
         .in_file(path)
         .with_hint("--force in place of --resume begins anew")
+}
+
+/// What lies between tensors whose length is known, and is no tensor's.
+fn gaps(file: &OutFile) -> Vec<Range<u64>> {
+    let known = file.tensors.iter().filter(|tensor| tensor.shape.is_some());
+    let mut ranges: Vec<Range<u64>> = known.map(|tensor| tensor.offset..tensor.offset + tensor.bytes).collect();
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    let (mut at, mut gaps) = (0, Vec::new());
+    for range in ranges {
+        if range.start > at {
+            gaps.push(file.data_start + at..file.data_start + range.start);
+        }
+        at = at.max(range.end);
+    }
+    gaps
 }
 
 /// Bytes that the file has at least, whatever becomes of parts whose length is not known.

@@ -1,6 +1,7 @@
 //! Where an output is built, out of sight, until it is published whole.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub struct Room {
     pub most: u64,
     /// Bytes that it has in an interrupted run, at least; 0 if it need not be there.
     pub least: u64,
+    /// Bytes within it that nobody writes, which are zero: what aligns the next tensor.
+    pub gaps: Vec<Range<u64>>,
 }
 
 /// What a run begins with.

@@ -284,7 +284,7 @@ mod tests {
         let target = std::env::temp_dir().join(format!("qmerge-sink-{name}-{}", std::process::id()));
         let mut sink = LocalSink::new(&target);
         assert!(sink.begin(Existing::default()).unwrap().is_none());
-        let room = |name: &str| Room { name: name.to_owned(), most: 8, least: 8 };
+        let room = |name: &str| Room { name: name.to_owned(), most: 8, least: 8, gaps: Vec::new() };
         sink.reserve(&[room("a.safetensors"), room("b.safetensors")], Start::Anew(b"head\n")).unwrap();
         sink
     }

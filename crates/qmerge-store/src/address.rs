@@ -1,0 +1,217 @@
+//! What a user names that is no path.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::open::{HubId, Store};
+use url::Url;
+
+use crate::folder::RemoteFolder;
+use crate::remote::Source;
+use crate::{hub, web};
+
+/// Where something lies that is not on this machine.
+#[derive(Clone)]
+pub struct Address {
+    /// As it was named; it may hold a password or a signature.
+    url: Url,
+    /// What messages call it.
+    shown: PathBuf,
+}
+
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Address({})", self.shown.display())
+    }
+}
+
+/// True for a scheme and what follows, known or not: `s3://…`.
+pub fn is_address(location: &Path) -> bool {
+    location.to_str().is_some_and(|text| scheme(text).is_some())
+}
+
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    // One letter is a drive.
+    (scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)))
+        .then_some(scheme)
+}
+
+/// A text without what is secret in the addresses that stand in it: what is before an `@` of a host, and what follows a `?`.
+pub fn redacted(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>' | ')' | '(' | ',' | ';');
+        let end = after.find(ends).unwrap_or(after.len());
+        let (address, next) = after.split_at(end);
+        let host_end = address.find(['/', '?', '#']).unwrap_or(address.len());
+        let (host, path) = address.split_at(host_end);
+        out.push_str(host.rsplit_once('@').map_or(host, |(_, host)| host));
+        out.push_str(path.split(['?', '#']).next().unwrap_or_default());
+        rest = next;
+    }
+    out.push_str(rest);
+    out
+}
+
+impl Address {
+    /// `None` for what is a path or a hub's id. Errors if it is an address that cannot be read.
+    pub fn parse(location: &Path) -> Result<Option<Self>> {
+        let Some(text) = location.to_str().filter(|text| scheme(text).is_some()) else { return Ok(None) };
+        let shown = PathBuf::from(redacted(text).trim_end_matches('/'));
+        let refused = |problem: &str| {
+            Err(Error::new(Kind::Usage, problem)
+                .in_file(&shown)
+                .with_hint("addresses begin with s3://, gs://, az://, https://, http:// or hf://"))
+        };
+        let Ok(url) = Url::parse(text) else { return refused("not an address that can be read") };
+        let known = ["s3", "gs", "az", "https", "http", "hf"].contains(&url.scheme());
+        let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+        match (known, has_host) {
+            (true, true) => Ok(Some(Self { url, shown })),
+            (true, false) => refused("the address names no host or bucket"),
+            (false, _) => refused("an address of a kind that is not known"),
+        }
+    }
+
+    /// What messages call it: without a password or a signature.
+    pub fn shown(&self) -> &Path {
+        &self.shown
+    }
+
+    /// True if outputs can be written there.
+    pub fn is_bucket(&self) -> bool {
+        matches!(self.url.scheme(), "s3" | "gs" | "az")
+    }
+
+    /// As it was named.
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The path in it, decoded, without slashes at the ends.
+    pub(crate) fn path(&self) -> String {
+        percent_decoded(self.url.path().trim_matches('/'))
+    }
+
+    fn missing(&self) -> Error {
+        Error::new(Kind::Missing, "there is nothing of that name").in_file(&self.shown).with_hint("check the address")
+    }
+
+    /// Reads a small file whole, of at most `limit` bytes.
+    pub fn small(&self, limit: u64) -> Result<Vec<u8>> {
+        let (folder, name) = self.parent()?;
+        folder.small(&name, limit)?.ok_or_else(|| self.missing())
+    }
+
+    /// The folder, and the name of the file in it where the address ends in that of a weight file.
+    pub(crate) fn open(&self) -> Result<(Arc<dyn Store>, Option<String>)> {
+        let path = self.path();
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_file = [".safetensors", ".gguf", ".bin", ".pt"].iter().any(|ending| name.ends_with(ending));
+        if is_file {
+            let (folder, name) = self.parent()?;
+            return Ok((folder, Some(name)));
+        }
+        Ok((self.folder(&path)?, None))
+    }
+
+    /// The folder that a file lies in, and its name.
+    pub(crate) fn parent(&self) -> Result<(Arc<dyn Store>, String)> {
+        let path = self.path();
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        if name.is_empty() {
+            return Err(Error::new(Kind::Usage, "the address names no file").in_file(&self.shown));
+        }
+        Ok((self.folder(folder)?, name.to_owned()))
+    }
+
+    fn folder(&self, path: &str) -> Result<Arc<dyn Store>> {
+        let own = self.path();
+        let shown = match own.strip_prefix(path).filter(|rest| !rest.is_empty()) {
+            Some(rest) => {
+                let text = self.shown.to_string_lossy().into_owned();
+                let levels = rest.trim_matches('/').split('/').count();
+                let cut = (0..levels).fold(text.as_str(), |text, _| text.rsplit_once('/').map_or(text, |(up, _)| up));
+                PathBuf::from(cut)
+            }
+            None => self.shown.clone(),
+        };
+        let source: Box<dyn Source> = match self.url.scheme() {
+            "hf" => {
+                let (name, below) = path.split_once('/').unwrap_or((path, ""));
+                let host = self.url.host_str().unwrap_or_default();
+                let Some(id) = HubId::parse(&format!("{host}/{name}")) else {
+                    return Err(Error::new(Kind::Usage, "not the address of a repository")
+                        .in_file(&self.shown)
+                        .with_hint("write hf://org/name, or hf://org/name@revision"));
+                };
+                Box::new(hub::Repository::open(&id, below).map_err(|error| error.in_file(&shown))?)
+            }
+            "http" | "https" => Box::new(web::Web::new(&self.url, path)?),
+            #[cfg(feature = "buckets")]
+            _ => Box::new(crate::bucket::Bucket::open(self, path)?),
+            #[cfg(not(feature = "buckets"))]
+            _ => {
+                return Err(Error::new(Kind::Unsupported, "this build of qmerge has no object stores")
+                    .in_file(&self.shown)
+                    .with_hint("build it with the feature `buckets`"));
+            }
+        };
+        Ok(Arc::new(RemoteFolder::new(shown, source)))
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(|_| first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_do_not_stand_in_texts() {
+        for (text, shown) in [
+            ("https://u:p@h/a/b?sig=x#y", "https://h/a/b"),
+            ("see `https://h/a?X-Amz-Signature=1`, or s3://b/c.", "see `https://h/a`, or s3://b/c."),
+            ("--base https://me@h:1/m --x y", "--base https://h:1/m --x y"),
+            ("no address: a?b", "no address: a?b"),
+            ("hf://org/name@rev", "hf://org/name@rev"),
+        ] {
+            assert_eq!(redacted(text), shown);
+        }
+    }
+
+    #[test]
+    fn paths_are_no_addresses() {
+        for path in ["a/b", "C:/x", "c://x", "/a://b", "org/name"] {
+            assert!(!is_address(Path::new(path)), "{path}");
+        }
+        assert!(Address::parse(Path::new("s3://b/x")).unwrap().unwrap().is_bucket());
+        for wrong in ["ftp://h/x", "s3:///x", "https://"] {
+            assert!(Address::parse(Path::new(wrong)).is_err(), "{wrong}");
+        }
+        let address = Address::parse(Path::new("https://u:p@h/a%20b/c?sig=s")).unwrap().unwrap();
+        assert_eq!((address.path().as_str(), format!("{address:?}").as_str()), ("a b/c", "Address(https://h/a%20b/c)"));
+    }
+}

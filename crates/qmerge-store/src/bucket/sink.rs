@@ -1,0 +1,937 @@
+//! An output in a store: weight files are uploads in parts, which nobody sees before they are completed; all else waits beside the output and is put in its place at
+//! the end, the configuration last. Nothing lies on a local disk.
+//!
+//! Beside `OUT`, under `OUT.partial`, lies what a resumed run needs: `records` ([`Record`]), `pieces` (bytes of parts that are not whole), `files` (of the output, but
+//! for the weights) and `scratch`. Parts of one upload have one size, so a part waits until all its bytes are there; what waits longer than there is memory for
+//! is let go, and fetched from `pieces` again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use object_store::PutPayload;
+use object_store::multipart::PartId;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+use qmerge::error::{Error, Kind, Result};
+use qmerge::open::Store;
+use qmerge::write::{Existing, Room, Sink, Start, path_beside};
+
+use super::cells::{Cell, Cells, Piece, Saved};
+use super::record::{Record, Upload};
+use super::uploads;
+use super::written::Written;
+use super::{Objects, failed, key, wait};
+use crate::address::Address;
+use crate::remote::{Failed, ask, persist};
+
+/// Bytes of a part, at least: stores ask for five megabytes.
+const PART: u64 = 8 << 20;
+/// Parts that an upload may have: stores allow ten thousand.
+const MOST_PARTS: u64 = 9_000;
+/// Bytes of parts that are not whole that are kept in memory.
+const WAITING: u64 = 64 << 20;
+/// Uploads of parts at a time.
+const TOGETHER: usize = 4;
+/// Bytes that this may hold for a run.
+pub(crate) const HELD: u64 = 2 * WAITING + TOGETHER as u64 * 2 * PART;
+
+/// A weight file.
+#[derive(Debug)]
+struct File {
+    key: Key,
+    upload: String,
+    cells: Mutex<Cells>,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+struct Shared {
+    objects: Arc<dyn Objects>,
+    /// Folder of what a resumed run needs.
+    partial: String,
+    files: Vec<File>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Uploads of parts under way.
+    under_way: usize,
+    /// Numbers of parts that were begun and are not uploaded, under way or not.
+    begun: BTreeSet<u64>,
+    /// The next of them.
+    number: u64,
+    failed: Option<(Kind, String)>,
+    /// Bytes of open cells that are in memory.
+    waiting: u64,
+    /// Objects of pieces that were written.
+    pieces: u64,
+    /// What no record has yet.
+    next: Record,
+    complete: BTreeSet<usize>,
+}
+
+/// An output in a bucket.
+#[derive(Debug)]
+pub(crate) struct StoreSink {
+    path: PathBuf,
+    place: PathBuf,
+    /// Of the folder, or of the file.
+    target: String,
+    /// It is one weight file, and nothing else is wanted but the report.
+    is_file: bool,
+    shared: Arc<Shared>,
+    records: Mutex<u64>,
+    /// Files of the output that wait for the end.
+    others: Mutex<BTreeSet<String>>,
+    /// Of an interrupted run.
+    earlier: Option<Earlier>,
+    resumed: bool,
+    /// It takes the place of what is there.
+    replaces: bool,
+    /// Tells this run from any other that writes the same output.
+    owner: String,
+}
+
+/// What an interrupted run left.
+#[derive(Debug, Default)]
+struct Earlier {
+    uploads: Vec<Upload>,
+    records: Vec<Record>,
+    pieces: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn name(&self, name: &str) -> Result<Key> {
+        key(&self.partial, name).map_err(Failed::error)
+    }
+
+    fn put(&self, key: &Key, bytes: Vec<u8>) -> Result<()> {
+        let payload = PutPayload::from(bytes);
+        ask(|| wait(self.objects.put(key, payload.clone())).map(drop).map_err(failed))
+    }
+
+    fn get(&self, key: &Key) -> std::result::Result<Vec<u8>, Failed> {
+        persist(|| wait(async { self.objects.get(key).await?.bytes().await }).map(Vec::from).map_err(failed))
+    }
+
+    fn remove(&self, key: &Key) -> Result<()> {
+        let removed = persist(|| wait(self.objects.delete(key)).map_err(failed));
+        // What was removed before a connection broke is not there the second time.
+        if matches!(removed, Err(Failed::Missing)) { Ok(()) } else { removed.map_err(Failed::error) }
+    }
+
+    /// All objects below a folder, with their lengths.
+    fn below(&self, folder: &str) -> Result<Vec<(Key, u64)>> {
+        use futures_util::TryStreamExt;
+        let prefix = key(folder, "").map_err(Failed::error)?;
+        let listed = ask(|| wait(self.objects.list(Some(&prefix)).try_collect::<Vec<_>>()).map_err(failed))?;
+        Ok(listed.into_iter().map(|meta| (meta.location, meta.size)).collect())
+    }
+
+    /// Removes what a resumed run would need.
+    fn clear(&self) -> Result<()> {
+        let mut all = self.below(&self.partial)?;
+        // The records go last: without them nobody would know what the rest is.
+        all.sort_by_key(|(key, _)| key.as_ref().contains("/records/"));
+        all.iter().try_for_each(|(key, _)| self.remove(key))
+    }
+
+    fn abort(&self, key: &Key, id: &str) {
+        // Nothing more can be done about one that cannot be aborted, and one that is complete is none.
+        drop(persist(|| wait(self.objects.abort_multipart(key, &id.to_owned())).map_err(failed)));
+    }
+
+    fn check(&self) -> Result<()> {
+        lock(&self.progress).failed.as_ref().map_or(Ok(()), |(kind, text)| Err(Error::new(*kind, text.clone())))
+    }
+
+    /// Uploads cells that are whole, on threads of their own.
+    fn upload(self: &Arc<Self>, number: usize, whole: &[usize]) -> Result<()> {
+        let Some(file) = self.files.get(number) else { return Ok(()) };
+        for &cell in whole {
+            // Before the cell is taken, so that at any moment it is open or known to be on its way.
+            let begun = {
+                let mut progress = lock(&self.progress);
+                progress.number += 1;
+                let begun = progress.number;
+                progress.begun.insert(begun);
+                begun
+            };
+            let taken = {
+                let mut cells = lock(&file.cells);
+                cells.take(cell)
+            };
+            let mut progress = lock(&self.progress);
+            let Some(pieces) = taken else {
+                progress.begun.remove(&begun);
+                self.changed.notify_all();
+                continue;
+            };
+            while progress.under_way >= TOGETHER {
+                progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            }
+            progress.under_way += 1;
+            drop(progress);
+            let shared = Arc::clone(self);
+            std::thread::spawn(move || shared.upload_cell(begun, (number, cell), pieces));
+        }
+        self.check()
+    }
+
+    fn upload_cell(&self, begun: u64, (number, cell): (usize, usize), pieces: BTreeMap<u64, Piece>) {
+        let held: u64 = pieces.values().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.len() as u64).sum();
+        let put = || -> Result<String> {
+            let file = self.files.get(number).ok_or_else(|| Error::new(Kind::Bug, "no such file"))?;
+            let mut content = Vec::with_capacity(pieces.values().map(|piece| piece.len).sum::<u64>() as usize);
+            for piece in pieces.into_values() {
+                match (piece.bytes, piece.saved) {
+                    (Some(bytes), _) => content.extend(bytes),
+                    (None, Some(saved)) => content.extend(self.fetch(saved, piece.len)?),
+                    (None, None) => return Err(Error::new(Kind::Bug, "a piece of the output is nowhere")),
+                }
+            }
+            let payload = PutPayload::from(content);
+            let part =
+                ask(|| wait(self.objects.put_part(&file.key, &file.upload, cell, payload.clone())).map_err(failed))?;
+            Ok(part.content_id)
+        };
+        let part = put();
+        let mut progress = lock(&self.progress);
+        progress.under_way -= 1;
+        progress.begun.remove(&begun);
+        // What nobody wrote is not counted as waiting.
+        progress.waiting = progress.waiting.saturating_sub(held);
+        match part {
+            Ok(id) => {
+                if let Some(file) = self.files.get(number) {
+                    lock(&file.cells).set(cell, Cell::Uploaded(id.clone()));
+                }
+                progress.next.parts.push((number, cell, id));
+            }
+            Err(error) => {
+                progress.failed.get_or_insert((error.kind(), error.message().to_owned()));
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    fn fetch(&self, saved: Saved, len: u64) -> Result<Vec<u8>> {
+        let key = self.name(&format!("pieces/{:08}", saved.object))?;
+        let bytes = ask(|| wait(self.objects.get_range(&key, saved.at..saved.at + len)).map_err(failed))?;
+        if bytes.len() as u64 == len {
+            Ok(bytes.into())
+        } else {
+            Err(Error::new(Kind::Io, "a piece of the output was cut off"))
+        }
+    }
+
+    /// Waits until all parts that were begun are uploaded.
+    fn settle(&self) -> Result<()> {
+        let mut progress = lock(&self.progress);
+        let last = progress.number;
+        while progress.begun.first().is_some_and(|first| *first <= last) {
+            progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(progress);
+        self.check()
+    }
+
+    /// Puts by what waits for the rest of its parts; with `let_go` it is not kept in memory.
+    fn save(&self, let_go: bool) -> Result<()> {
+        let mut object = Vec::new();
+        let mut saved = Vec::new();
+        let number = {
+            let mut progress = lock(&self.progress);
+            progress.pieces += 1;
+            progress.pieces
+        };
+        for (file, all) in self.files.iter().enumerate() {
+            for (_, cell) in lock(&all.cells).iter_mut() {
+                let Cell::Open(pieces) = cell else { continue };
+                for (offset, piece) in pieces.iter().filter(|(_, piece)| piece.saved.is_none()) {
+                    let Some(bytes) = &piece.bytes else { continue };
+                    saved.push((file, *offset, piece.len, Saved { object: number, at: object.len() as u64 }));
+                    object.extend_from_slice(bytes);
+                }
+            }
+        }
+        if !object.is_empty() {
+            self.put(&self.name(&format!("pieces/{number:08}"))?, object)?;
+            for (file, offset, len, place) in &saved {
+                let Some(all) = self.files.get(*file) else { continue };
+                let mut cells = lock(&all.cells);
+                let number = (*offset / cells.size) as usize;
+                // It may have been uploaded meanwhile.
+                let open = cells.iter_mut().nth(number);
+                if let Some((_, Cell::Open(pieces))) = open
+                    && let Some(piece) = pieces.get_mut(offset).filter(|piece| piece.len == *len)
+                {
+                    piece.saved = Some(*place);
+                }
+            }
+            lock(&self.progress).next.pieces.extend(saved);
+        }
+        if let_go {
+            let mut gone = 0;
+            for file in &self.files {
+                for (_, cell) in lock(&file.cells).iter_mut() {
+                    let Cell::Open(pieces) = cell else { continue };
+                    for piece in pieces.values_mut().filter(|piece| piece.saved.is_some()) {
+                        gone += piece.bytes.take().map_or(0, |bytes| bytes.len() as u64);
+                    }
+                }
+            }
+            let mut progress = lock(&self.progress);
+            progress.waiting = progress.waiting.saturating_sub(gone);
+        }
+        Ok(())
+    }
+
+    /// Has a weight file appear under its name. Its upload may be complete already, where the answer that said so was lost.
+    fn complete(&self, number: usize) -> Result<()> {
+        let Some(file) = self.files.get(number) else { return Ok(()) };
+        if lock(&self.progress).complete.contains(&number) {
+            return Ok(());
+        }
+        let (parts, len) = {
+            let cells = lock(&file.cells);
+            (cells.parts(), cells.len())
+        };
+        let (Some(parts), Some(len)) = (parts, len) else {
+            return Err(Error::new(Kind::Bug, format!("{} is not whole", file.key)));
+        };
+        let parts: Vec<PartId> = parts.into_iter().map(|content_id| PartId { content_id }).collect();
+        let done =
+            persist(|| wait(self.objects.complete_multipart(&file.key, &file.upload, parts.clone())).map_err(failed));
+        let there = ask(|| wait(self.objects.head(&file.key)).map_err(failed));
+        match (done, there) {
+            (_, Ok(meta)) if meta.size == len => {
+                let mut progress = lock(&self.progress);
+                progress.complete.insert(number);
+                progress.next.complete.push(number);
+                Ok(())
+            }
+            (Err(failed), _) => Err(failed.error()),
+            (_, Ok(meta)) => Err(Error::new(Kind::Io, format!("{} has {} of {len} bytes", file.key, meta.size))),
+            (_, Err(error)) => Err(error),
+        }
+    }
+}
+
+impl StoreSink {
+    /// An output at an address; `None` for a path.
+    pub(crate) fn new(location: &Path) -> Result<Option<Self>> {
+        let Some(address) = Address::parse(location)? else { return Ok(None) };
+        if !address.is_bucket() || address.path().is_empty() {
+            return Err(Error::new(Kind::Usage, "an output cannot lie there")
+                .in_file(address.shown())
+                .with_hint("name a path, or a folder in a bucket: s3://bucket/folder"));
+        }
+        Ok(Some(Self::in_objects(super::objects(&address)?, &address.path(), address.shown())))
+    }
+
+    pub(crate) fn in_objects(objects: Arc<dyn Objects>, target: &str, shown: &Path) -> Self {
+        let partial = format!("{target}.partial");
+        let shared =
+            Shared { objects, partial, files: Vec::new(), progress: Mutex::default(), changed: Condvar::new() };
+        Self {
+            path: shown.to_path_buf(),
+            place: PathBuf::from(format!("{}.partial", shown.display())),
+            target: target.to_owned(),
+            is_file: target.ends_with(".safetensors") || target.ends_with(".gguf"),
+            shared: Arc::new(shared),
+            records: Mutex::new(0),
+            others: Mutex::default(),
+            earlier: None,
+            resumed: false,
+            replaces: false,
+            owner: format!(
+                "{:016x}-{}",
+                std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
+                std::process::id()
+            ),
+        }
+    }
+
+    fn failed(&self, error: Error) -> Error {
+        error.in_file(&self.place)
+    }
+
+    /// Where something of the output comes to lie. Of a single file, what is not the weights is the report.
+    fn final_key(&self, name: &str) -> Result<Key> {
+        let path = match self.is_file {
+            true => {
+                let beside = path_beside(Path::new(&self.target));
+                beside.to_string_lossy().replace('\\', "/")
+            }
+            false => format!("{}/{name}", self.target),
+        };
+        key(&path, "").map_err(Failed::error)
+    }
+
+    /// What lies under the output's name.
+    fn there(&self) -> Result<Vec<(Key, u64)>> {
+        if !self.is_file {
+            return self.shared.below(&self.target);
+        }
+        let mut found = Vec::new();
+        for key in [key(&self.target, "").map_err(Failed::error)?, self.final_key("")?] {
+            match persist(|| wait(self.shared.objects.head(&key)).map_err(failed)) {
+                Ok(meta) => found.push((key, meta.size)),
+                Err(Failed::Missing) => {}
+                Err(failed) => return Err(failed.error()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Errors if `existing` does not allow to write here. Returns the objects of records of an interrupted run.
+    pub(crate) fn refuse(&self, existing: Existing) -> Result<Vec<String>> {
+        let folder = format!("{}/", self.shared.partial);
+        let left = self.shared.below(&self.shared.partial).map_err(|error| self.failed(error))?;
+        let name = |key: &Key| key.as_ref().strip_prefix(&folder).unwrap_or_default().to_owned();
+        let names: Vec<String> = left.iter().map(|(key, _)| name(key)).collect();
+        let is_ours = |name: &String| {
+            ["records/", "pieces/", "files/", "scratch/"].iter().any(|own| name.starts_with(own)) || name == "owner"
+        };
+        let refused = |problem: &str, place: &Path, hint: &str| {
+            Err(Error::new(Kind::Exists, problem).in_file(place).with_hint(hint))
+        };
+        if !names.iter().all(is_ours) {
+            return refused(
+                "this name is where the output is built, and something else has it",
+                &self.place,
+                "choose another output, or move it away",
+            );
+        }
+        let mut records: Vec<String> = names.into_iter().filter(|name| name.starts_with("records/")).collect();
+        records.sort();
+        if !left.is_empty() && !existing.resume && !existing.force {
+            return refused(
+                "an interrupted run left its unfinished output here",
+                &self.place,
+                "the same command goes on with --resume; --force begins anew and gives up what was done",
+            );
+        }
+        let there = self.there().map_err(|error| self.failed(error))?;
+        // A run that was interrupted while it published goes on with what has its name already.
+        let is_published = existing.resume && !records.is_empty();
+        if !there.is_empty() && !existing.force && !is_published {
+            return refused("the output exists already", &self.path, "choose another name, or replace it with --force");
+        }
+        let looks_like_model = |key: &Key| {
+            let name = key.filename().unwrap_or_default();
+            name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".gguf")
+        };
+        if !there.is_empty() && !there.iter().any(|(key, _)| looks_like_model(key)) {
+            return refused(
+                "the output exists and does not look like a model, so --force will not replace it",
+                &self.path,
+                "choose another name, or remove it yourself",
+            );
+        }
+        Ok(records)
+    }
+
+    /// Adds to the records, unless another run has taken the output over.
+    fn record(&self, mut record: Record) -> Result<()> {
+        let mut number = lock(&self.records);
+        let owner = match self.shared.get(&self.shared.name("owner")?) {
+            Err(Failed::Missing) => Vec::new(),
+            owner => owner.map_err(Failed::error)?,
+        };
+        if owner != self.owner.as_bytes() {
+            return Err(Error::new(Kind::Exists, "another run of qmerge is writing this output")
+                .with_hint("wait for it, or choose another output"));
+        }
+        {
+            let next = std::mem::take(&mut lock(&self.shared.progress).next);
+            record.parts.extend(next.parts);
+            record.pieces.extend(next.pieces);
+            record.complete.extend(next.complete);
+        }
+        let bytes = serde_json::to_vec(&record).map_err(|error| Error::new(Kind::Bug, error.to_string()))?;
+        *number += 1;
+        self.shared.put(&self.shared.name(&format!("records/{:08}-{}", *number, self.owner))?, bytes)
+    }
+
+    fn take_over(&self) -> Result<()> {
+        self.shared.put(&self.shared.name("owner")?, self.owner.clone().into_bytes())
+    }
+
+    fn shared_mut(&mut self) -> Result<&mut Shared> {
+        Arc::get_mut(&mut self.shared)
+            .ok_or_else(|| Error::new(Kind::Bug, "uploads are under way before there are files"))
+    }
+
+    fn anew(&mut self, files: &[Room], head: &[u8]) -> Result<()> {
+        let earlier = self.earlier.take().unwrap_or_default();
+        for upload in &earlier.uploads {
+            self.shared.abort(&key(&upload.key, "").map_err(Failed::error)?, &upload.id);
+        }
+        self.shared.clear()?;
+        self.take_over()?;
+        let mut uploads = Vec::new();
+        for file in files {
+            let key = self.weights_key(file)?;
+            let id = ask(|| wait(self.shared.objects.create_multipart(&key)).map_err(failed))?;
+            let size = file.most.div_ceil(MOST_PARTS).div_ceil(1 << 20) << 20;
+            uploads.push(Upload { key: key.to_string(), id, size: size.max(PART) });
+        }
+        self.begin_files(files, &uploads)?;
+        *lock(&self.records) = 0;
+        self.record(Record { uploads, lines: String::from_utf8_lossy(head).into_owned(), ..Record::default() })
+    }
+
+    fn weights_key(&self, file: &Room) -> Result<Key> {
+        match self.is_file {
+            true => key(&self.target, "").map_err(Failed::error),
+            false => self.final_key(&file.name),
+        }
+    }
+
+    fn begin_files(&mut self, files: &[Room], uploads: &[Upload]) -> Result<()> {
+        let mut begun = Vec::new();
+        for (file, upload) in files.iter().zip(uploads) {
+            let mut cells = Cells::new(upload.size, file.most);
+            for gap in &file.gaps {
+                cells.fill(gap.clone());
+            }
+            let key = key(&upload.key, "").map_err(Failed::error)?;
+            begun.push(File { key, upload: upload.id.clone(), cells: Mutex::new(cells) });
+        }
+        self.shared_mut()?.files = begun;
+        Ok(())
+    }
+
+    fn go_on(&mut self, files: &[Room]) -> Result<()> {
+        self.resumed = true;
+        let Some(earlier) = self.earlier.take() else { return Err(Error::new(Kind::Bug, "nothing to go on with")) };
+        let keys: Vec<String> =
+            files.iter().map(|file| Ok(self.weights_key(file)?.to_string())).collect::<Result<_>>()?;
+        if keys.iter().ne(earlier.uploads.iter().map(|upload| &upload.key)) {
+            return Err(Error::new(
+                Kind::Malformed,
+                "the unfinished output has other files, so the merge cannot go on",
+            )
+            .with_hint("--force in place of --resume begins anew"));
+        }
+        self.take_over()?;
+        self.begin_files(files, &earlier.uploads)?;
+        let mut progress = lock(&self.shared.progress);
+        progress.pieces = earlier.pieces;
+        for record in earlier.records {
+            for (file, cell, id) in record.parts {
+                if let Some(file) = self.shared.files.get(file) {
+                    lock(&file.cells).set(cell, Cell::Uploaded(id));
+                }
+            }
+            for (file, offset, len, saved) in record.pieces {
+                if let Some(file) = self.shared.files.get(file) {
+                    lock(&file.cells).restore(offset, len, saved);
+                }
+            }
+            progress.complete.extend(record.complete);
+        }
+        Ok(())
+    }
+
+    /// Reads what an interrupted run left.
+    fn read(&self, records: &[String]) -> Result<(Earlier, Vec<u8>)> {
+        let mut earlier = Earlier::default();
+        let mut lines = Vec::new();
+        for name in records {
+            let bytes = self.shared.get(&self.shared.name(name)?).map_err(Failed::error)?;
+            let mut record: Record = serde_json::from_slice(&bytes).map_err(|error| {
+                Error::new(
+                    Kind::Malformed,
+                    format!("its record {name} cannot be read ({error}), so the merge cannot go on"),
+                )
+                .with_hint("--force in place of --resume begins anew")
+            })?;
+            lines.extend(std::mem::take(&mut record.lines).into_bytes());
+            earlier.uploads.append(&mut record.uploads);
+            earlier.records.push(record);
+        }
+        let saved = |record: &Record| record.pieces.iter().map(|piece| piece.3.object).max();
+        earlier.pieces = earlier.records.iter().filter_map(saved).max().unwrap_or(0);
+        // Records of this run come after all others.
+        let number = |name: &String| name.get(8..16).and_then(|digits| digits.parse::<u64>().ok());
+        *lock(&self.records) = records.iter().filter_map(number).max().unwrap_or(0);
+        Ok((earlier, lines))
+    }
+
+    fn publish_all(&mut self, replace: bool) -> Result<()> {
+        let others = std::mem::take(&mut *lock(&self.others));
+        let is_last = |name: &String| name == "config.json" || name.ends_with(".index.json");
+        let (last, first): (Vec<String>, Vec<String>) = others.iter().cloned().partition(is_last);
+        let mut own: BTreeSet<Key> = self.shared.files.iter().map(|file| file.key.clone()).collect();
+        for name in &others {
+            own.insert(self.final_key(name)?);
+        }
+        let place = |names: &[String]| {
+            names.iter().try_for_each(|name| {
+                let (from, to) = (self.shared.name(&format!("files/{name}"))?, self.final_key(name)?);
+                ask(|| wait(self.shared.objects.copy(&from, &to)).map_err(failed))
+            })
+        };
+        if self.is_file {
+            place(&first)?;
+        }
+        self.complete_all()?;
+        if !self.is_file {
+            place(&first)?;
+        }
+        place(&last)?;
+        if replace {
+            for (key, _) in self.there()? {
+                if !own.contains(&key) {
+                    self.shared.remove(&key)?;
+                }
+            }
+        }
+        self.abort_strays();
+        self.shared.clear()
+    }
+
+    /// Has all weight files appear under their names. What came of it is recorded before and after, so that a run that goes on knows all parts.
+    fn complete_all(&self) -> Result<()> {
+        self.shared.settle()?;
+        if lock(&self.shared.progress).complete.len() == self.shared.files.len() {
+            return Ok(());
+        }
+        self.record(Record::default())?;
+        if self.replaces {
+            self.make_way()?;
+        }
+        for number in 0..self.shared.files.len() {
+            self.shared.complete(number)?;
+        }
+        self.record(Record::default())
+    }
+
+    /// Takes away what makes the output that is replaced one, and what would be mistaken for this one's.
+    fn make_way(&self) -> Result<()> {
+        let own: BTreeSet<&Key> = self.shared.files.iter().map(|file| &file.key).collect();
+        let complete: BTreeSet<Key> = {
+            let progress = lock(&self.shared.progress);
+            progress
+                .complete
+                .iter()
+                .filter_map(|number| self.shared.files.get(*number))
+                .map(|file| file.key.clone())
+                .collect()
+        };
+        let mut there = self.there()?;
+        let says_so = |key: &Key| key.as_ref().ends_with("config.json") || key.as_ref().ends_with(".index.json");
+        there.sort_by_key(|(key, _)| !says_so(key));
+        there
+            .iter()
+            .map(|(key, _)| key)
+            .filter(|key| !complete.contains(*key) && (own.contains(key) || says_so(key)))
+            .try_for_each(|key| self.shared.remove(key))
+    }
+
+    /// Aborts uploads to the same names that nobody knows of: the answer that named them was lost.
+    fn abort_strays(&self) {
+        let Some(s3) = self.shared.objects.as_s3() else { return };
+        for file in &self.shared.files {
+            for id in uploads::begun(s3, &file.key).unwrap_or_default() {
+                self.shared.abort(&file.key, &id);
+            }
+        }
+    }
+}
+
+impl Sink for StoreSink {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn is_single_file(&self) -> bool {
+        self.is_file
+    }
+
+    fn begin(&mut self, existing: Existing) -> Result<Option<Vec<u8>>> {
+        self.replaces = existing.force;
+        let records = self.refuse(existing)?;
+        if records.is_empty() {
+            return Ok(None);
+        }
+        match self.read(&records) {
+            Ok((earlier, lines)) => {
+                let has_begun = !earlier.uploads.is_empty();
+                self.earlier = Some(earlier);
+                Ok((existing.resume && has_begun).then_some(lines))
+            }
+            // What is given up need not be read.
+            Err(_) if !existing.resume => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn reserve(&mut self, files: &[Room], start: Start<'_>) -> Result<()> {
+        let reserved = match start {
+            Start::Anew(head) => self.anew(files, head),
+            Start::Resumed(_) => self.go_on(files),
+        };
+        reserved.map_err(|error| self.failed(error))
+    }
+
+    fn write_at(&self, file: usize, offset: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        let write = || -> Result<()> {
+            self.shared.check()?;
+            let Some(cells) = self.shared.files.get(file) else {
+                return Err(Error::new(Kind::Bug, "no such file of the output"));
+            };
+            let (new, whole) = {
+                let mut cells = lock(&cells.cells);
+                cells.add(offset, bytes)
+            };
+            let waiting = {
+                let mut progress = lock(&self.shared.progress);
+                progress.waiting += new;
+                progress.waiting
+            };
+            self.shared.upload(file, &whole)?;
+            if waiting > WAITING {
+                self.shared.settle()?;
+                if lock(&self.shared.progress).waiting > WAITING {
+                    self.shared.save(true)?;
+                }
+            }
+            Ok(())
+        };
+        let wrote = write().map_err(|error| self.failed(error));
+        bytes.clear();
+        wrote
+    }
+
+    fn sync(&self) -> Result<()> {
+        // In this order: what is not saved because it is no longer open is on its way.
+        self.shared.save(false).and_then(|()| self.shared.settle()).map_err(|error| self.failed(error))
+    }
+
+    fn append(&self, lines: &[u8]) -> Result<()> {
+        let lines = String::from_utf8_lossy(lines).into_owned();
+        self.record(Record { lines, ..Record::default() }).map_err(|error| self.failed(error))
+    }
+
+    fn end(&self, file: usize, bytes: u64) -> Result<()> {
+        let Some(cells) = self.shared.files.get(file) else {
+            return Err(Error::new(Kind::Bug, "no such file of the output"));
+        };
+        let whole = {
+            let mut cells = lock(&cells.cells);
+            cells.end(bytes)
+        };
+        self.shared.upload(file, &whole).map_err(|error| self.failed(error))
+    }
+
+    fn put(&self, name: &str, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            bytes.extend(piece?);
+        }
+        let put = || self.shared.put(&self.shared.name(&format!("files/{name}"))?, bytes);
+        put().map_err(|error| self.failed(error))?;
+        lock(&self.others).insert(name.to_owned());
+        Ok(())
+    }
+
+    fn stash(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let put = || self.shared.put(&self.shared.name(&format!("scratch/{name}"))?, bytes.to_vec());
+        put().map_err(|error| self.failed(error))
+    }
+
+    fn stashed(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self.shared.name(&format!("scratch/{name}")).map(|key| self.shared.get(&key)) {
+            Ok(Ok(bytes)) => Ok(Some(bytes)),
+            Ok(Err(Failed::Missing)) => Ok(None),
+            Ok(Err(failed)) => Err(self.failed(failed.error())),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Weight files that are whole get their names for it; without a configuration beside them they are no model yet.
+    fn written(&self) -> Result<Arc<dyn Store>> {
+        self.complete_all().map_err(|error| self.failed(error))?;
+        let weights = self.shared.files.iter().map(|file| file.key.clone()).collect();
+        Ok(Arc::new(Written::new(
+            Arc::clone(&self.shared.objects),
+            &self.place,
+            &self.shared.partial,
+            weights,
+            self.is_file,
+        )))
+    }
+
+    fn can_be_resumed(&self) -> bool {
+        *lock(&self.records) > 0
+    }
+
+    fn publish(&mut self, replace: bool) -> Result<()> {
+        self.publish_all(replace).map_err(|error| self.failed(error))
+    }
+
+    fn abandon(&mut self) {
+        drop(self.shared.settle());
+        if self.resumed {
+            return;
+        }
+        let complete = std::mem::take(&mut lock(&self.shared.progress).complete);
+        for (number, file) in self.shared.files.iter().enumerate() {
+            if complete.contains(&number) {
+                drop(self.shared.remove(&file.key));
+            } else {
+                self.shared.abort(&file.key, &file.upload);
+            }
+        }
+        self.abort_strays();
+        drop(self.shared.clear());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    const RESUME: Existing = Existing { force: false, resume: true };
+
+    fn sink(objects: &Arc<InMemory>) -> StoreSink {
+        StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "a/out", Path::new("s3://b/a/out"))
+    }
+
+    fn room(name: &str, most: u64) -> Room {
+        Room { name: name.to_owned(), most, least: 0, gaps: vec![] }
+    }
+
+    fn names(objects: &Arc<InMemory>) -> Vec<String> {
+        use futures_util::TryStreamExt;
+        let mut names: Vec<String> =
+            wait(objects.list(None).map_ok(|meta| meta.location.to_string()).try_collect::<Vec<_>>()).unwrap();
+        names.sort();
+        names
+    }
+
+    fn read(objects: &Arc<InMemory>, name: &str) -> Vec<u8> {
+        wait(async { objects.get(&Key::from(name)).await.unwrap().bytes().await.unwrap() }).into()
+    }
+
+    /// Bytes that tell their place.
+    fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
+        range.map(|at| (at * 7 % 251) as u8).collect()
+    }
+
+    fn put(sink: &StoreSink, name: &str) {
+        sink.put(name, &mut std::iter::once(Ok(name.as_bytes().to_vec()))).unwrap();
+    }
+
+    const LEN: u64 = 2 * PART + 1000;
+
+    #[test]
+    fn nothing_is_seen_before_all_is_there() {
+        let objects = Arc::new(InMemory::new());
+        let mut sink = sink(&objects);
+        assert!(sink.begin(Existing::default()).unwrap().is_none());
+        sink.reserve(&[room("model.safetensors", LEN + 50)], Start::Anew(b"head\n")).unwrap();
+        for start in [PART + 5, 100, 0, PART - 7] {
+            let end = match start {
+                0 => 100,
+                100 => PART - 7,
+                x if x == PART - 7 => PART + 5,
+                _ => LEN,
+            };
+            sink.write_at(0, start, &mut bytes(start..end)).unwrap();
+        }
+        put(&sink, "config.json");
+        put(&sink, "sub/tokenizer.json");
+        assert!(names(&objects).iter().all(|name| name.starts_with("a/out.partial/")), "{:?}", names(&objects));
+        sink.end(0, LEN).unwrap();
+        let store = sink.written().unwrap();
+        assert_eq!(store.open("model.safetensors").unwrap().len(), LEN);
+        assert_eq!(store.small("sub/tokenizer.json", 99).unwrap().unwrap(), b"sub/tokenizer.json");
+        sink.publish(false).unwrap();
+        assert_eq!(names(&objects), ["a/out/config.json", "a/out/model.safetensors", "a/out/sub/tokenizer.json"]);
+        assert!(read(&objects, "a/out/model.safetensors") == bytes(0..LEN));
+        let error = super::tests::sink(&objects).begin(Existing::default()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Exists);
+    }
+
+    /// What was listed is there after a crash at any moment, and what was not may be written again.
+    #[test]
+    fn an_interrupted_run_is_gone_on_with() {
+        let objects = Arc::new(InMemory::new());
+        let mut first = sink(&objects);
+        first.begin(RESUME).unwrap();
+        let rooms = [room("a.safetensors", LEN), room("b.safetensors", 500)];
+        first.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
+        first.write_at(0, 0, &mut bytes(0..PART)).unwrap();
+        first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
+        first.sync().unwrap();
+        first.append(b"one\n").unwrap();
+        first.shared.save(true).unwrap();
+        first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
+        first.stash("x", b"kept").unwrap();
+        assert!(first.can_be_resumed());
+        let mut second = sink(&objects);
+        assert_eq!(second.begin(Existing::default()).unwrap_err().kind(), Kind::Exists);
+        assert_eq!(second.begin(RESUME).unwrap().unwrap(), b"head\none\n");
+        second.reserve(&rooms, Start::Resumed(9)).unwrap();
+        // The first is told that it is not alone.
+        first.sync().unwrap();
+        assert_eq!(first.append(b"two\n").unwrap_err().kind(), Kind::Exists);
+        assert_eq!(second.stashed("x").unwrap().unwrap(), b"kept");
+        assert_eq!(second.stashed("y").unwrap(), None);
+        second.write_at(0, PART, &mut bytes(PART..PART + 100)).unwrap();
+        second.write_at(0, PART + 200, &mut bytes(PART + 200..LEN)).unwrap();
+        second.write_at(1, 0, &mut bytes(0..200)).unwrap();
+        second.end(0, LEN).unwrap();
+        second.end(1, 200).unwrap();
+        put(&second, "model.safetensors.index.json");
+        second.publish(false).unwrap();
+        let files = ["a/out/a.safetensors", "a/out/b.safetensors", "a/out/model.safetensors.index.json"];
+        assert_eq!(names(&objects), files);
+        assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
+    }
+
+    #[test]
+    fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
+        let objects = Arc::new(InMemory::new());
+        for name in ["config.json", "old.safetensors", "x.safetensors"] {
+            wait(objects.put(&Key::from(format!("a/out/{name}")), PutPayload::from_static(b"old"))).unwrap();
+        }
+        let force = Existing { force: true, resume: false };
+        let mut given_up = sink(&objects);
+        given_up.begin(force).unwrap();
+        given_up.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+        given_up.write_at(0, 0, &mut bytes(0..10)).unwrap();
+        given_up.abandon();
+        assert_eq!(names(&objects).len(), 3);
+        let mut sink = sink(&objects);
+        sink.begin(force).unwrap();
+        sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+        sink.write_at(0, 0, &mut bytes(0..10)).unwrap();
+        sink.end(0, 10).unwrap();
+        put(&sink, "config.json");
+        sink.publish(true).unwrap();
+        assert_eq!(names(&objects), ["a/out/config.json", "a/out/x.safetensors"]);
+        assert_eq!(read(&objects, "a/out/x.safetensors"), bytes(0..10));
+        wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
+        let mut other = super::tests::sink(&objects);
+        assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
+    }
+}

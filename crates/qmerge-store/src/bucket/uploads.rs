@@ -1,0 +1,69 @@
+//! Uploads that were begun and neither completed nor aborted, as S3 lists them: the stores' client has no word for it.
+
+use object_store::aws::{AmazonS3, AwsAuthorizer};
+use object_store::client::{HttpRequest, HttpRequestBody, HttpService};
+use object_store::path::Path as Key;
+use object_store::signer::Signer;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::wait;
+use crate::remote::{Failed, persist};
+
+/// The ids of uploads to one object. Nothing where the store does not say.
+pub(super) fn begun(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Failed> {
+    let again = |what: &dyn std::fmt::Display| Failed::Again(what.to_string());
+    persist(|| {
+        let connection = Connection::new().map_err(|error| again(&error))?;
+        // The address of the object says that of its bucket.
+        let url = wait(s3.signed_url("GET".parse().map_err(|_| Failed::Missing)?, key, Duration::from_secs(60)))
+            .map_err(|error| again(&error))?;
+        let path = url.path().strip_suffix(&format!("/{}", crate::http::escaped(key.as_ref()))).unwrap_or_default();
+        let mut bucket = url.clone();
+        bucket.set_path(if path.is_empty() { "/" } else { path });
+        bucket.set_query(None);
+        bucket.query_pairs_mut().append_pair("prefix", key.as_ref()).append_pair("uploads", "");
+        let region = url
+            .query_pairs()
+            .find(|(name, _)| name == "X-Amz-Credential")
+            .and_then(|(_, scope)| scope.split('/').nth(2).map(str::to_owned))
+            .unwrap_or_default();
+        let mut request = HttpRequest::new(HttpRequestBody::empty());
+        *request.uri_mut() = bucket.as_str().parse().map_err(|error| again(&error))?;
+        let credential = wait(s3.credentials().get_credential()).map_err(|error| again(&error))?;
+        AwsAuthorizer::new(&credential, "s3", &region)
+            .try_authorize(&mut request, None)
+            .map_err(|error| again(&error))?;
+        let answer = wait(connection.call(request)).map_err(|error| again(&error))?;
+        if !answer.status().is_success() {
+            return Err(crate::http::refused(answer.status().as_u16(), "the store"));
+        }
+        let body = wait(answer.into_body().bytes()).map_err(|error| again(&error))?;
+        Ok(ids(&String::from_utf8_lossy(&body), key.as_ref()))
+    })
+}
+
+/// Of `<Upload><Key>…</Key><UploadId>…</UploadId>`, those of one key.
+fn ids(text: &str, key: &str) -> Vec<String> {
+    let within = |text: &str, tag: &str| -> Option<String> {
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        Some(rest.split_once("</")?.0.to_owned())
+    };
+    let uploads = text.split("<Upload>").skip(1);
+    let plain =
+        |text: String| text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
+    uploads
+        .filter(|upload| within(upload, "Key").map(plain).as_deref() == Some(key))
+        .filter_map(|upload| within(upload, "UploadId").map(plain))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn uploads_of_one_name_are_told_from_others() {
+        let text = "<R><Upload><Key>a&amp;b</Key><UploadId>1</UploadId></Upload><Upload><UploadId>2</UploadId><Key>a&amp;bc</Key></Upload></R>";
+        assert_eq!(super::ids(text, "a&b"), ["1"]);
+        assert_eq!(super::ids(text, "a"), Vec::<String>::new());
+    }
+}

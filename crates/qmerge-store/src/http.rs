@@ -1,0 +1,155 @@
+//! Requests: one client for all, which takes proxies and certificates from where other programs take them.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qmerge::error::{Error, Result};
+use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+use crate::remote::Failed;
+
+/// Redirects that are followed for one request.
+pub(crate) const MAX_REDIRECTS: usize = 5;
+
+/// A variable of the environment, unless it is empty.
+pub(crate) fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// A client that honours `HTTPS_PROXY` and `SSL_CERT_FILE`, and follows no redirects.
+pub(crate) fn agent() -> Result<Agent> {
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("qmerge/", env!("CARGO_PKG_VERSION")))
+        // A compressed answer would have another length and no ranges.
+        .accept_encoding("identity")
+        .max_idle_connections(32)
+        .max_idle_connections_per_host(16)
+        .timeout_resolve(Some(Duration::from_secs(15)))
+        .timeout_connect(Some(Duration::from_secs(15)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_secs(60)));
+    if let Some(path) = set("SSL_CERT_FILE").map(PathBuf::from) {
+        let pem =
+            std::fs::read(&path).map_err(|error| Error::io("read the certificates of SSL_CERT_FILE", &path, error))?;
+        let certificates = parse_pem(&pem).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        });
+        config = config.tls_config(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build());
+    }
+    Ok(config.build().new_agent())
+}
+
+/// A header of an answer.
+pub(crate) fn header<'a>(answer: &'a Response<Body>, name: &str) -> Option<&'a str> {
+    answer.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What the headers say that tells an object from any other, weak ETags too.
+pub(crate) fn tag(answer: &Response<Body>) -> String {
+    header(answer, "etag").or_else(|| header(answer, "last-modified")).unwrap_or_default().to_owned()
+}
+
+/// A part of `Content-Range: bytes 3-7/20`: where it begins, and the whole length.
+pub(crate) fn content_range(answer: &Response<Body>) -> Option<(Option<u64>, u64)> {
+    let (range, len) = header(answer, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    let start = range.split('-').next().and_then(|start| start.trim().parse().ok());
+    Some((start, len.trim().parse().ok()?))
+}
+
+/// What a status that is no success comes to.
+pub(crate) fn refused(status: u16, host: &str) -> Failed {
+    match status {
+        404 | 410 => Failed::Missing,
+        412 => Failed::Changed,
+        401 | 403 => Failed::Refused(format!("{host} gives no access: HTTP status {status}")),
+        408 | 425 | 429 | 500.. => Failed::Again(format!("{host} is too busy: HTTP status {status}")),
+        _ => Failed::Refused(format!("{host} answered with HTTP status {status}")),
+    }
+}
+
+/// A request that came to nothing.
+pub(crate) fn broken(host: &str, error: &dyn Display) -> Failed {
+    Failed::Again(format!("{host} cannot be reached: {error}"))
+}
+
+/// The bytes of a range out of the answer to a request for it. Errors if it is another range, or ends early.
+pub(crate) fn ranged(
+    mut answer: Response<Body>,
+    host: &str,
+    range: &Range<u64>,
+    len: u64,
+) -> std::result::Result<Vec<u8>, Failed> {
+    let status = answer.status().as_u16();
+    let wanted = range.end - range.start;
+    match status {
+        206 => match content_range(&answer) {
+            Some((Some(start), whole)) if start == range.start && whole == len => {}
+            Some((_, whole)) if whole != len => return Err(Failed::Changed),
+            _ => return Err(Failed::Again(format!("{host} answered with another range"))),
+        },
+        // All of it, which is what was asked for only if that is all.
+        200 if range.start == 0 && wanted == len => {}
+        200 => return Err(Failed::Refused(format!("{host} does not serve ranges of files"))),
+        416 => return Err(Failed::Changed),
+        _ => return Err(refused(status, host)),
+    }
+    let body = answer.body_mut().with_config().limit(wanted + 1).read_to_vec();
+    let bytes = body.map_err(|error| broken(host, &error))?;
+    if bytes.len() as u64 != wanted {
+        return Err(Failed::Again(format!("{host} sent {} of {wanted} bytes", bytes.len())));
+    }
+    Ok(bytes)
+}
+
+/// A path in an address.
+pub(crate) fn escaped(name: &str) -> String {
+    name.bytes().fold(String::new(), |text, byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+            text + &char::from(byte).to_string()
+        }
+        _ => text + &format!("%{byte:02X}"),
+    })
+}
+
+/// Scheme, host and port.
+pub(crate) fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let rest = url.get(host..).unwrap_or_default();
+    rest.find(['/', '?', '#']).and_then(|end| url.get(..host + end)).unwrap_or(url)
+}
+
+/// Where a redirect leads; never from an encrypted connection to an open one.
+pub(crate) fn target(from: &str, to: &str) -> Option<String> {
+    if to.starts_with('/') && !to.starts_with("//") {
+        return Some(format!("{}{to}", origin(from)));
+    }
+    (to.starts_with("https://") || to.starts_with("http://") && from.starts_with("http://")).then(|| to.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects() {
+        assert_eq!(origin("https://h:1/a/b?c"), "https://h:1");
+        assert_eq!(origin("https://h"), "https://h");
+        assert_eq!(target("https://h/a?b", "/c").as_deref(), Some("https://h/c"));
+        assert_eq!(target("https://h/a", "https://i/c").as_deref(), Some("https://i/c"));
+        assert_eq!(target("https://h/a", "http://h/c"), None);
+        assert_eq!(target("https://h/a", "//i/c"), None);
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(escaped("a b/ü.json"), "a%20b/%C3%BC.json");
+    }
+}

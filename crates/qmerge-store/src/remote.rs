@@ -1,0 +1,112 @@
+//! What a place elsewhere has to answer, and how often it is asked again.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::Duration;
+
+use qmerge::error::{Error, Kind, Result};
+use qmerge::open::Item;
+
+/// An object as it was when it was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Length in bytes.
+    pub(crate) len: u64,
+    /// What tells this content from any other: an ETag, else a time; empty if the server says neither.
+    pub(crate) tag: String,
+}
+
+/// Why one request did not give what was asked for.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Trying again may help.
+    Again(String),
+    /// The object is not the one that was looked for.
+    Changed,
+    /// There is none of that name.
+    Missing,
+    /// Trying again would not help.
+    Refused(String),
+    /// The same, with all that is to be said.
+    Stated(Error),
+}
+
+/// Objects by name, in a folder elsewhere. Every call is one try.
+pub(crate) trait Source: Debug + Send + Sync {
+    /// What lies in a folder of it ("" for itself), in any order. An empty one and one that is not there look alike.
+    fn list(&self, folder: &str) -> std::result::Result<Vec<Item>, Failed>;
+
+    /// Looks for an object.
+    fn look(&self, name: &str) -> std::result::Result<Found, Failed>;
+
+    /// The bytes of a range, of the object as it was found.
+    fn get(&self, name: &str, found: &Found, range: Range<u64>) -> std::result::Result<Vec<u8>, Failed>;
+}
+
+/// Tries for one request; the waits between them come to about half a minute.
+const TRIES: u32 = 9;
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+
+/// Tries until something comes of it that trying again would not change.
+pub(crate) fn persist<T>(mut once: impl FnMut() -> std::result::Result<T, Failed>) -> std::result::Result<T, Failed> {
+    let mut wait = FIRST_WAIT;
+    for _ in 1..TRIES {
+        match once() {
+            Err(Failed::Again(_)) => {}
+            other => return other,
+        }
+        // Those that failed together do not come back together.
+        std::thread::sleep(wait.mul_f64(0.5 + 0.5 * chance()));
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+    once()
+}
+
+/// A number from 0 to 1 that differs between threads and moments; nothing depends on it but when something is tried.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+impl Failed {
+    /// As an error of the library, without the object that it is about.
+    pub(crate) fn error(self) -> Error {
+        match self {
+            Self::Again(what) => Error::new(Kind::Io, crate::redacted(&what)).with_hint("try again later"),
+            Self::Changed => Error::new(Kind::Malformed, "it was changed while it was read")
+                .with_hint("run the command again once nothing writes to it"),
+            Self::Stated(error) => error,
+            Self::Missing => Error::new(Kind::Missing, "there is nothing of that name").with_hint("check the address"),
+            Self::Refused(what) => Error::new(Kind::Usage, crate::redacted(&what))
+                .with_hint("check the address, and the credentials in the environment"),
+        }
+    }
+}
+
+/// [`persist`], with errors of the library.
+pub(crate) fn ask<T>(once: impl FnMut() -> std::result::Result<T, Failed>) -> Result<T> {
+    persist(once).map_err(Failed::error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_nothing_else_is() {
+        let mut tries = 0;
+        let found = persist(|| {
+            tries += 1;
+            if tries < 3 { Err(Failed::Again("reset".into())) } else { Ok(tries) }
+        });
+        assert_eq!(found.unwrap(), 3);
+        let mut tries = 0;
+        let refused = persist(|| -> std::result::Result<(), Failed> {
+            tries += 1;
+            Err(Failed::Changed)
+        });
+        assert!(matches!(refused, Err(Failed::Changed)));
+        assert_eq!(tries, 1);
+    }
+}

@@ -52,6 +52,5 @@ fn options_that_are_of_no_use_are_refused() {
     let merge = ["merge", "--base", "base-nf4", "--adapter", "adapter", "-o", "out.gguf"];
     refused(&folder, &[&merge[..], &["--to", "q4_0", "--rounding", "keep"]].concat(), &["keeps the base's scales"]);
     done(&folder, &["convert", "--base", "base-nf4", "--to", "q8_0", "-o", "base.gguf"]);
-    refused(&folder, &["convert", "--base", "base.gguf", "--to", "q4_0", "-o", "out.gguf"], &["keeps the types"]);
     assert!(!folder.join("out.gguf").exists());
 }

@@ -89,10 +89,11 @@ def trained(folder, config, path):
 def methods(targets, turned):
     """Of IA³ nothing that has a bias: that is multiplied too, which no LoRA says, and `convert-adapter` tells of it."""
     common = dict(target_modules=targets)
-    yield "loha", peft.LoHaConfig(r=2, alpha=4, **common)
-    yield "lokr", peft.LoKrConfig(r=4, alpha=4, decompose_factor=4, **common)
     yield "dora", peft.LoraConfig(r=4, use_dora=True, fan_in_fan_out=turned, **common)
+    # PEFT puts few methods on GPT-2's Conv1D.
     if not turned:
+        yield "loha", peft.LoHaConfig(r=2, alpha=4, **common)
+        yield "lokr", peft.LoKrConfig(r=4, alpha=4, decompose_factor=4, **common)
         yield "oft", peft.OFTConfig(r=0, oft_block_size=4, **common)
         yield "hra", peft.HRAConfig(r=4, **common)
         yield "ia3", peft.IA3Config(target_modules=["up_proj", "down_proj"], feedforward_modules=["down_proj"])

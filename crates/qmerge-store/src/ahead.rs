@@ -226,6 +226,11 @@ impl Cells {
     }
 }
 
+/// What is to be done next. Its own function, so that the lock does not last for the work.
+pub(crate) fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
+    lock(queue).pop()
+}
+
 /// Numbers of objects that were opened.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -266,8 +271,11 @@ impl RemoteFile {
             cells().prepare(&self.object, &wanted);
             let upto = end.min(cell.end);
             let bytes = cells().get(&self.object, cell, upto == cell.end)?;
-            let from = &bytes[(at - cell.start) as usize..(upto - cell.start) as usize];
-            buffer[(at - offset) as usize..(upto - offset) as usize].copy_from_slice(from);
+            let from = bytes.get((at - cell.start) as usize..(upto - cell.start) as usize);
+            let to = buffer.get_mut((at - offset) as usize..(upto - offset) as usize);
+            if let (Some(from), Some(to)) = (from, to) {
+                to.copy_from_slice(from);
+            }
             at = upto;
         }
         Ok(())
@@ -362,16 +370,15 @@ impl Blob for RemoteFile {
         let queue = Mutex::new(groups);
         let failed = Mutex::new(None);
         let work = || {
-            while let Some((range, group)) = {
-                let next = lock(&queue).pop();
-                next
-            } {
+            while let Some((range, group)) = next(&queue) {
                 let mut bytes = vec![0; (range.end - range.start) as usize];
                 match self.read(range.start, &mut bytes) {
                     Ok(()) => {
                         for (offset, buffer) in group {
                             let at = (*offset - range.start) as usize;
-                            buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
+                            if let Some(own) = bytes.get(at..at + buffer.len()) {
+                                buffer.copy_from_slice(own);
+                            }
                         }
                     }
                     Err(error) => {

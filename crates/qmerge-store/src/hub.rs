@@ -204,6 +204,12 @@ impl Client {
     }
 }
 
+/// huggingface_hub's switch.
+pub fn offline() -> bool {
+    let set = set("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&set.to_ascii_uppercase().as_str())
+}
+
 /// A repository at one commit, whose files are read by ranges.
 #[derive(Debug)]
 pub(crate) struct Repository {
@@ -220,6 +226,10 @@ pub(crate) struct Repository {
 impl Repository {
     /// Finds the commit that the revision stands for now: all that is read is of it.
     pub(crate) fn open(id: &HubId, below: &str) -> Result<Self> {
+        if offline() {
+            return Err(Error::new(Kind::Usage, "HF_HUB_OFFLINE forbids to ask the hub")
+                .with_hint(format!("unset it, or name {id} without hf:// to take it from the cache")));
+        }
         let client = Client::new("")?;
         let listing = ask(|| {
             client.listing(id).map_err(|error| match error.kind() {

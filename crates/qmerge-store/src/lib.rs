@@ -21,7 +21,7 @@ mod ahead;
 #[cfg(feature = "buckets")]
 mod bucket;
 mod folder;
-pub mod http;
+mod http;
 pub mod hub;
 mod remote;
 mod web;

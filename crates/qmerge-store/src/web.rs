@@ -11,6 +11,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 use url::Url;
 
+use crate::ahead::next;
 use crate::http::{self, broken, content_range, escaped, header, origin, ranged, refused, tag, target};
 use crate::remote::{Failed, Found, Source, persist};
 
@@ -124,10 +125,7 @@ impl Source for Web {
         let found: Mutex<std::result::Result<Vec<Item>, Failed>> = Mutex::new(Ok(Vec::new()));
         let lock = |error: std::sync::PoisonError<_>| error.into_inner();
         let work = || {
-            while let Some(name) = {
-                let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-                next
-            } {
+            while let Some(name) = next(&queue) {
                 let item = match persist(|| self.look(&name)) {
                     Ok(at) => Item { name, kind: ItemKind::File, len: at.len },
                     // Many servers give no access to what is not there.

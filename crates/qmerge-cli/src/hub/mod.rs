@@ -13,7 +13,7 @@ use qmerge::progress::Progress;
 
 use crate::args::{Command, MergeArgs, adapter_and_weight};
 use crate::show;
-use qmerge_store::hub::Client;
+use qmerge_store::hub::{Client, offline};
 
 /// Downloads what a command names, or an adapter that it names, and this machine lacks. Returns a remark on each.
 pub(crate) fn provide(command: &mut Command, progress: &dyn Progress) -> Result<Vec<String>> {
@@ -101,12 +101,6 @@ fn absent(location: &Path) -> Option<HubId> {
     let id = HubId::parse(location.to_str()?)?;
     let there = id.snapshot(&cache_folder()?);
     (!there.is_some_and(|snapshot| cache::is_complete(&snapshot))).then_some(id)
-}
-
-/// huggingface_hub's switch.
-fn offline() -> bool {
-    let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
-    ["1", "ON", "YES", "TRUE"].contains(&set.to_ascii_uppercase().as_str())
 }
 
 fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {

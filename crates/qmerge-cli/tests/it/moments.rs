@@ -190,3 +190,31 @@ fn an_importance_matrix_is_a_diagonal() {
     std::fs::write(folder.join("other.dat"), imatrix(&folder, &halves, false)).unwrap();
     refused(&["--imatrix", "other.dat"], "belongs to another model");
 }
+
+/// Moments of two machines, added up before or by the merge that takes them, are the same; and twice the same is the same.
+#[test]
+fn moments_of_several_files_add_up() {
+    let folder = calibrated();
+    std::fs::create_dir(folder.join("moments")).unwrap();
+    std::fs::rename(folder.join("moments.safetensors"), folder.join("moments/1.safetensors")).unwrap();
+    let own = ["--text", TEXT, "--calibration-tokens", "1024", "-o", "moments/2.safetensors"];
+    let sources = ["calibrate", "--base", "base-nf4"];
+    assert!(run(folder.path(), &[&sources[..], &own].concat()).status.success());
+    let add = |files: &[&str], to: &str| {
+        let output = run(folder.path(), &[&sources[..], &["--add"], files, &["-o", to]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let text = add(&["moments/1.safetensors", "moments/2.safetensors"], "all.safetensors");
+    assert!(text.contains("stored in 1.safetensors; ") && text.contains("stored in 2.safetensors"), "{text}");
+    let merged = |calibration: &str| {
+        report(&folder, &["--calibration", calibration, "--measure", "never"]);
+        std::fs::read(folder.join("out/model.safetensors")).unwrap()
+    };
+    let all = merged("all.safetensors");
+    assert!(all == merged("moments") && all != merged("moments/1.safetensors"));
+    add(&["moments/1.safetensors", "moments/1.safetensors"], "twice.safetensors");
+    assert!(merged("twice.safetensors") == merged("moments/1.safetensors"));
+    let wrong = run(folder.path(), &["merge", "base-nf4", "adapter", "-o", "x", "--calibration", "adapter"]);
+    assert!(stderr(&wrong).contains("not a calibration"), "{}", stderr(&wrong));
+}

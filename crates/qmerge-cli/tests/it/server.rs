@@ -93,7 +93,12 @@ impl Server {
         {
             command.env_remove(proxy);
         }
-        command.env("HF_ENDPOINT", format!("{}/hub", self.address)).env("HF_TOKEN", "hf_secret").output().unwrap()
+        command
+            .env_remove("HF_HUB_OFFLINE")
+            .env("HF_ENDPOINT", format!("{}/hub", self.address))
+            .env("HF_TOKEN", "hf_secret")
+            .output()
+            .unwrap()
     }
 }
 

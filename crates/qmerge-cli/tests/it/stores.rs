@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::model::{Folder, demo, done, stderr, stdout};
+use crate::model::{Folder, demo, done, run, stderr, stdout};
 use crate::server::Server;
 
 /// The demo in a folder, and on a server, as plain files and as repositories.
@@ -122,6 +122,16 @@ fn what_is_not_there_is_named() {
         let text = stderr(&output);
         assert!(text.contains(said) && !text.contains("s3cret"), "{text}");
     }
-    let output = server.run(folder.path(), &["merge", "--fast", "base-nf4", "adapter", "-o", "https://host/x"]);
-    assert!(stderr(&output).contains("https://host/x"), "{}", stderr(&output));
+    for (args, said) in [
+        (
+            &["merge", "--fast", "base-nf4", "adapter", "-o", "https://host/x"][..],
+            "https://host/x: an output cannot lie there",
+        ),
+        (&["finish", "base-nf4", "adapter", "-o", "s3://b/x"], "s3://b/x: what this command writes must have a path"),
+    ] {
+        let output = server.run(folder.path(), args);
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+    let offline = run(folder.path(), &["inspect", "hf://org/base"]);
+    assert!(stderr(&offline).contains("HF_HUB_OFFLINE forbids to ask the hub"), "{}", stderr(&offline));
 }

@@ -5,7 +5,10 @@ mod connection;
 mod credentials;
 mod record;
 mod runtime;
+mod shared;
 mod sink;
+#[cfg(test)]
+mod tests;
 mod uploads;
 mod written;
 
@@ -22,7 +25,8 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore,
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Item, ItemKind};
 pub(crate) use runtime::wait;
-pub(crate) use sink::{HELD, StoreSink};
+pub(crate) use shared::HELD;
+pub(crate) use sink::StoreSink;
 
 use crate::address::Address;
 use crate::remote::{Failed, Found, Source};

@@ -5,73 +5,24 @@
 //! for the weights) and `scratch`. Parts of one upload have one size, so a part waits until all its bytes are there; what waits longer than there is memory for
 //! is let go, and fetched from `pieces` again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
-use object_store::PutPayload;
-use object_store::multipart::PartId;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::Store;
 use qmerge::write::{Existing, Room, Sink, Start, path_beside};
 
-use super::cells::{Cell, Cells, Piece, Saved};
+use super::cells::{Cell, Cells};
 use super::record::{Record, Upload};
+use super::shared::{File, MOST_PARTS, PART, Shared, WAITING, lock};
 use super::uploads;
 use super::written::Written;
 use super::{Objects, failed, key, wait};
 use crate::address::Address;
 use crate::remote::{Failed, ask, persist};
-
-/// Bytes of a part, at least: stores ask for five megabytes.
-const PART: u64 = 8 << 20;
-/// Parts that an upload may have: stores allow ten thousand.
-const MOST_PARTS: u64 = 9_000;
-/// Bytes of parts that are not whole that are kept in memory.
-const WAITING: u64 = 64 << 20;
-/// Uploads of parts at a time.
-const TOGETHER: usize = 4;
-/// Bytes that this may hold for a run.
-pub(crate) const HELD: u64 = 2 * WAITING + TOGETHER as u64 * 2 * PART;
-
-/// A weight file.
-#[derive(Debug)]
-struct File {
-    key: Key,
-    upload: String,
-    cells: Mutex<Cells>,
-}
-
-/// What all threads share.
-#[derive(Debug)]
-struct Shared {
-    objects: Arc<dyn Objects>,
-    /// Folder of what a resumed run needs.
-    partial: String,
-    files: Vec<File>,
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    /// Uploads of parts under way.
-    under_way: usize,
-    /// Numbers of parts that were begun and are not uploaded, under way or not.
-    begun: BTreeSet<u64>,
-    /// The next of them.
-    number: u64,
-    failed: Option<(Kind, String)>,
-    /// Bytes of open cells that are in memory.
-    waiting: u64,
-    /// Objects of pieces that were written.
-    pieces: u64,
-    /// What no record has yet.
-    next: Record,
-    complete: BTreeSet<usize>,
-}
 
 /// An output in a bucket.
 #[derive(Debug)]
@@ -82,7 +33,7 @@ pub(crate) struct StoreSink {
     target: String,
     /// It is one weight file, and nothing else is wanted but the report.
     is_file: bool,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     records: Mutex<u64>,
     /// Files of the output that wait for the end.
     others: Mutex<BTreeSet<String>>,
@@ -101,228 +52,6 @@ struct Earlier {
     uploads: Vec<Upload>,
     records: Vec<Record>,
     pieces: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    fn name(&self, name: &str) -> Result<Key> {
-        key(&self.partial, name).map_err(Failed::error)
-    }
-
-    fn put(&self, key: &Key, bytes: Vec<u8>) -> Result<()> {
-        let payload = PutPayload::from(bytes);
-        ask(|| wait(self.objects.put(key, payload.clone())).map(drop).map_err(failed))
-    }
-
-    fn get(&self, key: &Key) -> std::result::Result<Vec<u8>, Failed> {
-        persist(|| wait(async { self.objects.get(key).await?.bytes().await }).map(Vec::from).map_err(failed))
-    }
-
-    fn remove(&self, key: &Key) -> Result<()> {
-        let removed = persist(|| wait(self.objects.delete(key)).map_err(failed));
-        // What was removed before a connection broke is not there the second time.
-        if matches!(removed, Err(Failed::Missing)) { Ok(()) } else { removed.map_err(Failed::error) }
-    }
-
-    /// All objects below a folder, with their lengths.
-    fn below(&self, folder: &str) -> Result<Vec<(Key, u64)>> {
-        use futures_util::TryStreamExt;
-        let prefix = key(folder, "").map_err(Failed::error)?;
-        let listed = ask(|| wait(self.objects.list(Some(&prefix)).try_collect::<Vec<_>>()).map_err(failed))?;
-        Ok(listed.into_iter().map(|meta| (meta.location, meta.size)).collect())
-    }
-
-    /// Removes what a resumed run would need.
-    fn clear(&self) -> Result<()> {
-        let mut all = self.below(&self.partial)?;
-        // The records go last: without them nobody would know what the rest is.
-        all.sort_by_key(|(key, _)| key.as_ref().contains("/records/"));
-        all.iter().try_for_each(|(key, _)| self.remove(key))
-    }
-
-    fn abort(&self, key: &Key, id: &str) {
-        // Nothing more can be done about one that cannot be aborted, and one that is complete is none.
-        drop(persist(|| wait(self.objects.abort_multipart(key, &id.to_owned())).map_err(failed)));
-    }
-
-    fn check(&self) -> Result<()> {
-        lock(&self.progress).failed.as_ref().map_or(Ok(()), |(kind, text)| Err(Error::new(*kind, text.clone())))
-    }
-
-    /// Uploads cells that are whole, on threads of their own.
-    fn upload(self: &Arc<Self>, number: usize, whole: &[usize]) -> Result<()> {
-        let Some(file) = self.files.get(number) else { return Ok(()) };
-        for &cell in whole {
-            // Before the cell is taken, so that at any moment it is open or known to be on its way.
-            let begun = {
-                let mut progress = lock(&self.progress);
-                progress.number += 1;
-                let begun = progress.number;
-                progress.begun.insert(begun);
-                begun
-            };
-            let taken = {
-                let mut cells = lock(&file.cells);
-                cells.take(cell)
-            };
-            let mut progress = lock(&self.progress);
-            let Some(pieces) = taken else {
-                progress.begun.remove(&begun);
-                self.changed.notify_all();
-                continue;
-            };
-            while progress.under_way >= TOGETHER {
-                progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
-            }
-            progress.under_way += 1;
-            drop(progress);
-            let shared = Arc::clone(self);
-            std::thread::spawn(move || shared.upload_cell(begun, (number, cell), pieces));
-        }
-        self.check()
-    }
-
-    fn upload_cell(&self, begun: u64, (number, cell): (usize, usize), pieces: BTreeMap<u64, Piece>) {
-        let held: u64 = pieces.values().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.len() as u64).sum();
-        let put = || -> Result<String> {
-            let file = self.files.get(number).ok_or_else(|| Error::new(Kind::Bug, "no such file"))?;
-            let mut content = Vec::with_capacity(pieces.values().map(|piece| piece.len).sum::<u64>() as usize);
-            for piece in pieces.into_values() {
-                match (piece.bytes, piece.saved) {
-                    (Some(bytes), _) => content.extend(bytes),
-                    (None, Some(saved)) => content.extend(self.fetch(saved, piece.len)?),
-                    (None, None) => return Err(Error::new(Kind::Bug, "a piece of the output is nowhere")),
-                }
-            }
-            let payload = PutPayload::from(content);
-            let part =
-                ask(|| wait(self.objects.put_part(&file.key, &file.upload, cell, payload.clone())).map_err(failed))?;
-            Ok(part.content_id)
-        };
-        let part = put();
-        let mut progress = lock(&self.progress);
-        progress.under_way -= 1;
-        progress.begun.remove(&begun);
-        // What nobody wrote is not counted as waiting.
-        progress.waiting = progress.waiting.saturating_sub(held);
-        match part {
-            Ok(id) => {
-                if let Some(file) = self.files.get(number) {
-                    lock(&file.cells).set(cell, Cell::Uploaded(id.clone()));
-                }
-                progress.next.parts.push((number, cell, id));
-            }
-            Err(error) => {
-                progress.failed.get_or_insert((error.kind(), error.message().to_owned()));
-            }
-        }
-        self.changed.notify_all();
-    }
-
-    fn fetch(&self, saved: Saved, len: u64) -> Result<Vec<u8>> {
-        let key = self.name(&format!("pieces/{:08}", saved.object))?;
-        let bytes = ask(|| wait(self.objects.get_range(&key, saved.at..saved.at + len)).map_err(failed))?;
-        if bytes.len() as u64 == len {
-            Ok(bytes.into())
-        } else {
-            Err(Error::new(Kind::Io, "a piece of the output was cut off"))
-        }
-    }
-
-    /// Waits until all parts that were begun are uploaded.
-    fn settle(&self) -> Result<()> {
-        let mut progress = lock(&self.progress);
-        let last = progress.number;
-        while progress.begun.first().is_some_and(|first| *first <= last) {
-            progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(progress);
-        self.check()
-    }
-
-    /// Puts by what waits for the rest of its parts; with `let_go` it is not kept in memory.
-    fn save(&self, let_go: bool) -> Result<()> {
-        let mut object = Vec::new();
-        let mut saved = Vec::new();
-        let number = {
-            let mut progress = lock(&self.progress);
-            progress.pieces += 1;
-            progress.pieces
-        };
-        for (file, all) in self.files.iter().enumerate() {
-            for (_, cell) in lock(&all.cells).iter_mut() {
-                let Cell::Open(pieces) = cell else { continue };
-                for (offset, piece) in pieces.iter().filter(|(_, piece)| piece.saved.is_none()) {
-                    let Some(bytes) = &piece.bytes else { continue };
-                    saved.push((file, *offset, piece.len, Saved { object: number, at: object.len() as u64 }));
-                    object.extend_from_slice(bytes);
-                }
-            }
-        }
-        if !object.is_empty() {
-            self.put(&self.name(&format!("pieces/{number:08}"))?, object)?;
-            for (file, offset, len, place) in &saved {
-                let Some(all) = self.files.get(*file) else { continue };
-                let mut cells = lock(&all.cells);
-                let number = (*offset / cells.size) as usize;
-                // It may have been uploaded meanwhile.
-                let open = cells.iter_mut().nth(number);
-                if let Some((_, Cell::Open(pieces))) = open
-                    && let Some(piece) = pieces.get_mut(offset).filter(|piece| piece.len == *len)
-                {
-                    piece.saved = Some(*place);
-                }
-            }
-            lock(&self.progress).next.pieces.extend(saved);
-        }
-        if let_go {
-            let mut gone = 0;
-            for file in &self.files {
-                for (_, cell) in lock(&file.cells).iter_mut() {
-                    let Cell::Open(pieces) = cell else { continue };
-                    for piece in pieces.values_mut().filter(|piece| piece.saved.is_some()) {
-                        gone += piece.bytes.take().map_or(0, |bytes| bytes.len() as u64);
-                    }
-                }
-            }
-            let mut progress = lock(&self.progress);
-            progress.waiting = progress.waiting.saturating_sub(gone);
-        }
-        Ok(())
-    }
-
-    /// Has a weight file appear under its name. Its upload may be complete already, where the answer that said so was lost.
-    fn complete(&self, number: usize) -> Result<()> {
-        let Some(file) = self.files.get(number) else { return Ok(()) };
-        if lock(&self.progress).complete.contains(&number) {
-            return Ok(());
-        }
-        let (parts, len) = {
-            let cells = lock(&file.cells);
-            (cells.parts(), cells.len())
-        };
-        let (Some(parts), Some(len)) = (parts, len) else {
-            return Err(Error::new(Kind::Bug, format!("{} is not whole", file.key)));
-        };
-        let parts: Vec<PartId> = parts.into_iter().map(|content_id| PartId { content_id }).collect();
-        let done =
-            persist(|| wait(self.objects.complete_multipart(&file.key, &file.upload, parts.clone())).map_err(failed));
-        let there = ask(|| wait(self.objects.head(&file.key)).map_err(failed));
-        match (done, there) {
-            (_, Ok(meta)) if meta.size == len => {
-                let mut progress = lock(&self.progress);
-                progress.complete.insert(number);
-                progress.next.complete.push(number);
-                Ok(())
-            }
-            (Err(failed), _) => Err(failed.error()),
-            (_, Ok(meta)) => Err(Error::new(Kind::Io, format!("{} has {} of {len} bytes", file.key, meta.size))),
-            (_, Err(error)) => Err(error),
-        }
-    }
 }
 
 impl StoreSink {
@@ -800,138 +529,5 @@ impl Sink for StoreSink {
         }
         self.abort_strays();
         drop(self.shared.clear());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use object_store::memory::InMemory;
-
-    use super::*;
-
-    const RESUME: Existing = Existing { force: false, resume: true };
-
-    fn sink(objects: &Arc<InMemory>) -> StoreSink {
-        StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "a/out", Path::new("s3://b/a/out"))
-    }
-
-    fn room(name: &str, most: u64) -> Room {
-        Room { name: name.to_owned(), most, least: 0, gaps: vec![] }
-    }
-
-    fn names(objects: &Arc<InMemory>) -> Vec<String> {
-        use futures_util::TryStreamExt;
-        let mut names: Vec<String> =
-            wait(objects.list(None).map_ok(|meta| meta.location.to_string()).try_collect::<Vec<_>>()).unwrap();
-        names.sort();
-        names
-    }
-
-    fn read(objects: &Arc<InMemory>, name: &str) -> Vec<u8> {
-        wait(async { objects.get(&Key::from(name)).await.unwrap().bytes().await.unwrap() }).into()
-    }
-
-    /// Bytes that tell their place.
-    fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
-        range.map(|at| (at * 7 % 251) as u8).collect()
-    }
-
-    fn put(sink: &StoreSink, name: &str) {
-        sink.put(name, &mut std::iter::once(Ok(name.as_bytes().to_vec()))).unwrap();
-    }
-
-    const LEN: u64 = 2 * PART + 1000;
-
-    #[test]
-    fn nothing_is_seen_before_all_is_there() {
-        let objects = Arc::new(InMemory::new());
-        let mut sink = sink(&objects);
-        assert!(sink.begin(Existing::default()).unwrap().is_none());
-        sink.reserve(&[room("model.safetensors", LEN + 50)], Start::Anew(b"head\n")).unwrap();
-        for start in [PART + 5, 100, 0, PART - 7] {
-            let end = match start {
-                0 => 100,
-                100 => PART - 7,
-                x if x == PART - 7 => PART + 5,
-                _ => LEN,
-            };
-            sink.write_at(0, start, &mut bytes(start..end)).unwrap();
-        }
-        put(&sink, "config.json");
-        put(&sink, "sub/tokenizer.json");
-        assert!(names(&objects).iter().all(|name| name.starts_with("a/out.partial/")), "{:?}", names(&objects));
-        sink.end(0, LEN).unwrap();
-        let store = sink.written().unwrap();
-        assert_eq!(store.open("model.safetensors").unwrap().len(), LEN);
-        assert_eq!(store.small("sub/tokenizer.json", 99).unwrap().unwrap(), b"sub/tokenizer.json");
-        sink.publish(false).unwrap();
-        assert_eq!(names(&objects), ["a/out/config.json", "a/out/model.safetensors", "a/out/sub/tokenizer.json"]);
-        assert!(read(&objects, "a/out/model.safetensors") == bytes(0..LEN));
-        let error = super::tests::sink(&objects).begin(Existing::default()).unwrap_err();
-        assert_eq!(error.kind(), Kind::Exists);
-    }
-
-    /// What was listed is there after a crash at any moment, and what was not may be written again.
-    #[test]
-    fn an_interrupted_run_is_gone_on_with() {
-        let objects = Arc::new(InMemory::new());
-        let mut first = sink(&objects);
-        first.begin(RESUME).unwrap();
-        let rooms = [room("a.safetensors", LEN), room("b.safetensors", 500)];
-        first.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
-        first.write_at(0, 0, &mut bytes(0..PART)).unwrap();
-        first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
-        first.sync().unwrap();
-        first.append(b"one\n").unwrap();
-        first.shared.save(true).unwrap();
-        first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
-        first.stash("x", b"kept").unwrap();
-        assert!(first.can_be_resumed());
-        let mut second = sink(&objects);
-        assert_eq!(second.begin(Existing::default()).unwrap_err().kind(), Kind::Exists);
-        assert_eq!(second.begin(RESUME).unwrap().unwrap(), b"head\none\n");
-        second.reserve(&rooms, Start::Resumed(9)).unwrap();
-        // The first is told that it is not alone.
-        first.sync().unwrap();
-        assert_eq!(first.append(b"two\n").unwrap_err().kind(), Kind::Exists);
-        assert_eq!(second.stashed("x").unwrap().unwrap(), b"kept");
-        assert_eq!(second.stashed("y").unwrap(), None);
-        second.write_at(0, PART, &mut bytes(PART..PART + 100)).unwrap();
-        second.write_at(0, PART + 200, &mut bytes(PART + 200..LEN)).unwrap();
-        second.write_at(1, 0, &mut bytes(0..200)).unwrap();
-        second.end(0, LEN).unwrap();
-        second.end(1, 200).unwrap();
-        put(&second, "model.safetensors.index.json");
-        second.publish(false).unwrap();
-        let files = ["a/out/a.safetensors", "a/out/b.safetensors", "a/out/model.safetensors.index.json"];
-        assert_eq!(names(&objects), files);
-        assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
-    }
-
-    #[test]
-    fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
-        let objects = Arc::new(InMemory::new());
-        for name in ["config.json", "old.safetensors", "x.safetensors"] {
-            wait(objects.put(&Key::from(format!("a/out/{name}")), PutPayload::from_static(b"old"))).unwrap();
-        }
-        let force = Existing { force: true, resume: false };
-        let mut given_up = sink(&objects);
-        given_up.begin(force).unwrap();
-        given_up.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
-        given_up.write_at(0, 0, &mut bytes(0..10)).unwrap();
-        given_up.abandon();
-        assert_eq!(names(&objects).len(), 3);
-        let mut sink = sink(&objects);
-        sink.begin(force).unwrap();
-        sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
-        sink.write_at(0, 0, &mut bytes(0..10)).unwrap();
-        sink.end(0, 10).unwrap();
-        put(&sink, "config.json");
-        sink.publish(true).unwrap();
-        assert_eq!(names(&objects), ["a/out/config.json", "a/out/x.safetensors"]);
-        assert_eq!(read(&objects, "a/out/x.safetensors"), bytes(0..10));
-        wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
-        let mut other = super::tests::sink(&objects);
-        assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
     }
 }

@@ -1,0 +1,142 @@
+//! Outputs in a store of this process.
+
+use object_store::memory::InMemory;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use qmerge::error::Kind;
+use qmerge::open::Store;
+use qmerge::write::{Existing, Room, Sink, Start};
+
+use super::shared::PART;
+use super::sink::StoreSink;
+use super::{Objects, wait};
+
+const RESUME: Existing = Existing { force: false, resume: true };
+
+fn sink(objects: &Arc<InMemory>) -> StoreSink {
+    StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "a/out", Path::new("s3://b/a/out"))
+}
+
+fn room(name: &str, most: u64) -> Room {
+    Room { name: name.to_owned(), most, least: 0, gaps: vec![] }
+}
+
+fn names(objects: &Arc<InMemory>) -> Vec<String> {
+    use futures_util::TryStreamExt;
+    let mut names: Vec<String> =
+        wait(objects.list(None).map_ok(|meta| meta.location.to_string()).try_collect::<Vec<_>>()).unwrap();
+    names.sort();
+    names
+}
+
+fn read(objects: &Arc<InMemory>, name: &str) -> Vec<u8> {
+    wait(async { objects.get(&Key::from(name)).await.unwrap().bytes().await.unwrap() }).into()
+}
+
+/// Bytes that tell their place.
+fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
+    range.map(|at| (at * 7 % 251) as u8).collect()
+}
+
+fn put(sink: &StoreSink, name: &str) {
+    sink.put(name, &mut std::iter::once(Ok(name.as_bytes().to_vec()))).unwrap();
+}
+
+const LEN: u64 = 2 * PART + 1000;
+
+#[test]
+fn nothing_is_seen_before_all_is_there() {
+    let objects = Arc::new(InMemory::new());
+    let mut sink = sink(&objects);
+    assert!(sink.begin(Existing::default()).unwrap().is_none());
+    sink.reserve(&[room("model.safetensors", LEN + 50)], Start::Anew(b"head\n")).unwrap();
+    for start in [PART + 5, 100, 0, PART - 7] {
+        let end = match start {
+            0 => 100,
+            100 => PART - 7,
+            x if x == PART - 7 => PART + 5,
+            _ => LEN,
+        };
+        sink.write_at(0, start, &mut bytes(start..end)).unwrap();
+    }
+    put(&sink, "config.json");
+    put(&sink, "sub/tokenizer.json");
+    assert!(names(&objects).iter().all(|name| name.starts_with("a/out.partial/")), "{:?}", names(&objects));
+    sink.end(0, LEN).unwrap();
+    let store = sink.written().unwrap();
+    assert_eq!(store.open("model.safetensors").unwrap().len(), LEN);
+    assert_eq!(store.small("sub/tokenizer.json", 99).unwrap().unwrap(), b"sub/tokenizer.json");
+    sink.publish(false).unwrap();
+    assert_eq!(names(&objects), ["a/out/config.json", "a/out/model.safetensors", "a/out/sub/tokenizer.json"]);
+    assert!(read(&objects, "a/out/model.safetensors") == bytes(0..LEN));
+    let error = self::sink(&objects).begin(Existing::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Exists);
+}
+
+/// What was listed is there after a crash at any moment, and what was not may be written again.
+#[test]
+fn an_interrupted_run_is_gone_on_with() {
+    let objects = Arc::new(InMemory::new());
+    let mut first = sink(&objects);
+    first.begin(RESUME).unwrap();
+    let rooms = [room("a.safetensors", LEN), room("b.safetensors", 500)];
+    first.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
+    first.write_at(0, 0, &mut bytes(0..PART)).unwrap();
+    first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
+    first.sync().unwrap();
+    first.append(b"one\n").unwrap();
+    first.shared.save(true).unwrap();
+    first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
+    first.stash("x", b"kept").unwrap();
+    assert!(first.can_be_resumed());
+    let mut second = sink(&objects);
+    assert_eq!(second.begin(Existing::default()).unwrap_err().kind(), Kind::Exists);
+    assert_eq!(second.begin(RESUME).unwrap().unwrap(), b"head\none\n");
+    second.reserve(&rooms, Start::Resumed(9)).unwrap();
+    // The first is told that it is not alone.
+    first.sync().unwrap();
+    assert_eq!(first.append(b"two\n").unwrap_err().kind(), Kind::Exists);
+    assert_eq!(second.stashed("x").unwrap().unwrap(), b"kept");
+    assert_eq!(second.stashed("y").unwrap(), None);
+    second.write_at(0, PART, &mut bytes(PART..PART + 100)).unwrap();
+    second.write_at(0, PART + 200, &mut bytes(PART + 200..LEN)).unwrap();
+    second.write_at(1, 0, &mut bytes(0..200)).unwrap();
+    second.end(0, LEN).unwrap();
+    second.end(1, 200).unwrap();
+    put(&second, "model.safetensors.index.json");
+    second.publish(false).unwrap();
+    let files = ["a/out/a.safetensors", "a/out/b.safetensors", "a/out/model.safetensors.index.json"];
+    assert_eq!(names(&objects), files);
+    assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
+}
+
+#[test]
+fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
+    let objects = Arc::new(InMemory::new());
+    for name in ["config.json", "old.safetensors", "x.safetensors"] {
+        wait(objects.put(&Key::from(format!("a/out/{name}")), PutPayload::from_static(b"old"))).unwrap();
+    }
+    let force = Existing { force: true, resume: false };
+    let mut given_up = sink(&objects);
+    given_up.begin(force).unwrap();
+    given_up.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+    given_up.write_at(0, 0, &mut bytes(0..10)).unwrap();
+    given_up.abandon();
+    assert_eq!(names(&objects).len(), 3);
+    let mut sink = sink(&objects);
+    sink.begin(force).unwrap();
+    sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+    sink.write_at(0, 0, &mut bytes(0..10)).unwrap();
+    sink.end(0, 10).unwrap();
+    put(&sink, "config.json");
+    sink.publish(true).unwrap();
+    assert_eq!(names(&objects), ["a/out/config.json", "a/out/x.safetensors"]);
+    assert_eq!(read(&objects, "a/out/x.safetensors"), bytes(0..10));
+    wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
+    let mut other = self::sink(&objects);
+    assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
+}

@@ -14,6 +14,9 @@ use qmerge::open::Blob;
 
 use crate::remote::{Found, Source, ask};
 
+/// A range, and the reads that it holds.
+type Group<'r, 'b> = (Range<u64>, Vec<&'r mut (u64, &'b mut [u8])>);
+
 /// Bytes of one request: large beside the time that a store takes to answer.
 const CELL: u64 = 4 << 20;
 /// Cells that are asked for beyond the one that is wanted.
@@ -356,7 +359,7 @@ impl Blob for RemoteFile {
                 .in_file(&self.path));
         }
         // Each group with the range that holds it.
-        let mut groups: Vec<(Range<u64>, Vec<&mut (u64, &mut [u8])>)> = Vec::new();
+        let mut groups: Vec<Group<'_, '_>> = Vec::new();
         for read in sorted {
             let (start, end) = (read.0, end_of(read));
             match groups.last_mut() {

@@ -61,7 +61,7 @@ pub fn adapter(location: &Path, weight: f64) -> Result<Adapter> {
         None => Adapter::open_in(folder, weight),
     }?;
     // All of it is read, for its hash alone.
-    adapter.tensors.files.iter().for_each(|file| file.expect(&[0..file.len()]));
+    adapter.tensors.files.iter().for_each(|file| file.expect(std::slice::from_ref(&(0..file.len()))));
     Ok(adapter)
 }
 

@@ -123,7 +123,7 @@ impl State {
             }
             let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             let every = self.faults.load(Ordering::Relaxed);
-            let fault = (every > 0 && number % every == 0)
+            let fault = (every > 0 && number.is_multiple_of(every))
                 .then(|| [Fault::Reset, Fault::Busy, Fault::Cut, Fault::Slow][(number / every % 4) as usize]);
             match fault {
                 Some(Fault::Reset) => return,

@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) partial: String,
     pub(super) files: Vec<File>,
     pub(super) progress: Mutex<Progress>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 #[derive(Debug, Default)]

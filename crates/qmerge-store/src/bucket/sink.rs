@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
+use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::Store;
 use qmerge::write::{Existing, Room, Sink, Start, path_beside};

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use qmerge::error::Kind;
-use qmerge::open::Store;
 use qmerge::write::{Existing, Room, Sink, Start};
 
 use super::shared::PART;

@@ -289,7 +289,6 @@ fn what_cannot_be_right_is_refused() {
         base("other.gguf", &[keys("llama"), vec![string("general.type", kind)]].concat(), &tensors);
         refused(&folder, &merge("other.gguf", "out.gguf"), &[words]);
     }
-    refused(&folder, &[&merge("base.gguf", "out.gguf")[..], &["--to", "f16"]].concat(), &["keeps the types"]);
     refused(&folder, &merge("base.gguf", "out.safetensors"), &["ends in .gguf"]);
     refused(&folder, &merge("hf", "out.gguf"), &["ends in .safetensors", "--to q4_k_m"]);
     refused(&folder, &[&merge("hf", "out.gguf")[..], &["--to", "q4_0"]].concat(), &["no tokenizer.json", "copy them"]);

@@ -199,8 +199,8 @@ fn expect(base: &Checkpoint, steps: &[Step]) {
     for step in steps {
         let entries = match &step.action {
             Action::Copy { entry } => std::slice::from_ref(entry),
-            Action::Recode(recode) => recode.from.entries.as_slice(),
-            Action::Constant(_) => &[],
+            Action::Recode(recode) if matches!(recode.source, crate::plan::Source::Base) => recode.from.entries.as_slice(),
+            Action::Recode(_) | Action::Constant(_) => &[],
         };
         for entry in entries {
             ranges[entry.file].push(entry.start..entry.start + entry.bytes);

@@ -85,7 +85,7 @@ fn versions_agree() {
     let version = package("version");
     let manifest = read("Cargo.toml");
     let own = manifest.lines().filter(|line| line.starts_with("qmerge")).collect::<Vec<_>>();
-    assert_eq!(own.len(), 3, "{own:?}");
+    assert_eq!(own.len(), 4, "{own:?}");
     assert!(own.iter().all(|line| line.contains(&format!("version = \"{version}\""))), "{version}: {own:?}");
     assert!(read("CITATION.cff").lines().any(|line| line == format!("version: {version}")), "CITATION.cff: {version}");
 }

@@ -41,11 +41,11 @@ fn what_lies_elsewhere_is_merged_without_a_copy() {
         let output = server.run(folder.path(), &["merge", "--fast", "--base", &base, "--adapter", &lora, "-o", &out]);
         assert!(output.status.success(), "{}", stderr(&output));
         assert_same(&folder, "local", &out);
-        // Each byte of the weights is read once, the header's in two goes and for the kind of file.
+        // Each byte of the weights is read once; what a plan looks at (the header, small tensors) before that.
         let sent = server.sent();
         let base = sent.iter().find(|(path, _)| path.ends_with("base/model.safetensors")).unwrap();
         let whole = len(&folder.join("base-nf4/model.safetensors"));
-        assert!((whole..whole + 1024).contains(base.1), "{base:?} of {whole}");
+        assert!((whole..whole * 5 / 4).contains(base.1), "{base:?} of {whole}");
         let report = std::fs::read_to_string(folder.join(&out).join("qmerge-report.json")).unwrap();
         let card = std::fs::read_to_string(folder.join(&out).join("README.md")).unwrap();
         for text in [&report, &card, &stderr(&output), &stdout(&output)] {
@@ -76,7 +76,7 @@ fn only_what_is_needed_is_read() {
         read += sent;
     }
     assert!(looked < whole / 3, "{looked} of {whole}");
-    assert!(read < whole + 3 * looked, "{read} of {whole}: nothing is read twice but the header and small tensors");
+    assert!(read < whole + 4 * looked, "{read} of {whole}: nothing is read twice but the header and small tensors");
     let output = server.run(folder.path(), &["finish", "--fast", "hf://org/base", "adapter", "-o", "out"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_same(&folder, "local", "out");

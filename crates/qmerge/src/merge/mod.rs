@@ -199,7 +199,9 @@ fn expect(base: &Checkpoint, steps: &[Step]) {
     for step in steps {
         let entries = match &step.action {
             Action::Copy { entry } => std::slice::from_ref(entry),
-            Action::Recode(recode) if matches!(recode.source, crate::plan::Source::Base) => recode.from.entries.as_slice(),
+            Action::Recode(recode) if matches!(recode.source, crate::plan::Source::Base) => {
+                recode.from.entries.as_slice()
+            }
             Action::Recode(_) | Action::Constant(_) => &[],
         };
         // A weight that an adapter brings lies in another file.

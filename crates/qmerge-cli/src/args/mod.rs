@@ -127,9 +127,10 @@ pub(crate) enum Command {
     /// Turn an adapter of any method (LoHa, LoKr, OFT, IA3, DoRA, …) into a LoRA, which every server loads.
     #[command(
         override_usage = "qmerge convert-adapter [OPTIONS] --output <OUT>\n       \
-                          <--rank <R>|--energy <SHARE>> [BASE ADAPTER[=WEIGHT]]...",
+                          [BASE ADAPTER[=WEIGHT]]...",
         after_help = "Examples:\n  qmerge convert-adapter --base base --adapter my-lokr --rank 16 -o my-lokr-as-lora\n  \
-                      qmerge convert-adapter --base base --adapter my-oft --energy 0.99 -o my-oft-as-lora"
+                      qmerge convert-adapter --base base --adapter my-oft --energy 0.99 -o my-oft-as-lora\n  \
+                      qmerge convert-adapter --base base --adapter my-lora --to gguf-lora -o my-lora.gguf"
     )]
     ConvertAdapter(Box<ConvertAdapterArgs>),
     /// Take adapters out of a merge again: what they added is subtracted.

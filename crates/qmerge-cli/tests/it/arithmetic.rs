@@ -32,6 +32,10 @@ fn halves_make_a_whole() {
     assert!(text.contains("all 28 modules") && text.contains("100.00 %"), "{text}");
     let text = done(&folder, &["convert-adapter", "base-nf4", "adapter", "--energy", "0.9", "-o", "lora"]);
     assert!(text.contains("LORA → LORA, 28 modules, rank up to"), "{text}");
+    // As llama.cpp loads it, it has its own rank, and is the adapter still.
+    let text = done(&folder, &["convert-adapter", "base-nf4", "adapter", "--to", "gguf-lora", "-o", "lora.gguf"]);
+    assert!(text.contains("LORA → LoRA of llama.cpp, 28 modules") && text.contains("100.00 %"), "{text}");
+    assert!(merge("lora.gguf", "by-gguf") == whole);
     let output = run(folder.path(), &["unmerge", "whole", "adapter", "-o", "base-again"]);
     assert!(
         output.status.success() && stderr(&output).contains("what merging rounded off is gone"),
@@ -141,6 +145,8 @@ fn words_that_mean_nothing_are_refused() {
             ],
             &["qmerge combine"],
         ),
+        (&["convert-adapter", "base-nf4", "adapter", "-o", "x"], &["which rank", "--energy"]),
+        (&["convert-adapter", "base-nf4", "adapter", "--to", "gguf-lora", "-o", "x"], &["one file", ".gguf"]),
         (&["unmerge", "adapter", "-o", "x"], &["the merge is not named"]),
     ] {
         refused(&folder, args, words);

@@ -26,7 +26,7 @@ pub(crate) const KEPT: u64 = 64 << 20;
 /// Requests for what will be wanted later that are under way at a time.
 const UNDER_WAY: usize = 8;
 /// Small reads whose gaps are no longer than that are one request: what a store takes to answer would be worth more, but who pays for what is read is not asked.
-const GAP: u64 = 4 << 10;
+const GAP: u64 = 2 << 10;
 /// Bytes that a read of many is cut into.
 const JOINED: u64 = 8 << 20;
 /// Requests of one read of many at a time.

@@ -132,7 +132,12 @@ pub(super) struct Delta {
 impl Matrix<'_> {
     /// E = Wq − (W0 + D).
     pub(super) fn error(&self) -> Vec<f32> {
-        self.values.iter().zip(self.target).map(|(value, target)| value - target).collect()
+        self.error_of(0..self.values.len())
+    }
+
+    /// The same of some elements.
+    pub(super) fn error_of(&self, some: Range<usize>) -> Vec<f32> {
+        self.values[some.clone()].iter().zip(&self.target[some]).map(|(value, target)| value - target).collect()
     }
 
     /// E H.

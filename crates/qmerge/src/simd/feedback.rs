@@ -6,6 +6,7 @@
 use super::versions;
 use crate::dtype::Dtype;
 use crate::simd::floats::round_one;
+use crate::simd::turned::{SIDE, turned};
 
 /// Rows that are worked on together: two vectors of the widest level, so that one's sums do not wait for the other's.
 pub(crate) const LANES: usize = 32;
@@ -110,12 +111,7 @@ fn body(
     let (mut x, mut a, mut b) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
     for start in (0..cols).step_by(TILE) {
         let width = TILE.min(cols - start);
-        for lane in 0..rows {
-            let row = &values[lane * cols + start..][..width];
-            for (c, &value) in row.iter().enumerate() {
-                x[c][lane] = value;
-            }
-        }
+        lanes_of(&values[start..], cols, rows, width, &mut x);
         // What has no two finite neighbours leaves no error, and takes the nearest in the end.
         let mut is_bounded = true;
         for c in 0..width {
@@ -142,12 +138,12 @@ fn body(
             }
             before = own;
         }
+        if is_bounded {
+            rows_of(&x, rows, width, &mut values[start..], cols);
+            continue;
+        }
         for lane in 0..rows {
             let row = &mut values[lane * cols + start..][..width];
-            if is_bounded {
-                row.iter_mut().zip(&x).for_each(|(value, x)| *value = x[lane]);
-                continue;
-            }
             for (c, value) in row.iter_mut().enumerate() {
                 let (inner, outer) = around(*value, lane, start + c);
                 let fits = (outer - inner).abs() < f32::INFINITY;
@@ -155,6 +151,46 @@ fn body(
             }
         }
     }
+}
+
+/// Takes columns of `rows` rows, which begin `cols` values after each other, as lanes.
+#[inline(always)]
+fn lanes_of(values: &[f32], cols: usize, rows: usize, width: usize, x: &mut [Lanes; TILE]) {
+    let blocks = if width == TILE { rows - rows % SIDE } else { 0 };
+    for first in (0..blocks).step_by(SIDE) {
+        for c in (0..TILE).step_by(SIDE) {
+            let columns = turned(|row| block(&values[(first + row) * cols + c..]));
+            x[c..c + SIDE].iter_mut().zip(columns).for_each(|(x, own)| x[first..first + SIDE].copy_from_slice(&own));
+        }
+    }
+    for lane in blocks..rows {
+        let row = &values[lane * cols..][..width];
+        row.iter().zip(&mut *x).for_each(|(value, x)| x[lane] = *value);
+    }
+}
+
+/// The way back.
+#[inline(always)]
+fn rows_of(x: &[Lanes; TILE], rows: usize, width: usize, values: &mut [f32], cols: usize) {
+    let blocks = if width == TILE { rows - rows % SIDE } else { 0 };
+    for first in (0..blocks).step_by(SIDE) {
+        for c in (0..TILE).step_by(SIDE) {
+            let own = turned(|column| block(&x[c + column][first..]));
+            for (row, own) in own.iter().enumerate() {
+                values[(first + row) * cols + c..][..SIDE].copy_from_slice(own);
+            }
+        }
+    }
+    for lane in blocks..rows {
+        let row = &mut values[lane * cols..][..width];
+        row.iter_mut().zip(x).for_each(|(value, x)| *value = x[lane]);
+    }
+}
+
+/// The first values.
+#[inline(always)]
+fn block(values: &[f32]) -> &[f32; SIDE] {
+    values.first_chunk().expect("a block is whole")
 }
 
 /// Adds `error` times the directions of the column `before` to what is left, and returns the product with those of the next one.

@@ -2,7 +2,7 @@
 //!
 //! Every kernel is one scalar body; the `versions!` macro compiles it once per level, and the levels agree bit for
 //! bit because the body fixes the order of every operation and Rust never contracts `a * b + c`. Intrinsics stand only
-//! where a compiler does not find the instruction: table lookups of 4-bit codes. `QMERGE_SIMD` forces a level
+//! where a compiler does not find the instruction: table lookups of 4-bit codes, blocks turned over. `QMERGE_SIMD` forces a level
 //! (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
 
 pub(crate) mod codes;
@@ -19,6 +19,7 @@ pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;
 pub mod tanh;
+pub(crate) mod turned;
 pub(crate) mod vectors;
 pub(crate) mod words;
 

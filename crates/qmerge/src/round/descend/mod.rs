@@ -2,8 +2,8 @@
 //!
 //! Minimises J(E) = ½ tr(G E H Eᵀ) with E = Wq − (W0 + D), H the moments of the inputs and G = I + mu·U Uᵀ, U a basis of the outputs that
 //! the adapter reaches. mu = 0 is the mean square error of the layer's output; a larger mu keeps the adapter's own directions in full
-//! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes. Each move takes one
-//! value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
+//! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes; on a fine grid the nearest levels to
+//! the target (`start.rs`). Each move takes one value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
 //!
 //! Lowering J shrinks the adapter's output, since that saves error. A stage that asks for it in full goes to a target of more than the adapter (`asked.rs`), and what it
 //! comes to is judged by the true one.
@@ -18,6 +18,7 @@ mod asked;
 mod buffers;
 mod moves;
 mod row;
+mod start;
 mod sums;
 
 use std::ops::Range;
@@ -31,6 +32,7 @@ use crate::simd::vectors::{axpys, dot};
 
 use buffers::Buffers;
 use moves::{BlockMoves, Moves};
+use start::Start;
 use sums::{BlockSums, add_panels};
 
 /// Passes with one mu.
@@ -53,6 +55,8 @@ const LONGEST_RUN: usize = 256;
 const GROUPS: usize = 8;
 /// Rows whose errors are turned into U's directions together.
 const TOGETHER: usize = 256;
+/// Rows whose errors are multiplied with H together.
+const AT_ONCE: usize = 1024;
 /// Fewest rows of a group.
 const FEWEST_ROWS: usize = 64;
 
@@ -68,8 +72,8 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Judged::nothing(&delta);
     }
-    let start = (matrix.grid.scales.clone(), matrix.grid.offsets.clone(), (!at_base).then(|| matrix.values.clone()));
-    let mut state = State::new(matrix, &delta, at_base);
+    let start = Start::of(matrix, &delta, at_base);
+    let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base));
     let before = state.energy;
     for stage in stages {
         if stage.asks {
@@ -87,9 +91,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     let after = state.finish();
     // Stages with another mu or another target may have raised the last one's objective; then the start is better.
     if after.worth(stages) > before.worth(stages) {
-        let values;
-        (matrix.grid.scales, matrix.grid.offsets, values) = start;
-        matrix.values.copy_from_slice(values.as_deref().unwrap_or(matrix.base));
+        start.go_back(matrix);
         return judged(matrix, &delta);
     }
     if delta.norm <= 0.0 {
@@ -202,11 +204,14 @@ impl<'s, 'm> State<'s, 'm> {
             }
             state.energy.noise = delta.norm;
         } else {
-            let error = state.matrix.error();
-            let products = state.matrix.error_products(&error);
-            for (r, (error, row)) in error.chunks_exact(n).zip(products.chunks_exact(n)).enumerate() {
-                state.energy.noise += f64::from(dot(error, row));
-                state.set_products(r, row);
+            for start in (0..rows).step_by(AT_ONCE) {
+                let some = start * n..(start + AT_ONCE).min(rows) * n;
+                let error = state.matrix.error_of(some);
+                let products = state.matrix.error_products(&error);
+                for (number, (error, row)) in error.chunks_exact(n).zip(products.chunks_exact(n)).enumerate() {
+                    state.energy.noise += f64::from(dot(error, row));
+                    state.set_products(start + number, row);
+                }
             }
         }
         state.objective = state.energy.noise;

@@ -5,7 +5,7 @@ mod memory;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use memory::{Event, Server};
+use self::memory::{Event, Server};
 use qmerge::adapters::Adapter;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::{self, RunOptions};

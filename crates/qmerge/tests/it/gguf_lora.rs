@@ -1,11 +1,9 @@
 //! Adapters for llama.cpp: the tensors of its own converter (`testdata/gen/gguf_lora.py`), and merged again what the adapter itself gives.
 
-mod folder;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use folder::Folder;
+use crate::folder::Folder;
 use qmerge::adapters::Adapter;
 use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert_to_gguf};
 use qmerge::dtype::Dtype;

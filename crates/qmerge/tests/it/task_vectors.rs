@@ -1,8 +1,6 @@
 //! Models that were trained whole, merged as what they differ from their base by, against the stated formulas in f64.
 
-mod folder;
-
-use folder::Folder;
+use crate::folder::Folder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

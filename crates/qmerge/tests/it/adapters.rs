@@ -1,8 +1,6 @@
 //! What an adapter's tensors mean for a base: which weight each lands on, what is tied, what is new, what is said of the rest.
 
-mod folder;
-
-use folder::Folder;
+use crate::folder::Folder;
 use std::path::Path;
 
 use qmerge::adapters::Adapter;

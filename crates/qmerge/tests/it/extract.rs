@@ -1,8 +1,6 @@
 //! Adapters of the difference between two models: merged into the base they give the tuned model again.
 
-mod folder;
-
-use folder::Folder;
+use crate::folder::Folder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,6 @@
 //! Adapters of all methods as LoRAs: merged they give what the adapter itself gives.
 
-mod folder;
-
-use folder::Folder;
+use crate::folder::Folder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,22 @@
+//! What the crate promises, held to bytes and numbers of the reference libraries. One program, since each links the whole crate.
+
+mod adapters;
+mod adapters_of_others;
+mod bitsandbytes;
+mod combine;
+mod convert_adapter;
+mod extract;
+mod factor;
+mod folder;
+mod gguf_lora;
+mod gguf_made;
+mod hostile_adapters;
+mod loaders;
+mod peft;
+mod peft_cases;
+mod peft_methods;
+mod quantized;
+mod quantized_merge;
+mod rounding;
+mod stores;
+mod task_vectors;

@@ -12,7 +12,7 @@ impl Rounding for Descent {
     }
 
     fn about(&self) -> &'static str {
-        "coordinate descent from the base's codes on the error of each layer's output; needs calibration"
+        "coordinate descent on the error of each layer's output; needs calibration"
     }
 
     fn whole(&self) -> Option<&dyn Whole> {

@@ -277,6 +277,23 @@ fn the_adapter_keeps_more_of_its_output_than_the_error_alone_would() {
     assert!(adapter > descent + 0.05, "{adapter} {descent}");
 }
 
+/// Of a delta that is larger than the steps, the nearest levels are a better start than the base, and what comes out is never worse than they are.
+#[test]
+fn on_a_fine_grid_no_more_is_lost_than_by_the_nearest_levels() {
+    for (kind, seed) in [1, 6].into_iter().flat_map(|kind| (0..10).map(move |seed| (kind, seed))) {
+        let mut case = Case::new(kind, seed);
+        case.target.iter_mut().zip(&case.base).for_each(|(target, base)| *target = base + 20.0 * (*target - base));
+        let delta = |i: usize| f64::from(case.target[i]) - f64::from(case.base[i]);
+        let lost = |i: usize| f64::from(case.grid.nearest(i, case.target[i])) - f64::from(case.target[i]);
+        for method in ["descent", "adapter"] {
+            let nearest = case.product(method, lost, lost) / case.product(method, delta, delta);
+            let (_, _, kept) = case.round(method);
+            assert!(kept.noise < nearest, "{method} {kind} {seed}: {} {nearest}", kept.noise);
+            assert!((kept.output - 1.0).abs() < 0.05, "{method} {kind} {seed}: {}", kept.output);
+        }
+    }
+}
+
 /// The method as its paper states it, with the inverse of H, in f64: another form than the one that is tested.
 #[test]
 fn gptq_is_the_papers() {

@@ -168,11 +168,32 @@ def formats(data):
     return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; {text}. {data['program']}, {data['date']}.\n"
 
 
+def gguf(data):
+    """An adapter merged into GGUF files, by qmerge and by llama.cpp: a table for each model."""
+    names = {
+        "default": "`qmerge merge`", "calibrate": "`qmerge merge --calibrate TEXT`", "fast": "`qmerge merge --fast`", "nearest": "`qmerge merge --rounding nearest`",
+        "promote": "`qmerge merge --promote auto`", "export": "`llama-export-lora`: F16", "quantized": "… then `llama-quantize`, to the types before",
+    }
+    heads = ["merge", "size", "gain kept", "KL to the adapter apart", "perplexity", "in llama.cpp", "same tokens", "CPU time"]
+    text = ""
+    for model in data["models"].values():
+        rows = []
+        for name in (name for name in names if name in model["rows"]):
+            row = model["rows"][name]
+            same = f"{row['same']:.1f}, {row['along']:.1f} of {row['continued']:.0f}"
+            cells = [names[name], f"{row['bytes'] / 1e6:.1f} MB", share(row["gain_kept"]), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", f"{row['perplexity']:.3f}"]
+            rows.append([*cells, f"{row['llama_perplexity']:.3f}", same, seconds(row["cpu_seconds"])])
+        base = model["rows"]["base"]
+        text += f"**{model['title']}**, {base['bytes'] / 1e6:.1f} MB; the base's KL is {base['kl']:.4f}, its perplexity {base['perplexity']:.3f}; {model['windows']} windows of {model['context']} tokens that were not trained on.\n\n"
+        text += table(heads, rows) + "\n"
+    return text + f"{data['program']}, llama.cpp {data['llama_cpp']}, {data['machine']}, {data['date']}.\n"
+
+
 def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses, "formats": formats}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses, "formats": formats, "gguf": gguf}
 
 
 def main():

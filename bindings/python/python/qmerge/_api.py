@@ -69,6 +69,8 @@ def merge(
     fast: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
+    promote: Optional[str] = None,
+    budget: Union[float, str, None] = None,
     measure: Optional[Measure] = None,
     min_kept: Optional[float] = None,
     min_survival: Optional[float] = None,
@@ -113,6 +115,8 @@ def merge(
         fast: round without running the model, by what the adapter itself reads of its inputs.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
+        promote: into GGUF: give the weights that lose most a wider type, "auto" (the next of each weight's own) or one of GGUF's such as "q8_0", and those whose own cannot be written.
+        budget: how much larger that may make the output, as a share of its bytes, 0.02 or "2%" (the default).
         measure: when the merged model is run, on text that the calibration did not see, to measure what is left of the adapter: "auto" (the default: where the merge is calibrated and the model can be run), "always" or "never".
         min_kept: raise `SurvivalError` if a smaller share of the adapter's effect on what the model predicts is kept. It is measured whatever the method. The output is written all the same.
         min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
@@ -198,6 +202,8 @@ def plan(
     fast: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
+    promote: Optional[str] = None,
+    budget: Union[float, str, None] = None,
     tokenizer: Optional[Tokenizer] = None,
     map: Maps = None,
     lora_scale: Scales = None,

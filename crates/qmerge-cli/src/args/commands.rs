@@ -10,7 +10,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
     Quantization, Running, Scaling, Sources, Tuned, Workers, Writing,
 };
-use super::values::{combinations, formats, parts, repo_id, roundings, share, tokens};
+use super::values::{budget, combinations, formats, parts, promotions, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -43,6 +43,12 @@ pub(crate) struct MergeArgs {
     /// Also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true, help_heading = "Output")]
     pub(crate) residual_rank: Option<u32>,
+    /// Give the weights that lose most a wider type than their own, `auto` or one of GGUF's such as q8_0, as far as --budget goes, and those that their type cannot be written in.
+    #[arg(long, value_name = "auto|TYPE", value_parser = promotions(), ignore_case = true, hide_possible_values = true, hide_short_help = true, help_heading = "Output")]
+    pub(crate) promote: Option<String>,
+    /// How much larger --promote may make the output, as a share of its bytes (default: 2%).
+    #[arg(long, value_name = "SHARE", value_parser = budget, requires = "promote", hide_short_help = true, help_heading = "Output")]
+    pub(crate) budget: Option<f64>,
     #[command(flatten)]
     pub(crate) measuring: Measuring,
     /// Whose tokenizer and chat template the output takes.

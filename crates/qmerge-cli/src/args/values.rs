@@ -140,6 +140,23 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "a share lies between 0 and 1, like 0.9".into())
 }
 
+/// A share of bytes, as `2%` or `0.02`.
+pub(super) fn budget(text: &str) -> Result<f64, String> {
+    let (text, unit) = text.trim().strip_suffix('%').map_or((text.trim(), 1.0), |number| (number.trim(), 0.01));
+    let share = text.parse::<f64>().ok().map(|number| number * unit).filter(|share| (0.0..=16.0).contains(share));
+    share.ok_or_else(|| "write a share of the output's bytes, like 2% or 0.02".into())
+}
+
+/// The names that `--promote` takes: types that tensors of a GGUF file can be written in.
+pub(super) fn promotions() -> impl TypedValueParser<Value = String> {
+    let auto = PossibleValue::new("auto").help("the next wider type of each weight's own");
+    let types = FORMATS
+        .iter()
+        .filter(|format| format.is_of_gguf() && format.is_written() || ["f16", "bf16"].contains(&format.id()));
+    let types = types.map(|format| PossibleValue::new(format.id()).help(format.about()).hide(true));
+    PossibleValuesParser::new(std::iter::once(auto).chain(types)).map(|name| name.to_ascii_lowercase())
+}
+
 /// A repository's name on the hub, as `hf upload` takes it: `name` or `owner/name`.
 pub(super) fn repo_id(text: &str) -> Result<String, String> {
     let fits = |part: &str| {
@@ -203,6 +220,12 @@ mod tests {
     fn shares_are_from_0_to_1() {
         for (text, want) in [("0", 0.0), ("0.9", 0.9), ("1", 1.0)] {
             assert_eq!(share(text), Ok(want));
+        }
+        for (text, want) in [("2%", 0.02), (" 0.5 % ", 0.005), ("0.1", 0.1), ("0", 0.0)] {
+            assert!((budget(text).unwrap() - want).abs() < 1e-12, "{text}");
+        }
+        for text in ["%", "nan%", "-1%", "inf", "2000%", ""] {
+            assert!(budget(text).is_err(), "{text}");
         }
         for text in ["nan", "NaN", "inf", "-inf", "1.5", "-0.1", "90", "90%", ""] {
             assert!(share(text).is_err(), "{text}");

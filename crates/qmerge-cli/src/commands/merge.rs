@@ -5,8 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use qmerge::error;
+use qmerge::formats;
 use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
-use qmerge::plan::{Inputs, Options, Part, Plan, Tokenizer};
+use qmerge::plan::{self, Inputs, Options, Part, Plan, Promotion, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
 use qmerge::round::{Calibration, Demand};
@@ -152,9 +153,13 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
+    options.promote = args.promote.as_deref().map(promotion).transpose()?;
     let mut inputs = open_both(&args.sources, &args.tuned)?;
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(qmerge_store::checkpoint(original)?)?;
+    }
+    if args.promote.is_some() {
+        plan::refuse_promotion(&inputs, &options)?;
     }
     let mut run = run_options(&args.running, command);
     let mut calibrating = args.calibrating.clone();
@@ -177,6 +182,20 @@ pub(crate) fn find(
             merge::refuse_missing(&args.output)?;
         }
         decided(&plan);
+    }
+    let budget = args.budget.unwrap_or(BUDGET);
+    if let Some(promotion) = options.promote.clone().filter(|_| !is_dry && budget > 0.0 && !plan.untrained) {
+        // What each weight loses is known once it was rounded.
+        plan.residual_rank = None;
+        let prepared =
+            rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
+        let report = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
+            merge::rehearse(&inputs, &plan, calibration, &args.output, run, progress)
+        })?;
+        options.promote = Some(promotion.chosen(&plan, &report.weights, budget));
+        let warnings = std::mem::take(&mut plan.warnings);
+        plan = Plan::new(&inputs, &options)?;
+        plan.warnings = warnings;
     }
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
@@ -207,6 +226,15 @@ pub(crate) fn find(
         return planned(&inputs, &plan, &args.output, &args.running, &takes, parts);
     }
     written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole))
+}
+
+/// The share of the output's bytes that wider types may add where nothing is said.
+const BUDGET: f64 = 0.02;
+
+/// What takes a wider type before any weight was measured: what must.
+fn promotion(to: &str) -> error::Result<Promotion> {
+    let to = if to == "auto" { None } else { Some(formats::by_id(to)?) };
+    Ok(Promotion { to, ..Promotion::default() })
 }
 
 /// Does a plan that needs no calibration, or says what it would do.

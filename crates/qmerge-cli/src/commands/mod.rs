@@ -28,7 +28,7 @@ use qmerge::edit::Joining;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
 use qmerge::merge::RunOptions;
-use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
+use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan, Promotion};
 use qmerge::write::{Existing, Sink};
 use serde::Serialize;
 
@@ -184,6 +184,8 @@ fn apart_options(args: &Meaning, scaling: &Scaling) -> Result<Options> {
         maps: args.map.clone(),
         read: read_options(args, scaling, None)?,
         allow_unused: args.allow_unused,
+        // Nothing is written, so types that cannot be written do not matter.
+        promote: Some(Promotion::default()),
         ..Options::default()
     })
 }

@@ -47,6 +47,9 @@ pub(crate) fn report(report: &Report) {
         say("");
         if is_merge { merged_table(report) } else { converted_table(report) }.print();
     }
+    if !report.promoted.is_empty() {
+        say(&format!("{} took a wider type: {}", counted(report.promoted.len(), "weight"), types(report)));
+    }
     residual(report);
     let replaced: usize = report.adapters.iter().map(|adapter| adapter.replaced).sum();
     if replaced > 0 {
@@ -59,6 +62,20 @@ pub(crate) fn report(report: &Report) {
     }
     say("");
     verdict(&report.verdict, report.measured());
+}
+
+/// What types promoted weights had and took, each pair once, with their number.
+fn types(report: &Report) -> String {
+    let mut pairs: Vec<((&str, &str), usize)> = Vec::new();
+    for weight in report.weights.iter().filter(|weight| report.promoted.contains(&weight.name)) {
+        let pair = (weight.from.as_str(), weight.to.as_str());
+        match pairs.iter_mut().find(|(known, _)| *known == pair) {
+            Some((_, number)) => *number += 1,
+            None => pairs.push((pair, 1)),
+        }
+    }
+    let words = pairs.iter().map(|((from, to), number)| format!("{number} from {from} to {to}"));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn residual(report: &Report) {

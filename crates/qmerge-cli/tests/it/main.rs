@@ -21,6 +21,7 @@ mod moments;
 mod output;
 mod page;
 mod parts;
+mod promote;
 mod quantized;
 mod release;
 mod rounding;

@@ -153,7 +153,14 @@ pub trait Format: Sync {
         0
     }
 
+    /// False of a type that is only read.
+    #[doc(hidden)]
+    fn is_written(&self) -> bool {
+        true
+    }
+
     /// True if only GGUF files have it.
+    #[doc(hidden)]
     fn is_of_gguf(&self) -> bool {
         false
     }

@@ -47,7 +47,7 @@ use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
 use crate::round::{Calibration, Demand};
 use crate::write::{
-    Existing, Fingerprint, Finished, LocalSink, Output, Sink, Took, WrittenPart, copy_others, index_json,
+    Existing, Fingerprint, Finished, LocalSink, Nowhere, Output, Sink, Took, WrittenPart, copy_others, index_json,
 };
 use schedule::Schedule;
 
@@ -147,6 +147,18 @@ pub fn run_into(
 ) -> Result<Report> {
     let begun = begin(inputs, plan, calibration.as_deref(), 0..plan.steps.len(), &*sink, options)?;
     whole(inputs, plan, calibration, sink, options, progress, &begun)
+}
+
+/// Does all that [`run`] does and keeps nothing but the report: what each weight would lose. `target` is the name that an output would have.
+pub fn rehearse(
+    inputs: &Inputs,
+    plan: &Plan,
+    calibration: Option<&mut dyn Calibration>,
+    target: &Path,
+    options: &RunOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    run_into(inputs, plan, calibration, Box::new(Nowhere { target: target.to_path_buf() }), options, progress)
 }
 
 /// What is known once a run may begin.

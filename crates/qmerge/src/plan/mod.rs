@@ -14,6 +14,7 @@ mod gguf;
 mod layout;
 mod method;
 mod part;
+mod promote;
 mod quantized;
 mod recode;
 mod steps;
@@ -25,6 +26,9 @@ pub use export::{Constant, EXPORTS, Export, Importance};
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
 pub use part::Part;
+pub use promote::Promotion;
+#[doc(hidden)]
+pub use promote::refuse_promotion;
 pub use recode::{Recode, Source};
 pub use steps::{Action, Step};
 
@@ -58,6 +62,8 @@ pub struct Options {
     pub data: Data,
     /// Seed of methods that draw.
     pub seed: u64,
+    /// Weights that take a wider type.
+    pub promote: Option<Promotion>,
     /// Rank of an adapter that holds what rounding left.
     pub residual_rank: Option<usize>,
     /// `regex=>replacement` rules on names.
@@ -79,6 +85,7 @@ impl Default for Options {
             rounding: Method::Named(crate::round::NEAREST),
             data: Data::Unknown("nothing is known of the inputs of layers".into()),
             seed: 0,
+            promote: None,
             residual_rank: None,
             maps: Vec::new(),
             read: ReadOptions::default(),
@@ -257,6 +264,9 @@ impl Plan {
         if let Some(to) = options.to.filter(|to| to.is_of_gguf() || options.export.is_some()) {
             return Err(usage(format!("{} is no format of its own here", to.id()))
                 .with_hint("types of GGUF files are exports, and a file of them has no other format"));
+        }
+        if options.promote.as_ref().is_some_and(|promotion| !promotion.is_idle()) {
+            refuse_promotion(inputs, options)?;
         }
         let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
         method::refuse_without_scales(options.rounding, quantizes)?;

@@ -45,6 +45,8 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keeps_scales: bool,
+    /// It takes a wider type than it would have without [`Options::promote`].
+    pub promoted: bool,
     /// The weight of a layer that is no table of embeddings, and no head.
     pub is_layer: bool,
     /// The rows that are read are the layer's inputs.
@@ -123,7 +125,7 @@ impl Builder<'_, '_> {
     pub(super) fn recode(&self, wanted: &mut Wanted, claim: &Claim) -> Result<Option<Recode>> {
         let name = claim.weight.name();
         let touched = wanted.touches(name);
-        let target = self.targets.of(name, claim);
+        let target = self.targets.of(name, claim, touched);
         if !touched && target.is_none() {
             return Ok(None);
         }
@@ -132,7 +134,7 @@ impl Builder<'_, '_> {
 
     /// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
     pub(super) fn apart(&self, wanted: &mut Wanted, name: &str, source: &Claim) -> Result<Recode> {
-        self.build(wanted, name, source, self.targets.of(name, source))
+        self.build(wanted, name, source, self.targets.of(name, source, false))
     }
 
     /// A tensor that the base lacks, in the type that the rest of the model has.
@@ -153,6 +155,7 @@ impl Builder<'_, '_> {
             edits: Vec::new(),
             rounding: round::NEAREST,
             keeps_scales: false,
+            promoted: false,
             is_layer: false,
             transposed: false,
             stack: None,
@@ -178,6 +181,7 @@ impl Builder<'_, '_> {
         let base_dtype = claim.weight.value_dtype();
         let values_dtype = if additive { Dtype::F32 } else { base_dtype };
         let stores_as = edits.iter().find_map(|(_, edit)| edit.plan.stores_as());
+        let promoted = target.as_ref().is_some_and(|target| target.promoted);
         let own = target.is_none() && source == Source::Base && name == claim.weight.name();
         // Scales can be kept where values can be stored under them.
         let has_scales = own && claim.weight.on_grid().is_some();
@@ -247,6 +251,7 @@ impl Builder<'_, '_> {
             edits,
             rounding,
             keeps_scales,
+            promoted,
             is_layer,
             transposed,
             stack,
@@ -381,6 +386,8 @@ pub(super) struct TargetFormat {
     view: Option<View>,
     /// How large its inputs are, for an encoder that goes by it.
     importance: Option<Arc<[f32]>>,
+    /// It is wider than what it would be else.
+    promoted: bool,
 }
 
 /// What weights become.
@@ -392,8 +399,23 @@ pub(super) struct Targets<'a, 'n> {
 }
 
 impl Targets<'_, '_> {
-    /// What the weight of that name becomes, whose values a base weight has; `None` where it stays in that one's format.
-    pub(super) fn of(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
+    /// What the weight of that name becomes, whose values a base weight has; `None` where it stays in that one's format. `touched` by an adapter it may take a wider one.
+    pub(super) fn of(&self, name: &str, claim: &Claim, touched: bool) -> Option<TargetFormat> {
+        let target = self.unpromoted(name, claim);
+        let promotion = self.options.promote.as_ref().filter(|_| touched);
+        let own = target.as_ref().map_or(claim.weight.format(), |target| target.format.id());
+        match promotion.and_then(|promotion| promotion.of(claim, own, target.is_some())) {
+            Some(format) => {
+                let view = || claim.weight.view().cloned();
+                let unmoved =
+                    || TargetFormat { format, reversed: false, view: view(), importance: None, promoted: true };
+                Some(TargetFormat { format, promoted: true, ..target.unwrap_or_else(unmoved) })
+            }
+            None => target,
+        }
+    }
+
+    fn unpromoted(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
         if let Some(exported) = self.exported {
             return match exported.places.get(name)? {
                 Place::Tensor { view, format, importance } => Some(TargetFormat {
@@ -401,6 +423,7 @@ impl Targets<'_, '_> {
                     reversed: false,
                     view: view.clone(),
                     importance: importance.clone(),
+                    promoted: false,
                 }),
                 Place::Nowhere | Place::Same => None,
             };
@@ -412,6 +435,6 @@ impl Targets<'_, '_> {
         }
         let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
         let reversed = is_reversed(self.names, weight, format);
-        takes.then_some(TargetFormat { format, reversed, view: None, importance: None })
+        takes.then_some(TargetFormat { format, reversed, view: None, importance: None, promoted: false })
     }
 }

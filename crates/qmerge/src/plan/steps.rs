@@ -142,8 +142,9 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let targets = Targets { options, names, quantized: &quantized, exported: exported.as_ref() };
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
         let name = claim.weight.name();
-        let target = targets.of(name, claim);
-        let changes = target.is_some() || wanted.touches(name);
+        let touched = wanted.touches(name);
+        let target = targets.of(name, claim, touched);
+        let changes = target.is_some() || touched;
         (changes && is_coarse(target.as_ref(), claim)).then_some(name)
     });
     let chooser = Chooser::new(options.rounding, &options.data, inputs.original.is_some(), coarse);

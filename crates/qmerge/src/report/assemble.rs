@@ -110,6 +110,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
         verdict: judged(inputs, plan, &Evidence { loss: &loss, is_coarse, kept_output, behaviour: behaviour.as_ref() }),
         behaviour,
         residual: None,
+        promoted: plan.recodes().filter(|recode| recode.promoted).map(|recode| recode.to.name().to_owned()).collect(),
         weights,
         warnings,
     }

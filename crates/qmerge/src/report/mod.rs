@@ -99,6 +99,9 @@ pub struct Report {
     /// The adapter that holds what rounding left, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub residual: Option<ResidualReport>,
+    /// Weights that took a wider type than they would have, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub promoted: Vec<String>,
     /// One per merged (or converted) weight, in the order of the output.
     pub weights: Vec<WeightReport>,
     /// What the user should know.

@@ -11,6 +11,7 @@ mod index;
 mod journal;
 mod local;
 mod names;
+mod nowhere;
 mod sink;
 mod took;
 
@@ -32,6 +33,7 @@ pub(crate) use names::name_of;
 #[doc(hidden)]
 pub use names::path_beside;
 pub use names::{CARD_NAME, FILE_NAME, RESIDUAL_FOLDER};
+pub(crate) use nowhere::Nowhere;
 pub use sink::{Room, Sink, Start};
 pub(crate) use took::Took;
 

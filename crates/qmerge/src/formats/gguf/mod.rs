@@ -189,10 +189,14 @@ impl Format for Gguf {
     fn is_of_gguf(&self) -> bool {
         true
     }
+
+    fn is_written(&self) -> bool {
+        self.kernels.coder.is_some()
+    }
 }
 
 /// What to do where a file has types that are only read.
-pub(crate) const OTHER_TYPES: &str = "--to and a type that is written, such as --to q2_k, gives the output that; or merge into the checkpoint that it was made from";
+pub(crate) const OTHER_TYPES: &str = "--promote q4_k, or auto, gives such weights a type that is written, and leaves the others; --to, as --to q2_k, gives all of them one; or merge into the checkpoint that it was made from";
 
 /// Every type.
 static TYPES: &[&Gguf] = &[

@@ -55,8 +55,8 @@ impl Start {
     }
 }
 
-/// True if the nearest levels have less error than the base, in the metric of the inputs; and so, since all of the base's error lies along the adapter's outputs, at
-/// any weight of these.
+/// True if the nearest levels have less error than the base, in the metric of the inputs; and so, where all of D lies along the adapter's outputs, at any weight of
+/// these.
 fn is_nearest_better(matrix: &Matrix<'_>, delta: &Delta) -> bool {
     let n = matrix.cols;
     let some = (0..matrix.rows).step_by(SAMPLE).flat_map(|r| r * n..(r + 1) * n);

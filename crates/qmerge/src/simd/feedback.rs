@@ -13,6 +13,9 @@ pub(crate) const LANES: usize = 32;
 
 type Lanes = [f32; LANES];
 
+/// Rows whose sums stand in registers together, at any level.
+const HALF: usize = LANES / 2;
+
 /// The two values that each may take.
 #[derive(Clone, Copy)]
 pub(crate) enum Around<'a> {
@@ -108,37 +111,32 @@ fn body(
     let mut error: Lanes = [0.0; LANES];
     let nothing = vec![0.0; rank];
     let mut before = &nothing[..];
-    let (mut x, mut a, mut b) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
+    let mut x = [[0.0; LANES]; TILE];
     for start in (0..cols).step_by(TILE) {
         let width = TILE.min(cols - start);
         lanes_of(&values[start..], cols, rows, width, &mut x);
         // What has no two finite neighbours leaves no error, and takes the nearest in the end.
-        let mut is_bounded = true;
-        for c in 0..width {
-            for lane in 0..LANES {
-                let (inner, outer) = around(x[c][lane], lane.min(rows - 1), start + c);
-                let fits = (outer - inner).abs() < f32::INFINITY;
-                is_bounded &= fits;
-                x[c][lane] = if fits { x[c][lane] } else { 0.0 };
-                a[c][lane] = if fits { inner } else { 0.0 };
-                b[c][lane] = if fits { outer } else { 0.0 };
-            }
-        }
+        let mut unbounded = [0_u32; LANES];
         for c in 0..width {
             let own = &directions[(start + c) * rank..][..rank];
             // What the column before has added, and what all of them are along this one.
             let along = along(&mut left, &error, before, own);
             let weight = squares[start + c] + ridge;
             for lane in 0..LANES {
-                let (down, up) = (a[c][lane] - x[c][lane], b[c][lane] - x[c][lane]);
+                let value = x[c][lane];
+                let (inner, outer) = around(value, lane.min(rows - 1), start + c);
+                let fits = (outer - inner).abs() < f32::INFINITY;
+                unbounded[lane] |= u32::from(!fits);
+                let (down, up) = (inner - value, outer - value);
+                let (down, up) = (if fits { down } else { 0.0 }, if fits { up } else { 0.0 });
                 let twice = along[lane] + along[lane];
                 let is_up = (twice + weight * up) * up < (twice + weight * down) * down;
                 error[lane] = if is_up { up } else { down };
-                x[c][lane] = if is_up { b[c][lane] } else { a[c][lane] };
+                x[c][lane] = if is_up { outer } else { inner };
             }
             before = own;
         }
-        if is_bounded {
+        if unbounded.iter().all(|&lane| lane == 0) {
             rows_of(&x, rows, width, &mut values[start..], cols);
             continue;
         }
@@ -196,28 +194,31 @@ fn block(values: &[f32]) -> &[f32; SIDE] {
 /// Adds `error` times the directions of the column `before` to what is left, and returns the product with those of the next one.
 #[inline(always)]
 fn along(left: &mut [Lanes], error: &Lanes, before: &[f32], own: &[f32]) -> Lanes {
-    let mut sums = [[0.0_f32; LANES]; 4];
-    let (fours, rest) = left.as_chunks_mut::<4>();
-    let (before, before_rest) = before.as_chunks::<4>();
-    let (own, own_rest) = own.as_chunks::<4>();
-    for ((left, before), own) in fours.iter_mut().zip(before).zip(own) {
-        for k in 0..4 {
-            add(&mut left[k], error, before[k], own[k], &mut sums[k]);
-        }
-    }
-    for ((left, &before), &own) in rest.iter_mut().zip(before_rest).zip(own_rest) {
-        add(left, error, before, own, &mut sums[0]);
-    }
     let mut along = [0.0; LANES];
-    for lane in 0..LANES {
-        along[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    for (half, along) in along.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+        let error = &error.as_chunks::<HALF>().0[half];
+        let mut sums = [[0.0_f32; HALF]; 4];
+        let (fours, rest) = left.as_chunks_mut::<4>();
+        let (before, before_rest) = before.as_chunks::<4>();
+        let (own, own_rest) = own.as_chunks::<4>();
+        for ((left, before), own) in fours.iter_mut().zip(before).zip(own) {
+            for k in 0..4 {
+                add(&mut left[k].as_chunks_mut::<HALF>().0[half], error, before[k], own[k], &mut sums[k]);
+            }
+        }
+        for ((left, &before), &own) in rest.iter_mut().zip(before_rest).zip(own_rest) {
+            add(&mut left.as_chunks_mut::<HALF>().0[half], error, before, own, &mut sums[0]);
+        }
+        for lane in 0..HALF {
+            along[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+        }
     }
     along
 }
 
 #[inline(always)]
-fn add(left: &mut Lanes, error: &Lanes, before: f32, own: f32, sum: &mut Lanes) {
-    for lane in 0..LANES {
+fn add(left: &mut [f32; HALF], error: &[f32; HALF], before: f32, own: f32, sum: &mut [f32; HALF]) {
+    for lane in 0..HALF {
         left[lane] = error[lane].mul_add(before, left[lane]);
         sum[lane] = left[lane].mul_add(own, sum[lane]);
     }

@@ -501,8 +501,10 @@ mod tests {
             let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
             // With left = Q T the singular values are those of T · right · R.
             let (basis, t) = gram_schmidt(&turned(&left, rows), rows, inner);
-            let one = |at: usize| (0..inner).map(|i| t[at / cols * inner + i] * f64::from(right[i * cols + at % cols]));
-            let small: Vec<f64> = (0..basis.len() * cols).map(|at| one(at).sum()).collect();
+            let one = |at: usize| -> f64 {
+                (0..inner).map(|i| t[at / cols * inner + i] * f64::from(right[i * cols + at % cols])).sum()
+            };
+            let small: Vec<f64> = (0..basis.len() * cols).map(one).collect();
             let singular = crate::linalg::svd(&weighed(&small, &root, cols), basis.len(), cols).values;
             let all = dot(&singular, &singular);
             let spectrum = Spectrum::new(left, right, inner, Some(&metric));

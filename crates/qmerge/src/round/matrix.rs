@@ -109,6 +109,8 @@ pub(crate) const LEAST_PROBES: usize = 64;
 const UNREACHED: f64 = 1e-6;
 /// A direction of which the others leave less than this share of the longest one's length is made of them and of rounding.
 const NEW: f64 = 1e-4;
+/// Rounds in which directions that do not cover D turn towards those of its largest outputs.
+const ROUNDS: usize = 2;
 
 /// D with an orthonormal basis U of the outputs it reaches, along which its outputs are uncorrelated: Uᵀ D H Dᵀ U is diagonal.
 #[derive(Debug)]
@@ -124,9 +126,11 @@ pub(super) struct Delta {
     /// The diagonal of Uᵀ D H Dᵀ U: the mean square of the adapter's output along each direction, largest first.
     pub(super) strengths: Vec<f64>,
     /// D H (rows, cols), where D = U Uᵀ D does not hold.
-    dense: Option<Vec<f32>>,
+    pub(super) dense: Option<Vec<f32>>,
     /// ‖D‖²_H.
     pub(super) norm: f64,
+    /// ‖D − U Uᵀ D‖²_H.
+    pub(super) rest: f64,
 }
 
 impl Matrix<'_> {
@@ -147,20 +151,18 @@ impl Matrix<'_> {
 }
 
 impl Delta {
-    /// Finds the basis of `matrix.target − matrix.base` from its products with random vectors, which span its outputs.
+    /// Finds the basis of `matrix.target − matrix.base` from its products with random vectors, which span its outputs. Of a delta of higher rank than their number, as
+    /// one is that multiplies weights, it has the directions of the largest outputs.
     pub(super) fn new(matrix: &Matrix<'_>) -> Self {
         let (rows, cols) = (matrix.rows, matrix.cols);
         let delta: Vec<f32> = matrix.target.iter().zip(matrix.base).map(|(target, base)| target - base).collect();
         let probes = LEAST_PROBES.max(matrix.rank.unwrap_or(0)).min(rows).min(cols);
         let signs: Vec<f32> = (0..cols * probes).map(|i| if hash(i as u64) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let sketch = product(&delta, &Columns::new(&signs, cols, probes), ROWS);
-        let (basis, directions) = span(&sketch, rows, probes, NEW);
-        let coefficients = against(&basis, directions, cols, |r, part| &delta[r * cols..][part.clone()]);
-        let moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
-        let (strengths, turn) = axes(&coefficients, &moments, directions, cols);
-        let coefficients = turned(&turn, &coefficients, cols);
-        let moments = turned(&turn, &moments, cols);
-        let basis: Vec<f32> = basis.chunks_exact(directions.max(1)).flat_map(|own| turned(&turn, own, 1)).collect();
+        let (mut basis, mut directions) = span(&sketch, rows, probes, NEW);
+        let of_row = |r: usize, part: &Range<usize>| &delta[r * cols..][part.clone()];
+        let mut coefficients = against(&basis, directions, cols, of_row);
+        let mut moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
         // The part of D outside of U. Where the directions cover D's rank it is rounding, and U Uᵀ D stands for D; else D H is computed whole.
         let squares = by_row(rows, |r| {
             let mut row = delta[r * cols..(r + 1) * cols].to_vec();
@@ -170,13 +172,28 @@ impl Delta {
             (all, f64::from(dot(&row, &row)))
         });
         let (all, rest) = squares.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
-        if rest <= UNREACHED * all {
+        let is_covered = rest <= UNREACHED * all;
+        for _ in 0..if is_covered { 0 } else { ROUNDS } {
+            // D H Dᵀ U.
+            let inputs: Vec<f32> =
+                (0..cols * directions).map(|at| moments[at % directions * cols + at / directions]).collect();
+            let sketch = product(&delta, &Columns::new(&inputs, cols, directions), ROWS);
+            (basis, directions) = span(&sketch, rows, directions, NEW);
+            coefficients = against(&basis, directions, cols, of_row);
+            moments = product(&coefficients, &matrix.metric.columns, HEIGHT);
+        }
+        let (strengths, turn) = axes(&coefficients, &moments, directions, cols);
+        let coefficients = turned(&turn, &coefficients, cols);
+        let moments = turned(&turn, &moments, cols);
+        let basis: Vec<f32> = basis.chunks_exact(directions.max(1)).flat_map(|own| turned(&turn, own, 1)).collect();
+        if is_covered {
             let norm = coefficients.chunks(cols).zip(moments.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-            return Self { directions, basis, coefficients, moments, strengths, dense: None, norm };
+            return Self { directions, basis, coefficients, moments, strengths, dense: None, norm, rest: 0.0 };
         }
         let dense = product(&delta, &matrix.metric.columns, ROWS);
-        let norm = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
-        Self { directions, basis, coefficients, moments, strengths, dense: Some(dense), norm }
+        let norm: f64 = delta.chunks(cols).zip(dense.chunks(cols)).map(|(a, b)| f64::from(dot(a, b))).sum();
+        let rest = (norm - strengths.iter().sum::<f64>()).max(0.0);
+        Self { directions, basis, coefficients, moments, strengths, dense: Some(dense), norm, rest }
     }
 
     /// U_r.
@@ -257,6 +274,7 @@ pub(super) fn against<'x>(
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
+    use crate::formats::{Choices, Levels};
     use crate::round::InputMoments;
 
     /// D = L·R of a rank above what is tried where none is known.
@@ -278,5 +296,80 @@ mod tests {
         assert_eq!((known.directions, known.dense.is_none()), (rank, true));
         assert_eq!((guessed.directions, guessed.dense.is_none()), (LEAST_PROBES, false));
         assert!((known.norm - guessed.norm).abs() < 1e-4 * guessed.norm, "{} {}", known.norm, guessed.norm);
+    }
+    /// Inputs that go with each other, so that few directions of a layer's outputs have most of what it puts out.
+    fn correlated(cols: usize) -> Metric {
+        let tokens = 2 * cols;
+        let number = |i: usize| f64::from((hash(i as u64 ^ 0xabc) >> 40) as f32 / (1 << 23) as f32 - 1.0);
+        let input = |t: usize, i: usize| number(t * cols + i) + 4.0 * number(9_000_000 + t) * number(8_000_000 + i);
+        let moment = |at: usize| (0..tokens).map(|t| input(t, at / cols) * input(t, at % cols)).sum::<f64>();
+        let values = (0..cols * cols).map(|at| (moment(at) / tokens as f64) as f32).collect();
+        Metric::damped(InputMoments { features: cols, tokens, values }, 0.03).unwrap()
+    }
+
+    /// tr(X H Yᵀ) in f64.
+    fn inner(metric: &Metric, x: &[f64], y: &[f64]) -> f64 {
+        let n = metric.features;
+        let h: Vec<f64> = (0..n * n).map(|at| f64::from(metric.at(at / n, at % n))).collect();
+        let rows = x.chunks_exact(n).zip(y.chunks_exact(n));
+        rows.map(|(x, y)| (0..n).map(|i| x[i] * linalg::dot(&h[i * n..(i + 1) * n], y)).sum::<f64>()).sum()
+    }
+
+    /// What multiplies outputs has as many directions as these: those of the largest are followed one by one, and what is left as one, and all of it comes out.
+    #[test]
+    fn a_delta_that_multiplies_comes_out_whole() {
+        let (rows, cols) = (160, 128);
+        let number = |i: usize| (hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let scales =
+            (0..rows * cols / 64).map(|run| crate::simd::floats::round_bf16(0.01 + 0.004 * number(run))).collect();
+        let grid = Grid::scaled(Levels::Integers(0, 15), 64, scales, Dtype::BF16);
+        let grid = Grid { zeros: vec![8.0; rows * cols / 64], choices: Choices::Rounded(Dtype::BF16), ..grid };
+        let base: Vec<f32> = (0..rows * cols).map(|at| grid.nearest(at, 0.05 * number(at + 77))).collect();
+        let factor = |r: usize| 1.0 + 0.04 * number(5_000_000 + r);
+        let target: Vec<f32> = base.iter().enumerate().map(|(at, x)| factor(at / cols) * x).collect();
+        let metric = correlated(cols);
+        let mut matrix = Matrix {
+            rows,
+            cols,
+            base: &base,
+            target: &target,
+            values: base.clone(),
+            grid,
+            rank: None,
+            metric: &metric,
+        };
+        let wide = |x: &[f32], y: &[f32]| -> Vec<f64> {
+            x.iter().zip(y).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect()
+        };
+        let d = wide(&target, &base);
+        let norm = inner(&metric, &d, &d);
+        // The largest eigenvalues of D H Dᵀ, one by one.
+        let delta = Delta::new(&matrix);
+        let gram: Vec<f64> = (0..rows * rows)
+            .map(|at| inner(&metric, &d[at / rows * cols..][..cols], &d[at % rows * cols..][..cols]))
+            .collect();
+        let most: f64 = linalg::symmetric(gram, rows).0[..LEAST_PROBES].iter().sum();
+        let found: f64 = delta.strengths.iter().sum();
+        assert!(delta.directions == LEAST_PROBES && found > 0.99 * most, "{found} of {most}");
+        assert!((delta.norm / norm - 1.0).abs() < 1e-4 && (delta.rest / (norm - found) - 1.0).abs() < 1e-3);
+        let whole = crate::round::by_id("adapter").unwrap().whole().unwrap();
+        let kept = whole.round(&mut matrix).kept;
+        let (change, error) = (wide(&matrix.values, &base), wide(&matrix.values, &target));
+        let (output, noise) = (inner(&metric, &change, &d) / norm, inner(&metric, &error, &error) / norm);
+        assert!((output - kept.output).abs() < 1e-3 && (noise - kept.noise).abs() < 1e-3 * noise.max(1.0), "{kept:?}");
+        assert!((output - 1.0).abs() < 0.01, "{output} {noise}");
+        // Of what lies in no direction too.
+        let own: Vec<f64> = (0..rows)
+            .flat_map(|r| {
+                let mut row = d[r * cols..(r + 1) * cols].to_vec();
+                for (k, u) in delta.own(r).iter().enumerate() {
+                    let of = &delta.coefficients[k * cols..(k + 1) * cols];
+                    row.iter_mut().zip(of).for_each(|(x, c)| *x -= f64::from(*u) * f64::from(*c));
+                }
+                row
+            })
+            .collect();
+        let output = inner(&metric, &change, &own) / inner(&metric, &own, &own);
+        assert!((output - 1.0).abs() < 0.05, "{output}");
     }
 }

@@ -122,6 +122,13 @@ impl Energy {
     }
 }
 
+/// What of D lies in none of its directions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rest {
+    lacking: f64,
+    asked: f64,
+}
+
 struct State<'s, 'm> {
     matrix: &'s mut Matrix<'m>,
     delta: &'s Delta,
@@ -155,6 +162,8 @@ struct State<'s, 'm> {
     /// By direction, how much more than the adapter is asked for; and minus that much of Uᵀ D, block by block as S, or nothing.
     asked: Vec<f64>,
     beyond: Vec<f32>,
+    /// The same of what lies in no direction.
+    rest: Rest,
     /// By run, the curvature of J along its scale where g = 1; NaN where it is not known.
     curvatures: Vec<f32>,
     buffers: Buffers,
@@ -187,6 +196,7 @@ impl<'s, 'm> State<'s, 'm> {
             lacking: Vec::new(),
             asked: vec![0.0; delta.directions],
             beyond: Vec::new(),
+            rest: Rest::default(),
             curvatures: vec![f32::NAN; if run.is_some() { matrix.grid.scales.len() } else { 0 }],
             buffers: Buffers::default(),
             matrix,
@@ -267,6 +277,7 @@ impl<'s, 'm> State<'s, 'm> {
         let shared = product(&along, &self.matrix.metric.columns, HEIGHT);
         let pairs = along.chunks_exact(n).zip(self.delta.moments.chunks_exact(n));
         self.lacking = pairs.map(|(error, moments)| linalg::dot(error, moments)).collect();
+        self.rest.lacking = self.lacking_rest();
         self.energy.lost = self.lost();
         self.energy.along = along.chunks_exact(n).zip(shared.chunks_exact(n)).map(|(a, s)| f64::from(dot(a, s))).sum();
         for block in self.blocks() {
@@ -289,6 +300,11 @@ impl<'s, 'm> State<'s, 'm> {
         if !self.beyond.is_empty() {
             let directions = self.delta.directions;
             axpys(self.delta.own(r), &self.beyond[directions * block.start..directions * block.end], error);
+            if self.rest.asked != 0.0 {
+                let pairs = self.matrix.target[at..].iter().zip(&self.matrix.base[at..]);
+                let asked = self.rest.asked as f32;
+                error.iter_mut().zip(pairs).for_each(|(error, (target, base))| *error -= asked * (target - base));
+            }
         }
     }
 

@@ -435,6 +435,8 @@ fn adapters_of_diffusion_models_are_merged_as_diffusers_fuses_them() {
         ("sd", "diffusers", &["unet", "text_encoder"]),
         ("sd", "diffusers-old", &["unet", "text_encoder"]),
         ("sdxl", "kohya", &["unet", "text_encoder", "text_encoder_2"]),
+        // What was one matrix where the model was published lies in pieces.
+        ("flux", "kohya", &["transformer"]),
     ] {
         parts.iter().for_each(|part| of_pipeline(pipeline, adapter, part, 2e-6));
     }
@@ -458,6 +460,26 @@ fn adapters_of_lycoris_are_merged_as_it_merges_them() {
     ] {
         of_pipeline("sd", adapter, "unet", 2e-6);
     }
+}
+
+/// A matrix whose outputs lie in several modules of the base has to be as large as they are together.
+#[test]
+fn pieces_that_do_not_fit_are_named() {
+    let scratch = Scratch::new("flux");
+    let folder = data("diffusion/flux");
+    let file = scratch.join("style.safetensors");
+    let mut tensors = floats(&folder.join("kohya.safetensors"));
+    let up = tensors.get_mut("lora_unet_single_blocks_1_linear1.lora_up.weight").unwrap();
+    *up = (vec![96, 2], vec![0.0; 192]);
+    write(&file, &tensors);
+    refused(&folder.join("transformer"), &file, &["single_blocks_1_linear1", "[96, 16]", "[112, 16]"]);
+    // Halves of this one change places, which is nothing that this version knows.
+    let mut tensors = floats(&folder.join("kohya.safetensors"));
+    let added = tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"].clone();
+    tensors.insert("lora_unet_final_layer_adaLN_modulation_1.lora_down.weight".into(), added);
+    tensors.insert("lora_unet_final_layer_adaLN_modulation_1.lora_up.weight".into(), (vec![32, 2], vec![0.0; 64]));
+    write(&file, &tensors);
+    refused(&folder.join("transformer"), &file, &["final_layer_adaLN_modulation_1", "matches nothing"]);
 }
 
 /// What is added whole may stand beside factors of any method, and takes an adapter's weight.

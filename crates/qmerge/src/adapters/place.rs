@@ -27,6 +27,7 @@ impl Site<'_> {
             _ if planned.on == On::Bias => self.on_bias(module, planned),
             Kind::Layer { target, .. } => self.on_layer(module, names, target, planned),
             Kind::Stack { experts } => self.on_stack(names, *experts, planned),
+            Kind::Split(pieces) => self.on_pieces(pieces, &planned),
             Kind::Each { weights, interleaved } => self.on_each(weights, *interleaved, &planned),
             Kind::InStack { expert, half, family } => self.one_of_stack(family, *expert, *half, planned),
         };
@@ -100,6 +101,28 @@ impl Site<'_> {
             part: None,
         };
         Ok(vec![self.edit(self.claim, plan, tensors)])
+    }
+
+    fn on_pieces(&self, pieces: &[(String, &Claim)], planned: &Planned) -> Result<Vec<PlannedEdit>> {
+        let Planned { outputs, inputs, change, tensors, .. } = planned;
+        if self.shape != (*outputs, *inputs) {
+            let ((have, of), module) = (self.shape, &self.name);
+            return Err(mismatch(format!(
+                "a delta of [{outputs}, {inputs}], but the pieces of `{module}` in the base are [{have}, {of}]"
+            )));
+        }
+        let (mut edits, mut start) = (Vec::new(), 0);
+        for (path, claim) in pieces {
+            let len = claim.weight.shape().first().copied().unwrap_or(0);
+            let transposed = claim.weight.is_transposed();
+            let (rows, shape) = if transposed { (0..*inputs, (*inputs, len)) } else { (0..len, (len, *inputs)) };
+            let spot =
+                Spot { rows, transposed, width: len, take: Stride { start, step: 1, len }, put: Stride::first(len) };
+            let plan = placed(change, spot, 0..1, Some(shape), None);
+            edits.push(PlannedEdit { layer: Some(path.clone()), ..self.edit(claim, plan, tensors.clone()) });
+            start += len;
+        }
+        Ok(edits)
     }
 
     fn on_each(&self, weights: &[Vec<&Claim>], interleaved: bool, planned: &Planned) -> Result<Vec<PlannedEdit>> {

@@ -25,6 +25,8 @@ pub(super) fn read(
     let mut stated: HashMap<(String, usize), Stated> = HashMap::new();
     let places = adapter.places(names)?;
     let mut elsewhere = 0;
+    // Modules that the base has in pieces, by the adapter's name.
+    let mut split: HashMap<&str, &[String]> = HashMap::new();
     let mut shared: BTreeMap<String, Arc<Shared>> = BTreeMap::new();
     for entry in &adapter.tensors.entries {
         let mut key = adapter.key(&entry.name);
@@ -32,6 +34,11 @@ pub(super) fn read(
         let scaling = adapter.stated(&key.module);
         match places.get(&key.module) {
             Some(Place::At(path)) => key.module.clone_from(path),
+            Some(Place::Split(paths)) => {
+                if let Some((module, _)) = places.get_key_value(&key.module) {
+                    split.insert(module, paths);
+                }
+            }
             Some(Place::Elsewhere) => {
                 elsewhere += 1;
                 changes.ignored.push((name, "for another part of the pipeline than the base is"));
@@ -79,7 +86,11 @@ pub(super) fn read(
     for ((path, depth), tensors) in &modules {
         layers.check(path, tensors)?;
         let wrappers = modules.range((path.clone(), 0)..).take_while(|((other, _), _)| other == path).count();
-        let Some(site) = Site::find(adapter, names, path, (*depth, wrappers))? else { continue };
+        let found = match split.get(path.as_str()) {
+            Some(paths) => Site::split(names, path, paths)?,
+            None => Site::find(adapter, names, path, (*depth, wrappers))?,
+        };
+        let Some(site) = found else { continue };
         sites.push((path, *depth, tensors, site));
     }
     let shapes = sites.iter().map(|(.., site)| site.shape);

@@ -39,6 +39,8 @@ pub(super) enum Kind<'a> {
     Stack { experts: usize },
     /// The same, and on disk each matrix is a weight, or several that follow each other or alternate: by expert.
     Each { weights: Vec<Vec<&'a Claim>>, interleaved: bool },
+    /// One matrix whose outputs lie in several weights, one after the other: by the path of each.
+    Split(Vec<(String, &'a Claim)>),
     /// One matrix of a stack, or the half of it that is its gate (0) or up projection (1).
     InStack { expert: usize, half: Option<usize>, family: Experts },
 }
@@ -64,6 +66,37 @@ impl<'a> Site<'a> {
             return Ok(Some(site));
         }
         Self::layer(adapter, names, module)
+    }
+
+    /// A module that the base has in pieces, whose outputs follow each other.
+    pub(super) fn split(names: &Names<'a>, module: &str, paths: &[String]) -> Result<Option<Self>> {
+        let mut pieces = Vec::new();
+        let (mut outputs, mut inputs) = (0, None);
+        for path in paths {
+            let Some(claim) = names.exact(&format!("{path}.weight")) else { return Ok(None) };
+            let (rows, cols) = match *claim.weight.shape() {
+                [rows, cols] if *inputs.get_or_insert(cols) == cols => (rows, cols),
+                ref shape => {
+                    let (name, have) = (claim.weight.name(), inputs.unwrap_or(0));
+                    return Err(mismatch(format!(
+                        "`{name}` is {shape:?}, but it is a piece of `{module}`, which has {have} inputs"
+                    )));
+                }
+            };
+            outputs += rows;
+            inputs = Some(cols);
+            pieces.push((path.clone(), claim));
+        }
+        let (Some((_, claim)), Some(inputs)) = (pieces.first(), inputs) else { return Ok(None) };
+        let (claim, kind) = (*claim, Kind::Split(pieces));
+        Ok(Some(Self {
+            claim,
+            name: module.to_owned(),
+            shape: (outputs, inputs),
+            bias: None,
+            attention_output: false,
+            kind,
+        }))
     }
 
     fn layer(adapter: &Adapter, names: &Names<'a>, module: &str) -> Result<Option<Self>> {
@@ -196,12 +229,12 @@ impl<'a> Site<'a> {
         match &self.kind {
             Kind::Stack { experts } => *experts,
             Kind::Each { weights, .. } => weights.len(),
-            Kind::Layer { .. } | Kind::InStack { .. } => 1,
+            Kind::Layer { .. } | Kind::Split(_) | Kind::InStack { .. } => 1,
         }
     }
 
     pub(super) fn is_expert(&self) -> bool {
-        !matches!(self.kind, Kind::Layer { .. })
+        !matches!(self.kind, Kind::Layer { .. } | Kind::Split(_))
     }
 
     pub(super) fn is_stack(&self) -> bool {

@@ -3,7 +3,7 @@
     pip install diffusers==0.42.1 lycoris-lora transformers==5.24.0 torch==2.15.0 peft==0.21.2
     python diffusion_adapters.py ../adapters-of-others/diffusion
 
-sd and sdxl are pipelines: unet, text_encoder and for SDXL text_encoder_2 as diffusers saves them. Every adapter is a file NAME.safetensors in the folder of its
+sd and sdxl are pipelines: unet, text_encoder and for SDXL text_encoder_2 as diffusers saves them; flux is Flux' transformer. Every adapter is a file NAME.safetensors in the folder of its
 pipeline, and NAME.PART.safetensors holds the weights of a part that it changed: by diffusers' load_lora_weights and fuse_lora, for LyCORIS' files by its own code.
 """
 
@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, FluxTransformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
@@ -199,6 +200,41 @@ def lycoris(name, adapter, algorithm, pattern, dim=4, **options):
     store(name, adapter, {"unet": unet})
 
 
+def flux(adapter):
+    """kohya's file for Flux has the names that the transformer was published with. What diffusers' own conversion makes of it is added to its weights."""
+    RANDOM.manual_seed(13)
+    model = randomize(FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=8,
+        guidance_embeds=True, axes_dims_rope=(2, 2, 4)))
+    model.save_pretrained(ROOT / "flux/transformer")
+    weights, width = written("flux", "transformer"), 16
+    shapes = {"img_in": (width, 4), "txt_in": (width, 12), "vector_in_in_layer": (width, 8), "guidance_in_out_layer": (width, width), "time_in_in_layer": (width, 256)}
+    for stream in ("img", "txt"):
+        for name, shape in {"attn_qkv": (3 * width, width), "attn_proj": (width, width), "mlp_0": (4 * width, width), "mlp_2": (width, 4 * width), "mod_lin": (6 * width, width)}.items():
+            shapes[f"double_blocks_0_{stream}_{name}"] = shape
+    for block in (0, 1):
+        shapes |= {f"single_blocks_{block}_{name}": shape for name, shape in {"linear1": (7 * width, width), "linear2": (width, 5 * width), "modulation_lin": (3 * width, width)}.items()}
+    tensors = {}
+    for name, (outputs, inputs) in shapes.items():
+        tensors[f"lora_unet_{name}.lora_down.weight"] = draw(2, inputs)
+        tensors[f"lora_unet_{name}.lora_up.weight"] = draw(outputs, 2)
+        tensors[f"lora_unet_{name}.alpha"] = torch.tensor(3.0)
+    save_file(tensors, ROOT / "flux" / f"{adapter}.safetensors", {"ss_network_module": "networks.lora_flux"})
+    # Sizes of a single block's pieces are those of the real model in the conversion, so these are cut here as it does.
+    converted = _convert_kohya_flux_lora_to_diffusers({key: value.clone() for key, value in tensors.items() if "linear1" not in key})
+    for block in (0, 1):
+        down, up = (tensors[f"lora_unet_single_blocks_{block}_linear1.lora_{end}.weight"] for end in ("down", "up"))
+        pieces = [f"single_transformer_blocks.{block}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+        for path, own in zip(pieces, torch.split(up, [len(weights[f"{path}.weight"]) for path in pieces])):
+            converted |= {f"{path}.lora_A.weight": 1.5 * down, f"{path}.lora_B.weight": own}
+    changed = {}
+    for key in (key for key in converted if key.endswith(".lora_A.weight")):
+        path = key.removesuffix(".lora_A.weight").removeprefix("transformer.")
+        product = converted[key.replace("lora_A", "lora_B")].double() @ converted[key].double()
+        changed[f"{path}.weight"] = (weights[f"{path}.weight"].double() + product).float()
+    save_file(changed, ROOT / "flux" / f"{adapter}.transformer.safetensors")
+
+
 for name in ["sd", "sdxl"]:
     make(name)
 ATTENTION, TEXT = r"attn\d\.to_(q|v|out\.0)$|ff\.net\.2$|proj_in$", r"self_attn\.(k|out)_proj$|mlp\.fc2$"
@@ -220,3 +256,4 @@ lycoris("sd", "loha-tucker", "loha", CONV, use_tucker=True)
 lycoris("sd", "lokr-conv", "lokr", CONV, factor=2)
 lycoris("sd", "lokr-tucker", "lokr", CONV, factor=2, use_tucker=True)
 lycoris("sd", "full", "full", r"mid_block.*(attn1\.to_(q|out\.0)|resnets\.0\.conv1)$")
+flux("kohya")

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::flux;
 use crate::adapters::Names;
 use crate::error::{Result, mismatch, unsupported};
 
@@ -23,6 +24,8 @@ pub(super) enum Part {
 pub(in crate::adapters) enum Place {
     /// At that path in the base.
     At(String),
+    /// In several modules of the base, whose outputs follow each other.
+    Split(Vec<String>),
     /// In another part of the pipeline than the base is.
     Elsewhere,
 }
@@ -36,6 +39,8 @@ pub(super) struct Parts<'a> {
 struct Index<'a> {
     prefix: &'static str,
     paths: HashMap<String, Vec<&'a str>>,
+    /// By published names that are none of the base's own.
+    published: HashMap<String, Vec<String>>,
 }
 
 /// Prefixes of the parts in single files: of Stable Diffusion 1 and 2, SDXL, and of those that hold a transformer alone.
@@ -60,7 +65,11 @@ impl<'a> Parts<'a> {
         }
         if held.is_empty() {
             let part = part_of(names)?;
-            held.push((part, Index::new("", &modules)));
+            let mut index = Index::new("", &modules);
+            if part == Part::Denoiser && class(names) == flux::CLASS {
+                index.published = flux::published(&modules);
+            }
+            held.push((part, index));
             // kohya's scripts call T5 the third encoder, also where a pipeline has two (Flux).
             if names.model_type() == "t5" && part != Part::Text(2) {
                 held.push((Part::Text(2), Index::new("", &modules)));
@@ -73,7 +82,10 @@ impl<'a> Parts<'a> {
     pub(super) fn flat(&self, part: Part, flat: &str) -> Result<Option<Place>> {
         let Some(index) = self.index(part) else { return Ok(Some(Place::Elsewhere)) };
         match index.paths.get(flat).map_or(&[][..], Vec::as_slice) {
-            [] => Ok(None),
+            [] => Ok(index.published.get(flat).map(|paths| match &paths[..] {
+                [path] => Place::At(path.clone()),
+                several => Place::Split(several.to_vec()),
+            })),
             [path] => Ok(Some(Place::At(format!("{}{path}", index.prefix)))),
             [one, two, ..] => Err(mismatch(format!("`{flat}` could be `{one}` or `{two}` of the base"))
                 .with_hint("rename the adapter's tensors so that their names have dots")),
@@ -123,7 +135,7 @@ impl<'a> Index<'a> {
             };
             add(bare.replace('.', "_"), path);
         }
-        Self { prefix, paths }
+        Self { prefix, paths, published: HashMap::new() }
     }
 }
 
@@ -185,14 +197,19 @@ fn residual(inner: &str) -> Option<String> {
     names.iter().find(|(own, _)| *own == inner).map(|(_, name)| (*name).to_owned())
 }
 
+/// The class that diffusers' configuration names.
+fn class<'n>(names: &'n Names<'_>) -> &'n str {
+    let config = names.checkpoint.config.as_ref();
+    config.and_then(|config| config.json.get("_class_name")?.as_str()).unwrap_or_default()
+}
+
 /// Which part of a pipeline a folder holds: its name says so, else its configuration.
 fn part_of(names: &Names<'_>) -> Result<Part> {
     let checkpoint = names.checkpoint;
     let folder = checkpoint.store.path();
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     let named = folder.file_name().and_then(|name| by_folder(&name.to_string_lossy()));
-    let field = |key: &str| checkpoint.config.as_ref().and_then(|config| config.json.get(key));
-    let class = field("_class_name").and_then(|class| class.as_str()).unwrap_or_default();
+    let class = class(names);
     let encodes = matches!(names.model_type(), "clip_text_model" | "t5" | "clip" | "umt5");
     match named {
         Some(part) if encodes || !class.is_empty() => Ok(part),

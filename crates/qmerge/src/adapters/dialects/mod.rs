@@ -6,6 +6,7 @@
 
 mod diffusers;
 mod diffusion;
+mod flux;
 mod gguf;
 mod kohya;
 mod mlx;

@@ -40,7 +40,7 @@ pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 
 use crate::adapters::Adapter;
 use crate::error::{Error, Kind, Result};
-use crate::open::{Checkpoint, MAX_REPORT, Store, content, small_text};
+use crate::open::{Checkpoint, MAX_REPORT, Store, content, sampled, small_text};
 use crate::parallel::threads;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::Progress;
@@ -175,9 +175,9 @@ fn begin(
     let hashes = inputs
         .adapters
         .iter()
-        // A tuned model is as large as the base, and known as that is.
+        // A tuned model is as large as the base.
         .map(|adapter| match adapter.is_tuned() {
-            true => Ok(String::new()),
+            true => sampled(&adapter.tensors),
             false => content(adapter.tensors.files.get(..1).unwrap_or_default()),
         })
         .collect::<Result<Vec<_>>>()?;

@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use config::ModelConfig;
-pub(crate) use content::content;
+pub(crate) use content::{content, sampled};
 #[doc(hidden)]
 pub use gguf::{Metadata, TokenizerKeys, Value, read_tokenizer};
 #[doc(hidden)]

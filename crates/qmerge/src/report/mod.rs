@@ -177,7 +177,7 @@ pub struct AdapterReport {
     pub peft_type: String,
     /// Factor on its effect.
     pub weight: f64,
-    /// Hash of its weight file; empty for a model that was trained whole.
+    /// Hash of its weight file; of a model that was trained whole, of its tensors' names, types and shapes and samples of their bytes.
     pub sha256: String,
     /// Base model it says it was trained on.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -168,11 +168,24 @@ def formats(data):
     return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; {text}. {data['program']}, {data['date']}.\n"
 
 
+def adapters(data):
+    """What is left of adapters of several methods in the base that they were trained on."""
+    rows = []
+    for name, row in sorted(data["rows"].items()):
+        peft = row["peft"]
+        own = "no merge into NF4" if "refused" in peft else f"{share(peft['gain_kept'])}, {peft['kl']:.4f}"
+        kept = [f"{share(row[way]['gain_kept'])}, {row[way]['kl']:.4f}" for way in ("nearest", "fast", "default")]
+        rows.append([name, f"{row['base_loss'] - row['apart_loss']:.3f}", own, *kept, seconds(row["default"]["cpu_seconds"])])
+    heads = ["adapter", "gain", "PEFT `merge_and_unload`", "`--rounding nearest`", "`--fast`", "default", "CPU time, default"]
+    text = f"{data['steps']} steps of training each; {data['windows']} windows of {data['context']} tokens that neither training nor calibration saw"
+    return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; gain is that of the adapter apart, in nats; {text}. {data['program']}, {data['date']}.\n"
+
+
 def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses, "formats": formats}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses, "formats": formats, "adapters": adapters}
 
 
 def main():

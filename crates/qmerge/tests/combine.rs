@@ -90,8 +90,8 @@ fn combinations_are_those_of_peft() {
     for (name, case) in &cases {
         let folder = Folder::new();
         let out = folder.join("out");
-        let found =
-            combine(&adapters(case), &out, &options(case), &Silent).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        let found = combine(&adapters(case), None, &out, &options(case), &Silent)
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
         let deltas = deltas(&out);
         let wanted: Vec<&str> =
             expected.entries.iter().filter_map(|entry| entry.name.strip_prefix(&format!("{name}/"))).collect();
@@ -114,7 +114,8 @@ fn combinations_are_those_of_peft() {
 
 fn made(adapters: &[Adapter], options: &CombineOptions) -> (Folder, Combination) {
     let folder = Folder::new();
-    let found = combine(adapters, &folder.join("out"), options, &Silent).unwrap_or_else(|error| panic!("{error:?}"));
+    let found =
+        combine(adapters, None, &folder.join("out"), options, &Silent).unwrap_or_else(|error| panic!("{error:?}"));
     (folder, found)
 }
 
@@ -216,7 +217,7 @@ fn what_is_drawn_is_drawn_again() {
 
 fn refused(adapters: &[Adapter], options: &CombineOptions) -> String {
     let folder = Folder::new();
-    let error = combine(adapters, &folder.join("out"), options, &Silent).unwrap_err();
+    let error = combine(adapters, None, &folder.join("out"), options, &Silent).unwrap_err();
     assert!(error.kind() != Kind::Bug, "{error:?}");
     assert!(!folder.join("out").exists() && !folder.join("out.partial").exists());
     format!("{error:?}")
@@ -317,7 +318,8 @@ fn adapters_that_do_not_go_together_are_refused() {
     .unwrap();
     assert!(refused(&[plain(), ia3], &method("exact")).contains("IA3"));
     // The output is never one of the adapters.
-    let error = combine(&[plain()], &folder.join("plain"), &CombineOptions { force: true, ..method("exact") }, &Silent);
+    let error =
+        combine(&[plain()], None, &folder.join("plain"), &CombineOptions { force: true, ..method("exact") }, &Silent);
     assert!(error.unwrap_err().to_string().contains("made from"));
     assert!(folder.join("plain/adapter_model.safetensors").exists());
 }

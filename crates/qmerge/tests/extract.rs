@@ -52,7 +52,7 @@ fn options(wanted: Wanted) -> ExtractOptions {
 
 fn extracted(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) -> Extraction {
     let (base, tuned) = (Checkpoint::open(base).unwrap(), Checkpoint::open(tuned).unwrap());
-    extract(&base, &tuned, out, options, &Silent).unwrap_or_else(|error| panic!("{error:?}"))
+    extract(&base, &tuned, None, out, options, &Silent).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 fn merged(base: &Path, adapter: &Path, out: &Path, to: &str) -> Tensors {
@@ -180,7 +180,7 @@ fn models_that_do_not_go_together_are_refused() {
     let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
     let refused = |tuned: &Path, options: &ExtractOptions| {
         let (base, tuned) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(tuned).unwrap());
-        let error = extract(&base, &tuned, &folder.join("out"), options, &Silent).unwrap_err();
+        let error = extract(&base, &tuned, None, &folder.join("out"), options, &Silent).unwrap_err();
         assert!(error.kind() != Kind::Bug && !folder.join("out").exists() && !folder.join("out.partial").exists());
         format!("{error:?}")
     };

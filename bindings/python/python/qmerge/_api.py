@@ -512,6 +512,8 @@ def combine(
     majority_sign: Optional[Literal["total", "frequency"]] = None,
     seed: Optional[int] = None,
     lora_scale: Scales = None,
+    base: Optional[Path] = None,
+    calibration: Optional[Path] = None,
     dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
     base_is_residual: bool = False,
     force: bool = False,
@@ -530,6 +532,7 @@ def combine(
         majority_sign: what elects a sign, for "ties".
         seed: seed of what "dare" draws.
         lora_scale: factors by regular expressions that are found in a module's path.
+        base, calibration: a base and what `calibrate` stored for it: directions are those that count on its layers' inputs, for the methods that take a rank.
         dtype: element type of the new factors.
     """
     options = flags(
@@ -541,6 +544,8 @@ def combine(
         majority_sign=majority_sign,
         seed=seed,
         lora_scale=scales(lora_scale),
+        base=base,
+        calibration=calibration,
         dtype=dtype,
         base_is_residual=base_is_residual,
         force=force,
@@ -556,6 +561,7 @@ def extract(
     *,
     rank: Optional[int] = None,
     energy: Optional[float] = None,
+    calibration: Optional[Path] = None,
     full: bool = True,
     dtype: Optional[Literal["f32", "f16", "bf16"]] = None,
     seed: Optional[int] = None,
@@ -570,12 +576,23 @@ def extract(
         output: folder.
         rank: the rank of all modules.
         energy: in its place, the share of each module's difference, squared, that its rank has to hold.
+        calibration: what `calibrate` stored for the base: directions are those that count on its layers' inputs.
         full: take what is no linear layer's weight whole, where it differs.
         dtype: element type of the factors.
         seed: seed of what large matrices are searched with.
     """
     options = flags(
-        base=base, tuned=tuned, output=output, rank=rank, energy=energy, no_full=not full, dtype=dtype, seed=seed, force=force, threads=threads
+        base=base,
+        tuned=tuned,
+        output=output,
+        rank=rank,
+        energy=energy,
+        calibration=calibration,
+        no_full=not full,
+        dtype=dtype,
+        seed=seed,
+        force=force,
+        threads=threads,
     )
     return Made(run("extract", options, progress)[1])
 

@@ -172,6 +172,12 @@ pub(crate) struct CombineArgs {
     /// Factor on what all adapters do in modules whose path the regular expression is found in; the first that is found counts. May be given several times.
     #[arg(long, value_name = "REGEX=FACTOR")]
     pub(crate) lora_scale: Vec<String>,
+    /// Base model, whose modules the adapters change, for --calibration.
+    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE", requires = "calibration")]
+    pub(crate) base: Option<PathBuf>,
+    /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs, for the methods that take a rank.
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub(crate) calibration: Option<PathBuf>,
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     pub(crate) dtype: String,
@@ -205,6 +211,9 @@ pub(crate) struct ExtractArgs {
     /// In place of a rank: each module gets the one that holds this share of its difference, squared.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) energy: Option<f64>,
+    /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
     /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
     #[arg(long)]
     pub(crate) no_full: bool,

@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use qmerge::adapters::ReadOptions;
-use qmerge::arithmetic::{Combination, CombineOptions, Method, combine};
+use qmerge::arithmetic::{Combination, CombineOptions, Method, Seen, combine};
 use qmerge::dtype::Dtype;
 use qmerge::error;
+use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
 
+use super::rounding::stored;
 use super::{answered, floats, open_adapters, threads};
 use crate::args::{CombineArgs, majority};
 use crate::{Outcome, show};
@@ -31,5 +33,13 @@ pub(crate) fn find(args: &CombineArgs, progress: &dyn Progress) -> error::Result
         read: ReadOptions { base_is_residual: args.base_is_residual, ..ReadOptions::default() },
         ..CombineOptions::new(Method::by_id(args.method.as_deref().unwrap_or(usual))?)
     };
-    combine(&open_adapters(&args.adapter)?, &args.output, &options, progress)
+    let adapters = open_adapters(&args.adapter)?;
+    let Some((base, file)) = args.base.as_ref().zip(args.calibration.as_ref()) else {
+        return combine(&adapters, None, &args.output, &options, progress);
+    };
+    let inputs = Inputs::new(qmerge_store::checkpoint(base)?, adapters)?;
+    let plan = Plan::new(&inputs, &Options { read: options.read.clone(), ..Options::default() })?;
+    let mut calibration = stored(file, &inputs, &[])?;
+    let seen = Seen { plan: &plan, calibration: &mut calibration };
+    combine(&inputs.adapters, Some(seen), &args.output, &options, progress)
 }

@@ -1,9 +1,11 @@
 //! `qmerge extract`.
 
 use anyhow::Result;
+use qmerge::adapters::Names;
 use qmerge::arithmetic::{ExtractOptions, Extraction, Wanted, extract};
 use qmerge::dtype::Dtype;
 use qmerge::error;
+use qmerge::formats;
 use qmerge::progress::Progress;
 
 use super::{answered, floats, threads};
@@ -27,5 +29,10 @@ pub(crate) fn find(args: &ExtractArgs, progress: &dyn Progress) -> error::Result
         threads: threads(args.workers.threads),
     };
     let (base, tuned) = (qmerge_store::checkpoint(&args.model.base)?, qmerge_store::checkpoint(&args.tuned)?);
-    extract(&base, &tuned, &args.output, &options, progress)
+    let Some(file) = &args.calibration else {
+        return extract(&base, &tuned, None, &args.output, &options, progress);
+    };
+    let inventory = formats::inventory(&base)?;
+    let mut calibration = qmerge_store::moments(file, &Names::new(&base, &inventory.weights, &[])?)?;
+    extract(&base, &tuned, Some(&mut calibration), &args.output, &options, progress)
 }

@@ -14,6 +14,9 @@ pub(crate) fn combination(found: &Combination) {
     say(&format!("{BOLD}combined{BOLD:#} {} → {BOLD}{}{BOLD:#}", parts.join(" + "), found.output));
     let density =
         found.density.map_or(String::new(), |density| format!(" of {} % of the values", fixed(100.0 * density, 1)));
+    if let Some(calibration) = &found.calibration {
+        say(&format!("directions that count on the inputs of layers: {calibration}"));
+    }
     let seed = found.seed.map_or(String::new(), |seed| format!(", drawn with seed {seed}"));
     say(&format!(
         "{}{density}{seed}, {}, rank {}, {}",
@@ -35,7 +38,11 @@ pub(crate) fn combination(found: &Combination) {
 
 fn kept_table(found: &Combination) -> Table {
     let names = Names::of(found.weights.iter().map(|weight| weight.module.as_str()), lines::width(Stream::Out));
-    let kept = number("kept energy").means("the share of the sum's values, squared, that the rank keeps");
+    let of = match found.calibration {
+        Some(_) => "the share of what the sum adds to a layer's outputs, squared, that the rank keeps",
+        None => "the share of the sum's values, squared, that the rank keeps",
+    };
+    let kept = number("kept energy").means(of);
     let mut table = Table::new(names.heading("module"), vec![number("rank").leaves(1), kept]);
     let energy = |kept: Option<f64>| kept.map_or("-".into(), |kept| format!("{} %", fixed(100.0 * kept, 2)));
     let worst = worst_first(&found.weights, |weight: &CombinedWeight| Place {

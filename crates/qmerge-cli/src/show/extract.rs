@@ -11,6 +11,9 @@ use super::{BOLD, WORST, rows, warning};
 pub(crate) fn extraction(found: &Extraction) {
     found.warnings.iter().for_each(|text| warning(text));
     say(&format!("{BOLD}extracted{BOLD:#} {} − {} → {BOLD}{}{BOLD:#}", found.tuned, found.base, found.output));
+    if let Some(calibration) = &found.calibration {
+        say(&format!("directions that count on the inputs of layers: {calibration}"));
+    }
     let is_mixed = found.weights.iter().any(|weight| weight.rank != found.rank);
     let up_to = if is_mixed { "up to " } else { "" };
     say(&format!("{}, rank {up_to}{}, {}", counted(found.weights.len(), "module"), found.rank, bytes(found.bytes)));
@@ -42,7 +45,11 @@ pub(crate) fn extraction(found: &Extraction) {
 
 fn kept_table(found: &Extraction) -> Table {
     let names = Names::of(found.weights.iter().map(|weight| weight.module.as_str()), lines::width(Stream::Out));
-    let kept = number("kept energy").means("the share of the module's difference, squared, that its rank holds");
+    let of = match found.calibration {
+        Some(_) => "the share of what the difference adds to a layer's outputs, squared, that the rank holds",
+        None => "the share of the module's difference, squared, that its rank holds",
+    };
+    let kept = number("kept energy").means(of);
     let mut table = Table::new(names.heading("module"), vec![number("rank").leaves(1), kept]);
     let energy = |kept: Option<f64>| kept.map_or("-".into(), |kept| format!("{} %", fixed(100.0 * kept, 2)));
     let worst = worst_first(&found.weights, |weight: &ExtractedWeight| Place {

@@ -1,5 +1,7 @@
 //! Arithmetic on adapters, as commands: combined, extracted, converted, and taken out of a merge.
 
+use serde_json::Value;
+
 use crate::model::{Folder, demo, done, run, stderr, stdout};
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
@@ -59,6 +61,45 @@ fn halves_make_a_whole() {
     done(&folder, &["merge", "base-again", "adapter", "-o", "merged-again"]);
 }
 
+/// In the metric of the inputs of layers a sum and a difference hold as much as the cut of the adapter that they are, which numpy judges (`benches/peers/low_rank.py`).
+#[test]
+fn cuts_go_by_the_inputs_of_layers() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
+    let file = "moments.safetensors";
+    let sources = ["calibrate", "--base", "base-nf4", "--adapter", "adapter"];
+    done(&folder, &[&sources[..], &["--text", text, "--calibration-tokens", "600", "-o", file]].concat());
+    let found = |args: &[&str]| -> Value {
+        serde_json::from_str(&done(&folder, &[args, &["--rank", "2", "--json"]].concat())).unwrap()
+    };
+    let by = ["--base", "base-nf4", "--calibration", file];
+    let cut = found(&[&["truncate", "--adapter", "adapter", "-o", "cut"], &by[..]].concat());
+    let halves = ["combine", "--adapter", "adapter=0.5", "--adapter", "adapter=0.5", "-o", "sum"];
+    let sum = found(&[&halves, &by[..]].concat());
+    done(&folder, &["merge", "base-nf4", "adapter", "--to", "f32", "--rounding", "nearest", "-o", "tuned"]);
+    let difference = found(&[&["extract", "--tuned", "tuned", "-o", "difference"], &by[..]].concat());
+    let plain = found(&["truncate", "--adapter", "adapter", "-o", "plain"]);
+    for made in [&sum, &difference] {
+        assert_eq!(made["calibration"], cut["calibration"]);
+        assert!((made["kept"].as_f64().unwrap() - cut["kept"].as_f64().unwrap()).abs() < 1e-4, "{made} {cut}");
+        assert_eq!(made["weights"].as_array().unwrap().len(), cut["weights"].as_array().unwrap().len());
+        for (made, cut) in made["weights"].as_array().unwrap().iter().zip(cut["weights"].as_array().unwrap()) {
+            assert!(made["by_inputs"] == true && cut["by_inputs"] == true);
+            for field in ["energy", "kept"] {
+                let (made, cut) = (made[field].as_f64().unwrap(), cut[field].as_f64().unwrap());
+                assert!((made / cut - 1.0).abs() < 1e-3, "{field} {made} {cut}");
+            }
+        }
+    }
+    assert!((cut["kept"].as_f64().unwrap() - plain["kept"].as_f64().unwrap()).abs() > 1e-3, "the metric is another");
+    refused(
+        &folder,
+        &[&["combine", "--adapter", "adapter", "--method", "cat", "-o", "x"], &by[..]].concat(),
+        &["cat cuts nothing", "--rank"],
+    );
+}
+
 /// Tuned models are merged as adapters are: with them, verified, and in any format.
 #[test]
 fn tuned_models_are_merged() {
@@ -77,6 +118,8 @@ fn tuned_models_are_merged() {
     let text = done(&folder, &halves);
     assert!(text.contains("the merged delta's effect is most likely kept"), "{text}");
     assert!(near(&floats("halves", name), &floats("tuned", name)));
+    // Twice is once too often, of a model as of an adapter.
+    refused(&folder, &["merge", "halves", "--tuned", "tuned", "-o", "x"], &["is merged into it already", "--force"]);
     let drawn = ["--tuned", "tuned", "--tuned-method", "dare_linear", "--density", "0.5", "--tuned-seed", "3"];
     let text = done(&folder, &[&["merge", "base-nf4", "-o", "drawn", "--to", "f32"][..], &drawn].concat());
     assert!(text.contains("the task vector's effect"), "{text}");

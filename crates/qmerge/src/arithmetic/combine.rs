@@ -1,5 +1,6 @@
 //! Several adapters become one.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -7,6 +8,7 @@ use serde_json::Value;
 use super::gathered::{self, Gathered, Member, Site};
 use super::method::{Kind as Way, Method};
 use super::report::{self, Combination, CombinedWeight, Part};
+use super::seen::Seen;
 use super::svd::{Spectrum, Wanted, best, is_dependent};
 use crate::adapters::{Adapter, ReadOptions, Scales};
 use crate::dtype::Dtype;
@@ -16,7 +18,7 @@ use crate::linalg::Factors;
 use crate::parallel::parallel;
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
-use crate::round::seed_of;
+use crate::round::{Metric, Pieces, seed_of};
 use crate::write::{Data, NewTensor, copy_tokenizer, overflow, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of a combination.
@@ -83,7 +85,8 @@ struct Made {
     kept: Option<f64>,
 }
 
-/// Combines LoRAs, each with its weight, and writes the result as a folder, whole or not at all.
+/// Combines LoRAs, each with its weight, and writes the result as a folder, whole or not at all. Where something is `seen` of a base, directions are those that count on
+/// its layers' inputs, in modules whose inputs are known.
 ///
 /// ```
 /// # fn main() -> qmerge::error::Result<()> {
@@ -93,18 +96,23 @@ struct Made {
 /// let open = |name: &str, weight| Adapter::open(format!("testdata/tiny-llama/adapters/{name}").as_ref(), weight);
 /// let adapters = [open("plain", 0.7)?, open("rslora", 0.3)?];
 /// # let output = std::env::temp_dir().join(format!("qmerge-combine-{}", std::process::id()));
-/// let found = combine(&adapters, &output, &CombineOptions::new(Method::by_id("exact")?), &Silent)?;
+/// let found = combine(&adapters, None, &output, &CombineOptions::new(Method::by_id("exact")?), &Silent)?;
 /// assert_eq!(found.rank, 16);
 /// # std::fs::remove_dir_all(&output).ok();
 /// # Ok(()) }
 /// ```
 pub fn combine(
     adapters: &[Adapter],
+    seen: Option<Seen<'_>>,
     target: &Path,
     options: &CombineOptions,
     progress: &dyn Progress,
 ) -> Result<Combination> {
     options.refuse()?;
+    if seen.is_some() && !options.method.takes_rank() {
+        return Err(usage(format!("{} cuts nothing, so it does not go by layers' inputs", options.method.id))
+            .with_hint("give --rank, or take a method that ends in svd"));
+    }
     let sources: Vec<&Path> = adapters.iter().map(|adapter| adapter.path.as_path()).collect();
     let Some(first) = adapters.first() else {
         return Err(usage("there is no adapter to combine").with_hint("give --adapter"));
@@ -118,10 +126,15 @@ pub fn combine(
     progress.start(gathered.sites.iter().map(|site| work.cost(site)).sum());
     progress.phase("combining", "modules");
     work.rank = work.new_rank(&gathered, progress)?;
-    let numbers: Vec<usize> = (0..gathered.sites.len()).collect();
-    let made = parallel(&numbers, options.threads, progress, |&number| {
+    let pieces = Pieces {
+        inputs: gathered.sites.iter().map(|site| (site.inputs(), site.a.as_str())).collect(),
+        wanted: seen.as_ref().map_or_else(|| Ok(HashMap::new()), |seen| seen.sites(&gathered))?,
+    };
+    let about = seen.as_ref().map(|seen| seen.calibration.about());
+    let known = seen.map(|seen| seen.calibration);
+    let made = pieces.each(known, options.threads, progress, |number, metric| {
         let site = &gathered.sites[number];
-        let made = work.make(site).map_err(|error| error.in_tensor(&site.a))?;
+        let made = work.make(site, metric).map_err(|error| error.in_tensor(&site.a))?;
         progress.advance(work.cost(site) - work.rank_cost(site));
         Ok(made)
     })?;
@@ -129,11 +142,12 @@ pub fn combine(
         .sites
         .iter()
         .zip(&made)
-        .map(|(site, made)| CombinedWeight {
+        .map(|(site, (made, by_inputs))| CombinedWeight {
             module: site.module.clone(),
             rank_before: site.rank(),
             energy: made.energy,
             kept: made.kept,
+            by_inputs: *by_inputs,
         })
         .collect();
     let has_bias = gathered.sites.iter().any(|site| site.members.iter().any(|member| member.pair.bias.is_some()));
@@ -142,7 +156,7 @@ pub fn combine(
     let (bytes, beside) = publish_folder(target, options.force, |sink| {
         let beside = copy_tokenizer(&*first.tensors.store, sink)?;
         let mut tensors: Vec<NewTensor<'_>> = Vec::new();
-        for (site, made) in gathered.sites.iter().zip(made) {
+        for (site, (made, _)) in gathered.sites.iter().zip(made) {
             work.tensors(site, made.factors, has_bias, &mut tensors)?;
         }
         tensors.extend(gathered.copies());
@@ -166,6 +180,7 @@ pub fn combine(
         method: options.method.id,
         density: options.density,
         seed: options.method.draws().then_some(options.seed),
+        calibration: about,
         rank: work.rank,
         bytes,
         kept: report::kept(&weights),
@@ -249,7 +264,7 @@ impl<'a> Work<'a> {
         for expert in 0..site.experts() {
             let (left, right) = self.side_by_side(site, expert)?;
             let own = if is_dependent(&left, &right, site.rank()) {
-                Spectrum::new(left, right, site.rank()).values.len()
+                Spectrum::new(left, right, site.rank(), None).values.len()
             } else {
                 site.rank()
             };
@@ -258,7 +273,7 @@ impl<'a> Work<'a> {
         Ok(needed)
     }
 
-    fn make(&self, site: &Site) -> Result<Made> {
+    fn make(&self, site: &Site, metric: Option<&Metric>) -> Result<Made> {
         let side_by_side = matches!(self.options.method.kind, Way::Exact | Way::Concatenation);
         if side_by_side && site.rank() <= self.rank {
             return Ok(Made { factors: None, energy: None, kept: None });
@@ -268,14 +283,14 @@ impl<'a> Work<'a> {
             let (factors, own_energy, own_kept) = match self.options.method.kind {
                 Way::Exact | Way::Concatenation | Way::Deltas(Operator::Sum) => {
                     let (left, right) = self.side_by_side(site, expert)?;
-                    let spectrum = Spectrum::new(left, right, site.rank());
+                    let spectrum = Spectrum::new(left, right, site.rank(), metric);
                     (spectrum.cut(self.rank), spectrum.energy(), spectrum.kept(self.rank).unwrap_or(1.0))
                 }
                 Way::Factors(operator) => (self.of_factors(operator, site, expert)?, 0.0, 1.0),
                 Way::Deltas(operator) => {
                     let dense = self.of_deltas(operator, site, expert)?;
-                    let found =
-                        best(&dense, site.inputs(), Wanted::Rank(self.rank), seed_of(&site.a, self.options.seed));
+                    let seed = seed_of(&site.a, self.options.seed);
+                    let found = best(&dense, site.inputs(), Wanted::Rank(self.rank), seed, metric);
                     (found.factors, found.energy, found.kept)
                 }
             };

@@ -179,7 +179,7 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
         let (left, right) = (turned(&left, rank), right);
         // What is stored turned is another matrix: its outputs are columns.
         let (left, right) = if recode.transposed { (right, left) } else { (left, right) };
-        Spectrum::new(left, right, rank).best(options.wanted)
+        Spectrum::new(left, right, rank, None).best(options.wanted)
     } else {
         let mut values = Vec::new();
         if recode.edits.iter().all(|(_, edit)| edit.plan.is_additive()) {
@@ -192,7 +192,7 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
         }
         finite(&values)?;
         let values = Order { transposed: recode.transposed, inputs: None }.to_model(values, cols);
-        best(&values, if recode.transposed { rows } else { cols }, options.wanted, seed)
+        best(&values, if recode.transposed { rows } else { cols }, options.wanted, seed, None)
     };
     finite(&found.factors.left)?;
     finite(&found.factors.right)?;

@@ -3,7 +3,7 @@
 //! Linear layers become LoRAs: the best approximation of tuned − base at a rank, or at the rank that holds a share of its energy. What else differs (embeddings,
 //! heads, norms, biases) is taken whole, as PEFT does with `modules_to_save` and trained biases. A weight is decoded, compared and let go before the next.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use super::new_adapter::{NewAdapter, finite};
@@ -16,10 +16,9 @@ use crate::error::{Result, mismatch};
 use crate::formats::{self, Claim, Order, Reader};
 use crate::linalg::{Factors, dot};
 use crate::open::{Checkpoint, model_order};
-use crate::parallel::parallel;
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
-use crate::round::seed_of;
+use crate::round::{Calibration, Metric, Pieces, seed_of};
 use crate::write::{Data, NewTensor, copy_tokenizer, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of an extraction.
@@ -68,15 +67,17 @@ enum Place {
 
 /// What one weight came to.
 struct Found {
+    /// ‖tuned − base‖².
     energy: f64,
-    /// Of a linear layer that differs.
-    cut: Option<(Factors, f64)>,
+    /// Of a linear layer that differs, in the norm that it was cut in.
+    cut: Option<Best>,
 }
 
-/// Extracts an adapter and writes it as a folder, whole or not at all.
+/// Extracts an adapter and writes it as a folder, whole or not at all. Where a `calibration` knows the inputs of the base's layers, directions are those that count on them.
 pub fn extract(
     base: &Checkpoint,
     tuned: &Checkpoint,
+    calibration: Option<&mut dyn Calibration>,
     target: &Path,
     options: &ExtractOptions,
     progress: &dyn Progress,
@@ -93,33 +94,36 @@ pub fn extract(
     };
     progress.start(both.iter().map(cost).sum());
     progress.phase("extracting", "weights");
-    let found = parallel(&both, options.threads, progress, |both| {
-        let found = pair.find(both).map_err(|error| error.in_tensor(both.base.weight.name()))?;
+    let about = calibration.as_ref().map(|calibration| calibration.about());
+    let linear = both.iter().enumerate().filter(|(_, both)| both.is_linear());
+    let pieces = Pieces {
+        inputs: both.iter().map(|both| (both.shape().1, both.base.weight.name())).collect(),
+        wanted: linear.map(|(number, both)| (both.base.weight.name(), vec![number])).collect::<HashMap<_, _>>(),
+    };
+    let found = pieces.each(calibration, options.threads, progress, |number, metric| {
+        let both = &both[number];
+        let found = pair.find(both, metric).map_err(|error| error.in_tensor(both.base.weight.name()))?;
         progress.advance(cost(both));
         Ok(found)
     })?;
-    let energy: f64 = found.iter().map(|found| found.energy).sum();
+    let energy: f64 = found.iter().map(|(found, _)| found.energy).sum();
     if energy == 0.0 {
         return Err(mismatch("the two models do not differ in any weight")
             .in_file(&tuned.path)
             .with_hint("check the paths"));
     }
-    let rank = found.iter().filter_map(|found| Some(found.cut.as_ref()?.0.rank)).max().unwrap_or(1);
+    let rank = found.iter().filter_map(|(found, _)| Some(found.cut.as_ref()?.factors.rank)).max().unwrap_or(1);
     let mut adapter = NewAdapter { rank, ..NewAdapter::default() };
     let (mut weights, mut whole) = (Vec::new(), Vec::new());
     let mut unchanged = 0;
-    for (both, found) in both.iter().zip(found) {
+    for (both, (found, by_inputs)) in both.iter().zip(found) {
         let name = both.base.weight.name();
         let module = name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
         match (both.kind, found.cut) {
             _ if found.energy == 0.0 => unchanged += 1,
-            (Place::Linear { .. }, Some((factors, kept))) => {
-                weights.push(ExtractedWeight {
-                    module: module.clone(),
-                    rank: factors.rank,
-                    energy: found.energy,
-                    kept,
-                });
+            (Place::Linear { .. }, Some(Best { factors, energy, kept })) => {
+                let rank = factors.rank;
+                weights.push(ExtractedWeight { module: module.clone(), rank, energy, kept, by_inputs });
                 adapter.is_turned |= both.is_conv1d(&names);
                 adapter.take(module, factors, options.dtype)?;
             }
@@ -200,8 +204,10 @@ pub fn extract(
             ));
         }
     }
-    let linear: f64 = weights.iter().map(|weight| weight.energy).sum();
-    let held: f64 = weights.iter().map(|weight| weight.kept * weight.energy).sum();
+    let known = weights.iter().any(|weight| weight.by_inputs);
+    let counted = || weights.iter().filter(|weight| weight.by_inputs == known);
+    let linear: f64 = counted().map(|weight| weight.energy).sum();
+    let held: f64 = counted().map(|weight| weight.kept * weight.energy).sum();
     // A sum of nothing would be −0.
     let left = dropped.iter().filter_map(|tensor| tensor.energy).fold(0.0, |sum: f64, energy| sum + energy);
     Ok(Extraction {
@@ -210,6 +216,7 @@ pub fn extract(
         base: base.path.display().to_string(),
         tuned: tuned.path.display().to_string(),
         output: target.display().to_string(),
+        calibration: about.filter(|_| known),
         rank,
         bytes,
         whole_bytes,
@@ -285,7 +292,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    fn find(&self, both: &Both<'_>) -> Result<Found> {
+    fn find(&self, both: &Both<'_>, metric: Option<&Metric>) -> Result<Found> {
         let (base, tuned) = (Reader::new(self.base, both.base)?, Reader::new(self.tuned, both.tuned)?);
         let Place::Linear { base_turned, tuned_turned } = both.kind else {
             return Ok(Found { energy: streamed_energy(&base, &tuned)?, cut: None });
@@ -304,10 +311,11 @@ impl<'a> Pair<'a> {
         }
         let (_, inputs) = both.shape();
         let seed = seed_of(both.base.weight.name(), self.options.seed);
-        let Best { factors, energy, kept } = best(&difference, inputs, self.options.wanted, seed);
-        finite(&factors.left)?;
-        finite(&factors.right)?;
-        Ok(Found { energy, cut: Some((factors, kept)) })
+        let found = best(&difference, inputs, self.options.wanted, seed, metric);
+        finite(&found.factors.left)?;
+        finite(&found.factors.right)?;
+        let energy = if metric.is_some() { dot(&difference, &difference) } else { found.energy };
+        Ok(Found { energy, cut: Some(found) })
     }
 
     /// A tuned weight as it is, under the name that PEFT gives it.

@@ -229,7 +229,7 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
     let Factors { rank, left, right } = factors;
     finite(&left)?;
     finite(&right)?;
-    let energy = Spectrum::new(turned(&left, rank), right.clone(), rank).energy() * scale * scale;
+    let energy = Spectrum::new(turned(&left, rank), right.clone(), rank, None).energy() * scale * scale;
     let (left, right) =
         if recode.transposed { (turned(&right, geometry.cols), turned(&left, rank)) } else { (left, right) };
     Ok(Pair { factors: Factors { rank, left, right }, alpha: scale * rank as f64, energy, kept: 1.0 })

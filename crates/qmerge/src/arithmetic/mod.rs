@@ -14,6 +14,7 @@ mod gguf_lora;
 mod method;
 mod new_adapter;
 mod report;
+mod seen;
 mod svd;
 mod undo;
 
@@ -26,5 +27,6 @@ pub use method::{METHODS, Method};
 pub use report::{
     Combination, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight, Extraction, Part,
 };
+pub use seen::Seen;
 pub use svd::Wanted;
 pub use undo::undo;

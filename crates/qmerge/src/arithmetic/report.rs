@@ -23,11 +23,15 @@ pub struct Combination {
     /// Seed of what was drawn, where something was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// What the inputs of modules were taken from, where the cut goes by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// Rank of all modules.
     pub rank: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// Share of ‖D‖² that the rank keeps, D being what the method makes of the deltas: over all modules. None where nothing is cut.
+    /// Share of ‖D‖² that the rank keeps, D being what the method makes of the deltas: over the modules whose inputs are known in ‖·‖²_H, or over all in the
+    /// plain norm where none is. None where nothing is cut.
     pub kept: Option<f64>,
     /// One per module.
     pub weights: Vec<CombinedWeight>,
@@ -63,12 +67,16 @@ pub struct CombinedWeight {
     pub energy: Option<f64>,
     /// Share of it that the new rank keeps; null where D is zero, or nothing is cut.
     pub kept: Option<f64>,
+    /// True if both are measured on the module's inputs, false for the plain norm of values.
+    pub by_inputs: bool,
 }
 
-/// The share over all modules.
+/// The share over all modules of one norm.
 pub(super) fn kept(weights: &[CombinedWeight]) -> Option<f64> {
-    let all: f64 = weights.iter().filter_map(|weight| weight.energy).sum();
-    let kept: f64 = weights.iter().filter_map(|weight| Some(weight.kept? * weight.energy?)).sum();
+    let known = weights.iter().any(|weight| weight.by_inputs);
+    let counted = || weights.iter().filter(|weight| weight.by_inputs == known);
+    let all: f64 = counted().filter_map(|weight| weight.energy).sum();
+    let kept: f64 = counted().filter_map(|weight| Some(weight.kept? * weight.energy?)).sum();
     (all > 0.0).then(|| kept / all)
 }
 
@@ -85,13 +93,16 @@ pub struct Extraction {
     pub tuned: String,
     /// The adapter.
     pub output: String,
+    /// What the inputs of layers were taken from, where directions go by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// Rank of its modules; the largest, where they differ.
     pub rank: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
     /// Of these, bytes of tensors that were taken whole.
     pub whole_bytes: u64,
-    /// Share of the linear layers' ‖tuned − base‖² that the factors hold.
+    /// Share of the linear layers' ‖tuned − base‖² that the factors hold: over the modules whose inputs are known in ‖·‖²_H, or over all in the plain norm where none is.
     pub kept: Option<f64>,
     /// Share of all weights' ‖tuned − base‖² that was dropped.
     pub left_out: f64,
@@ -118,6 +129,8 @@ pub struct ExtractedWeight {
     pub energy: f64,
     /// Share of it that the factors hold.
     pub kept: f64,
+    /// True if both are measured on the layer's inputs, false for the plain norm of values.
+    pub by_inputs: bool,
 }
 
 /// A tensor whose difference is not in the adapter.

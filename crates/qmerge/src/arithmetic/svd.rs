@@ -1,7 +1,10 @@
-//! The best approximations of low rank to what adapters add, in the plain norm.
+//! The best approximations of low rank to what adapters add, in the plain norm or in that of a layer's inputs, ‖X‖²_H = tr(X H Xᵀ).
+//!
+//! In the latter X H stands where a product with Xᵀ is taken: directions of outputs are those of X H Xᵀ, and the approximation is X projected on them.
 
 use crate::error::{Result, usage};
 use crate::linalg::{Cholesky, Eigen, Factors, dot, gram_schmidt, hash, symmetric};
+use crate::round::{Metric, products, weighted};
 use crate::simd::gram::{combine, gram};
 use crate::simd::matmul::{Columns, matmul};
 
@@ -27,8 +30,8 @@ pub(super) struct Spectrum {
 
 impl Spectrum {
     /// Of `left` (inner, rows), which is turned, and `right` (inner, cols).
-    pub(super) fn new(left: Vec<f32>, right: Vec<f32>, inner: usize) -> Self {
-        let grams = Grams::new(&left, &right, inner);
+    pub(super) fn new(left: Vec<f32>, right: Vec<f32>, inner: usize, metric: Option<&Metric>) -> Self {
+        let grams = Grams::new(&left, &right, inner, metric);
         let cholesky = Cholesky::new(&grams.left, inner, NEW);
         let found = cholesky.pivots.len();
         let row = |k: usize| &cholesky.t[k * inner..(k + 1) * inner];
@@ -142,8 +145,13 @@ pub(super) struct Best {
 
 /// The best approximation to a dense matrix (rows, cols). Of large matrices a subspace is turned towards the largest directions until a round
 /// adds little; what it holds is summed, not estimated.
-pub(super) fn best(matrix: &[f32], cols: usize, wanted: Wanted, seed: u64) -> Best {
-    let (energy, rows) = (dot(matrix, matrix), matrix.len() / cols.max(1));
+pub(super) fn best(matrix: &[f32], cols: usize, wanted: Wanted, seed: u64, metric: Option<&Metric>) -> Best {
+    let rows = matrix.len() / cols.max(1);
+    // ‖X‖²_H, some rows at a time.
+    let energy = match metric {
+        None => dot(matrix, matrix),
+        Some(_) => matrix.chunks(cols.max(1) * ROWS).map(|x| dot(x, &weighted(x, cols, metric)).max(0.0)).sum(),
+    };
     if energy == 0.0 {
         // It has no directions.
         let rank = wanted.rank(&[], energy).unwrap_or(1);
@@ -161,13 +169,13 @@ pub(super) fn best(matrix: &[f32], cols: usize, wanted: Wanted, seed: u64) -> Be
         Wanted::Share(_) => 32,
     };
     while least > SMALL && 2 * tried < least {
-        let directions = Directions::largest(matrix, &over, cols, tried, seed);
+        let directions = Directions::largest(matrix, &over, cols, tried, (seed, metric));
         if let Some(rank) = wanted.rank(&directions.squares[..tried.min(directions.squares.len())], energy) {
             return found(&directions, rank);
         }
         tried *= 2;
     }
-    let directions = Directions::all(matrix, &over, cols);
+    let directions = Directions::all(matrix, &over, cols, metric);
     let rank = wanted.rank(&directions.squares, energy).unwrap_or(directions.squares.len()).max(1);
     found(&directions, rank)
 }
@@ -188,46 +196,57 @@ struct Directions {
 
 impl Directions {
     /// All of them. `over` is the matrix turned.
-    fn all(matrix: &[f32], over: &[f32], cols: usize) -> Self {
+    fn all(matrix: &[f32], over: &[f32], cols: usize, metric: Option<&Metric>) -> Self {
         let rows = matrix.len() / cols.max(1);
         let is_left = rows <= cols;
+        if metric.is_some() && !is_left {
+            // Directions of inputs would have to be those of H^½.
+            let (basis, _) = gram_schmidt(matrix, rows, cols);
+            return Self::of_basis(basis, over, rows, metric);
+        }
         let (found, image) = if is_left { (rows, matrix) } else { (cols, over) };
         let basis = (0..found * found).map(|at| f32::from(u8::from(at / found == at % found))).collect();
-        Self::new(basis, image.to_vec(), found, is_left)
+        Self::new(basis, image.to_vec(), found, (is_left, metric))
     }
 
-    fn new(basis: Vec<f32>, image: Vec<f32>, found: usize, is_left: bool) -> Self {
-        let (mut squares, vectors) = symmetric(gram_of(&image, found), found);
+    /// Those in the span of some columns.
+    fn of_basis(basis: Vec<Vec<f64>>, over: &[f32], rows: usize, metric: Option<&Metric>) -> Self {
+        let found = basis.len();
+        let basis: Vec<f32> = basis.into_iter().flatten().map(|x| x as f32).collect();
+        let image = product(over, rows, &turned(&basis, rows), found);
+        Self::new(basis, turned(&image, found), found, (true, metric))
+    }
+
+    fn new(basis: Vec<f32>, image: Vec<f32>, found: usize, (is_left, metric): (bool, Option<&Metric>)) -> Self {
+        let cols = image.len() / found.max(1);
+        let gram = match metric {
+            None => gram_of(&image, found),
+            Some(_) => products(&image, &weighted(&image, cols, metric), found, cols),
+        };
+        let (mut squares, vectors) = symmetric(gram, found);
         let least = NEW * squares.first().copied().unwrap_or(0.0);
         squares.truncate(squares.iter().take_while(|square| **square > least).count());
         Self { basis, image, found, is_left, squares, vectors }
     }
 
     /// The first of them, nearly: random combinations of columns, turned towards the first singular vectors (Halko, Martinsson and Tropp 2011).
-    fn largest(matrix: &[f32], over: &[f32], cols: usize, rank: usize, seed: u64) -> Self {
+    fn largest(matrix: &[f32], over: &[f32], cols: usize, rank: usize, (seed, metric): (u64, Option<&Metric>)) -> Self {
         let rows = matrix.len() / cols;
         let count = (rank + (rank / 4).max(8)).min(rows).min(cols);
-        let product = |left: &[f32], inner: usize, right: &[f32], count: usize| {
-            let mut out = vec![0.0; left.len() / inner * count];
-            matmul(left, &Columns::new(right, inner, count), false, &mut out);
-            out
-        };
         let sign = |i: usize| if hash(seed ^ hash(i as u64)) & 1 == 0 { 1.0 } else { -1.0 };
         let probes: Vec<f32> = (0..cols * count).map(sign).collect();
         let mut columns = product(matrix, cols, &probes, count);
         let mut before = 0.0;
         for round in 1.. {
             let (basis, _) = gram_schmidt(&columns, rows, columns.len() / rows);
-            let found = basis.len();
-            let basis: Vec<f32> = basis.into_iter().flatten().map(|x| x as f32).collect();
-            let image = product(over, rows, &turned(&basis, rows), found);
-            let directions = Self::new(basis, turned(&image, found), found, true);
+            let directions = Self::of_basis(basis, over, rows, metric);
             let held = directions.energy(rank);
             if round == ROUNDS || held - before <= LITTLE * held {
                 return directions;
             }
             before = held;
-            columns = product(matrix, cols, &image, found);
+            let image = weighted(&directions.image, cols, metric);
+            columns = product(matrix, cols, &turned(&image, cols), directions.found);
         }
         unreachable!("there is a last round")
     }
@@ -253,6 +272,16 @@ impl Directions {
 
 /// Sides of a matrix up to which all its directions are found, so that the approximation is the best there is.
 const SMALL: usize = 512;
+
+/// Rows that are weighed together.
+const ROWS: usize = 256;
+
+/// `left` (any, inner) · `right` (inner, count).
+fn product(left: &[f32], inner: usize, right: &[f32], count: usize) -> Vec<f32> {
+    let mut out = vec![0.0; left.len() / inner.max(1) * count];
+    matmul(left, &Columns::new(right, inner, count), false, &mut out);
+    out
+}
 
 /// Most rounds, and the share of what is held that a round has to add to be followed by another.
 const ROUNDS: usize = 12;
@@ -283,8 +312,13 @@ struct Grams {
 }
 
 impl Grams {
-    fn new(left: &[f32], right: &[f32], inner: usize) -> Self {
-        let (mut left, mut right) = (gram_of(left, inner), gram_of(right, inner));
+    fn new(left: &[f32], right: &[f32], inner: usize, metric: Option<&Metric>) -> Self {
+        let cols = right.len() / inner.max(1);
+        let mut right = match metric {
+            None => gram_of(right, inner),
+            Some(_) => products(right, &weighted(right, cols, metric), inner, cols),
+        };
+        let mut left = gram_of(left, inner);
         let balance: Vec<f64> = (0..inner)
             .map(|i| match (left[i * inner + i], right[i * inner + i]) {
                 (own, other) if own > 0.0 && other > 0.0 => (other / own).sqrt().sqrt(),
@@ -311,7 +345,7 @@ fn gram_of(x: &[f32], inner: usize) -> Vec<f64> {
 pub(super) fn is_dependent(left: &[f32], right: &[f32], inner: usize) -> bool {
     let narrow = left.len().min(right.len()) < inner * inner;
     narrow || {
-        let grams = Grams::new(left, right, inner);
+        let grams = Grams::new(left, right, inner, None);
         [&grams.left, &grams.right].iter().any(|gram| Cholesky::new(gram, inner, NEW).pivots.len() < inner)
     }
 }
@@ -319,6 +353,7 @@ pub(super) fn is_dependent(left: &[f32], right: &[f32], inner: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::round::InputMoments;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| (((i + seed) * (i + seed) * 7919 + i) % 1013) as f32 / 506.0 - 1.0).collect()
@@ -345,7 +380,7 @@ mod tests {
         for (rows, cols, inner) in [(9, 7, 3), (5, 40, 8), (40, 5, 8), (200, 170, 140)] {
             let (left, right) = (values(inner * rows, 1), values(inner * cols, 50));
             let want = product(&left, &right, inner);
-            let spectrum = Spectrum::new(left, right, inner);
+            let spectrum = Spectrum::new(left, right, inner, None);
             let all = crate::linalg::svd(&want, rows, cols).values;
             assert_eq!(spectrum.values.len(), inner.min(rows).min(cols));
             for (got, want) in spectrum.values.iter().zip(&all) {
@@ -365,14 +400,18 @@ mod tests {
         let scaled = |x: &[f32], by: f32| x.iter().map(|x| x * by).collect::<Vec<_>>();
         let twice = ([left.clone(), scaled(&left, 1e12)].concat(), [right.clone(), scaled(&right, 1e-12)].concat());
         assert!(is_dependent(&twice.0, &twice.1, 8));
-        let spectrum = Spectrum::new(twice.0.clone(), twice.1.clone(), 8);
+        let spectrum = Spectrum::new(twice.0.clone(), twice.1.clone(), 8, None);
         assert_eq!(spectrum.values.len(), 4);
         assert!(off(&spectrum.cut(4), &product(&twice.0, &twice.1, 8)) < 1e-12);
         // Minus itself, and zero.
-        let none =
-            Spectrum::new([left.clone(), scaled(&left, -1.0)].concat(), [right.clone(), right.clone()].concat(), 8);
+        let none = Spectrum::new(
+            [left.clone(), scaled(&left, -1.0)].concat(),
+            [right.clone(), right.clone()].concat(),
+            8,
+            None,
+        );
         assert!(none.values.is_empty(), "{:?}", none.values);
-        let zero = Spectrum::new(vec![0.0; 120], right, 4);
+        let zero = Spectrum::new(vec![0.0; 120], right, 4, None);
         assert!(zero.values.is_empty() && zero.kept(1).is_none() && zero.cut(2).left == [0.0; 60]);
     }
 
@@ -384,9 +423,9 @@ mod tests {
             let fall = |k: usize| (0..k).fold(1.0_f32, |x, _| x * 0.6);
             right.chunks_exact_mut(cols).enumerate().for_each(|(k, row)| row.iter_mut().for_each(|x| *x *= fall(k)));
             let dense: Vec<f32> = product(&left, &right, inner).iter().map(|x| *x as f32).collect();
-            let exact = Spectrum::new(left, right, inner);
+            let exact = Spectrum::new(left, right, inner, None);
             for share in [0.3, 0.9, 0.99, 1.0] {
-                let found = best(&dense, cols, Wanted::Share(share), 0);
+                let found = best(&dense, cols, Wanted::Share(share), 0, None);
                 let rank = found.factors.rank;
                 assert!(found.kept >= share - 1e-9 && rank <= 40, "{share}: {rank} {}", found.kept);
                 assert!(share == 1.0 || rank == 1 || exact.kept(rank - 1).unwrap() < share, "{share}: {rank}");
@@ -405,25 +444,93 @@ mod tests {
             .for_each(|(k, row)| row.iter_mut().for_each(|x| *x *= (0..k).fold(1.0, |x, _| x * 0.6)));
         let want = product(&left, &right, inner);
         let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
-        let exact = Spectrum::new(left, right, inner);
+        let exact = Spectrum::new(left, right, inner, None);
         for rank in [1, 5, 12, 30] {
-            let Best { factors: cut, energy, kept } = best(&dense, cols, Wanted::Rank(rank), 3);
+            let Best { factors: cut, energy, kept } = best(&dense, cols, Wanted::Rank(rank), 3, None);
             assert!((energy / exact.energy() - 1.0).abs() < 1e-6);
             assert!(kept > exact.kept(rank).unwrap() - 1e-4, "{rank}: {kept}");
             assert!((off(&cut, &want) - (1.0 - kept)).abs() < 1e-5);
-            assert_eq!(cut, best(&dense, cols, Wanted::Rank(rank), 3).factors);
+            assert_eq!(cut, best(&dense, cols, Wanted::Rank(rank), 3, None).factors);
         }
         for (rows, cols) in [(40, 30), (30, 40)] {
             let (left, right) = (values(5 * rows, 2), values(5 * cols, 7));
             let want = product(&left, &right, 5);
             let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
-            let Best { factors: cut, kept, .. } = best(&dense, cols, Wanted::Rank(2), 0);
-            assert!((kept - Spectrum::new(left, right, 5).kept(2).unwrap()).abs() < 1e-6);
+            let Best { factors: cut, kept, .. } = best(&dense, cols, Wanted::Rank(2), 0, None);
+            assert!((kept - Spectrum::new(left, right, 5, None).kept(2).unwrap()).abs() < 1e-6);
             assert!((off(&cut, &want) - (1.0 - kept)).abs() < 1e-6);
         }
         for (rows, cols) in [(600, 700), (4, 5)] {
-            let Factors { left, right, .. } = best(&vec![0.0; rows * cols], cols, Wanted::Rank(2), 0).factors;
+            let Factors { left, right, .. } = best(&vec![0.0; rows * cols], cols, Wanted::Rank(2), 0, None).factors;
             assert!(left == vec![0.0; 2 * rows] && right == vec![0.0; 2 * cols]);
+        }
+    }
+
+    /// H, and R with R Rᵀ = H once it is damped, as a metric damps it.
+    fn metric(n: usize) -> (Metric, Vec<f64>) {
+        let x = values(2 * n * n, 11);
+        let moment =
+            |at: usize| (0..2 * n).map(|t| x[t * n + at / n] * x[t * n + at % n]).sum::<f32>() / (2 * n) as f32;
+        let values: Vec<f32> = (0..n * n).map(moment).collect();
+        let mut damped: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+        let mean = (0..n).map(|i| damped[i * n + i]).sum::<f64>() / n as f64;
+        (0..n).for_each(|i| damped[i * n + i] += 0.003 * mean);
+        let mut root = vec![0.0; n * n];
+        for i in 0..n {
+            for j in 0..=i {
+                let rest = damped[i * n + j] - dot(&root[i * n..i * n + j], &root[j * n..j * n + j]);
+                root[i * n + j] = if i == j { rest.sqrt() } else { rest / root[j * n + j] };
+            }
+        }
+        (Metric::new(InputMoments { features: n, tokens: 2 * n, values }).unwrap(), root)
+    }
+
+    /// D R, whose plain norm is D's in the metric.
+    fn weighed(d: &[f64], root: &[f64], n: usize) -> Vec<f64> {
+        let one = |at: usize| (0..n).map(|k| d[at / n * n + k] * root[k * n + at % n]).sum();
+        (0..d.len()).map(one).collect()
+    }
+
+    #[test]
+    fn in_the_metric_of_inputs_as_much_is_kept_as_a_rank_can_hold() {
+        // Small and whole, high and wide; a large one, of which a subspace is searched.
+        for (rows, cols, inner) in [(30, 40, 12), (70, 40, 12), (530, 520, 24)] {
+            let (metric, root) = metric(cols);
+            let (left, right) = (values(inner * rows, 1), values(inner * cols, 50));
+            let want = product(&left, &right, inner);
+            let dense: Vec<f32> = want.iter().map(|x| *x as f32).collect();
+            // With left = Q T the singular values are those of T · right · R.
+            let (basis, t) = gram_schmidt(&turned(&left, rows), rows, inner);
+            let one = |at: usize| (0..inner).map(|i| t[at / cols * inner + i] * f64::from(right[i * cols + at % cols]));
+            let small: Vec<f64> = (0..basis.len() * cols).map(|at| one(at).sum()).collect();
+            let singular = crate::linalg::svd(&weighed(&small, &root, cols), basis.len(), cols).values;
+            let all = dot(&singular, &singular);
+            let spectrum = Spectrum::new(left, right, inner, Some(&metric));
+            assert!((spectrum.energy() / all - 1.0).abs() < 1e-5);
+            for rank in [1, 4, 9] {
+                let most = dot(&singular[..rank], &singular[..rank]) / all;
+                let left_of = |cut: &Factors| {
+                    let value = |at: usize, k: usize| {
+                        f64::from(cut.left[at / cols * rank + k]) * f64::from(cut.right[k * cols + at % cols])
+                    };
+                    let rest: Vec<f64> =
+                        (0..want.len()).map(|at| want[at] - (0..rank).map(|k| value(at, k)).sum::<f64>()).collect();
+                    let rest = weighed(&rest, &root, cols);
+                    dot(&rest, &rest) / all
+                };
+                assert!((spectrum.kept(rank).unwrap() - most).abs() < 1e-5, "{rows} {rank}");
+                assert!((left_of(&spectrum.cut(rank)) - (1.0 - most)).abs() < 1e-5, "{rows} {rank}");
+                let found = best(&dense, cols, Wanted::Rank(rank), 3, Some(&metric));
+                assert!((found.energy / all - 1.0).abs() < 1e-5);
+                assert!((found.kept - most).abs() < 1e-3, "{rows} {rank}: {} {most}", found.kept);
+                assert!((left_of(&found.factors) - (1.0 - found.kept)).abs() < 1e-5, "{rows} {rank}");
+                // In the plain norm less of it is kept.
+                let plain = best(&dense, cols, Wanted::Rank(rank), 3, None);
+                assert!(left_of(&plain.factors) > 1.0 - most + 1e-4, "{rows} {rank}");
+            }
+            let energy = best(&dense, cols, Wanted::Share(0.9), 3, Some(&metric));
+            let rank = energy.factors.rank;
+            assert!(dot(&singular[..rank], &singular[..rank]) >= 0.9 * all * (1.0 - 1e-6));
         }
     }
 }

@@ -116,7 +116,7 @@ fn against(basis: &[Vec<f64>], x: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// X H.
-fn weighted(x: &[f32], cols: usize, metric: Option<&Metric>) -> Vec<f32> {
+pub(crate) fn weighted(x: &[f32], cols: usize, metric: Option<&Metric>) -> Vec<f32> {
     let Some(metric) = metric else { return x.to_vec() };
     assert_eq!(cols, metric.features, "the metric is of other inputs");
     let mut out = vec![0.0; x.len()];
@@ -130,7 +130,7 @@ fn gram(x: &[f32], cols: usize, metric: Option<&Metric>) -> Vec<f64> {
 }
 
 /// X Yᵀ, which is symmetric but for the rounding of Y, made so.
-fn products(x: &[f32], y: &[f32], n: usize, cols: usize) -> Vec<f64> {
+pub(crate) fn products(x: &[f32], y: &[f32], n: usize, cols: usize) -> Vec<f64> {
     let one = |i: usize, j: usize| dot(&x[i * cols..(i + 1) * cols], &y[j * cols..(j + 1) * cols]);
     let mut out = vec![0.0; n * n];
     for i in 0..n {

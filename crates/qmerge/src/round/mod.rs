@@ -5,6 +5,7 @@
 
 mod adapter;
 mod added;
+mod by_inputs;
 mod descend;
 mod descent;
 mod directions;
@@ -29,10 +30,12 @@ use crate::linalg::hash;
 #[doc(hidden)]
 pub use crate::linalg::Factors;
 pub use added::AddedCalibration;
+pub(crate) use by_inputs::Pieces;
 #[doc(hidden)]
 pub use directions::Directions;
 #[doc(hidden)]
 pub use factor::{Cut, cut, sketch};
+pub(crate) use factor::{products, weighted};
 pub use imatrix::Imatrix;
 pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]

@@ -16,11 +16,10 @@ pub use report::{CutWeight, Truncation};
 use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, plain_config, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
-use crate::parallel::parallel;
 use crate::plan::{Action, Plan, untrained_warning};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, Tool};
-use crate::round::{Calibration, Cut, Factors, Known, Metric, cut};
+use crate::round::{Calibration, Cut, Factors, Metric, Pieces, cut};
 use crate::write::{Data, NewTensor, copy_beside, overflow, publish_folder, refuse_replacing, write_adapter};
 
 /// Choices of a truncation.
@@ -82,7 +81,7 @@ pub fn refuse_uncuttable(adapter: &Adapter, target: &Path, options: &TruncateOpt
 pub fn truncate(
     adapter: &Adapter,
     plan: Option<&Plan>,
-    mut calibration: Option<&mut dyn Calibration>,
+    calibration: Option<&mut dyn Calibration>,
     target: &Path,
     options: &TruncateOptions,
     progress: &dyn Progress,
@@ -92,35 +91,20 @@ pub fn truncate(
     let of = |pair: &Pair, metric: Option<&Metric>| {
         let cut = cut_pair(adapter, pair, options.rank, metric).map_err(|error| error.in_tensor(&pair.a))?;
         progress.advance(MODULE);
-        Ok(Done { cut, by_inputs: metric.is_some() })
+        Ok(cut)
     };
     if !options.announced {
         progress.start(MODULE * parts.pairs.len() as u64);
     }
     progress.phase("cutting", "modules");
-    let mut done: Vec<Option<Done>> = parts.pairs.iter().map(|_| None).collect();
-    if let (Some(plan), Some(calibration)) = (plan, calibration.as_mut()) {
-        let wanted = by_weight(plan, &parts.pairs);
-        calibration.each(&|name| wanted.contains_key(name), &mut |known: Known| {
-            let numbers: Vec<usize> =
-                known.weights.iter().filter_map(|name| wanted.get(name.as_str())).flatten().copied().collect();
-            for &number in &numbers {
-                fit(&parts.pairs[number], known.moments.features)?;
-            }
-            let Some(&first) = numbers.first() else { return Ok(()) };
-            let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(&parts.pairs[first].module))?;
-            let cuts = parallel(&numbers, options.threads, progress, |&number| {
-                of(&parts.pairs[number], Some(&metric)).map(|cut| (number, cut))
-            })?;
-            cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
-            Ok(())
-        })?;
-    }
-    let left: Vec<usize> = (0..done.len()).filter(|&number| done[number].is_none()).collect();
-    let cuts =
-        parallel(&left, options.threads, progress, |&number| of(&parts.pairs[number], None).map(|cut| (number, cut)))?;
-    cuts.into_iter().for_each(|(number, cut)| done[number] = Some(cut));
-    let done: Vec<Done> = done.into_iter().flatten().collect();
+    let pieces = Pieces {
+        inputs: parts.pairs.iter().map(|pair| (pair.inputs, pair.a.as_str())).collect(),
+        wanted: plan.map_or_else(HashMap::new, |plan| by_weight(plan, &parts.pairs)),
+    };
+    let about = calibration.as_ref().map(|calibration| calibration.about());
+    let known = calibration.filter(|_| plan.is_some());
+    let done = pieces.each(known, options.threads, progress, |number, metric| of(&parts.pairs[number], metric))?;
+    let done: Vec<Done> = done.into_iter().map(|(cut, by_inputs)| Done { cut, by_inputs }).collect();
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
         let warnings = adapter.beside().map_or_else(|| Ok(Vec::new()), |store| copy_beside(store, sink))?;
         let tensors = tensors(adapter, &parts, &done, options)?;
@@ -147,7 +131,7 @@ pub fn truncate(
         rank: options.rank,
         bytes_before: adapter.tensors.total_bytes(),
         bytes,
-        calibration: calibration.map(|calibration| calibration.about()),
+        calibration: about,
         reason: options.reason.clone(),
         kept: report::kept(&weights),
         weights,
@@ -197,14 +181,6 @@ fn by_weight<'p>(plan: &'p Plan, pairs: &[Pair]) -> HashMap<&'p str, Vec<usize>>
         }
     }
     found
-}
-
-fn fit(pair: &Pair, features: usize) -> Result<()> {
-    if pair.inputs == features {
-        return Ok(());
-    }
-    let problem = format!("takes {} inputs, but the calibration saw {features}", pair.inputs);
-    Err(mismatch(problem).in_tensor(&pair.a).with_hint("the calibration belongs to another model"))
 }
 
 /// The cut of one module; of a stack, each expert's by itself.

@@ -33,6 +33,7 @@ pub(crate) fn agent() -> Result<Agent> {
         .max_idle_connections_per_host(16)
         .timeout_resolve(Some(Duration::from_secs(15)))
         .timeout_connect(Some(Duration::from_secs(15)))
+        .timeout_send_body(Some(Duration::from_secs(900)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
         .timeout_per_read(Some(Duration::from_secs(60)));
     if let Some(path) = set("SSL_CERT_FILE").map(PathBuf::from) {

@@ -113,7 +113,7 @@ def started(kind, moto):
         words = [moto, "-m", "moto.server", "-p", str(port)]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         host = f"127.0.0.1:{port}"
-        for _ in range(100):
+        for _ in range(600):
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 break

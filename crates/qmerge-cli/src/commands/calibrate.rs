@@ -44,7 +44,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<Outcome> {
 /// Says what was stored.
 pub(super) fn show(found: Option<&Found>) {
     show::note(&match found {
-        Some(found) => format!("{} of moments, from {}, in {}", show::bytes(found.bytes), found.taken_from, found.output),
+        Some(found) => {
+            format!("{} of moments, from {}, in {}", show::bytes(found.bytes), found.taken_from, found.output)
+        }
         None => "no model is run for this merge, and no moments were stored".into(),
     });
 }

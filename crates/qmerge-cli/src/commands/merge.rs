@@ -14,7 +14,9 @@ use qmerge::round::{Calibration, Demand};
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{calibrate, importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage};
+use super::{
+    calibrate, importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage,
+};
 use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -179,7 +181,8 @@ pub(crate) fn find(
     rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
     if let Some(path) = &args.moments {
-        let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
+        let prepared =
+            rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
         return rounding::store(&inputs, &plan, prepared, path, &run, progress).map(Found::Moments);
     }
     let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
@@ -299,13 +302,7 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 }
 
 /// What would be done.
-fn planned(
-    inputs: &Inputs,
-    plan: &Plan,
-    output: &Path,
-    args: &Running,
-    expected: &Estimate,
-) -> error::Result<Planned> {
+fn planned(inputs: &Inputs, plan: &Plan, output: &Path, args: &Running, expected: &Estimate) -> error::Result<Planned> {
     args.report.as_deref().map(page::form).transpose()?;
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);

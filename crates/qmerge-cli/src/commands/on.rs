@@ -66,7 +66,6 @@ fn without(words: &[OsString]) -> Vec<OsString> {
     kept
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

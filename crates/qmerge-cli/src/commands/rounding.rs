@@ -250,8 +250,7 @@ pub(super) fn store(
 ) -> error::Result<Option<calibrate::Found>> {
     let MomentsFrom::Run(text, needs) = prepared.source else { return Ok(None) };
     progress.start(prepared.before + needs.demand.work);
-    let engine =
-        qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
+    let engine = qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
     let mut calibration = text.calibration(&model, plan.seed, false, needs)?;
     progress.phase("taking moments", "layers");

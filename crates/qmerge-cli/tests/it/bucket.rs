@@ -209,7 +209,9 @@ impl State {
                 let mut content = self.content.lock().unwrap();
                 let gone = match query("uploadId") {
                     Some(id) => content.uploads.remove(id).is_some(),
-                    None => content.objects.remove(&request.path).is_some() || request.headers.contains_key("x-amz-date"),
+                    None => {
+                        content.objects.remove(&request.path).is_some() || request.headers.contains_key("x-amz-date")
+                    }
                 };
                 Answer::new(if gone { 204 } else { 404 })
             }

@@ -277,3 +277,85 @@ impl Blob for RemoteFile {
             .map_or(Ok(()), |error: Error| Err(error.in_file(&self.path)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qmerge::error::Kind;
+    use qmerge::open::Item;
+
+    use super::*;
+    use crate::remote::Failed;
+
+    /// An object of bytes that tell their place.
+    #[derive(Debug, Default)]
+    struct Counting {
+        sent: AtomicU64,
+    }
+
+    fn byte(at: u64) -> u8 {
+        (at * 7 % 251) as u8
+    }
+
+    impl Source for Counting {
+        fn list(&self, _: &str) -> std::result::Result<Vec<Item>, Failed> {
+            Ok(Vec::new())
+        }
+
+        fn look(&self, _: &str) -> std::result::Result<Found, Failed> {
+            Err(Failed::Missing)
+        }
+
+        fn get(&self, name: &str, _: &Found, range: Range<u64>) -> std::result::Result<Vec<u8>, Failed> {
+            assert!(name != "panics", "as a defect would");
+            self.sent.fetch_add(range.end - range.start, Ordering::Relaxed);
+            Ok(range.map(byte).collect())
+        }
+    }
+
+    const LEN: u64 = KEPT + 5 * CELL + 17;
+
+    fn opened(source: &Arc<Counting>, name: &str) -> RemoteFile {
+        let found = Found { len: LEN, tag: "\"1\"".into() };
+        let file = RemoteFile::new(PathBuf::from(name), Arc::clone(source) as Arc<dyn Source>, name, found);
+        file.expect(std::slice::from_ref(&(0..LEN)));
+        file
+    }
+
+    fn read_all(file: &RemoteFile) {
+        let mut buffer = vec![0; 3 << 20];
+        let mut at = 0;
+        while at < LEN {
+            let count = (LEN - at).min(buffer.len() as u64) as usize;
+            file.read_at(at, &mut buffer[..count]).unwrap();
+            assert!(buffer[..count].iter().zip(at..).all(|(found, at)| *found == byte(at)));
+            at += count as u64;
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_comes_from_the_scratch() {
+        let folder = std::env::temp_dir().join(format!("qmerge-ahead-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        // All of it has a place, or half.
+        for (bytes, from_source) in [(2 * LEN, LEN), (LEN / 2, 2 * LEN + CELL)] {
+            let in_use = crate::scratch(&folder, bytes).unwrap();
+            let source = Arc::new(Counting::default());
+            let file = opened(&source, "object");
+            drop(in_use);
+            (0..3).for_each(|_| read_all(&file));
+            let sent = source.sent.load(Ordering::Relaxed);
+            assert!(sent >= LEN && sent <= from_source, "{sent} of {LEN}");
+        }
+        let source = Arc::new(Counting::default());
+        read_all(&opened(&source, "object"));
+        assert_eq!(source.sent.load(Ordering::Relaxed), LEN, "without one, each byte comes once for a read of all");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_defect_while_it_reads_ahead_is_an_error() {
+        let file = opened(&Arc::new(Counting::default()), "panics");
+        let error = file.read_at(0, &mut [0; 100]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Bug);
+    }
+}

@@ -109,7 +109,8 @@ impl Scratch {
             Err(error) => {
                 places.free.push(place);
                 let most = places.most * CELL;
-                let problem = format!("cannot write the scratch there, which was given {} MB: {error}", most / 1_000_000);
+                let problem =
+                    format!("cannot write the scratch there, which was given {} MB: {error}", most / 1_000_000);
                 Err(Error::new(Kind::Io, problem)
                     .in_file(&self.folder)
                     .with_hint("free some space, or choose another folder or a smaller size: --scratch DIR=SIZE"))

@@ -1,6 +1,7 @@
 //! How an output begins: anew, or where an interrupted run stopped; and what is recorded for the next one.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use object_store::path::Path as Key;
 use qmerge::error::{Error, Kind, Result};

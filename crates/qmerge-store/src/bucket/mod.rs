@@ -64,15 +64,22 @@ pub(crate) fn objects(address: &Address) -> Result<Arc<dyn Objects>> {
     };
     Ok(match address.url().scheme() {
         "s3" => {
-            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options).with_retry(once());
+            let builder =
+                AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options).with_retry(once());
             Arc::new(credentials::of_profile(builder).with_http_connector(connection).build().map_err(refused)?)
         }
         "gs" => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_client_options(options).with_retry(once());
+            let builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_client_options(options)
+                .with_retry(once());
             Arc::new(builder.with_http_connector(connection).build().map_err(refused)?)
         }
         _ => {
-            let builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket).with_client_options(options).with_retry(once());
+            let builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_client_options(options)
+                .with_retry(once());
             Arc::new(builder.with_http_connector(connection).build().map_err(refused)?)
         }
     })

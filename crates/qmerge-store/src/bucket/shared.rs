@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) files: Vec<File>,
     pub(super) progress: Mutex<Progress>,
     pub(super) changed: Condvar,
+    /// Held while what waits is put by: two would put the same by, and hold it twice.
+    pub(super) saving: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -208,6 +210,11 @@ impl Shared {
 
     /// Puts by what waits for the rest of its parts; with `let_go` it is not kept in memory.
     pub(super) fn save(&self, let_go: bool) -> Result<()> {
+        let _saving = lock(&self.saving);
+        if let_go && lock(&self.progress).waiting <= WAITING {
+            // Another did.
+            return Ok(());
+        }
         let mut object = Vec::new();
         let mut saved = Vec::new();
         let number = {

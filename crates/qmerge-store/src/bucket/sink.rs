@@ -15,14 +15,13 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::open::Store;
 use qmerge::write::{Existing, Room, Sink, Start, path_beside};
 
-use super::cells::{Cell, Cells};
-use super::record::{Record, Upload};
-use super::shared::{File, MOST_PARTS, PART, Shared, WAITING, lock};
-use super::uploads;
+use super::begin::Earlier;
+use super::record::Record;
+use super::shared::{Shared, WAITING, lock};
 use super::written::Written;
 use super::{Objects, failed, key, wait};
 use crate::address::Address;
-use crate::remote::{Failed, ask, persist};
+use crate::remote::{Failed, persist};
 
 /// An output in a bucket.
 #[derive(Debug)]
@@ -60,8 +59,14 @@ impl StoreSink {
 
     pub(crate) fn in_objects(objects: Arc<dyn Objects>, target: &str, shown: &Path) -> Self {
         let partial = format!("{target}.partial");
-        let shared =
-            Shared { objects, partial, files: Vec::new(), progress: Mutex::default(), changed: Condvar::new() };
+        let shared = Shared {
+            objects,
+            partial,
+            files: Vec::new(),
+            progress: Mutex::default(),
+            changed: Condvar::new(),
+            saving: Mutex::default(),
+        };
         Self {
             path: shown.to_path_buf(),
             place: PathBuf::from(format!("{}.partial", shown.display())),
@@ -112,7 +117,6 @@ impl StoreSink {
         }
         Ok(found)
     }
-
 }
 
 impl Sink for StoreSink {

@@ -88,7 +88,7 @@ fn an_interrupted_run_is_gone_on_with() {
     first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
     first.sync().unwrap();
     first.append(b"one\n").unwrap();
-    first.shared.save(true).unwrap();
+    first.shared.save(false).unwrap();
     first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
     first.stash("x", b"kept").unwrap();
     assert!(first.can_be_resumed());

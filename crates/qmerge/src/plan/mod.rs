@@ -333,7 +333,8 @@ impl Plan {
     /// Names of the weights that are.
     #[doc(hidden)]
     pub fn calibrated(&self) -> impl Iterator<Item = &str> {
-        let is_calibrated = |step: &&Step| matches!(&step.action, Action::Recode(recode) if recode.rounding.whole().is_some());
+        let is_calibrated =
+            |step: &&Step| matches!(&step.action, Action::Recode(recode) if recode.rounding.whole().is_some());
         self.steps.iter().filter(is_calibrated).map(|step| step.name.as_str())
     }
 

@@ -52,8 +52,16 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let reserved = (names + 4096).next_multiple_of(8);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
-    let mut writing =
-        Writing { file: &mut file, path, dtype, hash: Sha256::new(), header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
+    let mut writing = Writing {
+        file: &mut file,
+        path,
+        dtype,
+        hash: Sha256::new(),
+        header: serde_json::Map::new(),
+        inputs: Vec::new(),
+        at: 0,
+        layer: 0,
+    };
     calibration.each(&|name| own.contains(weight_of(name).0), &mut writing)?;
     let Writing { mut header, inputs, at, hash, .. } = writing;
     let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();

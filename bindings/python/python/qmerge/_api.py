@@ -89,6 +89,7 @@ def merge(
     resume: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     safe_merge: bool = True,
@@ -132,6 +133,7 @@ def merge(
         resume: go on where a merge with the same arguments was interrupted.
         threads: worker threads. The output does not depend on it.
         max_memory: most memory to use, in bytes or like "2G".
+        scratch: folder of this machine, or "DIR=SIZE", that holds up to so much of what is read more than once from an address.
         report: also write the report to this `.json` or `.html` file.
         adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
         safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
@@ -218,6 +220,7 @@ def plan(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     parts: Optional[int] = None,
 ) -> Plan:
@@ -240,6 +243,7 @@ def convert(
     resume: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     progress: Watcher = None,
 ) -> Report:
@@ -258,6 +262,7 @@ def convert(
         resume=resume,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
         report=report,
     )
     return Report(run("convert", options, progress)[1])
@@ -342,6 +347,7 @@ def compare(
     peft_bugs: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
@@ -379,6 +385,7 @@ def compare(
         peft_bugs=peft_bugs,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
         report=report,
     )
     return Comparison(run("compare", options, progress)[1])
@@ -403,6 +410,7 @@ def calibrate(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
 ) -> Calibration:
@@ -435,6 +443,7 @@ def calibrate(
         force=force,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Calibration(run("calibrate", options, progress)[1])
 
@@ -469,6 +478,7 @@ def truncate(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     progress: Watcher = None,
 ) -> Truncation:
     """Cuts an adapter to a lower rank, to serve it beside the untouched base.
@@ -504,6 +514,7 @@ def truncate(
         force=force,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Truncation(run("truncate", options, progress)[1])
 
@@ -680,6 +691,7 @@ def generate(
     peft_bugs: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
 ) -> Generation:
@@ -708,6 +720,7 @@ def generate(
         peft_bugs=peft_bugs,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Generation(run("generate", options, progress)[1])
 

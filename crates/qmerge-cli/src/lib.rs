@@ -49,7 +49,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     show::take_spaced(args.iter().skip(1).filter_map(|word| word.to_str()));
     let line = line(&args);
-    let mut command = match Cli::read(args) {
+    let mut command = match Cli::read(args.clone()) {
         Ok(cli) => {
             show::choose(cli.color, cli.verbose);
             cli.command
@@ -59,8 +59,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return error.exit_code() as u8;
         }
     };
-    let result = match provide(&mut command) {
-        Ok(()) => {
+    if let Some(cluster) = command.cluster() {
+        return commands::on::run(cluster, &args).unwrap_or_else(|error| {
+            let error = error.into();
+            show::error(&error);
+            exit_status(&error)
+        });
+    }
+    let result = match provide(&mut command).and_then(|()| command.scratch()) {
+        Ok(_scratch) => {
             interrupt::watch(&command);
             dispatch(command, &line)
         }
@@ -139,7 +146,11 @@ pub fn call(args: impl IntoIterator<Item = OsString>, progress: &dyn Progress) -
     let args: Vec<OsString> = std::iter::once(OsString::from("qmerge")).chain(args).collect();
     let line = line(&args);
     let mut command = Cli::read(args).map_err(|error| wrong_use(&error))?.command;
+    if command.cluster().is_some() {
+        return Err(Error::new(Kind::Usage, "--on is for a terminal").with_hint("call qmerge.ray.merge"));
+    }
     hub::provide(&mut command, &hub::Beside(progress))?;
+    let _scratch = command.scratch()?;
     let merge = |args: &MergeArgs, way: Way| {
         let found = commands::merge::find(args, way, &line, progress, &|_| ())?;
         answer(&found, commands::merge::outcome(args, &found))

@@ -35,6 +35,30 @@ impl Command {
         }
     }
 
+    /// The cluster that is to do it.
+    pub(crate) fn cluster(&self) -> Option<&str> {
+        match self {
+            Self::Merge(args) => args.on.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Takes the scratch into use that was asked for, until what is returned goes.
+    pub(crate) fn scratch(&self) -> Result<Option<qmerge_store::InUse>> {
+        let asked = match self {
+            Self::Merge(args) | Self::Finish(args) => &args.running.scratch,
+            Self::Plan(args) => &args.merge.running.scratch,
+            Self::Convert(args) => &args.running.scratch,
+            Self::Unmerge(args) => &args.running.scratch,
+            Self::Calibrate(args) => &args.engine.scratch,
+            Self::Truncate(args) => &args.engine.scratch,
+            Self::Compare(args) => &args.engine.scratch,
+            Self::Generate(args) => &args.engine.scratch,
+            _ => &None,
+        };
+        asked.as_ref().map(|asked| qmerge_store::scratch(&asked.folder, asked.bytes)).transpose()
+    }
+
     /// Errors if the output is to lie where it cannot.
     pub(crate) fn refuse_output(&self) -> Result<()> {
         let output = match self {

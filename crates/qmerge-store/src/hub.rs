@@ -27,7 +27,7 @@ const GOOD_FOR: Duration = Duration::from_secs(300);
 pub struct Client {
     agent: Agent,
     /// Address of the hub, without a slash at the end.
-    pub endpoint: String,
+    endpoint: String,
     token: Option<String>,
     /// What errors say first of a repository that is not there.
     sought: &'static str,
@@ -35,7 +35,7 @@ pub struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Client({})", self.endpoint)
+        write!(f, "Client({})", self.shown())
     }
 }
 
@@ -84,6 +84,11 @@ impl Client {
             || Some(read_small_text(&token_file?, MAX_TOKEN).ok()?.trim().to_owned()).filter(|token| !token.is_empty());
         let token = set("HF_TOKEN").or_else(from_file);
         Ok(Self { agent: http::agent()?, endpoint, token, sought })
+    }
+
+    /// Its address in messages, without what is secret in it.
+    pub fn shown(&self) -> String {
+        crate::redacted(&self.endpoint)
     }
 
     /// What the repository holds at the revision.
@@ -159,7 +164,7 @@ impl Client {
 
     /// An error for every status but success.
     pub fn refuse(&self, status: u16, id: &HubId) -> Result<()> {
-        let (endpoint, revision) = (&self.endpoint, &id.revision);
+        let (endpoint, revision) = (self.shown(), &id.revision);
         let terms = match self.token {
             Some(_) => format!(
                 "check the name; if it is gated, accept its terms at {endpoint}/{id} with the account that the token is of"
@@ -185,7 +190,7 @@ impl Client {
 
     /// The hub could not be reached, or the connection broke.
     pub fn failed(&self, error: &dyn std::fmt::Display) -> Error {
-        let (endpoint, error) = (&self.endpoint, crate::redacted(&error.to_string()));
+        let (endpoint, error) = (self.shown(), crate::redacted(&error.to_string()));
         let text = match self.sought {
             "" => format!("{endpoint} cannot be reached: {error}"),
             _ => format!(
@@ -199,7 +204,8 @@ impl Client {
 
     /// An answer that the hub does not give.
     fn odd(&self, what: &str) -> Error {
-        Error::new(Kind::Malformed, format!("{} answered with {what}", self.endpoint))
+        // A redirect may hold a signature.
+        Error::new(Kind::Malformed, format!("{} answered with {}", self.shown(), crate::redacted(what)))
             .with_hint("check HF_ENDPOINT, or proxies in between")
     }
 }
@@ -262,7 +268,7 @@ impl Repository {
             let answer = request.call().map_err(|error| broken(origin(&url), &error))?;
             if let Some(to) = header(&answer, "location").filter(|_| answer.status().is_redirection()) {
                 url = target(&url, to)
-                    .ok_or_else(|| Failed::Refused(format!("{} leads to an open connection", client.endpoint)))?;
+                    .ok_or_else(|| Failed::Refused(format!("{} leads to an open connection", client.shown())))?;
                 continue;
             }
             if known.is_some() && answer.status().is_client_error() {
@@ -275,7 +281,7 @@ impl Repository {
             }
             return Ok(answer);
         }
-        Err(Failed::Refused(format!("{}: too many redirects", client.endpoint)))
+        Err(Failed::Refused(format!("{}: too many redirects", client.shown())))
     }
 }
 
@@ -306,7 +312,7 @@ impl Source for Repository {
         })?;
         let len = file
             .size
-            .ok_or_else(|| Failed::Refused(format!("{} does not say how long {full} is", self.client.endpoint)))?;
+            .ok_or_else(|| Failed::Refused(format!("{} does not say how long {full} is", self.client.shown())))?;
         Ok(Found { len, tag: file.etag })
     }
 
@@ -317,8 +323,8 @@ impl Source for Repository {
         }
         let answer = self.ask_for(name, &range)?;
         if answer.status().is_client_error() && answer.status().as_u16() != 429 {
-            return Err(refused(answer.status().as_u16(), &self.client.endpoint));
+            return Err(refused(answer.status().as_u16(), &self.client.shown()));
         }
-        ranged(answer, &self.client.endpoint, &range, found.len)
+        ranged(answer, &self.client.shown(), &range, found.len)
     }
 }

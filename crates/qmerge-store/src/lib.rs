@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use address::{Address, is_address, redacted};
+pub use ahead::InUse;
 use qmerge::adapters::{Adapter, Names};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::inspect::Inspection;
@@ -40,6 +41,17 @@ use qmerge::write::{Existing, Sink};
 /// Bytes that this process may hold, beside what the library knows of, for what it has opened here.
 pub fn held() -> u64 {
     if ahead::is_used() { ahead::KEPT } else { 0 }
+}
+
+/// Bytes that this process has read so far of headers and of what is small, which a plan needs: whoever plans the same reads them anew.
+pub fn looked_at() -> u64 {
+    ahead::looked_at()
+}
+
+/// Has what is opened on this thread, while what is returned is there, keep up to so many bytes in a folder of this machine, where it is read more than once. Errors
+/// if there is no such folder.
+pub fn scratch(folder: &Path, bytes: u64) -> Result<InUse> {
+    InUse::new(folder, bytes)
 }
 
 /// Opens a model: what [`Checkpoint::open`] takes, or an address of a folder or of a weight file.

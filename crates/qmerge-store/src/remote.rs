@@ -16,6 +16,13 @@ pub(crate) struct Found {
     pub(crate) tag: String,
 }
 
+impl Found {
+    /// True if the tag is of the content. A time has colons.
+    pub(crate) fn has_tag(&self) -> bool {
+        self.tag.starts_with('"') || self.tag.starts_with("W/") || (!self.tag.is_empty() && !self.tag.contains(':'))
+    }
+}
+
 /// Why one request did not give what was asked for.
 #[derive(Debug)]
 pub(crate) enum Failed {
@@ -92,6 +99,20 @@ pub(crate) fn ask<T>(once: impl FnMut() -> std::result::Result<T, Failed>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_no_tag() {
+        for (tag, is_one) in [
+            ("\"1f-2\"", true),
+            ("W/\"a:b\"", true),
+            ("9b74c989", true),
+            ("", false),
+            ("2023-01-02T03:04:05+00:00", false),
+            ("Mon, 02 Jan 2023 03:04:05 GMT", false),
+        ] {
+            assert_eq!(Found { len: 1, tag: tag.into() }.has_tag(), is_one, "{tag}");
+        }
+    }
 
     #[test]
     fn what_may_pass_is_tried_again_and_nothing_else_is() {

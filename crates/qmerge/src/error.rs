@@ -111,7 +111,9 @@ impl Error {
     }
 
     /// The same once more, for whoever asks later.
-    pub(crate) fn again(&self) -> Self {
+    #[doc(hidden)]
+    #[must_use]
+    pub fn again(&self) -> Self {
         let inner = &self.0;
         Self(Box::new(Inner {
             kind: inner.kind,

@@ -87,6 +87,7 @@ def merge(
     resume: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     safe_merge: bool = True,
@@ -128,6 +129,7 @@ def merge(
         resume: go on where a merge with the same arguments was interrupted.
         threads: worker threads. The output does not depend on it.
         max_memory: most memory to use, in bytes or like "2G".
+        scratch: folder of this machine, or "DIR=SIZE", that holds up to so much of what is read more than once from an address.
         report: also write the report to this `.json` or `.html` file.
         adapter_names: PEFT's names of the adapters to take from one folder that `save_pretrained` wrote.
         safe_merge: checks for NaN and infinity are always on; False warns of that and changes nothing.
@@ -212,6 +214,7 @@ def plan(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     parts: Optional[int] = None,
 ) -> Plan:
@@ -234,6 +237,7 @@ def convert(
     resume: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     progress: Watcher = None,
 ) -> Report:
@@ -252,6 +256,7 @@ def convert(
         resume=resume,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
         report=report,
     )
     return Report(run("convert", options, progress)[1])
@@ -336,6 +341,7 @@ def compare(
     peft_bugs: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     report: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
@@ -373,6 +379,7 @@ def compare(
         peft_bugs=peft_bugs,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
         report=report,
     )
     return Comparison(run("compare", options, progress)[1])
@@ -397,6 +404,7 @@ def calibrate(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
 ) -> Calibration:
@@ -429,6 +437,7 @@ def calibrate(
         force=force,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Calibration(run("calibrate", options, progress)[1])
 
@@ -463,6 +472,7 @@ def truncate(
     force: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     progress: Watcher = None,
 ) -> Truncation:
     """Cuts an adapter to a lower rank, to serve it beside the untouched base.
@@ -498,6 +508,7 @@ def truncate(
         force=force,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Truncation(run("truncate", options, progress)[1])
 
@@ -657,6 +668,7 @@ def generate(
     peft_bugs: bool = False,
     threads: Optional[int] = None,
     max_memory: Union[int, str, None] = None,
+    scratch: Optional[Path] = None,
     adapter_names: Optional[Sequence[str]] = None,
     progress: Watcher = None,
 ) -> Generation:
@@ -685,6 +697,7 @@ def generate(
         peft_bugs=peft_bugs,
         threads=threads,
         max_memory=max_memory,
+        scratch=scratch,
     )
     return Generation(run("generate", options, progress)[1])
 

@@ -10,7 +10,7 @@ use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
     Quantization, Running, Scaling, Sources, Tuned, Workers, Writing,
 };
-use super::values::{combinations, formats, parts, repo_id, roundings, share, tokens};
+use super::values::{cluster, combinations, formats, parts, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -51,6 +51,12 @@ pub(crate) struct MergeArgs {
     /// Merge only this part, like 2/4, into a folder beside OUT; `qmerge finish` puts all parts together.
     #[arg(long, value_name = "I/N", conflicts_with_all = ["residual_rank", "min_kept", "min_survival", "report", "push"], hide_short_help = true, help_heading = "Output")]
     pub(crate) part: Option<Part>,
+    /// Have the parts of the merge done by the machines of a Ray cluster, `ray://HOST:PORT`, or of the one that this machine is in, `ray`; they see the output's folder under the same path. Needs the Python package with Ray: pip install "qmerge[ray]".
+    #[arg(long, value_name = "CLUSTER", value_parser = cluster, conflicts_with_all = ["part", "residual_rank", "dry_run", "moments", "threads"], hide_short_help = true, help_heading = "Output")]
+    pub(crate) on: Option<String>,
+    /// Store what this merge would be rounded by, for its parts, and merge nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["part", "dry_run"], hide = true)]
+    pub(crate) moments: Option<PathBuf>,
     /// Say at the end how to upload the output to this repository on the hub; nothing is uploaded.
     #[arg(long, alias = "upload-repo", value_name = "REPO_ID", value_parser = repo_id, hide_short_help = true, help_heading = "Output")]
     pub(crate) push: Option<String>,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::values::{joinings, seconds, share, size, tokens};
+use super::values::{Scratch, joinings, scratch, seconds, share, size, tokens};
 use qmerge::edit::{Joining, Majority};
 use qmerge::error::{Error, Kind, Result};
 use qmerge_run::calibrate::Amount;
@@ -190,6 +190,9 @@ pub(crate) struct Running {
     /// Most memory to use, like 300M or 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<u64>,
+    /// Folder of this machine that holds up to so much (default: 8G) of what is read more than once from an address, as weights that do not fit into memory.
+    #[arg(long, value_name = "DIR[=SIZE]", value_parser = scratch, hide_short_help = true)]
+    pub(crate) scratch: Option<Scratch>,
     /// Also write the report to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -318,4 +321,7 @@ pub(crate) struct Engine {
     /// Most memory to use, like 2G; weights that do not fit are read again whenever they are used.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<u64>,
+    /// Folder of this machine that holds up to so much (default: 8G) of what is read more than once from an address, as weights that do not fit into memory.
+    #[arg(long, value_name = "DIR[=SIZE]", value_parser = scratch, hide_short_help = true)]
+    pub(crate) scratch: Option<Scratch>,
 }

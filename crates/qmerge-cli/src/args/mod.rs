@@ -71,13 +71,13 @@ pub(crate) enum Command {
     )]
     Merge(Box<MergeArgs>),
     /// Put the parts of a merge together, that were written with `merge --part`.
-    #[command(mut_arg("part", |part| part.hide(true)), after_help = "Give it what the parts were given, without --part.\n\nExamples:\n  \
+    #[command(mut_arg("part", |part| part.hide(true)), mut_arg("on", |on| on.hide(true)), after_help = "Give it what the parts were given, without --part.\n\nExamples:\n  \
                       qmerge merge --base base-nf4 --adapter my-lora -o merged --part 1/2\n  \
                       qmerge merge --base base-nf4 --adapter my-lora -o merged --part 2/2\n  \
                       qmerge finish --base base-nf4 --adapter my-lora -o merged")]
     Finish(Box<MergeArgs>),
     /// Say what a merge would do and take, whole or in parts, and write nothing.
-    #[command(mut_arg("part", |part| part.hide(true)), after_help = "Examples:\n  qmerge plan --base base-nf4 --adapter my-lora -o merged --parts 4\n  \
+    #[command(mut_arg("part", |part| part.hide(true)), mut_arg("on", |on| on.hide(true)), after_help = "Examples:\n  qmerge plan --base base-nf4 --adapter my-lora -o merged --parts 4\n  \
                             qmerge plan --base base-nf4 --adapter my-lora -o merged --parts 16 --json")]
     Plan(Box<PlanArgs>),
     /// Show what is in a checkpoint or an adapter.

@@ -134,6 +134,35 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     Ok((number * (1_u64 << shift) as f64) as u64)
 }
 
+/// A Ray cluster: where it listens for clients, or the word for that of this machine.
+pub(super) fn cluster(text: &str) -> Result<String, String> {
+    let is_address = text.strip_prefix("ray://").and_then(|rest| rest.rsplit_once(':'));
+    let is_address = is_address.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if is_address || text == "ray" {
+        return Ok(text.to_owned());
+    }
+    Err("it is no cluster: write ray://HOST:PORT, or ray for the one that this machine is in".into())
+}
+
+/// A folder for what is read again, and the bytes that it may take there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Scratch {
+    pub(crate) folder: PathBuf,
+    pub(crate) bytes: u64,
+}
+
+/// `DIR` or `DIR=SIZE`.
+pub(super) fn scratch(text: &str) -> Result<Scratch, String> {
+    let (folder, bytes) = match text.rsplit_once('=') {
+        Some((folder, bytes)) => (folder, size(bytes)?),
+        None => (text, 8 << 30),
+    };
+    if folder.is_empty() {
+        return Err("no folder is named: write DIR or DIR=SIZE, like scratch=20G".into());
+    }
+    Ok(Scratch { folder: PathBuf::from(folder), bytes })
+}
+
 /// A share from 0 to 1.
 pub(super) fn share(text: &str) -> Result<f64, String> {
     let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
@@ -178,6 +207,26 @@ mod tests {
         assert_eq!(size("77"), Ok(77));
         for text in ["many", "nan", "infG", "-1M", "M"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn clusters_have_a_host_and_a_port() {
+        for text in ["ray", "ray://head:10001", "ray://[::1]:10001"] {
+            assert_eq!(cluster(text).as_deref(), Ok(text));
+        }
+        for text in ["", "ray://", "ray://head", "ray://:1", "ray://head:x", "slurm", "http://head:1"] {
+            cluster(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_scratch_has_a_folder_and_a_size() {
+        let of = |folder: &str, bytes| Ok(Scratch { folder: PathBuf::from(folder), bytes });
+        assert_eq!(scratch("a/b"), of("a/b", 8 << 30));
+        assert_eq!(scratch("a=b=20G"), of("a=b", 20 << 30));
+        for text in ["", "=1G", "a=", "a=x"] {
+            assert!(scratch(text).is_err(), "{text}");
         }
     }
 

@@ -37,8 +37,18 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<Outcome> {
     let found = find(args, &bar);
     bar.clear();
     let found = found?;
-    show::note(&format!("{} of moments, from {}, in {}", show::bytes(found.bytes), found.taken_from, found.output));
+    show(Some(&found));
     Ok(Outcome::Done)
+}
+
+/// Says what was stored.
+pub(super) fn show(found: Option<&Found>) {
+    show::note(&match found {
+        Some(found) => {
+            format!("{} of moments, from {}, in {}", show::bytes(found.bytes), found.taken_from, found.output)
+        }
+        None => "no model is run for this merge, and no moments were stored".into(),
+    });
 }
 
 /// Runs the model and stores what its layers are given.
@@ -68,7 +78,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     stored(&inputs, calibration, dtype, &args.output, progress)
 }
 
-fn stored(
+pub(super) fn stored(
     inputs: &Inputs,
     calibration: impl Calibration,
     dtype: Dtype,

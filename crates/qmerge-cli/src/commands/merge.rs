@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use anyhow::Result;
+use qmerge::adapters::Adapter;
 use qmerge::error;
 use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
 use qmerge::plan::{Inputs, Options, Part, Plan, Tokenizer};
@@ -13,7 +14,9 @@ use qmerge::round::{Calibration, Demand};
 use serde::Serialize;
 
 use super::next::{self, Made};
-use super::{importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage};
+use super::{
+    calibrate, importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage,
+};
 use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
 use crate::progress::Bar;
@@ -26,6 +29,8 @@ pub(crate) enum Found {
     /// Where nothing was written.
     Plan(Box<Planned>),
     Part(PartDone),
+    /// What it would be rounded by was stored; `None` where no model is run for that.
+    Moments(Option<calibrate::Found>),
     Report(Box<Report>),
 }
 
@@ -36,6 +41,12 @@ pub(crate) struct Planned {
     plan: PlanSummary,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartEstimate>,
+    /// With parts: whether each runs the model for what it is rounded by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_model: Option<bool>,
+    /// With parts: bytes that each reads from stores beside those of its own weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_beside: Option<u64>,
 }
 
 /// How a merge is gone about.
@@ -126,6 +137,9 @@ pub(crate) fn find(
     if args.part.is_some() && !matches!(way, Way::Part(_)) {
         return Err(usage("--part is an option of merge alone".into()));
     }
+    if args.on.is_some() {
+        return Err(usage("--on is an option of merge alone".into()));
+    }
     let measure = match (way, args.measuring.when().map_err(usage)?) {
         (Way::Part(_), Measure::Always) => {
             return Err(usage("a part of a merge is not measured".into())
@@ -152,6 +166,7 @@ pub(crate) fn find(
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
+    let looked_at = qmerge_store::looked_at();
     let mut inputs = open_both(&args.sources, &args.tuned)?;
     if let Some(original) = &args.calibrating.original {
         inputs = inputs.with_original(qmerge_store::checkpoint(original)?)?;
@@ -165,6 +180,11 @@ pub(crate) fn find(
     plan.warnings.extend(not_taken.into_iter().chain(told));
     rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
+    if let Some(path) = &args.moments {
+        let prepared =
+            rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
+        return rounding::store(&inputs, &plan, prepared, path, &run, progress).map(Found::Moments);
+    }
     let is_dry = args.running.dry_run || matches!(way, Way::Plan(_));
     let sink = if is_dry { None } else { super::sink(&inputs, &args.output, &args.running)? };
     if let Some(sink) = &sink {
@@ -200,11 +220,13 @@ pub(crate) fn find(
             Way::Part(part) => part.of(),
             Way::Whole | Way::Finish => 1,
         };
-        let parts = match of {
-            1 => Vec::new(),
-            of => merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of),
-        };
-        return planned(&inputs, &plan, &args.output, &args.running, &takes, parts);
+        let mut planned = planned(&inputs, &plan, &args.output, &args.running, &takes)?;
+        if of > 1 {
+            planned.parts = merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of);
+            planned.runs_model = Some(prepared.runs_model());
+            planned.bytes_beside = Some(beside(&inputs, looked_at));
+        }
+        return Ok(Found::Plan(Box::new(planned)));
     }
     written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole))
 }
@@ -220,7 +242,7 @@ pub(super) fn without_data(
 ) -> error::Result<Found> {
     if args.dry_run {
         let estimate = merge::estimate(plan, run, &Demand::default())?;
-        return planned(inputs, plan, output, args, &estimate, Vec::new());
+        return Ok(Found::Plan(Box::new(planned(inputs, plan, output, args, &estimate)?)));
     }
     match super::sink(inputs, output, args)? {
         Some(sink) => {
@@ -280,21 +302,21 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 }
 
 /// What would be done.
-fn planned(
-    inputs: &Inputs,
-    plan: &Plan,
-    output: &Path,
-    args: &Running,
-    expected: &Estimate,
-    parts: Vec<PartEstimate>,
-) -> error::Result<Found> {
+fn planned(inputs: &Inputs, plan: &Plan, output: &Path, args: &Running, expected: &Estimate) -> error::Result<Planned> {
     args.report.as_deref().map(page::form).transpose()?;
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
     if !qmerge_store::is_address(output) {
         summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
     }
-    Ok(Found::Plan(Box::new(Planned { plan: summary, parts })))
+    Ok(Planned { plan: summary, parts: Vec::new(), runs_model: None, bytes_beside: None })
+}
+
+/// Bytes that whoever merges a part reads from stores beside its weights: what this plan did, since so many were, and adapters whole.
+fn beside(inputs: &Inputs, looked_at: u64) -> u64 {
+    let is_elsewhere = |adapter: &&Adapter| qmerge_store::is_address(&adapter.path) && !adapter.is_tuned();
+    let files = inputs.adapters.iter().filter(is_elsewhere).flat_map(|adapter| &adapter.tensors.files);
+    qmerge_store::looked_at() - looked_at + files.map(|file| file.len()).sum::<u64>()
 }
 
 /// Merges, and writes the report where it was asked for too.
@@ -320,8 +342,10 @@ fn show(found: &Found, args: &Running, told: &Told) -> Result<()> {
         _ if args.json => show::json(found)?,
         Found::Plan(planned) => {
             show::plan(&planned.plan);
-            show::parts(&planned.parts);
+            show::parts(&planned.parts, planned.bytes_beside);
         }
+        Found::Moments(_) if args.quiet => {}
+        Found::Moments(stored) => calibrate::show(stored.as_ref()),
         Found::Part(_) if args.quiet => {}
         Found::Part(part) => show::part(part),
         Found::Report(_) if args.quiet => {}

@@ -11,6 +11,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 mod next;
+pub(crate) mod on;
 pub(crate) mod report;
 pub(crate) mod rounding;
 pub(crate) mod shell;

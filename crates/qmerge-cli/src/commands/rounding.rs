@@ -1,22 +1,24 @@
 //! What a merge is calibrated on, and what it is judged by, if anything.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qmerge::adapters::{Adapter, BESIDE_ADAPTER, Names};
+use qmerge::dtype::Dtype;
 use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
+use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration, Take};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Beginnings;
 
-use super::calibrate::{Text, beginnings};
+use super::calibrate::{self, Text, beginnings};
 use crate::args::{Calibrating, Measure};
 
 /// The method of that name.
@@ -172,6 +174,11 @@ enum MomentsFrom<'p> {
 }
 
 impl Prepared<'_> {
+    /// True if the model is run for the moments that weights are rounded by.
+    pub(super) fn runs_model(&self) -> bool {
+        matches!(self.source, MomentsFrom::Run(..))
+    }
+
     /// All work, in nanoseconds of one thread.
     pub(super) fn work(&self) -> u64 {
         self.before + self.estimate.work + self.judging
@@ -230,6 +237,50 @@ pub(super) fn prepare<'p>(
         0
     };
     Ok(Prepared { source, is_measured, beginnings, estimate, demand, before, judging })
+}
+
+/// Only takes the moments that this plan is rounded by, and stores them; `None` where no model is run for them.
+pub(super) fn store(
+    inputs: &Inputs,
+    plan: &Plan,
+    prepared: Prepared<'_>,
+    path: &Path,
+    options: &merge::RunOptions<'_>,
+    progress: &dyn Progress,
+) -> error::Result<Option<calibrate::Found>> {
+    let MomentsFrom::Run(text, needs) = prepared.source else { return Ok(None) };
+    progress.start(prepared.before + needs.demand.work);
+    let engine = qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
+    let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
+    let mut calibration = text.calibration(&model, plan.seed, false, needs)?;
+    progress.phase("taking moments", "layers");
+    let calibration = OfPlan { calibration: &mut calibration, plan };
+    calibrate::stored(inputs, calibration, Dtype::F32, path, progress).map(Some)
+}
+
+/// A calibration of no more than a plan needs.
+struct OfPlan<'c> {
+    calibration: &'c mut dyn Calibration,
+    plan: &'c Plan,
+}
+
+impl Calibration for OfPlan<'_> {
+    fn about(&self) -> String {
+        self.calibration.about()
+    }
+
+    fn identity(&self) -> error::Result<String> {
+        self.calibration.identity()
+    }
+
+    fn demand(&self) -> Demand {
+        self.calibration.demand()
+    }
+
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> error::Result<()> {
+        let own: HashSet<&str> = self.plan.calibrated().collect();
+        self.calibration.each(&|name| wanted(name) && own.contains(round::weight_of(name).0), take)
+    }
 }
 
 /// Has `merge` done, with a calibration if the method needs one, and measured where the model is run.

@@ -174,7 +174,8 @@ impl Transfer<'_> {
             status => {
                 let text = format!(
                     "{} cannot be downloaded: HTTP status {status} from {}",
-                    self.file.name, self.client.endpoint
+                    self.file.name,
+                    self.client.shown()
                 );
                 let kind = if status == 429 || status >= 500 { Kind::Io } else { Kind::Usage };
                 return Err(Error::new(kind, text).with_hint("try again later; what was downloaded is kept"));

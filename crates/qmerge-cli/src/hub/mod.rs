@@ -113,7 +113,7 @@ fn fetch(id: &HubId, progress: &dyn Progress) -> Result<String> {
     let client = Client::new("no such folder, and ")?;
     let listing = client.listing(id)?;
     let names = needed::needed(&listing.names)
-        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.endpoint)))
+        .map_err(|problem| Error::new(Kind::Unsupported, format!("{id} at {} has {problem}", client.shown())))
         .map_err(|error| error.with_hint("name a repository that holds safetensors; of GGUF files, download the one that is meant and give its path"))?;
     let mut files = Vec::new();
     for name in names {

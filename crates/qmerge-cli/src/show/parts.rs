@@ -10,8 +10,8 @@ use super::{BOLD, note, rows};
 /// Rows of its table.
 const ROWS: usize = 12;
 
-/// What each part takes; nothing where there are none.
-pub(crate) fn parts(parts: &[PartEstimate]) {
+/// What each part takes; nothing where there are none. `beside` are the bytes that each reads from stores besides.
+pub(crate) fn parts(parts: &[PartEstimate], beside: Option<u64>) {
     if parts.is_empty() {
         return;
     }
@@ -40,6 +40,9 @@ pub(crate) fn parts(parts: &[PartEstimate]) {
     table.more(parts.len(), ROWS);
     table.print();
     note("each takes at most as much memory as the whole");
+    if let Some(beside) = beside.filter(|beside| *beside > 0) {
+        note(&format!("each reads {} of headers, small tensors and adapters besides", bytes(beside)));
+    }
 }
 
 /// A part that is done.

@@ -8,6 +8,8 @@ mod bad_input;
 mod behaviour;
 mod beside;
 mod book;
+mod bucket;
+mod buckets;
 mod called;
 mod card;
 mod export;

@@ -29,6 +29,7 @@ impl Connection {
 
     fn send(&self, parts: Parts, bytes: &[u8]) -> std::result::Result<HttpResponse, HttpError> {
         let is_head = parts.method == "HEAD";
+        let limit = wanted(&parts).unwrap_or(MAX_ANSWER);
         let mut request = ureq::http::Request::from_parts(parts, bytes);
         // A length that is there already is not added again.
         request.headers_mut().remove("content-length");
@@ -37,10 +38,17 @@ impl Connection {
         let (parts, mut body) = answer.into_parts();
         let bytes = match is_head {
             true => Vec::new(),
-            false => body.with_config().limit(MAX_ANSWER).read_to_vec().map_err(broken)?,
+            false => body.with_config().limit(limit).read_to_vec().map_err(broken)?,
         };
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(bytes))))
     }
+}
+
+/// Bytes that an answer to a request for a range may have, and some for one that says why there are none.
+fn wanted(parts: &Parts) -> Option<u64> {
+    let (start, end) = parts.headers.get("range")?.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
+    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    Some(end.checked_sub(start)?.saturating_add(64 << 10).min(MAX_ANSWER))
 }
 
 /// What came of a request that got no answer, as far as it says whether it may be made again.

@@ -1,8 +1,10 @@
 //! Object stores: S3, Google's, Azure's, and what speaks like them.
 
+mod begin;
 mod cells;
 mod connection;
 mod credentials;
+mod publish;
 mod record;
 mod runtime;
 mod shared;
@@ -21,7 +23,7 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Item, ItemKind};
 pub(crate) use runtime::wait;
@@ -53,6 +55,8 @@ pub(crate) fn objects(address: &Address) -> Result<Arc<dyn Objects>> {
     let connection = Connection::new()?;
     let bucket = address.url().host_str().unwrap_or_default();
     let options = ClientOptions::new().with_allow_http(true);
+    // Whoever asks asks again, in the same way whatever the store.
+    let once = || RetryConfig { max_retries: 0, ..RetryConfig::default() };
     let refused = |error: object_store::Error| {
         Error::new(Kind::Usage, crate::redacted(&error.to_string()))
             .in_file(address.shown())
@@ -60,15 +64,22 @@ pub(crate) fn objects(address: &Address) -> Result<Arc<dyn Objects>> {
     };
     Ok(match address.url().scheme() {
         "s3" => {
-            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options);
+            let builder =
+                AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options).with_retry(once());
             Arc::new(credentials::of_profile(builder).with_http_connector(connection).build().map_err(refused)?)
         }
         "gs" => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_client_options(options);
+            let builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_client_options(options)
+                .with_retry(once());
             Arc::new(builder.with_http_connector(connection).build().map_err(refused)?)
         }
         _ => {
-            let builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket).with_client_options(options);
+            let builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_client_options(options)
+                .with_retry(once());
             Arc::new(builder.with_http_connector(connection).build().map_err(refused)?)
         }
     })
@@ -103,7 +114,7 @@ fn found(meta: &ObjectMeta) -> Found {
     Found { len: meta.size, tag }
 }
 
-/// Why a request came to nothing. The store was asked again already as often as it makes sense within one request.
+/// Why a request came to nothing.
 pub(crate) fn failed(error: object_store::Error) -> Failed {
     use object_store::Error as E;
     match error {

@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) files: Vec<File>,
     pub(super) progress: Mutex<Progress>,
     pub(super) changed: Condvar,
+    /// Held while what waits is put by: two would put the same by, and hold it twice.
+    pub(super) saving: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +58,7 @@ pub(super) struct Progress {
     pub(super) waiting: u64,
     /// Objects of pieces that were written.
     pub(super) pieces: u64,
-    /// What no record has yet.
+    /// What no record has yet. Of this lock and that of a file's cells, the latter is taken first.
     pub(super) next: Record,
     pub(super) complete: BTreeSet<usize>,
 }
@@ -137,8 +139,13 @@ impl Shared {
             }
             progress.under_way += 1;
             drop(progress);
-            let shared = Arc::clone(self);
-            std::thread::spawn(move || shared.upload_cell(begun, (number, cell), pieces));
+            // Where no thread can be started, this one does it.
+            let pieces = Arc::new(Mutex::new(pieces));
+            let (shared, own) = (Arc::clone(self), Arc::clone(&pieces));
+            let work = move || shared.upload_cell(begun, (number, cell), std::mem::take(&mut *lock(&own)));
+            if std::thread::Builder::new().name("qmerge-upload".into()).spawn(work).is_err() {
+                self.upload_cell(begun, (number, cell), std::mem::take(&mut *lock(&pieces)));
+            }
         }
         self.check()
     }
@@ -160,19 +167,19 @@ impl Shared {
                 ask(|| wait(self.objects.put_part(&file.key, &file.upload, cell, payload.clone())).map_err(failed))?;
             Ok(part.content_id)
         };
-        let part = put();
+        // Whoever waits for it must hear of it.
+        let part = std::panic::catch_unwind(std::panic::AssertUnwindSafe(put));
+        let part = part.unwrap_or_else(|_| Err(Error::new(Kind::Bug, "an upload panicked")));
+        if let (Ok(id), Some(file)) = (&part, self.files.get(number)) {
+            lock(&file.cells).set(cell, Cell::Uploaded(id.clone()));
+        }
         let mut progress = lock(&self.progress);
         progress.under_way -= 1;
         progress.begun.remove(&begun);
         // What nobody wrote is not counted as waiting.
         progress.waiting = progress.waiting.saturating_sub(held);
         match part {
-            Ok(id) => {
-                if let Some(file) = self.files.get(number) {
-                    lock(&file.cells).set(cell, Cell::Uploaded(id.clone()));
-                }
-                progress.next.parts.push((number, cell, id));
-            }
+            Ok(id) => progress.next.parts.push((number, cell, id)),
             Err(error) => {
                 progress.failed.get_or_insert((error.kind(), error.message().to_owned()));
             }
@@ -203,6 +210,11 @@ impl Shared {
 
     /// Puts by what waits for the rest of its parts; with `let_go` it is not kept in memory.
     pub(super) fn save(&self, let_go: bool) -> Result<()> {
+        let _saving = lock(&self.saving);
+        if let_go && lock(&self.progress).waiting <= WAITING {
+            // Another did.
+            return Ok(());
+        }
         let mut object = Vec::new();
         let mut saved = Vec::new();
         let number = {

@@ -88,7 +88,7 @@ fn an_interrupted_run_is_gone_on_with() {
     first.write_at(0, PART + 100, &mut bytes(PART + 100..PART + 300)).unwrap();
     first.sync().unwrap();
     first.append(b"one\n").unwrap();
-    first.shared.save(true).unwrap();
+    first.shared.save(false).unwrap();
     first.write_at(0, PART + 300, &mut bytes(PART + 300..2 * PART)).unwrap();
     first.stash("x", b"kept").unwrap();
     assert!(first.can_be_resumed());
@@ -99,6 +99,8 @@ fn an_interrupted_run_is_gone_on_with() {
     // The first is told that it is not alone.
     first.sync().unwrap();
     assert_eq!(first.append(b"two\n").unwrap_err().kind(), Kind::Exists);
+    // What it gives up is the other's now.
+    first.abandon();
     assert_eq!(second.stashed("x").unwrap().unwrap(), b"kept");
     assert_eq!(second.stashed("y").unwrap(), None);
     second.write_at(0, PART, &mut bytes(PART..PART + 100)).unwrap();
@@ -111,6 +113,33 @@ fn an_interrupted_run_is_gone_on_with() {
     let files = ["a/out/a.safetensors", "a/out/b.safetensors", "a/out/model.safetensors.index.json"];
     assert_eq!(names(&objects), files);
     assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
+}
+
+/// What waits is counted as what it is, whoever completes a part.
+#[test]
+fn bytes_that_wait_are_counted() {
+    let objects = Arc::new(InMemory::new());
+    let mut sink = sink(&objects);
+    sink.begin(Existing::default()).unwrap();
+    sink.reserve(&[room("x.safetensors", 4 * PART)], Start::Anew(b"")).unwrap();
+    let parts: Vec<u64> = (0..4 * 64).collect();
+    let step = PART / 64;
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (sink, parts) = (&sink, &parts);
+            scope.spawn(move || {
+                // Each thread has a share of every part of the upload.
+                for at in parts.iter().filter(|at| **at % 4 == thread) {
+                    sink.write_at(0, at * step, &mut bytes(at * step..(at + 1) * step)).unwrap();
+                }
+            });
+        }
+    });
+    sink.shared.settle().unwrap();
+    assert_eq!(super::shared::lock(&sink.shared.progress).waiting, 0);
+    sink.end(0, 4 * PART).unwrap();
+    sink.publish(false).unwrap();
+    assert!(read(&objects, "a/out/x.safetensors") == bytes(0..4 * PART));
 }
 
 #[test]

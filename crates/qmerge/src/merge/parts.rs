@@ -4,6 +4,7 @@
 //! it: nothing but [`finish`] writes what has the output's name. Processes never share a file, so any file system will do. Each byte is that of a merge by one process, since a step
 //! depends on nothing but the inputs and the plan.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -15,7 +16,7 @@ use crate::open::Blob;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::{Progress, stopped};
 use crate::report::Report;
-use crate::round::{Calibration, Demand};
+use crate::round::{Calibration, Demand, LayerInputs, weight_of};
 use crate::write::{Finished, LocalSink, Output, Took, WrittenPart, parts_beside};
 
 /// Bytes that are copied at a time.
@@ -38,6 +39,8 @@ pub struct PartEstimate {
     pub bytes_read: u64,
     /// Most bytes that it writes.
     pub bytes_written: u64,
+    /// Numbers of the calibration's layers whose moments it needs, from 0.
+    pub layers: Vec<usize>,
     /// Seconds, about, on the threads of the estimate.
     pub seconds: f64,
 }
@@ -68,7 +71,11 @@ pub fn estimate_parts(plan: &Plan, threads: usize, demand: &Demand, of: usize) -
         let range = plan.steps_of(part);
         let steps = &plan.steps[range.clone()];
         let own: u64 = work.steps[range].iter().sum();
-        let calibrated = steps.iter().any(is_calibrated);
+        let calibrated: HashSet<&str> =
+            steps.iter().filter(|step| is_calibrated(step)).map(|step| step.name.as_str()).collect();
+        let needs = |layer: &Vec<LayerInputs>| {
+            layer.iter().flat_map(|inputs| &inputs.weights).any(|name| calibrated.contains(weight_of(name).0))
+        };
         PartEstimate {
             part: part.number(),
             steps: steps.len(),
@@ -80,7 +87,8 @@ pub fn estimate_parts(plan: &Plan, threads: usize, demand: &Demand, of: usize) -
                 .flat_map(|step| &step.slots)
                 .map(|slot| plan.files[slot.file].tensors[slot.tensor].bytes)
                 .sum(),
-            seconds: (own + if calibrated { demand.work } else { 0 }) as f64 * 1e-9 / threads.max(1) as f64,
+            layers: (0..).zip(&demand.layers).filter(|(_, layer)| needs(layer)).map(|(number, _)| number).collect(),
+            seconds: (own + if !calibrated.is_empty() { demand.work } else { 0 }) as f64 * 1e-9 / threads.max(1) as f64,
         }
     };
     Part::all(of).map(one).collect()

@@ -25,6 +25,11 @@ pub trait Blob: Debug + Send + Sync {
     /// the other stopped, if the identities of their inputs are.
     fn identity(&self) -> &str;
 
+    /// True if the identity is that of the content alone, as an ETag is and a time is not.
+    fn is_known_by_content(&self) -> bool {
+        false
+    }
+
     /// Bytes that a read is worth making, where whoever reads all of it may choose.
     fn grain(&self) -> usize {
         1 << 20

@@ -330,6 +330,14 @@ impl Plan {
         self.recodes().any(|recode| recode.rounding.whole().is_some())
     }
 
+    /// Names of the weights that are.
+    #[doc(hidden)]
+    pub fn calibrated(&self) -> impl Iterator<Item = &str> {
+        let is_calibrated =
+            |step: &&Step| matches!(&step.action, Action::Recode(recode) if recode.rounding.whole().is_some());
+        self.steps.iter().filter(is_calibrated).map(|step| step.name.as_str())
+    }
+
     /// True if some weight is stored afresh in a format that goes by that setting.
     pub fn takes_setting(&self, name: &str) -> bool {
         self.recodes().any(|recode| {

@@ -42,7 +42,8 @@ pub use matrix::{Judged, Kept};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
-pub(crate) use moments::weight_of;
+#[doc(hidden)]
+pub use moments::weight_of;
 pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;

@@ -34,7 +34,7 @@ pub fn matrix_name(stack: &str, number: usize) -> String {
 }
 
 /// The weight that a name means, and which of its matrices, if it is one of a stack.
-pub(crate) fn weight_of(name: &str) -> (&str, Option<usize>) {
+pub fn weight_of(name: &str) -> (&str, Option<usize>) {
     let matrix = || {
         let (stack, number) = name.strip_suffix(']')?.rsplit_once('[')?;
         Some((stack, Some(number.parse().ok()?)))

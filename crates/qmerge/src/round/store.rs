@@ -11,10 +11,11 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::bf16;
+use sha2::{Digest, Sha256};
 
 use super::moments::{Calibration, Known, Take, weight_of};
 use super::origin::identity;
-use super::stored::{BASE, INPUTS, StoredInputs, TAKEN_FROM};
+use super::stored::{BASE, CONTENT, INPUTS, StoredInputs, TAKEN_FROM};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed};
 use crate::formats;
@@ -51,13 +52,23 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     let reserved = (names + 4096).next_multiple_of(8);
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.seek(SeekFrom::Start(8 + reserved as u64)).map_err(failed)?;
-    let mut writing =
-        Writing { file: &mut file, path, dtype, header: serde_json::Map::new(), inputs: Vec::new(), at: 0, layer: 0 };
+    let mut writing = Writing {
+        file: &mut file,
+        path,
+        dtype,
+        hash: Sha256::new(),
+        header: serde_json::Map::new(),
+        inputs: Vec::new(),
+        at: 0,
+        layer: 0,
+    };
     calibration.each(&|name| own.contains(weight_of(name).0), &mut writing)?;
-    let Writing { mut header, inputs, at, .. } = writing;
+    let Writing { mut header, inputs, at, hash, .. } = writing;
+    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
-    let metadata =
-        serde_json::json!({ TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, "format": "pt" });
+    let metadata = serde_json::json!({
+        TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, CONTENT: hash, "format": "pt"
+    });
     header.insert("__metadata__".into(), metadata);
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();
     if text.len() > reserved {
@@ -77,6 +88,8 @@ struct Writing<'w> {
     file: &'w mut BufWriter<File>,
     path: &'w Path,
     dtype: Dtype,
+    /// Of the bytes so far.
+    hash: Sha256,
     header: serde_json::Map<String, serde_json::Value>,
     inputs: Vec<StoredInputs>,
     /// Bytes so far.
@@ -89,12 +102,13 @@ impl Take for Writing<'_> {
         let Known { weights, moments } = known;
         let Some(name) = weights.first() else { return Ok(()) };
         let start = self.at;
-        for &x in &moments.values {
-            match self.dtype {
-                Dtype::BF16 => self.file.write_all(&bf16::from_f32(x).to_le_bytes()),
-                _ => self.file.write_all(&x.to_le_bytes()),
-            }
-            .map_err(|error| Error::io("write", self.path, error))?;
+        for values in moments.values.chunks(1 << 14) {
+            let bytes: Vec<u8> = match self.dtype {
+                Dtype::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            };
+            self.hash.update(&bytes);
+            self.file.write_all(&bytes).map_err(|error| Error::io("write", self.path, error))?;
         }
         self.at += moments.values.len() as u64 * if self.dtype == Dtype::BF16 { 2 } else { 4 };
         let info = serde_json::json!({

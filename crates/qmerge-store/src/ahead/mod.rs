@@ -3,11 +3,17 @@
 //! Where it is known what will be read ([`Blob::expect`]), those bytes come in cells of a fixed size, each in one request, some of them before they are asked for: so the
 //! network works while the processors do, and nothing else is read. All else is read as it is asked for. Cells of all objects share one bound on memory.
 
-use std::collections::{HashMap, VecDeque};
+mod cells;
+mod scratch;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cells::cells;
+pub use scratch::InUse;
+use scratch::Scratch;
 
 use qmerge::error::{Error, Result};
 use qmerge::open::Blob;
@@ -23,8 +29,6 @@ const CELL: u64 = 4 << 20;
 const AHEAD: u64 = 4;
 /// Bytes of cells that are kept, for all objects together. What is wanted at this moment may go beyond it.
 pub(crate) const KEPT: u64 = 64 << 20;
-/// Requests for what will be wanted later that are under way at a time.
-const UNDER_WAY: usize = 8;
 /// Small reads whose gaps are no longer than that are one request: what a store takes to answer would be worth more, but who pays for what is read is not asked.
 const GAP: u64 = 2 << 10;
 /// Bytes that a read of many is cut into.
@@ -49,9 +53,22 @@ struct Object {
     source: Arc<dyn Source>,
     name: String,
     found: Found,
+    scratch: Option<Arc<Scratch>>,
 }
 
 impl Object {
+    /// The bytes of a cell, from the scratch if they are there.
+    fn cell(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let Some(scratch) = &self.scratch else { return self.get(range) };
+        let key = (self.number, range.start, range.end);
+        if let Some(kept) = scratch.get(key) {
+            return kept;
+        }
+        let bytes = self.get(range)?;
+        scratch.put(key, &bytes)?;
+        Ok(bytes)
+    }
+
     fn get(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let bytes = ask(|| self.source.get(&self.name, &self.found, range.clone()))?;
         debug_assert_eq!(bytes.len() as u64, range.end - range.start, "a source gives what was asked for, or fails");
@@ -59,174 +76,17 @@ impl Object {
     }
 }
 
-/// A cell: the object's number, and where it begins and ends.
-type Key = (u64, u64, u64);
-
-#[derive(Debug)]
-enum Cell {
-    Coming,
-    /// The bytes, and whether they were read to their end.
-    There(Arc<Vec<u8>>, bool),
-    Failed(Arc<Error>),
-}
-
-/// The cells of all objects.
-#[derive(Debug, Default)]
-struct Cells {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    cells: HashMap<Key, Cell>,
-    /// In the order in which they were asked for.
-    order: VecDeque<Key>,
-    /// Of those that are there or coming.
-    bytes: u64,
-    coming: usize,
-}
-
-fn cells() -> &'static Arc<Cells> {
-    static CELLS: OnceLock<Arc<Cells>> = OnceLock::new();
-    CELLS.get_or_init(Arc::default)
+// With the last who reads it, which may be a thread that reads ahead.
+impl Drop for Object {
+    fn drop(&mut self) {
+        if let Some(scratch) = &self.scratch {
+            scratch.forget(self.number);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl State {
-    /// Makes room for so many bytes, at the cost of cells that were read, and if need be of those that were not. True if there is room then.
-    fn make_room(&mut self, bytes: u64, at_any_cost: bool) -> bool {
-        for unread_too in [false, true] {
-            if unread_too && !at_any_cost {
-                break;
-            }
-            let mut at = 0;
-            while self.bytes + bytes > KEPT {
-                let Some(key) = self.order.get(at).copied() else { break };
-                let goes = match self.cells.get(&key) {
-                    Some(Cell::There(_, read)) => *read || unread_too,
-                    Some(Cell::Failed(_)) | None => true,
-                    Some(Cell::Coming) => false,
-                };
-                if goes {
-                    self.remove(key);
-                } else {
-                    at += 1;
-                }
-            }
-        }
-        self.bytes + bytes <= KEPT
-    }
-
-    fn remove(&mut self, key: Key) {
-        self.order.retain(|other| *other != key);
-        if let Some(Cell::There(..) | Cell::Coming) = self.cells.remove(&key) {
-            self.bytes -= key.2 - key.1;
-        }
-    }
-
-    fn begin(&mut self, key: Key) {
-        self.cells.insert(key, Cell::Coming);
-        self.order.push_back(key);
-        self.bytes += key.2 - key.1;
-        self.coming += 1;
-    }
-
-    fn end(&mut self, key: Key, got: Result<Vec<u8>>) {
-        self.coming -= 1;
-        // Whoever opened it may have gone.
-        if !self.cells.contains_key(&key) {
-            return;
-        }
-        let cell = match got {
-            Ok(bytes) => Cell::There(Arc::new(bytes), false),
-            Err(error) => {
-                self.bytes -= key.2 - key.1;
-                Cell::Failed(Arc::new(error))
-            }
-        };
-        self.cells.insert(key, cell);
-    }
-}
-
-impl Cells {
-    /// Has cells come that will be wanted, as far as there is room.
-    fn prepare(self: &Arc<Self>, object: &Arc<Object>, wanted: &[Range<u64>]) {
-        for range in wanted {
-            let key = (object.number, range.start, range.end);
-            {
-                let mut state = lock(&self.state);
-                if state.cells.contains_key(&key) {
-                    continue;
-                }
-                if state.coming >= UNDER_WAY || !state.make_room(range.end - range.start, false) {
-                    return;
-                }
-                state.begin(key);
-            }
-            let (cells, object, range) = (Arc::clone(self), Arc::clone(object), range.clone());
-            let begun = std::thread::Builder::new().name("qmerge-read".into()).spawn(move || {
-                let got = object.get(range);
-                lock(&cells.state).end(key, got);
-                cells.changed.notify_all();
-            });
-            if begun.is_err() {
-                // It is asked for when it is wanted.
-                let mut state = lock(&self.state);
-                state.coming -= 1;
-                state.remove(key);
-                self.changed.notify_all();
-                return;
-            }
-        }
-    }
-
-    /// The bytes of a cell. `to_its_end` says that nobody is expected to want them again.
-    fn get(&self, object: &Object, range: &Range<u64>, to_its_end: bool) -> Result<Arc<Vec<u8>>> {
-        let key = (object.number, range.start, range.end);
-        let mut state = lock(&self.state);
-        loop {
-            match state.cells.get_mut(&key) {
-                Some(Cell::There(bytes, read)) => {
-                    *read |= to_its_end;
-                    return Ok(Arc::clone(bytes));
-                }
-                Some(Cell::Coming) => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-                Some(Cell::Failed(error)) => {
-                    let again = Error::new(error.kind(), error.message());
-                    let again = match error.hint() {
-                        Some(hint) => again.with_hint(hint),
-                        None => again,
-                    };
-                    state.remove(key);
-                    return Err(again);
-                }
-                None => {
-                    state.make_room(range.end - range.start, true);
-                    state.begin(key);
-                    drop(state);
-                    let got = object.get(range.clone());
-                    state = lock(&self.state);
-                    state.end(key, got);
-                    self.changed.notify_all();
-                }
-            }
-        }
-    }
-
-    fn forget(&self, number: u64) {
-        let mut state = lock(&self.state);
-        let own: Vec<Key> = state.order.iter().filter(|key| key.0 == number).copied().collect();
-        own.into_iter().for_each(|key| state.remove(key));
-        drop(state);
-        // Nobody waits for a file that is closed, but the order of events is not ours to know.
-        self.changed.notify_all();
-    }
 }
 
 /// What is to be done next. Its own function, so that the lock does not last for the work.
@@ -237,6 +97,14 @@ pub(crate) fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
 /// Numbers of objects that were opened.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
+/// Bytes that nobody said would be read: headers, and what is small.
+static LOOKED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that this process has read of what nobody said would be read.
+pub(crate) fn looked_at() -> u64 {
+    LOOKED_AT.load(Ordering::Relaxed)
+}
+
 /// True once an object was opened.
 pub(crate) fn is_used() -> bool {
     NUMBER.load(Ordering::Relaxed) > 0
@@ -246,7 +114,7 @@ impl RemoteFile {
     pub(crate) fn new(path: PathBuf, source: Arc<dyn Source>, name: &str, found: Found) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let identity = format!("{} {}", found.len, found.tag);
-        let object = Object { number, source, name: name.to_owned(), found };
+        let object = Object { number, source, name: name.to_owned(), found, scratch: scratch::current() };
         Self { path, identity, object: Arc::new(object), expected: Mutex::new(Arc::new([])) }
     }
 
@@ -286,6 +154,7 @@ impl RemoteFile {
 
     /// As it is asked for.
     fn direct(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        LOOKED_AT.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         let mut at = offset;
         for piece in buffer.chunks_mut(JOINED as usize) {
             let bytes = self.object.get(at..at + piece.len() as u64)?;
@@ -313,6 +182,10 @@ impl Blob for RemoteFile {
 
     fn identity(&self) -> &str {
         &self.identity
+    }
+
+    fn is_known_by_content(&self) -> bool {
+        self.object.found.has_tag()
     }
 
     fn grain(&self) -> usize {
@@ -402,5 +275,87 @@ impl Blob for RemoteFile {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner)
             .map_or(Ok(()), |error: Error| Err(error.in_file(&self.path)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qmerge::error::Kind;
+    use qmerge::open::Item;
+
+    use super::*;
+    use crate::remote::Failed;
+
+    /// An object of bytes that tell their place.
+    #[derive(Debug, Default)]
+    struct Counting {
+        sent: AtomicU64,
+    }
+
+    fn byte(at: u64) -> u8 {
+        (at * 7 % 251) as u8
+    }
+
+    impl Source for Counting {
+        fn list(&self, _: &str) -> std::result::Result<Vec<Item>, Failed> {
+            Ok(Vec::new())
+        }
+
+        fn look(&self, _: &str) -> std::result::Result<Found, Failed> {
+            Err(Failed::Missing)
+        }
+
+        fn get(&self, name: &str, _: &Found, range: Range<u64>) -> std::result::Result<Vec<u8>, Failed> {
+            assert!(name != "panics", "as a defect would");
+            self.sent.fetch_add(range.end - range.start, Ordering::Relaxed);
+            Ok(range.map(byte).collect())
+        }
+    }
+
+    const LEN: u64 = KEPT + 5 * CELL + 17;
+
+    fn opened(source: &Arc<Counting>, name: &str) -> RemoteFile {
+        let found = Found { len: LEN, tag: "\"1\"".into() };
+        let file = RemoteFile::new(PathBuf::from(name), Arc::clone(source) as Arc<dyn Source>, name, found);
+        file.expect(std::slice::from_ref(&(0..LEN)));
+        file
+    }
+
+    fn read_all(file: &RemoteFile) {
+        let mut buffer = vec![0; 3 << 20];
+        let mut at = 0;
+        while at < LEN {
+            let count = (LEN - at).min(buffer.len() as u64) as usize;
+            file.read_at(at, &mut buffer[..count]).unwrap();
+            assert!(buffer[..count].iter().zip(at..).all(|(found, at)| *found == byte(at)));
+            at += count as u64;
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_comes_from_the_scratch() {
+        let folder = std::env::temp_dir().join(format!("qmerge-ahead-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        // All of it has a place, or half.
+        for (bytes, from_source) in [(2 * LEN, LEN), (LEN / 2, 2 * LEN + CELL)] {
+            let in_use = crate::scratch(&folder, bytes).unwrap();
+            let source = Arc::new(Counting::default());
+            let file = opened(&source, "object");
+            drop(in_use);
+            (0..3).for_each(|_| read_all(&file));
+            let sent = source.sent.load(Ordering::Relaxed);
+            assert!(sent >= LEN && sent <= from_source, "{sent} of {LEN}");
+        }
+        let source = Arc::new(Counting::default());
+        read_all(&opened(&source, "object"));
+        assert_eq!(source.sent.load(Ordering::Relaxed), LEN, "without one, each byte comes once for a read of all");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_defect_while_it_reads_ahead_is_an_error() {
+        let file = opened(&Arc::new(Counting::default()), "panics");
+        let error = file.read_at(0, &mut [0; 100]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Bug);
     }
 }

@@ -1,0 +1,218 @@
+"""A merge from a bucket into one, against a copy of the same files through the same server, in turns and in one run.
+
+    cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama && cargo build --release -p qmerge-cli --example bucket_server
+    python3 benches/stores.py --folder DIR [--size 1b|7b] [--rounds 3] [--rounding METHOD ...] [--moto PYTHON]
+
+The server is on this machine: a small one of our own in memory, and with --moto that of moto (`pip install "moto[server]"`) too, whose work is Python's. The copy asks for ranges of 8 MiB
+and puts each as a part of an upload, on eight threads that sign nothing: a lower bound on what any client takes. A round is a copy and a merge; medians and the median of the ratios
+are printed, the most memory that the merge held, what it wrote to disks, and what the server was asked for. `--write` puts them into benches/figures/stores.json.
+"""
+
+import argparse
+import collections
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TARGET = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(HERE, "../target")), "release")
+PART = 8 << 20
+THREADS = 8
+# What a merge may add to a file of the same size: times, the place, the report.
+OWN = ("qmerge-report.json", "README.md")
+
+
+class Store:
+    """A bucket without credentials."""
+
+    def __init__(self, host):
+        self.host, self.own = host, threading.local()
+
+    def ask(self, method, path, body=b"", **headers):
+        # A server may close a connection that waited.
+        for last in (False, True):
+            if not getattr(self.own, "connection", None):
+                self.own.connection = http.client.HTTPConnection(self.host)
+            try:
+                self.own.connection.request(method, path, body, headers)
+                answer = self.own.connection.getresponse()
+                content = answer.read()
+                break
+            except (http.client.HTTPException, OSError):
+                self.own.connection = None
+                if last:
+                    raise
+        if answer.status >= 300:
+            sys.exit(f"{method} {path}: {answer.status} {content[:300]}")
+        return answer.headers, content
+
+    def names(self, prefix):
+        found, token = [], ""
+        while True:
+            text = self.ask("GET", f"/models?list-type=2&prefix={prefix}{token}")[1].decode()
+            found += re.findall("<Key>(.*?)</Key>", text)
+            more = re.search("<NextContinuationToken>(.*?)</", text)
+            if not more:
+                return found
+            token = "&continuation-token=" + more.group(1)
+
+    def remove(self, prefix):
+        for name in self.names(prefix):
+            self.ask("DELETE", f"/models/{name}", **{"x-amz-date": "now"})
+
+    def upload(self, name, count, piece):
+        """An upload of so many parts, each from `piece`."""
+        path = f"/models/{name}"
+        number = re.search("<UploadId>(.*?)</", self.ask("POST", f"{path}?uploads")[1].decode()).group(1)
+        tags, waiting = [None] * count, collections.deque(range(count))
+
+        def work():
+            while True:
+                try:
+                    at = waiting.popleft()
+                except IndexError:
+                    return
+                tags[at] = self.ask("PUT", f"{path}?partNumber={at + 1}&uploadId={number}", piece(at))[0]["ETag"]
+
+        threads = [threading.Thread(target=work) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        parts = "".join(f"<Part><PartNumber>{at + 1}</PartNumber><ETag>{tag}</ETag></Part>" for at, tag in enumerate(tags))
+        self.ask("POST", f"{path}?uploadId={number}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode())
+
+    def copy(self, name, size, to):
+        def piece(at):
+            return self.ask("GET", f"/models/{name}", Range=f"bytes={at * PART}-{min(size, (at + 1) * PART) - 1}")[1]
+
+        self.upload(to, -(-size // PART), piece)
+
+    def hash(self, name, size):
+        digest = hashlib.sha256()
+        for at in range(0, size, PART):
+            digest.update(self.ask("GET", f"/models/{name}", Range=f"bytes={at}-{min(size, at + PART) - 1}")[1])
+        return digest.hexdigest()
+
+
+def started(kind, moto):
+    """A server's process, its address, and its bucket."""
+    if kind == "moto":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = [moto, "-m", "moto.server", "-p", str(port)]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        host = f"127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+    else:
+        process = subprocess.Popen([os.path.join(TARGET, "examples/bucket_server")], stdout=subprocess.PIPE, text=True)
+        host = process.stdout.readline().strip().removeprefix("http://")
+    store = Store(host)
+    store.ask("PUT", "/models")
+    return process, store
+
+
+def run(command, host):
+    """Seconds, peak memory in MiB and MB written to disks of a command."""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}"}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock * 512 / 1e6
+
+
+def measured(kind, args, model, sizes, expected):
+    """Rows of figures, one for each rounding method."""
+    process, store = started(kind, args.moto)
+    try:
+        for folder in ("base", "adapter"):
+            for name in os.listdir(os.path.join(model, folder)):
+                path = os.path.join(model, folder, name)
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    store.upload(f"in/{folder}/{name}", max(1, -(-size // PART)), lambda at: os.pread(file.fileno(), PART, at * PART))
+        rows = []
+        for method in args.rounding:
+            found = []
+            for number in range(args.rounds):
+                for prefix in ("copy/", "out/"):
+                    store.remove(prefix)
+                start = time.perf_counter()
+                for name, size in sizes.items():
+                    store.copy(f"in/base/{name}", size, f"copy/{name}")
+                copy = time.perf_counter() - start
+                words = ["--base", "s3://models/in/base", "--adapter", "s3://models/in/adapter", "-o", "s3://models/out", "--rounding", method]
+                merge, memory, disk = run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", *words], store.host)
+                print(f"{kind} {method}: copy {copy:.2f} s, merge {merge:.2f} s, {memory:.0f} MiB, {disk:.1f} MB to disks", file=sys.stderr)
+                found.append((copy, merge, merge / copy, memory, disk))
+            for name, (size, digest) in expected[method].items():
+                assert store.hash(f"out/{name}", size) == digest, name
+            assert sorted(store.names("out")) == sorted(f"out/{name}" for name in [*expected[method], *OWN]), store.names("out")
+            uploads = store.ask("GET", "/models?uploads")[1].decode()
+            assert "<UploadId>" not in uploads, uploads
+            medians = [statistics.median(column) for column in zip(*found)]
+            rows.append({
+                "server": kind, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
+                "ratio": round(medians[2], 2), "peak_mib": round(max(row[3] for row in found)), "disk_mb": round(max(row[4] for row in found), 1),
+            })
+        return rows
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", default="1b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounding", nargs="+", default=["nearest", "stochastic"])
+    parser.add_argument("--folder", required=True, help="where the model lies or is made, and a merge to compare with")
+    parser.add_argument("--moto", help="a Python with moto's server")
+    parser.add_argument("--write", action="store_true", help="put the figures into benches/figures/stores.json")
+    args = parser.parse_args()
+    model = os.path.join(args.folder, args.size)
+    base, adapter, out = (os.path.join(model, name) for name in ("base", "adapter", "out"))
+    if not os.path.exists(base):
+        subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size], check=True)
+    sizes = {name: os.path.getsize(os.path.join(base, name)) for name in os.listdir(base)}
+    expected = {}
+    for method in args.rounding:
+        shutil.rmtree(out, ignore_errors=True)
+        subprocess.run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", base, adapter, "-o", out, "--rounding", method], check=True)
+        expected[method] = {}
+        for name in os.listdir(out):
+            if name not in OWN:
+                with open(os.path.join(out, name), "rb") as file:
+                    expected[method][name] = (os.path.getsize(file.name), hashlib.file_digest(file, "sha256").hexdigest())
+    shutil.rmtree(out)
+    rows = []
+    for kind in ["loopback", *(["moto"] if args.moto else [])]:
+        rows += measured(kind, args, model, sizes, expected)
+    document = {"model": args.size, "bytes": sum(sizes.values()), "rounds": args.rounds, "rows": rows}
+    print(json.dumps(document, indent=1))
+    if args.write:
+        version = subprocess.run([os.path.join(TARGET, "qmerge"), "--version"], check=True, capture_output=True, text=True).stdout
+        document["version"] = version.split()[1]
+        with open(os.path.join(HERE, "figures/stores.json"), "w") as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+
+
+main()

@@ -1,0 +1,183 @@
+//! Models and outputs in buckets: S3's and Google's, from a server that runs in the test and fails as networks do.
+
+use std::process::{Command, Output};
+use std::sync::atomic::Ordering;
+
+use crate::bucket::Buckets;
+use crate::model::{Folder, demo, done, qmerge, run, stderr, stdout};
+
+const SECRETS: [&str; 2] = ["s3cr3t-key", "t0ken-of-a-session"];
+
+/// The demo in a folder, merged there, and in a bucket.
+fn served() -> (Folder, Buckets) {
+    let (folder, server) = (Folder::new(), Buckets::new("127.0.0.1:0"));
+    demo(folder.path());
+    for name in ["base-nf4", "adapter"] {
+        for item in std::fs::read_dir(folder.join(name)).unwrap() {
+            let path = item.unwrap().path();
+            let file = path.file_name().unwrap().to_str().unwrap();
+            server.state.put(&format!("models/in/{name}/{file}"), std::fs::read(&path).unwrap());
+        }
+    }
+    done(&folder, &["merge", "--fast", "base-nf4", "adapter", "-o", "local"]);
+    (folder, server)
+}
+
+/// The program, which takes the server for S3 and for Google's store.
+fn command(server: &Buckets, folder: &Folder, args: &[&str]) -> Command {
+    let mut command = qmerge(folder.path(), args);
+    for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "SSL_CERT_FILE"] {
+        command.env_remove(proxy);
+    }
+    let address = format!("http://{}", server.host);
+    command
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", SECRETS[0])
+        .env("AWS_SESSION_TOKEN", SECRETS[1])
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_ENDPOINT_URL", &address)
+        .env("GOOGLE_BASE_URL", &address)
+        .env("GOOGLE_SKIP_SIGNATURE", "true");
+    command
+}
+
+fn told(output: &Output) -> String {
+    let text = stderr(output) + &stdout(output);
+    assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{text}");
+    text
+}
+
+/// The output is whole and right, and nothing else is left.
+fn check(server: &Buckets, folder: &Folder, name: &str) {
+    let mut files: Vec<String> = std::fs::read_dir(folder.join("local"))
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    for file in &files {
+        let found =
+            server.state.get(&format!("models/{name}/{file}")).unwrap_or_else(|| panic!("{name} has no {file}"));
+        if matches!(file.as_str(), "qmerge-report.json" | "README.md") {
+            let text = String::from_utf8(found).unwrap();
+            assert!(SECRETS.iter().all(|secret| !text.contains(secret)), "{text}");
+        } else {
+            assert!(found == std::fs::read(folder.join("local").join(file)).unwrap(), "{file} of {name}");
+        }
+    }
+    let names: Vec<String> = files.iter().map(|file| format!("models/{name}/{file}")).collect();
+    assert_eq!(server.state.names(&format!("models/{name}")), names);
+    assert_eq!(server.state.uploads(), 0);
+}
+
+#[test]
+fn merges_into_buckets_are_those_of_the_disk() {
+    let (folder, server) = served();
+    for scheme in ["s3", "gs"] {
+        let base = format!("{scheme}://models/in/base-nf4");
+        let lora = format!("{scheme}://models/in/adapter");
+        let out = format!("{scheme}://models/{scheme}");
+        let output = command(&server, &folder, &["merge", "--fast", &base, &lora, "-o", &out]).output().unwrap();
+        assert!(output.status.success(), "{}", told(&output));
+        told(&output);
+        check(&server, &folder, scheme);
+        // What is there stays, unless it is to be replaced.
+        let output = command(&server, &folder, &["merge", "--fast", &base, &lora, "-o", &out]).output().unwrap();
+        assert!(told(&output).contains("the output exists already"));
+        let again = ["merge", "--fast", &base, &lora, "-o", &out, "--force"];
+        assert!(command(&server, &folder, &again).output().unwrap().status.success());
+        check(&server, &folder, scheme);
+    }
+}
+
+#[test]
+fn faults_change_no_byte_and_leave_nothing() {
+    let (folder, server) = served();
+    for (every, scheme) in [(3, "s3"), (4, "gs"), (5, "s3"), (7, "gs")] {
+        server.state.faults.store(every, Ordering::Relaxed);
+        let name = format!("faults-{every}");
+        let words = [
+            "merge",
+            "--fast",
+            &format!("{scheme}://models/in/base-nf4"),
+            &format!("{scheme}://models/in/adapter"),
+            "-o",
+            &format!("{scheme}://models/{name}"),
+        ];
+        let output = command(&server, &folder, &words).output().unwrap();
+        server.state.faults.store(0, Ordering::Relaxed);
+        assert!(output.status.success(), "{}", told(&output));
+        check(&server, &folder, &name);
+    }
+}
+
+/// What a plan says of a part is what the server is asked for.
+#[test]
+fn parts_say_what_each_reads_anew() {
+    let (folder, server) = served();
+    let words = ["plan", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out", "--parts", "3"];
+    let output = command(&server, &folder, &words).output().unwrap();
+    assert!(told(&output).contains("of headers, small tensors and adapters besides"), "{}", told(&output));
+    let planned = command(&server, &folder, &[&words[..], &["--json"]].concat()).output().unwrap();
+    let planned: serde_json::Value = serde_json::from_str(&stdout(&planned)).unwrap();
+    let beside = planned["bytes_beside"].as_u64().unwrap();
+    for (number, part) in planned["parts"].as_array().unwrap().iter().enumerate() {
+        let before = server.state.sent.load(Ordering::Relaxed);
+        let one = format!("{}/3", number + 1);
+        let words =
+            ["merge", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out", "--part", &one];
+        let output = command(&server, &folder, &words).output().unwrap();
+        assert!(output.status.success(), "{}", told(&output));
+        let read = server.state.sent.load(Ordering::Relaxed) - before;
+        // Beside that come the configuration and the tokenizer, which are no part of the weights.
+        let small = 64 << 10;
+        let most = part["bytes_read"].as_u64().unwrap() + beside + small;
+        assert!(read <= most, "part {one} read {read} bytes, and {most} were announced");
+    }
+    let words = ["finish", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out"];
+    let output = command(&server, &folder, &words).output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    let weights = |of: &str| std::fs::read(folder.join(of).join("model.safetensors")).unwrap();
+    assert!(weights("out") == weights("local"));
+}
+
+/// Nothing is written to a local disk, unless a scratch is given; and a disk that is full is named.
+#[cfg(unix)]
+#[test]
+fn a_scratch_is_all_that_lies_on_the_disk() {
+    let (folder, server) = served();
+    std::fs::create_dir(folder.join("scratch")).unwrap();
+    let limited = |args: &[&str]| {
+        let program = command(&server, &folder, args);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]);
+        shell.arg(program.get_program()).args(program.get_args());
+        for (key, value) in program.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        // A pipe is no file.
+        shell.current_dir(folder.path()).output().unwrap()
+    };
+    let words = ["merge", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "s3://models/out"];
+    let output = limited(&words);
+    assert!(output.status.success(), "{}", told(&output));
+    check(&server, &folder, "out");
+    let with = [&words[..], &["--force", "--scratch", "scratch=1G"]].concat();
+    let output = limited(&with);
+    let text = told(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("scratch: cannot write the scratch there") && text.contains("--scratch DIR=SIZE"), "{text}");
+    assert!(text.contains("--resume"), "{text}");
+    let output = command(&server, &folder, &[&words[..], &["--resume", "--force", "--scratch", "scratch=1G"]].concat());
+    let output = { output }.output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    check(&server, &folder, "out");
+    assert_eq!(std::fs::read_dir(folder.join("scratch")).unwrap().count(), 0);
+    for (scratch, said) in [("none=1G", "no such folder"), ("scratch=1M", "at least"), ("scratch=x", "not a size")] {
+        let output = run(folder.path(), &["merge", "--fast", "base-nf4", "adapter", "-o", "o", "--scratch", scratch]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}

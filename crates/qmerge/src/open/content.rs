@@ -17,7 +17,7 @@ pub(crate) fn sampled(model: &Checkpoint) -> Result<String> {
     let mut buffer = Vec::new();
     for (number, entry) in model.entries.iter().enumerate() {
         hash.update(format!("{} {} {:?}\n", entry.name, entry.dtype.name(), entry.shape));
-        if number % step == 0 {
+        if number.is_multiple_of(step) {
             let size = entry.bytes.min(SAMPLE);
             buffer.resize(size as usize, 0);
             model.read_at(entry, entry.bytes.saturating_sub(size) / 2, &mut buffer)?;

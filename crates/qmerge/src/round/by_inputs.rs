@@ -33,12 +33,12 @@ impl Pieces<'_> {
                     if *inputs != known.moments.features {
                         let saw = known.moments.features;
                         return Err(mismatch(format!("takes {inputs} inputs, but the calibration saw {saw}"))
-                            .in_tensor(*name)
+                            .in_tensor(name)
                             .with_hint("the calibration belongs to another model"));
                     }
                 }
                 let Some((_, name)) = numbers.first().and_then(|&first| self.inputs.get(first)) else { return Ok(()) };
-                let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(*name))?;
+                let metric = Metric::new(known.moments).map_err(|error| error.in_tensor(name))?;
                 let found = parallel(&numbers, threads, progress, |&number| Ok((number, of(number, Some(&metric))?)))?;
                 for (number, found) in found {
                     if let Some(done) = done.get_mut(number) {

@@ -337,7 +337,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("qmerge-ahead-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         // All of it has a place, or half.
-        for (bytes, from_source) in [(2 * LEN, LEN), (LEN / 2, 2 * LEN + CELL)] {
+        for (bytes, from_source) in [(2 * LEN, LEN), (LEN / 2, 2 * LEN + 2 * CELL)] {
             let in_use = crate::scratch(&folder, bytes).unwrap();
             let source = Arc::new(Counting::default());
             let file = opened(&source, "object");

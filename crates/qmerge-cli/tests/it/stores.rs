@@ -100,7 +100,7 @@ fn faults_on_the_way_change_no_byte() {
 #[test]
 fn a_change_while_it_is_read_is_an_error() {
     let (folder, server) = served();
-    *server.state.changing.lock().unwrap() = Some(("files/base/model.safetensors".into(), 1));
+    *server.state.changing.lock().unwrap() = Some(("files/base/model.safetensors".into(), 3_000));
     let base = format!("{}/files/base?sig=s3cret", server.address);
     let output = server.run(folder.path(), &["merge", "--fast", &base, "adapter", "-o", "out"]);
     let text = stderr(&output);

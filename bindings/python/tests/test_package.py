@@ -33,7 +33,7 @@ def test_version() -> None:
 
 def test_every_option_of_the_program_is_there() -> None:
     """The ones that mean nothing in a function are named here."""
-    other = {"help", "version", "json", "quiet", "dry-run", "push", "color", "verbose", "part", "no-full"}
+    other = {"help", "version", "json", "quiet", "dry-run", "push", "color", "verbose", "part", "on", "no-full"}
     names = ("merge", "convert", "verify", "compare", "generate", "truncate", "calibrate")
     for name in (*names, "combine", "extract", "convert-adapter"):
         text = subprocess.run(["qmerge", name, "--help"], capture_output=True, text=True).stdout

@@ -20,6 +20,8 @@ pub const FEW: usize = 8;
 pub(crate) const PANEL: usize = 64;
 /// Inputs that are done for all rows before the next, so that this part of a panel stays in the second-level cache.
 const DEPTH: usize = 512;
+/// Columns of a tile where registers are narrow.
+const NARROW: usize = 16;
 /// Rows of a tile. Chunks of a multiple of it leave no tile unfilled.
 pub const HEIGHT: usize = 6;
 /// Chains of a dot product.
@@ -151,7 +153,7 @@ versions! {
     fn tiles_wide(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<PANEL>;
 }
 versions! {
-    fn tiles_narrow(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<16>;
+    fn tiles_narrow(left: &[f32], data: &[f32], inputs: usize, tokens: usize, out: &mut [f32]) = tiles_body::<NARROW>;
 }
 
 #[inline(always)]
@@ -219,10 +221,18 @@ fn tiles_body<const N: usize>(left: &[f32], data: &[f32], inputs: usize, tokens:
                     }
                 }
                 #[cfg(target_arch = "x86_64")]
-                let done = N == PANEL && {
-                    // SAFETY: only the AVX-512 level makes tiles as wide as a panel.
-                    unsafe { x86::tile(left, panel, sums.as_flattened_mut()) };
-                    true
+                let done = match (N, level()) {
+                    // SAFETY: the level says that the processor has what it needs.
+                    (PANEL, Level::Avx512) => unsafe {
+                        x86::tile(left, panel, sums.as_flattened_mut());
+                        true
+                    },
+                    // SAFETY: as above.
+                    (NARROW, Level::Avx2) => unsafe {
+                        x86::tile_narrow(left, panel, j % PANEL, sums.as_flattened_mut());
+                        true
+                    },
+                    _ => false,
                 };
                 #[cfg(not(target_arch = "x86_64"))]
                 let done = false;
@@ -258,7 +268,7 @@ fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, PANEL};
+    use super::{HEIGHT, NARROW, PANEL};
     use std::arch::x86_64::*;
 
     /// Some rows and a panel in registers. `sums` is ([`HEIGHT`], [`PANEL`]).
@@ -286,6 +296,36 @@ mod x86 {
             for n in 0..4 {
                 // SAFETY: as above.
                 unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };
+            }
+        }
+    }
+
+    /// Some rows and a few of a panel's columns, from one on. `sums` is ([`HEIGHT`], [`NARROW`]).
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums: &mut [f32]) {
+        assert!(sums.len() == HEIGHT * NARROW);
+        let p = sums.as_mut_ptr();
+        // SAFETY: two vectors of 8 floats a row, the length checked above.
+        let mut sum: [[__m256; 2]; HEIGHT] =
+            std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * NARROW + 8 * n)) }));
+        let left = left.map(|left| left[..panel.len() / PANEL].as_ptr());
+        for (k, row) in panel.chunks_exact(PANEL).enumerate() {
+            let row = row[from..from + NARROW].as_ptr();
+            // SAFETY: `row` is 16 floats long.
+            let row: [__m256; 2] = std::array::from_fn(|n| unsafe { _mm256_loadu_ps(row.add(8 * n)) });
+            for m in 0..HEIGHT {
+                // SAFETY: each row of `left` has a value for each row of the panel.
+                let factor = unsafe { _mm256_broadcast_ss(&*left[m].add(k)) };
+                for n in 0..2 {
+                    sum[m][n] = _mm256_fmadd_ps(factor, row[n], sum[m][n]);
+                }
+            }
+        }
+        for m in 0..HEIGHT {
+            for n in 0..2 {
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_ps(p.add(m * NARROW + 8 * n), sum[m][n]) };
             }
         }
     }

@@ -13,10 +13,10 @@ use crate::parallel::spread;
 use crate::simd::floats::to_bf16;
 use crate::simd::{Level, level, versions};
 
-/// Pairs of inputs that are done for all rows before the next.
-const DEPTH: usize = 512;
-/// Columns of a tile where registers are narrow.
-const NARROW: usize = 16;
+/// Pairs of inputs that are done for all rows before the next: their part of a panel stays in the first-level cache.
+const DEPTH: usize = 128;
+/// Columns that are done at a time; of a panel, those that nobody asked for are left out.
+const STRIP: usize = 16;
 /// The smallest magnitude that is kept. The last digit of a product of two such is 2^-124, and so is that of every sum.
 const LEAST: f32 = 1.0 / (1_u64 << 55) as f32;
 
@@ -64,9 +64,6 @@ versions! {
 versions! {
     fn round_rows(left: &[f32], inputs: usize, out: &mut [f32]) = round_rows_body;
 }
-versions! {
-    fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) = tile_body;
-}
 
 #[inline(always)]
 fn pair_up_body(first: &[f32], second: &[f32], out: &mut [u32]) {
@@ -107,26 +104,36 @@ pub(super) fn add(left: &[f32], data: &[u32], inputs: usize, tokens: usize, out:
             paired.resize(rows * pairs, 0);
             pair_rows(left, inputs, paired);
             // SAFETY: the processor has what it needs.
-            tiles(paired, 1, data, pairs, tokens, out, |left, panel, sums| unsafe {
-                x86::tile_paired(left, panel, sums)
+            tiles(paired, 1, data, pairs, tokens, out, |left, panel, strips, sums| unsafe {
+                match strips {
+                    1 => x86::tile_paired::<1>(left, panel, sums),
+                    2 => x86::tile_paired::<2>(left, panel, sums),
+                    3 => x86::tile_paired::<3>(left, panel, sums),
+                    _ => x86::tile_paired::<4>(left, panel, sums),
+                }
             });
             return;
         }
         single.resize(rows * 2 * pairs, 0.0);
         round_rows(left, inputs, single);
         #[cfg(target_arch = "x86_64")]
-        if level() == Level::Avx512 {
+        match level() {
             // SAFETY: the level says that the processor has what it needs.
-            tiles(single, 2, data, pairs, tokens, out, |left, panel, sums| unsafe {
-                x86::tile_single(left, panel, sums)
-            });
-            return;
+            Level::Avx512 => tiles(single, 2, data, pairs, tokens, out, |left, panel, strips, sums| unsafe {
+                x86::tile_single(left, panel, strips, sums)
+            }),
+            // SAFETY: as above.
+            Level::Avx2 => tiles(single, 2, data, pairs, tokens, out, |left, panel, strips, sums| unsafe {
+                x86::tile_narrow(left, panel, strips, sums)
+            }),
+            _ => tiles(single, 2, data, pairs, tokens, out, tile),
         }
-        tiles(single, 2, data, pairs, tokens, out, tile_narrow);
+        #[cfg(not(target_arch = "x86_64"))]
+        tiles(single, 2, data, pairs, tokens, out, tile);
     });
 }
 
-/// Tiles of [`HEIGHT`] rows and a panel's columns; of `left`, so many elements are a pair.
+/// Tiles of [`HEIGHT`] rows and as many strips of a panel as there are columns; of `left`, so many elements are a pair.
 fn tiles<T>(
     left: &[T],
     each: usize,
@@ -134,12 +141,11 @@ fn tiles<T>(
     pairs: usize,
     tokens: usize,
     out: &mut [f32],
-    tile: impl Fn([&[T]; HEIGHT], &[u32], &mut [f32]),
+    tile: impl Fn([&[T]; HEIGHT], &[u32], usize, &mut [f32]),
 ) {
     let rows = left.len() / (each * pairs);
     for depth in (0..pairs).step_by(DEPTH) {
         let depth = depth..(depth + DEPTH).min(pairs);
-        // A panel's part stays in the second-level cache for all rows.
         for (panel, j) in data.chunks_exact(PANEL * pairs).zip((0..tokens).step_by(PANEL)) {
             let panel = &panel[depth.start * PANEL..depth.end * PANEL];
             let width = PANEL.min(tokens - j);
@@ -154,7 +160,7 @@ fn tiles<T>(
                 for m in 0..height {
                     sums[m * PANEL..][..width].copy_from_slice(&out[at(m)..at(m) + width]);
                 }
-                tile(left, panel, &mut sums);
+                tile(left, panel, width.div_ceil(STRIP), &mut sums);
                 for m in 0..height {
                     out[at(m)..at(m) + width].copy_from_slice(&sums[m * PANEL..][..width]);
                 }
@@ -164,87 +170,87 @@ fn tiles<T>(
 }
 
 /// The definition. `sums` is ([`HEIGHT`], [`PANEL`]), `left` has two elements for each row of `panel`.
-#[inline(always)]
-fn tile_body(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
     let left = left.map(|left| &left.as_chunks::<2>().0[..panel.len() / PANEL]);
-    for from in (0..PANEL).step_by(NARROW) {
-        let mut sum = [[0.0_f32; NARROW]; HEIGHT];
+    for from in (0..strips * STRIP).step_by(STRIP) {
+        let mut sum = [[0.0_f32; STRIP]; HEIGHT];
         for m in 0..HEIGHT {
-            sum[m].copy_from_slice(&sums[m * PANEL + from..][..NARROW]);
+            sum[m].copy_from_slice(&sums[m * PANEL + from..][..STRIP]);
         }
         for (k, row) in panel.chunks_exact(PANEL).enumerate() {
-            let row: &[u32; NARROW] = row[from..from + NARROW].try_into().expect("as many columns");
+            let row: &[u32; STRIP] = row[from..from + STRIP].try_into().expect("as many columns");
             for m in 0..HEIGHT {
-                for n in 0..NARROW {
+                for n in 0..STRIP {
                     let second = f32::from_bits(row[n] & 0xffff_0000);
                     sum[m][n] = left[m][k][1].mul_add(second, sum[m][n]);
                 }
             }
             for m in 0..HEIGHT {
-                for n in 0..NARROW {
+                for n in 0..STRIP {
                     sum[m][n] = left[m][k][0].mul_add(f32::from_bits(row[n] << 16), sum[m][n]);
                 }
             }
         }
         for m in 0..HEIGHT {
-            sums[m * PANEL + from..][..NARROW].copy_from_slice(&sum[m]);
+            sums[m * PANEL + from..][..STRIP].copy_from_slice(&sum[m]);
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, PANEL};
+    use super::{HEIGHT, PANEL, STRIP};
     use std::arch::x86_64::*;
 
-    type Sums = [[__m512; 4]; HEIGHT];
+    type Sums<const N: usize> = [[__m512; N]; HEIGHT];
 
-    /// `sums` is ([`HEIGHT`], [`PANEL`]).
+    /// `sums` is ([`HEIGHT`], [`PANEL`]), of which the first columns are taken.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn load(sums: &[f32]) -> Sums {
-        assert!(sums.len() == HEIGHT * PANEL);
+    fn load<const N: usize>(sums: &[f32]) -> Sums<N> {
+        assert!(sums.len() == HEIGHT * PANEL && 16 * N <= PANEL);
         let p = sums.as_ptr();
-        // SAFETY: four vectors of 16 floats a row, the length checked above.
+        // SAFETY: vectors of 16 floats a row, within the length checked above.
         std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * PANEL + 16 * n)) }))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn store(sum: &Sums, sums: &mut [f32]) {
-        assert!(sums.len() == HEIGHT * PANEL);
+    fn store<const N: usize>(sum: &Sums<N>, sums: &mut [f32]) {
+        assert!(sums.len() == HEIGHT * PANEL && 16 * N <= PANEL);
         let p = sums.as_mut_ptr();
         for m in 0..HEIGHT {
-            for n in 0..4 {
+            for n in 0..N {
                 // SAFETY: as above.
                 unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };
             }
         }
     }
 
-    /// Four vectors of a panel's row.
+    /// The first vectors of a panel's row.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn row(panel: &[u32], k: usize) -> [__m512i; 4] {
-        let row = &panel[k * PANEL..(k + 1) * PANEL];
-        // SAFETY: `row` has 64 elements.
+    fn row<const N: usize>(panel: &[u32], k: usize) -> [__m512i; N] {
+        let row = &panel[k * PANEL..][..16 * N];
+        // SAFETY: `row` has so many elements.
         std::array::from_fn(|n| unsafe { _mm512_loadu_si512(row.as_ptr().add(16 * n).cast()) })
     }
 
-    /// Rows of pairs.
+    /// Rows of pairs, and `N` strips.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn tile_paired(left: [&[u32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
-        let mut sum = load(sums);
+    pub(super) fn tile_paired<const N: usize>(left: [&[u32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+        let mut sum = load::<N>(sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left[..pairs]);
         for k in 0..pairs {
-            // SAFETY: both are 512 bits, and any bits are values.
-            let row: [__m512bh; 4] = row(panel, k).map(|row| unsafe { std::mem::transmute::<__m512i, __m512bh>(row) });
+            let row: [__m512bh; N] =
+                // SAFETY: both are 512 bits, and any bits are values.
+                row::<N>(panel, k).map(|row| unsafe { std::mem::transmute::<__m512i, __m512bh>(row) });
             for m in 0..HEIGHT {
                 let factor = _mm512_set1_epi32(left[m][k].cast_signed());
                 // SAFETY: as above.
                 let factor = unsafe { std::mem::transmute::<__m512i, __m512bh>(factor) };
-                for n in 0..4 {
+                for n in 0..N {
                     sum[m][n] = _mm512_dpbf16_ps(sum[m][n], factor, row[n]);
                 }
             }
@@ -254,28 +260,82 @@ mod x86 {
 
     /// Rows of values, two for each row of the panel.
     #[target_feature(enable = "avx512f,fma")]
-    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
-        let mut sum = load(sums);
+    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
+        match strips {
+            1 => wide::<1>(left, panel, sums),
+            2 => wide::<2>(left, panel, sums),
+            3 => wide::<3>(left, panel, sums),
+            _ => wide::<4>(left, panel, sums),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,fma")]
+    fn wide<const N: usize>(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
+        let mut sum = load::<N>(sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left.as_chunks::<2>().0[..pairs]);
         let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
         for k in 0..pairs {
-            let second = row(panel, k).map(|row| _mm512_castsi512_ps(_mm512_and_si512(row, upper)));
+            let row = row::<N>(panel, k);
+            let second = row.map(|row| _mm512_castsi512_ps(_mm512_and_si512(row, upper)));
             for m in 0..HEIGHT {
                 let factor = _mm512_set1_ps(left[m][k][1]);
-                for n in 0..4 {
+                for n in 0..N {
                     sum[m][n] = _mm512_fmadd_ps(factor, second[n], sum[m][n]);
                 }
             }
-            let first = row(panel, k).map(|row| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(row)));
+            let first = row.map(|row| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(row)));
             for m in 0..HEIGHT {
                 let factor = _mm512_set1_ps(left[m][k][0]);
-                for n in 0..4 {
+                for n in 0..N {
                     sum[m][n] = _mm512_fmadd_ps(factor, first[n], sum[m][n]);
                 }
             }
         }
         store(&sum, sums);
+    }
+
+    /// The same with registers half as wide, one strip after the other: the sums of six rows and of one strip are as many as there is room for.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
+        let pairs = panel.len() / PANEL;
+        assert!(sums.len() == HEIGHT * PANEL && strips * STRIP <= PANEL);
+        let left = left.map(|left| left[..2 * pairs].as_ptr());
+        let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+        for from in (0..strips * STRIP).step_by(STRIP) {
+            let p = sums[from..].as_mut_ptr();
+            // SAFETY: two vectors of 8 floats are a strip of a row, and `sums` has all rows of a panel's columns.
+            let mut sum: [[__m256; 2]; HEIGHT] =
+                std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * PANEL + 8 * n)) }));
+            for (k, row) in panel.chunks_exact(PANEL).enumerate() {
+                let row = row[from..from + STRIP].as_ptr();
+                // SAFETY: a strip is two vectors.
+                let row: [__m256i; 2] = std::array::from_fn(|n| unsafe { _mm256_loadu_si256(row.add(8 * n).cast()) });
+                let second = row.map(|row| _mm256_castsi256_ps(_mm256_and_si256(row, upper)));
+                for m in 0..HEIGHT {
+                    // SAFETY: each row of `left` has two values for each of the panel.
+                    let factor = unsafe { _mm256_broadcast_ss(&*left[m].add(2 * k + 1)) };
+                    for n in 0..2 {
+                        sum[m][n] = _mm256_fmadd_ps(factor, second[n], sum[m][n]);
+                    }
+                }
+                let first = row.map(|row| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(row)));
+                for m in 0..HEIGHT {
+                    // SAFETY: as above.
+                    let factor = unsafe { _mm256_broadcast_ss(&*left[m].add(2 * k)) };
+                    for n in 0..2 {
+                        sum[m][n] = _mm256_fmadd_ps(factor, first[n], sum[m][n]);
+                    }
+                }
+            }
+            for m in 0..HEIGHT {
+                for n in 0..2 {
+                    // SAFETY: as where they were read.
+                    unsafe { _mm256_storeu_ps(p.add(m * PANEL + 8 * n), sum[m][n]) };
+                }
+            }
+        }
     }
 }
 
@@ -308,7 +368,9 @@ mod tests {
 
     #[test]
     fn every_way_gives_the_bits_of_two_fused_sums() {
-        for (rows, inputs, tokens) in [(1, 1, 1), (5, 130, 1), (7, 63, 8), (4, 33, 64), (6, 1027, 130), (3, 2050, 70)] {
+        for (rows, inputs, tokens) in
+            [(1, 1, 1), (5, 130, 1), (7, 63, 8), (4, 33, 64), (6, 1027, 130), (3, 2050, 70), (13, 300, 16), (2, 9, 40)]
+        {
             let (left, x) = (numbers(rows * inputs, 1), numbers(inputs * tokens, 2));
             let start = numbers(rows * tokens, 3);
             let mut want = start.clone();
@@ -339,7 +401,7 @@ mod tests {
                 let mut out = start.clone();
                 let Columns { data: super::super::Packed::Pairs(data), .. } = &columns else { panic!("pairs") };
                 // SAFETY: the level says that the processor has what it needs.
-                tiles(&single, 2, data, pairs, tokens, &mut out, |l, p, s| unsafe { x86::tile_single(l, p, s) });
+                tiles(&single, 2, data, pairs, tokens, &mut out, |l, p, n, s| unsafe { x86::tile_single(l, p, n, s) });
                 assert_eq!(out, want);
             }
         }

@@ -302,6 +302,7 @@ mod tests {
         assert_eq!((guessed.directions, guessed.dense.is_none()), (LEAST_PROBES, false));
         assert!((known.norm - guessed.norm).abs() < 1e-4 * guessed.norm, "{} {}", known.norm, guessed.norm);
     }
+
     /// Inputs that go with each other, so that few directions of a layer's outputs have most of what it puts out.
     fn correlated(cols: usize) -> Metric {
         let tokens = 2 * cols;
@@ -320,11 +321,19 @@ mod tests {
         rows.map(|(x, y)| (0..n).map(|i| x[i] * linalg::dot(&h[i * n..(i + 1) * n], y)).sum::<f64>()).sum()
     }
 
-    /// What multiplies outputs has as many directions as these: those of the largest are followed one by one, and what is left as one, and all of it comes out.
+    /// What multiplies outputs has as many directions as these: those of the largest are followed one by one, and what is left as one, of which all comes out and a little more.
     #[test]
     fn a_delta_that_multiplies_comes_out_whole() {
+        let rest: Vec<f64> = (0..8).map(multiplied).collect();
+        let mean = rest.iter().sum::<f64>() / rest.len() as f64;
+        // One weight's rest is so weak that noise goes with it by chance, hence the mean; and mu does not hold it, so the passes after it was asked for carry it on.
+        assert!(mean > 0.97 && mean < 1.12, "{rest:?}");
+    }
+
+    /// Holds a weight whose outputs are multiplied, and says how much comes out of what lies in no direction.
+    fn multiplied(seed: u64) -> f64 {
         let (rows, cols) = (160, 128);
-        let number = |i: usize| (hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let number = |i: usize| (hash(i as u64 ^ hash(seed)) >> 40) as f32 / (1 << 23) as f32 - 1.0;
         let scales =
             (0..rows * cols / 64).map(|run| crate::simd::floats::round_bf16(0.01 + 0.004 * number(run))).collect();
         let grid = Grid::scaled(Levels::Integers(0, 15), 64, scales, Dtype::BF16);
@@ -363,7 +372,6 @@ mod tests {
         let (output, noise) = (inner(&metric, &change, &d) / norm, inner(&metric, &error, &error) / norm);
         assert!((output - kept.output).abs() < 1e-3 && (noise - kept.noise).abs() < 1e-3 * noise.max(1.0), "{kept:?}");
         assert!((output - 1.0).abs() < 0.01, "{output} {noise}");
-        // Of what lies in no direction too, though no weight holds it there while the last passes serve the others.
         let own: Vec<f64> = (0..rows)
             .flat_map(|r| {
                 let mut row = d[r * cols..(r + 1) * cols].to_vec();
@@ -374,7 +382,6 @@ mod tests {
                 row
             })
             .collect();
-        let output = inner(&metric, &change, &own) / inner(&metric, &own, &own);
-        assert!((output - 1.0).abs() < 0.2, "{output}");
+        inner(&metric, &change, &own) / inner(&metric, &own, &own)
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &args.meaning.map)?;
         let calibration = qmerge_store::added(&args.add, &names)?;
         progress.start(1);
-        return stored(&inputs, calibration, dtype, &args.output, progress);
+        return stored(&inputs, calibration, (dtype, &args.output), &|_| true, progress);
     }
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let text = Text::read(&inputs, args.text.as_deref(), args.amount.amount(), progress)?;
@@ -75,17 +75,18 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
     let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
     let calibration = text.calibration(&model, args.writing.seed, false, needs)?;
     progress.phase("taking moments", "layers");
-    stored(&inputs, calibration, dtype, &args.output, progress)
+    stored(&inputs, calibration, (dtype, &args.output), &|_| true, progress)
 }
 
+/// Stores the moments of weights that are `wanted`.
 pub(super) fn stored(
     inputs: &Inputs,
     calibration: impl Calibration,
-    dtype: Dtype,
-    output: &Path,
+    (dtype, output): (Dtype, &Path),
+    wanted: &(dyn Fn(&str) -> bool + Sync),
     progress: &dyn Progress,
 ) -> error::Result<Found> {
-    let mut calibration = Counted { calibration, progress };
+    let mut calibration = Counted { calibration, wanted, progress };
     let bytes = round::store(&inputs.base, &mut calibration, dtype, output)?;
     Ok(Found { output: output.display().to_string(), taken_from: calibration.about(), bytes })
 }
@@ -191,9 +192,10 @@ pub(super) fn needs_alone(inputs: &Inputs, plan: &Plan, text: &Text, engine: &En
     })
 }
 
-/// A calibration that tells which layer it is at.
+/// A calibration of some weights that tells which layer it is at.
 struct Counted<'c, C> {
     calibration: C,
+    wanted: &'c (dyn Fn(&str) -> bool + Sync),
     progress: &'c dyn Progress,
 }
 
@@ -213,7 +215,7 @@ impl<C: Calibration> Calibration for Counted<'_, C> {
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> error::Result<()> {
         let layers = self.calibration.demand().layers.len() as u64;
         let mut taken = CountedTake { take, progress: self.progress, number: 0, layers };
-        self.calibration.each(wanted, &mut taken)
+        self.calibration.each(&|name| wanted(name) && (self.wanted)(name), &mut taken)
     }
 }
 

@@ -11,7 +11,7 @@ use qmerge::error::{self, Error, Kind};
 use qmerge::merge::{self, Estimate, FromAdapter, Judge};
 use qmerge::plan::{Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Progress;
-use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration, Take};
+use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
 use qmerge_run::memory::Needs;
@@ -252,35 +252,11 @@ pub(super) fn store(
     progress.start(prepared.before + needs.demand.work);
     let engine = qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
-    let mut calibration = text.calibration(&model, plan.seed, false, needs)?;
+    let calibration = text.calibration(&model, plan.seed, false, needs)?;
     progress.phase("taking moments", "layers");
-    let calibration = OfPlan { calibration: &mut calibration, plan };
-    calibrate::stored(inputs, calibration, Dtype::F32, path, progress).map(Some)
-}
-
-/// A calibration of no more than a plan needs.
-struct OfPlan<'c> {
-    calibration: &'c mut dyn Calibration,
-    plan: &'c Plan,
-}
-
-impl Calibration for OfPlan<'_> {
-    fn about(&self) -> String {
-        self.calibration.about()
-    }
-
-    fn identity(&self) -> error::Result<String> {
-        self.calibration.identity()
-    }
-
-    fn demand(&self) -> Demand {
-        self.calibration.demand()
-    }
-
-    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> error::Result<()> {
-        let own: HashSet<&str> = self.plan.calibrated().collect();
-        self.calibration.each(&|name| wanted(name) && own.contains(round::weight_of(name).0), take)
-    }
+    let own: HashSet<&str> = plan.calibrated().collect();
+    let wanted = |name: &str| own.contains(round::weight_of(name).0);
+    calibrate::stored(inputs, calibration, (Dtype::F32, path), &wanted, progress).map(Some)
 }
 
 /// Has `merge` done, with a calibration if the method needs one, and measured where the model is run.

@@ -93,12 +93,15 @@ fn merges_into_buckets_are_those_of_the_disk() {
     }
 }
 
+/// More by hand: `QMERGE_MERGES=200 cargo test --release -p qmerge-cli --test it faults_change`.
 #[test]
 fn faults_change_no_byte_and_leave_nothing() {
     let (folder, server) = served();
-    for (every, scheme) in [(3, "s3"), (4, "gs"), (5, "s3"), (7, "gs")] {
+    let merges = std::env::var("QMERGE_MERGES").map_or(4, |merges| merges.parse().unwrap());
+    for number in 0..merges {
+        let (every, scheme) = ([3, 4, 5, 7][number % 4], ["s3", "gs"][number % 2]);
         server.state.faults.store(every, Ordering::Relaxed);
-        let name = format!("faults-{every}");
+        let name = format!("faults-{number:03}");
         let words = [
             "merge",
             "--fast",

@@ -82,9 +82,22 @@ impl Shared {
     }
 
     pub(super) fn remove(&self, key: &Key) -> Result<()> {
-        let removed = persist(|| wait(self.objects.delete(key)).map_err(failed));
-        // What was removed before a connection broke is not there the second time.
-        if matches!(removed, Err(Failed::Missing)) { Ok(()) } else { removed.map_err(Failed::error) }
+        self.remove_all(std::slice::from_ref(key))
+    }
+
+    /// Removes objects, as many with a request as the store takes.
+    fn remove_all(&self, keys: &[Key]) -> Result<()> {
+        use futures_util::StreamExt;
+        let remove = || {
+            let keys = futures_util::stream::iter(keys.to_vec().into_iter().map(Ok)).boxed();
+            let removed = wait(self.objects.delete_stream(keys).collect::<Vec<_>>());
+            removed.into_iter().try_for_each(|removed| match removed.map_err(failed) {
+                // What was removed before a connection broke is not there the second time.
+                Err(Failed::Missing) => Ok(()),
+                removed => removed.map(drop),
+            })
+        };
+        ask(remove)
     }
 
     /// All objects below a folder, with their lengths.
@@ -97,10 +110,14 @@ impl Shared {
 
     /// Removes what a resumed run would need.
     pub(super) fn clear(&self) -> Result<()> {
-        let mut all = self.below(&self.partial)?;
-        // The records go last: without them nobody would know what the rest is.
-        all.sort_by_key(|(key, _)| key.as_ref().contains("/records/"));
-        all.iter().try_for_each(|(key, _)| self.remove(key))
+        let all = self.below(&self.partial)?;
+        let (mut records, rest): (Vec<Key>, Vec<Key>) =
+            all.into_iter().map(|(key, _)| key).partition(|key| key.as_ref().contains("/records/"));
+        records.sort();
+        // The records go last, since without them nobody would know what the rest is; and of them that which names the uploads first: without it nothing is
+        // gone on with, and with it alone uploads that are complete would be.
+        let (first, others) = records.split_at(records.len().min(1));
+        [&rest, first, others].into_iter().filter(|keys| !keys.is_empty()).try_for_each(|keys| self.remove_all(keys))
     }
 
     pub(super) fn abort(&self, key: &Key, id: &str) {

@@ -115,6 +115,62 @@ fn an_interrupted_run_is_gone_on_with() {
     assert!(read(&objects, files[0]) == bytes(0..LEN) && read(&objects, files[1]) == bytes(0..200));
 }
 
+/// A run that is killed when its output has its name, and while it removes what it would have gone on with, can be gone on with at every point.
+#[test]
+fn an_output_that_was_being_tidied_up_is_gone_on_with() {
+    let rooms = [room("a.safetensors", PART + 500)];
+    let finish = |sink: &mut StoreSink| {
+        sink.end(0, PART + 500).unwrap();
+        sink.written().unwrap();
+        put(sink, "config.json");
+    };
+    for removed in 0..4 {
+        let objects = Arc::new(InMemory::new());
+        let mut first = sink(&objects);
+        first.begin(RESUME).unwrap();
+        first.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
+        first.write_at(0, 5, &mut bytes(5..PART + 500)).unwrap();
+        first.sync().unwrap();
+        first.write_at(0, 0, &mut bytes(0..5)).unwrap();
+        finish(&mut first);
+        let left: Vec<(String, Vec<u8>)> = names(&objects)
+            .into_iter()
+            .filter(|name| name.contains(".partial/"))
+            .map(|name| (name.clone(), read(&objects, &name)))
+            .collect();
+        first.publish(false).unwrap();
+        let whole = ["a/out/a.safetensors", "a/out/config.json"];
+        assert_eq!(names(&objects), whole);
+        for (name, bytes) in left {
+            let is_there = match name.split_once("/records/") {
+                None => removed < 1,
+                Some((_, record)) if record.starts_with("00000001") => removed < 2,
+                Some(_) => removed < 3,
+            };
+            if is_there {
+                wait(objects.put(&Key::from(name), PutPayload::from(bytes))).unwrap();
+            }
+        }
+        let mut second = sink(&objects);
+        match second.begin(RESUME) {
+            Ok(Some(_)) if removed < 2 => second.reserve(&rooms, Start::Resumed(5)).unwrap(),
+            Ok(None) if removed == 2 => {
+                second.reserve(&rooms, Start::Anew(b"head\n")).unwrap();
+                second.write_at(0, 0, &mut bytes(0..PART + 500)).unwrap();
+            }
+            Err(error) if removed == 3 => {
+                assert_eq!(error.kind(), Kind::Exists);
+                continue;
+            }
+            other => panic!("{removed}: {other:?}"),
+        }
+        finish(&mut second);
+        second.publish(false).unwrap();
+        assert_eq!(names(&objects), whole);
+        assert!(read(&objects, whole[0]) == bytes(0..PART + 500));
+    }
+}
+
 /// What waits is counted as what it is, whoever completes a part.
 #[test]
 fn bytes_that_wait_are_counted() {

@@ -24,4 +24,4 @@ if [ -x target/release/qmerge ]; then
     export QMERGE_PROGRAM
 fi
 cd bindings/python
-exec python -m pytest -q "$@"
+exec python -m pytest -q --durations=5 "$@"

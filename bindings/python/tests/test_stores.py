@@ -18,7 +18,7 @@ boto3 = pytest.importorskip("boto3")
 moto = pytest.importorskip("moto.server")
 
 # More by hand: QMERGE_MERGES=200.
-MERGES = int(os.environ.get("QMERGE_MERGES", "12"))
+MERGES = int(os.environ.get("QMERGE_MERGES", "6"))
 SECRET = "s3cr3t-key"
 PROGRAM = os.environ.get("QMERGE_PROGRAM", "qmerge")
 

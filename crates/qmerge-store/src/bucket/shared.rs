@@ -89,8 +89,9 @@ impl Shared {
     fn remove_all(&self, keys: &[Key]) -> Result<()> {
         use futures_util::StreamExt;
         let remove = || {
-            let keys = futures_util::stream::iter(keys.to_vec().into_iter().map(Ok)).boxed();
-            let removed = wait(self.objects.delete_stream(keys).collect::<Vec<_>>());
+            let own = keys.to_vec();
+            let own = futures_util::stream::iter(own.into_iter().map(Ok)).boxed();
+            let removed = wait(self.objects.delete_stream(own).collect::<Vec<_>>());
             removed.into_iter().try_for_each(|removed| match removed.map_err(failed) {
                 // What was removed before a connection broke is not there the second time.
                 Err(Failed::Missing) => Ok(()),

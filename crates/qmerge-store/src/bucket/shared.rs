@@ -88,17 +88,20 @@ impl Shared {
     /// Removes objects, as many with a request as the store takes.
     fn remove_all(&self, keys: &[Key]) -> Result<()> {
         use futures_util::StreamExt;
-        let remove = || {
-            let own = keys.to_vec();
-            let own = futures_util::stream::iter(own.into_iter().map(Ok)).boxed();
-            let removed = wait(self.objects.delete_stream(own).collect::<Vec<_>>());
+        let mut left: BTreeSet<Key> = keys.iter().cloned().collect();
+        ask(|| {
+            let tried = futures_util::stream::iter(left.clone().into_iter().map(Ok)).boxed();
+            let removed = wait(self.objects.delete_stream(tried).collect::<Vec<_>>());
+            // Those that are known to be gone are not asked for again.
+            removed.iter().flatten().for_each(|key| {
+                left.remove(key);
+            });
             removed.into_iter().try_for_each(|removed| match removed.map_err(failed) {
                 // What was removed before a connection broke is not there the second time.
                 Err(Failed::Missing) => Ok(()),
                 removed => removed.map(drop),
             })
-        };
-        ask(remove)
+        })
     }
 
     /// All objects below a folder, with their lengths.

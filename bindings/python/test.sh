@@ -1,14 +1,14 @@
 #!/bin/sh
 # Builds the wheel, installs it into an environment of its own under target/, and runs its tests.
-# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy, ray and moto the first time.
+# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy, pytest-xdist, ray and moto the first time.
 set -eu
 cd "$(dirname "$0")/../.."
 venv=$PWD/target/python
 wheels=$PWD/target/wheels
 
-if ! "$venv/bin/python" -c "import boto3, maturin, moto, mypy, numpy, pytest, ray" 2>/dev/null; then
+if ! "$venv/bin/python" -c "import boto3, maturin, moto, mypy, numpy, pytest, ray, xdist" 2>/dev/null; then
     python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check maturin "moto[server]" mypy numpy pytest ray
+    "$venv/bin/pip" install --quiet --disable-pip-version-check maturin "moto[server]" mypy numpy pytest pytest-xdist ray
 fi
 rm -f "$wheels"/*.whl
 root=$PWD
@@ -24,4 +24,5 @@ if [ -x target/release/qmerge ]; then
     export QMERGE_PROGRAM
 fi
 cd bindings/python
-exec python -m pytest -q --durations=5 "$@"
+# Many of them wait for servers, so more at a time than there are processors.
+exec python -m pytest -q -n 4 --dist loadfile --durations=5 "$@"

@@ -27,8 +27,10 @@ type Group<'r, 'b> = (Range<u64>, Vec<&'r mut (u64, &'b mut [u8])>);
 const CELL: u64 = 4 << 20;
 /// Cells that are asked for beyond the one that is wanted.
 const AHEAD: u64 = 4;
+/// A read of fewer bytes is of what lies beside a weight (scales, a norm): who wants that goes on elsewhere, so nothing is asked for beyond it.
+const SMALL: u64 = 256 << 10;
 /// Bytes of cells that are kept, for all objects together. What is wanted at this moment may go beyond it.
-pub(crate) const KEPT: u64 = 64 << 20;
+pub(crate) const KEPT: u64 = 96 << 20;
 /// Small reads whose gaps are no longer than that are one request: what a store takes to answer would be worth more, but who pays for what is read is not asked.
 const GAP: u64 = 2 << 10;
 /// Bytes that a read of many is cut into.
@@ -134,9 +136,10 @@ impl RemoteFile {
         if !expected.get(expected.partition_point(|range| range.end <= offset)).is_some_and(holds) {
             return self.direct(offset, buffer);
         }
+        let ahead = if end - offset < SMALL { 0 } else { AHEAD };
         let mut at = offset;
         while at < end {
-            let wanted: Vec<Range<u64>> = Self::cells_from(&expected, at).take(1 + AHEAD as usize).collect();
+            let wanted: Vec<Range<u64>> = Self::cells_from(&expected, at).take(1 + ahead as usize).collect();
             let Some(cell) = wanted.first() else { break };
             // The one that is wanted too, so that it does not wait for those after it.
             cells().prepare(&self.object, &wanted);

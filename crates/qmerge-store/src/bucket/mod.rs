@@ -35,19 +35,24 @@ use crate::remote::{Failed, Found, Source};
 
 /// A store of either kind: what reads and lists, and what uploads in parts.
 pub(crate) trait Objects: ObjectStore + MultipartStore {
-    /// S3 alone can say which uploads were begun.
-    fn as_s3(&self) -> Option<&AmazonS3> {
-        None
+    /// Ids of uploads to an object of a bucket that were begun and not ended, where the store says so.
+    fn begun(&self, _bucket: &str, _key: &Key) -> std::result::Result<Vec<String>, Failed> {
+        Ok(Vec::new())
     }
 }
 
 impl Objects for AmazonS3 {
-    fn as_s3(&self) -> Option<&AmazonS3> {
-        Some(self)
+    fn begun(&self, _: &str, key: &Key) -> std::result::Result<Vec<String>, Failed> {
+        uploads::begun_in_s3(self, key)
     }
 }
+impl Objects for object_store::gcp::GoogleCloudStorage {
+    fn begun(&self, bucket: &str, key: &Key) -> std::result::Result<Vec<String>, Failed> {
+        uploads::begun_in_google(self, bucket, key)
+    }
+}
+// Blocks that were sent and never put together go away by themselves.
 impl Objects for object_store::azure::MicrosoftAzure {}
-impl Objects for object_store::gcp::GoogleCloudStorage {}
 impl Objects for object_store::memory::InMemory {}
 
 /// Opens the bucket of an address.

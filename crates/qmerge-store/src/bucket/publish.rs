@@ -9,7 +9,7 @@ use qmerge::error::Result;
 use super::record::Record;
 use super::shared::lock;
 use super::sink::StoreSink;
-use super::{failed, uploads, wait};
+use super::{failed, wait};
 use crate::remote::ask;
 
 impl StoreSink {
@@ -90,9 +90,8 @@ impl StoreSink {
 
     /// Aborts uploads to these names that nobody knows of: the answer that named them was lost.
     pub(super) fn abort_strays(&self, keys: &[Key]) {
-        let Some(s3) = self.shared.objects.as_s3() else { return };
         for key in keys {
-            for id in uploads::begun(s3, key).unwrap_or_default() {
+            for id in self.shared.objects.begun(&self.bucket, key).unwrap_or_default() {
                 self.shared.abort(key, &id);
             }
         }

@@ -28,6 +28,7 @@ use crate::remote::{Failed, persist};
 pub(crate) struct StoreSink {
     pub(super) path: PathBuf,
     pub(super) place: PathBuf,
+    pub(super) bucket: String,
     /// Of the folder, or of the file.
     pub(super) target: String,
     /// It is one weight file, and nothing else is wanted but the report.
@@ -54,10 +55,11 @@ impl StoreSink {
                 .in_file(address.shown())
                 .with_hint("name a path, or a folder in a bucket: s3://bucket/folder"));
         }
-        Ok(Some(Self::in_objects(super::objects(&address)?, &address.path(), address.shown())))
+        let bucket = address.url().host_str().unwrap_or_default();
+        Ok(Some(Self::in_objects(super::objects(&address)?, bucket, &address.path(), address.shown())))
     }
 
-    pub(crate) fn in_objects(objects: Arc<dyn Objects>, target: &str, shown: &Path) -> Self {
+    pub(crate) fn in_objects(objects: Arc<dyn Objects>, bucket: &str, target: &str, shown: &Path) -> Self {
         let partial = format!("{target}.partial");
         let shared = Shared {
             objects,
@@ -70,6 +72,7 @@ impl StoreSink {
         Self {
             path: shown.to_path_buf(),
             place: PathBuf::from(format!("{}.partial", shown.display())),
+            bucket: bucket.to_owned(),
             target: target.to_owned(),
             is_file: target.ends_with(".safetensors") || target.ends_with(".gguf"),
             shared: Arc::new(shared),

@@ -17,7 +17,7 @@ use super::{Objects, wait};
 const RESUME: Existing = Existing { force: false, resume: true };
 
 fn sink(objects: &Arc<InMemory>) -> StoreSink {
-    StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "a/out", Path::new("s3://b/a/out"))
+    StoreSink::in_objects(Arc::clone(objects) as Arc<dyn Objects>, "b", "a/out", Path::new("s3://b/a/out"))
 }
 
 fn room(name: &str, most: u64) -> Room {

@@ -1,46 +1,82 @@
-//! Uploads that were begun and neither completed nor aborted, as S3 lists them: the stores' client has no word for it.
+//! Uploads that were begun and neither completed nor aborted, as S3 and Google's store list them: the stores' client has no word for it.
+
+use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AwsAuthorizer};
 use object_store::client::{HttpRequest, HttpRequestBody, HttpService};
+use object_store::gcp::GoogleCloudStorage;
 use object_store::path::Path as Key;
 use object_store::signer::Signer;
-use std::time::Duration;
+use url::Url;
 
 use super::connection::Connection;
 use super::wait;
 use crate::remote::{Failed, persist};
 
-/// The ids of uploads to one object. Nothing where the store does not say.
-pub(super) fn begun(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Failed> {
-    let again = |what: &dyn std::fmt::Display| Failed::Again(what.to_string());
+/// Where Google's store is, unless `GOOGLE_BASE_URL` says otherwise.
+const GOOGLE: &str = "https://storage.googleapis.com";
+
+fn again(what: &dyn std::fmt::Display) -> Failed {
+    Failed::Again(what.to_string())
+}
+
+/// The ids of uploads to one object of S3. Nothing where the store does not say.
+pub(super) fn begun_in_s3(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Failed> {
     persist(|| {
-        let connection = Connection::new().map_err(|error| again(&error))?;
         // The address of the object says that of its bucket.
         let url = wait(s3.signed_url("GET".parse().map_err(|_| Failed::Missing)?, key, Duration::from_secs(60)))
             .map_err(|error| again(&error))?;
         let path = url.path().strip_suffix(&format!("/{}", crate::http::escaped(key.as_ref()))).unwrap_or_default();
         let mut bucket = url.clone();
         bucket.set_path(if path.is_empty() { "/" } else { path });
-        bucket.set_query(None);
-        bucket.query_pairs_mut().append_pair("prefix", key.as_ref()).append_pair("uploads", "");
         let region = url
             .query_pairs()
             .find(|(name, _)| name == "X-Amz-Credential")
             .and_then(|(_, scope)| scope.split('/').nth(2).map(str::to_owned))
             .unwrap_or_default();
-        let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.uri_mut() = bucket.as_str().parse().map_err(|error| again(&error))?;
         let credential = wait(s3.credentials().get_credential()).map_err(|error| again(&error))?;
-        AwsAuthorizer::new(&credential, "s3", &region)
-            .try_authorize(&mut request, None)
-            .map_err(|error| again(&error))?;
-        let answer = wait(connection.call(request)).map_err(|error| again(&error))?;
-        if !answer.status().is_success() {
-            return Err(crate::http::refused(answer.status().as_u16(), "the store"));
-        }
-        let body = wait(answer.into_body().bytes()).map_err(|error| again(&error))?;
-        Ok(ids(&String::from_utf8_lossy(&body), key.as_ref()))
+        listed(bucket, key, |request| {
+            AwsAuthorizer::new(&credential, "s3", &region).try_authorize(request, None).map_err(|error| again(&error))
+        })
     })
+}
+
+/// The same of a bucket of Google's.
+pub(super) fn begun_in_google(store: &GoogleCloudStorage, bucket: &str, key: &Key) -> Result<Vec<String>, Failed> {
+    persist(|| {
+        let base = std::env::var("GOOGLE_BASE_URL").unwrap_or_else(|_| GOOGLE.to_owned());
+        let refused = |error: &dyn std::fmt::Display| Failed::Refused(error.to_string());
+        let bucket =
+            Url::parse(&format!("{}/{bucket}", base.trim_end_matches('/'))).map_err(|error| refused(&error))?;
+        let credential = wait(store.credentials().get_credential()).map_err(|error| again(&error))?;
+        listed(bucket, key, |request| {
+            if !credential.bearer.is_empty() {
+                let bearer = format!("Bearer {}", credential.bearer).parse();
+                request.headers_mut().insert("authorization", bearer.map_err(|_| refused(&"its token is none"))?);
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Asks a bucket, with credentials that `sign` adds.
+fn listed(
+    mut bucket: Url,
+    key: &Key,
+    sign: impl FnOnce(&mut HttpRequest) -> Result<(), Failed>,
+) -> Result<Vec<String>, Failed> {
+    bucket.set_query(None);
+    bucket.query_pairs_mut().append_pair("prefix", key.as_ref()).append_pair("uploads", "");
+    let connection = Connection::new().map_err(|error| again(&error))?;
+    let mut request = HttpRequest::new(HttpRequestBody::empty());
+    *request.uri_mut() = bucket.as_str().parse().map_err(|error| again(&error))?;
+    sign(&mut request)?;
+    let answer = wait(connection.call(request)).map_err(|error| again(&error))?;
+    if !answer.status().is_success() {
+        return Err(crate::http::refused(answer.status().as_u16(), "the store"));
+    }
+    let body = wait(answer.into_body().bytes()).map_err(|error| again(&error))?;
+    Ok(ids(&String::from_utf8_lossy(&body), key.as_ref()))
 }
 
 /// Of `<Upload><Key>…</Key><UploadId>…</UploadId>`, those of one key.

@@ -1,22 +1,24 @@
 """A merge from a bucket into one, against a copy of the same files through the same server, in turns and in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama && cargo build --release -p qmerge-cli --example bucket_server
-    python3 benches/stores.py --folder DIR [--size 1b|7b] [--rounds 3] [--rounding METHOD ...] [--moto PYTHON]
+    python3 benches/stores.py --folder DIR [--size 1b|7b] [--rounds 3] [--rounding METHOD ...] [--link 1gbit ...] [--write]
 
-The server is on this machine: a small one of our own in memory, and with --moto that of moto (`pip install "moto[server]"`) too, whose work is Python's. The copy asks for ranges of 8 MiB
+The server is a small one of our own, on this machine and in memory. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
+directions together (`tc`'s token bucket, which takes root); `none` is the loopback as it is, where a copy costs next to nothing. The copy asks for ranges of 8 MiB
 and puts each as a part of an upload, on eight threads that sign nothing: a lower bound on what any client takes. A round is a copy and a merge; medians and the median of the ratios
-are printed, the most memory that the merge held, what it wrote to disks, and what the server was asked for. `--write` puts them into benches/figures/stores.json.
+are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts them into benches/figures/stores.json.
 """
 
 import argparse
 import collections
+import contextlib
+import datetime
 import hashlib
 import http.client
 import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -104,27 +106,26 @@ class Store:
         return digest.hexdigest()
 
 
-def started(kind, moto):
-    """A server's process, its address, and its bucket."""
-    if kind == "moto":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        words = [moto, "-m", "moto.server", "-p", str(port)]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        host = f"127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-    else:
-        process = subprocess.Popen([os.path.join(TARGET, "examples/bucket_server")], stdout=subprocess.PIPE, text=True)
-        host = process.stdout.readline().strip().removeprefix("http://")
-    store = Store(host)
+def started():
+    """A server's process, and its bucket."""
+    process = subprocess.Popen([os.path.join(TARGET, "examples/bucket_server")], stdout=subprocess.PIPE, text=True)
+    store = Store(process.stdout.readline().strip().removeprefix("http://"))
     store.ask("PUT", "/models")
     return process, store
+
+
+@contextlib.contextmanager
+def limited(link):
+    """The loopback at a rate."""
+    shape = lambda *words: subprocess.run(["tc", "qdisc", *words], check=True)
+    if link == "none":
+        yield
+        return
+    shape("add", "dev", "lo", "root", "tbf", "rate", link, "burst", "4mb", "latency", "100ms")
+    try:
+        yield
+    finally:
+        shape("del", "dev", "lo", "root")
 
 
 def run(command, host):
@@ -138,44 +139,33 @@ def run(command, host):
     return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock * 512 / 1e6
 
 
-def measured(kind, args, model, sizes, expected):
+def measured(link, args, store, sizes, expected):
     """Rows of figures, one for each rounding method."""
-    process, store = started(kind, args.moto)
-    try:
-        for folder in ("base", "adapter"):
-            for name in os.listdir(os.path.join(model, folder)):
-                path = os.path.join(model, folder, name)
-                size = os.path.getsize(path)
-                with open(path, "rb") as file:
-                    store.upload(f"in/{folder}/{name}", max(1, -(-size // PART)), lambda at: os.pread(file.fileno(), PART, at * PART))
-        rows = []
-        for method in args.rounding:
-            found = []
-            for number in range(args.rounds):
-                for prefix in ("copy/", "out/"):
-                    store.remove(prefix)
-                start = time.perf_counter()
-                for name, size in sizes.items():
-                    store.copy(f"in/base/{name}", size, f"copy/{name}")
-                copy = time.perf_counter() - start
-                words = ["--base", "s3://models/in/base", "--adapter", "s3://models/in/adapter", "-o", "s3://models/out", "--rounding", method]
-                merge, memory, disk = run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", *words], store.host)
-                print(f"{kind} {method}: copy {copy:.2f} s, merge {merge:.2f} s, {memory:.0f} MiB, {disk:.1f} MB to disks", file=sys.stderr)
-                found.append((copy, merge, merge / copy, memory, disk))
-            for name, (size, digest) in expected[method].items():
-                assert store.hash(f"out/{name}", size) == digest, name
-            assert sorted(store.names("out")) == sorted(f"out/{name}" for name in [*expected[method], *OWN]), store.names("out")
-            uploads = store.ask("GET", "/models?uploads")[1].decode()
-            assert "<UploadId>" not in uploads, uploads
-            medians = [statistics.median(column) for column in zip(*found)]
-            rows.append({
-                "server": kind, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
-                "ratio": round(medians[2], 2), "peak_mib": round(max(row[3] for row in found)), "disk_mb": round(max(row[4] for row in found), 1),
-            })
-        return rows
-    finally:
-        process.kill()
-        process.wait()
+    rows = []
+    for method in args.rounding:
+        found = []
+        for number in range(args.rounds):
+            for prefix in ("copy/", "out/"):
+                store.remove(prefix)
+            start = time.perf_counter()
+            for name, size in sizes.items():
+                store.copy(f"in/base/{name}", size, f"copy/{name}")
+            copy = time.perf_counter() - start
+            words = ["--base", "s3://models/in/base", "--adapter", "s3://models/in/adapter", "-o", "s3://models/out", "--rounding", method]
+            merge, memory, disk = run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", *words], store.host)
+            print(f"{link} {method}: copy {copy:.2f} s, merge {merge:.2f} s, {memory:.0f} MiB, {disk:.1f} MB to disks", file=sys.stderr)
+            found.append((copy, merge, merge / copy, memory, disk))
+        for name, (size, digest) in expected[method].items():
+            assert store.hash(f"out/{name}", size) == digest, name
+        assert sorted(store.names("out")) == sorted(f"out/{name}" for name in [*expected[method], *OWN]), store.names("out")
+        uploads = store.ask("GET", "/models?uploads")[1].decode()
+        assert "<UploadId>" not in uploads, uploads
+        medians = [statistics.median(column) for column in zip(*found)]
+        rows.append({
+            "link": link, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
+            "ratio": round(medians[2], 2), "peak_mib": round(max(row[3] for row in found)), "disk_mb": round(max(row[4] for row in found), 1),
+        })
+    return rows
 
 
 def main():
@@ -184,7 +174,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rounding", nargs="+", default=["nearest", "stochastic"])
     parser.add_argument("--folder", required=True, help="where the model lies or is made, and a merge to compare with")
-    parser.add_argument("--moto", help="a Python with moto's server")
+    parser.add_argument("--link", nargs="+", default=["none"], help="rates of the loopback, as tc says them; none for as it is")
     parser.add_argument("--write", action="store_true", help="put the figures into benches/figures/stores.json")
     args = parser.parse_args()
     model = os.path.join(args.folder, args.size)
@@ -203,13 +193,26 @@ def main():
                     expected[method][name] = (os.path.getsize(file.name), hashlib.file_digest(file, "sha256").hexdigest())
     shutil.rmtree(out)
     rows = []
-    for kind in ["loopback", *(["moto"] if args.moto else [])]:
-        rows += measured(kind, args, model, sizes, expected)
+    process, store = started()
+    try:
+        for folder in ("base", "adapter"):
+            for name in os.listdir(os.path.join(model, folder)):
+                path = os.path.join(model, folder, name)
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    store.upload(f"in/{folder}/{name}", max(1, -(-size // PART)), lambda at: os.pread(file.fileno(), PART, at * PART))
+        for link in args.link:
+            with limited(link):
+                rows += measured(link, args, store, sizes, expected)
+    finally:
+        process.kill()
+        process.wait()
     document = {"model": args.size, "bytes": sum(sizes.values()), "rounds": args.rounds, "rows": rows}
     print(json.dumps(document, indent=1))
     if args.write:
         version = subprocess.run([os.path.join(TARGET, "qmerge"), "--version"], check=True, capture_output=True, text=True).stdout
-        document["version"] = version.split()[1]
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        document |= {"program": version.strip(), "machine": f"{len(names)} cores of {names[0]}", "date": datetime.date.today().isoformat()}
         with open(os.path.join(HERE, "figures/stores.json"), "w") as file:
             json.dump(document, file, indent=1)
             file.write("\n")

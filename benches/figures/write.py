@@ -146,6 +146,18 @@ def many(data):
     return table(heads, rows) + text + f"{data['program']}, planned, not run; rates of {data['machine']}; {data['date']}.\n"
 
 
+def stores(data):
+    """A merge from a bucket into one, beside a copy through the same server."""
+    rows = []
+    for row in data["rows"]:
+        link = "as fast as this machine is" if row["link"] == "none" else f"{row['link'].removesuffix('gbit')} Gbit/s"
+        took = [seconds(row["copy_seconds"]), seconds(row["merge_seconds"]), f"{row['ratio']:.2f}"]
+        rows.append([link, f"`--rounding {row['rounding']}`", *took, f"{row['peak_mib']} MiB", f"{row['disk_mb']:.0f} MB"])
+    heads = ["line, both ways together", "merge", "copy", "time", "to the copy", "memory", "written to disks"]
+    text = f"\nA Llama of {data['model'].upper()} in NF4 ({size(data['bytes'])}) with a LoRA of rank 16 from a bucket into one, medians of {data['rounds']} rounds. "
+    return table(heads, rows) + text + f"{data['program']}, {data['machine']}, which also run the server; {data['date']}.\n"
+
+
 def losses(data):
     """What the demo's weights lose, by method: means over weights."""
     rows = []
@@ -206,7 +218,7 @@ def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters}
 
 
 def main():

@@ -2,8 +2,8 @@
 //!
 //! Every kernel is one scalar body; the `versions!` macro compiles it once per level, and the levels agree bit for
 //! bit because the body fixes the order of every operation and Rust never contracts `a * b + c`. Intrinsics stand only
-//! where a compiler does not find the instruction: table lookups of 4-bit codes, blocks turned over. `QMERGE_SIMD` forces a level
-//! (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
+//! where a compiler does not find the instruction (table lookups of 4-bit codes, blocks turned over) or does not keep all sums in registers (tiles of products of
+//! matrices). `QMERGE_SIMD` forces a level (`scalar`, `avx2`, `avx512`, `neon`); asking for more than the machine has gives the best it has.
 
 pub(crate) mod codes;
 pub(crate) mod differences;

@@ -193,28 +193,44 @@ def _pick(tensors: Sequence[tuple[str, Any]]) -> dict[str, list[float]]:
         and type(tensor).__name__ not in kinds
         # A shard of a tensor does not begin where the tensor does.
         and not hasattr(tensor.data, "to_local")
+        and not getattr(tensor, "_fsdp_flattened", False)
         and "_flat_param" not in name
     ]
     step = max(1, -(-len(usable) // MARKS))
     return {name: tensor.detach().reshape(-1)[:VALUES].float().cpu().tolist() for name, tensor in usable[::step]}
 
 
-def marks(model: Any) -> dict[str, str]:
-    """What says of which model and which adapter moments are, as `merge` compares it: values of tensors that no format quantizes."""
+def _gathered(model: Any) -> dict[int, Any]:
+    """Of parameters that `FullyShardedDataParallel` has cut up: the first values of each, by its identity. All processes must ask."""
+    found = {}
+    for unit in model.modules():
+        if type(unit).__name__ == "FullyShardedDataParallel":
+            # Unit by unit: the whole model need not fit.
+            with type(unit).summon_full_params(unit, recurse=False, writeback=False):
+                # Those of units within it are still cut up, and follow.
+                found.update({id(tensor): tensor.detach().reshape(-1)[:VALUES].clone() for tensor in unit.parameters()})
+    return found
+
+
+def marks(model: Any, together: bool) -> dict[str, str]:
+    """What says of which model and which adapter moments are, as `merge` compares it: values of tensors that no format quantizes. `together`: every process of a model that
+    is cut up asks, so that what is cut up can be gathered."""
     adapters = list(getattr(model, "peft_config", {}))
     plain, trained = [], []
+    gathered = _gathered(model) if together else {}
     for path, module in model.named_modules():
         for last, tensor in module.named_parameters(recurse=False):
             parts = (f"{path}.{last}" if path else last).split(".")
             own = [adapter for adapter in adapters if adapter in parts]
             if own and "modules_to_save" not in parts:
-                trained.append((own[0], parts, tensor))
+                trained.append((own[0], parts, gathered.get(id(tensor), tensor)))
             elif not own and features(module) is None and not (adapters and tensor.requires_grad):
-                plain.append((name_on_disk(".".join(parts)), tensor))
+                plain.append((name_on_disk(".".join(parts)), gathered.get(id(tensor), tensor)))
     found = {"qmerge.model": json.dumps(_pick(plain))}
     if not json.loads(found["qmerge.model"]):
         raise UsageError("none of the model's norms and embeddings can be read, so nothing says of which model the moments are")
-    active = getattr(model, "active_adapters", [])
+    # transformers' models have the attribute without an adapter too, and raise when they are asked.
+    active = getattr(model, "active_adapters", []) if adapters else []
     active = active() if callable(active) else active
     if len(active) == 1:
         saved = [(".".join(part for part in parts if part != own), tensor) for own, parts, tensor in trained if own == active[0]]

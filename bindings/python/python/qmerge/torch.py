@@ -114,7 +114,7 @@ def calibrate(
                     yield taken[found.names[0]].sum
 
         taken_from = f"{whole.tokens} tokens {source}, run in torch"
-        size = write(out, inputs, sums(), taken_from, marks(model), dtype)
+        size = write(out, inputs, sums(), taken_from, marks(model, together=True), dtype)
     finally:
         model.train(was_training)
     return Calibration({"output": os.fspath(out), "taken_from": taken_from, "bytes": size})
@@ -263,7 +263,13 @@ class _MomentsCallback:
         os.makedirs(folder, exist_ok=True)
         inputs = [found for found in moments.inputs.values() if found.tokens]
         about = f"{moments.tokens} tokens collected in training"
-        write(os.path.join(folder, FILE_NAME), inputs, (found.sum for found in inputs), about, marks(model), self.dtype)
+        try:
+            known_by = marks(model, together=False)
+        except UsageError as error:
+            # A training is not to end for it.
+            warnings.warn(f"moments are not stored: {error}", stacklevel=2)
+            return
+        write(os.path.join(folder, FILE_NAME), inputs, (found.sum for found in inputs), about, known_by, self.dtype)
 
 
 if TYPE_CHECKING:

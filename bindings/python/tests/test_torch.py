@@ -125,10 +125,12 @@ def test_a_model_cut_up_over_processes(kind: str, demo: Path, tmp_path: Path) ->
     parts = [read(tmp_path / f"{kind}-{rank}.safetensors") for rank in (0, 1)]
     assert all(set(part) == set(one) for part, _, _ in parts)
     assert max(distance(one[name], (parts[0][0][name] + parts[1][0][name]) / 2) for name in one) < 1e-6
-    # Whose they are is what the whole model says, as far as a part of it can say.
+    # Whose they are is what the whole model says: the same where it is gathered; where the outermost unit is what is whole, other tensors may be chosen too.
     for _, _, metadata in parts:
         mine, all_of_it = json.loads(metadata["qmerge.model"]), json.loads(known_by["qmerge.model"])
-        assert mine and all(all_of_it.get(name, values) == values for name, values in mine.items())
+        common = mine.keys() & all_of_it.keys()
+        assert common and all(mine[name] == all_of_it[name] for name in common)
+        assert kind == "fully_shard" or mine == all_of_it
 
 
 def test_ways_of_calling(live: Any, demo: Path, tmp_path: Path) -> None:

@@ -36,11 +36,8 @@ impl StoreSink {
         }
         place(&last)?;
         if replace {
-            for (key, _) in self.there()? {
-                if !own.contains(&key) {
-                    self.shared.remove(&key)?;
-                }
-            }
+            let there = self.there()?.into_iter().map(|(key, _)| key);
+            self.shared.remove_many(&there.filter(|key| !own.contains(key)).collect::<Vec<_>>())?;
         }
         self.abort_strays(&self.weight_keys());
         self.shared.clear()

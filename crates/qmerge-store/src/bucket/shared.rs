@@ -82,11 +82,11 @@ impl Shared {
     }
 
     pub(super) fn remove(&self, key: &Key) -> Result<()> {
-        self.remove_all(std::slice::from_ref(key))
+        self.remove_many(std::slice::from_ref(key))
     }
 
     /// Removes objects, as many with a request as the store takes.
-    fn remove_all(&self, keys: &[Key]) -> Result<()> {
+    pub(super) fn remove_many(&self, keys: &[Key]) -> Result<()> {
         use futures_util::StreamExt;
         let mut left: BTreeSet<Key> = keys.iter().cloned().collect();
         ask(|| {
@@ -121,7 +121,7 @@ impl Shared {
         // The records go last, since without them nobody would know what the rest is; and of them that which names the uploads first: without it nothing is
         // gone on with, and with it alone uploads that are complete would be.
         let (first, others) = records.split_at(records.len().min(1));
-        [&rest, first, others].into_iter().filter(|keys| !keys.is_empty()).try_for_each(|keys| self.remove_all(keys))
+        [&rest, first, others].into_iter().try_for_each(|keys| self.remove_many(keys))
     }
 
     pub(super) fn abort(&self, key: &Key, id: &str) {

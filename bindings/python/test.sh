@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the wheel, installs it into an environment of its own under target/, and runs its tests.
-# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy, pytest-xdist, ray and moto the first time.
+# Needs python3 3.9 or later; pip fetches maturin, pytest, numpy, mypy, pytest-xdist, ray and moto the first time. With --fetch it does that alone.
 set -eu
 cd "$(dirname "$0")/../.."
 venv=$PWD/target/python
@@ -8,8 +8,9 @@ wheels=$PWD/target/wheels
 
 if ! "$venv/bin/python" -c "import boto3, maturin, moto, mypy, numpy, pytest, ray, xdist" 2>/dev/null; then
     python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check maturin "moto[server]" mypy numpy pytest pytest-xdist ray
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile maturin "moto[server]" mypy numpy pytest pytest-xdist ray
 fi
+if [ "${1:-}" = --fetch ]; then exit; fi
 rm -f "$wheels"/*.whl
 root=$PWD
 (cd bindings/python && "$venv/bin/maturin" build --release --locked --quiet --interpreter "$venv/bin/python" \

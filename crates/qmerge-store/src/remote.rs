@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use qmerge::error::{Error, Kind, Result};
@@ -96,9 +97,51 @@ pub(crate) fn ask<T>(once: impl FnMut() -> std::result::Result<T, Failed>) -> Re
     persist(once).map_err(Failed::error)
 }
 
+/// Does `work` on all items, so many at a time; after an error with none that was not begun, and the first error is returned.
+pub(crate) fn together<T: Send>(items: Vec<T>, most: usize, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+    let threads = items.len().min(most);
+    let (queue, failed) = (Mutex::new(items), Mutex::new(Ok(())));
+    // Its own function, so that the lock does not last for the work.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some(item) = next() {
+            if let Err(error) = work(item) {
+                queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                *failed = std::mem::replace(&mut *failed, Ok(())).and(Err(error));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_are_done_and_the_first_error_ends_it() {
+        let done = Mutex::new(Vec::new());
+        together((0..100).collect(), 8, |item| {
+            done.lock().unwrap().push(item);
+            Ok(())
+        })
+        .unwrap();
+        let mut done = done.into_inner().unwrap();
+        done.sort_unstable();
+        assert_eq!(done, (0..100).collect::<Vec<_>>());
+        let begun = Mutex::new(0);
+        let failed = together((0..100).collect(), 1, |item| {
+            *begun.lock().unwrap() += 1;
+            if item > 97 { Ok(()) } else { Err(Error::new(Kind::Io, item.to_string())) }
+        });
+        assert_eq!((failed.unwrap_err().message(), begun.into_inner().unwrap()), ("97", 3));
+        assert!(together(Vec::<i32>::new(), 8, |_| Ok(())).is_ok());
+    }
 
     #[test]
     fn a_time_is_no_tag() {

@@ -1,7 +1,7 @@
 //! Any server that answers range requests. It lists nothing, so the names that a model or an adapter consists of are looked for one by one.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use qmerge::adapters::weight_files;
 use qmerge::error::Result;
@@ -11,9 +11,8 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 use url::Url;
 
-use crate::ahead::next;
 use crate::http::{self, broken, content_range, escaped, header, origin, ranged, refused, tag, target};
-use crate::remote::{Failed, Found, Source, persist};
+use crate::remote::{Failed, Found, Source, persist, together};
 
 /// What may lie in a model's folder, or in an adapter's, beside the weights.
 const NAMES: &[&str] = &[
@@ -121,31 +120,21 @@ impl Source for Web {
         }
         let mut names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
         names.extend(weight_files().map(str::to_owned));
-        let queue = Mutex::new(names);
-        let found: Mutex<std::result::Result<Vec<Item>, Failed>> = Mutex::new(Ok(Vec::new()));
-        let lock = |error: std::sync::PoisonError<_>| error.into_inner();
-        let work = || {
-            while let Some(name) = next(&queue) {
-                let item = match persist(|| self.look(&name)) {
-                    Ok(at) => Item { name, kind: ItemKind::File, len: at.len },
-                    // Many servers give no access to what is not there.
-                    Err(Failed::Missing | Failed::Refused(_)) => continue,
-                    Err(failed) => {
-                        *found.lock().unwrap_or_else(lock) = Err(failed);
-                        return;
-                    }
-                };
-                if let Ok(items) = &mut *found.lock().unwrap_or_else(lock) {
-                    items.push(item);
+        let found = Mutex::new(Vec::new());
+        let look = |name: String| {
+            match persist(|| self.look(&name)) {
+                Ok(at) => {
+                    let item = Item { name, kind: ItemKind::File, len: at.len };
+                    found.lock().unwrap_or_else(PoisonError::into_inner).push(item);
                 }
+                // Many servers give no access to what is not there.
+                Err(Failed::Missing | Failed::Refused(_)) => {}
+                Err(failed) => return Err(failed.error()),
             }
+            Ok(())
         };
-        std::thread::scope(|scope| {
-            for _ in 0..TOGETHER {
-                scope.spawn(work);
-            }
-        });
-        let mut items = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
+        together(names, TOGETHER, look).map_err(Failed::Stated)?;
+        let mut items = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let has = |wanted: &str| items.iter().any(|item| item.name == wanted);
         if has(INDEX) && !has("model.safetensors") {
             // What is wrong with it is for the library to say.

@@ -18,13 +18,13 @@ use scratch::Scratch;
 use qmerge::error::{Error, Result};
 use qmerge::open::Blob;
 
-use crate::remote::{Found, Source, ask};
+use crate::remote::{Found, Source, ask, together};
 
 /// A range, and the reads that it holds.
 type Group<'r, 'b> = (Range<u64>, Vec<&'r mut (u64, &'b mut [u8])>);
 
 /// Bytes of one request: large beside the time that a store takes to answer.
-const CELL: u64 = 4 << 20;
+const CELL: u64 = 8 << 20;
 /// Cells that are asked for beyond the one that is wanted.
 const AHEAD: u64 = 4;
 /// A read of fewer bytes is of what lies beside a weight (scales, a norm): who wants that goes on elsewhere, so nothing is asked for beyond it.
@@ -89,11 +89,6 @@ impl Drop for Object {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What is to be done next. Its own function, so that the lock does not last for the work.
-pub(crate) fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
-    lock(queue).pop()
 }
 
 /// Numbers of objects that were opened.
@@ -246,38 +241,18 @@ impl Blob for RemoteFile {
                 _ => groups.push((start..end, vec![read])),
             }
         }
-        let queue = Mutex::new(groups);
-        let failed = Mutex::new(None);
-        let work = || {
-            while let Some((range, group)) = next(&queue) {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                match self.read(range.start, &mut bytes) {
-                    Ok(()) => {
-                        for (offset, buffer) in group {
-                            let at = (*offset - range.start) as usize;
-                            if let Some(own) = bytes.get(at..at + buffer.len()) {
-                                buffer.copy_from_slice(own);
-                            }
-                        }
-                    }
-                    Err(error) => {
-                        lock(&failed).get_or_insert(error);
-                        lock(&queue).clear();
-                    }
+        let read = |(range, group): Group<'_, '_>| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            self.read(range.start, &mut bytes)?;
+            for (offset, buffer) in group {
+                let at = (*offset - range.start) as usize;
+                if let Some(own) = bytes.get(at..at + buffer.len()) {
+                    buffer.copy_from_slice(own);
                 }
             }
+            Ok(())
         };
-        let threads = lock(&queue).len().min(TOGETHER);
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
-        failed
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or(Ok(()), |error: Error| Err(error.in_file(&self.path)))
+        together(groups, TOGETHER, read).map_err(|error| error.in_file(&self.path))
     }
 }
 

@@ -19,8 +19,8 @@ pub(super) const PART: u64 = 8 << 20;
 pub(super) const MOST_PARTS: u64 = 9_000;
 /// Bytes of parts that are not whole that are kept in memory.
 pub(super) const WAITING: u64 = 64 << 20;
-/// Uploads of parts at a time.
-const TOGETHER: usize = 4;
+/// Uploads of parts, or of files that are completed, at a time.
+pub(super) const TOGETHER: usize = 4;
 /// Bytes that this may hold for a run.
 pub(crate) const HELD: u64 = 2 * WAITING + TOGETHER as u64 * 2 * PART;
 
@@ -176,10 +176,21 @@ impl Shared {
         let put = || -> Result<String> {
             let file = self.files.get(number).ok_or_else(|| Error::new(Kind::Bug, "no such file"))?;
             let mut content = Vec::with_capacity(pieces.values().map(|piece| piece.len).sum::<u64>() as usize);
-            for piece in pieces.into_values() {
+            let mut pieces = pieces.into_values().peekable();
+            while let Some(piece) = pieces.next() {
                 match (piece.bytes, piece.saved) {
                     (Some(bytes), _) => content.extend(bytes),
-                    (None, Some(saved)) => content.extend(self.fetch(saved, piece.len)?),
+                    (None, Some(saved)) => {
+                        // Neighbours that were put by together come together.
+                        let mut len = piece.len;
+                        let follows = |next: &Piece, len: u64| {
+                            next.bytes.is_none() && next.saved == Some(Saved { at: saved.at + len, ..saved })
+                        };
+                        while let Some(next) = pieces.next_if(|next| follows(next, len)) {
+                            len += next.len;
+                        }
+                        content.extend(self.fetch(saved, len)?);
+                    }
                     (None, None) => return Err(Error::new(Kind::Bug, "a piece of the output is nowhere")),
                 }
             }

@@ -11,7 +11,7 @@ use super::memory::{self, Memory};
 use super::work::{self, Part, Work};
 use crate::edit::common_step;
 use crate::error::Result;
-use crate::plan::{Action, Plan, Recode, Step};
+use crate::plan::{Action, Plan, Recode, Slot, Step};
 use crate::round::Demand;
 
 /// Elements that a chunk aims at: three f32 buffers of it and the factors fit a second-level cache.
@@ -88,7 +88,10 @@ impl Schedule {
             bytes_read: 0,
         };
         let mut waiting: Option<Stage> = None;
-        for (number, step) in plan.steps.iter().enumerate() {
+        let mut order: Vec<usize> = (0..plan.steps.len()).collect();
+        order.sort_by_key(|&number| place(plan, &plan.steps[number]));
+        for number in order {
+            let step = &plan.steps[number];
             let mut passes = stages(number, step, &memory);
             let last = passes.pop();
             let surveyed = !passes.is_empty();
@@ -143,6 +146,14 @@ impl Schedule {
             .find(|stage| stage.pass == pass)
             .map_or(0, |stage| stage.tasks)
     }
+}
+
+/// Where most of a step lies in the output. In this order files are read and written from one end to the other, and what a store wants in parts of one size is whole
+/// soon.
+fn place(plan: &Plan, step: &Step) -> (usize, u64) {
+    let tensor = |slot: &Slot| &plan.files[slot.file].tensors[slot.tensor];
+    let most = step.slots.iter().max_by_key(|slot| tensor(slot).bytes);
+    most.map_or((0, 0), |slot| (slot.file, tensor(slot).offset))
 }
 
 /// Rows of a chunk: whole row steps, as many as come to the wanted number of elements.

@@ -4,16 +4,12 @@ use std::ops::Range;
 
 use crate::edit::{self, Edit};
 use crate::linalg;
+use crate::simd::feedback::Band;
 
 /// An orthonormal basis of the rows of A, of all products that are added to a weight.
 #[derive(Clone, Debug)]
 pub struct Directions {
-    /// Inputs of the layer.
-    pub(super) cols: usize,
-    /// (cols, rank).
-    pub(super) values: Vec<f32>,
-    /// Squares of its rows.
-    pub(super) squares: Vec<f32>,
+    pub(super) band: Band,
 }
 
 /// Most directions: with more, a weight is cheaper to round as a whole.
@@ -34,8 +30,7 @@ impl Directions {
             row.iter().enumerate().for_each(|(column, x)| turned[column * rank + k] = *x);
         }
         let (values, rank) = linalg::span(&turned, cols, rank, NEW);
-        let squares = values.chunks_exact(rank.max(1)).map(|row| row.iter().map(|x| x * x).sum()).collect();
-        (rank > 0).then_some(Self { cols, values, squares })
+        (rank > 0).then(|| Self { band: Band::new(values, rank) })
     }
 
     /// The most that a row of so many inputs is chosen by.
@@ -45,12 +40,11 @@ impl Directions {
 
     /// Inputs of the layer.
     pub(crate) fn inputs(&self) -> usize {
-        self.cols
+        self.band.cols()
     }
 
     /// Where an input lies in the basis.
     pub(crate) fn of_input(&self, input: usize) -> &[f32] {
-        let rank = self.values.len() / self.cols;
-        &self.values[input * rank..(input + 1) * rank]
+        self.band.of_input(input)
     }
 }

@@ -29,7 +29,7 @@ impl Rounding for Feedback {
     fn round(&self, grid: &Grid, values: &mut [f32], position: Position<'_>) {
         // An A of nothing but zeros reads nothing, and adds nothing.
         let Some(directions) = position.directions else { return };
-        let cols = directions.cols;
+        let cols = directions.inputs();
         let (mut low, mut high) = (Vec::new(), Vec::new());
         for (number, values) in values.chunks_mut(LANES * cols.max(1)).enumerate() {
             let around = match grid.levels {
@@ -40,7 +40,7 @@ impl Rounding for Feedback {
                     Around::Given { low: &low, high: &high }
                 }
             };
-            feed_back(values, &directions.values, &directions.squares, RIDGE, around);
+            feed_back(values, &directions.band, RIDGE, around);
         }
     }
 

@@ -25,43 +25,83 @@ pub(crate) enum Around<'a> {
     Given { low: &'a [f32], high: &'a [f32] },
 }
 
-/// Rounds `values` (rows, cols), up to [`LANES`] rows. With e the error of a row so far and V `directions` (cols, rank), each value takes the one of its two
-/// neighbours that makes |eᵀV|² + `ridge` · |e|² least; `squares` are those of V's rows. A value whose neighbours are not both finite takes the nearest.
-pub(crate) fn feed_back(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, around: Around<'_>) {
+/// Columns whose errors are added to what is left together, so that it is read and written once for all of them.
+const STEP: usize = 4;
+
+/// Directions of a row's inputs, V.
+#[derive(Clone, Debug)]
+pub(crate) struct Band {
+    /// (cols, rank).
+    directions: Vec<f32>,
+    /// Of each column, V's row times those of the columns of its step up to itself.
+    products: Vec<[f32; STEP]>,
+}
+
+impl Band {
+    /// `directions` is (cols, rank).
+    pub(crate) fn new(directions: Vec<f32>, rank: usize) -> Self {
+        let rows: Vec<&[f32]> = directions.chunks_exact(rank.max(1)).collect();
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+        let of = |step: &[&[f32]], own: usize| {
+            std::array::from_fn(|other| if other <= own { product(step[other], step[own]) } else { 0.0 })
+        };
+        let products = rows.chunks(STEP).flat_map(|step| (0..step.len()).map(move |own| of(step, own))).collect();
+        Self { directions, products }
+    }
+
+    /// Columns of the rows that are rounded.
+    pub(crate) fn cols(&self) -> usize {
+        self.products.len()
+    }
+
+    /// A row of V.
+    pub(crate) fn of_input(&self, input: usize) -> &[f32] {
+        let rank = self.rank();
+        &self.directions[input * rank..(input + 1) * rank]
+    }
+
+    fn rank(&self) -> usize {
+        self.directions.len() / self.cols().max(1)
+    }
+}
+
+/// Rounds `values` (rows, cols), up to [`LANES`] rows. With e the error of a row so far and V those of `band`, each value takes the one of its two
+/// neighbours that makes |eᵀV|² + `ridge` · |e|² least. A value whose neighbours are not both finite takes the nearest.
+pub(crate) fn feed_back(values: &mut [f32], band: &Band, ridge: f32, around: Around<'_>) {
     match around {
-        Around::Floats(Dtype::BF16) => bf16(values, directions, squares, ridge),
-        Around::Floats(Dtype::F16) => f16(values, directions, squares, ridge),
+        Around::Floats(Dtype::BF16) => bf16(values, band, ridge),
+        Around::Floats(Dtype::F16) => f16(values, band, ridge),
         Around::Floats(_) => {}
-        Around::Given { low, high } => given(values, directions, squares, ridge, low, high),
+        Around::Given { low, high } => given(values, band, ridge, low, high),
     }
 }
 
 versions! {
-    fn bf16(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) = bf16_body;
+    fn bf16(values: &mut [f32], band: &Band, ridge: f32) = bf16_body;
 }
 versions! {
-    fn f16(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) = f16_body;
+    fn f16(values: &mut [f32], band: &Band, ridge: f32) = f16_body;
 }
 versions! {
-    fn given(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, low: &[f32], high: &[f32]) = given_body;
+    fn given(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) = given_body;
 }
 
 #[inline(always)]
-fn bf16_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) {
-    body(values, directions, squares, ridge, |x, _, _| around_bf16(x), |x| round_one(Dtype::BF16, x));
+fn bf16_body(values: &mut [f32], band: &Band, ridge: f32) {
+    body(values, band, ridge, |x, _, _| around_bf16(x), |x| round_one(Dtype::BF16, x));
 }
 
 #[inline(always)]
-fn f16_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32) {
-    body(values, directions, squares, ridge, |x, _, _| around_f16(x), |x| round_one(Dtype::F16, x));
+fn f16_body(values: &mut [f32], band: &Band, ridge: f32) {
+    body(values, band, ridge, |x, _, _| around_f16(x), |x| round_one(Dtype::F16, x));
 }
 
 #[inline(always)]
-fn given_body(values: &mut [f32], directions: &[f32], squares: &[f32], ridge: f32, low: &[f32], high: &[f32]) {
-    let cols = squares.len();
+fn given_body(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) {
+    let cols = band.cols();
     let at = |lane: usize, column: usize| lane * cols + column;
     let around = |_, lane, column| (low[at(lane, column)], high[at(lane, column)]);
-    body(values, directions, squares, ridge, around, |x| x);
+    body(values, band, ridge, around, |x| x);
 }
 
 /// The bf16 values nearest to zero's side and beyond, of which one is `x` if it is on the grid.
@@ -96,43 +136,54 @@ const TILE: usize = 16;
 #[inline(always)]
 fn body(
     values: &mut [f32],
-    directions: &[f32],
-    squares: &[f32],
+    band: &Band,
     ridge: f32,
     around: impl Fn(f32, usize, usize) -> (f32, f32),
     nearest: impl Fn(f32) -> f32,
 ) {
-    let cols = squares.len();
+    let (cols, rank) = (band.cols(), band.rank());
     let rows = values.len() / cols.max(1);
-    let rank = directions.len() / cols.max(1);
     debug_assert!(rows <= LANES, "{rows} rows");
     // eᵀV, (rank, rows).
     let mut left: Vec<Lanes> = vec![[0.0; LANES]; rank];
-    let mut error: Lanes = [0.0; LANES];
     let nothing = vec![0.0; rank];
-    let mut before = &nothing[..];
+    // Of the step before.
+    let (mut before, mut errors): ([&[f32]; STEP], [Lanes; STEP]) = ([&nothing; STEP], [[0.0; LANES]; STEP]);
     let mut x = [[0.0; LANES]; TILE];
     for start in (0..cols).step_by(TILE) {
         let width = TILE.min(cols - start);
         lanes_of(&values[start..], cols, rows, width, &mut x);
         // What has no two finite neighbours leaves no error, and takes the nearest in the end.
         let mut unbounded = [0_u32; LANES];
-        for c in 0..width {
-            let own = &directions[(start + c) * rank..][..rank];
-            // What the column before has added, and what all of them are along this one.
-            let along = along(&mut left, &error, before, own);
-            let weight = squares[start + c] + ridge;
-            for lane in 0..LANES {
-                let value = x[c][lane];
-                let (inner, outer) = around(value, lane.min(rows - 1), start + c);
-                let fits = (outer - inner).abs() < f32::INFINITY;
-                unbounded[lane] |= u32::from(!fits);
-                let (down, up) = (inner - value, outer - value);
-                let (down, up) = (if fits { down } else { 0.0 }, if fits { up } else { 0.0 });
-                let twice = along[lane] + along[lane];
-                let is_up = (twice + weight * up) * up < (twice + weight * down) * down;
-                error[lane] = if is_up { up } else { down };
-                x[c][lane] = if is_up { outer } else { inner };
+        for first in (0..width).step_by(STEP) {
+            let own: [&[f32]; STEP] = std::array::from_fn(|c| {
+                let c = first + c;
+                if c < width { band.of_input(start + c) } else { &nothing[..] }
+            });
+            let mut along = along(&mut left, &errors, before, own);
+            errors = [[0.0; LANES]; STEP];
+            for c in 0..STEP.min(width - first) {
+                let products = &band.products[start + first + c];
+                // Of what the step's own columns have left.
+                for before in 0..c {
+                    for lane in 0..LANES {
+                        along[c][lane] = errors[before][lane].mul_add(products[before], along[c][lane]);
+                    }
+                }
+                let weight = products[c] + ridge;
+                for lane in 0..LANES {
+                    let value = x[first + c][lane];
+                    let (inner, outer) = around(value, lane.min(rows - 1), start + first + c);
+                    let (down, up, step) = (inner - value, outer - value, outer - inner);
+                    let fits = step.abs() < f32::INFINITY;
+                    unbounded[lane] |= u32::from(!fits);
+                    // How much more |eᵀV|² + ridge · |e|² is with `up` than with `down`.
+                    let twice = along[c][lane] + along[c][lane];
+                    let is_up = (twice + weight * (down + up)) * step < 0.0;
+                    let error = if is_up { up } else { down };
+                    errors[c][lane] = if fits { error } else { 0.0 };
+                    x[first + c][lane] = if is_up { outer } else { inner };
+                }
             }
             before = own;
         }
@@ -191,36 +242,40 @@ fn block(values: &[f32]) -> &[f32; SIDE] {
     values.first_chunk().expect("a block is whole")
 }
 
-/// Adds `error` times the directions of the column `before` to what is left, and returns the product with those of the next one.
+/// Adds the errors of a step's columns times their directions, `before`, to what is left, and returns what is left along each column of the next one.
 #[inline(always)]
-fn along(left: &mut [Lanes], error: &Lanes, before: &[f32], own: &[f32]) -> Lanes {
-    let mut along = [0.0; LANES];
-    for (half, along) in along.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
-        let error = &error.as_chunks::<HALF>().0[half];
-        let mut sums = [[0.0_f32; HALF]; 4];
-        let (fours, rest) = left.as_chunks_mut::<4>();
-        let (before, before_rest) = before.as_chunks::<4>();
-        let (own, own_rest) = own.as_chunks::<4>();
-        for ((left, before), own) in fours.iter_mut().zip(before).zip(own) {
-            for k in 0..4 {
-                add(&mut left[k].as_chunks_mut::<HALF>().0[half], error, before[k], own[k], &mut sums[k]);
+fn along(left: &mut [Lanes], errors: &[Lanes; STEP], before: [&[f32]; STEP], own: [&[f32]; STEP]) -> [Lanes; STEP] {
+    let rank = left.len();
+    let (before, own) = (before.map(|row| &row[..rank]), own.map(|row| &row[..rank]));
+    let mut along = [[0.0; LANES]; STEP];
+    for half in 0..2 {
+        let mut part = [[0.0; HALF]; STEP];
+        for c in 0..STEP {
+            part[c] = errors[c].as_chunks().0[half];
+        }
+        let mut sums = [[0.0; HALF]; STEP];
+        for k in 0..rank {
+            let place = &mut left[k].as_chunks_mut().0[half];
+            let mut now = *place;
+            for c in 0..STEP {
+                add(&mut now, &part[c], before[c][k]);
+            }
+            *place = now;
+            for c in 0..STEP {
+                add(&mut sums[c], &now, own[c][k]);
             }
         }
-        for ((left, &before), &own) in rest.iter_mut().zip(before_rest).zip(own_rest) {
-            add(&mut left.as_chunks_mut::<HALF>().0[half], error, before, own, &mut sums[0]);
-        }
-        for lane in 0..HALF {
-            along[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+        for c in 0..STEP {
+            along[c].as_chunks_mut().0[half] = sums[c];
         }
     }
     along
 }
 
 #[inline(always)]
-fn add(left: &mut [f32; HALF], error: &[f32; HALF], before: f32, own: f32, sum: &mut [f32; HALF]) {
+fn add(sum: &mut [f32; HALF], x: &[f32; HALF], by: f32) {
     for lane in 0..HALF {
-        left[lane] = error[lane].mul_add(before, left[lane]);
-        sum[lane] = left[lane].mul_add(own, sum[lane]);
+        sum[lane] = x[lane].mul_add(by, sum[lane]);
     }
 }
 
@@ -268,13 +323,13 @@ mod tests {
     fn errors_cancel_in_the_directions() {
         let (cols, rank) = (300, 5);
         let (basis, rank) = crate::linalg::span(&random(cols * rank, 1), cols, rank, 1e-6);
-        let squares: Vec<f32> = basis.chunks_exact(rank).map(|v| v.iter().map(|x| x * x).sum()).collect();
+        let band = Band::new(basis.clone(), rank);
         for rows in [1, 7, 32] {
             let target = random(rows * cols, 2);
             for dtype in [Dtype::BF16, Dtype::F16] {
                 let results = at_every_level(|| {
                     let mut values = target.clone();
-                    feed_back(&mut values, &basis, &squares, 0.03, Around::Floats(dtype));
+                    feed_back(&mut values, &band, 0.03, Around::Floats(dtype));
                     values
                 });
                 let (_, values) = &results[0];
@@ -293,7 +348,7 @@ mod tests {
                 let (mut low, mut high) = (vec![0.0; target.len()], vec![0.0; target.len()]);
                 grid.around_all(0, &target, &mut low, &mut high);
                 let mut given = target.clone();
-                feed_back(&mut given, &basis, &squares, 0.03, Around::Given { low: &low, high: &high });
+                feed_back(&mut given, &band, 0.03, Around::Given { low: &low, high: &high });
                 let same = given.iter().zip(values).filter(|(a, b)| a == b).count();
                 assert!(same * 100 > 99 * values.len(), "{same} of {}", values.len());
             }
@@ -303,7 +358,7 @@ mod tests {
     #[test]
     fn what_is_out_of_range_is_left_to_the_check() {
         let mut values = [7e4_f32, -1e9, 65_519.0, f32::NAN];
-        feed_back(&mut values, &[0.5; 4], &[0.25; 4], 0.03, Around::Floats(Dtype::F16));
+        feed_back(&mut values, &Band::new(vec![0.5; 4], 1), 0.03, Around::Floats(Dtype::F16));
         assert!(values[0].is_infinite() && values[1] == f32::NEG_INFINITY && values[3].is_nan());
         assert_eq!(values[2], 65_504.0);
     }

@@ -19,8 +19,12 @@ pub(crate) fn turned<'r>(row: impl Fn(usize) -> &'r [f32; SIDE]) -> [[f32; SIDE]
 #[target_feature(enable = "avx2")]
 fn avx2(rows: [&[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
     use std::arch::x86_64::*;
-    // SAFETY: eight floats are read from an array of eight.
-    let r: [__m256; SIDE] = rows.map(|row| unsafe { _mm256_loadu_ps(row.as_ptr()) });
+    // Not by `map`, whose closure is compiled without AVX and called.
+    let mut r = [_mm256_setzero_ps(); SIDE];
+    for (register, row) in r.iter_mut().zip(rows) {
+        // SAFETY: eight floats are read from an array of eight.
+        *register = unsafe { _mm256_loadu_ps(row.as_ptr()) };
+    }
     // Pairs, then fours, then eights.
     let pairs = |a: usize| (_mm256_unpacklo_ps(r[a], r[a + 1]), _mm256_unpackhi_ps(r[a], r[a + 1]));
     let ((a, b), (c, d), (e, f), (g, h)) = (pairs(0), pairs(2), pairs(4), pairs(6));

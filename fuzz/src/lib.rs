@@ -4,6 +4,8 @@
 //! a tab the first bytes of its data. Headers and offsets are made from that, so that a mutation says something new about tensors in place of breaking
 //! the file that holds them; `safetensors_header` does the breaking.
 
+#![cfg(feature = "targets")]
+
 use std::path::{Path, PathBuf};
 
 use qmerge::adapters::Adapter;

@@ -30,7 +30,17 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let run = RunOptions { threads: 2, ..RunOptions::default() };
     let planned = Plan::new(&inputs, &options).and_then(|plan| {
         let estimate = merge::estimate(&plan, &run, &round::Demand::default())?;
-        assert!(!serde_json::to_string(&plan.summary(&inputs, Path::new("out"), 2, estimate.seconds(), estimate.memory.peak_bytes)).unwrap().is_empty());
+        assert!(
+            !serde_json::to_string(&plan.summary(
+                &inputs,
+                Path::new("out"),
+                2,
+                estimate.seconds(),
+                estimate.memory.peak_bytes
+            ))
+            .unwrap()
+            .is_empty()
+        );
         Ok(())
     });
     if let Err(error) = planned {

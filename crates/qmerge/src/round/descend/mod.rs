@@ -20,6 +20,8 @@ mod moves;
 mod row;
 mod start;
 mod sums;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -72,7 +74,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Judged::nothing(&delta);
     }
-    let start = Start::of(matrix, &delta, at_base);
+    let mut start = Start::of(matrix, &delta, at_base);
     let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base));
     let before = state.energy;
     for stage in stages {
@@ -96,6 +98,9 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     }
     if delta.norm <= 0.0 {
         return Judged::nothing(&delta);
+    }
+    if start.hold(matrix) > 0 {
+        return judged(matrix, &delta);
     }
     Judged { kept: Kept { output: delta.kept(matrix), noise: after.noise / delta.norm }, delta: delta.norm }
 }

@@ -360,7 +360,9 @@ fn a_folder_comes_back_from_the_file() {
 
 /// A copy of a model with one of its files changed.
 fn changed(model: &str, name: &str, change: impl FnOnce(String) -> String) -> PathBuf {
-    let folder = place(&format!("changed-{}", name.replace('.', "-")));
+    // Tests run side by side.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let folder = place(&format!("changed-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     std::fs::remove_dir_all(&folder).ok();
     std::fs::create_dir_all(&folder).unwrap();
     for file in std::fs::read_dir(Path::new(MADE).join(model)).unwrap() {

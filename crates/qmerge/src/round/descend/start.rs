@@ -4,7 +4,8 @@
 //! as on 8 bits, nearly all values have to, one by one and each in view of what the others still lack; that ends further from the best than the nearest levels
 //! to the target already are. Both are tried by their error, and the less begins.
 //!
-//! What multiplies outputs has the base's codes under other scales, as far as these can be stored: then no value has to move. Such runs begin so.
+//! What multiplies outputs, which no few directions hold, has the base's codes under other scales, as far as these can be stored: then no value has to move. Such runs
+//! begin so.
 
 use super::super::matrix::{Delta, Matrix};
 use super::AT_ONCE;
@@ -41,7 +42,7 @@ impl Start {
     pub(super) fn of(matrix: &mut Matrix<'_>, delta: &Delta, at_base: bool) -> Self {
         let values = match at_base {
             false => Values::Given(matrix.values.clone()),
-            true if rescale(matrix) => Values::Given(matrix.values.clone()),
+            true if delta.dense.is_some() && rescale(matrix) => Values::Given(matrix.values.clone()),
             true if is_nearest_better(matrix, delta) => {
                 take_nearest(matrix);
                 Values::Nearest
@@ -64,7 +65,7 @@ impl Start {
 impl Start {
     /// Has rows take the levels nearest to their target whose values have gone too far from it for any text but the one that the moments are of. Returns their number.
     ///
-    /// Of some layers a few tokens make up most of H: those on which a model puts what attention rests on, a thousand times as long as others. A row whose output they
+    /// For deltas that the adapter's directions do not hold. Of some layers a few tokens make up most of H: those on which a model puts what attention rests on, a thousand times as long as others. A row whose output they
     /// are would give up all else for what the adapter does to them.
     pub(super) fn hold(&mut self, matrix: &mut Matrix<'_>) -> usize {
         let n = matrix.cols.max(1);

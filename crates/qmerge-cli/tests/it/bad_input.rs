@@ -257,7 +257,7 @@ fn broken_configurations() {
         (r#"{"r": 8}"#, ["adapter_config.json", "peft_type"]),
         (r#"{"peft_type": "lora"}"#, ["`lora`", "not a peft_type"]),
         (r#"{"peft_type": "PROMPT_TUNING"}"#, ["PROMPT_TUNING", "virtual tokens"]),
-        (r#"{"peft_type": "WAVEFT"}"#, ["WAVEFT", "not supported by this version"]),
+        (r#"{"peft_type": "PSOFT"}"#, ["PSOFT", "is not in its file"]),
         (
             r#"{"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [true, false]}}"#,
             ["shape [8, 48]", "of different adapters"],

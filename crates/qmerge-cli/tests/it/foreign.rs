@@ -487,19 +487,16 @@ fn inspect_says_what_a_file_is() {
     assert_eq!(inspect("base").1["merged_by_qmerge"], false);
     // A kind of adapter without ranks, which cannot be merged.
     write(
-        &folder.join("waveft/adapter_model.safetensors"),
-        &[f32s(&format!("base_model.model.{Q}.waveft_spectrum"), &[40, 1], |_| 1.0)],
+        &folder.join("psoft/adapter_model.safetensors"),
+        &[f32s(&format!("base_model.model.{Q}.psoft_R.weight"), &[40, 1], |_| 1.0)],
     );
-    std::fs::write(
-        folder.join("waveft/adapter_config.json"),
-        r#"{"peft_type": "WAVEFT", "target_modules": ["q_proj"]}"#,
-    )
-    .unwrap();
-    let (text, json) = inspect("waveft");
+    std::fs::write(folder.join("psoft/adapter_config.json"), r#"{"peft_type": "PSOFT", "target_modules": ["q_proj"]}"#)
+        .unwrap();
+    let (text, json) = inspect("psoft");
     assert!(!text.contains("rank") && !text.contains("alpha") && text.contains("cannot be merged"), "{text}");
     assert!(text.contains("q_proj") && text.contains("40 × 1"), "{text}");
     assert_eq!((&json["r"], &json["lora_alpha"]), (&serde_json::Value::Null, &serde_json::Value::Null));
-    assert!(json["refused"]["reason"].as_str().unwrap().contains("WAVEFT"), "{json}");
+    assert!(json["refused"]["reason"].as_str().unwrap().contains("PSOFT"), "{json}");
     assert!(inspect("adapter").1["refused"].is_null());
 }
 

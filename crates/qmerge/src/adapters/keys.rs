@@ -106,7 +106,7 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         let (last, module) = path.split_last().unwrap_or((&"", &[]));
         (module.to_vec(), Role::Parameter((*last).to_owned()), wrapped)
     };
-    let found = path.iter().enumerate().find_map(|(at, component)| Some((at, marker(component)?)));
+    let found = (0..path.len()).find_map(|at| Some((at, marker(path.get(at..)?)?)));
     let Some((at, mark)) = found else { return plain(false) };
     let (module, behind) = path.split_at(at);
     let (Some(component), Some(last)) = (behind.first(), behind.last()) else { return plain(false) };
@@ -143,16 +143,23 @@ fn is_whole(component: &str) -> bool {
     ADAPTERS.iter().any(|method| method.markers().whole.contains(&component))
 }
 
-fn marker(component: &str) -> Option<Mark> {
-    if EVERYONES.contains(&component) {
+/// What the first component of the rest of a path says.
+fn marker(behind: &[&str]) -> Option<Mark> {
+    let (component, rest) = behind.split_first()?;
+    if EVERYONES.contains(component) {
         return Some(Mark::Everyones);
     }
+    // A marker of two components may have the adapter's name between them.
+    let is = |marker: &str| match marker.split_once('.') {
+        None => marker == *component,
+        Some((first, second)) => first == *component && rest.contains(&second),
+    };
     ADAPTERS.iter().find_map(|method| {
         let Markers { own, shared, training_only, whole } = method.markers();
-        let own = own.iter().find(|marker| **marker == component).map(|marker| Mark::Own(marker));
-        own.or_else(|| shared.contains(&component).then_some(Mark::Shared))
-            .or_else(|| training_only.contains(&component).then_some(Mark::TrainingOnly))
-            .or_else(|| whole.contains(&component).then_some(Mark::Whole))
+        let own = own.iter().find(|marker| is(marker)).map(|marker| Mark::Own(marker));
+        own.or_else(|| shared.contains(component).then_some(Mark::Shared))
+            .or_else(|| training_only.iter().any(|marker| is(marker)).then_some(Mark::TrainingOnly))
+            .or_else(|| whole.contains(component).then_some(Mark::Whole))
     })
 }
 

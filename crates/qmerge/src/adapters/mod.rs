@@ -20,15 +20,20 @@ mod adalora;
 mod adapter;
 mod added;
 pub(crate) mod base_names;
+mod beft;
 mod beside;
 mod boft;
 mod c3a;
 mod changes;
 mod config;
+mod defined;
+mod deft;
 mod delora;
 mod dialects;
 mod factored;
 mod fourierft;
+mod frod;
+mod glora;
 mod gralora;
 mod hira;
 mod hra;
@@ -41,9 +46,13 @@ mod lora;
 mod miss;
 mod module;
 mod names;
+mod numpy_random;
+mod of_base;
 mod oft;
+mod osf;
 mod parameters;
 mod patterns;
+mod peanut;
 mod place;
 mod plan;
 mod randlora;
@@ -54,11 +63,17 @@ mod rotation;
 mod scales;
 mod shira;
 mod site;
+mod supertuning;
+mod targets;
+mod tinylora;
 mod tokens;
 mod torch_random;
 mod tuned;
+mod unilora;
 mod vblora;
 mod vera;
+mod waveft;
+mod wavelets;
 
 use std::fmt::Debug;
 
@@ -115,6 +130,16 @@ pub static ADAPTERS: &[&dyn PeftMethod] = &[
     &gralora::GraLora,
     &delora::DeLora,
     &vblora::VbLora,
+    &waveft::WaveFt,
+    &beft::Beft,
+    &supertuning::SuperTuning,
+    &deft::Deft,
+    &peanut::Peanut,
+    &glora::Glora,
+    &osf::Osf,
+    &tinylora::TinyLora,
+    &unilora::UniLora,
+    &frod::Frod,
 ];
 
 /// A method of training an adapter.
@@ -163,6 +188,11 @@ pub trait Layers: Debug + Send + Sync {
 
     /// Plans what becomes of a module: a change of its matrix, of its bias, or both. It looks at names and shapes only.
     fn layer(&self, module: &Module<'_>) -> Result<Vec<Planned>>;
+
+    /// Paths of modules that it changes and the file does not name, by itself or because all tensors are shared.
+    fn targets(&self, _names: &Names<'_>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 
     /// Markers of tensors that are zero before training and make a module's whole change zero then.
     fn zero_at_first(&self) -> &'static [&'static str] {

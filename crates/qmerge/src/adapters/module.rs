@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::defined;
 use super::dialects::Stated;
 use super::place::shipped_base;
 use super::site::Site;
@@ -60,6 +61,11 @@ pub struct Module<'a> {
     pub(super) site: &'a Site<'a>,
     /// Most outputs and most inputs of all modules that the adapter changes.
     pub(super) largest: (usize, usize),
+    /// Paths of all modules that the adapter changes and the base has, and their outputs and inputs.
+    pub(super) all: &'a [(&'a str, (usize, usize))],
+    /// Modules that the adapter changes, whether the base has them or not.
+    pub(super) count: usize,
+    pub(super) model_type: &'a str,
     pub(super) options: &'a ReadOptions,
 }
 
@@ -174,6 +180,41 @@ impl<'a> Module<'a> {
     /// Most outputs and most inputs of all modules that the adapter changes and the base has.
     pub fn largest(&self) -> (usize, usize) {
         self.largest
+    }
+
+    /// Number of modules that the adapter changes.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Outputs and inputs of all modules that the adapter changes and the base has.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.all.iter().map(|(_, shape)| *shape)
+    }
+
+    /// Outputs and inputs of those modules that the adapter changes and the model's code defines before this one. Errors, with what is wanted the order
+    /// for, where it is not known.
+    pub(super) fn before(&self, wanted: &str) -> Result<Vec<(usize, usize)>> {
+        if self.all.len() != self.count {
+            let problem = format!(
+                "{wanted} go by the number of a module among all that the adapter changes, of which the base has {} of {}",
+                self.all.len(),
+                self.count
+            );
+            return Err(unsupported(problem).with_hint(OTHER));
+        }
+        let mut before = Vec::new();
+        for (path, shape) in self.all {
+            let is_before = defined::is_before(self.model_type, path, self.path).ok_or_else(|| {
+                unsupported(format!(
+                    "{wanted} go by the order in which the model's code defines its modules, which is not known of `{path}` and `{}` in a model of the type `{}`",
+                    self.path, self.model_type
+                ))
+                .with_hint("let PEFT turn it into an ordinary LoRA (`convert_to_lora`), and merge that")
+            })?;
+            before.extend(is_before.then_some(*shape));
+        }
+        Ok(before)
     }
 
     /// Matrices that the module stacks and the adapter has tensors for; 1 for a layer.

@@ -24,7 +24,7 @@ impl Site<'_> {
                 .in_tensor(&tensor));
         }
         let edits = match &self.kind {
-            _ if planned.on == On::Bias => self.on_bias(module, planned),
+            _ if planned.on == On::Bias => self.on_bias(module, names, planned),
             Kind::Layer { target, .. } => self.on_layer(module, names, target, planned),
             Kind::Stack { experts } => self.on_stack(names, *experts, planned),
             Kind::Split(pieces) => self.on_pieces(pieces, &planned),
@@ -39,7 +39,7 @@ impl Site<'_> {
         Ok(edits)
     }
 
-    fn on_bias(&self, module: &Module<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
+    fn on_bias(&self, module: &Module<'_>, names: &Names<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
         let path = module.path();
         let claim = self
             .bias
@@ -52,7 +52,15 @@ impl Site<'_> {
                 claim.weight.shape()
             )));
         }
-        let plan = Placed { shape: None, ..Placed::on_matrix(change, outputs, 1, false) };
+        let matrix = change.beside().map(|inputs| {
+            let (change, tensors) = (Arc::clone(&change), Vec::new());
+            let own = Planned { on: On::Matrix, outputs, inputs, change, tensors };
+            let edits = self.on_layer(module, names, "", own)?;
+            let place = edits.into_iter().next().map(|edit| edit.plan.place);
+            Ok(place.map(|place| Arc::new((self.claim.clone(), place))))
+        });
+        let matrix = matrix.transpose()?.flatten();
+        let plan = Placed { shape: None, matrix, ..Placed::on_matrix(change, outputs, 1, false) };
         Ok(vec![PlannedEdit { target: claim.weight.name().to_owned(), plan, tensors, layer: None }])
     }
 
@@ -99,6 +107,7 @@ impl Site<'_> {
             matrices: 0..experts,
             shape: Some((experts * rows, cols)),
             part: None,
+            matrix: None,
         };
         Ok(vec![self.edit(self.claim, plan, tensors)])
     }
@@ -192,7 +201,8 @@ fn placed(
     shape: Option<(usize, usize)>,
     part: Option<(usize, usize)>,
 ) -> Placed {
-    Placed { change: Arc::clone(change), place: Place { spots: vec![spot] }, matrices, shape, part }
+    let place = Place { spots: vec![spot] };
+    Placed { change: Arc::clone(change), place, matrices, shape, part, matrix: None }
 }
 
 /// True if the adapter brings the base of this module along (a targeted or resized embedding).

@@ -54,6 +54,11 @@ pub trait ChangePlan: Debug + Send + Sync {
     fn task_vector(&self) -> Option<&TaskVector> {
         None
     }
+
+    /// Of a change of a bias that is made of the module's matrix too: the matrix' inputs. [`Loader::base`] has the rows of the matrix then.
+    fn beside(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// What a method plans for a module.
@@ -95,13 +100,16 @@ pub struct Placed {
     pub shape: Option<(usize, usize)>,
     /// Where in the weight it acts, if beside others of the same adapter: one expert's rows of a stack.
     pub part: Option<(usize, usize)>,
+    /// The weight with the module's matrix, and where it lies there, if what is changed is another that is made of it ([`ChangePlan::beside`]).
+    pub matrix: Option<Arc<(Claim, Place)>>,
 }
 
 impl Placed {
     /// One matrix that is a whole weight, or its transpose.
     pub(super) fn on_matrix(change: Arc<dyn ChangePlan>, outputs: usize, inputs: usize, transposed: bool) -> Self {
         let shape = Some(if transposed { (inputs, outputs) } else { (outputs, inputs) });
-        Self { change, place: Place::of_matrix(outputs, inputs, transposed), matrices: 0..1, shape, part: None }
+        let place = Place::of_matrix(outputs, inputs, transposed);
+        Self { change, place, matrices: 0..1, shape, part: None, matrix: None }
     }
 
     /// Reads the numbers. `base` is where the weight that is edited stands, before any edit.
@@ -197,11 +205,15 @@ impl Loader<'_> {
     /// Rows of the module's own matrix before any adapter, (outputs, inputs): for changes that begin with a decomposition of the base. Of a stack, those of
     /// one of its `matrices`, by number from 0.
     pub fn base(&self, matrix: usize, outputs: Range<usize>) -> Result<Vec<f32>> {
-        let (checkpoint, claim) = self.base;
+        let (checkpoint, own) = self.base;
+        let (claim, place) = match &self.placed.matrix {
+            Some(matrix) => (&matrix.0, &matrix.1),
+            None => (own, &self.placed.place),
+        };
         let reader = Reader::new(checkpoint, claim)?;
         let cols = reader.claim().weight.geometry().cols;
         let outside = || Error::new(Kind::Bug, "rows of the base that are not the module's");
-        let spot: &Spot = self.placed.place.spots.get(matrix).ok_or_else(outside)?;
+        let spot: &Spot = place.spots.get(matrix).ok_or_else(outside)?;
         let is_part = spot.take.start != 0 || spot.take.step != 1 || outputs.end > spot.take.len;
         if is_part {
             return Err(unsupported("the adapter needs rows of the base that lie in several weights"));
@@ -303,7 +315,7 @@ mod tests {
             let spot = Spot { rows: 6..12, transposed, width, take: all, put };
             let place = Place { spots: vec![spot] };
             let plan: Arc<dyn ChangePlan> = Arc::clone(&change) as Arc<dyn ChangePlan>;
-            let placed = Placed { change: plan, place, matrices: 0..1, shape: None, part: None };
+            let placed = Placed { change: plan, place, matrices: 0..1, shape: None, part: None, matrix: None };
             placed.load(&tensors, (&base, claim)).unwrap();
             placed.load(&tensors, (&base, claim)).unwrap();
             let seen = change.seen.lock().unwrap();

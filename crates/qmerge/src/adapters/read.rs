@@ -82,6 +82,9 @@ pub(super) fn read(
             if elsewhere == 1 { "it" } else { "them" }
         ));
     }
+    for path in layers.targets(names).map_err(|error| error.in_file(&adapter.config.path))? {
+        modules.entry((path, 0)).or_default();
+    }
     let mut sites = Vec::new();
     for ((path, depth), tensors) in &modules {
         layers.check(path, tensors)?;
@@ -94,6 +97,7 @@ pub(super) fn read(
         sites.push((path, *depth, tensors, site));
     }
     let shapes = sites.iter().map(|(.., site)| site.shape);
+    let all: Vec<(&str, (usize, usize))> = sites.iter().map(|(path, .., site)| (path.as_str(), site.shape)).collect();
     let largest = shapes.fold((0, 0), |largest, shape| (shape.0.max(largest.0), shape.1.max(largest.1)));
     for (path, depth, tensors, site) in &sites {
         let stated = stated.get(&((*path).clone(), *depth)).copied();
@@ -116,6 +120,9 @@ pub(super) fn read(
             shared: &shared,
             site,
             largest,
+            all: &all,
+            count: modules.len(),
+            model_type: names.model_type(),
             options,
         };
         for planned in layers.layer(&module)? {

@@ -18,20 +18,18 @@ const NO_WEIGHTS: &[(&str, &str)] = &[
     ("SHADOW", "it runs a network beside the model"),
 ];
 
-/// Kinds of PEFT 0.21 that could be merged, but not by this version.
-const LATER: &[&str] = &[
-    "WAVEFT",
-    "UNILORA",
-    "TINYLORA",
-    "FROD",
-    "GLORA",
-    "PEANUT",
-    "DEFT",
-    "ADAMSS",
-    "BEFT",
-    "SUPERTUNING",
-    "PSOFT",
-    "OSF",
+/// Kinds whose files leave out what decides what the adapter does, why it cannot be found again, and what to do.
+const NOT_IN_FILE: &[(&str, &str, &str)] = &[
+    (
+        "PSOFT",
+        "it turns singular vectors of the base, of which it knows no signs: libraries find other ones, LAPACKs among themselves and a GPU's, and the rotation was trained for some",
+        "let PEFT turn it into an ordinary LoRA (`convert_to_lora`) on the kind of device that trained it, and merge that",
+    ),
+    (
+        "ADAMSS",
+        "which outputs its factors are for was found by scikit-learn's k-means, on a random decomposition of the base, when training began",
+        "let PEFT merge it where it was trained",
+    ),
 ];
 
 /// The error for a `peft_type` that has no method.
@@ -43,12 +41,8 @@ pub(super) fn by_type(peft_type: &str) -> Error {
         ))
         .with_hint("serve the base with the adapter kept apart");
     }
-    if LATER.contains(&peft_type) {
-        return unsupported(format!(
-            "{peft_type} adapters are not supported by this version (it merges {})",
-            known.join(", ")
-        ))
-        .with_hint("PEFT's convert_to_lora turns many kinds into an ordinary LoRA");
+    if let Some((_, reason, remedy)) = NOT_IN_FILE.iter().find(|(name, ..)| *name == peft_type) {
+        return unsupported(format!("what a {peft_type} adapter does is not in its file: {reason}")).with_hint(*remedy);
     }
     unsupported(format!("`{peft_type}` is not a peft_type of PEFT (this version merges {})", known.join(", ")))
 }

@@ -75,9 +75,7 @@ impl ChangePlan for SparsePlan {
             let value = if self.weight == 1.0 { value } else { (f64::from(value) * self.weight) as f32 };
             entries.push((*row as usize, *col as usize, value));
         }
-        // Places that stand there twice are added in the file's order.
-        entries.sort_by_key(|(row, ..)| *row);
-        Ok(Change::add(Sparse { entries }))
+        Ok(Change::add(Sparse::new(entries)))
     }
 
     fn memory(&self) -> u64 {
@@ -89,10 +87,19 @@ impl ChangePlan for SparsePlan {
     }
 }
 
+/// Single values that are added.
 #[derive(Debug)]
-struct Sparse {
+pub(super) struct Sparse {
     /// Output, input and value, by output.
     entries: Vec<(usize, usize, f32)>,
+}
+
+impl Sparse {
+    /// Output, input and value of each. Places that stand there twice are added in that order.
+    pub(super) fn new(mut entries: Vec<(usize, usize, f32)>) -> Self {
+        entries.sort_by_key(|(row, ..)| *row);
+        Self { entries }
+    }
 }
 
 impl Delta for Sparse {

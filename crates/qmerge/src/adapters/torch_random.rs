@@ -76,6 +76,43 @@ impl Generator {
         values
     }
 
+    /// `torch.normal(0, deviation, …)` in f32: by Box and Muller, 16 at a time, and one by one in f64 where there are fewer. Torch's vector code is a unit in the last
+    /// place or two away from this.
+    pub(super) fn normal(&mut self, deviation: f64, count: usize) -> Vec<f32> {
+        const BLOCK: usize = 16;
+        if count < BLOCK {
+            return self.few_normal(deviation, count);
+        }
+        let mut values = self.uniform(0.0, 1.0, count);
+        let whole = count / BLOCK * BLOCK;
+        values.chunks_exact_mut(BLOCK).for_each(|block| box_muller(block, deviation));
+        if whole < count {
+            // The last 16 are drawn anew.
+            let mut last = self.uniform(0.0, 1.0, BLOCK);
+            box_muller(&mut last, deviation);
+            values.truncate(count - BLOCK);
+            values.extend(last);
+        }
+        values
+    }
+
+    fn few_normal(&mut self, deviation: f64, count: usize) -> Vec<f32> {
+        let mut values = Vec::with_capacity(count + 1);
+        while values.len() < count {
+            let [turn, length] = [self.double(), self.double()];
+            let (radius, angle) = ((-2.0 * libm::log1p(-length)).sqrt(), std::f64::consts::TAU * turn);
+            values.extend([libm::cos(angle), libm::sin(angle)].map(|x| (radius * x * deviation) as f32));
+        }
+        values.truncate(count);
+        values
+    }
+
+    /// In [0, 1), of 53 bits.
+    fn double(&mut self) -> f64 {
+        let (high, low) = (u64::from(self.draw()), u64::from(self.draw()));
+        ((high << 32 | low) & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
+    }
+
     /// The first `count` of `torch.randperm(total)`, total being below 2³².
     pub(super) fn permutation(&mut self, total: u32, count: usize) -> Vec<u32> {
         // Positions that were swapped; all others hold their own number.
@@ -88,6 +125,16 @@ impl Generator {
             first.push(if with == at { own } else { moved.insert(with, own).unwrap_or(with) });
         }
         first
+    }
+}
+
+/// Pairs of uniform values, the second of each half a block behind the first, become normal ones.
+fn box_muller(block: &mut [f32], deviation: f64) {
+    let (first, second) = block.split_at_mut(block.len() / 2);
+    for (x, y) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * libm::log(f64::from(1.0 - *x))).sqrt();
+        let angle = std::f64::consts::TAU * f64::from(*y);
+        (*x, *y) = ((radius * libm::cos(angle) * deviation) as f32, (radius * libm::sin(angle) * deviation) as f32);
     }
 }
 
@@ -106,6 +153,11 @@ mod tests {
     const ALL: [u32; 7] = [1, 0, 4, 2, 6, 5, 3];
     const BF16: [f32; 4] = [-0.143_554_69, -0.113_769_53, -0.061_767_578, -0.136_718_75];
     const LATE: u32 = 0x3d1e_71f0;
+    const NORMAL: [f32; 4] = [1.362_534_9, 1.051_668_6, 0.636_903_2, -1.488_828_2];
+    /// The first of 27, some about the eleventh, where the last 16 begin, and the last.
+    const NORMAL_REST: [f32; 7] =
+        [1.063_669_6, 0.299_579_65, -0.988_378_2, -0.780_974_4, -0.037_268_814, 0.443_768_35, 0.316_465_84];
+    const FEW_NORMAL: [f32; 5] = [0.089_455_076, 3.822_478, -0.462_061_8, 0.691_856_3, 2.636_056_4];
 
     /// What torch 2.15 draws.
     #[test]
@@ -120,6 +172,14 @@ mod tests {
         assert!(Generator::new(3).uniform_bf16(-bound, bound, 576).iter().all(|x| *x < 0.14453125));
         assert_eq!(Generator::new(777).permutation(1_000_000, 6), PERMUTATION);
         assert_eq!(Generator::new(5).permutation(7, 7), ALL);
+        let close = |have: &[f32], want: &[f32]| {
+            assert_eq!(have.len(), want.len());
+            have.iter().zip(want).for_each(|(have, want)| assert!((have - want).abs() < 1e-6, "{have} {want}"));
+        };
+        close(&Generator::new(42).normal(0.5_f64.sqrt(), 256)[..4], &NORMAL);
+        let all = Generator::new(5).normal((1.0_f64 / 3.0).sqrt(), 27);
+        close(&[&all[..3], &all[10..13], &all[26..]].concat(), &NORMAL_REST);
+        close(&Generator::new(9).normal(2.0, 5), &FEW_NORMAL);
         // Beyond the first refill.
         assert_eq!(bits(Generator::new(7).uniform(0.0, 1.0, 1300))[1299], LATE);
     }

@@ -193,6 +193,7 @@ impl Pair<'_, '_, '_> {
             matrices: 0..1,
             shape: None,
             part: None,
+            matrix: None,
         };
         changes.edits.push(PlannedEdit {
             target: target.to_owned(),

@@ -7,6 +7,7 @@
 mod basis;
 mod cholesky;
 mod eigen;
+mod qr;
 mod solve;
 mod svd;
 mod tridiagonal;
@@ -14,6 +15,7 @@ mod tridiagonal;
 pub use basis::{gram_schmidt, span};
 pub use cholesky::Cholesky;
 pub use eigen::{Eigen, symmetric};
+pub use qr::orthonormal;
 pub use solve::Lu;
 pub use svd::{Svd, svd};
 

@@ -219,6 +219,31 @@ fn an_adapter_of_another_model_than_the_awq_one_is_told_of() {
             "{trained_on}: {said}"
         );
     }
+    // The difference to a model whose norms AWQ has not divided leads to it as a whole, and to no model in part.
+    config["base_model_name_or_path"] = "org/Model-1B-AWQ".into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let merge = |more: &[&'static str]| {
+        run(at, &[&["merge", "--base", "awq", "--tuned", "bf16", "-o", "out", "--dry-run", "--fast"], more].concat())
+    };
+    assert!(merge(&[]).status.success());
+    for more in [&["--tuned", "bf16"][..], &["--adapter", "adapter"], &["--lora-scale", "mlp=0.5"]] {
+        let output = merge(more);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+        assert!(said.contains("stored as AWQ") && said.contains("was quantized as --base"), "{said}");
+    }
+    let extract = ["extract", "--base", "bf16", "--tuned", "awq", "--rank", "4", "-o", "difference", "--force"];
+    ok(at, &extract);
+    let norms = at.join("awq/model.safetensors");
+    let mut tensors = read(&norms);
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.0.ends_with("input_layernorm.weight")) {
+        let halves: Vec<u8> = floats(&tensor.3).iter().flat_map(|x| ((x * 0.5).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+        tensor.3 = halves;
+    }
+    write(&norms, &tensors);
+    let output = run(at, &extract);
+    let said = stderr(&output);
+    assert!(said.contains("input_layernorm.weight") && said.contains("50 %") && said.contains("before AWQ"), "{said}");
 }
 
 /// Groups that do not fit say which do.

@@ -208,6 +208,11 @@ impl Adapter {
         self.tuned.is_some()
     }
 
+    /// The weights of a model that was trained whole, if it is one.
+    pub(crate) fn tuned_weights(&self) -> Option<&Inventory> {
+        self.tuned.as_ref()
+    }
+
     /// Why adapters of this kind are not merged; `None` where they are.
     pub fn refusal(&self) -> Option<Error> {
         (self.method.is_none() && !self.is_tuned())
@@ -306,6 +311,12 @@ impl Adapter {
         self.tensors.read_at(entry, 0, &mut start).is_ok()
             && start.iter().all(|byte| byte & 0x7f == 0)
             && read_floats(&self.tensors, &entry.name).is_ok_and(|values| values.iter().all(|value| *value == 0.0))
+    }
+
+    /// The path of the embedding that a tensor is a factor for, if it is one.
+    pub(crate) fn embedding(&self, name: &str) -> Option<String> {
+        let key = self.key(name);
+        matches!(key.role, Role::Own("lora_embedding_A" | "lora_embedding_B", _)).then_some(key.module)
     }
 
     /// Plans this adapter's edits of a base.

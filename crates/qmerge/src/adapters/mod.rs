@@ -63,6 +63,7 @@ mod rotation;
 mod scales;
 mod shira;
 mod site;
+mod stacks;
 mod supertuning;
 mod targets;
 mod tinylora;
@@ -99,6 +100,8 @@ pub use names::{Names, Rename};
 #[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 pub use scales::Scales;
+pub(crate) use site::declared;
+pub(crate) use stacks::{Stack, router};
 #[doc(hidden)]
 pub use tuned::TaskVector;
 

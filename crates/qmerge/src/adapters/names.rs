@@ -167,6 +167,11 @@ impl<'a> Names<'a> {
         })
     }
 
+    /// True for a base of a family that has a row of its own.
+    pub(crate) fn is_known(&self) -> bool {
+        !self.arch.model_types.is_empty()
+    }
+
     /// The base's `model_type`.
     pub fn model_type(&self) -> &'a str {
         self.checkpoint.config.as_ref().map_or("", |config| config.model_type())

@@ -83,7 +83,9 @@ impl Site<'_> {
             orientation(adapter, names, path, self.claim, (outputs, inputs))
         };
         let plan = Placed::on_matrix(change, outputs, inputs, transposed.ok_or_else(misfit)?);
-        let layer = (!embedding && module.depth == 0).then(|| path.to_owned());
+        // A parameter beside others is no layer's weight.
+        let is_layer = self.name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == ".weight");
+        let layer = (!embedding && is_layer && module.depth == 0).then(|| path.to_owned());
         Ok(vec![PlannedEdit { target: target.to_owned(), plan, tensors, layer }])
     }
 
@@ -144,8 +146,10 @@ impl Site<'_> {
                     return Err(self.misfit_of_one([*outputs, *inputs], claim));
                 }
                 let take = part_of(interleaved, part, len, parts.len());
-                let spot = Spot { rows: 0..len, transposed: false, width: len, take, put: Stride::first(len) };
-                let plan = placed(change, spot, expert..expert + 1, Some((len, *inputs)), None);
+                let transposed = claim.weight.is_transposed();
+                let (rows, shape) = if transposed { (0..*inputs, (*inputs, len)) } else { (0..len, (len, *inputs)) };
+                let spot = Spot { rows, transposed, width: len, take, put: Stride::first(len) };
+                let plan = placed(change, spot, expert..expert + 1, Some(shape), None);
                 edits.push(self.edit(claim, plan, tensors.clone()));
             }
         }
@@ -246,7 +250,7 @@ fn orientation(
 }
 
 /// Where the gate (0) or the up projection (1) lies among the outputs of both.
-fn part_of(interleaved: bool, half: usize, len: usize, halves: usize) -> Stride {
+pub(super) fn part_of(interleaved: bool, half: usize, len: usize, halves: usize) -> Stride {
     if interleaved && halves == 2 {
         Stride { start: half, step: 2, len }
     } else {

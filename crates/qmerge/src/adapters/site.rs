@@ -129,11 +129,11 @@ impl<'a> Site<'a> {
     }
 
     /// A parameter that is targeted by name, if it is no layer's weight.
-    fn of_parameter(names: &Names<'a>, module: &str, parameter: &str) -> Result<Option<Self>> {
+    pub(super) fn of_parameter(names: &Names<'a>, module: &str, parameter: &str) -> Result<Option<Self>> {
         let name = format!("{module}.{parameter}");
         let stack = |claim: &'a Claim| Self::stack(names, name.clone(), claim);
         if let Some(claim) = names.find(&name)? {
-            return Ok(stack(claim));
+            return Ok(stack(claim).or_else(|| Self::bare(name, claim)));
         }
         let Some(family) = names.arch.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, module) else { return Ok(None) };
@@ -142,6 +142,17 @@ impl<'a> Site<'a> {
             return Ok(stack(claim));
         }
         Self::each(names, name, &family, prefix, which)
+    }
+
+    /// A matrix that is a parameter of its module beside others: biases of all experts.
+    fn bare(name: String, claim: &'a Claim) -> Option<Self> {
+        let &[rows, cols] = claim.weight.shape() else { return None };
+        if name.ends_with(".weight") {
+            return None;
+        }
+        let target = claim.weight.name().to_owned();
+        let kind = Kind::Layer { target, parameter: true, attention_input: false };
+        Some(Self { claim, name, shape: (rows, cols), bias: None, attention_output: false, kind })
     }
 
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
@@ -201,8 +212,8 @@ impl<'a> Site<'a> {
             weights.push(own);
         }
         let Some(claim) = weights.first().and_then(|own| own.first()).copied() else { return Ok(None) };
-        let geometry = claim.weight.geometry();
-        let shape = (geometry.rows * (1 + others.len()), geometry.cols);
+        let &[rows, cols] = claim.weight.shape() else { return Ok(None) };
+        let shape = (rows * (1 + others.len()), cols);
         let kind = Kind::Each { weights, interleaved: family.interleaved };
         Ok(Some(Self { claim, name, shape, bias: None, attention_output: false, kind }))
     }
@@ -286,12 +297,11 @@ fn parameter(
     module: &str,
     (depth, wrappers): (usize, usize),
 ) -> Result<Option<String>> {
-    // The order in which the module declares them: gate and up before down; unknown names alphabetically.
     let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
-    let place = |name: &str| match name {
-        _ if name == stacked[0] || name == arch::GATE_UP => 0,
-        _ if name == stacked[1] || name == arch::DOWN => 1,
-        _ => 2,
+    let place = |name| match name {
+        _ if name == stacked[0] => declared(arch::GATE_UP),
+        _ if name == stacked[1] => declared(arch::DOWN),
+        _ => declared(name),
     };
     // A target is the end of a parameter's path, if only its name, and may match nothing: only what the module has is wrapped. Experts
     // have their stacked parameters even where each is stored by itself.
@@ -300,11 +310,11 @@ fn parameter(
     for target in &adapter.config.target_parameters {
         let name = target.rsplit('.').next().unwrap_or(target);
         let path = format!("{module}.{name}");
-        if adapter.config.targets_parameter(&path) && (experts && place(name) < 2 || names.find(&path)?.is_some()) {
+        if adapter.config.targets_parameter(&path) && (experts && matches!(place(name), (0 | 1, false, _)) || names.find(&path)?.is_some()) {
             parameters.push(name);
         }
     }
-    parameters.sort_by_key(|name| (place(name), *name));
+    parameters.sort_by_key(|name| place(name));
     parameters.dedup();
     if parameters.is_empty() {
         return Ok(None);
@@ -320,8 +330,19 @@ fn parameter(
     Ok(parameters.get(wrappers.saturating_sub(1 + depth)).map(|name| (*name).to_owned()))
 }
 
+/// Where a module of experts declares a parameter among its others: gate and up before down, a bias behind its own matrices; unknown names alphabetically.
+pub(crate) fn declared(parameter: &str) -> (usize, bool, &str) {
+    let own = parameter.strip_suffix("_bias");
+    let place = match own.unwrap_or(parameter) {
+        arch::GATE_UP => 0,
+        arch::DOWN => 1,
+        _ => 2,
+    };
+    (place, own.is_some(), parameter)
+}
+
 /// Splits `….experts.7.gate_proj` into the stack's path, the number and the projection.
-fn one_expert(module: &str) -> Option<(&str, usize, &str)> {
+pub(super) fn one_expert(module: &str) -> Option<(&str, usize, &str)> {
     let (rest, leaf) = module.rsplit_once('.')?;
     let (stack, number) = rest.rsplit_once('.')?;
     let number = number.parse().ok()?;
@@ -329,7 +350,7 @@ fn one_expert(module: &str) -> Option<(&str, usize, &str)> {
 }
 
 /// What stands before the experts module ("model.layers.3."), if the path ends in one of the family's names for it.
-fn prefix<'m>(experts: &Experts, module: &'m str) -> Option<&'m str> {
+pub(super) fn prefix<'m>(experts: &Experts, module: &'m str) -> Option<&'m str> {
     experts
         .modules
         .iter()

@@ -55,8 +55,13 @@ impl ChangePlan for TaskVector {
 impl TaskVector {
     /// True if which of its values stay depends on all of them.
     pub fn needs_survey(&self) -> bool {
+        self.drops() && !self.joining.operator.draws()
+    }
+
+    /// True if some of its values are left out.
+    pub(crate) fn drops(&self) -> bool {
         let Joining { operator, density, .. } = self.joining;
-        operator.drops() && !operator.draws() && density.is_some_and(|density| density < 1.0)
+        operator.drops() && density.is_some_and(|density| density < 1.0)
     }
 }
 

@@ -80,10 +80,14 @@ pub struct Experts {
     pub each: [&'static str; 3],
     /// Stacked parameters: gate and up together, down.
     pub stacked: [&'static str; 2],
+    /// Last component of the module that routes, in memory, beside the experts.
+    pub router: &'static str,
     /// True if stacked parameters are (experts, in, out), so a matrix of one expert is transposed.
     pub in_out: bool,
     /// True if the module says `is_transposed`, which makes PEFT take stacked matrices as (in, out).
     pub is_transposed: bool,
+    /// True if PEFT takes their inputs for outputs: stacked parameters are (experts, in, out) in memory, and the module does not say so.
+    pub is_mistaken: bool,
     /// True if gate and up alternate instead of following each other.
     pub interleaved: bool,
     /// True if transformers makes one linear layer of each expert's matrices where the checkpoint is quantized with bitsandbytes, and stacks them
@@ -171,6 +175,41 @@ pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
         ("xlm-roberta-xl", "roberta"),
     ];
     PREFIXES.iter().find(|(family, _)| *family == model_type).map(|(_, prefix)| *prefix)
+}
+
+/// True for families of which PEFT takes the name of a projection (`gate_proj`, `w1`), wherever it stands among `target_modules`, for the stacked parameter that
+/// holds it of all experts: layers of that name that are no experts cannot be targeted as modules. Source: PEFT 0.21,
+/// `utils/transformers_weight_conversion.py`; transformers 5, `conversion_mapping.py`.
+pub(crate) fn takes_layers_for_experts(model_type: &str) -> bool {
+    const TYPES: &[&str] = &[
+        "afmoe",
+        "beam",
+        "cohere2_moe",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "dots1",
+        "ernie4_5_moe",
+        "exaone_moe",
+        "flex_olmo",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm4v_moe",
+        "glm_moe_dsa",
+        "hunyuan_v1_moe",
+        "longcat_flash",
+        "mellum",
+        "minimax",
+        "minimax_m2",
+        "mixtral",
+        "olmoe",
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_omni_moe",
+        "sarvam_mla",
+        "solar_open",
+    ];
+    TYPES.contains(&model_type)
 }
 
 /// True if the last component of the module path is one of `leaves`.

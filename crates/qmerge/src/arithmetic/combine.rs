@@ -9,6 +9,7 @@ use super::gathered::{self, Gathered, Member, Site};
 use super::method::{Kind as Way, Method};
 use super::report::{self, Combination, CombinedWeight, Part};
 use super::seen::Seen;
+use super::stacked::Stacked;
 use super::svd::{Spectrum, Wanted, best, is_dependent};
 use crate::adapters::{Adapter, ReadOptions, Scales};
 use crate::dtype::Dtype;
@@ -278,7 +279,7 @@ impl<'a> Work<'a> {
         if side_by_side && site.rank() <= self.rank {
             return Ok(Made { factors: None, energy: None, kept: None });
         }
-        let (mut stack, mut energy, mut kept) = (Stack::new(site, self.rank), 0.0, 0.0);
+        let (mut stack, mut energy, mut kept) = (Stacked::new((site.outputs(), site.inputs()), self.rank, site.experts()), 0.0, 0.0);
         for expert in 0..site.experts() {
             let (factors, own_energy, own_kept) = match self.options.method.kind {
                 Way::Exact | Way::Concatenation | Way::Deltas(Operator::Sum) => {
@@ -434,7 +435,7 @@ impl<'a> Work<'a> {
 
     /// Factors side by side, as they are written.
     fn concatenated(&self, site: &Site) -> Result<Factors> {
-        let mut stack = Stack::new(site, self.rank);
+        let mut stack = Stacked::new((site.outputs(), site.inputs()), self.rank, site.experts());
         for expert in 0..site.experts() {
             let (left, right) = self.side_by_side(site, expert)?;
             let (own, rows) = (site.rank(), site.outputs());
@@ -464,33 +465,6 @@ impl<'a> Work<'a> {
 
 /// Values of a delta that are made at a time.
 const CHUNK: usize = 1 << 16;
-
-/// The factors of all matrices of a module, as PEFT stacks them: A with the matrix slowest, B with the matrix fastest.
-struct Stack {
-    factors: Factors,
-    experts: usize,
-}
-
-impl Stack {
-    fn new(site: &Site, rank: usize) -> Self {
-        let all = rank * site.experts();
-        let factors = Factors { rank, left: vec![0.0; site.outputs() * all], right: vec![0.0; all * site.inputs()] };
-        Self { factors, experts: site.experts() }
-    }
-
-    /// Puts one matrix's factors in, which may have a lower rank.
-    fn put(&mut self, expert: usize, own: &Factors) {
-        let Self { factors: Factors { rank, left, right }, experts } = self;
-        if own.rank == 0 {
-            return;
-        }
-        for (at, x) in own.left.iter().enumerate() {
-            left[at / own.rank * *rank * *experts + at % own.rank * *experts + expert] = *x;
-        }
-        let cols = own.right.len() / own.rank;
-        right[expert * *rank * cols..][..own.right.len()].copy_from_slice(&own.right);
-    }
-}
 
 fn finite<'v>(mut values: impl Iterator<Item = &'v f32>) -> Result<()> {
     match values.all(|x| x.is_finite()) {

@@ -7,6 +7,7 @@
 //! is initialised anew, a rank above a matrix's own is filled up, and one adapter alone goes by the method that was asked for.
 
 mod combine;
+mod compared;
 mod convert;
 mod extract;
 mod gathered;
@@ -15,7 +16,9 @@ mod method;
 mod new_adapter;
 mod report;
 mod seen;
+mod stacked;
 mod svd;
+mod target;
 mod undo;
 
 pub use crate::edit::Majority;

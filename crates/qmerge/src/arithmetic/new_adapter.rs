@@ -4,52 +4,153 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::stacked::Stacked;
+use super::svd::turned;
+use super::target::Target;
+use crate::adapters::{Names, declared};
+use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::linalg::Factors;
 use crate::open::Checkpoint;
-use crate::write::{NewTensor, overflow};
+use crate::write::{Data, NewTensor, overflow};
 
 /// An adapter under construction.
 #[derive(Default)]
 pub(super) struct NewAdapter<'a> {
     pub(super) rank: usize,
     pub(super) tensors: Vec<NewTensor<'a>>,
-    pub(super) modules: BTreeSet<String>,
-    /// Ranks of modules that are not `rank`.
-    pub(super) ranks: BTreeMap<String, usize>,
+    pub(super) targets: BTreeSet<Target>,
+    /// Ranks of targets that are not `rank`.
+    ranks: BTreeMap<String, usize>,
     pub(super) whole: BTreeSet<String>,
     pub(super) has_bias: bool,
     pub(super) is_turned: bool,
     /// PEFT is to tie the head to the copy of the embedding.
     pub(super) is_tied: bool,
+    /// Factors of parameters, by module: how PEFT calls them depends on all that a module has.
+    parameters: BTreeMap<String, Vec<(String, [NewTensor<'a>; 2])>>,
 }
 
-impl NewAdapter<'_> {
-    pub(super) fn take(&mut self, module: String, factors: Factors, dtype: Dtype) -> Result<()> {
+impl<'a> NewAdapter<'a> {
+    /// One of a rank, with nothing in it.
+    pub(super) fn of_rank(rank: usize) -> Self {
+        Self { rank, ..Self::default() }
+    }
+
+    /// Takes the factors of a linear layer.
+    pub(super) fn take(&mut self, target: Target, factors: Factors, dtype: Dtype) -> Result<()> {
+        self.take_all(target, Stacked::one(factors), dtype)
+    }
+
+    /// Takes the factors of all matrices of a target.
+    pub(super) fn take_all(&mut self, target: Target, stacked: Stacked, dtype: Dtype) -> Result<()> {
+        let Stacked { factors: Factors { rank, left, right }, experts } = stacked;
+        let all = rank * experts;
+        let tensor = |factor: &str, shape, values| {
+            let name = format!("base_model.model.{}.lora_{factor}.weight", target.module);
+            let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
+            tensor.ok_or_else(|| overflow(&name, dtype))
+        };
+        let pair =
+            [tensor("A", vec![all, right.len() / all], right)?, tensor("B", vec![left.len() / all, all], left)?];
+        match &target.parameter {
+            Some(parameter) => {
+                self.parameters.entry(target.module.clone()).or_default().push((parameter.clone(), pair))
+            }
+            None => self.tensors.extend(pair),
+        }
+        if rank != self.rank {
+            self.ranks.insert(target.path(), rank);
+        }
+        self.targets.insert(target);
+        Ok(())
+    }
+
+    /// Takes the factors of a convolution, whose kernel lies behind the inputs.
+    pub(super) fn take_convolution(&mut self, module: &str, factors: Factors, kernel: &[usize], dtype: Dtype) -> Result<()> {
+        let first = self.tensors.len();
+        self.take(Target::module(module), factors, dtype)?;
+        let elements = kernel.iter().product::<usize>().max(1);
+        if let [a, b] = &mut self.tensors[first..] {
+            a.shape = [&[a.shape[0], a.shape[1] / elements], kernel].concat();
+            b.shape.extend(kernel.iter().map(|_| 1));
+        }
+        Ok(())
+    }
+
+    /// Takes the factors of an embedding's table (tokens, features).
+    pub(super) fn take_embedding(&mut self, module: &str, factors: Factors, dtype: Dtype) -> Result<()> {
         let Factors { rank, left, right } = factors;
-        for (factor, shape, values) in
-            [("A", vec![rank, right.len() / rank], right), ("B", vec![left.len() / rank, rank], left)]
-        {
-            let name = format!("base_model.model.{module}.lora_{factor}.weight");
+        let (tokens, features) = (left.len() / rank, right.len() / rank);
+        for (factor, shape, values) in [
+            ("A", vec![rank, tokens], turned(&left, rank)),
+            ("B", vec![features, rank], turned(&right, features)),
+        ] {
+            let name = format!("base_model.model.{module}.lora_embedding_{factor}");
             let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
             self.tensors.push(tensor.ok_or_else(|| overflow(&name, dtype))?);
         }
         if rank != self.rank {
-            self.ranks.insert(module.clone(), rank);
+            self.ranks.insert(module.to_owned(), rank);
         }
-        self.modules.insert(module);
+        self.targets.insert(Target::module(module));
         Ok(())
+    }
+
+    /// Takes another bias for a layer. PEFT wants the factors of every layer whose bias it wraps.
+    pub(super) fn take_bias(
+        &mut self,
+        names: &Names<'_>,
+        target: Target,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        values: impl FnOnce() -> Result<Vec<f32>> + 'a,
+    ) -> Result<()> {
+        let name = format!("base_model.model.{}.base_layer.bias", target.module);
+        self.tensors.retain(|tensor| tensor.name != name);
+        self.tensors.push(NewTensor { name, dtype: Dtype::F32, shape, data: Data::Later(Box::new(values)) });
+        self.has_bias = true;
+        let weight = names.find(&format!("{}.weight", target.module))?;
+        if !self.targets.contains(&target)
+            && let Some(&[outputs, inputs]) = weight.map(|claim| claim.weight.shape())
+        {
+            let (left, right) = (vec![0.0; outputs], vec![0.0; inputs]);
+            let is_turned = arch::leaf_in(&target.module, names.arch.transposed);
+            let (left, right) = if is_turned { (right, left) } else { (left, right) };
+            self.take(target, Factors { rank: 1, left, right }, dtype)?;
+        }
+        Ok(())
+    }
+
+    /// All tensors. PEFT wraps a module once for each of its parameters, the first that the module declares innermost.
+    pub(super) fn finish(&mut self) -> Vec<NewTensor<'a>> {
+        for (module, mut pairs) in std::mem::take(&mut self.parameters) {
+            pairs.sort_by(|(a, _), (b, _)| declared(a).cmp(&declared(b)));
+            let wrappers = pairs.len();
+            for (number, (_, pair)) in pairs.into_iter().enumerate() {
+                let path = format!("{module}{}", ".base_layer".repeat(wrappers - 1 - number));
+                for (factor, tensor) in ["A", "B"].into_iter().zip(pair) {
+                    let name = format!("base_model.model.{path}.lora_{factor}.weight");
+                    self.tensors.push(NewTensor { name, ..tensor });
+                }
+            }
+        }
+        std::mem::take(&mut self.tensors)
     }
 
     pub(super) fn config(&self, base: &Checkpoint) -> Value {
         // Anchored at both ends: PEFT matches the end of a path.
         let patterns: BTreeMap<String, usize> =
-            self.ranks.iter().map(|(module, rank)| (format!("^{}", module.replace('.', r"\.")), *rank)).collect();
+            self.ranks.iter().map(|(path, rank)| (format!("^{}", path.replace('.', r"\.")), *rank)).collect();
         let architectures = base.config.as_ref().and_then(|config| config.json.get("architectures"));
         let is_causal = architectures
             .and_then(|classes| classes.get(0)?.as_str())
             .is_some_and(|class| class.ends_with("ForCausalLM"));
+        let paths = |parameters: bool| -> Vec<String> {
+            self.targets.iter().filter(|target| target.parameter.is_some() == parameters).map(Target::path).collect()
+        };
+        let parameters = paths(true);
         json!({
             "peft_type": "LORA",
             "task_type": if is_causal { Some("CAUSAL_LM") } else { None },
@@ -67,7 +168,8 @@ impl NewAdapter<'_> {
             "use_dora": false,
             "use_rslora": false,
             "modules_to_save": if self.whole.is_empty() { None } else { Some(&self.whole) },
-            "target_modules": self.modules,
+            "target_modules": paths(false),
+            "target_parameters": if parameters.is_empty() { None } else { Some(parameters) },
         })
     }
 }

@@ -118,14 +118,14 @@ pub struct Extraction {
     pub warnings: Vec<String>,
 }
 
-/// A linear layer.
+/// A linear layer, or a stack of experts.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExtractedWeight {
-    /// Module path.
+    /// Path of the module, or of the parameter that is targeted by name.
     pub module: String,
-    /// Its rank.
+    /// Its rank; of a stack that of each matrix.
     pub rank: usize,
-    /// ‖tuned − base‖².
+    /// ‖tuned − base‖²; of a stack over its matrices, where inputs are known over those of which they are.
     pub energy: f64,
     /// Share of it that the factors hold.
     pub kept: f64,
@@ -178,9 +178,9 @@ pub struct Conversion {
 /// A module that became low-rank.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConvertedWeight {
-    /// Module path.
+    /// Path of the module, or of the parameter that is targeted by name.
     pub module: String,
-    /// Its rank.
+    /// Its rank; of a stack that of each matrix.
     pub rank: usize,
     /// ‖D‖².
     pub energy: f64,

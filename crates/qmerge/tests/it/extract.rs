@@ -159,6 +159,77 @@ fn modules_get_the_rank_that_holds_their_share() {
     assert!((1.0 - of(&got, &after) / of(&before, &after) - found.kept.unwrap()).abs() < 1e-5);
 }
 
+/// Models of experts, whatever holds their matrices on disk, with an adapter by PEFT: on the stacked parameters, or one for each expert.
+const EXPERTS: &[&str] = &[
+    "mixtral-parameters",
+    "mixtral-down-only",
+    "mixtral-per-expert-f32",
+    "qwen2-moe-parameters",
+    "qwen3-moe-bare-names",
+    "gpt-oss-parameters",
+    "granitemoe-parameters",
+    "granitemoe-per-expert-f32",
+    "llama4-parameters",
+];
+
+fn shapes(adapter: &Path) -> BTreeMap<String, Vec<usize>> {
+    let bytes = std::fs::read(adapter.join("adapter_model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    tensors.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect()
+}
+
+/// Stacks of experts become what PEFT makes of `target_parameters`: the same names and shapes as in its own files, and the same matrices.
+#[test]
+fn stacks_of_experts_become_loras_on_their_parameters() {
+    for name in EXPERTS {
+        let folder = Folder::new();
+        let (base, adapter) = (data("peft-cases").join(name).join("base"), data("peft-cases").join(name).join("adapter"));
+        let want = merged(&base, &adapter, &folder.join("tuned"), "f32");
+        // Gate and up are one matrix of two in the adapters that have one for each.
+        let rank = if name.contains("per-expert-f32") || name.contains("bare-names") { 8 } else { 4 };
+        let found = extracted(&base, &folder.join("tuned"), &folder.join("adapter"), &options(Wanted::Rank(rank)));
+        assert!(found.kept.unwrap() > 1.0 - 1e-9 && found.dropped.is_empty(), "{name}: {found:?}");
+        let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+        assert_close(&got, &want, 2e-6);
+        let (own, peft) = (shapes(&folder.join("adapter")), shapes(&adapter));
+        let targets = config(&folder.join("adapter"))["target_parameters"].clone();
+        assert!(targets.as_array().is_some_and(|targets| !targets.is_empty()), "{name}: {targets}");
+        if name.contains("parameters") || name.contains("down-only") {
+            let experts = |all: &BTreeMap<String, Vec<usize>>| {
+                all.iter().filter(|(name, _)| name.contains(".experts.")).map(|(a, b)| (a.clone(), b.clone())).collect::<Vec<_>>()
+            };
+            assert_eq!(experts(&own), experts(&peft), "{name}");
+        }
+        // At the rank that holds all, modules differ in rank, by the names of parameters.
+        let found = extracted(&base, &folder.join("tuned"), &folder.join("energy"), &options(Wanted::Share(1.0 - 1e-10)));
+        assert!(found.weights.iter().all(|weight| weight.rank <= 10), "{name}: {:?}", found.weights);
+        assert_close(&merged(&base, &folder.join("energy"), &folder.join("again"), "f32"), &want, 2e-6);
+    }
+}
+
+/// Biases of experts lie beside their matrices, where PEFT can put a LoRA on them by name: one that holds all of what they differ by. A router is no linear layer, and
+/// is targeted by its weight's name.
+#[test]
+fn biases_of_experts_and_routers_are_targeted_by_name() {
+    let (base, folder) = (data("peft-cases/gpt-oss-per-expert-f32/base"), Folder::new());
+    let tuned = tuned(&base, &folder, "tuned", |tensors| {
+        for (name, (_, values)) in tensors.iter_mut() {
+            if name.contains("_proj_bias") || name.contains("router") || name.contains("down_proj") {
+                values.iter_mut().enumerate().for_each(|(i, x)| *x += ((i * i * 31 + 7 * i) % 101) as f32 / 500.0);
+            }
+        }
+    });
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(32)));
+    assert!(found.dropped.is_empty() && found.whole.iter().any(|name| name.ends_with("down_proj_bias")), "{found:?}");
+    let config = config(&folder.join("adapter"));
+    let target = |name: &str| json!(format!("model.layers.0.mlp.{name}"));
+    let targets = ["experts.down_proj", "experts.down_proj_bias", "experts.gate_up_proj_bias", "router.weight"];
+    assert_eq!(config["target_parameters"], json!(targets.map(target)));
+    assert_eq!(config["rank_pattern"][r"^model\.layers\.0\.mlp\.experts\.down_proj_bias"], json!(3));
+    let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    assert_close(&got, &read(&tuned.join("model.safetensors")), 2e-6);
+}
+
 /// Either side in any format: the difference holds what rounding did, and says so.
 #[test]
 fn quantized_models_are_compared_as_what_they_hold() {

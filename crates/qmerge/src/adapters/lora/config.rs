@@ -155,10 +155,12 @@ impl LoraConfig {
             return Err(unsupported(*reason));
         }
         let patterns = !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty();
-        if patterns && !self.common.target_parameters.is_empty() {
+        if patterns && self.common.target_parameters.iter().any(|target| !target.contains('.')) {
             return Err(unsupported(
-                "`target_parameters` with a rank_pattern or alpha_pattern: which parameter a factor belongs to does not stand in the file",
-            ));
+                "`target_parameters` that do not name their module, with a rank_pattern or alpha_pattern: which parameter a factor belongs to does not stand in \
+                 the file",
+            )
+            .with_hint("write them with their module, as mlp.experts.gate_up_proj"));
         }
         if let Some(init) = self.moves_base().filter(|_| !options.base_is_residual) {
             return Err(unsupported(format!(

@@ -6,7 +6,7 @@ use super::config::LoraConfig;
 use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
 use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
-use crate::adapters::{Adapter, ReadOptions};
+use crate::adapters::{Adapter, ReadOptions, declared};
 use crate::error::{Result, mismatch, unsupported};
 
 /// A and B of one module.
@@ -90,6 +90,10 @@ impl LoraTensors {
             }
         }
         let mut taken: HashSet<&str> = HashSet::new();
+        let mut wrappers: HashMap<String, usize> = HashMap::new();
+        for key in &firsts {
+            *wrappers.entry(key.module.clone()).or_default() += 1;
+        }
         for key in firsts {
             let get = |role: Role| factors.get(&(key.module.clone(), key.depth, role)).copied();
             let embedding = key.role == Role::Own(EMBEDDING_A, false);
@@ -101,7 +105,10 @@ impl LoraTensors {
             })?;
             let bias = get(Role::Own(B, true));
             taken.extend([a, b].into_iter().chain(bias));
-            parts.pairs.push(pair(adapter, config, &key.module, (a, b, bias), embedding)?);
+            let wrappers = wrappers.get(&key.module).copied().unwrap_or(1);
+            let parameter = parameter(adapter, &key.module, (key.depth, wrappers));
+            let own = (key.module.as_str(), parameter.as_deref());
+            parts.pairs.push(pair(adapter, config, own, (a, b, bias), embedding)?);
         }
         let alone = factors
             .iter()
@@ -113,10 +120,25 @@ impl LoraTensors {
     }
 }
 
+/// The path of the parameter that a wrapper of a module is around, if the configuration names as many of its parameters as it has wrappers.
+fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize)) -> Option<String> {
+    // What is named without its module may be any module's.
+    let targets = adapter.config.target_parameters.iter().filter_map(|target| Some((target, target.rsplit_once('.')?.1)));
+    let own = targets.filter(|(target, _)| {
+        let stem = target.rsplit_once('.').map_or("", |(stem, _)| stem);
+        module.strip_suffix(stem).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    });
+    let mut names: Vec<&str> = own.map(|(_, name)| name).collect();
+    names.sort_by_key(|name| declared(name));
+    names.dedup();
+    let name = (names.len() == wrappers).then(|| names.get(wrappers.saturating_sub(1 + depth)).copied()).flatten()?;
+    Some(format!("{module}.{name}"))
+}
+
 fn pair(
     adapter: &Adapter,
     config: &LoraConfig,
-    module: &str,
+    (module, parameter): (&str, Option<&str>),
     (a, b, bias): (&str, &str, Option<&str>),
     embedding: bool,
 ) -> Result<Pair> {
@@ -130,7 +152,7 @@ fn pair(
     }
     let (rank, scale) = match stated {
         Some(stated) => (stated.rank, stated.scale),
-        None => config.scaling(module)?,
+        None => config.scaling(parameter.unwrap_or(module))?,
     };
     if inputs == 0 || outputs == 0 {
         return Err(mismatch("an empty factor").in_tensor(if inputs == 0 { a } else { b }));

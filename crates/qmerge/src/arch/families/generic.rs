@@ -39,6 +39,8 @@ const RENAMES: &[(&str, &str)] = &[
     ("block_sparse_moe.experts.", "mlp.experts."),
     ("mlp.gate.", "block_sparse_moe.gate."),
     ("block_sparse_moe.gate.", "mlp.gate."),
+    ("mlp.router.", "block_sparse_moe.gate."),
+    ("block_sparse_moe.router.", "block_sparse_moe.router.layer."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("vision_tower.", "vision_tower.vision_model."),
     // GPT-NeoX: transformers 5 says the first, files the second.
@@ -51,8 +53,10 @@ pub(super) const EXPERTS: Experts = Experts {
     modules: &["mlp.experts", "feed_forward.experts", "block_sparse_moe.experts", "experts"],
     each: ["gate_proj", "up_proj", "down_proj"],
     stacked: ["gate_up_proj", "down_proj"],
+    router: "gate",
     in_out: false,
     is_transposed: false,
+    is_mistaken: false,
     interleaved: false,
     split_when_quantized: false,
 };

@@ -7,8 +7,14 @@ use super::{Arch, Experts, Fields, Result, Rope, generic, llama, mixtral};
 pub(super) const ARCH: Arch =
     Arch { model_types: &["gpt_oss"], experts: Some(EXPERTS), spec: Some(spec), ..generic::ARCH };
 
-const EXPERTS: Experts =
-    Experts { modules: &["mlp.experts"], in_out: true, is_transposed: true, interleaved: true, ..generic::EXPERTS };
+const EXPERTS: Experts = Experts {
+    modules: &["mlp.experts"],
+    router: "router",
+    in_out: true,
+    is_transposed: true,
+    interleaved: true,
+    ..generic::EXPERTS
+};
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let head_dim = fields.positive_if("head_dim")?.unwrap_or(64);

@@ -11,6 +11,7 @@ pub(super) const HYBRID: Arch = Arch { model_types: &["granitemoehybrid"], exper
 const EXPERTS: Experts = Experts {
     modules: &["block_sparse_moe.experts", "block_sparse_moe"],
     stacked: ["input_linear.weight", "output_linear.weight"],
+    router: "router",
     ..generic::EXPERTS
 };
 

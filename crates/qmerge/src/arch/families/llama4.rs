@@ -11,10 +11,15 @@ use super::{Arch, Experts, Fields, Result, Rope, generic, llama, mixtral, qwen_m
 pub(super) const ARCH: Arch =
     Arch { model_types: &["llama4", "llama4_text"], experts: Some(EXPERTS), spec: Some(spec), ..generic::ARCH };
 
-const EXPERTS: Experts =
-    Experts { modules: &["feed_forward.experts"], in_out: true, split_when_quantized: true, ..generic::EXPERTS };
+const EXPERTS: Experts = Experts {
+    modules: &["feed_forward.experts"],
+    router: "router",
+    in_out: true,
+    is_mistaken: true,
+    split_when_quantized: true,
+    ..generic::EXPERTS
+};
 
-/// Without weights, so without names.
 const UNIT: QkNorm = QkNorm { names: [""; 2], over: Over::Head, norm: Some(Norm::RmsWithoutWeight), after_rope: true };
 
 const DENSE: [&str; 3] = ["feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"];

@@ -1,9 +1,12 @@
 //! Phi MoE: layer norms with biases, and experts drawn one by one (SparseMixer).
 
 use super::spec::{Norm, Scores, Spec};
-use super::{Arch, Fields, Result, RopeDefaults, llama, mixtral};
+use super::{Arch, Experts, Fields, Result, RopeDefaults, llama, mixtral};
 
-pub(super) const ARCH: Arch = Arch { model_types: &["phimoe"], spec: Some(spec), ..mixtral::ARCH };
+pub(super) const ARCH: Arch =
+    Arch { model_types: &["phimoe"], experts: Some(EXPERTS), spec: Some(spec), ..mixtral::ARCH };
+
+const EXPERTS: Experts = Experts { router: "router", ..mixtral::EXPERTS };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let mut phi = llama::read_with(fields, RopeDefaults { theta: 1_000_000.0, ..RopeDefaults::default() })?;

@@ -237,7 +237,8 @@ fn an_adapter_of_another_model_than_the_awq_one_is_told_of() {
     let norms = at.join("awq/model.safetensors");
     let mut tensors = read(&norms);
     for tensor in tensors.iter_mut().filter(|tensor| tensor.0.ends_with("input_layernorm.weight")) {
-        let halves: Vec<u8> = floats(&tensor.3).iter().flat_map(|x| ((x * 0.5).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+        let halves: Vec<u8> =
+            floats(&tensor.3).iter().flat_map(|x| ((x * 0.5).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
         tensor.3 = halves;
     }
     write(&norms, &tensors);

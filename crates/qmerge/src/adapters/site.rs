@@ -310,7 +310,9 @@ fn parameter(
     for target in &adapter.config.target_parameters {
         let name = target.rsplit('.').next().unwrap_or(target);
         let path = format!("{module}.{name}");
-        if adapter.config.targets_parameter(&path) && (experts && matches!(place(name), (0 | 1, false, _)) || names.find(&path)?.is_some()) {
+        if adapter.config.targets_parameter(&path)
+            && (experts && matches!(place(name), (0 | 1, false, _)) || names.find(&path)?.is_some())
+        {
             parameters.push(name);
         }
     }

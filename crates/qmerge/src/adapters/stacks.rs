@@ -116,7 +116,11 @@ impl<'a> Piece<'a> {
         let transposed = claim.weight.is_transposed();
         let rows = 0..if transposed { inputs } else { len };
         let take = part_of(interleaved, part, len, parts.len());
-        Some(Self { claim, spot: Spot { rows, transposed, width: len, take, put: Stride::first(len) }, is_stacked: false })
+        Some(Self {
+            claim,
+            spot: Spot { rows, transposed, width: len, take, put: Stride::first(len) },
+            is_stacked: false,
+        })
     }
 }
 

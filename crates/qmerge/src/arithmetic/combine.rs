@@ -279,7 +279,8 @@ impl<'a> Work<'a> {
         if side_by_side && site.rank() <= self.rank {
             return Ok(Made { factors: None, energy: None, kept: None });
         }
-        let (mut stack, mut energy, mut kept) = (Stacked::new((site.outputs(), site.inputs()), self.rank, site.experts()), 0.0, 0.0);
+        let (mut stack, mut energy, mut kept) =
+            (Stacked::new((site.outputs(), site.inputs()), self.rank, site.experts()), 0.0, 0.0);
         for expert in 0..site.experts() {
             let (factors, own_energy, own_kept) = match self.options.method.kind {
                 Way::Exact | Way::Concatenation | Way::Deltas(Operator::Sum) => {

@@ -108,9 +108,10 @@ impl Both<'_> {
 impl Matched<'_> {
     /// Weights first, then the matrices of each stack.
     pub(super) fn pieces(&self) -> Vec<Piece<'_, '_>> {
-        let matrices = self.stacks.iter().flat_map(|stacks| {
-            (0..stacks.base.experts.len()).map(move |expert| Piece::Matrix(stacks, expert))
-        });
+        let matrices = self
+            .stacks
+            .iter()
+            .flat_map(|stacks| (0..stacks.base.experts.len()).map(move |expert| Piece::Matrix(stacks, expert)));
         self.weights.iter().map(Piece::Weight).chain(matrices).collect()
     }
 }
@@ -347,7 +348,9 @@ fn place(names: &Names<'_>, experts: &HashMap<String, String>, base: &Claim, tun
             Some(module) if base.weight.shape().len() == 2 => {
                 Place::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })
             }
-            Some(_) => Place::Nowhere("it lies beside the experts' matrices, and of their module nothing is taken whole"),
+            Some(_) => {
+                Place::Nowhere("it lies beside the experts' matrices, and of their module nothing is taken whole")
+            }
         },
     }
 }

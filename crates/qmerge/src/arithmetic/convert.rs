@@ -139,7 +139,9 @@ pub fn convert(
         "ensure_weight_tying",
     ] {
         // A method has other words for its own biases.
-        let is_word = |value: &Value| key != "bias" || !made.has_bias && ["none", "all", "lora_only"].iter().any(|word| *value == *word);
+        let is_word = |value: &Value| {
+            key != "bias" || !made.has_bias && ["none", "all", "lora_only"].iter().any(|word| *value == *word)
+        };
         if let Some(value) = own.get(key).filter(|value| is_word(value)) {
             config[key] = value.clone();
         }

@@ -92,9 +92,8 @@ pub fn extract(
             .in_file(&tuned.path)
             .with_hint("check the paths"));
     }
-    let rank = |piece: &Piece<'_, '_>, found: &Found| {
-        Some(found.cut.as_ref()?.factors.rank).filter(|_| piece.has_inputs())
-    };
+    let rank =
+        |piece: &Piece<'_, '_>, found: &Found| Some(found.cut.as_ref()?.factors.rank).filter(|_| piece.has_inputs());
     let rank = pieces.iter().zip(&found).filter_map(|(piece, (found, _))| rank(piece, found)).max().unwrap_or(1);
     let adapter = NewAdapter::of_rank(rank);
     let mut made = Made { adapter, dropped, ..Made::default() };
@@ -250,9 +249,8 @@ impl<'a> Made<'a> {
             // Figures are of one norm.
             let by_inputs = own.iter().any(|(found, by_inputs)| *by_inputs && found.energy > 0.0);
             let counted = own.iter().filter(|(_, own)| *own == by_inputs).filter_map(|(found, _)| found.cut.as_ref());
-            let (energy, held) = counted.fold((0.0, 0.0), |(energy, held), cut| {
-                (energy + cut.energy, held + cut.kept * cut.energy)
-            });
+            let (energy, held) =
+                counted.fold((0.0, 0.0), |(energy, held), cut| (energy + cut.energy, held + cut.kept * cut.energy));
             let factors: Vec<Option<Factors>> =
                 own.into_iter().map(|(found, _)| found.cut.map(|cut| cut.factors)).collect();
             if factors.iter().all(Option::is_none) {

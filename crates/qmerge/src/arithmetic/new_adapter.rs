@@ -52,8 +52,7 @@ impl<'a> NewAdapter<'a> {
             let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
             tensor.ok_or_else(|| overflow(&name, dtype))
         };
-        let pair =
-            [tensor("A", vec![all, right.len() / all], right)?, tensor("B", vec![left.len() / all, all], left)?];
+        let pair = [tensor("A", vec![all, right.len() / all], right)?, tensor("B", vec![left.len() / all, all], left)?];
         match &target.parameter {
             Some(parameter) => {
                 self.parameters.entry(target.module.clone()).or_default().push((parameter.clone(), pair))
@@ -68,7 +67,13 @@ impl<'a> NewAdapter<'a> {
     }
 
     /// Takes the factors of a convolution, whose kernel lies behind the inputs.
-    pub(super) fn take_convolution(&mut self, module: &str, factors: Factors, kernel: &[usize], dtype: Dtype) -> Result<()> {
+    pub(super) fn take_convolution(
+        &mut self,
+        module: &str,
+        factors: Factors,
+        kernel: &[usize],
+        dtype: Dtype,
+    ) -> Result<()> {
         let first = self.tensors.len();
         self.take(Target::module(module), factors, dtype)?;
         let elements = kernel.iter().product::<usize>().max(1);
@@ -83,10 +88,9 @@ impl<'a> NewAdapter<'a> {
     pub(super) fn take_embedding(&mut self, module: &str, factors: Factors, dtype: Dtype) -> Result<()> {
         let Factors { rank, left, right } = factors;
         let (tokens, features) = (left.len() / rank, right.len() / rank);
-        for (factor, shape, values) in [
-            ("A", vec![rank, tokens], turned(&left, rank)),
-            ("B", vec![features, rank], turned(&right, features)),
-        ] {
+        for (factor, shape, values) in
+            [("A", vec![rank, tokens], turned(&left, rank)), ("B", vec![features, rank], turned(&right, features))]
+        {
             let name = format!("base_model.model.{module}.lora_embedding_{factor}");
             let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
             self.tensors.push(tensor.ok_or_else(|| overflow(&name, dtype))?);

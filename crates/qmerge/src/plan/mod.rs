@@ -384,9 +384,8 @@ fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> 
     let base = is_awq(&inputs.inventory);
     let moved = |adapter: &&Adapter| adapter.tuned_weights().is_some_and(|tuned| is_awq(tuned) != base);
     let Some(tuned) = inputs.adapters.iter().find(moved) else { return Ok(()) };
-    let is_whole = |edit: &PlannedEdit| {
-        edit.plan.task_vector().is_some_and(|vector| vector.weight == 1.0 && !vector.drops())
-    };
+    let is_whole =
+        |edit: &PlannedEdit| edit.plan.task_vector().is_some_and(|vector| vector.weight == 1.0 && !vector.drops());
     if inputs.adapters.len() == 1 && changes.iter().flat_map(|changes| &changes.edits).all(is_whole) {
         return Ok(());
     }

@@ -183,7 +183,8 @@ fn shapes(adapter: &Path) -> BTreeMap<String, Vec<usize>> {
 fn stacks_of_experts_become_loras_on_their_parameters() {
     for name in EXPERTS {
         let folder = Folder::new();
-        let (base, adapter) = (data("peft-cases").join(name).join("base"), data("peft-cases").join(name).join("adapter"));
+        let (base, adapter) =
+            (data("peft-cases").join(name).join("base"), data("peft-cases").join(name).join("adapter"));
         let want = merged(&base, &adapter, &folder.join("tuned"), "f32");
         // Gate and up are one matrix of two in the adapters that have one for each.
         let rank = if name.contains("per-expert-f32") || name.contains("bare-names") { 8 } else { 4 };
@@ -196,12 +197,16 @@ fn stacks_of_experts_become_loras_on_their_parameters() {
         assert!(targets.as_array().is_some_and(|targets| !targets.is_empty()), "{name}: {targets}");
         if name.contains("parameters") || name.contains("down-only") {
             let experts = |all: &BTreeMap<String, Vec<usize>>| {
-                all.iter().filter(|(name, _)| name.contains(".experts.")).map(|(a, b)| (a.clone(), b.clone())).collect::<Vec<_>>()
+                all.iter()
+                    .filter(|(name, _)| name.contains(".experts."))
+                    .map(|(a, b)| (a.clone(), b.clone()))
+                    .collect::<Vec<_>>()
             };
             assert_eq!(experts(&own), experts(&peft), "{name}");
         }
         // At the rank that holds all, modules differ in rank, by the names of parameters.
-        let found = extracted(&base, &folder.join("tuned"), &folder.join("energy"), &options(Wanted::Share(1.0 - 1e-10)));
+        let found =
+            extracted(&base, &folder.join("tuned"), &folder.join("energy"), &options(Wanted::Share(1.0 - 1e-10)));
         assert!(found.weights.iter().all(|weight| weight.rank <= 10), "{name}: {:?}", found.weights);
         assert_close(&merged(&base, &folder.join("energy"), &folder.join("again"), "f32"), &want, 2e-6);
     }

@@ -123,7 +123,8 @@ impl LoraTensors {
 /// The path of the parameter that a wrapper of a module is around, if the configuration names as many of its parameters as it has wrappers.
 fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize)) -> Option<String> {
     // What is named without its module may be any module's.
-    let targets = adapter.config.target_parameters.iter().filter_map(|target| Some((target, target.rsplit_once('.')?.1)));
+    let targets =
+        adapter.config.target_parameters.iter().filter_map(|target| Some((target, target.rsplit_once('.')?.1)));
     let own = targets.filter(|(target, _)| {
         let stem = target.rsplit_once('.').map_or("", |(stem, _)| stem);
         module.strip_suffix(stem).is_some_and(|before| before.is_empty() || before.ends_with('.'))

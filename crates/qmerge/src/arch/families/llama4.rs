@@ -20,6 +20,7 @@ const EXPERTS: Experts = Experts {
     ..generic::EXPERTS
 };
 
+/// Without weights, so without names.
 const UNIT: QkNorm = QkNorm { names: [""; 2], over: Over::Head, norm: Some(Norm::RmsWithoutWeight), after_rope: true };
 
 const DENSE: [&str; 3] = ["feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"];

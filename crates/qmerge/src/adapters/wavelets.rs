@@ -1,7 +1,8 @@
 //! Filters of orthogonal wavelets: Daubechies' (`db`, `sym`) and coiflets.
 //!
-//! The numbers are the low-pass filters of reconstruction to f32, as PyWavelets has them and PEFT 0.21 uses them; coiflets are scaled by √2. PEFT's own
-//! `coif5` is longer than the transform that it is used in, which fails there.
+//! The numbers are the low-pass filters of reconstruction to f32, as PyWavelets has them and PEFT 0.21 uses them; coiflets are scaled by √2. PEFT's
+//! `coif4` is no orthogonal filter (its numbers sum to 1.448), but what its adapters were trained with; its `coif5` is longer than the transform that it is used
+//! in, which fails there.
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -58,11 +59,11 @@ const FILTERS: &[(&str, &[f32])] = &[
 mod tests {
     use super::*;
 
-    /// What makes a filter that of an orthogonal wavelet; a wrong digit would show.
+    /// What makes a filter that of an orthogonal wavelet; a wrong digit would show. `coif4` is held by an adapter that PEFT merged.
     #[test]
     fn filters_are_orthogonal_to_their_own_shifts() {
         assert_eq!(FILTERS.len(), 23);
-        for (name, filter) in FILTERS {
+        for (name, filter) in FILTERS.iter().filter(|(name, _)| *name != "coif4") {
             let sum: f64 = filter.iter().map(|x| f64::from(*x)).sum();
             assert!((sum - std::f64::consts::SQRT_2).abs() < 1e-6, "{name}: {sum}");
             for shift in (0..filter.len()).step_by(2) {
@@ -76,7 +77,7 @@ mod tests {
     /// Σ (−1)ⁿ h: a wavelet has no mean; and db2 is known in closed form.
     #[test]
     fn details_have_no_mean_and_db2_is_what_daubechies_wrote() {
-        for (name, _) in FILTERS {
+        for (name, _) in FILTERS.iter().filter(|(name, _)| *name != "coif4") {
             let (_, detail) = by_name(name).unwrap().filters();
             let mean: f64 = detail.iter().map(|x| f64::from(*x)).sum();
             assert!(mean.abs() < 1e-6, "{name}: {mean}");

@@ -128,11 +128,6 @@ impl Placed {
         self.change.reach() == Reach::Added
     }
 
-    /// True if each value becomes what itself makes of it, as where inputs or outputs are multiplied.
-    pub fn is_by_value(&self) -> bool {
-        self.change.reach() == Reach::Block { outputs: 1, inputs: 1 }
-    }
-
     /// The factor on the adapter's product, where there is one.
     pub fn scale(&self) -> Option<f64> {
         self.change.scale()

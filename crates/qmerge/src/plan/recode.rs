@@ -186,14 +186,7 @@ impl Builder<'_, '_> {
         // Scales can be kept where values can be stored under them.
         let has_scales = own && claim.weight.on_grid().is_some();
         let rounding = chooser.wanted(has_scales, is_coarse(target.as_ref(), claim));
-        // Multiplied values leave the reach of their block's scale, the largest first, on which a layer's outputs rest most. Scales made anew have those exactly.
-        let renews = || {
-            let renewed = claim.weight.writer().map(|writer| writer.renewed(values_dtype, &options.settings));
-            rounding.whole().is_some()
-                && edits.iter().any(|(_, edit)| edit.plan.is_by_value())
-                && matches!(renewed, Some(Ok(_)))
-        };
-        let keeps_scales = has_scales && rounding.keeps_scales() && !renews();
+        let keeps_scales = has_scales && rounding.keeps_scales();
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let stack = chooser.stack(claim.weight.as_ref());

@@ -189,9 +189,11 @@ fn stacks_of_experts_become_loras_on_their_parameters() {
         // Gate and up are one matrix of two in the adapters that have one for each.
         let rank = if name.contains("per-expert-f32") || name.contains("bare-names") { 8 } else { 4 };
         let found = extracted(&base, &folder.join("tuned"), &folder.join("adapter"), &options(Wanted::Rank(rank)));
-        assert!(found.kept.unwrap() > 1.0 - 1e-9 && found.dropped.is_empty(), "{name}: {found:?}");
+        // A delta of a parameter in bf16 is rounded to that, as PEFT computes it: it is not of low rank to the last bit, and neither is what is extracted.
+        let (lost, off) = if name.contains("f32") { (1e-9, 2e-6) } else { (1e-5, 4e-3) };
+        assert!(found.kept.unwrap() > 1.0 - lost && found.dropped.is_empty(), "{name}: {found:?}");
         let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
-        assert_close(&got, &want, 2e-6);
+        assert_close(&got, &want, off);
         let (own, peft) = (shapes(&folder.join("adapter")), shapes(&adapter));
         let targets = config(&folder.join("adapter"))["target_parameters"].clone();
         assert!(targets.as_array().is_some_and(|targets| !targets.is_empty()), "{name}: {targets}");
@@ -206,9 +208,9 @@ fn stacks_of_experts_become_loras_on_their_parameters() {
         }
         // At the rank that holds all, modules differ in rank, by the names of parameters.
         let found =
-            extracted(&base, &folder.join("tuned"), &folder.join("energy"), &options(Wanted::Share(1.0 - 1e-10)));
+            extracted(&base, &folder.join("tuned"), &folder.join("energy"), &options(Wanted::Share(1.0 - lost)));
         assert!(found.weights.iter().all(|weight| weight.rank <= 10), "{name}: {:?}", found.weights);
-        assert_close(&merged(&base, &folder.join("energy"), &folder.join("again"), "f32"), &want, 2e-6);
+        assert_close(&merged(&base, &folder.join("energy"), &folder.join("again"), "f32"), &want, off);
     }
 }
 

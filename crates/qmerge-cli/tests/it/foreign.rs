@@ -488,7 +488,7 @@ fn inspect_says_what_a_file_is() {
     // A kind of adapter without ranks, which cannot be merged.
     write(
         &folder.join("psoft/adapter_model.safetensors"),
-        &[f32s(&format!("base_model.model.{Q}.psoft_R.weight"), &[40, 1], |_| 1.0)],
+        &[f32s(&format!("base_model.model.{Q}.psoft_vector_a"), &[40, 1], |_| 1.0)],
     );
     std::fs::write(folder.join("psoft/adapter_config.json"), r#"{"peft_type": "PSOFT", "target_modules": ["q_proj"]}"#)
         .unwrap();

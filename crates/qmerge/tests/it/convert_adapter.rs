@@ -97,7 +97,7 @@ fn a_lora_of_full_rank_does_what_the_adapter_does() {
     for (base, adapter) in cases() {
         let folder = Folder::new();
         let name = adapter.display().to_string();
-        if name.contains("/ln-") {
+        if name.contains("/ln-") || name.contains("/beft-") {
             let error = converted(&base, &adapter, &folder.join("lora"), Wanted::Rank(4)).unwrap_err();
             assert!(error.message().contains("no linear layer"), "{error:?}");
             continue;
@@ -113,9 +113,13 @@ fn a_lora_of_full_rank_does_what_the_adapter_does() {
             if found.dropped.iter().any(|dropped| dropped.name == *tensor) {
                 continue;
             }
-            let largest = want.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            // PaRa takes away all of a small weight; the base's values are some tenths.
+            let largest = want.iter().fold(0.1_f32, |most, x| most.max(x.abs()));
             let off = got[tensor].iter().zip(want).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-            assert!(off <= 4e-6 * largest, "{name} {tensor}: {:.1e}", off / largest);
+            // Deltas of parameters in bf16 are rounded to it, as PEFT computes them.
+            let is_rounded = name.contains("peft-cases") && !name.contains("f32");
+            let most = if is_rounded { 4e-3 } else { 4e-6 };
+            assert!(off <= most * largest, "{name} {tensor}: {:.1e}", off / largest);
         }
         // Less rank holds less, and says how much.
         let cut = converted(&base, &adapter, &folder.join("cut"), Wanted::Rank(1)).unwrap();

@@ -24,7 +24,7 @@ use crate::remote::{Found, Source, ask, together};
 type Group<'r, 'b> = (Range<u64>, Vec<&'r mut (u64, &'b mut [u8])>);
 
 /// Bytes of one request: large beside the time that a store takes to answer.
-const CELL: u64 = 8 << 20;
+const CELL: u64 = 4 << 20;
 /// Cells that are asked for beyond the one that is wanted.
 const AHEAD: u64 = 4;
 /// A read of fewer bytes is of what lies beside a weight (scales, a norm): who wants that goes on elsewhere, so nothing is asked for beyond it.

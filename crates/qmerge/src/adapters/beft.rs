@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
-use crate::edit::{Change, Vector};
+use super::lora::BiasPlan;
+use super::{AdapterConfig, Layers, Markers, Module, On, PeftMethod, Planned};
 use crate::error::{Result, unsupported};
 
 /// BEFT.
@@ -40,32 +40,11 @@ impl Layers for Biases {
                 .in_tensor(&tensor)
                 .with_hint("serve the base with the adapter kept apart: PEFT does not merge it either"));
         }
-        let change = BiasPlan { tensor: tensor.clone(), outputs, weight: module.weight() };
+        let change = BiasPlan { tensor: tensor.clone(), outputs, scale: module.weight(), widens: false };
         Ok(vec![Planned { on: On::Bias, outputs, inputs: 1, change: Arc::new(change), tensors: vec![tensor] }])
     }
 
     fn zero_at_first(&self) -> &'static [&'static str] {
         &[BIAS]
-    }
-}
-
-#[derive(Debug)]
-struct BiasPlan {
-    tensor: String,
-    outputs: usize,
-    weight: f64,
-}
-
-impl ChangePlan for BiasPlan {
-    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
-        Ok(Change::add(Vector { values: loader.floats(&self.tensor)?, scale: self.weight as f32 }))
-    }
-
-    fn memory(&self) -> u64 {
-        4 * self.outputs as u64
-    }
-
-    fn scale(&self) -> Option<f64> {
-        Some(self.weight)
     }
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::module::OTHER;
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
+use crate::dtype::Dtype;
 use crate::edit::{Change, Delta, Tile};
 use crate::error::{Result, malformed, mismatch};
+use crate::simd::floats::round_to;
 
 /// SHiRA.
 pub(super) struct Shira;
@@ -43,7 +45,8 @@ impl Layers for Places {
         };
         let places = module.sized(PLACES, &[2, number])?.to_owned();
         let tensors = vec![values.clone(), places.clone()];
-        let change = SparsePlan { values, places, number, outputs, inputs, weight: module.weight() };
+        let weight = module.weight();
+        let change = SparsePlan { values, places, number, is_flat: false, outputs, inputs, weight, round: None };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 
@@ -52,28 +55,42 @@ impl Layers for Places {
     }
 }
 
+/// Single values at stored places.
 #[derive(Debug)]
-struct SparsePlan {
-    values: String,
-    places: String,
-    number: usize,
-    outputs: usize,
-    inputs: usize,
-    weight: f64,
+pub(super) struct SparsePlan {
+    pub(super) values: String,
+    pub(super) places: String,
+    pub(super) number: usize,
+    /// A place is one number, counted row by row; else all rows stand first, then all columns.
+    pub(super) is_flat: bool,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) weight: f64,
+    /// Rounds values to the weight's type, where PEFT does.
+    pub(super) round: Option<Dtype>,
 }
 
 impl ChangePlan for SparsePlan {
     fn load(&self, loader: &Loader<'_>) -> Result<Change> {
-        let (values, places) = (loader.floats(&self.values)?, loader.integers(&self.places)?);
-        let (rows, cols) = places.split_at(self.number.min(places.len()));
+        let (mut values, places) = (loader.floats(&self.values)?, loader.integers(&self.places)?);
+        if let Some(dtype) = self.round {
+            round_to(dtype, &mut values);
+        }
+        let inputs = self.inputs as u64;
+        let place = |at: usize| match self.is_flat {
+            true => places.get(at).map(|place| (place / inputs, place % inputs)),
+            false => places.get(at).copied().zip(places.get(self.number + at).copied()),
+        };
         let mut entries = Vec::with_capacity(self.number);
-        for ((row, col), value) in rows.iter().zip(cols).zip(values) {
-            if *row >= self.outputs as u64 || *col >= self.inputs as u64 {
-                let problem = format!("place [{row}, {col}], but the layer is {} × {}", self.outputs, self.inputs);
+        for (at, value) in values.into_iter().enumerate() {
+            let Some((row, col)) = place(at) else { break };
+            if row >= self.outputs as u64 || col >= inputs {
+                let place = if self.is_flat { (row * inputs + col).to_string() } else { format!("[{row}, {col}]") };
+                let problem = format!("place {place}, but the layer is {} × {}", self.outputs, self.inputs);
                 return Err(malformed(problem).in_tensor(&self.places).with_hint(OTHER));
             }
             let value = if self.weight == 1.0 { value } else { (f64::from(value) * self.weight) as f32 };
-            entries.push((*row as usize, *col as usize, value));
+            entries.push((row as usize, col as usize, value));
         }
         Ok(Change::add(Sparse::new(entries)))
     }

@@ -6,13 +6,9 @@
 use std::sync::Arc;
 
 use super::factored::Factored;
-use super::module::OTHER;
-use super::shira::Sparse;
-use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
-use crate::dtype::Dtype;
-use crate::edit::Change;
+use super::shira::SparsePlan;
+use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::error::{Result, malformed, unsupported};
-use crate::simd::floats::round_to;
 
 /// Super-Tuning.
 pub(super) struct SuperTuning;
@@ -75,14 +71,15 @@ impl Layers for Places {
         }
         let places = module.sized(PLACES, &[number])?.to_owned();
         let tensors = vec![values.clone(), places.clone()];
-        let change = SparsePlan { values, places, number, outputs, inputs, weight: module.weight(), round };
+        let weight = module.weight();
+        let change = SparsePlan { values, places, number, is_flat: true, outputs, inputs, weight, round };
         let mut planned = vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }];
         if let Some((rank, alpha)) = self.lora {
             let a = module.sized(A, &[rank, inputs])?.to_owned();
             let b = module.sized(B, &[outputs, rank])?.to_owned();
             let tensors = vec![a.clone(), b.clone()];
             let make = move |loader: &Loader<'_>| Ok((loader.floats(&b)?, loader.floats(&a)?));
-            let scale = alpha / rank as f64 * module.weight();
+            let scale = alpha / rank as f64 * weight;
             let change = Arc::new(Factored { rank, outputs, inputs, scale, round, beside: 0, make });
             planned.push(Planned { on: On::Matrix, outputs, inputs, change, tensors });
         }
@@ -91,44 +88,5 @@ impl Layers for Places {
 
     fn zero_at_first(&self) -> &'static [&'static str] {
         &[VALUES, B]
-    }
-}
-
-#[derive(Debug)]
-struct SparsePlan {
-    values: String,
-    places: String,
-    number: usize,
-    outputs: usize,
-    inputs: usize,
-    weight: f64,
-    /// PEFT rounds values to the weight's type.
-    round: Option<Dtype>,
-}
-
-impl ChangePlan for SparsePlan {
-    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
-        let (mut values, places) = (loader.floats(&self.values)?, loader.integers(&self.places)?);
-        if let Some(dtype) = self.round {
-            round_to(dtype, &mut values);
-        }
-        let mut entries = Vec::with_capacity(self.number);
-        for (place, value) in places.iter().zip(values) {
-            if *place >= (self.outputs * self.inputs) as u64 {
-                let problem = format!("place {place}, but the layer is {} × {}", self.outputs, self.inputs);
-                return Err(malformed(problem).in_tensor(&self.places).with_hint(OTHER));
-            }
-            let value = if self.weight == 1.0 { value } else { (f64::from(value) * self.weight) as f32 };
-            entries.push((*place as usize / self.inputs, *place as usize % self.inputs, value));
-        }
-        Ok(Change::add(Sparse::new(entries)))
-    }
-
-    fn memory(&self) -> u64 {
-        44 * self.number as u64
-    }
-
-    fn scale(&self) -> Option<f64> {
-        Some(self.weight)
     }
 }

@@ -99,19 +99,19 @@ impl Layers for Mixed {
             None => None,
         };
         tensors.extend(stored.clone());
-        let drawn = match &stored {
-            Some(_) => Vec::new(),
-            None => {
-                let number = module.before("random matrices that were not saved (`save_projection`)")?.len();
-                let deviation = 1.0 / (rank as f64).sqrt();
-                Generator::new(self.seed + number as u64).normal(deviation, length * rank * rank)
-            }
+        let number = match &stored {
+            Some(_) => 0,
+            None => module.before("random matrices that were not saved (`save_projection`)")?.len(),
         };
+        let seed = self.seed + number as u64;
         // PEFT mixes in the type of A.
         let dtype = module.adapter().tensors.get(&a).map(|entry| entry.dtype);
         let beside = 4 * (length * rank * rank) as u64 + v.memory();
         let make = move |loader: &Loader<'_>| {
-            let p = stored.as_ref().map_or(Ok(drawn.clone()), |name| loader.floats(name))?;
+            let p = match &stored {
+                Some(name) => loader.floats(name)?,
+                None => Generator::new(seed).normal(1.0 / (rank as f64).sqrt(), length * rank * rank),
+            };
             let mut mix = vec![0.0_f64; rank * rank];
             for (v, p) in loader.shared(&v)?.iter().zip(p.chunks_exact((rank * rank).max(1))) {
                 mix.iter_mut().zip(p).for_each(|(mix, p)| *mix += f64::from(*v) * f64::from(*p));

@@ -43,13 +43,13 @@ impl PeftMethod for UniLora {
             "save_indices",
         ])?;
         let fields = config.fields();
+        let length = fields.count("theta_d_length", 1, 256)?;
         Ok(Box::new(Shared {
             config: config.clone(),
             rank: fields.count("r", 1, 4)?,
-            seed: fields.count("proj_seed", 0, 42)? as u64,
-            length: fields.count("theta_d_length", 1, 256)?,
+            length,
             saved: fields.flag("save_indices")?,
-            drawn: Mutex::new(None),
+            draw: Arc::new(Draw { seed: fields.count("proj_seed", 0, 42)? as u64, length, last: Mutex::default() }),
         }))
     }
 }
@@ -58,11 +58,18 @@ impl PeftMethod for UniLora {
 struct Shared {
     config: AdapterConfig,
     rank: usize,
-    seed: u64,
     length: usize,
     saved: bool,
+    draw: Arc<Draw>,
+}
+
+/// What was not saved, drawn once a layer needs it.
+#[derive(Debug)]
+struct Draw {
+    seed: u64,
+    length: usize,
     /// What was drawn last, and for how many values.
-    drawn: Mutex<Option<(u32, Arc<Drawn>)>>,
+    last: Mutex<Option<(u32, Arc<Drawn>)>>,
 }
 
 #[derive(Debug)]
@@ -77,14 +84,18 @@ struct Drawn {
 #[derive(Clone, Debug)]
 enum Source {
     Stored([[String; 2]; 2]),
-    /// From that value on.
-    Drawn(Arc<Drawn>, usize),
+    /// Of so many values, from one on.
+    Drawn {
+        draw: Arc<Draw>,
+        count: u32,
+        first: usize,
+    },
 }
 
-impl Shared {
+impl Draw {
     /// As `generate_index` does: each value of the vector equally often, or once more, shuffled.
-    fn drawn(&self, count: u32) -> Arc<Drawn> {
-        let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(&self, count: u32) -> Arc<Drawn> {
+        let mut drawn = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((own, drawn)) = &*drawn
             && *own == count
         {
@@ -108,7 +119,9 @@ impl Shared {
         *drawn = Some((count, Arc::clone(&new)));
         new
     }
+}
 
+impl Shared {
     fn source(&self, module: &Module<'_>, (outputs, inputs): (usize, usize)) -> Result<Source> {
         let markers = INDICES.iter().chain(&SCALES);
         if self.saved || markers.clone().any(|marker| module.tensors().get(marker).is_some()) {
@@ -134,7 +147,7 @@ impl Shared {
             ))
             .in_file(&self.config.path));
         };
-        Ok(Source::Drawn(self.drawn(count), before as usize))
+        Ok(Source::Drawn { draw: Arc::clone(&self.draw), count, first: before as usize })
     }
 }
 
@@ -142,7 +155,15 @@ impl Source {
     fn tensors(&self) -> Vec<String> {
         match self {
             Self::Stored(tensors) => tensors.iter().flatten().cloned().collect(),
-            Self::Drawn(..) => Vec::new(),
+            Self::Drawn { .. } => Vec::new(),
+        }
+    }
+
+    /// Bytes of what is drawn.
+    fn memory(&self) -> u64 {
+        match self {
+            Self::Stored(_) => 0,
+            Self::Drawn { draw, count, .. } => 4 * (u64::from(*count) + 2 * draw.length as u64),
         }
     }
 }
@@ -166,7 +187,7 @@ impl Layers for Shared {
         tensors.push(theta.name().to_owned());
         // PEFT has the factors in the weight's type.
         let round = module.sixteen_bits();
-        let beside = theta.memory() + 8 * (rank * (outputs + inputs)) as u64;
+        let beside = theta.memory() + source.memory() + 8 * (rank * (outputs + inputs)) as u64;
         let make = move |loader: &Loader<'_>| {
             let theta = loader.shared(&theta)?;
             let value = |at: u64, scale: f32| theta.get(at as usize).map(|x| x * scale);
@@ -179,7 +200,8 @@ impl Layers for Shared {
             };
             match &source {
                 Source::Stored([a, b]) => Ok((stored(b)?, stored(a)?)),
-                Source::Drawn(drawn, first) => {
+                Source::Drawn { draw, count, first } => {
+                    let drawn = draw.of(*count);
                     let mut scales = drawn.scales.clone();
                     if let Some(dtype) = round {
                         round_to(dtype, &mut scales);

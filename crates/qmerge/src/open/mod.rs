@@ -242,8 +242,9 @@ impl Checkpoint {
         let path = blobs.first().map(|blob| blob.path().to_path_buf());
         let mut opened = Vec::new();
         for blob in blobs {
-            // What has no known name is taken for what torch.save wrote.
-            let container = container::of(&*blob)?.unwrap_or(&torch::Torch);
+            let Some(container) = container::of(&*blob)? else {
+                return Err(unsupported("neither safetensors, nor GGUF, nor what torch.save writes").in_file(blob.path()));
+            };
             opened.push(Opened::new(blob, container)?);
         }
         gguf::refuse_incomplete(&opened, &*store)?;

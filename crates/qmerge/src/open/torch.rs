@@ -21,8 +21,9 @@ type Archive<'a> = zip::ZipArchive<BufReader<Cursor<'a>>>;
 pub(super) struct Torch;
 
 impl Container for Torch {
-    fn claims(&self, name: &str, _head: &[u8]) -> bool {
-        [".bin", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending))
+    /// Of any name where it begins as a zip archive does.
+    fn claims(&self, name: &str, head: &[u8]) -> bool {
+        [".bin", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending)) || head.starts_with(b"PK\x03\x04")
     }
 
     /// Resolves each tensor of an archive to a byte range.

@@ -377,10 +377,13 @@ fn refuse_idle_scales(read: &ReadOptions, changes: &[Changes]) -> Result<()> {
     }
 }
 
+fn is_awq(inventory: &Inventory) -> bool {
+    inventory.weights.iter().any(|claim| claim.weight.format() == "awq")
+}
+
 /// AWQ moves factors between layers. Of the difference to a model in which they have not moved the whole leads from the one to the other; a part of it, or more than
 /// it, is no model, since products of the two are not what their sum was.
 fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> {
-    let is_awq = |inventory: &Inventory| inventory.weights.iter().any(|claim| claim.weight.format() == "awq");
     let base = is_awq(&inputs.inventory);
     let moved = |adapter: &&Adapter| adapter.tuned_weights().is_some_and(|tuned| is_awq(tuned) != base);
     let Some(tuned) = inputs.adapters.iter().find(moved) else { return Ok(()) };
@@ -403,8 +406,7 @@ fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> 
 
 /// AWQ moves factors between layers: an adapter of the original model is one of another function.
 fn rescaled_warning(adapter: &Adapter, inputs: &Inputs) -> Option<String> {
-    let is_awq = inputs.inventory.weights.iter().any(|claim| claim.weight.format() == "awq");
-    if !is_awq || adapter.is_tuned() {
+    if !is_awq(&inputs.inventory) || adapter.is_tuned() {
         return None;
     }
     let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();

@@ -240,13 +240,14 @@ fn bias_of(module: &Module<'_>, bias: &str, outputs: usize, scale: f64) -> Resul
     Ok(Planned { on: On::Bias, outputs: have, inputs: 1, change: Arc::new(change), tensors: vec![bias.to_owned()] })
 }
 
+/// A vector that is added to a bias.
 #[derive(Debug)]
-struct BiasPlan {
-    tensor: String,
-    outputs: usize,
-    scale: f64,
+pub(super) struct BiasPlan {
+    pub(super) tensor: String,
+    pub(super) outputs: usize,
+    pub(super) scale: f64,
     /// PEFT stores the sum as f32 on bitsandbytes layers.
-    widens: bool,
+    pub(super) widens: bool,
 }
 
 impl ChangePlan for BiasPlan {

@@ -65,8 +65,8 @@ impl Start {
 impl Start {
     /// Has rows take the levels nearest to their target whose values have gone too far from it for any text but the one that the moments are of. Returns their number.
     ///
-    /// For deltas that the adapter's directions do not hold. Of some layers a few tokens make up most of H: those on which a model puts what attention rests on, a thousand times as long as others. A row whose output they
-    /// are would give up all else for what the adapter does to them.
+    /// For deltas that the adapter's directions do not hold. Of some layers a few tokens make up most of H: those on which a model puts what attention rests on, a
+    /// thousand times as long as others. A row whose output they are would give up all else for what the adapter does to them.
     pub(super) fn hold(&mut self, matrix: &mut Matrix<'_>) -> usize {
         let n = matrix.cols.max(1);
         let mut far = vec![false; matrix.rows];

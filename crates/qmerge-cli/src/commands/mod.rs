@@ -196,6 +196,7 @@ fn read_options(args: &Meaning, scaling: &Scaling, tuned: Option<&Tuned>) -> Res
         base_is_residual: args.base_is_residual,
         peft_bugs: args.peft_bugs,
         scales: Scales::new(&scaling.lora_scale)?,
+        in_place: false,
         joining: tuned.map_or(Ok(Joining::default()), Tuned::joining)?,
     })
 }

@@ -1,5 +1,6 @@
 //! `qmerge verify`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -36,7 +37,19 @@ pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<
     options.read.joining = args.tuned.joining()?;
     let plan = Plan::new(&inputs, &options)?;
     let choices = VerifyOptions { min_survival: args.min_survival, threads: args.workers.threads };
-    verify(&inputs, &plan, &merged, &choices, progress)
+    let found = verify(&inputs, &plan, &merged, &choices, progress)?;
+    if found.answer != Answer::No {
+        return Ok(found);
+    }
+    // Factors that a quantized merge has in the layer before, another has where they were trained.
+    options.read.in_place = true;
+    let in_place = Plan::new(&inputs, &options)?;
+    let changed = |plan: &Plan| plan.recodes().map(|recode| recode.to.name().to_owned()).collect::<BTreeSet<_>>();
+    if changed(&in_place) == changed(&plan) {
+        return Ok(found);
+    }
+    let other = verify(&inputs, &in_place, &merged, &choices, progress)?;
+    Ok(if other.answer == Answer::Yes { other } else { found })
 }
 
 pub(crate) fn outcome(found: &Verification) -> Outcome {

@@ -13,6 +13,7 @@ mod buckets;
 mod called;
 mod card;
 mod export;
+mod factors;
 mod foreign;
 mod gguf;
 mod hub;

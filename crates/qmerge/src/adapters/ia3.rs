@@ -90,4 +90,9 @@ impl ChangePlan for ScaledPlan {
     fn reach(&self) -> Reach {
         Reach::Block { outputs: 1, inputs: 1 }
     }
+
+    fn before(&self) -> Option<Arc<dyn ChangePlan>> {
+        let before = Self { tensor: self.tensor.clone(), side: Side::Outputs, ..*self };
+        (self.side == Side::Inputs).then(|| Arc::new(before) as Arc<dyn ChangePlan>)
+    }
 }

@@ -45,6 +45,7 @@ mod lokr;
 mod lora;
 mod miss;
 mod module;
+mod moved;
 mod names;
 mod numpy_random;
 mod of_base;
@@ -212,6 +213,8 @@ pub struct ReadOptions {
     pub peft_bugs: bool,
     /// Factors on what all adapters do in some modules.
     pub scales: Scales,
+    /// Factors on a layer's inputs stay there, where they could be moved to the layer before.
+    pub in_place: bool,
     /// How task vectors are joined, of which there may be several for a weight.
     pub joining: Joining,
 }

@@ -55,6 +55,11 @@ pub trait ChangePlan: Debug + Send + Sync {
         None
     }
 
+    /// Of factors on a layer's inputs, the same as factors on the outputs of a layer before it.
+    fn before(&self) -> Option<Arc<dyn ChangePlan>> {
+        None
+    }
+
     /// Of a change of a bias that is made of the module's matrix too: the matrix' inputs. [`Loader::base`] has the rows of the matrix then.
     fn beside(&self) -> Option<usize> {
         None

@@ -7,7 +7,7 @@ use super::dialects::{Place, Stated};
 use super::keys::Role;
 use super::site::Site;
 use super::{
-    Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, added, parameters, tokens,
+    Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, added, moved, parameters, tokens,
 };
 use crate::error::{Result, counted};
 
@@ -128,6 +128,9 @@ pub(super) fn read(
         for planned in layers.layer(&module)? {
             changes.edits.extend(site.place(&module, names, planned)?);
         }
+    }
+    if !options.in_place {
+        moved::to_outputs(&mut changes, names);
     }
     Ok(changes)
 }

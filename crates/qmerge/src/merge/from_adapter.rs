@@ -6,13 +6,20 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 
+use super::target::ordered;
+use crate::edit::{Aside, Edit, Side};
 use crate::edited::Edited;
 use crate::error::Result;
+use crate::formats::Order;
 use crate::plan::{Inputs, Plan, Recode};
 use crate::round::{Calibration, Demand, Directions, InputMoments, Known, LayerInputs, Take};
 
 /// Weight of the directions that the adapter reads, where any other has 1. On SmolLM2 2 to 5 do as well; 10 loses there and on Gemma 3.
 const READ: f32 = 3.0;
+/// Rows that are looked at for how far a weight's values move.
+const LOOKED_AT: usize = 64;
+/// One of so many that are nearer to another level than to the base's.
+const FAR: usize = 200;
 
 /// H of each weight by itself, from the adapters of a plan.
 #[derive(Debug)]
@@ -33,6 +40,33 @@ impl<'a> FromAdapter<'a> {
         let coarse = inputs.inventory.weights.iter().map(|claim| &claim.weight);
         let matrices = coarse.filter(|weight| !weight.is_plain() && weight.shape().len() == 2);
         matrices.map(|weight| weight.name().to_owned()).collect()
+    }
+
+    /// True for what multiplies a weight so far that no sum of small changes has to survive: then the less error there is the better. Outputs have other scales. Else so many
+    /// values are nearer to other levels: of an OFT on SmolLM2 in NF4 1.6 %, and 83 % of its gain is kept where values that go up or down at random keep none; at half of its
+    /// weight 71 and 57 %, at a fifth 44 and 72 %. Factors on inputs leave the reach of the scales that stay, the largest values first, and gain nothing.
+    fn moves_far(&self, recode: &Recode, edited: &Edited<'_>) -> Result<bool> {
+        let edits = edited.edits().unwrap_or_default();
+        let is_of_inputs = recode.edits.iter().any(|(_, edit)| edit.plan.change.before().is_some());
+        if edits.iter().all(Edit::is_additive) || is_of_inputs || !recode.keeps_scales {
+            return Ok(false);
+        }
+        if edits.iter().all(|edit| matches!(edit.aside(recode.outputs()), Some(Aside::Map(_, Side::Outputs)))) {
+            return Ok(true);
+        }
+        let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
+        let parts = recode.from.entries.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let (order, grid) = ordered(recode.to.as_ref(), &Order { transposed: false, inputs: None }, &views)?;
+        if order.inputs.is_some() {
+            return Ok(false);
+        }
+        let rows = 0..LOOKED_AT.next_multiple_of(edited.row_step()).min(recode.outputs());
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        edited.rows(&rows, &mut base, &mut target)?;
+        let moved = base.iter().zip(&target).enumerate();
+        let moved = moved.filter(|(at, (base, target))| grid.nearest(*at, **target) != **base).count();
+        Ok(moved * FAR >= base.len())
     }
 
     fn recodes(&self) -> impl Iterator<Item = &'a Recode> {
@@ -68,25 +102,27 @@ impl Calibration for FromAdapter<'_> {
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for recode in self.recodes().filter(|recode| wanted(recode.to.name())) {
             let edited = Edited::new(self.inputs, recode)?;
-            let of = |edits| Directions::of(edits, 0..recode.outputs(), recode.inputs());
-            let Some(directions) = edited.edits().and_then(of) else {
+            let edits = edited.edits().unwrap_or_default();
+            let directions = Directions::of(edits, 0..recode.outputs(), recode.inputs());
+            if directions.is_none() && !self.moves_far(recode, &edited)? {
                 continue;
-            };
-            take.known(Known { weights: vec![recode.to.name().to_owned()], moments: moments(&directions) })?;
+            }
+            let moments = moments(recode.inputs(), directions.as_ref());
+            take.known(Known { weights: vec![recode.to.name().to_owned()], moments })?;
             take.layer()?;
         }
         Ok(())
     }
 }
 
-fn moments(directions: &Directions) -> InputMoments {
-    let features = directions.inputs();
+fn moments(features: usize, directions: Option<&Directions>) -> InputMoments {
     let mut values = vec![0.0; features * features];
-    values.par_chunks_mut(features).enumerate().for_each(|(i, row)| {
+    values.par_chunks_mut(features.max(1)).enumerate().for_each(|(i, row)| {
+        row[i] = 1.0;
+        let Some(directions) = directions else { return };
         let own = directions.of_input(i);
         for (j, value) in row.iter_mut().enumerate() {
-            let product: f32 = own.iter().zip(directions.of_input(j)).map(|(a, b)| a * b).sum();
-            *value = READ * product + if i == j { 1.0 } else { 0.0 };
+            *value += READ * own.iter().zip(directions.of_input(j)).map(|(a, b)| a * b).sum::<f32>();
         }
     });
     InputMoments { features, tokens: 0, values }

@@ -27,9 +27,9 @@ pub(crate) struct Safetensors;
 impl Container for Safetensors {
     /// Of any name where it begins as these files do: the length of a header, and the bracket that opens it.
     fn claims(&self, name: &str, head: &[u8]) -> bool {
-        let begins = head.split_first_chunk().is_some_and(|(length, rest)| {
-            rest.first() == Some(&b'{') && u64::from_le_bytes(*length) <= MAX_HEADER
-        });
+        let begins = head
+            .split_first_chunk()
+            .is_some_and(|(length, rest)| rest.first() == Some(&b'{') && u64::from_le_bytes(*length) <= MAX_HEADER);
         name.ends_with(self.ending()) || begins
     }
 

@@ -227,8 +227,14 @@ impl Plan {
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &options.maps)?;
         let mut warnings = Vec::new();
         let mut changes = Vec::new();
+        // What other adapters add is added to the weights that were trained with it. 16 bits lose nothing to gain, and have what PEFT writes.
+        let is_plain = options.to.is_some_and(|to| !to.quantizes());
+        let reading = ReadOptions {
+            in_place: options.read.in_place || inputs.adapters.len() > 1 || is_plain,
+            ..options.read.clone()
+        };
         for adapter in &inputs.adapters {
-            let mut read = adapter.read(&names, &options.read)?;
+            let mut read = adapter.read(&names, &reading)?;
             warnings.append(&mut read.warnings);
             refuse_unused(adapter, &read, &names, options.allow_unused, &mut warnings)?;
             left_out(adapter, options.allow_unused, &mut warnings)?;

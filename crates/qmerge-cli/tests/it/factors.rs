@@ -1,4 +1,5 @@
-//! Factors on the inputs of a layer (IA³), which a quantized feed-forward takes as factors on the outputs of the layer before.
+//! What multiplies a quantized weight: factors on the inputs of a feed-forward (IA³), which are factors on the outputs of the layer before, and rotations (OFT) that move values
+//! far or hardly.
 
 use serde_json::Value;
 
@@ -113,4 +114,42 @@ fn beside_another_adapter_they_stay() {
     let (base, merged) =
         (read(&folder.join("base-nf4/model.safetensors")), read(&folder.join("both/model.safetensors")));
     assert!(changed(&base, &merged, "down_proj.weight"));
+}
+
+/// Without data what multiplies is drawn at random where it is small against the steps of the grid, and lies as near as it can where it is not.
+#[test]
+fn rotations_are_drawn_where_they_are_small() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let base = read(&folder.join("base-nf4/model.safetensors"));
+    for (out, size, is_far) in [("far", 0.02, true), ("near", 0.001, false)] {
+        let of_layer = |layer: usize| {
+            ["self_attn.q_proj", "mlp.up_proj"].map(|module| {
+                let name = format!("base_model.model.model.layers.{layer}.{module}.oft_R.weight");
+                f32s(&name, &[4, 496], move |i| size * noise(i + 2000 * layer))
+            })
+        };
+        std::fs::create_dir(folder.join(out)).unwrap();
+        let tensors: Vec<Tensor> = (0..4).flat_map(of_layer).collect();
+        write(&folder.join(out).join("adapter_model.safetensors"), &tensors);
+        let config = r#"{"peft_type": "OFT", "r": 0, "oft_block_size": 32, "target_modules": ["q_proj", "up_proj"]}"#;
+        std::fs::write(folder.join(out).join("adapter_config.json"), config).unwrap();
+        let merged = |options: &[&str], name: &str| {
+            let name = format!("{out}-{name}");
+            done(&folder, &[&["merge", "--base", "base-nf4", "--adapter", out, "-o", &name], options].concat());
+            (read(&folder.join(&name).join("model.safetensors")), name)
+        };
+        let (fast, fast_name) = merged(&["--fast"], "fast");
+        let (drawn, drawn_name) = merged(&["--rounding", "stochastic"], "drawn");
+        assert!(changed(&base, &fast, "up_proj.weight") && changed(&base, &drawn, "up_proj.weight"), "{out}");
+        assert_eq!(fast != drawn, is_far, "{out}");
+        if is_far {
+            let words =
+                ["compare", "--base", "base-nf4", "--adapter", out, "--merged", &fast_name, "--merged", &drawn_name];
+            let text = ["--text", EVAL, "--windows", "4", "--context", "128", "--continuation", "0"];
+            let found = json(&folder, &[&words[..], &text].concat());
+            let kl = |number: usize| found["models"][number]["kl"].as_f64().unwrap();
+            assert!(kl(2) < 0.8 * kl(3), "{found}");
+        }
+    }
 }

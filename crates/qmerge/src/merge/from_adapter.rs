@@ -34,8 +34,8 @@ impl<'a> FromAdapter<'a> {
         Self { inputs, plan }
     }
 
-    /// The weights of a base of which something may be known: matrices of layers in a format coarser than 16 bits. Of those that no adapter changes, or not by a
-    /// product, nothing comes.
+    /// The weights of a base of which something may be known: matrices of layers in a format coarser than 16 bits. Of those that no adapter changes, or neither
+    /// by a product nor far, nothing comes.
     pub fn weights(inputs: &Inputs) -> HashSet<String> {
         let coarse = inputs.inventory.weights.iter().map(|claim| &claim.weight);
         let matrices = coarse.filter(|weight| !weight.is_plain() && weight.shape().len() == 2);

@@ -98,7 +98,7 @@ impl Layers for Budget {
             Ok((loader.floats(&b)?, a))
         };
         let scale = self.alpha / ranks * module.weight();
-        let change = Factored { rank, outputs, inputs, scale, round: None, beside: 0, make };
+        let change = Factored { rank, outputs, inputs, scale, round: None, beside: 0, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 

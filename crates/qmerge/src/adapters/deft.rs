@@ -93,6 +93,7 @@ impl Layers for Subspaces {
             scale: module.weight(),
             round: module.sixteen_bits(),
             beside: 8 * (rank * (outputs + inputs)) as u64 + of_base::memory(inputs),
+            of_base: true,
             make,
         };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])

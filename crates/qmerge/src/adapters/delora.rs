@@ -69,7 +69,7 @@ impl Layers for Ranks {
             Ok((b, a))
         };
         let round = module.sixteen_bits();
-        let change = Factored { rank, outputs, inputs, scale: module.weight(), round, beside: 0, make };
+        let change = Factored { rank, outputs, inputs, scale: module.weight(), round, beside: 0, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Factored<F> {
     pub(super) round: Option<Dtype>,
     /// Bytes of what `make` reads beside the factors.
     pub(super) beside: u64,
+    /// True if they are made of the base's values too.
+    pub(super) of_base: bool,
     /// Reads the factors.
     pub(super) make: F,
 }
@@ -46,6 +48,10 @@ impl<F: Fn(&Loader<'_>) -> Result<Pair> + Send + Sync> ChangePlan for Factored<F
 
     fn scale(&self) -> Option<f64> {
         Some(self.scale)
+    }
+
+    fn is_of_base(&self) -> bool {
+        self.of_base
     }
 
     fn rank(&self) -> Option<usize> {

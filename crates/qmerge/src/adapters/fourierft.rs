@@ -80,8 +80,16 @@ impl Layers for Spectra {
             })
         };
         let scale = self.scaling / f64::from(total) * module.weight();
-        let change =
-            Factored { rank, outputs, inputs, scale, round: None, beside: 8 * (outputs + inputs) as u64, make };
+        let change = Factored {
+            rank,
+            outputs,
+            inputs,
+            scale,
+            round: None,
+            beside: 8 * (outputs + inputs) as u64,
+            of_base: false,
+            make,
+        };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 

@@ -90,7 +90,7 @@ impl Layers for Grid {
             Ok((left, right))
         };
         let scale = alpha / (r + hybrid) as f64 * module.weight();
-        let change = Factored { rank, outputs, inputs, scale, round: None, beside: 0, make };
+        let change = Factored { rank, outputs, inputs, scale, round: None, beside: 0, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 

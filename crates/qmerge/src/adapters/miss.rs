@@ -114,7 +114,8 @@ impl Layers for Shards {
             let right = (0..rank).flat_map(|k| (0..inputs).map(move |i| f32::from(i % r == k))).collect();
             Ok((left, right))
         };
-        let change = Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside: 0, make };
+        let change =
+            Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside: 0, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 

@@ -87,6 +87,7 @@ impl Layers for Small {
             scale: module.weight(),
             round: None,
             beside: 4 * (outputs * inputs) as u64 + 40 * (smaller * smaller) as u64,
+            of_base: true,
             make,
         };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])

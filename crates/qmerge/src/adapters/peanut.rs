@@ -166,6 +166,7 @@ impl Layers for Network {
             scale: self.scaling * module.weight(),
             round: module.sixteen_bits(),
             beside: 8 * (rank * outputs + (self.depth + 2) * rank * inputs) as u64 + of_base::memory(inputs),
+            of_base: true,
             make,
         };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])

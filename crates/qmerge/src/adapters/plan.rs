@@ -30,6 +30,11 @@ pub trait ChangePlan: Debug + Send + Sync {
         Reach::Added
     }
 
+    /// True if what it does to a weight is made of the base's values, and would be another on another base.
+    fn is_of_base(&self) -> bool {
+        self.reach() != Reach::Added
+    }
+
     /// The factor on the adapter's product, where there is one.
     fn scale(&self) -> Option<f64> {
         None

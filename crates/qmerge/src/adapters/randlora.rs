@@ -112,7 +112,7 @@ impl Layers for Bases {
         };
         let scale = self.alpha / r as f64 * module.weight();
         let round = module.sixteen_bits();
-        let change = Factored { rank, outputs, inputs, scale, round, beside, make };
+        let change = Factored { rank, outputs, inputs, scale, round, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 }

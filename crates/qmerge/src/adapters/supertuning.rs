@@ -80,7 +80,7 @@ impl Layers for Places {
             let tensors = vec![a.clone(), b.clone()];
             let make = move |loader: &Loader<'_>| Ok((loader.floats(&b)?, loader.floats(&a)?));
             let scale = alpha / rank as f64 * weight;
-            let change = Arc::new(Factored { rank, outputs, inputs, scale, round, beside: 0, make });
+            let change = Arc::new(Factored { rank, outputs, inputs, scale, round, beside: 0, of_base: false, make });
             planned.push(Planned { on: On::Matrix, outputs, inputs, change, tensors });
         }
         Ok(planned)

@@ -131,7 +131,7 @@ impl Layers for Mixed {
             Ok((left, loader.floats(&a)?))
         };
         let round = module.sixteen_bits();
-        let change = Factored { rank, outputs, inputs, scale: module.weight(), round, beside, make };
+        let change = Factored { rank, outputs, inputs, scale: module.weight(), round, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 }

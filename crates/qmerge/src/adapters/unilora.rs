@@ -214,7 +214,8 @@ impl Layers for Shared {
                 }
             }
         };
-        let change = Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside, make };
+        let change =
+            Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 }

@@ -189,7 +189,8 @@ impl Layers for Bank {
             }
             Ok((left, right))
         };
-        let change = Factored { rank: r, outputs, inputs, scale: module.weight(), round: None, beside, make };
+        let change =
+            Factored { rank: r, outputs, inputs, scale: module.weight(), round: None, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 }

@@ -111,7 +111,8 @@ impl Layers for Scalings {
             let right = rows.flat_map(|(row, factor)| row.iter().take(inputs).map(move |x| factor * x)).collect();
             Ok((left, right))
         };
-        let change = Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside, make };
+        let change =
+            Factored { rank, outputs, inputs, scale: module.weight(), round: None, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
     }
 

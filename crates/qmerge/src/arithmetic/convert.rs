@@ -151,9 +151,9 @@ pub fn convert(
         let warnings = adapter.beside().map_or_else(|| Ok(Vec::new()), |store| copy_beside(store, sink))?;
         Ok((write_adapter(sink, "", tensors, &config)?, warnings))
     })?;
-    if !jobs.iter().all(Job::is_additive) {
+    if jobs.iter().any(Job::is_of_base) {
         warnings.push(format!(
-            "a {} adapter multiplies the base's weights, so what it adds was computed with this base, and the LoRA fits no other",
+            "what a {} adapter does to a weight goes by the base's values, so it was computed with this base, and the LoRA fits no other",
             adapter.config.peft_type
         ));
     }
@@ -264,11 +264,11 @@ impl Job<'_> {
         }
     }
 
-    fn is_additive(&self) -> bool {
-        let is_additive = |recode: &Recode| recode.edits.iter().all(|(_, edit)| edit.plan.is_additive());
+    fn is_of_base(&self) -> bool {
+        let is_of_base = |recode: &Recode| recode.edits.iter().any(|(_, edit)| edit.plan.change.is_of_base());
         match self {
-            Self::Layer { recode, .. } | Self::Embedding { recode, .. } => is_additive(recode),
-            Self::Stack { recodes, .. } => recodes.values().all(|recode| is_additive(recode)),
+            Self::Layer { recode, .. } | Self::Embedding { recode, .. } => is_of_base(recode),
+            Self::Stack { recodes, .. } => recodes.values().any(|recode| is_of_base(recode)),
         }
     }
 

@@ -124,11 +124,11 @@ fn a_lora_of_full_rank_does_what_the_adapter_does() {
         // Less rank holds less, and says how much.
         let cut = converted(&base, &adapter, &folder.join("cut"), Wanted::Rank(1)).unwrap();
         assert!(cut.rank == 1 && cut.kept.unwrap() <= found.kept.unwrap());
-        let is_multiplied =
-            ["OFT", "BOFT", "HRA", "IA3", "ROAD", "HIRA", "FROD", "GLORA"].contains(&cut.method.as_str());
+        let is_of_base = ["OFT", "BOFT", "HRA", "IA3", "ROAD", "HIRA", "FROD", "GLORA", "DEFT", "OSF", "PEANUT"]
+            .contains(&cut.method.as_str());
         assert_eq!(
             cut.warnings.iter().any(|text| text.contains("fits no other")),
-            is_multiplied || name.ends_with("/dora") || name.contains("-dora-") || name.contains("miss-bat"),
+            is_of_base || name.ends_with("/dora") || name.contains("-dora-") || name.contains("miss-bat"),
             "{name}: {:?}",
             cut.warnings
         );

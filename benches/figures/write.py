@@ -214,11 +214,19 @@ def adapters(data):
     return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; gain is that of the adapter apart, in nats; {text}. {data['program']}, {data['date']}.\n"
 
 
+def arithmetic(data):
+    """Arithmetic on adapters of a model of 1 B, and what others take for one of its layers."""
+    rows = []
+    for row in sorted(data["rows"], key=lambda row: (-row["layers"], row["what"])):
+        rows.append([row["what"], str(row["layers"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), f"{row['mib']} MiB"])
+    return table(["what", "layers", "time", "CPU time", "peak memory"], rows) + f"\n{data['program']}, {data['machine']}, {data['date']}.\n"
+
+
 def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters, "arithmetic": arithmetic}
 
 
 def main():

@@ -1,12 +1,13 @@
 """Arithmetic on adapters of a random model with the shapes of Llama 3.2 1B: qmerge's time and memory, and those of PEFT and mergekit on some of its layers.
 
-    arithmetic.py [--layers 16] [--slice 1] [--adapters 8] [--rank 64] [--threads 2] [--mergekit PYTHON] [--folder DIR] [--only combine,extract]
+    arithmetic.py [--layers 16] [--slice 1] [--adapters 8] [--rank 64] [--threads 2] [--mergekit PYTHON] [--folder DIR] [--only combine,extract] [--write]
 
 Made are LoRAs of all linear layers, and a pair of models in bf16 that differ by noise in all weights. Timed, as whole processes, are `qmerge combine --rank R` (svd of the sum) and `qmerge extract --rank R` on all layers; on the first `--slice` layers the same, PEFT's
-`add_weighted_adapter(combination_type="svd")`, and `mergekit-extract-lora` where a Python that has it is named. (PEFT decomposes every delta whole, so all layers would take it hours.) Seconds are of the wall and of CPU; the machine's load stands below.
+`add_weighted_adapter(combination_type="svd")`, and `mergekit-extract-lora` where a Python that has it is named. (PEFT decomposes every delta whole, so all layers would take it hours.) Seconds are of the wall and of CPU. `--write` puts them into benches/figures/arithmetic.json, for write.py.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -103,6 +104,7 @@ def main():
     parser.add_argument("--mergekit", help="a Python with mergekit")
     parser.add_argument("--folder", type=pathlib.Path, help="keep models and adapters here")
     parser.add_argument("--only", default="combine,extract")
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, out = args.folder or pathlib.Path(temporary), pathlib.Path(temporary) / "out"
@@ -110,8 +112,8 @@ def main():
 
         def row(label, layers, *command):
             seconds, cpu, memory = timed(*command)
-            rows.append(f"| {label} | {layers} | {seconds:.1f} s | {cpu:.1f} s | {memory:.0f} MiB |")
-            print(rows[-1], file=sys.stderr, flush=True)
+            rows.append({"what": label, "layers": layers, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "mib": round(memory)})
+            print(json.dumps(rows[-1]), flush=True)
 
         for layers in sorted({args.slice, args.layers}):
             own = folder / f"{layers}-layers"
@@ -135,11 +137,11 @@ def main():
             if "extract" in args.only and args.mergekit:
                 made = ["--model", tuned, "--base-model", base, "--out-path", out / "mergekit", "--max-rank", rank, "--num-threads", args.threads, "--exclude-regex", "embed|norm|lm_head"]
                 row("`mergekit-extract-lora`", layers, args.mergekit, "-m", "mergekit.scripts.extract_lora", *made)
-        print("| | layers | time | CPU time | peak memory |\n| --- | --- | --- | --- | --- |")
-        print("\n".join(rows))
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         said = subprocess.check_output([QMERGE, "--version"], text=True).strip()
-        print(f"\n{said}, {args.threads} threads on {len(names)} cores of {names[0]}, load {os.getloadavg()[0]:.1f}.")
+        found = {"rows": rows, "program": said, "machine": f"{args.threads} threads on {len(names)} cores of {names[0]}", "date": str(datetime.date.today())}
+        if args.write:
+            (HERE.parent / "figures/arithmetic.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

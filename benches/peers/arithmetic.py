@@ -9,15 +9,13 @@ Made are LoRAs of all linear layers, and a pair of models in bf16 that differ by
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-
-import torch
-from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 QMERGE = os.environ.get("QMERGE", str(HERE.parent.parent / "target/release/qmerge"))
@@ -49,6 +47,9 @@ def config(layers):
 
 def model(folder, layers, tuned):
     """Random weights; the tuned one's are those of the base and a little more."""
+    import torch
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(layers)))
     random, noise = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
@@ -67,6 +68,9 @@ def model(folder, layers, tuned):
 
 
 def adapter(folder, layers, rank, seed):
+    import torch
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True)
     names = [name.rsplit(".", 1)[1] for name in SHAPES]
     (folder / "adapter_config.json").write_text(json.dumps(
@@ -79,6 +83,15 @@ def adapter(folder, layers, rank, seed):
             tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, inputs, generator=random) / inputs**0.5
             tensors[f"{prefix}.lora_B.weight"] = 0.01 * torch.randn(outputs, rank, generator=random)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def apart(of, *given):
+    """Runs what makes a file in a process of its own: a command begins with the peak of memory of the process that starts it."""
+    process = multiprocessing.get_context("spawn").Process(target=of, args=given)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{of.__name__} {given}: exit status {process.exitcode}")
 
 
 def timed(*command):
@@ -122,12 +135,12 @@ def main():
             if "combine" in args.only:
                 for number, path in enumerate(adapters):
                     if not path.exists():
-                        adapter(path, layers, rank, number)
+                        apart(adapter, path, layers, rank, number)
                 given = [part for path in adapters for part in ("--adapter", f"{path}={1 / len(adapters)}")]
                 row(f"`qmerge combine --rank {rank}`, {len(adapters)} LoRAs of rank {rank}", layers, QMERGE, "combine", *given, "--rank", rank, *force)
             for path, is_tuned in ((base, False), (tuned, True)):
                 if not path.exists() and ("extract" in args.only or layers == args.slice and not is_tuned):
-                    model(path, layers, is_tuned)
+                    apart(model, path, layers, is_tuned)
             if "extract" in args.only:
                 row(f"`qmerge extract --rank {rank}`, of a pair in bf16", layers, QMERGE, "extract", "--base", base, "--tuned", tuned, "--rank", rank, "--no-full", *force)
             if layers != args.slice:

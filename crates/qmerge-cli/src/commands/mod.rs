@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmerge::adapters::{Adapter, ReadOptions, Scales};
+use qmerge::adapters::{Adapter, InputFactors, ReadOptions, Scales};
 use qmerge::dtype::Dtype;
 use qmerge::edit::Joining;
 use qmerge::error::{Error, Kind, Result};
@@ -196,7 +196,7 @@ fn read_options(args: &Meaning, scaling: &Scaling, tuned: Option<&Tuned>) -> Res
         base_is_residual: args.base_is_residual,
         peft_bugs: args.peft_bugs,
         scales: Scales::new(&scaling.lora_scale)?,
-        in_place: false,
+        input_factors: InputFactors::default(),
         joining: tuned.map_or(Ok(Joining::default()), Tuned::joining)?,
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
+use qmerge::adapters::InputFactors;
 use qmerge::error;
 use qmerge::plan::Plan;
 use qmerge::progress::Progress;
@@ -38,18 +39,28 @@ pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<
     let plan = Plan::new(&inputs, &options)?;
     let choices = VerifyOptions { min_survival: args.min_survival, threads: args.workers.threads };
     let found = verify(&inputs, &plan, &merged, &choices, progress)?;
-    if found.answer != Answer::No {
+    if found.answer == Answer::Yes {
         return Ok(found);
     }
-    // Factors that a quantized merge has in the layer before, another has where they were trained.
-    options.read.in_place = true;
-    let in_place = Plan::new(&inputs, &options)?;
+    // Factors that a quantized merge has in the layer before, another has where they were trained; and what the base is stored as need not say which.
     let changed = |plan: &Plan| plan.recodes().map(|recode| recode.to.name().to_owned()).collect::<BTreeSet<_>>();
-    if changed(&in_place) == changed(&plan) {
-        return Ok(found);
+    let mut best = found;
+    for other in [InputFactors::InPlace, InputFactors::Moved] {
+        options.read.input_factors = other;
+        let other = Plan::new(&inputs, &options)?;
+        if changed(&other) == changed(&plan) {
+            continue;
+        }
+        let found = verify(&inputs, &other, &merged, &choices, progress)?;
+        // What was changed otherwise has no place in the right plan.
+        let rank = |found: &Verification| {
+            (found.answer != Answer::Yes, found.altered.len(), found.answer != Answer::Undecided)
+        };
+        if rank(&found) < rank(&best) {
+            best = found;
+        }
     }
-    let other = verify(&inputs, &in_place, &merged, &choices, progress)?;
-    Ok(if other.answer == Answer::Yes { other } else { found })
+    Ok(best)
 }
 
 pub(crate) fn outcome(found: &Verification) -> Outcome {

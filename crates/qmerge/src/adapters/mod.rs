@@ -204,6 +204,18 @@ pub trait Layers: Debug + Send + Sync {
     }
 }
 
+/// Where factors on the inputs of a gated feed-forward's last layer go: they do the same to the outputs of the layer before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InputFactors {
+    /// To the layer before, where both weights are quantized.
+    #[default]
+    Quantized,
+    /// To the layer before, whatever the weights are stored as: as a merge of them quantized has them.
+    Moved,
+    /// They stay, as in PEFT.
+    InPlace,
+}
+
 /// Choices that change what an adapter means.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
@@ -213,8 +225,8 @@ pub struct ReadOptions {
     pub peft_bugs: bool,
     /// Factors on what all adapters do in some modules.
     pub scales: Scales,
-    /// Factors on a layer's inputs stay there, where they could be moved to the layer before.
-    pub in_place: bool,
+    /// Where factors on a layer's inputs go.
+    pub input_factors: InputFactors,
     /// How task vectors are joined, of which there may be several for a weight.
     pub joining: Joining,
 }

@@ -6,27 +6,38 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Changes, Names, Placed, PlannedEdit};
+use super::{Changes, InputFactors, Names, Placed, PlannedEdit};
 use crate::arch;
 use crate::arch::spec::{FeedForward, Matrices};
 use crate::edit::{Place, Spot, Stride};
 
-/// Moves what can be: between two quantized weights of a gated feed-forward, of which nothing else is changed.
-pub(super) fn to_outputs(changes: &mut Changes, names: &Names<'_>) {
-    if changes.edits.iter().all(|edit| edit.plan.change.before().is_none()) {
+/// Moves what can be: between two weights of a gated feed-forward, of which nothing else is changed.
+pub(super) fn to_outputs(changes: &mut Changes, names: &Names<'_>, to: InputFactors) {
+    if to == InputFactors::InPlace || changes.edits.iter().all(|edit| edit.plan.change.before().is_none()) {
         return;
     }
+    let any = to == InputFactors::Moved;
     let spec = names.checkpoint.config.as_ref().and_then(|config| arch::spec_of(config).ok());
     let layers = spec.iter().flat_map(|spec| &spec.layers);
     let gated: BTreeSet<Gated> = layers.filter_map(|layer| Gated::of(layer.feed_forward)).collect();
     for number in 0..changes.edits.len() {
-        let find = |edit| gated.iter().find_map(|gated| gated.moved(edit, changes, names));
-        let Some((edit, bias)) = changes.edits.get(number).and_then(find) else { continue };
+        let find = |edit| {
+            gated.iter().find_map(|gated| gated.moved(edit, changes, names).filter(|moved| any || moved.are_quantized))
+        };
+        let Some(Moved { edit, bias, .. }) = changes.edits.get(number).and_then(find) else { continue };
         if let Some(place) = changes.edits.get_mut(number) {
             *place = edit;
         }
         changes.edits.extend(bias);
     }
+}
+
+/// What does the same as an edit.
+struct Moved {
+    edit: PlannedEdit,
+    bias: Option<PlannedEdit>,
+    /// Both weights are quantized, and nothing says how large the inputs of the second may be.
+    are_quantized: bool,
 }
 
 /// Names of a gated feed-forward's matrices, below a layer.
@@ -58,12 +69,7 @@ impl Gated {
     }
 
     /// The edit that does the same to the layer before, and that of its bias.
-    fn moved(
-        &self,
-        edit: &PlannedEdit,
-        changes: &Changes,
-        names: &Names<'_>,
-    ) -> Option<(PlannedEdit, Option<PlannedEdit>)> {
+    fn moved(&self, edit: &PlannedEdit, changes: &Changes, names: &Names<'_>) -> Option<Moved> {
         let change = edit.plan.change.before()?;
         let down = names.exact(&edit.target)?;
         let up = names.exact(&self.beside(&edit.target, self.up)?)?;
@@ -77,12 +83,18 @@ impl Gated {
             changes.edits.iter().all(|other| other.target != name)
                 && changes.replacements.iter().all(|replacement| replacement.target != name)
         };
-        let is_alone = changes.edits.iter().filter(|other| other.target == edit.target).count() == 1;
+        let is_alone = changes.edits.iter().filter(|other| other.target == edit.target).count() == 1
+            && changes.replacements.iter().all(|replacement| replacement.target != edit.target);
         let are_free = is_free(up.weight.name()) && bias.is_none_or(|bias| is_free(bias.weight.name()));
-        let are_quantized = !down.weight.is_plain() && !up.weight.is_plain() && !up.weight.is_transposed();
-        if width * halves != outputs || !is_alone || !are_free || !are_quantized {
+        if width * halves != outputs || !is_alone || !are_free || up.weight.is_transposed() {
             return None;
         }
+        // A scale that was measured for activations holds for them as they were.
+        let module = edit.target.strip_suffix("weight").unwrap_or(&edit.target);
+        let is_static = names.checkpoint.entries.iter().any(|entry| {
+            let leaf = entry.name.strip_prefix(module);
+            leaf.is_some_and(|leaf| leaf.contains("input_") || leaf.contains("activation_"))
+        });
         let put = Stride { start: outputs - width, step: 1, len: width };
         let placed = |shape| {
             let spot = Spot { rows: 0..outputs, transposed: false, width: outputs, take: Stride::first(width), put };
@@ -102,6 +114,6 @@ impl Gated {
             tensors: tensors(),
             layer: edit.layer.as_deref().and_then(|path| self.beside(path, self.up)),
         };
-        Some((edit, bias))
+        Some(Moved { edit, bias, are_quantized: !down.weight.is_plain() && !up.weight.is_plain() && !is_static })
     }
 }

@@ -129,8 +129,6 @@ pub(super) fn read(
             changes.edits.extend(site.place(&module, names, planned)?);
         }
     }
-    if !options.in_place {
-        moved::to_outputs(&mut changes, names);
-    }
+    moved::to_outputs(&mut changes, names, options.input_factors);
     Ok(changes)
 }

@@ -118,6 +118,13 @@ impl Edit {
         }
     }
 
+    /// The side of the layer that it acts on, wherever it lies; none if it is no product with W from one side.
+    pub fn side(&self) -> Option<Side> {
+        let Kind::Map(maps) = &self.kind else { return None };
+        let side = maps.first()?.map.side()?;
+        maps.iter().all(|own| own.map.side() == Some(side)).then_some(side)
+    }
+
     /// `delta (rows, cols) += D[rows]`, or `=` where `fresh`.
     fn add(&self, rows: &Range<usize>, cols: usize, fresh: bool, delta: &mut [f32]) {
         match &self.kind {

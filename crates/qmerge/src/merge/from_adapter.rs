@@ -7,17 +7,18 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use super::target::ordered;
-use crate::edit::{Aside, Edit, Side};
+use crate::edit::{Edit, Side};
 use crate::edited::Edited;
 use crate::error::Result;
-use crate::formats::Order;
+use crate::formats::{Choices, Order};
 use crate::plan::{Inputs, Plan, Recode};
 use crate::round::{Calibration, Demand, Directions, InputMoments, Known, LayerInputs, Take};
 
 /// Weight of the directions that the adapter reads, where any other has 1. On SmolLM2 2 to 5 do as well; 10 loses there and on Gemma 3.
 const READ: f32 = 3.0;
-/// Rows that are looked at for how far a weight's values move.
-const LOOKED_AT: usize = 64;
+/// Rows that are looked at together for how far a weight's values move, and in how many places of it.
+const LOOKED_AT: usize = 16;
+const PLACES: usize = 8;
 /// One of so many that are nearer to another level than to the base's.
 const FAR: usize = 200;
 
@@ -51,9 +52,6 @@ impl<'a> FromAdapter<'a> {
         if edits.iter().all(Edit::is_additive) || is_of_inputs || !recode.keeps_scales {
             return Ok(false);
         }
-        if edits.iter().all(|edit| matches!(edit.aside(recode.outputs()), Some(Aside::Map(_, Side::Outputs)))) {
-            return Ok(true);
-        }
         let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
         let parts = recode.from.entries.iter().map(read).collect::<Result<Vec<_>>>()?;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
@@ -61,12 +59,24 @@ impl<'a> FromAdapter<'a> {
         if order.inputs.is_some() {
             return Ok(false);
         }
-        let rows = 0..LOOKED_AT.next_multiple_of(edited.row_step()).min(recode.outputs());
+        // Outputs have other scales, where these lie along rows and are not fixed.
+        let has_own =
+            grid.choices != Choices::Fixed && !grid.scales.is_empty() && recode.inputs().is_multiple_of(grid.run);
+        if has_own && edits.iter().all(|edit| edit.side() == Some(Side::Outputs)) {
+            return Ok(true);
+        }
         let (mut base, mut target) = (Vec::new(), Vec::new());
-        edited.rows(&rows, &mut base, &mut target)?;
-        let moved = base.iter().zip(&target).enumerate();
-        let moved = moved.filter(|(at, (base, target))| grid.nearest(*at, **target) != **base).count();
-        Ok(moved * FAR >= base.len())
+        let (mut moved, mut all) = (0, 0);
+        let (step, inputs) = (edited.row_step(), recode.inputs());
+        let together = LOOKED_AT.next_multiple_of(step);
+        for first in (0..recode.outputs()).step_by((recode.outputs() / PLACES).max(together).next_multiple_of(step)) {
+            let rows = first..(first + together).min(recode.outputs());
+            edited.rows(&rows, &mut base, &mut target)?;
+            let far = base.iter().zip(&target).enumerate();
+            let far = far.filter(|(at, (base, target))| grid.nearest(first * inputs + at, **target) != **base);
+            (moved, all) = (moved + far.count(), all + base.len());
+        }
+        Ok(moved * FAR >= all)
     }
 
     fn recodes(&self) -> impl Iterator<Item = &'a Recode> {

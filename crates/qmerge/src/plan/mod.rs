@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 
-use crate::adapters::{Adapter, Changes, Names, PlannedEdit, ReadOptions, base_names};
+use crate::adapters::{Adapter, Changes, InputFactors, Names, PlannedEdit, ReadOptions, base_names};
 use crate::error::{Result, malformed, mismatch, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
@@ -228,11 +228,12 @@ impl Plan {
         let mut warnings = Vec::new();
         let mut changes = Vec::new();
         // What other adapters add is added to the weights that were trained with it. 16 bits lose nothing to gain, and have what PEFT writes.
-        let is_plain = options.to.is_some_and(|to| !to.quantizes());
-        let reading = ReadOptions {
-            in_place: options.read.in_place || inputs.adapters.len() > 1 || is_plain,
-            ..options.read.clone()
-        };
+        let is_plain =
+            options.to.is_some_and(|to| !to.quantizes()) || options.export.is_some_and(|export| !export.quantizes());
+        let mut reading = options.read.clone();
+        if inputs.adapters.len() > 1 || is_plain {
+            reading.input_factors = InputFactors::InPlace;
+        }
         for adapter in &inputs.adapters {
             let mut read = adapter.read(&names, &reading)?;
             warnings.append(&mut read.warnings);

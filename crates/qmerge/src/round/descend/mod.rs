@@ -99,7 +99,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if delta.norm <= 0.0 {
         return Judged::nothing(&delta);
     }
-    if delta.dense.is_some() && start.hold(matrix) > 0 {
+    if matrix.rank.is_none() && start.hold(matrix) > 0 {
         return judged(matrix, &delta);
     }
     Judged { kept: Kept { output: delta.kept(matrix), noise: after.noise / delta.norm }, delta: delta.norm }

@@ -42,7 +42,7 @@ impl Start {
     pub(super) fn of(matrix: &mut Matrix<'_>, delta: &Delta, at_base: bool) -> Self {
         let values = match at_base {
             false => Values::Given(matrix.values.clone()),
-            true if delta.dense.is_some() && rescale(matrix) => Values::Given(matrix.values.clone()),
+            true if matrix.rank.is_none() && rescale(matrix) => Values::Given(matrix.values.clone()),
             true if is_nearest_better(matrix, delta) => {
                 take_nearest(matrix);
                 Values::Nearest

@@ -114,19 +114,10 @@ impl<'a> Run<'a> {
         let limits = Limits { threads: memory.threads, ahead: memory.ahead, bytes: memory.whole };
         let queue = Queue::new(self, self.progress, limits);
         let passed = pool(memory.threads)?.scope(|scope| {
-            let (relates_inputs, sees_inputs) = (calibration.relates_inputs(), calibration.sees_inputs());
+            let relates_inputs = calibration.relates_inputs();
             let (run, open, queue) = (self, &open, &queue);
-            let mut round = Round {
-                run,
-                open,
-                queue,
-                scope,
-                layers,
-                relates_inputs,
-                sees_inputs,
-                number: 0,
-                stacks: HashMap::new(),
-            };
+            let mut round =
+                Round { run, open, queue, scope, layers, relates_inputs, number: 0, stacks: HashMap::new() };
             let passed = calibration.each(&wanted, &mut round);
             queue.end(scope);
             passed
@@ -243,8 +234,6 @@ struct Round<'r, 'q, 's, 'a> {
     layers: u64,
     /// True if moments say which inputs go with each other.
     relates_inputs: bool,
-    /// False where they are of no inputs.
-    sees_inputs: bool,
     /// Layers so far.
     number: u64,
     /// The layer's stacks, by step.
@@ -260,7 +249,7 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
         let (held, tokens) = (moments_bytes(method, known.moments.features), known.moments.tokens);
         let mut metric =
             Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-        (metric.relates_inputs, metric.sees_inputs) = (self.relates_inputs, self.sees_inputs);
+        metric.relates_inputs = self.relates_inputs;
         method.prepare(&mut metric);
         let metric = Arc::new(metric);
         let mut job = |(number, step, recode, matrix): (usize, &'a Step, &'a Recode, Option<usize>)| {

@@ -31,7 +31,7 @@ const UNSEEN: &[Stage] = &[
     Stage { mu: 96.0, asks: false, passes: 2 },
 ];
 
-/// In another format, and of what moves values far, the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
+/// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
 const AFRESH: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 
 impl Rounding for Adapter {
@@ -59,9 +59,7 @@ impl Whole for Adapter {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        // What is no product and comes without inputs moves values far.
-        let is_far = matrix.rank.is_none() && !matrix.metric.sees_inputs;
-        let stages = match (matrix.at_base() && !is_far, matrix.metric.relates_inputs) {
+        let stages = match (matrix.at_base(), matrix.metric.relates_inputs) {
             (false, _) => AFRESH,
             (true, false) => UNSEEN,
             (true, true) => STAGES,

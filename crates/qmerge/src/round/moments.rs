@@ -129,8 +129,6 @@ pub struct Metric {
     pub(super) features: usize,
     /// True if H says which inputs go with each other.
     pub(crate) relates_inputs: bool,
-    /// False where no input was seen.
-    pub(crate) sees_inputs: bool,
     /// H in panels.
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
@@ -184,7 +182,6 @@ impl Metric {
         Ok(Self {
             features,
             relates_inputs: true,
-            sees_inputs: true,
             columns: Columns::symmetric(values, features),
             diagonal,
             feedback: None,
@@ -202,7 +199,6 @@ impl Metric {
         Self {
             features: n,
             relates_inputs: self.relates_inputs,
-            sees_inputs: self.sees_inputs,
             columns: Columns::symmetric(values, n),
             diagonal,
             feedback: None,

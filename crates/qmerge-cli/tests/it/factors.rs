@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, demo, done, f32s, noise, qmerge, read, write};
+use crate::model::{Folder, Tensor, demo, done, f32s, json, noise, qmerge, read, write};
 
 const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
 const ORIGINAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/base-bf16");
@@ -31,10 +31,6 @@ fn changed(base: &[Tensor], merged: &[Tensor], ends: &str) -> bool {
     let (base, merged) = (own(base), own(merged));
     assert_eq!((base.len(), merged.len()), (4, 4), "{ends}");
     base != merged
-}
-
-fn json(folder: &Folder, args: &[&str]) -> Value {
-    serde_json::from_str(&done(folder, &[args, &["--json"]].concat())).unwrap()
 }
 
 #[test]

@@ -60,6 +60,11 @@ pub(crate) fn done(folder: &Folder, args: &[&str]) -> String {
     stdout(&output)
 }
 
+/// The document that a command prints.
+pub(crate) fn json(folder: &Folder, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&done(folder, &[args, &["--json"]].concat())).unwrap()
+}
+
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, change, copy_folder, demo, done, f32s, plain_model, qmerge, read, run, stderr};
+use crate::model::{
+    Folder, Tensor, change, copy_folder, demo, done, f32s, json, plain_model, qmerge, read, run, stderr,
+};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../qmerge/testdata")
-}
-
-fn json(folder: &Folder, args: &[&str]) -> Value {
-    serde_json::from_str(&done(folder, &[args, &["--json"]].concat())).unwrap()
 }
 
 fn floats(tensor: &Tensor) -> Vec<f64> {

@@ -76,16 +76,16 @@ impl ChangePlan for SparsePlan {
         if let Some(dtype) = self.round {
             round_to(dtype, &mut values);
         }
-        let inputs = self.inputs as u64;
+        let (inputs, width) = (self.inputs as u64, self.inputs.max(1) as u64);
         let place = |at: usize| match self.is_flat {
-            true => places.get(at).map(|place| (place / inputs, place % inputs)),
+            true => places.get(at).map(|place| (place / width, place % width)),
             false => places.get(at).copied().zip(places.get(self.number + at).copied()),
         };
         let mut entries = Vec::with_capacity(self.number);
         for (at, value) in values.into_iter().enumerate() {
             let Some((row, col)) = place(at) else { break };
             if row >= self.outputs as u64 || col >= inputs {
-                let place = if self.is_flat { (row * inputs + col).to_string() } else { format!("[{row}, {col}]") };
+                let place = if self.is_flat { (row * width + col).to_string() } else { format!("[{row}, {col}]") };
                 let problem = format!("place {place}, but the layer is {} × {}", self.outputs, self.inputs);
                 return Err(malformed(problem).in_tensor(&self.places).with_hint(OTHER));
             }

@@ -243,9 +243,9 @@ impl Checkpoint {
         let mut opened = Vec::new();
         for blob in blobs {
             let Some(container) = container::of(&*blob)? else {
-                return Err(
-                    unsupported("neither safetensors, nor GGUF, nor what torch.save writes").in_file(blob.path())
-                );
+                return Err(unsupported("neither safetensors, nor GGUF, nor what torch.save writes")
+                    .in_file(blob.path())
+                    .with_hint("give the file that holds the tensors, or load and save it again as safetensors"));
             };
             opened.push(Opened::new(blob, container)?);
         }

@@ -228,10 +228,9 @@ impl Plan {
         let mut warnings = Vec::new();
         let mut changes = Vec::new();
         // What other adapters add is added to the weights that were trained with it. 16 bits lose nothing to gain, and have what PEFT writes.
-        let is_plain =
-            options.to.is_some_and(|to| !to.quantizes()) || options.export.is_some_and(|export| !export.quantizes());
+        let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
         let mut reading = options.read.clone();
-        if inputs.adapters.len() > 1 || is_plain {
+        if inputs.adapters.len() > 1 || quantizes == Some(false) {
             reading.input_factors = InputFactors::InPlace;
         }
         for adapter in &inputs.adapters {
@@ -276,7 +275,6 @@ impl Plan {
         if options.promote.as_ref().is_some_and(|promotion| !promotion.is_idle()) {
             refuse_promotion(inputs, options)?;
         }
-        let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
         method::refuse_without_scales(options.rounding, quantizes)?;
         let options = &Options {
             rounding: if untrained { options.rounding.without_delta() } else { options.rounding },

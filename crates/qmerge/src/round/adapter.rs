@@ -4,7 +4,7 @@
 //! the curvature of the loss there, in the manner of K-FAC (Martens and Grosse 2015) and of two-sided rounding (Tseng et al. 2025, YAQA), with nothing but the
 //! adapter to take it from; what is lacking all the same is asked for (`descend/asked.rs`), so that mu can be small, and with it the noise.
 
-use super::descend::{Stage, descend};
+use super::descend::{PLAIN, Stage, descend};
 use super::matrix::{Judged, Matrix};
 use super::{Rounding, Whole};
 
@@ -30,9 +30,6 @@ const UNSEEN: &[Stage] = &[
     Stage { mu: 48.0, asks: false, passes: 2 },
     Stage { mu: 96.0, asks: false, passes: 2 },
 ];
-
-/// In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
-const AFRESH: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 
 impl Rounding for Adapter {
     fn id(&self) -> &'static str {
@@ -60,7 +57,8 @@ impl Whole for Adapter {
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
         let stages = match (matrix.at_base(), matrix.metric.relates_inputs) {
-            (false, _) => AFRESH,
+            // In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
+            (false, _) => PLAIN,
             (true, false) => UNSEEN,
             (true, true) => STAGES,
         };

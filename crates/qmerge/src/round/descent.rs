@@ -1,6 +1,6 @@
 //! Descent: each value and scale moves to where the layer's output on real inputs comes closest to that of the adapter kept apart.
 
-use super::descend::{Stage, descend};
+use super::descend::{PLAIN, descend};
 use super::matrix::{Judged, Matrix};
 use super::{Rounding, Whole};
 
@@ -26,6 +26,6 @@ impl Whole for Descent {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        descend(matrix, &[Stage { mu: 0.0, asks: false, passes: 8 }])
+        descend(matrix, PLAIN)
     }
 }

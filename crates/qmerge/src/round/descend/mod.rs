@@ -62,9 +62,10 @@ const AT_ONCE: usize = 1024;
 /// Fewest rows of a group.
 const FEWEST_ROWS: usize = 64;
 
+/// What lowers the error alone.
+pub(super) const PLAIN: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 /// Where it begins with no more than this share of ‖D‖²_H for an error, as under other scales, there is nothing to ask for.
 const SETTLED: f64 = 0.03;
-const REST: &[Stage] = &[Stage { mu: 0.0, asks: false, passes: 8 }];
 
 /// Nanoseconds of one thread that a value takes in up to eight passes with a mu of 0.
 pub(super) fn nanoseconds(inputs: usize) -> f64 {
@@ -82,7 +83,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base));
     let before = state.energy;
     let is_settled = matches!(start.values, start::Values::Given(_)) && at_base && before.noise < SETTLED * delta.norm;
-    let stages = if is_settled { REST } else { stages };
+    let stages = if is_settled { PLAIN } else { stages };
     for stage in stages {
         if stage.asks {
             state.ask();

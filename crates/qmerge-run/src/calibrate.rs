@@ -283,6 +283,10 @@ impl Watch for Collector<'_> {
         self.take.known(Known { weights, moments })
     }
 
+    fn weighs(&self) -> bool {
+        true
+    }
+
     fn precision(&self) -> Precision {
         PRECISION
     }

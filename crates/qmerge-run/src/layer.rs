@@ -16,7 +16,7 @@ use crate::tensors::Tensors;
 
 /// A mixer or a feed-forward: linear layers, and what stands between them.
 pub(crate) trait Block: Debug + Send + Sync {
-    /// The linear layers in groups that are given the same input, in the order of their use. The first are given the block's own.
+    /// The linear layers in groups that are shown the same input, in the order in which they are. The first, which may be none, are given the block's own.
     fn together(&self) -> Vec<Vec<&Linear<'_>>>;
 
     /// Visits each of them, until an error.
@@ -210,6 +210,10 @@ impl Watch for Together<'_> {
         self.watch.input(&[paths, &std::mem::take(&mut self.others)].concat(), input)
     }
 
+    fn weighs(&self) -> bool {
+        self.watch.weighs()
+    }
+
     fn least(&self) -> usize {
         self.watch.least()
     }
@@ -228,6 +232,10 @@ struct AfterFirst<'w> {
 impl Watch for AfterFirst<'_> {
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
         if std::mem::replace(&mut self.seen, true) { self.watch.input(paths, input) } else { Ok(()) }
+    }
+
+    fn weighs(&self) -> bool {
+        self.watch.weighs()
     }
 
     fn least(&self) -> usize {

@@ -78,8 +78,13 @@ impl Precision {
 
 /// Sees what each linear layer is given.
 pub trait Watch: Send {
-    /// The module paths of all linear layers that are given these activations. An error stops the pass.
+    /// The module paths of all linear layers that are given these activations, which may be none. An error stops the pass.
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
+
+    /// True if what queries, keys and values are made of is to be shown by the attention that is paid to each token: as long as makes the mean of squares a weighted one.
+    fn weighs(&self) -> bool {
+        false
+    }
 
     /// How exact it has to be.
     fn precision(&self) -> Precision {
@@ -191,7 +196,7 @@ impl<'a> Linear<'a> {
     /// Shows `watch` what some layers are given.
     pub(crate) fn show(linears: &[Self], x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
         let paths: Vec<&str> = linears.iter().map(Self::name).collect();
-        if paths.is_empty() { Ok(()) } else { watch.input(&paths, x) }
+        watch.input(&paths, x)
     }
 
     /// Values of the layer's matrix.

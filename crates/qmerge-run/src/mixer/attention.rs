@@ -7,6 +7,7 @@ use qmerge::error::Result;
 use qmerge::simd::matmul::{Columns, matmul};
 use rayon::prelude::*;
 
+use super::paid::Paid;
 use super::{Mixer, Pass, Sequence, State};
 use crate::activation::{exponentials, sigmoid, softcap};
 use crate::layer::{Block, Visit};
@@ -77,7 +78,7 @@ impl<'a> Attention<'a> {
 
 impl Block for Attention<'_> {
     fn together(&self) -> Vec<Vec<&Linear<'_>>> {
-        vec![self.inputs.iter().collect(), vec![&self.output]]
+        vec![Vec::new(), self.inputs.iter().collect(), vec![&self.output]]
     }
 
     fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
@@ -91,8 +92,11 @@ impl Block for Attention<'_> {
     }
 
     fn activations(&self) -> usize {
-        let gates = if self.spec.gated { 2 * self.output.inputs() } else { 0 };
-        gates + 3 * self.output.outputs() + 3 * self.output.inputs() + 3 * self.spec.kv_heads * self.spec.head_dim
+        let (hidden, queries) = (self.output.outputs(), self.output.inputs());
+        let gates = if self.spec.gated { 2 * queries } else { 0 };
+        // At the end queries and their result, plain and packed; before that, the input as its tokens are paid for, plain and packed.
+        let last = hidden + queries.max(hidden) + self.spec.heads;
+        gates + 2 * hidden + 2 * queries + last + 3 * self.spec.kv_heads * self.spec.head_dim
     }
 }
 
@@ -110,7 +114,7 @@ impl Mixer for Attention<'_> {
         let asked = if self.spec.gated { 2 * queries } else { queries };
         let mut all = vec![0.0; asked + 2 * keys];
         let mut rest = all.as_mut_slice();
-        Linear::show(&self.inputs, x, watch)?;
+        watch.input(&[], x)?;
         for linear in &self.inputs {
             let (own, others) = rest.split_at_mut(linear.outputs() * tokens);
             linear.forward_into(x, own)?;
@@ -158,7 +162,8 @@ impl Mixer for Attention<'_> {
             cap: self.spec.cap,
             sinks: &self.sinks,
         };
-        let mut mixed = attend(&how, q, k, v, pass, state);
+        let (mut mixed, paid) = attend(&how, q, k, v, pass, state, watch.weighs());
+        paid.show(&self.inputs, x, watch)?;
         if self.spec.gated {
             sigmoid(&mut gates);
             mixed.iter_mut().zip(&gates).for_each(|(x, gate)| *x *= gate);
@@ -240,7 +245,7 @@ impl Softmax<'_> {
 }
 
 /// Weighted sums of values (heads · value, tokens) for queries (heads · key, tokens), over keys and values of these columns, and of those before where there is
-/// a state.
+/// a state. Where there is none and it `weighs`, what was paid to each token.
 pub(super) fn attend(
     how: &Softmax<'_>,
     q: &[f32],
@@ -248,27 +253,25 @@ pub(super) fn attend(
     v: &[f32],
     pass: &Pass,
     state: Option<&mut State>,
-) -> Vec<f32> {
+    weighs: bool,
+) -> (Vec<f32>, Paid) {
     let (sequences, tokens) = (pass.sequences.as_slice(), q.len() / (how.heads * how.key).max(1));
     let k = turned(k, how.key, tokens);
     let Some(state) = state else {
-        return mix(how, q, tokens, sequences, |_, sequence| View {
-            keys: &k,
-            values: v,
-            width: tokens,
-            first: sequence.columns.start,
-        });
+        let view = |_, sequence: &Sequence| View { keys: &k, values: v, width: tokens, first: sequence.columns.start };
+        return mix(how, q, tokens, sequences, view, weighs);
     };
     let past: &mut Past = state.own();
     past.append(&k, v, how.kv_heads, tokens, sequences, pass.capacity);
     let past = &*past;
     let (keys, values) = (how.kv_heads * how.key * pass.capacity, how.kv_heads * how.value * pass.capacity);
-    mix(how, q, tokens, sequences, |number, _| View {
+    let view = |number: usize, _: &Sequence| View {
         keys: &past.keys[number * keys..(number + 1) * keys],
         values: &past.values[number * values..(number + 1) * values],
         width: pass.capacity,
         first: 0,
-    })
+    };
+    mix(how, q, tokens, sequences, view, false)
 }
 
 impl Past {
@@ -333,17 +336,21 @@ fn turned(keys: &[f32], dim: usize, tokens: usize) -> Vec<f32> {
 /// Queries that attend together.
 const BLOCK: usize = 64;
 
-/// Weighted sums of values for all heads and sequences: (heads · value, tokens).
+/// Weighted sums of values for all heads and sequences: (heads · value, tokens); and where it `weighs`, what was paid to each column, which then is all that its
+/// sequence has so far.
 fn mix<'v>(
     how: &Softmax<'_>,
     q: &[f32],
     tokens: usize,
     sequences: &[Sequence],
     view: impl Fn(usize, &Sequence) -> View<'v> + Sync,
-) -> Vec<f32> {
+    weighs: bool,
+) -> (Vec<f32>, Paid) {
     let dim = how.key;
     let mut out = vec![0.0; how.heads * how.value * tokens];
-    out.par_chunks_mut(how.value * tokens).zip(q.par_chunks(dim * tokens)).enumerate().for_each(|(head, (out, q))| {
+    let heads = out.par_chunks_mut(how.value * tokens).zip(q.par_chunks(dim * tokens)).enumerate();
+    let paid = heads.map(|(head, (out, q))| {
+        let mut paid = vec![0.0_f32; if weighs { tokens } else { 0 }];
         for (number, sequence) in sequences.iter().enumerate() {
             let view = view(number, sequence);
             let kv_head = head / (how.heads / how.kv_heads);
@@ -372,6 +379,13 @@ fn mix<'v>(
                 }
                 let sums = exponentials(&mut scores, block.len());
                 scores.truncate(seen.len() * block.len());
+                if weighs {
+                    let paid = &mut paid[sequence.columns.start + seen.start..];
+                    for (paid, row) in paid.iter_mut().zip(scores.chunks_exact(block.len())) {
+                        let squares = row.iter().zip(&sums).map(|(x, sum)| (x / sum) * (x / sum));
+                        *paid += squares.sum::<f32>();
+                    }
+                }
                 let shares = Columns::new(&scores, seen.len(), block.len());
                 let mut some = Vec::with_capacity(how.value * seen.len());
                 (0..how.value).for_each(|d| some.extend_from_slice(view.values(kv_head * how.value + d, &seen)));
@@ -383,6 +397,8 @@ fn mix<'v>(
                 }
             }
         }
+        paid
     });
-    out
+    let paid: Vec<Vec<f32>> = paid.collect();
+    (out, Paid::of_heads(paid))
 }

@@ -53,10 +53,8 @@ impl<'a> Latent<'a> {
 impl Block for Latent<'_> {
     fn together(&self) -> Vec<Vec<&Linear<'_>>> {
         let queries = self.queries.iter().map(|(_, queries)| vec![queries]);
-        std::iter::once(self.inputs.iter().collect())
-            .chain(queries)
-            .chain([vec![&self.keys_and_values], vec![&self.output]])
-            .collect()
+        let last = [self.inputs.iter().collect(), vec![&self.keys_and_values], vec![&self.output]];
+        std::iter::once(Vec::new()).chain(queries).chain(last).collect()
     }
 
     fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
@@ -86,7 +84,7 @@ impl Mixer for Latent<'_> {
     ) -> Result<Vec<f32>> {
         let spec::Latent { heads, straight, turned, value, rank, rope, .. } = self.spec;
         let (tokens, width) = (x.tokens(), straight + turned);
-        Linear::show(&self.inputs, x, watch)?;
+        watch.input(&[], x)?;
         let mut q = self.inputs[0].forward(x)?;
         if let Some((norm, queries)) = &self.queries {
             norm.apply(&mut q, tokens);
@@ -98,7 +96,6 @@ impl Mixer for Latent<'_> {
         let (narrow, common) = narrow.split_at_mut(rank * tokens);
         self.norm.apply(narrow, tokens);
         let narrow = x.like(narrow, rank);
-        Linear::show(std::slice::from_ref(&self.keys_and_values), &narrow, watch)?;
         let made = self.keys_and_values.forward(&narrow)?;
         let turning = q.chunks_exact_mut(width * tokens).map(|head| &mut head[straight * tokens..]);
         for head in turning.chain([&mut *common]) {
@@ -125,7 +122,9 @@ impl Mixer for Latent<'_> {
             cap: None,
             sinks: &[],
         };
-        let mixed = attend(&how, &q, &k, &v, pass, state);
+        let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, watch.weighs());
+        paid.show(&self.inputs, x, watch)?;
+        paid.show(std::slice::from_ref(&self.keys_and_values), &narrow, watch)?;
         let mixed = x.like(&mixed, heads * value);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)

@@ -3,6 +3,7 @@
 mod attention;
 mod delta;
 mod latent;
+mod paid;
 mod short_conv;
 
 use std::any::Any;

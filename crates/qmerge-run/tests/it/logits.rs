@@ -13,13 +13,13 @@ fn tiny() -> PathBuf {
 }
 
 /// Token ids (sequences, length) and logits (sequences, length, vocabulary).
-struct Expected {
-    sequences: Vec<Vec<u32>>,
+pub(crate) struct Expected {
+    pub(crate) sequences: Vec<Vec<u32>>,
     logits: Vec<f32>,
     vocab: usize,
 }
 
-fn expected(path: &Path) -> Expected {
+pub(crate) fn expected(path: &Path) -> Expected {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let (ids, logits) = (file.tensor("input_ids").unwrap(), file.tensor("logits").unwrap());

@@ -16,7 +16,9 @@ struct Shown(Vec<Vec<Vec<String>>>, Vec<Vec<String>>);
 
 impl Watch for Shown {
     fn input(&mut self, paths: &[&str], _: &Input<'_>) -> Result<()> {
-        self.1.push(paths.iter().map(|path| format!("{path}.weight")).collect());
+        if !paths.is_empty() {
+            self.1.push(paths.iter().map(|path| format!("{path}.weight")).collect());
+        }
         Ok(())
     }
 
@@ -44,13 +46,68 @@ fn inputs_are_shown_as_they_were_told() {
     }
 }
 
-/// Blocks side by side behind one norm: one input, so one matrix of moments.
+/// Blocks side by side behind one norm have one input. The mixer's layers are shown it by token, so there are two matrices of moments.
 #[test]
 fn blocks_that_share_a_norm_share_their_input() {
-    for (case, shared) in [("cohere", 5), ("phi", 4), ("falcon", 2), ("gpt_neox", 1), ("stablelm", 3)] {
+    for (case, shared) in
+        [("cohere", [2, 3]), ("phi", [1, 3]), ("falcon", [1, 1]), ("gpt_neox", [1, 1]), ("stablelm", [3, 1])]
+    {
         let inputs = open(case);
         let model =
             Model::new(&Tensors::new(&inputs, None), Options { threads: 1, held: Some(0), progress: None }).unwrap();
-        assert_eq!(model.inputs()[0][0].weights.len(), shared, "{case}");
+        let counts: Vec<usize> = model.inputs()[0].iter().map(|inputs| inputs.weights.len()).take(2).collect();
+        assert_eq!(counts, shared, "{case}");
+    }
+}
+
+/// What layers are shown of each column, by its square, layer by layer.
+#[derive(Default)]
+struct Squares(Vec<Vec<(String, Vec<f64>)>>, Vec<(String, Vec<f64>)>);
+
+impl Watch for Squares {
+    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
+        let mut squares = vec![0.0; input.tokens()];
+        for row in input.values().chunks_exact(input.tokens()) {
+            squares.iter_mut().zip(row).for_each(|(square, &x)| *square += f64::from(x) * f64::from(x));
+        }
+        self.1.push((paths.join(" "), squares));
+        Ok(())
+    }
+
+    fn weighs(&self) -> bool {
+        true
+    }
+
+    fn layer(&mut self) -> Result<ControlFlow<()>> {
+        self.0.push(std::mem::take(&mut self.1));
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// What transformers' attention pays to each token (`testdata/gen/paid.py`) is by how much its square is larger where keys and values are made of it.
+#[test]
+fn keys_and_values_are_shown_what_attention_pays() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let paid = std::fs::read(root.join("paid.json")).unwrap();
+    let paid: std::collections::BTreeMap<String, Vec<Vec<f64>>> = serde_json::from_slice(&paid).unwrap();
+    assert!(paid.len() > 10);
+    for (case, layers) in paid {
+        let inputs = open(&case);
+        let options = Options { threads: 1, held: Some(0), progress: None };
+        let model = Model::new(&Tensors::new(&inputs, None), options).unwrap();
+        let sequences = super::logits::expected(&root.join("tiny").join(&case).join("logits.safetensors")).sequences;
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let mut shown = Squares::default();
+        model.hidden(&sequences, &mut shown).unwrap();
+        assert_eq!(shown.0.len(), layers.len(), "{case}");
+        for (shown, paid) in shown.0.iter().zip(&layers) {
+            let (_, plain) = &shown[0];
+            let names = ["k_proj", "kv_a_proj_with_mqa", "qkv_proj", "query_key_value", "c_attn"];
+            let (path, weighed) = shown.iter().find(|(path, _)| names.iter().any(|name| path.contains(name))).unwrap();
+            for ((weighed, plain), paid) in weighed.iter().zip(plain).zip(paid) {
+                let (found, wanted) = (weighed / plain, 0.5 + 0.5 * paid);
+                assert!((found - wanted).abs() < 1e-4 * wanted.max(1.0), "{case} {path}: {found} and not {wanted}");
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 """What layers of a live torch model are given: sums of x·xᵀ, taken by hooks, and the file that `merge` reads them from.
 
+Of what gives attention's keys and values, a token counts with the attention that is paid to it, where the model's attention says so (`_attention.py`).
+
 Nothing here changes what a model computes. torch is imported where it is used, so that the package needs none.
 """
 
@@ -13,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
 
+from . import _attention
 from ._command import Path
 from ._errors import ExistsError, UsageError
 
@@ -68,14 +71,30 @@ def targets(model: Any) -> dict[str, Any]:
     return found
 
 
+def holder(name: str) -> str:
+    """The module that holds the layer with a weight of this name."""
+    return name.rpartition(".")[0].rpartition(".")[0]
+
+
+def are_of(tokens: Any, x: Any) -> bool:
+    """Whether values (sequences, tokens) are one for each token of an input, which may have them all in a row, or a dimension of one head."""
+    shape = [[size for size in of if size != 1] for of in (tokens.shape, x.shape[:-1])]
+    return shape[0] == shape[1] or (x.ndim == 2 and tokens.numel() == len(x))
+
+
 class _Input:
-    """An input that some modules are given."""
+    """An input that some modules are given, whose errors count alike."""
 
     def __init__(self, first: str, size: int) -> None:
         self.names = [first]
         self.features = size
         self.tokens = 0
+        # Of the tokens in the sum: as many as there are, where each counts once.
+        self.weight: Any = 0
         self.sum: Any = None
+
+    def mean(self) -> Any:
+        return self.sum / self.weight
 
 
 class Moments:
@@ -98,7 +117,9 @@ class Moments:
     ) -> None:
         self.inputs: dict[str, _Input] = {}
         self._of: dict[str, _Input] = {}
-        self._recent: dict[int, tuple[Any, int, _Input]] = {}
+        self._recent: dict[tuple[int, str], tuple[Any, int, _Input]] = {}
+        # Inputs whose tokens' weights the attention of their holder will say.
+        self._waiting: dict[str, list[tuple[str, _Input, Any]]] = {}
         self._masks: list[Any] = []
         self._device, self._count, self._only = device, count, only
         self._counts = False
@@ -109,12 +130,19 @@ class Moments:
         ]
         for name, module in modules.items():
             self._hooks.append(module.register_forward_pre_hook(self._taker(name), with_kwargs=True))
+        holders = {holder(name) for name in modules if _attention.weighting(name) != "plain"}
+        self._holders = {module: name_on_disk(path) for path, module in model.named_modules() if name_on_disk(path) in holders}
+        for module, path in self._holders.items():
+            self._hooks.append(module.register_forward_hook(self._ender(path), always_call=True))
+        self._unwatch = _attention.watch(self._weigh) if holders else lambda: None
 
     def remove(self) -> None:
+        self._unwatch()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         self._recent.clear()
+        self._waiting.clear()
 
     @property
     def tokens(self) -> int:
@@ -127,6 +155,8 @@ class Moments:
         self._masks = [mask for mask in masks if getattr(mask, "ndim", 0) == 2]
 
     def _end(self, *_: Any) -> None:
+        for path in list(self._waiting):
+            self._settle(path)
         self._counts = False
         self._masks = []
         self._recent.clear()
@@ -139,10 +169,46 @@ class Moments:
 
         return take
 
+    def _ender(self, path: str) -> Callable[..., None]:
+        def end(*_: Any) -> None:
+            # Its attention was not called where that can be seen. Nothing waits longer, so that inputs of one layer at a time are kept.
+            self._settle(path)
+
+        return end
+
+    def _weigh(self, module: Any, weights: Callable[[Any], Any]) -> None:
+        path = self._holders.get(module)
+        if self._counts and path in self._waiting:
+            self._settle(path, weights)
+
+    def _settle(self, path: str, weights: Optional[Callable[[Any], Any]] = None) -> None:
+        """Adds what waits for the weights of a module's attention; without them each token counts once."""
+        waiting = self._waiting.pop(path, [])
+        known = None
+        if weights is not None and any(self._sums(to) for _, to, _ in waiting):
+            known = weights(self._mask_of(waiting[0][2]))
+        for weighting, to, x in waiting:
+            is_of_it = known is not None and are_of(known, x)
+            self._add(to, x, self._counted(weighting, known, self._mask_of(x)) if is_of_it else None)
+
+    def _counted(self, weighting: str, weights: Any, mask: Optional[Any]) -> Any:
+        """What each token counts, of the weights of some sequences' tokens."""
+        lib = torch()
+        with lib.no_grad():
+            number = weights.shape[1] if mask is None else mask.reshape(weights.shape).to(weights.device).bool().sum(1, keepdim=True)
+            mean = weights.sum(1, keepdim=True) / number
+            # Of a layer that computes queries too, half as those count.
+            counted = (1 + weights / mean) / 2 if weighting == "fused" else weights
+            return lib.where(mean > 0, counted, lib.ones_like(counted))
+
+    def _sums(self, to: _Input) -> bool:
+        return self._only is None or to.names[0] in self._only
+
     def _take(self, name: str, x: Any) -> None:
-        held = self._recent.get(id(x))
+        weighting = _attention.weighting(name)
+        held = self._recent.get((id(x), weighting))
         mine = self._of.get(name)
-        # The very tensor that another layer was given: queries, keys and values are three layers and one input.
+        # The very tensor that another layer was given: keys and values are two layers and one input.
         if held is not None and held[0]() is x and held[1] == x._version:
             if mine is held[2]:
                 return
@@ -155,26 +221,39 @@ class Moments:
             if mine is not None:
                 mine.names.remove(name)
             mine = self._of[name] = self.inputs[name] = _Input(name, x.shape[-1])
-        self._add(mine, x)
+        if weighting == "plain":
+            self._add(mine, x)
+        else:
+            self._waiting.setdefault(holder(name), []).append((weighting, mine, x))
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
-        self._recent[id(x)] = (weakref.ref(x), x._version, mine)
+        self._recent[id(x), weighting] = (weakref.ref(x), x._version, mine)
 
-    def _add(self, to: _Input, x: Any) -> None:
+    def _mask_of(self, x: Any) -> Optional[Any]:
+        """Which tokens of an input are no padding; None where all are, or it is not known."""
+        return next((mask for mask in self._masks if are_of(mask, x)), None)
+
+    def _add(self, to: _Input, x: Any, weights: Optional[Any] = None) -> None:
         lib = torch()
         with lib.no_grad(), lib.autocast(device_type=x.device.type, enabled=False):
             rows = x.detach().reshape(-1, x.shape[-1])
-            for mask in self._masks:
-                same = tuple(mask.shape) == tuple(x.shape[:-1]) or (x.ndim == 2 and mask.numel() == len(rows))
-                if same:
-                    rows = rows[mask.reshape(-1).to(rows.device).bool()]
-                    break
+            mask = self._mask_of(x)
+            if weights is not None:
+                weights = weights.reshape(-1).to(rows.device)
+            if mask is not None:
+                chosen = mask.reshape(-1).to(rows.device).bool()
+                rows, weights = rows[chosen], None if weights is None else weights[chosen]
             to.tokens += len(rows)
-            if self._only is not None and to.names[0] not in self._only:
+            if not self._sums(to):
                 return
             rows = rows.float()
             if to.sum is None:
                 place = self._device or x.device
                 to.sum = lib.zeros(to.features, to.features, dtype=lib.float32, device=place)
+            if weights is None:
+                to.weight = to.weight + len(rows)
+            else:
+                rows = rows * weights.sqrt()[:, None]
+                to.weight = to.weight + weights.sum().to(to.sum.device)
             if to.sum.device == rows.device:
                 to.sum.addmm_(rows.T, rows)
             else:
@@ -250,12 +329,12 @@ def layer_of(name: str) -> str:
 def write(
     path: Path,
     inputs: Sequence[_Input],
-    sums: Iterable[Any],
+    means: Iterable[Any],
     taken_from: str,
     known_by: dict[str, str],
     dtype: str,
 ) -> int:
-    """Writes a calibration, one sum in memory at a time, whole or not at all. Returns its length in bytes."""
+    """Writes a calibration, one of them in memory at a time, whole or not at all. Returns its length in bytes."""
     lib = torch()
     size = {"f32": 4, "bf16": 2}[dtype]
     header: dict[str, Any] = {}
@@ -275,8 +354,8 @@ def write(
     try:
         with open(partial, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            for found, total in zip(inputs, sums):
-                values = (total / found.tokens).to("cpu", lib.bfloat16 if dtype == "bf16" else lib.float32)
+            for mean in means:
+                values = mean.to("cpu", lib.bfloat16 if dtype == "bf16" else lib.float32)
                 file.write(values.contiguous().view(lib.uint8).numpy().tobytes())
         os.replace(partial, path)
     finally:

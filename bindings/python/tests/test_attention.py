@@ -53,6 +53,10 @@ def rows(count: int = 2, length: int = 19) -> Any:
     return torch.randint(1, 128, (count, length), generator=torch.Generator().manual_seed(1))
 
 
+def mean(found: Any) -> Any:
+    return found.sum / found.tokens
+
+
 def take(model: Any, run: Callable[[], Any], **options: Any) -> dict[str, Any]:
     """Mean moments by the names that share them."""
     taken = moments.Moments(model, moments.targets(model), **options)
@@ -61,7 +65,7 @@ def take(model: Any, run: Callable[[], Any], **options: Any) -> dict[str, Any]:
             run()
     finally:
         taken.remove()
-    return {" ".join(found.names): found.mean() for found in taken.inputs.values() if found.sum is not None}
+    return {" ".join(found.names): mean(found) for found in taken.inputs.values() if found.sum is not None}
 
 
 def distance(a: Any, b: Any) -> float:
@@ -69,7 +73,7 @@ def distance(a: Any, b: Any) -> float:
 
 
 def wanted(model: Any, ids: Any, path: str, modules: list[str]) -> list[dict[str, Any]]:
-    """From the shares that eager attention says itself, in double precision: layer by layer the plain, the weighted and the fused mean."""
+    """From the shares that eager attention says itself, in double precision: layer by layer the plain and the weighted mean."""
     model = model.double()
     seen: dict[str, Any] = {}
     hooks = [
@@ -87,8 +91,8 @@ def wanted(model: Any, ids: Any, path: str, modules: list[str]) -> list[dict[str
         x = seen[path.format(layer)].reshape(*ids.shape, -1)
         weights = share.double().square().sum((1, 2))
         half = (1 + weights / weights.mean(1, keepdim=True)) / 2
-        mean = lambda w: torch.einsum("bt,bti,btj->ij", w, x, x) / w.sum()
-        found.append({"plain": mean(torch.ones_like(weights)), "weighted": mean(weights), "fused": mean(half)})
+        product = lambda w: torch.einsum("bt,bti,btj->ij", w, x, x) / w.sum()
+        found.append({"plain": product(torch.ones_like(weights)), "weighted": product(half)})
     return found
 
 
@@ -101,9 +105,8 @@ def test_the_attention_that_is_paid(name: str, at_once: int, monkeypatch: pytest
     found = take(model, lambda: model(input_ids=ids))
     want = wanted(model, ids, "model.layers.{}.self_attn.k_proj", ["k_proj"])
     for layer, means in enumerate(want):
-        q, k, v = (f"model.layers.{layer}.self_attn.{part}_proj.weight" for part in "qkv")
-        assert distance(means["weighted"], found[f"{k} {v}"]) < 1e-5
-        assert distance(means["plain"], found[q]) < 1e-5
+        names = " ".join(f"model.layers.{layer}.self_attn.{part}_proj.weight" for part in "qkv")
+        assert distance(means["weighted"], found[names]) < 1e-5
         # They are not the same by chance.
         assert distance(means["weighted"], means["plain"]) > 1e-2
 
@@ -113,17 +116,18 @@ def test_queries_keys_and_values_in_one() -> None:
     found = take(model, lambda: model(input_ids=ids))
     want = wanted(model, ids, "transformer.h.{}.attn.c_attn", ["c_attn"])
     for layer, means in enumerate(want):
-        assert distance(means["fused"], found[f"transformer.h.{layer}.attn.c_attn.weight"]) < 1e-5
-        assert distance(means["plain"], means["fused"]) > 1e-2
+        assert distance(means["weighted"], found[f"transformer.h.{layer}.attn.c_attn.weight"]) < 1e-5
+        assert distance(means["plain"], means["weighted"]) > 1e-2
 
 
 def test_keys_and_values_from_a_latent() -> None:
     model, ids = model_of("deepseek_v3"), rows()
     found = take(model, lambda: model(input_ids=ids))
-    for name, how in [("kv_a_proj_with_mqa", "weighted"), ("kv_b_proj", "weighted"), ("q_a_proj", "plain")]:
-        want = wanted(model, ids, f"model.layers.{{}}.self_attn.{name}", [name])
+    for names, how in [(["q_a_proj", "kv_a_proj_with_mqa"], "weighted"), (["kv_b_proj"], "weighted"), (["q_b_proj"], "plain")]:
+        want = wanted(model, ids, f"model.layers.{{}}.self_attn.{names[0]}", names)
         for layer, means in enumerate(want):
-            assert distance(means[how], found[f"model.layers.{layer}.self_attn.{name}.weight"]) < 1e-5
+            key = " ".join(f"model.layers.{layer}.self_attn.{name}.weight" for name in names)
+            assert distance(means[how], found[key]) < 1e-5
             assert distance(means["plain"], means["weighted"]) > 1e-2
 
 
@@ -132,8 +136,8 @@ def test_attention_both_ways_with_biases_by_distance() -> None:
     found = take(model, lambda: model(input_ids=ids))
     want = wanted(model, ids, "encoder.block.{}.layer.0.SelfAttention.k", ["k"])
     for layer, means in enumerate(want):
-        k, v = (f"encoder.block.{layer}.layer.0.SelfAttention.{part}.weight" for part in "kv")
-        assert distance(means["weighted"], found[f"{k} {v}"]) < 1e-5
+        names = " ".join(f"encoder.block.{layer}.layer.0.SelfAttention.{part}.weight" for part in "qkv")
+        assert distance(means["weighted"], found[names]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "t5"])
@@ -195,27 +199,31 @@ def test_where_weights_are_not_known() -> None:
     model, ids = model_of("llama", "sdpa"), rows()
 
     cache: Any = None
+    seen: list[Any] = []
 
-    def further(count: int) -> dict[str, Any]:
+    def further(count: int) -> float:
+        """How far what is taken is from the plain mean."""
+
         def run() -> None:
             nonlocal cache
             known = cache.get_seq_length() if cache else 0
             cache = model(input_ids=ids[:, known : known + count], past_key_values=cache, use_cache=True).past_key_values
 
-        return take(model, run)
+        hook = model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        found = take(model, run)
+        hook.remove()
+        x = seen.pop().reshape(-1, seen_features)
+        return distance(x.T @ x / len(x), found[" ".join(f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv")])
 
-    k = "model.layers.1.self_attn.k_proj.weight"
-    keys, queries = f"{k} {k.replace('k_proj', 'v_proj')}", k.replace("k_proj", "q_proj")
-    begun, gone_on, one_more = further(9), further(9), further(1)
-    assert distance(begun[keys], begun[queries]) > 1e-2
-    assert torch.equal(gone_on[keys], gone_on[queries]) and torch.equal(one_more[keys], one_more[queries])
+    seen_features = model.config.hidden_size
+    assert further(9) > 1e-2
+    assert further(9) < 1e-6 and further(1) < 1e-6
     bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4)).eval()
-    seen: list[Any] = []
     layer = bloom.transformer.h[1].self_attention.query_key_value
     hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     found = take(bloom, lambda: bloom(input_ids=ids))
     hook.remove()
-    x = seen[0].reshape(-1, 32)
+    x = seen.pop().reshape(-1, 32)
     assert distance(x.T @ x / len(x), found["transformer.h.1.self_attention.query_key_value.weight"]) < 1e-6
 
 
@@ -261,9 +269,8 @@ def test_the_model_computes_what_it_did(implementation: str, checkpointing: bool
     assert torch.equal(logits, again) and all(map(torch.equal, gradients, as_before))
     assert {found.tokens for found in first.inputs.values()} == {ids.numel()}
     assert {found.tokens for found in second.inputs.values()} == {2 * ids.numel()}
-    k = "model.layers.1.self_attn.k_proj.weight"
-    assert distance(first.inputs[k].mean(), second.inputs[k].mean()) < 1e-6
-    assert distance(first.inputs[k].mean(), first.inputs[k.replace("k_proj", "q_proj")].mean()) > 1e-2
+    q = "model.layers.1.self_attn.q_proj.weight"
+    assert distance(mean(first.inputs[q]), mean(second.inputs[q])) < 1e-6
 
 
 def test_a_compiled_model_still_runs() -> None:

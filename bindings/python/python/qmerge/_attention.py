@@ -1,4 +1,4 @@
-"""How much attention is paid to each token of a live model: what errors of its keys and values are weighted by.
+"""How much attention is paid to each token of a live model: half of what errors of its query, key and value are weighted by.
 
 A token's value comes out of every query that attends to it, with the share it has there, so that its error counts with the sum of those shares' squares. transformers' models
 look up their attention function by name as they run, and give it all that shares follow from. The look-up is what is wrapped: the function itself is called as it was, with
@@ -17,13 +17,11 @@ AT_ONCE = 1 << 24
 """Most scores in memory at a time: 64 MB."""
 
 WEIGHTED = {
-    *("k_proj", "v_proj", "key", "value", "k", "v", "wk", "wv", "to_k", "to_v"),
-    *("kv_a_proj_with_mqa", "kv_b_proj", "kv_proj"),
+    *("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "to_q", "to_k", "to_v"),
+    *("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_proj"),
+    *("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "in_proj"),
 }
-"""Linear layers that compute keys or values alone."""
-
-FUSED = {"qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "in_proj"}
-"""Those that compute queries too, of which half an error is weighted."""
+"""Linear layers that compute queries, keys or values, as models name them."""
 
 Watch = Callable[[Any, Callable[[Any], Optional[Any]]], None]
 """Called with the module that attends and what computes the weights of its tokens, given those that are no padding."""
@@ -209,7 +207,6 @@ def _packed(implementation: Any, given: dict[str, Any], query: Any) -> Any:
     return lib.nn.functional.pad(places[0].diff() != 1, (1, 0)).cumsum(0).to(query.device)
 
 
-def weighting(name: str) -> str:
-    """How errors of the layer whose weight has this name are weighted: "weighted", "fused" or "plain"."""
-    last = name.split(".")[-2] if "." in name else ""
-    return "weighted" if last in WEIGHTED else "fused" if last in FUSED else "plain"
+def is_weighted(name: str) -> bool:
+    """Whether the layer whose weight has this name computes queries, keys or values."""
+    return "." in name and name.split(".")[-2] in WEIGHTED

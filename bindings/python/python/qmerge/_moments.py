@@ -1,6 +1,6 @@
 """What layers of a live torch model are given: sums of x·xᵀ, taken by hooks, and the file that `merge` reads them from.
 
-Of what gives attention's keys and values, a token counts with the attention that is paid to it, where the model's attention says so (`_attention.py`).
+Of what gives attention's queries, keys and values, a token counts half by the attention that is paid to it, where the model's attention says so (`_attention.py`).
 
 Nothing here changes what a model computes. torch is imported where it is used, so that the package needs none.
 """
@@ -89,12 +89,7 @@ class _Input:
         self.names = [first]
         self.features = size
         self.tokens = 0
-        # Of the tokens in the sum: as many as there are, where each counts once.
-        self.weight: Any = 0
         self.sum: Any = None
-
-    def mean(self) -> Any:
-        return self.sum / self.weight
 
 
 class Moments:
@@ -117,9 +112,9 @@ class Moments:
     ) -> None:
         self.inputs: dict[str, _Input] = {}
         self._of: dict[str, _Input] = {}
-        self._recent: dict[tuple[int, str], tuple[Any, int, _Input]] = {}
+        self._recent: dict[tuple[int, bool], tuple[Any, int, _Input]] = {}
         # Inputs whose tokens' weights the attention of their holder will say.
-        self._waiting: dict[str, list[tuple[str, _Input, Any]]] = {}
+        self._waiting: dict[str, list[tuple[_Input, Any]]] = {}
         self._masks: list[Any] = []
         self._device, self._count, self._only = device, count, only
         self._counts = False
@@ -130,7 +125,7 @@ class Moments:
         ]
         for name, module in modules.items():
             self._hooks.append(module.register_forward_pre_hook(self._taker(name), with_kwargs=True))
-        holders = {holder(name) for name in modules if _attention.weighting(name) != "plain"}
+        holders = {holder(name) for name in modules if _attention.is_weighted(name)}
         self._holders = {module: name_on_disk(path) for path, module in model.named_modules() if name_on_disk(path) in holders}
         for module, path in self._holders.items():
             self._hooks.append(module.register_forward_hook(self._ender(path), always_call=True))
@@ -185,30 +180,28 @@ class Moments:
         """Adds what waits for the weights of a module's attention; without them each token counts once."""
         waiting = self._waiting.pop(path, [])
         known = None
-        if weights is not None and any(self._sums(to) for _, to, _ in waiting):
-            known = weights(self._mask_of(waiting[0][2]))
-        for weighting, to, x in waiting:
+        if weights is not None and any(self._sums(to) for to, _ in waiting):
+            known = weights(self._mask_of(waiting[0][1]))
+        for to, x in waiting:
             is_of_it = known is not None and are_of(known, x)
-            self._add(to, x, self._counted(weighting, known, self._mask_of(x)) if is_of_it else None)
+            self._add(to, x, self._counted(known, self._mask_of(x)) if is_of_it else None)
 
-    def _counted(self, weighting: str, weights: Any, mask: Optional[Any]) -> Any:
-        """What each token counts, of the weights of some sequences' tokens."""
+    def _counted(self, weights: Any, mask: Optional[Any]) -> Any:
+        """What each token counts, 1 in the mean of each sequence: half by its weight, half like all others."""
         lib = torch()
         with lib.no_grad():
             number = weights.shape[1] if mask is None else mask.reshape(weights.shape).to(weights.device).bool().sum(1, keepdim=True)
             mean = weights.sum(1, keepdim=True) / number
-            # Of a layer that computes queries too, half as those count.
-            counted = (1 + weights / mean) / 2 if weighting == "fused" else weights
-            return lib.where(mean > 0, counted, lib.ones_like(counted))
+            return lib.where(mean > 0, (1 + weights / mean) / 2, lib.ones_like(weights))
 
     def _sums(self, to: _Input) -> bool:
         return self._only is None or to.names[0] in self._only
 
     def _take(self, name: str, x: Any) -> None:
-        weighting = _attention.weighting(name)
-        held = self._recent.get((id(x), weighting))
+        is_weighted = _attention.is_weighted(name)
+        held = self._recent.get((id(x), is_weighted))
         mine = self._of.get(name)
-        # The very tensor that another layer was given: keys and values are two layers and one input.
+        # The very tensor that another layer was given: queries, keys and values are three layers and one input.
         if held is not None and held[0]() is x and held[1] == x._version:
             if mine is held[2]:
                 return
@@ -221,12 +214,12 @@ class Moments:
             if mine is not None:
                 mine.names.remove(name)
             mine = self._of[name] = self.inputs[name] = _Input(name, x.shape[-1])
-        if weighting == "plain":
-            self._add(mine, x)
+        if is_weighted:
+            self._waiting.setdefault(holder(name), []).append((mine, x))
         else:
-            self._waiting.setdefault(holder(name), []).append((weighting, mine, x))
+            self._add(mine, x)
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
-        self._recent[id(x), weighting] = (weakref.ref(x), x._version, mine)
+        self._recent[id(x), is_weighted] = (weakref.ref(x), x._version, mine)
 
     def _mask_of(self, x: Any) -> Optional[Any]:
         """Which tokens of an input are no padding; None where all are, or it is not known."""
@@ -249,11 +242,8 @@ class Moments:
             if to.sum is None:
                 place = self._device or x.device
                 to.sum = lib.zeros(to.features, to.features, dtype=lib.float32, device=place)
-            if weights is None:
-                to.weight = to.weight + len(rows)
-            else:
+            if weights is not None:
                 rows = rows * weights.sqrt()[:, None]
-                to.weight = to.weight + weights.sum().to(to.sum.device)
             if to.sum.device == rows.device:
                 to.sum.addmm_(rows.T, rows)
             else:
@@ -329,12 +319,12 @@ def layer_of(name: str) -> str:
 def write(
     path: Path,
     inputs: Sequence[_Input],
-    means: Iterable[Any],
+    sums: Iterable[Any],
     taken_from: str,
     known_by: dict[str, str],
     dtype: str,
 ) -> int:
-    """Writes a calibration, one of them in memory at a time, whole or not at all. Returns its length in bytes."""
+    """Writes a calibration, one sum in memory at a time, whole or not at all. Returns its length in bytes."""
     lib = torch()
     size = {"f32": 4, "bf16": 2}[dtype]
     header: dict[str, Any] = {}
@@ -354,8 +344,8 @@ def write(
     try:
         with open(partial, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            for mean in means:
-                values = mean.to("cpu", lib.bfloat16 if dtype == "bf16" else lib.float32)
+            for found, total in zip(inputs, sums):
+                values = (total / found.tokens).to("cpu", lib.bfloat16 if dtype == "bf16" else lib.float32)
                 file.write(values.contiguous().view(lib.uint8).numpy().tobytes())
         os.replace(partial, path)
     finally:

@@ -53,9 +53,9 @@ def calibrate(
     """Runs a live model, and stores the second moments of what its linear layers are given, for `merge(..., calibration=out)`.
 
     Those that an adapter changes where the model is a `PeftModel`, else all but the output embedding. Sums are taken in float32, where the layer's inputs are; the
-    model's own numbers do not change. Of what attention's keys and values are computed from, a token counts with the attention that is paid to it (the squares of
-    its shares), wherever attention runs through transformers' interface, and is not compiled; elsewhere all count alike. Modules that a checkpoint stores as one stack,
-    as experts may be, are left out, and are rounded without data.
+    model's own numbers do not change. Of what attention's queries, keys and values are computed from, a token counts half by the attention that is paid to it (the
+    squares of its shares), wherever attention runs through transformers' interface, and is not compiled; elsewhere all count alike. Modules that a checkpoint stores as
+    one stack, as experts may be, are left out, and are rounded without data.
 
     Args:
         model: any torch module that is called as transformers' models are.
@@ -104,19 +104,19 @@ def calibrate(
         if not inputs:
             raise UsageError("no linear layer of the model was called: its code does not go through the modules")
 
-        def means() -> Iterator[Any]:
+        def sums() -> Iterator[Any]:
             if max_bytes is None or at_once:
                 for found in inputs:
-                    yield found.mean()
+                    yield found.sum
                     found.sum = None
                 return
             for some in _groups(inputs, max_bytes):
                 taken = run({found.names[0] for found in some}).inputs
                 for found in some:
-                    yield taken[found.names[0]].mean()
+                    yield taken[found.names[0]].sum
 
         taken_from = f"{whole.tokens} tokens {source}, run in torch"
-        size = write(out, inputs, means(), taken_from, marks(model, together=True), dtype)
+        size = write(out, inputs, sums(), taken_from, marks(model, together=True), dtype)
     finally:
         model.train(was_training)
     return Calibration({"output": os.fspath(out), "taken_from": taken_from, "bytes": size})
@@ -271,7 +271,7 @@ class _MomentsCallback:
             # A training is not to end for it.
             warnings.warn(f"moments are not stored: {error}", stacklevel=2)
             return
-        write(os.path.join(folder, FILE_NAME), inputs, (found.mean() for found in inputs), about, known_by, self.dtype)
+        write(os.path.join(folder, FILE_NAME), inputs, (found.sum for found in inputs), about, known_by, self.dtype)
 
 
 if TYPE_CHECKING:

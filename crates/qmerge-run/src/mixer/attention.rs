@@ -163,7 +163,7 @@ impl Mixer for Attention<'_> {
             sinks: &self.sinks,
         };
         let (mut mixed, paid) = attend(&how, q, k, v, pass, state, watch.weighs());
-        paid.show(&self.inputs, x, watch)?;
+        paid.show(&self.inputs, x, pass, watch)?;
         if self.spec.gated {
             sigmoid(&mut gates);
             mixed.iter_mut().zip(&gates).for_each(|(x, gate)| *x *= gate);

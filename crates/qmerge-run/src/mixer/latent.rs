@@ -123,8 +123,8 @@ impl Mixer for Latent<'_> {
             sinks: &[],
         };
         let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, watch.weighs());
-        paid.show(&self.inputs, x, watch)?;
-        paid.show(std::slice::from_ref(&self.keys_and_values), &narrow, watch)?;
+        paid.show(&self.inputs, x, pass, watch)?;
+        paid.show(std::slice::from_ref(&self.keys_and_values), &narrow, pass, watch)?;
         let mixed = x.like(&mixed, heads * value);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;
         self.output.forward(&mixed)

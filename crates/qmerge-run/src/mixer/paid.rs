@@ -7,6 +7,7 @@
 
 use qmerge::error::Result;
 
+use super::Pass;
 use crate::linear::{Input, Linear, Watch};
 
 /// Squared shares by token, summed over heads and queries; nothing where no one asked.
@@ -27,15 +28,22 @@ impl Paid {
         Self(sums)
     }
 
-    /// Shows what these layers are given, with columns as long as makes their squares' mean the weighted one. Where nothing was paid, or nobody asked, as it is.
-    pub(super) fn show(&self, layers: &[Linear<'_>], x: &Input<'_>, watch: &mut dyn Watch) -> Result<()> {
+    /// Shows what these layers are given, with columns as long as makes their squares' mean the weighted one. A sequence whose tokens are paid nothing stays as it is;
+    /// so does all where nobody asked.
+    pub(super) fn show(&self, layers: &[Linear<'_>], x: &Input<'_>, pass: &Pass, watch: &mut dyn Watch) -> Result<()> {
         let tokens = self.0.len();
-        let mean = self.0.iter().map(|&paid| f64::from(paid)).sum::<f64>() / tokens.max(1) as f64;
-        if !(mean > 0.0 && mean.is_finite()) {
+        if tokens == 0 {
             return Linear::show(layers, x, watch);
         }
-        let length = |&paid: &f32| libm::sqrtf(EVEN + (1.0 - EVEN) * (f64::from(paid) / mean) as f32);
-        let lengths: Vec<f32> = self.0.iter().map(length).collect();
+        let mut lengths = vec![1.0; tokens];
+        for sequence in &pass.sequences {
+            let paid = &self.0[sequence.columns.clone()];
+            let mean = paid.iter().map(|&paid| f64::from(paid)).sum::<f64>() / paid.len().max(1) as f64;
+            if mean > 0.0 && mean.is_finite() {
+                let length = |&paid: &f32| libm::sqrtf(EVEN + (1.0 - EVEN) * (f64::from(paid) / mean) as f32);
+                lengths[sequence.columns.clone()].iter_mut().zip(paid).for_each(|(to, paid)| *to = length(paid));
+            }
+        }
         let mut longer = x.values().to_vec();
         for row in longer.chunks_exact_mut(tokens) {
             row.iter_mut().zip(&lengths).for_each(|(x, length)| *x *= length);

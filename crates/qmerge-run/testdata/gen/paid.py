@@ -3,7 +3,7 @@
     python paid.py
 
 For each case, a list for each layer with attention: the squares of the shares that a token is given, summed over queries and heads, divided by their mean over
-the tokens of both sequences. Versions as for tiny_models.py.
+the sequence's tokens; both sequences behind each other. Versions as for tiny_models.py.
 """
 
 import json
@@ -25,8 +25,8 @@ for case in CASES:
     ids = load_file(os.path.join(folder, "logits.safetensors"))["input_ids"]
     with torch.no_grad():
         attentions = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
-    paid = [shares.double().square().sum(dim=(1, 2)).reshape(-1) for shares in attentions]
-    found[case] = [[round(x, 6) for x in (own / own.mean()).tolist()] for own in paid]
+    paid = [shares.double().square().sum(dim=(1, 2)) for shares in attentions]
+    found[case] = [[round(x, 6) for x in (own / own.mean(dim=1, keepdim=True)).reshape(-1).tolist()] for own in paid]
 with open(os.path.join(HERE, "..", "paid.json"), "w") as file:
     lines = ",\n".join(f'"{case}": {json.dumps(layers)}' for case, layers in found.items())
     file.write("{\n" + lines + "\n}\n")

@@ -90,19 +90,27 @@ def main():
     parser.add_argument("--peft")
     parser.add_argument("--merges", default=",".join(MERGES), help="which of the merges, between commas")
     parser.add_argument("--keep", action="store_true", help="keep what was measured of other merges before")
+    parser.add_argument("--behaviour", action="store_true", help="measure only what is left of the adapter: these merges' times, and all of others, stay as they were measured before")
     args = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="qmerge-figures-"))
     merges = dict({name: MERGES[name] for name in args.merges.split(",")}, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
+    path = ROOT / "benches/figures" / f"{args.name}.json"
+    before = json.loads(path.read_text()) if args.keep or args.behaviour else None
     rows = {}
     if args.peft:
         script = str(ROOT / "benches/peers/peft_merge.py")
         rows["peft"] = measured([args.peft, script, args.base, args.adapter, str(folder / "peft")], folder / "peft")
     for name, options in merges.items():
         out = folder / name
-        rows[name] = measured([QMERGE, "merge", "--base", args.base, "--adapter", args.adapter, "-o", str(out), *options], out)
+        command = [QMERGE, "merge", "--base", args.base, "--adapter", args.adapter, "-o", str(out), *options]
+        if args.behaviour:
+            run(command)
+            rows[name] = before["rows"][name]
+        else:
+            rows[name] = measured(command, out)
         report = json.loads((out / "qmerge-report.json").read_text())
         rows[name].update({key: report["summary"].get(key) for key in ("survival", "kept_output")})
-        print(f"{name}: {rows[name]['seconds']:.1f} s; {report['verdict']['text']}", flush=True)
+        print(f"{name}: {report['verdict']['text']}", flush=True)
     outputs = [part for name in rows for part in ("--merged", str(folder / name))]
     command = [QMERGE, "compare", "--base", args.base, "--adapter", args.adapter, *outputs, "--text", args.text, "--windows", str(args.windows), "--continuation", "0", "--json"]
     comparison = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -119,9 +127,10 @@ def main():
         "windows": args.windows,
         "rows": rows,
     }
-    path = ROOT / "benches/figures" / f"{args.name}.json"
-    if args.keep:
-        figures["rows"] = json.loads(path.read_text())["rows"] | rows
+    if before:
+        figures["rows"] = before["rows"] | rows
+    if args.behaviour:
+        figures["machine"] = before["machine"]
     path.write_text(json.dumps(figures, indent=1) + "\n")
     shutil.rmtree(folder)
     print(f"wrote {path.relative_to(ROOT)}")

@@ -214,6 +214,16 @@ def adapters(data):
     return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; gain is that of the adapter apart, in nats; {text}. {data['program']}, {data['date']}.\n"
 
 
+def programs(data):
+    """What is left of adapters by the program before a change, and after it."""
+    rows = []
+    for row in data["rows"]:
+        left = [f"{row[way]['kl']:.4f} ± {row[way]['kl_se']:.4f}, {share(row[way]['gain_kept'])}" for way in ("before", "after")]
+        rows.append([row["model"], row["adapter"], row["text"], f"{row['base_kl']:.3f}", *left, str(row["windows"])])
+    heads = ["model", "adapter", "calibrated on text", "KL of the base", "before", "after", "windows"]
+    return table(heads, rows) + f"\nKL to the adapter apart with its standard error, and gain kept; windows of 512 tokens that neither training nor calibration saw. {data['date']}.\n"
+
+
 def arithmetic(data):
     """Arithmetic on adapters of a model of 1 B, and what others take for one of its layers."""
     rows = []
@@ -226,7 +236,7 @@ def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters, "arithmetic": arithmetic}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters, "arithmetic": arithmetic, "programs": programs}
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Moments of what attention's keys and values are computed from: each token counts with the attention that is paid to it."""
+"""Moments of what attention's queries, keys and values are computed from: half of what a token counts goes by the attention that is paid to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-_attention = pytest.importorskip("qmerge._attention")
-moments = pytest.importorskip("qmerge._moments")
+
+from qmerge import _attention, _moments as moments  # noqa: E402
 
 SMALL = dict(
     vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,

@@ -1,4 +1,4 @@
-//! By which a position sees others: one file per mixer, and one line in [`new`].
+//! By which a position sees others: one file per mixer, and one line in [`new`]; `paid` is how much of each position mixers of softmax see.
 
 mod attention;
 mod delta;

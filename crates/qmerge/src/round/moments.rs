@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::parallel::spread;
 use crate::simd::matmul::{Columns, PANEL};
 
-/// H = mean of x·xᵀ over the inputs x of a linear layer.
+/// H = mean of x·xᵀ over the inputs x of a linear layer; a weighted mean where some tokens' errors cost more than others'.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputMoments {
     /// Length of x.

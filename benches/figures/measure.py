@@ -96,6 +96,8 @@ def main():
     merges = dict({name: MERGES[name] for name in args.merges.split(",")}, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
     path = ROOT / "benches/figures" / f"{args.name}.json"
     before = json.loads(path.read_text()) if args.keep or args.behaviour else None
+    if args.behaviour and (unknown := merges.keys() - before["rows"].keys()):
+        parser.error(f"not measured before: {', '.join(sorted(unknown))}")
     rows = {}
     if args.peft:
         script = str(ROOT / "benches/peers/peft_merge.py")

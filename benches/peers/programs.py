@@ -3,7 +3,7 @@
     programs.py BEFORE AFTER OUT.json --model NAME BASE --adapter NAME DIR TEXT [--own-text] [--calibrate TEXT] [--windows 4] [--folder DIR]
 
 BEFORE and AFTER are programs. With --own-text the merge is calibrated on what the model writes itself, with --calibrate on that text; both may be given. A row is added to
-OUT.json for each; a merge that stands in --folder already is taken as it is. benches/figures/write.py puts OUT.json into the book.
+OUT.json for each; a merge of these names that stands in --folder already is taken as it is, so a folder is for one pair of programs and one text. benches/figures/write.py puts OUT.json into the book.
 """
 
 import argparse
@@ -32,11 +32,18 @@ def main():
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--folder")
     args = parser.parse_args()
-    folder, out = pathlib.Path(args.folder or tempfile.mkdtemp()), pathlib.Path(args.out)
+    if not (args.own_text or args.calibrate):
+        parser.error("--own-text, --calibrate, or both")
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(args, pathlib.Path(args.folder or scratch), pathlib.Path(args.out))
+
+
+def compare(args, folder, out):
     (model, base), (adapter, source, text) = args.model, args.adapter
-    texts = ([("its own", [])] if args.own_text else []) + ([("like the task", ["--calibrate", args.calibrate])] if args.calibrate else [])
+    texts = [(0, "its own", [])] if args.own_text else []
+    texts += [(1, "like the task", ["--calibrate", args.calibrate])] if args.calibrate else []
     merged = []
-    for number, (_, options) in enumerate(texts):
+    for number, _, options in texts:
         for way, program in (("before", args.before), ("after", args.after)):
             target = folder / f"{model}-{adapter}-{number}-{way}".replace(" ", "_")
             merged.append(target)
@@ -45,8 +52,8 @@ def main():
     command = [args.after, "compare", "--base", base, "--adapter", source, *[part for target in merged for part in ("--merged", target)]]
     models = json.loads(run(*command, "--text", text, "--windows", args.windows, "--continuation", 0, "--json"))["models"]
     found = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    for number, (name, _) in enumerate(texts):
-        before, after = models[2 + 2 * number : 4 + 2 * number]
+    for at, (_, name, _) in enumerate(texts):
+        before, after = models[2 + 2 * at : 4 + 2 * at]
         row = {"model": model, "adapter": adapter, "text": name, "windows": args.windows, "base_kl": models[0]["kl"]}
         row.update({way: {key: model[key] for key in ("kl", "kl_se", "gain_kept", "top1")} for way, model in (("before", before), ("after", after))})
         same = lambda other: all(other[key] == row[key] for key in ("model", "adapter", "text"))

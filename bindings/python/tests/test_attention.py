@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -123,12 +125,42 @@ def test_queries_keys_and_values_in_one() -> None:
 def test_keys_and_values_from_a_latent() -> None:
     model, ids = model_of("deepseek_v3"), rows()
     found = take(model, lambda: model(input_ids=ids))
-    for names, how in [(["q_a_proj", "kv_a_proj_with_mqa"], "weighted"), (["kv_b_proj"], "weighted"), (["q_b_proj"], "plain")]:
+    for names in [["q_a_proj", "kv_a_proj_with_mqa"], ["kv_b_proj"], ["q_b_proj"]]:
         want = wanted(model, ids, f"model.layers.{{}}.self_attn.{names[0]}", names)
         for layer, means in enumerate(want):
             key = " ".join(f"model.layers.{layer}.self_attn.{name}.weight" for name in names)
-            assert distance(means[how], found[key]) < 1e-5
+            assert distance(means["weighted"], found[key]) < 1e-5
             assert distance(means["plain"], means["weighted"]) > 1e-2
+
+
+def test_attention_to_another_sequence_of_as_many_tokens() -> None:
+    small = dict(vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    torch.manual_seed(3)
+    model, ids = transformers.T5ForConditionalGeneration(transformers.T5Config(**small)).eval(), rows()
+    seen: dict[str, Any] = {}
+    paths = [f"decoder.block.{layer}.layer.1.EncDecAttention.{part}" for layer in (0, 1) for part in "qk"]
+    hooks = [model.get_submodule(path).register_forward_pre_hook(lambda _, args, path=path: seen.__setitem__(path, args[0])) for path in paths]
+    found = take(model, lambda: model(input_ids=ids, decoder_input_ids=ids.flip(1)))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 4
+    for path, x in seen.items():
+        x = x.reshape(-1, 32)
+        key = f"{path}.weight" if path.endswith("q") else f"{path}.weight {path[:-1]}v.weight"
+        assert distance(x.T @ x / len(x), found[key]) < 1e-6
+
+
+def test_what_is_never_ended_ends_with_its_model() -> None:
+    kind = type(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS)
+    look_up, model, other, ids = kind.get_interface, model_of("llama"), model_of("llama"), rows()
+    taken: Any = moments.Moments(model, moments.targets(model))
+    gone = weakref.ref(taken)
+    assert kind.get_interface is not look_up
+    del model, taken
+    gc.collect()
+    assert gone() is None
+    other(input_ids=ids)
+    assert kind.get_interface is look_up
 
 
 def test_attention_both_ways_with_biases_by_distance() -> None:

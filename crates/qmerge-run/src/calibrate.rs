@@ -24,6 +24,9 @@ use crate::work;
 /// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
 pub(crate) const PRECISION: Precision = Precision::Bf16;
 
+/// What tokens count in moments: another rule makes others of the same tokens, and a merge that goes on is not to have both.
+const WEIGHTS: &[u8] = b"half by the attention that is paid";
+
 /// Tokens of a window of text.
 pub const WINDOW: usize = 256;
 /// Most windows that are taken of a text.
@@ -213,6 +216,7 @@ impl Calibration for FromModel<'_, '_> {
 
     fn identity(&self) -> Result<String> {
         let mut hash = Sha256::new();
+        hash.update(WEIGHTS);
         for sequence in &self.sequences {
             hash.update((sequence.len() as u64).to_le_bytes());
             sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));

@@ -154,7 +154,7 @@ impl<'a> Layer<'a> {
         groups
     }
 
-    /// All linear layers in the order of their use.
+    /// All linear layers in the order in which they are shown.
     pub(crate) fn linears(&self) -> Vec<&Linear<'_>> {
         self.together().into_iter().flatten().collect()
     }

@@ -78,10 +78,11 @@ impl Precision {
 
 /// Sees what each linear layer is given.
 pub trait Watch: Send {
-    /// The module paths of all linear layers that are given these activations, which may be none. An error stops the pass.
+    /// The module paths of linear layers that are given these activations, which may be none, or these with longer and shorter columns where it
+    /// [`weighs`](Self::weighs). An error stops the pass.
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
 
-    /// True if what queries, keys and values are made of is to be shown by the attention that is paid to each token: as long as makes the mean of squares a weighted one.
+    /// True if what an attention's queries, keys and values are made of is to be shown by the attention that is paid to each token: as long as makes the mean of squares a weighted one.
     fn weighs(&self) -> bool {
         false
     }

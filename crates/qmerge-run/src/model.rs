@@ -150,7 +150,7 @@ impl<'a> Model<'a> {
         Ok(model)
     }
 
-    /// Holds weights in the order of their use while they fit.
+    /// Holds weights in the order in which they are shown while they fit.
     fn hold(&mut self, limit: u64) -> Result<()> {
         if limit > 0
             && let Some(progress) = self.progress
@@ -182,7 +182,7 @@ impl<'a> Model<'a> {
         &self.spec
     }
 
-    /// All linear layers in the order of their use.
+    /// All linear layers in the order in which they are shown.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'_>> {
         std::iter::once(&self.embed).chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.head)
     }

@@ -420,7 +420,7 @@ def calibrate(
         output: a `.safetensors` file.
         adapter: adapters that the model runs with, like those to be merged.
         text: a text file like the model's task (default: text that the model writes itself).
-        add: files that were stored before, or folders of them, instead of a run: their moments are added up, each token counting once.
+        add: files that were stored before, or folders of them, instead of a run: their moments are added up, each by its number of tokens.
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
         dtype: element type of the file: "f32", or "bf16" for half the size.

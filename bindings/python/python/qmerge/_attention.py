@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -18,7 +19,7 @@ AT_ONCE = 1 << 24
 
 WEIGHTED = {
     *("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "to_q", "to_k", "to_v"),
-    *("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_proj"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_proj"),
     *("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "in_proj"),
 }
 """Linear layers that compute queries, keys or values, as models name them."""
@@ -26,23 +27,32 @@ WEIGHTED = {
 Watch = Callable[[Any, Callable[[Any], Optional[Any]]], None]
 """Called with the module that attends and what computes the weights of its tokens, given those that are no padding."""
 
-_watches: list[Watch] = []
+# Weak: a training that fails ends nothing, and what it held is not to stay for that.
+_watches: list[weakref.WeakMethod[Watch]] = []
 _restore: list[Callable[[], None]] = []
 
 
 def watch(each: Watch) -> Callable[[], None]:
-    """Has `each` called before every call of an attention function, until what is returned is called."""
-    _watches.append(each)
+    """Has `each`, a method, called before every call of an attention function, until what is returned is called or its object is gone."""
+    mine = weakref.WeakMethod(each)
+    _watches.append(mine)
     if not _restore:
         _wrap()
 
     def end() -> None:
-        if each in _watches:
-            _watches.remove(each)
-        while _restore and not _watches:
-            _restore.pop()()
+        if mine in _watches:
+            _watches.remove(mine)
+        _living()
 
     return end
+
+
+def _living() -> list[Watch]:
+    """Whom to tell; with nobody left the look-up is what it was."""
+    _watches[:] = [each for each in _watches if each() is not None]
+    while _restore and not _watches:
+        _restore.pop()()
+    return [found for each in _watches if (found := each()) is not None]
 
 
 def _wrap() -> None:
@@ -57,10 +67,12 @@ def _wrap() -> None:
     compiler = importlib.import_module("torch").compiler
 
     @functools.wraps(original)
-    def look_up(self: Any, implementation: Any, *args: Any, **kwargs: Any) -> Any:
-        found = original(self, implementation, *args, **kwargs)
+    def look_up(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(self, *args, **kwargs)
         # Compiled code is to hold none of this.
-        return found if compiler.is_compiling() or not callable(found) else _watched(found, implementation)
+        if compiler.is_compiling() or not callable(found):
+            return found
+        return _watched(found, args[0] if args else next(iter(kwargs.values()), None))
 
     def restore() -> None:
         # Another's that came after stays, and calls this one, which then has nobody to tell.
@@ -72,13 +84,13 @@ def _wrap() -> None:
 
 
 def _watched(attend: Callable[..., Any], implementation: Any) -> Callable[..., Any]:
-    if not _watches:
+    if not _living():
         return attend
 
     @functools.wraps(attend)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(("module", "query", "key", "value", "attention_mask"), args)), **kwargs}
-        for each in list(_watches):
+        for each in _living():
             each(given.get("module"), functools.partial(weights, implementation, given))
         return attend(*args, **kwargs)
 
@@ -101,6 +113,10 @@ def weights(implementation: Any, given: dict[str, Any], tokens: Any) -> Optional
     groups = key.shape[1]
     if tuple(key.shape) != (batch, groups, length, width) or heads % groups or not batch * length:
         return None
+    if tokens is not None:
+        if tokens.numel() != batch * length:
+            return None
+        tokens = tokens.reshape(batch, length)
     with lib.no_grad(), lib.autocast(device_type=query.device.type, enabled=False):
         biases = _biases(implementation, given, query)
         sinks = given.get("s_aux")

@@ -22,6 +22,9 @@ from ._errors import ExistsError, UsageError
 INFIXES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "original_module"}
 """Components that wrappers put into names, and checkpoints do not have."""
 
+OTHERS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+"""What attention to another sequence is called with, by transformers' names."""
+
 MARKS, VALUES = 8, 8
 """Tensors that a model is known by, and their first values."""
 
@@ -112,7 +115,7 @@ class Moments:
     ) -> None:
         self.inputs: dict[str, _Input] = {}
         self._of: dict[str, _Input] = {}
-        self._recent: dict[tuple[int, bool], tuple[Any, int, _Input]] = {}
+        self._recent: dict[tuple[int, str], tuple[Any, int, _Input]] = {}
         # Inputs whose tokens' weights the attention of their holder will say.
         self._waiting: dict[str, list[tuple[_Input, Any]]] = {}
         self._masks: list[Any] = []
@@ -126,8 +129,12 @@ class Moments:
         for name, module in modules.items():
             self._hooks.append(module.register_forward_pre_hook(self._taker(name), with_kwargs=True))
         holders = {holder(name) for name in modules if _attention.is_weighted(name)}
-        self._holders = {module: name_on_disk(path) for path, module in model.named_modules() if name_on_disk(path) in holders}
-        for module, path in self._holders.items():
+        # Those that attend to another sequence just now.
+        self._crossing: set[str] = set()
+        paths = {module: name_on_disk(path) for path, module in model.named_modules() if name_on_disk(path) in holders}
+        self._holders = weakref.WeakKeyDictionary(paths)
+        for module, path in paths.items():
+            self._hooks.append(module.register_forward_pre_hook(self._beginner(path), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._ender(path), always_call=True))
         self._unwatch = _attention.watch(self._weigh) if holders else lambda: None
 
@@ -164,6 +171,13 @@ class Moments:
 
         return take
 
+    def _beginner(self, path: str) -> Callable[..., None]:
+        def begin(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+            crosses = any(kwargs.get(name) is not None for name in OTHERS)
+            (self._crossing.add if crosses else self._crossing.discard)(path)
+
+        return begin
+
     def _ender(self, path: str) -> Callable[..., None]:
         def end(*_: Any) -> None:
             # Its attention was not called where that can be seen. Nothing waits longer, so that inputs of one layer at a time are kept.
@@ -174,7 +188,7 @@ class Moments:
     def _weigh(self, module: Any, weights: Callable[[Any], Any]) -> None:
         path = self._holders.get(module)
         if self._counts and path in self._waiting:
-            self._settle(path, weights)
+            self._settle(path, None if path in self._crossing else weights)
 
     def _settle(self, path: str, weights: Optional[Callable[[Any], Any]] = None) -> None:
         """Adds what waits for the weights of a module's attention; without them each token counts once."""
@@ -187,7 +201,7 @@ class Moments:
             self._add(to, x, self._counted(known, self._mask_of(x)) if is_of_it else None)
 
     def _counted(self, weights: Any, mask: Optional[Any]) -> Any:
-        """What each token counts, 1 in the mean of each sequence: half by its weight, half like all others."""
+        """What each token counts, 1 in the mean of each row: half by its weight, half like all others."""
         lib = torch()
         with lib.no_grad():
             number = weights.shape[1] if mask is None else mask.reshape(weights.shape).to(weights.device).bool().sum(1, keepdim=True)
@@ -198,8 +212,9 @@ class Moments:
         return self._only is None or to.names[0] in self._only
 
     def _take(self, name: str, x: Any) -> None:
-        is_weighted = _attention.is_weighted(name)
-        held = self._recent.get((id(x), is_weighted))
+        # Other attentions pay to the same tokens what they pay.
+        attention = holder(name) if _attention.is_weighted(name) else ""
+        held = self._recent.get((id(x), attention))
         mine = self._of.get(name)
         # The very tensor that another layer was given: queries, keys and values are three layers and one input.
         if held is not None and held[0]() is x and held[1] == x._version:
@@ -214,12 +229,12 @@ class Moments:
             if mine is not None:
                 mine.names.remove(name)
             mine = self._of[name] = self.inputs[name] = _Input(name, x.shape[-1])
-        if is_weighted:
-            self._waiting.setdefault(holder(name), []).append((mine, x))
+        if attention:
+            self._waiting.setdefault(attention, []).append((mine, x))
         else:
             self._add(mine, x)
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
-        self._recent[id(x), is_weighted] = (weakref.ref(x), x._version, mine)
+        self._recent[id(x), attention] = (weakref.ref(x), x._version, mine)
 
     def _mask_of(self, x: Any) -> Optional[Any]:
         """Which tokens of an input are no padding; None where all are, or it is not known."""

@@ -95,7 +95,7 @@ pub(crate) struct CalibrateArgs {
     /// Text like the model's task (default: text that the model writes itself).
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Option<PathBuf>,
-    /// Moments that were stored of this base, in files or folders of them: they are added up, each token counting once, and the model is not run.
+    /// Moments that were stored of this base, in files or folders of them: they are added up, each by its number of tokens, and the model is not run.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["adapter", "text", "calibration_tokens", "calibration_time"])]
     pub(crate) add: Vec<PathBuf>,
     /// Output file.

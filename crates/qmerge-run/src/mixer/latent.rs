@@ -53,8 +53,8 @@ impl<'a> Latent<'a> {
 impl Block for Latent<'_> {
     fn together(&self) -> Vec<Vec<&Linear<'_>>> {
         let queries = self.queries.iter().map(|(_, queries)| vec![queries]);
-        let last = [self.inputs.iter().collect(), vec![&self.keys_and_values], vec![&self.output]];
-        std::iter::once(Vec::new()).chain(queries).chain(last).collect()
+        let first = [Vec::new(), self.inputs.iter().collect()];
+        first.into_iter().chain(queries).chain([vec![&self.keys_and_values], vec![&self.output]]).collect()
     }
 
     fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
@@ -70,7 +70,8 @@ impl Block for Latent<'_> {
 
     fn activations(&self) -> usize {
         let spec::Latent { heads, straight, turned, value, rank, .. } = self.spec;
-        3 * self.output.outputs() + 3 * (rank + turned) + heads * (6 * (straight + turned) + 5 * value)
+        let asked = self.queries.as_ref().map_or(0, |(_, queries)| queries.inputs());
+        3 * self.output.outputs() + 3 * (rank + turned) + 3 * asked + heads * (6 * (straight + turned) + 5 * value)
     }
 }
 
@@ -85,13 +86,14 @@ impl Mixer for Latent<'_> {
         let spec::Latent { heads, straight, turned, value, rank, rope, .. } = self.spec;
         let (tokens, width) = (x.tokens(), straight + turned);
         watch.input(&[], x)?;
-        let mut q = self.inputs[0].forward(x)?;
-        if let Some((norm, queries)) = &self.queries {
-            norm.apply(&mut q, tokens);
-            let narrow = x.like(&q, queries.inputs());
-            Linear::show(std::slice::from_ref(queries), &narrow, watch)?;
-            q = queries.forward(&narrow)?;
-        }
+        let mut first = self.inputs[0].forward(x)?;
+        let (mut q, asked) = match &self.queries {
+            None => (first, None),
+            Some((norm, queries)) => {
+                norm.apply(&mut first, tokens);
+                (queries.forward(&x.like(&first, queries.inputs()))?, Some((queries, first)))
+            }
+        };
         let mut narrow = self.inputs[1].forward(x)?;
         let (narrow, common) = narrow.split_at_mut(rank * tokens);
         self.norm.apply(narrow, tokens);
@@ -124,6 +126,9 @@ impl Mixer for Latent<'_> {
         };
         let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, watch.weighs());
         paid.show(&self.inputs, x, pass, watch)?;
+        if let Some((queries, narrow)) = &asked {
+            paid.show(std::slice::from_ref(*queries), &x.like(narrow, queries.inputs()), pass, watch)?;
+        }
         paid.show(std::slice::from_ref(&self.keys_and_values), &narrow, pass, watch)?;
         let mixed = x.like(&mixed, heads * value);
         Linear::show(std::slice::from_ref(&self.output), &mixed, watch)?;

@@ -1,4 +1,4 @@
-//! Moments of several files as those of one: of several texts or machines they add up, each token counting once, and files of single layers stand side by side.
+//! Moments of several files as those of one: of several texts or machines they add up, each by its number of tokens, and files of single layers stand side by side.
 
 #![cfg_attr(
     not(test),

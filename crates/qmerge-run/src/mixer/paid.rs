@@ -2,7 +2,7 @@
 //!
 //! An error e of a token's value comes out of every query that attends to the token, in the share s with which it does: what it costs is s²·|e|², summed over
 //! queries and heads; of a key, about the same. A text's first token, to which heads turn when they have nothing to look for (attention sinks, Xiao et al. 2024),
-//! costs as much as some hundred others by that, and it is one token of a window. So in the moments of these layers' inputs half of the weight goes by what is paid
+//! costs as much as hundreds of others by that in most layers, and it is one token of a window. So in the moments of these layers' inputs half of the weight goes by what is paid
 //! to a token; the other half is the same for all, since queries prefer no token and shares differ from text to text (the book's research notes have the figures).
 
 use qmerge::error::Result;

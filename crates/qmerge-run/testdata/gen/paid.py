@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(HERE, "..", "tiny")
 # Plain, with queries, keys and values in one matrix, beside the feed-forward, with soft caps, windows, sinks, chunks, and made of a narrow vector.
-CASES = ["llama", "phi3", "gpt2", "gpt_neox", "falcon", "cohere", "gemma2", "gemma3_text", "qwen2_window", "gpt_oss", "llama4_text", "deepseek_v2", "deepseek_v3"]
+CASES = ["llama", "phi3", "gpt2", "gpt_neox", "falcon", "cohere", "gemma2", "gemma3_text", "qwen2_window", "gpt_oss", "llama4_text", "deepseek_v2", "deepseek_v3", "deepseek_v3_plain"]
 
 found = {}
 for case in CASES:

@@ -60,9 +60,13 @@ fn blocks_that_share_a_norm_share_their_input() {
     }
 }
 
-/// What layers are shown of each column, by its square, layer by layer.
+/// What layers are shown of each column, by its square, layer by layer; with their last names.
 #[derive(Default)]
-struct Squares(Vec<Vec<(String, Vec<f64>)>>, Vec<(String, Vec<f64>)>);
+struct Squares {
+    weighs: bool,
+    layers: Vec<Vec<(String, Vec<f64>)>>,
+    layer: Vec<(String, Vec<f64>)>,
+}
 
 impl Watch for Squares {
     fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
@@ -70,44 +74,73 @@ impl Watch for Squares {
         for row in input.values().chunks_exact(input.tokens()) {
             squares.iter_mut().zip(row).for_each(|(square, &x)| *square += f64::from(x) * f64::from(x));
         }
-        self.1.push((paths.join(" "), squares));
+        let last = |path: &&str| path.rsplit('.').next().unwrap_or_default().to_owned();
+        self.layer.push((paths.iter().map(last).collect::<Vec<_>>().join(" "), squares));
         Ok(())
     }
 
     fn weighs(&self) -> bool {
-        true
+        self.weighs
     }
 
     fn layer(&mut self) -> Result<ControlFlow<()>> {
-        self.0.push(std::mem::take(&mut self.1));
+        self.layers.push(std::mem::take(&mut self.layer));
         Ok(ControlFlow::Continue(()))
     }
 }
 
-/// What transformers' attention pays to each token (`testdata/gen/paid.py`) is by how much its square is larger where keys and values are made of it.
+/// What is made into queries, keys and values, also by way of narrow vectors.
+const ATTENDED: &[&str] = &[
+    "q_proj k_proj v_proj",
+    "q_proj kv_a_proj_with_mqa",
+    "q_a_proj kv_a_proj_with_mqa",
+    "q_b_proj",
+    "kv_b_proj",
+    "qkv_proj",
+    "query_key_value",
+    "c_attn",
+];
+
+/// What transformers' attention pays to each token (`testdata/gen/paid.py`) is by how much its square is larger where queries, keys and values are made of it, and
+/// nowhere else.
 #[test]
-fn keys_and_values_are_shown_what_attention_pays() {
+fn attention_is_shown_what_it_pays() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let paid = std::fs::read(root.join("paid.json")).unwrap();
     let paid: std::collections::BTreeMap<String, Vec<Vec<f64>>> = serde_json::from_slice(&paid).unwrap();
     assert!(paid.len() > 10);
+    let mut seen = std::collections::BTreeSet::new();
     for (case, layers) in paid {
         let inputs = open(&case);
         let options = Options { threads: 1, held: Some(0), progress: None };
         let model = Model::new(&Tensors::new(&inputs, None), options).unwrap();
         let sequences = super::logits::expected(&root.join("tiny").join(&case).join("logits.safetensors")).sequences;
         let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-        let mut shown = Squares::default();
-        model.hidden(&sequences, &mut shown).unwrap();
-        assert_eq!(shown.0.len(), layers.len(), "{case}");
-        for (shown, paid) in shown.0.iter().zip(&layers) {
-            let (_, plain) = &shown[0];
-            let names = ["k_proj", "kv_a_proj_with_mqa", "qkv_proj", "query_key_value", "c_attn"];
-            let (path, weighed) = shown.iter().find(|(path, _)| names.iter().any(|name| path.contains(name))).unwrap();
-            for ((weighed, plain), paid) in weighed.iter().zip(plain).zip(paid) {
-                let (found, wanted) = (weighed / plain, 0.5 + 0.5 * paid);
-                assert!((found - wanted).abs() < 1e-4 * wanted.max(1.0), "{case} {path}: {found} and not {wanted}");
+        let shown = |weighs| {
+            let mut shown = Squares { weighs, ..Squares::default() };
+            model.hidden(&sequences, &mut shown).unwrap();
+            shown.layers
+        };
+        let (plain, weighed) = (shown(false), shown(true));
+        assert_eq!((plain.len(), weighed.len()), (layers.len(), layers.len()), "{case}");
+        for ((plain, weighed), paid) in plain.iter().zip(&weighed).zip(&layers) {
+            assert_eq!(plain.len(), weighed.len(), "{case}");
+            for ((names, plain), (others, weighed)) in plain.iter().zip(weighed) {
+                assert_eq!(names, others, "{case}");
+                if !ATTENDED.contains(&names.as_str()) {
+                    assert_eq!(plain, weighed, "{case} {names}");
+                    continue;
+                }
+                seen.insert(names.clone());
+                for ((weighed, plain), paid) in weighed.iter().zip(plain).zip(paid) {
+                    let (found, wanted) = (weighed / plain, 0.5 + 0.5 * paid);
+                    assert!(
+                        (found - wanted).abs() < 1e-4 * wanted.max(1.0),
+                        "{case} {names}: {found} and not {wanted}"
+                    );
+                }
             }
         }
     }
+    assert_eq!(seen.len(), ATTENDED.len(), "{seen:?}");
 }

@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--peft")
     parser.add_argument("--merges", default=",".join(MERGES), help="which of the merges, between commas")
     parser.add_argument("--keep", action="store_true", help="keep what was measured of other merges before")
-    parser.add_argument("--behaviour", action="store_true", help="measure only what is left of the adapter: these merges' times, and all of others, stay as they were measured before")
+    parser.add_argument("--behaviour", action="store_true", help="measure only what is left of the adapter, and memory: these merges' times, and all of others, stay as they were measured before")
     args = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="qmerge-figures-"))
     merges = dict({name: MERGES[name] for name in args.merges.split(",")}, **({"calibrate": ["--calibrate", args.calibrate]} if args.calibrate else {}))
@@ -106,8 +106,7 @@ def main():
         out = folder / name
         command = [QMERGE, "merge", "--base", args.base, "--adapter", args.adapter, "-o", str(out), *options]
         if args.behaviour:
-            run(command)
-            rows[name] = before["rows"][name]
+            rows[name] = before["rows"][name] | {"memory": run(command)[2]}
         else:
             rows[name] = measured(command, out)
         report = json.loads((out / "qmerge-report.json").read_text())

@@ -1,7 +1,7 @@
 """A model that each format's own library quantized, with an adapter merged into it: what is left of the adapter by each way of rounding, as JSON.
 
     formats.py MODEL16 ADAPTER TEXT OUT.json [--formats ct-int4,hqq] [--calibrate TEXT] [--tokens 1024] [--windows 4] [--context 512]
-               [--title WORDS] [--folder DIR]
+               [--title WORDS] [--folder DIR] [--ways nearest,fast,default]
 
 MODEL16 is plain. Linear layers of its blocks are quantized by the library, as testdata/gen/formats.py calls it (which says what is to be installed); a format whose library is
 missing is left out. Then `qmerge merge` is run with --rounding nearest, --fast, and by default, and `qmerge compare` on TEXT. benches/figures/write.py puts OUT.json into the book.
@@ -110,6 +110,7 @@ def main():
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--title", default="")
     parser.add_argument("--folder")
+    parser.add_argument("--ways", default="nearest,fast,default", help="measure these; of a format that OUT.json has, the others stay as they are there")
     args = parser.parse_args()
     folder = pathlib.Path(args.folder or tempfile.mkdtemp())
     out = pathlib.Path(args.out)
@@ -125,8 +126,9 @@ def main():
         except (ImportError, RuntimeError) as missing:
             print(f"{name}: left out, {missing}", file=sys.stderr)
             continue
-        row, merged = {"loads": FORMATS[name]["loads"]}, []
+        row, merged = {**found["rows"].get(name, {}), "loads": FORMATS[name]["loads"]}, []
         ways = {"nearest": ["--rounding", "nearest"], "fast": ["--fast"], "default": data}
+        ways = {way: options for way, options in ways.items() if way in args.ways.split(",")}
         for way, options in ways.items():
             target = folder / f"{name}-{way}"
             sources = ["--base", base, "--adapter", args.adapter, "-o", target, "--force", "--measure", "never"]

@@ -1,8 +1,8 @@
 """What a change of the program does to what is left of an adapter: the same merge by two builds of qmerge, compared on a text, as JSON.
 
-    programs.py BEFORE AFTER OUT.json --model NAME BASE --adapter NAME DIR TEXT [--own-text] [--calibrate TEXT] [--windows 4] [--folder DIR]
+    programs.py BEFORE AFTER OUT.json --model NAME BASE --adapter NAME DIR TEXT [--own-text] [--calibrate TEXT] [--fast] [--windows 4] [--folder DIR]
 
-BEFORE and AFTER are programs. With --own-text the merge is calibrated on what the model writes itself, with --calibrate on that text; both may be given. A row is added to
+BEFORE and AFTER are programs. With --own-text the merge is calibrated on what the model writes itself, with --calibrate on that text, with --fast on none; all may be given. A row is added to
 OUT.json for each; a merge of these names that stands in --folder already is taken as it is, so a folder is for one pair of programs and one text. benches/figures/write.py puts OUT.json into the book.
 """
 
@@ -29,11 +29,12 @@ def main():
     parser.add_argument("--adapter", nargs=3, required=True)
     parser.add_argument("--own-text", action="store_true")
     parser.add_argument("--calibrate")
+    parser.add_argument("--fast", action="store_true")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--folder")
     args = parser.parse_args()
-    if not (args.own_text or args.calibrate):
-        parser.error("--own-text, --calibrate, or both")
+    if not (args.own_text or args.calibrate or args.fast):
+        parser.error("--own-text, --calibrate or --fast")
     with tempfile.TemporaryDirectory() as scratch:
         compare(args, pathlib.Path(args.folder or scratch), pathlib.Path(args.out))
 
@@ -42,6 +43,7 @@ def compare(args, folder, out):
     (model, base), (adapter, source, text) = args.model, args.adapter
     texts = [(0, "its own", [])] if args.own_text else []
     texts += [(1, "like the task", ["--calibrate", args.calibrate])] if args.calibrate else []
+    texts += [(2, "none", ["--fast"])] if args.fast else []
     merged = []
     for number, _, options in texts:
         for way, program in (("before", args.before), ("after", args.after)):

@@ -284,7 +284,7 @@ impl Watch for Collector<'_> {
             return Err(Error::new(Kind::NotFinite, OVERFLOWS));
         }
         self.is_wanted = true;
-        self.take.known(Known { weights, moments })
+        self.take.known(Known { weights, moments, relates_inputs: true })
     }
 
     fn weighs(&self) -> bool {

@@ -94,6 +94,14 @@ pub fn fit<E>(
     }
 }
 
+/// The most that a pass of some tokens takes, adapters apart and no weight held.
+pub(crate) fn pass(model: &Model<'_>, plan: &Plan, tokens: usize, threads: usize) -> u64 {
+    factors(plan)
+        + 4 * (model.spec().hidden * tokens) as u64
+        + activations(model, tokens)
+        + threads as u64 * decoded(model)
+}
+
 /// Gives back what was freed: glibc keeps for each thread what that thread has freed, and the next phase's threads would take new memory beside it.
 pub(crate) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -14,6 +14,7 @@ use qmerge::progress::Progress;
 use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
+use qmerge_run::glance;
 use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Beginnings;
@@ -88,7 +89,7 @@ pub(super) fn data(
             let problem = format!("--fast rounds without data, and --rounding {} goes by data", method.id());
             return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
         }
-        return Ok((by_adapter(inputs, options, "--fast was given, so the model is not run".into()), None));
+        return Ok((by_adapter(inputs, options, "--fast was given, so no text is run".into()), None));
     }
     if let Some(path) = &calibrating.calibration {
         let stored = stored(path, inputs, &options.maps)?;
@@ -164,6 +165,15 @@ pub(super) struct Prepared<'p> {
     judging: u64,
 }
 
+/// A glance at the model, for a merge that no text is run for.
+struct Glance {
+    beginnings: Beginnings,
+    wanted: HashSet<String>,
+    threads: usize,
+    /// Bytes of weights that it reads, at most.
+    reads: u64,
+}
+
 /// Where a merge's moments come from.
 enum MomentsFrom<'p> {
     /// The method needs none.
@@ -171,12 +181,19 @@ enum MomentsFrom<'p> {
     /// A file of them.
     Taken(Box<dyn Calibration + 'p>),
     Run(Text, Needs),
+    /// The adapter, and a glance at the model where it can be run.
+    Adapter(Option<Glance>),
 }
 
 impl Prepared<'_> {
     /// True if the model is run for the moments that weights are rounded by.
     pub(super) fn runs_model(&self) -> bool {
         matches!(self.source, MomentsFrom::Run(..))
+    }
+
+    /// Bytes of weights that are read to know of inputs without a text.
+    pub(super) fn glances(&self) -> u64 {
+        if let MomentsFrom::Adapter(Some(glance)) = &self.source { glance.reads } else { 0 }
     }
 
     /// All work, in nanoseconds of one thread.
@@ -189,15 +206,54 @@ impl Prepared<'_> {
 fn taken<'p>(
     inputs: &'p Inputs,
     plan: &'p Plan,
-    data: &Data,
     calibrating: &Calibrating,
 ) -> error::Result<Option<Box<dyn Calibration + 'p>>> {
     Ok(match calibrating {
-        _ if matches!(data, Data::Guessed(..)) => Some(Box::new(FromAdapter::new(inputs, plan))),
         Calibrating { calibration: Some(path), .. } => Some(Box::new(stored(path, inputs, &plan.maps)?)),
         Calibrating { imatrix: Some(path), .. } => Some(Box::new(imatrix(path, inputs, &plan.maps)?)),
         _ => None,
     })
+}
+
+/// A glance at the model, where it can be run and that is of use, what moments from the adapter take, and the work of getting ready. As many threads run it as fit.
+fn guessed(
+    inputs: &Inputs,
+    plan: &Plan,
+    (calibrating, threads): (&Calibrating, usize),
+    peak: impl Fn(&Demand) -> error::Result<u64>,
+) -> error::Result<(Option<Glance>, Demand, u64)> {
+    let adapter = FromAdapter::new(inputs, plan);
+    let (own, wanted) = (adapter.demand(), adapter.to_see());
+    if calibrating.no_glance || wanted.is_empty() || weights(inputs).is_err() {
+        return Ok((None, own, 0));
+    }
+    let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
+    let model = Model::new(&Tensors::new(inputs, None), bare)?;
+    // What a tokenizer says is welcome here, not needed.
+    let beginnings = without(beginnings(inputs))?.unwrap_or_default();
+    let mut threads = super::threads(threads);
+    loop {
+        let takes = glance::takes(&model, plan, &wanted, threads);
+        let mut demand = own.clone();
+        demand.held += takes.held;
+        demand.working = demand.working.max(takes.running);
+        match peak(&demand) {
+            Err(_) if threads > 1 => threads = threads.div_ceil(2),
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let glance = Glance { beginnings, wanted, threads, reads: model.bytes_per_token() };
+                return Ok((Some(glance), demand, takes.work));
+            }
+        }
+    }
+}
+
+/// What can be done without, if it is to be had: an error only where a second try may have it.
+fn without<T>(found: error::Result<T>) -> error::Result<Option<T>> {
+    match found {
+        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => Err(error),
+        found => Ok(found.ok()),
+    }
 }
 
 /// Looks at what a merge will take, and fits it into the memory that it may use, before any of it is done.
@@ -213,7 +269,11 @@ pub(super) fn prepare<'p>(
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
     let (source, demand, before) = if !plan.is_calibrated() {
         (MomentsFrom::None, Demand::default(), 0)
-    } else if let Some(taken) = taken(inputs, plan, data, calibrating)? {
+    } else if matches!(data, Data::Guessed(..)) {
+        let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
+        let (glance, demand, before) = guessed(inputs, plan, (calibrating, options.threads), peak)?;
+        (MomentsFrom::Adapter(glance), demand, before)
+    } else if let Some(taken) = taken(inputs, plan, calibrating)? {
         let demand = taken.demand();
         (MomentsFrom::Taken(taken), demand, 0)
     } else {
@@ -291,6 +351,18 @@ pub(super) fn run<T>(
     let done = match prepared.source {
         MomentsFrom::None => merge(None, &judge),
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
+        MomentsFrom::Adapter(glance) => {
+            let mut own = FromAdapter::new(inputs, plan).expecting(prepared.demand);
+            if let Some(Glance { beginnings, wanted, threads, .. }) = glance {
+                progress.phase("a glance at the model", "");
+                let engine = qmerge_run::Options { threads, ..engine(Some(0)) };
+                // An adapter may be one that can be merged and not run.
+                let seen =
+                    || glance::inputs(Model::new(&Tensors::new(inputs, Some(plan)), engine)?, &beginnings, &wanted);
+                own = own.with_seen(without(seen())?.unwrap_or_default());
+            }
+            merge(Some(&mut own), &judge)
+        }
         MomentsFrom::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;

@@ -417,7 +417,8 @@ fn memory_is_as_predicted_and_stays_below_its_bound() {
     assert!(!folder.join("out.partial").exists());
 }
 
-/// `--fast` runs no model: it needs no configuration, rounds by what the adapter reads, says nothing of outputs, and keeps more than chance does.
+/// `--fast` runs no text: it rounds by what the adapter reads and a few tokens show, says nothing of outputs, and keeps more than chance does; and where the model cannot be run, by
+/// the adapter alone.
 #[test]
 fn what_the_adapter_reads_stands_for_inputs() {
     let folder = Folder::new();
@@ -430,24 +431,34 @@ fn what_the_adapter_reads_stands_for_inputs() {
     };
     let fast = merge("fast", &["--fast"]);
     assert_eq!(fast["rounding"]["method"], "adapter");
-    assert_eq!(fast["rounding"]["calibration"], "nothing but what the adapter reads");
+    assert_eq!(fast["rounding"]["calibration"], "what the adapter reads, and a glance at a few tokens");
     assert!(fast["summary"]["kept_output"].is_null() && fast["behaviour"].is_null(), "{}", fast["summary"]);
+    merge("one", &["--fast", "--threads", "1"]);
     merge("drawn", &["--rounding", "stochastic"]);
-    let compare = ["compare", "--base", "base-nf4", "--adapter", "adapter", "--merged", "fast", "--merged", "drawn"];
-    let more = ["--text", concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt"), "--windows", "8"];
-    let output = run(folder.path(), &[&compare[..], &more, &["--continuation", "0", "--json"]].concat());
+    let config = folder.join("base-nf4/config.json");
+    let own = std::fs::read(&config).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    let alone = merge("alone", &[]);
+    assert!(alone["rounding"]["reason"].as_str().unwrap().contains("cannot be run"), "{}", alone["rounding"]);
+    assert_eq!(merge("alone-fast", &["--fast"])["rounding"]["calibration"], "nothing but what the adapter reads");
+    std::fs::write(&config, own).unwrap();
+    merge("no-glance", &["--fast", "--no-glance"]);
+    std::fs::copy(&config, folder.join("alone/config.json")).unwrap();
+
+    let merged = ["fast", "alone", "drawn"].into_iter().flat_map(|name| ["--merged", name]);
+    let args = ["compare", "--base", "base-nf4", "--adapter", "adapter"].into_iter().chain(merged);
+    let text = ["--text", concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt"), "--windows", "8"];
+    let args: Vec<&str> = args.chain(text).chain(["--continuation", "0", "--json"]).collect();
+    let output = run(folder.path(), &args);
     assert!(output.status.success(), "{}", stderr(&output));
     let found: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     let kl = |at: usize| found["models"][at]["kl"].as_f64().unwrap();
-    assert!(kl(2) < 0.9 * kl(3), "{} {}", kl(2), kl(3));
+    assert!(kl(2) < kl(3) && kl(3) < 0.9 * kl(4), "{} {} {}", kl(2), kl(3), kl(4));
 
-    // The same bytes by any number of threads, and without a model that could be run.
+    // The same bytes by any number of threads.
     let bytes = |name: &str| std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
-    merge("one", &["--fast", "--threads", "1"]);
-    std::fs::remove_file(folder.join("base-nf4/config.json")).unwrap();
-    let unknown = merge("unknown", &[]);
-    assert!(unknown["rounding"]["reason"].as_str().unwrap().contains("cannot be run"), "{}", unknown["rounding"]);
-    assert!(bytes("fast") == bytes("one") && bytes("fast") == bytes("unknown"));
+    assert!(bytes("fast") == bytes("one") && bytes("fast") != bytes("alone"));
+    assert!(bytes("alone") == bytes("alone-fast") && bytes("alone") == bytes("no-glance"));
 }
 
 /// What is reported is what was done: adapters that together read more directions than a row is chosen by are rounded at random.

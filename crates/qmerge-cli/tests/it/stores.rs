@@ -68,8 +68,11 @@ fn only_what_is_needed_is_read() {
     let mut read = 0;
     for part in 1..=3 {
         let part = format!("{part}/3");
-        let output =
-            server.run(folder.path(), &["merge", "--fast", "hf://org/base", "adapter", "-o", "out", "--part", &part]);
+        let output = server.run(
+            folder.path(),
+            &[&["merge", "--fast", "--no-glance", "hf://org/base", "adapter"][..], &["-o", "out", "--part", &part]]
+                .concat(),
+        );
         assert!(output.status.success(), "{}", stderr(&output));
         let sent = server.sent()["org/base/model.safetensors"];
         assert!(sent < whole * 17 / 20, "{sent} of {whole}");
@@ -78,7 +81,8 @@ fn only_what_is_needed_is_read() {
     assert!(looked < whole / 3, "{looked} of {whole}");
     // Each part reads the header and what says how all weights are stored, which of so small a model is a quarter.
     assert!(read < 2 * whole, "{read} of {whole}: nothing is read twice but the header and small tensors");
-    let output = server.run(folder.path(), &["finish", "--fast", "hf://org/base", "adapter", "-o", "out"]);
+    let output =
+        server.run(folder.path(), &["finish", "--fast", "--no-glance", "hf://org/base", "adapter", "-o", "out"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_same(&folder, "local", "out");
 }

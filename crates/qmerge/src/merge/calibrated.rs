@@ -114,10 +114,8 @@ impl<'a> Run<'a> {
         let limits = Limits { threads: memory.threads, ahead: memory.ahead, bytes: memory.whole };
         let queue = Queue::new(self, self.progress, limits);
         let passed = pool(memory.threads)?.scope(|scope| {
-            let relates_inputs = calibration.relates_inputs();
             let (run, open, queue) = (self, &open, &queue);
-            let mut round =
-                Round { run, open, queue, scope, layers, relates_inputs, number: 0, stacks: HashMap::new() };
+            let mut round = Round { run, open, queue, scope, layers, number: 0, stacks: HashMap::new() };
             let passed = calibration.each(&wanted, &mut round);
             queue.end(scope);
             passed
@@ -232,8 +230,6 @@ struct Round<'r, 'q, 's, 'a> {
     queue: &'q Queue<'q, Run<'a>>,
     scope: &'r rayon::Scope<'s>,
     layers: u64,
-    /// True if moments say which inputs go with each other.
-    relates_inputs: bool,
     /// Layers so far.
     number: u64,
     /// The layer's stacks, by step.
@@ -249,7 +245,7 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
         let (held, tokens) = (moments_bytes(method, known.moments.features), known.moments.tokens);
         let mut metric =
             Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-        metric.relates_inputs = self.relates_inputs;
+        metric.relates_inputs = known.relates_inputs;
         method.prepare(&mut metric);
         let metric = Arc::new(metric);
         let mut job = |(number, step, recode, matrix): (usize, &'a Step, &'a Recode, Option<usize>)| {

@@ -98,7 +98,7 @@ impl Calibration for Made {
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for (name, features) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: moments(*features) })?;
+            take.known(Known { weights: vec![name.clone()], moments: moments(*features), relates_inputs: true })?;
             take.layer()?;
         }
         Ok(())

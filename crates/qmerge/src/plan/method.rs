@@ -47,7 +47,7 @@ impl Method {
 pub enum Data {
     /// The moments of the inputs of these weights.
     Known(Arc<HashSet<String>>),
-    /// What their adapters read of these weights' inputs, and why nothing better.
+    /// What their adapters read of these weights' inputs, with a glance at the model where it can be run, and why nothing better.
     Guessed(Arc<HashSet<String>>, String),
     /// Nothing, and why.
     Unknown(String),

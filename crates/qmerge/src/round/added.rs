@@ -128,7 +128,7 @@ impl Calibration for AddedCalibration {
                 let weights: Vec<String> = own.inputs.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.moments(own)? })?;
+                    take.known(Known { weights, moments: self.moments(own)?, relates_inputs: true })?;
                 }
             }
             if is_wanted {

@@ -129,10 +129,6 @@ impl Calibration for Imatrix {
         Ok(self.identity.clone())
     }
 
-    fn relates_inputs(&self) -> bool {
-        false
-    }
-
     fn demand(&self) -> Demand {
         let inputs = |input: &Diagonal| LayerInputs { features: input.means.len(), weights: input.weights.clone() };
         let layers = self.inputs.chunk_by(|a, b| a.layer == b.layer);
@@ -146,7 +142,7 @@ impl Calibration for Imatrix {
                 let weights: Vec<String> = input.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: dense(input) })?;
+                    take.known(Known { weights, moments: dense(input), relates_inputs: false })?;
                 }
             }
             if is_wanted {

@@ -26,6 +26,8 @@ pub struct Known {
     pub weights: Vec<String>,
     /// Their inputs.
     pub moments: InputMoments,
+    /// True if the moments say which inputs go with each other, as those of an importance matrix do not.
+    pub relates_inputs: bool,
 }
 
 /// Name of a matrix of a stack of experts, as [`Known`] and [`LayerInputs`] have it.
@@ -88,11 +90,6 @@ pub trait Calibration: Send {
     /// True if the moments are those of inputs, so that what a layer's outputs keep can be told by them.
     fn sees_inputs(&self) -> bool {
         true
-    }
-
-    /// True if the moments say which inputs go with each other, as those of an importance matrix do not.
-    fn relates_inputs(&self) -> bool {
-        self.sees_inputs()
     }
 
     /// What it takes to hand them out.

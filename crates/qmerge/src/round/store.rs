@@ -99,7 +99,7 @@ struct Writing<'w> {
 
 impl Take for Writing<'_> {
     fn known(&mut self, known: Known) -> Result<()> {
-        let Known { weights, moments } = known;
+        let Known { weights, moments, .. } = known;
         let Some(name) = weights.first() else { return Ok(()) };
         let start = self.at;
         for values in moments.values.chunks(1 << 14) {

@@ -271,7 +271,7 @@ impl Calibration for StoredCalibration {
                 let weights: Vec<String> = input.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.moments(input)? })?;
+                    take.known(Known { weights, moments: self.moments(input)?, relates_inputs: true })?;
                 }
             }
             if is_wanted {
@@ -303,7 +303,11 @@ mod tests {
                 let weights: Vec<String> =
                     ["q", "k"].map(|w| format!("{layer}.{w}")).into_iter().filter(|name| wanted(name)).collect();
                 let values = vec![1.0, 0.5, 0.5, 3.0 + layer.len() as f32];
-                take.known(Known { weights, moments: InputMoments { features: 2, tokens: 7, values } })?;
+                take.known(Known {
+                    weights,
+                    moments: InputMoments { features: 2, tokens: 7, values },
+                    relates_inputs: true,
+                })?;
                 take.layer()?;
             }
             Ok(())
@@ -341,7 +345,11 @@ mod tests {
             for layer in self.0 {
                 let weights = ["q", "k"].map(|w| format!("{layer}.{w}")).to_vec();
                 let values = vec![self.2, 0.0, 0.0, 1.0];
-                take.known(Known { weights, moments: InputMoments { features: 2, tokens: self.1, values } })?;
+                take.known(Known {
+                    weights,
+                    moments: InputMoments { features: 2, tokens: self.1, values },
+                    relates_inputs: true,
+                })?;
                 take.layer()?;
             }
             Ok(())

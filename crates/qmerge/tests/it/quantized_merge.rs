@@ -503,7 +503,7 @@ impl Calibration for Made<'_> {
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for (name, features) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: self.1[features].clone() })?;
+            take.known(Known { weights: vec![name.clone()], moments: self.1[features].clone(), relates_inputs: true })?;
             take.layer()?;
         }
         Ok(())

@@ -135,7 +135,7 @@ impl Calibration for FromAdapter<'_> {
         }
         let mut hash = Sha256::new();
         let mut seen: Vec<_> = self.seen.iter().collect();
-        seen.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        seen.sort_unstable_by_key(|(name, _)| *name);
         for (name, directions) in seen {
             hash.update(name);
             directions.iter().flatten().for_each(|x| hash.update(x.to_le_bytes()));

@@ -13,7 +13,6 @@ use crate::generate::Random;
 use crate::linear::{Input, Precision, Watch};
 use crate::memory::{self, give_back};
 use crate::model::{Model, weight_name};
-use crate::text::Beginnings;
 
 /// Tokens behind the first.
 const OTHERS: usize = 32;
@@ -48,16 +47,17 @@ fn tokens(model: &Model<'_>) -> usize {
 }
 
 /// Of each of the `wanted` weights, by its name: the inputs of the first token, and the mean of those of some others, which are drawn at random, always the same. Those of experts that are not
-/// given all of them are left out. The first token is the one that the tokenizer begins texts with, or any: where none is usual, a model takes whatever comes first for it.
+/// given all of them are left out. The first token is `begin`, or any: where none is usual, a model takes
+/// whatever comes first for it.
 pub fn inputs(
     model: Model<'_>,
-    beginnings: &Beginnings,
+    begin: Option<u32>,
     wanted: &HashSet<String>,
 ) -> Result<HashMap<String, Vec<Vec<f32>>>> {
     let mut random = Random::new(0);
     let vocab = model.spec().vocab;
     let any = |random: &mut Random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1);
-    let mut text = vec![beginnings.document.first().copied().unwrap_or(0)];
+    let mut text = vec![begin.filter(|&token| (token as usize) < vocab).unwrap_or(0)];
     text.resize_with(tokens(&model), || any(&mut random));
     let is_wanted =
         |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted.contains(name));

@@ -167,7 +167,8 @@ pub(super) struct Prepared<'p> {
 
 /// A glance at the model, for a merge that no text is run for.
 struct Glance {
-    beginnings: Beginnings,
+    /// The token that texts begin with, as the configuration has it: a tokenizer may be larger than all else that is held.
+    begin: Option<u32>,
     wanted: HashSet<String>,
     threads: usize,
     /// Bytes of weights that it reads, at most.
@@ -229,8 +230,8 @@ fn guessed(
     }
     let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
     let model = Model::new(&Tensors::new(inputs, None), bare)?;
-    // What a tokenizer says is welcome here, not needed.
-    let beginnings = without(beginnings(inputs))?.unwrap_or_default();
+    let begin = inputs.base.config.as_ref().and_then(|config| config.find("bos_token_id")?.as_u64());
+    let begin = begin.and_then(|token| u32::try_from(token).ok());
     let mut threads = super::threads(threads);
     loop {
         let takes = glance::takes(&model, plan, &wanted, threads);
@@ -241,7 +242,7 @@ fn guessed(
             Err(_) if threads > 1 => threads = threads.div_ceil(2),
             Err(error) => return Err(error),
             Ok(_) => {
-                let glance = Glance { beginnings, wanted, threads, reads: model.bytes_per_token() };
+                let glance = Glance { begin, wanted, threads, reads: model.bytes_per_token() };
                 return Ok((Some(glance), demand, takes.work));
             }
         }
@@ -353,12 +354,11 @@ pub(super) fn run<T>(
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
         MomentsFrom::Adapter(glance) => {
             let mut own = FromAdapter::new(inputs, plan).expecting(prepared.demand);
-            if let Some(Glance { beginnings, wanted, threads, .. }) = glance {
+            if let Some(Glance { begin, wanted, threads, .. }) = glance {
                 progress.phase("a glance at the model", "");
                 let engine = qmerge_run::Options { threads, ..engine(Some(0)) };
                 // An adapter may be one that can be merged and not run.
-                let seen =
-                    || glance::inputs(Model::new(&Tensors::new(inputs, Some(plan)), engine)?, &beginnings, &wanted);
+                let seen = || glance::inputs(Model::new(&Tensors::new(inputs, Some(plan)), engine)?, begin, &wanted);
                 own = own.with_seen(without(seen())?.unwrap_or_default());
             }
             merge(Some(&mut own), &judge)

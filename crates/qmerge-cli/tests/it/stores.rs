@@ -84,7 +84,10 @@ fn only_what_is_needed_is_read() {
     let output =
         server.run(folder.path(), &["finish", "--fast", "--no-glance", "hf://org/base", "adapter", "-o", "out"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_same(&folder, "local", "out");
+    let local = ["merge", "--fast", "--no-glance", "--base", "base-nf4", "--adapter", "adapter", "-o", "alone"];
+    let output = server.run(folder.path(), &local);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same(&folder, "alone", "out");
 }
 
 #[test]

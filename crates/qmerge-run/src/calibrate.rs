@@ -7,7 +7,7 @@ use std::path::Path;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+use qmerge::round::{Calibration, Demand, InputMoments, Known, Take};
 use qmerge::simd::matmul::{HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -228,9 +228,7 @@ impl Calibration for FromModel<'_, '_> {
         let sequences: Vec<&[u32]> = self.sequences.iter().map(Vec::as_slice).collect();
         let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
         let progress = self.model.progress();
-        let is_wanted =
-            |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted(name));
-        let left = self.model.inputs().iter().rposition(is_wanted).map_or(0, |last| last + 1);
+        let left = self.model.layers_for(wanted);
         let mut collector =
             Collector { wanted, take, is_wanted: false, left, overflows: None, progress, work: 0, served: Vec::new() };
         let passed = self.model.hidden(&sequences, &mut collector);
@@ -465,9 +463,8 @@ fn sample(
     let (vocab, sequences) = (model.spec().vocab, numbers.len());
     let mut random: Vec<Random> =
         numbers.iter().map(|&number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
-    let any = |random: &mut Random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1);
     let opening: Vec<Vec<u32>> =
-        random.iter_mut().zip(numbers).map(|(random, &number)| beginnings.of(number, any(random))).collect();
+        random.iter_mut().zip(numbers).map(|(random, &number)| beginnings.of(number, random.token(vocab))).collect();
     let mut next: Vec<u32> = opening.iter().filter_map(|opening| opening.first().copied()).collect();
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
     let mut cache = Cache::of_several(model, sequences, length).at(PRECISION);

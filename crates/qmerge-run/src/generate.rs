@@ -128,6 +128,11 @@ impl Random {
         Self(seed ^ 0x9e37_79b9_7f4a_7c15)
     }
 
+    /// Any of so many tokens.
+    pub(crate) fn token(&mut self, vocab: usize) -> u32 {
+        ((self.uniform() * vocab as f32) as u32).min(vocab as u32 - 1)
+    }
+
     /// In [0, 1).
     pub(crate) fn uniform(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -7,7 +7,6 @@ use std::ops::ControlFlow;
 
 use qmerge::error::Result;
 use qmerge::plan::Plan;
-use qmerge::round::LayerInputs;
 
 use crate::generate::Random;
 use crate::linear::{Input, Precision, Watch};
@@ -47,8 +46,7 @@ fn tokens(model: &Model<'_>) -> usize {
 }
 
 /// Of each of the `wanted` weights, by its name: the inputs of the first token, and the mean of those of some others, which are drawn at random, always the same. Those of experts that are not
-/// given all of them are left out. The first token is `begin`, or any: where none is usual, a model takes
-/// whatever comes first for it.
+/// given all of them are left out. The first token is `begin`, or any: where none is usual, a model takes whatever comes first for it.
 pub fn inputs(
     model: Model<'_>,
     begin: Option<u32>,
@@ -56,12 +54,9 @@ pub fn inputs(
 ) -> Result<HashMap<String, Vec<Vec<f32>>>> {
     let mut random = Random::new(0);
     let vocab = model.spec().vocab;
-    let any = |random: &mut Random| ((random.uniform() * vocab as f32) as u32).min(vocab as u32 - 1);
     let mut text = vec![begin.filter(|&token| (token as usize) < vocab).unwrap_or(0)];
-    text.resize_with(tokens(&model), || any(&mut random));
-    let is_wanted =
-        |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted.contains(name));
-    let left = model.inputs().iter().rposition(is_wanted).map_or(0, |last| last + 1);
+    text.resize_with(tokens(&model), || random.token(vocab));
+    let left = model.layers_for(&|name| wanted.contains(name));
     let mut seen = Seen { wanted, tokens: text.len(), left, inputs: HashMap::new() };
     if left > 0 {
         model.hidden(&[&text], &mut seen)?;

@@ -203,6 +203,12 @@ impl<'a> Model<'a> {
         self.layers.iter().map(Layer::inputs).collect()
     }
 
+    /// Layers up to the last that has a wanted weight.
+    pub(crate) fn layers_for(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> usize {
+        let has = |layer: &Vec<LayerInputs>| layer.iter().flat_map(|inputs| &inputs.weights).any(|name| wanted(name));
+        self.inputs().iter().rposition(has).map_or(0, |last| last + 1)
+    }
+
     /// Values that a cache holds for a sequence of so many positions.
     pub(crate) fn cached(&self, positions: usize) -> usize {
         self.layers.iter().map(|layer| layer.cached(positions)).sum()

@@ -225,11 +225,11 @@ fn guessed(
 ) -> error::Result<(Option<Glance>, Demand, u64)> {
     let adapter = FromAdapter::new(inputs, plan);
     let (own, wanted) = (adapter.demand(), adapter.to_see());
-    if calibrating.no_glance || wanted.is_empty() || weights(inputs).is_err() {
+    if calibrating.no_glance || wanted.is_empty() {
         return Ok((None, own, 0));
     }
     let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
-    let model = Model::new(&Tensors::new(inputs, None), bare)?;
+    let Some(model) = without(Model::new(&Tensors::new(inputs, None), bare))? else { return Ok((None, own, 0)) };
     let begin = inputs.base.config.as_ref().and_then(|config| config.find("bos_token_id")?.as_u64());
     let begin = begin.and_then(|token| u32::try_from(token).ok());
     let mut threads = super::threads(threads);

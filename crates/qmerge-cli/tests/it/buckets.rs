@@ -175,7 +175,8 @@ fn a_scratch_is_all_that_lies_on_the_disk() {
     let output = limited(&with);
     let text = told(&output);
     assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.contains("scratch: cannot write the scratch there") && text.contains("--scratch DIR=SIZE"), "{text}");
+    let said = ["error: scratch: ", "cannot write the scratch there", "--scratch DIR=SIZE"];
+    assert!(said.iter().all(|said| text.contains(said)), "{text}");
     let output = command(&server, &folder, &[&words[..], &["--resume", "--force", "--scratch", "scratch=1G"]].concat());
     let output = { output }.output().unwrap();
     assert!(output.status.success(), "{}", told(&output));

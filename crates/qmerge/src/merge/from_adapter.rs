@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::fingerprint::hex;
 use super::target::ordered;
 use crate::edit::{Edit, Side};
 use crate::edited::Edited;
@@ -140,8 +141,7 @@ impl Calibration for FromAdapter<'_> {
             hash.update(name);
             directions.iter().flatten().for_each(|x| hash.update(x.to_le_bytes()));
         }
-        let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(format!("I + {SEEN} (V Vᵀ + Σ x xᵀ), x of {hash}"))
+        Ok(format!("I + {SEEN} (V Vᵀ + Σ x xᵀ), x of {}", hex(&hash.finalize())))
     }
 
     fn sees_inputs(&self) -> bool {

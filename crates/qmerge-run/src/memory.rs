@@ -61,6 +61,7 @@ pub fn needs(
             working: (passing + moments).max(writing.saturating_sub(states)),
             passing,
             work: read + calibrate::moments_work(model, PRECISION, tokens),
+            unrelated: false,
         },
         weights: model.bytes_per_token(),
         together,

@@ -22,12 +22,14 @@ const TOKENS: usize = 2048;
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     for n in [576, 1536, 4096, 11008] {
-        let metric = Metric::damped(moments(n), 0.03).expect("finite");
+        let moments = moments(n);
         for method in round::ROUNDINGS {
             let Some(whole) = method.whole() else { continue };
             if !asked.is_empty() && !asked.iter().any(|id| id == method.id()) {
                 continue;
             }
+            let mut metric = Metric::damped(moments.clone(), 0.03).expect("finite");
+            whole.prepare(&mut metric, true);
             let (base, target, grid) = weight(n);
             let mut matrix = Matrix {
                 rows: ROWS,

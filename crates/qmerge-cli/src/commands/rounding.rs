@@ -235,7 +235,7 @@ fn guessed(
     let mut threads = super::threads(threads);
     loop {
         let takes = glance::takes(&model, plan, &wanted, threads);
-        let mut demand = own.clone();
+        let mut demand = Demand { unrelated: false, ..own.clone() };
         demand.held += takes.held;
         demand.working = demand.working.max(takes.running);
         match peak(&demand) {

@@ -155,7 +155,7 @@ impl Calibration for FromAdapter<'_> {
         let one = |recode: &Recode| {
             vec![LayerInputs { features: recode.inputs(), weights: vec![recode.to.name().to_owned()] }]
         };
-        Demand::of_read(self.recodes().map(one).collect())
+        Demand { unrelated: self.seen.is_empty(), ..Demand::of_read(self.recodes().map(one).collect()) }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {

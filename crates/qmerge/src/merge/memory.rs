@@ -15,10 +15,12 @@ use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes, weight_of};
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
 /// Bytes per element of a weight that is rounded as a whole from the base's codes: base, target, their products with the moments, and the values twice, as they
-/// are given and in the order of their use, in f32; and the moves of a group of rows.
-const FROM_BASE: u64 = 5 * 4 + 2;
+/// are given and in the order of their use, in f32, or in place of the last the error of a start and its products; and the moves of a group of rows.
+const FROM_BASE: u64 = 6 * 4 + 2;
 /// The same from what another format makes of the target: the start is kept too, and its error at first.
 const AFRESH: u64 = 7 * 4 + 2;
+/// The same of what multiplies: its delta's products with the moments, and the start under other scales.
+const MULTIPLIED: u64 = 2 * 4;
 /// The same of a written weight whose residual is cut: base, target, output, their difference.
 const READ_AGAIN: u64 = 4 * 4;
 /// The same while a matrix whose rows are inputs is turned, or brought into another order.
@@ -170,8 +172,10 @@ fn edits(recode: &Recode) -> u64 {
 
 /// The layers that are rounded as a whole.
 fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
-    let whole = |recode: &Recode| Some((weight_bytes(recode, plan.residual_rank), recode.rounding.whole()?));
-    let bytes: std::collections::HashMap<&str, (u64, &dyn Whole)> = plan
+    let whole = |recode: &Recode| {
+        Some((weight_bytes(recode, plan.residual_rank), recode.rounding.whole()?, recode.begins_at_base()))
+    };
+    let bytes: std::collections::HashMap<&str, (u64, &dyn Whole, bool)> = plan
         .steps
         .iter()
         .filter_map(|step| match &step.action {
@@ -180,15 +184,16 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
         })
         .collect();
     let layer = |inputs: &Vec<crate::round::LayerInputs>| {
-        let own = |inputs: &crate::round::LayerInputs| -> Vec<(u64, &dyn Whole)> {
+        let own = |inputs: &crate::round::LayerInputs| -> Vec<(u64, &dyn Whole, bool)> {
             inputs.weights.iter().filter_map(|name| bytes.get(weight_of(name).0).copied()).collect()
         };
         let mut layer = Layer { moments: 0, weights: Vec::new() };
         for inputs in inputs {
             let own = own(inputs);
-            if let Some((_, method)) = own.first() {
-                layer.moments += moments_bytes(*method, inputs.features);
-                layer.weights.extend(own.iter().map(|(bytes, _)| bytes));
+            if let Some((_, method, _)) = own.first() {
+                let from_base = own.iter().any(|(.., from_base)| *from_base);
+                layer.moments += moments_bytes(*method, inputs.features, from_base, !demand.unrelated);
+                layer.weights.extend(own.iter().map(|(bytes, ..)| bytes));
             }
         }
         layer
@@ -197,19 +202,21 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
 }
 
 /// What the moments of some inputs take, with what the method makes of them.
-pub(super) fn moments_bytes(method: &dyn Whole, features: usize) -> u64 {
-    metric_bytes(features) + method.prepared_bytes(features)
+pub(super) fn moments_bytes(method: &dyn Whole, features: usize, from_base: bool, relates_inputs: bool) -> u64 {
+    metric_bytes(features) + method.prepared_bytes(features, from_base, relates_inputs)
 }
 
 /// What a weight takes while it is rounded as a whole.
 pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64 {
     let (rows, cols) = (recode.outputs() as u64, recode.inputs() as u64);
     let is_turned = recode.transposed || recode.is_stored_transposed();
-    let each = if recode.keeps_scales && !recode.to.is_plain() { FROM_BASE } else { AFRESH }
+    let each = if recode.begins_at_base() { FROM_BASE } else { AFRESH }
         + if is_turned { TURNED } else { 0 }
+        + if recode.edits.iter().all(|(_, edit)| edit.plan.is_additive()) { 0 } else { MULTIPLIED }
         + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
-    let ordered = if recode.to.is_transposed() { metric_bytes(recode.inputs()) } else { 0 };
+    let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), true);
+    let ordered = if recode.to.is_transposed() { recode.rounding.whole().map_or(0, moments) } else { 0 };
     let matrices = recode.stack.unwrap_or(1).max(1) as u64;
     let stored = (read_bytes(recode) + 2 * written_bytes(recode)) / matrices;
     // Edits take what their factors do; those of a stack are there once for all of its matrices, whichever is at work.

@@ -65,7 +65,7 @@ impl Run<'_> {
         let (order, grid) = ordered(weight.as_ref(), &stored, &views)?;
         let own = order.inputs.as_deref().map(|order| {
             let mut metric = metric.in_order(order);
-            method.prepare(&mut metric);
+            method.prepare(&mut metric, recode.begins_at_base());
             metric
         });
         let (base, target) = (order.to_columns(&wanted.base, inputs), order.to_columns(&wanted.target, inputs));
@@ -141,7 +141,7 @@ impl Run<'_> {
         (wanted, rows): (&Wanted, &Range<usize>),
         stored: &Order,
     ) -> Result<Start> {
-        if recode.keeps_scales && !recode.to.is_plain() {
+        if recode.begins_at_base() {
             let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
             let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });

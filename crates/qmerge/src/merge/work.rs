@@ -44,9 +44,8 @@ impl Work {
             Action::Constant(constant) => copied(constant.len(), threads),
             Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
                 Some(method) => {
-                    let from_base = recode.keeps_scales && !recode.to.is_plain();
                     let values = recode.from.weight.geometry().elements() as f64;
-                    (values * method.nanoseconds(recode.inputs(), from_base)) as u64
+                    (values * method.nanoseconds(recode.inputs(), recode.begins_at_base())) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]
                     .into_iter()

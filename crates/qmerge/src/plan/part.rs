@@ -66,8 +66,10 @@ fn cost(step: &Step) -> u64 {
         Action::Copy { entry } => (COPY * entry.bytes as f64) as u64,
         Action::Constant(constant) => constant.len(),
         Action::Recode(recode) => {
-            let from_base = recode.keeps_scales && !recode.to.is_plain();
-            let each = recode.rounding.whole().map_or(STREAM, |method| method.nanoseconds(recode.inputs(), from_base));
+            let each = recode
+                .rounding
+                .whole()
+                .map_or(STREAM, |method| method.nanoseconds(recode.inputs(), recode.begins_at_base()));
             (each * recode.from.weight.geometry().elements() as f64) as u64
         }
     }

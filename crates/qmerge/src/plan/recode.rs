@@ -105,6 +105,11 @@ impl Recode {
         self.transposed != self.turned
     }
 
+    /// True if a weight that is rounded as a whole begins at the base's codes.
+    pub(crate) fn begins_at_base(&self) -> bool {
+        self.keeps_scales && !self.to.is_plain()
+    }
+
     /// True if fresh scales depend on the whole weight.
     pub(crate) fn is_surveyed(&self) -> bool {
         !self.keeps_scales && self.to.writer().is_some_and(|writer| writer.needs_survey())

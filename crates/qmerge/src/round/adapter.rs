@@ -5,18 +5,17 @@
 //! adapter to take it from; what is lacking all the same is asked for (`descend/asked.rs`), so that mu can be small, and with it the noise.
 
 use super::descend::{PLAIN, Stage, descend};
+use super::gptq::Gptq;
 use super::matrix::{Judged, Matrix};
-use super::{Rounding, Whole};
+use super::{Metric, Rounding, Whole};
 
 pub(super) struct Adapter;
 
-/// A weight that grows by steps: each stage starts from a good point of the one before, and the first move only what serves the adapter's directions best. (A mu of 2 to 24 does as
-/// well on one model or another; 8 on all that were tried: the book's research notes.)
+/// A weight that grows by steps, so that first moves serve the adapter's directions best; what is lacking of its output is asked for all along. It begins with errors carried from
+/// column to column (`descend/carried.rs`). (A last mu of 4 or 12 does as well on one model or another; 8 on all that were tried: the book's research notes.)
 const STAGES: &[Stage] = &[
-    Stage { mu: 0.5, asks: false, passes: 1 },
-    Stage { mu: 2.0, asks: false, passes: 1 },
-    Stage { mu: 8.0, asks: false, passes: 2 },
-    Stage { mu: 8.0, asks: true, passes: 2 },
+    Stage { mu: 0.5, asks: true, passes: 1 },
+    Stage { mu: 2.0, asks: true, passes: 1 },
     Stage { mu: 8.0, asks: true, passes: 2 },
     Stage { mu: 8.0, asks: true, passes: 1 },
 ];
@@ -49,6 +48,16 @@ impl Whole for Adapter {
     // The moments are those of some thousand tokens; more weight on what they did not see does better on other text.
     fn damping(&self) -> f32 {
         0.03
+    }
+
+    fn prepare(&self, metric: &mut Metric, from_base: bool) {
+        if from_base && metric.relates_inputs {
+            Gptq.prepare(metric, from_base);
+        }
+    }
+
+    fn prepared_bytes(&self, inputs: usize, from_base: bool, relates_inputs: bool) -> u64 {
+        if from_base && relates_inputs { Gptq.prepared_bytes(inputs, from_base, relates_inputs) } else { 0 }
     }
 
     fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64 {

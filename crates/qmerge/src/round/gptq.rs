@@ -40,55 +40,78 @@ impl Whole for Gptq {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        let own;
-        let feedback = match &matrix.metric.feedback {
-            Some(feedback) => feedback,
-            None => {
-                own = Tiles::of(matrix.metric);
-                &own
-            }
-        };
         let start = matrix.values.clone();
+        let rows: Vec<usize> = (0..matrix.rows).collect();
         let mut values = std::mem::take(&mut matrix.values);
-        let part = (ROWS * matrix.cols).max(1);
-        spread(values.chunks_mut(part).enumerate(), |(number, values)| carry(matrix, number * ROWS, values, feedback));
+        carry(matrix, &rows, &|row, part: &mut [f32]| part.copy_from_slice(matrix.target_of(row)), &mut values);
         matrix.values = values;
         better(matrix, start)
     }
 
-    fn prepare(&self, metric: &mut Metric) {
+    fn prepare(&self, metric: &mut Metric, _: bool) {
         metric.feedback = Some(Tiles::of(metric));
     }
 
-    fn prepared_bytes(&self, inputs: usize) -> u64 {
+    fn prepared_bytes(&self, inputs: usize, _: bool, _: bool) -> u64 {
         4 * (inputs as u64).next_multiple_of(PANEL as u64).pow(2)
     }
 }
 
-/// Rounds the values of some rows, column by column in the order of feedback.
-fn carry(matrix: &Matrix<'_>, first: usize, values: &mut [f32], feedback: &Tiles) {
-    let n = matrix.cols;
-    let (rows, order) = (first..first + values.len() / n, &feedback.order);
+/// Rounds `values` of some rows, (rows, cols), that are on the grid, to what `target` says of each row, column by column in the order of feedback.
+pub(super) fn carry(
+    matrix: &Matrix<'_>,
+    rows: &[usize],
+    target: &(impl Fn(usize, &mut [f32]) + Sync),
+    values: &mut [f32],
+) {
+    let own;
+    let feedback = match &matrix.metric.feedback {
+        Some(feedback) => feedback,
+        None => {
+            own = Tiles::of(matrix.metric);
+            &own
+        }
+    };
+    let parts = rows.chunks(ROWS).zip(values.chunks_mut((ROWS * matrix.cols).max(1)));
+    spread(parts, |(rows, values)| carry_some(matrix, rows, target, values, feedback));
+}
+
+/// The same of no more than [`ROWS`].
+fn carry_some(
+    matrix: &Matrix<'_>,
+    rows: &[usize],
+    target: &impl Fn(usize, &mut [f32]),
+    values: &mut [f32],
+    feedback: &Tiles,
+) {
+    let (n, order, half_gap) = (matrix.cols, &feedback.order, matrix.grid.half_gap());
     let part = rows.len() * PANEL;
+    let mut targets = vec![0.0; rows.len() * n];
+    targets.chunks_exact_mut(n).zip(rows).for_each(|(targets, &row)| target(row, targets));
     // What columns shall become, block by block: (rows, columns of the block).
     let mut wanted = vec![0.0; feedback.count * part];
     for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
-        for (wanted, row) in wanted.chunks_exact_mut(PANEL).zip(rows.clone()) {
-            wanted.iter_mut().zip(order).for_each(|(wanted, &j)| *wanted = matrix.target[row * n + j]);
+        for (wanted, target) in wanted.chunks_exact_mut(PANEL).zip(targets.chunks_exact(n)) {
+            wanted.iter_mut().zip(order).for_each(|(wanted, &j)| *wanted = target[j]);
         }
     }
     let mut errors = vec![0.0; part];
     for (block, order) in order.chunks(PANEL).enumerate() {
         let (own, after) = wanted[block * part..].split_at_mut(part);
         let within = feedback.tile(block, block);
-        for ((wanted, errors), row) in own.chunks_exact_mut(PANEL).zip(errors.chunks_exact_mut(PANEL)).zip(rows.clone())
-        {
+        let lines = own.chunks_exact_mut(PANEL).zip(errors.chunks_exact_mut(PANEL));
+        let lines = lines.zip(rows.iter().zip(targets.chunks_exact(n).zip(values.chunks_exact_mut(n))));
+        for ((wanted, errors), (row, (target, values))) in lines {
             errors.fill(0.0);
             for (k, &j) in order.iter().enumerate() {
                 let at = row * n + j;
-                let value = matrix.grid.nearest(at, wanted[k]);
-                values[at - first * n] = value;
-                errors[k] = matrix.target[at] - value;
+                // A value stays where it would move by less than half a step.
+                let bound = half_gap * matrix.grid.scales_of(at..at + 1).first().map_or(0.0, |scale| scale.abs());
+                let stays = (wanted[k] - values[j]).abs() < bound;
+                if !stays {
+                    values[j] = matrix.grid.nearest(at, wanted[k]);
+                }
+                errors[k] = target[j] - values[j];
                 axpy(errors[k], &within[k * PANEL + k + 1..(k + 1) * PANEL], &mut wanted[k + 1..]);
             }
         }

@@ -132,7 +132,8 @@ impl Calibration for Imatrix {
     fn demand(&self) -> Demand {
         let inputs = |input: &Diagonal| LayerInputs { features: input.means.len(), weights: input.weights.clone() };
         let layers = self.inputs.chunk_by(|a, b| a.layer == b.layer);
-        Demand::of_read(layers.map(|layer| layer.iter().map(inputs).collect()).collect())
+        let layers = layers.map(|layer| layer.iter().map(inputs).collect()).collect();
+        Demand { unrelated: true, ..Demand::of_read(layers) }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {

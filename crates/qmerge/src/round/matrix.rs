@@ -149,6 +149,11 @@ impl Matrix<'_> {
         product(error, &self.metric.columns, ROWS)
     }
 
+    /// What a row should be.
+    pub(super) fn target_of(&self, r: usize) -> &[f32] {
+        &self.target[r * self.cols..(r + 1) * self.cols]
+    }
+
     /// True if rounding begins at the base's own codes.
     pub(super) fn at_base(&self) -> bool {
         self.values == self.base

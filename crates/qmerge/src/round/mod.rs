@@ -86,7 +86,7 @@ pub static ORIGINAL: &dyn Rounding = &original::Original;
 /// What PEFT does.
 pub static NEAREST: &dyn Rounding = &nearest::Nearest;
 
-/// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB.
+/// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB, and what errors are carried by as much.
 #[doc(hidden)]
 pub const MAX_FEATURES: usize = 1 << 16;
 
@@ -168,11 +168,11 @@ pub trait Whole: Sync {
     /// Nanoseconds of one thread that a value of a weight with so many inputs takes, from the base's codes or afresh.
     fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64;
 
-    /// Computes what all weights with the same inputs share.
-    fn prepare(&self, _metric: &mut Metric) {}
+    /// Computes what all weights with the same inputs share, of which some are rounded from the base's codes or none.
+    fn prepare(&self, _metric: &mut Metric, _from_base: bool) {}
 
     /// Bytes that this takes.
-    fn prepared_bytes(&self, _inputs: usize) -> u64 {
+    fn prepared_bytes(&self, _inputs: usize, _from_base: bool, _relates_inputs: bool) -> u64 {
         0
     }
 

@@ -66,6 +66,8 @@ pub struct Demand {
     pub passing: u64,
     /// The work of all that it has yet to do, in nanoseconds of one thread.
     pub work: u64,
+    /// True if its moments do not say which inputs go with each other.
+    pub unrelated: bool,
 }
 
 impl Demand {
@@ -74,7 +76,7 @@ impl Demand {
         let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let largest = metric_bytes(layers.iter().flatten().map(|inputs| inputs.features).max().unwrap_or(0));
         let working = layers.iter().map(moments).max().unwrap_or(0) + largest;
-        Self { layers, held: 0, working, passing: largest, work: 0 }
+        Self { layers, held: 0, working, passing: largest, work: 0, unrelated: false }
     }
 }
 
@@ -129,7 +131,7 @@ pub struct Metric {
     /// H in panels.
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
-    /// What `gptq` makes of H, for all weights that are given these inputs.
+    /// What errors are carried by, for all weights that are given these inputs.
     pub(super) feedback: Option<Tiles>,
 }
 

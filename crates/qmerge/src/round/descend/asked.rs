@@ -6,6 +6,7 @@
 //! shift of the target, which becomes W0 + D + Σ a_k u_k u_kᵀ D; a_k grows by what was lacking, −e_k / (u_kᵀ D H Dᵀ u_k), each time that it is asked. What of D lies in no
 //! direction, where its rank is higher than their number, is asked for as one.
 
+use super::super::matrix::Delta;
 use super::State;
 use crate::linalg;
 use crate::parallel::spread;
@@ -18,17 +19,19 @@ const MOST: f64 = 0.5;
 /// A direction with less than this share of the strongest one's output is one of rounded sums.
 const WEAK: f64 = 1e-7;
 
+/// By how much more to ask for an output of some mean square of which some is lacking (less than 0) at a target that asks for so much more already.
+pub(super) fn more(delta: &Delta, (strength, lacking): (f64, f64), asked: f64) -> f64 {
+    let strongest = delta.strengths.first().copied().unwrap_or(0.0);
+    if strength <= WEAK * strongest { 0.0 } else { (-lacking / strength - asked).clamp(-MOST, MOST) }
+}
+
 impl State<'_, '_> {
     /// Asks for what is lacking of the adapter's output, by direction. Of a settled state.
     pub(super) fn ask(&mut self) {
-        let strongest = self.delta.strengths.first().copied().unwrap_or(0.0);
-        let more = |strength: f64, lacking: f64, asked: f64| {
-            if strength <= WEAK * strongest { 0.0 } else { (-lacking / strength - asked).clamp(-MOST, MOST) }
-        };
         let all = self.delta.strengths.iter().zip(&self.lacking).zip(&self.asked);
         let by_direction: Vec<f64> =
-            all.map(|((strength, lacking), asked)| more(*strength, *lacking, *asked)).collect();
-        let rest = more(self.delta.rest, self.rest.lacking, self.rest.asked);
+            all.map(|((strength, lacking), asked)| more(self.delta, (*strength, *lacking), *asked)).collect();
+        let rest = more(self.delta, (self.delta.rest, self.rest.lacking), self.rest.asked);
         self.shift(&by_direction, rest);
     }
 

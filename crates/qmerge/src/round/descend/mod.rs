@@ -3,7 +3,8 @@
 //! Minimises J(E) = ½ tr(G E H Eᵀ) with E = Wq − (W0 + D), H the moments of the inputs and G = I + mu·U Uᵀ, U a basis of the outputs that
 //! the adapter reaches. mu = 0 is the mean square error of the layer's output; a larger mu keeps the adapter's own directions in full
 //! strength, which is what a loss of the model depends on. The start is the base, E = −D, or in another format what that encodes; on a fine grid the nearest levels to
-//! the target (`start.rs`). Each move takes one value to another level, or one run to another scale, and is made only if it lowers J, so the start is the worst case.
+//! the target (`start.rs`); where the adapter's output is asked for, what carrying errors from column to column comes to (`carried.rs`). Each move takes one value to another
+//! level, or one run to another scale, and is made only if it lowers J. What ends above the start goes back to it, or to the base where errors were carried.
 //!
 //! Lowering J shrinks the adapter's output, since that saves error. A stage that asks for it in full goes to a target of more than the adapter (`asked.rs`), and what it
 //! comes to is judged by the true one.
@@ -16,6 +17,7 @@
 
 mod asked;
 mod buffers;
+mod carried;
 mod moves;
 mod row;
 mod start;
@@ -79,9 +81,12 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Judged::nothing(&delta);
     }
-    let mut start = Start::of(matrix, &delta, at_base);
+    let mut start = Start::of(matrix, &delta, at_base, stages.iter().any(|stage| stage.asks));
     let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base));
-    let before = state.energy;
+    let before = match start.values {
+        start::Values::Carried => Energy::of_base(&delta),
+        _ => state.energy,
+    };
     let is_settled = matches!(start.values, start::Values::Given(_)) && at_base && before.noise < SETTLED * delta.norm;
     let stages = if is_settled { PLAIN } else { stages };
     for stage in stages {
@@ -98,8 +103,9 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     }
     state.take_back();
     let after = state.finish();
-    // Stages with another mu or another target may have raised the last one's objective; then the start is better.
-    if after.worth(stages) > before.worth(stages) {
+    // Stages with another mu or another target may have raised the last one's objective; then the start is better, or the base.
+    let is_better = after.worth(stages) <= before.worth(stages);
+    if !is_better {
         start.go_back(matrix);
         return judged(matrix, &delta);
     }
@@ -124,6 +130,11 @@ struct Energy {
 }
 
 impl Energy {
+    /// E = −D.
+    fn of_base(delta: &Delta) -> Self {
+        Self { noise: delta.norm, along: delta.norm - delta.rest, lost: delta.norm }
+    }
+
     fn objective(self, mu: f32) -> f64 {
         self.noise + f64::from(mu) * self.along
     }

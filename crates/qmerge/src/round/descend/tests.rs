@@ -1,6 +1,6 @@
 //! What descent does to deltas that no few directions hold.
 
-use super::super::matrix::Matrix;
+use super::super::matrix::{Kept, Matrix};
 use super::super::moments::{InputMoments, Metric};
 use crate::dtype::Dtype;
 use crate::formats::{Choices, Grid, Levels};
@@ -27,15 +27,48 @@ fn squares(a: &[f32], b: &[f32]) -> f64 {
 
 /// Rounds base + D, and returns the base, what should come out and what does.
 fn rounded(rows: usize, cols: usize, target: impl Fn(usize, f32) -> f32, metric: &Metric) -> [Vec<f32>; 3] {
+    rounded_by("adapter", None, (rows, cols), target, metric).0
+}
+
+/// The same by a method, of a delta of some rank, and what became of the adapter's output.
+fn rounded_by(
+    method: &str,
+    rank: Option<usize>,
+    (rows, cols): (usize, usize),
+    target: impl Fn(usize, f32) -> f32,
+    metric: &Metric,
+) -> ([Vec<f32>; 3], Kept) {
     let grid = grid(rows * cols);
     let base: Vec<f32> = (0..rows * cols).map(|at| grid.nearest(at, 0.05 * number(at + 77))).collect();
     let target: Vec<f32> = base.iter().enumerate().map(|(at, x)| target(at, *x)).collect();
     let values = base.clone();
-    let mut matrix = Matrix { rows, cols, base: &base, target: &target, values, grid, rank: None, metric };
-    let whole = crate::round::by_id("adapter").unwrap().whole().unwrap();
-    whole.round(&mut matrix);
+    let mut matrix = Matrix { rows, cols, base: &base, target: &target, values, grid, rank, metric };
+    let whole = crate::round::by_id(method).unwrap().whole().unwrap();
+    let kept = whole.round(&mut matrix).kept;
     let values = matrix.values;
-    [base, target, values]
+    ([base, target, values], kept)
+}
+
+/// Inputs that go with each other, as those of a trained model do, where single values find but the next minimum.
+#[test]
+fn all_of_an_adapter_comes_out_with_little_more_noise() {
+    let (rows, cols, rank, tokens) = (256, 128, 2, 512);
+    let input = |t: usize, j: usize| {
+        let shared = |k: usize| number(4_000_000 + t * 8 + k) * number(5_000_000 + k * cols + j);
+        f64::from(0.3 * number(3_000_000 + t * cols + j) + (0..8).map(shared).sum::<f32>())
+    };
+    let moment = |at: usize| (0..tokens).map(|t| input(t, at / cols) * input(t, at % cols)).sum::<f64>();
+    let values = (0..cols * cols).map(|at| (moment(at) / tokens as f64) as f32).collect();
+    let metric = Metric::damped(InputMoments { features: cols, tokens, values }, 0.03).unwrap();
+    let delta = |at: usize| {
+        let product = |k: usize| number(6_000_000 + at / cols * rank + k) * number(8_000_000 + k * cols + at % cols);
+        0.002 * (0..rank).map(product).sum::<f32>()
+    };
+    let by = |method| rounded_by(method, Some(rank), (rows, cols), |at, x| x + delta(at), &metric).1;
+    let (adapter, descent) = (by("adapter"), by("descent"));
+    // The error alone takes a part of the adapter's output for less noise.
+    assert!(descent.output < 0.96 && (adapter.output - 1.0).abs() < 0.01, "{adapter:?} {descent:?}");
+    assert!(adapter.noise < 1.1 * descent.noise, "{adapter:?} {descent:?}");
 }
 
 /// Outputs that are multiplied have their codes and other scales: what is left is the rounding of these.

@@ -195,7 +195,7 @@ fn every_method_rounds_every_type() {
             let name = format!("{} {}", format.id, method.id());
             if let Some(whole) = method.whole() {
                 let mut metric = Metric::damped(moments.clone(), whole.damping()).unwrap();
-                whole.prepare(&mut metric);
+                whole.prepare(&mut metric, true);
                 let (values_of, grid) = (base.clone(), grid.clone());
                 let mut matrix = Matrix {
                     rows: ROWS,

@@ -1,0 +1,56 @@
+//! The start of descent that asks for the adapter's output: each column's error carried to the columns after it, as GPTQ does.
+//!
+//! Moves of single values find the next minimum, and where inputs go together there are many: those that are left from the base's codes have twice the noise of what carrying
+//! errors comes to in one go. But that loses a part of the adapter's output, and of a weak one most. So it is done for some of the rows first, to see by how much, and then for all,
+//! to a target that has so much more of the adapter.
+
+use super::super::gptq::carry;
+use super::super::matrix::{Delta, Matrix, against};
+use super::asked::more;
+use crate::linalg;
+use crate::simd::vectors::axpys;
+
+/// One row in so many shows what is lost, of matrices with enough of them.
+const SAMPLE: usize = 4;
+const ENOUGH: usize = 128;
+/// Rows with less than this share of a direction's output say nothing about it.
+const TOO_LITTLE: f64 = 1.0 / 16.0;
+
+/// Rounds `matrix.values`, which are the base's.
+pub(super) fn carry_errors(matrix: &mut Matrix<'_>, delta: &Delta) {
+    let asked = lost(matrix, delta);
+    let mut values = std::mem::take(&mut matrix.values);
+    let rows: Vec<usize> = (0..matrix.rows).collect();
+    let target = |r: usize, out: &mut [f32]| {
+        out.copy_from_slice(matrix.target_of(r));
+        let factors: Vec<f32> = delta.own(r).iter().zip(&asked).map(|(u, asked)| u * asked).collect();
+        axpys(&factors, &delta.coefficients, out);
+    };
+    carry(matrix, &rows, &target, &mut values);
+    matrix.values = values;
+}
+
+/// By direction, the share of the adapter's output that is lost where errors are carried.
+fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Vec<f32> {
+    let (n, directions) = (matrix.cols, delta.directions);
+    let some: Vec<usize> = (0..matrix.rows).step_by(if matrix.rows < ENOUGH { 1 } else { SAMPLE }).collect();
+    let mut error: Vec<f32> = some.iter().flat_map(|r| matrix.base[r * n..(r + 1) * n].iter().copied()).collect();
+    carry(matrix, &some, &|r, out: &mut [f32]| out.copy_from_slice(matrix.target_of(r)), &mut error);
+    for (&r, error) in some.iter().zip(error.chunks_exact_mut(n)) {
+        error.iter_mut().zip(matrix.target_of(r)).for_each(|(value, target)| *value -= target);
+    }
+    // Uᵀ E of these rows, and how much of each direction's output is theirs.
+    let basis: Vec<f32> = some.iter().flat_map(|&r| delta.own(r).iter().copied()).collect();
+    let along = against(&basis, directions, n, |number, part| &error[number * n..(number + 1) * n][part.clone()]);
+    let mut shares = vec![0.0; directions];
+    for own in basis.chunks_exact(directions.max(1)) {
+        shares.iter_mut().zip(own).for_each(|(share, u)| *share += f64::from(u * u));
+    }
+    let pairs = along.chunks_exact(n).zip(delta.moments.chunks_exact(n)).zip(shares.iter().zip(&delta.strengths));
+    pairs
+        .map(|((along, moments), (share, strength))| {
+            let of = |share: f64| more(delta, (*strength, linalg::dot(along, moments) / share), 0.0).max(0.0) as f32;
+            if *share < TOO_LITTLE { 0.0 } else { of(*share) }
+        })
+        .collect()
+}

@@ -61,7 +61,7 @@ impl Whole for Adapter {
     }
 
     fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64 {
-        if from_base { 100.0 + 0.019 * inputs as f64 } else { super::descend::nanoseconds(inputs) }
+        if from_base { 100.0 + 0.09 * inputs as f64 } else { super::descend::nanoseconds(inputs) }
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {

@@ -36,7 +36,7 @@ impl Rounding for Gptq {
 impl Whole for Gptq {
     fn nanoseconds(&self, inputs: usize, _: bool) -> f64 {
         // Choosing a level, and its error carried to half of the columns on average.
-        75.0 + 0.058 * inputs as f64
+        25.0 + 0.07 * inputs as f64
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {

@@ -28,9 +28,10 @@ def test_parts_are_put_together(demo: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert report.weights == whole.weights
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "whole"]
+    lost = {"base": demo / "base-nf4", "adapter": demo / "adapter", "rounding": "nearest"}
+    qmerge.merge_part(output=tmp_path / "low", part="1/1", **lost)
     with pytest.raises(qmerge.SurvivalError):
-        qmerge.merge_part(output=tmp_path / "low", part="1/1", **merge)
-        qmerge.finish(output=tmp_path / "low", min_survival=1.0, **merge)
+        qmerge.finish(output=tmp_path / "low", min_survival=0.9, **lost)
 
 
 def test_wrong_use(demo: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 //! The start of descent that asks for the adapter's output: each column's error carried to the columns after it, as GPTQ does.
 //!
-//! Moves of single values find the next minimum, and where inputs go together there are many: those that are left from the base's codes have twice the noise of what carrying
-//! errors comes to in one go. But that loses a part of the adapter's output, and of a weak one most. So it is done for some of the rows first, to see by how much, and then for all,
-//! to a target that has so much more of the adapter.
+//! Moves of single values find the next minimum, and where inputs go together there are many: the one next to the base's codes had twice the noise of what carrying errors came
+//! to in one go (SmolLM2, an adapter on queries and values). But that loses a part of the adapter's output, and more of a weak one. So it is done for some of the rows first, to see
+//! by how much, and then for all, to a target that has so much more of the adapter.
 
 use super::super::gptq::carry;
 use super::super::matrix::{Delta, Matrix, against};

@@ -53,7 +53,7 @@ impl Whole for Gptq {
     }
 
     fn prepared_bytes(&self, inputs: usize, _: bool, _: bool) -> u64 {
-        4 * (inputs as u64).next_multiple_of(PANEL as u64).pow(2)
+        4 * (TILE * triangle(inputs.div_ceil(PANEL))) as u64
     }
 }
 
@@ -72,8 +72,9 @@ pub(super) fn carry(
             &own
         }
     };
+    let half_gap = matrix.grid.half_gap();
     let parts = rows.chunks(ROWS).zip(values.chunks_mut((ROWS * matrix.cols).max(1)));
-    spread(parts, |(rows, values)| carry_some(matrix, rows, target, values, feedback));
+    spread(parts, |(rows, values)| carry_some(matrix, rows, target, values, (feedback, half_gap)));
 }
 
 /// The same of no more than [`ROWS`].
@@ -82,14 +83,14 @@ fn carry_some(
     rows: &[usize],
     target: &impl Fn(usize, &mut [f32]),
     values: &mut [f32],
-    feedback: &Tiles,
+    (feedback, half_gap): (&Tiles, f32),
 ) {
-    let (n, order, half_gap) = (matrix.cols, &feedback.order, matrix.grid.half_gap());
+    let (n, order) = (matrix.cols, &feedback.order);
     let part = rows.len() * PANEL;
     let mut targets = vec![0.0; rows.len() * n];
     targets.chunks_exact_mut(n).zip(rows).for_each(|(targets, &row)| target(row, targets));
     // What columns shall become, block by block: (rows, columns of the block).
-    let mut wanted = vec![0.0; feedback.count * part];
+    let mut wanted = vec![0.0; order.len().div_ceil(PANEL) * part];
     for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
         for (wanted, target) in wanted.chunks_exact_mut(PANEL).zip(targets.chunks_exact(n)) {
             wanted.iter_mut().zip(order).for_each(|(wanted, &j)| *wanted = target[j]);
@@ -121,13 +122,17 @@ fn carry_some(
     }
 }
 
-/// What the error of a column adds to those after it: a square matrix in tiles, padded with zeros, its columns in the order of work.
+/// What the error of a column adds to those after it: a matrix of which all below the diagonal is nothing, in tiles, padded with zeros, its columns in the order of work.
 #[derive(Debug)]
 pub(super) struct Tiles {
     order: Vec<usize>,
-    /// Tiles in a row of them.
-    count: usize,
+    /// Tiles down to the diagonal, column by column.
     data: Vec<f32>,
+}
+
+/// Tiles of so many columns.
+fn triangle(columns: usize) -> usize {
+    columns * (columns + 1) / 2
 }
 
 impl Tiles {
@@ -138,7 +143,7 @@ impl Tiles {
     }
 
     fn tile(&self, row: usize, column: usize) -> &[f32] {
-        &self.data[(row * self.count + column) * TILE..][..TILE]
+        &self.data[(triangle(column) + row) * TILE..][..TILE]
     }
 }
 
@@ -146,16 +151,19 @@ impl Tiles {
 fn feedback(metric: &Metric, order: Vec<usize>) -> Tiles {
     let n = order.len();
     let count = n.div_ceil(PANEL);
-    let mut data = vec![0.0; count * count * TILE];
+    // At first the rows of H down to the diagonal. Each row of tiles becomes the column of the same number.
+    let mut data = vec![0.0; triangle(count) * TILE];
     for (i, &from) in order.iter().enumerate() {
-        for (j, &to) in order[..=i].iter().enumerate() {
-            data[(i / PANEL * count + j / PANEL) * TILE + i % PANEL * PANEL + j % PANEL] = metric.at(from, to);
+        let row = &mut data[triangle(i / PANEL) * TILE + i % PANEL * PANEL..];
+        for (tile, order) in row.chunks_mut(TILE).zip(order[..=i].chunks(PANEL)) {
+            tile.iter_mut().zip(order).for_each(|(moment, &to)| *moment = metric.at(from, to));
         }
     }
-    // From the last column to the first: its share of all before it is divided out, which is kept up below the diagonal only.
+    // From the last column to the first: its share of all before it is divided out.
     for block in (0..count).rev() {
-        let (before, own) = data.split_at_mut(block * count * TILE);
-        let pivots = within(&mut own[..(block + 1) * TILE], PANEL.min(n - block * PANEL));
+        let (mut before, own) = data.split_at_mut(triangle(block) * TILE);
+        let own = &mut own[..(block + 1) * TILE];
+        let pivots = within(own, PANEL.min(n - block * PANEL));
         // Its rows, from the last to the first.
         let mut right = vec![0.0; block * TILE];
         for (own, right) in own.chunks_exact(TILE).zip(right.chunks_exact_mut(TILE)) {
@@ -165,22 +173,25 @@ fn feedback(metric: &Metric, order: Vec<usize>) -> Tiles {
                 }
             }
         }
-        let (own, right) = (&*own, &right);
-        spread(before.chunks_exact_mut(count * TILE).enumerate(), |(row, tiles)| {
+        let rows = own.chunks_exact_mut(TILE).take(block).enumerate();
+        let rows = rows.map(|(row, own)| (own, before.split_off_mut(..(row + 1) * TILE).unwrap_or_default()));
+        spread(rows.collect::<Vec<_>>(), |(own, tiles)| {
             let mut left = vec![0.0; TILE];
             for (k, pivot) in pivots.iter().enumerate() {
                 for i in 0..PANEL {
-                    let share = pivot.map_or(0.0, |pivot| own[row * TILE + k * PANEL + i] / pivot);
-                    tiles[block * TILE + i * PANEL + k] = share;
+                    let share = pivot.map_or(0.0, |pivot| own[k * PANEL + i] / pivot);
                     left[i * PANEL + PANEL - 1 - k] = -share;
                 }
             }
-            for (tile, right) in tiles.chunks_exact_mut(TILE).zip(right.chunks_exact(TILE)).take(row + 1) {
+            for (own, left) in own.chunks_exact_mut(PANEL).zip(left.chunks_exact(PANEL)) {
+                own.iter_mut().zip(left.iter().rev()).for_each(|(own, left)| *own = -left);
+            }
+            for (tile, right) in tiles.chunks_exact_mut(TILE).zip(right.chunks_exact(TILE)) {
                 add_panel(&left, right, tile);
             }
         });
     }
-    Tiles { order, count, data }
+    Tiles { order, data }
 }
 
 /// The same within the rows of a block, of which the last tile is on the diagonal. Returns the pivots that are above zero.

@@ -82,7 +82,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
         return Judged::nothing(&delta);
     }
     let mut start = Start::of(matrix, &delta, at_base, stages.iter().any(|stage| stage.asks));
-    let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base));
+    let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base | start::Values::Carried));
     let before = match start.values {
         start::Values::Carried => Energy::of_base(&delta),
         _ => state.energy,
@@ -195,7 +195,8 @@ struct State<'s, 'm> {
 }
 
 impl<'s, 'm> State<'s, 'm> {
-    fn new(matrix: &'s mut Matrix<'m>, delta: &'s Delta, at_base: bool) -> Self {
+    /// Of a matrix of which few values, or none, are others than the base's, where `is_near_base`.
+    fn new(matrix: &'s mut Matrix<'m>, delta: &'s Delta, is_near_base: bool) -> Self {
         let (rows, n) = (matrix.rows, matrix.cols);
         let run = Some(matrix.grid.run).filter(|&run| {
             let fits = PANEL.is_multiple_of(run) || run.is_multiple_of(PANEL);
@@ -227,27 +228,21 @@ impl<'s, 'm> State<'s, 'm> {
             matrix,
             delta,
         };
-        if at_base {
-            // E = −D, which is of low rank.
+        if is_near_base {
+            // E = −D, which is of low rank, and what has been moved.
             let mut row = vec![0.0; n];
             for r in 0..rows {
                 row.fill(0.0);
                 delta.add_row(r, -1.0, &mut row);
                 state.set_products(r, &row);
             }
-            state.energy.noise = delta.norm;
         } else {
             for start in (0..rows).step_by(AT_ONCE) {
                 let some = start * n..(start + AT_ONCE).min(rows) * n;
-                let error = state.matrix.error_of(some);
-                let products = state.matrix.error_products(&error);
-                for (number, (error, row)) in error.chunks_exact(n).zip(products.chunks_exact(n)).enumerate() {
-                    state.energy.noise += f64::from(dot(error, row));
-                    state.set_products(start + number, row);
-                }
+                let products = state.matrix.error_products(&state.matrix.error_of(some));
+                products.chunks_exact(n).enumerate().for_each(|(number, row)| state.set_products(start + number, row));
             }
         }
-        state.objective = state.energy.noise;
         // Values in the order of their use.
         let values = std::mem::take(&mut state.matrix.values);
         state.values.reserve_exact(values.len());
@@ -255,8 +250,35 @@ impl<'s, 'm> State<'s, 'm> {
             let rows = values.chunks_exact(n);
             rows.for_each(|row| state.values.extend_from_slice(&row[block.clone()]));
         }
+        drop(values);
+        if is_near_base {
+            state.move_from_base();
+        }
+        state.energy.noise = state.noise();
+        state.objective = state.energy.noise;
         state.renew();
         state
+    }
+
+    /// Has P take what the values differ from the base's by.
+    fn move_from_base(&mut self) {
+        let n = self.matrix.cols;
+        for start in (0..self.matrix.rows).step_by(AT_ONCE) {
+            let rows = start..(start + AT_ONCE).min(self.matrix.rows);
+            let mut moves = Moves::of(rows.clone(), self.width, Vec::new());
+            for block in self.blocks() {
+                let mut own = BlockMoves::default();
+                for r in rows.clone() {
+                    let pairs = self.values[self.place(r, &block)].iter().zip(&self.matrix.base[r * n + block.start..]);
+                    let changes: Vec<f32> = pairs.map(|(value, base)| value - base).collect();
+                    if changes.iter().any(|change| *change != 0.0) {
+                        own.push(r, block.start, &changes);
+                    }
+                }
+                moves.push(own);
+            }
+            self.take(&moves, |_| 0..usize::MAX);
+        }
     }
 
     fn set_products(&mut self, r: usize, row: &[f32]) {
@@ -391,13 +413,19 @@ impl<'s, 'm> State<'s, 'm> {
 
     /// Has each block take what the last group has moved in the blocks behind it.
     fn take_later(&mut self) {
-        let (moves, metric) = (std::mem::take(&mut self.moves), self.matrix.metric);
+        let moves = std::mem::take(&mut self.moves);
+        self.take(&moves, |number| number + 1..usize::MAX);
+    }
+
+    /// Has each block take what some rows have moved in those that are named by its number.
+    fn take(&mut self, moves: &Moves, of: impl Fn(usize) -> Range<usize> + Sync) {
+        let metric = self.matrix.metric;
         let take = |(number, mut block): (usize, BlockSums<'_>)| {
-            let blocks = moves.done(number + 1..usize::MAX);
+            let blocks = moves.done(of(number));
             let Some(mask) = moves.mask(&blocks) else { return };
             let mut sums = vec![0.0; moves.rows.len() * block.columns.len().next_multiple_of(PANEL)];
             moves.add(&blocks, &block.columns, &metric.columns, &mut sums);
-            block.take(&moves, &mask, &sums);
+            block.take(moves, &mask, &sums);
         };
         let all = self.sums().into_iter().enumerate();
         if moves.is_worth_sharing(&moves.done(0..usize::MAX), 1) { spread(all, take) } else { all.for_each(take) }
@@ -428,19 +456,28 @@ impl<'s, 'm> State<'s, 'm> {
         }
     }
 
-    /// Gives the values back and returns what is left of 2 J, summed up anew.
-    fn finish(self) -> Energy {
-        let (rows, n) = (self.matrix.rows, self.matrix.cols);
-        let mut values = vec![0.0; rows * n];
+    /// tr(E H Eᵀ), summed up anew.
+    fn noise(&self) -> f64 {
         let mut noise = 0.0;
         let mut error = vec![0.0; self.width];
         for block in self.blocks() {
             let error = &mut error[..block.len()];
-            for r in 0..rows {
-                let place = self.place(r, &block);
-                values[r * n + block.start..r * n + block.end].copy_from_slice(&self.values[place.clone()]);
+            for r in 0..self.matrix.rows {
                 self.error(r, &block, error);
-                noise += f64::from(dot(error, &self.products[place]));
+                noise += f64::from(dot(error, &self.products[self.place(r, &block)]));
+            }
+        }
+        noise
+    }
+
+    /// Gives the values back and returns what is left of 2 J, summed up anew.
+    fn finish(self) -> Energy {
+        let n = self.matrix.cols;
+        let noise = self.noise();
+        let mut values = vec![0.0; self.values.len()];
+        for block in self.blocks() {
+            for (r, row) in values.chunks_exact_mut(n).enumerate() {
+                row[block.clone()].copy_from_slice(&self.values[self.place(r, &block)]);
             }
         }
         self.matrix.values = values;

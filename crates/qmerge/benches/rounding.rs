@@ -29,7 +29,9 @@ fn main() {
                 continue;
             }
             let mut metric = Metric::damped(moments.clone(), 0.03).expect("finite");
+            let start = Instant::now();
             whole.prepare(&mut metric, true);
+            let preparing = start.elapsed().as_secs_f64();
             let (base, target, grid) = weight(n);
             let mut matrix = Matrix {
                 rows: ROWS,
@@ -46,7 +48,7 @@ fn main() {
             let seconds = start.elapsed().as_secs_f64() / (ROWS * n) as f64 * 1e6;
             let changed = base.iter().zip(&matrix.values).filter(|(a, b)| a != b).count() as f64 / base.len() as f64;
             println!(
-                "{n:>6} inputs, {}: {seconds:.3} s per million weights; kept output {:.3}, noise {:.3}, {:.1} % changed",
+                "{n:>6} inputs, {}: {seconds:.3} s per million weights, {preparing:.2} s for the inputs; kept output {:.3}, noise {:.3}, {:.1} % changed",
                 method.id(),
                 kept.output,
                 kept.noise,

@@ -374,7 +374,7 @@ fn cut_matrix<'i>(
 fn added(edited: &Edited<'_>, recode: &Recode, rows: &Range<usize>) -> Result<Vec<f32>> {
     let cols = recode.from.weight.geometry().cols;
     let mut values = Vec::new();
-    if recode.edits.iter().all(|(_, edit)| edit.plan.is_additive()) {
+    if recode.adds() {
         let zero = vec![0.0; rows.len() * cols];
         values.resize(zero.len(), 0.0);
         edit::apply(edited.edits().unwrap_or_default(), rows, cols, &zero, &mut values);

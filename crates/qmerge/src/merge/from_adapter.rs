@@ -48,8 +48,7 @@ impl<'a> FromAdapter<'a> {
 
     /// Weights for which it is of use to know directions that their inputs have: those to which something is added. What multiplies came out weaker with them.
     pub fn to_see(&self) -> HashSet<String> {
-        let adds = |recode: &&Recode| recode.edits.iter().all(|(_, edit)| edit.plan.is_additive());
-        self.recodes().filter(adds).map(|recode| recode.to.name().to_owned()).collect()
+        self.recodes().filter(|recode| recode.adds()).map(|recode| recode.to.name().to_owned()).collect()
     }
 
     /// Where such directions are known, by the weights' names: one value for each input. What is not finite, or 0, says nothing.

@@ -19,8 +19,8 @@ const BYTES_PER_ELEMENT: u64 = 3 * 4;
 const FROM_BASE: u64 = 6 * 4 + 2;
 /// The same from what another format makes of the target: the start is kept too, and its error at first.
 const AFRESH: u64 = 7 * 4 + 2;
-/// The same of what multiplies: its delta's products with the moments, and the start under other scales.
-const MULTIPLIED: u64 = 2 * 4;
+/// The same of what no few directions hold: its delta's products with the moments, and the start under other scales.
+const DENSE: u64 = 2 * 4;
 /// The same of a written weight whose residual is cut: base, target, output, their difference.
 const READ_AGAIN: u64 = 4 * 4;
 /// The same while a matrix whose rows are inputs is turned, or brought into another order.
@@ -203,7 +203,7 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
 
 /// What the moments of some inputs take, with what the method makes of them.
 pub(super) fn moments_bytes(method: &dyn Whole, features: usize, from_base: bool, relates_inputs: bool) -> u64 {
-    metric_bytes(features) + method.prepared_bytes(features, from_base, relates_inputs)
+    metric_bytes(features) + method.preparing(features, from_base, relates_inputs).bytes
 }
 
 /// What a weight takes while it is rounded as a whole.
@@ -212,7 +212,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let is_turned = recode.transposed || recode.is_stored_transposed();
     let each = if recode.begins_at_base() { FROM_BASE } else { AFRESH }
         + if is_turned { TURNED } else { 0 }
-        + if recode.edits.iter().all(|(_, edit)| edit.plan.is_additive()) { 0 } else { MULTIPLIED }
+        + if recode.is_low_rank() { 0 } else { DENSE }
         + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), true);

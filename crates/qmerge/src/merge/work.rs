@@ -2,7 +2,7 @@
 //!
 //! The figures were measured on one machine; on another all of them are larger or smaller by about the same factor, which a progress bar finds out while it runs.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::Plan;
 use super::residual::is_coarse;
@@ -21,6 +21,8 @@ const WRITE: f64 = 2.0;
 const CHOOSE: f64 = 12.0;
 /// Per value of 16 bits that is chosen by what is left of its row.
 const FEED_BACK: f64 = 3.0;
+/// A weight that is rounded as a whole takes so many times as long where its delta is more than a few directions: more products, and more passes.
+const DENSE: f64 = 2.0;
 /// Per product of a sketch.
 const PRODUCT: f64 = 0.05;
 
@@ -37,15 +39,15 @@ pub(super) struct Work {
 
 impl Work {
     pub(super) fn new(plan: &Plan, demand: &Demand, threads: usize) -> Self {
-        let known: HashSet<&str> =
-            demand.layers.iter().flatten().flat_map(|inputs| &inputs.weights).map(|name| weight_of(name).0).collect();
+        let prepared = prepared(plan, demand);
         let one = |step: &Step| match &step.action {
             Action::Copy { entry } => copied(entry.bytes, threads),
             Action::Constant(constant) => copied(constant.len(), threads),
-            Action::Recode(recode) => match recode.rounding.whole().filter(|_| known.contains(step.name.as_str())) {
-                Some(method) => {
+            Action::Recode(recode) => match recode.rounding.whole().zip(prepared.get(step.name.as_str())) {
+                Some((method, prepared)) => {
                     let values = recode.from.weight.geometry().elements() as f64;
-                    (values * method.nanoseconds(recode.inputs(), recode.begins_at_base())) as u64
+                    let each = method.nanoseconds(recode.inputs(), recode.begins_at_base());
+                    (values * each * if recode.is_low_rank() { 1.0 } else { DENSE } + prepared) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]
                     .into_iter()
@@ -63,6 +65,29 @@ impl Work {
     pub(super) fn total(&self) -> u64 {
         self.steps.iter().sum::<u64>() + self.sync + self.residual
     }
+}
+
+/// The weights whose inputs become known, each with its share of what it takes to prepare their moments.
+fn prepared<'d>(plan: &Plan, demand: &'d Demand) -> HashMap<&'d str, f64> {
+    let recodes: HashMap<&str, &Recode> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Recode(recode) => Some((step.name.as_str(), &**recode)),
+            Action::Copy { .. } | Action::Constant(_) => None,
+        })
+        .collect();
+    let mut shares = HashMap::new();
+    for inputs in demand.layers.iter().flatten() {
+        let own = || inputs.weights.iter().filter_map(|name| recodes.get(weight_of(name).0));
+        let from_base = own().any(|recode| recode.begins_at_base());
+        let method = own().find_map(|recode| recode.rounding.whole());
+        let takes = method.map(|method| method.preparing(inputs.features, from_base, !demand.unrelated).nanoseconds);
+        for name in &inputs.weights {
+            *shares.entry(weight_of(name).0).or_insert(0.0) += takes.unwrap_or(0.0) / own().count().max(1) as f64;
+        }
+    }
+    shares
 }
 
 /// A pass over a weight that goes by in chunks.

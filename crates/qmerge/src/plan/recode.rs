@@ -105,6 +105,16 @@ impl Recode {
         self.transposed != self.turned
     }
 
+    /// True if what it is edited by is of known rank: then a few directions of its outputs hold it.
+    pub(crate) fn is_low_rank(&self) -> bool {
+        self.edits.iter().all(|(_, edit)| edit.plan.rank().is_some())
+    }
+
+    /// True if all of its edits add to the weight, and none multiplies it.
+    pub(crate) fn adds(&self) -> bool {
+        self.edits.iter().all(|(_, edit)| edit.plan.is_additive())
+    }
+
     /// True if a weight that is rounded as a whole begins at the base's codes.
     pub(crate) fn begins_at_base(&self) -> bool {
         self.keeps_scales && !self.to.is_plain()

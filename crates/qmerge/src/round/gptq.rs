@@ -4,10 +4,12 @@
 //! w_k + Σ_j (w_j − q_j)·L_kj over the columns j before it.
 //!
 //! Both halves go by blocks of columns: a block is done column by column, then all that follows takes it as a product of matrices.
+//!
+//! Where it is but a start, columns can be done in groups that know nothing of each other's errors ([`Feedback`]): work and memory are then those of a group.
 
 use super::matrix::{Delta, Judged, Matrix, judged};
 use super::moments::Metric;
-use super::{Rounding, Whole};
+use super::{Preparing, Rounding, Whole};
 use crate::parallel::spread;
 use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
 use crate::simd::vectors::axpy;
@@ -16,6 +18,9 @@ use crate::simd::vectors::axpy;
 const TILE: usize = PANEL * PANEL;
 /// Rows that go through all columns together.
 const ROWS: usize = 32 * HEIGHT;
+
+/// Of one thread, for each cube of a column in a group: a third of as many products.
+const NANOSECONDS: f64 = 0.02;
 
 pub(super) struct Gptq;
 
@@ -43,23 +48,26 @@ impl Whole for Gptq {
         let start = matrix.values.clone();
         let rows: Vec<usize> = (0..matrix.rows).collect();
         let mut values = std::mem::take(&mut matrix.values);
-        carry(matrix, &rows, &|row, part: &mut [f32]| part.copy_from_slice(matrix.target_of(row)), &mut values);
+        let target = |row: usize, part: &mut [f32]| part.copy_from_slice(matrix.target_of(row));
+        carry(matrix, usize::MAX, &rows, &target, &mut values);
         matrix.values = values;
         better(matrix, start)
     }
 
     fn prepare(&self, metric: &mut Metric, _: bool) {
-        metric.feedback = Some(Tiles::of(metric));
+        metric.feedback = Some(Feedback::new(metric, usize::MAX));
     }
 
-    fn prepared_bytes(&self, inputs: usize, _: bool, _: bool) -> u64 {
-        4 * (TILE * triangle(inputs.div_ceil(PANEL))) as u64
+    fn preparing(&self, inputs: usize, _: bool, _: bool) -> Preparing {
+        Feedback::preparing(inputs, usize::MAX)
     }
 }
 
-/// Rounds `values` of some rows, (rows, cols), that are on the grid, to what `target` says of each row, column by column in the order of feedback.
+/// Rounds `values` of some rows, (rows, cols), that are on the grid, to what `target` says of each row, column by column in the order of feedback: that of so many columns
+/// together, where none was prepared.
 pub(super) fn carry(
     matrix: &Matrix<'_>,
+    together: usize,
     rows: &[usize],
     target: &(impl Fn(usize, &mut [f32]) + Sync),
     values: &mut [f32],
@@ -68,27 +76,30 @@ pub(super) fn carry(
     let feedback = match &matrix.metric.feedback {
         Some(feedback) => feedback,
         None => {
-            own = Tiles::of(matrix.metric);
+            own = Feedback::new(matrix.metric, together);
             &own
         }
     };
     let half_gap = matrix.grid.half_gap();
     let parts = rows.chunks(ROWS).zip(values.chunks_mut((ROWS * matrix.cols).max(1)));
-    spread(parts, |(rows, values)| carry_some(matrix, rows, target, values, (feedback, half_gap)));
+    spread(parts, |(rows, values)| {
+        let mut targets = vec![0.0; rows.len() * matrix.cols];
+        targets.chunks_exact_mut(matrix.cols).zip(rows).for_each(|(targets, &row)| target(row, targets));
+        feedback.groups.iter().for_each(|group| carry_some((matrix, half_gap), rows, &targets, values, group));
+    });
 }
 
-/// The same of no more than [`ROWS`].
+/// The same of a group's columns in no more than [`ROWS`], whose targets are (rows, cols).
 fn carry_some(
-    matrix: &Matrix<'_>,
+    (matrix, half_gap): (&Matrix<'_>, f32),
     rows: &[usize],
-    target: &impl Fn(usize, &mut [f32]),
+    targets: &[f32],
     values: &mut [f32],
-    (feedback, half_gap): (&Tiles, f32),
+    Tiles { order, data }: &Tiles,
 ) {
-    let (n, order) = (matrix.cols, &feedback.order);
+    let n = matrix.cols;
+    let tile = |row, column| &data[(triangle(column) + row) * TILE..][..TILE];
     let part = rows.len() * PANEL;
-    let mut targets = vec![0.0; rows.len() * n];
-    targets.chunks_exact_mut(n).zip(rows).for_each(|(targets, &row)| target(row, targets));
     // What columns shall become, block by block: (rows, columns of the block).
     let mut wanted = vec![0.0; order.len().div_ceil(PANEL) * part];
     for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
@@ -99,7 +110,7 @@ fn carry_some(
     let mut errors = vec![0.0; part];
     for (block, order) in order.chunks(PANEL).enumerate() {
         let (own, after) = wanted[block * part..].split_at_mut(part);
-        let within = feedback.tile(block, block);
+        let within = tile(block, block);
         let lines = own.chunks_exact_mut(PANEL).zip(errors.chunks_exact_mut(PANEL));
         let lines = lines.zip(rows.iter().zip(targets.chunks_exact(n).zip(values.chunks_exact_mut(n))));
         for ((wanted, errors), (row, (target, values))) in lines {
@@ -117,38 +128,61 @@ fn carry_some(
             }
         }
         for (number, wanted) in after.chunks_exact_mut(part).enumerate() {
-            add_panel(&errors, feedback.tile(block, block + 1 + number), wanted);
+            add_panel(&errors, tile(block, block + 1 + number), wanted);
         }
     }
 }
 
-/// What the error of a column adds to those after it: a matrix of which all below the diagonal is nothing, in tiles, padded with zeros, its columns in the order of work.
+/// What errors are carried by: groups of columns in the order of falling diagonal, in each of which a column's error goes to those after it.
 #[derive(Debug)]
-pub(super) struct Tiles {
+pub(super) struct Feedback {
+    groups: Vec<Tiles>,
+}
+
+/// What the error of a group's column adds to those after it: a matrix of which all below the diagonal is nothing, in tiles, padded with zeros, its columns in the order of work.
+#[derive(Debug)]
+struct Tiles {
     order: Vec<usize>,
     /// Tiles down to the diagonal, column by column.
     data: Vec<f32>,
 }
 
-/// Tiles of so many columns.
+/// Tiles of so many columns of them.
 fn triangle(columns: usize) -> usize {
     columns * (columns + 1) / 2
 }
 
-impl Tiles {
-    fn of(metric: &Metric) -> Self {
+/// Columns of each group but the last, where no group has more than so many.
+fn group(columns: usize, together: usize) -> usize {
+    let groups = columns.div_ceil(together.max(PANEL)).max(1);
+    columns.div_ceil(groups).next_multiple_of(PANEL)
+}
+
+impl Feedback {
+    /// Of groups of at most so many columns, or [`PANEL`] if that is more.
+    pub(super) fn new(metric: &Metric, together: usize) -> Self {
         let mut order: Vec<usize> = (0..metric.features).collect();
         order.sort_by(|&a, &b| metric.diagonal[b].total_cmp(&metric.diagonal[a]));
-        feedback(metric, order)
+        let mut groups: Vec<(&[usize], Option<Tiles>)> =
+            order.chunks(group(metric.features, together)).map(|order| (order, None)).collect();
+        spread(&mut groups, |(order, group)| *group = Some(tiles(metric, order)));
+        Self { groups: groups.into_iter().filter_map(|(_, group)| group).collect() }
     }
 
-    fn tile(&self, row: usize, column: usize) -> &[f32] {
-        &self.data[(triangle(column) + row) * TILE..][..TILE]
+    /// What that takes.
+    pub(super) fn preparing(columns: usize, together: usize) -> Preparing {
+        let one = |start: usize, group: usize| (columns - start).min(group);
+        let group = group(columns, together);
+        let groups = (0..columns).step_by(group.max(1)).map(|start| one(start, group));
+        groups.fold(Preparing::default(), |sum, columns| Preparing {
+            bytes: sum.bytes + 4 * (TILE * triangle(columns.div_ceil(PANEL))) as u64,
+            nanoseconds: sum.nanoseconds + NANOSECONDS * (columns as f64).powi(3),
+        })
     }
 }
 
 /// Row k holds, above the diagonal, what the error of the k-th column adds to those after it.
-fn feedback(metric: &Metric, order: Vec<usize>) -> Tiles {
+fn tiles(metric: &Metric, order: &[usize]) -> Tiles {
     let n = order.len();
     let count = n.div_ceil(PANEL);
     // At first the rows of H down to the diagonal. Each row of tiles becomes the column of the same number.
@@ -191,7 +225,7 @@ fn feedback(metric: &Metric, order: Vec<usize>) -> Tiles {
             }
         });
     }
-    Tiles { order, data }
+    Tiles { order: order.to_vec(), data }
 }
 
 /// The same within the rows of a block, of which the last tile is on the diagonal. Returns the pivots that are above zero.

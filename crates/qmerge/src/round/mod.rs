@@ -157,6 +157,16 @@ impl std::fmt::Debug for dyn Rounding {
     }
 }
 
+/// What it takes to prepare moments for a method, once for all weights with the same inputs.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Preparing {
+    /// Bytes that stay as long as the moments do.
+    pub bytes: u64,
+    /// Nanoseconds of one thread.
+    pub nanoseconds: f64,
+}
+
 /// A method that sees a whole weight at once.
 #[doc(hidden)]
 pub trait Whole: Sync {
@@ -171,9 +181,9 @@ pub trait Whole: Sync {
     /// Computes what all weights with the same inputs share, of which some are rounded from the base's codes or none.
     fn prepare(&self, _metric: &mut Metric, _from_base: bool) {}
 
-    /// Bytes that this takes.
-    fn prepared_bytes(&self, _inputs: usize, _from_base: bool, _relates_inputs: bool) -> u64 {
-        0
+    /// What that takes.
+    fn preparing(&self, _inputs: usize, _from_base: bool, _relates_inputs: bool) -> Preparing {
+        Preparing::default()
     }
 
     /// Chooses `matrix.values`, all on its grid, and its scales.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::gptq::Tiles;
+use super::gptq::Feedback;
 use crate::error::{Error, Kind, Result};
 use crate::parallel::spread;
 use crate::simd::matmul::{Columns, PANEL};
@@ -132,7 +132,7 @@ pub struct Metric {
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
     /// What errors are carried by, for all weights that are given these inputs.
-    pub(super) feedback: Option<Tiles>,
+    pub(super) feedback: Option<Feedback>,
 }
 
 /// Share of the mean diagonal that is added to it where a method asks for no more: directions that no input took get some weight.

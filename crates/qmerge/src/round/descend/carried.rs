@@ -10,32 +10,41 @@ use super::asked::more;
 use crate::linalg;
 use crate::simd::vectors::axpys;
 
-/// One row in so many shows what is lost, of matrices with enough of them.
-const SAMPLE: usize = 4;
+/// Most columns that errors are carried along. To carry them along all did no better on models (4,864 inputs: as good in three groups, or in five), and the work and the memory for it
+/// grow with their square.
+pub(in super::super) const TOGETHER: usize = 2048;
+/// Rows that stand for all, where a matrix has as many; one in so many does, at least.
 const ENOUGH: usize = 128;
+const SAMPLE: usize = 8;
 /// Rows with less than this share of a direction's output say nothing about it.
 const TOO_LITTLE: f64 = 1.0 / 16.0;
 
-/// Rounds `matrix.values`, which are the base's.
+/// Rounds `matrix.values`, which are the base's, or these under other scales.
 pub(super) fn carry_errors(matrix: &mut Matrix<'_>, delta: &Delta) {
-    let asked = lost(matrix, delta);
+    let lost = lost(matrix, delta);
     let mut values = std::mem::take(&mut matrix.values);
     let rows: Vec<usize> = (0..matrix.rows).collect();
     let target = |r: usize, out: &mut [f32]| {
         out.copy_from_slice(matrix.target_of(r));
-        let factors: Vec<f32> = delta.own(r).iter().zip(&asked).map(|(u, asked)| u * asked).collect();
+        let factors: Vec<f32> = delta.own(r).iter().zip(&lost).map(|(u, lost)| u * lost).collect();
         axpys(&factors, &delta.coefficients, out);
     };
-    carry(matrix, &rows, &target, &mut values);
+    carry(matrix, TOGETHER, &rows, &target, &mut values);
     matrix.values = values;
+}
+
+/// Rows that stand for all.
+pub(super) fn sample(rows: usize) -> impl Iterator<Item = usize> {
+    (0..rows).step_by((rows / ENOUGH).clamp(1, SAMPLE))
 }
 
 /// By direction, the share of the adapter's output that is lost where errors are carried.
 fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Vec<f32> {
     let (n, directions) = (matrix.cols, delta.directions);
-    let some: Vec<usize> = (0..matrix.rows).step_by(if matrix.rows < ENOUGH { 1 } else { SAMPLE }).collect();
-    let mut error: Vec<f32> = some.iter().flat_map(|r| matrix.base[r * n..(r + 1) * n].iter().copied()).collect();
-    carry(matrix, &some, &|r, out: &mut [f32]| out.copy_from_slice(matrix.target_of(r)), &mut error);
+    let some: Vec<usize> = sample(matrix.rows).collect();
+    let mut error: Vec<f32> = some.iter().flat_map(|r| matrix.values[r * n..(r + 1) * n].iter().copied()).collect();
+    let target = |r: usize, out: &mut [f32]| out.copy_from_slice(matrix.target_of(r));
+    carry(matrix, TOGETHER, &some, &target, &mut error);
     for (&r, error) in some.iter().zip(error.chunks_exact_mut(n)) {
         error.iter_mut().zip(matrix.target_of(r)).for_each(|(value, target)| *value -= target);
     }

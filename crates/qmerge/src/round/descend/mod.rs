@@ -35,6 +35,7 @@ use crate::simd::matmul::{HEIGHT, PANEL};
 use crate::simd::vectors::{axpys, dot};
 
 use buffers::Buffers;
+pub(super) use carried::TOGETHER;
 use moves::{BlockMoves, Moves};
 use start::Start;
 use sums::{BlockSums, add_panels};
@@ -58,7 +59,7 @@ const LONGEST_RUN: usize = 256;
 /// more of it, on SmolLM2); each row by itself would read all of H for each row.
 const GROUPS: usize = 8;
 /// Rows whose errors are turned into U's directions together.
-const TOGETHER: usize = 256;
+const TURNED_AT_ONCE: usize = 256;
 /// Rows whose errors are multiplied with H together.
 const AT_ONCE: usize = 1024;
 /// Fewest rows of a group.
@@ -302,7 +303,7 @@ impl<'s, 'm> State<'s, 'm> {
     /// Computes S and tr(Uᵀ E H Eᵀ U) anew.
     fn renew(&mut self) {
         let (rows, n, directions) = (self.matrix.rows, self.matrix.cols, self.delta.directions);
-        let some = (0..rows).step_by(TOGETHER).map(|start| start..(start + TOGETHER).min(rows));
+        let some = (0..rows).step_by(TURNED_AT_ONCE).map(|start| start..(start + TURNED_AT_ONCE).min(rows));
         let turned: Vec<_> = some.map(|rows| (rows.clone(), self.turned(rows))).collect();
         let mut parts: Vec<_> = self.blocks().map(|block| (block, Vec::new())).collect();
         spread(&mut parts, |(block, along)| {

@@ -5,12 +5,12 @@
 //! to the target already are. Both are tried by their error, and the less begins. Where the adapter's output is asked for, errors are carried from column to column first
 //! (`carried.rs`), which did better than either on all that was tried.
 //!
-//! What multiplies outputs, which no few directions hold, has the base's codes under other scales, as far as these can be stored: then no value has to move. Such runs
-//! begin so.
+//! What multiplies outputs, which no few directions hold, has the base's codes under other scales, as far as these can be stored: such runs begin so, and where that is
+//! nearly all of the delta no value has to move.
 
 use super::super::matrix::{Delta, Matrix};
-use super::AT_ONCE;
-use super::carried::carry_errors;
+use super::carried::{carry_errors, sample};
+use super::{AT_ONCE, SETTLED};
 use crate::formats::Choices;
 use crate::parallel::spread;
 use crate::simd::vectors::dot;
@@ -33,7 +33,7 @@ pub(super) struct Start {
 pub(super) enum Values {
     /// The base's.
     Base,
-    /// What carrying errors makes of the target, with the base to go back to.
+    /// What carrying errors makes of the target, with the base under its own scales to go back to.
     Carried,
     /// The levels of the base's grid that are nearest to the target.
     Nearest,
@@ -44,18 +44,20 @@ pub(super) enum Values {
 impl Start {
     /// Chooses `matrix.values`.
     pub(super) fn of(matrix: &mut Matrix<'_>, delta: &Delta, at_base: bool, asks: bool) -> Self {
+        let (scales, offsets) = (matrix.grid.scales.clone(), matrix.grid.offsets.clone());
+        let is_rescaled = at_base && matrix.rank.is_none() && rescale(matrix);
         let values = match at_base {
-            false => Values::Given(matrix.values.clone()),
-            true if matrix.rank.is_none() && rescale(matrix) => Values::Given(matrix.values.clone()),
-            true if asks => {
+            true if asks && !(is_rescaled && is_settled(matrix, delta)) => {
                 carry_errors(matrix, delta);
-                Values::Carried
+                return Self { scales, offsets, values: Values::Carried };
             }
+            true if is_rescaled => Values::Given(matrix.values.clone()),
             true if is_nearest_better(matrix, delta) => {
                 take_nearest(matrix);
                 Values::Nearest
             }
             true => Values::Base,
+            false => Values::Given(matrix.values.clone()),
         };
         Self { scales: matrix.grid.scales.clone(), offsets: matrix.grid.offsets.clone(), values }
     }
@@ -154,6 +156,23 @@ fn rescale(matrix: &mut Matrix<'_>) -> bool {
         }
     }
     any
+}
+
+/// True if the values have so little of the delta for an error, by rows that stand for all, that there is nothing to ask for.
+fn is_settled(matrix: &Matrix<'_>, delta: &Delta) -> bool {
+    let n = matrix.cols;
+    let some: Vec<usize> = sample(matrix.rows).collect();
+    let error: Vec<f32> = some.iter().flat_map(|r| matrix.error_of(r * n..(r + 1) * n)).collect();
+    let products = matrix.error_products(&error);
+    let noise: f64 = error.chunks_exact(n).zip(products.chunks_exact(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
+    let mut all = 0.0;
+    for r in some {
+        let mut moments = vec![0.0; n];
+        delta.add_row(r, 1.0, &mut moments);
+        let change = matrix.target_of(r).iter().zip(&matrix.base[r * n..]).map(|(target, base)| target - base);
+        all += f64::from(dot(&change.collect::<Vec<f32>>(), &moments));
+    }
+    noise < SETTLED * all
 }
 
 /// True if the nearest levels have less error than the base, in the metric of the inputs; and so, where all of D lies along the adapter's outputs, at any weight of

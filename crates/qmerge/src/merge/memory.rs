@@ -212,7 +212,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let is_turned = recode.transposed || recode.is_stored_transposed();
     let each = if recode.begins_at_base() { FROM_BASE } else { AFRESH }
         + if is_turned { TURNED } else { 0 }
-        + if recode.is_low_rank() { 0 } else { DENSE }
+        + if recode.has_known_rank() { 0 } else { DENSE }
         + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), true);

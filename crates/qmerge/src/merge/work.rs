@@ -21,7 +21,7 @@ const WRITE: f64 = 2.0;
 const CHOOSE: f64 = 12.0;
 /// Per value of 16 bits that is chosen by what is left of its row.
 const FEED_BACK: f64 = 3.0;
-/// A weight that is rounded as a whole takes so many times as long where its delta is more than a few directions: more products, and more passes.
+/// A weight that is rounded as a whole may take so many times as long where its delta's rank is not known: more products, and more passes.
 const DENSE: f64 = 2.0;
 /// Per product of a sketch.
 const PRODUCT: f64 = 0.05;
@@ -47,7 +47,15 @@ impl Work {
                 Some((method, prepared)) => {
                     let values = recode.from.weight.geometry().elements() as f64;
                     let each = method.nanoseconds(recode.inputs(), recode.begins_at_base());
-                    (values * each * if recode.is_low_rank() { 1.0 } else { DENSE } + prepared) as u64
+                    // In an order of its own, the inputs' moments are prepared once more.
+                    let ordered = if recode.to.is_transposed() {
+                        let (inputs, matrices) = (recode.inputs(), recode.stack.unwrap_or(1));
+                        let own = method.preparing(inputs, recode.begins_at_base(), !demand.unrelated);
+                        own.nanoseconds * matrices as f64
+                    } else {
+                        0.0
+                    };
+                    (values * each * if recode.has_known_rank() { 1.0 } else { DENSE } + prepared + ordered) as u64
                 }
                 None => [Part::EditSurvey, Part::Survey, Part::Write]
                     .into_iter()

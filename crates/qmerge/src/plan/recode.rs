@@ -106,7 +106,7 @@ impl Recode {
     }
 
     /// True if what it is edited by is of known rank: then a few directions of its outputs hold it.
-    pub(crate) fn is_low_rank(&self) -> bool {
+    pub(crate) fn has_known_rank(&self) -> bool {
         self.edits.iter().all(|(_, edit)| edit.plan.rank().is_some())
     }
 

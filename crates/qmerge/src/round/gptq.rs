@@ -19,8 +19,8 @@ const TILE: usize = PANEL * PANEL;
 /// Rows that go through all columns together.
 const ROWS: usize = 32 * HEIGHT;
 
-/// Of one thread, for each cube of a column in a group: a third of as many products.
-const NANOSECONDS: f64 = 0.02;
+/// Nanoseconds of one thread for a cube of a group's columns: a sixth of as many products.
+const PREPARED: f64 = 0.01;
 
 pub(super) struct Gptq;
 
@@ -139,7 +139,7 @@ pub(super) struct Feedback {
     groups: Vec<Tiles>,
 }
 
-/// What the error of a group's column adds to those after it: a matrix of which all below the diagonal is nothing, in tiles, padded with zeros, its columns in the order of work.
+/// What the error of a group's column adds to those after it: a matrix of which nothing below the diagonal is read, in tiles, padded with zeros, its columns in the order of work.
 #[derive(Debug)]
 struct Tiles {
     order: Vec<usize>,
@@ -152,31 +152,30 @@ fn triangle(columns: usize) -> usize {
     columns * (columns + 1) / 2
 }
 
-/// Columns of each group but the last, where no group has more than so many.
-fn group(columns: usize, together: usize) -> usize {
+/// Columns of each group but the last: whole tiles, of no more columns than so many, or than one tile's.
+fn group_width(columns: usize, together: usize) -> usize {
     let groups = columns.div_ceil(together.max(PANEL)).max(1);
-    columns.div_ceil(groups).next_multiple_of(PANEL)
+    columns.div_ceil(groups).next_multiple_of(PANEL).max(PANEL)
 }
 
 impl Feedback {
-    /// Of groups of at most so many columns, or [`PANEL`] if that is more.
+    /// Of groups of at most so many columns, a multiple of [`PANEL`].
     pub(super) fn new(metric: &Metric, together: usize) -> Self {
         let mut order: Vec<usize> = (0..metric.features).collect();
         order.sort_by(|&a, &b| metric.diagonal[b].total_cmp(&metric.diagonal[a]));
         let mut groups: Vec<(&[usize], Option<Tiles>)> =
-            order.chunks(group(metric.features, together)).map(|order| (order, None)).collect();
+            order.chunks(group_width(metric.features, together)).map(|order| (order, None)).collect();
         spread(&mut groups, |(order, group)| *group = Some(tiles(metric, order)));
         Self { groups: groups.into_iter().filter_map(|(_, group)| group).collect() }
     }
 
     /// What that takes.
     pub(super) fn preparing(columns: usize, together: usize) -> Preparing {
-        let one = |start: usize, group: usize| (columns - start).min(group);
-        let group = group(columns, together);
-        let groups = (0..columns).step_by(group.max(1)).map(|start| one(start, group));
+        let width = group_width(columns, together);
+        let groups = (0..columns).step_by(width).map(|start| (columns - start).min(width));
         groups.fold(Preparing::default(), |sum, columns| Preparing {
             bytes: sum.bytes + 4 * (TILE * triangle(columns.div_ceil(PANEL))) as u64,
-            nanoseconds: sum.nanoseconds + NANOSECONDS * (columns as f64).powi(3),
+            nanoseconds: sum.nanoseconds + PREPARED * columns.pow(3) as f64,
         })
     }
 }
@@ -263,4 +262,53 @@ fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Judged {
     }
     matrix.values = values;
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::hash;
+    use crate::round::InputMoments;
+
+    /// Moments of inputs that go with each other.
+    fn metric(n: usize) -> Metric {
+        let number = |i: usize| f64::from((hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0);
+        let input = |t: usize, i: usize| number(t * n + i) + number(9_000_000 + t) * number(8_000_000 + i);
+        let moment = |at: usize| (0..2 * n).map(|t| input(t, at / n) * input(t, at % n)).sum::<f64>() / n as f64;
+        let values = (0..n * n).map(|at| moment(at) as f32).collect();
+        Metric::damped(InputMoments { features: n, tokens: 2 * n, values }, 0.03).unwrap()
+    }
+
+    /// Eliminated column by column in f64, and padded where a group's last tile is.
+    #[test]
+    fn feedback_is_that_of_each_group() {
+        let n = 200;
+        let metric = metric(n);
+        for (together, sizes) in [(usize::MAX, vec![200]), (128, vec![128, 72]), (64, vec![64, 64, 64, 8])] {
+            let feedback = Feedback::new(&metric, together);
+            assert_eq!(feedback.groups.iter().map(|group| group.order.len()).collect::<Vec<_>>(), sizes);
+            for Tiles { order, data } in &feedback.groups {
+                let mut h: Vec<Vec<f64>> =
+                    order.iter().map(|&i| order.iter().map(|&j| f64::from(metric.at(i, j))).collect()).collect();
+                for k in (0..order.len()).rev() {
+                    let (before, own) = h.split_at_mut(k);
+                    for row in before {
+                        let share = row[k] / own[0][k];
+                        row[..k].iter_mut().zip(&own[0]).for_each(|(x, y)| *x -= share * y);
+                        row[k] = share;
+                    }
+                }
+                for (i, row) in h.iter().enumerate() {
+                    for (k, want) in row.iter().enumerate().skip(i + 1) {
+                        let tile = &data[(triangle(k / PANEL) + i / PANEL) * TILE..][..TILE];
+                        let found = f64::from(tile[i % PANEL * PANEL + k % PANEL]);
+                        assert!((found - want).abs() < 1e-4, "{together}: {i}, {k}: {found} for {want}");
+                    }
+                }
+            }
+            let bytes: usize = feedback.groups.iter().map(|group| 4 * group.data.len()).sum();
+            assert_eq!(Feedback::preparing(n, together).bytes, bytes as u64);
+        }
+        assert_eq!(Feedback::preparing(0, 2048), Preparing::default());
+    }
 }

@@ -10,13 +10,13 @@ use super::asked::more;
 use crate::linalg;
 use crate::simd::vectors::axpys;
 
-/// Most columns that errors are carried along. To carry them along all did no better on models (4,864 inputs: as good in three groups, or in five), and the work and the memory for it
-/// grow with their square.
+/// Most columns that errors are carried along. To carry them along all did no better on a model's widest weights (4,864 inputs: as good in three groups, or in five); its memory grows
+/// with their square, and the work of preparing with their cube.
 pub(in super::super) const TOGETHER: usize = 2048;
 /// Rows that stand for all, where a matrix has as many; one in so many does, at least.
 const ENOUGH: usize = 128;
 const SAMPLE: usize = 8;
-/// Rows with less than this share of a direction's output say nothing about it.
+/// Rows with less than this share of a direction's output say too little about it: half of what is to be expected of every eighth row.
 const TOO_LITTLE: f64 = 1.0 / 16.0;
 
 /// Rounds `matrix.values`, which are the base's, or these under other scales.

@@ -37,7 +37,7 @@ use crate::simd::vectors::{axpys, dot};
 use buffers::Buffers;
 pub(super) use carried::TOGETHER;
 use moves::{BlockMoves, Moves};
-use start::Start;
+use start::{Begun, Start, Values};
 use sums::{BlockSums, add_panels};
 
 /// Passes with one mu.
@@ -82,13 +82,17 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if !delta.norm.is_finite() || at_base && delta.norm <= 0.0 {
         return Judged::nothing(&delta);
     }
-    let mut start = Start::of(matrix, &delta, at_base, stages.iter().any(|stage| stage.asks));
-    let mut state = State::new(matrix, &delta, matches!(start.values, start::Values::Base | start::Values::Carried));
+    let asks = stages.iter().any(|stage| stage.asks);
+    let mut start = Start::of(matrix, &delta, at_base, asks);
+    let mut state = State::new(matrix, &delta, matches!(start.values, Values::Base | Values::Carried(_)));
     let before = match start.values {
-        start::Values::Carried => Energy::of_base(&delta),
-        _ => state.energy,
+        Values::Carried(Begun::Base) => Energy::of_base(&delta, 1.0),
+        Values::Carried(Begun::Rescaled(_, left)) => Energy::of_base(&delta, left),
+        Values::Base | Values::Nearest | Values::Given(_) => state.energy,
     };
-    let is_settled = matches!(start.values, start::Values::Given(_)) && at_base && before.noise < SETTLED * delta.norm;
+    // Where it asks, the start has looked already.
+    let is_settled =
+        matches!(start.values, Values::Given(_)) && at_base && (asks || before.noise < SETTLED * delta.norm);
     let stages = if is_settled { PLAIN } else { stages };
     for stage in stages {
         if stage.asks {
@@ -131,9 +135,9 @@ struct Energy {
 }
 
 impl Energy {
-    /// E = −D.
-    fn of_base(delta: &Delta) -> Self {
-        Self { noise: delta.norm, along: delta.norm - delta.rest, lost: delta.norm }
+    /// E = −D, or a share of its square.
+    fn of_base(delta: &Delta, share: f64) -> Self {
+        Self { noise: share * delta.norm, along: share * (delta.norm - delta.rest), lost: share * delta.norm }
     }
 
     fn objective(self, mu: f32) -> f64 {
@@ -196,7 +200,7 @@ struct State<'s, 'm> {
 }
 
 impl<'s, 'm> State<'s, 'm> {
-    /// Of a matrix of which few values, or none, are others than the base's, where `is_near_base`.
+    /// `is_near_base` if it is worth computing P from what differs from the base's values: few do, or none, after errors were carried on a coarse grid.
     fn new(matrix: &'s mut Matrix<'m>, delta: &'s Delta, is_near_base: bool) -> Self {
         let (rows, n) = (matrix.rows, matrix.cols);
         let run = Some(matrix.grid.run).filter(|&run| {

@@ -3,7 +3,7 @@
 //! At the base's codes, where a step of the grid is large against the delta: there E = −D, and few values have to move. Where most of the delta is more than half a step,
 //! as on 8 bits, nearly all values have to, one by one and each in view of what the others still lack; that ends further from the best than the nearest levels
 //! to the target already are. Both are tried by their error, and the less begins. Where the adapter's output is asked for, errors are carried from column to column first
-//! (`carried.rs`), which did better than either on all that was tried.
+//! (`carried.rs`), which did better than either where moments are those of a text.
 //!
 //! What multiplies outputs, which no few directions hold, has the base's codes under other scales, as far as these can be stored: such runs begin so, and where that is
 //! nearly all of the delta no value has to move.
@@ -33,41 +33,50 @@ pub(super) struct Start {
 pub(super) enum Values {
     /// The base's.
     Base,
-    /// What carrying errors makes of the target, with the base under its own scales to go back to.
-    Carried,
+    /// What carrying errors makes of the target, with what it began with to go back to.
+    Carried(Begun),
     /// The levels of the base's grid that are nearest to the target.
     Nearest,
     /// Those that another format begins with, or the base's under other scales.
     Given(Vec<f32>),
 }
 
+/// What errors are carried from.
+pub(super) enum Begun {
+    Base,
+    /// The base's values under other scales, and the share of ‖D‖²_H that these leave, by rows that stand for all.
+    Rescaled(Vec<f32>, f64),
+}
+
 impl Start {
     /// Chooses `matrix.values`.
     pub(super) fn of(matrix: &mut Matrix<'_>, delta: &Delta, at_base: bool, asks: bool) -> Self {
-        let (scales, offsets) = (matrix.grid.scales.clone(), matrix.grid.offsets.clone());
         let is_rescaled = at_base && matrix.rank.is_none() && rescale(matrix);
-        let values = match at_base {
-            true if asks && !(is_rescaled && is_settled(matrix, delta)) => {
-                carry_errors(matrix, delta);
-                return Self { scales, offsets, values: Values::Carried };
-            }
-            true if is_rescaled => Values::Given(matrix.values.clone()),
-            true if is_nearest_better(matrix, delta) => {
-                take_nearest(matrix);
-                Values::Nearest
-            }
-            true => Values::Base,
-            false => Values::Given(matrix.values.clone()),
+        let (scales, offsets) = (matrix.grid.scales.clone(), matrix.grid.offsets.clone());
+        let values = match (at_base, is_rescaled) {
+            (true, true) => match if asks { left(matrix, delta) } else { 0.0 } {
+                little if little < SETTLED => Values::Given(matrix.values.clone()),
+                left => Values::Carried(Begun::Rescaled(matrix.values.clone(), left)),
+            },
+            (true, false) if asks => Values::Carried(Begun::Base),
+            (true, false) if is_nearest_better(matrix, delta) => Values::Nearest,
+            (true, false) => Values::Base,
+            (false, _) => Values::Given(matrix.values.clone()),
         };
-        Self { scales: matrix.grid.scales.clone(), offsets: matrix.grid.offsets.clone(), values }
+        match values {
+            Values::Carried(_) => carry_errors(matrix, delta),
+            Values::Nearest => take_nearest(matrix),
+            Values::Base | Values::Given(_) => {}
+        }
+        Self { scales, offsets, values }
     }
 
     pub(super) fn go_back(self, matrix: &mut Matrix<'_>) {
         (matrix.grid.scales, matrix.grid.offsets) = (self.scales, self.offsets);
         match self.values {
-            Values::Base | Values::Carried => matrix.values.copy_from_slice(matrix.base),
+            Values::Base | Values::Carried(Begun::Base) => matrix.values.copy_from_slice(matrix.base),
             Values::Nearest => take_nearest(matrix),
-            Values::Given(values) => matrix.values = values,
+            Values::Given(values) | Values::Carried(Begun::Rescaled(values, _)) => matrix.values = values,
         }
     }
 }
@@ -158,8 +167,8 @@ fn rescale(matrix: &mut Matrix<'_>) -> bool {
     any
 }
 
-/// True if the values have so little of the delta for an error, by rows that stand for all, that there is nothing to ask for.
-fn is_settled(matrix: &Matrix<'_>, delta: &Delta) -> bool {
+/// The share of ‖D‖²_H that the values have for an error, by rows that stand for all.
+fn left(matrix: &Matrix<'_>, delta: &Delta) -> f64 {
     let n = matrix.cols;
     let some: Vec<usize> = sample(matrix.rows).collect();
     let error: Vec<f32> = some.iter().flat_map(|r| matrix.error_of(r * n..(r + 1) * n)).collect();
@@ -172,7 +181,7 @@ fn is_settled(matrix: &Matrix<'_>, delta: &Delta) -> bool {
         let change = matrix.target_of(r).iter().zip(&matrix.base[r * n..]).map(|(target, base)| target - base);
         all += f64::from(dot(&change.collect::<Vec<f32>>(), &moments));
     }
-    noise < SETTLED * all
+    if all > 0.0 { noise / all } else { 1.0 }
 }
 
 /// True if the nearest levels have less error than the base, in the metric of the inputs; and so, where all of D lies along the adapter's outputs, at any weight of

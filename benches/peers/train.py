@@ -20,7 +20,7 @@ METHODS = {
     "dora": (3e-4, lambda: peft.LoraConfig(r=16, lora_alpha=32, use_dora=True, **ALL)),
     "ia3": (1e-2, lambda: peft.IA3Config()),
     "lokr": (1e-3, lambda: peft.LoKrConfig(r=16, alpha=32, **ALL)),
-    "oft": (1e-3, lambda: peft.OFTConfig(oft_block_size=32, **ALL)),
+    "oft": (5e-4, lambda: peft.OFTConfig(oft_block_size=32, **ALL)),
 }
 
 

@@ -20,11 +20,12 @@ const STAGES: &[Stage] = &[
     Stage { mu: 8.0, asks: true, passes: 1 },
 ];
 
-/// Where the rank of the delta is not known, and it may be more than its directions hold: mu does not keep the rest, so it takes more passes until all of that comes out.
+/// Where the rank of the delta is not known, and it may be more than its directions hold: mu does not keep the rest, and counts less the more that is, so it takes more passes until all
+/// of that comes out.
 const DENSE: &[Stage] = &[
-    Stage { mu: 0.5, asks: false, passes: 1 },
-    Stage { mu: 2.0, asks: false, passes: 1 },
-    Stage { mu: 8.0, asks: false, passes: 2 },
+    Stage { mu: 0.5, asks: true, passes: 1 },
+    Stage { mu: 2.0, asks: true, passes: 1 },
+    Stage { mu: 8.0, asks: true, passes: 2 },
     Stage { mu: 8.0, asks: true, passes: 2 },
     Stage { mu: 8.0, asks: true, passes: 2 },
     Stage { mu: 8.0, asks: true, passes: 1 },

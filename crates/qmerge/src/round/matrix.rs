@@ -107,6 +107,8 @@ fn by_row<T: Copy + Default + Send>(rows: usize, of: impl Fn(usize) -> T + Sync)
 pub(crate) const LEAST_PROBES: usize = 64;
 /// Share of ‖D‖² outside of the directions that is taken for the rounding of sums in f32, and not for a part of D.
 const UNREACHED: f64 = 1e-6;
+/// Where this share of D's output lies in no direction, the directions' own counts half.
+const HALF_WORTH: f64 = 0.05;
 /// A direction of which the others leave less than this share of the longest one's length is made of them and of rounding.
 const NEW: f64 = 1e-4;
 /// Rounds in which directions that do not cover D turn towards those of its largest outputs.
@@ -209,6 +211,11 @@ impl Delta {
     /// U_r.
     pub(super) fn own(&self, r: usize) -> &[f32] {
         &self.basis[r * self.directions..(r + 1) * self.directions]
+    }
+
+    /// What a weight of the directions counts, from 0 to 1: less where more of D's output lies in none of them, since noise there is then as dear.
+    pub(super) fn worth_of_directions(&self) -> f32 {
+        if self.rest == 0.0 { 1.0 } else { (1.0 / (1.0 + self.rest / (HALF_WORTH * self.norm))) as f32 }
     }
 
     /// ⟨Wq − W0, D⟩_H / ‖D‖²_H.

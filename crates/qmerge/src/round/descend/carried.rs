@@ -21,12 +21,16 @@ const TOO_LITTLE: f64 = 1.0 / 16.0;
 
 /// Rounds `matrix.values`, which are the base's, or these under other scales.
 pub(super) fn carry_errors(matrix: &mut Matrix<'_>, delta: &Delta) {
-    let lost = lost(matrix, delta);
+    let Lost { along, rest } = lost(matrix, delta);
     let mut values = std::mem::take(&mut matrix.values);
     let rows: Vec<usize> = (0..matrix.rows).collect();
     let target = |r: usize, out: &mut [f32]| {
         out.copy_from_slice(matrix.target_of(r));
-        let factors: Vec<f32> = delta.own(r).iter().zip(&lost).map(|(u, lost)| u * lost).collect();
+        if rest > 0.0 {
+            let pairs = matrix.target_of(r).iter().zip(&matrix.base[r * matrix.cols..]);
+            out.iter_mut().zip(pairs).for_each(|(out, (target, base))| *out += rest * (target - base));
+        }
+        let factors: Vec<f32> = delta.own(r).iter().zip(&along).map(|(u, lost)| u * (lost - rest)).collect();
         axpys(&factors, &delta.coefficients, out);
     };
     carry(matrix, TOGETHER, &rows, &target, &mut values);
@@ -38,8 +42,15 @@ pub(super) fn sample(rows: usize) -> impl Iterator<Item = usize> {
     (0..rows).step_by((rows / ENOUGH).clamp(1, SAMPLE))
 }
 
-/// By direction, the share of the adapter's output that is lost where errors are carried.
-fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Vec<f32> {
+/// The share of the adapter's output that is lost where errors are carried.
+struct Lost {
+    /// By direction.
+    along: Vec<f32>,
+    /// Of what lies in none.
+    rest: f32,
+}
+
+fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Lost {
     let (n, directions) = (matrix.cols, delta.directions);
     let some: Vec<usize> = sample(matrix.rows).collect();
     let mut error: Vec<f32> = some.iter().flat_map(|r| matrix.values[r * n..(r + 1) * n].iter().copied()).collect();
@@ -55,11 +66,33 @@ fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Vec<f32> {
     for own in basis.chunks_exact(directions.max(1)) {
         shares.iter_mut().zip(own).for_each(|(share, u)| *share += f64::from(u * u));
     }
+    let rest = rest_lost(matrix, delta, &some, &error);
     let pairs = along.chunks_exact(n).zip(delta.moments.chunks_exact(n)).zip(shares.iter().zip(&delta.strengths));
-    pairs
+    let along = pairs
         .map(|((along, moments), (share, strength))| {
             let of = |share: f64| more(delta, (*strength, linalg::dot(along, moments) / share), 0.0).max(0.0) as f32;
             if *share < TOO_LITTLE { 0.0 } else { of(*share) }
         })
-        .collect()
+        .collect();
+    Lost { along, rest }
+}
+
+/// Of what lies in no direction, by the errors of some rows.
+fn rest_lost(matrix: &Matrix<'_>, delta: &Delta, some: &[usize], errors: &[f32]) -> f32 {
+    if delta.dense.is_none() {
+        return 0.0;
+    }
+    let n = matrix.cols;
+    let (mut strength, mut lacking) = (0.0, 0.0);
+    for (&r, error) in some.iter().zip(errors.chunks_exact(n)) {
+        let mut moments = vec![0.0; n];
+        delta.add_row(r, 1.0, &mut moments);
+        let factors: Vec<f32> = delta.own(r).iter().map(|u| -u).collect();
+        axpys(&factors, &delta.moments, &mut moments);
+        let pairs = matrix.target_of(r).iter().zip(&matrix.base[r * n..]);
+        let change: Vec<f32> = pairs.map(|(target, base)| target - base).collect();
+        strength += linalg::dot(&change, &moments);
+        lacking += linalg::dot(error, &moments);
+    }
+    more(delta, (strength, lacking), 0.0).max(0.0) as f32
 }

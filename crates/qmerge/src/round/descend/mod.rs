@@ -43,7 +43,7 @@ use sums::{BlockSums, add_panels};
 /// Passes with one mu.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stage {
-    /// Weight of the adapter's own directions.
+    /// Weight of the adapter's own directions, where all of its output lies in them.
     pub(super) mu: f32,
     /// True if it begins by asking for what is lacking of the adapter's output.
     pub(super) asks: bool,
@@ -94,11 +94,12 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     let is_settled =
         matches!(start.values, Values::Given(_)) && at_base && (asks || before.noise < SETTLED * delta.norm);
     let stages = if is_settled { PLAIN } else { stages };
+    let along = delta.worth_of_directions();
     for stage in stages {
         if stage.asks {
             state.ask();
         }
-        state.weigh(stage.mu);
+        state.weigh(stage.mu * along);
         for _ in 0..stage.passes {
             if (state.pass() as f64) < ENOUGH * state.values.len() as f64 {
                 break;
@@ -109,7 +110,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     state.take_back();
     let after = state.finish();
     // Stages with another mu or another target may have raised the last one's objective; then the start is better, or the base.
-    let is_better = after.worth(stages) <= before.worth(stages);
+    let is_better = after.worth(stages, along) <= before.worth(stages, along);
     if !is_better {
         start.go_back(matrix);
         return judged(matrix, &delta);
@@ -145,9 +146,9 @@ impl Energy {
     }
 
     /// What stages are judged by in the end: where they ask for it, by the adapter's output too.
-    fn worth(self, stages: &[Stage]) -> f64 {
+    fn worth(self, stages: &[Stage], along: f32) -> f64 {
         let asked = stages.iter().any(|stage| stage.asks);
-        self.objective(stages.last().map_or(0.0, |stage| stage.mu))
+        self.objective(stages.last().map_or(0.0, |stage| stage.mu * along))
             + if asked { asked::WEIGHT * self.lost } else { 0.0 }
     }
 }

@@ -50,6 +50,7 @@ struct Lost {
     rest: f32,
 }
 
+/// By the errors of rows that stand for all.
 fn lost(matrix: &Matrix<'_>, delta: &Delta) -> Lost {
     let (n, directions) = (matrix.cols, delta.directions);
     let some: Vec<usize> = sample(matrix.rows).collect();

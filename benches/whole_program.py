@@ -1,7 +1,7 @@
-"""The whole program on a random NF4 Llama, against a copy of the same files and against PEFT, in one run.
+"""The whole program on a random Llama in NF4 (or --format), against a copy of the same files and against PEFT, in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama
-    python3 benches/whole_program.py [--size 1b|7b] [--runs 5] [--folder DIR] [--rounding METHOD] [--peft PYTHON]
+    python3 benches/whole_program.py [--size 1b|7b] [--format nf4|fp8|…] [--runs 5] [--folder DIR] [--rounding METHOD] [--peft PYTHON]
 
 Each round does `cp -r base copy && sync`, then `qmerge merge --rounding nearest && sync`, which is what PEFT does (the default method runs the model: minutes, see README); medians and the median of the ratios are printed. With --peft, PEFT's
 load + merge + save is timed once by the given interpreter (its imports are not counted), and qmerge's speed is given as a multiple.
@@ -32,6 +32,7 @@ def timed(command):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="1b")
+    parser.add_argument("--format", default="nf4", help="what the base is stored in: NF4, or what `qmerge convert --to` makes of that")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", default="/tmp/qmerge-bench")
     parser.add_argument("--rounding", default="nearest")
@@ -41,6 +42,14 @@ def main():
     base, adapter = os.path.join(model, "base"), os.path.join(model, "adapter")
     if not os.path.exists(base):
         subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size], check=True)
+    if args.format != "nf4":
+        made = f"{base}-{args.format}"
+        if not os.path.exists(made):
+            plain = f"{base}-bf16"
+            for of, to, at in ((base, "bf16", plain), (plain, args.format, made)):
+                subprocess.run([os.path.join(TARGET, "qmerge"), "convert", "--quiet", "--base", of, "--to", to, "-o", at], check=True)
+            shutil.rmtree(plain)
+        base = made
     copy, out = os.path.join(args.folder, "copy"), os.path.join(args.folder, "out")
     merge = [os.path.join(TARGET, "qmerge"), "merge", "--quiet", "--base", base, "--adapter", adapter, "-o", out, "--rounding", args.rounding]
     rows = []
@@ -54,7 +63,7 @@ def main():
             rows.append((cp, qmerge, qmerge / cp, memory))
     size = sum(os.path.getsize(os.path.join(base, name)) for name in os.listdir(base))
     medians = [statistics.median(column) for column in zip(*rows)]
-    print(f"{args.size}: {size / 1e6:.0f} MB, {args.runs} rounds, medians")
+    print(f"{args.size} in {args.format}: {size / 1e6:.0f} MB, {args.runs} rounds, medians")
     print(f"cp -r + sync     {medians[0]:6.2f} s")
     print(f"qmerge + sync    {medians[1]:6.2f} s, {medians[2]:.2f} x cp (min {min(r[2] for r in rows):.2f}), peak {medians[3]:.0f} MiB")
     if args.peft:

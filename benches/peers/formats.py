@@ -3,8 +3,8 @@
     formats.py MODEL16 ADAPTER TEXT OUT.json [--formats ct-int4,hqq] [--calibrate TEXT] [--tokens 1024] [--windows 4] [--context 512]
                [--title WORDS] [--folder DIR] [--ways nearest,fast,default]
 
-MODEL16 is plain. Linear layers of its blocks are quantized by the library, as testdata/gen/formats.py calls it (which says what is to be installed); a format whose library is
-missing is left out. Then `qmerge merge` is run with --rounding nearest, --fast, and by default, and `qmerge compare` on TEXT. benches/figures/write.py puts OUT.json into the book.
+MODEL16 is plain. Linear layers of its blocks are quantized by the library, as testdata/gen/formats.py calls it (which says what is to be installed); GPTQModel 7.7.0 and AutoRound
+0.16.1 quantize the whole model, the first in five minutes. A format whose library is missing is left out. Then `qmerge merge` is run with --rounding nearest, --fast, and by default, and `qmerge compare` on TEXT. benches/figures/write.py puts OUT.json into the book.
 """
 
 import argparse
@@ -54,12 +54,46 @@ FORMATS = {
         "config": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64, "axis": 1}}},
     },
     "torchao": {"library": "torchao", "loads": "transformers, vLLM", "name": "int8", "params": {}, "config": {"quant_method": "torchao"}},
+    "gptq": {"whole": "gptqmodel", "loads": "transformers, vLLM"},
+    "awq": {"whole": "auto-round", "loads": "transformers, vLLM"},
 }
+
+
+def by_gptqmodel(model, folder):
+    """GPTQ as GPTQModel runs it, calibrated on the pages of the book: 64 windows of 512 tokens."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "4")
+    from gptqmodel import GPTQModel, QuantizeConfig
+    from transformers import AutoTokenizer
+
+    pages = sorted((HERE.parent.parent / "docs/src").rglob("*.md"))
+    ids = AutoTokenizer.from_pretrained(model)("\n".join(page.read_text() for page in pages))["input_ids"]
+    windows = [{"input_ids": ids[at : at + 512], "attention_mask": [1] * 512} for at in range(0, 64 * 512, 512)]
+    of_model = GPTQModel.load(str(model), QuantizeConfig(bits=4, group_size=64, desc_act=False), device="cpu")
+    of_model.quantize([window for window in windows if len(window["input_ids"]) == 512], batch_size=4)
+    of_model.save(str(folder))
+
+
+def by_auto_round(model, folder):
+    """AWQ's layout with zeros, as AutoRound writes it, each value to the nearest (AutoRound's tuning takes hours on a CPU)."""
+    from auto_round import AutoRound
+
+    rounding = AutoRound(str(model), bits=4, group_size=64, sym=False, iters=0, disable_opt_rtn=True, device_map="cpu")
+    rounding.quantize_and_save(str(folder / "made"), format="auto_awq")
+    made = next((folder / "made").rglob("config.json")).parent
+    for file in list(made.iterdir()):
+        file.rename(folder / file.name)
+    shutil.rmtree(folder / "made")
+
+
+WHOLE = {"gptqmodel": by_gptqmodel, "auto-round": by_auto_round}
 
 
 def quantize(name, model, folder):
     """Writes the model with the linear layers of its blocks as the library stores them."""
     about = FORMATS[name]
+    if "whole" in about:
+        folder.mkdir(parents=True)
+        return WHOLE[about["whole"]](model, folder)
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*", "qmerge*", "README.md"))
     tensors = {}
     for file in sorted(pathlib.Path(model).glob("*.safetensors")):

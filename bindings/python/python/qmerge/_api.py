@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Format = Literal[
-    "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "f32", "f16", "bf16",
+    "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "hqq", "f32", "f16", "bf16",
     # GGUF, as "f32", "f16" and "bf16" are where the output's name ends in .gguf.
     "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ]
@@ -106,7 +106,7 @@ def merge(
         tuned: models that were trained whole from the base, given as adapters are: what each differs from the base by is merged, times its weight. `adapter` may be None then.
         tuned_method: how their differences are joined: "linear" (the default: their weighted sum), "magnitude_prune", "ties", "dare_linear" or "dare_ties".
         density, majority_sign, tuned_seed: share of its values that each keeps, what elects a sign ("total" or "frequency"), and the seed of what is drawn, for the methods that take them.
-        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", or a file type of llama.cpp such as "q4_k_m".
+        to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "hqq", or a file type of llama.cpp such as "q4_k_m".
         rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).

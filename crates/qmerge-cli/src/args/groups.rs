@@ -157,10 +157,10 @@ pub(crate) struct Quantization {
     /// NF4 and FP4: quantize the scales too (default: true).
     #[arg(long, value_name = "BOOL", hide_short_help = true)]
     pub(crate) double_quant: Option<bool>,
-    /// gptq and mlx: bits of a code (default: 4; gptq has 4 and 8, mlx 2 to 6 and 8).
+    /// gptq, mlx and hqq: bits of a code (default: 4; gptq has 4 and 8, mlx 2 to 6 and 8, hqq 1 to 6 and 8).
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) bits: Option<usize>,
-    /// Elements per scale: NF4 and FP4 (default: 64), ct-int4 and gptq (128), mlx (64).
+    /// Elements per scale: NF4 and FP4 (default: 64), ct-int4 and gptq (128), mlx and hqq (64).
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) block_size: Option<usize>,
     /// NF4 and FP4: type that the packed codes are viewed as (default: uint8).

@@ -173,6 +173,8 @@ fn what_is_made_is_read_again() {
         ("gptq", &["--block-size", "32", "--bits", "8"], r#""bits": 8"#, 0.01),
         ("mlx", &[], r#""quantization""#, 0.15),
         ("mlx", &["--bits", "6", "--block-size", "32"], r#""bits": 6"#, 0.03),
+        ("hqq", &["--block-size", "32"], r#""skip_modules""#, 0.15),
+        ("hqq", &["--bits", "3", "--block-size", "32"], r#""nbits": 3"#, 0.3),
         ("ct-nvfp4", &[], "nvfp4-pack-quantized", 0.12),
         ("ct-mxfp4", &[], "mxfp4-pack-quantized", 0.15),
         ("ct-int8", &[], "channel", 0.02),

@@ -116,6 +116,7 @@ pub(super) fn weight(
         roles: Vec::new(),
         multipliers: None,
         unrounded: None,
+        told: Vec::new(),
     }
 }
 

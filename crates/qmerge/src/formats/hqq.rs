@@ -4,11 +4,20 @@
 //! others; text is stored as bytes). The matrix is cut into groups in the order of its elements (`axis` 1), or into as many lines as a group is long (`axis` 0); a word holds codes that
 //! lie far from each other, so that a weight is decoded as a whole. Values are `(q − z) · s`, rounded to the type of the scales after either operation. Arithmetic: hqq 0.2.8.
 
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
 use super::scaled::{Blocks, Codes, Companions, Fresh, Role, Scaled, Tiles, Zeros, dimensions, misfit};
-use super::{Claim, Format, Module, fp8};
+use super::settings::whole_groups;
+use super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
 use crate::dtype::Dtype;
-use crate::error::{Result, unsupported};
-use crate::open::Entry;
+use crate::error::{Result, mismatch, unsupported};
+use crate::open::{Entry, ModelConfig};
+
+/// Bits of a code and columns of a group, where the user does not say.
+const BITS: usize = 4;
+const GROUP: usize = 64;
 
 /// HQQ as a format.
 #[derive(Debug)]
@@ -42,8 +51,103 @@ impl Format for Hqq {
         "HQQ, integers of 1 to 8 bits in groups with fitted zeros"
     }
 
-    fn is_made(&self) -> bool {
-        false
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting { name: "bits", of_scales: false }, Setting { name: "block_size", of_scales: false }]
+    }
+
+    fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
+            return Err(mismatch(format!("hqq stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
+        };
+        let (bits, size) = chosen(settings)?;
+        whole_groups(name, cols, size, true)?;
+        // As hqq computes: in 16 bits.
+        let values = if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 };
+        let (packing, field, fields, word) = packing(bits);
+        let groups = rows * cols / size;
+        if word == 1 && !groups.is_multiple_of(fields) {
+            let problem = format!("hqq packs {fields} groups into a byte, and it has {groups}");
+            return Err(mismatch(problem).in_tensor(name).with_hint("take another format"));
+        }
+        let lines = groups.div_ceil(fields);
+        let part = |leaf: &str, dtype, shape| Part::new(format!("{module}.{leaf}"), dtype, shape);
+        let mut weight = Scaled {
+            codes: Codes::Blocks(blocks((field, fields, word), bits, lines * size)),
+            zeros: Zeros::Fractional,
+            about: about(bits, size, false, values),
+            parts: vec![
+                part("W_q", if word == 1 { Dtype::U8 } else { Dtype::I32 }, vec![lines, size]),
+                part("scale", values, vec![groups, 1]),
+                part("zero", values, vec![groups, 1]),
+            ],
+            roles: vec![Role::Codes, Role::Scales, Role::Zeros],
+            ..fp8::weight("hqq", name, shape, Tiles::runs(size, rows), values, fresh(bits))
+        };
+        let number = |number: usize| (Dtype::I32, Vec::new(), (number as i32).to_le_bytes().to_vec());
+        let text = |text: String| (Dtype::U8, vec![text.len()], text.into_bytes());
+        let flag = |flag: bool| (Dtype::U8, Vec::new(), vec![u8::from(flag)]);
+        let dimensions = shape.iter().flat_map(|&dim| (dim as i64).to_le_bytes()).collect();
+        let settings = [
+            ("nbits", number(bits)),
+            ("axis", number(1)),
+            ("shape", (Dtype::I64, vec![2], dimensions)),
+            ("packing", text(packing.into())),
+            ("group_size", number(size)),
+            ("unpack_view_dtype", text(if word == 1 { "torch.uint8" } else { "torch.int32" }.into())),
+            ("view_as_float", flag(false)),
+            ("quant_scale", flag(false)),
+            ("quant_zero", flag(false)),
+            ("compute_dtype", text(format!("torch.{}", values.torch_name()))),
+            ("offload_meta", flag(false)),
+            ("encoded_state_dict", flag(true)),
+            ("stores_quant_config", flag(true)),
+            ("channel_wise", flag(true)),
+            ("optimize", flag(false)),
+            ("round_zero", flag(bits == 4)),
+        ];
+        for (leaf, (dtype, shape, bytes)) in settings {
+            weight.told.push((weight.parts.len(), bytes));
+            weight.parts.push(part(leaf, dtype, shape));
+            weight.roles.push(Role::Kept);
+        }
+        Ok(Arc::new(weight))
+    }
+
+    fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
+        let (bits, size) = chosen(settings)?;
+        if let Some(own) = config.quantization().filter(|own| own.get("quant_method") == Some(&json!("hqq"))) {
+            let said = |key: &str| own.get("quant_config")?.get("weight_quant_params")?.get(key);
+            let same = |key: &str, value: Value| said(key).is_none_or(|said| *said == value);
+            if !same("nbits", json!(bits)) || !same("group_size", json!(size)) || !same("axis", json!(1)) {
+                let problem =
+                    format!("the base is stored as hqq already, and not with {bits} bits in groups of {size}");
+                return Err(mismatch(problem)
+                    .in_file(&config.path)
+                    .with_hint("leave out --to: what has the format keeps it"));
+            }
+        }
+        // Loaders compare these with each part of a module's path, as vLLM did while it read HQQ.
+        let last = |module: &String| module.trim_end_matches('$').rsplit('.').next().unwrap_or(module).to_owned();
+        let mut plain = skipped.map_or_else(|| vec!["lm_head".into()], |modules| modules.iter().map(last).collect());
+        plain.sort_unstable();
+        plain.dedup();
+        let weights = json!({
+            "axis": 1,
+            "channel_wise": true,
+            "group_size": size,
+            "nbits": bits,
+            "optimize": false,
+            "round_zero": bits == 4,
+            "view_as_float": false,
+        });
+        let quantization = json!({
+            "quant_config": {"scale_quant_params": null, "weight_quant_params": weights, "zero_quant_params": null},
+            "quant_method": "hqq",
+            "skip_modules": plain,
+        });
+        config.remove_everywhere("quantization_config");
+        config.json.insert("quantization_config".into(), quantization);
+        Ok(())
     }
 
     fn reads(&self, name: &str) -> bool {
@@ -70,16 +174,33 @@ fn number(module: &Module<'_>, entry: &Entry) -> Result<i64> {
     number.filter(|_| entry.elements() == 1).ok_or_else(|| misfit(entry, "one whole number"))
 }
 
-/// How codes are packed, by hqq's word for it: bits, codes of a word, and its bytes.
-fn packed(packing: &[u8]) -> Option<(usize, usize, usize)> {
-    match packing {
-        b"8bit_u8" => Some((8, 1, 1)),
-        b"4bit_u8" => Some((4, 2, 1)),
-        b"3bit_32" => Some((3, 10, 4)),
-        b"2bit_u8" => Some((2, 4, 1)),
-        b"1bit_u8" => Some((1, 8, 1)),
-        _ => None,
-    }
+/// Bits and columns of a group, as the user chose them.
+fn chosen(settings: &Settings) -> Result<(usize, usize)> {
+    Ok((settings.one_of("bits", BITS, &[1, 2, 3, 4, 5, 6, 8])?, settings.group(GROUP)?))
+}
+
+/// How codes are packed: hqq's word for it, bits of a field, fields of a word, and its bytes.
+const PACKINGS: [(&str, usize, usize, usize); 5] =
+    [("8bit_u8", 8, 1, 1), ("4bit_u8", 4, 2, 1), ("3bit_32", 3, 10, 4), ("2bit_u8", 2, 4, 1), ("1bit_u8", 1, 8, 1)];
+
+/// The one that hqq takes for so many bits: the narrowest that holds them.
+fn packing(bits: usize) -> (&'static str, usize, usize, usize) {
+    PACKINGS.into_iter().rev().find(|(_, field, ..)| *field >= bits).unwrap_or(PACKINGS[0])
+}
+
+/// So many words of codes.
+fn blocks((bits, fields, word): (usize, usize, usize), of_code: usize, words: usize) -> Blocks {
+    Blocks { bits, fields, word, descending: true, words, low: 0, levels: 1 << of_code }
+}
+
+fn about(bits: usize, size: usize, by_columns: bool, values: Dtype) -> String {
+    let along = if by_columns { " of columns" } else { "" };
+    format!("{bits} bits, groups of {size}{along}, decodes to {}", values.torch_name())
+}
+
+/// How scales and zeros are chosen afresh: zeros of four bits are rounded, unless hqq is told otherwise.
+fn fresh(bits: usize) -> Fresh {
+    Fresh::Reciprocal { whole: bits == 4 }
 }
 
 fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
@@ -98,10 +219,10 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
     }
     let bits = number(module, bits_entry)?;
     let word = module.checkpoint.read_small(packing_entry, SETTING)?;
-    let (field, fields, word) = packed(&word).ok_or_else(|| misfit(packing_entry, "a packing of hqq's"))?;
-    if !(1..=field as i64).contains(&bits) {
-        return Err(misfit(bits_entry, &format!("1 to {field} bits")));
-    }
+    let (_, field, fields, word) = (PACKINGS.into_iter().find(|(own, ..)| own.as_bytes() == word))
+        .ok_or_else(|| misfit(packing_entry, "a packing of hqq's"))?;
+    let bits = usize::try_from(bits).ok().filter(|bits| (1..=field).contains(bits));
+    let bits = bits.ok_or_else(|| misfit(bits_entry, &format!("1 to {field} bits")))?;
     let &[rows, cols] = dimensions(module, shape_entry)?.as_slice() else {
         return Err(misfit(shape_entry, "two dimensions"));
     };
@@ -129,7 +250,6 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
             &format!("{words} words of {word} bytes, as many as {bits} bits take for {elements} values"),
         ));
     }
-    let blocks = Blocks { bits: field, fields, word, descending: true, words, low: 0, levels: 1 << bits };
     let mut groups = None;
     let tiles = if !by_columns {
         Tiles::runs(size, rows)
@@ -140,15 +260,12 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
         Tiles::spread(size, rows)
     };
     let (name, values) = (format!("{}.weight", module.path), scales.dtype);
-    let along = if by_columns { " of columns" } else { "" };
-    // hqq rounds zeros of four bits, unless told otherwise.
-    let fresh = Fresh::Reciprocal { whole: bits == 4 };
     Ok(found.claim(Scaled {
-        codes: Codes::Blocks(blocks),
+        codes: Codes::Blocks(blocks((field, fields, word), bits, words)),
         zeros: Zeros::Fractional,
         groups,
-        about: format!("{bits} bits, groups of {size}{along}, decodes to {}", values.torch_name()),
-        ..fp8::weight("hqq", &name, &[rows, cols], tiles, values, fresh)
+        about: about(bits, size, by_columns, values),
+        ..fp8::weight("hqq", &name, &[rows, cols], tiles, values, fresh(bits))
     }))
 }
 

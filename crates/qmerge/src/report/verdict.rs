@@ -96,13 +96,18 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         (None, Some(kept)) => by_outputs(kept),
         (None, None) => by_weights(loss, survival, noise, is_coarse),
     };
-    let advice = match found.effect {
-        "weakened" | "lost" | "broken" if is_coarse && kept_output.is_none() => Some(
-            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
-        ),
-        "weakened" | "lost" | "broken" => Some("keep the adapter apart, which is exact, or merge into more bits"),
-        _ => None,
+    let is_changed = match found.effect {
+        "weakened" | "lost" | "broken" => true,
+        "noisy" => found.kept.is_some_and(|kept| lost_at(kept) > KEPT),
+        _ => false,
     };
+    let advice = match is_coarse && kept_output.is_none() {
+        true => {
+            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact"
+        }
+        false => "keep the adapter apart, which is exact, or merge into more bits",
+    };
+    let advice = is_changed.then_some(advice);
     Verdict { advice: advice.map(str::to_owned), ..found }
 }
 
@@ -199,6 +204,7 @@ const UNKNOWN: &str = "Behaviour is unknown: the merged model was not run";
 fn by_outputs(kept: f64) -> Verdict {
     let (effect, what) = match effect(lost_at(kept)) {
         "kept" => ("unknown", "comes out of the layers"),
+        _ if kept > 1.0 => ("noisy", "comes out of the layers too strong"),
         "weakened" => ("weakened", "comes out of the layers weakened"),
         _ => ("lost", "hardly comes out of the layers"),
     };
@@ -211,15 +217,19 @@ fn by_outputs(kept: f64) -> Verdict {
 /// By the weights of a method that does not look at outputs, whose errors go with no input in particular.
 fn by_weights(loss: &Loss, survival: f64, noise: f64, is_coarse: bool) -> Verdict {
     let strength = format!("in the weights the delta has {survival:.2} of its strength (survival)");
+    let is_noisy = is_coarse && noise > NOISY;
     let (effect, text) = match effect(lost_at(survival)) {
+        found if is_noisy || found != "kept" && survival > 1.0 => {
+            let what = if found == "kept" { "there under noise" } else { "under noise" };
+            (
+                "noisy",
+                format!(
+                    "the adapter is {what}: {strength}, and rounding added noise {noise:.1} times its size. {UNKNOWN}"
+                ),
+            )
+        }
         "lost" => ("lost", format!("the adapter's effect is mostly lost: {strength}. {UNKNOWN}")),
         "weakened" => ("weakened", format!("the adapter's effect is weakened: {strength}. {UNKNOWN}")),
-        _ if is_coarse && noise > NOISY => (
-            "noisy",
-            format!(
-                "the adapter is there under noise: {strength}, and rounding added noise {noise:.1} times its size. {UNKNOWN}"
-            ),
-        ),
         _ => {
             let error = 100.0 * loss.error_rms / loss.weight_rms.max(1e-30);
             let error = if error < 0.005 { "less than 0.01".into() } else { format!("{error:.2}") };
@@ -318,6 +328,12 @@ mod tests {
             // At 16 bits noise of half a delta is a fraction of a percent of the weights.
             (verdict(&loss(0.898, 0.49), false, None), "kept", By::Survival),
             (verdict(&loss(0.4, 0.9), false, None), "weakened", By::Survival),
+            // What is too strong is not weakened.
+            (verdict(&loss(1.48, 9.0), true, None), "noisy", By::Survival),
+            (verdict(&loss(2.5, 0.9), false, None), "noisy", By::Survival),
+            // Under noise that hides it, a strength in the weights is no one's strength.
+            (verdict(&loss(0.39, 43.0), true, None), "noisy", By::Survival),
+            (verdict(&loss(0.7, 9.0), true, Some(1.6)), "noisy", By::KeptOutput),
             // A strong output may still be under noise, a weak one is weak.
             (verdict(&loss(0.7, 9.0), true, Some(0.98)), "unknown", By::KeptOutput),
             (verdict(&loss(0.7, 9.0), true, Some(0.5)), "weakened", By::KeptOutput),

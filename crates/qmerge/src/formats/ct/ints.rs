@@ -101,6 +101,7 @@ impl Format for Ints {
                 part("weight_shape", Dtype::I64, vec![2]),
             ],
             roles: vec![Role::Codes, Role::Scales, Role::Kept],
+            told: vec![(2, shape.iter().flat_map(|&dim| (dim as i64).to_le_bytes()).collect())],
             ..fp8::weight(self.id, name, shape, tiles, values, fresh(bits, Zeros::None))
         };
         Ok(Arc::new(weight))

@@ -149,19 +149,14 @@ impl Scaled {
         // What is not above, or is no number, counts as nothing.
         let multiplier = if range > 1e-4 { (most * (1.0 / range)).min(2e4) } else { 1.0 };
         let zero = -low * multiplier;
-        (multiplier, if whole { kernels::round_even(zero) } else { zero })
+        // With the sign of what rounds to nothing, as torch keeps it.
+        (multiplier, if whole { zero.round_ties_even() } else { zero })
     }
 
     /// What is kept of the weight as it was stored, or what a new one has in its place.
     fn kept(&self, at: usize, stored: &[Option<Vec<u8>>]) -> Option<Vec<u8>> {
         let own = stored.get(at).cloned().flatten();
-        own.or_else(|| {
-            let part = self.parts.get(at)?;
-            part.name.ends_with(".weight_shape").then(|| {
-                let dims = self.shape.iter().map(|&dim| dim as i64);
-                dims.flat_map(i64::to_le_bytes).collect()
-            })
-        })
+        own.or_else(|| self.told.iter().find(|(part, _)| *part == at).map(|(_, bytes)| bytes.clone()))
     }
 }
 

@@ -97,6 +97,8 @@ pub(super) struct Scaled {
     pub(super) multipliers: Option<Arc<[f32]>>,
     /// Scales and offsets (or zeros) that codes are chosen under, where the reference does so before it rounds them.
     pub(super) unrounded: Option<Arc<(Vec<f32>, Vec<f32>)>>,
+    /// Bytes of parts that are [`Role::Kept`], where the weight is new: its settings.
+    pub(super) told: Vec<(usize, Vec<u8>)>,
 }
 
 impl Scaled {

@@ -27,6 +27,10 @@ pub(crate) fn e4m3(code: u8) -> f32 {
     f32::from_bits(value.to_bits() | sign)
 }
 
+/// Numbers whose last bit is 1/512 and 1/2, the steps of codes without an exponent.
+const SMALL_E4M3: f32 = 16384.0;
+const SMALL_E2M1: f32 = 4_194_304.0;
+
 /// The nearest 8-bit float, ties to even. What is too large becomes ±448.
 #[inline(always)]
 pub(crate) fn to_e4m3(x: f32) -> u8 {
@@ -34,7 +38,8 @@ pub(crate) fn to_e4m3(x: f32) -> u8 {
     let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
     // A NaN is not less.
     let magnitude = if magnitude < E4M3_MAX { magnitude } else { E4M3_MAX };
-    let small = round_even(magnitude * 512.0) as u32;
+    // In numbers of this size the last bit is the step of the small codes, so that the sum is rounded to it.
+    let small = (magnitude + SMALL_E4M3).to_bits().wrapping_sub(SMALL_E4M3.to_bits());
     let bits = magnitude.to_bits();
     let rounded = bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)) >> 20;
     let code = if magnitude < 1.0 / 64.0 { small } else { rounded.wrapping_sub(120 << 3) };
@@ -57,7 +62,7 @@ pub(crate) fn to_e2m1(x: f32) -> u8 {
     let sign = (x.to_bits() >> 28) as u8 & 8;
     let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
     let magnitude = if magnitude < 6.0 { magnitude } else { 6.0 };
-    let small = round_even(magnitude * 2.0) as u32;
+    let small = (magnitude + SMALL_E2M1).to_bits().wrapping_sub(SMALL_E2M1.to_bits());
     let bits = magnitude.to_bits();
     let rounded = bits.wrapping_add(0x1f_ffff + ((bits >> 22) & 1)) >> 22;
     sign | if magnitude < 1.0 { small } else { rounded.wrapping_sub(126 << 1) } as u8
@@ -256,6 +261,21 @@ fn unscale_body(values: &mut [f32], run: usize, scales: &[f32], zeros: &[f32]) {
     }
 }
 
+/// Values of a run that are compared side by side.
+const LANES: usize = 16;
+
+/// The value that comes before all others, in lanes, so that none waits for the one before it. What a NaN is compared with comes before it.
+#[inline(always)]
+fn extreme(values: &[f32], start: f32, is_before: impl Fn(f32, f32) -> bool) -> f32 {
+    let first = |x: f32, y: f32| if is_before(x, y) { x } else { y };
+    let mut lanes = [start; LANES];
+    let mut all = values.chunks_exact(LANES);
+    for values in &mut all {
+        lanes.iter_mut().zip(values).for_each(|(lane, &x)| *lane = first(x, *lane));
+    }
+    lanes.iter().chain(all.remainder()).fold(start, |found, &x| first(x, found))
+}
+
 versions! {
     /// Least and largest value of each run of a row. A NaN is neither.
     pub(crate) fn bounds(values: &[f32], run: usize, out: &mut [[f32; 2]]) = bounds_body;
@@ -264,9 +284,9 @@ versions! {
 #[inline(always)]
 fn bounds_body(values: &[f32], run: usize, out: &mut [[f32; 2]]) {
     for (values, [low, high]) in values.chunks(run).zip(out) {
-        (*low, *high) = values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| {
-            (if x < low { x } else { low }, if x > high { x } else { high })
-        });
+        // One after the other: compared in one loop, the compiler mixes both.
+        *low = extreme(values, f32::INFINITY, |x, low| x < low);
+        *high = extreme(values, f32::NEG_INFINITY, |x, high| x > high);
     }
 }
 

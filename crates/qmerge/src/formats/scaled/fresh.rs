@@ -310,8 +310,7 @@ impl Writer for Scaled {
             for (row, multipliers) in values.chunks_exact_mut(self.cols.max(1)).zip(of_rows) {
                 kernels::scale(row, self.tiles.cols, multipliers, &[]);
             }
-            let ones = vec![1.0; multipliers.len()];
-            return self.pack(&values, (&ones, &[], &[]), codes);
+            return self.pack(&values, (&[], &[], &[]), codes);
         }
         if let Some(unrounded) = &self.unrounded {
             let (scales, offsets) = &**unrounded;

@@ -62,11 +62,12 @@ impl Tiles {
 
     /// What stands for tiles from a row of them on, for the tiles of each row.
     pub(super) fn of_rows(&self, of_tiles: &[f32], first: usize, groups: usize, rows: &Range<usize>) -> Vec<f32> {
-        let of_row = |row| {
+        let mut all = Vec::with_capacity(rows.len() * groups);
+        for row in rows.clone() {
             let line = self.line(row) - first;
-            of_tiles.get(line * groups..(line + 1) * groups).unwrap_or_default()
-        };
-        rows.clone().flat_map(of_row).copied().collect()
+            all.extend_from_slice(of_tiles.get(line * groups..(line + 1) * groups).unwrap_or_default());
+        }
+        all
     }
 }
 

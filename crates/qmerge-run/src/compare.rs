@@ -156,6 +156,17 @@ pub fn compare(
     for tokens in windows.iter().copied().chain(task.prompts.iter().map(Vec::as_slice)) {
         tokenizer.check(tokens, known)?;
         candidates.iter().try_for_each(|candidate| candidate.model.fits(tokens.len()))?;
+        for Candidate { name, model } in candidates {
+            let known = model.spec().vocab;
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= known) {
+                let problem = format!("it knows {known} tokens, and the text has one of id {token}");
+                let hint = match name.as_str() {
+                    "base" => "the adapter has added this token: give a text without it",
+                    _ => "it is made of another model than the adapter's base: give a merge of that one",
+                };
+                return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(name)).with_hint(hint));
+            }
+        }
     }
     progress.start(text_work(candidates, task, windows.len()) + prompts_work(candidates, task));
     progress.phase("comparing", "windows");

@@ -188,8 +188,11 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         let codes: Vec<u8> = (0..n).map(|i| ((i * 37) % 255) as u8 & 0xf7).collect();
         let (scales, mut out) = (vec![0.01; n / 128], vec![0.0; n]);
         kernels.push(kernel(name, n, move || {
-            let decode = if bits == 8 { codes::byte_values } else { codes::e4m3_values };
-            assert!(decode(&codes, 128, &scales, true, &mut out));
+            let done = match bits {
+                8 => codes::byte_values(&codes, 0, 128, &scales, true, &mut out),
+                _ => codes::e4m3_values(&codes, 128, &scales, true, &mut out),
+            };
+            assert!(done);
         }));
     }
     for bits in [2, 3, 4] {
@@ -244,10 +247,43 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         kernels.push(kernel("measure", n, move || {
             std::hint::black_box(differences(&base, &target, &output));
         }));
-        let values = wave;
+        let values = wave.clone();
         kernels.push(kernel("NaN and infinity scan", n, move || {
             std::hint::black_box(all_finite(&values));
         }));
+    }
+    kernels.extend(format_kernels(&wave));
+    kernels
+}
+
+/// Decoding of whole weights by every format that codes are made in, in rows of 256.
+fn format_kernels(values: &[f32]) -> Vec<Kernel> {
+    use crate::dtype::Dtype;
+    use crate::formats::{FORMATS, Settings};
+
+    const COLS: usize = 256;
+    let (rows, mut kernels) = (values.len() / COLS, Vec::new());
+    for format in FORMATS.iter().filter(|format| format.is_made() && format.quantizes() && !format.is_of_gguf()) {
+        let Ok(weight) = format.create("m.weight", &[rows, COLS], Dtype::BF16, &Settings::default()) else { continue };
+        let (all, mut held) = (0..weight.geometry().rows, Vec::new());
+        let Some(writer) = weight.writer() else { continue };
+        writer.survey(all.clone(), values, &mut held);
+        let settled = writer.settle(&held, &vec![None; weight.parts().len()]);
+        let mut parts = vec![Vec::new(); weight.parts().len()];
+        let Some(writer) = settled.weight.writer() else { continue };
+        writer.encode(&settled.parts, all.clone(), values, &mut parts);
+        let parts: Vec<Vec<u8>> =
+            settled.parts.iter().zip(parts).map(|(told, own)| told.clone().unwrap_or(own)).collect();
+        let (weight, mut out) = (settled.weight, vec![0.0; rows * COLS]);
+        let run = move || {
+            let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            weight.decode(&parts, all.clone(), &mut out);
+        };
+        kernels.push(Kernel {
+            name: format!("{}, whole weights decode", format.id()),
+            values: rows * COLS,
+            run: Box::new(run),
+        });
     }
     kernels
 }

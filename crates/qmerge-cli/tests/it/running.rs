@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::model::{Folder, change, demo, qmerge, run, stderr, stdout};
+use crate::model::{Folder, change, demo, qmerge, read, run, stderr, stdout, write};
 
 fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
     let output = run(folder.path(), args);
@@ -123,6 +123,29 @@ fn unfit_texts_are_named() {
     refused(&folder, &["generate", "--base", "base-nf4", "--prompt", &prompt], &long);
     std::fs::write(folder.join("long.txt"), prompt).unwrap();
     refused(&folder, &compare(&["--text", EVAL, "--prompts", "long.txt"]), &long);
+}
+
+/// What knows fewer tokens than the text has is named before any model runs.
+#[test]
+fn a_merge_of_another_model_is_named() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let output = run(folder.path(), &["convert", "--base", "base-nf4", "--to", "f32", "-o", "small"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (weights, config) = (folder.join("small/model.safetensors"), folder.join("small/config.json"));
+    let mut tensors = read(&weights);
+    for (name, _, shape, bytes) in &mut tensors {
+        if name.contains("embed_tokens") || name.contains("lm_head") {
+            bytes.truncate(100 * shape[1] * 4);
+            shape[0] = 100;
+        }
+    }
+    write(&weights, &tensors);
+    let mut about: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    about["vocab_size"] = 100.into();
+    std::fs::write(&config, about.to_string()).unwrap();
+    let said = ["small", "knows 100 tokens", "another model"];
+    refused(&folder, &compare(&["--merged", "small", "--text", EVAL, "--windows", "1"]), &said);
 }
 
 #[test]

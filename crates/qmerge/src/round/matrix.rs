@@ -156,6 +156,11 @@ impl Matrix<'_> {
         &self.target[r * self.cols..(r + 1) * self.cols]
     }
 
+    /// D of one row.
+    pub(super) fn change_of(&self, r: usize) -> Vec<f32> {
+        self.target_of(r).iter().zip(&self.base[r * self.cols..]).map(|(target, base)| target - base).collect()
+    }
+
     /// True if rounding begins at the base's own codes.
     pub(super) fn at_base(&self) -> bool {
         self.values == self.base
@@ -313,6 +318,10 @@ mod tests {
         assert_eq!((known.directions, known.dense.is_none()), (rank, true));
         assert_eq!((guessed.directions, guessed.dense.is_none()), (LEAST_PROBES, false));
         assert!((known.norm - guessed.norm).abs() < 1e-4 * guessed.norm, "{} {}", known.norm, guessed.norm);
+        // Where directions hold all of it, their weight counts whole; where a twentieth lies beside them, half.
+        let (worth, beside) = (f64::from(guessed.worth_of_directions()), guessed.rest / guessed.norm);
+        assert!(known.worth_of_directions() == 1.0 && beside > 0.0, "{beside}");
+        assert!((worth - 0.05 / (0.05 + beside)).abs() < 1e-6, "{worth} {beside}");
     }
 
     /// Inputs that go with each other, so that few directions of a layer's outputs have most of what it puts out.

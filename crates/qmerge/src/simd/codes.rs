@@ -129,7 +129,13 @@ versions! { fn e4m3_f32(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32
 
 #[inline(always)]
 fn any_nan_body(codes: &[u8]) -> bool {
-    codes.iter().fold(false, |any, code| any | (code & 0x7f == 0x7f))
+    // The largest magnitude, in lanes.
+    let mut most = [0; 64];
+    let mut all = codes.chunks_exact(64);
+    for codes in &mut all {
+        most.iter_mut().zip(codes).for_each(|(most, code)| *most = (*most).max(code & 0x7f));
+    }
+    most.iter().chain(all.remainder()).any(|code| code & 0x7f == 0x7f)
 }
 
 #[inline(always)]
@@ -137,10 +143,26 @@ fn e4m3_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: 
     for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
         // The fields of an f32 lie in the same order; its exponent is too small by 120.
         let scale = scale * f32::from_bits((127 + 120) << 23);
-        for (out, &code) in out.iter_mut().zip(codes) {
+        each(codes, out, |code| {
             let bits = (i32::from(code as i8) << 20) as u32 & 0x87f0_0000;
-            *out = rounded::<BF16>(f32::from_bits(bits) * scale);
+            rounded::<BF16>(f32::from_bits(bits) * scale)
+        });
+    }
+}
+
+/// Codes to values, in blocks whose length the compiler knows as far as they go: runs are short.
+#[inline(always)]
+fn each(codes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
+    // A row's codes may be filled up to a whole word.
+    let (blocks, rest) = codes[..codes.len().min(out.len())].as_chunks::<64>();
+    let (out, last) = out.as_chunks_mut::<64>();
+    for (out, codes) in out.iter_mut().zip(blocks) {
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = value(code);
         }
+    }
+    for (out, &code) in last.iter_mut().zip(rest) {
+        *out = value(code);
     }
 }
 
@@ -151,28 +173,27 @@ fn rounded<const BF16: bool>(x: f32) -> f32 {
     if BF16 { f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000) } else { x }
 }
 
-/// Values of signed bytes under a scale for each run of a row, rounded to bfloat16 or not; false, and nothing done, where a scale is not finite.
-pub(crate) fn byte_values(codes: &[u8], run: usize, scales: &[f32], bf16: bool, out: &mut [f32]) -> bool {
+/// Values of bytes under a scale for each run of a row, rounded to bfloat16 or not; false, and nothing done, where a scale is not finite. A byte that stands for nothing
+/// is `nothing`: 0 where bytes are signed, 128 where they count from the least level.
+pub(crate) fn byte_values(codes: &[u8], nothing: u8, run: usize, scales: &[f32], bf16: bool, out: &mut [f32]) -> bool {
     if !scales.iter().all(|scale| scale.is_finite()) {
         return false;
     }
     if bf16 {
-        bytes_bf16(codes, run, scales, out)
+        bytes_bf16(codes, nothing, run, scales, out)
     } else {
-        bytes_f32(codes, run, scales, out)
+        bytes_f32(codes, nothing, run, scales, out)
     }
     true
 }
 
-versions! { fn bytes_bf16(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<true>; }
-versions! { fn bytes_f32(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<false>; }
+versions! { fn bytes_bf16(codes: &[u8], nothing: u8, run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<true>; }
+versions! { fn bytes_f32(codes: &[u8], nothing: u8, run: usize, scales: &[f32], out: &mut [f32]) = bytes_scaled::<false>; }
 
 #[inline(always)]
-fn bytes_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32]) {
+fn bytes_scaled<const BF16: bool>(codes: &[u8], nothing: u8, run: usize, scales: &[f32], out: &mut [f32]) {
     for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = rounded::<BF16>(f32::from(code as i8) * scale);
-        }
+        each(codes, out, |code| rounded::<BF16>(f32::from((code ^ nothing) as i8) * scale));
     }
 }
 
@@ -325,28 +346,35 @@ mod tests {
 
     #[test]
     fn values_are_levels_times_scales() {
-        let codes: Vec<u8> = (0..=255_u8).filter(|code| code & 0x7f != 0x7f).cycle().take(900).collect();
+        let codes: Vec<u8> = (0..=255_u8).filter(|code| code & 0x7f != 0x7f).cycle().take(904).collect();
         let scales: Vec<f32> =
             (0..29).map(|k| (0.003 + k as f32 * 0.01) * if k % 3 == 0 { -1.0 } else { 1.0 }).collect();
-        for bf16 in [false, true] {
-            let want = |level: &dyn Fn(u8) -> f32| -> Vec<u32> {
-                let value = |(i, &code): (usize, &u8)| level(code) * scales[i / 32];
-                let round = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
-                codes.iter().enumerate().map(value).map(|x| round(x).to_bits()).collect()
-            };
-            for (level, out) in at_every_level(|| {
-                let mut out = [vec![0.0; 900], vec![0.0; 900]];
-                assert!(e4m3_values(&codes, 32, &scales, bf16, &mut out[0]));
-                assert!(byte_values(&codes, 32, &scales, bf16, &mut out[1]));
-                out.map(|out| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
-            }) {
-                assert_eq!(out, [want(&e4m3), want(&|code| f32::from(code as i8))], "{level:?}");
+        // Some codes more than values, as where a row ends within a word.
+        for (run, count) in [(32, 900), (150, 899), (904, 902)] {
+            for bf16 in [false, true] {
+                let want = |level: &dyn Fn(u8) -> f32| -> Vec<u32> {
+                    let value = |(i, &code): (usize, &u8)| level(code) * scales[i / run];
+                    let round = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
+                    codes[..count].iter().enumerate().map(value).map(|x| round(x).to_bits()).collect()
+                };
+                for (level, out) in at_every_level(|| {
+                    let mut out = [vec![0.0; count], vec![0.0; count], vec![0.0; count]];
+                    assert!(e4m3_values(&codes, run, &scales, bf16, &mut out[0]));
+                    assert!(byte_values(&codes, 0, run, &scales, bf16, &mut out[1]));
+                    assert!(byte_values(&codes, 128, run, &scales, bf16, &mut out[2]));
+                    out.map(|out| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+                }) {
+                    let wanted =
+                        [want(&e4m3), want(&|code| f32::from(code as i8)), want(&|code| f32::from(code) - 128.0)];
+                    assert_eq!(out, wanted, "{level:?} {run}");
+                }
             }
         }
         let mut out = [0.0; 2];
         assert!(!e4m3_values(&[1, 0x7f], 2, &[0.5], true, &mut out));
         assert!(
-            !e4m3_values(&[1, 2], 2, &[1e3], true, &mut out) && !byte_values(&[1, 2], 2, &[f32::NAN], true, &mut out)
+            !e4m3_values(&[1, 2], 2, &[1e3], true, &mut out)
+                && !byte_values(&[1, 2], 0, 2, &[f32::NAN], true, &mut out)
         );
     }
 

@@ -79,13 +79,30 @@ fn f32_to_f16(values: &[f32], out: &mut [u8]) {
     }
 }
 
-fn round_all_f16(values: &mut [f32]) {
-    let mut halves = [half::f16::ZERO; BATCH];
-    for values in values.chunks_mut(BATCH) {
-        let halves = &mut halves[..values.len()];
-        halves.convert_from_f32_slice(values);
-        halves.convert_to_f32_slice(values);
+versions! {
+    /// Rounds every value to f16.
+    fn round_all_f16(values: &mut [f32]) = round_f16_body;
+}
+
+#[inline(always)]
+fn round_f16_body(values: &mut [f32]) {
+    for x in values {
+        *x = round_f16(*x);
     }
+}
+
+/// Rounds to f16 and back, in the bits of an f32: without a conversion, which has no kernel of its own at every level.
+#[inline(always)]
+fn round_f16(x: f32) -> f32 {
+    let (sign, size) = (x.to_bits() & 0x8000_0000, x.to_bits() & 0x7fff_ffff);
+    // Thirteen bits fewer, ties to even; what carries beyond the largest is infinite.
+    let normal = size.wrapping_add(0xfff + ((size >> 13) & 1)) & !0x1fff;
+    let normal = if normal >= 0x4780_0000 { f32::INFINITY.to_bits() } else { normal };
+    // Numbers of the size of 1/2 have the smallest f16 for their last bit.
+    let small = ((f32::from_bits(size) + 0.5) - 0.5).to_bits();
+    let rounded = if size < 0x3880_0000 { small } else { normal };
+    let nan = size & !0x1fff | 0x40_0000;
+    f32::from_bits(sign | if size > f32::INFINITY.to_bits() { nan } else { rounded })
 }
 
 /// Decodes f32, f16 or bf16 (little endian). `bytes` holds exactly `out.len()` elements.
@@ -136,6 +153,32 @@ pub(crate) fn round_one(dtype: Dtype, x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::simd::forced::at_every_level;
+
+    /// Rounding in the bits of an f32 is `half`'s conversion there and back, next to every f16 and half way between them.
+    #[test]
+    fn rounding_to_f16_is_a_conversion_and_back() {
+        let of = |bits: u32| (0..=2).map(move |more| (bits << 13).wrapping_add((more << 12) + 0x3800_0000));
+        let near = |bits: u32| [bits.wrapping_sub(1), bits, bits + 1].into_iter();
+        let tiny = (0..1 << 20).map(|bits: u32| bits * 977);
+        let all = (0..0x8000_u32)
+            .flat_map(of)
+            .flat_map(near)
+            .chain(tiny)
+            .flat_map(|bits| [bits & 0x7fff_ffff, bits | 0x8000_0000]);
+        let special = [f32::NAN, -f32::NAN, f32::INFINITY, 65519.9, 65520.0, 1e38].map(f32::to_bits);
+        let values: Vec<f32> = all.chain(special).map(f32::from_bits).collect();
+        for (level, rounded) in at_every_level(|| {
+            let mut values = values.clone();
+            round_to(Dtype::F16, &mut values);
+            values
+        }) {
+            for (x, rounded) in values.iter().zip(rounded) {
+                let want = half::f16::from_f32(*x).to_f32();
+                let both_nan = want.is_nan() && rounded.is_nan();
+                assert!(both_nan || want.to_bits() == rounded.to_bits(), "{level:?} {x}: {rounded}, not {want}");
+            }
+        }
+    }
 
     /// Every finite bf16 and f16 survives a round trip, and ties go to even, at every level.
     #[test]

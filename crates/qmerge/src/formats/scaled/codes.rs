@@ -50,6 +50,16 @@ impl Codes {
         }
     }
 
+    /// True if the codes of a row end where the next row's begin.
+    pub(super) fn fills_words(self, cols: usize) -> bool {
+        match self {
+            Self::E4M3 | Self::Bytes | Self::Blocks(_) => true,
+            Self::E2M1 => cols.is_multiple_of(2),
+            Self::Fields { bits, dense: true, .. } => (cols * bits).is_multiple_of(32),
+            Self::Fields { bits, dense: false, .. } => cols.is_multiple_of(32 / bits),
+        }
+    }
+
     pub(super) fn table(self) -> Levels {
         match self {
             Self::E4M3 => Levels::Table(&E4M3_LEVELS),
@@ -65,7 +75,8 @@ impl Codes {
         let bf16 = values == Dtype::BF16;
         let done = match self {
             Self::E4M3 => kernels::e4m3_values(codes, run, scales, bf16, out),
-            Self::Bytes => kernels::byte_values(codes, run, scales, bf16, out),
+            Self::Bytes => kernels::byte_values(codes, 0, run, scales, bf16, out),
+            Self::Fields { bits: 8, low: -128, .. } => kernels::byte_values(codes, 128, run, scales, bf16, out),
             Self::E2M1 | Self::Fields { .. } | Self::Blocks(_) => false,
         };
         if done && values == Dtype::F16 {

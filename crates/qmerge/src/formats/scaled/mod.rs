@@ -25,6 +25,9 @@ use crate::dtype::Dtype;
 use crate::simd::codes as kernels;
 use crate::simd::floats::round_to;
 
+/// Values of several rows that are decoded together.
+const TOGETHER: usize = 4096;
+
 /// What a part holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -280,8 +283,13 @@ impl Weight for Scaled {
             }
             _ => part(parts, 0),
         };
-        for (k, (out, codes)) in out.chunks_exact_mut(cols).zip(codes.chunks_exact(row_bytes.max(1))).enumerate() {
-            let [scales, zeros] = [&scales, &zeros].map(|of| of.get(k * groups..(k + 1) * groups).unwrap_or_default());
+        // Rows whose runs and words follow each other without a gap are done together, as far as the first-level cache goes.
+        let follow = self.groups.is_none() && cols.is_multiple_of(self.run()) && self.codes.fills_words(cols);
+        let many = if follow { (TOGETHER / cols).max(1) } else { 1 };
+        let parts_of = out.chunks_mut(many * cols).zip(codes.chunks((many * row_bytes).max(1)));
+        for (k, (out, codes)) in parts_of.enumerate() {
+            let groups = k * many * groups..(k * many + out.len() / cols) * groups;
+            let [scales, zeros] = [&scales, &zeros].map(|of| of.get(groups.clone()).unwrap_or_default());
             let run = self.run();
             if self.zeros == Zeros::None
                 && self.groups.is_none()

@@ -27,8 +27,7 @@ pub(super) fn carry_errors(matrix: &mut Matrix<'_>, delta: &Delta) {
     let target = |r: usize, out: &mut [f32]| {
         out.copy_from_slice(matrix.target_of(r));
         if rest > 0.0 {
-            let pairs = matrix.target_of(r).iter().zip(&matrix.base[r * matrix.cols..]);
-            out.iter_mut().zip(pairs).for_each(|(out, (target, base))| *out += rest * (target - base));
+            out.iter_mut().zip(matrix.change_of(r)).for_each(|(out, change)| *out += rest * change);
         }
         let factors: Vec<f32> = delta.own(r).iter().zip(&along).map(|(u, lost)| u * (lost - rest)).collect();
         axpys(&factors, &delta.coefficients, out);
@@ -90,9 +89,7 @@ fn rest_lost(matrix: &Matrix<'_>, delta: &Delta, some: &[usize], errors: &[f32])
         delta.add_row(r, 1.0, &mut moments);
         let factors: Vec<f32> = delta.own(r).iter().map(|u| -u).collect();
         axpys(&factors, &delta.moments, &mut moments);
-        let pairs = matrix.target_of(r).iter().zip(&matrix.base[r * n..]);
-        let change: Vec<f32> = pairs.map(|(target, base)| target - base).collect();
-        strength += linalg::dot(&change, &moments);
+        strength += linalg::dot(&matrix.change_of(r), &moments);
         lacking += linalg::dot(error, &moments);
     }
     more(delta, (strength, lacking), 0.0).max(0.0) as f32

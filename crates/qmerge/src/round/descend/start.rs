@@ -178,8 +178,7 @@ fn left(matrix: &Matrix<'_>, delta: &Delta) -> f64 {
     for r in some {
         let mut moments = vec![0.0; n];
         delta.add_row(r, 1.0, &mut moments);
-        let change = matrix.target_of(r).iter().zip(&matrix.base[r * n..]).map(|(target, base)| target - base);
-        all += f64::from(dot(&change.collect::<Vec<f32>>(), &moments));
+        all += f64::from(dot(&matrix.change_of(r), &moments));
     }
     if all > 0.0 { noise / all } else { 1.0 }
 }

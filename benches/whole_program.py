@@ -1,13 +1,15 @@
 """The whole program on a random Llama in NF4 (or --format), against a copy of the same files and against PEFT, in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama
-    python3 benches/whole_program.py [--size 1b|7b] [--format nf4|fp8|…] [--runs 5] [--folder DIR] [--rounding METHOD] [--peft PYTHON]
+    python3 benches/whole_program.py [--size 1b|7b] [--format nf4|fp8|…] [--runs 5] [--folder DIR] [--rounding METHOD] [--peft PYTHON] [--json OUT]
 
 Each round does `cp -r base copy && sync`, then `qmerge merge --rounding nearest && sync`, which is what PEFT does (the default method runs the model: minutes, see README); medians and the median of the ratios are printed. With --peft, PEFT's
-load + merge + save is timed once by the given interpreter (its imports are not counted), and qmerge's speed is given as a multiple.
+load + merge + save is timed once by the given interpreter (its imports are not counted), and qmerge's speed is given as a multiple. --json puts
+the figures into a file: benches/figures/copy.json has those of the book.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -37,6 +39,7 @@ def main():
     parser.add_argument("--folder", default="/tmp/qmerge-bench")
     parser.add_argument("--rounding", default="nearest")
     parser.add_argument("--peft", help="a Python with peft, bitsandbytes and transformers")
+    parser.add_argument("--json", help="a file for the figures, beside those of other formats that it has")
     args = parser.parse_args()
     model = os.path.join(args.folder, args.size)
     base, adapter = os.path.join(model, "base"), os.path.join(model, "adapter")
@@ -66,6 +69,15 @@ def main():
     print(f"{args.size} in {args.format}: {size / 1e6:.0f} MB, {args.runs} rounds, medians")
     print(f"cp -r + sync     {medians[0]:6.2f} s")
     print(f"qmerge + sync    {medians[1]:6.2f} s, {medians[2]:.2f} x cp (min {min(r[2] for r in rows):.2f}), peak {medians[3]:.0f} MiB")
+    if args.json:
+        found = {"rows": {}}
+        if os.path.exists(args.json):
+            with open(args.json, encoding="utf-8") as file:
+                found = json.load(file)
+        copy, seconds, times, memory = medians
+        found["rows"][args.format] = {"size": args.size, "bytes": size, "copy_seconds": round(copy, 2), "seconds": round(seconds, 2), "times": round(times, 2), "memory_mib": round(memory)}
+        with open(args.json, "w", encoding="utf-8") as file:
+            file.write(json.dumps(found, indent=1) + "\n")
     if args.peft:
         shutil.rmtree(out, ignore_errors=True)
         text = subprocess.run([args.peft, os.path.join(HERE, "peers/peft_merge.py"), base, adapter, out], check=True, capture_output=True, text=True).stdout

@@ -303,26 +303,30 @@ impl Writer for Scaled {
             })
             .collect();
         let Some(codes) = out.first_mut() else { return };
+        let groups = self.groups();
         if let Some(multipliers) = &self.multipliers {
-            let multipliers = self.tiles.of_rows(multipliers, 0, self.groups(), &rows);
-            let mut values = values.to_vec();
-            let of_rows = multipliers.chunks_exact(self.groups().max(1));
-            for (row, multipliers) in values.chunks_exact_mut(self.cols.max(1)).zip(of_rows) {
-                kernels::scale(row, self.tiles.cols, multipliers, &[]);
-            }
-            return self.pack(&values, (&[], &[], &[]), codes);
+            let multipliers = self.tiles.of_rows(multipliers, 0, groups, &rows);
+            return self.pack_levels(values, codes, |k, levels| {
+                kernels::scale(
+                    levels,
+                    self.tiles.cols,
+                    multipliers.get(k * groups..(k + 1) * groups).unwrap_or_default(),
+                    &[],
+                );
+            });
         }
         if let Some(unrounded) = &self.unrounded {
             let (scales, offsets) = &**unrounded;
-            let of = |all: &[f32]| self.tiles.of_rows(all, 0, self.groups(), &rows);
+            let of = |all: &[f32]| self.tiles.of_rows(all, 0, groups, &rows);
             if matches!(self.fresh, Fresh::Reciprocal { .. }) {
-                let (multipliers, zeros) = (self.by_runs(of(scales)), self.by_runs(of(offsets)));
-                let mut levels = values.to_vec();
-                let runs = levels.chunks_mut(self.cols.max(1)).flat_map(|row| row.chunks_mut(self.run()));
-                for ((run, multiplier), zero) in runs.zip(multipliers).zip(zeros) {
-                    run.iter_mut().for_each(|x| *x = *x * multiplier + zero);
-                }
-                return self.pack(&levels, (&[], &[], &[]), codes);
+                let (multipliers, zeros) = (of(scales), of(offsets));
+                return self.pack_levels(values, codes, |k, levels| {
+                    let [multipliers, zeros] = [&multipliers, &zeros]
+                        .map(|of| self.by_runs(of.get(k * groups..(k + 1) * groups).unwrap_or_default().to_vec()));
+                    for ((run, multiplier), zero) in levels.chunks_mut(self.run()).zip(multipliers).zip(zeros) {
+                        run.iter_mut().for_each(|x| *x = *x * multiplier + zero);
+                    }
+                });
             }
             return self.pack(values, (&of(scales), &[], &of(offsets)), codes);
         }

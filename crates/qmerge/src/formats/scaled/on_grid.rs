@@ -111,19 +111,26 @@ impl Scaled {
 
     /// Appends the codes of some rows to `out`: the level nearest to each value under these scales, zeros and offsets of groups, row by row.
     pub(super) fn pack(&self, values: &[f32], (scales, zeros, offsets): (&[f32], &[f32], &[f32]), out: &mut Vec<u8>) {
-        let (cols, groups, row_bytes) = (self.cols, self.groups(), self.codes.row_bytes(self.cols));
+        let groups = self.groups();
+        self.pack_levels(values, out, |k, levels| {
+            let row = |of_rows: &[f32]| of_rows.get(k * groups..(k + 1) * groups).unwrap_or_default().to_vec();
+            for (levels, offset) in levels.chunks_mut(self.tiles.cols).zip(row(offsets)) {
+                levels.iter_mut().for_each(|x| *x -= offset);
+            }
+            kernels::unscale(levels, self.run(), &self.by_runs(row(scales)), &self.by_runs(row(zeros)));
+        });
+    }
+
+    /// Stores the levels that `of_row` makes of each row's values, which it is given with the row's number.
+    pub(super) fn pack_levels(&self, values: &[f32], out: &mut Vec<u8>, of_row: impl Fn(usize, &mut [f32])) {
+        let (cols, row_bytes) = (self.cols, self.codes.row_bytes(self.cols));
         if cols == 0 {
             return;
         }
         let (mut levels, first) = (vec![0.0; cols], out.len());
         for (k, values) in values.chunks_exact(cols).enumerate() {
-            let row = |of_rows: &[f32]| of_rows.get(k * groups..(k + 1) * groups).unwrap_or_default().to_vec();
             levels.copy_from_slice(values);
-            for (levels, offset) in levels.chunks_mut(self.tiles.cols).zip(row(offsets)) {
-                levels.iter_mut().for_each(|x| *x -= offset);
-            }
-            // Without scales they are levels already.
-            kernels::unscale(&mut levels, self.run(), &self.by_runs(row(scales)), &self.by_runs(row(zeros)));
+            of_row(k, &mut levels);
             self.codes.pack(&levels, grow(out, row_bytes));
         }
         if let Codes::Blocks(blocks) = self.codes {

@@ -9,6 +9,7 @@ the figures into a file: benches/figures/copy.json has those of the book.
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -74,8 +75,9 @@ def main():
         if os.path.exists(args.json):
             with open(args.json, encoding="utf-8") as file:
                 found = json.load(file)
-        copy, seconds, times, memory = medians
-        found["rows"][args.format] = {"size": args.size, "bytes": size, "copy_seconds": round(copy, 2), "seconds": round(seconds, 2), "times": round(times, 2), "memory_mib": round(memory)}
+        copied, seconds, times, memory = medians
+        found["rows"][args.format] = {"size": args.size, "bytes": size, "copy_seconds": round(copied, 2), "seconds": round(seconds, 2), "times": round(times, 2), "memory_mib": round(memory)}
+        found.update(date=str(datetime.date.today()), rounds=args.runs)
         with open(args.json, "w", encoding="utf-8") as file:
             file.write(json.dumps(found, indent=1) + "\n")
     if args.peft:

@@ -159,12 +159,10 @@ pub fn compare(
         for Candidate { name, model } in candidates {
             let known = model.spec().vocab;
             if let Some(token) = tokens.iter().find(|&&token| token as usize >= known) {
-                let problem = format!("it knows {known} tokens, and the text has one of id {token}");
-                let hint = match name.as_str() {
-                    "base" => "the adapter has added this token: give a text without it",
-                    _ => "it is made of another model than the adapter's base: give a merge of that one",
-                };
-                return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(name)).with_hint(hint));
+                let problem = format!("it knows {known} tokens, and what it is to read has one of id {token}");
+                return Err(Error::new(Kind::Mismatch, problem).in_file(std::path::Path::new(name)).with_hint(
+                    "it is made of another model than the adapter's base, or without the tokens that the adapter adds",
+                ));
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::scaled::{Blocks, Codes, Companions, Fresh, Role, Scaled, Tiles, Zeros, dimensions, misfit};
 use super::settings::whole_groups;
@@ -116,21 +116,20 @@ impl Format for Hqq {
     fn describe(&self, config: &mut ModelConfig, settings: &Settings, skipped: Option<&[String]>) -> Result<()> {
         let (bits, size) = chosen(settings)?;
         if let Some(own) = config.quantization().filter(|own| own.get("quant_method") == Some(&json!("hqq"))) {
-            let said = |key: &str| own.get("quant_config")?.get("weight_quant_params")?.get(key);
-            let same = |key: &str, value: Value| said(key).is_none_or(|said| *said == value);
-            if !same("nbits", json!(bits)) || !same("group_size", json!(size)) || !same("axis", json!(1)) {
-                let problem =
-                    format!("the base is stored as hqq already, and not with {bits} bits in groups of {size}");
+            let said = |key: &str| own.get("quant_config")?.get("weight_quant_params")?.get(key)?.as_u64();
+            let chosen = [("nbits", bits), ("group_size", size), ("axis", 1)];
+            if chosen.iter().any(|(key, value)| said(key) != Some(*value as u64)) {
+                let problem = format!(
+                    "the base is stored as hqq already, and its configuration does not say {bits} bits in groups of {size} for all of it"
+                );
                 return Err(mismatch(problem)
                     .in_file(&config.path)
                     .with_hint("leave out --to: what has the format keeps it"));
             }
         }
-        // Loaders compare these with each part of a module's path, as vLLM did while it read HQQ.
-        let last = |module: &String| module.trim_end_matches('$').rsplit('.').next().unwrap_or(module).to_owned();
-        let mut plain = skipped.map_or_else(|| vec!["lm_head".into()], |modules| modules.iter().map(last).collect());
-        plain.sort_unstable();
-        plain.dedup();
+        // In full: the last part of a path may be that of a layer which is quantized.
+        let name = |module: &String| module.trim_start_matches('^').trim_end_matches('$').to_owned();
+        let plain = skipped.map_or_else(|| vec!["lm_head".into()], |modules| modules.iter().map(name).collect());
         let weights = json!({
             "axis": 1,
             "channel_wise": true,

@@ -145,7 +145,7 @@ struct PlainInBase<'a>(Vec<&'a str>);
 impl<'a> PlainInBase<'a> {
     fn of(names: &Names<'a>) -> Self {
         let quantization = names.checkpoint.config.as_ref().and_then(|config| config.quantization());
-        let lists = ["llm_int8_skip_modules", "modules_to_not_convert", "ignored_layers", "ignore"]
+        let lists = ["llm_int8_skip_modules", "modules_to_not_convert", "ignored_layers", "ignore", "skip_modules"]
             .into_iter()
             .filter_map(|key| quantization?.get(key)?.as_array());
         Self(lists.flatten().filter_map(|entry| entry.as_str()).filter(|entry| !entry.is_empty()).collect())

@@ -219,7 +219,10 @@ fn by_weights(loss: &Loss, survival: f64, noise: f64, is_coarse: bool) -> Verdic
     let strength = format!("in the weights the delta has {survival:.2} of its strength (survival)");
     let is_noisy = is_coarse && noise > NOISY;
     let (effect, text) = match effect(lost_at(survival)) {
-        found if is_noisy || found != "kept" && survival > 1.0 => {
+        "weakened" | "lost" if !is_noisy && survival > 1.0 => {
+            ("noisy", format!("the adapter's effect is too strong: {strength}. {UNKNOWN}"))
+        }
+        found if is_noisy => {
             let what = if found == "kept" { "there under noise" } else { "under noise" };
             (
                 "noisy",
@@ -272,7 +275,7 @@ mod tests {
     #[test]
     fn what_is_no_adapter_is_not_called_one() {
         let behaviours = [0.0, 0.1, 0.3, 0.5, f64::NAN].map(behaviour);
-        for (survival, noise) in [(1.0, 0.1), (0.8, 0.1), (0.1, 0.1), (0.9, 9.0)] {
+        for (survival, noise) in [(1.0, 0.1), (0.8, 0.2), (0.1, 0.9), (0.9, 9.0), (1.3, 0.35), (0.4, 43.0)] {
             for kept in [None, Some(1.0), Some(0.6), Some(0.1)] {
                 for behaviour in behaviours.iter().map(Some).chain([None]) {
                     let found = judged(&loss(survival, noise), true, kept, behaviour).of("the task vector");
@@ -330,7 +333,8 @@ mod tests {
             (verdict(&loss(0.4, 0.9), false, None), "weakened", By::Survival),
             // What is too strong is not weakened.
             (verdict(&loss(1.48, 9.0), true, None), "noisy", By::Survival),
-            (verdict(&loss(2.5, 0.9), false, None), "noisy", By::Survival),
+            (verdict(&loss(1.3, 0.35), true, None), "noisy", By::Survival),
+            (verdict(&loss(1.3, 0.35), false, None), "noisy", By::Survival),
             // Under noise that hides it, a strength in the weights is no one's strength.
             (verdict(&loss(0.39, 43.0), true, None), "noisy", By::Survival),
             (verdict(&loss(0.7, 9.0), true, Some(1.6)), "noisy", By::KeptOutput),
@@ -343,6 +347,8 @@ mod tests {
             assert_eq!((verdict.effect, verdict.by), (effect, Some(by)), "{verdict:?}");
             assert!(verdict.text.contains("Behaviour is unknown"), "{verdict:?}");
         }
+        let strong = verdict(&loss(1.3, 0.35), true, None).text;
+        assert!(strong.contains("too strong") && !strong.contains("noise"), "{strong}");
     }
 
     #[test]

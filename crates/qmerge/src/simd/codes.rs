@@ -154,8 +154,9 @@ fn e4m3_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: 
 #[inline(always)]
 fn each(codes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
     // A row's codes may be filled up to a whole word.
-    let (blocks, rest) = codes[..codes.len().min(out.len())].as_chunks::<64>();
-    let (out, last) = out.as_chunks_mut::<64>();
+    let count = codes.len().min(out.len());
+    let (blocks, rest) = codes[..count].as_chunks::<64>();
+    let (out, last) = out[..count].as_chunks_mut::<64>();
     for (out, codes) in out.iter_mut().zip(blocks) {
         for (out, &code) in out.iter_mut().zip(codes) {
             *out = value(code);
@@ -305,7 +306,7 @@ versions! {
 #[inline(always)]
 fn bounds_body(values: &[f32], run: usize, out: &mut [[f32; 2]]) {
     for (values, [low, high]) in values.chunks(run).zip(out) {
-        // One after the other: compared in one loop, the compiler mixes both.
+        // In two loops: of one with both comparisons the compiler makes one of shuffles.
         *low = extreme(values, f32::INFINITY, |x, low| x < low);
         *high = extreme(values, f32::NEG_INFINITY, |x, high| x > high);
     }
@@ -342,6 +343,29 @@ mod tests {
             assert_eq!((to_e8m0(e8m0(code)), e8m0(code)), (code, 2.0_f32.powi(i32::from(code) - 127)));
         }
         assert_eq!((e8m0(0), to_e8m0(e8m0(0))), (2.0_f32.powi(-127), 0));
+    }
+
+    /// Of each run, whatever its length, at every level; a NaN is neither, and what has nothing else has no bounds.
+    #[test]
+    fn bounds_are_the_least_and_the_largest() {
+        let values: Vec<f32> = (0..997)
+            .map(|i| if i % 23 == 5 || i > 960 { f32::NAN } else { ((i * 7919) % 1009) as f32 - 500.0 })
+            .collect();
+        for run in [1, 7, 16, 35, 64, 129, 2000] {
+            let want: Vec<[f32; 2]> = (values.chunks(run))
+                .map(|run| {
+                    let known = || run.iter().copied().filter(|x| !x.is_nan());
+                    [known().fold(f32::INFINITY, f32::min), known().fold(f32::NEG_INFINITY, f32::max)]
+                })
+                .collect();
+            for (level, found) in at_every_level(|| {
+                let mut found = vec![[0.0; 2]; want.len()];
+                bounds(&values, run, &mut found);
+                found
+            }) {
+                assert_eq!(found, want, "{level:?} {run}");
+            }
+        }
     }
 
     #[test]

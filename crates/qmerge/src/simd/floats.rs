@@ -154,18 +154,20 @@ mod tests {
     use super::*;
     use crate::simd::forced::at_every_level;
 
-    /// Rounding in the bits of an f32 is `half`'s conversion there and back, next to every f16 and half way between them.
+    /// Rounding in the bits of an f32 is `half`'s conversion there and back: at every f16 of 2⁻¹⁵ and more, half way to the next, and next to those; at half steps of smaller ones; and at some of any size.
     #[test]
     fn rounding_to_f16_is_a_conversion_and_back() {
         let of = |bits: u32| (0..=2).map(move |more| (bits << 13).wrapping_add((more << 12) + 0x3800_0000));
-        let near = |bits: u32| [bits.wrapping_sub(1), bits, bits + 1].into_iter();
+        let near = |bits: u32| [bits.saturating_sub(1), bits, bits + 1].into_iter();
         let tiny = (0..1 << 20).map(|bits: u32| bits * 977);
+        let steps = (0..4096).map(|half| (half as f32 * f32::from_bits((127 - 25) << 23)).to_bits()).flat_map(near);
         let all = (0..0x8000_u32)
             .flat_map(of)
             .flat_map(near)
             .chain(tiny)
+            .chain(steps)
             .flat_map(|bits| [bits & 0x7fff_ffff, bits | 0x8000_0000]);
-        let special = [f32::NAN, -f32::NAN, f32::INFINITY, 65519.9, 65520.0, 1e38].map(f32::to_bits);
+        let special = [f32::NAN, -f32::NAN, f32::INFINITY, 65519.9, 65520.0, -65520.0, 1e38].map(f32::to_bits);
         let values: Vec<f32> = all.chain(special).map(f32::from_bits).collect();
         for (level, rounded) in at_every_level(|| {
             let mut values = values.clone();

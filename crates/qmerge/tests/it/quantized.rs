@@ -420,6 +420,36 @@ fn what_is_made_is_what_the_reference_makes() {
     assert_eq!(seen, ["ct-int4", "ct-int8", "ct-mxfp4", "ct-nvfp4", "fp8", "gptq", "hqq", "mlx"]);
 }
 
+/// Rows that are decoded together, as small ones are, have the values that each has by itself, near to what was stored.
+#[test]
+fn rows_decoded_together_are_rows_decoded_alone() {
+    let (rows, cols) = (96, 256);
+    let number = |i: usize| ((i * 7919) % 1009) as f32 * 1e-4 * (1.0 + (i / 8192) as f32) - 0.05;
+    for (id, bits, noise) in [
+        ("fp8", 0, 0.03),
+        ("ct-int4", 0, 0.1),
+        ("ct-int8", 0, 0.01),
+        ("ct-nvfp4", 0, 0.15),
+        ("ct-mxfp4", 0, 0.2),
+        ("gptq", 4, 0.1),
+        ("mlx", 4, 0.1),
+        ("mlx", 6, 0.03),
+        ("hqq", 4, 0.1),
+        ("hqq", 3, 0.2),
+        ("hqq", 8, 0.01),
+    ] {
+        let settings = if bits > 0 { Settings::default().with("bits", bits) } else { Settings::default() };
+        let weight = formats::by_id(id).unwrap().create("m.weight", &[rows, cols], Dtype::BF16, &settings).unwrap();
+        let source = stored(weight.as_ref(), (0..rows * cols).map(number).collect());
+        let parts = afresh(weight.as_ref(), &source, &vec![None; weight.parts().len()]);
+        let together = decode(weight.as_ref(), &parts, rows.max(cols));
+        assert_eq!(together, decode(weight.as_ref(), &parts, 1), "{id} {bits}");
+        let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+        let miss = sum(&mut together.iter().zip(&source).map(|(a, b)| a - b)) / sum(&mut source.iter().copied());
+        assert!(miss.sqrt() < noise, "{id} {bits}: {}", miss.sqrt());
+    }
+}
+
 /// Fresh scales are the reference's, and so are codes but for those that it rounds in 16 bits.
 #[test]
 fn fresh_scales_are_the_reference_s() {

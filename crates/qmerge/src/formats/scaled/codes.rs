@@ -70,7 +70,7 @@ impl Codes {
         }
     }
 
-    /// Values of a row whose zeros are 0, where a kernel does all of it at once; false, and nothing done, where there is none.
+    /// Values of rows whose zeros are 0, where a kernel does all of it at once; false, and nothing done, where there is none.
     pub(super) fn decode_row(self, codes: &[u8], run: usize, scales: &[f32], values: Dtype, out: &mut [f32]) -> bool {
         let bf16 = values == Dtype::BF16;
         let done = match self {
@@ -85,7 +85,7 @@ impl Codes {
         done
     }
 
-    /// The levels of a row.
+    /// The levels of rows.
     pub(super) fn levels(self, codes: &[u8], out: &mut [f32]) {
         match self {
             Self::E4M3 => kernels::e4m3_levels(codes, out),

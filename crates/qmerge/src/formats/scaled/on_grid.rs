@@ -187,7 +187,7 @@ impl OnGrid for Scaled {
             } else {
                 let offsets =
                     if offset_bytes.is_empty() { Vec::new() } else { self.by_rows(&now, Role::Offsets, &rows) };
-                self.pack(&self.levels_of(values, &scales, &zeros, &offsets), (&[], &[], &[]), codes);
+                self.pack_levels(&self.levels_of(values, &scales, &zeros, &offsets), codes, |_, _| {});
             }
         }
         for (at, role) in self.roles.iter().enumerate() {

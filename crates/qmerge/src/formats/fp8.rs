@@ -47,9 +47,7 @@ impl Format for Fp8 {
     }
 
     fn create(&self, name: &str, shape: &[usize], values: Dtype, _: &Settings) -> Result<Arc<dyn Weight>> {
-        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
-            return Err(mismatch(format!("fp8 stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
-        };
+        let (rows, cols, module) = super::settings::made("fp8", name, shape)?;
         let scales = vec![rows.div_ceil(BLOCK), cols.div_ceil(BLOCK)];
         let parts = vec![
             Part::new(name.to_owned(), Dtype::F8E4M3, shape.to_vec()),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::scaled::{Blocks, Codes, Companions, Fresh, Role, Scaled, Tiles, Zeros, dimensions, misfit};
-use super::settings::whole_groups;
+use super::settings::{made, sixteen_bits, whole_groups};
 use super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
@@ -56,13 +56,10 @@ impl Format for Hqq {
     }
 
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
-            return Err(mismatch(format!("hqq stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
-        };
+        let (rows, cols, module) = made("hqq", name, shape)?;
         let (bits, size) = chosen(settings)?;
         whole_groups(name, cols, size, true)?;
-        // As hqq computes: in 16 bits.
-        let values = if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 };
+        let values = sixteen_bits(values);
         let (packing, field, fields, word) = packing(bits);
         let groups = rows * cols / size;
         if word == 1 && !groups.is_multiple_of(fields) {
@@ -118,14 +115,15 @@ impl Format for Hqq {
         if let Some(own) = config.quantization().filter(|own| own.get("quant_method") == Some(&json!("hqq"))) {
             let said = |key: &str| own.get("quant_config")?.get("weight_quant_params")?.get(key)?.as_u64();
             let chosen = [("nbits", bits), ("group_size", size), ("axis", 1)];
-            if chosen.iter().any(|(key, value)| said(key) != Some(*value as u64)) {
+            let same = chosen.iter().all(|(key, value)| said(key) == Some(*value as u64));
+            return if same {
+                Ok(())
+            } else {
                 let problem = format!(
                     "the base is stored as hqq already, and its configuration does not say {bits} bits in groups of {size} for all of it"
                 );
-                return Err(mismatch(problem)
-                    .in_file(&config.path)
-                    .with_hint("leave out --to: what has the format keeps it"));
-            }
+                Err(mismatch(problem).in_file(&config.path).with_hint("leave out --to: what has the format keeps it"))
+            };
         }
         // In full: the last part of a path may be that of a layer which is quantized.
         let name = |module: &String| module.trim_start_matches('^').trim_end_matches('$').to_owned();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::scaled::{Codes, Companions, Fresh, Role, Scaled, Tiles, misfit};
-use super::settings::whole_groups;
+use super::settings::{made, sixteen_bits, whole_groups};
 use super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed, mismatch};
@@ -36,13 +36,11 @@ impl Format for Mlx {
     }
 
     fn create(&self, name: &str, shape: &[usize], values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        let (&[rows, cols], Some(module)) = (shape, name.strip_suffix(".weight")) else {
-            return Err(mismatch(format!("mlx stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name));
-        };
+        let (rows, cols, module) = made("mlx", name, shape)?;
         let (bits, size) = (bits(settings)?, settings.group(GROUP)?);
         whole_groups(name, cols, size, true)?;
-        // As mlx-lm converts a model: in 16 bits.
-        let values = if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 };
+        // As mlx-lm converts a model.
+        let values = sixteen_bits(values);
         let part = |leaf: &str, dtype, cols| Part::new(format!("{module}.{leaf}"), dtype, vec![rows, cols]);
         let tiles = Tiles::runs(size, rows);
         Ok(Arc::new(Scaled {

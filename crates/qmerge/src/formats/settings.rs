@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, usage};
 
 /// Sizes of groups that loaders have kernels for.
@@ -18,6 +19,19 @@ pub(super) fn whole_groups(name: &str, inputs: usize, group: usize, chosen: bool
     Err(mismatch(format!("its {inputs} inputs are no whole groups of {group}"))
         .in_tensor(name)
         .with_hint(fitting.map_or("take another format".to_owned(), |size| format!("--block-size {size} fits it"))))
+}
+
+/// Rows, columns and the module of a matrix that a format is made of.
+pub(super) fn made<'n>(id: &str, name: &'n str, shape: &[usize]) -> Result<(usize, usize, &'n str)> {
+    match (shape, name.strip_suffix(".weight")) {
+        (&[rows, cols], Some(module)) => Ok((rows, cols, module)),
+        _ => Err(mismatch(format!("{id} stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
+    }
+}
+
+/// The type of scales of 16 bits for values of a type, which loaders want.
+pub(super) fn sixteen_bits(values: Dtype) -> Dtype {
+    if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 }
 }
 
 /// A choice that a format leaves to the user.

@@ -101,13 +101,13 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         "noisy" => found.kept.is_some_and(|kept| lost_at(kept) > KEPT),
         _ => false,
     };
-    let advice = match is_coarse && kept_output.is_none() {
-        true => {
-            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact"
-        }
-        false => "keep the adapter apart, which is exact, or merge into more bits",
+    let advice = match is_changed {
+        true if is_coarse && kept_output.is_none() => Some(
+            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
+        ),
+        true => Some("keep the adapter apart, which is exact, or merge into more bits"),
+        false => None,
     };
-    let advice = is_changed.then_some(advice);
     Verdict { advice: advice.map(str::to_owned), ..found }
 }
 

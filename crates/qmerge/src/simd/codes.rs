@@ -143,27 +143,10 @@ fn e4m3_scaled<const BF16: bool>(codes: &[u8], run: usize, scales: &[f32], out: 
     for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
         // The fields of an f32 lie in the same order; its exponent is too small by 120.
         let scale = scale * f32::from_bits((127 + 120) << 23);
-        each(codes, out, |code| {
-            let bits = (i32::from(code as i8) << 20) as u32 & 0x87f0_0000;
-            rounded::<BF16>(f32::from_bits(bits) * scale)
-        });
-    }
-}
-
-/// Codes to values, in blocks whose length the compiler knows as far as they go: runs are short.
-#[inline(always)]
-fn each(codes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
-    // A row's codes may be filled up to a whole word.
-    let count = codes.len().min(out.len());
-    let (blocks, rest) = codes[..count].as_chunks::<64>();
-    let (out, last) = out[..count].as_chunks_mut::<64>();
-    for (out, codes) in out.iter_mut().zip(blocks) {
         for (out, &code) in out.iter_mut().zip(codes) {
-            *out = value(code);
+            let bits = (i32::from(code as i8) << 20) as u32 & 0x87f0_0000;
+            *out = rounded::<BF16>(f32::from_bits(bits) * scale);
         }
-    }
-    for (out, &code) in last.iter_mut().zip(rest) {
-        *out = value(code);
     }
 }
 
@@ -194,7 +177,9 @@ versions! { fn bytes_f32(codes: &[u8], nothing: u8, run: usize, scales: &[f32], 
 #[inline(always)]
 fn bytes_scaled<const BF16: bool>(codes: &[u8], nothing: u8, run: usize, scales: &[f32], out: &mut [f32]) {
     for ((out, codes), &scale) in out.chunks_mut(run).zip(codes.chunks(run)).zip(scales) {
-        each(codes, out, |code| rounded::<BF16>(f32::from((code ^ nothing) as i8) * scale));
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = rounded::<BF16>(f32::from((code ^ nothing) as i8) * scale);
+        }
     }
 }
 

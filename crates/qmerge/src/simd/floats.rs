@@ -144,7 +144,7 @@ pub(crate) fn round_to(dtype: Dtype, values: &mut [f32]) {
 pub(crate) fn round_one(dtype: Dtype, x: f32) -> f32 {
     match dtype {
         Dtype::BF16 => round_bf16(x),
-        Dtype::F16 => half::f16::from_f32(x).to_f32(),
+        Dtype::F16 => round_f16(x),
         _ => x,
     }
 }

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, misfit};
 use super::super::{Claim, Format, Module, Part, Settings, Weight, fp8};
-use super::{KEPT, made, matrix, may_be, schemes, sixteen_bits, values};
+use super::{KEPT, matrix, may_be, schemes, values};
 use crate::dtype::Dtype;
 use crate::error::{Result, unsupported};
-use crate::formats::settings::whole_groups;
+use crate::formats::settings::{made, sixteen_bits, whole_groups};
 use crate::open::{Checkpoint, Entry, ModelConfig};
 
 /// Small floats of one kind as a format.

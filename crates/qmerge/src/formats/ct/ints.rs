@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::super::scaled::{Codes, Companions, Fresh, Role, Scaled, Second, Tiles, Zeros, dimensions, misfit};
 use super::super::{Claim, Format, Module, Part, Setting, Settings, Weight, fp8};
-use super::{KEPT, describe, group_size, made, matrix, may_be, schemes, sixteen_bits, values};
+use super::{KEPT, describe, group_size, matrix, may_be, schemes, values};
 use crate::dtype::Dtype;
 use crate::error::{Result, unsupported};
-use crate::formats::settings::whole_groups;
+use crate::formats::settings::{made, sixteen_bits, whole_groups};
 use crate::open::{Entry, ModelConfig};
 
 /// Columns of a group, where the user does not say.

@@ -124,16 +124,3 @@ fn describe(
     config.json.insert("quantization_config".into(), quantization);
     Ok(())
 }
-
-/// Rows, columns and the module of a matrix that a format is made of.
-fn made<'n>(id: &str, name: &'n str, shape: &[usize]) -> Result<(usize, usize, &'n str)> {
-    match (shape, name.strip_suffix(".weight")) {
-        (&[rows, cols], Some(module)) => Ok((rows, cols, module)),
-        _ => Err(mismatch(format!("{id} stores matrices named `….weight`, not shape {shape:?}")).in_tensor(name)),
-    }
-}
-
-/// The type of scales of 16 bits for values of a type, which loaders want.
-fn sixteen_bits(values: Dtype) -> Dtype {
-    if values == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 }
-}

@@ -185,7 +185,11 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         kernels.push(kernel("int8 decode", n, move || rows8::decode_row(&codes, 0.05, &mut out)));
     }
     for (name, bits) in [("fp8 decode to bf16, blocks of 128", 0), ("8-bit integers decode to bf16", 8)] {
-        let codes: Vec<u8> = (0..n).map(|i| ((i * 37) % 255) as u8 & 0xf7).collect();
+        // As weights have them: few are of the least exponent, whose arithmetic is slow.
+        let codes: Vec<u8> = match bits {
+            8 => (0..n).map(|i| (i * 37) as u8).collect(),
+            _ => wave.iter().map(|x| codes::to_e4m3(x * 8960.0)).collect(),
+        };
         let (scales, mut out) = (vec![0.01; n / 128], vec![0.0; n]);
         kernels.push(kernel(name, n, move || {
             let done = match bits {
@@ -288,7 +292,7 @@ fn format_kernels(values: &[f32]) -> Vec<Kernel> {
     kernels
 }
 
-/// Decoding and encoding of every type of ggml, on `n` values in rows of 1024.
+/// Decoding and encoding of every type of ggml, on `n` values in rows of 256.
 pub fn ggml_kernels(n: usize) -> Vec<Kernel> {
     use crate::dtype::Dtype;
     use crate::formats::{FORMATS, Settings, encode_weighted};

@@ -129,13 +129,8 @@ versions! { fn e4m3_f32(codes: &[u8], run: usize, scales: &[f32], out: &mut [f32
 
 #[inline(always)]
 fn any_nan_body(codes: &[u8]) -> bool {
-    // The largest magnitude, in lanes.
-    let mut most = [0; 64];
-    let mut all = codes.chunks_exact(64);
-    for codes in &mut all {
-        most.iter_mut().zip(codes).for_each(|(most, code)| *most = (*most).max(code & 0x7f));
-    }
-    most.iter().chain(all.remainder()).any(|code| code & 0x7f == 0x7f)
+    let largest = |codes: &[u8]| codes.iter().fold(0, |largest: u8, code| largest.max(code & 0x7f));
+    codes.chunks(256).any(|codes| largest(codes) == 0x7f)
 }
 
 #[inline(always)]

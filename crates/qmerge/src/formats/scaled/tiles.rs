@@ -63,11 +63,24 @@ impl Tiles {
     /// What stands for tiles from a row of them on, for the tiles of each row.
     pub(super) fn of_rows(&self, of_tiles: &[f32], first: usize, groups: usize, rows: &Range<usize>) -> Vec<f32> {
         let mut all = Vec::with_capacity(rows.len() * groups);
-        for row in rows.clone() {
+        let mut row = rows.start;
+        while row < rows.end {
             let line = self.line(row) - first;
-            all.extend_from_slice(of_tiles.get(line * groups..(line + 1) * groups).unwrap_or_default());
+            let of_line = of_tiles.get(line * groups..(line + 1) * groups).unwrap_or_default();
+            let next = rows.end.min(row + self.left(row));
+            (row..next).for_each(|_| all.extend_from_slice(of_line));
+            row = next;
         }
         all
+    }
+
+    /// Rows from one on that lie next to each other in one row of tiles.
+    fn left(&self, row: usize) -> usize {
+        if self.spread {
+            return 1;
+        }
+        let inside = row % self.matrix;
+        (self.rows - inside % self.rows).min(self.matrix - inside)
     }
 }
 

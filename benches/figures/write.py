@@ -17,7 +17,7 @@ ROOT = HERE.parent.parent
 LABELS = {
     "peft": "PEFT `merge_and_unload`",
     "nearest": "`qmerge merge --rounding nearest`: PEFT's bytes",
-    "fast": "`qmerge merge --fast`: no text is run",
+    "fast": "`qmerge merge --fast`: few tokens",
     "stochastic": "`qmerge merge --rounding stochastic`",
     "gptq": "`qmerge merge --rounding gptq`",
     "descent": "`qmerge merge --rounding descent`",
@@ -108,7 +108,7 @@ def merges(data):
 
 def methods(data):
     """The rounding methods into the base's own format, with the figures of the weights beside those of behaviour."""
-    names = {"default": "`adapter`", "fast": "`adapter` with `--fast`: no text is run"}
+    names = {"default": "`adapter`", "fast": "`adapter` with `--fast`: few tokens"}
     rows = []
     for name in sorted((name for name in data["rows"] if name in ("default", "descent", "gptq", "stochastic", "fast", "nearest")), key=lambda name: data["rows"][name]["kl"]):
         row = data["rows"][name]

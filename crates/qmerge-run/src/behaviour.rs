@@ -9,7 +9,7 @@ use qmerge::plan::{Inputs, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Behaviour;
 
-use crate::calibrate::{PRECISION, length, together, write};
+use crate::calibrate::{Amount, PRECISION, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::linear::Precision;
 use crate::memory::give_back;
@@ -50,7 +50,8 @@ impl Held {
     /// Text that the model writes itself. `memory` bounds the bytes that keys and values may take.
     pub fn own_text(model: &Model<'_>, beginnings: &Beginnings, seed: u64, memory: Option<u64>) -> Result<Self> {
         let numbers: Vec<usize> = Self::numbers(model).collect();
-        write(model, &numbers, beginnings, seed, together(model, beginnings, memory))
+        let length = Amount::Usual.length(model, beginnings);
+        write(model, (&numbers, length), beginnings, seed, together(model, beginnings, memory))
             .map(|sequences| Self::written(sequences, beginnings, seed))
     }
 
@@ -65,7 +66,7 @@ impl Held {
 
 /// About the work of judging a merge, in nanoseconds of one thread: three models on what is held back, and what of that the model writes.
 pub fn work(model: &Model<'_>, beginnings: &Beginnings, written: bool) -> u64 {
-    let (number, length) = (Held::numbers(model).len(), length(model, beginnings));
+    let (number, length) = (Held::numbers(model).len(), Amount::Usual.length(model, beginnings));
     let passes = 3
         * (model.pass_work(Precision::Full, number * length, length.div_ceil(2))
             + model.logits_work(Precision::Full, number * length));

@@ -7,7 +7,7 @@ use std::path::Path;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, InputMoments, Known, Take};
+use qmerge::round::{Calibration, Demand, Detail, InputMoments, Known, Take};
 use qmerge::simd::matmul::{HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -38,7 +38,10 @@ const SHOWN: usize = 128;
 const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, as many at a time at most, and their length.
 pub(crate) const SEQUENCES: usize = 64;
-pub(crate) const LENGTH: usize = 48;
+const LENGTH: usize = 48;
+/// The same where few tokens are to do: a step takes about as long for 16 sequences as for one, so there are as many of them for their tokens.
+const FEW_SEQUENCES: usize = 16;
+const FEW_LENGTH: usize = 24;
 /// Of a text of at least so many windows, one window in so many is held back, up to the second number.
 const HELD_OF: usize = 8;
 const HELD: usize = 4;
@@ -53,6 +56,8 @@ pub enum Amount {
     Tokens(usize),
     /// As much as takes about so many seconds of one thread. It is what the model's size says of a usual machine, not what a clock says: the same everywhere.
     Seconds(f64),
+    /// An eighth of what is usual, for moments that say roughly what inputs are like.
+    Few,
 }
 
 impl Amount {
@@ -60,21 +65,32 @@ impl Amount {
     pub(crate) fn sequences(self, model: &Model<'_>, text: Option<usize>, beginnings: &Beginnings) -> usize {
         let (usual, length) = match text {
             Some(_) => (WINDOWS, window(model, beginnings)),
-            None => (SEQUENCES, length(model, beginnings)),
+            None => (SEQUENCES, self.length(model, beginnings)),
         };
         let tokens = match self {
             Self::Usual => return usual,
+            Self::Few => FEW_SEQUENCES * FEW_LENGTH,
             Self::Tokens(tokens) => tokens.max(FEWEST),
             Self::Seconds(seconds) => {
                 let full = Precision::Full;
                 let tokens = usual * length;
                 let read = model.pass_work(full, tokens, length.div_ceil(2)) + moments_work(model, full, tokens);
-                let written = if text.is_none() { writing_work(model, full, beginnings, usual, SEQUENCES) } else { 0 };
+                let written = if text.is_none() { writing_work(model, full, (usual, length), SEQUENCES) } else { 0 };
                 let each = (read + written) as f64 / tokens as f64;
                 ((1e9 * seconds / each) as usize).max(FEWEST)
             }
         };
         tokens.div_ceil(length.max(1)).max(1)
+    }
+
+    /// Tokens of a sequence that the model writes.
+    pub(crate) fn length(self, model: &Model<'_>, beginnings: &Beginnings) -> usize {
+        let written = if self == Self::Few { FEW_LENGTH } else { LENGTH };
+        (written + beginnings.chat.len()).min(model.spec().max_positions)
+    }
+
+    pub(crate) fn detail(self) -> Detail {
+        if self == Self::Few { Detail::Rough } else { Detail::Full }
     }
 }
 
@@ -85,6 +101,7 @@ pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
     about: String,
+    detail: Detail,
     demand: Demand,
     /// What the moments do not see, to judge by.
     held: Option<Held>,
@@ -125,12 +142,13 @@ impl<'m, 'a> FromModel<'m, 'a> {
             from: begin.len().saturating_sub(1),
             about: format!("at the end of {}, not calibrated on", path.display()),
         });
-        Ok(Self { model, sequences: own(taken), about, demand: Demand::default(), held, served: Vec::new() })
+        let (sequences, detail) = (own(taken), amount.detail());
+        Ok(Self { model, sequences, about, detail, demand: Demand::default(), held, served: Vec::new() })
     }
 
     /// Text that the model writes itself, so many sequences at a time; what a sequence says does not depend on that, nor on how many there are. It begins as what the model is used on does,
     /// as its [`Beginnings`] say.
-    /// With `hold` it writes what is held back along with it, which is cheaper than to do so later.
+    /// With `hold` it writes what is held back along with it, which is cheaper than to do so later; but not where its sequences are shorter.
     pub fn own_text(
         model: &'m Model<'a>,
         beginnings: &Beginnings,
@@ -141,16 +159,18 @@ impl<'m, 'a> FromModel<'m, 'a> {
         if let Some(progress) = model.progress() {
             progress.phase("writing text to calibrate on", "tokens");
         }
+        let hold = hold && amount != Amount::Few;
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
         let numbers: Vec<usize> = (0..own).chain(held).collect();
-        let mut sequences = write(model, &numbers, beginnings, seed, together)?;
+        let mut sequences = write(model, (&numbers, amount.length(model, beginnings)), beginnings, seed, together)?;
         give_back();
         let held = sequences.split_off(own);
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
         let held = hold.then(|| Held::written(held, beginnings, seed));
-        Ok(Self { model, sequences, about, demand: Demand::default(), held, served: Vec::new() })
+        let (detail, demand) = (amount.detail(), Demand::default());
+        Ok(Self { model, sequences, about, detail, demand, held, served: Vec::new() })
     }
 
     /// Takes what [`memory::needs`](crate::memory::needs) found out before the model was loaded.
@@ -172,15 +192,15 @@ fn split(tokens: &[u32], window: usize, most: usize) -> (Vec<&[u32]>, Vec<&[u32]
     ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)
 }
 
-/// Sequences of these numbers that the model writes itself, so many at a time.
+/// Sequences of these numbers and of that length that the model writes itself, so many at a time.
 pub(crate) fn write(
     model: &Model<'_>,
-    numbers: &[usize],
+    (numbers, length): (&[usize], usize),
     beginnings: &Beginnings,
     seed: u64,
     together: usize,
 ) -> Result<Vec<Vec<u32>>> {
-    let (length, all) = (length(model, beginnings), numbers.len());
+    let all = numbers.len();
     let mut sequences: Vec<Vec<u32>> = Vec::new();
     for some in numbers.chunks(together.max(1)) {
         let (before, together) = (sequences.len(), some.len());
@@ -196,7 +216,7 @@ pub(crate) fn write(
 
 /// Sequences that can be written at a time where what is cached of them may take so many bytes.
 pub(crate) fn together(model: &Model<'_>, beginnings: &Beginnings, memory: Option<u64>) -> usize {
-    let cached = 4 * model.cached(length(model, beginnings)) as u64;
+    let cached = 4 * model.cached(Amount::Usual.length(model, beginnings)) as u64;
     memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
 }
 
@@ -229,8 +249,17 @@ impl Calibration for FromModel<'_, '_> {
         let tokens = sequences.iter().map(|sequence| sequence.len()).sum();
         let progress = self.model.progress();
         let left = self.model.layers_for(wanted);
-        let mut collector =
-            Collector { wanted, take, is_wanted: false, left, overflows: None, progress, work: 0, served: Vec::new() };
+        let mut collector = Collector {
+            wanted,
+            take,
+            is_wanted: false,
+            left,
+            overflows: None,
+            progress,
+            work: 0,
+            detail: self.detail,
+            served: Vec::new(),
+        };
         let passed = self.model.hidden(&sequences, &mut collector);
         self.served = std::mem::take(&mut collector.served);
         if let Some(progress) = progress {
@@ -263,6 +292,7 @@ struct Collector<'c> {
     progress: Option<&'c dyn Progress>,
     /// Done for moments so far.
     work: u64,
+    detail: Detail,
     served: Vec<usize>,
 }
 
@@ -282,7 +312,7 @@ impl Watch for Collector<'_> {
             return Err(Error::new(Kind::NotFinite, OVERFLOWS));
         }
         self.is_wanted = true;
-        self.take.known(Known { weights, moments, relates_inputs: true })
+        self.take.known(Known { weights, moments, detail: self.detail })
     }
 
     fn weighs(&self) -> bool {
@@ -355,11 +385,6 @@ fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
     })
 }
 
-/// Tokens of a sequence that the model writes.
-pub(crate) fn length(model: &Model<'_>, beginnings: &Beginnings) -> usize {
-    (LENGTH + beginnings.chat.len()).min(model.spec().max_positions)
-}
-
 /// Tokens of so many windows of a text of so many tokens.
 pub fn taken(model: &Model<'_>, tokens: usize, beginnings: &Beginnings, windows: usize) -> usize {
     let window = window(model, beginnings);
@@ -371,12 +396,11 @@ pub(crate) fn window(model: &Model<'_>, beginnings: &Beginnings) -> usize {
     WINDOW.min(model.spec().max_positions.saturating_sub(beginnings.document.len()))
 }
 
-/// Work of writing some sequences, so many at a time.
+/// Work of writing some sequences of that length, so many at a time.
 pub(crate) fn writing_work(
     model: &Model<'_>,
     precision: Precision,
-    beginnings: &Beginnings,
-    sequences: usize,
+    (sequences, length): (usize, usize),
     together: usize,
 ) -> u64 {
     let step = |count: usize, number: usize| {
@@ -386,7 +410,7 @@ pub(crate) fn writing_work(
         .step_by(together)
         .map(|first| {
             let count = together.min(sequences - first);
-            (1..length(model, beginnings)).map(|number| step(count, number)).sum::<u64>()
+            (1..length).map(|number| step(count, number)).sum::<u64>()
         })
         .sum()
 }

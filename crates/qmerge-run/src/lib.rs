@@ -7,7 +7,6 @@
 //! | continue a text | [`generate::generate`] |
 //! | measure merges against the adapter kept apart | [`compare::compare`] |
 //! | take the moments that rounding goes by | [`calibrate::FromModel`] |
-//! | know a little of the inputs at next to no cost | [`glance::inputs`] |
 //!
 //! # Compare a merge with its adapter
 //!
@@ -92,7 +91,6 @@ pub mod calibrate;
 pub mod compare;
 mod feed_forward;
 pub mod generate;
-pub mod glance;
 mod layer;
 #[doc(hidden)]
 pub mod linear;

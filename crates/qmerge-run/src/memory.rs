@@ -37,7 +37,7 @@ pub fn needs(
     let sequences = amount.sequences(model, text, beginnings);
     let tokens = match text {
         Some(tokens) => calibrate::taken(model, tokens, beginnings, sequences),
-        None => sequences * calibrate::length(model, beginnings),
+        None => sequences * amount.length(model, beginnings),
     };
     let spec = model.spec();
     let states = 4 * (spec.hidden * tokens) as u64;
@@ -50,9 +50,11 @@ pub fn needs(
     let passing = activations(model, tokens) + products + decoded;
     let writing = match text {
         Some(_) => 0,
-        None => writing(model, beginnings, together) + (threads * 4 * spec.vocab) as u64 + decoded,
+        None => {
+            writing(model, amount.length(model, beginnings), together) + (threads * 4 * spec.vocab) as u64 + decoded
+        }
     };
-    let each = if text.is_some() { calibrate::window(model, beginnings) } else { calibrate::length(model, beginnings) };
+    let each = if text.is_some() { calibrate::window(model, beginnings) } else { amount.length(model, beginnings) };
     let read = model.pass_work(PRECISION, tokens, each.div_ceil(2));
     Needs {
         demand: Demand {
@@ -61,13 +63,13 @@ pub fn needs(
             working: (passing + moments).max(writing.saturating_sub(states)),
             passing,
             work: read + calibrate::moments_work(model, PRECISION, tokens),
-            unrelated: false,
+            detail: amount.detail(),
         },
         weights: model.bytes_per_token(),
         together,
         before: match text {
             Some(_) => 0,
-            None => calibrate::writing_work(model, PRECISION, beginnings, sequences, together),
+            None => calibrate::writing_work(model, PRECISION, (sequences, amount.length(model, beginnings)), together),
         },
     }
 }
@@ -95,14 +97,6 @@ pub fn fit<E>(
     }
 }
 
-/// The most that a pass of some tokens takes, adapters apart and no weight held.
-pub(crate) fn pass(model: &Model<'_>, plan: &Plan, tokens: usize, threads: usize) -> u64 {
-    factors(plan)
-        + 4 * (model.spec().hidden * tokens) as u64
-        + activations(model, tokens)
-        + threads as u64 * decoded(model)
-}
-
 /// Gives back what was freed: glibc keeps for each thread what that thread has freed, and the next phase's threads would take new memory beside it.
 pub(crate) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -122,9 +116,9 @@ fn factors(plan: &Plan) -> u64 {
     edits.sum::<u64>() / 2
 }
 
-/// What is cached, logits and activations while sequences are written side by side.
-fn writing(model: &Model<'_>, beginnings: &Beginnings, together: usize) -> u64 {
-    let values = model.cached(calibrate::length(model, beginnings)) + model.spec().vocab;
+/// What is cached, logits and activations while sequences of that length are written side by side.
+fn writing(model: &Model<'_>, length: usize, together: usize) -> u64 {
+    let values = model.cached(length) + model.spec().vocab;
     4 * (together * values) as u64 + activations(model, together)
 }
 

@@ -67,7 +67,7 @@ def merge(
     imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
     fast: bool = False,
-    no_glance: bool = False,
+    no_run: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
     promote: Optional[str] = None,
@@ -114,8 +114,8 @@ def merge(
         calibration: a file, or a folder of files that add up, that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
-        fast: round without running a text, by what the adapter itself reads of its inputs and a glance at a few tokens.
-        no_glance: with `fast`, do without the glance, which reads the base's weights once more.
+        fast: round by few tokens that the model writes, in few passes, and do not measure.
+        no_run: with `fast`, do not run the model at all, and round by what the adapter itself reads of its inputs.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.
         promote: into GGUF: give the weights that lose most a wider type, "auto" (the next of each weight's own) or one of GGUF's such as "q8_0", and those whose own cannot be written.
@@ -204,7 +204,7 @@ def plan(
     imatrix: Optional[Path] = None,
     original: Optional[Path] = None,
     fast: bool = False,
-    no_glance: bool = False,
+    no_run: bool = False,
     seed: Optional[int] = None,
     residual_rank: Optional[int] = None,
     promote: Optional[str] = None,

@@ -222,12 +222,12 @@ pub(crate) struct Calibrating {
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration", "imatrix"], hide_short_help = true)]
     pub(crate) original: Option<PathBuf>,
-    /// Round without running a text, by what the adapter itself reads of its inputs and a glance at a few tokens: faster, keeps less.
+    /// Round by few tokens that the model writes, in few passes, and do not measure: faster, keeps less.
     #[arg(long)]
     pub(crate) fast: bool,
-    /// With --fast: do without the glance, which reads the base's weights once more.
+    /// With --fast: do not run the model at all, and round by what the adapter itself reads of its inputs.
     #[arg(long, requires = "fast", hide_short_help = true)]
-    pub(crate) no_glance: bool,
+    pub(crate) no_run: bool,
     /// Seed of everything that is drawn.
     #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
     pub(crate) seed: u64,

@@ -243,7 +243,7 @@ pub(crate) fn find(
         if of > 1 {
             planned.parts = merge::estimate_parts(&plan, takes.memory.threads, &prepared.demand, of);
             planned.runs_model = Some(prepared.runs_model());
-            planned.bytes_beside = Some(beside(&inputs, looked_at) + prepared.glances());
+            planned.bytes_beside = Some(beside(&inputs, looked_at));
         }
         return Ok(Found::Plan(Box::new(planned)));
     }

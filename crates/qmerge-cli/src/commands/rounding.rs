@@ -14,7 +14,7 @@ use qmerge::progress::Progress;
 use qmerge::round::{self, AddedCalibration, Calibration, Demand, Imatrix, StoredCalibration};
 use qmerge_run::Model;
 use qmerge_run::behaviour::{self, AgainstApart};
-use qmerge_run::glance;
+use qmerge_run::calibrate::Amount;
 use qmerge_run::memory::Needs;
 use qmerge_run::tensors::Tensors;
 use qmerge_run::text::Beginnings;
@@ -86,10 +86,10 @@ pub(super) fn data(
     let matters = matters(inputs, options);
     if calibrating.fast {
         if let (true, Method::Named(method)) = (matters, options.rounding) {
-            let problem = format!("--fast rounds without data, and --rounding {} goes by data", method.id());
+            let problem = format!("--fast chooses the method, and --rounding {} goes by more data", method.id());
             return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
         }
-        return Ok((by_adapter(inputs, options, "--fast was given, so no text is run".into()), None));
+        return Ok((by_adapter(inputs, options, "--fast was given".into()), None));
     }
     if let Some(path) = &calibrating.calibration {
         let stored = stored(path, inputs, &options.maps)?;
@@ -165,16 +165,6 @@ pub(super) struct Prepared<'p> {
     judging: u64,
 }
 
-/// A glance at the model, for a merge that no text is run for.
-struct Glance {
-    /// The token that texts begin with, as the configuration has it: a tokenizer may be larger than all else that is held.
-    begin: Option<u32>,
-    wanted: HashSet<String>,
-    threads: usize,
-    /// Bytes of weights that it reads, at most.
-    reads: u64,
-}
-
 /// Where a merge's moments come from.
 enum MomentsFrom<'p> {
     /// The method needs none.
@@ -182,19 +172,14 @@ enum MomentsFrom<'p> {
     /// A file of them.
     Taken(Box<dyn Calibration + 'p>),
     Run(Text, Needs),
-    /// The adapter, and a glance at the model where it can be run.
-    Adapter(Option<Glance>),
+    /// The adapter alone.
+    Adapter,
 }
 
 impl Prepared<'_> {
     /// True if the model is run for the moments that weights are rounded by.
     pub(super) fn runs_model(&self) -> bool {
         matches!(self.source, MomentsFrom::Run(..))
-    }
-
-    /// Bytes of weights that are read to know of inputs without a text.
-    pub(super) fn glances(&self) -> u64 {
-        if let MomentsFrom::Adapter(Some(glance)) = &self.source { glance.reads } else { 0 }
     }
 
     /// All work, in nanoseconds of one thread.
@@ -216,37 +201,13 @@ fn taken<'p>(
     })
 }
 
-/// A glance at the model, where it can be run and that is of use, what moments from the adapter take, and the work of getting ready. As many threads run it as fit.
-fn guessed(
-    inputs: &Inputs,
-    plan: &Plan,
-    (calibrating, threads): (&Calibrating, usize),
-    peak: impl Fn(&Demand) -> error::Result<u64>,
-) -> error::Result<(Option<Glance>, Demand, u64)> {
-    let adapter = FromAdapter::new(inputs, plan);
-    let (own, wanted) = (adapter.demand(), adapter.to_see());
-    if calibrating.no_glance || wanted.is_empty() {
-        return Ok((None, own, 0));
+/// True where the model is run on few tokens for a merge that goes by little: where it can be, with the adapter too, which may be one that can be merged and not run.
+fn is_run_on_few(inputs: &Inputs, plan: &Plan, calibrating: &Calibrating) -> error::Result<bool> {
+    if calibrating.no_run || weights(inputs).is_err() {
+        return Ok(false);
     }
     let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
-    let Some(model) = without(Model::new(&Tensors::new(inputs, None), bare))? else { return Ok((None, own, 0)) };
-    let begin = inputs.base.config.as_ref().and_then(|config| config.find("bos_token_id")?.as_u64());
-    let begin = begin.and_then(|token| u32::try_from(token).ok());
-    let mut threads = super::threads(threads);
-    loop {
-        let takes = glance::takes(&model, plan, &wanted, threads);
-        let mut demand = Demand { unrelated: false, ..own.clone() };
-        demand.held += takes.held;
-        demand.working = demand.working.max(takes.running);
-        match peak(&demand) {
-            Err(_) if threads > 1 => threads = threads.div_ceil(2),
-            Err(error) => return Err(error),
-            Ok(_) => {
-                let glance = Glance { begin, wanted, threads, reads: model.bytes_per_token() };
-                return Ok((Some(glance), demand, takes.work));
-            }
-        }
-    }
+    Ok(without(Model::new(&Tensors::new(inputs, Some(plan)), bare))?.is_some())
 }
 
 /// What can be done without, if it is to be had: an error only where a second try may have it.
@@ -268,17 +229,17 @@ pub(super) fn prepare<'p>(
 ) -> error::Result<Prepared<'p>> {
     let is_measured = is_measured(inputs, plan, data, measure)?;
     let estimate = |demand: &Demand| merge::estimate(plan, options, demand);
+    let is_guessed = matches!(data, Data::Guessed(..));
     let (source, demand, before) = if !plan.is_calibrated() {
         (MomentsFrom::None, Demand::default(), 0)
-    } else if matches!(data, Data::Guessed(..)) {
-        let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
-        let (glance, demand, before) = guessed(inputs, plan, (calibrating, options.threads), peak)?;
-        (MomentsFrom::Adapter(glance), demand, before)
+    } else if is_guessed && !is_run_on_few(inputs, plan, calibrating)? {
+        (MomentsFrom::Adapter, FromAdapter::new(inputs, plan).demand(), 0)
     } else if let Some(taken) = taken(inputs, plan, calibrating)? {
         let demand = taken.demand();
         (MomentsFrom::Taken(taken), demand, 0)
     } else {
-        let text = Text::read(inputs, calibrating.calibrate.as_deref(), calibrating.amount.amount(), progress)?;
+        let amount = if is_guessed { Amount::Few } else { calibrating.amount.amount() };
+        let text = Text::read(inputs, calibrating.calibrate.as_deref(), amount, progress)?;
         let peak = |demand: &Demand| estimate(demand).map(|estimate| estimate.memory.peak_bytes);
         let needs = text.needs(inputs, plan, (options.threads, options.max_memory), peak)?;
         let (demand, before) = (needs.demand.clone(), needs.before);
@@ -352,17 +313,7 @@ pub(super) fn run<T>(
     let done = match prepared.source {
         MomentsFrom::None => merge(None, &judge),
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
-        MomentsFrom::Adapter(glance) => {
-            let mut own = FromAdapter::new(inputs, plan).expecting(prepared.demand);
-            if let Some(Glance { begin, wanted, threads, .. }) = glance {
-                progress.phase("a glance at the model", "");
-                let engine = qmerge_run::Options { threads, ..engine(Some(0)) };
-                // An adapter may be one that can be merged and not run.
-                let seen = || glance::inputs(Model::new(&Tensors::new(inputs, Some(plan)), engine)?, begin, &wanted);
-                own = own.with_seen(without(seen())?.unwrap_or_default());
-            }
-            merge(Some(&mut own), &judge)
-        }
+        MomentsFrom::Adapter => merge(Some(&mut FromAdapter::new(inputs, plan)), &judge),
         MomentsFrom::Run(text, needs) => {
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
             let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;

@@ -121,7 +121,17 @@ fn faults_change_no_byte_and_leave_nothing() {
 #[test]
 fn parts_say_what_each_reads_anew() {
     let (folder, server) = served();
-    let words = ["plan", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out", "--parts", "3"];
+    let words = [
+        "plan",
+        "--fast",
+        "--no-run",
+        "s3://models/in/base-nf4",
+        "s3://models/in/adapter",
+        "-o",
+        "out",
+        "--parts",
+        "3",
+    ];
     let output = command(&server, &folder, &words).output().unwrap();
     assert!(told(&output).contains("besides: headers, small tensors and adapters"), "{}", told(&output));
     let planned = command(&server, &folder, &[&words[..], &["--json"]].concat()).output().unwrap();
@@ -130,8 +140,17 @@ fn parts_say_what_each_reads_anew() {
     for (number, part) in planned["parts"].as_array().unwrap().iter().enumerate() {
         let before = server.state.sent.load(Ordering::Relaxed);
         let one = format!("{}/3", number + 1);
-        let words =
-            ["merge", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out", "--part", &one];
+        let words = [
+            "merge",
+            "--fast",
+            "--no-run",
+            "s3://models/in/base-nf4",
+            "s3://models/in/adapter",
+            "-o",
+            "out",
+            "--part",
+            &one,
+        ];
         let output = command(&server, &folder, &words).output().unwrap();
         assert!(output.status.success(), "{}", told(&output));
         let read = server.state.sent.load(Ordering::Relaxed) - before;
@@ -140,11 +159,12 @@ fn parts_say_what_each_reads_anew() {
         let most = part["bytes_read"].as_u64().unwrap() + beside + small;
         assert!(read <= most, "part {one} read {read} bytes, and {most} were announced");
     }
-    let words = ["finish", "--fast", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out"];
+    let words = ["finish", "--fast", "--no-run", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out"];
     let output = command(&server, &folder, &words).output().unwrap();
     assert!(output.status.success(), "{}", told(&output));
+    done(&folder, &["merge", "--fast", "--no-run", "base-nf4", "adapter", "-o", "unread"]);
     let weights = |of: &str| std::fs::read(folder.join(of).join("model.safetensors")).unwrap();
-    assert!(weights("out") == weights("local"));
+    assert!(weights("out") == weights("unread"));
 }
 
 /// Nothing is written to a local disk, unless a scratch is given; and a disk that is full is named.

@@ -83,10 +83,7 @@ fn what_training_left_beside_the_adapter_is_found() {
     for more in [&["--rounding", "nearest"], &["--to", "bf16"]] {
         assert_eq!(report(&folder, more)["rounding"]["calibration"], Value::Null, "{more:?}");
     }
-    assert_eq!(
-        report(&folder, &["--fast"])["rounding"]["calibration"],
-        "what the adapter reads, and a glance at a few tokens"
-    );
+    assert_eq!(report(&folder, &["--fast"])["rounding"]["calibration"], "384 tokens that the model wrote (seed 0)");
     let text = report(&folder, &["--calibrate", TEXT, "--measure", "never"]);
     assert!(text["rounding"]["calibration"].as_str().unwrap().ends_with("calibration.txt"));
     // What does not belong there is told of, and the merge goes on without it; by name it is an error.

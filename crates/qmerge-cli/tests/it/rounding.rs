@@ -277,7 +277,7 @@ fn a_replaced_weight_does_not_decide_for_the_others() {
             if let Some(method) = document["rounding"].get("method") {
                 assert_eq!(method, others);
                 let survival = document["summary"]["survival"].as_f64().unwrap();
-                assert!(others == "keep" || survival > 0.9, "{more:?}: {survival}");
+                assert!(others == "keep" || survival > 0.8, "{more:?}: {survival}");
             }
         }
     }
@@ -294,7 +294,7 @@ fn options_without_effect_are_refused() {
         assert!(stderr(&output).contains(text), "{more:?}: `{text}` is not in {}", stderr(&output));
     };
     for method in ["adapter", "descent", "gptq"] {
-        refused(&["--fast", "--rounding", method], "--fast rounds without data");
+        refused(&["--fast", "--rounding", method], "--fast chooses the method");
     }
     refused(&["--block-size", "128"], "--block-size is of no use");
     refused(&["--block-size", "63", "--to", "nf4"], "--block-size is of no use");
@@ -417,8 +417,8 @@ fn memory_is_as_predicted_and_stays_below_its_bound() {
     assert!(!folder.join("out.partial").exists());
 }
 
-/// `--fast` runs no text: it rounds by what the adapter reads and a few tokens show, says nothing of outputs, and keeps more than chance does; and where the model cannot be run, by
-/// the adapter alone.
+/// `--fast` rounds by few tokens that the model writes and does not measure; where the model cannot be run, or shall not be, it goes by what the adapter reads, which keeps less, and
+/// more than chance does.
 #[test]
 fn what_the_adapter_reads_stands_for_inputs() {
     let folder = Folder::new();
@@ -431,8 +431,8 @@ fn what_the_adapter_reads_stands_for_inputs() {
     };
     let fast = merge("fast", &["--fast"]);
     assert_eq!(fast["rounding"]["method"], "adapter");
-    assert_eq!(fast["rounding"]["calibration"], "what the adapter reads, and a glance at a few tokens");
-    assert!(fast["summary"]["kept_output"].is_null() && fast["behaviour"].is_null(), "{}", fast["summary"]);
+    assert_eq!(fast["rounding"]["calibration"], "384 tokens that the model wrote (seed 0)");
+    assert!(fast["behaviour"].is_null(), "{}", fast["behaviour"]);
     merge("one", &["--fast", "--threads", "1"]);
     merge("drawn", &["--rounding", "stochastic"]);
     let config = folder.join("base-nf4/config.json");
@@ -442,7 +442,7 @@ fn what_the_adapter_reads_stands_for_inputs() {
     assert!(alone["rounding"]["reason"].as_str().unwrap().contains("cannot be run"), "{}", alone["rounding"]);
     assert_eq!(merge("alone-fast", &["--fast"])["rounding"]["calibration"], "nothing but what the adapter reads");
     std::fs::write(&config, own).unwrap();
-    merge("no-glance", &["--fast", "--no-glance"]);
+    merge("no-run", &["--fast", "--no-run"]);
     std::fs::copy(&config, folder.join("alone/config.json")).unwrap();
 
     let merged = ["fast", "alone", "drawn"].into_iter().flat_map(|name| ["--merged", name]);
@@ -453,12 +453,12 @@ fn what_the_adapter_reads_stands_for_inputs() {
     assert!(output.status.success(), "{}", stderr(&output));
     let found: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     let kl = |at: usize| found["models"][at]["kl"].as_f64().unwrap();
-    assert!(kl(2) < kl(3) && kl(3) < 0.9 * kl(4), "{} {} {}", kl(2), kl(3), kl(4));
+    assert!(kl(2) < 0.9 * kl(3) && kl(3) < 0.9 * kl(4), "{} {} {}", kl(2), kl(3), kl(4));
 
     // The same bytes by any number of threads.
     let bytes = |name: &str| std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
     assert!(bytes("fast") == bytes("one") && bytes("fast") != bytes("alone"));
-    assert!(bytes("alone") == bytes("alone-fast") && bytes("alone") == bytes("no-glance"));
+    assert!(bytes("alone") == bytes("alone-fast") && bytes("alone") == bytes("no-run"));
 }
 
 /// What is reported is what was done: adapters that together read more directions than a row is chosen by are rounded at random.

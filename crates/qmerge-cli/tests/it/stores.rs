@@ -70,7 +70,7 @@ fn only_what_is_needed_is_read() {
         let part = format!("{part}/3");
         let output = server.run(
             folder.path(),
-            &[&["merge", "--fast", "--no-glance", "hf://org/base", "adapter"][..], &["-o", "out", "--part", &part]]
+            &[&["merge", "--fast", "--no-run", "hf://org/base", "adapter"][..], &["-o", "out", "--part", &part]]
                 .concat(),
         );
         assert!(output.status.success(), "{}", stderr(&output));
@@ -81,10 +81,9 @@ fn only_what_is_needed_is_read() {
     assert!(looked < whole / 3, "{looked} of {whole}");
     // Each part reads the header and what says how all weights are stored, which of so small a model is a quarter.
     assert!(read < 2 * whole, "{read} of {whole}: nothing is read twice but the header and small tensors");
-    let output =
-        server.run(folder.path(), &["finish", "--fast", "--no-glance", "hf://org/base", "adapter", "-o", "out"]);
+    let output = server.run(folder.path(), &["finish", "--fast", "--no-run", "hf://org/base", "adapter", "-o", "out"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let local = ["merge", "--fast", "--no-glance", "--base", "base-nf4", "--adapter", "adapter", "-o", "alone"];
+    let local = ["merge", "--fast", "--no-run", "--base", "base-nf4", "--adapter", "adapter", "-o", "alone"];
     let output = server.run(folder.path(), &local);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_same(&folder, "alone", "out");

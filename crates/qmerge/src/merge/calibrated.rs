@@ -243,11 +243,11 @@ impl<'q: 's, 's, 'a> Take for Round<'_, 'q, 's, 'a> {
         let Some(method) = recode.rounding.whole() else { return Ok(()) };
         fit(&known.moments, &weights).map_err(|error| error.in_tensor(&first.name))?;
         let from_base = weights.iter().any(|(_, _, recode, _)| recode.begins_at_base());
-        let held = moments_bytes(method, known.moments.features, from_base, known.relates_inputs);
+        let held = moments_bytes(method, known.moments.features, from_base, known.detail);
         let tokens = known.moments.tokens;
-        let mut metric =
-            Metric::damped(known.moments, method.damping()).map_err(|error| error.in_tensor(&first.name))?;
-        metric.relates_inputs = known.relates_inputs;
+        let mut metric = Metric::damped(known.moments, method.damping(known.detail))
+            .map_err(|error| error.in_tensor(&first.name))?;
+        metric.detail = known.detail;
         method.prepare(&mut metric, from_base);
         let metric = Arc::new(metric);
         let mut job = |(number, step, recode, matrix): (usize, &'a Step, &'a Recode, Option<usize>)| {

@@ -1,29 +1,21 @@
 //! What layers are given, guessed from the adapter, for a model that no text is run through.
 //!
 //! What an adapter reads says something about a layer's inputs: the gradient of A is a sum of them. So H = I + c·V Vᵀ, V a basis of the rows of A.
-//!
-//! Where the model can be run on a few tokens, two more directions are known that inputs have in every text: that of the first token, to which heads turn when they have nothing to look
-//! for, and that of the mean of all others. Then H = I + c·(V Vᵀ + Σ x xᵀ / ‖x‖²), and says enough of which errors go with the adapter's output that what is lacking of it can be
-//! asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
-use super::fingerprint::hex;
 use super::target::ordered;
 use crate::edit::{Edit, Side};
 use crate::edited::Edited;
 use crate::error::Result;
 use crate::formats::{Choices, Order};
 use crate::plan::{Inputs, Plan, Recode};
-use crate::round::{Calibration, Demand, Directions, InputMoments, Known, LayerInputs, Take};
+use crate::round::{Calibration, Demand, Detail, Directions, InputMoments, Known, LayerInputs, Take};
 
 /// Weight of the directions that the adapter reads, where any other has 1. On SmolLM2 2 to 5 do as well; 10 loses there and on Gemma 3.
 const READ: f32 = 3.0;
-/// The same where directions are known that inputs have, each of which has as much.
-const SEEN: f32 = 6.0;
 /// Rows that are looked at together for how far a weight's values move, and in how many places of it.
 const LOOKED_AT: usize = 16;
 const PLACES: usize = 8;
@@ -35,38 +27,12 @@ const FAR: usize = 200;
 pub struct FromAdapter<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
-    /// By the weights' names, each of length 1.
-    seen: HashMap<String, Vec<Vec<f32>>>,
-    demand: Option<Demand>,
 }
 
 impl<'a> FromAdapter<'a> {
     /// Of the weights of a plan that are rounded by what is known of their inputs.
     pub fn new(inputs: &'a Inputs, plan: &'a Plan) -> Self {
-        Self { inputs, plan, seen: HashMap::new(), demand: None }
-    }
-
-    /// Weights for which it is of use to know directions that their inputs have: those to which something is added. What multiplies came out weaker with them.
-    pub fn to_see(&self) -> HashSet<String> {
-        self.recodes().filter(|recode| recode.adds()).map(|recode| recode.to.name().to_owned()).collect()
-    }
-
-    /// Where such directions are known, by the weights' names: one value for each input. What is not finite, or 0, says nothing.
-    pub fn with_seen(mut self, seen: HashMap<String, Vec<Vec<f32>>>) -> Self {
-        let unit = |x: Vec<f32>| {
-            let length = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-            let unit = || x.iter().map(|x| (f64::from(*x) / length) as f32).collect::<Vec<f32>>();
-            length.is_normal().then(unit)
-        };
-        let units = |directions: Vec<Vec<f32>>| directions.into_iter().filter_map(unit).collect::<Vec<_>>();
-        self.seen = seen.into_iter().map(|(name, directions)| (name, units(directions))).collect();
-        self.seen.retain(|_, directions| !directions.is_empty());
-        self
-    }
-
-    /// Takes what was found out with [`Calibration::demand`], and whatever comes on top of it.
-    pub fn expecting(self, demand: Demand) -> Self {
-        Self { demand: Some(demand), ..self }
+        Self { inputs, plan }
     }
 
     /// The weights of a base of which something may be known: matrices of layers in a format coarser than 16 bits. Of those that no adapter changes, or neither
@@ -125,22 +91,11 @@ impl<'a> FromAdapter<'a> {
 
 impl Calibration for FromAdapter<'_> {
     fn about(&self) -> String {
-        let few = "what the adapter reads, and a glance at a few tokens";
-        if self.seen.is_empty() { "nothing but what the adapter reads" } else { few }.into()
+        "nothing but what the adapter reads".into()
     }
 
     fn identity(&self) -> Result<String> {
-        if self.seen.is_empty() {
-            return Ok(format!("I + {READ} V Vᵀ"));
-        }
-        let mut hash = Sha256::new();
-        let mut seen: Vec<_> = self.seen.iter().collect();
-        seen.sort_unstable_by_key(|(name, _)| *name);
-        for (name, directions) in seen {
-            hash.update(name);
-            directions.iter().flatten().for_each(|x| hash.update(x.to_le_bytes()));
-        }
-        Ok(format!("I + {SEEN} (V Vᵀ + Σ x xᵀ), x of {}", hex(&hash.finalize())))
+        Ok(format!("I + {READ} V Vᵀ"))
     }
 
     fn sees_inputs(&self) -> bool {
@@ -148,13 +103,10 @@ impl Calibration for FromAdapter<'_> {
     }
 
     fn demand(&self) -> Demand {
-        if let Some(demand) = &self.demand {
-            return demand.clone();
-        }
         let one = |recode: &Recode| {
             vec![LayerInputs { features: recode.inputs(), weights: vec![recode.to.name().to_owned()] }]
         };
-        Demand { unrelated: self.seen.is_empty(), ..Demand::of_read(self.recodes().map(one).collect()) }
+        Demand { detail: Detail::Sizes, ..Demand::of_read(self.recodes().map(one).collect()) }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
@@ -165,46 +117,25 @@ impl Calibration for FromAdapter<'_> {
             if directions.is_none() && !self.moves_far(recode, &edited)? {
                 continue;
             }
-            let seen = self.seen.get(recode.to.name()).filter(|_| directions.is_some());
-            let seen =
-                seen.filter(|seen| seen.iter().all(|x| x.len() == recode.inputs())).map_or(&[][..], Vec::as_slice);
-            let moments = moments(recode.inputs(), directions.as_ref(), seen);
+            let moments = moments(recode.inputs(), directions.as_ref());
             let weights = vec![recode.to.name().to_owned()];
-            take.known(Known { weights, moments, relates_inputs: !seen.is_empty() })?;
+            take.known(Known { weights, moments, detail: Detail::Sizes })?;
             take.layer()?;
         }
         Ok(())
     }
 }
 
-fn moments(features: usize, directions: Option<&Directions>, seen: &[Vec<f32>]) -> InputMoments {
-    let weight = if seen.is_empty() { READ } else { SEEN };
+fn moments(features: usize, directions: Option<&Directions>) -> InputMoments {
     let mut values = vec![0.0; features * features];
     values.par_chunks_mut(features.max(1)).enumerate().for_each(|(i, row)| {
         row[i] = 1.0;
         if let Some(directions) = directions {
             let own = directions.of_input(i);
             for (j, value) in row.iter_mut().enumerate() {
-                *value += weight * own.iter().zip(directions.of_input(j)).map(|(a, b)| a * b).sum::<f32>();
+                *value += READ * own.iter().zip(directions.of_input(j)).map(|(a, b)| a * b).sum::<f32>();
             }
-        }
-        for x in seen {
-            // One product in either order, so that H is symmetric.
-            row.iter_mut().zip(x).for_each(|(value, other)| *value += weight * (x[i] * other));
         }
     });
     InputMoments { features, tokens: 0, values }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_seen_is_a_direction_of_that_weight() {
-        let moments = moments(3, None, &[vec![0.6, 0.0, -0.8], vec![0.0, 1.0, 0.0]]);
-        let want = [1.0 + SEEN * 0.36, 0.0, -SEEN * 0.48, 0.0, 1.0 + SEEN, 0.0, -SEEN * 0.48, 0.0, 1.0 + SEEN * 0.64];
-        let near = |(value, want): (&f32, f32)| (value - want).abs() < 1e-5;
-        assert!(moments.values.iter().zip(want).all(near), "{:?}", moments.values);
-    }
 }

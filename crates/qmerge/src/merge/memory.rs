@@ -10,7 +10,7 @@ use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, ro
 use crate::error::{Error, Kind, Result};
 use crate::formats;
 use crate::plan::{Action, Plan, Recode};
-use crate::round::{Demand, LEAST_PROBES, Whole, metric_bytes, weight_of};
+use crate::round::{Demand, Detail, LEAST_PROBES, Whole, metric_bytes, weight_of};
 
 /// Bytes per element that a chunk takes in a worker's buffers: base, values, output in f32.
 const BYTES_PER_ELEMENT: u64 = 3 * 4;
@@ -192,7 +192,7 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
             let own = own(inputs);
             if let Some((_, method, _)) = own.first() {
                 let from_base = own.iter().any(|(.., from_base)| *from_base);
-                layer.moments += moments_bytes(*method, inputs.features, from_base, !demand.unrelated);
+                layer.moments += moments_bytes(*method, inputs.features, from_base, demand.detail);
                 layer.weights.extend(own.iter().map(|(bytes, ..)| bytes));
             }
         }
@@ -202,8 +202,8 @@ fn layers(plan: &Plan, demand: &Demand) -> Vec<Layer> {
 }
 
 /// What the moments of some inputs take, with what the method makes of them.
-pub(super) fn moments_bytes(method: &dyn Whole, features: usize, from_base: bool, relates_inputs: bool) -> u64 {
-    metric_bytes(features) + method.preparing(features, from_base, relates_inputs).bytes
+pub(super) fn moments_bytes(method: &dyn Whole, features: usize, from_base: bool, detail: Detail) -> u64 {
+    metric_bytes(features) + method.preparing(features, from_base, detail).bytes
 }
 
 /// What a weight takes while it is rounded as a whole.
@@ -215,7 +215,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
         + if recode.has_known_rank() { 0 } else { DENSE }
         + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
-    let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), true);
+    let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), Detail::Full);
     let ordered = if recode.to.is_transposed() { recode.rounding.whole().map_or(0, moments) } else { 0 };
     let matrices = recode.stack.unwrap_or(1).max(1) as u64;
     let stored = (read_bytes(recode) + 2 * written_bytes(recode)) / matrices;

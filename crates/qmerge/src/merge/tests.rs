@@ -15,7 +15,7 @@ use crate::formats::{Claim, float_bytes};
 use crate::open::Checkpoint;
 use crate::plan::{Action, Data, Inputs, Method, Options, Plan};
 use crate::progress::Silent;
-use crate::round::{self, Calibration, InputMoments, Known, Take};
+use crate::round::{self, Calibration, Detail, InputMoments, Known, Take};
 
 const GROUP: usize = 8;
 
@@ -98,7 +98,7 @@ impl Calibration for Made {
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for (name, features) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: moments(*features), relates_inputs: true })?;
+            take.known(Known { weights: vec![name.clone()], moments: moments(*features), detail: Detail::Full })?;
             take.layer()?;
         }
         Ok(())

@@ -46,11 +46,11 @@ impl Work {
             Action::Recode(recode) => match recode.rounding.whole().zip(prepared.get(step.name.as_str())) {
                 Some((method, prepared)) => {
                     let values = recode.from.weight.geometry().elements() as f64;
-                    let each = method.nanoseconds(recode.inputs(), recode.begins_at_base());
+                    let each = method.nanoseconds(recode.inputs(), recode.begins_at_base(), demand.detail);
                     // In an order of its own, the inputs' moments are prepared once more.
                     let ordered = if recode.to.is_transposed() {
                         let (inputs, matrices) = (recode.inputs(), recode.stack.unwrap_or(1));
-                        let own = method.preparing(inputs, recode.begins_at_base(), !demand.unrelated);
+                        let own = method.preparing(inputs, recode.begins_at_base(), demand.detail);
                         own.nanoseconds * matrices as f64
                     } else {
                         0.0
@@ -90,7 +90,7 @@ fn prepared<'d>(plan: &Plan, demand: &'d Demand) -> HashMap<&'d str, f64> {
         let own = || inputs.weights.iter().filter_map(|name| recodes.get(weight_of(name).0));
         let from_base = own().any(|recode| recode.begins_at_base());
         let method = own().find_map(|recode| recode.rounding.whole());
-        let takes = method.map(|method| method.preparing(inputs.features, from_base, !demand.unrelated).nanoseconds);
+        let takes = method.map(|method| method.preparing(inputs.features, from_base, demand.detail).nanoseconds);
         for name in &inputs.weights {
             *shares.entry(weight_of(name).0).or_insert(0.0) += takes.unwrap_or(0.0) / own().count().max(1) as f64;
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use super::{Action, Plan, Step};
+use crate::round::Detail;
 
 /// One of so many parts of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +70,7 @@ fn cost(step: &Step) -> u64 {
             let each = recode
                 .rounding
                 .whole()
-                .map_or(STREAM, |method| method.nanoseconds(recode.inputs(), recode.begins_at_base()));
+                .map_or(STREAM, |method| method.nanoseconds(recode.inputs(), recode.begins_at_base(), Detail::Full));
             (each * recode.from.weight.geometry().elements() as f64) as u64
         }
     }

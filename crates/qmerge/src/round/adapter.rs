@@ -7,7 +7,7 @@
 use super::descend::{PLAIN, Stage, TOGETHER, descend};
 use super::gptq::Feedback;
 use super::matrix::{Judged, Matrix};
-use super::{Metric, Preparing, Rounding, Whole};
+use super::{Detail, Metric, Preparing, Rounding, Whole};
 
 pub(super) struct Adapter;
 
@@ -30,6 +30,9 @@ const DENSE: &[Stage] = &[
     Stage { mu: 8.0, asks: true, passes: 2 },
     Stage { mu: 8.0, asks: true, passes: 1 },
 ];
+
+/// Where moments are those of few tokens, more passes would follow what these happen to say.
+const ROUGH: &[Stage] = &[Stage { mu: 4.0, asks: true, passes: 2 }];
 
 /// Where moments do not say which inputs go with each other, they do not tell which errors go with the adapter's output: then all along its directions are dear.
 const UNSEEN: &[Stage] = &[
@@ -56,33 +59,35 @@ impl Rounding for Adapter {
 }
 
 impl Whole for Adapter {
-    // The moments are those of some thousand tokens; more weight on what they did not see does better on other text.
-    fn damping(&self) -> f32 {
-        0.03
+    // The moments are those of some thousand tokens; more weight on what they did not see does better on other text. Of some hundred it has to be more.
+    fn damping(&self, detail: Detail) -> f32 {
+        if detail == Detail::Rough { 0.1 } else { 0.03 }
     }
 
     fn prepare(&self, metric: &mut Metric, from_base: bool) {
-        if from_base && metric.relates_inputs {
+        if from_base && metric.detail.relates_inputs() {
             metric.feedback = Some(Feedback::new(metric, TOGETHER));
         }
     }
 
-    fn preparing(&self, inputs: usize, from_base: bool, relates_inputs: bool) -> Preparing {
-        if from_base && relates_inputs { Feedback::preparing(inputs, TOGETHER) } else { Preparing::default() }
+    fn preparing(&self, inputs: usize, from_base: bool, detail: Detail) -> Preparing {
+        if from_base && detail.relates_inputs() { Feedback::preparing(inputs, TOGETHER) } else { Preparing::default() }
     }
 
-    fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64 {
+    fn nanoseconds(&self, inputs: usize, from_base: bool, detail: Detail) -> f64 {
         // Of wider weights fewer values move.
-        if from_base { 100.0 + 0.05 * inputs.min(4096) as f64 } else { super::descend::nanoseconds(inputs) }
+        let passes = if detail == Detail::Rough { 0.6 } else { 1.0 };
+        if from_base { passes * (100.0 + 0.05 * inputs.min(4096) as f64) } else { super::descend::nanoseconds(inputs) }
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        let stages = match (matrix.at_base(), matrix.metric.relates_inputs) {
+        let stages = match (matrix.at_base(), matrix.metric.detail) {
             // In another format the adapter's outputs are kept from the start, since values lie anywhere between their levels; what is left to lower is the error.
             (false, _) => PLAIN,
-            (true, false) => UNSEEN,
-            (true, true) if matrix.rank.is_none() => DENSE,
-            (true, true) => STAGES,
+            (true, Detail::Sizes) => UNSEEN,
+            (true, Detail::Rough) => ROUGH,
+            (true, Detail::Full) if matrix.rank.is_none() => DENSE,
+            (true, Detail::Full) => STAGES,
         };
         descend(matrix, stages)
     }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+use super::moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take};
 use super::stored::StoredCalibration;
 use crate::error::{Result, mismatch};
 use crate::open::model_order;
@@ -128,7 +128,7 @@ impl Calibration for AddedCalibration {
                 let weights: Vec<String> = own.inputs.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.moments(own)?, relates_inputs: true })?;
+                    take.known(Known { weights, moments: self.moments(own)?, detail: Detail::Full })?;
                 }
             }
             if is_wanted {

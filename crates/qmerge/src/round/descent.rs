@@ -2,7 +2,7 @@
 
 use super::descend::{PLAIN, descend};
 use super::matrix::{Judged, Matrix};
-use super::{Rounding, Whole};
+use super::{Detail, Rounding, Whole};
 
 pub(super) struct Descent;
 
@@ -21,7 +21,7 @@ impl Rounding for Descent {
 }
 
 impl Whole for Descent {
-    fn nanoseconds(&self, inputs: usize, _: bool) -> f64 {
+    fn nanoseconds(&self, inputs: usize, _: bool, _: Detail) -> f64 {
         super::descend::nanoseconds(inputs)
     }
 

@@ -9,7 +9,7 @@
 
 use super::matrix::{Delta, Judged, Matrix, judged};
 use super::moments::Metric;
-use super::{Preparing, Rounding, Whole};
+use super::{Detail, Preparing, Rounding, Whole};
 use crate::parallel::spread;
 use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
 use crate::simd::vectors::axpy;
@@ -39,7 +39,7 @@ impl Rounding for Gptq {
 }
 
 impl Whole for Gptq {
-    fn nanoseconds(&self, inputs: usize, _: bool) -> f64 {
+    fn nanoseconds(&self, inputs: usize, _: bool, _: Detail) -> f64 {
         // Choosing a level, and its error carried to half of the columns on average.
         25.0 + 0.07 * inputs as f64
     }
@@ -58,7 +58,7 @@ impl Whole for Gptq {
         metric.feedback = Some(Feedback::new(metric, usize::MAX));
     }
 
-    fn preparing(&self, inputs: usize, _: bool, _: bool) -> Preparing {
+    fn preparing(&self, inputs: usize, _: bool, _: Detail) -> Preparing {
         Feedback::preparing(inputs, usize::MAX)
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take};
+use super::moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take};
 use crate::adapters::Names;
 use crate::arch::gguf::importance;
 use crate::error::{Result, mismatch};
@@ -133,7 +133,7 @@ impl Calibration for Imatrix {
         let inputs = |input: &Diagonal| LayerInputs { features: input.means.len(), weights: input.weights.clone() };
         let layers = self.inputs.chunk_by(|a, b| a.layer == b.layer);
         let layers = layers.map(|layer| layer.iter().map(inputs).collect()).collect();
-        Demand { unrelated: true, ..Demand::of_read(layers) }
+        Demand { detail: Detail::Sizes, ..Demand::of_read(layers) }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
@@ -143,7 +143,7 @@ impl Calibration for Imatrix {
                 let weights: Vec<String> = input.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: dense(input), relates_inputs: false })?;
+                    take.known(Known { weights, moments: dense(input), detail: Detail::Sizes })?;
                 }
             }
             if is_wanted {

@@ -47,7 +47,7 @@ pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
 #[doc(hidden)]
 pub use moments::weight_of;
-pub use moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name};
+pub use moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;
 pub use stored::StoredCalibration;
@@ -171,18 +171,18 @@ pub struct Preparing {
 #[doc(hidden)]
 pub trait Whole: Sync {
     /// Share of the mean diagonal of H that is added to its diagonal.
-    fn damping(&self) -> f32 {
+    fn damping(&self, _detail: Detail) -> f32 {
         moments::DAMPING
     }
 
     /// Nanoseconds of one thread that a value of a weight with so many inputs takes, from the base's codes or afresh.
-    fn nanoseconds(&self, inputs: usize, from_base: bool) -> f64;
+    fn nanoseconds(&self, inputs: usize, from_base: bool, detail: Detail) -> f64;
 
     /// Computes what all weights with the same inputs share, of which some are rounded from the base's codes or none.
     fn prepare(&self, _metric: &mut Metric, _from_base: bool) {}
 
     /// What that takes.
-    fn preparing(&self, _inputs: usize, _from_base: bool, _relates_inputs: bool) -> Preparing {
+    fn preparing(&self, _inputs: usize, _from_base: bool, _detail: Detail) -> Preparing {
         Preparing::default()
     }
 

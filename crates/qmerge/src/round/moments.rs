@@ -26,8 +26,27 @@ pub struct Known {
     pub weights: Vec<String>,
     /// Their inputs.
     pub moments: InputMoments,
-    /// True if the moments say which inputs go with each other, as those of an importance matrix do not.
-    pub relates_inputs: bool,
+    /// What the moments say of them.
+    pub detail: Detail,
+}
+
+/// What moments say of inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// How large each is, and not which go with each other: those of an importance matrix.
+    Sizes,
+    /// Both, by few tokens.
+    Rough,
+    /// Both.
+    #[default]
+    Full,
+}
+
+impl Detail {
+    /// True if they say which inputs go with each other.
+    pub fn relates_inputs(self) -> bool {
+        self != Self::Sizes
+    }
 }
 
 /// Name of a matrix of a stack of experts, as [`Known`] and [`LayerInputs`] have it.
@@ -66,8 +85,8 @@ pub struct Demand {
     pub passing: u64,
     /// The work of all that it has yet to do, in nanoseconds of one thread.
     pub work: u64,
-    /// True if its moments do not say which inputs go with each other.
-    pub unrelated: bool,
+    /// What its moments say.
+    pub detail: Detail,
 }
 
 impl Demand {
@@ -76,7 +95,7 @@ impl Demand {
         let moments = |layer: &Vec<LayerInputs>| layer.iter().map(|inputs| metric_bytes(inputs.features)).sum::<u64>();
         let largest = metric_bytes(layers.iter().flatten().map(|inputs| inputs.features).max().unwrap_or(0));
         let working = layers.iter().map(moments).max().unwrap_or(0) + largest;
-        Self { layers, held: 0, working, passing: largest, work: 0, unrelated: false }
+        Self { layers, held: 0, working, passing: largest, work: 0, detail: Detail::Full }
     }
 }
 
@@ -126,8 +145,8 @@ impl<F: FnMut(Known) -> Result<()> + Send> Take for F {
 pub struct Metric {
     /// Length of x.
     pub(super) features: usize,
-    /// True if H says which inputs go with each other.
-    pub(crate) relates_inputs: bool,
+    /// What H says of the inputs.
+    pub(crate) detail: Detail,
     /// H in panels.
     pub(super) columns: Columns,
     pub(super) diagonal: Vec<f32>,
@@ -180,7 +199,7 @@ impl Metric {
         let diagonal = (0..features).map(|i| values[i * features + i]).collect();
         Ok(Self {
             features,
-            relates_inputs: true,
+            detail: Detail::Full,
             columns: Columns::symmetric(values, features),
             diagonal,
             feedback: None,
@@ -195,13 +214,7 @@ impl Metric {
             row.iter_mut().zip(order).for_each(|(value, &j)| *value = self.at(i as usize, j as usize));
         });
         let diagonal = order.iter().map(|&i| self.diagonal[i as usize]).collect();
-        Self {
-            features: n,
-            relates_inputs: self.relates_inputs,
-            columns: Columns::symmetric(values, n),
-            diagonal,
-            feedback: None,
-        }
+        Self { features: n, detail: self.detail, columns: Columns::symmetric(values, n), diagonal, feedback: None }
     }
 
     /// H of two inputs.

@@ -17,7 +17,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::moments::{Calibration, Demand, InputMoments, Known, LayerInputs, Take, matrix_name, weight_of};
+use super::moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take, matrix_name, weight_of};
 use super::origin::{self, Marks, identity};
 use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
@@ -271,7 +271,7 @@ impl Calibration for StoredCalibration {
                 let weights: Vec<String> = input.weights.iter().filter(|name| wanted(name)).cloned().collect();
                 if !weights.is_empty() {
                     is_wanted = true;
-                    take.known(Known { weights, moments: self.moments(input)?, relates_inputs: true })?;
+                    take.known(Known { weights, moments: self.moments(input)?, detail: Detail::Full })?;
                 }
             }
             if is_wanted {
@@ -306,7 +306,7 @@ mod tests {
                 take.known(Known {
                     weights,
                     moments: InputMoments { features: 2, tokens: 7, values },
-                    relates_inputs: true,
+                    detail: Detail::Full,
                 })?;
                 take.layer()?;
             }
@@ -348,7 +348,7 @@ mod tests {
                 take.known(Known {
                     weights,
                     moments: InputMoments { features: 2, tokens: self.1, values },
-                    relates_inputs: true,
+                    detail: Detail::Full,
                 })?;
                 take.layer()?;
             }

@@ -13,7 +13,7 @@ use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Silent;
-use qmerge::round::{self, Calibration, InputMoments, Known, Take};
+use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -503,7 +503,7 @@ impl Calibration for Made<'_> {
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
         for (name, features) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: self.1[features].clone(), relates_inputs: true })?;
+            take.known(Known { weights: vec![name.clone()], moments: self.1[features].clone(), detail: Detail::Full })?;
             take.layer()?;
         }
         Ok(())

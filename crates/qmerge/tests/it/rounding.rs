@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qmerge::dtype::Dtype;
 use qmerge::formats::{Choices, Grid, Levels};
-use qmerge::round::{self, InputMoments, Kept, Matrix, Metric};
+use qmerge::round::{self, Detail, InputMoments, Kept, Matrix, Metric};
 
 static LEVELS: [f32; 16] =
     [-1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0, 0.08, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1.0];
@@ -133,7 +133,7 @@ impl Case {
     /// Values, their grid and what the method says of them.
     fn round(&self, method: &str) -> (Vec<f32>, Grid, Kept) {
         let whole = round::by_id(method).unwrap().whole().unwrap();
-        let mut metric = Metric::damped(self.moments.clone(), whole.damping()).unwrap();
+        let mut metric = Metric::damped(self.moments.clone(), whole.damping(Detail::Full)).unwrap();
         // What is prepared is what a method computes by itself otherwise.
         if self.cols.is_multiple_of(128) {
             whole.prepare(&mut metric, true);
@@ -338,7 +338,7 @@ fn the_number_of_threads_changes_nothing() {
     for method in round::ROUNDINGS {
         let Some(whole) = method.whole() else { continue };
         let rounded = || {
-            let mut metric = Metric::damped(moments.clone(), whole.damping()).unwrap();
+            let mut metric = Metric::damped(moments.clone(), whole.damping(Detail::Full)).unwrap();
             whole.prepare(&mut metric, true);
             let values = base.clone();
             let mut matrix = Matrix {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::edit::{Change, Edit, Place, Product, Reach};
 use crate::formats::Choices;
-use crate::round::{Directions, InputMoments, Matrix, Metric, Position, ROUNDINGS};
+use crate::round::{Detail, Directions, InputMoments, Matrix, Metric, Position, ROUNDINGS};
 
 const COLS: usize = 512;
 
@@ -194,7 +194,7 @@ fn every_method_rounds_every_type() {
         for method in ROUNDINGS {
             let name = format!("{} {}", format.id, method.id());
             if let Some(whole) = method.whole() {
-                let mut metric = Metric::damped(moments.clone(), whole.damping()).unwrap();
+                let mut metric = Metric::damped(moments.clone(), whole.damping(Detail::Full)).unwrap();
                 whole.prepare(&mut metric, true);
                 let (values_of, grid) = (base.clone(), grid.clone());
                 let mut matrix = Matrix {

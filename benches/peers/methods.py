@@ -1,6 +1,6 @@
 """Adapters of several of PEFT's methods, trained on one quantized base and merged into it: what is left of each by each way of rounding, and by PEFT, as JSON.
 
-    methods.py BASE TEXT OUT.json --calibrate TEXT [--methods ia3,lokr] [--steps 60] [--windows 6] [--context 512] [--threads 1] [--title WORDS] [--folder DIR]
+    methods.py BASE TEXT OUT.json --calibrate TEXT [--methods ia3,lokr] [--ways fast,default] [--steps 60] [--windows 6] [--context 512] [--threads 1] [--title WORDS] [--folder DIR]
 
 BASE is a folder in bitsandbytes NF4. An adapter of each method is trained by train.py on the text given to --calibrate, on BASE decoded to bf16 (kept in DIR, so that a second run
 trains nothing). Then `qmerge merge` is run with --rounding nearest, --fast, and by default, PEFT's `merge_and_unload` on BASE itself where the method has a merge for bitsandbytes'
@@ -49,6 +49,7 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--calibrate", required=True, help="text to train on; the merges calibrate on what the model writes, as they do by default")
     parser.add_argument("--methods", default="dora,ia3,lokr,oft")
+    parser.add_argument("--ways", default=",".join([*WAYS, "peft"]), help="measure these; of a method that OUT.json has, the others stay as they are there")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--context", type=int, default=512)
@@ -70,19 +71,22 @@ def main():
         if not plain.exists():
             run(QMERGE, "convert", "--base", args.base, "--to", "bf16", "-o", plain, *threads)
         for name in args.methods.split(","):
-            adapter, row, merged = folder / name, {}, []
+            adapter, row, merged = folder / name, found["rows"].get(name, {}), []
             if not adapter.exists():
                 trained, _ = run(sys.executable, HERE / "train.py", plain, name, args.calibrate, adapter, "--steps", args.steps, "--threads", args.threads)
                 print(trained, file=sys.stderr)
             for way, options in WAYS.items():
+                if way not in args.ways.split(","):
+                    continue
                 target = folder / f"{name}-{way}"
                 sources = ["--base", args.base, "--adapter", adapter, "-o", target, "--force", "--measure", "never"]
                 _, seconds = run(QMERGE, "merge", *sources, *options, *threads)
                 row[way] = {"cpu_seconds": round(seconds, 1)}
                 merged.append(way)
-            refused = peft_merge(args.base, adapter, folder / f"{name}-peft", args.threads)
-            row["peft"] = {"refused": refused} if refused else {}
-            merged += [] if refused else ["peft"]
+            if "peft" in args.ways.split(","):
+                refused = peft_merge(args.base, adapter, folder / f"{name}-peft", args.threads)
+                row["peft"] = {"refused": refused} if refused else {}
+                merged += [] if refused else ["peft"]
             models = [part for way in merged for part in ("--merged", folder / f"{name}-{way}")]
             sources = ["--base", args.base, "--adapter", adapter, *models, "--text", args.text]
             text, _ = run(QMERGE, "compare", *sources, "--windows", args.windows, "--context", args.context, "--continuation", 0, "--json", *threads)

@@ -7,7 +7,7 @@ use std::path::Path;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, Detail, InputMoments, Known, Take};
+use qmerge::round::{Calibration, Demand, Detail, InputMoments, Known, Seen, Take};
 use qmerge::simd::matmul::{HEIGHT, matmul};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -242,6 +242,10 @@ impl Calibration for FromModel<'_, '_> {
             sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn seen(&self) -> Seen {
+        if self.detail == Detail::Rough { Seen::Few } else { Seen::Many }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::edited::Edited;
 use crate::error::Result;
 use crate::formats::{Choices, Order};
 use crate::plan::{Inputs, Plan, Recode};
-use crate::round::{Calibration, Demand, Detail, Directions, InputMoments, Known, LayerInputs, Take};
+use crate::round::{Calibration, Demand, Detail, Directions, InputMoments, Known, LayerInputs, Seen, Take};
 
 /// Weight of the directions that the adapter reads, where any other has 1. On SmolLM2 2 to 5 do as well; 10 loses there and on Gemma 3.
 const READ: f32 = 3.0;
@@ -98,8 +98,8 @@ impl Calibration for FromAdapter<'_> {
         Ok(format!("I + {READ} V Vᵀ"))
     }
 
-    fn sees_inputs(&self) -> bool {
-        false
+    fn seen(&self) -> Seen {
+        Seen::Nothing
     }
 
     fn demand(&self) -> Demand {

@@ -45,7 +45,7 @@ use crate::parallel::threads;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::Progress;
 use crate::report::{self, Report, Written, assemble};
-use crate::round::{Calibration, Demand};
+use crate::round::{Calibration, Demand, Seen};
 use crate::write::{
     Existing, Fingerprint, Finished, LocalSink, Nowhere, Output, Sink, Took, WrittenPart, copy_others, index_json,
 };
@@ -271,8 +271,8 @@ fn whole(
             return Err(error);
         }
     };
-    let sees_inputs = calibration.as_ref().is_none_or(|calibration| calibration.sees_inputs());
-    let written = Written { finished: &finished, bytes, behaviour, sees_inputs };
+    let seen = calibration.as_ref().map_or(Seen::Many, |calibration| calibration.seen());
+    let written = Written { finished: &finished, bytes, behaviour, seen };
     let mut report = assemble(inputs, plan, &target, hashes, written);
     if options.undoes {
         report.verdict = report::undone(report.verdict, report.summary.survival);

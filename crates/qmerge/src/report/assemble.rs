@@ -11,7 +11,7 @@ use crate::formats;
 use crate::measure::Sums;
 use crate::open::model_order;
 use crate::plan::{Accounting, Action, Inputs, Plan, Recode, Source};
-use crate::round::Kept;
+use crate::round::{Kept, Seen};
 use crate::write::Finished;
 
 /// What a run has written.
@@ -19,13 +19,14 @@ pub(crate) struct Written<'a> {
     pub(crate) finished: &'a [Finished],
     pub(crate) bytes: u64,
     pub(crate) behaviour: Option<Behaviour>,
-    /// Weights were rounded by the inputs that they have, so that it can be said what outputs keep.
-    pub(crate) sees_inputs: bool,
+    /// Of the inputs by which weights were rounded.
+    pub(crate) seen: Seen,
 }
 
 /// The report of a run; the caller adds time, memory and bytes moved.
 pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[String], written: Written<'_>) -> Report {
-    let Written { finished, bytes, behaviour, sees_inputs } = written;
+    let Written { finished, bytes, behaviour, seen } = written;
+    let sees_inputs = seen != Seen::Nothing;
     let mut total = Sums::zero();
     let mut weights = Vec::new();
     let mut warnings = plan.warnings.clone();
@@ -107,7 +108,11 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
             bytes_written: 0,
             peak_rss_bytes: None,
         },
-        verdict: judged(inputs, plan, &Evidence { loss: &loss, is_coarse, kept_output, behaviour: behaviour.as_ref() }),
+        verdict: judged(
+            inputs,
+            plan,
+            &Evidence { loss: &loss, is_coarse, kept_output, seen, behaviour: behaviour.as_ref() },
+        ),
         behaviour,
         residual: None,
         promoted: plan.recodes().filter(|recode| recode.promoted).map(|recode| recode.to.name().to_owned()).collect(),

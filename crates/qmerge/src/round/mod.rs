@@ -47,7 +47,7 @@ pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
 #[doc(hidden)]
 pub use moments::weight_of;
-pub use moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take, matrix_name};
+pub use moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Seen, Take, matrix_name};
 pub(crate) use origin::identity;
 pub use store::store;
 pub use stored::StoredCalibration;

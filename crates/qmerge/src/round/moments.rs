@@ -99,6 +99,17 @@ impl Demand {
     }
 }
 
+/// How many inputs moments are of, and so how well they tell what a layer's outputs keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// None: nothing is told.
+    Nothing,
+    /// Few, by which it is told roughly.
+    Few,
+    /// Many.
+    Many,
+}
+
 /// A source of input moments.
 pub trait Calibration: Send {
     /// What the moments were taken from, in words.
@@ -108,9 +119,9 @@ pub trait Calibration: Send {
     /// their names.
     fn identity(&self) -> Result<String>;
 
-    /// True if the moments are those of inputs, so that what a layer's outputs keep can be told by them.
-    fn sees_inputs(&self) -> bool {
-        true
+    /// What it has seen of layers' inputs.
+    fn seen(&self) -> Seen {
+        Seen::Many
     }
 
     /// What it takes to hand them out.

@@ -28,7 +28,7 @@ SIZES = {
     "32 B": (5120, 64, 27648, 1024, 152064),
     "70 B": (8192, 80, 28672, 1024, 128256),
 }
-MERGES = {"`--rounding nearest`": ["--rounding", "nearest"], "`--rounding stochastic`": ["--rounding", "stochastic"], "default": []}
+MERGES = {"`--rounding nearest`": ["--rounding", "nearest"], "`--rounding stochastic`": ["--rounding", "stochastic"], "`--fast`": ["--fast"], "default": []}
 RANDOM_LLAMA = str(pathlib.Path(QMERGE).parent / "examples/random_llama")
 WIDTHS = {"F32": 4, "BF16": 2, "U8": 1}
 

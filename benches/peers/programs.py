@@ -2,7 +2,7 @@
 
     programs.py BEFORE AFTER OUT.json --model NAME BASE --adapter NAME DIR TEXT [--own-text] [--calibrate TEXT] [--fast] [--windows 4] [--folder DIR]
 
-BEFORE and AFTER are programs. With --own-text the merge is calibrated on what the model writes itself, with --calibrate on that text, with --fast on none; all may be given. A row is added to
+BEFORE and AFTER are programs. With --own-text the merge is calibrated on what the model writes itself, with --calibrate on that text, with --fast on few of its tokens; all may be given. A row is added to
 OUT.json for each; a merge of these names that stands in --folder already is taken as it is, so a folder is for one pair of programs and one text. benches/figures/write.py puts OUT.json into the book.
 """
 
@@ -43,7 +43,7 @@ def compare(args, folder, out):
     (model, base), (adapter, source, text) = args.model, args.adapter
     texts = [(0, "its own", [])] if args.own_text else []
     texts += [(1, "like the task", ["--calibrate", args.calibrate])] if args.calibrate else []
-    texts += [(2, "none", ["--fast"])] if args.fast else []
+    texts += [(2, "its own, few tokens", ["--fast"])] if args.fast else []
     merged = []
     for number, _, options in texts:
         for way, program in (("before", args.before), ("after", args.after)):

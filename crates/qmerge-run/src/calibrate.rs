@@ -39,7 +39,7 @@ const FEWEST: usize = 1024;
 /// Sequences that the model writes itself, as many at a time at most, and their length.
 pub(crate) const SEQUENCES: usize = 64;
 const LENGTH: usize = 48;
-/// The same where few tokens are to do: a step takes about as long for 16 sequences as for one, so there are as many of them for their tokens.
+/// The same where few tokens are to do: a step takes about as long for 16 sequences as for one, so that short ones are cheapest. The frame of a chat is not counted.
 const FEW_SEQUENCES: usize = 16;
 const FEW_LENGTH: usize = 24;
 /// Of a text of at least so many windows, one window in so many is held back, up to the second number.
@@ -69,6 +69,7 @@ impl Amount {
         };
         let tokens = match self {
             Self::Usual => return usual,
+            Self::Few if text.is_none() => return FEW_SEQUENCES,
             Self::Few => FEW_SEQUENCES * FEW_LENGTH,
             Self::Tokens(tokens) => tokens.max(FEWEST),
             Self::Seconds(seconds) => {

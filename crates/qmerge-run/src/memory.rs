@@ -40,6 +40,7 @@ pub fn needs(
         None => sequences * amount.length(model, beginnings),
     };
     let spec = model.spec();
+    let together = if text.is_none() { together.min(sequences.max(1)) } else { together };
     let states = 4 * (spec.hidden * tokens) as u64;
     let decoded = threads as u64 * decoded(model);
     let moments =

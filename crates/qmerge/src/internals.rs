@@ -292,7 +292,7 @@ fn format_kernels(values: &[f32]) -> Vec<Kernel> {
     kernels
 }
 
-/// Decoding and encoding of every type of ggml, on `n` values in rows of 256.
+/// Decoding and encoding of every type of ggml, on `n` values in rows of 1024.
 pub fn ggml_kernels(n: usize) -> Vec<Kernel> {
     use crate::dtype::Dtype;
     use crate::formats::{FORMATS, Settings, encode_weighted};

@@ -114,7 +114,7 @@ def merge(
         calibration: a file, or a folder of files that add up, that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
-        fast: round by few tokens that the model writes, in few passes, and do not measure.
+        fast: into the base's own format: round by few tokens that the model writes, in few passes, and do not measure.
         no_run: with `fast`, do not run the model at all, and round by what the adapter itself reads of its inputs.
         seed: seed of everything that is drawn.
         residual_rank: also write what rounding leaves as a LoRA of this rank, into the output's folder `residual-adapter`.

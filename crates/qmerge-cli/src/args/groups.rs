@@ -222,8 +222,8 @@ pub(crate) struct Calibrating {
     /// The 16-bit checkpoint that the base was quantized from: without a calibration, or with --rounding original, it is rounded with the delta in place of the base.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "calibration", "imatrix"], hide_short_help = true)]
     pub(crate) original: Option<PathBuf>,
-    /// Round by few tokens that the model writes, in few passes, and do not measure: faster, keeps less.
-    #[arg(long)]
+    /// Into the base's own format: round by few tokens that the model writes, in few passes, and do not measure: faster, keeps less.
+    #[arg(long, conflicts_with_all = ["calibration_tokens", "calibration_time"])]
     pub(crate) fast: bool,
     /// With --fast: do not run the model at all, and round by what the adapter itself reads of its inputs.
     #[arg(long, requires = "fast", hide_short_help = true)]

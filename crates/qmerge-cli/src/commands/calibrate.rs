@@ -47,7 +47,7 @@ pub(super) fn show(found: Option<&Found>) {
         Some(found) => {
             format!("{} of moments, from {}, in {}", show::bytes(found.bytes), found.taken_from, found.output)
         }
-        None => "no model is run for this merge, and no moments were stored".into(),
+        None => "this merge goes by no moments of many tokens, and none were stored".into(),
     });
 }
 
@@ -116,6 +116,11 @@ impl Text {
         // Without what is secret in an address.
         let shown = PathBuf::from(qmerge_store::redacted(&path.to_string_lossy()));
         Ok(Self { given: Some((shown, tokens)), beginnings: beginnings_by(&tokenizer, inputs)?, amount })
+    }
+
+    /// True if it has few tokens, as that of `--fast` has.
+    pub(super) fn is_of_few(&self) -> bool {
+        self.amount == Amount::Few
     }
 
     /// How its sequences begin.

@@ -42,7 +42,7 @@ pub(crate) struct Planned {
     plan: PlanSummary,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartEstimate>,
-    /// With parts: whether each runs the model for what it is rounded by.
+    /// With parts: whether the model is run for what each is rounded by, on so many tokens that one should do it for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     runs_model: Option<bool>,
     /// With parts: bytes that each reads from stores beside those of its own weights.
@@ -94,7 +94,8 @@ pub(crate) fn run(args: &MergeArgs, way: Way, command: &str) -> Result<Outcome> 
 /// try what was made.
 fn next(args: &MergeArgs, report: &Report) {
     let made = Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling };
-    let can_do_better = report.verdict.advice.is_some() && report.summary.kept_output.is_none();
+    let by_little = report.summary.kept_output.is_none() || args.calibrating.fast;
+    let can_do_better = report.verdict.advice.is_some() && by_little;
     match report.verdict.effect {
         "none" | "broken" => {}
         "lost" | "weakened" if can_do_better && next::runs(args.sources.base()) => {

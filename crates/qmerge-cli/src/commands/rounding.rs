@@ -177,9 +177,9 @@ enum MomentsFrom<'p> {
 }
 
 impl Prepared<'_> {
-    /// True if the model is run for the moments that weights are rounded by.
+    /// True if the model is run for the moments that weights are rounded by, more than on few tokens.
     pub(super) fn runs_model(&self) -> bool {
-        matches!(self.source, MomentsFrom::Run(..))
+        matches!(&self.source, MomentsFrom::Run(text, _) if !text.is_of_few())
     }
 
     /// All work, in nanoseconds of one thread.
@@ -201,13 +201,19 @@ fn taken<'p>(
     })
 }
 
-/// True where the model is run on few tokens for a merge that goes by little: where it can be, with the adapter too, which may be one that can be merged and not run.
+/// True where the model is run on few tokens for a merge that goes by little: where that shows inputs of weights that are rounded by them, and it can be run, with the adapter too,
+/// which may be one that can be merged and not run.
 fn is_run_on_few(inputs: &Inputs, plan: &Plan, calibrating: &Calibrating) -> error::Result<bool> {
-    if calibrating.no_run || weights(inputs).is_err() {
+    if calibrating.no_run {
+        return Ok(false);
+    }
+    let Ok(weights) = weights(inputs) else { return Ok(false) };
+    if !plan.calibrated().any(|name| weights.contains(name)) {
         return Ok(false);
     }
     let bare = qmerge_run::Options { threads: 1, held: Some(0), progress: None };
-    Ok(without(Model::new(&Tensors::new(inputs, Some(plan)), bare))?.is_some())
+    let model = Tensors::new(inputs, Some(plan));
+    Ok(without(Model::new(&model, bare))?.is_some() && without(beginnings(inputs))?.is_some())
 }
 
 /// What can be done without, if it is to be had: an error only where a second try may have it.
@@ -261,7 +267,7 @@ pub(super) fn prepare<'p>(
     Ok(Prepared { source, is_measured, beginnings, estimate, demand, before, judging })
 }
 
-/// Only takes the moments that this plan is rounded by, and stores them; `None` where no model is run for them.
+/// Only takes the moments that this plan is rounded by, and stores them; `None` where no model is run for them, or on few tokens only.
 pub(super) fn store(
     inputs: &Inputs,
     plan: &Plan,
@@ -271,6 +277,10 @@ pub(super) fn store(
     progress: &dyn Progress,
 ) -> error::Result<Option<calibrate::Found>> {
     let MomentsFrom::Run(text, needs) = prepared.source else { return Ok(None) };
+    // A file does not say that they are rough, and rough ones cost little to take again.
+    if text.is_of_few() {
+        return Ok(None);
+    }
     progress.start(prepared.before + needs.demand.work);
     let engine = qmerge_run::Options { threads: options.threads, held: Some(needs.weights), progress: Some(progress) };
     let model = Model::new(&Tensors::new(inputs, Some(plan)), engine)?;
@@ -315,8 +325,11 @@ pub(super) fn run<T>(
         MomentsFrom::Taken(mut taken) => merge(Some(taken.as_mut()), &judge),
         MomentsFrom::Adapter => merge(Some(&mut FromAdapter::new(inputs, plan)), &judge),
         MomentsFrom::Run(text, needs) => {
+            // Nothing is held back of few tokens, so that the model writes again while it is measured.
+            let weights = few.filter(|_| is_measured && text.is_of_few());
+            let weights = weights.map_or(needs.weights, |few| needs.weights.min(few));
             // Only what this plan changes is run with its adapter: the plan itself is the model with the adapter kept apart.
-            let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(needs.weights)))?;
+            let model = Model::new(&Tensors::new(inputs, Some(plan)), engine(Some(weights)))?;
             let mut calibration = text.calibration(&model, plan.seed, is_measured, needs)?;
             let held = calibration.held().cloned();
             merge(Some(&mut calibration), &AgainstApart { apart: Some(&model), held, ..judge })

@@ -41,7 +41,10 @@ pub(crate) fn parts(parts: &[PartEstimate], beside: Option<u64>) {
     table.print();
     note("each takes at most as much memory as the whole");
     if let Some(beside) = beside.filter(|beside| *beside > 0) {
-        note(&format!("each reads {} besides: headers, small tensors and adapters", bytes(beside)));
+        note(&format!(
+            "each reads {} besides: headers, small tensors and adapters; and the model, where it is run for it",
+            bytes(beside)
+        ));
     }
 }
 

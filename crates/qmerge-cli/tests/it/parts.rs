@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::interrupted::{Random, files};
-use crate::model::{Folder, change, demo, done, qmerge, read, run, stderr, write};
+use crate::model::{Folder, change, demo, done, json, qmerge, read, run, stderr, write};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 const MERGE: &[&str] = &["--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
@@ -116,6 +116,19 @@ fn a_gguf_file_is_merged_in_parts_too() {
         let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap();
         assert!(bytes("out.gguf") == bytes("whole.gguf"), "{merge:?}");
         ["out.gguf", "out.qmerge-report.json"].iter().for_each(|name| std::fs::remove_file(folder.join(name)).unwrap());
+    }
+}
+
+/// The moments of many tokens can be taken once for all parts; few tokens each part takes by itself, since a file would not say that they are few.
+#[test]
+fn moments_for_all_parts_are_those_of_many_tokens() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (more, many) in [(&["--fast"][..], false), (&["--fast", "--no-run"], false), (&[], true)] {
+        let plan = [&["plan"], MERGE, more, &["--parts", "2"]].concat();
+        assert_eq!(json(&folder, &plan)["runs_model"], many, "{more:?}");
+        done(&folder, &[&["merge"], MERGE, more, &["--moments", "moments"]].concat());
+        assert_eq!(folder.join("moments").exists(), many, "{more:?}");
     }
 }
 

@@ -277,7 +277,8 @@ fn a_replaced_weight_does_not_decide_for_the_others() {
             if let Some(method) = document["rounding"].get("method") {
                 assert_eq!(method, others);
                 let survival = document["summary"]["survival"].as_f64().unwrap();
-                assert!(others == "keep" || survival > 0.8, "{more:?}: {survival}");
+                let least = if more == ["--fast"] { 0.8 } else { 0.9 };
+                assert!(others == "keep" || survival > least, "{more:?}: {survival}");
             }
         }
     }
@@ -400,9 +401,7 @@ fn memory_is_as_predicted_and_stays_below_its_bound() {
         let report = json(method).unwrap();
         let Some(truth) = report["summary"]["peak_rss_bytes"].as_u64() else { return };
         let ratio = predicted as f64 / truth as f64;
-        // Of so small a model the program itself takes most without calibration.
-        let most = if method == ["--fast"] { 4.0 } else { 2.0 };
-        assert!((0.8..most).contains(&ratio), "{method:?}: {predicted} predicted, {truth} taken");
+        assert!((0.8..2.0).contains(&ratio), "{method:?}: {predicted} predicted, {truth} taken");
         let whole = bytes();
         // The least that it says it needs is enough, gives the same bytes, and is held.
         let refusal = json(&[method, &["--max-memory", "1M"]].concat()).unwrap_err();

@@ -1,4 +1,4 @@
-//! What layers are given, guessed from the adapter, for a model that no text is run through.
+//! What layers are given, guessed from the adapter, for a model that is not run.
 //!
 //! What an adapter reads says something about a layer's inputs: the gradient of A is a sum of them. So H = I + c·V Vᵀ, V a basis of the rows of A.
 

@@ -47,7 +47,7 @@ impl Method {
 pub enum Data {
     /// The moments of the inputs of these weights.
     Known(Arc<HashSet<String>>),
-    /// What their adapters read of these weights' inputs, with a glance at the model where it can be run, and why nothing better.
+    /// Little of these weights' inputs: what few tokens show where the model can be run, else what their adapters read; and why nothing better.
     Guessed(Arc<HashSet<String>>, String),
     /// Nothing, and why.
     Unknown(String),

@@ -108,6 +108,9 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         true if is_coarse && kept_output.is_none() => Some(
             "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
         ),
+        true if is_coarse && seen == Seen::Few => {
+            Some("merge without --fast, which goes by few tokens, or keep the adapter apart, which is exact")
+        }
         true => Some("keep the adapter apart, which is exact, or merge into more bits"),
         false => None,
     };

@@ -120,18 +120,9 @@ fn faults_change_no_byte_and_leave_nothing() {
 /// What a plan says of a part is what the server is asked for.
 #[test]
 fn parts_say_what_each_reads_anew() {
+    const MERGE: &[&str] = &["--fast", "--no-run", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out"];
     let (folder, server) = served();
-    let words = [
-        "plan",
-        "--fast",
-        "--no-run",
-        "s3://models/in/base-nf4",
-        "s3://models/in/adapter",
-        "-o",
-        "out",
-        "--parts",
-        "3",
-    ];
+    let words = [&["plan"], MERGE, &["--parts", "3"]].concat();
     let output = command(&server, &folder, &words).output().unwrap();
     assert!(told(&output).contains("besides: headers, small tensors and adapters"), "{}", told(&output));
     let planned = command(&server, &folder, &[&words[..], &["--json"]].concat()).output().unwrap();
@@ -140,17 +131,7 @@ fn parts_say_what_each_reads_anew() {
     for (number, part) in planned["parts"].as_array().unwrap().iter().enumerate() {
         let before = server.state.sent.load(Ordering::Relaxed);
         let one = format!("{}/3", number + 1);
-        let words = [
-            "merge",
-            "--fast",
-            "--no-run",
-            "s3://models/in/base-nf4",
-            "s3://models/in/adapter",
-            "-o",
-            "out",
-            "--part",
-            &one,
-        ];
+        let words = [&["merge"], MERGE, &["--part", one.as_str()]].concat();
         let output = command(&server, &folder, &words).output().unwrap();
         assert!(output.status.success(), "{}", told(&output));
         let read = server.state.sent.load(Ordering::Relaxed) - before;
@@ -159,8 +140,7 @@ fn parts_say_what_each_reads_anew() {
         let most = part["bytes_read"].as_u64().unwrap() + beside + small;
         assert!(read <= most, "part {one} read {read} bytes, and {most} were announced");
     }
-    let words = ["finish", "--fast", "--no-run", "s3://models/in/base-nf4", "s3://models/in/adapter", "-o", "out"];
-    let output = command(&server, &folder, &words).output().unwrap();
+    let output = command(&server, &folder, &[&["finish"], MERGE].concat()).output().unwrap();
     assert!(output.status.success(), "{}", told(&output));
     done(&folder, &["merge", "--fast", "--no-run", "base-nf4", "adapter", "-o", "unread"]);
     let weights = |of: &str| std::fs::read(folder.join(of).join("model.safetensors")).unwrap();

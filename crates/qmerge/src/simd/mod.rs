@@ -13,6 +13,7 @@ pub(crate) mod feedback;
 pub(crate) mod fields;
 pub(crate) mod floats;
 pub(crate) mod gram;
+pub(crate) mod lanes;
 pub(crate) mod low_rank;
 pub mod matmul;
 pub(crate) mod neighbours;

@@ -90,7 +90,7 @@ fn ends(levels: &Levels) -> (i32, i32) {
 }
 
 /// Blocks that go together: the loops over their values are long enough to be worth vectors.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 /// The most values of such.
 const VALUES: usize = 256;
 

@@ -1,13 +1,16 @@
 //! How ggml chooses scales: searches for the scale (and the minimum) of a few values under which the weighted error is least.
 //!
-//! Sums are from left to right, as there, so what goes side by side is not the values of a run but `L` runs: value `i` of all of them, then `i + 1`. Each
+//! Sums are from left to right, as there, so what goes side by side is not the values of a run but sixteen runs: value `i` of all of them, then `i + 1`. Each
 //! function keeps the order of ggml's operations; that decides the bits.
 
 // Arrays of a fixed length; what indexes them counts up to it.
 #![allow(clippy::indexing_slicing)]
 
-/// Values of `L` runs of `N`: value by value, run by run.
-pub(super) type Runs<const N: usize, const L: usize> = [[f32; L]; N];
+use crate::simd::lanes::{LANES, Lanes, by_lanes};
+use crate::simd::turned::{SIDE, turned};
+
+/// Values of sixteen runs of `N`: value by value, run by run.
+pub(super) type Runs<const N: usize> = [[f32; LANES]; N];
 
 /// Below this all values of a run count as zero.
 const TINY: f32 = 1e-15;
@@ -20,11 +23,15 @@ pub(super) fn nearest(x: f32) -> i32 {
 
 /// Runs that lie one after the other, as [`Runs`]; where there are fewer, the others are zero.
 #[inline(always)]
-pub(super) fn runs<const N: usize, const L: usize>(x: &[f32]) -> Runs<N, L> {
-    let mut runs = [[0.0; L]; N];
-    for (l, run) in x.chunks_exact(N).enumerate().take(L) {
-        for (i, &x) in run.iter().enumerate() {
-            runs[i][l] = x;
+pub(super) fn runs<const N: usize>(x: &[f32]) -> Runs<N> {
+    let mut runs = [[0.0; LANES]; N];
+    let nothing = [0.0; SIDE];
+    for first in (0..LANES).step_by(SIDE) {
+        for (at, columns) in runs.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
+            let of = |run: usize| x.get((first + run) * N + at * SIDE..).and_then(<[f32]>::first_chunk);
+            for (column, values) in columns.iter_mut().zip(turned(|run| of(run).unwrap_or(&nothing))) {
+                column[first..first + SIDE].copy_from_slice(&values);
+            }
         }
     }
     runs
@@ -32,11 +39,16 @@ pub(super) fn runs<const N: usize, const L: usize>(x: &[f32]) -> Runs<N, L> {
 
 /// [`Runs`] of codes, one after the other.
 #[inline(always)]
-pub(super) fn codes<const N: usize, const L: usize, const M: usize>(runs: &Runs<N, L>) -> [u8; M] {
+pub(super) fn codes<const N: usize, const M: usize>(runs: &Runs<N>) -> [u8; M] {
     let mut codes = [0; M];
-    for (l, run) in codes.chunks_exact_mut(N).enumerate().take(L) {
-        for (i, code) in run.iter_mut().enumerate() {
-            *code = runs[i][l] as u8;
+    for (first, codes) in (0..LANES).step_by(SIDE).zip(codes.chunks_exact_mut(SIDE * N)) {
+        for (at, columns) in runs.as_chunks::<SIDE>().0.iter().enumerate() {
+            let part = |column: usize| columns[column][first..].first_chunk().unwrap_or(&[0.0; SIDE]);
+            for (row, codes) in turned(part).iter().zip(codes.chunks_exact_mut(N)) {
+                for (code, x) in codes[at * SIDE..].iter_mut().zip(row) {
+                    *code = *x as i32 as u8;
+                }
+            }
         }
     }
     codes
@@ -50,10 +62,10 @@ pub(super) fn square_sum(x: &[f32]) -> f32 {
 
 /// Σ x of each run, from left to right.
 #[inline(always)]
-pub(super) fn sums<const N: usize, const L: usize>(x: &Runs<N, L>) -> [f32; L] {
-    let mut sums = [0.0; L];
+pub(super) fn sums<const N: usize>(x: &Runs<N>) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
     for x in x {
-        for l in 0..L {
+        for l in 0..LANES {
             sums[l] += x[l];
         }
     }
@@ -62,26 +74,18 @@ pub(super) fn sums<const N: usize, const L: usize>(x: &Runs<N, L>) -> [f32; L] {
 
 /// Elementwise.
 #[inline(always)]
-pub(super) fn map<const N: usize, const L: usize>(x: &Runs<N, L>, f: impl Fn(f32) -> f32) -> Runs<N, L> {
-    let mut mapped = [[0.0; L]; N];
-    for (to, x) in mapped.iter_mut().zip(x) {
-        for l in 0..L {
-            to[l] = f(x[l]);
-        }
-    }
+pub(super) fn map<const N: usize>(x: &Runs<N>, f: impl Fn(f32) -> f32) -> Runs<N> {
+    let mut mapped = [[0.0; LANES]; N];
+    mapped.as_flattened_mut().iter_mut().zip(x.as_flattened()).for_each(|(to, &x)| *to = f(x));
     mapped
 }
 
 /// `importance · √(square + x²)`, with a square for each run: what an importance matrix makes of weights.
 #[inline(always)]
-pub(super) fn weighted<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    importance: &Runs<N, L>,
-    squares: &[f32; L],
-) -> Runs<N, L> {
-    let mut weights = [[0.0; L]; N];
+pub(super) fn weighted<const N: usize>(x: &Runs<N>, importance: &Runs<N>, squares: &[f32; LANES]) -> Runs<N> {
+    let mut weights = [[0.0; LANES]; N];
     for i in 0..N {
-        for l in 0..L {
+        for l in 0..LANES {
             weights[i][l] = importance[i][l] * (squares[l] + x[i][l] * x[i][l]).sqrt();
         }
     }
@@ -90,14 +94,12 @@ pub(super) fn weighted<const N: usize, const L: usize>(
 
 /// The largest |x| of each run, and the first value that has it.
 #[inline(always)]
-pub(super) fn extremes<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32; L], [f32; L]) {
-    let (mut most, mut value) = ([0.0; L], [0.0; L]);
+pub(super) fn extremes<V: Lanes, const N: usize>(x: &Runs<N>) -> (V, V) {
+    let (mut most, mut value) = (V::all(0.0), V::all(0.0));
     for x in x {
-        for l in 0..L {
-            let larger = x[l].abs() > most[l];
-            most[l] = if larger { x[l].abs() } else { most[l] };
-            value[l] = if larger { x[l] } else { value[l] };
-        }
+        let x = V::of(*x);
+        value = V::pick(most.is_less(x.abs()), x, value);
+        most = x.abs().most(most);
     }
     (most, value)
 }
@@ -107,6 +109,19 @@ pub(super) fn extremes<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32;
 pub(super) fn extreme(x: &[f32]) -> f32 {
     let most = most(x);
     x.iter().copied().find(|x| x.abs() == most).unwrap_or(0.0)
+}
+
+/// The same of a block, which seldom has it with both signs.
+#[inline(always)]
+pub(super) fn extreme_of_block(x: &[f32; 32]) -> f32 {
+    let (low, high) = ends(x);
+    if high == -low {
+        extreme(x)
+    } else if high > -low {
+        high
+    } else {
+        low
+    }
 }
 
 /// The largest |x|, side by side.
@@ -123,7 +138,7 @@ pub(super) fn most(x: &[f32]) -> f32 {
     f32::from_bits(most.into_iter().chain(rest).fold(0, u32::max))
 }
 
-/// The smallest and the largest x, side by side. Of zeros of both signs the first counts.
+/// The smallest and the largest x, side by side.
 #[inline(always)]
 pub(super) fn ends(x: &[f32; 32]) -> (f32, f32) {
     let (mut low, mut high) = ([f32::MAX; 8], [f32::MIN; 8]);
@@ -133,126 +148,111 @@ pub(super) fn ends(x: &[f32; 32]) -> (f32, f32) {
             high[l] = if part[l] > high[l] { part[l] } else { high[l] };
         }
     }
-    let low = low.iter().fold(f32::MAX, |low, &x| if x < low { x } else { low });
-    let high = high.iter().fold(f32::MIN, |high, &x| if x > high { x } else { high });
-    let first = |end: f32| if end == 0.0 { x.iter().copied().find(|&x| x == 0.0).unwrap_or(end) } else { end };
-    (first(low), first(high))
+    for half in [4, 2, 1] {
+        for l in 0..half {
+            low[l] = if low[l + half] < low[l] { low[l + half] } else { low[l] };
+            high[l] = if high[l + half] > high[l] { high[l + half] } else { high[l] };
+        }
+    }
+    (low[0], high[0])
 }
 
-/// The level nearest to a number, from −half to half − 1.
+/// Of zeros of both signs the first.
 #[inline(always)]
-fn level(x: f32, half: i32) -> f32 {
-    nearest(x).clamp(-half, half - 1) as f32
+pub(super) fn first_zero(end: f32, x: &[f32; 32]) -> f32 {
+    if end == 0.0 { x.iter().copied().find(|&x| x == 0.0).unwrap_or(end) } else { end }
 }
 
 /// Σ w·x·level and Σ w·level² of each run, under the inverse of its scale.
 #[inline(always)]
-fn symmetric_sums<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    half: i32,
-    weights: &Runs<N, L>,
-    inverse: &[f32; L],
-) -> ([f32; L], [f32; L]) {
-    let (mut products, mut squares) = ([0.0; L], [0.0; L]);
+fn symmetric_sums<V: Lanes, const N: usize>(x: &Runs<N>, half: i32, weights: &Runs<N>, inverse: V) -> (V, V) {
+    let (mut products, mut squares) = (V::all(0.0), V::all(0.0));
     for (x, w) in x.iter().zip(weights) {
-        for l in 0..L {
-            let level = level(inverse[l] * x[l], half);
-            products[l] += w[l] * x[l] * level;
-            squares[l] += w[l] * level * level;
-        }
+        let (x, w) = (V::of(*x), V::of(*w));
+        let level = (inverse * x).nearest(-half, half - 1);
+        products = products + w * x * level;
+        squares = squares + w * level * level;
     }
     (products, squares)
 }
 
-/// Scale and codes of levels from −half to half − 1; a code is the level + half, and 0 where all is zero.
-#[inline(always)]
-pub(super) fn symmetric<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    half: i32,
-    weights: &Runs<N, L>,
-) -> ([f32; L], Runs<N, L>) {
-    let (most, extreme) = extremes(x);
-    let mut inverse = extreme.map(|extreme| -half as f32 / extreme);
-    let (products, squares) = symmetric_sums(x, half, weights, &inverse);
-    let (mut scale, mut best) = ([0.0; L], [0.0; L]);
-    for l in 0..L {
-        scale[l] = if squares[l] == 0.0 { 0.0 } else { products[l] / squares[l] };
-        best[l] = scale[l] * products[l];
-    }
-    for step in (-9..=9).filter(|&step| step != 0) {
-        let tried = extreme.map(|extreme| -(half as f32 + 0.1 * step as f32) / extreme);
-        let (products, squares) = symmetric_sums(x, half, weights, &tried);
-        for l in 0..L {
-            let better = squares[l] > 0.0 && products[l] * products[l] > best[l] * squares[l];
-            let found = products[l] / squares[l];
-            scale[l] = if better { found } else { scale[l] };
-            best[l] = if better { found * products[l] } else { best[l] };
-            inverse[l] = if better { tried[l] } else { inverse[l] };
-        }
-    }
-    let mut codes = [[0.0; L]; N];
-    for i in 0..N {
-        for l in 0..L {
-            codes[i][l] = if most[l] < TINY { 0.0 } else { level(inverse[l] * x[i][l], half) + half as f32 };
-        }
-    }
-    for l in 0..L {
-        scale[l] = if most[l] < TINY { 0.0 } else { scale[l] };
-    }
-    (scale, codes)
+by_lanes! {
+    /// Scale and codes of levels from −half to half − 1; a code is the level + half, and 0 where all is zero.
+    pub(super) fn symmetric<const N: usize>(x: &Runs<N>, half: i32, weights: &Runs<N>) -> ([f32; LANES], Runs<N>) = symmetric_body;
 }
 
-/// Scale and codes (level + 4) of levels from −4 to 3: one level after the other moves while that helps.
 #[inline(always)]
-pub(super) fn by_moves<const N: usize, const L: usize>(x: &Runs<N, L>) -> ([f32; L], Runs<N, L>) {
-    const HALF: i32 = 4;
-    let (most, extreme) = extremes(x);
-    let inverse = extreme.map(|extreme| -HALF as f32 / extreme);
-    let (mut products, mut squares, mut levels) = ([0.0; L], [0.0; L], [[0.0; L]; N]);
-    for (x, levels) in x.iter().zip(&mut levels) {
-        for l in 0..L {
-            let level = level(inverse[l] * x[l], HALF);
-            let weight = x[l] * x[l];
-            levels[l] = level;
-            products[l] += weight * x[l] * level;
-            squares[l] += weight * level * level;
-        }
+fn symmetric_body<V: Lanes, const N: usize>(x: &Runs<N>, half: i32, weights: &Runs<N>) -> ([f32; LANES], Runs<N>) {
+    let nothing = V::all(0.0);
+    let (most, extreme) = extremes::<V, N>(x);
+    let mut inverse = V::all(-half as f32) / extreme;
+    let (products, squares) = symmetric_sums(x, half, weights, inverse);
+    let mut scale = V::pick(squares.differs(nothing), products / squares, nothing);
+    let mut best = scale * products;
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let tried = V::all(-(half as f32 + 0.1 * step as f32)) / extreme;
+        let (products, squares) = symmetric_sums(x, half, weights, tried);
+        let better = V::both(nothing.is_less(squares), (best * squares).is_less(products * products));
+        let found = products / squares;
+        scale = V::pick(better, found, scale);
+        best = V::pick(better, found * products, best);
+        inverse = V::pick(better, tried, inverse);
     }
-    let mut live = [true; L];
+    let zero = most.is_less(V::all(TINY));
+    let mut codes = [[0.0; LANES]; N];
+    for (code, x) in codes.iter_mut().zip(x) {
+        let level = (inverse * V::of(*x)).nearest(-half, half - 1) + V::all(half as f32);
+        *code = V::pick(zero, nothing, level).array();
+    }
+    (V::pick(zero, nothing, scale).array(), codes)
+}
+
+by_lanes! {
+    /// Scale and codes (level + 4) of levels from −4 to 3: one level after the other moves while that helps.
+    pub(super) fn by_moves<const N: usize>(x: &Runs<N>) -> ([f32; LANES], Runs<N>) = moves_body;
+}
+
+#[inline(always)]
+fn moves_body<V: Lanes, const N: usize>(x: &Runs<N>) -> ([f32; LANES], Runs<N>) {
+    const HALF: i32 = 4;
+    let nothing = V::all(0.0);
+    let (most, extreme) = extremes::<V, N>(x);
+    let inverse = V::all(-HALF as f32) / extreme;
+    let (mut products, mut squares, mut levels) = (nothing, nothing, [nothing; N]);
+    for (x, stored) in x.iter().zip(&mut levels) {
+        let x = V::of(*x);
+        let (level, weight) = ((inverse * x).nearest(-HALF, HALF - 1), x * x);
+        *stored = level;
+        products = products + weight * x * level;
+        squares = squares + weight * level * level;
+    }
+    let mut live = V::all(1.0);
     for _ in 0..5 {
-        let mut moved = [false; L];
-        for (x, levels) in x.iter().zip(&mut levels) {
-            for l in 0..L {
-                let (weight, old) = (x[l] * x[l], levels[l]);
-                let product = products[l] - weight * x[l] * old;
-                let square = squares[l] - weight * old * old;
-                let level = level(x[l] * square / product, HALF);
-                let (with, squared) = (product + weight * x[l] * level, square + weight * level * level);
-                let better = live[l]
-                    & (product > 0.0)
-                    & (level != old)
-                    & (squared > 0.0)
-                    & (with * with * squares[l] > products[l] * products[l] * squared);
-                levels[l] = if better { level } else { old };
-                products[l] = if better { with } else { products[l] };
-                squares[l] = if better { squared } else { squares[l] };
-                moved[l] |= better;
-            }
+        let mut moved = nothing;
+        for (x, stored) in x.iter().zip(&mut levels) {
+            let (x, old) = (V::of(*x), *stored);
+            let weight = x * x;
+            let product = products - weight * x * old;
+            let square = squares - weight * old * old;
+            let level = (x * square / product).nearest(-HALF, HALF - 1);
+            let (with, squared) = (product + weight * x * level, square + weight * level * level);
+            let may = V::both(nothing.is_less(live), V::both(nothing.is_less(product), level.differs(old)));
+            let helps = (products * products * squared).is_less(with * with * squares);
+            let better = V::both(V::both(may, nothing.is_less(squared)), helps);
+            *stored = V::pick(better, level, old);
+            products = V::pick(better, with, products);
+            squares = V::pick(better, squared, squares);
+            moved = V::pick(better, live, moved);
         }
-        live = std::array::from_fn(|l| live[l] & moved[l]);
-        if live.iter().all(|live| !live) {
+        live = moved;
+        if !V::any(nothing.is_less(live)) {
             break;
         }
     }
-    let mut scale = [0.0; L];
-    for l in 0..L {
-        let zero = most[l] < TINY;
-        scale[l] = if zero || squares[l] <= 0.0 || squares[l].is_nan() { 0.0 } else { products[l] / squares[l] };
-        for levels in &mut levels {
-            levels[l] = if zero { 0.0 } else { levels[l] + HALF as f32 };
-        }
-    }
-    (scale, levels)
+    let zero = most.is_less(V::all(TINY));
+    let scale = V::pick(nothing.is_less(squares), products / squares, nothing);
+    let codes = levels.map(|level| V::pick(zero, nothing, level + V::all(HALF as f32)).array());
+    (V::pick(zero, nothing, scale).array(), codes)
 }
 
 /// How [`affine`] searches.
@@ -269,96 +269,105 @@ pub(super) struct Search {
     pub(super) absolute: bool,
 }
 
-/// Scale, minimum (as it is subtracted) and codes from 0 up. The minimum is not above 0.
+by_lanes! {
+    /// Scale, minimum (as it is subtracted) and codes from 0 up. The minimum is not above 0.
+    pub(super) fn affine<const N: usize>(x: &Runs<N>, weights: &Runs<N>, search: Search) -> ([f32; LANES], [f32; LANES], Runs<N>) = affine_body;
+}
+
+/// (A closure would be compiled on its own, without the vectors of its caller.)
 #[inline(always)]
-pub(super) fn affine<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    weights: &Runs<N, L>,
+fn loss<V: Lanes>(error: V, absolute: bool) -> V {
+    if absolute { error.abs() } else { error * error }
+}
+
+#[inline(always)]
+fn affine_body<V: Lanes, const N: usize>(
+    x: &Runs<N>,
+    weights: &Runs<N>,
     search: Search,
-) -> ([f32; L], [f32; L], Runs<N, L>) {
+) -> ([f32; LANES], [f32; LANES], Runs<N>) {
     let Search { top, first, step, steps, absolute } = search;
-    let (mut low, mut high) = (x[0], x[0]);
-    let (mut total, mut total_x) = ([0.0; L], [0.0; L]);
-    for l in 0..L {
-        (total[l], total_x[l]) = (weights[0][l], weights[0][l] * x[0][l]);
-    }
+    let nothing = V::all(0.0);
+    let (mut low, mut high) = (V::of(x[0]), V::of(x[0]));
+    let mut total = V::of(weights[0]);
+    let mut total_x = total * low;
     for (x, w) in x.iter().zip(weights).skip(1) {
-        for l in 0..L {
-            low[l] = if x[l] < low[l] { x[l] } else { low[l] };
-            high[l] = if x[l] > high[l] { x[l] } else { high[l] };
-            total[l] += w[l];
-            total_x[l] += w[l] * x[l];
-        }
+        let (x, w) = (V::of(*x), V::of(*w));
+        low = x.least(low);
+        high = x.most(high);
+        total = total + w;
+        total_x = total_x + w * x;
     }
-    let low = low.map(|low| if low > 0.0 { 0.0 } else { low });
-    let code = |inverse: f32, x: f32, low: f32| nearest(inverse * (x - low)).clamp(0, top) as f32;
-    let error = |w: f32, scale: f32, code: f32, low: f32, x: f32| {
-        let error = scale * code + low - x;
-        w * if absolute { error.abs() } else { error * error }
-    };
-    let (mut inverse, mut scale, mut minimum, mut best) = ([0.0; L], [0.0; L], low, [0.0; L]);
+    let low = V::pick(nothing.is_less(low), nothing, low);
+    let (mut inverse, mut minimum, mut best) = (V::all(top as f32) / (high - low), low, nothing);
+    let mut scale = V::all(1.0) / inverse;
     // What the codes come of: the minimum of the step before the one that found the last.
     let mut origin = low;
-    for l in 0..L {
-        inverse[l] = top as f32 / (high[l] - low[l]);
-        scale[l] = 1.0 / inverse[l];
-    }
     for (x, w) in x.iter().zip(weights) {
-        for l in 0..L {
-            best[l] += error(w[l], scale[l], code(inverse[l], x[l], low[l]), low[l], x[l]);
-        }
+        let x = V::of(*x);
+        let code = (inverse * (x - low)).nearest(0, top);
+        best = best + V::of(*w) * loss(scale * code + low - x, absolute);
     }
-    let mut codes = [[0.0; L]; N];
+    let mut codes = [nothing; N];
     for number in 0..=steps {
-        let mut tried = [0.0; L];
-        for l in 0..L {
-            tried[l] = (first + step * number as f32 + top as f32) / (high[l] - minimum[l]);
+        let tried = V::all(first + step * number as f32 + top as f32) / (high - minimum);
+        let (mut sum, mut squares, mut products) = (nothing, nothing, nothing);
+        for ((x, w), stored) in x.iter().zip(weights).zip(&mut codes) {
+            let x = V::of(*x);
+            let code = (tried * (x - minimum)).nearest(0, top);
+            *stored = code;
+            let weighted = V::of(*w) * code;
+            sum = sum + weighted;
+            squares = squares + weighted * code;
+            products = products + weighted * x;
         }
-        let (mut sum, mut squares, mut products) = ([0.0; L], [0.0; L], [0.0; L]);
-        for ((x, w), codes) in x.iter().zip(weights).zip(&mut codes) {
-            for l in 0..L {
-                let code = code(tried[l], x[l], minimum[l]);
-                codes[l] = code;
-                sum[l] += w[l] * code;
-                squares[l] += w[l] * code * code;
-                products[l] += w[l] * code * x[l];
-            }
+        let determinant = total * squares - sum * sum;
+        let least = (squares * total_x - sum * products) / determinant;
+        let found = (total * products - total_x * sum) / determinant;
+        let positive = nothing.is_less(least);
+        let found = V::pick(positive, products / squares, found);
+        let least = V::pick(positive, nothing, least);
+        let mut errors = nothing;
+        for ((x, w), code) in x.iter().zip(weights).zip(&codes) {
+            errors = errors + V::of(*w) * loss(found * *code + least - V::of(*x), absolute);
         }
-        let (mut determinant, mut found, mut least) = ([0.0; L], [0.0; L], [0.0; L]);
-        for l in 0..L {
-            determinant[l] = total[l] * squares[l] - sum[l] * sum[l];
-            found[l] = (total[l] * products[l] - total_x[l] * sum[l]) / determinant[l];
-            least[l] = (squares[l] * total_x[l] - sum[l] * products[l]) / determinant[l];
-            let positive = least[l] > 0.0;
-            found[l] = if positive { products[l] / squares[l] } else { found[l] };
-            least[l] = if positive { 0.0 } else { least[l] };
-        }
-        let mut errors = [0.0; L];
-        for ((x, w), codes) in x.iter().zip(weights).zip(&codes) {
-            for l in 0..L {
-                errors[l] += error(w[l], found[l], codes[l], least[l], x[l]);
-            }
-        }
-        for l in 0..L {
-            let better = determinant[l] > 0.0 && errors[l] < best[l];
-            best[l] = if better { errors[l] } else { best[l] };
-            inverse[l] = if better { tried[l] } else { inverse[l] };
-            origin[l] = if better { minimum[l] } else { origin[l] };
-            scale[l] = if better { found[l] } else { scale[l] };
-            minimum[l] = if better { least[l] } else { minimum[l] };
-        }
+        let better = V::both(nothing.is_less(determinant), errors.is_less(best));
+        best = V::pick(better, errors, best);
+        inverse = V::pick(better, tried, inverse);
+        origin = V::pick(better, minimum, origin);
+        scale = V::pick(better, found, scale);
+        minimum = V::pick(better, least, minimum);
     }
-    for (x, codes) in x.iter().zip(&mut codes) {
-        for l in 0..L {
-            codes[l] = if high[l] <= low[l] { 0.0 } else { code(inverse[l], x[l], origin[l]) };
-        }
+    let rises = low.is_less(high);
+    let mut found = [[0.0; LANES]; N];
+    for (code, x) in found.iter_mut().zip(x) {
+        *code = V::pick(rises, (inverse * (V::of(*x) - origin)).nearest(0, top), nothing).array();
     }
-    for l in 0..L {
-        let flat = high[l] <= low[l];
-        scale[l] = if flat { 0.0 } else { scale[l] };
-        minimum[l] = if flat { -low[l] } else { -minimum[l] };
+    let (scale, minimum) = (V::pick(rises, scale, nothing), V::pick(rises, minimum, low));
+    (scale.array(), minimum.array().map(|minimum| -minimum), found)
+}
+
+by_lanes! {
+    /// The codes of values under scales and minima as they are stored, within bounds; those found before stay where a scale is 0.
+    pub(super) fn again<const N: usize>(x: &Runs<N>, found: &Runs<N>, scales: &[f32; LANES], minima: &[f32; LANES], bounds: (i32, i32)) -> Runs<N> = again_body;
+}
+
+#[inline(always)]
+fn again_body<V: Lanes, const N: usize>(
+    x: &Runs<N>,
+    found: &Runs<N>,
+    scales: &[f32; LANES],
+    minima: &[f32; LANES],
+    (low, high): (i32, i32),
+) -> Runs<N> {
+    let (scales, minima) = (V::of(*scales), V::of(*minima));
+    let stays = scales.differs(V::all(0.0));
+    let mut codes = [[0.0; LANES]; N];
+    for ((code, x), found) in codes.iter_mut().zip(x).zip(found) {
+        let level = ((V::of(*x) + minima) / scales).nearest(low, high) - V::all(low as f32);
+        *code = V::pick(stays, level, V::of(*found)).array();
     }
-    (scale, minimum, codes)
+    codes
 }
 
 /// Scale and codes from 0 to `top` of values that are not negative.

@@ -3,14 +3,15 @@
 // Blocks are arrays of a fixed length; what indexes them counts up to it, or is a code that was masked.
 #![allow(clippy::indexing_slicing)]
 
-use super::block::{Block, Importance, each, f16, half, inverse, multiples, nibbles, number, to_nibbles};
+use super::block::{Block, Importance, f16, half, inverse, multiples, nibbles, number, to_nibbles};
 use super::fit::{Runs, extreme, extremes, map, nearest, runs, square_sum, weighted};
 use crate::formats::{Choices, Levels};
+use crate::simd::lanes::{LANES, Lanes, by_lanes};
 
 pub(super) struct Iq4Nl;
 pub(super) struct Iq4Xs;
 
-static LEVELS: [f32; 16] =
+const LEVELS: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 
 /// The code of the level nearest to a number, of two the upper; of what is no number the last.
@@ -23,14 +24,44 @@ fn code(x: f32) -> u8 {
     code
 }
 
-/// The level nearest to a number: what [`code`] stands for, without looking it up.
+/// Between the level of a code and the one before it.
+const fn middle(code: usize) -> f32 {
+    0.5 * (LEVELS[code - 1] + LEVELS[code])
+}
+
+/// `of(first)`, `of(first + step)` … of codes; what is beyond the last is never looked up.
+macro_rules! every {
+    ($of:expr, $first:literal, $step:literal) => {{
+        let mut table = [0.0; 8];
+        let mut k = 0;
+        while $first + $step * k < 16 {
+            table[k] = $of($first + $step * k);
+            k += 1;
+        }
+        table
+    }};
+}
+
+const fn nth(code: usize) -> f32 {
+    LEVELS[code]
+}
+
+static FOURTHS: [f32; 8] = every!(middle, 4, 8);
+static EIGHTHS: [f32; 8] = every!(middle, 2, 4);
+static SIXTEENTHS: [f32; 8] = every!(middle, 1, 2);
+static EVEN: [f32; 8] = every!(nth, 0, 2);
+static ODD: [f32; 8] = every!(nth, 1, 2);
+
+/// The levels nearest to numbers, of two the upper: what [`code`] stands for, by halving.
 #[inline(always)]
-fn level(x: f32) -> f32 {
-    let mut level = LEVELS[0];
-    for pair in LEVELS.windows(2) {
-        level += if is_below(x, 0.5 * (pair[0] + pair[1])) { 0.0 } else { pair[1] - pair[0] };
+fn level<V: Lanes>(x: V) -> V {
+    let (nothing, one) = (V::all(0.0), V::all(1.0));
+    let mut code = V::pick(x.is_less(V::all(middle(8))), nothing, one);
+    for table in [&FOURTHS, &EIGHTHS] {
+        let below = x.is_less(code.entry(table));
+        code = code + code + V::pick(below, nothing, one);
     }
-    level
+    V::pick(x.is_less(code.entry(&SIXTEENTHS)), code.entry(&EVEN), code.entry(&ODD))
 }
 
 #[inline(always)]
@@ -40,38 +71,37 @@ fn is_below(x: f32, middle: f32) -> bool {
 
 /// Σ w·level·x and Σ w·level² of each run, under the inverse of its scale.
 #[inline(always)]
-fn sums<const L: usize>(x: &Runs<32, L>, weights: &Runs<32, L>, inverse: &[f32; L]) -> ([f32; L], [f32; L]) {
-    let (mut products, mut squares) = ([0.0; L], [0.0; L]);
+fn sums<V: Lanes, const N: usize>(x: &Runs<N>, weights: &Runs<N>, inverse: V) -> (V, V) {
+    let (mut products, mut squares) = (V::all(0.0), V::all(0.0));
     for (x, w) in x.iter().zip(weights) {
-        for l in 0..L {
-            let level = level(inverse[l] * x[l]);
-            products[l] += w[l] * level * x[l];
-            squares[l] += w[l] * level * level;
-        }
+        let (x, w) = (V::of(*x), V::of(*w));
+        let level = level(inverse * x);
+        products = products + w * level * x;
+        squares = squares + w * level * level;
     }
     (products, squares)
 }
 
-/// The scales under which the weighted error of runs is least.
+by_lanes! {
+    /// The scales under which the weighted error of runs is least.
+    fn fit<const N: usize>(x: &Runs<N>, weights: &Runs<N>) -> [f32; LANES] = fit_body;
+}
+
 #[inline(always)]
-fn fit<const L: usize>(x: &Runs<32, L>, weights: &Runs<32, L>) -> [f32; L] {
-    let (_, extremes) = extremes(x);
-    let (products, squares) = sums(x, weights, &extremes.map(|extreme| 1.0 / (-extreme / LEVELS[0])));
-    let (mut scale, mut best) = ([0.0; L], [0.0; L]);
-    for l in 0..L {
-        scale[l] = if squares[l] > 0.0 { products[l] / squares[l] } else { 0.0 };
-        best[l] = scale[l] * products[l];
-    }
+fn fit_body<V: Lanes, const N: usize>(x: &Runs<N>, weights: &Runs<N>) -> [f32; LANES] {
+    let nothing = V::all(0.0);
+    let (most, extreme) = extremes::<V, N>(x);
+    let (products, squares) = sums(x, weights, V::all(1.0) / ((nothing - extreme) / V::all(LEVELS[0])));
+    let mut scale = V::pick(nothing.is_less(squares), products / squares, nothing);
+    let mut best = scale * products;
     for step in -7..=7 {
-        let (products, squares) = sums(x, weights, &extremes.map(|extreme| (step as f32 + LEVELS[0]) / extreme));
-        for l in 0..L {
-            let better = squares[l] > 0.0 && products[l] * products[l] > best[l] * squares[l];
-            let found = products[l] / squares[l];
-            scale[l] = if better { found } else { scale[l] };
-            best[l] = if better { found * products[l] } else { best[l] };
-        }
+        let (products, squares) = sums(x, weights, V::all(step as f32 + LEVELS[0]) / extreme);
+        let better = V::both(nothing.is_less(squares), (best * squares).is_less(products * products));
+        let found = products / squares;
+        scale = V::pick(better, found, scale);
+        best = V::pick(better, found * products, best);
     }
-    std::array::from_fn(|l| if extremes[l].abs() < 1e-15 { 0.0 } else { scale[l] })
+    V::pick(most.is_less(V::all(1e-15)), nothing, scale).array()
 }
 
 impl Block<32, 18, 1> for Iq4Nl {
@@ -101,11 +131,11 @@ impl Block<32, 18, 1> for Iq4Nl {
 
     #[inline(always)]
     fn encode(x: &[[f32; 32]], importance: Option<Importance<'_, 32>>, blocks: &mut [[u8; 18]]) {
-        let all = runs::<32, 8>(x.as_flattened());
+        let all = runs::<32>(x.as_flattened());
         let weights = match importance {
             None => map(&all, |x| x * x),
             Some(importance) => {
-                let mut squares = [0.0; 8];
+                let mut squares = [0.0; LANES];
                 squares.iter_mut().zip(x).for_each(|(square, x)| *square = square_sum(x) * (2.0 / 32.0));
                 weighted(&all, &runs(importance.weights.as_flattened()), &squares)
             }
@@ -187,25 +217,40 @@ impl Block<256, 136, 8> for Iq4Xs {
 
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 136]]) {
-        for (x, importance, block) in each(x, importance, blocks) {
-            let all = runs::<32, 8>(x);
+        for (number, (x, blocks)) in x.chunks(2).zip(blocks.chunks_mut(2)).enumerate() {
+            let all = runs::<32>(x.as_flattened());
             let weights = match importance {
                 None => map(&all, |x| x * x),
-                Some(weights) => weighted(&all, &runs(weights), &[square_sum(x) * (2.0 / 256.0); 8]),
+                Some(importance) => {
+                    let mut squares = [0.0; LANES];
+                    squares
+                        .chunks_exact_mut(8)
+                        .zip(x)
+                        .for_each(|(squares, x)| squares.fill(square_sum(x) * (2.0 / 256.0)));
+                    weighted(&all, &runs(importance.weights[2 * number..][..x.len()].as_flattened()), &squares)
+                }
             };
             let own = fit(&all, &weights);
-            let d = -extreme(&own) / 32.0;
-            let inverse_d = inverse(d);
-            let scales = own.map(|scale| nearest(inverse_d * scale).clamp(-32, 31));
-            block[..2].copy_from_slice(&half(d));
-            to_xs_scales(&scales, block);
-            let mut codes = [0; 256];
-            for ((x, codes), scale) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).zip(scales) {
-                // Of the unit as it was found, not as it is stored.
-                let inverse = inverse(d * scale as f32);
-                codes.iter_mut().zip(x).for_each(|(stored, x)| *stored = code(x * inverse));
+            for ((x, block), own) in x.iter().zip(blocks).zip(own.as_chunks().0) {
+                encode_xs(x, own, block);
             }
-            Self::pack(&codes, block);
         }
     }
+}
+
+/// A block whose scales have been found.
+#[inline(always)]
+fn encode_xs(x: &[f32; 256], own: &[f32; 8], block: &mut [u8; 136]) {
+    let d = -extreme(own) / 32.0;
+    let inverse_d = inverse(d);
+    let scales = own.map(|scale| nearest(inverse_d * scale).clamp(-32, 31));
+    block[..2].copy_from_slice(&half(d));
+    to_xs_scales(&scales, block);
+    let mut codes = [0; 256];
+    for ((x, codes), scale) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).zip(scales) {
+        // Of the unit as it was found, not as it is stored.
+        let inverse = inverse(d * scale as f32);
+        codes.iter_mut().zip(x).for_each(|(stored, x)| *stored = code(x * inverse));
+    }
+    Iq4Xs::pack(&codes, block);
 }

@@ -5,10 +5,11 @@
 
 use super::block::{Block, Importance, each, f16, half, multiples, nibbles, number, to_nibbles};
 use super::fit::{
-    self, Runs, Search, affine, by_moves, codes, extreme, map, nearest, positive, runs, square_sum, sums, symmetric,
-    weighted,
+    self, Runs, Search, affine, again, by_moves, codes, extreme, map, nearest, positive, runs, square_sum, sums,
+    symmetric, weighted,
 };
 use crate::formats::{Choices, Levels};
+use crate::simd::lanes::LANES;
 
 pub(super) struct Q2K;
 pub(super) struct Q3K;
@@ -66,23 +67,6 @@ fn to_bits(codes: &[u8; 256], shift: u32, bytes: &mut [u8]) {
     }
 }
 
-/// The codes of values under scales and minima as they are stored; those found before stay where a scale is 0.
-#[inline(always)]
-fn again<const N: usize, const L: usize>(
-    x: &Runs<N, L>,
-    found: &mut Runs<N, L>,
-    scales: &[f32; L],
-    minima: &[f32; L],
-    (low, high): (i32, i32),
-) {
-    for (x, found) in x.iter().zip(found) {
-        for l in 0..L {
-            let code = nearest((x[l] + minima[l]) / scales[l]).clamp(low, high) - low;
-            found[l] = if scales[l] == 0.0 { found[l] } else { code as f32 };
-        }
-    }
-}
-
 /// A scale and whole multiples of it that come near to all of some scales: the largest gets `top`.
 #[inline(always)]
 fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
@@ -97,8 +81,8 @@ fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
 
 /// The weights of values where inputs are known.
 #[inline(always)]
-fn by_importance<const N: usize, const L: usize>(x: &Runs<N, L>, weights: &[f32; 256], square: f32) -> Runs<N, L> {
-    weighted(x, &runs(weights), &[square; L])
+fn by_importance(x: &Runs<16>, weights: &[f32; 256], square: f32) -> Runs<16> {
+    weighted(x, &runs(weights), &[square; LANES])
 }
 
 /// What is searched where inputs are known.
@@ -183,37 +167,66 @@ fn scales_and_minima_choices<const B: usize>(blocks: &[[u8; B]]) -> (Choices, Ch
     )
 }
 
-/// Units, scales, minima and codes of Q4_K and Q5_K, the first sixteen bytes of which are put in place.
+/// Q4_K and Q5_K: units, scales and minima, which are the first sixteen bytes, and codes, which `put` puts into the rest.
 #[inline(always)]
-fn encode_affine(x: &[f32; 256], importance: Option<&[f32; 256]>, search: Search, bytes: &mut [u8]) -> [u8; 256] {
-    let top = search.top;
-    let runs = runs::<32, 8>(x);
-    let (weights, search) = match importance {
-        Some(weights) => (by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0), known(top)),
-        None => {
-            let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
-            let mut weights = map(&runs, f32::abs);
-            weights
-                .iter_mut()
-                .for_each(|weights| weights.iter_mut().zip(&squares).for_each(|(w, square)| *w += square));
-            (weights, search)
+fn encode_affine<const B: usize>(
+    x: &[[f32; 256]],
+    importance: Option<Importance<'_, 256>>,
+    search: Search,
+    blocks: &mut [[u8; B]],
+    put: impl Fn(&[u8; 256], &mut [u8; B]),
+) {
+    for (number, (x, blocks)) in x.chunks(2).zip(blocks.chunks_mut(2)).enumerate() {
+        let runs = runs::<32>(x.as_flattened());
+        let (weights, search) = match importance {
+            Some(importance) => {
+                let mut squares = [0.0; LANES];
+                squares.chunks_exact_mut(8).zip(x).for_each(|(squares, x)| squares.fill(2.0 * square_sum(x) / 256.0));
+                let weights = &importance.weights[2 * number..][..x.len()];
+                (weighted(&runs, &fit::runs(weights.as_flattened()), &squares), known(search.top))
+            }
+            None => {
+                let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());
+                let mut weights = map(&runs, f32::abs);
+                for weights in &mut weights {
+                    weights.iter_mut().zip(&squares).for_each(|(w, square)| *w += square);
+                }
+                (weights, search)
+            }
+        };
+        let (own, own_minima, found) = affine(&runs, &weights, search);
+        let totals = importance.map(|_| sums(&weights));
+        let (mut scales, mut minima) = ([0.0; LANES], [0.0; LANES]);
+        for (at, block) in blocks.iter_mut().enumerate() {
+            let range = 8 * at..8 * at + 8;
+            let totals = totals.as_ref().map(|totals| &totals[range.clone()]);
+            put_scales_and_minima(&own[range.clone()], &own_minima[range.clone()], totals, block);
+            scales[range.clone()].copy_from_slice(&scales_of(block));
+            minima[range].copy_from_slice(&offsets_of(block).map(|offset| -offset));
+        }
+        let all: [u8; 512] = codes(&again(&runs, &found, &scales, &minima, (0, search.top)));
+        blocks.iter_mut().zip(all.as_chunks().0).for_each(|(block, codes)| put(codes, block));
+    }
+}
+
+/// The first sixteen bytes of Q4_K and Q5_K: eight scales and minima under two units, by the weights of runs where inputs are known.
+#[inline(always)]
+fn put_scales_and_minima(own: &[f32], own_minima: &[f32], totals: Option<&[f32]>, bytes: &mut [u8]) {
+    let shared = |own: &[f32]| {
+        let mut eight = [0.0; 8];
+        eight.copy_from_slice(own);
+        match totals.and_then(<[f32]>::first_chunk) {
+            Some(totals) => positive(&eight, 63, totals),
+            None => {
+                let (unit, numbers) = shared(&eight, 63);
+                (unit, numbers.map(|number| (number as u8).min(63)))
+            }
         }
     };
-    let (own, own_minima, mut found) = affine(&runs, &weights, search);
-    let totals = importance.map(|_| sums(&weights));
-    let shared = |own: &[f32; 8]| match &totals {
-        Some(totals) => positive(own, 63, totals),
-        None => {
-            let (unit, numbers) = shared(own, 63);
-            (unit, numbers.map(|number| (number as u8).min(63)))
-        }
-    };
-    let ((d, scales), (dmin, minima)) = (shared(&own), shared(&own_minima));
+    let ((d, scales), (dmin, minima)) = (shared(own), shared(own_minima));
     bytes[..2].copy_from_slice(&half(d));
     bytes[2..4].copy_from_slice(&half(dmin));
     to_scales_and_minima(&scales, &minima, &mut bytes[4..16]);
-    again(&runs, &mut found, &scales_of(bytes), &offsets_of(bytes).map(|offset| -offset), (0, top));
-    codes(&found)
 }
 
 impl Block<256, 84, 16> for Q2K {
@@ -264,7 +277,7 @@ impl Block<256, 84, 16> for Q2K {
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 84]]) {
         for (x, importance, block) in each(x, importance, blocks) {
-            let runs = runs::<16, 16>(x);
+            let runs = runs::<16>(x);
             let (weights, search) = match importance {
                 Some(weights) => (by_importance(&runs, weights, square_sum(x) / 256.0), known(3)),
                 None => {
@@ -287,7 +300,7 @@ impl Block<256, 84, 16> for Q2K {
             }
             block[80..82].copy_from_slice(&half(d));
             block[82..].copy_from_slice(&half(dmin));
-            again(&runs, &mut found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
+            found = again(&runs, &found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
             Self::pack(&codes(&found), block);
         }
     }
@@ -333,14 +346,15 @@ impl Block<256, 110, 16> for Q3K {
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 110]]) {
         for (x, importance, block) in each(x, importance, blocks) {
-            let runs = runs::<16, 16>(x);
+            let runs = runs::<16>(x);
             let (d, scales, mut found);
             if let Some(weights) = importance {
                 let weights = by_importance(&runs, weights, 2.0 * square_sum(x) / 256.0);
                 let (own, codes) = symmetric(&runs, 4, &weights);
                 let totals = sums(&weights);
-                let ([unit], numbers) = symmetric(&own.map(|scale| [scale]), 32, &totals.map(|total| [total]));
-                (d, scales) = (unit, numbers.map(|[number]| number as i32 - 32));
+                // One run, beside which the other lanes are empty.
+                let ([unit, ..], numbers) = symmetric::<16>(&fit::runs(&own), 32, &fit::runs(&totals));
+                (d, scales) = (unit, numbers.map(|number| number[0] as i32 - 32));
                 found = codes;
             } else {
                 let (own, codes) = by_moves(&runs);
@@ -352,7 +366,7 @@ impl Block<256, 110, 16> for Q3K {
             }
             block[108..].copy_from_slice(&half(d));
             to_q3_scales(&scales, &mut block[96..108]);
-            again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-4, 3));
+            found = again(&runs, &found, &Self::scales(block), &[0.0; 16], (-4, 3));
             Self::pack(&codes(&found), block);
         }
     }
@@ -395,11 +409,8 @@ impl Block<256, 144, 8> for Q4K {
 
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 144]]) {
-        for (x, importance, block) in each(x, importance, blocks) {
-            let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
-            let codes = encode_affine(x, importance, search, block);
-            Self::pack(&codes, block);
-        }
+        let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
+        encode_affine(x, importance, search, blocks, Self::pack);
     }
 }
 
@@ -442,11 +453,8 @@ impl Block<256, 176, 8> for Q5K {
 
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 176]]) {
-        for (x, importance, block) in each(x, importance, blocks) {
-            let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
-            let codes = encode_affine(x, importance, search, block);
-            Self::pack(&codes, block);
-        }
+        let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
+        encode_affine(x, importance, search, blocks, Self::pack);
     }
 }
 
@@ -502,7 +510,7 @@ impl Block<256, 210, 16> for Q6K {
     #[inline(always)]
     fn encode(x: &[[f32; 256]], importance: Option<Importance<'_, 256>>, blocks: &mut [[u8; 210]]) {
         for (x, importance, block) in each(x, importance, blocks) {
-            let runs = runs::<16, 16>(x);
+            let runs = runs::<16>(x);
             let weights = importance.map_or_else(|| map(&runs, |x| x * x), |weights| fit::runs(weights));
             let (own, mut found) = symmetric(&runs, 32, &weights);
             let most = extreme(&own);
@@ -515,7 +523,7 @@ impl Block<256, 210, 16> for Q6K {
             for (stored, scale) in block[192..208].iter_mut().zip(own) {
                 *stored = nearest(inverse * scale).min(127) as u8;
             }
-            again(&runs, &mut found, &Self::scales(block), &[0.0; 16], (-32, 31));
+            found = again(&runs, &found, &Self::scales(block), &[0.0; 16], (-32, 31));
             Self::pack(&codes(&found), block);
         }
     }

@@ -203,7 +203,8 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
     let before = models[base].loss;
     let gain = before - models[apart].loss;
     for (number, (model, own)) in models.iter_mut().zip(sums).enumerate() {
-        model.gain_kept = (gain.abs() > 1e-9).then(|| (before - model.loss) / gain);
+        // Of an adapter that raises the loss nothing is gained that could be kept.
+        model.gain_kept = (gain > 1e-9).then(|| (before - model.loss) / gain);
         let tokens = own.window_kl.len() * task.scored();
         let behaviour =
             Behaviour::new(&own.window_kl, &sums[base].window_kl, model.top1, tokens, format!("of {}", task.text));
@@ -213,13 +214,13 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
         }
         let mut verdict = behaviour.verdict();
         match model.gain_kept.filter(|gain| gain.is_finite()) {
-            Some(kept) if gain > 0.0 => {
+            Some(kept) => {
                 verdict.text += &format!(
                     "; it keeps {:.1} % of what the adapter gains in loss",
                     (1000.0 * kept).round() / 10.0 + 0.0
                 )
             }
-            Some(_) => verdict.text += "; the adapter does not lower the loss on this text",
+            None if gain < -1e-9 => verdict.text += "; the adapter does not lower the loss on this text",
             None => {}
         }
         model.verdict = Some(verdict);

@@ -4,6 +4,8 @@
 mod gguf;
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
@@ -14,6 +16,8 @@ use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
 const FUEL: u64 = 10_000_000;
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the sequences that a model is used on begin.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +88,7 @@ impl Tokenizer {
     fn of_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
         let TokenizerKeys { tokenizer, begin, stop, special, template } =
             read_tokenizer(metadata).map_err(|error| error.in_file(path))?;
-        let inner = serde_json::from_value(tokenizer).map_err(|error| {
+        let inner = guarded(|| serde_json::from_value(tokenizer)).map_err(|error| {
             Error::new(Kind::Malformed, format!("its keys describe no tokenizer: {error}"))
                 .in_file(path)
                 .with_hint("take another GGUF file of the model")
@@ -103,8 +107,11 @@ impl Tokenizer {
         };
         let path = folder.path_of("tokenizer.json");
         let inner = folder.small("tokenizer.json", MAX_TOKENIZER)?.unwrap_or_default();
-        let inner = tokenizers::Tokenizer::from_bytes(inner)
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(inner))
             .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
+        // As long as a text is: training cuts and fills up its examples, and may have saved that with it.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
         let json = |name: &str| -> Result<Option<Value>> {
             let parsed = text_of(folder, name)?.map(|text| json::parse(&text));
             parsed.transpose().map_err(|error| broken(&folder.path_of(name), format!("not JSON: {error}")))
@@ -162,8 +169,7 @@ impl Tokenizer {
 
     /// Tokens of a text, without any that the tokenizer would put around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
-        let encoding = encoding
+        let encoding = guarded(|| self.inner.encode_fast(text, false))
             .map_err(|error| Error::new(Kind::Mismatch, format!("cannot encode: {error}")).in_file(&self.path))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -177,8 +183,7 @@ impl Tokenizer {
 
     /// Text of some tokens, without special ones.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner
-            .decode(tokens, true)
+        guarded(|| self.inner.decode(tokens, true))
             .map_err(|error| Error::new(Kind::Mismatch, format!("cannot decode: {error}")).in_file(&self.path))
     }
 
@@ -209,30 +214,40 @@ impl Tokenizer {
         let Some((path, template)) = &self.template else {
             return Err(bad(&self.path, "the model has no chat template beside it".into()));
         };
-        // Marks for training that jinja does not know.
-        let template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "");
-        let mut environment = Environment::new();
-        if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
-            environment.set_syntax(syntax);
+        let (send, rendered) = mpsc::channel();
+        let (template, special, message) = (template.clone(), self.special.clone(), message.to_owned());
+        // Lists of lists are walked without fuel, so that the time is bounded too.
+        std::thread::spawn(move || send.send(rendered_by(&template, &special, &message)));
+        match rendered.recv_timeout(PATIENCE) {
+            Ok(rendered) => rendered.map_err(|error| bad(path, format!("the chat template fails: {error}"))),
+            Err(_) => Err(bad(path, format!("the chat template has not ended after {} s", PATIENCE.as_secs()))),
         }
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> std::result::Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-            },
-        );
-        // A fixed date keeps the same prompt the same prompt.
-        environment.add_function("strftime_now", |_: String| "01 Jan 2025".to_owned());
-        let messages = [context! { role => "user", content => message }];
-        let special = minijinja::Value::from_pairs(self.special.iter().map(|(key, text)| (*key, text.clone())));
-        let values = context! { messages, add_generation_prompt => true, tools => (), ..special };
-        environment
-            .template_from_str(&template)
-            .and_then(|template| template.render(values))
-            .map_err(|error| bad(path, format!("the chat template fails: {error}")))
     }
+}
+
+/// One user message as a template writes it.
+fn rendered_by(
+    template: &str,
+    special: &[(&'static str, String)],
+    message: &str,
+) -> std::result::Result<String, minijinja::Error> {
+    // Marks for training that jinja does not know.
+    let template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+    let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+    });
+    // A fixed date keeps the same prompt the same prompt.
+    environment.add_function("strftime_now", |_: String| "01 Jan 2025".to_owned());
+    let messages = [context! { role => "user", content => message }];
+    let special = minijinja::Value::from_pairs(special.iter().map(|(key, text)| (*key, text.clone())));
+    let values = context! { messages, add_generation_prompt => true, tools => (), ..special };
+    environment.template_from_str(&template).and_then(|template| template.render(values))
 }
 
 fn has_tokenizer(folder: &dyn Store) -> bool {
@@ -250,11 +265,21 @@ fn has_own(base: &Checkpoint) -> bool {
 /// What a tokenizer's own rules put before a text.
 fn put_before(tokenizer: &tokenizers::Tokenizer) -> Vec<u32> {
     const TEXT: &str = "a";
-    let encode = |special| tokenizer.encode_fast(TEXT, special);
+    let encode = |special| guarded(|| tokenizer.encode_fast(TEXT, special));
     let (Ok(alone), Ok(with)) = (encode(false), encode(true)) else { return Vec::new() };
     let (alone, with) = (alone.get_ids(), with.get_ids());
     let at = with.windows(alone.len().max(1)).position(|window| window == alone);
     with[..at.unwrap_or(0)].to_vec()
+}
+
+/// What the library of tokenizers makes of a file; it panics at some that contradict themselves, as one whose template names a token that is none.
+fn guarded<T, E: std::fmt::Display>(
+    call: impl FnOnce() -> std::result::Result<T, E>,
+) -> std::result::Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it contradicts itself".to_owned()),
+    }
 }
 
 fn broken(path: &Path, problem: String) -> Error {

@@ -277,6 +277,7 @@ class VerifySummary(Record):
     weights: int
     applied: int
     lost: int
+    differing: int
     absent: int
     undecided: int
     survival: Optional[float]
@@ -296,6 +297,7 @@ class VerifiedWeight(Record):
     noise_to_delta: Optional[float]
     delta_rms: float
     changed_fraction: float
+    beyond_fraction: Optional[float]
 
 
 class Verification(Record):

@@ -193,7 +193,7 @@ pub(crate) struct CombineArgs {
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     pub(crate) dtype: String,
-    /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation, and so will the new one.
+    /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ initialisation, and so will the new one.
     #[arg(long, hide_short_help = true)]
     pub(crate) base_is_residual: bool,
     /// Replace an existing output.

@@ -133,7 +133,7 @@ pub(crate) struct Meaning {
     /// Leave out adapter tensors that match nothing in the base (they are listed in the report).
     #[arg(long)]
     pub(crate) allow_unused: bool,
-    /// The base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
+    /// The base already is the residual model of a PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ initialisation.
     #[arg(long, hide_short_help = true)]
     pub(crate) base_is_residual: bool,
     /// Take an adapter to mean what PEFT's merge writes, where that contradicts its own forward pass.

@@ -333,6 +333,7 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 /// What would be done.
 fn planned(inputs: &Inputs, plan: &Plan, output: &Path, args: &Running, expected: &Estimate) -> error::Result<Planned> {
     args.report.as_deref().map(page::form).transpose()?;
+    merge::refuse_file_name(output, plan)?;
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
     if !qmerge_store::is_address(output) {

@@ -45,18 +45,30 @@ impl Made<'_> {
         self.compare(merged);
     }
 
+    /// Compares a merge with the adapter kept apart, and nothing before.
+    pub(super) fn only_compare(&self, merged: &Path) {
+        if let Some(line) = self.comparison(merged) {
+            show::next(&line);
+        }
+    }
+
     /// Compares a merge with the adapter kept apart.
-    pub(super) fn compare(&self, merged: &Path) {
+    fn compare(&self, merged: &Path) {
+        if let Some(line) = self.comparison(merged) {
+            show::then(&format!("and with a text of yours in {TEXT}"), &line);
+        }
+    }
+
+    fn comparison(&self, merged: &Path) -> Option<String> {
         let adapters =
             self.sources.adapter.iter().chain(&self.tuned.tuned).filter_map(|text| adapter_and_weight(text).ok());
         let mut folders: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
         folders.push(self.sources.base().to_owned());
         if !merged.is_dir() || !runs(self.sources.base()) || !folders.iter().any(|folder| has_tokenizer(folder)) {
-            return;
+            return None;
         }
         let more = ["--merged".to_owned(), named(merged), "--text".into(), TEXT.into()];
-        let about = format!("and with a text of yours in {TEXT}");
-        show::then(&about, &line("compare", [self.words(), more.into()].concat()));
+        Some(line("compare", [self.words(), more.into()].concat()))
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
         let made = Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling };
         match found.answer {
             Answer::Yes => made.try_and_compare(&args.merged),
-            Answer::Undecided => made.compare(&args.merged),
+            Answer::Undecided => made.only_compare(&args.merged),
             Answer::No => made.merge(Path::new("merged"), None),
         }
     };

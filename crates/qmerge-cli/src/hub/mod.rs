@@ -23,7 +23,10 @@ pub(crate) fn provide(command: &mut Command, progress: &dyn Progress) -> Result<
     fetch_absent(&locations(command), progress, &mut remarks)?;
     if let Some(remark) = command.take_base()? {
         remarks.push(remark);
-        fetch_absent(&locations(command), progress, &mut remarks)?;
+        fetch_absent(&locations(command), progress, &mut remarks).map_err(|error| {
+            let rest = error.hint().map_or(String::new(), |hint| format!("; {hint}"));
+            error.with_hint(format!("the adapter names it as its base: give the one that you have with --base{rest}"))
+        })?;
     }
     Ok(remarks)
 }

@@ -87,6 +87,7 @@ fn state(state: State) -> &'static str {
         State::Lost => "lost to rounding",
         State::Erased => "no trace left",
         State::Scaled => "other strength",
+        State::Differs => "other values",
         State::Absent => "absent",
         State::Undecided => "undecided",
         State::NoDelta => "zero delta",

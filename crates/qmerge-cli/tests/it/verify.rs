@@ -146,16 +146,75 @@ fn what_was_never_merged_is_not_called_a_merge() {
 }
 
 #[test]
-fn another_strength_is_recognised_where_no_noise_hides_it() {
+fn another_strength_is_recognised() {
     let folder = Folder::new();
     demo(folder.path());
-    merged(&folder, "adapter=0.3", "weak", &["--to", "f32"]);
-    merged(&folder, "adapter=2", "twice", &["--to", "f32"]);
-    for output in ["weak", "twice"] {
-        let (answer, states, text) = verified(&folder, "adapter", output);
-        assert_eq!((answer.as_str(), states), ("no", set(&["scaled"])), "{text}");
-        assert!(text.contains("28 weights hold the delta at another strength"), "{text}");
+    for (weight, to, said) in [
+        ("adapter=0.3", "f32", "(survival 0.30)"),
+        ("adapter=2", "f32", "(survival 2.00)"),
+        ("adapter=2", "bf16", "(survival 2.00)"),
+        // Rounding to bf16 leaves more than that.
+        ("adapter=0.5", "bf16", "(survival 0.5"),
+        ("adapter=-1", "bf16", "(survival -1.00)"),
+    ] {
+        let output = format!("{weight}-{to}");
+        merged(&folder, weight, &output, &["--to", to]);
+        let (answer, states, text) = verified(&folder, "adapter", &output);
+        assert_eq!((answer.as_str(), states), ("no", set(&["scaled"])), "{output}: {text}");
+        assert!(text.contains("28 weights hold the delta at another strength"), "{output}: {text}");
+        assert!(text.contains(said), "{output}: {text}");
     }
+}
+
+/// Values that were rounded by chance hide the strength of no weight that has enough of them, in any format.
+#[test]
+fn one_strength_in_all_weights_is_no_methods_doing() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (weight, strength) in [("adapter=2", 2.0), ("adapter=-1", -1.0)] {
+        merged(&folder, weight, weight, &["--rounding", "stochastic"]);
+        let (answer, _, text) = verified(&folder, "adapter", weight);
+        assert_eq!(answer, "no", "{weight}: {text}");
+        let about = text.split(" times its strength").next().and_then(|text| text.rsplit(' ').next());
+        let about: f64 = about.and_then(|about| about.parse().ok()).unwrap_or_else(|| panic!("{text}"));
+        assert!((about - strength).abs() < 0.1, "{weight}: {text}");
+    }
+}
+
+/// Rounding to 16 bits is bounded value by value, so what goes beyond it is something else.
+#[test]
+fn what_rounding_does_not_explain_is_found() {
+    let folder = Folder::new();
+    demo(folder.path());
+    done(&folder, &["convert", "--base", "base-nf4", "--to", "bf16", "-o", "base-bf16", "--quiet"]);
+    merged(&folder, "adapter", "whole", &["--to", "bf16", "--rounding", "nearest"]);
+    assert_eq!(verified(&folder, "adapter", "whole").0, "yes");
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let damaged = |output: &str, edit: &dyn Fn(&mut Vec<u8>)| {
+        crate::model::copy_folder(&folder.join("whole"), &folder.join(output));
+        crate::model::change(&folder.join(output).join("model.safetensors"), |tensors| {
+            tensors.iter_mut().filter(|tensor| tensor.0 == name).for_each(|tensor| edit(&mut tensor.3));
+        });
+    };
+    // A row of zeros, and a single value of 0.5.
+    damaged("row", &|bytes| bytes[..128].fill(0));
+    damaged("value", &|bytes| bytes[6..8].copy_from_slice(&[0x00, 0x3f]));
+    for output in ["row", "value"] {
+        let (answer, states, text) = verified(&folder, "adapter", output);
+        assert_eq!((answer.as_str(), states), ("no", set(&["applied", "differs"])), "{output}: {text}");
+        assert!(
+            text.contains(&format!("the adapter is there (survival 1.00), but 1 of 28 weights holds values")),
+            "{text}"
+        );
+        assert!(text.contains(name), "{text}");
+    }
+    // A merge into another base: that which was rounded to fp4 in between.
+    done(&folder, &["convert", "--base", "base-nf4", "--to", "fp4", "-o", "other-base", "--quiet"]);
+    let onto = ["merge", "--base", "other-base", "--adapter", "adapter", "-o", "other", "--to", "bf16", "--quiet"];
+    done(&folder, &onto);
+    let (answer, states, text) = verified(&folder, "adapter", "other");
+    assert_eq!((answer.as_str(), states), ("no", set(&["differs"])), "{text}");
+    assert!(text.contains("merged into another base"), "{text}");
 }
 
 /// The row of sums names the formats of the weights it sums, not those of the rest of the model.

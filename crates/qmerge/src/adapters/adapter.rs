@@ -25,6 +25,8 @@ pub struct Adapter {
     pub path: PathBuf,
     /// Factor on its effect.
     pub weight: f64,
+    /// True if the base is a merge that it is taken out of: then a tensor of the base that came along with it is older than what it is taken from.
+    pub(crate) is_undone: bool,
     /// `adapter_config.json`; of another program's file, what PEFT would write there.
     pub config: AdapterConfig,
     /// The program whose way of writing adapters it is in ("PEFT").
@@ -131,6 +133,7 @@ impl Adapter {
         Ok(Self {
             path: store.path().to_path_buf(),
             weight,
+            is_undone: false,
             config,
             writer: "PEFT",
             tensors,
@@ -170,6 +173,7 @@ impl Adapter {
         Ok(Self {
             path,
             weight,
+            is_undone: false,
             config,
             writer: dialect.writer(),
             tensors,
@@ -241,7 +245,7 @@ impl Adapter {
         let is_lora = self.config.peft_type == "LORA";
         let counts = match key.role {
             Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
-            Role::Parameter(_) | Role::Added(_) | Role::Tokens => !is_lora,
+            Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => !is_lora,
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)

@@ -14,6 +14,8 @@ pub(super) enum Role {
     Shared(String),
     /// Replacement rows for trained tokens.
     Tokens,
+    /// The embedding that they are rows of, as it was when they were trained: the base's own, or resized.
+    TokensOf,
     /// A base parameter, by its own name ("weight").
     Parameter(String),
     /// What is added to a base parameter of that name.
@@ -77,7 +79,12 @@ impl Key {
             Role::Own(marker, false) => format!("base_model.model.{module}.{marker}"),
             Role::Parameter(parameter) => format!("base_model.model.{module}.{parameter}"),
             Role::Added(parameter) => format!("base_model.model.{module}.{parameter}"),
-            Role::Shared(_) | Role::Tokens | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => {
+            Role::Shared(_)
+            | Role::Tokens
+            | Role::TokensOf
+            | Role::TrainingOnly
+            | Role::Original
+            | Role::PassedOver(_) => {
                 format!("base_model.model.{module}")
             }
         }
@@ -121,6 +128,8 @@ fn split<'a>(path: &[&'a str]) -> (Vec<&'a str>, Role, bool) {
         Mark::Everyones if *component == "modules_to_save" => {
             return (module.to_vec(), Role::Parameter((*last).to_owned()), true);
         }
+        // `<module>.token_adapter.base_layer.weight`.
+        Mark::Everyones if behind.contains(&"base_layer") => return (module.to_vec(), Role::TokensOf, true),
         Mark::Everyones => Role::Tokens,
     };
     (module.to_vec(), role, false)

@@ -31,6 +31,10 @@ pub(super) fn read(
     let listed = adapter.config.modules_to_save.iter().any(|module| key.module.ends_with(module.as_str()));
     // Files beside the adapter's own hold nothing but what was trained.
     let trained = key.whole || entry.file > 0 || parameter != "weight" || !key.wrapped && listed;
+    if adapter.is_undone && !trained {
+        changes.ignored.push((name.clone(), "the base's own tensor, which came along"));
+        return Ok(());
+    }
     let found = match names.find(&target)? {
         Some(claim) => Some(claim.weight.name().to_owned()),
         // A tied embedding that is not stored; one that was trained whole will be.

@@ -1,6 +1,6 @@
 //! The way over an adapter's tensors, the same for all methods.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::dialects::{Place, Stated};
@@ -23,6 +23,8 @@ pub(super) fn read(
     // By path and by depth of the wrappers around it.
     let mut modules: BTreeMap<(String, usize), Tensors> = BTreeMap::new();
     let mut stated: HashMap<(String, usize), Stated> = HashMap::new();
+    // Modules inside of one that is wrapped itself.
+    let mut inside: HashSet<String> = HashSet::new();
     let places = adapter.places(names)?;
     let mut elsewhere = 0;
     // Modules that the base has in pieces, by the adapter's name.
@@ -50,6 +52,9 @@ pub(super) fn read(
             // What another method calls so is nothing that this one knows.
             Role::Own(marker, _) if !method.markers().own.contains(marker) => {}
             Role::Own(marker, bias) => {
+                if key.wrapped && key.depth == 0 {
+                    inside.insert(key.module.clone());
+                }
                 let own = (key.module, key.depth);
                 stated.extend(scaling.map(|scaling| (own.clone(), scaling)));
                 modules.entry(own).or_default().insert((*marker, *bias), &name)?;
@@ -61,6 +66,9 @@ pub(super) fn read(
             Role::Shared(marker) => {
                 shared.insert(marker.clone(), Arc::new(Shared::new(&name, entry.elements())));
             }
+            Role::Tokens | Role::TokensOf if is_tied_head(names, &key.module)? => {
+                changes.ignored.push((name, "a copy of the embedding's for the head, which is the embedding"));
+            }
             Role::Tokens => {
                 let indices = adapter.config.json.get(method.token_indices());
                 changes.edits.push(tokens::plan(adapter, names, &name, &key.module, indices)?);
@@ -71,6 +79,7 @@ pub(super) fn read(
             Role::Added(parameter) => {
                 added::plan(adapter, names, options, (&key.module, parameter), entry, &mut changes)?;
             }
+            Role::TokensOf => parameters::read(adapter, names, &key, "weight", entry, &mut changes)?,
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, &mut changes)?,
         }
     }
@@ -93,7 +102,9 @@ pub(super) fn read(
             Some(paths) => Site::split(names, path, paths)?,
             None => Site::find(adapter, names, path, (*depth, wrappers))?,
         };
-        let Some(site) = found else { continue };
+        let Some(mut site) = found else { continue };
+        // PEFT adds it twice only where it wraps the attention as well.
+        site.attention_output &= inside.contains(path);
         sites.push((path, *depth, tensors, site));
     }
     let shapes = sites.iter().map(|(.., site)| site.shape);
@@ -131,4 +142,10 @@ pub(super) fn read(
     }
     moved::to_outputs(&mut changes, names, options.input_factors);
     Ok(changes)
+}
+
+/// True for an output embedding that is the input embedding and is not stored.
+fn is_tied_head(names: &Names<'_>, module: &str) -> Result<bool> {
+    let is_stored = names.find(&format!("{module}.weight"))?.is_some();
+    Ok(!is_stored && names.tied_to(module).is_some())
 }

@@ -79,8 +79,11 @@ pub(super) fn plan(
         return Err(mismatch(format!("rows of {cols}, but `{}` has rows of {}", target.weight.name(), geometry.cols))
             .in_tensor(tensor));
     }
-    if let Some(index) = indices.iter().find(|&&index| index >= geometry.rows) {
-        return Err(mismatch(format!("token {index}, but `{}` has {} rows", target.weight.name(), geometry.rows))
+    // A base to which tokens were added stands beside them.
+    let resized = adapter.tensors.get(&tensor.replace("trainable_tokens_delta", "base_layer.weight"));
+    let tokens = resized.and_then(|entry| entry.shape.first().copied()).unwrap_or(geometry.rows);
+    if let Some(index) = indices.iter().find(|&&index| index >= tokens) {
+        return Err(mismatch(format!("token {index}, but `{}` has {tokens} rows", target.weight.name()))
             .in_tensor(tensor)
             .with_hint("the adapter was trained on a base with a larger vocabulary"));
     }
@@ -88,7 +91,7 @@ pub(super) fn plan(
     Ok(PlannedEdit {
         target: target.weight.name().to_owned(),
         // Rows may be added to the embedding, so it fits any number.
-        plan: Placed { shape: None, ..Placed::on_matrix(change, geometry.rows, cols, false) },
+        plan: Placed { shape: None, ..Placed::on_matrix(change, tokens, cols, false) },
         tensors: vec![tensor.to_owned()],
         layer: None,
     })

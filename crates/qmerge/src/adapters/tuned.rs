@@ -110,6 +110,7 @@ impl Adapter {
         Ok(Self {
             path,
             weight,
+            is_undone: false,
             config,
             writer: "a tuned model",
             tensors,

@@ -145,6 +145,12 @@ pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
             )));
     };
     let fields = Fields::new(config);
+    // Attention that looks ahead, which transformers obeys in families of decoders too.
+    for (key, ahead) in [("is_causal", false), ("use_bidirectional_attention", true)] {
+        if let Some(value) = fields.get(key).filter(|value| **value == ahead) {
+            return Err(fields.unsupported(key, value).in_file(&config.path));
+        }
+    }
     let spec = spec(&fields).map_err(|error| error.in_file(&config.path))?;
     spec.check(&fields)?;
     Ok(spec)

@@ -38,6 +38,9 @@ pub fn undo(inputs: &mut Inputs, maps: &[String], options: &ReadOptions) -> Resu
             .in_file(adapter.file())
             .with_hint("take the original base"));
     }
-    inputs.adapters.iter_mut().for_each(|adapter| adapter.weight = -adapter.weight);
+    for adapter in &mut inputs.adapters {
+        adapter.weight = -adapter.weight;
+        adapter.is_undone = true;
+    }
     Ok(())
 }

@@ -319,10 +319,14 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
 /// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before.
 #[doc(hidden)]
 pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
-    if crate::write::is_single_file(target) {
-        crate::write::refuse_name(target, plan)?;
-    }
+    refuse_file_name(target, plan)?;
     crate::write::refuse_existing(target, part, options.existing)
+}
+
+/// Errors if the name of an output that is to be one file is not that of what a plan writes.
+#[doc(hidden)]
+pub fn refuse_file_name(target: &Path, plan: &Plan) -> Result<()> {
+    if crate::write::is_single_file(target) { crate::write::refuse_name(target, plan) } else { Ok(()) }
 }
 
 /// Errors if an output that is one file has a name of another kind: for callers that do long work before.

@@ -432,8 +432,11 @@ pub fn resolve(location: &Path) -> Result<PathBuf> {
     hub::resolve(location)
 }
 
+/// The most that the other dimensions of a tensor without elements may come to.
+const MOST_OF_NOTHING: u64 = 1 << 24;
+
 /// Number of bytes of a tensor, checked: they must be whole bytes (of a type of ggml, each row must be whole blocks), and neither they nor any product of some of
-/// the dimensions may overflow, so a dimension of 0 does not let the others be anything.
+/// the dimensions may overflow. Where one is 0 the others may not be anything either: there are things kept by row.
 pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let largest = shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul((dim as u64).max(1)))?;
     let (elements, bytes) = dtype.block();
@@ -442,5 +445,8 @@ pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     }
     let bits = largest.div_ceil(elements).checked_mul(bytes)?.checked_mul(8)?;
     usize::try_from(bits).ok()?;
+    if shape.contains(&0) && largest > MOST_OF_NOTHING {
+        return None;
+    }
     if shape.contains(&0) { Some(0) } else { dtype.bytes_of(largest) }
 }

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 mod accounting;
+mod came_along;
 mod classifier;
 mod config;
 mod export;
@@ -240,6 +241,7 @@ impl Plan {
             left_out(adapter, options.allow_unused, &mut warnings)?;
             changes.push(read);
         }
+        came_along::leave_out(inputs, &mut changes, &mut warnings)?;
         refuse_idle_scales(&options.read, &changes)?;
         if inputs.original.is_some()
             && let Some(tuned) = inputs.adapters.iter().find(|adapter| adapter.is_tuned())

@@ -31,7 +31,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
     let mut weights = Vec::new();
     let mut warnings = plan.warnings.clone();
     let mut merged = 0;
-    let mut is_coarse = false;
+    let (mut is_coarse, mut rounds_base) = (false, false);
     let mut unchanged = Vec::new();
     for step in finished {
         let Some(sums) = &step.sums else { continue };
@@ -42,6 +42,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
             merged += 1;
             total.add(sums);
             is_coarse |= !recode.to.is_plain();
+            rounds_base |= !recode.to.is_plain() && recode.from.weight.is_plain();
             if loss.survival.is_none() {
                 unchanged.push(planned.name.as_str());
             }
@@ -111,7 +112,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
         verdict: judged(
             inputs,
             plan,
-            &Evidence { loss: &loss, is_coarse, kept_output, seen, behaviour: behaviour.as_ref() },
+            &Evidence { loss: &loss, is_coarse, rounds_base, kept_output, seen, behaviour: behaviour.as_ref() },
         ),
         behaviour,
         residual: None,

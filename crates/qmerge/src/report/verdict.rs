@@ -59,6 +59,8 @@ pub struct Evidence<'a> {
     pub loss: &'a Loss,
     /// True if an edited weight is stored coarser than in 16 bits.
     pub is_coarse: bool,
+    /// True if one of these was not so in the base, so that its own values were rounded as well.
+    pub rounds_base: bool,
     /// Mean strength of the adapter's outputs, where inputs are known.
     pub kept_output: Option<f64>,
     /// Of these inputs.
@@ -90,12 +92,18 @@ fn effect(lost: f64) -> &'static str {
 
 /// Judges a merge.
 pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
-    let Evidence { loss, is_coarse, kept_output, seen, behaviour } = *evidence;
+    let Evidence { loss, is_coarse, rounds_base, kept_output, seen, behaviour } = *evidence;
     let (Some(survival), Some(noise)) = (loss.survival, loss.noise_to_delta) else {
         return Verdict::new("none", None, "the adapter changes nothing: its delta is zero".into());
     };
     let found = match (behaviour, kept_output) {
-        (Some(behaviour), _) => behaviour.verdict(),
+        (Some(behaviour), _) => {
+            let mut found = behaviour.verdict();
+            if rounds_base && matches!(found.effect, "weakened" | "lost") {
+                found.text += ". What the format rounds of the base itself is in this: `qmerge compare` with the base converted to it beside tells the two apart";
+            }
+            found
+        }
         (None, Some(kept)) => by_outputs(kept, seen),
         (None, None) => by_weights(loss, survival, noise, is_coarse),
     };
@@ -136,7 +144,9 @@ pub(crate) fn replaced(tensors: usize, exactly: bool) -> Verdict {
 /// What was judged, where it was taken out of a merge: how much of what the adapter adds was subtracted.
 pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
     let Some(survival) = survival else { return judged };
-    let text = format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival). {UNKNOWN}");
+    let text = format!(
+        "what the adapter adds is subtracted: by rounding, at {survival:.2} of its strength (survival), where 1 is all that the adapter says. {UNKNOWN}"
+    );
     let advice = (judged.effect != "kept").then(|| "take the original base".to_owned());
     Verdict { text, advice, ..judged }
 }
@@ -172,7 +182,13 @@ impl Behaviour {
             return Verdict::new("none", None, text);
         };
         let effect = effect(lost);
-        let what = if effect == "lost" { "mostly lost" } else { effect };
+        // Predictions do not tell whether it is too weak, too strong or under noise.
+        let what = match effect {
+            _ if lost > 1.0 => "outweighed",
+            "lost" => "mostly lost or overlaid",
+            "weakened" => "changed",
+            _ => effect,
+        };
         let left = if lost > 1.0 {
             "the merged model predicts less like the adapter than the base alone does".into()
         } else {
@@ -280,7 +296,7 @@ mod tests {
     }
 
     fn judged(loss: &Loss, is_coarse: bool, kept_output: Option<f64>, behaviour: Option<&Behaviour>) -> Verdict {
-        verdict(&Evidence { loss, is_coarse, kept_output, seen: Seen::Many, behaviour })
+        verdict(&Evidence { loss, is_coarse, rounds_base: false, kept_output, seen: Seen::Many, behaviour })
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take};
 use crate::adapters::Names;
+use crate::arch;
 use crate::arch::gguf::importance;
 use crate::error::{Result, mismatch};
 use crate::open::{content, imatrix, local::LocalFile};
@@ -57,7 +58,14 @@ impl Imatrix {
                 if means.is_empty() || shape.len() != 2 || !placed.insert(name) {
                     continue;
                 }
-                if !shape.contains(&means.len()) {
+                // Of GPT-2's layers rows are inputs, where they are stored as they are.
+                let module = name.strip_suffix(".weight").unwrap_or(name);
+                let inputs_of = if arch::leaf_in(module, names.arch.transposed) {
+                    shape
+                } else {
+                    shape.get(1..).unwrap_or_default()
+                };
+                if !inputs_of.contains(&means.len()) {
                     return Err(mismatch(format!(
                         "has shape {shape:?}, but the importance matrix {} inputs",
                         means.len()

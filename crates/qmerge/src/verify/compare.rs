@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::rounded::Rounded;
 use crate::adapters::Names;
 use crate::arch;
 use crate::edit::common_step;
@@ -47,8 +48,8 @@ impl Run<'_> {
         }
     }
 
-    /// Sums of W0, T and M over one weight, on all threads, added in row order.
-    pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<Sums> {
+    /// Sums of W0, T and M over one weight, on all threads, added in row order; and what its values say where they are stored as they are.
+    pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<(Sums, Option<Rounded>)> {
         let geometry = recode.from.weight.geometry();
         let shape_differs = claim.weight.geometry().elements() != geometry.elements();
         if shape_differs {
@@ -63,16 +64,26 @@ impl Run<'_> {
             let (mut w, mut t) = (Vec::new(), Vec::new());
             target.rows(&(0..geometry.rows), &mut w, &mut t)?;
             let m = self.turned_back(claim)?;
-            return Ok(Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) });
+            return Ok((Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) }, None));
         }
+        let is_plain = claim.weight.is_plain();
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
-        self.summed(geometry.rows, geometry.cols, step, |rows| {
+        let found = parallel(&chunks(geometry.rows, geometry.cols, step), self.threads, self.progress, |rows| {
             let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
             target.rows(rows, &mut w, &mut t)?;
             other.rows(rows, &mut m)?;
-            Ok(Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) })
-        })
+            let sums = Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) };
+            Ok((sums, is_plain.then(|| Rounded::of(&w, &t, &m))))
+        })?;
+        let (mut total, mut rounded) = (Sums::zero(), is_plain.then(Rounded::zero));
+        for (sums, part) in &found {
+            total.add(sums);
+            if let (Some(rounded), Some(part)) = (&mut rounded, part) {
+                rounded.add(part);
+            }
+        }
+        Ok((total, rounded))
     }
 
     /// Share of a quantized weight's values that hold a level which neither the base has nor rounding to the nearest would give: a method chose it.

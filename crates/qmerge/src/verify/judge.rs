@@ -1,6 +1,7 @@
 //! What the figures of a weight, and of all, say about the adapter.
 
 use super::compare::SAME_RECODED;
+use super::rounded::Rounded;
 use super::{Answer, State, VerifiedWeight, VerifyOptions, VerifySummary};
 use crate::error::{Result, counted};
 use crate::measure::{Loss, Sums};
@@ -19,6 +20,19 @@ const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
 
+/// A survival may lie so far from what rounding leaves before it is another strength.
+const STRENGTH: f64 = 0.1;
+/// A share below this is what a rounding to few bits left before the values were stored as they are, and no strength that anybody gave.
+const WEAKEST: f64 = 0.1;
+/// Shares of weights that a method put there scatter; those of one strength lie within so much of it.
+const SCATTER: f64 = 0.1;
+
+/// What was measured of a weight.
+pub(super) struct Found {
+    pub(super) sums: Sums,
+    pub(super) rounded: Option<Rounded>,
+}
+
 fn standard_error(loss: &Loss) -> Option<f64> {
     Some(loss.noise_to_delta? / (loss.elements.max(1) as f64).sqrt())
 }
@@ -28,18 +42,21 @@ pub(super) fn judge(
     name: &str,
     format: &str,
     recode: &Recode,
-    sums: &Sums,
+    found: &Found,
     options: &VerifyOptions,
     chosen: impl FnOnce() -> Result<Option<f64>>,
 ) -> Result<VerifiedWeight> {
-    let loss = sums.loss();
+    let loss = found.sums.loss();
     let state = if recode.edits.is_empty() {
         // Nothing but a tensor from the adapter, or another format: compare values.
         let close = loss.error_rms <= SAME_RECODED * loss.weight_rms;
         let exact = loss.error_rms <= 0.005 * loss.weight_rms;
         if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
     } else {
-        judge_sums(&loss, options, chosen)?
+        match &found.rounded {
+            Some(rounded) => judge_rounded(&loss, rounded, options),
+            None => judge_sums(&loss, options, chosen)?,
+        }
     };
     Ok(VerifiedWeight {
         name: name.to_owned(),
@@ -50,10 +67,44 @@ pub(super) fn judge(
         noise_to_delta: loss.noise_to_delta,
         delta_rms: loss.delta_rms,
         changed_fraction: loss.changed_fraction,
+        beyond_fraction: found.rounded.map(|rounded| rounded.beyond as f64 / loss.elements.max(1) as f64),
     })
 }
 
-/// Judges the figures of a weight that the adapter edits.
+fn squared(x: f64) -> f64 {
+    x * x
+}
+
+/// Judges the figures of a weight that the adapter edits and that is stored as it is.
+fn judge_rounded(loss: &Loss, rounded: &Rounded, options: &VerifyOptions) -> State {
+    let (Some(survival), Some(se)) = (loss.survival, standard_error(loss)) else {
+        return if rounded.beyond > 0 { State::Differs } else { State::NoDelta };
+    };
+    if loss.changed_fraction == 0.0 {
+        return State::Absent;
+    }
+    let (least, most) = rounded.survivals();
+    let may_be = SIGNIFICANT * se + STRENGTH;
+    // Neither a wrong strength nor twice the noise of rounding explains it.
+    let explained = squared(1.0 - survival) + squared(2.0 * rounded.noise()) + squared(PURE * survival);
+    let is_other = squared(loss.noise_to_delta.unwrap_or(0.0)) > explained;
+    let as_rounded = (least - may_be..=most + may_be).contains(&survival);
+    if rounded.beyond > 0 && (is_other || as_rounded) {
+        State::Differs
+    } else if se > EVIDENCE {
+        State::Undecided
+    } else if survival.abs() < SIGNIFICANT * se {
+        State::Erased
+    } else if !as_rounded && survival.abs() > WEAKEST {
+        State::Scaled
+    } else if survival < options.min_survival {
+        State::Lost
+    } else {
+        State::Applied
+    }
+}
+
+/// Judges the figures of a weight that the adapter edits, in a format of fewer bits.
 fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Result<Option<f64>>) -> Result<State> {
     let (Some(survival), Some(se)) = (loss.survival, standard_error(loss)) else { return Ok(State::NoDelta) };
     if loss.changed_fraction == 0.0 {
@@ -65,20 +116,28 @@ fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Res
     if (options.min_survival..=STRONG).contains(&survival) {
         return Ok(State::Applied);
     }
-    let squared = |x: f64| x * x;
     let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
-    let is_there = survival >= SIGNIFICANT * se;
-    Ok(if is_there && survival > 0.05 && beside <= squared(PURE * survival) {
+    let is_there = survival.abs() >= SIGNIFICANT * se;
+    Ok(if is_there && survival.abs() > 0.05 && beside <= squared(PURE * survival) {
         State::Scaled
     } else if chosen()?.is_some_and(|share| share >= CHOSEN) {
         State::Moved
-    } else if survival > STRONG {
+    } else if survival > STRONG || is_there && survival < 0.0 {
         State::Scaled
     } else if is_there {
         State::Lost
     } else {
         State::Erased
     })
+}
+
+/// True if all weights that say something hold the delta at one strength, which is another than the adapter's: a method that goes by outputs leaves more of it in one than in
+/// another.
+fn is_one_strength(weights: &[VerifiedWeight], strength: f64) -> bool {
+    let shares = || weights.iter().filter_map(|weight| Some((weight.survival?, weight.survival_se?)));
+    let near = |(share, se): (f64, f64)| (share - strength).abs() <= SCATTER * strength.abs() + SIGNIFICANT * se;
+    let telling = shares().filter(|(_, se)| *se <= SCATTER * strength.abs()).count();
+    (strength - 1.0).abs() > 3.0 * SCATTER && telling > 1 && 2 * telling >= weights.len() && shares().all(near)
 }
 
 pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySummary {
@@ -88,6 +147,7 @@ pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySumma
         weights: weights.len(),
         applied: count(&[State::Applied, State::Moved, State::Replaced, State::NoDelta]),
         lost: count(&[State::Lost, State::Erased, State::Scaled]),
+        differing: count(&[State::Differs]),
         absent: count(&[State::Absent, State::NotReplaced]),
         undecided: count(&[State::Undecided]),
         survival: loss.survival,
@@ -111,6 +171,8 @@ pub(super) fn answer(
         let first = found().min_by(|a, b| model_order(a, b))?;
         Some((found().count(), first))
     };
+    const OTHER_STRENGTH: &str =
+        "another `lora_alpha` or weight of the adapter than it says here, or a merge that was done twice or taken out";
     let all = summary.weights;
     let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
     let (all_weights, them) = match all {
@@ -130,7 +192,19 @@ pub(super) fn answer(
     }
     if let Some((n, name)) = of(&[State::Scaled]) {
         let weights = counted(n, "weight holds", "weights hold");
-        problems.push(format!("{weights} the delta at another strength, first `{name}`"));
+        problems.push(format!("{weights} the delta at another strength{survival}, first `{name}`: {OTHER_STRENGTH}"));
+    }
+    if let Some((n, name)) = of(&[State::Differs]) {
+        let hold = if n == 1 { "holds" } else { "hold" };
+        let there = if summary.survival.is_some_and(|survival| survival > 0.05) {
+            format!("the adapter is there{survival}, but ")
+        } else {
+            String::new()
+        };
+        problems.push(format!(
+            "{there}{} {hold} values that no rounding of base and adapter gives, first `{name}`: it was merged into another base, or something else was added or changed",
+            of_all(n)
+        ));
     }
     if let Some((n, name)) = of(&[State::Lost, State::Erased]) {
         let erased = of(&[State::Erased]).map_or(0, |(n, _)| n);
@@ -159,6 +233,12 @@ pub(super) fn answer(
     let chosen = "a method that goes by the layers' outputs put the adapter there, and weights do not tell how much of its effect is left";
     // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
     let as_meant = |survival: f64| (options.min_survival..=STRONG).contains(&survival);
+    if moved > 0
+        && let Some(strength) = summary.survival.filter(|&strength| is_one_strength(weights, strength))
+    {
+        let text = format!("{all_weights} hold the delta at about {strength:.2} times its strength: {OTHER_STRENGTH}");
+        return (Answer::No, text.replace("the only weight hold ", "the only weight holds "));
+    }
     if moved > 0 && !summary.survival.is_some_and(as_meant) {
         return (
             Answer::Undecided,
@@ -168,7 +248,7 @@ pub(super) fn answer(
         );
     }
     let note = if moved > 0 { format!("; in {them} (`moved`) {chosen}: `qmerge compare` does") } else { String::new() };
-    let text = format!("the adapter is applied in {all_weights}{survival}, and nothing else changed{note}");
+    let text = format!("the adapter is applied in {all_weights}{survival}, and no other tensor changed{note}");
     (Answer::Yes, text)
 }
 

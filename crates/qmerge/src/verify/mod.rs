@@ -7,6 +7,7 @@
 
 mod compare;
 mod judge;
+mod rounded;
 
 use std::collections::HashSet;
 
@@ -21,7 +22,7 @@ use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
 use crate::report::{Model, SCHEMA_VERSION, Tool};
 use compare::Run;
-use judge::{answer, judge, summarize};
+use judge::{Found, answer, judge, summarize};
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -56,7 +57,7 @@ pub struct Verification {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
-    /// Every edited weight holds the delta, and nothing else changed.
+    /// Every edited weight holds the delta, nothing but rounding to see beside it, and no other tensor changed.
     Yes,
     /// Some weight does not, or something else changed.
     No,
@@ -73,6 +74,8 @@ pub struct VerifySummary {
     pub applied: usize,
     /// See [`State::Lost`], [`State::Erased`] and [`State::Scaled`].
     pub lost: usize,
+    /// See [`State::Differs`].
+    pub differing: usize,
     /// See [`State::Absent`].
     pub absent: usize,
     /// See [`State::Undecided`].
@@ -102,6 +105,8 @@ pub enum State {
     Erased,
     /// The delta is there at another strength.
     Scaled,
+    /// Values that are neither base + delta nor any rounding of it: of another base, or changed afterwards. Told where values are stored as they are.
+    Differs,
     /// The base's values, unchanged.
     Absent,
     /// Too much noise to tell.
@@ -133,6 +138,8 @@ pub struct VerifiedWeight {
     pub delta_rms: f64,
     /// Share of elements that differ from the base's.
     pub changed_fraction: f64,
+    /// Share of elements that no rounding of base + delta gives; `None` in a format whose rounding has no bound.
+    pub beyond_fraction: Option<f64>,
 }
 
 /// Choices of a verification.
@@ -214,12 +221,19 @@ pub fn verify(
                     missing.push(step.name.clone());
                     continue;
                 };
-                let sums = run.measure(recode, claim).map_err(|error| error.in_tensor(&step.name))?;
+                let (sums, rounded) = run.measure(recode, claim).map_err(|error| error.in_tensor(&step.name))?;
                 if !recode.edits.is_empty() {
                     total.add(&sums);
                 }
                 let chosen = || run.chosen(recode, claim).map_err(|error| error.in_tensor(&step.name));
-                weights.push(judge(&step.name, claim.weight.format(), recode, &sums, options, chosen)?);
+                weights.push(judge(
+                    &step.name,
+                    claim.weight.format(),
+                    recode,
+                    &Found { sums, rounded },
+                    options,
+                    chosen,
+                )?);
             }
             // A plan that is held against a merge is of the base's own container.
             Action::Constant(_) => {}

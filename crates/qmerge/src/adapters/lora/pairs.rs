@@ -78,7 +78,9 @@ impl LoraTensors {
                     return Err(mismatch("a DoRA's magnitude, but `use_dora` is not set").in_tensor(&entry.name));
                 }
                 Role::TrainingOnly | Role::PassedOver(_) => parts.training_only.push(entry.name.clone()),
-                Role::Tokens | Role::Parameter(_) | Role::Original => parts.others.push(entry.name.clone()),
+                Role::Tokens | Role::TokensOf | Role::Parameter(_) | Role::Original => {
+                    parts.others.push(entry.name.clone())
+                }
                 Role::Own(A | EMBEDDING_A, _) => firsts.push(key.clone()),
                 // Only programs add whose adapters were refused above.
                 Role::Own(..) | Role::Shared(_) | Role::Added(_) => {}

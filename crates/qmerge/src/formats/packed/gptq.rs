@@ -203,6 +203,9 @@ fn of_module(module: &Module<'_>, lead: &Entry) -> Result<Claim> {
             (bits, words.saturating_mul(32).checked_div(bits).unwrap_or(0))
         }
     };
+    if outputs == 0 {
+        return Err(misfit(lead, "an output at the least"));
+    }
     if !matches!(bits, 2 | 3 | 4 | 8) || inputs * bits != words * 32 {
         return Err(misfit(lead, &format!("words of 2, 3, 4 or 8 bits for {inputs} inputs")));
     }

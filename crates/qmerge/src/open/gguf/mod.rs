@@ -62,6 +62,9 @@ pub(super) fn is_gguf(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
 
+/// Longest name of a tensor, in bytes: four times that of ggml. Each expert of a stack has it.
+const LONGEST_NAME: usize = 256;
+
 /// Reads all that stands in front of the data.
 pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut header = Header { blob, bytes: Vec::new(), at: 0 };
@@ -80,6 +83,11 @@ pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut end = 0_u64;
     for _ in 0..tensors {
         let name = header.string().map_err(|error| named(error, &entries))?;
+        if name.len() > LONGEST_NAME {
+            let problem =
+                format!("the name of tensor {} has {} bytes, more than {LONGEST_NAME}", entries.len(), name.len());
+            return Err(named(malformed(problem).with_hint(BROKEN), &entries));
+        }
         let entry = entry(&mut header, &name, &mut end, alignment).map_err(|error| error.in_tensor(&name))?;
         entries.push(entry);
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::pre::{self, Pre};
 use super::{Metadata, Value as Stored};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, malformed};
 
 /// Types of tokens.
 const NORMAL: i128 = 1;
@@ -51,7 +51,7 @@ pub fn read_tokenizer(metadata: &Metadata) -> Result<TokenizerKeys> {
             let pre = pre::named(name).ok_or_else(|| unknown("pre", name))?;
             (pairs(&vocabulary, metadata, pre)?, pre.begins)
         }
-        "llama" => (pieces(&vocabulary, metadata), true),
+        "llama" => (pieces(&vocabulary, metadata)?, true),
         other => return Err(unknown("model", other)),
     };
     let id = |name: &str| {
@@ -155,12 +155,25 @@ fn pairs(vocabulary: &Vocabulary<'_>, metadata: &Metadata, pre: &Pre) -> Result<
     Ok(vocabulary.document([normalizer, json!({ "type": "Sequence", "pretokenizers": cuts }), bytes], model))
 }
 
-/// SentencePiece's pieces: of two that can be merged, that first whose whole has the higher score.
-fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Value {
+/// Most bytes of all pairs of pieces: ten times what the largest vocabularies have.
+const MOST_PAIRED: usize = 1 << 26;
+
+/// SentencePiece's pieces: of two that can be merged, that first whose whole has the higher score. Errors if there are so many that they cannot be of a vocabulary that was
+/// learned.
+fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Result<Value> {
     let ids: HashMap<&str, usize> =
         vocabulary.tokens.iter().enumerate().rev().map(|(id, token)| (*token, id)).collect();
     let mut merges: Vec<(f64, &str, &str)> = Vec::new();
+    let (mut looked_at, mut paired) = (0_usize, 0_usize);
     for (id, whole) in vocabulary.tokens.iter().enumerate().filter(|(id, _)| vocabulary.kind(*id) == NORMAL) {
+        // A piece is hashed at each of its cuts.
+        looked_at = looked_at.saturating_add(whole.len().saturating_mul(whole.len()));
+        if looked_at > 16 * MOST_PAIRED || paired > MOST_PAIRED {
+            return Err(malformed(
+                "the pieces of its vocabulary are too long, or of too many others, to have been learned",
+            )
+            .with_hint("take another GGUF file of the model"));
+        }
         let score = vocabulary.scores.get(id).copied().unwrap_or(0.0);
         let cut = |(at, _): (usize, char)| {
             let (left, right) = whole.split_at(at);
@@ -169,6 +182,7 @@ fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Value {
         };
         let mut own: Vec<_> = whole.char_indices().skip(1).filter_map(cut).collect();
         own.sort_by_key(|(left, right, ..)| (*left, *right));
+        paired = paired.saturating_add(own.len().saturating_mul(whole.len()));
         merges.extend(own.into_iter().map(|(.., left, right)| (score, left, right)));
     }
     let length = |text: &str| text.chars().count();
@@ -195,5 +209,5 @@ fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Value {
     let model = json!({ "type": "BPE", "dropout": null, "unk_token": vocabulary.tokens.get(unknown),
                         "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
                         "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary.ids(), "merges": merges });
-    vocabulary.document([normalizer, Value::Null, json!({ "type": "Sequence", "decoders": decoders })], model)
+    Ok(vocabulary.document([normalizer, Value::Null, json!({ "type": "Sequence", "decoders": decoders })], model))
 }

@@ -265,7 +265,8 @@ fn refuse_target(target: &Path, existing: Existing) -> Result<()> {
             .in_file(target)
             .with_hint("choose another name, or replace it with --force"));
     }
-    if target.is_dir() && !folder::looks_like_model(target) {
+    let is_model = if target.is_dir() { folder::looks_like_model(target) } else { is_single_file(target) };
+    if !is_model {
         return Err(Error::new(
             Kind::Exists,
             "the output exists and does not look like a model, so --force will not replace it",

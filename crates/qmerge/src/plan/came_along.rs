@@ -1,0 +1,72 @@
+//! Tensors of the base that an adapter's file has beside what was trained: PEFT saves the whole embedding whenever it is a target.
+
+use crate::adapters::Changes;
+use crate::error::Result;
+use crate::formats::Claim;
+use crate::open::{Checkpoint, Entry};
+use crate::simd::floats;
+
+use super::Inputs;
+
+/// Values compared at a time.
+const CHUNK: usize = 1 << 18;
+
+/// Leaves out what is the base's own, value for value, so that several adapters may bring it; and says where one is another, which takes the place of the base's, as with PEFT.
+pub(super) fn leave_out(inputs: &Inputs, changes: &mut [Changes], warnings: &mut Vec<String>) -> Result<()> {
+    for (adapter, changes) in inputs.adapters.iter().zip(changes) {
+        let mut kept = Vec::new();
+        for replacement in std::mem::take(&mut changes.replacements) {
+            let mut claims = inputs.inventory.weights.iter();
+            let claim = claims.find(|claim| claim.weight.name() == replacement.target && claim.weight.is_plain());
+            let own = claim.and_then(own).zip(adapter.tensors.get(&replacement.tensor));
+            let Some((own, brought)) = own.filter(|(own, brought)| !replacement.trained && own.shape == brought.shape)
+            else {
+                kept.push(replacement);
+                continue;
+            };
+            if is_same((&inputs.base, own), (&adapter.tensors, brought))? {
+                changes.ignored.push((replacement.tensor, "the base's own tensor, which came along"));
+                continue;
+            }
+            warnings.push(format!(
+                "{}: `{}` is not the base's `{}`, and takes its place, as with PEFT: it is of the base that was trained on, so that what was merged into this one before is lost there",
+                adapter.path.display(),
+                replacement.tensor,
+                replacement.target
+            ));
+            kept.push(replacement);
+        }
+        changes.replacements = kept;
+    }
+    Ok(())
+}
+
+/// The one tensor of a plain weight.
+fn own(claim: &Claim) -> Option<&Entry> {
+    claim.entries.first().filter(|_| claim.entries.len() == 1)
+}
+
+fn is_same(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<bool> {
+    let values = |(checkpoint, entry): (&Checkpoint, &Entry), from: usize, out: &mut [f32]| {
+        let size = (entry.bytes / entry.elements().max(1) as u64) as usize;
+        let mut bytes = vec![0; out.len() * size];
+        checkpoint.read_at(entry, (from * size) as u64, &mut bytes)?;
+        floats::decode(entry.dtype, &bytes, out);
+        Result::Ok(())
+    };
+    if !a.1.dtype.is_plain_float() || !b.1.dtype.is_plain_float() {
+        return Ok(false);
+    }
+    let elements = a.1.elements() as usize;
+    let (mut left, mut right) = (vec![0.0; CHUNK.min(elements)], vec![0.0; CHUNK.min(elements)]);
+    for from in (0..elements).step_by(CHUNK) {
+        let n = CHUNK.min(elements - from);
+        let (left, right) = (&mut left[..n], &mut right[..n]);
+        values(a, from, left)?;
+        values(b, from, right)?;
+        if left != right {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -177,6 +177,11 @@ fn truncated_and_hostile_safetensors() {
     let twice = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
     refused(&header(twice, None), &[], 2, &["`a` stands twice"]);
     refused(&header("{\"a\": ", None), &[], 2, &["broken safetensors header"]);
+    // Things are kept by row, of which a tensor without elements may have many.
+    for (dtype, shape) in [("F32", "1125899906842624,0"), ("I32", "0,1099511627776"), ("F32", "16777217,0,1")] {
+        let rows = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[0,0]}}}}"#);
+        refused(&header(&rows, None), &[], 2, &["`a`"]);
+    }
 }
 
 #[test]
@@ -272,6 +277,7 @@ fn broken_configurations() {
         (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "olora"}"#, ["olora", "twice"]),
         (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "corda"}"#, ["corda", "twice"]),
         (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "loftq"}"#, ["loftq", "twice"]),
+        (r#"{"peft_type": "LORA", "r": 8, "init_lora_weights": "lora_ga"}"#, ["lora_ga", "twice"]),
         (r#"{"peft_type": "LORA", "r": 8, "rank_pattern": {"(": 4}}"#, ["adapter_config.json", "regular expression"]),
     ] {
         let folder = model();

@@ -223,6 +223,13 @@ fn unfit_tokenizers_are_named() {
         std::fs::write(&tokenizer, garbage).unwrap();
         both_refused(&folder, &["tokenizer.json", "not a tokenizer", "copy it again"]);
     }
+    // The library panics at what a template names and no vocabulary has.
+    let mut broken: serde_json::Value = serde_json::from_slice(&good).unwrap();
+    let begins = serde_json::json!({"SpecialToken": {"id": "<nobody>", "type_id": 0}});
+    broken["post_processor"]["single"].as_array_mut().unwrap().insert(0, begins);
+    std::fs::write(&tokenizer, broken.to_string()).unwrap();
+    let output = run(folder.path(), &["generate", "--base", "base-nf4", "--prompt", "In", "--max-tokens", "2"]);
+    assert_ne!(output.status.code(), Some(101), "{}", stderr(&output));
     std::fs::remove_file(&tokenizer).unwrap();
     both_refused(&folder, &["error: base-nf4: ", "no tokenizer.json", "copy it"]);
     std::fs::write(&tokenizer, good).unwrap();
@@ -341,6 +348,14 @@ fn sequences_begin_as_the_tokenizer_begins_them() {
     std::fs::write(&config, with(&[])).unwrap();
     assert_eq!(compared(), (behind_bos, other));
     std::fs::write(&config, with(&[("add_bos_token", false.into())])).unwrap();
+    assert_eq!(compared(), (tokens, loss));
+
+    // What training cut and filled up its examples to says nothing of a text.
+    rules["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0});
+    rules["padding"] = serde_json::json!({"strategy": {"Fixed": 4096}, "direction": "Right", "pad_to_multiple_of": null,
+                                          "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"});
+    std::fs::write(&tokenizer, rules.to_string()).unwrap();
     assert_eq!(compared(), (tokens, loss));
 
     let template = "{% for m in messages %}Question: {{ m.content }}{% endfor %}";

@@ -125,6 +125,8 @@ fn each_error_names_the_field_and_its_value() {
             &["`sliding_window_pattern` is \"LLLG\""],
         ),
         ("falcon", json!({"alibi": true}), &["`alibi` is true"]),
+        ("llama", json!({"is_causal": false}), &["`is_causal` is false", "cannot be run"]),
+        ("gemma2", json!({"use_bidirectional_attention": true}), &["`use_bidirectional_attention` is true"]),
         ("falcon", json!({"num_ln_in_parallel_attn": 2}), &["`num_ln_in_parallel_attn` is 2"]),
         ("falcon_new", json!({"parallel_attn": false}), &["`parallel_attn` is false"]),
         ("falcon_new", json!({"num_kv_heads": 3}), &["`num_kv_heads` is 3", "`num_attention_heads`, 4"]),

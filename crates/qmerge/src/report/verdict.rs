@@ -144,9 +144,12 @@ pub(crate) fn replaced(tensors: usize, exactly: bool) -> Verdict {
 /// What was judged, where it was taken out of a merge: how much of what the adapter adds was subtracted.
 pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
     let Some(survival) = survival else { return judged };
-    let text = format!(
-        "what the adapter adds is subtracted: by rounding, at {survival:.2} of its strength (survival), where 1 is all that the adapter says. {UNKNOWN}"
-    );
+    let rounded = match (survival - 1.0).abs() < 0.005 {
+        true => "",
+        false => ": a merge that was rounded to the same format holds about as much of it",
+    };
+    let text =
+        format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival){rounded}. {UNKNOWN}");
     let advice = (judged.effect != "kept").then(|| "take the original base".to_owned());
     Verdict { text, advice, ..judged }
 }

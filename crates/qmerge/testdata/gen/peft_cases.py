@@ -351,6 +351,7 @@ for tag, dtype in (("bf16", BF), ("f32", FF)):
     case(f"conv-{tag}", custom(Convs, dtype), lora(target_modules=["c1", "c2", "p2", "c3"]))
     case(f"conv-dora-{tag}", custom(Convs, dtype), lora(target_modules=["c1", "c2", "p2", "c3"], use_dora=True))
 case("mha-f32", custom(Attention, FF), lora(target_modules=["attn", "fc"]))
+case("mha-output-f32", custom(Attention, FF), lora(target_modules=["attn.out_proj", "fc"]))
 case("mica-bf16", llama(), lora(target_modules=["q_proj"], init="mica"))
 case("mixtral-parameters", mixtral, lora(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 case("mixtral-down-only", mixtral, lora(target_modules=[], target_parameters=["mlp.experts.down_proj"]))
@@ -373,6 +374,9 @@ case("tokens-list", llama(), lora(target_modules=["q_proj"], trainable_token_ind
 case("tokens-tied", llama(tie=True), lora(target_modules=["q_proj"], trainable_token_indices=[3, 7, 40]))
 case("tokens-dict", llama(), lora(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 2], "lm_head": [1]}))
 case("tokens-only", llama(), TrainableTokensConfig(token_indices=[0, 9]))
+case("tokens-only-tied", llama(tie=True), TrainableTokensConfig(token_indices=[0, 9]))
+for tag, tie in (("", False), ("-tied", True)):
+    case("tokens-resized" + tag, llama(tie=tie), lora(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 49, 51]}), prepare=lambda m: m.resize_token_embeddings(52))
 case("save-head", llama(), lora(target_modules=["q_proj"], modules_to_save=["lm_head"]))
 case("save-embed-tied", llama(tie=True), lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"]))
 case("save-both-tied-ensured", llama(tie=True), lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True))
@@ -396,6 +400,11 @@ if __name__ == "__main__":
         except Exception as e:  # a case that PEFT itself cannot do is worth knowing
             print("FAIL", c[0], type(e).__name__, str(e)[:300])
             shutil.rmtree(os.path.join(ROOT, c[0]), ignore_errors=True)
-    if not ONLY:
+    index = os.path.join(ROOT, "index.json")
+    if ONLY and os.path.exists(index):
+        with open(index) as f:
+            made = {info["name"]: info for info in json.load(f)["cases"] + infos}
+        infos = [made[name] for name, *_ in CASES if name in made]
+    if infos:
         json.dump({"peft": "0.21.2", "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "cases": infos},
-                  open(os.path.join(ROOT, "index.json"), "w"), indent=0, separators=(",", ":"))
+                  open(index, "w"), indent=0, separators=(",", ":"))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use qmerge::adapters::Adapter;
+use qmerge::arithmetic::undo;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
@@ -83,4 +84,84 @@ fn attention_takes_its_output_delta_twice_and_rounds_once() {
     let (name, case) = cases().into_iter().find(|(name, _)| name == "mha-f32").unwrap();
     let (different, _) = differences(&name, &case, &Options::default());
     assert_eq!(different, ["attn.out_proj.weight"]);
+}
+
+fn merged(base: &Path, adapters: &[(&Path, f64)], undoes: bool, out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let adapters = adapters.iter().map(|(path, weight)| Adapter::open(path, *weight).unwrap()).collect();
+    let mut inputs = Inputs::new(Checkpoint::open(base).unwrap(), adapters).unwrap();
+    if undoes {
+        undo(&mut inputs, &[], &Default::default()).unwrap();
+    }
+    let plan = Plan::new(&inputs, &Options::default()).unwrap();
+    let options = RunOptions { undoes, ..RunOptions::default() };
+    merge::run(&inputs, &plan, None, out, &options, &Silent).unwrap();
+    let got = Checkpoint::open(out).unwrap();
+    got.entries.iter().map(|entry| (entry.name.clone(), got.read_small(entry, 1 << 30).unwrap())).collect()
+}
+
+fn distance(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> f32 {
+    assert!(a.keys().eq(b.keys()));
+    let floats = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<f32>>();
+    let pairs = a.iter().flat_map(|(name, a)| floats(a).into_iter().zip(floats(&b[name])));
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// PEFT saves the whole embedding beside a LoRA on it: the base's own is no change of the base, whoever brings it, and what it is taken out of has another.
+#[test]
+fn an_embedding_that_came_along_is_no_change() {
+    let case = data().join("embedding-f32");
+    let (base, adapter) = (case.join("base"), case.join("adapter"));
+    let folder = std::env::temp_dir().join(format!("qmerge-along-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir(&folder).unwrap();
+    let once = merged(&base, &[(&adapter, 1.0)], false, &folder.join("once"));
+    let halves = merged(&base, &[(&adapter, 0.5), (&adapter, 0.5)], false, &folder.join("halves"));
+    assert!(distance(&once, &halves) < 1e-6);
+    let undone = merged(&folder.join("once"), &[(&adapter, 1.0)], true, &folder.join("undone"));
+    let nothing = merged(&base, &[(&adapter, 0.0)], false, &folder.join("nothing"));
+    assert!(distance(&undone, &nothing) < 1e-6 && distance(&once, &nothing) > 1e-3);
+    // Of another base it takes the place of what is there, as with PEFT, and that is said.
+    let other = Checkpoint::open(&folder.join("once")).unwrap();
+    let inputs = Inputs::new(other, vec![Adapter::open(&adapter, 1.0).unwrap()]).unwrap();
+    let warnings = Plan::new(&inputs, &Options::default()).unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("takes its place, as with PEFT")), "{warnings:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Which factors belong to which of several parameters, their order in the module says; where that is not known, no guess is made.
+#[test]
+fn parameters_in_an_unknown_order_are_refused() {
+    let case = data().join("gpt-oss-parameters");
+    let folder = std::env::temp_dir().join(format!("qmerge-order-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(folder.join("base")).unwrap();
+    std::fs::create_dir_all(folder.join("adapter")).unwrap();
+    for file in [
+        "base/config.json",
+        "base/model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ] {
+        let bytes = std::fs::read(case.join(file)).unwrap();
+        // As many bytes, so that headers stay whole.
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains("gate_up_proj");
+        let renamed = if text(&bytes) { replaced(&bytes, b"gate_up_proj", b"v1_of_expert") } else { bytes };
+        std::fs::write(folder.join(file), renamed).unwrap();
+    }
+    let inputs = Inputs::new(
+        Checkpoint::open(&folder.join("base")).unwrap(),
+        vec![Adapter::open(&folder.join("adapter"), 1.0).unwrap()],
+    )
+    .unwrap();
+    let error = Plan::new(&inputs, &Options::default()).unwrap_err();
+    assert!(format!("{error:?}").contains("in which order the module declares them"), "{error:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    while let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+    bytes
 }

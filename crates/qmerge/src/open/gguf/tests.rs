@@ -140,6 +140,8 @@ fn broken_files_name_the_cause() {
         (keys(&[key("a", 4, &[0])]), "are to follow"),
         (one(tensor("a", &[8; 5], 0, 0), 32), "5 dimensions"),
         (one(tensor("a", &[u64::MAX], 0, 0), 32), "negative"),
+        (one(tensor("a", &[0, 1 << 40], 0, 0), 0), "`a`"),
+        (one(tensor(&"a".repeat(1 << 20), &[0, 1, 1 << 14], 0, 0), 0), "has 1048576 bytes"),
         (one(tensor("a", &[1 << 40, 1 << 40], 0, 0), 32), "too large"),
         (one(tensor("a", &[8], 4, 0), 32), "gave up"),
         (one(tensor("a", &[8], 63, 0), 32), "type 63"),

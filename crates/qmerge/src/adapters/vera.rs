@@ -9,7 +9,9 @@ use super::factored::Factored;
 use super::module::OTHER;
 use super::torch_random::{Generator, kaiming};
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned, Shared};
+use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
+use crate::simd::floats::round_to;
 
 /// VeRA.
 pub(super) struct Vera;
@@ -126,10 +128,12 @@ impl Layers for Scalings {
 pub(super) struct Projections {
     seed: u64,
     saved: bool,
-    /// What was drawn last, and for which most outputs and inputs.
-    drawn: Mutex<Option<((usize, usize), Drawn)>>,
+    /// What was drawn last, for which most outputs and inputs, and rounded to what.
+    drawn: Mutex<Option<(DrawnFor, Drawn)>>,
 }
 
+/// Most outputs and inputs, and the type of 16 bits that the base has.
+type DrawnFor = ((usize, usize), Option<Dtype>);
 /// Two matrices.
 type Drawn = [Arc<[f32]>; 2];
 
@@ -157,12 +161,18 @@ impl Projections {
             return Ok((Projection::Stored(module.shared(a)?), Projection::Stored(module.shared(b)?)));
         }
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+        // PEFT gives them the type of a base that is stored as it is.
+        let wanted = (module.largest(), module.sixteen_bits());
         let [one, two] = match &*drawn {
-            Some((largest, both)) if *largest == module.largest() => both.clone(),
+            Some((own, both)) if *own == wanted => both.clone(),
             _ => {
-                let (one, two) = draw(self.seed, module.largest());
+                let (mut one, mut two) = draw(self.seed, module.largest());
+                if let (_, Some(dtype)) = wanted {
+                    round_to(dtype, &mut one);
+                    round_to(dtype, &mut two);
+                }
                 let both: Drawn = [one.into(), two.into()];
-                *drawn = Some((module.largest(), both.clone()));
+                *drawn = Some((wanted, both.clone()));
                 both
             }
         };

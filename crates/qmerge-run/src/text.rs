@@ -217,10 +217,14 @@ impl Tokenizer {
         let (send, rendered) = mpsc::channel();
         let (template, special, message) = (template.clone(), self.special.clone(), message.to_owned());
         // Lists of lists are walked without fuel, so that the time is bounded too.
-        std::thread::spawn(move || send.send(rendered_by(&template, &special, &message)));
+        let render = move || send.send(rendered_by(&template, &special, &message));
+        std::thread::Builder::new().spawn(render).map_err(|error| bad(path, format!("no thread for it: {error}")))?;
         match rendered.recv_timeout(PATIENCE) {
             Ok(rendered) => rendered.map_err(|error| bad(path, format!("the chat template fails: {error}"))),
-            Err(_) => Err(bad(path, format!("the chat template has not ended after {} s", PATIENCE.as_secs()))),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(bad(path, format!("the chat template has not ended after {} s", PATIENCE.as_secs())))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(bad(path, "the chat template cannot be followed".into())),
         }
     }
 }

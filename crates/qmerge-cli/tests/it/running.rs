@@ -229,7 +229,7 @@ fn unfit_tokenizers_are_named() {
     broken["post_processor"]["single"].as_array_mut().unwrap().insert(0, begins);
     std::fs::write(&tokenizer, broken.to_string()).unwrap();
     let output = run(folder.path(), &["generate", "--base", "base-nf4", "--prompt", "In", "--max-tokens", "2"]);
-    assert_ne!(output.status.code(), Some(101), "{}", stderr(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     std::fs::remove_file(&tokenizer).unwrap();
     both_refused(&folder, &["error: base-nf4: ", "no tokenizer.json", "copy it"]);
     std::fs::write(&tokenizer, good).unwrap();

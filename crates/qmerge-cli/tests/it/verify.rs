@@ -202,11 +202,17 @@ fn what_rounding_does_not_explain_is_found() {
     for output in ["row", "value"] {
         let (answer, states, text) = verified(&folder, "adapter", output);
         assert_eq!((answer.as_str(), states), ("no", set(&["applied", "differs"])), "{output}: {text}");
-        assert!(
-            text.contains(&format!("the adapter is there (survival 1.00), but 1 of 28 weights holds values")),
-            "{text}"
-        );
+        assert!(text.contains("the adapter is there (survival 1.00), but 1 of 28 weights holds values"), "{text}");
         assert!(text.contains(name), "{text}");
+    }
+    // A merge into few bits that was stored in 16 afterwards is judged as one into few bits.
+    for (output, more) in [("few", &[][..]), ("few-nearest", &["--rounding", "nearest"])] {
+        merged(&folder, "adapter", output, more);
+        let wide = format!("{output}-bf16");
+        done(&folder, &["convert", "--base", output, "--to", "bf16", "-o", &wide, "--quiet"]);
+        let (answer, states, text) = verified(&folder, "adapter", &wide);
+        assert!(!states.contains("differs") && !states.contains("scaled"), "{wide}: {states:?} {text}");
+        assert_eq!(answer == "yes", output == "few", "{wide}: {text}");
     }
     // A merge into another base: that which was rounded to fp4 in between.
     done(&folder, &["convert", "--base", "base-nf4", "--to", "fp4", "-o", "other-base", "--quiet"]);

@@ -321,14 +321,8 @@ fn parameter(
     if parameters.is_empty() {
         return Ok(None);
     }
-    if parameters.len() > 1 && parameters.iter().any(|name| place(name).0 == UNKNOWN) {
-        return Err(unsupported(format!(
-            "it targets several parameters of `{module}` ({}): in which order the module declares them decides whose factors are whose, and the files do not say it",
-            parameters.join(", ")
-        ))
-        .in_file(&adapter.config.path)
-        .with_hint("merge it with PEFT, or train an adapter for each of the parameters"));
-    }
+    let names: Vec<&str> = parameters.iter().map(|name| place(name).2).collect();
+    refuse_unknown_order(adapter, module, &names)?;
     if parameters.len() != wrappers {
         return Err(mismatch(format!(
             "{wrappers} wrappers around `{module}`, but the configuration targets {} of its parameters ({})",
@@ -340,10 +334,23 @@ fn parameter(
     Ok(parameters.get(wrappers.saturating_sub(1 + depth)).map(|name| (*name).to_owned()))
 }
 
+/// Errors if an adapter targets several parameters of a module and their order is not known.
+pub(super) fn refuse_unknown_order(adapter: &Adapter, module: &str, parameters: &[&str]) -> Result<()> {
+    if parameters.len() < 2 || parameters.iter().all(|name| declared(name).0 != UNKNOWN) {
+        return Ok(());
+    }
+    Err(unsupported(format!(
+        "it targets several parameters of `{module}` ({}): in which order the module declares them decides whose factors are whose, and the files do not say it",
+        parameters.join(", ")
+    ))
+    .in_file(&adapter.config.path)
+    .with_hint("merge it with PEFT, or train an adapter for each of the parameters"))
+}
+
 /// Of a parameter whose place among the others of its module is not known.
 const UNKNOWN: usize = 2;
 
-/// Where a module of experts declares a parameter among its others: gate and up before down, a bias behind its own matrices; unknown names alphabetically.
+/// Where a module of experts declares a parameter among its others: gate and up before down, a bias behind its own matrices; names whose place is not known behind them.
 pub(crate) fn declared(parameter: &str) -> (usize, bool, &str) {
     let own = parameter.strip_suffix("_bias");
     let place = match own.unwrap_or(parameter) {

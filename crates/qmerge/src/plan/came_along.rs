@@ -1,6 +1,7 @@
 //! Tensors of the base that an adapter's file has beside what was trained: PEFT saves the whole embedding whenever it is a target.
 
 use crate::adapters::Changes;
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::formats::Claim;
 use crate::open::{Checkpoint, Entry};
@@ -24,16 +25,19 @@ pub(super) fn leave_out(inputs: &Inputs, changes: &mut [Changes], warnings: &mut
                 kept.push(replacement);
                 continue;
             };
-            if is_same((&inputs.base, own), (&adapter.tensors, brought))? {
+            let found = compared((&inputs.base, own), (&adapter.tensors, brought))?;
+            if found == Found::Same {
                 changes.ignored.push((replacement.tensor, "the base's own tensor, which came along"));
                 continue;
             }
-            warnings.push(format!(
+            if found == Found::Other {
+                warnings.push(format!(
                 "{}: `{}` is not the base's `{}`, and takes its place, as with PEFT: it is of the base that was trained on, so that what was merged into this one before is lost there",
                 adapter.path.display(),
                 replacement.tensor,
                 replacement.target
             ));
+            }
             kept.push(replacement);
         }
         changes.replacements = kept;
@@ -46,27 +50,46 @@ fn own(claim: &Claim) -> Option<&Entry> {
     claim.entries.first().filter(|_| claim.entries.len() == 1)
 }
 
-fn is_same(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<bool> {
+/// How a tensor that was brought stands to the base's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Value for value.
+    Same,
+    /// But for the rounding to its type, or the base's.
+    Rounded,
+    Other,
+}
+
+fn compared(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<Found> {
     let values = |(checkpoint, entry): (&Checkpoint, &Entry), from: usize, out: &mut [f32]| {
-        let size = (entry.bytes / entry.elements().max(1) as u64) as usize;
+        let size = (entry.bytes / entry.elements().max(1)) as usize;
         let mut bytes = vec![0; out.len() * size];
         checkpoint.read_at(entry, (from * size) as u64, &mut bytes)?;
         floats::decode(entry.dtype, &bytes, out);
         Result::Ok(())
     };
     if !a.1.dtype.is_plain_float() || !b.1.dtype.is_plain_float() {
-        return Ok(false);
+        return Ok(Found::Other);
     }
+    let coarser = if [a.1.dtype, b.1.dtype].contains(&Dtype::BF16) { Dtype::BF16 } else { Dtype::F16 };
+    let mut found = Found::Same;
     let elements = a.1.elements() as usize;
-    let (mut left, mut right) = (vec![0.0; CHUNK.min(elements)], vec![0.0; CHUNK.min(elements)]);
+    let (mut left, mut right) = (Vec::new(), Vec::new());
     for from in (0..elements).step_by(CHUNK) {
         let n = CHUNK.min(elements - from);
-        let (left, right) = (&mut left[..n], &mut right[..n]);
-        values(a, from, left)?;
-        values(b, from, right)?;
-        if left != right {
-            return Ok(false);
+        left.resize(n, 0.0);
+        right.resize(n, 0.0);
+        values(a, from, &mut left)?;
+        values(b, from, &mut right)?;
+        if left == right {
+            continue;
         }
+        floats::round_to(coarser, &mut left);
+        floats::round_to(coarser, &mut right);
+        if a.1.dtype == b.1.dtype || left != right {
+            return Ok(Found::Other);
+        }
+        found = Found::Rounded;
     }
-    Ok(true)
+    Ok(found)
 }

@@ -42,7 +42,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
             merged += 1;
             total.add(sums);
             is_coarse |= !recode.to.is_plain();
-            rounds_base |= !recode.to.is_plain() && recode.from.weight.is_plain();
+            rounds_base |= !recode.to.is_plain() && recode.from.weight.format() != recode.to.format();
             if loss.survival.is_none() {
                 unchanged.push(planned.name.as_str());
             }

@@ -187,7 +187,7 @@ impl Behaviour {
         let effect = effect(lost);
         // Predictions do not tell whether it is too weak, too strong or under noise.
         let what = match effect {
-            _ if lost > 1.0 => "outweighed",
+            _ if lost > 1.0 => "overlaid or overshot",
             "lost" => "mostly lost or overlaid",
             "weakened" => "changed",
             _ => effect,

@@ -60,13 +60,17 @@ impl Run<'_> {
             .in_file(&self.merged.path));
         }
         let target = Edited::new(self.inputs, recode)?;
+        let is_plain = claim.weight.is_plain() && !recode.edits.is_empty();
+        // The base's values, and what each edit makes of them; what multiplies has factors, norms and products of its own.
+        let multiplying = recode.edits.iter().filter(|(_, edit)| !edit.plan.is_additive()).count();
+        let times = 1 + recode.edits.len() + 3 * multiplying;
         if self.is_turned(recode.from.weight.as_ref(), claim) {
             let (mut w, mut t) = (Vec::new(), Vec::new());
             target.rows(&(0..geometry.rows), &mut w, &mut t)?;
             let m = self.turned_back(claim)?;
-            return Ok((Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) }, None));
+            let rounded = is_plain.then(|| Rounded::of(geometry.cols, times, &w, &t, &m));
+            return Ok((Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) }, rounded));
         }
-        let is_plain = claim.weight.is_plain();
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         let found = parallel(&chunks(geometry.rows, geometry.cols, step), self.threads, self.progress, |rows| {
@@ -74,7 +78,7 @@ impl Run<'_> {
             target.rows(rows, &mut w, &mut t)?;
             other.rows(rows, &mut m)?;
             let sums = Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) };
-            Ok((sums, is_plain.then(|| Rounded::of(&w, &t, &m))))
+            Ok((sums, is_plain.then(|| Rounded::of(geometry.cols, times, &w, &t, &m))))
         })?;
         let (mut total, mut rounded) = (Sums::zero(), is_plain.then(Rounded::zero));
         for (sums, part) in &found {

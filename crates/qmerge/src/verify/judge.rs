@@ -22,8 +22,14 @@ const PURE: f64 = 0.1;
 
 /// A survival may lie so far from what rounding leaves before it is another strength.
 const STRENGTH: f64 = 0.1;
-/// A share below this is what a rounding to few bits left before the values were stored as they are, and no strength that anybody gave.
+/// A share below this may be what a rounding to few bits left before the values were stored as they are, and not a strength that anybody gave.
 const WEAKEST: f64 = 0.1;
+/// Of a merge into few bits so many values are the base's; those of another base seldom are.
+const OWN: f64 = 0.3;
+/// And of one that was rounded to the nearest.
+const MOSTLY_OWN: f64 = 0.9;
+/// So many weights at one strength are no coincidence.
+const MANY: usize = 6;
 /// Shares of weights that a method put there scatter; those of one strength lie within so much of it.
 const SCATTER: f64 = 0.1;
 
@@ -54,7 +60,7 @@ pub(super) fn judge(
         if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
     } else {
         match &found.rounded {
-            Some(rounded) => judge_rounded(&loss, rounded, options),
+            Some(rounded) => judge_rounded(&loss, rounded, recode.from.weight.is_plain(), options),
             None => judge_sums(&loss, options, chosen)?,
         }
     };
@@ -76,7 +82,7 @@ fn squared(x: f64) -> f64 {
 }
 
 /// Judges the figures of a weight that the adapter edits and that is stored as it is.
-fn judge_rounded(loss: &Loss, rounded: &Rounded, options: &VerifyOptions) -> State {
+fn judge_rounded(loss: &Loss, rounded: &Rounded, base_is_plain: bool, options: &VerifyOptions) -> State {
     let (Some(survival), Some(se)) = (loss.survival, standard_error(loss)) else {
         return if rounded.beyond > 0 { State::Differs } else { State::NoDelta };
     };
@@ -89,13 +95,23 @@ fn judge_rounded(loss: &Loss, rounded: &Rounded, options: &VerifyOptions) -> Sta
     let explained = squared(1.0 - survival) + squared(2.0 * rounded.noise()) + squared(PURE * survival);
     let is_other = squared(loss.noise_to_delta.unwrap_or(0.0)) > explained;
     let as_rounded = (least - may_be..=most + may_be).contains(&survival);
-    if rounded.beyond > 0 && (is_other || as_rounded) {
+    let own = rounded.kept as f64 / loss.elements.max(1) as f64;
+    if rounded.beyond > 0 && is_other && !base_is_plain && own >= OWN {
+        // It was rounded to few bits before it was stored so.
+        if (options.min_survival..=STRONG).contains(&survival) && se <= EVIDENCE {
+            State::Applied
+        } else if own >= MOSTLY_OWN {
+            State::Lost
+        } else {
+            State::Undecided
+        }
+    } else if rounded.beyond > 0 && (is_other || as_rounded) {
         State::Differs
     } else if se > EVIDENCE {
         State::Undecided
     } else if survival.abs() < SIGNIFICANT * se {
         State::Erased
-    } else if !as_rounded && survival.abs() > WEAKEST {
+    } else if !as_rounded && (survival.abs() > WEAKEST || base_is_plain && !is_other) {
         State::Scaled
     } else if survival < options.min_survival {
         State::Lost
@@ -137,7 +153,7 @@ fn is_one_strength(weights: &[VerifiedWeight], strength: f64) -> bool {
     let shares = || weights.iter().filter_map(|weight| Some((weight.survival?, weight.survival_se?)));
     let near = |(share, se): (f64, f64)| (share - strength).abs() <= SCATTER * strength.abs() + SIGNIFICANT * se;
     let telling = shares().filter(|(_, se)| *se <= SCATTER * strength.abs()).count();
-    (strength - 1.0).abs() > 3.0 * SCATTER && telling > 1 && 2 * telling >= weights.len() && shares().all(near)
+    telling >= MANY && 2 * telling >= shares().count() && shares().all(near)
 }
 
 pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySummary {
@@ -173,6 +189,16 @@ pub(super) fn answer(
     };
     const OTHER_STRENGTH: &str =
         "another `lora_alpha` or weight of the adapter than it says here, or a merge that was done twice or taken out";
+    // Of all values of some weights together, as it is of each: with its standard error.
+    let share = |states: &[State]| {
+        let found = weights.iter().filter(|weight| states.contains(&weight.state));
+        let (mut sum, mut total) = (0.0, 0.0);
+        for (survival, se) in found.filter_map(|weight| weight.survival.zip(weight.survival_se)) {
+            let weight = 1.0 / squared(se.max(1e-9));
+            (sum, total) = (sum + weight * survival, total + weight);
+        }
+        (total > 0.0).then(|| (sum / total, total.sqrt().recip()))
+    };
     let all = summary.weights;
     let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
     let (all_weights, them) = match all {
@@ -192,17 +218,20 @@ pub(super) fn answer(
     }
     if let Some((n, name)) = of(&[State::Scaled]) {
         let weights = counted(n, "weight holds", "weights hold");
+        let survival =
+            share(&[State::Scaled]).map_or(String::new(), |(survival, _)| format!(" (survival {survival:.2})"));
         problems.push(format!("{weights} the delta at another strength{survival}, first `{name}`: {OTHER_STRENGTH}"));
     }
     if let Some((n, name)) = of(&[State::Differs]) {
         let hold = if n == 1 { "holds" } else { "hold" };
-        let there = if summary.survival.is_some_and(|survival| survival > 0.05) {
-            format!("the adapter is there{survival}, but ")
-        } else {
-            String::new()
+        let there = match share(&[State::Differs]) {
+            Some((survival, se)) if survival > SIGNIFICANT * se => {
+                format!("the adapter is there (survival {survival:.2}), but ")
+            }
+            _ => String::new(),
         };
         problems.push(format!(
-            "{there}{} {hold} values that no rounding of base and adapter gives, first `{name}`: it was merged into another base, or something else was added or changed",
+            "{there}{} {hold} values that no rounding of base and adapter gives, first `{name}`: it was merged into another base, rounded to fewer bits in between, or something was added or changed",
             of_all(n)
         ));
     }
@@ -234,10 +263,15 @@ pub(super) fn answer(
     // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
     let as_meant = |survival: f64| (options.min_survival..=STRONG).contains(&survival);
     if moved > 0
-        && let Some(strength) = summary.survival.filter(|&strength| is_one_strength(weights, strength))
+        && let Some(strength) = summary.survival.filter(|&strength| !as_meant(strength))
+        && is_one_strength(weights, strength)
     {
-        let text = format!("{all_weights} hold the delta at about {strength:.2} times its strength: {OTHER_STRENGTH}");
-        return (Answer::No, text.replace("the only weight hold ", "the only weight holds "));
+        return (
+            Answer::No,
+            format!(
+                "the weights hold the delta at about {strength:.2} times its strength, all of them: {OTHER_STRENGTH}"
+            ),
+        );
     }
     if moved > 0 && !summary.survival.is_some_and(as_meant) {
         return (

@@ -105,7 +105,8 @@ pub enum State {
     Erased,
     /// The delta is there at another strength.
     Scaled,
-    /// Values that are neither base + delta nor any rounding of it: of another base, or changed afterwards. Told where values are stored as they are.
+    /// Values that are neither base + delta nor any rounding of it to 16 bits: of another base, rounded to fewer bits in between, or changed afterwards. Told where values are
+    /// stored as they are.
     Differs,
     /// The base's values, unchanged.
     Absent,
@@ -138,7 +139,7 @@ pub struct VerifiedWeight {
     pub delta_rms: f64,
     /// Share of elements that differ from the base's.
     pub changed_fraction: f64,
-    /// Share of elements that no rounding of base + delta gives; `None` in a format whose rounding has no bound.
+    /// Share of elements that no rounding of base + delta to 16 bits gives; `None` in a format of fewer bits, and of what the adapter replaces.
     pub beyond_fraction: Option<f64>,
 }
 

@@ -5,8 +5,8 @@ use crate::measure::Sums;
 use crate::simd::differences::differences;
 use crate::simd::floats::round_to;
 
-/// From one bf16 to the next, as a share of a value at most. A tool may compute in bf16 whatever it stores, and round to either neighbour.
-const STEP: f32 = 1.0 / 128.0;
+/// Half of the way from one bf16 to the next, as a share of a value at most: what one rounding moves it by. A tool may compute in bf16 whatever it stores.
+const HALF_STEP: f32 = 1.0 / 256.0;
 /// From one f16 to the next where they are subnormal.
 const LEAST: f32 = 6e-8;
 /// What a tool that multiplies in 16 bits may get wrong of a value of the delta, and of the size of its neighbours, which it is summed up from.
@@ -15,8 +15,10 @@ const PRODUCT: f32 = 1.0 / 16.0;
 /// Of one weight, or a part of it.
 #[derive(Clone, Copy)]
 pub(super) struct Rounded {
-    /// Values that no rounding of base + delta gives.
+    /// Values that no rounding of base + delta to 16 bits gives.
     pub(super) beyond: u64,
+    /// Values that are the base's but for such a rounding.
+    pub(super) kept: u64,
     /// W0, T and T rounded to the nearest.
     nearest: Sums,
     /// W0, T and what comes of adding the delta to a base that was rounded before.
@@ -25,17 +27,18 @@ pub(super) struct Rounded {
 
 impl Rounded {
     pub(super) fn zero() -> Self {
-        Self { beyond: 0, nearest: Sums::zero(), twice: Sums::zero() }
+        Self { beyond: 0, kept: 0, nearest: Sums::zero(), twice: Sums::zero() }
     }
 
     pub(super) fn add(&mut self, other: &Self) {
         self.beyond += other.beyond;
+        self.kept += other.kept;
         self.nearest.add(&other.nearest);
         self.twice.add(&other.twice);
     }
 
-    /// From the base's values, the target's and the merge's. Of 16 bits bf16 loses the most, and a tool may have computed in it what it stores in others.
-    pub(super) fn of(w: &[f32], t: &[f32], m: &[f32]) -> Self {
+    /// From rows of the base's values, the target's and the merge's, which were rounded `times` on their way. Of 16 bits bf16 loses the most.
+    pub(super) fn of(cols: usize, times: usize, w: &[f32], t: &[f32], m: &[f32]) -> Self {
         let sums = |rounded: &[f32]| Sums { elements: w.len() as u64, differences: differences(w, t, rounded) };
         let mut nearest = t.to_vec();
         round_to(Dtype::BF16, &mut nearest);
@@ -44,13 +47,20 @@ impl Rounded {
         twice.iter_mut().zip(t.iter().zip(w)).for_each(|(x, (t, w))| *x += t - w);
         round_to(Dtype::BF16, &mut twice);
         let (nearest, twice) = (sums(&nearest), sums(&twice));
-        let size = nearest.loss().delta_rms as f32;
-        let is_beyond = |((w, t), m): &((&f32, &f32), &f32)| {
-            let delta = (*t - *w).abs();
-            (*m - *t).abs() > STEP * (w.abs() + delta) + PRODUCT * (delta + size) + LEAST
-        };
-        let beyond = w.iter().zip(t).zip(m).filter(is_beyond).count() as u64;
-        Self { beyond, nearest, twice }
+        let (size, step) = (nearest.loss().delta_rms as f32, times as f32 * HALF_STEP);
+        let (mut beyond, mut kept) = (0, 0);
+        let cols = cols.max(1);
+        for ((w, t), m) in w.chunks(cols).zip(t.chunks(cols)).zip(m.chunks(cols)) {
+            let squares: f32 = w.iter().zip(t).map(|(w, t)| (t - w) * (t - w)).sum();
+            let size = size.max((squares / cols as f32).sqrt());
+            for ((w, t), m) in w.iter().zip(t).zip(m) {
+                let delta = (t - w).abs();
+                let allowed = step * (w.abs() + delta) + PRODUCT * (delta + size) + LEAST;
+                beyond += u64::from((m - t).abs() > allowed);
+                kept += u64::from((m - w).abs() <= step * w.abs() + LEAST);
+            }
+        }
+        Self { beyond, kept, nearest, twice }
     }
 
     /// The least and the greatest share of the delta that a rounding which was meant to keep it leaves: all of it where values are rounded up or down by chance or

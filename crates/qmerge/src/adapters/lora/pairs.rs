@@ -6,6 +6,7 @@ use super::config::LoraConfig;
 use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
 use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
+use crate::adapters::site::refuse_unknown_order;
 use crate::adapters::{Adapter, ReadOptions, declared};
 use crate::error::{Result, mismatch, unsupported};
 
@@ -108,7 +109,7 @@ impl LoraTensors {
             let bias = get(Role::Own(B, true));
             taken.extend([a, b].into_iter().chain(bias));
             let wrappers = wrappers.get(&key.module).copied().unwrap_or(1);
-            let parameter = parameter(adapter, &key.module, (key.depth, wrappers));
+            let parameter = parameter(adapter, &key.module, (key.depth, wrappers))?;
             let own = (key.module.as_str(), parameter.as_deref());
             parts.pairs.push(pair(adapter, config, own, (a, b, bias), embedding)?);
         }
@@ -123,7 +124,7 @@ impl LoraTensors {
 }
 
 /// The path of the parameter that a wrapper of a module is around, if the configuration names as many of its parameters as it has wrappers.
-fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize)) -> Option<String> {
+fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize)) -> Result<Option<String>> {
     // What is named without its module may be any module's.
     let targets =
         adapter.config.target_parameters.iter().filter_map(|target| Some((target, target.rsplit_once('.')?.1)));
@@ -134,8 +135,11 @@ fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize))
     let mut names: Vec<&str> = own.map(|(_, name)| name).collect();
     names.sort_by_key(|name| declared(name));
     names.dedup();
-    let name = (names.len() == wrappers).then(|| names.get(wrappers.saturating_sub(1 + depth)).copied()).flatten()?;
-    Some(format!("{module}.{name}"))
+    if names.len() == wrappers {
+        refuse_unknown_order(adapter, module, &names)?;
+    }
+    let name = names.get(wrappers.saturating_sub(1 + depth)).filter(|_| names.len() == wrappers);
+    Ok(name.map(|name| format!("{module}.{name}")))
 }
 
 fn pair(

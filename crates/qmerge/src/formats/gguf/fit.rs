@@ -361,11 +361,11 @@ fn again_body<V: Lanes, const N: usize>(
     (low, high): (i32, i32),
 ) -> Runs<N> {
     let (scales, minima) = (V::of(*scales), V::of(*minima));
-    let stays = scales.differs(V::all(0.0));
+    let has_scale = scales.differs(V::all(0.0));
     let mut codes = [[0.0; LANES]; N];
     for ((code, x), found) in codes.iter_mut().zip(x).zip(found) {
         let level = ((V::of(*x) + minima) / scales).nearest(low, high) - V::all(low as f32);
-        *code = V::pick(stays, level, V::of(*found)).array();
+        *code = V::pick(has_scale, level, V::of(*found)).array();
     }
     codes
 }

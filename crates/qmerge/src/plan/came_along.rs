@@ -32,11 +32,11 @@ pub(super) fn leave_out(inputs: &Inputs, changes: &mut [Changes], warnings: &mut
             }
             if found == Found::Other {
                 warnings.push(format!(
-                "{}: `{}` is not the base's `{}`, and takes its place, as with PEFT: it is of the base that was trained on, so that what was merged into this one before is lost there",
-                adapter.path.display(),
-                replacement.tensor,
-                replacement.target
-            ));
+                    "{}: `{}` is not the base's `{}`, and takes its place, as with PEFT: what a merge into this base changed there before is lost",
+                    adapter.path.display(),
+                    replacement.tensor,
+                    replacement.target
+                ));
             }
             kept.push(replacement);
         }

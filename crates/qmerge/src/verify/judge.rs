@@ -19,7 +19,6 @@ const CHOSEN: f64 = 5e-4;
 const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
-
 /// A survival may lie so far from what rounding leaves before it is another strength.
 const STRENGTH: f64 = 0.1;
 /// A share below this may be what a rounding to few bits left before the values were stored as they are, and not a strength that anybody gave.
@@ -189,7 +188,7 @@ pub(super) fn answer(
     };
     const OTHER_STRENGTH: &str =
         "another `lora_alpha` or weight of the adapter than it says here, or a merge that was done twice or taken out";
-    // Of all values of some weights together, as it is of each: with its standard error.
+    // The survival of some weights, each by how well it is known, and its standard error.
     let share = |states: &[State]| {
         let found = weights.iter().filter(|weight| states.contains(&weight.state));
         let (mut sum, mut total) = (0.0, 0.0);
@@ -231,7 +230,7 @@ pub(super) fn answer(
             _ => String::new(),
         };
         problems.push(format!(
-            "{there}{} {hold} values that no rounding of base and adapter gives, first `{name}`: it was merged into another base, rounded to fewer bits in between, or something was added or changed",
+            "{there}{} {hold} values that no rounding of base and adapter to 16 bits gives, first `{name}`: it was merged into another base, rounded to fewer bits in between, or something was added or changed",
             of_all(n)
         ));
     }

@@ -5,6 +5,7 @@
 
 use super::block::{Block, Importance, f16, half, inverse, multiples, nibbles, number, to_nibbles};
 use super::fit::{Runs, extreme, extremes, map, nearest, runs, square_sum, weighted};
+use super::k::by_importance_of_pair;
 use crate::formats::{Choices, Levels};
 use crate::simd::lanes::{LANES, Lanes, by_lanes};
 
@@ -221,14 +222,7 @@ impl Block<256, 136, 8> for Iq4Xs {
             let all = runs::<32>(x.as_flattened());
             let weights = match importance {
                 None => map(&all, |x| x * x),
-                Some(importance) => {
-                    let mut squares = [0.0; LANES];
-                    squares
-                        .chunks_exact_mut(8)
-                        .zip(x)
-                        .for_each(|(squares, x)| squares.fill(square_sum(x) * (2.0 / 256.0)));
-                    weighted(&all, &runs(importance.weights[2 * number..][..x.len()].as_flattened()), &squares)
-                }
+                Some(importance) => by_importance_of_pair(&all, x, importance, 2 * number, |sum| sum * (2.0 / 256.0)),
             };
             let own = fit(&all, &weights);
             for ((x, block), own) in x.iter().zip(blocks).zip(own.as_chunks().0) {

@@ -85,6 +85,20 @@ fn by_importance(x: &Runs<16>, weights: &[f32; 256], square: f32) -> Runs<16> {
     weighted(x, &runs(weights), &[square; LANES])
 }
 
+/// The same of one or two blocks of runs of 32, the first of which has that number among those of `importance`; `square` makes its block's of Σ x².
+#[inline(always)]
+pub(super) fn by_importance_of_pair(
+    runs: &Runs<32>,
+    x: &[[f32; 256]],
+    importance: Importance<'_, 256>,
+    number: usize,
+    square: impl Fn(f32) -> f32,
+) -> Runs<32> {
+    let mut squares = [0.0; LANES];
+    squares.chunks_exact_mut(8).zip(x).for_each(|(squares, x)| squares.fill(square(square_sum(x))));
+    weighted(runs, &fit::runs(importance.weights[number..][..x.len()].as_flattened()), &squares)
+}
+
 /// What is searched where inputs are known.
 #[inline(always)]
 fn known(top: i32) -> Search {
@@ -180,10 +194,8 @@ fn encode_affine<const B: usize>(
         let runs = runs::<32>(x.as_flattened());
         let (weights, search) = match importance {
             Some(importance) => {
-                let mut squares = [0.0; LANES];
-                squares.chunks_exact_mut(8).zip(x).for_each(|(squares, x)| squares.fill(2.0 * square_sum(x) / 256.0));
-                let weights = &importance.weights[2 * number..][..x.len()];
-                (weighted(&runs, &fit::runs(weights.as_flattened()), &squares), known(search.top))
+                let weights = by_importance_of_pair(&runs, x, importance, 2 * number, |sum| 2.0 * sum / 256.0);
+                (weights, known(search.top))
             }
             None => {
                 let squares = sums(&map(&runs, |x| x * x)).map(|sum| (sum / 32.0).sqrt());

@@ -31,6 +31,10 @@ LlamaForSequenceClassification LlamaForTokenClassification LlamaModel MistralMod
 Gemma2ForSequenceClassification GPT2ForSequenceClassification BertForSequenceClassification BertForQuestionAnswering BertModel RobertaForSequenceClassification
 XLMRobertaForSequenceClassification DistilBertForSequenceClassification DebertaV2ForSequenceClassification ModernBertForSequenceClassification
 ElectraForSequenceClassification AlbertForSequenceClassification BartForSequenceClassification T5EncoderModel CLIPModel ViTForImageClassification
+ViTModel ViTMAEForPreTraining ViTMSNForImageClassification DeiTForImageClassification BeitForImageClassification IJepaForImageClassification PixioModel
+Dinov2ForImageClassification Dinov2WithRegistersForImageClassification DINOv3ViTModel SwinForImageClassification SegformerForImageClassification
+SegformerForSemanticSegmentation Mask2FormerForUniversalSegmentation OneFormerForUniversalSegmentation VivitForVideoClassification
+ASTForAudioClassification AltCLIPModel VisionTextDualEncoderModel
 """.split()
 
 # Sizes of a small model, under all names that configurations have for them.
@@ -63,7 +67,7 @@ def shrunk(fields, sizes):
             value = min(value, sizes[name])
         elif str(name).endswith("token_id") and type(value) is int and sizes is SMALL:
             value = min(value, 1)
-        elif str(name).endswith("layer_types"):
+        elif str(name).endswith("layer_types") or name in ("out_features", "out_indices", "stage_names"):
             value = None
         out[name] = value
     return out | (MORE.get(fields.get("model_type"), {}))

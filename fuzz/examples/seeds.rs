@@ -1,7 +1,9 @@
-//! Writes the first inputs of the targets `plan`, `run`, `calibration` and `gguf_tokenizer` into `corpus`, from the small models of the tests.
+//! Writes the first inputs of the targets `plan`, `run`, `formats`, `arithmetic`, `calibration`, `imatrix`, `text` and `gguf_tokenizer` into `corpus`,
+//! from the small models of the tests.
 
 use std::path::{Path, PathBuf};
 
+use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{EXPORTS, Inputs, Options, Plan};
@@ -29,9 +31,17 @@ fn main() {
         for choice in [0xff, 0, 1, 2] {
             let text = seed(&case.join("base"), "config.json", &case.join("adapter"));
             write(root, "plan", &case, &choice.to_string(), &[&[choice], text.as_slice()].concat());
+            write(root, "arithmetic", &case, &choice.to_string(), &[&[choice], text.as_slice()].concat());
         }
     }
-    folders(&tests.join("qmerge/testdata/gguf/made")).iter().for_each(|case| file(root, case));
+    formats(root, &tests.join("qmerge/testdata/tiny-llama/bases/base-bf16"));
+    let imatrix = std::fs::read(tests.join("qmerge/testdata/gguf/made/imatrix.gguf")).expect("an importance matrix");
+    write(root, "imatrix", Path::new("gguf"), "made", &imatrix);
+    for case in folders(&tests.join("qmerge/testdata/gguf/made")) {
+        file(root, &case);
+        let [tokenizer, config] = ["tokenizer.json", "tokenizer_config.json"].map(|name| json(&case.join(name)));
+        write(root, "text", &case, "hello", &[&tokenizer, &[END][..], &config, &[END], b"Hello, you."].concat());
+    }
     let inputs = br#"[{"layer":0,"tokens":7,"weights":["a.weight"]},{"layer":0,"tokens":7,"weights":["b.weight"]}]"#;
     let moments =
         b"F32 4x4 a.weight\tabc?def=ghi=jkl=def=mno?pqr=stu=ghi=pqr=vwx?yza=jkl=stu=yza=bcd?\nBF16 4x4 b.weight\ta?";
@@ -40,6 +50,21 @@ fn main() {
         write(root, "calibration", Path::new("two"), &choice.to_string(), &text);
     }
     write(root, "calibration", Path::new("none"), "bytes", &[&[1, 2, 0, 0, 0, 0, 0, 0, 0], &b"{}"[..]].concat());
+}
+
+/// A small model in every format that a merge writes.
+fn formats(root: &Path, base: &Path) {
+    for format in formats::FORMATS.iter().copied().filter(|format| format.is_made()) {
+        let inputs = Inputs::new(Checkpoint::open(base).expect("a model"), Vec::new()).expect("a model");
+        let plan = Plan::new(&inputs, &Options { to: Some(format), ..Options::default() }).expect("a plan");
+        let options = RunOptions { existing: Existing { force: true, resume: false }, ..RunOptions::default() };
+        let output = qmerge_fuzz::folder("written").join("model");
+        merge::run(&inputs, &plan, None, &output, &options, &Silent).expect("a model");
+        let mut text = json(&output.join("config.json"));
+        text.push(END);
+        text.extend(lines(Checkpoint::open(&output).ok()));
+        write(root, "formats", Path::new("tiny"), format.id(), &text);
+    }
 }
 
 /// The GGUF file that a model becomes, with its tokenizer.

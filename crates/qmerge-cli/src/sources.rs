@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open;
 
-use crate::args::{Command, Sources, adapter_and_weight};
+use crate::args::{Command, Sources, VerifyArgs, adapter_and_weight};
 
 /// What says which base an adapter is of.
 const CONFIG: &str = "adapter_config.json";
@@ -84,6 +84,12 @@ impl Command {
 
     /// Gives words without an option their places. Where one model is named and no more, it is the adapter: that names its base.
     pub(crate) fn place_words(&mut self) -> Result<()> {
+        match self {
+            Self::Verify(args) => take_merged(args)?,
+            Self::Extract(args) => return args.trained.place_words(),
+            Self::Combine(args) => args.adapter.append(&mut args.words),
+            _ => {}
+        }
         let tuned = self.tuned().len();
         let Some(sources) = self.sources() else { return Ok(()) };
         let mut words = std::mem::take(&mut sources.words).into_iter();
@@ -134,5 +140,21 @@ impl Command {
         let remark = format!("the base is {base}, as the adapter says");
         sources.base = Some(base.into());
         Ok(Some(remark))
+    }
+}
+
+/// The merge is the last word, unless it has its option.
+fn take_merged(args: &mut VerifyArgs) -> Result<()> {
+    if args.merged.is_some() {
+        return Ok(());
+    }
+    let last = args.sources.words.pop().map(PathBuf::from);
+    // An adapter there is one word too few, not a merge.
+    let is_merge = |path: &PathBuf| !open::resolve(path).is_ok_and(|path| path.join(CONFIG).is_file());
+    args.merged = last.filter(is_merge);
+    match args.merged {
+        Some(_) => Ok(()),
+        None => Err(Error::new(Kind::Usage, "the merge is not named")
+            .with_hint("write `BASE ADAPTER MERGED`, or --base, --adapter and --merged")),
     }
 }

@@ -1,6 +1,6 @@
 //! The options of each command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
@@ -8,7 +8,7 @@ use qmerge::plan::Part;
 
 use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
-    Quantization, Running, Scaling, Sources, Tuned, Workers, Writing,
+    Quantization, Running, Scaling, Sources, Trained, Tuned, Workers, Writing,
 };
 use super::values::{budget, cluster, combinations, formats, parts, promotions, repo_id, roundings, share, tokens};
 
@@ -121,9 +121,12 @@ pub(crate) struct CalibrateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TruncateArgs {
+    /// Adapter without its option.
+    #[arg(value_name = "ADAPTER", required_unless_present = "adapter")]
+    word: Option<PathBuf>,
     /// Adapter folder or hub id: a LoRA.
-    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER")]
-    pub(crate) adapter: PathBuf,
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER", conflicts_with = "word")]
+    adapter: Option<PathBuf>,
     /// The new rank, of all modules.
     #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rank: u32,
@@ -158,10 +161,20 @@ pub(crate) struct TruncateArgs {
     pub(crate) json: bool,
 }
 
+impl TruncateArgs {
+    /// The adapter, as it was named.
+    pub(crate) fn adapter(&self) -> &Path {
+        self.adapter.as_deref().or(self.word.as_deref()).unwrap_or(Path::new(""))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CombineArgs {
+    /// Adapters without their options.
+    #[arg(value_name = "ADAPTER[=WEIGHT]", required_unless_present = "adapter")]
+    pub(crate) words: Vec<String>,
     /// Adapter folder or hub id, a LoRA, with an optional factor on its effect; given once for each.
-    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]", required = true)]
+    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
     pub(crate) adapter: Vec<String>,
     /// Output folder.
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
@@ -210,10 +223,7 @@ pub(crate) struct CombineArgs {
 #[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
 pub(crate) struct ExtractArgs {
     #[command(flatten)]
-    pub(crate) model: Model,
-    /// The model that was trained from it: a folder, a .safetensors or .gguf file, or a hub id.
-    #[arg(long, value_name = "TUNED")]
-    pub(crate) tuned: PathBuf,
+    pub(crate) trained: Trained,
     /// Output folder.
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
@@ -334,9 +344,9 @@ pub(crate) struct VerifyArgs {
     pub(crate) sources: Sources,
     #[command(flatten)]
     pub(crate) tuned: Tuned,
-    /// The merge to examine: a folder, a .safetensors or .gguf file, or a hub id.
+    /// The merge to examine: a folder, a .safetensors or .gguf file, or a hub id (default: the last word without an option).
     #[arg(long, value_name = "MERGED")]
-    pub(crate) merged: PathBuf,
+    pub(crate) merged: Option<PathBuf>,
     /// Share of the delta from which it counts as kept.
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     pub(crate) min_survival: f64,
@@ -349,6 +359,13 @@ pub(crate) struct VerifyArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl VerifyArgs {
+    /// The merge. It is there once the words of the command line have their places.
+    pub(crate) fn merged(&self) -> &Path {
+        self.merged.as_deref().unwrap_or(Path::new(""))
+    }
 }
 
 #[derive(Debug, Args)]

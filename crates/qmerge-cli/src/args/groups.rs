@@ -111,9 +111,52 @@ impl Merged {
 /// A model that has to be named.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Model {
+    /// Base model without its option.
+    #[arg(value_name = "BASE", required_unless_present = "base")]
+    word: Option<PathBuf>,
     /// Base model: a folder, a .safetensors or .gguf file, or a hub id.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: PathBuf,
+    #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "BASE", conflicts_with = "word")]
+    base: Option<PathBuf>,
+}
+
+impl Model {
+    /// The base, as it was named.
+    pub(crate) fn base(&self) -> &Path {
+        self.base.as_deref().or(self.word.as_deref()).unwrap_or(Path::new(""))
+    }
+}
+
+/// A base, and a model that was trained from it.
+#[derive(Debug, Args)]
+pub(crate) struct Trained {
+    /// Both without their options.
+    #[arg(value_name = "BASE TUNED")]
+    pub(super) words: Vec<PathBuf>,
+    /// Base model: a folder, a .safetensors or .gguf file, or a hub id.
+    #[arg(long, short = 'm', visible_alias = "model", aliases = BASE_ALIASES, value_name = "BASE")]
+    base: Option<PathBuf>,
+    /// The model that was trained from it: a folder, a .safetensors or .gguf file, or a hub id.
+    #[arg(long, value_name = "TUNED")]
+    tuned: Option<PathBuf>,
+}
+
+impl Trained {
+    /// Gives words their places.
+    pub(crate) fn place_words(&mut self) -> Result<()> {
+        let mut words = std::mem::take(&mut self.words).into_iter();
+        self.base = self.base.take().or_else(|| words.next());
+        self.tuned = self.tuned.take().or_else(|| words.next());
+        if self.tuned.is_none() || words.next().is_some() {
+            return Err(Error::new(Kind::Usage, "a base and one tuned model have to be named")
+                .with_hint("write `BASE TUNED`, or --base and --tuned"));
+        }
+        Ok(())
+    }
+
+    /// The two. They are there once the words have their places.
+    pub(crate) fn both(&self) -> [&Path; 2] {
+        [&self.base, &self.tuned].map(|named| named.as_deref().unwrap_or(Path::new("")))
+    }
 }
 
 /// What other tools call a base, an adapter and an output.

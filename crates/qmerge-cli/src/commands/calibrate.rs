@@ -58,7 +58,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
             .in_file(&args.output)
             .with_hint("--force replaces it"));
     }
-    let inputs = open_with(&args.model.base, &args.adapter)?;
+    let inputs = open_with(args.model.base(), &args.adapter)?;
     let dtype = if args.dtype == "bf16" { Dtype::BF16 } else { Dtype::F32 };
     if !args.add.is_empty() {
         progress.phase("adding moments", "layers");

@@ -33,7 +33,7 @@ pub(crate) fn find(
         )));
     }
     let options = Options { to, export, importance, settings: settings(&args.quantization), ..Options::default() };
-    let inputs = Inputs::new(qmerge_store::checkpoint(&args.model.base)?, Vec::new())?;
+    let inputs = Inputs::new(qmerge_store::checkpoint(args.model.base())?, Vec::new())?;
     let run = run_options(&args.running, command);
     let plan = Plan::new(&inputs, &options)?;
     refuse_unused(&args.quantization, &plan)?;

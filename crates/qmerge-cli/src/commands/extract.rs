@@ -28,7 +28,8 @@ pub(crate) fn find(args: &ExtractArgs, progress: &dyn Progress) -> error::Result
         force: args.force,
         threads: threads(args.workers.threads),
     };
-    let (base, tuned) = (qmerge_store::checkpoint(&args.model.base)?, qmerge_store::checkpoint(&args.tuned)?);
+    let [base, tuned] = args.trained.both();
+    let (base, tuned) = (qmerge_store::checkpoint(base)?, qmerge_store::checkpoint(tuned)?);
     let Some(file) = &args.calibration else {
         return extract(&base, &tuned, None, &args.output, &options, progress);
     };

@@ -87,7 +87,7 @@ pub(crate) fn find(
         return Err(usage(format!("--top-p is {}: it must be above 0, and 1 at most", args.top_p))
             .with_hint("1 draws among all tokens"));
     }
-    let inputs = open_with(&args.model.base, &args.adapter)?;
+    let inputs = open_with(args.model.base(), &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let tokenizer = Tokenizer::of(&inputs)?;
     let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };

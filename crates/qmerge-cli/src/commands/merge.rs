@@ -198,7 +198,7 @@ pub(crate) fn find(
         merge::refuse_name(&**sink, &plan)?;
         decided(&plan);
     } else if !is_dry {
-        merge::refuse_existing(&args.output, args.part, &plan, &run)?;
+        merge::refuse_existing(&inputs, &plan, &args.output, args.part, &run)?;
         if way == Way::Finish {
             merge::refuse_missing(&args.output)?;
         }

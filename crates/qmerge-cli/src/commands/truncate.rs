@@ -39,9 +39,9 @@ pub(crate) fn find(args: &TruncateArgs, progress: &dyn Progress) -> error::Resul
         }
         options.reason =
             Some("no --base, so nothing is known of its inputs: cut in the plain norm of its values".into());
-        return truncate(&qmerge_store::adapter(&args.adapter, 1.0)?, None, None, &args.output, &options, progress);
+        return truncate(&qmerge_store::adapter(args.adapter(), 1.0)?, None, None, &args.output, &options, progress);
     };
-    let inputs = Inputs::new(qmerge_store::checkpoint(base)?, vec![qmerge_store::adapter(&args.adapter, 1.0)?])?;
+    let inputs = Inputs::new(qmerge_store::checkpoint(base)?, vec![qmerge_store::adapter(args.adapter(), 1.0)?])?;
     let adapter = &inputs.adapters[0];
     refuse_uncuttable(adapter, &args.output, &options)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &Scaling::default())?)?;

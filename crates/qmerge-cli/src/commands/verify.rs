@@ -21,8 +21,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
         show::verification(found);
         let made = Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling };
         match found.answer {
-            Answer::Yes => made.try_and_compare(&args.merged),
-            Answer::Undecided => made.only_compare(&args.merged),
+            Answer::Yes => made.try_and_compare(args.merged()),
+            Answer::Undecided => made.only_compare(args.merged()),
             Answer::No => made.merge(Path::new("merged"), None),
         }
     };
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
 /// Examines a merge.
 pub(crate) fn find(args: &VerifyArgs, progress: &dyn Progress) -> error::Result<Verification> {
     let inputs = open_both(&args.sources, &args.tuned)?;
-    let merged = qmerge_store::checkpoint(&args.merged)?;
+    let merged = qmerge_store::checkpoint(args.merged())?;
     let mut options = apart_options(&args.meaning, &args.scaling)?;
     options.read.joining = args.tuned.joining()?;
     let plan = Plan::new(&inputs, &options)?;

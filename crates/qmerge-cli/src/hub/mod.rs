@@ -73,20 +73,20 @@ fn locations(command: &Command) -> Vec<PathBuf> {
         Command::Plan(args) => merge(&args.merge),
         Command::Verify(args) => {
             let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned].concat();
-            with(args.sources.base.as_ref(), &adapters, std::slice::from_ref(&args.merged))
+            with(args.sources.base.as_ref(), &adapters, &[args.merged().to_path_buf()])
         }
         Command::Compare(args) => {
             let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned, &args.beside].concat();
             with(args.sources.base.as_ref(), &adapters, &args.merged)
         }
-        Command::Truncate(args) => args.base.iter().chain([&args.adapter]).cloned().collect(),
+        Command::Truncate(args) => args.base.iter().cloned().chain([args.adapter().to_path_buf()]).collect(),
         Command::Combine(args) => with(None, &args.adapter, &[]),
-        Command::Extract(args) => vec![args.model.base.clone(), args.tuned.clone()],
+        Command::Extract(args) => args.trained.both().map(Path::to_path_buf).to_vec(),
         Command::ConvertAdapter(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
         Command::Unmerge(args) => with(args.merged.sources.base.as_ref(), &args.merged.sources.adapter, &[]),
-        Command::Generate(args) => with(Some(&args.model.base), &args.adapter, &[]),
-        Command::Calibrate(args) => with(Some(&args.model.base), &args.adapter, &[]),
-        Command::Convert(args) => vec![args.model.base.clone()],
+        Command::Generate(args) => with(Some(&args.model.base().to_path_buf()), &args.adapter, &[]),
+        Command::Calibrate(args) => with(Some(&args.model.base().to_path_buf()), &args.adapter, &[]),
+        Command::Convert(args) => vec![args.model.base().to_path_buf()],
         Command::Inspect(args) => vec![args.path.clone()],
         Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),
     }

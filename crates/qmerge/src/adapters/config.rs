@@ -28,6 +28,8 @@ pub struct AdapterConfig {
     pub ensure_weight_tying: bool,
     /// What the model was trained to do ("SEQ_CLS").
     pub task_type: Option<String>,
+    /// The class of the model that was trained, which PEFT writes where no task is given ("ViTForImageClassification").
+    pub trained_class: Option<String>,
     /// Base model the adapter was trained on, as it says.
     pub base_model: Option<String>,
 }
@@ -41,7 +43,10 @@ impl AdapterConfig {
 
     /// The classification that the adapter was trained for, if it is one.
     pub fn task(&self) -> Option<Task> {
-        Task::of(self.task_type.as_deref()?)
+        match self.task_type.as_deref() {
+            Some(task_type) => Task::of(task_type),
+            None => Task::of_class(self.trained_class.as_deref()?),
+        }
     }
 
     /// True if the field is set: neither missing, nor null, false or empty.
@@ -54,10 +59,15 @@ impl AdapterConfig {
         }
     }
 
-    /// Errors if a field is set that is neither everyone's nor one of `own`: it may change what the adapter means.
+    /// Fields that are set and are neither everyone's nor one of `own`: they may change what the adapter means.
+    pub(super) fn unknown(&self, own: &[&str]) -> impl Iterator<Item = &str> {
+        let known = |key: &str| EVERYONES.contains(&key) || own.contains(&key);
+        self.json.keys().map(String::as_str).filter(move |key| !known(key) && self.is_set(key))
+    }
+
+    /// Errors if there is one.
     pub(super) fn refuse_unknown(&self, own: &[&str]) -> Result<()> {
-        let known = |key: &String| EVERYONES.contains(&key.as_str()) || own.contains(&key.as_str());
-        match self.json.keys().find(|key| !known(key) && self.is_set(key)) {
+        match self.unknown(own).next() {
             None => Ok(()),
             Some(key) => Err(unsupported(format!(
                 "`{key}` is set, which is no field of a {} adapter that this version knows: it may change what the adapter means",
@@ -100,8 +110,8 @@ const EVERYONES: &[&str] = &[
     "init_weights",
 ];
 
-/// Tasks for which PEFT trains a head that a language model does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Tasks for which a head is trained that the base does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// A label for a text ("SEQ_CLS").
     Sequence,
@@ -109,9 +119,14 @@ pub enum Task {
     Token,
     /// Where an answer begins and ends ("QUESTION_ANS").
     Answer,
+    /// What the class of that name does, which no task of PEFT's stands for: labels for images, pixels or sounds.
+    Class(String),
 }
 
 impl Task {
+    /// Ends of names of classes that have such a head.
+    const CLASSES: &[&str] = &["Classification", "Segmentation", "ObjectDetection", "QuestionAnswering"];
+
     fn of(task_type: &str) -> Option<Self> {
         match task_type {
             "SEQ_CLS" => Some(Self::Sequence),
@@ -121,20 +136,31 @@ impl Task {
         }
     }
 
+    fn of_class(class: &str) -> Option<Self> {
+        Self::CLASSES.iter().any(|end| class.ends_with(end)).then(|| Self::Class(class.to_owned()))
+    }
+
     /// True for the modules that PEFT trains whole without being told.
-    pub(super) fn is_head(self, module: &str) -> bool {
+    pub(super) fn is_head(&self, module: &str) -> bool {
         match self {
             Self::Sequence | Self::Token => matches!(module.split('.').next(), Some("classifier" | "score")),
             Self::Answer => module == "qa_outputs",
+            Self::Class(_) => false,
         }
     }
 
-    /// What transformers' class for the task is called behind the family's name.
-    pub(crate) fn class(self) -> &'static str {
+    /// True if the head's rows are labels that `config.json` names.
+    pub(crate) fn has_labels(&self) -> bool {
+        !matches!(self, Self::Answer)
+    }
+
+    /// What transformers' class for the task is called behind the family's name; all of its name where that is known.
+    pub(crate) fn class(&self) -> &str {
         match self {
             Self::Sequence => "ForSequenceClassification",
             Self::Token => "ForTokenClassification",
             Self::Answer => "ForQuestionAnswering",
+            Self::Class(class) => class,
         }
     }
 }
@@ -166,6 +192,10 @@ pub(super) fn of_json(json: Map<String, Value>, path: &Path) -> Result<AdapterCo
         },
         ensure_weight_tying: fields.flag("ensure_weight_tying")?,
         task_type: json.get("task_type").and_then(Value::as_str).map(str::to_owned),
+        trained_class: json
+            .get("auto_mapping")
+            .and_then(|mapping| mapping.get("base_model_class")?.as_str())
+            .map(str::to_owned),
         base_model: fields.text("base_model_name_or_path")?.filter(|name| !name.is_empty()),
         json,
     })

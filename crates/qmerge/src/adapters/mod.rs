@@ -185,6 +185,11 @@ pub trait Layers: Debug + Send + Sync {
         Ok(())
     }
 
+    /// What of the configuration was passed over, though it may change what the adapter means.
+    fn doubts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Errors if the tensors of a module do not belong together, even where the base has no such module.
     fn check(&self, _module: &str, _tensors: &Tensors) -> Result<()> {
         Ok(())

@@ -1,8 +1,8 @@
 //! From a module path in an adapter to a weight of the base.
 //!
 //! The rule is that names are equal. Where they are not, in this order: the user's `--map`; equality behind the wrappers that models
-//! carry or lack (`model.`, `language_model.`); and the family's renames. All of these are positive lists: that two paths end alike says
-//! nothing. Every name that needed help is remembered, so that the report can say so.
+//! carry or lack (`model.`, `language_model.`); what transformers renames as it loads; and the family's renames. All of these are positive lists:
+//! that two paths end alike says nothing. Every name that needed help is remembered, so that the report can say so.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -26,9 +26,11 @@ pub struct Names<'a> {
     pub arch: &'static Arch,
     /// The modules that are one tensor where the model's embeddings are tied, if their names are known.
     pub tie: Option<&'static Tie>,
+    /// The model's type, and those of the models that it is made of.
+    pub model_types: Vec<&'a str>,
     by_name: HashMap<&'a str, usize>,
     /// What the family puts before its own path in a model with a head ("bert").
-    prefix: Option<&'static str>,
+    prefix: String,
     maps: Vec<(Regex, String)>,
     renamed: RefCell<Renamed>,
     bare: OnceCell<HashMap<&'a str, Vec<usize>>>,
@@ -54,6 +56,7 @@ impl<'a> Names<'a> {
     /// Indexes a base's weights. `maps` are the user's `regex=>replacement` rules, tried in order on whole names.
     pub fn new(checkpoint: &'a Checkpoint, weights: &'a [Claim], maps: &[String]) -> Result<Self> {
         let model_type = checkpoint.config.as_ref().map_or("", |config| config.model_type());
+        let model_types = checkpoint.config.as_ref().map_or_else(Vec::new, |config| config.model_types());
         let maps = maps
             .iter()
             .map(|map| {
@@ -72,6 +75,7 @@ impl<'a> Names<'a> {
             weights,
             arch: arch::find(model_type),
             tie: arch::find_tie(model_type, |module| by_name.contains_key(format!("{module}.weight").as_str())),
+            model_types,
             by_name,
             prefix: arch::base_prefix(model_type),
             maps,
@@ -120,12 +124,18 @@ impl<'a> Names<'a> {
         if let Some(claim) = self.behind_wrappers(name, name)? {
             return Ok(Some(claim));
         }
-        for renamed in renames(self.arch, name) {
+        let on_disk = arch::on_disk(&self.model_types, name);
+        for renamed in on_disk.into_iter().chain(renames(self.arch, name)) {
             if let Some(claim) = self.behind_wrappers(name, &renamed)? {
                 return Ok(Some(claim));
             }
         }
         Ok(None)
+    }
+
+    /// What the model in memory calls a module of the base.
+    pub(crate) fn in_memory(&self, module: &str) -> String {
+        arch::in_memory(&self.model_types, module).unwrap_or_else(|| module.to_owned())
     }
 
     /// The weight whose path is that of `spelled` once wrappers are taken off either or both.
@@ -162,7 +172,7 @@ impl<'a> Names<'a> {
             let next = rest.split('.').next().unwrap_or(rest);
             // CLIP and its kin have a `text_model` too, beside a `vision_model` with the same names below.
             let another = first == "text_model" && matches!(next, "encoder" | "embeddings" | "final_layer_norm");
-            let wraps = self.arch.wrappers.contains(&first) || Some(first) == self.prefix;
+            let wraps = self.arch.wrappers.contains(&first) || first == self.prefix;
             (wraps && rest.contains('.') && !another).then_some(rest)
         })
     }

@@ -91,6 +91,8 @@ pub(super) fn read(
             if elsewhere == 1 { "it" } else { "them" }
         ));
     }
+    let doubts = layers.doubts().into_iter();
+    changes.warnings.extend(doubts.map(|doubt| format!("{}: {doubt}", adapter.path.display())));
     for path in layers.targets(names).map_err(|error| error.in_file(&adapter.config.path))? {
         modules.entry((path, 0)).or_default();
     }

@@ -22,7 +22,11 @@ pub(super) fn of(config: &AdapterConfig, names: &Names<'_>) -> Result<Vec<String
     let mut found = Vec::new();
     for claim in names.weights.iter().filter(|claim| claim.weight.shape().len() == 2) {
         let Some(path) = claim.weight.name().strip_suffix(".weight") else { continue };
-        if is_target(path)? && !is_excluded(path)? {
+        // An adapter may be older than the name that the model has in memory.
+        let module = names.in_memory(path);
+        let (targeted, excluded) =
+            (is_target(path)? || is_target(&module)?, is_excluded(path)? || is_excluded(&module)?);
+        if targeted && !excluded {
             found.push(path.to_owned());
         }
     }

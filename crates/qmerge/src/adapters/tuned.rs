@@ -105,6 +105,7 @@ impl Adapter {
             target_modules: Vec::new(),
             ensure_weight_tying: ties,
             task_type: None,
+            trained_class: None,
             base_model: None,
         };
         Ok(Self {

@@ -29,6 +29,7 @@ const LINEAR: &str = "W_down W_up Wi Wk Wo Wq Wqkv Wv a_proj acoustic_linear_1 a
 const LINEAR_OF: &[(&[&str], &[&str])] = &[
     // Elsewhere Conv1D, which is stored (in, out).
     (&["gpt_bigcode", "starcoder2"], &["c_attn", "c_proj", "c_fc"]),
+    (&["altclip"], &["transformation"]),
     (&["apertus1p5"], &["embedding"]),
     (&["ernie4_5_vl_moe"], &["mlp"]),
     (&["funnel"], &["v_head"]),
@@ -41,7 +42,9 @@ const LINEAR_OF: &[(&[&str], &[&str])] = &[
     (&["qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_asr"], &["conv_out"]),
     (&["qwen4_exp", "qwen4_exp_text"], &["input_mix_weight_down", "input_mix_weight_up", "block_inject_weight"]),
     (&["rwkv", "led", "bigbird_pegasus", "pix2struct", "kosmos-2.5"], &["output"]),
+    (&["swin"], &["reduction"]),
     (&["unlimited_ocr"], &["layers"]),
+    (&["vit_mae"], &["decoder_embed", "decoder_pred"]),
     (&["xlnet"], &["layer_1", "layer_2"]),
 ];
 

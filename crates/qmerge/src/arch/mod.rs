@@ -15,6 +15,7 @@ mod families;
 mod fields;
 pub(crate) mod gguf;
 mod linear;
+mod moved;
 mod rope;
 pub mod spec;
 mod ties;
@@ -29,6 +30,7 @@ pub use families::ARCHS;
 pub use fields::Fields;
 pub use linear::Role;
 pub(crate) use linear::{head_in_memory, role};
+pub(crate) use moved::{in_memory, on_disk};
 pub use rope::{Rope, RopeDefaults};
 pub use ties::{Tie, by_default as tied_by_default, find as find_tie};
 pub use tower::language_model;
@@ -156,31 +158,20 @@ pub fn spec_of(config: &ModelConfig) -> Result<Spec> {
     Ok(spec)
 }
 
-/// What a family of encoders or state-space models puts before the model's own path where it has a head: transformers' `base_model_prefix`.
-pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
-    const PREFIXES: &[(&str, &str)] = &[
-        ("albert", "albert"),
-        ("bert", "bert"),
-        ("big_bird", "bert"),
-        ("camembert", "roberta"),
-        ("deberta", "deberta"),
-        ("deberta-v2", "deberta"),
-        ("distilbert", "distilbert"),
-        ("electra", "electra"),
-        ("esm", "esm"),
-        ("falcon_mamba", "backbone"),
-        ("longformer", "longformer"),
-        ("mamba", "backbone"),
-        ("mamba2", "backbone"),
-        ("mobilebert", "mobilebert"),
-        ("mpnet", "mpnet"),
-        ("roberta", "roberta"),
-        ("rwkv", "rwkv"),
-        ("vit", "vit"),
-        ("xlm-roberta", "roberta"),
-        ("xlm-roberta-xl", "roberta"),
+/// What a family puts before the model's own path where it has a head, beside the common wrappers: transformers' `base_model_prefix`, which is the
+/// type's name with few exceptions.
+pub(crate) fn base_prefix(model_type: &str) -> String {
+    const OTHERS: &[(&str, &[&str])] = &[
+        ("backbone", &["falcon_mamba", "mamba", "mamba2", "xlstm"]),
+        ("bert", &["bert-generation", "big_bird", "megatron-bert"]),
+        ("deberta", &["deberta-v2"]),
+        ("hgnetv2", &["hgnet_v2"]),
+        ("roberta", &["camembert", "jina_embeddings_v3", "xlm-roberta", "xlm-roberta-xl", "xmod"]),
+        ("vit", &["vit_mae", "vit_msn", "yolos"]),
+        ("x_clip", &["xclip"]),
     ];
-    PREFIXES.iter().find(|(family, _)| *family == model_type).map(|(_, prefix)| *prefix)
+    let other = OTHERS.iter().find(|(_, types)| types.contains(&model_type)).map(|(prefix, _)| (*prefix).to_owned());
+    other.unwrap_or_else(|| model_type.replace('-', "_"))
 }
 
 /// True for families of which PEFT takes the name of a projection (`gate_proj`, `w1`), wherever it stands among `target_modules`, for the stacked parameter that

@@ -101,6 +101,7 @@ pub fn extract(
     made.take_weights(&pair, &names, &matched, &mut found)?;
     made.take_tied(&pair, &matched, &names, &tuned_names);
     made.take_stacks(&matched, &mut found, options)?;
+    made.take_any(&matched, &names, options)?;
     let Made { mut adapter, weights, whole, dropped, unchanged } = made;
     let config = adapter.config(base);
     let tensors = adapter.finish();
@@ -212,13 +213,31 @@ impl<'a> Made<'a> {
                 && !self.adapter.targets.contains(target)
                 && !self.adapter.whole.contains(both.module())
             {
-                let (outputs, inputs) = both.shape();
-                let zero = Factors { rank: 1, left: vec![0.0; outputs], right: vec![0.0; inputs] };
-                self.adapter.is_turned |= both.is_conv1d(names);
-                self.adapter.take(target.clone(), zero, options.dtype)?;
+                self.take_zero(both, names, options)?;
             }
         }
         Ok(())
+    }
+
+    /// Takes factors that do nothing for a layer, so that PEFT wraps it.
+    fn take_zero(&mut self, both: &Both<'a>, names: &Names<'_>, options: &ExtractOptions) -> Result<()> {
+        let Place::Linear { target, .. } = &both.place else { return Ok(()) };
+        let (outputs, inputs) = both.shape();
+        let zero = Factors { rank: 1, left: vec![0.0; outputs], right: vec![0.0; inputs] };
+        self.adapter.is_turned |= both.is_conv1d(names);
+        self.adapter.take(target.clone(), zero, options.dtype)
+    }
+
+    /// PEFT loads no adapter that targets no module, whatever it takes whole: one layer gets factors that do nothing.
+    fn take_any(&mut self, matched: &Matched<'a>, names: &Names<'_>, options: &ExtractOptions) -> Result<()> {
+        if self.whole.is_empty() || !self.adapter.targets.is_empty() {
+            return Ok(());
+        }
+        let layers = matched.weights.iter().filter(|both| both.is_linear());
+        match layers.filter(|both| !self.adapter.whole.contains(both.module())).min_by_key(|both| both.shape()) {
+            Some(both) => self.take_zero(both, names, options),
+            None => Ok(()),
+        }
     }
 
     /// One table that serves both ends is written for both. PEFT ties the copies by the names that most families have, and of others wants two modules.

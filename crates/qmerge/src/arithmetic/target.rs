@@ -27,7 +27,7 @@ impl Target {
         if is_projection && arch::takes_layers_for_experts(names.model_type()) {
             return weight(module);
         }
-        Self::module(module)
+        Self::module(&names.in_memory(module))
     }
 
     pub(super) fn stack(stack: &Stack<'_>) -> Self {

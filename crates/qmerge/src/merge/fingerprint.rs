@@ -13,7 +13,7 @@ use crate::open::{Checkpoint, content};
 use crate::plan::{Action, Inputs, Plan, Tokenizer};
 use crate::report::Tool;
 use crate::round::identity;
-use crate::write::{CHANGES, Fingerprint, LAYOUT};
+use crate::write::{CALIBRATION, CHANGES, Fingerprint, LAYOUT};
 
 /// `adapters` are the hashes of the adapters' files, `calibration` that of what it is taken from.
 pub(super) fn of(
@@ -45,7 +45,7 @@ pub(super) fn of(
         merge.add("original", large(&original.checkpoint)?);
     }
     if let Some(calibration) = calibration {
-        merge.add("text or file of the calibration", calibration);
+        merge.add(CALIBRATION, calibration);
     }
     merge.add("format", &plan.output_format);
     merge.add("rounding", plan.rounding.id());

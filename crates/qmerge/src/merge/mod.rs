@@ -184,15 +184,7 @@ fn begin(
 ) -> Result<Begun> {
     let started = options.started.unwrap_or_else(Instant::now);
     refuse_inputs(inputs, sink.path())?;
-    let hashes = inputs
-        .adapters
-        .iter()
-        // A tuned model is as large as the base.
-        .map(|adapter| match adapter.is_tuned() {
-            true => sampled(&adapter.tensors),
-            false => content(adapter.tensors.files.get(..1).unwrap_or_default()),
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let hashes = hashes(inputs)?;
     if !options.existing.force {
         refuse_mistaken(inputs, &hashes, options.undoes)?;
     }
@@ -203,6 +195,16 @@ fn begin(
     let fingerprint = fingerprint::of(inputs, plan, &hashes, taken_from)?;
     expect(&inputs.base, &plan.steps[steps]);
     Ok(Begun { started, hashes, demand, schedule, fingerprint, parts: Vec::new() })
+}
+
+/// Of the adapters' contents.
+fn hashes(inputs: &Inputs) -> Result<Vec<String>> {
+    let hash = |adapter: &Adapter| match adapter.is_tuned() {
+        // A tuned model is as large as the base.
+        true => sampled(&adapter.tensors),
+        false => content(adapter.tensors.files.get(..1).unwrap_or_default()),
+    };
+    inputs.adapters.iter().map(hash).collect()
 }
 
 /// Tells the files of a base what steps read of them.
@@ -316,11 +318,23 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
-/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before.
+/// Errors if [`run`], or [`run_part`] of a part, would refuse the output, or to go on with it: for callers that do long work before.
 #[doc(hidden)]
-pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
+pub fn refuse_existing(
+    inputs: &Inputs,
+    plan: &Plan,
+    target: &Path,
+    part: Option<Part>,
+    options: &RunOptions<'_>,
+) -> Result<()> {
     refuse_file_name(target, plan)?;
-    crate::write::refuse_existing(target, part, options.existing)
+    crate::write::refuse_existing(target, part, options.existing)?;
+    if !options.existing.resume {
+        return Ok(());
+    }
+    let Some(begun) = crate::write::unfinished(target, part)? else { return Ok(()) };
+    let now = fingerprint::of(inputs, plan, &hashes(inputs)?, None)?;
+    crate::write::refuse_before(&begun, &now).map_err(|error| error.in_file(target))
 }
 
 /// Errors if the name of an output that is to be one file is not that of what a plan writes.

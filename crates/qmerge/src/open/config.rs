@@ -58,6 +58,12 @@ impl ModelConfig {
         self.json.get("model_type").and_then(Value::as_str).unwrap_or("")
     }
 
+    /// The model's type, and those of the models that it is made of.
+    pub fn model_types(&self) -> Vec<&str> {
+        let parts = self.json.values().filter_map(|part| part.as_object()?.get("model_type")?.as_str());
+        std::iter::once(self.model_type()).chain(parts).collect()
+    }
+
     /// A field of this document or of the first nested language-model configuration that has it.
     pub fn find(&self, key: &str) -> Option<&Value> {
         self.json.get(key).filter(|value| !value.is_null()).or_else(|| {

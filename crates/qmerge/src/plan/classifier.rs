@@ -14,38 +14,48 @@ use crate::open::ModelConfig;
 const CLASSES: &[&str] =
     &["ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining", "Model"];
 
+/// Components of the paths of layers whose rows are labels.
+const LABELLED: &[&str] = &["classifier", "score", "qa_outputs"];
+
 /// The task and its number of labels, told by the heads that adapters bring. Errors if two of them disagree.
 pub(super) fn labels(heads: &[(Option<Task>, String)], steps: &[Step], config: &mut ConfigChange) -> Result<()> {
     for (task, target) in heads {
         let Some(module) = target.rsplit_once('.').map(|(module, _)| module.to_owned()) else { continue };
         if !config.added.contains(&module) {
-            config.added.push(module);
+            config.added.push(module.clone());
         }
-        let Some(task) = *task else { continue };
-        // The last layer of the head: its rows are the labels.
-        let last = target.ends_with(".out_proj.weight")
-            || target.strip_suffix(".weight").is_some_and(|module| !module.ends_with("dense"));
-        let shape = steps.iter().find(|step| step.name == *target).map(Step::shape).unwrap_or_default();
-        let &[number, _] = shape else { continue };
-        if !last {
+        let (Some(task), Some(_)) = (task, target.strip_suffix(".weight")) else { continue };
+        // A head of several layers: its last is called out_proj, or it is the only one.
+        let is_before = module
+            .strip_suffix("dense")
+            .is_some_and(|path| heads.iter().any(|(_, other)| other.strip_prefix(path) == Some("out_proj.weight")));
+        // Beside the head, other parts may be trained whole.
+        let is_labelled = !matches!(task, Task::Class(_)) || module.split('.').any(|part| LABELLED.contains(&part));
+        if is_before || !is_labelled {
             continue;
         }
-        match config.labels {
-            Some(before) if before != (Labels { task, number }) => {
+        let shape = steps.iter().find(|step| step.name == *target).map(Step::shape).unwrap_or_default();
+        let &[number, _, ..] = shape else { continue };
+        let labels = Labels { task: task.clone(), number };
+        match &config.labels {
+            Some(before) if *before != labels => {
                 return Err(
                     mismatch(format!("{number} labels, but another head has {}", before.number)).in_tensor(target)
                 );
             }
-            _ => config.labels = Some(Labels { task, number }),
+            _ => config.labels = Some(labels),
         }
     }
     Ok(())
 }
 
 /// Names the class and its labels, as transformers writes them. Returns the class.
-pub(super) fn describe(config: &mut ModelConfig, labels: Labels) -> Option<String> {
+pub(super) fn describe(config: &mut ModelConfig, labels: &Labels) -> Option<String> {
     let class = config.json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
     let class = class.map(|class| {
+        if let Task::Class(whole) = &labels.task {
+            return whole.clone();
+        }
         let family = CLASSES.iter().find_map(|ending| class.strip_suffix(ending));
         let is_it = class.ends_with(labels.task.class());
         if is_it { class.to_owned() } else { format!("{}{}", family.unwrap_or(class), labels.task.class()) }
@@ -53,7 +63,7 @@ pub(super) fn describe(config: &mut ModelConfig, labels: Labels) -> Option<Strin
     if let Some(class) = &class {
         config.json.insert("architectures".into(), json!([class]));
     }
-    if labels.task == Task::Answer {
+    if !labels.task.has_labels() {
         return class;
     }
     // The number of labels is the number of names; two are the default, which transformers does not write.
@@ -93,7 +103,7 @@ mod tests {
             is_of_gguf: false,
             unread: None,
         };
-        let class = describe(&mut config, Labels { task: Task::Sequence, number: 3 });
+        let class = describe(&mut config, &Labels { task: Task::Sequence, number: 3 });
         assert_eq!(class.as_deref(), Some("LlamaForSequenceClassification"));
         let want = json!({
             "architectures": ["LlamaForSequenceClassification"],
@@ -107,14 +117,15 @@ mod tests {
             ("BertModel", Task::Sequence, "BertForSequenceClassification"),
             ("BertForMaskedLM", Task::Answer, "BertForQuestionAnswering"),
             ("Qwen2ForSequenceClassification", Task::Sequence, "Qwen2ForSequenceClassification"),
+            ("ViTModel", Task::Class("ViTForImageClassification".into()), "ViTForImageClassification"),
         ] {
             config.json.insert("architectures".into(), json!([class]));
-            assert_eq!(describe(&mut config, Labels { task, number: 3 }).as_deref(), Some(want));
+            assert_eq!(describe(&mut config, &Labels { task, number: 3 }).as_deref(), Some(want));
         }
         // Two labels are what transformers takes where the file says nothing.
         config.json.shift_remove("id2label");
         config.json.shift_remove("label2id");
-        describe(&mut config, Labels { task: Task::Sequence, number: 2 });
+        describe(&mut config, &Labels { task: Task::Sequence, number: 2 });
         assert!(!config.json.contains_key("id2label"));
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn edited(
     if let Some(tokens) = change.vocab_size {
         config.set_everywhere("vocab_size", &json!(tokens));
     }
-    if let Some(labels) = change.labels {
+    if let Some(labels) = &change.labels {
         classifier::describe(&mut config, labels);
     }
     classifier::skip(&mut config, &change.added);

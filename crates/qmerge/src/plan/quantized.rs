@@ -89,7 +89,6 @@ fn module_of(name: &str) -> Option<&str> {
 /// Tells what takes the format from other matrices, by their names.
 fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
     let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
-    let families = families(names);
     let plain = PlainInBase::of(names);
     for claim in names.weights {
         let weight = &claim.weight;
@@ -110,7 +109,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
         } else if is_own(names, module) || plain.names(module) {
             Role::Plain
         } else {
-            arch::role(&families, module)
+            arch::role(&names.model_types, module)
         };
         match role {
             // Of nothing there are no codes.
@@ -125,13 +124,6 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
         }
     }
     modules
-}
-
-/// The model's type, and those of the models that it is made of.
-fn families<'a>(names: &Names<'a>) -> Vec<&'a str> {
-    let parts = names.checkpoint.config.iter().flat_map(|config| config.json.values());
-    let types = parts.filter_map(|part| part.as_object()?.get("model_type")?.as_str());
-    std::iter::once(names.model_type()).chain(types).collect()
 }
 
 /// True if the module is a part of another that multiplies with its weight itself, as torch's MultiheadAttention does: no loader replaces it.
@@ -164,7 +156,8 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     let coded: HashSet<String> = modules.coded.iter().filter_map(|module| experts(module)).collect();
     let added = added.filter_map(module_of).filter(|module| !arch::leaf_in(module, names.arch.not_linear));
     // Experts are one bare tensor in memory, or modules of that name.
-    let entry = |module: &str| experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| module.to_owned());
+    let entry =
+        |module: &str| experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module));
     let mut entries: BTreeSet<String> = modules.plain.iter().map(|module| entry(module)).collect();
     entries.extend(added.map(entry));
     // The head under the name that it has in memory: where it is tied it is not stored, and it may have moved.

@@ -70,7 +70,7 @@ pub(super) struct ConfigChange {
 }
 
 /// A classifier's task and its number of labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Labels {
     pub(super) task: Task,
     pub(super) number: usize,
@@ -205,10 +205,11 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
     classifier::labels(&heads, &steps, &mut config)?;
-    if let (Some(labels), Some(module)) = (config.labels, config.added.last()) {
+    if let (Some(labels), Some(module)) = (&config.labels, config.added.last()) {
+        let before = if matches!(labels.task, Task::Class(_)) { "" } else { "…" };
         warnings.push(format!(
             "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
-             class …{} with {} labels",
+             class {before}{} with {} labels",
             labels.task.class(),
             labels.number
         ));

@@ -7,6 +7,9 @@ pub(crate) const LAYOUT: &str = "layout of the output";
 /// See [`LAYOUT`].
 pub(crate) const CHANGES: &str = "what is done to the weights";
 
+/// What a calibration is taken from, which is known only once its text is written.
+pub(crate) const CALIBRATION: &str = "text or file of the calibration";
+
 /// Names and values. A value is a word that a user can read, or a hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint(Vec<(String, String)>);
@@ -22,9 +25,19 @@ impl Fingerprint {
 
     /// In what `now` is another merge than this one.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
+        self.differences_but(&[], now)
+    }
+
+    /// The same, but for what is not known yet and for what follows from it.
+    pub(super) fn differences_before(&self, now: &Self) -> Vec<String> {
+        self.differences_but(&[CALIBRATION, LAYOUT, CHANGES], now)
+    }
+
+    fn differences_but(&self, left_out: &[&str], now: &Self) -> Vec<String> {
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in self.0.iter().chain(&now.0) {
-            if !names.contains(&name.as_str()) && self.get(name) != now.get(name) {
+            let name = name.as_str();
+            if !names.contains(&name) && !left_out.contains(&name) && self.get(name) != now.get(name) {
                 names.push(name);
             }
         }

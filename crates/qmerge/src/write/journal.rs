@@ -53,15 +53,9 @@ pub(super) fn lines(finished: &[Finished]) -> Vec<u8> {
 /// What an interrupted run finished, and where its last whole line ends; `None` if it ended before its first line was whole. Errors if it is of
 /// another merge.
 pub(super) fn read(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<Finished>, u64)>> {
-    let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let mut lines = whole_lines(text);
     let Some(head) = lines.next() else { return Ok(None) };
-    let differences = match serde_json::from_slice::<Head>(head) {
-        Ok(begun) => begun.merge.differences(merge),
-        Err(_) => vec!["it was begun by another version of qmerge".to_owned()],
-    };
-    if !differences.is_empty() {
-        return Err(another(&differences));
-    }
+    refuse_another(head, |begun| begun.differences(merge))?;
     let (mut finished, mut end) = (Vec::new(), head.len());
     for line in lines {
         let Ok(read) = serde_json::from_slice::<Line>(line) else { break };
@@ -69,6 +63,26 @@ pub(super) fn read(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<Finis
         end += line.len();
     }
     Ok(Some((finished, end as u64)))
+}
+
+/// Errors if what an interrupted run began is another merge, as far as that is known before a calibration.
+pub(crate) fn refuse_before(text: &[u8], merge: &Fingerprint) -> Result<()> {
+    match whole_lines(text).next() {
+        Some(head) => refuse_another(head, |begun| begun.differences_before(merge)),
+        None => Ok(()),
+    }
+}
+
+fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"))
+}
+
+fn refuse_another(head: &[u8], differences: impl Fn(&Fingerprint) -> Vec<String>) -> Result<()> {
+    let differences = match serde_json::from_slice::<Head>(head) {
+        Ok(begun) => differences(&begun.merge),
+        Err(_) => vec!["it was begun by another version of qmerge".to_owned()],
+    };
+    if differences.is_empty() { Ok(()) } else { Err(another(&differences)) }
 }
 
 fn another(differences: &[String]) -> Error {

@@ -23,11 +23,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use adapter::{Data, NewTensor, overflow, publish_file, publish_folder, refuse_replacing, write_adapter};
 pub(crate) use beside::{copy_beside, copy_others, copy_tokenizer};
-pub(crate) use fingerprint::{CHANGES, Fingerprint, LAYOUT};
+pub(crate) use fingerprint::{CALIBRATION, CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
-pub(crate) use journal::Finished;
+pub(crate) use journal::{Finished, refuse_before};
 pub(crate) use local::{
-    LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing,
+    LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing, unfinished,
 };
 pub(crate) use names::name_of;
 #[doc(hidden)]

@@ -28,6 +28,40 @@ pub(in crate::adapters) struct LoraConfig {
     diagonal: Option<DiagonalConfig>,
 }
 
+/// Fields of a LoRA's configuration: those that are read here, those that [`LoraConfig::refuse`] goes by, and those without a meaning for who merges.
+const FIELDS: &[&str] = &[
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_qalora",
+    "qalora_group_size",
+    "kasa_config",
+    "layer_replication",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "monteclora_config",
+];
+
+/// Initialisations by name that leave the base as it was, or that [`LoraConfig::refuse`] goes by.
+const INITIALISATIONS: &[&str] = &["gaussian", "eva", "orthogonal", "mica", "olora", "loftq", "lora_ga"];
+
 /// `use_bdlora`: parts of the paths of modules whose A or whose B is block-diagonal, and in how many blocks.
 #[derive(Clone, Debug)]
 struct DiagonalConfig {
@@ -94,6 +128,20 @@ impl LoraConfig {
     fn moves_base(&self) -> Option<&str> {
         let moves = |init: &&str| init.starts_with("pissa") || matches!(*init, "olora" | "corda" | "loftq" | "lora_ga");
         self.init.as_deref().filter(moves)
+    }
+
+    /// Fields that this version does not know, and an initialisation that it does not: PEFT passes over the former too, and a later one may not.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let fields =
+            self.common.unknown(FIELDS).map(|key| format!("`{key}`, which is no field that this version knows"));
+        let known =
+            |init: &&str| init.starts_with("pissa") || init.starts_with("corda") || INITIALISATIONS.contains(init);
+        let init = self.init.as_deref().filter(|init| !known(init));
+        let init = init.map(|init| format!("`init_lora_weights` \"{init}\", which this version does not know"));
+        let doubts = fields.chain(init);
+        doubts
+            .map(|doubt| format!("adapter_config.json sets {doubt}: merged as if it mattered in training only"))
+            .collect()
     }
 
     /// Refuses the variants whose effect is not a fixed change of the stored base.

@@ -86,6 +86,10 @@ impl Layers for LoraConfig {
         Self::refuse(self, options)
     }
 
+    fn doubts(&self) -> Vec<String> {
+        Self::doubts(self)
+    }
+
     fn check(&self, module: &str, tensors: &Tensors) -> Result<()> {
         factors(module, tensors).map(drop)
     }

@@ -24,6 +24,7 @@ mod gpt_oss;
 mod granite;
 mod granite_moe;
 mod hunyuan;
+mod kimi_linear;
 mod lfm2;
 mod llama;
 mod llama4;
@@ -88,6 +89,7 @@ pub static ARCHS: &[Arch] = &[
     granite_moe::ARCH,
     granite_moe::HYBRID,
     hunyuan::ARCH,
+    kimi_linear::ARCH,
     lfm2::ARCH,
     llama4::ARCH,
     llama::ARCH,

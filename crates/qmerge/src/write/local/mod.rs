@@ -250,6 +250,16 @@ pub(crate) fn refuse_existing(target: &Path, part: Option<Part>, existing: Exist
     partial::refuse(&partial::path_of(target, part)?, existing)
 }
 
+/// The list of what an interrupted run finished, as far as one is there.
+pub(crate) fn unfinished(target: &Path, part: Option<Part>) -> Result<Option<Vec<u8>>> {
+    let path = partial::path_of(target, part)?.join(journal::FILE_NAME);
+    match std::fs::read(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", &path, error)),
+    }
+}
+
 fn refuse_target(target: &Path, existing: Existing) -> Result<()> {
     let report = names::path_beside(target);
     if is_single_file(target) && !existing.force && !existing.resume && report.exists() {

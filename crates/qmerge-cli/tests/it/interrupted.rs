@@ -211,6 +211,20 @@ fn killed_at_random_moments() {
     assert!(resumed > 0, "no kill came after the first finished step");
 }
 
+/// What it differs in is known before the model writes its text, which takes its time; that the text would be another follows.
+#[test]
+fn another_merge_is_refused_before_it_is_calibrated() {
+    let folder = models();
+    let args = ["merge", "--base", "base-nf4", "--adapter", "demo-adapter", "-o", "out"];
+    let merge = Merge::new(folder.path(), &args);
+    merge.interrupt();
+    let output = run(folder.path(), &[&args[..], &["--resume", "--seed", "5"]].concat());
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("another merge's") && told.contains("seed") && !told.contains("calibration"), "{told}");
+    merge.finish("refused");
+}
+
 #[cfg(unix)]
 #[test]
 fn writes_that_fail() {

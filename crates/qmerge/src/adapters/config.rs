@@ -136,8 +136,21 @@ impl Task {
         }
     }
 
-    fn of_class(class: &str) -> Option<Self> {
+    /// That of a class of transformers, if it has a head.
+    pub(crate) fn of_class(class: &str) -> Option<Self> {
         Self::CLASSES.iter().any(|end| class.ends_with(end)).then(|| Self::Class(class.to_owned()))
+    }
+
+    /// What PEFT calls it, if it has a name for it.
+    pub(crate) fn task_type(&self) -> Option<&'static str> {
+        let class = self.class();
+        [
+            ("ForSequenceClassification", "SEQ_CLS"),
+            ("ForTokenClassification", "TOKEN_CLS"),
+            ("ForQuestionAnswering", "QUESTION_ANS"),
+        ]
+        .into_iter()
+        .find_map(|(end, task_type)| class.ends_with(end).then_some(task_type))
     }
 
     /// True for the modules that PEFT trains whole without being told.

@@ -325,7 +325,8 @@ fn parameter(
     refuse_unknown_order(adapter, module, &names)?;
     if parameters.len() != wrappers {
         return Err(mismatch(format!(
-            "{wrappers} wrappers around `{module}`, but the configuration targets {} of its parameters ({})",
+            "`{module}` is wrapped {wrappers} times, and of what `target_parameters` lists ({}) this version knows {} as its parameters ({})",
+            adapter.config.target_parameters.join(", "),
             parameters.len(),
             parameters.join(", ")
         ))

@@ -213,13 +213,13 @@ const MOVED: &[(&[&str], &[Move])] = &[
     (
         &["cosmos3_edge"],
         &[
-            ("model.language_model.layers.*.mlp.fc1", "layers.*.mlp.up_proj"),
-            ("model.language_model.layers.*.mlp.fc2", "layers.*.mlp.down_proj"),
             ("encoder.layers.*.self_attn.q_proj", "encoder.layers.*.self_attn.to_q"),
             ("encoder.layers.*.self_attn.k_proj", "encoder.layers.*.self_attn.to_k"),
             ("encoder.layers.*.self_attn.v_proj", "encoder.layers.*.self_attn.to_v"),
             ("encoder.layers.*.mlp.fc1", "encoder.layers.*.mlp.up_proj"),
             ("encoder.layers.*.mlp.fc2", "encoder.layers.*.mlp.down_proj"),
+            ("model.language_model.layers.*.mlp.fc1", "layers.*.mlp.up_proj"),
+            ("model.language_model.layers.*.mlp.fc2", "layers.*.mlp.down_proj"),
         ],
     ),
     (

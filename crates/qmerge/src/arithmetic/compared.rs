@@ -8,7 +8,7 @@ use super::report::DroppedTensor;
 use super::stacked::matrix;
 use super::svd::{Best, Wanted, best};
 use super::target::Target;
-use crate::adapters::{Names, Stack};
+use crate::adapters::{Names, Stack, Task};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, mismatch};
@@ -30,6 +30,8 @@ pub(super) struct Matched<'a> {
     /// Weights, in the model's order.
     pub(super) weights: Vec<Both<'a>>,
     pub(super) stacks: Vec<Stacks<'a>>,
+    /// Parameters of a head that the tuned model has and the base does not.
+    pub(super) heads: Vec<&'a Claim>,
     /// What one has alone, or in another shape.
     pub(super) dropped: Vec<DroppedTensor>,
 }
@@ -38,6 +40,8 @@ pub(super) struct Matched<'a> {
 pub(super) struct Both<'a> {
     pub(super) base: &'a Claim,
     pub(super) tuned: &'a Claim,
+    /// What the model that an adapter is put on calls it.
+    pub(super) path: String,
     pub(super) place: Place,
 }
 
@@ -83,9 +87,9 @@ impl Both<'_> {
         self.base.weight.name()
     }
 
-    /// The path of the module that the weight is a parameter of.
+    /// The path of the module that the weight is a parameter of, where an adapter is put on.
     pub(super) fn module(&self) -> &str {
-        self.name().rsplit_once('.').map_or("", |(module, _)| module)
+        self.path.rsplit_once('.').map_or("", |(module, _)| module)
     }
 
     pub(super) fn is_linear(&self) -> bool {
@@ -195,6 +199,11 @@ impl<'a> Pair<'a> {
                     dropped.push(drop(name, "the tuned model has tied it to the embedding"));
                     continue;
                 }
+                // Beside the layers: the head of what the base was trained for.
+                if self.task().is_some() && !name.split('.').any(|part| part.parse::<usize>().is_ok()) {
+                    dropped.push(drop(name, "the tuned model is of another class, which has no such weight"));
+                    continue;
+                }
                 return Err(self.missing(name));
             };
             taken.insert(tuned.weight.name());
@@ -204,17 +213,27 @@ impl<'a> Pair<'a> {
                 dropped.push(drop(name, "its shape differs between the models"));
                 continue;
             }
-            both.push(Both { base, tuned, place: place(names, &modules, base, tuned) });
+            // A head that the base lacks is put on the tuned model's class, which may have a path of its own before the base's.
+            let (of, named) = if self.task().is_some() { (tuned_names, tuned) } else { (names, base) };
+            let named = named.weight.name();
+            both.push(Both {
+                base,
+                tuned,
+                path: of.in_memory(named),
+                place: place(of, &modules, named, [base, tuned]),
+            });
         }
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
-        dropped.extend(extra.map(|claim| drop(claim.weight.name(), "the base has no such weight")));
+        let is_head = |claim: &&Claim| self.options.full && claim.weight.name().contains('.') && self.task().is_some();
+        let (heads, extra): (Vec<&Claim>, Vec<&Claim>) = extra.partition(is_head);
+        dropped.extend(extra.into_iter().map(|claim| drop(claim.weight.name(), "the base has no such weight")));
         if both.is_empty() && stacks.is_empty() {
             return Err(mismatch("no weight of it has the shape of the base's")
                 .in_file(&self.tuned.path)
                 .with_hint("it was not trained from this base"));
         }
         both.sort_by(|a, b| model_order(a.name(), b.name()));
-        Ok(Matched { weights: both, stacks, dropped })
+        Ok(Matched { weights: both, stacks, heads, dropped })
     }
 
     /// Errors if AWQ has moved factors from the norms of one model into its layers, and not of the other: their difference is of two ways to write one function.
@@ -242,6 +261,12 @@ impl<'a> Pair<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What the tuned model was trained to do, if that takes a head and the base is of another class.
+    pub(super) fn task(&self) -> Option<Task> {
+        let class = |checkpoint: &'a Checkpoint| checkpoint.config.as_ref()?.class();
+        class(self.tuned).filter(|tuned| class(self.base) != Some(tuned)).and_then(Task::of_class)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -286,9 +311,8 @@ impl<'a> Pair<'a> {
     }
 
     /// A tuned weight as it is, under the name that PEFT gives it.
-    pub(super) fn whole(&self, both: &Both<'a>, name: String) -> NewTensor<'a> {
+    pub(super) fn whole(&self, claim: &'a Claim, name: String) -> NewTensor<'a> {
         let name = format!("base_model.model.{name}");
-        let claim = both.tuned;
         let shape = claim.weight.shape().to_vec();
         match (claim.weight.is_plain(), claim.entries.first()) {
             (true, Some(entry)) if entry.dtype.is_plain_float() && entry.shape == shape => {
@@ -322,8 +346,7 @@ fn rows(reader: &Reader<'_>, transposed: bool) -> Result<Vec<f32>> {
 const MOVED: f64 = 0.05;
 
 /// What an adapter can do with a weight, by its name and shape. `experts` are the paths of modules of experts, on disk and in memory.
-fn place(names: &Names<'_>, experts: &HashMap<String, String>, base: &Claim, tuned: &Claim) -> Place {
-    let name = base.weight.name();
+fn place(names: &Names<'_>, experts: &HashMap<String, String>, name: &str, [base, tuned]: [&Claim; 2]) -> Place {
     let Some((module, parameter)) = name.rsplit_once('.') else {
         return Place::Nowhere("it belongs to no module");
     };

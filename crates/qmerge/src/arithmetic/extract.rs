@@ -101,6 +101,7 @@ pub fn extract(
     made.take_weights(&pair, &names, &matched, &mut found)?;
     made.take_tied(&pair, &matched, &names, &tuned_names);
     made.take_stacks(&matched, &mut found, options)?;
+    made.take_heads(&pair, &matched);
     made.take_any(&matched, &names, options)?;
     let Made { mut adapter, weights, whole, dropped, unchanged } = made;
     let config = adapter.config(base);
@@ -175,7 +176,7 @@ impl<'a> Made<'a> {
             let name = both.name().to_owned();
             let is_whole = self.adapter.whole.contains(both.module());
             if is_whole {
-                self.adapter.tensors.push(pair.whole(both, name.clone()));
+                self.adapter.tensors.push(pair.whole(both.tuned, both.path.clone()));
             }
             match (&both.place, found.cut) {
                 _ if found.energy == 0.0 => self.unchanged += 1,
@@ -199,7 +200,7 @@ impl<'a> Made<'a> {
                 }
                 (Place::Bias(target), _) => {
                     self.adapter.has_bias = true;
-                    self.adapter.tensors.push(pair.whole(both, format!("{}.base_layer.bias", target.module)));
+                    self.adapter.tensors.push(pair.whole(both.tuned, format!("{}.base_layer.bias", target.module)));
                     self.whole.push(name);
                 }
                 _ => self.whole.push(name),
@@ -208,7 +209,7 @@ impl<'a> Made<'a> {
         // PEFT wants the factors of every module whose bias it wraps.
         for both in &matched.weights {
             let Place::Linear { target, .. } = &both.place else { continue };
-            let bias = format!("{}.bias", both.module());
+            let bias = format!("{}.bias", both.name().strip_suffix(".weight").unwrap_or_default());
             if self.whole.contains(&bias)
                 && !self.adapter.targets.contains(target)
                 && !self.adapter.whole.contains(both.module())
@@ -217,6 +218,17 @@ impl<'a> Made<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes the head that the tuned model was trained for, which the base lacks.
+    fn take_heads(&mut self, pair: &Pair<'a>, matched: &Matched<'a>) {
+        for head in &matched.heads {
+            let name = head.weight.name();
+            self.adapter.whole.extend(name.rsplit_once('.').map(|(module, _)| module.to_owned()));
+            self.adapter.tensors.push(pair.whole(head, name.to_owned()));
+            self.whole.push(name.to_owned());
+        }
+        self.adapter.task = pair.task().filter(|_| !matched.heads.is_empty());
     }
 
     /// Takes factors that do nothing for a layer, so that PEFT wraps it.
@@ -253,7 +265,7 @@ impl<'a> Made<'a> {
         if !self.adapter.is_tied {
             self.adapter.whole.insert(tie.head().to_owned());
         }
-        self.adapter.tensors.push(pair.whole(both, format!("{}.weight", tie.head())));
+        self.adapter.tensors.push(pair.whole(both.tuned, format!("{}.weight", tie.head())));
     }
 
     /// Takes what became of the matrices of stacks: of each stack one pair of factors.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::stacked::Stacked;
 use super::svd::turned;
 use super::target::Target;
-use crate::adapters::{Names, declared};
+use crate::adapters::{Names, Task, declared};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
@@ -25,6 +25,8 @@ pub(super) struct NewAdapter<'a> {
     ranks: BTreeMap<String, usize>,
     pub(super) whole: BTreeSet<String>,
     pub(super) has_bias: bool,
+    /// What the model was trained to do, where a head for it is taken whole.
+    pub(super) task: Option<Task>,
     pub(super) is_turned: bool,
     /// PEFT is to tie the head to the copy of the embedding.
     pub(super) is_tied: bool,
@@ -147,17 +149,21 @@ impl<'a> NewAdapter<'a> {
         // Anchored at both ends: PEFT matches the end of a path.
         let patterns: BTreeMap<String, usize> =
             self.ranks.iter().map(|(path, rank)| (format!("^{}", path.replace('.', r"\.")), *rank)).collect();
-        let architectures = base.config.as_ref().and_then(|config| config.json.get("architectures"));
-        let is_causal = architectures
-            .and_then(|classes| classes.get(0)?.as_str())
-            .is_some_and(|class| class.ends_with("ForCausalLM"));
+        let class = base.config.as_ref().and_then(|config| config.class());
+        let is_causal = class.is_some_and(|class| class.ends_with("ForCausalLM"));
+        let task_type = match &self.task {
+            Some(task) => task.task_type(),
+            None => is_causal.then_some("CAUSAL_LM"),
+        };
+        let trained_class = self.task.as_ref().filter(|task| task.task_type().is_none()).map(Task::class);
         let paths = |parameters: bool| -> Vec<String> {
             self.targets.iter().filter(|target| target.parameter.is_some() == parameters).map(Target::path).collect()
         };
         let parameters = paths(true);
         json!({
             "peft_type": "LORA",
-            "task_type": if is_causal { Some("CAUSAL_LM") } else { None },
+            "task_type": task_type,
+            "auto_mapping": trained_class.map(|class| json!({ "base_model_class": class, "parent_library": "transformers" })),
             "base_model_name_or_path": null,
             "r": self.rank,
             "lora_alpha": self.rank,

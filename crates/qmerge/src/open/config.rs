@@ -58,6 +58,11 @@ impl ModelConfig {
         self.json.get("model_type").and_then(Value::as_str).unwrap_or("")
     }
 
+    /// The class that it is of, the first of `architectures`.
+    pub fn class(&self) -> Option<&str> {
+        self.json.get("architectures")?.get(0)?.as_str()
+    }
+
     /// The model's type, and those of the models that it is made of.
     pub fn model_types(&self) -> Vec<&str> {
         let parts = self.json.values().filter_map(|part| part.as_object()?.get("model_type")?.as_str());

@@ -29,8 +29,9 @@ pub(super) fn labels(heads: &[(Option<Task>, String)], steps: &[Step], config: &
         let is_before = module
             .strip_suffix("dense")
             .is_some_and(|path| heads.iter().any(|(_, other)| other.strip_prefix(path) == Some("out_proj.weight")));
-        // Beside the head, other parts may be trained whole.
-        let is_labelled = !matches!(task, Task::Class(_)) || module.split('.').any(|part| LABELLED.contains(&part));
+        // Beside the head other parts may be trained whole, as a pooler.
+        let is_labelled = module.split('.').any(|part| LABELLED.contains(&part))
+            || !matches!(task, Task::Class(_)) && !module.ends_with("dense");
         if is_before || !is_labelled {
             continue;
         }

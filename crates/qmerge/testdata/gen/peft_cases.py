@@ -276,6 +276,23 @@ def classifier():
     return m
 
 
+def seeing(model_type, **sizes):
+    """A classifier of images, whose layers transformers calls otherwise than its file does."""
+    def load():
+        config = transformers.AutoConfig.for_model(model_type, image_size=16, num_labels=3, **sizes)
+        m = transformers.AutoModelForImageClassification.from_config(config).to(BF)
+        randomize(m, 11)
+        return m
+    return load
+
+
+vit = seeing("vit", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, patch_size=8)
+dinov2 = seeing("dinov2", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, patch_size=8)
+swin = seeing("swin", embed_dim=32, depths=[1, 1], num_heads=[2, 2], window_size=2, patch_size=4, mlp_ratio=2.0)
+segformer = seeing("segformer", num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[32, 32], num_attention_heads=[2, 2], sr_ratios=[2, 1],
+                   patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[2, 2], decoder_hidden_size=32)
+
+
 def lora(**kw):
     kw.setdefault("r", 4)
     kw.setdefault("lora_alpha", 8)
@@ -389,6 +406,8 @@ case("llava-new-names", llava, lora(target_modules=r".*language_model.*(q_proj|u
 case("llava-old-names", llava, lora(target_modules=r".*language_model.*(q_proj|up_proj)"),
      adapter_edit=rename_keys(lambda k: k.replace("base_model.model.model.language_model.", "base_model.model.language_model.model.")))
 case("llava-vision", llava, lora(target_modules=r".*vision_tower.*(q_proj|fc1)"))
+for name, load in (("dinov2", dinov2), ("segformer", segformer), ("swin", swin), ("vit", vit)):
+    case(name, load, lora(target_modules=["q_proj", "v_proj", "o_proj", "fc1", "fc2"], modules_to_save=["classifier"]))
 
 if __name__ == "__main__":
     infos = []

@@ -507,12 +507,44 @@ fn a_classifier_s_head_is_added() {
     assert_eq!(merged.config["id2label"].as_object().unwrap().len(), 5);
     let skipped = &merged.config["quantization_config"]["llm_int8_skip_modules"];
     assert_eq!(skipped, &json!(["lm_head", "classifier.dense", "classifier.out_proj"]));
-    // Without a task it is no one's, and the error says what it is.
+    // Of images PEFT knows no task, and notes the class. A ViT's layers are called otherwise in memory.
+    let layer = "encoder.layer.0.attention.attention.query.weight";
+    let base = || {
+        let config = config("vit", json!({"architectures": ["ViTModel"]}));
+        Case::new(vec![f32s(layer, &[WIDTH, WIDTH])], config)
+    };
+    let head = f32s("base_model.model.classifier.weight", &[4, WIDTH]);
+    let tensors: Vec<Tensor> = pair("vit.layers.0.attention.q_proj", WIDTH, WIDTH).into_iter().chain([head]).collect();
+    let class = json!({"base_model_class": "ViTForImageClassification", "parent_library": "transformers.models.vit"});
+    let merged = base().adapter(&tensors, json!({"modules_to_save": ["classifier"], "auto_mapping": class})).merge();
+    assert_eq!(merged.config["architectures"], json!(["ViTForImageClassification"]));
+    assert_eq!(merged.config["id2label"].as_object().unwrap().len(), 4);
+    assert_eq!((merged.report.adapters[0].added, merged.report.weights.len()), (1, 2));
+    // Without either it is no one's, and the error says what it is.
+    let error = base().adapter(&tensors, json!({"modules_to_save": ["classifier"]})).error();
+    assert!(error.contains("trained whole") && error.contains("task_type"), "{error}");
     let tensors = [&pair(&format!("model.{Q}"), WIDTH, WIDTH)[..], std::slice::from_ref(&score)].concat();
     let case =
         Case::new(llama("model."), config("llama", json!({}))).adapter(&tensors, json!({"modules_to_save": ["score"]}));
     let error = case.error();
     assert!(error.contains("trained whole") && error.contains("task_type"), "{error}");
+}
+
+/// PEFT passes over fields that it does not know; whoever merges is told of them.
+#[test]
+fn what_is_set_and_not_known_is_said() {
+    let q = pair(&format!("model.{Q}"), WIDTH, WIDTH);
+    let said = |more: Value| {
+        let merged = Case::new(llama("model."), config("llama", json!({}))).adapter(&q, more).merge();
+        let warnings: Vec<String> = merged.report.warnings.into_iter().filter(|text| text.contains("sets")).collect();
+        warnings
+    };
+    let known = json!({"init_lora_weights": "gaussian", "lora_dropout": 0.1, "megatron_core": "megatron.core", "use_unheard_of": false});
+    assert_eq!(said(known), [""; 0]);
+    let [field] = &said(json!({"use_unheard_of": true}))[..] else { panic!() };
+    assert!(field.contains("`use_unheard_of`"), "{field}");
+    let [init] = &said(json!({"init_lora_weights": "unheard_of"}))[..] else { panic!() };
+    assert!(init.contains("unheard_of"), "{init}");
 }
 
 #[test]

@@ -127,6 +127,57 @@ fn what_was_added_is_found_again() {
     }
 }
 
+/// PEFT loads no adapter that targets no module.
+#[test]
+fn an_adapter_of_norms_alone_targets_a_layer() {
+    let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let tuned = tuned(&base, &folder, "tuned", |tensors| {
+        for (_, (_, values)) in tensors.iter_mut().filter(|(name, _)| name.contains("norm")) {
+            values.iter_mut().for_each(|x| *x += 0.25);
+        }
+    });
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(2)));
+    assert!(found.weights.is_empty() && !found.whole.is_empty());
+    let config = config(&folder.join("adapter"));
+    let [target] = &config["target_modules"].as_array().unwrap()[..] else { panic!() };
+    assert!(target.as_str().unwrap().ends_with("_proj"), "{target}");
+    let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    assert_close(&got, &read(&tuned.join("model.safetensors")), 0.0);
+}
+
+/// A classifier that was trained from a language model: its head, which the base lacks, is taken whole, and what it has no more is said.
+#[test]
+fn the_head_of_a_classifier_is_taken_whole() {
+    let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let tuned = tuned(&base, &folder, "tuned", |tensors| {
+        add_low_rank(tensors, "q_proj");
+        tensors.remove("lm_head.weight");
+        let width = tensors["model.norm.weight"].0[0];
+        tensors.insert("score.weight".into(), (vec![3, width], (0..3 * width).map(|at| at as f32 / 64.0).collect()));
+    });
+    let architecture = |class: &str| {
+        let path = tuned.join("config.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config["architectures"] = json!([class]);
+        std::fs::write(&path, config.to_string()).unwrap();
+    };
+    architecture("LlamaForSequenceClassification");
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(2)));
+    assert_eq!(found.whole, ["score.weight"]);
+    assert!(found.dropped.iter().all(|tensor| tensor.name == "lm_head.weight"), "{found:?}");
+    let config = config(&folder.join("adapter"));
+    assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["score"])));
+    let mut got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    got.remove("lm_head.weight");
+    assert_close(&got, &read(&tuned.join("model.safetensors")), 1e-6);
+    // A layer that is missing is a file that is not whole, whatever the class.
+    let part =
+        self::tuned(&tuned, &folder, "part", |tensors| drop(tensors.remove("model.layers.0.mlp.up_proj.weight")));
+    let (base, part) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&part).unwrap());
+    let error = extract(&base, &part, None, &folder.join("no"), &options(Wanted::Rank(2)), &Silent).unwrap_err();
+    assert_eq!(error.kind(), Kind::Mismatch);
+}
+
 /// Ranks that differ stand in patterns that mean one module each.
 #[test]
 fn modules_get_the_rank_that_holds_their_share() {

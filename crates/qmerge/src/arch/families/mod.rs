@@ -6,6 +6,7 @@ mod cohere2;
 mod conv1d;
 mod decoder;
 mod deepseek;
+mod deepseek_v4;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
@@ -71,6 +72,7 @@ pub static ARCHS: &[Arch] = &[
     conv1d::ARCH,
     deepseek::V2,
     deepseek::V3,
+    deepseek_v4::ARCH,
     ernie4_5::ARCH,
     ernie4_5_moe::ARCH,
     exaone4::ARCH,

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import struct
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
@@ -24,6 +25,18 @@ INFIXES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "b
 
 OTHERS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 """What attention to another sequence is called with, by transformers' names."""
+
+OF_OTHERS = ("EncDecAttention", "encoder_attn", "cross_attn", "cross_attention", "crossattention")
+"""Attention of a decoder to an encoder, as modules are called."""
+
+OF_ENCODER = ("k", "v", "k_proj", "v_proj", "key", "value")
+"""Its layers that are given the encoder's output."""
+
+SEEING = ("vision", "visual", "image", "audio")
+"""Beginnings of components whose inputs are no tokens of a text, so that a text's mask says nothing of them."""
+
+SIZES = {"f32": 4, "bf16": 2}
+"""Bytes of a value, by element type of the file."""
 
 MARKS, VALUES = 8, 8
 """Tensors that a model is known by, and their first values."""
@@ -74,6 +87,10 @@ def targets(model: Any) -> dict[str, Any]:
     return found
 
 
+def is_encoder_decoder(model: Any) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def holder(name: str) -> str:
     """The module that holds the layer with a weight of this name."""
     return name.rpartition(".")[0].rpartition(".")[0]
@@ -103,6 +120,7 @@ class Moments:
         device: where sums are kept; None for that of each module's input.
         count: tells, as the model begins a pass, whether it counts.
         only: names whose sums are taken; the others are counted alone.
+        forgives: an error while sums are taken ends that, with a warning, and not what the model is doing.
     """
 
     def __init__(
@@ -112,13 +130,16 @@ class Moments:
         device: Optional[str] = None,
         count: Callable[[], bool] = lambda: True,
         only: Optional[set[str]] = None,
+        forgives: bool = False,
     ) -> None:
+        self.failed: Optional[Exception] = None
+        self._forgives, self._is_encoder_decoder = forgives, is_encoder_decoder(model)
         self.inputs: dict[str, _Input] = {}
         self._of: dict[str, _Input] = {}
         self._recent: dict[tuple[int, str], tuple[Any, int, _Input]] = {}
         # Inputs whose tokens' weights the attention of their holder will say.
         self._waiting: dict[str, list[tuple[_Input, Any]]] = {}
-        self._masks: list[Any] = []
+        self._masks: dict[str, Any] = {}
         self._device, self._count, self._only = device, count, only
         self._counts = False
         self._hooks = [
@@ -152,22 +173,25 @@ class Moments:
         return max((found.tokens for found in self.inputs.values()), default=0)
 
     def _begin(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._counts = self._count()
-        masks = (kwargs.get("attention_mask"), kwargs.get("decoder_attention_mask"))
-        self._masks = [mask for mask in masks if getattr(mask, "ndim", 0) == 2]
+        self._counts = self.failed is None and self._count()
+        masks = {name: kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
+        self._masks = {name: mask for name, mask in masks.items() if getattr(mask, "ndim", 0) == 2}
 
     def _end(self, *_: Any) -> None:
         for path in list(self._waiting):
             self._settle(path)
         self._counts = False
-        self._masks = []
+        self._masks = {}
         self._recent.clear()
 
     def _taker(self, name: str) -> Callable[[Any, Any, dict[str, Any]], None]:
         def take(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Any = args[0] if args else next(iter(kwargs.values()), None)
             if self._counts and getattr(x, "ndim", 0) >= 2 and x.is_floating_point():
-                self._take(name, x)
+                try:
+                    self._take(name, x)
+                except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)
+                    self._give_up(error)
 
         return take
 
@@ -190,15 +214,29 @@ class Moments:
         if self._counts and path in self._waiting:
             self._settle(path, None if path in self._crossing else weights)
 
+    def _give_up(self, error: Exception) -> None:
+        """Lets go of all sums, where the model is doing something that is worth more than they are."""
+        if not self._forgives:
+            raise error
+        self.failed = error
+        self.remove()
+        self.inputs.clear()
+        self._of.clear()
+        self._counts = False
+        warnings.warn(f"no moments are taken: {error}", stacklevel=2)
+
     def _settle(self, path: str, weights: Optional[Callable[[Any], Any]] = None) -> None:
         """Adds what waits for the weights of a module's attention; without them each token counts once."""
         waiting = self._waiting.pop(path, [])
-        known = None
-        if weights is not None and any(self._sums(to) for to, _ in waiting):
-            known = weights(self._mask_of(waiting[0][1]))
-        for to, x in waiting:
-            is_of_it = known is not None and are_of(known, x)
-            self._add(to, x, self._counted(known, self._mask_of(x)) if is_of_it else None)
+        try:
+            known = None
+            if weights is not None and any(self._sums(to) for to, _ in waiting):
+                known = weights(self._mask_of(*waiting[0]))
+            for to, x in waiting:
+                is_of_it = known is not None and are_of(known, x)
+                self._add(to, x, self._counted(known, self._mask_of(to, x)) if is_of_it else None)
+        except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)
+            self._give_up(error)
 
     def _counted(self, weights: Any, mask: Optional[Any]) -> Any:
         """What each token counts, 1 in the mean of each row: half by its weight, half like all others."""
@@ -236,15 +274,22 @@ class Moments:
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
         self._recent[id(x), attention] = (weakref.ref(x), x._version, mine)
 
-    def _mask_of(self, x: Any) -> Optional[Any]:
+    def _mask_of(self, to: _Input, x: Any) -> Optional[Any]:
         """Which tokens of an input are no padding; None where all are, or it is not known."""
-        return next((mask for mask in self._masks if are_of(mask, x)), None)
+        path = to.names[0].split(".")
+        if any(part.startswith(SEEING) for part in path):
+            return None
+        # What a decoder asks an encoder's output for has the tokens of that, and all else in it its own.
+        asks = any(part in OF_OTHERS for part in path) and path[-2] in OF_ENCODER
+        is_own = self._is_encoder_decoder and "decoder" in path and not asks
+        mask = self._masks.get("decoder_attention_mask" if is_own else "attention_mask")
+        return mask if mask is not None and are_of(mask, x) else None
 
     def _add(self, to: _Input, x: Any, weights: Optional[Any] = None) -> None:
         lib = torch()
         with lib.no_grad(), lib.autocast(device_type=x.device.type, enabled=False):
             rows = x.detach().reshape(-1, x.shape[-1])
-            mask = self._mask_of(x)
+            mask = self._mask_of(to, x)
             if weights is not None:
                 weights = weights.reshape(-1).to(rows.device)
             if mask is not None:
@@ -296,16 +341,22 @@ def _gathered(model: Any) -> dict[int, Any]:
     return found
 
 
+def _is_of(dicts: set[str], parts: Sequence[str], adapter: str) -> bool:
+    """True for a parameter of the adapter: its name follows a dictionary of adapters, and not any other component."""
+    return any(part == adapter and ".".join(parts[:at]) in dicts for at, part in enumerate(parts))
+
+
 def marks(model: Any, together: bool) -> dict[str, str]:
     """What says of which model and which adapter moments are, as `merge` compares it: values of tensors that no format quantizes. `together`: every process of a model that
     is cut up asks, so that what is cut up can be gathered."""
     adapters = list(getattr(model, "peft_config", {}))
     plain, trained = [], []
     gathered = _gathered(model) if together else {}
+    dicts = {path for path, module in model.named_modules() if type(module).__name__.endswith("Dict")}
     for path, module in model.named_modules():
         for last, tensor in module.named_parameters(recurse=False):
             parts = (f"{path}.{last}" if path else last).split(".")
-            own = [adapter for adapter in adapters if adapter in parts]
+            own = [adapter for adapter in adapters if _is_of(dicts, parts, adapter)]
             if own and "modules_to_save" not in parts:
                 trained.append((own[0], parts, gathered.get(id(tensor), tensor)))
             elif not own and features(module) is None and not (adapters and tensor.requires_grad):
@@ -341,7 +392,7 @@ def write(
 ) -> int:
     """Writes a calibration, one sum in memory at a time, whole or not at all. Returns its length in bytes."""
     lib = torch()
-    size = {"f32": 4, "bf16": 2}[dtype]
+    size = SIZES[dtype]
     header: dict[str, Any] = {}
     kept, at, number, last = [], 0, -1, None
     for found in inputs:
@@ -370,5 +421,10 @@ def write(
 
 
 def refuse_existing(path: Path, force: bool) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UsageError(f"{os.fspath(path)}: it is a folder, not a file to write")
+    if not os.path.isdir(folder):
+        raise UsageError(f"{folder}: no such folder")
     if os.path.exists(path) and not force:
         raise ExistsError(f"{os.fspath(path)}: it exists already (force=True replaces it)")

@@ -8,6 +8,7 @@ PEFT itself is not imported: a live model brings it along.
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import os
 import tempfile
 import warnings
@@ -17,9 +18,9 @@ from typing import Any, Literal, Optional, Union
 from . import _qmerge
 from ._api import combine, inspect, merge
 from ._command import Adapters, Path
-from ._errors import UsageError
+from ._errors import ExistsError, UsageError
 from ._results import Made, ModelInspection, Report
-from .torch import FILE_NAME, Text, calibrate as calibrate_live
+from .torch import FILE_NAME, Text, calibrate as calibrate_live, can_write
 
 __all__ = ["add_weighted_adapter", "merge_and_save"]
 
@@ -61,8 +62,15 @@ def merge_and_save(
     for name in names:
         if name not in model.peft_config:
             raise UsageError(f"the model has no adapter `{name}`")
+    # What is wrong is said before the model runs.
+    unknown = [name for name in options if name not in inspect_module.signature(merge).parameters]
+    if unknown:
+        raise UsageError(f"merge has no option `{unknown[0]}`")
+    if os.path.exists(output) and not options.get("force"):
+        raise ExistsError(f"{os.fspath(output)}: the output exists already (force=True replaces it)")
     base = base or _base_of(model, names)
-    _warn_of_other_format(model, base)
+    if options.get("to") not in ("nf4", "fp4", "int8"):
+        _warn_of_other_format(model, base)
     with tempfile.TemporaryDirectory(prefix="qmerge-") as temporary:
         # A name that is the same every time: it stands in the output's card.
         folder = os.path.join(temporary, "adapter")
@@ -122,7 +130,7 @@ def _needs_torch(model: Any, base: Path, names: Sequence[str], options: dict[str
     says = ("fast", "calibration", "imatrix", "original")
     if any(options.get(name) for name in says) or options.get("rounding", "auto") in ("stochastic", "keep", "nearest", "original"):
         return False
-    if not hasattr(model, "generate") or list(names) != _active(model):
+    if not can_write(model) or list(names) != _active(model):
         return False
     is_coarse = options.get("to") in ("nf4", "fp4", "int8")
     if not is_coarse:

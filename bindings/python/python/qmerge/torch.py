@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from ._command import Path
 from ._errors import UsageError
-from ._moments import Moments, features, marks, refuse_existing, targets, torch, write
+from ._moments import SIZES, Moments, features, is_encoder_decoder, marks, refuse_existing, targets, torch, write
 from ._results import Calibration
 
 __all__ = ["FILE_NAME", "MomentsCallback", "calibrate"]
@@ -72,13 +72,16 @@ def calibrate(
         force: replace an existing file.
     """
     refuse_existing(out, force)
+    if dtype not in SIZES:
+        raise UsageError(f"dtype is {dtype!r}: it is one of {', '.join(SIZES)}")
     lib = torch()
     modules = targets(model)
-    was_training = model.training
+    # Layers may be out of training while the model is in it.
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         if texts is None:
-            sequences: list[Any] = _write_own(model, seed)
+            sequences: list[Any] = _write_own(model, tokenizer, seed)
             source = f"that the model wrote (seed {seed})"
         else:
             sequences = _spread(list(_sequences(model, texts, tokenizer, window)), max_sequences)
@@ -118,7 +121,8 @@ def calibrate(
         taken_from = f"{whole.tokens} tokens {source}, run in torch"
         size = write(out, inputs, sums(), taken_from, marks(model, together=True), dtype)
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
     return Calibration({"output": os.fspath(out), "taken_from": taken_from, "bytes": size})
 
 
@@ -178,37 +182,75 @@ def _call(model: Any, sequence: Any) -> None:
     place = _device_of(model)
     if hasattr(sequence, "items"):
         moved = {name: value.to(place) if isinstance(value, lib.Tensor) else value for name, value in sequence.items()}
-        moved.pop("labels", None)
+        # An encoder-decoder makes the decoder's input of them; of others they would only cost a loss.
+        if not is_encoder_decoder(model):
+            moved.pop("labels", None)
         model(**moved)
     else:
         model(input_ids=lib.tensor([sequence], device=place))
 
 
+def _embedding_of(model: Any) -> Any:
+    """The table of token embeddings; None of a model without one, as of images."""
+    try:
+        embed = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embed if getattr(getattr(embed, "weight", None), "ndim", 0) == 2 else None
+
+
 def _device_of(model: Any) -> Any:
-    embed = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    weight = getattr(embed, "weight", None)
+    weight = getattr(_embedding_of(model), "weight", None)
     return next(model.parameters()).device if weight is None or weight.device.type == "meta" else weight.device
 
 
-def _write_own(model: Any, seed: int) -> list[list[int]]:
-    """Sequences from random first tokens."""
-    if not hasattr(model, "generate"):
-        raise UsageError("the model writes no text: pass texts")
+def can_write(model: Any) -> bool:
+    """True of a decoder that writes text from tokens alone."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not callable(getattr(inner, "generate", None)) or is_encoder_decoder(inner):
+        return False
+    says = getattr(inner, "can_generate", None)
+    return (says is None or bool(says())) and _embedding_of(inner) is not None
+
+
+def _beginning(model: Any, tokenizer: Any) -> list[int]:
+    """What the tokenizer begins texts with; nothing where there is none to ask."""
+    try:
+        tokenizer = tokenizer or _tokenizer_of(model)
+        whole, body = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    except Exception:  # noqa: BLE001 (a tokenizer that cannot be had is no reason not to write)
+        return []
+    starts = range(len(whole) - len(body) + 1)
+    start = next((at for at in starts if whole[at : at + len(body)] == body), 0)
+    return whole[:start]
+
+
+def _write_own(model: Any, tokenizer: Any, seed: int) -> list[list[int]]:
+    """Sequences that begin as the tokenizer begins texts, or else with random first tokens."""
+    if not can_write(model):
+        raise UsageError("the model writes no text by itself: pass texts")
     lib = torch()
-    embed = model.get_input_embeddings()
-    vocab, place = embed.weight.shape[0], _device_of(model)
+    vocab, place = _embedding_of(model).weight.shape[0], _device_of(model)
+    begin = _beginning(model, tokenizer)
     with lib.random.fork_rng(), lib.no_grad():
         lib.manual_seed(seed)
-        first = lib.randint(0, vocab, (OWN, 1)).to(place)
+        first = lib.tensor([begin] * OWN) if begin else lib.randint(0, vocab, (OWN, 1))
+        first = first.to(place)
+        more = LENGTH - first.shape[1]
+        # By the model's own probabilities, whatever its generation_config says.
         written = model.generate(
             input_ids=first,
             attention_mask=lib.ones_like(first),
             do_sample=True,
+            num_beams=1,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            min_new_tokens=LENGTH - 1,
-            max_new_tokens=LENGTH - 1,
+            typical_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_new_tokens=more,
+            max_new_tokens=more,
             pad_token_id=0,
         )
     return [list(map(int, row)) for row in written.tolist()]
@@ -221,6 +263,8 @@ class _MomentsCallback:
 
     A `transformers.TrainerCallback`. Training computes what it would without it: hooks are there for the last steps only, and look at what passes. Evaluation, text that is
     generated in between, and passes that checkpointing computes again are not counted. With several processes each sees its share, and the first stores its own.
+    Sums take 4 · features² bytes for each distinct input of the adapter's layers (30 GiB for all linear layers of 8 billion parameters): `device="cpu"` keeps them out
+    of a GPU. Where memory or disk do not suffice, there are no moments, with a warning, and training goes on.
 
     Args:
         steps: optimizer steps at the end of training to look at.
@@ -234,11 +278,17 @@ class _MomentsCallback:
         self.steps, self.dtype, self.device = steps, dtype, device
         self._moments: Optional[Moments] = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # What a training that was interrupted left.
+        if self._moments is not None:
+            self._moments.remove()
+            self._moments = None
+
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self._moments is None and model is not None and state.global_step >= state.max_steps - self.steps:
             lib = torch()
             learns = lambda: bool(model.training and lib.is_grad_enabled())
-            self._moments = Moments(model, targets(model), self.device, count=learns)
+            self._moments = Moments(model, targets(model), self.device, count=learns, forgives=True)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._store(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"), state, model)
@@ -250,7 +300,7 @@ class _MomentsCallback:
             )
             return
         self._moments.remove()
-        if self._moments.tokens == 0:
+        if self._moments.tokens == 0 and self._moments.failed is None:
             warnings.warn(
                 "no moments were taken: in training the adapter's layers are not called as modules, as where they are compiled or fused",
                 stacklevel=2,
@@ -262,16 +312,15 @@ class _MomentsCallback:
         moments = self._moments
         if moments is None or not moments.tokens or not state.is_world_process_zero:
             return
-        os.makedirs(folder, exist_ok=True)
         inputs = [found for found in moments.inputs.values() if found.tokens]
         about = f"{moments.tokens} tokens collected in training"
         try:
+            os.makedirs(folder, exist_ok=True)
             known_by = marks(model, together=False)
-        except UsageError as error:
+            write(os.path.join(folder, FILE_NAME), inputs, (found.sum for found in inputs), about, known_by, self.dtype)
+        except (UsageError, OSError, RuntimeError) as error:
             # A training is not to end for it.
             warnings.warn(f"moments are not stored: {error}", stacklevel=2)
-            return
-        write(os.path.join(folder, FILE_NAME), inputs, (found.sum for found in inputs), about, known_by, self.dtype)
 
 
 if TYPE_CHECKING:

@@ -27,13 +27,11 @@ pub(crate) fn extraction(found: &Extraction) {
     if !found.dropped.is_empty() {
         let first = &found.dropped[0];
         let more = if found.dropped.len() > 1 { " and others" } else { "" };
-        say(&format!(
-            "left out: {}, with {} % of the difference of all weights, squared: {} ({}){more}",
-            counted(found.dropped.len(), "tensor"),
-            fixed(100.0 * found.left_out, 2),
-            first.name,
-            first.reason
-        ));
+        let share = found.left_out.map_or_else(String::new, |share| {
+            format!(", with {} % of the difference of all weights, squared", fixed(100.0 * share, 2))
+        });
+        let count = counted(found.dropped.len(), "tensor");
+        say(&format!("left out: {count}{share}: {} ({}){more}", first.name, first.reason));
     }
     if found.unchanged > 0 {
         say(&format!(

@@ -62,6 +62,8 @@ pub(super) enum Place {
     Beside(Target),
     /// A parameter of a module that is taken whole.
     Whole,
+    /// A parameter of a module with others inside, which PEFT copies with them: it is taken by itself, as trained biases are.
+    Bare,
     /// No adapter can hold it, for this reason.
     Nowhere(&'static str),
 }
@@ -189,6 +191,7 @@ impl<'a> Pair<'a> {
             stacks.push(Stacks { base, tuned });
         }
         stacks.sort_by(|a, b| model_order(&a.base.path(), &b.base.path()));
+        let parents = parents(if self.task().is_some() { tuned_names } else { names });
         for base in names.weights {
             let name = base.weight.name();
             if stacked.contains(name) {
@@ -207,9 +210,7 @@ impl<'a> Pair<'a> {
                 return Err(self.missing(name));
             };
             taken.insert(tuned.weight.name());
-            if base.weight.shape() != tuned.weight.shape()
-                && base.weight.geometry().elements() != tuned.weight.geometry().elements()
-            {
+            if !is_alike(names, base, tuned) {
                 dropped.push(drop(name, "its shape differs between the models"));
                 continue;
             }
@@ -220,11 +221,16 @@ impl<'a> Pair<'a> {
                 base,
                 tuned,
                 path: of.in_memory(named),
-                place: place(of, &modules, named, [base, tuned]),
+                place: place(of, &modules, &parents, named, [base, tuned]),
             });
         }
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
-        let is_head = |claim: &&Claim| self.options.full && claim.weight.name().contains('.') && self.task().is_some();
+        // A head that the base has tied to its embedding, or none.
+        let parted = tuned_names.head().filter(|_| names.is_tied()).map(|head| head.weight.name());
+        let is_head = |claim: &&Claim| {
+            let name = claim.weight.name();
+            self.options.full && name.contains('.') && (self.task().is_some() || parted == Some(name))
+        };
         let (heads, extra): (Vec<&Claim>, Vec<&Claim>) = extra.partition(is_head);
         dropped.extend(extra.into_iter().map(|claim| drop(claim.weight.name(), "the base has no such weight")));
         if both.is_empty() && stacks.is_empty() {
@@ -345,8 +351,46 @@ fn rows(reader: &Reader<'_>, transposed: bool) -> Result<Vec<f32>> {
 /// Mean share of its values that a norm changes by where AWQ moved factors out of it. Training moves norms by a hundredth at most.
 const MOVED: f64 = 0.05;
 
-/// What an adapter can do with a weight, by its name and shape. `experts` are the paths of modules of experts, on disk and in memory.
-fn place(names: &Names<'_>, experts: &HashMap<String, String>, name: &str, [base, tuned]: [&Claim; 2]) -> Place {
+/// Modules that have others inside, by the names of weights.
+fn parents(names: &Names<'_>) -> HashSet<String> {
+    let mut parents = HashSet::new();
+    for claim in names.weights {
+        let mut path = claim.weight.name().rsplit_once('.').map_or("", |(module, _)| module);
+        while let Some((parent, _)) = path.rsplit_once('.') {
+            if !parents.insert(parent.to_owned()) {
+                break;
+            }
+            path = parent;
+        }
+    }
+    parents
+}
+
+/// True if the rows of a weight are inputs, as its format or its family has it.
+fn is_turned(names: &Names<'_>, claim: &Claim) -> bool {
+    let module = claim.weight.name().strip_suffix(".weight").unwrap_or_default();
+    claim.weight.is_transposed() || claim.weight.is_plain() && arch::leaf_in(module, names.arch.transposed)
+}
+
+/// True if two weights have the same dimensions, but for those of 1 and for how each is turned.
+fn is_alike(names: &Names<'_>, base: &Claim, tuned: &Claim) -> bool {
+    let dims = |claim: &Claim| claim.weight.shape().iter().copied().filter(|&dim| dim != 1).collect::<Vec<_>>();
+    let (mut own, other) = (dims(base), dims(tuned));
+    if own.len() == 2 && is_turned(names, base) != is_turned(names, tuned) {
+        own.reverse();
+    }
+    own == other
+}
+
+/// What an adapter can do with a weight, by its name and shape. `experts` are the paths of modules of experts, on disk and in memory,
+/// `parents` those of modules that have others inside.
+fn place(
+    names: &Names<'_>,
+    experts: &HashMap<String, String>,
+    parents: &HashSet<String>,
+    name: &str,
+    [base, tuned]: [&Claim; 2],
+) -> Place {
     let Some((module, parameter)) = name.rsplit_once('.') else {
         return Place::Nowhere("it belongs to no module");
     };
@@ -359,14 +403,13 @@ fn place(names: &Names<'_>, experts: &HashMap<String, String>, name: &str, [base
     };
     match parameter {
         "weight" if is_linear(module) => {
-            let turned = |claim: &Claim| {
-                claim.weight.is_transposed() || claim.weight.is_plain() && arch::leaf_in(module, names.arch.transposed)
-            };
+            let turned = |claim: &Claim| is_turned(names, claim);
             let target = Target::layer(names, module);
             Place::Linear { target, base_turned: turned(base), tuned_turned: turned(tuned) }
         }
         "bias" if is_linear(module) => Place::Bias(Target::layer(names, module)),
         _ => match experts.get(module) {
+            None if parents.contains(module) => Place::Bare,
             None => Place::Whole,
             Some(module) if base.weight.shape().len() == 2 => {
                 Place::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })

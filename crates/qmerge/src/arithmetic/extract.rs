@@ -111,19 +111,26 @@ pub fn extract(
             mismatch("the models differ only in what the adapter cannot hold, or is not to").in_file(&tuned.path)
         );
     }
+    let embed = names.embed().map(|embed| embed.weight.name());
+    let is_resized = dropped.iter().any(|tensor| embed == Some(tensor.name.as_str()));
     let whole_bytes = tensors.iter().filter(|tensor| !tensor.name.contains(".lora_")).map(NewTensor::bytes).sum();
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
-        let warnings = copy_tokenizer(&*tuned.store, sink)?;
+        // Tokens whose rows are left out are of no use.
+        let warnings = if is_resized { Vec::new() } else { copy_tokenizer(&*tuned.store, sink)? };
         Ok((write_adapter(sink, "", tensors, &config)?, warnings))
     })?;
+    if is_resized {
+        let path = tuned.path.display();
+        warnings.push(format!("{path}: it has another number of tokens than the base, which no adapter changes: its embedding is left out, and so is its tokenizer"));
+    }
     warnings.extend(coded(base, &base_weights, "base"));
     warnings.extend(coded(tuned, &tuned_weights, "tuned model"));
     let known = weights.iter().any(|weight| weight.by_inputs);
     let counted = || weights.iter().filter(|weight| weight.by_inputs == known);
     let linear: f64 = counted().map(|weight| weight.energy).sum();
     let held: f64 = counted().map(|weight| weight.kept * weight.energy).sum();
-    // A sum of nothing would be −0.
-    let left = dropped.iter().filter_map(|tensor| tensor.energy).fold(0.0, |sum: f64, energy| sum + energy);
+    // A sum of nothing would be −0. What one model has alone, or in another shape, differs by no number.
+    let left = dropped.iter().try_fold(0.0, |sum: f64, tensor| Some(sum + tensor.energy?));
     Ok(Extraction {
         schema_version: SCHEMA_VERSION,
         tool: Tool::THIS,
@@ -135,7 +142,7 @@ pub fn extract(
         bytes,
         whole_bytes,
         kept: (linear > 0.0).then(|| held / linear),
-        left_out: left / energy,
+        left_out: left.map(|left| left / energy),
         unchanged,
         weights,
         whole,
@@ -196,6 +203,10 @@ impl<'a> Made<'a> {
                 }
                 (Place::Beside(target), Some(Best { factors, .. })) => {
                     self.adapter.take(target.clone(), factors, options.dtype)?;
+                    self.whole.push(name);
+                }
+                (Place::Bare, _) => {
+                    self.adapter.tensors.push(pair.whole(both.tuned, both.path.clone()));
                     self.whole.push(name);
                 }
                 (Place::Bias(target), _) => {

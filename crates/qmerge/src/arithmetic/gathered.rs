@@ -9,6 +9,11 @@ use crate::error::{Error, Kind, Result, mismatch, unsupported};
 use crate::open::{Checkpoint, Entry, model_order};
 use crate::write::{Data, NewTensor};
 
+/// What PEFT puts before the path of a module, behind that of one with factors, and behind that of a table with trained rows.
+const PREFIX: &str = "base_model.model.";
+const WRAPPED: &str = ".base_layer";
+const TOKENS: &str = ".token_adapter";
+
 /// The factors of one adapter for a module.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -76,6 +81,8 @@ pub(super) struct Gathered<'a> {
     pub(super) sites: Vec<Site>,
     /// What is no factor, by its new name.
     pub(super) others: Vec<(String, &'a Checkpoint, &'a Entry)>,
+    /// The parameters that these stand for.
+    parameters: Vec<String>,
     pub(super) training_only: Vec<String>,
 }
 
@@ -88,6 +95,7 @@ impl<'a> Gathered<'a> {
     ) -> Result<Self> {
         let mut found = Self::default();
         let mut by_name: HashMap<String, usize> = HashMap::new();
+        let mut others = Vec::new();
         for (number, adapter) in adapters.iter().enumerate() {
             refuse(adapter, &adapters[0])?;
             let tensors = LoraTensors::of(adapter, options)?;
@@ -105,8 +113,11 @@ impl<'a> Gathered<'a> {
             found.training_only.extend(tensors.training_only);
             for name in tensors.others {
                 let entry = adapter.tensors.get(&name).ok_or_else(|| mismatch("missing").in_tensor(&name))?;
-                found.take_other(adapter, adapter.as_peft_writes(&name), entry)?;
+                others.push((adapter, adapter.as_peft_writes(&name), entry));
             }
+        }
+        for (adapter, name, entry) in others {
+            found.take_other(adapter, name, entry)?;
         }
         if found.sites.is_empty() {
             return Err(mismatch("they have no factors A and B to combine").in_file(adapters[0].file()));
@@ -115,19 +126,31 @@ impl<'a> Gathered<'a> {
         Ok(found)
     }
 
-    /// Takes a tensor that is no factor. Two adapters may have the same.
+    /// Takes a tensor that is no factor, under the name that PEFT has for it where its module has factors, of whichever adapter. Two adapters may have the same.
     fn take_other(&mut self, adapter: &'a Adapter, name: String, entry: &'a Entry) -> Result<()> {
-        let Some((_, tensors, before)) = self.others.iter().find(|(other, ..)| *other == name) else {
+        let own = name.strip_prefix(PREFIX).unwrap_or(&name);
+        let parameter = own.replace(WRAPPED, "");
+        let (module, leaf) = parameter.rsplit_once('.').unwrap_or(("", &parameter));
+        let holder = module.split_once(TOKENS).map_or(module, |(embedding, _)| embedding);
+        let site = self.sites.iter().find(|site| site.module == holder);
+        let problem = if site.is_some() && (holder != module || leaf == "weight" && !own.contains(WRAPPED)) {
+            "another adapter has factors for it, and one adapter has either those or a trained copy"
+        } else if let Some(at) = self.parameters.iter().position(|other| *other == parameter) {
+            let (_, tensors, before) = self.others[at];
+            if is_same((tensors, before), (&adapter.tensors, entry))? {
+                return Ok(());
+            }
+            "another adapter has a trained copy of its own, and two copies cannot be added without the base that both replace"
+        } else {
+            let is_wrapped = site.is_some() && !own.contains(WRAPPED) && leaf != "weight";
+            let name = if is_wrapped { format!("{PREFIX}{module}{WRAPPED}.{leaf}") } else { name };
             self.others.push((name, &adapter.tensors, entry));
+            self.parameters.push(parameter);
             return Ok(());
         };
-        if is_same((*tensors, *before), (&adapter.tensors, entry))? {
-            return Ok(());
-        }
-        Err(mismatch("another adapter has a trained copy of its own, and two copies cannot be added without the base that both replace")
-            .in_file(adapter.file())
-            .in_tensor(&entry.name)
-            .with_hint("merge each adapter, and take what the merges differ from the base by; or take the tensor out of one of them"))
+        Err(mismatch(problem).in_file(adapter.file()).in_tensor(&entry.name).with_hint(
+            "merge each adapter, and take what the merges differ from the base by; or take the tensor out of one of them",
+        ))
     }
 
     /// The tensors that are copied.
@@ -280,7 +303,11 @@ pub(super) fn config(
         let names: BTreeSet<String> = match lists.filter(|_| !TARGETS[1..].iter().any(|key| is_set(key))) {
             Some(lists) => lists.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect(),
             // Path by path, which needs no rule.
-            None => gathered.sites.iter().map(|site| site.module.clone()).collect(),
+            None => {
+                // A parameter is targeted by its name.
+                let modules = gathered.sites.iter().filter(|site| !site.first().is_parameter);
+                modules.map(|site| site.module.clone()).collect()
+            }
         };
         config.insert("target_modules".into(), json!(names));
         for key in &TARGETS[1..] {

@@ -219,7 +219,7 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
         _ => None,
     };
     let summed = || {
-        let rank = edit::rank(edits, &rows).filter(|rank| *rank > 0 && *rank < geometry.rows.min(geometry.cols))?;
+        let rank = edit::rank(edits, &rows).filter(|rank| *rank > 0 && *rank <= geometry.rows.min(geometry.cols))?;
         edit::factors(edits, &rows, geometry.cols).map(|factors| (Factors { rank, ..factors }, 1.0))
     };
     let (factors, scale) = own.or_else(summed).ok_or_else(|| {

@@ -105,7 +105,7 @@ pub struct Extraction {
     /// Share of the linear layers' ‖tuned − base‖² that the factors hold: over the modules whose inputs are known in ‖·‖²_H, or over all in the plain norm where none is.
     pub kept: Option<f64>,
     /// Share of all weights' ‖tuned − base‖² that was dropped.
-    pub left_out: f64,
+    pub left_out: Option<f64>,
     /// Weights that do not differ.
     pub unchanged: usize,
     /// One per linear layer that differs.

@@ -25,6 +25,10 @@ impl Format for Int8 {
         "int8"
     }
 
+    fn takes_conv1d(&self) -> bool {
+        true
+    }
+
     fn about(&self) -> &'static str {
         "bitsandbytes LLM.int8, one scale per row"
     }

@@ -27,6 +27,10 @@ impl Format for Mlx {
         "mlx"
     }
 
+    fn takes_conv1d(&self) -> bool {
+        true
+    }
+
     fn about(&self) -> &'static str {
         "MLX, integers of 2 to 8 bits with scales and offsets, or small floats"
     }

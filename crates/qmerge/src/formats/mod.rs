@@ -170,6 +170,11 @@ pub trait Format: Sync {
         role == Role::Linear && shape.len() == 2
     }
 
+    /// True if loaders replace GPT-2's `Conv1D` by it as they do linear layers.
+    fn takes_conv1d(&self) -> bool {
+        false
+    }
+
     /// Choices that it leaves to the user.
     fn settings(&self) -> &'static [Setting] {
         &[]

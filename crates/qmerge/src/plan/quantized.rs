@@ -101,7 +101,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
             continue;
         }
         let role = if arch::leaf_in(module, names.arch.transposed) && !plain.names(module) {
-            Role::Linear
+            if format.takes_conv1d() { Role::Linear } else { Role::Plain }
         } else if arch::leaf_in(module, names.arch.not_linear) {
             Role::Embedding
         } else if names.is_head(module) {
@@ -210,8 +210,9 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
     let family = names.model_type();
     if modules.taking.is_empty() && modules.coded.is_empty() {
         return Err(mismatch(format!(
-            "no weight of this model can be stored as {}: loaders make quantized layers of linear layers only, and none is known by its name{}",
+            "no weight of this model can be stored as {}: loaders make quantized layers of linear layers only{}, and none is known by its name{}",
             format.id(),
+            if format.takes_conv1d() { "" } else { ", not of GPT-2's Conv1D" },
             if family.is_empty() { String::new() } else { format!(" in a model of type `{family}`") }
         ))
         .in_file(file)

@@ -32,6 +32,8 @@ pub(crate) struct Pair {
     pub(crate) scale: f64,
     /// Of an embedding: its inputs are tokens.
     pub(crate) embedding: bool,
+    /// Of a parameter that is targeted by name.
+    pub(crate) is_parameter: bool,
 }
 
 /// All tensors of a LoRA.
@@ -187,6 +189,7 @@ fn pair(
         outputs,
         scale,
         embedding,
+        is_parameter: parameter.is_some() || experts > 1,
     })
 }
 

@@ -95,6 +95,10 @@ impl Format for Bnb4 {
         self.id
     }
 
+    fn takes_conv1d(&self) -> bool {
+        true
+    }
+
     fn about(&self) -> &'static str {
         self.about
     }

@@ -28,6 +28,10 @@ impl Format for Gptq {
         "gptq"
     }
 
+    fn takes_conv1d(&self) -> bool {
+        true
+    }
+
     fn about(&self) -> &'static str {
         "GPTQ, integers of 2, 3, 4 or 8 bits in groups of inputs"
     }

@@ -311,3 +311,74 @@ def test_training_that_ends_early(tiny: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="before its last 1 steps"):
         callback.on_train_end(args, state, None)
     assert not list(tmp_path.iterdir())
+
+
+def counts(path: Path) -> dict[str, int]:
+    """Tokens that layers were given, by each layer's name."""
+    return {name: found["tokens"] for found in read(path)[1] for name in found["weights"]}
+
+
+def test_an_encoder_and_its_decoder_have_tokens_of_their_own(tmp_path: Path) -> None:
+    sizes = {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 4, "d_kv": 16, "vocab_size": 100}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(decoder_start_token_id=0, **sizes))
+    mask = torch.zeros(4, 20, dtype=torch.long)
+    mask[:, :5] = 1
+    ids = torch.ones(4, 20, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    qmerge.torch.calibrate(model, [batch], tmp_path / "moments.safetensors")
+    found = counts(tmp_path / "moments.safetensors")
+    block = "decoder.block.0.layer.1.EncDecAttention"
+    assert found["encoder.block.0.layer.0.SelfAttention.q.weight"] == found[f"{block}.k.weight"] == 20
+    assert found["decoder.block.0.layer.0.SelfAttention.q.weight"] == found[f"{block}.q.weight"] == 80
+
+
+def test_a_text_s_padding_is_not_that_of_images(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {"image_size": 16, "patch_size": 4, **sizes}
+    config = transformers.CLIPConfig(text_config={"vocab_size": 100, **sizes}, vision_config=vision)
+    mask = torch.zeros(4, 17, dtype=torch.long)
+    mask[:, :8] = 1
+    batch = {"input_ids": torch.ones(4, 17, dtype=torch.long), "attention_mask": mask, "pixel_values": torch.zeros(4, 3, 16, 16)}
+    qmerge.torch.calibrate(transformers.CLIPModel(config), [batch], tmp_path / "moments.safetensors")
+    found = counts(tmp_path / "moments.safetensors")
+    assert {name: tokens for name, tokens in found.items() if name.endswith("fc1.weight")} == {
+        "text_model.encoder.layers.0.mlp.fc1.weight": 32,
+        "vision_model.encoder.layers.0.mlp.fc1.weight": 68,
+    }
+
+
+def test_what_is_no_writer_is_rounded_without_data(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    model.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False))
+    with pytest.raises(qmerge.UsageError, match="pass texts"):
+        qmerge.torch.calibrate(adapted, None, tmp_path / "moments.safetensors")
+    with pytest.raises(qmerge.UsageError, match="no option"):
+        merge_and_save(adapted, tmp_path / "merged", base=tmp_path / "base", rouding="nearest")
+    report = merge_and_save(adapted, tmp_path / "merged", base=tmp_path / "base", to="nf4")
+    assert len(report.adapters) == 1 and (tmp_path / "merged/config.json").exists()
+    with pytest.raises(qmerge.ExistsError):
+        merge_and_save(adapted, tmp_path / "merged", base=tmp_path / "base", to="nf4")
+
+
+def test_modes_and_names_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny / "plain")
+    # An adapter that is called as a part of paths is.
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]), adapter_name="model")
+    frozen = next(module for name, module in model.named_modules() if name.endswith("layers.0"))
+    model.train()
+    frozen.eval()
+    qmerge.torch.calibrate(model, [[1, 2, 3]], tmp_path / "moments.safetensors")
+    assert model.training and not frozen.training
+    assert read(tmp_path / "moments.safetensors")[2]["qmerge.adapter"]
+
+
+def test_training_goes_on_where_memory_ends(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("qmerge._moments.Moments._add", fail)
+    with pytest.warns(UserWarning, match="no moments are taken: out of memory"):
+        train(tiny, tmp_path, qmerge.torch.MomentsCallback(steps=2))
+    assert not (tmp_path / qmerge.torch.FILE_NAME).exists()

@@ -254,6 +254,12 @@ impl<'a> Names<'a> {
         Some((name, self.first(tie.members)?))
     }
 
+    /// For a head's bias that is not stored by itself: the tensor that it is while the model is tied.
+    pub(crate) fn tied_bias(&self, name: &str) -> Option<&'a Claim> {
+        let (own, source) = self.tie.filter(|_| self.flag() != Some(false))?.bias()?;
+        self.exact(&source).filter(|_| own == name && self.exact(&own).is_none())
+    }
+
     /// True if the model has an output embedding, as far as its `architectures` say.
     pub fn has_head(&self) -> bool {
         let architectures = self.checkpoint.config.as_ref().and_then(|config| config.json.get("architectures"));

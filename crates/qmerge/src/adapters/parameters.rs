@@ -39,7 +39,7 @@ pub(super) fn read(
         Some(claim) => Some(claim.weight.name().to_owned()),
         // A tied embedding that is not stored; one that was trained whole will be.
         None if parameter == "weight" => names.tied_to(&key.module).map(|(name, _)| name),
-        None => None,
+        None => names.tied_bias(&target).map(|_| target.clone()),
     };
     match found {
         Some(target) => changes.replacements.push(Replacement { target, tensor: name.clone(), trained }),

@@ -409,7 +409,8 @@ fn place(
         }
         "bias" if is_linear(module) => Place::Bias(Target::layer(names, module)),
         _ => match experts.get(module) {
-            None if parents.contains(module) => Place::Bare,
+            // What torch computes a weight from is no module that PEFT copies either.
+            None if parents.contains(module) || module.contains(".parametrizations.") => Place::Bare,
             None => Place::Whole,
             Some(module) if base.weight.shape().len() == 2 => {
                 Place::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })

@@ -275,6 +275,11 @@ impl<'a> Made<'a> {
         self.adapter.is_tied = both.module().ends_with("embed_tokens");
         if !self.adapter.is_tied {
             self.adapter.whole.insert(tie.head().to_owned());
+            // Of a module that is taken whole all parameters are.
+            let bias = tie
+                .bias()
+                .and_then(|(name, source)| Some((name, matched.weights.iter().find(|both| both.name() == source)?)));
+            self.adapter.tensors.extend(bias.map(|(name, both)| pair.whole(both.tuned, name)));
         }
         self.adapter.tensors.push(pair.whole(both.tuned, format!("{}.weight", tie.head())));
     }

@@ -218,7 +218,12 @@ pub fn verify(
         progress.part(number as u64 + 1, plan.steps.len() as u64);
         match &step.action {
             Action::Recode(recode) => {
-                let Some(claim) = found.find(&step.name)? else {
+                // A head that the merge has tied is its embedding, and its bias what stands beside it.
+                let tied = || match step.name.strip_suffix(".weight") {
+                    Some(module) => Some(found.tied_to(module)?.1),
+                    None => found.tied_bias(&step.name),
+                };
+                let Some(claim) = found.find(&step.name)?.or_else(tied) else {
                     missing.push(step.name.clone());
                     continue;
                 };

@@ -322,6 +322,31 @@ fn adapters_that_do_not_go_together_are_refused() {
     assert!(folder.join("plain/adapter_model.safetensors").exists());
 }
 
+/// A parameter is one however an adapter calls it: behind `base_layer` where that adapter has factors for its module.
+#[test]
+fn what_two_adapters_call_otherwise_is_one_parameter() {
+    let folder = Folder::new();
+    let bias = |name: &str, tensor: &'static str, factors: &[(&'static str, &'static [usize], f32)], value: f32| {
+        let tensors = [factors, &[(tensor, &[5][..], value)]].concat();
+        written(&folder, name, json!({"bias": "all"}), &tensors).unwrap()
+    };
+    let k: [(&str, &[usize], f32); 2] = [("x.k.lora_A.weight", &[2, 6], 1.0), ("x.k.lora_B.weight", &[5, 2], 1.0)];
+    // PEFT looks behind `base_layer` for what the other adapter trained without factors.
+    let (out, found) =
+        made(&[bias("one", "x.k.bias", &Q, 1.0), written(&folder, "k", json!({}), &k).unwrap()], &method("exact"));
+    assert_eq!(found.copied, ["base_model.model.x.k.base_layer.bias"]);
+    assert!(Checkpoint::open_weights(&out.join("out/adapter_model.safetensors")).unwrap().has(&found.copied[0]));
+    // Two copies of it are no more one than under one name.
+    let two = [bias("two", "x.q.base_layer.bias", &Q, 1.0), bias("three", "x.q.bias", &k, 2.0)];
+    let error = refused(&two, &method("exact"));
+    assert!(error.contains("trained copy of its own"), "{error}");
+    // What one trained whole has no factors of another.
+    let whole = [&k[..], &[("x.q.weight", &[5, 6][..], 1.0)]].concat();
+    let whole = written(&folder, "whole", json!({"modules_to_save": ["x.q"]}), &whole).unwrap();
+    let error = refused(&[written(&folder, "q", json!({}), &Q).unwrap(), whole], &method("exact"));
+    assert!(error.contains("factors") && error.contains("x.q.weight"), "{error}");
+}
+
 #[test]
 fn biases_of_b_are_added_and_targets_are_united() {
     let folder = Folder::new();

@@ -147,6 +147,40 @@ fn an_adapter_of_norms_alone_targets_a_layer() {
     assert_close(&got, &read(&tuned.join("model.safetensors")), 0.0);
 }
 
+/// PEFT copies a module that it is to save with all that is inside, factors included; a parameter beside them goes by its own name, as trained biases do.
+#[test]
+fn a_parameter_beside_other_modules_is_taken_by_itself() {
+    const SINKS: &str = "model.layers.0.self_attn.sinks";
+    let (plain, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let base = tuned(&plain, &folder, "base", |tensors| drop(tensors.insert(SINKS.into(), (vec![4], vec![1.0; 4]))));
+    let other = tuned(&base, &folder, "tuned", |tensors| {
+        add_low_rank(tensors, "q_proj");
+        tensors.get_mut(SINKS).unwrap().1[2] = 3.0;
+    });
+    let found = extracted(&base, &other, &folder.join("adapter"), &options(Wanted::Rank(2)));
+    assert_eq!(found.whole, [SINKS]);
+    assert_eq!(config(&folder.join("adapter"))["modules_to_save"], Value::Null);
+    let tensors = Checkpoint::open_weights(&folder.join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(tensors.has(&format!("base_model.model.{SINKS}")));
+    let got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
+    assert_close(&got, &read(&other.join("model.safetensors")), 1e-6);
+}
+
+/// As many values are not the same matrix.
+#[test]
+fn a_matrix_of_another_shape_is_left_out() {
+    let (base, folder) = (data("peft-methods/bases/llama-f32"), Folder::new());
+    let tuned = tuned(&base, &folder, "tuned", |tensors| {
+        add_low_rank(tensors, "q_proj");
+        tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap().0.reverse();
+    });
+    let found = extracted(&base, &tuned, &folder.join("adapter"), &options(Wanted::Rank(2)));
+    let [dropped] = &found.dropped[..] else { panic!("{found:?}") };
+    assert!(dropped.name.ends_with("down_proj.weight") && dropped.reason.contains("shape"));
+    // What cannot be compared differs by no number.
+    assert_eq!(found.left_out, None);
+}
+
 /// A classifier that was trained from a language model: its head, which the base lacks, is taken whole, and what it has no more is said.
 #[test]
 fn the_head_of_a_classifier_is_taken_whole() {

@@ -181,6 +181,20 @@ fn plan(folder: &Path, format: &str) -> qmerge::error::Result<Plan> {
     Plan::new(&inputs, &Options { to: Some(formats::by_id(format).unwrap()), ..Options::default() })
 }
 
+/// transformers' loaders of these formats replace linear layers, and pass over GPT-2's `Conv1D`; those of bitsandbytes' do not.
+#[test]
+fn conv1d_stays_plain_where_loaders_pass_over_it() {
+    let folder = std::env::temp_dir().join(format!("qmerge-loaders-conv1d-{}", std::process::id()));
+    let case = cases().into_iter().find(|case| case.architecture == "GPT2LMHeadModel").unwrap();
+    case.write(&folder);
+    for format in ["fp8", "ct-int4", "ct-int8", "hqq"] {
+        let error = plan(&folder, format).unwrap_err().to_string();
+        assert!(error.contains("Conv1D"), "{format}: {error}");
+    }
+    assert!(plan(&folder, "int8").is_ok());
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
 /// Families with layers that are rows of one tensor together with others on disk: an adapter on them is refused by name.
 const FUSED: &[&str] = &[
     "axk2",

@@ -132,7 +132,7 @@ class Moments:
         only: Optional[set[str]] = None,
         forgives: bool = False,
     ) -> None:
-        self.failed: Optional[Exception] = None
+        self.failed = False
         self._forgives, self._is_encoder_decoder = forgives, is_encoder_decoder(model)
         self.inputs: dict[str, _Input] = {}
         self._of: dict[str, _Input] = {}
@@ -173,7 +173,7 @@ class Moments:
         return max((found.tokens for found in self.inputs.values()), default=0)
 
     def _begin(self, _model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._counts = self.failed is None and self._count()
+        self._counts = not self.failed and self._count()
         masks = {name: kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
         self._masks = {name: mask for name, mask in masks.items() if getattr(mask, "ndim", 0) == 2}
 
@@ -190,7 +190,7 @@ class Moments:
             if self._counts and getattr(x, "ndim", 0) >= 2 and x.is_floating_point():
                 try:
                     self._take(name, x)
-                except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)
+                except Exception as error:  # noqa: BLE001 (whatever it is: what it stops is said there)
                     self._give_up(error)
 
         return take
@@ -218,7 +218,9 @@ class Moments:
         """Lets go of all sums, where the model is doing something that is worth more than they are."""
         if not self._forgives:
             raise error
-        self.failed = error
+        # Not the error itself, which holds what did not fit.
+        self.failed = True
+        self._masks = {}
         self.remove()
         self.inputs.clear()
         self._of.clear()
@@ -235,7 +237,7 @@ class Moments:
             for to, x in waiting:
                 is_of_it = known is not None and are_of(known, x)
                 self._add(to, x, self._counted(known, self._mask_of(to, x)) if is_of_it else None)
-        except Exception as error:  # noqa: BLE001 (whatever it is, training goes on)
+        except Exception as error:  # noqa: BLE001 (whatever it is: what it stops is said there)
             self._give_up(error)
 
     def _counted(self, weights: Any, mask: Optional[Any]) -> Any:
@@ -281,7 +283,7 @@ class Moments:
             return None
         # What a decoder asks an encoder's output for has the tokens of that, and all else in it its own.
         asks = any(part in OF_OTHERS for part in path) and path[-2] in OF_ENCODER
-        is_own = self._is_encoder_decoder and "decoder" in path and not asks
+        is_own = self._is_encoder_decoder and "encoder" not in path and not asks
         mask = self._masks.get("decoder_attention_mask" if is_own else "attention_mask")
         return mask if mask is not None and are_of(mask, x) else None
 

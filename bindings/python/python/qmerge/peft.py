@@ -8,11 +8,11 @@ PEFT itself is not imported: a live model brings it along.
 
 from __future__ import annotations
 
-import inspect as inspect_module
 import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, Literal, Optional, Union
 
 from . import _qmerge
@@ -23,6 +23,9 @@ from ._results import Made, ModelInspection, Report
 from .torch import FILE_NAME, Text, calibrate as calibrate_live, can_write
 
 __all__ = ["add_weighted_adapter", "merge_and_save"]
+
+COARSE = ("nf4", "fp4", "int8")
+"""Formats that are rounded to by what layers are given."""
 
 MOST_SUMS = 4 << 30
 """Bytes beside the live model's: where its moments take more, it is run several times."""
@@ -63,13 +66,13 @@ def merge_and_save(
         if name not in model.peft_config:
             raise UsageError(f"the model has no adapter `{name}`")
     # What is wrong is said before the model runs.
-    unknown = [name for name in options if name not in inspect_module.signature(merge).parameters]
+    unknown = [name for name in options if name not in signature(merge).parameters]
     if unknown:
         raise UsageError(f"merge has no option `{unknown[0]}`")
     if os.path.exists(output) and not options.get("force"):
         raise ExistsError(f"{os.fspath(output)}: the output exists already (force=True replaces it)")
     base = base or _base_of(model, names)
-    if options.get("to") not in ("nf4", "fp4", "int8"):
+    if options.get("to") not in COARSE:
         _warn_of_other_format(model, base)
     with tempfile.TemporaryDirectory(prefix="qmerge-") as temporary:
         # A name that is the same every time: it stands in the output's card.
@@ -132,7 +135,7 @@ def _needs_torch(model: Any, base: Path, names: Sequence[str], options: dict[str
         return False
     if not can_write(model) or list(names) != _active(model):
         return False
-    is_coarse = options.get("to") in ("nf4", "fp4", "int8")
+    is_coarse = options.get("to") in COARSE
     if not is_coarse:
         found = inspect(base)
         is_coarse = isinstance(found, ModelInspection) and not _is_plain(found)

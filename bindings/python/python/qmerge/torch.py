@@ -300,7 +300,7 @@ class _MomentsCallback:
             )
             return
         self._moments.remove()
-        if self._moments.tokens == 0 and self._moments.failed is None:
+        if self._moments.tokens == 0 and not self._moments.failed:
             warnings.warn(
                 "no moments were taken: in training the adapter's layers are not called as modules, as where they are compiled or fused",
                 stacklevel=2,

@@ -146,7 +146,7 @@ impl Trained {
         let mut words = std::mem::take(&mut self.words).into_iter();
         self.base = self.base.take().or_else(|| words.next());
         self.tuned = self.tuned.take().or_else(|| words.next());
-        if self.tuned.is_none() || words.next().is_some() {
+        if self.base.is_none() || self.tuned.is_none() || words.next().is_some() {
             return Err(Error::new(Kind::Usage, "a base and one tuned model have to be named")
                 .with_hint("write `BASE TUNED`, or --base and --tuned"));
         }

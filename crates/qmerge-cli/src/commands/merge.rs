@@ -198,7 +198,11 @@ pub(crate) fn find(
         merge::refuse_name(&**sink, &plan)?;
         decided(&plan);
     } else if !is_dry {
-        merge::refuse_existing(&inputs, &plan, &args.output, args.part, &run)?;
+        merge::refuse_existing(&args.output, args.part, &plan, &run)?;
+        // Which weights get a wider type is known later.
+        if options.promote.is_none() {
+            merge::refuse_another(&inputs, &plan, &args.output, args.part, &run)?;
+        }
         if way == Way::Finish {
             merge::refuse_missing(&args.output)?;
         }

@@ -461,3 +461,20 @@ fn a_disk_that_fills_up() {
     assert!(stderr(&output).contains("No space left") && stderr(&output).contains("--resume"), "{}", stderr(&output));
     assert!(!exists);
 }
+
+/// Words without options that leave something unnamed.
+#[test]
+fn what_is_not_named_is_said() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (args, words) in [
+        (&["extract", "--tuned", "base-bf16", "-r", "1", "-o", "out"][..], "a base and one tuned model"),
+        (&["extract", "base-bf16", "-r", "1", "-o", "out"], "a base and one tuned model"),
+        (&["verify", "base-nf4", "adapter"], "the merge is not named"),
+        (&["verify", "base-nf4"], "the merge is not named"),
+    ] {
+        let output = run(folder.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+    }
+}

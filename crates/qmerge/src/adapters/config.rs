@@ -55,6 +55,7 @@ impl AdapterConfig {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(Value::Array(items)) => !items.is_empty(),
             Some(Value::Object(items)) => !items.is_empty(),
+            Some(Value::String(text)) => !text.is_empty(),
             Some(_) => true,
         }
     }

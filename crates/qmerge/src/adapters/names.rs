@@ -124,7 +124,7 @@ impl<'a> Names<'a> {
         if let Some(claim) = self.behind_wrappers(name, name)? {
             return Ok(Some(claim));
         }
-        let on_disk = arch::on_disk(&self.model_types, name);
+        let on_disk = arch::on_disk(&self.parts(), name);
         for renamed in on_disk.into_iter().chain(renames(self.arch, name)) {
             if let Some(claim) = self.behind_wrappers(name, &renamed)? {
                 return Ok(Some(claim));
@@ -133,9 +133,14 @@ impl<'a> Names<'a> {
         Ok(None)
     }
 
-    /// What the model in memory calls a module of the base.
-    pub(crate) fn in_memory(&self, module: &str) -> String {
-        arch::in_memory(&self.model_types, module).unwrap_or_else(|| module.to_owned())
+    /// What the model in memory calls a module or parameter of the base, but for wrappers around all of it.
+    pub fn in_memory(&self, name: &str) -> String {
+        arch::in_memory(&self.parts(), name).unwrap_or_else(|| name.to_owned())
+    }
+
+    /// The model's type, and those of the models that it is made of, by the fields that say so.
+    fn parts(&self) -> Vec<(&'a str, &'a str)> {
+        self.checkpoint.config.as_ref().map_or_else(Vec::new, |config| config.parts())
     }
 
     /// The weight whose path is that of `spelled` once wrappers are taken off either or both.
@@ -172,7 +177,7 @@ impl<'a> Names<'a> {
             let next = rest.split('.').next().unwrap_or(rest);
             // CLIP and its kin have a `text_model` too, beside a `vision_model` with the same names below.
             let another = first == "text_model" && matches!(next, "encoder" | "embeddings" | "final_layer_norm");
-            let wraps = self.arch.wrappers.contains(&first) || first == self.prefix;
+            let wraps = self.arch.wrappers.contains(&first) || !first.is_empty() && first == self.prefix;
             (wraps && rest.contains('.') && !another).then_some(rest)
         })
     }
@@ -262,10 +267,8 @@ impl<'a> Names<'a> {
 
     /// True if the model has an output embedding, as far as its `architectures` say.
     pub fn has_head(&self) -> bool {
-        let architectures = self.checkpoint.config.as_ref().and_then(|config| config.json.get("architectures"));
-        let Some(class) = architectures.and_then(|classes| classes.get(0)).and_then(|class| class.as_str()) else {
-            return true;
-        };
+        let class = self.checkpoint.config.as_ref().and_then(|config| config.class());
+        let Some(class) = class else { return true };
         let headless = class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");
         let tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"];
         !headless && !tasks.iter().any(|task| class.ends_with(task))

@@ -325,9 +325,9 @@ fn parameter(
     refuse_unknown_order(adapter, module, &names)?;
     if parameters.len() != wrappers {
         return Err(mismatch(format!(
-            "`{module}` is wrapped {wrappers} times, and of what `target_parameters` lists ({}) this version knows {} as its parameters ({})",
-            adapter.config.target_parameters.join(", "),
+            "`{module}` has {wrappers} sets of factors, and of its parameters this version knows {} among `target_parameters` ({}): {}",
             parameters.len(),
+            adapter.config.target_parameters.join(", "),
             parameters.join(", ")
         ))
         .in_file(&adapter.config.path));

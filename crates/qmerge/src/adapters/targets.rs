@@ -19,16 +19,24 @@ pub(super) fn of(config: &AdapterConfig, names: &Names<'_>) -> Result<Vec<String
     }
     let is_target = matcher(config, "target_modules")?;
     let is_excluded = matcher(config, "exclude_modules")?;
-    let mut found = Vec::new();
-    for claim in names.weights.iter().filter(|claim| claim.weight.shape().len() == 2) {
-        let Some(path) = claim.weight.name().strip_suffix(".weight") else { continue };
-        // An adapter may be older than the name that the model has in memory.
-        let module = names.in_memory(path);
-        let (targeted, excluded) =
-            (is_target(path)? || is_target(&module)?, is_excluded(path)? || is_excluded(&module)?);
-        if targeted && !excluded {
-            found.push(path.to_owned());
+    let paths = || {
+        let matrices = names.weights.iter().filter(|claim| claim.weight.shape().len() == 2);
+        matrices.filter_map(|claim| claim.weight.name().strip_suffix(".weight"))
+    };
+    let targeted = |called: &dyn Fn(&str) -> String| -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for path in paths() {
+            let name = called(path);
+            if is_target(&name)? && !is_excluded(&name)? {
+                found.push(path.to_owned());
+            }
         }
+        Ok(found)
+    };
+    let mut found = targeted(&|path| names.in_memory(path))?;
+    if found.is_empty() {
+        // An adapter may be older than the names that the model has in memory.
+        found = targeted(&str::to_owned)?;
     }
     if found.is_empty() {
         return Err(malformed("`target_modules` names no linear layer of the base"));

@@ -96,6 +96,7 @@ const MOVED: &[(&[&str], &[Move])] = &[
             ("model.norm", "transformer.ln_f"),
         ],
     ),
+    (&["gpt_neox"], &[("lm_head", "embed_out")]),
     (&["hy_v3"], &[("mlp.shared_experts", "mlp.shared_mlp"), ("mlp.gate", "mlp.router.gate")]),
     (
         &["glm5_next", "kimi_linear"],
@@ -225,6 +226,7 @@ const MOVED: &[(&[&str], &[Move])] = &[
     (
         &["cosmos3_omni"],
         &[
+            ("model.language_model.layers.*.mlp", "layers.*.mlp"),
             ("model.visual.blocks", "blocks"),
             ("model.visual.deepstack_merger_list", "deepstack_merger_list"),
             ("model.visual.merger", "merger"),
@@ -307,7 +309,7 @@ const MOVED: &[(&[&str], &[Move])] = &[
             ("model.vision_tower.layers.*.mlp", "vision_model.encoder.layers.*.mlp"),
         ],
     ),
-    (&["t5gemma2"], &[("encoder.text_model.layers", "encoder.layers")]),
+    (&["t5gemma2"], &[("model.encoder.text_model.layers", "model.encoder.layers")]),
     (&["ultrabert"], &[("head.decoder", "cls")]),
     (&["ultravbert"], &[("lm_head", "head.decoder"), ("projection_head", "head")]),
     (
@@ -331,18 +333,28 @@ const MOVED: &[(&[&str], &[Move])] = &[
     ),
 ];
 
-/// What a checkpoint of models of these types calls what an adapter calls `name`; none if it calls it so.
-pub(crate) fn on_disk(types: &[&str], name: &str) -> Option<String> {
-    apply(rows(types), name, |(memory, disk)| (memory, disk))
+/// What a checkpoint calls what an adapter calls `name`; none if it calls it so. `parts` are the model's type, at an empty field, and those of the models
+/// that it is made of, at theirs.
+pub(crate) fn on_disk(parts: &[(&str, &str)], name: &str) -> Option<String> {
+    apply(rows(parts, name), name, |(memory, disk)| (memory, disk))
 }
 
-/// What a model of these types calls, once loaded, what its checkpoint calls `name`; none if it calls it so.
-pub(crate) fn in_memory(types: &[&str], name: &str) -> Option<String> {
-    apply(rows(types).rev(), name, |(memory, disk)| (disk, memory))
+/// What a model calls, once loaded, what its checkpoint calls `name`; none if it calls it so.
+pub(crate) fn in_memory(parts: &[(&str, &str)], name: &str) -> Option<String> {
+    apply(rows(parts, name).rev(), name, |(memory, disk)| (disk, memory))
 }
 
-fn rows(types: &[&str]) -> impl DoubleEndedIterator<Item = &'static [Move]> {
-    MOVED.iter().filter(|(of, _)| of.iter().any(|family| types.contains(family))).map(|(_, moves)| *moves)
+/// The rows of the model, and of the part of it that a name is in.
+fn rows<'r>(parts: &'r [(&str, &str)], name: &'r str) -> impl DoubleEndedIterator<Item = &'static [Move]> + use<'r> {
+    let applies = move |of: &[&str]| parts.iter().any(|(field, part)| of.contains(part) && is_in(field, name));
+    MOVED.iter().filter(move |(of, _)| applies(of)).map(|(_, moves)| *moves)
+}
+
+/// True for a name in the part that a field of the configuration describes: `vision_config` is of `vision_model` and `vision_tower`, a backbone stands anywhere.
+fn is_in(field: &str, name: &str) -> bool {
+    let stem = field.strip_suffix("_config").unwrap_or(field);
+    let first = name.split('.').find(|part| *part != "model").unwrap_or_default();
+    stem == "backbone" || first.starts_with(stem)
 }
 
 /// The name as one move of each row leaves it.
@@ -350,6 +362,13 @@ fn apply(rows: impl Iterator<Item = &'static [Move]>, name: &str, way: impl Fn(M
     let mut moved: Option<String> = None;
     for row in rows {
         let name = moved.as_deref().unwrap_or(name);
+        // What a row makes of names is not moved again.
+        let longest = |path: fn(Move) -> &'static str| {
+            row.iter().filter_map(|&one| Some(find(name, path(way(one)))?.1)).max().unwrap_or(0)
+        };
+        if longest(|(_, to)| to) > longest(|(from, _)| from) {
+            continue;
+        }
         if let Some(next) = row.iter().find_map(|&one| rename(name, way(one))) {
             moved = Some(next);
         }
@@ -357,16 +376,22 @@ fn apply(rows: impl Iterator<Item = &'static [Move]>, name: &str, way: impl Fn(M
     moved
 }
 
+/// Where in a name a path is found: its component, and the number of those.
+fn find(name: &str, path: &str) -> Option<(usize, usize)> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let pattern: Vec<&str> = path.split('.').collect();
+    let is_like = |window: &[&str]| window.iter().zip(&pattern).all(|(part, like)| *like == "*" || part == like);
+    let at = parts.windows(pattern.len()).position(is_like)?;
+    Some((at, pattern.len()))
+}
+
 /// The name with the first path that is like `from` as `to` says.
 fn rename(name: &str, (from, to): Move) -> Option<String> {
+    let (at, count) = find(name, from)?;
     let parts: Vec<&str> = name.split('.').collect();
-    let pattern: Vec<&str> = from.split('.').collect();
-    let at = parts
-        .windows(pattern.len())
-        .position(|window| window.iter().zip(&pattern).all(|(part, like)| *like == "*" || part == like))?;
     let (before, rest) = parts.split_at_checked(at)?;
-    let (found, after) = rest.split_at_checked(pattern.len())?;
-    let mut any = found.iter().zip(&pattern).filter(|(_, like)| **like == "*").map(|(part, _)| *part);
+    let (found, after) = rest.split_at_checked(count)?;
+    let mut any = found.iter().zip(from.split('.')).filter(|(_, like)| *like == "*").map(|(part, _)| *part);
     let new: Option<Vec<&str>> = to.split('.').map(|part| if part == "*" { any.next() } else { Some(part) }).collect();
     Some([before, &new?, after].concat().join("."))
 }
@@ -383,10 +408,11 @@ mod tests {
                 assert_eq!(count(memory), count(disk), "{memory}");
                 let (memory, disk) =
                     (format!("a.{memory}.weight").replace('*', "7"), format!("a.{disk}.weight").replace('*', "7"));
-                assert_eq!(on_disk(types, &memory).as_deref(), Some(&*disk));
-                assert_eq!(in_memory(types, &disk).as_deref(), Some(&*memory));
+                let parts: Vec<(&str, &str)> = types.iter().map(|model_type| ("", *model_type)).collect();
+                assert_eq!(on_disk(&parts, &memory).as_deref(), Some(&*disk));
+                assert_eq!(in_memory(&parts, &disk).as_deref(), Some(&*memory));
             }
         }
-        assert_eq!(on_disk(&["llama"], "model.layers.0.mlp.fc1.weight"), None);
+        assert_eq!(on_disk(&[("", "llama")], "model.layers.0.mlp.fc1.weight"), None);
     }
 }

@@ -203,7 +203,7 @@ impl<'a> Pair<'a> {
                     continue;
                 }
                 // Beside the layers: the head of what the base was trained for.
-                if self.task().is_some() && !name.split('.').any(|part| part.parse::<usize>().is_ok()) {
+                if self.task().is_some() && !has_number(name) {
                     dropped.push(drop(name, "the tuned model is of another class, which has no such weight"));
                     continue;
                 }
@@ -226,10 +226,15 @@ impl<'a> Pair<'a> {
         }
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
         // A head that the base has tied to its embedding, or none.
-        let parted = tuned_names.head().filter(|_| names.is_tied()).map(|head| head.weight.name());
+        let untied = tuned_names.head().filter(|_| names.is_tied()).map(|head| head.weight.name());
+        let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let roots: HashSet<String> = names.weights.iter().map(|claim| root(claim.weight.name())).collect();
+        // A layer more than the base has is none.
+        let is_beside = |name: &str| !has_number(name) || !roots.contains(&root(name));
         let is_head = |claim: &&Claim| {
             let name = claim.weight.name();
-            self.options.full && name.contains('.') && (self.task().is_some() || parted == Some(name))
+            let is_new = self.task().is_some() && is_beside(name);
+            self.options.full && name.contains('.') && (is_new || untied == Some(name))
         };
         let (heads, extra): (Vec<&Claim>, Vec<&Claim>) = extra.partition(is_head);
         dropped.extend(extra.into_iter().map(|claim| drop(claim.weight.name(), "the base has no such weight")));
@@ -350,6 +355,11 @@ fn rows(reader: &Reader<'_>, transposed: bool) -> Result<Vec<f32>> {
 
 /// Mean share of its values that a norm changes by where AWQ moved factors out of it. Training moves norms by a hundredth at most.
 const MOVED: f64 = 0.05;
+
+/// True for the name of a parameter in a list of modules, as layers are.
+fn has_number(name: &str) -> bool {
+    name.split('.').any(|part| part.parse::<usize>().is_ok())
+}
 
 /// Modules that have others inside, by the names of weights.
 fn parents(names: &Names<'_>) -> HashSet<String> {

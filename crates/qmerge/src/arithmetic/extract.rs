@@ -87,7 +87,7 @@ pub fn extract(
         Ok(found)
     })?;
     let energy: f64 = found.iter().map(|(found, _)| found.energy).sum();
-    if energy == 0.0 {
+    if energy == 0.0 && matched.heads.is_empty() {
         return Err(mismatch("the two models do not differ in any weight")
             .in_file(&tuned.path)
             .with_hint("check the paths"));
@@ -101,7 +101,7 @@ pub fn extract(
     made.take_weights(&pair, &names, &matched, &mut found)?;
     made.take_tied(&pair, &matched, &names, &tuned_names);
     made.take_stacks(&matched, &mut found, options)?;
-    made.take_heads(&pair, &matched);
+    made.take_heads(&pair, &matched, &tuned_names);
     made.take_any(&matched, &names, options)?;
     let Made { mut adapter, weights, whole, dropped, unchanged } = made;
     let config = adapter.config(base);
@@ -112,7 +112,7 @@ pub fn extract(
         );
     }
     let embed = names.embed().map(|embed| embed.weight.name());
-    let is_resized = dropped.iter().any(|tensor| embed == Some(tensor.name.as_str()));
+    let is_resized = dropped.iter().any(|tensor| tensor.energy.is_none() && embed == Some(tensor.name.as_str()));
     let whole_bytes = tensors.iter().filter(|tensor| !tensor.name.contains(".lora_")).map(NewTensor::bytes).sum();
     let (bytes, mut warnings) = publish_folder(target, options.force, |sink| {
         // Tokens whose rows are left out are of no use.
@@ -121,7 +121,9 @@ pub fn extract(
     })?;
     if is_resized {
         let path = tuned.path.display();
-        warnings.push(format!("{path}: it has another number of tokens than the base, which no adapter changes: its embedding is left out, and so is its tokenizer"));
+        warnings.push(format!(
+            "{path}: it has another number of tokens than the base: its embedding is left out, and so is its tokenizer"
+        ));
     }
     warnings.extend(coded(base, &base_weights, "base"));
     warnings.extend(coded(tuned, &tuned_weights, "tuned model"));
@@ -142,7 +144,7 @@ pub fn extract(
         bytes,
         whole_bytes,
         kept: (linear > 0.0).then(|| held / linear),
-        left_out: left.map(|left| left / energy),
+        left_out: left.map(|left| if left > 0.0 { left / energy } else { 0.0 }),
         unchanged,
         weights,
         whole,
@@ -232,12 +234,12 @@ impl<'a> Made<'a> {
     }
 
     /// Takes the head that the tuned model was trained for, which the base lacks.
-    fn take_heads(&mut self, pair: &Pair<'a>, matched: &Matched<'a>) {
+    fn take_heads(&mut self, pair: &Pair<'a>, matched: &Matched<'a>, tuned: &Names<'_>) {
         for head in &matched.heads {
-            let name = head.weight.name();
-            self.adapter.whole.extend(name.rsplit_once('.').map(|(module, _)| module.to_owned()));
-            self.adapter.tensors.push(pair.whole(head, name.to_owned()));
-            self.whole.push(name.to_owned());
+            let path = tuned.in_memory(head.weight.name());
+            self.adapter.whole.extend(path.rsplit_once('.').map(|(module, _)| module.to_owned()));
+            self.adapter.tensors.push(pair.whole(head, path));
+            self.whole.push(head.weight.name().to_owned());
         }
         self.adapter.task = pair.task().filter(|_| !matched.heads.is_empty());
     }

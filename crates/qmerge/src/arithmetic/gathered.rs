@@ -1,6 +1,6 @@
 //! What several adapters hold, module by module, apart from any base.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -81,8 +81,8 @@ pub(super) struct Gathered<'a> {
     pub(super) sites: Vec<Site>,
     /// What is no factor, by its new name.
     pub(super) others: Vec<(String, &'a Checkpoint, &'a Entry)>,
-    /// The parameters that these stand for.
-    parameters: Vec<String>,
+    /// Which of these stands for a parameter.
+    parameters: HashMap<String, usize>,
     pub(super) training_only: Vec<String>,
 }
 
@@ -116,8 +116,9 @@ impl<'a> Gathered<'a> {
                 others.push((adapter, adapter.as_peft_writes(&name), entry));
             }
         }
+        let modules: HashSet<String> = found.sites.iter().map(|site| site.module.clone()).collect();
         for (adapter, name, entry) in others {
-            found.take_other(adapter, name, entry)?;
+            found.take_other(&modules, adapter, name, entry)?;
         }
         if found.sites.is_empty() {
             return Err(mismatch("they have no factors A and B to combine").in_file(adapters[0].file()));
@@ -126,26 +127,33 @@ impl<'a> Gathered<'a> {
         Ok(found)
     }
 
-    /// Takes a tensor that is no factor, under the name that PEFT has for it where its module has factors, of whichever adapter. Two adapters may have the same.
-    fn take_other(&mut self, adapter: &'a Adapter, name: String, entry: &'a Entry) -> Result<()> {
+    /// Takes a tensor that is no factor, under the name that PEFT has for it where its module is one of those with factors, of whichever adapter. Two adapters
+    /// may have the same.
+    fn take_other(
+        &mut self,
+        modules: &HashSet<String>,
+        adapter: &'a Adapter,
+        name: String,
+        entry: &'a Entry,
+    ) -> Result<()> {
         let own = name.strip_prefix(PREFIX).unwrap_or(&name);
         let parameter = own.replace(WRAPPED, "");
         let (module, leaf) = parameter.rsplit_once('.').unwrap_or(("", &parameter));
         let holder = module.split_once(TOKENS).map_or(module, |(embedding, _)| embedding);
-        let site = self.sites.iter().find(|site| site.module == holder);
-        let problem = if site.is_some() && (holder != module || leaf == "weight" && !own.contains(WRAPPED)) {
-            "another adapter has factors for it, and one adapter has either those or a trained copy"
-        } else if let Some(at) = self.parameters.iter().position(|other| *other == parameter) {
+        let has_factors = modules.contains(holder);
+        let problem = if has_factors && (holder != module || leaf == "weight" && !own.contains(WRAPPED)) {
+            "there are factors for it too, and one adapter has either those or a trained copy"
+        } else if let Some(&at) = self.parameters.get(&parameter) {
             let (_, tensors, before) = self.others[at];
             if is_same((tensors, before), (&adapter.tensors, entry))? {
                 return Ok(());
             }
             "another adapter has a trained copy of its own, and two copies cannot be added without the base that both replace"
         } else {
-            let is_wrapped = site.is_some() && !own.contains(WRAPPED) && leaf != "weight";
+            let is_wrapped = has_factors && !own.contains(WRAPPED) && leaf != "weight";
             let name = if is_wrapped { format!("{PREFIX}{module}{WRAPPED}.{leaf}") } else { name };
+            self.parameters.insert(parameter, self.others.len());
             self.others.push((name, &adapter.tensors, entry));
-            self.parameters.push(parameter);
             return Ok(());
         };
         Err(mismatch(problem).in_file(adapter.file()).in_tensor(&entry.name).with_hint(

@@ -151,11 +151,13 @@ impl<'a> NewAdapter<'a> {
             self.ranks.iter().map(|(path, rank)| (format!("^{}", path.replace('.', r"\.")), *rank)).collect();
         let class = base.config.as_ref().and_then(|config| config.class());
         let is_causal = class.is_some_and(|class| class.ends_with("ForCausalLM"));
+        // PEFT's task of answers has a head of its own name.
+        let is_of_peft = |task_type: &&str| *task_type != "QUESTION_ANS" || self.whole.contains("qa_outputs");
         let task_type = match &self.task {
-            Some(task) => task.task_type(),
+            Some(task) => task.task_type().filter(is_of_peft),
             None => is_causal.then_some("CAUSAL_LM"),
         };
-        let trained_class = self.task.as_ref().filter(|task| task.task_type().is_none()).map(Task::class);
+        let trained_class = self.task.as_ref().filter(|_| task_type.is_none()).map(Task::class);
         let paths = |parameters: bool| -> Vec<String> {
             self.targets.iter().filter(|target| target.parameter.is_some() == parameters).map(Target::path).collect()
         };

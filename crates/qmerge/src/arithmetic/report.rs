@@ -104,7 +104,7 @@ pub struct Extraction {
     pub whole_bytes: u64,
     /// Share of the linear layers' ‖tuned − base‖² that the factors hold: over the modules whose inputs are known in ‖·‖²_H, or over all in the plain norm where none is.
     pub kept: Option<f64>,
-    /// Share of all weights' ‖tuned − base‖² that was dropped.
+    /// Share of all weights' ‖tuned − base‖² that was dropped; none if something dropped has no counterpart to differ from.
     pub left_out: Option<f64>,
     /// Weights that do not differ.
     pub unchanged: usize,

@@ -318,17 +318,22 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
-/// Errors if [`run`], or [`run_part`] of a part, would refuse the output, or to go on with it: for callers that do long work before.
+/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before.
 #[doc(hidden)]
-pub fn refuse_existing(
+pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
+    refuse_file_name(target, plan)?;
+    crate::write::refuse_existing(target, part, options.existing)
+}
+
+/// Errors if what an interrupted run left is another merge's, as far as a plan says before its calibration: for callers whose plan is the last one.
+#[doc(hidden)]
+pub fn refuse_another(
     inputs: &Inputs,
     plan: &Plan,
     target: &Path,
     part: Option<Part>,
     options: &RunOptions<'_>,
 ) -> Result<()> {
-    refuse_file_name(target, plan)?;
-    crate::write::refuse_existing(target, part, options.existing)?;
     if !options.existing.resume {
         return Ok(());
     }

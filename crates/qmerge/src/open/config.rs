@@ -63,10 +63,15 @@ impl ModelConfig {
         self.json.get("architectures")?.get(0)?.as_str()
     }
 
-    /// The model's type, and those of the models that it is made of.
+    /// The model's type, and those of the models that it is made of, by the fields that say so; "" for its own.
+    pub(crate) fn parts(&self) -> Vec<(&str, &str)> {
+        let parts = self.json.iter().filter_map(|(key, part)| Some((key.as_str(), part.get("model_type")?.as_str()?)));
+        std::iter::once(("", self.model_type())).chain(parts).collect()
+    }
+
+    /// The types alone.
     pub fn model_types(&self) -> Vec<&str> {
-        let parts = self.json.values().filter_map(|part| part.as_object()?.get("model_type")?.as_str());
-        std::iter::once(self.model_type()).chain(parts).collect()
+        self.parts().into_iter().map(|(_, model_type)| model_type).collect()
     }
 
     /// A field of this document or of the first nested language-model configuration that has it.

@@ -8,51 +8,65 @@ use super::Step;
 use super::steps::{ConfigChange, Labels};
 use crate::adapters::Task;
 use crate::error::{Result, mismatch};
-use crate::open::ModelConfig;
+use crate::open::{ModelConfig, model_order};
 
 /// Names of classes that a language model's is cut to before a task's is put behind.
 const CLASSES: &[&str] =
     &["ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining", "Model"];
 
 /// Components of the paths of layers whose rows are labels.
-const LABELLED: &[&str] = &["classifier", "score", "qa_outputs"];
+const LABELLED: &[&str] = &["classifier", "score", "qa_outputs", "classification_head", "logits_proj"];
 
 /// The task and its number of labels, told by the heads that adapters bring. Errors if two of them disagree.
 pub(super) fn labels(heads: &[(Option<Task>, String)], steps: &[Step], config: &mut ConfigChange) -> Result<()> {
+    // By the head that they belong to, the last layer, whose rows are the labels.
+    let mut last: Vec<(&str, &Task, &str, usize)> = Vec::new();
     for (task, target) in heads {
-        let Some(module) = target.rsplit_once('.').map(|(module, _)| module.to_owned()) else { continue };
-        if !config.added.contains(&module) {
-            config.added.push(module.clone());
+        let Some((module, parameter)) = target.rsplit_once('.') else { continue };
+        if !config.added.iter().any(|added| added == module) {
+            config.added.push(module.to_owned());
         }
-        let (Some(task), Some(_)) = (task, target.strip_suffix(".weight")) else { continue };
-        // A head of several layers: its last is called out_proj, or it is the only one.
-        let is_before = module
-            .strip_suffix("dense")
-            .is_some_and(|path| heads.iter().any(|(_, other)| other.strip_prefix(path) == Some("out_proj.weight")));
-        // Beside the head other parts may be trained whole, as a pooler.
-        let is_labelled = module.split('.').any(|part| LABELLED.contains(&part))
-            || !matches!(task, Task::Class(_)) && !module.ends_with("dense");
-        if is_before || !is_labelled {
-            continue;
-        }
+        let Some(task) = task else { continue };
         let shape = steps.iter().find(|step| step.name == *target).map(Step::shape).unwrap_or_default();
-        let &[number, _, ..] = shape else { continue };
-        let labels = Labels { task: task.clone(), number };
+        let (Some(head), "weight", &[number, _, ..]) = (head_of(module), parameter, shape) else { continue };
+        match last.iter_mut().find(|(other, known, ..)| *other == head && *known == task) {
+            Some(before) if model_order(before.2, target).is_lt() => *before = (head, task, target, number),
+            Some(_) => {}
+            None => last.push((head, task, target, number)),
+        }
+    }
+    for (_, task, target, number) in last {
+        let labels = Labels { task: task.clone(), number: Some(number) };
         match &config.labels {
             Some(before) if *before != labels => {
-                return Err(
-                    mismatch(format!("{number} labels, but another head has {}", before.number)).in_tensor(target)
-                );
+                let before = before.number.unwrap_or(0);
+                return Err(mismatch(format!("{number} labels, but another head has {before}")).in_tensor(target));
             }
             _ => config.labels = Some(labels),
         }
     }
+    // A head of another kind has no labels that are known by its name, and a class all the same.
+    let other = heads.iter().find_map(|(task, _)| task.clone().filter(|task| matches!(task, Task::Class(_))));
+    config.labels = config.labels.take().or_else(|| Some(Labels { task: other?, number: None }));
     Ok(())
+}
+
+/// The path up to the component that says that the rows below are labels.
+fn head_of(module: &str) -> Option<&str> {
+    let mut end = 0;
+    for part in module.split('.') {
+        end += part.len();
+        if LABELLED.contains(&part) {
+            return module.get(..end);
+        }
+        end += 1;
+    }
+    None
 }
 
 /// Names the class and its labels, as transformers writes them. Returns the class.
 pub(super) fn describe(config: &mut ModelConfig, labels: &Labels) -> Option<String> {
-    let class = config.json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+    let class = config.class();
     let class = class.map(|class| {
         if let Task::Class(whole) = &labels.task {
             return whole.clone();
@@ -64,16 +78,15 @@ pub(super) fn describe(config: &mut ModelConfig, labels: &Labels) -> Option<Stri
     if let Some(class) = &class {
         config.json.insert("architectures".into(), json!([class]));
     }
-    if !labels.task.has_labels() {
+    let Some(number) = labels.number.filter(|_| labels.task.has_labels()) else {
         return class;
-    }
+    };
     // The number of labels is the number of names; two are the default, which transformers does not write.
     let named = config.json.get("id2label").and_then(Value::as_object).map_or(2, Map::len);
-    if named != labels.number {
+    if named != number {
         let name = |label: usize| format!("LABEL_{label}");
-        let names: Map<String, Value> =
-            (0..labels.number).map(|label| (label.to_string(), json!(name(label)))).collect();
-        let numbers: Map<String, Value> = (0..labels.number).map(|label| (name(label), json!(label))).collect();
+        let names: Map<String, Value> = (0..number).map(|label| (label.to_string(), json!(name(label)))).collect();
+        let numbers: Map<String, Value> = (0..number).map(|label| (name(label), json!(label))).collect();
         config.json.insert("id2label".into(), Value::Object(names));
         config.json.insert("label2id".into(), Value::Object(numbers));
     }
@@ -104,7 +117,7 @@ mod tests {
             is_of_gguf: false,
             unread: None,
         };
-        let class = describe(&mut config, &Labels { task: Task::Sequence, number: 3 });
+        let class = describe(&mut config, &Labels { task: Task::Sequence, number: Some(3) });
         assert_eq!(class.as_deref(), Some("LlamaForSequenceClassification"));
         let want = json!({
             "architectures": ["LlamaForSequenceClassification"],
@@ -121,12 +134,12 @@ mod tests {
             ("ViTModel", Task::Class("ViTForImageClassification".into()), "ViTForImageClassification"),
         ] {
             config.json.insert("architectures".into(), json!([class]));
-            assert_eq!(describe(&mut config, &Labels { task, number: 3 }).as_deref(), Some(want));
+            assert_eq!(describe(&mut config, &Labels { task, number: Some(3) }).as_deref(), Some(want));
         }
         // Two labels are what transformers takes where the file says nothing.
         config.json.shift_remove("id2label");
         config.json.shift_remove("label2id");
-        describe(&mut config, &Labels { task: Task::Sequence, number: 2 });
+        describe(&mut config, &Labels { task: Task::Sequence, number: Some(2) });
         assert!(!config.json.contains_key("id2label"));
     }
 }

@@ -73,7 +73,8 @@ pub(super) struct ConfigChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Labels {
     pub(super) task: Task,
-    pub(super) number: usize,
+    /// If it is known by the head's name.
+    pub(super) number: Option<usize>,
 }
 
 impl Step {
@@ -207,11 +208,11 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     classifier::labels(&heads, &steps, &mut config)?;
     if let (Some(labels), Some(module)) = (&config.labels, config.added.last()) {
         let before = if matches!(labels.task, Task::Class(_)) { "" } else { "…" };
+        let number = labels.number.map_or_else(String::new, |number| format!(" with {number} labels"));
         warnings.push(format!(
             "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
-             class {before}{} with {} labels",
-            labels.task.class(),
-            labels.number
+             class {before}{}{number}",
+            labels.task.class()
         ));
     }
     let rounding = chooser.main(&steps);

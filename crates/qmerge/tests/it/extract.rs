@@ -206,6 +206,25 @@ fn the_head_of_a_classifier_is_taken_whole() {
     let mut got = merged(&base, &folder.join("adapter"), &folder.join("merged"), "f32");
     got.remove("lm_head.weight");
     assert_close(&got, &read(&tuned.join("model.safetensors")), 1e-6);
+    // Of one that was trained no further, the head is all.
+    let head = self::tuned(&tuned, &folder, "head", |tensors| {
+        let base = read(&base.join("model.safetensors"));
+        tensors
+            .iter_mut()
+            .filter(|(name, _)| base.contains_key(*name))
+            .for_each(|(name, own)| *own = base[name].clone());
+    });
+    let found = extracted(&base, &head, &folder.join("head-adapter"), &options(Wanted::Rank(2)));
+    assert_eq!((&found.whole[..], found.weights.len()), (&["score.weight".to_owned()][..], 0));
+    let got = merged(&base, &folder.join("head-adapter"), &folder.join("head-merged"), "f32");
+    assert_eq!(got["score.weight"], read(&head.join("model.safetensors"))["score.weight"]);
+    // One more layer than the base has is no head.
+    let more = self::tuned(&tuned, &folder, "more", |tensors| {
+        drop(tensors.insert("model.layers.9.mlp.up_proj.weight".into(), (vec![2, 2], vec![1.0; 4])));
+    });
+    let found = extracted(&base, &more, &folder.join("more-adapter"), &options(Wanted::Rank(2)));
+    assert_eq!(found.whole, ["score.weight"]);
+    assert!(found.dropped.iter().any(|tensor| tensor.name.contains("layers.9")));
     // A layer that is missing is a file that is not whole, whatever the class.
     let part =
         self::tuned(&tuned, &folder, "part", |tensors| drop(tensors.remove("model.layers.0.mlp.up_proj.weight")));

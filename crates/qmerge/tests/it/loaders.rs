@@ -1,6 +1,6 @@
 //! What `--to nf4` and `int8` quantize is what transformers' loader makes quantized layers of, family by family.
 //!
-//! `testdata/loaders.jsonl` is what `benches/peers/what_loaders_quantize.py` saw transformers 5.23 do.
+//! `testdata/loaders.jsonl` is what `benches/peers/what_loaders_quantize.py` saw transformers 5.23 and 5.24 do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -208,6 +208,15 @@ const FUSED: &[&str] = &[
     "unlimited_ocr",
 ];
 
+/// True for paths that are one but for what wraps a language model.
+fn is_behind_wrappers(one: &str, other: &str) -> bool {
+    let bare = |path: &str| {
+        path.split('.').filter(|part| !["model", "language_model"].contains(part)).collect::<Vec<_>>().join(".")
+    };
+    let (one, other) = (bare(one), bare(other));
+    one == other || one.ends_with(&format!(".{other}")) || other.ends_with(&format!(".{one}"))
+}
+
 #[test]
 fn a_layer_of_the_loader_is_found_on_disk() {
     let folder: PathBuf = std::env::temp_dir().join(format!("qmerge-loaders-names-{}", std::process::id()));
@@ -223,12 +232,23 @@ fn a_layer_of_the_loader_is_found_on_disk() {
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &[]).unwrap();
         for Linear { module, tensor, .. } in &case.linears {
             let Some(tensor) = tensor else { continue };
+            let mut deny = |problem: String| {
+                wrong.entry(case.model_type().to_owned()).or_insert_with(BTreeSet::new).insert(problem)
+            };
+            if names.in_memory(module) != *module {
+                deny(format!("{module} is taken for a name on disk, of {}", names.in_memory(module)));
+            }
+            if let Some(disk) = tensor.strip_suffix(".weight").filter(|_| !holds_several(tensor)) {
+                let memory = names.in_memory(disk);
+                if !is_behind_wrappers(module, &memory) {
+                    deny(format!("{disk} is called {memory} in memory, not {module}"));
+                }
+            }
             let found = names.find(&format!("{module}.weight")).unwrap().map(|claim| claim.weight.name());
             if found.is_none() && holds_several(tensor) {
                 fused.insert(case.model_type().to_owned());
             } else if found != Some(tensor) {
-                let entry = wrong.entry(case.model_type().to_owned()).or_insert_with(BTreeSet::new);
-                entry.insert(format!("{module} is {tensor}, found {found:?}"));
+                deny(format!("{module} is {tensor}, found {found:?}"));
             }
         }
     }

@@ -140,7 +140,7 @@ impl LoraConfig {
         let init = init.map(|init| format!("`init_lora_weights` \"{init}\", which this version does not know"));
         let doubts = fields.chain(init);
         doubts
-            .map(|doubt| format!("adapter_config.json sets {doubt}: merged as if it mattered in training only"))
+            .map(|doubt| format!("adapter_config.json sets {doubt}: it is passed over, and if it changes what the adapter does, the merge is wrong"))
             .collect()
     }
 

@@ -161,7 +161,7 @@ fn words_that_mean_nothing_are_refused() {
     let folder = Folder::new();
     demo(folder.path());
     for (args, words) in [
-        (&["combine", "-o", "x"][..], &["--adapter"][..]),
+        (&["combine", "-o", "x"][..], &["ADAPTER[=WEIGHT]"][..]),
         (&["combine", "--adapter", "adapter", "--method", "best", "-o", "x"], &["dare_ties_svd"]),
         (&["combine", "--adapter", "adapter", "--method", "ties", "-o", "x"], &["ties needs", "--density"]),
         (&["combine", "--adapter", "adapter=x", "-o", "x"], &["not a number"]),

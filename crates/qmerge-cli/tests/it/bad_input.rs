@@ -471,7 +471,7 @@ fn what_is_not_named_is_said() {
         (&["extract", "--tuned", "base-bf16", "-r", "1", "-o", "out"][..], "a base and one tuned model"),
         (&["extract", "base-bf16", "-r", "1", "-o", "out"], "a base and one tuned model"),
         (&["verify", "base-nf4", "adapter"], "the merge is not named"),
-        (&["verify", "base-nf4"], "the merge is not named"),
+        (&["verify", "base-nf4"], "no adapter is named"),
     ] {
         let output = run(folder.path(), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -26,12 +26,14 @@ fn calculate(mut inputs: Inputs, choice: u8) -> Result<()> {
             arithmetic::undo(&mut inputs, &[], &ReadOptions::default())?;
             Plan::new(&inputs, &Options::default()).map(|_| ())
         }
-        1 => {
+        // Of one adapter, as the command line has it.
+        1 if inputs.adapters.len() == 1 => {
             let plan = Plan::new(&inputs, &Options::default())?;
             let wanted = Wanted::Rank(2);
             let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: true, threads: 1 };
             arithmetic::convert(&inputs, &plan, &output, &options, &Silent).map(|_| ())
         }
+        1 => Ok(()),
         _ => {
             let method = &METHODS[usize::from(choice) % METHODS.len()];
             let mut options = CombineOptions { force: true, threads: 1, ..CombineOptions::new(method) };

@@ -165,13 +165,18 @@ def _tokenizer_of(model: Any) -> Any:
     return importlib.import_module("transformers").AutoTokenizer.from_pretrained(place)
 
 
-def _windows(tokenizer: Any, text: str, window: int) -> Iterator[list[int]]:
-    """A text in pieces, each within the tokens that the tokenizer puts around one."""
+def _split(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[int]]:
+    """The tokens of a text, and those that the tokenizer puts before and behind it."""
     whole = list(tokenizer(text)["input_ids"])
     body = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     starts = range(len(whole) - len(body) + 1)
     start = next((at for at in starts if whole[at : at + len(body)] == body), 0)
-    before, after = whole[:start], whole[start + len(body) :]
+    return whole[:start], body, whole[start + len(body) :]
+
+
+def _windows(tokenizer: Any, text: str, window: int) -> Iterator[list[int]]:
+    """A text in pieces, each within the tokens that the tokenizer puts around one."""
+    before, body, after = _split(tokenizer, text)
     room = max(1, window - len(before) - len(after))
     for at in range(0, len(body), room):
         yield [*before, *body[at : at + room], *after]
@@ -216,13 +221,9 @@ def can_write(model: Any) -> bool:
 def _beginning(model: Any, tokenizer: Any) -> list[int]:
     """What the tokenizer begins texts with; nothing where there is none to ask."""
     try:
-        tokenizer = tokenizer or _tokenizer_of(model)
-        whole, body = list(tokenizer("a")["input_ids"]), list(tokenizer("a", add_special_tokens=False)["input_ids"])
+        return _split(tokenizer or _tokenizer_of(model), "a")[0]
     except Exception:  # noqa: BLE001 (a tokenizer that cannot be had is no reason not to write)
         return []
-    starts = range(len(whole) - len(body) + 1)
-    start = next((at for at in starts if whole[at : at + len(body)] == body), 0)
-    return whole[:start]
 
 
 def _write_own(model: Any, tokenizer: Any, seed: int) -> list[list[int]]:
@@ -264,7 +265,7 @@ class _MomentsCallback:
     A `transformers.TrainerCallback`. Training computes what it would without it: hooks are there for the last steps only, and look at what passes. Evaluation, text that is
     generated in between, and passes that checkpointing computes again are not counted. With several processes each sees its share, and the first stores its own.
     Sums take 4 · features² bytes for each distinct input of the adapter's layers (30 GiB for all linear layers of 8 billion parameters): `device="cpu"` keeps them out
-    of a GPU. Where memory or disk do not suffice, there are no moments, with a warning, and training goes on.
+    of a GPU. Where there is no memory for one of them, or no room for the file, there are no moments, with a warning, and training goes on.
 
     Args:
         steps: optimizer steps at the end of training to look at.

@@ -59,33 +59,33 @@ pub(crate) fn quiet(command: &Command) -> bool {
 
 /// Every model and adapter that a command names.
 fn locations(command: &Command) -> Vec<PathBuf> {
-    let with = |base: Option<&PathBuf>, adapters: &[String], merged: &[PathBuf]| {
+    let with = |base: Option<&Path>, adapters: &[String], merged: &[PathBuf]| {
         // What is no `PATH=WEIGHT` is refused where it is opened.
         let adapters = adapters.iter().filter_map(|text| Some(adapter_and_weight(text).ok()?.0));
-        base.cloned().into_iter().chain(adapters).chain(merged.iter().cloned()).collect()
+        base.map(Path::to_path_buf).into_iter().chain(adapters).chain(merged.iter().cloned()).collect()
     };
     let merge = |args: &MergeArgs| {
         let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned].concat();
-        with(args.sources.base.as_ref(), &adapters, args.calibrating.original.as_slice())
+        with(args.sources.base.as_deref(), &adapters, args.calibrating.original.as_slice())
     };
     match command {
         Command::Merge(args) | Command::Finish(args) => merge(args),
         Command::Plan(args) => merge(&args.merge),
         Command::Verify(args) => {
             let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned].concat();
-            with(args.sources.base.as_ref(), &adapters, &[args.merged().to_path_buf()])
+            with(args.sources.base.as_deref(), &adapters, &[args.merged().to_path_buf()])
         }
         Command::Compare(args) => {
             let adapters = [args.sources.adapter.as_slice(), &args.tuned.tuned, &args.beside].concat();
-            with(args.sources.base.as_ref(), &adapters, &args.merged)
+            with(args.sources.base.as_deref(), &adapters, &args.merged)
         }
         Command::Truncate(args) => args.base.iter().cloned().chain([args.adapter().to_path_buf()]).collect(),
         Command::Combine(args) => with(None, &args.adapter, &[]),
         Command::Extract(args) => args.trained.both().map(Path::to_path_buf).to_vec(),
-        Command::ConvertAdapter(args) => with(args.sources.base.as_ref(), &args.sources.adapter, &[]),
-        Command::Unmerge(args) => with(args.merged.sources.base.as_ref(), &args.merged.sources.adapter, &[]),
-        Command::Generate(args) => with(Some(&args.model.base().to_path_buf()), &args.adapter, &[]),
-        Command::Calibrate(args) => with(Some(&args.model.base().to_path_buf()), &args.adapter, &[]),
+        Command::ConvertAdapter(args) => with(args.sources.base.as_deref(), &args.sources.adapter, &[]),
+        Command::Unmerge(args) => with(args.merged.sources.base.as_deref(), &args.merged.sources.adapter, &[]),
+        Command::Generate(args) => with(Some(args.model.base()), &args.adapter, &[]),
+        Command::Calibrate(args) => with(Some(args.model.base()), &args.adapter, &[]),
         Command::Convert(args) => vec![args.model.base().to_path_buf()],
         Command::Inspect(args) => vec![args.path.clone()],
         Command::Report(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Vec::new(),

@@ -144,14 +144,8 @@ impl Task {
 
     /// What PEFT calls it, if it has a name for it.
     pub(crate) fn task_type(&self) -> Option<&'static str> {
-        let class = self.class();
-        [
-            ("ForSequenceClassification", "SEQ_CLS"),
-            ("ForTokenClassification", "TOKEN_CLS"),
-            ("ForQuestionAnswering", "QUESTION_ANS"),
-        ]
-        .into_iter()
-        .find_map(|(end, task_type)| class.ends_with(end).then_some(task_type))
+        let is_it = |task_type: &&str| Self::of(task_type).is_some_and(|task| self.class().ends_with(task.class()));
+        ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"].into_iter().find(is_it)
     }
 
     /// True for the modules that PEFT trains whole without being told.

@@ -26,8 +26,8 @@ pub struct Names<'a> {
     pub arch: &'static Arch,
     /// The modules that are one tensor where the model's embeddings are tied, if their names are known.
     pub tie: Option<&'static Tie>,
-    /// The model's type, and those of the models that it is made of.
-    pub model_types: Vec<&'a str>,
+    /// The model's type, and those of the models that it is made of, by the fields that say so; "" for its own.
+    pub(crate) parts: Vec<(&'a str, &'a str)>,
     by_name: HashMap<&'a str, usize>,
     /// What the family puts before its own path in a model with a head ("bert").
     prefix: String,
@@ -56,7 +56,7 @@ impl<'a> Names<'a> {
     /// Indexes a base's weights. `maps` are the user's `regex=>replacement` rules, tried in order on whole names.
     pub fn new(checkpoint: &'a Checkpoint, weights: &'a [Claim], maps: &[String]) -> Result<Self> {
         let model_type = checkpoint.config.as_ref().map_or("", |config| config.model_type());
-        let model_types = checkpoint.config.as_ref().map_or_else(Vec::new, |config| config.model_types());
+        let parts = checkpoint.config.as_ref().map_or_else(Vec::new, |config| config.parts());
         let maps = maps
             .iter()
             .map(|map| {
@@ -75,7 +75,7 @@ impl<'a> Names<'a> {
             weights,
             arch: arch::find(model_type),
             tie: arch::find_tie(model_type, |module| by_name.contains_key(format!("{module}.weight").as_str())),
-            model_types,
+            parts,
             by_name,
             prefix: arch::base_prefix(model_type),
             maps,
@@ -124,7 +124,7 @@ impl<'a> Names<'a> {
         if let Some(claim) = self.behind_wrappers(name, name)? {
             return Ok(Some(claim));
         }
-        let on_disk = arch::on_disk(&self.parts(), name);
+        let on_disk = arch::on_disk(&self.parts, name);
         for renamed in on_disk.into_iter().chain(renames(self.arch, name)) {
             if let Some(claim) = self.behind_wrappers(name, &renamed)? {
                 return Ok(Some(claim));
@@ -135,12 +135,7 @@ impl<'a> Names<'a> {
 
     /// What the model in memory calls a module or parameter of the base, but for wrappers around all of it.
     pub fn in_memory(&self, name: &str) -> String {
-        arch::in_memory(&self.parts(), name).unwrap_or_else(|| name.to_owned())
-    }
-
-    /// The model's type, and those of the models that it is made of, by the fields that say so.
-    fn parts(&self) -> Vec<(&'a str, &'a str)> {
-        self.checkpoint.config.as_ref().map_or_else(Vec::new, |config| config.parts())
+        arch::in_memory(&self.parts, name).unwrap_or_else(|| name.to_owned())
     }
 
     /// The weight whose path is that of `spelled` once wrappers are taken off either or both.

@@ -4,12 +4,14 @@
 //! components, wherever it stands; `*` is one component, the same in both. Source: transformers 5.24, the names of what models of these types save
 //! against those they have; `testdata/loaders.jsonl` has their linear layers, and a test finds each of them by it.
 
+use std::ops::Range;
+
 /// A path in memory, and on disk.
 type Move = (&'static str, &'static str);
 
 const MOVED: &[(&[&str], &[Move])] = &[
     (
-        &["audio-spectrogram-transformer", "beit", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit"],
+        &["audio-spectrogram-transformer", "beit", "deit", "ijepa", "pixio", "vit", "vit_mae", "vit_msn", "vivit"],
         &[
             ("layers.*.attention.q_proj", "encoder.layer.*.attention.attention.query"),
             ("layers.*.attention.k_proj", "encoder.layer.*.attention.attention.key"),
@@ -17,6 +19,11 @@ const MOVED: &[(&[&str], &[Move])] = &[
             ("layers.*.attention.o_proj", "encoder.layer.*.attention.output.dense"),
             ("layers.*.mlp.fc1", "encoder.layer.*.intermediate.dense"),
             ("layers.*.mlp.fc2", "encoder.layer.*.output.dense"),
+        ],
+    ),
+    (
+        &["audio-spectrogram-transformer", "beit", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit"],
+        &[
             ("layers.*.layernorm_before", "encoder.layer.*.layernorm_before"),
             ("layers.*.layernorm_after", "encoder.layer.*.layernorm_after"),
         ],
@@ -24,12 +31,6 @@ const MOVED: &[(&[&str], &[Move])] = &[
     (
         &["pixio"],
         &[
-            ("layers.*.attention.q_proj", "encoder.layer.*.attention.attention.query"),
-            ("layers.*.attention.k_proj", "encoder.layer.*.attention.attention.key"),
-            ("layers.*.attention.v_proj", "encoder.layer.*.attention.attention.value"),
-            ("layers.*.attention.o_proj", "encoder.layer.*.attention.output.dense"),
-            ("layers.*.mlp.fc1", "encoder.layer.*.intermediate.dense"),
-            ("layers.*.mlp.fc2", "encoder.layer.*.output.dense"),
             ("layers.*.layernorm_before", "encoder.layer.*.norm1"),
             ("layers.*.layernorm_after", "encoder.layer.*.norm2"),
         ],
@@ -364,7 +365,7 @@ fn apply(rows: impl Iterator<Item = &'static [Move]>, name: &str, way: impl Fn(M
         let name = moved.as_deref().unwrap_or(name);
         // What a row makes of names is not moved again.
         let longest = |path: fn(Move) -> &'static str| {
-            row.iter().filter_map(|&one| Some(find(name, path(way(one)))?.1)).max().unwrap_or(0)
+            row.iter().filter_map(|&one| Some(find(name, path(way(one)))?.len())).max().unwrap_or(0)
         };
         if longest(|(_, to)| to) > longest(|(from, _)| from) {
             continue;
@@ -376,21 +377,20 @@ fn apply(rows: impl Iterator<Item = &'static [Move]>, name: &str, way: impl Fn(M
     moved
 }
 
-/// Where in a name a path is found: its component, and the number of those.
-fn find(name: &str, path: &str) -> Option<(usize, usize)> {
+/// Which components of a name are like a path, where they first are.
+fn find(name: &str, path: &str) -> Option<Range<usize>> {
     let parts: Vec<&str> = name.split('.').collect();
     let pattern: Vec<&str> = path.split('.').collect();
     let is_like = |window: &[&str]| window.iter().zip(&pattern).all(|(part, like)| *like == "*" || part == like);
     let at = parts.windows(pattern.len()).position(is_like)?;
-    Some((at, pattern.len()))
+    Some(at..at + pattern.len())
 }
 
 /// The name with the first path that is like `from` as `to` says.
 fn rename(name: &str, (from, to): Move) -> Option<String> {
-    let (at, count) = find(name, from)?;
+    let place = find(name, from)?;
     let parts: Vec<&str> = name.split('.').collect();
-    let (before, rest) = parts.split_at_checked(at)?;
-    let (found, after) = rest.split_at_checked(count)?;
+    let (before, found, after) = (parts.get(..place.start)?, parts.get(place.clone())?, parts.get(place.end..)?);
     let mut any = found.iter().zip(from.split('.')).filter(|(_, like)| *like == "*").map(|(part, _)| *part);
     let new: Option<Vec<&str>> = to.split('.').map(|part| if part == "*" { any.next() } else { Some(part) }).collect();
     Some([before, &new?, after].concat().join("."))

@@ -191,7 +191,10 @@ impl<'a> Pair<'a> {
             stacks.push(Stacks { base, tuned });
         }
         stacks.sort_by(|a, b| model_order(&a.base.path(), &b.base.path()));
-        let parents = parents(if self.task().is_some() { tuned_names } else { names });
+        // A head that the base lacks is put on the tuned model's class, which may have a path of its own before the base's.
+        let brings_head = self.task().is_some();
+        let of = if brings_head { tuned_names } else { names };
+        let parents = parents(of);
         for base in names.weights {
             let name = base.weight.name();
             if stacked.contains(name) {
@@ -203,7 +206,7 @@ impl<'a> Pair<'a> {
                     continue;
                 }
                 // Beside the layers: the head of what the base was trained for.
-                if self.task().is_some() && !has_number(name) {
+                if brings_head && !has_number(name) {
                     dropped.push(drop(name, "the tuned model is of another class, which has no such weight"));
                     continue;
                 }
@@ -214,9 +217,7 @@ impl<'a> Pair<'a> {
                 dropped.push(drop(name, "its shape differs between the models"));
                 continue;
             }
-            // A head that the base lacks is put on the tuned model's class, which may have a path of its own before the base's.
-            let (of, named) = if self.task().is_some() { (tuned_names, tuned) } else { (names, base) };
-            let named = named.weight.name();
+            let named = if brings_head { tuned } else { base }.weight.name();
             both.push(Both {
                 base,
                 tuned,
@@ -227,13 +228,13 @@ impl<'a> Pair<'a> {
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
         // A head that the base has tied to its embedding, or none.
         let untied = tuned_names.head().filter(|_| names.is_tied()).map(|head| head.weight.name());
-        let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-        let roots: HashSet<String> = names.weights.iter().map(|claim| root(claim.weight.name())).collect();
+        let root = |name: &'a str| name.split('.').next();
+        let roots: HashSet<Option<&str>> = names.weights.iter().map(|claim| root(claim.weight.name())).collect();
         // A layer more than the base has is none.
-        let is_beside = |name: &str| !has_number(name) || !roots.contains(&root(name));
-        let is_head = |claim: &&Claim| {
+        let is_beside = |name: &'a str| !has_number(name) || !roots.contains(&root(name));
+        let is_head = |claim: &&'a Claim| {
             let name = claim.weight.name();
-            let is_new = self.task().is_some() && is_beside(name);
+            let is_new = brings_head && is_beside(name);
             self.options.full && name.contains('.') && (is_new || untied == Some(name))
         };
         let (heads, extra): (Vec<&Claim>, Vec<&Claim>) = extra.partition(is_head);

@@ -122,7 +122,7 @@ pub fn extract(
     if is_resized {
         let path = tuned.path.display();
         warnings.push(format!(
-            "{path}: it has another number of tokens than the base: its embedding is left out, and so is its tokenizer"
+            "{path}: its embedding has another shape than the base's, as where tokens were added: it is left out, and so is the tokenizer"
         ));
     }
     warnings.extend(coded(base, &base_weights, "base"));

@@ -69,11 +69,6 @@ impl ModelConfig {
         std::iter::once(("", self.model_type())).chain(parts).collect()
     }
 
-    /// The types alone.
-    pub fn model_types(&self) -> Vec<&str> {
-        self.parts().into_iter().map(|(_, model_type)| model_type).collect()
-    }
-
     /// A field of this document or of the first nested language-model configuration that has it.
     pub fn find(&self, key: &str) -> Option<&Value> {
         self.json.get(key).filter(|value| !value.is_null()).or_else(|| {

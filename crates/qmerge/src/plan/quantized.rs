@@ -89,6 +89,7 @@ fn module_of(name: &str) -> Option<&str> {
 /// Tells what takes the format from other matrices, by their names.
 fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
     let mut modules = Modules { taking: Vec::new(), plain: Vec::new(), coded: HashSet::new(), unknown: Vec::new() };
+    let families: Vec<&str> = names.parts.iter().map(|(_, family)| *family).collect();
     let plain = PlainInBase::of(names);
     for claim in names.weights {
         let weight = &claim.weight;
@@ -109,7 +110,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
         } else if is_own(names, module) || plain.names(module) {
             Role::Plain
         } else {
-            arch::role(&names.model_types, module)
+            arch::role(&families, module)
         };
         match role {
             // Of nothing there are no codes.
@@ -217,6 +218,13 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
         ))
         .in_file(file)
         .with_hint("write it plain, with --to bf16"));
+    }
+    let passed_over = modules.coded.iter().filter(|module| arch::leaf_in(module, names.arch.transposed)).min();
+    if let Some(module) = passed_over.filter(|_| !format.takes_conv1d()) {
+        return Err(mismatch(format!("it is quantized in a Conv1D, which loaders of {} pass over", format.id()))
+            .in_file(file)
+            .in_tensor(&format!("{module}.weight"))
+            .with_hint("write it plain, with --to bf16, or in a format that they know there: nf4, fp4, int8"));
     }
     let split = names.arch.experts.filter(|experts| experts.split_when_quantized);
     let stacked = split.and_then(|experts| {

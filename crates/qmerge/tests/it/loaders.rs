@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fancy_regex::Regex;
 use qmerge::adapters::Names;
 use qmerge::formats;
+use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Inputs, Options, Plan};
+use qmerge::progress::Silent;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -191,7 +193,14 @@ fn conv1d_stays_plain_where_loaders_pass_over_it() {
         let error = plan(&folder, format).unwrap_err().to_string();
         assert!(error.contains("Conv1D"), "{format}: {error}");
     }
-    assert!(plan(&folder, "int8").is_ok());
+    // Neither does it go there from a format whose loaders know it.
+    let inputs = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
+    let coded = folder.join("int8");
+    let int8 = plan(&folder, "int8").unwrap();
+    merge::run(&inputs, &int8, None, &coded, &RunOptions::default(), &Silent).unwrap();
+    let error = plan(&coded, "fp8").unwrap_err().to_string();
+    assert!(error.contains("Conv1D"), "{error}");
+    assert!(plan(&coded, "nf4").is_ok());
     let _ = std::fs::remove_dir_all(&folder);
 }
 

@@ -46,7 +46,7 @@ impl Progress for Watch {
     }
 
     fn skip(&self, work: u64) {
-        self.total.fetch_sub(work, Ordering::Relaxed);
+        let _ = self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| Some(total.saturating_sub(work)));
     }
 
     fn phase(&self, name: &str, unit: &str) {

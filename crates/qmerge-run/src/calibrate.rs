@@ -187,7 +187,7 @@ impl<'m, 'a> FromModel<'m, 'a> {
 
 /// The windows to calibrate on, spread over all but the end of the text, and those at its end that are held back.
 fn split(tokens: &[u32], window: usize, most: usize) -> (Vec<&[u32]>, Vec<&[u32]>) {
-    let mut windows: Vec<&[u32]> = tokens.chunks_exact(window).collect();
+    let mut windows: Vec<&[u32]> = tokens.chunks_exact(window.max(1)).collect();
     let held = windows.split_off(windows.len() - (windows.len() / HELD_OF).min(HELD));
     let taken = most.min(windows.len());
     ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)

@@ -15,7 +15,7 @@ use qmerge::plan::Inputs;
 use serde_json::Value;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 1_000_000;
 /// How long it may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -154,11 +154,11 @@ impl Tokenizer {
         &self.begin
     }
 
-    /// How sequences begin.
-    pub fn beginnings(&self) -> Beginnings {
+    /// How sequences begin; `with_chats` renders the chat template too, if there is one.
+    pub fn beginnings(&self, with_chats: bool) -> Beginnings {
         const MESSAGE: &str = "Hello";
         // A template that fails is one that nobody was trained with.
-        let frame = self.template.as_ref().and_then(|_| {
+        let frame = self.template.as_ref().filter(|_| with_chats).and_then(|_| {
             let rendered = self.render(MESSAGE).ok()?;
             let (before, _) = rendered.rsplit_once(MESSAGE)?;
             self.encode(before).ok()
@@ -242,7 +242,14 @@ fn rendered_by(
         environment.set_syntax(syntax);
     }
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(|state, value, method, args| {
+        // Fuel does not bound how wide `str.format` makes a value.
+        if method == "format" && value.as_str().is_none_or(|text| text.contains(':')) {
+            let problem = "it calls `format` with a width or the like, which this version does not follow";
+            return Err(minijinja::Error::new(minijinja::ErrorKind::UnknownMethod, problem));
+        }
+        minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+    });
     environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
         Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
     });

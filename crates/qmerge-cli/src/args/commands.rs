@@ -188,9 +188,9 @@ pub(crate) struct CombineArgs {
     /// Share of its values that each adapter keeps, for `ties`, `dare` and `magnitude_prune`.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) density: Option<f64>,
-    /// What elects a sign, for `ties`: the sum of values, or their number.
-    #[arg(long, value_name = "HOW", default_value = "total", value_parser = ["total", "frequency"])]
-    pub(crate) majority_sign: String,
+    /// What elects a sign, for `ties`: the sum of values, or their number (default: total).
+    #[arg(long, value_name = "HOW", value_parser = ["total", "frequency"])]
+    pub(crate) majority_sign: Option<String>,
     /// Seed of what `dare` draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,

@@ -170,13 +170,10 @@ pub(super) fn beginnings(inputs: &Inputs) -> error::Result<Beginnings> {
 }
 
 fn beginnings_by(tokenizer: &Tokenizer, inputs: &Inputs) -> error::Result<Beginnings> {
-    let mut beginnings = tokenizer.beginnings();
     // A chat template that came with the adapter says that it was trained on chats; the base's own says nothing of it.
     let with_adapter =
         inputs.adapters.iter().filter_map(|adapter| adapter.beside()).any(|store| store.has("tokenizer.json"));
-    if !with_adapter {
-        beginnings.chat.clear();
-    }
+    let beginnings = tokenizer.beginnings(with_adapter);
     let known = arch::spec_of(arch::config(&inputs.base)?)?.vocab;
     Ok(beginnings.known(known))
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use qmerge::adapters::ReadOptions;
 use qmerge::arithmetic::{Combination, CombineOptions, Method, Seen, combine};
 use qmerge::dtype::Dtype;
-use qmerge::error;
+use qmerge::error::{self, Error, Kind};
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
 
@@ -21,17 +21,22 @@ pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
 /// Combines the adapters.
 pub(crate) fn find(args: &CombineArgs, progress: &dyn Progress) -> error::Result<Combination> {
     let usual = if args.rank.is_some() { "svd" } else { "exact" };
+    let method = Method::by_id(args.method.as_deref().unwrap_or(usual))?;
+    if args.majority_sign.is_some() && !method.takes_majority() {
+        let problem = format!("--majority-sign is of no use: {} lets no signs vote", method.id);
+        return Err(Error::new(Kind::Usage, problem).with_hint("leave it out"));
+    }
     let options = CombineOptions {
         rank: args.rank.map(|rank| rank as usize),
         density: args.density,
-        majority: majority(&args.majority_sign),
+        majority: majority(args.majority_sign.as_deref().unwrap_or_default()),
         seed: args.seed,
         scales: args.lora_scale.clone(),
         dtype: floats(&args.dtype).unwrap_or(Dtype::F32),
         force: args.force,
         threads: threads(args.workers.threads),
         read: ReadOptions { base_is_residual: args.base_is_residual, ..ReadOptions::default() },
-        ..CombineOptions::new(Method::by_id(args.method.as_deref().unwrap_or(usual))?)
+        ..CombineOptions::new(method)
     };
     let adapters = open_adapters(&args.adapter)?;
     let Some((base, file)) = args.base.as_ref().zip(args.calibration.as_ref()) else {

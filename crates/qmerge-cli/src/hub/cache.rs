@@ -16,6 +16,8 @@ use qmerge_store::hub::{Client, File};
 
 /// Times that a broken download is gone on with before any byte has come.
 const TRIES: u32 = 4;
+/// Most bytes of a file whose size the hub does not say: more than any shard has.
+const MOST_UNKNOWN: u64 = 1 << 36;
 
 /// True if the weights in a snapshot are whole: other programs put single files there.
 pub(super) fn is_complete(snapshot: &Path) -> bool {
@@ -182,7 +184,8 @@ impl Transfer<'_> {
             }
         }
         self.count(have);
-        let mut reader = answer.body_mut().with_config().limit(u64::MAX).reader();
+        let most = self.file.size.map_or(MOST_UNKNOWN, |size| size.saturating_sub(have).saturating_add(1));
+        let mut reader = answer.body_mut().with_config().limit(most).reader();
         let mut buffer = vec![0; 1 << 18];
         loop {
             if self.progress.cancelled() {

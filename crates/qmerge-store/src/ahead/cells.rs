@@ -100,6 +100,12 @@ impl State {
     }
 }
 
+/// The bytes of a cell from their store. Whoever else waits for them must hear of a panic too.
+fn fetched(object: &Object, range: Range<u64>) -> Result<Vec<u8>> {
+    let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| object.cell(range)));
+    got.unwrap_or_else(|_| Err(Error::new(Kind::Bug, "reading a cell panicked")))
+}
+
 impl Cells {
     /// Has cells come that will be wanted, as far as there is room.
     pub(super) fn prepare(self: &Arc<Self>, object: &Arc<Object>, wanted: &[Range<u64>]) {
@@ -117,9 +123,7 @@ impl Cells {
             }
             let (cells, object, range) = (Arc::clone(self), Arc::clone(object), range.clone());
             let begun = std::thread::Builder::new().name("qmerge-read".into()).spawn(move || {
-                // Whoever waits for it must hear of it.
-                let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| object.cell(range)));
-                let got = got.unwrap_or_else(|_| Err(Error::new(Kind::Bug, "reading ahead panicked")));
+                let got = fetched(&object, range);
                 lock(&cells.state).end(key, got);
                 cells.changed.notify_all();
             });
@@ -156,7 +160,7 @@ impl Cells {
                     state.make_room(range.end - range.start, true);
                     state.begin(key);
                     drop(state);
-                    let got = object.cell(range.clone());
+                    let got = fetched(object, range.clone());
                     state = lock(&self.state);
                     state.end(key, got);
                     self.changed.notify_all();

@@ -89,8 +89,10 @@ impl Scratch {
     pub(super) fn put(&self, key: Key, bytes: &[u8]) -> Result<()> {
         let place = {
             let mut places = lock(&self.places);
+            if places.taken.contains_key(&key) {
+                return Ok(());
+            }
             match places.free.pop() {
-                _ if places.taken.contains_key(&key) => return Ok(()),
                 Some(place) => place,
                 None if places.begun < places.most => {
                     places.begun += 1;
@@ -103,7 +105,9 @@ impl Scratch {
         let mut places = lock(&self.places);
         match wrote {
             Ok(()) => {
-                places.taken.insert(key, place);
+                // Another may have written the same cell meanwhile.
+                let other = places.taken.insert(key, place);
+                places.free.extend(other);
                 Ok(())
             }
             Err(error) => {

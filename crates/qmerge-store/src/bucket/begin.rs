@@ -187,7 +187,10 @@ impl StoreSink {
         let Some(earlier) = self.earlier.take() else { return Err(Error::new(Kind::Bug, "nothing to go on with")) };
         let keys: Vec<String> =
             files.iter().map(|file| Ok(self.weights_key(file)?.to_string())).collect::<Result<_>>()?;
-        if keys.iter().ne(earlier.uploads.iter().map(|upload| &upload.key)) {
+        let sizes = files.iter().map(|file| cell_size(file.most));
+        if keys.iter().ne(earlier.uploads.iter().map(|upload| &upload.key))
+            || sizes.ne(earlier.uploads.iter().map(|upload| upload.size))
+        {
             return Err(Error::new(
                 Kind::Malformed,
                 "the unfinished output has other files, so the merge cannot go on",

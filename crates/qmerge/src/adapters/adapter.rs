@@ -160,8 +160,8 @@ impl Adapter {
         for (name, arrangement) in found.arrangements {
             tensors.arrange(&name, arrangement)?;
         }
-        if let Some((module, _)) = found.stated.iter().find(|(_, stated)| stated.rank == 0 || !stated.scale.is_finite())
-        {
+        let wrong = found.stated.iter().filter(|(_, stated)| stated.rank == 0 || !stated.scale.is_finite());
+        if let Some(module) = wrong.map(|(module, _)| module).min() {
             return Err(
                 malformed(format!("the factors of `{module}` have no rank, or no finite factor")).in_file(&file)
             );

@@ -34,7 +34,8 @@ pub struct PlannedEdit {
     pub plan: Placed,
     /// Adapter tensors it takes.
     pub tensors: Vec<String>,
-    /// Path of the linear layer whose matrix it changes, as the adapter calls it; none for embeddings, experts, biases and tokens.
+    /// Path of the linear layer whose matrix it changes, as the adapter calls it; none for embeddings, experts, biases and tokens, and where the
+    /// matrix is a part of a weight.
     pub layer: Option<String>,
 }
 

@@ -6,6 +6,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use fancy_regex::Regex;
 
@@ -97,13 +98,17 @@ impl<'a> Names<'a> {
         if let Some(claim) = found
             && claim.weight.name() != name
         {
-            let (from, to) = (name.to_owned(), claim.weight.name().to_owned());
-            let mut renamed = self.renamed.borrow_mut();
-            if renamed.seen.insert((from.clone(), to.clone())) {
-                renamed.all.push(Rename { from, to });
-            }
+            self.remember(name, claim.weight.name());
         }
         Ok(found)
+    }
+
+    fn remember(&self, from: &str, to: &str) {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let mut renamed = self.renamed.borrow_mut();
+        if renamed.seen.insert((from.clone(), to.clone())) {
+            renamed.all.push(Rename { from, to });
+        }
     }
 
     /// What [`Names::find`] had to rename so far, each pair once. Some of it may have been looked up and then not used.
@@ -131,6 +136,28 @@ impl<'a> Names<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// The weight that has the layer of this name (`….q_proj.weight`) in some of its rows, and which.
+    ///
+    /// Errors if its rows do not divide as the model's layers do, or if more than one weight could be meant.
+    pub fn within(&self, name: &str) -> Result<Option<(&'a Claim, Range<usize>)>> {
+        let Some(part) = arch::Part::find(&self.parts, name) else { return Ok(None) };
+        let Some(claim) = self.behind_wrappers(name, &part.tensor)? else { return Ok(None) };
+        let number = |key| usize::try_from(self.checkpoint.config.as_ref()?.find(key)?.as_u64()?).ok();
+        let queries = number("num_attention_heads");
+        let heads = queries.map(|queries| (queries, number("num_key_value_heads").unwrap_or(queries)));
+        let all = claim.weight.shape().first().copied().unwrap_or(0);
+        let rows = part.rows(all, heads).ok_or_else(|| {
+            mismatch(format!(
+                "its {all} rows are not those of {} layers, of which `{name}` is number {}",
+                part.count,
+                part.number + 1
+            ))
+            .in_tensor(claim.weight.name())
+        })?;
+        self.remember(name, claim.weight.name());
+        Ok(Some((claim, rows)))
     }
 
     /// What the model in memory calls a module or parameter of the base, but for wrappers around all of it.

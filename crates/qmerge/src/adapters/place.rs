@@ -12,6 +12,9 @@ use crate::error::{Error, Result, mismatch, unsupported};
 use crate::formats::Claim;
 use crate::open::Entry;
 
+/// Ranks up to here are those of a matrix of any size.
+const MOST_RANK: usize = 1 << 16;
+
 impl Site<'_> {
     /// Puts a change where the matrix is: an edit of each weight that holds a part of it.
     pub(super) fn place(&self, module: &Module<'_>, names: &Names<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
@@ -23,12 +26,19 @@ impl Site<'_> {
             return Err(unsupported(format!("it changes {have} matrix, but `{}` stacks {want}", module.name()))
                 .in_tensor(&tensor));
         }
+        // Factors that are made of less may be larger than memory.
+        let most = outputs.max(planned.inputs).saturating_mul(4).max(MOST_RANK);
+        if let Some(rank) = planned.change.rank().filter(|rank| *rank > most) {
+            return Err(mismatch(format!("factors of rank {rank} for a matrix of {outputs} × {}", planned.inputs))
+                .in_tensor(&tensor));
+        }
         let edits = match &self.kind {
             _ if planned.on == On::Bias => self.on_bias(module, names, planned),
             Kind::Layer { target, .. } => self.on_layer(module, names, target, planned),
             Kind::Stack { experts } => self.on_stack(names, *experts, planned),
             Kind::Split(pieces) => self.on_pieces(pieces, &planned),
             Kind::Each { weights, interleaved } => self.on_each(weights, *interleaved, &planned),
+            Kind::Within { outputs } => self.on_rows(module, outputs, planned),
             Kind::InStack { expert, half, family } => self.one_of_stack(family, *expert, *half, planned),
         };
         let edits = edits.map_err(|error| error.in_tensor(&tensor))?;
@@ -41,6 +51,12 @@ impl Site<'_> {
 
     fn on_bias(&self, module: &Module<'_>, names: &Names<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
         let path = module.path();
+        if let Kind::Within { .. } = self.kind {
+            let tensor = self.claim.weight.name();
+            return Err(unsupported(format!(
+                "it changes the bias of `{path}`, whose weight is a part of `{tensor}`: this version changes the weight only"
+            )));
+        }
         let claim = self
             .bias
             .ok_or_else(|| unsupported(format!("it changes the bias of `{path}`, which the base has none of")))?;
@@ -154,6 +170,20 @@ impl Site<'_> {
             }
         }
         Ok(edits)
+    }
+
+    fn on_rows(&self, module: &Module<'_>, range: &Range<usize>, planned: Planned) -> Result<Vec<PlannedEdit>> {
+        let Planned { outputs, inputs, change, tensors, .. } = planned;
+        if self.shape != (outputs, inputs) {
+            return Err(self.misfit(module.path(), [outputs, inputs]));
+        }
+        let all = self.claim.weight.shape().first().copied().unwrap_or(0);
+        let transposed = self.claim.weight.is_transposed();
+        let (rows, shape) = if transposed { (0..inputs, (inputs, all)) } else { (0..all, (all, inputs)) };
+        let put = Stride { start: range.start, step: 1, len: outputs };
+        let spot = Spot { rows, transposed, width: all, take: Stride::first(outputs), put };
+        let plan = placed(&change, spot, 0..1, Some(shape), Some((0, range.start)));
+        Ok(vec![self.edit(self.claim, plan, tensors)])
     }
 
     fn one_of_stack(

@@ -76,7 +76,7 @@ impl Layers for Bases {
         let gamma = module.sized("randlora_gamma", &[bases, small])?.to_owned();
         let (a, b) = self
             .projections
-            .find(module, ("randlora_A", "randlora_B"), &move |seed, sizes| draw(seed, sizes, r, sparse))?;
+            .find(module, ("randlora_A", "randlora_B"), r, &move |seed, sizes| draw(seed, sizes, r, sparse))?;
         let (most_outputs, most_inputs) = module.largest();
         let (most_small, most_large) = (most_outputs.min(most_inputs), most_outputs.max(most_inputs));
         let [wide, tall] =

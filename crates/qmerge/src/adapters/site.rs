@@ -5,6 +5,8 @@
 //! the most `base_layer`s; older adapters have a module per expert. The family's row says how both relate to what is on disk. Source: PEFT 0.21,
 //! `tuners/lora/layer.py` (`ParamWrapper`), `utils/transformers_weight_conversion.py`.
 
+use std::ops::Range;
+
 use super::{Adapter, Names};
 use crate::arch::{self, Experts};
 use crate::error::{Result, mismatch, unsupported};
@@ -41,6 +43,8 @@ pub(super) enum Kind<'a> {
     Each { weights: Vec<Vec<&'a Claim>>, interleaved: bool },
     /// One matrix whose outputs lie in several weights, one after the other: by the path of each.
     Split(Vec<(String, &'a Claim)>),
+    /// One matrix that is some rows of a weight, as a layer has outputs.
+    Within { outputs: Range<usize> },
     /// One matrix of a stack, or the half of it that is its gate (0) or up projection (1).
     InStack { expert: usize, half: Option<usize>, family: Experts },
 }
@@ -65,7 +69,18 @@ impl<'a> Site<'a> {
         } else if let Some(site) = Self::of_switch(names, module)? {
             return Ok(Some(site));
         }
-        Self::layer(adapter, names, module)
+        Ok(match Self::layer(adapter, names, module)? {
+            Some(site) => Some(site),
+            None => Self::within(names, module)?,
+        })
+    }
+
+    /// A layer that is a part of a weight.
+    fn within(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
+        let Some((claim, outputs)) = names.within(&format!("{module}.weight"))? else { return Ok(None) };
+        let &[_, inputs] = claim.weight.shape() else { return Ok(None) };
+        let (name, shape) = (module.to_owned(), (outputs.len(), inputs));
+        Ok(Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Within { outputs } }))
     }
 
     /// A module that the base has in pieces, whose outputs follow each other.
@@ -240,12 +255,12 @@ impl<'a> Site<'a> {
         match &self.kind {
             Kind::Stack { experts } => *experts,
             Kind::Each { weights, .. } => weights.len(),
-            Kind::Layer { .. } | Kind::Split(_) | Kind::InStack { .. } => 1,
+            Kind::Layer { .. } | Kind::Split(_) | Kind::Within { .. } | Kind::InStack { .. } => 1,
         }
     }
 
     pub(super) fn is_expert(&self) -> bool {
-        !matches!(self.kind, Kind::Layer { .. } | Kind::Split(_))
+        !matches!(self.kind, Kind::Layer { .. } | Kind::Split(_) | Kind::Within { .. })
     }
 
     pub(super) fn is_stack(&self) -> bool {

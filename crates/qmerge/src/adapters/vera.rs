@@ -10,7 +10,7 @@ use super::module::OTHER;
 use super::torch_random::{Generator, kaiming};
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned, Shared};
 use crate::dtype::Dtype;
-use crate::error::{Result, mismatch};
+use crate::error::{Result, mismatch, unsupported};
 use crate::simd::floats::round_to;
 
 /// VeRA.
@@ -89,7 +89,7 @@ impl Layers for Scalings {
             };
             (draw(rank * halves, most_inputs), draw(most_outputs, rank))
         };
-        let (a, b) = self.projections.find(module, (names.a, names.b), &draw)?;
+        let (a, b) = self.projections.find(module, (names.a, names.b), rank, &draw)?;
         let (most_outputs, most_inputs) = module.largest();
         let wide = a.shape(module, &[rank * halves, most_inputs])?;
         let tall = b.shape(module, &[most_outputs, rank])?;
@@ -132,6 +132,9 @@ pub(super) struct Projections {
     drawn: Mutex<Option<(DrawnFor, Drawn)>>,
 }
 
+/// Ranks up to here are drawn for layers of any size.
+const MOST_RANK: usize = 4096;
+
 /// Most outputs and inputs, and the type of 16 bits that the base has.
 type DrawnFor = ((usize, usize), Option<Dtype>);
 /// Two matrices.
@@ -155,10 +158,18 @@ impl Projections {
         &self,
         module: &Module<'_>,
         (a, b): (&'static str, &'static str),
+        rank: usize,
         draw: &dyn Fn(u64, (usize, usize)) -> (Vec<f32>, Vec<f32>),
     ) -> Result<(Projection, Projection)> {
         if self.saved || module.shared(a).is_ok() || module.shared(b).is_ok() {
             return Ok((Projection::Stored(module.shared(a)?), Projection::Stored(module.shared(b)?)));
+        }
+        let (most_outputs, most_inputs) = module.largest();
+        // A larger rank adds nothing, and its matrices may be larger than memory.
+        let most = most_outputs.max(most_inputs).max(MOST_RANK);
+        if rank > most {
+            return Err(unsupported(format!("r is {rank}: of random matrices that are not saved this version draws those of rank {most} at most here"))
+                .with_hint("save them with the adapter (save_projection=True)"));
         }
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
         // PEFT gives them the type of a base that is stored as it is.

@@ -42,6 +42,7 @@ const MOVED: &[(&[&str], &[Move])] = &[
             ("layer.*.attention.k_proj", "layer.*.attention.attention.key"),
             ("layer.*.attention.v_proj", "layer.*.attention.attention.value"),
             ("layer.*.attention.o_proj", "layer.*.attention.output.dense"),
+            ("layer.*.mlp.down_proj", "layer.*.mlp.weights_out"),
         ],
     ),
     (&["dinov3_vit"], &[("model.layer.*", "layer.*")]),
@@ -261,6 +262,15 @@ const MOVED: &[(&[&str], &[Move])] = &[
     ),
     (&["hrm_text"], &[("self_attn.o_proj", "attn.o_proj")]),
     (
+        &["sarvam_moe"],
+        &[
+            ("embed_tokens", "word_embeddings"),
+            ("self_attn.o_proj", "attention.dense"),
+            ("self_attn.q_norm", "attention.query_layernorm"),
+            ("self_attn.k_norm", "attention.key_layernorm"),
+        ],
+    ),
+    (
         &["hy_v4", "hy_v4_vl"],
         &[
             ("mlp.gate_proj", "mlp.linear_gate"),
@@ -347,8 +357,12 @@ pub(crate) fn in_memory(parts: &[(&str, &str)], name: &str) -> Option<String> {
 
 /// The rows of the model, and of the part of it that a name is in.
 fn rows<'r>(parts: &'r [(&str, &str)], name: &'r str) -> impl DoubleEndedIterator<Item = &'static [Move]> + use<'r> {
-    let applies = move |of: &[&str]| parts.iter().any(|(field, part)| of.contains(part) && is_in(field, name));
-    MOVED.iter().filter(move |(of, _)| applies(of)).map(|(_, moves)| *moves)
+    MOVED.iter().filter(move |(types, _)| applies(parts, types, name)).map(|(_, moves)| *moves)
+}
+
+/// True if what holds for models of some types holds for a name of this one.
+pub(super) fn applies(parts: &[(&str, &str)], types: &[&str], name: &str) -> bool {
+    parts.iter().any(|(field, part)| types.contains(part) && is_in(field, name))
 }
 
 /// True for a name in the part that a field of the configuration describes: `vision_config` is of `vision_model` and `vision_tower`, a backbone stands anywhere.
@@ -387,7 +401,7 @@ fn find(name: &str, path: &str) -> Option<Range<usize>> {
 }
 
 /// The name with the first path that is like `from` as `to` says.
-fn rename(name: &str, (from, to): Move) -> Option<String> {
+pub(super) fn rename(name: &str, (from, to): Move) -> Option<String> {
     let place = find(name, from)?;
     let parts: Vec<&str> = name.split('.').collect();
     let (before, found, after) = (parts.get(..place.start)?, parts.get(place.clone())?, parts.get(place.end..)?);

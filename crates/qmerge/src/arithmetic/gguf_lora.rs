@@ -15,7 +15,7 @@ use crate::arch;
 use crate::arch::gguf::{File, Layout, View};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
-use crate::error::{Error, Kind, Result, unsupported, usage};
+use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::in_file_order;
 use crate::linalg::Factors;
 use crate::open::gguf::{Field, Keys, Writer, expert};
@@ -264,17 +264,27 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
     if stacks.is_empty() {
         return Ok(all);
     }
-    // Rows and inputs of each stack's experts in the base, and how many there are.
-    let mut sizes: BTreeMap<String, (View, usize, usize, usize)> = BTreeMap::new();
+    // Rows and inputs of each stack's experts in the base, and their numbers.
+    let mut sizes: BTreeMap<String, (View, usize, usize, Vec<usize>)> = BTreeMap::new();
     for claim in &inputs.inventory.weights {
         let &[rows, cols] = claim.weight.shape() else { continue };
         let Some(view) = file.stored(claim.weight.name(), rows)? else { continue };
         let Some((stack, number)) = expert(&view.stored) else { continue };
-        let own = sizes.entry(stack.clone()).or_insert((View { stored: stack, ..view }, rows, cols, 0));
-        own.3 = own.3.max(number + 1);
+        let own =
+            sizes.entry(stack.clone()).or_insert_with(|| (View { stored: stack, ..view }, rows, cols, Vec::new()));
+        if (own.1, own.2) != (rows, cols) {
+            return Err(mismatch(format!("shape [{rows}, {cols}], but other experts are [{}, {}]", own.1, own.2))
+                .in_tensor(claim.weight.name()));
+        }
+        own.3.push(number);
     }
     for (stack, mut experts) in stacks {
-        let Some((view, rows, cols, count)) = sizes.remove(&stack) else { continue };
+        let Some((view, rows, cols, mut numbers)) = sizes.remove(&stack) else { continue };
+        numbers.sort_unstable();
+        let count = numbers.len();
+        if let Some((missing, _)) = numbers.iter().enumerate().find(|(at, number)| at != *number) {
+            return Err(mismatch(format!("the base has {count} experts of `{stack}`, and not number {missing}")));
+        }
         let rank = experts.values().map(|pair| pair.factors.rank).max().unwrap_or(1);
         // A factor is alpha / rank, whose rank is that of all.
         let alpha_of = |pair: &Pair| pair.alpha / pair.factors.rank.max(1) as f64 * rank as f64;

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde::Deserialize;
 
 pub use from_adapter::FromAdapter;
 pub use judge::Judge;
@@ -39,8 +39,8 @@ pub use parts::refuse_missing;
 pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 
 use crate::adapters::Adapter;
-use crate::error::{Error, Kind, Result};
-use crate::open::{Checkpoint, MAX_REPORT, Store, content, sampled, small_text};
+use crate::error::{Error, Kind, Result, malformed};
+use crate::open::{Checkpoint, MAX_REPORT, Store, content, json, sampled, small_text};
 use crate::parallel::threads;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::Progress;
@@ -371,6 +371,19 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a report says of the adapters that are in its output.
+#[derive(Deserialize)]
+struct Merged {
+    #[serde(default)]
+    adapters: Vec<MergedAdapter>,
+}
+
+#[derive(Deserialize)]
+struct MergedAdapter {
+    sha256: String,
+    weight: f64,
+}
+
 /// The same adapter folded twice is nearly always a mistake, and so is one taken out that is not in it: where the base has a report, that knows.
 fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<()> {
     let base = &inputs.base;
@@ -382,13 +395,15 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
         Err(Error::new(Kind::Mismatch, problem).in_file(&base.store.path_of(&name)).with_hint(hint))
     };
     let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
-    let report: Value = serde_json::from_str(&text).unwrap_or_default();
-    let said = report["adapters"].as_array().map_or(&[][..], Vec::as_slice);
-    let weight_of = |hash: &str| said.iter().find(|said| said["sha256"] == hash).map(|said| &said["weight"]);
+    let report: Merged = json::parse_as(&text).map_err(|error| {
+        malformed(format!("not a report of qmerge: {error}"))
+            .in_file(&base.store.path_of(&name))
+            .with_hint("--force merges without looking at it")
+    })?;
+    let weight_of = |hash: &str| report.adapters.iter().find(|said| said.sha256 == hash).map(|said| said.weight);
     // One that the base's report has with the other sign was taken out by that, or is now.
-    let is_opposite = |(adapter, hash): (&Adapter, &String)| {
-        weight_of(hash).and_then(Value::as_f64).is_some_and(|weight| weight * adapter.weight < 0.0)
-    };
+    let is_opposite =
+        |(adapter, hash): (&Adapter, &String)| weight_of(hash).is_some_and(|weight| weight * adapter.weight < 0.0);
     if undoes {
         for (adapter, hash) in inputs.adapters.iter().zip(hashes) {
             let weight = -adapter.weight;
@@ -401,7 +416,7 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
                         hint,
                     );
                 }
-                Some(other) if other.as_f64() != Some(weight) => {
+                Some(other) if other != weight => {
                     return refused(
                         format!(
                             "its report says that this adapter is merged into it with weight {other}, not {weight}"

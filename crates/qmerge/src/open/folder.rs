@@ -1,5 +1,6 @@
 //! Which files of a folder are a model's weights.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -81,10 +82,10 @@ fn set_of_shards<'a>(files: &[&'a str]) -> Result<Vec<&'a str>> {
         ))
         .with_hint("move one of them out of the folder"));
     }
-    let missing = (1..=of.parse().unwrap_or(0))
-        .take(shards.len().saturating_add(1))
-        .find(|number: &usize| !shards.iter().any(|shard| shard.1.parse() == Ok(*number)));
-    if let Some(number) = missing {
+    // More than any number is missing some.
+    let count = of.parse().unwrap_or(usize::MAX);
+    let there: HashSet<usize> = shards.iter().filter_map(|shard| shard.1.parse().ok()).collect();
+    if let Some(number) = (1..=count).find(|number| !there.contains(number)) {
         return Err(malformed(format!("the shard {number} of {of} is missing, and there is no index"))
             .with_hint("the download is incomplete: fetch the missing file"));
     }

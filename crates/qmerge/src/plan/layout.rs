@@ -4,13 +4,14 @@
 //! goes to the end of its file, and the header gets room for its longest form; so every other offset is known before the first
 //! byte is written, and workers write disjoint ranges.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::export::Exported;
 use super::{Action, Inputs, Step};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, unsupported};
+use crate::error::{Error, Kind, Result, mismatch, unsupported};
+use crate::open::Checkpoint;
 use crate::open::container::{Listed, WriteContainer};
 use crate::open::safetensors::Safetensors;
 
@@ -129,6 +130,18 @@ fn named(name: &str, writer: Option<&Arc<dyn WriteContainer>>) -> (String, Arc<d
     }
 }
 
+/// Errors if two tensors of the output have one name: a base may have what looks like a part of a format that it is not in.
+fn refuse_twins(base: &Checkpoint, items: &[Item], names: &mut HashSet<String>) -> Result<()> {
+    let Some(twin) = items.iter().find(|item| !names.insert(item.tensor.name.clone())) else { return Ok(()) };
+    let name = &twin.tensor.name;
+    let file =
+        base.get(name).and_then(|entry| base.files.get(entry.file)).map_or(base.path.as_path(), |file| file.path());
+    Err(mismatch("the output needs a tensor of this name for its format, and the base has another by it")
+        .in_tensor(name)
+        .in_file(file)
+        .with_hint("it is left over from another format: take it out of the base"))
+}
+
 /// Places every part and fills in the steps' slots.
 pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutFile>, Vec<Step>)> {
     let base = &inputs.base;
@@ -148,7 +161,7 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
             items.push(Item { step: number, part, place, from_base, tensor });
         }
     }
-    let mut files = Vec::with_capacity(by_file.len());
+    let (mut files, mut names) = (Vec::with_capacity(by_file.len()), HashSet::new());
     for (number, (mut items, source)) in by_file.into_iter().zip(&base.files).enumerate() {
         let name = source.path().file_name().and_then(|name| name.to_str()).unwrap_or("model.safetensors");
         let (name, container) = named(name, base.writers.get(number).and_then(Option::as_ref));
@@ -156,6 +169,7 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
             let problem = format!("{} is a type that {} files do not have", item.tensor.dtype, container.ending());
             return Err(unsupported(problem).in_tensor(&item.tensor.name).with_hint("--to names another format"));
         }
+        refuse_twins(base, &items, &mut names)?;
         sort(&mut items, &*container);
         let metadata = base.metadata.get(number).cloned().unwrap_or_default();
         files.push(file(number, (name, container, metadata), items, &mut steps));
@@ -164,7 +178,11 @@ pub(super) fn lay_out(inputs: &Inputs, mut steps: Vec<Step>) -> Result<(Vec<OutF
 }
 
 /// Places every part in the one file of an export.
-pub(super) fn lay_out_anew(exported: Exported, mut steps: Vec<Step>) -> Result<(Vec<OutFile>, Vec<Step>)> {
+pub(super) fn lay_out_anew(
+    base: &Checkpoint,
+    exported: Exported,
+    mut steps: Vec<Step>,
+) -> Result<(Vec<OutFile>, Vec<Step>)> {
     let Exported { file: name, container, order, metadata, .. } = exported;
     let all = order.iter().flatten().enumerate();
     let places: HashMap<&str, usize> = all.map(|(at, name)| (name.as_str(), at)).collect();
@@ -180,6 +198,7 @@ pub(super) fn lay_out_anew(exported: Exported, mut steps: Vec<Step>) -> Result<(
             items.push(Item { step: number, part, place: (at, 0), from_base: false, tensor });
         }
     }
+    refuse_twins(base, &items, &mut HashSet::new())?;
     match order {
         Some(_) => items.sort_by_key(|item| item.place),
         None => sort(&mut items, &*container),

@@ -298,7 +298,7 @@ impl Plan {
         let (files, steps, beside) = match decided.exported {
             Some(mut exported) => {
                 let beside = std::mem::take(&mut exported.beside);
-                let (files, steps) = layout::lay_out_anew(exported, decided.steps)?;
+                let (files, steps) = layout::lay_out_anew(&inputs.base, exported, decided.steps)?;
                 (files, steps, beside)
             }
             None => {

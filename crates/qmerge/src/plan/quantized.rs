@@ -107,7 +107,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
             Role::Embedding
         } else if names.is_head(module) {
             Role::Head
-        } else if is_own(names, module) || plain.names(module) {
+        } else if is_own(names, module) || plain.names(module) || arch::fused_layers(&names.parts, module).is_some() {
             Role::Plain
         } else {
             arch::role(&families, module)
@@ -157,10 +157,12 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     let coded: HashSet<String> = modules.coded.iter().filter_map(|module| experts(module)).collect();
     let added = added.filter_map(module_of).filter(|module| !arch::leaf_in(module, names.arch.not_linear));
     // Experts are one bare tensor in memory, or modules of that name.
-    let entry =
-        |module: &str| experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module));
-    let mut entries: BTreeSet<String> = modules.plain.iter().map(|module| entry(module)).collect();
-    entries.extend(added.map(entry));
+    let entry = |module: &str| match arch::fused_layers(&names.parts, module) {
+        Some(layers) => layers,
+        None => vec![experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module))],
+    };
+    let mut entries: BTreeSet<String> = modules.plain.iter().flat_map(|module| entry(module)).collect();
+    entries.extend(added.flat_map(entry));
     // The head under the name that it has in memory: where it is tied it is not stored, and it may have moved.
     if !modules.coded.iter().any(|module| names.is_head(module)) {
         let tied = names.tie.filter(|_| names.is_tied()).map(arch::Tie::head);

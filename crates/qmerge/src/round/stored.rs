@@ -218,7 +218,8 @@ fn place(all: &[StoredInputs], file: &Checkpoint, names: &Names<'_>) -> Result<(
         let mut weights = Vec::new();
         for name in &own.weights {
             let (weight, number) = weight_of(name);
-            let Some(claim) = names.find(weight)? else {
+            let whole = names.find(weight)?;
+            let Some(claim) = whole.or(names.within(weight)?.map(|(claim, _)| claim)) else {
                 missing.push(name.clone());
                 continue;
             };

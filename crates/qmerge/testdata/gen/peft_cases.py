@@ -293,6 +293,23 @@ segformer = seeing("segformer", num_encoder_blocks=2, depths=[1, 1], hidden_size
                    patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[2, 2], decoder_hidden_size=32)
 
 
+def fused(model_type, cls="AutoModel", **sizes):
+    """Layers that are rows of one tensor in its file."""
+    def load():
+        config = transformers.AutoConfig.for_model(model_type, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
+        m = getattr(transformers, cls).from_config(config).to(BF)
+        randomize(m, 12)
+        return m
+    return load
+
+
+nomic_bert = fused("nomic_bert", vocab_size=48, intermediate_size=48, max_position_embeddings=64)
+gte = fused("gte", vocab_size=48, intermediate_size=48, max_position_embeddings=64)
+sarvam_moe = fused("sarvam_moe", "AutoModelForCausalLM", vocab_size=48, intermediate_size=48, moe_intermediate_size=16, num_key_value_heads=1,
+                   head_dim=16, num_experts=3, num_experts_per_tok=1, first_k_dense_replace=1, n_group=1, topk_group=1, max_position_embeddings=64)
+dinov2_giant = seeing("dinov2", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, patch_size=8, use_swiglu_ffn=True)
+
+
 def lora(**kw):
     kw.setdefault("r", 4)
     kw.setdefault("lora_alpha", 8)
@@ -408,6 +425,9 @@ case("llava-old-names", llava, lora(target_modules=r".*language_model.*(q_proj|u
 case("llava-vision", llava, lora(target_modules=r".*vision_tower.*(q_proj|fc1)"))
 for name, load in (("dinov2", dinov2), ("segformer", segformer), ("swin", swin), ("vit", vit)):
     case(name, load, lora(target_modules=["q_proj", "v_proj", "o_proj", "fc1", "fc2"], modules_to_save=["classifier"]))
+for name, load in (("gte", gte), ("nomic-bert", nomic_bert), ("sarvam-moe", sarvam_moe), ("dinov2-giant", dinov2_giant)):
+    case(name, load, lora(target_modules=["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))
+case("nomic-bert-dora", nomic_bert, lora(target_modules=["k_proj", "v_proj"], use_dora=True))
 
 if __name__ == "__main__":
     infos = []

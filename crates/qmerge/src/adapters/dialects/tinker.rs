@@ -3,6 +3,8 @@
 //! The head is `model.unembed_tokens`. All experts' factors of a projection stand in one tensor, (experts, rank, inputs) and (experts, outputs, rank), under `w1`
 //! (gate), `w3` (up) and `w2` (down), and one that all experts share has a single matrix. Source: tinker-cookbook 0.6, `weights/_merge*.py`.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::{DAMAGED, Dialect, Foreign, Stated, Translation, no_matrix};
@@ -47,10 +49,12 @@ impl Dialect for Tinker {
             found.config.extend(config.get(key).map(|value| (key.to_owned(), value.clone())));
         }
         found.config.insert("peft_type".into(), "LORA".into());
-        let experts = |module: &str| {
-            let of_module = file.tensors.entries.iter().filter(|entry| keys::parse(&entry.name).module == module);
-            of_module.filter_map(|entry| entry.shape.first()).max().copied()
-        };
+        let mut most: HashMap<String, usize> = HashMap::new();
+        for entry in &file.tensors.entries {
+            let of_module = most.entry(keys::parse(&entry.name).module).or_default();
+            *of_module = (*of_module).max(entry.shape.first().copied().unwrap_or(0));
+        }
+        let experts = |module: &str| most.get(module).copied();
         let mut stacked: Vec<Value> = Vec::new();
         for entry in &file.tensors.entries {
             let name = entry.name.as_str();

@@ -10,6 +10,7 @@ mod gptq;
 mod on_grid;
 mod zeros;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -109,12 +110,14 @@ impl Packed {
 
     /// Calls `f` for each of some inputs, in order, with its number, its group's scales and its zeros by output.
     fn by_input(&self, parts: &[&[u8]], rows: Range<usize>, mut f: impl FnMut(usize, &[f32], &[f32])) {
-        let mut known: Vec<Option<(Vec<f32>, Vec<f32>)>> = vec![None; self.count];
+        let mut known: HashMap<usize, (Vec<f32>, Vec<f32>)> = HashMap::new();
         for input in rows {
             let group = self.group(input);
-            let Some(slot) = known.get_mut(group) else { continue };
-            let (scales, zeros) =
-                slot.get_or_insert_with(|| (self.scales_of(parts, group), self.zeros_of(parts, group)));
+            if group >= self.count {
+                continue;
+            }
+            let own = known.entry(group);
+            let (scales, zeros) = own.or_insert_with(|| (self.scales_of(parts, group), self.zeros_of(parts, group)));
             f(input, scales, zeros);
         }
     }

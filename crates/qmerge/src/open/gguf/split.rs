@@ -1,5 +1,7 @@
 //! Models in several GGUF files: `STEM-00001-of-00003.gguf`, each a whole file, of which the first has the keys.
 
+use std::collections::BTreeSet;
+
 use super::Metadata;
 use crate::error::{Error, Result, malformed};
 use crate::open::{Item, ItemKind, Opened, Store, is_plain_name};
@@ -17,38 +19,47 @@ fn numbered(name: &str) -> Option<(&str, u64, u64)> {
     Some((stem, number.parse().ok()?, of.parse().ok()?))
 }
 
+/// Stem and count of the parts of the model that a file is a part of, if it is one.
+fn part(name: &str) -> Option<(&str, u64)> {
+    let (stem, number, of) = numbered(name)?;
+    ((1..=of).contains(&number) && of <= MOST && is_plain_name(name)).then_some((stem, of))
+}
+
+fn name_of(stem: &str, number: u64, of: u64) -> String {
+    format!("{stem}-{number:05}-of-{of:05}{ENDING}")
+}
+
 /// The names of all files of the model that a file is, or is a part of: its own alone, where its name is no part's.
 pub(super) fn parts(name: &str) -> Vec<String> {
-    match numbered(name) {
-        Some((stem, number, of)) if (1..=of).contains(&number) && of <= MOST && is_plain_name(name) => {
-            (1..=of).map(|number| format!("{stem}-{number:05}-of-{of:05}{ENDING}")).collect()
-        }
-        _ => vec![name.to_owned()],
+    match part(name) {
+        Some((stem, of)) => (1..=of).map(|number| name_of(stem, number, of)).collect(),
+        None => vec![name.to_owned()],
     }
+}
+
+/// The name of the first of them.
+fn first_part(name: &str) -> String {
+    part(name).map_or_else(|| name.to_owned(), |(stem, of)| name_of(stem, 1, of))
 }
 
 /// The GGUF files of a folder that make up a model: one file, or all parts of one. Errors if there are several models.
 pub(in crate::open) fn of_folder(items: &[Item]) -> Result<Vec<String>> {
     let names = items.iter().filter(|item| item.kind == ItemKind::File && item.name.ends_with(ENDING));
     // What helps a model to see is a file beside it.
-    let mut models: Vec<Vec<String>> =
-        names.filter(|item| !item.name.starts_with("mmproj")).map(|item| parts(&item.name)).collect();
-    models.sort();
-    models.dedup();
-    match models.as_slice() {
-        [] => Ok(Vec::new()),
-        [model] => Ok(model.clone()),
-        [first, second, ..] => {
-            let name = |model: &[String]| model.first().cloned().unwrap_or_default();
-            Err(malformed(format!(
-                "{} models in GGUF files: `{}`, `{}`{}",
-                models.len(),
-                name(first),
-                name(second),
-                if models.len() > 2 { " and others" } else { "" }
-            ))
-            .with_hint("give the path of the one that is meant"))
-        }
+    let names = names.filter(|item| !item.name.starts_with("mmproj"));
+    let models: BTreeSet<String> = names.map(|item| first_part(&item.name)).collect();
+    let mut all = models.iter();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(Vec::new()),
+        (Some(model), None) => Ok(parts(model)),
+        (Some(first), Some(second)) => Err(malformed(format!(
+            "{} models in GGUF files: `{}`, `{}`{}",
+            models.len(),
+            first,
+            second,
+            if models.len() > 2 { " and others" } else { "" }
+        ))
+        .with_hint("give the path of the one that is meant")),
     }
 }
 

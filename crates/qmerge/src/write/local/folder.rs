@@ -63,7 +63,11 @@ pub(super) fn exchange(new: &Path, old: &Path) -> Result<()> {
     aside.push(".replaced");
     let aside = PathBuf::from(aside);
     std::fs::rename(old, &aside).map_err(|error| Error::io("rename", old, error))?;
-    std::fs::rename(new, old).map_err(|error| Error::io("rename into place", old, error))?;
+    if let Err(error) = std::fs::rename(new, old) {
+        // What was there stays; of two errors the first is the one to tell.
+        let _ = std::fs::rename(&aside, old);
+        return Err(Error::io("rename into place", old, error));
+    }
     replaced(&aside)
 }
 

@@ -89,8 +89,10 @@ impl Queue {
 
     /// Returns once everything left before is on the disk. Errors if any write or sync of this file ever failed.
     pub(super) fn sync(&self) -> Result<()> {
+        // What is left once the flag is taken sets it again, whether it is written before this sync begins or after.
+        let unsynced = std::mem::take(&mut lock(&self.state).unsynced);
         self.drain()?;
-        if std::mem::take(&mut lock(&self.state).unsynced) {
+        if unsynced {
             self.file.sync_data().map_err(|error| self.fail(error))?;
         }
         Ok(())
@@ -190,6 +192,18 @@ mod tests {
         queue.sync().unwrap();
         assert!(!queue.state.lock().unwrap().unsynced);
         queue.write(0, &mut vec![1]).unwrap();
+        assert!(queue.state.lock().unwrap().unsynced);
+        // A write that comes once a sync has begun may reach the file after it.
+        let writing = queue.writing.lock().unwrap();
+        std::thread::scope(|scope| {
+            let sync = scope.spawn(|| queue.sync());
+            while queue.state.lock().unwrap().unsynced {
+                std::thread::yield_now();
+            }
+            queue.write(1, &mut vec![2]).unwrap();
+            drop(writing);
+            sync.join().unwrap().unwrap();
+        });
         assert!(queue.state.lock().unwrap().unsynced);
         std::fs::remove_file(&path).unwrap();
     }

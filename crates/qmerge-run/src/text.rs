@@ -216,7 +216,7 @@ impl Tokenizer {
         };
         let (send, rendered) = mpsc::channel();
         let (template, special, message) = (template.clone(), self.special.clone(), message.to_owned());
-        // Lists of lists are walked without fuel, so that the time is bounded too.
+        // A step may take long, so that the time is bounded too.
         let render = move || send.send(rendered_by(&template, &special, &message));
         std::thread::Builder::new().spawn(render).map_err(|error| bad(path, format!("no thread for it: {error}")))?;
         match rendered.recv_timeout(PATIENCE) {

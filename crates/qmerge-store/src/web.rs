@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use qmerge::adapters::weight_files;
 use qmerge::error::Result;
-use qmerge::open::{Item, ItemKind, is_plain_name, json};
+use qmerge::open::{Item, ItemKind, QUANTIZATION_FILES, TOKENIZER_FILES, is_plain_name, json};
 use serde::Deserialize;
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -14,30 +14,14 @@ use url::Url;
 use crate::http::{self, broken, content_range, escaped, header, origin, ranged, refused, tag, target};
 use crate::remote::{Failed, Found, Source, persist, together};
 
-/// What may lie in a model's folder, or in an adapter's, beside the weights.
+/// What may lie in a model's folder, or in an adapter's, beside the weights and the files of a tokenizer and of a format.
 const NAMES: &[&str] = &[
     "model.safetensors",
     INDEX,
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "quanto_qmap.json",
-    "hf_quant_config.json",
     "adapter_config.json",
     "README.md",
     "LICENSE",
@@ -121,7 +105,8 @@ impl Source for Web {
         if !folder.is_empty() {
             return Ok(Vec::new());
         }
-        let mut names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+        let mut names: Vec<String> =
+            [NAMES, TOKENIZER_FILES, QUANTIZATION_FILES].concat().into_iter().map(str::to_owned).collect();
         names.extend(weight_files().map(str::to_owned));
         let found = Mutex::new(Vec::new());
         let look = |name: String| {

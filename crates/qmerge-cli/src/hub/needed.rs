@@ -1,7 +1,6 @@
 //! Which files of a repository a merge reads or copies.
 
-/// What is read or copied beside the weights, by the end of its name.
-const BESIDE: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"];
+use qmerge::open::SMALL_ENDINGS;
 
 /// Files without which the rest may not be passed on, and the card that names the licence, by the start of their name.
 const TERMS: &[&str] = &["README.md", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
@@ -42,7 +41,7 @@ pub(super) fn needed(names: &[String]) -> Result<Vec<&str>, String> {
         None => {
             weights(name)
                 || beside(name)
-                || BESIDE.iter().any(|ending| name.ends_with(ending))
+                || SMALL_ENDINGS.iter().any(|ending| name.ends_with(ending))
                 || TERMS.iter().any(|start| name.starts_with(start))
         }
     };

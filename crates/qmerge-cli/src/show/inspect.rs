@@ -67,7 +67,7 @@ fn model(model: &ModelInspection) {
         say(&format!("{DIM}{} {are}, first {first}{DIM:#}", counted(model.opaque.len(), "tensor")));
     }
     if model.merged_by_qmerge {
-        say(&format!("an adapter was merged into it: see {}", report(model)));
+        say(&format!("an adapter was merged into it or taken out of it: see {}", report(model)));
     }
     if model.converted_by_qmerge {
         say(&format!("it was converted: see {}", report(model)));

@@ -478,3 +478,21 @@ fn what_is_not_named_is_said() {
         assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
     }
 }
+
+/// A file of two tensors with one name could not be opened.
+#[test]
+fn what_is_left_of_another_format_beside_a_weight() {
+    for (left, format) in [("q_proj.SCB", "int8"), ("q_proj.weight.quant_map", "nf4")] {
+        let folder = model();
+        let name = format!("model.layers.1.self_attn.{left}");
+        change(&folder.join(BASE), |tensors| tensors.push(f32s(&name, &[16], |_| 1.0)));
+        refused(&folder, &["--to", format, "--rounding", "nearest"], 2, &["model.safetensors", &name, "left over"]);
+    }
+}
+
+#[test]
+fn a_report_beside_the_base_that_is_none() {
+    let folder = model();
+    std::fs::write(folder.join("base/qmerge-report.json"), r#"{"adapters":[{"weight":1}]}"#).unwrap();
+    refused(&folder, &[], 2, &["qmerge-report.json", "sha256", "--force"]);
+}

@@ -249,6 +249,7 @@ fn broken_chat_templates_are_named() {
         ("{{ messages[0].a.b }}", "undefined"),
         ("{{ raise_exception('no user') }}", "no user"),
         ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "fuel"),
+        ("{{ '{:>30000000000}'.format('a') }}", "format"),
     ] {
         let config = serde_json::json!({"chat_template": template}).to_string();
         std::fs::write(folder.join("base-nf4/tokenizer_config.json"), config).unwrap();

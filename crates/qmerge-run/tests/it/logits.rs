@@ -63,7 +63,9 @@ fn difference_cached(model: &Model<'_>, expected: &Expected) -> f32 {
         model.logits(&hidden, 0..count, &mut logits).unwrap();
         for (i, t) in piece.enumerate() {
             for v in 0..expected.vocab {
-                worst = worst.max((logits[v * count + i] - expected.logits[t * expected.vocab + v]).abs());
+                let off = (logits[v * count + i] - expected.logits[t * expected.vocab + v]).abs();
+                assert!(off.is_finite());
+                worst = worst.max(off);
             }
         }
     }

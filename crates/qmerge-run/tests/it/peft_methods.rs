@@ -44,7 +44,8 @@ fn adapters_kept_apart_do_what_they_do_in_peft() {
         let bare = logits(&Model::new(&without, options()).unwrap());
         let off = |logits: &[f32]| {
             let at = |t: usize, v: usize| (logits[v * TOKENS.len() + t] - want[t * vocab + v]).abs();
-            (0..TOKENS.len()).flat_map(|t| (0..vocab).map(move |v| (t, v))).fold(0.0, |most, (t, v)| at(t, v).max(most))
+            let all = (0..TOKENS.len()).flat_map(|t| (0..vocab).map(move |v| (t, v))).map(|(t, v)| at(t, v));
+            all.inspect(|off| assert!(!off.is_nan())).fold(0.0, f32::max)
         };
         let name = case.file_name().unwrap().to_string_lossy();
         assert!(off(&got) < TOLERANCE, "{name}: {:e}", off(&got));

@@ -305,7 +305,7 @@ impl Adapter {
         self.tensors
             .entries
             .iter()
-            .filter(|entry| matches!(keys::parse(&entry.name).role, Role::Tokens | Role::Parameter(_)))
+            .filter(|entry| matches!(self.key(&entry.name).role, Role::Tokens | Role::Parameter(_)))
     }
 
     /// True if all values of a tensor are zero. One that cannot be read is for the merge to explain.
@@ -395,6 +395,33 @@ pub(crate) fn read_floats(tensors: &Checkpoint, name: &str) -> Result<Vec<f32>> 
     crate::simd::floats::decode(entry.dtype, &bytes, &mut values);
     crate::check::adapter_tensor(tensors, entry, &values)?;
     Ok(values)
+}
+
+/// Reads the one number of an adapter tensor, of any type that programs store numbers in.
+pub(super) fn read_number(tensors: &Checkpoint, entry: &open::Entry) -> Result<f64> {
+    if entry.elements() != 1 {
+        return Err(mismatch(format!("shape {:?}, expected one number", entry.shape)).in_tensor(&entry.name));
+    }
+    let mut bytes = [0; 8];
+    let bytes = bytes.get_mut(..entry.bytes as usize).unwrap_or_default();
+    let number = match entry.dtype {
+        Dtype::F64 | Dtype::I64 | Dtype::I32 => {
+            tensors.read_at(entry, 0, bytes)?;
+            match *bytes {
+                [a, b, c, d] => f64::from(i32::from_le_bytes([a, b, c, d])),
+                [a, b, c, d, e, f, g, h] if entry.dtype == Dtype::I64 => {
+                    i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64
+                }
+                [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                _ => f64::NAN,
+            }
+        }
+        _ => read_floats(tensors, &entry.name)?.first().copied().map_or(f64::NAN, f64::from),
+    };
+    match number.is_finite() {
+        true => Ok(number),
+        false => Err(malformed(format!("holds {number}, expected a number")).in_tensor(&entry.name)),
+    }
 }
 
 /// Reads a whole adapter tensor of numbers from 0 on. PEFT on Windows stores them as floats.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::site::flattened;
 use super::{Adapter, ChangePlan, Changes, Loader, Names, Placed, PlannedEdit, ReadOptions};
 use crate::edit::{Change, Delta, Tile};
 use crate::error::{Result, mismatch, unsupported};
@@ -29,13 +30,14 @@ pub(super) fn plan(
     let rule = options.scales.find(module)?;
     changes.scales.extend(rule.map(|(number, _)| number));
     let scale = adapter.weight * rule.map_or(1.0, |(_, factor)| factor);
-    let change =
-        Arc::new(AddedPlan { tensor: entry.name.clone(), elements: entry.elements(), inputs: geometry.cols, scale });
+    // A convolution is the matrix that its other changes are of, too: all that is behind the outputs taken together.
+    let shape = flattened(claim);
+    let (outputs, inputs) = shape.unwrap_or((geometry.rows, geometry.cols));
+    let change = Arc::new(AddedPlan { tensor: entry.name.clone(), elements: entry.elements(), inputs, scale });
     let is_layer = parameter == "weight" && weight.shape().len() == 2;
     changes.edits.push(PlannedEdit {
         target: weight.name().to_owned(),
-        // A convolution is seen with rows of its own.
-        plan: Placed { shape: None, ..Placed::on_matrix(change, geometry.rows, geometry.cols, false) },
+        plan: Placed { shape, ..Placed::on_matrix(change, outputs, inputs, false) },
         tensors: vec![entry.name.clone()],
         layer: is_layer.then(|| module.to_owned()),
     });

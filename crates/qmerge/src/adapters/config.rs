@@ -236,7 +236,7 @@ impl Fields<'_> {
     /// A whole number from `least` on.
     pub(super) fn count(&self, key: &str, least: usize, default: usize) -> Result<usize> {
         let Some(value) = self.get(key) else { return Ok(default) };
-        let number = value.as_u64().filter(|number| *number >= least as u64 && *number <= u64::from(u32::MAX));
+        let number = value.as_u64().filter(|number| *number >= least as u64 && *number <= 1 << 32);
         number
             .map(|number| number as usize)
             .ok_or_else(|| Self::wrong(key, &format!("a whole number from {least} on"), value))

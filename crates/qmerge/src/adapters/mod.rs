@@ -81,6 +81,7 @@ use std::fmt::Debug;
 
 pub use adapter::Adapter;
 pub(crate) use adapter::read_floats;
+use adapter::read_number;
 #[doc(hidden)]
 pub use adapter::weight_files;
 #[doc(hidden)]

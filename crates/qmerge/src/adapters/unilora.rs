@@ -101,7 +101,7 @@ impl Draw {
         {
             return Arc::clone(drawn);
         }
-        let length = self.length as u32;
+        let length = u32::try_from(self.length).unwrap_or(u32::MAX).max(1);
         let mut generator = Generator::new(self.seed);
         let mut indices: Vec<u32> = (0..length).flat_map(|at| (0..count / length).map(move |_| at)).collect();
         if !count.is_multiple_of(length) {

@@ -158,7 +158,8 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
     let came_along = |recode: &Recode| {
         let name = recode.from.entries.first().map_or("", |entry| entry.name.as_str());
         let base = inputs.inventory.weights.iter().find(|claim| claim.weight.name() == recode.to.name());
-        name.contains(".base_layer.") && base.is_some_and(|base| base.weight.shape() == recode.from.weight.shape())
+        name.ends_with(".base_layer.weight")
+            && base.is_some_and(|base| base.weight.shape() == recode.from.weight.shape())
     };
     let mut jobs = Vec::new();
     let mut parted = None;

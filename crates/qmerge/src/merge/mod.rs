@@ -27,8 +27,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Deserialize;
-
 pub use from_adapter::FromAdapter;
 pub use judge::Judge;
 pub use memory::Memory;
@@ -39,12 +37,12 @@ pub use parts::refuse_missing;
 pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 
 use crate::adapters::Adapter;
-use crate::error::{Error, Kind, Result, malformed};
-use crate::open::{Checkpoint, MAX_REPORT, Store, content, json, sampled, small_text};
+use crate::error::{Error, Kind, Result};
+use crate::open::{Checkpoint, Store};
 use crate::parallel::threads;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::Progress;
-use crate::report::{self, Report, Written, assemble};
+use crate::report::{self, Earlier, Report, Written, assemble, hash_of};
 use crate::round::{Calibration, Demand, Seen};
 use crate::write::{
     Existing, Fingerprint, Finished, LocalSink, Nowhere, Output, Sink, Took, WrittenPart, copy_others, index_json,
@@ -199,12 +197,7 @@ fn begin(
 
 /// Of the adapters' contents.
 fn hashes(inputs: &Inputs) -> Result<Vec<String>> {
-    let hash = |adapter: &Adapter| match adapter.is_tuned() {
-        // A tuned model is as large as the base.
-        true => sampled(&adapter.tensors),
-        false => content(adapter.tensors.files.get(..1).unwrap_or_default()),
-    };
-    inputs.adapters.iter().map(hash).collect()
+    inputs.adapters.iter().map(hash_of).collect()
 }
 
 /// Tells the files of a base what steps read of them.
@@ -371,36 +364,17 @@ fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a report says of the adapters that are in its output.
-#[derive(Deserialize)]
-struct Merged {
-    #[serde(default)]
-    adapters: Vec<MergedAdapter>,
-}
-
-#[derive(Deserialize)]
-struct MergedAdapter {
-    sha256: String,
-    weight: f64,
-}
-
 /// The same adapter folded twice is nearly always a mistake, and so is one taken out that is not in it: where the base has a report, that knows.
 fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<()> {
     let base = &inputs.base;
     let name = report::name_of(base);
-    let text = small_text(&*base.store, &name, MAX_REPORT)
-        .map_err(|error| error.with_hint("--force merges without looking at it"))?;
-    let Some(text) = text else { return Ok(()) };
+    let earlier = Earlier::beside(base).map_err(|error| error.with_hint("--force merges without looking at it"))?;
+    let Some(earlier) = earlier else { return Ok(()) };
     let refused = |problem: String, hint: &str| {
         Err(Error::new(Kind::Mismatch, problem).in_file(&base.store.path_of(&name)).with_hint(hint))
     };
     let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
-    let report: Merged = json::parse_as(&text).map_err(|error| {
-        malformed(format!("not a report of qmerge: {error}"))
-            .in_file(&base.store.path_of(&name))
-            .with_hint("--force merges without looking at it")
-    })?;
-    let weight_of = |hash: &str| report.adapters.iter().find(|said| said.sha256 == hash).map(|said| said.weight);
+    let weight_of = |hash: &str| earlier.adapters.iter().find(|said| said.sha256 == hash).map(|said| said.weight);
     // One that the base's report has with the other sign was taken out by that, or is now.
     let is_opposite =
         |(adapter, hash): (&Adapter, &String)| weight_of(hash).is_some_and(|weight| weight * adapter.weight < 0.0);
@@ -419,7 +393,7 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
                 Some(other) if other != weight => {
                     return refused(
                         format!(
-                            "its report says that this adapter is merged into it with weight {other}, not {weight}"
+                            "its report says that this adapter is merged into it with weight {other:?}, not {weight:?}"
                         ),
                         hint,
                     );
@@ -430,7 +404,7 @@ fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<(
         return Ok(());
     }
     let is_repeated = |(adapter, hash): &(&Adapter, &String)| {
-        !hash.is_empty() && text.contains(hash.as_str()) && !is_opposite((adapter, hash))
+        !hash.is_empty() && earlier.text.contains(hash.as_str()) && !is_opposite((adapter, hash))
     };
     match inputs.adapters.iter().zip(hashes).find(is_repeated) {
         None => Ok(()),

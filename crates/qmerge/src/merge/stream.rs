@@ -4,7 +4,7 @@
 //! processor does.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -57,16 +57,12 @@ impl Run<'_> {
         let steps = Steps::new(self.inputs, (self.plan, &self.steps), self.schedule, self.output, &done);
         let failure = Failure::default();
         let next = AtomicU64::new(0);
-        let working = AtomicUsize::new(self.schedule.threads);
         let (sender, receiver) = mpsc::channel();
         let fresh = std::thread::scope(|scope| {
             for _ in 0..self.schedule.threads {
                 let sender = sender.clone();
-                let (steps, failure, next, working) = (&steps, &failure, &next, &working);
-                scope.spawn(move || {
-                    self.work(steps, failure, next, &sender);
-                    working.fetch_sub(1, Ordering::AcqRel);
-                });
+                let (steps, failure, next) = (&steps, &failure, &next);
+                scope.spawn(move || self.work(steps, failure, next, &sender));
             }
             drop(sender);
             self.write_journal(&receiver, &failure, before)

@@ -10,6 +10,7 @@ use super::{Checkpoint, Item, ItemKind, MAX_INDEX, Opened, Store, foreign, gguf,
 use crate::error::{Result, malformed};
 
 const SINGLE: &str = "model.safetensors";
+const ENDING: &str = ".safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there; else the one model in GGUF.
@@ -38,6 +39,7 @@ pub(super) fn open(store: Arc<dyn Store>) -> Result<Checkpoint> {
         }
         return Err(foreign::no_weights(store.path(), &names));
     }
+    let files = without_variants(&files);
     let files = set_of_shards(&files).map_err(|error| error.in_file(store.path()))?;
     open_files(store, &files)
 }
@@ -69,6 +71,15 @@ fn open_file(store: &dyn Store, name: &str) -> Result<Opened> {
             .with_hint("name it as one, and give its path"));
     }
     Opened::new(blob, &Safetensors)
+}
+
+/// Of files that hold one model in several types (`STEM.safetensors`, `STEM.fp16.safetensors`), the one without a variant, which is what diffusers takes.
+fn without_variants<'a>(files: &[&'a str]) -> Vec<&'a str> {
+    let has = |stem: &str| files.iter().any(|file| file.strip_suffix(ENDING) == Some(stem));
+    let is_variant = |file: &str| {
+        file.strip_suffix(ENDING).and_then(|rest| rest.rsplit_once('.')).is_some_and(|(stem, _)| has(stem))
+    };
+    files.iter().copied().filter(|file| !is_variant(file)).collect()
 }
 
 /// Of files without an index, those that make up one checkpoint: the numbered shards where there are some, which must be one set and whole.

@@ -5,15 +5,13 @@
 
 use std::path::Path;
 
-use super::{Blob, Checkpoint, Entry, ItemKind, Metadata, Store};
+use super::{Blob, Checkpoint, Entry, ItemKind, Metadata, SMALL_ENDINGS, Store};
 use crate::error::{Error, Result, malformed, unsupported};
 
 /// What every Git LFS pointer begins with.
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Longest pointer that Git LFS writes.
 const MAX_POINTER: u64 = 1024;
-/// Small files that an output takes over, by the end of their name.
-const TAKEN_OVER: &[&str] = &[".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"];
 
 const ADAPTER: &str = "the model that it was trained on is the base, and this the adapter";
 
@@ -39,7 +37,7 @@ pub(crate) fn refuse_pointers_in(store: &dyn Store) -> Result<()> {
     // A folder that cannot be listed is for whoever needs the list to tell.
     for item in store.list("").unwrap_or_default() {
         let small = item.kind == ItemKind::File && item.len <= MAX_POINTER;
-        if small && TAKEN_OVER.iter().any(|ending| item.name.ends_with(ending)) {
+        if small && SMALL_ENDINGS.iter().any(|ending| item.name.ends_with(ending)) {
             refuse_pointer(&head(store, &item.name)).map_err(|error| error.in_file(&store.path_of(&item.name)))?;
         }
     }

@@ -19,6 +19,7 @@
 )]
 
 pub(crate) mod arranged;
+mod beside;
 mod config;
 pub(crate) mod container;
 mod content;
@@ -43,6 +44,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use beside::{QUANTIZATION_FILES, SMALL_ENDINGS, TOKENIZER_FILES};
 pub use config::ModelConfig;
 pub(crate) use content::{content, sampled};
 #[doc(hidden)]

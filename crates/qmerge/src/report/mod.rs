@@ -8,6 +8,7 @@ mod behaviour;
 mod card;
 mod command;
 mod date;
+mod earlier;
 mod plan;
 mod residual;
 mod verdict;
@@ -20,6 +21,7 @@ pub(crate) use card::card;
 #[doc(hidden)]
 pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
+pub(crate) use earlier::{Earlier, hash_of};
 pub use plan::{PlanSummary, PlannedFile, PlannedWeight};
 pub use residual::{ResidualReport, Without};
 pub use verdict::{By, Verdict};

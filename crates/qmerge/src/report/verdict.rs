@@ -114,7 +114,7 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
     };
     let advice = match is_changed {
         true if is_coarse && kept_output.is_none() => Some(
-            "merge with --rounding auto, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
+            "merge with --rounding auto and without --fast, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
         ),
         true if is_coarse && seen == Seen::Few => {
             Some("merge without --fast, which goes by few tokens, or keep the adapter apart, which is exact")
@@ -144,12 +144,12 @@ pub(crate) fn replaced(tensors: usize, exactly: bool) -> Verdict {
 /// What was judged, where it was taken out of a merge: how much of what the adapter adds was subtracted.
 pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
     let Some(survival) = survival else { return judged };
-    let rounded = match (survival - 1.0).abs() < 0.005 {
-        true => "",
-        false => ": a merge that was rounded to the same format holds about as much of it",
+    let text = match (survival - 1.0).abs() < 0.005 {
+        true => format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival). {UNKNOWN}"),
+        false => format!(
+            "of what the adapter adds {survival:.2} could be subtracted (survival), the rest is lost in rounding: if the merge held all of it, the output still holds the rest. {UNKNOWN}"
+        ),
     };
-    let text =
-        format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival){rounded}. {UNKNOWN}");
     let advice = (judged.effect != "kept").then(|| "take the original base".to_owned());
     Verdict { text, advice, ..judged }
 }
@@ -160,7 +160,8 @@ impl Verdict {
         // What is as large as the model is not kept apart.
         let advice = self.advice.map(|advice| match advice.contains("--rounding auto") {
             true => {
-                "merge with --rounding auto, which goes by what comes out of the layers, or into more bits".to_owned()
+                "merge with --rounding auto and without --fast, which goes by what comes out of the layers, or into more bits"
+                    .to_owned()
             }
             false => "merge into more bits".to_owned(),
         });

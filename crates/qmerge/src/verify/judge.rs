@@ -177,6 +177,8 @@ pub(super) fn answer(
     weights: &[VerifiedWeight],
     altered: &[String],
     missing: &[String],
+    // True if a report beside the merge names other adapters, and not these.
+    names_others: bool,
     options: &VerifyOptions,
 ) -> (Answer, String) {
     let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
@@ -202,7 +204,7 @@ pub(super) fn answer(
     let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
     let (all_weights, them) = match all {
         1 => ("the only weight".to_owned(), "it".to_owned()),
-        _ => (format!("all {all} weights"), format!("{} of them", of(&[State::Moved]).map_or(0, |(n, _)| n))),
+        _ => (format!("all {all} weights"), of_all(of(&[State::Moved]).map_or(0, |(n, _)| n))),
     };
     let mut problems = Vec::new();
     if let Some(name) = missing.iter().min_by(|a, b| model_order(a, b)) {
@@ -236,9 +238,10 @@ pub(super) fn answer(
     }
     if let Some((n, name)) = of(&[State::Lost, State::Erased]) {
         let erased = of(&[State::Erased]).map_or(0, |(n, _)| n);
-        problems.push(if erased == all {
-            let were = if all == 1 { "was" } else { "were" };
-            format!("{all_weights} {were} written anew without a trace of the adapter: rounding took it, or it was never merged")
+        problems.push(if erased == n {
+            let were = if n == 1 { "was" } else { "were" };
+            let which = if erased == all { all_weights.clone() } else { of_all(n) };
+            format!("{which} {were} written anew without a trace of the adapter, first `{name}`: rounding took it, or it was never merged, or taken out again")
         } else {
             let none = if erased > 0 { format!(", all of it in {erased}") } else { String::new() };
             format!("the adapter was applied, but rounding took most of it in {}{none}{survival}, first `{name}`", of_all(n))
@@ -254,11 +257,14 @@ pub(super) fn answer(
     if summary.undecided > 0 || weights.is_empty() {
         return (
             Answer::Undecided,
-            format!("too much rounding noise to tell in {}{survival}", of_all(summary.undecided)),
+            format!(
+                "what differs beside the adapter, rounding or another change, is too large to tell in {}{survival}",
+                of_all(summary.undecided)
+            ),
         );
     }
     let moved = of(&[State::Moved]).map_or(0, |(n, _)| n);
-    let chosen = "a method that goes by the layers' outputs put the adapter there, and weights do not tell how much of its effect is left";
+    let chosen = "values are those that a method which goes by the layers' outputs may have chosen, and weights do not tell how much of the adapter's effect is left";
     // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
     let as_meant = |survival: f64| (options.min_survival..=STRONG).contains(&survival);
     if moved > 0
@@ -273,12 +279,16 @@ pub(super) fn answer(
         );
     }
     if moved > 0 && !summary.survival.is_some_and(as_meant) {
-        return (
-            Answer::Undecided,
-            format!(
-                "the adapter is merged into {all_weights}{survival}, but in {them} (`moved`) {chosen}: `qmerge compare` does"
-            ),
+        if names_others {
+            let text = format!(
+                "the report beside it names another adapter, and in {them} (`moved`) values are neither the base's nor a rounding of base and this adapter{survival}"
+            );
+            return (Answer::No, text);
+        }
+        let text = format!(
+            "in {them} (`moved`) values are neither the base's nor those of base and adapter rounded to the nearest{survival}: of another adapter, or chosen by a method that goes by the layers' outputs, where weights do not tell how much of the adapter's effect is left; `qmerge compare` does"
         );
+        return (Answer::Undecided, text);
     }
     let note = if moved > 0 { format!("; in {them} (`moved`) {chosen}: `qmerge compare` does") } else { String::new() };
     let text = format!("the adapter is applied in {all_weights}{survival}, and no other tensor changed{note}");

@@ -20,7 +20,7 @@ use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
-use crate::report::{Model, SCHEMA_VERSION, Tool};
+use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hash_of};
 use compare::Run;
 use judge::{Found, answer, judge, summarize};
 
@@ -61,7 +61,7 @@ pub enum Answer {
     Yes,
     /// Some weight does not, or something else changed.
     No,
-    /// The rounding noise is too large to tell.
+    /// What differs beside the delta is too large to tell, or was chosen in a way that weights do not show.
     Undecided,
 }
 
@@ -96,8 +96,8 @@ pub struct VerifySummary {
 pub enum State {
     /// The delta is there.
     Applied,
-    /// Values were chosen by a method that goes by the layer's outputs, so the effect may stand elsewhere than the delta: weights do not tell what is left of
-    /// it.
+    /// Values that nearest rounding gives neither of the base nor of base + delta: chosen by a method that goes by the layer's outputs, so that the effect may stand
+    /// elsewhere than the delta, or of another adapter. Weights do not tell what is left of this one.
     Moved,
     /// The delta was applied, but rounding took most of it.
     Lost,
@@ -256,7 +256,7 @@ pub fn verify(
     }
     progress.advance(plan.steps.last().map_or(0, work));
     let summary = summarize(&weights, &total);
-    let (answer, text) = answer(&summary, &weights, &altered, &missing, options);
+    let (answer, text) = answer(&summary, &weights, &altered, &missing, names_others(inputs, merged)?, options);
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
         let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");
@@ -276,6 +276,14 @@ pub fn verify(
         missing,
         warnings,
     })
+}
+
+/// True if a report beside a merge names other adapters, and not these.
+fn names_others(inputs: &Inputs, merged: &Checkpoint) -> Result<bool> {
+    // What is no report of ours says nothing.
+    let Some(earlier) = Earlier::beside(merged).ok().flatten() else { return Ok(false) };
+    let hashes: Vec<String> = inputs.adapters.iter().map(hash_of).collect::<Result<_>>()?;
+    Ok(!earlier.adapters.is_empty() && !hashes.iter().any(|hash| earlier.text.contains(hash.as_str())))
 }
 
 fn model(checkpoint: &Checkpoint, inventory: &Inventory) -> Model {

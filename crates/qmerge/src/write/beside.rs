@@ -4,24 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Sink;
 use crate::error::Result;
-use crate::open::{Item, ItemKind, Store, pieces};
+use crate::open::{Item, ItemKind, QUANTIZATION_FILES, Store, TOKENIZER_FILES, pieces};
 use crate::plan::Tokenizer;
-
-/// Files of a tokenizer, as transformers writes them.
-const TOKENIZER_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// Endings of files that hold weights, in any framework: not copied, or the output would carry the unmerged model along.
 const WEIGHT_ENDINGS: &[&str] = &[
@@ -41,10 +25,6 @@ const WEIGHT_ENDINGS: &[&str] = &[
     ".mlmodel",
     ".index.json",
 ];
-
-/// Files that say how quantized weights are stored, beside what config.json says.
-const QUANTIZATION_FILES: &[&str] =
-    &["quantize_config.json", "quant_config.json", "quanto_qmap.json", "hf_quant_config.json"];
 
 /// Copies the files beside the weights into `to`; those that describe quantized weights only where the output `keeps_format`. Returns a warning for each link that was not followed. The base's card is not copied where an adapter is merged: it describes another model, and the output
 /// gets a card of its own.

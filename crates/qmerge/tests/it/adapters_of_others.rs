@@ -91,7 +91,7 @@ fn agrees(got: &Values, want: &Values, tolerance: f32, context: &str) {
         let (have_shape, have) = got.get(name).unwrap_or_else(|| panic!("{context}: no {name}"));
         assert_eq!(have_shape, shape, "{context}: {name}");
         let largest = want.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-        let worst = have.iter().zip(want).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        let worst = crate::largest(have.iter().zip(want).map(|(a, b)| (a - b).abs()));
         assert!(worst <= tolerance * largest, "{context}: {name} is off by {worst} of {largest}");
     }
 }
@@ -486,22 +486,41 @@ fn pieces_that_do_not_fit_are_named() {
 #[test]
 fn factors_and_additions_in_one_file_are_summed() {
     const Q: &str = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+    const CONVOLUTION: &str = "mid_block.resnets.0.conv1.weight";
+    const FLAT: &str = "lora_unet_mid_block_resnets_0_conv1";
     let scratch = Scratch::new("mixed");
     let folder = data("diffusion/sd");
-    let (factors, full) = (folder.join("kohya.safetensors"), folder.join("full.safetensors"));
-    let mut both = floats(&factors);
+    let base = floats(&folder.join("unet/diffusion_pytorch_model.safetensors"));
+    let shape = base[CONVOLUTION].0.clone();
+    let ramp = |shape: &[usize], step: f32| -> (Vec<usize>, Vec<f32>) {
+        (shape.to_vec(), (0..shape.iter().product()).map(|at: usize| at as f32 * step).collect())
+    };
+    let mut own = floats(&folder.join("kohya.safetensors"));
+    for (end, shape) in [("down", [&[2][..], &shape[1..]].concat()), ("up", vec![shape[0], 2, 1, 1])] {
+        own.insert(format!("{FLAT}.lora_{end}.weight"), ramp(&shape, 1e-3));
+    }
+    let (factors, full) = (scratch.join("factors.safetensors"), folder.join("full.safetensors"));
+    write(&factors, &own);
+    let mut both = own;
     // A file has one prefix for a part.
     both.extend(floats(&full).into_iter().map(|(name, tensor)| (name.replace("lycoris_", "lora_unet_"), tensor)));
+    let added = ramp(&shape, 1e-3);
+    both.insert(format!("{FLAT}.diff"), added.clone());
     let file = scratch.join("both.safetensors");
     write(&file, &both);
     let merge = |file: &Path, weight| merged(&folder.join("unet"), file, weight).unwrap();
-    let base = floats(&folder.join("unet/diffusion_pytorch_model.safetensors"));
     let (one, other, sum) = (merge(&factors, 1.0), merge(&full, 0.5), merge(&file, 0.5));
     let parts = one[Q].1.iter().zip(&other[Q].1).zip(&base[Q].1);
     for (got, ((one, other), base)) in sum[Q].1.iter().zip(parts) {
         let want = base + (one - base) / 2.0 + (other - base);
         assert!((got - want).abs() < 1e-6 && other != base, "{got} {want}");
     }
+    let parts = one[CONVOLUTION].1.iter().zip(&base[CONVOLUTION].1).zip(&added.1);
+    for (got, ((one, base), added)) in sum[CONVOLUTION].1.iter().zip(parts) {
+        let want = base + (one - base) / 2.0 + added / 2.0;
+        assert!((got - want).abs() < 1e-6 * want.abs().max(1.0), "{got} {want}");
+    }
+    assert!(one[CONVOLUTION].1 != base[CONVOLUTION].1);
 }
 
 /// The same weights under the names of the file in which SDXL was published.
@@ -538,8 +557,7 @@ fn a_checkpoint_in_one_file_takes_adapters_by_its_own_names() {
     for (own, other) in pair {
         let (fused, before) = (&fused[&format!("{other}.weight")].1, &before[&format!("{other}.weight")].1);
         let delta = &got[&format!("model.diffusion_model.{own}.weight")].1;
-        let worst =
-            delta.iter().zip(fused.iter().zip(before)).fold(0.0_f32, |most, (d, (a, b))| most.max((d - (a - b)).abs()));
+        let worst = crate::largest(delta.iter().zip(fused.iter().zip(before)).map(|(d, (a, b))| (d - (a - b)).abs()));
         assert!(worst < 1e-6 && delta.iter().any(|x| x.abs() > 1e-3), "{own}: {worst}");
     }
 }

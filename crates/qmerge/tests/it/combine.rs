@@ -100,7 +100,7 @@ fn combinations_are_those_of_peft() {
             let (inputs, got) = &deltas[module];
             assert_eq!(*inputs, shape[1], "{name} {module}");
             let largest = want.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-            let off = got.iter().zip(&want).fold(0.0_f64, |most, (got, want)| most.max((got - want).abs()));
+            let off = crate::largest(got.iter().zip(&want).map(|(got, want)| (got - want).abs()));
             // PEFT computes in f32; an SVD of it, and the sums of ties, are good to some units.
             if off > 4e-6 * largest {
                 failures.push(format!("{name} {module}: off by {:.1e} of the largest", off / largest));
@@ -140,7 +140,7 @@ fn close(folder: &Path, want: &BTreeMap<String, Vec<f64>>, tolerance: f64) {
     for (module, (_, got)) in got {
         let want = &want[&module];
         let largest = want.iter().fold(1e-3_f64, |most, x| most.max(x.abs()));
-        let off = got.iter().zip(want).fold(0.0_f64, |most, (got, want)| most.max((got - want).abs()));
+        let off = crate::largest(got.iter().zip(want).map(|(got, want)| (got - want).abs()));
         assert!(off <= tolerance * largest, "{module}: {:.1e}", off / largest);
     }
 }

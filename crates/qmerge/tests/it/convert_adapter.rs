@@ -115,7 +115,7 @@ fn a_lora_of_full_rank_does_what_the_adapter_does() {
             }
             // PaRa takes away all of a small weight; the base's values are some tenths.
             let largest = want.iter().fold(0.1_f32, |most, x| most.max(x.abs()));
-            let off = got[tensor].iter().zip(want).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+            let off = crate::largest(got[tensor].iter().zip(want).map(|(a, b)| (a - b).abs()));
             // Deltas of parameters in bf16 are rounded to it, as PEFT computes them.
             let is_rounded = name.contains("peft-cases") && !name.contains("f32");
             let most = if is_rounded { 4e-3 } else { 4e-6 };

@@ -20,3 +20,12 @@ mod quantized_merge;
 mod rounding;
 mod stores;
 mod task_vectors;
+
+/// The largest of some distances, all of them numbers.
+pub(crate) fn largest<T: Copy + PartialOrd + Default>(distances: impl IntoIterator<Item = T>) -> T {
+    let larger = |most: T, x: T| {
+        assert!(x.partial_cmp(&most).is_some(), "a distance is not a number");
+        if x > most { x } else { most }
+    };
+    distances.into_iter().fold(T::default(), larger)
+}

@@ -103,7 +103,7 @@ fn distance(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> f32
     assert!(a.keys().eq(b.keys()));
     let floats = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<f32>>();
     let pairs = a.iter().flat_map(|(name, a)| floats(a).into_iter().zip(floats(&b[name])));
-    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    crate::largest(pairs.map(|(a, b)| (a - b).abs()))
 }
 
 /// PEFT saves the whole embedding beside a LoRA on it: the base's own is no change of the base, whoever brings it, and what it is taken out of has another.

@@ -12,7 +12,7 @@ use super::{Dialect, Foreign, Stated, Translation};
 use crate::adapters::config::of_json;
 use crate::adapters::keys::{Key, Role};
 use crate::adapters::lora::LoraConfig;
-use crate::adapters::{Names, read_floats};
+use crate::adapters::{Names, read_number};
 use crate::error::{Result, malformed, mismatch, unsupported};
 use crate::open;
 
@@ -61,11 +61,11 @@ impl Dialect for Diffusers {
             let name = entry.name.as_str();
             if let Some(module) = name.strip_suffix(".alpha").filter(|_| entry.elements() == 1 && part(name).is_some())
             {
-                let alpha = read_floats(file.tensors, name)?.first().copied().unwrap_or(0.0);
+                let alpha = read_number(file.tensors, entry)?;
                 let module = as_peft_calls(module);
                 let reason = "it stands in the factor of its module's product";
                 found.keys.insert(name.to_owned(), Key::of(&module, Role::PassedOver(reason)));
-                alphas.insert(module, f64::from(alpha));
+                alphas.insert(module, alpha);
                 continue;
             }
             let end = ENDS.iter().find_map(|(end, marker, bias)| Some((name.strip_suffix(end)?, end, *marker, *bias)));

@@ -4,7 +4,7 @@
 //! are looked up among the base's own; and a U-Net goes by two sets of names, that of diffusers and that of the file it was first published in. Source: diffusers
 //! 0.42, `loaders/lora_conversion_utils.py`, `loaders/single_file_utils.py`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::flux;
 use crate::adapters::Names;
@@ -121,6 +121,8 @@ impl<'a> Index<'a> {
         let layers =
             modules.iter().filter_map(|path| path.strip_prefix("down_blocks.0.resnets.")).filter_map(number).max();
         let layers = layers.map(|last| last.saturating_add(1));
+        let attend = modules.iter().filter_map(|path| path.strip_prefix("up_blocks."));
+        let attend = attend.filter(|rest| rest.contains(".attentions.")).filter_map(number).collect();
         for path in modules {
             add(path.replace('.', "_"), path);
             // A text encoder's file may lack the wrapper that the trainer's model had.
@@ -128,7 +130,7 @@ impl<'a> Index<'a> {
                 if path.starts_with("encoder.layers.") {
                     add(format!("text_model.{path}").replace('.', "_"), path);
                 }
-                if let Some(first) = layers.and_then(|layers| first_published(path, layers)) {
+                if let Some(first) = layers.and_then(|layers| first_published(path, layers, &attend)) {
                     add(first.replace('.', "_"), path);
                 }
                 continue;
@@ -145,8 +147,8 @@ fn number(path: &str) -> Option<usize> {
 }
 
 /// The name that a module of diffusers' U-Net has in the file in which Stable Diffusion was first published, by which SDXL is trained too. `layers` are the residual
-/// layers of a block.
-fn first_published(path: &str, layers: usize) -> Option<String> {
+/// layers of a block, `attend` the blocks going up that have attentions.
+fn first_published(path: &str, layers: usize, attend: &HashSet<usize>) -> Option<String> {
     let outside = [
         ("conv_in", "input_blocks.0.0"),
         ("conv_norm_out", "out.0"),
@@ -174,6 +176,10 @@ fn first_published(path: &str, layers: usize) -> Option<String> {
         ("down_blocks", "attentions") => format!("input_blocks.{}.1", at(layer.checked_add(1)?)?),
         ("down_blocks", "downsamplers") if inner == "conv" => {
             return Some(format!("input_blocks.{}.0.op", at(blocks)?));
+        }
+        ("up_blocks", "upsamplers") if inner == "conv" => {
+            let behind = if attend.contains(&block) { 2 } else { 1 };
+            return Some(format!("output_blocks.{}.{behind}.conv", at(layers)?));
         }
         ("mid_block", "resnets") => format!("middle_block.{}", layer.checked_mul(2)?),
         ("mid_block", "attentions") => "middle_block.1".to_owned(),
@@ -253,8 +259,11 @@ mod tests {
             ("mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
             ("up_blocks.0.attentions.2.proj_out", "output_blocks.2.1.proj_out"),
             ("up_blocks.2.resnets.0.conv_shortcut", "output_blocks.6.0.skip_connection"),
+            ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+            // Without attentions before it.
+            ("up_blocks.2.upsamplers.0.conv", "output_blocks.8.1.conv"),
         ] {
-            assert_eq!(first_published(own, 2).as_deref(), Some(want), "{own}");
+            assert_eq!(first_published(own, 2, &HashSet::from([0, 1])).as_deref(), Some(want), "{own}");
         }
         for own in [
             "down_blocks.x.resnets.0.conv1",
@@ -263,8 +272,8 @@ mod tests {
             "down_blocks.0.resnets.0.x",
             "",
         ] {
-            assert_eq!(first_published(own, 2), None, "{own}");
+            assert_eq!(first_published(own, 2, &HashSet::new()), None, "{own}");
         }
-        assert_eq!(first_published(&format!("down_blocks.{}.attentions.1.x", usize::MAX), 2), None);
+        assert_eq!(first_published(&format!("down_blocks.{}.attentions.1.x", usize::MAX), 2, &HashSet::new()), None);
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use super::diffusion::{Part, Parts, Place};
 use super::{Dialect, Foreign, Stated, Translation};
 use crate::adapters::keys::{Key, Role};
-use crate::adapters::{Names, read_floats};
-use crate::error::{Result, mismatch, unsupported};
+use crate::adapters::{Names, read_number};
+use crate::error::{Result, unsupported};
 use crate::open::{Checkpoint, Entry};
 
 #[derive(Debug)]
@@ -166,10 +166,7 @@ impl Found<'_> {
             // Two whole matrices have no rank that alpha could be divided by, and LyCORIS takes 1.
             _ if whole => None,
             None => None,
-            Some(entry) if entry.elements() == 1 => read_floats(tensors, &entry.name)?.first().copied().map(f64::from),
-            Some(entry) => {
-                return Err(mismatch(format!("shape {:?}, expected one number", entry.shape)).in_tensor(&entry.name));
-            }
+            Some(entry) => Some(read_number(tensors, entry)?),
         };
         if alpha == Some(0.0) {
             let name = self.alpha.map_or("", |entry| entry.name.as_str());

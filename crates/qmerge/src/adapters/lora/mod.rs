@@ -73,7 +73,7 @@ fn factors<'t>(module: &str, tensors: &'t Tensors) -> Result<(&'t str, &'t str, 
         }
         _ => {
             let present = a.or(b).or(embedding_a).or(embedding_b).unwrap_or("");
-            let other = if present.contains("_A") { "B" } else { "A" };
+            let other = if a.or(embedding_a).is_some() { "B" } else { "A" };
             Err(mismatch(format!("its partner, the {other} factor of `{module}`, is missing"))
                 .in_tensor(present)
                 .with_hint("the adapter file is incomplete"))

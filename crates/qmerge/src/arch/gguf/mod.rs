@@ -341,8 +341,10 @@ impl<'c> File<'c> {
         let file = format!("a GGUF file of the architecture `{architecture}`");
         let is_adapter = metadata.text("general.type") == Some("adapter");
         let experts = metadata.integer(&format!("{architecture}.expert_count"));
-        // An adapter does not say whether the model has experts, unless it has factors of theirs.
-        let names_experts = || checkpoint.entries.iter().any(|entry| expert(&entry.name).is_some());
+        // An adapter does not say whether the model has experts, unless it has factors of theirs, or of what chooses them.
+        let is_router = |name: &str| name.split('.').any(|part| part == ROUTER.0);
+        let names_experts =
+            || checkpoint.entries.iter().any(|entry| expert(&entry.name).is_some() || is_router(&entry.name));
         let has_experts = experts.is_some_and(|experts| experts > 0) || is_adapter && names_experts();
         let mut own = LAYOUTS.iter().filter(|layout| layout.architecture == architecture).peekable();
         if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.experts.is_some()) {

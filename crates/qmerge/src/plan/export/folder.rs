@@ -12,7 +12,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats;
 use crate::open::safetensors::Safetensors;
-use crate::open::{MAX_TOKENIZER, ModelConfig, TokenizerKeys, read_tokenizer};
+use crate::open::{MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
 use crate::plan::Tokenizer;
 
 /// Any format of safetensors.
@@ -21,10 +21,6 @@ struct Folder;
 
 /// The export of a GGUF base that takes another format.
 pub(in crate::plan) const FOLDER: &dyn Export = &Folder;
-
-/// Files of a tokenizer that an adapter may bring.
-const TOKENIZER: &[&str] =
-    &["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
 
 impl Export for Folder {
     fn id(&self) -> &'static str {
@@ -154,7 +150,7 @@ fn tokenizer(model: &Model<'_, '_>, warnings: &mut Vec<String>) -> Result<Vec<(S
     let own = adapters.find(|store| model.options.tokenizer == Tokenizer::Adapter && store.has("tokenizer.json"));
     if let Some(store) = own {
         let file = |name: &&str| store.small(name, MAX_TOKENIZER).map(|bytes| Some(((*name).to_owned(), bytes?)));
-        return TOKENIZER.iter().filter_map(|name| file(name).transpose()).collect();
+        return TOKENIZER_FILES.iter().filter_map(|name| file(name).transpose()).collect();
     }
     let Some(metadata) = base.gguf.as_deref() else { return Ok(Vec::new()) };
     let said = match read_tokenizer(metadata) {

@@ -39,7 +39,7 @@ pub(crate) fn watch(command: &Command) {
             return;
         }
         if resumable {
-            show::note("stopped; the same command with --resume goes on");
+            show::note("stopped; with --resume the same command goes on with what was written, if anything was");
         }
         std::process::exit(STATUS.into());
     });

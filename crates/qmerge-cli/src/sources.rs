@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open;
 
-use crate::args::{Command, Sources, VerifyArgs, adapter_and_weight};
+use crate::args::{Command, CompareArgs, Sources, VerifyArgs, adapter_and_weight};
 
 /// What says which base an adapter is of.
 const CONFIG: &str = "adapter_config.json";
@@ -22,6 +22,11 @@ impl Command {
             Self::Unmerge(args) => Some(args.merged.take()),
             _ => None,
         }
+    }
+
+    /// The base, where one is named.
+    pub(crate) fn base(&mut self) -> Option<&Path> {
+        self.sources()?.base.as_deref()
     }
 
     /// Tuned models whose difference from the base it is about.
@@ -86,6 +91,7 @@ impl Command {
     pub(crate) fn place_words(&mut self) -> Result<()> {
         match self {
             Self::Verify(args) => take_merged(args)?,
+            Self::Compare(args) => take_merges(args),
             Self::Extract(args) => return args.trained.place_words(),
             Self::Combine(args) => args.adapter.append(&mut args.words),
             _ => {}
@@ -140,6 +146,19 @@ impl Command {
         let remark = format!("the base is {base}, as the adapter says");
         sources.base = Some(base.into());
         Ok(Some(remark))
+    }
+}
+
+/// Models behind a base and an adapter are merges of them.
+fn take_merges(args: &mut CompareArgs) {
+    let is_model = |path: &Path| {
+        open::resolve(path).is_ok_and(|path| path.join("config.json").is_file() && !path.join(CONFIG).is_file())
+    };
+    let named = usize::from(args.sources.base.is_some()) + args.sources.adapter.len() + args.tuned.tuned.len();
+    while args.sources.words.len() + named > 2
+        && let Some(last) = args.sources.words.pop_if(|word| is_model(Path::new(word)))
+    {
+        args.merged.insert(0, last.into());
     }
 }
 

@@ -49,7 +49,7 @@ fn next(args: &CompareArgs, found: &Comparison) {
     });
     let kept = |verdict: &Verdict| verdict.kept.unwrap_or(f64::NEG_INFINITY);
     match merges.max_by(|(a, _), (b, _)| kept(a).total_cmp(&kept(b))) {
-        Some((verdict, merged)) if ["kept", "weakened"].contains(&verdict.effect) => next::try_it(merged),
+        Some((verdict, merged)) if ["kept", "weakened"].contains(&verdict.effect) => drop(next::try_it(merged)),
         Some((verdict, _)) if verdict.effect == "none" => {}
         _ if !args.beside.is_empty() => {}
         _ => Made { sources: &args.sources, tuned: &args.tuned, meaning: &args.meaning, scaling: &args.scaling }

@@ -198,7 +198,11 @@ pub(crate) fn find(
         merge::refuse_name(&**sink, &plan)?;
         decided(&plan);
     } else if !is_dry {
-        merge::refuse_existing(&args.output, args.part, &plan, &run)?;
+        merge::refuse_existing(&inputs, &args.output, args.part, &plan, &run)?;
+        // What an interrupted run wrote has its space already.
+        if !args.running.resume && way == Way::Whole {
+            merge::enough_space(&args.output, &plan)?;
+        }
         // Which weights get a wider type is known later.
         if options.promote.is_none() {
             merge::refuse_another(&inputs, &plan, &args.output, args.part, &run)?;
@@ -338,9 +342,12 @@ pub(crate) fn outcome(args: &MergeArgs, found: &Found) -> Outcome {
 fn planned(inputs: &Inputs, plan: &Plan, output: &Path, args: &Running, expected: &Estimate) -> error::Result<Planned> {
     args.report.as_deref().map(page::form).transpose()?;
     merge::refuse_file_name(output, plan)?;
+    // What is there already may be moved away before the merge is run.
+    let refused = || merge::refuse_existing(inputs, output, None, plan, &run_options(args, "")).err();
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
     if !qmerge_store::is_address(output) {
+        summary.warnings.extend(refused().map(|error| format!("the merge itself would be refused: {error}")));
         summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
     }
     Ok(Planned { plan: summary, parts: Vec::new(), runs_model: None, bytes_beside: None })

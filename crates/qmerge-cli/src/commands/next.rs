@@ -41,8 +41,12 @@ impl Made<'_> {
 
     /// Tries a merge, and compares it with the adapter kept apart, which takes a text.
     pub(super) fn try_and_compare(&self, merged: &Path) {
-        try_it(merged);
-        self.compare(merged);
+        let is_tried = try_it(merged);
+        match self.comparison(merged) {
+            Some(line) if is_tried => show::then(&format!("and with a text of yours in {TEXT}"), &line),
+            Some(line) => show::next(&line),
+            None => {}
+        }
     }
 
     /// Compares a merge with the adapter kept apart, and nothing before.
@@ -52,19 +56,12 @@ impl Made<'_> {
         }
     }
 
-    /// Compares a merge with the adapter kept apart.
-    fn compare(&self, merged: &Path) {
-        if let Some(line) = self.comparison(merged) {
-            show::then(&format!("and with a text of yours in {TEXT}"), &line);
-        }
-    }
-
     fn comparison(&self, merged: &Path) -> Option<String> {
         let adapters =
             self.sources.adapter.iter().chain(&self.tuned.tuned).filter_map(|text| adapter_and_weight(text).ok());
-        let mut folders: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
-        folders.push(self.sources.base().to_owned());
-        if !merged.is_dir() || !runs(self.sources.base()) || !folders.iter().any(|folder| has_tokenizer(folder)) {
+        let mut places: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
+        places.push(self.sources.base().to_owned());
+        if !merged.exists() || !runs(self.sources.base()) || !places.iter().any(|place| has_tokenizer(place)) {
             return None;
         }
         let more = ["--merged".to_owned(), named(merged), "--text".into(), TEXT.into()];
@@ -72,12 +69,14 @@ impl Made<'_> {
     }
 }
 
-/// Lets a model that can be run write.
-pub(super) fn try_it(model: &Path) {
-    if model.is_dir() && has_tokenizer(model) && runs(model) {
+/// Lets a model that can be run write. False, and nothing said, of any other.
+pub(super) fn try_it(model: &Path) -> bool {
+    let can_write = model.exists() && has_tokenizer(model) && runs(model);
+    if can_write {
         let words = ["--base".to_owned(), named(model), "--prompt".into(), "Hello".into()];
         show::next(&line("generate", words.into()));
     }
+    can_write
 }
 
 /// True of a model of a family that can be run.
@@ -87,8 +86,9 @@ pub(super) fn runs(path: &Path) -> bool {
     config.is_some_and(|config| qmerge::arch::spec_of(config).is_ok())
 }
 
-fn has_tokenizer(folder: &Path) -> bool {
-    folder.join("tokenizer.json").is_file()
+/// True of a folder with a tokenizer, and of GGUF files, which have their own.
+fn has_tokenizer(place: &Path) -> bool {
+    place.join("tokenizer.json").is_file() || Checkpoint::open(place).is_ok_and(|model| model.gguf.is_some())
 }
 
 /// A path as it can be typed: of the hub's cache by its id.

@@ -89,7 +89,15 @@ pub(super) fn data(
             let problem = format!("--fast chooses the method, and --rounding {} goes by more data", method.id());
             return Err(Error::new(Kind::Usage, problem).with_hint("leave out one of them"));
         }
-        return Ok((by_adapter(inputs, options, "--fast was given".into()), None));
+        let data = by_adapter(inputs, options, "--fast was given".into());
+        let told = match &data {
+            _ if !matters => Some("--fast is of no use: nothing here is rounded by the inputs of layers"),
+            Data::Unknown(_) if options.to.is_some() || options.export.is_some() => {
+                Some("--fast goes by nothing here, where the output is not in the base's own format: leave it out")
+            }
+            _ => None,
+        };
+        return Ok((data, told.map(str::to_owned)));
     }
     if let Some(path) = &calibrating.calibration {
         let stored = stored(path, inputs, &options.maps)?;

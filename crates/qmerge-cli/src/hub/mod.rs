@@ -23,10 +23,14 @@ pub(crate) fn provide(command: &mut Command, progress: &dyn Progress) -> Result<
     fetch_absent(&locations(command), progress, &mut remarks)?;
     if let Some(remark) = command.take_base()? {
         remarks.push(remark);
-        fetch_absent(&locations(command), progress, &mut remarks).map_err(|error| {
+        let named = |error: Error| {
             let rest = error.hint().map_or(String::new(), |hint| format!("; {hint}"));
             error.with_hint(format!("the adapter names it as its base: give the one that you have with --base{rest}"))
-        })?;
+        };
+        fetch_absent(&locations(command), progress, &mut remarks).map_err(named)?;
+        if let Some(base) = command.base().filter(|base| !qmerge_store::is_address(base)) {
+            qmerge::open::resolve(base).map_err(named)?;
+        }
     }
     Ok(remarks)
 }
@@ -38,11 +42,22 @@ fn fetch_absent(locations: &[PathBuf], progress: &dyn Progress, remarks: &mut Ve
             qmerge::open::resolve(location)
                 .map_err(|error| error.with_hint("check the path, or unset HF_HUB_OFFLINE to download it"))?;
         } else {
-            let remark = fetch(&id, progress).map_err(|error| error.in_file(location))?;
+            let remark = fetch(&id, progress).map_err(|error| beside(error.in_file(location), location))?;
             remarks.push(remark);
         }
     }
     Ok(())
+}
+
+/// The same error, with what a folder of this machine has, if the name begins with one: it may be a path that is misspelled.
+fn beside(error: Error, location: &Path) -> Error {
+    let Some(folder) = location.parent().filter(|folder| folder.is_dir()) else { return error };
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().take(100);
+    let mut names: Vec<String> = names.map(|item| item.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names.truncate(6);
+    let rest = error.hint().map_or(String::new(), |hint| format!("; {hint}"));
+    error.with_hint(format!("{} is a folder here, and has {}{rest}", folder.display(), names.join(", ")))
 }
 
 /// Whether a command asked for silence.

@@ -30,7 +30,9 @@ fn verified_table(found: &Verification) -> Table {
         word("found"),
         number("survival").means("the share of the adapter's delta that is in the weight"),
         number("±").leaves(2).means("its standard error"),
-        number("noise/delta").leaves(4).means("how far the weight is from base and adapter, 1 being the size of the delta"),
+        number("noise/delta")
+            .leaves(4)
+            .means("how far the weight is from base and adapter, 1 being the size of the delta"),
         number("changed").leaves(1),
         word("format").leaves(3),
     ];

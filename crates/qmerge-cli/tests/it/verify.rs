@@ -237,3 +237,28 @@ fn sums_name_the_formats_of_what_they_sum() {
     let row = said.lines().find(|line| line.starts_with("all 28 weights")).unwrap();
     assert!(row.contains("nf4") && !row.contains("bf16"), "{row}");
 }
+
+/// An adapter that was never merged is not said to be, whatever is in the weights.
+#[test]
+fn the_merge_of_another_adapter_is_none_of_this() {
+    let folder = Folder::new();
+    demo(folder.path());
+    merged(&folder, "adapter", "out", &[]);
+    merged(&folder, "adapter", "nearest", &["--rounding", "nearest"]);
+    crate::model::copy_folder(&folder.join("adapter"), &folder.join("other"));
+    crate::model::change(&folder.join("other/adapter_model.safetensors"), |tensors| {
+        for (name, _, _, bytes) in tensors.iter_mut().filter(|tensor| tensor.0.contains("lora_B")) {
+            assert!(name.ends_with(".weight"));
+            let values: Vec<[u8; 4]> = bytes.as_chunks().0.iter().rev().copied().collect();
+            *bytes = values.concat();
+        }
+    });
+    let (answer, _, text) = verified(&folder, "other", "out");
+    assert!(answer == "no" && text.contains("the report beside it names another adapter"), "{answer}: {text}");
+    for output in ["out", "nearest"] {
+        std::fs::remove_file(folder.join(output).join("qmerge-report.json")).unwrap();
+        let (answer, _, text) = verified(&folder, "other", output);
+        assert_ne!(answer, "yes", "{output}: {text}");
+        assert!(!text.contains("adapter is merged") && !text.contains("was applied"), "{output}: {text}");
+    }
+}

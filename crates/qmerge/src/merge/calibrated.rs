@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
             self.output.record(&finished)?;
         }
         if self.progress.cancelled() {
-            return Err(stopped().with_hint("run the same command with --resume to go on"));
+            return Err(stopped());
         }
         done.extend(finished.into_iter().map(|step| (step.step, step)));
         Ok(())

@@ -117,7 +117,7 @@ pub(super) fn fit(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Res
             .with_hint(if layers.is_empty() {
                 "give that much"
             } else {
-                "give that much, or take --rounding stochastic, which goes by in chunks"
+                "give that much, or take --rounding stochastic, which takes less"
             }));
         }
     }

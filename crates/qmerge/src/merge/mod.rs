@@ -311,11 +311,19 @@ pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
     crate::write::enough_space(target, plan.output_bytes())
 }
 
-/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before.
+/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before, or none.
 #[doc(hidden)]
-pub fn refuse_existing(target: &Path, part: Option<Part>, plan: &Plan, options: &RunOptions<'_>) -> Result<()> {
+pub fn refuse_existing(
+    inputs: &Inputs,
+    target: &Path,
+    part: Option<Part>,
+    plan: &Plan,
+    options: &RunOptions<'_>,
+) -> Result<()> {
     refuse_file_name(target, plan)?;
-    crate::write::refuse_existing(target, part, options.existing)
+    refuse_inputs(inputs, target)?;
+    crate::write::refuse_existing(target, part, options.existing)?;
+    crate::write::refuse_unwritable(target)
 }
 
 /// Errors if what an interrupted run left is another merge's, as far as a plan says before its calibration: for callers whose plan is the last one.

@@ -27,7 +27,8 @@ pub(crate) use fingerprint::{CALIBRATION, CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::{Finished, refuse_before};
 pub(crate) use local::{
-    LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing, unfinished,
+    LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing,
+    refuse_unwritable, unfinished,
 };
 pub(crate) use names::name_of;
 #[doc(hidden)]

@@ -33,7 +33,7 @@ impl Format for Gptq {
     }
 
     fn about(&self) -> &'static str {
-        "GPTQ, integers of 2, 3, 4 or 8 bits in groups of inputs"
+        "GPTQ, integers of 4 or 8 bits in groups of inputs (2 and 3 are only read)"
     }
 
     fn settings(&self) -> &'static [Setting] {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use journal::Journal;
 pub(crate) use queue::MOST_WAITING;
 use queue::Queue;
-pub(crate) use space::enough as enough_space;
+pub(crate) use space::{enough as enough_space, refuse_unwritable};
 
 use super::{Existing, Room, SCRATCH, Sink, Start, names};
 use crate::error::{Error, Kind, Result};

@@ -1,4 +1,4 @@
-//! Free space on the disk of an output.
+//! Whether an output has a place: free space on its disk, and the right to write there.
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,20 @@ pub(crate) fn enough(target: &Path, need: u64) -> Result<()> {
         .in_file(&folder)
         .with_hint("free some space or choose another disk"));
     }
+    Ok(())
+}
+
+/// Errors if nothing can be made where `target` is to be.
+pub(crate) fn refuse_unwritable(target: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{Access, access};
+        let folder = existing(parent_of(target));
+        if let Err(error) = access(&folder, Access::WRITE_OK | Access::EXEC_OK) {
+            return Err(Error::io("write in", &folder, error.into()).with_hint("choose another output"));
+        }
+    }
+    let _ = target;
     Ok(())
 }
 

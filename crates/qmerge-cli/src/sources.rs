@@ -155,7 +155,10 @@ fn take_merges(args: &mut CompareArgs) {
         open::resolve(path).is_ok_and(|path| path.join("config.json").is_file() && !path.join(CONFIG).is_file())
     };
     let named = usize::from(args.sources.base.is_some()) + args.sources.adapter.len() + args.tuned.tuned.len();
-    while args.sources.words.len() + named > 2
+    // The first word is the base, unless that has its option.
+    let base = usize::from(args.sources.base.is_none());
+    while args.sources.words.len() > base
+        && args.sources.words.len() + named > 2
         && let Some(last) = args.sources.words.pop_if(|word| is_model(Path::new(word)))
     {
         args.merged.insert(0, last.into());

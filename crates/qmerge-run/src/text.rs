@@ -19,6 +19,9 @@ const FUEL: u64 = 1_000_000;
 /// How long it may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes in memory for one of a tokenizer's file: Gemma 3's takes 97 MB for 33.
+const OF_TOKENIZER: u64 = 3;
+
 /// How the sequences that a model is used on begin.
 #[derive(Clone, Debug, Default)]
 pub struct Beginnings {
@@ -82,6 +85,14 @@ impl Tokenizer {
     pub fn is_there(inputs: &Inputs) -> bool {
         let stores = inputs.adapters.iter().filter_map(|adapter| adapter.beside());
         has_own(&inputs.base) || stores.into_iter().any(has_tokenizer)
+    }
+
+    /// About the bytes that reading it takes, which stay with the program.
+    pub fn memory(inputs: &Inputs) -> u64 {
+        let beside = inputs.adapters.iter().filter_map(|adapter| adapter.beside());
+        let folder = beside.chain([&*inputs.base.store as &dyn Store]).find(|folder| has_tokenizer(*folder));
+        let file = folder.and_then(|folder| folder.open("tokenizer.json").ok());
+        file.map_or(0, |file| OF_TOKENIZER * file.len())
     }
 
     /// What the keys of a GGUF file say.
@@ -244,7 +255,10 @@ fn rendered_by(
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(|state, value, method, args| {
         // Fuel does not bound how wide `str.format` makes a value.
-        if method == "format" && value.as_str().is_none_or(|text| text.contains(':')) {
+        let has_width = |text: &str| {
+            text.split('{').skip(1).any(|rest| rest.split('}').next().is_some_and(|spec| spec.contains(':')))
+        };
+        if method == "format" && value.as_str().is_some_and(has_width) {
             let problem = "it calls `format` with a width or the like, which this version does not follow";
             return Err(minijinja::Error::new(minijinja::ErrorKind::UnknownMethod, problem));
         }

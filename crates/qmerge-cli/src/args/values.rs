@@ -165,15 +165,18 @@ pub(super) fn scratch(text: &str) -> Result<Scratch, String> {
 
 /// A share from 0 to 1.
 pub(super) fn share(text: &str) -> Result<f64, String> {
-    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "a share lies between 0 and 1, like 0.9".into())
+    fraction(text, 1.0).ok_or_else(|| "a share lies between 0 and 1, like 0.9 or 90%".into())
+}
+
+/// A number from 0 to `most`, or so many hundredths with a `%`.
+fn fraction(text: &str, most: f64) -> Option<f64> {
+    let (text, per) = text.trim().strip_suffix('%').map_or((text.trim(), 1.0), |number| (number.trim(), 100.0));
+    text.parse::<f64>().ok().map(|number| number / per).filter(|share| (0.0..=most).contains(share))
 }
 
 /// A share of bytes, as `2%` or `0.02`.
 pub(super) fn budget(text: &str) -> Result<f64, String> {
-    let (text, unit) = text.trim().strip_suffix('%').map_or((text.trim(), 1.0), |number| (number.trim(), 0.01));
-    let share = text.parse::<f64>().ok().map(|number| number * unit).filter(|share| (0.0..=16.0).contains(share));
-    share.ok_or_else(|| "write a share of the output's bytes, like 2% or 0.02".into())
+    fraction(text, 16.0).ok_or_else(|| "write a share of the output's bytes, like 2% or 0.02".into())
 }
 
 /// The names that `--promote` takes: types that tensors of a GGUF file can be written in.
@@ -267,7 +270,7 @@ mod tests {
 
     #[test]
     fn shares_are_from_0_to_1() {
-        for (text, want) in [("0", 0.0), ("0.9", 0.9), ("1", 1.0)] {
+        for (text, want) in [("0", 0.0), ("0.9", 0.9), ("1", 1.0), ("90%", 0.9), ("100 %", 1.0)] {
             assert_eq!(share(text), Ok(want));
         }
         for (text, want) in [("2%", 0.02), (" 0.5 % ", 0.005), ("0.1", 0.1), ("0", 0.0)] {
@@ -276,7 +279,7 @@ mod tests {
         for text in ["%", "nan%", "-1%", "inf", "2000%", ""] {
             assert!(budget(text).is_err(), "{text}");
         }
-        for text in ["nan", "NaN", "inf", "-inf", "1.5", "-0.1", "90", "90%", ""] {
+        for text in ["nan", "NaN", "inf", "-inf", "1.5", "-0.1", "90", "101%", "%", ""] {
             assert!(share(text).is_err(), "{text}");
         }
     }

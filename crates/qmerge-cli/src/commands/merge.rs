@@ -186,6 +186,9 @@ pub(crate) fn find(
     plan.warnings.extend(not_taken.into_iter().chain(told));
     rounding::refuse_useless(&plan, &options, &args.calibrating)?;
     refuse_unused(&args.quantization, &plan)?;
+    if plan.is_calibrated() {
+        run.beside += qmerge_run::text::Tokenizer::memory(&inputs);
+    }
     if let Some(path) = &args.moments {
         let prepared =
             rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
@@ -347,8 +350,9 @@ fn planned(inputs: &Inputs, plan: &Plan, output: &Path, args: &Running, expected
     let mut summary =
         plan.summary(inputs, output, expected.memory.threads, expected.seconds(), expected.memory.peak_bytes);
     if !qmerge_store::is_address(output) {
-        summary.warnings.extend(refused().map(|error| format!("the merge itself would be refused: {error}")));
-        summary.warnings.extend(merge::enough_space(output, plan).err().map(|error| error.to_string()));
+        summary.warnings.extend(refused().map(|error| format!("without --dry-run this would be refused: {error}")));
+        let space = if args.resume { None } else { merge::enough_space(output, plan).err() };
+        summary.warnings.extend(space.map(|error| error.to_string()));
     }
     Ok(Planned { plan: summary, parts: Vec::new(), runs_model: None, bytes_beside: None })
 }

@@ -61,7 +61,7 @@ impl Made<'_> {
             self.sources.adapter.iter().chain(&self.tuned.tuned).filter_map(|text| adapter_and_weight(text).ok());
         let mut places: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
         places.push(self.sources.base().to_owned());
-        if !merged.exists() || !runs(self.sources.base()) || !places.iter().any(|place| has_tokenizer(place)) {
+        if !runs(merged) || !runs(self.sources.base()) || !places.iter().any(|place| has_tokenizer(place)) {
             return None;
         }
         let more = ["--merged".to_owned(), named(merged), "--text".into(), TEXT.into()];
@@ -71,7 +71,7 @@ impl Made<'_> {
 
 /// Lets a model that can be run write. False, and nothing said, of any other.
 pub(super) fn try_it(model: &Path) -> bool {
-    let can_write = model.exists() && has_tokenizer(model) && runs(model);
+    let can_write = has_tokenizer(model) && runs(model);
     if can_write {
         let words = ["--base".to_owned(), named(model), "--prompt".into(), "Hello".into()];
         show::next(&line("generate", words.into()));

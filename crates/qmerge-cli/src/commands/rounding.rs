@@ -93,7 +93,7 @@ pub(super) fn data(
         let told = match &data {
             _ if !matters => Some("--fast is of no use: nothing here is rounded by the inputs of layers"),
             Data::Unknown(_) if options.to.is_some() || options.export.is_some() => {
-                Some("--fast goes by nothing here, where the output is not in the base's own format: leave it out")
+                Some("--fast goes by nothing where --to is given: leave it out")
             }
             _ => None,
         };

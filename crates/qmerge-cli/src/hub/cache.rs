@@ -184,7 +184,7 @@ impl Transfer<'_> {
             }
         }
         self.count(have);
-        let most = self.file.size.map_or(MOST_UNKNOWN, |size| size.saturating_sub(have).saturating_add(1));
+        let most = self.file.size.map_or(MOST_UNKNOWN, |size| size.saturating_sub(have).saturating_add(1 << 18));
         let mut reader = answer.body_mut().with_config().limit(most).reader();
         let mut buffer = vec![0; 1 << 18];
         loop {
@@ -200,6 +200,10 @@ impl Transfer<'_> {
             out.write_all(&buffer[..n]).map_err(on_disk)?;
             have += n as u64;
             self.count(have);
+            // More than there is: whoever checks the file says so.
+            if self.file.size.is_some_and(|size| have > size) {
+                break;
+            }
         }
         match self.file.size {
             Some(size) if have < size => {

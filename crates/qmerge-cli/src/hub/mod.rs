@@ -52,12 +52,8 @@ fn fetch_absent(locations: &[PathBuf], progress: &dyn Progress, remarks: &mut Ve
 /// The same error, with what a folder of this machine has, if the name begins with one: it may be a path that is misspelled.
 fn beside(error: Error, location: &Path) -> Error {
     let Some(folder) = location.parent().filter(|folder| folder.is_dir()) else { return error };
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().take(100);
-    let mut names: Vec<String> = names.map(|item| item.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names.truncate(6);
     let rest = error.hint().map_or(String::new(), |hint| format!("; {hint}"));
-    error.with_hint(format!("{} is a folder here, and has {}{rest}", folder.display(), names.join(", ")))
+    error.with_hint(format!("{} is a folder here, in which there is no such name{rest}", folder.display()))
 }
 
 /// Whether a command asked for silence.

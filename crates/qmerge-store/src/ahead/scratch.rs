@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -105,9 +106,11 @@ impl Scratch {
         let mut places = lock(&self.places);
         match wrote {
             Ok(()) => {
-                // Another may have written the same cell meanwhile.
-                let other = places.taken.insert(key, place);
-                places.free.extend(other);
+                // Another may have written the same cell meanwhile, and readers know its place.
+                match places.taken.entry(key) {
+                    Entry::Occupied(_) => places.free.push(place),
+                    Entry::Vacant(own) => drop(own.insert(place)),
+                }
                 Ok(())
             }
             Err(error) => {

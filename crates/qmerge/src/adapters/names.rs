@@ -111,17 +111,30 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// What [`Names::find`] had to rename so far, each pair once. Some of it may have been looked up and then not used.
+    /// What [`Names::find`] and [`Names::within`] had to rename so far, each pair once. Some of it may have been looked up and then not used.
     pub fn renamed(&self) -> Vec<Rename> {
         self.renamed.borrow().all.clone()
     }
 
+    /// What the first rule of the user's that holds makes of a name.
+    fn mapped(&self, name: &str) -> Option<String> {
+        let (regex, replacement) = self.maps.iter().find(|(regex, _)| regex.is_match(name).unwrap_or(false))?;
+        Some(regex.replace(name, replacement.as_str()).into_owned())
+    }
+
+    /// True for a layer in memory that is some rows of the tensor that has its name on disk, and not known which.
+    pub(crate) fn is_part_of_its_own(&self, module: &str) -> bool {
+        arch::fused_layers(&self.parts, module).is_some_and(|layers| layers.iter().any(|layer| layer == module))
+    }
+
+    /// True for a module on disk that is several layers in memory.
+    pub(crate) fn is_several_layers(&self, module: &str) -> bool {
+        arch::fused_layers(&self.parts, module).is_some()
+    }
+
     fn candidates(&self, name: &str) -> Result<Option<&'a Claim>> {
-        for (regex, replacement) in &self.maps {
-            if let Ok(true) = regex.is_match(name) {
-                let mapped = regex.replace(name, replacement.as_str());
-                return Ok(self.exact(&mapped));
-            }
+        if let Some(mapped) = self.mapped(name) {
+            return Ok(self.exact(&mapped));
         }
         if let Some(claim) = self.exact(name) {
             return Ok(Some(claim));
@@ -142,11 +155,18 @@ impl<'a> Names<'a> {
     ///
     /// Errors if its rows do not divide as the model's layers do, or if more than one weight could be meant.
     pub fn within(&self, name: &str) -> Result<Option<(&'a Claim, Range<usize>)>> {
-        let Some(part) = arch::Part::find(&self.parts, name) else { return Ok(None) };
+        let mapped = self.mapped(name);
+        let Some(part) = arch::Part::find(&self.parts, mapped.as_deref().unwrap_or(name)) else { return Ok(None) };
         let Some(claim) = self.behind_wrappers(name, &part.tensor)? else { return Ok(None) };
         let number = |key| usize::try_from(self.checkpoint.config.as_ref()?.find(key)?.as_u64()?).ok();
         let queries = number("num_attention_heads");
         let heads = queries.map(|queries| (queries, number("num_key_value_heads").unwrap_or(queries)));
+        if part.goes_by_heads() && heads.is_none() {
+            return Err(mismatch(format!(
+                "`{name}` is a part of it, and the configuration has no `num_attention_heads`"
+            ))
+            .in_tensor(claim.weight.name()));
+        }
         let all = claim.weight.shape().first().copied().unwrap_or(0);
         let rows = part.rows(all, heads).ok_or_else(|| {
             mismatch(format!(

@@ -51,10 +51,10 @@ impl Site<'_> {
 
     fn on_bias(&self, module: &Module<'_>, names: &Names<'_>, planned: Planned) -> Result<Vec<PlannedEdit>> {
         let path = module.path();
-        if let Kind::Within { .. } = self.kind {
-            let tensor = self.claim.weight.name();
+        if let Kind::Within { .. } | Kind::Split(_) = self.kind {
             return Err(unsupported(format!(
-                "it changes the bias of `{path}`, whose weight is a part of `{tensor}`: this version changes the weight only"
+                "it changes the bias of `{path}`, whose weight is not a tensor of its own (`{}`): of such layers this version changes the weight alone",
+                self.claim.weight.name()
             )));
         }
         let claim = self

@@ -80,7 +80,8 @@ impl<'a> Site<'a> {
         let Some((claim, outputs)) = names.within(&format!("{module}.weight"))? else { return Ok(None) };
         let &[_, inputs] = claim.weight.shape() else { return Ok(None) };
         let (name, shape) = (module.to_owned(), (outputs.len(), inputs));
-        Ok(Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Within { outputs } }))
+        let bias = claim.weight.name().strip_suffix("weight").and_then(|stem| names.exact(&format!("{stem}bias")));
+        Ok(Some(Self { claim, name, shape, bias, attention_output: false, kind: Kind::Within { outputs } }))
     }
 
     /// A module that the base has in pieces, whose outputs follow each other.
@@ -103,18 +104,18 @@ impl<'a> Site<'a> {
             pieces.push((path.clone(), claim));
         }
         let (Some((_, claim)), Some(inputs)) = (pieces.first(), inputs) else { return Ok(None) };
-        let (claim, kind) = (*claim, Kind::Split(pieces));
-        Ok(Some(Self {
-            claim,
-            name: module.to_owned(),
-            shape: (outputs, inputs),
-            bias: None,
-            attention_output: false,
-            kind,
-        }))
+        let claim = *claim;
+        let bias = pieces.iter().find_map(|(path, _)| names.exact(&format!("{path}.bias")));
+        let kind = Kind::Split(pieces);
+        Ok(Some(Self { claim, name: module.to_owned(), shape: (outputs, inputs), bias, attention_output: false, kind }))
     }
 
     fn layer(adapter: &Adapter, names: &Names<'a>, module: &str) -> Result<Option<Self>> {
+        if names.is_part_of_its_own(module) {
+            return Err(unsupported(format!(
+                "`{module}` is some rows of the tensor of that name, which this version does not tell from the others"
+            )));
+        }
         let (found, attention_input) = match names.find(&format!("{module}.in_proj_weight"))? {
             Some(claim) => (Some(claim), true),
             None => (names.find(&format!("{module}.weight"))?, false),

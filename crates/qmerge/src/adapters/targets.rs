@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{AdapterConfig, Names, patterns};
+use crate::arch;
 use crate::error::{Result, malformed, unsupported};
 
 /// Paths of the base's linear layers that are targeted, as PEFT matches them: a list names ends of paths, a string is an expression for whole ones.
@@ -23,20 +24,24 @@ pub(super) fn of(config: &AdapterConfig, names: &Names<'_>) -> Result<Vec<String
         let matrices = names.weights.iter().filter(|claim| claim.weight.shape().len() == 2);
         matrices.filter_map(|claim| claim.weight.name().strip_suffix(".weight"))
     };
-    let targeted = |called: &dyn Fn(&str) -> String| -> Result<Vec<String>> {
+    // Layers that are rows of one tensor are modules of their own.
+    let in_memory = |path: &str| arch::fused_layers(&names.parts, path).unwrap_or_else(|| vec![names.in_memory(path)]);
+    let targeted = |called: &dyn Fn(&str) -> Vec<String>| -> Result<Vec<String>> {
         let mut found = Vec::new();
         for path in paths() {
-            let name = called(path);
-            if is_target(&name)? && !is_excluded(&name)? {
-                found.push(path.to_owned());
+            let own = called(path);
+            for name in &own {
+                if is_target(name)? && !is_excluded(name)? {
+                    found.push(if own.len() == 1 { path.to_owned() } else { name.clone() });
+                }
             }
         }
         Ok(found)
     };
-    let mut found = targeted(&|path| names.in_memory(path))?;
+    let mut found = targeted(&in_memory)?;
     if found.is_empty() {
         // An adapter may be older than the names that the model has in memory.
-        found = targeted(&str::to_owned)?;
+        found = targeted(&|path| vec![path.to_owned()])?;
     }
     if found.is_empty() {
         return Err(malformed("`target_modules` names no linear layer of the base"));

@@ -162,6 +162,11 @@ impl Part {
         })
     }
 
+    /// True if its rows are told by the model's heads.
+    pub(crate) fn goes_by_heads(&self) -> bool {
+        self.by_heads
+    }
+
     /// Its rows among those of the tensor, given the model's heads of queries and of keys; none if they do not divide.
     pub(crate) fn rows(&self, all: usize, heads: Option<(usize, usize)>) -> Option<Range<usize>> {
         let shares = if self.by_heads {

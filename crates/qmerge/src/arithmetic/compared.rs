@@ -413,6 +413,9 @@ fn place(
         is_matrix && !is_embedding && !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
     };
     match parameter {
+        "weight" | "bias" if names.is_several_layers(module) => Place::Nowhere(
+            "it is several layers in memory, rows of one tensor here, and this version makes factors of whole ones",
+        ),
         "weight" if is_linear(module) => {
             let turned = |claim: &Claim| is_turned(names, claim);
             let target = Target::layer(names, module);

@@ -284,7 +284,9 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
         numbers.sort_unstable();
         let count = numbers.len();
         if let Some((missing, _)) = numbers.iter().enumerate().find(|(at, number)| at != *number) {
-            return Err(mismatch(format!("the base has {count} experts of `{stack}`, and not number {missing}")));
+            return Err(mismatch(format!(
+                "the {count} experts of `{stack}` in the base are not numbered from 0 on: no {missing}, or one twice"
+            )));
         }
         let rank = experts.values().map(|pair| pair.factors.rank).max().unwrap_or(1);
         // A factor is alpha / rank, whose rank is that of all.

@@ -11,6 +11,8 @@ use crate::error::{Result, malformed};
 
 const SINGLE: &str = "model.safetensors";
 const ENDING: &str = ".safetensors";
+/// What stands between stem and ending where a file holds the same weights as another, in other types or from another time of the training.
+const VARIANTS: &[&str] = &["fp16", "bf16", "fp32", "fp8", "non_ema", "ema"];
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Opens a folder: `model.safetensors`, else the shards of an index, else a whole set of numbered shards, else every `.safetensors` file there; else the one model in GGUF.
@@ -77,7 +79,8 @@ fn open_file(store: &dyn Store, name: &str) -> Result<Opened> {
 fn without_variants<'a>(files: &[&'a str]) -> Vec<&'a str> {
     let has = |stem: &str| files.iter().any(|file| file.strip_suffix(ENDING) == Some(stem));
     let is_variant = |file: &str| {
-        file.strip_suffix(ENDING).and_then(|rest| rest.rsplit_once('.')).is_some_and(|(stem, _)| has(stem))
+        let named = file.strip_suffix(ENDING).and_then(|rest| rest.rsplit_once('.'));
+        named.is_some_and(|(stem, variant)| VARIANTS.contains(&variant) && has(stem))
     };
     files.iter().copied().filter(|file| !is_variant(file)).collect()
 }

@@ -134,11 +134,12 @@ fn named(name: &str, writer: Option<&Arc<dyn WriteContainer>>) -> (String, Arc<d
 fn refuse_twins(base: &Checkpoint, items: &[Item], names: &mut HashSet<String>) -> Result<()> {
     let Some(twin) = items.iter().find(|item| !names.insert(item.tensor.name.clone())) else { return Ok(()) };
     let name = &twin.tensor.name;
-    let file =
-        base.get(name).and_then(|entry| base.files.get(entry.file)).map_or(base.path.as_path(), |file| file.path());
+    let Some(file) = base.get(name).and_then(|entry| base.files.get(entry.file)) else {
+        return Err(mismatch("two tensors of the output would have this name").in_tensor(name).in_file(&base.path));
+    };
     Err(mismatch("the output needs a tensor of this name for its format, and the base has another by it")
         .in_tensor(name)
-        .in_file(file)
+        .in_file(file.path())
         .with_hint("it is left over from another format: take it out of the base"))
 }
 

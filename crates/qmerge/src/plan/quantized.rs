@@ -158,7 +158,8 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     let added = added.filter_map(module_of).filter(|module| !arch::leaf_in(module, names.arch.not_linear));
     // Experts are one bare tensor in memory, or modules of that name.
     let entry = |module: &str| match arch::fused_layers(&names.parts, module) {
-        Some(layers) => layers,
+        // Loaders with the model's own code, and vLLM, have the one layer.
+        Some(layers) => [layers, vec![module.to_owned()]].concat(),
         None => vec![experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module))],
     };
     let mut entries: BTreeSet<String> = modules.plain.iter().flat_map(|module| entry(module)).collect();

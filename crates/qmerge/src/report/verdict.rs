@@ -114,7 +114,7 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
     };
     let advice = match is_changed {
         true if is_coarse && kept_output.is_none() => Some(
-            "merge with --rounding auto and without --fast, which goes by what comes out of the layers, or keep the adapter apart, which is exact",
+            "merge with --rounding auto, which goes by what comes out of the layers where the model can be run and --fast is left out, or keep the adapter apart, which is exact",
         ),
         true if is_coarse && seen == Seen::Few => {
             Some("merge without --fast, which goes by few tokens, or keep the adapter apart, which is exact")
@@ -146,6 +146,9 @@ pub(crate) fn undone(judged: Verdict, survival: Option<f64>) -> Verdict {
     let Some(survival) = survival else { return judged };
     let text = match (survival - 1.0).abs() < 0.005 {
         true => format!("what the adapter adds is subtracted, at {survival:.2} of its strength (survival). {UNKNOWN}"),
+        false if survival > 1.0 => format!(
+            "more than what the adapter adds is subtracted, {survival:.2} times of it (survival), since the output is rounded. {UNKNOWN}"
+        ),
         false => format!(
             "of what the adapter adds {survival:.2} could be subtracted (survival), the rest is lost in rounding: if the merge held all of it, the output still holds the rest. {UNKNOWN}"
         ),
@@ -160,8 +163,7 @@ impl Verdict {
         // What is as large as the model is not kept apart.
         let advice = self.advice.map(|advice| match advice.contains("--rounding auto") {
             true => {
-                "merge with --rounding auto and without --fast, which goes by what comes out of the layers, or into more bits"
-                    .to_owned()
+                "merge with --rounding auto, which goes by what comes out of the layers where the model can be run and --fast is left out, or into more bits".to_owned()
             }
             false => "merge into more bits".to_owned(),
         });

@@ -218,8 +218,11 @@ fn place(all: &[StoredInputs], file: &Checkpoint, names: &Names<'_>) -> Result<(
         let mut weights = Vec::new();
         for name in &own.weights {
             let (weight, number) = weight_of(name);
-            let whole = names.find(weight)?;
-            let Some(claim) = whole.or(names.within(weight)?.map(|(claim, _)| claim)) else {
+            let found = match names.find(weight)? {
+                Some(whole) => Some(whole),
+                None => names.within(weight)?.map(|(claim, _)| claim),
+            };
+            let Some(claim) = found else {
                 missing.push(name.clone());
                 continue;
             };

@@ -178,7 +178,7 @@ pub(super) fn answer(
     altered: &[String],
     missing: &[String],
     // True if a report beside the merge names other adapters, and not these.
-    names_others: bool,
+    names_others: &dyn Fn() -> bool,
     options: &VerifyOptions,
 ) -> (Answer, String) {
     let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
@@ -203,7 +203,7 @@ pub(super) fn answer(
     let all = summary.weights;
     let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
     let (all_weights, them) = match all {
-        1 => ("the only weight".to_owned(), "it".to_owned()),
+        1 => ("the only weight".to_owned(), "the only weight".to_owned()),
         _ => (format!("all {all} weights"), of_all(of(&[State::Moved]).map_or(0, |(n, _)| n))),
     };
     let mut problems = Vec::new();
@@ -254,7 +254,10 @@ pub(super) fn answer(
     if !problems.is_empty() {
         return (Answer::No, problems.join("; "));
     }
-    if summary.undecided > 0 || weights.is_empty() {
+    if weights.is_empty() {
+        return (Answer::Undecided, "the adapter changes no weight that the merge has".to_owned());
+    }
+    if summary.undecided > 0 {
         return (
             Answer::Undecided,
             format!(
@@ -279,14 +282,9 @@ pub(super) fn answer(
         );
     }
     if moved > 0 && !summary.survival.is_some_and(as_meant) {
-        if names_others {
-            let text = format!(
-                "the report beside it names another adapter, and in {them} (`moved`) values are neither the base's nor a rounding of base and this adapter{survival}"
-            );
-            return (Answer::No, text);
-        }
+        let named = if names_others() { "; the report beside it names the file of another adapter" } else { "" };
         let text = format!(
-            "in {them} (`moved`) values are neither the base's nor those of base and adapter rounded to the nearest{survival}: of another adapter, or chosen by a method that goes by the layers' outputs, where weights do not tell how much of the adapter's effect is left; `qmerge compare` does"
+            "in {them} (`moved`) values are neither the base's nor those of base and adapter rounded to the nearest{survival}: of another adapter, or chosen by a method that goes by the layers' outputs, where weights do not tell how much of the adapter's effect is left; `qmerge compare` does{named}"
         );
         return (Answer::Undecided, text);
     }

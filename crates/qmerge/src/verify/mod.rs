@@ -256,7 +256,7 @@ pub fn verify(
     }
     progress.advance(plan.steps.last().map_or(0, work));
     let summary = summarize(&weights, &total);
-    let (answer, text) = answer(&summary, &weights, &altered, &missing, names_others(inputs, merged)?, options);
+    let (answer, text) = answer(&summary, &weights, &altered, &missing, &|| names_others(inputs, merged), options);
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
         let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");
@@ -278,12 +278,13 @@ pub fn verify(
     })
 }
 
-/// True if a report beside a merge names other adapters, and not these.
-fn names_others(inputs: &Inputs, merged: &Checkpoint) -> Result<bool> {
-    // What is no report of ours says nothing.
-    let Some(earlier) = Earlier::beside(merged).ok().flatten() else { return Ok(false) };
-    let hashes: Vec<String> = inputs.adapters.iter().map(hash_of).collect::<Result<_>>()?;
-    Ok(!earlier.adapters.is_empty() && !hashes.iter().any(|hash| earlier.text.contains(hash.as_str())))
+/// True if a report beside a merge names the files of other adapters, and not these.
+fn names_others(inputs: &Inputs, merged: &Checkpoint) -> bool {
+    // What is no report of ours, or cannot be read, says nothing.
+    let Some(earlier) = Earlier::beside(merged).ok().flatten() else { return false };
+    let hashes: Result<Vec<String>> = inputs.adapters.iter().map(hash_of).collect();
+    let is_named = |hashes: Vec<String>| hashes.iter().any(|hash| earlier.text.contains(hash.as_str()));
+    !earlier.adapters.is_empty() && !hashes.map_or(true, is_named)
 }
 
 fn model(checkpoint: &Checkpoint, inventory: &Inventory) -> Model {

@@ -158,6 +158,7 @@ pub(crate) fn publish_folder<T>(target: &Path, force: bool, fill: impl FnOnce(&d
 /// Errors if the output exists, unless it is to be replaced, or if it would replace a folder that it is made from.
 pub(crate) fn refuse_replacing(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
     super::refuse_existing(target, None, Existing { force, resume: false })?;
+    super::refuse_unwritable(target)?;
     let within = |source: &Path| target.canonicalize().is_ok_and(|target| source.starts_with(target));
     if sources.iter().any(|source| source.canonicalize().is_ok_and(|source| within(&source))) {
         return Err(usage("the output would replace what it is made from")

@@ -233,7 +233,7 @@ fn a_layer_of_the_loader_is_found_on_disk() {
         case.write(&folder);
         let inputs = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &[]).unwrap();
-        let mut taken = HashSet::new();
+        let mut taken = BTreeMap::new();
         for Linear { module, tensor, .. } in &case.linears {
             let Some(tensor) = tensor else { continue };
             let mut deny = |problem: String| {
@@ -252,9 +252,7 @@ fn a_layer_of_the_loader_is_found_on_disk() {
             if found.is_none() && case.holds_several(tensor) {
                 match names.within(&format!("{module}.weight")).unwrap() {
                     Some((claim, rows)) if claim.weight.name() == tensor => {
-                        if !taken.insert((tensor, rows.start)) {
-                            deny(format!("{module} has the rows of another in {tensor}"));
-                        }
+                        taken.entry(tensor).or_insert_with(Vec::new).push(rows);
                     }
                     Some((claim, _)) => deny(format!("{module} is in {tensor}, found {}", claim.weight.name())),
                     None => {
@@ -264,6 +262,13 @@ fn a_layer_of_the_loader_is_found_on_disk() {
             } else if found != Some(tensor) {
                 deny(format!("{module} is {tensor}, found {found:?}"));
             }
+        }
+        // Together they are the tensor, and no row is of two.
+        for (tensor, mut rows) in taken {
+            rows.sort_by_key(|rows| rows.start);
+            let ends = rows.iter().map(|rows| rows.end);
+            assert!(rows.iter().map(|rows| rows.start).eq(std::iter::once(0).chain(ends).take(rows.len())), "{tensor}");
+            assert_eq!(rows.last().map(|rows| rows.end), case.shapes[tensor].first().copied(), "{tensor}");
         }
     }
     let _ = std::fs::remove_dir_all(&folder);

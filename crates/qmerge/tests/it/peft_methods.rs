@@ -185,8 +185,13 @@ fn halved(case: &str) -> tempdir::Folder {
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
     let halves = tensors.iter().map(|(name, view)| {
         let half = |x: f32| {
-            let stretches = name.contains("boft_s") || name.contains("road_alpha");
-            if stretches { (1.0 + x) / 2.0 } else { x / 2.0 }
+            let is_one_of = |markers: &[&str]| markers.iter().any(|marker| name.contains(marker));
+            match () {
+                () if is_one_of(&["boft_s", "road_alpha"]) => (1.0 + x) / 2.0,
+                () if is_one_of(&["oft_R", "oft_embedding_R", "road_theta"]) => x / 2.0,
+                // The base's own embedding comes along.
+                () => x,
+            }
         };
         let values = view.data().chunks(4).map(|x| half(f32::from_le_bytes(x.try_into().unwrap())));
         (name.clone(), view.shape().to_vec(), values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())

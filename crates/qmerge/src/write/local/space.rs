@@ -26,6 +26,11 @@ pub(crate) fn refuse_unwritable(target: &Path) -> Result<()> {
     {
         use rustix::fs::{Access, access};
         let folder = existing(parent_of(target));
+        if !folder.is_dir() {
+            return Err(Error::new(Kind::Usage, "a file, in which nothing can be written")
+                .in_file(&folder)
+                .with_hint("choose another output"));
+        }
         if let Err(error) = access(&folder, Access::WRITE_OK | Access::EXEC_OK) {
             return Err(Error::io("write in", &folder, error.into()).with_hint("choose another output"));
         }

@@ -148,7 +148,7 @@ fn thresholds_name_the_figure_that_they_compare() {
     failed(&["--min-survival", "1"], "warning: what is kept in behaviour 0.9");
     failed(&["--rounding", "descent", "--min-survival", "1", "--measure", "never"], "warning: kept output 0.85");
     assert!(merge(&["--min-kept", "0.9", "--min-survival", "0.9"]).status.success());
-    for share in ["nan", "1.5", "-0.1", "90%"] {
+    for share in ["nan", "1.5", "-0.1", "190%"] {
         for option in ["--min-survival", "--min-kept"] {
             let output = merge(&[&format!("{option}={share}")]);
             assert_eq!(output.status.code(), Some(2));

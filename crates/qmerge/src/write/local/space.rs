@@ -25,15 +25,13 @@ pub(crate) fn refuse_unwritable(target: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use rustix::fs::{Access, access};
+        use rustix::io::Errno;
         let folder = existing(parent_of(target));
-        if !folder.is_dir() {
-            return Err(Error::new(Kind::Usage, "a file, in which nothing can be written")
-                .in_file(&folder)
-                .with_hint("choose another output"));
-        }
-        if let Err(error) = access(&folder, Access::WRITE_OK | Access::EXEC_OK) {
-            return Err(Error::io("write in", &folder, error.into()).with_hint("choose another output"));
-        }
+        let found = match folder.is_dir() {
+            true => access(&folder, Access::WRITE_OK | Access::EXEC_OK),
+            false => Err(Errno::NOTDIR),
+        };
+        found.map_err(|error| Error::io("write in", &folder, error.into()).with_hint("choose another output"))?;
     }
     let _ = target;
     Ok(())

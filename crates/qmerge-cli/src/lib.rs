@@ -95,7 +95,7 @@ fn provide(command: &mut Command) -> Result<()> {
 /// A command line as a POSIX shell reads it.
 fn line(args: &[OsString]) -> String {
     // What is secret in an address is nobody's who reads the report.
-    let words = args.iter().skip(1).map(|word| qmerge_store::redacted(&word.to_string_lossy()));
+    let words = args.iter().skip(1).map(|word| qmerge_store::redacted_word(&word.to_string_lossy()));
     command_line(std::iter::once("qmerge".to_owned()).chain(words))
 }
 

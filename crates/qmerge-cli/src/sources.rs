@@ -81,7 +81,7 @@ impl Command {
         if !qmerge_store::is_address(output) {
             return Ok(());
         }
-        let shown = qmerge_store::redacted(&output.to_string_lossy());
+        let shown = qmerge_store::redacted_word(&output.to_string_lossy());
         Err(Error::new(Kind::Unsupported, "what this command writes must have a path of this machine")
             .in_file(shown.as_ref())
             .with_hint("whole merges, conversions and unmerges can be written to a store"))

@@ -38,6 +38,22 @@ fn scheme(text: &str) -> Option<&str> {
         .then_some(scheme)
 }
 
+/// A word of a command line, or an address, without what is secret in it: all behind `://` is one address.
+pub fn redacted_word(word: &str) -> String {
+    let Some(at) = word.find("://") else { return word.to_owned() };
+    let (before, address) = word.split_at(at + 3);
+    let address = address.split(['?', '#']).next().unwrap_or_default();
+    let (host, _) = address.split_once('/').unwrap_or((address, ""));
+    // A password that is not encoded may hold a slash: what stands where a port does is none then.
+    let is_cut = host.split_once(':').is_some_and(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit()));
+    let shown = match (host.rsplit_once('@'), address.rsplit_once('@')) {
+        (Some((user, _)), _) => &address[user.len() + 1..],
+        (None, Some((_, rest))) if is_cut => rest,
+        _ => address,
+    };
+    format!("{before}{shown}")
+}
+
 /// A text without what is secret in the addresses that stand in it: what is before an `@` of a host, and what follows a `?`.
 pub fn redacted(text: &str) -> String {
     let mut out = String::new();
@@ -62,7 +78,7 @@ impl Address {
     /// `None` for what is a path or a hub's id. Errors if it is an address that cannot be read.
     pub fn parse(location: &Path) -> Result<Option<Self>> {
         let Some(text) = location.to_str().filter(|text| scheme(text).is_some()) else { return Ok(None) };
-        let shown = PathBuf::from(redacted(text).trim_end_matches('/'));
+        let shown = PathBuf::from(redacted_word(text).trim_end_matches('/'));
         let refused = |problem: &str| {
             Err(Error::new(Kind::Usage, problem)
                 .in_file(&shown)
@@ -71,6 +87,17 @@ impl Address {
         let Ok(url) = Url::parse(text) else { return refused("not an address that can be read") };
         let known = ["s3", "gs", "az", "https", "http", "hf"].contains(&url.scheme());
         let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+        // A signature may follow an address of Azure, and nothing any other bucket's.
+        let is_odd = match url.scheme() {
+            "s3" | "gs" => url.query().is_some() || url.fragment().is_some(),
+            "az" => url.fragment().is_some(),
+            _ => false,
+        };
+        if is_odd || text.contains(char::is_control) {
+            return refused(
+                "a `?`, a `#` or a control character in the name of an object: write it as %3F, %23 or %09",
+            );
+        }
         match (known, has_host) {
             (true, true) => Ok(Some(Self { url, shown })),
             (true, false) => refused("the address names no host or bucket"),
@@ -86,6 +113,15 @@ impl Address {
     /// True if outputs can be written there.
     pub fn is_bucket(&self) -> bool {
         matches!(self.url.scheme(), "s3" | "gs" | "az")
+    }
+
+    /// True if another address, however it is spelled, is this one or lies below it.
+    pub fn holds(&self, other: &Self) -> bool {
+        let parts = |address: &Self| {
+            address.path().split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let place = |address: &Self| (address.url.scheme().to_owned(), address.url.host_str().map(str::to_owned));
+        place(self) == place(other) && parts(other).starts_with(&parts(self))
     }
 
     /// As it was named.
@@ -188,6 +224,35 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_do_not_stand_in_words() {
+        for (word, shown) in [
+            ("--base=http://user:pa,s;S('E)@h/base?sig=abc,SECRET", "--base=http://h/base"),
+            ("https://h/base?a=host;range&sig=SECRET", "https://h/base"),
+            ("ftp://user:p/SECRET@h/x", "ftp://h/x"),
+            ("http://h:80/a@b", "http://h:80/a@b"),
+            ("hf://org/name@rev", "hf://org/name@rev"),
+            ("a?b", "a?b"),
+        ] {
+            assert_eq!(redacted_word(word), shown);
+        }
+    }
+
+    #[test]
+    fn one_place_has_many_spellings() {
+        let address = |text: &str| Address::parse(Path::new(text)).unwrap().unwrap();
+        let output = address("s3://models/in/%62ase");
+        for inside in ["s3://models/in/base", "s3://models/in/x/../base/model.safetensors", "s3://models/in/base/"] {
+            assert!(output.holds(&address(inside)), "{inside}");
+        }
+        for outside in ["s3://models/in/base2", "s3://models/in", "s3://other/in/base", "gs://models/in/base"] {
+            assert!(!output.holds(&address(outside)), "{outside}");
+        }
+        for odd in ["s3://b/out#v2", "s3://b/o3?x=1", "s3://b/tab\tx", "az://c/a#b"] {
+            assert!(Address::parse(Path::new(odd)).is_err(), "{odd}");
+        }
+    }
 
     #[test]
     fn secrets_do_not_stand_in_texts() {

@@ -29,7 +29,7 @@ mod web;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use address::{Address, is_address, redacted};
+pub use address::{Address, is_address, redacted, redacted_word};
 pub use ahead::InUse;
 use qmerge::adapters::{Adapter, Names};
 use qmerge::error::{Error, Kind, Result};

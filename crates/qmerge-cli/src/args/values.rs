@@ -208,7 +208,7 @@ pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
         && !std::path::Path::new(text).exists()
     {
         let number = weight.parse().ok().filter(|number: &f64| number.is_finite());
-        let text = qmerge_store::redacted(text);
+        let text = qmerge_store::redacted_word(text);
         let number = number.ok_or_else(|| format!("`{weight}` in `{text}` is not a number"))?;
         return Ok((PathBuf::from(path), number));
     }

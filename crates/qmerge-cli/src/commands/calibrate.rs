@@ -114,7 +114,7 @@ impl Text {
         // The embedding has at least as many rows.
         tokenizer.check(&tokens, arch::spec_of(arch::config(&inputs.base)?)?.vocab)?;
         // Without what is secret in an address.
-        let shown = PathBuf::from(qmerge_store::redacted(&path.to_string_lossy()));
+        let shown = PathBuf::from(qmerge_store::redacted_word(&path.to_string_lossy()));
         Ok(Self { given: Some((shown, tokens)), beginnings: beginnings_by(&tokenizer, inputs)?, amount })
     }
 

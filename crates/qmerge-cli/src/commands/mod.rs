@@ -162,7 +162,11 @@ fn sink(inputs: &Inputs, output: &Path, running: &Running) -> Result<Option<Box<
     let Some(sink) = qmerge_store::sink(output, existing)? else { return Ok(None) };
     let adapters = inputs.adapters.iter().map(|adapter| adapter.path.as_path());
     let original = inputs.original.iter().map(|original| original.checkpoint.path.as_path());
-    let within = |source: &Path| source.starts_with(sink.path());
+    let place = qmerge_store::Address::parse(output)?;
+    let within = |source: &Path| {
+        let other = qmerge_store::Address::parse(source).ok().flatten();
+        place.as_ref().zip(other).is_some_and(|(place, other)| place.holds(&other))
+    };
     if std::iter::once(inputs.base.path.as_path()).chain(adapters).chain(original).any(within) {
         return Err(usage("the output would replace an input".into())
             .in_file(sink.path())

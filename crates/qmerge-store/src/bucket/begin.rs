@@ -62,9 +62,12 @@ impl StoreSink {
         if !there.is_empty() && !existing.force && !is_published {
             return refused("the output exists already", &self.path, "choose another name, or replace it with --force");
         }
+        // Models in folders below are others.
         let looks_like_model = |key: &Key| {
+            let below = key.as_ref().strip_prefix(self.target.trim_matches('/'));
             let name = key.filename().unwrap_or_default();
-            name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".gguf")
+            let is_own = self.is_file || below.is_some_and(|below| below.trim_start_matches('/') == name);
+            is_own && (name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".gguf"))
         };
         if !there.is_empty() && !there.iter().any(|(key, _)| looks_like_model(key)) {
             return refused(

@@ -132,8 +132,18 @@ pub(crate) fn failed(error: object_store::Error) -> Failed {
         | E::NotImplemented { .. }
         | E::UnknownConfigurationKey { .. }
         | E::InvalidPath { .. } => Failed::Refused(told(&error)),
-        _ => Failed::Again(told(&error)),
+        // Of some requests, as of a list, the status of the answer is in the words alone.
+        _ => match (told(&error), status(&told(&error))) {
+            (_, Some(404)) => Failed::Missing,
+            (text, Some(300..=407 | 409..=424 | 426..=428 | 430..=499)) => Failed::Refused(text),
+            (text, _) => Failed::Again(text),
+        },
     }
+}
+
+/// The status that an error says a server answered with.
+fn status(text: &str) -> Option<u16> {
+    text.split("status code: ").nth(1)?.get(..3)?.parse().ok()
 }
 
 /// An error and what is below it, in one line.
@@ -147,7 +157,21 @@ fn told(error: &dyn std::error::Error) -> String {
         }
         below = cause.source();
     }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    without_body(&text).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What a store says in XML without all but its code and its message: it repeats tokens and what was signed.
+fn without_body(text: &str) -> String {
+    let Some((before, body)) =
+        ["<?xml", "<Error"].iter().filter_map(|start| text.find(start)).min().map(|at| text.split_at(at))
+    else {
+        return text.to_owned();
+    };
+    let of = |name: &str| {
+        let (_, rest) = body.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(own, _)| own.lines().next().unwrap_or_default())
+    };
+    [Some(before), of("Code"), of("Message")].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 impl Source for Bucket {

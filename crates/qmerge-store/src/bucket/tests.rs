@@ -13,6 +13,7 @@ use qmerge::write::{Existing, Room, Sink, Start};
 use super::shared::PART;
 use super::sink::StoreSink;
 use super::{Objects, wait};
+use crate::remote::Failed;
 
 const RESUME: Existing = Existing { force: false, resume: true };
 
@@ -223,4 +224,38 @@ fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
     wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
     let mut other = self::sink(&objects);
     assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
+}
+
+/// A container that is not there is not asked for again and again, and what a store repeats of secrets is not passed on.
+#[test]
+fn what_a_server_refuses_for_good_is_not_tried_again() {
+    let answered = |status: &str| {
+        let source = format!("Error performing GET http://host/x - Server returned non-2xx status code: {status}");
+        super::failed(object_store::Error::Generic { store: "MicrosoftAzure", source: source.into() })
+    };
+    assert!(matches!(answered("404 Not Found: <?xml"), Failed::Missing));
+    let body = "400 Bad Request: <?xml?><Error><Code>ExpiredToken</Code><Message>too old</Message><Token-0>SECRET</Token-0></Error>";
+    match answered(body) {
+        Failed::Refused(text) => assert!(text.contains("ExpiredToken too old") && !text.contains("SECRET"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    for refused in ["301 Moved Permanently", "403 Forbidden"] {
+        assert!(matches!(answered(refused), Failed::Refused(_)), "{refused}");
+    }
+    for passing in ["429 Too Many Requests", "408 Request Timeout", "503 Service Unavailable"] {
+        assert!(matches!(answered(passing), Failed::Again(_)), "{passing}");
+    }
+}
+
+/// A folder of folders is no model, whatever lies in them.
+#[test]
+fn models_below_are_not_replaced() {
+    let objects = Arc::new(InMemory::new());
+    for name in ["a/out/alice/config.json", "a/out/alice/model.safetensors", "a/out/thesis.txt"] {
+        wait(objects.put(&Key::from(name), PutPayload::from_static(b"x"))).unwrap();
+    }
+    let force = Existing { force: true, resume: false };
+    let error = sink(&objects).begin(force).map(drop).unwrap_err();
+    assert!(error.to_string().contains("does not look like a model"), "{error}");
+    assert_eq!(names(&objects).len(), 3);
 }

@@ -38,36 +38,36 @@ fn scheme(text: &str) -> Option<&str> {
         .then_some(scheme)
 }
 
-/// A word of a command line, or an address, without what is secret in it: all behind `://` is one address.
-pub fn redacted_word(word: &str) -> String {
-    let Some(at) = word.find("://") else { return word.to_owned() };
-    let (before, address) = word.split_at(at + 3);
+/// What follows `://` in an address without what is secret: what is before an `@` of a host, and what follows a `?`.
+fn bare(address: &str) -> &str {
     let address = address.split(['?', '#']).next().unwrap_or_default();
     let (host, _) = address.split_once('/').unwrap_or((address, ""));
     // A password that is not encoded may hold a slash: what stands where a port does is none then.
     let is_cut = host.split_once(':').is_some_and(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit()));
-    let shown = match (host.rsplit_once('@'), address.rsplit_once('@')) {
+    match (host.rsplit_once('@'), address.rsplit_once('@')) {
         (Some((user, _)), _) => &address[user.len() + 1..],
         (None, Some((_, rest))) if is_cut => rest,
         _ => address,
-    };
-    format!("{before}{shown}")
+    }
 }
 
-/// A text without what is secret in the addresses that stand in it: what is before an `@` of a host, and what follows a `?`.
+/// A word of a command line, or an address, without what is secret in it: all behind `://` is one address.
+pub fn redacted_word(word: &str) -> String {
+    match word.split_once("://") {
+        Some((before, address)) => format!("{before}://{}", bare(address)),
+        None => word.to_owned(),
+    }
+}
+
+/// A text without what is secret in the addresses that stand in it, as far as it tells where they end.
 pub fn redacted(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at + 3);
-        out.push_str(before);
         let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>' | ')' | '(' | ',' | ';');
-        let end = after.find(ends).unwrap_or(after.len());
-        let (address, next) = after.split_at(end);
-        let host_end = address.find(['/', '?', '#']).unwrap_or(address.len());
-        let (host, path) = address.split_at(host_end);
-        out.push_str(host.rsplit_once('@').map_or(host, |(_, host)| host));
-        out.push_str(path.split(['?', '#']).next().unwrap_or_default());
+        let (address, next) = after.split_at(after.find(ends).unwrap_or(after.len()));
+        out.extend([before, bare(address)]);
         rest = next;
     }
     out.push_str(rest);
@@ -79,10 +79,9 @@ impl Address {
     pub fn parse(location: &Path) -> Result<Option<Self>> {
         let Some(text) = location.to_str().filter(|text| scheme(text).is_some()) else { return Ok(None) };
         let shown = PathBuf::from(redacted_word(text).trim_end_matches('/'));
+        let wrong = |problem: &str| Error::new(Kind::Usage, problem).in_file(&shown);
         let refused = |problem: &str| {
-            Err(Error::new(Kind::Usage, problem)
-                .in_file(&shown)
-                .with_hint("addresses begin with s3://, gs://, az://, https://, http:// or hf://"))
+            Err(wrong(problem).with_hint("addresses begin with s3://, gs://, az://, https://, http:// or hf://"))
         };
         let Ok(url) = Url::parse(text) else { return refused("not an address that can be read") };
         let known = ["s3", "gs", "az", "https", "http", "hf"].contains(&url.scheme());

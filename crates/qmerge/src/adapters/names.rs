@@ -122,14 +122,14 @@ impl<'a> Names<'a> {
         Some(regex.replace(name, replacement.as_str()).into_owned())
     }
 
-    /// True for a layer in memory that is some rows of the tensor that has its name on disk, and not known which.
-    pub(crate) fn is_part_of_its_own(&self, module: &str) -> bool {
-        arch::fused_layers(&self.parts, module).is_some_and(|layers| layers.iter().any(|layer| layer == module))
+    /// The layers in memory of a module on disk that is several, rows of one tensor; none of any other.
+    pub(crate) fn layers_within(&self, module: &str) -> Option<Vec<String>> {
+        arch::fused_layers(&self.parts, module)
     }
 
-    /// True for a module on disk that is several layers in memory.
-    pub(crate) fn is_several_layers(&self, module: &str) -> bool {
-        arch::fused_layers(&self.parts, module).is_some()
+    /// True for a layer in memory that is some rows of the tensor that has its name on disk, and not known which.
+    pub(crate) fn is_part_of_its_own(&self, module: &str) -> bool {
+        self.layers_within(module).is_some_and(|layers| layers.iter().any(|layer| layer == module))
     }
 
     fn candidates(&self, name: &str) -> Result<Option<&'a Claim>> {
@@ -156,23 +156,25 @@ impl<'a> Names<'a> {
     /// Errors if its rows do not divide as the model's layers do, or if more than one weight could be meant.
     pub fn within(&self, name: &str) -> Result<Option<(&'a Claim, Range<usize>)>> {
         let mapped = self.mapped(name);
-        let Some(part) = arch::Part::find(&self.parts, mapped.as_deref().unwrap_or(name)) else { return Ok(None) };
-        let Some(claim) = self.behind_wrappers(name, &part.tensor)? else { return Ok(None) };
+        let Some(layer) = arch::FusedLayer::find(&self.parts, mapped.as_deref().unwrap_or(name)) else {
+            return Ok(None);
+        };
+        let Some(claim) = self.behind_wrappers(name, &layer.tensor)? else { return Ok(None) };
         let number = |key| usize::try_from(self.checkpoint.config.as_ref()?.find(key)?.as_u64()?).ok();
         let queries = number("num_attention_heads");
         let heads = queries.map(|queries| (queries, number("num_key_value_heads").unwrap_or(queries)));
-        if part.goes_by_heads() && heads.is_none() {
+        if layer.goes_by_heads() && heads.is_none() {
             return Err(mismatch(format!(
                 "`{name}` is a part of it, and the configuration has no `num_attention_heads`"
             ))
             .in_tensor(claim.weight.name()));
         }
         let all = claim.weight.shape().first().copied().unwrap_or(0);
-        let rows = part.rows(all, heads).ok_or_else(|| {
+        let rows = layer.rows(all, heads).ok_or_else(|| {
             mismatch(format!(
                 "its {all} rows are not those of {} layers, of which `{name}` is number {}",
-                part.count,
-                part.number + 1
+                layer.count,
+                layer.number + 1
             ))
             .in_tensor(claim.weight.name())
         })?;

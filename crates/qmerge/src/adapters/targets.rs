@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::{AdapterConfig, Names, patterns};
-use crate::arch;
 use crate::error::{Result, malformed, unsupported};
 
 /// Paths of the base's linear layers that are targeted, as PEFT matches them: a list names ends of paths, a string is an expression for whole ones.
@@ -25,7 +24,7 @@ pub(super) fn of(config: &AdapterConfig, names: &Names<'_>) -> Result<Vec<String
         matrices.filter_map(|claim| claim.weight.name().strip_suffix(".weight"))
     };
     // Layers that are rows of one tensor are modules of their own.
-    let in_memory = |path: &str| arch::fused_layers(&names.parts, path).unwrap_or_else(|| vec![names.in_memory(path)]);
+    let in_memory = |path: &str| names.layers_within(path).unwrap_or_else(|| vec![names.in_memory(path)]);
     let targeted = |called: &dyn Fn(&str) -> Vec<String>| -> Result<Vec<String>> {
         let mut found = Vec::new();
         for path in paths() {

@@ -19,7 +19,7 @@ struct Fused {
 }
 
 /// How many rows each layer has.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
     /// All the same.
     Equal,
@@ -138,42 +138,40 @@ pub(crate) fn layers(parts: &[(&str, &str)], module: &str) -> Option<Vec<String>
     fused.filter_map(|fused| fused.memory.iter().map(|memory| rename(module, (fused.disk, memory))).collect()).next()
 }
 
-/// Which of the layers of a tensor one is.
+/// A layer that is some rows of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct FusedLayer {
     /// The tensor's name.
     pub(crate) tensor: String,
     /// How many layers come before it, and how many there are.
     pub(crate) number: usize,
     pub(crate) count: usize,
-    by_heads: bool,
+    rows: Rows,
 }
 
-impl Part {
-    /// The tensor that has the layer of this name; none if it has one of its own. `parts` are the model's types, as in [`super::on_disk`].
+impl FusedLayer {
+    /// The layer of this name; none if it has a tensor of its own. `parts` are the model's types, as in [`super::on_disk`].
     pub(crate) fn find(parts: &[(&str, &str)], name: &str) -> Option<Self> {
-        let known = FUSED.iter().filter(|fused| !matches!(fused.rows, Rows::Unknown));
+        let known = FUSED.iter().filter(|fused| fused.rows != Rows::Unknown);
         known.filter(|fused| applies(parts, fused.types, name)).find_map(|fused| {
             fused.memory.iter().enumerate().find_map(|(number, memory)| {
                 let tensor = rename(name, (memory, fused.disk))?;
-                let by_heads = matches!(fused.rows, Rows::Heads);
-                Some(Self { tensor, number, count: fused.memory.len(), by_heads })
+                Some(Self { tensor, number, count: fused.memory.len(), rows: fused.rows })
             })
         })
     }
 
     /// True if its rows are told by the model's heads.
     pub(crate) fn goes_by_heads(&self) -> bool {
-        self.by_heads
+        self.rows == Rows::Heads
     }
 
     /// Its rows among those of the tensor, given the model's heads of queries and of keys; none if they do not divide.
     pub(crate) fn rows(&self, all: usize, heads: Option<(usize, usize)>) -> Option<Range<usize>> {
-        let shares = if self.by_heads {
-            let (queries, keys) = heads?;
-            vec![queries, keys, keys]
-        } else {
-            vec![1; self.count]
+        let shares = match self.rows {
+            Rows::Equal => vec![1; self.count],
+            Rows::Heads => heads.map(|(queries, keys)| vec![queries, keys, keys])?,
+            Rows::Unknown => return None,
         };
         let total = shares.iter().try_fold(0_usize, |sum, share| sum.checked_add(*share))?;
         let each = all.checked_div(total).filter(|each| each * total == all)?;
@@ -187,22 +185,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_a_part_follow_each_other() {
+    fn rows_of_layers_follow_each_other() {
         let parts = [("", "sarvam_moe")];
         let rows = |leaf: &str| {
-            let part = Part::find(&parts, &format!("model.layers.7.self_attn.{leaf}.weight")).unwrap();
+            let part = FusedLayer::find(&parts, &format!("model.layers.7.self_attn.{leaf}.weight")).unwrap();
             assert_eq!(part.tensor, "model.layers.7.attention.query_key_value.weight");
             part.rows(96, Some((4, 2))).unwrap()
         };
         assert_eq!(["q_proj", "k_proj", "v_proj"].map(rows), [0..48, 48..72, 72..96]);
-        let part = Part::find(&parts, "model.layers.7.self_attn.q_proj.weight").unwrap();
+        let part = FusedLayer::find(&parts, "model.layers.7.self_attn.q_proj.weight").unwrap();
         assert_eq!((part.rows(97, Some((4, 2))), part.rows(96, Some((0, 0))), part.rows(96, None)), (None, None, None));
         let all = layers(&parts, "model.layers.7.attention.query_key_value").unwrap();
         assert_eq!(all, ["q_proj", "k_proj", "v_proj"].map(|leaf| format!("model.layers.7.self_attn.{leaf}")));
         assert_eq!(layers(&parts, "model.layers.7.attention.dense"), None);
-        assert_eq!(Part::find(&[("", "lara_mini")], "model.layers.0.linear_attn.in_proj_z.weight"), None);
-        let part = Part::find(&[("", "gte")], "layers.0.mlp.gate_proj.weight").unwrap();
+        assert_eq!(FusedLayer::find(&[("", "lara_mini")], "model.layers.0.linear_attn.in_proj_z.weight"), None);
+        let part = FusedLayer::find(&[("", "gte")], "layers.0.mlp.gate_proj.weight").unwrap();
         assert_eq!(part.rows(112, None), Some(56..112));
-        assert_eq!(Part::find(&[("", "llama")], "model.layers.7.self_attn.q_proj.weight"), None);
+        assert_eq!(FusedLayer::find(&[("", "llama")], "model.layers.7.self_attn.q_proj.weight"), None);
     }
 }

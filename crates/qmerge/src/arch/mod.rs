@@ -29,7 +29,7 @@ use spec::Spec;
 pub(crate) use checked::is_checked;
 pub use families::ARCHS;
 pub use fields::Fields;
-pub(crate) use fused::{Part, layers as fused_layers};
+pub(crate) use fused::{FusedLayer, layers as fused_layers};
 pub use linear::Role;
 pub(crate) use linear::{head_in_memory, role};
 pub(crate) use moved::{in_memory, on_disk};

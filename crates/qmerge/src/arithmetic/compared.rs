@@ -413,7 +413,7 @@ fn place(
         is_matrix && !is_embedding && !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
     };
     match parameter {
-        "weight" | "bias" if names.is_several_layers(module) => Place::Nowhere(
+        "weight" | "bias" if names.layers_within(module).is_some() => Place::Nowhere(
             "it is several layers in memory, rows of one tensor here, and this version makes factors of whole ones",
         ),
         "weight" if is_linear(module) => {

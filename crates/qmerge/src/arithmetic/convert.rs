@@ -233,7 +233,7 @@ impl<'a> Jobs<'a> {
             }
             (_, _, Some(module)) => return self.biases.push((recode, Target::layer(names, module))),
             _ if recode.edits.iter().all(|(_, edit)| edit.plan.is_tokens()) => return,
-            _ if name.strip_suffix(".weight").is_some_and(|module| names.is_several_layers(module)) => {
+            _ if name.strip_suffix(".weight").is_some_and(|module| names.layers_within(module).is_some()) => {
                 "it is several layers in memory, rows of one tensor here, and this version makes LoRAs of whole ones: merge the adapter itself"
             }
             _ => "it is no matrix of a layer, and this version makes LoRAs of those: merge the adapter itself",

@@ -31,7 +31,7 @@ pub(super) fn open(store: Arc<dyn Store>) -> Result<Checkpoint> {
     if let (Some(index), None) = (indices.next(), indices.next()) {
         return open_index(store, index, &items);
     }
-    let tensors = |name: &&str| name.ends_with(".safetensors") && !name.starts_with("adapter_");
+    let tensors = |name: &&str| name.ends_with(ENDING) && !name.starts_with("adapter_");
     let files: Vec<&str> = names.iter().copied().filter(tensors).collect();
     if files.is_empty() {
         let parts = gguf::of_folder(&items).map_err(|error| error.in_file(store.path()))?;
@@ -108,7 +108,7 @@ fn set_of_shards<'a>(files: &[&'a str]) -> Result<Vec<&'a str>> {
 
 /// Stem, number and count of `STEM-00001-of-00003.safetensors`.
 fn shard(name: &str) -> Option<(&str, &str, &str)> {
-    let (rest, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (rest, of) = name.strip_suffix(ENDING)?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     (digits(number) && digits(of)).then_some((stem, number, of))

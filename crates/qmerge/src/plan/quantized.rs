@@ -107,7 +107,7 @@ fn sort<'a>(names: &Names<'a>, format: &dyn Format, anew: bool) -> Modules<'a> {
             Role::Embedding
         } else if names.is_head(module) {
             Role::Head
-        } else if is_own(names, module) || plain.names(module) || arch::fused_layers(&names.parts, module).is_some() {
+        } else if is_own(names, module) || plain.names(module) || names.layers_within(module).is_some() {
             Role::Plain
         } else {
             arch::role(&families, module)
@@ -157,7 +157,7 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     let coded: HashSet<String> = modules.coded.iter().filter_map(|module| experts(module)).collect();
     let added = added.filter_map(module_of).filter(|module| !arch::leaf_in(module, names.arch.not_linear));
     // Experts are one bare tensor in memory, or modules of that name.
-    let entry = |module: &str| match arch::fused_layers(&names.parts, module) {
+    let entry = |module: &str| match names.layers_within(module) {
         // Loaders with the model's own code, and vLLM, have the one layer.
         Some(layers) => [layers, vec![module.to_owned()]].concat(),
         None => vec![experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module))],

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the work to stop, so that what is finished is kept; the second ends the program.
+//! Signals. Ctrl-C: the first asks the work to stop, so that what is finished is kept; the second ends the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,15 @@ use crate::show;
 pub(crate) const STATUS: u8 = 130;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// A file that grows beyond the limit of its size (`ulimit -f`) is an error of writing, as a full disk is, and does not end the program by a signal.
+pub(crate) fn outlive_large_files() {
+    #[cfg(unix)]
+    // SAFETY: to ignore a signal runs no code of ours in its place.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
 
 /// True once Ctrl-C was pressed.
 pub(crate) fn asked() -> bool {
@@ -21,9 +30,9 @@ pub(crate) fn watch(command: &Command) {
         Command::Merge(args) | Command::Finish(args) => (args.running.quiet, true),
         Command::Convert(args) => (args.running.quiet, true),
         Command::Unmerge(args) => (args.running.quiet, true),
-        Command::Verify(_)
-        | Command::Compare(_)
-        | Command::Calibrate(_)
+        Command::Verify(args) => (args.quiet, false),
+        Command::Compare(args) => (args.quiet, false),
+        Command::Calibrate(_)
         | Command::Truncate(_)
         | Command::Combine(_)
         | Command::Extract(_)

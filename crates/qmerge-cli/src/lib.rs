@@ -46,6 +46,7 @@ impl Outcome {
 
 /// Runs a command line, the program's name first, and returns its exit status.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    interrupt::outlive_large_files();
     let args: Vec<OsString> = args.into_iter().collect();
     show::take_spaced(args.iter().skip(1).filter_map(|word| word.to_str()));
     let line = line(&args);

@@ -98,7 +98,7 @@ pub struct Figures {
     pub kl_share: Option<f64>,
     /// Share of tokens where both find the same token most likely.
     pub top1: f64,
-    /// (loss of the base − this loss) / (loss of the base − loss apart); `None` where the adapter changes nothing.
+    /// (loss of the base − this loss) / (loss of the base − loss apart); `None` where that gain is not above twice its standard error, by the windows.
     pub gain_kept: Option<f64>,
     /// Mean number of leading tokens that its greedy continuations share with those of the adapter apart.
     pub first_divergence: Option<f64>,
@@ -121,6 +121,8 @@ pub(crate) struct Sums {
     pub(crate) same: usize,
     /// Mean KL of each window.
     pub(crate) window_kl: Vec<f64>,
+    /// Mean loss of each window.
+    window_loss: Vec<f64>,
 }
 
 /// Runs all models, which must have been loaded with the same `progress`. One of them must be called "apart".
@@ -202,9 +204,14 @@ pub fn compare(
 fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task: &Task) {
     let before = models[base].loss;
     let gain = before - models[apart].loss;
+    let gains: Vec<f64> =
+        sums[base].window_loss.iter().zip(&sums[apart].window_loss).map(|(before, after)| before - after).collect();
+    // One window alone does not tell how sure its gain is.
+    let gain_se = standard_error(&gains).unwrap_or(0.0);
+    let is_gain = gain > (2.0 * gain_se).max(1e-9);
     for (number, (model, own)) in models.iter_mut().zip(sums).enumerate() {
-        // Of an adapter that raises the loss nothing is gained that could be kept.
-        model.gain_kept = (gain > 1e-9).then(|| (before - model.loss) / gain);
+        // Of an adapter that raises the loss nothing is gained that could be kept, and of a gain that may be none any share may be.
+        model.gain_kept = is_gain.then(|| (before - model.loss) / gain);
         let tokens = own.window_kl.len() * task.scored();
         let behaviour =
             Behaviour::new(&own.window_kl, &sums[base].window_kl, model.top1, tokens, format!("of {}", task.text));
@@ -221,6 +228,11 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
                 )
             }
             None if gain < -1e-9 => verdict.text += "; the adapter does not lower the loss on this text",
+            None if gain > 1e-9 && !is_gain => {
+                verdict.text += &format!(
+                    "; the adapter hardly lowers the loss on this text (by {gain:.4} ± {gain_se:.4}), so no share of that is told"
+                )
+            }
             None => {}
         }
         model.verdict = Some(verdict);
@@ -247,7 +259,7 @@ pub(crate) fn score_all(
             candidates.iter().map(|candidate| candidate.model.hidden(batch, &mut Unwatched)).collect::<Result<_>>()?;
         let mut begin = 0;
         for window in batch {
-            let before: Vec<f64> = sums.iter().map(|sums| sums.kl).collect();
+            let before: Vec<(f64, f64)> = sums.iter().map(|sums| (sums.kl, sums.loss)).collect();
             // The last token predicts what is not there.
             for start in (from..window.len() - 1).step_by(columns) {
                 let end = (start + columns).min(window.len() - 1);
@@ -257,8 +269,10 @@ pub(crate) fn score_all(
                 score(candidates, &logits, &window[start + 1..end + 1], apart, &mut sums)?;
                 progress.advance(score_work(candidates, end - start));
             }
-            for (sums, before) in sums.iter_mut().zip(before) {
-                sums.window_kl.push((sums.kl - before) / (window.len() - 1 - from) as f64);
+            let scored = (window.len() - 1 - from) as f64;
+            for (sums, (kl, loss)) in sums.iter_mut().zip(before) {
+                sums.window_kl.push((sums.kl - kl) / scored);
+                sums.window_loss.push((sums.loss - loss) / scored);
             }
             begin += window.len();
         }
@@ -418,17 +432,22 @@ fn score_group(logits: &[Vec<f32>], count: usize, group: Range<usize>, next: &[u
         .collect()
 }
 
+/// Of the mean of windows' means; `None` of one window.
+fn standard_error(means: &[f64]) -> Option<f64> {
+    let windows = means.len() as f64;
+    let mean = means.iter().sum::<f64>() / windows;
+    let variance = means.iter().map(|own| (own - mean) * (own - mean)).sum::<f64>() / (windows - 1.0);
+    (windows > 1.0).then(|| (variance / windows).sqrt())
+}
+
 fn figures(name: &str, sums: &Sums, tokens: usize) -> Figures {
     let n = tokens as f64;
-    let windows = sums.window_kl.len() as f64;
-    let mean = sums.kl / n;
-    let variance = sums.window_kl.iter().map(|kl| (kl - mean) * (kl - mean)).sum::<f64>() / (windows - 1.0);
     Figures {
         name: name.to_owned(),
         loss: sums.loss / n,
         perplexity: libm::exp(sums.loss / n),
-        kl: mean,
-        kl_se: (windows > 1.0).then(|| (variance / windows).sqrt()),
+        kl: sums.kl / n,
+        kl_se: standard_error(&sums.window_kl),
         top1: sums.same as f64 / n,
         kl_share: None,
         gain_kept: None,

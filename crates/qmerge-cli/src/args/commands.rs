@@ -356,6 +356,9 @@ pub(crate) struct VerifyArgs {
     pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) workers: Workers,
+    /// Print nothing but errors.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -404,6 +407,9 @@ pub(crate) struct CompareArgs {
     /// Also write the answer to this file: .json, or .html for a page with charts.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Print nothing but errors.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -296,6 +296,12 @@ impl CalibrationAmount {
             (None, None) => Amount::Usual,
         }
     }
+
+    /// The option that was given.
+    pub(crate) fn option(&self) -> Option<&'static str> {
+        let tokens = self.calibration_tokens.map(|_| "--calibration-tokens");
+        tokens.or(self.calibration_time.map(|_| "--calibration-time"))
+    }
 }
 
 /// Text that a model writes.

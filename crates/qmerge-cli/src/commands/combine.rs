@@ -14,7 +14,7 @@ use crate::args::{CombineArgs, majority};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
-    answered(args.json, |bar| find(args, bar), show::combination)?;
+    answered((args.json, false), |bar| find(args, bar), show::combination)?;
     Ok(Outcome::Done)
 }
 

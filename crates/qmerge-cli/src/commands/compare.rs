@@ -29,14 +29,16 @@ const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     answered(
-        args.json,
+        (args.json, args.quiet),
         |bar| find(args, bar),
         |found| {
             show::comparison(found);
             next(args, found);
         },
     )?;
-    show::written(args.report.as_deref());
+    if !args.quiet {
+        show::written(args.report.as_deref());
+    }
     Ok(Outcome::Done)
 }
 

@@ -12,7 +12,7 @@ use crate::args::ConvertAdapterArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ConvertAdapterArgs) -> Result<Outcome> {
-    answered(args.json, |bar| find(args, bar), show::conversion)?;
+    answered((args.json, false), |bar| find(args, bar), show::conversion)?;
     Ok(Outcome::Done)
 }
 

@@ -13,7 +13,7 @@ use crate::args::ExtractArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ExtractArgs) -> Result<Outcome> {
-    answered(args.json, |bar| find(args, bar), show::extraction)?;
+    answered((args.json, false), |bar| find(args, bar), show::extraction)?;
     Ok(Outcome::Done)
 }
 

@@ -37,19 +37,19 @@ use crate::args::{Meaning, Quantization, Running, Scaling, Sources, Tuned, adapt
 use crate::progress::Bar;
 use crate::show;
 
-/// Has an answer found behind a progress bar, and prints it: as JSON, or by `show`.
+/// Has an answer found behind a progress bar, and prints it: as JSON, by `show`, or where it is to be quiet not at all.
 fn answered<T: Serialize>(
-    json: bool,
+    (json, quiet): (bool, bool),
     find: impl FnOnce(&Bar) -> Result<T>,
     show: impl FnOnce(&T),
 ) -> anyhow::Result<T> {
-    let bar = Bar::new(false);
+    let bar = Bar::new(quiet);
     let found = find(&bar);
     bar.clear();
     let found = found?;
     if json {
         show::json(&found)?;
-    } else {
+    } else if !quiet {
         show(&found);
     }
     Ok(found)

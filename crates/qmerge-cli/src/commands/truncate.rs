@@ -16,7 +16,7 @@ use crate::args::{Scaling, TruncateArgs};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
-    answered(args.json, |bar| find(args, bar), show::truncation)?;
+    answered((args.json, false), |bar| find(args, bar), show::truncation)?;
     Ok(Outcome::Done)
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
             Answer::No => made.merge(Path::new("merged"), None),
         }
     };
-    let found = answered(args.json, |bar| find(args, bar), show)?;
+    let found = answered((args.json, args.quiet), |bar| find(args, bar), show)?;
     Ok(outcome(&found))
 }
 

@@ -64,6 +64,8 @@ pub(crate) fn quiet(command: &Command) -> bool {
         Command::Convert(args) => args.running.quiet,
         Command::Unmerge(args) => args.running.quiet,
         Command::Generate(args) => args.quiet,
+        Command::Verify(args) => args.quiet,
+        Command::Compare(args) => args.quiet,
         _ => false,
     }
 }

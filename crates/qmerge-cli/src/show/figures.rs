@@ -28,7 +28,13 @@ pub(crate) fn bytes(n: u64) -> String {
 }
 
 pub(super) fn seconds(s: f64) -> String {
-    if s < 0.1 { format!("{:.0} ms", 1e3 * s) } else { format!("{s:.2} s") }
+    let whole = s.round() as u64;
+    match s {
+        ..0.1 => format!("{:.0} ms", 1e3 * s),
+        ..100.0 => format!("{s:.2} s"),
+        _ if whole < 3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
 }
 
 /// With so many digits behind the point; nothing where it is not a number, and no sign before zero.
@@ -92,6 +98,12 @@ mod tests {
             (figure(Some(-1e-9)), share(-1e-9), ratio(-1e-9, 1.0)),
             ("0.000".into(), "0.0 %".into(), "0.00 %".into())
         );
+    }
+
+    #[test]
+    fn long_times_are_minutes() {
+        let times = [0.0123, 2.046, 99.9, 121.4, 3599.6, 8040.0].map(seconds);
+        assert_eq!(times, ["12 ms", "2.05 s", "99.90 s", "2 min 1 s", "1 h 0 min", "2 h 14 min"]);
     }
 
     #[test]

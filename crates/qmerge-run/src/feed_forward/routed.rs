@@ -85,10 +85,12 @@ fn experts<'a>(
         return Ok((0..count).map(one).collect());
     }
     let one = |number: usize| {
-        let [gate, up, down] = layout.each.map(|name| format!("{layer}.{module}.{number}.{name}"));
-        let linear = |path: &str, outputs, inputs| Linear::new(tensors, path, outputs, inputs);
-        let inputs = vec![linear(&gate, width, hidden)?, linear(&up, width, hidden)?];
-        Ok(dense(inputs, linear(&down, hidden, width)?, false))
+        let linear = |name: &str, outputs, inputs| {
+            Linear::new(tensors, &format!("{layer}.{module}.{number}.{name}"), outputs, inputs)
+        };
+        let (first, last) = layout.projections();
+        let inputs = first.iter().map(|name| linear(name, width, hidden)).collect::<Result<_>>()?;
+        Ok(dense(inputs, linear(last, hidden, width)?, false))
     };
     (0..count).map(one).collect()
 }

@@ -33,6 +33,8 @@ pub struct Names<'a> {
     /// What the family puts before its own path in a model with a head ("bert").
     prefix: String,
     maps: Vec<(Regex, String)>,
+    /// The numbers of those that a name was translated by.
+    used: RefCell<HashSet<usize>>,
     renamed: RefCell<Renamed>,
     bare: OnceCell<HashMap<&'a str, Vec<usize>>>,
 }
@@ -80,6 +82,7 @@ impl<'a> Names<'a> {
             by_name,
             prefix: arch::base_prefix(model_type),
             maps,
+            used: RefCell::default(),
             renamed: RefCell::default(),
             bare: OnceCell::new(),
         })
@@ -116,9 +119,18 @@ impl<'a> Names<'a> {
         self.renamed.borrow().all.clone()
     }
 
+    /// The numbers of the user's rules that translated no name so far.
+    pub(crate) fn idle_maps(&self) -> Vec<usize> {
+        let used = self.used.borrow();
+        (0..self.maps.len()).filter(|number| !used.contains(number)).collect()
+    }
+
     /// What the first rule of the user's that holds makes of a name.
     fn mapped(&self, name: &str) -> Option<String> {
-        let (regex, replacement) = self.maps.iter().find(|(regex, _)| regex.is_match(name).unwrap_or(false))?;
+        let is_meant = |(regex, _): &(Regex, String)| regex.is_match(name).unwrap_or(false);
+        let number = self.maps.iter().position(is_meant)?;
+        let (regex, replacement) = self.maps.get(number)?;
+        self.used.borrow_mut().insert(number);
         Some(regex.replace(name, replacement.as_str()).into_owned())
     }
 

@@ -181,9 +181,12 @@ impl<'a> Site<'a> {
 
     /// The parameter is stacked in the adapter's model, but on disk each expert has its own matrices.
     fn each(names: &Names<'a>, name: String, family: &Experts, prefix: &str, which: usize) -> Result<Option<Self>> {
-        let [gate, up, down] = family.each;
-        let (first, others): (&str, &[&str]) = if which == 0 { (gate, &[up]) } else { (down, &[]) };
-        Self::by_expert(names, name, family, prefix, (first, others))
+        let (first, last) = family.projections();
+        match (which, first) {
+            (0, [first, others @ ..]) => Self::by_expert(names, name, family, prefix, (first, others)),
+            (0, []) => Ok(None),
+            _ => Self::by_expert(names, name, family, prefix, (last, &[])),
+        }
     }
 
     /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
@@ -202,7 +205,9 @@ impl<'a> Site<'a> {
             ))
             .with_hint("merge it into a checkpoint that has a tensor per expert, or let the program that trained it write a PEFT adapter"));
         }
-        let projection = family.each.get(which).copied().unwrap_or(leaf);
+        // An expert without a gate has no first projection.
+        let own = which.checked_sub(leaves.len() - family.each.len().min(leaves.len()));
+        let Some(projection) = own.and_then(|own| family.each.get(own)) else { return Ok(None) };
         Self::by_expert(names, module.to_owned(), &family, prefix, (projection, &[]))
     }
 
@@ -214,14 +219,14 @@ impl<'a> Site<'a> {
         (first, others): (&str, &[&str]),
     ) -> Result<Option<Self>> {
         let weight = |expert: usize, projection: &str| {
-            let named = |module| names.exact(&format!("{prefix}{module}.{expert}.{projection}.weight"));
-            family.modules.iter().find_map(named)
+            let named = |module| names.find(&format!("{prefix}{module}.{expert}.{projection}.weight")).transpose();
+            family.modules.iter().find_map(named).transpose()
         };
         let mut weights = Vec::new();
-        while let Some(claim) = weight(weights.len(), first) {
+        while let Some(claim) = weight(weights.len(), first)? {
             let mut own = vec![claim];
             for projection in others {
-                own.push(weight(weights.len(), projection).ok_or_else(|| {
+                own.push(weight(weights.len(), projection)?.ok_or_else(|| {
                     mismatch(format!("expert {} of `{name}` has no `{projection}` in the base", weights.len()))
                 })?);
             }
@@ -238,15 +243,16 @@ impl<'a> Site<'a> {
     fn in_stack(names: &Names<'a>, module: &str, (stack, expert, leaf): (&str, usize, &str)) -> Result<Option<Self>> {
         let Some(family) = names.arch.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
-        let spellings = [family.each, ["gate_proj", "up_proj", "down_proj"], ["w1", "w3", "w2"]];
-        let Some(projection) = spellings.iter().find_map(|each| each.iter().position(|name| *name == leaf)) else {
+        let spellings = [family.each, &["gate_proj", "up_proj", "down_proj"], &["w1", "w3", "w2"]];
+        let from_last = |each: &&[&str]| Some(each.len() - 1 - each.iter().position(|name| *name == leaf)?);
+        let Some(from_last) = spellings.iter().find_map(from_last).filter(|number| *number < family.each.len()) else {
             return Ok(None);
         };
-        let Some(claim) = stacked(names, &family, prefix, projection / 2)? else { return Ok(None) };
+        let Some(claim) = stacked(names, &family, prefix, usize::from(from_last == 0))? else { return Ok(None) };
         let family = Experts { in_out: family.in_out && claim.weight.is_plain(), ..family };
         let &[_, rows, cols] = claim.weight.shape() else { return Ok(None) };
         let (width, inputs) = if family.in_out { (cols, rows) } else { (rows, cols) };
-        let half = (projection < 2).then_some(projection);
+        let half = (from_last > 0 && family.has_gate()).then(|| 2 - from_last);
         let shape = (if half.is_some() { width / 2 } else { width }, inputs);
         let kind = Kind::InStack { expert, half, family };
         Ok(Some(Self { claim, name: module.to_owned(), shape, bias: None, attention_output: false, kind }))
@@ -371,7 +377,7 @@ const UNKNOWN: usize = 2;
 pub(crate) fn declared(parameter: &str) -> (usize, bool, &str) {
     let own = parameter.strip_suffix("_bias");
     let place = match own.unwrap_or(parameter) {
-        arch::GATE_UP => 0,
+        arch::GATE_UP | arch::UP => 0,
         arch::DOWN => 1,
         _ => UNKNOWN,
     };

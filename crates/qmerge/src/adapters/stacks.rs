@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::Names;
 use super::place::part_of;
 use super::site::{Kind, Site, one_expert, prefix};
-use crate::arch::{self, Experts};
+use crate::arch::Experts;
 use crate::edit::{Spot, Stride};
 use crate::error::Result;
 use crate::formats::Claim;
@@ -61,7 +61,7 @@ impl<'a> Stack<'a> {
         }
         let mut found = Vec::new();
         for module in modules {
-            for parameter in [arch::GATE_UP, arch::DOWN] {
+            for parameter in family.parameters() {
                 found.extend(Self::find(names, &module, parameter)?);
             }
         }
@@ -127,7 +127,7 @@ impl<'a> Piece<'a> {
 /// The path of the module in memory.
 fn in_memory(names: &Names<'_>, family: &Experts, before: &str, module: &str) -> String {
     match family.modules.first().filter(|_| names.is_known()) {
-        Some(current) => format!("{before}{current}"),
+        Some(current) => names.in_memory(&format!("{before}{current}")),
         None => module.to_owned(),
     }
 }
@@ -141,6 +141,6 @@ pub(crate) fn router(names: &Names<'_>, module: &str) -> Option<String> {
             let before = module.strip_suffix(leaf)?.strip_suffix('.')?.strip_suffix(block)?;
             (before.is_empty() || before.ends_with('.')).then_some(before)
         })?;
-        Some(format!("{before}{current}.{}", family.router))
+        Some(names.in_memory(&format!("{before}{current}.{}", family.router)))
     })
 }

@@ -80,9 +80,9 @@ impl Arch {
 pub struct Experts {
     /// Name of the module that holds the experts, as a path suffix ("mlp.experts"), first the current one.
     pub modules: &'static [&'static str],
-    /// Per-expert projections: gate, up, down ("gate_proj" …, or "w1", "w3", "w2").
-    pub each: [&'static str; 3],
-    /// Stacked parameters: gate and up together, down.
+    /// Per-expert projections: gate, where there is one, up, down ("gate_proj" …, or "w1", "w3", "w2").
+    pub each: &'static [&'static str],
+    /// Stacked parameters: gate and up together, or up alone, and down.
     pub stacked: [&'static str; 2],
     /// Last component of the module that routes, in memory, beside the experts.
     pub router: &'static str,
@@ -99,8 +99,27 @@ pub struct Experts {
     pub split_when_quantized: bool,
 }
 
+impl Experts {
+    /// False where an expert is two matrices with an activation between.
+    pub(crate) fn has_gate(&self) -> bool {
+        self.each.len() > 2
+    }
+
+    /// The projections of an expert that come first, side by side, and the last.
+    pub fn projections(&self) -> (&'static [&'static str], &'static str) {
+        self.each.split_last().map_or((&[], ""), |(last, first)| (first, *last))
+    }
+
+    /// The stacked parameters as transformers names them in memory.
+    pub(crate) fn parameters(&self) -> [&'static str; 2] {
+        [if self.has_gate() { GATE_UP } else { UP }, DOWN]
+    }
+}
+
 /// The stacked parameter that holds gate and up, as transformers names it in memory.
 pub(crate) const GATE_UP: &str = "gate_up_proj";
+/// The one that holds up, where there is no gate.
+pub(crate) const UP: &str = "up_proj";
 /// The stacked parameter that holds down.
 pub(crate) const DOWN: &str = "down_proj";
 

@@ -12,8 +12,13 @@ use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::linalg::Factors;
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, HubId};
 use crate::write::{Data, NewTensor, overflow};
+
+/// What PEFT finds a base by: its hub id, else the path that the user named.
+fn name_of(base: &Checkpoint) -> String {
+    HubId::of_snapshot(&base.path).map_or_else(|| base.path.display().to_string(), |id| id.to_string())
+}
 
 /// An adapter under construction.
 #[derive(Default)]
@@ -166,7 +171,7 @@ impl<'a> NewAdapter<'a> {
             "peft_type": "LORA",
             "task_type": task_type,
             "auto_mapping": trained_class.map(|class| json!({ "base_model_class": class, "parent_library": "transformers" })),
-            "base_model_name_or_path": null,
+            "base_model_name_or_path": name_of(base),
             "r": self.rank,
             "lora_alpha": self.rank,
             "rank_pattern": patterns,

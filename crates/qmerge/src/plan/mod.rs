@@ -254,6 +254,10 @@ impl Plan {
         }
         refuse_parts_of_rescaled(inputs, &changes)?;
         warnings.extend(rename_warning(&names.renamed(), &changes));
+        let idle = names.idle_maps();
+        warnings.extend(idle.iter().filter_map(|&number| options.maps.get(number)).map(|map| {
+            format!("`--map '{map}'` translates no name of the adapter: its names are like `model.layers.0.mlp.up_proj.weight`, or a rule before it takes them")
+        }));
         warnings.extend(repeats(&inputs.adapters));
         let own = base_names::of_base(&inputs.base);
         warnings.extend(inputs.adapters.iter().filter_map(|adapter| base_names::warning(adapter, &own)));

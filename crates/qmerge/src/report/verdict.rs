@@ -202,6 +202,7 @@ impl Behaviour {
             let about = if rough { "about " } else { "" };
             let share = match kl_share_se {
                 Some(se) if se >= 0.0005 => format!("{:.1} ± {:.1} %", 100.0 * (1.0 - lost), 100.0 * se),
+                Some(se) if se >= 0.00005 => format!("{:.2} ± {:.2} %", 100.0 * (1.0 - lost), 100.0 * se),
                 _ => percent(1.0 - lost),
             };
             format!("{about}{share} of it is left in what the model predicts")

@@ -221,6 +221,19 @@ def qwen2_moe(dtype=BF):
     return m
 
 
+def nemotron_h():
+    """Experts of two matrices each, in a layer that its file calls otherwise than the model in memory; a layer of attention."""
+    c = transformers.NemotronHConfig(hidden_size=32, vocab_size=48, layers_block_type=["moe", "attention"], num_attention_heads=2, num_key_value_heads=1,
+                                     head_dim=16, intermediate_size=24, moe_intermediate_size=16, moe_shared_expert_intermediate_size=16,
+                                     n_routed_experts=3, num_experts_per_tok=2, mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8,
+                                     max_position_embeddings=64)
+    m = transformers.NemotronHForCausalLM(c).to(BF)
+    # As it is loaded.
+    m.model.layers[0].mixer.gate.float()
+    randomize(m, 13)
+    return m
+
+
 def qwen3_moe():
     """Layer 1 is dense: its down_proj is an ordinary layer."""
     c = transformers.Qwen3MoeConfig(hidden_size=32, num_hidden_layers=2, vocab_size=48, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
@@ -389,6 +402,7 @@ case("mha-output-f32", custom(Attention, FF), lora(target_modules=["attn.out_pro
 case("mica-bf16", llama(), lora(target_modules=["q_proj"], init="mica"))
 case("mixtral-parameters", mixtral, lora(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 case("mixtral-down-only", mixtral, lora(target_modules=[], target_parameters=["mlp.experts.down_proj"]))
+case("nemotron-h-parameters", nemotron_h, lora(target_modules=["q_proj"], target_parameters=["mixer.experts.up_proj", "mixer.experts.down_proj"]))
 case("qwen2-moe-parameters", qwen2_moe, lora(target_modules=["q_proj", "shared_expert.up_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 # PEFT turns the names of an expert's matrices into those of the stacked parameters, without a path; and it passes over a name that no module has.
 case("qwen3-moe-bare-names", qwen3_moe, lora(target_modules=LINEAR))

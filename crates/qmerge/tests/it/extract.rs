@@ -271,6 +271,7 @@ const EXPERTS: &[&str] = &[
     "mixtral-down-only",
     "mixtral-per-expert-f32",
     "qwen2-moe-parameters",
+    "nemotron-h-parameters",
     "qwen3-moe-bare-names",
     "gpt-oss-parameters",
     "granitemoe-parameters",

@@ -51,7 +51,7 @@ const RENAMES: &[(&str, &str)] = &[
 /// Per-expert matrices under `mlp.experts.N`, as most families store them.
 pub(super) const EXPERTS: Experts = Experts {
     modules: &["mlp.experts", "feed_forward.experts", "block_sparse_moe.experts", "experts"],
-    each: ["gate_proj", "up_proj", "down_proj"],
+    each: &["gate_proj", "up_proj", "down_proj"],
     stacked: ["gate_up_proj", "down_proj"],
     router: "gate",
     in_out: false,

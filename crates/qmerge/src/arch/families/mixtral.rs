@@ -7,7 +7,7 @@ pub(super) const ARCH: Arch =
     Arch { model_types: &["mixtral"], experts: Some(EXPERTS), spec: Some(spec), ..generic::ARCH };
 
 pub(super) const EXPERTS: Experts =
-    Experts { modules: &["mlp.experts", "block_sparse_moe.experts"], each: ["w1", "w3", "w2"], ..generic::EXPERTS };
+    Experts { modules: &["mlp.experts", "block_sparse_moe.experts"], each: &["w1", "w3", "w2"], ..generic::EXPERTS };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let mistral = mistral::read(fields)?;

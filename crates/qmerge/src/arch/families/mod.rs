@@ -35,6 +35,7 @@ mod ministral3;
 mod mistral;
 mod mixtral;
 mod nemotron;
+mod nemotron_h;
 mod olmo;
 mod olmo2;
 mod olmo3;
@@ -101,6 +102,7 @@ pub static ARCHS: &[Arch] = &[
     mistral::ARCH,
     mixtral::ARCH,
     nemotron::ARCH,
+    nemotron_h::ARCH,
     olmo2::ARCH,
     olmo3::ARCH,
     olmo::ARCH,

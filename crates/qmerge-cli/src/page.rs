@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::write::make_parent;
 use serde_json::{Value, json};
 
 const TEMPLATE: &str = include_str!("../page/template.html");
@@ -95,14 +96,19 @@ pub(crate) fn render(reports: &[Value], comparison: Option<&Value>) -> String {
 
 /// Writes a page.
 pub(crate) fn write(path: &Path, reports: &[Value], comparison: Option<&Value>) -> Result<()> {
-    std::fs::write(path, render(reports, comparison)).map_err(|error| Error::io("write", path, error))
+    publish(path, render(reports, comparison))
+}
+
+fn publish(path: &Path, text: String) -> Result<()> {
+    make_parent(path)?;
+    std::fs::write(path, text).map_err(|error| Error::io("write", path, error))
 }
 
 /// Writes a document.
 pub(crate) fn write_json(path: &Path, document: &Value) -> Result<()> {
     let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
     text.push('\n');
-    std::fs::write(path, text).map_err(|error| Error::io("write", path, error))
+    publish(path, text)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::adapters::Adapter;
+use crate::arch;
 use crate::error::Result;
 use crate::formats;
 use crate::open::local::LocalFolder;
@@ -53,6 +54,8 @@ pub struct ModelInspection {
     pub opaque: Vec<String>,
     /// How the weights are stored, where that is not understood: every other command refuses the model then.
     pub unsupported: Option<formats::Unsupported>,
+    /// Why the model cannot be run, to calibrate and measure merges of it; `None` where it can.
+    pub not_run: Option<String>,
     /// True if a report beside the weights says that an adapter was merged into them.
     pub merged_by_qmerge: bool,
     /// True if a report beside the weights says that they were converted, without an adapter.
@@ -205,6 +208,13 @@ fn calibration(store: &Arc<dyn Store>, file: &str) -> Result<Option<CalibrationI
     }))
 }
 
+fn not_run(checkpoint: &Checkpoint) -> Option<String> {
+    match &checkpoint.config {
+        None => Some("there is no config.json".into()),
+        Some(config) => arch::spec_of(config).err().map(|error| error.message().to_owned()),
+    }
+}
+
 fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
     let (merged_by_qmerge, converted_by_qmerge) = made_by(checkpoint)?;
     let mut found = ModelInspection {
@@ -220,6 +230,7 @@ fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
         groups: Vec::new(),
         opaque: Vec::new(),
         unsupported: None,
+        not_run: not_run(checkpoint),
         merged_by_qmerge,
         converted_by_qmerge,
     };

@@ -107,7 +107,7 @@ def merge(
         tuned_method: how their differences are joined: "linear" (the default: their weighted sum), "magnitude_prune", "ties", "dare_linear" or "dare_ties".
         density, majority_sign, tuned_seed: share of its values that each keeps, what elects a sign ("total" or "frequency"), and the seed of what is drawn, for the methods that take them.
         to: format of the output: "same" (the default), "f32", "f16", "bf16", "nf4", "fp4", "int8", "fp8", "ct-int4", "ct-int8", "ct-nvfp4", "ct-mxfp4", "gptq", "mlx", "hqq", or a file type of llama.cpp such as "q4_k_m".
-        rounding: how codes are chosen: "auto" (the default: what keeps most at the same size), "nearest" (PEFT's bytes), or another method's name.
+        rounding: how codes are chosen: "auto" (the default: by what comes out of the layers where that is known), "nearest" (PEFT's bytes), or another method's name.
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.

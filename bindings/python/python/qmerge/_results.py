@@ -471,6 +471,8 @@ class ModelInspection(Record):
     groups: list[dict[str, Any]]
     opaque: list[str]
     unsupported: Optional[dict[str, Any]]
+    not_run: Optional[str]
+    """Why merges of it cannot be measured; None where the model can be run."""
     merged_by_qmerge: bool
     converted_by_qmerge: bool
 

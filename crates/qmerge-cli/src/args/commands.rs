@@ -140,7 +140,7 @@ pub(crate) struct TruncateArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) calibrate: Option<PathBuf>,
     /// What `qmerge calibrate` stored for this base: the model is not run.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibrate", "calibration_tokens", "calibration_time"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["calibrate", "calibration_tokens", "calibration_time"])]
     pub(crate) calibration: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) amount: CalibrationAmount,
@@ -201,7 +201,7 @@ pub(crate) struct CombineArgs {
     #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE", requires = "calibration")]
     pub(crate) base: Option<PathBuf>,
     /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs, for the methods that take a rank.
-    #[arg(long, value_name = "FILE", requires = "base")]
+    #[arg(long, value_name = "PATH", requires = "base")]
     pub(crate) calibration: Option<PathBuf>,
     /// Element type of the new factors.
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
@@ -234,7 +234,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) energy: Option<f64>,
     /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) calibration: Option<PathBuf>,
     /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
     #[arg(long)]
@@ -453,8 +453,8 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// Reports of merges, and what `compare --json` printed or `compare --report` wrote; or one of them.
-    #[arg(value_name = "FILE.json", required = true)]
+    /// Reports of merges, or the folders that they are in, and what `compare --json` printed or `compare --report` wrote; or one of them.
+    #[arg(value_name = "FILE.json|FOLDER", required = true)]
     pub(crate) documents: Vec<PathBuf>,
     /// The page.
     #[arg(long, short, value_name = "FILE.html")]

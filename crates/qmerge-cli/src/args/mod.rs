@@ -92,7 +92,7 @@ pub(crate) enum Command {
                             Exit status: 0 applied and kept, 1 not (or lost to rounding), 2 wrong use or unfit input, \
                             3 reading failed, 4 too little evidence.")]
     Verify(Box<VerifyArgs>),
-    /// Compare base, adapter kept apart and merges on a text: loss, KL divergence, agreement, speed, continuations.
+    /// Compare base, adapter kept apart and merges on a text: loss, KL divergence, top-1, speed, continuations.
     #[command(
         after_help = "Examples:\n  qmerge compare --base base-nf4 --adapter my-lora --merged merged --text eval.txt\n  \
                             qmerge compare --base base-nf4 --adapter my-lora --merged a --merged b --text eval.txt --windows 8 --json\n  \

@@ -99,7 +99,7 @@ pub(super) fn parts(text: &str) -> Result<usize, String> {
 
 /// The names that `--rounding` takes.
 pub(super) fn roundings() -> PossibleValuesParser {
-    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits, by what the adapter reads where the model cannot be run; `feedback` at 16 bits, `nearest` at 32");
+    let auto = PossibleValue::new("auto").help("`adapter` where the output is coarser than 16 bits and the model can be run; else by what the adapter reads in the base's own format, and `nearest` in another; `feedback` at 16 bits, `nearest` at 32");
     let methods = ROUNDINGS.iter().map(|method| PossibleValue::new(method.id()).help(method.about()));
     PossibleValuesParser::new(std::iter::once(auto).chain(methods))
 }

@@ -66,6 +66,12 @@ fn model(model: &ModelInspection) {
         };
         say(&format!("{DIM}{} {are}, first {first}{DIM:#}", counted(model.opaque.len(), "tensor")));
     }
+    match &model.not_run {
+        None => say("it can be run: merges of it are calibrated and measured"),
+        Some(reason) => say(&format!(
+            "it cannot be run ({reason}): merges of it are calibrated through qmerge.torch alone, and not measured"
+        )),
+    }
     if model.merged_by_qmerge {
         say(&format!("an adapter was merged into it or taken out of it: see {}", report(model)));
     }

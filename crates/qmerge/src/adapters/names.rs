@@ -300,6 +300,16 @@ impl<'a> Names<'a> {
         arch::tied_by_default(self.checkpoint.config.as_ref()?.model_type())
     }
 
+    /// The place of a module among those whose weights are one tensor where the model's embeddings are tied, the input embedding first.
+    pub(crate) fn member(&self, module: &str) -> Option<usize> {
+        self.tie?.members.iter().position(|member| self.same_path(member, module))
+    }
+
+    /// The same of one that is tied and not stored.
+    pub(crate) fn tied_member(&self, module: &str) -> Option<usize> {
+        self.tied_to(module).and_then(|_| self.member(module))
+    }
+
     /// For a module that is tied and not stored: the name that its weight has, and the weight that it is.
     pub fn tied_to(&self, module: &str) -> Option<(String, &'a Claim)> {
         let tie = self.tie.filter(|_| self.flag() != Some(false))?;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::dialects::{Place, Stated};
-use super::keys::Role;
+use super::keys::{Key, Role};
 use super::site::Site;
 use super::{
     Adapter, Changes, Layers, Module, Names, PeftMethod, ReadOptions, Shared, Tensors, added, moved, parameters, tokens,
 };
 use crate::error::{Result, counted};
+use crate::open::{Entry, same_bytes};
 
 /// Plans an adapter's changes of a base. What matches no weight is left to the accounting.
 pub(super) fn read(
@@ -66,8 +67,8 @@ pub(super) fn read(
             Role::Shared(marker) => {
                 shared.insert(marker.clone(), Arc::new(Shared::new(&name, entry.elements())));
             }
-            Role::Tokens | Role::TokensOf if is_tied_head(names, &key.module)? => {
-                changes.ignored.push((name, "a copy of the embedding's for the head, which is the embedding"));
+            Role::Tokens | Role::TokensOf if is_copy(adapter, names, &key, entry)? => {
+                changes.ignored.push((name, "a copy of the embedding's, which this module's weight is"));
             }
             Role::Tokens => {
                 let indices = adapter.config.json.get(method.token_indices());
@@ -146,8 +147,18 @@ pub(super) fn read(
     Ok(changes)
 }
 
-/// True for an output embedding that is the input embedding and is not stored.
-fn is_tied_head(names: &Names<'_>, module: &str) -> Result<bool> {
-    let is_stored = names.find(&format!("{module}.weight"))?.is_some();
-    Ok(!is_stored && names.tied_to(module).is_some())
+/// True for what an adapter says once more of an embedding, under the name of another module that is the same tensor in the model and is not stored: rows of tokens are
+/// trained for all of them together where they are equal.
+fn is_copy(adapter: &Adapter, names: &Names<'_>, key: &Key, entry: &Entry) -> Result<bool> {
+    let Some(number) = names.tied_member(&key.module) else { return Ok(false) };
+    for other in &adapter.tensors.entries {
+        let own = adapter.key(&other.name);
+        if own.role == key.role
+            && names.member(&own.module).is_some_and(|other| other < number)
+            && same_bytes((&adapter.tensors, other), (&adapter.tensors, entry))?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

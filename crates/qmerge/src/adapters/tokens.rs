@@ -71,9 +71,14 @@ pub(super) fn plan(
             mismatch(format!("{rows} rows, but the configuration lists {} tokens", indices.len())).in_tensor(tensor)
         );
     }
-    let target = names
-        .find(&format!("{module}.weight"))?
-        .ok_or_else(|| mismatch(format!("the base has no `{module}.weight`")).in_tensor(tensor))?;
+    let found = names.find(&format!("{module}.weight"))?;
+    // Of an embedding that is tied and not stored: the tensor that it is, under the name that it would have.
+    let tied = if found.is_none() { names.tied_to(module) } else { None };
+    let (name, target) = match (found, tied) {
+        (Some(target), _) => (target.weight.name().to_owned(), target),
+        (None, Some(tied)) => tied,
+        (None, None) => return Err(mismatch(format!("the base has no `{module}.weight`")).in_tensor(tensor)),
+    };
     let geometry = target.weight.geometry();
     if geometry.cols != cols {
         return Err(mismatch(format!("rows of {cols}, but `{}` has rows of {}", target.weight.name(), geometry.cols))
@@ -89,7 +94,7 @@ pub(super) fn plan(
     }
     let change = Arc::new(TokensPlan { tensor: tensor.to_owned(), indices, cols });
     Ok(PlannedEdit {
-        target: target.weight.name().to_owned(),
+        target: name,
         // Rows may be added to the embedding, so it fits any number.
         plan: Placed { shape: None, ..Placed::on_matrix(change, tokens, cols, false) },
         tensors: vec![tensor.to_owned()],

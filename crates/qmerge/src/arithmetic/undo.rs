@@ -1,6 +1,6 @@
 //! Taking an adapter out of a merge again.
 
-use crate::adapters::{Names, ReadOptions};
+use crate::adapters::{Names, PlannedEdit, ReadOptions};
 use crate::error::{Result, unsupported};
 use crate::plan::Inputs;
 
@@ -26,11 +26,20 @@ pub fn undo(inputs: &mut Inputs, maps: &[String], options: &ReadOptions) -> Resu
             .in_file(adapter.file())
             .in_tensor(&added.tensor));
         }
-        let Some(map) = changes.edits.iter().find(|edit| !edit.plan.is_additive()) else { continue };
+        let is_made_of_base = |edit: &PlannedEdit| {
+            let change = &edit.plan.change;
+            !edit.plan.is_additive() || change.is_of_base() || change.beside().is_some()
+        };
+        let Some(map) = changes.edits.iter().find(|edit| is_made_of_base(edit)) else { continue };
         let what = if map.plan.is_tokens() {
             "trained tokens replaced rows, and what stood there before is in neither of the two".to_owned()
         } else if adapter.config.is_set("use_dora") {
             "a DoRA divided by norms of the original base, which are not in the merge any more".to_owned()
+        } else if map.plan.is_additive() {
+            format!(
+                "what a {} adapter adds is made of the original base's values, which are not in the merge any more",
+                adapter.config.peft_type
+            )
         } else {
             format!("a {} adapter maps weights to others, and this version undoes sums alone", adapter.config.peft_type)
         };

@@ -194,7 +194,7 @@ impl<'a> Chooser<'a> {
                 let reason = match unknown {
                     _ if self.calibrated => match self.data {
                         Data::Guessed(_, reason) => reason.clone(),
-                        _ => "keeps most at the same size".to_owned(),
+                        _ => "goes by what comes out of the layers".to_owned(),
                     },
                     _ if most.id() == round::ORIGINAL.id() => "rounded once, from the base's original".to_owned(),
                     Some(reason) if coarse => reason.to_owned(),

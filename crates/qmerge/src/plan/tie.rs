@@ -5,11 +5,14 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+use std::collections::BTreeSet;
+
 use super::steps::{ConfigChange, Wanted};
 use super::{Inputs, Options};
 use crate::adapters::{Names, PlannedEdit};
 use crate::error::{Result, unsupported};
 use crate::formats::Claim;
+use crate::open;
 
 /// A weight that must be stored on its own now.
 pub(super) struct Parted {
@@ -63,8 +66,18 @@ pub(super) fn settle(
     if members.len() < 2 {
         return Ok(Vec::new());
     }
-    let group = Group { inputs, head: &head, members: &members };
+    let group = Group { inputs, first: tie.members.first().copied().unwrap_or_default(), members: &members };
     if !members.iter().any(|member| group.parts(wanted, member)) {
+        if group.is_seen_twice(wanted) {
+            if options.read.peft_bugs {
+                group.gather(names, wanted);
+                return Ok(Vec::new());
+            }
+            warnings.push(
+                "the adapter was trained on tied embeddings: its delta is added to the one tensor once, where PEFT's merge adds it twice (--peft-bugs)"
+                    .into(),
+            );
+        }
         group.share(names, wanted);
         let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
         let is_rounded = |member: &&String| {
@@ -85,6 +98,7 @@ pub(super) fn settle(
         .iter()
         .all(|member| wanted.replacements.get(member).is_none_or(|(_, replacement)| !replacement.trained));
     if options.read.peft_bugs && only_low_rank {
+        group.refuse_mapped_twice(wanted, &source)?;
         warnings.push(
             "the embeddings are tied and stay so, as PEFT leaves them: the delta of one end changes the other too"
                 .into(),
@@ -101,6 +115,7 @@ pub(super) fn settle(
         .in_tensor(&source)
         .with_hint("train it anew without the embeddings, or say --peft-bugs: then they stay tied, and all ends change"));
     }
+    group.refuse_lone(wanted, &source)?;
     group.spread(wanted);
     let skipped = |name: &String| *name == head && !names.has_head() && !wanted.touches(name);
     let mut parted: Vec<Parted> = members
@@ -133,7 +148,8 @@ pub(super) fn settle(
 /// Tensors that are one in the base.
 struct Group<'a> {
     inputs: &'a Inputs,
-    head: &'a str,
+    /// The module that is the model's input embedding.
+    first: &'a str,
     members: &'a [String],
 }
 
@@ -143,9 +159,11 @@ impl Group<'_> {
         self.inputs.adapters.get(number).is_some_and(|adapter| adapter.config.ensure_weight_tying)
     }
 
-    /// True for an edit of one end that means all of them: trained tokens of the input embedding, adapters that were trained tied.
+    /// True for an edit of one end that means all of them: trained tokens of the input embedding, sums that were trained tied. What multiplies, as a DoRA, has numbers
+    /// of its own at each end all the same.
     fn is_shared(&self, member: &str, (number, edit): &(usize, PlannedEdit)) -> bool {
-        self.shares(*number) || edit.plan.is_tokens() && member != self.head
+        let is_first = member.strip_suffix(".weight") == Some(self.first);
+        edit.plan.is_tokens() && is_first || self.shares(*number) && (edit.plan.is_additive() || edit.plan.is_tokens())
     }
 
     /// True if what is wanted of one member is meant for it alone.
@@ -156,6 +174,52 @@ impl Group<'_> {
                 .replacements
                 .get(member)
                 .is_some_and(|(number, replacement)| replacement.trained && !self.shares(*number))
+    }
+
+    /// The numbers of the adapters that edit a member by more than tokens.
+    fn editors<'w>(&self, wanted: &'w Wanted, member: &str) -> impl Iterator<Item = &'w (usize, PlannedEdit)> {
+        wanted.edits.get(member).into_iter().flatten().filter(|(_, edit)| !edit.plan.is_tokens())
+    }
+
+    /// True if an adapter that was trained tied has its delta at more than one member.
+    fn is_seen_twice(&self, wanted: &Wanted) -> bool {
+        let numbers =
+            |member: &String| self.editors(wanted, member).map(|(number, _)| *number).collect::<BTreeSet<_>>();
+        let all: Vec<usize> = self.members.iter().flat_map(numbers).collect();
+        all.iter().collect::<BTreeSet<_>>().len() < all.len()
+    }
+
+    /// Errors if more than one end is multiplied: which of PEFT's merges into the one tensor comes first decides what becomes of it.
+    fn refuse_mapped_twice(&self, wanted: &Wanted, source: &str) -> Result<()> {
+        let multiplied = |member: &&String| self.editors(wanted, member).any(|(_, edit)| !edit.plan.is_additive());
+        match self.members.iter().filter(multiplied).count() {
+            0 | 1 => Ok(()),
+            _ => Err(unsupported("the embeddings are one tensor, and the adapter multiplies both ends: what PEFT's merge makes of that is not written by this version")
+                .in_tensor(source)
+                .with_hint("leave out --peft-bugs: then each end is a tensor of its own")),
+        }
+    }
+
+    /// Errors if a DoRA that was trained tied has magnitudes for one end only: PEFT multiplies the other too, with numbers that the file lacks.
+    fn refuse_lone(&self, wanted: &Wanted, source: &str) -> Result<()> {
+        let multiplies = |number: usize, member: &String| {
+            self.editors(wanted, member).any(|(own, edit)| *own == number && !edit.plan.is_additive())
+        };
+        let tied = (0..self.inputs.adapters.len()).filter(|number| self.shares(*number));
+        for number in tied {
+            let ends = self.members.iter().filter(|member| multiplies(number, member)).count();
+            if let Some(adapter) = self.inputs.adapters.get(number)
+                && (1..self.members.len()).contains(&ends)
+            {
+                return Err(unsupported(
+                    "it is a DoRA that was trained on tied embeddings, and holds the magnitudes of one end only, while PEFT multiplies both",
+                )
+                .in_file(adapter.file())
+                .in_tensor(source)
+                .with_hint("let PEFT save it with both ends among its `target_modules`, or train it without `ensure_weight_tying`"));
+            }
+        }
+        Ok(())
     }
 
     /// All members stay one tensor: each stored copy takes the same edits. A second edit by the same adapter is the first seen from the other end.
@@ -265,21 +329,5 @@ fn refuse_unknown(inputs: &Inputs, options: &Options, names: &Names<'_>, wanted:
 /// True if two stored weights hold the same bytes.
 fn same_bytes(inputs: &Inputs, one: &Claim, two: &Claim) -> Result<bool> {
     let ([one], [two]) = (&one.entries[..], &two.entries[..]) else { return Ok(false) };
-    if (one.dtype, &one.shape) != (two.dtype, &two.shape) {
-        return Ok(false);
-    }
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut at = 0;
-    while at < one.bytes {
-        let n = (one.bytes - at).min(1 << 20) as usize;
-        left.truncate(n);
-        right.truncate(n);
-        inputs.base.read_at(one, at, &mut left)?;
-        inputs.base.read_at(two, at, &mut right)?;
-        if left != right {
-            return Ok(false);
-        }
-        at += n as u64;
-    }
-    Ok(true)
+    open::same_bytes((&inputs.base, one), (&inputs.base, two))
 }

@@ -10,7 +10,7 @@ use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{Claim, Grid, Levels, Reader, Weight, transposed};
 use crate::measure::Sums;
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Checkpoint, Entry, same_bytes};
 use crate::parallel::parallel;
 use crate::plan::{Inputs, Recode};
 use crate::progress::Progress;
@@ -138,9 +138,7 @@ impl Run<'_> {
         let other = claim.map_or(Ok(None), |claim| found.find(claim.weight.name()))?;
         let (Some(claim), Some(other)) = (claim, other) else {
             let Some(other) = self.find_entry(found, entry)? else { return Ok(false) };
-            return Ok(entry.dtype == other.dtype
-                && entry.bytes == other.bytes
-                && same_bytes(base, entry, merged, other)?);
+            return same_bytes((base, entry), (merged, other));
         };
         let geometry = claim.weight.geometry();
         if other.weight.geometry().elements() != geometry.elements() {
@@ -206,21 +204,6 @@ impl Run<'_> {
         }
         Ok(total)
     }
-}
-
-fn same_bytes(a: &Checkpoint, entry_a: &Entry, b: &Checkpoint, entry_b: &Entry) -> Result<bool> {
-    let mut at = 0;
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    while at < entry_a.bytes {
-        let n = left.len().min((entry_a.bytes - at) as usize);
-        a.read_at(entry_a, at, &mut left[..n])?;
-        b.read_at(entry_b, at, &mut right[..n])?;
-        if left[..n] != right[..n] {
-            return Ok(false);
-        }
-        at += n as u64;
-    }
-    Ok(true)
 }
 
 /// Elements of a chunk.

@@ -119,6 +119,12 @@ fn header(container: Arc<dyn WriteContainer>, metadata: Vec<(String, String)>, t
     OutFile::new(String::new(), container, metadata, placed).header(&HashMap::new()).0
 }
 
+/// Makes the folder that a file is to lie in, where it is not there yet.
+pub fn make_parent(target: &Path) -> Result<()> {
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), |parent| std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error)))
+}
+
 /// Writes a file of tensors beside its name, and gives it the name when it is whole and on the disk. Returns the bytes of all tensors.
 pub(crate) fn publish_file(
     target: &Path,
@@ -128,6 +134,7 @@ pub(crate) fn publish_file(
     let mut beside = target.as_os_str().to_owned();
     beside.push(".partial");
     let beside = PathBuf::from(beside);
+    make_parent(target)?;
     let failed = |error| Error::io("write", &beside, error);
     let bytes = tensors.iter().map(NewTensor::bytes).sum();
     let alignment = container.alignment();

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use adapter::make_parent;
 pub(crate) use adapter::{Data, NewTensor, overflow, publish_file, publish_folder, refuse_replacing, write_adapter};
 pub(crate) use beside::{copy_beside, copy_others, copy_tokenizer};
 pub(crate) use fingerprint::{CALIBRATION, CHANGES, Fingerprint, LAYOUT};

@@ -171,6 +171,39 @@ fn an_adapter_is_taken_out_of_its_merge() {
     }
 }
 
+/// Of every method: it gives the base back, or says that it cannot.
+#[test]
+fn every_method_is_taken_out_or_refused() {
+    let (mut undone, mut refused) = (0, 0);
+    for case in std::fs::read_dir(data().join("peft-methods")).unwrap().map(|case| case.unwrap().path()) {
+        let (name, adapter) = (case.file_name().unwrap().to_str().unwrap(), case.join("adapter"));
+        if !name.ends_with("-f32") {
+            continue;
+        }
+        let base = std::fs::read_to_string(case.join("base.txt")).unwrap();
+        let (base, folder) = (data().join("peft-methods/bases").join(base.trim()), Folder::new());
+        let merged = merged(&base, &adapter, &folder.join("merged"));
+        let mut inputs = inputs(&folder.join("merged"), &adapter, 1.0);
+        if let Err(error) = undo(&mut inputs, &[], &Default::default()) {
+            assert_eq!(error.kind(), Kind::Unsupported, "{name}: {error:?}");
+            refused += 1;
+            continue;
+        }
+        let plan = Plan::new(&inputs, &Options::default()).unwrap();
+        let options = RunOptions { undoes: true, ..RunOptions::default() };
+        merge::run(&inputs, &plan, None, &folder.join("again"), &options, &Silent).unwrap();
+        let (want, got) = (read(&base.join("model.safetensors")), read(&folder.join("again/model.safetensors")));
+        for (tensor, want) in &want {
+            for ((got, want), sum) in got[tensor].iter().zip(want).zip(&merged[tensor]) {
+                let last_place = f32::EPSILON * want.abs().max(sum.abs());
+                assert!((got - want).abs() <= last_place, "{name}: {tensor}: {got} {want} {sum}");
+            }
+        }
+        undone += 1;
+    }
+    assert!(undone > 10 && refused > 10, "{undone} {refused}");
+}
+
 #[test]
 fn what_no_subtraction_undoes_is_refused() {
     for (base, adapter, words) in [
@@ -179,6 +212,9 @@ fn what_no_subtraction_undoes_is_refused() {
         ("peft-methods/bases/llama-f32", "peft-methods/oft-llama-f32/adapter", "a OFT adapter maps"),
         ("peft-methods/bases/llama-f32", "peft-methods/ia3-llama-f32/adapter", "a IA3 adapter maps"),
         ("peft-methods/bases/llama-f32", "peft-methods/ln-llama-f32/adapter", "it replaced"),
+        ("peft-methods/bases/llama-f32", "peft-methods/deft-llama-f32/adapter", "made of the original base's values"),
+        ("peft-methods/bases/llama-f32", "peft-methods/peanut-llama-f32/adapter", "made of the original base's values"),
+        ("peft-methods/bases/llama-f32", "peft-methods/osf-llama-f32/adapter", "made of the original base's values"),
         ("peft-cases/tokens-dict/base", "peft-cases/tokens-dict/adapter", "trained tokens"),
     ] {
         let error =

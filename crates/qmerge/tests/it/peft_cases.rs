@@ -165,3 +165,70 @@ fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     }
     bytes
 }
+
+/// Writes tensors of f32 beside a configuration.
+fn write(folder: &Path, files: [&str; 2], config: &serde_json::Value, tensors: &[(&str, [usize; 2], Vec<f32>)]) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join(files[0]), config.to_string()).unwrap();
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
+    });
+    std::fs::write(folder.join(files[1]), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Rows of tokens that are trained for one end of tied embeddings, or otherwise for each, are no copies: a head gets a tensor of its own, and where none can, as in T5, it is said.
+#[test]
+fn tokens_of_one_end_are_not_those_of_all() {
+    let folder = std::env::temp_dir().join(format!("qmerge-ends-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    let rows = |x: f32| (0..8).map(|i| x + i as f32).collect::<Vec<f32>>();
+    let adapter = |name: &str, tensors: &[(&str, f32)]| {
+        let config = serde_json::json!({ "peft_type": "TRAINABLE_TOKENS", "token_indices": [0, 2] });
+        let tensors: Vec<(String, f32)> = tensors
+            .iter()
+            .map(|(module, x)| (format!("base_model.model.{module}.trainable_tokens_delta"), *x))
+            .collect();
+        let tensors: Vec<_> = tensors.iter().map(|(name, x)| (name.as_str(), [2, 4], rows(*x))).collect();
+        write(&folder.join(name), ["adapter_config.json", "adapter_model.safetensors"], &config, &tensors);
+        Adapter::open(&folder.join(name), 1.0).unwrap()
+    };
+    let table: Vec<f32> = (0..16).map(|i| -(i as f32)).collect();
+    let base = |name: &str, model_type: &str, embedding: &str| {
+        let config = serde_json::json!({ "model_type": model_type, "tie_word_embeddings": true, "vocab_size": 4 });
+        let files = ["config.json", "model.safetensors"];
+        write(&folder.join(name), files, &config, &[(embedding, [4, 4], table.clone())]);
+        Checkpoint::open(&folder.join(name)).unwrap()
+    };
+    let merged = |base: Checkpoint, adapter: Adapter| {
+        let inputs = Inputs::new(base, vec![adapter]).unwrap();
+        let plan = Plan::new(&inputs, &Options::default())?;
+        let out = folder.join("out");
+        let options =
+            RunOptions { existing: qmerge::write::Existing { force: true, resume: false }, ..RunOptions::default() };
+        merge::run(&inputs, &plan, None, &out, &options, &Silent)?;
+        let got = Checkpoint::open(&out).unwrap();
+        let value = |name: &str| {
+            let entry = got.get(&format!("{name}.weight"))?;
+            Some(f32::from_le_bytes(*got.read_small(entry, 1 << 20).unwrap().first_chunk().unwrap()))
+        };
+        Ok::<_, qmerge::error::Error>((value("model.embed_tokens"), value("lm_head")))
+    };
+    let (embed, head) = ("model.embed_tokens", "lm_head");
+    for (name, tensors, want) in [
+        ("both", &[(embed, 5.0), (head, 5.0)][..], (Some(5.0), None)),
+        ("each", &[(embed, 5.0), (head, 7.0)], (Some(5.0), Some(7.0))),
+        ("head", &[(head, 7.0)], (Some(0.0), Some(7.0))),
+    ] {
+        let got = merged(base("llama", "llama", "model.embed_tokens.weight"), adapter(name, tensors)).unwrap();
+        assert_eq!(got, want, "{name}");
+    }
+    let t5 = || base("t5", "t5", "shared.weight");
+    let ends = [("encoder.embed_tokens", 5.0), ("decoder.embed_tokens", 7.0)];
+    let error = merged(t5(), adapter("ends", &ends)).unwrap_err();
+    assert!(error.message().contains("parts the embeddings"), "{error:?}");
+    let all = [("shared", 5.0), ("encoder.embed_tokens", 5.0), ("decoder.embed_tokens", 5.0), ("lm_head", 5.0)];
+    assert!(merged(t5(), adapter("all", &all)).is_ok());
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -12,6 +12,7 @@ use ureq::Agent;
 use ureq::http::request::Parts;
 
 use super::runtime::handle;
+use crate::busy::{self, NoAnswer};
 
 /// Longest answer: of a range, or of a listing.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -34,7 +35,10 @@ impl Connection {
         // A length that is there already is not added again.
         request.headers_mut().remove("content-length");
         let broken = |error: ureq::Error| HttpError::new(kind(&error), error);
-        let answer = self.agent.run(request).map_err(broken)?;
+        let answer = busy::run(&self.agent, &request).map_err(|why| match why {
+            NoAnswer::Broken(error) => broken(error),
+            NoAnswer::PutOff(error) => HttpError::new(HttpErrorKind::Unknown, error),
+        })?;
         let (parts, mut body) = answer.into_parts();
         let bytes = match is_head {
             true => Vec::new(),

@@ -1,6 +1,7 @@
 //! Requests: one client for all, which takes proxies and certificates from where other programs take them.
 
 use std::fmt::Display;
+use std::io::Read;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -105,6 +106,14 @@ pub(crate) fn broken(host: &str, error: &dyn Display) -> Failed {
     Failed::Again(format!("{host} cannot be reached: {error}"))
 }
 
+/// The bytes of an answer, of which there may be so many at most and are about as many as `expected`.
+pub(crate) fn body(answer: &mut Response<Body>, limit: u64, expected: u64) -> std::io::Result<Vec<u8>> {
+    // One piece of memory, which does not grow and is not copied on the way. A header that says too much takes no more than is allowed.
+    let mut bytes = Vec::with_capacity(expected.min(limit).min(64 << 20) as usize);
+    answer.body_mut().with_config().limit(limit).reader().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The bytes of a range out of the answer to a request for it. Errors if it is another range, or ends early.
 pub(crate) fn ranged(
     mut answer: Response<Body>,
@@ -126,8 +135,7 @@ pub(crate) fn ranged(
         416 => return Err(Failed::Changed),
         _ => return Err(refused(status, host)),
     }
-    let body = answer.body_mut().with_config().limit(wanted + 1).read_to_vec();
-    let bytes = body.map_err(|error| broken(host, &error))?;
+    let bytes = body(&mut answer, wanted + 1, wanted).map_err(|error| broken(host, &error))?;
     if bytes.len() as u64 != wanted {
         return Err(Failed::Again(format!("{host} sent {} of {wanted} bytes", bytes.len())));
     }

@@ -294,7 +294,7 @@ fn another_calibration_than_the_parts_is_told_of() {
     let folder = model();
     for name in ["m.safetensors", "n.safetensors"] {
         let tokens = if name < "n" { "64" } else { "32" };
-        done(&folder, &["calibrate", "--base", "base-nf4", "--text", TEXT, "--tokens", tokens, "-o", name]);
+        done(&folder, &["calibrate", "--base", "base-nf4", "--text", TEXT, "--calibration-tokens", tokens, "-o", name]);
     }
     let part = |more: &[&'static str]| {
         ["1/2", "2/2"].iter().for_each(|number| {

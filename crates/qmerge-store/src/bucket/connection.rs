@@ -13,6 +13,7 @@ use ureq::http::request::Parts;
 
 use super::runtime::handle;
 use crate::busy::{self, NoAnswer};
+use crate::http::{body, header};
 
 /// Longest answer: of a range, or of a listing.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -39,11 +40,13 @@ impl Connection {
             NoAnswer::Broken(error) => broken(error),
             NoAnswer::PutOff(error) => HttpError::new(HttpErrorKind::Unknown, error),
         })?;
-        let (parts, mut body) = answer.into_parts();
+        let mut answer = answer;
+        let expected = header(&answer, "content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
         let bytes = match is_head {
             true => Vec::new(),
-            false => body.with_config().limit(limit).read_to_vec().map_err(broken)?,
+            false => body(&mut answer, limit, expected).map_err(|error| broken(ureq::Error::from(error)))?,
         };
+        let (parts, _) = answer.into_parts();
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(bytes))))
     }
 }

@@ -291,7 +291,9 @@ mod tests {
         let address = |text: &str| Address::parse(Path::new(text)).unwrap().unwrap();
         let request = address("hf://org/name@refs/pr/1");
         assert!(request.holds(&address("hf://org/name@refs%2Fpr%2F1/config.json")));
-        assert!(!request.holds(&address("hf://org/name@refs/pr/2")) && !request.holds(&address("hf://org/name@refs/pr/11")));
+        assert!(
+            !request.holds(&address("hf://org/name@refs/pr/2")) && !request.holds(&address("hf://org/name@refs/pr/11"))
+        );
         for odd in ["hf://org/name@", "hf://org/name@..%2Fx", "hf://org/name@refs%2F%2Fx"] {
             let address = address(odd);
             assert!(address.repository(&address.path()).is_none(), "{odd}");

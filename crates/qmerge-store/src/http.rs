@@ -193,7 +193,9 @@ mod tests {
         ] {
             assert_eq!(super::target(from, to).as_deref(), Ok(target), "{from} to {to}");
         }
-        assert!(target("https://h/a", "http://h/c").unwrap_err().contains("from an encrypted connection to an open one"));
+        assert!(
+            target("https://h/a", "http://h/c").unwrap_err().contains("from an encrypted connection to an open one")
+        );
         for odd in ["ftp://h/c", "data:,x", "http://", "file:///etc/passwd"] {
             assert!(target("http://h/a", odd).is_err(), "{odd}");
         }

@@ -18,9 +18,9 @@
 
 mod address;
 mod ahead;
-mod busy;
 #[cfg(feature = "buckets")]
 mod bucket;
+mod busy;
 mod folder;
 mod http;
 pub mod hub;

@@ -228,9 +228,7 @@ impl State {
                 let mut content = self.content.lock().unwrap();
                 let gone = match query("uploadId") {
                     Some(id) => content.uploads.remove(id).is_some(),
-                    None => {
-                        content.objects.remove(&request.path).is_some() || !is_google
-                    }
+                    None => content.objects.remove(&request.path).is_some() || !is_google,
                 };
                 Answer::new(if gone { 204 } else { 404 })
             }

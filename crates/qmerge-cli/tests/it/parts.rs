@@ -292,9 +292,10 @@ fn what_is_not_there_whole_is_not_put_together() {
 #[test]
 fn another_calibration_than_the_parts_is_told_of() {
     let folder = model();
-    for name in ["m.safetensors", "n.safetensors"] {
-        let tokens = if name < "n" { "64" } else { "32" };
-        done(&folder, &["calibrate", "--base", "base-nf4", "--text", TEXT, "--calibration-tokens", tokens, "-o", name]);
+    let text = std::fs::read_to_string(TEXT).unwrap();
+    std::fs::write(folder.join("other.txt"), text.replace(['a', 'e'], "o")).unwrap();
+    for (name, text) in [("m.safetensors", TEXT), ("n.safetensors", "other.txt")] {
+        done(&folder, &["calibrate", "--base", "base-nf4", "--text", text, "-o", name]);
     }
     let part = |more: &[&'static str]| {
         ["1/2", "2/2"].iter().for_each(|number| {
@@ -304,11 +305,17 @@ fn another_calibration_than_the_parts_is_told_of() {
     let finish = |more: &[&'static str]| refused(&folder, &words("finish", more));
     part(&["--calibration", "m.safetensors"]);
     for (more, said) in [
-        (&["--calibration", "n.safetensors"][..], "this part is another merge's (text or file of the calibration: changed)"),
+        (
+            &["--calibration", "n.safetensors"][..],
+            "this part is another merge's (text or file of the calibration: changed)",
+        ),
         (&["--fast", "--no-run"], "text or file of the calibration: now none"),
     ] {
         let told = finish(more);
-        assert!(told.contains(said) && told.contains("give `qmerge finish` the inputs and options that the parts had"), "{told}");
+        assert!(
+            told.contains(said) && told.contains("give `qmerge finish` the inputs and options that the parts had"),
+            "{told}"
+        );
         assert!(!told.contains("unfinished output"), "{told}");
     }
     part(&["--fast", "--no-run"]);

@@ -64,7 +64,10 @@ fn redirects_are_followed_wherever_they_lead() {
     let web = format!("{}/files/base?sig=s3cret", server.address);
     for (base, detours) in [
         (web.as_str(), ["/PATH", "//HOST/PATH", "model.safetensors", "../base/model.safetensors", "?again"]),
-        ("hf://org/base", ["/PATH", "//HOST/org/base/model.safetensors", "model.safetensors", "./model.safetensors", "/PATH?x"]),
+        (
+            "hf://org/base",
+            ["/PATH", "//HOST/org/base/model.safetensors", "model.safetensors", "./model.safetensors", "/PATH?x"],
+        ),
     ] {
         *server.state.detours.lock().unwrap() = detours.map(str::to_owned).to_vec();
         let words = ["merge", "--fast", base, "adapter", "-o", "out", "--force"];

@@ -30,12 +30,7 @@ impl Shared {
     }
 
     /// Writes an object as an upload in parts, which begin with `next`.
-    fn put_parts(
-        &self,
-        key: &Key,
-        mut next: Vec<u8>,
-        pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>,
-    ) -> Result<()> {
+    fn put_parts(&self, key: &Key, mut next: Vec<u8>, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()> {
         // Of a run that was killed meanwhile.
         self.abort_begun(key);
         let id = ask(|| wait(self.objects.create_multipart(key)).map_err(failed))?;

@@ -55,7 +55,11 @@ pub(super) fn begun_in_s3(s3: &AmazonS3, key: &Key) -> Result<Vec<(Key, String)>
 }
 
 /// The same of a bucket of Google's.
-pub(super) fn begun_in_google(store: &GoogleCloudStorage, bucket: &str, key: &Key) -> Result<Vec<(Key, String)>, Failed> {
+pub(super) fn begun_in_google(
+    store: &GoogleCloudStorage,
+    bucket: &str,
+    key: &Key,
+) -> Result<Vec<(Key, String)>, Failed> {
     persist(|| {
         let base = google();
         let refused = |error: &dyn std::fmt::Display| Failed::Refused(error.to_string());

@@ -65,11 +65,7 @@ pub(super) fn read_part(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<
     })
 }
 
-fn read_or(
-    text: &[u8],
-    merge: &Fingerprint,
-    another: fn(&[String]) -> Error,
-) -> Result<Option<(Vec<Finished>, u64)>> {
+fn read_or(text: &[u8], merge: &Fingerprint, another: fn(&[String]) -> Error) -> Result<Option<(Vec<Finished>, u64)>> {
     let mut lines = whole_lines(text);
     let Some(head) = lines.next() else { return Ok(None) };
     refuse_another(head, |begun| begun.differences(merge), another)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qmerge::error::{Error, Kind, Result};
+use qmerge::error::{Kind, Result};
 use qmerge::open::{Blob, Item, ItemKind, Store};
 
 use crate::ahead::RemoteFile;
@@ -39,7 +39,10 @@ impl RemoteFolder {
 /// What was found out before, or is now.
 fn kept<T: Clone>(all: &Mutex<HashMap<String, Result<T>>>, name: &str, find: impl FnOnce() -> Result<T>) -> Result<T> {
     let lock = || all.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = |known: &Result<T>| known.as_ref().map(Clone::clone).map_err(Error::again);
+    let same = |known: &Result<T>| match known {
+        Ok(known) => Ok(known.clone()),
+        Err(error) => Err(error.again()),
+    };
     if let Some(known) = lock().get(name) {
         return same(known);
     }

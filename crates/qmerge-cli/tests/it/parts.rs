@@ -309,7 +309,7 @@ fn another_calibration_than_the_parts_is_told_of() {
             &["--calibration", "n.safetensors"][..],
             "this part is another merge's (text or file of the calibration: changed)",
         ),
-        (&["--fast", "--no-run"], "text or file of the calibration: now none"),
+        (&["--fast", "--no-run"], "text or file of the calibration: now nothing but what the adapter reads"),
     ] {
         let told = finish(more);
         assert!(
@@ -320,7 +320,7 @@ fn another_calibration_than_the_parts_is_told_of() {
     }
     part(&["--fast", "--no-run"]);
     let told = finish(&["--calibration", "m.safetensors"]);
-    assert!(told.contains("text or file of the calibration: none before, another now"), "{told}");
+    assert!(told.contains("text or file of the calibration: nothing but what the adapter reads, by 3 before, another now"), "{told}");
     done(&folder, &words("finish", &["--fast", "--no-run"]));
 }
 

@@ -1,12 +1,14 @@
 """A merge from a bucket into one, against a copy of the same files through the same server, in turns and in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama && cargo build --release -p qmerge-cli --example bucket_server
-    python3 benches/stores.py --folder DIR [--size 1b|7b] [--rounds 3] [--rounding METHOD ...] [--link 1gbit ...] [--write]
+    python3 benches/stores.py --folder DIR [--size 1b|7b] [--base nf4|bf16] [--server own|moto] [--rounds 3] [--rounding METHOD ...] [--link 1gbit ...] [--write]
 
-The server is a small one of our own, on this machine and in memory. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
+The server is a small one of our own, on this machine and in memory, or with `--server moto` that of moto (`pip install "moto[server]"`), which many test against: it is
+Python, and takes a share of the processors that is printed and written too. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
 directions together (`tc`'s token bucket, which takes root); `none` is the loopback as it is, where a copy costs next to nothing. The copy asks for ranges of 8 MiB
 and puts each as a part of an upload, on eight threads that sign nothing: a lower bound on what any client takes. A round is a copy and a merge; medians and the median of the ratios
-are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts them into benches/figures/stores.json.
+are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts the rows of this server and base into benches/figures/stores.json, in place of
+those that it has of them.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -106,12 +109,33 @@ class Store:
         return digest.hexdigest()
 
 
-def started():
+def started(server):
     """A server's process, and its bucket."""
-    process = subprocess.Popen([os.path.join(TARGET, "examples/bucket_server")], stdout=subprocess.PIPE, text=True)
-    store = Store(process.stdout.readline().strip().removeprefix("http://"))
+    if server == "own":
+        process = subprocess.Popen([os.path.join(TARGET, "examples/bucket_server")], stdout=subprocess.PIPE, text=True)
+        store = Store(process.stdout.readline().strip().removeprefix("http://"))
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        store = Store(f"127.0.0.1:{port}")
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
     store.ask("PUT", "/models")
     return process, store
+
+
+def seconds_of(process):
+    """Processor time of a process so far."""
+    with open(f"/proc/{process.pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -129,17 +153,17 @@ def limited(link):
 
 
 def run(command, host):
-    """Seconds, peak memory in MiB and MB written to disks of a command."""
+    """Seconds, those of processors, peak memory in MiB and MB written to disks of a command."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}"}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
-    return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock * 512 / 1e6
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, usage.ru_oublock * 512 / 1e6
 
 
-def measured(link, args, store, sizes, expected):
+def measured(link, args, process, store, sizes, expected):
     """Rows of figures, one for each rounding method."""
     rows = []
     for method in args.rounding:
@@ -147,14 +171,20 @@ def measured(link, args, store, sizes, expected):
         for number in range(args.rounds):
             for prefix in ("copy/", "out/"):
                 store.remove(prefix)
-            start = time.perf_counter()
+            start, server = time.perf_counter(), seconds_of(process)
             for name, size in sizes.items():
                 store.copy(f"in/base/{name}", size, f"copy/{name}")
-            copy = time.perf_counter() - start
+            copy, copy_server = time.perf_counter() - start, seconds_of(process) - server
             words = ["--base", "s3://models/in/base", "--adapter", "s3://models/in/adapter", "-o", "s3://models/out", "--rounding", method]
-            merge, memory, disk = run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", *words], store.host)
-            print(f"{link} {method}: copy {copy:.2f} s, merge {merge:.2f} s, {memory:.0f} MiB, {disk:.1f} MB to disks", file=sys.stderr)
-            found.append((copy, merge, merge / copy, memory, disk))
+            server = seconds_of(process)
+            merge, own, memory, disk = run([os.path.join(TARGET, "qmerge"), "merge", "--quiet", *words], store.host)
+            merge_server = seconds_of(process) - server
+            print(
+                f"{link} {method}: copy {copy:.2f} s (server {copy_server:.2f}), merge {merge:.2f} s (own {own:.2f}, server {merge_server:.2f}),"
+                f" {memory:.0f} MiB, {disk:.1f} MB to disks",
+                file=sys.stderr,
+            )
+            found.append((copy, merge, merge / copy, memory, disk, own, copy_server, merge_server))
         for name, (size, digest) in expected[method].items():
             assert store.hash(f"out/{name}", size) == digest, name
         assert sorted(store.names("out")) == sorted(f"out/{name}" for name in [*expected[method], *OWN]), store.names("out")
@@ -162,7 +192,8 @@ def measured(link, args, store, sizes, expected):
         assert "<UploadId>" not in uploads, uploads
         medians = [statistics.median(column) for column in zip(*found)]
         rows.append({
-            "link": link, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
+            "server": args.server, "base": args.base, "bytes": sum(sizes.values()), "link": link, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
+            "own_cpu_seconds": round(medians[5], 2), "copy_server_cpu_seconds": round(medians[6], 2), "merge_server_cpu_seconds": round(medians[7], 2),
             "ratio": round(medians[2], 2), "peak_mib": round(max(row[3] for row in found)), "disk_mb": round(max(row[4] for row in found), 1),
         })
     return rows
@@ -171,16 +202,18 @@ def measured(link, args, store, sizes, expected):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="1b")
+    parser.add_argument("--base", choices=["nf4", "bf16"], default="nf4", help="the format of the model")
+    parser.add_argument("--server", choices=["own", "moto"], default="own")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rounding", nargs="+", default=["nearest", "stochastic"])
     parser.add_argument("--folder", required=True, help="where the model lies or is made, and a merge to compare with")
     parser.add_argument("--link", nargs="+", default=["none"], help="rates of the loopback, as tc says them; none for as it is")
     parser.add_argument("--write", action="store_true", help="put the figures into benches/figures/stores.json")
     args = parser.parse_args()
-    model = os.path.join(args.folder, args.size)
+    model = os.path.join(args.folder, args.size + ("" if args.base == "nf4" else f"-{args.base}"))
     base, adapter, out = (os.path.join(model, name) for name in ("base", "adapter", "out"))
     if not os.path.exists(base):
-        subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size], check=True)
+        subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size, args.base], check=True)
     sizes = {name: os.path.getsize(os.path.join(base, name)) for name in os.listdir(base)}
     expected = {}
     for method in args.rounding:
@@ -193,7 +226,7 @@ def main():
                     expected[method][name] = (os.path.getsize(file.name), hashlib.file_digest(file, "sha256").hexdigest())
     shutil.rmtree(out)
     rows = []
-    process, store = started()
+    process, store = started(args.server)
     try:
         for folder in ("base", "adapter"):
             for name in os.listdir(os.path.join(model, folder)):
@@ -203,17 +236,21 @@ def main():
                     store.upload(f"in/{folder}/{name}", max(1, -(-size // PART)), lambda at: os.pread(file.fileno(), PART, at * PART))
         for link in args.link:
             with limited(link):
-                rows += measured(link, args, store, sizes, expected)
+                rows += measured(link, args, process, store, sizes, expected)
     finally:
         process.kill()
         process.wait()
-    document = {"model": args.size, "bytes": sum(sizes.values()), "rounds": args.rounds, "rows": rows}
+    document = {"model": args.size, "rounds": args.rounds, "rows": rows}
     print(json.dumps(document, indent=1))
     if args.write:
         version = subprocess.run([os.path.join(TARGET, "qmerge"), "--version"], check=True, capture_output=True, text=True).stdout
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         document |= {"program": version.strip(), "machine": f"{len(names)} cores of {names[0]}", "date": datetime.date.today().isoformat()}
-        with open(os.path.join(HERE, "figures/stores.json"), "w") as file:
+        path = os.path.join(HERE, "figures/stores.json")
+        with open(path) as file:
+            others = [row for row in json.load(file)["rows"] if (row["server"], row["base"]) != (args.server, args.base)]
+        document["rows"] = sorted(others + rows, key=lambda row: (row["server"] != "own", row["base"] != "nf4"))
+        with open(path, "w") as file:
             json.dump(document, file, indent=1)
             file.write("\n")
 

@@ -23,7 +23,7 @@ from measure import QMERGE, ROOT, machine
 
 NODES, THREADS = 16, 64
 # Bytes of a request to read, and of a part of an upload: 8 MiB, or more for files that would have more than 9,000.
-READ, PART, MOST_PARTS = 4 << 20, 8 << 20, 9_000
+READ, PART, MOST_PARTS = 8 << 20, 8 << 20, 9_000
 HIDDEN, LAYERS, DENSE, EXPERTS, WIDE, NARROW, HEADS, VOCAB = 7168, 61, 3, 256, 18432, 2048, 128, 129280
 WIDTHS["F8_E4M3"] = 1
 CONFIG = {

@@ -151,10 +151,15 @@ def stores(data):
     rows = []
     for row in data["rows"]:
         link = "as fast as this machine is" if row["link"] == "none" else f"{row['link'].removesuffix('gbit')} Gbit/s"
+        if row["server"] == "moto":
+            # Its share of the processors is what the merge has to share them with.
+            used = row["merge_server_cpu_seconds"] / (row["merge_server_cpu_seconds"] + row["own_cpu_seconds"])
+            link = f"moto, which takes {100 * used:.0f} % of the processors' time"
         took = [seconds(row["copy_seconds"]), seconds(row["merge_seconds"]), f"{row['ratio']:.2f}"]
-        rows.append([link, f"`--rounding {row['rounding']}`", *took, f"{row['peak_mib']} MiB", f"{row['disk_mb']:.0f} MB"])
-    heads = ["line, both ways together", "merge", "copy", "time", "to the copy", "memory", "written to disks"]
-    text = f"\nA Llama of {data['model'].upper()} in NF4 ({size(data['bytes'])}) with a LoRA of rank 16 from a bucket into one, medians of {data['rounds']} rounds. "
+        base = f"{row['base'].upper()}, {size(row['bytes'])}"
+        rows.append([base, link, f"`--rounding {row['rounding']}`", *took, f"{row['peak_mib']} MiB", f"{row['disk_mb']:.0f} MB"])
+    heads = ["base", "line, both ways together", "merge", "copy", "time", "to the copy", "memory", "written to disks"]
+    text = f"\nA Llama of {data['model'].upper()} with a LoRA of rank 16 from a bucket into one, medians of {data['rounds']} rounds. "
     return table(heads, rows) + text + f"{data['program']}, {data['machine']}, which also run the server; {data['date']}.\n"
 
 

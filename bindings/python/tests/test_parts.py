@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,6 +50,48 @@ def test_without_ray(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(qmerge.UsageError, match="pip install"):
         qmerge.ray.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out")
+
+
+def test_wrong_use_of_a_cluster(demo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    for wrong in (
+        {"parts": 0}, {"parts": -1}, {"parts": 2.5}, {"parts": "2"}, {"parts": True}, {"cpus": 0}, {"retries": -1},
+        {"moments": tmp_path / "m"}, {"part": "1/2"}, {"residual_rank": 2}, {"push": "me/x"},
+    ):
+        with pytest.raises(qmerge.UsageError, match=next(iter(wrong))):
+            qmerge.ray.merge(demo / "base-nf4", demo / "adapter", tmp_path / "out", fast=True, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_are_of_the_folder_that_they_are_given_in(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    shutil.copytree(demo / "base-nf4", tmp_path / "base")
+    shutil.copytree(demo / "adapter", tmp_path / "adapter")
+    (tmp_path / "scratch").mkdir()
+    # Workers have another folder of their own.
+    try:
+        ray.init(num_cpus=2, log_to_driver=False)
+        monkeypatch.chdir(tmp_path)
+        qmerge.merge("base", "adapter", "tuned", to="f32", rounding="nearest", measure="never")
+        merge: dict[str, object] = {"tuned": {"tuned": 0.5}, "fast": True, "no_run": True}
+        whole = qmerge.merge("base", None, "whole", **merge)
+        report = qmerge.ray.merge(
+            "base", None, "out", parts=2, cpus=1, scratch="scratch=1G", report="report.json", **merge
+        )
+        assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+        assert report.weights == whole.weights
+        assert (tmp_path / "report.json").is_file() and not list((tmp_path / "scratch").iterdir())
+    finally:
+        ray.shutdown()
+
+
+def test_the_command_line_s_cluster_says_nothing_of_python(demo: Path, tmp_path: Path) -> None:
+    """What the program starts, which Python warned of where a module of it was imported before."""
+    words = ["--on", "ray", "--version", "0", "--", "base", "adapter", "-o", "out"]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "qmerge._on", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "Warning" not in done.stderr, done.stderr
+    assert done.returncode == 9 or "the program is qmerge 0, and the Python package" in done.stderr
 
 
 def test_a_cluster_that_loses_a_node(slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ pub(crate) fn watch(command: &Command) {
     // Where the signal is ignored, as for a job in the background of a script, it stays so.
     let _ = ctrlc::try_set_handler(move || {
         if !ASKED.swap(true, Ordering::Relaxed) {
+            qmerge_store::stop_waiting();
             if !quiet {
                 show::note("\nstopping; Ctrl-C again stops at once");
             }

@@ -113,11 +113,18 @@ impl Shared {
     /// Shows the state until the work is over.
     fn tick(&self) {
         let mut state = self.lock();
+        // Until when a server that is busy was last said to be waited for.
+        let mut told = Instant::now();
         while !state.over {
             let now = state.began.map(|began| began.elapsed()).unwrap_or_default();
+            let waits = qmerge_store::waiting().filter(|(_, left)| *left >= WORTH_A_LINE);
+            let waits = waits.map(|(host, left)| (format!("{host} is busy, goes on in {}", in_words(left)), left));
             match &state.bar {
                 Some(bar) => {
-                    let (text, share) = (state.text(now), state.countdown.share());
+                    let (mut text, share) = (state.text(now), state.countdown.share());
+                    if let Some((waits, _)) = &waits {
+                        text = waits.clone();
+                    }
                     if let Some(share) = share
                         && bar.position() == 0
                         && let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}")
@@ -130,6 +137,10 @@ impl Shared {
                     bar.tick();
                 }
                 None => {
+                    if let Some((line, left)) = waits.filter(|_| told <= Instant::now()) {
+                        told = Instant::now() + left;
+                        anstream::eprintln!("{line}");
+                    }
                     if let Some(line) = state.line(now) {
                         anstream::eprintln!("{line}");
                     }

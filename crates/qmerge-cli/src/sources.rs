@@ -69,6 +69,7 @@ impl Command {
         let output = match self {
             Self::Finish(args) => &args.output,
             Self::Merge(args) if args.part.is_some() || args.push.is_some() => &args.output,
+            Self::Plan(args) if args.parts > 1 || args.merge.part.is_some() => &args.merge.output,
             Self::Truncate(args) => &args.output,
             Self::Combine(args) => &args.output,
             Self::Extract(args) => &args.output,
@@ -82,7 +83,12 @@ impl Command {
             return Ok(());
         }
         let shown = qmerge_store::redacted_word(&output.to_string_lossy());
-        Err(Error::new(Kind::Unsupported, "what this command writes must have a path of this machine")
+        let what = match self {
+            Self::Plan(_) => "parts of a merge must have a path",
+            Self::Merge(args) if args.part.is_some() => "parts of a merge must have a path",
+            _ => "what this command writes must have a path of this machine",
+        };
+        Err(Error::new(Kind::Unsupported, what)
             .in_file(shown.as_ref())
             .with_hint("whole merges, conversions and unmerges can be written to a store"))
     }

@@ -165,6 +165,23 @@ impl Address {
         Ok((self.folder(folder)?, name.to_owned()))
     }
 
+    /// The repository of an address of the hub, and the folder in it, of a path that this address has or lies below. A revision ends where a folder begins, so a slash
+    /// in one is written as %2F, but for pull requests and conversions, which have names of a known shape: what huggingface_hub's own addresses mean.
+    fn repository<'p>(&self, path: &'p str) -> Option<(HubId, &'p str)> {
+        let own = self.url.path().trim_matches('/');
+        let revision = own.split_once('@').map_or("", |(_, revision)| revision);
+        let levels = match revision.split('/').collect::<Vec<_>>()[..] {
+            ["refs", "pr", number, ..] if number.bytes().all(|byte| byte.is_ascii_digit()) => 3,
+            ["refs", "convert", ..] => 3,
+            _ => 1,
+        };
+        let end = own.match_indices('/').nth(levels - 1).map_or(own.len(), |(at, _)| at);
+        let name = percent_decoded(own.get(..end)?);
+        let below = path.strip_prefix(&name).filter(|below| below.is_empty() || below.starts_with('/'))?;
+        let id = HubId::parse(&format!("{}/{name}", self.url.host_str().unwrap_or_default()))?;
+        Some((id, below.trim_start_matches('/')))
+    }
+
     fn folder(&self, path: &str) -> Result<Arc<dyn Store>> {
         let own = self.path();
         let shown = match own.strip_prefix(path).filter(|rest| !rest.is_empty()) {
@@ -178,9 +195,7 @@ impl Address {
         };
         let source: Box<dyn Source> = match self.url.scheme() {
             "hf" => {
-                let (name, below) = path.split_once('/').unwrap_or((path, ""));
-                let host = self.url.host_str().unwrap_or_default();
-                let Some(id) = HubId::parse(&format!("{host}/{name}")) else {
+                let Some((id, below)) = self.repository(path) else {
                     return Err(Error::new(Kind::Usage, "not the address of a repository")
                         .in_file(&self.shown)
                         .with_hint("write hf://org/name, or hf://org/name@revision"));
@@ -250,6 +265,38 @@ mod tests {
         }
         for odd in ["s3://b/out#v2", "s3://b/o3?x=1", "s3://b/tab\tx", "az://c/a#b"] {
             assert!(Address::parse(Path::new(odd)).is_err(), "{odd}");
+        }
+    }
+
+    /// What huggingface_hub 2.4's `HfFileSystem().resolve_path` says of the same, with `hf://` before it.
+    #[test]
+    fn revisions_may_have_slashes() {
+        for (text, revision, below) in [
+            ("hf://org/name", "main", ""),
+            ("hf://org/name/a/b", "main", "a/b"),
+            ("hf://org/name@v1/a/b", "v1", "a/b"),
+            ("hf://org/name@refs/pr/1", "refs/pr/1", ""),
+            ("hf://org/name@refs/pr/12/a/b", "refs/pr/12", "a/b"),
+            ("hf://org/name@refs%2Fpr%2F1/a", "refs/pr/1", "a"),
+            ("hf://org/name@refs/convert/parquet/a", "refs/convert/parquet", "a"),
+            ("hf://org/name@my%2Fbranch/a", "my/branch", "a"),
+            ("hf://org/name@my/branch", "my", "branch"),
+        ] {
+            let address = Address::parse(Path::new(text)).unwrap().unwrap();
+            let path = address.path();
+            let (id, found) = address.repository(&path).unwrap();
+            assert_eq!((id.to_string().as_str(), id.revision.as_str(), found), ("org/name", revision, below), "{text}");
+            assert_eq!(redacted_word(text), text);
+        }
+        let address = |text: &str| Address::parse(Path::new(text)).unwrap().unwrap();
+        let request = address("hf://org/name@refs/pr/1");
+        assert!(request.holds(&address("hf://org/name@refs%2Fpr%2F1/config.json")));
+        assert!(
+            !request.holds(&address("hf://org/name@refs/pr/2")) && !request.holds(&address("hf://org/name@refs/pr/11"))
+        );
+        for odd in ["hf://org/name@", "hf://org/name@..%2Fx", "hf://org/name@refs%2F%2Fx"] {
+            let address = address(odd);
+            assert!(address.repository(&address.path()).is_none(), "{odd}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Requests: one client for all, which takes proxies and certificates from where other programs take them.
 
 use std::fmt::Display;
+use std::io::Read;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +10,9 @@ use qmerge::error::{Error, Result};
 use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
+use url::Url;
 
+use crate::busy::NoAnswer;
 use crate::remote::Failed;
 
 /// Redirects that are followed for one request.
@@ -90,9 +93,25 @@ pub(crate) fn refused(status: u16, host: &str) -> Failed {
     }
 }
 
+/// What a request came to that got no answer.
+pub(crate) fn unanswered(host: &str, why: NoAnswer) -> Failed {
+    match why {
+        NoAnswer::Broken(error) => broken(host, &error),
+        NoAnswer::PutOff(error) => Failed::Stated(error),
+    }
+}
+
 /// A request that came to nothing.
 pub(crate) fn broken(host: &str, error: &dyn Display) -> Failed {
     Failed::Again(format!("{host} cannot be reached: {error}"))
+}
+
+/// The bytes of an answer, of which there may be so many at most and are about as many as `expected`.
+pub(crate) fn body(answer: &mut Response<Body>, limit: u64, expected: u64) -> std::io::Result<Vec<u8>> {
+    // One piece of memory, which does not grow and is not copied on the way. A header that says too much takes no more than is allowed.
+    let mut bytes = Vec::with_capacity(expected.min(limit).min(64 << 20) as usize);
+    answer.body_mut().with_config().limit(limit).reader().read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The bytes of a range out of the answer to a request for it. Errors if it is another range, or ends early.
@@ -116,8 +135,7 @@ pub(crate) fn ranged(
         416 => return Err(Failed::Changed),
         _ => return Err(refused(status, host)),
     }
-    let body = answer.body_mut().with_config().limit(wanted + 1).read_to_vec();
-    let bytes = body.map_err(|error| broken(host, &error))?;
+    let bytes = body(&mut answer, wanted + 1, wanted).map_err(|error| broken(host, &error))?;
     if bytes.len() as u64 != wanted {
         return Err(Failed::Again(format!("{host} sent {} of {wanted} bytes", bytes.len())));
     }
@@ -135,18 +153,20 @@ pub(crate) fn escaped(name: &str) -> String {
 }
 
 /// Scheme, host and port.
-pub(crate) fn origin(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |at| at + 3);
-    let rest = url.get(host..).unwrap_or_default();
-    rest.find(['/', '?', '#']).and_then(|end| url.get(..host + end)).unwrap_or(url)
+pub(crate) fn origin(url: &str) -> String {
+    Url::parse(url).map_or_else(|_| url.to_owned(), |url| url.origin().ascii_serialization())
 }
 
-/// Where a redirect leads; never from an encrypted connection to an open one.
-pub(crate) fn target(from: &str, to: &str) -> Option<String> {
-    if to.starts_with('/') && !to.starts_with("//") {
-        return Some(format!("{}{to}", origin(from)));
+/// Where a redirect leads, from where it was met; never from an encrypted connection to an open one. Errors with what is wrong with it.
+pub(crate) fn target(from: &str, to: &str) -> std::result::Result<String, String> {
+    let odd = |_| format!("a redirect to {to:?}, which is no address");
+    let to = Url::parse(from).and_then(|from| from.join(to)).map_err(odd)?;
+    match to.scheme() {
+        "https" => Ok(to.into()),
+        "http" if from.starts_with("http://") => Ok(to.into()),
+        "http" => Err(format!("a redirect from an encrypted connection to an open one, {}", origin(to.as_str()))),
+        scheme => Err(format!("a redirect to an address of another kind, {scheme}:")),
     }
-    (to.starts_with("https://") || to.starts_with("http://") && from.starts_with("http://")).then(|| to.to_owned())
 }
 
 #[cfg(test)]
@@ -157,10 +177,33 @@ mod tests {
     fn redirects() {
         assert_eq!(origin("https://h:1/a/b?c"), "https://h:1");
         assert_eq!(origin("https://h"), "https://h");
-        assert_eq!(target("https://h/a?b", "/c").as_deref(), Some("https://h/c"));
-        assert_eq!(target("https://h/a", "https://i/c").as_deref(), Some("https://i/c"));
-        assert_eq!(target("https://h/a", "http://h/c"), None);
-        assert_eq!(target("https://h/a", "//i/c"), None);
+        // As section 5.4 of RFC 3986 has them.
+        for (from, to, target) in [
+            ("https://h/a?b", "/c", "https://h/c"),
+            ("https://h/a", "https://i/c", "https://i/c"),
+            ("http://a/b/c/d;p?q", "g", "http://a/b/c/g"),
+            ("http://a/b/c/d;p?q", "g?y#s", "http://a/b/c/g?y#s"),
+            ("http://a/b/c/d;p?q", "?y", "http://a/b/c/d;p?y"),
+            ("http://a/b/c/d;p?q", "../../g", "http://a/g"),
+            ("http://a/b/c/d;p?q", "//g", "http://g/"),
+            ("https://h/a", "//i/c?d", "https://i/c?d"),
+            // What a server of one's own asks for goes to no other.
+            ("https://u:p@h/a", "/c", "https://u:p@h/c"),
+            ("https://u:p@h/a", "//i/c", "https://i/c"),
+        ] {
+            assert_eq!(super::target(from, to).as_deref(), Ok(target), "{from} to {to}");
+        }
+        assert!(
+            target("https://h/a", "http://h/c").unwrap_err().contains("from an encrypted connection to an open one")
+        );
+        for odd in ["ftp://h/c", "data:,x", "http://", "file:///etc/passwd"] {
+            assert!(target("http://h/a", odd).is_err(), "{odd}");
+        }
+        // The token goes to one origin: names that only begin or end as it does are others.
+        for other in ["https://h@i/c", "https://h.i/c", "http://h/c", "https://h:8443/c", "https://i/?h"] {
+            assert_ne!(origin(other), origin("https://h/a"), "{other}");
+        }
+        assert_eq!(origin("https://h:443/c"), origin("https://H/a"));
     }
 
     #[test]

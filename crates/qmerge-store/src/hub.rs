@@ -10,10 +10,11 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::open::hub::home;
 use qmerge::open::{HubId, Item, ItemKind, is_plain_name, is_plain_path, read_small_text};
 use serde::Deserialize;
-use ureq::http::Response;
+use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use crate::http::{self, MAX_REDIRECTS, broken, escaped, header, origin, ranged, refused, set, target};
+use crate::busy::{self, NoAnswer};
+use crate::http::{self, MAX_REDIRECTS, broken, escaped, header, origin, ranged, refused, set, target, unanswered};
 use crate::remote::{Failed, Found, Source, ask};
 
 /// Longest listing that is read, bytes.
@@ -93,7 +94,9 @@ impl Client {
 
     /// What the repository holds at the revision.
     pub fn listing(&self, id: &HubId) -> Result<Listing> {
-        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, id.revision);
+        // One part of the path, whatever it is called.
+        let revision = escaped(&id.revision).replace('/', "%2F");
+        let url = format!("{}/api/models/{id}/revision/{revision}", self.endpoint);
         let mut answer = self.send("GET", &url, None)?;
         self.refuse(answer.status().as_u16(), id)?;
         let text =
@@ -140,22 +143,24 @@ impl Client {
     fn send(&self, method: &str, url: &str, range: Option<String>) -> Result<Response<Body>> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = if method == "HEAD" { self.agent.head(&url) } else { self.agent.get(&url) };
+            let mut request = Request::builder().method(method).uri(&url);
             if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == origin(&self.endpoint)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
             if let Some(range) = &range {
                 request = request.header("Range", range);
             }
-            let answer = request.call().map_err(|error| self.failed(&error))?;
+            let request = request.body(()).map_err(|error| self.failed(&error))?;
+            let answer = busy::run(&self.agent, &request).map_err(|why| match why {
+                NoAnswer::Broken(error) => self.failed(&error),
+                NoAnswer::PutOff(error) => error,
+            })?;
             let header = |name: &str| http::header(&answer, name);
             let to = header("location").filter(|_| answer.status().is_redirection());
             // The hub itself says what a large file is; the store behind it knows it by another name.
             let known = method == "HEAD" && header("x-linked-etag").is_some();
             match to {
-                Some(to) if !known => {
-                    url = target(&url, to).ok_or_else(|| self.odd(&format!("a redirect to {to:?}")))?
-                }
+                Some(to) if !known => url = target(&url, to).map_err(|problem| self.odd(&problem))?,
                 _ => return Ok(answer),
             }
         }
@@ -216,6 +221,14 @@ pub fn offline() -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&set.to_ascii_uppercase().as_str())
 }
 
+/// Whether trying again may help.
+fn again(error: Error) -> Failed {
+    match error.kind() {
+        Kind::Io if !busy::is_put_off(&error) => Failed::Again(error.message().to_owned()),
+        _ => Failed::Stated(error),
+    }
+}
+
 /// A repository at one commit, whose files are read by ranges.
 #[derive(Debug)]
 pub(crate) struct Repository {
@@ -237,12 +250,7 @@ impl Repository {
                 .with_hint(format!("unset it, or name {id} without hf:// to take it from the cache")));
         }
         let client = Client::new("")?;
-        let listing = ask(|| {
-            client.listing(id).map_err(|error| match error.kind() {
-                Kind::Io => Failed::Again(error.message().to_owned()),
-                _ => Failed::Stated(error),
-            })
-        })?;
+        let listing = ask(|| client.listing(id).map_err(again))?;
         let below = if below.is_empty() { String::new() } else { format!("{below}/") };
         let Listing { commit, names } = listing;
         Ok(Self { client, id: id.clone(), commit, below, names, redirected: Mutex::default() })
@@ -260,15 +268,15 @@ impl Repository {
         let mut url = known.clone().unwrap_or_else(|| self.url(name));
         let client = &self.client;
         for _ in 0..=MAX_REDIRECTS {
-            let mut request =
-                client.agent.get(&url).header("Range", format!("bytes={}-{}", range.start, range.end - 1));
+            let mut request = Request::get(&url).header("Range", format!("bytes={}-{}", range.start, range.end - 1));
             if let Some(token) = client.token.as_ref().filter(|_| origin(&url) == origin(&client.endpoint)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let answer = request.call().map_err(|error| broken(origin(&url), &error))?;
+            let request = request.body(()).map_err(|error| broken(&origin(&url), &error))?;
+            let answer = busy::run(&client.agent, &request).map_err(|why| unanswered(&origin(&url), why))?;
             if let Some(to) = header(&answer, "location").filter(|_| answer.status().is_redirection()) {
-                url = target(&url, to)
-                    .ok_or_else(|| Failed::Refused(format!("{} leads to an open connection", client.shown())))?;
+                let odd = |problem| Failed::Refused(format!("{} answered with {problem}", client.shown()));
+                url = target(&url, to).map_err(odd)?;
                 continue;
             }
             if known.is_some() && answer.status().is_client_error() {
@@ -306,10 +314,7 @@ impl Source for Repository {
         if !self.names.contains(&full) {
             return Err(Failed::Missing);
         }
-        let file = self.client.look(&self.id, &self.commit, &full).map_err(|error| match error.kind() {
-            Kind::Io => Failed::Again(error.message().to_owned()),
-            _ => Failed::Stated(error),
-        })?;
+        let file = self.client.look(&self.id, &self.commit, &full).map_err(again)?;
         let len = file
             .size
             .ok_or_else(|| Failed::Refused(format!("{} does not say how long {full} is", self.client.shown())))?;

@@ -20,6 +20,7 @@ mod address;
 mod ahead;
 #[cfg(feature = "buckets")]
 mod bucket;
+mod busy;
 mod folder;
 mod http;
 pub mod hub;
@@ -46,6 +47,16 @@ pub fn held() -> u64 {
 /// Bytes that this process has read so far of headers and of what is small, which a plan needs: whoever plans the same reads them anew.
 pub fn looked_at() -> u64 {
     ahead::looked_at()
+}
+
+/// The host that asked to be left alone for longest, and how long still: requests to it wait.
+pub fn waiting() -> Option<(String, std::time::Duration)> {
+    busy::waiting()
+}
+
+/// Ends all waits of this process for servers that are busy, for good: it is about to end.
+pub fn stop_waiting() {
+    busy::stop();
 }
 
 /// Has what is opened on this thread, while what is returned is there, keep up to so many bytes in a folder of this machine, where it is read more than once. Errors

@@ -8,6 +8,8 @@ use std::time::Duration;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::Item;
 
+use crate::busy;
+
 /// An object as it was when it was looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -51,21 +53,22 @@ pub(crate) trait Source: Debug + Send + Sync {
     fn get(&self, name: &str, found: &Found, range: Range<u64>) -> std::result::Result<Vec<u8>, Failed>;
 }
 
-/// Tries for one request; the waits between them come to about half a minute.
+/// Tries for one request; the waits between them come to 10 to 21 seconds, unless the server says how long it wants to be left alone.
 const TRIES: u32 = 9;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
 /// Tries until something comes of it that trying again would not change.
 pub(crate) fn persist<T>(mut once: impl FnMut() -> std::result::Result<T, Failed>) -> std::result::Result<T, Failed> {
+    let begun = std::time::Instant::now();
     let mut wait = FIRST_WAIT;
     for _ in 1..TRIES {
         match once() {
-            Err(Failed::Again(_)) => {}
+            Err(Failed::Again(_)) if begun.elapsed() < busy::IN_ALL => {}
             other => return other,
         }
         // Those that failed together do not come back together.
-        std::thread::sleep(wait.mul_f64(0.5 + 0.5 * chance()));
+        busy::sleep(wait.mul_f64(0.5 + 0.5 * chance())).map_err(Failed::Stated)?;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
     once()

@@ -7,11 +7,12 @@ use qmerge::adapters::weight_files;
 use qmerge::error::Result;
 use qmerge::open::{Item, ItemKind, QUANTIZATION_FILES, TOKENIZER_FILES, is_plain_name, json};
 use serde::Deserialize;
-use ureq::http::Response;
+use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 use url::Url;
 
-use crate::http::{self, broken, content_range, escaped, header, origin, ranged, refused, tag, target};
+use crate::busy;
+use crate::http::{self, broken, content_range, escaped, header, origin, ranged, refused, tag, target, unanswered};
 use crate::remote::{Failed, Found, Source, persist, together};
 
 /// What may lie in a model's folder, or in an adapter's, beside the weights and the files of a tokenizer and of a format.
@@ -59,7 +60,7 @@ impl Web {
         let mut host = url.clone();
         // Without what is secret.
         let _ = (host.set_username(""), host.set_password(None));
-        Ok(Self { agent: http::agent()?, host: origin(host.as_str()).to_owned(), url })
+        Ok(Self { agent: http::agent()?, host: origin(host.as_str()), url })
     }
 
     /// The address of a file: its name comes before what follows a `?`.
@@ -73,16 +74,17 @@ impl Web {
         let mut url = self.address(name);
         for _ in 0..=http::MAX_REDIRECTS {
             let mut request =
-                self.agent.get(&url).header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+                Request::get(&url).header("Range", format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
             // A weak one never matches.
             if tag.starts_with('"') {
                 request = request.header("If-Match", tag);
             }
-            let answer = request.call().map_err(|error| broken(&self.host, &error))?;
+            let request = request.body(()).map_err(|error| broken(&self.host, &error))?;
+            let answer = busy::run(&self.agent, &request).map_err(|why| unanswered(&self.host, why))?;
             match header(&answer, "location").filter(|_| answer.status().is_redirection()) {
                 Some(to) => {
-                    let to = target(&url, to);
-                    url = to.ok_or_else(|| Failed::Refused(format!("{} leads to an open connection", self.host)))?;
+                    let odd = |problem| Failed::Refused(format!("{} answered with {problem}", self.host));
+                    url = target(&url, to).map_err(odd)?;
                 }
                 None => return Ok(answer),
             }

@@ -36,7 +36,7 @@ NO_RAY = 9
 
 def merge(
     base: Path,
-    adapter: Adapters,
+    adapter: Optional[Adapters],
     output: Path,
     *,
     parts: Optional[int] = None,
@@ -61,14 +61,29 @@ def merge(
     ray = _ray()
     if "threads" in options:
         raise UsageError("threads are what Ray gives a part: pass cpus")
+    for name in NOT_OPTIONS:
+        if options.get(name) is not None:
+            raise UsageError(f"qmerge.ray.merge takes no {name}")
+    for name, number, least in (("parts", parts, 1), ("cpus", cpus, 1), ("retries", retries, 0)):
+        is_number = isinstance(number, int) and not isinstance(number, bool) and number >= least
+        if number is not None and not is_number:
+            raise UsageError(f"{name} is a number from {least} on, not {number!r}")
     if "://" in os.fspath(output):
         raise UsageError("parts are written to a path that all nodes see, not to an address")
     if not ray.is_initialized():
         ray.init()
     output = os.path.abspath(output)
-    for name in ("calibrate", "calibration", "imatrix", "original", "report"):
+    for name in ("calibrate", "calibration", "imatrix", "original"):
         if options.get(name) is not None:
             options[name] = _absolute(options[name])
+    if options.get("tuned") is not None:
+        options["tuned"] = _adapters(options["tuned"])
+    if options.get("report") is not None:
+        # It need not be there yet.
+        options["report"] = os.path.abspath(options["report"])
+    if options.get("scratch") is not None:
+        folder, is_sized, size = os.fspath(options["scratch"]).rpartition("=")
+        options["scratch"] = f"{os.path.abspath(folder)}={size}" if is_sized else os.path.abspath(size)
     given = _with_defaults(options, base=_absolute(base), adapter=_adapters(adapter), output=output)
     job = _Job(_merge_options(given), None)
     size = _Size.of(ray, parts, cpus, retries)
@@ -119,6 +134,8 @@ class _Size(NamedTuple):
 
 OF_THE_WHOLE = ("--report", "--min-kept", "--min-survival", "--measure", "--push", "--upload-repo")
 """Options with a value that a part does not take."""
+NOT_OPTIONS = ("moments", "part", "on", "dry_run", "residual_rank", "push", "upload_repo", "json", "quiet")
+"""What a merge in parts cannot do, or does by itself."""
 OF_A_RUN = ("--calibrate", "--calibration-tokens", "--calibration-time")
 """Options that say how the model is run for moments."""
 FLAGS = ("--resume",)
@@ -301,7 +318,9 @@ def _absolute(path: Path) -> str:
     return os.path.abspath(text) if os.path.lexists(text) else text
 
 
-def _adapters(value: Adapters) -> Any:
+def _adapters(value: Optional[Adapters]) -> Any:
+    if value is None:
+        return None
     if isinstance(value, (str, os.PathLike)):
         return _absolute(value)
     if isinstance(value, dict):
@@ -312,7 +331,7 @@ def _adapters(value: Adapters) -> Any:
 
 
 def _main(words: list[str]) -> int:
-    """What the program starts: `--on CLUSTER --version VERSION -- WORDS`."""
+    """What the program starts through `qmerge._on`: `--on CLUSTER --version VERSION -- WORDS`."""
     from . import __version__
 
     _, cluster, _, version, _, *own = words
@@ -335,10 +354,3 @@ def _main(words: list[str]) -> int:
     except (Error, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3 if isinstance(error, (IoError, ConnectionError)) else 2
-
-
-if __name__ == "__main__":
-    # What tasks are given must be of the module that they import.
-    from qmerge import ray as _own
-
-    sys.exit(_own._main(sys.argv[1:]))

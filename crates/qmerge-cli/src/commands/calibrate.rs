@@ -64,6 +64,7 @@ pub(crate) fn find(args: &CalibrateArgs, progress: &dyn Progress) -> error::Resu
         progress.phase("adding moments", "layers");
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &args.meaning.map)?;
         let calibration = qmerge_store::added(&args.add, &names)?;
+        calibration.check()?;
         progress.start(1);
         return stored(&inputs, calibration, (dtype, &args.output), &|_| true, progress);
     }

@@ -8,7 +8,7 @@ use qmerge::error::{Error, Kind, Result};
 /// Names the interpreter in which the package is installed.
 const PYTHON: &str = "QMERGE_PYTHON";
 /// The module that does it, and what it exits with where Ray is missing.
-const MODULE: &str = "qmerge.ray";
+const MODULE: &str = "qmerge._on";
 const NO_RAY: i32 = 9;
 
 /// Has a merge done by a cluster. `words` are those of the command line, the program and the command among them. Returns the exit status; what is to be read is

@@ -87,9 +87,8 @@ impl Folder {
             }
         }
         if id.revision != commit {
-            let refs = self.path.join("refs");
-            create(&refs)?;
-            let reference = refs.join(&id.revision);
+            let reference = self.path.join("refs").join(&id.revision);
+            create(reference.parent().unwrap_or(&reference))?;
             fs::write(&reference, commit).map_err(|error| Error::io("write", &reference, error))?;
         }
         Ok(())

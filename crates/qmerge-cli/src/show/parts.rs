@@ -51,9 +51,10 @@ pub(crate) fn parts(parts: &[PartEstimate], beside: Option<u64>) {
 /// A part that is done.
 pub(crate) fn part(part: &PartDone) {
     say(&format!(
-        "{BOLD}part {} of {} is done{BOLD:#}: {}, {} written in {}",
+        "{BOLD}part {} of {} {}{BOLD:#}: {}, {} written in {}",
         part.part,
         part.of,
+        if part.was_complete { "was complete already" } else { "is done" },
         counted(part.steps, "tensor"),
         bytes(part.bytes_written),
         roughly(part.seconds)

@@ -55,6 +55,10 @@ pub(crate) struct State {
     content: Mutex<Content>,
     /// Every so manieth request goes wrong, each in the next way; 0 for none.
     pub(crate) faults: AtomicU64,
+    /// So many answers to come say that it is busy, and to come back in a second.
+    pub(crate) busy: AtomicU64,
+    /// Bytes that one request may send, but for parts of uploads; 0 for any number.
+    pub(crate) most_put: AtomicU64,
     asked: AtomicU64,
     number: AtomicU64,
     /// Bytes of objects that were sent.
@@ -158,7 +162,13 @@ impl State {
                 _ => {}
             }
             let is_head = request.method == "HEAD";
-            let answer = if fault == 3 { Answer::new(503) } else { self.answer(&request) };
+            let is_busy =
+                self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+            let answer = match fault {
+                _ if is_busy => Answer { headers: "Retry-After: 1\r\n".into(), ..Answer::new(503) },
+                3 => Answer::new(503),
+                _ => self.answer(&request),
+            };
             if fault == 4 {
                 // It was done, and nobody hears of it.
                 return;
@@ -197,21 +207,28 @@ impl State {
             }
         }
         let is_bucket = !request.path.contains('/');
+        let is_google = request.headers.get("authorization").is_none_or(|how| how.starts_with("Bearer"));
+        if is_google {
+            let of_amazon = |name: &&String| name.starts_with("x-amz-");
+            assert_eq!(request.headers.keys().find(of_amazon), None, "{}", request.path);
+            // It removes one object with a request, and says of what it does not know that it is not there.
+            if request.method == "POST" && is_bucket {
+                return Answer::new(400);
+            }
+        }
         match (request.method.as_str(), is_bucket) {
             ("GET", true) if query("uploads").is_some() => self.list_uploads(request),
             ("GET", true) => self.list(request),
             ("PUT", true) => Answer::new(200),
             ("POST", true) => self.delete_many(request),
             ("GET" | "HEAD", false) => self.read(request),
-            ("PUT", false) => self.write(request),
+            ("PUT", false) => self.write(request, is_google),
             ("POST", false) => self.upload(request),
             ("DELETE", false) => {
                 let mut content = self.content.lock().unwrap();
                 let gone = match query("uploadId") {
                     Some(id) => content.uploads.remove(id).is_some(),
-                    None => {
-                        content.objects.remove(&request.path).is_some() || request.headers.contains_key("x-amz-date")
-                    }
+                    None => content.objects.remove(&request.path).is_some() || !is_google,
                 };
                 Answer::new(if gone { 204 } else { 404 })
             }
@@ -226,7 +243,7 @@ impl State {
             return Answer::new(412);
         }
         let len = object.len();
-        let known = format!("ETag: {}\r\nLast-Modified: {DATE}\r\n", object.tag);
+        let known = format!("ETag: {}\r\nLast-Modified: {DATE}\r\nx-goog-generation: 7\r\n", object.tag);
         if request.method == "HEAD" {
             return Answer { headers: known, len: Some(len), ..Answer::new(200) };
         }
@@ -245,8 +262,18 @@ impl State {
         Answer { headers, body: object.pieces(start, end), ..Answer::new(206) }
     }
 
-    fn write(&self, request: &Request) -> Answer {
+    fn write(&self, request: &Request, is_google: bool) -> Answer {
         let mut content = self.content.lock().unwrap();
+        let most = self.most_put.load(Ordering::Relaxed);
+        if most > 0 && !request.query.contains_key("uploadId") && request.body.len() as u64 > most {
+            return Answer { status: 400, ..Answer::text("<Error><Code>EntityTooLarge</Code></Error>".into()) };
+        }
+        // Google's condition on what is there: 0 for nothing.
+        if request.headers.get("x-goog-if-generation-match").is_some_and(|wanted| wanted == "0")
+            && content.objects.contains_key(&request.path)
+        {
+            return Answer::new(412);
+        }
         let bytes = Arc::new(request.body.clone());
         if let Some(id) = request.query.get("uploadId") {
             let number = request.query.get("partNumber").and_then(|number| number.parse().ok());
@@ -256,7 +283,7 @@ impl State {
             parts.insert(number, bytes);
             return Answer { headers: format!("ETag: {}\r\n", self.tag()), ..Answer::new(200) };
         }
-        let from = request.headers.get("x-amz-copy-source").or_else(|| request.headers.get("x-goog-copy-source"));
+        let from = request.headers.get(if is_google { "x-goog-copy-source" } else { "x-amz-copy-source" });
         let object = match from {
             Some(from) => match content.objects.get(decoded(from).trim_start_matches('/')) {
                 Some(object) => self.object(object.parts.clone()),

@@ -1,9 +1,11 @@
 //! Models and outputs in buckets: S3's and Google's, from a server that runs in the test and fails as networks do.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::bucket::Buckets;
+use crate::interrupted::Random;
 use crate::model::{Folder, demo, done, qmerge, run, stderr, stdout};
 
 const SECRETS: [&str; 2] = ["s3cr3t-key", "t0ken-of-a-session"];
@@ -114,6 +116,83 @@ fn faults_change_no_byte_and_leave_nothing() {
         server.state.faults.store(0, Ordering::Relaxed);
         assert!(output.status.success(), "{}", told(&output));
         check(&server, &folder, &name);
+    }
+}
+
+/// A run that is killed goes on, in S3 and in Google's store, wherever that says that it is.
+#[test]
+fn whoever_is_killed_goes_on_in_buckets() {
+    let (folder, server) = served();
+    let mut random = Random(20_261_129);
+    let account = format!(
+        r#"{{"private_key":"k","private_key_id":"i","client_email":"e","disable_oauth":true,"gcs_base_url":"http://{}"}}"#,
+        server.host
+    );
+    std::fs::write(folder.join("account.json"), account).unwrap();
+    for (scheme, number) in [("s3", 0), ("gs", 1), ("s3", 2), ("gs", 3)] {
+        let name = format!("killed-{number}");
+        let (base, lora) = (format!("{scheme}://models/in/base-nf4"), format!("{scheme}://models/in/adapter"));
+        let output = format!("{scheme}://models/{name}");
+        let words = ["merge", "--fast", &base, &lora, "-o", &output, "--resume"];
+        let start = || {
+            let mut command = command(&server, &folder, &words);
+            if number == 3 {
+                // By a service account's file alone.
+                command.env_remove("GOOGLE_BASE_URL").env_remove("GOOGLE_SERVICE_ACCOUNT_KEY");
+                command.env("GOOGLE_SERVICE_ACCOUNT", folder.join("account.json"));
+            }
+            command
+        };
+        let started = Instant::now();
+        let mut kills = 0;
+        while kills < 4 {
+            let mut child = start().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis((random.share() * 600.0) as u64));
+            let _ = child.kill();
+            child.wait().unwrap();
+            kills += 1;
+        }
+        // It may have come to its end before it was killed.
+        let done = start().output().unwrap();
+        let told = told(&done);
+        assert!(done.status.success() || told.contains("the output exists already"), "{told}");
+        check(&server, &folder, &name);
+        assert!(started.elapsed() < Duration::from_secs(120));
+    }
+}
+
+/// A store that says when to come back is asked then, and not before.
+#[test]
+fn a_busy_store_is_left_alone() {
+    let (folder, server) = served();
+    for (number, scheme) in ["s3", "gs"].into_iter().enumerate() {
+        server.state.busy.store(3, Ordering::Relaxed);
+        let (base, lora) = (format!("{scheme}://models/in/base-nf4"), format!("{scheme}://models/in/adapter"));
+        let (name, started) = (format!("busy-{number}"), Instant::now());
+        let output = format!("{scheme}://models/{name}");
+        let output = command(&server, &folder, &["merge", "--fast", &base, &lora, "-o", &output]).output().unwrap();
+        assert!(output.status.success(), "{}", told(&output));
+        assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());
+        check(&server, &folder, &name);
+    }
+}
+
+/// A store takes five gigabytes with one request, and a test less.
+#[test]
+fn what_is_large_beside_the_weights_goes_in_parts() {
+    let (folder, server) = served();
+    let large: Vec<u8> = (0..40_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(folder.join("base-nf4/extra.txt"), &large).unwrap();
+    server.state.put("models/in/base-nf4/extra.txt", large);
+    done(&folder, &["merge", "--fast", "base-nf4", "adapter", "-o", "local", "--force"]);
+    assert!(folder.join("local/extra.txt").exists());
+    server.state.most_put.store(17 << 20, Ordering::Relaxed);
+    for scheme in ["s3", "gs"] {
+        let (base, lora) = (format!("{scheme}://models/in/base-nf4"), format!("{scheme}://models/in/adapter"));
+        let output = format!("{scheme}://models/large-{scheme}");
+        let output = command(&server, &folder, &["merge", "--fast", &base, &lora, "-o", &output]).output().unwrap();
+        assert!(output.status.success(), "{}", told(&output));
+        check(&server, &folder, &format!("large-{scheme}"));
     }
 }
 

@@ -112,6 +112,53 @@ fn what_training_left_beside_the_adapter_is_found() {
     assert!(found["warnings"].to_string().contains("it was taken with one of 2 adapters alone"), "{found:#}");
 }
 
+/// What a file says of itself is not believed where it is added to others: the error names it, and nothing is written.
+#[test]
+fn damaged_moments_are_not_added() {
+    let folder = calibrated();
+    let bytes = std::fs::read(folder.join("moments.safetensors")).unwrap();
+    let length = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&bytes[8..length]).unwrap();
+    let tokens = text.split_once(r#"\"tokens\":"#).unwrap().1.split_once(',').unwrap().0;
+    let counted = |count: &str| {
+        let old = format!(r#"\"tokens\":{tokens},"#);
+        text.replacen(&old, &format!(r#"\"tokens\":{count},"#), 1).into_bytes()
+    };
+    let hash = text.split_once(r#""qmerge.content":""#).unwrap().1.split_once('"').unwrap().0;
+    let unsaid = text.replace(r#""qmerge.content""#, r#""of.another""#).into_bytes();
+    let first = |value: f32| [&value.to_le_bytes()[..], &bytes[length + 4..]].concat();
+    let whole = bytes[length..].to_vec();
+    let cut = whole[..whole.len() - 4].to_vec();
+    let mut other = whole.clone();
+    other[100] ^= 1;
+    for (header, data, said) in [
+        (counted("NaN"), whole.clone(), "not understood"),
+        (counted("-1"), whole.clone(), "not understood"),
+        (counted("1e30"), whole.clone(), "not understood"),
+        (counted("18446744073709551616"), whole.clone(), "not understood"),
+        (counted("18446744073709551615"), whole.clone(), "more than can be counted"),
+        (counted("9007199254740993"), whole.clone(), "more than can be counted"),
+        (unsaid.clone(), first(f32::NAN), "is NaN"),
+        (unsaid.clone(), first(f32::NEG_INFINITY), "is -inf"),
+        (unsaid, first(-1.0), "no square is"),
+        (text.as_bytes().to_vec(), first(f32::NAN), "not those that it was written with"),
+        (text.as_bytes().to_vec(), other, "not those that it was written with"),
+        (text.replace(hash, &"0".repeat(64)).into_bytes(), whole.clone(), "not those that it was written with"),
+        (text.as_bytes().to_vec(), cut, "truncated"),
+    ] {
+        let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+        std::fs::write(folder.join("damaged.safetensors"), file).unwrap();
+        for files in [["moments.safetensors", "damaged.safetensors"], ["damaged.safetensors", "moments.safetensors"]] {
+            let words = ["calibrate", "--base", "base-nf4", "-o", "all.safetensors", "--add"];
+            let output = run(folder.path(), &[&words[..], &files].concat());
+            let told = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{said}: {told}");
+            assert!(told.contains("damaged.safetensors") && told.contains(said), "{said}: {told}");
+            assert!(!folder.join("all.safetensors").exists() && !folder.join("all.safetensors.partial").exists());
+        }
+    }
+}
+
 /// The old form of an importance matrix, from the diagonals of the moments.
 fn imatrix(folder: &Folder, rename: &[(&str, &str)], extra: bool) -> Vec<u8> {
     let bytes = std::fs::read(folder.join("moments.safetensors")).unwrap();

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::interrupted::{Random, files};
-use crate::model::{Folder, change, demo, done, json, qmerge, read, run, stderr, write};
+use crate::model::{Folder, change, demo, done, json, qmerge, read, run, stderr, stdout, write};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
 const MERGE: &[&str] = &["--base", "base-nf4", "--adapter", "adapter", "-o", "out"];
@@ -243,6 +243,10 @@ fn what_is_not_there_whole_is_not_put_together() {
     // Begun, and not gone on with.
     let told = refused(&folder, &part("3/4", &[]));
     assert!(told.contains("out.part-3-of-4") && told.contains("--resume"), "{told}");
+    // Complete is not interrupted.
+    assert!(told.contains("this part is complete") && told.contains("qmerge finish"), "{told}");
+    let again = run(folder.path(), &part("3/4", &["--resume"]));
+    assert!(again.status.success() && stdout(&again).contains("part 3 of 4 was complete already"), "{again:?}");
 
     // A part that was interrupted, and one whose last word is missing.
     let journal = folder.join("out.part-3-of-4/qmerge-journal.jsonl");
@@ -284,6 +288,42 @@ fn what_is_not_there_whole_is_not_put_together() {
     assert!(told.contains("another merge's") && told.contains("base"), "{told}");
 }
 
+/// Moments that parts had not, or had and `finish` has not, are named as what they are.
+#[test]
+fn another_calibration_than_the_parts_is_told_of() {
+    let folder = model();
+    let text = std::fs::read_to_string(TEXT).unwrap();
+    std::fs::write(folder.join("other.txt"), text.replace(['a', 'e'], "o")).unwrap();
+    for (name, text) in [("m.safetensors", TEXT), ("n.safetensors", "other.txt")] {
+        done(&folder, &["calibrate", "--base", "base-nf4", "--text", text, "-o", name]);
+    }
+    let part = |more: &[&'static str]| {
+        ["1/2", "2/2"].iter().for_each(|number| {
+            drop(done(&folder, &words("merge", &[more, &["--part", number, "--force"]].concat())));
+        });
+    };
+    let finish = |more: &[&'static str]| refused(&folder, &words("finish", more));
+    part(&["--calibration", "m.safetensors"]);
+    for (more, said) in [
+        (
+            &["--calibration", "n.safetensors"][..],
+            "this part is another merge's (text or file of the calibration: changed)",
+        ),
+        (&["--fast", "--no-run"], "text or file of the calibration: now nothing but what the adapter reads"),
+    ] {
+        let told = finish(more);
+        assert!(
+            told.contains(said) && told.contains("give `qmerge finish` the inputs and options that the parts had"),
+            "{told}"
+        );
+        assert!(!told.contains("unfinished output"), "{told}");
+    }
+    part(&["--fast", "--no-run"]);
+    let told = finish(&["--calibration", "m.safetensors"]);
+    assert!(told.contains("text or file of the calibration: nothing but what the adapter reads, by 3 before, another now"), "{told}");
+    done(&folder, &words("finish", &["--fast", "--no-run"]));
+}
+
 #[test]
 fn options_that_a_part_cannot_honour_are_refused() {
     let folder = model();
@@ -300,6 +340,12 @@ fn options_that_a_part_cannot_honour_are_refused() {
     }
     assert!(refused(&folder, &words("finish", &["--part", "1/2"])).contains("--part"));
     assert!(refused(&folder, &words("plan", &["--parts", "0"])).contains("number of parts"));
+    // A plan refuses what its parts would.
+    let model = ["--base", "base-nf4", "--adapter", "adapter", "--fast", "-o", "s3://bucket/out"];
+    for more in [&["merge", "--part", "1/2"][..], &["merge", "--part", "1/2", "--dry-run"], &["plan", "--parts", "2"]] {
+        let told = refused(&folder, &[&more[..1], &model, &more[1..]].concat());
+        assert!(told.contains("parts of a merge must have a path") && told.contains("s3://bucket/out"), "{told}");
+    }
 }
 
 #[test]

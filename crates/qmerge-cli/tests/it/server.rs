@@ -37,6 +37,12 @@ pub(crate) struct State {
     sent: Mutex<BTreeMap<String, u64>>,
     /// Paths that were asked for with a token, and those that were without.
     tokens: Mutex<Vec<(String, bool)>>,
+    /// So many answers to come say that it is busy, and to come back in a second.
+    pub(crate) busy: AtomicU64,
+    /// The next that is redirected is sent to an address of this form first: of the store, of the hub, or relative to either.
+    pub(crate) detours: Mutex<Vec<String>>,
+    /// Revisions that the hub was asked for, as they stood in the address.
+    pub(crate) revisions: Mutex<Vec<String>>,
     /// An object changes once so many bytes of it were sent.
     pub(crate) changing: Mutex<Option<(String, u64)>>,
 }
@@ -130,7 +136,10 @@ impl State {
                 Some(Fault::Slow) => std::thread::sleep(Duration::from_millis(150)),
                 _ => {}
             }
+            let is_busy =
+                self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
             let (status, headers, body) = match fault {
+                _ if is_busy => (429, "Retry-After: 1\r\n".to_owned(), Vec::new()),
                 Some(Fault::Busy) => (503, String::new(), Vec::new()),
                 _ => self.answer(&head),
             };
@@ -155,10 +164,22 @@ impl State {
             found.map(|(_, value)| value.to_owned())
         };
         self.tokens.lock().unwrap().push((path.clone(), header("authorization").is_some()));
+        if path.ends_with("/model.safetensors")
+            && let Some(detour) = self.detours.lock().unwrap().pop()
+        {
+            let host = header("host").unwrap().replace("127.0.0.1", "localhost");
+            let location = detour.replace("HOST", &host).replace("PATH", &path);
+            return (307, format!("Location: {location}\r\n"), Vec::new());
+        }
         let none = |status: u16| (status, String::new(), Vec::new());
         let files = self.files.lock().unwrap();
         if let Some(rest) = path.strip_prefix("hub/api/models/") {
-            let Some((repo, _)) = rest.split_once("/revision/") else { return none(404) };
+            let Some((repo, revision)) = rest.split_once("/revision/") else { return none(404) };
+            if revision.contains('/') {
+                // The hub takes the rest for something else of the revision.
+                return none(404);
+            }
+            self.revisions.lock().unwrap().push(revision.to_owned());
             let prefix = format!("{repo}/");
             let siblings: Vec<_> = files
                 .keys()

@@ -57,6 +57,78 @@ fn what_lies_elsewhere_is_merged_without_a_copy() {
     assert!(!stores.is_empty() && stores.iter().all(|path| path.starts_with("hub/")), "the hub alone gets the token");
 }
 
+/// Redirects may be relative, to a path, to another host or to what lies beside; the token goes to the hub alone.
+#[test]
+fn redirects_are_followed_wherever_they_lead() {
+    let (folder, server) = served();
+    let web = format!("{}/files/base?sig=s3cret", server.address);
+    for (base, detours) in [
+        (web.as_str(), ["/PATH", "//HOST/PATH", "model.safetensors", "../base/model.safetensors", "?again"]),
+        (
+            "hf://org/base",
+            ["/PATH", "//HOST/org/base/model.safetensors", "model.safetensors", "./model.safetensors", "/PATH?x"],
+        ),
+    ] {
+        *server.state.detours.lock().unwrap() = detours.map(str::to_owned).to_vec();
+        let words = ["merge", "--fast", base, "adapter", "-o", "out", "--force"];
+        let output = server.run(folder.path(), &words);
+        assert!(output.status.success(), "{base}: {}", stderr(&output));
+        assert!(server.state.detours.lock().unwrap().is_empty());
+        assert_same(&folder, "local", "out");
+    }
+    assert!(server.asked(true).iter().all(|path| path.starts_with("hub/")), "{:?}", server.asked(true));
+    for (detour, said) in [
+        ("ftp://host/x", "answered with a redirect to an address of another kind, ftp:"),
+        ("http://", "answered with a redirect to \"http://\", which is no address"),
+    ] {
+        *server.state.detours.lock().unwrap() = vec![detour.to_owned()];
+        let output = server.run(folder.path(), &["merge", "--fast", "hf://org/base", "adapter", "-o", "not"]);
+        assert!(!output.status.success() && stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}
+
+/// A pull request's revision has slashes, which stand as %2F in the hub's own addresses.
+#[test]
+fn revisions_with_slashes_are_found() {
+    let (folder, server) = served();
+    for (base, revision) in [
+        ("hf://org/base@refs/pr/1", "refs%2Fpr%2F1"),
+        ("hf://org/base@refs%2Fpr%2F1", "refs%2Fpr%2F1"),
+        ("hf://org/base@my%2Fbranch", "my%2Fbranch"),
+        ("hf://org/base@v1", "v1"),
+    ] {
+        server.state.revisions.lock().unwrap().clear();
+        let output = server.run(folder.path(), &["merge", "--fast", base, "adapter", "-o", "out", "--force"]);
+        assert!(output.status.success(), "{base}: {}", stderr(&output));
+        assert_same(&folder, "local", "out");
+        let asked = server.state.revisions.lock().unwrap().clone();
+        assert!(!asked.is_empty() && asked.iter().all(|asked| asked == revision), "{asked:?}");
+        let card = std::fs::read_to_string(folder.join("out/README.md")).unwrap();
+        let report = std::fs::read_to_string(folder.join("out/qmerge-report.json")).unwrap();
+        assert!(report.contains(base) && card.contains("org/base"), "{card}");
+    }
+    // A file of it, and a folder below.
+    server.add_folder("org/nested/sub/model", &folder.join("base-nf4"));
+    for path in ["hf://org/nested@refs/pr/7/sub/model", "hf://org/base@refs/pr/7/model.safetensors"] {
+        let output = server.run(folder.path(), &["inspect", path]);
+        assert!(output.status.success(), "{path}: {}", stderr(&output));
+    }
+}
+
+/// A server that says when to come back is asked then, the hub and any other.
+#[test]
+fn a_busy_server_is_left_alone() {
+    let (folder, server) = served();
+    for base in [format!("{}/files/base", server.address), "hf://org/base".to_owned()] {
+        server.state.busy.store(2, Ordering::Relaxed);
+        let started = std::time::Instant::now();
+        let output = server.run(folder.path(), &["merge", "--fast", &base, "adapter", "-o", "out", "--force"]);
+        assert!(output.status.success(), "{base}: {}", stderr(&output));
+        assert!(started.elapsed().as_secs() >= 2, "{:?}", started.elapsed());
+        assert_same(&folder, "local", "out");
+    }
+}
+
 /// A part reads its own layers, and looking at a model its header alone.
 #[test]
 fn only_what_is_needed_is_read() {

@@ -23,8 +23,8 @@ use crate::remote::{Found, Source, ask, together};
 /// A range, and the reads that it holds.
 type Group<'r, 'b> = (Range<u64>, Vec<&'r mut (u64, &'b mut [u8])>);
 
-/// Bytes of one request: large beside the time that a store takes to answer.
-const CELL: u64 = 4 << 20;
+/// Bytes of one request: large beside the time that a store takes to answer, and as many as are written with one.
+const CELL: u64 = 8 << 20;
 /// Cells that are asked for beyond the one that is wanted.
 const AHEAD: u64 = 4;
 /// A read of fewer bytes is of what lies beside a weight (scales, a norm): who wants that goes on elsewhere, so nothing is asked for beyond it.

@@ -144,6 +144,7 @@ impl StoreSink {
         for upload in &earlier.uploads {
             self.shared.abort(&key(&upload.key, "").map_err(Failed::error)?, &upload.id);
         }
+        self.shared.abort_begun(&self.shared.name("")?);
         self.shared.clear()?;
         self.take_over()?;
         let keys: Vec<Key> = files.iter().map(|file| self.weights_key(file)).collect::<Result<_>>()?;

@@ -12,6 +12,8 @@ use ureq::Agent;
 use ureq::http::request::Parts;
 
 use super::runtime::handle;
+use crate::busy::{self, NoAnswer};
+use crate::http::{body, header};
 
 /// Longest answer: of a range, or of a listing.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -34,12 +36,17 @@ impl Connection {
         // A length that is there already is not added again.
         request.headers_mut().remove("content-length");
         let broken = |error: ureq::Error| HttpError::new(kind(&error), error);
-        let answer = self.agent.run(request).map_err(broken)?;
-        let (parts, mut body) = answer.into_parts();
+        let answer = busy::run(&self.agent, &request).map_err(|why| match why {
+            NoAnswer::Broken(error) => broken(error),
+            NoAnswer::PutOff(error) => HttpError::new(HttpErrorKind::Unknown, error),
+        })?;
+        let mut answer = answer;
+        let expected = header(&answer, "content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
         let bytes = match is_head {
             true => Vec::new(),
-            false => body.with_config().limit(limit).read_to_vec().map_err(broken)?,
+            false => body(&mut answer, limit, expected).map_err(|error| broken(ureq::Error::from(error)))?,
         };
+        let (parts, _) = answer.into_parts();
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(bytes))))
     }
 }

@@ -4,6 +4,7 @@ mod begin;
 mod cells;
 mod connection;
 mod credentials;
+mod large;
 mod publish;
 mod record;
 mod runtime;
@@ -35,19 +36,19 @@ use crate::remote::{Failed, Found, Source};
 
 /// A store of either kind: what reads and lists, and what uploads in parts.
 pub(crate) trait Objects: ObjectStore + MultipartStore {
-    /// Ids of uploads to an object of a bucket that were begun and not ended, where the store says so.
-    fn begun(&self, _bucket: &str, _key: &Key) -> std::result::Result<Vec<String>, Failed> {
+    /// Uploads that were begun and not ended, to an object of a bucket or to one below it, where the store says so: object and id.
+    fn begun(&self, _bucket: &str, _key: &Key) -> std::result::Result<Vec<(Key, String)>, Failed> {
         Ok(Vec::new())
     }
 }
 
 impl Objects for AmazonS3 {
-    fn begun(&self, _: &str, key: &Key) -> std::result::Result<Vec<String>, Failed> {
+    fn begun(&self, _: &str, key: &Key) -> std::result::Result<Vec<(Key, String)>, Failed> {
         uploads::begun_in_s3(self, key)
     }
 }
 impl Objects for object_store::gcp::GoogleCloudStorage {
-    fn begun(&self, bucket: &str, key: &Key) -> std::result::Result<Vec<String>, Failed> {
+    fn begun(&self, bucket: &str, key: &Key) -> std::result::Result<Vec<(Key, String)>, Failed> {
         uploads::begun_in_google(self, bucket, key)
     }
 }
@@ -122,6 +123,9 @@ fn found(meta: &ObjectMeta) -> Found {
 /// Why a request came to nothing.
 pub(crate) fn failed(error: object_store::Error) -> Failed {
     use object_store::Error as E;
+    if let Some(stated) = stated(&error) {
+        return Failed::Stated(stated);
+    }
     match error {
         E::NotFound { .. } => Failed::Missing,
         E::Precondition { .. } | E::NotModified { .. } => Failed::Changed,
@@ -139,6 +143,12 @@ pub(crate) fn failed(error: object_store::Error) -> Failed {
             (text, _) => Failed::Again(text),
         },
     }
+}
+
+/// The library's own error, where one is at the bottom of it.
+fn stated(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let own = std::iter::successors(Some(error), |error| error.source());
+    own.filter_map(|error| error.downcast_ref::<Error>()).map(Error::again).next()
 }
 
 /// The status that an error says a server answered with.

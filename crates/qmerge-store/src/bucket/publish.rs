@@ -2,15 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
 use qmerge::error::Result;
 
 use super::record::Record;
 use super::shared::{TOGETHER, lock};
 use super::sink::StoreSink;
-use super::{failed, wait};
-use crate::remote::{ask, together};
+use crate::remote::together;
 
 impl StoreSink {
     pub(super) fn publish_all(&mut self, replace: bool) -> Result<()> {
@@ -24,7 +22,7 @@ impl StoreSink {
         let place = |names: &[String]| {
             names.iter().try_for_each(|name| {
                 let (from, to) = (self.shared.name(&format!("files/{name}"))?, self.final_key(name)?);
-                ask(|| wait(self.shared.objects.copy(&from, &to)).map_err(failed))
+                self.shared.copy(&from, &to)
             })
         };
         if self.is_file {
@@ -39,7 +37,7 @@ impl StoreSink {
             let there = self.there()?.into_iter().map(|(key, _)| key);
             self.shared.remove_many(&there.filter(|key| !own.contains(key)).collect::<Vec<_>>())?;
         }
-        self.abort_strays(&self.weight_keys());
+        self.abort_strays(&self.own_keys()?);
         self.shared.clear()
     }
 
@@ -81,16 +79,16 @@ impl StoreSink {
             .try_for_each(|key| self.shared.remove(key))
     }
 
-    fn weight_keys(&self) -> Vec<Key> {
-        self.shared.files.iter().map(|file| file.key.clone()).collect()
+    /// The weights, and the folder of what a resumed run needs.
+    fn own_keys(&self) -> Result<Vec<Key>> {
+        let weights = self.shared.files.iter().map(|file| Ok(file.key.clone()));
+        weights.chain([self.shared.name("")]).collect()
     }
 
     /// Aborts uploads to these names that nobody knows of: the answer that named them was lost.
     pub(super) fn abort_strays(&self, keys: &[Key]) {
         for key in keys {
-            for id in self.shared.objects.begun(&self.bucket, key).unwrap_or_default() {
-                self.shared.abort(key, &id);
-            }
+            self.shared.abort_begun(key);
         }
     }
 
@@ -108,7 +106,7 @@ impl StoreSink {
                 self.shared.abort(&file.key, &file.upload);
             }
         }
-        self.abort_strays(&self.weight_keys());
+        self.abort_strays(&self.own_keys().unwrap_or_default());
         drop(self.shared.clear());
     }
 }

@@ -36,11 +36,14 @@ pub(super) struct File {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) objects: Arc<dyn Objects>,
+    pub(super) bucket: String,
     /// Folder of what a resumed run needs.
     pub(super) partial: String,
     pub(super) files: Vec<File>,
     pub(super) progress: Mutex<Progress>,
     pub(super) changed: Condvar,
+    /// Bytes that the store is asked to copy by itself.
+    pub(super) most_copied: u64,
     /// Held while what waits is put by: two would put the same by, and hold it twice.
     pub(super) saving: Mutex<()>,
 }
@@ -127,6 +130,13 @@ impl Shared {
     pub(super) fn abort(&self, key: &Key, id: &str) {
         // Nothing more can be done about one that cannot be aborted, and one that is complete is none.
         drop(persist(|| wait(self.objects.abort_multipart(key, &id.to_owned())).map_err(failed)));
+    }
+
+    /// Aborts what nobody knows of: uploads to an object, or below it, that an earlier run began.
+    pub(super) fn abort_begun(&self, key: &Key) {
+        for (key, id) in self.objects.begun(&self.bucket, key).unwrap_or_default() {
+            self.abort(&key, &id);
+        }
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -28,7 +28,6 @@ use crate::remote::{Failed, persist};
 pub(crate) struct StoreSink {
     pub(super) path: PathBuf,
     pub(super) place: PathBuf,
-    pub(super) bucket: String,
     /// Of the folder, or of the file.
     pub(super) target: String,
     /// It is one weight file, and nothing else is wanted but the report.
@@ -63,16 +62,17 @@ impl StoreSink {
         let partial = format!("{target}.partial");
         let shared = Shared {
             objects,
+            bucket: bucket.to_owned(),
             partial,
             files: Vec::new(),
             progress: Mutex::default(),
             changed: Condvar::new(),
             saving: Mutex::default(),
+            most_copied: super::large::MOST_COPIED,
         };
         Self {
             path: shown.to_path_buf(),
             place: PathBuf::from(format!("{}.partial", shown.display())),
-            bucket: bucket.to_owned(),
             target: target.to_owned(),
             is_file: target.ends_with(".safetensors") || target.ends_with(".gguf"),
             shared: Arc::new(shared),
@@ -211,12 +211,15 @@ impl Sink for StoreSink {
     }
 
     fn put(&self, name: &str, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()> {
-        let mut bytes = Vec::new();
-        for piece in pieces {
-            bytes.extend(piece?);
+        // An error of what is read names its own file.
+        let mut unread = None;
+        let mut read = pieces.map_while(|piece| piece.map_err(|error| unread = Some(error)).ok());
+        let mut put = || self.shared.put_pieces(&self.shared.name(&format!("files/{name}"))?, &mut read);
+        let put = put();
+        if let Some(error) = unread {
+            return Err(error);
         }
-        let put = || self.shared.put(&self.shared.name(&format!("files/{name}"))?, bytes);
-        put().map_err(|error| self.failed(error))?;
+        put.map_err(|error| self.failed(error))?;
         lock(&self.others).insert(name.to_owned());
         Ok(())
     }

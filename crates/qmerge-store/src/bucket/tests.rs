@@ -10,6 +10,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use qmerge::error::Kind;
 use qmerge::write::{Existing, Room, Sink, Start};
 
+use super::large::PIECE;
 use super::shared::PART;
 use super::sink::StoreSink;
 use super::{Objects, wait};
@@ -224,6 +225,36 @@ fn another_takes_its_place_and_one_that_is_abandoned_leaves_nothing() {
     wait(objects.put(&Key::from("a/out.partial/notes.txt"), PutPayload::from_static(b"mine"))).unwrap();
     let mut other = self::sink(&objects);
     assert!(other.begin(force).unwrap_err().to_string().contains("something else has it"));
+}
+
+/// What a store does not copy by itself comes and goes in pieces, and is never held whole.
+#[test]
+fn what_is_longer_than_a_request_may_be_goes_in_parts() {
+    let objects = Arc::new(InMemory::new());
+    for len in [0, 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 5] {
+        let mut sink = sink(&objects);
+        Arc::get_mut(&mut sink.shared).unwrap().most_copied = 1000;
+        sink.begin(Existing { force: true, resume: false }).unwrap();
+        sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+        sink.write_at(0, 0, &mut bytes(0..10)).unwrap();
+        sink.end(0, 10).unwrap();
+        let content = bytes(0..len as u64);
+        let mut pieces = content.chunks(PIECE / 3 + 1).map(|piece| Ok(piece.to_vec()));
+        sink.put("large.bin", &mut pieces).unwrap();
+        put(&sink, "config.json");
+        sink.publish(true).unwrap();
+        assert!(read(&objects, "a/out/large.bin") == content, "{len}");
+        assert_eq!(names(&objects), ["a/out/config.json", "a/out/large.bin", "a/out/x.safetensors"]);
+    }
+    // What cannot be read ends it, with the error of who reads.
+    let mut sink = sink(&objects);
+    sink.begin(Existing { force: true, resume: false }).unwrap();
+    sink.reserve(&[room("x.safetensors", 10)], Start::Anew(b"")).unwrap();
+    let gone = || Err(qmerge::error::Error::new(Kind::Malformed, "gone").in_file(Path::new("there")));
+    let mut pieces = (0..3).map(|number| if number < 2 { Ok(vec![0; PIECE]) } else { gone() });
+    let error = sink.put("large.bin", &mut pieces).unwrap_err();
+    assert_eq!((error.message(), error.file()), ("gone", Some(Path::new("there"))));
+    sink.abandon();
 }
 
 /// A container that is not there is not asked for again and again, and what a store repeats of secrets is not passed on.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AwsAuthorizer};
 use object_store::client::{HttpRequest, HttpRequestBody, HttpService};
-use object_store::gcp::GoogleCloudStorage;
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as Key;
 use object_store::signer::Signer;
 use url::Url;
@@ -13,15 +13,28 @@ use super::connection::Connection;
 use super::wait;
 use crate::remote::{Failed, persist};
 
-/// Where Google's store is, unless `GOOGLE_BASE_URL` says otherwise.
+/// Where Google's store is, unless it is said otherwise.
 const GOOGLE: &str = "https://storage.googleapis.com";
+
+/// Where the stores' client looks for Google's store: as `GOOGLE_BASE_URL` says, or the service account.
+fn google() -> String {
+    let builder = GoogleCloudStorageBuilder::from_env();
+    let value = |key: GoogleConfigKey| builder.get_config_value(&key);
+    let account = || {
+        let file = || std::fs::read_to_string(value(GoogleConfigKey::ServiceAccount)?).ok();
+        let text = value(GoogleConfigKey::ServiceAccountKey).or_else(file)?;
+        let account: serde_json::Value = serde_json::from_str(&text).ok()?;
+        account.get("gcs_base_url")?.as_str().map(str::to_owned)
+    };
+    value(GoogleConfigKey::BaseUrl).or_else(account).unwrap_or_else(|| GOOGLE.to_owned())
+}
 
 fn again(what: &dyn std::fmt::Display) -> Failed {
     Failed::Again(what.to_string())
 }
 
-/// The ids of uploads to one object of S3. Nothing where the store does not say.
-pub(super) fn begun_in_s3(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Failed> {
+/// Uploads to one object of S3, or to those below it. Nothing where the store does not say.
+pub(super) fn begun_in_s3(s3: &AmazonS3, key: &Key) -> Result<Vec<(Key, String)>, Failed> {
     persist(|| {
         // The address of the object says that of its bucket.
         let url = wait(s3.signed_url("GET".parse().map_err(|_| Failed::Missing)?, key, Duration::from_secs(60)))
@@ -42,9 +55,13 @@ pub(super) fn begun_in_s3(s3: &AmazonS3, key: &Key) -> Result<Vec<String>, Faile
 }
 
 /// The same of a bucket of Google's.
-pub(super) fn begun_in_google(store: &GoogleCloudStorage, bucket: &str, key: &Key) -> Result<Vec<String>, Failed> {
+pub(super) fn begun_in_google(
+    store: &GoogleCloudStorage,
+    bucket: &str,
+    key: &Key,
+) -> Result<Vec<(Key, String)>, Failed> {
     persist(|| {
-        let base = std::env::var("GOOGLE_BASE_URL").unwrap_or_else(|_| GOOGLE.to_owned());
+        let base = google();
         let refused = |error: &dyn std::fmt::Display| Failed::Refused(error.to_string());
         let bucket =
             Url::parse(&format!("{}/{bucket}", base.trim_end_matches('/'))).map_err(|error| refused(&error))?;
@@ -64,7 +81,7 @@ fn listed(
     mut bucket: Url,
     key: &Key,
     sign: impl FnOnce(&mut HttpRequest) -> Result<(), Failed>,
-) -> Result<Vec<String>, Failed> {
+) -> Result<Vec<(Key, String)>, Failed> {
     bucket.set_query(None);
     bucket.query_pairs_mut().append_pair("prefix", key.as_ref()).append_pair("uploads", "");
     let connection = Connection::new().map_err(|error| again(&error))?;
@@ -79,8 +96,8 @@ fn listed(
     Ok(ids(&String::from_utf8_lossy(&body), key.as_ref()))
 }
 
-/// Of `<Upload><Key>…</Key><UploadId>…</UploadId>`, those of one key.
-fn ids(text: &str, key: &str) -> Vec<String> {
+/// Of `<Upload><Key>…</Key><UploadId>…</UploadId>`, those of one key and below it.
+fn ids(text: &str, key: &str) -> Vec<(Key, String)> {
     let within = |text: &str, tag: &str| -> Option<String> {
         let (_, rest) = text.split_once(&format!("<{tag}>"))?;
         Some(rest.split_once("</")?.0.to_owned())
@@ -88,9 +105,13 @@ fn ids(text: &str, key: &str) -> Vec<String> {
     let uploads = text.split("<Upload>").skip(1);
     let plain =
         |text: String| text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
+    let is_wanted =
+        |found: &String| found.strip_prefix(key).is_some_and(|below| below.is_empty() || below.starts_with('/'));
     uploads
-        .filter(|upload| within(upload, "Key").map(plain).as_deref() == Some(key))
-        .filter_map(|upload| within(upload, "UploadId").map(plain))
+        .filter_map(|upload| {
+            let found = within(upload, "Key").map(plain).filter(is_wanted)?;
+            Some((Key::parse(found).ok()?, within(upload, "UploadId").map(plain)?))
+        })
         .collect()
 }
 
@@ -99,7 +120,9 @@ mod tests {
     #[test]
     fn uploads_of_one_name_are_told_from_others() {
         let text = "<R><Upload><Key>a&amp;b</Key><UploadId>1</UploadId></Upload><Upload><UploadId>2</UploadId><Key>a&amp;bc</Key></Upload></R>";
-        assert_eq!(super::ids(text, "a&b"), ["1"]);
-        assert_eq!(super::ids(text, "a"), Vec::<String>::new());
+        assert_eq!(super::ids(text, "a&b"), [("a&b".into(), "1".to_owned())]);
+        assert_eq!(super::ids(text, "a"), []);
+        let below = text.replace("a&amp;b<", "a/b<").replace("a&amp;bc", "a.b");
+        assert_eq!(super::ids(&below, "a"), [("a/b".into(), "1".to_owned())]);
     }
 }

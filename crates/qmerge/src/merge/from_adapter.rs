@@ -95,7 +95,8 @@ impl Calibration for FromAdapter<'_> {
     }
 
     fn identity(&self) -> Result<String> {
-        Ok(format!("I + {READ} V Vᵀ"))
+        // I + READ V Vᵀ, in words that a user is told.
+        Ok(format!("nothing but what the adapter reads, by {READ}"))
     }
 
     fn seen(&self) -> Seen {

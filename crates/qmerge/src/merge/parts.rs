@@ -62,6 +62,9 @@ pub struct PartDone {
     pub seconds: f64,
     /// Largest resident memory.
     pub peak_rss_bytes: Option<u64>,
+    /// An earlier run of it had come to its end, and the figures are that one's.
+    #[serde(skip)]
+    pub was_complete: bool,
 }
 
 /// Predicts what each of so many parts takes, on so many threads. `demand` is that of the calibration, which every part does for itself.
@@ -115,6 +118,11 @@ pub fn run_part(
     let run =
         Run { inputs, plan, steps: steps.clone(), is_part: true, schedule: &begun.schedule, output: &output, progress };
     run.announce(&finished, &begun.demand, options);
+    let earlier = match finished.len() == steps.len() {
+        true => output.sink().stashed(Took::FILE_NAME).ok().flatten(),
+        false => None,
+    };
+    let earlier: Option<Took> = earlier.and_then(|text| serde_json::from_slice(&text).ok());
     let weights = || -> Result<_> {
         run.all(finished, calibration)?;
         inputs.check_unchanged()
@@ -127,12 +135,13 @@ pub fn run_part(
             return Err(error);
         }
     }
-    let took = Took {
+    let own = || Took {
         seconds: begun.started.elapsed().as_secs_f64(),
         bytes_read: plan.steps[steps.clone()].iter().map(step_reads).sum(),
         bytes_written: output.written(),
         peak_rss_bytes: peak_rss(),
     };
+    let took = earlier.unwrap_or_else(own);
     let text = serde_json::to_vec(&took).unwrap_or_default();
     output.sink().stash(Took::FILE_NAME, &text).map_err(|error| output.to_be_resumed(error))?;
     progress.advance(begun.schedule.work.sync);
@@ -144,6 +153,7 @@ pub fn run_part(
         bytes_written: took.bytes_written,
         seconds: took.seconds,
         peak_rss_bytes: took.peak_rss_bytes,
+        was_complete: earlier.is_some(),
     })
 }
 

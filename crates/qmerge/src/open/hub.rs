@@ -28,7 +28,7 @@ impl fmt::Display for HubId {
 }
 
 impl HubId {
-    /// Splits `org/name[@revision]`; anything that looks like a path is `None`.
+    /// Splits `org/name[@revision]`; anything that looks like a path is `None`. A revision may have slashes: `refs/pr/1`, or a branch's own.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (org, name) = id.split_once('/')?;
@@ -38,7 +38,7 @@ impl HubId {
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         };
         let owned = || Self { org: org.to_owned(), name: name.to_owned(), revision: revision.to_owned() };
-        (fits(org) && fits(name) && fits(revision)).then(owned)
+        (fits(org) && fits(name) && revision.split('/').all(fits)).then(owned)
     }
 
     /// The id at its commit, for a snapshot's folder in a cache: what [`resolve`](super::resolve) returns for an id.
@@ -115,7 +115,9 @@ mod tests {
         let parse = |text: &str| HubId::parse(text).map(|id| (id.to_string(), id.revision));
         assert_eq!(parse("org/name"), Some(("org/name".into(), "main".into())));
         assert_eq!(parse("org/name@v1.0"), Some(("org/name".into(), "v1.0".into())));
-        for path in ["./model", "/abs/model", "a/b/c", "model", "../up", "org/na me"] {
+        assert_eq!(parse("org/name@refs/pr/1"), Some(("org/name".into(), "refs/pr/1".into())));
+        let odd = ["org/name@", "org/name@/x", "org/name@a//b", "org/name@../up", "org/name@a/../../b", "org/a/b@c"];
+        for path in ["./model", "/abs/model", "a/b/c", "model", "../up", "org/na me"].into_iter().chain(odd) {
             assert_eq!(parse(path), None, "{path}");
         }
     }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::moments::{Calibration, Demand, Detail, InputMoments, Known, LayerInputs, Take};
 use super::stored::StoredCalibration;
-use crate::error::{Result, mismatch};
+use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::model_order;
 
 /// Files of moments of one base, together.
@@ -76,6 +76,23 @@ impl AddedCalibration {
         self.layers.iter().flatten().flat_map(|own| own.inputs.weights.iter().map(String::as_str))
     }
 
+    /// Errors if a file's moments are not those that it was written with, or its numbers of tokens cannot be added to the others'. All files are read.
+    pub fn check(&self) -> Result<()> {
+        for own in self.layers.iter().flatten() {
+            let mut tokens = 0;
+            for found in &own.found {
+                let file = self.files.get(found.0);
+                let counted = file.and_then(|file| file.tokens_of(found.1)).unwrap_or(0);
+                tokens = add_up(tokens, counted).map_err(|error| self.named(error, found))?;
+            }
+        }
+        self.files.iter().try_for_each(StoredCalibration::check_content)
+    }
+
+    fn named(&self, error: Error, found: &(usize, usize)) -> Error {
+        self.files.get(found.0).map_or(error.again(), |file| error.again().in_file(file.path()))
+    }
+
     /// The mean over all tokens that any of the files saw.
     fn moments(&self, own: &Together) -> Result<InputMoments> {
         let part = |&(file, at): &(usize, usize)| {
@@ -86,10 +103,10 @@ impl AddedCalibration {
             return part(one);
         }
         let features = own.inputs.features;
-        let (mut tokens, mut sums) = (0, vec![0.0_f64; features * features]);
+        let (mut tokens, mut sums) = (0_usize, vec![0.0_f64; features * features]);
         for found in &own.found {
             let moments = part(found)?;
-            tokens += moments.tokens;
+            tokens = add_up(tokens, moments.tokens).map_err(|error| self.named(error, found))?;
             for (sum, value) in sums.iter_mut().zip(&moments.values) {
                 *sum += moments.tokens as f64 * f64::from(*value);
             }
@@ -97,6 +114,15 @@ impl AddedCalibration {
         let values = sums.iter().map(|sum| (sum / tokens.max(1) as f64) as f32).collect();
         Ok(InputMoments { features, tokens, values })
     }
+}
+
+/// The sum of two numbers of tokens. A file may say any number; beyond this one, f64 does not tell each from the next.
+fn add_up(tokens: usize, more: usize) -> Result<usize> {
+    const MOST: u64 = 1 << 53;
+    tokens.checked_add(more).filter(|sum| *sum as u64 <= MOST).ok_or_else(|| {
+        malformed(format!("{more} tokens are more than can be counted"))
+            .with_hint("the file is damaged: take another with `qmerge calibrate`")
+    })
 }
 
 impl Calibration for AddedCalibration {

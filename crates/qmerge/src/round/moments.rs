@@ -151,6 +151,33 @@ impl<F: FnMut(Known) -> Result<()> + Send> Take for F {
     }
 }
 
+impl InputMoments {
+    /// Errors if moments are not finite, of the wrong size, or no sums of squares.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { features, values, .. } = self;
+        if Some(values.len()) != features.checked_mul(*features) {
+            return Err(Error::new(Kind::Malformed, format!("{} moments of {features} features", values.len())));
+        }
+        if !is_finite(values)
+            && let Some(at) = values.iter().position(|x| !x.is_finite())
+        {
+            let x = values[at];
+            return Err(Error::new(
+                Kind::NotFinite,
+                format!("the moment of inputs {} and {} is {x}", at / features, at % features),
+            )
+            .with_hint("the calibration is damaged, or the model that it was taken from overflows: take another"));
+        }
+        if let Some(i) = (0..*features).find(|i| values[i * features + i] < 0.0) {
+            let problem =
+                format!("the moment of input {i} with itself is {}, and no square is", values[i * features + i]);
+            return Err(Error::new(Kind::Malformed, problem)
+                .with_hint("the calibration is damaged: take another with `qmerge calibrate`"));
+        }
+        Ok(())
+    }
+}
+
 /// Moments prepared for rounding: damped, with their diagonal.
 #[derive(Debug)]
 pub struct Metric {
@@ -181,26 +208,8 @@ impl Metric {
 
     /// Adds this share of the mean diagonal to the diagonal. Errors if moments are not finite or of the wrong size.
     pub fn damped(moments: InputMoments, damping: f32) -> Result<Self> {
+        moments.check()?;
         let InputMoments { features, mut values, .. } = moments;
-        if values.len() != features * features {
-            return Err(Error::new(Kind::Malformed, format!("{} moments of {features} features", values.len())));
-        }
-        if !is_finite(&values)
-            && let Some(at) = values.iter().position(|x| !x.is_finite())
-        {
-            let x = values[at];
-            return Err(Error::new(
-                Kind::NotFinite,
-                format!("the moment of inputs {} and {} is {x}", at / features, at % features),
-            )
-            .with_hint("the calibration is damaged, or the model that it was taken from overflows: take another"));
-        }
-        if let Some(i) = (0..features).find(|i| values[i * features + i] < 0.0) {
-            let problem =
-                format!("the moment of input {i} with itself is {}, and no square is", values[i * features + i]);
-            return Err(Error::new(Kind::Malformed, problem)
-                .with_hint("the calibration is damaged: take another with `qmerge calibrate`"));
-        }
         let mean = (0..features).map(|i| f64::from(values[i * features + i])).sum::<f64>() / features.max(1) as f64;
         for i in 0..features {
             let diagonal = &mut values[i * features + i];

@@ -73,6 +73,8 @@ pub struct StoredCalibration {
     about: String,
     /// What its tensors are known by, and what is said of them; `None` if it does not say.
     content: Option<String>,
+    /// What its tensors alone are known by.
+    hash: Option<String>,
     adapter: Option<Marks>,
 }
 
@@ -125,8 +127,9 @@ impl StoredCalibration {
             let hash = Sha256::digest(format!("{hash} {inputs}"));
             hash.iter().map(|byte| format!("{byte:02x}")).collect()
         });
+        let hash = text(CONTENT).map(str::to_owned);
         file.expect_all();
-        Ok(Self { path: path.to_path_buf(), adapter: marks(ADAPTER)?, inputs, about, content, file })
+        Ok(Self { hash, path: path.to_path_buf(), adapter: marks(ADAPTER)?, inputs, about, content, file })
     }
 
     /// Errors if it says that it was taken with another adapter than this one, as it is now.
@@ -167,10 +170,40 @@ impl StoredCalibration {
     /// The moments of one of its inputs.
     pub(super) fn moments_of(&self, number: usize) -> Result<InputMoments> {
         let input = self.inputs.get(number).ok_or_else(|| malformed("no moments").in_file(&self.path))?;
-        self.moments(input).map_err(|error| error.in_file(&self.path))
+        self.moments(input)
+    }
+
+    /// Tokens that one of its inputs was taken from.
+    pub(super) fn tokens_of(&self, number: usize) -> Option<usize> {
+        self.inputs.get(number).map(|input| input.tokens)
+    }
+
+    /// Errors if its tensors are not those that it was written with, as far as it says what they are known by. All of it is read.
+    pub fn check_content(&self) -> Result<()> {
+        let Some(written) = &self.hash else { return Ok(()) };
+        let mut entries: Vec<&Entry> = self.file.entries.iter().collect();
+        entries.sort_by_key(|entry| entry.start);
+        let mut hash = Sha256::new();
+        for entry in entries {
+            let bytes = self.file.read_small(entry, entry.bytes).map_err(|error| error.in_file(&self.path))?;
+            hash.update(&bytes);
+        }
+        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found == *written {
+            return Ok(());
+        }
+        Err(malformed("its moments are not those that it was written with")
+            .in_file(&self.path)
+            .with_hint("the file is damaged: take another with `qmerge calibrate`"))
     }
 
     fn moments(&self, input: &Input) -> Result<InputMoments> {
+        let moments = self.unchecked(input)?;
+        moments.check().map_err(|error| error.in_file(&self.path).in_tensor(&input.tensor))?;
+        Ok(moments)
+    }
+
+    fn unchecked(&self, input: &Input) -> Result<InputMoments> {
         let entry = self.file.get(&input.tensor).ok_or_else(|| malformed("no moments").in_tensor(&input.tensor))?;
         let bytes = self.file.read_small(entry, entry.bytes)?;
         let values = match entry.dtype {

@@ -50,11 +50,13 @@ impl Fingerprint {
 }
 
 fn difference(name: &str, before: &str, now: &str) -> String {
-    let hash = |value: &str| value.len() == 64 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // Of several files one each.
+    let is_one = |value: &str| value.len() == 64 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hash = |value: &str| value.split(' ').all(is_one);
     match (hash(before), hash(now)) {
         (true, true) => format!("{name}: changed"),
         (true, false) => format!("{name}: now {now}"),
-        (false, true) => format!("{name}: {before} before"),
+        (false, true) => format!("{name}: {before} before, another now"),
         (false, false) => format!("{name}: {before} before, {now} now"),
     }
 }
@@ -75,6 +77,10 @@ mod tests {
         assert!(before.differences(&before).is_empty());
         let now = fingerprint(&[("seed", "7"), ("base", &b), (LAYOUT, &b)]);
         assert_eq!(before.differences(&now), ["seed: 0 before, 7 now", "base: changed", "adapter 2: now none"]);
+        assert_eq!(now.differences(&before)[2], "adapter 2: none before, another now");
+        // Of a folder of moments, and of what a model writes.
+        let files = fingerprint(&[(CALIBRATION, &format!("{a} {b}"))]);
+        assert_eq!(files.differences(&fingerprint(&[(CALIBRATION, &a)])), ["text or file of the calibration: changed"]);
         let now = fingerprint(&[("seed", "0"), ("base", &a), ("adapter 2", &a), (LAYOUT, &b)]);
         assert_eq!(before.differences(&now), ["layout of the output: changed"]);
     }

@@ -53,9 +53,22 @@ pub(super) fn lines(finished: &[Finished]) -> Vec<u8> {
 /// What an interrupted run finished, and where its last whole line ends; `None` if it ended before its first line was whole. Errors if it is of
 /// another merge.
 pub(super) fn read(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<Finished>, u64)>> {
+    read_or(text, merge, another)
+}
+
+/// What a part of a merge finished, as [`read`] says it.
+pub(super) fn read_part(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<Finished>, u64)>> {
+    read_or(text, merge, |differences| {
+        usage(format!("this part is another merge's ({})", differences.join("; "))).with_hint(
+            "give `qmerge finish` the inputs and options that the parts had, or merge the parts anew with --force",
+        )
+    })
+}
+
+fn read_or(text: &[u8], merge: &Fingerprint, another: fn(&[String]) -> Error) -> Result<Option<(Vec<Finished>, u64)>> {
     let mut lines = whole_lines(text);
     let Some(head) = lines.next() else { return Ok(None) };
-    refuse_another(head, |begun| begun.differences(merge))?;
+    refuse_another(head, |begun| begun.differences(merge), another)?;
     let (mut finished, mut end) = (Vec::new(), head.len());
     for line in lines {
         let Ok(read) = serde_json::from_slice::<Line>(line) else { break };
@@ -68,7 +81,7 @@ pub(super) fn read(text: &[u8], merge: &Fingerprint) -> Result<Option<(Vec<Finis
 /// Errors if what an interrupted run began is another merge, as far as that is known before a calibration.
 pub(crate) fn refuse_before(text: &[u8], merge: &Fingerprint) -> Result<()> {
     match whole_lines(text).next() {
-        Some(head) => refuse_another(head, |begun| begun.differences_before(merge)),
+        Some(head) => refuse_another(head, |begun| begun.differences_before(merge), another),
         None => Ok(()),
     }
 }
@@ -77,7 +90,11 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"))
 }
 
-fn refuse_another(head: &[u8], differences: impl Fn(&Fingerprint) -> Vec<String>) -> Result<()> {
+fn refuse_another(
+    head: &[u8],
+    differences: impl Fn(&Fingerprint) -> Vec<String>,
+    another: fn(&[String]) -> Error,
+) -> Result<()> {
     let differences = match serde_json::from_slice::<Head>(head) {
         Ok(begun) => differences(&begun.merge),
         Err(_) => vec!["it was begun by another version of qmerge".to_owned()],

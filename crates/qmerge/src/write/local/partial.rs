@@ -7,7 +7,7 @@ use super::folder::{self, remove};
 use super::{SCRATCH, journal};
 use crate::error::{Error, Kind, Result, usage};
 use crate::plan::Part;
-use crate::write::{Existing, Room, damaged};
+use crate::write::{Existing, Room, Took, damaged};
 
 /// The name beside the target.
 pub(super) fn path_of(target: &Path, part: Option<Part>) -> Result<PathBuf> {
@@ -32,6 +32,12 @@ pub(super) fn refuse(partial: &Path, existing: Existing) -> Result<()> {
     }
     if partial.join(journal::FILE_NAME).is_file() {
         journal::refuse_running(partial)?;
+        if !existing.resume && !existing.force && partial.join(SCRATCH).join(Took::FILE_NAME).is_file() {
+            return refused(
+                "this part is complete",
+                "`qmerge finish` puts the parts together; --resume finds it done, and --force merges it anew",
+            );
+        }
         if !existing.resume && !existing.force {
             return refused(
                 "an interrupted run left its unfinished output here",

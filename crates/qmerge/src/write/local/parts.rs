@@ -31,7 +31,7 @@ impl WrittenPart {
         let path = folder.join(journal::FILE_NAME);
         let mut lock = Journal::open(&folder)?;
         let text = lock.read().map_err(|error| Error::io("read", &path, error))?;
-        let read = listed::read(&text, merge).map_err(|error| error.in_file(&folder))?;
+        let read = listed::read_part(&text, merge).map_err(|error| error.in_file(&folder))?;
         let (finished, _) = read.unwrap_or_default();
         let steps = plan.steps_of(part);
         refuse_others(plan, &steps, &finished, &folder)?;

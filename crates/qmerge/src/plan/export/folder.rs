@@ -101,14 +101,12 @@ fn config(model: &Model<'_, '_>) -> Result<ModelConfig> {
     json.insert("dtype".into(), json!(Dtype::BF16.torch_name()));
     let has = |end: &str| model.weights.iter().any(|(name, _)| name.ends_with(end));
     for (field, end) in [("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.up_proj.bias")] {
-        // Qwen 2 has biases without a field for them.
-        if has(end) && layout.architecture() != "qwen2" {
+        if has(end) && !layout.has_biases() {
             json.insert(field.into(), json!(true));
         }
     }
-    // Phi 3's own field, without which its loader takes a default.
     let original = json.get("rope_scaling").and_then(|rope| rope.get("original_max_position_embeddings").cloned());
-    if let Some(original) = original.filter(|_| layout.architecture() == "phi3") {
+    if let Some(original) = original.filter(|_| layout.repeats_positions()) {
         json.insert("original_max_position_embeddings".into(), original);
     }
     config.json = json;

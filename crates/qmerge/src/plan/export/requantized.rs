@@ -10,7 +10,7 @@ use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats;
-use crate::open::gguf::{Field, Keys, Writer};
+use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer};
 
 /// Keys of a file that is a part of a model.
 const OF_PARTS: &[&str] = &["split.no", "split.count", "split.tensors.count"];
@@ -52,7 +52,7 @@ impl FileType {
         let width = |tensor: &Tensor<'_>| tensor.shape.last().copied().unwrap_or(0);
         let matrices: Vec<(&str, usize)> =
             tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
-        let has_head = tensors.iter().any(|tensor| tensor.stored == "output.weight");
+        let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
         let mut types = self.types(&matrices, model.about(has_head)).into_iter();
         let mut places = HashMap::new();
         for tensor in &tensors {

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::open::hex;
 use qmerge::plan::Inputs;
 use qmerge::progress::Progress;
 use qmerge::round::{Calibration, Demand, Detail, InputMoments, Known, Seen, Take};
@@ -242,7 +243,7 @@ impl Calibration for FromModel<'_, '_> {
             hash.update((sequence.len() as u64).to_le_bytes());
             sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hash.finalize()))
     }
 
     fn seen(&self) -> Seen {

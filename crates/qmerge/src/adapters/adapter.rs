@@ -10,8 +10,8 @@ use super::beside::Beside;
 use super::dialects::{self, Dialect, Foreign, Place, Stated};
 use super::keys::{self, Key, Role};
 use super::{
-    ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, config, read, refused,
-    tuned,
+    ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, UNTRAINED, beside, config, read,
+    refused, tuned,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, mismatch, unsupported, usage};
@@ -239,13 +239,23 @@ impl Adapter {
         self.keys.get(name).cloned().unwrap_or_else(|| keys::parse(name))
     }
 
+    /// What is said of it where it is as before any training, and of such modules.
+    pub(crate) fn said_of_untrained(&self) -> [&'static str; 2] {
+        self.method.as_ref().map_or(UNTRAINED, |(method, _)| method.untrained())
+    }
+
+    /// What stands for a rank or an alpha that its configuration leaves out, if PEFT wrote it.
+    pub(crate) fn default_rank(&self) -> Option<f64> {
+        self.method.as_ref().filter(|_| self.writer == "PEFT").and_then(|(method, _)| method.default_rank())
+    }
+
     /// The module that a tensor is of, as an inspection lists them: of a LoRA's pair A alone counts, and what is no module's own does not.
     pub(crate) fn lists(&self, name: &str) -> Option<String> {
         let key = self.key(name);
-        let is_lora = self.config.peft_type == "LORA";
+        let listed = self.method.as_ref().and_then(|(method, _)| method.listed());
         let counts = match key.role {
-            Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
-            Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => !is_lora,
+            Role::Own(marker, _) => listed.is_none_or(|listed| listed.contains(&marker)),
+            Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => listed.is_none(),
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)

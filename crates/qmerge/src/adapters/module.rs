@@ -1,7 +1,7 @@
 //! A module of the base, as a method sees it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::defined;
 use super::dialects::Stated;
@@ -12,6 +12,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats::Claim;
 use crate::open::Checkpoint;
+use crate::parallel::lock;
 
 /// The tensors that an adapter has for one module, by marker.
 #[derive(Clone, Debug, Default)]
@@ -314,7 +315,7 @@ impl Shared {
 
     /// Its values.
     pub(super) fn read(&self, tensors: &Checkpoint) -> Result<Arc<[f32]>> {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = lock(&self.values);
         if let Some(values) = &*values {
             return Ok(Arc::clone(values));
         }

@@ -12,7 +12,7 @@ use crate::adapters::{Names, Stack, Task};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, mismatch};
-use crate::formats::{Claim, Order, Reader};
+use crate::formats::{Claim, Order, Reader, moves_factors};
 use crate::linalg::dot;
 use crate::open::{Checkpoint, model_order};
 use crate::round::{Metric, matrix_name, seed_of};
@@ -250,11 +250,11 @@ impl<'a> Pair<'a> {
 
     /// Errors if AWQ has moved factors from the norms of one model into its layers, and not of the other: their difference is of two ways to write one function.
     pub(super) fn refuse_rescaled(&self, matched: &Matched<'a>) -> Result<()> {
-        let is_awq = |claim: &Claim| claim.weight.format() == "awq";
-        let Some(both) = matched.weights.iter().find(|both| is_awq(both.base) || is_awq(both.tuned)) else {
+        let is_rescaled = |claim: &Claim| moves_factors(claim.weight.format());
+        let Some(both) = matched.weights.iter().find(|both| is_rescaled(both.base) || is_rescaled(both.tuned)) else {
             return Ok(());
         };
-        let path = if is_awq(both.base) { &self.base.path } else { &self.tuned.path };
+        let path = if is_rescaled(both.base) { &self.base.path } else { &self.tuned.path };
         let vectors =
             matched.weights.iter().filter(|both| both.place == Place::Whole && both.base.weight.shape().len() == 1);
         for both in vectors {

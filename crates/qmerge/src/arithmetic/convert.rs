@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::new_adapter::{NewAdapter, finite};
 use super::report::{Conversion, ConvertedWeight, DroppedTensor};
 use super::stacked::{Stacked, put_rows};
-use super::svd::{Best, Spectrum, Wanted, best, turned};
+use super::svd::{Best, Spectrum, Wanted, best};
 use super::target::Target;
 use crate::adapters::{Adapter, Names, Stack};
 use crate::dtype::Dtype;
@@ -22,7 +22,7 @@ use crate::edit;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch};
 use crate::formats::Order;
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::parallel::parallel;
 use crate::plan::{Action, Inputs, Plan, Recode};
 use crate::progress::Progress;
@@ -340,8 +340,8 @@ fn cut_matrix<'i>(
                     return Err(Error::new(Kind::Bug, "a product without factors"));
                 };
                 let (of_outputs, of_inputs) = match piece.spot.transposed {
-                    true => (own.right, turned(&own.left, own.rank)),
-                    false => (turned(&own.left, own.rank), own.right),
+                    true => (own.right, transposed(&own.left, own.rank)),
+                    false => (transposed(&own.left, own.rank), own.right),
                 };
                 for column in of_outputs.chunks_exact(piece.spot.width.max(1)) {
                     let mut whole = vec![0.0; outputs];
@@ -402,7 +402,7 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
     let found = if let Some(Factors { rank, left, right }) = product {
         finite(&left)?;
         finite(&right)?;
-        let (left, right) = (turned(&left, rank), right);
+        let (left, right) = (transposed(&left, rank), right);
         // What is stored turned is another matrix: its outputs are columns.
         let (left, right) = if recode.transposed { (right, left) } else { (left, right) };
         Spectrum::new(left, right, rank, None).best(options.wanted)

@@ -10,14 +10,14 @@ use std::path::Path;
 use super::convert::{ConvertOptions, cut};
 use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
-use super::svd::{Spectrum, Wanted, turned};
+use super::svd::{Spectrum, Wanted};
 use crate::arch;
 use crate::arch::gguf::{File, Layout, View};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::in_file_order;
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
 use crate::parallel::parallel;
@@ -230,9 +230,9 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
     let Factors { rank, left, right } = factors;
     finite(&left)?;
     finite(&right)?;
-    let energy = Spectrum::new(turned(&left, rank), right.clone(), rank, None).energy() * scale * scale;
+    let energy = Spectrum::new(transposed(&left, rank), right.clone(), rank, None).energy() * scale * scale;
     let (left, right) =
-        if recode.transposed { (turned(&right, geometry.cols), turned(&left, rank)) } else { (left, right) };
+        if recode.transposed { (transposed(&right, geometry.cols), transposed(&left, rank)) } else { (left, right) };
     Ok(Pair { factors: Factors { rank, left, right }, alpha: scale * rank as f64, energy, kept: 1.0 })
 }
 
@@ -329,7 +329,7 @@ fn stored(place: &Place, factors: Factors, more: f64) -> [(String, Vec<usize>, V
     if view.is_table() {
         // Rows are looked up in A, which is what PEFT's B is not: (tokens, rank).
         let a = (name("lora_a"), vec![rows, rank], left);
-        return [a, (name("lora_b"), vec![cols, rank], turned(&right, cols))];
+        return [a, (name("lora_b"), vec![cols, rank], transposed(&right, cols))];
     }
     let (mut a, mut b) = (vec![rank, cols], vec![rows, rank]);
     if let Some(experts) = place.experts.filter(|experts| *experts > 0) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::dtype::Dtype;
+use crate::linalg::transposed;
 use crate::simd::low_rank::{self, Panels, Sink};
 
 /// A run of a matrix's outputs and inputs; its values are (outputs, inputs), row-major.
@@ -165,24 +166,18 @@ impl Product {
             low_rank::low_rank(left, panels, self.scale, Sink::Set(out));
         } else if tile.outputs == (0..outputs) {
             let (right, panels) = self.turned.get_or_init(|| {
-                (transpose(&self.right, inputs), Panels::new(&transpose(&self.left, rank), rank, outputs))
+                (transposed(&self.right, inputs), Panels::new(&transposed(&self.left, rank), rank, outputs))
             });
             let mut turned = vec![0.0; tile.len()];
             let own = &right[tile.inputs.start * rank..tile.inputs.end * rank];
             low_rank::low_rank(own, panels, self.scale, Sink::Set(&mut turned));
-            out.copy_from_slice(&transpose(&turned, outputs));
+            out.copy_from_slice(&transposed(&turned, outputs));
         } else {
             let own: Vec<f32> =
                 self.right.chunks_exact(inputs).flat_map(|row| row[tile.inputs.clone()].iter().copied()).collect();
             low_rank::low_rank(left, &Panels::new(&own, rank, tile.inputs.len()), self.scale, Sink::Set(out));
         }
     }
-}
-
-/// (rows, cols) to (cols, rows).
-pub(super) fn transpose(x: &[f32], cols: usize) -> Vec<f32> {
-    let rows = x.len() / cols.max(1);
-    (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
 }
 
 /// `scale · v`, for biases: the weight is a column.

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::add_to;
-use super::change::{Product, transpose};
+use super::change::Product;
 use super::place::{Spot, overlap};
 use crate::dtype::Dtype;
+use crate::linalg::transposed;
 use crate::simd::floats::round_to;
 use crate::simd::low_rank::{self, Panels, Sink};
 
@@ -69,7 +70,7 @@ impl Block {
         };
         let rows = spot.rows.clone();
         if spot.transposed {
-            return Self::new(rows, rank, transpose(&right, inputs), &transpose(&left, rank));
+            return Self::new(rows, rank, transposed(&right, inputs), &transposed(&left, rank));
         }
         Self::new(rows, rank, left, &right)
     }

@@ -51,7 +51,6 @@ pub use recognised::Unsupported;
 pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
-pub(crate) use view::transposed;
 pub(crate) use viewed::{Viewed, in_file_order};
 
 use crate::arch::Role;
@@ -162,6 +161,17 @@ pub trait Format: Sync {
     /// True if only GGUF files have it.
     #[doc(hidden)]
     fn is_of_gguf(&self) -> bool {
+        false
+    }
+
+    /// What other tools call it.
+    fn aliases(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// True if its quantizer moves factors between layers: the model has the same function then, and other weights than the one that was quantized.
+    #[doc(hidden)]
+    fn moves_factors(&self) -> bool {
         false
     }
 
@@ -366,6 +376,11 @@ pub fn by_id(id: &str) -> Result<&'static dyn Format> {
         let known: Vec<_> = FORMATS.iter().filter(|format| format.is_made()).map(|format| format.id()).collect();
         usage(format!("there is no format `{id}`")).with_hint(format!("formats: same, {}", known.join(", ")))
     })
+}
+
+/// True of the name of a format whose quantizer moves factors between layers.
+pub(crate) fn moves_factors(id: &str) -> bool {
+    by_id(id).is_ok_and(|format| format.moves_factors())
 }
 
 /// The format of tensors of one part, all of that element type.

@@ -47,6 +47,24 @@ impl Factors {
     }
 }
 
+/// A matrix (rows, cols) as (cols, rows).
+pub fn transposed<T: Copy + Default>(x: &[T], cols: usize) -> Vec<T> {
+    // Both sides of a square stay in the first-level cache.
+    const SIDE: usize = 32;
+    let rows = x.len() / cols.max(1);
+    let mut out = vec![T::default(); rows * cols];
+    for first in (0..rows).step_by(SIDE) {
+        for start in (0..cols).step_by(SIDE) {
+            for r in first..rows.min(first + SIDE) {
+                for c in start..cols.min(start + SIDE) {
+                    out[c * rows + r] = x[r * cols + c];
+                }
+            }
+        }
+    }
+    out
+}
+
 /// Σ x·y in eight chains, which a compiler can do side by side.
 pub fn dot<X: Copy + Into<f64>, Y: Copy + Into<f64>>(x: &[X], y: &[Y]) -> f64 {
     let mut sums = [0.0_f64; 8];
@@ -74,7 +92,11 @@ fn turn(x: &mut [f64], y: &mut [f64], (c, s): (f64, f64)) {
 
 /// splitmix64's mixing of a number (Steele, Lea, Flood 2014): what probes and everything else that is drawn comes from.
 pub(crate) fn hash(x: u64) -> u64 {
-    let mut z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix(x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// What splitmix64 makes of its state.
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -42,10 +42,12 @@ mod torch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub use beside::{QUANTIZATION_FILES, SMALL_ENDINGS, TOKENIZER_FILES};
 pub use config::ModelConfig;
+#[doc(hidden)]
+pub use content::hex;
 pub(crate) use content::{content, sampled};
 #[doc(hidden)]
 pub use gguf::{Metadata, TokenizerKeys, Value, read_tokenizer};
@@ -62,6 +64,7 @@ pub(crate) use store::{pieces, small_text};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, unsupported};
+use crate::parallel::lock;
 use container::{Container, WriteContainer};
 use local::{LocalFile, LocalFolder};
 
@@ -347,7 +350,7 @@ impl Checkpoint {
     /// Refuses anything above `limit` bytes, so a hostile header cannot make us allocate.
     pub fn read_small(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
         self.refuse_large(entry, limit)?;
-        if let Some(read) = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.name) {
+        if let Some(read) = lock(&self.ahead).remove(&entry.name) {
             return Ok(read);
         }
         let mut buffer = vec![0; entry.bytes as usize];
@@ -403,7 +406,7 @@ impl Checkpoint {
         let entries: Vec<&Entry> = self.entries.iter().filter(small).collect();
         // What cannot be read is for whoever asks for it to say.
         let Ok(read) = self.read_starts(&entries, limit) else { return };
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ahead = lock(&self.ahead);
         ahead.extend(entries.iter().map(|entry| entry.name.clone()).zip(read));
     }
 

@@ -384,15 +384,16 @@ fn refuse_idle_scales(read: &ReadOptions, changes: &[Changes]) -> Result<()> {
     }
 }
 
-fn is_awq(inventory: &Inventory) -> bool {
-    inventory.weights.iter().any(|claim| claim.weight.format() == "awq")
+/// True if whoever quantized moved factors between layers.
+fn is_rescaled(inventory: &Inventory) -> bool {
+    inventory.weights.iter().any(|claim| formats::moves_factors(claim.weight.format()))
 }
 
 /// AWQ moves factors between layers. Of the difference to a model in which they have not moved the whole leads from the one to the other; a part of it, or more than
 /// it, is no model, since products of the two are not what their sum was.
 fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> {
-    let base = is_awq(&inputs.inventory);
-    let moved = |adapter: &&Adapter| adapter.tuned_weights().is_some_and(|tuned| is_awq(tuned) != base);
+    let base = is_rescaled(&inputs.inventory);
+    let moved = |adapter: &&Adapter| adapter.tuned_weights().is_some_and(|tuned| is_rescaled(tuned) != base);
     let Some(tuned) = inputs.adapters.iter().find(moved) else { return Ok(()) };
     let is_whole =
         |edit: &PlannedEdit| edit.plan.task_vector().is_some_and(|vector| vector.weight == 1.0 && !vector.drops());
@@ -413,7 +414,7 @@ fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> 
 
 /// AWQ moves factors between layers: an adapter of the original model is one of another function.
 fn rescaled_warning(adapter: &Adapter, inputs: &Inputs) -> Option<String> {
-    if !is_awq(&inputs.inventory) || adapter.is_tuned() {
+    if !is_rescaled(&inputs.inventory) || adapter.is_tuned() {
         return None;
     }
     let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();

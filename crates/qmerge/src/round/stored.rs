@@ -22,7 +22,7 @@ use super::origin::{self, Marks, identity};
 use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed, mismatch};
-use crate::open::{Checkpoint, Entry, Store};
+use crate::open::{Checkpoint, Entry, Store, hex};
 
 pub(super) const TAKEN_FROM: &str = "qmerge.taken_from";
 pub(super) const BASE: &str = "qmerge.base";
@@ -121,10 +121,8 @@ impl StoredCalibration {
             [first, ..] => format!(" ({} of its weights not found in the base, first `{first}`)", missing.len()),
         };
         let about = format!("{}{missing}, stored in {name}", needed(TAKEN_FROM)?);
-        let content = text(CONTENT).zip(text(INPUTS)).map(|(hash, inputs)| {
-            let hash = Sha256::digest(format!("{hash} {inputs}"));
-            hash.iter().map(|byte| format!("{byte:02x}")).collect()
-        });
+        let content = text(CONTENT).zip(text(INPUTS));
+        let content = content.map(|(hash, inputs)| hex(Sha256::digest(format!("{hash} {inputs}"))));
         file.expect_all();
         Ok(Self { path: path.to_path_buf(), adapter: marks(ADAPTER)?, inputs, about, content, file })
     }

@@ -20,7 +20,7 @@ use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
-use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hash_of};
+use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
 use compare::Run;
 use judge::{Found, answer, judge, summarize};
 
@@ -282,7 +282,7 @@ pub fn verify(
 fn names_others(inputs: &Inputs, merged: &Checkpoint) -> bool {
     // What is no report of ours, or cannot be read, says nothing.
     let Some(earlier) = Earlier::beside(merged).ok().flatten() else { return false };
-    let hashes: Result<Vec<String>> = inputs.adapters.iter().map(hash_of).collect();
+    let hashes = hashes_of(&inputs.adapters);
     let is_named = |hashes: Vec<String>| hashes.iter().any(|hash| earlier.text.contains(hash.as_str()));
     !earlier.adapters.is_empty() && !hashes.map_or(true, is_named)
 }

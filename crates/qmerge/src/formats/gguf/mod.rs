@@ -10,6 +10,7 @@ mod iq;
 mod iq4;
 mod k;
 mod legacy;
+mod packing;
 mod ternary;
 #[cfg(test)]
 mod tests;

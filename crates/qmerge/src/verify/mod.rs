@@ -5,6 +5,7 @@
 //! estimates the share of D in M. Rounding noise that is independent of D moves the estimate by about `‖M − W0 − D‖ / (‖D‖·√n)`, its standard
 //! error: that tells a weight without the adapter from one whose effect was rounded away, and says when there is no evidence.
 
+mod answer;
 mod compare;
 mod judge;
 mod rounded;
@@ -21,8 +22,9 @@ use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
 use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
+use answer::Evidence;
 use compare::Run;
-use judge::{Found, answer, judge, summarize};
+use judge::{Found, judge, summarize};
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -256,7 +258,15 @@ pub fn verify(
     }
     progress.advance(plan.steps.last().map_or(0, work));
     let summary = summarize(&weights, &total);
-    let (answer, text) = answer(&summary, &weights, &altered, &missing, &|| names_others(inputs, merged), options);
+    let evidence = Evidence {
+        summary: &summary,
+        weights: &weights,
+        altered: &altered,
+        missing: &missing,
+        names_others: &|| names_others(inputs, merged),
+        options,
+    };
+    let (answer, text) = evidence.answer();
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
         let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::beside::Beside;
-use super::dialects::{self, Dialect, Foreign, Place, Stated};
+use super::dialects::{self, Dialect, Foreign, Stated, Whereabouts};
 use super::keys::{self, Key, Role};
 use super::{
     ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, UNTRAINED, beside, config, read,
@@ -267,14 +267,14 @@ impl Adapter {
     }
 
     /// Where a base has modules, by the names that the adapter has for them; those that are not among them stay as they are called.
-    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Place>> {
+    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Whereabouts>> {
         let Some(dialect) = self.dialect.filter(|dialect| dialect.names_need_base()) else { return Ok(HashMap::new()) };
         let modules: BTreeSet<&str> = self.keys.values().map(|key| key.module.as_str()).collect();
         let modules: Vec<&str> = modules.into_iter().collect();
         let places = dialect.places(names, &modules)?;
         let known = modules.into_iter().zip(places).filter_map(|(module, place)| Some((module.to_owned(), place?)));
-        let known: HashMap<String, Place> = known.collect();
-        if !known.is_empty() && known.values().all(|place| *place == Place::Elsewhere) {
+        let known: HashMap<String, Whereabouts> = known.collect();
+        if !known.is_empty() && known.values().all(|place| *place == Whereabouts::Elsewhere) {
             return Err(mismatch("none of its tensors is for this part of the pipeline").with_hint(
                 "its names begin with the part that they are for: take that folder of the pipeline as the base",
             ));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::dialects::{Place, Stated};
+use super::dialects::{Stated, Whereabouts};
 use super::keys::Role;
 use super::site::Site;
 use super::{
@@ -27,7 +27,7 @@ struct Sorted<'p> {
 }
 
 /// A module of the adapter that the base has.
-struct Found<'s, 'b> {
+struct Sited<'s, 'b> {
     path: &'s str,
     depth: usize,
     tensors: &'s Tensors,
@@ -54,7 +54,7 @@ pub(super) fn read(
     let shapes = sites.iter().map(|found| found.site.shape);
     let all: Vec<(&str, (usize, usize))> = sites.iter().map(|found| (found.path, found.site.shape)).collect();
     let largest = shapes.fold((0, 0), |largest, shape| (shape.0.max(largest.0), shape.1.max(largest.1)));
-    for Found { path, depth, tensors, site } in &sites {
+    for Sited { path, depth, tensors, site } in &sites {
         let stated = sorted.stated.get(&((*path).to_owned(), *depth)).copied();
         let heads = stated.and_then(|stated| stated.heads);
         let config = names.checkpoint.config.as_ref();
@@ -92,7 +92,7 @@ pub(super) fn read(
 fn sort<'p>(
     adapter: &Adapter,
     method: &dyn PeftMethod,
-    (names, places): (&Names<'_>, &'p HashMap<String, Place>),
+    (names, places): (&Names<'_>, &'p HashMap<String, Whereabouts>),
     options: &ReadOptions,
     changes: &mut Changes,
 ) -> Result<Sorted<'p>> {
@@ -103,13 +103,13 @@ fn sort<'p>(
         let name = entry.name.clone();
         let scaling = adapter.stated(&key.module);
         match places.get(&key.module) {
-            Some(Place::At(path)) => key.module.clone_from(path),
-            Some(Place::Split(paths)) => {
+            Some(Whereabouts::At(path)) => key.module.clone_from(path),
+            Some(Whereabouts::Split(paths)) => {
                 if let Some((module, _)) = places.get_key_value(&key.module) {
                     sorted.split.insert(module, paths);
                 }
             }
-            Some(Place::Elsewhere) => {
+            Some(Whereabouts::Elsewhere) => {
                 elsewhere += 1;
                 changes.ignored.push((name, "for another part of the pipeline than the base is"));
                 continue;
@@ -168,7 +168,7 @@ fn find<'s, 'b>(
     layers: &dyn Layers,
     names: &Names<'b>,
     sorted: &'s Sorted<'_>,
-) -> Result<Vec<Found<'s, 'b>>> {
+) -> Result<Vec<Sited<'s, 'b>>> {
     let mut sites = Vec::new();
     for ((path, depth), tensors) in &sorted.modules {
         layers.check(path, tensors)?;
@@ -180,7 +180,7 @@ fn find<'s, 'b>(
         let Some(mut site) = found else { continue };
         // PEFT adds it twice only where it wraps the attention as well.
         site.attention_output &= sorted.inside.contains(path);
-        sites.push(Found { path, depth: *depth, tensors, site });
+        sites.push(Sited { path, depth: *depth, tensors, site });
     }
     Ok(sites)
 }

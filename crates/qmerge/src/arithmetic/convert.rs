@@ -65,7 +65,7 @@ struct Jobs<'a> {
 }
 
 /// What a job came to.
-struct Found {
+struct Converted {
     stacked: Stacked,
     energy: f64,
     kept: f64,
@@ -104,7 +104,7 @@ pub fn convert(
     let rank = found.iter().map(|found| found.stacked.factors.rank).max().unwrap_or(1);
     let mut made = NewAdapter::of_rank(rank);
     let mut weights = Vec::new();
-    for (job, Found { stacked, energy, kept }) in jobs.iter().zip(found) {
+    for (job, Converted { stacked, energy, kept }) in jobs.iter().zip(found) {
         let (module, rank) = (job.path(), stacked.factors.rank);
         weights.push(ConvertedWeight { module, rank, energy, kept: (energy > 0.0).then_some(kept) });
         match job {
@@ -275,11 +275,11 @@ impl Job<'_> {
         }
     }
 
-    fn find(&self, inputs: &Inputs, options: &ConvertOptions) -> Result<Found> {
+    fn find(&self, inputs: &Inputs, options: &ConvertOptions) -> Result<Converted> {
         match self {
             Self::Layer { recode, .. } | Self::Embedding { recode, .. } => {
                 let Best { factors, energy, kept } = cut(inputs, recode, options)?;
-                Ok(Found { stacked: Stacked::one(factors), energy, kept })
+                Ok(Converted { stacked: Stacked::one(factors), energy, kept })
             }
             Self::Stack { stack, recodes } => {
                 let (mut own, mut energy, mut held) = (Vec::new(), 0.0, 0.0);
@@ -293,7 +293,7 @@ impl Job<'_> {
                     own.push(found.map(|found| found.factors));
                 }
                 let kept = if energy > 0.0 { held / energy } else { 1.0 };
-                Ok(Found { stacked: Stacked::of(stack, own), energy, kept })
+                Ok(Converted { stacked: Stacked::of(stack, own), energy, kept })
             }
         }
     }

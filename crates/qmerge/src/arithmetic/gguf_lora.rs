@@ -247,19 +247,19 @@ fn alpha_of_most<'p>(pairs: impl Iterator<Item = &'p Pair>) -> f32 {
 }
 
 /// Where a product lies: a weight's own, or those of all experts of a stack, whose factors lie one behind the other.
-struct Place {
+struct InFile {
     view: View,
     experts: Option<usize>,
 }
 
 /// Products of experts become those of their stacks: of one rank, with zeros for an expert that the adapter does not change.
-fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(Place, Pair)>> {
-    let mut all: Vec<(Place, Pair)> = Vec::new();
+fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(InFile, Pair)>> {
+    let mut all: Vec<(InFile, Pair)> = Vec::new();
     let mut stacks: BTreeMap<String, BTreeMap<usize, Pair>> = BTreeMap::new();
     for (Job { view, .. }, pair) in jobs.into_iter().zip(pairs) {
         match expert(&view.stored) {
             Some((stack, number)) => drop(stacks.entry(stack).or_default().insert(number, pair)),
-            None => all.push((Place { view, experts: None }, pair)),
+            None => all.push((InFile { view, experts: None }, pair)),
         }
     }
     if stacks.is_empty() {
@@ -306,7 +306,7 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
             factors.left.extend(left);
             factors.right.extend(right);
         }
-        all.push((Place { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
+        all.push((InFile { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
     }
     Ok(all)
 }
@@ -317,7 +317,7 @@ fn times(x: f32, more: f64) -> f32 {
 }
 
 /// Names, dimensions and values of a product's factors; B is multiplied by `more`.
-fn stored(place: &Place, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
+fn stored(place: &InFile, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
     let Factors { rank, mut left, right } = factors;
     let view = &place.view;
     let (rows, cols) = (left.len() / rank.max(1), right.len() / rank.max(1));

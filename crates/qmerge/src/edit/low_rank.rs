@@ -8,7 +8,7 @@ use super::place::{Spot, overlap};
 use crate::dtype::Dtype;
 use crate::linalg::transposed;
 use crate::simd::floats::round_to;
-use crate::simd::low_rank::{self, Panels, Sink};
+use crate::simd::low_rank::{self, Panels, Target};
 
 /// A product of stored rows: `scale · left · right`.
 #[derive(Debug)]
@@ -115,12 +115,12 @@ impl LowRank {
             match self.round {
                 Some(dtype) => {
                     let mut rounded = vec![0.0; out.len()];
-                    product(Sink::Set(&mut rounded));
+                    product(Target::Set(&mut rounded));
                     round_to(dtype, &mut rounded);
                     if fresh { out.copy_from_slice(&rounded) } else { add_to(out, &rounded) }
                 }
-                None if fresh => product(Sink::Set(out)),
-                None => product(Sink::Add(out)),
+                None if fresh => product(Target::Set(out)),
+                None => product(Target::Add(out)),
             }
         }
     }
@@ -132,7 +132,7 @@ impl LowRank {
         if self.round.is_some() || run != *rows {
             return false;
         }
-        low_rank::low_rank(left, &block.right, self.scale, Sink::Onto { base, values });
+        low_rank::low_rank(left, &block.right, self.scale, Target::Onto { base, values });
         true
     }
 

@@ -41,7 +41,7 @@ pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
 #[doc(hidden)]
-pub use matrix::{Judged, Kept};
+pub use matrix::{Judged, OutputKept};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;

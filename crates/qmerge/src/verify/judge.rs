@@ -27,7 +27,7 @@ const OWN: f64 = 0.3;
 /// And of one that was rounded to the nearest.
 const MOSTLY_OWN: f64 = 0.9;
 /// What was measured of a weight.
-pub(super) struct Found {
+pub(super) struct Measured {
     pub(super) sums: Sums,
     pub(super) rounded: Option<Rounded>,
 }
@@ -41,7 +41,7 @@ pub(super) fn judge(
     name: &str,
     format: &str,
     recode: &Recode,
-    found: &Found,
+    found: &Measured,
     options: &VerifyOptions,
     chosen: impl FnOnce() -> Result<Option<f64>>,
 ) -> Result<VerifiedWeight> {

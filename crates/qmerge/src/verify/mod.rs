@@ -24,7 +24,7 @@ use crate::progress::{Progress, stopped};
 use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
 use answer::Evidence;
 use compare::Run;
-use judge::{Found, judge, summarize};
+use judge::{Measured, judge, summarize};
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -238,7 +238,7 @@ pub fn verify(
                     &step.name,
                     claim.weight.format(),
                     recode,
-                    &Found { sums, rounded },
+                    &Measured { sums, rounded },
                     options,
                     chosen,
                 )?);

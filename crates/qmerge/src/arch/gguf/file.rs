@@ -1,7 +1,7 @@
 //! The way between the names of a GGUF file and those of the model, in both directions.
 
 use super::layout::LAYOUTS;
-use super::{HEAD, Heads, INSIDE, Layout, Names, OUTSIDE, Place, ROUTER, STACKS, View};
+use super::{HEAD, Heads, INSIDE, Layout, NamedModule, Names, OUTSIDE, ROUTER, STACKS, View};
 use crate::error::{Error, Result, malformed};
 use crate::open::gguf::expert;
 use crate::open::{Checkpoint, Metadata};
@@ -104,14 +104,14 @@ impl<'c> File<'c> {
     }
 
     /// The module whose weight has that name in the file, without `.weight`.
-    pub(crate) fn place(&self, path: &str) -> Option<Place> {
+    pub(crate) fn named_module(&self, path: &str) -> Option<NamedModule> {
         let (module, part) = self.module(path)?;
         let heads = match part {
             "attn_q" if self.layout.pairs_rows => Some(Heads::Queries),
             "attn_k" if self.layout.pairs_rows => Some(Heads::Keys),
             _ => None,
         };
-        Some(Place { module, heads, is_table: part == "token_embd" })
+        Some(NamedModule { module, heads, is_table: part == "token_embd" })
     }
 
     /// How the model sees the tensor of that name, which has so many rows; `None` for one that the model does not have. Errors if heads do not fit the rows.

@@ -19,7 +19,7 @@ mod view;
 pub(crate) use file::{File, Unknown};
 pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
-pub(crate) use view::{Heads, Place, View};
+pub(crate) use view::{Heads, NamedModule, View};
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 

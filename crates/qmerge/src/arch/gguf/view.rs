@@ -22,7 +22,7 @@ pub struct View {
 
 /// Where the model has a weight of a GGUF file.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Place {
+pub(crate) struct NamedModule {
     /// Path of its module.
     pub(crate) module: String,
     /// The heads whose rows are paired by neighbours, if they are.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{Export, Exported, Model, Place};
+use super::{Destination, Export, Exported, Model};
 use crate::arch;
 use crate::arch::gguf::{Layout, is_rope};
 use crate::dtype::Dtype;
@@ -49,7 +49,7 @@ impl Export for Folder {
             let claim = model.names.exact(name);
             let place = match claim {
                 // What has no name in the model has none in GGUF's sense either: it is a part of the rope.
-                Some(claim) if claim.weight.view().is_none() && is_rope(name) => Place::Nowhere,
+                Some(claim) if claim.weight.view().is_none() && is_rope(name) => Destination::Nowhere,
                 Some(claim) if claim.weight.view().is_none() => {
                     return Err(unsupported("a tensor that has no name in the model")
                         .in_file(&base.path)
@@ -58,7 +58,7 @@ impl Export for Folder {
                 _ => {
                     let takes =
                         !format.quantizes() || claim.is_some_and(|claim| model.quantized.takes(claim.weight.as_ref()));
-                    Place::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
+                    Destination::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
                 }
             };
             places.insert(name.clone(), place);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Constant, Export, Exported, Model, Place, lost};
+use super::{Constant, Destination, Export, Exported, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made};
@@ -118,14 +118,14 @@ impl FileType {
         constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
-        let mut places: HashMap<String, Place> = HashMap::new();
+        let mut places: HashMap<String, Destination> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
             if !is_made(name) && !is_copy(model, name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
                     .in_file(&model.inputs.base.path)
                     .in_tensor(name));
             }
-            places.insert((*name).to_owned(), Place::Nowhere);
+            places.insert((*name).to_owned(), Destination::Nowhere);
         }
         let stored = |view: &Option<View>| view.as_ref().map_or(String::new(), |view| view.stored.clone());
         if self.is_quantized() {
@@ -156,7 +156,7 @@ impl FileType {
                 Some(importance) => importance.of(&view.stored, width)?,
                 None => None,
             };
-            places.insert((*name).to_owned(), Place::Tensor { view: Some((*view).clone()), format, importance });
+            places.insert((*name).to_owned(), Destination::Tensor { view: Some((*view).clone()), format, importance });
         }
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));

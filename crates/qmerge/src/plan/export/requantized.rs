@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::gguf::{FILE, QUANTIZATION_VERSION, of_importance, refuse_additions};
-use super::{Exported, Model, Place};
+use super::{Destination, Exported, Model};
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
@@ -59,13 +59,13 @@ impl FileType {
             let dtype = if takes(&tensor) { types.next() } else { tensor.dtype };
             let dtype = dtype.ok_or_else(|| unsupported("a tensor that has no type").in_tensor(tensor.name))?;
             let place = if tensor.dtype == Some(dtype) {
-                Place::Same
+                Destination::Same
             } else {
                 let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
                     Some(importance) => importance.of(&tensor.stored, width(tensor))?,
                     None => None,
                 };
-                Place::Tensor { view: tensor.view.clone(), format: formats::of_dtype(dtype)?, importance }
+                Destination::Tensor { view: tensor.view.clone(), format: formats::of_dtype(dtype)?, importance }
             };
             places.insert(tensor.name.to_owned(), place);
         }

@@ -33,7 +33,7 @@ pub struct Factors {
 impl Factors {
     /// Factors of `rank` from orthonormal columns (any, rows), one after the other, and the rows (any, cols) that go with them, scaled so that a column is as
     /// long as its row: neither leaves the range of 16 bits alone.
-    pub fn balanced(columns: &[f64], rows_of: &[f64], rank: usize, rows: usize, cols: usize) -> Self {
+    pub(crate) fn balanced(columns: &[f64], rows_of: &[f64], rank: usize, rows: usize, cols: usize) -> Self {
         let (mut left, mut right) = (vec![0.0; rows * rank], vec![0.0; rank * cols]);
         let pairs = columns.chunks_exact(rows.max(1)).zip(rows_of.chunks_exact(cols.max(1)));
         for (k, (column, row)) in pairs.enumerate() {

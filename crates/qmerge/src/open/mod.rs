@@ -236,7 +236,7 @@ impl Checkpoint {
     }
 
     /// Opens weight files in a store as one.
-    pub fn open_weights_in(store: Arc<dyn Store>, names: &[&str]) -> Result<Self> {
+    pub(crate) fn open_weights_in(store: Arc<dyn Store>, names: &[&str]) -> Result<Self> {
         let blobs = names.iter().map(|name| store.open(name)).collect::<Result<_>>()?;
         let checkpoint = Self::from_blobs(store, blobs)?;
         foreign::refuse_empty(&checkpoint)?;
@@ -319,7 +319,7 @@ impl Checkpoint {
     }
 
     /// The file an entry lies in.
-    pub fn file_of(&self, entry: &Entry) -> &Path {
+    pub(crate) fn file_of(&self, entry: &Entry) -> &Path {
         self.files.get(entry.file).map_or(self.path.as_path(), |file| file.path())
     }
 
@@ -359,7 +359,7 @@ impl Checkpoint {
     }
 
     /// Reads whole entries that are known to be small, each of at most `limit` bytes, in one go.
-    pub fn read_entries(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
+    pub(crate) fn read_entries(&self, entries: &[&Entry], limit: u64) -> Result<Vec<Vec<u8>>> {
         entries.iter().try_for_each(|entry| self.refuse_large(entry, limit))?;
         self.read_starts(entries, limit)
     }
@@ -374,7 +374,7 @@ impl Checkpoint {
     }
 
     /// Reads the first bytes of entries in one go: all of them, or `most` where that is less.
-    pub fn read_starts(&self, entries: &[&Entry], most: u64) -> Result<Vec<Vec<u8>>> {
+    pub(crate) fn read_starts(&self, entries: &[&Entry], most: u64) -> Result<Vec<Vec<u8>>> {
         let mut starts: Vec<Vec<u8>> = entries.iter().map(|entry| vec![0; entry.bytes.min(most) as usize]).collect();
         if !self.orders.is_empty() {
             let read = |(entry, start): (&&Entry, &mut Vec<u8>)| self.read_at(entry, 0, start);

@@ -47,6 +47,7 @@ mod miss;
 mod module;
 mod moved;
 mod names;
+mod numbers;
 mod numpy_random;
 mod of_base;
 mod oft;
@@ -80,8 +81,6 @@ mod wavelets;
 use std::fmt::Debug;
 
 pub use adapter::Adapter;
-pub(crate) use adapter::read_floats;
-use adapter::read_number;
 #[doc(hidden)]
 pub use adapter::weight_files;
 #[doc(hidden)]
@@ -99,6 +98,8 @@ pub(crate) use lora::{LoraTensors, Pair, plain_config};
 pub use module::{Module, Shared, Tensors};
 #[doc(hidden)]
 pub use names::{Names, Rename};
+pub(crate) use numbers::read_floats;
+use numbers::read_number;
 #[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 pub use scales::Scales;

@@ -1,6 +1,7 @@
 //! The next tokens: greedy, or drawn from the most likely ones.
 
 use qmerge::error::Result;
+use qmerge::linalg::mix;
 
 use crate::activation::softmax;
 use crate::linear::Precision;
@@ -136,10 +137,7 @@ impl Random {
     /// In [0, 1).
     pub(crate) fn uniform(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 24) as f32
+        (mix(self.0) >> 40) as f32 / (1_u32 << 24) as f32
     }
 }
 

@@ -318,10 +318,8 @@ fn of_adapter(adapter: &Adapter) -> AdapterInspection {
     let init = config.json.get("init_lora_weights").and_then(serde_json::Value::as_str);
     variants.extend(init.map(|init| format!("init {init}")));
     // What the file leaves out has PEFT's default, in the kind that has the field.
-    let number = |key: &str| {
-        let missing = (config.peft_type == "LORA" && adapter.writer == "PEFT").then_some(8.0);
-        config.json.get(key).and_then(serde_json::Value::as_f64).or(missing)
-    };
+    let number =
+        |key: &str| config.json.get(key).and_then(serde_json::Value::as_f64).or_else(|| adapter.default_rank());
     AdapterInspection {
         schema_version: SCHEMA_VERSION,
         path: adapter.path.display().to_string(),

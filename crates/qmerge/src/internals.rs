@@ -146,7 +146,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
     use crate::dtype::Dtype;
     use crate::formats::bnb4::{FP4_BOOK, NF4_BOOK};
     use crate::simd::differences::{all_finite, differences};
-    use crate::simd::low_rank::{Panels, Sink, low_rank};
+    use crate::simd::low_rank::{Panels, Target, low_rank};
     use crate::simd::{codes, fields, floats, nibbles, rows8};
 
     fn kernel(name: impl Into<String>, values: usize, run: impl FnMut() + 'static) -> Kernel {
@@ -243,7 +243,7 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
         let (left, right) = (vec![0.01; rows * rank], Panels::new(&vec![0.02; rank * COLS], rank, COLS));
         let (base, mut values) = (wave.clone(), vec![0.0; rows * COLS]);
         kernels.push(kernel(format!("low rank {rank} onto base"), rows * COLS, move || {
-            low_rank(&left, &right, 2.0, Sink::Onto { base: &base[..rows * COLS], values: &mut values });
+            low_rank(&left, &right, 2.0, Target::Onto { base: &base[..rows * COLS], values: &mut values });
         }));
     }
     {

@@ -11,24 +11,16 @@ use qmerge::formats::FORMATS;
 use qmerge::plan::{EXPORTS, Part};
 use qmerge::round::ROUNDINGS;
 
-/// What other tools call a format.
-const FORMAT_ALIASES: &[(&str, &[&str])] = &[
-    ("f32", &["fp32", "float32"]),
-    ("f16", &["fp16", "float16", "half"]),
-    ("bf16", &["bfloat16", "merged_16bit"]),
-    ("nf4", &["merged_4bit", "merged_4bit_forced"]),
-];
-
 /// What to do where GGUF is asked for in a type that is not made.
 const NO_GGUF: &str = "a base in GGUF keeps its types without --to; any other becomes a file with `--to q4_k_m`, `--to q8_0` or another of the types above; llama.cpp's llama-quantize makes more of one of `--to bf16`";
 
 /// The names that `--to` takes. Those of other tools become ours.
 pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let same = same.then(|| PossibleValue::new("same").help("as the base is stored, weight by weight"));
-    let known = FORMATS.iter().filter(|format| format.is_made()).map(|format| {
-        let aliases = FORMAT_ALIASES.iter().filter(|(id, _)| *id == format.id()).flat_map(|(_, aliases)| *aliases);
-        PossibleValue::new(format.id()).help(format.about()).aliases(aliases.copied())
-    });
+    let known = FORMATS
+        .iter()
+        .filter(|format| format.is_made())
+        .map(|format| PossibleValue::new(format.id()).help(format.about()).aliases(format.aliases()));
     // What is a format too is named once.
     let is_format = |id: &str| FORMATS.iter().any(|format| format.id() == id && format.is_made());
     let exports = EXPORTS.iter().filter(|export| !is_format(export.id()));
@@ -36,8 +28,8 @@ pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     let names = PossibleValuesParser::new(same.into_iter().chain(known).chain(exports));
     Formats(names).map(|name| {
         let name = name.to_ascii_lowercase();
-        let own = FORMAT_ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
-        own.map_or(name, |(id, _)| (*id).to_owned())
+        let own = FORMATS.iter().find(|format| format.aliases().contains(&name.as_str()));
+        own.map_or(name, |format| format.id().to_owned())
     })
 }
 

@@ -136,39 +136,8 @@ pub(crate) fn find(
     progress: &dyn Progress,
     decided: &dyn Fn(&Plan),
 ) -> error::Result<Found> {
-    if args.part.is_some() && !matches!(way, Way::Part(_)) {
-        return Err(usage("--part is an option of merge alone".into()));
-    }
-    if args.on.is_some() {
-        return Err(usage("--on is an option of merge alone".into()));
-    }
-    let measure = match (way, args.measuring.when().map_err(usage)?) {
-        (Way::Part(_), Measure::Always) => {
-            return Err(usage("a part of a merge is not measured".into())
-                .with_hint("leave out --measure; qmerge finish measures the whole"));
-        }
-        (Way::Part(_), _) => Measure::Never,
-        (_, measure) => measure,
-    };
-    let (to, export) = target(if args.dequantize { "bf16" } else { &args.to }, &args.output)?;
-    let mut options = Options {
-        to,
-        export,
-        importance: importance(export, args.calibrating.imatrix.as_deref())?,
-        tokenizer: match args.tokenizer {
-            TokenizerArg::Adapter => Tokenizer::Adapter,
-            TokenizerArg::Base => Tokenizer::Base,
-        },
-        settings: settings(&args.quantization),
-        rounding: rounding::method(&args.rounding)?,
-        seed: args.calibrating.seed,
-        residual_rank: args.residual_rank.map(|rank| rank as usize),
-        maps: args.meaning.map.clone(),
-        read: read_options(&args.meaning, &args.scaling, Some(&args.tuned))?,
-        allow_unused: args.meaning.allow_unused,
-        ..Options::default()
-    };
-    options.promote = args.promote.as_deref().map(promotion).transpose()?;
+    let measure = measure(args, way)?;
+    let mut options = options(args)?;
     let looked_at = qmerge_store::looked_at();
     let mut inputs = open_both(&args.sources, &args.tuned)?;
     if let Some(original) = &args.calibrating.original {
@@ -201,18 +170,7 @@ pub(crate) fn find(
         merge::refuse_name(&**sink, &plan)?;
         decided(&plan);
     } else if !is_dry {
-        merge::refuse_existing(&inputs, &args.output, args.part, &plan, &run)?;
-        // What an interrupted run wrote has its space already.
-        if !args.running.resume && way == Way::Whole {
-            merge::enough_space(&args.output, &plan)?;
-        }
-        // Which weights get a wider type is known later.
-        if options.promote.is_none() {
-            merge::refuse_another(&inputs, &plan, &args.output, args.part, &run)?;
-        }
-        if way == Way::Finish {
-            merge::refuse_missing(&args.output)?;
-        }
+        refuse_output(args, way, (&inputs, &plan), &run)?;
         decided(&plan);
     }
     let budget = args.budget.unwrap_or(BUDGET);
@@ -260,6 +218,70 @@ pub(crate) fn find(
         return Ok(Found::Plan(Box::new(planned)));
     }
     written(&args.running, || rounding::run(&inputs, &plan, prepared, &run, progress, whole))
+}
+
+/// When the merge is measured. Errors on options that do not go together.
+fn measure(args: &MergeArgs, way: Way) -> error::Result<Measure> {
+    if args.part.is_some() && !matches!(way, Way::Part(_)) {
+        return Err(usage("--part is an option of merge alone".into()));
+    }
+    if args.on.is_some() {
+        return Err(usage("--on is an option of merge alone".into()));
+    }
+    Ok(match (way, args.measuring.when().map_err(usage)?) {
+        (Way::Part(_), Measure::Always) => {
+            return Err(usage("a part of a merge is not measured".into())
+                .with_hint("leave out --measure; qmerge finish measures the whole"));
+        }
+        (Way::Part(_), _) => Measure::Never,
+        (_, measure) => measure,
+    })
+}
+
+/// What the command line says of the plan.
+fn options(args: &MergeArgs) -> error::Result<Options> {
+    let (to, export) = target(if args.dequantize { "bf16" } else { &args.to }, &args.output)?;
+    let mut options = Options {
+        to,
+        export,
+        importance: importance(export, args.calibrating.imatrix.as_deref())?,
+        tokenizer: match args.tokenizer {
+            TokenizerArg::Adapter => Tokenizer::Adapter,
+            TokenizerArg::Base => Tokenizer::Base,
+        },
+        settings: settings(&args.quantization),
+        rounding: rounding::method(&args.rounding)?,
+        seed: args.calibrating.seed,
+        residual_rank: args.residual_rank.map(|rank| rank as usize),
+        maps: args.meaning.map.clone(),
+        read: read_options(&args.meaning, &args.scaling, Some(&args.tuned))?,
+        allow_unused: args.meaning.allow_unused,
+        ..Options::default()
+    };
+    options.promote = args.promote.as_deref().map(promotion).transpose()?;
+    Ok(options)
+}
+
+/// Errors if the output, a folder of this machine, cannot be written once the work is done.
+fn refuse_output(
+    args: &MergeArgs,
+    way: Way,
+    (inputs, plan): (&Inputs, &Plan),
+    run: &RunOptions<'_>,
+) -> error::Result<()> {
+    merge::refuse_existing(inputs, &args.output, args.part, plan, run)?;
+    // What an interrupted run wrote has its space already.
+    if !args.running.resume && way == Way::Whole {
+        merge::enough_space(&args.output, plan)?;
+    }
+    // Which weights get a wider type is known later.
+    if args.promote.is_none() {
+        merge::refuse_another(inputs, plan, &args.output, args.part, run)?;
+    }
+    if way == Way::Finish {
+        merge::refuse_missing(&args.output)?;
+    }
+    Ok(())
 }
 
 /// The share of the output's bytes that wider types may add where nothing is said.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qmerge::error::{Error, Kind, Result};
-use qmerge::open::{HubId, MAX_INDEX, json, read_small_text};
+use qmerge::open::{HubId, MAX_INDEX, hex, json, read_small_text};
 use qmerge::progress::{Progress, stopped};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -266,10 +266,9 @@ fn hashes(input: &mut fs::File, length: u64, digits: usize) -> std::io::Result<V
             _ => return Ok(Vec::new()),
         }
     }
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     Ok(match digits {
-        64 => vec![hex(&large.finalize())],
-        40 => vec![hex(&git.finalize()), hex(&plain.finalize())],
+        64 => vec![hex(large.finalize())],
+        40 => vec![hex(git.finalize()), hex(plain.finalize())],
         _ => Vec::new(),
     })
 }

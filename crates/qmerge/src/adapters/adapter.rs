@@ -7,13 +7,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::beside::Beside;
-use super::dialects::{self, Dialect, Foreign, Place, Stated};
+use super::dialects::{self, Dialect, Foreign, Stated, Whereabouts};
 use super::keys::{self, Key, Role};
 use super::{
-    ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, beside, config, read, refused,
-    tuned,
+    ADAPTERS, AdapterConfig, Changes, Layers, LeftOut, Names, PeftMethod, ReadOptions, UNTRAINED, beside, config, read,
+    read_floats, refused, tuned,
 };
-use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, malformed, mismatch, unsupported, usage};
 use crate::formats::Inventory;
 use crate::open::local::LocalFolder;
@@ -239,13 +238,23 @@ impl Adapter {
         self.keys.get(name).cloned().unwrap_or_else(|| keys::parse(name))
     }
 
+    /// What is said of it where it is as before any training, and of such modules.
+    pub(crate) fn said_of_untrained(&self) -> [&'static str; 2] {
+        self.method.as_ref().map_or(UNTRAINED, |(method, _)| method.untrained())
+    }
+
+    /// What stands for a rank or an alpha that its configuration leaves out, if PEFT wrote it.
+    pub(crate) fn default_rank(&self) -> Option<f64> {
+        self.method.as_ref().filter(|_| self.writer == "PEFT").and_then(|(method, _)| method.default_rank())
+    }
+
     /// The module that a tensor is of, as an inspection lists them: of a LoRA's pair A alone counts, and what is no module's own does not.
     pub(crate) fn lists(&self, name: &str) -> Option<String> {
         let key = self.key(name);
-        let is_lora = self.config.peft_type == "LORA";
+        let listed = self.method.as_ref().and_then(|(method, _)| method.listed());
         let counts = match key.role {
-            Role::Own(marker, _) => !is_lora || matches!(marker, "lora_A" | "lora_embedding_A"),
-            Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => !is_lora,
+            Role::Own(marker, _) => listed.is_none_or(|listed| listed.contains(&marker)),
+            Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => listed.is_none(),
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)
@@ -257,14 +266,14 @@ impl Adapter {
     }
 
     /// Where a base has modules, by the names that the adapter has for them; those that are not among them stay as they are called.
-    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Place>> {
+    pub(super) fn places(&self, names: &Names<'_>) -> Result<HashMap<String, Whereabouts>> {
         let Some(dialect) = self.dialect.filter(|dialect| dialect.names_need_base()) else { return Ok(HashMap::new()) };
         let modules: BTreeSet<&str> = self.keys.values().map(|key| key.module.as_str()).collect();
         let modules: Vec<&str> = modules.into_iter().collect();
         let places = dialect.places(names, &modules)?;
         let known = modules.into_iter().zip(places).filter_map(|(module, place)| Some((module.to_owned(), place?)));
-        let known: HashMap<String, Place> = known.collect();
-        if !known.is_empty() && known.values().all(|place| *place == Place::Elsewhere) {
+        let known: HashMap<String, Whereabouts> = known.collect();
+        if !known.is_empty() && known.values().all(|place| *place == Whereabouts::Elsewhere) {
             return Err(mismatch("none of its tensors is for this part of the pipeline").with_hint(
                 "its names begin with the part that they are for: take that folder of the pipeline as the base",
             ));
@@ -377,82 +386,4 @@ fn configured(config: &AdapterConfig, methods: &[&'static dyn PeftMethod]) -> Re
     let method = methods.iter().find(|method| method.peft_type() == config.peft_type);
     let configured = method.map(|method| Ok((*method, method.configure(config)?))).transpose();
     configured.map_err(|error: Error| error.in_file(&config.path))
-}
-
-/// Reads a whole adapter tensor as f32 and checks that it is finite.
-pub(crate) fn read_floats(tensors: &Checkpoint, name: &str) -> Result<Vec<f32>> {
-    let entry = tensors.get(name).ok_or_else(|| malformed("missing").in_tensor(name))?;
-    if !entry.dtype.is_plain_float() {
-        return Err(tensors.error(
-            entry,
-            Kind::Unsupported,
-            format!("stored as {}, expected F32, F16 or BF16", entry.dtype),
-        ));
-    }
-    let mut bytes = vec![0; entry.bytes as usize];
-    tensors.read_at(entry, 0, &mut bytes)?;
-    let mut values = vec![0.0; entry.elements() as usize];
-    crate::simd::floats::decode(entry.dtype, &bytes, &mut values);
-    crate::check::adapter_tensor(tensors, entry, &values)?;
-    Ok(values)
-}
-
-/// Reads the one number of an adapter tensor, of any type that programs store numbers in.
-pub(super) fn read_number(tensors: &Checkpoint, entry: &open::Entry) -> Result<f64> {
-    if entry.elements() != 1 {
-        return Err(mismatch(format!("shape {:?}, expected one number", entry.shape)).in_tensor(&entry.name));
-    }
-    let mut bytes = [0; 8];
-    let bytes = bytes.get_mut(..entry.bytes as usize).unwrap_or_default();
-    let number = match entry.dtype {
-        Dtype::F64 | Dtype::I64 | Dtype::I32 => {
-            tensors.read_at(entry, 0, bytes)?;
-            match *bytes {
-                [a, b, c, d] => f64::from(i32::from_le_bytes([a, b, c, d])),
-                [a, b, c, d, e, f, g, h] if entry.dtype == Dtype::I64 => {
-                    i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64
-                }
-                [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                _ => f64::NAN,
-            }
-        }
-        _ => read_floats(tensors, &entry.name)?.first().copied().map_or(f64::NAN, f64::from),
-    };
-    match number.is_finite() {
-        true => Ok(number),
-        false => Err(malformed(format!("holds {number}, expected a number")).in_tensor(&entry.name)),
-    }
-}
-
-/// Reads a whole adapter tensor of numbers from 0 on. PEFT on Windows stores them as floats.
-pub(super) fn read_integers(tensors: &Checkpoint, name: &str) -> Result<Vec<u64>> {
-    let entry = tensors.get(name).ok_or_else(|| malformed("missing").in_tensor(name))?;
-    let wrong = |value: String| {
-        tensors.error(entry, Kind::Malformed, format!("holds {value}, expected whole numbers from 0 on"))
-    };
-    if entry.dtype.is_plain_float() {
-        let whole = |value: &f32| value.fract() == 0.0 && *value >= 0.0;
-        let values = read_floats(tensors, name)?;
-        return match values.iter().find(|value| !whole(value)) {
-            Some(value) => Err(wrong(value.to_string())),
-            None => Ok(values.into_iter().map(|value| value as u64).collect()),
-        };
-    }
-    let mut bytes = vec![0; entry.bytes as usize];
-    tensors.read_at(entry, 0, &mut bytes)?;
-    let size = match entry.dtype {
-        Dtype::U8 => 1,
-        Dtype::I16 => 2,
-        Dtype::I32 => 4,
-        Dtype::I64 => 8,
-        other => {
-            return Err(tensors.error(entry, Kind::Unsupported, format!("stored as {other}, expected whole numbers")));
-        }
-    };
-    let number = |bytes: &[u8]| {
-        let negative = size > 1 && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
-        let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        if negative { Err(wrong("a negative number".into())) } else { Ok(value) }
-    };
-    bytes.chunks_exact(size).map(number).collect()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::ia3::ScaledPlan;
 use super::module::OTHER;
-use super::rotation::{Blocks, cayley, turned};
+use super::rotation::{Blocks, cayley, transposed_f32};
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Map, Reach, Side, Tile};
 use crate::error::{Result, malformed, mismatch};
@@ -116,7 +116,7 @@ impl ChangePlan for ButterflyPlan {
                     (0..n * n).map(|k| 0.5 * self.weight * (at(k / n, k % n) - at(k % n, k / n))).collect();
                 let r = cayley(&skew, n)
                     .ok_or_else(|| malformed("values too large for a rotation").in_tensor(&self.tensor))?;
-                blocks.extend(turned(&r, n));
+                blocks.extend(transposed_f32(&r, n));
             }
             let order = if self.factors == 1 { Vec::new() } else { order(self.inputs, n << number, n / 2) };
             factors.push((order, Blocks { blocks, size: n, side: Side::Inputs }));

@@ -11,6 +11,7 @@ use super::patterns::Patterns;
 use super::torch_random::Generator;
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::error::{Result, mismatch, unsupported};
+use crate::linalg::transposed;
 
 /// FourierFT.
 pub(super) struct FourierFt;
@@ -132,9 +133,4 @@ fn factors(places: &[(usize, usize)], spectrum: &[f32], rows: usize, cols: usize
         right.extend((0..cols).map(|q| at(&of_cols, *v, q).1 as f32));
     }
     (left, right)
-}
-
-/// (rows, cols) to (cols, rows).
-pub(super) fn transposed(x: &[f32], cols: usize) -> Vec<f32> {
-    (0..cols).flat_map(|j| x.iter().skip(j).step_by(cols.max(1)).copied()).collect()
 }

@@ -120,19 +120,19 @@ impl Path {
         }
     }
 
-    fn read(&self, loader: &Loader<'_>, round: Option<Dtype>) -> Result<Part> {
+    fn read(&self, loader: &Loader<'_>, round: Option<Dtype>) -> Result<Term> {
         Ok(match self {
             Self::Product { left, right, rank } => {
-                Part::Product(Product::new(*rank, loader.floats(left)?, loader.floats(right)?, 1.0, None))
+                Term::Product(Product::new(*rank, loader.floats(left)?, loader.floats(right)?, 1.0, None))
             }
             Self::Values(values) => {
                 let mut values = loader.floats(values)?;
                 if let Some(dtype) = round {
                     round_to(dtype, &mut values);
                 }
-                Part::Values(values)
+                Term::Values(values)
             }
-            Self::Nothing => Part::Values(vec![0.0]),
+            Self::Nothing => Term::Values(vec![0.0]),
         })
     }
 }
@@ -205,12 +205,12 @@ impl ChangePlan for MatrixPlan {
 
 /// One of the five.
 #[derive(Debug)]
-enum Part {
+enum Term {
     Product(Product),
     Values(Vec<f32>),
 }
 
-impl Part {
+impl Term {
     fn tile(&self, tile: &Tile, round: Option<Dtype>, out: &mut [f32]) {
         match self {
             Self::Product(product) => {
@@ -237,8 +237,8 @@ fn value(values: &[f32], at: usize) -> f32 {
 
 #[derive(Debug)]
 struct ScaledAndShifted {
-    factor: Part,
-    term: Part,
+    factor: Term,
+    term: Term,
     weight: f32,
     round: Option<Dtype>,
 }
@@ -302,8 +302,8 @@ impl ChangePlan for BiasPlan {
     fn load(&self, loader: &Loader<'_>) -> Result<Change> {
         let [_, factor, term] = &self.paths;
         let values = |part| match part {
-            Part::Values(values) => values,
-            Part::Product(_) => Vec::new(),
+            Term::Values(values) => values,
+            Term::Product(_) => Vec::new(),
         };
         let (factor, term) = (values(factor.read(loader, self.round)?), values(term.read(loader, self.round)?));
         let across = self.across(loader)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::module::OTHER;
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
-use crate::edit::{Change, Reach, Scaled, Side};
+use crate::edit::{Change, FeatureScales, Reach, Side};
 use crate::error::{Result, mismatch};
 
 /// IA³.
@@ -80,7 +80,7 @@ impl ChangePlan for ScaledPlan {
         if self.weight != 1.0 {
             factors.iter_mut().for_each(|x| *x = (1.0 + self.weight * (f64::from(*x) - 1.0)) as f32);
         }
-        Ok(Change::map(Scaled { factors, side: self.side }))
+        Ok(Change::map(FeatureScales { factors, side: self.side }))
     }
 
     fn memory(&self) -> u64 {

@@ -10,6 +10,7 @@ use super::patterns::Patterns;
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Delta, Product, Tile};
 use crate::error::{Result, mismatch};
+use crate::linalg::transposed;
 
 /// LoHa.
 pub(super) struct LoHa;
@@ -126,7 +127,7 @@ impl ChangePlan for HadamardPlan {
             let kernel = self.kernels.as_ref().and_then(|kernels| kernels.get(number));
             let (left, right) = match kernel {
                 Some(kernel) => {
-                    (turned(&left, self.outputs), through_kernel(&loader.floats(kernel)?, &right, self.rank))
+                    (transposed(&left, self.outputs), through_kernel(&loader.floats(kernel)?, &right, self.rank))
                 }
                 None => (left, right),
             };
@@ -161,12 +162,6 @@ pub(super) fn channels(module: &Module<'_>, kernel: &str, rank: usize, inputs: u
         ))
         .in_tensor(kernel)),
     }
-}
-
-/// (rows, cols) to (cols, rows).
-pub(super) fn turned(x: &[f32], cols: usize) -> Vec<f32> {
-    let rows = x.len() / cols.max(1);
-    (0..cols).flat_map(|j| (0..rows).map(move |i| x.get(i * cols + j).copied().unwrap_or_default())).collect()
 }
 
 /// A rank that is low enough for two factors to be less than the matrix.

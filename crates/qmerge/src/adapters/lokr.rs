@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use super::loha::{Scaling, low, turned};
+use super::loha::{Scaling, low};
 use super::lora::{self, through_kernel};
 use super::module::{INCOMPLETE, OTHER};
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Delta, Product, Tile};
 use crate::error::{Result, mismatch};
+use crate::linalg::transposed;
 use crate::simd::matmul::{Columns, matmul};
 
 /// LoKr.
@@ -96,7 +97,7 @@ impl Small {
             [a, b] => Some((loader.floats(a)?, loader.floats(b)?)),
             [a, b, kernel] => {
                 let right = through_kernel(&loader.floats(kernel)?, &loader.floats(b)?, rank);
-                Some((turned(&loader.floats(a)?, rows), right))
+                Some((transposed(&loader.floats(a)?, rows), right))
             }
             _ => None,
         };

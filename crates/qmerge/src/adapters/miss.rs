@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::factored::Factored;
-use super::fourierft::transposed;
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::edit::{Change, Map, Reach, Tile};
 use crate::error::{Result, malformed, mismatch};
+use crate::linalg::transposed;
 
 /// MiSS.
 pub(super) struct Miss;

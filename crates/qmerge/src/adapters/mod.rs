@@ -47,6 +47,7 @@ mod miss;
 mod module;
 mod moved;
 mod names;
+mod numbers;
 mod numpy_random;
 mod of_base;
 mod oft;
@@ -80,8 +81,6 @@ mod wavelets;
 use std::fmt::Debug;
 
 pub use adapter::Adapter;
-pub(crate) use adapter::read_floats;
-use adapter::read_number;
 #[doc(hidden)]
 pub use adapter::weight_files;
 #[doc(hidden)]
@@ -99,6 +98,8 @@ pub(crate) use lora::{LoraTensors, Pair, plain_config};
 pub use module::{Module, Shared, Tensors};
 #[doc(hidden)]
 pub use names::{Names, Rename};
+pub(crate) use numbers::read_floats;
+use numbers::read_number;
 #[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 pub use scales::Scales;
@@ -158,11 +159,32 @@ pub trait PeftMethod: Sync {
     /// Reads its own configuration, with PEFT's defaults for what is missing.
     fn configure(&self, config: &AdapterConfig) -> Result<Box<dyn Layers>>;
 
+    /// What PEFT takes for a rank or an alpha that a configuration leaves out, where it has fields for both.
+    #[doc(hidden)]
+    fn default_rank(&self) -> Option<f64> {
+        None
+    }
+
+    /// Markers of the tensors that an inspection lists modules by, one of each module; `None` where all tensors count.
+    #[doc(hidden)]
+    fn listed(&self) -> Option<&'static [&'static str]> {
+        None
+    }
+
+    /// What is said of an adapter that is as before any training, and of such modules of one.
+    #[doc(hidden)]
+    fn untrained(&self) -> [&'static str; 2] {
+        UNTRAINED
+    }
+
     /// The field of the configuration that says which rows trained tokens are.
     fn token_indices(&self) -> &'static str {
         "trainable_token_indices"
     }
 }
+
+/// What is said of an adapter that is as before any training, whatever its method is, and of such modules of one.
+const UNTRAINED: [&str; 2] = ["what begins at zero still is", "have nothing but zeros in what begins at zero"];
 
 /// Components of tensor names: what stands before one is the path of a module.
 #[doc(hidden)]

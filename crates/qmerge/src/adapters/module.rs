@@ -1,7 +1,7 @@
 //! A module of the base, as a method sees it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::defined;
 use super::dialects::Stated;
@@ -12,6 +12,7 @@ use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats::Claim;
 use crate::open::Checkpoint;
+use crate::parallel::lock;
 
 /// The tensors that an adapter has for one module, by marker.
 #[derive(Clone, Debug, Default)]
@@ -118,7 +119,7 @@ impl<'a> Module<'a> {
     }
 
     /// The tensor of a marker, which has to have that shape.
-    pub fn sized(&self, marker: &'static str, want: &[usize]) -> Result<&'a str> {
+    pub(crate) fn sized(&self, marker: &'static str, want: &[usize]) -> Result<&'a str> {
         let tensor = self.tensor(marker)?;
         let have = self.shape(tensor)?;
         if have == want {
@@ -173,7 +174,7 @@ impl<'a> Module<'a> {
     }
 
     /// Outputs and inputs of the module's matrix in the base, as a linear layer; of one matrix, if it is of a stack.
-    pub fn base_shape(&self) -> (usize, usize) {
+    pub(crate) fn base_shape(&self) -> (usize, usize) {
         self.site.shape
     }
 
@@ -223,17 +224,17 @@ impl<'a> Module<'a> {
     }
 
     /// True for routed experts, stacked or each by itself in a stack.
-    pub fn is_expert(&self) -> bool {
+    pub(crate) fn is_expert(&self) -> bool {
         self.site.is_expert()
     }
 
     /// True for a stack of which the adapter has tensors for all matrices.
-    pub fn is_stack(&self) -> bool {
+    pub(crate) fn is_stack(&self) -> bool {
         self.site.is_stack()
     }
 
     /// True for a convolution, whose kernel lies behind the inputs.
-    pub fn is_convolution(&self) -> bool {
+    pub(crate) fn is_convolution(&self) -> bool {
         self.claim().weight.shape().len() > 2 && !self.is_expert()
     }
 
@@ -243,33 +244,33 @@ impl<'a> Module<'a> {
     }
 
     /// The name of the weight in the base.
-    pub fn base_name(&self) -> &'a str {
+    pub(crate) fn base_name(&self) -> &'a str {
         self.claim().weight.name()
     }
 
     /// True if the configuration targets the parameter by name.
-    pub fn is_parameter(&self) -> bool {
+    pub(crate) fn is_parameter(&self) -> bool {
         self.site.is_parameter()
     }
 
     /// The 16-bit type that the weight's plain values have, if they do.
-    pub fn sixteen_bits(&self) -> Option<Dtype> {
+    pub(crate) fn sixteen_bits(&self) -> Option<Dtype> {
         let weight = &self.claim().weight;
         Some(weight.value_dtype()).filter(|dtype| weight.is_plain() && *dtype != Dtype::F32)
     }
 
     /// True for the input projection of torch's MultiheadAttention.
-    pub fn is_attention_input(&self) -> bool {
+    pub(crate) fn is_attention_input(&self) -> bool {
         self.site.is_attention_input()
     }
 
     /// True for its output projection.
-    pub fn is_attention_output(&self) -> bool {
+    pub(crate) fn is_attention_output(&self) -> bool {
         self.site.attention_output
     }
 
     /// True if the base has a bias for the module.
-    pub fn has_bias(&self) -> bool {
+    pub(crate) fn has_bias(&self) -> bool {
         self.site.bias.is_some()
     }
 }
@@ -314,7 +315,7 @@ impl Shared {
 
     /// Its values.
     pub(super) fn read(&self, tensors: &Checkpoint) -> Result<Arc<[f32]>> {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = lock(&self.values);
         if let Some(values) = &*values {
             return Ok(Arc::clone(values));
         }

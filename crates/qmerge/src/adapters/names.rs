@@ -278,17 +278,17 @@ impl<'a> Names<'a> {
     }
 
     /// True if the output embedding is not stored because it is the input embedding.
-    pub fn is_tied(&self) -> bool {
+    pub(crate) fn is_tied(&self) -> bool {
         self.head().is_none() && self.embed().is_some() && self.flag() != Some(false)
     }
 
     /// True if a tensor that is stored beside the embedding it is tied to is that embedding: what the configuration says, else its class.
-    pub fn ties_stored(&self) -> bool {
+    pub(crate) fn ties_stored(&self) -> bool {
         self.flag().or_else(|| self.default_flag()).unwrap_or(false)
     }
 
     /// False if the model is known to keep its embeddings apart; a family that is not known may tie them.
-    pub fn may_tie(&self) -> bool {
+    pub(crate) fn may_tie(&self) -> bool {
         self.flag().or_else(|| self.default_flag()).unwrap_or(true)
     }
 
@@ -311,7 +311,7 @@ impl<'a> Names<'a> {
     }
 
     /// For a module that is tied and not stored: the name that its weight has, and the weight that it is.
-    pub fn tied_to(&self, module: &str) -> Option<(String, &'a Claim)> {
+    pub(crate) fn tied_to(&self, module: &str) -> Option<(String, &'a Claim)> {
         let tie = self.tie.filter(|_| self.flag() != Some(false))?;
         let member = tie.members.iter().find(|member| self.same_path(member, module))?;
         let name = format!("{member}.weight");
@@ -332,7 +332,7 @@ impl<'a> Names<'a> {
     }
 
     /// True if the model has an output embedding, as far as its `architectures` say.
-    pub fn has_head(&self) -> bool {
+    pub(crate) fn has_head(&self) -> bool {
         let class = self.checkpoint.config.as_ref().and_then(|config| config.class());
         let Some(class) = class else { return true };
         let headless = class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");

@@ -1,13 +1,13 @@
-//! OFT: blocks of a layer's inputs are turned by orthogonal matrices.
+//! OFT: blocks of a layer's inputs are transposed_f32 by orthogonal matrices.
 //!
 //! W' = W · diag(R₁, R₂, …)ᵀ. R is made of a skew matrix Q, of which its upper triangle is stored: by a truncated Neumann series, or by Cayley's
-//! transform (`use_cayley_neumann`). COFT cuts each Q to the norm eps / √blocks. An embedding's features are turned, with R. Half of a rotation is that of
+//! transform (`use_cayley_neumann`). COFT cuts each Q to the norm eps / √blocks. An embedding's features are transposed_f32, with R. Half of a rotation is that of
 //! Q / 2. Source: PEFT 0.21, `tuners/oft/layer.py`.
 
 use std::sync::Arc;
 
 use super::module::OTHER;
-use super::rotation::{Blocks, cayley, neumann, skew, turned};
+use super::rotation::{Blocks, cayley, neumann, skew, transposed_f32};
 use super::{AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned, Tensors};
 use crate::edit::{Change, Reach, Side};
 use crate::error::{Result, malformed, mismatch, unsupported};
@@ -187,7 +187,7 @@ impl ChangePlan for RotationPlan {
             };
             // W becomes W · Rᵀ; the features of an embedding's rows E become E · R, which is Rᵀ on the side of the outputs.
             if self.side == Side::Inputs {
-                blocks.extend(turned(&r, n));
+                blocks.extend(transposed_f32(&r, n));
             } else {
                 blocks.extend(r.iter().map(|x| *x as f32));
             }

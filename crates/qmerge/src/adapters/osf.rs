@@ -7,12 +7,11 @@
 use std::sync::Arc;
 
 use super::factored::{Factored, Pair};
-use super::fourierft::transposed;
 use super::module::OTHER;
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned, of_base};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
-use crate::linalg;
+use crate::linalg::{self, transposed};
 use crate::simd::floats::round_to;
 
 /// OSF.

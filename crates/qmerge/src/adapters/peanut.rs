@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::factored::Factored;
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned, of_base};
 use crate::error::{Result, unsupported};
+use crate::linalg::transposed;
 
 /// PEANuT.
 pub(super) struct Peanut;
@@ -139,7 +140,7 @@ impl Layers for Network {
         let mut tensors = vec![a.clone(), b.clone()];
         tensors.extend(encoders.iter().chain(&decoders).cloned());
         let make = move |loader: &Loader<'_>| {
-            let columns: Vec<f64> = transposed(&loader.floats(&a)?, outputs);
+            let columns: Vec<f64> = transposed(&loader.floats(&a)?, outputs).into_iter().map(f64::from).collect();
             let mut h = of_base::product(loader, (outputs, inputs), &columns, rank)?;
             h.iter_mut().for_each(|x| *x = activation(*x));
             let layer = |name: &str, h: &[f64]| -> Result<Vec<f64>> {
@@ -175,11 +176,6 @@ impl Layers for Network {
     fn zero_at_first(&self) -> &'static [&'static str] {
         &[B]
     }
-}
-
-/// (rows, cols) to (cols, rows).
-fn transposed(x: &[f32], cols: usize) -> Vec<f64> {
-    (0..cols).flat_map(|j| x.iter().skip(j).step_by(cols.max(1)).map(|x| f64::from(*x))).collect()
 }
 
 /// M · H, (rank, rank) and (rank, inputs).

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::adapter::read_integers;
+use super::numbers::read_integers;
 use super::{Shared, TaskVector, read_floats};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Edit, Place, Reach, Spot};

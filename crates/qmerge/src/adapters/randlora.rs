@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use super::factored::Factored;
-use super::fourierft::transposed;
 use super::module::OTHER;
 use super::torch_random::{Generator, kaiming};
 use super::vera::Projections;
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
+use crate::linalg::transposed;
 use crate::simd::floats::round_to;
 
 /// RandLoRA.

@@ -1,7 +1,7 @@
 //! Orthogonal matrices made of skew ones, and blocks of them that turn a weight's inputs or outputs.
 
 use crate::edit::{Map, Side, Tile};
-use crate::linalg::Lu;
+use crate::linalg::{Lu, transposed};
 
 /// A skew matrix (n, n) from its upper triangle, row by row.
 pub(super) fn skew(upper: &[f32], n: usize, weight: f64) -> Vec<f64> {
@@ -56,9 +56,9 @@ pub(super) fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
     out
 }
 
-/// The same in f32, turned over.
-pub(super) fn turned(a: &[f64], n: usize) -> impl Iterator<Item = f32> + '_ {
-    (0..n * n).map(move |at| a.get(at % n * n + at / n).map_or(f32::NAN, |x| *x as f32))
+/// The same in f32, transposed.
+pub(super) fn transposed_f32(a: &[f64], n: usize) -> impl Iterator<Item = f32> {
+    transposed(a, n).into_iter().map(|x| x as f32)
 }
 
 /// A block-diagonal matrix M of equal blocks: W becomes W · M on the side of the inputs, Mᵀ · W on that of the outputs.

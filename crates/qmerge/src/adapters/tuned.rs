@@ -267,7 +267,7 @@ impl Pair<'_, '_, '_> {
                 ));
             }
         }
-        if [&base, &own].iter().any(|formats| formats.contains(&"awq")) {
+        if [&base, &own].iter().any(|formats| formats.iter().any(|format| formats::moves_factors(format))) {
             warnings.push(format!(
                 "{path}: AWQ moves factors between layers, so the difference to a model that was quantized apart is more than what was trained: take the models \
                  before that"

@@ -3,7 +3,7 @@
 //! Which value stands where is in the file (`save_indices`), or is what numpy draws from `proj_seed` for all layers together, in the order in which the model's code
 //! defines them, A before B. Then not even the layers' names are in the file: they are those that the configuration targets. Source: PEFT 0.21, `tuners/unilora`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::factored::Factored;
 use super::module::OTHER;
@@ -11,6 +11,7 @@ use super::numpy_random::Generator;
 use super::targets;
 use super::{AdapterConfig, Layers, Loader, Markers, Module, Names, On, PeftMethod, Planned};
 use crate::error::{Result, malformed, mismatch};
+use crate::parallel::lock;
 use crate::simd::floats::round_to;
 
 /// UniLoRA.
@@ -95,7 +96,7 @@ enum Source {
 impl Draw {
     /// As `generate_index` does: each value of the vector equally often, or once more, shuffled.
     fn of(&self, count: u32) -> Arc<Drawn> {
-        let mut drawn = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drawn = lock(&self.last);
         if let Some((own, drawn)) = &*drawn
             && *own == count
         {

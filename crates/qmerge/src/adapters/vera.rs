@@ -3,7 +3,7 @@
 //! `diag(λ_b) · B · diag(λ_d) · A` is added, B and A cut to the layer. They stand in the file, or are drawn anew from `projection_prng_key`. PVeRA's A and λ_d
 //! give a mean and a deviation, of which a merge takes the mean. Source: PEFT 0.21, `tuners/{vera,pvera}`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::factored::Factored;
 use super::module::OTHER;
@@ -11,6 +11,7 @@ use super::torch_random::{Generator, kaiming};
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned, Shared};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
+use crate::parallel::lock;
 use crate::simd::floats::round_to;
 
 /// VeRA.
@@ -171,7 +172,7 @@ impl Projections {
             return Err(unsupported(format!("r is {rank}: of random matrices that are not saved this version draws those of rank {most} at most here"))
                 .with_hint("save them with the adapter (save_projection=True)"));
         }
-        let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drawn = lock(&self.drawn);
         // PEFT gives them the type of a base that is stored as it is.
         let wanted = (module.largest(), module.sixteen_bits());
         let [one, two] = match &*drawn {

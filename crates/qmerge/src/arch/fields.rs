@@ -58,7 +58,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A count, zero included, if it is there.
-    pub fn count_if(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn count_if(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().map(usize::try_from) {
             Some(Ok(n)) if n <= MOST => Ok(Some(n)),
@@ -68,7 +68,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A count above zero, if it is there.
-    pub fn positive_if(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn positive_if(&self, key: &str) -> Result<Option<usize>> {
         match (self.count_if(key)?, self.get(key)) {
             (Some(0), Some(value)) => Err(self.bad(key, value, "it must be above zero")),
             (count, _) => Ok(count),
@@ -81,7 +81,7 @@ impl<'c> Fields<'c> {
     }
 
     /// The same of the first of these names that is there: transformers 5 writes one name where families had their own.
-    pub fn count_of(&self, keys: &[&str]) -> Result<usize> {
+    pub(crate) fn count_of(&self, keys: &[&str]) -> Result<usize> {
         let key = keys.iter().find(|key| self.get(key).is_some()).or(keys.first());
         key.map_or(Ok(0), |key| self.count(key))
     }
@@ -107,7 +107,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A number, if it is there.
-    pub fn number_if(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number_if(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
             // What is run is run in f32.
@@ -123,7 +123,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A number above zero, if it is there; its reciprocal is a 32-bit number too.
-    pub fn above_zero_if(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn above_zero_if(&self, key: &str) -> Result<Option<f64>> {
         match (self.number_if(key)?, self.get(key)) {
             (Some(x), Some(value)) if !(x > 0.0 && (1.0 / x as f32).is_finite()) => {
                 Err(self.bad(key, value, "it must be above zero"))
@@ -133,7 +133,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A number above zero, or what it is by default.
-    pub fn above_zero(&self, key: &str, default: f64) -> Result<f64> {
+    pub(crate) fn above_zero(&self, key: &str, default: f64) -> Result<f64> {
         Ok(self.above_zero_if(key)?.unwrap_or(default))
     }
 
@@ -171,7 +171,7 @@ impl<'c> Fields<'c> {
     }
 
     /// A list with one item for each layer, if it is there.
-    pub fn by_layer(&self, key: &str, layers: usize) -> Result<Option<&'c [Value]>> {
+    pub(crate) fn by_layer(&self, key: &str, layers: usize) -> Result<Option<&'c [Value]>> {
         match self.list(key)? {
             Some(list) if list.len() != layers => {
                 Err(self.misfit(format!("`{key}` has {} items, but the model has {layers} layers", list.len())))
@@ -192,7 +192,7 @@ impl<'c> Fields<'c> {
     }
 
     /// The same; where the field is missing, all layers slide but each that is counted by `every`.
-    pub fn sliding_but_every(&self, layers: usize, every: usize) -> Result<Vec<bool>> {
+    pub(crate) fn sliding_but_every(&self, layers: usize, every: usize) -> Result<Vec<bool>> {
         Ok(self.sliding(layers)?.unwrap_or_else(|| (1..=layers).map(|n| n % every != 0).collect()))
     }
 }

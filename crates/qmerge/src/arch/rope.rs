@@ -157,7 +157,7 @@ impl Rope {
     }
 
     /// The same, where more than theta has a default of the family's own.
-    pub fn read_with(
+    pub(crate) fn read_with(
         fields: &Fields<'_>,
         head_dim: usize,
         layer_type: Option<&str>,

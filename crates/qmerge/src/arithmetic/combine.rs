@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::gathered::{self, Gathered, Member, Site};
 use super::method::{Kind as Way, Method};
-use super::report::{self, Combination, CombinedWeight, Part};
+use super::report::{self, Combination, CombinedAdapter, CombinedWeight};
 use super::seen::Seen;
 use super::stacked::Stacked;
 use super::svd::{Spectrum, Wanted, best, is_dependent};
@@ -166,7 +166,7 @@ pub fn combine(
     warnings.extend(beside);
     let part = |(number, adapter): (usize, &Adapter)| {
         let own = || gathered.sites.iter().flat_map(|site| &site.members).filter(|member| member.adapter == number);
-        Part {
+        CombinedAdapter {
             adapter: adapter.path.display().to_string(),
             weight: adapter.weight,
             modules: own().count(),

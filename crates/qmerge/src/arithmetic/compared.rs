@@ -12,7 +12,7 @@ use crate::adapters::{Names, Stack, Task};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, mismatch};
-use crate::formats::{Claim, Order, Reader};
+use crate::formats::{Claim, Order, Reader, moves_factors};
 use crate::linalg::dot;
 use crate::open::{Checkpoint, model_order};
 use crate::round::{Metric, matrix_name, seed_of};
@@ -42,7 +42,7 @@ pub(super) struct Both<'a> {
     pub(super) tuned: &'a Claim,
     /// What the model that an adapter is put on calls it.
     pub(super) path: String,
-    pub(super) place: Place,
+    pub(super) carrier: Carrier,
 }
 
 /// A stack of experts of both, which each may store in its own way.
@@ -53,7 +53,7 @@ pub(super) struct Stacks<'a> {
 
 /// What an adapter can do with a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Carrier {
     /// A linear layer's matrix. The models may store it turned.
     Linear { target: Target, base_turned: bool, tuned_turned: bool },
     /// The bias of a linear layer.
@@ -77,7 +77,7 @@ pub(super) enum Piece<'m, 'a> {
 }
 
 /// What a piece came to.
-pub(super) struct Found {
+pub(super) struct Difference {
     /// ‖tuned − base‖².
     pub(super) energy: f64,
     /// Of a matrix that differs, in the norm that it was cut in.
@@ -95,13 +95,13 @@ impl Both<'_> {
     }
 
     pub(super) fn is_linear(&self) -> bool {
-        matches!(self.place, Place::Linear { .. })
+        matches!(self.carrier, Carrier::Linear { .. })
     }
 
     /// Outputs and inputs of a linear layer.
     pub(super) fn shape(&self) -> (usize, usize) {
         let geometry = self.base.weight.geometry();
-        let is_turned = matches!(self.place, Place::Linear { base_turned: true, .. });
+        let is_turned = matches!(self.carrier, Carrier::Linear { base_turned: true, .. });
         if is_turned { (geometry.cols, geometry.rows) } else { (geometry.rows, geometry.cols) }
     }
 
@@ -222,7 +222,7 @@ impl<'a> Pair<'a> {
                 base,
                 tuned,
                 path: of.in_memory(named),
-                place: place(of, &modules, &parents, named, [base, tuned]),
+                carrier: carrier(of, &modules, &parents, named, [base, tuned]),
             });
         }
         let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
@@ -250,13 +250,13 @@ impl<'a> Pair<'a> {
 
     /// Errors if AWQ has moved factors from the norms of one model into its layers, and not of the other: their difference is of two ways to write one function.
     pub(super) fn refuse_rescaled(&self, matched: &Matched<'a>) -> Result<()> {
-        let is_awq = |claim: &Claim| claim.weight.format() == "awq";
-        let Some(both) = matched.weights.iter().find(|both| is_awq(both.base) || is_awq(both.tuned)) else {
+        let is_rescaled = |claim: &Claim| moves_factors(claim.weight.format());
+        let Some(both) = matched.weights.iter().find(|both| is_rescaled(both.base) || is_rescaled(both.tuned)) else {
             return Ok(());
         };
-        let path = if is_awq(both.base) { &self.base.path } else { &self.tuned.path };
+        let path = if is_rescaled(both.base) { &self.base.path } else { &self.tuned.path };
         let vectors =
-            matched.weights.iter().filter(|both| both.place == Place::Whole && both.base.weight.shape().len() == 1);
+            matched.weights.iter().filter(|both| both.carrier == Carrier::Whole && both.base.weight.shape().len() == 1);
         for both in vectors {
             let (base, tuned) = (Reader::new(self.base, both.base)?, Reader::new(self.tuned, both.tuned)?);
             let (base, tuned) = (rows(&base, false)?, rows(&tuned, false)?);
@@ -287,7 +287,7 @@ impl<'a> Pair<'a> {
             .with_hint("base and tuned model are of different families, or one of them is a part")
     }
 
-    pub(super) fn find(&self, piece: Piece<'_, 'a>, metric: Option<&Metric>) -> Result<Found> {
+    pub(super) fn find(&self, piece: Piece<'_, 'a>, metric: Option<&Metric>) -> Result<Difference> {
         let (wanted, inputs) = (self.options.wanted, piece.shape().1);
         let (difference, wanted) = match piece {
             Piece::Matrix(stacks, expert) => {
@@ -299,11 +299,11 @@ impl<'a> Pair<'a> {
             }
             Piece::Weight(both) => {
                 let (base, tuned) = (Reader::new(self.base, both.base)?, Reader::new(self.tuned, both.tuned)?);
-                let (turned, wanted) = match both.place {
-                    Place::Linear { base_turned, tuned_turned, .. } => ((base_turned, tuned_turned), wanted),
+                let (turned, wanted) = match both.carrier {
+                    Carrier::Linear { base_turned, tuned_turned, .. } => ((base_turned, tuned_turned), wanted),
                     // It is to be exact.
-                    Place::Beside(_) => ((false, false), Wanted::Share(1.0)),
-                    _ => return Ok(Found { energy: streamed_energy(&base, &tuned)?, cut: None }),
+                    Carrier::Beside(_) => ((false, false), Wanted::Share(1.0)),
+                    _ => return Ok(Difference { energy: streamed_energy(&base, &tuned)?, cut: None }),
                 };
                 let mut difference = rows(&tuned, turned.1)?;
                 difference.iter_mut().zip(rows(&base, turned.0)?).for_each(|(x, base)| *x -= base);
@@ -312,14 +312,14 @@ impl<'a> Pair<'a> {
         };
         finite(&difference)?;
         if difference.iter().all(|x| *x == 0.0) {
-            return Ok(Found { energy: 0.0, cut: None });
+            return Ok(Difference { energy: 0.0, cut: None });
         }
         let seed = seed_of(&piece.name(), self.options.seed);
         let found = best(&difference, inputs, wanted, seed, metric);
         finite(&found.factors.left)?;
         finite(&found.factors.right)?;
         let energy = if metric.is_some() { dot(&difference, &difference) } else { found.energy };
-        Ok(Found { energy, cut: Some(found) })
+        Ok(Difference { energy, cut: Some(found) })
     }
 
     /// A tuned weight as it is, under the name that PEFT gives it.
@@ -395,15 +395,15 @@ fn is_alike(names: &Names<'_>, base: &Claim, tuned: &Claim) -> bool {
 
 /// What an adapter can do with a weight, by its name and shape. `experts` are the paths of modules of experts, on disk and in memory,
 /// `parents` those of modules that have others inside.
-fn place(
+fn carrier(
     names: &Names<'_>,
     experts: &HashMap<String, String>,
     parents: &HashSet<String>,
     name: &str,
     [base, tuned]: [&Claim; 2],
-) -> Place {
+) -> Carrier {
     let Some((module, parameter)) = name.rsplit_once('.') else {
-        return Place::Nowhere("it belongs to no module");
+        return Carrier::Nowhere("it belongs to no module");
     };
     let is_linear = |module: &str| {
         let weight = names.exact(&format!("{module}.weight"));
@@ -413,24 +413,24 @@ fn place(
         is_matrix && !is_embedding && !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
     };
     match parameter {
-        "weight" | "bias" if names.layers_within(module).is_some() => Place::Nowhere(
+        "weight" | "bias" if names.layers_within(module).is_some() => Carrier::Nowhere(
             "it is several layers in memory, rows of one tensor here, and this version makes factors of whole ones",
         ),
         "weight" if is_linear(module) => {
             let turned = |claim: &Claim| is_turned(names, claim);
             let target = Target::layer(names, module);
-            Place::Linear { target, base_turned: turned(base), tuned_turned: turned(tuned) }
+            Carrier::Linear { target, base_turned: turned(base), tuned_turned: turned(tuned) }
         }
-        "bias" if is_linear(module) => Place::Bias(Target::layer(names, module)),
+        "bias" if is_linear(module) => Carrier::Bias(Target::layer(names, module)),
         _ => match experts.get(module) {
             // What torch computes a weight from is no module that PEFT copies either.
-            None if parents.contains(module) || module.contains(".parametrizations.") => Place::Bare,
-            None => Place::Whole,
+            None if parents.contains(module) || module.contains(".parametrizations.") => Carrier::Bare,
+            None => Carrier::Whole,
             Some(module) if base.weight.shape().len() == 2 => {
-                Place::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })
+                Carrier::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })
             }
             Some(_) => {
-                Place::Nowhere("it lies beside the experts' matrices, and of their module nothing is taken whole")
+                Carrier::Nowhere("it lies beside the experts' matrices, and of their module nothing is taken whole")
             }
         },
     }

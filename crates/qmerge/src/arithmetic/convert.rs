@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::new_adapter::{NewAdapter, finite};
 use super::report::{Conversion, ConvertedWeight, DroppedTensor};
 use super::stacked::{Stacked, put_rows};
-use super::svd::{Best, Spectrum, Wanted, best, turned};
+use super::svd::{Best, Spectrum, Wanted, best};
 use super::target::Target;
 use crate::adapters::{Adapter, Names, Stack};
 use crate::dtype::Dtype;
@@ -22,7 +22,7 @@ use crate::edit;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch};
 use crate::formats::Order;
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::parallel::parallel;
 use crate::plan::{Action, Inputs, Plan, Recode};
 use crate::progress::Progress;
@@ -65,7 +65,7 @@ struct Jobs<'a> {
 }
 
 /// What a job came to.
-struct Found {
+struct Converted {
     stacked: Stacked,
     energy: f64,
     kept: f64,
@@ -104,7 +104,7 @@ pub fn convert(
     let rank = found.iter().map(|found| found.stacked.factors.rank).max().unwrap_or(1);
     let mut made = NewAdapter::of_rank(rank);
     let mut weights = Vec::new();
-    for (job, Found { stacked, energy, kept }) in jobs.iter().zip(found) {
+    for (job, Converted { stacked, energy, kept }) in jobs.iter().zip(found) {
         let (module, rank) = (job.path(), stacked.factors.rank);
         weights.push(ConvertedWeight { module, rank, energy, kept: (energy > 0.0).then_some(kept) });
         match job {
@@ -275,11 +275,11 @@ impl Job<'_> {
         }
     }
 
-    fn find(&self, inputs: &Inputs, options: &ConvertOptions) -> Result<Found> {
+    fn find(&self, inputs: &Inputs, options: &ConvertOptions) -> Result<Converted> {
         match self {
             Self::Layer { recode, .. } | Self::Embedding { recode, .. } => {
                 let Best { factors, energy, kept } = cut(inputs, recode, options)?;
-                Ok(Found { stacked: Stacked::one(factors), energy, kept })
+                Ok(Converted { stacked: Stacked::one(factors), energy, kept })
             }
             Self::Stack { stack, recodes } => {
                 let (mut own, mut energy, mut held) = (Vec::new(), 0.0, 0.0);
@@ -293,7 +293,7 @@ impl Job<'_> {
                     own.push(found.map(|found| found.factors));
                 }
                 let kept = if energy > 0.0 { held / energy } else { 1.0 };
-                Ok(Found { stacked: Stacked::of(stack, own), energy, kept })
+                Ok(Converted { stacked: Stacked::of(stack, own), energy, kept })
             }
         }
     }
@@ -340,8 +340,8 @@ fn cut_matrix<'i>(
                     return Err(Error::new(Kind::Bug, "a product without factors"));
                 };
                 let (of_outputs, of_inputs) = match piece.spot.transposed {
-                    true => (own.right, turned(&own.left, own.rank)),
-                    false => (turned(&own.left, own.rank), own.right),
+                    true => (own.right, transposed(&own.left, own.rank)),
+                    false => (transposed(&own.left, own.rank), own.right),
                 };
                 for column in of_outputs.chunks_exact(piece.spot.width.max(1)) {
                     let mut whole = vec![0.0; outputs];
@@ -402,7 +402,7 @@ pub(super) fn cut(inputs: &Inputs, recode: &Recode, options: &ConvertOptions) ->
     let found = if let Some(Factors { rank, left, right }) = product {
         finite(&left)?;
         finite(&right)?;
-        let (left, right) = (turned(&left, rank), right);
+        let (left, right) = (transposed(&left, rank), right);
         // What is stored turned is another matrix: its outputs are columns.
         let (left, right) = if recode.transposed { (right, left) } else { (left, right) };
         Spectrum::new(left, right, rank, None).best(options.wanted)

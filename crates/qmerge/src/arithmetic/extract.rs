@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use super::compared::{Both, Found, Matched, Pair, Piece, Place};
+use super::compared::{Both, Carrier, Difference, Matched, Pair, Piece};
 use super::new_adapter::NewAdapter;
 use super::report::{DroppedTensor, ExtractedWeight, Extraction};
 use super::stacked::Stacked;
@@ -92,8 +92,9 @@ pub fn extract(
             .in_file(&tuned.path)
             .with_hint("check the paths"));
     }
-    let rank =
-        |piece: &Piece<'_, '_>, found: &Found| Some(found.cut.as_ref()?.factors.rank).filter(|_| piece.has_inputs());
+    let rank = |piece: &Piece<'_, '_>, found: &Difference| {
+        Some(found.cut.as_ref()?.factors.rank).filter(|_| piece.has_inputs())
+    };
     let rank = pieces.iter().zip(&found).filter_map(|(piece, (found, _))| rank(piece, found)).max().unwrap_or(1);
     let adapter = NewAdapter::of_rank(rank);
     let mut made = Made { adapter, dropped, ..Made::default() };
@@ -171,13 +172,13 @@ impl<'a> Made<'a> {
         pair: &Pair<'a>,
         names: &Names<'_>,
         matched: &Matched<'a>,
-        found: &mut impl Iterator<Item = (Found, bool)>,
+        found: &mut impl Iterator<Item = (Difference, bool)>,
     ) -> Result<()> {
         let options = pair.options;
-        let found: Vec<(&Both<'a>, (Found, bool))> = matched.weights.iter().zip(found).collect();
+        let found: Vec<(&Both<'a>, (Difference, bool))> = matched.weights.iter().zip(found).collect();
         // Of a module that is taken whole all parameters are.
         for (both, (found, _)) in &found {
-            if both.place == Place::Whole && found.energy > 0.0 && options.full {
+            if both.carrier == Carrier::Whole && found.energy > 0.0 && options.full {
                 self.adapter.whole.insert(both.module().to_owned());
             }
         }
@@ -187,31 +188,31 @@ impl<'a> Made<'a> {
             if is_whole {
                 self.adapter.tensors.push(pair.whole(both.tuned, both.path.clone()));
             }
-            match (&both.place, found.cut) {
+            match (&both.carrier, found.cut) {
                 _ if found.energy == 0.0 => self.unchanged += 1,
                 _ if is_whole => self.whole.push(name),
-                (Place::Linear { target, .. }, Some(Best { factors, energy, kept })) => {
+                (Carrier::Linear { target, .. }, Some(Best { factors, energy, kept })) => {
                     let rank = factors.rank;
                     self.weights.push(ExtractedWeight { module: target.path(), rank, energy, kept, by_inputs });
                     self.adapter.is_turned |= both.is_conv1d(names);
                     self.adapter.take(target.clone(), factors, options.dtype)?;
                 }
-                (Place::Nowhere(reason), _) => {
+                (Carrier::Nowhere(reason), _) => {
                     self.dropped.push(DroppedTensor { name, energy: Some(found.energy), reason });
                 }
                 _ if !options.full => {
                     let reason = "it is no linear layer's weight, and --no-full leaves those out";
                     self.dropped.push(DroppedTensor { name, energy: Some(found.energy), reason });
                 }
-                (Place::Beside(target), Some(Best { factors, .. })) => {
+                (Carrier::Beside(target), Some(Best { factors, .. })) => {
                     self.adapter.take(target.clone(), factors, options.dtype)?;
                     self.whole.push(name);
                 }
-                (Place::Bare, _) => {
+                (Carrier::Bare, _) => {
                     self.adapter.tensors.push(pair.whole(both.tuned, both.path.clone()));
                     self.whole.push(name);
                 }
-                (Place::Bias(target), _) => {
+                (Carrier::Bias(target), _) => {
                     self.adapter.has_bias = true;
                     self.adapter.tensors.push(pair.whole(both.tuned, format!("{}.base_layer.bias", target.module)));
                     self.whole.push(name);
@@ -221,7 +222,7 @@ impl<'a> Made<'a> {
         }
         // PEFT wants the factors of every module whose bias it wraps.
         for both in &matched.weights {
-            let Place::Linear { target, .. } = &both.place else { continue };
+            let Carrier::Linear { target, .. } = &both.carrier else { continue };
             let bias = format!("{}.bias", both.name().strip_suffix(".weight").unwrap_or_default());
             if self.whole.contains(&bias)
                 && !self.adapter.targets.contains(target)
@@ -246,7 +247,7 @@ impl<'a> Made<'a> {
 
     /// Takes factors that do nothing for a layer, so that PEFT wraps it.
     fn take_zero(&mut self, both: &Both<'a>, names: &Names<'_>, options: &ExtractOptions) -> Result<()> {
-        let Place::Linear { target, .. } = &both.place else { return Ok(()) };
+        let Carrier::Linear { target, .. } = &both.carrier else { return Ok(()) };
         let (outputs, inputs) = both.shape();
         let zero = Factors { rank: 1, left: vec![0.0; outputs], right: vec![0.0; inputs] };
         self.adapter.is_turned |= both.is_conv1d(names);
@@ -290,11 +291,11 @@ impl<'a> Made<'a> {
     fn take_stacks(
         &mut self,
         matched: &Matched<'a>,
-        found: &mut impl Iterator<Item = (Found, bool)>,
+        found: &mut impl Iterator<Item = (Difference, bool)>,
         options: &ExtractOptions,
     ) -> Result<()> {
         for stacks in &matched.stacks {
-            let own: Vec<(Found, bool)> = found.take(stacks.base.experts.len()).collect();
+            let own: Vec<(Difference, bool)> = found.take(stacks.base.experts.len()).collect();
             // Figures are of one norm.
             let by_inputs = own.iter().any(|(found, by_inputs)| *by_inputs && found.energy > 0.0);
             let counted = own.iter().filter(|(_, own)| *own == by_inputs).filter_map(|(found, _)| found.cut.as_ref());

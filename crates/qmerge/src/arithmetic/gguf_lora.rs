@@ -10,14 +10,14 @@ use std::path::Path;
 use super::convert::{ConvertOptions, cut};
 use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
-use super::svd::{Spectrum, Wanted, turned};
+use super::svd::{Spectrum, Wanted};
 use crate::arch;
 use crate::arch::gguf::{File, Layout, View};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::in_file_order;
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
 use crate::parallel::parallel;
@@ -230,9 +230,9 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
     let Factors { rank, left, right } = factors;
     finite(&left)?;
     finite(&right)?;
-    let energy = Spectrum::new(turned(&left, rank), right.clone(), rank, None).energy() * scale * scale;
+    let energy = Spectrum::new(transposed(&left, rank), right.clone(), rank, None).energy() * scale * scale;
     let (left, right) =
-        if recode.transposed { (turned(&right, geometry.cols), turned(&left, rank)) } else { (left, right) };
+        if recode.transposed { (transposed(&right, geometry.cols), transposed(&left, rank)) } else { (left, right) };
     Ok(Pair { factors: Factors { rank, left, right }, alpha: scale * rank as f64, energy, kept: 1.0 })
 }
 
@@ -247,19 +247,19 @@ fn alpha_of_most<'p>(pairs: impl Iterator<Item = &'p Pair>) -> f32 {
 }
 
 /// Where a product lies: a weight's own, or those of all experts of a stack, whose factors lie one behind the other.
-struct Place {
+struct InFile {
     view: View,
     experts: Option<usize>,
 }
 
 /// Products of experts become those of their stacks: of one rank, with zeros for an expert that the adapter does not change.
-fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(Place, Pair)>> {
-    let mut all: Vec<(Place, Pair)> = Vec::new();
+fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(InFile, Pair)>> {
+    let mut all: Vec<(InFile, Pair)> = Vec::new();
     let mut stacks: BTreeMap<String, BTreeMap<usize, Pair>> = BTreeMap::new();
     for (Job { view, .. }, pair) in jobs.into_iter().zip(pairs) {
         match expert(&view.stored) {
             Some((stack, number)) => drop(stacks.entry(stack).or_default().insert(number, pair)),
-            None => all.push((Place { view, experts: None }, pair)),
+            None => all.push((InFile { view, experts: None }, pair)),
         }
     }
     if stacks.is_empty() {
@@ -306,7 +306,7 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
             factors.left.extend(left);
             factors.right.extend(right);
         }
-        all.push((Place { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
+        all.push((InFile { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
     }
     Ok(all)
 }
@@ -317,7 +317,7 @@ fn times(x: f32, more: f64) -> f32 {
 }
 
 /// Names, dimensions and values of a product's factors; B is multiplied by `more`.
-fn stored(place: &Place, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
+fn stored(place: &InFile, factors: Factors, more: f64) -> [(String, Vec<usize>, Vec<f32>); 2] {
     let Factors { rank, mut left, right } = factors;
     let view = &place.view;
     let (rows, cols) = (left.len() / rank.max(1), right.len() / rank.max(1));
@@ -329,7 +329,7 @@ fn stored(place: &Place, factors: Factors, more: f64) -> [(String, Vec<usize>, V
     if view.is_table() {
         // Rows are looked up in A, which is what PEFT's B is not: (tokens, rank).
         let a = (name("lora_a"), vec![rows, rank], left);
-        return [a, (name("lora_b"), vec![cols, rank], turned(&right, cols))];
+        return [a, (name("lora_b"), vec![cols, rank], transposed(&right, cols))];
     }
     let (mut a, mut b) = (vec![rank, cols], vec![rows, rank]);
     if let Some(experts) = place.experts.filter(|experts| *experts > 0) {

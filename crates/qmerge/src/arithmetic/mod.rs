@@ -28,7 +28,8 @@ pub use extract::{ExtractOptions, extract};
 pub use gguf_lora::convert_to_gguf;
 pub use method::{METHODS, Method};
 pub use report::{
-    Combination, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight, Extraction, Part,
+    Combination, CombinedAdapter, CombinedWeight, Conversion, ConvertedWeight, DroppedTensor, ExtractedWeight,
+    Extraction,
 };
 pub use seen::Seen;
 pub use svd::Wanted;

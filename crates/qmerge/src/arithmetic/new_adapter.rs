@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::stacked::Stacked;
-use super::svd::turned;
 use super::target::Target;
 use crate::adapters::{Names, Task, declared};
 use crate::arch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::open::{Checkpoint, HubId};
 use crate::write::{Data, NewTensor, overflow};
 
@@ -95,9 +94,10 @@ impl<'a> NewAdapter<'a> {
     pub(super) fn take_embedding(&mut self, module: &str, factors: Factors, dtype: Dtype) -> Result<()> {
         let Factors { rank, left, right } = factors;
         let (tokens, features) = (left.len() / rank, right.len() / rank);
-        for (factor, shape, values) in
-            [("A", vec![rank, tokens], turned(&left, rank)), ("B", vec![features, rank], turned(&right, features))]
-        {
+        for (factor, shape, values) in [
+            ("A", vec![rank, tokens], transposed(&left, rank)),
+            ("B", vec![features, rank], transposed(&right, features)),
+        ] {
             let name = format!("base_model.model.{module}.lora_embedding_{factor}");
             let tensor = NewTensor::of_values(name.clone(), dtype, shape, values);
             self.tensors.push(tensor.ok_or_else(|| overflow(&name, dtype))?);

@@ -12,7 +12,7 @@ pub struct Combination {
     /// The program.
     pub tool: Tool,
     /// The adapters, in the order given.
-    pub parts: Vec<Part>,
+    pub parts: Vec<CombinedAdapter>,
     /// The new one.
     pub output: String,
     /// How they were combined.
@@ -45,7 +45,7 @@ pub struct Combination {
 
 /// An adapter that was combined.
 #[derive(Clone, Debug, Serialize)]
-pub struct Part {
+pub struct CombinedAdapter {
     /// Its folder.
     pub adapter: String,
     /// Factor on its effect.

@@ -4,10 +4,8 @@ use crate::adapters::Stack;
 use crate::edit::Spot;
 use crate::error::Result;
 use crate::formats::Reader;
-use crate::linalg::Factors;
+use crate::linalg::{Factors, transposed};
 use crate::open::Checkpoint;
-
-use super::svd::turned;
 
 /// The factors of all matrices of a module, as PEFT stacks them: A with the matrix slowest, B with the matrix fastest.
 pub(super) struct Stacked {
@@ -48,7 +46,7 @@ impl Stacked {
         for (expert, factors) in own.into_iter().enumerate() {
             let Some(Factors { rank, left, right }) = factors else { continue };
             let factors = match stack.is_mistaken {
-                true => Factors { rank, left: turned(&right, inputs), right: turned(&left, rank) },
+                true => Factors { rank, left: transposed(&right, inputs), right: transposed(&left, rank) },
                 false => Factors { rank, left, right },
             };
             all.put(expert, &factors);
@@ -72,7 +70,7 @@ pub(super) fn matrix(checkpoint: &Checkpoint, stack: &Stack<'_>, expert: usize) 
 
 /// Puts the stored rows of a spot where the matrix (outputs, inputs) has them.
 pub(super) fn put_rows(spot: &Spot, stored: Vec<f32>, inputs: usize, values: &mut [f32]) {
-    let stored = if spot.transposed { turned(&stored, spot.width) } else { stored };
+    let stored = if spot.transposed { transposed(&stored, spot.width) } else { stored };
     for (from, to) in spot.put.iter().zip(spot.take.iter()) {
         values[to * inputs..][..inputs].copy_from_slice(&stored[from * inputs..][..inputs]);
     }

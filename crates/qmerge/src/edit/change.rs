@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::dtype::Dtype;
-use crate::simd::low_rank::{self, Panels, Sink};
+use crate::linalg::transposed;
+use crate::simd::low_rank::{self, Panels, Target};
 
 /// A run of a matrix's outputs and inputs; its values are (outputs, inputs), row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,27 +163,21 @@ impl Product {
         let left = &self.left[tile.outputs.start * rank..tile.outputs.end * rank];
         if tile.inputs == (0..inputs) {
             let panels = self.panels.get_or_init(|| Panels::new(&self.right, rank, inputs));
-            low_rank::low_rank(left, panels, self.scale, Sink::Set(out));
+            low_rank::low_rank(left, panels, self.scale, Target::Set(out));
         } else if tile.outputs == (0..outputs) {
             let (right, panels) = self.turned.get_or_init(|| {
-                (transpose(&self.right, inputs), Panels::new(&transpose(&self.left, rank), rank, outputs))
+                (transposed(&self.right, inputs), Panels::new(&transposed(&self.left, rank), rank, outputs))
             });
             let mut turned = vec![0.0; tile.len()];
             let own = &right[tile.inputs.start * rank..tile.inputs.end * rank];
-            low_rank::low_rank(own, panels, self.scale, Sink::Set(&mut turned));
-            out.copy_from_slice(&transpose(&turned, outputs));
+            low_rank::low_rank(own, panels, self.scale, Target::Set(&mut turned));
+            out.copy_from_slice(&transposed(&turned, outputs));
         } else {
             let own: Vec<f32> =
                 self.right.chunks_exact(inputs).flat_map(|row| row[tile.inputs.clone()].iter().copied()).collect();
-            low_rank::low_rank(left, &Panels::new(&own, rank, tile.inputs.len()), self.scale, Sink::Set(out));
+            low_rank::low_rank(left, &Panels::new(&own, rank, tile.inputs.len()), self.scale, Target::Set(out));
         }
     }
-}
-
-/// (rows, cols) to (cols, rows).
-pub(super) fn transpose(x: &[f32], cols: usize) -> Vec<f32> {
-    let rows = x.len() / cols.max(1);
-    (0..cols).flat_map(|j| (0..rows).map(move |i| x[i * cols + j])).collect()
 }
 
 /// `scale · v`, for biases: the weight is a column.
@@ -225,14 +220,14 @@ impl Map for ReplaceRows {
 
 /// Outputs or inputs that are multiplied, each by a factor of its own.
 #[derive(Debug)]
-pub struct Scaled {
+pub struct FeatureScales {
     /// One per output or input.
     pub factors: Vec<f32>,
     /// Which of the two.
     pub side: Side,
 }
 
-impl Map for Scaled {
+impl Map for FeatureScales {
     fn apply(&self, tile: &Tile, _: &[f32], values: &mut [f32]) {
         let rows = values.chunks_exact_mut(tile.inputs.len().max(1));
         match self.side {

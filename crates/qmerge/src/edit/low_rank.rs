@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use super::add_to;
-use super::change::{Product, transpose};
+use super::change::Product;
 use super::place::{Spot, overlap};
 use crate::dtype::Dtype;
+use crate::linalg::transposed;
 use crate::simd::floats::round_to;
-use crate::simd::low_rank::{self, Panels, Sink};
+use crate::simd::low_rank::{self, Panels, Target};
 
 /// A product of stored rows: `scale · left · right`.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl Block {
         };
         let rows = spot.rows.clone();
         if spot.transposed {
-            return Self::new(rows, rank, transpose(&right, inputs), &transpose(&left, rank));
+            return Self::new(rows, rank, transposed(&right, inputs), &transposed(&left, rank));
         }
         Self::new(rows, rank, left, &right)
     }
@@ -114,12 +115,12 @@ impl LowRank {
             match self.round {
                 Some(dtype) => {
                     let mut rounded = vec![0.0; out.len()];
-                    product(Sink::Set(&mut rounded));
+                    product(Target::Set(&mut rounded));
                     round_to(dtype, &mut rounded);
                     if fresh { out.copy_from_slice(&rounded) } else { add_to(out, &rounded) }
                 }
-                None if fresh => product(Sink::Set(out)),
-                None => product(Sink::Add(out)),
+                None if fresh => product(Target::Set(out)),
+                None => product(Target::Add(out)),
             }
         }
     }
@@ -131,7 +132,7 @@ impl LowRank {
         if self.round.is_some() || run != *rows {
             return false;
         }
-        low_rank::low_rank(left, &block.right, self.scale, Sink::Onto { base, values });
+        low_rank::low_rank(left, &block.right, self.scale, Target::Onto { base, values });
         true
     }
 

@@ -14,7 +14,7 @@ mod tests;
 
 use std::ops::Range;
 
-pub use change::{ALL, Change, Delta, Map, Product, Reach, ReplaceRows, Scaled, Side, Tile, Vector};
+pub use change::{ALL, Change, Delta, FeatureScales, Map, Product, Reach, ReplaceRows, Side, Tile, Vector};
 pub use factors::{factors, rank};
 pub use low_rank::Applied;
 use low_rank::LowRank;

@@ -54,7 +54,7 @@ impl Operator {
     }
 
     /// Errors if it cannot be given that share of values to keep; `option` is what the share is given by.
-    pub fn refuse_density(self, id: &str, density: Option<f64>) -> Result<()> {
+    pub(crate) fn refuse_density(self, id: &str, density: Option<f64>) -> Result<()> {
         match density {
             Some(density) if !self.drops() => {
                 Err(usage(format!("{id} drops no values, so --density {density} is of no use"))
@@ -195,7 +195,7 @@ impl Kept {
     }
 
     /// Drops values; `first` is the place of the first of them.
-    pub fn prune(&self, first: u64, values: &mut [f32]) {
+    pub(crate) fn prune(&self, first: u64, values: &mut [f32]) {
         match *self {
             Self::All => {}
             Self::Largest { least, before } => {

@@ -18,15 +18,19 @@ use crate::simd::floats;
 pub(super) struct Plain {
     id: &'static str,
     about: &'static str,
+    aliases: &'static [&'static str],
     dtype: Dtype,
 }
 
 /// 32-bit floats.
-pub(super) static F32: Plain = Plain { id: "f32", about: "plain 32-bit floats", dtype: Dtype::F32 };
+pub(super) static F32: Plain =
+    Plain { id: "f32", about: "plain 32-bit floats", aliases: &["fp32", "float32"], dtype: Dtype::F32 };
 /// 16-bit IEEE floats.
-pub(super) static F16: Plain = Plain { id: "f16", about: "plain 16-bit IEEE floats", dtype: Dtype::F16 };
+pub(super) static F16: Plain =
+    Plain { id: "f16", about: "plain 16-bit IEEE floats", aliases: &["fp16", "float16", "half"], dtype: Dtype::F16 };
 /// bfloat16.
-pub(super) static BF16: Plain = Plain { id: "bf16", about: "plain bfloat16", dtype: Dtype::BF16 };
+pub(super) static BF16: Plain =
+    Plain { id: "bf16", about: "plain bfloat16", aliases: &["bfloat16", "merged_16bit"], dtype: Dtype::BF16 };
 
 pub(super) fn format_of(dtype: Dtype) -> &'static Plain {
     match dtype {
@@ -43,6 +47,10 @@ impl Format for Plain {
 
     fn about(&self) -> &'static str {
         self.about
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        self.aliases
     }
 
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {

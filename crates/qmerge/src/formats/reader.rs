@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same weight seen as `rows` × `cols`, where its own view is another.
-    pub fn reshaped(mut self, rows: usize, cols: usize) -> Result<Self> {
+    pub(crate) fn reshaped(mut self, rows: usize, cols: usize) -> Result<Self> {
         let geometry = self.claim.weight.geometry();
         if (geometry.rows, geometry.cols) != (rows, cols) {
             let weight = self.claim.weight.reshaped(rows, cols).ok_or_else(|| {

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, malformed};
+use crate::linalg::transposed;
 use crate::open::Entry;
 
 #[derive(Debug)]
@@ -143,12 +144,7 @@ impl OnGrid for ToyWeight {
             (floats(part(parts, 1)).collect(), floats(part(parts, 2)).collect());
         let mut inputs: Vec<u32> = (0..self.groups.len() as u32).collect();
         inputs.sort_by_key(|&i| self.groups[i as usize]);
-        let turned = |x: &[f32]| -> Vec<f32> {
-            (0..self.outputs())
-                .flat_map(|o| (0..self.count).map(move |g| (g, o)))
-                .map(|(g, o)| x[g * self.outputs() + o])
-                .collect()
-        };
+        let turned = |x: &[f32]| transposed(x, self.outputs());
         let run = self.groups.len() / self.count;
         let grid = Grid::scaled(Levels::Integers(0, 15), run, turned(&scales), Dtype::F32);
         let grid = Grid { offsets: turned(&offsets), choices: Choices::Any, offset_choices: Choices::Any, ..grid };

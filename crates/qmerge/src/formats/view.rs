@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::linalg::transposed;
+
 /// How a rounding method's matrix lies to the stored one.
 ///
 /// Methods see rows that are outputs, columns that are inputs, and scales that runs of a row share. GPTQ stores inputs as rows, and with act-order the
@@ -46,17 +48,6 @@ impl Order {
     pub(crate) fn to_stored(&self, values: Vec<f32>, inputs: usize) -> Vec<f32> {
         if self.transposed { transposed(&values, inputs) } else { values }
     }
-}
-
-/// (rows, cols) to (cols, rows).
-pub(crate) fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    let rows = values.len() / cols.max(1);
-    let mut turned = vec![0.0; values.len()];
-    for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
-        let column = turned.iter_mut().skip(r).step_by(rows.max(1));
-        column.zip(row).for_each(|(to, &value)| *to = value);
-    }
-    turned
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub struct Factors {
 impl Factors {
     /// Factors of `rank` from orthonormal columns (any, rows), one after the other, and the rows (any, cols) that go with them, scaled so that a column is as
     /// long as its row: neither leaves the range of 16 bits alone.
-    pub fn balanced(columns: &[f64], rows_of: &[f64], rank: usize, rows: usize, cols: usize) -> Self {
+    pub(crate) fn balanced(columns: &[f64], rows_of: &[f64], rank: usize, rows: usize, cols: usize) -> Self {
         let (mut left, mut right) = (vec![0.0; rows * rank], vec![0.0; rank * cols]);
         let pairs = columns.chunks_exact(rows.max(1)).zip(rows_of.chunks_exact(cols.max(1)));
         for (k, (column, row)) in pairs.enumerate() {
@@ -45,6 +45,24 @@ impl Factors {
         }
         Self { rank, left, right }
     }
+}
+
+/// A matrix (rows, cols) as (cols, rows).
+pub fn transposed<T: Copy + Default>(x: &[T], cols: usize) -> Vec<T> {
+    // Both sides of a square stay in the first-level cache.
+    const SIDE: usize = 32;
+    let rows = x.len() / cols.max(1);
+    let mut out = vec![T::default(); rows * cols];
+    for first in (0..rows).step_by(SIDE) {
+        for start in (0..cols).step_by(SIDE) {
+            for r in first..rows.min(first + SIDE) {
+                for c in start..cols.min(start + SIDE) {
+                    out[c * rows + r] = x[r * cols + c];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// Σ x·y in eight chains, which a compiler can do side by side.
@@ -74,7 +92,11 @@ fn turn(x: &mut [f64], y: &mut [f64], (c, s): (f64, f64)) {
 
 /// splitmix64's mixing of a number (Steele, Lea, Flood 2014): what probes and everything else that is drawn comes from.
 pub(crate) fn hash(x: u64) -> u64 {
-    let mut z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix(x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// What splitmix64 makes of its state.
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

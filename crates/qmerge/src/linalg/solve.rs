@@ -36,7 +36,7 @@ impl Lu {
     }
 
     /// X (n, columns) with A X = `b` (n, columns). The residual is about n units in the last place of A's entries times X's; the error is that times A's condition.
-    pub fn solve(&self, b: &[f64], columns: usize) -> Vec<f64> {
+    pub(crate) fn solve(&self, b: &[f64], columns: usize) -> Vec<f64> {
         let Self { n, factors, rows } = self;
         let mut x: Vec<f64> =
             rows.iter().flat_map(|&row| b[row * columns..(row + 1) * columns].iter().copied()).collect();

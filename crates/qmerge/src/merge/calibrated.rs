@@ -14,7 +14,7 @@ use crate::measure::Sums;
 use crate::parallel::{Budget, attempts, pool};
 use crate::plan::{Action, Recode, Step};
 use crate::progress::stopped;
-use crate::round::{Calibration, InputMoments, Kept, Known, LayerInputs, Metric, Take, Whole, weight_of};
+use crate::round::{Calibration, InputMoments, Known, LayerInputs, Metric, OutputKept, Take, Whole, weight_of};
 use crate::write::Finished;
 
 /// The weights to be rounded, by name: step and what it does.
@@ -74,7 +74,8 @@ fn complete(rounded: &[Rounded]) -> Vec<Finished> {
                 energy += one.energy;
             }
         }
-        let kept = if energy > 0.0 { Kept { output: output / energy, noise: noise / energy } } else { Kept::ALL };
+        let kept =
+            if energy > 0.0 { OutputKept { output: output / energy, noise: noise / energy } } else { OutputKept::ALL };
         finished.push(Finished { step, sums: Some(sums), kept: Some(kept), late: Vec::new() });
     }
     finished

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::adapters::Adapter;
 use crate::error::Result;
-use crate::open::{Checkpoint, content};
+use crate::open::{Checkpoint, content, hex};
 use crate::plan::{Action, Inputs, Plan, Tokenizer};
 use crate::report::Tool;
 use crate::round::identity;
@@ -71,9 +71,9 @@ pub(super) fn of(
         if plan.is_export {
             // Its keys, which hold the tokenizer.
             let (header, _) = file.header(&std::collections::HashMap::new());
-            merge.add("what the output says of itself", hex(&Sha256::digest(header)));
+            merge.add("what the output says of itself", hex(Sha256::digest(header)));
             for (name, bytes) in &plan.beside {
-                merge.add(name, hex(&Sha256::digest(bytes)));
+                merge.add(name, hex(Sha256::digest(bytes)));
             }
         }
     }
@@ -102,9 +102,5 @@ fn large(checkpoint: &Checkpoint) -> Result<String> {
 }
 
 fn text_hash(text: &str) -> String {
-    hex(&Sha256::digest(text.as_bytes()))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(Sha256::digest(text.as_bytes()))
 }

@@ -12,6 +12,7 @@ mod memory;
 mod parts;
 mod places;
 mod queue;
+mod refuse;
 mod residual;
 mod schedule;
 mod step;
@@ -35,18 +36,20 @@ pub use memory::PROGRAM_BYTES;
 #[doc(hidden)]
 pub use parts::refuse_missing;
 pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
+#[doc(hidden)]
+pub use refuse::{enough_space, refuse_another, refuse_existing, refuse_file_name, refuse_name};
 
-use crate::adapters::Adapter;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::open::{Checkpoint, Store};
 use crate::parallel::threads;
-use crate::plan::{Action, Inputs, Part, Plan, Step};
+use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::Progress;
-use crate::report::{self, Earlier, Report, Written, assemble, hash_of};
+use crate::report::{self, Report, Written, assemble, hashes_of};
 use crate::round::{Calibration, Demand, Seen};
 use crate::write::{
     Existing, Fingerprint, Finished, LocalSink, Nowhere, Output, Sink, Took, WrittenPart, copy_others, index_json,
 };
+use refuse::{refuse_inputs, refuse_mistaken};
 use schedule::Schedule;
 
 /// Choices of a run that change no byte of the output.
@@ -182,7 +185,7 @@ fn begin(
 ) -> Result<Begun> {
     let started = options.started.unwrap_or_else(Instant::now);
     refuse_inputs(inputs, sink.path())?;
-    let hashes = hashes(inputs)?;
+    let hashes = hashes_of(&inputs.adapters)?;
     if !options.existing.force {
         refuse_mistaken(inputs, &hashes, options.undoes)?;
     }
@@ -193,11 +196,6 @@ fn begin(
     let fingerprint = fingerprint::of(inputs, plan, &hashes, taken_from)?;
     expect(&inputs.base, &plan.steps[steps]);
     Ok(Begun { started, hashes, demand, schedule, fingerprint, parts: Vec::new() })
-}
-
-/// Of the adapters' contents.
-fn hashes(inputs: &Inputs) -> Result<Vec<String>> {
-    inputs.adapters.iter().map(hash_of).collect()
 }
 
 /// Tells the files of a base what steps read of them.
@@ -303,124 +301,6 @@ fn whole(
     beside().map_err(|error| output.to_be_resumed(error))?;
     output.publish(options.existing.force)?;
     Ok(report)
-}
-
-/// Errors if the disk of `target` has not enough free space for what [`run`] would write.
-#[doc(hidden)]
-pub fn enough_space(target: &Path, plan: &Plan) -> Result<()> {
-    crate::write::enough_space(target, plan.output_bytes())
-}
-
-/// Errors if [`run`], or [`run_part`] of a part, would refuse the output: for callers that do long work before, or none.
-#[doc(hidden)]
-pub fn refuse_existing(
-    inputs: &Inputs,
-    target: &Path,
-    part: Option<Part>,
-    plan: &Plan,
-    options: &RunOptions<'_>,
-) -> Result<()> {
-    refuse_file_name(target, plan)?;
-    refuse_inputs(inputs, target)?;
-    crate::write::refuse_existing(target, part, options.existing)?;
-    crate::write::refuse_unwritable(target)
-}
-
-/// Errors if what an interrupted run left is another merge's, as far as a plan says before its calibration: for callers whose plan is the last one.
-#[doc(hidden)]
-pub fn refuse_another(
-    inputs: &Inputs,
-    plan: &Plan,
-    target: &Path,
-    part: Option<Part>,
-    options: &RunOptions<'_>,
-) -> Result<()> {
-    if !options.existing.resume {
-        return Ok(());
-    }
-    let Some(begun) = crate::write::unfinished(target, part)? else { return Ok(()) };
-    let now = fingerprint::of(inputs, plan, &hashes(inputs)?, None)?;
-    crate::write::refuse_before(&begun, &now).map_err(|error| error.in_file(target))
-}
-
-/// Errors if the name of an output that is to be one file is not that of what a plan writes.
-#[doc(hidden)]
-pub fn refuse_file_name(target: &Path, plan: &Plan) -> Result<()> {
-    if crate::write::is_single_file(target) { crate::write::refuse_name(target, plan) } else { Ok(()) }
-}
-
-/// Errors if an output that is one file has a name of another kind: for callers that do long work before.
-#[doc(hidden)]
-pub fn refuse_name(sink: &dyn Sink, plan: &Plan) -> Result<()> {
-    if sink.is_single_file() { crate::write::refuse_name(sink.path(), plan) } else { Ok(()) }
-}
-
-/// The output must not be, or contain, what is read.
-fn refuse_inputs(inputs: &Inputs, target: &Path) -> Result<()> {
-    let Ok(target_path) = target.canonicalize() else { return Ok(()) };
-    let original = inputs.original.iter().map(|original| original.checkpoint.path.as_path());
-    let sources = std::iter::once(inputs.base.path.as_path())
-        .chain(inputs.adapters.iter().map(|adapter| adapter.path.as_path()))
-        .chain(original);
-    for source in sources {
-        if source.canonicalize().is_ok_and(|source| source.starts_with(&target_path)) {
-            return Err(Error::new(Kind::Usage, "the output would replace an input")
-                .in_file(target)
-                .with_hint("choose another output"));
-        }
-    }
-    Ok(())
-}
-
-/// The same adapter folded twice is nearly always a mistake, and so is one taken out that is not in it: where the base has a report, that knows.
-fn refuse_mistaken(inputs: &Inputs, hashes: &[String], undoes: bool) -> Result<()> {
-    let base = &inputs.base;
-    let name = report::name_of(base);
-    let earlier = Earlier::beside(base).map_err(|error| error.with_hint("--force merges without looking at it"))?;
-    let Some(earlier) = earlier else { return Ok(()) };
-    let refused = |problem: String, hint: &str| {
-        Err(Error::new(Kind::Mismatch, problem).in_file(&base.store.path_of(&name)).with_hint(hint))
-    };
-    let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
-    let weight_of = |hash: &str| earlier.adapters.iter().find(|said| said.sha256 == hash).map(|said| said.weight);
-    // One that the base's report has with the other sign was taken out by that, or is now.
-    let is_opposite =
-        |(adapter, hash): (&Adapter, &String)| weight_of(hash).is_some_and(|weight| weight * adapter.weight < 0.0);
-    if undoes {
-        for (adapter, hash) in inputs.adapters.iter().zip(hashes) {
-            let weight = -adapter.weight;
-            let found = weight_of(hash).filter(|_| is_opposite((adapter, hash)));
-            let hint = "--force subtracts it all the same";
-            match found {
-                None => {
-                    return refused(
-                        format!("its report does not say that this adapter is merged into it (sha256 {})", short(hash)),
-                        hint,
-                    );
-                }
-                Some(other) if other != weight => {
-                    return refused(
-                        format!(
-                            "its report says that this adapter is merged into it with weight {other:?}, not {weight:?}"
-                        ),
-                        hint,
-                    );
-                }
-                Some(_) => {}
-            }
-        }
-        return Ok(());
-    }
-    let is_repeated = |(adapter, hash): &(&Adapter, &String)| {
-        !hash.is_empty() && earlier.text.contains(hash.as_str()) && !is_opposite((adapter, hash))
-    };
-    match inputs.adapters.iter().zip(hashes).find(is_repeated) {
-        None => Ok(()),
-        Some((_, hash)) => refused(
-            format!("its report says that this adapter is merged into it already (sha256 {})", short(hash)),
-            "pass the original base, or --force to merge it once more",
-        ),
-    }
 }
 
 /// One run in progress.

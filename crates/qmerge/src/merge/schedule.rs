@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::RunOptions;
 use super::memory::{self, Memory};
-use super::work::{self, Part, Work};
+use super::work::{self, WeightPass, Work};
 use crate::edit::common_step;
 use crate::error::Result;
 use crate::plan::{Action, Plan, Recode, Slot, Step};
@@ -219,15 +219,15 @@ fn stages(number: usize, step: &Step, memory: &Memory) -> Vec<Stage> {
             let rows = recode.from.weight.geometry().rows as u64;
             let per_task = rows_per_task(recode, memory.chunk_elements) as u64;
             let tasks = rows.div_ceil(per_task);
-            let work = |part| work::streamed(recode, recode.streamed(), part);
+            let work = |pass| work::streamed(recode, recode.streamed(), pass);
             let mut passes = Vec::new();
             if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) {
-                passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, work(Part::EditSurvey)));
+                passes.push(stage(Pass::EditSurvey, 1, rows.max(1), rows, work(WeightPass::EditSurvey)));
             }
             if recode.is_surveyed() {
-                passes.push(stage(Pass::Survey, tasks, per_task, rows, work(Part::Survey)));
+                passes.push(stage(Pass::Survey, tasks, per_task, rows, work(WeightPass::Survey)));
             }
-            passes.push(stage(Pass::Write, tasks, per_task, rows, work(Part::Write)));
+            passes.push(stage(Pass::Write, tasks, per_task, rows, work(WeightPass::Write)));
             passes
         }
     }

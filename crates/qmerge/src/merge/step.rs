@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use super::places::Places;
 use super::schedule::{Pass, Schedule, Task, rows_per_chunk};
@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::formats::{Reader, StoredRows};
 use crate::measure::Sums;
 use crate::open::Entry;
+use crate::parallel::lock;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
 use crate::round::{Directions, Position, seed_of};
 use crate::simd::differences::{all_finite, differences, first_nonfinite};
@@ -73,10 +74,6 @@ struct Weighed<'t> {
     directions: Option<&'t Directions>,
     /// Rows of the task.
     rows: Range<usize>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl<'a> Steps<'a> {

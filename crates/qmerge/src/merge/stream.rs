@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::Run;
 use super::step::{Buffers, Steps};
 use crate::error::{Error, Result};
-use crate::parallel::bug;
+use crate::parallel::{bug, lock};
 use crate::progress::stopped;
 use crate::round::Calibration;
 use crate::write::Finished;
@@ -32,7 +32,7 @@ struct Failure {
 
 impl Failure {
     fn report(&self, at: u64, error: Error) {
-        let mut first = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut first = lock(&self.first);
         if first.as_ref().is_none_or(|(before, _)| at < *before) {
             *first = Some((at, error));
         }

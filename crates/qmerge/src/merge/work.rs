@@ -57,9 +57,9 @@ impl Work {
                     };
                     (values * each * if recode.has_known_rank() { 1.0 } else { DENSE } + prepared + ordered) as u64
                 }
-                None => [Part::EditSurvey, Part::Survey, Part::Write]
+                None => [WeightPass::EditSurvey, WeightPass::Survey, WeightPass::Write]
                     .into_iter()
-                    .map(|part| streamed(recode, recode.streamed(), part))
+                    .map(|pass| streamed(recode, recode.streamed(), pass))
                     .sum(),
             },
         };
@@ -100,7 +100,7 @@ fn prepared<'d>(plan: &Plan, demand: &'d Demand) -> HashMap<&'d str, f64> {
 
 /// A pass over a weight that goes by in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum WeightPass {
     EditSurvey,
     Survey,
     Write,
@@ -111,19 +111,19 @@ pub(super) fn copied(bytes: u64, threads: usize) -> u64 {
 }
 
 /// One pass; zero for one that the weight does not need.
-pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, part: Part) -> u64 {
+pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, pass: WeightPass) -> u64 {
     let vectors = recode.task_vectors().count() as f64;
-    let each = match part {
+    let each = match pass {
         // Up to three times over base and tuned models.
-        Part::EditSurvey if recode.surveys_task_vectors() => 3.0 * SURVEY * 2.0 * vectors,
-        Part::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
-        Part::Survey if recode.is_surveyed() => SURVEY,
-        Part::EditSurvey | Part::Survey => 0.0,
-        Part::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
-        Part::Write if method.goes_by_directions() => SURVEY + WRITE + FEED_BACK,
-        Part::Write => SURVEY + WRITE,
+        WeightPass::EditSurvey if recode.surveys_task_vectors() => 3.0 * SURVEY * 2.0 * vectors,
+        WeightPass::EditSurvey if recode.edits.iter().any(|(_, edit)| edit.plan.needs_survey()) => SURVEY,
+        WeightPass::Survey if recode.is_surveyed() => SURVEY,
+        WeightPass::EditSurvey | WeightPass::Survey => 0.0,
+        WeightPass::Write if method.moves_values() && !recode.to.is_plain() => SURVEY + WRITE + CHOOSE,
+        WeightPass::Write if method.goes_by_directions() => SURVEY + WRITE + FEED_BACK,
+        WeightPass::Write => SURVEY + WRITE,
     };
-    let with_vectors = if part != Part::EditSurvey && each > 0.0 { each + SURVEY * vectors } else { each };
+    let with_vectors = if pass != WeightPass::EditSurvey && each > 0.0 { each + SURVEY * vectors } else { each };
     (with_vectors * recode.from.weight.geometry().elements() as f64) as u64
 }
 

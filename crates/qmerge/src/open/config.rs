@@ -90,7 +90,7 @@ impl ModelConfig {
     }
 
     /// Sets `key` at the top and in every nested configuration that has it.
-    pub fn set_everywhere(&mut self, key: &str, value: &Value) {
+    pub(crate) fn set_everywhere(&mut self, key: &str, value: &Value) {
         let mut found = false;
         for nested in NESTED {
             if let Some(Value::Object(map)) = self.json.get_mut(*nested)
@@ -106,7 +106,7 @@ impl ModelConfig {
     }
 
     /// Removes `key` at the top and in every nested configuration.
-    pub fn remove_everywhere(&mut self, key: &str) {
+    pub(crate) fn remove_everywhere(&mut self, key: &str) {
         self.json.shift_remove(key);
         for nested in NESTED {
             if let Some(Value::Object(map)) = self.json.get_mut(*nested) {

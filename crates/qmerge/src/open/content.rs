@@ -24,7 +24,7 @@ pub(crate) fn sampled(model: &Checkpoint) -> Result<String> {
             hash.update(&buffer);
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(hash.finalize()))
 }
 
 /// Hash of all bytes of files: of one, what the hub shows.
@@ -42,5 +42,10 @@ pub(crate) fn content(files: &[Box<dyn Blob>]) -> Result<String> {
             at = at.saturating_add(n as u64);
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(hash.finalize()))
+}
+
+/// Bytes in hexadecimal digits, as hashes are shown.
+pub fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

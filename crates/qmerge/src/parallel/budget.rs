@@ -2,6 +2,8 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use super::lock;
+
 /// A number of bytes, of which each job takes its share while it runs; one that finds too little left waits for others to end.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -29,7 +31,7 @@ impl Budget {
     /// Waits until there is room. What is larger than the whole has it to itself.
     pub(crate) fn take(&self, bytes: u64) -> Share<'_> {
         let bytes = bytes.min(self.total);
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = lock(&self.free);
         let free = self.freed.wait_while(free, |free| *free < bytes);
         *free.unwrap_or_else(PoisonError::into_inner) -= bytes;
         Share { budget: self, bytes }
@@ -38,7 +40,7 @@ impl Budget {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        *self.budget.free.lock().unwrap_or_else(PoisonError::into_inner) += self.bytes;
+        *lock(&self.budget.free) += self.bytes;
         self.budget.freed.notify_all();
     }
 }

@@ -3,15 +3,19 @@
 mod budget;
 mod spread;
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use budget::Budget;
 pub(crate) use spread::{both, pool, sharing, spread};
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Progress, stopped};
+
+/// What a mutex guards: whoever panicked with it left no half of a change.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Does all jobs, on at most `threads` threads. The first job in order that failed gives the error.
 pub(crate) fn parallel<J: Sync, T: Send>(
@@ -65,7 +69,7 @@ pub(crate) fn attempts<J: Sync, T: Send>(
                     if result.is_err() {
                         next.store(jobs.len(), Ordering::Relaxed);
                     }
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
+                    lock(&results).push((at, result));
                 }
             });
         }

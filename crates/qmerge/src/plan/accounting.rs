@@ -137,14 +137,12 @@ pub(super) fn rename_warning(renamed: &[Rename], changes: &[Changes]) -> Option<
 pub(crate) fn untrained_warning(adapter: &Adapter, modules: &[String], number: usize, all: bool) -> Option<String> {
     let path = adapter.path.display();
     let first = modules.first()?;
-    let is_lora = adapter.config.peft_type == "LORA";
+    let [whole, some] = adapter.said_of_untrained();
     Some(if all {
-        let what = if is_lora { "its B factors are all zero" } else { "what begins at zero still is" };
-        format!("{path}: {what}, as before any training: it changes nothing")
+        format!("{path}: {whole}, as before any training: it changes nothing")
     } else {
-        let what = if is_lora { "have a B factor of zero" } else { "have nothing but zeros in what begins at zero" };
         format!(
-            "{path}: {} of {number} modules {what}, as before any training, and change nothing; first `{first}`",
+            "{path}: {} of {number} modules {some}, as before any training, and change nothing; first `{first}`",
             modules.len()
         )
     })

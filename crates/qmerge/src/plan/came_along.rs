@@ -26,11 +26,11 @@ pub(super) fn leave_out(inputs: &Inputs, changes: &mut [Changes], warnings: &mut
                 continue;
             };
             let found = compared((&inputs.base, own), (&adapter.tensors, brought))?;
-            if found == Found::Same {
+            if found == Likeness::Same {
                 changes.ignored.push((replacement.tensor, "the base's own tensor, which came along"));
                 continue;
             }
-            if found == Found::Other {
+            if found == Likeness::Other {
                 warnings.push(format!(
                     "{}: `{}` is not the base's `{}`, and takes its place, as with PEFT: what a merge into this base changed there before is lost",
                     adapter.path.display(),
@@ -52,7 +52,7 @@ fn own(claim: &Claim) -> Option<&Entry> {
 
 /// How a tensor that was brought stands to the base's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum Likeness {
     /// Value for value.
     Same,
     /// But for the rounding to its type, or the base's.
@@ -60,7 +60,7 @@ enum Found {
     Other,
 }
 
-fn compared(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<Found> {
+fn compared(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<Likeness> {
     let values = |(checkpoint, entry): (&Checkpoint, &Entry), from: usize, out: &mut [f32]| {
         let size = (entry.bytes / entry.elements().max(1)) as usize;
         let mut bytes = vec![0; out.len() * size];
@@ -69,10 +69,10 @@ fn compared(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<Found>
         Result::Ok(())
     };
     if !a.1.dtype.is_plain_float() || !b.1.dtype.is_plain_float() {
-        return Ok(Found::Other);
+        return Ok(Likeness::Other);
     }
     let coarser = if [a.1.dtype, b.1.dtype].contains(&Dtype::BF16) { Dtype::BF16 } else { Dtype::F16 };
-    let mut found = Found::Same;
+    let mut found = Likeness::Same;
     let elements = a.1.elements() as usize;
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for from in (0..elements).step_by(CHUNK) {
@@ -87,9 +87,9 @@ fn compared(a: (&Checkpoint, &Entry), b: (&Checkpoint, &Entry)) -> Result<Found>
         floats::round_to(coarser, &mut left);
         floats::round_to(coarser, &mut right);
         if a.1.dtype == b.1.dtype || left != right {
-            return Ok(Found::Other);
+            return Ok(Likeness::Other);
         }
-        found = Found::Rounded;
+        found = Likeness::Rounded;
     }
     Ok(found)
 }

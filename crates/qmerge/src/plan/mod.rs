@@ -18,6 +18,7 @@ mod part;
 mod promote;
 mod quantized;
 mod recode;
+mod rescaled;
 mod steps;
 mod tie;
 
@@ -37,9 +38,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
+use rescaled::{refuse_parts_of_rescaled, rescaled_warning};
 
-use crate::adapters::{Adapter, Changes, InputFactors, Names, PlannedEdit, ReadOptions, base_names};
-use crate::error::{Result, malformed, mismatch, usage};
+use crate::adapters::{Adapter, Changes, InputFactors, Names, ReadOptions, base_names};
+use crate::error::{Result, malformed, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
 use crate::round::Rounding;
@@ -227,31 +229,11 @@ impl Plan {
     pub fn new(inputs: &Inputs, options: &Options) -> Result<Self> {
         let names = Names::new(&inputs.base, &inputs.inventory.weights, &options.maps)?;
         let mut warnings = Vec::new();
-        let mut changes = Vec::new();
-        // What other adapters add is added to the weights that were trained with it. 16 bits lose nothing to gain, and have what PEFT writes.
         let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
-        let mut reading = options.read.clone();
-        if inputs.adapters.len() > 1 || quantizes == Some(false) {
-            reading.input_factors = InputFactors::InPlace;
-        }
-        for adapter in &inputs.adapters {
-            let mut read = adapter.read(&names, &reading)?;
-            warnings.append(&mut read.warnings);
-            refuse_unused(adapter, &read, &names, options.allow_unused, &mut warnings)?;
-            left_out(adapter, options.allow_unused, &mut warnings)?;
-            changes.push(read);
-        }
+        let mut changes = read_adapters(inputs, options, &names, quantizes, &mut warnings)?;
         came_along::leave_out(inputs, &mut changes, &mut warnings)?;
         refuse_idle_scales(&options.read, &changes)?;
-        if inputs.original.is_some()
-            && let Some(tuned) = inputs.adapters.iter().find(|adapter| adapter.is_tuned())
-        {
-            return Err(usage("what the base was quantized from is no use beside a tuned model")
-                .in_file(&tuned.path)
-                .with_hint(
-                    "leave out --original: with weight 1 the sum is the tuned model whatever the base's rounding did",
-                ));
-        }
+        refuse_original_of_tuned(inputs)?;
         refuse_parts_of_rescaled(inputs, &changes)?;
         warnings.extend(rename_warning(&names.renamed(), &changes));
         let idle = names.idle_maps();
@@ -375,6 +357,44 @@ impl Plan {
     }
 }
 
+/// What each adapter changes.
+fn read_adapters(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    quantizes: Option<bool>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Changes>> {
+    let mut changes = Vec::new();
+    // What other adapters add is added to the weights that were trained with it. 16 bits lose nothing to gain, and have what PEFT writes.
+    let mut reading = options.read.clone();
+    if inputs.adapters.len() > 1 || quantizes == Some(false) {
+        reading.input_factors = InputFactors::InPlace;
+    }
+    for adapter in &inputs.adapters {
+        let mut read = adapter.read(names, &reading)?;
+        warnings.append(&mut read.warnings);
+        refuse_unused(adapter, &read, names, options.allow_unused, warnings)?;
+        left_out(adapter, options.allow_unused, warnings)?;
+        changes.push(read);
+    }
+    Ok(changes)
+}
+
+/// A tuned model's sum does not depend on what the base's rounding did.
+fn refuse_original_of_tuned(inputs: &Inputs) -> Result<()> {
+    if inputs.original.is_some()
+        && let Some(tuned) = inputs.adapters.iter().find(|adapter| adapter.is_tuned())
+    {
+        return Err(usage("what the base was quantized from is no use beside a tuned model")
+            .in_file(&tuned.path)
+            .with_hint(
+                "leave out --original: with weight 1 the sum is the tuned model whatever the base's rounding did",
+            ));
+    }
+    Ok(())
+}
+
 /// A rule that finds nothing is a mistake.
 fn refuse_idle_scales(read: &ReadOptions, changes: &[Changes]) -> Result<()> {
     let idle = |number: &usize| !changes.iter().any(|changes| changes.scales.contains(number));
@@ -386,51 +406,6 @@ fn refuse_idle_scales(read: &ReadOptions, changes: &[Changes]) -> Result<()> {
         .with_hint("it is looked for in paths like `model.layers.0.mlp.up_proj`")),
         _ => Ok(()),
     }
-}
-
-fn is_awq(inventory: &Inventory) -> bool {
-    inventory.weights.iter().any(|claim| claim.weight.format() == "awq")
-}
-
-/// AWQ moves factors between layers. Of the difference to a model in which they have not moved the whole leads from the one to the other; a part of it, or more than
-/// it, is no model, since products of the two are not what their sum was.
-fn refuse_parts_of_rescaled(inputs: &Inputs, changes: &[Changes]) -> Result<()> {
-    let base = is_awq(&inputs.inventory);
-    let moved = |adapter: &&Adapter| adapter.tuned_weights().is_some_and(|tuned| is_awq(tuned) != base);
-    let Some(tuned) = inputs.adapters.iter().find(moved) else { return Ok(()) };
-    let is_whole =
-        |edit: &PlannedEdit| edit.plan.task_vector().is_some_and(|vector| vector.weight == 1.0 && !vector.drops());
-    if inputs.adapters.len() == 1 && changes.iter().flat_map(|changes| &changes.edits).all(is_whole) {
-        return Ok(());
-    }
-    let (has, other) = if base { ("base", "tuned model") } else { ("tuned model", "base") };
-    Err(mismatch(format!(
-        "the {has} is stored as AWQ, which moves factors between layers, and the {other} is not: of their difference no other share than the whole, alone, leads to a model"
-    ))
-    .in_file(&tuned.path)
-    .with_hint(if base {
-        "take the model that was quantized as --base, and --to for the format of the result; or the tuned model alone, with weight 1"
-    } else {
-        "take the tuned model before it was quantized; or this one alone, with weight 1"
-    }))
-}
-
-/// AWQ moves factors between layers: an adapter of the original model is one of another function.
-fn rescaled_warning(adapter: &Adapter, inputs: &Inputs) -> Option<String> {
-    if !is_awq(&inputs.inventory) || adapter.is_tuned() {
-        return None;
-    }
-    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();
-    let is_own = |name: &str| last(name).contains("awq") || last(name) == last(&inputs.base.path.to_string_lossy());
-    let said = match adapter.config.base_model.as_deref() {
-        Some(name) if is_own(name) => return None,
-        Some(name) => format!("this one was trained on `{name}`"),
-        None => "this one does not say what it was trained on".to_owned(),
-    };
-    Some(format!(
-        "{}: the base is stored as AWQ, which rescales the inputs of layers, so an adapter that was trained on the model before that does not fit it; {said}",
-        adapter.path.display()
-    ))
 }
 
 /// The format of each matrix of the output.

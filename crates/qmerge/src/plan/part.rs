@@ -92,7 +92,7 @@ fn layer(name: &str) -> &str {
 impl Plan {
     /// The steps of a part: neighbours, and whole layers, since the weights of a layer share the moments of their inputs. The parts together are all steps, and
     /// take about equally long; some may be empty.
-    pub fn steps_of(&self, part: Part) -> Range<usize> {
+    pub(crate) fn steps_of(&self, part: Part) -> Range<usize> {
         let mut places = vec![(0, 0_u128)];
         let mut total = 0_u128;
         for (number, step) in self.steps.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::export::{Exported, Place};
+use super::export::{Destination, Exported};
 use super::method::Chooser;
 use super::quantized::{Quantized, is_reversed, is_transposed};
 use super::steps::Wanted;
@@ -433,14 +433,14 @@ impl Targets<'_, '_> {
     fn unpromoted(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
         if let Some(exported) = self.exported {
             return match exported.places.get(name)? {
-                Place::Tensor { view, format, importance } => Some(TargetFormat {
+                Destination::Tensor { view, format, importance } => Some(TargetFormat {
                     format: *format,
                     reversed: false,
                     view: view.clone(),
                     importance: importance.clone(),
                     promoted: false,
                 }),
-                Place::Nowhere | Place::Same => None,
+                Destination::Nowhere | Destination::Same => None,
             };
         }
         let format = self.options.to?;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use super::export::{Constant, Exported, Model, Place};
+use super::export::{Constant, Destination, Exported, Model};
 use super::method::{Chooser, Main};
 use super::quantized::Quantized;
 use super::recode::Targets;
@@ -156,7 +156,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
     let mut recoded: HashSet<&str> = HashSet::new();
     let is_nowhere = |claim: &Claim| {
         let place = exported.as_ref().and_then(|exported| exported.places.get(claim.weight.name()));
-        matches!(place, Some(Place::Nowhere))
+        matches!(place, Some(Destination::Nowhere))
     };
     for claim in inputs.inventory.weights.iter().filter(|claim| !is_nowhere(claim)) {
         let lead = claim.entries.first().map(|entry| entry.name.as_str());

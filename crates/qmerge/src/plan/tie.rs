@@ -43,26 +43,7 @@ pub(super) fn settle(
     let Some((source, first)) = all.iter().find_map(|name| Some((name.clone(), names.exact(name)?))) else {
         return Ok(Vec::new());
     };
-    // A member that is not stored is the source, unless the file says that the two are apart.
-    let mut members = Vec::new();
-    for name in &all {
-        match names.exact(name) {
-            _ if *name == source => members.push(name.clone()),
-            None if names.tied_to(name.strip_suffix(".weight").unwrap_or(name)).is_some() => members.push(name.clone()),
-            Some(claim) if names.ties_stored() => {
-                if same_bytes(inputs, first, claim)? {
-                    members.push(name.clone());
-                } else {
-                    warnings.push(format!(
-                        "the configuration ties `{name}` to `{source}`, but both are stored and differ: they are two tensors, and \
-                         tie_word_embeddings is false now"
-                    ));
-                    config.untie = true;
-                }
-            }
-            _ => {}
-        }
-    }
+    let members = same_tensor(inputs, names, &all, (&source, first), config, warnings)?;
     if members.len() < 2 {
         return Ok(Vec::new());
     }
@@ -79,19 +60,7 @@ pub(super) fn settle(
             );
         }
         group.share(names, wanted);
-        let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
-        let is_rounded = |member: &&String| {
-            let edits = wanted.edits.get(*member).map_or(&[][..], Vec::as_slice);
-            edits.iter().any(|(_, edit)| !edit.plan.is_tokens())
-        };
-        // A method that draws rounds each stored copy by its own name.
-        if options.rounding.draws_plain(&options.data) && stored.len() > 1 && stored.iter().any(is_rounded) {
-            config.untie = true;
-            warnings.push(format!(
-                "the embeddings are stored {} times, and the rounding draws for each on its own: tie_word_embeddings is false now",
-                stored.len()
-            ));
-        }
+        part_if_drawn(options, names, wanted, &members, config, warnings);
         return Ok(Vec::new());
     }
     let only_low_rank = members
@@ -131,7 +100,67 @@ pub(super) fn settle(
         parted.push(Parted { source, name });
     }
     config.untie = true;
-    warnings.push(if members.len() == 2 {
+    warnings.push(parted_warning(&members, &head));
+    Ok(parted)
+}
+
+/// The names of the tie that stand for one tensor in the base: `source`, and those that are not stored or have its bytes.
+fn same_tensor(
+    inputs: &Inputs,
+    names: &Names<'_>,
+    all: &[String],
+    (source, first): (&String, &Claim),
+    config: &mut ConfigChange,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<String>> {
+    // A member that is not stored is the source, unless the file says that the two are apart.
+    let mut members = Vec::new();
+    for name in all {
+        match names.exact(name) {
+            _ if name == source => members.push(name.clone()),
+            None if names.tied_to(name.strip_suffix(".weight").unwrap_or(name)).is_some() => members.push(name.clone()),
+            Some(claim) if names.ties_stored() => {
+                if same_bytes(inputs, first, claim)? {
+                    members.push(name.clone());
+                } else {
+                    warnings.push(format!(
+                        "the configuration ties `{name}` to `{source}`, but both are stored and differ: they are two tensors, and \
+                         tie_word_embeddings is false now"
+                    ));
+                    config.untie = true;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(members)
+}
+
+/// A method that draws rounds each stored copy by its own name, so that they are two tensors afterwards.
+fn part_if_drawn(
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &Wanted,
+    members: &[String],
+    config: &mut ConfigChange,
+    warnings: &mut Vec<String>,
+) {
+    let stored: Vec<&String> = members.iter().filter(|member| names.exact(member).is_some()).collect();
+    let is_rounded = |member: &&String| {
+        let edits = wanted.edits.get(*member).map_or(&[][..], Vec::as_slice);
+        edits.iter().any(|(_, edit)| !edit.plan.is_tokens())
+    };
+    if options.rounding.draws_plain(&options.data) && stored.len() > 1 && stored.iter().any(is_rounded) {
+        config.untie = true;
+        warnings.push(format!(
+            "the embeddings are stored {} times, and the rounding draws for each on its own: tie_word_embeddings is false now",
+            stored.len()
+        ));
+    }
+}
+
+fn parted_warning(members: &[String], head: &str) -> String {
+    if members.len() == 2 {
         format!(
             "the input and output embeddings were one tensor and are two now: `{head}` is stored on its own, and \
              tie_word_embeddings is false"
@@ -141,8 +170,7 @@ pub(super) fn settle(
             "the embeddings were one tensor and are {} now, each stored on its own; tie_word_embeddings is false",
             members.len()
         )
-    });
-    Ok(parted)
+    }
 }
 
 /// Tensors that are one in the base.

@@ -11,7 +11,7 @@ use crate::formats;
 use crate::measure::Sums;
 use crate::open::model_order;
 use crate::plan::{Accounting, Action, Inputs, Plan, Recode, Source};
-use crate::round::{Kept, Seen};
+use crate::round::{OutputKept, Seen};
 use crate::write::Finished;
 
 /// What a run has written.
@@ -69,9 +69,9 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
     let loss = total.loss();
     let edited =
         |step: &&Finished| matches!(&plan.steps[step.step].action, Action::Recode(recode) if !recode.edits.is_empty());
-    let kept: Vec<&Kept> =
+    let kept: Vec<&OutputKept> =
         finished.iter().filter(|_| sees_inputs).filter(edited).filter_map(|step| step.kept.as_ref()).collect();
-    let mean = |of: fn(&Kept) -> f64| {
+    let mean = |of: fn(&OutputKept) -> f64| {
         (!kept.is_empty()).then(|| kept.iter().map(|kept| of(kept)).sum::<f64>() / kept.len() as f64)
     };
     let (kept_output, noise_output) = (mean(|kept| kept.output), mean(|kept| kept.noise));

@@ -36,8 +36,13 @@ impl Earlier {
     }
 }
 
+/// Of the contents of adapters, each as it was merged; see [`hash_of`].
+pub(crate) fn hashes_of(adapters: &[Adapter]) -> Result<Vec<String>> {
+    adapters.iter().map(hash_of).collect()
+}
+
 /// The SHA-256 of an adapter's contents, as a report has it.
-pub(crate) fn hash_of(adapter: &Adapter) -> Result<String> {
+fn hash_of(adapter: &Adapter) -> Result<String> {
     match adapter.is_tuned() {
         // A tuned model is as large as the base.
         true => sampled(&adapter.tensors),

@@ -21,7 +21,7 @@ pub(crate) use card::card;
 #[doc(hidden)]
 pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
-pub(crate) use earlier::{Earlier, hash_of};
+pub(crate) use earlier::{Earlier, hashes_of};
 pub use plan::{PlanSummary, PlannedFile, PlannedWeight};
 pub use residual::{ResidualReport, Without};
 pub use verdict::{By, Verdict};

@@ -32,14 +32,14 @@ pub struct Matrix<'m> {
 
 /// What became of the adapter's output. ‖X‖²_H = tr(X H Xᵀ), the mean square of what X adds to the layer's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Kept {
+pub struct OutputKept {
     /// ⟨Wq − W0, D⟩_H / ‖D‖²_H: 1 where the adapter's output is kept in full strength.
     pub output: f64,
     /// ‖E‖²_H / ‖D‖²_H.
     pub noise: f64,
 }
 
-impl Kept {
+impl OutputKept {
     /// Where there was nothing to keep.
     pub(crate) const ALL: Self = Self { output: 1.0, noise: 0.0 };
 }
@@ -48,7 +48,7 @@ impl Kept {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
     /// What became of the adapter's output.
-    pub kept: Kept,
+    pub kept: OutputKept,
     /// ‖D‖²_H.
     pub delta: f64,
 }
@@ -56,7 +56,7 @@ pub struct Judged {
 impl Judged {
     /// Where there was nothing to keep.
     pub(super) fn nothing(delta: &Delta) -> Self {
-        Self { kept: Kept::ALL, delta: delta.norm }
+        Self { kept: OutputKept::ALL, delta: delta.norm }
     }
 
     /// ‖E‖²_H.
@@ -72,13 +72,13 @@ pub(super) fn judged(matrix: &Matrix<'_>, delta: &Delta) -> Judged {
     }
     if matrix.at_base() {
         // E = −D.
-        return Judged { kept: Kept { output: 0.0, noise: 1.0 }, delta: delta.norm };
+        return Judged { kept: OutputKept { output: 0.0, noise: 1.0 }, delta: delta.norm };
     }
     let n = matrix.cols;
     let error = matrix.error();
     let product = matrix.error_products(&error);
     let noise: f64 = error.chunks(n).zip(product.chunks(n)).map(|(e, p)| f64::from(dot(e, p))).sum();
-    Judged { kept: Kept { output: delta.kept(matrix), noise: noise / delta.norm }, delta: delta.norm }
+    Judged { kept: OutputKept { output: delta.kept(matrix), noise: noise / delta.norm }, delta: delta.norm }
 }
 
 /// Columns of a row that are done together where rows are summed up.

@@ -41,7 +41,7 @@ pub(crate) use matrix::LEAST_PROBES;
 #[doc(hidden)]
 pub use matrix::Matrix;
 #[doc(hidden)]
-pub use matrix::{Judged, Kept};
+pub use matrix::{Judged, OutputKept};
 #[doc(hidden)]
 pub use moments::Metric;
 pub(crate) use moments::metric_bytes;
@@ -69,15 +69,15 @@ pub static BEST: &dyn Rounding = &adapter::Adapter;
 
 /// The method that takes over where one needs the moments of a weight's inputs and there are none.
 #[doc(hidden)]
-pub static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
+pub(crate) static WITHOUT_DATA: &dyn Rounding = &stochastic::Stochastic;
 
 /// The method for a layer's weight in 16 bits that an adapter changes, where nothing is known of its inputs.
 #[doc(hidden)]
-pub static FOR_16_BITS: &dyn Rounding = &feedback::Feedback;
+pub(crate) static FOR_16_BITS: &dyn Rounding = &feedback::Feedback;
 
 /// The method where there is no delta: with the base's own scales its values stay what they are.
 #[doc(hidden)]
-pub static WITHOUT_DELTA: &dyn Rounding = &keep::Keep;
+pub(crate) static WITHOUT_DELTA: &dyn Rounding = &keep::Keep;
 
 /// The nearest code to the weight that the base was made from.
 #[doc(hidden)]
@@ -88,7 +88,7 @@ pub static NEAREST: &dyn Rounding = &nearest::Nearest;
 
 /// Most inputs of a weight that is rounded as a whole: beyond this the moments alone take 16 GiB, and what errors are carried by as much.
 #[doc(hidden)]
-pub const MAX_FEATURES: usize = 1 << 16;
+pub(crate) const MAX_FEATURES: usize = 1 << 16;
 
 /// Where some rows lie.
 #[doc(hidden)]
@@ -104,7 +104,7 @@ pub struct Position<'p> {
 
 /// The seed of a weight: the same for the same name and seed of the run.
 #[doc(hidden)]
-pub fn seed_of(name: &str, seed: u64) -> u64 {
+pub(crate) fn seed_of(name: &str, seed: u64) -> u64 {
     name.bytes().fold(hash(seed), |state, byte| hash(state ^ u64::from(byte)))
 }
 

@@ -44,7 +44,7 @@ pub enum Detail {
 
 impl Detail {
     /// True if they say which inputs go with each other.
-    pub fn relates_inputs(self) -> bool {
+    pub(crate) fn relates_inputs(self) -> bool {
         self != Self::Sizes
     }
 }

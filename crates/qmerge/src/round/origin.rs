@@ -18,7 +18,7 @@ use crate::adapters::{Adapter, Names};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch};
 use crate::formats::Reader;
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Checkpoint, Entry, hex};
 
 /// The first values of some tensors, by name.
 pub(super) type Marks = BTreeMap<String, Vec<f32>>;
@@ -38,7 +38,7 @@ pub(crate) fn identity(base: &Checkpoint) -> Result<String> {
             hash.update(&first);
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(hash.finalize()))
 }
 
 /// Errors if the base is not the model that these values were taken of, or holds none of the tensors.

@@ -19,7 +19,7 @@ use super::stored::{BASE, CONTENT, INPUTS, StoredInputs, TAKEN_FROM};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, malformed};
 use crate::formats;
-use crate::open::{Checkpoint, Entry};
+use crate::open::{Checkpoint, Entry, hex};
 
 /// Writes all moments that `calibration` has for weights of `base` to `path`, which appears when it is whole. `dtype` is f32 or bf16. Returns the file's length in bytes.
 pub fn store(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, path: &Path) -> Result<u64> {
@@ -64,7 +64,7 @@ fn write(base: &Checkpoint, calibration: &mut dyn Calibration, dtype: Dtype, pat
     };
     calibration.each(&|name| own.contains(weight_of(name).0), &mut writing)?;
     let Writing { mut header, inputs, at, hash, .. } = writing;
-    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(hash.finalize());
     let inputs = serde_json::to_string(&inputs).map_err(|error| malformed(error.to_string()))?;
     let metadata = serde_json::json!({
         TAKEN_FROM: calibration.about(), BASE: identity(base)?, INPUTS: inputs, CONTENT: hash, "format": "pt"

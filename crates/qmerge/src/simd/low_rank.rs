@@ -16,7 +16,7 @@ use super::{Level, level, versions};
 const CHAIN: usize = 192;
 
 /// What becomes of the product. All slices are (rows, cols).
-pub(crate) enum Sink<'a> {
+pub(crate) enum Target<'a> {
     /// `out = product`.
     Set(&'a mut [f32]),
     /// `out += product`.
@@ -69,18 +69,18 @@ impl Panels {
     }
 }
 
-/// `scale · left (rows, rank) · right (rank, cols)` into `sink`.
+/// `scale · left (rows, rank) · right (rank, cols)` into `target`.
 ///
 /// Each product is rounded once by the chain, once by the scaling, once by an addition.
-pub(crate) fn low_rank(left: &[f32], right: &Panels, scale: f32, sink: Sink<'_>) {
+pub(crate) fn low_rank(left: &[f32], right: &Panels, scale: f32, target: Target<'_>) {
     let wide = level() == Level::Avx512;
-    match (sink, wide) {
-        (Sink::Set(out), true) => set_wide(left, right, scale, &[], out),
-        (Sink::Set(out), false) => set(left, right, scale, &[], out),
-        (Sink::Add(out), true) => add_wide(left, right, scale, &[], out),
-        (Sink::Add(out), false) => add(left, right, scale, &[], out),
-        (Sink::Onto { base, values }, true) => onto_wide(left, right, scale, base, values),
-        (Sink::Onto { base, values }, false) => onto(left, right, scale, base, values),
+    match (target, wide) {
+        (Target::Set(out), true) => set_wide(left, right, scale, &[], out),
+        (Target::Set(out), false) => set(left, right, scale, &[], out),
+        (Target::Add(out), true) => add_wide(left, right, scale, &[], out),
+        (Target::Add(out), false) => add(left, right, scale, &[], out),
+        (Target::Onto { base, values }, true) => onto_wide(left, right, scale, base, values),
+        (Target::Onto { base, values }, false) => onto(left, right, scale, base, values),
     }
 }
 
@@ -90,12 +90,12 @@ const ADD: u8 = 1;
 const ONTO: u8 = 2;
 
 macro_rules! sinks {
-    ($($wide:ident $narrow:ident $sink:ident)*) => {$(
+    ($($wide:ident $narrow:ident $target:ident)*) => {$(
         versions! {
-            fn $wide(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, PANEL, $sink>;
+            fn $wide(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, PANEL, $target>;
         }
         versions! {
-            fn $narrow(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, 16, $sink>;
+            fn $narrow(left: &[f32], right: &Panels, scale: f32, base: &[f32], out: &mut [f32]) = product::<4, 16, $target>;
         }
     )*};
 }
@@ -347,9 +347,9 @@ mod tests {
             let results = at_every_level(|| {
                 let zero = vec![0.0; rows * cols];
                 let (mut set, mut added, mut onto) = (zero.clone(), base.clone(), zero);
-                low_rank(&left, &right, 0.3, Sink::Set(&mut set));
-                low_rank(&left, &right, 0.3, Sink::Add(&mut added));
-                low_rank(&left, &right, 0.3, Sink::Onto { base: &base, values: &mut onto });
+                low_rank(&left, &right, 0.3, Target::Set(&mut set));
+                low_rank(&left, &right, 0.3, Target::Add(&mut added));
+                low_rank(&left, &right, 0.3, Target::Onto { base: &base, values: &mut onto });
                 assert_eq!(bits(&added), bits(&onto));
                 (bits(&set), bits(&added))
             });
@@ -362,7 +362,7 @@ mod tests {
                     &left[i * rank..(i + 1) * rank],
                     &right,
                     0.3,
-                    Sink::Set(&mut by_row[i * cols..(i + 1) * cols]),
+                    Target::Set(&mut by_row[i * cols..(i + 1) * cols]),
                 );
             }
             assert_eq!(bits(&by_row), results[0].1.0);
@@ -373,7 +373,7 @@ mod tests {
     fn one_element_is_a_chain_of_fused_multiply_adds() {
         let (left, right) = (numbers(5, 3), numbers(5, 4));
         let mut out = [0.0];
-        low_rank(&left, &Panels::new(&right, 5, 1), 2.0, Sink::Set(&mut out));
+        low_rank(&left, &Panels::new(&right, 5, 1), 2.0, Target::Set(&mut out));
         let want = left.iter().zip(&right).fold(0.0_f32, |sum, (a, b)| a.mul_add(*b, sum)) * 2.0;
         assert_eq!(out[0].to_bits(), want.to_bits());
     }

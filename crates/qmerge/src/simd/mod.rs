@@ -52,7 +52,7 @@ impl Level {
 }
 
 /// Levels this machine can run, narrowest first.
-pub fn available() -> Vec<Level> {
+pub(crate) fn available() -> Vec<Level> {
     let mut levels = vec![Level::Scalar];
     if cfg!(target_arch = "aarch64") {
         levels.push(Level::Neon);

@@ -2,21 +2,20 @@
 
 use super::compare::SAME_RECODED;
 use super::rounded::Rounded;
-use super::{Answer, State, VerifiedWeight, VerifyOptions, VerifySummary};
-use crate::error::{Result, counted};
+use super::{State, VerifiedWeight, VerifyOptions, VerifySummary};
+use crate::error::Result;
 use crate::measure::{Loss, Sums};
-use crate::open::model_order;
 use crate::plan::Recode;
 
 /// A delta is there, at whatever strength, if its share is this many standard errors from zero.
-const SIGNIFICANT: f64 = 4.0;
+pub(super) const SIGNIFICANT: f64 = 4.0;
 /// A share whose standard error is larger than this says nothing.
 const EVIDENCE: f64 = 0.1;
 /// Share of values at levels that nearest rounding gives neither the base nor the merge, from which on a method chose them: one that looks at the layer's
 /// outputs puts the effect elsewhere than the delta, and weights do not tell how much of it is there. Nearest rounding has 2 in a million.
 const CHOSEN: f64 = 5e-4;
 /// A delta that is there with more than this share was merged at another strength, or a method moved it.
-const STRONG: f64 = 1.5;
+pub(super) const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
 /// A survival may lie so far from what rounding leaves before it is another strength.
@@ -27,13 +26,8 @@ const WEAKEST: f64 = 0.1;
 const OWN: f64 = 0.3;
 /// And of one that was rounded to the nearest.
 const MOSTLY_OWN: f64 = 0.9;
-/// So many weights at one strength are no coincidence.
-const MANY: usize = 6;
-/// Shares of weights that a method put there scatter; those of one strength lie within so much of it.
-const SCATTER: f64 = 0.1;
-
 /// What was measured of a weight.
-pub(super) struct Found {
+pub(super) struct Measured {
     pub(super) sums: Sums,
     pub(super) rounded: Option<Rounded>,
 }
@@ -47,7 +41,7 @@ pub(super) fn judge(
     name: &str,
     format: &str,
     recode: &Recode,
-    found: &Found,
+    found: &Measured,
     options: &VerifyOptions,
     chosen: impl FnOnce() -> Result<Option<f64>>,
 ) -> Result<VerifiedWeight> {
@@ -76,7 +70,7 @@ pub(super) fn judge(
     })
 }
 
-fn squared(x: f64) -> f64 {
+pub(super) fn squared(x: f64) -> f64 {
     x * x
 }
 
@@ -146,15 +140,6 @@ fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Res
     })
 }
 
-/// True if all weights that say something hold the delta at one strength, which is another than the adapter's: a method that goes by outputs leaves more of it in one than in
-/// another.
-fn is_one_strength(weights: &[VerifiedWeight], strength: f64) -> bool {
-    let shares = || weights.iter().filter_map(|weight| Some((weight.survival?, weight.survival_se?)));
-    let near = |(share, se): (f64, f64)| (share - strength).abs() <= SCATTER * strength.abs() + SIGNIFICANT * se;
-    let telling = shares().filter(|(_, se)| *se <= SCATTER * strength.abs()).count();
-    telling >= MANY && 2 * telling >= shares().count() && shares().all(near)
-}
-
 pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySummary {
     let count = |states: &[State]| weights.iter().filter(|weight| states.contains(&weight.state)).count();
     let loss = total.loss();
@@ -170,127 +155,6 @@ pub(super) fn summarize(weights: &[VerifiedWeight], total: &Sums) -> VerifySumma
         noise_to_delta: loss.noise_to_delta,
         changed_fraction: loss.changed_fraction,
     }
-}
-
-pub(super) fn answer(
-    summary: &VerifySummary,
-    weights: &[VerifiedWeight],
-    altered: &[String],
-    missing: &[String],
-    // True if a report beside the merge names other adapters, and not these.
-    names_others: &dyn Fn() -> bool,
-    options: &VerifyOptions,
-) -> (Answer, String) {
-    let survival = summary.survival.map_or(String::new(), |survival| format!(" (survival {survival:.2})"));
-    let of = |states: &[State]| {
-        let found =
-            || weights.iter().filter(|weight| states.contains(&weight.state)).map(|weight| weight.name.as_str());
-        let first = found().min_by(|a, b| model_order(a, b))?;
-        Some((found().count(), first))
-    };
-    const OTHER_STRENGTH: &str =
-        "another `lora_alpha` or weight of the adapter than it says here, or a merge that was done twice or taken out";
-    // The survival of some weights, each by how well it is known, and its standard error.
-    let share = |states: &[State]| {
-        let found = weights.iter().filter(|weight| states.contains(&weight.state));
-        let (mut sum, mut total) = (0.0, 0.0);
-        for (survival, se) in found.filter_map(|weight| weight.survival.zip(weight.survival_se)) {
-            let weight = 1.0 / squared(se.max(1e-9));
-            (sum, total) = (sum + weight * survival, total + weight);
-        }
-        (total > 0.0).then(|| (sum / total, total.sqrt().recip()))
-    };
-    let all = summary.weights;
-    let of_all = |n: usize| format!("{n} of {}", counted(all, "weight", "weights"));
-    let (all_weights, them) = match all {
-        1 => ("the only weight".to_owned(), "the only weight".to_owned()),
-        _ => (format!("all {all} weights"), of_all(of(&[State::Moved]).map_or(0, |(n, _)| n))),
-    };
-    let mut problems = Vec::new();
-    if let Some(name) = missing.iter().min_by(|a, b| model_order(a, b)) {
-        problems.push(format!("{} missing, first `{name}`", counted(missing.len(), "tensor is", "tensors are")));
-    }
-    if let Some((n, name)) = of(&[State::Absent]) {
-        problems.push(format!("the adapter is not in {}: the values are the base's, first `{name}`", of_all(n)));
-    }
-    if let Some((n, name)) = of(&[State::NotReplaced]) {
-        problems
-            .push(format!("{} not taken from the adapter, first `{name}`", counted(n, "tensor was", "tensors were")));
-    }
-    if let Some((n, name)) = of(&[State::Scaled]) {
-        let weights = counted(n, "weight holds", "weights hold");
-        let survival =
-            share(&[State::Scaled]).map_or(String::new(), |(survival, _)| format!(" (survival {survival:.2})"));
-        problems.push(format!("{weights} the delta at another strength{survival}, first `{name}`: {OTHER_STRENGTH}"));
-    }
-    if let Some((n, name)) = of(&[State::Differs]) {
-        let hold = if n == 1 { "holds" } else { "hold" };
-        let there = match share(&[State::Differs]) {
-            Some((survival, se)) if survival > SIGNIFICANT * se => {
-                format!("the adapter is there (survival {survival:.2}), but ")
-            }
-            _ => String::new(),
-        };
-        problems.push(format!(
-            "{there}{} {hold} values that no rounding of base and adapter to 16 bits gives, first `{name}`: it was merged into another base, rounded to fewer bits in between, or something was added or changed",
-            of_all(n)
-        ));
-    }
-    if let Some((n, name)) = of(&[State::Lost, State::Erased]) {
-        let erased = of(&[State::Erased]).map_or(0, |(n, _)| n);
-        problems.push(if erased == n {
-            let were = if n == 1 { "was" } else { "were" };
-            let which = if erased == all { all_weights.clone() } else { of_all(n) };
-            format!("{which} {were} written anew without a trace of the adapter, first `{name}`: rounding took it, or it was never merged, or taken out again")
-        } else {
-            let none = if erased > 0 { format!(", all of it in {erased}") } else { String::new() };
-            format!("the adapter was applied, but rounding took most of it in {}{none}{survival}, first `{name}`", of_all(n))
-        });
-    }
-    if let Some(name) = altered.iter().min_by(|a, b| model_order(a, b)) {
-        let tensors = counted(altered.len(), "tensor", "tensors");
-        problems.push(format!("{tensors} changed that the adapter does not touch, first `{name}`"));
-    }
-    if !problems.is_empty() {
-        return (Answer::No, problems.join("; "));
-    }
-    if weights.is_empty() {
-        return (Answer::Undecided, "the adapter changes no weight that the merge has".to_owned());
-    }
-    if summary.undecided > 0 {
-        return (
-            Answer::Undecided,
-            format!(
-                "what differs beside the adapter, rounding or another change, is too large to tell in {}{survival}",
-                of_all(summary.undecided)
-            ),
-        );
-    }
-    let moved = of(&[State::Moved]).map_or(0, |(n, _)| n);
-    let chosen = "values are those that a method which goes by the layers' outputs may have chosen, and weights do not tell how much of the adapter's effect is left";
-    // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
-    let as_meant = |survival: f64| (options.min_survival..=STRONG).contains(&survival);
-    if moved > 0
-        && let Some(strength) = summary.survival.filter(|&strength| !as_meant(strength))
-        && is_one_strength(weights, strength)
-    {
-        return (
-            Answer::No,
-            format!(
-                "the weights hold the delta at about {strength:.2} times its strength, all of them: {OTHER_STRENGTH}"
-            ),
-        );
-    }
-    if moved > 0 && !summary.survival.is_some_and(as_meant) {
-        let named = if names_others() { "; the report beside it names the file of another adapter" } else { "" };
-        let text = format!(
-            "in {them} (`moved`) values are neither the base's nor those of base and adapter rounded to the nearest{survival}: of another adapter, or chosen by a method that goes by the layers' outputs, where weights do not tell how much of the adapter's effect is left; `qmerge compare` does{named}"
-        );
-        return (Answer::Undecided, text);
-    }
-    let note = if moved > 0 { format!("; in {them} (`moved`) {chosen}: `qmerge compare` does") } else { String::new() };
-    let text = format!("the adapter is applied in {all_weights}{survival}, and no other tensor changed{note}");
-    (Answer::Yes, text)
 }
 
 #[cfg(test)]

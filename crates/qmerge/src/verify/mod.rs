@@ -5,6 +5,7 @@
 //! estimates the share of D in M. Rounding noise that is independent of D moves the estimate by about `‖M − W0 − D‖ / (‖D‖·√n)`, its standard
 //! error: that tells a weight without the adapter from one whose effect was rounded away, and says when there is no evidence.
 
+mod answer;
 mod compare;
 mod judge;
 mod rounded;
@@ -20,9 +21,10 @@ use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
-use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hash_of};
+use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
+use answer::Evidence;
 use compare::Run;
-use judge::{Found, answer, judge, summarize};
+use judge::{Measured, judge, summarize};
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -236,7 +238,7 @@ pub fn verify(
                     &step.name,
                     claim.weight.format(),
                     recode,
-                    &Found { sums, rounded },
+                    &Measured { sums, rounded },
                     options,
                     chosen,
                 )?);
@@ -256,7 +258,15 @@ pub fn verify(
     }
     progress.advance(plan.steps.last().map_or(0, work));
     let summary = summarize(&weights, &total);
-    let (answer, text) = answer(&summary, &weights, &altered, &missing, &|| names_others(inputs, merged), options);
+    let evidence = Evidence {
+        summary: &summary,
+        weights: &weights,
+        altered: &altered,
+        missing: &missing,
+        names_others: &|| names_others(inputs, merged),
+        options,
+    };
+    let (answer, text) = evidence.answer();
     let mut warnings = plan.warnings.clone();
     if !found.renamed().is_empty() {
         let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");
@@ -282,7 +292,7 @@ pub fn verify(
 fn names_others(inputs: &Inputs, merged: &Checkpoint) -> bool {
     // What is no report of ours, or cannot be read, says nothing.
     let Some(earlier) = Earlier::beside(merged).ok().flatten() else { return false };
-    let hashes: Result<Vec<String>> = inputs.adapters.iter().map(hash_of).collect();
+    let hashes = hashes_of(&inputs.adapters);
     let is_named = |hashes: Vec<String>| hashes.iter().any(|hash| earlier.text.contains(hash.as_str()));
     !earlier.adapters.is_empty() && !hashes.map_or(true, is_named)
 }

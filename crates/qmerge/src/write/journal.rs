@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::fingerprint::Fingerprint;
 use crate::error::{Error, Result, usage};
 use crate::measure::Sums;
-use crate::round::Kept;
+use crate::round::OutputKept;
 use crate::simd::differences::Differences;
 
 /// A finished step: its sums, where it was measured, and its parts that wait for the end.
@@ -19,7 +19,7 @@ pub(crate) struct Finished {
     /// What was measured.
     pub(crate) sums: Option<Sums>,
     /// What became of the adapter's output, where the inputs are known.
-    pub(crate) kept: Option<Kept>,
+    pub(crate) kept: Option<OutputKept>,
     /// Part number and bytes of parts whose length was not known.
     pub(crate) late: Vec<(usize, Vec<u8>)>,
 }
@@ -151,8 +151,9 @@ impl Line {
                 finite: bits[7] == 1,
             },
         });
-        let kept =
-            self.kept.map(|[output, noise]| Kept { output: f64::from_bits(output), noise: f64::from_bits(noise) });
+        let kept = self
+            .kept
+            .map(|[output, noise]| OutputKept { output: f64::from_bits(output), noise: f64::from_bits(noise) });
         Finished { step: self.step, sums, kept, late: self.late }
     }
 }
@@ -179,7 +180,7 @@ mod tests {
                 // Not UTF-8.
                 late: vec![(5, b"{\"a\": 1}".to_vec()), (6, vec![0xff, 0, b'\n', 0x80])],
             },
-            Finished { step: 4, sums: None, kept: Some(Kept { output: 0.1, noise: 0.2 }), late: vec![] },
+            Finished { step: 4, sums: None, kept: Some(OutputKept { output: 0.1, noise: 0.2 }), late: vec![] },
         ];
         for torn in [&b""[..], b"{\"step\": 5, \"su", b"{\"step\":5}", &[0; 100], b"\0\0\n{\"step\":5}\n", b"{}\n"] {
             let mut text = [head(&merge("0")), lines(&steps[..1]), torn.to_vec()].concat();

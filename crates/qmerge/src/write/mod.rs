@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub use adapter::make_parent;
 pub(crate) use adapter::{Data, NewTensor, overflow, publish_file, publish_folder, refuse_replacing, write_adapter};
@@ -41,6 +41,7 @@ pub(crate) use took::Took;
 
 use crate::error::{Error, Kind, Result, malformed, usage};
 use crate::open::Store;
+use crate::parallel::lock;
 use crate::plan::{OutFile, Plan};
 
 /// Where a run keeps what only a resumed one needs.
@@ -141,14 +142,14 @@ impl Output {
         self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.sink.write_at(file, offset, bytes).inspect_err(|error| {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.again());
+            lock(&self.failed).get_or_insert_with(|| error.again());
         })
     }
 
     /// Syncs what was written, then lists the steps as finished. All their bytes were given to [`Output::write_at`] before; whichever thread then
     /// wrote them, a failure is the output's and is found here.
     pub(crate) fn record(&self, finished: &[Finished]) -> Result<()> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = lock(&self.failed);
         self.unsynced.store(0, Ordering::Relaxed);
         let listed = match &*failed {
             Some(error) => return Err(error.again()),

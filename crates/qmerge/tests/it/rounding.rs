@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qmerge::dtype::Dtype;
 use qmerge::formats::{Choices, Grid, Levels};
-use qmerge::round::{self, Detail, InputMoments, Kept, Matrix, Metric};
+use qmerge::round::{self, Detail, InputMoments, Matrix, Metric, OutputKept};
 
 static LEVELS: [f32; 16] =
     [-1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0, 0.08, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1.0];
@@ -131,7 +131,7 @@ impl Case {
     }
 
     /// Values, their grid and what the method says of them.
-    fn round(&self, method: &str) -> (Vec<f32>, Grid, Kept) {
+    fn round(&self, method: &str) -> (Vec<f32>, Grid, OutputKept) {
         let whole = round::by_id(method).unwrap().whole().unwrap();
         let mut metric = Metric::damped(self.moments.clone(), whole.damping(Detail::Full)).unwrap();
         // What is prepared is what a method computes by itself otherwise.
@@ -308,7 +308,7 @@ fn gptq_is_the_papers() {
         case.target.iter_mut().zip(&case.base).for_each(|(target, base)| *target = base + 8.0 * (*target - base));
         let (values, _, kept) = case.round("gptq");
         // Where it is worse than leaving the base alone, the base is left alone.
-        if kept == (Kept { output: 0.0, noise: 1.0 }) {
+        if kept == (OutputKept { output: 0.0, noise: 1.0 }) {
             continue;
         }
         for ((&base, &value), want) in case.base.iter().zip(&values).zip(case.by_inverse()) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 
-use super::diffusion::{Part, Parts, Place, by_folder};
+use super::diffusion::{Component, Components, Whereabouts, by_folder};
 use super::{Dialect, Foreign, Stated, Translation};
 use crate::adapters::config::of_json;
 use crate::adapters::keys::{Key, Role};
@@ -105,8 +105,8 @@ impl Dialect for Diffusers {
         Ok(found)
     }
 
-    fn places(&self, names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Place>>> {
-        let parts = Parts::of(names)?;
+    fn places(&self, names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Whereabouts>>> {
+        let parts = Components::of(names)?;
         let place = |module: &&str| {
             let Some((part, path)) = part(module) else { return Ok(None) };
             parts.dotted(part, path).map_err(|error| error.in_tensor(module))
@@ -120,7 +120,7 @@ impl Dialect for Diffusers {
 }
 
 /// The part that a name begins with, and the path in it.
-fn part(name: &str) -> Option<(Part, &str)> {
+fn part(name: &str) -> Option<(Component, &str)> {
     let (first, rest) = name.split_once('.')?;
     Some((by_folder(first)?, rest))
 }

@@ -12,7 +12,7 @@ use crate::error::{Result, mismatch, unsupported};
 
 /// A part of a pipeline that adapters are trained for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Part {
+pub(super) enum Component {
     /// The U-Net or transformer that removes noise.
     Denoiser,
     /// A text encoder, by number from 0.
@@ -21,7 +21,7 @@ pub(super) enum Part {
 
 /// Where a module that an adapter names is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::adapters) enum Place {
+pub(in crate::adapters) enum Whereabouts {
     /// At that path in the base.
     At(String),
     /// In several modules of the base, whose outputs follow each other.
@@ -31,8 +31,8 @@ pub(in crate::adapters) enum Place {
 }
 
 /// The parts that a base holds.
-pub(super) struct Parts<'a> {
-    held: Vec<(Part, Index<'a>)>,
+pub(super) struct Components<'a> {
+    held: Vec<(Component, Index<'a>)>,
 }
 
 /// Modules of a part: what stands before their paths, and the paths behind that by their names with underscores for dots.
@@ -44,19 +44,19 @@ struct Index<'a> {
 }
 
 /// Prefixes of the parts in single files: of Stable Diffusion 1 and 2, SDXL, and of those that hold a transformer alone.
-const SINGLE_FILE: &[(&str, Part)] = &[
-    ("model.diffusion_model.", Part::Denoiser),
-    ("cond_stage_model.transformer.", Part::Text(0)),
-    ("conditioner.embedders.0.transformer.", Part::Text(0)),
-    ("conditioner.embedders.1.model.", Part::Text(1)),
+const SINGLE_FILE: &[(&str, Component)] = &[
+    ("model.diffusion_model.", Component::Denoiser),
+    ("cond_stage_model.transformer.", Component::Text(0)),
+    ("conditioner.embedders.0.transformer.", Component::Text(0)),
+    ("conditioner.embedders.1.model.", Component::Text(1)),
 ];
 
-impl<'a> Parts<'a> {
+impl<'a> Components<'a> {
     /// Those of a base. Errors if it is nothing that a pipeline consists of, as far as its names say.
     pub(super) fn of(names: &Names<'a>) -> Result<Self> {
         let modules: Vec<&'a str> =
             names.weights.iter().filter_map(|claim| claim.weight.name().strip_suffix(".weight")).collect();
-        let mut held: Vec<(Part, Index<'a>)> = Vec::new();
+        let mut held: Vec<(Component, Index<'a>)> = Vec::new();
         for (prefix, part) in SINGLE_FILE {
             let paths: Vec<&'a str> = modules.iter().filter_map(|module| module.strip_prefix(prefix)).collect();
             if !paths.is_empty() {
@@ -66,44 +66,44 @@ impl<'a> Parts<'a> {
         if held.is_empty() {
             let part = part_of(names)?;
             let mut index = Index::new("", &modules);
-            if part == Part::Denoiser && class(names) == flux::CLASS {
+            if part == Component::Denoiser && class(names) == flux::CLASS {
                 index.published = flux::published(&modules);
             }
             held.push((part, index));
             // kohya's scripts call T5 the third encoder, also where a pipeline has two (Flux).
-            if names.model_type() == "t5" && part != Part::Text(2) {
-                held.push((Part::Text(2), Index::new("", &modules)));
+            if names.model_type() == "t5" && part != Component::Text(2) {
+                held.push((Component::Text(2), Index::new("", &modules)));
             }
         }
         Ok(Self { held })
     }
 
     /// The module of a part whose path is that, with underscores for dots. Errors if several are.
-    pub(super) fn flat(&self, part: Part, flat: &str) -> Result<Option<Place>> {
-        let Some(index) = self.index(part) else { return Ok(Some(Place::Elsewhere)) };
+    pub(super) fn flat(&self, part: Component, flat: &str) -> Result<Option<Whereabouts>> {
+        let Some(index) = self.index(part) else { return Ok(Some(Whereabouts::Elsewhere)) };
         match index.paths.get(flat).map_or(&[][..], Vec::as_slice) {
             [] => Ok(index.published.get(flat).map(|paths| match &paths[..] {
-                [path] => Place::At(path.clone()),
-                several => Place::Split(several.to_vec()),
+                [path] => Whereabouts::At(path.clone()),
+                several => Whereabouts::Split(several.to_vec()),
             })),
-            [path] => Ok(Some(Place::At(format!("{}{path}", index.prefix)))),
+            [path] => Ok(Some(Whereabouts::At(format!("{}{path}", index.prefix)))),
             [one, two, ..] => Err(mismatch(format!("`{flat}` could be `{one}` or `{two}` of the base"))
                 .with_hint("rename the adapter's tensors so that their names have dots")),
         }
     }
 
     /// The module of a part at a path with dots.
-    pub(super) fn dotted(&self, part: Part, path: &str) -> Result<Option<Place>> {
-        let Some(index) = self.index(part) else { return Ok(Some(Place::Elsewhere)) };
+    pub(super) fn dotted(&self, part: Component, path: &str) -> Result<Option<Whereabouts>> {
+        let Some(index) = self.index(part) else { return Ok(Some(Whereabouts::Elsewhere)) };
         let flat = path.replace('.', "_");
         match index.paths.get(&flat).map_or(&[][..], Vec::as_slice) {
             // A path with dots says which of them is meant.
-            several if several.contains(&path) => Ok(Some(Place::At(format!("{}{path}", index.prefix)))),
+            several if several.contains(&path) => Ok(Some(Whereabouts::At(format!("{}{path}", index.prefix)))),
             _ => self.flat(part, &flat),
         }
     }
 
-    fn index(&self, part: Part) -> Option<&Index<'a>> {
+    fn index(&self, part: Component) -> Option<&Index<'a>> {
         self.held.iter().find(|(held, _)| *held == part).map(|(_, index)| index)
     }
 }
@@ -210,7 +210,7 @@ fn class<'n>(names: &'n Names<'_>) -> &'n str {
 }
 
 /// Which part of a pipeline a folder holds: its name says so, else its configuration.
-fn part_of(names: &Names<'_>) -> Result<Part> {
+fn part_of(names: &Names<'_>) -> Result<Component> {
     let checkpoint = names.checkpoint;
     let folder = checkpoint.store.path();
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
@@ -219,7 +219,7 @@ fn part_of(names: &Names<'_>) -> Result<Part> {
     let encodes = matches!(names.model_type(), "clip_text_model" | "t5" | "clip" | "umt5");
     match named {
         Some(part) if encodes || !class.is_empty() => Ok(part),
-        _ if class.contains("UNet") || class.contains("Transformer") => Ok(Part::Denoiser),
+        _ if class.contains("UNet") || class.contains("Transformer") => Ok(Component::Denoiser),
         _ if encodes => Err(unsupported("a text encoder of a pipeline, whose folder's name does not say which")
             .in_file(&checkpoint.path)
             .with_hint("call the folder text_encoder, text_encoder_2 or text_encoder_3, as the pipeline does")),
@@ -229,12 +229,12 @@ fn part_of(names: &Names<'_>) -> Result<Part> {
 }
 
 /// The part that diffusers gives a folder of that name to.
-pub(super) fn by_folder(name: &str) -> Option<Part> {
+pub(super) fn by_folder(name: &str) -> Option<Component> {
     match name {
-        "unet" | "transformer" => Some(Part::Denoiser),
-        "text_encoder" => Some(Part::Text(0)),
-        "text_encoder_2" => Some(Part::Text(1)),
-        "text_encoder_3" => Some(Part::Text(2)),
+        "unet" | "transformer" => Some(Component::Denoiser),
+        "text_encoder" => Some(Component::Text(0)),
+        "text_encoder_2" => Some(Component::Text(1)),
+        "text_encoder_3" => Some(Component::Text(2)),
         _ => None,
     }
 }

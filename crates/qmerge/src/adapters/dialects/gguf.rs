@@ -64,8 +64,8 @@ impl Dialect for Gguf {
                 found.keys.insert(name.to_owned(), Key::of(name, Role::PassedOver(reason)));
                 continue;
             };
-            let place = stored.strip_suffix(".weight").and_then(|path| layout.place(path));
-            let Some(place) = place else {
+            let own = stored.strip_suffix(".weight").and_then(|path| layout.named_module(path));
+            let Some(own) = own else {
                 return Err(refuse(format!("a factor of `{stored}`, which no model of the architecture `{architecture}` has that this version knows"))
                     .in_tensor(name));
             };
@@ -77,7 +77,7 @@ impl Dialect for Gguf {
                 return Err(refuse(format!("shape {:?}, expected a matrix", entry.shape)).in_tensor(name));
             };
             let is_a = end == "lora_a";
-            let rank = match (is_a, place.is_table) {
+            let rank = match (is_a, own.is_table) {
                 (true, true) => {
                     found.arrangements.push((name.to_owned(), Arrangement::turned(rows, cols)));
                     cols
@@ -85,16 +85,15 @@ impl Dialect for Gguf {
                 (true, false) => rows,
                 (false, _) => cols,
             };
-            let stated =
-                Stated { rank, scale: if alpha == 0.0 { 1.0 } else { alpha / rank as f64 }, heads: place.heads };
-            found.state(&place.module, stated, name)?;
-            let marker = match (is_a, place.is_table) {
+            let stated = Stated { rank, scale: if alpha == 0.0 { 1.0 } else { alpha / rank as f64 }, heads: own.heads };
+            found.state(&own.module, stated, name)?;
+            let marker = match (is_a, own.is_table) {
                 (true, false) => "lora_A",
                 (false, false) => "lora_B",
                 (true, true) => "lora_embedding_A",
                 (false, true) => "lora_embedding_B",
             };
-            found.keys.insert(name.to_owned(), Key::of(&place.module, Role::Own(marker, false)));
+            found.keys.insert(name.to_owned(), Key::of(&own.module, Role::Own(marker, false)));
         }
         found.tell_scaling("r", "lora_alpha");
         Ok(found)

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::diffusion::{Part, Parts, Place};
+use super::diffusion::{Component, Components, Whereabouts};
 use super::{Dialect, Foreign, Stated, Translation};
 use crate::adapters::keys::{Key, Role};
 use crate::adapters::{Names, read_number};
@@ -15,14 +15,14 @@ use crate::open::{Checkpoint, Entry};
 pub(super) struct Kohya;
 
 /// What module names begin with, and the part of the pipeline that it stands for.
-const PREFIXES: &[(&str, Part)] = &[
-    ("lora_unet_", Part::Denoiser),
-    ("lora_transformer_", Part::Denoiser),
-    ("lycoris_", Part::Denoiser),
-    ("lora_te_", Part::Text(0)),
-    ("lora_te1_", Part::Text(0)),
-    ("lora_te2_", Part::Text(1)),
-    ("lora_te3_", Part::Text(2)),
+const PREFIXES: &[(&str, Component)] = &[
+    ("lora_unet_", Component::Denoiser),
+    ("lora_transformer_", Component::Denoiser),
+    ("lycoris_", Component::Denoiser),
+    ("lora_te_", Component::Text(0)),
+    ("lora_te1_", Component::Text(0)),
+    ("lora_te2_", Component::Text(1)),
+    ("lora_te3_", Component::Text(2)),
 ];
 
 /// What stands behind a module's name: the method, and the method's own name for the tensor.
@@ -51,7 +51,7 @@ const ADDED: &[(&str, &str)] = &[("diff", "weight"), ("diff_b", "bias"), ("w_nor
 
 /// What the tensors of a module say together.
 #[derive(Default)]
-struct Found<'e> {
+struct ModuleTensors<'e> {
     alpha: Option<&'e Entry>,
     /// By marker.
     tensors: BTreeMap<&'static str, &'e Entry>,
@@ -71,7 +71,7 @@ impl Dialect for Kohya {
 
     fn read(&self, file: &Foreign<'_>) -> Result<Translation> {
         let mut translation = Translation::default();
-        let mut modules: BTreeMap<&str, Found<'_>> = BTreeMap::new();
+        let mut modules: BTreeMap<&str, ModuleTensors<'_>> = BTreeMap::new();
         let mut method: Option<(&str, &str)> = None;
         let mut has_added = false;
         for entry in &file.tensors.entries {
@@ -126,8 +126,8 @@ impl Dialect for Kohya {
         Ok(translation)
     }
 
-    fn places(&self, names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Place>>> {
-        let parts = Parts::of(names)?;
+    fn places(&self, names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Whereabouts>>> {
+        let parts = Components::of(names)?;
         let place = |module: &&str| {
             let found = PREFIXES.iter().find_map(|(prefix, part)| Some((module.strip_prefix(prefix)?, *part)));
             let Some((flat, part)) = found else { return Ok(None) };
@@ -141,7 +141,7 @@ impl Dialect for Kohya {
     }
 }
 
-impl Found<'_> {
+impl ModuleTensors<'_> {
     /// Rank and factor; none where there is nothing but an alpha, or a factor is missing, which the method tells.
     fn stated(&self, tensors: &Checkpoint, module: &str) -> Result<Option<Stated>> {
         let rank =

@@ -12,7 +12,7 @@ mod kohya;
 mod mlx;
 mod tinker;
 
-pub(super) use diffusion::Place;
+pub(super) use diffusion::Whereabouts;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -57,7 +57,7 @@ pub(super) trait Dialect: Debug + Sync {
     }
 
     /// Where the base has modules that it names; none for one that stays as it is called. Errors if that cannot be told.
-    fn places(&self, _names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Place>>> {
+    fn places(&self, _names: &Names<'_>, modules: &[&str]) -> Result<Vec<Option<Whereabouts>>> {
         Ok(vec![None; modules.len()])
     }
 

@@ -30,6 +30,8 @@ use crate::error::{Result, mismatch, unsupported};
 /// LoRA and its variants.
 pub(super) struct Lora;
 
+/// `peft_type`.
+pub(super) const PEFT_TYPE: &str = "LORA";
 /// First factor (rank, in).
 const A: &str = "lora_A";
 /// Second factor (out, rank), which may have a bias.
@@ -45,7 +47,7 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 
 impl PeftMethod for Lora {
     fn peft_type(&self) -> &'static str {
-        "LORA"
+        PEFT_TYPE
     }
 
     fn markers(&self) -> Markers {
@@ -54,6 +56,18 @@ impl PeftMethod for Lora {
             training_only: &["lora_velora_embed", "lora_monteclora_sampler"],
             ..Markers::default()
         }
+    }
+
+    fn default_rank(&self) -> Option<f64> {
+        Some(8.0)
+    }
+
+    fn listed(&self) -> Option<&'static [&'static str]> {
+        Some(&[A, EMBEDDING_A])
+    }
+
+    fn untrained(&self) -> [&'static str; 2] {
+        ["its B factors are all zero", "have a B factor of zero"]
     }
 
     fn configure(&self, config: &AdapterConfig) -> Result<Box<dyn Layers>> {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::config::LoraConfig;
-use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
+use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, PEFT_TYPE};
 use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
 use crate::adapters::site::refuse_unknown_order;
@@ -195,7 +195,7 @@ fn pair(
 
 /// The configuration, if the adapter is a LoRA.
 fn config_of(adapter: &Adapter) -> Result<LoraConfig> {
-    if adapter.config.peft_type != "LORA" {
+    if adapter.config.peft_type != PEFT_TYPE {
         return Err(unsupported(format!("a {} adapter has no factors A and B", adapter.config.peft_type))
             .with_hint("`qmerge convert-adapter` turns it into an ordinary LoRA"));
     }

@@ -92,7 +92,7 @@ pub enum Over {
 
 impl QkNorm {
     /// Over each head, as the model's other norms.
-    pub const fn per_head(names: [&'static str; 2]) -> Self {
+    pub(crate) const fn per_head(names: [&'static str; 2]) -> Self {
         Self { names, over: Over::Head, norm: None, after_rope: false }
     }
 }

@@ -158,7 +158,7 @@ impl Activation {
     }
 
     /// The same, where a family has another by default.
-    pub fn read_or(fields: &Fields<'_>, key: &str, default: Self) -> Result<Self> {
+    pub(crate) fn read_or(fields: &Fields<'_>, key: &str, default: Self) -> Result<Self> {
         let Some(value) = fields.get(key) else { return Ok(default) };
         match value.as_str() {
             Some("silu" | "swish") => Ok(Self::Silu),

@@ -28,6 +28,7 @@ use crate::simd::nibbles::Codebook;
 pub(crate) struct Bnb4 {
     id: &'static str,
     about: &'static str,
+    aliases: &'static [&'static str],
     /// What its state's name adds to the weight's.
     suffix: &'static str,
     book: &'static Codebook,
@@ -39,6 +40,7 @@ pub(crate) struct Bnb4 {
 pub(crate) static NF4: Bnb4 = Bnb4 {
     id: "nf4",
     about: "bitsandbytes NF4, 4 bits, block-scaled",
+    aliases: &["merged_4bit", "merged_4bit_forced"],
     suffix: "quant_state.bitsandbytes__nf4",
     book: &NF4_BOOK,
     sorted: &NF4_SORTED,
@@ -47,6 +49,7 @@ pub(crate) static NF4: Bnb4 = Bnb4 {
 pub(crate) static FP4: Bnb4 = Bnb4 {
     id: "fp4",
     about: "bitsandbytes FP4, 4 bits, block-scaled",
+    aliases: &[],
     suffix: "quant_state.bitsandbytes__fp4",
     book: &FP4_BOOK,
     sorted: &FP4_SORTED,
@@ -101,6 +104,10 @@ impl Format for Bnb4 {
 
     fn about(&self) -> &'static str {
         self.about
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        self.aliases
     }
 
     fn settings(&self) -> &'static [Setting] {

@@ -10,6 +10,7 @@ mod iq;
 mod iq4;
 mod k;
 mod legacy;
+mod packing;
 mod ternary;
 #[cfg(test)]
 mod tests;
@@ -64,15 +65,15 @@ type Store = fn(&[u8], &[f32], Option<&Grid>, &mut [u8]);
 
 /// The kernels of a type, at every vector level.
 macro_rules! kernels {
-    ($type:ty, $n:literal, $b:literal, $r:literal) => {{
-        versions! { fn decode(bytes: &[u8], out: &mut [f32]) = block::decode::<$type, $n, $b, $r>; }
+    ($type:ty) => {{
+        versions! { fn decode(bytes: &[u8], out: &mut [f32]) = block::decode::<$type, _, _, _>; }
         versions! {
-            fn encode(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) = block::encode::<$type, $n, $b, $r>;
+            fn encode(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) = block::encode::<$type, _, _, _>;
         }
         versions! {
-            fn store(bytes: &[u8], values: &[f32], moved: Option<&Grid>, out: &mut [u8]) = block::store::<$type, $n, $b, $r>;
+            fn store(bytes: &[u8], values: &[f32], moved: Option<&Grid>, out: &mut [u8]) = block::store::<$type, _, _, _>;
         }
-        &Kernels { decode, coder: Some(Coder { encode, grid: block::grid::<$type, $n, $b, $r>, store }) }
+        &Kernels { decode, coder: Some(Coder { encode, grid: block::grid::<$type, _, _, _>, store }) }
     }};
 }
 
@@ -90,28 +91,31 @@ macro_rules! types {
             #[doc = $about]
             pub(super) static $name: Gguf = Gguf { id: $id, about: $about, dtype: Dtype::$dtype, kernels: $kernels };
         )*
+
+        /// Every type.
+        static TYPES: &[&Gguf] = &[$(&$name),*];
     };
 }
 
 types! {
-    Q4_0, "q4_0", Q4_0, "GGUF Q4_0, 4 bits, a scale for 32 values", kernels!(legacy::Q4_0, 32, 18, 1);
-    Q4_1, "q4_1", Q4_1, "GGUF Q4_1, 4 bits, a scale and a minimum for 32 values", kernels!(legacy::Q4_1, 32, 20, 1);
-    Q5_0, "q5_0", Q5_0, "GGUF Q5_0, 5 bits, a scale for 32 values", kernels!(legacy::Q5_0, 32, 22, 1);
-    Q5_1, "q5_1", Q5_1, "GGUF Q5_1, 5 bits, a scale and a minimum for 32 values", kernels!(legacy::Q5_1, 32, 24, 1);
-    Q8_0, "q8_0", Q8_0, "GGUF Q8_0, 8 bits, a scale for 32 values", kernels!(legacy::Q8_0, 32, 34, 1);
-    Q2_K, "q2_k", Q2K, "GGUF Q2_K, 2 bits, scales and minima of 4 bits", kernels!(k::Q2K, 256, 84, 16);
-    Q3_K, "q3_k", Q3K, "GGUF Q3_K, 3 bits, scales of 6 bits", kernels!(k::Q3K, 256, 110, 16);
-    Q4_K, "q4_k", Q4K, "GGUF Q4_K, 4 bits, scales and minima of 6 bits", kernels!(k::Q4K, 256, 144, 8);
-    Q5_K, "q5_k", Q5K, "GGUF Q5_K, 5 bits, scales and minima of 6 bits", kernels!(k::Q5K, 256, 176, 8);
-    Q6_K, "q6_k", Q6K, "GGUF Q6_K, 6 bits, scales of 8 bits", kernels!(k::Q6K, 256, 210, 16);
-    IQ4_NL, "iq4_nl", IQ4NL, "GGUF IQ4_NL, 16 uneven levels, a scale for 32 values", kernels!(iq4::Iq4Nl, 32, 18, 1);
-    IQ4_XS, "iq4_xs", IQ4XS, "GGUF IQ4_XS, 16 uneven levels, scales of 6 bits", kernels!(iq4::Iq4Xs, 256, 136, 8);
-    MXFP4, "gguf-mxfp4", MXFP4, "GGUF MXFP4, 4-bit floats, a power of two for 32 values", kernels!(fp4::Mxfp4, 32, 17, 1);
-    NVFP4, "gguf-nvfp4", NVFP4, "GGUF NVFP4, 4-bit floats, an 8-bit float for 16 values", kernels!(fp4::Nvfp4, 64, 36, 4);
-    TQ1_0, "tq1_0", TQ1_0, "GGUF TQ1_0, three levels, a scale for 256 values", kernels!(ternary::TQ1_0, 256, 54, 1);
-    TQ2_0, "tq2_0", TQ2_0, "GGUF TQ2_0, three levels in 2 bits, a scale for 256 values", kernels!(ternary::TQ2_0, 256, 66, 1);
-    Q1_0, "q1_0", Q1_0, "GGUF Q1_0, a sign, and a scale for 128 values", kernels!(ternary::Q1_0, 128, 18, 1);
-    Q2_0, "q2_0", Q2_0, "GGUF Q2_0, 2 bits, a scale for 64 values", kernels!(ternary::Q2_0, 64, 18, 1);
+    Q4_0, "q4_0", Q4_0, "GGUF Q4_0, 4 bits, a scale for 32 values", kernels!(legacy::Q4_0);
+    Q4_1, "q4_1", Q4_1, "GGUF Q4_1, 4 bits, a scale and a minimum for 32 values", kernels!(legacy::Q4_1);
+    Q5_0, "q5_0", Q5_0, "GGUF Q5_0, 5 bits, a scale for 32 values", kernels!(legacy::Q5_0);
+    Q5_1, "q5_1", Q5_1, "GGUF Q5_1, 5 bits, a scale and a minimum for 32 values", kernels!(legacy::Q5_1);
+    Q8_0, "q8_0", Q8_0, "GGUF Q8_0, 8 bits, a scale for 32 values", kernels!(legacy::Q8_0);
+    Q2_K, "q2_k", Q2K, "GGUF Q2_K, 2 bits, scales and minima of 4 bits", kernels!(k::Q2K);
+    Q3_K, "q3_k", Q3K, "GGUF Q3_K, 3 bits, scales of 6 bits", kernels!(k::Q3K);
+    Q4_K, "q4_k", Q4K, "GGUF Q4_K, 4 bits, scales and minima of 6 bits", kernels!(k::Q4K);
+    Q5_K, "q5_k", Q5K, "GGUF Q5_K, 5 bits, scales and minima of 6 bits", kernels!(k::Q5K);
+    Q6_K, "q6_k", Q6K, "GGUF Q6_K, 6 bits, scales of 8 bits", kernels!(k::Q6K);
+    IQ4_NL, "iq4_nl", IQ4NL, "GGUF IQ4_NL, 16 uneven levels, a scale for 32 values", kernels!(iq4::Iq4Nl);
+    IQ4_XS, "iq4_xs", IQ4XS, "GGUF IQ4_XS, 16 uneven levels, scales of 6 bits", kernels!(iq4::Iq4Xs);
+    MXFP4, "gguf-mxfp4", MXFP4, "GGUF MXFP4, 4-bit floats, a power of two for 32 values", kernels!(fp4::Mxfp4);
+    NVFP4, "gguf-nvfp4", NVFP4, "GGUF NVFP4, 4-bit floats, an 8-bit float for 16 values", kernels!(fp4::Nvfp4);
+    TQ1_0, "tq1_0", TQ1_0, "GGUF TQ1_0, three levels, a scale for 256 values", kernels!(ternary::TQ1_0);
+    TQ2_0, "tq2_0", TQ2_0, "GGUF TQ2_0, three levels in 2 bits, a scale for 256 values", kernels!(ternary::TQ2_0);
+    Q1_0, "q1_0", Q1_0, "GGUF Q1_0, a sign, and a scale for 128 values", kernels!(ternary::Q1_0);
+    Q2_0, "q2_0", Q2_0, "GGUF Q2_0, 2 bits, a scale for 64 values", kernels!(ternary::Q2_0);
     IQ3_S, "iq3_s", IQ3S, "GGUF IQ3_S, read only", read!(iq::iq3_s);
     IQ3_XXS, "iq3_xxs", IQ3XXS, "GGUF IQ3_XXS, read only", read!(iq::iq3_xxs);
     IQ2_S, "iq2_s", IQ2S, "GGUF IQ2_S, read only", read!(iq::iq2_s);
@@ -197,12 +201,6 @@ impl Format for Gguf {
 
 /// What to do where a file has types that are only read.
 pub(crate) const OTHER_TYPES: &str = "--promote q4_k, or auto, gives such weights a type that is written, and leaves the others; --to, as --to q2_k, gives all of them one; or merge into the checkpoint that it was made from";
-
-/// Every type.
-static TYPES: &[&Gguf] = &[
-    &Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K, &IQ4_NL, &IQ4_XS, &MXFP4, &NVFP4, &TQ1_0,
-    &TQ2_0, &Q1_0, &Q2_0, &IQ3_S, &IQ3_XXS, &IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ1_M, &IQ1_S,
-];
 
 /// A row of a type, for fuzzing.
 #[cfg(feature = "internals")]

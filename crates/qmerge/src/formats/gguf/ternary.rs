@@ -5,7 +5,7 @@
 
 use super::block::{Block, Importance, each, half, inverse, truncated};
 use super::fit::most;
-use super::k::{to_two_bits, two_bits};
+use super::packing::{to_two_bits, two_bits};
 use crate::formats::Levels;
 
 pub(super) struct Q1_0;

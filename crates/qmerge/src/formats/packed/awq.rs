@@ -28,6 +28,11 @@ impl Format for Awq {
         false
     }
 
+    /// Out of norms, into the layers behind them.
+    fn moves_factors(&self) -> bool {
+        true
+    }
+
     fn claim(&self, module: &Module<'_>) -> Result<Vec<Claim>> {
         let Some(lead) = lead(module).filter(|lead| module.get("g_idx").is_none() && is_awq(module, lead)) else {
             return Ok(Vec::new());

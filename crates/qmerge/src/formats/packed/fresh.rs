@@ -13,10 +13,10 @@ use crate::simd::codes::round_even;
 use crate::simd::floats::round_one;
 
 /// What a pass over some rows has found: for each group that they have, its number, then least and largest value of each output.
-type Found = BTreeMap<usize, Vec<[f32; 2]>>;
+type Extremes = BTreeMap<usize, Vec<[f32; 2]>>;
 
 impl Packed {
-    fn add(&self, found: &mut Found, group: usize, output: usize, [low, high]: [f32; 2]) {
+    fn add(&self, found: &mut Extremes, group: usize, output: usize, [low, high]: [f32; 2]) {
         let outputs = self.outputs();
         let of_group = found.entry(group).or_insert_with(|| vec![[f32::INFINITY, f32::NEG_INFINITY]; outputs]);
         if let Some([least, largest]) = of_group.get_mut(output) {
@@ -74,7 +74,7 @@ impl Writer for Packed {
     }
 
     fn survey(&self, rows: Range<usize>, values: &[f32], held: &mut Vec<f32>) {
-        let mut found = Found::new();
+        let mut found = Extremes::new();
         for (input, values) in rows.zip(values.chunks_exact(self.outputs().max(1))) {
             for (output, &x) in values.iter().enumerate() {
                 self.add(&mut found, self.group(input), output, [x, x]);
@@ -87,7 +87,7 @@ impl Writer for Packed {
     }
 
     fn settle(&self, held: &[f32], stored: &[Option<Vec<u8>>]) -> Settled {
-        let mut found = Found::new();
+        let mut found = Extremes::new();
         for of_group in held.chunks_exact(1 + 2 * self.outputs()) {
             let Some((group, bounds)) = of_group.split_first() else { continue };
             for (output, &bounds) in bounds.as_chunks().0.iter().enumerate() {

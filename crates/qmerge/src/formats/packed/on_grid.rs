@@ -23,7 +23,7 @@ impl Packed {
 
     /// What groups have, (groups, outputs), as runs of outputs' rows.
     fn turned(&self, of_groups: &[f32]) -> Vec<f32> {
-        crate::formats::transposed(of_groups, self.outputs())
+        crate::linalg::transposed(of_groups, self.outputs())
     }
 
     fn all(&self, parts: &[&[u8]]) -> (Vec<f32>, Vec<f32>) {
@@ -70,7 +70,7 @@ impl OnGrid for Packed {
         let Some(order) = self.in_order() else {
             // No runs: each value has its own scale, and keeps it.
             let own = self.grid(parts, 0..self.inputs());
-            let turn = |of: &[f32]| crate::formats::transposed(of, self.outputs());
+            let turn = |of: &[f32]| crate::linalg::transposed(of, self.outputs());
             let grid = Grid { scales: turn(&own.scales), zeros: turn(&own.zeros), ..own };
             return Some((Order { transposed: true, inputs: None }, grid));
         };
@@ -92,7 +92,7 @@ impl OnGrid for Packed {
         let moved =
             moved.filter(|grid| rows == (0..self.inputs()) && grid.run == self.width && grid.scales.len() == all);
         let scales = match moved {
-            Some(grid) => number_bytes(dtype, &crate::formats::transposed(&grid.scales, self.count)),
+            Some(grid) => number_bytes(dtype, &crate::linalg::transposed(&grid.scales, self.count)),
             None => own.to_vec(),
         };
         let now = [&[], part(parts, ZEROS), scales.as_slice()];

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rayon::{Scope, Yield};
 
 use crate::error::{Error, Result};
-use crate::parallel::bug;
+use crate::parallel::{bug, lock};
 use crate::progress::{Progress, stopped};
 
 /// How long a thread that waits sleeps before it looks for a share of somebody's work again.
@@ -102,7 +102,7 @@ impl<'q, W: LayerJobs> Queue<'q, W> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<W>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes jobs of the present layer, which holds so many bytes for them until the last is done.

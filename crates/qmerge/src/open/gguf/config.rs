@@ -18,21 +18,32 @@ struct Family {
     /// It has experts, which others of the architecture have not.
     has_experts: bool,
     model_type: &'static str,
+    /// A factor on attention comes with those of its rope, and goes with them.
+    scales_attention: bool,
     more: fn(&Keys<'_>, &mut Map<String, Json>),
 }
 
+const LLAMA: Family =
+    Family { architecture: "llama", has_experts: false, model_type: "llama", scales_attention: false, more: |_, _| {} };
+
 const FAMILIES: &[Family] = &[
-    Family { architecture: "llama", has_experts: false, model_type: "llama", more: nothing },
-    Family { architecture: "qwen2", has_experts: false, model_type: "qwen2", more: nothing },
-    Family { architecture: "qwen3", has_experts: false, model_type: "qwen3", more: nothing },
-    Family { architecture: "gemma", has_experts: false, model_type: "gemma", more: nothing },
-    Family { architecture: "gemma2", has_experts: false, model_type: "gemma2", more: gemma2 },
-    Family { architecture: "gemma3", has_experts: false, model_type: "gemma3_text", more: gemma3 },
-    Family { architecture: "llama", has_experts: true, model_type: "mixtral", more: mixtral },
-    Family { architecture: "qwen2moe", has_experts: true, model_type: "qwen2_moe", more: qwen2_moe },
-    Family { architecture: "qwen3moe", has_experts: true, model_type: "qwen3_moe", more: qwen3_moe },
-    Family { architecture: "phi3", has_experts: false, model_type: "phi3", more: nothing },
+    LLAMA,
+    Family { architecture: "qwen2", model_type: "qwen2", ..LLAMA },
+    Family { architecture: "qwen3", model_type: "qwen3", ..LLAMA },
+    Family { architecture: "gemma", model_type: "gemma", ..LLAMA },
+    Family { architecture: "gemma2", model_type: "gemma2", more: gemma2, ..LLAMA },
+    Family { architecture: "gemma3", model_type: "gemma3_text", more: gemma3, ..LLAMA },
+    Family { architecture: "llama", has_experts: true, model_type: "mixtral", more: mixtral, ..LLAMA },
+    Family { architecture: "qwen2moe", has_experts: true, model_type: "qwen2_moe", more: qwen2_moe, ..LLAMA },
+    Family { architecture: "qwen3moe", has_experts: true, model_type: "qwen3_moe", more: qwen3_moe, ..LLAMA },
+    Family { architecture: "phi3", model_type: "phi3", scales_attention: true, ..LLAMA },
 ];
+
+/// Architecture and type of each, and whether it has experts.
+#[cfg(test)]
+pub(crate) fn families() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    FAMILIES.iter().map(|family| (family.architecture, family.model_type, family.has_experts))
+}
 
 /// Field of `config.json`, and key of GGUF behind the architecture's name.
 const FIELDS: &[(&str, &str)] = &[
@@ -72,10 +83,14 @@ const ALSO_READ: &[&str] = &[
     "vocab_size",
 ];
 
+/// The table of embeddings.
+pub(crate) const TABLE: &str = "token_embd.weight";
+/// The output embedding, where it is a tensor of its own.
+pub(crate) const HEAD_WEIGHT: &str = "output.weight";
 /// Factors on the wavelengths of a rope, which are stored as a tensor: those for all lengths, or for short ones and for long ones.
-const FACTORS: &str = "rope_freqs.weight";
-const SHORT: &str = "rope_factors_short.weight";
-const LONG: &str = "rope_factors_long.weight";
+pub(crate) const FACTORS: &str = "rope_freqs.weight";
+pub(crate) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+pub(crate) const LONG_FACTORS: &str = "rope_factors_long.weight";
 /// Most pairs of features that a rope turns.
 const MAX_PAIRS: u64 = 1 << 16;
 
@@ -102,13 +117,13 @@ pub(crate) fn config(
             config.insert((*field).into(), value);
         }
     }
-    let table = entries.iter().find(|entry| entry.name == "token_embd.weight");
+    let table = entries.iter().find(|entry| entry.name == TABLE);
     if let Some(tokens) = table.and_then(|entry| entry.shape.first()) {
         config.insert("vocab_size".into(), json!(tokens));
     }
-    config.insert("tie_word_embeddings".into(), json!(!entries.iter().any(|entry| entry.name == "output.weight")));
+    config.insert("tie_word_embeddings".into(), json!(!entries.iter().any(|entry| entry.name == HEAD_WEIGHT)));
     let list = |name: &str| factors(entries.iter().find(|entry| entry.name == name), read);
-    if let Some(scaling) = scaling(&keys, [list(FACTORS)?, list(SHORT)?, list(LONG)?]) {
+    if let Some(scaling) = scaling(&keys, [list(FACTORS)?, list(SHORT_FACTORS)?, list(LONG_FACTORS)?]) {
         config.insert("rope_scaling".into(), scaling);
     }
     if let (Some(turns), Some(head)) = (keys.float("rope.dimension_count"), keys.head())
@@ -129,7 +144,7 @@ pub(crate) fn config(
     if let Some(family) = family {
         (family.more)(&keys, &mut config);
     }
-    Ok(ModelConfig::of_gguf(config, file, keys.unread(family.is_some())))
+    Ok(ModelConfig::of_gguf(config, file, keys.unread(family)))
 }
 
 /// The values of a list of f32, if it is there.
@@ -183,7 +198,8 @@ impl Keys<'_> {
     }
 
     /// A key behind the architecture's name that would have to be understood for the model to be run; none for a family that is not run at all.
-    fn unread(&self, is_known: bool) -> Option<String> {
+    fn unread(&self, family: Option<&Family>) -> Option<String> {
+        let family = family?;
         let is_read = |key: &str| {
             let mut known = FIELDS.iter().chain(OF_EXPERTS);
             known.any(|(_, known)| *known == key) || ALSO_READ.contains(&key)
@@ -194,14 +210,11 @@ impl Keys<'_> {
             self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
         unread.sort_unstable();
         let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
-        // Phi 3 has it beside its factors, which go with it.
-        let scaled = self.architecture != "phi3" && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
+        let scaled = !family.scales_attention && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
         let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
-        unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled).filter(|_| is_known)
+        unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled)
     }
 }
-
-fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) {}
 
 fn mixtral(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     config.insert("num_local_experts".into(), json!(keys.count("expert_count")));

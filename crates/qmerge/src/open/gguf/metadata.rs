@@ -33,12 +33,12 @@ pub struct Metadata {
     /// All of them with their values, as they stand in the file.
     bytes: Vec<u8>,
     count: u64,
-    keys: HashMap<String, Place>,
+    keys: HashMap<String, Span>,
 }
 
 /// Where a value stands.
 #[derive(Clone, Debug)]
-struct Place {
+struct Span {
     kind: u32,
     /// Of a list its items' type, and their number.
     items: Option<(u32, u64)>,
@@ -104,7 +104,7 @@ fn in_key(error: &Error, key: &str) -> Error {
     }
 }
 
-fn place(header: &mut Header<'_>) -> Result<Place> {
+fn place(header: &mut Header<'_>) -> Result<Span> {
     let kind = header.u32()?;
     let items = if kind == ARRAY { Some((header.u32()?, header.u64()?)) } else { None };
     let start = header.at;
@@ -124,14 +124,14 @@ fn place(header: &mut Header<'_>) -> Result<Place> {
         None if each == ARRAY => return Err(malformed("a list of lists, which llama.cpp refuses")),
         None => return Err(malformed(format!("a value of type {each}, which is not known")).with_hint(BROKEN)),
     }
-    Ok(Place { kind, items, range: start..header.at })
+    Ok(Span { kind, items, range: start..header.at })
 }
 
 impl Metadata {
     /// Some counts, of type u32.
     #[cfg(test)]
     pub(crate) fn of_counts(counts: &[(&str, u32)]) -> Self {
-        let place = |at: usize| Place { kind: U32, items: None, range: 4 * at..4 * at + 4 };
+        let place = |at: usize| Span { kind: U32, items: None, range: 4 * at..4 * at + 4 };
         Self {
             bytes: counts.iter().flat_map(|(_, count)| count.to_le_bytes()).collect(),
             count: counts.len() as u64,
@@ -150,13 +150,13 @@ impl Metadata {
         }
         let start = self.bytes.len();
         self.bytes.extend(bytes);
-        self.keys.insert(key.to_owned(), Place { kind, items, range: start..self.bytes.len() });
+        self.keys.insert(key.to_owned(), Span { kind, items, range: start..self.bytes.len() });
         self.count = self.count.saturating_add(1);
     }
 
     /// Some of the keys, in their order.
     pub(super) fn only(&self, is_kept: impl Fn(&str) -> bool) -> Self {
-        let mut kept: Vec<(&String, &Place)> = self.keys.iter().filter(|(key, _)| is_kept(key)).collect();
+        let mut kept: Vec<(&String, &Span)> = self.keys.iter().filter(|(key, _)| is_kept(key)).collect();
         kept.sort_by_key(|(_, place)| place.range.start);
         let mut only = Self::default();
         for (key, place) in kept {

@@ -17,7 +17,9 @@ mod write;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-pub(crate) use config::config;
+#[cfg(test)]
+pub(crate) use config::families;
+pub(crate) use config::{FACTORS, HEAD_WEIGHT, LONG_FACTORS, SHORT_FACTORS, TABLE, config};
 pub(crate) use made::{Field, Keys, Ways, vocabulary};
 pub use metadata::{Metadata, Value};
 pub(super) use split::{of_folder, refuse_incomplete};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{Export, Exported, Model, Place};
+use super::{Destination, Export, Exported, Model};
 use crate::arch;
 use crate::arch::gguf::{Layout, is_rope};
 use crate::dtype::Dtype;
@@ -49,7 +49,7 @@ impl Export for Folder {
             let claim = model.names.exact(name);
             let place = match claim {
                 // What has no name in the model has none in GGUF's sense either: it is a part of the rope.
-                Some(claim) if claim.weight.view().is_none() && is_rope(name) => Place::Nowhere,
+                Some(claim) if claim.weight.view().is_none() && is_rope(name) => Destination::Nowhere,
                 Some(claim) if claim.weight.view().is_none() => {
                     return Err(unsupported("a tensor that has no name in the model")
                         .in_file(&base.path)
@@ -58,7 +58,7 @@ impl Export for Folder {
                 _ => {
                     let takes =
                         !format.quantizes() || claim.is_some_and(|claim| model.quantized.takes(claim.weight.as_ref()));
-                    Place::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
+                    Destination::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
                 }
             };
             places.insert(name.clone(), place);
@@ -101,14 +101,12 @@ fn config(model: &Model<'_, '_>) -> Result<ModelConfig> {
     json.insert("dtype".into(), json!(Dtype::BF16.torch_name()));
     let has = |end: &str| model.weights.iter().any(|(name, _)| name.ends_with(end));
     for (field, end) in [("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.up_proj.bias")] {
-        // Qwen 2 has biases without a field for them.
-        if has(end) && layout.architecture() != "qwen2" {
+        if has(end) && !layout.has_biases() {
             json.insert(field.into(), json!(true));
         }
     }
-    // Phi 3's own field, without which its loader takes a default.
     let original = json.get("rope_scaling").and_then(|rope| rope.get("original_max_position_embeddings").cloned());
-    if let Some(original) = original.filter(|_| layout.architecture() == "phi3") {
+    if let Some(original) = original.filter(|_| layout.repeats_positions()) {
         json.insert("original_max_position_embeddings".into(), original);
     }
     config.json = json;

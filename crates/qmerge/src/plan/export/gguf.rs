@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Constant, Export, Exported, Model, Place, lost};
+use super::{Constant, Destination, Export, Exported, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats;
-use crate::open::gguf::{Field, Keys, Writer, expert, vocabulary};
+use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
 
@@ -71,7 +71,7 @@ impl Export for FileType {
         let tokens = model.weights.iter().find(|(name, _)| Some(name.as_str()) == embed);
         let tokens = tokens.and_then(|(_, shape)| shape.first().copied());
         let tokens = tokens.ok_or_else(|| mismatch("the model has no table of embeddings").in_file(&base.path))?;
-        let Said { first, keys: own, constants } = layout.said(config, tokens, self.number)?;
+        let Said { first, keys: own, constants, .. } = layout.said(config, tokens, self.number)?;
         let mut keys = Keys::default();
         keys.set("general.architecture", Field::Text(layout.architecture().to_owned()));
         keys.append(first);
@@ -118,14 +118,14 @@ impl FileType {
         constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
-        let mut places: HashMap<String, Place> = HashMap::new();
+        let mut places: HashMap<String, Destination> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
             if !is_made(name) && !is_copy(model, name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
                     .in_file(&model.inputs.base.path)
                     .in_tensor(name));
             }
-            places.insert((*name).to_owned(), Place::Nowhere);
+            places.insert((*name).to_owned(), Destination::Nowhere);
         }
         let stored = |view: &Option<View>| view.as_ref().map_or(String::new(), |view| view.stored.clone());
         if self.is_quantized() {
@@ -144,7 +144,7 @@ impl FileType {
             .filter(|(_, shape, view)| is_matrix(shape, view))
             .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
             .collect();
-        let has_head = known.iter().any(|(.., view)| view.stored == "output.weight");
+        let has_head = known.iter().any(|(.., view)| view.stored == HEAD_WEIGHT);
         let mut types = self.types(&matrices, model.about(has_head)).into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         for (name, shape, view) in &known {
@@ -156,7 +156,7 @@ impl FileType {
                 Some(importance) => importance.of(&view.stored, width)?,
                 None => None,
             };
-            places.insert((*name).to_owned(), Place::Tensor { view: Some((*view).clone()), format, importance });
+            places.insert((*name).to_owned(), Destination::Tensor { view: Some((*view).clone()), format, importance });
         }
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));
@@ -211,16 +211,11 @@ impl Model<'_, '_> {
             0 => heads,
             given => given,
         };
-        let is_large = layers == 80
-            && match config.map(|config| config.model_type()) {
-                Some("qwen2") => true,
-                Some("llama" | "mistral") => heads != kv_heads,
-                _ => false,
-            };
+        let layout = config.and_then(|config| Layout::find(config.model_type()));
         mixture::Model {
             layers,
             shared: heads.checked_div(kv_heads).unwrap_or(0),
-            is_large,
+            is_large: layout.is_some_and(|layout| layout.is_large(layers, heads, kv_heads)),
             has_head,
             experts: self.experts(),
             has_importance: self.options.importance.is_some(),
@@ -254,8 +249,8 @@ fn is_copy(model: &Model<'_, '_>, name: &str) -> bool {
     model.names.is_head(module) && model.names.ties_stored() && !model.change.untie
 }
 
-/// Where a tensor stands in a file that the converter writes: as the base's file and the name there, and of a stack as well its rank among those of the layer, and the expert.
-type PlaceInBase = (usize, String, usize, usize);
+/// Where a tensor stands in a file that the converter writes: as the base's file and the name there, and of a stack as well the model's name for the projection, and the expert.
+type PlaceInBase = (usize, String, String, usize);
 
 /// Files of the base in their order, and names in each: the order in which the converter reads them. Stacks come where the last of the layer's experts is met.
 fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)]) -> Vec<PlaceInBase> {
@@ -273,18 +268,14 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
             *own = read(name).max(std::mem::take(own));
         }
     }
-    // Mixtral's w1, w2 and w3 are gate, down and up.
-    let is_mixtral = views.iter().any(|(name, ..)| name.ends_with(".w1.weight"));
-    let order = if is_mixtral { ["gate", "down", "up"] } else { ["down", "gate", "up"] };
     let place = |(name, _, view): &(&str, &[usize], Option<View>)| match in_stack(view) {
         Some((stack, number)) => {
-            let (file, name) = last.get(&layer(&stack)).cloned().unwrap_or_default();
-            let rank = order.iter().position(|part| stack.contains(&format!("ffn_{part}_exps")));
-            (file, name, rank.unwrap_or(order.len()), number)
+            let (file, last) = last.get(&layer(&stack)).cloned().unwrap_or_default();
+            (file, last, name.rsplit('.').nth(1).unwrap_or_default().to_owned(), number)
         }
         None => {
             let (file, name) = read(name);
-            (file, name, 0, 0)
+            (file, name, String::new(), 0)
         }
     };
     views.iter().map(place).collect()

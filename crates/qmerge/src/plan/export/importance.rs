@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Result, malformed, mismatch};
-use crate::open::gguf::expert;
+use crate::open::gguf::{TABLE, expert};
 use crate::open::imatrix;
 
 /// How large the inputs of a model's layers are, by tensor and column.
@@ -73,7 +73,7 @@ impl Importance {
         }
         match self.by_name.get(name) {
             Some(columns) if columns.len() == width => Ok(Some(Arc::clone(columns))),
-            Some(columns) if name != "token_embd.weight" => {
+            Some(columns) if name != TABLE => {
                 Err(mismatch(format!("rows of {width} values, and the importance matrix has {} inputs", columns.len()))
                     .in_tensor(name)
                     .with_hint("the importance matrix belongs to another model"))

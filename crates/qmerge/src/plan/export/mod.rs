@@ -68,7 +68,7 @@ pub struct Model<'a, 'n> {
 #[derive(Debug)]
 pub struct Exported {
     /// By the model's name of a weight.
-    pub(super) places: HashMap<String, Place>,
+    pub(super) places: HashMap<String, Destination>,
     /// Tensors that are no weights of the model.
     pub(super) constants: Vec<Constant>,
     /// What the base has beside the weights that are written anew is copied.
@@ -90,7 +90,7 @@ pub struct Exported {
 
 /// Where a weight goes.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum Destination {
     /// Into no tensor: the container has none for it, and the model needs none.
     Nowhere,
     /// As it is in the base, whose container the output has too.
@@ -104,7 +104,7 @@ pub(super) enum Place {
     },
 }
 
-impl Debug for Place {
+impl Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Nowhere => f.write_str("Nowhere"),

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::gguf::{FILE, QUANTIZATION_VERSION, of_importance, refuse_additions};
-use super::{Exported, Model, Place};
+use super::{Destination, Exported, Model};
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats;
-use crate::open::gguf::{Field, Keys, Writer};
+use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer};
 
 /// Keys of a file that is a part of a model.
 const OF_PARTS: &[&str] = &["split.no", "split.count", "split.tensors.count"];
@@ -52,20 +52,20 @@ impl FileType {
         let width = |tensor: &Tensor<'_>| tensor.shape.last().copied().unwrap_or(0);
         let matrices: Vec<(&str, usize)> =
             tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
-        let has_head = tensors.iter().any(|tensor| tensor.stored == "output.weight");
+        let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
         let mut types = self.types(&matrices, model.about(has_head)).into_iter();
         let mut places = HashMap::new();
         for tensor in &tensors {
             let dtype = if takes(&tensor) { types.next() } else { tensor.dtype };
             let dtype = dtype.ok_or_else(|| unsupported("a tensor that has no type").in_tensor(tensor.name))?;
             let place = if tensor.dtype == Some(dtype) {
-                Place::Same
+                Destination::Same
             } else {
                 let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
                     Some(importance) => importance.of(&tensor.stored, width(tensor))?,
                     None => None,
                 };
-                Place::Tensor { view: tensor.view.clone(), format: formats::of_dtype(dtype)?, importance }
+                Destination::Tensor { view: tensor.view.clone(), format: formats::of_dtype(dtype)?, importance }
             };
             places.insert(tensor.name.to_owned(), place);
         }

@@ -27,7 +27,7 @@ mod tests;
 
 use std::ops::Range;
 
-use super::matrix::{Delta, Judged, Kept, Matrix, judged, product};
+use super::matrix::{Delta, Judged, Matrix, OutputKept, judged, product};
 use crate::formats::Choices;
 use crate::linalg;
 use crate::parallel::{both, spread};
@@ -121,7 +121,7 @@ pub(super) fn descend(matrix: &mut Matrix<'_>, stages: &[Stage]) -> Judged {
     if matrix.rank.is_none() && start.hold(matrix) > 0 {
         return judged(matrix, &delta);
     }
-    Judged { kept: Kept { output: delta.kept(matrix), noise: after.noise / delta.norm }, delta: delta.norm }
+    Judged { kept: OutputKept { output: delta.kept(matrix), noise: after.noise / delta.norm }, delta: delta.norm }
 }
 
 /// The parts of 2 J.

@@ -1,6 +1,6 @@
 //! What descent does to deltas that no few directions hold.
 
-use super::super::matrix::{Kept, Matrix};
+use super::super::matrix::{Matrix, OutputKept};
 use super::super::moments::{InputMoments, Metric};
 use crate::dtype::Dtype;
 use crate::formats::{Choices, Grid, Levels};
@@ -37,7 +37,7 @@ fn rounded_by(
     (rows, cols): (usize, usize),
     target: impl Fn(usize, f32) -> f32,
     metric: &Metric,
-) -> ([Vec<f32>; 3], Kept) {
+) -> ([Vec<f32>; 3], OutputKept) {
     let grid = grid(rows * cols);
     let base: Vec<f32> = (0..rows * cols).map(|at| grid.nearest(at, 0.05 * number(at + 77))).collect();
     let target: Vec<f32> = base.iter().enumerate().map(|(at, x)| target(at, *x)).collect();

@@ -23,6 +23,7 @@ use super::{Existing, Room, SCRATCH, Sink, Start, names};
 use crate::error::{Error, Kind, Result};
 use crate::open::Store;
 use crate::open::local::LocalFolder;
+use crate::parallel::lock;
 use crate::plan::Part;
 use folder::{parent_of, remove, rename};
 pub(crate) use parts::{WrittenPart, parts_beside};
@@ -91,7 +92,7 @@ impl LocalSink {
 
     /// Takes the journal out of the folder, whose steps nobody has to do again.
     fn unlist(&self) -> Result<()> {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = lock(&self.journal);
         if journal.is_some() {
             let path = self.partial.join(journal::FILE_NAME);
             std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
@@ -151,7 +152,7 @@ impl Sink for LocalSink {
     }
 
     fn append(&self, lines: &[u8]) -> Result<()> {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = lock(&self.journal);
         let journal = journal.as_mut().ok_or_else(|| Error::new(Kind::Bug, "the output has no journal"))?;
         journal.append(lines).map_err(|error| Error::io("write", &self.partial.join(journal::FILE_NAME), error))
     }

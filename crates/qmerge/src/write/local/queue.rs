@@ -4,9 +4,10 @@
 //! thread that is writing, and goes on computing. So a write may fail in another thread than the one whose step it belongs to: the first
 //! failure is the file's, and from then on nothing is written to it and every call says so.
 
+use crate::parallel::lock;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Writes left behind before a worker waits after all: this bounds the memory.
 pub(crate) const MOST_WAITING: usize = 4;
@@ -51,10 +52,6 @@ impl Failed {
     pub(super) fn error(self) -> Error {
         self.code.map_or_else(|| self.kind.into(), Error::from_raw_os_error)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Queue {

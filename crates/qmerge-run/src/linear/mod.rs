@@ -1,16 +1,21 @@
 //! A linear layer: `y = W x + b`, with W decoded while it is used, and adapters beside it.
 
+mod given;
+mod stack;
+
 use std::cell::RefCell;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use qmerge::arch::leaf_in;
 use qmerge::edit::{Applied, Aside, Edit, Side};
 use qmerge::edited::Edited;
 use qmerge::error::Result;
-use qmerge::round::matrix_name;
-use qmerge::simd::matmul::{Columns, FEW, HEIGHT, matmul};
+use qmerge::simd::matmul::{FEW, HEIGHT, matmul};
 use rayon::prelude::*;
+
+pub use given::{Input, Precision, Unwatched, Watch};
+pub use stack::Stack;
 
 use crate::tensors::Tensors;
 
@@ -23,97 +28,6 @@ thread_local! {
     /// A worker's decoded rows, before and after the edits, or rows of an adapter's factor: used again for the next chunk, of this layer or another, since fresh
     /// memory costs more than decoding into it.
     static DECODED: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-}
-
-/// How activations and weights are multiplied. Sums are f32 either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// As they are.
-    #[default]
-    Full,
-    /// Rounded to bf16, as models mostly run: for what is averaged over many tokens, or drawn at random.
-    Bf16,
-}
-
-/// What several layers are multiplied with: (features, tokens).
-#[derive(Debug)]
-pub struct Input<'x> {
-    values: &'x [f32],
-    columns: Columns,
-    precision: Precision,
-}
-
-impl<'x> Input<'x> {
-    /// Packs the activations once for all layers that take them.
-    pub fn new(values: &'x [f32], features: usize, precision: Precision) -> Self {
-        let tokens = values.len() / features.max(1);
-        Self { values, columns: precision.pack(values, features, tokens), precision }
-    }
-
-    /// Other activations, as exact as these.
-    pub(crate) fn like<'y>(&self, values: &'y [f32], features: usize) -> Input<'y> {
-        Input::new(values, features, self.precision)
-    }
-
-    /// The activations (features, tokens).
-    pub fn values(&self) -> &'x [f32] {
-        self.values
-    }
-
-    /// Number of columns.
-    pub fn tokens(&self) -> usize {
-        self.columns.tokens()
-    }
-}
-
-impl Precision {
-    /// Packs `x` (inputs, tokens) so that products are as exact as this says.
-    pub(crate) fn pack(self, x: &[f32], inputs: usize, tokens: usize) -> Columns {
-        match self {
-            Self::Full => Columns::new(x, inputs, tokens),
-            Self::Bf16 => Columns::rounded(x, inputs, tokens),
-        }
-    }
-}
-
-/// Sees what each linear layer is given.
-pub trait Watch: Send {
-    /// The module paths of linear layers that are given these activations, which may be none, or these with longer and shorter columns where it
-    /// [`weighs`](Self::weighs). An error stops the pass.
-    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()>;
-
-    /// True if what an attention's queries, keys and values are made of is to be shown by the attention that is paid to each token: as long as makes the mean of squares a weighted one.
-    fn weighs(&self) -> bool {
-        false
-    }
-
-    /// How exact it has to be.
-    fn precision(&self) -> Precision {
-        Precision::Full
-    }
-
-    /// Fewest tokens that an expert's layers are to be shown: one that serves fewer is shown those that come next for it too. 0 where it does not matter.
-    fn least(&self) -> usize {
-        0
-    }
-
-    /// How many tokens each expert of a layer serves.
-    fn served(&mut self, _: &[usize]) {}
-
-    /// All linear layers of a decoder layer have been seen. Breaks where the next need not be.
-    fn layer(&mut self) -> Result<ControlFlow<()>> {
-        Ok(ControlFlow::Continue(()))
-    }
-}
-
-/// Nobody watches.
-#[derive(Clone, Copy, Debug)]
-pub struct Unwatched;
-
-impl Watch for Unwatched {
-    fn input(&mut self, _: &[&str], _: &Input<'_>) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// A linear layer, or some of its outputs.
@@ -335,57 +249,6 @@ impl<'a> Linear<'a> {
             }
         }
         Ok(x)
-    }
-}
-
-/// Matrices of as many linear layers, one behind another in one weight.
-#[derive(Debug)]
-pub struct Stack<'a> {
-    name: String,
-    weight: Arc<Edited<'a>>,
-    biases: Option<Vec<f32>>,
-    outputs: usize,
-    inputs: usize,
-    in_out: bool,
-}
-
-impl<'a> Stack<'a> {
-    /// The weight of that name, of (matrices, outputs, inputs), or of (matrices, inputs, outputs) where it is `in_out`, with its biases if there are any.
-    pub fn new(
-        tensors: &Tensors<'a>,
-        name: &str,
-        (matrices, outputs, inputs): (usize, usize, usize),
-        in_out: bool,
-    ) -> Result<Self> {
-        let weight = tensors.get(name)?;
-        let geometry = weight.base().claim().weight.geometry();
-        // What is quantized lies as a linear layer does.
-        let in_out = in_out && weight.base().claim().weight.is_plain();
-        let (rows, cols) = if in_out { (inputs, outputs) } else { (outputs, inputs) };
-        if (geometry.rows, geometry.cols) != (matrices * rows, cols) {
-            let shape = weight.base().claim().weight.shape();
-            let problem = format!("shape {shape:?}, but the configuration wants {matrices} × {rows} × {cols}");
-            return Err(tensors.misfit(name, problem));
-        }
-        let biases = tensors.vector(&format!("{name}_bias"), matrices * outputs)?;
-        Ok(Self { name: name.to_owned(), weight: Arc::new(weight), biases, outputs, inputs, in_out })
-    }
-
-    /// One of them.
-    pub fn linear(&self, number: usize) -> Linear<'a> {
-        let (outputs, inputs) = (self.outputs, self.inputs);
-        let rows = if self.in_out { inputs } else { outputs };
-        Linear {
-            name: matrix_name(&self.name, number),
-            weight: Arc::clone(&self.weight),
-            bytes: if number == 0 { self.weight.bytes() } else { 0 },
-            rows: rows * number..rows * (number + 1),
-            bias: self.biases.as_ref().map(|biases| biases[outputs * number..outputs * (number + 1)].to_vec()),
-            inputs,
-            outputs,
-            transposed: self.in_out,
-            apart: false,
-        }
     }
 }
 

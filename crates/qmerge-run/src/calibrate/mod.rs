@@ -1,25 +1,29 @@
 //! What linear layers are given, from a pass over some text: H = mean of x·xᵀ for each input, layer by layer.
 
+mod collect;
+mod moments;
+mod overflow;
+mod written;
+
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use qmerge::error::{Error, Kind, Result};
+use qmerge::open::hex;
 use qmerge::plan::Inputs;
-use qmerge::progress::Progress;
-use qmerge::round::{Calibration, Demand, Detail, InputMoments, Known, Seen, Take};
-use qmerge::simd::matmul::{HEIGHT, matmul};
-use rayon::prelude::*;
+use qmerge::round::{Calibration, Demand, Detail, Seen, Take};
 use sha2::{Digest, Sha256};
 
 use crate::behaviour::Held;
-use crate::generate::{Random, Sampling, choose};
-use crate::linear::{Input, Precision, Watch};
+use crate::linear::Precision;
 use crate::memory::give_back;
-use crate::model::{Cache, Model, Options, weight_name};
+use crate::model::{Model, Options, weight_name};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;
 use crate::work;
+use collect::Collector;
+use overflow::blame;
+pub(crate) use written::{together, write, writing_work};
 
 /// How exact the model is run: moments are means over thousands of tokens, and text is drawn at random.
 pub(crate) const PRECISION: Precision = Precision::Bf16;
@@ -193,34 +197,6 @@ fn split(tokens: &[u32], window: usize, most: usize) -> (Vec<&[u32]>, Vec<&[u32]
     ((0..taken).map(|i| windows[i * windows.len() / taken]).collect(), held)
 }
 
-/// Sequences of these numbers and of that length that the model writes itself, so many at a time.
-pub(crate) fn write(
-    model: &Model<'_>,
-    (numbers, length): (&[usize], usize),
-    beginnings: &Beginnings,
-    seed: u64,
-    together: usize,
-) -> Result<Vec<Vec<u32>>> {
-    let all = numbers.len();
-    let mut sequences: Vec<Vec<u32>> = Vec::new();
-    for some in numbers.chunks(together.max(1)) {
-        let (before, together) = (sequences.len(), some.len());
-        let part = |written: usize| {
-            if let Some(progress) = model.progress() {
-                progress.part((before * length + together * written) as u64, (all * length) as u64);
-            }
-        };
-        sequences.append(&mut sample(model, some, beginnings, length, seed, &part)?);
-    }
-    Ok(sequences)
-}
-
-/// Sequences that can be written at a time where what is cached of them may take so many bytes.
-pub(crate) fn together(model: &Model<'_>, beginnings: &Beginnings, memory: Option<u64>) -> usize {
-    let cached = 4 * model.cached(Amount::Usual.length(model, beginnings)) as u64;
-    memory.map_or(SEQUENCES, |memory| (memory / cached.max(1)).clamp(1, SEQUENCES as u64) as usize)
-}
-
 impl Calibration for FromModel<'_, '_> {
     fn about(&self) -> String {
         let mut served = self.served.clone();
@@ -242,7 +218,7 @@ impl Calibration for FromModel<'_, '_> {
             hash.update((sequence.len() as u64).to_le_bytes());
             sequence.iter().for_each(|token| hash.update(token.to_le_bytes()));
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hash.finalize()))
     }
 
     fn seen(&self) -> Seen {
@@ -282,114 +258,6 @@ impl Calibration for FromModel<'_, '_> {
     }
 }
 
-const OVERFLOWS: &str = "its inputs on the calibration text are not finite: the model's activations overflow";
-
-/// Computes moments and hands them on.
-struct Collector<'c> {
-    wanted: &'c (dyn Fn(&str) -> bool + Sync),
-    take: &'c mut dyn Take,
-    /// True if anything of the layer was wanted.
-    is_wanted: bool,
-    /// Layers up to the last of which anything is wanted.
-    left: usize,
-    /// The first weight whose inputs are not finite.
-    overflows: Option<String>,
-    progress: Option<&'c dyn Progress>,
-    /// Done for moments so far.
-    work: u64,
-    detail: Detail,
-    served: Vec<usize>,
-}
-
-impl Watch for Collector<'_> {
-    fn input(&mut self, paths: &[&str], input: &Input<'_>) -> Result<()> {
-        let weights = paths.iter().map(|path| weight_name(path)).filter(|name| (self.wanted)(name));
-        let weights: Vec<String> = weights.collect();
-        let Some(first) = weights.first() else { return Ok(()) };
-        let moments = second_moments(input.values(), input.tokens());
-        let done = PRECISION.work(work::moments(moments.features, moments.tokens) as u64);
-        self.work += done;
-        if let Some(progress) = self.progress {
-            progress.advance(done);
-        }
-        if moments.values.iter().any(|x| !x.is_finite()) {
-            self.overflows = Some(first.clone());
-            return Err(Error::new(Kind::NotFinite, OVERFLOWS));
-        }
-        self.is_wanted = true;
-        self.take.known(Known { weights, moments, detail: self.detail })
-    }
-
-    fn weighs(&self) -> bool {
-        true
-    }
-
-    fn precision(&self) -> Precision {
-        PRECISION
-    }
-
-    fn least(&self) -> usize {
-        SHOWN
-    }
-
-    fn served(&mut self, tokens: &[usize]) {
-        self.served.extend_from_slice(tokens);
-    }
-
-    fn layer(&mut self) -> Result<ControlFlow<()>> {
-        if std::mem::take(&mut self.is_wanted) {
-            self.take.layer()?;
-        }
-        self.left = self.left.saturating_sub(1);
-        Ok(if self.left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    }
-}
-
-/// Why the inputs of the weight `name`, or the logits, are not finite: what an adapter makes of some weight, or that the model overflows on this text.
-fn blame(model: &Model<'_>, name: Option<&str>) -> Result<Error> {
-    // Magnitude after and before the edits, and whose.
-    let mut largest = (0.0_f32, 0.0_f32, "");
-    let (mut base, mut values) = (Vec::new(), Vec::new());
-    for linear in model.linears() {
-        let weight = linear.weight();
-        let claim = weight.base().claim();
-        let cols = claim.weight.geometry().cols;
-        for rows in weight.base().chunks(1 << 17).filter(|_| weight.is_edited()) {
-            weight.rows(&rows, &mut base, &mut values)?;
-            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                let place = format!("[{}, {}]", rows.start + at / cols, at % cols);
-                if !base[at].is_finite() {
-                    let problem = format!("the base itself holds {} at {place}", base[at]);
-                    return Ok(Error::new(Kind::NotFinite, problem)
-                        .in_tensor(claim.weight.name())
-                        .with_hint("the base is damaged: copy it again from where it was published"));
-                }
-                let problem = format!(
-                    "the merged value is {} at {place} (base {:e}): the adapter's delta overflows",
-                    values[at], base[at]
-                );
-                return Ok(Error::new(Kind::NotFinite, problem)
-                    .in_tensor(claim.weight.name())
-                    .with_hint("lower the adapter's weight, or use an earlier checkpoint of the adapter"));
-            }
-            let own = |values: &[f32]| values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-            if own(&values) > largest.0 {
-                largest = (own(&values), own(&base), claim.weight.name());
-            }
-        }
-    }
-    let error = match name {
-        Some(name) => Error::new(Kind::NotFinite, OVERFLOWS).in_tensor(name),
-        None => Error::new(Kind::NotFinite, "the model's logits are not finite: its activations overflow"),
-    };
-    Ok(match largest {
-        (merged, base, edited) if merged > 0.0 => error.with_hint(format!(
-            "of the weights that the adapter edits, `{edited}` has the largest value: {merged:e}, where the base has {base:e} at most"
-        )),
-        _ => error.with_hint("no adapter edits what was run: the base itself overflows, on this text at least"),
-    })
-}
-
 /// Tokens of so many windows of a text of so many tokens.
 pub fn taken(model: &Model<'_>, tokens: usize, beginnings: &Beginnings, windows: usize) -> usize {
     let window = window(model, beginnings);
@@ -401,131 +269,10 @@ pub(crate) fn window(model: &Model<'_>, beginnings: &Beginnings) -> usize {
     WINDOW.min(model.spec().max_positions.saturating_sub(beginnings.document.len()))
 }
 
-/// Work of writing some sequences of that length, so many at a time.
-pub(crate) fn writing_work(
-    model: &Model<'_>,
-    precision: Precision,
-    (sequences, length): (usize, usize),
-    together: usize,
-) -> u64 {
-    let step = |count: usize, number: usize| {
-        model.pass_work(precision, count, number) + model.logits_work(precision, count) + draw_work(model, count)
-    };
-    (0..sequences)
-        .step_by(together)
-        .map(|first| {
-            let count = together.min(sequences - first);
-            (1..length).map(|number| step(count, number)).sum::<u64>()
-        })
-        .sum()
-}
-
 /// Work of all moments of a model's inputs.
 pub(crate) fn moments_work(model: &Model<'_>, precision: Precision, tokens: usize) -> u64 {
     let moments = |features| precision.work(work::moments(features, tokens) as u64);
     model.inputs().iter().flatten().map(|inputs| moments(inputs.features)).sum()
-}
-
-fn draw_work(model: &Model<'_>, sequences: usize) -> u64 {
-    (work::DRAW * (model.spec().vocab * sequences) as f64) as u64
-}
-
-/// Features whose products are computed together.
-const FEATURES: usize = 256;
-
-/// H of `x` (features, tokens).
-fn second_moments(x: &[f32], tokens: usize) -> InputMoments {
-    let features = x.len() / tokens.max(1);
-    let mut values = vec![0.0; features * features];
-    for start in (0..features).step_by(FEATURES) {
-        let width = FEATURES.min(features - start);
-        let mut turned = vec![0.0; tokens * width];
-        for (c, row) in x[start * tokens..(start + width) * tokens].chunks_exact(tokens).enumerate() {
-            turned[c..].iter_mut().step_by(width).zip(row).for_each(|(to, &from)| *to = from);
-        }
-        let columns = PRECISION.pack(&turned, tokens, width);
-        // H is symmetric: what lies above these columns is known from those before.
-        let rows = 16 * HEIGHT;
-        values[start * features..].par_chunks_mut(rows * features).enumerate().for_each(|(number, out)| {
-            let first = start + number * rows;
-            let count = out.len() / features;
-            let mut product = vec![0.0; count * width];
-            matmul(&x[first * tokens..(first + count) * tokens], &columns, false, &mut product);
-            for (out, product) in out.chunks_exact_mut(features).zip(product.chunks_exact(width)) {
-                out[start..start + width].iter_mut().zip(product).for_each(|(out, sum)| *out = sum / tokens as f32);
-            }
-        });
-    }
-    mirror(&mut values, features);
-    InputMoments { features, tokens, values }
-}
-
-/// Copies what lies below the diagonal to above it, squares of some features at a time.
-fn mirror(values: &mut [f32], features: usize) {
-    const TILE: usize = 64;
-    let mut rest = values;
-    for start in (0..features).step_by(TILE) {
-        let width = TILE.min(features - start);
-        let (own, below) = rest.split_at_mut(width * features);
-        own.par_chunks_mut(features).enumerate().for_each(|(i, row)| {
-            let column = below.iter().skip(start + i).step_by(features);
-            row[start + width..].iter_mut().zip(column).for_each(|(to, from)| *to = *from);
-        });
-        for i in 0..width {
-            for j in i + 1..width {
-                own[i * features + start + j] = own[j * features + start + i];
-            }
-        }
-        rest = below;
-    }
-}
-
-/// Sequences that the model writes at temperature 1 side by side, each from a beginning of its own. Each depends on its number and the seed alone.
-fn sample(
-    model: &Model<'_>,
-    numbers: &[usize],
-    beginnings: &Beginnings,
-    length: usize,
-    seed: u64,
-    part: &dyn Fn(usize),
-) -> Result<Vec<Vec<u32>>> {
-    let (vocab, sequences) = (model.spec().vocab, numbers.len());
-    let mut random: Vec<Random> =
-        numbers.iter().map(|&number| Random::new(seed.wrapping_mul(0x0100_0000_01b3) ^ number as u64)).collect();
-    let opening: Vec<Vec<u32>> =
-        random.iter_mut().zip(numbers).map(|(random, &number)| beginnings.of(number, random.token(vocab))).collect();
-    let mut next: Vec<u32> = opening.iter().filter_map(|opening| opening.first().copied()).collect();
-    let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
-    let mut cache = Cache::of_several(model, sequences, length).at(PRECISION);
-    let mut logits = Vec::new();
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
-    while written[0].len() < length {
-        let hidden = model.advance(&next, &mut cache)?;
-        model.logits_at(PRECISION, &hidden, 0..sequences, &mut logits)?;
-        if logits.iter().any(|x| x.is_nan()) {
-            return Err(blame(model, None)?);
-        }
-        next = random
-            .par_iter_mut()
-            .enumerate()
-            .map_init(Vec::new, |own, (number, random)| {
-                own.clear();
-                own.extend(logits.iter().skip(number).step_by(sequences));
-                choose(own, sampling, random)
-            })
-            .collect();
-        for ((written, token), opening) in written.iter_mut().zip(&mut next).zip(&opening) {
-            if let Some(&given) = opening.get(written.len()) {
-                *token = given;
-            }
-            written.push(*token);
-        }
-        if let Some(progress) = model.progress() {
-            progress.advance(draw_work(model, sequences));
-        }
-        part(written[0].len());
-    }
-    Ok(written)
 }
 
 #[cfg(test)]
@@ -544,18 +291,6 @@ mod tests {
             let last = taken.iter().flat_map(|window| window.iter()).max().unwrap();
             assert!(held.iter().flat_map(|window| window.iter()).all(|token| token > last), "{windows}");
             assert!(taken.iter().chain(&held).all(|window| window.len() == 10));
-        }
-    }
-
-    #[test]
-    fn moments_are_mean_products() {
-        let (features, tokens) = (300, 40);
-        // Values that bf16 holds.
-        let x: Vec<f32> = (0..features * tokens).map(|i| ((i * 7919) % 101) as f32 / 64.0 - 0.75).collect();
-        let moments = second_moments(&x, tokens);
-        for (i, j) in [(0, 0), (1, 299), (299, 1), (280, 270), (100, 257)] {
-            let sum: f64 = (0..tokens).map(|t| f64::from(x[i * tokens + t]) * f64::from(x[j * tokens + t])).sum();
-            assert!((f64::from(moments.values[i * features + j]) - sum / tokens as f64).abs() < 1e-5, "{i} {j}");
         }
     }
 }

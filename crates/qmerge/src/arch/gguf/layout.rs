@@ -1,0 +1,166 @@
+//! What is known of an architecture, a row for each.
+
+use super::hyperparameters::{Model, Said};
+use super::{Names, gemma, llama, phi3, qwen};
+use crate::arch::Fields;
+use crate::error::{Result, unsupported};
+use crate::open::ModelConfig;
+use crate::open::gguf::Ways;
+
+/// Every architecture.
+pub(super) const LAYOUTS: &[Layout] = &[
+    llama::LLAMA,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    llama::MIXTRAL,
+    qwen::QWEN2_MOE,
+    qwen::QWEN3_MOE,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::PHI3,
+];
+
+/// An architecture.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// `general.architecture`.
+    pub(super) architecture: &'static str,
+    /// `model_type` of the families that are stored so.
+    pub(super) model_types: &'static [&'static str],
+    /// The class that transformers has for a model of it.
+    pub(super) class: &'static str,
+    /// Names in a layer that are not [`INSIDE`](super::INSIDE)'s.
+    pub(super) inside: Names,
+    /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
+    pub(super) experts: Option<(&'static str, [&'static str; 3])>,
+    /// Names that [`INSIDE`](super::INSIDE) has and the architecture has not, or for something else.
+    pub(super) without: &'static [&'static str],
+    /// True if each head's rows of queries and keys are paired by neighbours, where the model pairs halves.
+    pub(super) pairs_rows: bool,
+    /// True if one was added to the weights of norms.
+    pub(super) adds_one_to_norms: bool,
+    /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
+    pub(super) has_head: bool,
+    /// True if attention has biases in every model, so that `config.json` has no field for them.
+    pub(super) has_biases: bool,
+    /// True if `config.json` says outside of the rope as well how many positions the model had before it was stretched, without which a loader takes a default.
+    pub(super) repeats_positions: bool,
+    /// How a file of it has its tokenizer.
+    pub(super) ways: Ways,
+    /// Says a model's hyperparameters.
+    pub(super) say: fn(&mut Said, &Model<'_>) -> Result<()>,
+    /// What transformers takes for fields that a configuration leaves out.
+    pub(super) defaults: Defaults,
+    /// True for the size of 70 billion weights, by heads of queries and of keys, among models of 80 layers: its values are so few that llama.cpp gives them more bits.
+    pub(super) is_large: fn(usize, usize) -> bool,
+}
+
+/// What transformers takes for fields that a configuration leaves out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Defaults {
+    pub(super) head: Head,
+    /// `rms_norm_eps`.
+    pub(super) eps: f64,
+    /// `rope_theta`.
+    pub(super) theta: f64,
+    /// `rope_local_base_freq`, of families whose layers with a window have a rope of their own.
+    pub(super) local_theta: Option<f64>,
+}
+
+/// The width of a head that no `head_dim` says.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Head {
+    /// A share of the residual stream, which goes without saying.
+    Unsaid,
+    /// The same, which a file says.
+    Share,
+    /// So many features.
+    Of(usize),
+}
+
+impl Layout {
+    /// The layout of a family; errors if no file is made of it, and names those of which one is.
+    pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
+        let model_type = config.model_type();
+        Self::find(model_type).ok_or_else(|| {
+            unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
+                .in_file(&config.path)
+                .with_hint(format!(
+                    "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and turn that into GGUF with llama.cpp's convert_hf_to_gguf.py",
+                    Self::known_types().join(", ")
+                ))
+        })
+    }
+
+    /// The layout of models of that type.
+    pub(crate) fn find(model_type: &str) -> Option<&'static Self> {
+        LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type))
+    }
+
+    /// The types of models that have one.
+    pub(crate) fn known_types() -> Vec<&'static str> {
+        LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
+    }
+
+    /// `general.architecture`.
+    pub(crate) fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// The class that transformers has for a model of it.
+    pub(crate) fn class(&self) -> &'static str {
+        self.class
+    }
+
+    /// True if attention has biases without a field for them.
+    pub(crate) fn has_biases(&self) -> bool {
+        self.has_biases
+    }
+
+    /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.
+    pub(crate) fn repeats_positions(&self) -> bool {
+        self.repeats_positions
+    }
+
+    /// How a file of it has its tokenizer.
+    pub(crate) fn ways(&self) -> Ways {
+        self.ways
+    }
+
+    /// True of a model of 70 billion weights, whose values have more bits.
+    pub(crate) fn is_large(&self, layers: usize, heads: usize, kv_heads: usize) -> bool {
+        layers == 80 && (self.is_large)(heads, kv_heads)
+    }
+
+    /// What a file says of a model with so many tokens; `file_type` is the number of its type.
+    pub(crate) fn said(&self, config: &ModelConfig, tokens: usize, file_type: u32) -> Result<Said> {
+        let fields = Fields::new(config);
+        let said = || {
+            let model = Model::read(self, fields, tokens, file_type)?;
+            let mut said = Said::of(self.architecture);
+            (self.say)(&mut said, &model)?;
+            Ok(said)
+        };
+        said().map_err(
+            |error: crate::error::Error| {
+                if error.file().is_none() { error.in_file(&config.path) } else { error }
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layout_is_of_a_family_and_the_other_way_round() {
+        let families: Vec<_> = crate::open::gguf::families().collect();
+        for (architecture, model_type, has_experts) in &families {
+            let layout = Layout::find(model_type).unwrap();
+            assert_eq!((layout.architecture, layout.experts.is_some()), (*architecture, *has_experts), "{model_type}");
+        }
+        assert_eq!(families.len(), LAYOUTS.len());
+    }
+}

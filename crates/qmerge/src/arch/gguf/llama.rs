@@ -1,0 +1,63 @@
+//! llama.cpp's own architecture, which most others are told from, and Mixtral, which it has as the same with experts.
+
+use super::ROUTER;
+use super::hyperparameters::{Model, Said};
+use super::layout::{Defaults, Head, Layout};
+use crate::error::Result;
+use crate::open::gguf::Ways;
+
+pub(super) const LLAMA: Layout = Layout {
+    architecture: "llama",
+    model_types: &["llama", "mistral"],
+    class: "LlamaForCausalLM",
+    inside: &[],
+    experts: None,
+    without: &[],
+    pairs_rows: true,
+    adds_one_to_norms: false,
+    has_head: true,
+    has_biases: false,
+    repeats_positions: false,
+    ways: Ways { no_space_before: false, is_llama: true, ends_turn: None, by_flags_alone: false },
+    say,
+    defaults: Defaults { head: Head::Share, eps: 1e-6, theta: 10_000.0, local_theta: None },
+    is_large: |heads, kv_heads| heads != kv_heads,
+};
+
+pub(super) const MIXTRAL: Layout = Layout {
+    model_types: &["mixtral"],
+    class: "MixtralForCausalLM",
+    inside: &[(ROUTER, "block_sparse_moe.gate")],
+    experts: Some(("block_sparse_moe.experts", ["w1", "w3", "w2"])),
+    without: DENSE,
+    defaults: Defaults { head: Head::Unsaid, eps: 1e-5, theta: 1_000_000.0, ..LLAMA.defaults },
+    is_large: |_, _| false,
+    ..LLAMA
+};
+
+/// What all but Llama and Gemma have.
+pub(super) const PLAIN: Layout = Layout {
+    pairs_rows: false,
+    ways: Ways { is_llama: false, ..LLAMA.ways },
+    say: plain,
+    defaults: Defaults { head: Head::Unsaid, ..LLAMA.defaults },
+    is_large: |_, _| false,
+    ..LLAMA
+};
+
+/// The feed-forward that all tokens go through, which layers of experts do not have.
+pub(super) const DENSE: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
+
+fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
+    said.common(model)?;
+    said.count("vocab_size", model.tokens);
+    said.count("rope.dimension_count", model.head_dim());
+    said.experts(model)?;
+    said.llama3_factors(model)
+}
+
+fn plain(said: &mut Said, model: &Model<'_>) -> Result<()> {
+    said.common(model)?;
+    said.experts(model)?;
+    said.llama3_factors(model)
+}

@@ -1,0 +1,75 @@
+//! The weights of a checkpoint, each claimed by one format.
+
+use std::sync::Arc;
+
+use super::{Claim, FORMATS, Unsupported, Viewed, module, recognised};
+use crate::arch::gguf::File;
+use crate::error::Result;
+use crate::open::Checkpoint;
+
+/// All weights of a checkpoint, and the entries that belong to none.
+#[derive(Debug)]
+pub struct Inventory {
+    /// Weights in the order of their lead entries.
+    pub weights: Vec<Claim>,
+    /// Indices of entries that no format claims (integers, unknown types): copied, never edited.
+    pub opaque: Vec<usize>,
+}
+
+/// Claims every entry of a checkpoint. Errors where something is stored in a way that is not understood.
+pub fn inventory(checkpoint: &Checkpoint) -> Result<Inventory> {
+    survey(checkpoint)?.map_err(|unsupported| unsupported.error())
+}
+
+/// Claims every entry of a checkpoint, or says what is stored in a way that is not understood.
+pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inventory, Unsupported>> {
+    let file = match File::of(checkpoint) {
+        Ok(None) => None,
+        Ok(file) => file,
+        Err(unknown) => return Ok(Err(Unsupported::of_gguf(checkpoint, unknown))),
+    };
+    if file.is_none()
+        && let Some(unsupported) = recognised::by_its_marks(checkpoint)
+    {
+        return Ok(Err(unsupported));
+    }
+    let mut inventory = claim_all(checkpoint)?;
+    if let Some(file) = file {
+        view(&mut inventory, &file).map_err(|error| error.in_file(&checkpoint.path))?;
+    }
+    Ok(match recognised::unclaimed(checkpoint, &inventory) {
+        Some(unsupported) => Err(unsupported),
+        None => Ok(inventory),
+    })
+}
+
+/// Sees the weights of a GGUF file as the model has them. Others keep the names that they have there, which no model and no adapter uses.
+fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
+    for claim in &mut inventory.weights {
+        let rows = claim.weight.geometry().rows;
+        if let Some(view) = file.view(claim.weight.name(), rows)? {
+            claim.weight = Arc::new(Viewed::new(Arc::clone(&claim.weight), view));
+        }
+    }
+    Ok(())
+}
+
+fn claim_all(checkpoint: &Checkpoint) -> Result<Inventory> {
+    checkpoint.read_ahead(|entry| FORMATS.iter().any(|format| format.reads(&entry.name)), MAX_READ_AHEAD);
+    let mut claims: Vec<(usize, Claim)> = Vec::new();
+    let mut opaque = Vec::new();
+    for mut module in module::modules(checkpoint) {
+        for format in FORMATS {
+            for claim in format.claim(&module)? {
+                claims.push((module.take(&claim.entries), claim));
+            }
+        }
+        opaque.extend(module.left());
+    }
+    claims.sort_by_key(|(at, _)| *at);
+    opaque.sort_unstable();
+    Ok(Inventory { weights: claims.into_iter().map(|(_, claim)| claim).collect(), opaque })
+}
+
+/// States and markers are a few hundred bytes; what is larger is read alone.
+const MAX_READ_AHEAD: u64 = 4096;

@@ -122,7 +122,7 @@ def merge(
         budget: how much larger that may make the output, as a share of its bytes, 0.02 or "2%" (the default).
         measure: when the merged model is run, on text that the calibration did not see, to measure what is left of the adapter: "auto" (the default: where the merge is calibrated and the model can be run), "always" or "never".
         min_kept: raise `SurvivalError` if a smaller share of the adapter's effect on what the model predicts is kept. It is measured whatever the method. The output is written all the same.
-        min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
+        min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights. In `verify` it is the delta in the weights alone.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
         lora_scale: factors by regular expressions that are found in a module's path, on what all adapters do there.
@@ -304,7 +304,7 @@ def verify(
     """Tells whether an adapter was applied, to which tensors, and with what loss; also for merges that other tools made.
 
     Args:
-        min_survival: share of the delta from which it counts as kept (0.5).
+        min_survival: share of the delta in the weights from which it counts as kept (0.5).
         progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.
     """
     options = flags(

@@ -22,12 +22,12 @@ has() {
 case $(uname -s) in
     Linux) system=unknown-linux-musl ;;
     Darwin) system=apple-darwin ;;
-    *) fail "there is no program for $(uname -s) here; pip install qmerge, or cargo install --locked qmerge-cli, may do" ;;
+    *) fail "there is no program for $(uname -s) here; in a checkout, cargo install --locked --path crates/qmerge-cli may build one" ;;
 esac
 case $(uname -m) in
     x86_64 | amd64) processor=x86_64 ;;
     aarch64 | arm64) processor=aarch64 ;;
-    *) fail "there is no program for the processor $(uname -m); cargo install --locked qmerge-cli builds one" ;;
+    *) fail "there is no program for the processor $(uname -m); in a checkout, cargo install --locked --path crates/qmerge-cli builds one" ;;
 esac
 name=qmerge-$version-$processor-$system
 

@@ -111,6 +111,8 @@ def main():
             rows[name] = measured(command, out)
         report = json.loads((out / "qmerge-report.json").read_text())
         rows[name].update({key: report["summary"].get(key) for key in ("survival", "kept_output")})
+        least = min((weight for weight in report["weights"] if weight["survival"] is not None), key=lambda weight: weight["survival"])
+        rows[name].update({"least_weight": least["name"], "least_survival": least["survival"], "least_kept_output": least.get("kept_output")})
         print(f"{name}: {report['verdict']['text']}", flush=True)
     outputs = [part for name in rows for part in ("--merged", str(folder / name))]
     command = [QMERGE, "compare", "--base", args.base, "--adapter", args.adapter, *outputs, "--text", args.text, "--windows", str(args.windows), "--continuation", "0", "--json"]

@@ -59,6 +59,8 @@ def figure(name, row, field):
     value = rows[row][field]
     if field in ("gain_kept", "top1"):
         return share(value)
+    if field == "least_weight":
+        return f"`{value.removesuffix('.weight')}`"
     return f"{value:.4f}" if field == "kl" else f"{value:.2f}"
 
 
@@ -101,7 +103,7 @@ def merges(data):
         cells = [LABELS[name], stored(row), f"{row['kl']:.4f} ± {row['kl_se']:.4f}", share(row["gain_kept"]), share(row["top1"])]
         rows.append(cells + [size(row["bytes"]), seconds(row["seconds"]), seconds(row["cpu_seconds"]), size(row["memory"])])
     base = data["rows"]["base"]
-    text = f"\nThe base alone has a KL of {base['kl']:.4f} and the same first choice for {share(base['top1'])}. "
+    text = f"\nThe base alone has a KL of {base['kl']:.4f} and a top-1 of {share(base['top1'])}. "
     heads = ["merge", "into", "KL to the adapter apart", "gain kept", "top-1", "size", "time", "CPU time", "peak memory"]
     return table(heads, rows) + text + source(data)
 
@@ -120,14 +122,16 @@ def methods(data):
 
 def cost(data):
     """Time and memory by model size."""
-    rows = []
+    rows, is_measured = [], any(row.get("measured") for row in data["rows"])
     for row in data["rows"]:
         cells = [row["model"], size(row["bytes"]), row["merge"], seconds(row["predicted"]["seconds"]), size(row["predicted"]["memory"])]
         taken = row.get("measured")
-        cells += [seconds(taken["seconds"]), size(taken["memory"])] if taken else ["", ""]
+        if is_measured:
+            cells += [seconds(taken["seconds"]), size(taken["memory"])] if taken else ["", ""]
         rows.append(cells)
     heads = ["model, NF4", "stored", "merge", "time, predicted", "memory, predicted", "time, measured", "memory, measured"]
-    return table(heads, rows) + f"\n{data['program']}, {data['machine']}, {data['date']}.\n"
+    text = "Predicted by `--dry-run`" + (". " if is_measured else "; nobody ran these. ")
+    return table(heads[: 7 if is_measured else 5], rows) + f"\n{text}{data['program']}, at the pace of {data['machine']}, {data['date']}.\n"
 
 
 def many(data):

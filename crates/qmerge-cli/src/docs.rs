@@ -91,24 +91,52 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The command lines of the program in a text's shell blocks.
-fn commands(text: &str) -> Vec<String> {
+/// A line of a script with 1 in place of what its shell, make or GNU parallel fills in.
+fn filled(line: &str) -> String {
+    let holes = regex::Regex::new(r"\$\(\([^)]*\)\)|\$\{\w+\}|\$[A-Za-z_]\w*|\{\}").unwrap();
+    holes.replace_all(line, "1").into_owned()
+}
+
+/// The lines of a text's shell blocks, those of workflows and makefiles among them: each as one, however many lines it was put on, without what stands before
+/// the command.
+fn scripts(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    let mut goes_on = false;
+    // A line that ends so goes on; what YAML folds goes on as long as lines stand deeper.
+    let (mut goes_on, mut folded) = (false, None);
     for (line, language) in lines(text) {
-        if !language.is_some_and(|language| ["", "sh", "text"].contains(&language)) {
+        let Some(language) = language.filter(|name| ["", "sh", "text", "bash", "yaml", "make"].contains(name)) else {
+            (goes_on, folded) = (false, None);
             continue;
-        }
-        let line = line.trim_start();
-        let line = line.strip_prefix("$ ").unwrap_or(line).trim_end();
-        if goes_on {
-            *found.last_mut().unwrap() += line.trim_end_matches('\\');
-        } else if line.starts_with("qmerge ") {
-            found.push(line.trim_end_matches('\\').to_owned());
+        };
+        let depth = line.len() - line.trim_start().len();
+        let mut line = line.trim().trim_start_matches("$ ");
+        if goes_on || folded.is_some_and(|above| depth > above) {
+            *found.last_mut().unwrap() += &format!(" {}", line.trim_end_matches('\\'));
         } else {
-            continue;
+            folded = None;
+            if language == "yaml" {
+                line = line.trim_start_matches("- ").trim_start_matches("run: ");
+                folded = (line == ">").then_some(depth);
+            }
+            found.push(line.trim_start_matches('>').trim_end_matches('\\').to_owned());
         }
         goes_on = line.ends_with('\\');
+    }
+    found.iter().map(|line| filled(line.trim())).collect()
+}
+
+/// The command lines of the program in a text's shell blocks.
+fn commands(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in scripts(text) {
+        for (at, _) in line.match_indices("qmerge ") {
+            // At the beginning, behind another command, or started by parallel, whose own arguments follow.
+            let before = &line[..at];
+            if before.is_empty() || before.ends_with("&& ") || before.starts_with("parallel ") && before.ends_with(' ')
+            {
+                found.push(line[at..].split(" ::: ").next().unwrap().to_owned());
+            }
+        }
     }
     found
 }
@@ -118,6 +146,17 @@ fn command_lines_are_taken_apart_as_a_shell_does() {
     let text = "```sh\n$ qmerge a 'b  c' \\\n   --d=\"e#\" # f\nqmerge g | h\nqmerge i > j\n```\n```python\nqmerge k\n```\nqmerge l\n";
     let found: Vec<Vec<String>> = commands(text).iter().map(|line| words(line)).collect();
     assert_eq!(found, [vec!["qmerge", "a", "b  c", "--d=e#"], vec!["qmerge", "g"], vec!["qmerge", "i"]]);
+    let text = "```yaml\n- run: >\n    qmerge a\n    --b \"$((C + 1))/4\"\n- run: qmerge d ${E}/$f\n- qmerge g\n```\n```bash\nparallel -j 2 qmerge h {}/4 ::: 1 2\ni && qmerge j\n```\n```make\nk: l\n\tqmerge m $@\n```\n";
+    let found: Vec<Vec<String>> = commands(text).iter().map(|line| words(line)).collect();
+    let wanted: [&[&str]; 6] = [
+        &["qmerge", "a", "--b", "1/4"],
+        &["qmerge", "d", "1/1"],
+        &["qmerge", "g"],
+        &["qmerge", "h", "1/4"],
+        &["qmerge", "j"],
+        &["qmerge", "m", "$@"],
+    ];
+    assert_eq!(found, wanted);
 }
 
 #[test]
@@ -236,6 +275,125 @@ fn tables_have_what_the_registries_have() {
     }
     let families = arch::runnable().filter(|family| family.spec.is_some()).count();
     assert!(readme.contains(&format!("{families} families")), "{readme}");
+}
+
+/// The sources of a file or a folder below the crates, as one text.
+fn sources(path: &str) -> String {
+    let path = root().join("crates").join(path);
+    if path.is_file() {
+        return read(&path);
+    }
+    std::fs::read_dir(&path).unwrap().map(|item| read(&item.unwrap().path())).collect()
+}
+
+/// What an expression's first group finds in a text.
+fn all<'t>(text: &'t str, expression: &str) -> Vec<&'t str> {
+    let expression = regex::Regex::new(expression).unwrap();
+    expression.captures_iter(text).map(|found| found.get(1).unwrap().as_str()).collect()
+}
+
+#[test]
+fn refused_formats_are_named() {
+    let source = sources("qmerge/src/formats/recognised/table.rs");
+    let ids = all(&source, r#"\bid: "([a-z0-9-]+)""#);
+    assert!(ids.len() > 10, "{ids:?}");
+    let line = |text: &str, begin: &str| text.lines().find(|line| line.starts_with(begin)).unwrap().to_lowercase();
+    let limits = line(&chapter("limits.md"), "- **Formats.**");
+    let readme = line(&read(&root().join("README.md")), "No AQLM");
+    for id in ids {
+        assert!(names(&limits, id), "limits.md: {id}");
+        // Of these some kinds are read.
+        let is_read = ["compressed-tensors", "nvfp4", "quanto", "torchao"].contains(&id);
+        assert!(is_read || names(&readme, id), "README: {id}");
+    }
+}
+
+#[test]
+fn kinds_of_gguf_files_are_named() {
+    let code_of = |text: &str| code(text).map(str::to_owned).collect::<BTreeSet<String>>();
+    let source = sources("qmerge/src/arch/gguf");
+    let formats = chapter("reference/formats.md");
+    let row = formats.lines().find(|line| line.starts_with("| architectures |")).unwrap();
+    let known: BTreeSet<String> = all(&source, r#"\barchitecture: "(\w+)""#).into_iter().map(str::to_owned).collect();
+    assert_eq!(code_of(row), known);
+    let folders = formats.split("The base is a folder of ").nth(1).unwrap().split(", in any format").next().unwrap();
+    let lists = all(&source, r"\bmodel_types: &\[([^\]]*)\]");
+    let known: BTreeSet<String> =
+        lists.into_iter().flat_map(|list| all(list, r#""(\w+)""#)).map(str::to_owned).collect();
+    assert_eq!(code_of(folders), known);
+}
+
+#[test]
+fn states_and_effects_are_explained() {
+    let source = sources("qmerge-cli/src/show/verify.rs");
+    let states = regex::Regex::new(r#"State::(\w+) => "([a-z ]+)""#).unwrap();
+    let snake = |name: &str| regex::Regex::new("(.)([A-Z])").unwrap().replace_all(name, "${1}_$2").to_lowercase();
+    let known: BTreeSet<(String, String)> =
+        states.captures_iter(&source).map(|found| (found[2].to_owned(), snake(&found[1]))).collect();
+    assert!(known.len() > 5, "{known:?}");
+    let recipes = chapter("recipes.md");
+    let rows = recipes.lines().skip_while(|line| !line.starts_with("| found |")).skip(2);
+    let mut told = BTreeSet::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.split('|').collect();
+        told.extend(code(cells[1]).map(str::to_owned).zip(code(cells[2]).map(str::to_owned)));
+    }
+    assert_eq!(told, known);
+    let report = chapter("reference/report.md");
+    for (_, state) in &known {
+        assert!(report.contains(&format!("\"{state}\"")), "report.md: {state}");
+    }
+
+    // What the verdict's field is said to hold where it is defined.
+    let source = sources("qmerge/src/report/verdict.rs");
+    let field = source.split("pub effect:").next().unwrap().rsplit("pub struct Verdict").next().unwrap();
+    let effects: BTreeSet<String> = all(field, r#""([a-z]+)""#).into_iter().map(str::to_owned).collect();
+    assert!(effects.len() > 5, "{effects:?}");
+    assert_eq!(first_column(&chapter("concepts/measures.md"), "| `effect` |"), effects);
+}
+
+#[test]
+fn the_book_has_every_function_of_the_python_package() {
+    let package = root().join("bindings/python/python/qmerge");
+    let public = |module: &str| {
+        let source = read(&package.join(format!("{module}.py")));
+        let list = source.split("__all__ = [").nth(1).unwrap().split(']').next().unwrap().to_owned();
+        code(&list.replace('"', "`")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let modules = ["peft", "ray", "torch"];
+    // Classes of answers and errors have upper case, and are records of the documents.
+    let is_function = |name: &String| name.starts_with(char::is_lowercase) && !modules.contains(&name.as_str());
+    let mut wanted: BTreeSet<String> = public("__init__").into_iter().filter(is_function).collect();
+    for module in modules {
+        let of_module = public(module).into_iter().filter(|name| name.chars().any(char::is_lowercase));
+        wanted.extend(of_module.map(|name| format!("{module}.{name}")));
+    }
+    let told = first_column(&chapter("reference/python.md"), "| function |");
+    let told: BTreeSet<String> = told.iter().map(|call| call.split('(').next().unwrap().to_owned()).collect();
+    assert_eq!(told, wanted);
+}
+
+#[test]
+fn no_column_of_a_table_is_empty() {
+    let mut empty = Vec::new();
+    for path in files() {
+        let text = read(&path).replace(r"\|", "");
+        let mut table: Vec<Vec<&str>> = Vec::new();
+        // A line more ends the last table.
+        for (line, language) in lines(&text).into_iter().chain([("", None)]) {
+            if language.is_none() && line.starts_with('|') {
+                table.push(line.trim().trim_matches('|').split('|').map(str::trim).collect());
+                continue;
+            }
+            for at in 0..table.first().map_or(0, Vec::len) {
+                if table.iter().skip(2).all(|row| row.get(at).is_none_or(|cell| cell.is_empty())) {
+                    empty.push(format!("{}: column {} of | {} |", path.display(), at + 1, table[0].join(" | ")));
+                }
+            }
+            table.clear();
+        }
+    }
+    assert!(empty.is_empty(), "{empty:#?}");
 }
 
 /// The names of all fields of a document.

@@ -100,9 +100,9 @@ def merge(
     """Merges one or more adapters into a base model and writes the output, whole or not at all.
 
     Args:
-        base: folder, `.safetensors` file, or hub id.
+        base: folder, `.safetensors` or `.gguf` file, hub id, or address such as "s3://bucket/folder".
         adapter: one of these, a `(path, weight)` pair, a list of either, or a dictionary of paths and weights.
-        output: folder or `.safetensors` file.
+        output: folder, `.safetensors` or `.gguf` file, or address of a folder in a bucket.
         tuned: models that were trained whole from the base, given as adapters are: what each differs from the base by is merged, times its weight. `adapter` may be None then.
         tuned_method: how their differences are joined: "linear" (the default: their weighted sum), "magnitude_prune", "ties", "dare_linear" or "dare_ties".
         density, majority_sign, tuned_seed: share of its values that each keeps, what elects a sign ("total" or "frequency"), and the seed of what is drawn, for the methods that take them.
@@ -111,7 +111,7 @@ def merge(
         calibrate: a text file like the model's task, to see what its layers are given (default: text that the model writes itself).
         calibration_tokens: how many tokens to calibrate on (default: 3072 that the model writes itself, or 6144 of a text).
         calibration_time: as many tokens as take about so long on one thread, like "20m"; computed from the model's size, so the same on every machine.
-        calibration: a file, or a folder of files that add up, that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is not run. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
+        calibration: a file, or a folder of files that add up, that `calibrate` or `qmerge.torch.calibrate` stored for this base: the model is run to measure only, with `measure="never"` not at all. One that `qmerge.torch.MomentsCallback` put beside the adapter is found by itself.
         imatrix: llama.cpp's importance matrix of this model: it knows each input's size alone, not how inputs go together.
         original: the 16-bit checkpoint that the base was quantized from: where nothing is calibrated it is rounded with the delta, in place of the base.
         fast: into the base's own format: round by few tokens that the model writes, in few passes, and do not measure.
@@ -122,12 +122,12 @@ def merge(
         budget: how much larger that may make the output, as a share of its bytes, 0.02 or "2%" (the default).
         measure: when the merged model is run, on text that the calibration did not see, to measure what is left of the adapter: "auto" (the default: where the merge is calibrated and the model can be run), "always" or "never".
         min_kept: raise `SurvivalError` if a smaller share of the adapter's effect on what the model predicts is kept. It is measured whatever the method. The output is written all the same.
-        min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights.
+        min_survival: the same by the best that is known: by what the model predicts where it is measured, else by layers' outputs, else by the delta in the weights. In `verify` it is the delta in the weights alone.
         tokenizer: whose tokenizer the output takes, "adapter" or "base".
         map: translations of the adapter's names: regular expressions and what they become.
         lora_scale: factors by regular expressions that are found in a module's path, on what all adapters do there.
         allow_unused: leave out adapter tensors that match nothing.
-        base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA or LoftQ initialisation.
+        base_is_residual: the base already is the residual model of a PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ initialisation.
         peft_bugs: write what PEFT writes where its merge contradicts its own forward pass.
         bits, block_size: bits of a code and elements per scale of what is made anew.
         double_quant, quant_storage, torch_threads: how NF4 and FP4 are stored.
@@ -304,7 +304,7 @@ def verify(
     """Tells whether an adapter was applied, to which tensors, and with what loss; also for merges that other tools made.
 
     Args:
-        min_survival: share of the delta from which it counts as kept (0.5).
+        min_survival: share of the delta in the weights from which it counts as kept (0.5).
         progress: a function that is told how far the work is (`qmerge.Progress`: share, phase, layers), or True for a bar.
     """
     options = flags(
@@ -744,7 +744,7 @@ def read(path: Path, name: str, rows: Optional[slice] = None) -> NDArray[numpy.f
     try:
         import numpy
     except ImportError as missing:
-        raise ImportError("qmerge.read needs numpy: pip install 'qmerge[numpy]'") from missing
+        raise ImportError("qmerge.read needs numpy: pip install numpy") from missing
 
     values, shape = _qmerge.read(path, name, rows)
     return numpy.frombuffer(values, dtype="<f4").reshape(shape)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::patterns;
 use crate::error::{Error, Result, malformed, unsupported};
 use crate::open;
 
@@ -24,7 +25,7 @@ pub struct AdapterConfig {
     pub target_parameters: Vec<String>,
     /// Modules targeted, where given as a list.
     pub target_modules: Vec<String>,
-    /// Input and output embedding share the adapter.
+    /// Input and output embedding share the adapter: `ensure_weight_tying`, where PEFT heeds it.
     pub ensure_weight_tying: bool,
     /// What the model was trained to do ("SEQ_CLS").
     pub task_type: Option<String>,
@@ -188,17 +189,19 @@ pub(super) fn of_json(json: Map<String, Value>, path: &Path) -> Result<AdapterCo
     let fields = Fields(&json);
     let peft_type =
         fields.text("peft_type")?.ok_or_else(|| malformed("no `peft_type`: not an adapter's configuration"))?;
+    let modules_to_save = fields.texts("modules_to_save")?;
+    let ensure_weight_tying = fields.flag("ensure_weight_tying")? && names_embedding(&json, &modules_to_save);
     Ok(AdapterConfig {
         path: path.to_path_buf(),
         peft_type,
         fan_in_fan_out: fields.flag("fan_in_fan_out")?,
-        modules_to_save: fields.texts("modules_to_save")?,
+        modules_to_save,
         target_parameters: fields.texts("target_parameters")?,
         target_modules: match json.get("target_modules") {
             Some(Value::String(_)) => Vec::new(),
             _ => fields.texts("target_modules")?,
         },
-        ensure_weight_tying: fields.flag("ensure_weight_tying")?,
+        ensure_weight_tying,
         task_type: json.get("task_type").and_then(Value::as_str).map(str::to_owned),
         trained_class: json
             .get("auto_mapping")
@@ -207,6 +210,21 @@ pub(super) fn of_json(json: Map<String, Value>, path: &Path) -> Result<AdapterCo
         base_model: fields.text("base_model_name_or_path")?.filter(|name| !name.is_empty()),
         json,
     })
+}
+
+/// True where what is trained of an embedding is called as PEFT knows embeddings. `ensure_weight_tying` ties nothing else, whatever the model ties: not GPT-2's `wte`.
+///
+/// Source: PEFT 0.21, `tuners/tuners_utils.py`, `_check_tied_modules`.
+fn names_embedding(json: &Map<String, Value>, modules_to_save: &[String]) -> bool {
+    const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
+    let is_embedding = |path: &str| path.rsplit('.').next().is_some_and(|last| EMBEDDINGS.contains(&last));
+    let is_targeted = match json.get("target_modules") {
+        Some(Value::String(expression)) => patterns::compile(&format!(r"\A(?:{expression})\z"))
+            .is_ok_and(|regex| EMBEDDINGS.iter().any(|name| regex.is_match(name).unwrap_or(false))),
+        Some(Value::Array(targets)) => targets.iter().filter_map(Value::as_str).any(is_embedding),
+        _ => false,
+    };
+    is_targeted || modules_to_save.iter().any(|path| is_embedding(path))
 }
 
 /// Typed access; null counts as missing.

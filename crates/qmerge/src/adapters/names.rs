@@ -194,7 +194,7 @@ impl<'a> Names<'a> {
         Ok(Some((claim, rows)))
     }
 
-    /// What the model in memory calls a module or parameter of the base, but for wrappers around all of it.
+    /// What the model in memory calls a module or parameter of the base.
     pub fn in_memory(&self, name: &str) -> String {
         arch::in_memory(&self.parts, name).unwrap_or_else(|| name.to_owned())
     }

@@ -428,6 +428,8 @@ for tag, tie in (("", False), ("-tied", True)):
 case("save-head", llama(), lora(target_modules=["q_proj"], modules_to_save=["lm_head"]))
 case("save-embed-tied", llama(tie=True), lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"]))
 case("save-both-tied-ensured", llama(tie=True), lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True))
+# PEFT's flag ties what is called embed_tokens or lm_head alone: this embedding and its head part.
+case("save-wte-tied-ensured", gpt2(), lora(target_modules=["c_attn"], modules_to_save=["wte"], ensure_weight_tying=True))
 case("resized", llama(), lora(target_modules=["q_proj"]), prepare=lambda m: m.resize_token_embeddings(52))
 case("resized-saved", llama(), lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]), prepare=lambda m: m.resize_token_embeddings(52))
 case("resized-tied", llama(tie=True), lora(target_modules=["q_proj"]), prepare=lambda m: m.resize_token_embeddings(52))

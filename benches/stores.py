@@ -37,7 +37,7 @@ OWN = ("qmerge-report.json", "README.md")
 
 
 class Store:
-    """A bucket without credentials."""
+    """A bucket whose signatures nobody checks."""
 
     def __init__(self, host):
         self.host, self.own = host, threading.local()
@@ -48,7 +48,8 @@ class Store:
             if not getattr(self.own, "connection", None):
                 self.own.connection = http.client.HTTPConnection(self.host)
             try:
-                self.own.connection.request(method, path, body, headers)
+                # Nobody checks it; without one it would be anybody's request, or of another kind of store.
+                self.own.connection.request(method, path, body, {"Authorization": "AWS key:none", **headers})
                 answer = self.own.connection.getresponse()
                 content = answer.read()
                 break

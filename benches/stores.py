@@ -1,10 +1,10 @@
 """A merge from a bucket into one, against a copy of the same files through the same server, in turns and in one run.
 
     cargo build --release -p qmerge-cli && cargo build --release -p qmerge --example random_llama && cargo build --release -p qmerge-cli --example bucket_server
-    python3 benches/stores.py --folder DIR [--size 1b|7b] [--base nf4|bf16] [--server own|moto] [--rounds 3] [--rounding METHOD ...] [--link 1gbit ...] [--write]
+    python3 benches/stores.py --folder DIR [--size 1b|7b] [--base nf4|bf16] [--shards MB] [--server own|moto] [--rounds 3] [--rounding METHOD ...] [--link 1gbit ...] [--write]
 
 The server is a small one of our own, on this machine and in memory, or with `--server moto` that of moto (`pip install "moto[server]"`), which many test against: it is
-Python, and takes a share of the processors that is printed and written too. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
+Python, and takes a share of the processors that is printed and written too; for each range it reads the whole object, so `--shards 256` keeps it from taking hours. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
 directions together (`tc`'s token bucket, which takes root); `none` is the loopback as it is, where a copy costs next to nothing. The copy asks for ranges of 8 MiB
 and puts each as a part of an upload, on eight threads that sign nothing: a lower bound on what any client takes. A round is a copy and a merge; medians and the median of the ratios
 are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts the rows of this server and base into benches/figures/stores.json, in place of
@@ -37,7 +37,7 @@ OWN = ("qmerge-report.json", "README.md")
 
 
 class Store:
-    """A bucket without credentials."""
+    """A bucket whose signatures nobody checks."""
 
     def __init__(self, host):
         self.host, self.own = host, threading.local()
@@ -48,7 +48,8 @@ class Store:
             if not getattr(self.own, "connection", None):
                 self.own.connection = http.client.HTTPConnection(self.host)
             try:
-                self.own.connection.request(method, path, body, headers)
+                # Nobody checks it; without one it would be anybody's request, or of another kind of store.
+                self.own.connection.request(method, path, body, {"Authorization": "AWS key:none", **headers})
                 answer = self.own.connection.getresponse()
                 content = answer.read()
                 break
@@ -131,6 +132,44 @@ def started(server):
     return process, store
 
 
+def shards(source, target, limit):
+    """The same model in files of at most about so many bytes, with their index, as models lie on the hub."""
+    os.makedirs(target)
+    with open(os.path.join(source, "model.safetensors"), "rb") as file:
+        start = int.from_bytes(file.read(8), "little") + 8
+        header = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        groups, room = [], 0
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = tensor["data_offsets"]
+            if end - begin > room:
+                groups.append([])
+                room = limit
+            groups[-1].append(name)
+            room -= end - begin
+        index = {}
+        for number, names in enumerate(groups, 1):
+            shard, at, own = f"model-{number:05}-of-{len(groups):05}.safetensors", 0, {"__metadata__": {"format": "pt"}}
+            for name in names:
+                begin, end = header[name]["data_offsets"]
+                own[name] = {**header[name], "data_offsets": [at, at + end - begin]}
+                at += end - begin
+                index[name] = shard
+            text = json.dumps(own).encode()
+            text += b" " * (-len(text) % 8)
+            with open(os.path.join(target, shard), "wb") as out:
+                out.write(len(text).to_bytes(8, "little") + text)
+                for name in names:
+                    begin, end = header[name]["data_offsets"]
+                    file.seek(start + begin)
+                    out.write(file.read(end - begin))
+    with open(os.path.join(target, "model.safetensors.index.json"), "w") as file:
+        json.dump({"metadata": {}, "weight_map": index}, file)
+    for name in os.listdir(source):
+        if not name.endswith(".safetensors"):
+            shutil.copy(os.path.join(source, name), target)
+
+
 def seconds_of(process):
     """Processor time of a process so far."""
     with open(f"/proc/{process.pid}/stat") as file:
@@ -192,7 +231,7 @@ def measured(link, args, process, store, sizes, expected):
         assert "<UploadId>" not in uploads, uploads
         medians = [statistics.median(column) for column in zip(*found)]
         rows.append({
-            "server": args.server, "base": args.base, "bytes": sum(sizes.values()), "link": link, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
+            "server": args.server, "base": args.base, "files": sum(name.endswith(".safetensors") for name in sizes), "bytes": sum(sizes.values()), "link": link, "rounding": method, "copy_seconds": round(medians[0], 2), "merge_seconds": round(medians[1], 2),
             "own_cpu_seconds": round(medians[5], 2), "copy_server_cpu_seconds": round(medians[6], 2), "merge_server_cpu_seconds": round(medians[7], 2),
             "ratio": round(medians[2], 2), "peak_mib": round(max(row[3] for row in found)), "disk_mb": round(max(row[4] for row in found), 1),
         })
@@ -203,6 +242,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="1b")
     parser.add_argument("--base", choices=["nf4", "bf16"], default="nf4", help="the format of the model")
+    parser.add_argument("--shards", type=int, metavar="MB", help="cut the base into files of so many megabytes: moto reads a whole object for each range of it")
     parser.add_argument("--server", choices=["own", "moto"], default="own")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rounding", nargs="+", default=["nearest", "stochastic"])
@@ -214,6 +254,10 @@ def main():
     base, adapter, out = (os.path.join(model, name) for name in ("base", "adapter", "out"))
     if not os.path.exists(base):
         subprocess.run([os.path.join(TARGET, "examples/random_llama"), model, args.size, args.base], check=True)
+    if args.shards:
+        whole, base = base, f"{base}-{args.shards}"
+        if not os.path.exists(base):
+            shards(whole, base, args.shards * 1_000_000)
     sizes = {name: os.path.getsize(os.path.join(base, name)) for name in os.listdir(base)}
     expected = {}
     for method in args.rounding:
@@ -225,12 +269,12 @@ def main():
                 with open(os.path.join(out, name), "rb") as file:
                     expected[method][name] = (os.path.getsize(file.name), hashlib.file_digest(file, "sha256").hexdigest())
     shutil.rmtree(out)
-    rows = []
+    rows, places = [], {"base": base, "adapter": adapter}
     process, store = started(args.server)
     try:
         for folder in ("base", "adapter"):
-            for name in os.listdir(os.path.join(model, folder)):
-                path = os.path.join(model, folder, name)
+            for name in os.listdir(places[folder]):
+                path = os.path.join(places[folder], name)
                 size = os.path.getsize(path)
                 with open(path, "rb") as file:
                     store.upload(f"in/{folder}/{name}", max(1, -(-size // PART)), lambda at: os.pread(file.fileno(), PART, at * PART))

@@ -1,4 +1,4 @@
-//! Merges into every format of quantized checkpoints by every rounding method: a small llama, stored in the format by its own writer (which tests/quantized.rs holds to
+//! Merges into every format of quantized checkpoints by every rounding method: a small llama, stored in the format by its own writer (which tests/it/quantized holds to
 //! the reference's bytes).
 
 mod kinds;

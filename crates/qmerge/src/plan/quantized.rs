@@ -160,6 +160,8 @@ fn entries<'n>(names: &Names<'_>, modules: &Modules<'_>, added: impl Iterator<It
     let entry = |module: &str| match names.layers_within(module) {
         // Loaders with the model's own code, and vLLM, have the one layer.
         Some(layers) => [layers, vec![module.to_owned()]].concat(),
+        // Older loaders have the head where the file has it.
+        None if names.is_head(module) => vec![names.in_memory(module), module.to_owned()],
         None => vec![experts(module).filter(|all| !coded.contains(all)).unwrap_or_else(|| names.in_memory(module))],
     };
     let mut entries: BTreeSet<String> = modules.plain.iter().flat_map(|module| entry(module)).collect();

@@ -320,7 +320,10 @@ fn another_calibration_than_the_parts_is_told_of() {
     }
     part(&["--fast", "--no-run"]);
     let told = finish(&["--calibration", "m.safetensors"]);
-    assert!(told.contains("text or file of the calibration: nothing but what the adapter reads, by 3 before, another now"), "{told}");
+    assert!(
+        told.contains("text or file of the calibration: nothing but what the adapter reads, by 3 before, another now"),
+        "{told}"
+    );
     done(&folder, &words("finish", &["--fast", "--no-run"]));
 }
 

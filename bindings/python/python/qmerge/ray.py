@@ -2,7 +2,7 @@
 
 >>> qmerge.ray.merge("base-nf4", "my-lora", "merged", parts=8)
 
-All nodes see the base, the adapter and the folder of the output under the same paths. The bytes are those of `qmerge.merge` on one machine. Needs `pip install "qmerge[ray]"`.
+All nodes see the base, the adapter and the folder of the output under the same paths. The bytes are those of `qmerge.merge` on one machine. Needs Ray: `pip install "./bindings/python[ray]"` in a checkout.
 `qmerge merge --on ray://HOST:PORT` is the same from a command line.
 """
 
@@ -308,7 +308,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("qmerge.ray needs Ray: pip install 'qmerge[ray]'") from error
+        raise UsageError("qmerge.ray needs Ray: pip install ray") from error
     return ray
 
 

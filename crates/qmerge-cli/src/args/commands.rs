@@ -57,7 +57,7 @@ pub(crate) struct MergeArgs {
     /// Merge only this part, like 2/4, into a folder beside OUT; `qmerge finish` puts all parts together.
     #[arg(long, value_name = "I/N", conflicts_with_all = ["residual_rank", "min_kept", "min_survival", "report", "push"], hide_short_help = true, help_heading = "Output")]
     pub(crate) part: Option<Part>,
-    /// Have the parts of the merge done by the machines of a Ray cluster, `ray://HOST:PORT`, or of the one that this machine is in, `ray`; they see the output's folder under the same path. Needs the Python package with Ray: pip install "qmerge[ray]".
+    /// Have the parts of the merge done by the machines of a Ray cluster, `ray://HOST:PORT`, or of the one that this machine is in, `ray`; they see the output's folder under the same path. Needs the Python package with Ray: pip install "./bindings/python[ray]" in a checkout.
     #[arg(long, value_name = "CLUSTER", value_parser = cluster, conflicts_with_all = ["part", "residual_rank", "dry_run", "moments", "threads"], hide_short_help = true, help_heading = "Output")]
     pub(crate) on: Option<String>,
     /// Store what this merge would be rounded by, for its parts, and merge nothing.

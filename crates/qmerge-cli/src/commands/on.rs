@@ -17,7 +17,7 @@ pub(crate) fn run(cluster: &str, words: &[OsString]) -> Result<u8> {
     let python = std::env::var_os(PYTHON).unwrap_or_else(|| OsString::from("python3"));
     let missing = |problem: String| {
         Error::new(Kind::Missing, problem).with_hint(format!(
-            "pip install \"qmerge[ray]\" of this version, and name the Python in {PYTHON} if it is not the first python3 of the path"
+            "in a checkout of this version: pip install \"./bindings/python[ray]\"; and name the Python in {PYTHON} if it is not the first python3 of the path"
         ))
     };
     // Said before Ray's own lines, and without them.

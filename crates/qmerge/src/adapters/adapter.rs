@@ -291,6 +291,12 @@ impl Adapter {
         self.stated.get(module).copied()
     }
 
+    /// False where the file holds what all layers share, and nothing by the name of one.
+    pub(crate) fn names_layers(&self) -> bool {
+        let roles = || self.tensors.entries.iter().map(|entry| self.key(&entry.name).role);
+        roles().any(|role| matches!(role, Role::Own(..))) || !roles().any(|role| matches!(role, Role::Shared(_)))
+    }
+
     /// Modules whose change is zero, as it is before training, since the factors that begin at zero still are; in the model's order, and beside them the number
     /// of all modules that have such factors.
     pub fn untrained(&self) -> (Vec<String>, usize) {

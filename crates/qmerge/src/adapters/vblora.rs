@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::factored::Factored;
 use super::module::{INCOMPLETE, OTHER};
 use super::{AdapterConfig, Layers, Loader, Markers, Module, On, PeftMethod, Planned};
-use crate::error::{Result, malformed, mismatch};
+use crate::error::{Result, malformed, mismatch, unsupported};
 
 /// VB-LoRA.
 pub(super) struct VbLora;
@@ -110,7 +110,17 @@ impl Mixtures {
     /// Which vectors each piece is made of, and how much of each.
     fn read(&self, loader: &Loader<'_>, vectors: usize, topk: usize) -> Result<Vec<Vec<(usize, f64)>>> {
         match self {
-            Self::Logits(name) => Ok(loader.floats(name)?.chunks_exact(vectors).map(|x| largest(x, topk)).collect()),
+            Self::Logits(name) => {
+                let logits = loader.floats(name)?;
+                let pieces: Option<_> = logits.chunks_exact(vectors).map(|x| largest(x, topk)).collect();
+                pieces.ok_or_else(|| {
+                    unsupported(format!(
+                        "the {topk} largest of its logits cannot be told: others are equal to the last of them, and which of these PEFT takes is torch's choice"
+                    ))
+                    .in_tensor(name)
+                    .with_hint("store the adapter in the type that it was trained in")
+                })
+            }
             Self::Largest { indices: name, weights } => {
                 let (indices, weights) = (loader.integers(name)?, loader.floats(weights)?);
                 let mut pieces = Vec::new();
@@ -129,16 +139,21 @@ impl Mixtures {
     }
 }
 
-/// The places of the `topk` largest logits, with their softmax.
-fn largest(logits: &[f32], topk: usize) -> Vec<(usize, f64)> {
-    let mut order: Vec<(usize, f64)> = logits.iter().map(|x| f64::from(*x)).enumerate().collect();
+/// The places of the `topk` largest logits, with their softmax; none where the last of them is not the only one of its value.
+fn largest(logits: &[f32], topk: usize) -> Option<Vec<(usize, f64)>> {
+    // Zeros of both signs are equal.
+    let mut order: Vec<(usize, f64)> = logits.iter().map(|x| f64::from(*x) + 0.0).enumerate().collect();
     order.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let ends = (order.get(topk.wrapping_sub(1)), order.get(topk));
+    if matches!(ends, (Some(last), Some(next)) if last.1 == next.1) {
+        return None;
+    }
     order.truncate(topk);
     let most = order.first().map_or(0.0, |(_, logit)| *logit);
     order.iter_mut().for_each(|(_, x)| *x = libm::exp(*x - most));
     let sum: f64 = order.iter().map(|(_, x)| x).sum();
     order.iter_mut().for_each(|(_, x)| *x /= sum);
-    order
+    Some(order)
 }
 
 /// Vectors of a bank, one piece after the other.
@@ -192,5 +207,19 @@ impl Layers for Bank {
         let change =
             Factored { rank: r, outputs, inputs, scale: module.weight(), round: None, beside, of_base: false, make };
         Ok(vec![Planned { on: On::Matrix, outputs, inputs, change: Arc::new(change), tensors }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::largest;
+
+    #[test]
+    fn what_is_equal_at_the_border_is_not_chosen() {
+        assert_eq!(largest(&[1.0, 3.0, 2.0, 0.5], 2).map(|found| [found[0].0, found[1].0]), Some([1, 2]));
+        assert_eq!(largest(&[3.0, 3.0, 2.0], 2).map(|found| found.len()), Some(2));
+        assert_eq!(largest(&[1.0, 3.0, 1.0], 2), None);
+        assert_eq!(largest(&[1.0, 0.0, -0.0], 2), None);
+        assert_eq!(largest(&[1.0, 1.0], 2).map(|found| found.len()), Some(2));
     }
 }

@@ -150,12 +150,15 @@ pub(crate) fn untrained_warning(adapter: &Adapter, modules: &[String], number: u
 
 pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<String> {
     let mut warnings = Vec::new();
+    // Some files hold what all layers share and nothing by their names.
+    let names_layers = adapter.names_layers();
     let missing: Vec<&String> = adapter
         .config
         .target_modules
         .iter()
         .filter(|target| {
-            !target.is_empty()
+            names_layers
+                && !target.is_empty()
                 && !adapter.tensors.entries.iter().any(|entry| entry.name.split('.').any(|part| target.ends_with(part)))
         })
         .collect();

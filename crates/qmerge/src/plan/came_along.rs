@@ -1,6 +1,6 @@
 //! Tensors of the base that an adapter's file has beside what was trained: PEFT saves the whole embedding whenever it is a target.
 
-use crate::adapters::Changes;
+use crate::adapters::{Changes, Names};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::formats::Claim;
@@ -13,12 +13,18 @@ use super::Inputs;
 const CHUNK: usize = 1 << 18;
 
 /// Leaves out what is the base's own, value for value, so that several adapters may bring it; and says where one is another, which takes the place of the base's, as with PEFT.
-pub(super) fn leave_out(inputs: &Inputs, changes: &mut [Changes], warnings: &mut Vec<String>) -> Result<()> {
+pub(super) fn leave_out(
+    inputs: &Inputs,
+    names: &Names<'_>,
+    changes: &mut [Changes],
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     for (adapter, changes) in inputs.adapters.iter().zip(changes) {
         let mut kept = Vec::new();
         for replacement in std::mem::take(&mut changes.replacements) {
-            let mut claims = inputs.inventory.weights.iter();
-            let claim = claims.find(|claim| claim.weight.name() == replacement.target && claim.weight.is_plain());
+            // Of an embedding that is tied and not stored, the tensor that it is.
+            let tied = || names.tied_to(replacement.target.strip_suffix(".weight")?).map(|(_, claim)| claim);
+            let claim = names.exact(&replacement.target).or_else(tied).filter(|claim| claim.weight.is_plain());
             let own = claim.and_then(own).zip(adapter.tensors.get(&replacement.tensor));
             let Some((own, brought)) = own.filter(|(own, brought)| !replacement.trained && own.shape == brought.shape)
             else {

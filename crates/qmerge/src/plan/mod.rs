@@ -231,7 +231,7 @@ impl Plan {
         let mut warnings = Vec::new();
         let quantizes = options.to.map(|to| to.quantizes()).or_else(|| options.export.map(|export| export.quantizes()));
         let mut changes = read_adapters(inputs, options, &names, quantizes, &mut warnings)?;
-        came_along::leave_out(inputs, &mut changes, &mut warnings)?;
+        came_along::leave_out(inputs, &names, &mut changes, &mut warnings)?;
         refuse_idle_scales(&options.read, &changes)?;
         refuse_original_of_tuned(inputs)?;
         refuse_parts_of_rescaled(inputs, &changes)?;

@@ -120,7 +120,10 @@ fn the_flag_says_whether_stored_copies_are_equal() {
         vec![table.clone(), renamed(&table, "lm_head.weight")],
         config("llama", json!({"tie_word_embeddings": true})),
     )
-    .adapter(&[&[a, b][..], &head[..]].concat(), json!({"ensure_weight_tying": true, "target_modules": ["embed_tokens"]}));
+    .adapter(
+        &[&[a, b][..], &head[..]].concat(),
+        json!({"ensure_weight_tying": true, "target_modules": ["embed_tokens"]}),
+    );
     let merged = case.merge();
     assert_eq!(merged.get("lm_head.weight"), merged.get("model.embed_tokens.weight"));
     assert!(merged.get("lm_head.weight") != case.base("lm_head.weight"));

@@ -226,8 +226,9 @@ proptest! {
             let change = |i: usize| f64::from(values[i]) - f64::from(case.base[i]);
             let error = |i: usize| f64::from(values[i]) - f64::from(case.target[i]);
             let (output, noise) = (case.product(method, change, delta) / norm, case.product(method, error, error) / norm);
-            prop_assert!((output - kept.output).abs() < 1e-2, "{method} {kind}: {output} {kept:?}");
-            prop_assert!((noise - kept.noise).abs() < 1e-2 * noise.max(1.0), "{method} {kind}: {noise} {kept:?}");
+            // What is said is summed in f32, of 256 products at most: 256 · 2⁻²⁴, and some times that as a share of the delta (1e-5 at most was seen).
+            prop_assert!((output - kept.output).abs() < 1e-4, "{method} {kind}: {output} {kept:?}");
+            prop_assert!((noise - kept.noise).abs() < 1e-4 * noise.max(1.0), "{method} {kind}: {noise} {kept:?}");
             // Keeping the base has noise 1 and keeps nothing.
             if method != "adapter" {
                 prop_assert!(noise <= 1.0 + 1e-6, "{method} {kind}: {noise}");

@@ -302,7 +302,13 @@ impl<'a> Names<'a> {
 
     /// The place of a module among those whose weights are one tensor where the model's embeddings are tied, the input embedding first.
     pub(crate) fn member(&self, module: &str) -> Option<usize> {
-        self.tie?.members.iter().position(|member| self.same_path(member, module))
+        let members = self.tie?.members;
+        let called = |name: &str| members.iter().position(|member| self.same_path(member, name));
+        // A head may have another name in memory than in the file.
+        called(module).or_else(|| {
+            let path = format!("{module}.");
+            renames(self.arch, &path).find_map(|name| called(name.strip_suffix('.').unwrap_or(&name)))
+        })
     }
 
     /// The same of one that is tied and not stored.
@@ -313,7 +319,7 @@ impl<'a> Names<'a> {
     /// For a module that is tied and not stored: the name that its weight has, and the weight that it is.
     pub(crate) fn tied_to(&self, module: &str) -> Option<(String, &'a Claim)> {
         let tie = self.tie.filter(|_| self.flag() != Some(false))?;
-        let member = tie.members.iter().find(|member| self.same_path(member, module))?;
+        let member = tie.members.get(self.member(module)?)?;
         let name = format!("{member}.weight");
         if self.exact(&name).is_some() {
             return None;

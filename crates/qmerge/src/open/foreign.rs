@@ -3,6 +3,7 @@
 //! How a checkpoint's *weights* are stored is the business of `formats`, and how an adapter's are that of `adapters`; here are files and folders that are no model
 //! in the first place.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::{Blob, Checkpoint, Entry, ItemKind, Metadata, SMALL_ENDINGS, Store};
@@ -131,7 +132,15 @@ fn refuse_gguf(metadata: &Metadata) -> Result<()> {
 
 /// Refuses tensors without elements in place of weights: what DeepSpeed's ZeRO-3 leaves of parameters that were not gathered.
 pub(super) fn refuse_empty(checkpoint: &Checkpoint) -> Result<()> {
-    let empty = |entry: &&Entry| entry.shape == [0] && entry.dtype.is_plain_float();
+    let parent = |entry: &Entry| entry.name.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned();
+    // What has no elements beside a matrix that has none was made so: a decomposition that keeps nothing. Parameters that were not gathered are [0], matrices too.
+    let made: HashSet<String> = checkpoint
+        .entries
+        .iter()
+        .filter(|entry| entry.shape.len() > 1 && entry.shape.contains(&0))
+        .map(parent)
+        .collect();
+    let empty = |entry: &&Entry| entry.shape == [0] && entry.dtype.is_plain_float() && !made.contains(&parent(entry));
     let mut found = checkpoint.entries.iter().filter(empty);
     let Some(first) = found.next() else { return Ok(()) };
     let count = found.count().saturating_add(1);

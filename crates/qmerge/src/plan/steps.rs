@@ -106,6 +106,18 @@ impl Wanted {
         self.replacements.insert(target.to_owned(), (number, own));
     }
 
+    /// Wants of `to` what is wanted of `from`, where nothing is wanted of it yet, and nothing of `from`.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(edits) = self.edits.remove(from) {
+            self.edits.entry(to.to_owned()).or_insert(edits);
+        }
+        if let Some((number, replacement)) = self.replacements.remove(from)
+            && !self.replacements.contains_key(to)
+        {
+            self.replace(to, number, &replacement);
+        }
+    }
+
     /// Wants of `target` what is wanted of `source`.
     pub(super) fn copy(&mut self, source: &str, target: &str) {
         if let Some(edits) = self.edits.get(source).cloned() {

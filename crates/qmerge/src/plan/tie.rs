@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use super::steps::{ConfigChange, Wanted};
 use super::{Inputs, Options};
 use crate::adapters::{Names, PlannedEdit};
+use crate::arch::Tie;
 use crate::error::{Result, unsupported};
 use crate::formats::Claim;
 use crate::open;
@@ -24,6 +25,25 @@ pub(super) struct Parted {
 
 /// Settles what is wanted of tied embeddings: edits of all of them, or of each on its own.
 pub(super) fn settle(
+    inputs: &Inputs,
+    options: &Options,
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    config: &mut ConfigChange,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Parted>> {
+    let parted = settle_weights(inputs, options, names, wanted, config, warnings)?;
+    // The head's bias is the tensor beside the head as long as the two are tied.
+    if let Some((name, source)) = names.tie.and_then(Tie::bias)
+        && names.tied_bias(&name).is_some()
+        && !parted.iter().any(|parted| parted.name == name)
+    {
+        wanted.rename(&name, &source);
+    }
+    Ok(parted)
+}
+
+fn settle_weights(
     inputs: &Inputs,
     options: &Options,
     names: &Names<'_>,

@@ -94,6 +94,9 @@ fn unfit_documents_are_named() {
     refused(&folder, &["report", "report.json", "-o", "report.json"], &["report.json", "written as .html"]);
     let output = run(folder.path(), &["report", "nowhere.json", "-o", "page.html"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    let output = run(folder.path(), &["report", "report.json", "-o", "no/folder/page.html"]);
+    // A folder is made as for other outputs, where it can be.
+    let output = run(folder.path(), &["report", "report.json", "-o", "new/folder/page.html"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = run(folder.path(), &["report", "report.json", "-o", "report.json/page.html"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
 }

@@ -124,7 +124,8 @@ fn a_busy_server_is_left_alone() {
         let started = std::time::Instant::now();
         let output = server.run(folder.path(), &["merge", "--fast", &base, "adapter", "-o", "out", "--force"]);
         assert!(output.status.success(), "{base}: {}", stderr(&output));
-        assert!(started.elapsed().as_secs() >= 2, "{:?}", started.elapsed());
+        // Requests side by side may be refused in the same second.
+        assert!(started.elapsed().as_secs() >= 1, "{:?}", started.elapsed());
         assert_same(&folder, "local", "out");
     }
 }

@@ -105,7 +105,8 @@ impl Export for FileType {
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, views, constants, writer)?;
-        Ok(Exported { warnings: warning.into_iter().collect(), ..exported })
+        let warnings = warning.into_iter().chain(exported.warnings).collect();
+        Ok(Exported { warnings, ..exported })
     }
 }
 
@@ -145,7 +146,9 @@ impl FileType {
             .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
             .collect();
         let has_head = known.iter().any(|(.., view)| view.stored == HEAD_WEIGHT);
-        let mut types = self.types(&matrices, model.about(has_head)).into_iter();
+        let types = self.types(&matrices, model.about(has_head));
+        let warning = self.said_of_narrow(&matrices, &types);
+        let mut types = types.into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         for (name, shape, view) in &known {
             let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
@@ -174,8 +177,22 @@ impl FileType {
             order: Some(order),
             config: None,
             beside: Vec::new(),
-            warnings: Vec::new(),
+            warnings: warning.into_iter().collect(),
         })
+    }
+
+    /// What to know of matrices whose rows are no whole blocks of this type; nothing where there are none. `types` are those that they have.
+    pub(super) fn said_of_narrow(&self, matrices: &[(&str, usize)], types: &[Dtype]) -> Option<String> {
+        let block = self.dtype.block().0 as usize;
+        let narrow: Vec<_> =
+            matrices.iter().zip(types).filter(|((_, width), _)| !width.is_multiple_of(block)).collect();
+        let ((first, width), dtype) = narrow.first()?;
+        Some(format!(
+            "{} of {} matrices have rows that are no whole blocks of {block} values, and take other types than {}, as with llama-quantize: the file is larger than its name says; first `{first}`, rows of {width} in {dtype}",
+            narrow.len(),
+            matrices.len(),
+            self.id
+        ))
     }
 }
 

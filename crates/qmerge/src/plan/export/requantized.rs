@@ -53,7 +53,9 @@ impl FileType {
         let matrices: Vec<(&str, usize)> =
             tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
         let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
-        let mut types = self.types(&matrices, model.about(has_head)).into_iter();
+        let types = self.types(&matrices, model.about(has_head));
+        let warning = self.said_of_narrow(&matrices, &types);
+        let mut types = types.into_iter();
         let mut places = HashMap::new();
         for tensor in &tensors {
             let dtype = if takes(&tensor) { types.next() } else { tensor.dtype };
@@ -90,7 +92,7 @@ impl FileType {
             order: Some(order),
             config: None,
             beside: Vec::new(),
-            warnings: Vec::new(),
+            warnings: warning.into_iter().collect(),
         })
     }
 }

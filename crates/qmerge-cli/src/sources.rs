@@ -151,9 +151,12 @@ impl Command {
         };
         // Who wrote the adapter does not decide which servers are asked, and with whose keys.
         if qmerge_store::is_address(Path::new(&base)) {
-            return Err(Error::new(Kind::Usage, format!("no base is given, and the adapter names an address: {base}"))
-                .in_file(&path)
-                .with_hint("if it is to be asked, give it with --base"));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("no base is given, and the adapter names an address: {}", qmerge_store::redacted_word(&base)),
+            )
+            .in_file(&path)
+            .with_hint("if it is to be asked, give it with --base"));
         }
         let remark = format!("the base is {base}, as the adapter says");
         sources.base = Some(base.into());

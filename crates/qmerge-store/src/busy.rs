@@ -80,7 +80,9 @@ pub(crate) fn run<B: AsSendBody + Clone>(agent: &Agent, request: &Request<B>) ->
     let host = request.uri().authority().map(|host| host.as_str().rsplit('@').next().unwrap_or_default().to_owned());
     let host = host.unwrap_or_default();
     let begun = Instant::now();
-    for _ in 0..TRIES {
+    let mut number = 0;
+    loop {
+        number += 1;
         let until = pauses().get(&host).copied();
         if let Some(until) = until {
             // Others may have been told to wait longer meanwhile, which their own requests find out.
@@ -93,16 +95,18 @@ pub(crate) fn run<B: AsSendBody + Clone>(agent: &Agent, request: &Request<B>) ->
             let problem = format!("{host} is too busy and asks to come back in {minutes} minutes");
             return Err(NoAnswer::PutOff(Error::new(Kind::Io, problem).with_hint(COME_BACK)));
         }
-        if begun.elapsed() + asked > IN_ALL {
+        let until = Instant::now() + asked.max(SHORTEST);
+        {
+            let mut pauses = pauses();
+            pauses.retain(|_, until| *until > Instant::now());
+            let known = pauses.entry(host.clone()).or_insert(until);
+            *known = until.max(*known);
+        }
+        // Whoever asked decides what the last answer means.
+        if number > TRIES || begun.elapsed() + asked > IN_ALL {
             return Ok(answer);
         }
-        let until = Instant::now() + asked.max(SHORTEST);
-        let mut pauses = pauses();
-        pauses.retain(|_, until| *until > Instant::now());
-        let known = pauses.entry(host.clone()).or_insert(until);
-        *known = until.max(*known);
     }
-    agent.run(request.clone()).map_err(NoAnswer::Broken)
 }
 
 /// How long an answer asks to wait: `Retry-After`, in seconds or as a date, or the hub's `RateLimit: "api";r=0;t=55`.

@@ -67,7 +67,7 @@ fn model(model: &ModelInspection) {
         say(&format!("{DIM}{} {are}, first {first}{DIM:#}", counted(model.opaque.len(), "tensor")));
     }
     match &model.not_run {
-        None => say("it can be run: merges of it are calibrated and measured"),
+        None => say("it can be run, to calibrate, measure and compare merges of it"),
         Some(reason) => say(&format!(
             "it cannot be run ({reason}): merges of it are calibrated through qmerge.torch alone, and not measured"
         )),

@@ -216,7 +216,7 @@ fn judge(models: &mut [Figures], sums: &[Sums], base: usize, apart: usize, task:
             None if gain < -1e-9 => verdict.text += "; the adapter does not lower the loss on this text",
             None if gain > 1e-9 && !is_gain => {
                 verdict.text += &format!(
-                    "; the adapter hardly lowers the loss on this text (by {gain:.4} ± {gain_se:.4}), so no share of that is told"
+                    "; the adapter may not lower the loss on this text at all (by {gain:.4} ± {gain_se:.4}), so no share of that is told"
                 )
             }
             None => {}

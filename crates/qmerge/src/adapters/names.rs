@@ -14,7 +14,7 @@ use super::patterns;
 use crate::arch::{self, Arch, Tie};
 use crate::error::{Result, mismatch, usage};
 use crate::formats::Claim;
-use crate::open::Checkpoint;
+use crate::open::{self, Checkpoint};
 
 /// The names of a base model.
 #[derive(Debug)]
@@ -196,7 +196,8 @@ impl<'a> Names<'a> {
 
     /// What the model in memory calls a module or parameter of the base.
     pub fn in_memory(&self, name: &str) -> String {
-        arch::in_memory(&self.parts, name).unwrap_or_else(|| name.to_owned())
+        let moved = arch::in_memory(&self.parts, name).unwrap_or_else(|| name.to_owned());
+        arch::begun(self.model_type(), self.is_headless(), &moved).unwrap_or(moved)
     }
 
     /// The weight whose path is that of `spelled` once wrappers are taken off either or both.
@@ -311,9 +312,19 @@ impl<'a> Names<'a> {
         })
     }
 
-    /// The same of one that is tied and not stored.
-    pub(crate) fn tied_member(&self, module: &str) -> Option<usize> {
-        self.tied_to(module).and_then(|_| self.member(module))
+    /// The same of one that is the tensor that is stored for all of them: not stored itself, or stored with the same bytes.
+    pub(crate) fn same_as_first(&self, module: &str) -> Result<Option<usize>> {
+        let Some(number) = self.member(module) else { return Ok(None) };
+        let stored = |number: usize| self.weight_of(self.tie?.members.get(number)?);
+        let is_same = match (stored(number), (0..number).find_map(stored)) {
+            (None, _) => self.tied_to(module).is_some(),
+            (Some(own), Some(first)) if self.ties_stored() => match (&own.entries[..], &first.entries[..]) {
+                ([own], [first]) => open::same_bytes((self.checkpoint, own), (self.checkpoint, first))?,
+                _ => false,
+            },
+            _ => false,
+        };
+        Ok(is_same.then_some(number))
     }
 
     /// For a module that is tied and not stored: the name that its weight has, and the weight that it is.
@@ -337,11 +348,19 @@ impl<'a> Names<'a> {
         self.exact(&source).filter(|_| own == name && self.exact(&own).is_none())
     }
 
+    /// True of a model that is the inside of others, as its class says.
+    fn is_headless(&self) -> bool {
+        let class = self.checkpoint.config.as_ref().and_then(|config| config.class());
+        class.is_some_and(|class| {
+            class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel")
+        })
+    }
+
     /// True if the model has an output embedding, as far as its `architectures` say.
     pub(crate) fn has_head(&self) -> bool {
         let class = self.checkpoint.config.as_ref().and_then(|config| config.class());
         let Some(class) = class else { return true };
-        let headless = class.ends_with("Model") && !class.ends_with("HeadModel") && !class.ends_with("HeadsModel");
+        let headless = self.is_headless();
         let tasks = ["SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"];
         !headless && !tasks.iter().any(|task| class.ends_with(task))
     }

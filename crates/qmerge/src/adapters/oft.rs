@@ -1,7 +1,7 @@
-//! OFT: blocks of a layer's inputs are transposed_f32 by orthogonal matrices.
+//! OFT: blocks of a layer's inputs are turned by orthogonal matrices.
 //!
 //! W' = W · diag(R₁, R₂, …)ᵀ. R is made of a skew matrix Q, of which its upper triangle is stored: by a truncated Neumann series, or by Cayley's
-//! transform (`use_cayley_neumann`). COFT cuts each Q to the norm eps / √blocks. An embedding's features are transposed_f32, with R. Half of a rotation is that of
+//! transform (`use_cayley_neumann`). COFT cuts each Q to the norm eps / √blocks. An embedding's features are turned, with R. Half of a rotation is that of
 //! Q / 2. Source: PEFT 0.21, `tuners/oft/layer.py`.
 
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::dialects::{Stated, Whereabouts};
 use super::keys::{Key, Role};
 use super::site::Site;
@@ -117,6 +119,7 @@ fn sort<'p>(
             }
             None => {}
         }
+        let indices = adapter.config.json.get(method.token_indices());
         match &key.role {
             // What another method calls so is nothing that this one knows.
             Role::Own(marker, _) if !method.markers().own.contains(marker) => {}
@@ -135,11 +138,10 @@ fn sort<'p>(
             Role::Shared(marker) => {
                 sorted.shared.insert(marker.clone(), Arc::new(Shared::new(&name, entry.elements())));
             }
-            Role::Tokens | Role::TokensOf if is_copy(adapter, names, &key, entry)? => {
+            Role::Tokens | Role::TokensOf if is_copy(adapter, names, &key, entry, indices)? => {
                 changes.ignored.push((name, "a copy of the embedding's, which this module's weight is"));
             }
             Role::Tokens => {
-                let indices = adapter.config.json.get(method.token_indices());
                 changes.edits.push(tokens::plan(adapter, names, &name, &key.module, indices)?);
             }
             Role::TrainingOnly => changes.ignored.push((name, "used in training only")),
@@ -186,14 +188,20 @@ fn find<'s, 'b>(
     Ok(sites)
 }
 
-/// True for what an adapter says once more of an embedding, under the name of another module that is the same tensor in the model and is not stored: rows of tokens are
+/// True for what an adapter says once more of an embedding, under the name of another module that is the same tensor in the model, stored or not: rows of tokens are
 /// trained for all of them together where they are equal.
-fn is_copy(adapter: &Adapter, names: &Names<'_>, key: &Key, entry: &Entry) -> Result<bool> {
-    let Some(number) = names.tied_member(&key.module) else { return Ok(false) };
+fn is_copy(adapter: &Adapter, names: &Names<'_>, key: &Key, entry: &Entry, indices: Option<&Value>) -> Result<bool> {
+    let Some(number) = names.same_as_first(&key.module)? else { return Ok(false) };
+    // A list of the embedding's tokens is that of what is tied to it.
+    let has_same_tokens = |module: &str| match (tokens::list(indices, module), tokens::list(indices, &key.module)) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
     for other in &adapter.tensors.entries {
         let own = adapter.key(&other.name);
         if own.role == key.role
             && names.member(&own.module).is_some_and(|other| other < number)
+            && has_same_tokens(&own.module)
             && same_bytes((&adapter.tensors, other), (&adapter.tensors, entry))?
         {
             return Ok(true);

@@ -359,7 +359,7 @@ fn parameter(
 
 /// Errors if an adapter targets several parameters of a module and their order is not known.
 pub(super) fn refuse_unknown_order(adapter: &Adapter, module: &str, parameters: &[&str]) -> Result<()> {
-    if parameters.len() < 2 || parameters.iter().all(|name| declared(name).0 != UNKNOWN) {
+    if parameters.len() < 2 || parameters.iter().all(|name| declared(name).0 != UNKNOWN && *name != arch::UP) {
         return Ok(());
     }
     Err(unsupported(format!(

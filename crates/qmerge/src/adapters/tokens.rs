@@ -46,6 +46,17 @@ impl Layers for NoLayers {
     }
 }
 
+/// The tokens of a module's rows, out of a list for all or an object from module suffixes to lists.
+pub(super) fn list<'v>(indices: Option<&'v Value>, module: &str) -> Option<&'v Value> {
+    match indices {
+        Some(Value::Object(map)) => {
+            let is_of = |suffix: &str| module == suffix || module.ends_with(&format!(".{suffix}"));
+            map.iter().find(|(suffix, _)| is_of(suffix)).map(|(_, list)| list)
+        }
+        other => other,
+    }
+}
+
 /// Plans the replacement of rows of `module`'s embedding. `indices` is a list, or an object from module suffixes to lists.
 pub(super) fn plan(
     adapter: &Adapter,
@@ -54,14 +65,7 @@ pub(super) fn plan(
     module: &str,
     indices: Option<&Value>,
 ) -> Result<PlannedEdit> {
-    let list = match indices {
-        Some(Value::Object(map)) => map
-            .iter()
-            .find(|(suffix, _)| module == suffix.as_str() || module.ends_with(&format!(".{suffix}")))
-            .map(|(_, list)| list),
-        other => other,
-    };
-    let indices: Vec<usize> = list
+    let indices: Vec<usize> = list(indices, module)
         .and_then(Value::as_array)
         .and_then(|items| items.iter().map(|item| item.as_u64().map(|n| n as usize)).collect())
         .ok_or_else(|| malformed("the configuration does not say which tokens its rows are").in_tensor(tensor))?;

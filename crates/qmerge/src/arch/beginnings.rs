@@ -70,10 +70,11 @@ const BEGINNINGS: &[(&[&str], &[Beginning])] = &[
     (&["ultrabert"], &[("model", "ultrabert")]),
 ];
 
-/// A path as it begins in memory; none if it begins so. `model_type` is that of the whole model.
-pub(super) fn in_memory(model_type: &str, name: &str) -> Option<String> {
+/// A path as it begins in memory; none if it begins so. `model_type` is that of the whole model. A class without a head is what others have as their `model`.
+pub(crate) fn begun(model_type: &str, is_headless: bool, name: &str) -> Option<String> {
     let rows = BEGINNINGS.iter().filter(|(types, _)| types.contains(&model_type));
     rows.flat_map(|(_, beginnings)| *beginnings).find_map(|(memory, disk)| {
+        let memory = memory.strip_prefix("model.").filter(|_| is_headless).unwrap_or(memory);
         let rest = name.strip_prefix(disk)?;
         (rest.is_empty() || rest.starts_with('.')).then(|| format!("{memory}{rest}"))
     })

@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::open::{Checkpoint, ModelConfig};
 use spec::Spec;
 
+pub(crate) use beginnings::begun;
 pub(crate) use checked::is_checked;
 pub use families::ARCHS;
 pub use fields::Fields;

@@ -6,8 +6,6 @@
 
 use std::ops::Range;
 
-use super::beginnings;
-
 /// A path in memory, and on disk.
 type Move = (&'static str, &'static str);
 
@@ -354,9 +352,7 @@ pub(crate) fn on_disk(parts: &[(&str, &str)], name: &str) -> Option<String> {
 
 /// What a model calls, once loaded, what its checkpoint calls `name`; none if it calls it so.
 pub(crate) fn in_memory(parts: &[(&str, &str)], name: &str) -> Option<String> {
-    let moved = apply(rows(parts, name).rev(), name, |(memory, disk)| (disk, memory));
-    let model_type = parts.iter().find_map(|(field, part)| field.is_empty().then_some(*part));
-    beginnings::in_memory(model_type.unwrap_or_default(), moved.as_deref().unwrap_or(name)).or(moved)
+    apply(rows(parts, name).rev(), name, |(memory, disk)| (disk, memory))
 }
 
 /// The rows of the model, and of the part of it that a name is in.

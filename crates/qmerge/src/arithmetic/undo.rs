@@ -41,7 +41,10 @@ pub fn undo(inputs: &mut Inputs, maps: &[String], options: &ReadOptions) -> Resu
                 adapter.config.peft_type
             )
         } else {
-            format!("{} maps weights to others, and this version undoes sums alone", adapter.config.peft_type)
+            format!(
+                "an adapter of type {} maps weights to others, and this version undoes sums alone",
+                adapter.config.peft_type
+            )
         };
         return Err(unsupported(format!("`{}`: {what}", map.target))
             .in_file(adapter.file())

@@ -106,15 +106,27 @@ impl Wanted {
         self.replacements.insert(target.to_owned(), (number, own));
     }
 
-    /// Wants of `to` what is wanted of `from`, where nothing is wanted of it yet, and nothing of `from`.
-    pub(super) fn rename(&mut self, from: &str, to: &str) {
-        if let Some(edits) = self.edits.remove(from) {
-            self.edits.entry(to.to_owned()).or_insert(edits);
+    /// Wants of `to` what is wanted of `from`, beside what other adapters want of it, and nothing of `from`.
+    ///
+    /// Errors if two adapters want them replaced.
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<()> {
+        let edits = self.edits.remove(from).unwrap_or_default();
+        if !edits.is_empty() {
+            let own = self.edits.entry(to.to_owned()).or_default();
+            let known: Vec<usize> = own.iter().map(|(number, _)| *number).collect();
+            own.extend(edits.into_iter().filter(|(number, _)| !known.contains(number)));
         }
-        if let Some((number, replacement)) = self.replacements.remove(from)
-            && !self.replacements.contains_key(to)
-        {
-            self.replace(to, number, &replacement);
+        let Some((number, replacement)) = self.replacements.remove(from) else { return Ok(()) };
+        match self.replacements.get(to) {
+            Some((other, _)) if *other != number => {
+                Err(mismatch(format!("two adapters replace `{to}`, one of them as `{from}`"))
+                    .with_hint("merge one of them first, and the other into the result"))
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.replace(to, number, &replacement);
+                Ok(())
+            }
         }
     }
 

@@ -32,13 +32,18 @@ pub(super) fn settle(
     config: &mut ConfigChange,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Parted>> {
-    let parted = settle_weights(inputs, options, names, wanted, config, warnings)?;
+    let mut parted = settle_weights(inputs, options, names, wanted, config, warnings)?;
     // The head's bias is the tensor beside the head as long as the two are tied.
     if let Some((name, source)) = names.tie.and_then(Tie::bias)
         && names.tied_bias(&name).is_some()
-        && !parted.iter().any(|parted| parted.name == name)
+        && names.exact(&source).is_some()
     {
-        wanted.rename(&name, &source);
+        if config.untie {
+            wanted.copy(&source, &name);
+            parted.push(Parted { source, name });
+        } else {
+            wanted.rename(&name, &source)?;
+        }
     }
     Ok(parted)
 }
@@ -107,18 +112,11 @@ fn settle_weights(
     group.refuse_lone(wanted, &source)?;
     group.spread(wanted);
     let skipped = |name: &String| *name == head && !names.has_head() && !wanted.touches(name);
-    let mut parted: Vec<Parted> = members
+    let parted = members
         .iter()
         .filter(|name| names.exact(name).is_none() && !skipped(name))
         .map(|name| Parted { source: source.clone(), name: name.clone() })
         .collect();
-    if let Some((name, source)) = tie.bias()
-        && names.exact(&name).is_none()
-        && names.exact(&source).is_some()
-    {
-        wanted.copy(&source, &name);
-        parted.push(Parted { source, name });
-    }
     config.untie = true;
     warnings.push(parted_warning(&members, &head));
     Ok(parted)
@@ -308,12 +306,13 @@ impl Group<'_> {
 
     /// Each member is a tensor of its own: what meant all of them goes to those that lack it.
     fn spread(&self, wanted: &mut Wanted) {
+        let kind = |(number, edit): &(usize, PlannedEdit)| (*number, edit.plan.is_tokens());
         let mut shared: Vec<(usize, PlannedEdit)> = Vec::new();
         for member in self.members {
-            let before: Vec<usize> = shared.iter().map(|(number, _)| *number).collect();
+            let before: Vec<(usize, bool)> = shared.iter().map(kind).collect();
             let edits = wanted.edits.get(member).map_or(&[][..], Vec::as_slice);
-            shared
-                .extend(edits.iter().filter(|edit| self.is_shared(member, edit) && !before.contains(&edit.0)).cloned());
+            let is_new = |edit: &&(usize, PlannedEdit)| self.is_shared(member, edit) && !before.contains(&kind(edit));
+            shared.extend(edits.iter().filter(is_new).cloned());
         }
         let common = self.members.iter().find_map(|member| {
             let (number, replacement) = wanted.replacements.get(member)?;
@@ -321,8 +320,13 @@ impl Group<'_> {
         });
         for member in self.members {
             let edits = wanted.edits.remove(member).unwrap_or_default();
-            let has = |number: usize| edits.iter().any(|edit| edit.0 == number && self.is_shared(member, edit));
-            let mut own: Vec<_> = shared.iter().filter(|(number, _)| !has(*number)).cloned().collect();
+            // Rows of tokens that a member has of an adapter are all that this adapter means for it.
+            let has = |(number, is_tokens): (usize, bool)| {
+                edits
+                    .iter()
+                    .any(|edit| kind(edit) == (number, is_tokens) && (is_tokens || self.is_shared(member, edit)))
+            };
+            let mut own: Vec<_> = shared.iter().filter(|edit| !has(kind(edit))).cloned().collect();
             own.extend(edits);
             if !own.is_empty() {
                 wanted.edits.insert(member.clone(), own);

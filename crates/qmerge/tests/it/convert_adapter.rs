@@ -209,8 +209,8 @@ fn what_no_subtraction_undoes_is_refused() {
     for (base, adapter, words) in [
         ("tiny-llama/bases/base-bf16", "tiny-llama/adapters/dora", "DoRA divided by norms"),
         ("tiny-llama/bases/base-bf16", "tiny-llama/adapters/mts-lmhead", "it replaced"),
-        ("peft-methods/bases/llama-f32", "peft-methods/oft-llama-f32/adapter", "OFT maps"),
-        ("peft-methods/bases/llama-f32", "peft-methods/ia3-llama-f32/adapter", "IA3 maps"),
+        ("peft-methods/bases/llama-f32", "peft-methods/oft-llama-f32/adapter", "type OFT maps"),
+        ("peft-methods/bases/llama-f32", "peft-methods/ia3-llama-f32/adapter", "type IA3 maps"),
         ("peft-methods/bases/llama-f32", "peft-methods/ln-llama-f32/adapter", "it replaced"),
         ("peft-methods/bases/llama-f32", "peft-methods/deft-llama-f32/adapter", "made of the original base's values"),
         ("peft-methods/bases/llama-f32", "peft-methods/peanut-llama-f32/adapter", "made of the original base's values"),

@@ -184,23 +184,26 @@ fn tokens_of_one_end_are_not_those_of_all() {
     let folder = std::env::temp_dir().join(format!("qmerge-ends-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     let rows = |x: f32| (0..8).map(|i| x + i as f32).collect::<Vec<f32>>();
-    let adapter = |name: &str, tensors: &[(&str, f32)]| {
-        let config = serde_json::json!({ "peft_type": "TRAINABLE_TOKENS", "token_indices": [0, 2] });
+    let all = serde_json::json!({ "peft_type": "TRAINABLE_TOKENS", "token_indices": [0, 2] });
+    let adapter_of = |config: &serde_json::Value, name: &str, tensors: &[(&str, f32)]| {
         let tensors: Vec<(String, f32)> = tensors
             .iter()
             .map(|(module, x)| (format!("base_model.model.{module}.trainable_tokens_delta"), *x))
             .collect();
         let tensors: Vec<_> = tensors.iter().map(|(name, x)| (name.as_str(), [2, 4], rows(*x))).collect();
-        write(&folder.join(name), ["adapter_config.json", "adapter_model.safetensors"], &config, &tensors);
+        write(&folder.join(name), ["adapter_config.json", "adapter_model.safetensors"], config, &tensors);
         Adapter::open(&folder.join(name), 1.0).unwrap()
     };
+    let adapter = |name: &str, tensors: &[(&str, f32)]| adapter_of(&all, name, tensors);
     let table: Vec<f32> = (0..16).map(|i| -(i as f32)).collect();
-    let base = |name: &str, model_type: &str, embedding: &str| {
+    let base_of = |name: &str, model_type: &str, embeddings: &[&str]| {
         let config = serde_json::json!({ "model_type": model_type, "tie_word_embeddings": true, "vocab_size": 4 });
         let files = ["config.json", "model.safetensors"];
-        write(&folder.join(name), files, &config, &[(embedding, [4, 4], table.clone())]);
+        let tensors: Vec<_> = embeddings.iter().map(|name| (*name, [4, 4], table.clone())).collect();
+        write(&folder.join(name), files, &config, &tensors);
         Checkpoint::open(&folder.join(name)).unwrap()
     };
+    let base = |name: &str, model_type: &str, embedding: &str| base_of(name, model_type, &[embedding]);
     let merged = |base: Checkpoint, adapter: Adapter| {
         let inputs = Inputs::new(base, vec![adapter]).unwrap();
         let plan = Plan::new(&inputs, &Options::default())?;
@@ -224,11 +227,28 @@ fn tokens_of_one_end_are_not_those_of_all() {
         let got = merged(base("llama", "llama", "model.embed_tokens.weight"), adapter(name, tensors)).unwrap();
         assert_eq!(got, want, "{name}");
     }
+    // Each end has tokens of its own, and none of the other's.
+    let own = serde_json::json!({
+        "peft_type": "LORA", "r": 1, "target_modules": [],
+        "trainable_token_indices": { "embed_tokens": [0, 2], "lm_head": [1, 3] }
+    });
+    let ends = adapter_of(&own, "own", &[(embed, 5.0), (head, 7.0)]);
+    assert_eq!(merged(base("llama", "llama", "model.embed_tokens.weight"), ends).unwrap(), (Some(5.0), Some(0.0)));
+    // A head that is stored too, and is the embedding.
+    let stored = || base_of("stored", "llama", &["lm_head.weight", "model.embed_tokens.weight"]);
+    assert_eq!(merged(stored(), adapter("both", &[(embed, 5.0), (head, 5.0)])).unwrap(), (Some(5.0), Some(5.0)));
+    let config = std::fs::read_to_string(folder.join("out/config.json")).unwrap();
+    assert!(
+        config.contains("\"tie_word_embeddings\": true") || config.contains("\"tie_word_embeddings\":true"),
+        "{config}"
+    );
     let t5 = || base("t5", "t5", "shared.weight");
     let ends = [("encoder.embed_tokens", 5.0), ("decoder.embed_tokens", 7.0)];
     let error = merged(t5(), adapter("ends", &ends)).unwrap_err();
     assert!(error.message().contains("parts the embeddings"), "{error:?}");
     let all = [("shared", 5.0), ("encoder.embed_tokens", 5.0), ("decoder.embed_tokens", 5.0), ("lm_head", 5.0)];
     assert!(merged(t5(), adapter("all", &all)).is_ok());
+    let copies = ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight"];
+    assert!(merged(base_of("t5-stored", "t5", &copies), adapter("all", &all)).is_ok());
     std::fs::remove_dir_all(&folder).unwrap();
 }

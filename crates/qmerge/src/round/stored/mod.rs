@@ -189,7 +189,7 @@ impl StoredCalibration {
             let bytes = self.file.read_small(entry, entry.bytes).map_err(|error| error.in_file(&self.path))?;
             hash.update(&bytes);
         }
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = hex(hash.finalize());
         if found == *written {
             return Ok(());
         }

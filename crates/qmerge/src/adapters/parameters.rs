@@ -24,6 +24,10 @@ pub(super) fn read(
         changes.ignored.push((name.clone(), "a second copy of a parameter trained whole"));
         return Ok(());
     }
+    if parameter == "num_batches_tracked" {
+        changes.ignored.push((name.clone(), "how many batches a norm saw in training, which it does not compute with"));
+        return Ok(());
+    }
     if is_packed(adapter, name, parameter) {
         changes.ignored.push((name.clone(), "the base's own packed weight, which came along"));
         return Ok(());

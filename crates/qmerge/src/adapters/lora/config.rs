@@ -176,10 +176,14 @@ impl LoraConfig {
                 "`init_lora_weights` is \"{init}\": training began by moving a part of the base into the adapter, so adding the \
                  adapter to the original base would count that part twice"
             ))
-            .with_hint(
-                "if --base already is the residual model that training used, say so with --base-is-residual; else convert the \
-                 adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
-            ));
+            .with_hint(match self.use_dora {
+                // PEFT's conversion leaves the magnitudes out.
+                true => "merge it into the residual model that training used, and say so with --base-is-residual",
+                false => {
+                    "if --base already is the residual model that training used, say so with --base-is-residual; else convert the \
+                     adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
+                }
+            }));
         }
         Ok(())
     }
@@ -200,7 +204,7 @@ impl LoraConfig {
             ("arrow_config", "Arrow routes by the singular vectors of A and B, which other factors change"),
         ];
         if let Some((_, reason)) = others.iter().find(|(key, _)| self.common.is_set(key)) {
-            return Err(unsupported(*reason));
+            return Err(unsupported(*reason).with_hint("merge it: a merge holds its whole effect"));
         }
         let patterns = !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty();
         if patterns && self.common.target_parameters.iter().any(|target| !target.contains('.')) {

@@ -417,11 +417,15 @@ pub(super) fn refuse_useless(plan: &Plan, options: &Options, calibrating: &Calib
         Calibrating { calibrate: Some(_), .. } if !plan.is_calibrated() => "--calibrate",
         Calibrating { calibration: Some(_), .. } if !plan.is_calibrated() => "--calibration",
         Calibrating { imatrix: Some(_), .. } if !plan.is_calibrated() && options.importance.is_none() => "--imatrix",
-        Calibrating { amount, .. } if amount.option().is_some() && !plan.is_calibrated() => {
-            amount.option().unwrap_or_default()
-        }
         Calibrating { original: Some(_), .. } if is_named && plan.recodes().all(|recode| recode.original.is_none()) => {
             "--original"
+        }
+        // Without a run of the model there are no tokens to count.
+        Calibrating { amount, .. } if !plan.is_calibrated() || matches!(options.data, Data::Guessed(..)) => {
+            match amount.option() {
+                Some(option) => option,
+                None => return Ok(()),
+            }
         }
         _ => return Ok(()),
     };

@@ -85,10 +85,13 @@ fn methods_without_what_they_need_say_so() {
     refused(&["--calibrate", "short.txt"], &["short.txt", "of the 1024 tokens that calibration needs"]);
     refused(&["--calibrate", TEXT, "--rounding", "nearest"], &["--calibrate is of no use to rounding nearest"]);
     refused(&["--calibrate", TEXT, "--fast"], &["--fast"]);
+    let tokens = ["--calibration-tokens", "2048"];
+    refused(&[&tokens[..], &["--to", "bf16"]].concat(), &["--calibration-tokens is of no use to rounding feedback"]);
     // A model that cannot be run is rounded by what the adapter reads, and the report says why.
     let config = folder.join("base-nf4/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"llama\"", "\"mamba\"")).unwrap();
+    refused(&tokens, &["--calibration-tokens is of no use", "`mamba` cannot be run"]);
     let output = run(folder.path(), &[&MERGE[..], &["--json"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();

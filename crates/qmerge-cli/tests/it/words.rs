@@ -91,6 +91,13 @@ fn an_adapter_names_its_base() {
     };
     name("nowhere/such-a-model".into());
     refused(&["merge", "adapter"], &["nowhere/such-a-model"]);
+    // Who wrote the adapter does not decide which servers are asked, nor reads what is secret in an address.
+    for address in ["https://user:hunter2@127.0.0.1:9/m?X-Amz-Signature=hunter2", "s3://bucket/m", "hf://org/name"] {
+        name(address.into());
+        refused(&["merge", "adapter"], &["the adapter names an address", "--base"]);
+        let output = run(folder.path(), &["merge", "adapter", "-o", "out"]);
+        assert!(!stderr(&output).contains("hunter2"), "{}", stderr(&output));
+    }
     name(serde_json::Value::Null);
     refused(&["merge", "adapter"], &["the adapter names none", "--base"]);
     refused(&["merge", "base-nf4"], &["no base is given, and base-nf4 has no adapter_config.json", "`BASE ADAPTER`"]);

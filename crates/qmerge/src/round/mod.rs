@@ -140,7 +140,7 @@ pub trait Rounding: Sync {
         false
     }
 
-    /// True if the result depends on a seed. A method that needs inputs leaves weights without them to [`WITHOUT_DATA`].
+    /// True if the result depends on a seed. A method that needs inputs leaves weights without them to one that needs none.
     fn is_random(&self) -> bool {
         self.whole().is_some() && WITHOUT_DATA.is_random()
     }

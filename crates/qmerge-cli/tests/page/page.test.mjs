@@ -86,7 +86,7 @@ test("a real merge with its comparison", async () => {
         assert.equal(await page.textContent("#done .wide code"), "qmerge merge --base demo/base-nf4 --adapter demo/adapter -o demo/merged-nf4");
         // A seed is said once, and no key is shown raw.
         assert.equal((await page.textContent("#done")).match(/seed/g).length, 1);
-        assert.match(await page.textContent("#done"), /Keeps most at the same size/);
+        assert.match(await page.textContent("#done"), /Goes by what comes out of the layers/);
         assert.equal(await page.locator("#heat td").count(), 28);
         assert.equal(await page.locator("#behaviour .continuation").count(), 12);
         assert.ok((await page.locator("#behaviour mark").count()) > 0);

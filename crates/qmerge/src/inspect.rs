@@ -208,7 +208,8 @@ fn calibration(store: &Arc<dyn Store>, file: &str) -> Result<Option<CalibrationI
     }))
 }
 
-fn not_run(checkpoint: &Checkpoint) -> Option<String> {
+/// Why a model cannot be run, to calibrate and measure merges of it; `None` where it can.
+pub fn not_run(checkpoint: &Checkpoint) -> Option<String> {
     match &checkpoint.config {
         None => Some("there is no config.json".into()),
         Some(config) => arch::spec_of(config).err().map(|error| error.message().to_owned()),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use qmerge::inspect::not_run;
 use qmerge::open::{Checkpoint, HubId};
 use qmerge::report::{command_line, source_words};
 
@@ -81,9 +82,7 @@ pub(super) fn try_it(model: &Path) -> bool {
 
 /// True of a model of a family that can be run.
 pub(super) fn runs(path: &Path) -> bool {
-    let checkpoint = Checkpoint::open(path).ok();
-    let config = checkpoint.as_ref().and_then(|checkpoint| checkpoint.config.as_ref());
-    config.is_some_and(|config| qmerge::arch::spec_of(config).is_ok())
+    Checkpoint::open(path).is_ok_and(|checkpoint| not_run(&checkpoint).is_none())
 }
 
 /// True of a folder with a tokenizer, and of GGUF files, which have their own.

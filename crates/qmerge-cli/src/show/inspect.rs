@@ -69,7 +69,7 @@ fn model(model: &ModelInspection) {
     match &model.not_run {
         None => say("it can be run, to calibrate, measure and compare merges of it"),
         Some(reason) => say(&format!(
-            "it cannot be run ({reason}): merges of it are calibrated through qmerge.torch alone, and not measured"
+            "it cannot be run ({reason}): merges of it are not measured, and calibrated only by what is taken elsewhere (qmerge.torch, an importance matrix)"
         )),
     }
     if model.merged_by_qmerge {

@@ -219,7 +219,7 @@ fn names_embedding(json: &Map<String, Value>, modules_to_save: &[String]) -> boo
     const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
     let is_embedding = |path: &str| path.rsplit('.').next().is_some_and(|last| EMBEDDINGS.contains(&last));
     let is_targeted = match json.get("target_modules") {
-        Some(Value::String(expression)) => patterns::compile(&format!(r"\A(?:{expression})\z"))
+        Some(Value::String(expression)) => patterns::whole(expression)
             .is_ok_and(|regex| EMBEDDINGS.iter().any(|name| regex.is_match(name).unwrap_or(false))),
         Some(Value::Array(targets)) => targets.iter().filter_map(Value::as_str).any(is_embedding),
         _ => false,

@@ -314,15 +314,16 @@ impl<'a> Names<'a> {
 
     /// The same of one that is the tensor that is stored for all of them: not stored itself, or stored with the same bytes.
     pub(crate) fn same_as_first(&self, module: &str) -> Result<Option<usize>> {
-        let Some(number) = self.member(module) else { return Ok(None) };
-        let stored = |number: usize| self.weight_of(self.tie?.members.get(number)?);
-        let is_same = match (stored(number), (0..number).find_map(stored)) {
-            (None, _) => self.tied_to(module).is_some(),
+        let (Some(tie), Some(number)) = (self.tie, self.member(module)) else { return Ok(None) };
+        let own = tie.members.get(number).and_then(|member| self.weight_of(member));
+        let is_same = match (own, self.first(tie.members)) {
+            (Some(own), Some(first)) if own.weight.name() == first.weight.name() => true,
             (Some(own), Some(first)) if self.ties_stored() => match (&own.entries[..], &first.entries[..]) {
                 ([own], [first]) => open::same_bytes((self.checkpoint, own), (self.checkpoint, first))?,
                 _ => false,
             },
-            _ => false,
+            (Some(_), _) => false,
+            (None, _) => self.tied_to(module).is_some(),
         };
         Ok(is_same.then_some(number))
     }

@@ -63,6 +63,11 @@ fn anchored(pattern: &str) -> Result<Regex> {
         .map_err(|cause| malformed(format!("the pattern `{pattern}` is not a regular expression: {cause}")))
 }
 
+/// Compiles a file's expression for whole paths.
+pub(super) fn whole(expression: &str) -> std::result::Result<Regex, Box<fancy_regex::Error>> {
+    compile(&format!(r"\A(?:{expression})\z"))
+}
+
 /// Compiles a user's or a file's expression.
 pub(super) fn compile(pattern: &str) -> std::result::Result<Regex, Box<fancy_regex::Error>> {
     Regex::new(pattern).map_err(Box::new)

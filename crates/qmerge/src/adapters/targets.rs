@@ -52,8 +52,7 @@ type Matcher = Box<dyn Fn(&str) -> Result<bool>>;
 
 fn matcher(config: &AdapterConfig, field: &'static str) -> Result<Matcher> {
     if let Some(Value::String(expression)) = config.json.get(field) {
-        let expression = expression.clone();
-        let regex = patterns::compile(&format!(r"\A(?:{expression})\z"))
+        let regex = patterns::whole(expression)
             .map_err(|cause| malformed(format!("`{field}` is not a regular expression: {cause}")))?;
         return Ok(Box::new(move |path| {
             regex.is_match(path).map_err(|cause| malformed(format!("`{field}` cannot be matched: {cause}")))

@@ -238,7 +238,7 @@ impl Plan {
         warnings.extend(rename_warning(&names.renamed(), &changes));
         let idle = names.idle_maps();
         warnings.extend(idle.iter().filter_map(|&number| options.maps.get(number)).map(|map| {
-            format!("`--map '{map}'` translates no name of the adapter: its names are like `model.layers.0.mlp.up_proj.weight`, or a rule before it takes them")
+            format!("`--map '{map}'` translates no name of the adapter, or a rule before it takes them: a name is a module's path and its parameter, as `model.layers.0.mlp.up_proj.weight`")
         }));
         warnings.extend(repeats(&inputs.adapters));
         let own = base_names::of_base(&inputs.base);

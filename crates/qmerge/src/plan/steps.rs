@@ -154,7 +154,8 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         .collect();
     let mut wanted = collect(inputs, changes)?;
     refuse_replaced(inputs, &wanted)?;
-    let parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    let mut parted = tie::settle(inputs, options, names, &mut wanted, &mut config, &mut warnings)?;
+    tie::settle_bias(names, &mut wanted, &config, &mut parted)?;
     let new = wanted.additions.keys().chain(parted.iter().map(|parted| &parted.name)).map(String::as_str);
     let quantized = Quantized::new(names, options, new)?;
     warnings.extend(quantized.warning.clone());

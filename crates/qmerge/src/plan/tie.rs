@@ -12,8 +12,6 @@ use super::{Inputs, Options};
 use crate::adapters::{Names, PlannedEdit};
 use crate::arch::Tie;
 use crate::error::{Result, unsupported};
-use crate::formats::Claim;
-use crate::open;
 
 /// A weight that must be stored on its own now.
 pub(super) struct Parted {
@@ -32,30 +30,6 @@ pub(super) fn settle(
     config: &mut ConfigChange,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Parted>> {
-    let mut parted = settle_weights(inputs, options, names, wanted, config, warnings)?;
-    // The head's bias is the tensor beside the head as long as the two are tied.
-    if let Some((name, source)) = names.tie.and_then(Tie::bias)
-        && names.tied_bias(&name).is_some()
-        && names.exact(&source).is_some()
-    {
-        if config.untie {
-            wanted.copy(&source, &name);
-            parted.push(Parted { source, name });
-        } else {
-            wanted.rename(&name, &source)?;
-        }
-    }
-    Ok(parted)
-}
-
-fn settle_weights(
-    inputs: &Inputs,
-    options: &Options,
-    names: &Names<'_>,
-    wanted: &mut Wanted,
-    config: &mut ConfigChange,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Parted>> {
     let Some(tie) = names.tie else {
         refuse_unknown(inputs, options, names, wanted)?;
         return Ok(Vec::new());
@@ -65,10 +39,8 @@ fn settle_weights(
     if !all.iter().any(|member| wanted.touches(member)) {
         return Ok(Vec::new());
     }
-    let Some((source, first)) = all.iter().find_map(|name| Some((name.clone(), names.exact(name)?))) else {
-        return Ok(Vec::new());
-    };
-    let members = same_tensor(inputs, names, &all, (&source, first), config, warnings)?;
+    let Some(source) = all.iter().find(|name| names.exact(name).is_some()).cloned() else { return Ok(Vec::new()) };
+    let members = same_tensor(names, tie, &source, config, warnings)?;
     if members.len() < 2 {
         return Ok(Vec::new());
     }
@@ -122,33 +94,44 @@ fn settle_weights(
     Ok(parted)
 }
 
+/// What becomes of the head's bias where the family keeps it beside the head: one tensor as long as the embeddings are tied, and one of its own where they have parted.
+pub(super) fn settle_bias(
+    names: &Names<'_>,
+    wanted: &mut Wanted,
+    config: &ConfigChange,
+    parted: &mut Vec<Parted>,
+) -> Result<()> {
+    let Some((name, source)) = names.tie.and_then(Tie::bias) else { return Ok(()) };
+    if names.tied_bias(&name).is_none() {
+        return Ok(());
+    }
+    if config.untie {
+        wanted.copy(&source, &name);
+        parted.push(Parted { source, name });
+        return Ok(());
+    }
+    wanted.rename(&name, &source)
+}
+
 /// The names of the tie that stand for one tensor in the base: `source`, and those that are not stored or have its bytes.
 fn same_tensor(
-    inputs: &Inputs,
     names: &Names<'_>,
-    all: &[String],
-    (source, first): (&String, &Claim),
+    tie: &Tie,
+    source: &str,
     config: &mut ConfigChange,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>> {
-    // A member that is not stored is the source, unless the file says that the two are apart.
     let mut members = Vec::new();
-    for name in all {
-        match names.exact(name) {
-            _ if name == source => members.push(name.clone()),
-            None if names.tied_to(name.strip_suffix(".weight").unwrap_or(name)).is_some() => members.push(name.clone()),
-            Some(claim) if names.ties_stored() => {
-                if same_bytes(inputs, first, claim)? {
-                    members.push(name.clone());
-                } else {
-                    warnings.push(format!(
-                        "the configuration ties `{name}` to `{source}`, but both are stored and differ: they are two tensors, and \
-                         tie_word_embeddings is false now"
-                    ));
-                    config.untie = true;
-                }
-            }
-            _ => {}
+    for member in tie.members {
+        let name = format!("{member}.weight");
+        if names.same_as_first(member)?.is_some() {
+            members.push(name);
+        } else if names.exact(&name).is_some() && names.ties_stored() {
+            warnings.push(format!(
+                "the configuration ties `{name}` to `{source}`, but both are stored and differ: they are two tensors, and \
+                 tie_word_embeddings is false now"
+            ));
+            config.untie = true;
         }
     }
     Ok(members)
@@ -376,10 +359,4 @@ fn refuse_unknown(inputs: &Inputs, options: &Options, names: &Names<'_>, wanted:
         }
     }
     Ok(())
-}
-
-/// True if two stored weights hold the same bytes.
-fn same_bytes(inputs: &Inputs, one: &Claim, two: &Claim) -> Result<bool> {
-    let ([one], [two]) = (&one.entries[..], &two.entries[..]) else { return Ok(false) };
-    open::same_bytes((&inputs.base, one), (&inputs.base, two))
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Existing, LocalSink, Sink, Start};
+use super::{Existing, LocalSink, Sink, Start, make_parent};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, usage};
 use crate::open::container::WriteContainer;
@@ -117,12 +117,6 @@ fn header(container: Arc<dyn WriteContainer>, metadata: Vec<(String, String)>, t
     };
     let placed = tensors.iter().map(place).collect();
     OutFile::new(String::new(), container, metadata, placed).header(&HashMap::new()).0
-}
-
-/// Makes the folder that a file is to lie in, where it is not there yet.
-pub fn make_parent(target: &Path) -> Result<()> {
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.map_or(Ok(()), |parent| std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error)))
 }
 
 /// Writes a file of tensors beside its name, and gives it the name when it is whole and on the disk. Returns the bytes of all tensors.

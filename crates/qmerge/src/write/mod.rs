@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub use adapter::make_parent;
 pub(crate) use adapter::{Data, NewTensor, overflow, publish_file, publish_folder, refuse_replacing, write_adapter};
 pub(crate) use beside::{copy_beside, copy_others, copy_tokenizer};
 pub(crate) use fingerprint::{CALIBRATION, CHANGES, Fingerprint, LAYOUT};
 pub(crate) use index::index_json;
 pub(crate) use journal::{Finished, refuse_before};
+#[doc(hidden)]
+pub use local::make_parent;
 pub(crate) use local::{
     LocalSink, MOST_WAITING, WrittenPart, enough_space, is_single_file, parts_beside, refuse_existing,
     refuse_unwritable, unfinished,

@@ -95,3 +95,9 @@ pub(super) fn parent_of(path: &Path) -> PathBuf {
         _ => PathBuf::from("."),
     }
 }
+
+/// Makes the folder that a file is to lie in, where it is not there yet.
+pub fn make_parent(path: &Path) -> Result<()> {
+    let parent = parent_of(path);
+    std::fs::create_dir_all(&parent).map_err(|error| Error::io("create", &parent, error))
+}

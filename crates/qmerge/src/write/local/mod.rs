@@ -25,6 +25,7 @@ use crate::open::Store;
 use crate::open::local::LocalFolder;
 use crate::parallel::lock;
 use crate::plan::Part;
+pub use folder::make_parent;
 use folder::{parent_of, remove, rename};
 pub(crate) use parts::{WrittenPart, parts_beside};
 
@@ -129,8 +130,7 @@ impl Sink for LocalSink {
     }
 
     fn reserve(&mut self, files: &[Room], start: Start<'_>) -> Result<()> {
-        let parent = parent_of(&self.target);
-        std::fs::create_dir_all(&parent).map_err(|error| Error::io("create", &parent, error))?;
+        make_parent(&self.target)?;
         match start {
             Start::Resumed(listed) => self.go_on(files, listed)?,
             Start::Anew(head) => self.anew(files, head)?,
@@ -163,9 +163,7 @@ impl Sink for LocalSink {
 
     fn put(&self, name: &str, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()> {
         let path = self.partial.join(name);
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
-        }
+        make_parent(&path)?;
         let failed = |error| Error::io("write", &path, error);
         let mut file = std::fs::File::create(&path).map_err(failed)?;
         for piece in pieces {

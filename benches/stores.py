@@ -7,8 +7,8 @@ The server is a small one of our own, on this machine and in memory, or with `--
 Python, and takes a share of the processors that is printed and written too; for each range it reads the whole object, so `--shards 256` keeps it from taking hours. What a store far away would be is made of the loopback: `--link RATE` lets no more than that through it, in both
 directions together (`tc`'s token bucket, which takes root); `none` is the loopback as it is, where a copy costs next to nothing. The copy asks for ranges of 8 MiB
 and puts each as a part of an upload, on eight threads that sign nothing: a lower bound on what any client takes. A round is a copy and a merge; medians and the median of the ratios
-are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts the rows of this server and base into benches/figures/stores.json, in place of
-those that it has of them.
+are printed, the most memory that the merge held, and what it wrote to disks. `--write` puts them into benches/figures: our own server's with a base in NF4 into stores.json, others into
+a document of their own, as stores_moto_bf16.json.
 """
 
 import argparse
@@ -248,7 +248,7 @@ def main():
     parser.add_argument("--rounding", nargs="+", default=["nearest", "stochastic"])
     parser.add_argument("--folder", required=True, help="where the model lies or is made, and a merge to compare with")
     parser.add_argument("--link", nargs="+", default=["none"], help="rates of the loopback, as tc says them; none for as it is")
-    parser.add_argument("--write", action="store_true", help="put the figures into benches/figures/stores.json")
+    parser.add_argument("--write", action="store_true", help="put the figures into benches/figures")
     args = parser.parse_args()
     model = os.path.join(args.folder, args.size + ("" if args.base == "nf4" else f"-{args.base}"))
     base, adapter, out = (os.path.join(model, name) for name in ("base", "adapter", "out"))
@@ -290,11 +290,9 @@ def main():
         version = subprocess.run([os.path.join(TARGET, "qmerge"), "--version"], check=True, capture_output=True, text=True).stdout
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         document |= {"program": version.strip(), "machine": f"{len(names)} cores of {names[0]}", "date": datetime.date.today().isoformat()}
-        path = os.path.join(HERE, "figures/stores.json")
-        with open(path) as file:
-            others = [row for row in json.load(file)["rows"] if (row["server"], row["base"]) != (args.server, args.base)]
-        document["rows"] = sorted(others + rows, key=lambda row: (row["server"] != "own", row["base"] != "nf4"))
-        with open(path, "w") as file:
+        # Rounds and date are of all rows of a document.
+        name = "stores" if (args.server, args.base) == ("own", "nf4") else f"stores_{args.server}_{args.base}"
+        with open(os.path.join(HERE, f"figures/{name}.json"), "w") as file:
             json.dump(document, file, indent=1)
             file.write("\n")
 

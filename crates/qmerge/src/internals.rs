@@ -246,6 +246,19 @@ pub fn kernels(n: usize) -> Vec<Kernel> {
             low_rank(&left, &right, 2.0, Target::Onto { base: &base[..rows * COLS], values: &mut values });
         }));
     }
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        use crate::simd::feedback::{Around, Band, LANES, feed_back};
+        const COLS: usize = 1024;
+        let rank = 16;
+        let band = Band::new(wave[..COLS * rank].to_vec(), rank);
+        let (base, mut values) = (wave.clone(), vec![0.0; LANES * COLS]);
+        kernels.push(kernel(format!("feedback to {}, rank {rank}", dtype.torch_name()), n, move || {
+            for rows in base.chunks_exact(LANES * COLS) {
+                values.copy_from_slice(rows);
+                feed_back(&mut values, &band, 0.03, Around::Floats(dtype));
+            }
+        }));
+    }
     {
         let (base, target, output) = (wave.clone(), wave.iter().map(|x| x * 1.01).collect::<Vec<_>>(), wave.clone());
         kernels.push(kernel("measure", n, move || {

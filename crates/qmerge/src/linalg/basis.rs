@@ -29,8 +29,6 @@ pub fn gram_schmidt<X: Copy + Into<f64>>(x: &[X], rows: usize, count: usize) -> 
 /// An orthonormal basis of the columns of `x` (rows, count), as (rows, directions) in f32, and the number of directions. Columns of which no more than `new`
 /// of the longest lies outside the span of those before them are left out.
 pub fn span(x: &[f32], rows: usize, count: usize, new: f64) -> (Vec<f32>, usize) {
-    // In one chain each: what rounding chooses depends on the last bit.
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     let mut found: Vec<Vec<f64>> = Vec::new();
     let mut largest = 0.0_f64;
     for c in 0..count {

@@ -3,18 +3,18 @@
 // Lanes are rows, in arrays of fixed size: indices say what happens, and compile to registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::versions;
 use crate::dtype::Dtype;
 use crate::simd::floats::round_one;
-use crate::simd::turned::{SIDE, turned};
+use crate::simd::lanes::{self, Lanes, by_lanes};
 
-/// Rows that are worked on together: two vectors of the widest level, so that one's sums do not wait for the other's.
-pub(crate) const LANES: usize = 32;
+/// Registers of rows that are worked on together, so that one's sums do not wait for the other's.
+const SIDE_BY_SIDE: usize = 2;
 
-type Lanes = [f32; LANES];
+/// Rows that are worked on together.
+pub(crate) const LANES: usize = SIDE_BY_SIDE * lanes::LANES;
 
-/// Rows whose sums stand in registers together, at any level.
-const HALF: usize = LANES / 2;
+/// A value of each row.
+type Column = [[f32; lanes::LANES]; SIDE_BY_SIDE];
 
 /// The two values that each may take.
 #[derive(Clone, Copy)]
@@ -69,134 +69,184 @@ impl Band {
 /// neighbours that makes |eᵀV|² + `ridge` · |e|² least. A value whose neighbours are not both finite takes the nearest.
 pub(crate) fn feed_back(values: &mut [f32], band: &Band, ridge: f32, around: Around<'_>) {
     match around {
-        Around::Floats(Dtype::BF16) => bf16(values, band, ridge),
-        Around::Floats(Dtype::F16) => f16(values, band, ridge),
+        Around::Floats(Dtype::BF16) => bf16::<SIDE_BY_SIDE>(values, band, ridge),
+        Around::Floats(Dtype::F16) => f16::<SIDE_BY_SIDE>(values, band, ridge),
         Around::Floats(_) => {}
-        Around::Given { low, high } => given(values, band, ridge, low, high),
+        Around::Given { low, high } => given::<SIDE_BY_SIDE>(values, band, ridge, low, high),
     }
 }
 
-versions! {
-    fn bf16(values: &mut [f32], band: &Band, ridge: f32) = bf16_body;
+by_lanes! {
+    fn bf16<const N: usize>(values: &mut [f32], band: &Band, ridge: f32) -> () = bf16_body;
 }
-versions! {
-    fn f16(values: &mut [f32], band: &Band, ridge: f32) = f16_body;
+by_lanes! {
+    fn f16<const N: usize>(values: &mut [f32], band: &Band, ridge: f32) -> () = f16_body;
 }
-versions! {
-    fn given(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) = given_body;
-}
-
-#[inline(always)]
-fn bf16_body(values: &mut [f32], band: &Band, ridge: f32) {
-    body(values, band, ridge, |x, _, _| around_bf16(x), |x| round_one(Dtype::BF16, x));
+by_lanes! {
+    fn given<const N: usize>(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) -> () = given_body;
 }
 
 #[inline(always)]
-fn f16_body(values: &mut [f32], band: &Band, ridge: f32) {
-    body(values, band, ridge, |x, _, _| around_f16(x), |x| round_one(Dtype::F16, x));
+fn bf16_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32) {
+    body::<V>(values, band, ridge, Bf16);
 }
 
 #[inline(always)]
-fn given_body(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) {
-    let cols = band.cols();
-    let at = |lane: usize, column: usize| lane * cols + column;
-    let around = |_, lane, column| (low[at(lane, column)], high[at(lane, column)]);
-    body(values, band, ridge, around, |x| x);
+fn f16_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32) {
+    body::<V>(values, band, ridge, F16);
 }
 
-/// The bf16 values nearest to zero's side and beyond, of which one is `x` if it is on the grid.
 #[inline(always)]
-fn around_bf16(x: f32) -> (f32, f32) {
-    let inner = x.to_bits() & 0xffff_0000;
-    let outer = inner.wrapping_add(if inner == x.to_bits() { 0 } else { 0x1_0000 });
-    (f32::from_bits(inner), f32::from_bits(outer))
+fn given_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) {
+    let nothing = [[[0.0; lanes::LANES]; SIDE_BY_SIDE]; TILE];
+    body::<V>(values, band, ridge, Given { low, high, tiles: (nothing, nothing) });
+}
+
+/// The two values around each.
+trait Neighbours {
+    /// Looks at a tile of columns.
+    #[inline(always)]
+    fn turn_to<V: Lanes>(&mut self, _start: usize, _cols: usize, _rows: usize, _width: usize) {}
+
+    /// Those of a column of the tile, in one of its registers.
+    fn of<V: Lanes>(&self, x: V, column: usize, register: usize) -> (V, V);
+
+    /// What a value takes that has no two finite neighbours.
+    fn nearest(&self, x: f32) -> f32;
+}
+
+/// The values towards zero and beyond, of which one is the value itself if it is on the grid.
+struct Bf16;
+
+impl Neighbours for Bf16 {
+    #[inline(always)]
+    fn of<V: Lanes>(&self, x: V, _: usize, _: usize) -> (V, V) {
+        let inner = x.bits(0xffff_0000, 0);
+        (inner, V::pick(x.differs(inner), inner.beyond(0x1_0000), inner))
+    }
+
+    #[inline(always)]
+    fn nearest(&self, x: f32) -> f32 {
+        round_one(Dtype::BF16, x)
+    }
 }
 
 /// The same of f16, whose values below 2⁻¹⁴ are multiples of 2⁻²⁴. What is out of its range has an infinite neighbour.
-#[inline(always)]
-fn around_f16(x: f32) -> (f32, f32) {
-    let inner = x.to_bits() & 0xffff_e000;
-    let outer = if inner == x.to_bits() { inner } else { inner.wrapping_add(0x2000) };
-    let (inner, outer) = (f32::from_bits(inner), f32::from_bits(outer));
-    const UNIT: f32 = 1.0 / 16_777_216.0;
-    // Adding 2⁻¹ rounds to multiples of the unit.
-    let small = x.abs();
-    let near = (small + 0.5) - 0.5;
-    let down = if near > small { near - UNIT } else { near };
-    let up = if down == small { down } else { down + UNIT };
-    let is_small = small < 1.0 / 16_384.0;
-    let outer = if outer.abs() > 65_504.0 { f32::INFINITY.copysign(x) } else { outer };
-    (if is_small { down.copysign(x) } else { inner }, if is_small { up.copysign(x) } else { outer })
+struct F16;
+
+impl Neighbours for F16 {
+    #[inline(always)]
+    fn of<V: Lanes>(&self, x: V, _: usize, _: usize) -> (V, V) {
+        let (unit, half) = (V::all(1.0 / 16_777_216.0), V::all(0.5));
+        let inner = x.bits(0xffff_e000, 0);
+        let outer = V::pick(x.differs(inner), inner.beyond(0x2000), inner);
+        let outer = V::pick(V::all(65_504.0).is_less(outer.abs()), V::all(f32::INFINITY).signed(x), outer);
+        // Adding 2⁻¹ rounds to multiples of the unit.
+        let small = x.abs();
+        let near = (small + half) - half;
+        let down = V::pick(small.is_less(near), near - unit, near);
+        let up = V::pick(down.differs(small), down + unit, down);
+        let is_small = small.is_less(V::all(1.0 / 16_384.0));
+        (V::pick(is_small, down.signed(x), inner), V::pick(is_small, up.signed(x), outer))
+    }
+
+    #[inline(always)]
+    fn nearest(&self, x: f32) -> f32 {
+        round_one(Dtype::F16, x)
+    }
+}
+
+/// What is given, and its columns that are worked on.
+struct Given<'a> {
+    low: &'a [f32],
+    high: &'a [f32],
+    tiles: ([Column; TILE], [Column; TILE]),
+}
+
+impl Neighbours for Given<'_> {
+    #[inline(always)]
+    fn turn_to<V: Lanes>(&mut self, start: usize, cols: usize, rows: usize, width: usize) {
+        lanes_of::<V>(&self.low[start..], cols, rows, width, &mut self.tiles.0);
+        lanes_of::<V>(&self.high[start..], cols, rows, width, &mut self.tiles.1);
+    }
+
+    #[inline(always)]
+    fn of<V: Lanes>(&self, _: V, column: usize, register: usize) -> (V, V) {
+        (V::of(self.tiles.0[column][register]), V::of(self.tiles.1[column][register]))
+    }
+
+    #[inline(always)]
+    fn nearest(&self, x: f32) -> f32 {
+        x
+    }
 }
 
 /// Columns that are turned together, so that lanes lie side by side.
-const TILE: usize = 16;
+const TILE: usize = lanes::LANES;
 
-/// `around` gives the two values around one, from the value, its row and its column.
 #[inline(always)]
-fn body(
-    values: &mut [f32],
-    band: &Band,
-    ridge: f32,
-    around: impl Fn(f32, usize, usize) -> (f32, f32),
-    nearest: impl Fn(f32) -> f32,
-) {
+fn body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32, mut around: impl Neighbours) {
     let (cols, rank) = (band.cols(), band.rank());
     let rows = values.len() / cols.max(1);
     debug_assert!(rows <= LANES, "{rows} rows");
+    let zero = V::all(0.0);
     // eᵀV, (rank, rows).
-    let mut left: Vec<Lanes> = vec![[0.0; LANES]; rank];
+    let mut left: Vec<Column> = vec![[[0.0; lanes::LANES]; SIDE_BY_SIDE]; rank];
     let nothing = vec![0.0; rank];
     // Of the step before.
-    let (mut before, mut errors): ([&[f32]; STEP], [Lanes; STEP]) = ([&nothing; STEP], [[0.0; LANES]; STEP]);
-    let mut x = [[0.0; LANES]; TILE];
+    let (mut before, mut errors): ([&[f32]; STEP], _) = ([&nothing; STEP], [[zero; STEP]; SIDE_BY_SIDE]);
+    let mut x = [[[0.0; lanes::LANES]; SIDE_BY_SIDE]; TILE];
     for start in (0..cols).step_by(TILE) {
         let width = TILE.min(cols - start);
-        lanes_of(&values[start..], cols, rows, width, &mut x);
-        // What has no two finite neighbours leaves no error, and takes the nearest in the end.
-        let mut unbounded = [0_u32; LANES];
+        lanes_of::<V>(&values[start..], cols, rows, width, &mut x);
+        around.turn_to::<V>(start, cols, rows, width);
+        // 1 where something has no two finite neighbours: it leaves no error, and takes the nearest in the end.
+        let mut unbounded = [zero; SIDE_BY_SIDE];
         for first in (0..width).step_by(STEP) {
             let own: [&[f32]; STEP] = std::array::from_fn(|c| {
                 let c = first + c;
                 if c < width { band.of_input(start + c) } else { &nothing[..] }
             });
-            let mut along = along(&mut left, &errors, before, own);
-            errors = [[0.0; LANES]; STEP];
+            let mut along = [[zero; STEP]; SIDE_BY_SIDE];
+            for register in 0..SIDE_BY_SIDE {
+                along[register] = moved_along(&mut left, register, &errors[register], before, own);
+            }
+            errors = [[zero; STEP]; SIDE_BY_SIDE];
             for c in 0..STEP.min(width - first) {
                 let products = &band.products[start + first + c];
-                // Of what the step's own columns have left.
-                for before in 0..c {
-                    for lane in 0..LANES {
-                        along[c][lane] = errors[before][lane].mul_add(products[before], along[c][lane]);
+                let weight = V::all(products[c] + ridge);
+                for register in 0..SIDE_BY_SIDE {
+                    let mut along = along[register][c];
+                    // Of what the step's own columns have left.
+                    for before in 0..c {
+                        along = errors[register][before].mul_add(V::all(products[before]), along);
                     }
-                }
-                let weight = products[c] + ridge;
-                for lane in 0..LANES {
-                    let value = x[first + c][lane];
-                    let (inner, outer) = around(value, lane.min(rows - 1), start + first + c);
+                    let value = V::of(x[first + c][register]);
+                    let (inner, outer) = around.of(value, first + c, register);
                     let (down, up, step) = (inner - value, outer - value, outer - inner);
-                    let fits = step.abs() < f32::INFINITY;
-                    unbounded[lane] |= u32::from(!fits);
+                    let fits = step.abs().is_less(V::all(f32::INFINITY));
+                    unbounded[register] = V::pick(fits, unbounded[register], V::all(1.0));
                     // How much more |eᵀV|² + ridge · |e|² is with `up` than with `down`.
-                    let twice = along[c][lane] + along[c][lane];
-                    let is_up = (twice + weight * (down + up)) * step < 0.0;
-                    let error = if is_up { up } else { down };
-                    errors[c][lane] = if fits { error } else { 0.0 };
-                    x[first + c][lane] = if is_up { outer } else { inner };
+                    let twice = along + along;
+                    let is_up = ((twice + weight * (down + up)) * step).is_less(zero);
+                    errors[register][c] = V::pick(fits, V::pick(is_up, up, down), zero);
+                    x[first + c][register] = V::pick(is_up, outer, inner).array();
                 }
             }
             before = own;
         }
-        if unbounded.iter().all(|&lane| lane == 0) {
-            rows_of(&x, rows, width, &mut values[start..], cols);
+        if unbounded.iter().all(|unbounded| !V::any(unbounded.differs(zero))) {
+            rows_of::<V>(&x, rows, width, &mut values[start..], cols);
             continue;
         }
         for lane in 0..rows {
             let row = &mut values[lane * cols + start..][..width];
             for (c, value) in row.iter_mut().enumerate() {
-                let (inner, outer) = around(*value, lane, start + c);
+                let (register, place) = (lane / lanes::LANES, lane % lanes::LANES);
+                let of_all = around.of(lanes::Plain::all(*value), c, register);
+                let (inner, outer) = (of_all.0.array()[place], of_all.1.array()[place]);
                 let fits = (outer - inner).abs() < f32::INFINITY;
-                *value = if fits { x[c][lane] } else { nearest(*value) };
+                *value = if fits { x[c][register][place] } else { around.nearest(*value) };
             }
         }
     }
@@ -204,79 +254,69 @@ fn body(
 
 /// Takes columns of `rows` rows, which begin `cols` values after each other, as lanes.
 #[inline(always)]
-fn lanes_of(values: &[f32], cols: usize, rows: usize, width: usize, x: &mut [Lanes; TILE]) {
-    let blocks = if width == TILE { rows - rows % SIDE } else { 0 };
-    for first in (0..blocks).step_by(SIDE) {
-        for c in (0..TILE).step_by(SIDE) {
-            let columns = turned(|row| block(&values[(first + row) * cols + c..]));
-            x[c..c + SIDE].iter_mut().zip(columns).for_each(|(x, own)| x[first..first + SIDE].copy_from_slice(&own));
+fn lanes_of<V: Lanes>(values: &[f32], cols: usize, rows: usize, width: usize, x: &mut [Column; TILE]) {
+    let whole = if width == TILE { rows / lanes::LANES } else { 0 };
+    for register in 0..whole {
+        let mut own = [V::all(0.0); TILE];
+        for (lane, own) in own.iter_mut().enumerate() {
+            *own = V::of(*block(&values[(register * lanes::LANES + lane) * cols..]));
+        }
+        for (x, own) in x.iter_mut().zip(V::turned(own)) {
+            x[register] = own.array();
         }
     }
-    for lane in blocks..rows {
+    for lane in whole * lanes::LANES..rows {
         let row = &values[lane * cols..][..width];
-        row.iter().zip(&mut *x).for_each(|(value, x)| x[lane] = *value);
+        row.iter().zip(&mut *x).for_each(|(value, x)| x.as_flattened_mut()[lane] = *value);
     }
 }
 
 /// The way back.
 #[inline(always)]
-fn rows_of(x: &[Lanes; TILE], rows: usize, width: usize, values: &mut [f32], cols: usize) {
-    let blocks = if width == TILE { rows - rows % SIDE } else { 0 };
-    for first in (0..blocks).step_by(SIDE) {
-        for c in (0..TILE).step_by(SIDE) {
-            let own = turned(|column| block(&x[c + column][first..]));
-            for (row, own) in own.iter().enumerate() {
-                values[(first + row) * cols + c..][..SIDE].copy_from_slice(own);
-            }
+fn rows_of<V: Lanes>(x: &[Column; TILE], rows: usize, width: usize, values: &mut [f32], cols: usize) {
+    let whole = if width == TILE { rows / lanes::LANES } else { 0 };
+    for register in 0..whole {
+        let mut own = [V::all(0.0); TILE];
+        own.iter_mut().zip(x).for_each(|(own, x)| *own = V::of(x[register]));
+        for (lane, own) in V::turned(own).into_iter().enumerate() {
+            values[(register * lanes::LANES + lane) * cols..][..TILE].copy_from_slice(&own.array());
         }
     }
-    for lane in blocks..rows {
+    for lane in whole * lanes::LANES..rows {
         let row = &mut values[lane * cols..][..width];
-        row.iter_mut().zip(x).for_each(|(value, x)| *value = x[lane]);
+        row.iter_mut().zip(x).for_each(|(value, x)| *value = x.as_flattened()[lane]);
     }
 }
 
 /// The first values.
 #[inline(always)]
-fn block(values: &[f32]) -> &[f32; SIDE] {
+fn block(values: &[f32]) -> &[f32; TILE] {
     values.first_chunk().expect("a block is whole")
 }
 
 /// Adds the errors of a step's columns times their directions, `before`, to what is left, and returns what is left along each column of the next one.
 #[inline(always)]
-fn along(left: &mut [Lanes], errors: &[Lanes; STEP], before: [&[f32]; STEP], own: [&[f32]; STEP]) -> [Lanes; STEP] {
+fn moved_along<V: Lanes>(
+    left: &mut [Column],
+    register: usize,
+    errors: &[V; STEP],
+    before: [&[f32]; STEP],
+    own: [&[f32]; STEP],
+) -> [V; STEP] {
     let rank = left.len();
     let (before, own) = (before.map(|row| &row[..rank]), own.map(|row| &row[..rank]));
-    let mut along = [[0.0; LANES]; STEP];
-    for half in 0..2 {
-        let mut part = [[0.0; HALF]; STEP];
+    let mut along = [V::all(0.0); STEP];
+    for k in 0..rank {
+        let mut now = V::of(left[k][register]);
         for c in 0..STEP {
-            part[c] = errors[c].as_chunks().0[half];
+            now = errors[c].mul_add(V::all(before[c][k]), now);
         }
-        let mut sums = [[0.0; HALF]; STEP];
-        for k in 0..rank {
-            let place = &mut left[k].as_chunks_mut().0[half];
-            let mut now = *place;
-            for c in 0..STEP {
-                add(&mut now, &part[c], before[c][k]);
-            }
-            *place = now;
-            for c in 0..STEP {
-                add(&mut sums[c], &now, own[c][k]);
-            }
-        }
+        left[k][register] = now.array();
         for c in 0..STEP {
-            along[c].as_chunks_mut().0[half] = sums[c];
+            along[c] = now.mul_add(V::all(own[c][k]), along[c]);
         }
     }
     along
-}
-
-#[inline(always)]
-fn add(sum: &mut [f32; HALF], x: &[f32; HALF], by: f32) {
-    for lane in 0..HALF {
-        sum[lane] = x[lane].mul_add(by, sum[lane]);
-    }
 }
 
 #[cfg(test)]
@@ -284,6 +324,7 @@ mod tests {
     use super::*;
     use crate::formats::Grid;
     use crate::simd::forced::at_every_level;
+    use crate::simd::lanes::Plain;
 
     /// Numbers in (−1, 1).
     fn random(count: usize, seed: u32) -> Vec<f32> {
@@ -299,7 +340,11 @@ mod tests {
     fn neighbours_are_the_grids() {
         for dtype in [Dtype::BF16, Dtype::F16] {
             let grid = Grid::floats(dtype);
-            let around = if dtype == Dtype::BF16 { around_bf16 } else { around_f16 };
+            let around = |x: f32| {
+                let x = Plain::all(x);
+                let (a, b) = if dtype == Dtype::BF16 { Bf16.of(x, 0, 0) } else { F16.of(x, 0, 0) };
+                (a.array()[0], b.array()[0])
+            };
             for bits in 0..=u16::MAX {
                 let stored = if dtype == Dtype::BF16 {
                     half::bf16::from_bits(bits).to_f32()

@@ -20,7 +20,6 @@ pub(crate) mod neighbours;
 pub(crate) mod nibbles;
 pub(crate) mod rows8;
 pub mod tanh;
-pub(crate) mod turned;
 pub(crate) mod vectors;
 pub(crate) mod words;
 

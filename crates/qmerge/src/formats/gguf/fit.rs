@@ -7,7 +7,6 @@
 #![allow(clippy::indexing_slicing)]
 
 use crate::simd::lanes::{LANES, Lanes, by_lanes};
-use crate::simd::turned::{SIDE, turned};
 
 /// Values of sixteen runs of `N`: value by value, run by run.
 pub(super) type Runs<const N: usize> = [[f32; LANES]; N];
@@ -21,34 +20,40 @@ pub(super) fn nearest(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
 }
 
-/// Runs that lie one after the other, as [`Runs`]; where there are fewer, the others are zero.
+by_lanes! {
+    /// Runs that lie one after the other, as [`Runs`]; where there are fewer, the others are zero.
+    pub(super) fn runs<const N: usize>(x: &[f32]) -> Runs<N> = runs_body;
+}
+
 #[inline(always)]
-pub(super) fn runs<const N: usize>(x: &[f32]) -> Runs<N> {
+fn runs_body<V: Lanes, const N: usize>(x: &[f32]) -> Runs<N> {
     let mut runs = [[0.0; LANES]; N];
-    let nothing = [0.0; SIDE];
-    for first in (0..LANES).step_by(SIDE) {
-        for (at, columns) in runs.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
-            let of = |run: usize| x.get((first + run) * N + at * SIDE..).and_then(<[f32]>::first_chunk);
-            for (column, values) in columns.iter_mut().zip(turned(|run| of(run).unwrap_or(&nothing))) {
-                column[first..first + SIDE].copy_from_slice(&values);
+    for (at, columns) in runs.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut rows = [V::all(0.0); LANES];
+        for (run, row) in rows.iter_mut().enumerate() {
+            if let Some(part) = x.get(run * N + at * LANES..).and_then(<[f32]>::first_chunk) {
+                *row = V::of(*part);
             }
         }
+        columns.iter_mut().zip(V::turned(rows)).for_each(|(column, own)| *column = own.array());
     }
     runs
 }
 
-/// [`Runs`] of codes, one after the other.
+by_lanes! {
+    /// [`Runs`] of codes, one after the other.
+    pub(super) fn codes<const N: usize>(runs: &Runs<N>) -> [[u8; N]; LANES] = codes_body;
+}
+
 #[inline(always)]
-pub(super) fn codes<const N: usize, const M: usize>(runs: &Runs<N>) -> [u8; M] {
-    let mut codes = [0; M];
-    for (first, codes) in (0..LANES).step_by(SIDE).zip(codes.chunks_exact_mut(SIDE * N)) {
-        for (at, columns) in runs.as_chunks::<SIDE>().0.iter().enumerate() {
-            let part = |column: usize| columns[column][first..].first_chunk().unwrap_or(&[0.0; SIDE]);
-            for (row, codes) in turned(part).iter().zip(codes.chunks_exact_mut(N)) {
-                for (code, x) in codes[at * SIDE..].iter_mut().zip(row) {
-                    *code = *x as i32 as u8;
-                }
-            }
+fn codes_body<V: Lanes, const N: usize>(runs: &Runs<N>) -> [[u8; N]; LANES] {
+    let mut codes = [[0; N]; LANES];
+    for (at, columns) in runs.as_chunks::<LANES>().0.iter().enumerate() {
+        let mut own = [V::all(0.0); LANES];
+        own.iter_mut().zip(columns).for_each(|(own, column)| *own = V::of(*column));
+        for (codes, row) in codes.iter_mut().zip(V::turned(own)) {
+            let own = row.array();
+            codes[at * LANES..].iter_mut().zip(own).for_each(|(code, x)| *code = x as i32 as u8);
         }
     }
     codes

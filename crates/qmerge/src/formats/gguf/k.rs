@@ -33,6 +33,14 @@ fn shared<const L: usize>(scales: &[f32; L], top: i32) -> (f32, [i32; L]) {
     }
 }
 
+/// The codes of runs, by the blocks that they are.
+#[inline(always)]
+fn block_codes<const N: usize, const BLOCKS: usize>(found: &Runs<N>) -> [[u8; 256]; BLOCKS] {
+    let mut all = [[0; 256]; BLOCKS];
+    all.as_flattened_mut().copy_from_slice(codes(found).as_flattened());
+    all
+}
+
 /// The weights of values where inputs are known.
 #[inline(always)]
 fn by_importance(x: &Runs<16>, weights: &[f32; 256], square: f32) -> Runs<16> {
@@ -127,8 +135,8 @@ fn encode_affine<const B: usize>(
             scales[range.clone()].copy_from_slice(&scales_of(block));
             minima[range].copy_from_slice(&offsets_of(block).map(|offset| -offset));
         }
-        let all: [u8; 512] = codes(&again(&runs, &found, &scales, &minima, (0, search.top)));
-        blocks.iter_mut().zip(all.as_chunks().0).for_each(|(block, codes)| put(codes, block));
+        let all: [_; 2] = block_codes(&again(&runs, &found, &scales, &minima, (0, search.top)));
+        blocks.iter_mut().zip(&all).for_each(|(block, codes)| put(codes, block));
     }
 }
 
@@ -224,7 +232,8 @@ impl Block<256, 84, 16> for Q2K {
             block[80..82].copy_from_slice(&half(d));
             block[82..].copy_from_slice(&half(dmin));
             found = again(&runs, &found, &Self::scales(block), &Self::offsets(block).map(|offset| -offset), (0, 3));
-            Self::pack(&codes(&found), block);
+            let [codes] = block_codes(&found);
+            Self::pack(&codes, block);
         }
     }
 }
@@ -290,7 +299,8 @@ impl Block<256, 110, 16> for Q3K {
             block[108..].copy_from_slice(&half(d));
             to_q3_scales(&scales, &mut block[96..108]);
             found = again(&runs, &found, &Self::scales(block), &[0.0; 16], (-4, 3));
-            Self::pack(&codes(&found), block);
+            let [codes] = block_codes(&found);
+            Self::pack(&codes, block);
         }
     }
 }
@@ -447,7 +457,8 @@ impl Block<256, 210, 16> for Q6K {
                 *stored = nearest(inverse * scale).min(127) as u8;
             }
             found = again(&runs, &found, &Self::scales(block), &[0.0; 16], (-32, 31));
-            Self::pack(&codes(&found), block);
+            let [codes] = block_codes(&found);
+            Self::pack(&codes, block);
         }
     }
 }

@@ -99,8 +99,7 @@ fn encode_around_zero<const B: usize>(
     };
     let (x, weights) = side_by_side(x, importance);
     let (scales, found) = symmetric(&x, half.into(), &weights);
-    let all: [u8; 512] = codes(&found);
-    for ((block, scale), codes) in blocks.iter_mut().zip(halves(scales)).zip(all.as_chunks().0) {
+    for ((block, scale), codes) in blocks.iter_mut().zip(halves(scales)).zip(&codes(&found)) {
         put(scale, codes, block);
     }
 }
@@ -132,9 +131,8 @@ fn encode_from_minimum<const B: usize>(
     let (x, weights) = side_by_side(x, importance);
     let search = Search { top: top.into(), first: -0.9, step: 0.05, steps: 36, absolute: false };
     let (scales, minima, found) = affine(&x, &weights, search);
-    let all: [u8; 512] = codes(&found);
     let stored = halves(scales).into_iter().zip(halves(minima.map(|minimum| -minimum)));
-    for ((block, (scale, minimum)), codes) in blocks.iter_mut().zip(stored).zip(all.as_chunks().0) {
+    for ((block, (scale, minimum)), codes) in blocks.iter_mut().zip(stored).zip(&codes(&found)) {
         put(scale, minimum, codes, block);
     }
 }

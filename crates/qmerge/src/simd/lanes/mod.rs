@@ -23,6 +23,8 @@ pub(crate) trait Lanes:
     }
 
     fn abs(self) -> Self;
+    /// `self · by + plus`, rounded once.
+    fn mul_add(self, by: Self, plus: Self) -> Self;
     /// `self` where it is less than `other`, elsewhere `other`.
     fn least(self, other: Self) -> Self;
     /// `self` where it is greater than `other`, elsewhere `other`.
@@ -40,6 +42,13 @@ pub(crate) trait Lanes:
 
     /// The bits of `self` under a mask, and others.
     fn bits(self, keep: u32, with: u32) -> Self;
+    /// The number whose bits are these and `more`, added as whole numbers.
+    fn beyond(self, more: u32) -> Self;
+    /// With the signs of others.
+    fn signed(self, sign: Self) -> Self;
+
+    /// Columns of sixteen rows. A compiler makes gathers of it, which take three times as long.
+    fn turned(rows: [Self; LANES]) -> [Self; LANES];
 
     /// The nearest whole number from `low` to `high`, of halves the even one. Beyond 2²² it is any of these, the one that adding 1.5·2²³ and taking the last 23 bits gives.
     #[inline(always)]
@@ -97,6 +106,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn mul_add(self, by: Self, plus: Self) -> Self {
+        Self(std::array::from_fn(|l| self.0[l].mul_add(by.0[l], plus.0[l])))
+    }
+
+    #[inline(always)]
     fn least(self, other: Self) -> Self {
         Self::pick(self.is_less(other), self, other)
     }
@@ -141,6 +155,21 @@ impl Lanes for Plain {
     fn bits(self, keep: u32, with: u32) -> Self {
         Self(self.0.map(|x| f32::from_bits(x.to_bits() & keep | with)))
     }
+
+    #[inline(always)]
+    fn beyond(self, more: u32) -> Self {
+        Self(self.0.map(|x| f32::from_bits(x.to_bits().wrapping_add(more))))
+    }
+
+    #[inline(always)]
+    fn signed(self, sign: Self) -> Self {
+        Self(std::array::from_fn(|l| self.0[l].copysign(sign.0[l])))
+    }
+
+    #[inline(always)]
+    fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        std::array::from_fn(|column| Self(std::array::from_fn(|row| rows[row].0[column])))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -176,3 +205,53 @@ macro_rules! by_lanes {
     };
 }
 pub(crate) use by_lanes;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::forced::at_every_level;
+
+    by_lanes! {
+        fn columns<const N: usize>(rows: &[[f32; N]; LANES]) -> [[f32; LANES]; LANES] = columns_body;
+    }
+
+    fn columns_body<V: Lanes, const N: usize>(rows: &[[f32; N]; LANES]) -> [[f32; LANES]; LANES] {
+        let rows = rows.map(|row| V::of(std::array::from_fn(|column| row[column])));
+        V::turned(rows).map(V::array)
+    }
+
+    #[test]
+    fn rows_become_columns() {
+        let rows: [[f32; LANES]; LANES] = std::array::from_fn(|r| std::array::from_fn(|c| (100 * r + c) as f32));
+        for (level, columns) in at_every_level(|| columns(&rows)) {
+            for (c, column) in columns.iter().enumerate() {
+                for (r, value) in column.iter().enumerate() {
+                    assert_eq!(*value, (100 * r + c) as f32, "{level:?}");
+                }
+            }
+        }
+    }
+
+    by_lanes! {
+        fn by_bits<const N: usize>(x: [f32; N], y: [f32; N]) -> [[u32; LANES]; 3] = by_bits_body;
+    }
+
+    fn by_bits_body<V: Lanes, const N: usize>(x: [f32; N], y: [f32; N]) -> [[u32; LANES]; 3] {
+        let of = |x: [f32; N]| V::of(std::array::from_fn(|l| x[l]));
+        let (x, y) = (of(x), of(y));
+        [x.mul_add(y, V::all(-1.0)), x.beyond(0x1_0000), x.signed(y)].map(|x| x.array().map(f32::to_bits))
+    }
+
+    #[test]
+    fn what_goes_by_bits_is_the_definition() {
+        let x: [f32; LANES] = std::array::from_fn(|l| (l as f32 - 7.5) * 0.37);
+        let y: [f32; LANES] = std::array::from_fn(|l| if l % 3 == 0 { -0.0 } else { 1.1 / (l as f32 - 4.5) });
+        for (level, found) in at_every_level(|| by_bits(x, y)) {
+            for l in 0..LANES {
+                assert_eq!(found[0][l], x[l].mul_add(y[l], -1.0).to_bits(), "{level:?}");
+                assert_eq!(found[1][l], x[l].to_bits() + 0x1_0000, "{level:?}");
+                assert_eq!(found[2][l], x[l].copysign(y[l]).to_bits(), "{level:?}");
+            }
+        }
+    }
+}

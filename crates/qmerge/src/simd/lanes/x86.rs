@@ -79,6 +79,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn mul_add(self, by: Self, plus: Self) -> Self {
+        intrinsics!(Self(_mm256_fmadd_ps(self.0, by.0, plus.0), _mm256_fmadd_ps(self.1, by.1, plus.1)))
+    }
+
+    #[inline(always)]
     fn least(self, other: Self) -> Self {
         both!(self, other, |a, b| _mm256_min_ps(a, b))
     }
@@ -125,6 +130,63 @@ impl Lanes for Avx2 {
             _mm256_castsi256_ps(_mm256_or_si256(kept, _mm256_set1_epi32(with.cast_signed())))
         })
     }
+
+    #[inline(always)]
+    fn beyond(self, more: u32) -> Self {
+        both!(self, |a| {
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(more.cast_signed())))
+        })
+    }
+
+    #[inline(always)]
+    fn signed(self, sign: Self) -> Self {
+        both!(self, sign, |a, b| {
+            let minus = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(minus, a), _mm256_and_ps(minus, b))
+        })
+    }
+
+    #[inline(always)]
+    fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        // Quarters of eight rows and columns. (No closures: they would be compiled without AVX, and called.)
+        let mut columns = rows;
+        let (mut low, mut high) = ([[rows[0].0; 8]; 2], [[rows[0].1; 8]; 2]);
+        for r in 0..LANES {
+            low[r / 8][r % 8] = rows[r].0;
+            high[r / 8][r % 8] = rows[r].1;
+        }
+        for (first, [upper, lower]) in [(0, low), (8, high)] {
+            let (upper, lower) = intrinsics!((eight_turned(upper), eight_turned(lower)));
+            for c in 0..8 {
+                columns[first + c] = Self(upper[c], lower[c]);
+            }
+        }
+        columns
+    }
+}
+
+/// Columns of eight rows: pairs, then fours, then eights.
+#[inline(always)]
+unsafe fn eight_turned(r: [__m256; 8]) -> [__m256; 8] {
+    macro_rules! pairs {
+        ($a:expr) => {
+            intrinsics!((_mm256_unpacklo_ps(r[$a], r[$a + 1]), _mm256_unpackhi_ps(r[$a], r[$a + 1])))
+        };
+    }
+    macro_rules! fours {
+        ($a:expr, $b:expr) => {
+            intrinsics!((_mm256_shuffle_ps::<0b01_00_01_00>($a, $b), _mm256_shuffle_ps::<0b11_10_11_10>($a, $b)))
+        };
+    }
+    let ((a, b), (c, d), (e, f), (g, h)) = (pairs!(0), pairs!(2), pairs!(4), pairs!(6));
+    let ((c0, c1), (c2, c3)) = (fours!(a, c), fours!(b, d));
+    let ((d0, d1), (d2, d3)) = (fours!(e, g), fours!(f, h));
+    let (first, last, mut out) = ([c0, c1, c2, c3], [d0, d1, d2, d3], r);
+    for k in 0..4 {
+        out[k] = intrinsics!(_mm256_permute2f128_ps::<0x20>(first[k], last[k]));
+        out[k + 4] = intrinsics!(_mm256_permute2f128_ps::<0x31>(first[k], last[k]));
+    }
+    out
 }
 
 /// One register.
@@ -164,6 +226,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn abs(self) -> Self {
         self.bits(0x7fff_ffff, 0)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, by: Self, plus: Self) -> Self {
+        Self(intrinsics!(_mm512_fmadd_ps(self.0, by.0, plus.0)))
     }
 
     #[inline(always)]
@@ -215,5 +282,53 @@ impl Lanes for Avx512 {
             let kept = _mm512_and_si512(_mm512_castps_si512(self.0), _mm512_set1_epi32(keep.cast_signed()));
             _mm512_castsi512_ps(_mm512_or_si512(kept, _mm512_set1_epi32(with.cast_signed())))
         }))
+    }
+
+    #[inline(always)]
+    fn beyond(self, more: u32) -> Self {
+        Self(intrinsics!({
+            let more = _mm512_set1_epi32(more.cast_signed());
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), more))
+        }))
+    }
+
+    #[inline(always)]
+    fn signed(self, sign: Self) -> Self {
+        Self(intrinsics!({
+            let minus = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(minus, self.0), _mm512_and_ps(minus, sign.0))
+        }))
+    }
+
+    #[inline(always)]
+    fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        // Of four rows each, the columns whose number is j, 4 + j, 8 + j and 12 + j, a quarter of a register each.
+        let mut quarters = rows;
+        for first in (0..LANES).step_by(4) {
+            let r = [rows[first].0, rows[first + 1].0, rows[first + 2].0, rows[first + 3].0];
+            quarters[first..first + 4].copy_from_slice(&intrinsics!({
+                let (a, b) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+                let (c, d) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+                [
+                    Self(_mm512_shuffle_ps::<0b01_00_01_00>(a, c)),
+                    Self(_mm512_shuffle_ps::<0b11_10_11_10>(a, c)),
+                    Self(_mm512_shuffle_ps::<0b01_00_01_00>(b, d)),
+                    Self(_mm512_shuffle_ps::<0b11_10_11_10>(b, d)),
+                ]
+            }));
+        }
+        let mut columns = rows;
+        for j in 0..4 {
+            let [a, b, c, d] = [quarters[j].0, quarters[4 + j].0, quarters[8 + j].0, quarters[12 + j].0];
+            intrinsics!({
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                columns[j] = Self(_mm512_shuffle_f32x4::<0x88>(ab, cd));
+                columns[8 + j] = Self(_mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                columns[4 + j] = Self(_mm512_shuffle_f32x4::<0x88>(ab, cd));
+                columns[12 + j] = Self(_mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            });
+        }
+        columns
     }
 }

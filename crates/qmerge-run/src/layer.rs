@@ -12,7 +12,9 @@ use crate::linear::{Input, Linear, Watch};
 use crate::mixer::{self, Mixer, Pass, State};
 use crate::model::weight_name;
 use crate::norm::Normalize;
+use crate::per_layer::Gate;
 use crate::tensors::Tensors;
+use crate::work;
 
 /// A mixer or a feed-forward: linear layers, and what stands between them.
 pub(crate) trait Block: Debug + Send + Sync {
@@ -46,6 +48,7 @@ pub(crate) struct Layer<'a> {
     hidden: usize,
     /// Factor on what a block adds.
     scale: f32,
+    per_layer: Option<Gate<'a>>,
     /// Factor on what leaves the layer.
     scalar: Option<f32>,
 }
@@ -68,20 +71,28 @@ impl<'a> Layer<'a> {
             order: layer.order,
             hidden: spec.hidden,
             scale: spec.residual_scale,
+            per_layer: match &layer.per_layer {
+                Some(own) => Gate::new(tensors, spec, own, path)?,
+                None => None,
+            },
             scalar: layer.scalar.map(scalar).transpose()?,
         })
     }
 
-    /// What becomes of the residual stream `x` (hidden, tokens).
+    /// What becomes of the residual stream `x` (hidden, tokens). `part` is what the layer is given of the tokens beside it.
     pub(crate) fn forward(
         &self,
         x: &mut [f32],
+        part: &[f32],
         tokens: usize,
         pass: &Pass,
         state: Option<&mut State>,
         watch: &mut dyn Watch,
     ) -> Result<()> {
         self.blocks(x, tokens, pass, state, watch)?;
+        if let Some(gate) = &self.per_layer {
+            gate.add(x, part, tokens, pass.precision, watch)?;
+        }
         if let Some(scalar) = self.scalar {
             x.iter_mut().for_each(|x| *x *= scalar);
         }
@@ -151,6 +162,7 @@ impl<'a> Layer<'a> {
             first.extend(others.next().into_iter().flatten());
         }
         groups.extend(others);
+        groups.extend(self.per_layer.iter().flat_map(Gate::together));
         groups
     }
 
@@ -162,7 +174,8 @@ impl<'a> Layer<'a> {
     /// Visits each of them, until an error.
     pub(crate) fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
         self.mixer.each(visit)?;
-        self.feed_forward.each(visit)
+        self.feed_forward.each(visit)?;
+        self.per_layer.iter_mut().try_for_each(|gate| gate.each(visit))
     }
 
     /// What linear layers are given, in the order of [`Watch::input`].
@@ -176,7 +189,8 @@ impl<'a> Layer<'a> {
 
     /// Work of so many tokens that see `seen` positions on average, in nanoseconds of one thread.
     pub(crate) fn work(&self, tokens: usize, seen: usize) -> u64 {
-        (self.mixer.work(tokens, seen) + self.feed_forward.work(tokens, seen)) as u64
+        let gate = self.per_layer.as_ref().map_or(0.0, |gate| work::linears(&gate.together(), tokens as f64));
+        (self.mixer.work(tokens, seen) + self.feed_forward.work(tokens, seen) + gate) as u64
     }
 
     /// Values per token that are in memory at once beside the residual stream, at most.
@@ -184,7 +198,13 @@ impl<'a> Layer<'a> {
         let [mixer, feed_forward] = [self.mixer.activations(), self.feed_forward.activations()];
         // The mixer's result waits for the feed-forward's.
         let waiting = if self.order == Order::Sequential { 0 } else { self.hidden };
-        mixer.max(feed_forward + waiting)
+        let gate = self.per_layer.as_ref().map_or(0, Gate::activations);
+        mixer.max(feed_forward + waiting).max(gate)
+    }
+
+    /// Values per token that stay for later layers until a pass ends.
+    pub(crate) fn lent(&self) -> usize {
+        self.mixer.lent()
     }
 
     /// Values that a cache holds for a sequence of so many positions.
@@ -250,10 +270,6 @@ impl Watch for AfterFirst<'_> {
 fn normalized<'x>(norm: &Option<Normalize>, x: &'x [f32], tokens: usize) -> Cow<'x, [f32]> {
     match norm {
         None => x.into(),
-        Some(norm) => {
-            let mut x = x.to_vec();
-            norm.apply(&mut x, tokens);
-            x.into()
-        }
+        Some(norm) => norm.applied(x, tokens).into(),
     }
 }

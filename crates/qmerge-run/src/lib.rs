@@ -100,6 +100,7 @@ mod mixer;
 #[doc(hidden)]
 pub mod model;
 mod norm;
+mod per_layer;
 mod rope;
 pub mod tensors;
 pub mod text;

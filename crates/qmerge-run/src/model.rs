@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qmerge::arch;
-use qmerge::arch::spec::Spec;
+use qmerge::arch::spec::{PerLayerEmbeddings, Spec};
 use qmerge::error::{Error, Kind, Result};
 use qmerge::progress::{Progress, stopped};
 use qmerge::round::LayerInputs;
@@ -13,6 +13,7 @@ use crate::layer::Layer;
 use crate::linear::{Input, Linear, Precision, Unwatched, Watch};
 use crate::mixer::{Pass, Sequence, State};
 use crate::norm::Normalize;
+use crate::per_layer::PerLayer;
 use crate::tensors::Tensors;
 use crate::work;
 
@@ -35,6 +36,7 @@ pub struct Model<'a> {
     config: PathBuf,
     embed: Linear<'a>,
     positions: Option<Linear<'a>>,
+    per_layer: Option<PerLayer<'a>>,
     layers: Vec<Layer<'a>>,
     norm: Normalize,
     /// `None` where the embedding is the head too.
@@ -104,17 +106,23 @@ impl<'a> Model<'a> {
             None => name.to_owned(),
         };
         // The table may have more rows than the configuration says tokens, if a tokenizer grew; never fewer.
-        let table = |path: &str, least: usize, what: &str| -> Result<Linear<'a>> {
+        let table = |path: &str, features: usize, least: usize, what: &str| -> Result<Linear<'a>> {
             let weight = tensors.get(&weight_name(path))?;
             let rows = weight.base().claim().weight.shape().first().copied().unwrap_or(0);
             if rows < least {
                 return Err(tensors.misfit(&weight_name(path), format!("{rows} rows, but {what} is {least}")));
             }
-            Linear::from_weight(tensors, path, weight, rows, spec.hidden)
+            Linear::from_weight(tensors, path, weight, rows, features)
         };
-        let embed = table(tokens, spec.vocab, "vocab_size")?;
-        let positions = |name: &str| table(&beside(name), spec.max_positions, "the number of positions");
+        let embed = table(tokens, spec.hidden, spec.vocab, "vocab_size")?;
+        let positions = |name: &str| table(&beside(name), spec.hidden, spec.max_positions, "the number of positions");
         let positions = arch.positions.map(positions).transpose()?;
+        let per_layer = |own: &PerLayerEmbeddings| -> Result<PerLayer<'a>> {
+            let features = spec.layers.len() * own.width;
+            let table = table(&beside(own.names[0]), features, own.vocab, "vocab_size_per_layer_input")?;
+            PerLayer::new(tensors, &spec, own, table, beside)
+        };
+        let per_layer = spec.per_layer.as_ref().map(per_layer).transpose()?;
         // A model of several towers is tied where its language model is, whatever the document says first.
         let untied = config.tied() == Some(false) && arch::language_model(config)?.tied() != Some(true);
         let head = match arch.heads(Some(tie)).find(stored) {
@@ -138,6 +146,7 @@ impl<'a> Model<'a> {
             config: config.path.clone(),
             embed,
             positions,
+            per_layer,
             layers,
             norm,
             head,
@@ -169,6 +178,7 @@ impl<'a> Model<'a> {
             Ok(())
         };
         hold(self.head.as_mut().unwrap_or(&mut self.embed))?;
+        self.per_layer.iter_mut().try_for_each(|own| own.each(&mut hold))?;
         self.layers.iter_mut().try_for_each(|layer| layer.each(&mut hold))
     }
 
@@ -184,7 +194,11 @@ impl<'a> Model<'a> {
 
     /// All linear layers in the order in which they are shown.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'_>> {
-        std::iter::once(&self.embed).chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.head)
+        let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
+        std::iter::once(&self.embed)
+            .chain(per_layer)
+            .chain(self.layers.iter().flat_map(Layer::linears))
+            .chain(&self.head)
     }
 
     /// Bytes of stored weights that are held in memory.
@@ -195,7 +209,8 @@ impl<'a> Model<'a> {
     /// Bytes of stored weights that a token's way through the model reads.
     pub fn bytes_per_token(&self) -> u64 {
         let head = self.head.as_ref().unwrap_or(&self.embed).bytes();
-        head + self.layers.iter().flat_map(Layer::linears).map(Linear::bytes).sum::<u64>()
+        let per_layer = self.per_layer.as_ref().map_or(0, |own| own.linears()[1].bytes());
+        head + per_layer + self.layers.iter().flat_map(Layer::linears).map(Linear::bytes).sum::<u64>()
     }
 
     /// What linear layers are given, layer by layer, in the order of [`Watch::input`].
@@ -216,7 +231,10 @@ impl<'a> Model<'a> {
 
     /// Values per token that a pass has in memory at once beside the residual stream, at most.
     pub fn activations(&self) -> usize {
-        self.layers.iter().map(Layer::activations).max().unwrap_or(0)
+        let layers = self.layers.iter().map(Layer::activations).max().unwrap_or(0);
+        let lent: usize = self.layers.iter().map(Layer::lent).sum();
+        // While a table is looked up, the rows stand beside what the matrix gave.
+        layers + lent + self.per_layer.as_ref().map_or(0, |own| 2 * own.features())
     }
 
     /// Work of a pass of `tokens` tokens that see `seen` positions on average, in nanoseconds of one thread.
@@ -290,13 +308,15 @@ impl<'a> Model<'a> {
             let numbers: Vec<u32> = pass.positions().map(|position| position as u32).collect();
             x.iter_mut().zip(positions.lookup(&numbers)?).for_each(|(x, p)| *x += p);
         }
+        let parts = self.per_layer.as_ref().map(|own| own.of(tokens, &x, precision)).transpose()?.unwrap_or_default();
         let seen = pass.seen();
         for (number, layer) in self.layers.iter().enumerate() {
             if self.progress.is_some_and(|progress| progress.cancelled()) {
                 return Err(stopped());
             }
             let state = cache.as_deref_mut().map(|cache| &mut cache.states[number]);
-            layer.forward(&mut x, count, &pass, state, watch)?;
+            let part = self.per_layer.as_ref().map_or(0..0, |own| own.part(number, count));
+            layer.forward(&mut x, &parts[part], count, &pass, state, watch)?;
             self.advanced(precision.work(layer.work(count, seen)));
             if watch.layer()?.is_break() {
                 let left = self.layers[number + 1..].iter().map(|layer| precision.work(layer.work(count, seen))).sum();

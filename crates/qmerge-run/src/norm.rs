@@ -50,6 +50,13 @@ impl Normalize {
         Self { weight, bias, features: self.features + other.features, ..self }
     }
 
+    /// What becomes of `x` (features, tokens).
+    pub(crate) fn applied(&self, x: &[f32], tokens: usize) -> Vec<f32> {
+        let mut x = x.to_vec();
+        self.apply(&mut x, tokens);
+        x
+    }
+
     /// Normalizes `x` (features, tokens) in place; more features than weights are several groups, each normalized by itself.
     pub(crate) fn apply(&self, x: &mut [f32], tokens: usize) {
         for (number, group) in x.chunks_exact_mut((self.group * tokens).max(1)).enumerate() {

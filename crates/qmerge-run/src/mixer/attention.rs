@@ -1,6 +1,7 @@
 //! Causal attention over one sequence or several beside each other, with what came before in a cache.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use qmerge::arch::spec::{self, Growth, Norm, Over, Projections, QkNorm, Spec};
 use qmerge::error::Result;
@@ -23,14 +24,14 @@ pub(super) struct Attention<'a> {
     /// Queries, keys, values; or all in one.
     inputs: Vec<Linear<'a>>,
     output: Linear<'a>,
-    /// Of queries and keys.
-    norms: Option<[Normalize; 2]>,
+    query_norm: Option<Normalize>,
+    key_norm: Option<Normalize>,
     value_norm: Option<Normalize>,
     sinks: Vec<f32>,
 }
 
-/// Keys (kv_heads, capacity, width) and values (kv_heads · width, capacity) of one layer, for each sequence.
-#[derive(Debug, Default)]
+/// Keys (kv_heads, capacity, width) and values (kv_heads · width, capacity) of one layer, for each sequence; or of a pass that keeps none, with as many positions as it has tokens.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Past {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -49,6 +50,7 @@ impl<'a> Attention<'a> {
             Projections::KeysAsValues { names: [q, k, o] } => {
                 (vec![linear(q, asked, hidden)?, linear(k, keys, hidden)?], o)
             }
+            Projections::Borrowed { names: [q, o], .. } => (vec![linear(q, asked, hidden)?], o),
             Projections::Fused { names: [qkv, o] } | Projections::Grouped { names: [qkv, o] } => {
                 (vec![linear(qkv, asked + 2 * keys, hidden)?], o)
             }
@@ -66,13 +68,14 @@ impl<'a> Attention<'a> {
                 Over::Whole => new(&path, heads * head_dim),
             }
         };
-        let both = |qk| -> Result<_> { Ok([norm(qk, 0, attention.heads)?, norm(qk, 1, attention.kv_heads)?]) };
-        let norms = attention.qk_norm.map(both).transpose()?;
+        let query_norm = attention.qk_norm.map(|qk| norm(qk, 0, attention.heads)).transpose()?;
+        let of_keys = attention.qk_norm.filter(|_| !attention.borrows());
+        let key_norm = of_keys.map(|qk| norm(qk, 1, attention.kv_heads)).transpose()?;
         let bare = || Normalize::new(tensors, layer, head_dim, Norm::RmsWithoutWeight, spec.eps);
         let value_norm = attention.norms_values.then(bare).transpose()?;
         let sinks = attention.sinks.map(|name| tensors.needed(&format!("{layer}.{name}"), attention.heads));
         let (output, sinks) = (linear(output, hidden, queries)?, sinks.transpose()?.unwrap_or_default());
-        Ok(Self { spec: *attention, inputs, output, norms, value_norm, sinks })
+        Ok(Self { spec: *attention, inputs, output, query_norm, key_norm, value_norm, sinks })
     }
 }
 
@@ -110,7 +113,8 @@ impl Mixer for Attention<'_> {
     ) -> Result<Vec<f32>> {
         let spec::Attention { heads, kv_heads, head_dim, .. } = self.spec;
         let (tokens, sequences) = (x.tokens(), pass.sequences.as_slice());
-        let (queries, keys) = (heads * head_dim * tokens, kv_heads * head_dim * tokens);
+        let queries = heads * head_dim * tokens;
+        let keys = if self.spec.borrows() { 0 } else { kv_heads * head_dim * tokens };
         let asked = if self.spec.gated { 2 * queries } else { queries };
         let mut all = vec![0.0; asked + 2 * keys];
         let mut rest = all.as_mut_slice();
@@ -124,7 +128,7 @@ impl Mixer for Attention<'_> {
         match self.spec.projections {
             Projections::Grouped { .. } => all = ungrouped(&all, kv_heads, heads / kv_heads, head_dim * tokens),
             Projections::KeysAsValues { .. } => all.copy_within(queries..queries + keys, queries + keys),
-            Projections::Apart { .. } | Projections::Fused { .. } => {}
+            Projections::Apart { .. } | Projections::Fused { .. } | Projections::Borrowed { .. } => {}
         }
         let (q, rest) = all.split_at_mut(queries);
         let (k, v) = rest.split_at_mut(keys);
@@ -162,7 +166,10 @@ impl Mixer for Attention<'_> {
             cap: self.spec.cap,
             sinks: &self.sinks,
         };
-        let (mut mixed, paid) = attend(&how, q, k, v, pass, state, watch.weighs());
+        let (mut mixed, paid) = match self.spec.projections {
+            Projections::Borrowed { from, .. } => attend_lent(&how, q, from, pass, state.is_some(), watch.weighs()),
+            _ => attend(&how, q, k, v, pass, state, self.spec.lends, watch.weighs()),
+        };
         paid.show(&self.inputs, x, pass, watch)?;
         if self.spec.gated {
             sigmoid(&mut gates);
@@ -174,16 +181,18 @@ impl Mixer for Attention<'_> {
     }
 
     fn cached(&self, positions: usize) -> usize {
-        2 * self.spec.kv_heads * self.spec.head_dim * positions
+        if self.spec.borrows() { 0 } else { 2 * self.spec.kv_heads * self.spec.head_dim * positions }
+    }
+
+    fn lent(&self) -> usize {
+        if self.spec.lends.is_some() { 2 * self.spec.kv_heads * self.spec.head_dim } else { 0 }
     }
 }
 
 impl Attention<'_> {
     fn normalize(&self, q: &mut [f32], k: &mut [f32], tokens: usize) {
-        if let Some([query, key]) = &self.norms {
-            query.apply(q, tokens);
-            key.apply(k, tokens);
-        }
+        self.query_norm.iter().for_each(|norm| norm.apply(q, tokens));
+        self.key_norm.iter().for_each(|norm| norm.apply(k, tokens));
     }
 }
 
@@ -245,7 +254,8 @@ impl Softmax<'_> {
 }
 
 /// Weighted sums of values (heads · value, tokens) for queries (heads · key, tokens), over keys and values of these columns, and of those before where there is
-/// a state. Where there is none and it `weighs`, what was paid to each token.
+/// a state. Where there is none and it `weighs`, what was paid to each token. Keys and values are lent under the number `lends`.
+#[expect(clippy::too_many_arguments, reason = "what attention is over, and where it is kept")]
 pub(super) fn attend(
     how: &Softmax<'_>,
     q: &[f32],
@@ -253,28 +263,68 @@ pub(super) fn attend(
     v: &[f32],
     pass: &Pass,
     state: Option<&mut State>,
+    lends: Option<usize>,
     weighs: bool,
 ) -> (Vec<f32>, Paid) {
-    let (sequences, tokens) = (pass.sequences.as_slice(), q.len() / (how.heads * how.key).max(1));
-    let k = turned(k, how.key, tokens);
+    let tokens = q.len() / (how.heads * how.key).max(1);
+    let keys = turned(k, how.key, tokens);
     let Some(state) = state else {
-        let view = |_, sequence: &Sequence| View { keys: &k, values: v, width: tokens, first: sequence.columns.start };
-        return mix(how, q, tokens, sequences, view, weighs);
+        let view =
+            |_, sequence: &Sequence| View { keys: &keys, values: v, width: tokens, first: sequence.columns.start };
+        let mixed = mix(how, q, tokens, &pass.sequences, view, weighs);
+        if let Some(number) = lends {
+            pass.lend(number, Arc::new(Past { keys, values: v.to_vec() }));
+        }
+        return mixed;
     };
-    let past: &mut Past = state.own();
-    past.append(&k, v, how.kv_heads, tokens, sequences, pass.capacity);
-    let past = &*past;
-    let (keys, values) = (how.kv_heads * how.key * pass.capacity, how.kv_heads * how.value * pass.capacity);
-    let view = |number: usize, _: &Sequence| View {
-        keys: &past.keys[number * keys..(number + 1) * keys],
-        values: &past.values[number * values..(number + 1) * values],
-        width: pass.capacity,
-        first: 0,
+    // Whoever borrowed it in the pass before is done with it.
+    let past: &mut Arc<Past> = state.own();
+    Arc::make_mut(past).append(&keys, v, how.kv_heads, tokens, &pass.sequences, pass.capacity);
+    if let Some(number) = lends {
+        pass.lend(number, Arc::clone(past));
+    }
+    mix(how, q, tokens, &pass.sequences, past.views(how, pass.capacity), false)
+}
+
+/// The same over what a layer before has lent.
+fn attend_lent(
+    how: &Softmax<'_>,
+    q: &[f32],
+    number: usize,
+    pass: &Pass,
+    is_kept: bool,
+    weighs: bool,
+) -> (Vec<f32>, Paid) {
+    let tokens = q.len() / (how.heads * how.key).max(1);
+    let past = pass.borrowed(number);
+    if is_kept {
+        return mix(how, q, tokens, &pass.sequences, past.views(how, pass.capacity), false);
+    }
+    let view = |_, sequence: &Sequence| View {
+        keys: &past.keys,
+        values: &past.values,
+        width: tokens,
+        first: sequence.columns.start,
     };
-    mix(how, q, tokens, sequences, view, false)
+    mix(how, q, tokens, &pass.sequences, view, weighs)
 }
 
 impl Past {
+    /// What each sequence has in it.
+    fn views<'p>(
+        &'p self,
+        how: &Softmax<'_>,
+        capacity: usize,
+    ) -> impl Fn(usize, &Sequence) -> View<'p> + Sync + use<'p> {
+        let (keys, values) = (how.kv_heads * how.key * capacity, how.kv_heads * how.value * capacity);
+        move |number, _| View {
+            keys: &self.keys[number * keys..(number + 1) * keys],
+            values: &self.values[number * values..(number + 1) * values],
+            width: capacity,
+            first: 0,
+        }
+    }
+
     fn append(
         &mut self,
         k: &[f32],

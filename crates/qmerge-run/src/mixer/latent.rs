@@ -124,7 +124,7 @@ impl Mixer for Latent<'_> {
             cap: None,
             sinks: &[],
         };
-        let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, watch.weighs());
+        let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, None, watch.weighs());
         paid.show(&self.inputs, x, pass, watch)?;
         if let Some((queries, narrow)) = &asked {
             paid.show(std::slice::from_ref(*queries), &x.like(narrow, queries.inputs()), pass, watch)?;

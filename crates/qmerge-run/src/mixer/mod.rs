@@ -7,7 +7,9 @@ mod paid;
 mod short_conv;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qmerge::arch::Rope;
 use qmerge::arch::spec::{self, Spec};
@@ -17,7 +19,7 @@ use crate::layer::Block;
 use crate::linear::{Input, Precision, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
-use attention::Attention;
+use attention::{Attention, Past};
 use delta::Delta;
 use latent::Latent;
 use short_conv::ShortConv;
@@ -30,6 +32,11 @@ pub(crate) trait Mixer: Block {
 
     /// Values that a state holds for a sequence of so many positions.
     fn cached(&self, positions: usize) -> usize;
+
+    /// Values per token that stay for later layers until a pass ends.
+    fn lent(&self) -> usize {
+        0
+    }
 }
 
 /// The mixer of the layer at that path.
@@ -56,6 +63,8 @@ pub(crate) struct Pass {
     /// Positions of a sequence that states have room for.
     pub(crate) capacity: usize,
     pub(crate) precision: Precision,
+    /// Keys and values that layers have lent to later ones, by number.
+    lent: Mutex<BTreeMap<usize, Arc<Past>>>,
 }
 
 /// Which columns of a batch are one sequence, and how many positions of it went before.
@@ -75,7 +84,16 @@ impl Sequence {
 impl Pass {
     pub(crate) fn new(sequences: Vec<Sequence>, ropes: &[Rope], capacity: usize, precision: Precision) -> Self {
         let angles = |rope: &Rope| sequences.iter().map(|s| Angles::new(rope, s.past..s.end(), s.end())).collect();
-        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity, precision }
+        Self { angles: ropes.iter().map(angles).collect(), sequences, capacity, precision, lent: Mutex::default() }
+    }
+
+    fn lend(&self, number: usize, past: Arc<Past>) {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner).insert(number, past);
+    }
+
+    /// What a layer before has lent under that number; nothing where none has.
+    fn borrowed(&self, number: usize) -> Arc<Past> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned().unwrap_or_default()
     }
 
     /// Positions of the new columns, in their sequences.

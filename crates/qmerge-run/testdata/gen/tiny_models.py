@@ -420,6 +420,13 @@ model_case("gemma4_text", "Gemma4Text", **GEMMA4, attention_k_eq_v=True, num_glo
                   {"rope_parameters": lambda r: {**r, "full_attention": rope("default", 500.0)}},
                   {"rope_parameters": lambda r: {**r, "sliding_attention": rope("default", 500.0)}}])
 model_case("gemma4_values", "Gemma4Text", **{**GEMMA4, "num_key_value_heads": 2, "num_hidden_layers": 1, "layer_types": ["full_attention"]}, wrong=[EPS])
+# As the small models are: an embedding for each layer, and last layers that see the keys and values of the last one of their kind before them.
+model_case("gemma4_small", "Gemma4Text", **{**GEMMA4, "num_hidden_layers": 5, "num_key_value_heads": 2, "hidden_size_per_layer_input": 6,
+           "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+           vocab_size_per_layer_input=SMALL["vocab_size"], num_kv_shared_layers=2, use_double_wide_mlp=True,
+           wrong=[EPS, {"sliding_window": 7}, {"hidden_activation": "relu"}])
+model_case("gemma4_experts", "Gemma4Text", **{**GEMMA4, "num_key_value_heads": 2}, enable_moe_block=True, num_experts=5, top_k_experts=2,
+           moe_intermediate_size=12, wrong=[EPS, {"top_k_experts": 1}, {"hidden_activation": "relu"}])
 model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
            rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
 model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,
@@ -618,7 +625,7 @@ adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_pr
 adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
-for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2"):
+for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2", "gemma4_small"):
     adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
 for name in ("llava", "qwen2_vl"):
     adapter_case(name + "_lora", name, target_modules=r".*language_model.*(q_proj|o_proj|gate_proj|down_proj)")
@@ -627,6 +634,8 @@ adapter_case("llama_nf4_dora", "llama_nf4", target_modules=["q_proj", "o_proj", 
 adapter_case("mixtral_lora", "mixtral", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
              target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
 adapter_case("mixtral_expert_lora", "mixtral", target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+adapter_case("gemma4_experts_lora", "gemma4_experts", target_modules=r".*(q_proj|mlp\.down_proj|router\.proj)",
+             target_parameters=["experts.gate_up_proj", "experts.down_proj"])
 adapter_case("qwen3_moe_lora", "qwen3_moe", target_modules=LINEAR, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
 
 

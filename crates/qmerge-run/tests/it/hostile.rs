@@ -105,8 +105,15 @@ fn each_error_names_the_field_and_its_value() {
         ("gemma3_text", json!({"layer_types": "full_attention"}), &["`layer_types`", "not a list"]),
         ("gemma2", json!({"query_pre_attn_scalar": 0}), &["`query_pre_attn_scalar` is 0"]),
         ("gemma2", json!({"final_logit_softcapping": 0.0}), &["`final_logit_softcapping` is 0.0"]),
-        ("gemma4_text", json!({"num_kv_shared_layers": 1}), &["`num_kv_shared_layers` is 1"]),
-        ("gemma4_text", json!({"hidden_size_per_layer_input": 8}), &["`hidden_size_per_layer_input` is 8"]),
+        ("gemma4_text", json!({"num_kv_shared_layers": 1}), &["`num_kv_shared_layers` is 1", "no layer with no window"]),
+        ("gemma4_small", json!({"num_kv_shared_layers": 5}), &["`num_kv_shared_layers` is 5", "none of 5 layers"]),
+        (
+            "gemma4_small",
+            json!({"per_layer_config": {"1": {"head_dim": 16}, "4": {"head_dim": 12}}}),
+            &["`num_kv_shared_layers` is 2", "the same heads"],
+        ),
+        ("gemma4_small", json!({"num_kv_shared_layers": 9}), &["`num_kv_shared_layers` is 9"]),
+        ("gemma4_experts", json!({"top_k_experts": 6}), &["6, but there are 5 experts"]),
         ("gemma4_text", json!({"per_layer_config": {"1": {"head_dim": 0}}}), &["`head_dim` is 0"]),
         ("gemma4_text", json!({"per_layer_config": {"1": 3}}), &["`per_layer_config`", "objects"]),
         ("gpt2", json!({"n_head": 1000}), &["`n_head` is 1000", "`n_embd`"]),
@@ -216,6 +223,9 @@ fn a_configuration_of_another_model_is_named() {
         ("llama", json!({"head_dim": 10}), "q_proj.weight"),
         ("mixtral", json!({"num_local_experts": 64}), "gate.weight"),
         ("mixtral", json!({"intermediate_size": 2}), "experts"),
+        ("gemma4_text", json!({"hidden_size_per_layer_input": 8}), "embed_tokens_per_layer.weight"),
+        ("gemma4_small", json!({"hidden_size_per_layer_input": 8}), "embed_tokens_per_layer.weight"),
+        ("gemma4_small", json!({"vocab_size_per_layer_input": 99}), "vocab_size_per_layer_input"),
     ] {
         let mut inputs = open(case);
         let mut json = inputs.base.config.as_ref().unwrap().json.clone();

@@ -51,7 +51,11 @@ impl Decoder {
 impl From<Decoder> for Spec {
     fn from(decoder: Decoder) -> Self {
         let (order, norms, feed_forward) = (decoder.order, decoder.norms, FeedForward::Dense(decoder.feed_forward));
-        let layer = |attention| Layer { order, norms, mixer: Mixer::Attention(attention), feed_forward, scalar: None };
+        let (per_layer, scalar) = (None, None);
+        let layer = |attention| {
+            let mixer = Mixer::Attention(attention);
+            Layer { order, norms, mixer, feed_forward, per_layer, scalar }
+        };
         Self { layers: decoder.attention.into_iter().map(layer).collect(), ..decoder.spec }
     }
 }

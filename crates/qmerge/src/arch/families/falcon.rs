@@ -46,6 +46,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         cap: None,
         sinks: None,
         gated: false,
+        lends: None,
     };
     let feed_forward = Dense {
         width: fields.positive_if("ffn_hidden_size")?.unwrap_or(4 * hidden),
@@ -57,6 +58,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         vocab: fields.count("vocab_size")?,
         max_positions: rope.longest(),
         layers: Vec::new(),
+        per_layer: None,
         ropes: vec![rope],
         norm: Norm::Layer,
         eps: fields.eps("layer_norm_epsilon", 1e-5)?,

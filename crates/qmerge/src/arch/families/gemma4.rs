@@ -1,13 +1,25 @@
 //! Gemma 4 (text): Gemma 3 with norms that add nothing, norms of values too, wider heads in the layers without a window, whose keys may be the values,
-//! and a factor on each layer. What has embeddings of its own in each layer, shared keys or experts is not run.
+//! and a factor on each layer. Small models have embeddings for each layer, and last layers that see the keys and values of one before them; another has experts
+//! beside the feed-forward.
 
-use serde_json::Value;
-
-use super::spec::{Activation, Attention, Projections, QkNorm, Spec};
-use super::{Arch, Fields, Result, Rope, gemma2, generic, llama};
+use super::spec::{
+    Activation, Attention, Beside, FeedForward, Mixer, PerLayer, PerLayerEmbeddings, Projections, QkNorm, Routed,
+    Router, Scores, Shared, Spec,
+};
+use super::{Arch, Experts, Fields, Result, Rope, gemma2, generic, llama};
 use crate::open::ModelConfig;
 
 pub(super) const ARCH: Arch = Arch { model_types: &["gemma4_text", "gemma4"], spec: Some(spec), ..generic::ARCH };
+
+const EXPERTS: Experts = Experts { modules: &["experts"], ..generic::EXPERTS };
+
+/// Norms and factors of the layers that have experts.
+const BESIDE: Beside = Beside {
+    shared: ["pre_feedforward_layernorm", "post_feedforward_layernorm_1"],
+    experts: ["pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"],
+    seen: "router.scale",
+    shares: "router.per_expert_scale",
+};
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     refuse(fields)?;
@@ -40,22 +52,90 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         attention.rope = ropes.iter().position(|(known, _)| *known == kind);
     }
     gemma.spec.ropes = ropes.into_iter().map(|(_, rope)| rope).collect();
+    share(fields, &mut gemma.attention, &sliding)?;
     gemma.slide(Some(fields.positive_if("sliding_window")?.unwrap_or(512)), sliding);
+    let (mut dense, is_wide) = (gemma.feed_forward, fields.flag("use_double_wide_mlp", false)?);
+    let routed = fields.flag("enable_moe_block", false)?.then(|| experts(fields, dense.activation)).transpose()?;
+    let embeddings = per_layer(fields)?;
+    let (width, activation) = (dense.width, dense.activation);
     let mut spec = Spec::from(gemma);
-    spec.layers.iter_mut().for_each(|layer| layer.scalar = Some("layer_scalar"));
+    spec.per_layer = embeddings;
+    for layer in &mut spec.layers {
+        layer.scalar = Some("layer_scalar");
+        layer.per_layer = embeddings.map(|_| PerLayer {
+            names: ["per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"],
+            activation,
+        });
+        let Mixer::Attention(Attention { projections, .. }) = layer.mixer else { continue };
+        dense.width = if is_wide && matches!(projections, Projections::Borrowed { .. }) { 2 * width } else { width };
+        layer.feed_forward = FeedForward::Dense(dense);
+        if let Some(routed) = routed {
+            layer.norms.feed_forward_in = None;
+            layer.feed_forward = FeedForward::Routed(Routed { shared: Some(Shared { dense, gate: None }), ..routed });
+        }
+    }
     Ok(spec)
+}
+
+/// Has the last layers see the keys and values of the last one of their kind in front of them.
+fn share(fields: &Fields<'_>, attention: &mut [Attention], sliding: &[bool]) -> Result<()> {
+    let shared = fields.count_if("num_kv_shared_layers")?.unwrap_or(0);
+    let layers = attention.len();
+    let first = layers.checked_sub(shared).filter(|first| *first > 0).ok_or_else(|| {
+        fields.misfit(format!("`num_kv_shared_layers` is {shared}, which leaves none of {layers} layers"))
+    })?;
+    let (own, others) = attention.split_at_mut(first);
+    for (borrows, is_sliding) in others.iter_mut().zip(sliding.iter().skip(first)) {
+        let kinds = own.iter_mut().zip(sliding).rev();
+        let lends = kinds.filter(|(_, kind)| *kind == is_sliding).map(|(lends, _)| lends).next();
+        let fits = |lends: &&mut Attention| (lends.head_dim, lends.kv_heads) == (borrows.head_dim, borrows.kv_heads);
+        let lends = lends.filter(fits).ok_or_else(|| {
+            let kind = if *is_sliding { "a window" } else { "no window" };
+            fields.misfit(format!(
+                "`num_kv_shared_layers` is {shared}, but no layer with {kind} and the same heads lies in front of those"
+            ))
+        })?;
+        let from = usize::from(*is_sliding);
+        lends.lends = Some(from);
+        let [q, _, _, o] = llama::PROJECTIONS;
+        borrows.projections = Projections::Borrowed { names: [q, o], from };
+        borrows.norms_values = false;
+    }
+    Ok(())
+}
+
+/// The embeddings of layers, which a model has unless it says that they have no features.
+fn per_layer(fields: &Fields<'_>) -> Result<Option<PerLayerEmbeddings>> {
+    let width = fields.count_if("hidden_size_per_layer_input")?.unwrap_or(256);
+    let vocab = fields.positive_if("vocab_size_per_layer_input")?.unwrap_or(262_144);
+    let names = ["embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm"];
+    Ok((width > 0).then_some(PerLayerEmbeddings { width, vocab, names }))
+}
+
+fn experts(fields: &Fields<'_>, activation: Activation) -> Result<Routed> {
+    Ok(Routed {
+        router: Router {
+            count: fields.count("num_experts")?,
+            per_token: fields.count("top_k_experts")?,
+            name: "router.proj",
+            scores: Scores::Softmax,
+            correction: None,
+            groups: None,
+            normalize: Some(0.0),
+            scale: 1.0,
+        },
+        width: fields.count("moe_intermediate_size")?,
+        activation,
+        clamp: None,
+        layout: EXPERTS,
+        share_inputs: false,
+        shared: None,
+        beside: Some(BESIDE),
+    })
 }
 
 /// Errors for what this family has and nothing here runs.
 fn refuse(fields: &Fields<'_>) -> Result<()> {
-    for key in ["hidden_size_per_layer_input", "num_kv_shared_layers"] {
-        if let (Some(1..), Some(value)) = (fields.count_if(key)?, fields.get(key)) {
-            return Err(fields.unsupported(key, value));
-        }
-    }
-    if fields.flag("enable_moe_block", false)? {
-        return Err(fields.unsupported("enable_moe_block", &Value::Bool(true)));
-    }
     match fields.get("use_bidirectional_attention") {
         Some(value) if value.as_str() != Some("vision") => {
             Err(fields.unsupported("use_bidirectional_attention", value))

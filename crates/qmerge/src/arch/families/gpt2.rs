@@ -49,12 +49,14 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         cap: None,
         sinks: None,
         gated: false,
+        lends: None,
     };
     let spec = Spec {
         hidden,
         vocab: fields.count("vocab_size")?,
         max_positions: fields.count("n_positions")?,
         layers: Vec::new(),
+        per_layer: None,
         ropes: Vec::new(),
         norm: Norm::Layer,
         eps: fields.eps("layer_norm_epsilon", 1e-5)?,

@@ -65,12 +65,14 @@ pub(super) fn read_turned(fields: &Fields<'_>, head_dim: usize, rope: Rope, widt
         cap: None,
         sinks: None,
         gated: false,
+        lends: None,
     };
     let spec = Spec {
         hidden,
         vocab: fields.count("vocab_size")?,
         max_positions: rope.longest(),
         layers: Vec::new(),
+        per_layer: None,
         ropes: vec![rope],
         norm: Norm::Rms,
         eps: fields.eps("rms_norm_eps", 1e-6)?,

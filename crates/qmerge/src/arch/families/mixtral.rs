@@ -33,5 +33,6 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Routed> {
         layout: EXPERTS,
         share_inputs: false,
         shared: None,
+        beside: None,
     })
 }

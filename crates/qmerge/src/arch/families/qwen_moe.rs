@@ -51,6 +51,7 @@ pub(super) fn read(fields: &Fields<'_>, count: usize, width: usize, per_token: &
         layout: EXPERTS,
         share_inputs: false,
         shared: None,
+        beside: None,
     })
 }
 

@@ -37,6 +37,8 @@ pub struct Attention {
     pub sinks: Option<&'static str>,
     /// The queries' matrix has a gate behind each head's query, and its sigmoid is a factor on what the head gives.
     pub gated: bool,
+    /// Later layers borrow its keys and values, under this number.
+    pub lends: Option<usize>,
 }
 
 /// How the projections of attention are stored: names below a layer.
@@ -51,6 +53,13 @@ pub enum Projections {
     KeysAsValues {
         /// Queries, keys, output.
         names: [&'static str; 3],
+    },
+    /// Of queries alone: keys and values are those of a layer before, as they are there (Gemma 4's small models).
+    Borrowed {
+        /// Queries, output.
+        names: [&'static str; 2],
+        /// The number that the layer lends them under.
+        from: usize,
     },
     /// Queries, keys and values in one.
     Fused {
@@ -112,6 +121,11 @@ pub struct Growth {
 const WIDEST: usize = 1 << 16;
 
 impl Attention {
+    /// True if keys and values are another layer's.
+    pub fn borrows(&self) -> bool {
+        matches!(self.projections, Projections::Borrowed { .. })
+    }
+
     pub(super) fn check(&self, fields: &Fields<'_>, ropes: usize) -> Result<()> {
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         if !heads.is_multiple_of(kv_heads) {

@@ -52,6 +52,21 @@ pub struct Routed {
     pub share_inputs: bool,
     /// One that serves all positions beside them.
     pub shared: Option<Shared>,
+    /// Norms and factors of experts that are given the residual stream itself.
+    pub beside: Option<Beside>,
+}
+
+/// Experts and what serves all positions stand beside each other, each with norms of its own, on a residual stream that nothing else has normalized (Gemma 4).
+#[derive(Clone, Copy, Debug)]
+pub struct Beside {
+    /// Norms before and after what serves all: names below the layer.
+    pub shared: [&'static str; 2],
+    /// The same of the experts.
+    pub experts: [&'static str; 2],
+    /// Name of factors on the features that the router sees, below the layer: `x / rms(x) · factor / √features`.
+    pub seen: &'static str,
+    /// Name of factors on the experts' shares.
+    pub shares: &'static str,
 }
 
 /// An expert that serves all positions.

@@ -4,12 +4,14 @@ mod attention;
 mod delta;
 mod feed_forward;
 mod latent;
+mod per_layer;
 mod short_conv;
 
 pub use attention::{Attention, Growth, Over, Projections, QkNorm};
 pub use delta::{Delta, DeltaInputs};
-pub use feed_forward::{Activation, Clamp, Dense, Groups, Matrices, Routed, Router, Scores, Shared};
+pub use feed_forward::{Activation, Beside, Clamp, Dense, Groups, Matrices, Routed, Router, Scores, Shared};
 pub use latent::{Latent, Queries};
+pub use per_layer::{PerLayer, PerLayerEmbeddings};
 pub use short_conv::ShortConv;
 
 use super::fields::Fields;
@@ -27,6 +29,8 @@ pub struct Spec {
     pub max_positions: usize,
     /// In the order of their use.
     pub layers: Vec<Layer>,
+    /// Embeddings that layers have of their own.
+    pub per_layer: Option<PerLayerEmbeddings>,
     /// Rotary embeddings that layers choose from.
     pub ropes: Vec<Rope>,
     /// What a norm does.
@@ -54,6 +58,8 @@ pub struct Layer {
     pub mixer: Mixer,
     /// What is done to each position by itself.
     pub feed_forward: FeedForward,
+    /// Adds what the layer's own embedding of a token lets through; where the model has such embeddings.
+    pub per_layer: Option<PerLayer>,
     /// Name of a factor on what leaves the layer, below it.
     pub scalar: Option<&'static str>,
 }

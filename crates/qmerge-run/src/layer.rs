@@ -13,6 +13,7 @@ use crate::mixer::{self, Mixer, Pass, State};
 use crate::model::weight_name;
 use crate::norm::Normalize;
 use crate::per_layer::Gate;
+use crate::streams::{Altered, Laurel};
 use crate::tensors::Tensors;
 use crate::work;
 
@@ -49,6 +50,8 @@ pub(crate) struct Layer<'a> {
     /// Factor on what a block adds.
     scale: f32,
     per_layer: Option<Gate<'a>>,
+    laurel: Option<Laurel<'a>>,
+    altered: Option<Altered<'a>>,
     /// Factor on what leaves the layer.
     scalar: Option<f32>,
 }
@@ -75,11 +78,16 @@ impl<'a> Layer<'a> {
                 Some(own) => Gate::new(tensors, spec, own, path)?,
                 None => None,
             },
+            laurel: layer.laurel.as_ref().map(|own| Laurel::new(tensors, spec, own, path)).transpose()?,
+            altered: match &layer.altered {
+                Some(own) => Altered::new(tensors, spec, own, path)?,
+                None => None,
+            },
             scalar: layer.scalar.map(scalar).transpose()?,
         })
     }
 
-    /// What becomes of the residual stream `x` (hidden, tokens). `part` is what the layer is given of the tokens beside it.
+    /// What becomes of the residual stream `x` (hidden, tokens), or of several one behind the other. `part` is what the layer is given of the tokens beside it.
     pub(crate) fn forward(
         &self,
         x: &mut [f32],
@@ -89,9 +97,28 @@ impl<'a> Layer<'a> {
         state: Option<&mut State>,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        self.blocks(x, tokens, pass, state, watch)?;
-        if let Some(gate) = &self.per_layer {
-            gate.add(x, part, tokens, pass.precision, watch)?;
+        match &self.altered {
+            None => {
+                self.blocks(x, tokens, pass, state, watch)?;
+                if let Some(gate) = &self.per_layer {
+                    let through = gate.forward(x, part, tokens, pass.precision, watch)?;
+                    x.iter_mut().zip(through).for_each(|(x, y)| *x += y);
+                }
+            }
+            Some(altered) => {
+                altered.predict(x, tokens, pass.precision)?;
+                let mut became = x[altered.active(tokens)].to_vec();
+                self.blocks(&mut became, tokens, pass, state, watch)?;
+                altered.correct(x, &became, tokens, pass.precision)?;
+                if let Some(gate) = &self.per_layer {
+                    let seen = altered.seen(x, tokens);
+                    let through = gate.forward(&seen, part, tokens, pass.precision, watch)?;
+                    // The first stream goes on as it is.
+                    for x in x.chunks_exact_mut(through.len().max(1)).skip(1) {
+                        x.iter_mut().zip(&through).for_each(|(x, y)| *x += y);
+                    }
+                }
+            }
         }
         if let Some(scalar) = self.scalar {
             x.iter_mut().for_each(|x| *x *= scalar);
@@ -122,12 +149,17 @@ impl<'a> Layer<'a> {
             self.add(x, &mut y, &self.feed_forward_out, tokens);
             return Ok(());
         }
-        let mut mixed = {
+        let (mut mixed, around) = {
             let input = normalized(&self.mixer_in, x, tokens);
-            self.mixer.forward(&Input::new(&input, hidden, pass.precision), pass, state, watch)?
+            let input = Input::new(&input, hidden, pass.precision);
+            let around = self.laurel.as_ref().map(|laurel| laurel.forward(&input, watch)).transpose()?;
+            (self.mixer.forward(&input, pass, state, watch)?, around)
         };
         if self.order == Order::Sequential {
             self.add(x, &mut mixed, &self.mixer_out, tokens);
+            if let Some(around) = around {
+                x.iter_mut().zip(around).for_each(|(x, y)| *x = (*x + y) * std::f32::consts::FRAC_1_SQRT_2);
+            }
             mixed = Vec::new();
         }
         let mut y = {
@@ -155,7 +187,9 @@ impl<'a> Layer<'a> {
 
     /// The linear layers in groups that are given the same input.
     fn together(&self) -> Vec<Vec<&Linear<'_>>> {
-        let (mut groups, mut others) = (self.mixer.together(), self.feed_forward.together().into_iter());
+        let mut groups: Vec<_> = self.laurel.iter().flat_map(Laurel::together).collect();
+        groups.extend(self.mixer.together());
+        let mut others = self.feed_forward.together().into_iter();
         if self.order == Order::ParallelOneNorm
             && let Some(first) = groups.first_mut()
         {
@@ -173,6 +207,8 @@ impl<'a> Layer<'a> {
 
     /// Visits each of them, until an error.
     pub(crate) fn each(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        self.laurel.iter_mut().try_for_each(|laurel| laurel.each(visit))?;
+        self.altered.iter_mut().try_for_each(|altered| altered.each(visit))?;
         self.mixer.each(visit)?;
         self.feed_forward.each(visit)?;
         self.per_layer.iter_mut().try_for_each(|gate| gate.each(visit))
@@ -189,8 +225,11 @@ impl<'a> Layer<'a> {
 
     /// Work of so many tokens that see `seen` positions on average, in nanoseconds of one thread.
     pub(crate) fn work(&self, tokens: usize, seen: usize) -> u64 {
-        let gate = self.per_layer.as_ref().map_or(0.0, |gate| work::linears(&gate.together(), tokens as f64));
-        (self.mixer.work(tokens, seen) + self.feed_forward.work(tokens, seen) + gate) as u64
+        let linears = |linears: &[Vec<&Linear<'_>>]| work::linears(linears, tokens as f64);
+        let beside = self.per_layer.as_ref().map_or(0.0, |gate| linears(&gate.together()))
+            + self.laurel.as_ref().map_or(0.0, |laurel| linears(&laurel.together()))
+            + self.altered.as_ref().map_or(0.0, |altered| linears(&[altered.linears().to_vec()]));
+        (self.mixer.work(tokens, seen) + self.feed_forward.work(tokens, seen) + beside) as u64
     }
 
     /// Values per token that are in memory at once beside the residual stream, at most.
@@ -199,7 +238,10 @@ impl<'a> Layer<'a> {
         // The mixer's result waits for the feed-forward's.
         let waiting = if self.order == Order::Sequential { 0 } else { self.hidden };
         let gate = self.per_layer.as_ref().map_or(0, Gate::activations);
-        mixer.max(feed_forward + waiting).max(gate)
+        // What goes around the mixer waits for it.
+        let around = if self.laurel.is_some() { 3 * self.hidden } else { 0 };
+        let streams = self.altered.as_ref().map_or(0, Altered::activations);
+        (mixer + around).max(feed_forward + waiting).max(gate) + streams
     }
 
     /// Values per token that stay for later layers until a pass ends.

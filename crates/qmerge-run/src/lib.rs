@@ -102,6 +102,7 @@ pub mod model;
 mod norm;
 mod per_layer;
 mod rope;
+mod streams;
 pub mod tensors;
 pub mod text;
 mod work;

@@ -14,6 +14,7 @@ use crate::linear::{Input, Linear, Precision, Unwatched, Watch};
 use crate::mixer::{Pass, Sequence, State};
 use crate::norm::Normalize;
 use crate::per_layer::PerLayer;
+use crate::streams::Streams;
 use crate::tensors::Tensors;
 use crate::work;
 
@@ -37,6 +38,7 @@ pub struct Model<'a> {
     embed: Linear<'a>,
     positions: Option<Linear<'a>>,
     per_layer: Option<PerLayer<'a>>,
+    streams: Option<Streams<'a>>,
     layers: Vec<Layer<'a>>,
     norm: Normalize,
     /// `None` where the embedding is the head too.
@@ -123,6 +125,7 @@ impl<'a> Model<'a> {
             PerLayer::new(tensors, &spec, own, table, beside)
         };
         let per_layer = spec.per_layer.as_ref().map(per_layer).transpose()?;
+        let streams = spec.streams.as_ref().map(|own| Streams::new(tensors, &spec, own, beside)).transpose()?;
         // A model of several towers is tied where its language model is, whatever the document says first.
         let untied = config.tied() == Some(false) && arch::language_model(config)?.tied() != Some(true);
         let head = match arch.heads(Some(tie)).find(stored) {
@@ -147,6 +150,7 @@ impl<'a> Model<'a> {
             embed,
             positions,
             per_layer,
+            streams,
             layers,
             norm,
             head,
@@ -179,6 +183,7 @@ impl<'a> Model<'a> {
         };
         hold(self.head.as_mut().unwrap_or(&mut self.embed))?;
         self.per_layer.iter_mut().try_for_each(|own| own.each(&mut hold))?;
+        self.streams.iter_mut().try_for_each(|own| own.each(&mut hold))?;
         self.layers.iter_mut().try_for_each(|layer| layer.each(&mut hold))
     }
 
@@ -194,11 +199,9 @@ impl<'a> Model<'a> {
 
     /// All linear layers in the order in which they are shown.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<'_>> {
-        let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
-        std::iter::once(&self.embed)
-            .chain(per_layer)
-            .chain(self.layers.iter().flat_map(Layer::linears))
-            .chain(&self.head)
+        let beside = self.per_layer.iter().flat_map(PerLayer::linears);
+        let beside = beside.chain(self.streams.iter().flat_map(Streams::linears));
+        std::iter::once(&self.embed).chain(beside).chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.head)
     }
 
     /// Bytes of stored weights that are held in memory.
@@ -210,7 +213,8 @@ impl<'a> Model<'a> {
     pub fn bytes_per_token(&self) -> u64 {
         let head = self.head.as_ref().unwrap_or(&self.embed).bytes();
         let per_layer = self.per_layer.as_ref().map_or(0, |own| own.linears()[1].bytes());
-        head + per_layer + self.layers.iter().flat_map(Layer::linears).map(Linear::bytes).sum::<u64>()
+        let streams: u64 = self.streams.iter().flat_map(Streams::linears).map(Linear::bytes).sum();
+        head + per_layer + streams + self.layers.iter().flat_map(Layer::linears).map(Linear::bytes).sum::<u64>()
     }
 
     /// What linear layers are given, layer by layer, in the order of [`Watch::input`].
@@ -233,8 +237,10 @@ impl<'a> Model<'a> {
     pub fn activations(&self) -> usize {
         let layers = self.layers.iter().map(Layer::activations).max().unwrap_or(0);
         let lent: usize = self.layers.iter().map(Layer::lent).sum();
+        // All streams but the first, and what they are joined of.
+        let streams = self.spec.streams.as_ref().map_or(0, |own| (own.count + 2) * self.spec.hidden);
         // While a table is looked up, the rows stand beside what the matrix gave.
-        layers + lent + self.per_layer.as_ref().map_or(0, |own| 2 * own.features())
+        layers + lent + streams + self.per_layer.as_ref().map_or(0, |own| 2 * own.features())
     }
 
     /// Work of a pass of `tokens` tokens that see `seen` positions on average, in nanoseconds of one thread.
@@ -309,6 +315,9 @@ impl<'a> Model<'a> {
             x.iter_mut().zip(positions.lookup(&numbers)?).for_each(|(x, p)| *x += p);
         }
         let parts = self.per_layer.as_ref().map(|own| own.of(tokens, &x, precision)).transpose()?.unwrap_or_default();
+        if let Some(streams) = &self.streams {
+            x = streams.spread(x, count, precision)?;
+        }
         let seen = pass.seen();
         for (number, layer) in self.layers.iter().enumerate() {
             if self.progress.is_some_and(|progress| progress.cancelled()) {
@@ -323,6 +332,9 @@ impl<'a> Model<'a> {
                 self.progress.iter().for_each(|progress| progress.skip(left));
                 break;
             }
+        }
+        if let Some(streams) = &self.streams {
+            x = streams.joined(x, count, precision)?;
         }
         self.norm.apply(&mut x, count);
         Ok(x)

@@ -18,6 +18,8 @@ pub(crate) struct PerLayer<'a> {
     norm: Normalize,
     /// Features of a layer's part.
     width: usize,
+    /// Tokens known to the table.
+    vocab: u32,
 }
 
 impl<'a> PerLayer<'a> {
@@ -32,7 +34,8 @@ impl<'a> PerLayer<'a> {
         let [_, matrix, norm] = own.names.map(beside);
         let matrix = Linear::new(tensors, &matrix, table.inputs(), spec.hidden)?;
         let norm = Normalize::new(tensors, &norm, own.width, spec.norm, spec.eps)?;
-        Ok(Self { table, matrix, norm, width: own.width })
+        let vocab = u32::try_from(own.vocab).unwrap_or(u32::MAX);
+        Ok(Self { table, matrix, norm, width: own.width, vocab })
     }
 
     /// (layers · width, tokens), from the tokens and their embeddings (hidden, tokens).
@@ -43,7 +46,9 @@ impl<'a> PerLayer<'a> {
         of_stream.iter_mut().for_each(|x| *x *= root);
         self.norm.apply(&mut of_stream, tokens.len());
         let scale = (self.width as f32).sqrt();
-        for (x, of_token) in of_stream.iter_mut().zip(self.table.lookup(tokens)?) {
+        // A token that the table does not know has its first row.
+        let rows: Vec<u32> = tokens.iter().map(|&token| if token < self.vocab { token } else { 0 }).collect();
+        for (x, of_token) in of_stream.iter_mut().zip(self.table.lookup(&rows)?) {
             *x = (*x + of_token * scale) * std::f32::consts::FRAC_1_SQRT_2;
         }
         Ok(of_stream)
@@ -90,15 +95,15 @@ impl<'a> Gate<'a> {
         }))
     }
 
-    /// Adds to the residual stream `x` (hidden, tokens) what its part lets through.
-    pub(crate) fn add(
+    /// What the residual stream `x` (hidden, tokens) lets through of the layer's part, to be added to it.
+    pub(crate) fn forward(
         &self,
-        x: &mut [f32],
+        x: &[f32],
         part: &[f32],
         tokens: usize,
         precision: Precision,
         watch: &mut dyn Watch,
-    ) -> Result<()> {
+    ) -> Result<Vec<f32>> {
         let mut inner = {
             let input = Input::new(x, self.gate.inputs(), precision);
             Linear::show(std::slice::from_ref(&self.gate), &input, watch)?;
@@ -110,8 +115,7 @@ impl<'a> Gate<'a> {
         Linear::show(std::slice::from_ref(&self.out), &input, watch)?;
         let mut y = self.out.forward(&input)?;
         self.norm.apply(&mut y, tokens);
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-        Ok(())
+        Ok(y)
     }
 
     pub(crate) fn together(&self) -> [Vec<&Linear<'a>>; 2] {

@@ -23,6 +23,7 @@ pub(super) struct Dense<'a> {
     pub(super) interleaved: bool,
     pub(super) activation: Activation,
     pub(super) clamp: Option<Clamp>,
+    pub(super) above: Option<f32>,
 }
 
 impl<'a> Dense<'a> {
@@ -37,7 +38,16 @@ impl<'a> Dense<'a> {
             Matrices::Plain { names: [up, down] } => (vec![linear(up, width, spec.hidden)?], down, false),
         };
         let down = linear(down, spec.hidden, width)?;
-        Ok(Self { inputs, down, width, gated, interleaved: false, activation: dense.activation, clamp: None })
+        Ok(Self {
+            inputs,
+            down,
+            width,
+            gated,
+            interleaved: false,
+            activation: dense.activation,
+            clamp: None,
+            above: dense.above,
+        })
     }
 
     /// The same as [`FeedForward::forward`] where somebody has shown the input.
@@ -56,6 +66,9 @@ impl<'a> Dense<'a> {
             inner = rows(0).chain(rows(1)).collect();
         }
         let (gate, up) = inner.split_at_mut(size);
+        if let Some(above) = self.above {
+            largest(gate, above, tokens);
+        }
         gate.par_chunks_mut(SHARE).enumerate().for_each(|(number, gate)| {
             let up = up.chunks(SHARE).nth(number);
             match (self.clamp, up) {
@@ -94,6 +107,22 @@ impl FeedForward for Dense<'_> {
     fn forward(&self, x: &Input<'_>, watch: &mut dyn Watch) -> Result<Vec<f32>> {
         Linear::show(&self.inputs, x, watch)?;
         self.behind(x, watch)
+    }
+}
+
+/// Takes what is so many standard deviations above a token's mean away from its gates, and leaves what is above that.
+fn largest(gate: &mut [f32], above: f32, tokens: usize) {
+    let count = (gate.len() / tokens.max(1)) as f32;
+    let (mut mean, mut squares) = (vec![0.0_f32; tokens], vec![0.0_f32; tokens]);
+    gate.chunks_exact(tokens).for_each(|row| mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x));
+    mean.iter_mut().for_each(|mean| *mean /= count);
+    for row in gate.chunks_exact(tokens) {
+        squares.iter_mut().zip(row.iter().zip(&mean)).for_each(|(sum, (x, mean))| *sum += (x - mean) * (x - mean));
+    }
+    let pairs = mean.iter().zip(&squares);
+    let cut: Vec<f32> = pairs.map(|(mean, squares)| mean + (squares / count).sqrt() * above).collect();
+    for row in gate.chunks_exact_mut(tokens) {
+        row.iter_mut().zip(&cut).for_each(|(x, cut)| *x = (*x - cut).max(0.0));
     }
 }
 

@@ -120,6 +120,7 @@ fn experts<'a>(
         interleaved,
         activation: routed.activation,
         clamp: routed.clamp,
+        above: None,
     };
     let names = |module| layout.stacked.map(|name| format!("{layer}.{module}.{name}"));
     let stacked = layout.modules.iter().map(names).find(|[gate_up, _]| tensors.has(gate_up));

@@ -61,7 +61,7 @@ def randomize(model, case, gain):
     stored weight (Gemma, Nemotron, Qwen 3.5) store 0.2 N."""
     kind = model.config.model_type
     # What has a name of its own in the middle of a layer of such a model is an ordinary norm.
-    centred = kind.startswith(("gemma", "nemotron", "qwen3_5", "qwen3_next")) and not kind.startswith("gemma4")
+    centred = kind.startswith(("gemma", "nemotron", "qwen3_5", "qwen3_next")) and not kind.startswith(("gemma3n", "gemma4"))
     turned = kind == "gpt2" or kind == "gpt_oss" or kind == "llama4_text"  # matrices or stacks of inputs x outputs
     with torch.no_grad():
         buffers = [(name, b) for name, b in model.named_buffers() if name.endswith("correction_bias")]
@@ -160,6 +160,9 @@ def old_spelling(config):
         c["rope_scaling"] = None if full["rope_type"] == "default" else full
         c["sliding_window_pattern"] = c.pop("layer_types").index("full_attention") + 1
         c.pop("_sliding_window_pattern", None)
+    elif kind == "gemma3n_text":
+        c["rope_theta"], c["rope_local_base_freq"] = rope["full_attention"]["rope_theta"], rope["sliding_attention"]["rope_theta"]
+        c["rope_scaling"] = None
     elif kind == "gemma4_text":
         # as published: layers without a window have heads of their own
         c["rope_parameters"] = rope
@@ -427,6 +430,14 @@ model_case("gemma4_small", "Gemma4Text", **{**GEMMA4, "num_hidden_layers": 5, "n
            wrong=[EPS, {"sliding_window": 7}, {"hidden_activation": "relu"}])
 model_case("gemma4_experts", "Gemma4Text", **{**GEMMA4, "num_key_value_heads": 2}, enable_moe_block=True, num_experts=5, top_k_experts=2,
            moe_intermediate_size=12, wrong=[EPS, {"top_k_experts": 1}, {"hidden_activation": "relu"}])
+model_case("gemma3n", "Gemma3nText", **{**GEMMA4, "num_hidden_layers": 5, "num_key_value_heads": 2, "hidden_size_per_layer_input": 6, "global_head_dim": None,
+           "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+           "intermediate_size": [28, 28, 28, 20, 28],
+           "rope_parameters": {"full_attention": rope("default", 500.0), "sliding_attention": rope("default", 100.0)}},
+           vocab_size_per_layer_input=40, num_kv_shared_layers=2, altup_num_inputs=3, altup_active_idx=1, laurel_rank=5,
+           activation_sparsity_pattern=[0.8, 0.0, 0.0, 0.3, 0.0],
+           wrong=[EPS, {"sliding_window": 7}, {"altup_correct_scale": False}, {"altup_active_idx": 0}, {"activation_sparsity_pattern": [0.0] * 5},
+                  {"final_logit_softcapping": 30.0}, {"rope_parameters": lambda r: {**r, "full_attention": r["sliding_attention"]}}])
 model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
            rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
 model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,
@@ -625,7 +636,7 @@ adapter_case("llama_tied_lora", "llama_tied", target_modules=["q_proj", "down_pr
 adapter_case("gpt2_lora", "gpt2", target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 adapter_case("phi3_lora", "phi3", target_modules="all-linear", task_type="CAUSAL_LM")
 adapter_case("gemma2_lora", "gemma2", target_modules="all-linear", task_type="CAUSAL_LM")
-for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2", "gemma4_small"):
+for name in ("cohere", "gpt_neox", "falcon_new", "phi", "lfm2", "gemma4_small", "gemma3n"):
     adapter_case(name + "_lora", name, target_modules="all-linear", task_type="CAUSAL_LM")
 for name in ("llava", "qwen2_vl"):
     adapter_case(name + "_lora", name, target_modules=r".*language_model.*(q_proj|o_proj|gate_proj|down_proj)")

@@ -51,10 +51,10 @@ impl Decoder {
 impl From<Decoder> for Spec {
     fn from(decoder: Decoder) -> Self {
         let (order, norms, feed_forward) = (decoder.order, decoder.norms, FeedForward::Dense(decoder.feed_forward));
-        let (per_layer, scalar) = (None, None);
+        let (per_layer, laurel, altered, scalar) = (None, None, None, None);
         let layer = |attention| {
             let mixer = Mixer::Attention(attention);
-            Layer { order, norms, mixer, feed_forward, per_layer, scalar }
+            Layer { order, norms, mixer, feed_forward, per_layer, laurel, altered, scalar }
         };
         Self { layers: decoder.attention.into_iter().map(layer).collect(), ..decoder.spec }
     }

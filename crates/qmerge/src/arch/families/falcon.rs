@@ -52,6 +52,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         width: fields.positive_if("ffn_hidden_size")?.unwrap_or(4 * hidden),
         activation: Activation::read_or(fields, "activation", Activation::Gelu)?,
         matrices: Matrices::Plain { names: ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"] },
+        above: None,
     };
     let spec = Spec {
         hidden,
@@ -59,6 +60,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         max_positions: rope.longest(),
         layers: Vec::new(),
         per_layer: None,
+        streams: None,
         ropes: vec![rope],
         norm: Norm::Layer,
         eps: fields.eps("layer_norm_epsilon", 1e-5)?,

@@ -13,6 +13,8 @@ pub(super) const ARCH: Arch = Arch { model_types: &["gemma4_text", "gemma4"], sp
 
 const EXPERTS: Experts = Experts { modules: &["experts"], ..generic::EXPERTS };
 
+pub(super) const PER_LAYER: [&str; 3] = ["per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"];
+
 /// Norms and factors of the layers that have experts.
 const BESIDE: Beside = Beside {
     shared: ["pre_feedforward_layernorm", "post_feedforward_layernorm_1"],
@@ -52,7 +54,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         attention.rope = ropes.iter().position(|(known, _)| *known == kind);
     }
     gemma.spec.ropes = ropes.into_iter().map(|(_, rope)| rope).collect();
-    share(fields, &mut gemma.attention, &sliding)?;
+    share(fields, &mut gemma.attention, &sliding, 0)?;
     gemma.slide(Some(fields.positive_if("sliding_window")?.unwrap_or(512)), sliding);
     let (mut dense, is_wide) = (gemma.feed_forward, fields.flag("use_double_wide_mlp", false)?);
     let routed = fields.flag("enable_moe_block", false)?.then(|| experts(fields, dense.activation)).transpose()?;
@@ -62,10 +64,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     spec.per_layer = embeddings;
     for layer in &mut spec.layers {
         layer.scalar = Some("layer_scalar");
-        layer.per_layer = embeddings.map(|_| PerLayer {
-            names: ["per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"],
-            activation,
-        });
+        layer.per_layer = embeddings.map(|_| PerLayer { names: PER_LAYER, activation });
         let Mixer::Attention(Attention { projections, .. }) = layer.mixer else { continue };
         dense.width = if is_wide && matches!(projections, Projections::Borrowed { .. }) { 2 * width } else { width };
         layer.feed_forward = FeedForward::Dense(dense);
@@ -77,9 +76,9 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Has the last layers see the keys and values of the last one of their kind in front of them.
-fn share(fields: &Fields<'_>, attention: &mut [Attention], sliding: &[bool]) -> Result<()> {
-    let shared = fields.count_if("num_kv_shared_layers")?.unwrap_or(0);
+/// Has the last layers see the keys and values of the last one of their kind in front of them: so many, or as many as the family has by default.
+pub(super) fn share(fields: &Fields<'_>, attention: &mut [Attention], sliding: &[bool], default: usize) -> Result<()> {
+    let shared = fields.count_if("num_kv_shared_layers")?.unwrap_or(default);
     let layers = attention.len();
     let first = layers.checked_sub(shared).filter(|first| *first > 0).ok_or_else(|| {
         fields.misfit(format!("`num_kv_shared_layers` is {shared}, which leaves none of {layers} layers"))
@@ -105,7 +104,7 @@ fn share(fields: &Fields<'_>, attention: &mut [Attention], sliding: &[bool]) -> 
 }
 
 /// The embeddings of layers, which a model has unless it says that they have no features.
-fn per_layer(fields: &Fields<'_>) -> Result<Option<PerLayerEmbeddings>> {
+pub(super) fn per_layer(fields: &Fields<'_>) -> Result<Option<PerLayerEmbeddings>> {
     let width = fields.count_if("hidden_size_per_layer_input")?.unwrap_or(256);
     let vocab = fields.positive_if("vocab_size_per_layer_input")?.unwrap_or(262_144);
     let names = ["embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm"];

@@ -32,6 +32,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         width: fields.positive_if("n_inner")?.unwrap_or(4 * hidden),
         activation: Activation::read_or(fields, "activation_function", Activation::GeluTanh)?,
         matrices: Matrices::Plain { names: ["mlp.c_fc", "mlp.c_proj"] },
+        above: None,
     };
     let attention = Attention {
         heads,
@@ -57,6 +58,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         max_positions: fields.count("n_positions")?,
         layers: Vec::new(),
         per_layer: None,
+        streams: None,
         ropes: Vec::new(),
         norm: Norm::Layer,
         eps: fields.eps("layer_norm_epsilon", 1e-5)?,

@@ -73,6 +73,7 @@ pub(super) fn read_turned(fields: &Fields<'_>, head_dim: usize, rope: Rope, widt
         max_positions: rope.longest(),
         layers: Vec::new(),
         per_layer: None,
+        streams: None,
         ropes: vec![rope],
         norm: Norm::Rms,
         eps: fields.eps("rms_norm_eps", 1e-6)?,
@@ -85,6 +86,7 @@ pub(super) fn read_turned(fields: &Fields<'_>, head_dim: usize, rope: Rope, widt
         width,
         activation: Activation::read(fields, "hidden_act")?,
         matrices: Matrices::Gated { names: ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] },
+        above: None,
     };
     let attention = vec![attention; layers];
     Ok(Decoder { spec, attention, feed_forward, norms: NORMS, order: Order::Sequential })

@@ -14,6 +14,7 @@ mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod generic;
 mod glm;
@@ -80,6 +81,7 @@ pub static ARCHS: &[Arch] = &[
     falcon::ARCH,
     gemma2::ARCH,
     gemma3::ARCH,
+    gemma3n::ARCH,
     gemma4::ARCH,
     gemma::ARCH,
     glm4::ARCH,

@@ -83,7 +83,12 @@ pub(super) fn plain(fields: &Fields<'_>, width: usize, count: usize) -> Result<O
 
 /// A gated feed-forward.
 pub(super) fn dense(fields: &Fields<'_>, width: usize, names: [&'static str; 3]) -> Result<Dense> {
-    Ok(Dense { width, activation: Activation::read(fields, "hidden_act")?, matrices: Matrices::Gated { names } })
+    Ok(Dense {
+        width,
+        activation: Activation::read(fields, "hidden_act")?,
+        matrices: Matrices::Gated { names },
+        above: None,
+    })
 }
 
 /// True for the layers that have experts: every so many, but for those that are listed.

@@ -13,6 +13,8 @@ pub struct Dense {
     pub activation: Activation,
     /// Its matrices.
     pub matrices: Matrices,
+    /// What gates are above their mean by so many standard deviations is all that is let through, before the activation (Gemma 3n).
+    pub above: Option<f32>,
 }
 
 /// How a feed-forward is stored: names below a layer.

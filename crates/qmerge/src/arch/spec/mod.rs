@@ -6,6 +6,7 @@ mod feed_forward;
 mod latent;
 mod per_layer;
 mod short_conv;
+mod streams;
 
 pub use attention::{Attention, Growth, Over, Projections, QkNorm};
 pub use delta::{Delta, DeltaInputs};
@@ -13,6 +14,7 @@ pub use feed_forward::{Activation, Beside, Clamp, Dense, Groups, Matrices, Route
 pub use latent::{Latent, Queries};
 pub use per_layer::{PerLayer, PerLayerEmbeddings};
 pub use short_conv::ShortConv;
+pub use streams::{Altered, Laurel, Streams};
 
 use super::fields::Fields;
 use super::rope::Rope;
@@ -31,6 +33,8 @@ pub struct Spec {
     pub layers: Vec<Layer>,
     /// Embeddings that layers have of their own.
     pub per_layer: Option<PerLayerEmbeddings>,
+    /// Residual streams, where there are several.
+    pub streams: Option<Streams>,
     /// Rotary embeddings that layers choose from.
     pub ropes: Vec<Rope>,
     /// What a norm does.
@@ -60,6 +64,10 @@ pub struct Layer {
     pub feed_forward: FeedForward,
     /// Adds what the layer's own embedding of a token lets through; where the model has such embeddings.
     pub per_layer: Option<PerLayer>,
+    /// What goes around the mixer.
+    pub laurel: Option<Laurel>,
+    /// How the other streams follow; where the model has several.
+    pub altered: Option<Altered>,
     /// Name of a factor on what leaves the layer, below it.
     pub scalar: Option<&'static str>,
 }

@@ -424,10 +424,13 @@ pub(crate) struct GenerateArgs {
     pub(crate) adapter: Vec<String>,
     /// What to continue; `-` reads it from the standard input.
     #[arg(long, short, value_name = "TEXT")]
-    pub(crate) prompt: String,
-    /// The prompt is a message: put it into the model's chat template.
+    pub(crate) prompt: Option<String>,
+    /// The prompt is a message: put it into the model's chat template. Without a prompt each line of the standard input is one, and the answers are remembered; `/exit` ends it.
     #[arg(long)]
     pub(crate) chat: bool,
+    /// What the model is told before the first message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
     /// Most tokens of the answer.
     #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub(crate) max_tokens: usize,

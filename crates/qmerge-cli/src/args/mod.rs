@@ -41,6 +41,13 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
+    /// The commands with their options.
+    pub(crate) fn all() -> clap::Command {
+        // A plan writes nothing, so that a place is of no use to it but where the plan is about the place.
+        let anywhere = |plan: clap::Command| plan.mut_arg("output", |arg| arg.required(false).default_value("merged"));
+        Self::command().mut_subcommand("plan", anywhere)
+    }
+
     /// Parses a command line, the program's name first. What looks like a negative number is a value, and its option says what it thinks of it.
     pub(crate) fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
         fn with_negative_numbers(command: clap::Command) -> clap::Command {
@@ -51,7 +58,7 @@ impl Cli {
                 })
                 .mut_subcommands(with_negative_numbers)
         }
-        let mut command = with_negative_numbers(Self::command());
+        let mut command = with_negative_numbers(Self::all());
         let matches = command.try_get_matches_from_mut(words)?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
@@ -174,6 +181,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::all().debug_assert();
     }
 }

@@ -1,5 +1,6 @@
 //! The command line as typed. Parsing checks values and does nothing else.
 
+mod adapters;
 mod commands;
 mod groups;
 mod values;
@@ -8,10 +9,10 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub(crate) use adapters::{CombineArgs, ConvertAdapterArgs, ExtractArgs, TruncateArgs};
 pub(crate) use commands::{
-    CalibrateArgs, CombineArgs, CompareArgs, CompletionsArgs, ConvertAdapterArgs, ConvertArgs, DemoArgs, ExtractArgs,
-    GenerateArgs, InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, UnmergeArgs,
-    VerifyArgs,
+    CalibrateArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, GenerateArgs, InspectArgs, ManArgs, MergeArgs,
+    PlanArgs, ReportArgs, TokenizerArg, UnmergeArgs, VerifyArgs,
 };
 pub(crate) use groups::{
     Calibrating, Engine, Meaning, Measure, Quantization, Running, Scaling, Sources, Tuned, majority,
@@ -146,7 +147,8 @@ pub(crate) enum Command {
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
-                            qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1"
+                            qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1\n  \
+                            qmerge generate base-nf4 my-lora --system \"Answer in one sentence.\""
     )]
     Generate(Box<GenerateArgs>),
     /// Show a merge's report, a comparison, or both as one page of HTML that needs no network.

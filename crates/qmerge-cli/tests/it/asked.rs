@@ -68,3 +68,20 @@ fn a_plan_needs_no_output() {
     assert!(!folder.join("merged").exists());
     refused(&folder, &["merge", "base-nf4", "adapter"], &["--output"]);
 }
+
+/// Words without options that leave something unnamed.
+#[test]
+fn what_is_not_named_is_said() {
+    let folder = Folder::new();
+    demo(folder.path());
+    for (args, words) in [
+        (&["extract", "--tuned", "base-bf16", "-r", "1", "-o", "out"][..], "a base and one tuned model"),
+        (&["extract", "base-bf16", "-r", "1", "-o", "out"], "a base and one tuned model"),
+        (&["verify", "base-nf4", "adapter"], "the merge is not named"),
+        (&["verify", "base-nf4"], "no adapter is named"),
+    ] {
+        let output = run(folder.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+    }
+}

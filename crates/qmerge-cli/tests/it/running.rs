@@ -102,9 +102,10 @@ fn a_chat_goes_on_line_by_line() {
     // What the second answer continues, written out.
     let prompt =
         format!("[system] Be brief.\n[user] And the\n[assistant] {first}\n[user] In the beginning\n[assistant]");
-    let two = generate(&["--prompt", &prompt], "");
-    assert_eq!(said, format!("{one}{two}"));
     assert_eq!(generate(&chat, ""), "");
+    std::fs::write(folder.join("base-nf4/chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let two = generate(&["--chat", "--prompt", &prompt], "");
+    assert_eq!(said, format!("{one}{two}"));
     for (args, words) in [(&["--system", "x", "--prompt", "y"][..], "--chat"), (&[], "there is nothing to continue")] {
         let args = [&["generate"], &SOURCES[..], args].concat();
         let output = crate::model::with_input(folder.path(), &args, "");

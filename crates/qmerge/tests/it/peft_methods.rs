@@ -289,7 +289,8 @@ fn quantized_bases_get_what_peft_adds_to_their_values() {
 /// The columns that FRoD wrote the base by in training are those of the file, whatever type they are stored in.
 #[test]
 fn columns_in_another_type_are_those_of_the_file() {
-    let failures = agrees_with_peft(&data().join("bases/llama-f32"), &data().join("../peft-quantized/mixed.safetensors"));
+    let failures =
+        agrees_with_peft(&data().join("bases/llama-f32"), &data().join("../peft-quantized/mixed.safetensors"));
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 

@@ -47,7 +47,7 @@ fn biases_of_a_part_of_a_tensor_are_its_rows() {
     let base = vec![f32s(&disk("weight"), &[3 * WIDTH, WIDTH]), f32s(&disk("bias"), &[3 * WIDTH])];
     let memory = |leaf: &str| format!("base_model.model.layers.0.self_attn.{leaf}");
     let keys = f32s(&memory("k_proj.base_layer.bias"), &[WIDTH]);
-    let values = f32s(&memory("v_proj.modules_to_save.weight"), &[WIDTH, WIDTH]);
+    let values = f32s(&memory("v_proj.weight"), &[WIDTH, WIDTH]);
     let factors = pair("layers.0.self_attn.k_proj", WIDTH, WIDTH);
     let tensors = [&factors[..], &[keys.clone(), values.clone()]].concat();
     let fields = json!({"bias": "all", "modules_to_save": ["v_proj"]});

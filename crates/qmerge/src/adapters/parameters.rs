@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keys::Key;
 use super::{Adapter, Addition, ChangePlan, Changes, Loader, Names, Placed, PlannedEdit, Replacement};
 use crate::edit::{Change, Reach, ReplaceRows};
-use crate::error::{Result, mismatch};
+use crate::error::{Result, mismatch, unsupported};
 use crate::open::Entry;
 
 /// Parts of a weight packed by bitsandbytes, behind the module's path.
@@ -54,7 +54,8 @@ pub(super) fn read(
         None if adapter.config.task().is_some_and(|task| listed || task.is_head(&key.module)) => {
             changes.additions.push(Addition { target, tensor: name.clone() });
         }
-        None => changes.edits.extend(some_rows(names, &target, entry)?.filter(|_| trained)),
+        None if trained || first_copy != *name => changes.edits.extend(some_rows(names, &target, entry)?),
+        None => {}
     }
     Ok(())
 }
@@ -64,7 +65,11 @@ fn some_rows(names: &Names<'_>, target: &str, entry: &Entry) -> Result<Option<Pl
     let Some((claim, rows)) = names.within(target)? else { return Ok(None) };
     let (weight, geometry) = (&claim.weight, claim.weight.geometry());
     let want = [&[rows.len()], weight.shape().get(1..).unwrap_or_default()].concat();
-    if entry.shape != want || weight.is_transposed() {
+    if weight.is_transposed() {
+        let problem = format!("rows of a weight that is stored turned, as {}", weight.format());
+        return Err(unsupported(problem).in_tensor(&entry.name));
+    }
+    if entry.shape != want {
         let problem = format!("shape {:?}, but of `{}` it is {want:?}", entry.shape, weight.name());
         return Err(mismatch(problem).in_tensor(&entry.name).with_hint("this adapter was trained on another base"));
     }

@@ -145,7 +145,7 @@ fn parameter(
     // Which of them is whose matters where rank or factor depend on it.
     let scalings: Vec<_> =
         names.iter().map(|name| config.scaling(&format!("{module}.{name}"))).collect::<Result<_>>()?;
-    if names.len() == wrappers && scalings.iter().any(|scaling| *scaling != scalings[0]) {
+    if names.len() == wrappers && scalings.iter().any(|scaling| Some(scaling) != scalings.first()) {
         refuse_unknown_order(adapter, module, &names)?;
     }
     let name = names.get(wrappers.saturating_sub(1 + depth)).filter(|_| names.len() == wrappers);

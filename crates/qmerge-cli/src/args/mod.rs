@@ -148,7 +148,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
                             qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1\n  \
-                            qmerge generate base-nf4 my-lora --system \"Answer in one sentence.\""
+                            qmerge generate --base base-nf4 --adapter my-lora --system \"Answer in one sentence.\""
     )]
     Generate(Box<GenerateArgs>),
     /// Show a merge's report, a comparison, or both as one page of HTML that needs no network.

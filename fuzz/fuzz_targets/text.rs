@@ -5,7 +5,7 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 use qmerge::error::Result;
 use qmerge::open::Checkpoint;
-use qmerge_run::text::Tokenizer;
+use qmerge_run::text::{Message, Tokenizer};
 
 fuzz_target!(|data: &[u8]| -> Corpus {
     let [tokenizer, config, text] = qmerge_fuzz::parts(data);
@@ -25,5 +25,5 @@ fn use_it(base: &Checkpoint, text: &str) -> Result<()> {
     let tokens = tokenizer.encode(text)?;
     tokenizer.decode(&tokens)?;
     tokenizer.encode_prompt(text)?;
-    tokenizer.chat(text).map(|_| ())
+    tokenizer.chat(&[Message::new("user", text)]).map(|_| ())
 }

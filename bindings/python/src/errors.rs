@@ -9,7 +9,7 @@ use qmerge::error::{Error, Kind};
 /// The exception for an error.
 pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
     let class = match error.kind() {
-        Kind::Io => "IoError",
+        Kind::Io | Kind::Busy => "IoError",
         Kind::Malformed => "MalformedError",
         Kind::Unsupported => "UnsupportedError",
         Kind::Mismatch => "MismatchError",

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
 use clap::error::ErrorKind;
 use qmerge::adapters::ADAPTERS;
 use qmerge::arch;
@@ -194,7 +193,7 @@ fn names(text: &str, word: &str) -> bool {
 fn the_book_has_every_command_option_and_value() {
     let text = chapter("reference/commands.md");
     let mut missing = Vec::new();
-    let mut cli = Cli::command();
+    let mut cli = Cli::all();
     cli.build();
     let of_merge: Vec<&str> =
         cli.find_subcommand("merge").unwrap().get_arguments().map(|arg| arg.get_id().as_str()).collect();

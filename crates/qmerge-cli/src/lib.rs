@@ -126,7 +126,7 @@ fn dispatch(command: Command, line: &str) -> anyhow::Result<Outcome> {
 /// 3 if reading or writing failed, that of a shell after Ctrl-C, else 2.
 fn exit_status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>().map(Error::kind) {
-        Some(Kind::Io) => 3,
+        Some(Kind::Io | Kind::Busy) => 3,
         Some(Kind::Cancelled) => interrupt::STATUS,
         None if error.is::<std::io::Error>() => 3,
         _ => 2,

@@ -56,6 +56,22 @@ impl Beginnings {
     }
 }
 
+/// What somebody says in a chat.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Who, in the words of chat templates: `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What.
+    pub content: String,
+}
+
+impl Message {
+    /// What one of them says.
+    pub fn new(role: &'static str, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+}
+
 /// A model's tokenizer with what belongs to it.
 pub struct Tokenizer {
     path: PathBuf,
@@ -170,7 +186,7 @@ impl Tokenizer {
         const MESSAGE: &str = "Hello";
         // A template that fails is one that nobody was trained with.
         let frame = self.template.as_ref().filter(|_| with_chats).and_then(|_| {
-            let rendered = self.render(MESSAGE).ok()?;
+            let rendered = self.render(&[Message::new("user", MESSAGE)]).ok()?;
             let (before, _) = rendered.rsplit_once(MESSAGE)?;
             self.encode(before).ok()
         });
@@ -211,24 +227,26 @@ impl Tokenizer {
         &self.stop
     }
 
-    /// One user message as the model's chat template writes it, up to where the answer begins.
-    pub fn chat(&self, message: &str) -> Result<Vec<u32>> {
-        self.encode(&self.render(message)?)
+    /// Messages as the model's chat template writes them, up to where the next answer begins.
+    pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.encode(&self.render(messages)?)
     }
 
-    fn render(&self, message: &str) -> Result<String> {
-        let bad = |path: &Path, problem: String| {
-            Error::new(Kind::Mismatch, problem)
-                .in_file(path)
-                .with_hint("leave out --chat and write the prompt yourself")
+    fn render(&self, messages: &[Message]) -> Result<String> {
+        let hint = match messages.iter().any(|message| message.role == "system") {
+            true => {
+                "leave out --system, which some templates have no place for, or leave out --chat and write the prompt yourself"
+            }
+            false => "leave out --chat and write the prompt yourself",
         };
+        let bad = |path: &Path, problem: String| Error::new(Kind::Mismatch, problem).in_file(path).with_hint(hint);
         let Some((path, template)) = &self.template else {
             return Err(bad(&self.path, "the model has no chat template beside it".into()));
         };
         let (send, rendered) = mpsc::channel();
-        let (template, special, message) = (template.clone(), self.special.clone(), message.to_owned());
+        let (template, special, messages) = (template.clone(), self.special.clone(), messages.to_vec());
         // A step may take long, so that the time is bounded too.
-        let render = move || send.send(rendered_by(&template, &special, &message));
+        let render = move || send.send(rendered_by(&template, &special, &messages));
         std::thread::Builder::new().spawn(render).map_err(|error| bad(path, format!("no thread for it: {error}")))?;
         match rendered.recv_timeout(PATIENCE) {
             Ok(rendered) => rendered.map_err(|error| bad(path, format!("the chat template fails: {error}"))),
@@ -240,11 +258,11 @@ impl Tokenizer {
     }
 }
 
-/// One user message as a template writes it.
+/// Messages as a template writes them.
 fn rendered_by(
     template: &str,
     special: &[(&'static str, String)],
-    message: &str,
+    messages: &[Message],
 ) -> std::result::Result<String, minijinja::Error> {
     // Marks for training that jinja does not know.
     let template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "");
@@ -269,8 +287,9 @@ fn rendered_by(
     });
     // A fixed date keeps the same prompt the same prompt.
     environment.add_function("strftime_now", |_: String| "01 Jan 2025".to_owned());
-    let messages = [context! { role => "user", content => message }];
     let special = minijinja::Value::from_pairs(special.iter().map(|(key, text)| (*key, text.clone())));
+    let message = |said: &Message| context! { role => said.role, content => said.content.clone() };
+    let messages: Vec<_> = messages.iter().map(message).collect();
     let values = context! { messages, add_generation_prompt => true, tools => (), ..special };
     environment.template_from_str(&template).and_then(|template| template.render(values))
 }

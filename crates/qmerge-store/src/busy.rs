@@ -30,14 +30,6 @@ pub(crate) enum NoAnswer {
     PutOff(Error),
 }
 
-/// The remedy where a server asks for more time than anybody waits.
-const COME_BACK: &str = "run the command again then";
-
-/// True for the error of a server that asks for more time than anybody waits.
-pub(crate) fn is_put_off(error: &Error) -> bool {
-    error.hint() == Some(COME_BACK)
-}
-
 /// By host, until when nobody asks it.
 static PAUSES: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
 static STOPPING: AtomicBool = AtomicBool::new(false);
@@ -93,7 +85,7 @@ pub(crate) fn run<B: AsSendBody + Clone>(agent: &Agent, request: &Request<B>) ->
         if asked > LONGEST {
             let (host, minutes) = (crate::redacted(&host), asked.as_secs().div_ceil(60));
             let problem = format!("{host} is too busy and asks to come back in {minutes} minutes");
-            return Err(NoAnswer::PutOff(Error::new(Kind::Io, problem).with_hint(COME_BACK)));
+            return Err(NoAnswer::PutOff(Error::new(Kind::Busy, problem).with_hint("run the command again then")));
         }
         let until = Instant::now() + asked.max(SHORTEST);
         {
@@ -215,7 +207,7 @@ mod tests {
         for long in ["503 X\r\nRetry-After: 7200", "429 X\r\nRetry-After: Fri, 31 Dec 9999 23:59:59 GMT"] {
             let (answer, took) = asking(&answering(vec![long.into()]));
             let error = answer.unwrap_err();
-            assert!(error.kind() == Kind::Io && error.message().contains("asks to come back in"), "{error}");
+            assert!(error.kind() == Kind::Busy && error.message().contains("asks to come back in"), "{error}");
             assert!(took.as_secs() < 5);
         }
         // One that never has time, and what cannot be read.

@@ -224,7 +224,7 @@ pub fn offline() -> bool {
 /// Whether trying again may help.
 fn again(error: Error) -> Failed {
     match error.kind() {
-        Kind::Io if !busy::is_put_off(&error) => Failed::Again(error.message().to_owned()),
+        Kind::Io => Failed::Again(error.message().to_owned()),
         _ => Failed::Stated(error),
     }
 }

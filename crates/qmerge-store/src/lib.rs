@@ -125,6 +125,9 @@ fn stored(location: &Path, names: &Names<'_>) -> Result<Vec<StoredCalibration>> 
                 .map(|file| StoredCalibration::open(&location.join(file), names))
                 .collect::<Result<_>>()?
         }
+        None if !location.exists() => {
+            return Err(Error::input(location, std::io::ErrorKind::NotFound.into()));
+        }
         None => vec![StoredCalibration::open(location, names)?],
     })
 }

@@ -16,6 +16,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     /// Reading or writing failed; trying again may help.
     Io,
+    /// A server asks to be left alone for longer than anybody waits: the same will do later.
+    Busy,
     /// A file is not what it says it is: broken header, offsets out of range, truncated data.
     Malformed,
     /// The input is well formed but this version cannot do what it asks for.
@@ -34,6 +36,13 @@ pub enum Kind {
     Cancelled,
     /// A defect of this program.
     Bug,
+}
+
+impl Kind {
+    /// True if the same may do another time: what was done so far is worth keeping.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::Io | Self::Busy | Self::Cancelled)
+    }
 }
 
 /// An error with the file and the tensor it is about.

@@ -110,6 +110,9 @@ pub struct AdapterInspection {
     pub bytes: u64,
     /// Adapted modules by last name component.
     pub targets: Vec<TargetGroup>,
+    /// What their shapes are called ("shape of A"), where they are of one tensor of each module.
+    #[serde(skip)]
+    pub shapes_of: Option<&'static str>,
     /// Modules trained whole.
     pub modules_to_save: Vec<String>,
 }
@@ -340,6 +343,7 @@ fn of_adapter(adapter: &Adapter) -> AdapterInspection {
             .into_iter()
             .map(|(module, shapes)| TargetGroup { module, count: shapes.len(), shapes: by_frequency(shapes) })
             .collect(),
+        shapes_of: adapter.listed_as(),
         modules_to_save: config.modules_to_save.clone(),
     }
 }

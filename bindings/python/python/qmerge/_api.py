@@ -683,6 +683,7 @@ def generate(
     adapter: Adapters = (),
     *,
     chat: bool = False,
+    system: Optional[str] = None,
     max_tokens: Optional[int] = None,
     temperature: Optional[float] = None,
     top_p: Optional[float] = None,
@@ -702,6 +703,7 @@ def generate(
 
     Args:
         chat: the prompt is a message: put it into the model's chat template.
+        system: what the model is told before that message.
         max_tokens: most tokens of the answer (128).
         temperature: 0 takes the most likely token.
         top_p: draw among the most likely tokens that together have this share.
@@ -712,6 +714,7 @@ def generate(
         adapter=adapters(adapter, adapter_names),
         prompt=prompt,
         chat=chat,
+        system=system,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,

@@ -94,6 +94,8 @@ class Summary(Record):
     bytes_read: int
     bytes_written: int
     peak_rss_bytes: Optional[int]
+    bytes_before: Optional[int] = None
+    """Bytes of weights that an interrupted run had written, where this one went on."""
     kept_output: Optional[float] = None
     """Mean strength at which the adapter's outputs come out, where layers' inputs are known."""
     noise_output: Optional[float] = None

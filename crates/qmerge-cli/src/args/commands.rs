@@ -1,4 +1,4 @@
-//! The options of each command.
+//! The options of all other commands.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,9 @@ use qmerge::plan::Part;
 
 use super::groups::{
     ADAPTER_ALIASES, Calibrating, CalibrationAmount, Engine, Meaning, Measuring, Merged, Model, OUTPUT_ALIASES,
-    Quantization, Running, Scaling, Sources, Trained, Tuned, Workers, Writing,
+    Quantization, Running, Scaling, Sources, Tuned, Workers, Writing,
 };
-use super::values::{budget, cluster, combinations, formats, parts, promotions, repo_id, roundings, share, tokens};
+use super::values::{budget, cluster, formats, parts, promotions, repo_id, roundings, share, tokens};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenizerArg {
@@ -117,179 +117,6 @@ pub(crate) struct CalibrateArgs {
     pub(crate) scaling: Scaling,
     #[command(flatten)]
     pub(crate) engine: Engine,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TruncateArgs {
-    /// Adapter without its option.
-    #[arg(value_name = "ADAPTER", required_unless_present = "adapter")]
-    word: Option<PathBuf>,
-    /// Adapter folder or hub id: a LoRA.
-    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER", conflicts_with = "word")]
-    adapter: Option<PathBuf>,
-    /// The new rank, of all modules.
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: u32,
-    /// Output folder.
-    #[arg(long, short, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// Base model, to keep what counts on its layers' inputs (default: what is largest in the adapter's own values).
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE")]
-    pub(crate) base: Option<PathBuf>,
-    /// Text like the model's task, to see what its layers are given (default: text that the model writes itself).
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) calibrate: Option<PathBuf>,
-    /// What `qmerge calibrate` stored for this base: the model is not run.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["calibrate", "calibration_tokens", "calibration_time"])]
-    pub(crate) calibration: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) amount: CalibrationAmount,
-    #[command(flatten)]
-    pub(crate) writing: Writing,
-    /// Element type of the new factors.
-    #[arg(long, value_name = "DTYPE", default_value = "same", value_parser = ["same", "f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) meaning: Meaning,
-    #[command(flatten)]
-    pub(crate) engine: Engine,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-impl TruncateArgs {
-    /// The adapter, as it was named.
-    pub(crate) fn adapter(&self) -> &Path {
-        self.adapter.as_deref().or(self.word.as_deref()).unwrap_or(Path::new(""))
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CombineArgs {
-    /// Adapters without their options.
-    #[arg(value_name = "ADAPTER[=WEIGHT]", required_unless_present = "adapter")]
-    pub(crate) words: Vec<String>,
-    /// Adapter folder or hub id, a LoRA, with an optional factor on its effect; given once for each.
-    #[arg(long, short, visible_alias = "lora", value_name = "ADAPTER[=WEIGHT]")]
-    pub(crate) adapter: Vec<String>,
-    /// Output folder.
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// How (default: `exact`, or `svd` with --rank).
-    #[arg(long, value_name = "METHOD", value_parser = combinations())]
-    pub(crate) method: Option<String>,
-    /// The new rank, of all modules, for the methods that take one (default: the largest of the adapters').
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: Option<u32>,
-    /// Share of its values that each adapter keeps, for `ties`, `dare` and `magnitude_prune`.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(crate) density: Option<f64>,
-    /// What elects a sign, for `ties`: the sum of values, or their number (default: total).
-    #[arg(long, value_name = "HOW", value_parser = ["total", "frequency"])]
-    pub(crate) majority_sign: Option<String>,
-    /// Seed of what `dare` draws.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Factor on what all adapters do in modules whose path the regular expression is found in; the first that is found counts. May be given several times.
-    #[arg(long, value_name = "REGEX=FACTOR")]
-    pub(crate) lora_scale: Vec<String>,
-    /// Base model, whose modules the adapters change, for --calibration.
-    #[arg(long, short = 'm', visible_alias = "model", value_name = "BASE", requires = "calibration")]
-    pub(crate) base: Option<PathBuf>,
-    /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs, for the methods that take a rank.
-    #[arg(long, value_name = "PATH", requires = "base")]
-    pub(crate) calibration: Option<PathBuf>,
-    /// Element type of the new factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ initialisation, and so will the new one.
-    #[arg(long, hide_short_help = true)]
-    pub(crate) base_is_residual: bool,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("wanted").required(true).args(["rank", "energy"])))]
-pub(crate) struct ExtractArgs {
-    #[command(flatten)]
-    pub(crate) trained: Trained,
-    /// Output folder.
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// The rank of all modules.
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: Option<u32>,
-    /// In place of a rank: each module gets the one that holds this share of its difference, squared.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(crate) energy: Option<f64>,
-    /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) calibration: Option<PathBuf>,
-    /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
-    #[arg(long)]
-    pub(crate) no_full: bool,
-    /// Element type of the factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// Seed of what large matrices are searched with.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("wanted").args(["rank", "energy"])))]
-pub(crate) struct ConvertAdapterArgs {
-    #[command(flatten)]
-    pub(crate) sources: Sources,
-    /// Output folder, or .gguf file.
-    #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// What is written: a folder as PEFT's, which needs a rank, or a file for llama.cpp.
-    #[arg(long, value_name = "FORMAT", default_value = "peft", value_parser = ["peft", "gguf-lora"])]
-    pub(crate) to: String,
-    /// The rank of all modules.
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: Option<u32>,
-    /// In place of a rank: each module gets the one that holds this share of what the adapter adds, squared.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(crate) energy: Option<f64>,
-    /// Element type of the factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// Seed of what large matrices are searched with.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
-    #[command(flatten)]
-    pub(crate) meaning: Meaning,
-    #[command(flatten)]
-    pub(crate) scaling: Scaling,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -424,10 +251,13 @@ pub(crate) struct GenerateArgs {
     pub(crate) adapter: Vec<String>,
     /// What to continue; `-` reads it from the standard input.
     #[arg(long, short, value_name = "TEXT")]
-    pub(crate) prompt: String,
-    /// The prompt is a message: put it into the model's chat template.
+    pub(crate) prompt: Option<String>,
+    /// The prompt is a message: put it into the model's chat template. Without a prompt each line of the standard input is one, and the answers are remembered; `/exit` ends it.
     #[arg(long)]
     pub(crate) chat: bool,
+    /// What the model is told before the first message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
     /// Most tokens of the answer.
     #[arg(long, short = 'n', alias = "n-predict", value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub(crate) max_tokens: usize,

@@ -1,5 +1,6 @@
 //! The command line as typed. Parsing checks values and does nothing else.
 
+mod adapters;
 mod commands;
 mod groups;
 mod values;
@@ -8,10 +9,10 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub(crate) use adapters::{CombineArgs, ConvertAdapterArgs, ExtractArgs, TruncateArgs};
 pub(crate) use commands::{
-    CalibrateArgs, CombineArgs, CompareArgs, CompletionsArgs, ConvertAdapterArgs, ConvertArgs, DemoArgs, ExtractArgs,
-    GenerateArgs, InspectArgs, ManArgs, MergeArgs, PlanArgs, ReportArgs, TokenizerArg, TruncateArgs, UnmergeArgs,
-    VerifyArgs,
+    CalibrateArgs, CompareArgs, CompletionsArgs, ConvertArgs, DemoArgs, GenerateArgs, InspectArgs, ManArgs, MergeArgs,
+    PlanArgs, ReportArgs, TokenizerArg, UnmergeArgs, VerifyArgs,
 };
 pub(crate) use groups::{
     Calibrating, Engine, Meaning, Measure, Quantization, Running, Scaling, Sources, Tuned, majority,
@@ -41,6 +42,13 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
+    /// The commands with their options.
+    pub(crate) fn all() -> clap::Command {
+        // A plan writes nothing, so that a place is of no use to it but where the plan is about the place.
+        let anywhere = |plan: clap::Command| plan.mut_arg("output", |arg| arg.required(false).default_value("merged"));
+        Self::command().mut_subcommand("plan", anywhere)
+    }
+
     /// Parses a command line, the program's name first. What looks like a negative number is a value, and its option says what it thinks of it.
     pub(crate) fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
         fn with_negative_numbers(command: clap::Command) -> clap::Command {
@@ -51,7 +59,7 @@ impl Cli {
                 })
                 .mut_subcommands(with_negative_numbers)
         }
-        let mut command = with_negative_numbers(Self::command());
+        let mut command = with_negative_numbers(Self::all());
         let matches = command.try_get_matches_from_mut(words)?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
@@ -139,7 +147,8 @@ pub(crate) enum Command {
     /// Continue a prompt with a model, or with a base and its adapter kept apart.
     #[command(
         after_help = "Examples:\n  qmerge generate --base base-nf4 --adapter my-lora --prompt \"In the beginning\"\n  \
-                            qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1"
+                            qmerge generate --base merged --chat --prompt \"Who are you?\" --temperature 0.7 --seed 1\n  \
+                            qmerge generate --base base-nf4 --adapter my-lora --system \"Answer in one sentence.\""
     )]
     Generate(Box<GenerateArgs>),
     /// Show a merge's report, a comparison, or both as one page of HTML that needs no network.
@@ -174,6 +183,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::all().debug_assert();
     }
 }

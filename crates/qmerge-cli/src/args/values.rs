@@ -33,7 +33,27 @@ pub(super) fn formats(same: bool) -> impl TypedValueParser<Value = String> {
     })
 }
 
-/// Names of formats. Whoever asks for one of llama.cpp's hears of the way there.
+/// Words that stand for no format of their own, and what to take for them.
+const MEANT: &[(&[&str], &str)] = &[
+    (
+        &["int4", "4bit", "4-bit", "w4a16", "u4", "i4", "q4"],
+        "4 bits are stored in many ways: `nf4` (bitsandbytes), `ct-int4` (compressed-tensors, as vLLM reads them), `gptq`, `mlx`, `hqq`, and `q4_k_m` in a GGUF file",
+    ),
+    (
+        &["8bit", "8-bit", "w8a16", "u8", "i8", "q8"],
+        "8 bits are stored in many ways: `int8` (bitsandbytes), `ct-int8` (compressed-tensors, as vLLM reads them), `fp8`, and `q8_0` in a GGUF file",
+    ),
+    (&["bnb", "bitsandbytes", "qlora"], "bitsandbytes' formats are `nf4`, `fp4` and `int8`"),
+    (&["compressed-tensors", "ct"], "compressed-tensors' formats are `ct-int4`, `ct-int8`, `ct-nvfp4` and `ct-mxfp4`"),
+    (&["nvfp4"], "it is `ct-nvfp4`"),
+    (&["mxfp4"], "it is `ct-mxfp4`"),
+    (
+        &["awq"],
+        "what is stored as AWQ stays so without --to; nothing else becomes AWQ here: `gptq` and `ct-int4` store groups of 4 bits too",
+    ),
+];
+
+/// Names of formats. Whoever asks by another word hears what is meant by it.
 #[derive(Clone)]
 struct Formats(PossibleValuesParser);
 
@@ -47,8 +67,12 @@ impl TypedValueParser for Formats {
         value: &OsStr,
     ) -> Result<String, clap::Error> {
         self.0.parse_ref(command, argument, value).map_err(|mut error| {
-            if is_gguf_type(&value.to_string_lossy()) {
-                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(NO_GGUF)]));
+            let name = value.to_string_lossy().to_ascii_lowercase();
+            let meant = MEANT.iter().find(|(words, _)| words.contains(&name.as_str())).map(|(_, meant)| *meant);
+            if let Some(meant) = meant.or(is_gguf_type(&name).then_some(NO_GGUF)) {
+                // What clap finds similar is another thing.
+                error.remove(ContextKind::SuggestedValue);
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(meant)]));
             }
             error
         })
@@ -174,10 +198,9 @@ pub(super) fn budget(text: &str) -> Result<f64, String> {
 /// The names that `--promote` takes: types that tensors of a GGUF file can be written in.
 pub(super) fn promotions() -> impl TypedValueParser<Value = String> {
     let auto = PossibleValue::new("auto").help("the next wider type of each weight's own");
-    let types = FORMATS
-        .iter()
-        .filter(|format| format.is_of_gguf() && format.is_written() || ["f16", "bf16"].contains(&format.id()));
-    let types = types.map(|format| PossibleValue::new(format.id()).help(format.about()).hide(true));
+    // A file's own types, and plain ones.
+    let types = FORMATS.iter().filter(|format| format.is_written() && (format.is_of_gguf() || !format.quantizes()));
+    let types = types.map(|format| PossibleValue::new(format.id()).help(format.about()));
     PossibleValuesParser::new(std::iter::once(auto).chain(types)).map(|name| name.to_ascii_lowercase())
 }
 

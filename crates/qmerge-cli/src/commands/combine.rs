@@ -9,12 +9,12 @@ use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
 
 use super::rounding::stored;
-use super::{answered, floats, open_adapters, threads};
+use super::{Spoken, answered, floats, open_adapters, threads};
 use crate::args::{CombineArgs, majority};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
-    answered((args.json, false), |bar| find(args, bar), show::combination)?;
+    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::combination)?;
     Ok(Outcome::Done)
 }
 

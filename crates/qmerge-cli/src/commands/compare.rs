@@ -15,7 +15,7 @@ use qmerge_store::Address;
 
 use super::generate::options;
 use super::next::{self, Made};
-use super::{answered, apart_options, open_both, open_with};
+use super::{Spoken, answered, apart_options, open_both, open_with};
 use crate::args::CompareArgs;
 use crate::page::{self, Form};
 use crate::{Outcome, show};
@@ -29,7 +29,7 @@ const PROMPTS: usize = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     answered(
-        (args.json, args.quiet),
+        Spoken { json: args.json, quiet: args.quiet },
         |bar| find(args, bar),
         |found| {
             show::comparison(found);

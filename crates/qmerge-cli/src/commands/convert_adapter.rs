@@ -7,12 +7,12 @@ use qmerge::error;
 use qmerge::plan::Plan;
 use qmerge::progress::Progress;
 
-use super::{answered, apart_options, floats, open, threads, usage};
+use super::{Spoken, answered, apart_options, floats, open, threads, usage};
 use crate::args::ConvertAdapterArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ConvertAdapterArgs) -> Result<Outcome> {
-    answered((args.json, false), |bar| find(args, bar), show::conversion)?;
+    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::conversion)?;
     Ok(Outcome::Done)
 }
 

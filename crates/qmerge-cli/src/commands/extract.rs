@@ -8,12 +8,12 @@ use qmerge::error;
 use qmerge::formats;
 use qmerge::progress::Progress;
 
-use super::{answered, floats, threads};
+use super::{Spoken, answered, floats, threads};
 use crate::args::ExtractArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ExtractArgs) -> Result<Outcome> {
-    answered((args.json, false), |bar| find(args, bar), show::extraction)?;
+    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::extraction)?;
     Ok(Outcome::Done)
 }
 

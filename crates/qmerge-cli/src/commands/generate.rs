@@ -1,6 +1,6 @@
 //! `qmerge generate`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use qmerge::progress::{Progress, Silent};
 use qmerge_run::generate::{self, Sampling, generate};
 use qmerge_run::model::half_of_free_memory;
 use qmerge_run::tensors::Tensors;
-use qmerge_run::text::Tokenizer;
+use qmerge_run::text::{Message, Tokenizer};
 use qmerge_run::{Model, Options};
 use serde::Serialize;
 
@@ -47,13 +47,31 @@ pub(crate) struct Found {
     pub(crate) bytes_per_second: Option<f64>,
 }
 
+/// What ends a chat.
+const EXIT: &str = "/exit";
+
 pub(crate) fn run(args: &GenerateArgs) -> Result<Outcome> {
+    let is_terminal = std::io::stdin().is_terminal();
+    match args.prompt.as_deref() {
+        None if args.chat || is_terminal => return chat(args, is_terminal),
+        Some("-") => {
+            let prompt = Some(read_prompt()?);
+            told(&find(&GenerateArgs { prompt, ..args.clone() }, &Silent, &mut print)?, args)?;
+        }
+        _ => told(&find(args, &Silent, &mut print)?, args)?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// Shows a piece of an answer.
+fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    let prompt = if args.prompt == "-" { read_prompt()? } else { args.prompt.clone() };
-    let found = find(&GenerateArgs { prompt, ..args.clone() }, &Silent, &mut |text| {
-        out.write_all(text.as_bytes()).and_then(|()| out.flush())
-    })?;
-    out.write_all(b"\n")?;
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Ends an answer, and says what is to be known of it.
+fn told(found: &Found, args: &GenerateArgs) -> Result<()> {
+    print("\n")?;
     if let (Some(speed), Some(bytes), false) = (found.tokens_per_second, found.bytes_per_second, args.quiet) {
         let tokens = show::counted(found.tokens, "token");
         show::note(&format!("{tokens}, {speed:.1} tokens/s, {:.1} GB/s of weights", bytes / 1e9));
@@ -63,7 +81,43 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<Outcome> {
         Finish::Context if !args.quiet => show::note("cut off: the model was made for no longer text"),
         _ => {}
     }
-    Ok(Outcome::Done)
+    Ok(())
+}
+
+/// Answers line by line, until there are no more.
+fn chat(args: &GenerateArgs, is_terminal: bool) -> Result<Outcome> {
+    // A template that cannot be followed is told before anybody writes.
+    let probe =
+        |tokenizer: &Tokenizer| tokenizer.chat(&[beginning(args), vec![Message::new("user", "Hello")]].concat());
+    opened(args, &Silent, probe, |voice, _| {
+        let lost = |error| Error::io("read", Path::new("(standard input)"), error);
+        let mut messages = beginning(args);
+        if is_terminal && !args.quiet {
+            show::note(&format!("a line is a message; {EXIT} ends the chat"));
+        }
+        let mut lines = std::io::stdin().lines();
+        loop {
+            if is_terminal {
+                print("> ")?;
+            }
+            let line = match lines.next().transpose().map_err(lost)? {
+                None => break,
+                Some(line) if line.trim() == EXIT => break,
+                Some(line) if line.trim().is_empty() => continue,
+                Some(line) => line,
+            };
+            messages.push(Message::new("user", line));
+            let found = voice.answer(&voice.tokenizer.chat(&messages)?, &Silent, &mut print)?;
+            told(&found, args)?;
+            messages.push(Message::new("assistant", found.text));
+        }
+        Ok(Outcome::Done)
+    })
+}
+
+/// What stands before the first message.
+fn beginning(args: &GenerateArgs) -> Vec<Message> {
+    args.system.iter().map(|text| Message::new("system", text)).collect()
 }
 
 /// All of the standard input, without the line's end that a shell puts behind it.
@@ -79,60 +133,107 @@ pub(crate) fn find(
     progress: &dyn Progress,
     each: &mut dyn FnMut(&str) -> std::io::Result<()>,
 ) -> error::Result<Found> {
+    let Some(text) = &args.prompt else {
+        return Err(usage("there is nothing to continue".into())
+            .with_hint("give a --prompt, or --chat to read messages from the standard input, a line each"));
+    };
+    if args.system.is_some() && !args.chat {
+        return Err(usage("--system is a part of a chat".into()).with_hint("say --chat too"));
+    }
+    let prompt = |tokenizer: &Tokenizer| {
+        let prompt = match args.chat {
+            true => tokenizer.chat(&[beginning(args), vec![Message::new("user", text)]].concat())?,
+            false => tokenizer.encode_prompt(text)?,
+        };
+        match prompt.is_empty() {
+            true => Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty")),
+            false => Ok(prompt),
+        }
+    };
+    opened(args, progress, prompt, |voice, prompt| voice.answer(&prompt, progress, each))
+}
+
+/// A model with what it takes to let it speak.
+struct Voice<'a> {
+    args: &'a GenerateArgs,
+    tokenizer: &'a Tokenizer,
+    model: &'a Model<'a>,
+}
+
+/// Opens the model, with its adapters apart, and lets it speak; the prompt is made before that takes its time.
+fn opened<P, T, E: From<Error>>(
+    args: &GenerateArgs,
+    progress: &dyn Progress,
+    prompt: impl FnOnce(&Tokenizer) -> error::Result<P>,
+    then: impl FnOnce(&Voice<'_>, P) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return Err(usage(format!("--temperature is {}: it must be 0 or more", args.temperature))
-            .with_hint("0 takes the most likely token, 1 draws by the model's own probabilities"));
+        let problem = usage(format!("--temperature is {}: it must be 0 or more", args.temperature));
+        return Err(problem
+            .with_hint("0 takes the most likely token, 1 draws by the model's own probabilities")
+            .into());
     }
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(usage(format!("--top-p is {}: it must be above 0, and 1 at most", args.top_p))
-            .with_hint("1 draws among all tokens"));
+        let problem = usage(format!("--top-p is {}: it must be above 0, and 1 at most", args.top_p));
+        return Err(problem.with_hint("1 draws among all tokens").into());
     }
     let inputs = open_with(args.model.base(), &args.adapter)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
     let tokenizer = Tokenizer::of(&inputs)?;
-    let prompt = if args.chat { tokenizer.chat(&args.prompt)? } else { tokenizer.encode_prompt(&args.prompt)? };
-    if prompt.is_empty() {
-        return Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"));
-    }
+    let prompt = prompt(&tokenizer)?;
     let engine = options(&args.engine, 1, BESIDE, progress)?;
-    let model = Model::new(&Tensors::new(&inputs, Some(&plan)), engine)?;
-    tokenizer.check(&prompt, model.spec().vocab)?;
-    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
-    let (mut tokens, mut printed) = (Vec::new(), 0);
-    let mut clock = None;
-    progress.start(generate::work(&model, prompt.len(), args.max_tokens));
-    progress.phase("writing", "tokens");
-    generate(&model, &prompt, args.max_tokens, sampling, tokenizer.stop(), |token| {
-        clock.get_or_insert_with(Instant::now);
-        tokens.push(token);
-        progress.part(tokens.len() as u64, args.max_tokens as u64);
-        let Ok(text) = tokenizer.decode(&tokens) else { return false };
-        // A character of several bytes may come in several tokens.
-        let ready = text.trim_end_matches('\u{fffd}');
-        if ready.len() > printed && ready.is_char_boundary(printed) {
-            let written = each(&ready[printed..]);
-            printed = ready.len();
-            return written.is_ok();
-        }
-        true
-    })?;
-    let seconds = clock.map(|clock| clock.elapsed().as_secs_f64()).filter(|_| tokens.len() > 1);
-    let finish_reason = if tokens.len() == args.max_tokens {
-        Finish::MaxTokens
-    } else if prompt.len() + tokens.len() > model.spec().max_positions {
-        Finish::Context
-    } else {
-        Finish::Stop
-    };
-    let tokens_per_second = seconds.map(|seconds| (tokens.len() - 1) as f64 / seconds);
-    Ok(Found {
-        text: tokenizer.decode(&tokens)?,
-        prompt_tokens: prompt.len(),
-        tokens: tokens.len(),
-        finish_reason,
-        tokens_per_second,
-        bytes_per_second: tokens_per_second.map(|speed| model.bytes_per_token() as f64 * speed),
-    })
+    let tensors = Tensors::new(&inputs, Some(&plan));
+    let model = Model::new(&tensors, engine)?;
+    then(&Voice { args, tokenizer: &tokenizer, model: &model }, prompt)
+}
+
+impl Voice<'_> {
+    /// Continues a prompt. `each` gets the text as it comes, and ends it with an error.
+    fn answer(
+        &self,
+        prompt: &[u32],
+        progress: &dyn Progress,
+        each: &mut dyn FnMut(&str) -> std::io::Result<()>,
+    ) -> error::Result<Found> {
+        let Self { args, tokenizer, model } = self;
+        tokenizer.check(prompt, model.spec().vocab)?;
+        let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+        let (mut tokens, mut printed) = (Vec::new(), 0);
+        let mut clock = None;
+        progress.start(generate::work(model, prompt.len(), args.max_tokens));
+        progress.phase("writing", "tokens");
+        generate(model, prompt, args.max_tokens, sampling, tokenizer.stop(), |token| {
+            clock.get_or_insert_with(Instant::now);
+            tokens.push(token);
+            progress.part(tokens.len() as u64, args.max_tokens as u64);
+            let Ok(text) = tokenizer.decode(&tokens) else { return false };
+            // A character of several bytes may come in several tokens.
+            let ready = text.trim_end_matches('\u{fffd}');
+            if ready.len() > printed && ready.is_char_boundary(printed) {
+                let written = each(&ready[printed..]);
+                printed = ready.len();
+                return written.is_ok();
+            }
+            true
+        })?;
+        let seconds = clock.map(|clock| clock.elapsed().as_secs_f64()).filter(|_| tokens.len() > 1);
+        let finish_reason = if tokens.len() == args.max_tokens {
+            Finish::MaxTokens
+        } else if prompt.len() + tokens.len() > model.spec().max_positions {
+            Finish::Context
+        } else {
+            Finish::Stop
+        };
+        let tokens_per_second = seconds.map(|seconds| (tokens.len() - 1) as f64 / seconds);
+        Ok(Found {
+            text: tokenizer.decode(&tokens)?,
+            prompt_tokens: prompt.len(),
+            tokens: tokens.len(),
+            finish_reason,
+            tokens_per_second,
+            bytes_per_second: tokens_per_second.map(|speed| model.bytes_per_token() as f64 * speed),
+        })
+    }
 }
 
 /// Options for one of `models` models in memory together.

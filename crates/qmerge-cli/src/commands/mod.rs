@@ -37,9 +37,18 @@ use crate::args::{Meaning, Quantization, Running, Scaling, Sources, Tuned, adapt
 use crate::progress::Bar;
 use crate::show;
 
+/// How an answer is to be printed.
+#[derive(Clone, Copy, Debug)]
+struct Spoken {
+    /// As a document.
+    json: bool,
+    /// Not at all, unless it is a document.
+    quiet: bool,
+}
+
 /// Has an answer found behind a progress bar, and prints it: as JSON, by `show`, or where it is to be quiet not at all.
 fn answered<T: Serialize>(
-    (json, quiet): (bool, bool),
+    Spoken { json, quiet }: Spoken,
     find: impl FnOnce(&Bar) -> Result<T>,
     show: impl FnOnce(&T),
 ) -> anyhow::Result<T> {

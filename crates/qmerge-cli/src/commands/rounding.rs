@@ -227,7 +227,7 @@ fn is_run_on_few(inputs: &Inputs, plan: &Plan, calibrating: &Calibrating) -> err
 /// What can be done without, if it is to be had: an error only where a second try may have it.
 fn without<T>(found: error::Result<T>) -> error::Result<Option<T>> {
     match found {
-        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => Err(error),
+        Err(error) if error.kind().is_passing() => Err(error),
         found => Ok(found.ok()),
     }
 }

@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use anyhow::Result;
-use clap::CommandFactory;
 use qmerge::error::Error;
 
 use crate::args::{Cli, CompletionsArgs, ManArgs};
@@ -12,13 +11,13 @@ use crate::{Outcome, show};
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<Outcome> {
     // Into memory first: the generator panics where its writer fails, as a closed pipe does.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "qmerge", &mut script);
+    clap_complete::generate(args.shell, &mut Cli::all(), "qmerge", &mut script);
     std::io::stdout().write_all(&script)?;
     Ok(Outcome::Done)
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<Outcome> {
-    let command = Cli::command().disable_help_subcommand(true);
+    let command = Cli::all().disable_help_subcommand(true);
     let Some(folder) = &args.output else {
         clap_mangen::Man::new(command).render(&mut std::io::stdout())?;
         return Ok(Outcome::Done);

@@ -11,12 +11,12 @@ use qmerge_run::{Model, Options};
 
 use super::calibrate::{Text, needs_alone};
 use super::rounding::{stored, weights};
-use super::{answered, apart_options, floats, read_options, threads, usage};
+use super::{Spoken, answered, apart_options, floats, read_options, threads, usage};
 use crate::args::{Scaling, TruncateArgs};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {
-    answered((args.json, false), |bar| find(args, bar), show::truncation)?;
+    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::truncation)?;
     Ok(Outcome::Done)
 }
 

@@ -11,7 +11,7 @@ use qmerge::progress::Progress;
 use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 
 use super::next::Made;
-use super::{answered, apart_options, open_both};
+use super::{Spoken, answered, apart_options, open_both};
 use crate::args::VerifyArgs;
 use crate::{Outcome, show};
 
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Outcome> {
             Answer::No => made.merge(Path::new("merged"), None),
         }
     };
-    let found = answered((args.json, args.quiet), |bar| find(args, bar), show)?;
+    let found = answered(Spoken { json: args.json, quiet: args.quiet }, |bar| find(args, bar), show)?;
     Ok(outcome(&found))
 }
 

@@ -148,7 +148,7 @@ fn adapter(adapter: &AdapterInspection) {
         say(&format!("{yellow}cannot be merged{yellow:#}: {}{remedy}", refused.reason));
     }
     say("");
-    let shape = if adapter.peft_type == "LORA" { "shape of A" } else { "shape" };
+    let shape = adapter.shapes_of.unwrap_or("shape");
     let mut table = Table::new("module", [number("count").leaves(1), word(shape)]);
     for target in &adapter.targets {
         table.row(target.module.as_str(), [target.count.to_string(), shapes(&target.shapes)]);

@@ -29,8 +29,11 @@ pub(crate) fn report(report: &Report) {
     say(&format!("{BOLD}{verb}{BOLD:#} {sources} → {BOLD}{}{BOLD:#}", report.output.path));
     let weights = if is_merge { summary.weights_merged } else { report.weights.len() };
     let memory = summary.peak_rss_bytes.map_or(String::new(), |rss| format!(", {} of memory", bytes(rss)));
+    let before = summary.bytes_before.map_or(String::new(), |before| {
+        format!(" of {}, of which an interrupted run had the rest", bytes(before + summary.bytes_written))
+    });
     say(&format!(
-        "{}, {} → {}, rounding {}, {} written in {}{memory}",
+        "{}, {} → {}, rounding {}, {} written{before} in {}{memory}",
         counted(weights, "weight"),
         report.base.format,
         report.output.format,

@@ -462,23 +462,6 @@ fn a_disk_that_fills_up() {
     assert!(!exists);
 }
 
-/// Words without options that leave something unnamed.
-#[test]
-fn what_is_not_named_is_said() {
-    let folder = Folder::new();
-    demo(folder.path());
-    for (args, words) in [
-        (&["extract", "--tuned", "base-bf16", "-r", "1", "-o", "out"][..], "a base and one tuned model"),
-        (&["extract", "base-bf16", "-r", "1", "-o", "out"], "a base and one tuned model"),
-        (&["verify", "base-nf4", "adapter"], "the merge is not named"),
-        (&["verify", "base-nf4"], "no adapter is named"),
-    ] {
-        let output = run(folder.path(), args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
-    }
-}
-
 /// A file of two tensors with one name could not be opened.
 #[test]
 fn what_is_left_of_another_format_beside_a_weight() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) faults: AtomicU64,
     /// So many answers to come say that it is busy, and to come back in a second.
     pub(crate) busy: AtomicU64,
+    /// Uploads cannot be completed, for good.
+    pub(crate) incomplete: AtomicBool,
     /// Bytes that one request may send, but for parts of uploads; 0 for any number.
     pub(crate) most_put: AtomicU64,
     asked: AtomicU64,
@@ -311,6 +313,9 @@ impl State {
                 "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
             ));
         };
+        if self.incomplete.load(Ordering::Relaxed) {
+            return Answer::new(403);
+        }
         let Some((_, mut parts)) = content.uploads.remove(id) else { return Answer::new(404) };
         // As the client lists them: in order, and each once.
         let text = String::from_utf8_lossy(&request.body);

@@ -95,6 +95,29 @@ fn merges_into_buckets_are_those_of_the_disk() {
     }
 }
 
+/// An older output of the same length is not taken for the new one.
+#[test]
+fn what_cannot_be_completed_is_no_output() {
+    let (folder, server) = served();
+    let merge = |scale: &str| {
+        let (base, lora) = ("s3://models/in/base-nf4", format!("s3://models/in/adapter={scale}"));
+        let words = ["merge", "--fast", base, "--adapter", &lora, "-o", "s3://models/out", "--force"];
+        command(&server, &folder, &words).output().unwrap()
+    };
+    let first = merge("1");
+    assert!(first.status.success(), "{}", told(&first));
+    let weights = |state: &crate::bucket::State| state.get("models/out/model.safetensors").unwrap();
+    let before = weights(&server.state);
+    server.state.incomplete.store(true, Ordering::Relaxed);
+    let second = merge("0.5");
+    assert!(!second.status.success() && told(&second).contains("no access"), "{}", told(&second));
+    assert!(weights(&server.state) == before);
+    server.state.incomplete.store(false, Ordering::Relaxed);
+    let third = merge("0.5");
+    assert!(third.status.success(), "{}", told(&third));
+    assert!(weights(&server.state) != before);
+}
+
 /// More by hand: `QMERGE_MERGES=200 cargo test --release -p qmerge-cli --test it faults_change`.
 #[test]
 fn faults_change_no_byte_and_leave_nothing() {

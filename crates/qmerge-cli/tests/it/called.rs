@@ -121,7 +121,7 @@ fn all_work_that_is_told_of_is_done() {
     let (base, adapter, text) = (demo("base-nf4"), demo("adapter"), demo("calibration.txt"));
     let [out, moments, cut] = ["out", "moments.safetensors", "cut"].map(|name| folder.join(name).display().to_string());
     let sources = ["--base", &base, "--adapter", &adapter];
-    let writing = "writing text to calibrate on";
+    let writing = "writing text to calibrate on and to measure by";
     let commands: [(&[&str], &[&str]); 14] = [
         (&["merge", "-o", &out, "--force"], &[writing, "rounding", "writing", "bringing the output to the disk"]),
         (&["merge", "-o", &out, "--force", "--calibrate", &text], &["rounding", "writing"]),

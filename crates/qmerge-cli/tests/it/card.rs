@@ -21,6 +21,25 @@ fn the_card_says_what_was_merged_and_what_is_left() {
     std::fs::rename(folder.join("out"), folder.join("merged")).unwrap();
     let words: Vec<&str> = command.split(' ').skip(1).collect();
     assert_eq!(run(folder.path(), &words).status.code(), Some(0), "{command}");
+    // A merge that is undone is none.
+    let unmerge = ["unmerge", "merged", "adapter", "-o", "undone", "--to", "bf16"];
+    assert!(run(folder.path(), &unmerge).status.success());
+    let card = std::fs::read_to_string(folder.join("undone/README.md")).unwrap();
+    for said in
+        ["# merged − adapter", "was subtracted", "- Merge: `merged` (", "(LORA), weight 1, SHA-256", "Verdict: "]
+    {
+        assert!(card.contains(said), "{said}: {card}");
+    }
+    assert!(!card.contains("- merge\n") && !card.contains("base_model") && !card.contains("qmerge verify"), "{card}");
+    // What comes out of a file has no card beside it.
+    assert!(run(folder.path(), &["convert", "--base", "base-bf16", "-o", "base.gguf", "--to", "f16"]).status.success());
+    assert!(run(folder.path(), &["convert", "--base", "base.gguf", "-o", "back", "--to", "bf16"]).status.success());
+    let card = std::fs::read_to_string(folder.join("back/README.md")).unwrap();
+    for said in
+        ["# base.gguf", "Nothing was merged", "- Model: `base.gguf` (", "- Format: bf16", "tags:\n- qmerge\n---"]
+    {
+        assert!(card.contains(said), "{said}: {card}");
+    }
     // A conversion makes no other model: its card is the base's.
     std::fs::write(folder.join("base-nf4/README.md"), "of the base").unwrap();
     assert!(run(folder.path(), &["convert", "--base", "base-nf4", "-o", "f16", "--to", "f16"]).status.success());

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 mod arithmetic;
+mod asked;
 mod bad_input;
 mod behaviour;
 mod beside;

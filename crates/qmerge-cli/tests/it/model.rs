@@ -53,6 +53,16 @@ pub(crate) fn run(folder: &Path, args: &[&str]) -> Output {
     qmerge(folder, args).output().unwrap()
 }
 
+/// The same, with what it reads from the standard input.
+pub(crate) fn with_input(folder: &Path, args: &[&str], input: &str) -> Output {
+    use std::io::Write;
+    let piped = || std::process::Stdio::piped();
+    let mut child = qmerge(folder, args).stdin(piped()).stdout(piped()).stderr(piped()).spawn().unwrap();
+    // One that refuses reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
 /// Runs it, which comes to a good end, and returns what it prints.
 pub(crate) fn done(folder: &Folder, args: &[&str]) -> String {
     let output = run(folder.path(), args);

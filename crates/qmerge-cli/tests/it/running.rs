@@ -82,6 +82,49 @@ fn generation_is_repeatable() {
     assert_ne!(drawn, generate(&["--temperature", "1", "--seed", "4"]));
 }
 
+/// Each line is a message, and what was said before stands in the template.
+#[test]
+fn a_chat_goes_on_line_by_line() {
+    let folder = Folder::new();
+    demo(folder.path());
+    let template = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    std::fs::write(folder.join("base-nf4/chat_template.jinja"), template).unwrap();
+    let generate = |more: &[&str], said: &str| {
+        let args = [&["generate"], &SOURCES[..], &["--max-tokens", "6", "-q"], more].concat();
+        let output = crate::model::with_input(folder.path(), &args, said);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let chat = ["--chat", "--system", "Be brief."];
+    let said = generate(&chat, "And the\n\nIn the beginning\n/exit\nnot read\n");
+    let one = generate(&[&chat[..], &["--prompt", "And the"]].concat(), "");
+    let first = one.strip_suffix('\n').unwrap();
+    // What the second answer continues, written out.
+    let prompt =
+        format!("[system] Be brief.\n[user] And the\n[assistant] {first}\n[user] In the beginning\n[assistant]");
+    assert_eq!(generate(&chat, ""), "");
+    std::fs::write(folder.join("base-nf4/chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let two = generate(&["--chat", "--prompt", &prompt], "");
+    assert_eq!(said, format!("{one}{two}"));
+    for (args, words) in [(&["--system", "x", "--prompt", "y"][..], "--chat"), (&[], "there is nothing to continue")] {
+        let args = [&["generate"], &SOURCES[..], args].concat();
+        let output = crate::model::with_input(folder.path(), &args, "");
+        assert!(!output.status.success() && stderr(&output).contains(words), "{}", stderr(&output));
+    }
+    // Said before the first line is read.
+    std::fs::write(
+        folder.join("base-nf4/chat_template.jinja"),
+        "{{ raise_exception('no system') if messages[0].role == 'system' }}",
+    )
+    .unwrap();
+    let output = crate::model::with_input(folder.path(), &[&["generate"], &SOURCES[..], &chat].concat(), "");
+    assert!(
+        stderr(&output).contains("no system") && stderr(&output).contains("leave out --system"),
+        "{}",
+        stderr(&output)
+    );
+}
+
 const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
 const GENERATE: [&str; 7] = ["generate", "--base", "base-nf4", "--prompt", "And the", "--max-tokens", "2"];
 

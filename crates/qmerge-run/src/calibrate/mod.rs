@@ -161,10 +161,12 @@ impl<'m, 'a> FromModel<'m, 'a> {
         (amount, together): (Amount, usize),
         hold: bool,
     ) -> Result<Self> {
-        if let Some(progress) = model.progress() {
-            progress.phase("writing text to calibrate on", "tokens");
-        }
         let hold = hold && amount != Amount::Few;
+        if let Some(progress) = model.progress() {
+            let text =
+                if hold { "writing text to calibrate on and to measure by" } else { "writing text to calibrate on" };
+            progress.phase(text, "tokens");
+        }
         let held = if hold { Held::numbers(model) } else { 0..0 };
         let own = amount.sequences(model, None, beginnings).min(Held::FIRST);
         let numbers: Vec<usize> = (0..own).chain(held).collect();

@@ -150,8 +150,12 @@ impl StoreSink {
         let keys: Vec<Key> = files.iter().map(|file| self.weights_key(file)).collect::<Result<_>>()?;
         let mut uploads = Vec::new();
         for (file, key) in files.iter().zip(&keys) {
-            match ask(|| wait(self.shared.objects.create_multipart(key)).map_err(failed)) {
-                Ok(id) => uploads.push(Upload { key: key.to_string(), id, size: cell_size(file.most) }),
+            let begun = self.shared.mark(key).and_then(|before| {
+                let id = ask(|| wait(self.shared.objects.create_multipart(key)).map_err(failed))?;
+                Ok(Upload { key: key.to_string(), id, size: cell_size(file.most), before })
+            });
+            match begun {
+                Ok(upload) => uploads.push(upload),
                 Err(error) => {
                     // Nobody else knows of them.
                     uploads.iter().zip(&keys).for_each(|(upload, key)| self.shared.abort(key, &upload.id));
@@ -180,7 +184,8 @@ impl StoreSink {
                 cells.fill(gap.clone());
             }
             let key = key(&upload.key, "").map_err(Failed::error)?;
-            begun.push(File { key, upload: upload.id.clone(), cells: Mutex::new(cells) });
+            let (upload, before) = (upload.id.clone(), upload.before.clone());
+            begun.push(File { key, upload, before, cells: Mutex::new(cells) });
         }
         self.shared_mut()?.files = begun;
         Ok(())

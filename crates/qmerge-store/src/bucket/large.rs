@@ -5,7 +5,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStoreExt, PutPayload};
 use qmerge::error::{Error, Kind, Result};
 
-use super::shared::Shared;
+use super::shared::{Shared, mark};
 use super::{failed, wait};
 use crate::remote::ask;
 
@@ -33,6 +33,7 @@ impl Shared {
     fn put_parts(&self, key: &Key, mut next: Vec<u8>, pieces: &mut dyn Iterator<Item = Result<Vec<u8>>>) -> Result<()> {
         // Of a run that was killed meanwhile.
         self.abort_begun(key);
+        let before = self.mark(key)?;
         let id = ask(|| wait(self.objects.create_multipart(key)).map_err(failed))?;
         let (mut parts, mut len): (Vec<PartId>, u64) = (Vec::new(), 0);
         let mut send = |bytes: Vec<u8>| -> Result<()> {
@@ -64,7 +65,7 @@ impl Shared {
         let done = sent().and_then(|()| {
             let completed = ask(|| wait(self.objects.complete_multipart(key, &id, parts.clone())).map_err(failed));
             // It may be complete, and the answer that said so lost.
-            let is_there = || wait(self.objects.head(key)).is_ok_and(|meta| meta.size == len);
+            let is_there = || wait(self.objects.head(key)).is_ok_and(|meta| meta.size == len && mark(&meta) != before);
             completed.map(drop).or_else(|error| if is_there() { Ok(()) } else { Err(error) })
         });
         done.inspect_err(|_| self.abort(key, &id))

@@ -31,4 +31,7 @@ pub(super) struct Upload {
     pub(super) id: String,
     /// Bytes of a cell.
     pub(super) size: u64,
+    /// What lay under the name when it was begun; empty if nothing did.
+    #[serde(default)]
+    pub(super) before: String,
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use object_store::multipart::PartId;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 use qmerge::error::{Error, Kind, Result};
 
 use super::cells::{Cell, Cells, Piece, Saved};
@@ -29,6 +29,8 @@ pub(crate) const HELD: u64 = 2 * WAITING + TOGETHER as u64 * 2 * PART;
 pub(super) struct File {
     pub(super) key: Key,
     pub(super) upload: String,
+    /// What lay under its name before, as [`Shared::mark`] says.
+    pub(super) before: String,
     pub(super) cells: Mutex<Cells>,
 }
 
@@ -70,6 +72,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// An object's ETag and the time that it is of: the same content put there again has the same ETag.
+pub(super) fn mark(meta: &ObjectMeta) -> String {
+    format!("{} {}", meta.e_tag.as_deref().unwrap_or_default(), meta.last_modified)
+}
+
 impl Shared {
     pub(super) fn name(&self, name: &str) -> Result<Key> {
         key(&self.partial, name).map_err(Failed::error)
@@ -82,6 +89,15 @@ impl Shared {
 
     pub(super) fn get(&self, key: &Key) -> std::result::Result<Vec<u8>, Failed> {
         persist(|| wait(async { self.objects.get(key).await?.bytes().await }).map(Vec::from).map_err(failed))
+    }
+
+    /// What tells the object under a name from those before and after it; empty if there is none.
+    pub(super) fn mark(&self, key: &Key) -> Result<String> {
+        match persist(|| wait(self.objects.head(key)).map_err(failed)) {
+            Ok(meta) => Ok(mark(&meta)),
+            Err(Failed::Missing) => Ok(String::new()),
+            Err(failed) => Err(failed.error()),
+        }
     }
 
     pub(super) fn remove(&self, key: &Key) -> Result<()> {
@@ -324,7 +340,8 @@ impl Shared {
             persist(|| wait(self.objects.complete_multipart(&file.key, &file.upload, parts.clone())).map_err(failed));
         let there = ask(|| wait(self.objects.head(&file.key)).map_err(failed));
         match (done, there) {
-            (_, Ok(meta)) if meta.size == len => {
+            // An older object may be as long.
+            (done, Ok(meta)) if meta.size == len && (done.is_ok() || mark(&meta) != file.before) => {
                 let mut progress = lock(&self.progress);
                 progress.complete.insert(number);
                 progress.next.complete.push(number);

@@ -251,13 +251,22 @@ impl Adapter {
     /// The module that a tensor is of, as an inspection lists them: of a LoRA's pair A alone counts, and what is no module's own does not.
     pub(crate) fn lists(&self, name: &str) -> Option<String> {
         let key = self.key(name);
-        let listed = self.method.as_ref().and_then(|(method, _)| method.listed());
+        let listed = self.listed().map(|(markers, _)| markers);
         let counts = match key.role {
             Role::Own(marker, _) => listed.is_none_or(|listed| listed.contains(&marker)),
             Role::Parameter(_) | Role::Added(_) | Role::Tokens | Role::TokensOf => listed.is_none(),
             Role::Shared(_) | Role::TrainingOnly | Role::Original | Role::PassedOver(_) => false,
         };
         counts.then_some(key.module)
+    }
+
+    fn listed(&self) -> Option<(&'static [&'static str], &'static str)> {
+        self.method.as_ref().and_then(|(method, _)| method.listed())
+    }
+
+    /// What shapes of the tensors are called that an inspection lists, where they are of one tensor of each module.
+    pub(crate) fn listed_as(&self) -> Option<&'static str> {
+        self.listed().map(|(_, shape)| shape)
     }
 
     /// The name under which PEFT would write a tensor.

@@ -4,44 +4,75 @@ use std::sync::Arc;
 
 use super::site::flattened;
 use super::{Adapter, ChangePlan, Changes, Loader, Names, Placed, PlannedEdit, ReadOptions};
-use crate::edit::{Change, Delta, Tile};
+use crate::edit::{Change, Delta, Place, Spot, Stride, Tile};
 use crate::error::{Result, mismatch, unsupported};
+use crate::formats::Claim;
 use crate::open::Entry;
 
-/// Plans the addition of one tensor to a module's parameter. What the base lacks is left to the accounting.
+/// Plans the addition of one tensor to a module's parameter; `pieces` are the modules that the base has in its place, whose outputs follow each other. What the base
+/// lacks is left to the accounting.
 pub(super) fn plan(
     adapter: &Adapter,
     names: &Names<'_>,
     options: &ReadOptions,
-    (module, parameter): (&str, &str),
+    (module, parameter, pieces): (&str, &str, Option<&[String]>),
     entry: &Entry,
     changes: &mut Changes,
 ) -> Result<()> {
-    let Some(claim) = names.find(&format!("{module}.{parameter}"))? else { return Ok(()) };
-    let (weight, geometry) = (&claim.weight, claim.weight.geometry());
-    if entry.shape != weight.shape() {
-        let problem = format!("shape {:?}, but `{}` is {:?}", entry.shape, weight.name(), weight.shape());
+    let found: Option<Vec<(&str, &Claim)>> = match pieces {
+        None => names.find(&format!("{module}.{parameter}"))?.map(|claim| vec![(module, claim)]),
+        Some(pieces) => {
+            pieces.iter().map(|piece| Some((&**piece, names.exact(&format!("{piece}.{parameter}"))?))).collect()
+        }
+    };
+    let found = found.unwrap_or_default();
+    let Some((_, first)) = found.first() else { return Ok(()) };
+    let outputs: usize = found.iter().map(|(_, claim)| matrix(claim).0).sum();
+    let shape = |claim: &Claim| [&[outputs], claim.weight.shape().get(1..).unwrap_or_default()].concat();
+    if let Some((_, claim)) = found.iter().find(|(_, claim)| shape(claim) != entry.shape) {
+        let (name, want) = (claim.weight.name(), shape(claim));
+        let which = if found.len() > 1 { "it and its neighbours are" } else { "it is" };
+        let problem = format!("shape {:?}, added to `{name}`, but {which} {want:?}", entry.shape);
         return Err(mismatch(problem).in_tensor(&entry.name).with_hint("this adapter was trained on another base"));
     }
-    if weight.is_transposed() {
-        let problem = format!("added to a weight that is stored turned, as {}", weight.format());
+    if let Some((_, claim)) = found.iter().find(|(_, claim)| claim.weight.is_transposed()) {
+        let problem = format!("added to a weight that is stored turned, as {}", claim.weight.format());
         return Err(unsupported(problem).in_tensor(&entry.name));
     }
     let rule = options.scales.find(module)?;
     changes.scales.extend(rule.map(|(number, _)| number));
     let scale = adapter.weight * rule.map_or(1.0, |(_, factor)| factor);
-    // A convolution is the matrix that its other changes are of, too: all that is behind the outputs taken together.
-    let shape = flattened(claim);
-    let (outputs, inputs) = shape.unwrap_or((geometry.rows, geometry.cols));
-    let change = Arc::new(AddedPlan { tensor: entry.name.clone(), elements: entry.elements(), inputs, scale });
-    let is_layer = parameter == "weight" && weight.shape().len() == 2;
-    changes.edits.push(PlannedEdit {
-        target: weight.name().to_owned(),
-        plan: Placed { shape, ..Placed::on_matrix(change, outputs, inputs, false) },
-        tensors: vec![entry.name.clone()],
-        layer: is_layer.then(|| module.to_owned()),
-    });
+    let inputs = matrix(first).1;
+    let change: Arc<dyn ChangePlan> =
+        Arc::new(AddedPlan { tensor: entry.name.clone(), elements: entry.elements(), inputs, scale });
+    let mut start = 0;
+    for (path, claim) in found {
+        let len = matrix(claim).0;
+        let take = Stride { start, step: 1, len };
+        let spot = Spot { rows: 0..len, transposed: false, width: len, take, put: Stride::first(len) };
+        start += len;
+        let is_layer = parameter == "weight" && claim.weight.shape().len() == 2;
+        changes.edits.push(PlannedEdit {
+            target: claim.weight.name().to_owned(),
+            plan: Placed {
+                change: Arc::clone(&change),
+                place: Place { spots: vec![spot] },
+                matrices: 0..1,
+                shape: flattened(claim),
+                part: None,
+                matrix: None,
+            },
+            tensors: vec![entry.name.clone()],
+            layer: is_layer.then(|| path.to_owned()),
+        });
+    }
     Ok(())
+}
+
+/// Rows and columns; of a convolution all that is behind the outputs taken together, as in its other changes.
+fn matrix(claim: &Claim) -> (usize, usize) {
+    let geometry = claim.weight.geometry();
+    flattened(claim).unwrap_or((geometry.rows, geometry.cols))
 }
 
 #[derive(Debug)]

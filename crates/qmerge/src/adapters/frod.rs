@@ -1,7 +1,8 @@
 //! FRoD: the base is written as U·diag(λ)·Vᵀ, all layers of one kind sharing V, and λ and some values beside the diagonal are trained.
 //!
 //! W' = U·(diag(λ) + S)·Vᵀ, U being the columns of W·V⁻ᵀ at unit length. V and the places of S stand in the file. Where they were not saved they cannot be found
-//! again: V's columns have no signs of their own, and S was trained for some. Source: PEFT 0.21, `tuners/frod`.
+//! again: V's columns have no signs of their own, and S was trained for some. U goes with the V of the file: PEFT makes it before it reads that one, of a V that it finds for
+//! the base in the base's type, and the two differ where the file's is coarser. Source: PEFT 0.21, `tuners/frod`.
 
 use std::sync::Arc;
 

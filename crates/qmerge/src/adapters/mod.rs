@@ -93,7 +93,7 @@ pub(crate) use config::parse as parse_config;
 pub use config::{AdapterConfig, Task};
 #[cfg(feature = "internals")]
 pub(crate) use lora::try_patterns;
-pub(crate) use lora::{LoraTensors, Pair, plain_config};
+pub(crate) use lora::{LoraTensors, Pair, idle_residual, plain_config};
 #[doc(hidden)]
 pub use module::{Module, Shared, Tensors};
 #[doc(hidden)]
@@ -165,9 +165,9 @@ pub trait PeftMethod: Sync {
         None
     }
 
-    /// Markers of the tensors that an inspection lists modules by, one of each module; `None` where all tensors count.
+    /// Markers of the tensors that an inspection lists modules by, one of each module, and what their shapes are called; `None` where all tensors count.
     #[doc(hidden)]
-    fn listed(&self) -> Option<&'static [&'static str]> {
+    fn listed(&self) -> Option<(&'static [&'static str], &'static str)> {
         None
     }
 

@@ -1,8 +1,12 @@
 //! Tensors under the base's own names: modules trained whole, biases, and what an adapter's file merely brings along.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::keys::Key;
-use super::{Adapter, Addition, Changes, Names, Replacement};
-use crate::error::Result;
+use super::{Adapter, Addition, ChangePlan, Changes, Loader, Names, Placed, PlannedEdit, Replacement};
+use crate::edit::{Change, Reach, ReplaceRows};
+use crate::error::{Result, mismatch, unsupported};
 use crate::open::Entry;
 
 /// Parts of a weight packed by bitsandbytes, behind the module's path.
@@ -50,9 +54,55 @@ pub(super) fn read(
         None if adapter.config.task().is_some_and(|task| listed || task.is_head(&key.module)) => {
             changes.additions.push(Addition { target, tensor: name.clone() });
         }
+        None if trained || first_copy != *name => changes.edits.extend(some_rows(names, &target, entry)?),
         None => {}
     }
     Ok(())
+}
+
+/// Plans that a parameter that was trained whole takes the place of its rows, where the base has it within a tensor of several.
+fn some_rows(names: &Names<'_>, target: &str, entry: &Entry) -> Result<Option<PlannedEdit>> {
+    let Some((claim, rows)) = names.within(target)? else { return Ok(None) };
+    let (weight, geometry) = (&claim.weight, claim.weight.geometry());
+    let want = [&[rows.len()], weight.shape().get(1..).unwrap_or_default()].concat();
+    if weight.is_transposed() {
+        let problem = format!("rows of a weight that is stored turned, as {}", weight.format());
+        return Err(unsupported(problem).in_tensor(&entry.name));
+    }
+    if entry.shape != want {
+        let problem = format!("shape {:?}, but of `{}` it is {want:?}", entry.shape, weight.name());
+        return Err(mismatch(problem).in_tensor(&entry.name).with_hint("this adapter was trained on another base"));
+    }
+    let start = rows.start;
+    let change = Arc::new(RowsPlan { tensor: entry.name.clone(), rows, elements: entry.elements() });
+    Ok(Some(PlannedEdit {
+        target: weight.name().to_owned(),
+        plan: Placed { part: Some((0, start)), ..Placed::on_matrix(change, geometry.rows, geometry.cols, false) },
+        tensors: vec![entry.name.clone()],
+        layer: None,
+    }))
+}
+
+/// Rows that take the values of a tensor.
+#[derive(Debug)]
+struct RowsPlan {
+    tensor: String,
+    rows: Range<usize>,
+    elements: u64,
+}
+
+impl ChangePlan for RowsPlan {
+    fn load(&self, loader: &Loader<'_>) -> Result<Change> {
+        Ok(Change::map(ReplaceRows { indices: self.rows.clone().collect(), values: loader.floats(&self.tensor)? }))
+    }
+
+    fn memory(&self) -> u64 {
+        4 * self.elements + 8 * self.rows.len() as u64
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Block { outputs: 1, inputs: 1 }
+    }
 }
 
 /// True for the codes and scales of a bitsandbytes weight. Training changes neither, so they can only have come along with an adapter on

@@ -148,7 +148,8 @@ fn sort<'p>(
             Role::Original => changes.ignored.push((name, "the untrained original of a module trained whole")),
             Role::PassedOver(reason) => changes.ignored.push((name, reason)),
             Role::Added(parameter) => {
-                added::plan(adapter, names, options, (&key.module, parameter), entry, changes)?;
+                let pieces = sorted.split.get(key.module.as_str()).copied();
+                added::plan(adapter, names, options, (&key.module, parameter, pieces), entry, changes)?;
             }
             Role::TokensOf => parameters::read(adapter, names, &key, "weight", entry, changes)?,
             Role::Parameter(parameter) => parameters::read(adapter, names, &key, parameter, entry, changes)?,

@@ -25,7 +25,7 @@ const CHECKED: &str = "afmoe albert altclip apertus apertus1p5 apertus1p5_text a
     pix2struct pixio plbart pop2piano pp_formulanet prophetnet qianfan_ocr qwen2 qwen2_5_omni_thinker qwen2_5_vl \
     qwen2_audio qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_asr qwen3_moe \
     qwen3_next qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp qwen4_exp_text recurrent_gemma reformer \
-    rembert roberta roberta-prelayernorm roc_bert roformer rwkv seamless_m4t seamless_m4t_v2 seed_oss segformer \
+    rembert roberta roberta-prelayernorm roc_bert roformer rwkv sapiens2 seamless_m4t seamless_m4t_v2 seed_oss segformer \
     smollm3 smolvlm solar_open speech-encoder-decoder speech_to_text speecht5 squeezebert stablelm starcoder2 swin \
     switch_transformers t5 t5gemma t5gemma2 tapas trocr udop ultrabert ultravbert umt5 unlimited_ocr vaultgemma \
     video_llama_3 video_llava vipllava vision-encoder-decoder vision-text-dual-encoder vit vit_mae vit_msn vivit \

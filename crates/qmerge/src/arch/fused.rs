@@ -108,6 +108,12 @@ const FUSED: &[Fused] = &[
         rows: Rows::Equal,
     },
     Fused {
+        types: &["sapiens2"],
+        disk: "blocks.*.ffn.w12",
+        memory: &["model.layer.*.mlp.gate_proj", "model.layer.*.mlp.up_proj"],
+        rows: Rows::Equal,
+    },
+    Fused {
         types: &["sarvam_moe"],
         disk: "layers.*.attention.query_key_value",
         memory: &["layers.*.self_attn.q_proj", "layers.*.self_attn.k_proj", "layers.*.self_attn.v_proj"],

@@ -42,6 +42,7 @@ const LINEAR_OF: &[(&[&str], &[&str])] = &[
     (&["qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_asr"], &["conv_out"]),
     (&["qwen4_exp", "qwen4_exp_text"], &["input_mix_weight_down", "input_mix_weight_up", "block_inject_weight"]),
     (&["rwkv", "led", "bigbird_pegasus", "pix2struct", "kosmos-2.5"], &["output"]),
+    (&["sapiens2"], &["wq", "wk", "wv", "w3", "w12"]),
     (&["swin"], &["reduction"]),
     (&["unlimited_ocr"], &["layers"]),
     (&["vit_mae"], &["decoder_embed", "decoder_pred"]),

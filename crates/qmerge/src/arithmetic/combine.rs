@@ -11,7 +11,7 @@ use super::report::{self, Combination, CombinedAdapter, CombinedWeight};
 use super::seen::Seen;
 use super::stacked::Stacked;
 use super::svd::{Spectrum, Wanted, best, is_dependent};
-use crate::adapters::{Adapter, ReadOptions, Scales};
+use crate::adapters::{Adapter, ReadOptions, Scales, idle_residual};
 use crate::dtype::Dtype;
 use crate::edit::{Kept, Majority, Operator, Product, Tile, join};
 use crate::error::{Error, Kind, Result, usage};
@@ -154,6 +154,7 @@ pub fn combine(
     let has_bias = gathered.sites.iter().any(|site| site.members.iter().any(|member| member.pair.bias.is_some()));
     let config = Value::Object(gathered::config(adapters, &gathered, work.rank, has_bias)?);
     let mut warnings = gathered::warnings(adapters, &gathered);
+    warnings.extend(idle_residual(adapters, &options.read));
     let (bytes, beside) = publish_folder(target, options.force, |sink| {
         let beside = copy_tokenizer(&*first.tensors.store, sink)?;
         let mut tensors: Vec<NewTensor<'_>> = Vec::new();

@@ -225,7 +225,7 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
     };
     let (factors, scale) = own.or_else(summed).ok_or_else(|| {
         unsupported("what the adapter does to it is no product of two factors of low rank")
-            .with_hint("--rank or --energy cuts it to one, and says how much that holds")
+            .with_hint("--rank R, or --energy SHARE with a share below 1, cuts it to one, and says how much that holds")
     })?;
     let Factors { rank, left, right } = factors;
     finite(&left)?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::open::Checkpoint;
 use crate::plan::{Inputs, Plan};
 use crate::report::Behaviour;
@@ -33,7 +33,7 @@ pub(super) fn behaviour(
     };
     match measured() {
         Ok(behaviour) => Ok((Some(behaviour), None)),
-        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => Err(error),
+        Err(error) if error.kind().is_passing() => Err(error),
         Err(error) => Ok((None, Some(format!("how the merge behaves could not be measured: {error}")))),
     }
 }

@@ -39,18 +39,18 @@ pub use parts::{PartDone, PartEstimate, estimate_parts, finish, run_part};
 #[doc(hidden)]
 pub use refuse::{enough_space, refuse_another, refuse_existing, refuse_file_name, refuse_name};
 
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::open::{Checkpoint, Store};
 use crate::parallel::threads;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::Progress;
-use crate::report::{self, Report, Written, assemble, hashes_of};
+use crate::report::{self, Made, Report, Written, assemble, hashes_of};
 use crate::round::{Calibration, Demand, Seen};
 use crate::write::{
     Existing, Fingerprint, Finished, LocalSink, Nowhere, Output, Sink, Took, WrittenPart, copy_others, index_json,
 };
 use refuse::{refuse_inputs, refuse_mistaken};
-use schedule::Schedule;
+use schedule::{Schedule, step_writes};
 
 /// Choices of a run that change no byte of the output.
 #[derive(Clone, Debug, Default)]
@@ -235,6 +235,8 @@ fn whole(
     residual::check(plan, &output, &finished)?;
     let run = Run { inputs, plan, steps: all, is_part: false, schedule, output: &output, progress };
     run.announce(&finished, demand, options);
+    // What parts brought is this merge's own.
+    let before: u64 = finished.iter().map(|done| step_writes(&plan.steps[done.step], plan)).sum();
     let weights = || -> Result<_> {
         let finished = run.gather(finished, parts)?;
         let not_copied = run.other_files()?;
@@ -258,7 +260,7 @@ fn whole(
     let (finished, bytes, residual, (behaviour, unmeasured), not_copied) = match weights() {
         Ok(written) => written,
         // What a second try could cure is worth keeping for --resume; a bad input is not.
-        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => return Err(output.to_be_resumed(error)),
+        Err(error) if error.kind().is_passing() => return Err(output.to_be_resumed(error)),
         Err(error) => {
             output.abandon();
             return Err(error);
@@ -288,13 +290,19 @@ fn whole(
     let took = parts.iter().map(|part| part.took).reduce(Took::and).map_or(own, |took| took.then(own));
     report.summary.bytes_read = took.bytes_read;
     report.summary.bytes_written = took.bytes_written;
+    report.summary.bytes_before = Some(before).filter(|bytes| *bytes > 0);
     report.summary.peak_rss_bytes = took.peak_rss_bytes;
     report.summary.seconds = took.seconds;
     let beside = || {
         output.write_file(report::FILE_NAME, report.to_json().as_bytes())?;
-        // Its card would call it a merge.
-        if !single_file && !inputs.adapters.is_empty() && !options.undoes {
-            output.write_file(report::CARD_NAME, report::card(&report, inputs, plan).as_bytes())?;
+        let made = match inputs.adapters.is_empty() {
+            true => Made::Conversion,
+            false if options.undoes => Made::Unmerge,
+            false => Made::Merge,
+        };
+        // A folder that was converted has its own, and a file none.
+        if !single_file && (made != Made::Conversion || inputs.base.is_self_contained()) {
+            output.write_file(report::CARD_NAME, report::card(&report, inputs, plan, made).as_bytes())?;
         }
         Ok(())
     };

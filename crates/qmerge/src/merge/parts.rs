@@ -9,9 +9,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::schedule::step_reads;
+use super::schedule::{step_reads, step_writes};
 use super::{Run, RunOptions, begin, peak_rss, whole, work::Work};
-use crate::error::{Error, Kind, Result, usage};
+use crate::error::{Error, Result, usage};
 use crate::open::Blob;
 use crate::plan::{Action, Inputs, Part, Plan, Step};
 use crate::progress::{Progress, stopped};
@@ -85,11 +85,7 @@ pub fn estimate_parts(plan: &Plan, threads: usize, demand: &Demand, of: usize) -
             first: steps.first().map(|step| step.name.clone()),
             last: steps.last().map(|step| step.name.clone()),
             bytes_read: steps.iter().map(step_reads).sum(),
-            bytes_written: steps
-                .iter()
-                .flat_map(|step| &step.slots)
-                .map(|slot| plan.files[slot.file].tensors[slot.tensor].bytes)
-                .sum(),
+            bytes_written: steps.iter().map(|step| step_writes(step, plan)).sum(),
             layers: (0..).zip(&demand.layers).filter(|(_, layer)| needs(layer)).map(|(number, _)| number).collect(),
             seconds: (own + if !calibrated.is_empty() { demand.work } else { 0 }) as f64 * 1e-9 / threads.max(1) as f64,
         }
@@ -129,7 +125,7 @@ pub fn run_part(
     };
     match weights() {
         Ok(()) => {}
-        Err(error) if matches!(error.kind(), Kind::Io | Kind::Cancelled) => return Err(output.to_be_resumed(error)),
+        Err(error) if error.kind().is_passing() => return Err(output.to_be_resumed(error)),
         Err(error) => {
             output.abandon();
             return Err(error);

@@ -191,6 +191,11 @@ pub(super) fn step_reads(step: &Step) -> u64 {
     }
 }
 
+/// Bytes that a step writes, without what depends on values.
+pub(super) fn step_writes(step: &Step, plan: &Plan) -> u64 {
+    step.slots.iter().map(|slot| plan.files[slot.file].tensors[slot.tensor].bytes).sum()
+}
+
 pub(super) fn read_bytes(recode: &Recode) -> u64 {
     recode.from.entries.iter().map(|entry| entry.bytes).sum()
 }

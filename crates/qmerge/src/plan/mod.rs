@@ -40,7 +40,7 @@ use std::sync::Arc;
 use accounting::{account, adapter_warnings, left_out, refuse_unused, rename_warning, repeats};
 use rescaled::{refuse_parts_of_rescaled, rescaled_warning};
 
-use crate::adapters::{Adapter, Changes, InputFactors, Names, ReadOptions, base_names};
+use crate::adapters::{Adapter, Changes, InputFactors, Names, ReadOptions, base_names, idle_residual};
 use crate::error::{Result, malformed, usage};
 use crate::formats::{self, Claim, Format, Inventory, Setting, Settings};
 use crate::open::{Checkpoint, ModelConfig};
@@ -241,6 +241,7 @@ impl Plan {
             format!("`--map '{map}'` translates no name of the adapter, or a rule before it takes them: a name is a module's path and its parameter, as `model.layers.0.mlp.up_proj.weight`")
         }));
         warnings.extend(repeats(&inputs.adapters));
+        warnings.extend(idle_residual(&inputs.adapters, &options.read));
         let own = base_names::of_base(&inputs.base);
         warnings.extend(inputs.adapters.iter().filter_map(|adapter| base_names::warning(adapter, &own)));
         warnings.extend(inputs.adapters.iter().filter_map(|adapter| rescaled_warning(adapter, inputs)));

@@ -107,6 +107,7 @@ pub(crate) fn assemble(inputs: &Inputs, plan: &Plan, target: &Path, hashes: &[St
             seconds: 0.0,
             bytes_read: 0,
             bytes_written: 0,
+            bytes_before: None,
             peak_rss_bytes: None,
         },
         verdict: judged(

@@ -15,33 +15,57 @@ const LICENCE: &[&str] = &["license", "license_name", "license_link"];
 /// A base's card beyond this is not read.
 const MAX_CARD: u64 = 1 << 20;
 
-/// The card of a merge.
-pub(crate) fn card(report: &Report, inputs: &Inputs, plan: &Plan) -> String {
-    let mut text = front_matter(report, inputs);
+/// What an output is of its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    Merge,
+    /// A merge without its adapters.
+    Unmerge,
+    /// The same model stored otherwise.
+    Conversion,
+}
+
+/// The card of an output.
+pub(crate) fn card(report: &Report, inputs: &Inputs, plan: &Plan, made: Made) -> String {
+    let mut text = front_matter(report, inputs, made);
     // Nothing is lost where writing into a string fails: it does not.
-    let _ = body(&mut text, report, inputs, plan);
+    let _ = match made {
+        Made::Merge => body(&mut text, report, inputs, plan),
+        Made::Unmerge | Made::Conversion => short_body(&mut text, report, inputs, made),
+    };
     text
 }
 
 /// What the hub reads: <https://huggingface.co/docs/hub/model-cards>.
-fn front_matter(report: &Report, inputs: &Inputs) -> String {
+fn front_matter(report: &Report, inputs: &Inputs, made: Made) -> String {
     let mut text = String::from("---\n");
     let config = inputs.base.config.as_ref();
     // A folder that holds a model; beside a single file there may be another model's card.
-    let licence = config.map(|_| licence(&*inputs.base.store)).unwrap_or_default();
+    let licence = match &inputs.base.gguf {
+        Some(keys) => {
+            keys.text("general.license").filter(|name| is_name(name)).map(|name| format!("license: {name}\n"))
+        }
+        None => config.map(|_| licence(&*inputs.base.store)),
+    };
     let trained_on = || {
         let mut named = inputs.adapters.iter().filter_map(|adapter| adapter.config.base_model.as_deref());
         named.find_map(HubId::parse)
     };
-    if let Some(id) = HubId::of_snapshot(&inputs.base.path).or_else(trained_on) {
+    // What the other two were made from is the same model, which that tree has no word for.
+    let of = (made == Made::Merge).then(|| HubId::of_snapshot(&inputs.base.path).or_else(trained_on)).flatten();
+    if let Some(id) = of {
         // The hub knows "adapter", "finetune", "merge" and "quantized".
         text += &format!("base_model: {id}\nbase_model_relation: merge\n");
     }
     if config.is_some_and(|config| !config.model_type().is_empty()) {
         text += "library_name: transformers\n";
     }
-    text += &licence;
-    text += "tags:\n- merge\n";
+    text += &licence.unwrap_or_default();
+    text += "tags:\n";
+    if made != Made::Merge {
+        return text + "- qmerge\n---\n";
+    }
+    text += "- merge\n";
     let mut kinds: Vec<String> = report
         .adapters
         .iter()
@@ -54,6 +78,11 @@ fn front_matter(report: &Report, inputs: &Inputs) -> String {
         text += &format!("- {tag}\n");
     }
     text + "- qmerge\n---\n"
+}
+
+/// True for a licence's name as the hub writes them.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
 }
 
 /// The lines of [`LICENCE`] keys in a card's front matter, with the lines that belong to them.
@@ -156,6 +185,33 @@ fn body(text: &mut String, report: &Report, inputs: &Inputs, plan: &Plan) -> std
         if report.task_vectors.is_none() { "base and adapter" } else { "the models above" },
         command(inputs, plan)
     )
+}
+
+/// What was done where nothing was merged.
+fn short_body(text: &mut String, report: &Report, inputs: &Inputs, made: Made) -> std::fmt::Result {
+    let (summary, tool) = (&report.summary, format!("{} {}", report.tool.name, report.tool.version));
+    let adapters = || inputs.adapters.iter().map(|adapter| title(&adapter.path));
+    let names: Vec<String> = std::iter::once(title(&inputs.base.path)).chain(adapters()).collect();
+    writeln!(text, "\n# {}\n", plain(&names.join(" − ")))?;
+    match made {
+        Made::Unmerge => {
+            writeln!(text, "A merged model, from which what the adapter adds was subtracted with {tool}.\n")?
+        }
+        _ => writeln!(text, "A model that was stored in another format with {tool}. Nothing was merged into it.\n")?,
+    }
+    let kind = if made == Made::Unmerge { "Merge" } else { "Model" };
+    writeln!(text, "- {kind}: {} ({})", link(&inputs.base.path), report.base.format)?;
+    for (adapter, reported) in inputs.adapters.iter().zip(&report.adapters) {
+        // Its factor was turned over to subtract it.
+        let (kind, weight, hash) = (plain(&reported.peft_type), -reported.weight, &reported.sha256);
+        writeln!(text, "- Adapter: {} ({kind}), weight {weight}, SHA-256 `{hash}`", link(&adapter.path))?;
+    }
+    writeln!(text, "- Format: {}", report.output.format)?;
+    if made == Made::Unmerge {
+        writeln!(text, "- Values that changed: {:.1} %", 100.0 * summary.changed_fraction)?;
+        writeln!(text, "\nVerdict: {}.", report.verdict.text.trim_end_matches('.'))?;
+    }
+    writeln!(text, "\n`{FILE_NAME}` has the figures of every weight.")
 }
 
 /// The command that verifies the merge. It does not name the output as it was named: the same merge has the same card under every name.

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 pub(crate) use assemble::{Written, assemble};
 pub use behaviour::Behaviour;
-pub(crate) use card::card;
+pub(crate) use card::{Made, card};
 #[doc(hidden)]
 pub use command::{command_line, quoted, source_words};
 pub(crate) use date::now;
@@ -268,6 +268,9 @@ pub struct Summary {
     pub bytes_read: u64,
     /// Bytes written.
     pub bytes_written: u64,
+    /// Bytes of weights that were there from an interrupted run, where this one went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_before: Option<u64>,
     /// Largest resident memory of the process, where the system tells.
     pub peak_rss_bytes: Option<u64>,
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub use report::{CutWeight, Truncation};
 
-use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, plain_config, read_floats};
+use crate::adapters::{Adapter, LoraTensors, Pair, ReadOptions, idle_residual, plain_config, read_floats};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, usage};
 use crate::plan::{Action, Plan, untrained_warning};
@@ -116,6 +116,7 @@ pub fn truncate(
     let (untrained, modules) = adapter.untrained();
     let is_all = untrained.len() == modules && parts.others.is_empty();
     warnings.extend(untrained_warning(adapter, &untrained, modules, is_all));
+    warnings.extend(idle_residual(std::slice::from_ref(adapter), &options.read));
     let weights: Vec<CutWeight> = parts
         .pairs
         .iter()

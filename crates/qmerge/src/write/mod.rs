@@ -100,7 +100,7 @@ impl Output {
         let finished = if let Some((finished, listed)) = begun {
             let opened = refuse_others(plan, steps, &finished, sink.place())
                 .and_then(|()| sink.reserve(&rooms(!finished.is_empty()), Start::Resumed(listed)));
-            opened.map_err(|error| if error.kind() == Kind::Io { resumable(&*sink, error) } else { error })?;
+            opened.map_err(|error| if error.kind().is_passing() { resumable(&*sink, error) } else { error })?;
             finished
         } else {
             let opened = sink.reserve(&rooms(false), Start::Anew(&journal::head(merge)));

@@ -347,6 +347,67 @@ fn what_two_adapters_call_otherwise_is_one_parameter() {
     assert!(error.contains("factors") && error.contains("x.q.weight"), "{error}");
 }
 
+/// In which order a module declares its parameters is the base's to say, and does not matter where all of them have one rank and factor.
+#[test]
+fn experts_without_a_gate_are_combined_without_a_base() {
+    // Two experts of rank 2, by wrapper.
+    let tensors: [(&str, &[usize], f32); 4] = [
+        ("x.mixer.experts.base_layer.lora_A.weight", &[4, 6], 0.5),
+        ("x.mixer.experts.base_layer.lora_B.weight", &[5, 4], 0.25),
+        ("x.mixer.experts.lora_A.weight", &[4, 5], 1.0),
+        ("x.mixer.experts.lora_B.weight", &[6, 4], 2.0),
+    ];
+    let targets = json!(["mixer.experts.up_proj", "mixer.experts.down_proj"]);
+    let folder = Folder::new();
+    let open = |name: &str, more: Value| {
+        let mut fields = json!({"target_parameters": targets, "target_modules": []});
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        written(&folder, name, fields, &tensors).unwrap()
+    };
+    let (one, mut two) = (open("one", json!({})), open("two", json!({"lora_alpha": 1})));
+    two.weight = -3.0;
+    let (out, found) = made(&[one, two], &method("cat"));
+    assert_eq!(found.rank, 4);
+    assert_eq!(config(&out.join("out"))["target_parameters"], targets);
+    let file = Checkpoint::open_weights(&out.join("out/adapter_model.safetensors")).unwrap();
+    let source = Checkpoint::open_weights(&folder.join("one/adapter_model.safetensors")).unwrap();
+    // The delta of one expert: A has experts behind each other, B side by side, the expert fastest.
+    let delta = |file: &Checkpoint, at: usize, rank: usize, expert: usize| -> Vec<f64> {
+        let ((a_name, a_shape, _), (b_name, b_shape, _)) = (tensors[at], tensors[at + 1]);
+        let values = |name: &str| floats(file, &format!("base_model.model.{name}")).1;
+        let (a, b, inputs, outputs) = (values(a_name), values(b_name), a_shape[1], b_shape[0]);
+        let value = |output: usize, input: usize| -> f64 {
+            let product = |k: usize| b[output * 2 * rank + 2 * k + expert] * a[(expert * rank + k) * inputs + input];
+            (0..rank).map(product).sum()
+        };
+        (0..outputs * inputs).map(|at| value(at / inputs, at % inputs)).collect()
+    };
+    for (at, expert) in [(0, 0), (0, 1), (2, 0), (2, 1)] {
+        let own = delta(&source, at, 2, expert);
+        for (got, own) in delta(&file, at, 4, expert).iter().zip(own) {
+            let want = own * (4.0 / 2.0 - 3.0 / 2.0);
+            assert!((got - want).abs() <= 1e-5 * own.abs().max(1.0), "{at} {expert}: {got} {want}");
+        }
+    }
+    // A factor of one of them says that it matters which is which.
+    let apart = open("apart", json!({"alpha_pattern": {"up_proj": 3}}));
+    assert!(refused(&[apart], &method("cat")).contains("in which order the module declares them"));
+}
+
+/// What the user says of the base is said back where nothing comes of it.
+#[test]
+fn a_residual_that_no_adapter_left_is_said_to_be_none() {
+    let folder = Folder::new();
+    let mut options = method("exact");
+    options.read.base_is_residual = true;
+    let says = |init: Value| {
+        let adapter = written(&folder, "one", json!({"init_lora_weights": init}), &Q).unwrap();
+        made(&[adapter], &options).1.warnings.iter().any(|warning| warning.contains("--base-is-residual"))
+    };
+    assert!(says(json!(true)) && says(json!("gaussian")));
+    assert!(!says(json!("pissa_niter_4")) && !says(json!("olora")));
+}
+
 #[test]
 fn biases_of_b_are_added_and_targets_are_united() {
     let folder = Folder::new();

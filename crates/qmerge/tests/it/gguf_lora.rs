@@ -211,6 +211,10 @@ fn what_the_format_cannot_say_is_refused() {
     let ((base, adapter), folder) = (peft("dora-f32"), Folder::new());
     let found = converted(&base, &adapter, &folder.join("lora.gguf"), Wanted::Rank(3), 1.0).unwrap();
     assert!(found.rank == 3 && found.kept.unwrap() < 1.0, "{:?}", found.kept);
+    let error = whole(&base, &adapter, &folder.join("all.gguf")).unwrap_err();
+    assert!(error.hint().unwrap().contains("a share below 1"), "{error:?}");
+    let found = converted(&base, &adapter, &folder.join("most.gguf"), Wanted::Share(0.9999), 1.0).unwrap();
+    assert!(found.kept.unwrap() >= 0.9999 && found.rank > 3, "{} {:?}", found.rank, found.kept);
     let error = whole(&base, &adapter, &folder.join("lora")).unwrap_err();
     assert!(error.message().contains("one file"), "{error:?}");
     let (base, _) = peft("plain-f32");

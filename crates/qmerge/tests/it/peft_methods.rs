@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qmerge::adapters::Adapter;
+use qmerge::adapters::{Adapter, InputFactors, ReadOptions};
 use qmerge::dtype::Dtype;
 use qmerge::formats;
 use qmerge::merge::{self, RunOptions};
@@ -237,6 +237,62 @@ fn a_weight_takes_a_part_of_an_adapter() {
         let least = if case.starts_with("beft") { 40 } else { 100 };
         assert!(moved > least, "{case}: {moved}");
     }
+}
+
+/// The first rows of what is merged into a base, in f32, are PEFT's merge of the base's decoded values (testdata/peft-quantized).
+fn agrees_with_peft(base: &Path, want: &Path) -> Vec<String> {
+    let (_plain, plain) = write(base, None, Some("f32"), "decoded");
+    let want = Checkpoint::open_weights(want).unwrap();
+    let mut cases: Vec<&str> = want.entries.iter().filter_map(|entry| Some(entry.name.split_once('/')?.0)).collect();
+    cases.sort_unstable();
+    cases.dedup();
+    let mut failures = Vec::new();
+    for case in cases {
+        let adapter = Adapter::open(&data().join(case).join("adapter"), 1.0).unwrap();
+        let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
+        // PEFT leaves factors on inputs where they are.
+        let read = ReadOptions { input_factors: InputFactors::InPlace, ..ReadOptions::default() };
+        let options = Options { to: Some(formats::by_id("f32").unwrap()), read, ..Options::default() };
+        let plan = Plan::new(&inputs, &options).unwrap_or_else(|error| panic!("{case}: {error:?}"));
+        let out = tempdir::Folder::new(&format!("quantized-{case}"));
+        merge::run(&inputs, &plan, None, &out.0, &RunOptions::default(), &Silent)
+            .unwrap_or_else(|error| panic!("{case}: {error:?}"));
+        let got = Checkpoint::open(&out.0).unwrap();
+        let limit = CLOSE.iter().find(|(method, ..)| case.starts_with(&format!("{method}-")));
+        let (mut worst, mut moved) = (0.0_f64, false);
+        for entry in want.entries.iter().filter(|entry| entry.name.starts_with(&format!("{case}/"))) {
+            let name = entry.name.split_once('/').unwrap().1;
+            let (_, cols, want) = values(&want, &entry.name);
+            let (got, before) = (values(&got, name).2, values(&plain, name).2);
+            moved |= got != before;
+            for ((got, want), before) in got.chunks(cols).zip(want.chunks(cols)).zip(before.chunks(cols)) {
+                let largest = want.iter().chain(before).fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                let off = |(got, want): (&f32, &f32)| f64::from((got - want).abs()) / unit(Dtype::F32, largest);
+                worst = got.iter().zip(want).map(off).fold(worst, f64::max);
+            }
+        }
+        // Values that are all levels of a grid are not those that the limits were found with.
+        if worst > limit.map_or(0.0, |(_, units, _)| (2.0 * units).max(4.0)) || !moved {
+            failures.push(format!("{} {case}: up to {worst} units, changed: {moved}", base.display()));
+        }
+    }
+    failures
+}
+
+#[test]
+fn quantized_bases_get_what_peft_adds_to_their_values() {
+    let root = data().join("../peft-quantized");
+    let of = |format: &&str| agrees_with_peft(&root.join(format), &root.join(format!("{format}.safetensors")));
+    let failures: Vec<String> = ["nf4", "int8", "gptq", "fp8"].iter().flat_map(of).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The columns that FRoD wrote the base by in training are those of the file, whatever type they are stored in.
+#[test]
+fn columns_in_another_type_are_those_of_the_file() {
+    let failures =
+        agrees_with_peft(&data().join("bases/llama-f32"), &data().join("../peft-quantized/mixed.safetensors"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// Merged into a quantized base, and into its decoded values, which are quantized afterwards.

@@ -138,6 +138,7 @@ impl<'f> Merge<'f> {
             let output = run(self.folder, &[&self.args[..], &["--resume"]].concat());
             assert!(output.status.success(), "{what}: {}", stderr(&output));
             assert_eq!(self.reported(), self.weights, "{what}");
+            self.shows_the_whole(&output);
         }
         let found = files(&self.folder.join("out"));
         for (name, bytes) in &self.want {
@@ -147,6 +148,19 @@ impl<'f> Merge<'f> {
         assert_eq!(found.len(), self.want.len(), "{what}");
         assert!(!self.folder.join("out.partial").exists());
         self.clear();
+    }
+
+    /// What the run says of its bytes counts those of the run before, if it had finished a step.
+    fn shows_the_whole(&self, output: &std::process::Output) {
+        let text = std::fs::read_to_string(self.folder.join("out/qmerge-report.json")).unwrap();
+        let summary = &serde_json::from_str::<serde_json::Value>(&text).unwrap()["summary"];
+        let told = crate::model::stdout(output).contains("of which an interrupted run had the rest");
+        let before = summary["bytes_before"].as_u64();
+        assert_eq!(told, before.is_some(), "{}", crate::model::stdout(output));
+        let size = self.want.iter().find(|(name, _)| name == "model.safetensors").map_or(0, |(_, bytes)| bytes.len());
+        let all = before.unwrap_or(0) + summary["bytes_written"].as_u64().unwrap();
+        // But for the file's header.
+        assert!(all + (1 << 16) >= size as u64, "{all} {size}");
     }
 
     /// Kills runs at random moments, some of them several times, and finishes each. Returns how many were resumed with finished steps.

@@ -125,7 +125,7 @@ impl LoraConfig {
     }
 
     /// The initialisation, if it moved a part of the base into the adapter.
-    fn moves_base(&self) -> Option<&str> {
+    pub(super) fn moves_base(&self) -> Option<&str> {
         let moves = |init: &&str| init.starts_with("pissa") || matches!(*init, "olora" | "corda" | "loftq" | "lora_ga");
         self.init.as_deref().filter(moves)
     }

@@ -21,11 +21,22 @@ pub(crate) use pairs::{LoraTensors, Pair};
 pub(crate) use plain::plain_config;
 
 use super::{
-    AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned, ReadOptions, Tensors,
+    Adapter, AdapterConfig, ChangePlan, Layers, Loader, Markers, Module, On, PeftMethod, Planned, ReadOptions, Tensors,
 };
 use crate::dtype::Dtype;
 use crate::edit::{Change, Vector};
 use crate::error::{Result, mismatch, unsupported};
+
+/// A warning where the user says that the base is a residual, and no adapter's training left one.
+pub(crate) fn idle_residual(adapters: &[Adapter], options: &ReadOptions) -> Option<String> {
+    let moves = |adapter: &Adapter| {
+        let config = LoraConfig::read(&adapter.config).ok().filter(|_| adapter.config.peft_type == PEFT_TYPE);
+        config.is_some_and(|config| config.moves_base().is_some())
+    };
+    (options.base_is_residual && !adapters.iter().any(moves)).then(|| {
+        "--base-is-residual changes nothing here: no adapter's `init_lora_weights` says that a part of the base was moved into it".to_owned()
+    })
+}
 
 /// LoRA and its variants.
 pub(super) struct Lora;
@@ -62,8 +73,8 @@ impl PeftMethod for Lora {
         Some(8.0)
     }
 
-    fn listed(&self) -> Option<&'static [&'static str]> {
-        Some(&[A, EMBEDDING_A])
+    fn listed(&self) -> Option<(&'static [&'static str], &'static str)> {
+        Some((&[A, EMBEDDING_A], "shape of A"))
     }
 
     fn untrained(&self) -> [&'static str; 2] {

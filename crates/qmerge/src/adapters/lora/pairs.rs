@@ -111,7 +111,7 @@ impl LoraTensors {
             let bias = get(Role::Own(B, true));
             taken.extend([a, b].into_iter().chain(bias));
             let wrappers = wrappers.get(&key.module).copied().unwrap_or(1);
-            let parameter = parameter(adapter, &key.module, (key.depth, wrappers))?;
+            let parameter = parameter(adapter, config, &key.module, (key.depth, wrappers))?;
             let own = (key.module.as_str(), parameter.as_deref());
             parts.pairs.push(pair(adapter, config, own, (a, b, bias), embedding)?);
         }
@@ -126,7 +126,12 @@ impl LoraTensors {
 }
 
 /// The path of the parameter that a wrapper of a module is around, if the configuration names as many of its parameters as it has wrappers.
-fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize)) -> Result<Option<String>> {
+fn parameter(
+    adapter: &Adapter,
+    config: &LoraConfig,
+    module: &str,
+    (depth, wrappers): (usize, usize),
+) -> Result<Option<String>> {
     // What is named without its module may be any module's.
     let targets =
         adapter.config.target_parameters.iter().filter_map(|target| Some((target, target.rsplit_once('.')?.1)));
@@ -137,7 +142,10 @@ fn parameter(adapter: &Adapter, module: &str, (depth, wrappers): (usize, usize))
     let mut names: Vec<&str> = own.map(|(_, name)| name).collect();
     names.sort_by_key(|name| declared(name));
     names.dedup();
-    if names.len() == wrappers {
+    // Which of them is whose matters where rank or factor depend on it.
+    let scalings: Vec<_> =
+        names.iter().map(|name| config.scaling(&format!("{module}.{name}"))).collect::<Result<_>>()?;
+    if names.len() == wrappers && scalings.iter().any(|scaling| Some(scaling) != scalings.first()) {
         refuse_unknown_order(adapter, module, &names)?;
     }
     let name = names.get(wrappers.saturating_sub(1 + depth)).filter(|_| names.len() == wrappers);

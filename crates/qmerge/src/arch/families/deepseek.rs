@@ -1,11 +1,14 @@
 //! DeepSeek 2 and 3: latent attention, experts in groups, and one that serves all tokens.
 
 use super::spec::{Groups, Latent, Mixer, Queries, Routed, Scores, Spec};
-use super::{Arch, Fields, Result, Rope, llama, qwen_moe};
+use super::{Arch, Fields, Result, Rope, generic, llama, qwen_moe};
 
 pub(super) const V2: Arch = Arch { model_types: &["deepseek_v2"], spec: Some(second), ..qwen_moe::ARCH };
 
 pub(super) const V3: Arch = Arch { model_types: &["deepseek_v3"], spec: Some(third), ..qwen_moe::ARCH };
+
+/// Unlimited OCR, whose language model has experts as DeepSeek has, and which is not run.
+pub(super) const OCR: Arch = Arch { model_types: &["unlimited_ocr"], ..generic::ARCH };
 
 const KEYS: [&str; 4] =
     ["self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj", "self_attn.o_proj"];

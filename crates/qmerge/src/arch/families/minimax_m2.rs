@@ -1,9 +1,13 @@
 //! MiniMax M2: experts chosen by a sigmoid with a correction, norms over all queries and keys together, and a rope on a part of each head.
 
 use super::spec::{Over, QkNorm, Scores, Spec};
-use super::{Arch, Fields, Result, Rope, RopeDefaults, llama, mixtral};
+use super::{Arch, Fields, Result, Rope, RopeDefaults, generic, llama, mixtral};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["minimax_m2"], spec: Some(spec), ..mixtral::ARCH };
+
+/// MiniMax M3, which is not run: the same experts, under names of their own on disk where the model sees.
+pub(super) const M3: Arch =
+    Arch { model_types: &["minimax_m3_vl", "minimax_m3_vl_text"], experts: Some(mixtral::EXPERTS), ..generic::ARCH };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let head_dim = fields.positive_if("head_dim")?.unwrap_or(128);

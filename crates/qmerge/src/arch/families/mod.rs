@@ -1,5 +1,6 @@
 //! One file per family, and one line in [`ARCHS`].
 
+mod aria;
 mod bert_generation;
 mod cohere;
 mod cohere2;
@@ -68,10 +69,12 @@ pub(super) static GENERIC: Arch = generic::ARCH;
 
 /// Every family that has something of its own.
 pub static ARCHS: &[Arch] = &[
+    aria::ARCH,
     bert_generation::ARCH,
     cohere2::ARCH,
     cohere::ARCH,
     conv1d::ARCH,
+    deepseek::OCR,
     deepseek::V2,
     deepseek::V3,
     deepseek_v4::ARCH,
@@ -100,6 +103,7 @@ pub static ARCHS: &[Arch] = &[
     llama::ARCH,
     minimax::ARCH,
     minimax_m2::ARCH,
+    minimax_m2::M3,
     ministral3::ARCH,
     mistral::ARCH,
     mixtral::ARCH,

@@ -71,6 +71,40 @@ fn pieces_that_do_not_fit_are_named() {
     refused(&folder.join("transformer"), &file, &["final_layer_adaLN_modulation_1", "matches nothing"]);
 }
 
+/// What is added whole to a matrix that the base has in pieces goes to each of them, and so do biases.
+#[test]
+fn additions_to_several_modules_are_their_rows() {
+    const FUSED: &str = "lora_unet_double_blocks_0_img_attn_qkv";
+    let scratch = Scratch::new("flux-diff");
+    let folder = data("diffusion/flux");
+    let file = scratch.join("diff.safetensors");
+    let ramp = |shape: &[usize]| -> (Vec<usize>, Vec<f32>) {
+        (shape.to_vec(), (0..shape.iter().product()).map(|at: usize| at as f32 * 1e-3).collect())
+    };
+    let (weight, bias) = (ramp(&[48, 16]), ramp(&[48]));
+    let mut tensors = floats(&folder.join("kohya.safetensors"));
+    let factors = merged(&folder.join("transformer"), &folder.join("kohya.safetensors"), 1.0).unwrap();
+    tensors.insert(format!("{FUSED}.diff"), weight.clone());
+    tensors.insert(format!("{FUSED}.diff_b"), bias.clone());
+    write(&file, &tensors);
+    let got = merged(&folder.join("transformer"), &file, 1.0).unwrap();
+    for (number, name) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
+        for (end, added, each) in [("weight", &weight.1, 256), ("bias", &bias.1, 16)] {
+            let name = format!("transformer_blocks.0.attn.{name}.{end}");
+            let added = &added[number * each..(number + 1) * each];
+            for ((got, before), added) in got[&name].1.iter().zip(&factors[&name].1).zip(added) {
+                assert!((got - before - added).abs() < 1e-6, "{name}: {got} {before} {added}");
+            }
+        }
+    }
+    for (end, shape) in [("diff", vec![47, 16]), ("diff_b", vec![16])] {
+        let mut tensors = tensors.clone();
+        tensors.insert(format!("{FUSED}.{end}"), ramp(&shape));
+        write(&file, &tensors);
+        refused(&folder.join("transformer"), &file, &[&format!("{FUSED}.{end}"), "[48", "another base"]);
+    }
+}
+
 /// What is added whole may stand beside factors of any method, and takes an adapter's weight.
 #[test]
 fn factors_and_additions_in_one_file_are_summed() {

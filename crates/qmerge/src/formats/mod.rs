@@ -53,7 +53,7 @@ pub use recognised::Unsupported;
 pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
-pub(crate) use viewed::{Viewed, in_file_order};
+pub(crate) use viewed::Viewed;
 pub use weight::{Geometry, Part, Weight};
 #[doc(hidden)]
 pub use weight::{OnGrid, Settled, Writer};

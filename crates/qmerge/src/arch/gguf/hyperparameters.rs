@@ -49,6 +49,27 @@ impl Said {
         self.set(key, Field::Float(number as f32));
     }
 
+    /// Sets a key behind the architecture's name.
+    pub(super) fn flag(&mut self, key: &str, flag: bool) {
+        self.set(key, Field::Flag(flag));
+    }
+
+    /// Sets a key behind the architecture's name.
+    pub(super) fn text(&mut self, key: &str, text: &str) {
+        self.set(key, Field::Text(text.to_owned()));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn flags(&mut self, key: &str, flags: Vec<bool>) {
+        self.set(key, Field::Flags(flags));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn counts(&mut self, key: &str, counts: &[usize]) {
+        let counts = counts.iter().map(|count| i32::try_from(*count).unwrap_or(i32::MAX));
+        self.set(key, Field::Numbers(counts.collect()));
+    }
+
     /// The number of the file's type.
     pub(super) fn file_type(&mut self, model: &Model<'_>) {
         self.keys.set("general.file_type", Field::Count(model.file_type));
@@ -67,7 +88,7 @@ impl Said {
         if let Some(theta) = model.rope.local {
             self.float("rope.freq_base_swa", theta);
         }
-        self.float("attention.layer_norm_rms_epsilon", model.eps);
+        self.float(model.eps_key, model.eps);
         if model.has_experts {
             self.count("expert_count", model.fields.count_of(&["num_local_experts", "num_experts"])?);
             self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
@@ -96,7 +117,7 @@ impl Said {
 
     /// How the rope is stretched.
     fn scaling(&mut self, rope: &Rope<'_>) {
-        let text = |said: &mut Self, kind: &str| said.set("rope.scaling.type", Field::Text(kind.to_owned()));
+        let text = |said: &mut Self, kind: &str| said.text("rope.scaling.type", kind);
         match (rope.kind(), rope.number("factor")) {
             (Some("linear"), Some(factor)) => {
                 text(self, "linear");
@@ -158,6 +179,15 @@ impl Said {
     }
 }
 
+/// The field of norms by the mean square, and keys of an epsilon by what norms divide by.
+pub(super) const RMS: &str = "rms_norm_eps";
+const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+pub(super) const LAYER_EPS: &str = "attention.layer_norm_epsilon";
+
+/// What families call the number of heads, and the width of the residual stream.
+const HEADS: &[&str] = &["num_attention_heads", "n_head"];
+const HIDDEN: &[&str] = &["hidden_size", "n_embd"];
+
 /// What a file is made from: the fields that all families have.
 pub(super) struct Model<'f> {
     pub(super) fields: Fields<'f>,
@@ -175,6 +205,8 @@ pub(super) struct Model<'f> {
     /// Where a file says it.
     head_dim: Option<usize>,
     pub(super) eps: f64,
+    /// The key that says it: of norms by the mean square, or by the variance.
+    pub(super) eps_key: &'static str,
     pub(super) rope: Rope<'f>,
 }
 
@@ -190,8 +222,8 @@ pub(super) struct Rope<'f> {
 impl<'f> Model<'f> {
     /// Errors if a field is missing or cannot be said.
     pub(super) fn read(layout: &Layout, fields: Fields<'f>, tokens: usize, file_type: u32) -> Result<Self> {
-        let heads = fields.count("num_attention_heads")?;
-        let hidden = fields.count("hidden_size")?;
+        let heads = fields.count_of(HEADS)?;
+        let hidden = fields.count_of(HIDDEN)?;
         let head_dim = match (fields.positive_if("head_dim")?, layout.defaults.head) {
             (Some(given), _) => Some(given),
             (None, Head::Share) => Some(fields.share("hidden_size", "num_attention_heads")?),
@@ -203,14 +235,22 @@ impl<'f> Model<'f> {
             tokens,
             file_type,
             has_experts: layout.experts.is_some(),
-            positions: fields.count("max_position_embeddings")?,
+            positions: match layout.defaults.positions {
+                Some(positions) => fields.positive_if("max_position_embeddings")?.unwrap_or(positions),
+                None => fields.count_of(&["max_position_embeddings", "n_positions"])?,
+            },
             hidden,
-            layers: fields.layers("num_hidden_layers")?,
-            width: fields.count("intermediate_size")?,
+            layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
+            width: match fields.positive_if("intermediate_size")? {
+                Some(width) => width,
+                None if layout.defaults.is_four_times_as_wide => 4 * hidden,
+                None => return Err(fields.missing("intermediate_size")),
+            },
             heads,
             kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
-            eps: fields.number("rms_norm_eps", layout.defaults.eps)?,
+            eps: fields.number(layout.defaults.eps_field, layout.defaults.eps)?,
+            eps_key: if layout.defaults.eps_field == RMS { RMS_EPS } else { LAYER_EPS },
             rope: Rope::read(&layout.defaults, fields)?,
         })
     }

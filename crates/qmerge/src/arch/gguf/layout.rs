@@ -1,7 +1,7 @@
 //! What is known of an architecture, a row for each.
 
 use super::hyperparameters::{Model, Said};
-use super::{Names, gemma, llama, phi3, qwen};
+use super::{Heads, Names, gemma, llama, phi3, qwen};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -30,14 +30,20 @@ pub(crate) struct Layout {
     pub(super) model_types: &'static [&'static str],
     /// The class that transformers has for a model of it.
     pub(super) class: &'static str,
-    /// Names in a layer that are not [`INSIDE`](super::INSIDE)'s.
+    /// Names outside the layers.
+    pub(super) outside: Names,
+    /// What the path of a layer begins with, in front of its number.
+    pub(super) layers: &'static str,
+    /// Names in a layer that most architectures have.
+    pub(super) common: Names,
+    /// Names in a layer that are not among those.
     pub(super) inside: Names,
     /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
     pub(super) experts: Option<(&'static str, [&'static str; 3])>,
-    /// Names that [`INSIDE`](super::INSIDE) has and the architecture has not, or for something else.
+    /// Names that most have and the architecture has not, or for something else.
     pub(super) without: &'static [&'static str],
-    /// True if each head's rows of queries and keys are paired by neighbours, where the model pairs halves.
-    pub(super) pairs_rows: bool,
+    /// Tensors whose rows have another order in the file than in the model.
+    pub(super) ordered: &'static [(&'static str, Heads)],
     /// True if one was added to the weights of norms.
     pub(super) adds_one_to_norms: bool,
     /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
@@ -60,8 +66,13 @@ pub(crate) struct Layout {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Defaults {
     pub(super) head: Head,
-    /// `rms_norm_eps`.
+    /// The field of the norms' epsilon.
+    pub(super) eps_field: &'static str,
     pub(super) eps: f64,
+    /// `max_position_embeddings`, of families that have a default for it.
+    pub(super) positions: Option<usize>,
+    /// A feed-forward that nothing is said of is four times as wide as the residual stream.
+    pub(super) is_four_times_as_wide: bool,
     /// `rope_theta`.
     pub(super) theta: f64,
     /// `rope_local_base_freq`, of families whose layers with a window have a rope of their own.

@@ -1,8 +1,8 @@
 //! llama.cpp's own architecture, which most others are told from, and Mixtral, which it has as the same with experts.
 
-use super::ROUTER;
-use super::hyperparameters::{Model, Said};
+use super::hyperparameters::{Model, RMS, Said};
 use super::layout::{Defaults, Head, Layout};
+use super::{Heads, INSIDE, OUTSIDE, ROUTER};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -10,17 +10,28 @@ pub(super) const LLAMA: Layout = Layout {
     architecture: "llama",
     model_types: &["llama", "mistral"],
     class: "LlamaForCausalLM",
+    outside: OUTSIDE,
+    layers: "model.layers.",
+    common: INSIDE,
     inside: &[],
     experts: None,
     without: &[],
-    pairs_rows: true,
+    ordered: PAIRED,
     adds_one_to_norms: false,
     has_head: true,
     has_biases: false,
     repeats_positions: false,
     ways: Ways { no_space_before: false, is_llama: true, ends_turn: None, by_flags_alone: false },
     say,
-    defaults: Defaults { head: Head::Share, eps: 1e-6, theta: 10_000.0, local_theta: None },
+    defaults: Defaults {
+        head: Head::Share,
+        eps_field: RMS,
+        eps: 1e-6,
+        positions: None,
+        is_four_times_as_wide: false,
+        theta: 10_000.0,
+        local_theta: None,
+    },
     is_large: |heads, kv_heads| heads != kv_heads,
 };
 
@@ -35,9 +46,12 @@ pub(super) const MIXTRAL: Layout = Layout {
     ..LLAMA
 };
 
+/// Queries and keys of which neighbours are a pair, where the model pairs halves.
+pub(super) const PAIRED: &[(&str, Heads)] = &[("attn_q", Heads::Queries), ("attn_k", Heads::Keys)];
+
 /// What all but Llama and Gemma have.
 pub(super) const PLAIN: Layout = Layout {
-    pairs_rows: false,
+    ordered: &[],
     ways: Ways { is_llama: false, ..LLAMA.ways },
     say: plain,
     defaults: Defaults { head: Head::Unsaid, ..LLAMA.defaults },

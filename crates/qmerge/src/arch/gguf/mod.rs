@@ -14,12 +14,14 @@ mod llama;
 pub(crate) mod mixture;
 mod phi3;
 mod qwen;
+mod rows;
 mod view;
 
 pub(crate) use file::{File, Unknown};
 pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
-pub(crate) use view::{Heads, NamedModule, View};
+pub(crate) use rows::{Heads, RowOrder, To};
+pub(crate) use view::{NamedModule, View};
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 

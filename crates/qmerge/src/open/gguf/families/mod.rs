@@ -1,0 +1,67 @@
+//! Families that GGUF files are of, a row each: what their keys say in other words than most, and what is known without a key.
+//!
+//! `arch/gguf` has for each the layout of its tensors, which depends on how keys are read and not the other way round.
+
+mod experts;
+mod gemma;
+
+use serde_json::{Map, Value as Json};
+
+use super::config::Keys;
+
+/// What GGUF and transformers call a family, and what is to be said of it that others need not.
+pub(super) struct Family {
+    pub(super) architecture: &'static str,
+    /// It has experts, which others of the architecture have not.
+    pub(super) has_experts: bool,
+    /// A key that others of the architecture have not.
+    pub(super) only_with: Option<&'static str>,
+    pub(super) model_type: &'static str,
+    /// A factor on attention comes with those of its rope, and goes with them.
+    pub(super) scales_attention: bool,
+    /// Keys behind the architecture's name that most have not.
+    pub(super) reads: &'static [&'static str],
+    /// Adds what is its own, and changes what others call otherwise.
+    pub(super) more: fn(&Keys<'_>, &mut Map<String, Json>),
+}
+
+/// Says of itself what all do.
+const PLAIN: Family = Family {
+    architecture: "llama",
+    has_experts: false,
+    only_with: None,
+    model_type: "llama",
+    scales_attention: false,
+    reads: &[],
+    more: |_, _| {},
+};
+
+/// Every family; of an architecture's, those that are known by a key of their own first.
+const FAMILIES: &[Family] = &[
+    PLAIN,
+    Family { architecture: "qwen2", model_type: "qwen2", ..PLAIN },
+    Family { architecture: "qwen3", model_type: "qwen3", ..PLAIN },
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    experts::MIXTRAL,
+    experts::QWEN2_MOE,
+    experts::QWEN3_MOE,
+    Family { architecture: "phi3", model_type: "phi3", scales_attention: true, ..PLAIN },
+];
+
+/// That of a file; `None` for one that is not known.
+pub(super) fn of(keys: &Keys<'_>) -> Option<&'static Family> {
+    let has_experts = keys.has_experts();
+    FAMILIES.iter().find(|family| {
+        family.architecture == keys.architecture
+            && family.has_experts == has_experts
+            && family.only_with.is_none_or(|key| keys.get(key).is_some())
+    })
+}
+
+/// Architecture and type of each, and whether it has experts.
+#[cfg(test)]
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    FAMILIES.iter().map(|family| (family.architecture, family.model_type, family.has_experts))
+}

@@ -283,7 +283,7 @@ fn is_turned(names: &Names<'_>, weight: &dyn formats::Weight) -> bool {
     match weight.shape().len() {
         2 => weight.is_transposed() || weight.is_plain() && arch::leaf_in(module, names.arch.transposed),
         3 => {
-            weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
+            weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
         }
         _ => false,
     }

@@ -33,6 +33,7 @@ pub(crate) mod toy;
 mod view;
 mod viewed;
 mod weight;
+mod woven;
 
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
 pub(crate) use viewed::Viewed;
+pub(crate) use woven::Woven;
 pub use weight::{Geometry, Part, Weight};
 #[doc(hidden)]
 pub use weight::{OnGrid, Settled, Writer};

@@ -19,6 +19,16 @@ pub(crate) struct Unknown {
     pub(crate) remedy: String,
 }
 
+/// A tensor of a weight that lies in several, or turned.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    /// It is none.
+    No,
+    /// The first of them.
+    First(View),
+    Other,
+}
+
 const ORIGINAL: &str = "merge into the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
 
 /// A model's architecture, with what its rows depend on.
@@ -42,10 +52,10 @@ impl<'c> File<'c> {
             || checkpoint.entries.iter().any(|entry| expert(&entry.name).is_some() || is_router(&entry.name));
         let has_experts = experts.is_some_and(|experts| experts > 0) || is_adapter && names_experts();
         let mut own = LAYOUTS.iter().filter(|layout| layout.architecture == architecture).peekable();
-        if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.experts.is_some()) {
+        if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.has_experts()) {
             return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
         }
-        let fits = |layout: &&Layout| layout.experts.is_some() == has_experts;
+        let fits = |layout: &&Layout| layout.has_experts() == has_experts;
         let any = own.clone().next().filter(|_| is_adapter);
         let Some(layout) = own.find(fits).or(any) else {
             let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
@@ -88,6 +98,51 @@ impl<'c> File<'c> {
         Ok(self.view(&format!("{path}.{leaf}"), rows)?.filter(|view| view.name == name))
     }
 
+    /// How the file stores the model's weight of that name and shape; `None` for one that has no place in it.
+    pub(crate) fn place(&self, name: &str, shape: &[usize], is_turned: bool) -> Result<Option<View>> {
+        let within = name.strip_prefix(self.layout.layers).and_then(|rest| rest.split_once('.'));
+        if let Some((number, join)) = within.and_then(|(number, name)| Some((number, self.layout.joined(name)?))) {
+            return join.view(self.layout, self.metadata, (number, name), shape, is_turned).map(Some);
+        }
+        // A tensor of one dimension is a column.
+        let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
+        self.stored(name, rows)
+    }
+
+    /// How the model sees the tensor of that name, if it is one of a weight that lies in several, or turned: the first of them has the view, and others none. `shape_of` says
+    /// what the file has under a name.
+    pub(crate) fn joined<'e>(&self, stored: &str, shape_of: &dyn Fn(&str) -> Option<&'e [usize]>) -> Result<Joined> {
+        let Some((number, part)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return Ok(Joined::No) };
+        if number.parse::<usize>().ok().is_none_or(|parsed| parsed.to_string() != number) {
+            return Ok(Joined::No);
+        }
+        for join in self.layout.joins {
+            match join.place_of(part) {
+                None => {}
+                Some((0, 0)) => {
+                    let Some(shape) = join.shape(number, shape_of).map_err(|error| error.in_tensor(stored))? else { continue };
+                    let name = format!("{}{number}.{}", self.layout.layers, join.name());
+                    let view = join.view(self.layout, self.metadata, (number, &name), &shape, false)?;
+                    for (tensor, wanted) in view.tensors(&shape) {
+                        let found = shape_of(&tensor);
+                        if found.is_none_or(|found| found != wanted) {
+                            let problem = match found {
+                                Some(found) => format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}"),
+                                None => format!("missing, and it is a part of `{name}`"),
+                            };
+                            return Err(malformed(problem).in_tensor(&tensor).with_hint("the file is broken, or of a model that is not known"));
+                        }
+                    }
+                    return Ok(Joined::First(view));
+                }
+                // One that has no first beside it is not understood.
+                Some((matrix, _)) if join.is_whole(number, matrix, shape_of) => return Ok(Joined::Other),
+                Some(_) => {}
+            }
+        }
+        Ok(Joined::No)
+    }
+
     /// True if a model whose embeddings part can be stored.
     pub(crate) fn has_head(&self) -> bool {
         self.layout.has_head
@@ -123,7 +178,7 @@ impl<'c> File<'c> {
         let Some((module, part)) = self.module(path) else { return Ok(None) };
         let is_row = part == "ffn_gate_inp_shexp";
         let view =
-            View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), order: None, added: 0.0, is_row };
+            View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), order: None, added: 0.0, is_row, weave: None };
         let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
         let order = self.heads(part).map(|heads| self.order(heads, rows).map_err(|error| error.in_tensor(stored)));
         Ok(Some(View { added: if adds_one { 1.0 } else { 0.0 }, order: order.transpose()?, ..view }))

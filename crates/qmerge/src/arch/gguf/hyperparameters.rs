@@ -234,7 +234,7 @@ impl<'f> Model<'f> {
             fields,
             tokens,
             file_type,
-            has_experts: layout.experts.is_some(),
+            has_experts: layout.has_experts(),
             positions: match layout.defaults.positions {
                 Some(positions) => fields.positive_if("max_position_embeddings")?.unwrap_or(positions),
                 None => fields.count_of(&["max_position_embeddings", "n_positions"])?,

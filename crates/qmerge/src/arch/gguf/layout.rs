@@ -1,6 +1,7 @@
 //! What is known of an architecture, a row for each.
 
 use super::hyperparameters::{Model, Said};
+use super::join::Join;
 use super::{Heads, Names, gemma, llama, phi3, qwen};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -40,6 +41,8 @@ pub(crate) struct Layout {
     pub(super) inside: Names,
     /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
     pub(super) experts: Option<(&'static str, [&'static str; 3])>,
+    /// Weights of a layer that lie in several tensors, or turned.
+    pub(super) joins: &'static [Join],
     /// Names that most have and the architecture has not, or for something else.
     pub(super) without: &'static [&'static str],
     /// Tensors whose rows have another order in the file than in the model.
@@ -114,6 +117,11 @@ impl Layout {
         LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
     }
 
+    /// True if layers have experts.
+    pub(super) fn has_experts(&self) -> bool {
+        self.experts.is_some() || self.joins.iter().any(Join::is_stack)
+    }
+
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
@@ -170,7 +178,7 @@ mod tests {
         let families: Vec<_> = crate::open::gguf::families().collect();
         for (architecture, model_type, has_experts) in &families {
             let layout = Layout::find(model_type).unwrap();
-            assert_eq!((layout.architecture, layout.experts.is_some()), (*architecture, *has_experts), "{model_type}");
+            assert_eq!((layout.architecture, layout.has_experts()), (*architecture, *has_experts), "{model_type}");
         }
         assert_eq!(families.len(), LAYOUTS.len());
     }

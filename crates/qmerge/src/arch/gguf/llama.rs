@@ -15,6 +15,7 @@ pub(super) const LLAMA: Layout = Layout {
     common: INSIDE,
     inside: &[],
     experts: None,
+    joins: &[],
     without: &[],
     ordered: PAIRED,
     adds_one_to_norms: false,

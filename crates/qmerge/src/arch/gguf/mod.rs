@@ -9,6 +9,7 @@ mod file;
 mod gemma;
 mod hyperparameters;
 pub(crate) mod importance;
+mod join;
 mod layout;
 mod llama;
 pub(crate) mod mixture;
@@ -16,12 +17,14 @@ mod phi3;
 mod qwen;
 mod rows;
 mod view;
+mod weave;
 
-pub(crate) use file::{File, Unknown};
+pub(crate) use file::{File, Joined, Unknown};
 pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
 pub(crate) use rows::{Heads, RowOrder, To};
 pub(crate) use view::{NamedModule, View};
+pub(crate) use weave::Weave;
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 

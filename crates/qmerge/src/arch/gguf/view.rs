@@ -1,6 +1,8 @@
 //! A weight of a GGUF file as the model has it.
 
-use super::{HEAD, Heads, RowOrder};
+use std::sync::Arc;
+
+use super::{HEAD, Heads, RowOrder, Weave};
 use crate::open::gguf::TABLE;
 
 /// How the model sees a tensor of a GGUF file.
@@ -8,7 +10,7 @@ use crate::open::gguf::TABLE;
 pub struct View {
     /// The name that the model has for it.
     pub(crate) name: String,
-    /// The name in the file.
+    /// The name in the file; of several tensors the first's.
     pub(crate) stored: String,
     /// Between the orders of rows, where they differ.
     pub(crate) order: Option<RowOrder>,
@@ -16,6 +18,8 @@ pub struct View {
     pub(crate) added: f32,
     /// A matrix of one row, which a file may have as a list.
     pub(crate) is_row: bool,
+    /// How it lies there, where that is not as one tensor, row by row.
+    pub(crate) weave: Option<Arc<Weave>>,
 }
 
 /// Where the model has a weight of a GGUF file.
@@ -33,6 +37,14 @@ impl View {
     /// True for the table of embeddings.
     pub(crate) fn is_table(&self) -> bool {
         self.stored == TABLE
+    }
+
+    /// The tensors that it lies in, with their dimensions; `shape` are the model's.
+    pub(crate) fn tensors(&self, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        match &self.weave {
+            Some(weave) => weave.pieces().iter().map(|piece| (piece.stored.clone(), piece.shape.clone())).collect(),
+            None => vec![(self.stored.clone(), shape.to_vec())],
+        }
     }
 
     /// The same tensor as one of another name in the model: the head that parts from an embedding.

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Destination, Export, Exported, Model};
 use crate::arch;
-use crate::arch::gguf::{Layout, is_rope};
+use crate::arch::gguf::{Layout, View, Weave, is_rope};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
-use crate::formats;
+use crate::formats::{self, Claim};
 use crate::open::safetensors::Safetensors;
 use crate::open::{MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
 use crate::plan::Tokenizer;
@@ -58,7 +58,8 @@ impl Export for Folder {
                 _ => {
                     let takes =
                         !format.quantizes() || claim.is_some_and(|claim| model.quantized.takes(claim.weight.as_ref()));
-                    Destination::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
+                    let format = if takes { format } else { plain };
+                    Destination::Tensor { view: claim.and_then(|claim| as_family(model, claim)), format, importance: None, others: Vec::new() }
                 }
             };
             places.insert(name.clone(), place);
@@ -82,6 +83,15 @@ impl Export for Folder {
             warnings,
         })
     }
+}
+
+/// A stack of matrices as the family has it, where that has inputs as rows.
+fn as_family(model: &Model<'_, '_>, claim: &Claim) -> Option<View> {
+    let weight = &claim.weight;
+    let in_out = model.names.arch.experts.is_some_and(|experts| experts.in_out) && !weight.has_family_order();
+    let weave = Weave::turned_stack(weight.name(), weight.shape()).filter(|_| in_out)?;
+    let name = weight.name().to_owned();
+    Some(View { stored: name.clone(), name, order: None, added: 0.0, is_row: false, weave: Some(Arc::new(weave)) })
 }
 
 /// The configuration that the keys describe, with what a loader of a folder has to be told.

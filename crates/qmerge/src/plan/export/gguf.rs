@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Constant, Destination, Export, Exported, Model, lost};
+use super::{Constant, Destination, Export, Exported, Kind, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made};
@@ -91,16 +91,16 @@ impl Export for FileType {
         let file = File::made(layout, &metadata);
         let mut views: Vec<(&str, &[usize], Option<View>)> = Vec::new();
         for (name, shape) in model.weights {
-            // A tensor of one dimension is a column.
-            let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
-            views.push((name, shape, file.stored(name, rows)?));
+            let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
+                && model.names.arch.experts.is_some_and(|experts| experts.in_out);
+            views.push((name, shape, file.place(name, shape, is_turned)?));
         }
         let constants: Vec<Constant> = constants
             .into_iter()
             .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
             .collect();
-        let named: Vec<(String, Vec<usize>)> =
-            views.iter().filter_map(|(_, shape, view)| Some((view.as_ref()?.stored.clone(), shape.to_vec()))).collect();
+        let tensors = |(_, shape, view): &(&str, &[usize], Option<View>)| view.as_ref().map(|view| view.tensors(shape));
+        let named: Vec<(String, Vec<usize>)> = views.iter().filter_map(tensors).flatten().collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
@@ -115,7 +115,7 @@ impl FileType {
     fn place(
         &self,
         model: &Model<'_, '_>,
-        mut views: Vec<(&str, &[usize], Option<View>)>,
+        views: Vec<(&str, &[usize], Option<View>)>,
         constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
@@ -128,38 +128,41 @@ impl FileType {
             }
             places.insert((*name).to_owned(), Destination::Nowhere);
         }
-        let stored = |view: &Option<View>| view.as_ref().map_or(String::new(), |view| view.stored.clone());
-        if self.is_quantized() {
-            views.sort_by(|(.., one), (.., other)| mixture::order(&stored(one), &stored(other)));
-        } else {
-            let places = places_in_base(model, &views);
-            let mut placed: Vec<_> = places.into_iter().zip(views).collect();
-            placed.sort_by(|(one, _), (other, _)| one.cmp(other));
-            views = placed.into_iter().map(|(_, view)| view).collect();
+        let mut tensors: Vec<Placed<'_>> = Vec::new();
+        for ((name, shape, view), place) in views.iter().zip(places_in_base(model, &views)) {
+            for (number, (stored, shape)) in view.iter().flat_map(|view| view.tensors(shape)).enumerate() {
+                let place = PlaceInBase { tensor: number, ..place.clone() };
+                tensors.push(Placed { name, number, stored, shape, place });
+            }
         }
-        let known = views.iter().filter_map(|(name, shape, view)| Some((*name, *shape, view.as_ref()?)));
-        let known: Vec<(&str, &[usize], &View)> = known.collect();
-        let is_matrix = |shape: &[usize], view: &View| mixture::takes(&view.stored, shape);
-        let matrices: Vec<(&str, usize)> = known
-            .iter()
-            .filter(|(_, shape, view)| is_matrix(shape, view))
-            .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
-            .collect();
-        let has_head = known.iter().any(|(.., view)| view.stored == HEAD_WEIGHT);
+        if self.is_quantized() {
+            tensors.sort_by(|one, other| mixture::order(&one.stored, &other.stored));
+        } else {
+            tensors.sort_by(|one, other| one.place.cmp(&other.place));
+        }
+        let takes = |tensor: &&Placed<'_>| mixture::takes(&tensor.stored, &tensor.shape);
+        let width = |tensor: &Placed<'_>| tensor.shape.last().copied().unwrap_or(0);
+        let matrices: Vec<(&str, usize)> =
+            tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
+        let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
         let types = self.types(&matrices, model.about(has_head));
         let warning = self.said_of_narrow(&matrices, &types);
         let mut types = types.into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
-        for (name, shape, view) in &known {
-            let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
-            order.push(view.stored.clone());
-            let format = formats::of_dtype(dtype)?;
-            let width = shape.last().copied().unwrap_or(0);
+        let mut kinds: HashMap<(&str, usize), Kind> = HashMap::new();
+        for tensor in &tensors {
+            let dtype = if takes(&tensor) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            order.push(tensor.stored.clone());
             let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
-                Some(importance) => importance.of(&view.stored, width)?,
+                Some(importance) => importance.of(&tensor.stored, width(tensor))?,
                 None => None,
             };
-            places.insert((*name).to_owned(), Destination::Tensor { view: Some((*view).clone()), format, importance });
+            kinds.insert((tensor.name, tensor.number), (formats::of_dtype(dtype)?, importance));
+        }
+        for (name, _, view) in views.iter().filter(|(.., view)| view.is_some()) {
+            let Some((format, importance)) = kinds.remove(&(*name, 0)) else { continue };
+            let others = (1..).map_while(|number| kinds.remove(&(*name, number))).collect();
+            places.insert((*name).to_owned(), Destination::Tensor { view: view.clone(), format, importance, others });
         }
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));
@@ -266,8 +269,28 @@ fn is_copy(model: &Model<'_, '_>, name: &str) -> bool {
     model.names.is_head(module) && model.names.ties_stored() && !model.change.untie
 }
 
-/// Where a tensor stands in a file that the converter writes: as the base's file and the name there, and of a stack as well the model's name for the projection, and the expert.
-type PlaceInBase = (usize, String, String, usize);
+/// A tensor of the file.
+struct Placed<'m> {
+    /// The model's name of the weight, and its number among that one's tensors.
+    name: &'m str,
+    number: usize,
+    stored: String,
+    shape: Vec<usize>,
+    place: PlaceInBase,
+}
+
+/// Where a tensor stands in a file that the converter writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct PlaceInBase {
+    /// The base's file and the name there.
+    file: usize,
+    read: String,
+    /// Of a stack the model's name for the projection, and the expert.
+    projection: String,
+    expert: usize,
+    /// Of several its number.
+    tensor: usize,
+}
 
 /// Files of the base in their order, and names in each: the order in which the converter reads them. Stacks come where the last of the layer's experts is met.
 fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)]) -> Vec<PlaceInBase> {
@@ -276,7 +299,7 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
         let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
         (file, name.to_owned())
     };
-    let in_stack = |view: &Option<View>| expert(&view.as_ref()?.stored);
+    let in_stack = |view: &Option<View>| expert(&view.as_ref().filter(|view| view.weave.is_none())?.stored);
     let layer = |stack: &str| stack.split('.').take(2).collect::<Vec<_>>().join(".");
     let mut last: HashMap<String, (usize, String)> = HashMap::new();
     for (name, _, view) in views {
@@ -286,13 +309,14 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
         }
     }
     let place = |(name, _, view): &(&str, &[usize], Option<View>)| match in_stack(view) {
-        Some((stack, number)) => {
-            let (file, last) = last.get(&layer(&stack)).cloned().unwrap_or_default();
-            (file, last, name.rsplit('.').nth(1).unwrap_or_default().to_owned(), number)
+        Some((stack, expert)) => {
+            let (file, read) = last.get(&layer(&stack)).cloned().unwrap_or_default();
+            let projection = name.rsplit('.').nth(1).unwrap_or_default().to_owned();
+            PlaceInBase { file, read, projection, expert, tensor: 0 }
         }
         None => {
-            let (file, name) = read(name);
-            (file, name, String::new(), 0)
+            let (file, read) = read(name);
+            PlaceInBase { file, read, ..PlaceInBase::default() }
         }
     };
     views.iter().map(place).collect()

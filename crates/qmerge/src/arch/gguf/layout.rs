@@ -2,7 +2,7 @@
 
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
-use super::{Heads, Names, gemma, llama, phi3, qwen};
+use super::{Heads, Names, deepseek, gemma, glm4_moe, gpt_oss, llama, phi3, qwen, qwen_delta};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -20,6 +20,13 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA2,
     gemma::GEMMA3,
     phi3::PHI3,
+    gpt_oss::GPT_OSS,
+    deepseek::DEEPSEEK2,
+    deepseek::DEEPSEEK3,
+    glm4_moe::GLM4_MOE,
+    qwen_delta::QWEN3_NEXT,
+    qwen_delta::QWEN35,
+    qwen_delta::QWEN35_MOE,
 ];
 
 /// An architecture.
@@ -76,6 +83,8 @@ pub(super) struct Defaults {
     pub(super) positions: Option<usize>,
     /// A feed-forward that nothing is said of is four times as wide as the residual stream.
     pub(super) is_four_times_as_wide: bool,
+    /// `n_group` and `topk_group`, of families that have groups of experts.
+    pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.
     pub(super) theta: f64,
     /// `rope_local_base_freq`, of families whose layers with a window have a rope of their own.

@@ -78,8 +78,8 @@ pub(crate) struct Model {
 /// True if a tensor is one of those that have a type of the mixture.
 pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
-    // A router is small, and which experts act hangs on it.
-    let is_kept = name.contains("_norm.weight") || name.contains("ffn_gate_inp.weight");
+    // A router is small, and which experts act hangs on it; a convolution is smaller.
+    let is_kept = ["_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d"].iter().any(|part| name.contains(part));
     has_rows && name.ends_with("weight") && !is_kept
 }
 

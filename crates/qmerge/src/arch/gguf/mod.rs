@@ -5,8 +5,11 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod deepseek;
 mod file;
 mod gemma;
+mod glm4_moe;
+mod gpt_oss;
 mod hyperparameters;
 pub(crate) mod importance;
 mod join;
@@ -15,6 +18,7 @@ mod llama;
 pub(crate) mod mixture;
 mod phi3;
 mod qwen;
+mod qwen_delta;
 mod rows;
 mod view;
 mod weave;
@@ -67,4 +71,11 @@ pub(crate) fn is_rope(name: &str) -> bool {
 /// True of a tensor that no file holds, since it is made from the configuration.
 pub(crate) fn is_made(name: &str) -> bool {
     MADE.iter().any(|end| name.ends_with(end))
+}
+
+/// True of a tensor of what predicts further tokens behind a model's own layers, which transformers does not run.
+pub(crate) fn predicts_further(name: &str, layers: usize) -> bool {
+    let of_layer = ["model.layers.", "blk."].iter().find_map(|layers| name.strip_prefix(layers));
+    let number = of_layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    number.is_some_and(|number| number >= layers) || name.starts_with("mtp.") || name.starts_with("model.mtp.")
 }

@@ -48,6 +48,8 @@ const ALSO_READ: &[&str] = &[
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "vocab_size",
 ];
 
@@ -161,6 +163,13 @@ impl Keys<'_> {
         self.number(key)?.as_f64()
     }
 
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        match self.get(key)? {
+            Value::Bool(flag) => Some(flag),
+            _ => None,
+        }
+    }
+
     pub(super) fn count(&self, key: &str) -> Option<u64> {
         self.number(key)?.as_u64()
     }
@@ -188,7 +197,8 @@ impl Keys<'_> {
         let mut unread: Vec<&str> =
             self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
         unread.sort_unstable();
-        let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
+        let is_told = family.reads.contains(&"attention.value_length");
+        let widths = (values.is_some() && values != self.head() && !is_told).then(|| format!("{prefix}attention.value_length"));
         let scaled = !family.scales_attention && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
         let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
         unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled)
@@ -224,8 +234,10 @@ fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option
         (None, None, None) => return None,
         (None, None, Some(kind)) => {
             scaling.insert("rope_type".into(), json!(kind));
-            if let Some(factor) = keys.number("rope.scaling.factor") {
-                scaling.insert("factor".into(), factor);
+            for (field, key) in [("factor", "factor"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                if let Some(number) = keys.number(&format!("rope.scaling.{key}")) {
+                    scaling.insert(field.into(), number);
+                }
             }
         }
         // Both at once: no kind that is known.

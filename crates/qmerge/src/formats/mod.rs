@@ -38,6 +38,7 @@ mod woven;
 use std::sync::Arc;
 
 pub(crate) use gguf::OTHER_TYPES;
+pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use gguf::encode_weighted;
 #[cfg(feature = "internals")]

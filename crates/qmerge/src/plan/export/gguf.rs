@@ -9,7 +9,7 @@ use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
-use crate::formats;
+use crate::formats::{self, GPT_OSS};
 use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
@@ -153,6 +153,9 @@ impl FileType {
         let mut kinds: HashMap<(&str, usize), Kind> = HashMap::new();
         for tensor in &tensors {
             let dtype = if takes(&tensor) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            // gpt-oss' codes stay what they are in a file of floats.
+            let is_code = || model.names.exact(tensor.name).is_some_and(|claim| claim.weight.format() == GPT_OSS);
+            let dtype = if !self.is_quantized() && is_code() { Dtype::MXFP4 } else { dtype };
             order.push(tensor.stored.clone());
             let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
                 Some(importance) => importance.of(&tensor.stored, width(tensor))?,

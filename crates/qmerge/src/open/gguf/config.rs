@@ -48,7 +48,18 @@ const ALSO_READ: &[&str] = &[
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "vocab_size",
+];
+
+/// Fields of a rope that is stretched by a rule, and keys behind `rope.scaling.`.
+const OF_YARN: &[(&str, &str)] = &[
+    ("factor", "factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
 ];
 
 /// The table of embeddings.
@@ -71,7 +82,7 @@ pub(crate) fn config(
     read: &dyn Fn(&Entry) -> Result<Vec<u8>>,
 ) -> Result<ModelConfig> {
     let architecture = metadata.architecture();
-    let keys = Keys { metadata, architecture };
+    let keys = Keys { metadata, architecture, entries };
     let family = families::of(&keys);
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
@@ -125,6 +136,7 @@ fn factors(entry: Option<&Entry>, read: &dyn Fn(&Entry) -> Result<Vec<u8>>) -> R
 pub(super) struct Keys<'m> {
     metadata: &'m Metadata,
     pub(super) architecture: &'m str,
+    entries: &'m [Entry],
 }
 
 impl Keys<'_> {
@@ -163,6 +175,11 @@ impl Keys<'_> {
 
     pub(super) fn count(&self, key: &str) -> Option<u64> {
         self.number(key)?.as_u64()
+    }
+
+    /// True of a file with a tensor of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.name == name)
     }
 
     /// True of a model with experts.
@@ -224,8 +241,10 @@ fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option
         (None, None, None) => return None,
         (None, None, Some(kind)) => {
             scaling.insert("rope_type".into(), json!(kind));
-            if let Some(factor) = keys.number("rope.scaling.factor") {
-                scaling.insert("factor".into(), factor);
+            for (field, key) in OF_YARN {
+                if let Some(number) = keys.number(&format!("rope.scaling.{key}")) {
+                    scaling.insert((*field).into(), number);
+                }
             }
         }
         // Both at once: no kind that is known.

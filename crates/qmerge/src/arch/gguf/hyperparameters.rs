@@ -80,24 +80,52 @@ impl Said {
         self.count("block_count", model.layers);
         self.count("context_length", model.positions);
         self.count("embedding_length", model.hidden);
-        self.count("feed_forward_length", model.width);
+        if model.width > 0 {
+            self.count("feed_forward_length", model.width);
+        }
         self.count("attention.head_count", model.heads);
         self.count("attention.head_count_kv", model.kv_heads);
         self.scaling(&model.rope);
+        if let Some(sections) = model.rope.sections() {
+            self.counts("rope.dimension_sections", &sections);
+        }
         self.float("rope.freq_base", model.rope.theta);
         if let Some(theta) = model.rope.local {
             self.float("rope.freq_base_swa", theta);
         }
         self.float(model.eps_key, model.eps);
         if model.has_experts {
-            self.count("expert_count", model.fields.count_of(&["num_local_experts", "num_experts"])?);
+            self.count(
+                "expert_count",
+                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+            );
             self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
+            self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {
             self.count("attention.key_length", head_dim);
             self.count("attention.value_length", head_dim);
         }
         self.file_type(model);
+        Ok(())
+    }
+
+    /// Groups of experts, and how scores are made.
+    fn routing(&mut self, model: &Model<'_>) -> Result<()> {
+        let (groups, kept) = model.groups;
+        for (field, key, default) in
+            [("n_group", "expert_group_count", groups), ("topk_group", "expert_group_used_count", kept)]
+        {
+            if let Some(count) = model.fields.count_if(field)?.or(default) {
+                self.count(key, count);
+            }
+        }
+        match model.fields.get("scoring_func") {
+            None => {}
+            Some(value) if value == "softmax" => self.count("expert_gating_func", 1),
+            Some(value) if value == "sigmoid" => self.count("expert_gating_func", 2),
+            Some(value) => return Err(model.fields.unsupported("scoring_func", value)),
+        }
         Ok(())
     }
 
@@ -191,6 +219,8 @@ const HIDDEN: &[&str] = &["hidden_size", "n_embd"];
 /// What a file is made from: the fields that all families have.
 pub(super) struct Model<'f> {
     pub(super) fields: Fields<'f>,
+    /// Groups of experts and how many are kept, of families that have a default for them.
+    groups: (Option<usize>, Option<usize>),
     /// Rows of the embedding.
     pub(super) tokens: usize,
     /// The number of the file's type.
@@ -237,6 +267,7 @@ impl<'f> Model<'f> {
             tokens,
             file_type,
             has_experts: layout.has_experts(),
+            groups: layout.defaults.groups.map_or((None, None), |(groups, kept)| (Some(groups), Some(kept))),
             positions: match layout.defaults.positions {
                 Some(positions) => fields.positive_if("max_position_embeddings")?.unwrap_or(positions),
                 None => fields.count_of(&["max_position_embeddings", "n_positions"])?,
@@ -249,6 +280,8 @@ impl<'f> Model<'f> {
             {
                 Some(width) => width,
                 None if layout.defaults.is_four_times_as_wide => 4 * hidden,
+                // All layers have experts.
+                None if fields.get("moe_intermediate_size").is_some() => 0,
                 None => return Err(fields.missing("intermediate_size")),
             },
             heads,
@@ -318,6 +351,15 @@ impl<'f> Rope<'f> {
     /// The way in which it is stretched.
     pub(super) fn kind(&self) -> Option<&'f str> {
         self.full?.get("rope_type").or_else(|| self.full?.get("type"))?.as_str()
+    }
+
+    /// How many features each of several positions turns, with none for a fourth.
+    pub(super) fn sections(&self) -> Option<Vec<usize>> {
+        let list = self.full?.get("mrope_section")?.as_array()?;
+        let counts: Option<Vec<usize>> = list.iter().map(|count| usize::try_from(count.as_u64()?).ok()).collect();
+        let mut counts = counts?;
+        counts.resize(4, 0);
+        Some(counts)
     }
 
     /// One of its parameters.

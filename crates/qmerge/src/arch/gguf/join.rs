@@ -8,7 +8,7 @@ use crate::error::{Error, Result, malformed, mismatch};
 use crate::open::Metadata;
 
 /// A weight and its tensors.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Join {
     /// Its name in the model, below the layer.
     name: &'static str,
@@ -17,6 +17,8 @@ pub(super) struct Join {
     dims: Dims,
     split: fn(&Counts<'_>, usize) -> Option<Split>,
     change: Change,
+    /// A file is made so of a folder that has it so; what is read has another form.
+    only_made: bool,
 }
 
 /// Numbers that a file's keys say.
@@ -35,7 +37,14 @@ impl Counts<'_> {
 impl Join {
     /// One tensor of the same dimensions, under another name than most have.
     pub(super) const fn renamed(name: &'static str, tensors: &'static [(&'static str, bool)]) -> Self {
-        Self { name, tensors, dims: Dims::Same, split: |_, _| Some(Split::whole()), change: Change::None }
+        Self {
+            name,
+            tensors,
+            dims: Dims::Same,
+            split: |_, _| Some(Split::whole()),
+            change: Change::None,
+            only_made: false,
+        }
     }
 
     pub(super) const fn split(
@@ -44,11 +53,15 @@ impl Join {
         dims: Dims,
         split: fn(&Counts<'_>, usize) -> Option<Split>,
     ) -> Self {
-        Self { name, tensors, dims, split, change: Change::None }
+        Self { name, tensors, dims, split, change: Change::None, only_made: false }
     }
 
     pub(super) const fn changed(self, change: Change) -> Self {
         Self { change, ..self }
+    }
+
+    pub(super) const fn only_made(self) -> Self {
+        Self { only_made: true, ..self }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -57,17 +70,19 @@ impl Join {
 
     /// True of a stack of experts.
     pub(super) fn is_stack(&self) -> bool {
-        self.dims == Dims::Stack
+        self.dims == Dims::Stack && !self.only_made
     }
 
     /// The matrix and the place among its tensors of the one of that name below a layer.
     pub(super) fn place_of(&self, part: &str) -> Option<(usize, usize)> {
-        self.tensors.iter().enumerate().find_map(|(at, (name, _))| match name.split_once("{}") {
-            None => (*name == part).then_some((0, at)),
-            Some((before, behind)) => {
-                let number = part.strip_prefix(before)?.strip_suffix(behind)?;
-                let parsed = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
-                Some((parsed, at))
+        self.tensors.iter().enumerate().filter(|_| !self.only_made).find_map(|(at, (name, _))| {
+            match name.split_once("{}") {
+                None => (*name == part).then_some((0, at)),
+                Some((before, behind)) => {
+                    let number = part.strip_prefix(before)?.strip_suffix(behind)?;
+                    let parsed = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+                    Some((parsed, at))
+                }
             }
         })
     }

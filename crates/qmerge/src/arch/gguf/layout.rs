@@ -5,6 +5,7 @@ use super::join::Join;
 use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
+use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
 use super::{mistral3, nemotron, olmo2, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -44,6 +45,13 @@ pub(super) const LAYOUTS: &[Layout] = &[
     hunyuan::HUNYUAN,
     nemotron::NEMOTRON,
     lfm2::LFM2,
+    gpt_oss::GPT_OSS,
+    deepseek::DEEPSEEK2,
+    deepseek::DEEPSEEK3,
+    glm4_moe::GLM4_MOE,
+    qwen_delta::QWEN3_NEXT,
+    qwen_delta::QWEN35,
+    qwen_delta::QWEN35_MOE,
 ];
 
 /// An architecture.
@@ -108,6 +116,8 @@ pub(super) struct Defaults {
     pub(super) positions: Option<usize>,
     /// A feed-forward that nothing is said of is four times as wide as the residual stream.
     pub(super) is_four_times_as_wide: bool,
+    /// `n_group` and `topk_group`, of families that have groups of experts.
+    pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.
     pub(super) theta: f64,
     /// Of layers with a window.

@@ -43,6 +43,7 @@ pub(super) const LLAMA: Layout = Layout {
         eps: 1e-6,
         positions: None,
         is_four_times_as_wide: false,
+        groups: None,
         theta: 10_000.0,
         local: Local::Unsaid,
         share: 1.0,

@@ -80,8 +80,8 @@ pub(crate) struct Model {
 /// True if a tensor is one of those that have a type of the mixture.
 pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
-    // A router is small, and which experts act hangs on it.
-    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight"];
+    // A router is small, and which experts act hangs on it; a convolution is smaller.
+    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d"];
     let is_kept = kept.iter().any(|part| name.contains(part)) || name == POSITIONS;
     has_rows && name.ends_with("weight") && !is_kept
 }

@@ -173,6 +173,13 @@ impl Keys<'_> {
         self.number(key)?.as_f64()
     }
 
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        match self.get(key)? {
+            Value::Bool(flag) => Some(flag),
+            _ => None,
+        }
+    }
+
     pub(super) fn count(&self, key: &str) -> Option<u64> {
         self.number(key)?.as_u64()
     }
@@ -205,7 +212,9 @@ impl Keys<'_> {
         let mut unread: Vec<&str> =
             self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
         unread.sort_unstable();
-        let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
+        let is_told = family.reads.contains(&"attention.value_length");
+        let widths =
+            (values.is_some() && values != self.head() && !is_told).then(|| format!("{prefix}attention.value_length"));
         let scaled = !family.scales_attention && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
         let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
         unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled)

@@ -48,6 +48,7 @@ impl Export for Folder {
         for (name, _) in model.weights {
             let claim = model.names.exact(name);
             let place = match claim {
+                _ if model.predicts_further(name) => Destination::Nowhere,
                 // What has no name in the model has none in GGUF's sense either: it is a part of the rope.
                 Some(claim) if claim.weight.view().is_none() && is_rope(name) => Destination::Nowhere,
                 Some(claim) if claim.weight.view().is_none() => {
@@ -74,7 +75,7 @@ impl Export for Folder {
                 .in_file(&base.path)
                 .in_tensor(&entry.name));
         }
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = model.says_what_is_left_out().into_iter().collect();
         Ok(Exported {
             places,
             constants: Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Constant, Destination, Export, Exported, Kind, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
-use crate::arch::gguf::{File, Layout, Said, View, is_made};
+use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats;
@@ -92,7 +92,9 @@ impl Export for FileType {
         let file = File::made(layout, &metadata);
         // As the file has them: a Conv1D's dimensions change places.
         let shape = |(name, shape): &(String, Vec<usize>)| match model.names.exact(name) {
-            Some(claim) if is_reversed(model.names, claim.weight.as_ref(), false) => shape.iter().rev().copied().collect(),
+            Some(claim) if is_reversed(model.names, claim.weight.as_ref(), false) => {
+                shape.iter().rev().copied().collect()
+            }
             _ => shape.clone(),
         };
         let shapes: Vec<Vec<usize>> = model.weights.iter().map(shape).collect();
@@ -100,7 +102,8 @@ impl Export for FileType {
         for ((name, _), shape) in model.weights.iter().zip(&shapes) {
             let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
                 && model.names.arch.experts.is_some_and(|experts| experts.in_out);
-            views.push((name, shape, file.place(name, shape, is_turned)?));
+            let view = if model.predicts_further(name) { None } else { file.place(name, shape, is_turned)? };
+            views.push((name, shape, view));
         }
         let constants: Vec<Constant> = constants
             .into_iter()
@@ -113,7 +116,8 @@ impl Export for FileType {
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, views, constants, writer)?;
-        let warnings = missing.into_iter().chain(warning).chain(exported.warnings).collect();
+        let warnings =
+            missing.into_iter().chain(warning).chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
         Ok(Exported { warnings, ..exported })
     }
 }
@@ -129,7 +133,7 @@ impl FileType {
     ) -> Result<Exported> {
         let mut places: HashMap<String, Destination> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
-            if !is_made(name) && !is_copy(model, name) {
+            if !is_made(name) && !is_copy(model, name) && !model.predicts_further(name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
                     .in_file(&model.inputs.base.path)
                     .in_tensor(name));
@@ -222,6 +226,20 @@ pub(super) fn of_importance(model: &Model<'_, '_>) -> Keys {
 }
 
 impl Model<'_, '_> {
+    /// True of a tensor of what predicts further tokens, behind the model's own layers.
+    pub(super) fn predicts_further(&self, name: &str) -> bool {
+        let layers = self.inputs.base.config.as_ref().and_then(|config| config.find("num_hidden_layers")?.as_u64());
+        layers.is_some_and(|layers| predicts_further(name, usize::try_from(layers).unwrap_or(usize::MAX)))
+    }
+
+    /// That it does not come along, where there is something of it.
+    pub(super) fn says_what_is_left_out(&self) -> Option<String> {
+        let (first, _) = self.weights.iter().find(|(name, _)| self.predicts_further(name))?;
+        Some(format!(
+            "the layers that predict further tokens are left out, as transformers leaves them; first `{first}`"
+        ))
+    }
+
     /// Experts of a layer, of which some act on a token; 0 for none.
     fn experts(&self) -> usize {
         let config = self.inputs.base.config.as_ref();
@@ -365,7 +383,8 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = given.map_or(folder, |name| name.rsplit('/').next().unwrap_or(name).to_owned());
     keys.set("general.name", Field::Text(title(&name)));
-    let weights = model.weights.iter().filter(|(name, _)| !is_made(name) && !is_copy(model, name));
+    let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.predicts_further(name);
+    let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
     let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| name.contains(".experts."));
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {
         weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()

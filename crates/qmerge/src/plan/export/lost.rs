@@ -1,8 +1,8 @@
 //! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
 
 use crate::arch;
-use crate::arch::gguf::Layout;
 use crate::arch::Rope;
+use crate::arch::gguf::Layout;
 use crate::arch::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
@@ -109,7 +109,8 @@ fn same_ropes(before: &Spec, after: &Spec) -> bool {
             && close(&one.factor(), &other.factor())
             && one.interleaved == other.interleaved
     };
-    before.ropes.len() == after.ropes.len() && before.ropes.iter().zip(&after.ropes).all(|(one, other)| same(one, other))
+    before.ropes.len() == after.ropes.len()
+        && before.ropes.iter().zip(&after.ropes).all(|(one, other)| same(one, other))
 }
 
 /// Tokens of a text that needs no stretched rope.

@@ -2,12 +2,16 @@
 //!
 //! `arch/gguf` has for each the layout of its tensors, which depends on how keys are read and not the other way round.
 
+mod deepseek;
 mod experts;
 mod factors;
 mod gemma;
+mod glm4_moe;
+mod gpt_oss;
 mod layer_norms;
 mod lfm2;
 mod mistral3;
+mod qwen_delta;
 mod window;
 
 use serde_json::{Map, Value as Json, json};
@@ -21,6 +25,8 @@ pub(super) struct Family {
     pub(super) has_experts: bool,
     /// A key that others of the architecture have not.
     pub(super) only_with: Option<&'static str>,
+    /// The number that it has under a key of which others of the architecture have another.
+    pub(super) only_where: Option<(&'static str, u64)>,
     pub(super) model_type: &'static str,
     /// A factor on attention comes with those of its rope, and goes with them.
     pub(super) scales_attention: bool,
@@ -35,6 +41,7 @@ const PLAIN: Family = Family {
     architecture: "llama",
     has_experts: false,
     only_with: None,
+    only_where: None,
     model_type: "llama",
     scales_attention: false,
     reads: &[],
@@ -75,6 +82,13 @@ const FAMILIES: &[Family] = &[
     Family { architecture: "hunyuan-dense", model_type: "hunyuan_v1_dense", ..PLAIN },
     layer_norms::NEMOTRON,
     lfm2::LFM2,
+    gpt_oss::GPT_OSS,
+    deepseek::DEEPSEEK3,
+    deepseek::DEEPSEEK2,
+    glm4_moe::GLM4_MOE,
+    qwen_delta::QWEN3_NEXT,
+    qwen_delta::QWEN35,
+    qwen_delta::QWEN35_MOE,
 ];
 
 /// Says what families take a part of for granted: all features of a head turn.
@@ -101,6 +115,7 @@ pub(super) fn of(keys: &Keys<'_>) -> Option<&'static Family> {
         family.architecture == keys.architecture
             && family.has_experts == has_experts
             && family.only_with.is_none_or(|key| keys.get(key).is_some())
+            && family.only_where.is_none_or(|(key, number)| keys.count(key) == Some(number))
     })
 }
 
@@ -108,4 +123,14 @@ pub(super) fn of(keys: &Keys<'_>) -> Option<&'static Family> {
 #[cfg(test)]
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
     FAMILIES.iter().map(|family| (family.architecture, family.model_type, family.has_experts))
+}
+
+/// The number of layers without those that predict further tokens, which a file counts among them.
+const FURTHER: &str = "nextn_predict_layers";
+
+fn without_further(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    let all = config.get("num_hidden_layers").and_then(Json::as_u64);
+    if let Some(own) = all.zip(keys.count(FURTHER)).and_then(|(all, further)| all.checked_sub(further)) {
+        config.insert("num_hidden_layers".into(), own.into());
+    }
 }

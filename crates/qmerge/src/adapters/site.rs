@@ -294,7 +294,7 @@ pub(super) enum Turned {
 }
 
 pub(super) fn turned(adapter: &Adapter, names: &Names<'_>, module: &str, claim: &Claim) -> Turned {
-    let plain = claim.weight.is_plain();
+    let plain = claim.weight.has_family_order();
     match () {
         () if claim.weight.is_transposed() || plain && arch::leaf_in(module, names.arch.transposed) => Turned::Known,
         () if plain && adapter.config.fan_in_fan_out => Turned::Said,

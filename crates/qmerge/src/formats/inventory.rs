@@ -55,7 +55,8 @@ fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
             Joined::Other => {}
             Joined::First(view) => {
                 let tensors = view.tensors(claim.weight.shape());
-                let pieces: Vec<&Claim> = tensors.iter().filter_map(|(name, _)| by_name.get(name.as_str()).copied()).collect();
+                let pieces: Vec<&Claim> =
+                    tensors.iter().filter_map(|(name, _)| by_name.get(name.as_str()).copied()).collect();
                 let Some(weave) = view.weave.clone() else { continue };
                 let entries = pieces.iter().flat_map(|piece| piece.entries.clone()).collect();
                 let pieces = pieces.into_iter().map(|piece| Arc::clone(&piece.weight)).collect();

@@ -56,10 +56,10 @@ pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
 pub(crate) use viewed::Viewed;
-pub(crate) use woven::Woven;
 pub use weight::{Geometry, Part, Weight};
 #[doc(hidden)]
 pub use weight::{OnGrid, Settled, Writer};
+pub(crate) use woven::Woven;
 
 use crate::arch::Role;
 use crate::dtype::Dtype;

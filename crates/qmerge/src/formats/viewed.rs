@@ -107,6 +107,11 @@ impl Weight for Viewed {
         self.stored.is_plain()
     }
 
+    /// No file has inputs as rows.
+    fn has_family_order(&self) -> bool {
+        false
+    }
+
     fn details(&self) -> String {
         self.stored.details()
     }

@@ -74,7 +74,7 @@ pub trait Weight: Debug + Send + Sync {
         false
     }
 
-    /// True if a stack of matrices lies as its family has it where it is plain, be that with inputs as rows: codes do not, nor does what another container has.
+    /// True if a matrix or a stack of them lies as its family has it where it is plain, be that with inputs as rows: codes do not, nor does what another container has.
     fn has_family_order(&self) -> bool {
         self.is_plain()
     }

@@ -26,7 +26,9 @@ pub(crate) struct Woven {
 impl Woven {
     /// `pieces` are in the weave's order, and have its dimensions.
     pub(crate) fn new(pieces: Vec<Arc<dyn Weight>>, view: View, weave: Arc<Weave>) -> Self {
-        let of = |(number, piece): (usize, &Arc<dyn Weight>)| (0..piece.parts().len()).map(move |part| (number, part)).collect::<Vec<_>>();
+        let of = |(number, piece): (usize, &Arc<dyn Weight>)| {
+            (0..piece.parts().len()).map(move |part| (number, part)).collect::<Vec<_>>()
+        };
         let places = pieces.iter().enumerate().flat_map(of).collect();
         let parts = pieces.iter().flat_map(|piece| piece.parts().to_vec()).collect();
         Self { pieces, view, weave, parts, places }
@@ -93,11 +95,8 @@ impl Woven {
                 offset_choices: Choices::Fixed,
                 ..grid.clone()
             });
-            let lists = [
-                (&mut all.scales, &grid.scales),
-                (&mut all.zeros, &grid.zeros),
-                (&mut all.offsets, &grid.offsets),
-            ];
+            let lists =
+                [(&mut all.scales, &grid.scales), (&mut all.zeros, &grid.zeros), (&mut all.offsets, &grid.offsets)];
             for (to, from) in lists {
                 self.weave.each_value(number, &rows, own, |at, place| {
                     if let (Some(to), Some(x)) = (to.get_mut(place), from.get(grid.run_of(at))) {

@@ -205,8 +205,9 @@ impl Builder<'_, '_> {
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out =
-            stack.is_some() && claim.weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let in_out = stack.is_some()
+            && claim.weight.has_family_order()
+            && names.arch.experts.is_some_and(|experts| experts.in_out);
         let own_transposed = is_transposed(names, name, from.weight.as_ref());
         let transposed = in_out || own_transposed;
         // What has other names in the file than in the model takes them.
@@ -251,7 +252,8 @@ impl Builder<'_, '_> {
                 .ok_or_else(|| only_read(claim.weight.as_ref()))?
                 .renewed(values_dtype, &options.settings)?,
         };
-        let weighted = importance.filter(|_| to.view().is_none()).and_then(|importance| to.writer()?.weighted(&importance));
+        let weighted =
+            importance.filter(|_| to.view().is_none()).and_then(|importance| to.writer()?.weighted(&importance));
         let to = weighted.unwrap_or(to);
         let to = match view {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
@@ -452,8 +454,14 @@ impl Targets<'_, '_> {
         match promotion.and_then(|promotion| promotion.of(claim, own, target.is_some())) {
             Some(format) => {
                 let view = || claim.weight.view().cloned();
-                let unmoved =
-                    || TargetFormat { format, reversed: false, view: view(), importance: None, others: Vec::new(), promoted: true };
+                let unmoved = || TargetFormat {
+                    format,
+                    reversed: false,
+                    view: view(),
+                    importance: None,
+                    others: Vec::new(),
+                    promoted: true,
+                };
                 Some(TargetFormat { format, promoted: true, ..target.unwrap_or_else(unmoved) })
             }
             None => target,
@@ -465,7 +473,7 @@ impl Targets<'_, '_> {
             return match exported.places.get(name)? {
                 Destination::Tensor { view, format, importance, others } => Some(TargetFormat {
                     format: *format,
-                    reversed: false,
+                    reversed: is_reversed(self.names, claim.weight.as_ref(), view.is_none() && !format.quantizes()),
                     view: view.clone(),
                     importance: importance.clone(),
                     others: others.clone(),
@@ -480,7 +488,14 @@ impl Targets<'_, '_> {
             return None;
         }
         let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
-        let reversed = is_reversed(self.names, weight, format);
-        takes.then_some(TargetFormat { format, reversed, view: None, importance: None, others: Vec::new(), promoted: false })
+        let reversed = is_reversed(self.names, weight, !format.quantizes());
+        takes.then_some(TargetFormat {
+            format,
+            reversed,
+            view: None,
+            importance: None,
+            others: Vec::new(),
+            promoted: false,
+        })
     }
 }

@@ -22,8 +22,13 @@ pub(super) const DEEPSEEK2: Layout = Layout {
     ..PLAIN
 };
 
-pub(super) const DEEPSEEK3: Layout =
-    Layout { model_types: &["deepseek_v3"], class: "DeepseekV3ForCausalLM", say: third, defaults: Defaults { groups: Some((8, 4)), ..DEEPSEEK2.defaults }, ..DEEPSEEK2 };
+pub(super) const DEEPSEEK3: Layout = Layout {
+    model_types: &["deepseek_v3"],
+    class: "DeepseekV3ForCausalLM",
+    say: third,
+    defaults: Defaults { groups: Some((8, 4)), ..DEEPSEEK2.defaults },
+    ..DEEPSEEK2
+};
 
 const INSIDE: Names = &[
     ("attn_q_a", "self_attn.q_a_proj"),
@@ -71,7 +76,10 @@ fn say(said: &mut Said, model: &Model<'_>, shared: usize, scale: f64, normalizes
     said.common(model)?;
     // llama.cpp's attention has one key, of all features that keys are made of.
     said.count("attention.head_count_kv", 1);
-    said.count("leading_dense_block_count", fields.count_if("first_k_dense_replace")?.unwrap_or(if normalizes { 3 } else { 0 }));
+    said.count(
+        "leading_dense_block_count",
+        fields.count_if("first_k_dense_replace")?.unwrap_or(if normalizes { 3 } else { 0 }),
+    );
     said.count("vocab_size", model.tokens);
     if let Some(rank) = fields.positive_if("q_lora_rank")? {
         said.count("attention.q_lora_rank", rank);

@@ -55,7 +55,8 @@ impl<'c> File<'c> {
         if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.has_experts()) {
             return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
         }
-        let fits = |layout: &&Layout| layout.has_experts() == has_experts;
+        let has = |part: &str| checkpoint.get(&format!("blk.0.{part}.weight")).is_some();
+        let fits = |layout: &&Layout| layout.has_experts() == has_experts && layout.only_with.is_none_or(has);
         let any = own.clone().next().filter(|_| is_adapter);
         let Some(layout) = own.find(fits).or(any) else {
             let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
@@ -106,13 +107,18 @@ impl<'c> File<'c> {
         }
         // A tensor of one dimension is a column.
         let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
-        self.stored(name, rows)
+        let own = self.stored(name, rows)?;
+        // Checkpoints of the model without its head leave out what the paths of one with a head begin with.
+        let Some(wrapper) = self.layout.wrapper.filter(|_| own.is_none()) else { return Ok(own) };
+        Ok(self.stored(&format!("{wrapper}{name}"), rows)?.map(|view| View { name: name.to_owned(), ..view }))
     }
 
     /// How the model sees the tensor of that name, if it is one of a weight that lies in several, or turned: the first of them has the view, and others none. `shape_of` says
     /// what the file has under a name.
     pub(crate) fn joined<'e>(&self, stored: &str, shape_of: &dyn Fn(&str) -> Option<&'e [usize]>) -> Result<Joined> {
-        let Some((number, part)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return Ok(Joined::No) };
+        let Some((number, part)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            return Ok(Joined::No);
+        };
         if number.parse::<usize>().ok().is_none_or(|parsed| parsed.to_string() != number) {
             return Ok(Joined::No);
         }
@@ -120,17 +126,23 @@ impl<'c> File<'c> {
             match join.place_of(part) {
                 None => {}
                 Some((0, 0)) => {
-                    let Some(shape) = join.shape(number, shape_of).map_err(|error| error.in_tensor(stored))? else { continue };
+                    let Some(shape) = join.shape(number, shape_of).map_err(|error| error.in_tensor(stored))? else {
+                        continue;
+                    };
                     let name = format!("{}{number}.{}", self.layout.layers, join.name());
                     let view = join.view(self.layout, self.metadata, (number, &name), &shape, false)?;
                     for (tensor, wanted) in view.tensors(&shape) {
                         let found = shape_of(&tensor);
                         if found.is_none_or(|found| found != wanted) {
                             let problem = match found {
-                                Some(found) => format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}"),
+                                Some(found) => {
+                                    format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}")
+                                }
                                 None => format!("missing, and it is a part of `{name}`"),
                             };
-                            return Err(malformed(problem).in_tensor(&tensor).with_hint("the file is broken, or of a model that is not known"));
+                            return Err(malformed(problem)
+                                .in_tensor(&tensor)
+                                .with_hint("the file is broken, or of a model that is not known"));
                         }
                     }
                     return Ok(Joined::First(view));
@@ -177,8 +189,14 @@ impl<'c> File<'c> {
         };
         let Some((module, part)) = self.module(path) else { return Ok(None) };
         let is_row = part == "ffn_gate_inp_shexp";
-        let view =
-            View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), order: None, added: 0.0, is_row, weave: None };
+        let view = View {
+            name: format!("{module}.{leaf}"),
+            stored: stored.to_owned(),
+            order: None,
+            added: 0.0,
+            is_row,
+            weave: None,
+        };
         let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
         let order = self.heads(part).map(|heads| self.order(heads, rows).map_err(|error| error.in_tensor(stored)));
         Ok(Some(View { added: if adds_one { 1.0 } else { 0.0 }, order: order.transpose()?, ..view }))
@@ -193,7 +211,7 @@ impl<'c> File<'c> {
         let (number, part) = rest.split_once('.')?;
         // As it is written anew: no other name means the same layer.
         let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
-        if let Some((stack, expert)) = part.split_once('.') {
+        if let Some((stack, expert)) = part.split_once('.').filter(|(stack, _)| STACKS.contains(stack)) {
             let (module, each) = self.layout.experts?;
             let expert = expert.parse::<usize>().ok().filter(|parsed| parsed.to_string() == expert)?;
             let name = each.get(STACKS.iter().position(|own| *own == stack)?)?;

@@ -1,11 +1,11 @@
 //! gpt-oss: experts with biases, whose gates and ups alternate in the model and lie apart in a file.
 
+use super::ROUTER;
 use super::hyperparameters::{Model, Said};
 use super::join::{Join, alternating, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::PLAIN;
 use super::weave::Dims;
-use super::ROUTER;
 use crate::error::Result;
 
 pub(super) const GPT_OSS: Layout = Layout {

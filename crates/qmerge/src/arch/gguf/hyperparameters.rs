@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::layout::{Defaults, Head, Layout};
+use super::layout::{Defaults, Head, Layout, Local};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::gguf::{FACTORS, Field, Keys};
@@ -95,7 +95,10 @@ impl Said {
         }
         self.float(model.eps_key, model.eps);
         if model.has_experts {
-            self.count("expert_count", model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?);
+            self.count(
+                "expert_count",
+                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+            );
             self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
             self.routing(model)?;
         }
@@ -204,8 +207,8 @@ impl Said {
     }
 }
 
-/// The field of norms by the mean square, and keys of an epsilon by what norms divide by.
-pub(super) const RMS: &str = "rms_norm_eps";
+/// Fields whose key is that of norms by the mean square, and keys of an epsilon by what norms divide by.
+const RMS: &[&str] = &["rms_norm_eps", "norm_eps"];
 const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
 pub(super) const LAYER_EPS: &str = "attention.layer_norm_epsilon";
 
@@ -231,6 +234,8 @@ pub(super) struct Model<'f> {
     pub(super) kv_heads: usize,
     /// Where a file says it.
     head_dim: Option<usize>,
+    /// The share of a head's features that turns, where nothing is said.
+    share: f64,
     pub(super) eps: f64,
     /// The key that says it: of norms by the mean square, or by the variance.
     pub(super) eps_key: &'static str,
@@ -252,10 +257,10 @@ impl<'f> Model<'f> {
         let heads = fields.count_of(HEADS)?;
         let hidden = fields.count_of(HIDDEN)?;
         let head_dim = match (fields.positive_if("head_dim")?, layout.defaults.head) {
+            (_, Head::Never) | (None, Head::Unsaid) => None,
             (Some(given), _) => Some(given),
             (None, Head::Share) => Some(fields.share("hidden_size", "num_attention_heads")?),
             (None, Head::Of(features)) => Some(features),
-            (None, Head::Unsaid) => None,
         };
         Ok(Self {
             fields,
@@ -269,7 +274,10 @@ impl<'f> Model<'f> {
             },
             hidden,
             layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
-            width: match fields.positive_if("intermediate_size")? {
+            width: match fields
+                .positive_if("intermediate_size")?
+                .map_or_else(|| fields.positive_if("block_ff_dim"), |width| Ok(Some(width)))?
+            {
                 Some(width) => width,
                 None if layout.defaults.is_four_times_as_wide => 4 * hidden,
                 // All layers have experts.
@@ -278,11 +286,33 @@ impl<'f> Model<'f> {
             },
             heads,
             kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
+            share: layout.defaults.share,
             head_dim,
             eps: fields.number(layout.defaults.eps_field, layout.defaults.eps)?,
-            eps_key: if layout.defaults.eps_field == RMS { RMS_EPS } else { LAYER_EPS },
+            eps_key: if RMS.contains(&layout.defaults.eps_field) { RMS_EPS } else { LAYER_EPS },
             rope: Rope::read(&layout.defaults, fields)?,
         })
+    }
+
+    /// The share of a head's features that the rope turns.
+    pub(super) fn share(&self) -> Result<f64> {
+        match self.rope.number("partial_rotary_factor") {
+            Some(share) => Ok(share),
+            None => self.fields.fraction("partial_rotary_factor", self.share),
+        }
+    }
+
+    /// Features of a head that turn, where heads share the residual stream.
+    pub(super) fn turned(&self) -> Result<usize> {
+        Ok((self.share()? * self.hidden as f64) as usize / self.heads.max(1))
+    }
+
+    /// The layers with a window, of which the others come every so many.
+    pub(super) fn sliding(&self, every: usize) -> Result<Vec<bool>> {
+        match self.fields.sliding(self.layers)? {
+            Some(sliding) => Ok(sliding),
+            None => self.fields.sliding_but_every(self.layers, every),
+        }
     }
 
     /// The width of a head.
@@ -304,13 +334,15 @@ impl<'f> Rope<'f> {
             None => fields.above_zero("rope_theta", defaults.theta)?,
         };
         let own = part("sliding_attention").and_then(|rope| rope.get("rope_theta")?.as_f64());
-        let local = match (own, defaults.local_theta) {
-            (None, Some(theta)) => Some(fields.above_zero("rope_local_base_freq", theta)?),
+        let local = match (own, defaults.local) {
+            (None, Local::Own(theta)) => Some(fields.above_zero("rope_local_base_freq", theta)?),
+            (None, Local::Same) => Some(theta),
             (own, _) => own,
         };
         let rope = Self { full, theta, local };
         match rope.kind() {
             None | Some("default" | "linear" | "yarn" | "longrope" | "su" | "llama3") => Ok(rope),
+            Some("dynamic") if defaults.has_alpha => Ok(rope),
             Some(other) => Err(unsupported(format!("a rope of the type `{other}`, which a GGUF file does not say"))
                 .in_file(&fields.config().path)),
         }

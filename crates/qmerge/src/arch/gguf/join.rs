@@ -37,7 +37,14 @@ impl Counts<'_> {
 impl Join {
     /// One tensor of the same dimensions, under another name than most have.
     pub(super) const fn renamed(name: &'static str, tensors: &'static [(&'static str, bool)]) -> Self {
-        Self { name, tensors, dims: Dims::Same, split: |_, _| Some(Split::whole()), change: Change::None, only_made: false }
+        Self {
+            name,
+            tensors,
+            dims: Dims::Same,
+            split: |_, _| Some(Split::whole()),
+            change: Change::None,
+            only_made: false,
+        }
     }
 
     pub(super) const fn split(
@@ -68,29 +75,48 @@ impl Join {
 
     /// The matrix and the place among its tensors of the one of that name below a layer.
     pub(super) fn place_of(&self, part: &str) -> Option<(usize, usize)> {
-        self.tensors.iter().enumerate().filter(|_| !self.only_made).find_map(|(at, (name, _))| match name.split_once("{}") {
-            None => (*name == part).then_some((0, at)),
-            Some((before, behind)) => {
-                let number = part.strip_prefix(before)?.strip_suffix(behind)?;
-                let parsed = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
-                Some((parsed, at))
+        self.tensors.iter().enumerate().filter(|_| !self.only_made).find_map(|(at, (name, _))| {
+            match name.split_once("{}") {
+                None => (*name == part).then_some((0, at)),
+                Some((before, behind)) => {
+                    let number = part.strip_prefix(before)?.strip_suffix(behind)?;
+                    let parsed = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+                    Some((parsed, at))
+                }
             }
         })
     }
 
     /// True if all tensors of a matrix are there.
-    pub(super) fn is_whole<'e>(&self, layer: &str, matrix: usize, shape_of: &dyn Fn(&str) -> Option<&'e [usize]>) -> bool {
-        [0, matrix].iter().all(|matrix| self.tensors.iter().all(|(name, _)| shape_of(&named(layer, name, *matrix)).is_some()))
+    pub(super) fn is_whole<'e>(
+        &self,
+        layer: &str,
+        matrix: usize,
+        shape_of: &dyn Fn(&str) -> Option<&'e [usize]>,
+    ) -> bool {
+        [0, matrix]
+            .iter()
+            .all(|matrix| self.tensors.iter().all(|(name, _)| shape_of(&named(layer, name, *matrix)).is_some()))
     }
 
     /// The weight's dimensions, by those of its tensors; `None` where one of them is missing.
-    pub(super) fn shape<'e>(&self, layer: &str, shape_of: &dyn Fn(&str) -> Option<&'e [usize]>) -> Result<Option<Vec<usize>>> {
+    pub(super) fn shape<'e>(
+        &self,
+        layer: &str,
+        shape_of: &dyn Fn(&str) -> Option<&'e [usize]>,
+    ) -> Result<Option<Vec<usize>>> {
         let mut shapes = Vec::new();
         for (name, turned) in self.tensors {
             let Some(shape) = shape_of(&named(layer, name, 0)) else { return Ok(None) };
             shapes.push((shape, *turned));
         }
-        let bad = || malformed(format!("dimensions {:?}, which are no part of `{}`", shapes.first().map(|(shape, _)| *shape), self.name));
+        let bad = || {
+            malformed(format!(
+                "dimensions {:?}, which are no part of `{}`",
+                shapes.first().map(|(shape, _)| *shape),
+                self.name
+            ))
+        };
         let sum = |of: fn(&[usize], bool) -> Option<usize>| {
             let all = shapes.iter().map(|(shape, turned)| of(shape, *turned));
             all.sum::<Option<usize>>().filter(|sum| *sum < 1 << 40).ok_or_else(bad)
@@ -126,7 +152,11 @@ impl Join {
         is_turned: bool,
     ) -> Result<View> {
         let misfit = || -> Error {
-            mismatch(format!("shape {shape:?} does not fit the keys of a file of the architecture `{}`", layout.architecture())).in_tensor(name)
+            mismatch(format!(
+                "shape {shape:?} does not fit the keys of a file of the architecture `{}`",
+                layout.architecture()
+            ))
+            .in_tensor(name)
         };
         let counts = Counts { metadata, architecture: layout.architecture() };
         let rows = match (self.dims, shape) {
@@ -137,9 +167,8 @@ impl Join {
             _ => return Err(misfit()),
         };
         let split = (self.split)(&counts, rows).ok_or_else(misfit)?;
-        let names = |matrix: usize| {
-            self.tensors.iter().map(|(name, turned)| (named(layer, name, matrix), *turned)).collect()
-        };
+        let names =
+            |matrix: usize| self.tensors.iter().map(|(name, turned)| (named(layer, name, matrix), *turned)).collect();
         let turned = is_turned && self.dims == Dims::Stack;
         let weave = Weave::new(shape, names, (self.dims, turned), split, self.change).ok_or_else(misfit)?;
         let stored = weave.pieces().first().map(|piece| piece.stored.clone()).unwrap_or_default();

@@ -2,7 +2,11 @@
 
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
-use super::{Heads, Names, deepseek, gemma, glm4_moe, gpt_oss, llama, phi3, qwen, qwen_delta};
+use super::{
+    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+};
+use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
+use super::{mistral3, nemotron, olmo2, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -20,6 +24,27 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA2,
     gemma::GEMMA3,
     phi3::PHI3,
+    mistral3::MINISTRAL3,
+    smollm3::SMOLLM3,
+    glm4::GLM4,
+    granite::GRANITE,
+    olmo2::OLMO2,
+    olmo2::OLMO3,
+    cohere::COHERE,
+    cohere::COHERE2,
+    exaone4::EXAONE4,
+    seed_oss::SEED_OSS,
+    starcoder2::STARCODER2,
+    stablelm::STABLELM,
+    phi2::PHI2,
+    gpt_neox::GPT_NEOX,
+    falcon::FALCON_NORMS,
+    falcon::FALCON,
+    gpt2::GPT2,
+    ernie4_5::ERNIE4_5,
+    hunyuan::HUNYUAN,
+    nemotron::NEMOTRON,
+    lfm2::LFM2,
     gpt_oss::GPT_OSS,
     deepseek::DEEPSEEK2,
     deepseek::DEEPSEEK3,
@@ -40,6 +65,8 @@ pub(crate) struct Layout {
     pub(super) class: &'static str,
     /// Names outside the layers.
     pub(super) outside: Names,
+    /// What all paths but the head's begin with, and may begin without.
+    pub(super) wrapper: Option<&'static str>,
     /// What the path of a layer begins with, in front of its number.
     pub(super) layers: &'static str,
     /// Names in a layer that most architectures have.
@@ -58,8 +85,14 @@ pub(crate) struct Layout {
     pub(super) adds_one_to_norms: bool,
     /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
     pub(super) has_head: bool,
-    /// True if attention has biases in every model, so that `config.json` has no field for them.
-    pub(super) has_biases: bool,
+    /// The field of `config.json` that says that attention has biases; `None` where it has in every model.
+    pub(super) bias_field: Option<&'static str>,
+    /// Tensors that may have a bias: llama.cpp does not load a file with another.
+    pub(super) biased: &'static [&'static str],
+    /// True of the family's models that are stored so, where they are not all alike.
+    pub(super) fits: fn(&Fields<'_>) -> bool,
+    /// A tensor of the first layer that others of the architecture have not.
+    pub(super) only_with: Option<&'static str>,
     /// True if `config.json` says outside of the rope as well how many positions the model had before it was stretched, without which a loader takes a default.
     pub(super) repeats_positions: bool,
     /// How a file of it has its tokenizer.
@@ -87,8 +120,12 @@ pub(super) struct Defaults {
     pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.
     pub(super) theta: f64,
-    /// `rope_local_base_freq`, of families whose layers with a window have a rope of their own.
-    pub(super) local_theta: Option<f64>,
+    /// Of layers with a window.
+    pub(super) local: Local,
+    /// The share of a head's features that the rope turns.
+    pub(super) share: f64,
+    /// An `alpha` beside `dynamic` is a factor on the base of the rope (HunYuan).
+    pub(super) has_alpha: bool,
 }
 
 /// The width of a head that no `head_dim` says.
@@ -96,17 +133,32 @@ pub(super) struct Defaults {
 pub(super) enum Head {
     /// A share of the residual stream, which goes without saying.
     Unsaid,
+    /// The same, whatever is given.
+    Never,
     /// The same, which a file says.
     Share,
     /// So many features.
     Of(usize),
 }
 
+/// The base of the frequencies in layers with a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Local {
+    /// That of all layers, which goes without saying.
+    Unsaid,
+    /// The same, which a file says.
+    Same,
+    /// `rope_local_base_freq`, or this.
+    Own(f64),
+}
+
 impl Layout {
     /// The layout of a family; errors if no file is made of it, and names those of which one is.
     pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
         let model_type = config.model_type();
-        Self::find(model_type).ok_or_else(|| {
+        let fields = Fields::new(config);
+        let own = |layout: &&Self| layout.model_types.contains(&model_type) && (layout.fits)(&fields);
+        LAYOUTS.iter().find(own).ok_or_else(|| {
             unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
                 .in_file(&config.path)
                 .with_hint(format!(
@@ -141,9 +193,15 @@ impl Layout {
         self.class
     }
 
-    /// True if attention has biases without a field for them.
-    pub(crate) fn has_biases(&self) -> bool {
-        self.has_biases
+    /// The field that says that attention has biases.
+    pub(crate) fn bias_field(&self) -> Option<&'static str> {
+        self.bias_field
+    }
+
+    /// True if llama.cpp has no place for the tensor of that name: a bias that its graph of the architecture lacks.
+    pub(crate) fn lacks(&self, stored: &str) -> bool {
+        let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
+        part.is_some_and(|(_, part)| !part.ends_with("_norm") && !self.biased.contains(&part))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.
@@ -186,9 +244,11 @@ mod tests {
     fn every_layout_is_of_a_family_and_the_other_way_round() {
         let families: Vec<_> = crate::open::gguf::families().collect();
         for (architecture, model_type, has_experts) in &families {
-            let layout = Layout::find(model_type).unwrap();
-            assert_eq!((layout.architecture, layout.has_experts()), (*architecture, *has_experts), "{model_type}");
+            let own = |layout: &&Layout| layout.architecture == *architecture && layout.has_experts() == *has_experts;
+            assert!(LAYOUTS.iter().any(|layout| own(&layout)) && Layout::find(model_type).is_some(), "{model_type}");
         }
-        assert_eq!(families.len(), LAYOUTS.len());
+        for layout in LAYOUTS {
+            assert!(families.iter().any(|(architecture, ..)| *architecture == layout.architecture), "{layout:?}");
+        }
     }
 }

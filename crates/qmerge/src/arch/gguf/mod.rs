@@ -5,21 +5,39 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod cohere;
 mod deepseek;
+mod ernie4_5;
+mod exaone4;
+mod falcon;
 mod file;
 mod gemma;
+mod glm4;
 mod glm4_moe;
+mod gpt2;
+mod gpt_neox;
 mod gpt_oss;
+mod granite;
+mod hunyuan;
 mod hyperparameters;
 pub(crate) mod importance;
 mod join;
 mod layout;
+mod lfm2;
 mod llama;
+mod mistral3;
 pub(crate) mod mixture;
+mod nemotron;
+mod olmo2;
+mod phi2;
 mod phi3;
 mod qwen;
 mod qwen_delta;
 mod rows;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 mod view;
 mod weave;
 
@@ -61,7 +79,8 @@ const ROUTER: &str = "ffn_gate_inp";
 const STACKS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
 
 /// Ends of names of tensors that a model's code makes anew.
-const MADE: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+const MADE: &[&str] =
+    &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"];
 
 /// True of a tensor of a GGUF file that is a part of the rope, of which `config.json` has lists.
 pub(crate) fn is_rope(name: &str) -> bool {

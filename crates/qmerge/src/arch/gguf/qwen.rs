@@ -10,7 +10,7 @@ pub(super) const QWEN2: Layout = Layout {
     architecture: "qwen2",
     model_types: &["qwen2"],
     class: "Qwen2ForCausalLM",
-    has_biases: true,
+    bias_field: None,
     is_large: |_, _| true,
     ..PLAIN
 };

@@ -45,7 +45,12 @@ pub(super) const QWEN3_NEXT: Layout = Layout {
         Join::renamed("linear_attn.norm.weight", &[("ssm_norm.weight", false)]),
         Join::renamed("linear_attn.dt_bias", &[("ssm_dt.bias", false)]),
         Join::renamed("linear_attn.A_log", &[("ssm_a", false)]).changed(Change::Decay),
-        Join::split("linear_attn.conv1d.weight", &[("ssm_conv1d.weight", false)], Dims::Convolution, super::join::whole),
+        Join::split(
+            "linear_attn.conv1d.weight",
+            &[("ssm_conv1d.weight", false)],
+            Dims::Convolution,
+            super::join::whole,
+        ),
         STACKED[0],
         STACKED[1],
     ],
@@ -108,7 +113,8 @@ impl Heads {
     fn of(counts: &Counts<'_>) -> Option<Self> {
         let (keys, values) = (counts.get("ssm.group_count")?, counts.get("ssm.time_step_rank")?);
         let (key, inner) = (counts.get("ssm.state_size")?, counts.get("ssm.inner_size")?);
-        let fits = values.is_multiple_of(keys) && inner.is_multiple_of(values) && inner.max(key) < 1 << 24 && keys < 1 << 16;
+        let fits =
+            values.is_multiple_of(keys) && inner.is_multiple_of(values) && inner.max(key) < 1 << 24 && keys < 1 << 16;
         fits.then(|| Self { keys, shared: values / keys, key, value: inner / values })
     }
 
@@ -140,7 +146,9 @@ fn by_key(counts: &Counts<'_>, rows: usize) -> Option<Split> {
         return None;
     }
     let parts = [(0, heads.key), (heads.key, heads.key), (2 * heads.key, values), (2 * heads.key + values, values)];
-    let of_key = |(first, len): (usize, usize)| (0..heads.keys).flat_map(move |key| key * each + first..key * each + first + len);
+    let of_key = |(first, len): (usize, usize)| {
+        (0..heads.keys).flat_map(move |key| key * each + first..key * each + first + len)
+    };
     let order: Vec<usize> = parts.into_iter().flat_map(of_key).collect();
     let gates = heads.keys * values;
     Some(Split { rows: vec![rows - gates, gates], order: Order { rows: Some(order.into()), columns: None } })

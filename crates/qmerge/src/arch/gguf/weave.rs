@@ -252,13 +252,23 @@ impl Weave {
         let count = |row: usize| {
             let row = row.saturating_sub(first).min(self.rows);
             let (groups, rest) = (row / self.group.max(1), row % self.group.max(1));
-            if piece.turned { groups * self.width } else { groups * piece.rows + rest.saturating_sub(piece.before).min(piece.rows) }
+            if piece.turned {
+                groups * self.width
+            } else {
+                groups * piece.rows + rest.saturating_sub(piece.before).min(piece.rows)
+            }
         };
         count(own.start)..count(own.end)
     }
 
     /// Calls `f` for each value of some rows of a tensor: where it lies among them, and where among `own`.
-    pub(crate) fn each_value(&self, number: usize, rows: &Range<usize>, own: &Range<usize>, mut f: impl FnMut(usize, usize)) {
+    pub(crate) fn each_value(
+        &self,
+        number: usize,
+        rows: &Range<usize>,
+        own: &Range<usize>,
+        mut f: impl FnMut(usize, usize),
+    ) {
         let Some(piece) = self.pieces.get(number).filter(|piece| piece.rows > 0 && self.width > 0) else { return };
         let first = number / self.each.max(1) * self.rows;
         let row_of = |group: usize, row: usize| {
@@ -266,7 +276,8 @@ impl Weave {
             let row = self.order.rows.as_ref().map_or(row, |order| order.get(row).copied().unwrap_or(row));
             (first + group * self.group + row).wrapping_sub(own.start)
         };
-        let column = |col: usize| self.order.columns.as_ref().map_or(col, |order| order.get(col).copied().unwrap_or(col));
+        let column =
+            |col: usize| self.order.columns.as_ref().map_or(col, |order| order.get(col).copied().unwrap_or(col));
         let mut at = 0;
         for row in rows.clone() {
             if piece.turned {
@@ -337,7 +348,9 @@ mod tests {
     #[test]
     fn biases_are_dealt_out_within_a_row() {
         let split = Split { rows: vec![1, 1], order: Order::default() };
-        let weave = Weave::new(&[2, 4], |_| names(&[("g", false), ("u", false)]), (Dims::Lists, false), split, Change::None).unwrap();
+        let weave =
+            Weave::new(&[2, 4], |_| names(&[("g", false), ("u", false)]), (Dims::Lists, false), split, Change::None)
+                .unwrap();
         assert_eq!((weave.geometry(), weave.pieces[0].shape.as_slice()), ((2, 4, 1), &[2, 2][..]));
         assert_eq!(deal(&weave), [[0, 2, 4, 6], [1, 3, 5, 7]]);
         assert_eq!(weave.own(&(1..2)), 4..8);

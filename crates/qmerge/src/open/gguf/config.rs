@@ -48,9 +48,18 @@ const ALSO_READ: &[&str] = &[
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "vocab_size",
+];
+
+/// Fields of a rope that is stretched by a rule, and keys behind `rope.scaling.`.
+const OF_YARN: &[(&str, &str)] = &[
+    ("factor", "factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
 ];
 
 /// The table of embeddings.
@@ -73,7 +82,7 @@ pub(crate) fn config(
     read: &dyn Fn(&Entry) -> Result<Vec<u8>>,
 ) -> Result<ModelConfig> {
     let architecture = metadata.architecture();
-    let keys = Keys { metadata, architecture };
+    let keys = Keys { metadata, architecture, entries };
     let family = families::of(&keys);
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
@@ -127,6 +136,7 @@ fn factors(entry: Option<&Entry>, read: &dyn Fn(&Entry) -> Result<Vec<u8>>) -> R
 pub(super) struct Keys<'m> {
     metadata: &'m Metadata,
     pub(super) architecture: &'m str,
+    entries: &'m [Entry],
 }
 
 impl Keys<'_> {
@@ -174,6 +184,11 @@ impl Keys<'_> {
         self.number(key)?.as_u64()
     }
 
+    /// True of a file with a tensor of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.name == name)
+    }
+
     /// True of a model with experts.
     pub(super) fn has_experts(&self) -> bool {
         self.count("expert_count").is_some_and(|experts| experts > 0)
@@ -198,7 +213,8 @@ impl Keys<'_> {
             self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
         unread.sort_unstable();
         let is_told = family.reads.contains(&"attention.value_length");
-        let widths = (values.is_some() && values != self.head() && !is_told).then(|| format!("{prefix}attention.value_length"));
+        let widths =
+            (values.is_some() && values != self.head() && !is_told).then(|| format!("{prefix}attention.value_length"));
         let scaled = !family.scales_attention && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
         let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
         unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled)
@@ -234,9 +250,9 @@ fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option
         (None, None, None) => return None,
         (None, None, Some(kind)) => {
             scaling.insert("rope_type".into(), json!(kind));
-            for (field, key) in [("factor", "factor"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+            for (field, key) in OF_YARN {
                 if let Some(number) = keys.number(&format!("rope.scaling.{key}")) {
-                    scaling.insert(field.into(), number);
+                    scaling.insert((*field).into(), number);
                 }
             }
         }

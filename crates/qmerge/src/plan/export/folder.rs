@@ -60,7 +60,12 @@ impl Export for Folder {
                     let takes =
                         !format.quantizes() || claim.is_some_and(|claim| model.quantized.takes(claim.weight.as_ref()));
                     let format = if takes { format } else { plain };
-                    Destination::Tensor { view: claim.and_then(|claim| as_family(model, claim)), format, importance: None, others: Vec::new() }
+                    Destination::Tensor {
+                        view: claim.and_then(|claim| as_family(model, claim)),
+                        format,
+                        importance: None,
+                        others: Vec::new(),
+                    }
                 }
             };
             places.insert(name.clone(), place);
@@ -111,8 +116,8 @@ fn config(model: &Model<'_, '_>) -> Result<ModelConfig> {
     json.extend(std::mem::take(&mut config.json).into_iter().filter(|(key, _)| key != "_name_or_path"));
     json.insert("dtype".into(), json!(Dtype::BF16.torch_name()));
     let has = |end: &str| model.weights.iter().any(|(name, _)| name.ends_with(end));
-    for (field, end) in [("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.up_proj.bias")] {
-        if has(end) && !layout.has_biases() {
+    for (field, end) in [(layout.bias_field(), "self_attn.q_proj.bias"), (Some("mlp_bias"), "mlp.up_proj.bias")] {
+        if let Some(field) = field.filter(|_| has(end)) {
             json.insert(field.into(), json!(true));
         }
     }

@@ -10,9 +10,10 @@ use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats::{self, GPT_OSS};
-use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer, expert, vocabulary};
+use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Metadata, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
+use crate::plan::quantized::is_reversed;
 
 /// Name of the file in a folder.
 pub(super) const FILE: &str = "model.gguf";
@@ -89,8 +90,16 @@ impl Export for FileType {
         }
         let metadata = keys.finish();
         let file = File::made(layout, &metadata);
+        // As the file has them: a Conv1D's dimensions change places.
+        let shape = |(name, shape): &(String, Vec<usize>)| match model.names.exact(name) {
+            Some(claim) if is_reversed(model.names, claim.weight.as_ref(), false) => {
+                shape.iter().rev().copied().collect()
+            }
+            _ => shape.clone(),
+        };
+        let shapes: Vec<Vec<usize>> = model.weights.iter().map(shape).collect();
         let mut views: Vec<(&str, &[usize], Option<View>)> = Vec::new();
-        for (name, shape) in model.weights {
+        for ((name, _), shape) in model.weights.iter().zip(&shapes) {
             let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
                 && model.names.arch.experts.is_some_and(|experts| experts.in_out);
             let view = if model.predicts_further(name) { None } else { file.place(name, shape, is_turned)? };
@@ -103,10 +112,12 @@ impl Export for FileType {
         let tensors = |(_, shape, view): &(&str, &[usize], Option<View>)| view.as_ref().map(|view| view.tensors(shape));
         let named: Vec<(String, Vec<usize>)> = views.iter().filter_map(tensors).flatten().collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
+        let missing = lost::missing(layout, named.iter().map(|(name, _)| name.as_str()));
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, views, constants, writer)?;
-        let warnings = warning.into_iter().chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
+        let warnings =
+            missing.into_iter().chain(warning).chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
         Ok(Exported { warnings, ..exported })
     }
 }
@@ -146,7 +157,7 @@ impl FileType {
         let matrices: Vec<(&str, usize)> =
             tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
         let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
-        let types = self.types(&matrices, model.about(has_head));
+        let types = self.types(&matrices, model.about(has_head, writer.metadata()));
         let warning = self.said_of_narrow(&matrices, &types);
         let mut types = types.into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
@@ -227,7 +238,9 @@ impl Model<'_, '_> {
     /// That it does not come along, where there is something of it.
     pub(super) fn says_what_is_left_out(&self) -> Option<String> {
         let (first, _) = self.weights.iter().find(|(name, _)| self.predicts_further(name))?;
-        Some(format!("the layers that predict further tokens are left out, as transformers leaves them; first `{first}`"))
+        Some(format!(
+            "the layers that predict further tokens are left out, as transformers leaves them; first `{first}`"
+        ))
     }
 
     /// Experts of a layer, of which some act on a token; 0 for none.
@@ -238,15 +251,14 @@ impl Model<'_, '_> {
         keys.iter().find_map(|key| count(key)).unwrap_or(0) as usize
     }
 
-    /// What types depend on, for a file that has a head of its own or not.
-    pub(super) fn about(&self, has_head: bool) -> mixture::Model {
+    /// What types depend on, for a file with those keys that has a head of its own or not.
+    pub(super) fn about(&self, has_head: bool, metadata: &Metadata) -> mixture::Model {
         let config = self.inputs.base.config.as_ref();
-        let count = |key: &str| config.and_then(|config| config.find(key)?.as_u64()).unwrap_or(0) as usize;
-        let (layers, heads) = (count("num_hidden_layers"), count("num_attention_heads"));
-        let kv_heads = match count("num_key_value_heads") {
-            0 => heads,
-            given => given,
-        };
+        let architecture = metadata.architecture();
+        // llama-quantize looks at the first layer.
+        let count = |key: &str| metadata.first_integer(&format!("{architecture}.{key}")).map(|count| count as usize);
+        let (layers, heads) = (count("block_count").unwrap_or(0), count("attention.head_count").unwrap_or(0));
+        let kv_heads = count("attention.head_count_kv").unwrap_or(heads);
         let layout = config.and_then(|config| Layout::find(config.model_type()));
         mixture::Model {
             layers,
@@ -255,6 +267,7 @@ impl Model<'_, '_> {
             has_head,
             experts: self.experts(),
             has_importance: self.options.importance.is_some(),
+            is_falcon: architecture == "falcon",
         }
     }
 }

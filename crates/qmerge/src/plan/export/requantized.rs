@@ -56,7 +56,7 @@ impl FileType {
         let matrices: Vec<(&str, usize)> =
             tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
         let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
-        let types = self.types(&matrices, model.about(has_head));
+        let types = self.types(&matrices, model.about(has_head, own));
         let warning = self.said_of_narrow(&matrices, &types);
         let mut types = types.into_iter();
         let mut kinds: HashMap<&str, Vec<(usize, export::Kind)>> = HashMap::new();

@@ -47,7 +47,8 @@ fn latent(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     for field in ["head_dim", "partial_rotary_factor"] {
         config.shift_remove(field);
     }
-    let either = |key: &str| keys.count(&format!("attention.{key}_mla")).or_else(|| keys.count(&format!("attention.{key}")));
+    let either =
+        |key: &str| keys.count(&format!("attention.{key}_mla")).or_else(|| keys.count(&format!("attention.{key}")));
     let turned = keys.count("rope.dimension_count");
     let widths = [
         ("kv_lora_rank", keys.count("attention.kv_lora_rank")),
@@ -61,7 +62,9 @@ fn latent(keys: &Keys<'_>, config: &mut Map<String, Json>) {
         config.insert(field.into(), json!(width));
     }
     // The file's is a tenth, and one for both of the model's.
-    if let (Some(Json::Object(scaling)), Some(by)) = (config.get_mut("rope_scaling"), keys.float("rope.scaling.yarn_log_multiplier")) {
+    if let (Some(Json::Object(scaling)), Some(by)) =
+        (config.get_mut("rope_scaling"), keys.float("rope.scaling.yarn_log_multiplier"))
+    {
         let scale = (by * 10.0 * 1e6).round() / 1e6;
         scaling.insert("mscale".into(), json!(scale));
         scaling.insert("mscale_all_dim".into(), json!(scale));

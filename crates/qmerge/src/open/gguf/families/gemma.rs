@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::window::ropes_apart;
 use super::{Family, Keys, PLAIN};
 
 pub(super) const GEMMA: Family = Family { architecture: "gemma", model_type: "gemma", ..PLAIN };
@@ -40,17 +41,6 @@ fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     if let Some(scale) = query_scale(keys, 62) {
         config.insert("query_pre_attn_scalar".into(), whole(scale));
     }
-    // Layers with a window have a rope of their own, which is not stretched.
-    let theta = config.shift_remove("rope_theta").unwrap_or(json!(1_000_000.0));
-    let mut full = match config.shift_remove("rope_scaling") {
-        Some(Json::Object(scaling)) => scaling,
-        _ => Map::from_iter([("rope_type".to_owned(), json!("default"))]),
-    };
-    full.insert("rope_theta".into(), theta);
-    let local = keys.float("rope.freq_base_swa").unwrap_or(10_000.0);
-    config.insert(
-        "rope_parameters".into(),
-        json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": local } }),
-    );
+    ropes_apart(keys, config, json!(1_000_000.0), 10_000.0);
     config.insert("sliding_window_pattern".into(), json!(6));
 }

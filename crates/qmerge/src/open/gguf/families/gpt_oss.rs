@@ -5,8 +5,7 @@ use serde_json::{Map, Value as Json, json};
 use super::experts::MIXTURE;
 use super::{Family, Keys};
 
-pub(super) const GPT_OSS: Family =
-    Family { architecture: "gpt-oss", model_type: "gpt_oss", more, ..MIXTURE };
+pub(super) const GPT_OSS: Family = Family { architecture: "gpt-oss", model_type: "gpt_oss", more, ..MIXTURE };
 
 fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     config.insert("num_local_experts".into(), json!(keys.count("expert_count")));

@@ -4,12 +4,17 @@
 
 mod deepseek;
 mod experts;
+mod factors;
 mod gemma;
 mod glm4_moe;
 mod gpt_oss;
+mod layer_norms;
+mod lfm2;
+mod mistral3;
 mod qwen_delta;
+mod window;
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::config::Keys;
 
@@ -55,6 +60,28 @@ const FAMILIES: &[Family] = &[
     experts::QWEN2_MOE,
     experts::QWEN3_MOE,
     Family { architecture: "phi3", model_type: "phi3", scales_attention: true, ..PLAIN },
+    mistral3::MINISTRAL3,
+    // Mistral models that are stored as Ministral 3 are Llama otherwise.
+    Family { architecture: "mistral3", ..PLAIN },
+    Family { architecture: "smollm3", model_type: "smollm3", ..PLAIN },
+    Family { architecture: "glm4", model_type: "glm4", more: all_turn, ..PLAIN },
+    factors::GRANITE,
+    window::OLMO3,
+    Family { architecture: "olmo2", model_type: "olmo2", ..PLAIN },
+    factors::COHERE,
+    factors::COHERE2,
+    window::EXAONE4,
+    Family { architecture: "seed_oss", model_type: "seed_oss", more: seed_oss, ..PLAIN },
+    layer_norms::STARCODER2,
+    layer_norms::STABLELM,
+    layer_norms::PHI2,
+    layer_norms::GPT_NEOX,
+    layer_norms::FALCON,
+    layer_norms::GPT2,
+    Family { architecture: "ernie4_5", model_type: "ernie4_5", ..PLAIN },
+    Family { architecture: "hunyuan-dense", model_type: "hunyuan_v1_dense", ..PLAIN },
+    layer_norms::NEMOTRON,
+    lfm2::LFM2,
     gpt_oss::GPT_OSS,
     deepseek::DEEPSEEK3,
     deepseek::DEEPSEEK2,
@@ -63,6 +90,23 @@ const FAMILIES: &[Family] = &[
     qwen_delta::QWEN35,
     qwen_delta::QWEN35_MOE,
 ];
+
+/// Says what families take a part of for granted: all features of a head turn.
+fn all_turn(_: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.entry("partial_rotary_factor").or_insert(json!(1.0));
+}
+
+/// Biases of queries, keys and values are the default.
+fn seed_oss(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.insert("attention_bias".into(), json!(keys.has("blk.0.attn_q.bias")));
+}
+
+/// Gives a field the family's own name.
+fn renamed(config: &mut Map<String, Json>, from: &str, to: &str) {
+    if let Some(value) = config.shift_remove(from) {
+        config.insert(to.to_owned(), value);
+    }
+}
 
 /// That of a file; `None` for one that is not known.
 pub(super) fn of(keys: &Keys<'_>) -> Option<&'static Family> {

@@ -50,7 +50,10 @@ fn delta(keys: &Keys<'_>, config: &mut Map<String, Json>) {
         ("linear_key_head_dim", keys.count("ssm.state_size")),
         ("linear_num_key_heads", keys.count("ssm.group_count")),
         ("linear_num_value_heads", values),
-        ("linear_value_head_dim", keys.count("ssm.inner_size").zip(values).and_then(|(all, heads)| all.checked_div(heads))),
+        (
+            "linear_value_head_dim",
+            keys.count("ssm.inner_size").zip(values).and_then(|(all, heads)| all.checked_div(heads)),
+        ),
     ];
     for (field, count) in counts {
         config.insert(field.into(), json!(count));

@@ -38,11 +38,11 @@ mod woven;
 use std::sync::Arc;
 
 pub(crate) use gguf::OTHER_TYPES;
-pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use gguf::encode_weighted;
 #[cfg(feature = "internals")]
 pub(crate) use gguf::row_of as gguf_row;
+pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels, Rounds};
 pub(crate) use inventory::survey;

@@ -179,7 +179,7 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
             let problem =
                 if shape.len() == 1 { "a change of a bias or a norm" } else { "a change of a stack of matrices" };
             return Err(refuse(recode, problem));
-        };
+        }
         let view = file
             .place(name, shape, false)?
             .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;

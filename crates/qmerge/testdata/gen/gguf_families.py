@@ -62,6 +62,8 @@ def weights(to, architecture, config, seed):
             continue
         near = 0.9 if "norm" in name.split(".")[-2] or name.split(".")[-2].startswith("ln_") else 0.0
         near = 0.0 if name.endswith("bias") else near
+        if config["model_type"] == "gpt_neox":
+            name = name.replace("lm_head", "embed_out")  # as files have it
         tensors[name] = (near + 0.05 * torch.randn(*tensor.shape, generator=random)).to(torch.bfloat16)
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     (to / "config.json").write_text(json.dumps(config, indent=1))

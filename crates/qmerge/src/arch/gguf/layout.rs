@@ -201,7 +201,7 @@ impl Layout {
     /// True if llama.cpp has no place for the tensor of that name: a bias that its graph of the architecture lacks.
     pub(crate) fn lacks(&self, stored: &str) -> bool {
         let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
-        part.is_some_and(|(_, part)| !part.ends_with("_norm") && !self.biased.contains(&part))
+        part.is_some_and(|(_, part)| !part.contains("norm") && !self.biased.contains(&part))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.

@@ -175,13 +175,20 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
             continue;
         }
         let shape = recode.from.weight.shape();
-        let &[rows, _] = shape else {
+        if shape.len() != 2 {
             let problem =
                 if shape.len() == 1 { "a change of a bias or a norm" } else { "a change of a stack of matrices" };
             return Err(refuse(recode, problem));
-        };
-        let view =
-            file.stored(name, rows)?.ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
+        }
+        let view = file
+            .place(name, shape, false)?
+            .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
+        if view.weave.is_some() {
+            return Err(refuse(
+                recode,
+                "a change of a weight that lies in several tensors, or in another order of columns",
+            ));
+        }
         jobs.push(Job { recode, view });
     }
     if let Some(recode) = parted {

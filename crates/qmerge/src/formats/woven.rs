@@ -84,7 +84,7 @@ impl Woven {
         let count = own.len() * self.weave.width();
         let mut woven: Option<Grid> = None;
         for (number, piece, rows, at) in self.each(own).filter(|(_, _, rows, _)| !rows.is_empty()) {
-            let grid = piece.on_grid()?.grid(parts.get(at).unwrap_or_default(), rows.clone());
+            let grid = piece.on_grid()?.grid(parts.get(at).unwrap_or_default(), self.weave.stored_rows(number, &rows));
             let all = woven.get_or_insert_with(|| Grid {
                 run: 1,
                 line: 0,
@@ -159,8 +159,9 @@ impl Weight for Woven {
         let mut piece_values = Vec::new();
         for (number, piece, rows, at) in self.each(&own).filter(|(_, _, rows, _)| !rows.is_empty()) {
             piece_values.clear();
-            piece_values.resize(rows.len() * piece.geometry().cols, f32::NAN);
-            piece.decode(parts.get(at).unwrap_or_default(), rows.clone(), &mut piece_values);
+            let stored = self.weave.stored_rows(number, &rows);
+            piece_values.resize(stored.len() * piece.geometry().cols, f32::NAN);
+            piece.decode(parts.get(at).unwrap_or_default(), stored, &mut piece_values);
             self.weave.each_value(number, &rows, &own, |at, place| {
                 if let (Some(to), Some(x)) = (values.get_mut(place), piece_values.get(at)) {
                     *to = *x;
@@ -211,7 +212,8 @@ impl OnGrid for Woven {
         for (number, piece, rows, at) in self.each(&own).filter(|(_, _, rows, _)| !rows.is_empty()) {
             let taken = self.taken(number, &rows, &own, &values);
             if let (Some(on_grid), Some(out)) = (piece.on_grid(), out.get_mut(at.clone())) {
-                on_grid.store(parts.get(at).unwrap_or_default(), rows, &taken, None, out);
+                let stored = self.weave.stored_rows(number, &rows);
+                on_grid.store(parts.get(at).unwrap_or_default(), stored, &taken, None, out);
             }
         }
     }
@@ -249,7 +251,8 @@ impl Writer for Woven {
         for (number, piece, rows, at) in self.each(&own).filter(|(_, _, rows, _)| !rows.is_empty()) {
             let taken = self.taken(number, &rows, &own, &values);
             if let (Some(writer), Some(out)) = (piece.writer(), out.get_mut(at.clone())) {
-                writer.encode(decided.get(at).unwrap_or_default(), rows, &taken, out);
+                let stored = self.weave.stored_rows(number, &rows);
+                writer.encode(decided.get(at).unwrap_or_default(), stored, &taken, out);
             }
         }
     }

@@ -13,7 +13,7 @@ use super::steps::Wanted;
 use super::{Inputs, Options};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement, TaskVector};
 use crate::arch;
-use crate::arch::gguf::{View, Weave};
+use crate::arch::gguf::{Piece, View, Weave};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
@@ -222,6 +222,10 @@ impl Builder<'_, '_> {
             (Some(target), _, Some(woven)) => {
                 let dtype = if additive && claim.weight.is_plain() { base_dtype } else { values_dtype };
                 target.woven(woven, dtype, &options.settings)?
+            }
+            (None, Some(dtype), Some((weave, view))) => {
+                let piece = |piece: &Piece| Arc::new(PlainWeight::new(&piece.stored, &piece.shape, dtype)) as _;
+                Arc::new(Woven::new(weave.pieces().iter().map(piece).collect(), view, weave))
             }
             (None, None, Some(_)) if !keeps_scales && name == claim.weight.name() => claim
                 .weight

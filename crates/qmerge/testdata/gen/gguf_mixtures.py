@@ -30,6 +30,9 @@ MIXTURES = {
     "qwen35moe": ("Qwen3_5MoeForCausalLM", {key: value for key, value in dict(DELTA, **MIXED, model_type="qwen3_5_moe_text", rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0], "mrope_interleaved": True}).items() if key != "intermediate_size"}, "qwen35", OF_QWEN35),
 }
 
+# Of these the converter expects layers that predict further tokens, which transformers leaves out.
+PREDICTS_FURTHER = ("glm4moe", "qwen3next", "qwen35", "qwen35moe")
+
 
 def weights(to, architecture, config, seed):
     own = transformers.AutoConfig.for_model(**{key: value for key, value in config.items() if key != "architectures"})
@@ -43,7 +46,11 @@ def weights(to, architecture, config, seed):
     tensors = {}
     for name, tensor in names.items():
         near = 0.9 if "norm" in name.split(".")[-2] and not name.endswith("bias") else 0.0
-        tensors[name] = (near + 0.05 * torch.randn(*tensor.shape, generator=random)).to(torch.bfloat16)
+        values = near + 0.05 * torch.randn(*tensor.shape, generator=random)
+        if name.endswith("A_log"):
+            # Of these torch's exp is rounded correctly.
+            values = torch.log(torch.arange(1, tensor.shape[0] + 1))
+        tensors[name] = values.to(torch.bfloat16)
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     (to / "config.json").write_text(json.dumps(config, indent=1))
 
@@ -53,6 +60,6 @@ def write(folder, byte_pairs):
     for seed, (name, (architecture, config, rule, pattern)) in enumerate(MIXTURES.items(), 200):
         to = folder(name)
         special = ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"] if name == "glm4moe" else SPECIAL
-        tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]})
+        tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "glm4moe")
         weights(to, architecture, dict(architectures=[architecture], **config, vocab_size=tokens, eos_token_id=288, pad_token_id=288), seed)
     return {name: rule for name, (_, _, rule, _) in MIXTURES.items()}

@@ -410,6 +410,13 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
         ("glm4", &["gate_up_proj", "o_proj"], false),
         ("lfm2", &["in_proj", "out_proj", "w2"], false),
         ("phi", &["dense", "fc1"], false),
+        ("deepseek2", &["kv_b_proj", "kv_a_proj_with_mqa"], false),
+        ("deepseek3", &["kv_b_proj", "q_b_proj", "shared_experts.up_proj"], false),
+        ("glm4moe", &["q_proj", "shared_experts.down_proj"], false),
+        ("gptoss", &["q_proj", "o_proj"], false),
+        ("qwen3next", &["in_proj_qkvz", "in_proj_ba", "linear_attn.out_proj"], false),
+        ("qwen35", &["in_proj_qkv", "in_proj_z", "in_proj_a", "linear_attn.out_proj"], false),
+        ("qwen35moe", &["in_proj_qkv", "in_proj_b", "linear_attn.out_proj"], false),
     ] {
         let [base, file, folder, merged, wanted] =
             ["", ".gguf", "-merged", "-merged.gguf", "-wanted.gguf"].map(|end| place(&format!("into-{model}{end}")));

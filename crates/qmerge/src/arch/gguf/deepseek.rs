@@ -16,6 +16,7 @@ pub(super) const DEEPSEEK2: Layout = Layout {
     inside: INSIDE,
     experts: Some(("mlp.experts", ["gate_proj", "up_proj", "down_proj"])),
     joins: &[KEYS_AND_VALUES, CORRECTION],
+    biased: &["exp_probs_b"],
     say: second,
     // The width is told from others.
     defaults: Defaults { head: Head::Of(1), ..PLAIN.defaults },

@@ -6,6 +6,7 @@ use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
 use crate::error::Result;
+use crate::open::gguf::Ways;
 
 pub(super) const GLM4_MOE: Layout = Layout {
     architecture: "glm4moe",
@@ -21,6 +22,12 @@ pub(super) const GLM4_MOE: Layout = Layout {
     without: &["ffn_norm"],
     experts: Some(("mlp.experts", ["gate_proj", "up_proj", "down_proj"])),
     joins: &[CORRECTION],
+    biased: &["attn_q", "attn_k", "attn_v", "exp_probs_b"],
+    ways: Ways {
+        pre: Some("glm4"),
+        named: &[("bos", "[gMASK]"), ("eot", "<|user|>"), ("unknown", "<|endoftext|>"), ("eom", "<|observation|>")],
+        ..PLAIN.ways
+    },
     say,
     defaults: Defaults { groups: Some((1, 1)), eps: 1e-5, ..PLAIN.defaults },
     ..PLAIN

@@ -31,6 +31,7 @@ pub(super) const GPT_OSS: Layout = Layout {
         Join::split("mlp.experts.down_proj", &[("ffn_down_exps.{}.weight", false)], Dims::Stack, whole),
         Join::renamed("mlp.experts.down_proj_bias", &[("ffn_down_exps.bias", false)]),
     ],
+    biased: &["attn_q", "attn_k", "attn_v", "attn_output", ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"],
     say,
     defaults: Defaults { head: Head::Of(64), eps: 1e-5, theta: 150_000.0, ..PLAIN.defaults },
     ..PLAIN

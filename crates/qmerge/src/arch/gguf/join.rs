@@ -21,6 +21,9 @@ pub(super) struct Join {
     only_made: bool,
 }
 
+/// No layer has more: their order takes memory.
+const MOST_ROWS: usize = 1 << 22;
+
 /// Numbers that a file's keys say.
 pub(super) struct Counts<'m> {
     metadata: &'m Metadata,
@@ -125,7 +128,6 @@ impl Join {
         let shape = match (self.dims, *first) {
             (Dims::Same, shape) => shape.to_vec(),
             (Dims::Convolution, [channels, kernel]) => vec![*channels, 1, *kernel],
-            (Dims::Row, [width]) => vec![1, *width],
             (Dims::Rows, [_, width]) => vec![sum(|shape, _| shape.first().copied())?, *width],
             (Dims::Groups, [groups, a, b]) => {
                 let rows = sum(|shape, turned| if turned { shape.get(2).copied() } else { shape.get(1).copied() })?;
@@ -166,6 +168,9 @@ impl Join {
             (_, [rows, ..]) => *rows,
             _ => return Err(misfit()),
         };
+        if rows > MOST_ROWS {
+            return Err(misfit());
+        }
         let split = (self.split)(&counts, rows).ok_or_else(misfit)?;
         let names =
             |matrix: usize| self.tensors.iter().map(|(name, turned)| (named(layer, name, matrix), *turned)).collect();

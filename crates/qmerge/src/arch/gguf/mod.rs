@@ -46,7 +46,7 @@ pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
 pub(crate) use rows::{Heads, RowOrder, To};
 pub(crate) use view::{NamedModule, View};
-pub(crate) use weave::Weave;
+pub(crate) use weave::{Piece, Weave};
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 

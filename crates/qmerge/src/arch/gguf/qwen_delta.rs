@@ -15,6 +15,7 @@ use crate::error::Result;
 const DELTA: Layout = Layout {
     architecture: "qwen3next",
     adds_one_to_norms: true,
+    biased: &["ssm_dt"],
     say,
     defaults: Defaults { head: Head::Of(256), ..PLAIN.defaults },
     ..PLAIN
@@ -114,7 +115,7 @@ impl Heads {
         let (keys, values) = (counts.get("ssm.group_count")?, counts.get("ssm.time_step_rank")?);
         let (key, inner) = (counts.get("ssm.state_size")?, counts.get("ssm.inner_size")?);
         let fits =
-            values.is_multiple_of(keys) && inner.is_multiple_of(values) && inner.max(key) < 1 << 24 && keys < 1 << 16;
+            values.is_multiple_of(keys) && inner.is_multiple_of(values) && inner.max(key) <= 1 << 20 && keys <= 1 << 16;
         fits.then(|| Self { keys, shared: values / keys, key, value: inner / values })
     }
 

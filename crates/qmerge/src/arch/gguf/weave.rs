@@ -39,6 +39,8 @@ pub(crate) struct Piece {
     before: usize,
     /// What it has of a group has the model's columns as rows.
     turned: bool,
+    /// How many of its rows are one of the tensor's, as of biases.
+    fold: usize,
 }
 
 /// The order of what a file has in another.
@@ -55,8 +57,6 @@ pub(crate) struct Order {
 pub(crate) enum Change {
     #[default]
     None,
-    /// This was added.
-    Added(f32),
     /// The model has the logarithm of what decays, the file what it is multiplied by: −exp(x).
     Decay,
 }
@@ -65,7 +65,6 @@ impl Change {
     pub(crate) fn to_file(self, values: &mut [f32]) {
         match self {
             Self::None => {}
-            Self::Added(more) => values.iter_mut().for_each(|x| *x += more),
             Self::Decay => values.iter_mut().for_each(|x| *x = -(libm::exp(f64::from(*x)) as f32)),
         }
     }
@@ -73,7 +72,6 @@ impl Change {
     pub(crate) fn to_model(self, values: &mut [f32]) {
         match self {
             Self::None => {}
-            Self::Added(more) => values.iter_mut().for_each(|x| *x -= more),
             Self::Decay => values.iter_mut().for_each(|x| *x = libm::log(f64::from(-*x)) as f32),
         }
     }
@@ -86,8 +84,6 @@ pub(super) enum Dims {
     Same,
     /// One tensor, which lacks the dimension of one in the middle: (channels, 1, width).
     Convolution,
-    /// One tensor, which lacks the first dimension of one.
-    Row,
     /// Rows of a matrix.
     Rows,
     /// Rows of a matrix, by groups: (groups, rows of each, columns).
@@ -122,7 +118,7 @@ impl Weave {
         change: Change,
     ) -> Option<Self> {
         let Split { rows: dealt, order } = split;
-        let elements = shape.iter().try_fold(1_usize, |all, n| all.checked_mul(*n))?;
+        let elements = shape.iter().try_fold(1_usize, |all, n| all.checked_mul(*n)).filter(|elements| *elements > 0)?;
         let (matrices, width) = match (dims, shape) {
             (Dims::Stack, [matrices, inputs, _]) if turned => (*matrices, *inputs),
             (Dims::Stack, [matrices, _, width]) => (*matrices, *width),
@@ -151,14 +147,14 @@ impl Weave {
                 let own = match (dims, shape) {
                     (Dims::Same, _) => shape.to_vec(),
                     (Dims::Convolution, [channels, 1, kernel]) => vec![*channels, *kernel],
-                    (Dims::Row, [1, width]) => vec![*width],
                     (Dims::Rows | Dims::Stack, _) => vec![all, width],
                     (Dims::Groups, _) if piece_turned => vec![groups, width, *rows_of],
                     (Dims::Groups, _) => vec![groups, *rows_of, width],
                     (Dims::Lists, [lists, _]) => vec![*lists, all.checked_div(*lists)?],
                     _ => return None,
                 };
-                pieces.push(Piece { stored, shape: own, rows: *rows_of, before, turned: piece_turned });
+                let fold = if dims == Dims::Lists { own.last().copied()? } else { 1 };
+                pieces.push(Piece { stored, shape: own, rows: *rows_of, before, turned: piece_turned, fold });
                 before += rows_of;
             }
         }
@@ -220,11 +216,6 @@ impl Weave {
         self.turned
     }
 
-    /// True if rows lie in the same order, at full width: then runs of a row stay what they are.
-    pub(crate) fn keeps_rows(&self) -> bool {
-        !self.turned && self.order.columns.is_none() && !self.pieces.iter().any(|piece| piece.turned)
-    }
-
     /// Columns as the tensors see them.
     pub(crate) fn width(&self) -> usize {
         self.width
@@ -259,6 +250,12 @@ impl Weave {
             }
         };
         count(own.start)..count(own.end)
+    }
+
+    /// The same as the tensor's own dimensions count them.
+    pub(crate) fn stored_rows(&self, number: usize, rows: &Range<usize>) -> Range<usize> {
+        let fold = self.pieces.get(number).map_or(1, |piece| piece.fold).max(1);
+        rows.start / fold..rows.end / fold
     }
 
     /// Calls `f` for each value of some rows of a tensor: where it lies among them, and where among `own`.
@@ -369,6 +366,7 @@ mod tests {
             (&[4, 2], vec![2], Some(vec![0, 0])),
             (&[4, 2], vec![2], Some(vec![0, 2])),
             (&[4, 0], vec![2], None),
+            (&[usize::MAX, 0], vec![1], None),
             (&[usize::MAX, 2], vec![1], None),
             (&[], vec![1], None),
         ] {

@@ -13,6 +13,8 @@ pub(super) struct Pre {
     pub(super) names: &'static [&'static str],
     /// Digits are cut one by one first.
     pub(super) digits: bool,
+    /// What is cut off as one piece before the rest is looked at, one expression behind the other.
+    pub(super) first: &'static [&'static str],
     /// What is cut off as one piece; `None` for GPT-2's own.
     pub(super) pattern: Option<&'static str>,
     /// Characters are composed first.
@@ -38,6 +40,7 @@ const GPT2: Pre = Pre {
         "mellum",
     ],
     digits: false,
+    first: &[],
     pattern: None,
     composes: false,
     takes_whole: false,
@@ -86,6 +89,14 @@ pub(super) const PRES: &[Pre] = &[
         ..GPT2
     },
     Pre {
+        names: &["deepseek-v3"],
+        first: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+"],
+        pattern: Some(
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+        ),
+        ..GPT2
+    },
+    Pre {
         names: &["qwen35"],
         pattern: Some(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -120,13 +131,15 @@ pub(super) fn named(name: &str) -> Option<&'static Pre> {
 /// these.
 pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'static str>) -> Option<&'static str> {
     let (mut digits, mut pattern, mut bytes) = (false, None, false);
+    let mut first: Vec<&str> = Vec::new();
     for stage in stages(pre_tokenizer)? {
         let flag = |key: &str, default: bool| stage.get(key).map_or(Some(default), Value::as_bool);
         match stage.get("type")?.as_str()? {
             // What comes behind the bytes would cut them.
             _ if bytes => return None,
             "Digits" if flag("individual_digits", false)? && pattern.is_none() => digits = true,
-            "Split" if pattern.is_none() && is_isolated(stage)? => {
+            "Split" if is_isolated(stage)? => {
+                first.extend(pattern);
                 pattern = Some(stage.get("pattern")?.get("Regex")?.as_str()?);
             }
             "ByteLevel" if !flag("add_prefix_space", true)? => {
@@ -143,7 +156,9 @@ pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'st
     // Some spell the case of English endings out.
     const SPELLED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
     let pattern = pattern.filter(|_| bytes)?.replace(SPELLED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)");
-    let same = |pre: &&Pre| pre.digits == digits && pre.pattern.unwrap_or(OF_GPT2) == pattern;
+    // Others have the ends of lines themselves where most have their names.
+    let pattern = pattern.replace('\r', r"\r").replace('\n', r"\n");
+    let same = |pre: &&Pre| pre.digits == digits && pre.first == first && pre.pattern.unwrap_or(OF_GPT2) == pattern;
     if let Some(known) = known.filter(|known| named(known).as_ref().is_some_and(same)) {
         return Some(known);
     }
@@ -190,7 +205,8 @@ mod tests {
             .replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])");
         assert_eq!(name(&sequence(&[split(&spelled), bytes(false)]), true), Some("llama-bpe"));
         for pre in PRES.iter().filter(|pre| pre.pattern.is_some()) {
-            let own = sequence(&[split(pre.pattern.unwrap()), bytes(false)]);
+            let first = pre.first.iter().map(|first| split(first));
+            let own = sequence(&first.chain([split(pre.pattern.unwrap()), bytes(false)]).collect::<Vec<_>>());
             assert_eq!(of_document(&own, pre.takes_whole, Some(pre.names[0])), Some(pre.names[0]));
             // One of another expression is not its name.
             assert_eq!(of_document(&own, pre.takes_whole, Some("mpt")), name(&own, pre.takes_whole));

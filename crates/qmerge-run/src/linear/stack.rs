@@ -31,7 +31,7 @@ impl<'a> Stack<'a> {
         let weight = tensors.get(name)?;
         let geometry = weight.base().claim().weight.geometry();
         // What is quantized lies as a linear layer does.
-        let in_out = in_out && weight.base().claim().weight.is_plain();
+        let in_out = in_out && weight.base().claim().weight.has_family_order();
         let (rows, cols) = if in_out { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != (matrices * rows, cols) {
             let shape = weight.base().claim().weight.shape();

@@ -8,6 +8,7 @@ use super::dialects::Stated;
 use super::place::shipped_base;
 use super::site::Site;
 use super::{Adapter, ReadOptions, read_floats};
+use crate::arch::gguf::RowOrder;
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats::Claim;
@@ -54,8 +55,8 @@ pub struct Module<'a> {
     pub(super) depth: usize,
     /// Rank and factor that the file states for it, before the configuration.
     pub(super) stated: Option<Stated>,
-    /// Rows of a head, where the adapter's rows of each are paired by neighbours and the model's by halves.
-    pub(super) head: Option<usize>,
+    /// Between the orders of rows of the adapter, which are a GGUF file's, and of the model, where they differ.
+    pub(super) order: Option<RowOrder>,
     pub(super) adapter: &'a Adapter,
     pub(super) tensors: &'a Tensors,
     pub(super) shared: &'a BTreeMap<String, Arc<Shared>>,

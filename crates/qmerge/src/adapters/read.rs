@@ -61,8 +61,8 @@ pub(super) fn read(
         let stated = sorted.stated.get(&((*path).to_owned(), *depth)).copied();
         let heads = stated.and_then(|stated| stated.heads);
         let config = names.checkpoint.config.as_ref();
-        let head = heads.map(|heads| heads.rows_of_one(config, site.shape.0)).transpose();
-        let head = head.map_err(|error| error.in_tensor(tensors.first()))?;
+        let order = heads.map(|heads| heads.order(config, site.shape.0)).transpose();
+        let order = order.map_err(|error| error.in_tensor(tensors.first()))?;
         let rule = options.scales.find(path)?;
         let scale = rule.map_or(1.0, |(_, factor)| factor);
         layers.refuse(options, adapter.weight * scale).map_err(|error| error.in_file(&adapter.config.path))?;
@@ -71,7 +71,7 @@ pub(super) fn read(
             path,
             scale,
             depth: *depth,
-            head,
+            order,
             stated,
             adapter,
             tensors,

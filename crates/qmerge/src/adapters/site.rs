@@ -174,7 +174,7 @@ impl<'a> Site<'a> {
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
         // What is quantized lies as a linear layer does.
-        let turned = claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let turned = claim.weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.in_out);
         let shape = if turned { (cols, rows) } else { (rows, cols) };
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
     }
@@ -249,7 +249,7 @@ impl<'a> Site<'a> {
             return Ok(None);
         };
         let Some(claim) = stacked(names, &family, prefix, usize::from(from_last == 0))? else { return Ok(None) };
-        let family = Experts { in_out: family.in_out && claim.weight.is_plain(), ..family };
+        let family = Experts { in_out: family.in_out && claim.weight.has_family_order(), ..family };
         let &[_, rows, cols] = claim.weight.shape() else { return Ok(None) };
         let (width, inputs) = if family.in_out { (cols, rows) } else { (rows, cols) };
         let half = (from_last > 0 && family.has_gate()).then(|| 2 - from_last);
@@ -294,7 +294,7 @@ pub(super) enum Turned {
 }
 
 pub(super) fn turned(adapter: &Adapter, names: &Names<'_>, module: &str, claim: &Claim) -> Turned {
-    let plain = claim.weight.is_plain();
+    let plain = claim.weight.has_family_order();
     match () {
         () if claim.weight.is_transposed() || plain && arch::leaf_in(module, names.arch.transposed) => Turned::Known,
         () if plain && adapter.config.fan_in_fan_out => Turned::Said,

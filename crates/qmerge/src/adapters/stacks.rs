@@ -74,7 +74,7 @@ impl<'a> Stack<'a> {
         let Some(site) = Site::of_parameter(names, module, parameter)? else { return Ok(None) };
         let experts: Vec<Vec<Piece<'a>>> = match &site.kind {
             Kind::Stack { experts } => {
-                let is_turned = family.in_out && site.claim.weight.is_plain();
+                let is_turned = family.in_out && site.claim.weight.has_family_order();
                 (0..*experts).map(|number| vec![Piece::of_stack(&site, is_turned, number)]).collect()
             }
             Kind::Each { weights, interleaved } => {

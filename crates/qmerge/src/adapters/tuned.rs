@@ -281,9 +281,10 @@ impl Pair<'_, '_, '_> {
 fn is_turned(names: &Names<'_>, weight: &dyn formats::Weight) -> bool {
     let module = weight.name().strip_suffix(".weight").unwrap_or(weight.name());
     match weight.shape().len() {
-        2 => weight.is_transposed() || weight.is_plain() && arch::leaf_in(module, names.arch.transposed),
+        2 => weight.is_transposed() || weight.has_family_order() && arch::leaf_in(module, names.arch.transposed),
         3 => {
-            weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
+            weight.has_family_order()
+                && names.arch.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
         }
         _ => false,
     }

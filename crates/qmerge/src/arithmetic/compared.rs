@@ -380,7 +380,7 @@ fn parents(names: &Names<'_>) -> HashSet<String> {
 /// True if the rows of a weight are inputs, as its format or its family has it.
 fn is_turned(names: &Names<'_>, claim: &Claim) -> bool {
     let module = claim.weight.name().strip_suffix(".weight").unwrap_or_default();
-    claim.weight.is_transposed() || claim.weight.is_plain() && arch::leaf_in(module, names.arch.transposed)
+    claim.weight.is_transposed() || claim.weight.has_family_order() && arch::leaf_in(module, names.arch.transposed)
 }
 
 /// True if two weights have the same dimensions, but for those of 1 and for how each is turned.

@@ -12,11 +12,10 @@ use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
 use crate::arch;
-use crate::arch::gguf::{File, Layout, View};
+use crate::arch::gguf::{File, Layout, To, View};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
-use crate::formats::in_file_order;
 use crate::linalg::{Factors, transposed};
 use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
@@ -176,13 +175,20 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
             continue;
         }
         let shape = recode.from.weight.shape();
-        let &[rows, _] = shape else {
+        if shape.len() != 2 {
             let problem =
                 if shape.len() == 1 { "a change of a bias or a norm" } else { "a change of a stack of matrices" };
             return Err(refuse(recode, problem));
-        };
-        let view =
-            file.stored(name, rows)?.ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
+        }
+        let view = file
+            .place(name, shape, false)?
+            .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
+        if view.weave.is_some() {
+            return Err(refuse(
+                recode,
+                "a change of a weight that lies in several tensors, or in another order of columns",
+            ));
+        }
         jobs.push(Job { recode, view });
     }
     if let Some(recode) = parted {
@@ -322,8 +328,8 @@ fn stored(place: &InFile, factors: Factors, more: f64) -> [(String, Vec<usize>, 
     let view = &place.view;
     let (rows, cols) = (left.len() / rank.max(1), right.len() / rank.max(1));
     left.iter_mut().for_each(|x| *x = times(*x, more));
-    if let Some(head) = view.head {
-        left = in_file_order(&left, rank, head);
+    if let Some(order) = view.order {
+        left = order.permuted(&left, rank, To::File);
     }
     let name = |factor: &str| format!("{}.{factor}", view.stored);
     if view.is_table() {

@@ -13,13 +13,16 @@ use crate::open::Entry;
 /// Values of a block.
 const BLOCK: usize = 32;
 
+/// Its id.
+pub(crate) const ID: &str = "gpt-oss";
+
 /// gpt-oss' MXFP4 as a format.
 #[derive(Debug)]
 pub(super) struct GptOss;
 
 impl Format for GptOss {
     fn id(&self) -> &'static str {
-        "gpt-oss"
+        ID
     }
 
     fn about(&self) -> &'static str {
@@ -56,6 +59,6 @@ fn of_lead(module: &Module<'_>, stem: &str, lead: &Entry) -> Result<Claim> {
     let name = lead.name.strip_suffix("_blocks").unwrap_or(&lead.name);
     let shape = [experts, outputs, blocks * BLOCK];
     let tiles = Tiles::runs(BLOCK, outputs);
-    let weight = fp8::weight("gpt-oss", name, &shape, tiles, Dtype::BF16, Fresh::Powers { up: false });
+    let weight = fp8::weight(ID, name, &shape, tiles, Dtype::BF16, Fresh::Powers { up: false });
     Ok(found.claim(Scaled { codes: Codes::E2M1, about: "groups of 32, decodes to bfloat16".into(), ..weight }))
 }

@@ -1,9 +1,10 @@
 //! The weights of a checkpoint, each claimed by one format.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Claim, FORMATS, Unsupported, Viewed, module, recognised};
-use crate::arch::gguf::File;
+use super::{Claim, FORMATS, Unsupported, Viewed, Weight, Woven, module, recognised};
+use crate::arch::gguf::{File, Joined};
 use crate::error::Result;
 use crate::open::Checkpoint;
 
@@ -45,12 +46,34 @@ pub(crate) fn survey(checkpoint: &Checkpoint) -> Result<std::result::Result<Inve
 
 /// Sees the weights of a GGUF file as the model has them. Others keep the names that they have there, which no model and no adapter uses.
 fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
-    for claim in &mut inventory.weights {
-        let rows = claim.weight.geometry().rows;
-        if let Some(view) = file.view(claim.weight.name(), rows)? {
-            claim.weight = Arc::new(Viewed::new(Arc::clone(&claim.weight), view));
+    let claims = std::mem::take(&mut inventory.weights);
+    let by_name: HashMap<&str, &Claim> = claims.iter().map(|claim| (claim.weight.name(), claim)).collect();
+    let shape_of = |name: &str| by_name.get(name).map(|claim| claim.weight.shape());
+    let mut seen = Vec::with_capacity(claims.len());
+    for claim in &claims {
+        match file.joined(claim.weight.name(), &shape_of)? {
+            Joined::Other => {}
+            Joined::First(view) => {
+                let tensors = view.tensors(claim.weight.shape());
+                let pieces: Vec<&Claim> =
+                    tensors.iter().filter_map(|(name, _)| by_name.get(name.as_str()).copied()).collect();
+                let Some(weave) = view.weave.clone() else { continue };
+                let entries = pieces.iter().flat_map(|piece| piece.entries.clone()).collect();
+                let pieces = pieces.into_iter().map(|piece| Arc::clone(&piece.weight)).collect();
+                seen.push(Claim { weight: Arc::new(Woven::new(pieces, view, weave)), entries });
+            }
+            Joined::No => {
+                let rows = claim.weight.geometry().rows;
+                let weight: Arc<dyn Weight> = match file.view(claim.weight.name(), rows)? {
+                    Some(view) => Arc::new(Viewed::new(Arc::clone(&claim.weight), view)),
+                    None => Arc::clone(&claim.weight),
+                };
+                seen.push(Claim { weight, ..claim.clone() });
+            }
         }
     }
+    drop(by_name);
+    inventory.weights = seen;
     Ok(())
 }
 

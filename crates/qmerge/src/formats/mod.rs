@@ -33,6 +33,7 @@ pub(crate) mod toy;
 mod view;
 mod viewed;
 mod weight;
+mod woven;
 
 use std::sync::Arc;
 
@@ -41,6 +42,7 @@ pub(crate) use gguf::OTHER_TYPES;
 pub use gguf::encode_weighted;
 #[cfg(feature = "internals")]
 pub(crate) use gguf::row_of as gguf_row;
+pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels, Rounds};
 pub(crate) use inventory::survey;
@@ -53,10 +55,11 @@ pub use recognised::Unsupported;
 pub use settings::{Setting, Settings};
 #[doc(hidden)]
 pub use view::Order;
-pub(crate) use viewed::{Viewed, in_file_order};
+pub(crate) use viewed::Viewed;
 pub use weight::{Geometry, Part, Weight};
 #[doc(hidden)]
 pub use weight::{OnGrid, Settled, Writer};
+pub(crate) use woven::Woven;
 
 use crate::arch::Role;
 use crate::dtype::Dtype;

@@ -1,13 +1,13 @@
 //! A weight of a GGUF file as the model has it: under the model's name, with its rows in the model's order.
 //!
 //! What a converter changed is undone where rows are decoded and done again where they are stored, so that all else, whether it edits, rounds, compares or runs a
-//! model, sees one and the same weight in any file. Rows only change places within a head, so a chunk is a whole number of heads.
+//! model, sees one and the same weight in any file. Rows only change places within a head, or within all of a matrix, so a chunk is a whole number of those.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Choices, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
-use crate::arch::gguf::View;
+use crate::arch::gguf::{To, View};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 
@@ -18,33 +18,6 @@ pub(crate) struct Viewed {
     view: View,
     /// Dimensions in the model, where the file has others.
     shape: Option<[usize; 2]>,
-}
-
-/// Between the order of rows in the file and that in the model.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum To {
-    Model,
-    File,
-}
-
-/// Values in rows of `each`, those of every head paired by neighbours as a file has them.
-pub(crate) fn in_file_order(values: &[f32], each: usize, head: usize) -> Vec<f32> {
-    permuted(values, each, head, To::File)
-}
-
-fn permuted<T: Clone>(items: &[T], each: usize, head: usize, to: To) -> Vec<T> {
-    let half = head / 2;
-    let mut permuted = Vec::with_capacity(items.len());
-    for rows in items.chunks((head * each).max(1)) {
-        for row in 0..head {
-            let from = match to {
-                To::Model => 2 * (row % half.max(1)) + row / half.max(1),
-                To::File => row / 2 + row % 2 * half,
-            };
-            permuted.extend_from_slice(rows.get(from * each..(from + 1) * each).unwrap_or_default());
-        }
-    }
-    permuted
 }
 
 impl Viewed {
@@ -62,9 +35,9 @@ impl Viewed {
         Arc::new(Self { stored, view: self.view.clone(), shape: self.shape })
     }
 
-    /// Items of whole heads, `each` of them for a row, in the other order; `None` where both are one.
+    /// Items of whole steps of the order, `each` of them for a row, in the other order; `None` where both are one.
     fn permuted<T: Clone>(&self, items: &[T], each: usize, to: To) -> Option<Vec<T>> {
-        self.view.head.map(|head| permuted(items, each, head, to))
+        self.view.order.map(|order| order.permuted(items, each, to))
     }
 
     fn cols(&self) -> usize {
@@ -79,7 +52,7 @@ impl Viewed {
         self.permuted(values, self.cols(), To::File)
     }
 
-    /// A grid of whole heads in the other order.
+    /// A grid of whole steps in the other order.
     fn turn(&self, grid: &mut Grid, to: To) {
         let runs = if grid.line == 0 { self.cols() / grid.run.max(1) } else { grid.line.div_ceil(grid.run.max(1)) };
         for list in [&mut grid.scales, &mut grid.zeros, &mut grid.offsets] {
@@ -90,7 +63,7 @@ impl Viewed {
         for choices in [&mut grid.choices, &mut grid.offset_choices] {
             let Choices::Listed { lists, runs: shared, first } = choices else { continue };
             // One list for all rows stays where it is.
-            if lists.len() > 1 && self.view.head.is_some() {
+            if lists.len() > 1 && self.view.order.is_some() {
                 let in_rows = runs.is_multiple_of((*shared).max(1)) && *first == 0;
                 match self.permuted(lists, runs / (*shared).max(1), to).filter(|_| in_rows) {
                     Some(permuted) => *lists = permuted,
@@ -116,7 +89,10 @@ impl Weight for Viewed {
 
     fn geometry(&self) -> Geometry {
         let geometry = self.stored.geometry();
-        Geometry { row_step: crate::edit::common_step(geometry.row_step, self.view.head.unwrap_or(1)), ..geometry }
+        Geometry {
+            row_step: crate::edit::common_step(geometry.row_step, self.view.order.map_or(1, |order| order.step())),
+            ..geometry
+        }
     }
 
     fn is_transposed(&self) -> bool {
@@ -129,6 +105,11 @@ impl Weight for Viewed {
 
     fn is_plain(&self) -> bool {
         self.stored.is_plain()
+    }
+
+    /// No file has inputs as rows.
+    fn has_family_order(&self) -> bool {
+        false
     }
 
     fn details(&self) -> String {
@@ -167,7 +148,7 @@ impl Weight for Viewed {
     }
 
     fn reshaped(&self, rows: usize, cols: usize) -> Option<Arc<dyn Weight>> {
-        if self.view.head.is_some() && cols != self.cols() {
+        if self.view.order.is_some() && cols != self.cols() {
             return None;
         }
         self.stored.reshaped(rows, cols).map(|stored| self.again(stored))
@@ -246,12 +227,15 @@ impl Writer for Viewed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::gguf::RowOrder;
     use crate::formats::plain::PlainWeight;
     use crate::simd::floats;
 
     fn viewed(shape: &[usize], head: Option<usize>, added: f32) -> Viewed {
         let stored = Arc::new(PlainWeight::new("blk.0.attn_q.weight", shape, Dtype::F32));
-        let view = View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), head, added, is_row: false };
+        let order = head.map(|head| RowOrder::Pairs { head });
+        let view =
+            View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), order, added, is_row: false, weave: None };
         Viewed::new(stored, view)
     }
 

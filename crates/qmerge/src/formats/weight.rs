@@ -74,6 +74,11 @@ pub trait Weight: Debug + Send + Sync {
         false
     }
 
+    /// True if a matrix or a stack of them lies as its family has it where it is plain, be that with inputs as rows: codes do not, nor does what another container has.
+    fn has_family_order(&self) -> bool {
+        self.is_plain()
+    }
+
     /// Settings in words, for `inspect` ("block 64, double quantized").
     fn details(&self) -> String {
         String::new()

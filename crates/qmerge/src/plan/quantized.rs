@@ -67,15 +67,15 @@ impl<'a> Quantized<'a> {
     }
 }
 
-/// True if the dimensions of a weight change places as it takes a format: Conv1D layers have (in, out) as long as they are plain, and loaders want (out, in) of
-/// what is quantized.
-pub(super) fn is_reversed(names: &Names<'_>, weight: &dyn Weight, format: &dyn Format) -> bool {
-    weight.is_plain() == format.quantizes() && weight.shape().len() == 2 && is_conv1d(names, weight.name())
+/// True if the dimensions of a weight change places as it is stored in another way, be that as the family has what is plain (`has_family_order`) or not: Conv1D layers have (in, out)
+/// then, and (out, in) where they are quantized, or in another container.
+pub(super) fn is_reversed(names: &Names<'_>, weight: &dyn Weight, has_family_order: bool) -> bool {
+    weight.has_family_order() != has_family_order && weight.shape().len() == 2 && is_conv1d(names, weight.name())
 }
 
 /// True if the rows of a weight, which the model has under that name, are inputs: as its format stores it, or as the family stores what is plain (Conv1D).
 pub(super) fn is_transposed(names: &Names<'_>, name: &str, weight: &dyn Weight) -> bool {
-    weight.is_transposed() || weight.is_plain() && weight.shape().len() == 2 && is_conv1d(names, name)
+    weight.is_transposed() || weight.has_family_order() && weight.shape().len() == 2 && is_conv1d(names, name)
 }
 
 fn is_conv1d(names: &Names<'_>, name: &str) -> bool {

@@ -6,18 +6,18 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::export::{Destination, Exported};
+use super::export::{self, Destination, Exported};
 use super::method::Chooser;
 use super::quantized::{Quantized, is_reversed, is_transposed};
 use super::steps::Wanted;
 use super::{Inputs, Options};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement, TaskVector};
 use crate::arch;
-use crate::arch::gguf::View;
+use crate::arch::gguf::{Piece, View, Weave};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
-use crate::formats::{self, Claim, Viewed, Weight};
+use crate::formats::{self, Claim, Settings, Viewed, Weight, Woven};
 use crate::open::Checkpoint;
 use crate::round::{self, Rounding};
 
@@ -205,8 +205,9 @@ impl Builder<'_, '_> {
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out =
-            stack.is_some() && claim.weight.is_plain() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let in_out = stack.is_some()
+            && claim.weight.has_family_order()
+            && names.arch.experts.is_some_and(|experts| experts.in_out);
         let own_transposed = is_transposed(names, name, from.weight.as_ref());
         let transposed = in_out || own_transposed;
         // What has other names in the file than in the model takes them.
@@ -216,11 +217,25 @@ impl Builder<'_, '_> {
         };
         let stored_name = view.as_ref().map_or(name, |view| view.stored.as_str());
         let importance = target.as_ref().and_then(|target| target.importance.clone());
-        let to: Arc<dyn Weight> = match (target, stores_as) {
-            (_, Some(dtype)) if self.targets.exported.is_none() => {
+        let woven = view.clone().and_then(|view| Some((view.weave.clone()?, view)));
+        let to: Arc<dyn Weight> = match (target, stores_as, woven) {
+            (Some(target), _, Some(woven)) => {
+                let dtype = if additive && claim.weight.is_plain() { base_dtype } else { values_dtype };
+                target.woven(woven, dtype, &options.settings)?
+            }
+            (None, Some(dtype), Some((weave, view))) => {
+                let piece = |piece: &Piece| Arc::new(PlainWeight::new(&piece.stored, &piece.shape, dtype)) as _;
+                Arc::new(Woven::new(weave.pieces().iter().map(piece).collect(), view, weave))
+            }
+            (None, None, Some(_)) if !keeps_scales && name == claim.weight.name() => claim
+                .weight
+                .writer()
+                .ok_or_else(|| only_read(claim.weight.as_ref()))?
+                .renewed(if claim.weight.is_plain() { base_dtype } else { values_dtype }, &options.settings)?,
+            (_, Some(dtype), _) if self.targets.exported.is_none() => {
                 Arc::new(PlainWeight::new(stored_name, &shape, dtype))
             }
-            (Some(TargetFormat { format, reversed, .. }), _) => {
+            (Some(TargetFormat { format, reversed, .. }), ..) => {
                 let settings = &options.settings;
                 let shape = if reversed { shape.iter().rev().copied().collect() } else { shape };
                 format.create(
@@ -230,18 +245,19 @@ impl Builder<'_, '_> {
                     settings,
                 )?
             }
-            (None, _) if keeps_scales => Arc::clone(&claim.weight),
-            (None, _) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
-            (None, _) if view.is_some() && name != claim.weight.name() => {
+            (None, ..) if keeps_scales => Arc::clone(&claim.weight),
+            (None, ..) if claim.weight.is_plain() => Arc::new(PlainWeight::new(stored_name, &shape, base_dtype)),
+            (None, ..) if view.is_some() && name != claim.weight.name() => {
                 formats::by_id(claim.weight.format())?.create(stored_name, &shape, values_dtype, &options.settings)?
             }
-            (None, _) => claim
+            (None, ..) => claim
                 .weight
                 .writer()
                 .ok_or_else(|| only_read(claim.weight.as_ref()))?
                 .renewed(values_dtype, &options.settings)?,
         };
-        let weighted = importance.and_then(|importance| to.writer()?.weighted(&importance));
+        let weighted =
+            importance.filter(|_| to.view().is_none()).and_then(|importance| to.writer()?.weighted(&importance));
         let to = weighted.unwrap_or(to);
         let to = match view {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
@@ -401,8 +417,28 @@ pub(super) struct TargetFormat {
     view: Option<View>,
     /// How large its inputs are, for an encoder that goes by it.
     importance: Option<Arc<[f32]>>,
+    /// The same of the other tensors, where it lies in several.
+    others: Vec<export::Kind>,
     /// It is wider than what it would be else.
     promoted: bool,
+}
+
+impl TargetFormat {
+    /// A weight in several tensors, or turned.
+    fn woven(&self, (weave, view): (Arc<Weave>, View), dtype: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
+        let first = || (self.format, self.importance.clone());
+        let mut pieces = Vec::new();
+        for (number, piece) in weave.pieces().iter().enumerate() {
+            let (format, importance) = match number.checked_sub(1) {
+                Some(other) => self.others.get(other).cloned().unwrap_or_else(first),
+                None => first(),
+            };
+            let weight = format.create(&piece.stored, &piece.shape, dtype, settings)?;
+            let weighted = importance.and_then(|importance| weight.writer()?.weighted(&importance));
+            pieces.push(weighted.unwrap_or(weight));
+        }
+        Ok(Arc::new(Woven::new(pieces, view, weave)))
+    }
 }
 
 /// What weights become.
@@ -422,8 +458,14 @@ impl Targets<'_, '_> {
         match promotion.and_then(|promotion| promotion.of(claim, own, target.is_some())) {
             Some(format) => {
                 let view = || claim.weight.view().cloned();
-                let unmoved =
-                    || TargetFormat { format, reversed: false, view: view(), importance: None, promoted: true };
+                let unmoved = || TargetFormat {
+                    format,
+                    reversed: false,
+                    view: view(),
+                    importance: None,
+                    others: Vec::new(),
+                    promoted: true,
+                };
                 Some(TargetFormat { format, promoted: true, ..target.unwrap_or_else(unmoved) })
             }
             None => target,
@@ -433,11 +475,12 @@ impl Targets<'_, '_> {
     fn unpromoted(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
         if let Some(exported) = self.exported {
             return match exported.places.get(name)? {
-                Destination::Tensor { view, format, importance } => Some(TargetFormat {
+                Destination::Tensor { view, format, importance, others } => Some(TargetFormat {
                     format: *format,
-                    reversed: false,
+                    reversed: is_reversed(self.names, claim.weight.as_ref(), view.is_none() && !format.quantizes()),
                     view: view.clone(),
                     importance: importance.clone(),
+                    others: others.clone(),
                     promoted: false,
                 }),
                 Destination::Nowhere | Destination::Same => None,
@@ -449,7 +492,14 @@ impl Targets<'_, '_> {
             return None;
         }
         let takes = !format.quantizes() || !weight.is_plain() || self.quantized.takes(weight);
-        let reversed = is_reversed(self.names, weight, format);
-        takes.then_some(TargetFormat { format, reversed, view: None, importance: None, promoted: false })
+        let reversed = is_reversed(self.names, weight, !format.quantizes());
+        takes.then_some(TargetFormat {
+            format,
+            reversed,
+            view: None,
+            importance: None,
+            others: Vec::new(),
+            promoted: false,
+        })
     }
 }

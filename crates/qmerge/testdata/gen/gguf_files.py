@@ -26,10 +26,13 @@ sys.path[:0] = [LLAMA_CPP, os.path.join(LLAMA_CPP, "gguf-py")]
 import gguf  # noqa: E402
 import llama_cpp  # noqa: E402
 import sentencepiece  # noqa: E402
+import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 import conversion.base as base  # noqa: E402
+import gguf_families  # noqa: E402
+import gguf_mixtures  # noqa: E402
 
 FILE_TYPES = dict(q4_0=2, q4_1=3, q8_0=7, q5_0=8, q5_1=9, q2_k=10, q3_k_s=11, q3_k_m=12, q3_k_l=13, q4_k_s=14, q4_k_m=15, q5_k_s=16, q5_k_m=17, q6_k=18, iq4_nl=25, iq4_xs=30)
 TEXT = ["The quick brown fox jumps over the lazy dog. " * 3, "In the beginning was the word, and numbers 123 456 7890 too.\n", "Größe naïve café élève. It's what they'll've said!\n"] * 4
@@ -37,9 +40,11 @@ ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
-def byte_pairs(folder, pattern, special, config, begins=None, ignore_merges=False, tokens=288):
+def byte_pairs(folder, pattern, special, config, begins=None, ignore_merges=False, digits=False, tokens=288):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     cut = [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if digits:
+        cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
@@ -203,7 +208,7 @@ def models_():
         tokens = byte_pairs(to, ENGLISH % "", special, {"eos_token": special[2], "pad_token": special[0]})
         config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
         weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
-    return {"llama-wide": "llama-bpe", **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
+    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 
 def set_meta(self, writer):
@@ -215,10 +220,18 @@ def set_meta(self, writer):
     writer.add_size_label(self.size_label)
 
 
+def hparams(folder, is_mistral_format):
+    """The configuration as transformers has it; of GPT-NeoX with the names that it had in older releases, which are the converter's."""
+    config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    own = json.loads((folder / "config.json").read_text())
+    return {**config, **own} if own["model_type"] == "gpt_neox" else config
+
+
 def convert(folder, out, outtype, pre):
+    base.ModelBase.load_hparams = staticmethod(hparams)
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
     gguf.Metadata.set_gguf_meta_model = set_meta
-    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out)]
+    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out), *(["--no-mtp"] if folder.name in gguf_mixtures.PREDICTS_FURTHER else [])]
     runpy.run_path(os.path.join(LLAMA_CPP, "convert_hf_to_gguf.py"), run_name="__main__")
 
 
@@ -266,14 +279,18 @@ def types():
         ("70b", "llama", 80, 64, 8, 256, True, False),
         ("72b", "qwen2", 80, 8, 8, 256, True, False),
         ("tied", "qwen3", 28, 16, 8, 256, False, True),
+        ("falcon", "falcon", 60, 64, 8, 256, True, False),
     ):
         writer = gguf.GGUFWriter("types.gguf", arch)
         writer.add_block_count(layers)
         for add, value in (("context_length", 8), ("embedding_length", width), ("feed_forward_length", width), ("head_count", heads), ("head_count_kv", kv_heads)):
             getattr(writer, f"add_{add}")(value)
         writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_layer_norm_eps(1e-5)
         writer.add_vocab_size(1)
         parts = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+        if arch == "falcon":
+            parts = ["attn_qkv", "attn_output", "ffn_up", "ffn_down"]
         names = ["token_embd", *(["output"] if head else []), *(f"blk.{layer}.{part}" for layer in range(layers) for part in parts)]
         for tensor in names:
             writer.add_tensor(tensor + ".weight", numpy.ones((2, width), dtype=numpy.float32))
@@ -291,7 +308,7 @@ def types():
             for part, all_ in lists.items():
                 short = "".join(letters.setdefault(one, "abcdefghijklmnopqrstuvwxyz"[len(letters)]) for one in all_)
                 found[file_type][part] = short[0] if len(set(short)) == 1 else short
-        cases[name] = dict(layers=layers, shared=heads // kv_heads, width=width, head=head, weighted=weighted, large=layers == 80, types=found)
+        cases[name] = dict(layers=layers, shared=heads // kv_heads, width=width, head=head, weighted=weighted, large=layers == 80, **({"falcon": True} if arch == "falcon" else {}), types=found)
     for file in ("types.gguf", "types-out.gguf"):
         os.remove(file)
     return {"letters": {letter: name for name, letter in letters.items()}, "models": cases}

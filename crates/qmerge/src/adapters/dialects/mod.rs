@@ -106,7 +106,7 @@ pub(super) struct Translation {
 pub(super) struct Stated {
     pub(super) rank: usize,
     pub(super) scale: f64,
-    /// Its outputs are heads whose rows are paired by neighbours.
+    /// Its outputs are heads whose rows have another order than the model's.
     pub(super) heads: Option<Heads>,
 }
 

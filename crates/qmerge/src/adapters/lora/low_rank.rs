@@ -4,6 +4,7 @@
 
 use super::config::Diagonal;
 use crate::adapters::{ChangePlan, Loader};
+use crate::arch::gguf::{RowOrder, To};
 use crate::dtype::Dtype;
 use crate::edit::{Change, Product};
 use crate::error::Result;
@@ -25,8 +26,8 @@ pub(super) struct LowRankPlan {
     /// Rounds the delta before it is added, as PEFT does for embeddings and bare parameters.
     pub(super) round: Option<Dtype>,
     pub(super) diagonal: Option<Diagonal>,
-    /// Rows of a head, where B's rows of each are paired by neighbours.
-    pub(super) head: Option<usize>,
+    /// Between the orders of B's rows, which are a GGUF file's, and of the model's, where they differ.
+    pub(super) order: Option<RowOrder>,
 }
 
 impl LowRankPlan {
@@ -42,8 +43,8 @@ impl LowRankPlan {
             Some(Diagonal::B(blocks)) => b = expand_diagonal(&b, self.outputs, blocks),
             None => {}
         }
-        if let Some(head) = self.head {
-            b = in_halves(&b, head, self.rank);
+        if let Some(order) = self.order {
+            b = order.permuted(&b, self.rank, To::Model);
         }
         let product = |left, right| Product::new(self.rank, left, right, self.scale as f32, self.round);
         if self.matrices == 1 {
@@ -103,17 +104,6 @@ pub(in crate::adapters) fn through_kernel(mid: &[f32], a: &[f32], rank: usize) -
     out
 }
 
-/// Rows of heads, of which neighbours are a pair, with the first of each pair in the first half of the head.
-fn in_halves(rows: &[f32], head: usize, width: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows.len());
-    for head in rows.chunks_exact((head * width).max(1)) {
-        for half in 0..2 {
-            out.extend(head.chunks_exact(width.max(1)).skip(half).step_by(2).flatten());
-        }
-    }
-    out
-}
-
 /// Rows cut into `blocks` equal groups, each on its own columns.
 fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
     let narrow = packed.len() / rows.max(1);
@@ -132,12 +122,6 @@ fn expand_diagonal(packed: &[f32], rows: usize, blocks: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn neighbours_become_halves() {
-        assert_eq!(in_halves(&[0., 1., 2., 3., 4., 5., 6., 7.], 4, 1), [0., 2., 1., 3., 4., 6., 5., 7.]);
-        assert_eq!(in_halves(&[0., 1., 2., 3., 4., 5., 6., 7.], 4, 2), [0., 1., 4., 5., 2., 3., 6., 7.]);
-    }
 
     #[test]
     fn block_diagonal_factors_are_spread() {

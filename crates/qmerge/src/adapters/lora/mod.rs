@@ -146,7 +146,7 @@ impl Layers for LoraConfig {
             outputs,
             matrices: module.matrices(),
             scale: times * scale * module.weight(),
-            head: module.head,
+            order: module.order,
             round: module.sixteen_bits().filter(|_| rounds_first && !dora),
             diagonal,
         };

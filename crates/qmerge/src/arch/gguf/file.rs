@@ -1,7 +1,7 @@
 //! The way between the names of a GGUF file and those of the model, in both directions.
 
 use super::layout::LAYOUTS;
-use super::{HEAD, Heads, INSIDE, Layout, NamedModule, Names, OUTSIDE, ROUTER, STACKS, View};
+use super::{HEAD, Heads, Layout, NamedModule, Names, ROUTER, RowOrder, STACKS, View};
 use crate::error::{Error, Result, malformed};
 use crate::open::gguf::expert;
 use crate::open::{Checkpoint, Metadata};
@@ -17,6 +17,16 @@ pub(crate) struct Unknown {
     pub(crate) tensor: Option<String>,
     /// What can be done, one sentence.
     pub(crate) remedy: String,
+}
+
+/// A tensor of a weight that lies in several, or turned.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    /// It is none.
+    No,
+    /// The first of them.
+    First(View),
+    Other,
 }
 
 const ORIGINAL: &str = "merge into the safetensors checkpoint that it was made from, and turn the result into GGUF with llama.cpp's convert_hf_to_gguf.py";
@@ -42,10 +52,11 @@ impl<'c> File<'c> {
             || checkpoint.entries.iter().any(|entry| expert(&entry.name).is_some() || is_router(&entry.name));
         let has_experts = experts.is_some_and(|experts| experts > 0) || is_adapter && names_experts();
         let mut own = LAYOUTS.iter().filter(|layout| layout.architecture == architecture).peekable();
-        if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.experts.is_some()) {
+        if own.peek().is_some() && has_experts && !own.clone().any(|layout| layout.has_experts()) {
             return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
         }
-        let fits = |layout: &&Layout| layout.experts.is_some() == has_experts;
+        let has = |part: &str| checkpoint.get(&format!("blk.0.{part}.weight")).is_some();
+        let fits = |layout: &&Layout| layout.has_experts() == has_experts && layout.only_with.is_none_or(has);
         let any = own.clone().next().filter(|_| is_adapter);
         let Some(layout) = own.find(fits).or(any) else {
             let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
@@ -75,16 +86,73 @@ impl<'c> File<'c> {
                 return Some(format!("blk.{number}.{stack}.{expert}"));
             }
             let own = self.layout.inside.iter().find(|(_, own)| *own == path);
-            let common = || INSIDE.iter().find(|(part, own)| *own == path && !self.layout.without.contains(part));
+            let common =
+                || self.layout.common.iter().find(|(part, own)| *own == path && !self.layout.without.contains(part));
             own.or_else(common).map(|(part, _)| format!("blk.{number}.{part}"))
         };
-        let path = match module.strip_prefix("model.layers.") {
+        let path = match module.strip_prefix(self.layout.layers) {
             Some(rest) => within(rest),
-            None => find(OUTSIDE).filter(|part| part != HEAD || self.layout.has_head),
+            None => find(self.layout.outside).filter(|part| part != HEAD || self.layout.has_head),
         };
         let Some(path) = path else { return Ok(None) };
         // What a name is read as has to be what it was.
         Ok(self.view(&format!("{path}.{leaf}"), rows)?.filter(|view| view.name == name))
+    }
+
+    /// How the file stores the model's weight of that name and shape; `None` for one that has no place in it.
+    pub(crate) fn place(&self, name: &str, shape: &[usize], is_turned: bool) -> Result<Option<View>> {
+        let within = name.strip_prefix(self.layout.layers).and_then(|rest| rest.split_once('.'));
+        if let Some((number, join)) = within.and_then(|(number, name)| Some((number, self.layout.joined(name)?))) {
+            return join.view(self.layout, self.metadata, (number, name), shape, is_turned).map(Some);
+        }
+        // A tensor of one dimension is a column.
+        let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
+        let own = self.stored(name, rows)?;
+        // Checkpoints of the model without its head leave out what the paths of one with a head begin with.
+        let Some(wrapper) = self.layout.wrapper.filter(|_| own.is_none()) else { return Ok(own) };
+        Ok(self.stored(&format!("{wrapper}{name}"), rows)?.map(|view| View { name: name.to_owned(), ..view }))
+    }
+
+    /// How the model sees the tensor of that name, if it is one of a weight that lies in several, or turned: the first of them has the view, and others none. `shape_of` says
+    /// what the file has under a name.
+    pub(crate) fn joined<'e>(&self, stored: &str, shape_of: &dyn Fn(&str) -> Option<&'e [usize]>) -> Result<Joined> {
+        let Some((number, part)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            return Ok(Joined::No);
+        };
+        if number.parse::<usize>().ok().is_none_or(|parsed| parsed.to_string() != number) {
+            return Ok(Joined::No);
+        }
+        for join in self.layout.joins {
+            match join.place_of(part) {
+                None => {}
+                Some((0, 0)) => {
+                    let Some(shape) = join.shape(number, shape_of).map_err(|error| error.in_tensor(stored))? else {
+                        continue;
+                    };
+                    let name = format!("{}{number}.{}", self.layout.layers, join.name());
+                    let view = join.view(self.layout, self.metadata, (number, &name), &shape, false)?;
+                    for (tensor, wanted) in view.tensors(&shape) {
+                        let found = shape_of(&tensor);
+                        if found.is_none_or(|found| found != wanted) {
+                            let problem = match found {
+                                Some(found) => {
+                                    format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}")
+                                }
+                                None => format!("missing, and it is a part of `{name}`"),
+                            };
+                            return Err(malformed(problem)
+                                .in_tensor(&tensor)
+                                .with_hint("the file is broken, or of a model that is not known"));
+                        }
+                    }
+                    return Ok(Joined::First(view));
+                }
+                // One that has no first beside it is not understood.
+                Some((matrix, _)) if join.is_whole(number, matrix, shape_of) => return Ok(Joined::Other),
+                Some(_) => {}
+            }
+        }
+        Ok(Joined::No)
     }
 
     /// True if a model whose embeddings part can be stored.
@@ -106,12 +174,12 @@ impl<'c> File<'c> {
     /// The module whose weight has that name in the file, without `.weight`.
     pub(crate) fn named_module(&self, path: &str) -> Option<NamedModule> {
         let (module, part) = self.module(path)?;
-        let heads = match part {
-            "attn_q" if self.layout.pairs_rows => Some(Heads::Queries),
-            "attn_k" if self.layout.pairs_rows => Some(Heads::Keys),
-            _ => None,
-        };
-        Some(NamedModule { module, heads, is_table: part == "token_embd" })
+        Some(NamedModule { module, heads: self.heads(part), is_table: part == "token_embd" })
+    }
+
+    /// The heads of a tensor whose rows have another order.
+    fn heads(&self, part: &str) -> Option<Heads> {
+        self.layout.ordered.iter().find(|(own, _)| *own == part).map(|(_, heads)| *heads)
     }
 
     /// How the model sees the tensor of that name, which has so many rows; `None` for one that the model does not have. Errors if heads do not fit the rows.
@@ -121,33 +189,37 @@ impl<'c> File<'c> {
         };
         let Some((module, part)) = self.module(path) else { return Ok(None) };
         let is_row = part == "ffn_gate_inp_shexp";
-        let view = View { name: format!("{module}.{leaf}"), stored: stored.to_owned(), head: None, added: 0.0, is_row };
-        let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
-        let heads = match part {
-            "attn_q" if self.layout.pairs_rows => "attention.head_count",
-            "attn_k" if self.layout.pairs_rows => "attention.head_count_kv",
-            _ => return Ok(Some(View { added: if adds_one { 1.0 } else { 0.0 }, ..view })),
+        let view = View {
+            name: format!("{module}.{leaf}"),
+            stored: stored.to_owned(),
+            order: None,
+            added: 0.0,
+            is_row,
+            weave: None,
         };
-        let head = self.rows_of_head(heads, rows).map_err(|error| error.in_tensor(stored))?;
-        Ok(Some(View { head: Some(head), ..view }))
+        let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
+        let order = self.heads(part).map(|heads| self.order(heads, rows).map_err(|error| error.in_tensor(stored)));
+        Ok(Some(View { added: if adds_one { 1.0 } else { 0.0 }, order: order.transpose()?, ..view }))
     }
 
     /// A module's path, and the last part of its name in the file.
     fn module<'n>(&self, path: &'n str) -> Option<(String, &'n str)> {
         let find = |names: Names, part: &str| names.iter().find(|(name, _)| *name == part).map(|(_, path)| *path);
-        let Some(rest) = path.strip_prefix("blk.") else { return Some((find(OUTSIDE, path)?.to_owned(), path)) };
+        let Some(rest) = path.strip_prefix("blk.") else {
+            return Some((find(self.layout.outside, path)?.to_owned(), path));
+        };
         let (number, part) = rest.split_once('.')?;
         // As it is written anew: no other name means the same layer.
         let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
-        if let Some((stack, expert)) = part.split_once('.') {
+        if let Some((stack, expert)) = part.split_once('.').filter(|(stack, _)| STACKS.contains(stack)) {
             let (module, each) = self.layout.experts?;
             let expert = expert.parse::<usize>().ok().filter(|parsed| parsed.to_string() == expert)?;
             let name = each.get(STACKS.iter().position(|own| *own == stack)?)?;
-            return Some((format!("model.layers.{number}.{module}.{expert}.{name}"), stack));
+            return Some((format!("{}{number}.{module}.{expert}.{name}", self.layout.layers), stack));
         }
-        let common = || find(INSIDE, part).filter(|_| !self.layout.without.contains(&part));
+        let common = || find(self.layout.common, part).filter(|_| !self.layout.without.contains(&part));
         let module = find(self.layout.inside, part).or_else(common)?;
-        Some((format!("model.layers.{number}.{module}"), part))
+        Some((format!("{}{number}.{module}", self.layout.layers), part))
     }
 
     /// The stack that an expert's module lies in, and its number, by its path below the layer.
@@ -158,22 +230,24 @@ impl<'c> File<'c> {
         Some((STACKS.get(at)?, number))
     }
 
-    fn rows_of_head(&self, key: &str, rows: usize) -> Result<usize> {
-        let count = |key: &str| self.metadata.integer(&format!("{}.{key}", self.layout.architecture));
-        // Where a file does not say how many heads keys have, they have as many as queries.
-        let heads = count(key).or_else(|| count("attention.head_count"));
+    fn order(&self, heads: Heads, rows: usize) -> Result<RowOrder> {
+        let key = |key: &str| format!("{}.attention.{key}", self.layout.architecture);
+        let count = |name: &str| self.metadata.integer(&key(name)).and_then(|count| usize::try_from(count).ok());
         let error = |problem: String| -> Error {
             malformed(problem)
                 .with_hint("the file is broken, or of a model whose layers have different numbers of heads")
         };
-        let heads = heads.and_then(|heads| usize::try_from(heads).ok()).filter(|&heads| heads > 0);
-        let heads = heads
-            .ok_or_else(|| error(format!("the key `{}.{key}` is not the number of heads", self.layout.architecture)))?;
-        let head = rows / heads;
-        if head == 0 || !head.is_multiple_of(2) || head * heads != rows {
-            return Err(error(format!("{rows} rows are not {heads} heads of pairs of rows")));
-        }
-        Ok(head)
+        let own = count("head_count").filter(|&count| count > 0);
+        let own = own.ok_or_else(|| error(format!("the key `{}` is not the number of heads", key("head_count"))))?;
+        // Where a file does not say how many heads keys have, they have as many as queries.
+        let of_keys =
+            if self.metadata.get(&key("head_count_kv")).is_some() { count("head_count_kv") } else { Some(own) };
+        let of_keys = of_keys
+            .filter(|&count| count > 0)
+            .ok_or_else(|| error(format!("the key `{}` is not the number of heads", key("head_count_kv"))))?;
+        heads
+            .order_of(rows, own, of_keys)
+            .ok_or_else(|| error(format!("{rows} rows are not {}", heads.wanted(own, of_keys))))
     }
 }
 
@@ -191,10 +265,13 @@ mod tests {
         let view = |architecture: &str, stored: &str| file(architecture).view(stored, 32).unwrap();
         let name = |architecture: &str, stored: &str| view(architecture, stored).map(|view| view.name);
         let q = view("llama", "blk.3.attn_q.weight").unwrap();
-        assert_eq!((q.name.as_str(), q.head), ("model.layers.3.self_attn.q_proj.weight", Some(8)));
-        assert_eq!(view("llama", "blk.3.attn_k.bias").unwrap().head, Some(16));
-        assert_eq!(view("llama", "blk.3.attn_v.weight").unwrap().head, None);
-        assert_eq!(view("qwen2", "blk.3.attn_q.weight").unwrap().head, None);
+        assert_eq!(
+            (q.name.as_str(), q.order),
+            ("model.layers.3.self_attn.q_proj.weight", Some(RowOrder::Pairs { head: 8 }))
+        );
+        assert_eq!(view("llama", "blk.3.attn_k.bias").unwrap().order, Some(RowOrder::Pairs { head: 16 }));
+        assert_eq!(view("llama", "blk.3.attn_v.weight").unwrap().order, None);
+        assert_eq!(view("qwen2", "blk.3.attn_q.weight").unwrap().order, None);
         assert_eq!(name("llama", "blk.0.ffn_norm.weight").unwrap(), "model.layers.0.post_attention_layernorm.weight");
         assert_eq!(name("gemma3", "blk.0.ffn_norm.weight").unwrap(), "model.layers.0.pre_feedforward_layernorm.weight");
         for norm in ["blk.0.attn_q_norm.weight", "blk.0.post_ffw_norm.weight", "output_norm.weight"] {

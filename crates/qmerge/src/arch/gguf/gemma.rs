@@ -2,7 +2,7 @@
 
 use super::Names;
 use super::hyperparameters::{Model, Said};
-use super::layout::{Defaults, Head, Layout};
+use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
 use crate::error::Result;
 use crate::open::gguf::Ways;
@@ -22,7 +22,7 @@ pub(super) const GEMMA: Layout = Layout {
     class: "GemmaForCausalLM",
     adds_one_to_norms: true,
     has_head: false,
-    ways: Ways { ends_turn: Some(107), ..WAYS },
+    ways: Ways { fixed: &[("eot", 107)], ..WAYS },
     say: gemma,
     defaults: Defaults { head: Head::Of(256), ..PLAIN.defaults },
     ..PLAIN
@@ -46,7 +46,7 @@ pub(super) const GEMMA3: Layout = Layout {
     has_head: true,
     ways: WAYS,
     say: gemma3,
-    defaults: Defaults { theta: 1_000_000.0, local_theta: Some(10_000.0), ..GEMMA.defaults },
+    defaults: Defaults { theta: 1_000_000.0, local: Local::Own(10_000.0), ..GEMMA.defaults },
     ..GEMMA
 };
 

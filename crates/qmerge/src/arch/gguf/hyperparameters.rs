@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::layout::{Defaults, Head, Layout};
+use super::layout::{Defaults, Head, Layout, Local};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::gguf::{FACTORS, Field, Keys};
@@ -49,6 +49,27 @@ impl Said {
         self.set(key, Field::Float(number as f32));
     }
 
+    /// Sets a key behind the architecture's name.
+    pub(super) fn flag(&mut self, key: &str, flag: bool) {
+        self.set(key, Field::Flag(flag));
+    }
+
+    /// Sets a key behind the architecture's name.
+    pub(super) fn text(&mut self, key: &str, text: &str) {
+        self.set(key, Field::Text(text.to_owned()));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn flags(&mut self, key: &str, flags: Vec<bool>) {
+        self.set(key, Field::Flags(flags));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn counts(&mut self, key: &str, counts: &[usize]) {
+        let counts = counts.iter().map(|count| i32::try_from(*count).unwrap_or(i32::MAX));
+        self.set(key, Field::Numbers(counts.collect()));
+    }
+
     /// The number of the file's type.
     pub(super) fn file_type(&mut self, model: &Model<'_>) {
         self.keys.set("general.file_type", Field::Count(model.file_type));
@@ -59,24 +80,52 @@ impl Said {
         self.count("block_count", model.layers);
         self.count("context_length", model.positions);
         self.count("embedding_length", model.hidden);
-        self.count("feed_forward_length", model.width);
+        if model.width > 0 {
+            self.count("feed_forward_length", model.width);
+        }
         self.count("attention.head_count", model.heads);
         self.count("attention.head_count_kv", model.kv_heads);
         self.scaling(&model.rope);
+        if let Some(sections) = model.rope.sections() {
+            self.counts("rope.dimension_sections", &sections);
+        }
         self.float("rope.freq_base", model.rope.theta);
         if let Some(theta) = model.rope.local {
             self.float("rope.freq_base_swa", theta);
         }
-        self.float("attention.layer_norm_rms_epsilon", model.eps);
+        self.float(model.eps_key, model.eps);
         if model.has_experts {
-            self.count("expert_count", model.fields.count_of(&["num_local_experts", "num_experts"])?);
+            self.count(
+                "expert_count",
+                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+            );
             self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
+            self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {
             self.count("attention.key_length", head_dim);
             self.count("attention.value_length", head_dim);
         }
         self.file_type(model);
+        Ok(())
+    }
+
+    /// Groups of experts, and how scores are made.
+    fn routing(&mut self, model: &Model<'_>) -> Result<()> {
+        let (groups, kept) = model.groups;
+        for (field, key, default) in
+            [("n_group", "expert_group_count", groups), ("topk_group", "expert_group_used_count", kept)]
+        {
+            if let Some(count) = model.fields.count_if(field)?.or(default) {
+                self.count(key, count);
+            }
+        }
+        match model.fields.get("scoring_func") {
+            None => {}
+            Some(value) if value == "softmax" => self.count("expert_gating_func", 1),
+            Some(value) if value == "sigmoid" => self.count("expert_gating_func", 2),
+            Some(value) => return Err(model.fields.unsupported("scoring_func", value)),
+        }
         Ok(())
     }
 
@@ -96,7 +145,7 @@ impl Said {
 
     /// How the rope is stretched.
     fn scaling(&mut self, rope: &Rope<'_>) {
-        let text = |said: &mut Self, kind: &str| said.set("rope.scaling.type", Field::Text(kind.to_owned()));
+        let text = |said: &mut Self, kind: &str| said.text("rope.scaling.type", kind);
         match (rope.kind(), rope.number("factor")) {
             (Some("linear"), Some(factor)) => {
                 text(self, "linear");
@@ -158,9 +207,20 @@ impl Said {
     }
 }
 
+/// Fields whose key is that of norms by the mean square, and keys of an epsilon by what norms divide by.
+const RMS: &[&str] = &["rms_norm_eps", "norm_eps"];
+const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+pub(super) const LAYER_EPS: &str = "attention.layer_norm_epsilon";
+
+/// What families call the number of heads, and the width of the residual stream.
+const HEADS: &[&str] = &["num_attention_heads", "n_head"];
+const HIDDEN: &[&str] = &["hidden_size", "n_embd"];
+
 /// What a file is made from: the fields that all families have.
 pub(super) struct Model<'f> {
     pub(super) fields: Fields<'f>,
+    /// Groups of experts and how many are kept, of families that have a default for them.
+    groups: (Option<usize>, Option<usize>),
     /// Rows of the embedding.
     pub(super) tokens: usize,
     /// The number of the file's type.
@@ -174,7 +234,11 @@ pub(super) struct Model<'f> {
     pub(super) kv_heads: usize,
     /// Where a file says it.
     head_dim: Option<usize>,
+    /// The share of a head's features that turns, where nothing is said.
+    share: f64,
     pub(super) eps: f64,
+    /// The key that says it: of norms by the mean square, or by the variance.
+    pub(super) eps_key: &'static str,
     pub(super) rope: Rope<'f>,
 }
 
@@ -190,29 +254,65 @@ pub(super) struct Rope<'f> {
 impl<'f> Model<'f> {
     /// Errors if a field is missing or cannot be said.
     pub(super) fn read(layout: &Layout, fields: Fields<'f>, tokens: usize, file_type: u32) -> Result<Self> {
-        let heads = fields.count("num_attention_heads")?;
-        let hidden = fields.count("hidden_size")?;
+        let heads = fields.count_of(HEADS)?;
+        let hidden = fields.count_of(HIDDEN)?;
         let head_dim = match (fields.positive_if("head_dim")?, layout.defaults.head) {
+            (_, Head::Never) | (None, Head::Unsaid) => None,
             (Some(given), _) => Some(given),
             (None, Head::Share) => Some(fields.share("hidden_size", "num_attention_heads")?),
             (None, Head::Of(features)) => Some(features),
-            (None, Head::Unsaid) => None,
         };
         Ok(Self {
             fields,
             tokens,
             file_type,
-            has_experts: layout.experts.is_some(),
-            positions: fields.count("max_position_embeddings")?,
+            has_experts: layout.has_experts(),
+            groups: layout.defaults.groups.map_or((None, None), |(groups, kept)| (Some(groups), Some(kept))),
+            positions: match layout.defaults.positions {
+                Some(positions) => fields.positive_if("max_position_embeddings")?.unwrap_or(positions),
+                None => fields.count_of(&["max_position_embeddings", "n_positions"])?,
+            },
             hidden,
-            layers: fields.layers("num_hidden_layers")?,
-            width: fields.count("intermediate_size")?,
+            layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
+            width: match fields
+                .positive_if("intermediate_size")?
+                .map_or_else(|| fields.positive_if("block_ff_dim"), |width| Ok(Some(width)))?
+            {
+                Some(width) => width,
+                None if layout.defaults.is_four_times_as_wide => 4 * hidden,
+                // All layers have experts.
+                None if fields.get("moe_intermediate_size").is_some() => 0,
+                None => return Err(fields.missing("intermediate_size")),
+            },
             heads,
             kv_heads: fields.positive_if("num_key_value_heads")?.unwrap_or(heads),
+            share: layout.defaults.share,
             head_dim,
-            eps: fields.number("rms_norm_eps", layout.defaults.eps)?,
+            eps: fields.number(layout.defaults.eps_field, layout.defaults.eps)?,
+            eps_key: if RMS.contains(&layout.defaults.eps_field) { RMS_EPS } else { LAYER_EPS },
             rope: Rope::read(&layout.defaults, fields)?,
         })
+    }
+
+    /// The share of a head's features that the rope turns.
+    pub(super) fn share(&self) -> Result<f64> {
+        match self.rope.number("partial_rotary_factor") {
+            Some(share) => Ok(share),
+            None => self.fields.fraction("partial_rotary_factor", self.share),
+        }
+    }
+
+    /// Features of a head that turn, where heads share the residual stream.
+    pub(super) fn turned(&self) -> Result<usize> {
+        Ok((self.share()? * self.hidden as f64) as usize / self.heads.max(1))
+    }
+
+    /// The layers with a window, of which the others come every so many.
+    pub(super) fn sliding(&self, every: usize) -> Result<Vec<bool>> {
+        match self.fields.sliding(self.layers)? {
+            Some(sliding) => Ok(sliding),
+            None => self.fields.sliding_but_every(self.layers, every),
+        }
     }
 
     /// The width of a head.
@@ -234,13 +334,15 @@ impl<'f> Rope<'f> {
             None => fields.above_zero("rope_theta", defaults.theta)?,
         };
         let own = part("sliding_attention").and_then(|rope| rope.get("rope_theta")?.as_f64());
-        let local = match (own, defaults.local_theta) {
-            (None, Some(theta)) => Some(fields.above_zero("rope_local_base_freq", theta)?),
+        let local = match (own, defaults.local) {
+            (None, Local::Own(theta)) => Some(fields.above_zero("rope_local_base_freq", theta)?),
+            (None, Local::Same) => Some(theta),
             (own, _) => own,
         };
         let rope = Self { full, theta, local };
         match rope.kind() {
             None | Some("default" | "linear" | "yarn" | "longrope" | "su" | "llama3") => Ok(rope),
+            Some("dynamic") if defaults.has_alpha => Ok(rope),
             Some(other) => Err(unsupported(format!("a rope of the type `{other}`, which a GGUF file does not say"))
                 .in_file(&fields.config().path)),
         }
@@ -249,6 +351,15 @@ impl<'f> Rope<'f> {
     /// The way in which it is stretched.
     pub(super) fn kind(&self) -> Option<&'f str> {
         self.full?.get("rope_type").or_else(|| self.full?.get("type"))?.as_str()
+    }
+
+    /// How many features each of several positions turns, with none for a fourth.
+    pub(super) fn sections(&self) -> Option<Vec<usize>> {
+        let list = self.full?.get("mrope_section")?.as_array()?;
+        let counts: Option<Vec<usize>> = list.iter().map(|count| usize::try_from(count.as_u64()?).ok()).collect();
+        let mut counts = counts?;
+        counts.resize(4, 0);
+        Some(counts)
     }
 
     /// One of its parameters.

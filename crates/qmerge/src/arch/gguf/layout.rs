@@ -1,7 +1,12 @@
 //! What is known of an architecture, a row for each.
 
 use super::hyperparameters::{Model, Said};
-use super::{Names, gemma, llama, phi3, qwen};
+use super::join::Join;
+use super::{
+    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+};
+use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
+use super::{mistral3, nemotron, olmo2, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -19,6 +24,34 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA2,
     gemma::GEMMA3,
     phi3::PHI3,
+    mistral3::MINISTRAL3,
+    smollm3::SMOLLM3,
+    glm4::GLM4,
+    granite::GRANITE,
+    olmo2::OLMO2,
+    olmo2::OLMO3,
+    cohere::COHERE,
+    cohere::COHERE2,
+    exaone4::EXAONE4,
+    seed_oss::SEED_OSS,
+    starcoder2::STARCODER2,
+    stablelm::STABLELM,
+    phi2::PHI2,
+    gpt_neox::GPT_NEOX,
+    falcon::FALCON_NORMS,
+    falcon::FALCON,
+    gpt2::GPT2,
+    ernie4_5::ERNIE4_5,
+    hunyuan::HUNYUAN,
+    nemotron::NEMOTRON,
+    lfm2::LFM2,
+    gpt_oss::GPT_OSS,
+    deepseek::DEEPSEEK2,
+    deepseek::DEEPSEEK3,
+    glm4_moe::GLM4_MOE,
+    qwen_delta::QWEN3_NEXT,
+    qwen_delta::QWEN35,
+    qwen_delta::QWEN35_MOE,
 ];
 
 /// An architecture.
@@ -30,20 +63,36 @@ pub(crate) struct Layout {
     pub(super) model_types: &'static [&'static str],
     /// The class that transformers has for a model of it.
     pub(super) class: &'static str,
-    /// Names in a layer that are not [`INSIDE`](super::INSIDE)'s.
+    /// Names outside the layers.
+    pub(super) outside: Names,
+    /// What all paths but the head's begin with, and may begin without.
+    pub(super) wrapper: Option<&'static str>,
+    /// What the path of a layer begins with, in front of its number.
+    pub(super) layers: &'static str,
+    /// Names in a layer that most architectures have.
+    pub(super) common: Names,
+    /// Names in a layer that are not among those.
     pub(super) inside: Names,
     /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
     pub(super) experts: Option<(&'static str, [&'static str; 3])>,
-    /// Names that [`INSIDE`](super::INSIDE) has and the architecture has not, or for something else.
+    /// Weights of a layer that lie in several tensors, or turned.
+    pub(super) joins: &'static [Join],
+    /// Names that most have and the architecture has not, or for something else.
     pub(super) without: &'static [&'static str],
-    /// True if each head's rows of queries and keys are paired by neighbours, where the model pairs halves.
-    pub(super) pairs_rows: bool,
+    /// Tensors whose rows have another order in the file than in the model.
+    pub(super) ordered: &'static [(&'static str, Heads)],
     /// True if one was added to the weights of norms.
     pub(super) adds_one_to_norms: bool,
     /// True if llama.cpp looks for an `output.weight`, and takes the embedding only where there is none.
     pub(super) has_head: bool,
-    /// True if attention has biases in every model, so that `config.json` has no field for them.
-    pub(super) has_biases: bool,
+    /// The field of `config.json` that says that attention has biases; `None` where it has in every model.
+    pub(super) bias_field: Option<&'static str>,
+    /// Tensors that may have a bias: llama.cpp does not load a file with another.
+    pub(super) biased: &'static [&'static str],
+    /// True of the family's models that are stored so, where they are not all alike.
+    pub(super) fits: fn(&Fields<'_>) -> bool,
+    /// A tensor of the first layer that others of the architecture have not.
+    pub(super) only_with: Option<&'static str>,
     /// True if `config.json` says outside of the rope as well how many positions the model had before it was stretched, without which a loader takes a default.
     pub(super) repeats_positions: bool,
     /// How a file of it has its tokenizer.
@@ -60,12 +109,23 @@ pub(crate) struct Layout {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Defaults {
     pub(super) head: Head,
-    /// `rms_norm_eps`.
+    /// The field of the norms' epsilon.
+    pub(super) eps_field: &'static str,
     pub(super) eps: f64,
+    /// `max_position_embeddings`, of families that have a default for it.
+    pub(super) positions: Option<usize>,
+    /// A feed-forward that nothing is said of is four times as wide as the residual stream.
+    pub(super) is_four_times_as_wide: bool,
+    /// `n_group` and `topk_group`, of families that have groups of experts.
+    pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.
     pub(super) theta: f64,
-    /// `rope_local_base_freq`, of families whose layers with a window have a rope of their own.
-    pub(super) local_theta: Option<f64>,
+    /// Of layers with a window.
+    pub(super) local: Local,
+    /// The share of a head's features that the rope turns.
+    pub(super) share: f64,
+    /// An `alpha` beside `dynamic` is a factor on the base of the rope (HunYuan).
+    pub(super) has_alpha: bool,
 }
 
 /// The width of a head that no `head_dim` says.
@@ -73,17 +133,32 @@ pub(super) struct Defaults {
 pub(super) enum Head {
     /// A share of the residual stream, which goes without saying.
     Unsaid,
+    /// The same, whatever is given.
+    Never,
     /// The same, which a file says.
     Share,
     /// So many features.
     Of(usize),
 }
 
+/// The base of the frequencies in layers with a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Local {
+    /// That of all layers, which goes without saying.
+    Unsaid,
+    /// The same, which a file says.
+    Same,
+    /// `rope_local_base_freq`, or this.
+    Own(f64),
+}
+
 impl Layout {
     /// The layout of a family; errors if no file is made of it, and names those of which one is.
     pub(crate) fn of(config: &ModelConfig) -> Result<&'static Self> {
         let model_type = config.model_type();
-        Self::find(model_type).ok_or_else(|| {
+        let fields = Fields::new(config);
+        let own = |layout: &&Self| layout.model_types.contains(&model_type) && (layout.fits)(&fields);
+        LAYOUTS.iter().find(own).ok_or_else(|| {
             unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
                 .in_file(&config.path)
                 .with_hint(format!(
@@ -103,6 +178,11 @@ impl Layout {
         LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
     }
 
+    /// True if layers have experts.
+    pub(super) fn has_experts(&self) -> bool {
+        self.experts.is_some() || self.joins.iter().any(Join::is_stack)
+    }
+
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
@@ -113,9 +193,15 @@ impl Layout {
         self.class
     }
 
-    /// True if attention has biases without a field for them.
-    pub(crate) fn has_biases(&self) -> bool {
-        self.has_biases
+    /// The field that says that attention has biases.
+    pub(crate) fn bias_field(&self) -> Option<&'static str> {
+        self.bias_field
+    }
+
+    /// True if llama.cpp has no place for the tensor of that name: a bias that its graph of the architecture lacks.
+    pub(crate) fn lacks(&self, stored: &str) -> bool {
+        let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
+        part.is_some_and(|(_, part)| !part.contains("norm") && !self.biased.contains(&part))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.
@@ -158,9 +244,11 @@ mod tests {
     fn every_layout_is_of_a_family_and_the_other_way_round() {
         let families: Vec<_> = crate::open::gguf::families().collect();
         for (architecture, model_type, has_experts) in &families {
-            let layout = Layout::find(model_type).unwrap();
-            assert_eq!((layout.architecture, layout.experts.is_some()), (*architecture, *has_experts), "{model_type}");
+            let own = |layout: &&Layout| layout.architecture == *architecture && layout.has_experts() == *has_experts;
+            assert!(LAYOUTS.iter().any(|layout| own(&layout)) && Layout::find(model_type).is_some(), "{model_type}");
         }
-        assert_eq!(families.len(), LAYOUTS.len());
+        for layout in LAYOUTS {
+            assert!(families.iter().any(|(architecture, ..)| *architecture == layout.architecture), "{layout:?}");
+        }
     }
 }

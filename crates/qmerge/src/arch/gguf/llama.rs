@@ -1,8 +1,8 @@
 //! llama.cpp's own architecture, which most others are told from, and Mixtral, which it has as the same with experts.
 
-use super::ROUTER;
 use super::hyperparameters::{Model, Said};
-use super::layout::{Defaults, Head, Layout};
+use super::layout::{Defaults, Head, Layout, Local};
+use super::{Heads, INSIDE, OUTSIDE, ROUTER};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -10,17 +10,45 @@ pub(super) const LLAMA: Layout = Layout {
     architecture: "llama",
     model_types: &["llama", "mistral"],
     class: "LlamaForCausalLM",
+    outside: OUTSIDE,
+    wrapper: None,
+    layers: "model.layers.",
+    common: INSIDE,
     inside: &[],
     experts: None,
+    joins: &[],
     without: &[],
-    pairs_rows: true,
+    ordered: PAIRED,
     adds_one_to_norms: false,
     has_head: true,
-    has_biases: false,
+    bias_field: Some("attention_bias"),
+    biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+    fits: |_| true,
+    only_with: None,
     repeats_positions: false,
-    ways: Ways { no_space_before: false, is_llama: true, ends_turn: None, by_flags_alone: false },
+    ways: Ways {
+        no_space_before: false,
+        is_llama: true,
+        fixed: &[],
+        named: &[],
+        pre: None,
+        says_space_last: false,
+        ends_by_eod: false,
+        by_flags_alone: false,
+    },
     say,
-    defaults: Defaults { head: Head::Share, eps: 1e-6, theta: 10_000.0, local_theta: None },
+    defaults: Defaults {
+        head: Head::Share,
+        eps_field: "rms_norm_eps",
+        eps: 1e-6,
+        positions: None,
+        is_four_times_as_wide: false,
+        groups: None,
+        theta: 10_000.0,
+        local: Local::Unsaid,
+        share: 1.0,
+        has_alpha: false,
+    },
     is_large: |heads, kv_heads| heads != kv_heads,
 };
 
@@ -35,9 +63,13 @@ pub(super) const MIXTRAL: Layout = Layout {
     ..LLAMA
 };
 
+/// Queries and keys of which neighbours are a pair, where the model pairs halves.
+pub(super) const PAIRED: &[(&str, Heads)] = &[("attn_q", Heads::Queries), ("attn_k", Heads::Keys)];
+
 /// What all but Llama and Gemma have.
 pub(super) const PLAIN: Layout = Layout {
-    pairs_rows: false,
+    biased: &["attn_q", "attn_k", "attn_v"],
+    ordered: &[],
     ways: Ways { is_llama: false, ..LLAMA.ways },
     say: plain,
     defaults: Defaults { head: Head::Unsaid, ..LLAMA.defaults },
@@ -48,7 +80,7 @@ pub(super) const PLAIN: Layout = Layout {
 /// The feed-forward that all tokens go through, which layers of experts do not have.
 pub(super) const DENSE: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
 
-fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
+pub(super) fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.common(model)?;
     said.count("vocab_size", model.tokens);
     said.count("rope.dimension_count", model.head_dim());
@@ -56,7 +88,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.llama3_factors(model)
 }
 
-fn plain(said: &mut Said, model: &Model<'_>) -> Result<()> {
+pub(super) fn plain(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.common(model)?;
     said.experts(model)?;
     said.llama3_factors(model)

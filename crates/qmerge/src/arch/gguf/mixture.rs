@@ -73,15 +73,21 @@ pub(crate) struct Model {
     pub(crate) has_importance: bool,
     /// Experts of a layer; 0 for none.
     pub(crate) experts: usize,
+    /// Falcon's mixtures are its own: a head of eight bits, and fewer for what leads out of its blocks.
+    pub(crate) is_falcon: bool,
 }
 
 /// True if a tensor is one of those that have a type of the mixture.
 pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
-    // A router is small, and which experts act hangs on it.
-    let is_kept = name.contains("_norm.weight") || name.contains("ffn_gate_inp.weight");
+    // A router is small, and which experts act hangs on it; a convolution is smaller.
+    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d"];
+    let is_kept = kept.iter().any(|part| name.contains(part)) || name == POSITIONS;
     has_rows && name.ends_with("weight") && !is_kept
 }
+
+/// The table of learned positions.
+const POSITIONS: &str = "position_embd.weight";
 
 impl FileType {
     /// True if tensors lie in llama-quantize's order, and its keys come last; a file that is not quantized is as the converter writes it.
@@ -110,7 +116,7 @@ impl FileType {
         }
         let is_head = name == HEAD_WEIGHT || name == TABLE && !model.has_head;
         let dtype = if is_head {
-            if !width.is_multiple_of(self.block()) {
+            if model.is_falcon || !width.is_multiple_of(self.block()) {
                 Dtype::Q8_0
             } else if self.dtype == Dtype::Q8_0 {
                 self.dtype
@@ -130,6 +136,8 @@ impl FileType {
             self.of_down(layer.unwrap_or(number), model)
         } else if name.contains("attn_output.weight") {
             match (self.dtype, self.size) {
+                (Dtype::Q3K, Size::L) if model.is_falcon => Dtype::Q4K,
+                _ if model.is_falcon => self.dtype,
                 (Dtype::Q2K | Dtype::IQ4NL | Dtype::IQ4XS, _) | (Dtype::Q3K | Dtype::Q4K, Size::S | Size::M)
                     if model.experts == OF_MIXTRAL =>
                 {
@@ -174,12 +182,24 @@ impl FileType {
     /// Of what leads out of a feed-forward.
     fn of_down(&self, number: usize, model: Model) -> Dtype {
         let is_early = number < model.layers / 8;
+        let (first, more) = (number < model.layers / 16, has_more_bits(number, model.layers));
         match (self.dtype, self.size) {
+            (Dtype::Q3K, Size::M) if model.is_falcon && !first && !more => Dtype::Q3K,
+            (Dtype::Q3K, Size::L) if model.is_falcon => Dtype::Q4K,
+            (Dtype::Q4K, Size::M) if model.is_falcon && !first => {
+                if more {
+                    Dtype::Q5K
+                } else {
+                    Dtype::Q4K
+                }
+            }
+            (Dtype::Q4K, Size::M) if model.is_falcon => Dtype::Q6K,
+            (Dtype::Q4K, Size::S) if model.is_falcon => Dtype::Q4K,
             (Dtype::Q2K, _) => Dtype::Q3K,
-            (Dtype::Q3K, Size::M) if number < model.layers / 16 => Dtype::Q5K,
+            (Dtype::Q3K, Size::M) if first => Dtype::Q5K,
             (Dtype::Q3K, Size::M) => Dtype::Q4K,
             (Dtype::Q3K, Size::L) => Dtype::Q5K,
-            (Dtype::Q4K | Dtype::Q5K, Size::M) if has_more_bits(number, model.layers) => Dtype::Q6K,
+            (Dtype::Q4K | Dtype::Q5K, Size::M) if more => Dtype::Q6K,
             (Dtype::Q4K, Size::S) if is_early => Dtype::Q5K,
             (Dtype::IQ4NL | Dtype::IQ4XS, _) if is_early && !model.has_importance => Dtype::Q5K,
             (Dtype::Q4_0, _) if is_early && model.has_importance => Dtype::Q4_1,
@@ -258,6 +278,7 @@ mod tests {
                 has_head: flag("head"),
                 has_importance: flag("weighted"),
                 experts: about.get("experts").map_or(0, |count| count.as_u64().unwrap() as usize),
+                is_falcon: about.get("falcon").is_some(),
             };
             for file in ALL.iter().filter(|file| file.is_quantized()) {
                 let types = about["types"][file.id].as_object().unwrap();
@@ -289,8 +310,15 @@ mod tests {
         assert!(met > 20_000, "{met}");
     }
 
-    const MODEL: Model =
-        Model { layers: 32, shared: 4, is_large: false, has_head: true, has_importance: false, experts: 0 };
+    const MODEL: Model = Model {
+        layers: 32,
+        shared: 4,
+        is_large: false,
+        has_head: true,
+        has_importance: false,
+        experts: 0,
+        is_falcon: false,
+    };
 
     #[test]
     fn a_row_that_is_no_whole_blocks_takes_another_type() {

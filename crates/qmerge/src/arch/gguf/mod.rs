@@ -5,21 +5,48 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod cohere;
+mod deepseek;
+mod ernie4_5;
+mod exaone4;
+mod falcon;
 mod file;
 mod gemma;
+mod glm4;
+mod glm4_moe;
+mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod granite;
+mod hunyuan;
 mod hyperparameters;
 pub(crate) mod importance;
+mod join;
 mod layout;
+mod lfm2;
 mod llama;
+mod mistral3;
 pub(crate) mod mixture;
+mod nemotron;
+mod olmo2;
+mod phi2;
 mod phi3;
 mod qwen;
+mod qwen_delta;
+mod rows;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 mod view;
+mod weave;
 
-pub(crate) use file::{File, Unknown};
+pub(crate) use file::{File, Joined, Unknown};
 pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
-pub(crate) use view::{Heads, NamedModule, View};
+pub(crate) use rows::{Heads, RowOrder, To};
+pub(crate) use view::{NamedModule, View};
+pub(crate) use weave::{Piece, Weave};
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 
@@ -52,7 +79,8 @@ const ROUTER: &str = "ffn_gate_inp";
 const STACKS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
 
 /// Ends of names of tensors that a model's code makes anew.
-const MADE: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+const MADE: &[&str] =
+    &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"];
 
 /// True of a tensor of a GGUF file that is a part of the rope, of which `config.json` has lists.
 pub(crate) fn is_rope(name: &str) -> bool {
@@ -62,4 +90,11 @@ pub(crate) fn is_rope(name: &str) -> bool {
 /// True of a tensor that no file holds, since it is made from the configuration.
 pub(crate) fn is_made(name: &str) -> bool {
     MADE.iter().any(|end| name.ends_with(end))
+}
+
+/// True of a tensor of what predicts further tokens behind a model's own layers, which transformers does not run.
+pub(crate) fn predicts_further(name: &str, layers: usize) -> bool {
+    let of_layer = ["model.layers.", "blk."].iter().find_map(|layers| name.strip_prefix(layers));
+    let number = of_layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    number.is_some_and(|number| number >= layers) || name.starts_with("mtp.") || name.starts_with("model.mtp.")
 }

@@ -23,9 +23,7 @@ pub(super) const PHI3: Layout = Layout {
 
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
-    let share = model.rope.number("partial_rotary_factor");
-    let share = share.map_or_else(|| fields.fraction("partial_rotary_factor", 1.0), Ok)?;
-    let dims = (share * model.hidden as f64) as usize / model.heads.max(1);
+    let dims = model.turned()?;
     let original = match model.rope.number("original_max_position_embeddings") {
         Some(original) => original as usize,
         None => fields.positive_if("original_max_position_embeddings")?.unwrap_or(4096),

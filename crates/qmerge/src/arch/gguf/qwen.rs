@@ -1,14 +1,16 @@
 //! Qwen 2 and 3, with and without experts.
 
 use super::ROUTER;
+use super::join::{Join, halves, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{DENSE, PLAIN};
+use super::weave::Dims;
 
 pub(super) const QWEN2: Layout = Layout {
     architecture: "qwen2",
     model_types: &["qwen2"],
     class: "Qwen2ForCausalLM",
-    has_biases: true,
+    bias_field: None,
     is_large: |_, _| true,
     ..PLAIN
 };
@@ -21,20 +23,36 @@ pub(super) const QWEN3: Layout =
 
 const GATE: (&str, &str) = (ROUTER, "mlp.gate");
 
-const OF_EXPERTS: Layout =
-    Layout { experts: Some(("mlp.experts", ["gate_proj", "up_proj", "down_proj"])), without: DENSE, ..PLAIN };
+/// Experts one by one.
+pub(super) const EXPERTS: Option<(&str, [&str; 3])> = Some(("mlp.experts", ["gate_proj", "up_proj", "down_proj"]));
+
+/// Experts of folders that have them in stacks, gate above up.
+pub(super) const STACKED: [Join; 2] = [
+    Join::split(
+        "mlp.experts.gate_up_proj",
+        &[("ffn_gate_exps.{}.weight", false), ("ffn_up_exps.{}.weight", false)],
+        Dims::Stack,
+        halves,
+    )
+    .only_made(),
+    Join::split("mlp.experts.down_proj", &[("ffn_down_exps.{}.weight", false)], Dims::Stack, whole).only_made(),
+];
+
+/// What serves all tokens.
+pub(super) const SHARED: [(&str, &str); 4] = [
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
+
+const OF_EXPERTS: Layout = Layout { experts: EXPERTS, joins: &STACKED, without: DENSE, ..PLAIN };
 
 pub(super) const QWEN2_MOE: Layout = Layout {
     architecture: "qwen2moe",
     model_types: &["qwen2_moe"],
     class: "Qwen2MoeForCausalLM",
-    inside: &[
-        GATE,
-        ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
-        ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
-        ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
-        ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
-    ],
+    inside: &[GATE, SHARED[0], SHARED[1], SHARED[2], SHARED[3]],
     ..OF_EXPERTS
 };
 

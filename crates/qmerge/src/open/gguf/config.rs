@@ -1,49 +1,17 @@
 //! What a `config.json` would say, out of a GGUF file's keys.
 //!
 //! Both say the same of a model in other words. What llama.cpp knows of an architecture without a key for it (Gemma's scale of queries) is filled in here, as its
-//! `llama-model.cpp` has it.
+//! `llama-model.cpp` has it, family by family ([`families`]).
 
 use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::families::{self, Family};
 use super::{Metadata, Value};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Entry, ModelConfig};
-
-/// What GGUF and transformers call a family, and what is to be said of it that others need not.
-struct Family {
-    architecture: &'static str,
-    /// It has experts, which others of the architecture have not.
-    has_experts: bool,
-    model_type: &'static str,
-    /// A factor on attention comes with those of its rope, and goes with them.
-    scales_attention: bool,
-    more: fn(&Keys<'_>, &mut Map<String, Json>),
-}
-
-const LLAMA: Family =
-    Family { architecture: "llama", has_experts: false, model_type: "llama", scales_attention: false, more: |_, _| {} };
-
-const FAMILIES: &[Family] = &[
-    LLAMA,
-    Family { architecture: "qwen2", model_type: "qwen2", ..LLAMA },
-    Family { architecture: "qwen3", model_type: "qwen3", ..LLAMA },
-    Family { architecture: "gemma", model_type: "gemma", ..LLAMA },
-    Family { architecture: "gemma2", model_type: "gemma2", more: gemma2, ..LLAMA },
-    Family { architecture: "gemma3", model_type: "gemma3_text", more: gemma3, ..LLAMA },
-    Family { architecture: "llama", has_experts: true, model_type: "mixtral", more: mixtral, ..LLAMA },
-    Family { architecture: "qwen2moe", has_experts: true, model_type: "qwen2_moe", more: qwen2_moe, ..LLAMA },
-    Family { architecture: "qwen3moe", has_experts: true, model_type: "qwen3_moe", more: qwen3_moe, ..LLAMA },
-    Family { architecture: "phi3", model_type: "phi3", scales_attention: true, ..LLAMA },
-];
-
-/// Architecture and type of each, and whether it has experts.
-#[cfg(test)]
-pub(crate) fn families() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    FAMILIES.iter().map(|family| (family.architecture, family.model_type, family.has_experts))
-}
 
 /// Field of `config.json`, and key of GGUF behind the architecture's name.
 const FIELDS: &[(&str, &str)] = &[
@@ -80,7 +48,18 @@ const ALSO_READ: &[&str] = &[
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "vocab_size",
+];
+
+/// Fields of a rope that is stretched by a rule, and keys behind `rope.scaling.`.
+const OF_YARN: &[(&str, &str)] = &[
+    ("factor", "factor"),
+    ("attention_factor", "yarn_attn_factor"),
+    ("beta_fast", "yarn_beta_fast"),
+    ("beta_slow", "yarn_beta_slow"),
 ];
 
 /// The table of embeddings.
@@ -103,13 +82,11 @@ pub(crate) fn config(
     read: &dyn Fn(&Entry) -> Result<Vec<u8>>,
 ) -> Result<ModelConfig> {
     let architecture = metadata.architecture();
-    let keys = Keys { metadata, architecture };
-    let has_experts = keys.count("expert_count").is_some_and(|experts| experts > 0);
-    let own = |family: &&Family| family.architecture == architecture && family.has_experts == has_experts;
-    let family = FAMILIES.iter().find(own);
+    let keys = Keys { metadata, architecture, entries };
+    let family = families::of(&keys);
     let mut config = Map::new();
     config.insert("model_type".into(), json!(family.map_or(architecture, |family| family.model_type)));
-    let of_experts = OF_EXPERTS.iter().filter(|_| has_experts);
+    let of_experts = OF_EXPERTS.iter().filter(|_| keys.has_experts());
     for (field, key) in FIELDS.iter().chain(of_experts) {
         // A window of nothing is none: Phi 4's files say so of themselves.
         let is_none = |value: &Json| *field == "sliding_window" && value.as_u64() == Some(0);
@@ -156,18 +133,27 @@ fn factors(entry: Option<&Entry>, read: &dyn Fn(&Entry) -> Result<Vec<u8>>) -> R
 }
 
 /// Keys that begin with the architecture's name.
-struct Keys<'m> {
+pub(super) struct Keys<'m> {
     metadata: &'m Metadata,
-    architecture: &'m str,
+    pub(super) architecture: &'m str,
+    entries: &'m [Entry],
 }
 
 impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<Value<'_>> {
+    pub(super) fn get(&self, key: &str) -> Option<Value<'_>> {
         self.metadata.get(&format!("{}.{key}", self.architecture))
     }
 
+    /// Of each layer, from a list that has one for each.
+    pub(super) fn list(&self, key: &str) -> Option<Vec<Value<'_>>> {
+        match self.get(key)? {
+            Value::List(list) => Some(list.iter().collect()),
+            _ => None,
+        }
+    }
+
     /// A number; of a list with one for each layer, that of all where it is one.
-    fn number(&self, key: &str) -> Option<Json> {
+    pub(super) fn number(&self, key: &str) -> Option<Json> {
         let number = |value: &Value<'_>| match value {
             Value::Integer(number) => i64::try_from(*number).ok().map(Json::from),
             Value::Float(number) => Some(json!(number)),
@@ -183,16 +169,33 @@ impl Keys<'_> {
         }
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
+    pub(super) fn float(&self, key: &str) -> Option<f64> {
         self.number(key)?.as_f64()
     }
 
-    fn count(&self, key: &str) -> Option<u64> {
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        match self.get(key)? {
+            Value::Bool(flag) => Some(flag),
+            _ => None,
+        }
+    }
+
+    pub(super) fn count(&self, key: &str) -> Option<u64> {
         self.number(key)?.as_u64()
     }
 
+    /// True of a file with a tensor of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.name == name)
+    }
+
+    /// True of a model with experts.
+    pub(super) fn has_experts(&self) -> bool {
+        self.count("expert_count").is_some_and(|experts| experts > 0)
+    }
+
     /// Features of a head.
-    fn head(&self) -> Option<f64> {
+    pub(super) fn head(&self) -> Option<f64> {
         let share = || Some(self.float("embedding_length")? / self.float("attention.head_count")?);
         self.float("attention.key_length").or_else(share)
     }
@@ -202,32 +205,20 @@ impl Keys<'_> {
         let family = family?;
         let is_read = |key: &str| {
             let mut known = FIELDS.iter().chain(OF_EXPERTS);
-            known.any(|(_, known)| *known == key) || ALSO_READ.contains(&key)
+            known.any(|(_, known)| *known == key) || ALSO_READ.contains(&key) || family.reads.contains(&key)
         };
         let prefix = format!("{}.", self.architecture);
         let values = self.float("attention.value_length");
         let mut unread: Vec<&str> =
             self.metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|key| !is_read(key))).collect();
         unread.sort_unstable();
-        let widths = (values.is_some() && values != self.head()).then(|| format!("{prefix}attention.value_length"));
+        let is_told = family.reads.contains(&"attention.value_length");
+        let widths =
+            (values.is_some() && values != self.head() && !is_told).then(|| format!("{prefix}attention.value_length"));
         let scaled = !family.scales_attention && self.float("rope.scaling.attn_factor").is_some_and(|by| by != 1.0);
         let scaled = scaled.then(|| format!("{prefix}rope.scaling.attn_factor"));
         unread.first().map(|key| (*key).to_owned()).or(widths).or(scaled)
     }
-}
-
-fn mixtral(keys: &Keys<'_>, config: &mut Map<String, Json>) {
-    config.insert("num_local_experts".into(), json!(keys.count("expert_count")));
-}
-
-fn qwen2_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {
-    config.insert("num_experts".into(), json!(keys.count("expert_count")));
-    config.insert("norm_topk_prob".into(), json!(false));
-}
-
-fn qwen3_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {
-    config.insert("num_experts".into(), json!(keys.count("expert_count")));
-    config.insert("norm_topk_prob".into(), json!(true));
 }
 
 /// How the rope is stretched: by factors for all lengths, for short and for long ones, or by what the keys say.
@@ -259,8 +250,10 @@ fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option
         (None, None, None) => return None,
         (None, None, Some(kind)) => {
             scaling.insert("rope_type".into(), json!(kind));
-            if let Some(factor) = keys.number("rope.scaling.factor") {
-                scaling.insert("factor".into(), factor);
+            for (field, key) in OF_YARN {
+                if let Some(number) = keys.number(&format!("rope.scaling.{key}")) {
+                    scaling.insert((*field).into(), number);
+                }
             }
         }
         // Both at once: no kind that is known.
@@ -272,51 +265,4 @@ fn scaling(keys: &Keys<'_>, [all, short, long]: [Option<Vec<f32>>; 3]) -> Option
         scaling.insert("original_max_position_embeddings".into(), original);
     }
     Some(Json::Object(scaling))
-}
-
-/// The width that queries are scaled by: a head's, but for the largest model, by its number of layers.
-fn query_scale(keys: &Keys<'_>, largest: u64) -> Option<f64> {
-    if keys.count("block_count")? == largest {
-        return Some(keys.float("embedding_length")? / keys.float("attention.head_count")?);
-    }
-    keys.float("attention.key_length")
-}
-
-/// A number as transformers takes it: a whole one is an integer.
-fn whole(number: f64) -> Json {
-    if number.fract() == 0.0 && (0.0..1e9).contains(&number) { json!(number as u64) } else { json!(number) }
-}
-
-fn gemma2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
-    if let Some(scale) = query_scale(keys, 46) {
-        config.insert("query_pre_attn_scalar".into(), whole(scale));
-    }
-    // Files from before there were keys for them.
-    let missing = [
-        ("sliding_window", json!(4096)),
-        ("attn_logit_softcapping", json!(50.0)),
-        ("final_logit_softcapping", json!(30.0)),
-    ];
-    for (field, value) in missing {
-        config.entry(field).or_insert(value);
-    }
-}
-
-fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Json>) {
-    if let Some(scale) = query_scale(keys, 62) {
-        config.insert("query_pre_attn_scalar".into(), whole(scale));
-    }
-    // Layers with a window have a rope of their own, which is not stretched.
-    let theta = config.shift_remove("rope_theta").unwrap_or(json!(1_000_000.0));
-    let mut full = match config.shift_remove("rope_scaling") {
-        Some(Json::Object(scaling)) => scaling,
-        _ => Map::from_iter([("rope_type".to_owned(), json!("default"))]),
-    };
-    full.insert("rope_theta".into(), theta);
-    let local = keys.float("rope.freq_base_swa").unwrap_or(10_000.0);
-    config.insert(
-        "rope_parameters".into(),
-        json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": local } }),
-    );
-    config.insert("sliding_window_pattern".into(), json!(6));
 }

@@ -206,6 +206,17 @@ impl Metadata {
         }
     }
 
+    /// An integer, of a list the first.
+    pub(crate) fn first_integer(&self, key: &str) -> Option<u64> {
+        match self.get(key)? {
+            Value::List(list) => match list.iter().next()? {
+                Value::Integer(number) => u64::try_from(number).ok(),
+                _ => None,
+            },
+            _ => self.integer(key),
+        }
+    }
+
     /// A truth value.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.get(key)? {

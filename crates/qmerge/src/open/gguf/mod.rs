@@ -5,6 +5,7 @@
 //! `ggml/src/gguf.cpp`, which refuses what is refused here.
 
 mod config;
+mod families;
 mod made;
 mod metadata;
 mod pre;
@@ -17,9 +18,9 @@ mod write;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-#[cfg(test)]
-pub(crate) use config::families;
 pub(crate) use config::{FACTORS, HEAD_WEIGHT, LONG_FACTORS, SHORT_FACTORS, TABLE, config};
+#[cfg(test)]
+pub(crate) use families::all as families;
 pub(crate) use made::{Field, Keys, Ways, vocabulary};
 pub use metadata::{Metadata, Value};
 pub(super) use split::{of_folder, refuse_incomplete};

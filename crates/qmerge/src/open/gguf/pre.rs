@@ -13,6 +13,8 @@ pub(super) struct Pre {
     pub(super) names: &'static [&'static str],
     /// Digits are cut one by one first.
     pub(super) digits: bool,
+    /// What is cut off as one piece before the rest is looked at, one expression behind the other.
+    pub(super) first: &'static [&'static str],
     /// What is cut off as one piece; `None` for GPT-2's own.
     pub(super) pattern: Option<&'static str>,
     /// Characters are composed first.
@@ -24,8 +26,21 @@ pub(super) struct Pre {
 }
 
 const GPT2: Pre = Pre {
-    names: &["gpt-2", "phi-2", "mpt"],
+    names: &[
+        "gpt-2",
+        "phi-2",
+        "mpt",
+        "olmo",
+        "exaone4",
+        "jais",
+        "trillion",
+        "granite-docling",
+        "gigachat",
+        "a.x-4.0",
+        "mellum",
+    ],
     digits: false,
+    first: &[],
     pattern: None,
     composes: false,
     takes_whole: false,
@@ -38,22 +53,53 @@ const OF_GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{
 /// Up to three digits are one piece.
 const THREE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Every digit is a piece.
+const ONE_DIGIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// All rules.
 pub(super) const PRES: &[Pre] = &[
     GPT2,
-    Pre { names: &["smollm", "refact", "starcoder", "command-r", "codeshell"], digits: true, ..GPT2 },
     Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
+        names: &["smollm", "refact", "starcoder", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
+        digits: true,
+        ..GPT2
+    },
+    Pre {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         pattern: Some(THREE_DIGITS),
         takes_whole: true,
         begins: true,
         ..GPT2
     },
-    Pre { names: &["dbrx", "smaug-bpe"], pattern: Some(THREE_DIGITS), ..GPT2 },
+    Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], pattern: Some(THREE_DIGITS), ..GPT2 },
+    Pre { names: &["glm4", "glm5"], pattern: Some(THREE_DIGITS), takes_whole: true, ..GPT2 },
     Pre {
-        names: &["qwen2", "deepseek-r1-qwen", "megrez"],
+        names: &["qwen2", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"],
+        pattern: Some(ONE_DIGIT),
+        composes: true,
+        ..GPT2
+    },
+    Pre { names: &["stablelm2", "hunyuan", "solar-open", "grok-2"], pattern: Some(ONE_DIGIT), ..GPT2 },
+    Pre {
+        names: &["seed-coder"],
         pattern: Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        ..GPT2
+    },
+    Pre {
+        names: &["deepseek-v3"],
+        first: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+"],
+        pattern: Some(
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+        ),
+        ..GPT2
+    },
+    Pre {
+        names: &["qwen35"],
+        pattern: Some(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
         composes: true,
         ..GPT2
@@ -68,7 +114,7 @@ pub(super) const PRES: &[Pre] = &[
         ..GPT2
     },
     Pre {
-        names: &["gpt-4o", "llama4"],
+        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
         pattern: Some(
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
@@ -81,16 +127,19 @@ pub(super) fn named(name: &str) -> Option<&'static Pre> {
     PRES.iter().find(|pre| pre.names.contains(&name))
 }
 
-/// The rule that a `tokenizer.json` cuts by; `whole` is its model's `ignore_merges`. `None` where it is none of these.
-pub(super) fn of_document(pre_tokenizer: &Value, whole: bool) -> Option<&'static Pre> {
+/// The name of the rule that a `tokenizer.json` cuts by; `whole` is its model's `ignore_merges`, and `known` the name that tokenizers of the family have. `None` where it is none of
+/// these.
+pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'static str>) -> Option<&'static str> {
     let (mut digits, mut pattern, mut bytes) = (false, None, false);
+    let mut first: Vec<&str> = Vec::new();
     for stage in stages(pre_tokenizer)? {
         let flag = |key: &str, default: bool| stage.get(key).map_or(Some(default), Value::as_bool);
         match stage.get("type")?.as_str()? {
             // What comes behind the bytes would cut them.
             _ if bytes => return None,
             "Digits" if flag("individual_digits", false)? && pattern.is_none() => digits = true,
-            "Split" if pattern.is_none() && is_isolated(stage)? => {
+            "Split" if is_isolated(stage)? => {
+                first.extend(pattern);
                 pattern = Some(stage.get("pattern")?.get("Regex")?.as_str()?);
             }
             "ByteLevel" if !flag("add_prefix_space", true)? => {
@@ -107,11 +156,15 @@ pub(super) fn of_document(pre_tokenizer: &Value, whole: bool) -> Option<&'static
     // Some spell the case of English endings out.
     const SPELLED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
     let pattern = pattern.filter(|_| bytes)?.replace(SPELLED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)");
-    let same = |pre: &&Pre| pre.digits == digits && pre.pattern.unwrap_or(OF_GPT2) == pattern;
-    let mut all = PRES.iter().filter(same);
-    let first = all.next()?;
-    // Only the rule for a vocabulary that is taken whole has a twin.
-    Some(if first.takes_whole == whole { first } else { all.next().unwrap_or(first) })
+    // Others have the ends of lines themselves where most have their names.
+    let pattern = pattern.replace('\r', r"\r").replace('\n', r"\n");
+    let same = |pre: &&Pre| pre.digits == digits && pre.first == first && pre.pattern.unwrap_or(OF_GPT2) == pattern;
+    if let Some(known) = known.filter(|known| named(known).as_ref().is_some_and(same)) {
+        return Some(known);
+    }
+    let all = || PRES.iter().filter(same);
+    let pre = all().find(|pre| pre.takes_whole == whole).or_else(|| all().next())?;
+    pre.names.first().copied()
 }
 
 /// A cutter's own stages, one or several.
@@ -135,7 +188,7 @@ mod tests {
     use super::*;
 
     fn name(pre_tokenizer: &Value, whole: bool) -> Option<&'static str> {
-        of_document(pre_tokenizer, whole).map(|pre| pre.names[0])
+        of_document(pre_tokenizer, whole, None)
     }
 
     #[test]
@@ -152,8 +205,11 @@ mod tests {
             .replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])");
         assert_eq!(name(&sequence(&[split(&spelled), bytes(false)]), true), Some("llama-bpe"));
         for pre in PRES.iter().filter(|pre| pre.pattern.is_some()) {
-            let own = sequence(&[split(pre.pattern.unwrap()), bytes(false)]);
-            assert_eq!(name(&own, pre.takes_whole), Some(pre.names[0]));
+            let first = pre.first.iter().map(|first| split(first));
+            let own = sequence(&first.chain([split(pre.pattern.unwrap()), bytes(false)]).collect::<Vec<_>>());
+            assert_eq!(of_document(&own, pre.takes_whole, Some(pre.names[0])), Some(pre.names[0]));
+            // One of another expression is not its name.
+            assert_eq!(of_document(&own, pre.takes_whole, Some("mpt")), name(&own, pre.takes_whole));
         }
         for unknown in [
             json!(null),

@@ -143,7 +143,7 @@ fn pairs(vocabulary: &Vocabulary<'_>, metadata: &Metadata, pre: &Pre) -> Result<
     if pre.digits {
         cuts.push(json!({ "type": "Digits", "individual_digits": true }));
     }
-    if let Some(pattern) = pre.pattern {
+    for pattern in pre.first.iter().copied().chain(pre.pattern) {
         cuts.push(json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false }));
     }
     let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pre.pattern.is_none() });

@@ -27,6 +27,11 @@ impl Writer {
         Self { version: 3, alignment, metadata: Arc::new(metadata), is_trimmed: false }
     }
 
+    /// Its keys.
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// The same, as llama-quantize writes it.
     pub(crate) fn trimmed(self) -> Self {
         Self { is_trimmed: true, ..self }

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Destination, Export, Exported, Model};
 use crate::arch;
-use crate::arch::gguf::{Layout, is_rope};
+use crate::arch::gguf::{Layout, View, Weave, is_rope};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
-use crate::formats;
+use crate::formats::{self, Claim};
 use crate::open::safetensors::Safetensors;
 use crate::open::{MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
 use crate::plan::Tokenizer;
@@ -48,6 +48,7 @@ impl Export for Folder {
         for (name, _) in model.weights {
             let claim = model.names.exact(name);
             let place = match claim {
+                _ if model.predicts_further(name) => Destination::Nowhere,
                 // What has no name in the model has none in GGUF's sense either: it is a part of the rope.
                 Some(claim) if claim.weight.view().is_none() && is_rope(name) => Destination::Nowhere,
                 Some(claim) if claim.weight.view().is_none() => {
@@ -58,7 +59,13 @@ impl Export for Folder {
                 _ => {
                     let takes =
                         !format.quantizes() || claim.is_some_and(|claim| model.quantized.takes(claim.weight.as_ref()));
-                    Destination::Tensor { view: None, format: if takes { format } else { plain }, importance: None }
+                    let format = if takes { format } else { plain };
+                    Destination::Tensor {
+                        view: claim.and_then(|claim| as_family(model, claim)),
+                        format,
+                        importance: None,
+                        others: Vec::new(),
+                    }
                 }
             };
             places.insert(name.clone(), place);
@@ -68,7 +75,7 @@ impl Export for Folder {
                 .in_file(&base.path)
                 .in_tensor(&entry.name));
         }
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = model.says_what_is_left_out().into_iter().collect();
         Ok(Exported {
             places,
             constants: Vec::new(),
@@ -82,6 +89,15 @@ impl Export for Folder {
             warnings,
         })
     }
+}
+
+/// A stack of matrices as the family has it, where that has inputs as rows.
+fn as_family(model: &Model<'_, '_>, claim: &Claim) -> Option<View> {
+    let weight = &claim.weight;
+    let in_out = model.names.arch.experts.is_some_and(|experts| experts.in_out) && !weight.has_family_order();
+    let weave = Weave::turned_stack(weight.name(), weight.shape()).filter(|_| in_out)?;
+    let name = weight.name().to_owned();
+    Some(View { stored: name.clone(), name, order: None, added: 0.0, is_row: false, weave: Some(Arc::new(weave)) })
 }
 
 /// The configuration that the keys describe, with what a loader of a folder has to be told.
@@ -100,8 +116,8 @@ fn config(model: &Model<'_, '_>) -> Result<ModelConfig> {
     json.extend(std::mem::take(&mut config.json).into_iter().filter(|(key, _)| key != "_name_or_path"));
     json.insert("dtype".into(), json!(Dtype::BF16.torch_name()));
     let has = |end: &str| model.weights.iter().any(|(name, _)| name.ends_with(end));
-    for (field, end) in [("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.up_proj.bias")] {
-        if has(end) && !layout.has_biases() {
+    for (field, end) in [(layout.bias_field(), "self_attn.q_proj.bias"), (Some("mlp_bias"), "mlp.up_proj.bias")] {
+        if let Some(field) = field.filter(|_| has(end)) {
             json.insert(field.into(), json!(true));
         }
     }

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Constant, Destination, Export, Exported, Model, lost};
+use super::{Constant, Destination, Export, Exported, Kind, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
-use crate::arch::gguf::{File, Layout, Said, View, is_made};
+use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
-use crate::formats;
-use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer, expert, vocabulary};
+use crate::formats::{self, GPT_OSS};
+use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Metadata, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
+use crate::plan::quantized::is_reversed;
 
 /// Name of the file in a folder.
 pub(super) const FILE: &str = "model.gguf";
@@ -89,23 +90,34 @@ impl Export for FileType {
         }
         let metadata = keys.finish();
         let file = File::made(layout, &metadata);
+        // As the file has them: a Conv1D's dimensions change places.
+        let shape = |(name, shape): &(String, Vec<usize>)| match model.names.exact(name) {
+            Some(claim) if is_reversed(model.names, claim.weight.as_ref(), false) => {
+                shape.iter().rev().copied().collect()
+            }
+            _ => shape.clone(),
+        };
+        let shapes: Vec<Vec<usize>> = model.weights.iter().map(shape).collect();
         let mut views: Vec<(&str, &[usize], Option<View>)> = Vec::new();
-        for (name, shape) in model.weights {
-            // A tensor of one dimension is a column.
-            let rows = shape.iter().take(shape.len().saturating_sub(1).max(1)).product();
-            views.push((name, shape, file.stored(name, rows)?));
+        for ((name, _), shape) in model.weights.iter().zip(&shapes) {
+            let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
+                && model.names.arch.experts.is_some_and(|experts| experts.in_out);
+            let view = if model.predicts_further(name) { None } else { file.place(name, shape, is_turned)? };
+            views.push((name, shape, view));
         }
         let constants: Vec<Constant> = constants
             .into_iter()
             .map(|constant| Constant { name: constant.name.to_owned(), values: constant.values.into() })
             .collect();
-        let named: Vec<(String, Vec<usize>)> =
-            views.iter().filter_map(|(_, shape, view)| Some((view.as_ref()?.stored.clone(), shape.to_vec()))).collect();
+        let tensors = |(_, shape, view): &(&str, &[usize], Option<View>)| view.as_ref().map(|view| view.tensors(shape));
+        let named: Vec<(String, Vec<usize>)> = views.iter().filter_map(tensors).flatten().collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
+        let missing = lost::missing(layout, named.iter().map(|(name, _)| name.as_str()));
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, views, constants, writer)?;
-        let warnings = warning.into_iter().chain(exported.warnings).collect();
+        let warnings =
+            missing.into_iter().chain(warning).chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
         Ok(Exported { warnings, ..exported })
     }
 }
@@ -115,51 +127,57 @@ impl FileType {
     fn place(
         &self,
         model: &Model<'_, '_>,
-        mut views: Vec<(&str, &[usize], Option<View>)>,
+        views: Vec<(&str, &[usize], Option<View>)>,
         constants: Vec<Constant>,
         writer: Writer,
     ) -> Result<Exported> {
         let mut places: HashMap<String, Destination> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
-            if !is_made(name) && !is_copy(model, name) {
+            if !is_made(name) && !is_copy(model, name) && !model.predicts_further(name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
                     .in_file(&model.inputs.base.path)
                     .in_tensor(name));
             }
             places.insert((*name).to_owned(), Destination::Nowhere);
         }
-        let stored = |view: &Option<View>| view.as_ref().map_or(String::new(), |view| view.stored.clone());
-        if self.is_quantized() {
-            views.sort_by(|(.., one), (.., other)| mixture::order(&stored(one), &stored(other)));
-        } else {
-            let places = places_in_base(model, &views);
-            let mut placed: Vec<_> = places.into_iter().zip(views).collect();
-            placed.sort_by(|(one, _), (other, _)| one.cmp(other));
-            views = placed.into_iter().map(|(_, view)| view).collect();
+        let mut tensors: Vec<Placed<'_>> = Vec::new();
+        for ((name, shape, view), place) in views.iter().zip(places_in_base(model, &views)) {
+            for (number, (stored, shape)) in view.iter().flat_map(|view| view.tensors(shape)).enumerate() {
+                let place = PlaceInBase { tensor: number, ..place.clone() };
+                tensors.push(Placed { name, number, stored, shape, place });
+            }
         }
-        let known = views.iter().filter_map(|(name, shape, view)| Some((*name, *shape, view.as_ref()?)));
-        let known: Vec<(&str, &[usize], &View)> = known.collect();
-        let is_matrix = |shape: &[usize], view: &View| mixture::takes(&view.stored, shape);
-        let matrices: Vec<(&str, usize)> = known
-            .iter()
-            .filter(|(_, shape, view)| is_matrix(shape, view))
-            .map(|(_, shape, view)| (view.stored.as_str(), shape.last().copied().unwrap_or(0)))
-            .collect();
-        let has_head = known.iter().any(|(.., view)| view.stored == HEAD_WEIGHT);
-        let types = self.types(&matrices, model.about(has_head));
+        if self.is_quantized() {
+            tensors.sort_by(|one, other| mixture::order(&one.stored, &other.stored));
+        } else {
+            tensors.sort_by(|one, other| one.place.cmp(&other.place));
+        }
+        let takes = |tensor: &&Placed<'_>| mixture::takes(&tensor.stored, &tensor.shape);
+        let width = |tensor: &Placed<'_>| tensor.shape.last().copied().unwrap_or(0);
+        let matrices: Vec<(&str, usize)> =
+            tensors.iter().filter(takes).map(|tensor| (tensor.stored.as_str(), width(tensor))).collect();
+        let has_head = tensors.iter().any(|tensor| tensor.stored == HEAD_WEIGHT);
+        let types = self.types(&matrices, model.about(has_head, writer.metadata()));
         let warning = self.said_of_narrow(&matrices, &types);
         let mut types = types.into_iter();
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
-        for (name, shape, view) in &known {
-            let dtype = if is_matrix(shape, view) { types.next() } else { None }.unwrap_or(Dtype::F32);
-            order.push(view.stored.clone());
-            let format = formats::of_dtype(dtype)?;
-            let width = shape.last().copied().unwrap_or(0);
+        let mut kinds: HashMap<(&str, usize), Kind> = HashMap::new();
+        for tensor in &tensors {
+            let dtype = if takes(&tensor) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            // gpt-oss' codes stay what they are in a file of floats.
+            let is_code = || model.names.exact(tensor.name).is_some_and(|claim| claim.weight.format() == GPT_OSS);
+            let dtype = if !self.is_quantized() && is_code() { Dtype::MXFP4 } else { dtype };
+            order.push(tensor.stored.clone());
             let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
-                Some(importance) => importance.of(&view.stored, width)?,
+                Some(importance) => importance.of(&tensor.stored, width(tensor))?,
                 None => None,
             };
-            places.insert((*name).to_owned(), Destination::Tensor { view: Some((*view).clone()), format, importance });
+            kinds.insert((tensor.name, tensor.number), (formats::of_dtype(dtype)?, importance));
+        }
+        for (name, _, view) in views.iter().filter(|(.., view)| view.is_some()) {
+            let Some((format, importance)) = kinds.remove(&(*name, 0)) else { continue };
+            let others = (1..).map_while(|number| kinds.remove(&(*name, number))).collect();
+            places.insert((*name).to_owned(), Destination::Tensor { view: view.clone(), format, importance, others });
         }
         if self.is_quantized() {
             order.sort_by(|one, other| mixture::order(one, other));
@@ -211,6 +229,20 @@ pub(super) fn of_importance(model: &Model<'_, '_>) -> Keys {
 }
 
 impl Model<'_, '_> {
+    /// True of a tensor of what predicts further tokens, behind the model's own layers.
+    pub(super) fn predicts_further(&self, name: &str) -> bool {
+        let layers = self.inputs.base.config.as_ref().and_then(|config| config.find("num_hidden_layers")?.as_u64());
+        layers.is_some_and(|layers| predicts_further(name, usize::try_from(layers).unwrap_or(usize::MAX)))
+    }
+
+    /// That it does not come along, where there is something of it.
+    pub(super) fn says_what_is_left_out(&self) -> Option<String> {
+        let (first, _) = self.weights.iter().find(|(name, _)| self.predicts_further(name))?;
+        Some(format!(
+            "the layers that predict further tokens are left out, as transformers leaves them; first `{first}`"
+        ))
+    }
+
     /// Experts of a layer, of which some act on a token; 0 for none.
     fn experts(&self) -> usize {
         let config = self.inputs.base.config.as_ref();
@@ -219,15 +251,14 @@ impl Model<'_, '_> {
         keys.iter().find_map(|key| count(key)).unwrap_or(0) as usize
     }
 
-    /// What types depend on, for a file that has a head of its own or not.
-    pub(super) fn about(&self, has_head: bool) -> mixture::Model {
+    /// What types depend on, for a file with those keys that has a head of its own or not.
+    pub(super) fn about(&self, has_head: bool, metadata: &Metadata) -> mixture::Model {
         let config = self.inputs.base.config.as_ref();
-        let count = |key: &str| config.and_then(|config| config.find(key)?.as_u64()).unwrap_or(0) as usize;
-        let (layers, heads) = (count("num_hidden_layers"), count("num_attention_heads"));
-        let kv_heads = match count("num_key_value_heads") {
-            0 => heads,
-            given => given,
-        };
+        let architecture = metadata.architecture();
+        // llama-quantize looks at the first layer.
+        let count = |key: &str| metadata.first_integer(&format!("{architecture}.{key}")).map(|count| count as usize);
+        let (layers, heads) = (count("block_count").unwrap_or(0), count("attention.head_count").unwrap_or(0));
+        let kv_heads = count("attention.head_count_kv").unwrap_or(heads);
         let layout = config.and_then(|config| Layout::find(config.model_type()));
         mixture::Model {
             layers,
@@ -236,6 +267,7 @@ impl Model<'_, '_> {
             has_head,
             experts: self.experts(),
             has_importance: self.options.importance.is_some(),
+            is_falcon: architecture == "falcon",
         }
     }
 }
@@ -266,8 +298,28 @@ fn is_copy(model: &Model<'_, '_>, name: &str) -> bool {
     model.names.is_head(module) && model.names.ties_stored() && !model.change.untie
 }
 
-/// Where a tensor stands in a file that the converter writes: as the base's file and the name there, and of a stack as well the model's name for the projection, and the expert.
-type PlaceInBase = (usize, String, String, usize);
+/// A tensor of the file.
+struct Placed<'m> {
+    /// The model's name of the weight, and its number among that one's tensors.
+    name: &'m str,
+    number: usize,
+    stored: String,
+    shape: Vec<usize>,
+    place: PlaceInBase,
+}
+
+/// Where a tensor stands in a file that the converter writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct PlaceInBase {
+    /// The base's file and the name there.
+    file: usize,
+    read: String,
+    /// Of a stack the model's name for the projection, and the expert.
+    projection: String,
+    expert: usize,
+    /// Of several its number.
+    tensor: usize,
+}
 
 /// Files of the base in their order, and names in each: the order in which the converter reads them. Stacks come where the last of the layer's experts is met.
 fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)]) -> Vec<PlaceInBase> {
@@ -276,7 +328,7 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
         let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
         (file, name.to_owned())
     };
-    let in_stack = |view: &Option<View>| expert(&view.as_ref()?.stored);
+    let in_stack = |view: &Option<View>| expert(&view.as_ref().filter(|view| view.weave.is_none())?.stored);
     let layer = |stack: &str| stack.split('.').take(2).collect::<Vec<_>>().join(".");
     let mut last: HashMap<String, (usize, String)> = HashMap::new();
     for (name, _, view) in views {
@@ -286,13 +338,14 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
         }
     }
     let place = |(name, _, view): &(&str, &[usize], Option<View>)| match in_stack(view) {
-        Some((stack, number)) => {
-            let (file, last) = last.get(&layer(&stack)).cloned().unwrap_or_default();
-            (file, last, name.rsplit('.').nth(1).unwrap_or_default().to_owned(), number)
+        Some((stack, expert)) => {
+            let (file, read) = last.get(&layer(&stack)).cloned().unwrap_or_default();
+            let projection = name.rsplit('.').nth(1).unwrap_or_default().to_owned();
+            PlaceInBase { file, read, projection, expert, tensor: 0 }
         }
         None => {
-            let (file, name) = read(name);
-            (file, name, String::new(), 0)
+            let (file, read) = read(name);
+            PlaceInBase { file, read, ..PlaceInBase::default() }
         }
     };
     views.iter().map(place).collect()
@@ -333,7 +386,8 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = given.map_or(folder, |name| name.rsplit('/').next().unwrap_or(name).to_owned());
     keys.set("general.name", Field::Text(title(&name)));
-    let weights = model.weights.iter().filter(|(name, _)| !is_made(name) && !is_copy(model, name));
+    let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.predicts_further(name);
+    let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
     let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| name.contains(".experts."));
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {
         weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()

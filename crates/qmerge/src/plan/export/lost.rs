@@ -1,6 +1,8 @@
 //! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
 
 use crate::arch;
+use crate::arch::Rope;
+use crate::arch::gguf::Layout;
 use crate::arch::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
@@ -46,6 +48,16 @@ pub(super) fn warning(
     })
 }
 
+/// A warning on tensors that llama.cpp's graph of the architecture has no place for, if there are any: it does not load the file.
+pub(super) fn missing<'n>(layout: &Layout, mut stored: impl Iterator<Item = &'n str>) -> Option<String> {
+    stored.find(|name| layout.lacks(name)).map(|name| {
+        format!(
+            "llama.cpp does not load the file: its models of the architecture `{}` have no `{name}`",
+            layout.architecture()
+        )
+    })
+}
+
 /// What differs, in words.
 fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
     fn attention(spec: &Spec) -> impl Iterator<Item = &Attention> {
@@ -69,14 +81,37 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         (Some(one), Some(other)) => close(one, other),
         (one, other) => one == other,
     };
+    let scales = |spec: &Spec| [spec.embed_scale, spec.residual_scale, spec.logit_scale];
+    let same_scales = scales(before).into_iter().zip(scales(after)).all(|(one, other)| close(one, other));
+    let arrangement = |spec: &Spec| -> Vec<_> { spec.layers.iter().map(|layer| layer.order).collect() };
     let found = [
         ("the window of attention", any(|one, other| one.window != other.window)),
         ("the scale of queries", any(|one, other| (one.scale - other.scale).abs() > 1e-5 * one.scale.abs())),
         ("the width of a head", any(|one, other| one.head_dim != other.head_dim)),
         ("the rope of each layer", any(|one, other| one.rope != other.rope)),
+        ("how far ropes turn", !same_ropes(before, after)),
+        ("factors on embeddings, layers and logits", !same_scales),
+        ("how the blocks of a layer stand to each other", arrangement(before) != arrangement(after)),
         ("how experts are chosen", experts(before) != experts(after)),
         ("the cap of logits", !same_caps(before.logit_cap, after.logit_cap)),
         ("the epsilon of norms", !close(before.eps, after.eps)),
     ];
     found.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect()
 }
+
+/// True if ropes turn by the same angles, at the lengths that models are asked for first.
+fn same_ropes(before: &Spec, after: &Spec) -> bool {
+    let close = |one: &f32, other: &f32| (one - other).abs() <= 1e-5 * one.abs();
+    let same = |one: &Rope, other: &Rope| {
+        let [own, others] = [one, other].map(|rope| rope.frequencies(SHORT));
+        own.len() == others.len()
+            && own.iter().zip(&others).all(|(one, other)| close(one, other))
+            && close(&one.factor(), &other.factor())
+            && one.interleaved == other.interleaved
+    };
+    before.ropes.len() == after.ropes.len()
+        && before.ropes.iter().zip(&after.ropes).all(|(one, other)| same(one, other))
+}
+
+/// Tokens of a text that needs no stretched rope.
+const SHORT: usize = 512;

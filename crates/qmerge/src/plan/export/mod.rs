@@ -101,8 +101,13 @@ pub(super) enum Destination {
         format: &'static dyn Format,
         /// How large its inputs are, where that is given.
         importance: Option<Arc<[f32]>>,
+        /// Format and importance of the other tensors, where it lies in several.
+        others: Vec<Kind>,
     },
 }
+
+/// How a tensor is stored, and how large its inputs are, where that is given.
+pub(super) type Kind = (&'static dyn Format, Option<Arc<[f32]>>);
 
 impl Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -17,6 +17,7 @@ pub(crate) enum Field {
     Texts(Vec<String>),
     Floats(Vec<f32>),
     Numbers(Vec<i32>),
+    Flags(Vec<bool>),
 }
 
 /// Keys with their values.
@@ -82,6 +83,7 @@ fn encoded(field: &Field) -> (u32, Option<(u32, u64)>, Vec<u8>) {
         Field::Text(own) => (STRING, None, text(own).collect()),
         Field::Texts(all) => list(STRING, all.len(), all.iter().flat_map(|own| text(own)).collect()),
         Field::Floats(all) => list(F32, all.len(), all.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        Field::Flags(all) => list(BOOL, all.len(), all.iter().map(|own| u8::from(*own)).collect()),
         Field::Numbers(all) => list(I32, all.len(), all.iter().flat_map(|x| x.to_le_bytes()).collect()),
     }
 }

@@ -43,8 +43,14 @@ struct Special<'a> {
     adds: Vec<(&'static str, bool)>,
 }
 
-/// Adds the keys of special tokens and templates. Numbers from `most` on are no tokens.
-pub(super) fn add(keys: &mut Keys, beside: &Beside, document: Option<&Document>, most: Option<usize>) {
+/// Adds the keys of special tokens and templates. Numbers from `most` on are no tokens; `named` are kinds of tokens that are known by their texts if nothing says which they are.
+pub(super) fn add(
+    keys: &mut Keys,
+    beside: &Beside,
+    document: Option<&Document>,
+    most: Option<usize>,
+    named: &[(&'static str, &str)],
+) {
     let mut special = Special { config: beside.config.clone(), document, kinds: USUAL, adds: Vec::new() };
     special.look_around();
     let mut ids: Vec<(&str, u32)> = Vec::new();
@@ -66,6 +72,10 @@ pub(super) fn add(keys: &mut Keys, beside: &Beside, document: Option<&Document>,
         let id = |config: &Map<String, Value>| config.get(&format!("{kind}_token_id"))?.as_u64();
         let id = id(&beside.model).or_else(|| id(beside.model.get("text_config")?.as_object()?));
         set(name, id.and_then(|id| u32::try_from(id).ok()));
+    }
+    for (kind, text) in named {
+        let token = document.and_then(|document| document.added_tokens.iter().find(|token| token.content == *text));
+        set(kind, token.map(|token| token.id));
     }
     for (name, id) in ids {
         keys.set(format!("tokenizer.ggml.{name}_token_id"), Field::Count(id));

@@ -28,8 +28,16 @@ pub(crate) struct Ways {
     pub(crate) no_space_before: bool,
     /// Llama's: says so of a space before a text where `tokenizer_config.json` does, and knows models by the number of their tokens.
     pub(crate) is_llama: bool,
-    /// The token that ends a turn, which no file says (Gemma 1).
-    pub(crate) ends_turn: Option<u32>,
+    /// Kinds of tokens whose numbers no file says, or another than llama.cpp takes (Gemma 1, Nemotron).
+    pub(crate) fixed: &'static [(&'static str, u32)],
+    /// Kinds of tokens that are known by their texts where no file says which they are (GLM).
+    pub(crate) named: &'static [(&'static str, &'static str)],
+    /// The rule that text is cut by, among those of one expression.
+    pub(crate) pre: Option<&'static str>,
+    /// Says of a space before a text where `tokenizer_config.json` does, behind all else (ERNIE).
+    pub(crate) says_space_last: bool,
+    /// What ends a text is said by a field of `config.json`, and what ends a turn by the first of several in `generation_config.json` (HunYuan).
+    pub(crate) ends_by_eod: bool,
     /// Tokens that were added are what the files say, however they look (Phi 3).
     pub(crate) by_flags_alone: bool,
 }
@@ -66,9 +74,19 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
             pairs(&mut keys, document, &files, tokens, ways).map_err(|error| error.in_file(&path))?;
         }
     }
-    let ends_turn = ways.ends_turn.or((ways.is_llama && tokens == CODE_LLAMA.0).then_some(CODE_LLAMA.1));
-    if let Some(id) = ends_turn {
-        keys.set("tokenizer.ggml.eot_token_id", Field::Count(id));
+    if ways.is_llama && tokens == CODE_LLAMA.0 {
+        keys.set("tokenizer.ggml.eot_token_id", Field::Count(CODE_LLAMA.1));
+    }
+    for (kind, id) in ways.fixed {
+        keys.set(format!("tokenizer.ggml.{kind}_token_id"), Field::Count(*id));
+    }
+    if ways.ends_by_eod {
+        for (kind, id) in ends(folder, config)? {
+            keys.set(format!("tokenizer.ggml.{kind}_token_id"), Field::Count(id));
+        }
+    }
+    if let Some(says) = own("add_prefix_space").filter(|_| ways.says_space_last) {
+        keys.set(SPACE, Field::Flag(says));
     }
     if ways.no_space_before && keys.text("tokenizer.ggml.model") == Some("llama") {
         keys.set(SPACE, Field::Flag(false));
@@ -77,6 +95,18 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
         keys.set("tokenizer.ggml.add_bos_token", Field::Flag(false));
     }
     Ok(keys)
+}
+
+/// The numbers of what ends a text and a turn, where they have places of their own.
+fn ends(folder: &dyn Store, config: &ModelConfig) -> Result<Vec<(&'static str, u32)>> {
+    let number = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    let eos = config.json.get("eod_token_id").and_then(number);
+    let generation = small_text(folder, "generation_config.json", MAX_CONFIG)?;
+    let generation = generation.and_then(|text| json::parse_object(&text).ok());
+    let list =
+        generation.as_ref().and_then(|config| config.get("eos_token_id")?.as_array()).filter(|list| list.len() > 1);
+    let eot = list.and_then(|list| number(list.first()?));
+    Ok([("eos", eos), ("eot", eot)].into_iter().filter_map(|(kind, id)| Some((kind, id?))).collect())
 }
 
 /// Code Llama's number of tokens, and the token that ends a turn of it.
@@ -241,7 +271,7 @@ impl Table {
         keys.set("tokenizer.ggml.tokens", Field::Texts(self.tokens));
         keys.set("tokenizer.ggml.scores", Field::Floats(self.scores));
         keys.set("tokenizer.ggml.token_type", Field::Numbers(self.kinds));
-        special::add(keys, &files.beside, files.document.as_ref(), Some(most));
+        special::add(keys, &files.beside, files.document.as_ref(), Some(most), &[]);
     }
 }
 
@@ -289,7 +319,7 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
     }
     let composes = |normalizer: &Value| matches!(normalizer.get("type").and_then(Value::as_str), Some("NFC"));
     let normalizer = &document.normalizer;
-    let pre = pre::of_document(&document.pre_tokenizer, model.ignore_merges)
+    let name = pre::of_document(&document.pre_tokenizer, model.ignore_merges, ways.pre)
         .filter(|_| normalizer.is_null() || composes(normalizer))
         .ok_or_else(|| {
             unsupported("the way in which its tokenizer cuts text has no name in GGUF that is known")
@@ -300,7 +330,6 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
         table.set(*id as usize, text.clone(), 0.0, NORMAL);
     }
     table.set_added(&document.added_tokens, ways);
-    let name = pre.names.first().copied().unwrap_or_default();
     keys.set("tokenizer.ggml.model", Field::Text("gpt2".into()));
     keys.set("tokenizer.ggml.pre", Field::Text(name.to_owned()));
     keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
@@ -310,7 +339,7 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
     if !model.merges.0.is_empty() {
         keys.set("tokenizer.ggml.merges", Field::Texts(model.merges.0.iter().map(merge).collect()));
     }
-    special::add(keys, &files.beside, Some(document), None);
+    special::add(keys, &files.beside, Some(document), None, ways.named);
     Ok(())
 }
 

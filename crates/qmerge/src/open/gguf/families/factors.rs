@@ -1,0 +1,37 @@
+//! Granite, Command R and Command A, whose keys have factors.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Family, Keys, PLAIN};
+
+pub(super) const GRANITE: Family = Family {
+    architecture: "granite",
+    model_type: "granite",
+    reads: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
+    more: granite,
+    ..PLAIN
+};
+pub(super) const COHERE: Family =
+    Family { architecture: "command-r", model_type: "cohere", reads: &["logit_scale"], more: cohere, ..PLAIN };
+pub(super) const COHERE2: Family = Family { architecture: "cohere2", model_type: "cohere2", ..COHERE };
+
+fn granite(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    for (field, key) in [
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ] {
+        keys.number(key).map(|factor| config.insert(field.into(), factor));
+    }
+    // llama.cpp's own scale, where there is none.
+    let scale = keys.float("attention.scale").filter(|scale| *scale != 0.0);
+    let scale = scale.or_else(|| keys.head().map(|head| 1.0 / head.sqrt()));
+    scale.map(|scale| config.insert("attention_multiplier".into(), json!(scale)));
+}
+
+fn cohere(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    keys.number("logit_scale").map(|factor| config.insert("logit_scale".into(), factor));
+    if keys.has("blk.0.attn_q_norm.weight") {
+        config.insert("use_qk_norm".into(), json!(true));
+    }
+}

@@ -1,0 +1,65 @@
+"""Tiny random models with mixtures of experts, latent attention or a gated delta rule, for gguf_files.py: names are those that transformers' own classes are saved under."""
+
+import json
+import tempfile
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+OF_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+THREE_DIGITS = OF_QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+OF_QWEN35 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+OF_GPT4O = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TWO = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0, "beta_slow": 1.0}
+LATENT = dict(TWO, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1)
+DELTA = dict(TWO, layer_types=["linear_attention", "full_attention"], head_dim=16, partial_rotary_factor=0.25, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, rope_theta=10000000.0, rms_norm_eps=1e-6)
+MIXED = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+
+# The class, what the configuration says, and the tokenizer: the rule's name, and the expression that it cuts by.
+MIXTURES = {
+    "gptoss": ("GptOssForCausalLM", dict(TWO, model_type="gpt_oss", head_dim=16, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=128, rope_theta=150000.0, rope_scaling=dict(YARN, truncate=False), layer_types=["sliding_attention", "full_attention"], swiglu_limit=7.0), "gpt-4o", OF_GPT4O),
+    "deepseek2": ("DeepseekV2ForCausalLM", dict(LATENT, model_type="deepseek_v2", n_shared_experts=2, rope_theta=10000.0, rope_scaling=dict(YARN, type="yarn", mscale=0.707, mscale_all_dim=0.707), scoring_func="softmax", topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False, routed_scaling_factor=1.0, attention_bias=False), "qwen2", OF_QWEN),
+    "deepseek3": ("DeepseekV3ForCausalLM", dict(LATENT, model_type="deepseek_v3", rope_theta=10000.0, rope_scaling=dict(YARN, type="yarn", mscale=1.0, mscale_all_dim=1.0), scoring_func="sigmoid", topk_method="noaux_tc", n_group=2, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5, attention_bias=False, moe_layer_freq=1), "qwen2", OF_QWEN),
+    "glm4moe": ("Glm4MoeForCausalLM", dict(TWO, model_type="glm4_moe", head_dim=16, partial_rotary_factor=0.5, use_qk_norm=True, attention_bias=True, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=2.5, rope_theta=1000000.0), "glm4", THREE_DIGITS),
+    "qwen3next": ("Qwen3NextForCausalLM", dict(DELTA, **MIXED, model_type="qwen3_next", norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[]), "qwen2", OF_QWEN),
+    "qwen35": ("Qwen3_5ForCausalLM", dict(DELTA, model_type="qwen3_5_text", rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0], "mrope_interleaved": True}), "qwen35", OF_QWEN35),
+    "qwen35moe": ("Qwen3_5MoeForCausalLM", {key: value for key, value in dict(DELTA, **MIXED, model_type="qwen3_5_moe_text", rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0], "mrope_interleaved": True}).items() if key != "intermediate_size"}, "qwen35", OF_QWEN35),
+}
+
+# Of these the converter expects layers that predict further tokens, which transformers leaves out.
+PREDICTS_FURTHER = ("glm4moe", "qwen3next", "qwen35", "qwen35moe")
+
+
+def weights(to, architecture, config, seed):
+    own = transformers.AutoConfig.for_model(**{key: value for key, value in config.items() if key != "architectures"})
+    torch.manual_seed(seed)
+    model = getattr(transformers, architecture)(own).to(torch.bfloat16)
+    with tempfile.TemporaryDirectory() as saved:
+        model.save_pretrained(saved)
+        with safe_open(f"{saved}/model.safetensors", "pt") as file:
+            names = {name: file.get_tensor(name) for name in file.keys()}
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in names.items():
+        near = 0.9 if "norm" in name.split(".")[-2] and not name.endswith("bias") else 0.0
+        values = near + 0.05 * torch.randn(*tensor.shape, generator=random)
+        if name.endswith("A_log"):
+            # Of these torch's exp is rounded correctly.
+            values = torch.log(torch.arange(1, tensor.shape[0] + 1))
+        tensors[name] = values.to(torch.bfloat16)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    (to / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def write(folder, byte_pairs):
+    """Writes all folders; returns the names of the rules that tokenizers cut by."""
+    for seed, (name, (architecture, config, rule, pattern)) in enumerate(MIXTURES.items(), 200):
+        to = folder(name)
+        special = ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"] if name == "glm4moe" else SPECIAL
+        tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "glm4moe")
+        weights(to, architecture, dict(architectures=[architecture], **config, vocab_size=tokens, eos_token_id=288, pad_token_id=288), seed)
+    return {name: rule for name, (_, _, rule, _) in MIXTURES.items()}

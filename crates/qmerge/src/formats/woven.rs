@@ -150,7 +150,7 @@ impl Weight for Woven {
     fn part_rows(&self, part: usize, rows: &Range<usize>) -> Option<Range<u64>> {
         let (number, part) = *self.places.get(part)?;
         let rows = self.weave.rows_of(number, &self.weave.own(rows));
-        self.pieces.get(number)?.part_rows(part, &rows)
+        self.pieces.get(number)?.part_rows(part, &self.weave.stored_rows(number, &rows))
     }
 
     fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]) {

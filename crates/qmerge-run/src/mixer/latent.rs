@@ -5,7 +5,7 @@
 use qmerge::arch::spec::{self, Norm, Queries, Spec};
 use qmerge::error::Result;
 
-use super::attention::{Softmax, attend};
+use super::softmax::{Softmax, attend};
 use super::{Mixer, Pass, State};
 use crate::layer::{Block, Visit};
 use crate::linear::{Input, Linear, Watch};
@@ -123,8 +123,9 @@ impl Mixer for Latent<'_> {
             chunk: None,
             cap: None,
             sinks: &[],
+            lends: None,
         };
-        let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, None, watch.weighs());
+        let (mixed, paid) = attend(&how, &q, &k, &v, pass, state, watch.weighs());
         paid.show(&self.inputs, x, pass, watch)?;
         if let Some((queries, narrow)) = &asked {
             paid.show(std::slice::from_ref(*queries), &x.like(narrow, queries.inputs()), pass, watch)?;

@@ -5,6 +5,7 @@ mod delta;
 mod latent;
 mod paid;
 mod short_conv;
+mod softmax;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -19,10 +20,11 @@ use crate::layer::Block;
 use crate::linear::{Input, Precision, Watch};
 use crate::rope::Angles;
 use crate::tensors::Tensors;
-use attention::{Attention, Past};
+use attention::Attention;
 use delta::Delta;
 use latent::Latent;
 use short_conv::ShortConv;
+use softmax::Past;
 
 /// By which a position sees others.
 pub(crate) trait Mixer: Block {

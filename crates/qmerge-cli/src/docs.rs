@@ -314,7 +314,8 @@ fn kinds_of_gguf_files_are_named() {
     let source = sources("qmerge/src/arch/gguf");
     let formats = chapter("reference/formats.md");
     let row = formats.lines().find(|line| line.starts_with("| architectures |")).unwrap();
-    let known: BTreeSet<String> = all(&source, r#"\barchitecture: "(\w+)""#).into_iter().map(str::to_owned).collect();
+    let known: BTreeSet<String> =
+        all(&source, r#"\barchitecture: "([\w-]+)""#).into_iter().map(str::to_owned).collect();
     assert_eq!(code_of(row), known);
     let folders = formats.split("The base is a folder of ").nth(1).unwrap().split(", in any format").next().unwrap();
     let lists = all(&source, r"\bmodel_types: &\[([^\]]*)\]");

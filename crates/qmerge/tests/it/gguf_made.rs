@@ -403,7 +403,8 @@ fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
     let views =
         tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
-    let (parameters, targets): (Vec<&str>, Vec<&str>) = targets.iter().partition(|target| **target == PARAMETER);
+    let (parameters, targets): (Vec<&str>, Vec<&str>) =
+        targets.iter().copied().partition(|target| *target == PARAMETER);
     let config = serde_json::json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets,
                                      "target_parameters": parameters, "fan_in_fan_out": is_conv1d });
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();

@@ -188,6 +188,12 @@ impl Weave {
         &self.pieces
     }
 
+    /// A tensor's place among all, where those of a stack that belong to one tensor of the file follow each other.
+    pub(crate) fn slot(&self, number: usize) -> usize {
+        let each = self.each.max(1);
+        number % each * (self.pieces.len() / each) + number / each
+    }
+
     /// Rows and columns of the weight, and how many rows belong together.
     pub(crate) fn geometry(&self) -> (usize, usize, usize) {
         let cols = match self.shape.as_slice() {

@@ -143,7 +143,8 @@ impl FileType {
         let mut tensors: Vec<Placed<'_>> = Vec::new();
         for ((name, shape, view), place) in views.iter().zip(places_in_base(model, &views)) {
             for (number, (stored, shape)) in view.iter().flat_map(|view| view.tensors(shape)).enumerate() {
-                let place = PlaceInBase { tensor: number, ..place.clone() };
+                let slot = view.as_ref().and_then(|view| Some(view.weave.as_ref()?.slot(number)));
+                let place = PlaceInBase { tensor: slot.unwrap_or(number), ..place.clone() };
                 tensors.push(Placed { name, number, stored, shape, place });
             }
         }

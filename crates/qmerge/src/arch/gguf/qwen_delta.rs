@@ -7,7 +7,7 @@ use super::ROUTER;
 use super::hyperparameters::{Model, Said};
 use super::join::{Counts, Join};
 use super::layout::{Defaults, Head, Layout};
-use super::llama::{DENSE, PLAIN};
+use super::llama::PLAIN;
 use super::qwen::{EXPERTS, SHARED, STACKED};
 use super::weave::{Change, Dims, Order, Split};
 use crate::error::Result;
@@ -81,7 +81,7 @@ pub(super) const QWEN35_MOE: Layout = Layout {
         SHARED[2],
         SHARED[3],
     ],
-    without: &["ffn_norm", DENSE[0], DENSE[1], DENSE[2]],
+    without: &["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"],
     experts: EXPERTS,
     joins: APART,
     say: with_sections,
@@ -191,7 +191,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let types = fields.by_layer("layer_types", model.layers)?;
     let is_linear = |layer: usize| match types.and_then(|types| types.get(layer)) {
         Some(kind) => kind == "linear_attention",
-        None => (layer + 1) % every != 0,
+        None => !(layer + 1).is_multiple_of(every),
     };
     said.flags("attention.recurrent_layers", (0..model.layers).map(is_linear).collect());
     said.count("full_attention_interval", every);

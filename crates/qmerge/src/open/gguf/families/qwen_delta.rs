@@ -63,7 +63,7 @@ fn delta(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     let said = keys.list("attention.recurrent_layers").unwrap_or_default();
     let is_linear = |layer: u64| match usize::try_from(layer).ok().and_then(|layer| said.get(layer)) {
         Some(Value::Bool(linear)) => *linear,
-        _ => (layer + 1) % every != 0,
+        _ => !layer.saturating_add(1).is_multiple_of(every),
     };
     let kind = |layer| if is_linear(layer) { "linear_attention" } else { "full_attention" };
     config.insert("layer_types".into(), (0..layers).map(kind).collect());

@@ -108,7 +108,17 @@ fn chat(args: &GenerateArgs, is_terminal: bool) -> Result<Outcome> {
                 Some(line) => line,
             };
             messages.push(Message::new("user", line));
-            let found = voice.answer(&voice.within(&mut messages)?, &Silent, &mut print)?;
+            let tokens = voice.within(&mut messages)?;
+            let most = voice.model.spec().max_positions;
+            if tokens.len() >= most {
+                show::note(&format!(
+                    "a message of {} tokens is too long for a model of {most}: it is passed over",
+                    tokens.len()
+                ));
+                messages.pop();
+                continue;
+            }
+            let found = voice.answer(&tokens, &Silent, &mut print)?;
             told(&found, args)?;
             messages.push(Message::new("assistant", found.text));
         }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::open::{Entry, ModelConfig};
 
 /// No model has more layers.
-const MOST_LAYERS: u64 = 1 << 14;
+pub(super) const MOST_LAYERS: u64 = 1 << 14;
 
 /// Field of `config.json`, and key of GGUF behind the architecture's name.
 const FIELDS: &[(&str, &str)] = &[

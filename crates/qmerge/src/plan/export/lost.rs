@@ -42,7 +42,7 @@ pub(super) fn warning(
     let lost = differences(&before, &after);
     (!lost.is_empty()).then(|| {
         format!(
-            "a GGUF file has no key for all that config.json says, and llama.cpp runs the model with other values: {}",
+            "a GGUF file has no key for all that config.json says, and llama.cpp may run the model with other values: {}",
             lost.join(", ")
         )
     })

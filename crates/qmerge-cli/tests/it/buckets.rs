@@ -99,22 +99,22 @@ fn merges_into_buckets_are_those_of_the_disk() {
 #[test]
 fn what_cannot_be_completed_is_no_output() {
     let (folder, server) = served();
-    let merge = |scale: &str| {
+    let merge = |scale: &str, how: &str| {
         let (base, lora) = ("s3://models/in/base-nf4", format!("s3://models/in/adapter={scale}"));
-        let words = ["merge", "--fast", base, "--adapter", &lora, "-o", "s3://models/out", "--force"];
+        let words = ["merge", "--fast", base, "--adapter", &lora, "-o", "s3://models/out", how];
         command(&server, &folder, &words).output().unwrap()
     };
-    let first = merge("1");
+    let first = merge("1", "--force");
     assert!(first.status.success(), "{}", told(&first));
     let weights = |state: &crate::bucket::State| state.get("models/out/model.safetensors");
     let before = weights(&server.state);
     server.state.incomplete.store(true, Ordering::Relaxed);
-    let second = merge("0.5");
+    let second = merge("0.5", "--force");
     assert!(!second.status.success() && told(&second).contains("no access"), "{}", told(&second));
     // The old one is gone or whole; none stands for the new one.
     assert!(weights(&server.state).is_none_or(|now| Some(now) == before));
     server.state.incomplete.store(false, Ordering::Relaxed);
-    let third = merge("0.5");
+    let third = merge("0.5", "--resume");
     assert!(third.status.success(), "{}", told(&third));
     assert!(weights(&server.state).is_some_and(|now| Some(now) != before));
 }

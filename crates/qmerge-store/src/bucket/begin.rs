@@ -69,7 +69,7 @@ impl StoreSink {
             let is_own = self.is_file || below.is_some_and(|below| below.trim_start_matches('/') == name);
             is_own && (name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".gguf"))
         };
-        if !there.is_empty() && !there.iter().any(|(key, _)| looks_like_model(key)) {
+        if !there.is_empty() && !is_published && !there.iter().any(|(key, _)| looks_like_model(key)) {
             return refused(
                 "the output exists and does not look like a model, so --force will not replace it",
                 &self.path,

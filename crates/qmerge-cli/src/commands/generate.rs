@@ -98,7 +98,8 @@ fn chat(args: &GenerateArgs, is_terminal: bool) -> Result<Outcome> {
         let mut lines = std::io::stdin().lines();
         loop {
             if is_terminal {
-                print("> ")?;
+                let mut terminal = std::io::stderr();
+                terminal.write_all(b"> ").and_then(|()| terminal.flush()).map_err(lost)?;
             }
             let line = match lines.next().transpose().map_err(lost)? {
                 None => break,
@@ -107,7 +108,17 @@ fn chat(args: &GenerateArgs, is_terminal: bool) -> Result<Outcome> {
                 Some(line) => line,
             };
             messages.push(Message::new("user", line));
-            let found = voice.answer(&voice.tokenizer.chat(&messages)?, &Silent, &mut print)?;
+            let tokens = voice.within(&mut messages)?;
+            let most = voice.model.spec().max_positions;
+            if tokens.len() >= most {
+                show::note(&format!(
+                    "a message of {} tokens is too long for a model of {most}: it is passed over",
+                    tokens.len()
+                ));
+                messages.pop();
+                continue;
+            }
+            let found = voice.answer(&tokens, &Silent, &mut print)?;
             told(&found, args)?;
             messages.push(Message::new("assistant", found.text));
         }
@@ -188,6 +199,20 @@ fn opened<P, T, E: From<Error>>(
 }
 
 impl Voice<'_> {
+    /// The tokens of a chat. The oldest messages behind what `--system` says are forgotten where they leave no room for an answer.
+    fn within(&self, messages: &mut Vec<Message>) -> error::Result<Vec<u32>> {
+        let first = beginning(self.args).len();
+        loop {
+            let tokens = self.tokenizer.chat(messages)?;
+            let most = self.model.spec().max_positions;
+            if tokens.len().saturating_add(self.args.max_tokens) <= most || messages.len() <= first + 1 {
+                return Ok(tokens);
+            }
+            // A question and its answer.
+            messages.drain(first..(first + 2).min(messages.len() - 1));
+        }
+    }
+
     /// Continues a prompt. `each` gets the text as it comes, and ends it with an error.
     fn answer(
         &self,

@@ -137,7 +137,7 @@ fn all_work_that_is_told_of_is_done() {
         (&["compare", "--text", &text, "--context", "50", "--continuation", "9"], &["comparing", "continuing prompts"]),
         (&["generate", "--prompt", "The", "--max-tokens", "7"], &["writing"]),
         (&["generate", "--prompt", "The", "--max-tokens", "700"], &["writing"]),
-        (&["calibrate", "-o", &moments, "--force"], &[writing, "taking moments"]),
+        (&["calibrate", "-o", &moments, "--force"], &["writing text to calibrate on", "taking moments"]),
         (&["merge", "-o", &out, "--force", "--calibration", &moments], &["rounding"]),
         (&["truncate", "--rank", "2", "-o", &cut, "--calibrate", &text], &["cutting"]),
     ];

@@ -32,7 +32,7 @@ fn the_card_says_what_was_merged_and_what_is_left() {
     }
     assert!(!card.contains("- merge\n") && !card.contains("base_model") && !card.contains("qmerge verify"), "{card}");
     // What comes out of a file has no card beside it.
-    assert!(run(folder.path(), &["convert", "--base", "base-bf16", "-o", "base.gguf", "--to", "f16"]).status.success());
+    assert!(run(folder.path(), &["convert", "--base", "base-nf4", "-o", "base.gguf", "--to", "f16"]).status.success());
     assert!(run(folder.path(), &["convert", "--base", "base.gguf", "-o", "back", "--to", "bf16"]).status.success());
     let card = std::fs::read_to_string(folder.join("back/README.md")).unwrap();
     for said in

@@ -65,10 +65,10 @@ impl<'a> Linear<'a> {
         inputs: usize,
     ) -> Result<Self> {
         let geometry = weight.base().claim().weight.geometry();
-        // Conv1D is stored (in, out) while it is plain; other formats say for themselves.
+        // Conv1D is stored (in, out) where it lies as the family has it; others say for themselves.
         let stored = &weight.base().claim().weight;
         let conv1d = leaf_in(path, tensors.arch().transposed);
-        let transposed = stored.is_transposed() || conv1d && stored.is_plain();
+        let transposed = stored.is_transposed() || conv1d && stored.has_family_order();
         let want = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         if (geometry.rows, geometry.cols) != want {
             let shape = weight.base().claim().weight.shape();

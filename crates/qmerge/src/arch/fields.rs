@@ -33,6 +33,12 @@ impl<'c> Fields<'c> {
             .with_hint("a merge does not need to run the model: --fast")
     }
 
+    /// An error about a field with a value that another container has no place for.
+    pub(crate) fn unsaid(&self, key: &str, value: &Value) -> Error {
+        self.error(Kind::Unsupported, format!("`{key}` is {}, for which a GGUF file has no key", short(value)))
+            .with_hint("llama.cpp runs models of this kind with another value: merge into a folder, with --to bf16")
+    }
+
     /// An error about fields that do not fit each other.
     pub(crate) fn misfit(&self, problem: String) -> Error {
         self.error(Kind::Malformed, problem).with_hint(self.config.remedy())

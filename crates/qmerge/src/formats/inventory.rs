@@ -1,11 +1,11 @@
 //! The weights of a checkpoint, each claimed by one format.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Claim, FORMATS, Unsupported, Viewed, Weight, Woven, module, recognised};
 use crate::arch::gguf::{File, Joined};
-use crate::error::Result;
+use crate::error::{Result, malformed};
 use crate::open::Checkpoint;
 
 /// All weights of a checkpoint, and the entries that belong to none.
@@ -73,6 +73,12 @@ fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
         }
     }
     drop(by_name);
+    let mut names = HashSet::new();
+    if let Some(twice) = seen.iter().find(|claim| !names.insert(claim.weight.name())) {
+        let problem = format!("the file has two of the model's `{}`", twice.weight.name());
+        return Err(malformed(problem).with_hint("the file is broken: which of them llama.cpp runs is not known"));
+    }
+    drop(names);
     inventory.weights = seen;
     Ok(())
 }

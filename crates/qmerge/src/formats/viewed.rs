@@ -112,6 +112,11 @@ impl Weight for Viewed {
         false
     }
 
+    fn moved_bytes(&self) -> u64 {
+        // A copy in f32.
+        if self.view.order.is_some() { 4 } else { 0 }
+    }
+
     fn details(&self) -> String {
         self.stored.details()
     }

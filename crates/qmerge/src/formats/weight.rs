@@ -79,6 +79,11 @@ pub trait Weight: Debug + Send + Sync {
         self.is_plain()
     }
 
+    /// Bytes per value that stand beside a chunk while its values are brought into another order.
+    fn moved_bytes(&self) -> u64 {
+        0
+    }
+
     /// Settings in words, for `inspect` ("block 64, double quantized").
     fn details(&self) -> String {
         String::new()

@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::view::Order;
 use super::{Choices, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
 use crate::arch::gguf::{View, Weave};
 use crate::dtype::Dtype;
@@ -135,6 +134,11 @@ impl Weight for Woven {
         self.pieces.iter().all(|piece| piece.is_plain())
     }
 
+    fn moved_bytes(&self) -> u64 {
+        // What its tensors have, all of it in the file's order, and a scale and a level's place for each value.
+        3 * 4
+    }
+
     fn has_family_order(&self) -> bool {
         self.weave.is_turned()
     }
@@ -198,12 +202,6 @@ impl OnGrid for Woven {
         let Some(grid) = self.grid_of(parts, &own) else { return Grid::floats(self.value_dtype()) };
         let turn = |list: Vec<f32>| self.turn(list, false);
         Grid { scales: turn(grid.scales), zeros: turn(grid.zeros), offsets: turn(grid.offsets), ..grid }
-    }
-
-    fn ordered(&self, parts: &[&[u8]]) -> Option<(Order, Grid)> {
-        let is_one = self.weave.is_turned() && self.weave.shape().len() == 2;
-        let grid = self.grid_of(parts, &(0..self.weave.rows())).filter(|grid| is_one && !grid.scales.is_empty())?;
-        Some((Order { transposed: true, inputs: None }, grid))
     }
 
     fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], _: Option<&Grid>, out: &mut [Vec<u8>]) {

@@ -143,7 +143,8 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
         // The original's values, and the bytes that they are decoded from.
         let original = if recode.original.is_some() { 8 } else { 0 };
         let vectors = task_vectors(recode, chunk);
-        worker = worker.max(chunk * (BYTES_PER_ELEMENT + original) + vectors + task_bytes);
+        let each = BYTES_PER_ELEMENT + original + recode.from.weight.moved_bytes() + recode.to.moved_bytes();
+        worker = worker.max(chunk * each + vectors + task_bytes);
         // Parts that are not cut by rows, and the maxima that a survey holds.
         let whole: u64 = (0..recode.to.parts().len())
             .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
@@ -213,6 +214,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     let each = if recode.begins_at_base() { FROM_BASE } else { AFRESH }
         + if is_turned { TURNED } else { 0 }
         + if recode.has_known_rank() { 0 } else { DENSE }
+        + recode.from.weight.moved_bytes().max(recode.to.moved_bytes())
         + formats::by_id(recode.to.format()).map_or(0, |format| format.listed_bytes());
     // A format that stores inputs as rows may have them in an order of its own, in which the moments are needed too.
     let moments = |method| moments_bytes(method, recode.inputs(), recode.begins_at_base(), Detail::Full);

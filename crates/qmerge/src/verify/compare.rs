@@ -176,7 +176,7 @@ impl Run<'_> {
         let model_type = self.inputs.base.config.as_ref().map_or("", |config| config.model_type());
         let module = base.name().strip_suffix(".weight").unwrap_or(base.name());
         let conv1d = arch::leaf_in(module, arch::find(model_type).transposed);
-        let is_transposed = |weight: &dyn Weight| weight.is_transposed() || weight.is_plain() && conv1d;
+        let is_transposed = |weight: &dyn Weight| weight.is_transposed() || weight.has_family_order() && conv1d;
         let (own, other) = (base.geometry(), merged.weight.geometry());
         base.shape().len() == 2
             && is_transposed(base) != is_transposed(merged.weight.as_ref())

@@ -200,7 +200,6 @@ fn what_the_format_cannot_say_is_refused() {
         ("lora-bias-bf16", "a change of a bias"),
         ("tokens-dict", "no product"),
         ("resized-saved", "trained whole"),
-        ("gpt2-f32", "not turned into GGUF"),
     ] {
         let ((base, adapter), folder) = (peft(case), Folder::new());
         let error = whole(&base, &adapter, &folder.join("lora.gguf")).unwrap_err();

@@ -360,8 +360,8 @@ fn a_folder_comes_back_from_the_file() {
     }
 }
 
-/// A stack of experts that adapters name.
-const PARAMETER: &str = "mlp.experts.gate_up_proj";
+/// Stacks of experts that adapters name.
+const PARAMETERS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
 
 /// A LoRA of the matrices below a layer of these names, as PEFT has it for the base.
 fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
@@ -376,8 +376,9 @@ fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
     let mut tensors = Vec::new();
     for entry in &checkpoint.entries {
         // A bare parameter, whose inputs are rows.
-        if let ([experts, inputs, outputs], true) = (&entry.shape[..], targets.contains(&PARAMETER))
-            && let Some(module) = entry.name.strip_suffix(".gate_up_proj")
+        let named = PARAMETERS.into_iter().find(|name| targets.contains(name) && entry.name.ends_with(name));
+        if let ([experts, inputs, outputs], Some(_)) = (&entry.shape[..], named)
+            && let Some((module, _)) = entry.name.rsplit_once('.')
         {
             for (part, shape) in [("lora_A", vec![2 * experts, *inputs]), ("lora_B", vec![*outputs, 2 * experts])] {
                 let bytes = bytes(&shape, tensors.len());
@@ -404,7 +405,7 @@ fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
         tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
     let (parameters, targets): (Vec<&str>, Vec<&str>) =
-        targets.iter().copied().partition(|target| *target == PARAMETER);
+        targets.iter().copied().partition(|target| PARAMETERS.contains(target));
     let config = serde_json::json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets,
                                      "target_parameters": parameters, "fan_in_fan_out": is_conv1d });
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
@@ -432,7 +433,8 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
         ("olmoe", &["q_proj", "o_proj"], false),
         ("minimax_m2", &["k_proj", "o_proj"], false),
         ("glm4moe", &["q_proj", "shared_experts.down_proj"], false),
-        ("gptoss", &["q_proj", "o_proj", PARAMETER], false),
+        ("gptoss", &["q_proj", "o_proj", PARAMETERS[0]], false),
+        ("gptoss", &["k_proj", PARAMETERS[1]], false),
         ("qwen3next", &["in_proj_qkvz", "in_proj_ba", "linear_attn.out_proj"], false),
         ("qwen35", &["in_proj_qkv", "in_proj_z", "in_proj_a", "linear_attn.out_proj"], false),
         ("qwen35moe", &["in_proj_qkv", "in_proj_b", "linear_attn.out_proj"], false),

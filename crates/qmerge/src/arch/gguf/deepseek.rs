@@ -99,7 +99,7 @@ fn say(said: &mut Said, model: &Model<'_>, shared: usize, scale: f64, normalizes
     said.count("rope.dimension_count", turned);
     if let Some(all) = model.rope.number("mscale_all_dim") {
         if let Some(own) = model.rope.full.and_then(|rope| rope.get("mscale")).filter(|own| own.as_f64() != Some(all)) {
-            return Err(fields.unsupported("mscale", own));
+            return Err(fields.unsaid("mscale", own));
         }
         said.float("rope.scaling.yarn_log_multiplier", 0.1 * all);
     }

@@ -59,8 +59,7 @@ impl<'c> File<'c> {
         let fits = |layout: &&Layout| layout.has_experts() == has_experts && layout.only_with.is_none_or(has);
         let any = own.clone().next().filter(|_| is_adapter);
         let Some(layout) = own.find(fits).or(any) else {
-            let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.architecture).collect();
-            let remedy = format!("{ORIGINAL}; architectures that are read: {}", known.join(", "));
+            let remedy = format!("{ORIGINAL}; architectures that are read: {}", Layout::architectures().join(", "));
             return Err(Unknown { about: file, tensor: None, remedy });
         };
         let is_scale = |name: &str| SCALES.iter().any(|end| name.ends_with(end));

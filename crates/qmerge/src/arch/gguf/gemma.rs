@@ -70,7 +70,7 @@ fn gemma3(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
     said.common(model)?;
     if let Some(value) = fields.get("attn_logit_softcapping") {
-        return Err(fields.unsupported("attn_logit_softcapping", value));
+        return Err(fields.unsaid("attn_logit_softcapping", value));
     }
     if let Some(cap) = fields.number_if("final_logit_softcapping")?.filter(|cap| *cap != 0.0) {
         said.float("final_logit_softcapping", cap);

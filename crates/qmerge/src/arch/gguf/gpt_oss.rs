@@ -46,7 +46,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let known = [("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)];
     for (key, known) in known {
         if let Some(value) = fields.get(key).filter(|value| value.as_f64() != Some(known)) {
-            return Err(fields.unsupported(key, value));
+            return Err(fields.unsaid(key, value));
         }
     }
     Ok(())

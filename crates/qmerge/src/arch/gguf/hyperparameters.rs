@@ -124,7 +124,7 @@ impl Said {
             None => {}
             Some(value) if value == "softmax" => self.count("expert_gating_func", 1),
             Some(value) if value == "sigmoid" => self.count("expert_gating_func", 2),
-            Some(value) => return Err(model.fields.unsupported("scoring_func", value)),
+            Some(value) => return Err(model.fields.unsaid("scoring_func", value)),
         }
         Ok(())
     }

@@ -179,7 +179,12 @@ impl Layout {
 
     /// The types of models that have one.
     pub(crate) fn known_types() -> Vec<&'static str> {
-        LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().collect()
+        distinct(LAYOUTS.iter().flat_map(|layout| layout.model_types).copied())
+    }
+
+    /// The architectures that there are.
+    pub(super) fn architectures() -> Vec<&'static str> {
+        distinct(LAYOUTS.iter().map(|layout| layout.architecture))
     }
 
     /// True if layers have experts.
@@ -238,6 +243,17 @@ impl Layout {
             },
         )
     }
+}
+
+/// Each once, in the order in which they come first.
+fn distinct<'n>(names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    let mut found: Vec<&str> = Vec::new();
+    for name in names {
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::open::{Entry, ModelConfig};
 
+/// No model has more layers.
+pub(super) const MOST_LAYERS: u64 = 1 << 14;
+
 /// Field of `config.json`, and key of GGUF behind the architecture's name.
 const FIELDS: &[(&str, &str)] = &[
     ("hidden_size", "embedding_length"),
@@ -146,10 +149,11 @@ impl Keys<'_> {
 
     /// Of each layer, from a list that has one for each.
     pub(super) fn list(&self, key: &str) -> Option<Vec<Value<'_>>> {
-        match self.get(key)? {
-            Value::List(list) => Some(list.iter().collect()),
-            _ => None,
-        }
+        let Value::List(list) = self.get(key)? else { return None };
+        // No model has more layers: a longer list is none of theirs, and would take memory.
+        let layers = self.count("block_count").unwrap_or(0).min(MOST_LAYERS);
+        let items: Vec<Value<'_>> = list.iter().take(usize::try_from(layers).ok()?.checked_add(1)?).collect();
+        (u64::try_from(items.len()) == Ok(layers)).then_some(items)
     }
 
     /// A number; of a list with one for each layer, that of all where it is one.

@@ -389,7 +389,9 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     keys.set("general.name", Field::Text(title(&name)));
     let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.predicts_further(name);
     let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
-    let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| name.contains(".experts."));
+    // As gguf-py counts, which takes biases of experts for what all have.
+    let is_experts = |name: &str| name.contains(".experts.") && !name.ends_with("bias");
+    let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| is_experts(name));
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {
         weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     };

@@ -73,6 +73,8 @@ impl Importance {
         }
         match self.by_name.get(name) {
             Some(columns) if columns.len() == width => Ok(Some(Arc::clone(columns))),
+            // Of heads that lie apart (DeepSeek's keys and values), each has columns of its own.
+            Some(columns) if width > 0 && columns.len().is_multiple_of(width) => Ok(None),
             Some(columns) if name != TABLE => {
                 Err(mismatch(format!("rows of {width} values, and the importance matrix has {} inputs", columns.len()))
                     .in_tensor(name)

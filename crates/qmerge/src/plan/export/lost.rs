@@ -42,7 +42,7 @@ pub(super) fn warning(
     let lost = differences(&before, &after);
     (!lost.is_empty()).then(|| {
         format!(
-            "a GGUF file has no key for all that config.json says, and llama.cpp runs the model with other values: {}",
+            "a GGUF file has no key for all that config.json says, and llama.cpp may run the model with other values: {}",
             lost.join(", ")
         )
     })
@@ -76,6 +76,21 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         });
         routers.collect()
     };
+    // Factors on scores pass through f32, so that widths alone are held against each other.
+    let latent = |spec: &Spec| -> Vec<_> {
+        let widths = spec.layers.iter().map(|layer| match &layer.mixer {
+            Mixer::Latent(latent) => Some((latent.heads, latent.rank, latent.straight, latent.turned, latent.value)),
+            _ => None,
+        });
+        widths.collect()
+    };
+    let feed_forwards = |spec: &Spec| -> Vec<_> {
+        let widths = spec.layers.iter().map(|layer| match &layer.feed_forward {
+            FeedForward::Dense(dense) => (dense.width, dense.activation),
+            FeedForward::Routed(routed) => (routed.width, routed.activation),
+        });
+        widths.collect()
+    };
     let close = |one: f32, other: f32| (one - other).abs() <= 1e-5 * one.abs();
     let same_caps = |one: Option<f32>, other: Option<f32>| match (one, other) {
         (Some(one), Some(other)) => close(one, other),
@@ -89,6 +104,9 @@ fn differences(before: &Spec, after: &Spec) -> Vec<&'static str> {
         ("the scale of queries", any(|one, other| (one.scale - other.scale).abs() > 1e-5 * one.scale.abs())),
         ("the width of a head", any(|one, other| one.head_dim != other.head_dim)),
         ("the rope of each layer", any(|one, other| one.rope != other.rope)),
+        ("norms of queries and keys", any(|one, other| one.qk_norm != other.qk_norm)),
+        ("latent attention", latent(before) != latent(after)),
+        ("the width and the activation of a feed-forward", feed_forwards(before) != feed_forwards(after)),
         ("how far ropes turn", !same_ropes(before, after)),
         ("factors on embeddings, layers and logits", !same_scales),
         ("how the blocks of a layer stand to each other", arrangement(before) != arrangement(after)),

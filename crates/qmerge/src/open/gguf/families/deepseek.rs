@@ -39,6 +39,12 @@ fn third(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     latent(keys, config);
     config.insert("scoring_func".into(), json!("sigmoid"));
     config.insert("topk_method".into(), json!("noaux_tc"));
+    // Files from before there were keys for groups. DeepSeek 3 itself, which has them by default, has 256 experts.
+    if keys.count("expert_count") != Some(256) {
+        for field in ["n_group", "topk_group"] {
+            config.entry(field).or_insert(json!(1));
+        }
+    }
     config.insert("rope_interleave".into(), json!(true));
 }
 

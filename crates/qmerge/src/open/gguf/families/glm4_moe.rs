@@ -1,6 +1,6 @@
 //! GLM 4.5 to 4.7.
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::experts::{MIXTURE, ROUTED, routed};
 use super::{Family, Keys, without_further};
@@ -11,4 +11,5 @@ pub(super) const GLM4_MOE: Family =
 fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     without_further(keys, config);
     routed(keys, config);
+    config.insert("use_qk_norm".into(), json!(keys.has("blk.0.attn_q_norm.weight")));
 }

@@ -32,7 +32,9 @@ fn parallel(keys: &Keys<'_>, config: &mut Map<String, Json>) {
 
 fn stablelm(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     all_turn(keys, config);
-    parallel(keys, config);
+    // llama.cpp goes by the norm, and not by the key, which files have as true of models that say nothing.
+    config.insert(PARALLEL.into(), json!(!keys.has("blk.0.ffn_norm.weight")));
+    config.insert("qk_layernorm".into(), json!(keys.has("blk.0.attn_q_norm.weight")));
     config.insert("use_qkv_bias".into(), json!(keys.has("blk.0.attn_q.bias")));
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Family, Keys, PLAIN};
 use crate::open::gguf::Value;
+use crate::open::gguf::config::MOST_LAYERS;
 
 const PATTERN: &str = "attention.sliding_window_pattern";
 
@@ -51,7 +52,12 @@ fn olmo3(keys: &Keys<'_>, config: &mut Map<String, Json>) {
 fn exaone4(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     match layer_types(keys) {
         Some(types) => drop(config.insert("layer_types".into(), types)),
-        // A window is the default.
-        None => drop(config.entry("sliding_window").or_insert(Json::Null)),
+        None if config.contains_key("sliding_window") => {}
+        // A window is the default, and a pattern of layers.
+        None => {
+            let layers = config.get("num_hidden_layers").and_then(Json::as_u64).unwrap_or(0).min(MOST_LAYERS);
+            config.insert("sliding_window".into(), Json::Null);
+            config.insert("layer_types".into(), (0..layers).map(|_| "full_attention").collect());
+        }
     }
 }

@@ -12,11 +12,13 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 OF_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 THREE_DIGITS = OF_QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 OF_QWEN35 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 OF_GPT4O = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TWO = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0, "beta_slow": 1.0}
 LATENT = dict(TWO, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1)
 DELTA = dict(TWO, layer_types=["linear_attention", "full_attention"], head_dim=16, partial_rotary_factor=0.25, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16, linear_conv_kernel_dim=4, full_attention_interval=2, rope_theta=10000000.0, rms_norm_eps=1e-6)
+FEW = dict(TWO, intermediate_size=32, tie_word_embeddings=True, num_local_experts=4, num_experts_per_tok=2, attention_bias=False, attention_multiplier=0.0625, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=16.0, rope_theta=10000000.0)
 MIXED = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32)
 
 # The class, what the configuration says, and the tokenizer: the rule's name, and the expression that it cuts by.
@@ -28,6 +30,10 @@ MIXTURES = {
     "qwen3next": ("Qwen3NextForCausalLM", dict(DELTA, **MIXED, model_type="qwen3_next", norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[]), "qwen2", OF_QWEN),
     "qwen35": ("Qwen3_5ForCausalLM", dict(DELTA, model_type="qwen3_5_text", rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0], "mrope_interleaved": True}), "qwen35", OF_QWEN35),
     "qwen35moe": ("Qwen3_5MoeForCausalLM", {key: value for key, value in dict(DELTA, **MIXED, model_type="qwen3_5_moe_text", rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0], "mrope_interleaved": True}).items() if key != "intermediate_size"}, "qwen35", OF_QWEN35),
+    "olmoe": ("OlmoeForCausalLM", dict(TWO, model_type="olmoe", intermediate_size=32, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, clip_qkv=None, rope_theta=10000.0), "olmo", GPT2),
+    "granitemoe": ("GraniteMoeForCausalLM", dict(FEW, model_type="granitemoe"), "refact", GPT2),
+    "granitemoeshared": ("GraniteMoeSharedForCausalLM", dict(FEW, model_type="granitemoeshared", shared_intermediate_size=64), "refact", GPT2),
+    "minimax_m2": ("MiniMaxM2ForCausalLM", dict(TWO, model_type="minimax_m2", intermediate_size=32, head_dim=16, rotary_dim=8, num_local_experts=4, num_experts_per_tok=2, scoring_func="sigmoid", use_routing_bias=True, use_qk_norm=True, rope_theta=5000000.0), "minimax-m2", OF_GPT4O),
 }
 
 # Of these the converter expects layers that predict further tokens, which transformers leaves out.
@@ -60,6 +66,6 @@ def write(folder, byte_pairs):
     for seed, (name, (architecture, config, rule, pattern)) in enumerate(MIXTURES.items(), 200):
         to = folder(name)
         special = ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"] if name == "glm4moe" else SPECIAL
-        tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "glm4moe")
+        tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "glm4moe", digits=rule == "refact")
         weights(to, architecture, dict(architectures=[architecture], **config, vocab_size=tokens, eos_token_id=288, pad_token_id=288), seed)
     return {name: rule for name, (_, _, rule, _) in MIXTURES.items()}

@@ -6,7 +6,7 @@ use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
 use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
-use super::{mistral3, nemotron, olmo2, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
+use super::{minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -49,6 +49,10 @@ pub(super) const LAYOUTS: &[Layout] = &[
     deepseek::DEEPSEEK2,
     deepseek::DEEPSEEK3,
     glm4_moe::GLM4_MOE,
+    olmoe::OLMOE,
+    granite::GRANITE_MOE_SHARED,
+    granite::GRANITE_MOE,
+    minimax_m2::MINIMAX_M2,
     qwen_delta::QWEN3_NEXT,
     qwen_delta::QWEN35,
     qwen_delta::QWEN35_MOE,

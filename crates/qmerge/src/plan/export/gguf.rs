@@ -390,8 +390,12 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.predicts_further(name);
     let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
     // As gguf-py counts, which takes biases of experts for what all have.
-    let is_experts = |name: &str| name.contains(".experts.") && !name.ends_with("bias");
-    let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, _)| is_experts(name));
+    let stacked = model.names.arch.experts.map_or(["", ""], |experts| experts.stacked);
+    let is_experts = |name: &str, shape: &[usize]| {
+        let is_stack = shape.len() == 3 && stacked.iter().any(|stack| !stack.is_empty() && name.ends_with(stack));
+        (is_stack || name.contains(".experts.")) && !name.ends_with("bias")
+    };
+    let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, shape)| is_experts(name, shape));
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {
         weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     };

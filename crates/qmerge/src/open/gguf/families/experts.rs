@@ -1,4 +1,4 @@
-//! Mixtral and Qwen's mixtures: how many experts there are has a name of its own in each, and how shares are made is known without a key.
+//! Mixtral, MiniMax M2, OLMoE and Qwen's mixtures: how many experts there are has a name of its own in each, and how shares are made is known without a key.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -12,8 +12,25 @@ pub(super) const QWEN2_MOE: Family =
 pub(super) const QWEN3_MOE: Family =
     Family { architecture: "qwen3moe", model_type: "qwen3_moe", more: qwen3_moe, ..MIXTURE };
 
+pub(super) const OLMOE: Family = Family { architecture: "olmoe", model_type: "olmoe", more: qwen2_moe, ..MIXTURE };
+/// Scores by a sigmoid.
+pub(super) const MINIMAX_M2: Family = Family {
+    architecture: "minimax-m2",
+    model_type: "minimax_m2",
+    only_where: Some(("expert_gating_func", 2)),
+    reads: &["expert_gating_func"],
+    more: minimax_m2,
+    ..MIXTURE
+};
+
 fn mixtral(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     config.insert("num_local_experts".into(), json!(keys.count("expert_count")));
+}
+
+/// All layers have experts, whose width is the feed-forward's.
+fn minimax_m2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    mixtral(keys, config);
+    config.shift_remove("moe_intermediate_size");
 }
 
 fn qwen2_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {

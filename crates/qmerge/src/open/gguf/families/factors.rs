@@ -1,8 +1,8 @@
-//! Granite, Command R and Command A, whose keys have factors.
+//! Granite with and without experts, Command R and Command A, whose keys have factors.
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, Keys, PLAIN};
+use super::{Family, Keys, PLAIN, renamed};
 
 pub(super) const GRANITE: Family = Family {
     architecture: "granite",
@@ -11,6 +11,10 @@ pub(super) const GRANITE: Family = Family {
     more: granite,
     ..PLAIN
 };
+pub(super) const GRANITE_MOE: Family =
+    Family { architecture: "granitemoe", has_experts: true, model_type: "granitemoe", more: granite_moe, ..GRANITE };
+pub(super) const GRANITE_MOE_SHARED: Family =
+    Family { model_type: "granitemoeshared", only_with: Some("expert_shared_feed_forward_length"), ..GRANITE_MOE };
 pub(super) const COHERE: Family =
     Family { architecture: "command-r", model_type: "cohere", reads: &["logit_scale"], more: cohere, ..PLAIN };
 pub(super) const COHERE2: Family = Family { architecture: "cohere2", model_type: "cohere2", ..COHERE };
@@ -27,6 +31,12 @@ fn granite(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     let scale = keys.float("attention.scale").filter(|scale| *scale != 0.0);
     let scale = scale.or_else(|| keys.head().map(|head| 1.0 / head.sqrt()));
     scale.map(|scale| config.insert("attention_multiplier".into(), json!(scale)));
+}
+
+fn granite_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    granite(keys, config);
+    config.insert("num_local_experts".into(), json!(keys.count("expert_count")));
+    renamed(config, "shared_expert_intermediate_size", "shared_intermediate_size");
 }
 
 fn cohere(keys: &Keys<'_>, config: &mut Map<String, Json>) {

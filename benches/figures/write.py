@@ -211,16 +211,18 @@ def gguf(data):
 
 
 def adapters(data):
-    """What is left of adapters of several methods in the base that they were trained on."""
+    """What is left of adapters of several methods in the base that they were trained on, by the ways that were measured of all."""
+    heads = {"nearest": "`--rounding nearest`", "fast": "`--fast`", "default": "default"}
+    ways = [way for way in heads if all(way in row for row in data["rows"].values())]
+    has_peft = all("peft" in row for row in data["rows"].values())
+    left = lambda row: f"{share(row['gain_kept'])}, {row['kl']:.4f}"
     rows = []
     for name, row in sorted(data["rows"].items()):
-        peft = row["peft"]
-        own = "no merge into NF4" if "refused" in peft else f"{share(peft['gain_kept'])}, {peft['kl']:.4f}"
-        kept = [f"{share(row[way]['gain_kept'])}, {row[way]['kl']:.4f}" for way in ("nearest", "fast", "default")]
-        rows.append([name, f"{row['base_loss'] - row['apart_loss']:.3f}", own, *kept, seconds(row["default"]["cpu_seconds"])])
-    heads = ["adapter", "gain", "PEFT `merge_and_unload`", "`--rounding nearest`", "`--fast`", "default", "CPU time, default"]
+        own = ["no merge into NF4" if "refused" in row["peft"] else left(row["peft"])] if has_peft else []
+        rows.append([name, f"{row['base_loss'] - row['apart_loss']:.3f}", *own, *[left(row[way]) for way in ways], seconds(row["default"]["cpu_seconds"])])
+    columns = ["adapter", "gain", *(["PEFT `merge_and_unload`"] if has_peft else []), *[heads[way] for way in ways], "CPU time, default"]
     text = f"{data['steps']} steps of training each; {data['windows']} windows of {data['context']} tokens that neither training nor calibration saw"
-    return table(heads, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; gain is that of the adapter apart, in nats; {text}. {data['program']}, {data['date']}.\n"
+    return table(columns, rows) + f"\n{data['title']}; gain kept, and KL to the adapter apart; gain is that of the adapter apart, in nats; {text}. {data['program']}, {data['date']}.\n"
 
 
 def programs(data):

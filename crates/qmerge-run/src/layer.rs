@@ -63,6 +63,8 @@ impl<'a> Layer<'a> {
             let new = |name| Normalize::new(tensors, &format!("{path}.{name}"), spec.hidden, spec.norm, spec.eps);
             name.map(new).transpose()
         };
+        let gate = |(all, own)| Gate::new(tensors, spec, (&all, &own), path);
+        let altered = |(streams, own)| Altered::new(tensors, spec, (&streams, &own), path);
         let scalar = |name| Ok(tensors.needed(&format!("{path}.{name}"), 1)?.iter().sum());
         Ok(Self {
             mixer: mixer::new(tensors, spec, &layer.mixer, path)?,
@@ -74,15 +76,9 @@ impl<'a> Layer<'a> {
             order: layer.order,
             hidden: spec.hidden,
             scale: spec.residual_scale,
-            per_layer: match &layer.per_layer {
-                Some(own) => Gate::new(tensors, spec, own, path)?,
-                None => None,
-            },
+            per_layer: spec.per_layer.zip(layer.per_layer).map(gate).transpose()?,
             laurel: layer.laurel.as_ref().map(|own| Laurel::new(tensors, spec, own, path)).transpose()?,
-            altered: match &layer.altered {
-                Some(own) => Altered::new(tensors, spec, own, path)?,
-                None => None,
-            },
+            altered: spec.streams.zip(layer.altered).map(altered).transpose()?,
             scalar: layer.scalar.map(scalar).transpose()?,
         })
     }

@@ -84,15 +84,19 @@ pub(crate) struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    pub(crate) fn new(tensors: &Tensors<'a>, spec: &Spec, own: &spec::PerLayer, layer: &str) -> Result<Option<Self>> {
-        let Some(embeddings) = &spec.per_layer else { return Ok(None) };
+    pub(crate) fn new(
+        tensors: &Tensors<'a>,
+        spec: &Spec,
+        (embeddings, own): (&PerLayerEmbeddings, &spec::PerLayer),
+        layer: &str,
+    ) -> Result<Self> {
         let [gate, out, norm] = own.names.map(|name| format!("{layer}.{name}"));
-        Ok(Some(Self {
+        Ok(Self {
             gate: Linear::new(tensors, &gate, embeddings.width, spec.hidden)?,
             out: Linear::new(tensors, &out, spec.hidden, embeddings.width)?,
             norm: Normalize::new(tensors, &norm, spec.hidden, spec.norm, spec.eps)?,
             activation: own.activation,
-        }))
+        })
     }
 
     /// What the residual stream `x` (hidden, tokens) lets through of the layer's part, to be added to it.

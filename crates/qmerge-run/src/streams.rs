@@ -95,13 +95,17 @@ pub(crate) struct Altered<'a> {
 }
 
 impl<'a> Altered<'a> {
-    pub(crate) fn new(tensors: &Tensors<'a>, spec: &Spec, own: &spec::Altered, layer: &str) -> Result<Option<Self>> {
-        let Some(streams) = &spec.streams else { return Ok(None) };
+    pub(crate) fn new(
+        tensors: &Tensors<'a>,
+        spec: &Spec,
+        (streams, own): (&spec::Streams, &spec::Altered),
+        layer: &str,
+    ) -> Result<Self> {
         let (count, hidden) = (streams.count, spec.hidden);
         let path = |name: &str| format!("{layer}.{name}");
         let linear = |name: &str, outputs, inputs| Linear::new(tensors, &path(name), outputs, inputs);
         let ([norm, router], [predictions, corrections]) = (own.router, own.coefficients);
-        Ok(Some(Self {
+        Ok(Self {
             norm: Normalize::new(tensors, &path(norm), hidden, spec.norm, spec.eps)?,
             router: linear(router, count, hidden)?,
             predictions: linear(predictions, count * count, count)?,
@@ -109,7 +113,7 @@ impl<'a> Altered<'a> {
             scale: own.scale.map(|name| tensors.needed(&path(name), hidden)).transpose()?,
             active: streams.active,
             hidden,
-        }))
+        })
     }
 
     /// Where the active stream lies.

@@ -107,20 +107,21 @@ fn chat(args: &GenerateArgs, is_terminal: bool) -> Result<Outcome> {
                 Some(line) if line.trim().is_empty() => continue,
                 Some(line) => line,
             };
-            messages.push(Message::new("user", line));
-            let tokens = voice.within(&mut messages)?;
+            let mut heard = messages.clone();
+            heard.push(Message::new("user", line));
+            let tokens = voice.within(&mut heard)?;
             let most = voice.model.spec().max_positions;
             if tokens.len() >= most {
                 show::note(&format!(
                     "a message of {} tokens is too long for a model of {most}: it is passed over",
                     tokens.len()
                 ));
-                messages.pop();
                 continue;
             }
             let found = voice.answer(&tokens, &Silent, &mut print)?;
             told(&found, args)?;
-            messages.push(Message::new("assistant", found.text));
+            heard.push(Message::new("assistant", found.text));
+            messages = heard;
         }
         Ok(Outcome::Done)
     })

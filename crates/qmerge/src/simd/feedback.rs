@@ -69,35 +69,35 @@ impl Band {
 /// neighbours that makes |eᵀV|² + `ridge` · |e|² least. A value whose neighbours are not both finite takes the nearest.
 pub(crate) fn feed_back(values: &mut [f32], band: &Band, ridge: f32, around: Around<'_>) {
     match around {
-        Around::Floats(Dtype::BF16) => bf16::<SIDE_BY_SIDE>(values, band, ridge),
-        Around::Floats(Dtype::F16) => f16::<SIDE_BY_SIDE>(values, band, ridge),
+        Around::Floats(Dtype::BF16) => bf16(values, band, ridge),
+        Around::Floats(Dtype::F16) => f16(values, band, ridge),
         Around::Floats(_) => {}
-        Around::Given { low, high } => given::<SIDE_BY_SIDE>(values, band, ridge, low, high),
+        Around::Given { low, high } => given(values, band, ridge, low, high),
     }
 }
 
 by_lanes! {
-    fn bf16<const N: usize>(values: &mut [f32], band: &Band, ridge: f32) -> () = bf16_body;
+    fn bf16(values: &mut [f32], band: &Band, ridge: f32) = bf16_body;
 }
 by_lanes! {
-    fn f16<const N: usize>(values: &mut [f32], band: &Band, ridge: f32) -> () = f16_body;
+    fn f16(values: &mut [f32], band: &Band, ridge: f32) = f16_body;
 }
 by_lanes! {
-    fn given<const N: usize>(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) -> () = given_body;
+    fn given(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) = given_body;
 }
 
 #[inline(always)]
-fn bf16_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32) {
+fn bf16_body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32) {
     body::<V>(values, band, ridge, Bf16);
 }
 
 #[inline(always)]
-fn f16_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32) {
+fn f16_body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32) {
     body::<V>(values, band, ridge, F16);
 }
 
 #[inline(always)]
-fn given_body<V: Lanes, const N: usize>(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) {
+fn given_body<V: Lanes>(values: &mut [f32], band: &Band, ridge: f32, low: &[f32], high: &[f32]) {
     let nothing = [[[0.0; lanes::LANES]; SIDE_BY_SIDE]; TILE];
     body::<V>(values, band, ridge, Given { low, high, tiles: (nothing, nothing) });
 }

@@ -4,9 +4,9 @@
 
 use super::spec::{
     Activation, Attention, Beside, FeedForward, Mixer, PerLayer, PerLayerEmbeddings, Projections, QkNorm, Routed,
-    Router, Scores, Shared, Spec,
+    Router, Shared, Spec,
 };
-use super::{Arch, Experts, Fields, Result, Rope, gemma2, generic, llama};
+use super::{Arch, Experts, Fields, Result, Rope, gemma2, generic, llama, qwen_moe};
 use crate::open::ModelConfig;
 
 pub(super) const ARCH: Arch = Arch { model_types: &["gemma4_text", "gemma4"], spec: Some(spec), ..generic::ARCH };
@@ -112,25 +112,10 @@ pub(super) fn per_layer(fields: &Fields<'_>) -> Result<Option<PerLayerEmbeddings
 }
 
 fn experts(fields: &Fields<'_>, activation: Activation) -> Result<Routed> {
-    Ok(Routed {
-        router: Router {
-            count: fields.count("num_experts")?,
-            per_token: fields.count("top_k_experts")?,
-            name: "router.proj",
-            scores: Scores::Softmax,
-            correction: None,
-            groups: None,
-            normalize: Some(0.0),
-            scale: 1.0,
-        },
-        width: fields.count("moe_intermediate_size")?,
-        activation,
-        clamp: None,
-        layout: EXPERTS,
-        share_inputs: false,
-        shared: None,
-        beside: Some(BESIDE),
-    })
+    let (count, width) = (fields.count("num_experts")?, fields.count(qwen_moe::WIDTH)?);
+    let routed = qwen_moe::read(fields, count, width, "top_k_experts")?;
+    let router = Router { name: "router.proj", normalize: Some(0.0), ..routed.router };
+    Ok(Routed { router, activation, layout: EXPERTS, beside: Some(BESIDE), ..routed })
 }
 
 /// Errors for what this family has and nothing here runs.

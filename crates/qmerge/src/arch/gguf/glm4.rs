@@ -30,6 +30,6 @@ pub(super) const GLM4: Layout = Layout {
 
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     llama::plain(said, model)?;
-    said.count("rope.dimension_count", (model.head_dim() as f64 * model.share()?) as usize);
+    said.count("rope.dimension_count", model.turned_of_head()?);
     Ok(())
 }

@@ -29,16 +29,14 @@ pub(super) const GLM4_MOE: Layout = Layout {
         ..PLAIN.ways
     },
     say,
-    defaults: Defaults { groups: Some((1, 1)), eps: 1e-5, ..PLAIN.defaults },
+    defaults: Defaults { groups: Some((1, 1)), eps: 1e-5, share: 0.5, ..PLAIN.defaults },
     ..PLAIN
 };
 
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
     said.common(model)?;
-    let share = model.rope.number("partial_rotary_factor");
-    let share = share.map_or_else(|| fields.fraction("partial_rotary_factor", 0.5), Ok)?;
-    said.count("rope.dimension_count", (model.head_dim() as f64 * share) as usize);
+    said.count("rope.dimension_count", model.turned_of_head()?);
     said.count("expert_feed_forward_length", fields.count("moe_intermediate_size")?);
     said.count("expert_shared_count", fields.count_if("n_shared_experts")?.unwrap_or(1));
     said.count("leading_dense_block_count", fields.count_if("first_k_dense_replace")?.unwrap_or(1));

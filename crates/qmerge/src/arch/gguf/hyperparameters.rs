@@ -307,6 +307,11 @@ impl<'f> Model<'f> {
         Ok((self.share()? * self.hidden as f64) as usize / self.heads.max(1))
     }
 
+    /// The same, where a head has a width of its own.
+    pub(super) fn turned_of_head(&self) -> Result<usize> {
+        Ok((self.share()? * self.head_dim() as f64) as usize)
+    }
+
     /// The layers with a window, of which the others come every so many.
     pub(super) fn sliding(&self, every: usize) -> Result<Vec<bool>> {
         match self.fields.sliding(self.layers)? {

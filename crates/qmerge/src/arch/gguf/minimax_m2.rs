@@ -30,7 +30,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.count("expert_feed_forward_length", model.width);
     let turned = match model.fields.positive_if("rotary_dim")? {
         Some(turned) => turned,
-        None => (model.share()? * model.head_dim() as f64) as usize,
+        None => model.turned_of_head()?,
     };
     said.count("rope.dimension_count", turned);
     Ok(())

@@ -17,7 +17,7 @@ const DELTA: Layout = Layout {
     adds_one_to_norms: true,
     biased: &["ssm_dt"],
     say,
-    defaults: Defaults { head: Head::Of(256), ..PLAIN.defaults },
+    defaults: Defaults { head: Head::Of(256), share: 0.25, ..PLAIN.defaults },
     ..PLAIN
 };
 
@@ -195,9 +195,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     };
     said.flags("attention.recurrent_layers", (0..model.layers).map(is_linear).collect());
     said.count("full_attention_interval", every);
-    let share = model.rope.number("partial_rotary_factor");
-    let share = share.map_or_else(|| fields.fraction("partial_rotary_factor", 0.25), Ok)?;
-    said.count("rope.dimension_count", (model.head_dim() as f64 * share) as usize);
+    said.count("rope.dimension_count", model.turned_of_head()?);
     Ok(())
 }
 

@@ -170,7 +170,7 @@ impl FileType {
             let dtype = if !self.is_quantized() && is_code() { Dtype::MXFP4 } else { dtype };
             order.push(tensor.stored.clone());
             let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
-                Some(importance) => importance.of(&tensor.stored, width(tensor))?,
+                Some(importance) => importance.of(&tensor.stored, &tensor.shape)?,
                 None => None,
             };
             kinds.insert((tensor.name, tensor.number), (formats::of_dtype(dtype)?, importance));

@@ -54,8 +54,10 @@ impl Importance {
             .with_hint("it belongs to another model"))
     }
 
-    /// The columns of a tensor with rows of that width; `None` where it is not known. Errors if it has another width, unless it is the table of embeddings.
-    pub(super) fn of(&self, name: &str, width: usize) -> Result<Option<Arc<[f32]>>> {
+    /// The columns of a tensor of these dimensions; `None` where it is not known, or has columns for each of its matrices. Errors if it has another width, unless it is
+    /// the table of embeddings.
+    pub(super) fn of(&self, name: &str, shape: &[usize]) -> Result<Option<Arc<[f32]>>> {
+        let width = shape.last().copied().unwrap_or(0);
         if let Some((stack, number)) = expert(name) {
             let Some(columns) = self.by_name.get(&stack) else { return Ok(None) };
             let start = number.saturating_mul(width);
@@ -74,13 +76,32 @@ impl Importance {
         match self.by_name.get(name) {
             Some(columns) if columns.len() == width => Ok(Some(Arc::clone(columns))),
             // Of heads that lie apart (DeepSeek's keys and values), each has columns of its own.
-            Some(columns) if width > 0 && columns.len().is_multiple_of(width) => Ok(None),
+            Some(columns) if matches!(shape, [heads, _, _] if heads.checked_mul(width) == Some(columns.len())) => {
+                Ok(None)
+            }
             Some(columns) if name != TABLE => {
                 Err(mismatch(format!("rows of {width} values, and the importance matrix has {} inputs", columns.len()))
                     .in_tensor(name)
                     .with_hint("the importance matrix belongs to another model"))
             }
             _ => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_those_of_the_tensor_or_of_its_heads() {
+        let by_name = HashMap::from([("a.weight".to_owned(), Arc::from(vec![1.0; 12]))]);
+        let importance = Importance { by_name, file: String::new(), text: None };
+        assert_eq!(importance.of("a.weight", &[5, 12]).unwrap().unwrap().len(), 12);
+        assert!(importance.of("a.weight", &[3, 7, 4]).unwrap().is_none());
+        assert!(importance.of("b.weight", &[5, 4]).unwrap().is_none());
+        for other in [&[5, 4][..], &[2, 7, 4], &[12, 6]] {
+            assert!(importance.of("a.weight", other).is_err(), "{other:?}");
         }
     }
 }

@@ -68,7 +68,7 @@ impl FileType {
                 changed.insert(tensor.name);
             }
             let importance = match model.options.importance.as_deref().filter(|_| dtype.is_ggml_block()) {
-                Some(importance) => importance.of(&tensor.stored, width(tensor))?,
+                Some(importance) => importance.of(&tensor.stored, &tensor.shape)?,
                 None => None,
             };
             kinds.entry(tensor.name).or_default().push((tensor.number, (formats::of_dtype(dtype)?, importance)));

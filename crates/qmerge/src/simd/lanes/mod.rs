@@ -177,30 +177,30 @@ pub(crate) mod x86;
 
 /// A function of `$body::<V>` with the widest [`Lanes`] that the processor has.
 macro_rules! by_lanes {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<const N: usize>($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty = $body:ident;) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<const $n:ident: usize>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
         $(#[$meta])*
-        $vis fn $name<const N: usize>($($arg: $ty),*) -> $ret {
+        $vis fn $name $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::simd::{Level, lanes::x86::{Avx2, Avx512}, level};
 
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2<const N: usize>($($arg: $ty),*) -> $ret {
-                    $body::<Avx2, N>($($arg),*)
+                fn avx2 $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? {
+                    $body::<Avx2 $(, $n)?>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512<const N: usize>($($arg: $ty),*) -> $ret {
-                    $body::<Avx512, N>($($arg),*)
+                fn avx512 $(<const $n: usize>)? ($($arg: $ty),*) $(-> $ret)? {
+                    $body::<Avx512 $(, $n)?>($($arg),*)
                 }
                 match level() {
                     // SAFETY: `level()` returns a level only after the processor was found to have its features.
-                    Level::Avx512 => return unsafe { avx512::<N>($($arg),*) },
+                    Level::Avx512 => return unsafe { avx512 $(::<$n>)? ($($arg),*) },
                     // SAFETY: as above.
-                    Level::Avx2 => return unsafe { avx2::<N>($($arg),*) },
+                    Level::Avx2 => return unsafe { avx2 $(::<$n>)? ($($arg),*) },
                     _ => {}
                 }
             }
-            $body::<$crate::simd::lanes::Plain, N>($($arg),*)
+            $body::<$crate::simd::lanes::Plain $(, $n)?>($($arg),*)
         }
     };
 }
@@ -212,12 +212,11 @@ mod tests {
     use crate::simd::forced::at_every_level;
 
     by_lanes! {
-        fn columns<const N: usize>(rows: &[[f32; N]; LANES]) -> [[f32; LANES]; LANES] = columns_body;
+        fn columns(rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] = columns_body;
     }
 
-    fn columns_body<V: Lanes, const N: usize>(rows: &[[f32; N]; LANES]) -> [[f32; LANES]; LANES] {
-        let rows = rows.map(|row| V::of(std::array::from_fn(|column| row[column])));
-        V::turned(rows).map(V::array)
+    fn columns_body<V: Lanes>(rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
+        V::turned(rows.map(V::of)).map(V::array)
     }
 
     #[test]
@@ -233,12 +232,11 @@ mod tests {
     }
 
     by_lanes! {
-        fn by_bits<const N: usize>(x: [f32; N], y: [f32; N]) -> [[u32; LANES]; 3] = by_bits_body;
+        fn by_bits(x: [f32; LANES], y: [f32; LANES]) -> [[u32; LANES]; 3] = by_bits_body;
     }
 
-    fn by_bits_body<V: Lanes, const N: usize>(x: [f32; N], y: [f32; N]) -> [[u32; LANES]; 3] {
-        let of = |x: [f32; N]| V::of(std::array::from_fn(|l| x[l]));
-        let (x, y) = (of(x), of(y));
+    fn by_bits_body<V: Lanes>(x: [f32; LANES], y: [f32; LANES]) -> [[u32; LANES]; 3] {
+        let (x, y) = (V::of(x), V::of(y));
         [x.mul_add(y, V::all(-1.0)), x.beyond(0x1_0000), x.signed(y)].map(|x| x.array().map(f32::to_bits))
     }
 

@@ -3,7 +3,7 @@
 use qmerge::error::Result;
 use qmerge::linalg::mix;
 
-use crate::activation::softmax;
+use crate::activation::{exponentials, softmax};
 use crate::linear::Precision;
 use crate::model::{Cache, Model};
 
@@ -88,6 +88,23 @@ fn most_likely(logits: &[f32]) -> u32 {
     best as u32
 }
 
+/// A token for each column of `logits` (vocab, columns), drawn by the model's own probabilities as [`choose`] draws it.
+pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<u32> {
+    let columns = random.len();
+    let sums = exponentials(logits, columns);
+    let mut left: Vec<f32> = random.iter_mut().map(Random::uniform).collect();
+    // Tokens that leave something come before the one that is drawn: what is left only falls.
+    let mut drawn = vec![0_u32; columns];
+    for row in logits.chunks_exact(columns) {
+        for ((drawn, left), (x, sum)) in drawn.iter_mut().zip(&mut left).zip(row.iter().zip(&sums)) {
+            *left -= x / sum;
+            *drawn += u32::from(*left >= 0.0);
+        }
+    }
+    let last = (logits.len() / columns).saturating_sub(1) as u32;
+    drawn.into_iter().map(|token| token.min(last)).collect()
+}
+
 pub(crate) fn choose(logits: &mut [f32], sampling: Sampling, random: &mut Random) -> u32 {
     if sampling.temperature <= 0.0 {
         return most_likely(logits);
@@ -161,5 +178,20 @@ mod tests {
         // At temperature 1/2 odds are squared: 1 to 9.
         let counts = draw(Sampling { temperature: 0.5, top_p: 1.0, seed: 7 });
         assert!((8_900..9_100).contains(&counts[1]), "{counts:?}");
+    }
+
+    #[test]
+    fn columns_are_drawn_as_each_alone() {
+        let (vocab, columns) = (301, 5);
+        let logits: Vec<f32> = (0..vocab * columns).map(|i| ((i * 7919) % 1009) as f32 / 100.0 - 5.0).collect();
+        let mut random: Vec<Random> = (0..columns as u64).map(Random::new).collect();
+        let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 0 };
+        let column = |number: usize| logits.iter().skip(number).step_by(columns).copied().collect::<Vec<_>>();
+        for _ in 0..20 {
+            let mut own: Vec<Random> = random.iter().map(|random| Random(random.0)).collect();
+            let want: Vec<u32> =
+                own.iter_mut().enumerate().map(|(c, own)| choose(&mut column(c), sampling, own)).collect();
+            assert_eq!(draw(&mut logits.clone(), &mut random), want);
+        }
     }
 }

@@ -1,11 +1,10 @@
 //! Text that the model writes itself, where there is none to calibrate on.
 
 use qmerge::error::Result;
-use rayon::prelude::*;
 
 use super::overflow::blame;
 use super::{Amount, PRECISION, SEQUENCES};
-use crate::generate::{Random, Sampling, choose};
+use crate::generate::{Random, draw};
 use crate::linear::Precision;
 use crate::model::{Cache, Model};
 use crate::text::Beginnings;
@@ -57,22 +56,13 @@ fn sample(
     let mut written: Vec<Vec<u32>> = next.iter().map(|&token| vec![token]).collect();
     let mut cache = Cache::of_several(model, sequences, length).at(PRECISION);
     let mut logits = Vec::new();
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed };
     while written[0].len() < length {
         let hidden = model.advance(&next, &mut cache)?;
         model.logits_at(PRECISION, &hidden, 0..sequences, &mut logits)?;
         if logits.iter().any(|x| x.is_nan()) {
             return Err(blame(model, None)?);
         }
-        next = random
-            .par_iter_mut()
-            .enumerate()
-            .map_init(Vec::new, |own, (number, random)| {
-                own.clear();
-                own.extend(logits.iter().skip(number).step_by(sequences));
-                choose(own, sampling, random)
-            })
-            .collect();
+        next = draw(&mut logits, &mut random);
         for ((written, token), opening) in written.iter_mut().zip(&mut next).zip(&opening) {
             if let Some(&given) = opening.get(written.len()) {
                 *token = given;

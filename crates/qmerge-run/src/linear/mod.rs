@@ -205,7 +205,7 @@ impl<'a> Linear<'a> {
             // Nothing below waits for other workers, so none comes by here with the cell taken.
             DECODED.with_borrow_mut(|(base, values)| {
                 self.decode(&rows, base, values)?;
-                matmul(values, &x.columns, false, y);
+                matmul(values, &x.columns, true, y);
                 Ok(())
             })
         })

@@ -12,7 +12,7 @@ use super::moments::Metric;
 use super::{Detail, Preparing, Rounding, Whole};
 use crate::parallel::spread;
 use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
-use crate::simd::vectors::axpy;
+use crate::simd::vectors::{axpy, axpys};
 
 /// Elements of a tile: [`PANEL`] rows and columns.
 const TILE: usize = PANEL * PANEL;
@@ -90,6 +90,8 @@ pub(super) fn carry(
 }
 
 /// The same of a group's columns in no more than [`ROWS`], whose targets are (rows, cols).
+///
+/// Columns of a block lie one after the other, each with as many rows as a panel has: a column's value needs the errors of those before it, but not of other rows.
 fn carry_some(
     (matrix, half_gap): (&Matrix<'_>, f32),
     rows: &[usize],
@@ -98,38 +100,51 @@ fn carry_some(
     Tiles { order, data }: &Tiles,
 ) {
     let n = matrix.cols;
-    let tile = |row, column| &data[(triangle(column) + row) * TILE..][..TILE];
-    let part = rows.len() * PANEL;
-    // What columns shall become, block by block: (rows, columns of the block).
-    let mut wanted = vec![0.0; order.len().div_ceil(PANEL) * part];
-    for (wanted, order) in wanted.chunks_exact_mut(part).zip(order.chunks(PANEL)) {
-        for (wanted, target) in wanted.chunks_exact_mut(PANEL).zip(targets.chunks_exact(n)) {
-            wanted.iter_mut().zip(order).for_each(|(wanted, &j)| *wanted = target[j]);
+    let tile = |before, after| &data[(triangle(after) + before) * TILE..][..TILE];
+    let part = rows.len().div_ceil(PANEL) * TILE;
+    let place = |r: usize, k: usize| k / PANEL * part + r / PANEL * TILE + k % PANEL * PANEL + r % PANEL;
+    let mut held = vec![0.0; order.len().div_ceil(PANEL) * part];
+    let mut aims = held.clone();
+    for (r, (target, values)) in targets.chunks_exact(n).zip(values.chunks_exact(n)).enumerate() {
+        for (k, &j) in order.iter().enumerate() {
+            (aims[place(r, k)], held[place(r, k)]) = (target[j], values[j]);
         }
     }
+    // What columns shall become.
+    let mut wanted = aims.clone();
     let mut errors = vec![0.0; part];
     for (block, order) in order.chunks(PANEL).enumerate() {
         let (own, after) = wanted[block * part..].split_at_mut(part);
         let within = tile(block, block);
-        let lines = own.chunks_exact_mut(PANEL).zip(errors.chunks_exact_mut(PANEL));
-        let lines = lines.zip(rows.iter().zip(targets.chunks_exact(n).zip(values.chunks_exact_mut(n))));
-        for ((wanted, errors), (row, (target, values))) in lines {
-            errors.fill(0.0);
+        let panels = errors.chunks_exact_mut(TILE).zip(own.chunks_exact_mut(TILE)).zip(rows.chunks(PANEL));
+        let given = aims[block * part..].chunks_exact(TILE).zip(held[block * part..].chunks_exact_mut(TILE));
+        for (((errors, wanted), rows), (aims, held)) in panels.zip(given) {
             for (k, &j) in order.iter().enumerate() {
-                let at = row * n + j;
-                // A value stays where it would move by less than half a step.
-                let bound = half_gap * matrix.grid.scales_of(at..at + 1).first().map_or(0.0, |scale| scale.abs());
-                let stays = (wanted[k] - values[j]).abs() < bound;
-                if !stays {
-                    values[j] = matrix.grid.nearest(at, wanted[k]);
+                let column = k * PANEL..(k + 1) * PANEL;
+                let (before, errors) = errors.split_at_mut(column.start);
+                let wanted = &mut wanted[column.clone()];
+                axpys(&within[column.clone()][..k], before, wanted);
+                let values = held[column.clone()].iter_mut().zip(&*wanted).zip(errors.iter_mut().zip(&aims[column]));
+                for (((value, &wanted), (error, aim)), row) in values.zip(rows) {
+                    let run = matrix.grid.run_of(row * n + j);
+                    // A value stays where it would move by less than half a step.
+                    let bound = half_gap * matrix.grid.scales.get(run).map_or(0.0, |scale| scale.abs());
+                    let stays = (wanted - *value).abs() < bound;
+                    if !stays {
+                        *value = matrix.grid.nearest_in(run, wanted);
+                    }
+                    *error = aim - *value;
                 }
-                errors[k] = target[j] - values[j];
-                axpy(errors[k], &within[k * PANEL + k + 1..(k + 1) * PANEL], &mut wanted[k + 1..]);
             }
         }
         for (number, wanted) in after.chunks_exact_mut(part).enumerate() {
-            add_panel(&errors, tile(block, block + 1 + number), wanted);
+            let tile = tile(block, block + 1 + number);
+            let panels = errors.chunks_exact(TILE).zip(wanted.chunks_exact_mut(TILE));
+            panels.for_each(|(errors, wanted)| add_panel(tile, errors, wanted));
         }
+    }
+    for (r, values) in values.chunks_exact_mut(n).enumerate() {
+        order.iter().enumerate().for_each(|(k, &j)| values[j] = held[place(r, k)]);
     }
 }
 
@@ -143,7 +158,7 @@ pub(super) struct Feedback {
 #[derive(Debug)]
 struct Tiles {
     order: Vec<usize>,
-    /// Tiles down to the diagonal, column by column.
+    /// Tiles down to the diagonal, column by column; in each, what a column takes from those before it is a row.
     data: Vec<f32>,
 }
 
@@ -224,7 +239,17 @@ fn tiles(metric: &Metric, order: &[usize]) -> Tiles {
             }
         });
     }
+    data.chunks_exact_mut(TILE).for_each(turn_over);
     Tiles { order: order.to_vec(), data }
+}
+
+/// Makes a tile's rows its columns.
+fn turn_over(tile: &mut [f32]) {
+    for i in 0..PANEL {
+        for k in 0..i {
+            tile.swap(i * PANEL + k, k * PANEL + i);
+        }
+    }
 }
 
 /// The same within the rows of a block, of which the last tile is on the diagonal. Returns the pivots that are above zero.
@@ -301,7 +326,7 @@ mod tests {
                 for (i, row) in h.iter().enumerate() {
                     for (k, want) in row.iter().enumerate().skip(i + 1) {
                         let tile = &data[(triangle(k / PANEL) + i / PANEL) * TILE..][..TILE];
-                        let found = f64::from(tile[i % PANEL * PANEL + k % PANEL]);
+                        let found = f64::from(tile[k % PANEL * PANEL + i % PANEL]);
                         assert!((found - want).abs() < 1e-4, "{together}: {i}, {k}: {found} for {want}");
                     }
                 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::dtype::Dtype;
 use crate::simd::floats::{round_one, round_to};
 use crate::simd::neighbours::{table_moved, table_neighbours, uniform_neighbours};
-use search::{bracket, bracket_all, neighbour};
+use search::{bracket, bracket_all, bracket_few, neighbour};
 
 /// The levels before scaling.
 #[derive(Clone, Copy, Debug)]
@@ -212,7 +212,11 @@ impl Grid {
     ///
     /// Outside the grid's range both are the nearest end; on a grid value both are that value.
     pub fn around(&self, i: usize, x: f32) -> (f32, f32) {
-        let run = self.run_of(i);
+        self.around_in(self.run_of(i), x)
+    }
+
+    /// The same at a run.
+    fn around_in(&self, run: usize, x: f32) -> (f32, f32) {
         match self.levels {
             Levels::Floats(dtype) => {
                 let near = round_one(dtype, x);
@@ -223,7 +227,7 @@ impl Grid {
                 }
             }
             Levels::Table(levels) if levels.len() <= SMALL => {
-                bracket(self.stored(run, self.scale(run), self.offset(run), levels).into_iter(), x)
+                bracket_few(&self.stored(run, self.scale(run), self.offset(run), levels), x)
             }
             _ => bracket(self.near(run, x), x),
         }
@@ -268,7 +272,12 @@ impl Grid {
 
     /// The grid value nearest to `x` at element `i`; a tie takes the lower.
     pub fn nearest(&self, i: usize, x: f32) -> f32 {
-        let (low, high) = self.around(i, x);
+        self.nearest_in(self.run_of(i), x)
+    }
+
+    /// The same at a run.
+    pub(crate) fn nearest_in(&self, run: usize, x: f32) -> f32 {
+        let (low, high) = self.around_in(run, x);
         if high - x < x - low { high } else { low }
     }
 

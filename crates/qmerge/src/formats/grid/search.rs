@@ -13,12 +13,33 @@ pub(super) fn bracket(values: impl Iterator<Item = f32>, x: f32) -> (f32, f32) {
             high = value;
         }
     }
+    ends(low, high)
+}
+
+/// What is not there is the other one.
+fn ends(low: f32, high: f32) -> (f32, f32) {
     match (low.is_finite(), high.is_finite()) {
         (true, true) => (low, high),
         (true, false) => (low, low),
         (false, true) => (high, high),
         (false, false) => (0.0, 0.0),
     }
+}
+
+/// [`bracket`] without branches: halves are compared until one value is left.
+pub(super) fn bracket_few<const N: usize>(values: &[f32; N], x: f32) -> (f32, f32) {
+    let mut low = values.map(|value| if value <= x { value } else { f32::NEG_INFINITY });
+    let mut high = values.map(|value| if value >= x { value } else { f32::INFINITY });
+    let mut width = N;
+    while width > 1 {
+        let rest = width - width / 2;
+        for l in 0..width / 2 {
+            low[l] = if low[l + rest] > low[l] { low[l + rest] } else { low[l] };
+            high[l] = if high[l + rest] < high[l] { high[l + rest] } else { high[l] };
+        }
+        width = rest;
+    }
+    ends(low[0], high[0])
 }
 
 /// [`bracket`] of many, level by level, so that the inner loop has no branches.
@@ -33,14 +54,7 @@ pub(super) fn bracket_all(values: &[f32], x: &[f32], low: &mut [f32], high: &mut
             *high = if above < *high { above } else { *high };
         }
     }
-    for (low, high) in low.iter_mut().zip(high) {
-        match (low.is_finite(), high.is_finite()) {
-            (true, true) => {}
-            (true, false) => *high = *low,
-            (false, true) => *low = *high,
-            (false, false) => (*low, *high) = (0.0, 0.0),
-        }
-    }
+    low.iter_mut().zip(high).for_each(|(low, high)| (*low, *high) = ends(*low, *high));
 }
 
 /// The next value of `dtype` above or below one of its values.

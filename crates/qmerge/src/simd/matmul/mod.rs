@@ -8,9 +8,11 @@
 #![allow(clippy::needless_range_loop)]
 
 mod pairs;
+mod sums;
 
 pub use pairs::in_hardware as multiplies_pairs;
 
+use self::sums::Sums;
 use super::{Level, level, versions};
 use crate::parallel::spread;
 
@@ -210,50 +212,25 @@ fn tiles_body<const N: usize>(left: &[f32], data: &[f32], inputs: usize, tokens:
                 // Rows that are missing are the last one again, and thrown away.
                 let left: [&[f32]; HEIGHT] =
                     std::array::from_fn(|m| &left[(first + m).min(rows - 1) * inputs..][depth.clone()]);
-                let at = |m: usize| (first + m) * tokens + j;
-                let mut sums = [[0.0_f32; N]; HEIGHT];
-                for m in 0..height {
-                    let out = &out[at(m)..at(m) + width];
-                    // A whole row of a tile is copied without a call.
-                    match out.first_chunk::<N>() {
-                        Some(out) => sums[m] = *out,
-                        None => sums[m][..width].copy_from_slice(out),
+                Sums::of(out, tokens, first * tokens + j, (height, width), N, |sums| {
+                    #[cfg(target_arch = "x86_64")]
+                    match (N, level()) {
+                        // SAFETY: the level says that the processor has what it needs.
+                        (PANEL, Level::Avx512) => return unsafe { x86::tile(left, panel, sums) },
+                        // SAFETY: as above.
+                        (NARROW, Level::Avx2) => return unsafe { x86::tile_narrow(left, panel, j % PANEL, sums) },
+                        _ => {}
                     }
-                }
-                #[cfg(target_arch = "x86_64")]
-                let done = match (N, level()) {
-                    // SAFETY: the level says that the processor has what it needs.
-                    (PANEL, Level::Avx512) => unsafe {
-                        x86::tile(left, panel, sums.as_flattened_mut());
-                        true
-                    },
-                    // SAFETY: as above.
-                    (NARROW, Level::Avx2) => unsafe {
-                        x86::tile_narrow(left, panel, j % PANEL, sums.as_flattened_mut());
-                        true
-                    },
-                    _ => false,
-                };
-                #[cfg(not(target_arch = "x86_64"))]
-                let done = false;
-                if !done {
-                    tile::<N>(left, panel, j % PANEL, &mut sums);
-                }
-                for m in 0..height {
-                    let out = &mut out[at(m)..at(m) + width];
-                    match out.first_chunk_mut::<N>() {
-                        Some(out) => *out = sums[m],
-                        None => out.copy_from_slice(&sums[m][..width]),
-                    }
-                }
+                    tile::<N>(left, panel, j % PANEL, sums);
+                });
             }
         }
     }
 }
 
 #[inline(always)]
-fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums: &mut [[f32; N]; HEIGHT]) {
-    let mut sum = *sums;
+fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Sums<'_>) {
+    let mut sum: [[f32; N]; HEIGHT] = std::array::from_fn(|m| *sums.row(m, 0));
     let left = left.map(|left| &left[..panel.len() / PANEL]);
     for (k, row) in panel.chunks_exact(PANEL).enumerate() {
         let row: &[f32; N] = row[from..from + N].try_into().expect("N columns");
@@ -263,23 +240,24 @@ fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums
             }
         }
     }
-    *sums = sum;
+    for m in 0..HEIGHT {
+        *sums.row(m, 0) = sum[m];
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, NARROW, PANEL};
+    use super::{HEIGHT, NARROW, PANEL, Sums};
     use std::arch::x86_64::*;
 
-    /// Some rows and a panel in registers. `sums` is ([`HEIGHT`], [`PANEL`]).
+    /// Some rows and a panel in registers.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn tile(left: [&[f32]; HEIGHT], panel: &[f32], sums: &mut [f32]) {
-        assert!(sums.len() == HEIGHT * PANEL);
-        let p = sums.as_mut_ptr();
-        // SAFETY: four vectors of 16 floats a row, the length checked above.
+    pub(super) fn tile(left: [&[f32]; HEIGHT], panel: &[f32], mut sums: Sums<'_>) {
+        let (p, stride) = sums.place(0, PANEL);
+        // SAFETY: four vectors of 16 floats a row, as many as may be read and written.
         let mut sum: [[__m512; 4]; HEIGHT] =
-            std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * PANEL + 16 * n)) }));
+            std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * stride + 16 * n)) }));
         let left = left.map(|left| &left[..panel.len() / PANEL]);
         for (k, row) in panel.chunks_exact(PANEL).enumerate() {
             let row = row.as_ptr();
@@ -295,20 +273,19 @@ mod x86 {
         for m in 0..HEIGHT {
             for n in 0..4 {
                 // SAFETY: as above.
-                unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };
+                unsafe { _mm512_storeu_ps(p.add(m * stride + 16 * n), sum[m][n]) };
             }
         }
     }
 
-    /// Some rows and a few of a panel's columns, from one on. `sums` is ([`HEIGHT`], [`NARROW`]).
+    /// Some rows and a few of a panel's columns, from one on.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, sums: &mut [f32]) {
-        assert!(sums.len() == HEIGHT * NARROW);
-        let p = sums.as_mut_ptr();
-        // SAFETY: two vectors of 8 floats a row, the length checked above.
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Sums<'_>) {
+        let (p, stride) = sums.place(0, NARROW);
+        // SAFETY: two vectors of 8 floats a row, as many as may be read and written.
         let mut sum: [[__m256; 2]; HEIGHT] =
-            std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * NARROW + 8 * n)) }));
+            std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * stride + 8 * n)) }));
         let left = left.map(|left| left[..panel.len() / PANEL].as_ptr());
         for (k, row) in panel.chunks_exact(PANEL).enumerate() {
             let row = row[from..from + NARROW].as_ptr();
@@ -325,7 +302,7 @@ mod x86 {
         for m in 0..HEIGHT {
             for n in 0..2 {
                 // SAFETY: as above.
-                unsafe { _mm256_storeu_ps(p.add(m * NARROW + 8 * n), sum[m][n]) };
+                unsafe { _mm256_storeu_ps(p.add(m * stride + 8 * n), sum[m][n]) };
             }
         }
     }

@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 
+use super::sums::Sums;
 use super::{HEIGHT, PANEL};
 use crate::parallel::spread;
 use crate::simd::floats::to_bf16;
@@ -141,7 +142,7 @@ fn tiles<T>(
     pairs: usize,
     tokens: usize,
     out: &mut [f32],
-    tile: impl Fn([&[T]; HEIGHT], &[u32], usize, &mut [f32]),
+    tile: impl Fn([&[T]; HEIGHT], &[u32], usize, Sums<'_>),
 ) {
     let rows = left.len() / (each * pairs);
     for depth in (0..pairs).step_by(DEPTH) {
@@ -155,28 +156,20 @@ fn tiles<T>(
                 let left: [&[T]; HEIGHT] = std::array::from_fn(|m| {
                     &left[(first + m).min(rows - 1) * each * pairs..][depth.start * each..depth.end * each]
                 });
-                let mut sums = [0.0_f32; HEIGHT * PANEL];
-                let at = |m: usize| (first + m) * tokens + j;
-                for m in 0..height {
-                    sums[m * PANEL..][..width].copy_from_slice(&out[at(m)..at(m) + width]);
-                }
-                tile(left, panel, width.div_ceil(STRIP), &mut sums);
-                for m in 0..height {
-                    out[at(m)..at(m) + width].copy_from_slice(&sums[m * PANEL..][..width]);
-                }
+                let strips = width.div_ceil(STRIP);
+                Sums::of(out, tokens, first * tokens + j, (height, width), strips * STRIP, |sums| {
+                    tile(left, panel, strips, sums);
+                });
             }
         }
     }
 }
 
-/// The definition. `sums` is ([`HEIGHT`], [`PANEL`]), `left` has two elements for each row of `panel`.
-fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
+/// The definition. `left` has two elements for each row of `panel`.
+fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Sums<'_>) {
     let left = left.map(|left| &left.as_chunks::<2>().0[..panel.len() / PANEL]);
     for from in (0..strips * STRIP).step_by(STRIP) {
-        let mut sum = [[0.0_f32; STRIP]; HEIGHT];
-        for m in 0..HEIGHT {
-            sum[m].copy_from_slice(&sums[m * PANEL + from..][..STRIP]);
-        }
+        let mut sum: [[f32; STRIP]; HEIGHT] = std::array::from_fn(|m| *sums.row(m, from));
         for (k, row) in panel.chunks_exact(PANEL).enumerate() {
             let row: &[u32; STRIP] = row[from..from + STRIP].try_into().expect("as many columns");
             for m in 0..HEIGHT {
@@ -192,37 +185,34 @@ fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) 
             }
         }
         for m in 0..HEIGHT {
-            sums[m * PANEL + from..][..STRIP].copy_from_slice(&sum[m]);
+            *sums.row(m, from) = sum[m];
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, PANEL, STRIP};
+    use super::{HEIGHT, PANEL, STRIP, Sums};
     use std::arch::x86_64::*;
 
-    type Sums<const N: usize> = [[__m512; N]; HEIGHT];
+    type Tile<const N: usize> = [[__m512; N]; HEIGHT];
 
-    /// `sums` is ([`HEIGHT`], [`PANEL`]), of which the first columns are taken.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn load<const N: usize>(sums: &[f32]) -> Sums<N> {
-        assert!(sums.len() == HEIGHT * PANEL && 16 * N <= PANEL);
-        let p = sums.as_ptr();
-        // SAFETY: vectors of 16 floats a row, within the length checked above.
-        std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * PANEL + 16 * n)) }))
+    fn load<const N: usize>(sums: &mut Sums<'_>) -> Tile<N> {
+        let (p, stride) = sums.place(0, 16 * N);
+        // SAFETY: vectors of 16 floats a row, as many as may be read.
+        std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * stride + 16 * n)) }))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn store<const N: usize>(sum: &Sums<N>, sums: &mut [f32]) {
-        assert!(sums.len() == HEIGHT * PANEL && 16 * N <= PANEL);
-        let p = sums.as_mut_ptr();
+    fn store<const N: usize>(sum: &Tile<N>, mut sums: Sums<'_>) {
+        let (p, stride) = sums.place(0, 16 * N);
         for m in 0..HEIGHT {
             for n in 0..N {
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_ps(p.add(m * PANEL + 16 * n), sum[m][n]) };
+                // SAFETY: as above, written.
+                unsafe { _mm512_storeu_ps(p.add(m * stride + 16 * n), sum[m][n]) };
             }
         }
     }
@@ -238,8 +228,8 @@ mod x86 {
 
     /// Rows of pairs, and `N` strips.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn tile_paired<const N: usize>(left: [&[u32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
-        let mut sum = load::<N>(sums);
+    pub(super) fn tile_paired<const N: usize>(left: [&[u32]; HEIGHT], panel: &[u32], mut sums: Sums<'_>) {
+        let mut sum = load::<N>(&mut sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left[..pairs]);
         for k in 0..pairs {
@@ -260,7 +250,7 @@ mod x86 {
 
     /// Rows of values, two for each row of the panel.
     #[target_feature(enable = "avx512f,fma")]
-    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
+    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: Sums<'_>) {
         match strips {
             1 => wide::<1>(left, panel, sums),
             2 => wide::<2>(left, panel, sums),
@@ -271,8 +261,8 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn wide<const N: usize>(left: [&[f32]; HEIGHT], panel: &[u32], sums: &mut [f32]) {
-        let mut sum = load::<N>(sums);
+    fn wide<const N: usize>(left: [&[f32]; HEIGHT], panel: &[u32], mut sums: Sums<'_>) {
+        let mut sum = load::<N>(&mut sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left.as_chunks::<2>().0[..pairs]);
         let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
@@ -298,16 +288,15 @@ mod x86 {
 
     /// The same with registers half as wide, one strip after the other: the sums of six rows and of one strip are as many as there is room for.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: &mut [f32]) {
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Sums<'_>) {
         let pairs = panel.len() / PANEL;
-        assert!(sums.len() == HEIGHT * PANEL && strips * STRIP <= PANEL);
         let left = left.map(|left| left[..2 * pairs].as_ptr());
         let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         for from in (0..strips * STRIP).step_by(STRIP) {
-            let p = sums[from..].as_mut_ptr();
-            // SAFETY: two vectors of 8 floats are a strip of a row, and `sums` has all rows of a panel's columns.
+            let (p, stride) = sums.place(from, STRIP);
+            // SAFETY: two vectors of 8 floats are a strip of a row, which may be read and written.
             let mut sum: [[__m256; 2]; HEIGHT] =
-                std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * PANEL + 8 * n)) }));
+                std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm256_loadu_ps(p.add(m * stride + 8 * n)) }));
             for (k, row) in panel.chunks_exact(PANEL).enumerate() {
                 let row = row[from..from + STRIP].as_ptr();
                 // SAFETY: a strip is two vectors.
@@ -332,7 +321,7 @@ mod x86 {
             for m in 0..HEIGHT {
                 for n in 0..2 {
                     // SAFETY: as where they were read.
-                    unsafe { _mm256_storeu_ps(p.add(m * PANEL + 8 * n), sum[m][n]) };
+                    unsafe { _mm256_storeu_ps(p.add(m * stride + 8 * n), sum[m][n]) };
                 }
             }
         }

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use qmerge::arithmetic::Wanted;
+use qmerge::dtype::Dtype;
 
 use super::groups::{CalibrationAmount, Engine, Meaning, OUTPUT_ALIASES, Scaling, Sources, Trained, Workers, Writing};
 use super::values::{combinations, share};
+use crate::commands::{floats, threads};
 
 #[derive(Debug, Args)]
 pub(crate) struct TruncateArgs {
@@ -56,6 +59,61 @@ impl TruncateArgs {
     }
 }
 
+/// How an adapter that is made is written.
+#[derive(Debug, Args)]
+pub(crate) struct Made {
+    /// Element type of the factors.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    dtype: String,
+    /// Replace an existing output.
+    #[arg(long, alias = "overwrite")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    workers: Workers,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Made {
+    /// Element type of the factors.
+    pub(crate) fn dtype(&self) -> Dtype {
+        floats(&self.dtype).unwrap_or(Dtype::F32)
+    }
+
+    /// Threads to work with.
+    pub(crate) fn threads(&self) -> usize {
+        threads(self.workers.threads)
+    }
+}
+
+/// The rank that differences are cut to.
+#[derive(Debug, Args)]
+pub(crate) struct Cut {
+    /// The rank of all modules.
+    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    rank: Option<u32>,
+    /// In place of a rank: each module gets the one that holds this share of what is added to it, squared.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    energy: Option<f64>,
+    /// Seed of what large matrices are searched with.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
+    pub(crate) seed: u64,
+}
+
+impl Cut {
+    /// True if it was said.
+    pub(crate) fn is_given(&self) -> bool {
+        self.rank.is_some() || self.energy.is_some()
+    }
+
+    /// What each module is to have.
+    pub(crate) fn wanted(&self) -> Wanted {
+        let by_energy = Wanted::Share(self.energy.unwrap_or(1.0));
+        self.rank.map_or(by_energy, |rank| Wanted::Rank(rank as usize))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CombineArgs {
     /// Adapters without their options.
@@ -91,20 +149,11 @@ pub(crate) struct CombineArgs {
     /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs, for the methods that take a rank.
     #[arg(long, value_name = "PATH", requires = "base")]
     pub(crate) calibration: Option<PathBuf>,
-    /// Element type of the new factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
     /// The adapters belong to the same residual model of a PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ initialisation, and so will the new one.
     #[arg(long, hide_short_help = true)]
     pub(crate) base_is_residual: bool,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
     #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+    pub(crate) made: Made,
 }
 
 #[derive(Debug, Args)]
@@ -115,32 +164,16 @@ pub(crate) struct ExtractArgs {
     /// Output folder.
     #[arg(long, short, aliases = OUTPUT_ALIASES, value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// The rank of all modules.
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: Option<u32>,
-    /// In place of a rank: each module gets the one that holds this share of its difference, squared.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(crate) energy: Option<f64>,
+    #[command(flatten)]
+    pub(crate) cut: Cut,
     /// What `qmerge calibrate` stored for the base: directions are those that count on its layers' inputs.
     #[arg(long, value_name = "PATH")]
     pub(crate) calibration: Option<PathBuf>,
     /// Leave out what is no linear layer's weight: embeddings, heads, norms, biases (default: where they differ they are taken whole).
     #[arg(long)]
     pub(crate) no_full: bool,
-    /// Element type of the factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// Seed of what large matrices are searched with.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
     #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+    pub(crate) made: Made,
 }
 
 #[derive(Debug, Args)]
@@ -154,28 +187,12 @@ pub(crate) struct ConvertAdapterArgs {
     /// What is written: a folder as PEFT's, which needs a rank, or a file for llama.cpp.
     #[arg(long, value_name = "FORMAT", default_value = "peft", value_parser = ["peft", "gguf-lora"])]
     pub(crate) to: String,
-    /// The rank of all modules.
-    #[arg(long, short, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rank: Option<u32>,
-    /// In place of a rank: each module gets the one that holds this share of what the adapter adds, squared.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub(crate) energy: Option<f64>,
-    /// Element type of the factors.
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub(crate) dtype: String,
-    /// Seed of what large matrices are searched with.
-    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true)]
-    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) cut: Cut,
     #[command(flatten)]
     pub(crate) meaning: Meaning,
     #[command(flatten)]
     pub(crate) scaling: Scaling,
-    /// Replace an existing output.
-    #[arg(long, alias = "overwrite")]
-    pub(crate) force: bool,
     #[command(flatten)]
-    pub(crate) workers: Workers,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+    pub(crate) made: Made,
 }

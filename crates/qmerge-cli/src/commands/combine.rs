@@ -3,18 +3,17 @@
 use anyhow::Result;
 use qmerge::adapters::ReadOptions;
 use qmerge::arithmetic::{Combination, CombineOptions, Method, Seen, combine};
-use qmerge::dtype::Dtype;
 use qmerge::error::{self, Error, Kind};
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Progress;
 
 use super::rounding::stored;
-use super::{Spoken, answered, floats, open_adapters, threads};
+use super::{Spoken, answered, open_adapters};
 use crate::args::{CombineArgs, majority};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &CombineArgs) -> Result<Outcome> {
-    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::combination)?;
+    answered(Spoken { json: args.made.json, quiet: false }, |bar| find(args, bar), show::combination)?;
     Ok(Outcome::Done)
 }
 
@@ -32,9 +31,9 @@ pub(crate) fn find(args: &CombineArgs, progress: &dyn Progress) -> error::Result
         majority: majority(args.majority_sign.as_deref().unwrap_or_default()),
         seed: args.seed,
         scales: args.lora_scale.clone(),
-        dtype: floats(&args.dtype).unwrap_or(Dtype::F32),
-        force: args.force,
-        threads: threads(args.workers.threads),
+        dtype: args.made.dtype(),
+        force: args.made.force,
+        threads: args.made.threads(),
         read: ReadOptions { base_is_residual: args.base_is_residual, ..ReadOptions::default() },
         ..CombineOptions::new(method)
     };

@@ -1,18 +1,17 @@
 //! `qmerge convert-adapter`.
 
 use anyhow::Result;
-use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert, convert_to_gguf};
-use qmerge::dtype::Dtype;
+use qmerge::arithmetic::{Conversion, ConvertOptions, convert, convert_to_gguf};
 use qmerge::error;
 use qmerge::plan::Plan;
 use qmerge::progress::Progress;
 
-use super::{Spoken, answered, apart_options, floats, open, threads, usage};
+use super::{Spoken, answered, apart_options, open, usage};
 use crate::args::ConvertAdapterArgs;
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &ConvertAdapterArgs) -> Result<Outcome> {
-    answered(Spoken { json: args.json, quiet: false }, |bar| find(args, bar), show::conversion)?;
+    answered(Spoken { json: args.made.json, quiet: false }, |bar| find(args, bar), show::conversion)?;
     Ok(Outcome::Done)
 }
 
@@ -24,20 +23,19 @@ pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error:
         );
     }
     let is_gguf = args.to == "gguf-lora";
-    if !is_gguf && args.rank.is_none() && args.energy.is_none() {
+    if !is_gguf && !args.cut.is_given() {
         return Err(usage("a LoRA of which rank?".into()).with_hint(
             "say --rank R, or --energy SHARE for as much rank as holds that share; --to gguf-lora needs neither",
         ));
     }
     let inputs = open(&args.sources)?;
     let plan = Plan::new(&inputs, &apart_options(&args.meaning, &args.scaling)?)?;
-    let by_energy = Wanted::Share(args.energy.unwrap_or(1.0));
     let options = ConvertOptions {
-        wanted: args.rank.map_or(by_energy, |rank| Wanted::Rank(rank as usize)),
-        dtype: floats(&args.dtype).unwrap_or(Dtype::F32),
-        seed: args.seed,
-        force: args.force,
-        threads: threads(args.workers.threads),
+        wanted: args.cut.wanted(),
+        dtype: args.made.dtype(),
+        seed: args.cut.seed,
+        force: args.made.force,
+        threads: args.made.threads(),
     };
     let convert = if is_gguf { convert_to_gguf } else { convert };
     let mut found = convert(&inputs, &plan, &args.output, &options, progress)?;

@@ -96,7 +96,7 @@ fn open_adapters(adapters: &[String]) -> Result<Vec<Adapter>> {
 }
 
 /// A type of floats by its name; none for `same`.
-fn floats(name: &str) -> Option<Dtype> {
+pub(crate) fn floats(name: &str) -> Option<Dtype> {
     match name {
         "f32" => Some(Dtype::F32),
         "f16" => Some(Dtype::F16),
@@ -185,7 +185,7 @@ fn sink(inputs: &Inputs, output: &Path, running: &Running) -> Result<Option<Box<
 }
 
 /// Worker threads, where 0 stands for one per processor.
-fn threads(given: usize) -> usize {
+pub(crate) fn threads(given: usize) -> usize {
     match given {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads,

@@ -210,6 +210,24 @@ def gguf(data):
     return text + f"{data['program']}, llama.cpp {data['llama_cpp']}, {data['machine']}, {data['date']}.\n"
 
 
+def itself(data):
+    """How far llama.cpp is from itself on GGUF files, and qmerge from it."""
+    names = {
+        "moved": "each weight of the first norm moved by one step of f32", "one": "the prompt taken in token by token", "plain": "weights not repacked",
+        "flash": "no flash attention", "qmerge": "`qmerge generate`", "qmerge_moved": "… beside itself, the first norm moved",
+    }
+    rows = []
+    for model in data["models"].values():
+        for name, words in names.items():
+            row = model["rows"][name]
+            same = f"{row['same']:.1f}" + (f", {row['along']:.1f}" if "along" in row else "")
+            rows.append([model["title"] if name == "moved" else "", words, f"{row['kl']:.4f}" if "kl" in row else "", f"{row['perplexity']:.3f}" if "kl" in row else "", f"{same} of 24"])
+    as_it_comes = ", ".join(f"{model['rows']['itself']['perplexity']:.3f}" for model in data["models"].values())
+    one = next(iter(data["models"].values()))
+    text = f"Perplexities as it comes: {as_it_comes}. Means over {one['windows']} windows of {one['context']} tokens, and {one['prompts']} prompts. {data['program']}, llama.cpp {data['llama_cpp']}, {data['date']}."
+    return table(["model", "what differs", "KL", "perplexity", "same tokens"], rows) + f"\n{text}\n"
+
+
 def adapters(data):
     """What is left of adapters of several methods in the base that they were trained on, by the ways that were measured of all."""
     heads = {"nearest": "`--rounding nearest`", "fast": "`--fast`", "default": "default"}
@@ -247,7 +265,7 @@ def mean(weights, field):
     return sum(weight[field] for weight in weights) / len(weights)
 
 
-KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "adapters": adapters, "arithmetic": arithmetic, "programs": programs}
+KINDS = {"door": door, "merges": merges, "methods": methods, "cost": cost, "many": many, "stores": stores, "losses": losses, "formats": formats, "gguf": gguf, "itself": itself, "adapters": adapters, "arithmetic": arithmetic, "programs": programs}
 
 
 def main():

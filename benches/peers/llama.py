@@ -26,14 +26,18 @@ lib.llama_backend_init()
 
 
 class Model:
-    """A file that is loaded, with room for so many tokens."""
+    """A file that is loaded, with room for so many tokens; `together` of a text are computed at a time. Repacked weights and flash attention are llama.cpp's default."""
 
-    def __init__(self, path, context):
-        self.model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+    def __init__(self, path, context, together=None, repacked=True, flash_attention=True):
+        loading = lib.llama_model_default_params()
+        loading.use_extra_bufts = repacked
+        self.model = lib.llama_model_load_from_file(os.fsencode(path), loading)
         if self.model == ffi.NULL:
             raise SystemExit(f"{path}: llama.cpp does not load it")
         params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = context
+        params.n_ctx = params.n_batch = context
+        params.n_ubatch = together or context
+        params.flash_attn_type = -1 if flash_attention else 0
         params.n_threads = params.n_threads_batch = os.cpu_count()
         self.context = lib.llama_init_from_model(self.model, params)
         self.vocabulary = lib.llama_model_get_vocab(self.model)

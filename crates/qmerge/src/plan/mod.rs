@@ -20,6 +20,7 @@ mod quantized;
 mod recode;
 mod rescaled;
 mod steps;
+mod target;
 mod tie;
 
 pub use accounting::Accounting;

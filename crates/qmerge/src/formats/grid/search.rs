@@ -26,20 +26,18 @@ fn ends(low: f32, high: f32) -> (f32, f32) {
     }
 }
 
-/// [`bracket`] without branches: halves are compared until one value is left.
-pub(super) fn bracket_few<const N: usize>(values: &[f32; N], x: f32) -> (f32, f32) {
-    let mut low = values.map(|value| if value <= x { value } else { f32::NEG_INFINITY });
-    let mut high = values.map(|value| if value >= x { value } else { f32::INFINITY });
-    let mut width = N;
-    while width > 1 {
-        let rest = width - width / 2;
-        for l in 0..width / 2 {
-            low[l] = if low[l + rest] > low[l] { low[l + rest] } else { low[l] };
-            high[l] = if high[l + rest] < high[l] { high[l + rest] } else { high[l] };
+/// [`bracket`] without branches, of every fourth value by itself and then of what these have found.
+pub(super) fn bracket_few(values: &[f32], x: f32) -> (f32, f32) {
+    let (mut lows, mut highs) = ([f32::NEG_INFINITY; 4], [f32::INFINITY; 4]);
+    for values in values.chunks(4) {
+        for ((low, high), &value) in lows.iter_mut().zip(&mut highs).zip(values) {
+            *low = if value <= x && value > *low { value } else { *low };
+            *high = if value >= x && value < *high { value } else { *high };
         }
-        width = rest;
     }
-    ends(low[0], high[0])
+    let low = lows.into_iter().fold(f32::NEG_INFINITY, |least, low| if low > least { low } else { least });
+    let high = highs.into_iter().fold(f32::INFINITY, |most, high| if high < most { high } else { most });
+    ends(low, high)
 }
 
 /// [`bracket`] of many, level by level, so that the inner loop has no branches.

@@ -32,6 +32,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 import conversion.base as base  # noqa: E402
 import gguf_families  # noqa: E402
+import gguf_gemma  # noqa: E402
 import gguf_mixtures  # noqa: E402
 
 FILE_TYPES = dict(q4_0=2, q4_1=3, q8_0=7, q5_0=8, q5_1=9, q2_k=10, q3_k_s=11, q3_k_m=12, q3_k_l=13, q4_k_s=14, q4_k_m=15, q5_k_s=16, q5_k_m=17, q6_k=18, iq4_nl=25, iq4_xs=30)
@@ -208,6 +209,7 @@ def models_():
         tokens = byte_pairs(to, ENGLISH % "", special, {"eos_token": special[2], "pad_token": special[0]})
         config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
         weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
+    gguf_gemma.write(folder, TEXT)
     return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 

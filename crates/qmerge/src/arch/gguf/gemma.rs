@@ -10,7 +10,7 @@ use crate::open::gguf::Ways;
 const WAYS: Ways = Ways { no_space_before: true, ..PLAIN.ways };
 
 /// The norms of Gemma 2 and 3: before and after each block.
-const AROUND: Names = &[
+pub(super) const AROUND: Names = &[
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),

@@ -13,7 +13,7 @@ pub(super) const HUNYUAN: Layout = Layout {
     inside: &[("attn_q_norm", "self_attn.query_layernorm"), ("attn_k_norm", "self_attn.key_layernorm")],
     ways: Ways { pre: Some("hunyuan-dense"), ends_by_eod: true, ..PLAIN.ways },
     say,
-    defaults: Defaults { eps: 1e-5, has_alpha: true, ..PLAIN.defaults },
+    defaults: Defaults { eps: 1e-5, rope: Some("dynamic"), ..PLAIN.defaults },
     ..PLAIN
 };
 

@@ -99,7 +99,7 @@ impl Said {
                 "expert_count",
                 model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
             );
-            self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
+            self.count("expert_used_count", model.fields.count_of(&["num_experts_per_tok", "top_k_experts"])?);
             self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {
@@ -347,7 +347,7 @@ impl<'f> Rope<'f> {
         let rope = Self { full, theta, local };
         match rope.kind() {
             None | Some("default" | "linear" | "yarn" | "longrope" | "su" | "llama3") => Ok(rope),
-            Some("dynamic") if defaults.has_alpha => Ok(rope),
+            own if own.is_some() && own == defaults.rope => Ok(rope),
             Some(other) => Err(unsupported(format!("a rope of the type `{other}`, which a GGUF file does not say"))
                 .in_file(&fields.config().path)),
         }

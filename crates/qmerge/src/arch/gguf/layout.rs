@@ -3,7 +3,7 @@
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::{
-    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
 use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
 use super::{minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
@@ -23,6 +23,8 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma4::GEMMA4,
+    gemma4::GEMMA4_MOE,
     phi3::PHI3,
     mistral3::MINISTRAL3,
     smollm3::SMOLLM3,
@@ -128,8 +130,8 @@ pub(super) struct Defaults {
     pub(super) local: Local,
     /// The share of a head's features that the rope turns.
     pub(super) share: f64,
-    /// An `alpha` beside `dynamic` is a factor on the base of the rope (HunYuan).
-    pub(super) has_alpha: bool,
+    /// A kind of rope that only the family has (HunYuan, Gemma 4).
+    pub(super) rope: Option<&'static str>,
 }
 
 /// The width of a head that no `head_dim` says.

@@ -35,6 +35,7 @@ pub(super) const LLAMA: Layout = Layout {
         says_space_last: false,
         ends_by_eod: false,
         by_flags_alone: false,
+        merges_pieces: false,
     },
     say,
     defaults: Defaults {
@@ -47,7 +48,7 @@ pub(super) const LLAMA: Layout = Layout {
         theta: 10_000.0,
         local: Local::Unsaid,
         share: 1.0,
-        has_alpha: false,
+        rope: None,
     },
     is_large: |heads, kv_heads| heads != kv_heads,
 };

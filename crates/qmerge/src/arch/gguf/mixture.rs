@@ -4,7 +4,7 @@
 //! architectures that no file is made of is left out. Source: llama.cpp, `src/llama-quant.cpp`.
 
 use crate::dtype::Dtype;
-use crate::open::gguf::{HEAD_WEIGHT, TABLE, expert};
+use crate::open::gguf::{HEAD_WEIGHT, LAYERS_TABLE, TABLE, expert};
 
 /// A file type.
 #[derive(Debug)]
@@ -82,9 +82,12 @@ pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
     // A router is small, and which experts act hangs on it; a convolution is smaller.
     let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d"];
-    let is_kept = kept.iter().any(|part| name.contains(part)) || name == POSITIONS;
+    let is_kept = kept.iter().chain(FLOATS).any(|part| name.contains(part)) || name == POSITIONS;
     has_rows && name.ends_with("weight") && !is_kept
 }
+
+/// What llama-quantize leaves as it is, in the floats of the file that it is given.
+const FLOATS: &[&str] = &["per_layer_model_proj"];
 
 /// The table of learned positions.
 const POSITIONS: &str = "position_embd.weight";
@@ -93,6 +96,15 @@ impl FileType {
     /// True if tensors lie in llama-quantize's order, and its keys come last; a file that is not quantized is as the converter writes it.
     pub(crate) fn is_quantized(&self) -> bool {
         self.dtype.is_ggml_block()
+    }
+
+    /// The type of a tensor that `takes` none of the mixture's, in a file that is made of a folder: that of a file in bf16 which is quantized.
+    pub(crate) fn untaken(&self, name: &str) -> Dtype {
+        match FLOATS.iter().any(|part| name.contains(part)) {
+            true if self.is_quantized() => Dtype::BF16,
+            true => self.dtype,
+            false => Dtype::F32,
+        }
     }
 
     /// The types of matrices whose names are those in the file, in the order in which they lie there, by name and width of a row. Experts of a stack have one.
@@ -114,7 +126,7 @@ impl FileType {
         if !self.is_quantized() {
             return self.dtype;
         }
-        let is_head = name == HEAD_WEIGHT || name == TABLE && !model.has_head;
+        let is_head = name == HEAD_WEIGHT || [TABLE, LAYERS_TABLE].contains(&name) && !model.has_head;
         let dtype = if is_head {
             if model.is_falcon || !width.is_multiple_of(self.block()) {
                 Dtype::Q8_0

@@ -12,6 +12,7 @@ mod exaone4;
 mod falcon;
 mod file;
 mod gemma;
+mod gemma4;
 mod glm4;
 mod glm4_moe;
 mod gpt2;

@@ -67,6 +67,8 @@ const OF_YARN: &[(&str, &str)] = &[
 
 /// The table of embeddings.
 pub(crate) const TABLE: &str = "token_embd.weight";
+/// That of embeddings for each layer.
+pub(crate) const LAYERS_TABLE: &str = "per_layer_token_embd.weight";
 /// The output embedding, where it is a tensor of its own.
 pub(crate) const HEAD_WEIGHT: &str = "output.weight";
 /// Factors on the wavelengths of a rope, which are stored as a tensor: those for all lengths, or for short ones and for long ones.
@@ -191,6 +193,12 @@ impl Keys<'_> {
     /// True of a file with a tensor of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.name == name)
+    }
+
+    /// Rows of the tensor of that name.
+    pub(super) fn rows(&self, name: &str) -> Option<u64> {
+        let entry = self.entries.iter().find(|entry| entry.name == name)?;
+        entry.shape.first().map(|rows| *rows as u64)
     }
 
     /// True of a model with experts.

@@ -164,7 +164,8 @@ impl FileType {
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         let mut kinds: HashMap<(&str, usize), Kind> = HashMap::new();
         for tensor in &tensors {
-            let dtype = if takes(&tensor) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            let dtype = if takes(&tensor) { types.next() } else { None };
+            let dtype = dtype.unwrap_or_else(|| self.untaken(&tensor.stored));
             // gpt-oss' codes stay what they are in a file of floats.
             let is_code = || model.names.exact(tensor.name).is_some_and(|claim| claim.weight.format() == GPT_OSS);
             let dtype = if !self.is_quantized() && is_code() { Dtype::MXFP4 } else { dtype };

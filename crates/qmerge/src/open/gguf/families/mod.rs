@@ -6,6 +6,7 @@ mod deepseek;
 mod experts;
 mod factors;
 mod gemma;
+mod gemma4;
 mod glm4_moe;
 mod gpt_oss;
 mod layer_norms;
@@ -56,6 +57,8 @@ const FAMILIES: &[Family] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma4::GEMMA4,
+    gemma4::GEMMA4_MOE,
     experts::MIXTRAL,
     experts::QWEN2_MOE,
     experts::QWEN3_MOE,

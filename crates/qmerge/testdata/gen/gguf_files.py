@@ -209,8 +209,8 @@ def models_():
         tokens = byte_pairs(to, ENGLISH % "", special, {"eos_token": special[2], "pad_token": special[0]})
         config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
         weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
-    gguf_gemma.write(folder, TEXT)
-    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
+    gguf_gemma.write(folder, TEXT, pieces)
+    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs, pieces), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 
 def set_meta(self, writer):

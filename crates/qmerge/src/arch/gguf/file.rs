@@ -136,7 +136,10 @@ impl<'c> File<'c> {
                     let view = join.view(self.layout, self.metadata, (number, &name), &shape, false)?;
                     for (tensor, wanted) in view.tensors(&shape) {
                         let found = shape_of(&tensor);
-                        if found.is_none_or(|found| found != wanted) {
+                        let fits = |found: &[usize]| {
+                            found == wanted || wanted.split_first().is_some_and(|own| own == (&1, found))
+                        };
+                        if !found.is_some_and(fits) {
                             let problem = match found {
                                 Some(found) => {
                                     format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}")

@@ -7,7 +7,7 @@ use super::join::{Join, whole};
 use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
 use super::weave::Dims;
-use super::{HEAD, Names, OUTSIDE, ROUTER};
+use super::{HEAD, OUTSIDE, ROUTER};
 use crate::arch::spec::{Attention, FeedForward, Mixer, Projections};
 use crate::arch::{Fields, spec_of};
 use crate::error::Result;
@@ -17,7 +17,7 @@ pub(super) const GEMMA4: Layout = Layout {
     architecture: "gemma4",
     model_types: &["gemma4_text"],
     class: "Gemma4ForCausalLM",
-    outside: WITH_LAYERS,
+    outside: &WITH_LAYERS,
     inside: &[AROUND[0], AROUND[1], AROUND[2], OF_LAYERS[0], OF_LAYERS[1], OF_LAYERS[2]],
     joins: &[SCALAR],
     biased: &[],
@@ -59,7 +59,7 @@ pub(super) const GEMMA4_MOE: Layout = Layout {
 };
 
 /// Outside the layers, with what embeddings of layers have there.
-pub(super) const WITH_LAYERS: Names = &[
+pub(super) const WITH_LAYERS: [(&str, &str); 6] = [
     OUTSIDE[0],
     OUTSIDE[1],
     (HEAD, "lm_head"),

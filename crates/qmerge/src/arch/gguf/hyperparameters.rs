@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::layout::{Defaults, Head, Layout, Local};
 use crate::arch::Fields;
+use crate::arch::fields::MOST;
 use crate::error::{Result, unsupported};
 use crate::open::gguf::{FACTORS, Field, Keys};
 
@@ -47,6 +48,22 @@ impl Said {
     /// Sets a key behind the architecture's name.
     pub(super) fn float(&mut self, key: &str, number: f64) {
         self.set(key, Field::Float(number as f32));
+    }
+
+    /// The same, behind all that were said.
+    pub(super) fn last(&mut self, key: &str, count: usize) {
+        let count = Field::Count(u32::try_from(count).unwrap_or(u32::MAX));
+        self.keys.set_last(&format!("{}.{key}", self.architecture), count);
+    }
+
+    /// Sets a key behind the architecture's name, in front of all others.
+    pub(super) fn float_first(&mut self, key: &str, number: f64) {
+        self.first.set(format!("{}.{key}", self.architecture), Field::Float(number as f32));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn floats(&mut self, key: &str, numbers: Vec<f32>) {
+        self.set(key, Field::Floats(numbers));
     }
 
     /// Sets a key behind the architecture's name.
@@ -97,9 +114,9 @@ impl Said {
         if model.has_experts {
             self.count(
                 "expert_count",
-                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])?,
             );
-            self.count("expert_used_count", model.fields.count_of(&["num_experts_per_tok", "top_k_experts"])?);
+            self.count("expert_used_count", model.fields.count_of(&["num_experts_per_tok", "top_k_experts", "moe_k"])?);
             self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {
@@ -242,6 +259,15 @@ pub(super) struct Model<'f> {
     pub(super) rope: Rope<'f>,
 }
 
+/// A count, or the first of a list that has one for each layer.
+fn first_of(fields: Fields<'_>, key: &str) -> Result<Option<usize>> {
+    let Some(first) = fields.get(key).and_then(Value::as_array).and_then(|list| list.first()) else {
+        return fields.positive_if(key);
+    };
+    let count = first.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| (1..=MOST).contains(count));
+    count.map(Some).ok_or_else(|| fields.bad(key, first, "that is no width"))
+}
+
 /// A rope as converters see it.
 pub(super) struct Rope<'f> {
     /// Parameters of the layers that see everything.
@@ -274,8 +300,7 @@ impl<'f> Model<'f> {
             },
             hidden,
             layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
-            width: match fields
-                .positive_if("intermediate_size")?
+            width: match first_of(fields, "intermediate_size")?
                 .map_or_else(|| fields.positive_if("block_ff_dim"), |width| Ok(Some(width)))?
             {
                 Some(width) => width,

@@ -5,7 +5,7 @@ use super::join::Join;
 use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
-use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
+use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta};
 use super::{minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -25,6 +25,10 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA3,
     gemma4::GEMMA4,
     gemma4::GEMMA4_MOE,
+    gemma3n::GEMMA3N,
+    llama4::LLAMA4,
+    ernie4_5_moe::ERNIE4_5_MOE,
+    phimoe::PHIMOE,
     phi3::PHI3,
     mistral3::MINISTRAL3,
     smollm3::SMOLLM3,
@@ -81,6 +85,8 @@ pub(crate) struct Layout {
     pub(super) inside: Names,
     /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
     pub(super) experts: Option<(&'static str, [&'static str; 3])>,
+    /// True if the converter writes stacks of experts in the order of these names; else in the alphabet's.
+    pub(super) stacks_as_named: bool,
     /// Weights of a layer that lie in several tensors, or turned.
     pub(super) joins: &'static [Join],
     /// Names that most have and the architecture has not, or for something else.
@@ -95,6 +101,8 @@ pub(crate) struct Layout {
     pub(super) bias_field: Option<&'static str>,
     /// Tensors that may have a bias: llama.cpp does not load a file with another.
     pub(super) biased: &'static [&'static str],
+    /// Parts that llama.cpp looks for in every layer, though folders of the family may lack them.
+    pub(super) needs: &'static [&'static str],
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
     /// A tensor of the first layer that others of the architecture have not.
@@ -194,6 +202,12 @@ impl Layout {
         self.experts.is_some() || self.joins.iter().any(Join::is_stack)
     }
 
+    /// What the stack of a projection is sorted by among those of a layer.
+    pub(crate) fn rank(&self, projection: &str) -> (usize, String) {
+        let each = self.experts.filter(|_| self.stacks_as_named).map_or([""; 3], |(_, each)| each);
+        (each.iter().position(|own| *own == projection).unwrap_or(0), projection.to_owned())
+    }
+
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
@@ -213,6 +227,13 @@ impl Layout {
     pub(crate) fn lacks(&self, stored: &str) -> bool {
         let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
         part.is_some_and(|(_, part)| !part.contains("norm") && !self.biased.contains(&part))
+    }
+
+    /// A tensor that llama.cpp looks for and a file of so many layers lacks.
+    pub(crate) fn needed<'n>(&self, layers: usize, stored: impl Fn(&str) -> bool + 'n) -> Option<String> {
+        let names =
+            (0..layers).flat_map(|layer| self.needs.iter().map(move |part| format!("blk.{layer}.{part}.weight")));
+        names.into_iter().find(|name| !stored(name))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.

@@ -81,13 +81,14 @@ pub(crate) struct Model {
 pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
     // A router is small, and which experts act hangs on it; a convolution is smaller.
-    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d"];
+    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d", "altup_"];
     let is_kept = kept.iter().chain(FLOATS).any(|part| name.contains(part)) || name == POSITIONS;
     has_rows && name.ends_with("weight") && !is_kept
 }
 
 /// What llama-quantize leaves as it is, in the floats of the file that it is given.
-const FLOATS: &[&str] = &["per_layer_model_proj"];
+const FLOATS: &[&str] =
+    &["per_layer_model_proj", "altup_proj.", "altup_unembd_proj.", "altup_router.", "laurel_l.", "laurel_r."];
 
 /// The table of learned positions.
 const POSITIONS: &str = "position_embd.weight";

@@ -3,15 +3,19 @@
 //! `arch/gguf` has for each the layout of its tensors, which depends on how keys are read and not the other way round.
 
 mod deepseek;
+mod ernie4_5_moe;
 mod experts;
 mod factors;
 mod gemma;
+mod gemma3n;
 mod gemma4;
 mod glm4_moe;
 mod gpt_oss;
 mod layer_norms;
 mod lfm2;
+mod llama4;
 mod mistral3;
+mod phimoe;
 mod qwen_delta;
 mod window;
 
@@ -59,6 +63,10 @@ const FAMILIES: &[Family] = &[
     gemma::GEMMA3,
     gemma4::GEMMA4,
     gemma4::GEMMA4_MOE,
+    gemma3n::GEMMA3N,
+    llama4::LLAMA4,
+    ernie4_5_moe::ERNIE4_5_MOE,
+    phimoe::PHIMOE,
     experts::MIXTRAL,
     experts::QWEN2_MOE,
     experts::QWEN3_MOE,

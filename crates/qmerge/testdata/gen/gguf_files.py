@@ -31,6 +31,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 import conversion.base as base  # noqa: E402
+import conversion.hunyuan as hunyuan  # noqa: E402
 import gguf_families  # noqa: E402
 import gguf_gemma  # noqa: E402
 import gguf_mixtures  # noqa: E402
@@ -43,7 +44,9 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['cont
 
 def byte_pairs(folder, pattern, special, config, begins=None, ignore_merges=False, digits=False, tokens=288):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    cut = [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    cut = [] if isinstance(pattern, list) else [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if isinstance(pattern, list):
+        cut = [*(pre_tokenizers.Split(Regex(own), "isolated") for own in pattern), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if digits:
         cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
@@ -232,6 +235,8 @@ def hparams(folder, is_mistral_format):
 def convert(folder, out, outtype, pre):
     base.ModelBase.load_hparams = staticmethod(hparams)
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+    # Of HunYuan's experts it expects a tokenizer that is code.
+    hunyuan.HunYuanMoEModel.set_vocab = base.TextModel._set_vocab_gpt2
     gguf.Metadata.set_gguf_meta_model = set_meta
     sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out), *(["--no-mtp"] if folder.name in gguf_mixtures.PREDICTS_FURTHER else [])]
     runpy.run_path(os.path.join(LLAMA_CPP, "convert_hf_to_gguf.py"), run_name="__main__")

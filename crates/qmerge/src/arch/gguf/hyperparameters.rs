@@ -116,7 +116,10 @@ impl Said {
                 "expert_count",
                 model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])?,
             );
-            self.count("expert_used_count", model.fields.count_of(&["num_experts_per_tok", "top_k_experts", "moe_k"])?);
+            const USED: &[&str] = &["num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk"];
+            let used = USED.iter().find(|key| model.fields.get(key).is_some()).unwrap_or(&"num_experts_per_tok");
+            let used = first_of(model.fields, used)?.ok_or_else(|| model.fields.missing(used))?;
+            self.count("expert_used_count", used);
             self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {

@@ -49,6 +49,7 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gpt2::GPT2,
     ernie4_5::ERNIE4_5,
     hunyuan::HUNYUAN,
+    hunyuan::HUNYUAN_MOE,
     nemotron::NEMOTRON,
     lfm2::LFM2,
     gpt_oss::GPT_OSS,

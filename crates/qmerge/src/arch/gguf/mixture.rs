@@ -355,9 +355,15 @@ mod tests {
             ("blk.0.ffn_gate_inp_shexp.weight", &[1, 16]),
             ("blk.0.attn_q.bias", &[4, 16]),
             ("output_norm.weight", &[16]),
+            ("altup_proj.1.weight", &[16, 16]),
+            ("blk.0.altup_correct_coef.weight", &[4, 4]),
+            ("per_layer_model_proj.weight", &[8, 16]),
         ] {
             assert!(!takes(name, shape), "{name}");
         }
+        let untaken = |name| [F16.untaken(name), Q4_K_M.untaken(name)];
+        assert_eq!(untaken("altup_proj.1.weight"), [Dtype::F16, Dtype::BF16]);
+        assert_eq!(untaken("blk.0.altup_correct_coef.weight"), [Dtype::F32; 2]);
     }
 
     #[test]

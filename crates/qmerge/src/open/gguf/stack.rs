@@ -138,6 +138,17 @@ mod tests {
     }
 
     #[test]
+    fn what_leads_to_streams_is_a_stack() {
+        let names = |name: &str| {
+            let all = apart(vec![entry(name, &[2, 3, 4], 96)]).unwrap();
+            all.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("altup_proj.weight"), ["altup_proj.0.weight", "altup_proj.1.weight"]);
+        assert_eq!(expert("altup_unembd_proj.1.weight"), Some(("altup_unembd_proj.weight".to_owned(), 1)));
+        assert_eq!(names("blk.0.altup_router.weight"), ["blk.0.altup_router.weight"]);
+    }
+
+    #[test]
     fn names_of_experts_are_no_files_own() {
         assert!(apart(vec![entry("blk.0.ffn_up_exps.1.weight", &[2, 2], 16)]).is_err());
         assert_eq!(

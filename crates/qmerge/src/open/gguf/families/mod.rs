@@ -11,6 +11,7 @@ mod gemma3n;
 mod gemma4;
 mod glm4_moe;
 mod gpt_oss;
+mod hunyuan;
 mod layer_norms;
 mod lfm2;
 mod llama4;
@@ -91,6 +92,7 @@ const FAMILIES: &[Family] = &[
     layer_norms::GPT2,
     Family { architecture: "ernie4_5", model_type: "ernie4_5", ..PLAIN },
     Family { architecture: "hunyuan-dense", model_type: "hunyuan_v1_dense", ..PLAIN },
+    hunyuan::HUNYUAN_MOE,
     layer_norms::NEMOTRON,
     lfm2::LFM2,
     gpt_oss::GPT_OSS,

@@ -363,9 +363,13 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
             .with_hint(TAKE_16_BITS));
     }
     let composes = |normalizer: &Value| matches!(normalizer.get("type").and_then(Value::as_str), Some("NFC"));
+    let is_nothing = |normalizer: &Value| {
+        let steps = normalizer.get("normalizers").and_then(Value::as_array);
+        normalizer.is_null() || steps.is_some_and(Vec::is_empty)
+    };
     let normalizer = &document.normalizer;
     let name = pre::of_document(&document.pre_tokenizer, model.ignore_merges, ways.pre)
-        .filter(|_| normalizer.is_null() || composes(normalizer))
+        .filter(|_| is_nothing(normalizer) || composes(normalizer))
         .ok_or_else(|| {
             unsupported("the way in which its tokenizer cuts text has no name in GGUF that is known")
                 .with_hint(TAKE_16_BITS)

@@ -36,7 +36,7 @@ pub(super) const GEMMA3N: Layout = Layout {
     needs: &["attn_k", "attn_v", "altup_correct_scale"],
     biased: &[],
     say,
-    defaults: Defaults { head: Head::Of(256), ..GEMMA3.defaults },
+    defaults: Defaults { head: Head::Of(256), widths_by_layer: true, ..GEMMA3.defaults },
     ..GEMMA3
 };
 

@@ -7,7 +7,7 @@ use super::join::{Join, whole};
 use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
 use super::weave::Dims;
-use super::{HEAD, OUTSIDE, ROUTER};
+use super::{HEAD, ROUTER};
 use crate::arch::spec::{Attention, FeedForward, Mixer, Projections};
 use crate::arch::{Fields, spec_of};
 use crate::error::Result;
@@ -60,8 +60,8 @@ pub(super) const GEMMA4_MOE: Layout = Layout {
 
 /// Outside the layers, with what embeddings of layers have there.
 pub(super) const WITH_LAYERS: [(&str, &str); 6] = [
-    OUTSIDE[0],
-    OUTSIDE[1],
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
     (HEAD, "lm_head"),
     ("per_layer_token_embd", "model.embed_tokens_per_layer"),
     ("per_layer_model_proj", "model.per_layer_model_projection"),

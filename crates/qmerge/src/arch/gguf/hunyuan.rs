@@ -1,13 +1,10 @@
 //! HunYuan: norms over each head, and a rope whose base may have a factor; with experts as wide as what serves all tokens, or without.
 
-use serde_json::Value;
-
 use super::ROUTER;
-use super::hyperparameters::{Model, Said};
+use super::hyperparameters::{Model, Said, alike};
 use super::layout::{Defaults, Layout};
 use super::llama::{DENSE, PLAIN};
 use super::qwen::EXPERTS;
-use crate::arch::Fields;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -71,15 +68,6 @@ fn mixture(said: &mut Said, model: &Model<'_>) -> Result<()> {
 }
 
 const WIDTH: &str = "moe_intermediate_size";
-
-/// A count, or one that all layers of a list have.
-fn alike(fields: &Fields<'_>, key: &str) -> Result<Option<usize>> {
-    let Some(value) = fields.get(key) else { return Ok(None) };
-    let Some(list) = value.as_array() else { return fields.count_if(key) };
-    let first = list.first().filter(|first| list.iter().all(|own| own == *first)).and_then(Value::as_u64);
-    let count = first.and_then(|count| usize::try_from(count).ok());
-    count.map(Some).ok_or_else(|| fields.unsaid(key, value))
-}
 
 fn rope(said: &mut Said, model: &Model<'_>) {
     if model.rope.kind() == Some("dynamic") {

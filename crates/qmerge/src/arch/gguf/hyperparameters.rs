@@ -118,7 +118,7 @@ impl Said {
             );
             const USED: &[&str] = &["num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk"];
             let used = USED.iter().find(|key| model.fields.get(key).is_some()).unwrap_or(&"num_experts_per_tok");
-            let used = first_of(model.fields, used)?.ok_or_else(|| model.fields.missing(used))?;
+            let used = alike(&model.fields, used)?.ok_or_else(|| model.fields.missing(used))?;
             self.count("expert_used_count", used);
             self.routing(model)?;
         }
@@ -262,13 +262,24 @@ pub(super) struct Model<'f> {
     pub(super) rope: Rope<'f>,
 }
 
-/// A count, or the first of a list that has one for each layer.
-fn first_of(fields: Fields<'_>, key: &str) -> Result<Option<usize>> {
-    let Some(first) = fields.get(key).and_then(Value::as_array).and_then(|list| list.first()) else {
-        return fields.positive_if(key);
-    };
-    let count = first.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| (1..=MOST).contains(count));
-    count.map(Some).ok_or_else(|| fields.bad(key, first, "that is no width"))
+/// A count, or that of a list that has the same for each layer.
+pub(super) fn alike(fields: &Fields<'_>, key: &str) -> Result<Option<usize>> {
+    let Some(list) = fields.get(key).and_then(Value::as_array) else { return fields.count_if(key) };
+    let first = list.first().filter(|first| list.iter().all(|own| own == *first)).and_then(Value::as_u64);
+    let count = first.and_then(|count| usize::try_from(count).ok()).filter(|count| *count <= MOST);
+    count.map(Some).ok_or_else(|| fields.unsaid(key, &Value::Array(list.clone())))
+}
+
+/// The width of feed-forwards; the first layer's, where each has its own.
+fn width(fields: &Fields<'_>, by_layer: bool) -> Result<Option<usize>> {
+    const KEY: &str = "intermediate_size";
+    match fields.get(KEY).and_then(Value::as_array) {
+        None => fields.positive_if(KEY),
+        Some(list) if by_layer => {
+            Ok(list.first().and_then(Value::as_u64).and_then(|width| usize::try_from(width).ok()))
+        }
+        Some(_) => alike(fields, KEY),
+    }
 }
 
 /// A rope as converters see it.
@@ -303,7 +314,7 @@ impl<'f> Model<'f> {
             },
             hidden,
             layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
-            width: match first_of(fields, "intermediate_size")?
+            width: match width(&fields, layout.defaults.widths_by_layer)?
                 .map_or_else(|| fields.positive_if("block_ff_dim"), |width| Ok(Some(width)))?
             {
                 Some(width) => width,

@@ -131,6 +131,8 @@ pub(super) struct Defaults {
     pub(super) positions: Option<usize>,
     /// A feed-forward that nothing is said of is four times as wide as the residual stream.
     pub(super) is_four_times_as_wide: bool,
+    /// Feed-forwards may have a width of their own in each layer.
+    pub(super) widths_by_layer: bool,
     /// `n_group` and `topk_group`, of families that have groups of experts.
     pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.

@@ -46,6 +46,7 @@ pub(super) const LLAMA: Layout = Layout {
         eps: 1e-6,
         positions: None,
         is_four_times_as_wide: false,
+        widths_by_layer: false,
         groups: None,
         theta: 10_000.0,
         local: Local::Unsaid,

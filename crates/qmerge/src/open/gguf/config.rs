@@ -3,6 +3,7 @@
 //! Both say the same of a model in other words. What llama.cpp knows of an architecture without a key for it (Gemma's scale of queries) is filled in here, as its
 //! `llama-model.cpp` has it, family by family ([`families`]).
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
@@ -193,6 +194,15 @@ impl Keys<'_> {
     /// True of a file with a tensor of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.name == name)
+    }
+
+    /// The layers that have such a part.
+    pub(super) fn layers_with(&self, part: &str) -> HashSet<usize> {
+        let layer = |entry: &Entry| {
+            let (number, own) = entry.name.strip_prefix("blk.")?.split_once('.')?;
+            number.parse().ok().filter(|_| own == part)
+        };
+        self.entries.iter().filter_map(layer).collect()
     }
 
     /// Rows of the tensor of that name.

@@ -1,5 +1,7 @@
 //! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
 
+use std::collections::HashSet;
+
 use crate::arch;
 use crate::arch::Rope;
 use crate::arch::gguf::Layout;
@@ -55,7 +57,10 @@ pub(super) fn missing(layout: &Layout, layers: usize, stored: &[(String, Vec<usi
         format!("llama.cpp does not load the file: its models of the architecture `{architecture}` {verb} `{name}`")
     };
     let lacks = stored.iter().find(|(name, _)| layout.lacks(name)).map(|(name, _)| says("have no", name));
-    let needed = || layout.needed(layers, |name| stored.iter().any(|(own, _)| own == name));
+    let needed = || {
+        let names: HashSet<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        layout.needed(layers, |name| names.contains(name))
+    };
     lacks.or_else(|| needed().map(|name| says("have a", &name)))
 }
 

@@ -56,10 +56,8 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     if let Some(count) = heads_of(false) {
         config.insert("num_global_key_value_heads".into(), json!(count));
     }
-    let is_lacking = |layer: usize| {
-        let has = |part: &str| keys.has(&format!("blk.{layer}.{part}.weight"));
-        has("attn_k") && !has("attn_v")
-    };
+    let [with_keys, with_values] = ["attn_k.weight", "attn_v.weight"].map(|part| keys.layers_with(part));
+    let is_lacking = |layer: usize| with_keys.contains(&layer) && !with_values.contains(&layer);
     let keys_as_values = sliding.iter().enumerate().any(|(layer, is_sliding)| !is_sliding && is_lacking(layer));
     config.insert("attention_k_eq_v".into(), json!(keys_as_values));
     widths(keys, config, shared);

@@ -32,7 +32,7 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     // A window of nothing: all layers see everything, and have a rope.
     let all_turn = keys.count("attention.sliding_window") == Some(0);
     config.shift_remove("sliding_window");
-    let turns = |layer: u64| all_turn || !(layer + 1).is_multiple_of(4);
+    let turns = |layer: u64| all_turn || layer % 4 != 3;
     let kind = |layer: u64| if turns(layer) && !all_turn { "chunked_attention" } else { "full_attention" };
     config.insert("no_rope_layers".into(), (0..layers).map(|layer| u64::from(turns(layer))).collect());
     config.insert("layer_types".into(), (0..layers).map(kind).collect());

@@ -511,6 +511,9 @@ model_case("glm4_moe", "Glm4Moe", **mixture(num_attention_heads=3, num_key_value
 model_case("ernie4_5_moe", "Ernie4_5_Moe", **mixture(num_hidden_layers=3, intermediate_size=28, moe_intermediate_size=8, moe_num_experts=5, moe_k=2,
            moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=1, use_bias=True, moe_norm_min=0.9), dtype=BF16,
            wrong=[{"moe_k": 1}, {"moe_norm_min": 1e-12}, THETA])
+model_case("hunyuan_moe", "HunYuanMoEV1", **mixture(intermediate_size=12, num_experts=5, moe_topk=[2, 2], num_shared_expert=1, moe_intermediate_size=12,
+           rope_parameters=rope("dynamic", 100.0, alpha=50.0, factor=1.0)), dtype=BF16,
+           wrong=[{"moe_topk": [1, 1]}, {"rope_parameters": with_(alpha=5.0)}])
 model_case("phimoe", "Phimoe", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.3, sliding_window=7,
            attention_bias=True, rope_parameters=rope("default", 500.0)), dtype=BF16,
            wrong=[{"router_jitter_noise": 0.01}, {"sliding_window": None}])

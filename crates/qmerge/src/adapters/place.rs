@@ -109,8 +109,10 @@ impl Site<'_> {
         let Planned { outputs, inputs, change, tensors, .. } = planned;
         let &[_, rows, cols] = self.claim.weight.shape() else { return Ok(Vec::new()) };
         // PEFT reads the module's `is_transposed`; where the matrices are square only the family's row can say.
-        let flagged =
-            self.claim.weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.is_transposed);
+        let flagged = names.arch.experts.is_some_and(|experts| match self.claim.weight.has_family_order() {
+            true => experts.is_transposed,
+            false => experts.is_mistaken,
+        });
         let transposed = match ((rows, cols) == (outputs, inputs), (rows, cols) == (inputs, outputs)) {
             (true, true) => flagged,
             (true, false) => false,

@@ -59,7 +59,15 @@ fn view(inventory: &mut Inventory, file: &File<'_>) -> Result<()> {
                     tensors.iter().filter_map(|(name, _)| by_name.get(name.as_str()).copied()).collect();
                 let Some(weave) = view.weave.clone() else { continue };
                 let entries = pieces.iter().flat_map(|piece| piece.entries.clone()).collect();
-                let pieces = pieces.into_iter().map(|piece| Arc::clone(&piece.weight)).collect();
+                // A row may lie there as a list.
+                let as_row = |(piece, (_, wanted)): (&Claim, &(String, Vec<usize>))| {
+                    let row = match (wanted.as_slice(), piece.weight.shape()) {
+                        (&[1, cols], [_]) => piece.weight.reshaped(1, cols),
+                        _ => None,
+                    };
+                    row.unwrap_or_else(|| Arc::clone(&piece.weight))
+                };
+                let pieces = pieces.into_iter().zip(&tensors).map(as_row).collect();
                 seen.push(Claim { weight: Arc::new(Woven::new(pieces, view, weave)), entries });
             }
             Joined::No => {

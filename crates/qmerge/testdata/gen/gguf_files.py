@@ -31,7 +31,9 @@ from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 import conversion.base as base  # noqa: E402
+import conversion.hunyuan as hunyuan  # noqa: E402
 import gguf_families  # noqa: E402
+import gguf_gemma  # noqa: E402
 import gguf_mixtures  # noqa: E402
 
 FILE_TYPES = dict(q4_0=2, q4_1=3, q8_0=7, q5_0=8, q5_1=9, q2_k=10, q3_k_s=11, q3_k_m=12, q3_k_l=13, q4_k_s=14, q4_k_m=15, q5_k_s=16, q5_k_m=17, q6_k=18, iq4_nl=25, iq4_xs=30)
@@ -42,7 +44,9 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['cont
 
 def byte_pairs(folder, pattern, special, config, begins=None, ignore_merges=False, digits=False, tokens=288):
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    cut = [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    cut = [] if isinstance(pattern, list) else [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if isinstance(pattern, list):
+        cut = [*(pre_tokenizers.Split(Regex(own), "isolated") for own in pattern), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     if digits:
         cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
@@ -208,7 +212,8 @@ def models_():
         tokens = byte_pairs(to, ENGLISH % "", special, {"eos_token": special[2], "pad_token": special[0]})
         config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
         weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
-    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
+    gguf_gemma.write(folder, TEXT, pieces)
+    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs, pieces), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 
 def set_meta(self, writer):
@@ -230,6 +235,8 @@ def hparams(folder, is_mistral_format):
 def convert(folder, out, outtype, pre):
     base.ModelBase.load_hparams = staticmethod(hparams)
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+    # Of HunYuan's experts it expects a tokenizer that is code.
+    hunyuan.HunYuanMoEModel.set_vocab = base.TextModel._set_vocab_gpt2
     gguf.Metadata.set_gguf_meta_model = set_meta
     sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out), *(["--no-mtp"] if folder.name in gguf_mixtures.PREDICTS_FURTHER else [])]
     runpy.run_path(os.path.join(LLAMA_CPP, "convert_hf_to_gguf.py"), run_name="__main__")

@@ -361,7 +361,14 @@ fn a_folder_comes_back_from_the_file() {
 }
 
 /// Stacks of experts that adapters name.
-const PARAMETERS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
+const PARAMETERS: [&str; 6] = [
+    "mlp.experts.gate_up_proj",
+    "mlp.experts.down_proj",
+    "feed_forward.experts.gate_up_proj",
+    "feed_forward.experts.down_proj",
+    "experts.gate_up_proj",
+    "experts.down_proj",
+];
 
 /// A LoRA of the matrices below a layer of these names, as PEFT has it for the base.
 fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
@@ -435,6 +442,19 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
         ("glm4moe", &["q_proj", "shared_experts.down_proj"], false),
         ("gptoss", &["q_proj", "o_proj", PARAMETERS[0]], false),
         ("gptoss", &["k_proj", PARAMETERS[1]], false),
+        ("gemma4", &["q_proj", "down_proj", "per_layer_projection", "per_layer_model_projection"], false),
+        ("gemma4moe", &["k_proj", "router.proj", PARAMETERS[4]], false),
+        ("gemma4moe", &["o_proj", PARAMETERS[5]], false),
+        (
+            "gemma3n",
+            &["q_proj", "modality_router", "linear_left", "altup_projections.1", "per_layer_model_projection"],
+            false,
+        ),
+        ("llama4", &["q_proj", "shared_expert.up_proj", PARAMETERS[2]], false),
+        ("llama4", &["k_proj", PARAMETERS[3]], false),
+        ("ernie4_5moe", &["o_proj", "shared_experts.down_proj", "gate_proj"], false),
+        ("hunyuanmoe", &["q_proj", "shared_mlp.up_proj", "wg"], false),
+        ("phimoe", &["q_proj", "w1", "w2"], false),
         ("qwen3next", &["in_proj_qkvz", "in_proj_ba", "linear_attn.out_proj"], false),
         ("qwen35", &["in_proj_qkv", "in_proj_z", "in_proj_a", "linear_attn.out_proj"], false),
         ("qwen35moe", &["in_proj_qkv", "in_proj_b", "linear_attn.out_proj"], false),

@@ -97,6 +97,7 @@ pub static ARCHS: &[Arch] = &[
     granite_moe::ARCH,
     granite_moe::HYBRID,
     hunyuan::ARCH,
+    hunyuan::MOE,
     kimi_linear::ARCH,
     lfm2::ARCH,
     llama4::ARCH,

@@ -34,10 +34,15 @@ pub(super) const PER_TOKEN: &str = "num_experts_per_tok";
 
 /// Experts of some width, of which the most likely serve a token.
 pub(super) fn read(fields: &Fields<'_>, count: usize, width: usize, per_token: &str) -> Result<Routed> {
+    of(fields, count, width, fields.count(per_token)?)
+}
+
+/// The same, of which so many serve a token.
+pub(super) fn of(fields: &Fields<'_>, count: usize, width: usize, per_token: usize) -> Result<Routed> {
     Ok(Routed {
         router: Router {
             count,
-            per_token: fields.count(per_token)?,
+            per_token,
             name: "gate",
             scores: Scores::Softmax,
             correction: None,

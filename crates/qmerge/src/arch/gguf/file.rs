@@ -62,7 +62,11 @@ impl<'c> File<'c> {
             let remedy = format!("{ORIGINAL}; architectures that are read: {}", Layout::architectures().join(", "));
             return Err(Unknown { about: file, tensor: None, remedy });
         };
-        let is_scale = |name: &str| SCALES.iter().any(|end| name.ends_with(end));
+        let is_named = |name: &str| {
+            let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            part.is_some_and(|(_, part)| layout.joins.iter().any(|join| join.place_of(part).is_some()))
+        };
+        let is_scale = |name: &str| SCALES.iter().any(|end| name.ends_with(end)) && !is_named(name);
         if let Some(entry) = checkpoint.entries.iter().find(|entry| is_scale(&entry.name)) {
             let about = "a factor on a weight that lies beside it (NVFP4)".to_owned();
             return Err(Unknown { about, tensor: Some(entry.name.clone()), remedy: ORIGINAL.to_owned() });
@@ -132,7 +136,10 @@ impl<'c> File<'c> {
                     let view = join.view(self.layout, self.metadata, (number, &name), &shape, false)?;
                     for (tensor, wanted) in view.tensors(&shape) {
                         let found = shape_of(&tensor);
-                        if found.is_none_or(|found| found != wanted) {
+                        let fits = |found: &[usize]| {
+                            found == wanted || wanted.split_first().is_some_and(|own| own == (&1, found))
+                        };
+                        if !found.is_some_and(fits) {
                             let problem = match found {
                                 Some(found) => {
                                     format!("shape {found:?}, but as a part of `{name}` it must be {wanted:?}")

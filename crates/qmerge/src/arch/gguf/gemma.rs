@@ -1,6 +1,5 @@
 //! Gemma 1 to 3.
 
-use super::Names;
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
@@ -10,7 +9,7 @@ use crate::open::gguf::Ways;
 const WAYS: Ways = Ways { no_space_before: true, ..PLAIN.ways };
 
 /// The norms of Gemma 2 and 3: before and after each block.
-const AROUND: Names = &[
+pub(super) const AROUND: [(&str, &str); 3] = [
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
@@ -32,7 +31,7 @@ pub(super) const GEMMA2: Layout = Layout {
     architecture: "gemma2",
     model_types: &["gemma2"],
     class: "Gemma2ForCausalLM",
-    inside: AROUND,
+    inside: &AROUND,
     ways: WAYS,
     say: gemma2,
     ..GEMMA
@@ -42,7 +41,7 @@ pub(super) const GEMMA3: Layout = Layout {
     architecture: "gemma3",
     model_types: &["gemma3_text"],
     class: "Gemma3ForCausalLM",
-    inside: AROUND,
+    inside: &AROUND,
     has_head: true,
     ways: WAYS,
     say: gemma3,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::layout::{Defaults, Head, Layout, Local};
 use crate::arch::Fields;
+use crate::arch::fields::MOST;
 use crate::error::{Result, unsupported};
 use crate::open::gguf::{FACTORS, Field, Keys};
 
@@ -47,6 +48,22 @@ impl Said {
     /// Sets a key behind the architecture's name.
     pub(super) fn float(&mut self, key: &str, number: f64) {
         self.set(key, Field::Float(number as f32));
+    }
+
+    /// The same, behind all that were said.
+    pub(super) fn last(&mut self, key: &str, count: usize) {
+        let count = Field::Count(u32::try_from(count).unwrap_or(u32::MAX));
+        self.keys.set_last(&format!("{}.{key}", self.architecture), count);
+    }
+
+    /// Sets a key behind the architecture's name, in front of all others.
+    pub(super) fn float_first(&mut self, key: &str, number: f64) {
+        self.first.set(format!("{}.{key}", self.architecture), Field::Float(number as f32));
+    }
+
+    /// Sets a key behind the architecture's name, of which each layer has its own.
+    pub(super) fn floats(&mut self, key: &str, numbers: Vec<f32>) {
+        self.set(key, Field::Floats(numbers));
     }
 
     /// Sets a key behind the architecture's name.
@@ -97,9 +114,12 @@ impl Said {
         if model.has_experts {
             self.count(
                 "expert_count",
-                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts"])?,
+                model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])?,
             );
-            self.count("expert_used_count", model.fields.count("num_experts_per_tok")?);
+            const USED: &[&str] = &["num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk"];
+            let used = USED.iter().find(|key| model.fields.get(key).is_some()).unwrap_or(&"num_experts_per_tok");
+            let used = alike(&model.fields, used)?.ok_or_else(|| model.fields.missing(used))?;
+            self.count("expert_used_count", used);
             self.routing(model)?;
         }
         if let Some(head_dim) = model.head_dim {
@@ -242,6 +262,26 @@ pub(super) struct Model<'f> {
     pub(super) rope: Rope<'f>,
 }
 
+/// A count, or that of a list that has the same for each layer.
+pub(super) fn alike(fields: &Fields<'_>, key: &str) -> Result<Option<usize>> {
+    let Some(list) = fields.get(key).and_then(Value::as_array) else { return fields.count_if(key) };
+    let first = list.first().filter(|first| list.iter().all(|own| own == *first)).and_then(Value::as_u64);
+    let count = first.and_then(|count| usize::try_from(count).ok()).filter(|count| *count <= MOST);
+    count.map(Some).ok_or_else(|| fields.unsaid(key, &Value::Array(list.clone())))
+}
+
+/// The width of feed-forwards; the first layer's, where each has its own.
+fn width(fields: &Fields<'_>, by_layer: bool) -> Result<Option<usize>> {
+    const KEY: &str = "intermediate_size";
+    match fields.get(KEY).and_then(Value::as_array) {
+        None => fields.positive_if(KEY),
+        Some(list) if by_layer => {
+            Ok(list.first().and_then(Value::as_u64).and_then(|width| usize::try_from(width).ok()))
+        }
+        Some(_) => alike(fields, KEY),
+    }
+}
+
 /// A rope as converters see it.
 pub(super) struct Rope<'f> {
     /// Parameters of the layers that see everything.
@@ -274,8 +314,7 @@ impl<'f> Model<'f> {
             },
             hidden,
             layers: fields.layers(if fields.get("n_layer").is_some() { "n_layer" } else { "num_hidden_layers" })?,
-            width: match fields
-                .positive_if("intermediate_size")?
+            width: match width(&fields, layout.defaults.widths_by_layer)?
                 .map_or_else(|| fields.positive_if("block_ff_dim"), |width| Ok(Some(width)))?
             {
                 Some(width) => width,
@@ -347,7 +386,7 @@ impl<'f> Rope<'f> {
         let rope = Self { full, theta, local };
         match rope.kind() {
             None | Some("default" | "linear" | "yarn" | "longrope" | "su" | "llama3") => Ok(rope),
-            Some("dynamic") if defaults.has_alpha => Ok(rope),
+            own if own.is_some() && own == defaults.rope => Ok(rope),
             Some(other) => Err(unsupported(format!("a rope of the type `{other}`, which a GGUF file does not say"))
                 .in_file(&fields.config().path)),
         }

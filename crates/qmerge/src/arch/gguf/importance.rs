@@ -47,6 +47,8 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ffn_up", &["mlp.up_proj", "mlp.gate_up_proj", "mlp.c_fc", "mlp.fc1", "mlp.dense_h_to_4h", "fc1"]),
     ("ffn_down", &["mlp.down_proj", "mlp.c_proj", "mlp.fc2", "mlp.dense_4h_to_h", "fc2"]),
     ("ffn_gate_inp", &["mlp.gate", "block_sparse_moe.gate"]),
+    ("inp_gate", &["per_layer_input_gate"]),
+    ("proj", &["per_layer_projection"]),
     ("ffn_gate_shexp", &["mlp.shared_expert.gate_proj", "mlp.shared_experts.gate_proj"]),
     ("ffn_up_shexp", &["mlp.shared_expert.up_proj", "mlp.shared_experts.up_proj"]),
     ("ffn_down_shexp", &["mlp.shared_expert.down_proj", "mlp.shared_experts.down_proj"]),

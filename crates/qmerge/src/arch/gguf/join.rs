@@ -127,6 +127,7 @@ impl Join {
         let Some((first, first_turned)) = shapes.first() else { return Ok(None) };
         let shape = match (self.dims, *first) {
             (Dims::Same, shape) => shape.to_vec(),
+            (Dims::Row, [width] | [1, width]) => vec![1, *width],
             (Dims::Convolution, [channels, kernel]) => vec![*channels, 1, *kernel],
             (Dims::Rows, [_, width]) => vec![sum(|shape, _| shape.first().copied())?, *width],
             (Dims::Groups, [groups, a, b]) => {

@@ -3,9 +3,9 @@
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::{
-    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
-use super::{deepseek, glm4_moe, gpt_oss, qwen_delta};
+use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta};
 use super::{minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -23,6 +23,12 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma4::GEMMA4,
+    gemma4::GEMMA4_MOE,
+    gemma3n::GEMMA3N,
+    llama4::LLAMA4,
+    ernie4_5_moe::ERNIE4_5_MOE,
+    phimoe::PHIMOE,
     phi3::PHI3,
     mistral3::MINISTRAL3,
     smollm3::SMOLLM3,
@@ -43,6 +49,7 @@ pub(super) const LAYOUTS: &[Layout] = &[
     gpt2::GPT2,
     ernie4_5::ERNIE4_5,
     hunyuan::HUNYUAN,
+    hunyuan::HUNYUAN_MOE,
     nemotron::NEMOTRON,
     lfm2::LFM2,
     gpt_oss::GPT_OSS,
@@ -79,6 +86,8 @@ pub(crate) struct Layout {
     pub(super) inside: Names,
     /// Experts of a layer, if there are any: the module that they lie in, and what it calls gate, up and down.
     pub(super) experts: Option<(&'static str, [&'static str; 3])>,
+    /// True if the converter writes stacks of experts in the order of these names; else in the alphabet's.
+    pub(super) stacks_as_named: bool,
     /// Weights of a layer that lie in several tensors, or turned.
     pub(super) joins: &'static [Join],
     /// Names that most have and the architecture has not, or for something else.
@@ -93,6 +102,8 @@ pub(crate) struct Layout {
     pub(super) bias_field: Option<&'static str>,
     /// Tensors that may have a bias: llama.cpp does not load a file with another.
     pub(super) biased: &'static [&'static str],
+    /// Parts that llama.cpp looks for in every layer, though folders of the family may lack them.
+    pub(super) needs: &'static [&'static str],
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
     /// A tensor of the first layer that others of the architecture have not.
@@ -120,6 +131,8 @@ pub(super) struct Defaults {
     pub(super) positions: Option<usize>,
     /// A feed-forward that nothing is said of is four times as wide as the residual stream.
     pub(super) is_four_times_as_wide: bool,
+    /// Feed-forwards may have a width of their own in each layer.
+    pub(super) widths_by_layer: bool,
     /// `n_group` and `topk_group`, of families that have groups of experts.
     pub(super) groups: Option<(usize, usize)>,
     /// `rope_theta`.
@@ -128,8 +141,8 @@ pub(super) struct Defaults {
     pub(super) local: Local,
     /// The share of a head's features that the rope turns.
     pub(super) share: f64,
-    /// An `alpha` beside `dynamic` is a factor on the base of the rope (HunYuan).
-    pub(super) has_alpha: bool,
+    /// A kind of rope that only the family has (HunYuan, Gemma 4).
+    pub(super) rope: Option<&'static str>,
 }
 
 /// The width of a head that no `head_dim` says.
@@ -192,6 +205,12 @@ impl Layout {
         self.experts.is_some() || self.joins.iter().any(Join::is_stack)
     }
 
+    /// What the stack of a projection is sorted by among those of a layer.
+    pub(crate) fn rank(&self, projection: &str) -> (usize, String) {
+        let each = self.experts.filter(|_| self.stacks_as_named).map_or([""; 3], |(_, each)| each);
+        (each.iter().position(|own| *own == projection).unwrap_or(0), projection.to_owned())
+    }
+
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
@@ -211,6 +230,13 @@ impl Layout {
     pub(crate) fn lacks(&self, stored: &str) -> bool {
         let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
         part.is_some_and(|(_, part)| !part.contains("norm") && !self.biased.contains(&part))
+    }
+
+    /// A tensor that llama.cpp looks for and a file of so many layers lacks.
+    pub(crate) fn needed<'n>(&self, layers: usize, stored: impl Fn(&str) -> bool + 'n) -> Option<String> {
+        let names =
+            (0..layers).flat_map(|layer| self.needs.iter().map(move |part| format!("blk.{layer}.{part}.weight")));
+        names.into_iter().find(|name| !stored(name))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.

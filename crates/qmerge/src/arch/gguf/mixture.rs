@@ -4,7 +4,7 @@
 //! architectures that no file is made of is left out. Source: llama.cpp, `src/llama-quant.cpp`.
 
 use crate::dtype::Dtype;
-use crate::open::gguf::{HEAD_WEIGHT, TABLE, expert};
+use crate::open::gguf::{HEAD_WEIGHT, LAYERS_TABLE, TABLE, expert};
 
 /// A file type.
 #[derive(Debug)]
@@ -81,10 +81,14 @@ pub(crate) struct Model {
 pub(crate) fn takes(name: &str, shape: &[usize]) -> bool {
     let has_rows = shape.split_last().is_some_and(|(_, rows)| rows.iter().any(|rows| *rows > 1));
     // A router is small, and which experts act hangs on it; a convolution is smaller.
-    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d"];
-    let is_kept = kept.iter().any(|part| name.contains(part)) || name == POSITIONS;
+    let kept = ["_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d", "altup_"];
+    let is_kept = kept.iter().chain(FLOATS).any(|part| name.contains(part)) || name == POSITIONS;
     has_rows && name.ends_with("weight") && !is_kept
 }
+
+/// What llama-quantize leaves as it is, in the floats of the file that it is given.
+const FLOATS: &[&str] =
+    &["per_layer_model_proj", "altup_proj.", "altup_unembd_proj.", "altup_router.", "laurel_l.", "laurel_r."];
 
 /// The table of learned positions.
 const POSITIONS: &str = "position_embd.weight";
@@ -93,6 +97,15 @@ impl FileType {
     /// True if tensors lie in llama-quantize's order, and its keys come last; a file that is not quantized is as the converter writes it.
     pub(crate) fn is_quantized(&self) -> bool {
         self.dtype.is_ggml_block()
+    }
+
+    /// The type of a tensor that `takes` none of the mixture's, in a file that is made of a folder: that of a file in bf16 which is quantized.
+    pub(crate) fn untaken(&self, name: &str) -> Dtype {
+        match FLOATS.iter().any(|part| name.contains(part)) {
+            true if self.is_quantized() => Dtype::BF16,
+            true => self.dtype,
+            false => Dtype::F32,
+        }
     }
 
     /// The types of matrices whose names are those in the file, in the order in which they lie there, by name and width of a row. Experts of a stack have one.
@@ -114,7 +127,7 @@ impl FileType {
         if !self.is_quantized() {
             return self.dtype;
         }
-        let is_head = name == HEAD_WEIGHT || name == TABLE && !model.has_head;
+        let is_head = name == HEAD_WEIGHT || [TABLE, LAYERS_TABLE].contains(&name) && !model.has_head;
         let dtype = if is_head {
             if model.is_falcon || !width.is_multiple_of(self.block()) {
                 Dtype::Q8_0
@@ -342,9 +355,15 @@ mod tests {
             ("blk.0.ffn_gate_inp_shexp.weight", &[1, 16]),
             ("blk.0.attn_q.bias", &[4, 16]),
             ("output_norm.weight", &[16]),
+            ("altup_proj.1.weight", &[16, 16]),
+            ("blk.0.altup_correct_coef.weight", &[4, 4]),
+            ("per_layer_model_proj.weight", &[8, 16]),
         ] {
             assert!(!takes(name, shape), "{name}");
         }
+        let untaken = |name| [F16.untaken(name), Q4_K_M.untaken(name)];
+        assert_eq!(untaken("altup_proj.1.weight"), [Dtype::F16, Dtype::BF16]);
+        assert_eq!(untaken("blk.0.altup_correct_coef.weight"), [Dtype::F32; 2]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::hyperparameters::{Constant, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
 use crate::error::Result;
-use crate::open::gguf::{Field, LONG_FACTORS, SHORT_FACTORS, Ways};
+use crate::open::gguf::{LONG_FACTORS, SHORT_FACTORS, Ways};
 
 pub(super) const PHI3: Layout = Layout {
     architecture: "phi3",
@@ -21,7 +21,7 @@ pub(super) const PHI3: Layout = Layout {
     ..PLAIN
 };
 
-fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
+pub(super) fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
     let dims = model.turned()?;
     let original = match model.rope.number("original_max_position_embeddings") {
@@ -43,12 +43,20 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let list = |key: &str| model.rope.full.and_then(|rope| rope.get(key)).filter(|list| !list.is_null());
     let Some(long) = list("long_factor") else { return Ok(()) };
     let stretch = model.positions as f64 / (original.max(1)) as f64;
+    let given = model.rope.number("short_mscale").zip(model.rope.number("long_mscale"));
     let factor = match model.rope.kind() {
+        // Phi MoE's own.
+        _ if let Some((short, long)) = given => {
+            if short != long {
+                return Err(fields.unsaid("long_mscale", &long.into()));
+            }
+            short
+        }
         _ if stretch <= 1.0 => 1.0,
         Some("yarn") => 0.1 * libm::log(stretch) + 1.0,
         _ => (1.0 + libm::log(stretch) / libm::log(original as f64)).sqrt(),
     };
-    said.first.set("phi3.rope.scaling.attn_factor", Field::Float(factor as f32));
+    said.float_first("rope.scaling.attn_factor", factor);
     let factors = |key: &str, value: &Value| -> Result<Vec<f32>> {
         let all = value.as_array().filter(|all| all.len() * 2 == dims);
         let all = all.and_then(|all| all.iter().map(|x| x.as_f64().map(|x| x as f32)).collect());

@@ -82,6 +82,8 @@ impl Change {
 pub(super) enum Dims {
     /// One tensor of the same.
     Same,
+    /// One tensor of a row, which a file may have as a list.
+    Row,
     /// One tensor, which lacks the dimension of one in the middle: (channels, 1, width).
     Convolution,
     /// Rows of a matrix.
@@ -145,7 +147,7 @@ impl Weave {
             for ((stored, piece_turned), rows_of) in names(matrix).into_iter().zip(&dealt) {
                 let all = groups * rows_of;
                 let own = match (dims, shape) {
-                    (Dims::Same, _) => shape.to_vec(),
+                    (Dims::Same | Dims::Row, _) => shape.to_vec(),
                     (Dims::Convolution, [channels, 1, kernel]) => vec![*channels, *kernel],
                     (Dims::Rows | Dims::Stack, _) => vec![all, width],
                     (Dims::Groups, _) if piece_turned => vec![groups, width, *rows_of],

@@ -3,6 +3,7 @@
 //! Both say the same of a model in other words. What llama.cpp knows of an architecture without a key for it (Gemma's scale of queries) is filled in here, as its
 //! `llama-model.cpp` has it, family by family ([`families`]).
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
@@ -67,6 +68,8 @@ const OF_YARN: &[(&str, &str)] = &[
 
 /// The table of embeddings.
 pub(crate) const TABLE: &str = "token_embd.weight";
+/// That of embeddings for each layer.
+pub(crate) const LAYERS_TABLE: &str = "per_layer_token_embd.weight";
 /// The output embedding, where it is a tensor of its own.
 pub(crate) const HEAD_WEIGHT: &str = "output.weight";
 /// Factors on the wavelengths of a rope, which are stored as a tensor: those for all lengths, or for short ones and for long ones.
@@ -191,6 +194,21 @@ impl Keys<'_> {
     /// True of a file with a tensor of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.name == name)
+    }
+
+    /// The layers that have such a part.
+    pub(super) fn layers_with(&self, part: &str) -> HashSet<usize> {
+        let layer = |entry: &Entry| {
+            let (number, own) = entry.name.strip_prefix("blk.")?.split_once('.')?;
+            number.parse().ok().filter(|_| own == part)
+        };
+        self.entries.iter().filter_map(layer).collect()
+    }
+
+    /// Rows of the tensor of that name.
+    pub(super) fn rows(&self, name: &str) -> Option<u64> {
+        let entry = self.entries.iter().find(|entry| entry.name == name)?;
+        entry.shape.first().map(|rows| *rows as u64)
     }
 
     /// True of a model with experts.

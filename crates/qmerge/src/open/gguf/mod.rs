@@ -18,7 +18,7 @@ mod write;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-pub(crate) use config::{FACTORS, HEAD_WEIGHT, LONG_FACTORS, SHORT_FACTORS, TABLE, config};
+pub(crate) use config::{FACTORS, HEAD_WEIGHT, LAYERS_TABLE, LONG_FACTORS, SHORT_FACTORS, TABLE, config};
 #[cfg(test)]
 pub(crate) use families::all as families;
 pub(crate) use made::{Field, Keys, Ways, vocabulary};

@@ -50,12 +50,24 @@ const GPT2: Pre = Pre {
 /// GPT-2's own expression, where a file spells it out.
 const OF_GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// Every number is a piece of its own.
+const ONE_NUMBER: &str = r"\p{N}";
+
 /// Up to three digits are one piece.
 const THREE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Every digit is a piece.
 const ONE_DIGIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// What DeepSeek's first models cut off: ends of lines, words of letters that have a case, signs, spaces at the end, Chinese and Korean.
+const OF_DEEPSEEK: &[&str] = &[
+    r"[\r\n]",
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    r"[一-龥ࠀ-一가-퟿]+",
+];
 
 /// All rules.
 pub(super) const PRES: &[Pre] = &[
@@ -96,6 +108,7 @@ pub(super) const PRES: &[Pre] = &[
         ),
         ..GPT2
     },
+    Pre { names: &["deepseek-llm"], first: OF_DEEPSEEK, pattern: Some(ONE_NUMBER), ..GPT2 },
     Pre {
         names: &["qwen35"],
         pattern: Some(
@@ -130,22 +143,25 @@ pub(super) fn named(name: &str) -> Option<&'static Pre> {
 /// The name of the rule that a `tokenizer.json` cuts by; `whole` is its model's `ignore_merges`, and `known` the name that tokenizers of the family have. `None` where it is none of
 /// these.
 pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'static str>) -> Option<&'static str> {
-    let (mut digits, mut pattern, mut bytes) = (false, None, false);
-    let mut first: Vec<&str> = Vec::new();
+    let (mut digits, mut pattern, mut bytes) = (false, None::<String>, false);
+    let mut first: Vec<String> = Vec::new();
     for stage in stages(pre_tokenizer)? {
         let flag = |key: &str, default: bool| stage.get(key).map_or(Some(default), Value::as_bool);
         match stage.get("type")?.as_str()? {
             // What comes behind the bytes would cut them.
             _ if bytes => return None,
-            "Digits" if flag("individual_digits", false)? && pattern.is_none() => digits = true,
+            "Digits" if flag("individual_digits", false)? => match pattern.replace(ONE_NUMBER.to_owned()) {
+                None => (digits, pattern) = (true, None),
+                Some(before) => first.push(before),
+            },
             "Split" if is_isolated(stage)? => {
-                first.extend(pattern);
-                pattern = Some(stage.get("pattern")?.get("Regex")?.as_str()?);
+                first.extend(pattern.take());
+                pattern = Some(spelled(stage.get("pattern")?.get("Regex")?.as_str()?));
             }
             "ByteLevel" if !flag("add_prefix_space", true)? => {
                 bytes = true;
-                match (flag("use_regex", true)?, pattern) {
-                    (true, None) => pattern = Some(OF_GPT2),
+                match (flag("use_regex", true)?, &pattern) {
+                    (true, None) => pattern = Some(OF_GPT2.to_owned()),
                     (false, Some(_)) => {}
                     _ => return None,
                 }
@@ -153,11 +169,7 @@ pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'st
             _ => return None,
         }
     }
-    // Some spell the case of English endings out.
-    const SPELLED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
-    let pattern = pattern.filter(|_| bytes)?.replace(SPELLED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)");
-    // Others have the ends of lines themselves where most have their names.
-    let pattern = pattern.replace('\r', r"\r").replace('\n', r"\n");
+    let pattern = pattern.filter(|_| bytes)?;
     let same = |pre: &&Pre| pre.digits == digits && pre.first == first && pre.pattern.unwrap_or(OF_GPT2) == pattern;
     if let Some(known) = known.filter(|known| named(known).as_ref().is_some_and(same)) {
         return Some(known);
@@ -165,6 +177,15 @@ pub(super) fn of_document(pre_tokenizer: &Value, whole: bool, known: Option<&'st
     let all = || PRES.iter().filter(same);
     let pre = all().find(|pre| pre.takes_whole == whole).or_else(|| all().next())?;
     pre.names.first().copied()
+}
+
+/// An expression as rules have it.
+fn spelled(pattern: &str) -> String {
+    // Some spell the case of English endings out.
+    const SPELLED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
+    let pattern = pattern.replace(SPELLED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)");
+    // Others have the ends of lines themselves where most have their names.
+    pattern.replace('\r', r"\r").replace('\n', r"\n")
 }
 
 /// A cutter's own stages, one or several.
@@ -201,6 +222,9 @@ mod tests {
         assert_eq!(name(&sequence(&[digits.clone(), bytes(true)]), false), Some("smollm"));
         assert_eq!(name(&sequence(&[split(THREE_DIGITS), bytes(false)]), true), Some("llama-bpe"));
         assert_eq!(name(&sequence(&[split(THREE_DIGITS), bytes(false)]), false), Some("dbrx"));
+        let of_deepseek: Vec<Value> = OF_DEEPSEEK.iter().map(|first| split(&first.replace(r"\r\n", "\r\n"))).collect();
+        let of_deepseek = sequence(&[&of_deepseek[..], &[digits.clone(), bytes(false)]].concat());
+        assert_eq!(name(&of_deepseek, false), Some("deepseek-llm"));
         let spelled = THREE_DIGITS
             .replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])");
         assert_eq!(name(&sequence(&[split(&spelled), bytes(false)]), true), Some("llama-bpe"));

@@ -6,8 +6,8 @@ use crate::error::{Result, unsupported};
 use crate::open::Entry;
 use crate::open::container::Listed;
 
-/// The end of a stack's name, in front of what it is of a module.
-const STACK: &str = "_exps.";
+/// The end of a stack's name, in front of what it is of a module: experts, and what leads to Gemma 3n's streams and back.
+const STACKS: &[&str] = &["_exps.", "altup_proj.", "altup_unembd_proj."];
 /// What is taken apart.
 const LEAVES: &[&str] = &["weight", "weight.lora_a", "weight.lora_b"];
 /// A stack of more is taken as it lies: no model has as many experts.
@@ -17,15 +17,20 @@ const MOST_IN_ALL: usize = 1 << 19;
 
 /// The stack that an expert's tensor lies in, and its number; `None` for any other tensor.
 pub(crate) fn expert(name: &str) -> Option<(String, usize)> {
-    let (path, rest) = name.split_once(STACK)?;
+    let (path, rest) = cut(name)?;
     let (number, leaf) = rest.split_once('.').filter(|(_, leaf)| LEAVES.contains(leaf))?;
     let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
-    Some((format!("{path}{STACK}{leaf}"), number))
+    Some((format!("{path}{leaf}"), number))
+}
+
+/// A name behind the end of a stack's.
+fn cut(name: &str) -> Option<(&str, &str)> {
+    STACKS.iter().find_map(|stack| name.split_at_checked(name.find(stack)?.saturating_add(stack.len())))
 }
 
 /// Path and leaf of a tensor that is a stack by its name.
 fn parts(name: &str) -> Option<(&str, &str)> {
-    name.split_once(STACK).filter(|(_, leaf)| LEAVES.contains(leaf))
+    cut(name).filter(|(_, leaf)| LEAVES.contains(leaf))
 }
 
 /// Takes stacks of matrices apart. Errors if a tensor has a name that one of theirs would have.
@@ -46,7 +51,7 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         }
         let each = entry.bytes.checked_div(experts as u64).unwrap_or(0);
         let one = |number: usize| Entry {
-            name: format!("{path}{STACK}{number}.{leaf}"),
+            name: format!("{path}{number}.{leaf}"),
             shape: entry.shape.get(1..).unwrap_or_default().to_vec(),
             start: entry.start.saturating_add(each.saturating_mul(number as u64)),
             bytes: each,
@@ -130,6 +135,17 @@ mod tests {
             ("blk.0.ffn_up_exps.weight", &[3, 2, 4][..], 160)
         );
         assert_eq!(back[2].0, "blk.0.ffn_up_exps.bias");
+    }
+
+    #[test]
+    fn what_leads_to_streams_is_a_stack() {
+        let names = |name: &str| {
+            let all = apart(vec![entry(name, &[2, 3, 4], 96)]).unwrap();
+            all.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("altup_proj.weight"), ["altup_proj.0.weight", "altup_proj.1.weight"]);
+        assert_eq!(expert("altup_unembd_proj.1.weight"), Some(("altup_unembd_proj.weight".to_owned(), 1)));
+        assert_eq!(names("blk.0.altup_router.weight"), ["blk.0.altup_router.weight"]);
     }
 
     #[test]

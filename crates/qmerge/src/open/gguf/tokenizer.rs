@@ -1,7 +1,7 @@
 //! The tokenizer in a GGUF file's keys, as the `tokenizer.json` that says the same.
 //!
-//! llama.cpp has two of them that matter here: `gpt2`, merges of pairs of byte-level pieces behind a rule that cuts text (`pre.rs`), and
-//! `llama`, SentencePiece's merges, of which a file has the scores of what they make. `made/vocabulary.rs` is the way back. Sources: llama.cpp, `src/llama-vocab.cpp`; transformers,
+//! llama.cpp has three of them that matter here: `gpt2`, merges of pairs of byte-level pieces behind a rule that cuts text (`pre.rs`), and
+//! `llama`, SentencePiece's merges, of which a file has the scores of what they make; and `gemma4`, the same pieces with merges in an order. `made/vocabulary.rs` is the way back. Sources: llama.cpp, `src/llama-vocab.cpp`; transformers,
 //! `convert_slow_tokenizer.py`.
 
 use std::collections::HashMap;
@@ -51,7 +51,8 @@ pub fn read_tokenizer(metadata: &Metadata) -> Result<TokenizerKeys> {
             let pre = pre::named(name).ok_or_else(|| unknown("pre", name))?;
             (pairs(&vocabulary, metadata, pre)?, pre.begins)
         }
-        "llama" => (pieces(&vocabulary, metadata)?, true),
+        "llama" => (pieces(&vocabulary, metadata, scored(&vocabulary)?), true),
+        "gemma4" => (pieces(&vocabulary, metadata, listed(metadata)?), true),
         other => return Err(unknown("model", other)),
     };
     let id = |name: &str| {
@@ -130,15 +131,20 @@ impl Vocabulary<'_> {
     }
 }
 
-/// Byte-level pieces, merged in the order that the file has.
-fn pairs(vocabulary: &Vocabulary<'_>, metadata: &Metadata, pre: &Pre) -> Result<Value> {
+/// Pairs in the order in which they are merged.
+fn listed(metadata: &Metadata) -> Result<Vec<Value>> {
     let list = metadata.list("tokenizer.ggml.merges").ok_or_else(|| broken("merges"))?;
     let pair = |value| match value {
         Stored::Text(text) => text.split_once(' ').map(|(a, b)| json!([a, b])),
         _ => None,
     };
     let merges: Option<Vec<Value>> = list.iter().map(pair).collect();
-    let merges = merges.filter(|merges| merges.len() == list.len()).ok_or_else(|| broken("merges"))?;
+    merges.filter(|merges| merges.len() == list.len()).ok_or_else(|| broken("merges"))
+}
+
+/// Byte-level pieces, merged in the order that the file has.
+fn pairs(vocabulary: &Vocabulary<'_>, metadata: &Metadata, pre: &Pre) -> Result<Value> {
+    let merges = listed(metadata)?;
     let mut cuts = Vec::new();
     if pre.digits {
         cuts.push(json!({ "type": "Digits", "individual_digits": true }));
@@ -158,9 +164,9 @@ fn pairs(vocabulary: &Vocabulary<'_>, metadata: &Metadata, pre: &Pre) -> Result<
 /// Most bytes of all pairs of pieces: ten times what the largest vocabularies have.
 const MOST_PAIRED: usize = 1 << 26;
 
-/// SentencePiece's pieces: of two that can be merged, that first whose whole has the higher score. Errors if there are so many that they cannot be of a vocabulary that was
+/// The order of merges that scores stand for: of two pairs that can be merged, that first whose whole has the higher one. Errors if there are so many that they cannot be of a vocabulary that was
 /// learned.
-fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Result<Value> {
+fn scored(vocabulary: &Vocabulary<'_>) -> Result<Vec<Value>> {
     let ids: HashMap<&str, usize> =
         vocabulary.tokens.iter().enumerate().rev().map(|(id, token)| (*token, id)).collect();
     let mut merges: Vec<(f64, &str, &str)> = Vec::new();
@@ -189,7 +195,11 @@ fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Result<Value> {
     merges.sort_by(|a, b| {
         b.0.total_cmp(&a.0).then_with(|| length(b.1).cmp(&length(a.1))).then_with(|| length(b.2).cmp(&length(a.2)))
     });
-    let merges: Vec<Value> = merges.into_iter().map(|(_, left, right)| json!([left, right])).collect();
+    Ok(merges.into_iter().map(|(_, left, right)| json!([left, right])).collect())
+}
+
+/// SentencePiece's pieces.
+fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata, merges: Vec<Value>) -> Value {
     let spaces = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
     let begins = metadata.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let normalizer = if begins {
@@ -209,5 +219,5 @@ fn pieces(vocabulary: &Vocabulary<'_>, metadata: &Metadata) -> Result<Value> {
     let model = json!({ "type": "BPE", "dropout": null, "unk_token": vocabulary.tokens.get(unknown),
                         "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
                         "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary.ids(), "merges": merges });
-    Ok(vocabulary.document([normalizer, Value::Null, json!({ "type": "Sequence", "decoders": decoders })], model))
+    vocabulary.document([normalizer, Value::Null, json!({ "type": "Sequence", "decoders": decoders })], model)
 }

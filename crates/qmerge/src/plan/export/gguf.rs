@@ -112,10 +112,11 @@ impl Export for FileType {
         let tensors = |(_, shape, view): &(&str, &[usize], Option<View>)| view.as_ref().map(|view| view.tensors(shape));
         let named: Vec<(String, Vec<usize>)> = views.iter().filter_map(tensors).flatten().collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
-        let missing = lost::missing(layout, named.iter().map(|(name, _)| name.as_str()));
+        let layers = metadata.integer(&format!("{}.block_count", layout.architecture())).unwrap_or(0);
+        let missing = lost::missing(layout, usize::try_from(layers).unwrap_or(0), &named);
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
-        let exported = self.place(model, views, constants, writer)?;
+        let exported = self.place(model, layout, views, constants, writer)?;
         let warnings =
             missing.into_iter().chain(warning).chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
         Ok(Exported { warnings, ..exported })
@@ -127,6 +128,7 @@ impl FileType {
     fn place(
         &self,
         model: &Model<'_, '_>,
+        layout: &Layout,
         views: Vec<(&str, &[usize], Option<View>)>,
         constants: Vec<Constant>,
         writer: Writer,
@@ -141,7 +143,7 @@ impl FileType {
             places.insert((*name).to_owned(), Destination::Nowhere);
         }
         let mut tensors: Vec<Placed<'_>> = Vec::new();
-        for ((name, shape, view), place) in views.iter().zip(places_in_base(model, &views)) {
+        for ((name, shape, view), place) in views.iter().zip(places_in_base(model, layout, &views)) {
             for (number, (stored, shape)) in view.iter().flat_map(|view| view.tensors(shape)).enumerate() {
                 let slot = view.as_ref().and_then(|view| Some(view.weave.as_ref()?.slot(number)));
                 let place = PlaceInBase { tensor: slot.unwrap_or(number), ..place.clone() };
@@ -164,7 +166,8 @@ impl FileType {
         let mut order: Vec<String> = constants.iter().map(|constant| constant.name.clone()).collect();
         let mut kinds: HashMap<(&str, usize), Kind> = HashMap::new();
         for tensor in &tensors {
-            let dtype = if takes(&tensor) { types.next() } else { None }.unwrap_or(Dtype::F32);
+            let dtype = if takes(&tensor) { types.next() } else { None };
+            let dtype = dtype.unwrap_or_else(|| self.untaken(&tensor.stored));
             // gpt-oss' codes stay what they are in a file of floats.
             let is_code = || model.names.exact(tensor.name).is_some_and(|claim| claim.weight.format() == GPT_OSS);
             let dtype = if !self.is_quantized() && is_code() { Dtype::MXFP4 } else { dtype };
@@ -316,14 +319,18 @@ struct PlaceInBase {
     file: usize,
     read: String,
     /// Of a stack the model's name for the projection, and the expert.
-    projection: String,
+    projection: (usize, String),
     expert: usize,
     /// Of several its number.
     tensor: usize,
 }
 
 /// Files of the base in their order, and names in each: the order in which the converter reads them. Stacks come where the last of the layer's experts is met.
-fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)]) -> Vec<PlaceInBase> {
+fn places_in_base(
+    model: &Model<'_, '_>,
+    layout: &Layout,
+    views: &[(&str, &[usize], Option<View>)],
+) -> Vec<PlaceInBase> {
     let read = |name: &str| {
         let claim = model.names.exact(name);
         let file = claim.and_then(|claim| claim.entries.first()).map_or(usize::MAX, |entry| entry.file);
@@ -341,7 +348,7 @@ fn places_in_base(model: &Model<'_, '_>, views: &[(&str, &[usize], Option<View>)
     let place = |(name, _, view): &(&str, &[usize], Option<View>)| match in_stack(view) {
         Some((stack, expert)) => {
             let (file, read) = last.get(&layer(&stack)).cloned().unwrap_or_default();
-            let projection = name.rsplit('.').nth(1).unwrap_or_default().to_owned();
+            let projection = layout.rank(name.rsplit('.').nth(1).unwrap_or_default());
             PlaceInBase { file, read, projection, expert, tensor: 0 }
         }
         None => {

@@ -3,14 +3,20 @@
 //! `arch/gguf` has for each the layout of its tensors, which depends on how keys are read and not the other way round.
 
 mod deepseek;
+mod ernie4_5_moe;
 mod experts;
 mod factors;
 mod gemma;
+mod gemma3n;
+mod gemma4;
 mod glm4_moe;
 mod gpt_oss;
+mod hunyuan;
 mod layer_norms;
 mod lfm2;
+mod llama4;
 mod mistral3;
+mod phimoe;
 mod qwen_delta;
 mod window;
 
@@ -56,6 +62,12 @@ const FAMILIES: &[Family] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    gemma4::GEMMA4,
+    gemma4::GEMMA4_MOE,
+    gemma3n::GEMMA3N,
+    llama4::LLAMA4,
+    ernie4_5_moe::ERNIE4_5_MOE,
+    phimoe::PHIMOE,
     experts::MIXTRAL,
     experts::QWEN2_MOE,
     experts::QWEN3_MOE,
@@ -80,6 +92,7 @@ const FAMILIES: &[Family] = &[
     layer_norms::GPT2,
     Family { architecture: "ernie4_5", model_type: "ernie4_5", ..PLAIN },
     Family { architecture: "hunyuan-dense", model_type: "hunyuan_v1_dense", ..PLAIN },
+    hunyuan::HUNYUAN_MOE,
     layer_norms::NEMOTRON,
     lfm2::LFM2,
     gpt_oss::GPT_OSS,

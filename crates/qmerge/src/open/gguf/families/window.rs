@@ -6,7 +6,7 @@ use super::{Family, Keys, PLAIN};
 use crate::open::gguf::Value;
 use crate::open::gguf::config::MOST_LAYERS;
 
-const PATTERN: &str = "attention.sliding_window_pattern";
+pub(super) const PATTERN: &str = "attention.sliding_window_pattern";
 
 pub(super) const OLMO3: Family = Family {
     architecture: "olmo2",
@@ -20,7 +20,7 @@ pub(super) const EXAONE4: Family =
     Family { architecture: "exaone4", model_type: "exaone4", reads: &[PATTERN], more: exaone4, ..PLAIN };
 
 /// The kinds of layers.
-fn layer_types(keys: &Keys<'_>) -> Option<Json> {
+pub(super) fn layer_types(keys: &Keys<'_>) -> Option<Json> {
     let kind = |value: Value<'_>| match value {
         Value::Bool(true) => "sliding_attention",
         _ => "full_attention",

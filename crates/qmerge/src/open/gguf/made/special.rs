@@ -2,6 +2,8 @@
 //!
 //! This follows gguf-py's `SpecialVocab`: what `tokenizer.json` puts around a text, then what `tokenizer_config.json` names, then the numbers in `config.json`.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::document::Document;
@@ -86,6 +88,24 @@ pub(super) fn add(
     if let Some(config) = &beside.config {
         template(keys, config.get("chat_template").filter(|own| !own.is_null()).or(beside.template.as_ref()));
     }
+}
+
+/// Texts of all tokens that `tokenizer_config.json` names.
+pub(super) fn named(beside: &Beside) -> HashSet<String> {
+    let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+    let texts = |(key, value): (&String, &Value)| -> Vec<String> {
+        match (key.as_str(), value) {
+            ("extra_special_tokens" | "additional_special_tokens", Value::Array(all)) => {
+                all.iter().filter_map(text).collect()
+            }
+            ("extra_special_tokens" | "model_specific_special_tokens", Value::Object(all)) => {
+                all.values().filter_map(text).collect()
+            }
+            _ if key.ends_with("_token") => text(value).into_iter().collect(),
+            _ => Vec::new(),
+        }
+    };
+    beside.config.iter().flatten().flat_map(texts).collect()
 }
 
 impl Special<'_> {

@@ -1,7 +1,7 @@
 //! The keys of a tokenizer, from the files of a model's folder.
 //!
-//! llama.cpp has two kinds of tokenizers that matter here: `gpt2`, byte-level pieces that are merged in an order, behind a rule that cuts text (`pre.rs`); and `llama`, SentencePiece's pieces with
-//! scores. The second lies in a `tokenizer.model`, or in a `tokenizer.json` that has the pieces as merges: then scores are made of the order of the merges, which is what scores are used for.
+//! llama.cpp has three kinds of tokenizers that matter here: `gpt2`, byte-level pieces that are merged in an order, behind a rule that cuts text (`pre.rs`); `llama`, SentencePiece's pieces with
+//! scores; and `gemma4`, such pieces with merges in an order. The second lies in a `tokenizer.model`, or in a `tokenizer.json` that has the pieces as merges: then scores are made of the order of the merges, which is what scores are used for.
 //! (llama.cpp's converter gives all of them one score in that case, and text is cut otherwise than by the model's own tokenizer.) Sources: llama.cpp, `conversion/base.py`.
 
 use serde_json::Value;
@@ -40,6 +40,8 @@ pub(crate) struct Ways {
     pub(crate) ends_by_eod: bool,
     /// Tokens that were added are what the files say, however they look (Phi 3).
     pub(crate) by_flags_alone: bool,
+    /// Pieces are merged in the order of a list, which the file has, and not by scores (Gemma 4).
+    pub(crate) merges_pieces: bool,
 }
 
 /// The keys of the tokenizer in the first of the folders that has one, for a table of so many tokens. Errors if there is none, or one that llama.cpp has no name for.
@@ -57,7 +59,7 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
     if let Some(says) = own("add_prefix_space").filter(|_| ways.is_llama) {
         keys.set(SPACE, Field::Flag(says));
     }
-    if let Some(pieces) = &files.pieces {
+    if let Some(pieces) = files.pieces.as_ref().filter(|_| !ways.merges_pieces) {
         let table = Table::of_pieces(pieces, &files, tokens, ways);
         table.add(&mut keys, &files);
     } else {
@@ -65,7 +67,9 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
         let document = files.document.as_ref().ok_or_else(|| malformed("not a SentencePiece model"));
         let document = document.map_err(|error| error.in_file(&folder.path_of("tokenizer.model")))?;
         refuse_more(document, tokens).map_err(|error| error.in_file(&path))?;
-        if document.model.byte_fallback {
+        if document.model.byte_fallback && ways.merges_pieces {
+            merged_pieces(&mut keys, document, &files, tokens);
+        } else if document.model.byte_fallback {
             Table::of_merges(document, tokens, ways).add(&mut keys, &files);
             if !ways.no_space_before && !puts_space_before(document) {
                 keys.set(SPACE, Field::Flag(false));
@@ -309,6 +313,47 @@ fn refuse_more(document: &Document, tokens: usize) -> Result<()> {
     }
 }
 
+/// Pieces that are merged in the order of their list.
+fn merged_pieces(keys: &mut Keys, document: &Document, files: &Files, tokens: usize) {
+    let special = special::named(&files.beside);
+    let mut table = Table::empty(tokens);
+    for (text, id) in &document.model.vocab.0 {
+        let kind = if is_byte(text) { BYTE } else { NORMAL };
+        table.set(*id as usize, text.clone(), ADDED, kind);
+    }
+    for token in &document.added_tokens {
+        let is_new = table.kinds.get(token.id as usize) == Some(&UNUSED);
+        if is_new {
+            table.set(token.id as usize, token.content.clone(), ADDED, USER_DEFINED);
+        }
+    }
+    let all = table.tokens.iter().zip(&mut table.kinds).filter(|(_, kind)| **kind != UNUSED);
+    for (text, kind) in all {
+        if CHANNELS.contains(&text.as_str()) {
+            *kind = USER_DEFINED;
+        } else if *kind != BYTE && special.contains(text) {
+            *kind = CONTROL;
+        }
+    }
+    keys.set("tokenizer.ggml.model", Field::Text("gemma4".into()));
+    keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
+    keys.set("tokenizer.ggml.scores", Field::Floats(table.scores));
+    keys.set("tokenizer.ggml.token_type", Field::Numbers(table.kinds));
+    keys.set("tokenizer.ggml.merges", Field::Texts(document.model.merges.0.iter().map(merge).collect()));
+    special::add(keys, &files.beside, Some(document), None, &[]);
+    keys.set(SPACE, Field::Flag(false));
+    keys.set("tokenizer.ggml.add_bos_token", Field::Flag(true));
+}
+
+/// What parsers of chats look for in a text (Gemma 4).
+const CHANNELS: &[&str] =
+    &["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
+
+/// A merge as a file has it: the two are parted by a space, so one that a token has is written as byte-level pieces write it.
+fn merge([left, right]: &[String; 2]) -> String {
+    [left.replace(' ', "Ġ"), right.replace(' ', "Ġ")].join(" ")
+}
+
 /// Byte-level pieces.
 fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, ways: Ways) -> Result<()> {
     let model = &document.model;
@@ -318,9 +363,13 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
             .with_hint(TAKE_16_BITS));
     }
     let composes = |normalizer: &Value| matches!(normalizer.get("type").and_then(Value::as_str), Some("NFC"));
+    let is_nothing = |normalizer: &Value| {
+        let steps = normalizer.get("normalizers").and_then(Value::as_array);
+        normalizer.is_null() || steps.is_some_and(Vec::is_empty)
+    };
     let normalizer = &document.normalizer;
     let name = pre::of_document(&document.pre_tokenizer, model.ignore_merges, ways.pre)
-        .filter(|_| normalizer.is_null() || composes(normalizer))
+        .filter(|_| is_nothing(normalizer) || composes(normalizer))
         .ok_or_else(|| {
             unsupported("the way in which its tokenizer cuts text has no name in GGUF that is known")
                 .with_hint(TAKE_16_BITS)
@@ -334,8 +383,6 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
     keys.set("tokenizer.ggml.pre", Field::Text(name.to_owned()));
     keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
     keys.set("tokenizer.ggml.token_type", Field::Numbers(table.kinds));
-    // The two are parted by a space, so one that a token has is written as byte-level pieces write it.
-    let merge = |[left, right]: &[String; 2]| [left.replace(' ', "Ġ"), right.replace(' ', "Ġ")].join(" ");
     if !model.merges.0.is_empty() {
         keys.set("tokenizer.ggml.merges", Field::Texts(model.merges.0.iter().map(merge).collect()));
     }

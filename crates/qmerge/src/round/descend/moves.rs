@@ -75,7 +75,8 @@ impl Moves {
     pub(super) fn add(&self, blocks: &Range<usize>, block: &Range<usize>, columns: &Columns, sums: &mut [f32]) {
         let panels = block.clone().step_by(PANEL).map(|first| columns.panel(first / PANEL));
         let count = self.rows.len();
-        // Some of the panel after the other, which stays in the first-level cache for all rows.
+        // Some of the panel after the other, which stays in the first-level cache for all rows. (A row's steps in eight blocks together came from the second, and took a merge at 4096
+        // inputs a sixth longer.)
         let add = |(rows, panel, sums): (Range<usize>, &[f32], &mut [f32])| {
             let mut together = Vec::new();
             blocks.clone().for_each(|number| self.add_products(number, panel, &rows, sums, &mut together));

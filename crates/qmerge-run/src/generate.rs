@@ -2,8 +2,10 @@
 
 use qmerge::error::Result;
 use qmerge::linalg::mix;
+use qmerge::simd::exp::exp;
+use rayon::prelude::*;
 
-use crate::activation::{exponentials, softmax};
+use crate::activation::softmax;
 use crate::linear::Precision;
 use crate::model::{Cache, Model};
 
@@ -88,17 +90,40 @@ fn most_likely(logits: &[f32]) -> u32 {
     best as u32
 }
 
+/// Tokens that a thread takes the exponentials of together.
+const ROWS: usize = 512;
+
 /// A token for each column of `logits` (vocab, columns), drawn by the model's own probabilities as [`choose`] draws it.
 pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<u32> {
     let columns = random.len();
-    let sums = exponentials(logits, columns);
+    // The largest, and what is left of a difference from it, do not depend on an order; sums do.
+    let some = ROWS * columns;
+    let larger = |mut largest: Vec<f32>, row: &[f32]| {
+        largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(*x));
+        largest
+    };
+    let none = || vec![f32::NEG_INFINITY; columns];
+    let largest = logits
+        .par_chunks(some)
+        .map(|rows| rows.chunks_exact(columns).fold(none(), larger))
+        .reduce(none, |one, other| larger(one, &other));
+    logits.par_chunks_mut(some).for_each(|rows| {
+        for row in rows.chunks_exact_mut(columns) {
+            row.iter_mut().zip(&largest).for_each(|(x, largest)| *x -= largest);
+        }
+        exp(rows);
+    });
+    let mut sums = vec![0.0; columns];
+    for row in logits.chunks_exact(columns) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
     let mut left: Vec<f32> = random.iter_mut().map(Random::uniform).collect();
     // Tokens that leave something come before the one that is drawn: what is left only falls.
     let mut drawn = vec![0_u32; columns];
     for row in logits.chunks_exact(columns) {
         for ((drawn, left), (x, sum)) in drawn.iter_mut().zip(&mut left).zip(row.iter().zip(&sums)) {
             *left -= x / sum;
-            *drawn += u32::from(*left >= 0.0);
+            *drawn += u32::from(!(*left < 0.0));
         }
     }
     let last = (logits.len() / columns).saturating_sub(1) as u32;

@@ -7,8 +7,7 @@ use qmerge::arithmetic::Wanted;
 use qmerge::dtype::Dtype;
 
 use super::groups::{CalibrationAmount, Engine, Meaning, OUTPUT_ALIASES, Scaling, Sources, Trained, Workers, Writing};
-use super::values::{combinations, share};
-use crate::commands::{floats, threads};
+use super::values::{combinations, floats, share, threads};
 
 #[derive(Debug, Args)]
 pub(crate) struct TruncateArgs {

@@ -17,7 +17,7 @@ pub(crate) use commands::{
 pub(crate) use groups::{
     Calibrating, Engine, Meaning, Measure, Quantization, Running, Scaling, Sources, Tuned, majority,
 };
-pub(crate) use values::adapter_and_weight;
+pub(crate) use values::{adapter_and_weight, floats, threads};
 
 /// Merge LoRA adapters into plain and quantized checkpoints on disk, whole, checked and measured.
 #[derive(Debug, Parser)]

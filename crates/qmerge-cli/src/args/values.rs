@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use qmerge::arithmetic::METHODS;
+use qmerge::dtype::Dtype;
 use qmerge::edit::OPERATORS;
 use qmerge::formats::FORMATS;
 use qmerge::plan::{EXPORTS, Part};
@@ -228,6 +229,24 @@ pub(crate) fn adapter_and_weight(text: &str) -> Result<(PathBuf, f64), String> {
         return Ok((PathBuf::from(path), number));
     }
     Ok((PathBuf::from(text), 1.0))
+}
+
+/// A type of floats by its name; none for `same`.
+pub(crate) fn floats(name: &str) -> Option<Dtype> {
+    match name {
+        "f32" => Some(Dtype::F32),
+        "f16" => Some(Dtype::F16),
+        "bf16" => Some(Dtype::BF16),
+        _ => None,
+    }
+}
+
+/// Worker threads, where 0 stands for one per processor.
+pub(crate) fn threads(given: usize) -> usize {
+    match given {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use qmerge_run::{Model, Options};
 use serde::Serialize;
 
 use super::compare::read_text;
-use super::{apart_options, open_with, threads, usage};
-use crate::args::{CalibrateArgs, Engine};
+use super::{apart_options, open_with, usage};
+use crate::args::{CalibrateArgs, Engine, threads};
 use crate::progress::Bar;
 use crate::{Outcome, show};
 

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use qmerge::adapters::{Adapter, InputFactors, ReadOptions, Scales};
-use qmerge::dtype::Dtype;
 use qmerge::edit::Joining;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::formats::{self, Format, Settings};
@@ -93,16 +92,6 @@ fn open_adapters(adapters: &[String]) -> Result<Vec<Adapter>> {
         qmerge_store::adapter(&path, weight)
     };
     adapters.iter().map(open).collect()
-}
-
-/// A type of floats by its name; none for `same`.
-pub(crate) fn floats(name: &str) -> Option<Dtype> {
-    match name {
-        "f32" => Some(Dtype::F32),
-        "f16" => Some(Dtype::F16),
-        "bf16" => Some(Dtype::BF16),
-        _ => None,
-    }
 }
 
 /// A format of the base's container, or another container; neither where the output is as the base.
@@ -182,14 +171,6 @@ fn sink(inputs: &Inputs, output: &Path, running: &Running) -> Result<Option<Box<
             .with_hint("choose another output"));
     }
     Ok(Some(sink))
-}
-
-/// Worker threads, where 0 stands for one per processor.
-pub(crate) fn threads(given: usize) -> usize {
-    match given {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    }
 }
 
 /// Options of a plan that nobody writes: the adapter is kept apart, or compared with.

@@ -11,8 +11,8 @@ use qmerge_run::{Model, Options};
 
 use super::calibrate::{Text, needs_alone};
 use super::rounding::{stored, weights};
-use super::{Spoken, answered, apart_options, floats, read_options, threads, usage};
-use crate::args::{Scaling, TruncateArgs};
+use super::{Spoken, answered, apart_options, read_options, usage};
+use crate::args::{Scaling, TruncateArgs, floats, threads};
 use crate::{Outcome, show};
 
 pub(crate) fn run(args: &TruncateArgs) -> Result<Outcome> {

@@ -11,13 +11,13 @@ use super::matrix::{Delta, Judged, Matrix, judged};
 use super::moments::Metric;
 use super::{Detail, Preparing, Rounding, Whole};
 use crate::parallel::spread;
-use crate::simd::matmul::{HEIGHT, PANEL, add_panel};
+use crate::simd::matmul::{PANEL, add_panel};
 use crate::simd::vectors::{axpy, axpys};
 
 /// Elements of a tile: [`PANEL`] rows and columns.
 const TILE: usize = PANEL * PANEL;
 /// Rows that go through all columns together.
-const ROWS: usize = 32 * HEIGHT;
+const ROWS: usize = 3 * PANEL;
 
 /// Nanoseconds of one thread for a cube of a group's columns: a sixth of as many products.
 const PREPARED: f64 = 0.01;
@@ -45,7 +45,7 @@ impl Whole for Gptq {
     }
 
     fn round(&self, matrix: &mut Matrix<'_>) -> Judged {
-        let start = matrix.values.clone();
+        let start = (!matrix.at_base()).then(|| matrix.values.clone());
         let rows: Vec<usize> = (0..matrix.rows).collect();
         let mut values = std::mem::take(&mut matrix.values);
         let target = |row: usize, part: &mut [f32]| part.copy_from_slice(matrix.target_of(row));
@@ -83,35 +83,45 @@ pub(super) fn carry(
     let half_gap = matrix.grid.half_gap();
     let parts = rows.chunks(ROWS).zip(values.chunks_mut((ROWS * matrix.cols).max(1)));
     spread(parts, |(rows, values)| {
-        let mut targets = vec![0.0; rows.len() * matrix.cols];
-        targets.chunks_exact_mut(matrix.cols).zip(rows).for_each(|(targets, &row)| target(row, targets));
-        feedback.groups.iter().for_each(|group| carry_some((matrix, half_gap), rows, &targets, values, group));
+        let part = rows.len().div_ceil(PANEL) * TILE;
+        let mut aims: Vec<Vec<f32>> =
+            feedback.groups.iter().map(|group| vec![0.0; group.order.len().div_ceil(PANEL) * part]).collect();
+        let mut own = vec![0.0; matrix.cols];
+        for (r, &row) in rows.iter().enumerate() {
+            target(row, &mut own);
+            for (aims, group) in aims.iter_mut().zip(&feedback.groups) {
+                group.order.iter().enumerate().for_each(|(k, &j)| aims[place(part, r, k)] = own[j]);
+            }
+        }
+        for (aims, group) in aims.iter().zip(&feedback.groups) {
+            carry_some((matrix, half_gap), rows, aims, values, group);
+        }
     });
 }
 
-/// The same of a group's columns in no more than [`ROWS`], whose targets are (rows, cols).
-///
-/// Columns of a block lie one after the other, each with as many rows as a panel has: a column's value needs the errors of those before it, but not of other rows.
+/// Where the k-th column of some rows lies, in parts of a block of columns: one column after the other, each with as many rows as a panel has. A column's value needs the errors of
+/// those before it, but not of other rows.
+fn place(part: usize, r: usize, k: usize) -> usize {
+    k / PANEL * part + r / PANEL * TILE + k % PANEL * PANEL + r % PANEL
+}
+
+/// The same of a group's columns in no more than [`ROWS`], whose targets are `aims`.
 fn carry_some(
     (matrix, half_gap): (&Matrix<'_>, f32),
     rows: &[usize],
-    targets: &[f32],
+    aims: &[f32],
     values: &mut [f32],
     Tiles { order, data }: &Tiles,
 ) {
     let n = matrix.cols;
     let tile = |before, after| &data[(triangle(after) + before) * TILE..][..TILE];
     let part = rows.len().div_ceil(PANEL) * TILE;
-    let place = |r: usize, k: usize| k / PANEL * part + r / PANEL * TILE + k % PANEL * PANEL + r % PANEL;
-    let mut held = vec![0.0; order.len().div_ceil(PANEL) * part];
-    let mut aims = held.clone();
-    for (r, (target, values)) in targets.chunks_exact(n).zip(values.chunks_exact(n)).enumerate() {
-        for (k, &j) in order.iter().enumerate() {
-            (aims[place(r, k)], held[place(r, k)]) = (target[j], values[j]);
-        }
+    let mut held = vec![0.0; aims.len()];
+    for (r, values) in values.chunks_exact(n).enumerate() {
+        order.iter().enumerate().for_each(|(k, &j)| held[place(part, r, k)] = values[j]);
     }
     // What columns shall become.
-    let mut wanted = aims.clone();
+    let mut wanted = aims.to_vec();
     let mut errors = vec![0.0; part];
     for (block, order) in order.chunks(PANEL).enumerate() {
         let (own, after) = wanted[block * part..].split_at_mut(part);
@@ -144,7 +154,7 @@ fn carry_some(
         }
     }
     for (r, values) in values.chunks_exact_mut(n).enumerate() {
-        order.iter().enumerate().for_each(|(k, &j)| values[j] = held[place(r, k)]);
+        order.iter().enumerate().for_each(|(k, &j)| values[j] = held[place(part, r, k)]);
     }
 }
 
@@ -276,10 +286,11 @@ fn within(own: &mut [f32], size: usize) -> Vec<Option<f32>> {
     pivots
 }
 
-/// What became of the output; the start again where that is better.
-fn better(matrix: &mut Matrix<'_>, start: Vec<f32>) -> Judged {
+/// What became of the output; the start again, the base's values where there is none, where that is better.
+fn better(matrix: &mut Matrix<'_>, start: Option<Vec<f32>>) -> Judged {
     let delta = Delta::new(matrix);
     let found = judged(matrix, &delta);
+    let start = start.unwrap_or_else(|| matrix.base.to_vec());
     let values = std::mem::replace(&mut matrix.values, start);
     let before = judged(matrix, &delta);
     if before.kept.noise < found.kept.noise {

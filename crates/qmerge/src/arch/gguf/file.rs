@@ -137,7 +137,8 @@ impl<'c> File<'c> {
                     for (tensor, wanted) in view.tensors(&shape) {
                         let found = shape_of(&tensor);
                         let fits = |found: &[usize]| {
-                            found == wanted || wanted.split_first().is_some_and(|own| own == (&1, found))
+                            found == wanted
+                                || matches!((found, wanted.as_slice()), ([count], [1, cols]) if count == cols)
                         };
                         if !found.is_some_and(fits) {
                             let problem = match found {

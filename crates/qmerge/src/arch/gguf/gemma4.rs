@@ -131,7 +131,9 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
         (_, Some(share)) if share != 1.0 => return Err(fields.unsaid("partial_rotary_factor", &share.into())),
         _ => pairs,
     };
-    if let Some(factor) = model.rope.full.and_then(|rope| rope.get("factor")) {
+    if let Some(factor) =
+        model.rope.full.and_then(|rope| rope.get("factor")).filter(|factor| factor.as_f64() != Some(1.0))
+    {
         return Err(fields.unsaid("factor", factor));
     }
     let values = (0..pairs).map(|pair| if pair < turned { 1.0 } else { STILL }).collect();

@@ -117,8 +117,11 @@ impl Said {
                 model.fields.count_of(&["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])?,
             );
             const USED: &[&str] = &["num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk"];
-            let used = USED.iter().find(|key| model.fields.get(key).is_some()).unwrap_or(&"num_experts_per_tok");
-            let used = alike(&model.fields, used)?.ok_or_else(|| model.fields.missing(used))?;
+            let key = USED.iter().find(|key| model.fields.get(key).is_some()).unwrap_or(&"num_experts_per_tok");
+            let used = alike(&model.fields, key)?.ok_or_else(|| model.fields.missing(key))?;
+            if used == 0 {
+                return Err(model.fields.bad(key, &used.into(), "it must be above zero"));
+            }
             self.count("expert_used_count", used);
             self.routing(model)?;
         }
@@ -266,7 +269,7 @@ pub(super) struct Model<'f> {
 pub(super) fn alike(fields: &Fields<'_>, key: &str) -> Result<Option<usize>> {
     let Some(list) = fields.get(key).and_then(Value::as_array) else { return fields.count_if(key) };
     let first = list.first().filter(|first| list.iter().all(|own| own == *first)).and_then(Value::as_u64);
-    let count = first.and_then(|count| usize::try_from(count).ok()).filter(|count| *count <= MOST);
+    let count = first.and_then(|count| usize::try_from(count).ok()).filter(|count| (1..=MOST).contains(count));
     count.map(Some).ok_or_else(|| fields.unsaid(key, &Value::Array(list.clone())))
 }
 
@@ -276,7 +279,8 @@ fn width(fields: &Fields<'_>, by_layer: bool) -> Result<Option<usize>> {
     match fields.get(KEY).and_then(Value::as_array) {
         None => fields.positive_if(KEY),
         Some(list) if by_layer => {
-            Ok(list.first().and_then(Value::as_u64).and_then(|width| usize::try_from(width).ok()))
+            let first = list.first().and_then(Value::as_u64).and_then(|width| usize::try_from(width).ok());
+            Ok(first.filter(|width| (1..=MOST).contains(width)))
         }
         Some(_) => alike(fields, KEY),
     }

@@ -43,14 +43,17 @@ pub(super) fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let list = |key: &str| model.rope.full.and_then(|rope| rope.get(key)).filter(|list| !list.is_null());
     let Some(long) = list("long_factor") else { return Ok(()) };
     let stretch = model.positions as f64 / (original.max(1)) as f64;
-    let given = model.rope.number("short_mscale").zip(model.rope.number("long_mscale"));
+    let scales = (model.rope.number("short_mscale"), model.rope.number("long_mscale"));
     let factor = match model.rope.kind() {
+        _ if let Some(factor) = model.rope.number("attention_factor") => factor,
         // Phi MoE's own.
-        _ if let Some((short, long)) = given => {
-            if short != long {
-                return Err(fields.unsaid("long_mscale", &long.into()));
-            }
+        _ if let (Some(short), Some(long)) = scales
+            && short == long =>
+        {
             short
+        }
+        _ if scales != (None, None) => {
+            return Err(fields.unsaid("long_mscale", &scales.1.map_or(Value::Null, Value::from)));
         }
         _ if stretch <= 1.0 => 1.0,
         Some("yarn") => 0.1 * libm::log(stretch) + 1.0,

@@ -8,11 +8,11 @@
 #![allow(clippy::needless_range_loop)]
 
 mod pairs;
-mod sums;
+mod window;
 
 pub use pairs::in_hardware as multiplies_pairs;
 
-use self::sums::Sums;
+use self::window::Window;
 use super::{Level, level, versions};
 use crate::parallel::spread;
 
@@ -212,7 +212,7 @@ fn tiles_body<const N: usize>(left: &[f32], data: &[f32], inputs: usize, tokens:
                 // Rows that are missing are the last one again, and thrown away.
                 let left: [&[f32]; HEIGHT] =
                     std::array::from_fn(|m| &left[(first + m).min(rows - 1) * inputs..][depth.clone()]);
-                Sums::of(out, tokens, first * tokens + j, (height, width), N, |sums| {
+                Window::of(out, tokens, first * tokens + j, (height, width), N, |sums| {
                     #[cfg(target_arch = "x86_64")]
                     match (N, level()) {
                         // SAFETY: the level says that the processor has what it needs.
@@ -229,7 +229,7 @@ fn tiles_body<const N: usize>(left: &[f32], data: &[f32], inputs: usize, tokens:
 }
 
 #[inline(always)]
-fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Sums<'_>) {
+fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Window<'_>) {
     let mut sum: [[f32; N]; HEIGHT] = std::array::from_fn(|m| *sums.row(m, 0));
     let left = left.map(|left| &left[..panel.len() / PANEL]);
     for (k, row) in panel.chunks_exact(PANEL).enumerate() {
@@ -247,13 +247,13 @@ fn tile<const N: usize>(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut 
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, NARROW, PANEL, Sums};
+    use super::{HEIGHT, NARROW, PANEL, Window};
     use std::arch::x86_64::*;
 
     /// Some rows and a panel in registers.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn tile(left: [&[f32]; HEIGHT], panel: &[f32], mut sums: Sums<'_>) {
+    pub(super) fn tile(left: [&[f32]; HEIGHT], panel: &[f32], mut sums: Window<'_>) {
         let (p, stride) = sums.place(0, PANEL);
         // SAFETY: four vectors of 16 floats a row, as many as may be read and written.
         let mut sum: [[__m512; 4]; HEIGHT] =
@@ -281,7 +281,7 @@ mod x86 {
     /// Some rows and a few of a panel's columns, from one on.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Sums<'_>) {
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[f32], from: usize, mut sums: Window<'_>) {
         let (p, stride) = sums.place(0, NARROW);
         // SAFETY: two vectors of 8 floats a row, as many as may be read and written.
         let mut sum: [[__m256; 2]; HEIGHT] =

@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 
-use super::sums::Sums;
+use super::window::Window;
 use super::{HEIGHT, PANEL};
 use crate::parallel::spread;
 use crate::simd::floats::to_bf16;
@@ -142,7 +142,7 @@ fn tiles<T>(
     pairs: usize,
     tokens: usize,
     out: &mut [f32],
-    tile: impl Fn([&[T]; HEIGHT], &[u32], usize, Sums<'_>),
+    tile: impl Fn([&[T]; HEIGHT], &[u32], usize, Window<'_>),
 ) {
     let rows = left.len() / (each * pairs);
     for depth in (0..pairs).step_by(DEPTH) {
@@ -157,7 +157,7 @@ fn tiles<T>(
                     &left[(first + m).min(rows - 1) * each * pairs..][depth.start * each..depth.end * each]
                 });
                 let strips = width.div_ceil(STRIP);
-                Sums::of(out, tokens, first * tokens + j, (height, width), strips * STRIP, |sums| {
+                Window::of(out, tokens, first * tokens + j, (height, width), strips * STRIP, |sums| {
                     tile(left, panel, strips, sums);
                 });
             }
@@ -166,7 +166,7 @@ fn tiles<T>(
 }
 
 /// The definition. `left` has two elements for each row of `panel`.
-fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Sums<'_>) {
+fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Window<'_>) {
     let left = left.map(|left| &left.as_chunks::<2>().0[..panel.len() / PANEL]);
     for from in (0..strips * STRIP).step_by(STRIP) {
         let mut sum: [[f32; STRIP]; HEIGHT] = std::array::from_fn(|m| *sums.row(m, from));
@@ -192,14 +192,14 @@ fn tile(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Sums<'_>
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HEIGHT, PANEL, STRIP, Sums};
+    use super::{HEIGHT, PANEL, STRIP, Window};
     use std::arch::x86_64::*;
 
     type Tile<const N: usize> = [[__m512; N]; HEIGHT];
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn load<const N: usize>(sums: &mut Sums<'_>) -> Tile<N> {
+    fn load<const N: usize>(sums: &mut Window<'_>) -> Tile<N> {
         let (p, stride) = sums.place(0, 16 * N);
         // SAFETY: vectors of 16 floats a row, as many as may be read.
         std::array::from_fn(|m| std::array::from_fn(|n| unsafe { _mm512_loadu_ps(p.add(m * stride + 16 * n)) }))
@@ -207,7 +207,7 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn store<const N: usize>(sum: &Tile<N>, mut sums: Sums<'_>) {
+    fn store<const N: usize>(sum: &Tile<N>, mut sums: Window<'_>) {
         let (p, stride) = sums.place(0, 16 * N);
         for m in 0..HEIGHT {
             for n in 0..N {
@@ -228,7 +228,7 @@ mod x86 {
 
     /// Rows of pairs, and `N` strips.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn tile_paired<const N: usize>(left: [&[u32]; HEIGHT], panel: &[u32], mut sums: Sums<'_>) {
+    pub(super) fn tile_paired<const N: usize>(left: [&[u32]; HEIGHT], panel: &[u32], mut sums: Window<'_>) {
         let mut sum = load::<N>(&mut sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left[..pairs]);
@@ -250,7 +250,7 @@ mod x86 {
 
     /// Rows of values, two for each row of the panel.
     #[target_feature(enable = "avx512f,fma")]
-    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: Sums<'_>) {
+    pub(super) fn tile_single(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, sums: Window<'_>) {
         match strips {
             1 => wide::<1>(left, panel, sums),
             2 => wide::<2>(left, panel, sums),
@@ -261,7 +261,7 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn wide<const N: usize>(left: [&[f32]; HEIGHT], panel: &[u32], mut sums: Sums<'_>) {
+    fn wide<const N: usize>(left: [&[f32]; HEIGHT], panel: &[u32], mut sums: Window<'_>) {
         let mut sum = load::<N>(&mut sums);
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| &left.as_chunks::<2>().0[..pairs]);
@@ -288,7 +288,7 @@ mod x86 {
 
     /// The same with registers half as wide, one strip after the other: the sums of six rows and of one strip are as many as there is room for.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Sums<'_>) {
+    pub(super) fn tile_narrow(left: [&[f32]; HEIGHT], panel: &[u32], strips: usize, mut sums: Window<'_>) {
         let pairs = panel.len() / PANEL;
         let left = left.map(|left| left[..2 * pairs].as_ptr());
         let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());

@@ -55,5 +55,6 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
 fn below(scale: f64) -> f64 {
     let share = 0.5 * libm::erfc(-scale * std::f64::consts::FRAC_1_SQRT_2);
     let short = (share * 1e4).round() / 1e4;
-    if (share - short).abs() < 1e-6 { short } else { share }
+    // A share of all, or of nothing, would be another gate.
+    if 0.0 < short && short < 1.0 && (share - short).abs() < 1e-6 { short } else { share }
 }

@@ -29,11 +29,11 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     // The largest model has none.
     config.insert("use_qk_norm".into(), json!(experts != Some(128)));
     let layers = config.get("num_hidden_layers").and_then(Json::as_u64).unwrap_or(0).min(MOST_LAYERS);
-    // A window of nothing: all layers see everything, and have a rope.
-    let all_turn = keys.count("attention.sliding_window") == Some(0);
+    // A window of nothing: all layers see everything, and all but the last have a rope.
+    let is_whole = keys.count("attention.sliding_window") == Some(0);
     config.shift_remove("sliding_window");
-    let turns = |layer: u64| all_turn || layer % 4 != 3;
-    let kind = |layer: u64| if turns(layer) && !all_turn { "chunked_attention" } else { "full_attention" };
+    let turns = |layer: u64| if is_whole { layer + 1 != layers } else { layer % 4 != 3 };
+    let kind = |layer: u64| if turns(layer) && !is_whole { "chunked_attention" } else { "full_attention" };
     config.insert("no_rope_layers".into(), (0..layers).map(|layer| u64::from(turns(layer))).collect());
     config.insert("layer_types".into(), (0..layers).map(kind).collect());
     let known = [

@@ -1,14 +1,14 @@
-//! The sums that a tile goes on from.
+//! A window on a result: the sums that a tile goes on from.
 
 use super::{HEIGHT, PANEL};
 
 /// [`HEIGHT`] rows of some columns, a stride from each other: of the result itself where a tile is whole, else of a copy.
-pub(super) struct Sums<'a> {
+pub(super) struct Window<'a> {
     values: &'a mut [f32],
     stride: usize,
 }
 
-impl Sums<'_> {
+impl Window<'_> {
     /// Has `then` go on from the tile of `out` (rows, `tokens`) that begins at element `at` and is (height, width), with so many columns, at most a panel's. What
     /// it makes of others is thrown away.
     #[inline(always)]
@@ -18,17 +18,17 @@ impl Sums<'_> {
         at: usize,
         (height, width): (usize, usize),
         columns: usize,
-        then: impl FnOnce(Sums<'_>),
+        then: impl FnOnce(Window<'_>),
     ) {
         if height == HEIGHT && width == columns {
             let values = &mut out[at..at + (HEIGHT - 1) * tokens + columns];
-            return then(Sums { values, stride: tokens });
+            return then(Window { values, stride: tokens });
         }
         let mut values = [0.0_f32; HEIGHT * PANEL];
         for (sums, out) in values.chunks_exact_mut(PANEL).zip(out[at..].chunks(tokens)).take(height) {
             sums[..width].copy_from_slice(&out[..width]);
         }
-        then(Sums { values: &mut values, stride: PANEL });
+        then(Window { values: &mut values, stride: PANEL });
         for (sums, out) in values.chunks_exact(PANEL).zip(out[at..].chunks_mut(tokens)).take(height) {
             out[..width].copy_from_slice(&sums[..width]);
         }

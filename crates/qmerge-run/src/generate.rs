@@ -123,7 +123,7 @@ pub(crate) fn draw(logits: &mut [f32], random: &mut [Random]) -> Vec<u32> {
     for row in logits.chunks_exact(columns) {
         for ((drawn, left), (x, sum)) in drawn.iter_mut().zip(&mut left).zip(row.iter().zip(&sums)) {
             *left -= x / sum;
-            *drawn += u32::from(!(*left < 0.0));
+            *drawn += u32::from(*left >= 0.0 || left.is_nan());
         }
     }
     let last = (logits.len() / columns).saturating_sub(1) as u32;

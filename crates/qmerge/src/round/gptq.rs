@@ -129,23 +129,7 @@ fn carry_some(
         let panels = errors.chunks_exact_mut(TILE).zip(own.chunks_exact_mut(TILE)).zip(rows.chunks(PANEL));
         let given = aims[block * part..].chunks_exact(TILE).zip(held[block * part..].chunks_exact_mut(TILE));
         for (((errors, wanted), rows), (aims, held)) in panels.zip(given) {
-            for (k, &j) in order.iter().enumerate() {
-                let column = k * PANEL..(k + 1) * PANEL;
-                let (before, errors) = errors.split_at_mut(column.start);
-                let wanted = &mut wanted[column.clone()];
-                axpys(&within[column.clone()][..k], before, wanted);
-                let values = held[column.clone()].iter_mut().zip(&*wanted).zip(errors.iter_mut().zip(&aims[column]));
-                for (((value, &wanted), (error, aim)), row) in values.zip(rows) {
-                    let run = matrix.grid.run_of(row * n + j);
-                    // A value stays where it would move by less than half a step.
-                    let bound = half_gap * matrix.grid.scales.get(run).map_or(0.0, |scale| scale.abs());
-                    let stays = (wanted - *value).abs() < bound;
-                    if !stays {
-                        *value = matrix.grid.nearest_in(run, wanted);
-                    }
-                    *error = aim - *value;
-                }
-            }
+            carry_within((matrix, half_gap), (rows, order), within, aims, wanted, held, errors);
         }
         for (number, wanted) in after.chunks_exact_mut(part).enumerate() {
             let tile = tile(block, block + 1 + number);
@@ -155,6 +139,35 @@ fn carry_some(
     }
     for (r, values) in values.chunks_exact_mut(n).enumerate() {
         order.iter().enumerate().for_each(|(k, &j)| values[j] = held[place(part, r, k)]);
+    }
+}
+
+/// The columns of a block in a panel's rows, one after the other; all but `within` are (columns, rows).
+fn carry_within(
+    (matrix, half_gap): (&Matrix<'_>, f32),
+    (rows, order): (&[usize], &[usize]),
+    within: &[f32],
+    aims: &[f32],
+    wanted: &mut [f32],
+    held: &mut [f32],
+    errors: &mut [f32],
+) {
+    for (k, &j) in order.iter().enumerate() {
+        let column = k * PANEL..(k + 1) * PANEL;
+        let (before, errors) = errors.split_at_mut(column.start);
+        let wanted = &mut wanted[column.clone()];
+        axpys(&within[column.clone()][..k], before, wanted);
+        let values = held[column.clone()].iter_mut().zip(&*wanted).zip(errors.iter_mut().zip(&aims[column]));
+        for (((value, &wanted), (error, aim)), row) in values.zip(rows) {
+            let run = matrix.grid.run_of(row * matrix.cols + j);
+            // A value stays where it would move by less than half a step.
+            let bound = half_gap * matrix.grid.scales.get(run).map_or(0.0, |scale| scale.abs());
+            let stays = (wanted - *value).abs() < bound;
+            if !stays {
+                *value = matrix.grid.nearest_in(run, wanted);
+            }
+            *error = aim - *value;
+        }
     }
 }
 

@@ -32,7 +32,7 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     // A window of nothing: all layers see everything, and all but the last have a rope.
     let is_whole = keys.count("attention.sliding_window") == Some(0);
     config.shift_remove("sliding_window");
-    let turns = |layer: u64| if is_whole { layer + 1 != layers } else { layer % 4 != 3 };
+    let turns = |layer: u64| if is_whole { layers.checked_sub(1) != Some(layer) } else { layer % 4 != 3 };
     let kind = |layer: u64| if turns(layer) && !is_whole { "chunked_attention" } else { "full_attention" };
     config.insert("no_rope_layers".into(), (0..layers).map(|layer| u64::from(turns(layer))).collect());
     config.insert("layer_types".into(), (0..layers).map(kind).collect());

@@ -192,6 +192,19 @@ mod tests {
     }
 
     #[test]
+    fn gemma_3_is_read_as_it_is_published() {
+        let text = json!({"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34,
+                          "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024});
+        let spec = spec_of(&config(json!({"model_type": "gemma3", "text_config": text}))).unwrap();
+        assert_eq!((spec.hidden, spec.layers.len(), spec.vocab, spec.max_positions), (2560, 34, 262_208, 131_072));
+        let super::super::spec::Mixer::Attention(attention) = spec.layers[0].mixer else { panic!() };
+        assert_eq!(
+            (attention.heads, attention.kv_heads, attention.head_dim, attention.window),
+            (8, 4, 256, Some(1024))
+        );
+    }
+
+    #[test]
     fn a_tower_that_is_unknown_is_named() {
         for (text, said) in [
             (json!(null), "`text_config` is missing"),

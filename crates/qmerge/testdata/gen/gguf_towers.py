@@ -2,8 +2,11 @@
 
 import json
 
-import gguf_gemma
+import torch
+from safetensors.torch import load_file, save_file
+
 import gguf_families
+import gguf_gemma
 import gguf_mixtures
 
 SIGLIP = dict(model_type="siglip_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
@@ -27,14 +30,28 @@ TOWERS = {
     "ministral3sees": ("Mistral3ForConditionalGeneration", dict(model_type="mistral3", vision_config=PIXTRAL, spatial_merge_size=2, vision_feature_layer=-1, projector_hidden_act="gelu", image_token_index=10, multimodal_projector_bias=False), MINISTRAL3, "tekken", gguf_families.WORDS),
     "llama4sees": ("Llama4ForConditionalGeneration", dict(model_type="llama4", vision_config=OF_LLAMA4, boi_token_index=4, eoi_token_index=5, image_token_index=6, tie_word_embeddings=False), LLAMA4, "llama4", gguf_mixtures.OF_GPT4O),
     "qwen35sees": ("Qwen3_5ForConditionalGeneration", dict(model_type="qwen3_5", vision_config=OF_QWEN35, tie_word_embeddings=False, image_token_id=4, video_token_id=5, vision_start_token_id=6, vision_end_token_id=7), QWEN35, "qwen35", gguf_mixtures.OF_QWEN35),
+    "gemma3nsees": ("Gemma3nForConditionalGeneration", dict(model_type="gemma3n"), gguf_gemma.GEMMAS["gemma3n"][1], None, None),
 }
+
+
+def beside_towers(to, config, seed):
+    """Gemma 3n, whose tower is another library's: its language model by transformers' class, and a tensor of each tower under a published name."""
+    own = config["text_config"]
+    gguf_mixtures.weights(to, "Gemma3nForCausalLM", dict(own, num_kv_shared_layers=0), seed)
+    tensors = {name.replace("model.", "model.language_model."): tensor for name, tensor in load_file(to / "model.safetensors").items()}
+    random = torch.Generator().manual_seed(seed)
+    for name, *shape in (("embed_vision.embedding.weight", 4, 16), ("embed_audio.embedding_projection.weight", 32, 16), ("audio_tower.conformer.0.attention.post.weight", 16, 16), ("vision_tower.timm_model.conv_stem.conv.weight", 4, 3, 3, 3)):
+        tensors[f"model.{name}"] = torch.randn(*shape, generator=random).to(torch.bfloat16)
+    tensors["model.vision_tower.timm_model.conv_stem.bn.num_batches_tracked"] = torch.tensor(3)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    (to / "config.json").write_text(json.dumps(config, indent=1))
 
 
 def write(folder, text, byte_pairs, pieces):
     """Writes all folders; returns the names of the rules that tokenizers cut by."""
     for seed, (name, (architecture, config, own, rule, pattern)) in enumerate(TOWERS.items(), 400):
         to = folder(name)
-        if name == "gemma3sees":
+        if name in ("gemma3sees", "gemma3nsees"):
             added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True), (3, "<turn>", False)]
             tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -44,7 +61,10 @@ def write(folder, text, byte_pairs, pieces):
         else:
             tokens = byte_pairs(to, pattern, gguf_mixtures.SPECIAL, {"eos_token": gguf_mixtures.SPECIAL[0], "pad_token": gguf_mixtures.SPECIAL[0]}, ignore_merges=rule == "tekken")
             ids = dict(eos_token_id=288, pad_token_id=288)
-        own = dict(own, vocab_size=tokens, **({"vocab_size_per_layer_input": tokens} if name == "gemma4sees" else {}))
+        own = dict(own, vocab_size=tokens, **({"vocab_size_per_layer_input": tokens} if name in ("gemma4sees", "gemma3nsees") else {}))
         config = dict(architectures=[architecture], **config, text_config=own, **ids)
-        gguf_mixtures.weights(to, architecture, config, seed)
+        if name == "gemma3nsees":
+            beside_towers(to, config, seed)
+        else:
+            gguf_mixtures.weights(to, architecture, config, seed)
     return {name: rule for name, (_, _, _, rule, _) in TOWERS.items() if rule}

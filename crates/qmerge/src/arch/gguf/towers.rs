@@ -4,18 +4,24 @@ use std::borrow::Cow;
 
 use super::{Layout, mistral3};
 use crate::arch::language_model;
-use crate::error::Result;
+use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
 
-/// Types of models with towers, and of the language models in them that a file holds as it does such a model alone, or by a layout of their own.
-const TYPES: &[(&str, &[(&str, Option<&Layout>)])] = &[
-    ("gemma3", &[("gemma3_text", None)]),
-    ("gemma3n", &[("gemma3n_text", None)]),
-    ("gemma4", &[("gemma4_text", None)]),
-    ("llama4", &[("llama4_text", None)]),
-    ("mistral3", &[("mistral", Some(&mistral3::MISTRAL)), ("ministral3", None)]),
-    ("qwen3_5", &[("qwen3_5_text", None)]),
-    ("qwen3_5_moe", &[("qwen3_5_moe_text", None)]),
+/// Models with towers of which a file is made.
+struct Family {
+    model_types: &'static [&'static str],
+    /// Types that their language models may be of, with the layout of those that lie in a file otherwise than such a model alone.
+    texts: &'static [(&'static str, Option<&'static Layout>)],
+}
+
+const FAMILIES: &[Family] = &[
+    Family { model_types: &["gemma3"], texts: &[("gemma3_text", None)] },
+    Family { model_types: &["gemma3n"], texts: &[("gemma3n_text", None)] },
+    Family { model_types: &["gemma4"], texts: &[("gemma4_text", None)] },
+    Family { model_types: &["llama4"], texts: &[("llama4_text", None)] },
+    Family { model_types: &["mistral3"], texts: &[("mistral", Some(&mistral3::MISTRAL)), ("ministral3", None)] },
+    Family { model_types: &["qwen3_5"], texts: &[("qwen3_5_text", None)] },
+    Family { model_types: &["qwen3_5_moe"], texts: &[("qwen3_5_moe_text", None)] },
 ];
 
 /// How paths of the language model begin beside towers, and alone.
@@ -29,24 +35,35 @@ const BEGINNINGS: &[(&str, &str)] = &[
 const TOWERS: &[&str] =
     &["audio_tower", "embed_audio", "embed_vision", "multi_modal_projector", "vision_model", "vision_tower", "visual"];
 
-/// The types of models with towers of which a file is made.
-pub(crate) fn types() -> impl Iterator<Item = &'static str> {
-    TYPES.iter().map(|(model_type, _)| *model_type)
+/// The types of such models.
+pub(super) fn types() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|family| family.model_types).copied()
 }
 
 /// A path as the language model alone has it.
-pub(super) fn alone(name: &str) -> Cow<'_, str> {
+pub(crate) fn alone(name: &str) -> Cow<'_, str> {
     let begun = |(beside, alone): &(&str, &str)| Some(format!("{alone}{}", name.strip_prefix(beside)?));
     BEGINNINGS.iter().find_map(begun).map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
 /// The configuration that a file is made from, and how the file has the model.
 pub(crate) fn stored(config: &ModelConfig) -> Result<(Cow<'_, ModelConfig>, &'static Layout)> {
-    let Some((_, texts)) = TYPES.iter().find(|(model_type, _)| *model_type == config.model_type()) else {
+    let Some(family) = FAMILIES.iter().find(|family| family.model_types.contains(&config.model_type())) else {
         return Ok((Cow::Borrowed(config), Layout::of(config)?));
     };
     let own = language_model(config)?;
-    let (_, layout) = texts.iter().find(|(text, _)| *text == own.model_type()).copied().unwrap_or_default();
+    let Some((_, layout)) = family.texts.iter().find(|(text, _)| *text == own.model_type()) else {
+        let (whole, text) = (config.model_type(), own.model_type());
+        let known: Vec<&str> = family.texts.iter().map(|(text, _)| *text).collect();
+        return Err(unsupported(format!(
+            "models of type `{whole}` around one of type `{text}` are not turned into GGUF"
+        ))
+        .in_file(&config.path)
+        .with_hint(format!(
+            "`text_config.model_type` may be {}; of another llama.cpp's convert_hf_to_gguf.py may make a file",
+            known.join(" or ")
+        )));
+    };
     let layout = layout.map_or_else(|| Layout::of(&own), Ok)?;
     Ok((own, layout))
 }
@@ -85,11 +102,21 @@ mod tests {
     #[test]
     fn a_language_model_that_no_file_holds_is_named() {
         let config = |text: &str| ModelConfig::parse(text.into(), "config.json".as_ref()).unwrap();
-        let error = stored(&config(r#"{"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}"#));
-        assert!(error.unwrap_err().to_string().contains("`mistral4`"));
-        let (own, layout) = stored(&config(r#"{"model_type": "mistral3", "text_config": {"model_type": "mistral"}}"#))
-            .map(|(own, layout)| (own.into_owned(), layout))
-            .unwrap();
+        for (text, said) in [
+            (r#"{"model_type": "mistral4"}"#, "`mistral4`"),
+            (r#"{"model_type": "llama"}"#, "`llama`"),
+            ("{}", "`text_config.model_type`"),
+            ("[]", "`text_config`"),
+            ("null", "`text_config`"),
+        ] {
+            let mistral = config(&format!(r#"{{"model_type": "mistral3", "text_config": {text}}}"#));
+            let error = stored(&mistral).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let gemma = config(r#"{"model_type": "gemma3", "hidden_size": 8}"#);
+        assert!(stored(&gemma).unwrap_err().to_string().contains("`gemma3`"));
+        let mistral = config(r#"{"model_type": "mistral3", "text_config": {"model_type": "mistral"}}"#);
+        let (own, layout) = stored(&mistral).unwrap();
         assert_eq!((own.model_type(), layout.architecture()), ("mistral", "mistral3"));
     }
 }

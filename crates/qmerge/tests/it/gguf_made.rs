@@ -326,7 +326,7 @@ fn an_adapter_goes_into_the_file() {
 
 /// What the language model alone calls a weight of a model that sees; `None` for one of a tower.
 fn in_language_model(name: &str) -> Option<String> {
-    let is_tower = ["vision", "visual", "projector"].iter().any(|part| name.contains(part));
+    let is_tower = ["vision", "visual", "audio", "projector"].iter().any(|part| name.contains(part));
     let name = name.replace("model.language_model.", "model.").replace("language_model.", "");
     (!is_tower).then_some(name)
 }

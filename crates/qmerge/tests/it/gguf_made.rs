@@ -519,7 +519,7 @@ fn an_adapter_for_a_model_that_sees_goes_into_its_file() {
         merge::run(&inputs, &plan, None, output, &run, &Silent).unwrap();
         std::fs::read(output).unwrap()
     };
-    let [older, newer] = ["language_model.model.layers", "model.language_model.layers"].map(|layers| adapter(layers));
+    let [older, newer] = ["language_model.model.layers", "model.language_model.layers"].map(adapter);
     let merged = merge(&file, &older, &Options::default(), &one);
     assert!(merged == merge(&file, &newer, &Options::default(), &other));
     assert!(merged != std::fs::read(&file).unwrap());

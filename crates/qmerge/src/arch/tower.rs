@@ -9,7 +9,7 @@ use super::find;
 use crate::error::Result;
 use crate::open::ModelConfig;
 
-/// Configuration classes of language models, with what they hold by default: transformers 4 wrote into `text_config` only what differs.
+/// Configuration classes of language models, with the numbers that they hold by default: files say in `text_config` only what differs (transformers 4, Gemma 3 as it is published).
 const DEFAULTS: &[(&str, &[(&str, u64)])] = &[
     ("llama", &[("vocab_size", 32_000), ("intermediate_size", 11_008), ("max_position_embeddings", 2048)]),
     (
@@ -23,18 +23,123 @@ const DEFAULTS: &[(&str, &[(&str, u64)])] = &[
         ],
     ),
     ("qwen2", &[("vocab_size", 151_936), ("intermediate_size", 22_016), ("max_position_embeddings", 32_768)]),
+    (
+        "gemma3_text",
+        &[
+            ("vocab_size", 262_208),
+            ("hidden_size", 2304),
+            ("intermediate_size", 9216),
+            ("num_hidden_layers", 26),
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 4),
+            ("head_dim", 256),
+            ("max_position_embeddings", 131_072),
+            ("query_pre_attn_scalar", 256),
+            ("sliding_window", 4096),
+        ],
+    ),
+    (
+        "gemma3n_text",
+        &[
+            ("vocab_size", 262_400),
+            ("hidden_size", 2048),
+            ("intermediate_size", 16_384),
+            ("num_hidden_layers", 35),
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 2),
+            ("head_dim", 256),
+            ("max_position_embeddings", 32_768),
+        ],
+    ),
+    (
+        "gemma4_text",
+        &[
+            ("vocab_size", 262_144),
+            ("hidden_size", 2304),
+            ("intermediate_size", 9216),
+            ("num_hidden_layers", 30),
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 4),
+            ("head_dim", 256),
+            ("max_position_embeddings", 131_072),
+        ],
+    ),
+    (
+        "llama4_text",
+        &[
+            ("vocab_size", 202_048),
+            ("hidden_size", 5120),
+            ("intermediate_size", 8192),
+            ("intermediate_size_mlp", 16_384),
+            ("num_hidden_layers", 48),
+            ("num_attention_heads", 40),
+            ("num_key_value_heads", 8),
+            ("head_dim", 128),
+            ("max_position_embeddings", 131_072),
+            ("num_local_experts", 16),
+            ("num_experts_per_tok", 1),
+            ("attention_chunk_size", 8192),
+        ],
+    ),
+    (
+        "ministral3",
+        &[
+            ("vocab_size", 131_072),
+            ("intermediate_size", 14_336),
+            ("num_hidden_layers", 34),
+            ("num_key_value_heads", 8),
+            ("head_dim", 128),
+            ("max_position_embeddings", 262_144),
+        ],
+    ),
+    (
+        "qwen3_5_text",
+        &[
+            ("vocab_size", 248_320),
+            ("intermediate_size", 12_288),
+            ("num_attention_heads", 16),
+            ("num_key_value_heads", 4),
+            ("max_position_embeddings", 32_768),
+            ("linear_conv_kernel_dim", 4),
+            ("linear_key_head_dim", 128),
+            ("linear_value_head_dim", 128),
+            ("linear_num_key_heads", 16),
+            ("linear_num_value_heads", 32),
+        ],
+    ),
+    (
+        "qwen3_5_moe_text",
+        &[
+            ("vocab_size", 248_320),
+            ("hidden_size", 2048),
+            ("num_hidden_layers", 40),
+            ("num_attention_heads", 16),
+            ("num_key_value_heads", 2),
+            ("max_position_embeddings", 32_768),
+            ("linear_conv_kernel_dim", 4),
+            ("linear_key_head_dim", 128),
+            ("linear_value_head_dim", 128),
+            ("linear_num_key_heads", 16),
+            ("linear_num_value_heads", 32),
+            ("moe_intermediate_size", 512),
+            ("shared_expert_intermediate_size", 512),
+            ("num_experts_per_tok", 8),
+            ("num_experts", 256),
+        ],
+    ),
 ];
 
-/// The same of all these classes.
+/// The same of all these classes that have no other.
 const SHARED: &[(&str, u64)] = &[("hidden_size", 4096), ("num_hidden_layers", 32), ("num_attention_heads", 32)];
 
 /// The configuration of what is run: the document itself, or what a model of several towers says of its language model.
 pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
-    if !find(config.model_type()).is_composed {
-        return Ok(Cow::Borrowed(config));
-    }
     let fields = Fields::new(config);
     let key = "text_config";
+    let own = config.json.get(key).and_then(|text| text.get("model_type")?.as_str());
+    if !find(config.model_type()).is_composed && own.and_then(defaults).is_none() {
+        return Ok(Cow::Borrowed(config));
+    }
     let value = fields.get(key).ok_or_else(|| fields.missing(key))?;
     let json = value.as_object().ok_or_else(|| fields.bad(key, value, "that is not an object"))?;
     let nested = ModelConfig { json: json.clone(), text: String::new(), ..config.clone() };
@@ -44,12 +149,14 @@ pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
     Ok(Cow::Owned(ModelConfig { json: with_defaults(nested.model_type(), json), ..nested }))
 }
 
+fn defaults(model_type: &str) -> Option<&'static [(&'static str, u64)]> {
+    DEFAULTS.iter().find(|(name, _)| *name == model_type).map(|(_, own)| *own)
+}
+
 fn with_defaults(model_type: &str, json: &Map<String, Value>) -> Map<String, Value> {
     let mut json = json.clone();
-    if let Some((_, own)) = DEFAULTS.iter().find(|(name, _)| *name == model_type) {
-        for (key, value) in own.iter().chain(SHARED) {
-            json.entry(*key).or_insert_with(|| Value::from(*value));
-        }
+    for (key, value) in defaults(model_type).into_iter().flat_map(|own| own.iter().chain(SHARED)) {
+        json.entry(*key).or_insert_with(|| Value::from(*value));
     }
     json
 }
@@ -82,6 +189,19 @@ mod tests {
         let spec = spec_of(&config(json!({"model_type": "llava_next", "text_config": mistral}))).unwrap();
         let super::super::spec::Mixer::Attention(attention) = spec.layers[31].mixer else { panic!() };
         assert_eq!((attention.kv_heads, attention.window), (8, None));
+    }
+
+    #[test]
+    fn gemma_3_is_read_as_it_is_published() {
+        let text = json!({"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34,
+                          "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024});
+        let spec = spec_of(&config(json!({"model_type": "gemma3", "text_config": text}))).unwrap();
+        assert_eq!((spec.hidden, spec.layers.len(), spec.vocab, spec.max_positions), (2560, 34, 262_208, 131_072));
+        let super::super::spec::Mixer::Attention(attention) = spec.layers[0].mixer else { panic!() };
+        assert_eq!(
+            (attention.heads, attention.kv_heads, attention.head_dim, attention.window),
+            (8, 4, 256, Some(1024))
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
 use crate::arch;
-use crate::arch::gguf::{File, Layout, To, View};
+use crate::arch::gguf::{File, Layout, To, View, towers};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
@@ -134,14 +134,14 @@ pub fn convert_to_gguf(
 /// How a file of a folder's model has its weights.
 fn of_model(inputs: &Inputs) -> Result<(&'static Layout, Metadata)> {
     let config = arch::config(&inputs.base)?;
-    let layout = Layout::of(config).map_err(|error| {
+    let (config, layout) = towers::stored(config).map_err(|error| {
         error.with_hint(format!(
             "types that are: {}; for any other use llama.cpp's convert_lora_to_gguf.py",
             Layout::known_types().join(", ")
         ))
     })?;
     // The order of rows goes by numbers of heads, which stand beside the number of tokens.
-    Ok((layout, layout.said(config, 0, 0)?.keys.finish()))
+    Ok((layout, layout.said(&config, 0, 0)?.keys.finish()))
 }
 
 /// The weights that the adapter changes. Errors if one is no product, or has no place in a file.
@@ -275,7 +275,7 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
     let mut sizes: BTreeMap<String, (View, usize, usize, Vec<usize>)> = BTreeMap::new();
     for claim in &inputs.inventory.weights {
         let &[rows, cols] = claim.weight.shape() else { continue };
-        let Some(view) = file.stored(claim.weight.name(), rows)? else { continue };
+        let Some(view) = file.stored(&towers::alone(claim.weight.name()), rows)? else { continue };
         let Some((stack, number)) = expert(&view.stored) else { continue };
         let own =
             sizes.entry(stack.clone()).or_insert_with(|| (View { stored: stack, ..view }, rows, cols, Vec::new()));

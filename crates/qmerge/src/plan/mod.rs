@@ -22,6 +22,7 @@ mod rescaled;
 mod steps;
 mod target;
 mod tie;
+mod towers;
 
 pub use accounting::Accounting;
 pub(crate) use accounting::untrained_warning;
@@ -378,6 +379,7 @@ fn read_adapters(
         warnings.append(&mut read.warnings);
         refuse_unused(adapter, &read, names, options.allow_unused, warnings)?;
         left_out(adapter, options.allow_unused, warnings)?;
+        towers::set_aside(inputs, options, adapter, &mut read, warnings)?;
         changes.push(read);
     }
     Ok(changes)

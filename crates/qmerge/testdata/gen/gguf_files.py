@@ -35,6 +35,7 @@ import conversion.hunyuan as hunyuan  # noqa: E402
 import gguf_families  # noqa: E402
 import gguf_gemma  # noqa: E402
 import gguf_mixtures  # noqa: E402
+import gguf_towers  # noqa: E402
 
 FILE_TYPES = dict(q4_0=2, q4_1=3, q8_0=7, q5_0=8, q5_1=9, q2_k=10, q3_k_s=11, q3_k_m=12, q3_k_l=13, q4_k_s=14, q4_k_m=15, q5_k_s=16, q5_k_m=17, q6_k=18, iq4_nl=25, iq4_xs=30)
 TEXT = ["The quick brown fox jumps over the lazy dog. " * 3, "In the beginning was the word, and numbers 123 456 7890 too.\n", "Größe naïve café élève. It's what they'll've said!\n"] * 4
@@ -213,7 +214,7 @@ def models_():
         config = dict(**sizes(32, 4, 2, 96, 2), vocab_size=tokens, rope_theta=1000000.0, moe_intermediate_size=32, num_experts=count, num_experts_per_tok=2, tie_word_embeddings=False, eos_token_id=290, **more)
         weights(to, config, seed, bias=bias, qk_norm=count > 8, experts=("mlp", count, ("gate_proj", "up_proj", "down_proj")))
     gguf_gemma.write(folder, TEXT, pieces)
-    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs, pieces), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
+    return {"llama-wide": "llama-bpe", **gguf_families.write(folder, byte_pairs, pieces), **gguf_mixtures.write(folder, byte_pairs, pieces), **gguf_towers.write(folder, TEXT, byte_pairs, pieces), **{name: "qwen2" for name in ("qwen2", "qwen3", "qwen2moe", "qwen3moe")}}
 
 
 def set_meta(self, writer):
@@ -238,7 +239,7 @@ def convert(folder, out, outtype, pre):
     # Of HunYuan's experts it expects a tokenizer that is code.
     hunyuan.HunYuanMoEModel.set_vocab = base.TextModel._set_vocab_gpt2
     gguf.Metadata.set_gguf_meta_model = set_meta
-    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out), *(["--no-mtp"] if folder.name in gguf_mixtures.PREDICTS_FURTHER else [])]
+    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype, "--outfile", str(out), *(["--no-mtp"] if folder.name in (*gguf_mixtures.PREDICTS_FURTHER, "qwen35sees") else [])]
     runpy.run_path(os.path.join(LLAMA_CPP, "convert_hf_to_gguf.py"), run_name="__main__")
 
 

@@ -324,6 +324,13 @@ fn an_adapter_goes_into_the_file() {
     std::fs::remove_dir_all(&adapter).unwrap();
 }
 
+/// What the language model alone calls a weight of a model that sees; `None` for one of a tower.
+fn in_language_model(name: &str) -> Option<String> {
+    let is_tower = ["vision", "visual", "audio", "projector"].iter().any(|part| name.contains(part));
+    let name = name.replace("model.language_model.", "model.").replace("language_model.", "");
+    (!is_tower).then_some(name)
+}
+
 /// Into a file and back into a folder, all values are what they were, under the names that they had.
 #[test]
 fn a_folder_comes_back_from_the_file() {
@@ -337,9 +344,9 @@ fn a_folder_comes_back_from_the_file() {
         let (before, after) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&back).unwrap());
         let (weights, found) = (formats::inventory(&before).unwrap(), formats::inventory(&after).unwrap());
         for claim in &weights.weights {
-            let name = claim.weight.name();
+            let Some(name) = &in_language_model(claim.weight.name()) else { continue };
             let Some(own) = found.weights.iter().find(|own| own.weight.name() == name) else {
-                assert_eq!((model.as_str(), name), ("gemma", "lm_head.weight"), "missing");
+                assert_eq!((model.as_str(), name.as_str()), ("gemma", "lm_head.weight"), "missing");
                 continue;
             };
             let rows = 0..claim.weight.geometry().rows;
@@ -455,6 +462,12 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
         ("ernie4_5moe", &["o_proj", "shared_experts.down_proj", "gate_proj"], false),
         ("hunyuanmoe", &["q_proj", "shared_mlp.up_proj", "wg"], false),
         ("phimoe", &["q_proj", "w1", "w2"], false),
+        ("gemma3sees", &["model.layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"], false),
+        ("gemma4sees", &["language_model.layers.1.self_attn.q_proj", "per_layer_projection"], false),
+        ("mistral3sees", &["self_attn.k_proj", "mlp.up_proj"], false),
+        ("ministral3sees", &["self_attn.q_proj", "mlp.down_proj"], false),
+        ("llama4sees", &["model.layers.1.self_attn.o_proj", PARAMETERS[2]], false),
+        ("qwen35sees", &["in_proj_qkv", "linear_attn.out_proj"], false),
         ("qwen3next", &["in_proj_qkvz", "in_proj_ba", "linear_attn.out_proj"], false),
         ("qwen35", &["in_proj_qkv", "in_proj_z", "in_proj_a", "linear_attn.out_proj"], false),
         ("qwen35moe", &["in_proj_qkv", "in_proj_b", "linear_attn.out_proj"], false),
@@ -489,6 +502,79 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
             std::fs::remove_dir_all(folder).unwrap();
         }
     }
+}
+
+/// What an adapter for a model that sees is called since transformers 4.52, and before, is the language model's own in a file of it.
+#[test]
+fn an_adapter_for_a_model_that_sees_goes_into_its_file() {
+    let base = Path::new(MADE).join("gemma3sees");
+    let [file, one, other, wanted] = ["", "-one", "-other", "-wanted"].map(|end| place(&format!("sees{end}.gguf")));
+    let run = RunOptions::default();
+    let f32 = Options { export: Some(export("f32")), ..Options::default() };
+    write(&base, &f32, &file, &run).unwrap();
+    let adapter = renamed_copy(&base, "self_attn.v_proj");
+    let merge = |base: &Path, adapter: &Path, options: &Options, output: &Path| {
+        let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![Adapter::open(adapter, 1.0).unwrap()]).unwrap();
+        let plan = Plan::new(&inputs, options).unwrap();
+        merge::run(&inputs, &plan, None, output, &run, &Silent).unwrap();
+        std::fs::read(output).unwrap()
+    };
+    let [older, newer] = ["language_model.model.layers", "model.language_model.layers"].map(adapter);
+    let merged = merge(&file, &older, &Options::default(), &one);
+    assert!(merged == merge(&file, &newer, &Options::default(), &other));
+    assert!(merged != std::fs::read(&file).unwrap());
+    // In f32 nothing is rounded between the two.
+    assert!(merged == merge(&base, &newer, &f32, &wanted));
+    for file in [&file, &one, &other, &wanted] {
+        std::fs::remove_file(file).unwrap();
+        std::fs::remove_file(qmerge::write::path_beside(file)).unwrap();
+    }
+    for folder in [older, newer] {
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+/// Makes adapters of the layers of a model that sees, under the names that are asked for.
+fn renamed_copy(base: &Path, target: &str) -> impl Fn(&str) -> PathBuf {
+    let made = adapter_of(base, &[&format!("model.layers.0.{target}"), &format!("model.layers.1.{target}")], false);
+    let [tensors, config] =
+        ["adapter_model.safetensors", "adapter_config.json"].map(|name| std::fs::read(made.join(name)).unwrap());
+    std::fs::remove_dir_all(made).unwrap();
+    move |layers| {
+        let folder = place(&format!("adapter-{layers}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let own = safetensors::SafeTensors::deserialize(&tensors).unwrap();
+        let all =
+            own.tensors().into_iter().map(|(name, view)| (name.replace("language_model.model.layers", layers), view));
+        safetensors::serialize_to_file(all, None, &folder.join("adapter_model.safetensors")).unwrap();
+        std::fs::write(folder.join("adapter_config.json"), &config).unwrap();
+        folder
+    }
+}
+
+/// A tower is not in the file: what an adapter changes there is refused by name, or left out where that is asked for.
+#[test]
+fn an_adapter_of_a_tower_is_not_dropped() {
+    let base = Path::new(MADE).join("gemma4sees");
+    let plan = |targets: &[&str], allow_unused: bool| {
+        let adapter = adapter_of(&base, targets, false);
+        let inputs =
+            Inputs::new(Checkpoint::open(&base).unwrap(), vec![Adapter::open(&adapter, 1.0).unwrap()]).unwrap();
+        std::fs::remove_dir_all(&adapter).unwrap();
+        Plan::new(&inputs, &Options { export: Some(export("q8_0")), allow_unused, ..Options::default() })
+    };
+    let both = ["mlp.up_proj.linear", "language_model.layers.0.self_attn.v_proj", "embedding_projection"];
+    for (targets, allow_unused) in [(&both[..], false), (&both[..1], false), (&both[..1], true)] {
+        let error = plan(targets, allow_unused).unwrap_err();
+        let text = error.to_string();
+        assert!(error.kind() == Kind::Mismatch && text.contains("mmproj"), "{text}");
+        assert!(text.contains("base_model.model.model."), "{text}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("--mmproj") && hint.contains("--allow-unused") == (targets.len() > 1), "{hint}");
+    }
+    let plan = plan(&both, true).unwrap();
+    assert_eq!((plan.accounting[0].merged, plan.accounting[0].unused.len()), (2, 4));
+    assert!(plan.warnings.iter().any(|text| text.starts_with("4 of 6 adapter tensors")), "{:?}", plan.warnings);
 }
 
 /// llama.cpp does not load a file with a bias that its graph of the architecture has no place for.
@@ -542,7 +628,10 @@ fn what_the_keys_lose_is_told_of() {
     std::fs::remove_dir_all(&folder).unwrap();
     for model in &models() {
         let inputs = Inputs::new(Checkpoint::open(&Path::new(MADE).join(model)).unwrap(), Vec::new()).unwrap();
-        let warnings = Plan::new(&inputs, &options).unwrap().warnings;
+        let mut warnings = Plan::new(&inputs, &options).unwrap().warnings;
+        if model.ends_with("sees") {
+            assert!(warnings.pop().is_some_and(|text| text.contains("mmproj")), "{model}");
+        }
         assert!(warnings.is_empty(), "{model}: {warnings:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The way between the names of a GGUF file and those of the model, in both directions.
 
 use super::layout::LAYOUTS;
-use super::{HEAD, Heads, Layout, NamedModule, Names, ROUTER, RowOrder, STACKS, View};
+use super::{HEAD, Heads, Layout, NamedModule, Names, ROUTER, RowOrder, STACKS, View, towers};
 use crate::error::{Error, Result, malformed};
 use crate::open::gguf::expert;
 use crate::open::{Checkpoint, Metadata};
@@ -102,8 +102,13 @@ impl<'c> File<'c> {
         Ok(self.view(&format!("{path}.{leaf}"), rows)?.filter(|view| view.name == name))
     }
 
-    /// How the file stores the model's weight of that name and shape; `None` for one that has no place in it.
+    /// How the file stores the model's weight of that name and shape; `None` for one that has no place in it. Beside towers a language model's names begin otherwise.
     pub(crate) fn place(&self, name: &str, shape: &[usize], is_turned: bool) -> Result<Option<View>> {
+        let view = self.place_alone(&towers::alone(name), shape, is_turned)?;
+        Ok(view.map(|view| View { name: name.to_owned(), ..view }))
+    }
+
+    fn place_alone(&self, name: &str, shape: &[usize], is_turned: bool) -> Result<Option<View>> {
         let within = name.strip_prefix(self.layout.layers).and_then(|rest| rest.split_once('.'));
         if let Some((number, join)) = within.and_then(|(number, name)| Some((number, self.layout.joined(name)?))) {
             return join.view(self.layout, self.metadata, (number, name), shape, is_turned).map(Some);

@@ -6,7 +6,9 @@ use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
 use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta};
-use super::{minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2};
+use super::{
+    minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2, towers,
+};
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
@@ -186,13 +188,14 @@ impl Layout {
     }
 
     /// The layout of models of that type.
+    #[cfg(test)]
     pub(crate) fn find(model_type: &str) -> Option<&'static Self> {
         LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type))
     }
 
     /// The types of models that have one.
     pub(crate) fn known_types() -> Vec<&'static str> {
-        distinct(LAYOUTS.iter().flat_map(|layout| layout.model_types).copied())
+        distinct(LAYOUTS.iter().flat_map(|layout| layout.model_types).copied().chain(towers::types()))
     }
 
     /// The architectures that there are.

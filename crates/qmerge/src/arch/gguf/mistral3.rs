@@ -1,4 +1,4 @@
-//! Ministral 3: Llama with queries that grow with their position.
+//! Ministral 3: Llama with queries that grow with their position; and the Mistral that sees, which llama.cpp has in the same architecture without that.
 
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Head, Layout};
@@ -14,6 +14,10 @@ pub(super) const MINISTRAL3: Layout = Layout {
     is_large: |_, _| false,
     ..LLAMA
 };
+
+/// Mistral beside a tower.
+pub(super) const MISTRAL: Layout =
+    Layout { architecture: "mistral3", model_types: &["mistral"], is_large: |_, _| false, ..LLAMA };
 
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     llama::say(said, model)?;

@@ -45,6 +45,7 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+pub(crate) mod towers;
 mod view;
 mod weave;
 
@@ -101,6 +102,7 @@ pub(crate) fn is_made(name: &str) -> bool {
 
 /// True of a tensor of what predicts further tokens behind a model's own layers, which transformers does not run.
 pub(crate) fn predicts_further(name: &str, layers: usize) -> bool {
+    let name = &*towers::alone(name);
     let of_layer = ["model.layers.", "blk."].iter().find_map(|layers| name.strip_prefix(layers));
     let number = of_layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     number.is_some_and(|number| number >= layers) || name.starts_with("mtp.") || name.starts_with("model.mtp.")

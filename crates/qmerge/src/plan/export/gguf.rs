@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Constant, Destination, Export, Exported, Kind, Model, lost};
 use crate::arch;
 use crate::arch::gguf::mixture::{self, FileType};
-use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further};
+use crate::arch::gguf::{File, Layout, Said, View, is_made, predicts_further, towers};
 use crate::dtype::Dtype;
 use crate::error::{Result, mismatch, unsupported};
 use crate::formats::{self, GPT_OSS};
@@ -65,8 +65,9 @@ impl Export for FileType {
         if base.is_self_contained() {
             return self.requantized(model);
         }
-        let config = arch::config(base)?;
-        let layout = Layout::of(config)?;
+        let whole = arch::config(base)?;
+        let (config, layout) = towers::stored(whole)?;
+        let config = &*config;
         refuse(model)?;
         let embed = model.names.embed().map(|claim| claim.weight.name());
         let tokens = model.weights.iter().find(|(name, _)| Some(name.as_str()) == embed);
@@ -82,7 +83,7 @@ impl Export for FileType {
         let adapters = model.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store);
         let adapters = adapters.filter(|_| model.options.tokenizer == Tokenizer::Adapter);
         let folders: Vec<&dyn Store> = adapters.chain([&*base.store]).collect();
-        keys.append(vocabulary(&folders, config, tokens, layout.ways())?);
+        keys.append(vocabulary(&folders, whole, tokens, layout.ways())?);
         if self.is_quantized() {
             keys.set_last("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
             keys.set_last("general.file_type", Field::Count(self.number));
@@ -102,7 +103,7 @@ impl Export for FileType {
         for ((name, _), shape) in model.weights.iter().zip(&shapes) {
             let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
                 && model.names.arch.experts.is_some_and(|experts| experts.in_out);
-            let view = if model.predicts_further(name) { None } else { file.place(name, shape, is_turned)? };
+            let view = if model.is_left_out(name) { None } else { file.place(name, shape, is_turned)? };
             views.push((name, shape, view));
         }
         let constants: Vec<Constant> = constants
@@ -117,8 +118,13 @@ impl Export for FileType {
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, layout, views, constants, writer)?;
-        let warnings =
-            missing.into_iter().chain(warning).chain(model.says_what_is_left_out()).chain(exported.warnings).collect();
+        let warnings = missing
+            .into_iter()
+            .chain(warning)
+            .chain(model.says_what_is_left_out())
+            .chain(model.inputs.says_towers_left_out())
+            .chain(exported.warnings)
+            .collect();
         Ok(Exported { warnings, ..exported })
     }
 }
@@ -135,7 +141,7 @@ impl FileType {
     ) -> Result<Exported> {
         let mut places: HashMap<String, Destination> = HashMap::new();
         for (name, ..) in views.iter().filter(|(.., view)| view.is_none()) {
-            if !is_made(name) && !is_copy(model, name) && !model.predicts_further(name) {
+            if !is_made(name) && !is_copy(model, name) && !model.is_left_out(name) {
                 return Err(unsupported("a tensor that has no place in a GGUF file of this architecture")
                     .in_file(&model.inputs.base.path)
                     .in_tensor(name));
@@ -239,6 +245,11 @@ impl Model<'_, '_> {
         layers.is_some_and(|layers| predicts_further(name, usize::try_from(layers).unwrap_or(usize::MAX)))
     }
 
+    /// True of a tensor that llama.cpp takes from another file, or not at all.
+    fn is_left_out(&self, name: &str) -> bool {
+        self.predicts_further(name) || self.inputs.tower_of(name).is_some()
+    }
+
     /// That it does not come along, where there is something of it.
     pub(super) fn says_what_is_left_out(&self) -> Option<String> {
         let (first, _) = self.weights.iter().find(|(name, _)| self.predicts_further(name))?;
@@ -263,7 +274,7 @@ impl Model<'_, '_> {
         let count = |key: &str| metadata.first_integer(&format!("{architecture}.{key}")).map(|count| count as usize);
         let (layers, heads) = (count("block_count").unwrap_or(0), count("attention.head_count").unwrap_or(0));
         let kv_heads = count("attention.head_count_kv").unwrap_or(heads);
-        let layout = config.and_then(|config| Layout::find(config.model_type()));
+        let layout = config.and_then(|config| towers::stored(config).ok()).map(|(_, layout)| layout);
         mixture::Model {
             layers,
             shared: heads.checked_div(kv_heads).unwrap_or(0),
@@ -280,7 +291,7 @@ impl Model<'_, '_> {
 fn refuse(model: &Model<'_, '_>) -> Result<()> {
     refuse_additions(model, "merge it into a folder, without --to")?;
     let opaque = model.inputs.inventory.opaque.iter().filter_map(|&at| model.inputs.base.entries.get(at));
-    match opaque.into_iter().find(|entry| !is_made(&entry.name)) {
+    match opaque.into_iter().find(|entry| !is_made(&entry.name) && model.inputs.tower_of(&entry.name).is_none()) {
         Some(entry) => Err(unsupported(format!("a tensor of {} that has no place in a GGUF file", entry.dtype))
             .in_file(&model.inputs.base.path)
             .in_tensor(&entry.name)),
@@ -394,7 +405,7 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = given.map_or(folder, |name| name.rsplit('/').next().unwrap_or(name).to_owned());
     keys.set("general.name", Field::Text(title(&name)));
-    let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.predicts_further(name);
+    let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.is_left_out(name);
     let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
     // As gguf-py counts, which takes biases of experts for what all have.
     let stacked = model.names.arch.experts.map_or(["", ""], |experts| experts.stacked);

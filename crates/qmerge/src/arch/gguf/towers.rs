@@ -1,0 +1,122 @@
+//! Models that see or hear: a file holds their language model, and llama.cpp takes what else there is from a second file (mmproj).
+
+use std::borrow::Cow;
+
+use super::{Layout, mistral3};
+use crate::arch::language_model;
+use crate::error::{Result, unsupported};
+use crate::open::ModelConfig;
+
+/// Models with towers of which a file is made.
+struct Family {
+    model_types: &'static [&'static str],
+    /// Types that their language models may be of, with the layout of those that lie in a file otherwise than such a model alone.
+    texts: &'static [(&'static str, Option<&'static Layout>)],
+}
+
+const FAMILIES: &[Family] = &[
+    Family { model_types: &["gemma3"], texts: &[("gemma3_text", None)] },
+    Family { model_types: &["gemma3n"], texts: &[("gemma3n_text", None)] },
+    Family { model_types: &["gemma4"], texts: &[("gemma4_text", None)] },
+    Family { model_types: &["llama4"], texts: &[("llama4_text", None)] },
+    Family { model_types: &["mistral3"], texts: &[("mistral", Some(&mistral3::MISTRAL)), ("ministral3", None)] },
+    Family { model_types: &["qwen3_5"], texts: &[("qwen3_5_text", None)] },
+    Family { model_types: &["qwen3_5_moe"], texts: &[("qwen3_5_moe_text", None)] },
+];
+
+/// How paths of the language model begin beside towers, and alone.
+const BEGINNINGS: &[(&str, &str)] = &[
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+];
+
+/// Modules that are towers, or lead from one into the language model.
+const TOWERS: &[&str] =
+    &["audio_tower", "embed_audio", "embed_vision", "multi_modal_projector", "vision_model", "vision_tower", "visual"];
+
+/// The types of such models.
+pub(super) fn types() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().flat_map(|family| family.model_types).copied()
+}
+
+/// A path as the language model alone has it.
+pub(crate) fn alone(name: &str) -> Cow<'_, str> {
+    let begun = |(beside, alone): &(&str, &str)| Some(format!("{alone}{}", name.strip_prefix(beside)?));
+    BEGINNINGS.iter().find_map(begun).map_or(Cow::Borrowed(name), Cow::Owned)
+}
+
+/// The configuration that a file is made from, and how the file has the model.
+pub(crate) fn stored(config: &ModelConfig) -> Result<(Cow<'_, ModelConfig>, &'static Layout)> {
+    let Some(family) = FAMILIES.iter().find(|family| family.model_types.contains(&config.model_type())) else {
+        return Ok((Cow::Borrowed(config), Layout::of(config)?));
+    };
+    let own = language_model(config)?;
+    let Some((_, layout)) = family.texts.iter().find(|(text, _)| *text == own.model_type()) else {
+        let (whole, text) = (config.model_type(), own.model_type());
+        let known: Vec<&str> = family.texts.iter().map(|(text, _)| *text).collect();
+        return Err(unsupported(format!(
+            "models of type `{whole}` around one of type `{text}` are not turned into GGUF"
+        ))
+        .in_file(&config.path)
+        .with_hint(format!(
+            "`text_config.model_type` may be {}; of another llama.cpp's convert_hf_to_gguf.py may make a file",
+            known.join(" or ")
+        )));
+    };
+    let layout = layout.map_or_else(|| Layout::of(&own), Ok)?;
+    Ok((own, layout))
+}
+
+/// The tower of such a model that a tensor belongs to, or what leads from one.
+pub(crate) fn tower(config: &ModelConfig, name: &str) -> Option<&'static str> {
+    let first = name.strip_prefix("model.").unwrap_or(name).split('.').next()?;
+    let own = types().any(|model_type| model_type == config.model_type());
+    TOWERS.iter().copied().find(|tower| own && *tower == first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_all_releases_are_told_apart() {
+        let config = |text: &str| ModelConfig::parse(text.into(), "config.json".as_ref()).unwrap();
+        let gemma = config(r#"{"model_type": "gemma3"}"#);
+        for (name, own) in [
+            ("language_model.model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("model.language_model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("language_model.lm_head.weight", "lm_head.weight"),
+            ("lm_head.weight", "lm_head.weight"),
+            ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ] {
+            assert_eq!((alone(name).as_ref(), tower(&gemma, name)), (own, None));
+        }
+        for name in ["vision_tower.vision_model.head.probe", "model.vision_tower.head.probe"] {
+            assert_eq!(tower(&gemma, name), Some("vision_tower"));
+            assert_eq!(tower(&config(r#"{"model_type": "gemma3_text"}"#), name), None);
+        }
+        assert_eq!(tower(&gemma, "model.layers.0.vision_tower.weight"), None);
+    }
+
+    #[test]
+    fn a_language_model_that_no_file_holds_is_named() {
+        let config = |text: &str| ModelConfig::parse(text.into(), "config.json".as_ref()).unwrap();
+        for (text, said) in [
+            (r#"{"model_type": "mistral4"}"#, "`mistral4`"),
+            (r#"{"model_type": "llama"}"#, "`llama`"),
+            ("{}", "`text_config.model_type`"),
+            ("[]", "`text_config`"),
+            ("null", "`text_config`"),
+        ] {
+            let mistral = config(&format!(r#"{{"model_type": "mistral3", "text_config": {text}}}"#));
+            let error = stored(&mistral).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let gemma = config(r#"{"model_type": "gemma3", "hidden_size": 8}"#);
+        assert!(stored(&gemma).unwrap_err().to_string().contains("`gemma3`"));
+        let mistral = config(r#"{"model_type": "mistral3", "text_config": {"model_type": "mistral"}}"#);
+        let (own, layout) = stored(&mistral).unwrap();
+        assert_eq!((own.model_type(), layout.architecture()), ("mistral", "mistral3"));
+    }
+}

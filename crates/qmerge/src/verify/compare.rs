@@ -168,7 +168,8 @@ impl Run<'_> {
             (true, true) => 0.005,
             (true, false) => SAME_RECODED,
         };
-        Ok(loss.error_rms <= allowed * loss.weight_rms)
+        // No error is none of values whose squares overflow, too (what holds Gemma 4's pairs still).
+        Ok(loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms)
     }
 
     /// True if rows of the one are columns of the other: GPTQ stores inputs as rows, as GPT-2 does while it is plain.

@@ -120,6 +120,10 @@ fn experts(fields: &Fields<'_>, activation: Activation) -> Result<Routed> {
 
 /// Errors for what this family has and nothing here runs.
 fn refuse(fields: &Fields<'_>) -> Result<()> {
+    // The class has ropes of its own for each kind of layer, which files always say.
+    if fields.get("rope_parameters").is_none() {
+        return Err(fields.missing("rope_parameters"));
+    }
     match fields.get("use_bidirectional_attention") {
         Some(value) if value.as_str() != Some("vision") => {
             Err(fields.unsupported("use_bidirectional_attention", value))

@@ -75,6 +75,9 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
             FeedForward::Routed(_) => None,
         })
     };
+    if let Some(value) = fields.get("altup_correct_scale").filter(|value| **value == false) {
+        return Err(fields.unsaid("altup_correct_scale", value));
+    }
     said.common(model)?;
     said.counts("feed_forward_length", &dense().map(|own| own.width).collect::<Vec<_>>());
     if let Some(cap) = spec.logit_cap {

@@ -8,7 +8,7 @@ use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
 use super::weave::Dims;
 use super::{HEAD, ROUTER};
-use crate::arch::spec::{Attention, FeedForward, Mixer, Projections};
+use crate::arch::spec::{Attention, FeedForward, Layer, Mixer, Projections};
 use crate::arch::{Fields, spec_of};
 use crate::error::Result;
 use crate::open::gguf::{FACTORS, Ways};
@@ -111,13 +111,13 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
         said.count(&format!("attention.value_length{end}"), features);
     }
     said.experts(model)?;
-    let width = |feed_forward: &FeedForward| match feed_forward {
-        FeedForward::Dense(dense) => dense.width,
-        FeedForward::Routed(_) => model.width,
-    };
-    if fields.flag("use_double_wide_mlp", false)? {
-        let widths: Vec<usize> = spec.layers.iter().map(|layer| width(&layer.feed_forward)).collect();
-        said.counts("feed_forward_length", &widths);
+    if let Some(value) = fields.get("use_double_wide_mlp").filter(|value| **value == true) {
+        let width = |layer: &Layer| match &layer.feed_forward {
+            FeedForward::Dense(dense) => Ok(dense.width),
+            // No model has both, and files of experts are read with one width.
+            FeedForward::Routed(_) => Err(fields.unsaid("use_double_wide_mlp", value)),
+        };
+        said.counts("feed_forward_length", &spec.layers.iter().map(width).collect::<Result<Vec<_>>>()?);
     }
     let heads: Vec<usize> = attention.iter().map(|own| own.kv_heads).collect();
     if heads.iter().any(|own| *own != model.kv_heads) {

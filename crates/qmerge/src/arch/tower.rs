@@ -136,8 +136,11 @@ const SHARED: &[(&str, u64)] = &[("hidden_size", 4096), ("num_hidden_layers", 32
 pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
     let fields = Fields::new(config);
     let key = "text_config";
+    let arch = find(config.model_type());
     let own = config.json.get(key).and_then(|text| text.get("model_type")?.as_str());
-    if !find(config.model_type()).is_composed && own.and_then(defaults).is_none() {
+    // A family whose text is of its own is read from the whole document, but for what its class has by default. Around another family's text may be anything.
+    let has_defaults = own.is_some_and(|own| arch.model_types.contains(&own) && defaults(own).is_some());
+    if !arch.is_composed && !has_defaults {
         return Ok(Cow::Borrowed(config));
     }
     let value = fields.get(key).ok_or_else(|| fields.missing(key))?;
@@ -202,6 +205,14 @@ mod tests {
             (attention.heads, attention.kv_heads, attention.head_dim, attention.window),
             (8, 4, 256, Some(1024))
         );
+    }
+
+    #[test]
+    fn what_lies_around_a_known_text_has_to_be_known_too() {
+        let text = json!({"model_type": "qwen2", "hidden_size": 64});
+        let hears = config(json!({"model_type": "qwen2_audio", "text_config": text}));
+        assert_eq!(super::language_model(&hears).unwrap().model_type(), "qwen2_audio");
+        assert!(spec_of(&hears).is_err());
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! matrices in the model and a stack in a file.
 
 use super::gemma::{AROUND, GEMMA3};
-use super::gemma4::{OF_LAYERS, WITH_LAYERS};
+use super::gemma4::{self, OF_LAYERS, WITH_LAYERS};
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::layout::{Defaults, Head, Layout};
 use super::{HEAD, Names};
-use crate::arch::spec::{Attention, FeedForward, Mixer, Projections};
+use crate::arch::spec::FeedForward;
 use crate::arch::spec_of;
 use crate::error::Result;
 
@@ -61,14 +61,7 @@ const STREAMS: usize = 4;
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
     let spec = spec_of(fields.config())?;
-    let attention: Vec<&Attention> = spec
-        .layers
-        .iter()
-        .filter_map(|layer| match &layer.mixer {
-            Mixer::Attention(attention) => Some(attention),
-            _ => None,
-        })
-        .collect();
+    let attention = gemma4::attention(&spec);
     let dense = || {
         spec.layers.iter().filter_map(|layer| match &layer.feed_forward {
             FeedForward::Dense(dense) => Some(dense),
@@ -80,10 +73,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     }
     said.common(model)?;
     said.counts("feed_forward_length", &dense().map(|own| own.width).collect::<Vec<_>>());
-    if let Some(cap) = spec.logit_cap {
-        said.float("final_logit_softcapping", f64::from(cap));
-    }
-    said.count("attention.sliding_window", fields.positive_if("sliding_window")?.unwrap_or(512));
+    gemma4::say_window(said, model, &spec)?;
     let streams = spec.streams.as_ref().map_or((STREAMS, 0), |streams| (streams.count, streams.active));
     if let Some(value) = fields.get("altup_num_inputs").filter(|_| streams.0 != STREAMS) {
         return Err(fields.unsaid("altup_num_inputs", value));
@@ -96,8 +86,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
         return Err(fields.unsaid("vocab_size_per_layer_input", &embeddings.1.into()));
     }
     said.count("embedding_length_per_layer_input", embeddings.0);
-    let borrows = |own: &&&Attention| matches!(own.projections, Projections::Borrowed { .. });
-    said.count("attention.shared_kv_layers", attention.iter().filter(borrows).count());
+    said.count("attention.shared_kv_layers", gemma4::borrowers(&attention));
     said.floats("activation_sparsity_scale", dense().map(|own| own.above.unwrap_or(f32::NEG_INFINITY)).collect());
     said.flags("attention.sliding_window_pattern", attention.iter().map(|own| own.window.is_some()).collect());
     Ok(())

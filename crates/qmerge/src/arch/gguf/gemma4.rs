@@ -8,7 +8,7 @@ use super::layout::{Defaults, Head, Layout, Local};
 use super::llama::PLAIN;
 use super::weave::Dims;
 use super::{HEAD, ROUTER};
-use crate::arch::spec::{Attention, FeedForward, Layer, Mixer, Projections};
+use crate::arch::spec::{Attention, FeedForward, Layer, Mixer, Projections, Spec};
 use crate::arch::{Fields, spec_of};
 use crate::error::Result;
 use crate::open::gguf::{FACTORS, Ways};
@@ -82,28 +82,40 @@ fn has_experts(fields: &Fields<'_>) -> bool {
 /// What no pair of features turns by: a wavelength times this is longer than any text.
 const STILL: f32 = 1e30;
 
+/// What attends, by layer.
+pub(super) fn attention(spec: &Spec) -> Vec<&Attention> {
+    let layers = spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        Mixer::Attention(attention) => Some(attention),
+        _ => None,
+    });
+    layers.collect()
+}
+
+/// How many layers see keys and values of others.
+pub(super) fn borrowers(attention: &[&Attention]) -> usize {
+    attention.iter().filter(|own| matches!(own.projections, Projections::Borrowed { .. })).count()
+}
+
+/// The cap of logits, and the window.
+pub(super) fn say_window(said: &mut Said, model: &Model<'_>, spec: &Spec) -> Result<()> {
+    if let Some(cap) = spec.logit_cap {
+        said.float("final_logit_softcapping", f64::from(cap));
+    }
+    said.count("attention.sliding_window", model.fields.positive_if("sliding_window")?.unwrap_or(512));
+    Ok(())
+}
+
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
     // Which layers are how is what a model is run by.
     let spec = spec_of(fields.config())?;
-    let attention: Vec<&Attention> = spec
-        .layers
-        .iter()
-        .filter_map(|layer| match &layer.mixer {
-            Mixer::Attention(attention) => Some(attention),
-            _ => None,
-        })
-        .collect();
+    let attention = attention(&spec);
     let of = |is_sliding: bool| attention.iter().rev().find(|own| own.window.is_some() == is_sliding);
     let wide = of(false).map_or(model.head_dim(), |own| own.head_dim);
     let narrow = of(true).map_or(model.head_dim(), |own| own.head_dim);
     said.common(model)?;
-    if let Some(cap) = spec.logit_cap {
-        said.float("final_logit_softcapping", f64::from(cap));
-    }
-    said.count("attention.sliding_window", fields.positive_if("sliding_window")?.unwrap_or(512));
-    let borrows = |own: &&&Attention| matches!(own.projections, Projections::Borrowed { .. });
-    said.count("attention.shared_kv_layers", attention.iter().filter(borrows).count());
+    say_window(said, model, &spec)?;
+    said.count("attention.shared_kv_layers", borrowers(&attention));
     said.count("embedding_length_per_layer_input", spec.per_layer.map_or(0, |own| own.width));
     said.flags("attention.sliding_window_pattern", attention.iter().map(|own| own.window.is_some()).collect());
     for (end, features) in [("", wide), ("_swa", narrow)] {

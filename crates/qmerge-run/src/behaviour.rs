@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use qmerge::allocator::give_back;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::merge::Judge;
 use qmerge::open::Checkpoint;
@@ -12,7 +13,6 @@ use qmerge::report::Behaviour;
 use crate::calibrate::{Amount, PRECISION, together, write};
 use crate::compare::{COLUMNS, Candidate, score_all};
 use crate::linear::Precision;
-use crate::memory::give_back;
 use crate::model::{Model, Options};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;

@@ -98,15 +98,6 @@ pub fn fit<E>(
     }
 }
 
-/// Gives back what was freed: glibc keeps for each thread what that thread has freed, and the next phase's threads would take new memory beside it.
-pub(crate) fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it touches nothing but the allocator's own free memory.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Factors of all adapters, which a model with its adapters apart has in memory.
 fn factors(plan: &Plan) -> u64 {
     let edits = plan.steps.iter().filter_map(|step| match &step.action {

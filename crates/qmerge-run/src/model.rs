@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qmerge::allocator::keep_activations;
 use qmerge::arch;
 use qmerge::arch::spec::{PerLayerEmbeddings, Spec};
 use qmerge::error::{Error, Kind, Result};
@@ -91,6 +92,7 @@ impl Cache {
 impl<'a> Model<'a> {
     /// Finds all tensors and loads the small ones.
     pub fn new(tensors: &Tensors<'a>, options: Options<'a>) -> Result<Self> {
+        keep_activations();
         let checkpoint = tensors.checkpoint();
         let (arch, config) = (tensors.arch(), arch::config(checkpoint)?);
         let spec = arch::spec_of(config)?;

@@ -23,22 +23,9 @@ pub(crate) fn set(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// Has bytes that come and go by the megabyte be the system's again once they are freed: glibc would keep them, for each thread that freed some, and threads are many
-/// here.
-fn free_what_is_large() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        static ONCE: std::sync::Once = std::sync::Once::new();
-        // SAFETY: it changes nothing but from which size on the allocator asks the system.
-        ONCE.call_once(|| unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
-        });
-    }
-}
-
 /// A client that honours `HTTPS_PROXY` and `SSL_CERT_FILE`, and follows no redirects.
 pub(crate) fn agent() -> Result<Agent> {
-    free_what_is_large();
+    qmerge::allocator::return_transfers();
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)

@@ -35,6 +35,8 @@
 
 pub mod adapters;
 #[doc(hidden)]
+pub mod allocator;
+#[doc(hidden)]
 pub mod arch;
 pub mod arithmetic;
 mod check;

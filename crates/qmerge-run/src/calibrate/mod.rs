@@ -8,6 +8,7 @@ mod written;
 use std::collections::HashSet;
 use std::path::Path;
 
+use qmerge::allocator::give_back;
 use qmerge::error::{Error, Kind, Result};
 use qmerge::open::hex;
 use qmerge::plan::Inputs;
@@ -16,7 +17,6 @@ use sha2::{Digest, Sha256};
 
 use crate::behaviour::Held;
 use crate::linear::Precision;
-use crate::memory::give_back;
 use crate::model::{Model, Options, weight_name};
 use crate::tensors::Tensors;
 use crate::text::Beginnings;

@@ -1,5 +1,6 @@
 //! Text to tokens and back, and the chat template.
 
+mod decoded;
 #[cfg(test)]
 mod gguf;
 
@@ -13,6 +14,8 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Checkpoint, MAX_CONFIG, MAX_TOKENIZER, Metadata, Store, TokenizerKeys, json, read_tokenizer};
 use qmerge::plan::Inputs;
 use serde_json::Value;
+
+pub use decoded::Written;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
 const FUEL: u64 = 1_000_000;
@@ -206,12 +209,6 @@ impl Tokenizer {
         let mut tokens = self.begin.clone();
         tokens.append(&mut self.encode(text)?);
         Ok(tokens)
-    }
-
-    /// Text of some tokens, without special ones.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(tokens, true))
-            .map_err(|error| Error::new(Kind::Mismatch, format!("cannot decode: {error}")).in_file(&self.path))
     }
 
     /// Errors if one of the tokens is not among the `known` ones of a model.

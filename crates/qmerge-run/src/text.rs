@@ -211,6 +211,14 @@ impl Tokenizer {
         Ok(tokens)
     }
 
+    /// That a text has no tokens, though it is not empty.
+    pub fn knows_nothing(&self) -> Error {
+        let problem = format!("it makes no tokens of the prompt, and knows {}", self.inner.get_vocab_size(true));
+        Error::new(Kind::Mismatch, problem).in_file(&self.path).with_hint(
+            "its vocabulary was emptied, or lacks what the prompt is made of: copy the tokenizer again from where the model was published",
+        )
+    }
+
     /// Errors if one of the tokens is not among the `known` ones of a model.
     pub fn check(&self, tokens: &[u32], known: usize) -> Result<()> {
         let Some(token) = tokens.iter().find(|&&token| token as usize >= known) else { return Ok(()) };

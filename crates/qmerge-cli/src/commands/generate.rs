@@ -158,7 +158,10 @@ pub(crate) fn find(
             false => tokenizer.encode_prompt(text)?,
         };
         match prompt.is_empty() {
-            true => Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty")),
+            true if text.is_empty() => {
+                Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"))
+            }
+            true => Err(tokenizer.knows_nothing()),
             false => Ok(prompt),
         }
     };

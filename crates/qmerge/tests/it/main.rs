@@ -9,6 +9,7 @@ mod extract;
 mod factor;
 mod folder;
 mod gguf_lora;
+mod gguf_loads;
 mod gguf_made;
 mod hostile_adapters;
 mod loaders;

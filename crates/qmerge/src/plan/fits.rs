@@ -31,8 +31,8 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     let mut each = |name: &str, wanted: Wanted| {
         let Some(claim) = claim(name) else { return Err(missing(checkpoint, &text, (&list, name), weights)) };
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let is_turned = claim.weight.is_transposed()
-            || leaf_in(module, arch.transposed) && claim.weight.has_family_order();
+        let is_turned =
+            claim.weight.is_transposed() || leaf_in(module, arch.transposed) && claim.weight.has_family_order();
         fits(claim, wanted, is_turned).map_err(|asked| misfit(checkpoint, &text, claim, &asked))
     };
     let table = |name: &str, least: usize, features: usize| match claim(name) {
@@ -75,7 +75,8 @@ pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) 
     match further.find(|name| !number(name).is_some_and(predicts)) {
         None => Ok(()),
         Some(name) => {
-            let problem = format!("a tensor of a layer that config.json does not count: `num_hidden_layers` is {layers}");
+            let problem =
+                format!("a tensor of a layer that config.json does not count: `num_hidden_layers` is {layers}");
             Err(of_others(checkpoint, mismatch(problem)).in_tensor(name))
         }
     }

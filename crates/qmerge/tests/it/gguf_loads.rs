@@ -33,8 +33,11 @@ fn changed(model: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> PathBu
     let (weights, config) = (folder.join("model.safetensors"), folder.join("config.json"));
     let bytes = std::fs::read(&weights).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Tensors =
-        stored.tensors().into_iter().map(|(name, view)| (name, (view.shape().to_vec(), view.data().to_vec()))).collect();
+    let mut tensors: Tensors = stored
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.shape().to_vec(), view.data().to_vec())))
+        .collect();
     let mut document = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     change(&mut document, &mut tensors);
     let view = |(shape, data)| TensorView::new(Dtype::BF16, Vec::clone(shape), data).unwrap();
@@ -111,7 +114,8 @@ fn tensors_that_llama_cpp_does_not_do_without_are_told_of() {
         ("stablelm", "output_norm.bias"),
         ("starcoder2", "output_norm.bias"),
     ];
-    let heads = ["gptneox", "gptoss", "minimax_m2", "nemotron", "olmo2", "olmo3", "phi", "phimoe", "qwen2moe", "stablelm"];
+    let heads =
+        ["gptneox", "gptoss", "minimax_m2", "nemotron", "olmo2", "olmo3", "phi", "phimoe", "qwen2moe", "stablelm"];
     let heads = heads.map(|model| (changed(model, tied), "output.weight"));
     // Without biases transformers would refuse most of them; what counts is that the file goes as far as this.
     let all = without.iter().map(|(model, name)| (changed(model, without_biases), *name)).chain(heads);
@@ -216,7 +220,8 @@ fn a_mixture_of_one_expert_is_read_back() {
             config[field] = json!(1);
             config[per_token] = json!(1);
             tensors.retain(|name, _| {
-                let number = name.split(".experts.").nth(1).and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+                let number =
+                    name.split(".experts.").nth(1).and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
                 number.is_none_or(|number| number == 0)
             });
             for (name, tensor) in tensors.iter_mut() {
@@ -229,13 +234,14 @@ fn a_mixture_of_one_expert_is_read_back() {
             }
         }
     };
-    for (model, field) in [("mixtral", "num_local_experts"), ("qwen3moe", "num_experts"), ("gptoss", "num_local_experts")] {
+    for (model, field) in
+        [("mixtral", "num_local_experts"), ("qwen3moe", "num_experts"), ("gptoss", "num_local_experts")]
+    {
         let folder = changed(model, one(field, "num_experts_per_tok"));
         let of = |path: &Path| -> Vec<(String, Vec<usize>)> {
             let inputs = Inputs::new(Checkpoint::open(path).unwrap(), Vec::new()).unwrap();
             let weights = inputs.inventory.weights.iter().map(|claim| &claim.weight);
-            let mut all: Vec<_> =
-                weights.map(|weight| (weight.name().to_owned(), weight.shape().to_vec())).collect();
+            let mut all: Vec<_> = weights.map(|weight| (weight.name().to_owned(), weight.shape().to_vec())).collect();
             all.sort();
             all
         };
@@ -252,4 +258,38 @@ fn a_mixture_of_one_expert_is_read_back() {
         }
         std::fs::remove_dir_all(&folder).unwrap();
     }
+}
+
+/// gpt-oss has inputs as rows of its experts where they are no codes, and a file outputs: both are held against each other as matrices.
+#[test]
+fn experts_with_inputs_as_rows_are_verified() {
+    let (folder, adapter, file) = (changed("gptoss", |_, _| {}), place(), place().with_extension("gguf"));
+    std::fs::create_dir_all(&adapter).unwrap();
+    let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]});
+    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let name = |part: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
+    let factors = [("lora_A", ones(&[1, 32])), ("lora_B", ones(&[64, 1]))];
+    let view = |tensor: &'static str, shape: &[usize], data| {
+        (name(tensor), TensorView::new(Dtype::BF16, shape.to_vec(), data).unwrap())
+    };
+    let all = factors.iter().map(|(tensor, (shape, data))| view(tensor, shape, data.as_slice()));
+    safetensors::serialize_to_file(all, None, &adapter.join("adapter_model.safetensors")).unwrap();
+    let inputs = || {
+        let adapters = vec![qmerge::adapters::Adapter::open(&adapter, 1.0).unwrap()];
+        Inputs::new(Checkpoint::open(&folder).unwrap(), adapters).unwrap()
+    };
+    for to in ["f32", "q8_0"] {
+        let export = EXPORTS.iter().copied().find(|export| export.id() == to);
+        let inputs = inputs();
+        let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).unwrap();
+        merge::run(&inputs, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
+        let (merged, plan) = (Checkpoint::open(&file).unwrap(), Plan::new(&inputs, &Options::default()).unwrap());
+        let options = qmerge::verify::VerifyOptions::default();
+        let found = qmerge::verify::verify(&inputs, &plan, &merged, &options, &Silent).unwrap();
+        assert_eq!(found.answer, qmerge::verify::Answer::Yes, "{to}: {}", found.text);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_file(qmerge::write::path_beside(&file)).unwrap();
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::remove_dir_all(&adapter).unwrap();
 }

@@ -3,9 +3,9 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::NORM_BIASES;
 use super::{HEAD, Heads, Names};
 use crate::arch::Fields;
-use super::wants::NORM_BIASES;
 use crate::error::Result;
 
 const OUTSIDE: Names =

@@ -61,7 +61,8 @@ impl<'c> File<'c> {
         let needs_experts = own.peek().is_some() && !has_experts && own.clone().all(|layout| layout.has_experts());
         if needs_experts && any.is_none() {
             let said = experts.map_or("missing".to_owned(), |experts| format!("{experts}"));
-            let about = format!("{file} whose key `{architecture}.expert_count` is {said}, where its models have experts");
+            let about =
+                format!("{file} whose key `{architecture}.expert_count` is {said}, where its models have experts");
             let remedy = "the file is broken: take another GGUF file of the model".to_owned();
             return Err(Unknown { about, tensor: None, remedy });
         }

@@ -6,10 +6,10 @@ use super::gemma4::{self, OF_LAYERS, WITH_LAYERS};
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::layout::{Defaults, Head, Layout};
+use super::wants::Wired;
 use super::{HEAD, Names};
 use crate::arch::spec::FeedForward;
 use crate::arch::spec_of;
-use super::wants::Wired;
 use crate::error::Result;
 
 pub(super) const GEMMA3N: Layout = Layout {

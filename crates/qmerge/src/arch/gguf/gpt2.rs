@@ -3,8 +3,8 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::{HEAD, Names};
 use super::wants::NORM_BIASES;
+use super::{HEAD, Names};
 use crate::error::Result;
 
 const OUTSIDE: Names = &[

@@ -6,9 +6,9 @@ use super::hyperparameters::{Model, Said};
 use super::join::{Join, whole};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::HEADS_FILL;
 use super::weave::Dims;
 use super::{HEAD, Names};
-use super::wants::HEADS_FILL;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 

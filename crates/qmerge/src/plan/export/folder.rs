@@ -90,7 +90,9 @@ impl Export for Folder {
 /// That the file holds what its architecture is not known to have.
 fn nameless(what: &str, base: &Checkpoint) -> Error {
     let architecture = base.gguf.as_ref().map_or("", |metadata| metadata.architecture());
-    let problem = format!("{what} that has no name in the model: files of the architecture `{architecture}` are not known to have it");
+    let problem = format!(
+        "{what} that has no name in the model: files of the architecture `{architecture}` are not known to have it"
+    );
     unsupported(problem).in_file(&base.path).with_hint(
         "take the safetensors checkpoint that the file was made from, or leave out --to: a GGUF file keeps what is not known of it",
     )

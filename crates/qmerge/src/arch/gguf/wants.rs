@@ -132,7 +132,7 @@ impl Layout {
             Is::LayersBehind(layers) => (count("block_count")? - layers as f64).max(0.0),
         };
         let (what, own) = match wired.of {
-            Of::Key(name) => (key(name), metadata.number(&key(name))),
+            Of::Key(name) => (format!("`{}`", key(name)), metadata.number(&key(name))),
             Of::Rows(part) => {
                 let is_part = |name: &str| {
                     let own = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));

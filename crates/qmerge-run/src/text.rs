@@ -1,5 +1,6 @@
 //! Text to tokens and back, and the chat template.
 
+mod decoded;
 #[cfg(test)]
 mod gguf;
 
@@ -13,6 +14,8 @@ use qmerge::error::{Error, Kind, Result};
 use qmerge::open::{Checkpoint, MAX_CONFIG, MAX_TOKENIZER, Metadata, Store, TokenizerKeys, json, read_tokenizer};
 use qmerge::plan::Inputs;
 use serde_json::Value;
+
+pub use decoded::Written;
 
 /// Steps that a chat template may take: published ones take thousands, an endless one ends.
 const FUEL: u64 = 1_000_000;
@@ -208,10 +211,12 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Text of some tokens, without special ones.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(tokens, true))
-            .map_err(|error| Error::new(Kind::Mismatch, format!("cannot decode: {error}")).in_file(&self.path))
+    /// That a text has no tokens, though it is not empty.
+    pub fn knows_nothing(&self) -> Error {
+        let problem = format!("it makes no tokens of the prompt, and knows {}", self.inner.get_vocab_size(true));
+        Error::new(Kind::Mismatch, problem).in_file(&self.path).with_hint(
+            "its vocabulary was emptied, or lacks what the prompt is made of: copy the tokenizer again from where the model was published",
+        )
     }
 
     /// Errors if one of the tokens is not among the `known` ones of a model.

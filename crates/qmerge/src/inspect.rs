@@ -9,9 +9,10 @@ use serde::Serialize;
 use crate::adapters::Adapter;
 use crate::arch;
 use crate::error::Result;
-use crate::formats;
+use crate::formats::{self, Claim};
 use crate::open::local::LocalFolder;
 use crate::open::{self, Checkpoint, Store};
+use crate::plan::fits;
 use crate::report::{SCHEMA_VERSION, name_of};
 use crate::round::StoredCalibration;
 
@@ -213,10 +214,22 @@ fn calibration(store: &Arc<dyn Store>, file: &str) -> Result<Option<CalibrationI
 
 /// Why a model cannot be run, to calibrate and measure merges of it; `None` where it can.
 pub fn not_run(checkpoint: &Checkpoint) -> Option<String> {
-    match &checkpoint.config {
-        None => Some("there is no config.json".into()),
-        Some(config) => arch::spec_of(config).err().map(|error| error.message().to_owned()),
+    match formats::survey(checkpoint) {
+        Ok(Ok(inventory)) => not_run_with(checkpoint, Some(&inventory.weights)),
+        Ok(Err(_)) => not_run_with(checkpoint, None),
+        Err(error) => Some(error.message().to_owned()),
     }
+}
+
+/// The same, where it is known how the weights are stored, or that it is not.
+fn not_run_with(checkpoint: &Checkpoint, weights: Option<&[Claim]>) -> Option<String> {
+    let Some(config) = &checkpoint.config else { return Some("there is no config.json".into()) };
+    let fits = || weights.and_then(|weights| fits::check(checkpoint, weights).err());
+    let error = arch::spec_of(config).err().or_else(fits)?;
+    Some(match error.tensor() {
+        Some(tensor) => format!("`{tensor}`: {}", error.message()),
+        None => error.message().to_owned(),
+    })
 }
 
 fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
@@ -234,7 +247,7 @@ fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
         groups: Vec::new(),
         opaque: Vec::new(),
         unsupported: None,
-        not_run: not_run(checkpoint),
+        not_run: None,
         merged_by_qmerge,
         converted_by_qmerge,
     };
@@ -243,6 +256,7 @@ fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
             let names = crate::adapters::Names::new(checkpoint, &inventory.weights, &[])?;
             let groups = groups(&inventory);
             found.tied = names.is_tied();
+            found.not_run = not_run_with(checkpoint, Some(&inventory.weights));
             found.format = formats::in_words(&inventory);
             found.parameters = Some(groups.iter().map(|group| group.parameters).sum());
             let name = |&at: &usize| checkpoint.entries.get(at).map(|entry| entry.name.clone());
@@ -252,6 +266,7 @@ fn of_model(checkpoint: &Checkpoint, path: &Path) -> Result<ModelInspection> {
         Err(unsupported) => {
             found.format.clone_from(&unsupported.format);
             found.unsupported = Some(unsupported);
+            found.not_run = not_run_with(checkpoint, None);
         }
     }
     Ok(found)

@@ -158,7 +158,10 @@ pub(crate) fn find(
             false => tokenizer.encode_prompt(text)?,
         };
         match prompt.is_empty() {
-            true => Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty")),
+            true if text.is_empty() => {
+                Err(usage("the prompt holds no tokens".into()).with_hint("give a --prompt that is not empty"))
+            }
+            true => Err(tokenizer.knows_nothing()),
             false => Ok(prompt),
         }
     };
@@ -224,7 +227,8 @@ impl Voice<'_> {
         let Self { args, tokenizer, model } = self;
         tokenizer.check(prompt, model.spec().vocab)?;
         let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
-        let (mut tokens, mut printed) = (Vec::new(), 0);
+        let (mut tokens, mut written) = (Vec::new(), tokenizer.written());
+        let mut show = |text: String| text.is_empty() || each(&text).is_ok();
         let mut clock = None;
         progress.start(generate::work(model, prompt.len(), args.max_tokens));
         progress.phase("writing", "tokens");
@@ -232,16 +236,9 @@ impl Voice<'_> {
             clock.get_or_insert_with(Instant::now);
             tokens.push(token);
             progress.part(tokens.len() as u64, args.max_tokens as u64);
-            let Ok(text) = tokenizer.decode(&tokens) else { return false };
-            // A character of several bytes may come in several tokens.
-            let ready = text.trim_end_matches('\u{fffd}');
-            if ready.len() > printed && ready.is_char_boundary(printed) {
-                let written = each(&ready[printed..]);
-                printed = ready.len();
-                return written.is_ok();
-            }
-            true
+            written.push(token).is_ok_and(&mut show)
         })?;
+        show(written.finish()?);
         let seconds = clock.map(|clock| clock.elapsed().as_secs_f64()).filter(|_| tokens.len() > 1);
         let finish_reason = if tokens.len() == args.max_tokens {
             Finish::MaxTokens

@@ -132,15 +132,16 @@ fn refuse_gguf(metadata: &Metadata) -> Result<()> {
 
 /// Refuses tensors without elements in place of weights: what DeepSpeed's ZeRO-3 leaves of parameters that were not gathered.
 pub(super) fn refuse_empty(checkpoint: &Checkpoint) -> Result<()> {
-    let parent = |entry: &Entry| entry.name.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned();
-    // What has no elements beside a matrix that has none was made so: a decomposition that keeps nothing. Parameters that were not gathered are [0], matrices too.
-    let made: HashSet<String> = checkpoint
-        .entries
-        .iter()
-        .filter(|entry| entry.shape.len() > 1 && entry.shape.contains(&0))
-        .map(parent)
-        .collect();
-    let empty = |entry: &&Entry| entry.shape == [0] && entry.dtype.is_plain_float() && !made.contains(&parent(entry));
+    fn parent(path: &str) -> &str {
+        path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    }
+    // What has no elements beside a matrix that has none was made so: a decomposition that keeps nothing, a norm of features that there are none of. Parameters that were not gathered are [0],
+    // matrices too.
+    let has_none = |entry: &&Entry| entry.shape.len() > 1 && entry.shape.contains(&0);
+    let none = || checkpoint.entries.iter().filter(has_none).map(|entry| parent(&entry.name));
+    let made: HashSet<&str> = none().chain(none().map(parent)).collect();
+    let is_made = |name: &str| made.contains(parent(name)) || made.contains(parent(parent(name)));
+    let empty = |entry: &&Entry| entry.shape == [0] && entry.dtype.is_plain_float() && !is_made(&entry.name);
     let mut found = checkpoint.entries.iter().filter(empty);
     let Some(first) = found.next() else { return Ok(()) };
     let count = found.count().saturating_add(1);

@@ -148,7 +148,9 @@ fn check_cover(entries: &[Entry], data: u64, base: u64) -> Result<()> {
     }
     let left = base.saturating_add(data).saturating_sub(at);
     if left > 0 {
-        return Err(malformed(format!("{left} bytes behind the last tensor belong to none")));
+        return Err(
+            malformed(format!("{left} bytes behind the last tensor belong to none")).with_hint(super::gguf::APPENDED)
+        );
     }
     Ok(())
 }

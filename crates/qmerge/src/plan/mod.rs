@@ -11,6 +11,7 @@ mod came_along;
 mod classifier;
 mod config;
 mod export;
+pub(crate) mod fits;
 mod gguf;
 mod layout;
 mod method;

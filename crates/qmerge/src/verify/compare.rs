@@ -1,6 +1,7 @@
 //! Sums over a weight of the base and the same weight of the merge, and comparison of what no adapter touches.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::rounded::Rounded;
 use crate::adapters::Names;
@@ -65,12 +66,18 @@ impl Run<'_> {
         // The base's values, and what each edit makes of them; what multiplies has factors, norms and products of its own.
         let multiplying = recode.edits.iter().filter(|(_, edit)| !edit.plan.is_additive()).count();
         let times = 1 + recode.edits.len() + 3 * multiplying;
-        if self.is_turned(recode.from.weight.as_ref(), claim) {
-            let (mut w, mut t) = (Vec::new(), Vec::new());
-            target.rows(&(0..geometry.rows), &mut w, &mut t)?;
-            let m = self.turned_back(claim)?;
-            let rounded = is_plain.then(|| Rounded::of(geometry.cols, times, &w, &t, &m));
-            return Ok((Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) }, rounded));
+        if let Some(matrices) = self.turned(recode.from.weight.as_ref(), claim) {
+            let (mut total, mut rounded) = (Sums::zero(), is_plain.then(Rounded::zero));
+            for (own, other) in &matrices {
+                let (mut w, mut t) = (Vec::new(), Vec::new());
+                target.rows(own, &mut w, &mut t)?;
+                let m = self.turned_back(claim, other)?;
+                total.add(&Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) });
+                if let Some(rounded) = &mut rounded {
+                    rounded.add(&Rounded::of(geometry.cols, times, &w, &t, &m));
+                }
+            }
+            return Ok((total, rounded));
         }
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
@@ -94,7 +101,7 @@ impl Run<'_> {
     /// Share of a quantized weight's values that hold a level which neither the base has nor rounding to the nearest would give: a method chose it.
     /// `None` where the merge stores values as they are.
     pub(super) fn chosen(&self, recode: &Recode, claim: &Claim) -> Result<Option<f64>> {
-        if claim.weight.is_plain() || self.is_turned(recode.from.weight.as_ref(), claim) {
+        if claim.weight.is_plain() || self.turned(recode.from.weight.as_ref(), claim).is_some() {
             return Ok(None);
         }
         let geometry = recode.from.weight.geometry();
@@ -146,10 +153,15 @@ impl Run<'_> {
             return Ok(false);
         }
         let base = Reader::new(base, claim)?;
-        let sums = if self.is_turned(claim.weight.as_ref(), other) {
-            let mut w = Vec::new();
-            base.rows(&(0..geometry.rows), &mut w)?;
-            Sums { elements: w.len() as u64, differences: differences(&w, &w, &self.turned_back(other)?) }
+        let sums = if let Some(matrices) = self.turned(claim.weight.as_ref(), other) {
+            let mut total = Sums::zero();
+            for (own, theirs) in &matrices {
+                let mut w = Vec::new();
+                base.rows(own, &mut w)?;
+                let m = self.turned_back(other, theirs)?;
+                total.add(&Sums { elements: w.len() as u64, differences: differences(&w, &w, &m) });
+            }
+            total
         } else {
             let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
             let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
@@ -172,24 +184,33 @@ impl Run<'_> {
         Ok(loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms)
     }
 
-    /// True if rows of the one are columns of the other: GPTQ stores inputs as rows, as GPT-2 does while it is plain.
-    fn is_turned(&self, base: &dyn Weight, merged: &Claim) -> bool {
-        let model_type = self.inputs.base.config.as_ref().map_or("", |config| config.model_type());
+    /// Where rows of the one are columns of the other, the rows of each matrix in both: GPTQ stores inputs as rows, as GPT-2 does while it is plain, and gpt-oss and Llama 4 their stacks of experts.
+    fn turned(&self, base: &dyn Weight, merged: &Claim) -> Option<Vec<(Range<usize>, Range<usize>)>> {
+        let config = self.inputs.base.config.as_ref().and_then(|config| arch::language_model(config).ok());
+        let arch = arch::find(config.as_ref().map_or("", |config| config.model_type()));
         let module = base.name().strip_suffix(".weight").unwrap_or(base.name());
-        let conv1d = arch::leaf_in(module, arch::find(model_type).transposed);
-        let is_transposed = |weight: &dyn Weight| weight.is_transposed() || weight.has_family_order() && conv1d;
+        let (turns, matrices) = match base.shape() {
+            [_, _] => (arch::leaf_in(module, arch.transposed), 1),
+            [matrices, _, _] => {
+                let is_stack = |experts: &arch::Experts| experts.in_out && arch::leaf_in(module, &experts.stacked);
+                (arch.experts.as_ref().is_some_and(is_stack), *matrices)
+            }
+            _ => return None,
+        };
+        let is_transposed = |weight: &dyn Weight| weight.is_transposed() || weight.has_family_order() && turns;
         let (own, other) = (base.geometry(), merged.weight.geometry());
-        base.shape().len() == 2
-            && is_transposed(base) != is_transposed(merged.weight.as_ref())
-            && (own.rows, own.cols) == (other.cols, other.rows)
+        let [rows, others] = [own.rows, other.rows].map(|rows| rows.checked_div(matrices).unwrap_or(0));
+        let fits = (rows, own.cols) == (other.cols, others) && own.rows == rows * matrices;
+        let part = |number: usize, rows: usize| number * rows..(number + 1) * rows;
+        (fits && is_transposed(base) != is_transposed(merged.weight.as_ref()))
+            .then(|| (0..matrices).map(|number| (part(number, rows), part(number, others))).collect())
     }
 
-    /// A weight of the merge as the base stores it.
-    fn turned_back(&self, claim: &Claim) -> Result<Vec<f32>> {
-        let geometry = claim.weight.geometry();
+    /// Some rows of a weight of the merge as the base stores them.
+    fn turned_back(&self, claim: &Claim, rows: &Range<usize>) -> Result<Vec<f32>> {
         let mut values = Vec::new();
-        Reader::new(self.merged, claim)?.rows(&(0..geometry.rows), &mut values)?;
-        Ok(transposed(&values, geometry.cols))
+        Reader::new(self.merged, claim)?.rows(rows, &mut values)?;
+        Ok(transposed(&values, claim.weight.geometry().cols))
     }
 
     /// Adds up what `work` finds in each chunk of rows, in row order.

@@ -632,7 +632,13 @@ fn what_the_keys_lose_is_told_of() {
         if model.ends_with("sees") {
             assert!(warnings.pop().is_some_and(|text| text.contains("mmproj")), "{model}");
         }
-        assert!(warnings.is_empty(), "{model}: {warnings:?}");
+        // Of widths that llama.cpp does not have (`gguf_loads`).
+        let is_narrow = model.starts_with("gemma3n") || model == "olmoe";
+        let is_told = |text: &String| {
+            text.starts_with("llama.cpp ") && text.contains("its models of the architecture")
+                || text.starts_with("llama.cpp runs the model otherwise")
+        };
+        assert_eq!((warnings.is_empty(), warnings.iter().all(is_told)), (!is_narrow, true), "{model}: {warnings:?}");
     }
 }
 

@@ -8,6 +8,7 @@ mod convert_adapter;
 mod extract;
 mod factor;
 mod folder;
+mod gguf_loads;
 mod gguf_lora;
 mod gguf_made;
 mod hostile_adapters;

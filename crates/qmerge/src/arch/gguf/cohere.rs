@@ -3,6 +3,7 @@
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::PLAIN;
+use super::wants::HEADS_FILL;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -12,6 +13,7 @@ pub(super) const COHERE: Layout = Layout {
     class: "CohereForCausalLM",
     without: &["ffn_norm"],
     has_head: false,
+    wired: &[HEADS_FILL],
     ways: Ways { pre: Some("command-r"), ..PLAIN.ways },
     say: cohere,
     defaults: Defaults {

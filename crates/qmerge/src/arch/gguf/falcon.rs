@@ -3,6 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::NORM_BIASES;
 use super::{HEAD, Heads, Names};
 use crate::arch::Fields;
 use crate::error::Result;
@@ -27,6 +28,7 @@ pub(super) const FALCON: Layout = Layout {
     ordered: &[("attn_qkv", Heads::Groups)],
     bias_field: None,
     biased: &[],
+    needs: &[NORM_BIASES[0], NORM_BIASES[1]],
     say,
     defaults: Defaults {
         eps_field: "layer_norm_epsilon",
@@ -63,7 +65,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.count("context_length", 2048);
     said.text("tensor_data_layout", "jploski");
     said.count("embedding_length", model.hidden);
-    said.count("feed_forward_length", 4 * model.hidden);
+    said.count("feed_forward_length", fields.positive_if("ffn_hidden_size")?.unwrap_or(4 * model.hidden));
     said.count("block_count", model.layers);
     said.count("attention.head_count", model.heads);
     said.count("attention.head_count_kv", kv_heads);

@@ -58,6 +58,14 @@ impl<'c> File<'c> {
         let has = |part: &str| checkpoint.get(&format!("blk.0.{part}.weight")).is_some();
         let fits = |layout: &&Layout| layout.has_experts() == has_experts && layout.only_with.is_none_or(has);
         let any = own.clone().next().filter(|_| is_adapter);
+        let needs_experts = own.peek().is_some() && !has_experts && own.clone().all(|layout| layout.has_experts());
+        if needs_experts && any.is_none() {
+            let said = experts.map_or("missing".to_owned(), |experts| format!("{experts}"));
+            let about =
+                format!("{file} whose key `{architecture}.expert_count` is {said}, where its models have experts");
+            let remedy = "the file is broken: take another GGUF file of the model".to_owned();
+            return Err(Unknown { about, tensor: None, remedy });
+        }
         let Some(layout) = own.find(fits).or(any) else {
             let remedy = format!("{ORIGINAL}; architectures that are read: {}", Layout::architectures().join(", "));
             return Err(Unknown { about: file, tensor: None, remedy });
@@ -200,7 +208,8 @@ impl<'c> File<'c> {
             return Ok(None);
         };
         let Some((module, part)) = self.module(path) else { return Ok(None) };
-        let is_row = part == "ffn_gate_inp_shexp";
+        // A matrix of one row, as a router's of one expert, lies as a list where ggml wrote it.
+        let is_row = leaf == "weight" && !part.contains("norm");
         let view = View {
             name: format!("{module}.{leaf}"),
             stored: stored.to_owned(),

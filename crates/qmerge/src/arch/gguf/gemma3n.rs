@@ -6,6 +6,7 @@ use super::gemma4::{self, OF_LAYERS, WITH_LAYERS};
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::layout::{Defaults, Head, Layout};
+use super::wants::Wired;
 use super::{HEAD, Names};
 use crate::arch::spec::FeedForward;
 use crate::arch::spec_of;
@@ -33,7 +34,14 @@ pub(super) const GEMMA3N: Layout = Layout {
     ],
     joins: &[Join::renamed("altup.correct_output_scale", &[("altup_correct_scale.weight", false)])],
     adds_one_to_norms: false,
-    needs: &["attn_k", "attn_v", "altup_correct_scale"],
+    needs: &["blk.*.attn_k.weight", "blk.*.attn_v.weight", "blk.*.altup_correct_scale.weight"],
+    wired: &[
+        Wired::key("embedding_length_per_layer_input", 256.0),
+        Wired::rows("laurel_l", 64.0),
+        Wired::unread("altup.active_idx", 0.0),
+        Wired::unread("final_logit_softcapping", 30.0),
+        Wired::unread_behind("attention.shared_kv_layers", 20),
+    ],
     biased: &[],
     say,
     defaults: Defaults { head: Head::Of(256), widths_by_layer: true, ..GEMMA3.defaults },
@@ -80,12 +88,8 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     }
     said.count("altup.active_idx", streams.1);
     said.count("altup.num_inputs", streams.0);
-    let embeddings = spec.per_layer.map_or((0, model.tokens), |own| (own.width, own.vocab));
-    // A file has one number of tokens for both tables.
-    if embeddings.1 != model.tokens {
-        return Err(fields.unsaid("vocab_size_per_layer_input", &embeddings.1.into()));
-    }
-    said.count("embedding_length_per_layer_input", embeddings.0);
+    gemma4::said_once(fields, &spec, model.tokens)?;
+    said.count("embedding_length_per_layer_input", spec.per_layer.map_or(0, |own| own.width));
     said.count("attention.shared_kv_layers", gemma4::borrowers(&attention));
     said.floats("activation_sparsity_scale", dense().map(|own| own.above.unwrap_or(f32::NEG_INFINITY)).collect());
     said.flags("attention.sliding_window_pattern", attention.iter().map(|own| own.window.is_some()).collect());

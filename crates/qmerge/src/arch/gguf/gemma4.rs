@@ -96,6 +96,14 @@ pub(super) fn borrowers(attention: &[&Attention]) -> usize {
     attention.iter().filter(|own| matches!(own.projections, Projections::Borrowed { .. })).count()
 }
 
+/// Errors if the layers' embeddings know other tokens than the model: a file has one number for both tables.
+pub(super) fn said_once(fields: &Fields<'_>, spec: &Spec, tokens: usize) -> Result<()> {
+    match spec.per_layer.filter(|own| own.vocab != tokens) {
+        Some(own) => Err(fields.unsaid("vocab_size_per_layer_input", &own.vocab.into())),
+        None => Ok(()),
+    }
+}
+
 /// The cap of logits, and the window.
 pub(super) fn say_window(said: &mut Said, model: &Model<'_>, spec: &Spec) -> Result<()> {
     if let Some(cap) = spec.logit_cap {
@@ -115,6 +123,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let narrow = of(true).map_or(model.head_dim(), |own| own.head_dim);
     said.common(model)?;
     say_window(said, model, &spec)?;
+    said_once(fields, &spec, model.tokens)?;
     said.count("attention.shared_kv_layers", borrowers(&attention));
     said.count("embedding_length_per_layer_input", spec.per_layer.map_or(0, |own| own.width));
     said.flags("attention.sliding_window_pattern", attention.iter().map(|own| own.window.is_some()).collect());

@@ -3,6 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::NORM_BIASES;
 use super::{HEAD, Names};
 use crate::error::Result;
 
@@ -30,6 +31,15 @@ pub(super) const GPT2: Layout = Layout {
     ],
     bias_field: None,
     biased: &["attn_qkv", "attn_output", "ffn_up", "ffn_down"],
+    needs: &[
+        NORM_BIASES[0],
+        NORM_BIASES[1],
+        NORM_BIASES[2],
+        "blk.*.attn_qkv.bias",
+        "blk.*.attn_output.bias",
+        "blk.*.ffn_up.bias",
+        "blk.*.ffn_down.bias",
+    ],
     say,
     defaults: Defaults { eps_field: "layer_norm_epsilon", eps: 1e-5, is_four_times_as_wide: true, ..PLAIN.defaults },
     ..PLAIN
@@ -39,7 +49,7 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.count("block_count", model.layers);
     said.count("context_length", model.positions);
     said.count("embedding_length", model.hidden);
-    said.count("feed_forward_length", 4 * model.hidden);
+    said.count("feed_forward_length", model.fields.positive_if("n_inner")?.unwrap_or(4 * model.hidden));
     said.count("attention.head_count", model.heads);
     said.float(LAYER_EPS, model.eps);
     said.file_type(model);

@@ -32,6 +32,14 @@ pub(super) const GPT_OSS: Layout = Layout {
         Join::renamed("mlp.experts.down_proj_bias", &[("ffn_down_exps.bias", false)]),
     ],
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"],
+    needs: &[
+        "output.weight",
+        "blk.*.attn_output.bias",
+        "blk.*.ffn_gate_inp.bias",
+        "blk.*.ffn_gate_exps.bias",
+        "blk.*.ffn_up_exps.bias",
+        "blk.*.ffn_down_exps.bias",
+    ],
     say,
     defaults: Defaults { head: Head::Of(64), eps: 1e-5, theta: 150_000.0, ..PLAIN.defaults },
     ..PLAIN

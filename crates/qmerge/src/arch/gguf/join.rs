@@ -140,6 +140,8 @@ impl Join {
                 vec![matrices, sum(|shape, _| shape.first().copied())?, *width]
             }
             (Dims::Lists, [lists, _]) => vec![*lists, sum(|shape, _| shape.get(1).copied())?],
+            // ggml leaves out a last dimension of one.
+            (Dims::Lists, [_]) => vec![1, sum(|shape, _| shape.first().copied())?],
             _ => return Err(bad()),
         };
         Ok(Some(shape))
@@ -160,7 +162,10 @@ impl Join {
                 layout.architecture()
             ))
             .in_tensor(name)
+            .with_hint("config.json and the weights belong to different models: copy both again from where the model was published")
         };
+        // One value may lie there without a dimension.
+        let shape = if shape.is_empty() { &[1] } else { shape };
         let counts = Counts { metadata, architecture: layout.architecture() };
         let rows = match (self.dims, shape) {
             (Dims::Stack, [_, _, outputs]) if is_turned => *outputs,

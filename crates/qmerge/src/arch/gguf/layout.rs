@@ -2,6 +2,7 @@
 
 use super::hyperparameters::{Model, Said};
 use super::join::Join;
+use super::wants::Wired;
 use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
@@ -104,8 +105,10 @@ pub(crate) struct Layout {
     pub(super) bias_field: Option<&'static str>,
     /// Tensors that may have a bias: llama.cpp does not load a file with another.
     pub(super) biased: &'static [&'static str],
-    /// Parts that llama.cpp looks for in every layer, though folders of the family may lack them.
+    /// Tensors that llama.cpp does not do without, though folders of the family may lack them; in names `*` is every layer, and `+` every one behind the leading layers without experts.
     pub(super) needs: &'static [&'static str],
+    /// Figures that llama.cpp has for all models of the architecture.
+    pub(super) wired: &'static [Wired],
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
     /// A tensor of the first layer that others of the architecture have not.
@@ -227,19 +230,6 @@ impl Layout {
     /// The field that says that attention has biases.
     pub(crate) fn bias_field(&self) -> Option<&'static str> {
         self.bias_field
-    }
-
-    /// True if llama.cpp has no place for the tensor of that name: a bias that its graph of the architecture lacks.
-    pub(crate) fn lacks(&self, stored: &str) -> bool {
-        let part = stored.strip_suffix(".bias").and_then(|path| path.strip_prefix("blk.")?.split_once('.'));
-        part.is_some_and(|(_, part)| !part.contains("norm") && !self.biased.contains(&part))
-    }
-
-    /// A tensor that llama.cpp looks for and a file of so many layers lacks.
-    pub(crate) fn needed<'n>(&self, layers: usize, stored: impl Fn(&str) -> bool + 'n) -> Option<String> {
-        let names =
-            (0..layers).flat_map(|layer| self.needs.iter().map(move |part| format!("blk.{layer}.{part}.weight")));
-        names.into_iter().find(|name| !stored(name))
     }
 
     /// True if `config.json` says `original_max_position_embeddings` outside of the rope too.

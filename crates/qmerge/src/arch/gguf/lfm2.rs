@@ -6,6 +6,7 @@ use super::hyperparameters::{Model, Said};
 use super::join::{Join, whole};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::HEADS_FILL;
 use super::weave::Dims;
 use super::{HEAD, Names};
 use crate::error::Result;
@@ -36,6 +37,7 @@ pub(super) const LFM2: Layout = Layout {
     ],
     joins: &[Join::split("conv.conv.weight", &[("shortconv.conv.weight", false)], Dims::Convolution, whole)],
     bias_field: None,
+    wired: &[HEADS_FILL],
     ways: Ways { pre: Some("lfm2"), ..PLAIN.ways },
     say,
     defaults: Defaults { eps_field: "norm_eps", eps: 1e-5, theta: 1_000_000.0, ..PLAIN.defaults },

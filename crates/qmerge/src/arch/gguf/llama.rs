@@ -25,6 +25,7 @@ pub(super) const LLAMA: Layout = Layout {
     bias_field: Some("attention_bias"),
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
     needs: &[],
+    wired: &[],
     fits: |_| true,
     only_with: None,
     repeats_positions: false,

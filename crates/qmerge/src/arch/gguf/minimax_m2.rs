@@ -17,6 +17,7 @@ pub(super) const MINIMAX_M2: Layout = Layout {
     joins: &[Join::renamed("block_sparse_moe.e_score_correction_bias", &[("exp_probs_b.bias", false)])],
     without: DENSE,
     biased: &["attn_q", "attn_k", "attn_v", "exp_probs_b"],
+    needs: &["output.weight", "blk.*.exp_probs_b.bias"],
     ways: Ways { pre: Some("minimax-m2"), ..PLAIN.ways },
     say,
     defaults: Defaults { head: Head::Of(128), theta: 5_000_000.0, ..PLAIN.defaults },

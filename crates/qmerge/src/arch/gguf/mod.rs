@@ -47,6 +47,7 @@ mod stablelm;
 mod starcoder2;
 pub(crate) mod towers;
 mod view;
+mod wants;
 mod weave;
 
 pub(crate) use file::{File, Joined, Unknown};

@@ -3,6 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::PLAIN;
+use super::wants::{HEADS_FILL, NORM_BIASES};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -13,6 +14,8 @@ pub(super) const NEMOTRON: Layout = Layout {
     without: &["ffn_gate", "attn_q_norm", "attn_k_norm"],
     adds_one_to_norms: true,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"],
+    needs: &["output.weight", NORM_BIASES[0], NORM_BIASES[1], NORM_BIASES[2]],
+    wired: &[HEADS_FILL],
     ways: Ways { fixed: &[("padding", 0), ("unknown", 1)], ..PLAIN.ways },
     say,
     defaults: Defaults { head: Head::Share, eps_field: "norm_eps", eps: 1e-5, share: 0.5, ..PLAIN.defaults },

@@ -4,6 +4,7 @@ use super::Names;
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout, Local};
 use super::llama::{self, PLAIN};
+use super::wants::HEADS_FILL;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -19,6 +20,8 @@ pub(super) const OLMO2: Layout = Layout {
     class: "Olmo2ForCausalLM",
     inside: BEHIND,
     without: BEFORE,
+    needs: &["output.weight"],
+    wired: &[HEADS_FILL],
     ways: Ways { pre: Some("dbrx"), ..PLAIN.ways },
     defaults: Defaults { eps: 1e-5, ..PLAIN.defaults },
     ..PLAIN

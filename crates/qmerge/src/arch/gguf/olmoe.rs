@@ -5,6 +5,7 @@ use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::{self, DENSE, PLAIN};
 use super::qwen::{EXPERTS, STACKED};
+use super::wants::{HEADS_FILL, Wired};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -16,6 +17,8 @@ pub(super) const OLMOE: Layout = Layout {
     experts: EXPERTS,
     joins: &STACKED,
     without: DENSE,
+    needs: &["output.weight"],
+    wired: &[HEADS_FILL, Wired::same("attention.head_count_kv", "attention.head_count")],
     ways: Ways { pre: Some("olmo"), ..PLAIN.ways },
     say,
     defaults: Defaults { eps: 1e-5, ..PLAIN.defaults },

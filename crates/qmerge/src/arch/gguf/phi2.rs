@@ -3,6 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::{HEADS_FILL, NORM_BIASES};
 use super::{HEAD, Names};
 use crate::error::Result;
 use crate::open::gguf::{Field, Ways};
@@ -19,6 +20,16 @@ pub(super) const PHI2: Layout = Layout {
     without: &["ffn_norm", "ffn_gate", "attn_q_norm", "attn_k_norm"],
     bias_field: None,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"],
+    needs: &[
+        "output.weight",
+        "output.bias",
+        NORM_BIASES[0],
+        NORM_BIASES[1],
+        "blk.*.attn_output.bias",
+        "blk.*.ffn_up.bias",
+        "blk.*.ffn_down.bias",
+    ],
+    wired: &[HEADS_FILL],
     ways: Ways { pre: Some("phi-2"), ..PLAIN.ways },
     say,
     defaults: Defaults { eps_field: "layer_norm_eps", eps: 1e-5, share: 0.5, ..PLAIN.defaults },
@@ -28,11 +39,10 @@ pub(super) const PHI2: Layout = Layout {
 fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.count("context_length", model.positions);
     said.count("embedding_length", model.hidden);
-    // As wide as Phi 2's is, whatever the model's own is.
-    said.count("feed_forward_length", 4 * model.hidden);
+    said.count("feed_forward_length", model.width);
     said.count("block_count", model.layers);
     said.count("attention.head_count", model.heads);
-    said.count("attention.head_count_kv", model.heads);
+    said.count("attention.head_count_kv", model.kv_heads);
     said.float(LAYER_EPS, model.eps);
     said.count("rope.dimension_count", model.turned()?);
     said.file_type(model);

@@ -4,6 +4,7 @@ use super::ROUTER;
 use super::join::{Join, halves, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{DENSE, PLAIN};
+use super::wants::HEADS_FILL;
 use super::weave::Dims;
 
 pub(super) const QWEN2: Layout = Layout {
@@ -11,6 +12,7 @@ pub(super) const QWEN2: Layout = Layout {
     model_types: &["qwen2"],
     class: "Qwen2ForCausalLM",
     bias_field: None,
+    wired: &[HEADS_FILL],
     is_large: |_, _| true,
     ..PLAIN
 };
@@ -53,6 +55,8 @@ pub(super) const QWEN2_MOE: Layout = Layout {
     model_types: &["qwen2_moe"],
     class: "Qwen2MoeForCausalLM",
     inside: &[GATE, SHARED[0], SHARED[1], SHARED[2], SHARED[3]],
+    needs: &["output.weight"],
+    wired: &[HEADS_FILL],
     ..OF_EXPERTS
 };
 

@@ -3,6 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
+use super::wants::{HEADS_FILL, NORM_BIASES};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -13,6 +14,8 @@ pub(super) const STABLELM: Layout = Layout {
     // Norms of queries and keys are a tensor in the file and one for each head in the model.
     without: &["attn_q_norm", "attn_k_norm"],
     bias_field: None,
+    needs: &["output.weight", NORM_BIASES[0], NORM_BIASES[1]],
+    wired: &[HEADS_FILL],
     ways: Ways { pre: Some("stablelm2"), ..PLAIN.ways },
     say,
     defaults: Defaults { eps_field: "layer_norm_eps", eps: 1e-5, share: 0.25, ..PLAIN.defaults },

@@ -217,6 +217,15 @@ impl Metadata {
         }
     }
 
+    /// A number, whole or not.
+    pub(crate) fn number(&self, key: &str) -> Option<f64> {
+        match self.get(key)? {
+            Value::Integer(number) => Some(number as f64),
+            Value::Float(number) => Some(number),
+            _ => None,
+        }
+    }
+
     /// A truth value.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.get(key)? {

@@ -42,6 +42,10 @@ const STEP: u64 = 1 << 20;
 const MAX_DIMS: u32 = 4;
 const BROKEN: &str = "the file is truncated or broken: download it again";
 
+/// What can be done about data that no tensor is made of.
+pub(super) const APPENDED: &str =
+    "the file is damaged, something was appended to it, or its list of tensors was changed: download it again";
+
 /// GGUF files.
 #[derive(Debug)]
 pub(crate) struct Gguf;
@@ -108,7 +112,7 @@ pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
     }
     if blob.len() > data_end {
         let left = blob.len().saturating_sub(data_end);
-        return Err(malformed(format!("{left} bytes behind the last tensor belong to none")));
+        return Err(malformed(format!("{left} bytes behind the last tensor belong to none")).with_hint(APPENDED));
     }
     let entries = stack::apart(entries)?;
     let metadata = Arc::new(metadata);

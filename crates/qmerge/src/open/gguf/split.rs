@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Metadata;
+use super::{Metadata, expert};
 use crate::error::{Error, Result, malformed};
-use crate::open::{Item, ItemKind, Opened, Store, is_plain_name};
+use crate::open::{Entry, Item, ItemKind, Opened, Store, is_plain_name};
 
 const ENDING: &str = ".gguf";
 /// More parts than a model has.
@@ -96,7 +96,9 @@ pub(in crate::open) fn refuse_incomplete(files: &[Opened], store: &dyn Store) ->
             ));
         }
     }
-    let tensors: usize = files.iter().map(|file| file.contents.entries.len()).sum();
+    // Experts of a stack are one tensor there.
+    let is_counted = |entry: &&Entry| expert(&entry.name).is_none_or(|(_, number)| number == 0);
+    let tensors: usize = files.iter().map(|file| file.contents.entries.iter().filter(is_counted).count()).sum();
     match first.integer("split.tensors.count") {
         Some(said) if said != tensors as u64 => Err(malformed(format!(
             "the first part says that the model has {said} tensors, and its {of} parts have {tensors}"

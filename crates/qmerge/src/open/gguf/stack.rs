@@ -41,7 +41,13 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         if expert(&entry.name).is_some() {
             return Err(unsupported("an expert that is no part of a stack").in_tensor(&entry.name));
         }
-        let (Some((path, leaf)), &[experts @ 1..=MOST, _, _]) = (parts(&entry.name), entry.shape.as_slice()) else {
+        let (experts, shape) = match entry.shape.as_slice() {
+            &[experts @ 1..=MOST, rows, cols] => (experts, vec![rows, cols]),
+            // ggml leaves out a last dimension of one.
+            &[rows, cols] => (1, vec![rows, cols]),
+            _ => (0, Vec::new()),
+        };
+        let Some((path, leaf)) = parts(&entry.name).filter(|_| experts > 0) else {
             all.push(entry);
             continue;
         };
@@ -52,7 +58,7 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         let each = entry.bytes.checked_div(experts as u64).unwrap_or(0);
         let one = |number: usize| Entry {
             name: format!("{path}{number}.{leaf}"),
-            shape: entry.shape.get(1..).unwrap_or_default().to_vec(),
+            shape: shape.clone(),
             start: entry.start.saturating_add(each.saturating_mul(number as u64)),
             bytes: each,
             ..entry.clone()

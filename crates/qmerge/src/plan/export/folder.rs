@@ -12,7 +12,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats::{self, Claim};
 use crate::open::safetensors::Safetensors;
-use crate::open::{MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
+use crate::open::{Checkpoint, MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
 use crate::plan::Tokenizer;
 
 /// Any format of safetensors.
@@ -52,9 +52,7 @@ impl Export for Folder {
                 // What has no name in the model has none in GGUF's sense either: it is a part of the rope.
                 Some(claim) if claim.weight.view().is_none() && is_rope(name) => Destination::Nowhere,
                 Some(claim) if claim.weight.view().is_none() => {
-                    return Err(unsupported("a tensor that has no name in the model")
-                        .in_file(&base.path)
-                        .in_tensor(name));
+                    return Err(nameless("a tensor", base).in_tensor(name));
                 }
                 _ => {
                     let takes =
@@ -71,9 +69,7 @@ impl Export for Folder {
             places.insert(name.clone(), place);
         }
         if let Some(entry) = model.inputs.inventory.opaque.iter().filter_map(|&at| base.entries.get(at)).next() {
-            return Err(unsupported(format!("a tensor of {} that has no name in the model", entry.dtype))
-                .in_file(&base.path)
-                .in_tensor(&entry.name));
+            return Err(nameless(&format!("a tensor of {}", entry.dtype), base).in_tensor(&entry.name));
         }
         let mut warnings: Vec<String> = model.says_what_is_left_out().into_iter().collect();
         Ok(Exported {
@@ -89,6 +85,17 @@ impl Export for Folder {
             warnings,
         })
     }
+}
+
+/// That the file holds what its architecture is not known to have.
+fn nameless(what: &str, base: &Checkpoint) -> Error {
+    let architecture = base.gguf.as_ref().map_or("", |metadata| metadata.architecture());
+    let problem = format!(
+        "{what} that has no name in the model: files of the architecture `{architecture}` are not known to have it"
+    );
+    unsupported(problem).in_file(&base.path).with_hint(
+        "take the safetensors checkpoint that the file was made from, or leave out --to: a GGUF file keeps what is not known of it",
+    )
 }
 
 /// A stack of matrices as the family has it, where that has inputs as rows.

@@ -13,6 +13,7 @@ use crate::formats::{self, GPT_OSS};
 use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Metadata, Writer, expert, vocabulary};
 use crate::open::{MAX_CONFIG, Store, json, small_text};
 use crate::plan::Tokenizer;
+use crate::plan::fits;
 use crate::plan::quantized::is_reversed;
 
 /// Name of the file in a folder.
@@ -72,6 +73,9 @@ impl Export for FileType {
         let embed = model.names.embed().map(|claim| claim.weight.name());
         let tokens = model.weights.iter().find(|(name, _)| Some(name.as_str()) == embed);
         let tokens = tokens.and_then(|(_, shape)| shape.first().copied());
+        let stored = &model.inputs.inventory.weights;
+        fits::check(base, stored)?;
+        fits::refuse_further_layers(base, stored)?;
         let tokens = tokens.ok_or_else(|| mismatch("the model has no table of embeddings").in_file(&base.path))?;
         let Said { first, keys: own, constants, .. } = layout.said(config, tokens, self.number)?;
         let mut keys = Keys::default();
@@ -113,12 +117,11 @@ impl Export for FileType {
         let tensors = |(_, shape, view): &(&str, &[usize], Option<View>)| view.as_ref().map(|view| view.tensors(shape));
         let named: Vec<(String, Vec<usize>)> = views.iter().filter_map(tensors).flatten().collect();
         let warning = lost::warning(config, &metadata, &constants, &named);
-        let layers = metadata.integer(&format!("{}.block_count", layout.architecture())).unwrap_or(0);
-        let missing = lost::missing(layout, usize::try_from(layers).unwrap_or(0), &named);
+        let unmet = layout.unmet(&metadata, &named);
         let writer = Writer::anew(metadata);
         let writer = if self.is_quantized() { writer.trimmed() } else { writer };
         let exported = self.place(model, layout, views, constants, writer)?;
-        let warnings = missing
+        let warnings = unmet
             .into_iter()
             .chain(warning)
             .chain(model.says_what_is_left_out())

@@ -1,10 +1,7 @@
 //! What a GGUF file cannot say of a model: what comes out of its keys is held against what went in.
 
-use std::collections::HashSet;
-
 use crate::arch;
 use crate::arch::Rope;
-use crate::arch::gguf::Layout;
 use crate::arch::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
@@ -48,20 +45,6 @@ pub(super) fn warning(
             lost.join(", ")
         )
     })
-}
-
-/// A warning on tensors that llama.cpp's graph of the architecture has no place for, or looks for in vain, if there are any: it does not load the file.
-pub(super) fn missing(layout: &Layout, layers: usize, stored: &[(String, Vec<usize>)]) -> Option<String> {
-    let says = |verb: &str, name: &str| {
-        let architecture = layout.architecture();
-        format!("llama.cpp does not load the file: its models of the architecture `{architecture}` {verb} `{name}`")
-    };
-    let lacks = stored.iter().find(|(name, _)| layout.lacks(name)).map(|(name, _)| says("have no", name));
-    let needed = || {
-        let names: HashSet<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
-        layout.needed(layers, |name| names.contains(name))
-    };
-    lacks.or_else(|| needed().map(|name| says("have a", &name)))
 }
 
 /// What differs, in words.

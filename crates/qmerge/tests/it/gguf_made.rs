@@ -660,12 +660,10 @@ fn experts_of_either_order_make_the_same_file() {
             shape => (name, shape.to_vec(), view.data().to_vec()),
         })
         .collect();
-    let view = |(name, shape, data)| {
-        let (name, shape, data): (&String, &Vec<usize>, &Vec<u8>) = (name, shape, data);
-        (name.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())
-    };
-    safetensors::serialize_to_file(turned.iter().map(|(name, shape, data)| view((name, shape, data))), None, &weights)
-        .unwrap();
+    let views = turned.iter().map(|(name, shape, data)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &weights).unwrap();
     let own = Checkpoint::open(&folder).unwrap();
     let published = Checkpoint::open(&Path::new(MADE).join("qwen3vlmoesees")).unwrap();
     let name = "model.language_model.layers.0.mlp.experts.down_proj";

@@ -31,7 +31,13 @@ impl<'a> Tensors<'a> {
         inputs.base.expect_all();
         let config = inputs.base.config.as_ref();
         let language_model = config.and_then(|config| arch::language_model(config).ok());
-        let arch = arch::find(language_model.as_ref().map_or("", |config| config.model_type()));
+        let model_type = language_model.as_ref().map_or("", |config| config.model_type());
+        let hidden = config.and_then(|config| config.find("hidden_size")?.as_u64());
+        let shape = |end: &str| {
+            let claim = inputs.inventory.weights.iter().find(|claim| claim.weight.name().ends_with(end));
+            claim.map(|claim| claim.weight.shape())
+        };
+        let arch = arch::find_stored(model_type, hidden, shape);
         Self { inputs, arch, stored, edited: edited.collect() }
     }
 

@@ -99,7 +99,8 @@ def load(folder, config=None, dtype=F32):
     how = {"config": config} if config is not None else {}
     kind = getattr(transformers, read_json(os.path.join(folder, "config.json"))["architectures"][0])
     model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **how)
-    if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
+    config = model.config.get_text_config()
+    if hasattr(config, "num_local_experts") or hasattr(config, "num_experts"):
         model.set_experts_implementation("eager")
     return model
 
@@ -229,6 +230,11 @@ def make_model(case):
     randomize(model, case, gain)
     model.to(dtype).save_pretrained(folder)
     remove(folder, "generation_config.json")
+    if case.endswith("_published"):
+        # experts with inputs as rows, which transformers saves as they lie in memory
+        path = os.path.join(folder, "model.safetensors")
+        stored = {name: x.transpose(1, 2).contiguous() if ".experts." in name else x for name, x in load_file(path).items()}
+        save_file(stored, path, metadata={"format": "pt"})
 
     ids = tokens(case, config.get_text_config().vocab_size)
     values = logits(load(folder), ids)
@@ -488,6 +494,10 @@ model_case("qwen2_moe", "Qwen2Moe", **small(vocab_size=40, num_hidden_layers=3, 
            rope_parameters=rope("default", 500.0)), dtype=BF16,
            wrong=[{"norm_topk_prob": True}, PER_TOKEN, {"sliding_window": 7}, {"layer_types": ["full_attention"] * 3},
                   {"layer_types": ["sliding_attention"] * 3}])
+for name in ("qwen3_vl_moe", "qwen3_vl_moe_published"):
+    model_case(name, "Qwen3VLMoe", vision_config=part("Qwen3VLMoeVision", **QWEN_VISION, intermediate_size=4, out_hidden_size=24, num_position_embeddings=4,
+               deepstack_visual_indexes=[0]), text_config=part("Qwen3VLMoeText", **narrow(vocab_size=40, head_dim=8, moe_intermediate_size=20, num_experts=5,
+               num_experts_per_tok=2, rope_parameters={**MULTI, "mrope_section": [1, 1, 2]})), old=False, dtype=BF16, wrong=[THETA, PER_TOKEN])
 model_case("olmoe", "Olmoe", **small(vocab_size=40, intermediate_size=12, num_experts=5, num_experts_per_tok=3, clip_qkv=0.8,
            rope_parameters=rope("default", 500.0)), dtype=BF16, wrong=[{"norm_topk_prob": True}, PER_TOKEN, {"clip_qkv": None}])
 LATENT = small(vocab_size=40, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, intermediate_size=28, moe_intermediate_size=8, kv_lora_rank=10,

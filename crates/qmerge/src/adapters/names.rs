@@ -73,10 +73,15 @@ impl<'a> Names<'a> {
             .collect::<Result<_>>()?;
         let by_name: HashMap<&str, usize> =
             weights.iter().enumerate().map(|(i, claim)| (claim.weight.name(), i)).collect();
+        let shape = |end: &str| {
+            weights.iter().find(|claim| claim.weight.name().ends_with(end)).map(|claim| claim.weight.shape())
+        };
+        let hidden = checkpoint.config.as_ref().and_then(|config| config.find("hidden_size")?.as_u64());
+        let arch = arch::find_stored(model_type, hidden, shape);
         Ok(Self {
             checkpoint,
             weights,
-            arch: arch::find(model_type),
+            arch,
             tie: arch::find_tie(model_type, |module| by_name.contains_key(format!("{module}.weight").as_str())),
             parts,
             by_name,

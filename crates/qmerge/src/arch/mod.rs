@@ -38,6 +38,7 @@ pub(crate) use moved::{in_memory, on_disk};
 pub use rope::{Rope, RopeDefaults};
 pub use ties::{Tie, by_default as tied_by_default, find as find_tie};
 pub use tower::language_model;
+pub(crate) use tower::language_model_beside;
 
 /// One family.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub struct Arch {
     pub wrappers: &'static [&'static str],
     /// Pairs of name fragments, whole components: an adapter may say the first where the checkpoint says the second.
     pub renames: &'static [(&'static str, &'static str)],
+    /// The same family where stacks of experts lie as they do in memory, of one that is published with inputs as rows: transformers writes it so.
+    pub as_in_memory: Option<&'static Arch>,
     /// True for a model of several towers, of which the language model is of another family: `text_config` says which.
     pub is_composed: bool,
     /// Reads the configuration of a model that is to run; `None` for a family that is merged only.
@@ -128,6 +131,22 @@ pub(crate) const DOWN: &str = "down_proj";
 /// The row of a family: its own, or that of all that have none.
 pub fn find(model_type: &str) -> &'static Arch {
     ARCHS.iter().find(|arch| arch.model_types.contains(&model_type)).unwrap_or(&families::GENERIC)
+}
+
+/// The row of a model's checkpoint, where a family has more than one; `shape` is that of the first weight whose name ends so.
+pub fn find_stored<'w>(
+    model_type: &str,
+    hidden: Option<u64>,
+    shape: impl Fn(&str) -> Option<&'w [usize]>,
+) -> &'static Arch {
+    let arch = find(model_type);
+    let Some((other, experts)) = arch.as_in_memory.zip(arch.experts) else { return arch };
+    let [_, down] = experts.stacked;
+    let hidden = hidden.and_then(|hidden| usize::try_from(hidden).ok());
+    match shape(down) {
+        Some(&[_, outputs, inputs]) if Some(outputs) == hidden && inputs != outputs => other,
+        _ => arch,
+    }
 }
 
 /// The families that can be run.

@@ -127,6 +127,43 @@ const DEFAULTS: &[(&str, &[(&str, u64)])] = &[
             ("num_experts", 256),
         ],
     ),
+    ("qwen2_vl_text", QWEN2_VL),
+    ("qwen2_5_vl_text", QWEN2_VL),
+    (
+        "qwen3_vl_text",
+        &[
+            ("vocab_size", 151_936),
+            ("intermediate_size", 22_016),
+            ("head_dim", 128),
+            ("max_position_embeddings", 128_000),
+            ("rope_theta", 500_000),
+        ],
+    ),
+    (
+        "qwen3_vl_moe_text",
+        &[
+            ("vocab_size", 151_936),
+            ("hidden_size", 2048),
+            ("intermediate_size", 5632),
+            ("num_hidden_layers", 24),
+            ("num_attention_heads", 16),
+            ("max_position_embeddings", 128_000),
+            ("rope_theta", 500_000),
+            ("moe_intermediate_size", 1408),
+            ("num_experts_per_tok", 4),
+        ],
+    ),
+];
+
+const QWEN2_VL: &[(&str, u64)] = &[
+    ("vocab_size", 152_064),
+    ("hidden_size", 8192),
+    ("intermediate_size", 29_568),
+    ("num_hidden_layers", 80),
+    ("num_attention_heads", 64),
+    ("num_key_value_heads", 8),
+    ("max_position_embeddings", 32_768),
+    ("rope_theta", 1_000_000),
 ];
 
 /// The same of all these classes that have no other.
@@ -150,6 +187,13 @@ pub fn language_model(config: &ModelConfig) -> Result<Cow<'_, ModelConfig>> {
         return Err(fields.missing("text_config.model_type"));
     }
     Ok(Cow::Owned(ModelConfig { json: with_defaults(nested.model_type(), json), ..nested }))
+}
+
+/// The same of a model that has the language model's fields among its own; `text` is the language model's type.
+pub(crate) fn language_model_beside(config: &ModelConfig, text: &str) -> ModelConfig {
+    let mut json = with_defaults(text, &config.json);
+    json.insert("model_type".into(), text.into());
+    ModelConfig { json, text: String::new(), ..config.clone() }
 }
 
 fn defaults(model_type: &str) -> Option<&'static [(&'static str, u64)]> {

@@ -28,6 +28,9 @@ CASES = {
     "gemma3": (LINEAR, [], {}),
     # Each expert's matrices, which become stacks.
     "qwen3moe": (["q_proj", "gate_proj", "up_proj", "down_proj"], [], {}),
+    # Of models that see, whose names begin otherwise.
+    "qwen3vlsees": (LINEAR, [], {}),
+    "llavasees": (["o_proj", "gate_proj", "up_proj", "down_proj"], [], {}),
     "phi3": (["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], [], {}),
 }
 

@@ -65,7 +65,7 @@ def weights(to, architecture, config, seed):
     random = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, tensor in names.items():
-        near = 0.9 if "norm" in name.split(".")[-2] and not name.endswith("bias") or name.endswith(("scale", "scalar")) else 0.0
+        near = 0.9 if "norm" in name.rsplit(".", 1)[0].rsplit(".", 1)[-1] and not name.endswith("bias") or name.endswith(("scale", "scalar")) else 0.0
         values = near + 0.05 * torch.randn(*tensor.shape, generator=random)
         if name.endswith("A_log"):
             # Of these torch's exp is rounded correctly.

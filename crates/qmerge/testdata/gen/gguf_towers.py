@@ -3,6 +3,7 @@
 import json
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import gguf_families
@@ -15,12 +16,27 @@ PIXTRAL = dict(model_type="pixtral", hidden_size=16, intermediate_size=16, num_h
 OF_LLAMA4 = dict(model_type="llama4_vision_model", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, vision_output_dim=16, projector_input_dim=16, projector_output_dim=16)
 OF_QWEN35 = dict(model_type="qwen3_5", depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=32, num_position_embeddings=16)
 
+CLIP = dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=16, projection_dim=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, vocab_size=32000)
+OF_QWEN2VL = dict(depth=1, embed_dim=16, hidden_size=32, mlp_ratio=1, num_heads=2, in_chans=3, patch_size=4, spatial_merge_size=2, spatial_patch_size=4, temporal_patch_size=2)
+OF_QWEN25VL = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=32, fullatt_block_indexes=[0], window_size=8)
+OF_QWEN3VL = dict(depth=2, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+OF_INTERNVL = dict(model_type="internvl_vision", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=[16, 16], patch_size=[4, 4], architectures=["InternVLVisionModel"])
+OF_IDEFICS3 = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
+
 # What published text_configs leave out is left out here too.
 GEMMA3 = dict(model_type="gemma3_text", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32, sliding_window=128, query_pre_attn_scalar=32, rope_scaling={"factor": 8.0, "rope_type": "linear"})
 MISTRAL = dict(gguf_families.TWO_LAYERS, model_type="mistral", head_dim=16, rms_norm_eps=1e-5, rope_theta=1000000000.0, sliding_window=None, hidden_act="silu")
 LLAMA4 = {key: value for key, value in gguf_mixtures.MIXTURES["llama4"][1].items() if key != "tie_word_embeddings"}
 QWEN35 = gguf_mixtures.MIXTURES["qwen35"][1]
 MINISTRAL3 = gguf_families.FAMILIES["ministral3"][1]
+SMALL = {key: value for key, value in gguf_mixtures.TWO.items() if key != "tie_word_embeddings"}
+LLAMA = dict(SMALL, model_type="llama", architectures=["LlamaForCausalLM"])
+QWEN2 = dict(SMALL, model_type="qwen2", architectures=["Qwen2ForCausalLM"], rope_theta=1000000.0, rms_norm_eps=1e-6, use_sliding_window=False, sliding_window=128, max_window_layers=2)
+QWEN3 = dict(SMALL, model_type="qwen3", architectures=["Qwen3ForCausalLM"], head_dim=16, rope_theta=1000000.0, rms_norm_eps=1e-6)
+IDS = dict(image_token_id=4, video_token_id=5, vision_start_token_id=6, vision_end_token_id=7)
+QWEN2VL = dict(SMALL, rope_theta=1000000.0, rms_norm_eps=1e-6, use_sliding_window=False, sliding_window=128, max_window_layers=2, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]})
+QWEN3VL = dict(SMALL, model_type="qwen3_vl_text", head_dim=16, rope_theta=5000000.0, rms_norm_eps=1e-6, attention_bias=False, rope_scaling={"mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default"})
+QWEN3VLMOE = dict(QWEN3VL, model_type="qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])
 
 # The class, what the configuration says outside and of the language model, and the tokenizer: the rule's name, and the expression that it cuts by.
 TOWERS = {
@@ -31,7 +47,20 @@ TOWERS = {
     "llama4sees": ("Llama4ForConditionalGeneration", dict(model_type="llama4", vision_config=OF_LLAMA4, boi_token_index=4, eoi_token_index=5, image_token_index=6, tie_word_embeddings=False), LLAMA4, "llama4", gguf_mixtures.OF_GPT4O),
     "qwen35sees": ("Qwen3_5ForConditionalGeneration", dict(model_type="qwen3_5", vision_config=OF_QWEN35, tie_word_embeddings=False, image_token_id=4, video_token_id=5, vision_start_token_id=6, vision_end_token_id=7), QWEN35, "qwen35", gguf_mixtures.OF_QWEN35),
     "gemma3nsees": ("Gemma3nForConditionalGeneration", dict(model_type="gemma3n"), gguf_gemma.GEMMAS["gemma3n"][1], None, None),
+    "qwen2vlsees": ("Qwen2VLForConditionalGeneration", dict(model_type="qwen2_vl", tie_word_embeddings=True, vision_config=OF_QWEN2VL, **IDS), QWEN2VL, "qwen2", gguf_mixtures.OF_QWEN),
+    "qwen25vlsees": ("Qwen2_5_VLForConditionalGeneration", dict(model_type="qwen2_5_vl", tie_word_embeddings=False, vision_config=OF_QWEN25VL, **IDS), dict(QWEN2VL, model_type="qwen2_5_vl_text"), "qwen2", gguf_mixtures.OF_QWEN),
+    "qwen3vlsees": ("Qwen3VLForConditionalGeneration", dict(model_type="qwen3_vl", tie_word_embeddings=False, vision_config=dict(OF_QWEN3VL, model_type="qwen3_vl"), **IDS), QWEN3VL, "qwen2", gguf_mixtures.OF_QWEN),
+    "qwen3vlmoesees": ("Qwen3VLMoeForConditionalGeneration", dict(model_type="qwen3_vl_moe", tie_word_embeddings=False, vision_config=dict(OF_QWEN3VL, model_type="qwen3_vl_moe"), **IDS), QWEN3VLMOE, "qwen2", gguf_mixtures.OF_QWEN),
+    "llavasees": ("LlavaForConditionalGeneration", dict(model_type="llava", tie_word_embeddings=False, vision_config=CLIP, image_token_index=5, projector_hidden_act="gelu", vision_feature_layer=-1, vision_feature_select_strategy="default"), LLAMA, None, None),
+    "llavanextsees": ("LlavaNextForConditionalGeneration", dict(model_type="llava_next", tie_word_embeddings=False, vision_config=CLIP, image_token_index=5, image_grid_pinpoints=[[16, 32]]), dict(MISTRAL, architectures=["MistralForCausalLM"]), None, None),
+    "llavaonevisionsees": ("LlavaOnevisionForConditionalGeneration", dict(model_type="llava_onevision", tie_word_embeddings=False, vision_config=SIGLIP, image_token_index=5, video_token_index=6, image_grid_pinpoints=[[16, 32]]), QWEN2, "qwen2", gguf_mixtures.OF_QWEN),
+    "internvlsees": ("InternVLForConditionalGeneration", dict(model_type="internvl", tie_word_embeddings=False, vision_config=OF_INTERNVL, image_token_id=5), QWEN3, "qwen2", gguf_mixtures.OF_QWEN),
+    "idefics3sees": ("Idefics3ForConditionalGeneration", dict(model_type="idefics3", tie_word_embeddings=False, vision_config=dict(OF_IDEFICS3, model_type="idefics3_vision"), image_token_id=5, scale_factor=2), dict(LLAMA, architectures=["VLlama3ForCausalLM"]), "llama-bpe", gguf_mixtures.THREE_DIGITS),
+    "smolvlmsees": ("SmolVLMForConditionalGeneration", dict(model_type="smolvlm", tie_word_embeddings=True, vision_config=dict(OF_IDEFICS3, model_type="smolvlm_vision"), image_token_id=5, scale_factor=2), dict(LLAMA, architectures=["VLlama3ForCausalLM"]), "smollm", gguf_mixtures.GPT2),
 }
+
+# Published with the language model's fields beside those of the whole, and as transformers 5 saves it.
+FLAT, AS_SAVED = ("qwen2vlsees",), ("qwen25vlsees",)
 
 
 def beside_towers(to, config, seed):
@@ -47,11 +76,18 @@ def beside_towers(to, config, seed):
     (to / "config.json").write_text(json.dumps(config, indent=1))
 
 
+def as_published(to):
+    """Experts with inputs as rows, which transformers saves as they lie in memory."""
+    tensors = load_file(to / "model.safetensors")
+    tensors = {name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor for name, tensor in tensors.items()}
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+
+
 def write(folder, text, byte_pairs, pieces):
     """Writes all folders; returns the names of the rules that tokenizers cut by."""
     for seed, (name, (architecture, config, own, rule, pattern)) in enumerate(TOWERS.items(), 400):
         to = folder(name)
-        if name in ("gemma3sees", "gemma3nsees"):
+        if name in ("gemma3sees", "gemma3nsees", "llavasees", "llavanextsees"):
             added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True), (3, "<turn>", False)]
             tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -59,12 +95,16 @@ def write(folder, text, byte_pairs, pieces):
             tokens = gguf_gemma.merged_pieces(to, text)
             ids = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
         else:
-            tokens = byte_pairs(to, pattern, gguf_mixtures.SPECIAL, {"eos_token": gguf_mixtures.SPECIAL[0], "pad_token": gguf_mixtures.SPECIAL[0]}, ignore_merges=rule == "tekken")
+            tokens = byte_pairs(to, pattern, gguf_mixtures.SPECIAL, {"eos_token": gguf_mixtures.SPECIAL[0], "pad_token": gguf_mixtures.SPECIAL[0]}, ignore_merges=rule in ("tekken", "llama-bpe"), digits=rule == "smollm")
             ids = dict(eos_token_id=288, pad_token_id=288)
         own = dict(own, vocab_size=tokens, **({"vocab_size_per_layer_input": tokens} if name in ("gemma4sees", "gemma3nsees") else {}))
-        config = dict(architectures=[architecture], **config, text_config=own, **ids)
+        config = dict(architectures=[architecture], **config, **(own if name in FLAT else {"text_config": own}), **ids)
+        if name in AS_SAVED:
+            config = dict(transformers.AutoConfig.for_model(**config).to_diff_dict(), architectures=[architecture])
         if name == "gemma3nsees":
             beside_towers(to, config, seed)
         else:
             gguf_mixtures.weights(to, architecture, config, seed)
+        if name == "qwen3vlmoesees":
+            as_published(to)
     return {name: rule for name, (_, _, _, rule, _) in TOWERS.items() if rule}

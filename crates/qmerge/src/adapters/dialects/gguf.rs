@@ -7,7 +7,7 @@
 use super::{Dialect, Foreign, Stated, Translation};
 use crate::adapters::keys::{Key, Role};
 use crate::adapters::{Adapter, Names};
-use crate::arch::gguf::File;
+use crate::arch::gguf::{File, towers};
 use crate::error::{Error, Result, malformed, mismatch, unsupported};
 use crate::open::Value;
 use crate::open::arranged::Arrangement;
@@ -106,8 +106,13 @@ impl Dialect for Gguf {
             Some(keys) => {
                 (format!("a GGUF file of the architecture `{}`", keys.architecture()), keys.architecture() == own)
             }
+            // Of a model that sees it is its language model's.
             None => {
-                (format!("of the type `{}`", names.model_type()), layout.model_types().contains(&names.model_type()))
+                let config = names.checkpoint.config.as_ref();
+                let of_base = config.and_then(|config| towers::stored(config).ok());
+                let fits = layout.model_types().contains(&names.model_type());
+                let fits = fits || of_base.is_some_and(|(_, layout)| layout.architecture() == own);
+                (format!("of the type `{}`", names.model_type()), fits)
             }
         };
         if fits {

@@ -73,6 +73,7 @@ pub(super) const ARCH: Arch = Arch {
     experts: Some(EXPERTS),
     wrappers: WRAPPERS,
     renames: RENAMES,
+    as_in_memory: None,
     is_composed: false,
     spec: None,
 };

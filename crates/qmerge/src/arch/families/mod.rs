@@ -121,6 +121,7 @@ pub static ARCHS: &[Arch] = &[
     qwen2_moe::ARCH,
     qwen3::ARCH,
     qwen3_moe::ARCH,
+    qwen3_moe::SEES,
     qwen3_next::ARCH,
     qwen3_next::DENSE,
     qwen3_next::MIXTURE,

@@ -6,7 +6,7 @@ use super::wants::Wired;
 use super::{
     Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
 };
-use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta};
+use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta, qwen_vl};
 use super::{
     minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2, towers,
 };
@@ -66,6 +66,9 @@ pub(super) const LAYOUTS: &[Layout] = &[
     qwen_delta::QWEN3_NEXT,
     qwen_delta::QWEN35,
     qwen_delta::QWEN35_MOE,
+    qwen_vl::QWEN2_VL,
+    qwen_vl::QWEN3_VL,
+    qwen_vl::QWEN3_VL_MOE,
 ];
 
 /// An architecture.

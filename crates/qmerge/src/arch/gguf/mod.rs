@@ -40,6 +40,7 @@ mod phi3;
 mod phimoe;
 mod qwen;
 mod qwen_delta;
+mod qwen_vl;
 mod rows;
 mod seed_oss;
 mod smollm3;

@@ -11,6 +11,8 @@ pub(super) const QWEN2_MOE: Family =
     Family { architecture: "qwen2moe", model_type: "qwen2_moe", more: qwen2_moe, ..MIXTURE };
 pub(super) const QWEN3_MOE: Family =
     Family { architecture: "qwen3moe", model_type: "qwen3_moe", more: qwen3_moe, ..MIXTURE };
+/// The language model of Qwen 3 VL.
+pub(super) const QWEN3_VL_MOE: Family = Family { architecture: "qwen3vlmoe", reads: super::OF_QWEN3_VL, ..QWEN3_MOE };
 
 pub(super) const OLMOE: Family = Family { architecture: "olmoe", model_type: "olmoe", more: qwen2_moe, ..MIXTURE };
 /// Scores by a sigmoid.

@@ -41,10 +41,10 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         if expert(&entry.name).is_some() {
             return Err(unsupported("an expert that is no part of a stack").in_tensor(&entry.name));
         }
-        let (experts, shape) = match entry.shape.as_slice() {
-            &[experts @ 1..=MOST, rows, cols] => (experts, vec![rows, cols]),
+        let (experts, shape) = match *entry.shape.as_slice() {
+            [experts @ 1..=MOST, rows, cols] => (experts, vec![rows, cols]),
             // ggml leaves out a last dimension of one.
-            &[rows, cols] => (1, vec![rows, cols]),
+            [rows, cols] => (1, vec![rows, cols]),
             _ => (0, Vec::new()),
         };
         let Some((path, leaf)) = parts(&entry.name).filter(|_| experts > 0) else {

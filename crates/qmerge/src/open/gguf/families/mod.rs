@@ -107,14 +107,14 @@ const FAMILIES: &[Family] = &[
     qwen_delta::QWEN35,
     qwen_delta::QWEN35_MOE,
     // For text these are Qwen 2 and 3: each token has one position, whichever features it turns, and nothing is seen that layers could be given.
-    Family { architecture: "qwen2vl", model_type: "qwen2", reads: SECTIONS, ..PLAIN },
+    Family { architecture: "qwen2vl", model_type: "qwen2", reads: &[SECTIONS], ..PLAIN },
     Family { architecture: "qwen3vl", model_type: "qwen3", reads: OF_QWEN3_VL, ..PLAIN },
     experts::QWEN3_VL_MOE,
 ];
 
 /// How many features turn by each of several positions.
-const SECTIONS: &[&str] = &["rope.dimension_sections"];
-const OF_QWEN3_VL: &[&str] = &[SECTIONS[0], "n_deepstack_layers"];
+const SECTIONS: &str = "rope.dimension_sections";
+const OF_QWEN3_VL: &[&str] = &[SECTIONS, "n_deepstack_layers"];
 
 /// Says what families take a part of for granted: all features of a head turn.
 fn all_turn(_: &Keys<'_>, config: &mut Map<String, Json>) {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use qmerge::arch::{self, Arch};
 use qmerge::edited::Edited;
 use qmerge::error::{Error, Kind, Result};
-use qmerge::formats::{Claim, Reader};
+use qmerge::formats::{Claim, Reader, arch_of};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Inputs, Plan, Recode};
 
@@ -32,12 +32,7 @@ impl<'a> Tensors<'a> {
         let config = inputs.base.config.as_ref();
         let language_model = config.and_then(|config| arch::language_model(config).ok());
         let model_type = language_model.as_ref().map_or("", |config| config.model_type());
-        let hidden = config.and_then(|config| config.find("hidden_size")?.as_u64());
-        let shape = |end: &str| {
-            let claim = inputs.inventory.weights.iter().find(|claim| claim.weight.name().ends_with(end));
-            claim.map(|claim| claim.weight.shape())
-        };
-        let arch = arch::find_stored(model_type, hidden, shape);
+        let arch = arch_of(model_type, config, &inputs.inventory.weights);
         Self { inputs, arch, stored, edited: edited.collect() }
     }
 

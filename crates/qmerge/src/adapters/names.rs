@@ -13,7 +13,7 @@ use fancy_regex::Regex;
 use super::patterns;
 use crate::arch::{self, Arch, Tie};
 use crate::error::{Result, mismatch, usage};
-use crate::formats::Claim;
+use crate::formats::{Claim, arch_of};
 use crate::open::{self, Checkpoint};
 
 /// The names of a base model.
@@ -73,11 +73,7 @@ impl<'a> Names<'a> {
             .collect::<Result<_>>()?;
         let by_name: HashMap<&str, usize> =
             weights.iter().enumerate().map(|(i, claim)| (claim.weight.name(), i)).collect();
-        let shape = |end: &str| {
-            weights.iter().find(|claim| claim.weight.name().ends_with(end)).map(|claim| claim.weight.shape())
-        };
-        let hidden = checkpoint.config.as_ref().and_then(|config| config.find("hidden_size")?.as_u64());
-        let arch = arch::find_stored(model_type, hidden, shape);
+        let arch = arch_of(model_type, checkpoint.config.as_ref(), weights);
         Ok(Self {
             checkpoint,
             weights,

@@ -134,7 +134,7 @@ pub fn find(model_type: &str) -> &'static Arch {
 }
 
 /// The row of a model's checkpoint, where a family has more than one; `shape` is that of the first weight whose name ends so.
-pub fn find_stored<'w>(
+pub(crate) fn find_stored<'w>(
     model_type: &str,
     hidden: Option<u64>,
     shape: impl Fn(&str) -> Option<&'w [usize]>,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{Claim, FORMATS, Unsupported, Viewed, Weight, Woven, module, recognised};
 use crate::arch::gguf::{File, Joined};
+use crate::arch::{self, Arch};
 use crate::error::{Result, malformed};
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, ModelConfig};
 
 /// All weights of a checkpoint, and the entries that belong to none.
 #[derive(Debug)]
@@ -15,6 +16,15 @@ pub struct Inventory {
     pub weights: Vec<Claim>,
     /// Indices of entries that no format claims (integers, unknown types): copied, never edited.
     pub opaque: Vec<usize>,
+}
+
+/// The row of the family of a model of that type that these weights lie by, where the family has more than one; `config` says how wide the model is.
+pub fn arch_of(model_type: &str, config: Option<&ModelConfig>, weights: &[Claim]) -> &'static Arch {
+    let hidden = config.and_then(|config| config.find("hidden_size")?.as_u64());
+    let ends = |claim: &&Claim, end: &str| claim.weight.name().ends_with(end);
+    arch::find_stored(model_type, hidden, |end| {
+        weights.iter().find(|claim| ends(claim, end)).map(|claim| claim.weight.shape())
+    })
 }
 
 /// Claims every entry of a checkpoint. Errors where something is stored in a way that is not understood.

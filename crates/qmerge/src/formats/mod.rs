@@ -46,7 +46,7 @@ pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels, Rounds};
 pub(crate) use inventory::survey;
-pub use inventory::{Inventory, inventory};
+pub use inventory::{Inventory, arch_of, inventory};
 #[doc(hidden)]
 pub use module::Module;
 pub use reader::Reader;

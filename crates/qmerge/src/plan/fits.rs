@@ -8,7 +8,7 @@ use crate::arch::gguf::towers;
 use crate::arch::spec::Wanted;
 use crate::arch::{self, leaf_in};
 use crate::error::{Error, Result, mismatch};
-use crate::formats::Claim;
+use crate::formats::{Claim, arch_of};
 use crate::open::{Checkpoint, ModelConfig};
 
 /// Errors for the first tensor that is missing or has other dimensions; `Ok` too for a model that is not known well enough.
@@ -16,7 +16,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     let Ok(config) = arch::config(checkpoint) else { return Ok(()) };
     let Ok(spec) = arch::spec_of(config) else { return Ok(()) };
     let text = arch::language_model(config)?;
-    let arch = arch::find(text.model_type());
+    let arch = arch_of(text.model_type(), Some(&text), weights);
     let by_name: HashMap<&str, &Claim> = weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
     let has = |name: &str| by_name.contains_key(name);
     let stored = |module: &str| has(&format!("{module}.weight"));
@@ -33,6 +33,12 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let is_turned =
             claim.weight.is_transposed() || leaf_in(module, arch.transposed) && claim.weight.has_family_order();
+        let wanted = match (wanted, arch.experts) {
+            (Wanted::Stack { matrices, outputs, inputs, .. }, Some(stored)) => {
+                Wanted::Stack { matrices, outputs, inputs, in_out: stored.in_out }
+            }
+            _ => wanted,
+        };
         fits(claim, wanted, is_turned).map_err(|asked| misfit(checkpoint, &text, claim, &asked))
     };
     let table = |name: &str, least: usize, features: usize| match claim(name) {

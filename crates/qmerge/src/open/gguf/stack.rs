@@ -43,8 +43,8 @@ pub(super) fn apart(entries: Vec<Entry>) -> Result<Vec<Entry>> {
         }
         let (experts, shape) = match *entry.shape.as_slice() {
             [experts @ 1..=MOST, rows, cols] => (experts, vec![rows, cols]),
-            // ggml leaves out a last dimension of one.
-            [rows, cols] => (1, vec![rows, cols]),
+            // ggml leaves out a last dimension of one, who writes adapters does not.
+            [rows, cols] if entry.name.ends_with(".weight") => (1, vec![rows, cols]),
             _ => (0, Vec::new()),
         };
         let Some((path, leaf)) = parts(&entry.name).filter(|_| experts > 0) else {

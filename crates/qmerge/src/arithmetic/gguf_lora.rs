@@ -27,6 +27,9 @@ use crate::write::{NewTensor, is_single_file, overflow, publish_file, refuse_rep
 
 /// What is said of what the format cannot say.
 const WAY_OUT: &str = "merge the adapter into the model, or leave that out of its training";
+/// The base for which more can be written.
+const OF_THE_FILE: &str =
+    "give the model's GGUF file as --base, which has each expert by itself and the language model alone";
 
 /// A weight that the adapter changes, and how a file has it.
 struct Job<'p> {
@@ -175,10 +178,16 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
             continue;
         }
         let shape = recode.from.weight.shape();
-        if shape.len() != 2 {
-            let problem =
-                if shape.len() == 1 { "a change of a bias or a norm" } else { "a change of a stack of matrices" };
-            return Err(refuse(recode, problem));
+        match shape.len() {
+            2 => {}
+            3 => return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(OF_THE_FILE)),
+            _ => return Err(refuse(recode, "a change of a bias or a norm")),
+        }
+        if inputs.tower_of(name).is_some() {
+            let problem = "a change of what the model sees or hears with";
+            return Err(
+                refuse(recode, problem).with_hint(format!("{OF_THE_FILE}; --allow-unused leaves this out there"))
+            );
         }
         let view = file
             .place(name, shape, false)?

@@ -18,6 +18,10 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     let text = arch::language_model(config)?;
     let arch = arch_of(text.model_type(), Some(&text), weights);
     let by_name: HashMap<&str, &Claim> = weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
+    // MLX has stacks of experts by a name of its own, by which nothing here looks for them.
+    if by_name.keys().any(|name| name.contains(".switch_mlp.")) {
+        return Ok(());
+    }
     let has = |name: &str| by_name.contains_key(name);
     let stored = |module: &str| has(&format!("{module}.weight"));
     let tie = arch::find_tie(config.model_type(), stored);
@@ -57,20 +61,31 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     for head in arch.heads(tie) {
         table(&format!("{head}.weight"), spec.vocab, spec.hidden)?;
     }
+    // A model of several towers is tied where its language model is, whatever the document says first.
+    let is_untied = config.tied() == Some(false) && text.tied() != Some(true);
+    if let Some(head) = tie.map(|tie| tie.head()).filter(|_| is_untied && !arch.heads(tie).any(stored)) {
+        return Err(missing(checkpoint, &text, (&list, &format!("{head}.weight")), weights));
+    }
     spec.parts(&list, &has, &mut each)?;
     spec.parts_beside(arch.norm, &beside, &has, &mut each)
 }
 
 /// Errors for layers behind those that the configuration counts, unless they predict further tokens.
 pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
-    const PREDICTING: &[&str] = &["eh_proj", "enorm", "hnorm", "shared_head"];
+    const PREDICTING: &[&str] = &["eh_proj", "enorm", "hnorm", "shared_head", "nextn"];
     let Some(config) = &checkpoint.config else { return Ok(()) };
     let text = arch::language_model(config)?;
     let count = |key: &str| text.find(key).and_then(Value::as_u64);
-    let Some(layers) = count("num_hidden_layers") else { return Ok(()) };
+    let keys = ["num_hidden_layers", "n_layer"];
+    let Some((key, layers)) = keys.into_iter().find_map(|key| Some((key, count(key)?))) else { return Ok(()) };
+    // `h` of `transformer.h` lies below a prefix, or by itself.
+    let list = arch::find(text.model_type()).layers;
     let counted = layers.saturating_add(count("num_nextn_predict_layers").unwrap_or(0));
     let number = |name: &str| -> Option<u64> {
-        towers::alone(name).strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+        let name = towers::alone(name);
+        let below = |prefix: &&str| name.strip_prefix(*prefix)?.strip_prefix(list)?.strip_prefix('.');
+        let layer = ["model.", "transformer.", "gpt_neox.", ""].iter().find_map(below);
+        layer.or_else(|| name.strip_prefix("blk."))?.split('.').next()?.parse().ok()
     };
     let names = || weights.iter().map(|claim| claim.weight.name());
     let predicts = |layer: u64| {
@@ -81,8 +96,7 @@ pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) 
     match further.find(|name| !number(name).is_some_and(predicts)) {
         None => Ok(()),
         Some(name) => {
-            let problem =
-                format!("a tensor of a layer that config.json does not count: `num_hidden_layers` is {layers}");
+            let problem = format!("a tensor of a layer that config.json does not count: `{key}` is {layers}");
             Err(of_others(checkpoint, mismatch(problem)).in_tensor(name))
         }
     }

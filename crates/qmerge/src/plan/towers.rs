@@ -9,7 +9,7 @@ const BOTH_FILES: &str = "merge into a folder (--to bf16) and make both files of
 
 impl Inputs {
     /// The tower of the base that a tensor belongs to, or what leads from one into the language model.
-    pub(super) fn tower_of(&self, name: &str) -> Option<&'static str> {
+    pub(crate) fn tower_of(&self, name: &str) -> Option<&'static str> {
         self.base.config.as_ref().and_then(|config| towers::tower(config, name))
     }
 

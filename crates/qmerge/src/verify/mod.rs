@@ -7,6 +7,7 @@
 
 mod answer;
 mod compare;
+mod gone;
 mod judge;
 mod rounded;
 
@@ -24,6 +25,7 @@ use crate::progress::{Progress, stopped};
 use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
 use answer::Evidence;
 use compare::Run;
+use gone::Gone;
 use judge::{Measured, judge, summarize};
 
 /// The whole answer.
@@ -203,7 +205,7 @@ pub fn verify(
         .flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str()))
         .collect();
     let mut weights = Vec::new();
-    let mut missing = Vec::new();
+    let mut gone = Gone::new(inputs, merged, &found);
     let mut altered = Vec::new();
     let mut total = Sums::zero();
     let stored = inputs.inventory.weights.iter().map(|claim| (claim.entries[0].name.as_str(), claim)).collect();
@@ -226,7 +228,7 @@ pub fn verify(
                     None => found.tied_bias(&step.name),
                 };
                 let Some(claim) = found.find(&step.name)?.or_else(tied) else {
-                    missing.push(step.name.clone());
+                    gone.take(&step.name);
                     continue;
                 };
                 let (sums, rounded) = run.measure(recode, claim).map_err(|error| error.in_tensor(&step.name))?;
@@ -248,7 +250,7 @@ pub fn verify(
             Action::Copy { entry } => {
                 if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
                     if run.find_entry(&found, entry)?.is_none() {
-                        missing.push(entry.name.clone())
+                        gone.take(&entry.name);
                     } else {
                         altered.push(entry.name.clone())
                     }
@@ -257,6 +259,7 @@ pub fn verify(
         }
     }
     progress.advance(plan.steps.last().map_or(0, work));
+    let (missing, told) = gone.told();
     let summary = summarize(&weights, &total);
     let evidence = Evidence {
         summary: &summary,
@@ -268,6 +271,7 @@ pub fn verify(
     };
     let (answer, text) = evidence.answer();
     let mut warnings = plan.warnings.clone();
+    warnings.extend(told);
     if !found.renamed().is_empty() {
         let tensors = counted(found.renamed().len(), "tensor of the merge was", "tensors of the merge were");
         warnings.push(format!("{tensors} found under other names"));

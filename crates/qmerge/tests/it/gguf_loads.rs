@@ -184,6 +184,9 @@ fn a_configuration_of_other_weights_is_refused() {
         ("lfm2", "conv_L_cache", json!(5), &["conv.weight", "values"]),
         ("qwen35", "linear_num_value_heads", json!(2), &["linear_attn", "wants"]),
         ("gemma4", "hidden_size_per_layer_input", json!(4), &["per_layer", "wants"]),
+        ("gpt2", "n_layer", json!(1), &["h.1.", "`n_layer` is 1"]),
+        ("gptneox", "num_hidden_layers", json!(1), &["gpt_neox.layers.1.", "`num_hidden_layers` is 1"]),
+        ("falcon", "num_hidden_layers", json!(1), &["transformer.h.1.", "`num_hidden_layers` is 1"]),
     ];
     for (model, field, value, told) in cases {
         let folder = changed(model, set(field, value.clone()));
@@ -193,8 +196,39 @@ fn a_configuration_of_other_weights_is_refused() {
         assert!(told.iter().all(|part| text.contains(part)), "{model} {field}: {text}");
         assert!(text.contains(&*folder.to_string_lossy()) && error.hint().is_some(), "{text}");
         // What is there in vain can be run.
-        assert_eq!(why.is_some(), *value != json!(1) || *field != "num_hidden_layers", "{model} {field}: {why:?}");
+        let is_more = *value == json!(1) && ["num_hidden_layers", "n_layer"].contains(field);
+        assert_eq!(why.is_some(), !is_more, "{model} {field}: {why:?}");
     }
+}
+
+/// A model that says it is not tied has a head: llama.cpp would take the embedding for it.
+#[test]
+fn a_head_that_is_missing_is_told_of() {
+    for model in ["qwen3moe", "qwen3vlsees"] {
+        let folder = changed(model, |config, tensors| {
+            config["tie_word_embeddings"] = json!(false);
+            if let Some(text) = config.get_mut("text_config") {
+                text["tie_word_embeddings"] = json!(false);
+            }
+            tensors.remove("lm_head.weight");
+        });
+        let error = warnings(&folder).expect_err(model).to_string();
+        assert!(error.contains("`lm_head.weight`: missing"), "{error}");
+        assert!(not_run(&Checkpoint::open(&folder).unwrap()).is_some());
+    }
+}
+
+/// ERNIE's layers that predict further tokens have names of their own, and are left out as the converter does it.
+#[test]
+fn what_ernie_predicts_further_with_is_left_out() {
+    let folder = changed("ernie4_5moe", |_, tensors| {
+        for (name, shape) in [("mtp_block.0.input_layernorm", &[32][..]), ("mtp_linear_proj.0", &[32, 64])] {
+            tensors.insert(format!("model.{name}.weight"), ones(shape));
+        }
+    });
+    let said = warnings(&folder).unwrap();
+    let told = said.iter().filter(|text| text.starts_with("the layers that predict further tokens are left out"));
+    assert_eq!(told.count(), 1, "{said:?}");
 }
 
 /// Layers behind the counted ones predict further tokens, if they have what such layers have.
@@ -266,12 +300,32 @@ fn a_mixture_of_one_expert_is_read_back() {
 /// gpt-oss has inputs as rows of its experts where they are no codes, and a file outputs: both are held against each other as matrices.
 #[test]
 fn experts_with_inputs_as_rows_are_verified() {
-    let (folder, adapter, file) = (changed("gptoss", |_, _| {}), place(), place().with_extension("gguf"));
+    is_verified("gptoss", "model", [32, 64]);
+}
+
+/// What a file has no place for is not missing in it.
+#[test]
+fn what_a_file_does_not_hold_of_a_model_that_sees_is_not_missing() {
+    for (model, path) in [("qwen3vlsees", "model.language_model"), ("mistral3sees", "language_model.model")] {
+        let said = is_verified(model, path, [32, 64]);
+        assert!(
+            said.iter().any(|text| text.contains("not in a GGUF file, which holds the language model alone")),
+            "{said:?}"
+        );
+    }
+    let said = is_verified("qwen3vlmoesees", "model.language_model", [32, 64]);
+    assert!(said.iter().any(|text| text.contains("stacks of experts were not compared")), "{said:?}");
+}
+
+/// Merges an adapter of a matrix of those inputs and outputs into files and verifies them against the folder; what was told of the last.
+fn is_verified(model: &str, path: &str, [inputs, outputs]: [usize; 2]) -> Vec<String> {
+    let (folder, adapter, file) = (changed(model, |_, _| {}), place(), place().with_extension("gguf"));
+    let mut said = Vec::new();
     std::fs::create_dir_all(&adapter).unwrap();
     let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]});
     std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
-    let name = |part: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
-    let factors = [("lora_A", ones(&[1, 32])), ("lora_B", ones(&[64, 1]))];
+    let name = |part: &str| format!("base_model.model.{path}.layers.0.self_attn.q_proj.{part}.weight");
+    let factors = [("lora_A", ones(&[1, inputs])), ("lora_B", ones(&[outputs, 1]))];
     let view = |tensor: &'static str, shape: &[usize], data| {
         (name(tensor), TensorView::new(Dtype::BF16, shape.to_vec(), data).unwrap())
     };
@@ -289,10 +343,12 @@ fn experts_with_inputs_as_rows_are_verified() {
         let (merged, plan) = (Checkpoint::open(&file).unwrap(), Plan::new(&inputs, &Options::default()).unwrap());
         let options = qmerge::verify::VerifyOptions::default();
         let found = qmerge::verify::verify(&inputs, &plan, &merged, &options, &Silent).unwrap();
-        assert_eq!(found.answer, qmerge::verify::Answer::Yes, "{to}: {}", found.text);
+        assert_eq!(found.answer, qmerge::verify::Answer::Yes, "{model} as {to}: {}", found.text);
+        said = found.warnings;
         std::fs::remove_file(&file).unwrap();
         std::fs::remove_file(qmerge::write::path_beside(&file)).unwrap();
     }
     std::fs::remove_dir_all(&folder).unwrap();
     std::fs::remove_dir_all(&adapter).unwrap();
+    said
 }

@@ -107,5 +107,7 @@ pub(crate) fn predicts_further(name: &str, layers: usize) -> bool {
     let name = &*towers::alone(name);
     let of_layer = ["model.layers.", "blk."].iter().find_map(|layers| name.strip_prefix(layers));
     let number = of_layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-    number.is_some_and(|number| number >= layers) || name.starts_with("mtp.") || name.starts_with("model.mtp.")
+    // ERNIE's are `model.mtp_block.0` and what lies beside it.
+    number.is_some_and(|number| number >= layers)
+        || ["mtp.", "model.mtp.", "model.mtp_"].iter().any(|beginning| name.starts_with(beginning))
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats::{self, Claim};
 use crate::open::safetensors::Safetensors;
 use crate::open::{Checkpoint, MAX_TOKENIZER, ModelConfig, TOKENIZER_FILES, TokenizerKeys, read_tokenizer};
-use crate::plan::Tokenizer;
+use crate::plan::{Tokenizer, fits};
 
 /// Any format of safetensors.
 #[derive(Debug)]
@@ -44,6 +44,9 @@ impl Export for Folder {
         let base = &model.inputs.base;
         let format = model.options.to.ok_or_else(|| Error::new(Kind::Bug, "no format of a folder was asked for"))?;
         let plain = formats::of_dtype(Dtype::BF16)?;
+        if base.is_self_contained() {
+            fits::refuse_further_layers(base, &model.inputs.inventory.weights)?;
+        }
         let mut places = HashMap::new();
         for (name, _) in model.weights {
             let claim = model.names.exact(name);

@@ -1,0 +1,65 @@
+//! Tensors that a merge does not hold under any name: those that should be there, and those that its container has no place for.
+
+use serde_json::Value;
+
+use crate::adapters::Names;
+use crate::arch::gguf::{predicts_further, towers};
+use crate::error::counted;
+use crate::open::Checkpoint;
+use crate::plan::Inputs;
+
+pub(super) struct Gone<'v, 'm> {
+    inputs: &'v Inputs,
+    found: &'v Names<'m>,
+    /// Layers of the model, where the merge is a GGUF file and the base is not.
+    layers: Option<usize>,
+    missing: Vec<String>,
+    left_out: Vec<String>,
+    apart: Vec<String>,
+}
+
+impl<'v, 'm> Gone<'v, 'm> {
+    pub(super) fn new(inputs: &'v Inputs, merged: &Checkpoint, found: &'v Names<'m>) -> Self {
+        let is_file = merged.is_self_contained() && !inputs.base.is_self_contained();
+        let config = inputs.base.config.as_ref().filter(|_| is_file);
+        let layers = config.and_then(|config| config.find("num_hidden_layers").and_then(Value::as_u64));
+        let layers = is_file.then(|| layers.and_then(|layers| layers.try_into().ok()).unwrap_or(usize::MAX));
+        Self { inputs, found, layers, missing: Vec::new(), left_out: Vec::new(), apart: Vec::new() }
+    }
+
+    /// Takes a tensor of the base that the merge does not hold.
+    pub(super) fn take(&mut self, name: &str) {
+        let all = match self.layers {
+            Some(layers) if self.inputs.tower_of(name).is_some() || predicts_further(name, layers) => {
+                &mut self.left_out
+            }
+            Some(_) if self.is_apart(name) => &mut self.apart,
+            _ => &mut self.missing,
+        };
+        all.push(name.to_owned());
+    }
+
+    /// True of a stack whose experts are weights of their own in the merge.
+    fn is_apart(&self, name: &str) -> bool {
+        let name = towers::alone(name);
+        let Some((experts, _)) = name.rsplit_once('.') else { return false };
+        let first = format!("{experts}.0.");
+        self.found.weights.iter().any(|claim| towers::alone(claim.weight.name()).starts_with(&first))
+    }
+
+    /// What should be there, and what a user should know of the rest.
+    pub(super) fn told(self) -> (Vec<String>, Vec<String>) {
+        let mut told = Vec::new();
+        if let Some(first) = self.left_out.first() {
+            let tensors = counted(self.left_out.len(), "tensor of the base is", "tensors of the base are");
+            told.push(format!("{tensors} not in a GGUF file, which holds the language model alone, first `{first}`"));
+        }
+        if let Some(first) = self.apart.first() {
+            let stacks = counted(self.apart.len(), "stack of experts was", "stacks of experts were");
+            told.push(format!(
+                "{stacks} not compared, since the merge holds each expert by itself, first `{first}`: give the GGUF file of the base as --base"
+            ));
+        }
+        (self.missing, told)
+    }
+}

@@ -128,8 +128,7 @@ impl<'a> Model<'a> {
         };
         let per_layer = spec.per_layer.as_ref().map(per_layer).transpose()?;
         let streams = spec.streams.as_ref().map(|own| Streams::new(tensors, &spec, own, beside)).transpose()?;
-        // A model of several towers is tied where its language model is, whatever the document says first.
-        let untied = config.tied() == Some(false) && arch::language_model(config)?.tied() != Some(true);
+        let untied = arch::is_untied(config)?;
         let head = match arch.heads(Some(tie)).find(stored) {
             Some(path) => Some(Linear::new(tensors, path, embed.outputs(), spec.hidden)?),
             None if untied => return Err(tensors.missing(&weight_name(tie.head()))),

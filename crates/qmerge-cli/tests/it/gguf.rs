@@ -274,9 +274,11 @@ fn what_cannot_be_right_is_refused() {
     let folder = model("base-bf16", "plain");
     let tensors = converted(&read(&folder.join("hf/model.safetensors")));
     let base = |name: &str, keys: &[Vec<u8>], tensors: &[Stored]| gguf(&folder.join(name), keys, tensors);
-    base("unknown.gguf", &keys("deepseek2"), &tensors);
-    refused(&folder, &merge("unknown.gguf", "out.gguf"), &["`deepseek2`", "architectures that are read: llama"]);
-    assert!(done(&folder, &["inspect", "unknown.gguf"]).contains("deepseek2"));
+    base("unknown.gguf", &keys("rwkv7"), &tensors);
+    refused(&folder, &merge("unknown.gguf", "out.gguf"), &["`rwkv7`", "architectures that are read: llama"]);
+    assert!(done(&folder, &["inspect", "unknown.gguf"]).contains("rwkv7"));
+    base("dense.gguf", &keys("deepseek2"), &tensors);
+    refused(&folder, &merge("dense.gguf", "out.gguf"), &["`deepseek2.expert_count` is missing", "the file is broken"]);
     base("experts.gguf", &[keys("llama"), vec![number("llama.expert_count", 8)]].concat(), &tensors);
     refused(&folder, &merge("experts.gguf", "out.gguf"), &["mlp.down_proj", "matches nothing in the base"]);
     base("heads.gguf", &[keys("llama")[..6].to_vec(), vec![number("general.alignment", 64)]].concat(), &tensors);

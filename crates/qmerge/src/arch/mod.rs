@@ -149,6 +149,13 @@ pub(crate) fn find_stored<'w>(
     }
 }
 
+/// True if a model says that it has a head beside its embedding. One of several towers is tied where its language model is, whatever the document says first; and where
+/// the document itself says nothing, since transformers ties such a model then.
+pub fn is_untied(config: &ModelConfig) -> Result<bool> {
+    let own = config.json.get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
+    Ok(own == Some(false) && language_model(config)?.tied() != Some(true))
+}
+
 /// The families that can be run.
 pub fn runnable() -> impl Iterator<Item = &'static Arch> {
     ARCHS.iter().filter(|arch| arch.spec.is_some() || arch.is_composed)

@@ -61,8 +61,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     for head in arch.heads(tie) {
         table(&format!("{head}.weight"), spec.vocab, spec.hidden)?;
     }
-    // A model of several towers is tied where its language model is, whatever the document says first.
-    let is_untied = config.tied() == Some(false) && text.tied() != Some(true);
+    let is_untied = arch::is_untied(config)?;
     if let Some(head) = tie.map(|tie| tie.head()).filter(|_| is_untied && !arch.heads(tie).any(stored)) {
         return Err(missing(checkpoint, &text, (&list, &format!("{head}.weight")), weights));
     }

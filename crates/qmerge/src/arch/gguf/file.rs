@@ -61,9 +61,9 @@ impl<'c> File<'c> {
         let needs_experts = own.peek().is_some() && !has_experts && own.clone().all(|layout| layout.has_experts());
         if needs_experts && any.is_none() {
             let said = experts.map_or("missing".to_owned(), |experts| format!("{experts}"));
-            let about =
-                format!("{file} whose key `{architecture}.expert_count` is {said}, where its models have experts");
-            let remedy = "the file is broken: take another GGUF file of the model".to_owned();
+            let about = format!("{file} without experts (`{architecture}.expert_count` is {said})");
+            let remedy =
+                "models of it have experts, so the file is broken: take another GGUF file of the model".to_owned();
             return Err(Unknown { about, tensor: None, remedy });
         }
         let Some(layout) = own.find(fits).or(any) else {

@@ -21,6 +21,8 @@ pub(super) struct Evidence<'v> {
     pub(super) altered: &'v [String],
     /// Tensors that the merge lacks.
     pub(super) missing: &'v [String],
+    /// Stacks of experts that the merge holds expert by expert.
+    pub(super) apart: &'v [String],
     /// True if a report beside the merge names other adapters, and not these.
     pub(super) names_others: &'v dyn Fn() -> bool,
     pub(super) options: &'v VerifyOptions,
@@ -34,8 +36,13 @@ impl Evidence<'_> {
             return (Answer::No, problems.join("; "));
         }
         let survival = self.survival();
+        let apart = self.apart.iter().min_by(|a, b| model_order(a, b)).map(|first| {
+            let stacks = counted(self.apart.len(), "stack of experts was", "stacks of experts were");
+            format!("{stacks} not compared, since the merge holds each expert by itself, first `{first}`: give the base's GGUF file as --base")
+        });
         if self.weights.is_empty() {
-            return (Answer::Undecided, "the adapter changes no weight that the merge has".to_owned());
+            let text = apart.unwrap_or_else(|| "the adapter changes no weight that the merge has".to_owned());
+            return (Answer::Undecided, text);
         }
         if self.summary.undecided > 0 {
             return (
@@ -72,9 +79,11 @@ impl Evidence<'_> {
         }
         let note =
             if moved > 0 { format!("; in {them} (`moved`) {chosen}: `qmerge compare` does") } else { String::new() };
-        let text =
-            format!("the adapter is applied in {}{survival}, and no other tensor changed{note}", self.all_weights());
-        (Answer::Yes, text)
+        let applied = format!("the adapter is applied in {}{survival}", self.all_weights());
+        match apart {
+            Some(apart) => (Answer::Undecided, format!("{applied}{note}, but {apart}")),
+            None => (Answer::Yes, format!("{applied}, and no other tensor changed{note}")),
+        }
     }
 
     /// What speaks against it, in words.

@@ -13,9 +13,10 @@ pub(super) struct Gone<'v, 'm> {
     found: &'v Names<'m>,
     /// Layers of the model, where the merge is a GGUF file and the base is not.
     layers: Option<usize>,
-    missing: Vec<String>,
+    pub(super) missing: Vec<String>,
     left_out: Vec<String>,
-    apart: Vec<String>,
+    /// Stacks whose experts are weights of their own in the merge.
+    pub(super) apart: Vec<String>,
 }
 
 impl<'v, 'm> Gone<'v, 'm> {
@@ -47,19 +48,10 @@ impl<'v, 'm> Gone<'v, 'm> {
         self.found.weights.iter().any(|claim| towers::alone(claim.weight.name()).starts_with(&first))
     }
 
-    /// What should be there, and what a user should know of the rest.
-    pub(super) fn told(self) -> (Vec<String>, Vec<String>) {
-        let mut told = Vec::new();
-        if let Some(first) = self.left_out.first() {
-            let tensors = counted(self.left_out.len(), "tensor of the base is", "tensors of the base are");
-            told.push(format!("{tensors} not in a GGUF file, which holds the language model alone, first `{first}`"));
-        }
-        if let Some(first) = self.apart.first() {
-            let stacks = counted(self.apart.len(), "stack of experts was", "stacks of experts were");
-            told.push(format!(
-                "{stacks} not compared, since the merge holds each expert by itself, first `{first}`: give the GGUF file of the base as --base"
-            ));
-        }
-        (self.missing, told)
+    /// What a user should know of what has no place in the merge.
+    pub(super) fn told(&self) -> Option<String> {
+        let first = self.left_out.first()?;
+        let tensors = counted(self.left_out.len(), "tensor of the base is", "tensors of the base are");
+        Some(format!("{tensors} not in a GGUF file, which holds the language model alone, first `{first}`"))
     }
 }

@@ -259,13 +259,15 @@ pub fn verify(
         }
     }
     progress.advance(plan.steps.last().map_or(0, work));
-    let (missing, told) = gone.told();
+    let told = gone.told();
+    let Gone { missing, apart, .. } = gone;
     let summary = summarize(&weights, &total);
     let evidence = Evidence {
         summary: &summary,
         weights: &weights,
         altered: &altered,
         missing: &missing,
+        apart: &apart,
         names_others: &|| names_others(inputs, merged),
         options,
     };

@@ -125,7 +125,7 @@ fn experts<'a>(
     let names = |module| layout.stacked.map(|name| format!("{layer}.{module}.{name}"));
     let stacked = layout.modules.iter().map(names).find(|[gate_up, _]| tensors.has(gate_up));
     if let Some([gate_up, down]) = stacked {
-        let in_out = tensors.arch().experts.map_or(layout.in_out, |stored| stored.in_out);
+        let in_out = tensors.arch().stacks_inputs_as_rows();
         let gate_up = Stack::new(tensors, &gate_up, (count, 2 * width, hidden), in_out)?;
         let down = Stack::new(tensors, &down, (count, hidden, width), in_out)?;
         let one = |number| dense(vec![gate_up.linear(number)], down.linear(number), layout.interleaved);

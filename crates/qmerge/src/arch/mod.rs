@@ -78,6 +78,11 @@ impl Arch {
     pub fn heads(&self, tie: Option<&Tie>) -> impl Iterator<Item = &'static str> {
         tie.map(Tie::head).into_iter().chain(self.head.iter().copied())
     }
+
+    /// True where stacks of experts lie as (experts, inputs, outputs), as the family stores them.
+    pub fn stacks_inputs_as_rows(&self) -> bool {
+        self.experts.is_some_and(|experts| experts.in_out)
+    }
 }
 
 /// Routed experts: the names that an adapter may use, and where the numbers lie on disk.

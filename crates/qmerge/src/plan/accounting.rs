@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, Rename};
-use crate::error::{Result, counted, mismatch, unsupported};
+use crate::error::{Kind, Result, counted, mismatch, unsupported};
 use crate::plan::fits;
 
 /// How the tensors of one adapter were accounted for.
@@ -80,7 +80,10 @@ pub(super) fn refuse_unused(
         }
     };
     // What it was trained on may be what the base lacks.
-    fits::check(names.checkpoint, names.weights)?;
+    fits::check(names.checkpoint, names.weights).or_else(|error| match error.kind() {
+        Kind::Mismatch => Err(error),
+        _ => Ok(()),
+    })?;
     let file = adapter.tensors.get(first).map_or(adapter.path.as_path(), |entry| adapter.tensors.file_of(entry));
     Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
 }

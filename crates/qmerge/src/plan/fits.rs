@@ -1,13 +1,12 @@
 //! Whether a configuration belongs to the weights beside it: each tensor that a model consists of is there, with the dimensions that the configuration asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use crate::arch::gguf::towers;
 use crate::arch::spec::Wanted;
 use crate::arch::{self, leaf_in};
-use crate::error::{Error, Result, mismatch};
+use crate::error::{Error, Result, mismatch, unsupported};
 use crate::formats::{Claim, arch_of};
 use crate::open::{Checkpoint, ModelConfig};
 
@@ -18,30 +17,29 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     let text = arch::language_model(config)?;
     let arch = arch_of(text.model_type(), Some(&text), weights);
     let by_name: HashMap<&str, &Claim> = weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
-    // MLX has stacks of experts by a name of its own, by which nothing here looks for them.
-    if by_name.keys().any(|name| name.contains(".switch_mlp.")) {
-        return Ok(());
+    if let Some(claim) = weights.iter().find(|claim| claim.weight.name().contains(".switch_mlp.")) {
+        let problem = "a stack of experts by MLX's own name, which this version merges into, and neither runs nor turns into GGUF";
+        return Err(unsupported(problem)
+            .in_file(&checkpoint.path)
+            .in_tensor(claim.weight.name())
+            .with_hint("mlx_lm runs it; into GGUF take the checkpoint that it was converted from"));
     }
     let has = |name: &str| by_name.contains_key(name);
     let stored = |module: &str| has(&format!("{module}.weight"));
     let tie = arch::find_tie(config.model_type(), stored);
-    let Some(tokens) = tie.and_then(|tie| tie.inputs().iter().copied().find(|module| stored(module))) else {
+    let Some(tokens) = embedding(config, &stored) else {
         let problem = "no tensor has a name that an input embedding is known by";
         return Err(of_others(checkpoint, mismatch(problem)));
     };
-    let beside = |name: &str| tokens.rsplit_once('.').map_or(name.to_owned(), |(path, _)| format!("{path}.{name}"));
+    let beside = |name: &str| beside(tokens, name);
     let list = beside(arch.layers);
     let claim = |name: &str| by_name.get(name).copied();
     let mut each = |name: &str, wanted: Wanted| {
         let Some(claim) = claim(name) else { return Err(missing(checkpoint, &text, (&list, name), weights)) };
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let is_turned =
-            claim.weight.is_transposed() || leaf_in(module, arch.transposed) && claim.weight.has_family_order();
-        let wanted = match (wanted, arch.experts) {
-            (Wanted::Stack { matrices, outputs, inputs, .. }, Some(stored)) => {
-                Wanted::Stack { matrices, outputs, inputs, in_out: stored.in_out }
-            }
-            _ => wanted,
+        let is_turned = match wanted {
+            Wanted::Stack { .. } => arch.stacks_inputs_as_rows() && claim.weight.has_family_order(),
+            _ => claim.weight.is_transposed() || leaf_in(module, arch.transposed) && claim.weight.has_family_order(),
         };
         fits(claim, wanted, is_turned).map_err(|asked| misfit(checkpoint, &text, claim, &asked))
     };
@@ -69,6 +67,15 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     spec.parts_beside(arch.norm, &beside, &has, &mut each)
 }
 
+/// The input embedding's path; the rest of the decoder lies beside it.
+fn embedding(config: &ModelConfig, stored: &dyn Fn(&str) -> bool) -> Option<&'static str> {
+    arch::find_tie(config.model_type(), stored)?.inputs().iter().copied().find(|module| stored(module))
+}
+
+fn beside(tokens: &str, name: &str) -> String {
+    tokens.rsplit_once('.').map_or(name.to_owned(), |(path, _)| format!("{path}.{name}"))
+}
+
 /// Errors for layers behind those that the configuration counts, unless they predict further tokens.
 pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     const PREDICTING: &[&str] = &["eh_proj", "enorm", "hnorm", "shared_head", "nextn"];
@@ -77,22 +84,21 @@ pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) 
     let count = |key: &str| text.find(key).and_then(Value::as_u64);
     let keys = ["num_hidden_layers", "n_layer"];
     let Some((key, layers)) = keys.into_iter().find_map(|key| Some((key, count(key)?))) else { return Ok(()) };
-    // `h` of `transformer.h` lies below a prefix, or by itself.
-    let list = arch::find(text.model_type()).layers;
-    let counted = layers.saturating_add(count("num_nextn_predict_layers").unwrap_or(0));
+    let stored: HashSet<&str> = weights.iter().map(|claim| claim.weight.name()).collect();
+    let has = |module: &str| stored.contains(format!("{module}.weight").as_str());
+    let Some(tokens) = embedding(config, &has) else { return Ok(()) };
+    let list = beside(tokens, arch::find(text.model_type()).layers);
+    // What has no name in the model keeps that of the file.
     let number = |name: &str| -> Option<u64> {
-        let name = towers::alone(name);
-        let below = |prefix: &&str| name.strip_prefix(*prefix)?.strip_prefix(list)?.strip_prefix('.');
-        let layer = ["model.", "transformer.", "gpt_neox.", ""].iter().find_map(below);
-        layer.or_else(|| name.strip_prefix("blk."))?.split('.').next()?.parse().ok()
+        let below = |list: &str| name.strip_prefix(list)?.strip_prefix('.')?.split('.').next()?.parse().ok();
+        below(&list).or_else(|| below("blk"))
     };
+    let counted = layers.saturating_add(count("num_nextn_predict_layers").unwrap_or(0));
     let names = || weights.iter().map(|claim| claim.weight.name());
-    let predicts = |layer: u64| {
-        let own = |name: &&str| number(name) == Some(layer);
-        names().filter(own).any(|name| name.split('.').any(|part| PREDICTING.contains(&part)))
-    };
+    let predicts = |name: &&str| name.split('.').any(|part| PREDICTING.contains(&part));
+    let predicting: HashSet<u64> = names().filter(predicts).filter_map(number).collect();
     let mut further = names().filter(|name| number(name).is_some_and(|number| number >= counted));
-    match further.find(|name| !number(name).is_some_and(predicts)) {
+    match further.find(|name| !number(name).is_some_and(|number| predicting.contains(&number))) {
         None => Ok(()),
         Some(name) => {
             let problem = format!("a tensor of a layer that config.json does not count: `{key}` is {layers}");
@@ -103,15 +109,15 @@ pub(crate) fn refuse_further_layers(checkpoint: &Checkpoint, weights: &[Claim]) 
 
 /// The dimensions that are asked for, where a weight has others.
 fn fits(claim: &Claim, wanted: Wanted, is_turned: bool) -> std::result::Result<(), Vec<usize>> {
-    let (geometry, has_family_order) = (claim.weight.geometry(), claim.weight.has_family_order());
-    let turned = |outputs, inputs, is_turned: bool| if is_turned { [inputs, outputs] } else { [outputs, inputs] };
+    let geometry = claim.weight.geometry();
+    let turned = |outputs, inputs| if is_turned { [inputs, outputs] } else { [outputs, inputs] };
     let (asked, fits) = match wanted {
         Wanted::Matrix { outputs, inputs } => {
-            let [rows, cols] = turned(outputs, inputs, is_turned);
+            let [rows, cols] = turned(outputs, inputs);
             (vec![rows, cols], (geometry.rows, geometry.cols) == (rows, cols))
         }
-        Wanted::Stack { matrices, outputs, inputs, in_out } => {
-            let [rows, cols] = turned(outputs, inputs, in_out && has_family_order);
+        Wanted::Stack { matrices, outputs, inputs } => {
+            let [rows, cols] = turned(outputs, inputs);
             (vec![matrices, rows, cols], (geometry.rows, geometry.cols) == (matrices * rows, cols))
         }
         Wanted::Values(len) => (vec![len], geometry.elements() == len),

@@ -205,9 +205,7 @@ impl Builder<'_, '_> {
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out = stack.is_some()
-            && claim.weight.has_family_order()
-            && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let in_out = stack.is_some() && claim.weight.has_family_order() && names.arch.stacks_inputs_as_rows();
         let own_transposed = is_transposed(names, name, from.weight.as_ref());
         let transposed = in_out || own_transposed;
         // What has other names in the file than in the model takes them.

@@ -219,6 +219,13 @@ fn a_head_that_is_missing_is_told_of() {
     }
 }
 
+/// Nothing is missing from a mixture of MLX, whose stacks have a name of their own.
+#[test]
+fn stacks_of_mlx_are_told_of() {
+    let why = not_run(&Checkpoint::open("testdata/adapters-of-others/mlx/experts/base".as_ref()).unwrap()).unwrap();
+    assert!(why.contains(".switch_mlp.") && why.contains("MLX's own name"), "{why}");
+}
+
 /// ERNIE's layers that predict further tokens have names of their own, and are left out as the converter does it.
 #[test]
 fn what_ernie_predicts_further_with_is_left_out() {

@@ -22,7 +22,7 @@ pub(super) const ERNIE4_5_MOE: Layout = Layout {
     experts: EXPERTS,
     joins: &[Join::split("mlp.moe_statics.e_score_correction_bias", &[("exp_probs_b.bias", false)], Dims::Row, whole)],
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "exp_probs_b"],
-    needs: &["blk.+.ffn_gate_inp.weight"],
+    needs: &[&["blk.+.ffn_gate_inp.weight"]],
     stacks_as_named: true,
     say,
     defaults: Defaults { head: Head::Unsaid, ..ERNIE4_5.defaults },

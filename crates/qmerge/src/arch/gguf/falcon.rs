@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::NORM_BIASES;
+use super::wants::ONE_NORM_BIASES;
 use super::{HEAD, Heads, Names};
 use crate::arch::Fields;
 use crate::error::Result;
@@ -28,7 +28,7 @@ pub(super) const FALCON: Layout = Layout {
     ordered: &[("attn_qkv", Heads::Groups)],
     bias_field: None,
     biased: &[],
-    needs: &[NORM_BIASES[0], NORM_BIASES[1]],
+    needs: &[ONE_NORM_BIASES],
     say,
     defaults: Defaults {
         eps_field: "layer_norm_epsilon",

@@ -34,7 +34,7 @@ pub(super) const GEMMA3N: Layout = Layout {
     ],
     joins: &[Join::renamed("altup.correct_output_scale", &[("altup_correct_scale.weight", false)])],
     adds_one_to_norms: false,
-    needs: &["blk.*.attn_k.weight", "blk.*.attn_v.weight", "blk.*.altup_correct_scale.weight"],
+    needs: &[&["blk.*.attn_k.weight", "blk.*.attn_v.weight", "blk.*.altup_correct_scale.weight"]],
     wired: &[
         Wired::key("embedding_length_per_layer_input", 256.0),
         Wired::rows("laurel_l", 64.0),

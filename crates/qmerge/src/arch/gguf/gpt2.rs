@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::NORM_BIASES;
+use super::wants::{NORM_BIASES, OUTPUT_BIASES};
 use super::{HEAD, Names};
 use crate::error::Result;
 
@@ -31,15 +31,7 @@ pub(super) const GPT2: Layout = Layout {
     ],
     bias_field: None,
     biased: &["attn_qkv", "attn_output", "ffn_up", "ffn_down"],
-    needs: &[
-        NORM_BIASES[0],
-        NORM_BIASES[1],
-        NORM_BIASES[2],
-        "blk.*.attn_qkv.bias",
-        "blk.*.attn_output.bias",
-        "blk.*.ffn_up.bias",
-        "blk.*.ffn_down.bias",
-    ],
+    needs: &[NORM_BIASES, &["blk.*.attn_qkv.bias"], OUTPUT_BIASES],
     say,
     defaults: Defaults { eps_field: "layer_norm_epsilon", eps: 1e-5, is_four_times_as_wide: true, ..PLAIN.defaults },
     ..PLAIN

@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::NORM_BIASES;
+use super::wants::{NORM_BIASES, OUTPUT_BIASES, OWN_HEAD};
 use super::{HEAD, Heads, Names};
 use crate::error::Result;
 use crate::open::gguf::Ways;
@@ -28,16 +28,7 @@ pub(super) const GPT_NEOX: Layout = Layout {
     ordered: &[("attn_qkv", Heads::Groups)],
     bias_field: None,
     biased: &["attn_qkv", "attn_output", "ffn_up", "ffn_down"],
-    needs: &[
-        "output.weight",
-        NORM_BIASES[0],
-        NORM_BIASES[1],
-        NORM_BIASES[2],
-        "blk.*.attn_qkv.bias",
-        "blk.*.attn_output.bias",
-        "blk.*.ffn_up.bias",
-        "blk.*.ffn_down.bias",
-    ],
+    needs: &[OWN_HEAD, NORM_BIASES, &["blk.*.attn_qkv.bias"], OUTPUT_BIASES],
     ways: Ways { pre: Some("olmo"), ..PLAIN.ways },
     say,
     defaults: Defaults { eps_field: "layer_norm_eps", eps: 1e-5, share: 0.25, ..PLAIN.defaults },

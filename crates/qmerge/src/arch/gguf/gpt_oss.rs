@@ -5,6 +5,7 @@ use super::hyperparameters::{Model, Said};
 use super::join::{Join, alternating, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::PLAIN;
+use super::wants::OWN_HEAD;
 use super::weave::Dims;
 use crate::error::Result;
 
@@ -33,12 +34,14 @@ pub(super) const GPT_OSS: Layout = Layout {
     ],
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"],
     needs: &[
-        "output.weight",
-        "blk.*.attn_output.bias",
-        "blk.*.ffn_gate_inp.bias",
-        "blk.*.ffn_gate_exps.bias",
-        "blk.*.ffn_up_exps.bias",
-        "blk.*.ffn_down_exps.bias",
+        OWN_HEAD,
+        &[
+            "blk.*.attn_output.bias",
+            "blk.*.ffn_gate_inp.bias",
+            "blk.*.ffn_gate_exps.bias",
+            "blk.*.ffn_up_exps.bias",
+            "blk.*.ffn_down_exps.bias",
+        ],
     ],
     say,
     defaults: Defaults { head: Head::Of(64), eps: 1e-5, theta: 150_000.0, ..PLAIN.defaults },

@@ -109,7 +109,7 @@ pub(crate) struct Layout {
     /// Tensors that may have a bias: llama.cpp does not load a file with another.
     pub(super) biased: &'static [&'static str],
     /// Tensors that llama.cpp does not do without, though folders of the family may lack them; in names `*` is every layer, and `+` every one behind the leading layers without experts.
-    pub(super) needs: &'static [&'static str],
+    pub(super) needs: &'static [&'static [&'static str]],
     /// Figures that llama.cpp has for all models of the architecture.
     pub(super) wired: &'static [Wired],
     /// True of the family's models that are stored so, where they are not all alike.

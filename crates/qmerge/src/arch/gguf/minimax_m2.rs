@@ -5,6 +5,7 @@ use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{DENSE, MIXTRAL, PLAIN};
+use super::wants::OWN_HEAD;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -17,7 +18,7 @@ pub(super) const MINIMAX_M2: Layout = Layout {
     joins: &[Join::renamed("block_sparse_moe.e_score_correction_bias", &[("exp_probs_b.bias", false)])],
     without: DENSE,
     biased: &["attn_q", "attn_k", "attn_v", "exp_probs_b"],
-    needs: &["output.weight", "blk.*.exp_probs_b.bias"],
+    needs: &[OWN_HEAD, &["blk.*.exp_probs_b.bias"]],
     ways: Ways { pre: Some("minimax-m2"), ..PLAIN.ways },
     say,
     defaults: Defaults { head: Head::Of(128), theta: 5_000_000.0, ..PLAIN.defaults },

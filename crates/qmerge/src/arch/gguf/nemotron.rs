@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::PLAIN;
-use super::wants::{HEADS_FILL, NORM_BIASES};
+use super::wants::{HEADS_FILL, NORM_BIASES, OWN_HEAD};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -14,7 +14,7 @@ pub(super) const NEMOTRON: Layout = Layout {
     without: &["ffn_gate", "attn_q_norm", "attn_k_norm"],
     adds_one_to_norms: true,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"],
-    needs: &["output.weight", NORM_BIASES[0], NORM_BIASES[1], NORM_BIASES[2]],
+    needs: &[OWN_HEAD, NORM_BIASES],
     wired: &[HEADS_FILL],
     ways: Ways { fixed: &[("padding", 0), ("unknown", 1)], ..PLAIN.ways },
     say,

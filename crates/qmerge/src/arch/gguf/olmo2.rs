@@ -4,7 +4,7 @@ use super::Names;
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout, Local};
 use super::llama::{self, PLAIN};
-use super::wants::HEADS_FILL;
+use super::wants::{HEADS_FILL, OWN_HEAD};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -20,7 +20,7 @@ pub(super) const OLMO2: Layout = Layout {
     class: "Olmo2ForCausalLM",
     inside: BEHIND,
     without: BEFORE,
-    needs: &["output.weight"],
+    needs: &[OWN_HEAD],
     wired: &[HEADS_FILL],
     ways: Ways { pre: Some("dbrx"), ..PLAIN.ways },
     defaults: Defaults { eps: 1e-5, ..PLAIN.defaults },

@@ -5,7 +5,7 @@ use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::{self, DENSE, PLAIN};
 use super::qwen::{EXPERTS, STACKED};
-use super::wants::{HEADS_FILL, Wired};
+use super::wants::{HEADS_FILL, OWN_HEAD, Wired};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -17,7 +17,7 @@ pub(super) const OLMOE: Layout = Layout {
     experts: EXPERTS,
     joins: &STACKED,
     without: DENSE,
-    needs: &["output.weight"],
+    needs: &[OWN_HEAD],
     wired: &[HEADS_FILL, Wired::same("attention.head_count_kv", "attention.head_count")],
     ways: Ways { pre: Some("olmo"), ..PLAIN.ways },
     say,

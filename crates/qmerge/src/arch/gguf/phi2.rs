@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::{HEADS_FILL, NORM_BIASES};
+use super::wants::{HEADS_FILL, ONE_NORM_BIASES, OUTPUT_BIASES, OWN_HEAD};
 use super::{HEAD, Names};
 use crate::error::Result;
 use crate::open::gguf::{Field, Ways};
@@ -20,15 +20,7 @@ pub(super) const PHI2: Layout = Layout {
     without: &["ffn_norm", "ffn_gate", "attn_q_norm", "attn_k_norm"],
     bias_field: None,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"],
-    needs: &[
-        "output.weight",
-        "output.bias",
-        NORM_BIASES[0],
-        NORM_BIASES[1],
-        "blk.*.attn_output.bias",
-        "blk.*.ffn_up.bias",
-        "blk.*.ffn_down.bias",
-    ],
+    needs: &[OWN_HEAD, &["output.bias"], ONE_NORM_BIASES, OUTPUT_BIASES],
     wired: &[HEADS_FILL],
     ways: Ways { pre: Some("phi-2"), ..PLAIN.ways },
     say,

@@ -5,7 +5,7 @@ use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::{DENSE, MIXTRAL};
 use super::phi3::{self, PHI3};
-use super::wants::{HEADS_FILL, NORM_BIASES};
+use super::wants::{HEADS_FILL, NORM_BIASES, OWN_HEAD};
 use crate::error::Result;
 
 pub(super) const PHIMOE: Layout = Layout {
@@ -16,7 +16,7 @@ pub(super) const PHIMOE: Layout = Layout {
     experts: MIXTRAL.experts,
     without: DENSE,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output"],
-    needs: &["output.weight", "output.bias", NORM_BIASES[0], NORM_BIASES[1], NORM_BIASES[2], "blk.*.attn_output.bias"],
+    needs: &[OWN_HEAD, &["output.bias"], NORM_BIASES, &["blk.*.attn_output.bias"]],
     wired: &[HEADS_FILL],
     say,
     defaults: Defaults { theta: 1_000_000.0, ..PHI3.defaults },

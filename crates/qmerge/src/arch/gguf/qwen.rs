@@ -4,7 +4,7 @@ use super::ROUTER;
 use super::join::{Join, halves, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{DENSE, PLAIN};
-use super::wants::HEADS_FILL;
+use super::wants::{HEADS_FILL, OWN_HEAD};
 use super::weave::Dims;
 
 pub(super) const QWEN2: Layout = Layout {
@@ -55,7 +55,7 @@ pub(super) const QWEN2_MOE: Layout = Layout {
     model_types: &["qwen2_moe"],
     class: "Qwen2MoeForCausalLM",
     inside: &[GATE, SHARED[0], SHARED[1], SHARED[2], SHARED[3]],
-    needs: &["output.weight"],
+    needs: &[OWN_HEAD],
     wired: &[HEADS_FILL],
     ..OF_EXPERTS
 };

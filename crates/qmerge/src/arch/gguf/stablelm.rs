@@ -3,7 +3,7 @@
 use super::hyperparameters::{LAYER_EPS, Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::{HEADS_FILL, NORM_BIASES};
+use super::wants::{HEADS_FILL, ONE_NORM_BIASES, OWN_HEAD};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -14,7 +14,7 @@ pub(super) const STABLELM: Layout = Layout {
     // Norms of queries and keys are a tensor in the file and one for each head in the model.
     without: &["attn_q_norm", "attn_k_norm"],
     bias_field: None,
-    needs: &["output.weight", NORM_BIASES[0], NORM_BIASES[1]],
+    needs: &[OWN_HEAD, ONE_NORM_BIASES],
     wired: &[HEADS_FILL],
     ways: Ways { pre: Some("stablelm2"), ..PLAIN.ways },
     say,

@@ -2,7 +2,7 @@
 
 use super::layout::{Defaults, Layout};
 use super::llama::PLAIN;
-use super::wants::{HEADS_FILL, NORM_BIASES};
+use super::wants::{HEADS_FILL, NORM_BIASES, OUTPUT_BIASES};
 use crate::open::gguf::Ways;
 
 pub(super) const STARCODER2: Layout = Layout {
@@ -13,14 +13,7 @@ pub(super) const STARCODER2: Layout = Layout {
     without: &["ffn_gate", "attn_q_norm", "attn_k_norm"],
     bias_field: None,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"],
-    needs: &[
-        NORM_BIASES[0],
-        NORM_BIASES[1],
-        NORM_BIASES[2],
-        "blk.*.attn_output.bias",
-        "blk.*.ffn_up.bias",
-        "blk.*.ffn_down.bias",
-    ],
+    needs: &[NORM_BIASES, OUTPUT_BIASES],
     wired: &[HEADS_FILL],
     ways: Ways { pre: Some("starcoder"), ..PLAIN.ways },
     defaults: Defaults { eps_field: "norm_epsilon", eps: 1e-5, ..PLAIN.defaults },

@@ -1,6 +1,8 @@
 //! What llama.cpp wants of a file of an architecture, beyond what its keys say: tensors that it does not do without though folders of the family may lack them, biases that it has no place for, and
 //! figures that its code has for all models.
 
+use std::collections::HashSet;
+
 use super::layout::Layout;
 use crate::open::gguf::{Metadata, Value};
 
@@ -63,7 +65,13 @@ impl Wired {
 pub(super) const HEADS_FILL: Wired = Wired { of: Of::Rows("attn_q"), is: Is::Same("embedding_length"), runs: false };
 
 /// Biases of layer norms.
-pub(super) const NORM_BIASES: [&str; 3] = ["output_norm.bias", "blk.*.attn_norm.bias", "blk.*.ffn_norm.bias"];
+pub(super) const NORM_BIASES: &[&str] = &["output_norm.bias", "blk.*.attn_norm.bias", "blk.*.ffn_norm.bias"];
+/// The same of families with one norm a layer.
+pub(super) const ONE_NORM_BIASES: &[&str] = &["output_norm.bias", "blk.*.attn_norm.bias"];
+/// Biases of what comes behind queries, keys and values.
+pub(super) const OUTPUT_BIASES: &[&str] = &["blk.*.attn_output.bias", "blk.*.ffn_up.bias", "blk.*.ffn_down.bias"];
+/// A head that is not the embedding.
+pub(super) const OWN_HEAD: &[&str] = &["output.weight"];
 
 /// Layers, in the name of a tensor: all, and those behind the leading ones without experts.
 const ALL: &str = "blk.*.";
@@ -75,12 +83,12 @@ const EXAONE4: (&str, u64) = ("exaone4", 64);
 impl Layout {
     /// What a file with these keys and tensors does not have as llama.cpp wants it, each a warning.
     pub(crate) fn unmet(&self, metadata: &Metadata, stored: &[(String, Vec<usize>)]) -> Vec<String> {
-        let rows = |name: &str| stored.iter().find(|(own, _)| own == name).map(|(_, shape)| shape);
+        let names: HashSet<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
         let fails = |what: String| {
             format!("llama.cpp does not load the file: its models of the architecture `{}` {what}", self.architecture)
         };
         let lacks = stored.iter().find(|(name, _)| self.lacks(name)).map(|(name, _)| format!("have no `{name}`"));
-        let needed = || self.needed(metadata, |name| rows(name).is_some()).map(|name| format!("have a `{name}`"));
+        let needed = || self.needed(metadata, |name| names.contains(name)).map(|name| format!("have a `{name}`"));
         let mut unmet: Vec<String> = lacks.or_else(needed).map(fails).into_iter().collect();
         for wired in self.wired {
             let Some((what, wanted, own)) = self.differs(wired, metadata, stored) else { continue };
@@ -106,7 +114,7 @@ impl Layout {
     fn needed(&self, metadata: &Metadata, stored: impl Fn(&str) -> bool) -> Option<String> {
         let count = |key: &str| metadata.integer(&format!("{}.{key}", self.architecture)).unwrap_or(0);
         let (layers, leading) = (count("block_count"), count("leading_dense_block_count"));
-        let names = self.needs.iter().flat_map(|name| {
+        let names = self.needs.iter().copied().flatten().flat_map(|name| {
             let (part, layers) = match (name.strip_prefix(ALL), name.strip_prefix(BEHIND)) {
                 (Some(part), _) => (Some(part), 0..layers),
                 (_, Some(part)) => (Some(part), leading..layers),

@@ -11,8 +11,8 @@ use crate::error::Result;
 pub(crate) enum Wanted {
     /// A linear layer's, which may lie turned.
     Matrix { outputs: usize, inputs: usize },
-    /// Such matrices, one behind another; turned where the family's are.
-    Stack { matrices: usize, outputs: usize, inputs: usize, in_out: bool },
+    /// Such matrices, one behind another, which lie turned where the family's do.
+    Stack { matrices: usize, outputs: usize, inputs: usize },
     /// So many values.
     Values(usize),
 }
@@ -265,7 +265,7 @@ impl Parts<'_> {
         let stacked = layout.modules.iter().map(names).find(|[first, _]| (self.has)(&self.path(first)));
         if let Some([first, down]) = stacked {
             for (name, outputs, inputs) in [(first, 2 * width, hidden), (down, hidden, width)] {
-                let wanted = Wanted::Stack { matrices: count, outputs, inputs, in_out: layout.in_out };
+                let wanted = Wanted::Stack { matrices: count, outputs, inputs };
                 let path = self.path(&name);
                 (self.each)(&path, wanted)?;
                 self.if_there(&format!("{path}_bias"), Wanted::Values(count * outputs))?;

@@ -104,7 +104,7 @@ fn nameless(what: &str, base: &Checkpoint) -> Error {
 /// A stack of matrices as the family has it, where that has inputs as rows.
 fn as_family(model: &Model<'_, '_>, claim: &Claim) -> Option<View> {
     let weight = &claim.weight;
-    let in_out = model.names.arch.experts.is_some_and(|experts| experts.in_out) && !weight.has_family_order();
+    let in_out = model.names.arch.stacks_inputs_as_rows() && !weight.has_family_order();
     let weave = Weave::turned_stack(weight.name(), weight.shape()).filter(|_| in_out)?;
     let name = weight.name().to_owned();
     Some(View { stored: name.clone(), name, order: None, added: 0.0, is_row: false, weave: Some(Arc::new(weave)) })

@@ -177,6 +177,11 @@ impl<'a> Reader<'a> {
         weight.decode(&self.parts(stored, rows), rows.clone(), values);
     }
 
+    /// The bytes of each part that belong to `rows`, which begin and end where a chunk may.
+    pub(crate) fn stored(&self, rows: &Range<usize>) -> Result<Vec<Vec<u8>>> {
+        self.with_stored(rows, |stored| self.parts(stored, rows).into_iter().map(<[u8]>::to_vec).collect())
+    }
+
     /// The parts that belong to the weight as a whole, by part.
     pub(crate) fn uncut(&self) -> &[Option<Vec<u8>>] {
         &self.uncut

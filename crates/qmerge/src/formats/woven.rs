@@ -78,33 +78,96 @@ impl Woven {
         values
     }
 
-    /// A grid of one scale for each value, in the order of the tensors.
+    /// The grid of the model's rows, in the order of the tensors: with their runs where rows stay whole, else with a scale for each value.
     fn grid_of(&self, parts: &[&[u8]], own: &Range<usize>) -> Option<Grid> {
-        let count = own.len() * self.weave.width();
+        let width = self.weave.width();
         let mut woven: Option<Grid> = None;
         for (number, piece, rows, at) in self.each(own).filter(|(_, _, rows, _)| !rows.is_empty()) {
             let grid = piece.on_grid()?.grid(parts.get(at).unwrap_or_default(), self.weave.stored_rows(number, &rows));
+            let by_row = self.runs_of_row(&grid);
+            let count = by_row.map_or(own.len() * width, |runs| own.len() * runs);
             let all = woven.get_or_insert_with(|| Grid {
-                run: 1,
-                line: 0,
+                run: if by_row.is_some() { grid.run } else { 1 },
+                line: if by_row.is_some() { grid.line } else { 0 },
                 scales: if grid.scales.is_empty() { Vec::new() } else { vec![f32::NAN; count] },
                 zeros: if grid.zeros.is_empty() { Vec::new() } else { vec![0.0; count] },
                 offsets: if grid.offsets.is_empty() { Vec::new() } else { vec![0.0; count] },
-                choices: Choices::Fixed,
-                offset_choices: Choices::Fixed,
+                choices: self.no_choices(by_row, own, &grid.choices),
+                offset_choices: self.no_choices(by_row, own, &grid.offset_choices),
                 ..grid.clone()
             });
             let lists =
                 [(&mut all.scales, &grid.scales), (&mut all.zeros, &grid.zeros), (&mut all.offsets, &grid.offsets)];
             for (to, from) in lists {
-                self.weave.each_value(number, &rows, own, |at, place| {
-                    if let (Some(to), Some(x)) = (to.get_mut(place), from.get(grid.run_of(at))) {
-                        *to = *x;
+                match by_row {
+                    Some(runs) => self.weave.each_row(number, &rows, own, |at, place| copy(from, at, to, place, runs)),
+                    None => self.weave.each_value(number, &rows, own, |at, place| {
+                        if let (Some(to), Some(x)) = (to.get_mut(place), from.get(grid.run_of(at))) {
+                            *to = *x;
+                        }
+                    }),
+                }
+            }
+            for (to, from) in [(&mut all.choices, &grid.choices), (&mut all.offset_choices, &grid.offset_choices)] {
+                let Choices::Listed { lists: from, first: 0, .. } = from else {
+                    if to != from {
+                        *to = Choices::Fixed;
                     }
-                });
+                    continue;
+                };
+                let each = from.len() / rows.len();
+                match to {
+                    Choices::Listed { lists, .. } if lists.len() == own.len() * each => {
+                        self.weave.each_row(number, &rows, own, |at, place| copy(from, at, lists, place, each));
+                    }
+                    _ => *to = Choices::Fixed,
+                }
             }
         }
         woven
+    }
+
+    /// Runs of a row, where the model's rows are rows of the tensors and begin with a run.
+    fn runs_of_row(&self, grid: &Grid) -> Option<usize> {
+        let (width, run) = (self.weave.width(), grid.run.max(1));
+        let fits = if grid.line == 0 { width.is_multiple_of(run) } else { grid.line == width };
+        (self.weave.keeps_rows() && fits).then(|| width.div_ceil(run))
+    }
+
+    /// Choices of rows of which nothing is known yet.
+    fn no_choices(&self, by_row: Option<usize>, own: &Range<usize>, like: &Choices) -> Choices {
+        match (by_row, like) {
+            (Some(each), Choices::Listed { runs, .. }) if each.is_multiple_of((*runs).max(1)) => {
+                let lists = vec![Vec::new(); own.len() * each / (*runs).max(1)];
+                Choices::Listed { lists, runs: *runs, first: 0 }
+            }
+            (None, _) | (_, Choices::Listed { .. }) => Choices::Fixed,
+            _ => like.clone(),
+        }
+    }
+
+    /// A piece's grid with the scales and offsets that its rows have in that of all, where rows stay whole.
+    fn moved(
+        &self,
+        number: usize,
+        rows: &Range<usize>,
+        own: &Range<usize>,
+        all: &Grid,
+        mut grid: Grid,
+    ) -> Option<Grid> {
+        let runs = self.runs_of_row(&grid)?;
+        for (to, from) in [(&mut grid.scales, &all.scales), (&mut grid.offsets, &all.offsets)] {
+            self.weave.each_row(number, rows, own, |at, place| copy(from, place, to, at, runs));
+        }
+        Some(grid)
+    }
+}
+
+/// Copies the items of a row, so many of each, to another's place.
+fn copy<T: Clone>(from: &[T], at: usize, to: &mut [T], place: usize, each: usize) {
+    let span = |row: usize| row.wrapping_mul(each)..row.wrapping_mul(each).saturating_add(each);
+    if let (Some(from), Some(to)) = (from.get(span(at)), to.get_mut(span(place))) {
+        to.clone_from_slice(from);
     }
 }
 
@@ -204,14 +267,16 @@ impl OnGrid for Woven {
         Grid { scales: turn(grid.scales), zeros: turn(grid.zeros), offsets: turn(grid.offsets), ..grid }
     }
 
-    fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], _: Option<&Grid>, out: &mut [Vec<u8>]) {
+    fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
         let own = self.weave.own(&rows);
         let values = self.to_file(values);
         for (number, piece, rows, at) in self.each(&own).filter(|(_, _, rows, _)| !rows.is_empty()) {
             let taken = self.taken(number, &rows, &own, &values);
             if let (Some(on_grid), Some(out)) = (piece.on_grid(), out.get_mut(at.clone())) {
-                let stored = self.weave.stored_rows(number, &rows);
-                on_grid.store(parts.get(at).unwrap_or_default(), stored, &taken, None, out);
+                let (stored, parts) = (self.weave.stored_rows(number, &rows), parts.get(at).unwrap_or_default());
+                let grid = || on_grid.grid(parts, stored.clone());
+                let moved = moved.and_then(|all| self.moved(number, &rows, &own, all, grid()));
+                on_grid.store(parts, stored, &taken, moved.as_ref(), out);
             }
         }
     }
@@ -251,6 +316,89 @@ impl Writer for Woven {
             if let (Some(writer), Some(out)) = (piece.writer(), out.get_mut(at.clone())) {
                 let stored = self.weave.stored_rows(number, &rows);
                 writer.encode(decided.get(at).unwrap_or_default(), stored, &taken, out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::gguf::{Dims, Order, Split};
+    use crate::formats::by_id;
+
+    const WIDTH: usize = 256;
+
+    /// Two matrices of six rows, each dealt out to two tensors: row by row, or half by half.
+    fn woven(format: &str, dealt: usize) -> (Woven, Vec<Vec<u8>>) {
+        let names = |matrix: usize| vec![(format!("gate.{matrix}"), false), (format!("up.{matrix}"), false)];
+        let split = Split { rows: vec![dealt; 2], order: Order::default() };
+        let weave =
+            Arc::new(Weave::new(&[2, 6, WIDTH], names, (Dims::Stack, false), split, Default::default()).unwrap());
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.3
+        };
+        let (mut pieces, mut stored) = (Vec::new(), Vec::new());
+        for piece in weave.pieces() {
+            let dtype = Dtype::F32;
+            let weight =
+                by_id(format).unwrap().create(&piece.stored, &piece.shape, dtype, &Settings::default()).unwrap();
+            let values: Vec<f32> = (0..piece.shape.iter().product()).map(|_| next()).collect();
+            let mut bytes = vec![Vec::new()];
+            weight.writer().unwrap().encode(&[None], 0..piece.shape[0], &values, &mut bytes);
+            stored.append(&mut bytes);
+            pieces.push(weight);
+        }
+        let view = View {
+            name: "gate_up".into(),
+            stored: "gate.0".into(),
+            order: None,
+            added: 0.0,
+            is_row: false,
+            weave: Some(Arc::clone(&weave)),
+        };
+        (Woven::new(pieces, view, weave), stored)
+    }
+
+    /// Where rows stay whole, scales and offsets can be moved as in a tensor by itself, and what is stored under them decodes to the grid's values.
+    #[test]
+    fn scales_of_whole_rows_are_moved() {
+        for format in ["q8_0", "q4_0", "q4_k", "q6_k", "q2_k", "iq4_xs"] {
+            for dealt in [1, 3] {
+                let (weight, stored) = woven(format, dealt);
+                // One matrix: the tensors of the other have no bytes of it.
+                for rows in [0..6, 6..12] {
+                    let range = |part: usize| weight.part_rows(part, &rows).unwrap();
+                    let parts: Vec<&[u8]> = (stored.iter().enumerate())
+                        .map(|(part, bytes)| &bytes[range(part).start as usize..range(part).end as usize])
+                        .collect();
+                    let mut values = vec![0.0; 6 * WIDTH];
+                    weight.decode(&parts, rows.clone(), &mut values);
+                    let on_grid = weight.on_grid().unwrap();
+                    let mut grid = on_grid.grid(&parts, rows.clone());
+                    assert!(grid.run > 1 && values.iter().enumerate().all(|(i, x)| grid.nearest(i, *x) == *x));
+                    let mut wanted = values.clone();
+                    let mut moved = 0;
+                    for run in 0..grid.scales.len() {
+                        let scale = grid.choice(run, 1.3 * grid.scales[run]);
+                        let offset = grid.offset_choice(run, 0.8 * grid.offset(run));
+                        let elements = run * grid.run..(run + 1) * grid.run;
+                        grid.moved(run, &values[elements.clone()], scale, offset, &mut wanted[elements]);
+                        moved += usize::from(scale != grid.scales[run] || offset != grid.offset(run));
+                        grid.scales[run] = scale;
+                        if !grid.offsets.is_empty() {
+                            grid.offsets[run] = offset;
+                        }
+                    }
+                    assert!(2 * moved > grid.scales.len(), "{format} {dealt}: {moved}");
+                    let mut written = vec![Vec::new(); parts.len()];
+                    on_grid.store(&parts, rows.clone(), &wanted, Some(&grid), &mut written);
+                    let written: Vec<&[u8]> = written.iter().map(Vec::as_slice).collect();
+                    weight.decode(&written, rows.clone(), &mut values);
+                    assert!(values == wanted, "{format} {dealt} {rows:?}");
+                }
             }
         }
     }

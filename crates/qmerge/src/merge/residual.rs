@@ -33,7 +33,7 @@ const BEGIN_ANEW: &str = "--force in place of --resume begins anew";
 pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Result<()> {
     for step in finished.iter().filter(|step| plan.residual_rank.is_some() && step.kept.is_some()) {
         let name = step.step.to_string();
-        let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode));
+        let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode) && recode.stack.is_none());
         if coarse && output.sink().stashed(&name)?.is_none() {
             return Err(Error::new(Kind::Malformed, "what rounding left of a finished weight is gone")
                 .in_file(&output.scratch(&name))

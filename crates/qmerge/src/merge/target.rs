@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::formats::{Grid, OnGrid, Order, Settled, Weight, Writer, within};
+use crate::formats::{Choices, Grid, OnGrid, Order, Settled, Weight, Writer, within};
 use crate::plan::Recode;
 
 /// The weight, and the parts of it that are complete.
@@ -41,6 +41,17 @@ pub(super) fn ordered(weight: &dyn Weight, stored: &Order, parts: &[&[u8]]) -> R
         return Err(unplanned(weight));
     }
     Ok((stored.clone(), grid))
+}
+
+/// The grid of one matrix of a stack, the stored `rows`, which `parts` are of.
+pub(super) fn of_matrix(weight: &dyn Weight, stored: &Order, parts: &[&[u8]], rows: &Range<usize>) -> Result<Grid> {
+    let mut grid = on_grid(weight)?.grid(parts, rows.clone());
+    // What all matrices share is not one's to change.
+    if (0..parts.len()).any(|part| weight.part_rows(part, rows).is_none()) {
+        grid.choices = Choices::Fixed;
+        grid.offset_choices = Choices::Fixed;
+    }
+    if stored.transposed { grid.turned(weight.geometry().cols).ok_or_else(|| unplanned(weight)) } else { Ok(grid) }
 }
 
 impl Target {

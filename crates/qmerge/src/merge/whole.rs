@@ -11,7 +11,7 @@ use super::Run;
 use super::places::Places;
 use super::residual::is_coarse;
 use super::step::explain;
-use super::target::{Target, on_grid, ordered, writer};
+use super::target::{Target, of_matrix, on_grid, ordered, writer};
 use crate::edit;
 use crate::edited::Edited;
 use crate::error::Result;
@@ -44,7 +44,7 @@ impl Run<'_> {
         let rows = 0..recode.from.weight.geometry().rows;
         let wanted = Wanted::of(recode, &edited, &rows)?;
         let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
-        let Start { parts, values, .. } = self.start(recode, edited.base().uncut(), (&wanted, &rows), &stored)?;
+        let Start { parts, values, .. } = self.start(recode, &edited, (&wanted, &rows), &stored)?;
         self.finish((number, step, recode), (&stored, &rows), (&wanted, &values), parts)
     }
 
@@ -59,10 +59,12 @@ impl Run<'_> {
         let (inputs, rows) = (recode.inputs(), recode.rows_of(matrix));
         let wanted = Wanted::of(recode, edited, &rows)?;
         let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
-        let start = self.start(recode, edited.base().uncut(), (&wanted, &rows), &stored)?;
-        let Start { weight, parts, values } = start;
+        let Start { weight, parts, values } = self.start(recode, edited, (&wanted, &rows), &stored)?;
         let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        let (order, grid) = ordered(weight.as_ref(), &stored, &views)?;
+        let (order, grid) = match matrix {
+            None => ordered(weight.as_ref(), &stored, &views)?,
+            Some(_) => (stored.clone(), of_matrix(weight.as_ref(), &stored, &views, &rows)?),
+        };
         let own = order.inputs.as_deref().map(|order| {
             let mut metric = metric.in_order(order);
             method.prepare(&mut metric, recode.begins_at_base());
@@ -96,7 +98,7 @@ impl Run<'_> {
         let mut output = values;
         weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all, &mut output);
         let output = stored.to_model(output, weight.geometry().cols);
-        if is_coarse(recode) {
+        if is_coarse(recode) && recode.stack.is_none() {
             self.stash_residual(number, (&wanted.target, &output), metric, judged.error())?;
         }
         let finished = self.finish((number, step, recode), (&stored, &rows), (&wanted, &output), written)?;
@@ -137,13 +139,12 @@ impl Run<'_> {
     fn start(
         &self,
         recode: &Recode,
-        uncut: &[Option<Vec<u8>>],
+        edited: &Edited<'_>,
         (wanted, rows): (&Wanted, &Range<usize>),
         stored: &Order,
     ) -> Result<Start> {
         if recode.begins_at_base() {
-            let read = |entry| self.inputs.base.read_small(entry, entry.bytes);
-            let parts = recode.from.entries.iter().map(read).collect::<Result<_>>()?;
+            let parts = edited.base().stored(rows)?;
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });
         }
         let (geometry, fresh) = (recode.to.geometry(), writer(recode.to.as_ref())?);
@@ -156,7 +157,7 @@ impl Run<'_> {
         if fresh.needs_survey() {
             fresh.survey(all.clone(), &target, &mut held);
         }
-        let Target { weight, parts: settled } = Target::settled(recode, &held, uncut)?;
+        let Target { weight, parts: settled } = Target::settled(recode, &held, edited.base().uncut())?;
         let mut encoded = vec![Vec::new(); settled.len()];
         writer(weight.as_ref())?.encode(&settled, all.clone(), &target, &mut encoded);
         let parts: Vec<Vec<u8>> =

@@ -82,15 +82,17 @@ pub(super) struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    /// `coarse` names the weights that change and end in a format coarser than 16 bits.
+    /// `coarse` are the weights that change and end in a format coarser than 16 bits.
     pub(super) fn new<'n>(
         asked: Method,
         data: &'a Data,
         original: bool,
-        mut coarse: impl Iterator<Item = &'n str>,
+        mut coarse: impl Iterator<Item = &'n dyn Weight>,
     ) -> Self {
-        let calibrated = matches!(asked, Method::Auto) && coarse.any(|name| data.knows(name));
-        Self { asked, data, original, calibrated }
+        let mut chooser = Self { asked, data, original, calibrated: false };
+        let is_known = |weight: &dyn Weight| data.knows(weight.name()) || chooser.stack(weight).is_some();
+        chooser.calibrated = matches!(asked, Method::Auto) && coarse.any(is_known);
+        chooser
     }
 
     /// What a weight should have. `own` is true where it stays in the base's own format and there are scales to keep; `coarse` where what it ends in is
@@ -256,7 +258,7 @@ fn is_whole(recode: &Recode) -> bool {
     !exact
         && (!recode.keeps_scales || !recode.edits.is_empty())
         && recode.source == Source::Base
-        && (recode.to.shape().len() == 2 || recode.stack.is_some() && recode.to.is_plain())
+        && (recode.to.shape().len() == 2 || recode.has_matrices_apart())
         && recode.to.on_grid().is_some()
         && recode.inputs() <= MAX_FEATURES
 }

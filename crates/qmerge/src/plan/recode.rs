@@ -100,6 +100,16 @@ impl Recode {
         rows * number..rows * (number + 1)
     }
 
+    /// True of a stack whose matrices can be rounded one by one: what is written of each is its own, or stays what it is.
+    pub(crate) fn has_matrices_apart(&self) -> bool {
+        let (rows, own) = (self.matrix_rows(), self.to.as_ref());
+        let is_cut = (0..own.parts().len()).all(|part| own.part_rows(part, &(0..rows)).is_some());
+        let steps = [own.geometry().row_step, self.from.weight.geometry().row_step];
+        self.stack.is_some()
+            && steps.iter().all(|step| rows.is_multiple_of((*step).max(1)))
+            && (own.is_plain() || self.begins_at_base() || is_cut && !self.is_surveyed())
+    }
+
     /// True if the rows that are written are the layer's inputs.
     pub(crate) fn is_stored_transposed(&self) -> bool {
         self.transposed != self.turned

@@ -171,7 +171,7 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         let touched = wanted.touches(name);
         let target = targets.of(name, claim, touched);
         let changes = target.is_some() || touched;
-        (changes && is_coarse(target.as_ref(), claim)).then_some(name)
+        (changes && is_coarse(target.as_ref(), claim)).then_some(claim.weight.as_ref())
     });
     let chooser = Chooser::new(options.rounding, &options.data, inputs.original.is_some(), coarse);
     let builder = Builder { inputs, options, chooser: &chooser, names, targets: &targets };

@@ -19,6 +19,7 @@ mod peft_methods;
 mod quantized;
 mod quantized_merge;
 mod rounding;
+mod stacks;
 mod stores;
 mod task_vectors;
 

@@ -56,6 +56,8 @@ pub(crate) use hyperparameters::{Constant, Said};
 pub(crate) use layout::Layout;
 pub(crate) use rows::{Heads, RowOrder, To};
 pub(crate) use view::{NamedModule, View};
+#[cfg(test)]
+pub(crate) use weave::{Dims, Order, Split};
 pub(crate) use weave::{Piece, Weave};
 
 use crate::open::gguf::{FACTORS, LONG_FACTORS, SHORT_FACTORS};

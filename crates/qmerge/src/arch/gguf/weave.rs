@@ -79,7 +79,7 @@ impl Change {
 
 /// What the dimensions of tensors are among those of the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dims {
+pub(crate) enum Dims {
     /// One tensor of the same.
     Same,
     /// One tensor of a row, which a file may have as a list.
@@ -97,10 +97,10 @@ pub(super) enum Dims {
 }
 
 /// How rows are dealt out.
-pub(super) struct Split {
+pub(crate) struct Split {
     /// Rows of a group, by tensor.
-    pub(super) rows: Vec<usize>,
-    pub(super) order: Order,
+    pub(crate) rows: Vec<usize>,
+    pub(crate) order: Order,
 }
 
 impl Split {
@@ -112,7 +112,7 @@ impl Split {
 
 impl Weave {
     /// A weight of that shape in tensors of these names, of a stack those of its first matrix, in which `{}` is the number. `None` where the parts do not fit.
-    pub(super) fn new(
+    pub(crate) fn new(
         shape: &[usize],
         names: impl Fn(usize) -> Vec<(String, bool)>,
         (dims, turned): (Dims, bool),
@@ -266,6 +266,36 @@ impl Weave {
         rows.start / fold..rows.end / fold
     }
 
+    /// True if a row of the model is one of a tensor's, with its columns in their order.
+    pub(crate) fn keeps_rows(&self) -> bool {
+        let is_whole = |piece: &Piece| !piece.turned && piece.fold == 1;
+        !self.turned
+            && self.order.columns.is_none()
+            && self.fold(self.geometry().1) == 1
+            && self.pieces.iter().all(is_whole)
+    }
+
+    /// The row of the model, from the first of all, that a row of a tensor is.
+    fn row_of(&self, number: usize, piece: &Piece, row: usize) -> usize {
+        let (group, row) = (row / piece.rows.max(1), piece.before + row % piece.rows.max(1));
+        let row = self.order.rows.as_ref().map_or(row, |order| order.get(row).copied().unwrap_or(row));
+        number / self.each.max(1) * self.rows + group * self.group + row
+    }
+
+    /// Calls `f` for each of some rows of a tensor that [keeps](Self::keeps_rows) them: where it lies among them, and where among `own`.
+    pub(crate) fn each_row(
+        &self,
+        number: usize,
+        rows: &Range<usize>,
+        own: &Range<usize>,
+        mut f: impl FnMut(usize, usize),
+    ) {
+        let Some(piece) = self.pieces.get(number) else { return };
+        for (at, row) in rows.clone().enumerate() {
+            f(at, self.row_of(number, piece, row).wrapping_sub(own.start));
+        }
+    }
+
     /// Calls `f` for each value of some rows of a tensor: where it lies among them, and where among `own`.
     pub(crate) fn each_value(
         &self,
@@ -275,12 +305,7 @@ impl Weave {
         mut f: impl FnMut(usize, usize),
     ) {
         let Some(piece) = self.pieces.get(number).filter(|piece| piece.rows > 0 && self.width > 0) else { return };
-        let first = number / self.each.max(1) * self.rows;
-        let row_of = |group: usize, row: usize| {
-            let row = piece.before + row;
-            let row = self.order.rows.as_ref().map_or(row, |order| order.get(row).copied().unwrap_or(row));
-            (first + group * self.group + row).wrapping_sub(own.start)
-        };
+        let row_of = |row: usize| self.row_of(number, piece, row).wrapping_sub(own.start);
         let column =
             |col: usize| self.order.columns.as_ref().map_or(col, |order| order.get(col).copied().unwrap_or(col));
         let mut at = 0;
@@ -288,11 +313,11 @@ impl Weave {
             if piece.turned {
                 let (group, col) = (row / self.width, row % self.width);
                 for i in 0..piece.rows {
-                    f(at, row_of(group, i).wrapping_mul(self.width).wrapping_add(column(col)));
+                    f(at, row_of(group * piece.rows + i).wrapping_mul(self.width).wrapping_add(column(col)));
                     at += 1;
                 }
             } else {
-                let start = row_of(row / piece.rows, row % piece.rows).wrapping_mul(self.width);
+                let start = row_of(row).wrapping_mul(self.width);
                 for col in 0..self.width {
                     f(at, start.wrapping_add(column(col)));
                     at += 1;

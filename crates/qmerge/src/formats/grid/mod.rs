@@ -11,6 +11,7 @@ mod tests;
 use std::ops::Range;
 
 use crate::dtype::Dtype;
+use crate::linalg::transposed;
 use crate::simd::floats::{round_one, round_to};
 use crate::simd::neighbours::{table_moved, table_neighbours, uniform_neighbours};
 use search::{bracket, bracket_all, bracket_few, neighbour};
@@ -112,6 +113,17 @@ impl Grid {
     pub fn in_rows(self, cols: usize) -> Self {
         let line = if cols.is_multiple_of(self.run.max(1)) { 0 } else { cols };
         Self { line, ..self }
+    }
+
+    /// The grid of the matrix turned over, of which this one has rows of `cols` elements; `None` where several elements share a scale that rows do not.
+    pub(crate) fn turned(self, cols: usize) -> Option<Self> {
+        let is_apart = self.scales.is_empty() || self.run == 1;
+        let is_fixed = [&self.choices, &self.offset_choices].iter().all(|choices| matches!(choices, Choices::Fixed));
+        if !is_apart || !(is_fixed || self.scales.is_empty()) {
+            return None;
+        }
+        let turn = |list: Vec<f32>| transposed(&list, cols);
+        Some(Self { scales: turn(self.scales), zeros: turn(self.zeros), offsets: turn(self.offsets), ..self })
     }
 
     /// The run of element `i`.

@@ -1,0 +1,192 @@
+//! Stacks of experts that are stored in codes, rounded matrix by matrix by what each of them is given.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qmerge::adapters::Adapter;
+use qmerge::edited::Edited;
+use qmerge::error::Result;
+use qmerge::formats::{self, Reader};
+use qmerge::merge::{self, RunOptions};
+use qmerge::open::Checkpoint;
+use qmerge::plan::{Action, Data, EXPORTS, Inputs, Method, Options, Plan};
+use qmerge::progress::Silent;
+use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take, matrix_name};
+use safetensors::tensor::{Dtype, TensorView};
+
+const EXPERTS: usize = 4;
+/// Those that the adapter changes.
+const CHANGED: [usize; 2] = [0, 2];
+const WIDTH: usize = 32;
+
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Moments of inputs that go together, others for each matrix.
+fn moments(seed: u32) -> InputMoments {
+    let tokens = 3 * WIDTH;
+    let (own, shared) = (numbers(tokens * WIDTH, seed), numbers(tokens, seed + 1));
+    let x = |token: usize, i: usize| f64::from(own[token * WIDTH + i] + 2.0 * shared[token]);
+    let value = |at: usize| (0..tokens).map(|t| x(t, at / WIDTH) * x(t, at % WIDTH)).sum::<f64>() / tokens as f64;
+    InputMoments { features: WIDTH, tokens, values: (0..WIDTH * WIDTH).map(|at| value(at) as f32).collect() }
+}
+
+struct Made<'m>(&'m [(String, InputMoments)]);
+
+impl Calibration for Made<'_> {
+    fn about(&self) -> String {
+        "made up".into()
+    }
+
+    fn identity(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
+    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
+        for (name, moments) in self.0.iter().filter(|(name, _)| wanted(name)) {
+            take.known(Known { weights: vec![name.clone()], moments: moments.clone(), detail: Detail::Full })?;
+        }
+        take.layer()
+    }
+}
+
+/// An adapter of some of the experts of the first layer.
+fn adapter(folder: &Path, module: &str) -> Adapter {
+    std::fs::create_dir_all(folder).unwrap();
+    let bytes = |seed: u32, scale: f32| -> Vec<u8> {
+        numbers(2 * WIDTH, seed).iter().flat_map(|x| (scale * x).to_le_bytes()).collect()
+    };
+    let mut tensors = Vec::new();
+    for expert in CHANGED {
+        for (number, projection) in ["gate_proj", "up_proj", "down_proj"].iter().enumerate() {
+            let seed = (10 * expert + number) as u32;
+            let name = |part: &str| format!("base_model.model.{module}.{expert}.{projection}.lora_{part}.weight");
+            tensors.push((name("A"), vec![2, WIDTH], bytes(seed, 0.2)));
+            tensors.push((name("B"), vec![WIDTH, 2], bytes(seed + 5, 0.05)));
+        }
+    }
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
+    let config =
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["gate_proj", "up_proj", "down_proj"]}"#;
+    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    Adapter::open(folder, 1.0).unwrap()
+}
+
+fn bytes(file: &Path) -> Vec<u8> {
+    std::fs::read(file).unwrap()
+}
+
+/// A matrix of `rows` turned over.
+fn turned(values: &[f32], rows: usize) -> Vec<f32> {
+    let cols = values.len() / rows;
+    (0..values.len()).map(|at| values[at % rows * cols + at / rows]).collect()
+}
+
+/// tr(E H Eᵀ) of a matrix, (outputs, inputs).
+fn error(wanted: &[f32], stored: &[f32], moments: &InputMoments) -> f64 {
+    let e = |row: usize, input: usize| f64::from(stored[row * WIDTH + input] - wanted[row * WIDTH + input]);
+    let h = |i: usize, j: usize| f64::from(moments.values[i * WIDTH + j]);
+    let of_row =
+        |o: usize| -> f64 { (0..WIDTH).map(|i| e(o, i) * (0..WIDTH).map(|j| h(i, j) * e(o, j)).sum::<f64>()).sum() };
+    (0..wanted.len() / WIDTH).map(of_row).sum()
+}
+
+#[test]
+fn matrices_of_codes_are_rounded_by_what_each_is_given() {
+    let root = std::env::temp_dir().join(format!("qmerge-stacks-{}", std::process::id()));
+    std::fs::create_dir_all(&root).unwrap();
+    // In the folder, inputs are rows of gpt-oss' experts, and gates and ups alternate.
+    for (model, module) in [("gptoss", "model.layers.0.mlp.experts"), ("gemma4moe", "model.layers.0.experts")] {
+        let folder = PathBuf::from("testdata/gguf/made").join(model);
+        for to in ["q8_0", "q4_0", "q4_1", "iq4_nl"] {
+            let export = EXPORTS.iter().copied().find(|export| export.id() == to);
+            let (file, own) = (root.join(format!("{model}-{to}.gguf")), root.join(format!("{model}-lora")));
+            let inputs = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
+            let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).unwrap();
+            merge::run(&inputs, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
+            // Into the file at its types, and from the folder into such a file.
+            for (base, export) in [(&file, None), (&folder, export)] {
+                let adapter = adapter(&own, module);
+                let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
+                let stacks = ["gate_up_proj", "down_proj"].map(|name| format!("{module}.{name}"));
+                let names = stacks.iter().flat_map(|stack| (0..EXPERTS).map(|expert| matrix_name(stack, expert)));
+                let known: Vec<(String, InputMoments)> =
+                    names.enumerate().map(|(number, name)| (name, moments(100 + number as u32))).collect();
+                let data = Data::Known(Arc::new(known.iter().map(|(name, _)| name.clone()).collect()));
+                let merged = |method: Method, threads: usize| {
+                    let options = Options { rounding: method, data: data.clone(), export, ..Options::default() };
+                    let plan = Plan::new(&inputs, &options).unwrap();
+                    let output = root.join("merged.gguf");
+                    std::fs::remove_file(&output).ok();
+                    std::fs::remove_file(qmerge::write::path_beside(&output)).ok();
+                    let options = RunOptions { threads, ..RunOptions::default() };
+                    let report =
+                        merge::run(&inputs, &plan, Some(&mut Made(&known)), &output, &options, &Silent).unwrap();
+                    (plan, report, output)
+                };
+                let title = format!("{model} {to} {}", if export.is_some() { "from the folder" } else { "in place" });
+                let mut errors: Vec<HashMap<String, f64>> = Vec::new();
+                // In place, both keep the file's scales.
+                let other = if export.is_some() { "nearest" } else { "stochastic" };
+                for method in [Method::Auto, Method::Named(round::by_id(other).unwrap())] {
+                    let (plan, report, output) = merged(method, 2);
+                    let written = formats::inventory(&Checkpoint::open(&output).unwrap()).unwrap();
+                    let checkpoint = Checkpoint::open(&output).unwrap();
+                    let mut own_errors = HashMap::new();
+                    for step in plan.steps.iter().filter(|step| stacks.contains(&step.name)) {
+                        let Action::Recode(recode) = &step.action else { panic!("{title}: {} is copied", step.name) };
+                        let is_auto = matches!(method, Method::Auto);
+                        assert_eq!(recode.rounding.id(), if is_auto { "adapter" } else { other }, "{title}");
+                        let of = report.weights.iter().find(|weight| weight.name == step.name).unwrap();
+                        if let Some(kept) = of.kept_output {
+                            assert!((kept - 1.0).abs() < 0.1, "{title} {}: {kept}", step.name);
+                        }
+                        let claim = written.weights.iter().find(|claim| claim.weight.name() == step.name).unwrap();
+                        let rows = recode.from.weight.geometry().rows;
+                        let (mut base, mut wanted, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+                        Edited::new(&inputs, recode).unwrap().rows(&(0..rows), &mut base, &mut wanted).unwrap();
+                        Reader::new(&checkpoint, claim)
+                            .unwrap()
+                            .rows(&(0..claim.weight.geometry().rows), &mut stored)
+                            .unwrap();
+                        let each = wanted.len() / EXPERTS;
+                        let parts = wanted.chunks(each).zip(base.chunks(each)).zip(stored.chunks(each));
+                        for (expert, ((wanted, base), stored)) in parts.enumerate() {
+                            let name = matrix_name(&step.name, expert);
+                            let moments = &known.iter().find(|(known, _)| *known == name).unwrap().1;
+                            assert_eq!(wanted != base, CHANGED.contains(&expert), "{title} {name}");
+                            if !CHANGED.contains(&expert) && export.is_none() && is_auto {
+                                assert!(stored == base, "{title} {name} changed");
+                            }
+                            own_errors.insert(name, {
+                                let model = |values: &[f32], is_turned: bool| {
+                                    if is_turned { turned(values, WIDTH) } else { values.to_vec() }
+                                };
+                                // Codes have outputs as rows, whatever the folder has.
+                                error(&model(wanted, recode.transposed), &model(stored, false), moments)
+                            });
+                        }
+                    }
+                    assert_eq!(own_errors.len(), 2 * EXPERTS, "{title}");
+                    errors.push(own_errors);
+                }
+                for (name, calibrated) in &errors[0] {
+                    let without = errors[1][name];
+                    assert!(*calibrated <= 0.85 * without, "{title} {name}: {calibrated:e}, {other} {without:e}");
+                }
+                let first = bytes(&merged(Method::Auto, 1).2);
+                assert!(first == bytes(&merged(Method::Auto, 3).2), "{title}: other bytes on three threads");
+            }
+        }
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}

@@ -11,6 +11,7 @@ use super::convert::{ConvertOptions, cut};
 use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
+use crate::adapters::Names;
 use crate::arch;
 use crate::arch::gguf::{File, Layout, To, View, towers};
 use crate::edit::{self, Aside};
@@ -152,8 +153,10 @@ fn of_model(inputs: &Inputs) -> Result<(&'static Layout, Metadata)> {
             Layout::known_types().join(", ")
         ))
     })?;
+    let names = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
+    let tokens = names.embed().map_or(0, |claim| claim.weight.geometry().rows);
     // The order of rows goes by numbers of heads, which stand beside the number of tokens.
-    Ok((layout, layout.said(&config, 0, 0)?.keys.finish()))
+    Ok((layout, layout.said(&config, tokens, 0)?.keys.finish()))
 }
 
 /// The weights that the adapter changes, and those of towers, which are left out if `allow` says so. Errors if one is no product, or has no place in a file.

@@ -130,8 +130,9 @@ fn stacks_are_held_against_experts_of_a_file() {
             let found = verified(&base, &adapter, &merged(&base, &[&adapter], Some(to), name("merged")));
             assert_eq!((found.answer, count(&found, State::Applied)), (Answer::Yes, 4), "{order} {to}: {}", found.text);
             let found = verified(&base, &adapter, &merged(&base, &[], Some(to), name("plain")));
-            let told = if to == "f32" { State::Absent } else { State::Erased };
-            assert_eq!((found.answer, count(&found, told)), (Answer::No, 4), "{order} {to}: {}", found.text);
+            // Rows of 24 are no whole blocks, and have their values in f16.
+            let told = count(&found, State::Absent) + count(&found, State::Erased);
+            assert_eq!((found.answer, told), (Answer::No, 4), "{order} {to}: {}", found.text);
         }
     }
 }

@@ -10,6 +10,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use crate::folder::Folder;
 use crate::gguf_made::{expected, hash, made};
 
+/// A tensor with its name.
+type Named = (String, Dtype, Vec<usize>, Vec<u8>);
+
 /// The folder of a model with its experts stacked, under the published one's name.
 pub(crate) fn of_mlx(folder: &Folder, model: &str) -> PathBuf {
     let (from, to) = (Path::new("testdata/gguf/made").join(model), folder.join(model));
@@ -81,7 +84,7 @@ fn stacks_of_codes_become_the_file_of_their_values() {
     // Four bits in groups of 32: code · 2⁻⁶ − 2⁻³, which bf16 has exactly.
     let code = |at: usize| (at * 7 + at / 32 * 5) as u32 % 16;
     let bf16 = |x: f32| (x.to_bits() >> 16).to_le_bytes()[..2].to_vec();
-    let (mut values, mut codes): (Vec<(String, Dtype, Vec<usize>, Vec<u8>)>, Vec<_>) = (Vec::new(), Vec::new());
+    let (mut values, mut codes) = (Vec::<Named>::new(), Vec::<Named>::new());
     for (name, view) in tensors.tensors() {
         let (shape, len) = (view.shape().to_vec(), view.shape().iter().product::<usize>());
         let Some(module) = name.strip_suffix(".weight").filter(|_| name.contains(".switch_mlp.")) else {
@@ -99,7 +102,7 @@ fn stacks_of_codes_become_the_file_of_their_values() {
         let own = (0..len).flat_map(|at| bf16(code(at) as f32 / 64.0 - 1.0 / 8.0)).collect();
         values.push((name, Dtype::BF16, shape, own));
     }
-    let written = |own: &str, all: &[(String, Dtype, Vec<usize>, Vec<u8>)], quantization: &str| {
+    let written = |own: &str, all: &[Named], quantization: &str| {
         let to = folder.join(own).join("qwen3moe");
         std::fs::create_dir_all(&to).unwrap();
         for file in std::fs::read_dir(&plain).unwrap() {

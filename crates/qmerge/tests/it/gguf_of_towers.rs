@@ -24,7 +24,7 @@ fn model(folder: &Folder, name: &str, own: &str, targets: &[&str]) -> (PathBuf, 
         std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
     }
     let made = adapter_of(&to, targets, false);
-    let adapter = folder.join(&format!("adapter-{own}"));
+    let adapter = folder.join(format!("adapter-{own}"));
     std::fs::rename(made, &adapter).unwrap();
     (to, adapter)
 }

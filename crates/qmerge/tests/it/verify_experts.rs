@@ -81,6 +81,9 @@ fn verified(base: &Path, adapter: &Path, merged: &Path) -> Verification {
     verify(&inputs, &plan, &Checkpoint::open(merged).unwrap(), &VerifyOptions::default(), &Silent).unwrap()
 }
 
+/// Dimensions and bytes of a tensor.
+type Stored = (Vec<usize>, Vec<u8>);
+
 /// The base as transformers saves it: outputs as rows.
 fn turned(folder: &Folder) -> PathBuf {
     let to = folder.join("turned");
@@ -99,7 +102,7 @@ fn turned(folder: &Folder) -> PathBuf {
         }
         _ => (view.shape().to_vec(), view.data().to_vec()),
     };
-    let all: Vec<(String, (Vec<usize>, Vec<u8>))> = tensors
+    let all: Vec<(String, Stored)> = tensors
         .tensors()
         .into_iter()
         .map(|(name, view)| {
@@ -126,7 +129,7 @@ fn stacks_are_held_against_experts_of_a_file() {
     let adapter = adapter(&folder, "adapter", true);
     for (base, order) in [(PathBuf::from(BASE), "published"), (turned(&folder), "saved")] {
         for to in ["f32", "q8_0", "q4_0"] {
-            let name = |what: &str| folder.join(&format!("{order}-{what}-{to}.gguf"));
+            let name = |what: &str| folder.join(format!("{order}-{what}-{to}.gguf"));
             let found = verified(&base, &adapter, &merged(&base, &[&adapter], Some(to), name("merged")));
             assert_eq!((found.answer, count(&found, State::Applied)), (Answer::Yes, 4), "{order} {to}: {}", found.text);
             let found = verified(&base, &adapter, &merged(&base, &[], Some(to), name("plain")));
@@ -143,9 +146,9 @@ fn experts_of_a_file_are_held_against_stacks() {
     let folder = Folder::new();
     let adapter = adapter(&folder, "adapter", true);
     for (base, order) in [(PathBuf::from(BASE), "published"), (turned(&folder), "saved")] {
-        let file = merged(&base, &[], Some("f32"), folder.join(&format!("{order}.gguf")));
+        let file = merged(&base, &[], Some("f32"), folder.join(format!("{order}.gguf")));
         let found =
-            verified(&file, &adapter, &merged(&base, &[&adapter], None, folder.join(&format!("{order}-merged"))));
+            verified(&file, &adapter, &merged(&base, &[&adapter], None, folder.join(format!("{order}-merged"))));
         // Two layers of four experts, of three matrices each.
         assert_eq!((found.answer, count(&found, State::Applied)), (Answer::Yes, 24), "{order}: {}", found.text);
         let found = verified(&file, &adapter, &base);
@@ -159,7 +162,7 @@ fn an_expert_that_was_changed_is_found() {
     let folder = Folder::new();
     let adapter = adapter(&folder, "adapter", false);
     for (base, order) in [(PathBuf::from(BASE), "published"), (turned(&folder), "saved")] {
-        let file = merged(&base, &[&adapter], Some("bf16"), folder.join(&format!("{order}.gguf")));
+        let file = merged(&base, &[&adapter], Some("bf16"), folder.join(format!("{order}.gguf")));
         let found = verified(&base, &adapter, &file);
         assert_eq!((found.answer, found.altered.len()), (Answer::Yes, 0), "{order}: {}", found.text);
         let opened = Checkpoint::open_weights(&file).unwrap();

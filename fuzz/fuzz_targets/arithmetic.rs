@@ -29,8 +29,8 @@ fn calculate(mut inputs: Inputs, choice: u8) -> Result<()> {
         // Of one adapter, as the command line has it.
         1 if inputs.adapters.len() == 1 => {
             let plan = Plan::new(&inputs, &Options::default())?;
-            let wanted = Wanted::Rank(2);
-            let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: true, threads: 1 };
+            let (dtype, wanted) = (Dtype::F32, Wanted::Rank(2));
+            let options = ConvertOptions { wanted, dtype, seed: 0, force: true, allow_unused: false, threads: 1 };
             arithmetic::convert(&inputs, &plan, &output, &options, &Silent).map(|_| ())
         }
         1 => Ok(()),

@@ -224,7 +224,10 @@ pub fn not_run(checkpoint: &Checkpoint) -> Option<String> {
 /// The same, where it is known how the weights are stored, or that it is not.
 fn not_run_with(checkpoint: &Checkpoint, weights: Option<&[Claim]>) -> Option<String> {
     let Some(config) = &checkpoint.config else { return Some("there is no config.json".into()) };
-    let fits = || weights.and_then(|weights| fits::check(checkpoint, weights).err());
+    let fits = || {
+        let weights = weights?;
+        fits::refuse_mlx(checkpoint, weights).and_then(|()| fits::check(checkpoint, weights)).err()
+    };
     let error = arch::spec_of(config).err().or_else(fits)?;
     Some(match error.tensor() {
         Some(tensor) => format!("`{tensor}`: {}", error.message()),

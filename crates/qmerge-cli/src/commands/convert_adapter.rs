@@ -35,6 +35,7 @@ pub(crate) fn find(args: &ConvertAdapterArgs, progress: &dyn Progress) -> error:
         dtype: args.made.dtype(),
         seed: args.cut.seed,
         force: args.made.force,
+        allow_unused: args.meaning.allow_unused,
         threads: args.made.threads(),
     };
     let convert = if is_gguf { convert_to_gguf } else { convert };

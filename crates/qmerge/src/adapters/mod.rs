@@ -104,7 +104,7 @@ use numbers::read_number;
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 pub use scales::Scales;
 pub(crate) use site::declared;
-pub(crate) use stacks::{Stack, router};
+pub(crate) use stacks::{Piece, Stack, router};
 #[doc(hidden)]
 pub use tuned::TaskVector;
 

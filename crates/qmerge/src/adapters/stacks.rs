@@ -7,10 +7,13 @@ use std::collections::BTreeSet;
 use super::Names;
 use super::place::part_of;
 use super::site::{Kind, Site, one_expert, prefix};
-use crate::arch::Experts;
+use crate::arch::{Experts, SWITCH};
 use crate::edit::{Spot, Stride};
 use crate::error::Result;
 use crate::formats::Claim;
+
+/// What mlx_lm calls the projections of experts, in every family.
+const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// A stacked parameter.
 #[derive(Debug)]
@@ -72,6 +75,10 @@ impl<'a> Stack<'a> {
     pub(crate) fn find(names: &Names<'a>, module: &str, parameter: &'static str) -> Result<Option<Self>> {
         let Some(family) = names.arch.experts else { return Ok(None) };
         let Some(site) = Site::of_parameter(names, module, parameter)? else { return Ok(None) };
+        // Any number of matrices without a value takes no byte of a file.
+        if site.claim.weight.geometry().elements() == 0 {
+            return Ok(None);
+        }
         let experts: Vec<Vec<Piece<'a>>> = match &site.kind {
             Kind::Stack { experts } => {
                 let is_turned = family.in_out && site.claim.weight.has_family_order();
@@ -90,6 +97,42 @@ impl<'a> Stack<'a> {
             experts,
             is_mistaken: family.is_mistaken,
         }))
+    }
+
+    /// The stacks that mlx_lm writes, one for each projection, in no order.
+    pub(crate) fn of_mlx(names: &Names<'a>) -> Vec<Self> {
+        let one = |claim: &'a Claim| {
+            let (path, parameter) = claim.weight.name().strip_suffix(".weight")?.rsplit_once('.')?;
+            let parameter = PROJECTIONS.iter().copied().find(|own| *own == parameter)?;
+            let (&[experts, outputs, inputs], true) = (claim.weight.shape(), path.ends_with(SWITCH)) else {
+                return None;
+            };
+            if outputs * inputs == 0 {
+                return None;
+            }
+            let all = Stride::first(outputs);
+            let rows = |number: usize| number * outputs..(number + 1) * outputs;
+            let spot = |number| Spot { rows: rows(number), transposed: false, width: outputs, take: all, put: all };
+            let piece = |number| vec![Piece { claim, spot: spot(number), is_stacked: true }];
+            Some(Self {
+                module: path.to_owned(),
+                parameter,
+                shape: (outputs, inputs),
+                experts: (0..experts).map(piece).collect(),
+                is_mistaken: false,
+            })
+        };
+        names.weights.iter().filter_map(one).collect()
+    }
+
+    /// The same projection where each expert has its own matrix; none where they lie in another way.
+    pub(crate) fn each(names: &Names<'a>, of_mlx: &Stack<'_>) -> Option<Self> {
+        let site = Site::of_switch(names, &of_mlx.path()).ok().flatten()?;
+        let Kind::Each { weights, interleaved } = &site.kind else { return None };
+        let piece = |own: &Vec<&'a Claim>| Piece::of_one(&site, own, 0, *interleaved).into_iter().collect();
+        let experts = weights.iter().map(piece).collect();
+        let Stack { module, parameter, .. } = of_mlx;
+        Some(Self { module: module.clone(), parameter, shape: site.shape, experts, is_mistaken: false })
     }
 
     /// Its path.

@@ -126,6 +126,8 @@ impl Experts {
     }
 }
 
+/// What mlx_lm calls the module of a layer's experts, beside the one that other programs have.
+pub(crate) const SWITCH: &str = "switch_mlp";
 /// The stacked parameter that holds gate and up, as transformers names it in memory.
 pub(crate) const GATE_UP: &str = "gate_up_proj";
 /// The one that holds up, where there is no gate.

@@ -41,6 +41,8 @@ pub struct ConvertOptions {
     pub seed: u64,
     /// Replace an existing output.
     pub force: bool,
+    /// Leave out what the format has no place for of what the adapter changes: what a model sees or hears with.
+    pub allow_unused: bool,
     /// Worker threads, at least 1.
     pub threads: usize,
 }

@@ -11,11 +11,12 @@ use super::convert::{ConvertOptions, cut};
 use super::new_adapter::finite;
 use super::report::{Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
+use crate::adapters::Names;
 use crate::arch;
 use crate::arch::gguf::{File, Layout, To, View, towers};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
-use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
+use crate::error::{Error, Kind, Result, counted, mismatch, unsupported, usage};
 use crate::linalg::{Factors, transposed};
 use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
@@ -73,7 +74,7 @@ pub fn convert_to_gguf(
         made = keys;
         File::made(layout, &made)
     };
-    let jobs = jobs(inputs, plan, &file)?;
+    let (jobs, left_out) = jobs(inputs, plan, &file, options.allow_unused)?;
     let cost = |job: &Job<'_>| job.recode.from.weight.geometry().elements() as u64;
     progress.start(jobs.iter().map(cost).sum());
     progress.phase("converting", "modules");
@@ -130,8 +131,17 @@ pub fn convert_to_gguf(
         weights,
         copied: Vec::new(),
         dropped: Vec::new(),
-        warnings: Vec::new(),
+        warnings: says_left_out(&left_out).into_iter().collect(),
     })
+}
+
+/// That changes of towers are left out, where there are any.
+fn says_left_out(left_out: &[&str]) -> Option<String> {
+    let first = left_out.first()?;
+    let changes = counted(left_out.len(), "weight", "weights");
+    Some(format!(
+        "what the adapter changes of {changes} that the model sees or hears with is left out, which llama.cpp takes from an mmproj file; first `{first}`"
+    ))
 }
 
 /// How a file of a folder's model has its weights.
@@ -143,12 +153,14 @@ fn of_model(inputs: &Inputs) -> Result<(&'static Layout, Metadata)> {
             Layout::known_types().join(", ")
         ))
     })?;
+    let names = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
+    let tokens = names.embed().map_or(0, |claim| claim.weight.geometry().rows);
     // The order of rows goes by numbers of heads, which stand beside the number of tokens.
-    Ok((layout, layout.said(&config, 0, 0)?.keys.finish()))
+    Ok((layout, layout.said(&config, tokens, 0)?.keys.finish()))
 }
 
-/// The weights that the adapter changes. Errors if one is no product, or has no place in a file.
-fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<'p>>> {
+/// The weights that the adapter changes, and those of towers, which are left out if `allow` says so. Errors if one is no product, or has no place in a file.
+fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Result<(Vec<Job<'p>>, Vec<&'p str>)> {
     let refuse = |recode: &Recode, problem: &str| -> Error {
         unsupported(format!("{problem}, which llama.cpp's adapters cannot say"))
             .in_file(&inputs.base.path)
@@ -163,10 +175,15 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
         name.ends_with(".base_layer.weight")
             && base.is_some_and(|base| base.weight.shape() == recode.from.weight.shape())
     };
-    let mut jobs = Vec::new();
+    let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
     let mut parted = None;
     for step in &plan.steps {
         let Action::Recode(recode) = &step.action else { continue };
+        let is_changed = !recode.edits.is_empty() || matches!(recode.source, Source::Adapter(_));
+        if is_changed && inputs.tower_of(recode.to.name()).is_some() {
+            left_out.push(recode.to.name());
+            continue;
+        }
         if matches!(recode.source, Source::Adapter(_)) && !came_along(recode) {
             return Err(refuse(recode, "a tensor that was trained whole, or of a vocabulary that was resized"));
         }
@@ -183,12 +200,6 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
             3 => return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(OF_THE_FILE)),
             _ => return Err(refuse(recode, "a change of a bias or a norm")),
         }
-        if inputs.tower_of(name).is_some() {
-            let problem = "a change of what the model sees or hears with";
-            return Err(
-                refuse(recode, problem).with_hint(format!("{OF_THE_FILE}; --allow-unused leaves this out there"))
-            );
-        }
         let view = file
             .place(name, shape, false)?
             .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
@@ -204,9 +215,16 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>) -> Result<Vec<Job<
         // llama.cpp finds the head's factors by the tensor's name, and a tied head is the embedding's tensor.
         return Err(refuse(recode, "a change of one end of tied embeddings"));
     }
-    match jobs.is_empty() {
-        true => Err(usage("it changes no weight").in_file(&inputs.base.path)),
-        false => Ok(jobs),
+    match left_out.first() {
+        Some(name) if !allow || jobs.is_empty() => {
+            let or = if jobs.is_empty() { "" } else { ", or leave that out with --allow-unused" };
+            Err(unsupported("a change of what the model sees or hears with, which llama.cpp's adapters cannot say")
+                .in_file(&inputs.base.path)
+                .in_tensor(name)
+                .with_hint(format!("merge the adapter into the model{or}")))
+        }
+        None if jobs.is_empty() => Err(usage("it changes no weight").in_file(&inputs.base.path)),
+        _ => Ok((jobs, left_out)),
     }
 }
 

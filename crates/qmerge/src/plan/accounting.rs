@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, Rename};
 use crate::error::{Kind, Result, counted, mismatch, unsupported};
-use crate::plan::fits;
+use crate::plan::{fits, towers};
 
 /// How the tensors of one adapter were accounted for.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,9 @@ pub(super) fn refuse_unused(
         let path = first.strip_prefix("base_model.model.").unwrap_or(first);
         path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(module.as_str()))
     });
+    let of_tower = towers::hint_of_file(names.checkpoint, first, is_part);
     let hint = match opaque {
+        _ if of_tower.is_some() => of_tower.unwrap_or_default(),
         _ if module.is_some() => format!(
             "`{}` was trained whole (modules_to_save) and the base has no such module: if it is a classifier's head, say so with `task_type` \
              (SEQ_CLS, TOKEN_CLS or QUESTION_ANS) in {}, and it is added{}",
@@ -80,7 +82,8 @@ pub(super) fn refuse_unused(
         }
     };
     // What it was trained on may be what the base lacks.
-    fits::check(names.checkpoint, names.weights).or_else(|error| match error.kind() {
+    let checked = fits::refuse_mlx(names.checkpoint, names.weights);
+    checked.and_then(|()| fits::check(names.checkpoint, names.weights)).or_else(|error| match error.kind() {
         Kind::Mismatch => Err(error),
         _ => Ok(()),
     })?;

@@ -6,24 +6,22 @@ use serde_json::Value;
 
 use crate::arch::spec::Wanted;
 use crate::arch::{self, leaf_in};
-use crate::error::{Error, Result, mismatch, unsupported};
+use crate::error::{Error, Kind, Result, mismatch, unsupported};
 use crate::formats::{Claim, arch_of};
 use crate::open::{Checkpoint, ModelConfig};
 
-/// Errors for the first tensor that is missing or has other dimensions; `Ok` too for a model that is not known well enough.
+/// Errors for figures that contradict each other, and for the first tensor that is missing or has other dimensions; `Ok` too for a model that is not known well enough.
 pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     let Ok(config) = arch::config(checkpoint) else { return Ok(()) };
-    let Ok(spec) = arch::spec_of(config) else { return Ok(()) };
+    let spec = match arch::spec_of(config) {
+        Ok(spec) => spec,
+        // A number that cannot be meant, or fields that do not fit each other: no program runs such a model.
+        Err(error) if error.kind() == Kind::Malformed => return Err(error),
+        Err(_) => return Ok(()),
+    };
     let text = arch::language_model(config)?;
     let arch = arch_of(text.model_type(), Some(&text), weights);
     let by_name: HashMap<&str, &Claim> = weights.iter().map(|claim| (claim.weight.name(), claim)).collect();
-    if let Some(claim) = weights.iter().find(|claim| claim.weight.name().contains(".switch_mlp.")) {
-        let problem = "a stack of experts by MLX's own name, which this version merges into, and neither runs nor turns into GGUF";
-        return Err(unsupported(problem)
-            .in_file(&checkpoint.path)
-            .in_tensor(claim.weight.name())
-            .with_hint("mlx_lm runs it; into GGUF take the checkpoint that it was converted from"));
-    }
     let has = |name: &str| by_name.contains_key(name);
     let stored = |module: &str| has(&format!("{module}.weight"));
     let tie = arch::find_tie(config.model_type(), stored);
@@ -56,8 +54,14 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     if let Some(name) = arch.positions {
         table(&format!("{}.weight", beside(name)), spec.max_positions, spec.hidden)?;
     }
+    // A head has a row for each of the table's, which may be more than the configuration says tokens.
+    let rows = claim(&format!("{tokens}.weight")).map_or(spec.vocab, |claim| claim.weight.geometry().rows);
     for head in arch.heads(tie) {
-        table(&format!("{head}.weight"), spec.vocab, spec.hidden)?;
+        let name = format!("{head}.weight");
+        table(&name, rows, spec.hidden)?;
+        if let Some(claim) = claim(&name).filter(|claim| claim.weight.geometry().rows > rows) {
+            return Err(misfit(checkpoint, &text, claim, &[rows, spec.hidden]));
+        }
     }
     let is_untied = arch::is_untied(config)?;
     if let Some(head) = tie.map(|tie| tie.head()).filter(|_| is_untied && !arch.heads(tie).any(stored)) {
@@ -65,6 +69,17 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
     }
     spec.parts(&list, &has, &mut each)?;
     spec.parts_beside(arch.norm, &beside, &has, &mut each)
+}
+
+/// Errors for the stacks of experts that mlx_lm writes, where nothing is known of them.
+pub(crate) fn refuse_mlx(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
+    let is_stack = |claim: &&Claim| claim.weight.name().split('.').any(|part| part == arch::SWITCH);
+    let Some(claim) = weights.iter().find(is_stack) else { return Ok(()) };
+    let problem = "a stack of experts by MLX's own name, which this version merges into, and does not run; into GGUF it turns those of Mixtral, OLMoE, Qwen 2 and Qwen 3";
+    Err(unsupported(problem)
+        .in_file(&checkpoint.path)
+        .in_tensor(claim.weight.name())
+        .with_hint("mlx_lm runs it; take the checkpoint that it was converted from"))
 }
 
 /// The input embedding's path; the rest of the decoder lies beside it.

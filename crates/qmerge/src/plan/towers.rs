@@ -4,6 +4,7 @@ use super::{Inputs, Options};
 use crate::adapters::{Adapter, Changes};
 use crate::arch::gguf::towers;
 use crate::error::{Result, counted, mismatch};
+use crate::open::Checkpoint;
 
 const BOTH_FILES: &str = "merge into a folder (--to bf16) and make both files of that: `qmerge convert` the model's, llama.cpp's `convert_hf_to_gguf.py --mmproj` the other";
 
@@ -28,6 +29,16 @@ impl Inputs {
             )
         })
     }
+}
+
+/// What to do about a tensor of an adapter that belongs to a tower, where the base is a file that holds none; `is_part` where the adapter changes the language model too.
+pub(super) fn hint_of_file(base: &Checkpoint, tensor: &str, is_part: bool) -> Option<String> {
+    const PEFT: &str = "base_model.model.";
+    let tower = towers::named(tensor.strip_prefix(PEFT).unwrap_or(tensor)).filter(|_| base.is_self_contained())?;
+    let or = if is_part { ", or leave these changes out with --allow-unused" } else { "" };
+    Some(format!(
+        "a GGUF file holds the language model alone, and `{tower}` is no part of it: llama.cpp takes what a model sees or hears with from an mmproj file; merge into the folder that both files are made of{or}"
+    ))
 }
 
 /// Refuses what an adapter changes of towers where the output has none, or leaves it out and says so.

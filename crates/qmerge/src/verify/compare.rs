@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::experts::{Matrix, Straight};
 use super::rounded::Rounded;
 use crate::adapters::Names;
 use crate::arch;
@@ -61,41 +62,53 @@ impl Run<'_> {
             )
             .in_file(&self.merged.path));
         }
-        let target = Edited::new(self.inputs, recode)?;
-        let is_plain = claim.weight.is_plain() && !recode.edits.is_empty();
-        // The base's values, and what each edit makes of them; what multiplies has factors, norms and products of its own.
-        let multiplying = recode.edits.iter().filter(|(_, edit)| !edit.plan.is_additive()).count();
-        let times = 1 + recode.edits.len() + 3 * multiplying;
         if let Some(matrices) = self.turned(recode.from.weight.as_ref(), claim) {
-            let (mut total, mut rounded) = (Sums::zero(), is_plain.then(Rounded::zero));
-            for (own, other) in &matrices {
-                let (mut w, mut t) = (Vec::new(), Vec::new());
-                target.rows(own, &mut w, &mut t)?;
-                let m = self.turned_back(claim, other)?;
-                total.add(&Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) });
-                if let Some(rounded) = &mut rounded {
-                    rounded.add(&Rounded::of(geometry.cols, times, &w, &t, &m));
-                }
-            }
-            return Ok((total, rounded));
+            let target = Target::new(self.inputs, recode, claim)?;
+            return target
+                .added(matrices.iter().map(|(own, other)| target.whole(own, &self.turned_back(claim, other)?)));
         }
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
-        let found = parallel(&chunks(geometry.rows, geometry.cols, step), self.threads, self.progress, |rows| {
-            let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-            target.rows(rows, &mut w, &mut t)?;
-            other.rows(rows, &mut m)?;
-            let sums = Sums { elements: w.len() as u64, differences: differences(&w, &t, &m) };
-            Ok((sums, is_plain.then(|| Rounded::of(geometry.cols, times, &w, &t, &m))))
-        })?;
-        let (mut total, mut rounded) = (Sums::zero(), is_plain.then(Rounded::zero));
-        for (sums, part) in &found {
-            total.add(sums);
-            if let (Some(rounded), Some(part)) = (&mut rounded, part) {
-                rounded.add(part);
-            }
-        }
-        Ok((total, rounded))
+        let target = Target::new(self.inputs, recode, claim)?;
+        let chunks = chunks(geometry.rows, geometry.cols, step);
+        let found = parallel(&chunks, self.threads, self.progress, |rows| target.chunk(rows, &other, rows))?;
+        target.added(found.into_iter().map(Ok))
+    }
+
+    /// The same of experts that lie otherwise in the merge.
+    pub(super) fn measure_experts(
+        &self,
+        recode: &Recode,
+        matrices: &[Matrix<'_>],
+        claim: &Claim,
+    ) -> Result<(Sums, Option<Rounded>)> {
+        let target = Target::new(self.inputs, recode, claim)?;
+        let Some(runs) = runs(matrices) else {
+            return target.added(matrices.iter().map(|matrix| target.whole(&matrix.rows, &matrix.read(self.merged)?)));
+        };
+        let found = self.in_runs(&recode.from, &runs, |rows, other, theirs| target.chunk(rows, other, theirs))?;
+        target.added(found.into_iter().map(Ok))
+    }
+
+    /// What `work` finds in each chunk of the runs' rows, with a reader of the merge and the rows there.
+    fn in_runs<T: Send>(
+        &self,
+        own: &Claim,
+        runs: &[Straight<'_>],
+        work: impl Fn(&Range<usize>, &Reader<'_>, &Range<usize>) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let cols = own.weight.geometry().cols;
+        let cut = |run: &Straight<'_>| {
+            let step = common_step(own.weight.geometry().row_step, run.claim.weight.geometry().row_step);
+            chunks(run.rows.len(), cols, step.min(run.rows.len().max(1)))
+        };
+        let parts: Vec<(&Straight<'_>, Range<usize>)> =
+            runs.iter().flat_map(|run| cut(run).into_iter().map(move |rows| (run, rows))).collect();
+        parallel(&parts, self.threads, self.progress, |(run, rows)| {
+            let other = Reader::new(self.merged, run.claim)?;
+            let at = |first: usize| first + rows.start..first + rows.end;
+            work(&at(run.rows.start), &other, &at(run.first))
+        })
     }
 
     /// Share of a quantized weight's values that hold a level which neither the base has nor rounding to the nearest would give: a method chose it.
@@ -109,30 +122,21 @@ impl Run<'_> {
         let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         let chunks = chunks(geometry.rows, geometry.cols, step);
-        let chosen = parallel(&chunks, self.threads, self.progress, |rows| {
-            let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
-            target.rows(rows, &mut w, &mut t)?;
-            other.rows(rows, &mut m)?;
-            let before = target.base().grid(rows)?;
-            // What has no grid was rounded by nobody's choice.
-            let Some(after) = other.grid(rows)? else { return Ok(0) };
-            // Fresh scales differ from the base's, by as much as the delta changes a block's largest value: so in one format what the base has is told by its level,
-            // and what rounding gives under either scales.
-            let is_same =
-                |before: &&Grid| recode.from.weight.format() == claim.weight.format() && before.run == after.run;
-            let same = before.as_ref().filter(is_same);
-            let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
-            let is_chosen = |&i: &usize| {
-                let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();
-                if let Some(before) = same {
-                    let level = after.level(i, m[i]);
-                    level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i])) && far(t[i])
-                } else {
-                    far(t[i]) && far(w[i])
-                }
-            };
-            Ok((0..m.len()).filter(is_chosen).count())
-        })?;
+        let chosen = parallel(&chunks, self.threads, self.progress, |rows| chosen_in(&target, rows, &other, rows))?;
+        Ok(Some(chosen.iter().sum::<usize>() as f64 / geometry.elements().max(1) as f64))
+    }
+
+    /// The same of experts that lie otherwise in the merge; `None` too where no row of the base is one there.
+    pub(super) fn chosen_experts(&self, recode: &Recode, matrices: &[Matrix<'_>]) -> Result<Option<f64>> {
+        let geometry = recode.from.weight.geometry();
+        // Codes of rows that go together are only known together.
+        let is_cut = |run: &Straight<'_>| run.claim.weight.geometry().row_step == 1 && !run.claim.weight.is_plain();
+        let Some(runs) = runs(matrices).filter(|runs| geometry.row_step == 1 && runs.iter().all(is_cut)) else {
+            return Ok(None);
+        };
+        let target = Edited::new(self.inputs, recode)?;
+        let chosen =
+            self.in_runs(&recode.from, &runs, |rows, other, theirs| chosen_in(&target, rows, other, theirs))?;
         Ok(Some(chosen.iter().sum::<usize>() as f64 / geometry.elements().max(1) as f64))
     }
 
@@ -172,16 +176,33 @@ impl Run<'_> {
                 Ok(Sums { elements: w.len() as u64, differences: differences(&w, &w, &m) })
             })?
         };
-        let loss = sums.loss();
-        let recoded = claim.weight.format() != other.weight.format();
-        let allowed = match (recoded, other.weight.is_plain()) {
-            (false, _) => 0.0,
-            // A cast between 16-bit types rounds once.
-            (true, true) => 0.005,
-            (true, false) => SAME_RECODED,
-        };
-        // No error is none of values whose squares overflow, too (what holds Gemma 4's pairs still).
-        Ok(loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms)
+        Ok(is_same(&sums, claim, other))
+    }
+
+    /// The same of experts that lie otherwise in the merge.
+    pub(super) fn unchanged_experts(&self, claim: &Claim, matrices: &[Matrix<'_>], other: &Claim) -> Result<bool> {
+        let base = Reader::new(&self.inputs.base, claim)?;
+        let sums_of = |w: &[f32], m: &[f32]| Sums { elements: w.len() as u64, differences: differences(w, w, m) };
+        let mut total = Sums::zero();
+        match runs(matrices) {
+            Some(runs) => {
+                let found = self.in_runs(claim, &runs, |rows, other, theirs| {
+                    let (mut w, mut m) = (Vec::new(), Vec::new());
+                    base.rows(rows, &mut w)?;
+                    other.rows(theirs, &mut m)?;
+                    Ok(sums_of(&w, &m))
+                })?;
+                found.iter().for_each(|sums| total.add(sums));
+            }
+            None => {
+                for matrix in matrices {
+                    let mut w = Vec::new();
+                    base.rows(&matrix.rows, &mut w)?;
+                    total.add(&sums_of(&w, &matrix.read(self.merged)?));
+                }
+            }
+        }
+        Ok(is_same(&total, claim, other))
     }
 
     /// Where rows of the one are columns of the other, the rows of each matrix in both: GPTQ stores inputs as rows, as GPT-2 does while it is plain, and gpt-oss and Llama 4 their stacks of experts.
@@ -227,6 +248,100 @@ impl Run<'_> {
         }
         Ok(total)
     }
+}
+
+/// A weight as the merge should have it, and what it is measured by.
+struct Target<'a> {
+    edited: Edited<'a>,
+    cols: usize,
+    /// Roundings on the way of a value that the merge stores as it is; `None` where it does not, or nothing edits it.
+    times: Option<usize>,
+}
+
+impl<'a> Target<'a> {
+    fn new(inputs: &'a Inputs, recode: &Recode, claim: &Claim) -> Result<Self> {
+        // The base's values, and what each edit makes of them; what multiplies has factors, norms and products of its own.
+        let multiplying = recode.edits.iter().filter(|(_, edit)| !edit.plan.is_additive()).count();
+        let times = 1 + recode.edits.len() + 3 * multiplying;
+        Ok(Self {
+            edited: Edited::new(inputs, recode)?,
+            cols: recode.from.weight.geometry().cols,
+            times: (claim.weight.is_plain() && !recode.edits.is_empty()).then_some(times),
+        })
+    }
+
+    /// Sums over some rows, whose values the merge has in some of a weight.
+    fn chunk(&self, rows: &Range<usize>, other: &Reader<'_>, theirs: &Range<usize>) -> Result<(Sums, Option<Rounded>)> {
+        let mut m = Vec::new();
+        other.rows(theirs, &mut m)?;
+        self.whole(rows, &m)
+    }
+
+    /// Sums over some rows, of which `m` are the merge's.
+    fn whole(&self, rows: &Range<usize>, m: &[f32]) -> Result<(Sums, Option<Rounded>)> {
+        let (mut w, mut t) = (Vec::new(), Vec::new());
+        self.edited.rows(rows, &mut w, &mut t)?;
+        let sums = Sums { elements: w.len() as u64, differences: differences(&w, &t, m) };
+        Ok((sums, self.times.map(|times| Rounded::of(self.cols, times, &w, &t, m))))
+    }
+
+    fn added(&self, found: impl Iterator<Item = Result<(Sums, Option<Rounded>)>>) -> Result<(Sums, Option<Rounded>)> {
+        let (mut total, mut rounded) = (Sums::zero(), self.times.map(|_| Rounded::zero()));
+        for part in found {
+            let (sums, part) = part?;
+            total.add(&sums);
+            if let (Some(rounded), Some(part)) = (&mut rounded, part) {
+                rounded.add(&part);
+            }
+        }
+        Ok((total, rounded))
+    }
+}
+
+/// The runs of rows that matrices consist of, if all do.
+fn runs<'m>(matrices: &[Matrix<'m>]) -> Option<Vec<Straight<'m>>> {
+    let all: Option<Vec<_>> = matrices.iter().map(Matrix::straight).collect();
+    Some(all?.into_iter().flatten().collect())
+}
+
+/// How many values of some rows a method chose.
+fn chosen_in(target: &Edited<'_>, rows: &Range<usize>, other: &Reader<'_>, theirs: &Range<usize>) -> Result<usize> {
+    let (mut w, mut t, mut m) = (Vec::new(), Vec::new(), Vec::new());
+    target.rows(rows, &mut w, &mut t)?;
+    other.rows(theirs, &mut m)?;
+    let before = target.base().grid(rows)?;
+    // What has no grid was rounded by nobody's choice.
+    let Some(after) = other.grid(theirs)? else { return Ok(0) };
+    let formats = [target.base().claim(), other.claim()].map(|claim| claim.weight.format());
+    // Fresh scales differ from the base's, by as much as the delta changes a block's largest value: so in one format what the base has is told by its level,
+    // and what rounding gives under either scales.
+    let is_same = |before: &&Grid| formats[0] == formats[1] && before.run == after.run;
+    let same = before.as_ref().filter(is_same);
+    let slack = if matches!(after.levels, Levels::Table(_)) { NESTED } else { ROUNDED };
+    let is_chosen = |&i: &usize| {
+        let far = |x: f32| (m[i] - x).abs() > (after.nearest(i, x) - x).abs() + slack * x.abs();
+        if let Some(before) = same {
+            let level = after.level(i, m[i]);
+            level != before.level(i, w[i]) && level != before.level(i, before.nearest(i, t[i])) && far(t[i])
+        } else {
+            far(t[i]) && far(w[i])
+        }
+    };
+    Ok((0..m.len()).filter(is_chosen).count())
+}
+
+/// True if a weight that nothing edits has the same values in the merge, but for what another format leaves of them.
+fn is_same(sums: &Sums, claim: &Claim, other: &Claim) -> bool {
+    let loss = sums.loss();
+    let recoded = claim.weight.format() != other.weight.format();
+    let allowed = match (recoded, other.weight.is_plain()) {
+        (false, _) => 0.0,
+        // A cast between 16-bit types rounds once.
+        (true, true) => 0.005,
+        (true, false) => SAME_RECODED,
+    };
+    // No error is none of values whose squares overflow, too (what holds Gemma 4's pairs still).
+    loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms
 }
 
 /// Elements of a chunk.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::experts::Twin;
 use crate::adapters::Names;
 use crate::arch::gguf::{predicts_further, towers};
 use crate::error::counted;
@@ -15,7 +16,7 @@ pub(super) struct Gone<'v, 'm> {
     layers: Option<usize>,
     pub(super) missing: Vec<String>,
     left_out: Vec<String>,
-    /// Stacks whose experts are weights of their own in the merge.
+    /// Stacks whose experts are weights of their own in the merge, of families of which it is not known how they lie.
     pub(super) apart: Vec<String>,
 }
 
@@ -29,12 +30,12 @@ impl<'v, 'm> Gone<'v, 'm> {
     }
 
     /// Takes a tensor of the base that the merge does not hold.
-    pub(super) fn take(&mut self, name: &str) {
+    pub(super) fn take(&mut self, name: &str, experts: &Twin<'_, '_>) {
         let all = match self.layers {
             Some(layers) if self.inputs.tower_of(name).is_some() || predicts_further(name, layers) => {
                 &mut self.left_out
             }
-            Some(_) if self.is_apart(name) => &mut self.apart,
+            Some(_) if matches!(experts, Twin::Unknown) && self.is_apart(name) => &mut self.apart,
             _ => &mut self.missing,
         };
         all.push(name.to_owned());

@@ -7,6 +7,7 @@
 
 mod answer;
 mod compare;
+mod experts;
 mod gone;
 mod judge;
 mod rounded;
@@ -25,6 +26,7 @@ use crate::progress::{Progress, stopped};
 use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
 use answer::Evidence;
 use compare::Run;
+use experts::{Experts, Matrix, Twin};
 use gone::Gone;
 use judge::{Measured, judge, summarize};
 
@@ -206,6 +208,7 @@ pub fn verify(
         .collect();
     let mut weights = Vec::new();
     let mut gone = Gone::new(inputs, merged, &found);
+    let experts = Experts::new(Names::new(&inputs.base, &inputs.inventory.weights, &[])?, &found);
     let mut altered = Vec::new();
     let mut total = Sums::zero();
     let stored = inputs.inventory.weights.iter().map(|claim| (claim.entries[0].name.as_str(), claim)).collect();
@@ -227,15 +230,32 @@ pub fn verify(
                     Some(module) => Some(found.tied_to(module)?.1),
                     None => found.tied_bias(&step.name),
                 };
-                let Some(claim) = found.find(&step.name)?.or_else(tied) else {
-                    gone.take(&step.name);
-                    continue;
+                let claim = found.find(&step.name)?.or_else(tied);
+                let twin = if claim.is_some() { Twin::Unknown } else { experts.twin(&step.name)? };
+                let (claim, matrices) = match (claim, &twin) {
+                    (Some(claim), _) => (claim, None),
+                    (None, Twin::Found(matrices)) => match matrices.first().and_then(Matrix::claim) {
+                        Some(claim) => (claim, Some(*matrices)),
+                        None => continue,
+                    },
+                    (None, twin) => {
+                        gone.take(&step.name, twin);
+                        continue;
+                    }
                 };
-                let (sums, rounded) = run.measure(recode, claim).map_err(|error| error.in_tensor(&step.name))?;
+                let in_tensor = |error: crate::error::Error| error.in_tensor(&step.name);
+                let measured = match matrices {
+                    Some(matrices) => run.measure_experts(recode, matrices, claim),
+                    None => run.measure(recode, claim),
+                };
+                let (sums, rounded) = measured.map_err(in_tensor)?;
                 if !recode.edits.is_empty() {
                     total.add(&sums);
                 }
-                let chosen = || run.chosen(recode, claim).map_err(|error| error.in_tensor(&step.name));
+                let chosen = || match matrices {
+                    Some(matrices) => run.chosen_experts(recode, matrices).map_err(in_tensor),
+                    None => run.chosen(recode, claim).map_err(in_tensor),
+                };
                 weights.push(judge(
                     &step.name,
                     claim.weight.format(),
@@ -248,12 +268,26 @@ pub fn verify(
             // A plan that is held against a merge is of the base's own container.
             Action::Constant(_) => {}
             Action::Copy { entry } => {
-                if !companions.contains(entry.name.as_str()) && !run.unchanged(entry, &found)? {
-                    if run.find_entry(&found, entry)?.is_none() {
-                        gone.take(&entry.name);
-                    } else {
-                        altered.push(entry.name.clone())
-                    }
+                if companions.contains(entry.name.as_str()) || run.unchanged(entry, &found)? {
+                    continue;
+                }
+                if run.find_entry(&found, entry)?.is_some() {
+                    altered.push(entry.name.clone());
+                    continue;
+                }
+                let own = run.stored.get(entry.name.as_str()).copied();
+                let twin = own.map_or(Ok(Twin::Unknown), |own| experts.twin(own.weight.name()))?;
+                let is_same = match (own, &twin) {
+                    (Some(own), Twin::Found(matrices)) => match matrices.first().and_then(Matrix::claim) {
+                        Some(claim) => Some(run.unchanged_experts(own, matrices, claim)?),
+                        None => None,
+                    },
+                    _ => None,
+                };
+                match is_same {
+                    Some(true) => {}
+                    Some(false) => altered.push(entry.name.clone()),
+                    None => gone.take(&entry.name, &twin),
                 }
             }
         }

@@ -46,7 +46,7 @@ fn merged(base: &Path, adapter: &Path, out: &Path) -> Tensors {
 fn converted(base: &Path, adapter: &Path, out: &Path, wanted: Wanted) -> Result<Conversion, Error> {
     let inputs = inputs(base, adapter, 1.0);
     let plan = Plan::new(&inputs, &Options::default())?;
-    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, threads: 2 };
+    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, allow_unused: false, threads: 2 };
     convert(&inputs, &plan, out, &options, &Silent)
 }
 

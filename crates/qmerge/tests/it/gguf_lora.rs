@@ -27,7 +27,7 @@ fn inputs(base: &Path, adapter: &Path, weight: f64) -> Inputs {
 fn converted(base: &Path, adapter: &Path, out: &Path, wanted: Wanted, weight: f64) -> Result<Conversion> {
     let inputs = inputs(base, adapter, weight);
     let plan = Plan::new(&inputs, &Options::default())?;
-    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, threads: 2 };
+    let options = ConvertOptions { wanted, dtype: Dtype::F32, seed: 0, force: false, allow_unused: false, threads: 2 };
     convert_to_gguf(&inputs, &plan, out, &options, &Silent)
 }
 

@@ -8,9 +8,12 @@ mod convert_adapter;
 mod extract;
 mod factor;
 mod folder;
+mod gguf_bounds;
 mod gguf_loads;
 mod gguf_lora;
 mod gguf_made;
+mod gguf_of_mlx;
+mod gguf_of_towers;
 mod hostile_adapters;
 mod loaders;
 mod peft;
@@ -22,6 +25,7 @@ mod rounding;
 mod stacks;
 mod stores;
 mod task_vectors;
+mod verify_experts;
 
 /// The largest of some distances, all of them numbers.
 pub(crate) fn largest<T: Copy + PartialOrd + Default>(distances: impl IntoIterator<Item = T>) -> T {

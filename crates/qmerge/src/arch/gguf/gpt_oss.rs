@@ -30,7 +30,7 @@ pub(super) const GPT_OSS: Layout = Layout {
             alternating,
         ),
         Join::split("mlp.experts.down_proj", &[("ffn_down_exps.{}.weight", false)], Dims::Stack, whole),
-        Join::renamed("mlp.experts.down_proj_bias", &[("ffn_down_exps.bias", false)]),
+        Join::split("mlp.experts.down_proj_bias", &[("ffn_down_exps.bias", false)], Dims::Lists, whole),
     ],
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"],
     needs: &[

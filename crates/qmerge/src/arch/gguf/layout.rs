@@ -214,6 +214,11 @@ impl Layout {
         self.experts.is_some() || self.joins.iter().any(Join::is_stack)
     }
 
+    /// True if a file is made of the stacks of experts that mlx_lm writes.
+    pub(crate) fn takes_mlx(&self) -> bool {
+        self.joins.iter().any(|join| join.name().contains(crate::arch::SWITCH))
+    }
+
     /// What the stack of a projection is sorted by among those of a layer.
     pub(crate) fn rank(&self, projection: &str) -> (usize, String) {
         let each = self.experts.filter(|_| self.stacks_as_named).map_or([""; 3], |(_, each)| each);

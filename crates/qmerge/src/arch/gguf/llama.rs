@@ -2,7 +2,7 @@
 
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Head, Layout, Local};
-use super::{Heads, INSIDE, OUTSIDE, ROUTER};
+use super::{Heads, INSIDE, OUTSIDE, ROUTER, mlx};
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -62,6 +62,7 @@ pub(super) const MIXTRAL: Layout = Layout {
     class: "MixtralForCausalLM",
     inside: &[(ROUTER, "block_sparse_moe.gate")],
     experts: Some(("block_sparse_moe.experts", ["w1", "w3", "w2"])),
+    joins: &mlx::IN_SPARSE_MOE,
     without: DENSE,
     defaults: Defaults { head: Head::Unsaid, eps: 1e-5, theta: 1_000_000.0, ..LLAMA.defaults },
     is_large: |_, _| false,

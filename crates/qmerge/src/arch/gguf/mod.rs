@@ -5,6 +5,7 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod bounds;
 mod cohere;
 mod deepseek;
 mod ernie4_5;
@@ -32,6 +33,7 @@ mod llama4;
 mod minimax_m2;
 mod mistral3;
 pub(crate) mod mixture;
+mod mlx;
 mod nemotron;
 mod olmo2;
 mod olmoe;

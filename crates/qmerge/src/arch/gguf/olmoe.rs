@@ -4,7 +4,7 @@ use super::ROUTER;
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Layout};
 use super::llama::{self, DENSE, PLAIN};
-use super::qwen::{EXPERTS, STACKED};
+use super::qwen::{EXPERTS, STACKED_BY_ANY};
 use super::wants::{HEADS_FILL, OWN_HEAD, Wired};
 use crate::error::Result;
 use crate::open::gguf::Ways;
@@ -15,7 +15,7 @@ pub(super) const OLMOE: Layout = Layout {
     class: "OlmoeForCausalLM",
     inside: &[(ROUTER, "mlp.gate")],
     experts: EXPERTS,
-    joins: &STACKED,
+    joins: STACKED_BY_ANY,
     without: DENSE,
     needs: &[OWN_HEAD],
     wired: &[HEADS_FILL, Wired::same("attention.head_count_kv", "attention.head_count")],

@@ -1,11 +1,11 @@
 //! Qwen 2 and 3, with and without experts.
 
-use super::ROUTER;
 use super::join::{Join, halves, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{DENSE, PLAIN};
 use super::wants::{HEADS_FILL, OWN_HEAD};
 use super::weave::Dims;
+use super::{ROUTER, mlx};
 
 pub(super) const QWEN2: Layout = Layout {
     architecture: "qwen2",
@@ -48,7 +48,10 @@ pub(super) const SHARED: [(&str, &str); 4] = [
     ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
 ];
 
-const OF_EXPERTS: Layout = Layout { experts: EXPERTS, joins: &STACKED, without: DENSE, ..PLAIN };
+/// Those, and the stacks of mlx_lm.
+pub(super) const STACKED_BY_ANY: &[Join] = &[STACKED[0], STACKED[1], mlx::IN_MLP[0], mlx::IN_MLP[1], mlx::IN_MLP[2]];
+
+const OF_EXPERTS: Layout = Layout { experts: EXPERTS, joins: STACKED_BY_ANY, without: DENSE, ..PLAIN };
 
 pub(super) const QWEN2_MOE: Layout = Layout {
     architecture: "qwen2moe",

@@ -4,7 +4,7 @@
 use super::hyperparameters::{Model, Said};
 use super::layout::{Defaults, Head, Layout};
 use super::llama;
-use super::qwen::{QWEN2, QWEN3, QWEN3_MOE};
+use super::qwen::{QWEN2, QWEN3, QWEN3_MOE, STACKED};
 use crate::error::Result;
 
 /// Transformers has no class for such a language model alone with its head; it is Qwen 2's.
@@ -29,6 +29,7 @@ pub(super) const QWEN3_VL_MOE: Layout = Layout {
     architecture: "qwen3vlmoe",
     model_types: &["qwen3_vl_moe_text"],
     say: of_qwen3,
+    joins: &STACKED,
     defaults: Defaults { theta: 500_000.0, head: Head::Share, ..QWEN3_MOE.defaults },
     ..QWEN3_MOE
 };
@@ -38,10 +39,25 @@ pub(super) const DEEPSTACK: &str = "deepstack_visual_indexes";
 /// How many there are where nothing is said.
 const DEFAULT_DEEPSTACK: usize = 3;
 
+/// Features that each of three positions turns, in pairs, where nothing is said.
+const DEFAULT_SECTIONS: [usize; 4] = [16, 24, 24, 0];
+
 fn of_qwen2(said: &mut Said, model: &Model<'_>) -> Result<()> {
     llama::plain(said, model)?;
-    // llama.cpp does not load a file without them, and transformers no folder.
-    model.rope.sections().map(drop).ok_or_else(|| model.fields.missing("mrope_section"))
+    let (pairs, given) = (model.head_dim() / 2, model.rope.sections());
+    let sections = given.clone().unwrap_or_else(|| DEFAULT_SECTIONS.to_vec());
+    // Transformers cuts a head's pairs by them, to the last.
+    let sum: usize = sections.iter().fold(0, |sum, own| sum.saturating_add(*own));
+    if sum != pairs {
+        return Err(model.fields.misfit(format!(
+            "the numbers of `mrope_section` sum up to {sum}, and a head has {pairs} pairs of features, `hidden_size` / `num_attention_heads` / 2"
+        )));
+    }
+    if given.is_none() {
+        // llama.cpp does not load a file without them.
+        said.counts("rope.dimension_sections", &sections);
+    }
+    Ok(())
 }
 
 fn of_qwen3(said: &mut Said, model: &Model<'_>) -> Result<()> {

@@ -127,9 +127,13 @@ pub(crate) fn stored(config: &ModelConfig) -> Result<(Cow<'_, ModelConfig>, &'st
 
 /// The tower of such a model that a tensor belongs to, or what leads from one.
 pub(crate) fn tower(config: &ModelConfig, name: &str) -> Option<&'static str> {
-    let first = name.strip_prefix("model.").unwrap_or(name).split('.').next()?;
-    let own = types().any(|model_type| model_type == config.model_type());
-    TOWERS.iter().copied().find(|tower| own && *tower == first)
+    named(name).filter(|_| types().any(|model_type| model_type == config.model_type()))
+}
+
+/// The tower that a path names, of whatever model.
+pub(crate) fn named(path: &str) -> Option<&'static str> {
+    let first = path.strip_prefix("model.").unwrap_or(path).split('.').next()?;
+    TOWERS.iter().copied().find(|tower| *tower == first)
 }
 
 #[cfg(test)]

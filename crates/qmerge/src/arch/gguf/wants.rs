@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use super::bounds;
 use super::layout::Layout;
 use crate::open::gguf::{Metadata, Value};
 
@@ -101,6 +102,7 @@ impl Layout {
         if self.never_slides(metadata) {
             unmet.push(fails("have a window in a layer at least, and this one has none".to_owned()));
         }
+        unmet.extend(bounds::beyond(self.architecture, metadata, stored));
         unmet
     }
 

@@ -136,11 +136,15 @@ pub struct Groups {
     pub best: usize,
 }
 
+/// What families call the number of experts that serve a token.
+const PER_TOKEN: [&str; 4] = ["num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk"];
+
 impl Router {
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<()> {
         let Self { count, per_token, .. } = self;
         if per_token > count {
-            return Err(fields.misfit(format!("`num_experts_per_tok` is {per_token}, but there are {count} experts")));
+            let key = PER_TOKEN.iter().find(|key| fields.get(key).is_some()).unwrap_or(&PER_TOKEN[0]);
+            return Err(fields.misfit(format!("`{key}` is {per_token}, but there are {count} experts")));
         }
         let Some(Groups { count: groups, kept, best }) = self.groups else { return Ok(()) };
         let each = count / groups;

@@ -4,6 +4,7 @@ use super::{
     Attention, Beside, Delta, DeltaInputs, Dense, FeedForward, Latent, Layer, Matrices, Mixer, Norm, Over, Projections,
     QkNorm, Queries, Routed, Spec,
 };
+use crate::arch::SWITCH;
 use crate::error::Result;
 
 /// What a tensor has to be.
@@ -261,9 +262,19 @@ impl Parts<'_> {
         let Some(module) = layout.modules.iter().find(is_there).or(layout.modules.first()) else { return Ok(()) };
         self.linear(&router(module), count, hidden)?;
         own.router.correction.map_or(Ok(()), |name| self.values(&beside(module, name), count))?;
+        let of_mlx = |module: &&str| beside(module, SWITCH);
+        let first = |switch: &String| (self.has)(&self.path(&format!("{switch}.gate_proj.weight")));
+        let switch = layout.modules.iter().map(of_mlx).find(first);
         let names = |module: &&str| layout.stacked.map(|name| format!("{module}.{name}"));
         let stacked = layout.modules.iter().map(names).find(|[first, _]| (self.has)(&self.path(first)));
-        if let Some([first, down]) = stacked {
+        if let Some(switch) = switch {
+            for (name, outputs, inputs) in
+                [("gate_proj", width, hidden), ("up_proj", width, hidden), ("down_proj", hidden, width)]
+            {
+                let path = self.path(&format!("{switch}.{name}.weight"));
+                (self.each)(&path, Wanted::Stack { matrices: count, outputs, inputs })?;
+            }
+        } else if let Some([first, down]) = stacked {
             for (name, outputs, inputs) in [(first, 2 * width, hidden), (down, hidden, width)] {
                 let wanted = Wanted::Stack { matrices: count, outputs, inputs };
                 let path = self.path(&name);

@@ -74,6 +74,9 @@ impl Export for FileType {
         let tokens = model.weights.iter().find(|(name, _)| Some(name.as_str()) == embed);
         let tokens = tokens.and_then(|(_, shape)| shape.first().copied());
         let stored = &model.inputs.inventory.weights;
+        if !layout.takes_mlx() {
+            fits::refuse_mlx(base, stored)?;
+        }
         fits::check(base, stored)?;
         fits::refuse_further_layers(base, stored)?;
         let tokens = tokens.ok_or_else(|| mismatch("the model has no table of embeddings").in_file(&base.path))?;
@@ -414,7 +417,8 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let stacked = model.names.arch.experts.map_or(["", ""], |experts| experts.stacked);
     let is_experts = |name: &str, shape: &[usize]| {
         let is_stack = shape.len() == 3 && stacked.iter().any(|stack| !stack.is_empty() && name.ends_with(stack));
-        (is_stack || name.contains(".experts.")) && !name.ends_with("bias")
+        let of_mlx = name.split('.').any(|part| part == arch::SWITCH);
+        (is_stack || of_mlx || name.contains(".experts.")) && !name.ends_with("bias")
     };
     let (of_experts, shared): (Vec<_>, Vec<_>) = weights.partition(|(name, shape)| is_experts(name, shape));
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {

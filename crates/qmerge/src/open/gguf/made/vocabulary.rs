@@ -66,7 +66,7 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
         let path = folder.path_of("tokenizer.json");
         let document = files.document.as_ref().ok_or_else(|| malformed("not a SentencePiece model"));
         let document = document.map_err(|error| error.in_file(&folder.path_of("tokenizer.model")))?;
-        refuse_more(document, tokens).map_err(|error| error.in_file(&path))?;
+        refuse_empty(document).and_then(|()| refuse_more(document, tokens)).map_err(|error| error.in_file(&path))?;
         if document.model.byte_fallback && ways.merges_pieces {
             merged_pieces(&mut keys, document, &files, tokens);
         } else if document.model.byte_fallback {
@@ -300,6 +300,25 @@ fn puts_space_before(document: &Document) -> bool {
     any(&document.normalizer, &|stage| kind(stage, "Prepend")) || any(&document.pre_tokenizer, &is_metaspace)
 }
 
+/// A vocabulary of another kind, or none at all.
+fn refuse_empty(document: &Document) -> Result<()> {
+    let model = &document.model;
+    let kind = model.kind.as_deref();
+    if let Some(other) = kind.filter(|kind| *kind != "BPE") {
+        return Err(unsupported(format!("a tokenizer of the type `{other}`, which is not known in GGUF"))
+            .with_hint(TAKE_16_BITS));
+    }
+    if !model.vocab.0.is_empty() {
+        return Ok(());
+    }
+    let added = match document.added_tokens.len() {
+        0 => "",
+        _ => ", and what it adds to it cuts no text",
+    };
+    Err(malformed(format!("`model.vocab` has no tokens{added}"))
+        .with_hint("copy it again from where the model was published, with all files of the tokenizer"))
+}
+
 /// The table of embeddings must have a row for each token.
 fn refuse_more(document: &Document, tokens: usize) -> Result<()> {
     let ids = document.model.vocab.0.iter().map(|(_, id)| *id);
@@ -357,11 +376,6 @@ fn merge([left, right]: &[String; 2]) -> String {
 /// Byte-level pieces.
 fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, ways: Ways) -> Result<()> {
     let model = &document.model;
-    if model.kind.as_deref().is_some_and(|kind| kind != "BPE") || model.vocab.0.is_empty() {
-        let kind = model.kind.as_deref().unwrap_or("");
-        return Err(unsupported(format!("a tokenizer of the type `{kind}`, which is not known in GGUF"))
-            .with_hint(TAKE_16_BITS));
-    }
     let composes = |normalizer: &Value| matches!(normalizer.get("type").and_then(Value::as_str), Some("NFC"));
     let is_nothing = |normalizer: &Value| {
         let steps = normalizer.get("normalizers").and_then(Value::as_array);
@@ -431,7 +445,17 @@ mod tests {
         assert!(read(bytes, r#"{"type": "Lowercase"}"#).is_err());
         assert!(read(r#"{"type": "Whitespace"}"#, "null").is_err());
         let unigram = document(r#"{"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}"#);
-        assert!(pairs(&mut Keys::default(), &unigram, &files, 2, Ways::default()).is_err());
+        assert!(refuse_empty(&unigram).unwrap_err().to_string().contains("type `Unigram`"));
+        for emptied in [
+            "{}",
+            r#"{"model": {}}"#,
+            r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#,
+            r#"{"model": {"type": "BPE", "vocab": [], "merges": []}}"#,
+            r#"{"model": {"type": "BPE", "byte_fallback": true, "vocab": {}}, "added_tokens": [{"id": 0, "content": "<s>"}]}"#,
+        ] {
+            let error = refuse_empty(&document(emptied)).unwrap_err();
+            assert!(error.to_string().contains("`model.vocab` has no tokens") && error.hint().is_some(), "{error}");
+        }
         for broken in [r#"{"model": {"merges": ["a"]}}"#, r#"{"model": {"vocab": {"a": -1}}}"#, r#"{"model": 3}"#] {
             assert!(json::parse_as::<Document>(broken).is_err(), "{broken}");
         }

@@ -253,7 +253,7 @@ impl<'c> File<'c> {
 
     fn order(&self, heads: Heads, rows: usize) -> Result<RowOrder> {
         let key = |key: &str| format!("{}.attention.{key}", self.layout.architecture);
-        let count = |name: &str| self.metadata.integer(&key(name)).and_then(|count| usize::try_from(count).ok());
+        let count = |name: &str| self.metadata.integer_of_all(&key(name)).and_then(|count| usize::try_from(count).ok());
         let error = |problem: String| -> Error {
             malformed(problem)
                 .with_hint("the file is broken, or of a model whose layers have different numbers of heads")

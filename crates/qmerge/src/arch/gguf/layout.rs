@@ -4,11 +4,13 @@ use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::wants::Wired;
 use super::{
-    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+    Heads, Names, arcee, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm, glm4, gpt_bigcode, gpt_neox, gpt2,
+    granite, hunyuan, lfm2, llama,
 };
 use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta, qwen_vl};
 use super::{
-    minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2, towers,
+    minimax_m2, mistral3, nemotron, olmo, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2,
+    towers,
 };
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -35,8 +37,12 @@ pub(super) const LAYOUTS: &[Layout] = &[
     phi3::PHI3,
     mistral3::MINISTRAL3,
     smollm3::SMOLLM3,
+    glm::GLM,
     glm4::GLM4,
     granite::GRANITE,
+    granite::GRANITE_HYBRID,
+    arcee::ARCEE,
+    olmo::OLMO,
     olmo2::OLMO2,
     olmo2::OLMO3,
     cohere::COHERE,
@@ -50,14 +56,17 @@ pub(super) const LAYOUTS: &[Layout] = &[
     falcon::FALCON_NORMS,
     falcon::FALCON,
     gpt2::GPT2,
+    gpt_bigcode::GPT_BIGCODE,
     ernie4_5::ERNIE4_5,
     hunyuan::HUNYUAN,
     hunyuan::HUNYUAN_MOE,
     nemotron::NEMOTRON,
     lfm2::LFM2,
+    lfm2::LFM2_MOE,
     gpt_oss::GPT_OSS,
     deepseek::DEEPSEEK2,
     deepseek::DEEPSEEK3,
+    deepseek::GLM4_MOE_LITE,
     glm4_moe::GLM4_MOE,
     olmoe::OLMOE,
     granite::GRANITE_MOE_SHARED,

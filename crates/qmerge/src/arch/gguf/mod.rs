@@ -5,6 +5,7 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod arcee;
 mod cohere;
 mod deepseek;
 mod ernie4_5;
@@ -15,9 +16,11 @@ mod file;
 mod gemma;
 mod gemma3n;
 mod gemma4;
+mod glm;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -33,6 +36,7 @@ mod minimax_m2;
 mod mistral3;
 pub(crate) mod mixture;
 mod nemotron;
+mod olmo;
 mod olmo2;
 mod olmoe;
 mod phi2;

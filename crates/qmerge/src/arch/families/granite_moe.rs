@@ -22,7 +22,7 @@ const SHARED: Matrices = Matrices::FusedGated { names: ["shared_mlp.input_linear
 fn hybrid(fields: &Fields<'_>) -> Result<Spec> {
     let layers = fields.layers("num_hidden_layers")?;
     let types = fields.by_layer("layer_types", layers)?.ok_or_else(|| fields.missing("layer_types"))?;
-    if let Some(other) = types.iter().find(|kind| *kind != "attention") {
+    if let Some(other) = types.iter().find(|kind| **kind != "attention" && **kind != "full_attention") {
         return Err(fields.unsupported("layer_types", other));
     }
     if fields.count_if("num_local_experts")? != Some(0) {

@@ -1,4 +1,4 @@
-//! Models that see, of which the language model is of another family.
+//! Models that see or hear, of which the language model is of another family.
 
 use super::{Arch, generic};
 
@@ -6,12 +6,16 @@ pub(super) const ARCH: Arch = Arch {
     model_types: &[
         "idefics3",
         "internvl",
+        "lfm2_vl",
+        "lighton_ocr",
         "llava",
         "llava_next",
         "llava_next_video",
         "llava_onevision",
         "mistral3",
+        "qwen2_audio",
         "smolvlm",
+        "voxtral",
     ],
     is_composed: true,
     ..generic::ARCH

@@ -83,7 +83,7 @@ const GATE_AND_UP_OF_ALL: Join = Join::split(
 
 fn attends_everywhere(fields: &Fields<'_>) -> bool {
     let types = fields.get("layer_types").or_else(|| fields.get("layers_block_type")).and_then(Value::as_array);
-    types.is_some_and(|types| types.iter().all(|kind| kind == "attention"))
+    types.is_some_and(|types| types.iter().all(|kind| kind == "attention" || kind == "full_attention"))
 }
 
 /// Factors, as a file and as `config.json` calls them.

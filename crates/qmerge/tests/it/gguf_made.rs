@@ -402,7 +402,12 @@ fn a_folder_comes_back_from_the_file() {
             let rows = 0..claim.weight.geometry().rows;
             let (mut one, mut other) = (Vec::new(), Vec::new());
             Reader::new(&before, claim).unwrap().rows(&rows, &mut one).unwrap();
+            let rows = 0..own.weight.geometry().rows;
             Reader::new(&after, own).unwrap().rows(&rows, &mut other).unwrap();
+            if model == "gemma3npadded" && name.ends_with("embed_tokens_per_layer.weight") {
+                // Zeros stand for the tokens that it has none for.
+                assert!(other.len() > one.len() && other.drain(one.len()..).all(|x| x == 0.0));
+            }
             assert_eq!(one, other, "{model}: {name}");
         }
         let config = after.config.as_ref().unwrap();

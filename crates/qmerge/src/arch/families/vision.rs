@@ -4,6 +4,7 @@ use super::{Arch, generic};
 
 pub(super) const ARCH: Arch = Arch {
     model_types: &[
+        "glm4v_moe",
         "idefics3",
         "internvl",
         "lfm2_vl",

@@ -216,6 +216,7 @@ impl<'c> File<'c> {
             order: None,
             added: 0.0,
             is_row,
+            padding: 0,
             weave: None,
         };
         let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");

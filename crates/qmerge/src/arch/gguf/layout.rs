@@ -121,6 +121,8 @@ pub(crate) struct Layout {
     pub(super) needs: &'static [&'static [&'static str]],
     /// Figures that llama.cpp has for all models of the architecture.
     pub(super) wired: &'static [Wired],
+    /// A table of the model that a file has as many rows of as of the embedding: those that are missing are zeros.
+    pub(super) padded: Option<&'static str>,
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
     /// A tensor of the first layer that others of the architecture have not.
@@ -232,6 +234,17 @@ impl Layout {
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
+    }
+
+    /// True of a model's table that files of an architecture may have with more rows, of zeros.
+    pub(crate) fn may_be_padded(name: &str) -> bool {
+        LAYOUTS.iter().any(|layout| layout.padded.is_some_and(|padded| padded == towers::alone(name)))
+    }
+
+    /// Rows of zeros that a file has behind those of the model's table of that name, beside an embedding of so many tokens.
+    pub(crate) fn padding(&self, name: &str, shape: &[usize], tokens: usize) -> usize {
+        let is_padded = self.padded.is_some_and(|padded| padded == towers::alone(name));
+        shape.first().filter(|_| is_padded).map_or(0, |rows| tokens.saturating_sub(*rows))
     }
 
     /// The class that transformers has for a model of it.

@@ -56,7 +56,7 @@ mod wants;
 mod weave;
 
 pub(crate) use file::{File, Joined, Unknown};
-pub(crate) use hyperparameters::{Constant, Said};
+pub(crate) use hyperparameters::Said;
 pub(crate) use layout::Layout;
 pub(crate) use rows::{Heads, RowOrder, To};
 pub(crate) use view::{NamedModule, View};

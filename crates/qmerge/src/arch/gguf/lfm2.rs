@@ -15,6 +15,9 @@ use crate::open::gguf::Ways;
 const OUTSIDE: Names =
     &[("token_embd", "model.embed_tokens"), ("token_embd_norm", "model.embedding_norm"), (HEAD, "lm_head")];
 
+const CONVOLUTION: Join =
+    Join::split("conv.conv.weight", &[("shortconv.conv.weight", false)], Dims::Convolution, whole);
+
 pub(super) const LFM2: Layout = Layout {
     architecture: "lfm2",
     model_types: &["lfm2"],
@@ -35,7 +38,7 @@ pub(super) const LFM2: Layout = Layout {
         ("ffn_up", "feed_forward.w3"),
         ("ffn_down", "feed_forward.w2"),
     ],
-    joins: &[Join::split("conv.conv.weight", &[("shortconv.conv.weight", false)], Dims::Convolution, whole)],
+    joins: &[CONVOLUTION],
     bias_field: None,
     wired: &[HEADS_FILL],
     ways: Ways { pre: Some("lfm2"), ..PLAIN.ways },
@@ -50,7 +53,7 @@ pub(super) const LFM2_MOE: Layout = Layout {
     class: "Lfm2MoeForCausalLM",
     inside: &[(ROUTER, "feed_forward.gate")],
     experts: Some(("feed_forward.experts", ["w1", "w3", "w2"])),
-    joins: &[LFM2.joins[0], Join::renamed("feed_forward.expert_bias", &[("exp_probs_b.bias", false)])],
+    joins: &[CONVOLUTION, Join::renamed("feed_forward.expert_bias", &[("exp_probs_b.bias", false)])],
     biased: &["attn_q", "attn_k", "attn_v", "exp_probs_b"],
     needs: &[&["blk.+.exp_probs_b.bias"]],
     say: mixture,

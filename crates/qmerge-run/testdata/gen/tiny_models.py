@@ -64,7 +64,7 @@ def randomize(model, case, gain):
     centred = kind.startswith(("gemma", "nemotron", "qwen3_5", "qwen3_next")) and not kind.startswith(("gemma3n", "gemma4"))
     turned = kind == "gpt2" or kind == "gpt_oss" or kind == "llama4_text"  # matrices or stacks of inputs x outputs
     with torch.no_grad():
-        buffers = [(name, b) for name, b in model.named_buffers() if name.endswith("correction_bias")]
+        buffers = [(name, b) for name, b in model.named_buffers() if name.endswith(("correction_bias", "expert_bias"))]
         for name, p in [*model.named_parameters(), *buffers]:
             noise = torch.randn(p.shape, generator=generator(case, name))
             offset = 0.0 if centred and "linear_attn" not in name else 1.0
@@ -448,6 +448,12 @@ model_case("lfm2", "Lfm2", **norms("norm_eps", num_hidden_layers=3, layer_types=
            rope_parameters=rope("default", 500.0)), wrong=[THETA, {"norm_eps": 1e-2}])
 model_case("lfm2_bias", "Lfm2", **norms("norm_eps", num_hidden_layers=1, layer_types=["conv"], conv_bias=True, conv_L_cache=4, intermediate_size=20,
            block_multiple_of=8, block_ffn_dim_multiplier=1.7, rope_parameters=rope("default", 500.0)), wrong=[{"conv_bias": False}])
+model_case("lfm2_moe", "Lfm2Moe", **norms("norm_eps", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"], num_dense_layers=1,
+           moe_intermediate_size=12, num_experts=5, num_experts_per_tok=2, routed_scaling_factor=1.7, rope_parameters=rope("default", 500.0)), dtype=BF16,
+           wrong=[THETA, {"norm_eps": 1e-2}, {"num_experts_per_tok": 1}, {"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}])
+model_case("arcee", "Arcee", **small(rope_parameters=rope("default", 500.0)), wrong=[THETA, EPS, {"hidden_act": "silu"}])
+model_case("gpt_bigcode", "GPTBigCode", n_embd=24, n_layer=3, n_head=4, n_inner=56, n_positions=32, vocab_size=48, layer_norm_epsilon=1e-3, bos_token_id=None,
+           eos_token_id=None, old=False, wrong=[{"layer_norm_epsilon": 1e-2}, {"activation_function": "relu"}, {"scale_attn_weights": False}])
 
 
 # Language models among other towers: text only, so the towers may be as small as can be.
@@ -514,6 +520,9 @@ model_case("deepseek_v2", "DeepseekV2", **{**LATENT, "q_lora_rank": 12, "n_group
            wrong=[{"topk_method": "greedy"}, {"topk_group": 3}, {"routed_scaling_factor": 1.0}, THETA])
 model_case("deepseek_v2_greedy", "DeepseekV2", **{**LATENT, "q_lora_rank": None, "n_shared_experts": 1, "topk_method": "greedy",
            "rope_parameters": rope("default", 500.0)}, dtype=BF16, wrong=[PER_TOKEN, THETA])
+model_case("glm4_moe_lite", "Glm4MoeLite", **{**LATENT, "q_lora_rank": 12, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "routed_scaling_factor": 1.7,
+           "mlp_layer_types": ["dense", "sparse", "sparse"], "num_hidden_layers": 3, "rope_parameters": rope("default", 500.0)}, dtype=BF16,
+           wrong=[{"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}, PER_TOKEN, THETA])
 model_case("glm4_moe", "Glm4Moe", **mixture(num_attention_heads=3, num_key_value_heads=1, intermediate_size=28, moe_intermediate_size=8, n_routed_experts=6,
            num_experts_per_tok=2, n_shared_experts=2, first_k_dense_replace=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.4,
            rope_parameters=rope("default", 500.0, partial_rotary_factor=0.5)), dtype=BF16,
@@ -534,6 +543,13 @@ model_case("phimoe_longrope", "Phimoe", **small(vocab_size=40, intermediate_size
 model_case("granitemoe", "GraniteMoe", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, embedding_multiplier=3.0,
            attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.7, rope_parameters=rope("default", 500.0)), dtype=BF16,
            wrong=[{"embedding_multiplier": 1.0}, PER_TOKEN, {"residual_multiplier": 1.0}])
+GRANITE4 = small(vocab_size=40, intermediate_size=12, shared_intermediate_size=20, layer_types=["attention"] * 2, embedding_multiplier=3.0,
+                 attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=1.7, mamba_n_heads=4, mamba_expand=2,
+                 rope_parameters=rope("default", 500.0))
+model_case("granitemoehybrid", "GraniteMoeHybrid", **GRANITE4, num_local_experts=0, num_experts_per_tok=0, position_embedding_type="rope",
+           wrong=[{"position_embedding_type": None}, {"embedding_multiplier": 1.0}, THETA])
+model_case("granitemoehybrid_mixture", "GraniteMoeHybrid", **GRANITE4, num_local_experts=4, num_experts_per_tok=2, dtype=BF16,
+           wrong=[PER_TOKEN, {"position_embedding_type": "rope"}])
 model_case("granitemoeshared", "GraniteMoeShared", **small(vocab_size=40, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2,
            shared_intermediate_size=20, residual_multiplier=0.6, attention_multiplier=0.3, rope_parameters=rope("default", 500.0)), dtype=BF16,
            wrong=[PER_TOKEN, {"attention_multiplier": 1.0}])

@@ -186,6 +186,18 @@ impl<'c> Fields<'c> {
         }
     }
 
+    /// Leading layers without experts: those that `mlp_layer_types` calls dense, or as many as `first_k_dense_replace` says, or one.
+    pub(crate) fn leading_dense(&self, layers: usize) -> Result<usize> {
+        let Some(types) = self.by_layer("mlp_layer_types", layers)? else {
+            return Ok(self.count_if("first_k_dense_replace")?.unwrap_or(1));
+        };
+        let leading = types.iter().take_while(|kind| *kind == "dense").count();
+        match types.iter().skip(leading).find(|kind| *kind != "sparse") {
+            Some(other) => Err(self.unsupported("mlp_layer_types", other)),
+            None => Ok(leading),
+        }
+    }
+
     /// True for each layer that `layer_types` calls sliding; `None` where the field is missing.
     pub fn sliding(&self, layers: usize) -> Result<Option<Vec<bool>>> {
         let kind = |value: &Value| match value.as_str() {

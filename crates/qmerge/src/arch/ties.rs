@@ -109,7 +109,7 @@ pub fn by_default(model_type: &str) -> Option<bool> {
 const TIED_BY_DEFAULT: &str = "albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small \
     bloom camembert cohere cohere2 convbert ctrl data2vec-text deberta deberta-v2 distilbert electra ernie \
     ernie4_5 ernie4_5_moe esm falcon falcon_mamba fnet funnel gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text \
-    got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox_japanese gte internvl kosmos-2 layoutlm led lfm2 \
+    got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox_japanese gte internvl kosmos-2 layoutlm led lfm2 lfm2_moe \
     longformer longt5 m2m_100 mamba marian mbart megatron-bert mistral3 mobilebert modernbert moonshine \
     mpnet mpt mra mt5 mvp nllb-moe nomic_bert nystromformer openai-gpt opt paligemma pegasus pegasus_x \
     plbart prophetnet recurrent_gemma roberta roberta-prelayernorm roc_bert roformer smollm3 speech_to_text \
@@ -118,7 +118,7 @@ const TIED_BY_DEFAULT: &str = "albert aya_vision bart bert bert-generation big_b
 
 /// `model_type`s between spaces.
 const UNTIED_BY_DEFAULT: &str = "arcee bamba chameleon codegen cwm dbrx deepseek_v2 deepseek_v3 dots1 exaone4 falcon_h1 flex_olmo glm \
-    glm4 glm4_moe glm4v gpt_neox gpt_oss gptj granite granitemoe granitemoehybrid granitemoeshared helium \
+    glm4 glm4_moe glm4_moe_lite glm4v gpt_neox gpt_oss gptj granite granitemoe granitemoehybrid granitemoeshared helium \
     hunyuan_v1_dense hunyuan_v1_moe idefics2 idefics3 internlm3 jamba llama llama4 llama4_text llava \
     llava_next llava_next_video llava_onevision mamba2 minimax minimax_m2 ministral mistral mixtral nemotron nemotron_h \
     olmo olmo2 olmo3 olmoe persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_5_vl qwen2_moe qwen2_vl \

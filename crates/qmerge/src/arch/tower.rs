@@ -254,9 +254,9 @@ mod tests {
     #[test]
     fn what_lies_around_a_known_text_has_to_be_known_too() {
         let text = json!({"model_type": "qwen2", "hidden_size": 64});
-        let hears = config(json!({"model_type": "qwen2_audio", "text_config": text}));
-        assert_eq!(super::language_model(&hears).unwrap().model_type(), "qwen2_audio");
-        assert!(spec_of(&hears).is_err());
+        let sees = config(json!({"model_type": "ovis2", "text_config": text}));
+        assert_eq!(super::language_model(&sees).unwrap().model_type(), "ovis2");
+        assert!(spec_of(&sees).is_err());
     }
 
     #[test]

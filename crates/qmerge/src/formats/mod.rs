@@ -23,6 +23,7 @@ mod mlx;
 mod modelopt;
 mod module;
 mod packed;
+mod padded;
 pub(crate) mod plain;
 mod reader;
 pub(crate) mod recognised;
@@ -49,6 +50,7 @@ pub(crate) use inventory::survey;
 pub use inventory::{Inventory, arch_of, inventory};
 #[doc(hidden)]
 pub use module::Module;
+pub(crate) use padded::Padded;
 pub use reader::Reader;
 pub(crate) use reader::{StoredRows, within};
 pub use recognised::Unsupported;

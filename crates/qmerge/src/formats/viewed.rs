@@ -239,8 +239,15 @@ mod tests {
     fn viewed(shape: &[usize], head: Option<usize>, added: f32) -> Viewed {
         let stored = Arc::new(PlainWeight::new("blk.0.attn_q.weight", shape, Dtype::F32));
         let order = head.map(|head| RowOrder::Pairs { head });
-        let view =
-            View { name: "q".into(), stored: "blk.0.attn_q.weight".into(), order, added, is_row: false, weave: None };
+        let view = View {
+            name: "q".into(),
+            stored: "blk.0.attn_q.weight".into(),
+            order,
+            added,
+            is_row: false,
+            padding: 0,
+            weave: None,
+        };
         Viewed::new(stored, view)
     }
 

@@ -17,7 +17,7 @@ use crate::arch::gguf::Piece;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
 use crate::formats::plain::PlainWeight;
-use crate::formats::{self, Claim, Viewed, Weight, Woven};
+use crate::formats::{self, Claim, Padded, Viewed, Weight, Woven};
 use crate::open::Checkpoint;
 use crate::round::{self, Rounding};
 
@@ -245,7 +245,10 @@ impl Builder<'_, '_> {
             }
             (Some(TargetFormat { format, reversed, .. }), ..) => {
                 let settings = &options.settings;
-                let shape = if reversed { shape.iter().rev().copied().collect() } else { shape };
+                let mut shape: Vec<usize> = if reversed { shape.iter().rev().copied().collect() } else { shape };
+                if let (Some(view), Some(rows)) = (&view, shape.first_mut()) {
+                    *rows += view.padding;
+                }
                 format.create(
                     stored_name,
                     &shape,
@@ -267,6 +270,8 @@ impl Builder<'_, '_> {
         let weighted =
             importance.filter(|_| to.view().is_none()).and_then(|importance| to.writer()?.weighted(&importance));
         let to = weighted.unwrap_or(to);
+        let padding = view.as_ref().map_or(0, |view| view.padding);
+        let to = if padding > 0 { Arc::new(Padded::new(to, padding)) as _ } else { to };
         let to = match view {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
             _ => to,

@@ -7,10 +7,11 @@ use super::experts::{Matrix, Straight};
 use super::rounded::Rounded;
 use crate::adapters::Names;
 use crate::arch;
+use crate::arch::gguf::Layout;
 use crate::edit::common_step;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{Claim, Grid, Levels, Reader, Weight};
+use crate::formats::{Claim, Geometry, Grid, Levels, Reader, Weight};
 use crate::linalg::transposed;
 use crate::measure::Sums;
 use crate::open::{Checkpoint, Entry, same_bytes};
@@ -26,6 +27,13 @@ pub(super) const SAME_RECODED: f64 = 0.2;
 const ROUNDED: f32 = 0.004;
 /// Relative error of scales that were quantized after the codes were chosen by them.
 const NESTED: f32 = 0.1;
+
+/// True if the merge is a GGUF file with more rows, of zeros.
+fn is_padded(own: Geometry, claim: &Claim) -> bool {
+    let other = claim.weight.geometry();
+    let is_longer = other.rows > own.rows && other.cols == own.cols;
+    is_longer && claim.weight.view().is_some() && Layout::may_be_padded(claim.weight.name())
+}
 
 /// One verification in progress.
 pub(super) struct Run<'a> {
@@ -51,11 +59,17 @@ impl Run<'_> {
         }
     }
 
+    /// Rows of the merge as the base has them.
+    fn reader<'m>(&'m self, geometry: Geometry, claim: &'m Claim) -> Result<Reader<'m>> {
+        let other = Reader::new(self.merged, claim)?;
+        if is_padded(geometry, claim) { Ok(other) } else { other.reshaped(geometry.rows, geometry.cols) }
+    }
+
     /// Sums of W0, T and M over one weight, on all threads, added in row order; and what its values say where they are stored as they are.
     pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<(Sums, Option<Rounded>)> {
         let geometry = recode.from.weight.geometry();
         let shape_differs = claim.weight.geometry().elements() != geometry.elements();
-        if shape_differs {
+        if shape_differs && !is_padded(geometry, claim) {
             return Err(Error::new(
                 Kind::Mismatch,
                 format!("shape {:?} in the merge, {:?} expected", claim.weight.shape(), recode.to.shape()),
@@ -67,7 +81,7 @@ impl Run<'_> {
             return target
                 .added(matrices.iter().map(|(own, other)| target.whole(own, &self.turned_back(claim, other)?)));
         }
-        let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
+        let other = self.reader(geometry, claim)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         let target = Target::new(self.inputs, recode, claim)?;
         let chunks = chunks(geometry.rows, geometry.cols, step);
@@ -119,7 +133,7 @@ impl Run<'_> {
         }
         let geometry = recode.from.weight.geometry();
         let target = Edited::new(self.inputs, recode)?;
-        let other = Reader::new(self.merged, claim)?.reshaped(geometry.rows, geometry.cols)?;
+        let other = self.reader(geometry, claim)?;
         let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
         let chunks = chunks(geometry.rows, geometry.cols, step);
         let chosen = parallel(&chunks, self.threads, self.progress, |rows| chosen_in(&target, rows, &other, rows))?;
@@ -153,7 +167,7 @@ impl Run<'_> {
             return same_bytes((base, entry), (merged, other));
         };
         let geometry = claim.weight.geometry();
-        if other.weight.geometry().elements() != geometry.elements() {
+        if other.weight.geometry().elements() != geometry.elements() && !is_padded(geometry, other) {
             return Ok(false);
         }
         let base = Reader::new(base, claim)?;
@@ -167,7 +181,7 @@ impl Run<'_> {
             }
             total
         } else {
-            let other = Reader::new(merged, other)?.reshaped(geometry.rows, geometry.cols)?;
+            let other = self.reader(geometry, other)?;
             let step = common_step(geometry.row_step, other.claim().weight.geometry().row_step);
             self.summed(geometry.rows, geometry.cols, step, |rows| {
                 let (mut w, mut m) = (Vec::new(), Vec::new());

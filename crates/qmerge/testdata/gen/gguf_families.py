@@ -17,7 +17,7 @@ WORDS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\
 CODE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 # What each rule cuts by; those with DIGITS cut digits one by one first.
 PATTERNS = {
-    **{rule: ENGLISH % "{1,3}" for rule in ("smaug-bpe", "glm4", "dbrx", "lfm2")},
+    **{rule: ENGLISH % "{1,3}" for rule in ("smaug-bpe", "glm4", "dbrx", "lfm2", "llama-bpe")},
     **{rule: ENGLISH % "" for rule in ("stablelm2", "qwen2")},
     **{rule: GPT2 for rule in ("exaone4", "phi-2", "olmo", "gpt-2", "refact", "command-r", "starcoder")},
     "tekken": WORDS,
@@ -47,6 +47,12 @@ FAMILIES = {
     "hunyuan": ("HunYuanDenseV1ForCausalLM", dict(TWO_LAYERS, model_type="hunyuan_v1_dense", head_dim=16, attention_head_dim=16, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=32768, rope_scaling={"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}, use_qk_norm=True, attention_bias=False, tie_word_embeddings=True, eod_token_id=272), "qwen2"),
     "nemotron": ("NemotronForCausalLM", dict(TWO_LAYERS, model_type="nemotron", norm_eps=1e-5, partial_rotary_factor=0.5, rope_theta=10000.0, hidden_act="relu2", tie_word_embeddings=False), "pieces"),
     "lfm2": ("Lfm2ForCausalLM", dict(FOUR_LAYERS, model_type="lfm2", norm_eps=1e-5, rope_theta=1000000.0, conv_L_cache=3, conv_bias=False, block_auto_adjust_ff_dim=True, block_ff_dim=96, block_ffn_dim_multiplier=1.0, block_multiple_of=32, layer_types=["conv", "conv", "full_attention", "conv"], tie_embedding=True), "lfm2"),
+    "glm": ("GlmForCausalLM", {**TWO_LAYERS, "model_type": "glm", "head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 32, "tie_word_embeddings": False}, "glm4"),
+    "olmo": ("OlmoForCausalLM", dict(TWO_LAYERS, model_type="olmo", clip_qkv=8.0, rope_theta=10000.0, tie_word_embeddings=False), "olmo"),
+    "arcee": ("ArceeForCausalLM", dict(TWO_LAYERS, model_type="arcee", head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling={"rope_type": "yarn", "factor": 20.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0}, hidden_act="relu2", attention_bias=False, mlp_bias=False, tie_word_embeddings=False), "llama-bpe"),
+    "stablelm-norms": ("StableLmForCausalLM", dict(TWO_LAYERS, model_type="stablelm", layer_norm_eps=1e-5, partial_rotary_factor=0.25, rope_theta=10000.0, use_qkv_bias=False, use_parallel_residual=True, qk_layernorm=True, num_attention_heads=4, hidden_size=64, tie_word_embeddings=False), "stablelm2"),
+    "granitehybrid": ("GraniteMoeHybridForCausalLM", dict(TWO_LAYERS, model_type="granitemoehybrid", layer_types=["attention"] * 2, position_embedding_type="rope", num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=64, attention_multiplier=0.0625, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=16.0, rms_norm_eps=1e-5, rope_theta=10000000.0, mamba_n_heads=4, mamba_d_head=16, mamba_expand=2, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=4, mamba_chunk_size=16, attention_bias=False, tie_word_embeddings=True), "dbrx"),
+    "gptbigcode": ("GPTBigCodeForCausalLM", dict(model_type="gpt_bigcode", n_embd=32, n_head=4, n_layer=2, n_positions=64, n_inner=128, layer_norm_epsilon=1e-5, multi_query=True), "starcoder"),
 }
 
 
@@ -78,9 +84,9 @@ def write(folder, byte_pairs, pieces):
             tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
         else:
-            special = ["<|endoftext|>", "<|user|>"] if name == "glm4" else SPECIAL
+            special = ["<|endoftext|>", "<|user|>"] if rule == "glm4" else SPECIAL
             config_ = {"eos_token": special[0], "pad_token": special[0]}
-            tokens = byte_pairs(to, PATTERNS[rule], special, config_, ignore_merges=rule in ("lfm2", "glm4", "tekken"), digits=rule in DIGITS, tokens=270)
+            tokens = byte_pairs(to, PATTERNS[rule], special, config_, ignore_merges=rule in ("lfm2", "glm4", "tekken", "llama-bpe"), digits=rule in DIGITS, tokens=270)
             ids = dict(bos_token_id=270, eos_token_id=270, pad_token_id=271)
         weights(to, architecture, dict(architectures=[architecture], **config, vocab_size=tokens, **ids), seed)
     return {name: rule for name, (_, _, rule) in FAMILIES.items() if rule != "pieces"}

@@ -20,6 +20,8 @@ GEMMAS = {
     # Several streams; published models have keys and values in the last layers too, which see others'.
     "gemma3n": ("Gemma3nForCausalLM", dict(SIZES, model_type="gemma3n_text", num_key_value_heads=1, num_hidden_layers=4, layer_types=KINDS * 2, hidden_size_per_layer_input=8, num_kv_shared_layers=2, laurel_rank=32, altup_num_inputs=4, altup_active_idx=0, activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0], rope_theta=1000000.0, rope_local_base_freq=10000.0)),
 }
+# As published: embeddings of layers have fewer tokens than the others.
+GEMMAS["gemma3npadded"] = GEMMAS["gemma3n"]
 
 
 def merged_pieces(folder, text, tokens=352):
@@ -47,14 +49,14 @@ def write(folder, text, pieces):
     """Writes all folders."""
     for seed, (name, (architecture, config)) in enumerate(GEMMAS.items(), 300):
         to = folder(name)
-        if name == "gemma3n":
+        if name.startswith("gemma3n"):
             added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True), (3, "<turn>", False)]
             tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
         else:
             tokens = merged_pieces(to, text)
             ids = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
-        config = dict(architectures=[architecture], **config, vocab_size=tokens, vocab_size_per_layer_input=tokens, **ids)
-        own = {**config, "num_kv_shared_layers": 0} if name == "gemma3n" else config
+        config = dict(architectures=[architecture], **config, vocab_size=tokens, vocab_size_per_layer_input=tokens - 6 * (name == "gemma3npadded"), **ids)
+        own = {**config, "num_kv_shared_layers": 0} if name.startswith("gemma3n") else config
         gguf_mixtures.weights(to, architecture, own, seed)
         (to / "config.json").write_text(json.dumps(config, indent=1))

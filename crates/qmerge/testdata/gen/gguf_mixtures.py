@@ -48,10 +48,12 @@ MIXTURES = {
     "ernie4_5moe": ("Ernie4_5_MoeForCausalLM", dict(TWO, model_type="ernie4_5_moe", intermediate_size=128, moe_intermediate_size=32, moe_num_experts=4, moe_k=2, moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_interval=1, use_bias=False, rope_theta=500000.0), PIECES, None),
     "phimoe": ("PhimoeForCausalLM", dict(TWO, model_type="phimoe", intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, rope_theta=10000.0, attention_bias=True, lm_head_bias=True, sliding_window=None, original_max_position_embeddings=128, rope_scaling={"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 3.5, 4.5], "short_mscale": ATTENTION, "long_mscale": ATTENTION, "original_max_position_embeddings": 128}), PIECES, None),
     "hunyuanmoe": ("HunYuanMoEV1ForCausalLM", dict(TWO, model_type="hunyuan_v1_moe", head_dim=16, intermediate_size=32, num_experts=4, moe_topk=[2, 2], num_shared_expert=[1, 1], moe_intermediate_size=[32, 32], use_qk_norm=True, attention_bias=False, rope_theta=10000.0, eod_token_id=288), "hunyuan", OF_QWEN),
+    "glm4moelite": ("Glm4MoeLiteForCausalLM", dict(LATENT, model_type="glm4_moe_lite", scoring_func="sigmoid", topk_method="noaux_tc", n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=1.8, attention_bias=False, rope_theta=1000000.0), "glm4", THREE_DIGITS),
+    "lfm2moe": ("Lfm2MoeForCausalLM", {**TWO, "num_hidden_layers": 4, "model_type": "lfm2_moe", "norm_eps": 1e-5, "rope_theta": 1000000.0, "conv_L_cache": 3, "conv_bias": False, "layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "use_expert_bias": True, "routed_scaling_factor": 1.0, "tie_word_embeddings": True}, "lfm2", THREE_DIGITS),
 }
 
 # Of these the converter expects layers that predict further tokens, which transformers leaves out.
-PREDICTS_FURTHER = ("glm4moe", "qwen3next", "qwen35", "qwen35moe")
+PREDICTS_FURTHER = ("glm4moe", "glm4moelite", "qwen3next", "qwen35", "qwen35moe")
 
 
 def weights(to, architecture, config, seed):
@@ -79,13 +81,13 @@ def write(folder, byte_pairs, pieces):
     """Writes all folders; returns the names of the rules that tokenizers cut by."""
     for seed, (name, (architecture, config, rule, pattern)) in enumerate(MIXTURES.items(), 200):
         to = folder(name)
-        special = ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"] if name == "glm4moe" else SPECIAL
+        special = ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"] if name.startswith("glm4moe") else SPECIAL
         if rule is PIECES:
             added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True)]
             tokens = pieces(to, {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
         else:
-            tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "glm4moe", digits=rule == "refact")
+            tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=name == "lfm2moe" or name.startswith("glm4moe"), digits=rule == "refact")
             ids = dict(eos_token_id=288, pad_token_id=288)
         weights(to, architecture, dict(architectures=[CLASSES.get(name, architecture)], **config, vocab_size=tokens, **ids), seed)
     return {name: rule for name, (_, _, rule, _) in MIXTURES.items() if rule is not PIECES}

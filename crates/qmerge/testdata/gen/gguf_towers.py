@@ -22,6 +22,8 @@ OF_QWEN25VL = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, p
 OF_QWEN3VL = dict(depth=2, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
 OF_INTERNVL = dict(model_type="internvl_vision", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=[16, 16], patch_size=[4, 4], architectures=["InternVLVisionModel"])
 OF_IDEFICS3 = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
+OF_SIGLIP2 = dict(model_type="siglip2_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_patches=16, patch_size=4)
+OF_GLM4V = dict(model_type="glm4v_vision", depth=1, hidden_size=16, intermediate_size=32, num_heads=2, image_size=16, patch_size=4, out_hidden_size=32, attention_bias=False)
 
 # What published text_configs leave out is left out here too.
 GEMMA3 = dict(model_type="gemma3_text", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32, sliding_window=128, query_pre_attn_scalar=32, rope_scaling={"factor": 8.0, "rope_type": "linear"})
@@ -37,6 +39,9 @@ IDS = dict(image_token_id=4, video_token_id=5, vision_start_token_id=6, vision_e
 QWEN2VL = dict(SMALL, rope_theta=1000000.0, rms_norm_eps=1e-6, use_sliding_window=False, sliding_window=128, max_window_layers=2, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]})
 QWEN3VL = dict(SMALL, model_type="qwen3_vl_text", head_dim=16, rope_theta=5000000.0, rms_norm_eps=1e-6, attention_bias=False, rope_scaling={"mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default"})
 QWEN3VLMOE = dict(QWEN3VL, model_type="qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])
+QWEN3MOE = dict(QWEN3, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])
+LFM2 = dict({key: value for key, value in gguf_families.FAMILIES["lfm2"][1].items() if key != "tie_embedding"}, architectures=["Lfm2ForCausalLM"])
+GLM4VMOE = dict({key: value for key, value in gguf_mixtures.MIXTURES["glm4moe"][1].items() if key != "tie_word_embeddings"}, model_type="glm4v_moe_text", use_qk_norm=False, rope_scaling={"type": "default", "mrope_section": [2, 1, 1]})
 
 # The class, what the configuration says outside and of the language model, and the tokenizer: the rule's name, and the expression that it cuts by.
 TOWERS = {
@@ -57,6 +62,13 @@ TOWERS = {
     "internvlsees": ("InternVLForConditionalGeneration", dict(model_type="internvl", tie_word_embeddings=False, vision_config=OF_INTERNVL, image_token_id=5), QWEN3, "qwen2", gguf_mixtures.OF_QWEN),
     "idefics3sees": ("Idefics3ForConditionalGeneration", dict(model_type="idefics3", tie_word_embeddings=False, vision_config=dict(OF_IDEFICS3, model_type="idefics3_vision"), image_token_id=5, scale_factor=2), dict(LLAMA, architectures=["VLlama3ForCausalLM"]), "llama-bpe", gguf_mixtures.THREE_DIGITS),
     "smolvlmsees": ("SmolVLMForConditionalGeneration", dict(model_type="smolvlm", tie_word_embeddings=True, vision_config=dict(OF_IDEFICS3, model_type="smolvlm_vision"), image_token_id=5, scale_factor=2), dict(LLAMA, architectures=["VLlama3ForCausalLM"]), "smollm", gguf_mixtures.GPT2),
+    "internvlmoesees": ("InternVLForConditionalGeneration", dict(model_type="internvl", tie_word_embeddings=False, vision_config=OF_INTERNVL, image_token_id=5), QWEN3MOE, "qwen2", gguf_mixtures.OF_QWEN),
+    "llavanextvideosees": ("LlavaNextVideoForConditionalGeneration", dict(model_type="llava_next_video", tie_word_embeddings=False, vision_config=CLIP, image_token_index=5, video_token_index=6, image_grid_pinpoints=[[16, 32]]), LLAMA, None, None),
+    "lfm2vlsees": ("Lfm2VlForConditionalGeneration", dict(model_type="lfm2_vl", tie_word_embeddings=True, vision_config=OF_SIGLIP2, image_token_id=5, projector_hidden_size=16, downsample_factor=2), LFM2, "lfm2", gguf_mixtures.THREE_DIGITS),
+    "lightonocrsees": ("LightOnOcrForConditionalGeneration", dict(model_type="lighton_ocr", tie_word_embeddings=False, vision_config=PIXTRAL, image_token_id=5, spatial_merge_size=2), QWEN3, "qwen2", gguf_mixtures.OF_QWEN),
+    "voxtralhears": ("VoxtralForConditionalGeneration", dict(model_type="voxtral", tie_word_embeddings=False, audio_config=dict(model_type="voxtral_encoder", hidden_size=16, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_mel_bins=8, max_source_positions=16), audio_token_id=5, projector_hidden_act="gelu"), dict(LLAMA, head_dim=8, rope_theta=100000000.0), "tekken", gguf_families.WORDS),
+    "qwen2audiohears": ("Qwen2AudioForConditionalGeneration", dict(model_type="qwen2_audio", tie_word_embeddings=False, audio_config=dict(model_type="qwen2_audio_encoder", d_model=16, encoder_ffn_dim=16, encoder_layers=1, encoder_attention_heads=2, num_mel_bins=8, max_source_positions=16), audio_token_index=5), QWEN2, "qwen2", gguf_mixtures.OF_QWEN),
+    "glm4vmoesees": ("Glm4vMoeForConditionalGeneration", dict(model_type="glm4v_moe", tie_word_embeddings=False, vision_config=dict(OF_GLM4V, model_type="glm4v_moe_vision"), **IDS), GLM4VMOE, "glm4", gguf_mixtures.THREE_DIGITS),
 }
 
 # Published with the language model's fields beside those of the whole, and as transformers 5 saves it.
@@ -87,7 +99,7 @@ def write(folder, text, byte_pairs, pieces):
     """Writes all folders; returns the names of the rules that tokenizers cut by."""
     for seed, (name, (architecture, config, own, rule, pattern)) in enumerate(TOWERS.items(), 400):
         to = folder(name)
-        if name in ("gemma3sees", "gemma3nsees", "llavasees", "llavanextsees"):
+        if rule is None and name != "gemma4sees":
             added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True), (3, "<turn>", False)]
             tokens = pieces(to, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, added)
             ids = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -95,7 +107,8 @@ def write(folder, text, byte_pairs, pieces):
             tokens = gguf_gemma.merged_pieces(to, text)
             ids = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
         else:
-            tokens = byte_pairs(to, pattern, gguf_mixtures.SPECIAL, {"eos_token": gguf_mixtures.SPECIAL[0], "pad_token": gguf_mixtures.SPECIAL[0]}, ignore_merges=rule in ("tekken", "llama-bpe"), digits=rule == "smollm")
+            special = gguf_mixtures.SPECIAL if rule != "glm4" else ["<|endoftext|>", "<|user|>", "[gMASK]", "<|observation|>"]
+            tokens = byte_pairs(to, pattern, special, {"eos_token": special[0], "pad_token": special[0]}, ignore_merges=rule in ("tekken", "llama-bpe", "lfm2", "glm4"), digits=rule == "smollm")
             ids = dict(eos_token_id=288, pad_token_id=288)
         own = dict(own, vocab_size=tokens, **({"vocab_size_per_layer_input": tokens} if name in ("gemma4sees", "gemma3nsees") else {}))
         config = dict(architectures=[architecture], **config, **(own if name in FLAT else {"text_config": own}), **ids)

@@ -347,6 +347,10 @@ fn matrix_of_stack(name: &str, stack: &[f32], shape: &[usize], number: usize, pr
     (first..first + rows).flat_map(|row| (0..inputs).map(move |column| one[column * outputs + row])).collect()
 }
 
+/// Granite 4's feed-forward, and Granite's, which is the same in other matrices.
+const FUSED_OF_GRANITE: &str = r#"FusedGated { names: ["shared_mlp.input_linear", "shared_mlp.output_linear"] }"#;
+const GATED_OF_GRANITE: &str = r#"Gated { names: ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] }"#;
+
 /// Into a file and back into a folder, all values are what they were, under the names that they had.
 #[test]
 fn a_folder_comes_back_from_the_file() {
@@ -381,18 +385,43 @@ fn a_folder_comes_back_from_the_file() {
                     }
                     continue;
                 }
+                if model == "granitehybrid" {
+                    // It comes back as the Granite that it is, gate and up apart.
+                    let (layer, last) = name.split_once("shared_mlp.").expect(name);
+                    let parts = if last == "output_linear.weight" { &["down"][..] } else { &["gate", "up"] };
+                    let (mut one, mut other) = (Vec::new(), Vec::new());
+                    Reader::new(&before, claim).unwrap().rows(&(0..claim.weight.geometry().rows), &mut one).unwrap();
+                    for part in parts {
+                        let own = format!("{layer}mlp.{part}_proj.weight");
+                        let own = found.weights.iter().find(|claim| claim.weight.name() == own).expect(&own);
+                        let mut values = Vec::new();
+                        Reader::new(&after, own).unwrap().rows(&(0..own.weight.geometry().rows), &mut values).unwrap();
+                        other.extend(values);
+                    }
+                    assert_eq!(one, other, "{name}");
+                    continue;
+                }
                 assert_eq!((model.as_str(), name.as_str()), ("gemma", "lm_head.weight"), "missing");
                 continue;
             };
             let rows = 0..claim.weight.geometry().rows;
             let (mut one, mut other) = (Vec::new(), Vec::new());
             Reader::new(&before, claim).unwrap().rows(&rows, &mut one).unwrap();
+            let rows = 0..own.weight.geometry().rows;
             Reader::new(&after, own).unwrap().rows(&rows, &mut other).unwrap();
+            if model == "gemma3npadded" && name.ends_with("embed_tokens_per_layer.weight") {
+                // Zeros stand for the tokens that it has none for.
+                assert!(other.len() > one.len() && other.drain(one.len()..).all(|x| x == 0.0));
+            }
             assert_eq!(one, other, "{model}: {name}");
         }
         let config = after.config.as_ref().unwrap();
         let spec = |checkpoint: &Checkpoint| qmerge::arch::spec_of(checkpoint.config.as_ref().unwrap()).unwrap();
-        assert_eq!(format!("{:?}", spec(&before).layers), format!("{:?}", spec(&after).layers), "{model}");
+        let layers = |checkpoint: &Checkpoint| {
+            let layers = format!("{:?}", spec(checkpoint).layers);
+            layers.replace(FUSED_OF_GRANITE, GATED_OF_GRANITE)
+        };
+        assert_eq!(layers(&before), layers(&after), "{model}");
         let class = config.json["architectures"][0].as_str().unwrap();
         assert!(class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"), "{class}");
         assert!(back.join("tokenizer.json").is_file() && back.join("tokenizer_config.json").is_file(), "{model}");
@@ -739,7 +768,7 @@ fn what_the_keys_lose_is_told_of() {
     for model in &models() {
         let inputs = Inputs::new(Checkpoint::open(&Path::new(MADE).join(model)).unwrap(), Vec::new()).unwrap();
         let mut warnings = Plan::new(&inputs, &options).unwrap().warnings;
-        if model.ends_with("sees") {
+        if model.ends_with("sees") || model.ends_with("hears") {
             assert!(warnings.pop().is_some_and(|text| text.contains("mmproj")), "{model}");
         }
         // Of widths that llama.cpp does not have (`gguf_loads`), or of as many layers as the tower adds to (`gguf_bounds`).
@@ -760,9 +789,9 @@ fn what_cannot_be_said_is_refused_by_name() {
         std::fs::remove_dir_all(&folder).unwrap();
         (error.kind(), error.to_string())
     };
-    let family = |text: String| text.replace("\"model_type\": \"qwen2\"", "\"model_type\": \"olmo\"");
+    let family = |text: String| text.replace("\"model_type\": \"qwen2\"", "\"model_type\": \"bloom\"");
     let (kind, text) = told(changed("qwen2", "config.json", family));
-    assert!(kind == Kind::Unsupported && text.contains("`olmo`"), "{text}");
+    assert!(kind == Kind::Unsupported && text.contains("`bloom`"), "{text}");
     let (kind, text) = told(changed("qwen2", "tokenizer.json", |text| text.replace("(?i:'s|", "(?i:'x|")));
     assert!(kind == Kind::Unsupported && text.contains("cuts text"), "{text}");
     let (kind, text) = told(changed("qwen2", "config.json", |text| text.replace("1000000.0", "\"high\"")));

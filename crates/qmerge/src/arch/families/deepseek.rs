@@ -7,6 +7,9 @@ pub(super) const V2: Arch = Arch { model_types: &["deepseek_v2"], spec: Some(sec
 
 pub(super) const V3: Arch = Arch { model_types: &["deepseek_v3"], spec: Some(third), ..qwen_moe::ARCH };
 
+/// GLM 4.7 Flash.
+pub(super) const GLM_LITE: Arch = Arch { model_types: &["glm4_moe_lite"], spec: Some(lite), ..qwen_moe::ARCH };
+
 /// Unlimited OCR, whose language model has experts as DeepSeek has, and which is not run.
 pub(super) const OCR: Arch = Arch { model_types: &["unlimited_ocr"], ..generic::ARCH };
 
@@ -22,8 +25,21 @@ fn third(fields: &Fields<'_>) -> Result<Spec> {
     spec(fields, v3(fields, 2.5, (8, 4))?, 3, fields.flag("rope_interleave", true)?)
 }
 
+fn lite(fields: &Fields<'_>) -> Result<Spec> {
+    let first = fields.leading_dense(fields.layers("num_hidden_layers")?)?;
+    let mut glm = from(fields, v3(fields, 1.8, (1, 1))?, first, fields.flag("rope_interleave", true)?)?;
+    glm.eps = fields.eps("rms_norm_eps", 1e-5)?;
+    Ok(glm)
+}
+
 /// With these experts from some layer on, where the configuration does not say from which.
 fn spec(fields: &Fields<'_>, routed: Routed, first: usize, interleaved: bool) -> Result<Spec> {
+    let first = fields.count_if("first_k_dense_replace")?.unwrap_or(first);
+    from(fields, routed, first, interleaved)
+}
+
+/// With these experts from that layer on.
+fn from(fields: &Fields<'_>, routed: Routed, first: usize, interleaved: bool) -> Result<Spec> {
     let (straight, turned) = (fields.count("qk_nope_head_dim")?, fields.count("qk_rope_head_dim")?);
     let mut rope = Rope::read(fields, turned, None, 10_000.0)?;
     rope.interleaved = interleaved;
@@ -46,7 +62,6 @@ fn spec(fields: &Fields<'_>, routed: Routed, first: usize, interleaved: bool) ->
         rope: 0,
         scale: scale as f32,
     };
-    let first = fields.count_if("first_k_dense_replace")?.unwrap_or(first);
     let every = fields.positive_if("moe_layer_freq")?.unwrap_or(1);
     let mut spec = deepseek.with_experts(routed, |layer| layer >= first && layer.is_multiple_of(every));
     spec.layers.iter_mut().for_each(|layer| layer.mixer = Mixer::Latent(latent));

@@ -3,7 +3,7 @@
 use super::spec::{QkNorm, Spec};
 use super::{Arch, Fields, Result, RopeDefaults, deepseek, llama, qwen_moe};
 
-pub(super) const ARCH: Arch = Arch { model_types: &["glm4_moe"], spec: Some(spec), ..qwen_moe::ARCH };
+pub(super) const ARCH: Arch = Arch { model_types: &["glm4_moe", "glm4v_moe_text"], spec: Some(spec), ..qwen_moe::ARCH };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
     let mut glm = llama::read_with(fields, RopeDefaults { share: 0.5, ..RopeDefaults::default() })?;

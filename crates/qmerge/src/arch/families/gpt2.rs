@@ -21,6 +21,11 @@ const NORMS: Norms =
     Norms { mixer_in: Some("ln_1"), mixer_out: None, feed_forward_in: Some("ln_2"), feed_forward_out: None };
 
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    Ok(read(fields, fields.count("n_head")?)?.into())
+}
+
+/// With so many heads of keys.
+pub(super) fn read(fields: &Fields<'_>, kv_heads: usize) -> Result<Decoder> {
     let (hidden, heads) = (fields.count("n_embd")?, fields.count("n_head")?);
     let head_dim = fields.share("n_embd", "n_head")?;
     let layers = fields.layers("n_layer")?;
@@ -36,7 +41,7 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
     };
     let attention = Attention {
         heads,
-        kv_heads: heads,
+        kv_heads,
         head_dim,
         projections: Projections::Fused { names: ["attn.c_attn", "attn.c_proj"] },
         clip: None,
@@ -68,5 +73,5 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         logit_cap: None,
     };
     let attention = vec![attention; layers];
-    Ok(Decoder { spec, attention, feed_forward, norms: NORMS, order: Order::Sequential }.into())
+    Ok(Decoder { spec, attention, feed_forward, norms: NORMS, order: Order::Sequential })
 }

@@ -2,7 +2,7 @@
 
 use super::decoder::Decoder;
 use super::spec::Spec;
-use super::{Arch, Fields, Result, generic, llama};
+use super::{Arch, Fields, Result, RopeDefaults, generic, llama};
 
 pub(super) const ARCH: Arch = Arch { model_types: &["granite"], spec: Some(spec), ..generic::ARCH };
 
@@ -11,7 +11,12 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
 }
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder> {
-    let mut granite = llama::read(fields)?;
+    read_sized(fields, fields.count("intermediate_size")?)
+}
+
+/// With feed-forwards of that width.
+pub(super) fn read_sized(fields: &Fields<'_>, width: usize) -> Result<Decoder> {
+    let mut granite = llama::read_sized(fields, RopeDefaults::default(), width)?;
     let scale = fields.number("attention_multiplier", 1.0)? as f32;
     granite.attention.iter_mut().for_each(|attention| attention.scale = scale);
     granite.spec.embed_scale = fields.number("embedding_multiplier", 1.0)? as f32;

@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
+use super::decoder::Decoder;
 use super::llama::{self, PROJECTIONS};
-use super::spec::{Matrices, Mixer, Norms, Projections, QkNorm, ShortConv, Spec};
-use super::{Arch, Fields, Result, RopeDefaults, generic};
+use super::spec::{Matrices, Mixer, Norms, Projections, QkNorm, Scores, ShortConv, Spec};
+use super::{Arch, Experts, Fields, Result, RopeDefaults, generic, mixtral, qwen_moe};
 
 pub(super) const ARCH: Arch =
     Arch { model_types: &["lfm2"], norm: "embedding_norm", spec: Some(spec), ..generic::ARCH };
@@ -16,9 +17,38 @@ const NORMS: Norms = Norms {
     feed_forward_out: None,
 };
 
+/// With experts behind the leading layers.
+pub(super) const MOE: Arch = Arch {
+    model_types: &["lfm2_moe"],
+    norm: "embedding_norm",
+    experts: Some(EXPERTS),
+    spec: Some(mixture),
+    ..generic::ARCH
+};
+
+const EXPERTS: Experts = Experts { modules: &["feed_forward.experts"], ..mixtral::EXPERTS };
+
 fn spec(fields: &Fields<'_>) -> Result<Spec> {
+    let spec = read(fields, width(fields)?)?.into();
+    with_convolutions(fields, spec)
+}
+
+fn mixture(fields: &Fields<'_>) -> Result<Spec> {
+    let lfm = read(fields, fields.count("intermediate_size")?)?;
+    let width = fields.count(qwen_moe::WIDTH)?;
+    let mut routed = qwen_moe::read(fields, fields.count_of(&qwen_moe::COUNT)?, width, qwen_moe::PER_TOKEN)?;
+    routed.layout = EXPERTS;
+    routed.router.scores = Scores::Sigmoid;
+    routed.router.correction = fields.flag("use_expert_bias", true)?.then_some("expert_bias");
+    routed.router.normalize = qwen_moe::normalize(fields, true)?;
+    routed.router.scale = fields.number("routed_scaling_factor", 1.0)? as f32;
+    let first = fields.count_if("num_dense_layers")?.unwrap_or(2);
+    with_convolutions(fields, lfm.with_experts(routed, |layer| layer >= first))
+}
+
+fn read(fields: &Fields<'_>, width: usize) -> Result<Decoder> {
     let rope = RopeDefaults { theta: 1_000_000.0, ..RopeDefaults::default() };
-    let mut lfm = llama::read_sized(fields, rope, width(fields)?)?;
+    let mut lfm = llama::read_sized(fields, rope, width)?;
     lfm.norms = NORMS;
     lfm.norm_queries_and_keys(QkNorm::per_head(["self_attn.q_layernorm", "self_attn.k_layernorm"]));
     lfm.spec.eps = fields.eps("norm_eps", 1e-5)?;
@@ -27,12 +57,16 @@ fn spec(fields: &Fields<'_>) -> Result<Spec> {
         attention.projections = Projections::Apart { names: [q, k, v, "self_attn.out_proj"] };
     }
     lfm.feed_forward.matrices = Matrices::Gated { names: ["feed_forward.w1", "feed_forward.w3", "feed_forward.w2"] };
+    Ok(lfm)
+}
+
+/// Puts convolutions into the layers that have them.
+fn with_convolutions(fields: &Fields<'_>, mut spec: Spec) -> Result<Spec> {
     let conv = ShortConv {
         taps: fields.positive_if("conv_L_cache")?.unwrap_or(3),
         names: ["conv.in_proj", "conv.conv", "conv.out_proj"],
     };
-    let convolves = convolves(fields, lfm.attention.len())?;
-    let mut spec = Spec::from(lfm);
+    let convolves = convolves(fields, spec.layers.len())?;
     for (layer, _) in spec.layers.iter_mut().zip(convolves).filter(|(_, convolves)| *convolves) {
         layer.mixer = Mixer::ShortConv(conv);
     }

@@ -1,5 +1,6 @@
 //! One file per family, and one line in [`ARCHS`].
 
+mod arcee;
 mod aria;
 mod bert_generation;
 mod cohere;
@@ -22,6 +23,7 @@ mod glm;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -69,11 +71,13 @@ pub(super) static GENERIC: Arch = generic::ARCH;
 
 /// Every family that has something of its own.
 pub static ARCHS: &[Arch] = &[
+    arcee::ARCH,
     aria::ARCH,
     bert_generation::ARCH,
     cohere2::ARCH,
     cohere::ARCH,
     conv1d::ARCH,
+    deepseek::GLM_LITE,
     deepseek::OCR,
     deepseek::V2,
     deepseek::V3,
@@ -91,6 +95,7 @@ pub static ARCHS: &[Arch] = &[
     glm4_moe::ARCH,
     glm::ARCH,
     gpt2::ARCH,
+    gpt_bigcode::ARCH,
     gpt_neox::ARCH,
     gpt_oss::ARCH,
     granite::ARCH,
@@ -100,6 +105,7 @@ pub static ARCHS: &[Arch] = &[
     hunyuan::MOE,
     kimi_linear::ARCH,
     lfm2::ARCH,
+    lfm2::MOE,
     llama4::ARCH,
     llama::ARCH,
     minimax::ARCH,

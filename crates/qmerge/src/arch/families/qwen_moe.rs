@@ -11,7 +11,6 @@ pub(super) const ARCH: Arch = Arch {
     model_types: &[
         "qwen3_omni_moe",
         "deepseek_v32",
-        "glm4_moe_lite",
         "glm_moe_dsa",
         "dots1",
         "flex_olmo",

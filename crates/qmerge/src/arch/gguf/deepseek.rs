@@ -1,6 +1,7 @@
 //! DeepSeek 2 and 3: latent attention, whose keys and values are made of a few features. The matrix that makes them lies in two tensors, head by head, since llama.cpp multiplies queries with
 //! that of keys instead: it is turned there. Files from before that have it as the model does, and are read, not made.
 
+use super::glm4_moe::GLM4_MOE;
 use super::hyperparameters::{Model, Said};
 use super::join::{Counts, Join};
 use super::layout::{Defaults, Head, Layout};
@@ -28,6 +29,16 @@ pub(super) const DEEPSEEK3: Layout = Layout {
     class: "DeepseekV3ForCausalLM",
     say: third,
     defaults: Defaults { groups: Some((8, 4)), ..DEEPSEEK2.defaults },
+    ..DEEPSEEK2
+};
+
+/// GLM 4.7 Flash, whose tokenizer is GLM's.
+pub(super) const GLM4_MOE_LITE: Layout = Layout {
+    model_types: &["glm4_moe_lite"],
+    class: "Glm4MoeLiteForCausalLM",
+    say: lite,
+    ways: GLM4_MOE.ways,
+    defaults: Defaults { head: Head::Never, groups: Some((1, 1)), eps: 1e-5, ..DEEPSEEK2.defaults },
     ..DEEPSEEK2
 };
 
@@ -67,6 +78,14 @@ fn second(said: &mut Said, model: &Model<'_>) -> Result<()> {
 
 fn third(said: &mut Said, model: &Model<'_>) -> Result<()> {
     say(said, model, 1, 2.5, true)
+}
+
+fn lite(said: &mut Said, model: &Model<'_>) -> Result<()> {
+    say(said, model, 1, 1.8, true)?;
+    said.count("leading_dense_block_count", model.fields.leading_dense(model.layers)?);
+    // llama.cpp takes a softmax for granted in models of another size than the published one.
+    said.count("expert_gating_func", 2);
+    Ok(())
 }
 
 /// Experts that serve all tokens, the factor on shares, and whether these are normalized, where a configuration does not say.

@@ -216,6 +216,7 @@ impl<'c> File<'c> {
             order: None,
             added: 0.0,
             is_row,
+            padding: 0,
             weave: None,
         };
         let adds_one = self.layout.adds_one_to_norms && leaf == "weight" && part.ends_with("norm");
@@ -253,7 +254,7 @@ impl<'c> File<'c> {
 
     fn order(&self, heads: Heads, rows: usize) -> Result<RowOrder> {
         let key = |key: &str| format!("{}.attention.{key}", self.layout.architecture);
-        let count = |name: &str| self.metadata.integer(&key(name)).and_then(|count| usize::try_from(count).ok());
+        let count = |name: &str| self.metadata.integer_of_all(&key(name)).and_then(|count| usize::try_from(count).ok());
         let error = |problem: String| -> Error {
             malformed(problem)
                 .with_hint("the file is broken, or of a model whose layers have different numbers of heads")

@@ -43,6 +43,7 @@ pub(super) const GEMMA3N: Layout = Layout {
         Wired::unread_behind("attention.shared_kv_layers", 20),
     ],
     biased: &[],
+    padded: Some("model.embed_tokens_per_layer.weight"),
     say,
     defaults: Defaults { head: Head::Of(256), widths_by_layer: true, ..GEMMA3.defaults },
     ..GEMMA3
@@ -88,7 +89,9 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
     }
     said.count("altup.active_idx", streams.1);
     said.count("altup.num_inputs", streams.0);
-    gemma4::said_once(fields, &spec, model.tokens)?;
+    if let Some(own) = spec.per_layer.filter(|own| own.vocab > model.tokens) {
+        return Err(fields.unsaid("vocab_size_per_layer_input", &own.vocab.into()));
+    }
     said.count("embedding_length_per_layer_input", spec.per_layer.map_or(0, |own| own.width));
     said.count("attention.shared_kv_layers", gemma4::borrowers(&attention));
     said.floats("activation_sparsity_scale", dense().map(|own| own.above.unwrap_or(f32::NEG_INFINITY)).collect());

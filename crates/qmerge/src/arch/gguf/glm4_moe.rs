@@ -10,7 +10,7 @@ use crate::open::gguf::Ways;
 
 pub(super) const GLM4_MOE: Layout = Layout {
     architecture: "glm4moe",
-    model_types: &["glm4_moe"],
+    model_types: &["glm4_moe", "glm4v_moe_text"],
     class: "Glm4MoeForCausalLM",
     inside: &[
         ("post_attention_norm", "post_attention_layernorm"),

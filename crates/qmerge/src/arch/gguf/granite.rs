@@ -1,11 +1,14 @@
 //! Granite: Llama with four factors. Its experts are stacks, gate above up, with one that serves all tokens where it has a width.
 
+use serde_json::Value;
+
 use super::ROUTER;
 use super::hyperparameters::{Model, Said};
 use super::join::{Join, halves, whole};
 use super::layout::{Defaults, Head, Layout};
 use super::llama::{self, DENSE, LLAMA};
 use super::weave::Dims;
+use crate::arch::Fields;
 use crate::error::Result;
 use crate::open::gguf::Ways;
 
@@ -56,6 +59,33 @@ const SHARED: Join = Join::split(
     halves,
 );
 
+/// Granite 4 without state-space layers and without experts: the layout of Granite, made of what serves all tokens where others have experts beside it.
+pub(super) const GRANITE_HYBRID: Layout = Layout {
+    model_types: &["granitemoehybrid"],
+    class: "GraniteMoeHybridForCausalLM",
+    inside: &[("ffn_down", "shared_mlp.output_linear")],
+    joins: &[GATE_AND_UP_OF_ALL],
+    without: DENSE,
+    biased: &["attn_q", "attn_k", "attn_v", "attn_output"],
+    fits: |fields| attends_everywhere(fields) && fields.get("num_local_experts").and_then(Value::as_u64) == Some(0),
+    ways: Ways { pre: Some("dbrx"), ..LLAMA.ways },
+    say: say_hybrid,
+    ..GRANITE
+};
+
+const GATE_AND_UP_OF_ALL: Join = Join::split(
+    "shared_mlp.input_linear.weight",
+    &[("ffn_gate.weight", false), ("ffn_up.weight", false)],
+    Dims::Rows,
+    halves,
+)
+.only_made();
+
+fn attends_everywhere(fields: &Fields<'_>) -> bool {
+    let types = fields.get("layer_types").or_else(|| fields.get("layers_block_type")).and_then(Value::as_array);
+    types.is_some_and(|types| types.iter().all(|kind| kind == "attention" || kind == "full_attention"))
+}
+
 /// Factors, as a file and as `config.json` calls them.
 const FACTORS: [(&str, &str); 4] = [
     ("attention.scale", "attention_multiplier"),
@@ -72,6 +102,41 @@ fn say(said: &mut Said, model: &Model<'_>) -> Result<()> {
 fn say_shared(said: &mut Said, model: &Model<'_>) -> Result<()> {
     say(said, model)?;
     said.count("expert_shared_feed_forward_length", model.fields.count("shared_intermediate_size")?);
+    Ok(())
+}
+
+/// With the figures of state-space layers that the family's other models have.
+fn say_hybrid(said: &mut Said, model: &Model<'_>) -> Result<()> {
+    let fields = &model.fields;
+    if let Some(kind) = fields.get("position_embedding_type").filter(|kind| *kind != "rope") {
+        return Err(fields.unsaid("position_embedding_type", kind));
+    }
+    let width = fields.count("shared_intermediate_size")?;
+    said.count("block_count", model.layers);
+    said.count("context_length", model.positions);
+    said.count("embedding_length", model.hidden);
+    said.count("feed_forward_length", width);
+    said.count("attention.head_count", model.heads);
+    said.counts("attention.head_count_kv", &vec![model.kv_heads; model.layers]);
+    said.scaling(&model.rope);
+    said.float("rope.freq_base", model.rope.theta);
+    said.float(model.eps_key, model.eps);
+    said.count("expert_count", 0);
+    if let Some(used) = fields.count_if("num_experts_per_tok")? {
+        said.count("expert_used_count", used);
+    }
+    said.file_type(model);
+    said.count("vocab_size", model.tokens);
+    said.count("rope.dimension_count", model.head_dim());
+    factors(said, model)?;
+    said.count("expert_shared_feed_forward_length", width);
+    let count = |key: &str, default: usize| fields.positive_if(key).map(|count| count.unwrap_or(default));
+    said.count("ssm.conv_kernel", count("mamba_d_conv", 4)?);
+    said.count("ssm.state_size", count("mamba_d_state", 256)?);
+    said.count("ssm.group_count", count("mamba_n_groups", 1)?);
+    said.count("ssm.inner_size", count("mamba_expand", 2)? * model.hidden);
+    said.count("ssm.time_step_rank", count("mamba_n_heads", 128)?);
+    said.flag("rope.scaling.finetuned", true);
     Ok(())
 }
 

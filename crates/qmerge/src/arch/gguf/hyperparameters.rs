@@ -87,6 +87,11 @@ impl Said {
         self.set(key, Field::Numbers(counts.collect()));
     }
 
+    /// Whether texts begin with a token of their own, where a tokenizer does not say.
+    pub(super) fn begins(&mut self, begins: bool) {
+        self.keys.set("tokenizer.ggml.add_bos_token", Field::Flag(begins));
+    }
+
     /// The number of the file's type.
     pub(super) fn file_type(&mut self, model: &Model<'_>) {
         self.keys.set("general.file_type", Field::Count(model.file_type));
@@ -167,7 +172,7 @@ impl Said {
     }
 
     /// How the rope is stretched.
-    fn scaling(&mut self, rope: &Rope<'_>) {
+    pub(super) fn scaling(&mut self, rope: &Rope<'_>) {
         let text = |said: &mut Self, kind: &str| said.text("rope.scaling.type", kind);
         match (rope.kind(), rope.number("factor")) {
             (Some("linear"), Some(factor)) => {

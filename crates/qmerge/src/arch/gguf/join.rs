@@ -183,7 +183,15 @@ impl Join {
         let turned = is_turned && self.dims == Dims::Stack;
         let weave = Weave::new(shape, names, (self.dims, turned), split, self.change).ok_or_else(misfit)?;
         let stored = weave.pieces().first().map(|piece| piece.stored.clone()).unwrap_or_default();
-        Ok(View { name: name.to_owned(), stored, order: None, added: 0.0, is_row: false, weave: Some(Arc::new(weave)) })
+        Ok(View {
+            name: name.to_owned(),
+            stored,
+            order: None,
+            added: 0.0,
+            is_row: false,
+            padding: 0,
+            weave: Some(Arc::new(weave)),
+        })
     }
 }
 

@@ -4,11 +4,13 @@ use super::hyperparameters::{Model, Said};
 use super::join::Join;
 use super::wants::Wired;
 use super::{
-    Heads, Names, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm4, gpt_neox, gpt2, granite, hunyuan, lfm2, llama,
+    Heads, Names, arcee, cohere, ernie4_5, exaone4, falcon, gemma, gemma4, glm, glm4, gpt_bigcode, gpt_neox, gpt2,
+    granite, hunyuan, lfm2, llama,
 };
 use super::{deepseek, ernie4_5_moe, gemma3n, glm4_moe, gpt_oss, llama4, phimoe, qwen_delta, qwen_vl};
 use super::{
-    minimax_m2, mistral3, nemotron, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2, towers,
+    minimax_m2, mistral3, nemotron, olmo, olmo2, olmoe, phi2, phi3, qwen, seed_oss, smollm3, stablelm, starcoder2,
+    towers,
 };
 use crate::arch::Fields;
 use crate::error::{Result, unsupported};
@@ -35,8 +37,12 @@ pub(super) const LAYOUTS: &[Layout] = &[
     phi3::PHI3,
     mistral3::MINISTRAL3,
     smollm3::SMOLLM3,
+    glm::GLM,
     glm4::GLM4,
     granite::GRANITE,
+    granite::GRANITE_HYBRID,
+    arcee::ARCEE,
+    olmo::OLMO,
     olmo2::OLMO2,
     olmo2::OLMO3,
     cohere::COHERE,
@@ -50,14 +56,17 @@ pub(super) const LAYOUTS: &[Layout] = &[
     falcon::FALCON_NORMS,
     falcon::FALCON,
     gpt2::GPT2,
+    gpt_bigcode::GPT_BIGCODE,
     ernie4_5::ERNIE4_5,
     hunyuan::HUNYUAN,
     hunyuan::HUNYUAN_MOE,
     nemotron::NEMOTRON,
     lfm2::LFM2,
+    lfm2::LFM2_MOE,
     gpt_oss::GPT_OSS,
     deepseek::DEEPSEEK2,
     deepseek::DEEPSEEK3,
+    deepseek::GLM4_MOE_LITE,
     glm4_moe::GLM4_MOE,
     olmoe::OLMOE,
     granite::GRANITE_MOE_SHARED,
@@ -112,6 +121,8 @@ pub(crate) struct Layout {
     pub(super) needs: &'static [&'static [&'static str]],
     /// Figures that llama.cpp has for all models of the architecture.
     pub(super) wired: &'static [Wired],
+    /// A table of the model that a file has as many rows of as of the embedding: those that are missing are zeros.
+    pub(super) padded: Option<&'static str>,
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
     /// A tensor of the first layer that others of the architecture have not.
@@ -228,6 +239,17 @@ impl Layout {
     /// `general.architecture`.
     pub(crate) fn architecture(&self) -> &'static str {
         self.architecture
+    }
+
+    /// True of a model's table that files of an architecture may have with more rows, of zeros.
+    pub(crate) fn may_be_padded(name: &str) -> bool {
+        LAYOUTS.iter().any(|layout| layout.padded.is_some_and(|padded| padded == towers::alone(name)))
+    }
+
+    /// Rows of zeros that a file has behind those of the model's table of that name, beside an embedding of so many tokens.
+    pub(crate) fn padding(&self, name: &str, shape: &[usize], tokens: usize) -> usize {
+        let is_padded = self.padded.is_some_and(|padded| padded == towers::alone(name));
+        shape.first().filter(|_| is_padded).map_or(0, |rows| tokens.saturating_sub(*rows))
     }
 
     /// The class that transformers has for a model of it.

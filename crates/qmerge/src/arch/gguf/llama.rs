@@ -26,6 +26,7 @@ pub(super) const LLAMA: Layout = Layout {
     biased: &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
     needs: &[],
     wired: &[],
+    padded: None,
     fits: |_| true,
     only_with: None,
     repeats_positions: false,

@@ -5,6 +5,7 @@
 //! architecture that is not listed is refused by name. Each is a row in a file of its kin ([`layout`] lists them). Source: llama.cpp, `conversion/*.py` and gguf-py's
 //! `tensor_mapping.py`.
 
+mod arcee;
 mod bounds;
 mod cohere;
 mod deepseek;
@@ -16,9 +17,11 @@ mod file;
 mod gemma;
 mod gemma3n;
 mod gemma4;
+mod glm;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -35,6 +38,7 @@ mod mistral3;
 pub(crate) mod mixture;
 mod mlx;
 mod nemotron;
+mod olmo;
 mod olmo2;
 mod olmoe;
 mod phi2;
@@ -54,7 +58,7 @@ mod wants;
 mod weave;
 
 pub(crate) use file::{File, Joined, Unknown};
-pub(crate) use hyperparameters::{Constant, Said};
+pub(crate) use hyperparameters::Said;
 pub(crate) use layout::Layout;
 pub(crate) use rows::{Heads, RowOrder, To};
 pub(crate) use view::{NamedModule, View};

@@ -56,8 +56,21 @@ const FAMILIES: &[Family] = &[
         of_tower: Some(qwen_vl::DEEPSTACK),
         ..PLAIN
     },
-    Family { model_types: &["llava", "llava_next", "llava_onevision"], texts: LLAMA_TO_QWEN2, ..PLAIN },
-    Family { model_types: &["internvl"], texts: &[("llama", None), ("qwen2", None), ("qwen3", None)], ..PLAIN },
+    Family {
+        model_types: &["llava", "llava_next", "llava_next_video", "llava_onevision"],
+        texts: LLAMA_TO_QWEN2,
+        ..PLAIN
+    },
+    Family {
+        model_types: &["internvl"],
+        texts: &[("llama", None), ("qwen2", None), ("qwen3", None), ("qwen3_moe", None)],
+        ..PLAIN
+    },
+    Family { model_types: &["lfm2_vl"], texts: &[("lfm2", None), ("lfm2_moe", None)], ..PLAIN },
+    Family { model_types: &["lighton_ocr"], texts: &[("qwen3", None)], ..PLAIN },
+    Family { model_types: &["qwen2_audio"], texts: &[("qwen2", None)], ..PLAIN },
+    Family { model_types: &["voxtral"], texts: &[("llama", None)], ..PLAIN },
+    Family { model_types: &["glm4v_moe"], texts: &[("glm4v_moe_text", None)], ..PLAIN },
     Family { model_types: &["idefics3", "smolvlm"], texts: &LLAMA_OR_MISTRAL, ..PLAIN },
 ];
 
@@ -77,7 +90,9 @@ const TOWERS: &[&str] = &[
     "embed_vision",
     "image_newline",
     "multi_modal_projector",
+    "vision_encoder",
     "vision_model",
+    "vision_projection",
     "vision_tower",
     "visual",
 ];

@@ -18,6 +18,8 @@ pub struct View {
     pub(crate) added: f32,
     /// A matrix of one row, which a file may have as a list.
     pub(crate) is_row: bool,
+    /// Rows of zeros that the file has behind the model's.
+    pub(crate) padding: usize,
     /// How it lies there, where that is not as one tensor, row by row.
     pub(crate) weave: Option<Arc<Weave>>,
 }
@@ -43,7 +45,13 @@ impl View {
     pub(crate) fn tensors(&self, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
         match &self.weave {
             Some(weave) => weave.pieces().iter().map(|piece| (piece.stored.clone(), piece.shape.clone())).collect(),
-            None => vec![(self.stored.clone(), shape.to_vec())],
+            None => {
+                let mut shape = shape.to_vec();
+                if let Some(rows) = shape.first_mut() {
+                    *rows += self.padding;
+                }
+                vec![(self.stored.clone(), shape)]
+            }
         }
     }
 

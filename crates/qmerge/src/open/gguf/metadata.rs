@@ -206,6 +206,19 @@ impl Metadata {
         }
     }
 
+    /// An integer, of a list the one that all its items are.
+    pub(crate) fn integer_of_all(&self, key: &str) -> Option<u64> {
+        match self.get(key)? {
+            Value::List(list) => {
+                let mut items = list.iter();
+                let first = items.next()?;
+                let Value::Integer(number) = first else { return None };
+                if items.all(|item| item == first) { u64::try_from(number).ok() } else { None }
+            }
+            _ => self.integer(key),
+        }
+    }
+
     /// An integer, of a list the first.
     pub(crate) fn first_integer(&self, key: &str) -> Option<u64> {
         match self.get(key)? {

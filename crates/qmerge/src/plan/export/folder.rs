@@ -107,7 +107,15 @@ fn as_family(model: &Model<'_, '_>, claim: &Claim) -> Option<View> {
     let in_out = model.names.arch.stacks_inputs_as_rows() && !weight.has_family_order();
     let weave = Weave::turned_stack(weight.name(), weight.shape()).filter(|_| in_out)?;
     let name = weight.name().to_owned();
-    Some(View { stored: name.clone(), name, order: None, added: 0.0, is_row: false, weave: Some(Arc::new(weave)) })
+    Some(View {
+        stored: name.clone(),
+        name,
+        order: None,
+        added: 0.0,
+        is_row: false,
+        padding: 0,
+        weave: Some(Arc::new(weave)),
+    })
 }
 
 /// The configuration that the keys describe, with what a loader of a folder has to be told.

@@ -84,7 +84,12 @@ impl Export for FileType {
         let mut keys = Keys::default();
         keys.set("general.architecture", Field::Text(layout.architecture().to_owned()));
         keys.append(first);
-        keys.append(general(model, &constants)?);
+        let padding = model
+            .weights
+            .iter()
+            .map(|(name, shape)| layout.padding(name, shape, tokens) * shape.iter().skip(1).product::<usize>());
+        let beside = padding.sum::<usize>() + constants.iter().map(|constant| constant.values.len()).sum::<usize>();
+        keys.append(general(model, beside)?);
         keys.append(own);
         keys.set("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
         let adapters = model.inputs.adapters.iter().map(|adapter| &*adapter.tensors.store);
@@ -111,6 +116,7 @@ impl Export for FileType {
             let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
                 && model.names.arch.stacks_inputs_as_rows();
             let view = if model.is_left_out(name) { None } else { file.place(name, shape, is_turned)? };
+            let view = view.map(|view| View { padding: layout.padding(name, shape, tokens), ..view });
             views.push((name, shape, view));
         }
         let constants: Vec<Constant> = constants
@@ -376,8 +382,8 @@ fn places_in_base(
     views.iter().map(place).collect()
 }
 
-/// What a file says of a model whatever it is: its name, its size, and how its publisher draws from it.
-fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<Keys> {
+/// What a file says of a model whatever it is: its name, its size, and how its publisher draws from it. So many values lie beside the model's own.
+fn general(model: &Model<'_, '_>, beside: usize) -> Result<Keys> {
     let base = &model.inputs.base;
     let mut keys = Keys::default();
     keys.set("general.type", Field::Text("model".into()));
@@ -424,8 +430,7 @@ fn general(model: &Model<'_, '_>, constants: &[arch::gguf::Constant]) -> Result<
     let values = |weights: &[&(String, Vec<usize>)]| -> usize {
         weights.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     };
-    let constants: usize = constants.iter().map(|constant| constant.values.len()).sum();
-    let shared = values(&shared) + constants;
+    let shared = values(&shared) + beside;
     let label = match model.experts() {
         0 => size_label(shared + values(&of_experts)),
         experts => format!("{experts}x{}", size_label(shared + values(&of_experts) / experts)),

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::experts::{MIXTURE, routed};
-use super::{Family, Keys};
+use super::{Family, Keys, without_further};
 
 pub(super) const DEEPSEEK2: Family =
     Family { architecture: "deepseek2", model_type: "deepseek_v2", reads: READS, more: second, ..MIXTURE };
@@ -26,9 +26,17 @@ const READS: &[&str] = &[
     "expert_weights_scale",
     "leading_dense_block_count",
     "rope.scaling.yarn_log_multiplier",
+    super::FURTHER,
 ];
 
 fn second(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    // GLM 4.7 Flash is known by its size, if no key says what scores are made by.
+    let layers = keys.count("block_count");
+    let is_glm = keys.get("expert_gating_func").is_none() && [Some(47), Some(48)].contains(&layers);
+    if is_glm && config.get("vocab_size").and_then(Json::as_u64) == Some(154_880) {
+        config.insert("model_type".into(), json!(DEEPSEEK3.model_type));
+        return third(keys, config);
+    }
     latent(keys, config);
     let is_grouped = keys.count("expert_group_count").is_some_and(|groups| groups > 1);
     config.insert("scoring_func".into(), json!("softmax"));
@@ -49,6 +57,7 @@ fn third(keys: &Keys<'_>, config: &mut Map<String, Json>) {
 }
 
 fn latent(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    without_further(keys, config);
     routed(keys, config);
     for field in ["head_dim", "partial_rotary_factor"] {
         config.shift_remove(field);

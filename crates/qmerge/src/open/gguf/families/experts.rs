@@ -73,4 +73,6 @@ pub(super) const ROUTED: &[&str] = &[
     "expert_weights_norm",
     "expert_gating_func",
     super::FURTHER,
+    // Of GLM 4.5V: tokens of text have one position each.
+    super::SECTIONS,
 ];

@@ -7,7 +7,18 @@ use super::{Family, Keys, PLAIN, renamed};
 pub(super) const GRANITE: Family = Family {
     architecture: "granite",
     model_type: "granite",
-    reads: &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
+    reads: &[
+        "attention.scale",
+        "embedding_scale",
+        "residual_scale",
+        "logit_scale",
+        // Of state-space layers, which Granite 4 without such layers has keys for.
+        "ssm.conv_kernel",
+        "ssm.group_count",
+        "ssm.inner_size",
+        "ssm.state_size",
+        "ssm.time_step_rank",
+    ],
     more: granite,
     ..PLAIN
 };

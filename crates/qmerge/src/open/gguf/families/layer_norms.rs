@@ -19,6 +19,12 @@ pub(super) const NEMOTRON: Family =
 pub(super) const FALCON: Family =
     Family { architecture: "falcon", model_type: "falcon", reads: &["tensor_data_layout"], more: falcon, ..PLAIN };
 pub(super) const GPT2: Family = Family { architecture: "gpt2", model_type: "gpt2", more: gpt2, ..PLAIN };
+pub(super) const GPT_BIGCODE: Family =
+    Family { architecture: "starcoder", model_type: "gpt_bigcode", more: gpt_bigcode, ..PLAIN };
+pub(super) const OLMO: Family =
+    Family { architecture: "olmo", model_type: "olmo", reads: &[CLIP], more: olmo, ..PLAIN };
+
+const CLIP: &str = "attention.clamp_kqv";
 
 fn starcoder2(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     renamed(config, "layer_norm_eps", "norm_epsilon");
@@ -78,4 +84,16 @@ fn gpt2(_: &Keys<'_>, config: &mut Map<String, Json>) {
     ] {
         renamed(config, from, to);
     }
+}
+
+/// One key serves all queries.
+fn gpt_bigcode(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    gpt2(keys, config);
+    config.shift_remove("num_key_value_heads");
+    config.insert("multi_query".into(), json!(true));
+}
+
+fn olmo(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    config.shift_remove("layer_norm_eps");
+    keys.number(CLIP).map(|limit| config.insert("clip_qkv".into(), limit));
 }

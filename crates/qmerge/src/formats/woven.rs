@@ -357,6 +357,7 @@ mod tests {
             order: None,
             added: 0.0,
             is_row: false,
+            padding: 0,
             weave: Some(Arc::clone(&weave)),
         };
         (Woven::new(pieces, view, weave), stored)

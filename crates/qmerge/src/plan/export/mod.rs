@@ -4,6 +4,7 @@
 //! file says beside. It knows nothing of adapters and of rounding: weights are decoded, edited and rounded as in any merge, and stored as the model's.
 
 mod folder;
+mod general;
 mod gguf;
 mod importance;
 mod lost;

@@ -192,7 +192,7 @@ impl<'a> Site<'a> {
     /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
     pub(super) fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
         let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.arch.experts) else { return Ok(None) };
-        let (stack, leaves) = match path.strip_suffix("switch_mlp") {
+        let (stack, leaves) = match path.strip_suffix(arch::SWITCH) {
             Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
             None => (path.to_owned(), ["w1", "w3", "w2"]),
         };

@@ -1,11 +1,11 @@
 //! A table of which a file has more rows than the model: zeros behind the model's own.
 //!
-//! Only what is made has them (a file that is read has as many rows as it says), so that nothing is stored under scales that are there. They are written with the model's last row.
+//! Only what is made has them: a file that is read has as many rows as it says. They are written with the model's last row.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Geometry, Part, Settings, Settled, Weight, Writer};
+use super::{Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 
@@ -30,6 +30,23 @@ impl Padded {
 
     fn again(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
         Arc::new(Self { stored, ..self.clone() })
+    }
+
+    /// The bytes of the model's rows alone.
+    fn without_padding<'b>(&self, parts: &[&'b [u8]], rows: &Range<usize>) -> Vec<&'b [u8]> {
+        let own = |(number, part): (usize, &&'b [u8])| {
+            let range = self.stored.part_rows(number, rows);
+            range.and_then(|range| part.get(..(range.end - range.start) as usize)).unwrap_or(part)
+        };
+        parts.iter().enumerate().map(own).collect()
+    }
+
+    /// Calls `f` for each row of zeros that is written with some of the model's.
+    fn behind(&self, rows: &Range<usize>, mut f: impl FnMut(Range<usize>, &[f32])) {
+        if rows.end == self.rows() {
+            let zeros = vec![0.0; self.stored.geometry().cols];
+            (rows.end..rows.end + self.padding).for_each(|row| f(row..row + 1, &zeros));
+        }
     }
 
     /// The model's rows.
@@ -78,17 +95,31 @@ impl Weight for Padded {
     }
 
     fn decode(&self, parts: &[&[u8]], rows: Range<usize>, out: &mut [f32]) {
-        let own = |(number, part): (usize, &&'_ [u8])| {
-            let bytes = self.stored.part_rows(number, &rows).map(|range| (range.end - range.start) as usize);
-            bytes.and_then(|bytes| part.get(..bytes)).map_or(part.len(), <[u8]>::len)
-        };
-        let lengths: Vec<usize> = parts.iter().enumerate().map(own).collect();
-        let parts: Vec<&[u8]> = parts.iter().zip(lengths).map(|(part, len)| part.get(..len).unwrap_or(part)).collect();
-        self.stored.decode(&parts, rows, out);
+        self.stored.decode(&self.without_padding(parts, &rows), rows, out);
+    }
+
+    fn on_grid(&self) -> Option<&dyn OnGrid> {
+        self.stored.on_grid().map(|_| self as _)
     }
 
     fn writer(&self) -> Option<&dyn Writer> {
         self.stored.writer().map(|_| self as _)
+    }
+}
+
+impl OnGrid for Padded {
+    fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
+        match self.stored.on_grid() {
+            Some(on_grid) => on_grid.grid(&self.without_padding(parts, &rows), rows),
+            None => Grid::floats(self.value_dtype()),
+        }
+    }
+
+    fn store(&self, parts: &[&[u8]], rows: Range<usize>, values: &[f32], moved: Option<&Grid>, out: &mut [Vec<u8>]) {
+        let (Some(on_grid), Some(writer)) = (self.stored.on_grid(), self.stored.writer()) else { return };
+        on_grid.store(&self.without_padding(parts, &rows), rows.clone(), values, moved, out);
+        let decided = vec![None; self.parts().len()];
+        self.behind(&rows, |row, zeros| writer.encode(&decided, row, zeros, out));
     }
 }
 
@@ -112,12 +143,8 @@ impl Writer for Padded {
 
     fn encode(&self, decided: &[Option<Vec<u8>>], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {
         let Some(writer) = self.stored.writer() else { return };
-        let last = rows.end;
-        writer.encode(decided, rows, values, out);
-        if last == self.rows() {
-            let zeros = vec![0.0; self.stored.geometry().cols];
-            (last..last + self.padding).for_each(|row| writer.encode(decided, row..row + 1, &zeros, out));
-        }
+        writer.encode(decided, rows.clone(), values, out);
+        self.behind(&rows, |row, zeros| writer.encode(decided, row, zeros, out));
     }
 }
 
@@ -140,5 +167,11 @@ mod tests {
         let mut values = vec![0.0; 2];
         weight.decode(&[&out[0][16..]], 2..3, &mut values);
         assert_eq!(values, [1.0; 2]);
+        // A method that moves values sees the model's rows alone.
+        let on_grid = weight.on_grid().unwrap();
+        assert!(on_grid.grid(&[&out[0][16..]], 2..3).scales.is_empty());
+        let mut stored = vec![Vec::new()];
+        on_grid.store(&[&out[0][16..]], 2..3, &values, None, &mut stored);
+        assert_eq!(stored[0], out[0][16..]);
     }
 }

@@ -5,7 +5,7 @@
 //! allocator keeps a share of what was freed. Where a bound leaves no room for both, a layer's weights are rounded while the calibration waits.
 
 use super::RunOptions;
-use super::residual::is_coarse;
+use super::residual::is_cut;
 use super::schedule::{CHUNK_ELEMENTS, TASK_BYTES, read_bytes, rows_per_chunk, rows_per_task, written_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::formats;
@@ -123,6 +123,16 @@ pub(super) fn fit(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Res
     }
 }
 
+/// Bytes that are written with the last row and belong to none.
+fn behind_last(recode: &Recode) -> u64 {
+    let rows = recode.to.geometry().rows;
+    let of_row = |row: usize| -> u64 {
+        let ranges = (0..recode.to.parts().len()).filter_map(|part| recode.to.part_rows(part, &(row..row + 1)));
+        ranges.map(|range| range.end - range.start).sum()
+    };
+    if rows > 1 { of_row(rows - 1).saturating_sub(of_row(0)) } else { 0 }
+}
+
 /// What stands in memory all the while.
 fn beside(plan: &Plan, demand: &Demand) -> u64 {
     let headers: u64 = plan.files.iter().map(|file| 8 * file.data_start).sum();
@@ -144,7 +154,7 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
         let original = if recode.original.is_some() { 8 } else { 0 };
         let vectors = task_vectors(recode, chunk);
         let each = BYTES_PER_ELEMENT + original + recode.from.weight.moved_bytes() + recode.to.moved_bytes();
-        worker = worker.max(chunk * each + vectors + task_bytes);
+        worker = worker.max(chunk * each + vectors + task_bytes + 2 * behind_last(recode));
         // Parts that are not cut by rows, and the maxima that a survey holds.
         let whole: u64 = (0..recode.to.parts().len())
             .filter(|&part| recode.to.part_rows(part, &(0..0)).is_none())
@@ -224,7 +234,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
     // Edits take what their factors do; those of a stack are there once for all of its matrices, whichever is at work.
     let rank = edits(recode) / matrices / (4 * (rows + cols)).max(1);
     let directions = 4 * rank.max(LEAST_PROBES as u64).min(rows).min(cols) * (2 * rows + 4 * cols);
-    let cut = residual_rank.map_or(0, |rank| sketch(rows + cols, rank));
+    let cut = residual_rank.filter(|_| is_cut(recode)).map_or(0, |rank| sketch(rows + cols, rank));
     let chunk = (CHUNK_ELEMENTS as u64).max(recode.from.weight.geometry().cols as u64);
     let vectors = task_vectors(recode, chunk) + if recode.surveys_task_vectors() { COUNTS } else { 0 };
     rows * cols * each + vectors + ordered + stored + directions + cut + edits(recode)
@@ -254,7 +264,7 @@ fn residual(plan: &Plan, threads: usize) -> u64 {
     let mut jobs: Vec<u64> = Vec::new();
     for step in &plan.steps {
         if let Action::Recode(recode) = &step.action
-            && is_coarse(recode)
+            && is_cut(recode)
         {
             let geometry = recode.to.geometry();
             let ends = (geometry.rows + geometry.cols) as u64;

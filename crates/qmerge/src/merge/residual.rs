@@ -33,7 +33,7 @@ const BEGIN_ANEW: &str = "--force in place of --resume begins anew";
 pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Result<()> {
     for step in finished.iter().filter(|step| plan.residual_rank.is_some() && step.kept.is_some()) {
         let name = step.step.to_string();
-        let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_coarse(recode) && recode.stack.is_none());
+        let coarse = matches!(&plan.steps[step.step].action, Action::Recode(recode) if is_cut(recode));
         if coarse && output.sink().stashed(&name)?.is_none() {
             return Err(Error::new(Kind::Malformed, "what rounding left of a finished weight is gone")
                 .in_file(&output.scratch(&name))
@@ -45,8 +45,13 @@ pub(super) fn check(plan: &Plan, output: &Output, finished: &[Finished]) -> Resu
 }
 
 /// True if a step rounds a merged weight to something coarser than 16 bits.
-pub(super) fn is_coarse(recode: &Recode) -> bool {
+fn is_coarse(recode: &Recode) -> bool {
     !recode.edits.is_empty() && !recode.to.is_plain()
+}
+
+/// True if what rounding left of it goes into the residual adapter: of a matrix, and no stack.
+pub(super) fn is_cut(recode: &Recode) -> bool {
+    is_coarse(recode) && recode.to.shape().len() == 2
 }
 
 /// The modules that the residual adapter has, by number of their step, and the weights that it cannot hold.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Run;
 use super::places::Places;
-use super::residual::is_coarse;
+use super::residual::is_cut;
 use super::step::explain;
 use super::target::{Target, of_matrix, on_grid, ordered, writer};
 use crate::edit;
@@ -98,7 +98,7 @@ impl Run<'_> {
         let mut output = values;
         weight.decode(&written.iter().map(Vec::as_slice).collect::<Vec<_>>(), all, &mut output);
         let output = stored.to_model(output, weight.geometry().cols);
-        if is_coarse(recode) && recode.stack.is_none() {
+        if is_cut(recode) {
             self.stash_residual(number, (&wanted.target, &output), metric, judged.error())?;
         }
         let finished = self.finish((number, step, recode), (&stored, &rows), (&wanted, &output), written)?;
@@ -125,8 +125,12 @@ impl Run<'_> {
             None => places.put_uncut(step, parts.into_iter().enumerate())?,
             Some(_) => {
                 for (part, mut bytes) in parts.into_iter().enumerate() {
-                    let at = recode.to.part_rows(part, rows).unwrap_or_default();
-                    places.put(step, part, at.start, &mut bytes)?;
+                    match recode.to.part_rows(part, rows) {
+                        Some(at) => places.put(step, part, at.start, &mut bytes)?,
+                        // What all matrices share stays what it is: the first brings it.
+                        None if rows.start == 0 => places.put(step, part, 0, &mut bytes)?,
+                        None => {}
+                    }
                 }
                 Vec::new()
             }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::Plan;
-use super::residual::is_coarse;
+use super::residual::is_cut;
 use crate::plan::{Action, Recode, Step};
 use crate::round::{Demand, Rounding, weight_of};
 
@@ -130,7 +130,7 @@ pub(super) fn streamed(recode: &Recode, method: &dyn Rounding, pass: WeightPass)
 fn residual(plan: &Plan) -> u64 {
     let Some(rank) = plan.residual_rank else { return 0 };
     let coarse = plan.steps.iter().filter_map(|step| match &step.action {
-        Action::Recode(recode) if is_coarse(recode) => Some(recode.to.geometry().elements() as f64),
+        Action::Recode(recode) if is_cut(recode) => Some(recode.to.geometry().elements() as f64),
         _ => None,
     });
     // A sketch multiplies with its columns ten times.

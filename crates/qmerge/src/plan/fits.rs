@@ -41,8 +41,12 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
         };
         fits(claim, wanted, is_turned).map_err(|asked| misfit(checkpoint, &text, claim, &asked))
     };
+    let dimensions = |claim: &Claim| {
+        let geometry = claim.weight.geometry();
+        if claim.weight.is_transposed() { (geometry.cols, geometry.rows) } else { (geometry.rows, geometry.cols) }
+    };
     let table = |name: &str, least: usize, features: usize| match claim(name) {
-        Some(claim) if claim.weight.geometry().cols != features || claim.weight.geometry().rows < least => {
+        Some(claim) if dimensions(claim).1 != features || dimensions(claim).0 < least => {
             Err(misfit(checkpoint, &text, claim, &[least, features]))
         }
         _ => Ok(()),
@@ -55,12 +59,13 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[Claim]) -> Result<()> {
         table(&format!("{}.weight", beside(name)), spec.max_positions, spec.hidden)?;
     }
     // A head has a row for each of the table's, which may be more than the configuration says tokens.
-    let rows = claim(&format!("{tokens}.weight")).map_or(spec.vocab, |claim| claim.weight.geometry().rows);
+    let rows = claim(&format!("{tokens}.weight")).map_or(spec.vocab, |claim| dimensions(claim).0);
     for head in arch.heads(tie) {
         let name = format!("{head}.weight");
-        table(&name, rows, spec.hidden)?;
-        if let Some(claim) = claim(&name).filter(|claim| claim.weight.geometry().rows > rows) {
-            return Err(misfit(checkpoint, &text, claim, &[rows, spec.hidden]));
+        table(&name, spec.vocab, spec.hidden)?;
+        if let Some(claim) = claim(&name).filter(|claim| dimensions(claim).0 != rows) {
+            let problem = format!("{} tokens, but `{tokens}.weight` has {rows}", dimensions(claim).0);
+            return Err(of_others(checkpoint, mismatch(problem)).in_tensor(&name));
         }
     }
     let is_untied = arch::is_untied(config)?;

@@ -247,7 +247,7 @@ impl Builder<'_, '_> {
                 let settings = &options.settings;
                 let mut shape: Vec<usize> = if reversed { shape.iter().rev().copied().collect() } else { shape };
                 if let (Some(view), Some(rows)) = (&view, shape.first_mut()) {
-                    *rows += view.padding;
+                    *rows = rows.saturating_add(view.padding);
                 }
                 format.create(
                     stored_name,

@@ -28,7 +28,7 @@ const ROUNDED: f32 = 0.004;
 /// Relative error of scales that were quantized after the codes were chosen by them.
 const NESTED: f32 = 0.1;
 
-/// True if the merge is a GGUF file with more rows, of zeros.
+/// True if the merge is a GGUF file with more rows, which are to be zeros.
 fn is_padded(own: Geometry, claim: &Claim) -> bool {
     let other = claim.weight.geometry();
     let is_longer = other.rows > own.rows && other.cols == own.cols;
@@ -59,6 +59,18 @@ impl Run<'_> {
         }
     }
 
+    /// True if the rows that the merge has behind the base's are zeros.
+    fn ends_in_zeros(&self, own: Geometry, claim: &Claim) -> Result<bool> {
+        let (reader, other) = (Reader::new(self.merged, claim)?, claim.weight.geometry());
+        let chunks = chunks(other.rows.saturating_sub(own.rows), other.cols, other.row_step);
+        let zeros = parallel(&chunks, self.threads, self.progress, |rows| {
+            let mut values = Vec::new();
+            reader.rows(&(own.rows + rows.start..own.rows + rows.end), &mut values)?;
+            Ok(values.iter().all(|x| *x == 0.0))
+        })?;
+        Ok(zeros.into_iter().all(|is_zero| is_zero))
+    }
+
     /// Rows of the merge as the base has them.
     fn reader<'m>(&'m self, geometry: Geometry, claim: &'m Claim) -> Result<Reader<'m>> {
         let other = Reader::new(self.merged, claim)?;
@@ -69,7 +81,12 @@ impl Run<'_> {
     pub(super) fn measure(&self, recode: &Recode, claim: &Claim) -> Result<(Sums, Option<Rounded>)> {
         let geometry = recode.from.weight.geometry();
         let shape_differs = claim.weight.geometry().elements() != geometry.elements();
-        if shape_differs && !is_padded(geometry, claim) {
+        let is_padded = is_padded(geometry, claim);
+        if is_padded && !self.ends_in_zeros(geometry, claim)? {
+            let problem = format!("behind the {} rows of the base the merge has others than zeros", geometry.rows);
+            return Err(Error::new(Kind::Mismatch, problem).in_file(&self.merged.path));
+        }
+        if shape_differs && !is_padded {
             return Err(Error::new(
                 Kind::Mismatch,
                 format!("shape {:?} in the merge, {:?} expected", claim.weight.shape(), recode.to.shape()),
@@ -116,12 +133,17 @@ impl Run<'_> {
             let step = common_step(own.weight.geometry().row_step, run.claim.weight.geometry().row_step);
             chunks(run.rows.len(), cols, step.min(run.rows.len().max(1)))
         };
+        let mut readers: HashMap<&str, Reader<'_>> = HashMap::new();
+        for run in runs.iter().map(|run| run.claim) {
+            if !readers.contains_key(run.weight.name()) {
+                readers.insert(run.weight.name(), Reader::new(self.merged, run)?);
+            }
+        }
         let parts: Vec<(&Straight<'_>, Range<usize>)> =
             runs.iter().flat_map(|run| cut(run).into_iter().map(move |rows| (run, rows))).collect();
         parallel(&parts, self.threads, self.progress, |(run, rows)| {
-            let other = Reader::new(self.merged, run.claim)?;
             let at = |first: usize| first + rows.start..first + rows.end;
-            work(&at(run.rows.start), &other, &at(run.first))
+            work(&at(run.rows.start), &readers[run.claim.weight.name()], &at(run.first))
         })
     }
 
@@ -167,7 +189,10 @@ impl Run<'_> {
             return same_bytes((base, entry), (merged, other));
         };
         let geometry = claim.weight.geometry();
-        if other.weight.geometry().elements() != geometry.elements() && !is_padded(geometry, other) {
+        let is_padded = is_padded(geometry, other);
+        if is_padded && !self.ends_in_zeros(geometry, other)?
+            || !is_padded && other.weight.geometry().elements() != geometry.elements()
+        {
             return Ok(false);
         }
         let base = Reader::new(base, claim)?;

@@ -65,24 +65,19 @@ impl<'v, 'm> Experts<'v, 'm> {
     }
 
     /// What the merge has in place of a weight of the base that it has not under any name.
-    pub(super) fn twin(&self, name: &str) -> Result<Twin<'_, 'm>> {
-        let twins = match self.twins.get() {
-            Some(twins) => twins,
-            None => {
-                let made = self.pair()?;
-                self.twins.get_or_init(|| made)
-            }
-        };
-        Ok(match twins.all.get(name) {
+    pub(super) fn twin(&self, name: &str) -> Twin<'_, 'm> {
+        let twins = self.twins.get_or_init(|| self.pair());
+        match twins.all.get(name) {
             Some(matrices) => Twin::Found(matrices),
             None if twins.lacking.contains(name) => Twin::Lacking,
             None => Twin::Unknown,
-        })
+        }
     }
 
-    fn pair(&self) -> Result<Twins<'m>> {
+    fn pair(&self) -> Twins<'m> {
         let mut twins = Twins::default();
-        for own in Stack::all(&self.names, true)? {
+        // Of a base whose experts are incomplete nothing is known.
+        for own in Stack::all(&self.names, true).unwrap_or_default() {
             // A stack that lacks an expert, or a part of one, is told of as missing.
             let other = Stack::find(self.found, &own.module, own.parameter).ok().flatten();
             twins.add(own, other);
@@ -96,7 +91,7 @@ impl<'v, 'm> Experts<'v, 'm> {
                 twins.add(own, Some(other));
             }
         }
-        Ok(twins)
+        twins
     }
 }
 
@@ -142,9 +137,10 @@ fn holds_all(pieces: &[Piece<'_>], (outputs, inputs): (usize, usize)) -> bool {
 }
 
 impl<'m> Matrix<'m> {
-    /// The weight of the merge that holds it, or the first of several.
+    /// The weight of the merge that holds it; of several one of codes, if there is one: its values are the least exact.
     pub(super) fn claim(&self) -> Option<&'m Claim> {
-        self.others.first().map(|piece| piece.claim)
+        let claims = || self.others.iter().map(|piece| piece.claim);
+        claims().find(|claim| !claim.weight.is_plain()).or_else(|| claims().next())
     }
 
     /// The runs of rows that it consists of; `None` where a row is no row there, or none that follows another.

@@ -335,10 +335,27 @@ fn zeros_behind_a_table_are_not_held_against_it() {
     for found in verified("gemma3npadded", "model") {
         assert_eq!(found.answer, Answer::Yes, "{}", found.text);
     }
+    let others = |file: &Path| {
+        let merged = Checkpoint::open(file).unwrap();
+        let entry = merged.get("per_layer_token_embd.weight").unwrap();
+        let mut bytes = std::fs::read(file).unwrap();
+        let end = (entry.start + entry.bytes) as usize;
+        // A block of 8 bits, or eight floats and a half.
+        bytes[end - 34..end].copy_from_slice(&[0x01, 0x40].repeat(17));
+        std::fs::write(file, bytes).unwrap();
+    };
+    for found in verified_after("gemma3npadded", "model", others) {
+        assert_eq!(found.answer, Answer::No, "{}", found.text);
+    }
 }
 
 /// Merges an adapter of the first layer's queries into files, and holds these against the folder.
 fn verified(model: &str, path: &str) -> Vec<Verification> {
+    verified_after(model, path, |_| {})
+}
+
+/// The same of files that were changed.
+fn verified_after(model: &str, path: &str, change: impl Fn(&Path)) -> Vec<Verification> {
     let (folder, adapter, file) = (changed(model, |_, _| {}), place(), place().with_extension("gguf"));
     let mut all_found = Vec::new();
     std::fs::create_dir_all(&adapter).unwrap();
@@ -361,6 +378,7 @@ fn verified(model: &str, path: &str) -> Vec<Verification> {
         let inputs = inputs();
         let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).unwrap();
         merge::run(&inputs, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
+        change(&file);
         let (merged, plan) = (Checkpoint::open(&file).unwrap(), Plan::new(&inputs, &Options::default()).unwrap());
         all_found.push(verify(&inputs, &plan, &merged, &VerifyOptions::default(), &Silent).unwrap());
         std::fs::remove_file(&file).unwrap();

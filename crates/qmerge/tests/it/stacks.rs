@@ -7,10 +7,10 @@ use std::sync::Arc;
 use qmerge::adapters::Adapter;
 use qmerge::edited::Edited;
 use qmerge::error::Result;
-use qmerge::formats::{self, Reader};
+use qmerge::formats::{self, Claim, Reader};
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Action, Data, EXPORTS, Inputs, Method, Options, Plan};
+use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan};
 use qmerge::progress::Silent;
 use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take, matrix_name};
 use safetensors::tensor::{Dtype, TensorView};
@@ -81,7 +81,8 @@ fn adapter(folder: &Path, module: &str) -> Adapter {
     Adapter::open(folder, 1.0).unwrap()
 }
 
-fn bytes(file: &Path) -> Vec<u8> {
+fn bytes(output: &Path) -> Vec<u8> {
+    let file = if output.is_dir() { &output.join("model.safetensors") } else { output };
     std::fs::read(file).unwrap()
 }
 
@@ -100,93 +101,170 @@ fn error(wanted: &[f32], stored: &[f32], moments: &InputMoments) -> f64 {
     (0..wanted.len() / WIDTH).map(of_row).sum()
 }
 
-#[test]
-fn matrices_of_codes_are_rounded_by_what_each_is_given() {
-    let root = std::env::temp_dir().join(format!("qmerge-stacks-{}", std::process::id()));
+/// A base, and how it is merged into.
+struct Case<'c> {
+    title: &'c str,
+    base: &'c Path,
+    adapter: &'c Path,
+    /// The path of the experts.
+    module: &'c str,
+    export: Option<&'static dyn Export>,
+    output: &'c Path,
+}
+
+impl Case<'_> {
+    /// Matrices of stacks are calibrated each by its own moments: their errors are smaller there than what is drawn, or what is nearest, and no thread changes a byte.
+    fn check(&self) {
+        let &Self { title, base, module, export, .. } = self;
+        let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter(self.adapter, module)]).unwrap();
+        let stacks = ["gate_up_proj", "down_proj"].map(|name| format!("{module}.{name}"));
+        let names = stacks.iter().flat_map(|stack| (0..EXPERTS).map(|expert| matrix_name(stack, expert)));
+        let known: Vec<(String, InputMoments)> =
+            names.enumerate().map(|(number, name)| (name, moments(100 + number as u32))).collect();
+        let data = Data::Known(Arc::new(known.iter().map(|(name, _)| name.clone()).collect()));
+        let merged = |method: Method, threads: usize| {
+            let options = Options { rounding: method, data: data.clone(), export, ..Options::default() };
+            let plan = Plan::new(&inputs, &options).unwrap();
+            remove(self.output);
+            let options = RunOptions { threads, ..RunOptions::default() };
+            let report = merge::run(&inputs, &plan, Some(&mut Made(&known)), self.output, &options, &Silent)
+                .unwrap_or_else(|error| panic!("{title}: {error}"));
+            (plan, report)
+        };
+        let mut errors: Vec<HashMap<String, f64>> = Vec::new();
+        // In place, both keep the base's scales.
+        let other = if export.is_some() { "nearest" } else { "stochastic" };
+        for method in [Method::Auto, Method::Named(round::by_id(other).unwrap())] {
+            let (plan, report) = merged(method, 2);
+            let checkpoint = Checkpoint::open(self.output).unwrap();
+            let written = formats::inventory(&checkpoint).unwrap();
+            let is_auto = matches!(method, Method::Auto);
+            let mut own_errors = HashMap::new();
+            for step in plan.steps.iter().filter(|step| stacks.contains(&step.name)) {
+                let Action::Recode(recode) = &step.action else { panic!("{title}: {} is copied", step.name) };
+                assert_eq!(recode.rounding.id(), if is_auto { "adapter" } else { other }, "{title}");
+                let of = report.weights.iter().find(|weight| weight.name == step.name).unwrap();
+                assert!(!is_auto || (of.kept_output.unwrap() - 1.0).abs() < 0.1, "{title} {:?}", of.kept_output);
+                let claim = written.weights.iter().find(|claim| claim.weight.name() == step.name).unwrap();
+                let (mut base, mut wanted, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+                let all = |claim: &Claim| 0..claim.weight.geometry().rows;
+                Edited::new(&inputs, recode).unwrap().rows(&all(&recode.from), &mut base, &mut wanted).unwrap();
+                Reader::new(&checkpoint, claim).unwrap().rows(&all(claim), &mut stored).unwrap();
+                let each = wanted.len() / EXPERTS;
+                let parts = wanted.chunks(each).zip(base.chunks(each)).zip(stored.chunks(each));
+                for (expert, ((wanted, base), stored)) in parts.enumerate() {
+                    let name = matrix_name(&step.name, expert);
+                    let moments = &known.iter().find(|(known, _)| *known == name).unwrap().1;
+                    assert_eq!(wanted != base, CHANGED.contains(&expert), "{title} {name}");
+                    if !CHANGED.contains(&expert) && export.is_none() && is_auto {
+                        assert!(stored == base, "{title} {name} changed");
+                    }
+                    // Codes have outputs as rows, whatever the folder has.
+                    let wanted = if recode.transposed { turned(wanted, WIDTH) } else { wanted.to_vec() };
+                    own_errors.insert(name, error(&wanted, stored, moments));
+                }
+            }
+            assert_eq!(own_errors.len(), 2 * EXPERTS, "{title}");
+            errors.push(own_errors);
+        }
+        for (name, calibrated) in &errors[0] {
+            let without = errors[1][name];
+            assert!(*calibrated <= 0.85 * without, "{title} {name}: {calibrated:e}, {other} {without:e}");
+        }
+        let written = |threads: usize| {
+            merged(Method::Auto, threads);
+            bytes(self.output)
+        };
+        assert!(written(1) == written(3), "{title}: other bytes on three threads");
+        remove(self.output);
+    }
+}
+
+fn remove(output: &Path) {
+    if output.is_dir() {
+        std::fs::remove_dir_all(output).unwrap();
+    } else {
+        std::fs::remove_file(output).ok();
+        std::fs::remove_file(qmerge::write::path_beside(output)).ok();
+    }
+}
+
+fn place(name: &str) -> PathBuf {
+    let root = std::env::temp_dir().join(format!("qmerge-stacks-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&root).unwrap();
+    root
+}
+
+#[test]
+fn matrices_in_files_are_rounded_by_what_each_is_given() {
+    let root = place("files");
     // In the folder, inputs are rows of gpt-oss' experts, and gates and ups alternate.
     for (model, module) in [("gptoss", "model.layers.0.mlp.experts"), ("gemma4moe", "model.layers.0.experts")] {
         let folder = PathBuf::from("testdata/gguf/made").join(model);
         for to in ["q8_0", "q4_0", "q4_1", "iq4_nl"] {
             let export = EXPORTS.iter().copied().find(|export| export.id() == to);
-            let (file, own) = (root.join(format!("{model}-{to}.gguf")), root.join(format!("{model}-lora")));
+            let file = root.join(format!("{model}-{to}.gguf"));
             let inputs = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
             let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).unwrap();
             merge::run(&inputs, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
             // Into the file at its types, and from the folder into such a file.
             for (base, export) in [(&file, None), (&folder, export)] {
-                let adapter = adapter(&own, module);
-                let inputs = Inputs::new(Checkpoint::open(base).unwrap(), vec![adapter]).unwrap();
-                let stacks = ["gate_up_proj", "down_proj"].map(|name| format!("{module}.{name}"));
-                let names = stacks.iter().flat_map(|stack| (0..EXPERTS).map(|expert| matrix_name(stack, expert)));
-                let known: Vec<(String, InputMoments)> =
-                    names.enumerate().map(|(number, name)| (name, moments(100 + number as u32))).collect();
-                let data = Data::Known(Arc::new(known.iter().map(|(name, _)| name.clone()).collect()));
-                let merged = |method: Method, threads: usize| {
-                    let options = Options { rounding: method, data: data.clone(), export, ..Options::default() };
-                    let plan = Plan::new(&inputs, &options).unwrap();
-                    let output = root.join("merged.gguf");
-                    std::fs::remove_file(&output).ok();
-                    std::fs::remove_file(qmerge::write::path_beside(&output)).ok();
-                    let options = RunOptions { threads, ..RunOptions::default() };
-                    let report =
-                        merge::run(&inputs, &plan, Some(&mut Made(&known)), &output, &options, &Silent).unwrap();
-                    (plan, report, output)
-                };
                 let title = format!("{model} {to} {}", if export.is_some() { "from the folder" } else { "in place" });
-                let mut errors: Vec<HashMap<String, f64>> = Vec::new();
-                // In place, both keep the file's scales.
-                let other = if export.is_some() { "nearest" } else { "stochastic" };
-                for method in [Method::Auto, Method::Named(round::by_id(other).unwrap())] {
-                    let (plan, report, output) = merged(method, 2);
-                    let written = formats::inventory(&Checkpoint::open(&output).unwrap()).unwrap();
-                    let checkpoint = Checkpoint::open(&output).unwrap();
-                    let mut own_errors = HashMap::new();
-                    for step in plan.steps.iter().filter(|step| stacks.contains(&step.name)) {
-                        let Action::Recode(recode) = &step.action else { panic!("{title}: {} is copied", step.name) };
-                        let is_auto = matches!(method, Method::Auto);
-                        assert_eq!(recode.rounding.id(), if is_auto { "adapter" } else { other }, "{title}");
-                        let of = report.weights.iter().find(|weight| weight.name == step.name).unwrap();
-                        if let Some(kept) = of.kept_output {
-                            assert!((kept - 1.0).abs() < 0.1, "{title} {}: {kept}", step.name);
-                        }
-                        let claim = written.weights.iter().find(|claim| claim.weight.name() == step.name).unwrap();
-                        let rows = recode.from.weight.geometry().rows;
-                        let (mut base, mut wanted, mut stored) = (Vec::new(), Vec::new(), Vec::new());
-                        Edited::new(&inputs, recode).unwrap().rows(&(0..rows), &mut base, &mut wanted).unwrap();
-                        Reader::new(&checkpoint, claim)
-                            .unwrap()
-                            .rows(&(0..claim.weight.geometry().rows), &mut stored)
-                            .unwrap();
-                        let each = wanted.len() / EXPERTS;
-                        let parts = wanted.chunks(each).zip(base.chunks(each)).zip(stored.chunks(each));
-                        for (expert, ((wanted, base), stored)) in parts.enumerate() {
-                            let name = matrix_name(&step.name, expert);
-                            let moments = &known.iter().find(|(known, _)| *known == name).unwrap().1;
-                            assert_eq!(wanted != base, CHANGED.contains(&expert), "{title} {name}");
-                            if !CHANGED.contains(&expert) && export.is_none() && is_auto {
-                                assert!(stored == base, "{title} {name} changed");
-                            }
-                            own_errors.insert(name, {
-                                let model = |values: &[f32], is_turned: bool| {
-                                    if is_turned { turned(values, WIDTH) } else { values.to_vec() }
-                                };
-                                // Codes have outputs as rows, whatever the folder has.
-                                error(&model(wanted, recode.transposed), &model(stored, false), moments)
-                            });
-                        }
-                    }
-                    assert_eq!(own_errors.len(), 2 * EXPERTS, "{title}");
-                    errors.push(own_errors);
-                }
-                for (name, calibrated) in &errors[0] {
-                    let without = errors[1][name];
-                    assert!(*calibrated <= 0.85 * without, "{title} {name}: {calibrated:e}, {other} {without:e}");
-                }
-                let first = bytes(&merged(Method::Auto, 1).2);
-                assert!(first == bytes(&merged(Method::Auto, 3).2), "{title}: other bytes on three threads");
+                let (adapter, output) = (root.join(format!("{model}-lora")), root.join("merged.gguf"));
+                Case { title: &title, base, adapter: &adapter, module, export, output: &output }.check();
             }
         }
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+/// gpt-oss' blocks under exponents of their own, and 8-bit floats under scales of tiles, which all matrices of a stack have in one tensor.
+#[test]
+fn matrices_in_folders_are_rounded_by_what_each_is_given() {
+    const MODULE: &str = "model.layers.0.mlp.experts";
+    let root = place("folders");
+    let codes = |count: usize, seed: u32, most: f32| -> Vec<u8> {
+        numbers(count, seed).iter().map(|x| ((x.abs() * most) as u8) | if *x < 0.0 { 0x80 } else { 0 }).collect()
+    };
+    for (kind, config) in [
+        ("mxfp4", r#"{"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}"#),
+        (
+            "fp8",
+            r#"{"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}"#,
+        ),
+    ] {
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (number, (name, outputs)) in [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)].into_iter().enumerate() {
+            let (name, seed, count) = (format!("{MODULE}.{name}"), 40 + number as u32, EXPERTS * outputs * WIDTH);
+            if kind == "mxfp4" {
+                let blocks = numbers(count / 2, seed).iter().map(|x| (x.abs() * 256.0) as u8).collect();
+                tensors.push((format!("{name}_blocks"), Dtype::U8, vec![EXPERTS, outputs, 1, 16], blocks));
+                tensors.push((
+                    format!("{name}_scales"),
+                    Dtype::U8,
+                    vec![EXPERTS, outputs, 1],
+                    vec![121; EXPERTS * outputs],
+                ));
+            } else {
+                // From 1 to 16 times 2^-6, and no NaN.
+                let tiles = [EXPERTS, outputs / 16, WIDTH / 16];
+                let scales = numbers(tiles.iter().product(), seed + 9)
+                    .iter()
+                    .flat_map(|x| (0.002 + 0.001 * x).to_le_bytes())
+                    .collect();
+                tensors.push((name.clone(), Dtype::F8_E4M3, vec![EXPERTS, outputs, WIDTH], codes(count, seed, 100.0)));
+                tensors.push((format!("{name}_scale_inv"), Dtype::F32, tiles.to_vec(), scales));
+            }
+        }
+        let base = root.join(kind);
+        std::fs::create_dir_all(&base).unwrap();
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, &base.join("model.safetensors")).unwrap();
+        std::fs::write(base.join("config.json"), config).unwrap();
+        let (adapter, output) = (root.join("lora"), root.join("merged"));
+        Case { title: kind, base: &base, adapter: &adapter, module: MODULE, export: None, output: &output }.check();
     }
     std::fs::remove_dir_all(root).unwrap();
 }

@@ -8,6 +8,7 @@ const HEAD: &[&str] = &["lm_head", "language_model.lm_head", "model.lm_head", "e
 /// Two-dimensional weights that are tables, norms or convolutions rather than linear layers.
 const NOT_LINEAR: &[&str] = &[
     "embed_tokens",
+    "embed_tokens_per_layer",
     "wte",
     "wpe",
     "word_embeddings",

@@ -108,7 +108,9 @@ fn say_shared(said: &mut Said, model: &Model<'_>) -> Result<()> {
 /// With the figures of state-space layers that the family's other models have.
 fn say_hybrid(said: &mut Said, model: &Model<'_>) -> Result<()> {
     let fields = &model.fields;
-    if let Some(kind) = fields.get("position_embedding_type").filter(|kind| *kind != "rope") {
+    // Without one it has no positions, and llama.cpp's has.
+    let kind = fields.get("position_embedding_type").unwrap_or(&Value::Null);
+    if kind != "rope" {
         return Err(fields.unsaid("position_embedding_type", kind));
     }
     let width = fields.count("shared_intermediate_size")?;

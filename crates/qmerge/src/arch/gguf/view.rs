@@ -48,7 +48,7 @@ impl View {
             None => {
                 let mut shape = shape.to_vec();
                 if let Some(rows) = shape.first_mut() {
-                    *rows += self.padding;
+                    *rows = rows.saturating_add(self.padding);
                 }
                 vec![(self.stored.clone(), shape)]
             }

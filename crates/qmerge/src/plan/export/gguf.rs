@@ -85,11 +85,11 @@ impl Export for FileType {
         let mut keys = Keys::default();
         keys.set("general.architecture", Field::Text(layout.architecture().to_owned()));
         keys.append(first);
-        let padding = model
-            .weights
-            .iter()
-            .map(|(name, shape)| layout.padding(name, shape, tokens) * shape.iter().skip(1).product::<usize>());
-        let beside = padding.sum::<usize>() + constants.iter().map(|constant| constant.values.len()).sum::<usize>();
+        let padding = model.weights.iter().map(|(name, shape)| {
+            layout.padding(name, shape, tokens).saturating_mul(shape.iter().skip(1).product::<usize>())
+        });
+        let beside = padding.fold(0, usize::saturating_add)
+            + constants.iter().map(|constant| constant.values.len()).sum::<usize>();
         keys.append(general(model, beside)?);
         keys.append(own);
         keys.set("general.quantization_version", Field::Count(QUANTIZATION_VERSION));

@@ -74,4 +74,8 @@ fn what_cannot_be_said_is_refused_by_name() {
     std::fs::remove_file(without.join("tokenizer.json")).unwrap();
     let (kind, text) = told(without);
     assert!(kind == Kind::Mismatch && text.contains("no tokenizer"), "{text}");
+    // Granite 4 without positions, as it is where nothing is said of them: llama.cpp's has a rope.
+    let silent = |text: String| text.replace("\"position_embedding_type\": \"rope\",", "");
+    let (kind, text) = told(changed("granitehybrid", "config.json", silent));
+    assert!(kind == Kind::Unsupported && text.contains("position_embedding_type"), "{text}");
 }

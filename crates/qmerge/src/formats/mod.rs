@@ -231,7 +231,11 @@ pub(crate) fn moves_factors(id: &str) -> bool {
 
 /// The format of tensors of one part, all of that element type.
 pub(crate) fn of_dtype(dtype: Dtype) -> Result<&'static dyn Format> {
-    if dtype.is_plain_float() { Ok(plain::format_of(dtype)) } else { by_id(dtype.torch_name()) }
+    if dtype.is_plain_float() {
+        return Ok(plain::format_of(dtype));
+    }
+    // Types of ggml that others have a name for too.
+    by_id(dtype.torch_name()).or_else(|_| by_id(&format!("gguf-{}", dtype.torch_name())))
 }
 
 /// The largest part that may belong to a weight as a whole: a table, a state, second-level scales.

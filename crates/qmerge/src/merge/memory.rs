@@ -242,7 +242,7 @@ pub(super) fn weight_bytes(recode: &Recode, residual_rank: Option<usize>) -> u64
 
 /// What a weight whose rows become columns takes: base, target, both turned over, and what they are encoded and decoded to.
 pub(super) fn turned_bytes(recode: &Recode) -> u64 {
-    7 * 4 * recode.to.geometry().elements() as u64 + edits(recode)
+    7 * 4 * (recode.to.geometry().elements() / recode.stacked()) as u64 + edits(recode)
 }
 
 /// The largest of those, so many at a time.

@@ -41,11 +41,20 @@ impl Run<'_> {
     /// Does all of a step to what the output's format makes of it.
     pub(super) fn whole(&self, number: usize, step: &Step, recode: &Recode) -> Result<Finished> {
         let edited = Edited::new(self.inputs, recode)?;
-        let rows = 0..recode.from.weight.geometry().rows;
-        let wanted = Wanted::of(recode, &edited, &rows)?;
         let stored = Order { transposed: recode.is_stored_transposed(), inputs: None };
-        let Start { parts, values, .. } = self.start(recode, &edited, (&wanted, &rows), &stored)?;
-        self.finish((number, step, recode), (&stored, &rows), (&wanted, &values), parts)
+        let mut all = Finished { step: number, sums: None, kept: None, late: Vec::new() };
+        // A stack matrix by matrix, each of which is turned by itself.
+        for rows in recode.matrices() {
+            let wanted = Wanted::of(recode, &edited, &rows)?;
+            let Start { parts, values, .. } = self.start(recode, &edited, (&wanted, &rows), &stored)?;
+            let one = self.finish((number, step, recode), (&stored, &rows), (&wanted, &values), parts)?;
+            match (&mut all.sums, one.sums) {
+                (Some(sums), Some(own)) => sums.add(&own),
+                (sums, own) => *sums = own,
+            }
+            all.late.extend(one.late);
+        }
+        Ok(all)
     }
 
     /// Does all of a step, or one matrix of a stack, with a method and the moments of its inputs. Says too how large the adapter's output was.
@@ -86,7 +95,7 @@ impl Run<'_> {
         drop((base, target));
         let values = stored.to_stored(order.undo_columns(values, inputs), inputs);
         // What is written has as many rows, but for one whose rows become columns.
-        let all = if recode.turned { 0..weight.geometry().rows } else { rows.clone() };
+        let all = recode.written_rows(&rows);
         let mut written = vec![Vec::new(); parts.len()];
         on_grid(weight.as_ref())?.store(&views, all.clone(), &values, Some(&grid), &mut written);
         // What belongs to the weight as a whole and did not change.
@@ -121,19 +130,19 @@ impl Run<'_> {
             return Err(explain(recode, step, rows.start, recode.to.geometry().cols, (&base, &target, &output)));
         }
         let places = Places { plan: self.plan, output: self.output };
-        let late = match recode.stack {
-            None => places.put_uncut(step, parts.into_iter().enumerate())?,
-            Some(_) => {
-                for (part, mut bytes) in parts.into_iter().enumerate() {
-                    match recode.to.part_rows(part, rows) {
-                        Some(at) => places.put(step, part, at.start, &mut bytes)?,
-                        // What all matrices share stays what it is: the first brings it.
-                        None if rows.start == 0 => places.put(step, part, 0, &mut bytes)?,
-                        None => {}
-                    }
+        let late = if recode.stack.is_none() && rows.len() == recode.from.weight.geometry().rows {
+            places.put_uncut(step, parts.into_iter().enumerate())?
+        } else {
+            let written = recode.written_rows(rows);
+            for (part, mut bytes) in parts.into_iter().enumerate() {
+                match recode.to.part_rows(part, &written) {
+                    Some(at) => places.put(step, part, at.start, &mut bytes)?,
+                    // What all matrices share stays what it is: the first brings it.
+                    None if rows.start == 0 => places.put(step, part, 0, &mut bytes)?,
+                    None => {}
                 }
-                Vec::new()
             }
+            Vec::new()
         };
         let sums = Sums { elements: output.len() as u64, differences };
         Ok(Finished { step: number, sums: Some(sums), kept: None, late })
@@ -152,7 +161,7 @@ impl Run<'_> {
             return Ok(Start { weight: Arc::clone(&recode.to), parts, values: wanted.base.clone() });
         }
         let (geometry, fresh) = (recode.to.geometry(), writer(recode.to.as_ref())?);
-        let all = if recode.turned { 0..geometry.rows } else { rows.clone() };
+        let all = recode.written_rows(rows);
         let target = match stored.transposed {
             true => Cow::Owned(stored.to_stored(wanted.target.clone(), recode.inputs())),
             false => Cow::Borrowed(&wanted.target),

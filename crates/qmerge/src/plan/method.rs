@@ -127,6 +127,9 @@ impl<'a> Chooser<'a> {
 
     /// What it has in the end: a method that goes by a weight's inputs needs to know them, and something to choose.
     pub(super) fn settled(&self, recode: &Recode) -> &'static dyn Rounding {
+        if recode.turned && recode.to.shape().len() == 3 {
+            return round::NEAREST;
+        }
         let whole = recode.rounding.whole().is_some();
         let is_left_open = match self.asked {
             Method::Auto => true,

@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Inputs, Options, Plan};
-use crate::arch::Role;
-use crate::error::{Result, usage};
+use crate::arch::{self, Role};
+use crate::error::{Result, unsupported, usage};
 use crate::formats::{self, Claim, Format, Settings, Weight};
 use crate::report::WeightReport;
 
@@ -114,8 +114,22 @@ pub fn refuse_promotion(inputs: &Inputs, options: &Options) -> Result<()> {
         export.ending() == ".gguf" && export.quantizes()
     });
     if into_gguf {
-        return Ok(());
+        return refuse_mixture(inputs);
     }
     Err(usage("--promote gives single weights another type, which GGUF files of quantized types alone have room for")
         .with_hint("merge into a GGUF file: with a base in GGUF, or with --to and one of its types, as --to q4_k_m"))
+}
+
+/// The experts of a layer lie in one tensor of a GGUF file, of which no part can take another type.
+fn refuse_mixture(inputs: &Inputs) -> Result<()> {
+    let is_of_experts = |claim: &&Claim| {
+        let name = claim.weight.name();
+        let is_stack = claim.weight.shape().len() == 3 && !name.contains("conv");
+        is_stack || name.split('.').any(|part| part == "experts" || part == arch::SWITCH)
+    };
+    let Some(claim) = inputs.inventory.weights.iter().find(is_of_experts) else { return Ok(()) };
+    Err(unsupported("--promote of a mixture of experts: those of a layer lie in one tensor of a GGUF file")
+        .in_file(&inputs.base.path)
+        .in_tensor(claim.weight.name())
+        .with_hint("leave it out, or give all weights more bits: --to q5_k_m, --to q6_k"))
 }

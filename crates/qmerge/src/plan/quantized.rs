@@ -69,8 +69,14 @@ impl<'a> Quantized<'a> {
 
 /// True if the dimensions of a weight change places as it is stored in another way, be that as the family has what is plain (`has_family_order`) or not: Conv1D layers have (in, out)
 /// then, and (out, in) where they are quantized, or in another container.
+/// So do those of the matrices of stacks that are codes, where the family has inputs as rows.
 pub(super) fn is_reversed(names: &Names<'_>, weight: &dyn Weight, has_family_order: bool) -> bool {
-    weight.has_family_order() != has_family_order && weight.shape().len() == 2 && is_conv1d(names, weight.name())
+    let changes = weight.has_family_order() != has_family_order;
+    match weight.shape().len() {
+        2 => changes && is_conv1d(names, weight.name()),
+        3 => changes && has_family_order && names.arch.stacks_inputs_as_rows(),
+        _ => false,
+    }
 }
 
 /// True if the rows of a weight, which the model has under that name, are inputs: as its format stores it, or as the family stores what is plain (Conv1D).

@@ -94,6 +94,27 @@ impl Recode {
         self.from.weight.geometry().rows / self.stack.unwrap_or(1).max(1)
     }
 
+    /// The rows of each matrix of a stack, or all.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let rows = self.from.weight.geometry().rows;
+        let each = (rows / self.stacked()).max(1);
+        (0..rows).step_by(each).map(move |start| start..start + each)
+    }
+
+    /// The rows that are written of some matrices, where those that are read are these.
+    pub(crate) fn written_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        if !self.turned {
+            return rows.clone();
+        }
+        let [read, written] = [&self.from.weight, &self.to].map(|weight| weight.geometry().rows / self.stacked());
+        rows.start / read.max(1) * written..rows.end / read.max(1) * written
+    }
+
+    /// The number of matrices.
+    pub(crate) fn stacked(&self) -> usize {
+        if let [matrices, _, _] = *self.from.weight.shape() { matrices.max(1) } else { 1 }
+    }
+
     /// The rows of one matrix, or of the only one.
     pub(crate) fn rows_of(&self, matrix: Option<usize>) -> Range<usize> {
         let (rows, number) = (self.matrix_rows(), matrix.unwrap_or(0));
@@ -225,6 +246,8 @@ impl Builder<'_, '_> {
         };
         let stored_name = view.as_ref().map_or(name, |view| view.stored.as_str());
         let importance = target.as_ref().and_then(|target| target.importance.clone());
+        let is_stack = shape.len() == 3 && view.is_none();
+        let is_turned_stack = is_stack && target.as_ref().is_some_and(|target| target.reversed);
         let woven = view.clone().and_then(|view| Some((view.weave.clone()?, view)));
         let to: Arc<dyn Weight> = match (target, stores_as, woven) {
             (Some(target), _, Some(woven)) => {
@@ -245,7 +268,10 @@ impl Builder<'_, '_> {
             }
             (Some(TargetFormat { format, reversed, .. }), ..) => {
                 let settings = &options.settings;
-                let mut shape: Vec<usize> = if reversed { shape.iter().rev().copied().collect() } else { shape };
+                let mut shape = shape;
+                if let (true, [.., rows, cols]) = (reversed, shape.as_mut_slice()) {
+                    std::mem::swap(rows, cols);
+                }
                 if let (Some(view), Some(rows)) = (&view, shape.first_mut()) {
                     *rows = rows.saturating_add(view.padding);
                 }
@@ -276,7 +302,10 @@ impl Builder<'_, '_> {
             Some(view) if to.view().is_none() => Arc::new(Viewed::new(to, view)),
             _ => to,
         };
-        let turned = from.weight.shape().len() == 2 && is_transposed(names, name, to.as_ref()) != own_transposed;
+        let turned = match from.weight.shape().len() {
+            2 => is_transposed(names, name, to.as_ref()) != own_transposed,
+            _ => is_turned_stack,
+        };
         // The same view of rows on both sides, so that chunks agree.
         let to = if to.geometry().rows == geometry.rows || turned {
             to

@@ -10,7 +10,7 @@ use qmerge::error::Result;
 use qmerge::formats::{self, Claim, Reader};
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan};
+use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan, refuse_promotion};
 use qmerge::progress::Silent;
 use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take, matrix_name};
 use safetensors::tensor::{Dtype, TensorView};
@@ -218,53 +218,96 @@ fn matrices_in_files_are_rounded_by_what_each_is_given() {
     std::fs::remove_dir_all(root).unwrap();
 }
 
-/// gpt-oss' blocks under exponents of their own, and 8-bit floats under scales of tiles, which all matrices of a stack have in one tensor.
+const MODULE: &str = "model.layers.0.mlp.experts";
+const MXFP4: &str = r#"{"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}"#;
+const FP8: &str =
+    r#"{"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}"#;
+
+/// A folder with stacks of one layer: gpt-oss' blocks under exponents of their own, or 8-bit floats under scales of tiles, which all matrices of a stack have in one tensor.
+fn folder(base: &Path, config: &str) {
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (number, (name, outputs)) in [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)].into_iter().enumerate() {
+        let (name, count) = (format!("{MODULE}.{name}"), EXPERTS * outputs * WIDTH);
+        let own = |count: usize| numbers(count, 40 + number as u32);
+        if config == MXFP4 {
+            let blocks = own(count / 2).iter().map(|x| (x.abs() * 256.0) as u8).collect();
+            tensors.push((format!("{name}_blocks"), Dtype::U8, vec![EXPERTS, outputs, 1, 16], blocks));
+            let exponents = vec![121; EXPERTS * outputs];
+            tensors.push((format!("{name}_scales"), Dtype::U8, vec![EXPERTS, outputs, 1], exponents));
+        } else {
+            // None of these is NaN.
+            let code = |x: &f32| ((x.abs() * 100.0) as u8) | if *x < 0.0 { 0x80 } else { 0 };
+            let codes = own(count).iter().map(code).collect();
+            let tiles = [EXPERTS, outputs / 16, WIDTH / 16];
+            let scales = own(tiles.iter().product()).iter().flat_map(|x| (0.002 + 0.001 * x).to_le_bytes()).collect();
+            tensors.push((name.clone(), Dtype::F8_E4M3, vec![EXPERTS, outputs, WIDTH], codes));
+            tensors.push((format!("{name}_scale_inv"), Dtype::F32, tiles.to_vec(), scales));
+        }
+    }
+    std::fs::create_dir_all(base).unwrap();
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &base.join("model.safetensors")).unwrap();
+    std::fs::write(base.join("config.json"), config).unwrap();
+}
+
 #[test]
 fn matrices_in_folders_are_rounded_by_what_each_is_given() {
-    const MODULE: &str = "model.layers.0.mlp.experts";
     let root = place("folders");
-    let codes = |count: usize, seed: u32, most: f32| -> Vec<u8> {
-        numbers(count, seed).iter().map(|x| ((x.abs() * most) as u8) | if *x < 0.0 { 0x80 } else { 0 }).collect()
-    };
-    for (kind, config) in [
-        ("mxfp4", r#"{"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}"#),
-        (
-            "fp8",
-            r#"{"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}"#,
-        ),
-    ] {
-        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        for (number, (name, outputs)) in [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)].into_iter().enumerate() {
-            let (name, seed, count) = (format!("{MODULE}.{name}"), 40 + number as u32, EXPERTS * outputs * WIDTH);
-            if kind == "mxfp4" {
-                let blocks = numbers(count / 2, seed).iter().map(|x| (x.abs() * 256.0) as u8).collect();
-                tensors.push((format!("{name}_blocks"), Dtype::U8, vec![EXPERTS, outputs, 1, 16], blocks));
-                tensors.push((
-                    format!("{name}_scales"),
-                    Dtype::U8,
-                    vec![EXPERTS, outputs, 1],
-                    vec![121; EXPERTS * outputs],
-                ));
-            } else {
-                // From 1 to 16 times 2^-6, and no NaN.
-                let tiles = [EXPERTS, outputs / 16, WIDTH / 16];
-                let scales = numbers(tiles.iter().product(), seed + 9)
-                    .iter()
-                    .flat_map(|x| (0.002 + 0.001 * x).to_le_bytes())
-                    .collect();
-                tensors.push((name.clone(), Dtype::F8_E4M3, vec![EXPERTS, outputs, WIDTH], codes(count, seed, 100.0)));
-                tensors.push((format!("{name}_scale_inv"), Dtype::F32, tiles.to_vec(), scales));
-            }
-        }
-        let base = root.join(kind);
-        std::fs::create_dir_all(&base).unwrap();
-        let views = tensors
-            .iter()
-            .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-        safetensors::serialize_to_file(views, None, &base.join("model.safetensors")).unwrap();
-        std::fs::write(base.join("config.json"), config).unwrap();
-        let (adapter, output) = (root.join("lora"), root.join("merged"));
-        Case { title: kind, base: &base, adapter: &adapter, module: MODULE, export: None, output: &output }.check();
+    for (title, config) in [("mxfp4", MXFP4), ("fp8", FP8)] {
+        let (base, adapter, output) = (root.join(title), root.join("lora"), root.join("merged"));
+        folder(&base, config);
+        Case { title, base: &base, adapter: &adapter, module: MODULE, export: None, output: &output }.check();
     }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+/// Values of all rows of a weight.
+fn read(checkpoint: &Checkpoint, claim: &Claim) -> Vec<f32> {
+    let mut values = Vec::new();
+    Reader::new(checkpoint, claim).unwrap().rows(&(0..claim.weight.geometry().rows), &mut values).unwrap();
+    values
+}
+
+/// gpt-oss' codes have outputs as rows, and inputs are rows of its stacks where they are plain.
+#[test]
+fn stacks_of_codes_become_what_the_family_has() {
+    let (root, run) = (place("turned"), RunOptions::default());
+    let (base, output) = (root.join("base"), root.join("plain"));
+    folder(&base, MXFP4);
+    let inputs = Inputs::new(Checkpoint::open(&base).unwrap(), vec![adapter(&root.join("lora"), MODULE)]).unwrap();
+    let options = Options { to: Some(formats::by_id("bf16").unwrap()), ..Options::default() };
+    let plan = Plan::new(&inputs, &options).unwrap();
+    merge::run(&inputs, &plan, None, &output, &run, &Silent).unwrap();
+    let checkpoint = Checkpoint::open(&output).unwrap();
+    let written = formats::inventory(&checkpoint).unwrap();
+    for (name, outputs) in [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)] {
+        let name = format!("{MODULE}.{name}");
+        let claim = written.weights.iter().find(|claim| claim.weight.name() == name).unwrap();
+        assert_eq!(claim.weight.shape(), [EXPERTS, WIDTH, outputs], "{name}");
+        let step = plan.steps.iter().find(|step| step.name == name).unwrap();
+        let Action::Recode(recode) = &step.action else { panic!("{name} is copied") };
+        let (mut before, mut wanted) = (Vec::new(), Vec::new());
+        Edited::new(&inputs, recode).unwrap().rows(&(0..EXPERTS * outputs), &mut before, &mut wanted).unwrap();
+        let nearest = |x: &f32| half::bf16::from_f32(*x).to_f32();
+        let matrices = wanted.chunks(outputs * WIDTH).flat_map(|matrix| turned(matrix, outputs));
+        assert!(read(&checkpoint, claim) == matrices.map(|x| nearest(&x)).collect::<Vec<_>>(), "{name}");
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+/// One expert's type is its layer's.
+#[test]
+fn single_experts_take_no_other_type() {
+    let root = place("promoted");
+    let inputs = Inputs::new(
+        Checkpoint::open("testdata/gguf/made/gptoss".as_ref()).unwrap(),
+        vec![adapter(&root.join("lora"), MODULE)],
+    )
+    .unwrap();
+    let export = EXPORTS.iter().copied().find(|export| export.id() == "q4_0");
+    let error = refuse_promotion(&inputs, &Options { export, ..Options::default() }).unwrap_err().to_string();
+    assert!(error.contains("mixture of experts") && error.contains("lie in one tensor"), "{error}");
     std::fs::remove_dir_all(root).unwrap();
 }

@@ -124,8 +124,9 @@ fn say_hybrid(said: &mut Said, model: &Model<'_>) -> Result<()> {
     said.float("rope.freq_base", model.rope.theta);
     said.float(model.eps_key, model.eps);
     said.count("expert_count", 0);
-    if let Some(used) = fields.count_if("num_experts_per_tok")? {
-        said.count("expert_used_count", used);
+    // It has none, whatever the configuration says of them: llama.cpp ends its program where more serve than there are.
+    if fields.count_if("num_experts_per_tok")?.is_some() {
+        said.count("expert_used_count", 0);
     }
     said.file_type(model);
     said.count("vocab_size", model.tokens);

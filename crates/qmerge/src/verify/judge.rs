@@ -98,6 +98,8 @@ fn judge_rounded(loss: &Loss, rounded: &Rounded, base_is_plain: bool, options: &
         } else {
             State::Undecided
         }
+    } else if rounded.beyond > 0 && rounded.far == 0 && as_rounded && se <= EVIDENCE {
+        State::Moved
     } else if rounded.beyond > 0 && (is_other || as_rounded) {
         State::Differs
     } else if se > EVIDENCE {

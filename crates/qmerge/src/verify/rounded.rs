@@ -12,11 +12,16 @@ const LEAST: f32 = 6e-8;
 /// What a tool that multiplies in 16 bits may get wrong of a value of the delta, and of the size of its neighbours, which it is summed up from.
 const PRODUCT: f32 = 1.0 / 16.0;
 
+/// Half steps at the size of a row's values that a method which goes by the layer's outputs moves any of them by: a small value makes up for what large ones lost.
+const CARRIED: f32 = 4.0;
+
 /// Of one weight, or a part of it.
 #[derive(Clone, Copy)]
 pub(super) struct Rounded {
     /// Values that no rounding of base + delta to 16 bits gives.
     pub(super) beyond: u64,
+    /// Those of them that no such method chose.
+    pub(super) far: u64,
     /// Values that are the base's but for such a rounding.
     pub(super) kept: u64,
     /// W0, T and T rounded to the nearest.
@@ -27,11 +32,12 @@ pub(super) struct Rounded {
 
 impl Rounded {
     pub(super) fn zero() -> Self {
-        Self { beyond: 0, kept: 0, nearest: Sums::zero(), twice: Sums::zero() }
+        Self { beyond: 0, far: 0, kept: 0, nearest: Sums::zero(), twice: Sums::zero() }
     }
 
     pub(super) fn add(&mut self, other: &Self) {
         self.beyond += other.beyond;
+        self.far += other.far;
         self.kept += other.kept;
         self.nearest.add(&other.nearest);
         self.twice.add(&other.twice);
@@ -48,19 +54,21 @@ impl Rounded {
         round_to(Dtype::BF16, &mut twice);
         let (nearest, twice) = (sums(&nearest), sums(&twice));
         let (size, step) = (nearest.loss().delta_rms as f32, times as f32 * HALF_STEP);
-        let (mut beyond, mut kept) = (0, 0);
+        let (mut beyond, mut far, mut kept) = (0, 0, 0);
         let cols = cols.max(1);
         for ((w, t), m) in w.chunks(cols).zip(t.chunks(cols)).zip(m.chunks(cols)) {
             let squares: f32 = w.iter().zip(t).map(|(w, t)| (t - w) * (t - w)).sum();
             let size = size.max((squares / cols as f32).sqrt());
+            let row = (w.iter().map(|w| w * w).sum::<f32>() / cols as f32).sqrt();
             for ((w, t), m) in w.iter().zip(t).zip(m) {
                 let delta = (t - w).abs();
                 let allowed = step * (w.abs() + delta) + PRODUCT * (delta + size) + LEAST;
                 beyond += u64::from((m - t).abs() > allowed);
+                far += u64::from((m - t).abs() > allowed + CARRIED * HALF_STEP * row);
                 kept += u64::from((m - w).abs() <= step * w.abs() + LEAST);
             }
         }
-        Self { beyond, kept, nearest, twice }
+        Self { beyond, far, kept, nearest, twice }
     }
 
     /// The least and the greatest share of the delta that a rounding which was meant to keep it leaves: all of it where values are rounded up or down by chance or

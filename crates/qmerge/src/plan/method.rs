@@ -127,9 +127,6 @@ impl<'a> Chooser<'a> {
 
     /// What it has in the end: a method that goes by a weight's inputs needs to know them, and something to choose.
     pub(super) fn settled(&self, recode: &Recode) -> &'static dyn Rounding {
-        if recode.turned && recode.to.shape().len() == 3 {
-            return round::NEAREST;
-        }
         let whole = recode.rounding.whole().is_some();
         let is_left_open = match self.asked {
             Method::Auto => true,
@@ -137,6 +134,9 @@ impl<'a> Chooser<'a> {
         };
         if whole && (recode.stack.is_some() || self.data.knows(recode.to.name())) && is_whole(recode) {
             recode.rounding
+        } else if recode.turned {
+            // It does not go by in rows, which other methods draw for or carry errors along.
+            round::NEAREST
         } else if whole {
             recode.streamed()
         } else if recode.to.is_plain() && is_left_open {

@@ -127,6 +127,7 @@ impl Recode {
         let is_cut = (0..own.parts().len()).all(|part| own.part_rows(part, &(0..rows)).is_some());
         let steps = [own.geometry().row_step, self.from.weight.geometry().row_step];
         self.stack.is_some()
+            && !self.turned
             && steps.iter().all(|step| rows.is_multiple_of((*step).max(1)))
             && (own.is_plain() || self.begins_at_base() || is_cut && !self.is_surveyed())
     }

@@ -288,6 +288,7 @@ fn stacks_of_codes_become_what_the_family_has() {
         assert_eq!(claim.weight.shape(), [EXPERTS, WIDTH, outputs], "{name}");
         let step = plan.steps.iter().find(|step| step.name == name).unwrap();
         let Action::Recode(recode) = &step.action else { panic!("{name} is copied") };
+        assert_eq!(recode.rounding.id(), "nearest", "{name}");
         let (mut before, mut wanted) = (Vec::new(), Vec::new());
         Edited::new(&inputs, recode).unwrap().rows(&(0..EXPERTS * outputs), &mut before, &mut wanted).unwrap();
         let nearest = |x: &f32| half::bf16::from_f32(*x).to_f32();

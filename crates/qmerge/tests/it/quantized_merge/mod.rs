@@ -222,6 +222,23 @@ fn every_method_rounds_every_format() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// What is said of weights whose rows become columns is what is done: they take the nearest values, whatever was asked for.
+#[test]
+fn rows_that_become_columns_take_the_nearest_values() {
+    let root = std::env::temp_dir().join(format!("qmerge-columns-{}", std::process::id()));
+    let (_, kind) = kinds().into_iter().find(|(format, _)| *format == "gptq").unwrap();
+    let adapter = Adapter::open(&testdata("adapters/plain"), 1.0).unwrap();
+    let inputs = Inputs::new(base(&root, &kind), vec![adapter]).unwrap();
+    let stochastic = round::by_id("stochastic").unwrap();
+    for method in [Method::Auto, Method::Named(stochastic)] {
+        let to = Some(formats::by_id("bf16").unwrap());
+        let plan = Plan::new(&inputs, &Options { rounding: method, to, ..Options::default() }).unwrap();
+        let turned: Vec<_> = plan.recodes().filter(|recode| recode.turned).collect();
+        assert!(turned.len() == 14 && turned.iter().all(|recode| recode.rounding.id() == "nearest"), "{method:?}");
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
 /// Every code that is no number is found where it is stored, and none is written.
 #[test]
 fn codes_that_are_no_numbers_are_named() {

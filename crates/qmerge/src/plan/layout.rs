@@ -266,7 +266,7 @@ fn sort(items: &mut [Item], container: &dyn WriteContainer) {
         items.sort_by(|a, b| {
             let late = |item: &Item| item.tensor.shape.is_none();
             let (one, other) = ((a.tensor.dtype, &*a.tensor.name), (b.tensor.dtype, &*b.tensor.name));
-            late(a).cmp(&late(b)).then_with(|| container.order(one, other))
+            late(a).cmp(&late(b)).then_with(|| container.order(one, other)).then(a.place.cmp(&b.place))
         });
     }
 }

@@ -2,15 +2,18 @@
 //!
 //! Which those are is no matter of names and shapes: a first run of the plan without them, whose output goes nowhere, says what each weight loses. The choice is then an option of the plan, so
 //! that a plan stays a function of what it is given, and the second run is like any other.
+//!
+//! A tensor has one type, so what lies in one goes together: the experts of a layer, also those that no adapter changes.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Inputs, Options, Plan};
-use crate::arch::{self, Role};
-use crate::error::{Result, unsupported, usage};
-use crate::formats::{self, Claim, Format, Settings, Weight};
+use super::{Action, Inputs, Options, Plan, Step};
+use crate::arch::Role;
+use crate::error::{Result, usage};
+use crate::formats::{self, Format, Settings, Weight};
+use crate::open::gguf::expert;
 use crate::report::WeightReport;
 
 /// What weights go to a wider type.
@@ -18,8 +21,8 @@ use crate::report::WeightReport;
 pub struct Promotion {
     /// The type; `None` for the next wider one of each weight's own.
     pub to: Option<&'static dyn Format>,
-    /// The weights, by name, beside those that cannot be written as they are stored.
-    pub weights: Arc<HashSet<String>>,
+    /// The tensors of the output, by name, beside those that cannot be written as they are stored.
+    pub tensors: Arc<HashSet<String>>,
 }
 
 /// Types by what follows them: for rows of whole blocks of 256, and for others.
@@ -54,56 +57,91 @@ fn bytes_in(format: &dyn Format, weight: &dyn Weight) -> Option<u64> {
 
 impl fmt::Debug for Promotion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}", self.weights.len(), self.to.map_or("auto", Format::id))
+        write!(f, "{} to {}", self.tensors.len(), self.to.map_or("auto", Format::id))
+    }
+}
+
+/// The tensor of a file that a part of a weight lies in, which experts share.
+pub(super) fn tensor_of(part: &str) -> String {
+    expert(part).map_or_else(|| part.to_owned(), |(stack, _)| stack)
+}
+
+/// The tensors that a step writes.
+fn tensors_of(step: &Step) -> HashSet<String> {
+    match &step.action {
+        Action::Copy { entry } => HashSet::from([tensor_of(&entry.name)]),
+        Action::Recode(recode) => recode.to.parts().iter().map(|part| tensor_of(&part.name)).collect(),
+        Action::Constant(constant) => HashSet::from([constant.name.clone()]),
+    }
+}
+
+/// A tensor that may take a wider type.
+#[derive(Default)]
+struct Candidate {
+    /// What its weights lose, where that is known.
+    losses: Vec<f64>,
+    /// Bytes that it takes more.
+    more: u64,
+}
+
+impl Candidate {
+    fn loss(&self) -> f64 {
+        self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64
     }
 }
 
 impl Promotion {
     /// True if nothing goes to another type that need not.
     pub(super) fn is_idle(&self) -> bool {
-        self.to.is_none() && self.weights.is_empty()
+        self.to.is_none() && self.tensors.is_empty()
     }
 
-    /// The format of a weight that an adapter changes, and that would else be stored in `format`, if it takes another.
-    pub(super) fn of(&self, claim: &Claim, format: &str, is_moved: bool) -> Option<&'static dyn Format> {
-        let weight = claim.weight.as_ref();
-        let must = !is_moved && weight.writer().is_none();
-        if !must && !self.weights.contains(weight.name()) {
-            return None;
-        }
-        self.to.filter(|to| takes(*to, weight.shape())).or_else(|| wider(format, weight.shape()))
+    /// The type of a tensor of such dimensions that would else be stored in `format`, if there is a wider one that takes them.
+    pub(super) fn next(&self, shape: &[usize], format: &str) -> Option<&'static dyn Format> {
+        self.to.filter(|to| takes(*to, shape)).or_else(|| wider(format, shape))
     }
 
-    /// Of the weights of a plan that was run, those that lose most, as far as the bytes that they take more do not exceed that share of the output's.
+    /// Of the tensors of a plan that was run, those that lose most, as far as the bytes that they take more do not exceed that share of the output's.
     ///
-    /// A weight's loss is what rounding leaves of ‖E‖² for each ‖D‖², in the metric of its inputs where they are known. The worst comes first; one that does not fit is passed over. Ties are broken
-    /// by the order of the plan, so the choice is a function of the plan and its figures.
+    /// A weight's loss is what rounding leaves of ‖E‖² for each ‖D‖², in the metric of its inputs where they are known; that of a tensor of several the mean of theirs. The worst comes first; one
+    /// that does not fit is passed over. Ties are broken by the order of the plan, so the choice is a function of the plan and its figures.
     pub fn chosen(&self, plan: &Plan, figures: &[WeightReport], budget: f64) -> Self {
         let squared = |noise: f64| noise * noise;
         let losses: HashMap<&str, f64> = figures
             .iter()
             .filter_map(|weight| Some((&*weight.name, weight.noise_output.or(weight.noise_to_delta.map(squared))?)))
             .collect();
-        let mut candidates: Vec<(f64, usize, &str, u64)> = Vec::new();
-        for (number, recode) in plan.recodes().filter(|recode| !recode.edits.is_empty()).enumerate() {
+        let mut sharing: HashMap<String, u64> = HashMap::new();
+        plan.steps.iter().flat_map(tensors_of).for_each(|tensor| *sharing.entry(tensor).or_default() += 1);
+        let mut order = Vec::new();
+        let mut candidates: HashMap<String, Candidate> = HashMap::new();
+        for recode in plan.recodes().filter(|recode| !recode.edits.is_empty()) {
             let (weight, own) = (recode.to.as_ref(), recode.to.format());
-            let to = self.to.filter(|to| takes(*to, weight.shape())).or_else(|| wider(own, weight.shape()));
+            let to = self.next(weight.shape(), own).filter(|to| to.id() != own);
             let have: u64 = weight.parts().iter().map(|part| part.bytes).sum();
-            let more = to.filter(|to| to.id() != own).and_then(|to| bytes_in(to, weight)?.checked_sub(have));
-            if let (Some(more), Some(loss)) = (more.filter(|more| *more > 0), losses.get(weight.name())) {
-                candidates.push((*loss, number, weight.name(), more));
+            let more = to.and_then(|to| bytes_in(to, weight)?.checked_sub(have)).filter(|more| *more > 0);
+            let tensor = weight.parts().first().map(|part| tensor_of(&part.name));
+            if let (Some(more), Some(loss), Some(tensor)) = (more, losses.get(weight.name()), tensor) {
+                let candidate = candidates.entry(tensor.clone()).or_default();
+                candidate.losses.push(*loss);
+                candidate.more = more.saturating_mul(sharing.get(&tensor).copied().unwrap_or(1));
+                if candidate.losses.len() == 1 {
+                    order.push(tensor);
+                }
             }
         }
-        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let loss = |tensor: &String| candidates.get(tensor).map_or(0.0, Candidate::loss);
+        // Sorting is stable.
+        order.sort_by(|a, b| loss(b).total_cmp(&loss(a)));
         let mut left = (budget * plan.output_bytes() as f64) as u64;
-        let mut weights = HashSet::new();
-        for (.., name, more) in candidates {
-            if let Some(rest) = left.checked_sub(more) {
+        let mut tensors = HashSet::new();
+        for tensor in order {
+            if let Some(rest) = candidates.get(&tensor).and_then(|candidate| left.checked_sub(candidate.more)) {
                 left = rest;
-                weights.insert(name.to_owned());
+                tensors.insert(tensor);
             }
         }
-        Self { weights: Arc::new(weights), ..self.clone() }
+        Self { tensors: Arc::new(tensors), ..self.clone() }
     }
 }
 
@@ -114,22 +152,8 @@ pub fn refuse_promotion(inputs: &Inputs, options: &Options) -> Result<()> {
         export.ending() == ".gguf" && export.quantizes()
     });
     if into_gguf {
-        return refuse_mixture(inputs);
+        return Ok(());
     }
     Err(usage("--promote gives single weights another type, which GGUF files of quantized types alone have room for")
         .with_hint("merge into a GGUF file: with a base in GGUF, or with --to and one of its types, as --to q4_k_m"))
-}
-
-/// The experts of a layer lie in one tensor of a GGUF file, of which no part can take another type.
-fn refuse_mixture(inputs: &Inputs) -> Result<()> {
-    let is_of_experts = |claim: &&Claim| {
-        let name = claim.weight.name();
-        let is_stack = claim.weight.shape().len() == 3 && !name.contains("conv");
-        is_stack || name.split('.').any(|part| part == "experts" || part == arch::SWITCH)
-    };
-    let Some(claim) = inputs.inventory.weights.iter().find(is_of_experts) else { return Ok(()) };
-    Err(unsupported("--promote of a mixture of experts: those of a layer lie in one tensor of a GGUF file")
-        .in_file(&inputs.base.path)
-        .in_tensor(claim.weight.name())
-        .with_hint("leave it out, or give all weights more bits: --to q5_k_m, --to q6_k"))
 }

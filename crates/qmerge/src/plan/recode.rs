@@ -172,7 +172,7 @@ impl Builder<'_, '_> {
     pub(super) fn recode(&self, wanted: &mut Wanted, claim: &Claim) -> Result<Option<Recode>> {
         let name = claim.weight.name();
         let touched = wanted.touches(name);
-        let target = self.targets.of(name, claim, touched);
+        let target = self.targets.of(name, claim);
         if !touched && target.is_none() {
             return Ok(None);
         }
@@ -181,7 +181,7 @@ impl Builder<'_, '_> {
 
     /// A weight that parts from the one it was tied to: that one's values, or the adapter's own, with its edits.
     pub(super) fn apart(&self, wanted: &mut Wanted, name: &str, source: &Claim) -> Result<Recode> {
-        self.build(wanted, name, source, self.targets.of(name, source, false))
+        self.build(wanted, name, source, self.targets.of(name, source))
     }
 
     /// A tensor that the base lacks, in the type that the rest of the model has.

@@ -165,11 +165,11 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         Model { inputs, options, names, quantized: &quantized, weights: &weights, change: &config, has_additions };
     let exported = options.export.map(|export| export.export(&model)).transpose()?;
     warnings.extend(exported.iter().flat_map(|exported| exported.warnings.clone()));
-    let targets = Targets { options, names, quantized: &quantized, exported: exported.as_ref() };
+    let targets = Targets::new((options, names), &quantized, exported.as_ref(), |name| wanted.touches(name));
     let coarse = inputs.inventory.weights.iter().filter_map(|claim| {
         let name = claim.weight.name();
         let touched = wanted.touches(name);
-        let target = targets.of(name, claim, touched);
+        let target = targets.of(name, claim);
         let changes = target.is_some() || touched;
         (changes && is_coarse(target.as_ref(), claim)).then_some(claim.weight.as_ref())
     });

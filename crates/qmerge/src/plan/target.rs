@@ -2,13 +2,15 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Options;
 use super::export::{self, Destination, Exported};
+use super::promote::tensor_of;
 use super::quantized::{Quantized, is_reversed};
 use crate::adapters::Names;
-use crate::arch::gguf::{View, Weave};
+use crate::arch::gguf::{Piece, View, Weave};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::formats::{self, Claim, Settings, Weight, Woven};
@@ -63,29 +65,73 @@ pub(super) struct Targets<'a, 'n> {
     pub(super) names: &'a Names<'n>,
     pub(super) quantized: &'a Quantized<'n>,
     pub(super) exported: Option<&'a Exported>,
+    /// Tensors that hold what an adapter changes and nobody can write as it is stored.
+    unwritten: HashSet<String>,
 }
 
-impl Targets<'_, '_> {
-    /// What the weight of that name becomes, whose values a base weight has; `None` where it stays in that one's format. `touched` by an adapter it may take a wider one.
-    pub(super) fn of(&self, name: &str, claim: &Claim, touched: bool) -> Option<TargetFormat> {
-        let target = self.unpromoted(name, claim);
-        let promotion = self.options.promote.as_ref().filter(|_| touched);
-        let own = target.as_ref().map_or(claim.weight.format(), |target| target.format.id());
-        match promotion.and_then(|promotion| promotion.of(claim, own, target.is_some())) {
-            Some(format) => {
-                let view = || claim.weight.view().cloned();
-                let unmoved = || TargetFormat {
-                    format,
-                    reversed: false,
-                    view: view(),
-                    importance: None,
-                    others: Vec::new(),
-                    promoted: true,
-                };
-                Some(TargetFormat { format, promoted: true, ..target.unwrap_or_else(unmoved) })
-            }
-            None => target,
+impl<'a, 'n> Targets<'a, 'n> {
+    /// `touched` says whether an adapter changes the weight of a name.
+    pub(super) fn new(
+        (options, names): (&'a Options, &'a Names<'n>),
+        quantized: &'a Quantized<'n>,
+        exported: Option<&'a Exported>,
+        touched: impl Fn(&str) -> bool,
+    ) -> Self {
+        let mut all = Self { options, names, quantized, exported, unwritten: HashSet::new() };
+        if options.promote.is_some() {
+            let is_unwritten = |claim: &&Claim| {
+                let name = claim.weight.name();
+                claim.weight.writer().is_none() && touched(name) && all.unpromoted(name, claim).is_none()
+            };
+            let tensors = names.weights.iter().filter(is_unwritten).map(|claim| all.tensor(claim.weight.name(), claim));
+            all.unwritten = tensors.collect();
         }
+        all
+    }
+
+    /// The tensor of the output that the weight of that name lies in, or the first of several.
+    fn tensor(&self, name: &str, claim: &Claim) -> String {
+        let stored = match self.exported.and_then(|exported| exported.places.get(name)) {
+            Some(Destination::Tensor { view, .. }) => view.as_ref().map_or(name, |view| &view.stored).to_owned(),
+            _ => match claim.weight.view() {
+                Some(view) => view.named(name).stored,
+                None => claim.weight.parts().first().map_or(name, |part| &part.name).to_owned(),
+            },
+        };
+        tensor_of(&stored)
+    }
+
+    /// What the weight of that name becomes, whose values a base weight has; `None` where it stays in that one's format.
+    pub(super) fn of(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {
+        let target = self.unpromoted(name, claim);
+        self.promoted(name, claim, target.as_ref()).or(target)
+    }
+
+    /// A wider type, for what is to have one.
+    fn promoted(&self, name: &str, claim: &Claim, target: Option<&TargetFormat>) -> Option<TargetFormat> {
+        let promotion = self.options.promote.as_ref()?;
+        let tensor = self.tensor(name, claim);
+        if !promotion.tensors.contains(&tensor) && !self.unwritten.contains(&tensor) {
+            return None;
+        }
+        let view = target.map_or_else(|| claim.weight.view().cloned(), |target| target.view.clone());
+        let own = target.map_or(claim.weight.format(), |target| target.format.id());
+        let next = |piece: Option<&Piece>| {
+            promotion.next(piece.map_or(claim.weight.shape(), |piece| piece.shape.as_slice()), own)
+        };
+        let mut pieces = view.iter().filter_map(|view| view.weave.as_ref()).flat_map(|weave| weave.pieces());
+        let format = next(pieces.next())?;
+        let importance = |number: usize| target?.others.get(number)?.1.clone();
+        let others =
+            pieces.enumerate().map(|(number, piece)| (next(Some(piece)).unwrap_or(format), importance(number)));
+        Some(TargetFormat {
+            format,
+            reversed: target.is_some_and(|target| target.reversed),
+            others: others.collect(),
+            importance: target.and_then(|target| target.importance.clone()),
+            view,
+            promoted: true,
+        })
     }
 
     fn unpromoted(&self, name: &str, claim: &Claim) -> Option<TargetFormat> {

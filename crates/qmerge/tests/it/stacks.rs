@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qmerge::adapters::Adapter;
+use qmerge::dtype;
 use qmerge::edited::Edited;
 use qmerge::error::Result;
-use qmerge::formats::{self, Claim, Reader};
+use qmerge::formats::{self, Claim, Reader, Settings};
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
-use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan, refuse_promotion};
+use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan, Promotion};
 use qmerge::progress::Silent;
 use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take, matrix_name};
 use safetensors::tensor::{Dtype, TensorView};
@@ -298,17 +299,81 @@ fn stacks_of_codes_become_what_the_family_has() {
     std::fs::remove_dir_all(root).unwrap();
 }
 
-/// One expert's type is its layer's.
+/// Bytes of a file's tensors, with their types; of stacks those of each matrix.
+fn tensors(path: &Path) -> HashMap<String, (dtype::Dtype, Vec<u8>)> {
+    let file = Checkpoint::open(path).unwrap();
+    let all = file.entries.iter();
+    all.map(|entry| (entry.name.clone(), (entry.dtype, file.read_small(entry, 1 << 20).unwrap()))).collect()
+}
+
+/// What ggml's encoder makes in Q8_0 of a matrix in Q4_0.
+fn wider(stored: &[u8]) -> Vec<u8> {
+    let of = |id| formats::by_id(id).unwrap().create("w", &[WIDTH, WIDTH], dtype::Dtype::F32, &Settings::default());
+    let mut values = vec![0.0; WIDTH * WIDTH];
+    of("q4_0").unwrap().decode(&[stored], 0..WIDTH, &mut values);
+    let mut encoded = vec![Vec::new()];
+    of("q8_0").unwrap().writer().unwrap().encode(&[None], 0..WIDTH, &values, &mut encoded);
+    encoded.remove(0)
+}
+
+/// Experts of a layer lie in one tensor: what one of them takes all do, also those that no adapter changes.
 #[test]
-fn single_experts_take_no_other_type() {
-    let root = place("promoted");
-    let inputs = Inputs::new(
-        Checkpoint::open("testdata/gguf/made/gptoss".as_ref()).unwrap(),
-        vec![adapter(&root.join("lora"), MODULE)],
-    )
-    .unwrap();
-    let export = EXPORTS.iter().copied().find(|export| export.id() == "q4_0");
-    let error = refuse_promotion(&inputs, &Options { export, ..Options::default() }).unwrap_err().to_string();
-    assert!(error.contains("mixture of experts") && error.contains("lie in one tensor"), "{error}");
+fn experts_take_a_wider_type_together() {
+    let (root, run) = (place("promoted"), RunOptions::default());
+    let export = |id: &str| EXPORTS.iter().copied().find(|export| export.id() == id);
+    let output = root.join("merged.gguf");
+    let merged = |inputs: &Inputs, options: &Options, output: &Path| {
+        remove(output);
+        let plan = Plan::new(inputs, options).unwrap();
+        let report = merge::run(inputs, &plan, None, output, &run, &Silent).unwrap();
+        (plan, report)
+    };
+    for model in ["gptoss", "qwen3moe"] {
+        let folder = PathBuf::from("testdata/gguf/made").join(model);
+        let plain = Inputs::new(Checkpoint::open(&folder).unwrap(), Vec::new()).unwrap();
+        let file = |id: &str| {
+            let file = root.join(format!("{model}-{id}.gguf"));
+            merged(&plain, &Options { export: export(id), ..Options::default() }, &file);
+            file
+        };
+        let (narrow, wide) = (file("q4_0"), file("q8_0"));
+        let wide = tensors(&wide);
+        for (base, to) in [(&narrow, None), (&folder, export("q4_0"))] {
+            let inputs = Checkpoint::open(base).unwrap();
+            let inputs = Inputs::new(inputs, vec![adapter(&root.join("lora"), MODULE)]).unwrap();
+            let rounding = Method::Named(round::by_id("nearest").unwrap());
+            let options = Options { rounding, export: to, ..Options::default() };
+            let (plan, report) = merged(&inputs, &options, &output);
+            let before = tensors(&output);
+            // Room for one stack, of which each matrix takes 34 bytes in place of 18 for 32 values; gpt-oss' gates and ups are one weight.
+            let is_down = |name: &&String| name.starts_with("blk.0.ffn_down_exps.") && name.ends_with(".weight");
+            let experts = before.keys().filter(is_down).count();
+            let (more, most) = ((experts * WIDTH * 16) as f64, plan.output_bytes() as f64);
+            let promotion = Promotion::default();
+            assert_eq!(promotion.chosen(&plan, &report.weights, 0.99 * more / most).tensors.len(), 0, "{model}");
+            let promotion = promotion.chosen(&plan, &report.weights, 1.01 * more / most);
+            let chosen: Vec<&String> = promotion.tensors.iter().collect();
+            assert_eq!(chosen.len(), 1, "{model}: {chosen:?}");
+            let stack = chosen[0].strip_suffix("weight").unwrap();
+            assert!(stack.starts_with("blk.0.ffn_") && stack.ends_with("_exps."), "{stack}");
+            merged(&inputs, &Options { promote: Some(promotion.clone()), ..options }, &output);
+            let after = tensors(&output);
+            assert_eq!(after.len(), before.len(), "{model}");
+            let mut unchanged = 0;
+            for (name, (dtype, bytes)) in &after {
+                let Some(number) = name.strip_prefix(stack).and_then(|rest| rest.strip_suffix(".weight")) else {
+                    assert!(before[name] == (*dtype, bytes.clone()), "{model} {name}");
+                    continue;
+                };
+                assert_eq!(*dtype, dtype::Dtype::Q8_0, "{model} {name}");
+                if !CHANGED.contains(&number.parse().unwrap()) {
+                    let expected = if to.is_some() { wide[name].1.clone() } else { wider(&before[name].1) };
+                    assert!(*bytes == expected, "{model} {name}");
+                    unchanged += 1;
+                }
+            }
+            assert_eq!(unchanged, experts - CHANGED.len(), "{model}");
+        }
+    }
     std::fs::remove_dir_all(root).unwrap();
 }

@@ -109,7 +109,7 @@ impl Site<'_> {
         let Planned { outputs, inputs, change, tensors, .. } = planned;
         let &[_, rows, cols] = self.claim.weight.shape() else { return Ok(Vec::new()) };
         // PEFT reads the module's `is_transposed`; where the matrices are square only the family's row can say.
-        let flagged = names.arch.experts.is_some_and(|experts| match self.claim.weight.has_family_order() {
+        let flagged = names.experts.is_some_and(|experts| match self.claim.weight.has_family_order() {
             true => experts.is_transposed,
             false => experts.is_mistaken,
         });

@@ -151,7 +151,7 @@ impl<'a> Site<'a> {
         if let Some(claim) = names.find(&name)? {
             return Ok(stack(claim).or_else(|| Self::bare(name, claim)));
         }
-        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(family) = names.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, module) else { return Ok(None) };
         let which = usize::from(parameter == arch::DOWN);
         if let Some(claim) = stacked(names, &family, prefix, which)? {
@@ -174,7 +174,7 @@ impl<'a> Site<'a> {
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
         // What is quantized lies as a linear layer does.
-        let turned = claim.weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let turned = claim.weight.has_family_order() && names.experts.is_some_and(|experts| experts.in_out);
         let shape = if turned { (cols, rows) } else { (rows, cols) };
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
     }
@@ -191,7 +191,7 @@ impl<'a> Site<'a> {
 
     /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
     pub(super) fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
-        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.arch.experts) else { return Ok(None) };
+        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.experts) else { return Ok(None) };
         let (stack, leaves) = match path.strip_suffix(arch::SWITCH) {
             Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
             None => (path.to_owned(), ["w1", "w3", "w2"]),
@@ -241,7 +241,7 @@ impl<'a> Site<'a> {
 
     /// One expert's module where the base stacks its experts.
     fn in_stack(names: &Names<'a>, module: &str, (stack, expert, leaf): (&str, usize, &str)) -> Result<Option<Self>> {
-        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(family) = names.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
         let spellings = [family.each, &["gate_proj", "up_proj", "down_proj"], &["w1", "w3", "w2"]];
         let from_last = |each: &&[&str]| Some(each.len() - 1 - each.iter().position(|name| *name == leaf)?);
@@ -319,7 +319,7 @@ fn parameter(
     module: &str,
     (depth, wrappers): (usize, usize),
 ) -> Result<Option<String>> {
-    let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
+    let stacked = names.experts.map_or(["", ""], |experts| experts.stacked);
     let place = |name| match name {
         _ if name == stacked[0] => declared(arch::GATE_UP),
         _ if name == stacked[1] => declared(arch::DOWN),
@@ -327,7 +327,7 @@ fn parameter(
     };
     // A target is the end of a parameter's path, if only its name, and may match nothing: only what the module has is wrapped. Experts
     // have their stacked parameters even where each is stored by itself.
-    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
+    let experts = names.experts.is_some_and(|experts| prefix(&experts, module).is_some());
     let mut parameters: Vec<&str> = Vec::new();
     for target in &adapter.config.target_parameters {
         let name = target.rsplit('.').next().unwrap_or(target);

@@ -92,13 +92,13 @@ pub(super) fn refuse_unused(
     Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
 }
 
-/// What can be done with an adapter of experts where mlx_lm's stacks hold them, of which only its own adapters say which rows are theirs.
+/// What can be done with an adapter of single experts where mlx_lm's stacks hold them.
 fn hint_of_mlx(names: &Names<'_>, first: &str) -> Option<String> {
     let has = |name: &str, own: &str| name.split('.').any(|part| part == own);
     let weights = || names.weights.iter().map(|claim| claim.weight.name());
     let stack = weights().find(|name| has(name, arch::SWITCH)).filter(|_| has(first, "experts"))?;
     Some(format!(
-        "experts lie in MLX's own stacks there (`{stack}`), which take what mlx_lm trains: merge it into the checkpoint that the folder was converted from, and convert the result"
+        "experts lie in MLX's own stacks there (`{stack}`), where they are found by mlx_lm's names and by PEFT's of stacked parameters: merge it into the checkpoint that the folder was converted from, and convert the result"
     ))
 }
 

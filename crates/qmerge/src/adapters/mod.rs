@@ -77,6 +77,7 @@ mod vblora;
 mod vera;
 mod waveft;
 mod wavelets;
+mod wrapped;
 
 use std::fmt::Debug;
 
@@ -103,10 +104,10 @@ use numbers::read_number;
 #[doc(hidden)]
 pub use plan::{ChangePlan, Loader, On, Placed, Planned};
 pub use scales::Scales;
-pub(crate) use site::declared;
 pub(crate) use stacks::{Piece, Stack, router};
 #[doc(hidden)]
 pub use tuned::TaskVector;
+pub(crate) use wrapped::declared;
 
 use crate::edit::Joining;
 use crate::error::Result;

@@ -11,9 +11,9 @@ use std::ops::Range;
 use fancy_regex::Regex;
 
 use super::patterns;
-use crate::arch::{self, Arch, Tie};
+use crate::arch::{self, Arch, Experts, Tie};
 use crate::error::{Result, mismatch, usage};
-use crate::formats::{Claim, arch_of};
+use crate::formats::{Claim, arch_of, experts_of};
 use crate::open::{self, Checkpoint};
 
 /// The names of a base model.
@@ -25,6 +25,8 @@ pub struct Names<'a> {
     pub weights: &'a [Claim],
     /// Its family.
     pub arch: &'static Arch,
+    /// How it has its experts.
+    pub experts: Option<Experts>,
     /// The modules that are one tensor where the model's embeddings are tied, if their names are known.
     pub tie: Option<&'static Tie>,
     /// The model's type, and those of the models that it is made of, by the fields that say so; "" for its own.
@@ -78,6 +80,7 @@ impl<'a> Names<'a> {
             checkpoint,
             weights,
             arch,
+            experts: experts_of(arch, checkpoint.config.as_ref(), weights),
             tie: arch::find_tie(model_type, |module| by_name.contains_key(format!("{module}.weight").as_str())),
             parts,
             by_name,
@@ -243,6 +246,11 @@ impl<'a> Names<'a> {
     /// True for a base of a family that has a row of its own.
     pub(crate) fn is_known(&self) -> bool {
         !self.arch.model_types.is_empty()
+    }
+
+    /// True where stacks of experts lie as (experts, inputs, outputs), as the family stores them.
+    pub(crate) fn stacks_inputs_as_rows(&self) -> bool {
+        self.experts.is_some_and(|experts| experts.in_out)
     }
 
     /// The base's `model_type`.

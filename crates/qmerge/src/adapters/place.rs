@@ -36,6 +36,7 @@ impl Site<'_> {
             _ if planned.on == On::Bias => self.on_bias(module, names, planned),
             Kind::Layer { target, .. } => self.on_layer(module, names, target, planned),
             Kind::Stack { experts } => self.on_stack(names, *experts, planned),
+            Kind::Stacks { experts, stacks } => self.on_stacks(*experts, stacks, &planned),
             Kind::Split(pieces) => self.on_pieces(pieces, &planned),
             Kind::Each { weights, interleaved } => self.on_each(weights, *interleaved, &planned),
             Kind::Within { outputs } => self.on_rows(module, outputs, planned),
@@ -109,7 +110,7 @@ impl Site<'_> {
         let Planned { outputs, inputs, change, tensors, .. } = planned;
         let &[_, rows, cols] = self.claim.weight.shape() else { return Ok(Vec::new()) };
         // PEFT reads the module's `is_transposed`; where the matrices are square only the family's row can say.
-        let flagged = names.arch.experts.is_some_and(|experts| match self.claim.weight.has_family_order() {
+        let flagged = names.experts.is_some_and(|experts| match self.claim.weight.has_family_order() {
             true => experts.is_transposed,
             false => experts.is_mistaken,
         });
@@ -130,6 +131,29 @@ impl Site<'_> {
             matrix: None,
         };
         Ok(vec![self.edit(self.claim, plan, tensors)])
+    }
+
+    fn on_stacks(&self, experts: usize, stacks: &[&Claim], planned: &Planned) -> Result<Vec<PlannedEdit>> {
+        let Planned { outputs, inputs, change, tensors, .. } = planned;
+        let len = outputs / stacks.len().max(1);
+        let mut edits = Vec::new();
+        for (part, claim) in stacks.iter().enumerate() {
+            if claim.weight.shape() != [experts, len, *inputs] || len * stacks.len() != *outputs {
+                return Err(self.misfit_of_one([*outputs, *inputs], claim));
+            }
+            let (take, put) = (part_of(false, part, len, stacks.len()), Stride::first(len));
+            let spot = |e: usize| Spot { rows: e * len..(e + 1) * len, transposed: false, width: len, take, put };
+            let plan = Placed {
+                change: Arc::clone(change),
+                place: Place { spots: (0..experts).map(spot).collect() },
+                matrices: 0..experts,
+                shape: Some((experts * len, *inputs)),
+                part: None,
+                matrix: None,
+            };
+            edits.push(self.edit(claim, plan, tensors.clone()));
+        }
+        Ok(edits)
     }
 
     fn on_pieces(&self, pieces: &[(String, &Claim)], planned: &Planned) -> Result<Vec<PlannedEdit>> {

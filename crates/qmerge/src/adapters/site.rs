@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::wrapped::parameter;
 use super::{Adapter, Names};
 use crate::arch::{self, Experts};
 use crate::error::{Result, mismatch, unsupported};
@@ -41,6 +42,8 @@ pub(super) enum Kind<'a> {
     Stack { experts: usize },
     /// The same, and on disk each matrix is a weight, or several that follow each other or alternate: by expert.
     Each { weights: Vec<Vec<&'a Claim>>, interleaved: bool },
+    /// The same, and on disk the outputs of the matrices lie in a stack for each projection, as mlx_lm has them.
+    Stacks { experts: usize, stacks: Vec<&'a Claim> },
     /// One matrix whose outputs lie in several weights, one after the other: by the path of each.
     Split(Vec<(String, &'a Claim)>),
     /// One matrix that is some rows of a weight, as a layer has outputs.
@@ -151,13 +154,35 @@ impl<'a> Site<'a> {
         if let Some(claim) = names.find(&name)? {
             return Ok(stack(claim).or_else(|| Self::bare(name, claim)));
         }
-        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(family) = names.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, module) else { return Ok(None) };
         let which = usize::from(parameter == arch::DOWN);
         if let Some(claim) = stacked(names, &family, prefix, which)? {
             return Ok(stack(claim));
         }
-        Self::each(names, name, &family, prefix, which)
+        match Self::each(names, name.clone(), &family, prefix, which)? {
+            Some(site) => Ok(Some(site)),
+            None => Ok(Self::stacks_of_mlx(names, name, &family, prefix, which)),
+        }
+    }
+
+    /// The parameter is one stack in the adapter's model, and one for each projection on disk.
+    fn stacks_of_mlx(names: &Names<'a>, name: String, family: &Experts, prefix: &str, which: usize) -> Option<Self> {
+        let projections: &[&str] = match which {
+            _ if family.in_out || family.interleaved || !family.has_gate() => return None,
+            0 => &["gate_proj", "up_proj"],
+            _ => &["down_proj"],
+        };
+        let of_block = |block: &str| -> Option<Vec<&'a Claim>> {
+            let stack = |projection| names.exact(&format!("{prefix}{block}{}.{projection}.weight", arch::SWITCH));
+            projections.iter().map(stack).collect()
+        };
+        let blocks = family.modules.iter().filter_map(|module| module.strip_suffix("experts"));
+        let stacks = blocks.filter_map(of_block).next()?;
+        let claim = *stacks.first()?;
+        let &[experts, rows, cols] = claim.weight.shape() else { return None };
+        let shape = (rows.checked_mul(stacks.len())?, cols);
+        Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stacks { experts, stacks } })
     }
 
     /// A matrix that is a parameter of its module beside others: biases of all experts.
@@ -174,7 +199,7 @@ impl<'a> Site<'a> {
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
         // What is quantized lies as a linear layer does.
-        let turned = claim.weight.has_family_order() && names.arch.experts.is_some_and(|experts| experts.in_out);
+        let turned = claim.weight.has_family_order() && names.experts.is_some_and(|experts| experts.in_out);
         let shape = if turned { (cols, rows) } else { (rows, cols) };
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
     }
@@ -191,7 +216,7 @@ impl<'a> Site<'a> {
 
     /// A projection of all experts, as MLX (`switch_mlp.gate_proj`) and Tinker (`experts.w1`) call it, where each expert has its own matrices on disk.
     pub(super) fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
-        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.arch.experts) else { return Ok(None) };
+        let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.experts) else { return Ok(None) };
         let (stack, leaves) = match path.strip_suffix(arch::SWITCH) {
             Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
             None => (path.to_owned(), ["w1", "w3", "w2"]),
@@ -241,7 +266,7 @@ impl<'a> Site<'a> {
 
     /// One expert's module where the base stacks its experts.
     fn in_stack(names: &Names<'a>, module: &str, (stack, expert, leaf): (&str, usize, &str)) -> Result<Option<Self>> {
-        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(family) = names.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
         let spellings = [family.each, &["gate_proj", "up_proj", "down_proj"], &["w1", "w3", "w2"]];
         let from_last = |each: &&[&str]| Some(each.len() - 1 - each.iter().position(|name| *name == leaf)?);
@@ -260,7 +285,7 @@ impl<'a> Site<'a> {
 
     pub(super) fn matrices(&self) -> usize {
         match &self.kind {
-            Kind::Stack { experts } => *experts,
+            Kind::Stack { experts } | Kind::Stacks { experts, .. } => *experts,
             Kind::Each { weights, .. } => weights.len(),
             Kind::Layer { .. } | Kind::Split(_) | Kind::Within { .. } | Kind::InStack { .. } => 1,
         }
@@ -271,11 +296,11 @@ impl<'a> Site<'a> {
     }
 
     pub(super) fn is_stack(&self) -> bool {
-        matches!(self.kind, Kind::Stack { .. } | Kind::Each { .. })
+        matches!(self.kind, Kind::Stack { .. } | Kind::Stacks { .. } | Kind::Each { .. })
     }
 
     pub(super) fn is_parameter(&self) -> bool {
-        matches!(self.kind, Kind::Layer { parameter: true, .. } | Kind::Stack { .. } | Kind::Each { .. })
+        self.is_stack() || matches!(self.kind, Kind::Layer { parameter: true, .. })
     }
 
     pub(super) fn is_attention_input(&self) -> bool {
@@ -310,78 +335,6 @@ pub(super) fn flattened(claim: &Claim) -> Option<(usize, usize)> {
         [rows, rest @ ..] if !rest.is_empty() => Some((*rows, rest.iter().product())),
         _ => None,
     }
-}
-
-/// Which parameter of `module` the wrapper at `depth` holds; `None` if the adapter targets none by name.
-fn parameter(
-    adapter: &Adapter,
-    names: &Names<'_>,
-    module: &str,
-    (depth, wrappers): (usize, usize),
-) -> Result<Option<String>> {
-    let stacked = names.arch.experts.map_or(["", ""], |experts| experts.stacked);
-    let place = |name| match name {
-        _ if name == stacked[0] => declared(arch::GATE_UP),
-        _ if name == stacked[1] => declared(arch::DOWN),
-        _ => declared(name),
-    };
-    // A target is the end of a parameter's path, if only its name, and may match nothing: only what the module has is wrapped. Experts
-    // have their stacked parameters even where each is stored by itself.
-    let experts = names.arch.experts.is_some_and(|experts| prefix(&experts, module).is_some());
-    let mut parameters: Vec<&str> = Vec::new();
-    for target in &adapter.config.target_parameters {
-        let name = target.rsplit('.').next().unwrap_or(target);
-        let path = format!("{module}.{name}");
-        if adapter.config.targets_parameter(&path)
-            && (experts && matches!(place(name), (0 | 1, false, _)) || names.find(&path)?.is_some())
-        {
-            parameters.push(name);
-        }
-    }
-    parameters.sort_by_key(|name| place(name));
-    parameters.dedup();
-    if parameters.is_empty() {
-        return Ok(None);
-    }
-    let names: Vec<&str> = parameters.iter().map(|name| place(name).2).collect();
-    refuse_unknown_order(adapter, module, &names)?;
-    if parameters.len() != wrappers {
-        return Err(mismatch(format!(
-            "`{module}` has {wrappers} sets of factors, and of its parameters this version knows {} among `target_parameters` ({}): {}",
-            parameters.len(),
-            adapter.config.target_parameters.join(", "),
-            parameters.join(", ")
-        ))
-        .in_file(&adapter.config.path));
-    }
-    Ok(parameters.get(wrappers.saturating_sub(1 + depth)).map(|name| (*name).to_owned()))
-}
-
-/// Errors if an adapter targets several parameters of a module and their order is not known.
-pub(super) fn refuse_unknown_order(adapter: &Adapter, module: &str, parameters: &[&str]) -> Result<()> {
-    if parameters.len() < 2 || parameters.iter().all(|name| declared(name).0 != UNKNOWN && *name != arch::UP) {
-        return Ok(());
-    }
-    Err(unsupported(format!(
-        "it targets several parameters of `{module}` ({}): in which order the module declares them decides whose factors are whose, and the files do not say it",
-        parameters.join(", ")
-    ))
-    .in_file(&adapter.config.path)
-    .with_hint("merge it with PEFT, or train an adapter for each of the parameters"))
-}
-
-/// Of a parameter whose place among the others of its module is not known.
-const UNKNOWN: usize = 2;
-
-/// Where a module of experts declares a parameter among its others: gate and up before down, a bias behind its own matrices; names whose place is not known behind them.
-pub(crate) fn declared(parameter: &str) -> (usize, bool, &str) {
-    let own = parameter.strip_suffix("_bias");
-    let place = match own.unwrap_or(parameter) {
-        arch::GATE_UP | arch::UP => 0,
-        arch::DOWN => 1,
-        _ => UNKNOWN,
-    };
-    (place, own.is_some(), parameter)
 }
 
 /// Splits `….experts.7.gate_proj` into the stack's path, the number and the projection.

@@ -43,7 +43,7 @@ impl<'a> Stack<'a> {
     /// All of a model, in no order. Of a family that is not known, an expert that has matrices of its own on disk has them in memory too, unless an adapter says
     /// that they are stacked there.
     pub(crate) fn all(names: &Names<'a>, stacked: bool) -> Result<Vec<Self>> {
-        let Some(family) = names.arch.experts else { return Ok(Vec::new()) };
+        let Some(family) = names.experts else { return Ok(Vec::new()) };
         let mut modules: BTreeSet<String> = BTreeSet::new();
         for claim in names.weights {
             let name = claim.weight.name();
@@ -73,7 +73,7 @@ impl<'a> Stack<'a> {
 
     /// The one of a name in memory; none if the model has no such experts.
     pub(crate) fn find(names: &Names<'a>, module: &str, parameter: &'static str) -> Result<Option<Self>> {
-        let Some(family) = names.arch.experts else { return Ok(None) };
+        let Some(family) = names.experts else { return Ok(None) };
         let Some(site) = Site::of_parameter(names, module, parameter)? else { return Ok(None) };
         // Any number of matrices without a value takes no byte of a file.
         if site.claim.weight.geometry().elements() == 0 {
@@ -177,7 +177,7 @@ fn in_memory(names: &Names<'_>, family: &Experts, before: &str, module: &str) ->
 
 /// The path in memory of the module that routes to the experts, by its path on disk; none of another module.
 pub(crate) fn router(names: &Names<'_>, module: &str) -> Option<String> {
-    let family = names.arch.experts.filter(|_| names.is_known())?;
+    let family = names.experts.filter(|_| names.is_known())?;
     let current = family.modules.first()?.strip_suffix(".experts")?;
     family.modules.iter().filter_map(|path| path.strip_suffix(".experts")).find_map(|block| {
         let before = ["gate", "router", "router.layer"].iter().find_map(|leaf| {

@@ -284,7 +284,7 @@ fn is_turned(names: &Names<'_>, weight: &dyn formats::Weight) -> bool {
         2 => weight.is_transposed() || weight.has_family_order() && arch::leaf_in(module, names.arch.transposed),
         3 => {
             weight.has_family_order()
-                && names.arch.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
+                && names.experts.is_some_and(|experts| experts.in_out && is_expert(&experts, module))
         }
         _ => false,
     }

@@ -138,6 +138,22 @@ const FUSED: &[Fused] = &[
     },
 ];
 
+/// The same of layers that only other programs have: llama.cpp those of Granite in place of Granite 4's, after which its adapters name their factors.
+const APART: &[Fused] = &[
+    Fused {
+        types: &["granitemoehybrid"],
+        disk: "layers.*.shared_mlp.input_linear",
+        memory: &["layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"],
+        rows: Rows::Equal,
+    },
+    Fused {
+        types: &["granitemoehybrid"],
+        disk: "layers.*.shared_mlp.output_linear",
+        memory: &["layers.*.mlp.down_proj"],
+        rows: Rows::Equal,
+    },
+];
+
 /// The layers of a module on disk, by their names in memory; none of one that is a layer itself. `parts` are the model's types, as in [`super::on_disk`].
 pub(crate) fn layers(parts: &[(&str, &str)], module: &str) -> Option<Vec<String>> {
     let fused = FUSED.iter().filter(|fused| applies(parts, fused.types, module));
@@ -158,7 +174,7 @@ pub(crate) struct FusedLayer {
 impl FusedLayer {
     /// The layer of this name; none if it has a tensor of its own. `parts` are the model's types, as in [`super::on_disk`].
     pub(crate) fn find(parts: &[(&str, &str)], name: &str) -> Option<Self> {
-        let known = FUSED.iter().filter(|fused| fused.rows != Rows::Unknown);
+        let known = FUSED.iter().chain(APART).filter(|fused| fused.rows != Rows::Unknown);
         known.filter(|fused| applies(parts, fused.types, name)).find_map(|fused| {
             fused.memory.iter().enumerate().find_map(|(number, memory)| {
                 let tensor = rename(name, (memory, fused.disk))?;

@@ -13,7 +13,7 @@ use super::report::{Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
 use crate::adapters::Names;
 use crate::arch;
-use crate::arch::gguf::{File, Layout, To, View, towers};
+use crate::arch::gguf::{File, Layout, Piece, To, View, towers};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, counted, mismatch, unsupported, usage};
@@ -197,16 +197,20 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
         let shape = recode.from.weight.shape();
         match shape.len() {
             2 => {}
-            3 => return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(OF_THE_FILE)),
+            3 => {
+                let is_apart = !inputs.base.is_self_contained() && file.has_single_experts();
+                let hint = if is_apart { OF_THE_FILE } else { WAY_OUT };
+                return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(hint));
+            }
             _ => return Err(refuse(recode, "a change of a bias or a norm")),
         }
         let view = file
             .place(name, shape, false)?
             .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
-        if view.weave.is_some() {
+        if view.weave.as_ref().is_some_and(|weave| !weave.deals_out_rows()) {
             return Err(refuse(
                 recode,
-                "a change of a weight that lies in several tensors, or in another order of columns",
+                "a change of a weight that lies in a file in another order of columns, or turned",
             ));
         }
         jobs.push(Job { recode, view });
@@ -292,7 +296,9 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
     for (Job { view, .. }, pair) in jobs.into_iter().zip(pairs) {
         match expert(&view.stored) {
             Some((stack, number)) => drop(stacks.entry(stack).or_default().insert(number, pair)),
-            None => all.push((InFile { view, experts: None }, pair)),
+            None => {
+                all.extend(dealt_out(view, pair).into_iter().map(|(view, pair)| (InFile { view, experts: None }, pair)))
+            }
         }
     }
     if stacks.is_empty() {
@@ -342,6 +348,26 @@ fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_
         all.push((InFile { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
     }
     Ok(all)
+}
+
+/// A product of a weight that lies in several tensors is one for each: they share the inputs' factor, and have their rows of the other.
+fn dealt_out(view: View, pair: Pair) -> Vec<(View, Pair)> {
+    let Some(weave) = view.weave.clone() else { return vec![(view, pair)] };
+    let rank = pair.factors.rank;
+    let all = 0..weave.geometry().0;
+    let own = |(number, piece): (usize, &Piece)| {
+        let rows = weave.rows_of(number, &all);
+        let mut left = vec![0.0; rows.len() * rank];
+        let at = |row: usize| row * rank..(row + 1) * rank;
+        weave.each_row(number, &rows, &all, |to, from| {
+            if let (Some(to), Some(from)) = (left.get_mut(at(to)), pair.factors.left.get(at(from))) {
+                to.copy_from_slice(from);
+            }
+        });
+        let factors = Factors { rank, left, right: pair.factors.right.clone() };
+        (View { stored: piece.stored.clone(), weave: None, ..view.clone() }, Pair { factors, ..pair })
+    };
+    weave.pieces().iter().enumerate().map(own).collect()
 }
 
 /// As a file's alpha is rounded to f32, what is left of a ratio of 1 is that.

@@ -23,7 +23,7 @@ impl Target {
         if let Some(router) = router(names, module) {
             return weight(&router);
         }
-        let is_projection = names.arch.experts.is_some_and(|experts| arch::leaf_in(module, experts.each));
+        let is_projection = names.experts.is_some_and(|experts| arch::leaf_in(module, experts.each));
         if is_projection && arch::takes_layers_for_experts(names.model_type()) {
             return weight(module);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Claim, FORMATS, Unsupported, Viewed, Weight, Woven, module, recognised};
 use crate::arch::gguf::{File, Joined};
-use crate::arch::{self, Arch};
+use crate::arch::{self, Arch, Experts};
 use crate::error::{Result, malformed};
 use crate::open::{Checkpoint, ModelConfig};
 
@@ -25,6 +25,15 @@ pub fn arch_of(model_type: &str, config: Option<&ModelConfig>, weights: &[Claim]
     arch::find_stored(model_type, hidden, |end| {
         weights.iter().find(|claim| ends(claim, end)).map(|claim| claim.weight.shape())
     })
+}
+
+/// How a model has its experts: as the family does, or, around a language model of another, as that one's does.
+pub(crate) fn experts_of(arch: &Arch, config: Option<&ModelConfig>, weights: &[Claim]) -> Option<Experts> {
+    let text = || config?.json.get("text_config")?.get("model_type")?.as_str();
+    match text().filter(|_| arch.is_composed || arch.model_types.is_empty()) {
+        Some(text) => arch_of(text, config, weights).experts,
+        None => arch.experts,
+    }
 }
 
 /// Claims every entry of a checkpoint. Errors where something is stored in a way that is not understood.

@@ -46,6 +46,7 @@ pub(crate) use gguf::row_of as gguf_row;
 pub(crate) use gpt_oss::ID as GPT_OSS;
 #[doc(hidden)]
 pub use grid::{Choices, Grid, Levels, Rounds};
+pub(crate) use inventory::experts_of;
 pub(crate) use inventory::survey;
 pub use inventory::{Inventory, arch_of, inventory};
 #[doc(hidden)]

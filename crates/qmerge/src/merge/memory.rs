@@ -151,7 +151,7 @@ fn chunks(plan: &Plan, memory: &Memory) -> u64 {
         let task = rows_per_task(recode, memory.chunk_elements) as u64;
         let task_bytes = (read_bytes(recode) + written_bytes(recode)) / geometry.rows.max(1) as u64 * task;
         // The original's values, and the bytes that they are decoded from.
-        let original = if recode.original.is_some() { 8 } else { 0 };
+        let original = recode.original.as_ref().map_or(0, |claim| 8 + claim.weight.moved_bytes());
         let vectors = task_vectors(recode, chunk);
         let each = BYTES_PER_ELEMENT + original + recode.from.weight.moved_bytes() + recode.to.moved_bytes();
         worker = worker.max(chunk * each + vectors + task_bytes + 2 * behind_last(recode));

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::Run;
 use crate::adapters::PlannedEdit;
 use crate::edited::Edited;
-use crate::error::{Error, Kind, Result, usage};
+use crate::error::{Error, Kind, Result, counted, usage};
 use crate::formats::{self, Order, Reader};
 use crate::open::Checkpoint;
 use crate::parallel::parallel;
@@ -90,7 +90,7 @@ fn edited(step: &Step) -> Option<(&str, &PlannedEdit)> {
 /// Errors if nothing of this plan would be left for a residual adapter, or nowhere to put it.
 pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
     let Some(rank) = plan.residual_rank else { return Ok(()) };
-    let (modules, _) = modules(plan);
+    let (modules, without) = modules(plan);
     let most = modules
         .keys()
         .filter_map(|&number| match &plan.steps[number].action {
@@ -101,6 +101,13 @@ pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
     match most {
         _ if single_file => Err(usage("--residual-rank writes an adapter into the output, which is a single file")
             .with_hint("name a folder as the output")),
+        None if !without.is_empty() => Err(usage(format!(
+            "--residual-rank: of {}, coarser than 16 bits, none is a linear layer that a LoRA could be put on; `{}`: {}",
+            counted(without.len(), "merged weight", "merged weights"),
+            without[0].weight,
+            without[0].reason
+        ))
+        .with_hint("leave it out; a format of more bits, or a merge that is calibrated, keeps more of them")),
         None => Err(usage("--residual-rank: no merged linear layer of the output is coarser than 16 bits, so rounding leaves nothing to hold")
             .with_hint("leave it out")),
         Some(most) if rank > most => Err(usage(format!("--residual-rank {rank} is above the rank of every merged weight, {most}"))),

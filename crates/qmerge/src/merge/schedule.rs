@@ -162,7 +162,9 @@ pub(super) fn rows_per_chunk(recode: &Recode, elements: usize) -> usize {
     let step = common_step(from.row_step, recode.to.geometry().row_step);
     // Rows that an edit needs together.
     let edits = recode.edits.iter().map(|(_, edit)| edit.plan.row_step());
-    let step = edits.fold(step, common_step).min(from.rows.max(1));
+    // Of another order than the base's it is read matrix by matrix.
+    let original = recode.original.iter().map(|claim| claim.weight.geometry().row_step);
+    let step = edits.chain(original).fold(step, common_step).min(from.rows.max(1));
     let wanted = elements / from.cols.max(1);
     // The low-rank product takes four rows at a time.
     let step = if step == 1 && wanted >= 4 { 4 } else { step };

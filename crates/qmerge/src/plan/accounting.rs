@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::adapters::{Adapter, Changes, LeftOut, Names, Rename};
+use crate::arch;
 use crate::error::{Kind, Result, counted, mismatch, unsupported};
 use crate::plan::{fits, towers};
 
@@ -54,7 +55,7 @@ pub(super) fn refuse_unused(
         let path = first.strip_prefix("base_model.model.").unwrap_or(first);
         path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(module.as_str()))
     });
-    let of_tower = towers::hint_of_file(names.checkpoint, first, is_part);
+    let of_tower = towers::hint_of_file(names.checkpoint, first, is_part).or_else(|| hint_of_mlx(names, first));
     let hint = match opaque {
         _ if of_tower.is_some() => of_tower.unwrap_or_default(),
         _ if module.is_some() => format!(
@@ -89,6 +90,16 @@ pub(super) fn refuse_unused(
     })?;
     let file = adapter.tensors.get(first).map_or(adapter.path.as_path(), |entry| adapter.tensors.file_of(entry));
     Err(mismatch(format!("matches nothing in the base ({message})")).in_file(file).in_tensor(first).with_hint(hint))
+}
+
+/// What can be done with an adapter of single experts where mlx_lm's stacks hold them.
+fn hint_of_mlx(names: &Names<'_>, first: &str) -> Option<String> {
+    let has = |name: &str, own: &str| name.split('.').any(|part| part == own);
+    let weights = || names.weights.iter().map(|claim| claim.weight.name());
+    let stack = weights().find(|name| has(name, arch::SWITCH)).filter(|_| has(first, "experts"))?;
+    Some(format!(
+        "experts lie in MLX's own stacks there (`{stack}`), where they are found by mlx_lm's names and by PEFT's of stacked parameters: merge it into the checkpoint that the folder was converted from, and convert the result"
+    ))
 }
 
 fn file_name(path: &Path) -> Option<String> {
@@ -173,9 +184,14 @@ pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<Stri
         .collect();
     if let Some(first) = missing.first() {
         warnings.push(format!(
-            "{}: the configuration targets `{first}`{}, but the file holds no tensor for it",
+            "{}: the configuration targets `{first}`{}, but the file holds no tensor for it{}",
             adapter.path.display(),
-            if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() }
+            if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() },
+            if missing.iter().any(|target| is_of_stack(adapter, target)) {
+                ": a stack of experts is no module, and PEFT trains it where `target_parameters` names it"
+            } else {
+                ""
+            }
         ));
     }
     if adapter.weight != 1.0 && changes.replacements.iter().any(|replacement| replacement.trained) {
@@ -186,6 +202,13 @@ pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<Stri
         ));
     }
     warnings
+}
+
+/// True of a target among modules that is a stacked parameter's name, of an adapter of experts.
+fn is_of_stack(adapter: &Adapter, target: &str) -> bool {
+    let is_stack = [arch::GATE_UP, arch::DOWN].contains(&target.rsplit('.').next().unwrap_or(target));
+    let of_experts = |name: &str| name.split('.').any(|part| part == "experts");
+    is_stack && adapter.tensors.entries.iter().any(|entry| of_experts(&entry.name))
 }
 
 pub(super) fn account(adapter: &Adapter, changes: &Changes) -> Accounting {

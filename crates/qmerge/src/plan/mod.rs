@@ -15,6 +15,7 @@ pub(crate) mod fits;
 mod gguf;
 mod layout;
 mod method;
+mod original;
 mod part;
 mod promote;
 mod quantized;

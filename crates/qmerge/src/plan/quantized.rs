@@ -74,7 +74,7 @@ pub(super) fn is_reversed(names: &Names<'_>, weight: &dyn Weight, has_family_ord
     let changes = weight.has_family_order() != has_family_order;
     match weight.shape().len() {
         2 => changes && is_conv1d(names, weight.name()),
-        3 => changes && has_family_order && names.arch.stacks_inputs_as_rows(),
+        3 => changes && has_family_order && names.stacks_inputs_as_rows(),
         _ => false,
     }
 }
@@ -221,8 +221,11 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
     let file = &names.checkpoint.path;
     let family = names.model_type();
     if modules.taking.is_empty() && modules.coded.is_empty() {
+        let stack = names.weights.iter().map(|claim| &claim.weight).find(|weight| weight.shape().len() == 3);
+        let or_stack =
+            stack.map_or(String::new(), |stack| format!("; stacks of experts (`{}`) are no layers", stack.name()));
         return Err(mismatch(format!(
-            "no weight of this model can be stored as {}: loaders make quantized layers of linear layers only{}, and none is known by its name{}",
+            "no weight of this model can be stored as {}: loaders make quantized layers of linear layers only{}, and none is known by its name{}{or_stack}",
             format.id(),
             if format.takes_conv1d() { "" } else { ", not of GPT-2's Conv1D" },
             if family.is_empty() { String::new() } else { format!(" in a model of type `{family}`") }
@@ -237,7 +240,7 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
             .in_tensor(&format!("{module}.weight"))
             .with_hint("write it plain, with --to bf16, or in a format that they know there: nf4, fp4, int8"));
     }
-    let split = names.arch.experts.filter(|experts| experts.split_when_quantized);
+    let split = names.experts.filter(|experts| experts.split_when_quantized);
     let stacked = split.and_then(|experts| {
         let is_stack = |name: &str| experts.modules.iter().any(|module| name.contains(&format!("{module}.")));
         names

@@ -10,12 +10,12 @@ use super::method::Chooser;
 use super::quantized::is_transposed;
 use super::steps::Wanted;
 use super::target::{TargetFormat, Targets, is_coarse};
-use super::{Inputs, Options};
+use super::{Inputs, Options, original};
 use crate::adapters::{Adapter, Addition, Names, PlannedEdit, Replacement, TaskVector};
 use crate::arch;
 use crate::arch::gguf::Piece;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result, mismatch, unsupported, usage};
+use crate::error::{Error, Kind, Result, mismatch, unsupported};
 use crate::formats::plain::PlainWeight;
 use crate::formats::{self, Claim, Padded, Viewed, Weight, Woven};
 use crate::open::Checkpoint;
@@ -237,7 +237,7 @@ impl Builder<'_, '_> {
         let shape = from.weight.shape().to_vec();
         let geometry = from.weight.geometry();
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out = stack.is_some() && claim.weight.has_family_order() && names.arch.stacks_inputs_as_rows();
+        let in_out = stack.is_some() && claim.weight.has_family_order() && names.stacks_inputs_as_rows();
         let own_transposed = is_transposed(names, name, from.weight.as_ref());
         let transposed = in_out || own_transposed;
         // What has other names in the file than in the model takes them.
@@ -316,7 +316,7 @@ impl Builder<'_, '_> {
         };
         let values = (!additive && !edits.is_empty() && !to.is_plain()).then_some(base_dtype);
         let from_original = keeps_scales && rounding.needs_original() && !to.is_plain();
-        let original = from_original.then(|| original(inputs, names, name, &from)).transpose()?;
+        let original = from_original.then(|| original::find(inputs, names, name, &from)).transpose()?;
         let is_layer = is_layer(names, name);
         let mut recode = Recode {
             source,
@@ -342,44 +342,6 @@ impl Builder<'_, '_> {
 fn is_layer(names: &Names<'_>, name: &str) -> bool {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
-}
-
-/// The weight of that name in what the base was quantized from.
-fn original(inputs: &Inputs, names: &Names<'_>, name: &str, from: &Claim) -> Result<Claim> {
-    let Some(original) = &inputs.original else {
-        return Err(usage("`--rounding original` needs the checkpoint that the base was quantized from")
-            .with_hint("name it with --original"));
-    };
-    let unfit = |problem: String| {
-        mismatch(problem)
-            .in_file(&original.checkpoint.path)
-            .in_tensor(name)
-            .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
-    };
-    let claim = original.weight(name).ok_or_else(|| unfit("is missing in the original".into()))?;
-    if claim.weight.shape() != from.weight.shape() {
-        let (have, want) = (claim.weight.shape(), from.weight.shape());
-        return Err(unfit(format!("shape {have:?} in the original, {want:?} in the base")));
-    }
-    let [own, other] = [&from.weight, &claim.weight].map(|weight| is_transposed(names, name, weight.as_ref()));
-    if own != other {
-        return Err(unsupported(format!(
-            "its rows are columns of the base, which is stored as {}",
-            from.weight.format()
-        ))
-        .in_file(&original.checkpoint.path)
-        .in_tensor(name)
-        .with_hint("take another method: --rounding names it"));
-    }
-    let geometry = from.weight.geometry();
-    let mut claim = claim.clone();
-    if (claim.weight.geometry().rows, claim.weight.geometry().cols) != (geometry.rows, geometry.cols) {
-        claim.weight = claim
-            .weight
-            .reshaped(geometry.rows, geometry.cols)
-            .ok_or_else(|| unfit("its rows cannot be cut as the base's are".into()))?;
-    }
-    Ok(claim)
 }
 
 /// The adapter's own tensor in place of a base weight's. Its first dimension may differ: a resized vocabulary.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::counterpart;
 use super::experts::{Matrix, Straight};
 use super::rounded::Rounded;
 use crate::adapters::Names;
@@ -55,7 +56,7 @@ impl Run<'_> {
         let name = self.stored.get(entry.name.as_str()).map_or(entry.name.as_str(), |claim| claim.weight.name());
         match found.checkpoint.get(&entry.name) {
             Some(entry) => Ok(Some(entry)),
-            None => Ok(found.find(name)?.map(|claim| &claim.entries[0])),
+            None => Ok(counterpart(found, name)?.map(|claim| &claim.entries[0])),
         }
     }
 
@@ -183,7 +184,7 @@ impl Run<'_> {
     {
         let (base, merged) = (&self.inputs.base, self.merged);
         let claim = self.stored.get(entry.name.as_str()).copied();
-        let other = claim.map_or(Ok(None), |claim| found.find(claim.weight.name()))?;
+        let other = claim.map_or(Ok(None), |claim| counterpart(found, claim.weight.name()))?;
         let (Some(claim), Some(other)) = (claim, other) else {
             let Some(other) = self.find_entry(found, entry)? else { return Ok(false) };
             return same_bytes((base, entry), (merged, other));

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::adapters::Names;
 use crate::error::{Result, counted};
-use crate::formats::{self, Inventory};
+use crate::formats::{self, Claim, Inventory};
 use crate::measure::Sums;
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
@@ -225,12 +225,7 @@ pub fn verify(
         progress.part(number as u64 + 1, plan.steps.len() as u64);
         match &step.action {
             Action::Recode(recode) => {
-                // A head that the merge has tied is its embedding, and its bias what stands beside it.
-                let tied = || match step.name.strip_suffix(".weight") {
-                    Some(module) => Some(found.tied_to(module)?.1),
-                    None => found.tied_bias(&step.name),
-                };
-                let claim = found.find(&step.name)?.or_else(tied);
+                let claim = counterpart(&found, &step.name)?;
                 let twin = if claim.is_some() { Twin::Unknown } else { experts.twin(&step.name) };
                 let (claim, matrices) = match (claim, &twin) {
                     (Some(claim), _) => (claim, None),
@@ -326,6 +321,15 @@ pub fn verify(
         missing,
         warnings,
     })
+}
+
+/// The weight of the merge that one of the base became. A head that the merge has tied is its embedding, and its bias what stands beside it.
+fn counterpart<'m>(found: &Names<'m>, name: &str) -> Result<Option<&'m Claim>> {
+    let tied = || match name.strip_suffix(".weight") {
+        Some(module) => Some(found.tied_to(module)?.1),
+        None => found.tied_bias(name),
+    };
+    Ok(found.find(name)?.or_else(tied))
 }
 
 /// True if a report beside a merge names the files of other adapters, and not these.

@@ -32,6 +32,8 @@ CASES = {
     "qwen3vlsees": (LINEAR, [], {}),
     "llavasees": (["o_proj", "gate_proj", "up_proj", "down_proj"], [], {}),
     "phi3": (["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], [], {}),
+    # Two halves of one weight, which are two in a file. The converter leaves factors of queries and keys in the folder's order here, though the file has another.
+    "granitehybrid": (["v_proj", "o_proj", "input_linear", "output_linear"], [], {"input_linear": 3}),
 }
 
 

@@ -253,6 +253,28 @@ def gpt_oss(dtype=BF):
     return m
 
 
+def lfm2_vl():
+    """Experts under other names than most have, in the language model of a model that sees; layer 0 is dense."""
+    text = dict(model_type="lfm2_moe", hidden_size=32, num_hidden_layers=2, vocab_size=48, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
+                moe_intermediate_size=16, num_experts=3, num_experts_per_tok=2, num_dense_layers=1, layer_types=["conv", "full_attention"], max_position_embeddings=64)
+    vision = dict(model_type="siglip2_vision_model", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, num_patches=16, patch_size=4)
+    m = transformers.Lfm2VlForConditionalGeneration(transformers.Lfm2VlConfig(text_config=text, vision_config=vision, projector_hidden_size=16)).to(BF)
+    # As it is loaded.
+    m.model.language_model.layers[1].feed_forward.expert_bias = m.model.language_model.layers[1].feed_forward.expert_bias.float()
+    randomize(m, 14)
+    return m
+
+
+def internvl():
+    """The same of stacks with inputs as rows."""
+    text = dict(model_type="gpt_oss", hidden_size=32, num_hidden_layers=1, vocab_size=48, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+                intermediate_size=32, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=64, layer_types=["full_attention"])
+    vision = dict(model_type="internvl_vision", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=[16, 16], patch_size=[8, 8])
+    m = transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(text_config=text, vision_config=vision)).to(BF)
+    randomize(m, 15)
+    return m
+
+
 def granitemoe(dtype=BF):
     c = transformers.GraniteMoeConfig(hidden_size=32, num_hidden_layers=1, vocab_size=48, num_attention_heads=2, num_key_value_heads=1,
                                       intermediate_size=24, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=64)
@@ -408,6 +430,8 @@ case("qwen2-moe-parameters", qwen2_moe, lora(target_modules=["q_proj", "shared_e
 case("qwen3-moe-bare-names", qwen3_moe, lora(target_modules=LINEAR))
 case("qwen3-moe-unmatched", qwen3_moe, lora(target_modules=["k_proj"], target_parameters=["mlp.experts.gate_up_proj", "experts.down_proj", "experts.w1", "down_proj"]))
 case("gpt-oss-parameters", gpt_oss, lora(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
+case("lfm2-vl-parameters", lfm2_vl, lora(target_modules=["q_proj"], target_parameters=["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]))
+case("internvl-gpt-oss-parameters", internvl, lora(target_modules=["o_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
 case("granitemoe-parameters", granitemoe, lora(target_modules=["q_proj"], target_parameters=["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]))
 case("llama4-parameters", llama4, lora(target_modules=["q_proj"], target_parameters=["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]))
 STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

@@ -299,6 +299,74 @@ fn stacks_of_codes_become_what_the_family_has() {
     std::fs::remove_dir_all(root).unwrap();
 }
 
+/// Levels of 4-bit floats.
+const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// What gpt-oss' codes were made from has inputs as rows: each code is the nearest to its own value there with what the adapter adds.
+#[test]
+fn codes_are_nearest_to_an_original_of_another_order() {
+    let (root, run) = (place("original"), RunOptions::default());
+    let (base, output) = (root.join("base"), root.join("merged"));
+    folder(&base, MXFP4);
+    let open = || Checkpoint::open(&base).unwrap();
+    let inputs = Inputs::new(open(), vec![adapter(&root.join("lora"), MODULE)]).unwrap();
+    let stacks = [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)];
+    let name = |leaf: &str| format!("{MODULE}.{leaf}");
+    let find = |of: &Checkpoint, leaf: &str| {
+        let inventory = formats::inventory(of).unwrap();
+        read(of, inventory.weights.iter().find(|claim| claim.weight.name() == name(leaf)).unwrap())
+    };
+    let mut originals = HashMap::new();
+    let mut tensors = Vec::new();
+    for (seed, (leaf, outputs)) in stacks.into_iter().enumerate() {
+        let noise = numbers(EXPERTS * outputs * WIDTH, 90 + seed as u32);
+        let values: Vec<f32> = find(&open(), leaf).iter().zip(noise).map(|(x, noise)| x + 0.01 * noise).collect();
+        let family: Vec<f32> = values.chunks(outputs * WIDTH).flat_map(|matrix| turned(matrix, outputs)).collect();
+        let bytes: Vec<u8> = family.iter().flat_map(|x| x.to_le_bytes()).collect();
+        tensors.push((name(leaf), vec![EXPERTS, WIDTH, outputs], bytes));
+        originals.insert(leaf, values);
+    }
+    let original = root.join("original");
+    std::fs::create_dir_all(&original).unwrap();
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &original.join("model.safetensors")).unwrap();
+    std::fs::write(original.join("config.json"), r#"{"model_type": "gpt_oss"}"#).unwrap();
+    let inputs = inputs.with_original(Checkpoint::open(&original).unwrap()).unwrap();
+    let rounding = Method::Named(round::by_id("original").unwrap());
+    let plan = Plan::new(&inputs, &Options { rounding, ..Options::default() }).unwrap();
+    merge::run(&inputs, &plan, None, &output, &run, &Silent).unwrap();
+    let merged = Checkpoint::open(&output).unwrap();
+    for (leaf, outputs) in stacks {
+        let step = plan.steps.iter().find(|step| step.name == name(leaf)).unwrap();
+        let Action::Recode(recode) = &step.action else { panic!("{leaf} is copied") };
+        let (mut before, mut wanted) = (Vec::new(), Vec::new());
+        Edited::new(&inputs, recode).unwrap().rows(&(0..EXPERTS * outputs), &mut before, &mut wanted).unwrap();
+        let scale = 1.0 / 64.0;
+        for (at, stored) in find(&merged, leaf).into_iter().enumerate() {
+            let aim = originals[leaf][at] + (wanted[at] - before[at]);
+            let off = |level: f32| (level * scale - aim.abs()).abs();
+            let best = E2M1.into_iter().map(off).fold(f32::INFINITY, f32::min);
+            assert!((stored - aim).abs() <= best + 1e-6, "{leaf} {at}: {stored} for {aim}");
+        }
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+/// What rounding left of stacks is in no LoRA, and it is said of them.
+#[test]
+fn a_residual_adapter_of_stacks_is_refused_by_name() {
+    let root = place("residual");
+    let base = root.join("base");
+    folder(&base, FP8);
+    let inputs = Inputs::new(Checkpoint::open(&base).unwrap(), vec![adapter(&root.join("lora"), MODULE)]).unwrap();
+    let plan = Plan::new(&inputs, &Options { residual_rank: Some(2), ..Options::default() }).unwrap();
+    let run = RunOptions::default();
+    let error = merge::run(&inputs, &plan, None, &root.join("merged"), &run, &Silent).unwrap_err().to_string();
+    assert!(error.contains("none is a linear layer") && error.contains("stack of experts"), "{error}");
+    std::fs::remove_dir_all(root).unwrap();
+}
+
 /// Bytes of a file's tensors, with their types; of stacks those of each matrix.
 fn tensors(path: &Path) -> HashMap<String, (dtype::Dtype, Vec<u8>)> {
     let file = Checkpoint::open(path).unwrap();

@@ -177,6 +177,40 @@ fn an_expert_that_was_changed_is_found() {
     }
 }
 
+/// What PEFT trained of a stacked parameter goes into the stacks that mlx_lm has of its projections.
+#[test]
+fn parameters_go_into_stacks_of_mlx() {
+    let (folder, plain) = (Folder::new(), Path::new("testdata/gguf/made/qwen3moe"));
+    let (base, adapter) = (of_mlx(&folder, "qwen3moe"), folder.join("of-experts"));
+    std::fs::create_dir_all(&adapter).unwrap();
+    let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [],
+                        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]});
+    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let factors =
+        [("base_layer.lora_A", [12, 32]), ("base_layer.lora_B", [64, 12]), ("lora_A", [12, 32]), ("lora_B", [32, 12])];
+    let factors = factors.map(|(name, shape)| {
+        let name = format!("base_model.model.model.layers.1.mlp.experts.{name}.weight");
+        (name, shape.to_vec(), noise(shape.iter().product(), 0.3))
+    });
+    let views = factors.iter().map(|(name, shape, data)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data.as_slice()).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &adapter.join("adapter_model.safetensors")).unwrap();
+    let stacks = merged(&base, &[&adapter], Some("f32"), folder.join("stacks.gguf"));
+    let apart = merged(plain, &[&adapter], Some("f32"), folder.join("apart.gguf"));
+    let [stacks_file, apart_file] = [&stacks, &apart].map(|file| Checkpoint::open(file).unwrap());
+    let read = |file: &Checkpoint, name: &str| file.read_small(file.get(name).unwrap(), 1 << 20).unwrap();
+    for entry in &apart_file.entries {
+        assert!(read(&apart_file, &entry.name) == read(&stacks_file, &entry.name), "{}", entry.name);
+    }
+    let found = verified(&base, &adapter, &apart);
+    assert_eq!((found.answer, found.altered.len()), (Answer::Yes, 0), "{}", found.text);
+    assert_eq!(found.summary.weights, 3);
+    let in_place = merged(&base, &[&adapter], None, folder.join("in-place"));
+    let found = verified(plain, &adapter, &in_place);
+    assert_eq!((found.answer, found.altered.len()), (Answer::Yes, 0), "{}", found.text);
+}
+
 /// The stacks of mlx_lm, one for each projection, against those of a file and the other way.
 #[test]
 fn stacks_of_mlx_are_held_against_experts_of_a_file() {

@@ -6,7 +6,7 @@ use super::config::LoraConfig;
 use super::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, PEFT_TYPE};
 use crate::adapters::keys::Role;
 use crate::adapters::module::matrix_shape;
-use crate::adapters::site::refuse_unknown_order;
+use crate::adapters::wrapped::refuse_unknown_order;
 use crate::adapters::{Adapter, ReadOptions, declared};
 use crate::error::{Result, mismatch, unsupported};
 

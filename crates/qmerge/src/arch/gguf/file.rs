@@ -56,7 +56,12 @@ impl<'c> File<'c> {
             return Err(Unknown { about: format!("{file} with experts"), tensor: None, remedy: ORIGINAL.to_owned() });
         }
         let has = |part: &str| checkpoint.get(&format!("blk.0.{part}.weight")).is_some();
-        let fits = |layout: &&Layout| layout.has_experts() == has_experts && layout.only_with.is_none_or(has);
+        let is_told = |key: &str| metadata.get(&format!("{architecture}.{key}")).is_some();
+        let fits = |layout: &&Layout| {
+            layout.has_experts() == has_experts
+                && layout.only_with.is_none_or(has)
+                && layout.only_told.is_none_or(is_told)
+        };
         let any = own.clone().next().filter(|_| is_adapter);
         let needs_experts = own.peek().is_some() && !has_experts && own.clone().all(|layout| layout.has_experts());
         if needs_experts && any.is_none() {
@@ -178,6 +183,11 @@ impl<'c> File<'c> {
     /// True if a model whose embeddings part can be stored.
     pub(crate) fn has_head(&self) -> bool {
         self.layout.has_head
+    }
+
+    /// True if the model's experts are matrices of their own, each, where it is read from a file.
+    pub(crate) fn has_single_experts(&self) -> bool {
+        self.layout.experts.is_some()
     }
 
     /// Its name in GGUF.

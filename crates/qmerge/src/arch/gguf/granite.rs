@@ -59,7 +59,8 @@ const SHARED: Join = Join::split(
     halves,
 );
 
-/// Granite 4 without state-space layers and without experts: the layout of Granite, made of what serves all tokens where others have experts beside it.
+/// Granite 4 without state-space layers and without experts: the layout of Granite, made of what serves all tokens where others have experts beside it. A file says its
+/// width once more, as that of what serves all tokens, which Granite's own do not.
 pub(super) const GRANITE_HYBRID: Layout = Layout {
     model_types: &["granitemoehybrid"],
     class: "GraniteMoeHybridForCausalLM",
@@ -67,7 +68,9 @@ pub(super) const GRANITE_HYBRID: Layout = Layout {
     joins: &[GATE_AND_UP_OF_ALL],
     without: DENSE,
     biased: &["attn_q", "attn_k", "attn_v", "attn_output"],
+    only_told: Some("expert_shared_feed_forward_length"),
     fits: |fields| attends_everywhere(fields) && fields.get("num_local_experts").and_then(Value::as_u64) == Some(0),
+    only_those: Some("all layers have attention and none has experts"),
     ways: Ways { pre: Some("dbrx"), ..LLAMA.ways },
     say: say_hybrid,
     ..GRANITE
@@ -78,8 +81,7 @@ const GATE_AND_UP_OF_ALL: Join = Join::split(
     &[("ffn_gate.weight", false), ("ffn_up.weight", false)],
     Dims::Rows,
     halves,
-)
-.only_made();
+);
 
 fn attends_everywhere(fields: &Fields<'_>) -> bool {
     let types = fields.get("layer_types").or_else(|| fields.get("layers_block_type")).and_then(Value::as_array);

@@ -17,6 +17,9 @@ use crate::error::{Result, unsupported};
 use crate::open::ModelConfig;
 use crate::open::gguf::Ways;
 
+/// What remains to be done with a folder.
+const CONVERTER: &str = "turn that into GGUF with llama.cpp's convert_hf_to_gguf.py";
+
 /// Every architecture.
 pub(super) const LAYOUTS: &[Layout] = &[
     llama::LLAMA,
@@ -39,8 +42,8 @@ pub(super) const LAYOUTS: &[Layout] = &[
     smollm3::SMOLLM3,
     glm::GLM,
     glm4::GLM4,
-    granite::GRANITE,
     granite::GRANITE_HYBRID,
+    granite::GRANITE,
     arcee::ARCEE,
     olmo::OLMO,
     olmo2::OLMO2,
@@ -125,8 +128,12 @@ pub(crate) struct Layout {
     pub(super) padded: Option<&'static str>,
     /// True of the family's models that are stored so, where they are not all alike.
     pub(super) fits: fn(&Fields<'_>) -> bool,
+    /// Which these are, in words, where others of the family are not stored at all.
+    pub(super) only_those: Option<&'static str>,
     /// A tensor of the first layer that others of the architecture have not.
     pub(super) only_with: Option<&'static str>,
+    /// A key behind the architecture's name that others of the architecture have not.
+    pub(super) only_told: Option<&'static str>,
     /// True if `config.json` says outside of the rope as well how many positions the model had before it was stretched, without which a loader takes a default.
     pub(super) repeats_positions: bool,
     /// How a file of it has its tokenizer.
@@ -194,13 +201,17 @@ impl Layout {
         let model_type = config.model_type();
         let fields = Fields::new(config);
         let own = |layout: &&Self| layout.model_types.contains(&model_type) && (layout.fits)(&fields);
-        LAYOUTS.iter().find(own).ok_or_else(|| {
-            unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
+        let only_those = || LAYOUTS.iter().find(|layout| layout.model_types.contains(&model_type))?.only_those;
+        LAYOUTS.iter().find(own).ok_or_else(|| match only_those() {
+            Some(those) => unsupported(format!("models of type `{model_type}` are turned into GGUF where {those}, which is not so here"))
+                .in_file(&config.path)
+                .with_hint(format!("leave out --to, or take --to bf16 into a folder, and {CONVERTER}")),
+            None => unsupported(format!("models of type `{model_type}` are not turned into GGUF"))
                 .in_file(&config.path)
                 .with_hint(format!(
-                    "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and turn that into GGUF with llama.cpp's convert_hf_to_gguf.py",
+                    "types that are: {}; for any other leave out --to, or take --to bf16 into a folder, and {CONVERTER}",
                     Self::known_types().join(", ")
-                ))
+                )),
         })
     }
 

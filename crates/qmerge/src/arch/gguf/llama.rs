@@ -28,7 +28,9 @@ pub(super) const LLAMA: Layout = Layout {
     wired: &[],
     padded: None,
     fits: |_| true,
+    only_those: None,
     only_with: None,
+    only_told: None,
     repeats_positions: false,
     ways: Ways {
         no_space_before: false,

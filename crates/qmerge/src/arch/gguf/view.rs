@@ -36,6 +36,20 @@ pub(crate) struct NamedModule {
 }
 
 impl View {
+    /// A stack of matrices, (matrices, outputs, inputs), of which the tensor has inputs as rows; `None` for what is no stack.
+    pub(crate) fn of_turned_stack(name: &str, shape: &[usize]) -> Option<Self> {
+        let weave = Weave::turned_stack(name, shape)?;
+        Some(Self {
+            name: name.to_owned(),
+            stored: name.to_owned(),
+            order: None,
+            added: 0.0,
+            is_row: false,
+            padding: 0,
+            weave: Some(Arc::new(weave)),
+        })
+    }
+
     /// True for the table of embeddings.
     pub(crate) fn is_table(&self) -> bool {
         self.stored == TABLE

@@ -41,6 +41,27 @@ const OF_EXPERTS: &[(&str, &str)] = &[
     ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
 ];
 
+/// Families whose classes in transformers have a width of heads, and a number of those of keys, that does not follow from the model's other figures.
+const FIXED_HEADS: &[&str] = &[
+    "ernie4_5",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma3n_text",
+    "gemma4_text",
+    "glm",
+    "glm4",
+    "gpt_oss",
+    "llama4_text",
+    "minimax_m2",
+    "ministral3",
+    "qwen3",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+    "seed_oss",
+];
+
 /// Other keys behind the architecture's name that are looked at, or say nothing of how a model is run.
 const ALSO_READ: &[&str] = &[
     "attention.value_length",
@@ -100,6 +121,9 @@ pub(crate) fn config(
             config.insert((*field).into(), value);
         }
     }
+    if family.is_some_and(|family| FIXED_HEADS.contains(&family.model_type)) {
+        share_heads(&keys, &mut config);
+    }
     let table = entries.iter().find(|entry| entry.name == TABLE);
     if let Some(tokens) = table.and_then(|entry| entry.shape.first()) {
         config.insert("vocab_size".into(), json!(tokens));
@@ -128,6 +152,18 @@ pub(crate) fn config(
         (family.more)(&keys, &mut config);
     }
     Ok(ModelConfig::of_gguf(config, file, keys.unread(family)))
+}
+
+/// Says what llama.cpp takes where a file does not say it: heads share the residual stream, and keys have as many as queries.
+fn share_heads(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    let Some(heads) = keys.count("attention.head_count") else { return };
+    if keys.get("attention.head_count_kv").is_none() {
+        config.insert("num_key_value_heads".into(), json!(heads));
+    }
+    let width = keys.count("embedding_length").and_then(|hidden| hidden.checked_div(heads));
+    if let Some(width) = width.filter(|_| keys.get("attention.key_length").is_none()) {
+        config.insert("head_dim".into(), json!(width));
+    }
 }
 
 /// The values of a list of f32, if it is there.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Destination, Export, Exported, Model};
 use crate::arch;
-use crate::arch::gguf::{Layout, View, Weave, is_rope};
+use crate::arch::gguf::{Layout, View, is_rope};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats::{self, Claim};
@@ -104,18 +104,8 @@ fn nameless(what: &str, base: &Checkpoint) -> Error {
 /// A stack of matrices as the family has it, where that has inputs as rows.
 fn as_family(model: &Model<'_, '_>, claim: &Claim) -> Option<View> {
     let weight = &claim.weight;
-    let in_out = model.names.arch.stacks_inputs_as_rows() && !weight.has_family_order();
-    let weave = Weave::turned_stack(weight.name(), weight.shape()).filter(|_| in_out)?;
-    let name = weight.name().to_owned();
-    Some(View {
-        stored: name.clone(),
-        name,
-        order: None,
-        added: 0.0,
-        is_row: false,
-        padding: 0,
-        weave: Some(Arc::new(weave)),
-    })
+    let in_out = model.names.stacks_inputs_as_rows() && !weight.has_family_order();
+    View::of_turned_stack(weight.name(), weight.shape()).filter(|_| in_out)
 }
 
 /// The configuration that the keys describe, with what a loader of a folder has to be told.

@@ -46,7 +46,7 @@ pub(super) fn general(model: &Model<'_, '_>, beside: usize) -> Result<Keys> {
     let is_left_out = |name: &str| is_made(name) || is_copy(model, name) || model.is_left_out(name);
     let weights = model.weights.iter().filter(|(name, _)| !is_left_out(name));
     // As gguf-py counts, which takes biases of experts for what all have.
-    let stacked = model.names.arch.experts.map_or(["", ""], |experts| experts.stacked);
+    let stacked = model.names.experts.map_or(["", ""], |experts| experts.stacked);
     let is_experts = |name: &str, shape: &[usize]| {
         let is_stack = shape.len() == 3 && stacked.iter().any(|stack| !stack.is_empty() && name.ends_with(stack));
         let of_mlx = name.split('.').any(|part| part == arch::SWITCH);

@@ -115,7 +115,7 @@ impl Export for FileType {
         let mut views: Vec<(&str, &[usize], Option<View>)> = Vec::new();
         for ((name, _), shape) in model.weights.iter().zip(&shapes) {
             let is_turned = model.names.exact(name).is_some_and(|claim| claim.weight.has_family_order())
-                && model.names.arch.stacks_inputs_as_rows();
+                && model.names.stacks_inputs_as_rows();
             let view = if model.is_left_out(name) { None } else { file.place(name, shape, is_turned)? };
             let view = view.map(|view| View { padding: layout.padding(name, shape, tokens), ..view });
             views.push((name, shape, view));

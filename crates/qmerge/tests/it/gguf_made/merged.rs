@@ -180,6 +180,7 @@ fn a_merge_into_a_file_is_the_merge_into_its_folder() {
         ("phi", &["dense", "fc1"], false),
         ("deepseek2", &["kv_b_proj", "kv_a_proj_with_mqa"], false),
         ("deepseek3", &["kv_b_proj", "q_b_proj", "shared_experts.up_proj"], false),
+        ("granitehybrid", &["q_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"], false),
         ("granitemoe", &["q_proj", "k_proj"], false),
         ("granitemoeshared", &["shared_mlp.input_linear", "shared_mlp.output_linear"], false),
         ("olmoe", &["q_proj", "o_proj"], false),

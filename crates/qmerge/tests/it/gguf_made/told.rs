@@ -74,6 +74,10 @@ fn what_cannot_be_said_is_refused_by_name() {
     std::fs::remove_file(without.join("tokenizer.json")).unwrap();
     let (kind, text) = told(without);
     assert!(kind == Kind::Mismatch && text.contains("no tokenizer"), "{text}");
+    // Granite 4 with layers that a file of Granite has not.
+    let mamba = |text: String| text.replacen("\"attention\"", "\"mamba\"", 1);
+    let (kind, text) = told(changed("granitehybrid", "config.json", mamba));
+    assert!(kind == Kind::Unsupported && text.contains("where all layers have attention"), "{text}");
     // Granite 4 without positions, as it is where nothing is said of them: llama.cpp's has a rope.
     let silent = |text: String| text.replace("\"position_embedding_type\": \"rope\",", "");
     let (kind, text) = told(changed("granitehybrid", "config.json", silent));

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::super::config::MOST_LAYERS;
 use super::{Family, Keys, PLAIN, renamed};
 
 pub(super) const GRANITE: Family = Family {
@@ -21,6 +22,13 @@ pub(super) const GRANITE: Family = Family {
     ],
     more: granite,
     ..PLAIN
+};
+/// Granite 4 without state-space layers and without experts.
+pub(super) const GRANITE_HYBRID: Family = Family {
+    model_type: "granitemoehybrid",
+    only_with: Some("expert_shared_feed_forward_length"),
+    more: granite_hybrid,
+    ..GRANITE
 };
 pub(super) const GRANITE_MOE: Family =
     Family { architecture: "granitemoe", has_experts: true, model_type: "granitemoe", more: granite_moe, ..GRANITE };
@@ -42,6 +50,27 @@ fn granite(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     let scale = keys.float("attention.scale").filter(|scale| *scale != 0.0);
     let scale = scale.or_else(|| keys.head().map(|head| 1.0 / head.sqrt()));
     scale.map(|scale| config.insert("attention_multiplier".into(), json!(scale)));
+}
+
+/// With the figures of the state-space layers that it has none of, since its class holds them against each other.
+fn granite_hybrid(keys: &Keys<'_>, config: &mut Map<String, Json>) {
+    granite(keys, config);
+    let layers = keys.count("block_count").unwrap_or(0).min(MOST_LAYERS);
+    config.insert("layer_types".into(), (0..layers).map(|_| "attention").collect());
+    config.insert("position_embedding_type".into(), json!("rope"));
+    config.insert("num_local_experts".into(), json!(0));
+    config.insert("num_experts_per_tok".into(), json!(0));
+    for (field, key) in [
+        ("shared_intermediate_size", "expert_shared_feed_forward_length"),
+        ("mamba_d_conv", "ssm.conv_kernel"),
+        ("mamba_d_state", "ssm.state_size"),
+        ("mamba_n_groups", "ssm.group_count"),
+        ("mamba_n_heads", "ssm.time_step_rank"),
+    ] {
+        keys.count(key).map(|count| config.insert(field.into(), json!(count)));
+    }
+    let times = keys.count("ssm.inner_size").zip(keys.count("embedding_length"));
+    times.and_then(|(all, one)| all.checked_div(one)).map(|times| config.insert("mamba_expand".into(), json!(times)));
 }
 
 fn granite_moe(keys: &Keys<'_>, config: &mut Map<String, Json>) {

@@ -79,6 +79,7 @@ const FAMILIES: &[Family] = &[
     Family { architecture: "chatglm", model_type: "glm", more: all_turn, ..PLAIN },
     Family { architecture: "glm4", model_type: "glm4", more: all_turn, ..PLAIN },
     Family { architecture: "arcee", model_type: "arcee", ..PLAIN },
+    factors::GRANITE_HYBRID,
     factors::GRANITE,
     window::OLMO3,
     Family { architecture: "olmo2", model_type: "olmo2", ..PLAIN },

@@ -48,10 +48,7 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     /// The tensor of the merge that one of the base became: of the same name, or of the same weight of the model.
-    pub(super) fn find_entry<'m>(&self, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>>
-    where
-        Self: 'm,
-    {
+    pub(super) fn find_entry<'m>(&self, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {
         let name = self.stored.get(entry.name.as_str()).map_or(entry.name.as_str(), |claim| claim.weight.name());
         match found.checkpoint.get(&entry.name) {
             Some(entry) => Ok(Some(entry)),
@@ -177,10 +174,7 @@ impl Run<'_> {
     }
 
     /// True if a tensor that no adapter touches holds the same values in the merge.
-    pub(super) fn unchanged<'m>(&self, entry: &Entry, found: &Names<'m>) -> Result<bool>
-    where
-        Self: 'm,
-    {
+    pub(super) fn unchanged(&self, entry: &Entry, found: &Names<'_>) -> Result<bool> {
         let (base, merged) = (&self.inputs.base, self.merged);
         let claim = self.stored.get(entry.name.as_str()).copied();
         let other = claim.map_or(Ok(None), |claim| found.find(claim.weight.name()))?;

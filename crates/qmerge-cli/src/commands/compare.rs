@@ -80,18 +80,7 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
     let tokenizer = Tokenizer::of(&inputs)?;
     let text = read_text(&args.text)?;
     let tokens = tokenizer.encode(&text)?;
-    let prompts = match &args.prompts {
-        Some(path) => read_text(path)?
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .map(|line| tokenizer.encode_prompt(line))
-            .collect::<error::Result<Vec<_>>>()?,
-        None if args.continuation == 0 => Vec::new(),
-        None => {
-            let windows = tokens.chunks_exact(args.context.max(1)).take(PROMPTS);
-            windows.map(|window| [tokenizer.begin(), &window[..PROMPT.min(window.len())]].concat()).collect()
-        }
-    };
+    let prompts = prompts(args, &tokenizer, &tokens)?;
     let models = (2 + merged.len() + others.len()) as u64;
     let batch = BATCH.max(args.context);
     let (batch, besides) = match args.engine.max_memory {
@@ -135,21 +124,40 @@ pub(crate) fn find(args: &CompareArgs, progress: &dyn Progress) -> error::Result
     };
     let found = compare(&candidates, &task, &tokenizer, progress)?;
     if let (Some(path), Some(form)) = (&args.report, form) {
-        let document = serde_json::to_value(&found).unwrap_or_default();
-        match form {
-            Form::Json => page::write_json(path, &document)?,
-            Form::Html => {
-                let mut reports: Vec<_> =
-                    args.merged.iter().filter_map(|merged| super::report::of_merge(merged)).collect();
-                // One report makes the page of one merge.
-                if reports.len() == 1 && args.merged.len() > 1 {
-                    reports.clear();
-                }
-                page::write(path, &reports, Some(&document))?;
-            }
-        }
+        write_report(args, path, form, &found)?;
     }
     Ok(found)
+}
+
+/// What models go on from: the lines of a file, or beginnings of the text's windows.
+fn prompts(args: &CompareArgs, tokenizer: &Tokenizer, tokens: &[u32]) -> error::Result<Vec<Vec<u32>>> {
+    match &args.prompts {
+        Some(path) => {
+            let text = read_text(path)?;
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            lines.map(|line| tokenizer.encode_prompt(line)).collect()
+        }
+        None if args.continuation == 0 => Ok(Vec::new()),
+        None => {
+            let windows = tokens.chunks_exact(args.context.max(1)).take(PROMPTS);
+            Ok(windows.map(|window| [tokenizer.begin(), &window[..PROMPT.min(window.len())]].concat()).collect())
+        }
+    }
+}
+
+fn write_report(args: &CompareArgs, path: &Path, form: Form, found: &Comparison) -> error::Result<()> {
+    let document = serde_json::to_value(found).unwrap_or_default();
+    match form {
+        Form::Json => page::write_json(path, &document),
+        Form::Html => {
+            let mut reports: Vec<_> = args.merged.iter().filter_map(|merged| super::report::of_merge(merged)).collect();
+            // One report makes the page of one merge.
+            if reports.len() == 1 && args.merged.len() > 1 {
+                reports.clear();
+            }
+            page::write(path, &reports, Some(&document))
+        }
+    }
 }
 
 /// Models with an adapter apart that are judged too: the base with each of `--beside`, and each merge with the residual adapter that came with it.

@@ -148,6 +148,48 @@ impl<'f, 'c> Parameters<'f, 'c> {
             .and_then(|list| list.iter().map(|item| item.as_f64().filter(|x| x.is_finite() && *x > 0.0)).collect());
         factors.ok_or_else(|| self.bad(key, value, &format!("it must be a list of {pairs} numbers above zero")))
     }
+
+    /// YaRN's factors on attention and on scores, which grow with the logarithm of how far it stretches.
+    fn yarn_factors(&self, factor: f64) -> Result<(f64, f64)> {
+        let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * libm::log(factor) + 1.0 };
+        let scales = (self.number("mscale")?, self.number("mscale_all_dim")?);
+        let scores = scales.1.filter(|all| *all != 0.0).map_or(1.0, |all| magnitude(all) * magnitude(all));
+        let attention = self.number("attention_factor")?.unwrap_or_else(|| match scales {
+            (Some(a), Some(b)) if a != 0.0 && b != 0.0 => magnitude(a) / magnitude(b),
+            _ => magnitude(1.0),
+        });
+        Ok((attention, scores))
+    }
+
+    /// The pairs between which YaRN goes over from frequencies as they are to stretched ones.
+    fn yarn(&self, factor: f64, dims: usize, original: usize, theta: f64) -> Result<Scaling> {
+        let turns = |turns: f64| dims as f64 * libm::log(original as f64 / (turns * TAU)) / (2.0 * libm::log(theta));
+        // Zero is taken for a number that is not given, as transformers takes it.
+        let or = |key: &str, default: f64| match self.number(key)? {
+            None | Some(0.0) => Ok(default),
+            _ => self.needed(key),
+        };
+        let (mut low, mut high) = (turns(or("beta_fast", 32.0)?), turns(or("beta_slow", 1.0)?));
+        if self.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        Ok(Scaling::Yarn { factor, low: low.max(0.0), high: high.min(dims as f64 - 1.0) })
+    }
+
+    /// LongRoPE's factor on attention.
+    fn long_factor(&self, stretch: f64, original: usize) -> Result<f64> {
+        let stretch = self.above_zero("factor")?.unwrap_or(stretch);
+        let plain =
+            || if stretch <= 1.0 { 1.0 } else { (1.0 + libm::log(stretch) / libm::log(original as f64)).sqrt() };
+        let scales = (self.number("short_mscale")?, self.number("long_mscale")?);
+        match (self.number("attention_factor")?, scales) {
+            (Some(factor), _) => Ok(factor),
+            // PhiMoE's own.
+            (None, (Some(short), Some(long))) if short == long => Ok(short),
+            (None, (None, None)) => Ok(plain()),
+            _ => Err(self.fields.unsupported("long_mscale", self.get("long_mscale").unwrap_or(&Value::Null))),
+        }
+    }
 }
 
 impl Rope {
@@ -206,25 +248,8 @@ impl Rope {
             Some("dynamic") => Scaling::Dynamic { factor: parameters.needed("factor")? },
             Some("yarn") => {
                 let factor = parameters.above_zero("factor")?.unwrap_or(stretch);
-                let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * libm::log(factor) + 1.0 };
-                let scales = (parameters.number("mscale")?, parameters.number("mscale_all_dim")?);
-                scores = scales.1.filter(|all| *all != 0.0).map_or(1.0, |all| magnitude(all) * magnitude(all));
-                attention = parameters.number("attention_factor")?.unwrap_or_else(|| match scales {
-                    (Some(a), Some(b)) if a != 0.0 && b != 0.0 => magnitude(a) / magnitude(b),
-                    _ => magnitude(1.0),
-                });
-                let turns =
-                    |turns: f64| dims as f64 * libm::log(original as f64 / (turns * TAU)) / (2.0 * libm::log(theta));
-                // Zero is taken for a number that is not given, as transformers takes it.
-                let or = |key: &str, default: f64| match parameters.number(key)? {
-                    None | Some(0.0) => Ok(default),
-                    _ => parameters.needed(key),
-                };
-                let (mut low, mut high) = (turns(or("beta_fast", 32.0)?), turns(or("beta_slow", 1.0)?));
-                if parameters.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
-                    (low, high) = (low.floor(), high.ceil());
-                }
-                Scaling::Yarn { factor, low: low.max(0.0), high: high.min(dims as f64 - 1.0) }
+                (attention, scores) = parameters.yarn_factors(factor)?;
+                parameters.yarn(factor, dims, original, theta)?
             }
             Some("llama3") => Scaling::Llama3 {
                 factor: parameters.needed("factor")?,
@@ -233,22 +258,7 @@ impl Rope {
                 original: original as f64,
             },
             Some("longrope" | "su") => {
-                let stretch = parameters.above_zero("factor")?.unwrap_or(stretch);
-                let plain = || {
-                    if stretch <= 1.0 { 1.0 } else { (1.0 + libm::log(stretch) / libm::log(original as f64)).sqrt() }
-                };
-                let scales = (parameters.number("short_mscale")?, parameters.number("long_mscale")?);
-                attention = match (parameters.number("attention_factor")?, scales) {
-                    (Some(factor), _) => factor,
-                    // PhiMoE's own.
-                    (None, (Some(short), Some(long))) if short == long => short,
-                    (None, (None, None)) => plain(),
-                    _ => {
-                        return Err(
-                            fields.unsupported("long_mscale", parameters.get("long_mscale").unwrap_or(&Value::Null))
-                        );
-                    }
-                };
+                attention = parameters.long_factor(stretch, original)?;
                 let list = |key: &str| parameters.factors(key, dims.div_ceil(2));
                 Scaling::Long { short: list("short_factor")?, long: list("long_factor")?, original }
             }

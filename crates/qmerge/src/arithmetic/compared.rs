@@ -1,7 +1,5 @@
 //! What two models both have, and what it differs by.
 
-use std::collections::{HashMap, HashSet};
-
 use super::extract::ExtractOptions;
 use super::new_adapter::finite;
 use super::report::DroppedTensor;
@@ -11,10 +9,10 @@ use super::target::Target;
 use crate::adapters::{Names, Stack, Task};
 use crate::arch;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, mismatch};
+use crate::error::{Result, mismatch};
 use crate::formats::{Claim, Order, Reader, moves_factors};
 use crate::linalg::dot;
-use crate::open::{Checkpoint, model_order};
+use crate::open::Checkpoint;
 use crate::round::{Metric, matrix_name, seed_of};
 use crate::write::{Data, NewTensor};
 
@@ -48,7 +46,7 @@ pub(super) struct Both<'a> {
 /// A stack of experts of both, which each may store in its own way.
 pub(super) struct Stacks<'a> {
     pub(super) base: Stack<'a>,
-    tuned: Stack<'a>,
+    pub(super) tuned: Stack<'a>,
 }
 
 /// What an adapter can do with a weight.
@@ -164,90 +162,6 @@ impl Piece<'_, '_> {
 }
 
 impl<'a> Pair<'a> {
-    /// Matches weights by name, and stacks of experts by what they are called in memory.
-    pub(super) fn matched(&self, names: &Names<'a>, tuned_names: &Names<'a>) -> Result<Matched<'a>> {
-        let (mut both, mut dropped, mut taken) = (Vec::new(), Vec::new(), HashSet::new());
-        let drop = |name: &str, reason| DroppedTensor { name: name.to_owned(), energy: None, reason };
-        let (mut stacks, mut modules) = (Vec::new(), HashMap::new());
-        let mut stacked = HashSet::new();
-        for base in Stack::all(names, false)? {
-            let pieces = |stack: &Stack<'a>| {
-                stack.experts.iter().flatten().map(|piece| piece.claim.weight.name()).collect::<Vec<_>>()
-            };
-            stacked.extend(pieces(&base));
-            let Some(tuned) = Stack::find(tuned_names, &base.module, base.parameter)? else {
-                return Err(self.missing(&base.path()));
-            };
-            taken.extend(pieces(&tuned));
-            // A weight of the module may be called as on disk.
-            for name in pieces(&base).into_iter().take(1) {
-                modules.extend(name.rsplit_once('.').map(|(module, _)| (module.to_owned(), base.module.clone())));
-            }
-            modules.insert(base.module.clone(), base.module.clone());
-            if base.shape != tuned.shape || base.experts.len() != tuned.experts.len() {
-                dropped.push(drop(&base.path(), "its shape differs between the models"));
-                continue;
-            }
-            stacks.push(Stacks { base, tuned });
-        }
-        stacks.sort_by(|a, b| model_order(&a.base.path(), &b.base.path()));
-        // A head that the base lacks is put on the tuned model's class, which may have a path of its own before the base's.
-        let brings_head = self.task().is_some();
-        let of = if brings_head { tuned_names } else { names };
-        let parents = parents(of);
-        for base in names.weights {
-            let name = base.weight.name();
-            if stacked.contains(name) {
-                continue;
-            }
-            let Some(tuned) = tuned_names.find(name)? else {
-                if names.head().is_some_and(|head| head.weight.name() == name) && tuned_names.is_tied() {
-                    dropped.push(drop(name, "the tuned model has tied it to the embedding"));
-                    continue;
-                }
-                // Beside the layers: the head of what the base was trained for.
-                if brings_head && !has_number(name) {
-                    dropped.push(drop(name, "the tuned model is of another class, which has no such weight"));
-                    continue;
-                }
-                return Err(self.missing(name));
-            };
-            taken.insert(tuned.weight.name());
-            if !is_alike(names, base, tuned) {
-                dropped.push(drop(name, "its shape differs between the models"));
-                continue;
-            }
-            let named = if brings_head { tuned } else { base }.weight.name();
-            both.push(Both {
-                base,
-                tuned,
-                path: of.in_memory(named),
-                carrier: carrier(of, &modules, &parents, named, [base, tuned]),
-            });
-        }
-        let extra = tuned_names.weights.iter().filter(|claim| !taken.contains(claim.weight.name()));
-        // A head that the base has tied to its embedding, or none.
-        let untied = tuned_names.head().filter(|_| names.is_tied()).map(|head| head.weight.name());
-        let root = |name: &'a str| name.split('.').next();
-        let roots: HashSet<Option<&str>> = names.weights.iter().map(|claim| root(claim.weight.name())).collect();
-        // A layer more than the base has is none.
-        let is_beside = |name: &'a str| !has_number(name) || !roots.contains(&root(name));
-        let is_head = |claim: &&'a Claim| {
-            let name = claim.weight.name();
-            let is_new = brings_head && is_beside(name);
-            self.options.full && name.contains('.') && (is_new || untied == Some(name))
-        };
-        let (heads, extra): (Vec<&Claim>, Vec<&Claim>) = extra.partition(is_head);
-        dropped.extend(extra.into_iter().map(|claim| drop(claim.weight.name(), "the base has no such weight")));
-        if both.is_empty() && stacks.is_empty() {
-            return Err(mismatch("no weight of it has the shape of the base's")
-                .in_file(&self.tuned.path)
-                .with_hint("it was not trained from this base"));
-        }
-        both.sort_by(|a, b| model_order(a.name(), b.name()));
-        Ok(Matched { weights: both, stacks, heads, dropped })
-    }
-
     /// Errors if AWQ has moved factors from the norms of one model into its layers, and not of the other: their difference is of two ways to write one function.
     pub(super) fn refuse_rescaled(&self, matched: &Matched<'a>) -> Result<()> {
         let is_rescaled = |claim: &Claim| moves_factors(claim.weight.format());
@@ -279,12 +193,6 @@ impl<'a> Pair<'a> {
     pub(super) fn task(&self) -> Option<Task> {
         let class = |checkpoint: &'a Checkpoint| checkpoint.config.as_ref()?.class();
         class(self.tuned).filter(|tuned| class(self.base) != Some(tuned)).and_then(Task::of_class)
-    }
-
-    fn missing(&self, name: &str) -> Error {
-        mismatch(format!("it has no weight `{name}`, which the base has"))
-            .in_file(&self.tuned.path)
-            .with_hint("base and tuned model are of different families, or one of them is a part")
     }
 
     pub(super) fn find(&self, piece: Piece<'_, 'a>, metric: Option<&Metric>) -> Result<Difference> {
@@ -356,85 +264,6 @@ fn rows(reader: &Reader<'_>, transposed: bool) -> Result<Vec<f32>> {
 
 /// Mean share of its values that a norm changes by where AWQ moved factors out of it. Training moves norms by a hundredth at most.
 const MOVED: f64 = 0.05;
-
-/// True for the name of a parameter in a list of modules, as layers are.
-fn has_number(name: &str) -> bool {
-    name.split('.').any(|part| part.parse::<usize>().is_ok())
-}
-
-/// Modules that have others inside, by the names of weights.
-fn parents(names: &Names<'_>) -> HashSet<String> {
-    let mut parents = HashSet::new();
-    for claim in names.weights {
-        let mut path = claim.weight.name().rsplit_once('.').map_or("", |(module, _)| module);
-        while let Some((parent, _)) = path.rsplit_once('.') {
-            if !parents.insert(parent.to_owned()) {
-                break;
-            }
-            path = parent;
-        }
-    }
-    parents
-}
-
-/// True if the rows of a weight are inputs, as its format or its family has it.
-fn is_turned(names: &Names<'_>, claim: &Claim) -> bool {
-    let module = claim.weight.name().strip_suffix(".weight").unwrap_or_default();
-    claim.weight.is_transposed() || claim.weight.has_family_order() && arch::leaf_in(module, names.arch.transposed)
-}
-
-/// True if two weights have the same dimensions, but for those of 1 and for how each is turned.
-fn is_alike(names: &Names<'_>, base: &Claim, tuned: &Claim) -> bool {
-    let dims = |claim: &Claim| claim.weight.shape().iter().copied().filter(|&dim| dim != 1).collect::<Vec<_>>();
-    let (mut own, other) = (dims(base), dims(tuned));
-    if own.len() == 2 && is_turned(names, base) != is_turned(names, tuned) {
-        own.reverse();
-    }
-    own == other
-}
-
-/// What an adapter can do with a weight, by its name and shape. `experts` are the paths of modules of experts, on disk and in memory,
-/// `parents` those of modules that have others inside.
-fn carrier(
-    names: &Names<'_>,
-    experts: &HashMap<String, String>,
-    parents: &HashSet<String>,
-    name: &str,
-    [base, tuned]: [&Claim; 2],
-) -> Carrier {
-    let Some((module, parameter)) = name.rsplit_once('.') else {
-        return Carrier::Nowhere("it belongs to no module");
-    };
-    let is_linear = |module: &str| {
-        let weight = names.exact(&format!("{module}.weight"));
-        let is_matrix = weight.is_some_and(|claim| claim.weight.shape().len() == 2);
-        let is_embedding =
-            weight.zip(names.embed()).is_some_and(|(own, embed)| own.weight.name() == embed.weight.name());
-        is_matrix && !is_embedding && !arch::leaf_in(module, names.arch.not_linear) && !names.is_head(module)
-    };
-    match parameter {
-        "weight" | "bias" if names.layers_within(module).is_some() => Carrier::Nowhere(
-            "it is several layers in memory, rows of one tensor here, and this version makes factors of whole ones",
-        ),
-        "weight" if is_linear(module) => {
-            let turned = |claim: &Claim| is_turned(names, claim);
-            let target = Target::layer(names, module);
-            Carrier::Linear { target, base_turned: turned(base), tuned_turned: turned(tuned) }
-        }
-        "bias" if is_linear(module) => Carrier::Bias(Target::layer(names, module)),
-        _ => match experts.get(module) {
-            // What torch computes a weight from is no module that PEFT copies either.
-            None if parents.contains(module) || module.contains(".parametrizations.") => Carrier::Bare,
-            None => Carrier::Whole,
-            Some(module) if base.weight.shape().len() == 2 => {
-                Carrier::Beside(Target { module: module.clone(), parameter: Some(parameter.to_owned()) })
-            }
-            Some(_) => {
-                Carrier::Nowhere("it lies beside the experts' matrices, and of their module nothing is taken whole")
-            }
-        },
-    }
-}
 
 /// ‖tuned − base‖² of weights that are stored alike.
 fn streamed_energy(base: &Reader<'_>, tuned: &Reader<'_>) -> Result<f64> {

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::convert::{ConvertOptions, cut};
+use super::convert::ConvertOptions;
+use super::cut::cut;
 use super::new_adapter::finite;
-use super::report::{Conversion, ConvertedWeight};
+use super::report::{self, Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
 use crate::adapters::Names;
 use crate::arch;
@@ -116,8 +117,6 @@ pub fn convert_to_gguf(
     }
     keys.set("adapter.lora.alpha", Field::Float(alpha));
     let bytes = publish_file(target, Writer::anew(keys.finish()), tensors)?;
-    let all: f64 = weights.iter().map(|weight| weight.energy).sum();
-    let held: f64 = weights.iter().filter_map(|weight| Some(weight.kept? * weight.energy)).sum();
     Ok(Conversion {
         schema_version: SCHEMA_VERSION,
         tool: Tool::THIS,
@@ -127,7 +126,7 @@ pub fn convert_to_gguf(
         format: "gguf-lora",
         rank,
         bytes,
-        kept: (all > 0.0).then(|| held / all),
+        kept: report::held(&weights),
         weights,
         copied: Vec::new(),
         dropped: Vec::new(),

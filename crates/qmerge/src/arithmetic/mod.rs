@@ -9,9 +9,13 @@
 mod combine;
 mod compared;
 mod convert;
+mod cut;
 mod extract;
 mod gathered;
 mod gguf_lora;
+mod jobs;
+mod joined;
+mod matched;
 mod method;
 mod new_adapter;
 mod report;

@@ -187,3 +187,10 @@ pub struct ConvertedWeight {
     /// Share of it that the factors hold; null where D is zero.
     pub kept: Option<f64>,
 }
+
+/// The share over all of them.
+pub(super) fn held(weights: &[ConvertedWeight]) -> Option<f64> {
+    let all: f64 = weights.iter().map(|weight| weight.energy).sum();
+    let held: f64 = weights.iter().filter_map(|weight| Some(weight.kept? * weight.energy)).sum();
+    (all > 0.0).then(|| held / all)
+}

@@ -35,6 +35,7 @@ mod view;
 mod viewed;
 mod weight;
 mod woven;
+mod wrapper;
 
 use std::sync::Arc;
 

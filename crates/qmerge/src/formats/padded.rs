@@ -5,9 +5,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::wrapper::{self, Wrapper};
 use super::{Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// A weight without the last rows of what is stored.
 #[derive(Clone, Debug)]
@@ -26,10 +27,6 @@ impl Padded {
             *rows = rows.saturating_sub(padding);
         }
         Self { stored, padding, shape }
-    }
-
-    fn again(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
-        Arc::new(Self { stored, ..self.clone() })
     }
 
     /// The bytes of the model's rows alone.
@@ -107,6 +104,16 @@ impl Weight for Padded {
     }
 }
 
+impl Wrapper for Padded {
+    fn stored(&self) -> &Arc<dyn Weight> {
+        &self.stored
+    }
+
+    fn around(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
+        Arc::new(Self { stored, ..self.clone() })
+    }
+}
+
 impl OnGrid for Padded {
     fn grid(&self, parts: &[&[u8]], rows: Range<usize>) -> Grid {
         match self.stored.on_grid() {
@@ -125,20 +132,11 @@ impl OnGrid for Padded {
 
 impl Writer for Padded {
     fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        match self.stored.writer() {
-            Some(writer) => writer.renewed(values, settings).map(|stored| self.again(stored)),
-            None => Err(Error::new(Kind::Bug, "it cannot be stored").in_tensor(self.name())),
-        }
+        wrapper::renewed(self, values, settings)
     }
 
     fn settle(&self, held: &[f32], stored: &[Option<Vec<u8>>]) -> Settled {
-        match self.stored.writer() {
-            Some(writer) => {
-                let Settled { weight, parts } = writer.settle(held, stored);
-                Settled { weight: self.again(weight), parts }
-            }
-            None => Settled { weight: Arc::new(self.clone()), parts: Vec::new() },
-        }
+        wrapper::settle(self, held, stored)
     }
 
     fn encode(&self, decided: &[Option<Vec<u8>>], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {

@@ -6,10 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::wrapper::{self, Wrapper};
 use super::{Choices, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
 use crate::arch::gguf::{To, View};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// A weight behind a view.
 #[derive(Clone, Debug)]
@@ -28,11 +29,6 @@ impl Viewed {
             return Self { stored, view, shape: Some([1, cols]) };
         }
         Self { stored, view, shape: None }
-    }
-
-    /// The same view of another weight.
-    fn again(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
-        Arc::new(Self { stored, view: self.view.clone(), shape: self.shape })
     }
 
     /// Items of whole steps of the order, `each` of them for a row, in the other order; `None` where both are one.
@@ -156,7 +152,7 @@ impl Weight for Viewed {
         if self.view.order.is_some() && cols != self.cols() {
             return None;
         }
-        self.stored.reshaped(rows, cols).map(|stored| self.again(stored))
+        self.stored.reshaped(rows, cols).map(|stored| self.around(stored))
     }
 
     fn on_grid(&self) -> Option<&dyn OnGrid> {
@@ -169,6 +165,16 @@ impl Weight for Viewed {
 
     fn view(&self) -> Option<&View> {
         Some(&self.view)
+    }
+}
+
+impl Wrapper for Viewed {
+    fn stored(&self) -> &Arc<dyn Weight> {
+        &self.stored
+    }
+
+    fn around(&self, stored: Arc<dyn Weight>) -> Arc<dyn Weight> {
+        Arc::new(Self { stored, view: self.view.clone(), shape: self.shape })
     }
 }
 
@@ -194,10 +200,7 @@ impl OnGrid for Viewed {
 
 impl Writer for Viewed {
     fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        match self.stored.writer() {
-            Some(writer) => writer.renewed(values, settings).map(|stored| self.again(stored)),
-            None => Err(Error::new(Kind::Bug, "it cannot be stored").in_tensor(self.name())),
-        }
+        wrapper::renewed(self, values, settings)
     }
 
     fn needs_survey(&self) -> bool {
@@ -212,13 +215,7 @@ impl Writer for Viewed {
     }
 
     fn settle(&self, held: &[f32], stored: &[Option<Vec<u8>>]) -> Settled {
-        match self.stored.writer() {
-            Some(writer) => {
-                let Settled { weight, parts } = writer.settle(held, stored);
-                Settled { weight: self.again(weight), parts }
-            }
-            None => Settled { weight: Arc::new(self.clone()), parts: Vec::new() },
-        }
+        wrapper::settle(self, held, stored)
     }
 
     fn encode(&self, decided: &[Option<Vec<u8>>], rows: Range<usize>, values: &[f32], out: &mut [Vec<u8>]) {

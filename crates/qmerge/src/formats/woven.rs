@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Choices, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer};
+use super::{Choices, Geometry, Grid, OnGrid, Part, Settings, Settled, Weight, Writer, wrapper};
 use crate::arch::gguf::{View, Weave};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// A weight in pieces.
 #[derive(Clone, Debug)]
@@ -284,10 +284,7 @@ impl OnGrid for Woven {
 
 impl Writer for Woven {
     fn renewed(&self, values: Dtype, settings: &Settings) -> Result<Arc<dyn Weight>> {
-        let renewed = |piece: &Arc<dyn Weight>| match piece.writer() {
-            Some(writer) => writer.renewed(values, settings),
-            None => Err(Error::new(Kind::Bug, "it cannot be stored").in_tensor(self.name())),
-        };
+        let renewed = |piece: &Arc<dyn Weight>| wrapper::writer(piece.as_ref())?.renewed(values, settings);
         Ok(self.again(self.pieces.iter().map(renewed).collect::<Result<_>>()?))
     }
 

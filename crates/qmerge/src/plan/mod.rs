@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 mod accounting;
+mod builder;
 mod came_along;
 mod classifier;
 mod config;
@@ -22,6 +23,7 @@ mod quantized;
 mod recode;
 mod rescaled;
 mod steps;
+mod stored;
 mod target;
 mod tie;
 mod towers;

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use super::builder::Builder;
 use super::export::{Constant, Destination, Exported, Model};
 use super::method::{Chooser, Main};
 use super::quantized::Quantized;
-use super::recode::{Builder, Recode};
+use super::recode::Recode;
 use super::target::{Targets, is_coarse};
 use super::tie::{self, Parted};
 use super::{Inputs, Options, Slot, classifier};
@@ -28,6 +29,19 @@ pub struct Step {
     pub slots: Vec<Slot>,
     /// Base entry whose place it takes, for the order of the output.
     pub place: usize,
+}
+
+impl Step {
+    /// One whose slots are not known yet.
+    fn at(place: usize, name: String, action: Action) -> Self {
+        Self { name, action, slots: Vec::new(), place }
+    }
+}
+
+impl From<Recode> for Action {
+    fn from(recode: Recode) -> Self {
+        Self::Recode(Box::new(recode))
+    }
 }
 
 /// What a step does.
@@ -188,60 +202,55 @@ pub(super) fn decide(inputs: &Inputs, options: &Options, names: &Names<'_>, chan
         let place = lead.and_then(|name| positions.get(name)).copied().unwrap_or_default();
         if let Some(recode) = builder.recode(&mut wanted, claim)? {
             recoded.extend(claim.entries.iter().map(|entry| entry.name.as_str()));
-            steps.push(Step {
-                name: recode.to.name().to_owned(),
-                action: Action::Recode(Box::new(recode)),
-                slots: Vec::new(),
-                place,
-            });
+            steps.push(Step::at(place, recode.to.name().to_owned(), recode.into()));
         }
         for Parted { name, .. } in parted.iter().filter(|parted| parted.source == claim.weight.name()) {
             let recode = builder.apart(&mut wanted, name, claim)?;
-            steps.push(Step { name: name.clone(), action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+            steps.push(Step::at(place, name.clone(), recode.into()));
         }
     }
     for (name, (number, addition)) in std::mem::take(&mut wanted.additions) {
         let recode = builder.added(&name, number, &addition)?;
         let place = inputs.base.entries.len().saturating_sub(1);
-        steps.push(Step { name, action: Action::Recode(Box::new(recode)), slots: Vec::new(), place });
+        steps.push(Step::at(place, name, recode.into()));
     }
     if let Some(name) = wanted.edits.keys().chain(wanted.replacements.keys()).next() {
         return Err(Error::new(Kind::Bug, "an edit was planned for it, but no step takes it").in_tensor(name));
     }
     match &exported {
         // All that is kept of the base is written anew.
-        Some(exported) if !exported.copies_rest => steps.extend(exported.constants.iter().map(|constant| Step {
-            name: constant.name.clone(),
-            action: Action::Constant(constant.clone()),
-            slots: Vec::new(),
-            place: 0,
-        })),
-        _ => steps.extend(
-            inputs.base.entries.iter().enumerate().filter(|(_, entry)| !recoded.contains(entry.name.as_str())).map(
-                |(place, entry)| Step {
-                    name: entry.name.clone(),
-                    action: Action::Copy { entry: entry.clone() },
-                    slots: Vec::new(),
-                    place,
-                },
-            ),
-        ),
+        Some(exported) if !exported.copies_rest => {
+            let step = |constant: &Constant| Step::at(0, constant.name.clone(), Action::Constant(constant.clone()));
+            steps.extend(exported.constants.iter().map(step));
+        }
+        _ => {
+            let all = inputs.base.entries.iter().enumerate();
+            let copied = all.filter(|(_, entry)| !recoded.contains(entry.name.as_str()));
+            let step = |(place, entry): (usize, &Entry)| {
+                Step::at(place, entry.name.clone(), Action::Copy { entry: entry.clone() })
+            };
+            steps.extend(copied.map(step));
+        }
     }
     // Sorting is stable, so a new head stays behind its embedding, and a classifier's behind all.
     steps.sort_by_key(|step| step.place);
     vocabulary(names, &steps, &mut config)?;
     classifier::labels(&heads, &steps, &mut config)?;
-    if let (Some(labels), Some(module)) = (&config.labels, config.added.last()) {
-        let before = if matches!(labels.task, Task::Class(_)) { "" } else { "…" };
-        let number = labels.number.map_or_else(String::new, |number| format!(" with {number} labels"));
-        warnings.push(format!(
-            "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
-             class {before}{}{number}",
-            labels.task.class()
-        ));
-    }
+    warnings.extend(classifier_warning(&config));
     let rounding = chooser.main(&steps);
     Ok(Decided { steps, config, rounding, skipped: quantized.skipped, exported, warnings })
+}
+
+/// That the model becomes a classifier, where an adapter brings the head of one.
+fn classifier_warning(config: &ConfigChange) -> Option<String> {
+    let (labels, module) = (config.labels.as_ref()?, config.added.last()?);
+    let before = if matches!(labels.task, Task::Class(_)) { "" } else { "…" };
+    let number = labels.number.map_or_else(String::new, |number| format!(" with {number} labels"));
+    Some(format!(
+        "the adapter brings the head of a classifier, `{module}`, which the base does not have: it is added, and config.json names a \
+         class {before}{}{number}",
+        labels.task.class()
+    ))
 }
 
 /// Names and dimensions of the output's weights, where nothing but an adapter changes them.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::counterpart;
 use super::experts::{Matrix, Straight};
 use super::rounded::Rounded;
 use crate::adapters::Names;
@@ -47,12 +46,18 @@ pub(super) struct Run<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
+/// The weight of the merge that one of the base became. A head that the merge has tied is its embedding, and its bias what stands beside it.
+pub(super) fn counterpart<'m>(found: &Names<'m>, name: &str) -> Result<Option<&'m Claim>> {
+    let tied = || match name.strip_suffix(".weight") {
+        Some(module) => Some(found.tied_to(module)?.1),
+        None => found.tied_bias(name),
+    };
+    Ok(found.find(name)?.or_else(tied))
+}
+
 impl Run<'_> {
     /// The tensor of the merge that one of the base became: of the same name, or of the same weight of the model.
-    pub(super) fn find_entry<'m>(&self, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>>
-    where
-        Self: 'm,
-    {
+    pub(super) fn find_entry<'m>(&self, found: &Names<'m>, entry: &Entry) -> Result<Option<&'m Entry>> {
         let name = self.stored.get(entry.name.as_str()).map_or(entry.name.as_str(), |claim| claim.weight.name());
         match found.checkpoint.get(&entry.name) {
             Some(entry) => Ok(Some(entry)),
@@ -178,10 +183,7 @@ impl Run<'_> {
     }
 
     /// True if a tensor that no adapter touches holds the same values in the merge.
-    pub(super) fn unchanged<'m>(&self, entry: &Entry, found: &Names<'m>) -> Result<bool>
-    where
-        Self: 'm,
-    {
+    pub(super) fn unchanged(&self, entry: &Entry, found: &Names<'_>) -> Result<bool> {
         let (base, merged) = (&self.inputs.base, self.merged);
         let claim = self.stored.get(entry.name.as_str()).copied();
         let other = claim.map_or(Ok(None), |claim| counterpart(found, claim.weight.name()))?;

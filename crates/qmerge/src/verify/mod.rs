@@ -8,6 +8,7 @@
 mod answer;
 mod compare;
 mod experts;
+mod findings;
 mod gone;
 mod judge;
 mod rounded;
@@ -18,17 +19,17 @@ use serde::Serialize;
 
 use crate::adapters::Names;
 use crate::error::{Result, counted};
-use crate::formats::{self, Claim, Inventory};
-use crate::measure::Sums;
+use crate::formats::{self, Inventory};
 use crate::open::Checkpoint;
 use crate::plan::{Action, Inputs, Plan, Step};
 use crate::progress::{Progress, stopped};
 use crate::report::{Earlier, Model, SCHEMA_VERSION, Tool, hashes_of};
 use answer::Evidence;
 use compare::Run;
-use experts::{Experts, Matrix, Twin};
+use experts::Experts;
+use findings::Findings;
 use gone::Gone;
-use judge::{Measured, judge, summarize};
+use judge::summarize;
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -206,14 +207,11 @@ pub fn verify(
         .iter()
         .flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str()))
         .collect();
-    let mut weights = Vec::new();
-    let mut gone = Gone::new(inputs, merged, &found);
     let experts = Experts::new(Names::new(&inputs.base, &inputs.inventory.weights, &[])?, &found);
-    let mut altered = Vec::new();
-    let mut total = Sums::zero();
     let stored = inputs.inventory.weights.iter().map(|claim| (claim.entries[0].name.as_str(), claim)).collect();
     let threads = crate::parallel::threads(options.threads);
     let run = Run { inputs, merged, stored, threads, progress };
+    let mut findings = Findings::new(run, options, &found, experts);
     progress.start(plan.steps.iter().map(work).sum());
     progress.phase("checking", "tensors");
     for (number, step) in plan.steps.iter().enumerate() {
@@ -224,76 +222,22 @@ pub fn verify(
         progress.advance(if number > 0 { work(&plan.steps[number - 1]) } else { 0 });
         progress.part(number as u64 + 1, plan.steps.len() as u64);
         match &step.action {
-            Action::Recode(recode) => {
-                let claim = counterpart(&found, &step.name)?;
-                let twin = if claim.is_some() { Twin::Unknown } else { experts.twin(&step.name) };
-                let (claim, matrices) = match (claim, &twin) {
-                    (Some(claim), _) => (claim, None),
-                    (None, Twin::Found(matrices)) => match matrices.first().and_then(Matrix::claim) {
-                        Some(claim) => (claim, Some(*matrices)),
-                        None => continue,
-                    },
-                    (None, twin) => {
-                        gone.take(&step.name, twin);
-                        continue;
-                    }
-                };
-                let in_tensor = |error: crate::error::Error| error.in_tensor(&step.name);
-                let measured = match matrices {
-                    Some(matrices) => run.measure_experts(recode, matrices, claim),
-                    None => run.measure(recode, claim),
-                };
-                let (sums, rounded) = measured.map_err(in_tensor)?;
-                if !recode.edits.is_empty() {
-                    total.add(&sums);
-                }
-                let chosen = || match matrices {
-                    Some(matrices) => run.chosen_experts(recode, matrices).map_err(in_tensor),
-                    None => run.chosen(recode, claim).map_err(in_tensor),
-                };
-                weights.push(judge(
-                    &step.name,
-                    claim.weight.format(),
-                    recode,
-                    &Measured { sums, rounded },
-                    options,
-                    chosen,
-                )?);
-            }
+            Action::Recode(recode) => findings.take_edited(&step.name, recode)?,
             // A plan that is held against a merge is of the base's own container.
             Action::Constant(_) => {}
-            Action::Copy { entry } => {
-                if companions.contains(entry.name.as_str()) || run.unchanged(entry, &found)? {
-                    continue;
-                }
-                if run.find_entry(&found, entry)?.is_some() {
-                    altered.push(entry.name.clone());
-                    continue;
-                }
-                let own = run.stored.get(entry.name.as_str()).copied();
-                let twin = own.map_or(Twin::Unknown, |own| experts.twin(own.weight.name()));
-                let is_same = match (own, &twin) {
-                    (Some(own), Twin::Found(matrices)) => match matrices.first().and_then(Matrix::claim) {
-                        Some(claim) => Some(run.unchanged_experts(own, matrices, claim)?),
-                        None => None,
-                    },
-                    _ => None,
-                };
-                match is_same {
-                    Some(true) => {}
-                    Some(false) => altered.push(entry.name.clone()),
-                    None => gone.take(&entry.name, &twin),
-                }
-            }
+            Action::Copy { entry } if companions.contains(entry.name.as_str()) => {}
+            Action::Copy { entry } => findings.take_copied(entry)?,
         }
     }
     progress.advance(plan.steps.last().map_or(0, work));
+    let Findings { weights, changed, total, altered, gone, .. } = findings;
     let told = gone.told();
     let Gone { missing, apart, .. } = gone;
     let summary = summarize(&weights, &total);
     let evidence = Evidence {
         summary: &summary,
         weights: &weights,
+        changed,
         altered: &altered,
         missing: &missing,
         apart: &apart,
@@ -321,15 +265,6 @@ pub fn verify(
         missing,
         warnings,
     })
-}
-
-/// The weight of the merge that one of the base became. A head that the merge has tied is its embedding, and its bias what stands beside it.
-fn counterpart<'m>(found: &Names<'m>, name: &str) -> Result<Option<&'m Claim>> {
-    let tied = || match name.strip_suffix(".weight") {
-        Some(module) => Some(found.tied_to(module)?.1),
-        None => found.tied_bias(name),
-    };
-    Ok(found.find(name)?.or_else(tied))
 }
 
 /// True if a report beside a merge names the files of other adapters, and not these.

@@ -9,11 +9,10 @@ use qmerge::arithmetic::{Combination, CombineOptions, Majority, Method, combine}
 use qmerge::error::{Kind, Result};
 use qmerge::open::Checkpoint;
 use qmerge::progress::Silent;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use crate::folder::Folder;
+use crate::written::{self, f32s};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/combinations")
@@ -246,22 +245,13 @@ fn choices_that_mean_nothing_are_refused() {
 /// Writes an adapter like `a` with another configuration or other tensors.
 fn written(folder: &Folder, name: &str, fields: Value, tensors: &[(&str, &[usize], f32)]) -> Result<Adapter> {
     let path = folder.join(name);
-    std::fs::create_dir_all(&path).unwrap();
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]});
     config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    std::fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, shape, value)| {
-            (0..shape.iter().product())
-                .flat_map(|i: usize| (value * (1.0 + (i * i % 7) as f32)).to_le_bytes())
-                .collect()
-        })
-        .collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (format!("base_model.model.{name}"), TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &path.join("adapter_model.safetensors")).unwrap();
+    let own = |(name, shape, value): &(&str, &[usize], f32)| {
+        let values = (0..shape.iter().product()).map(|i: usize| value * (1.0 + (i * i % 7) as f32));
+        f32s(format!("base_model.model.{name}"), shape, values)
+    };
+    written::adapter(&path, config, &tensors.iter().map(own).collect::<Vec<_>>());
     Adapter::open(&path, 1.0)
 }
 

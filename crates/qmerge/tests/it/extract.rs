@@ -1,6 +1,7 @@
 //! Adapters of the difference between two models: merged into the base they give the tuned model again.
 
 use crate::folder::Folder;
+use crate::written::{self, f32s};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -32,15 +33,10 @@ fn read(file: &Path) -> Tensors {
 /// A model like a base in f32, with other values.
 fn tuned(base: &Path, folder: &Folder, name: &str, change: impl Fn(&mut Tensors)) -> PathBuf {
     let path = folder.join(name);
-    std::fs::create_dir_all(&path).unwrap();
-    std::fs::copy(base.join("config.json"), path.join("config.json")).unwrap();
     let mut tensors = read(&base.join("model.safetensors"));
     change(&mut tensors);
-    let bytes: Vec<Vec<u8>> = tensors.values().map(|(_, x)| x.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &path.join("model.safetensors")).unwrap();
+    let all: Vec<_> = tensors.into_iter().map(|(name, (shape, values))| f32s(name, &shape, values)).collect();
+    written::model(&path, std::fs::read_to_string(base.join("config.json")).unwrap(), &all);
     path
 }
 

@@ -14,6 +14,8 @@ use qmerge::verify::{Answer, Verification, VerifyOptions, verify};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
+use crate::written;
+
 /// A model's tensors, all of bf16.
 pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
@@ -26,11 +28,7 @@ fn place() -> PathBuf {
 /// A copy of a model with another configuration, or other weights.
 pub(crate) fn changed(model: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> PathBuf {
     let (from, folder) = (Path::new("testdata/gguf/made").join(model), place());
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in std::fs::read_dir(from).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
-    }
+    written::copy(&from, &folder);
     let (weights, config) = (folder.join("model.safetensors"), folder.join("config.json"));
     let bytes = std::fs::read(&weights).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -358,17 +356,13 @@ fn verified(model: &str, path: &str) -> Vec<Verification> {
 fn verified_after(model: &str, path: &str, change: impl Fn(&Path)) -> Vec<Verification> {
     let (folder, adapter, file) = (changed(model, |_, _| {}), place(), place().with_extension("gguf"));
     let mut all_found = Vec::new();
-    std::fs::create_dir_all(&adapter).unwrap();
     let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]});
-    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
-    let name = |part: &str| format!("base_model.model.{path}.layers.0.self_attn.q_proj.{part}.weight");
     let outputs = if model.starts_with("gemma3n") { 32 } else { 64 };
-    let factors = [("lora_A", ones(&[1, 32])), ("lora_B", ones(&[outputs, 1]))];
-    let view = |tensor: &'static str, shape: &[usize], data| {
-        (name(tensor), TensorView::new(Dtype::BF16, shape.to_vec(), data).unwrap())
+    let factor = |part: &str, shape: [usize; 2]| {
+        let (shape, data) = ones(&shape);
+        (format!("base_model.model.{path}.layers.0.self_attn.q_proj.{part}.weight"), Dtype::BF16, shape, data)
     };
-    let all = factors.iter().map(|(tensor, (shape, data))| view(tensor, shape, data.as_slice()));
-    safetensors::serialize_to_file(all, None, &adapter.join("adapter_model.safetensors")).unwrap();
+    written::adapter(&adapter, config, &[factor("lora_A", [1, 32]), factor("lora_B", [outputs, 1])]);
     let inputs = || {
         let adapters = vec![qmerge::adapters::Adapter::open(&adapter, 1.0).unwrap()];
         Inputs::new(Checkpoint::open(&folder).unwrap(), adapters).unwrap()

@@ -9,9 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::folder::Folder;
 use crate::gguf_made::{expected, hash, made};
-
-/// A tensor with its name.
-type Named = (String, Dtype, Vec<usize>, Vec<u8>);
+use crate::written::{self, Tensor};
 
 /// The folder of a model with its experts stacked, under the published one's name.
 pub(crate) fn of_mlx(folder: &Folder, model: &str) -> PathBuf {
@@ -23,11 +21,11 @@ pub(crate) fn of_mlx(folder: &Folder, model: &str) -> PathBuf {
     }
     let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut all: Vec<Tensor> = Vec::new();
     for (name, view) in tensors.tensors() {
         let Some((module, rest)) = name.split_once(".experts.0.") else {
             if !name.contains(".experts.") {
-                all.push((name, view.shape().to_vec(), view.data().to_vec()));
+                all.push((name, Dtype::BF16, view.shape().to_vec(), view.data().to_vec()));
             }
             continue;
         };
@@ -41,12 +39,9 @@ pub(crate) fn of_mlx(folder: &Folder, model: &str) -> PathBuf {
             (0..).map_while(|number| tensors.tensor(&format!("{module}.experts.{number}.{rest}")).ok()).collect();
         let shape = [&[matrices.len()], view.shape()].concat();
         let data = matrices.iter().flat_map(|view| view.data().iter().copied()).collect();
-        all.push((format!("{module}.switch_mlp.{projection}"), shape, data));
+        all.push((format!("{module}.switch_mlp.{projection}"), Dtype::BF16, shape, data));
     }
-    let views = all.iter().map(|(name, shape, data)| {
-        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), data.as_slice()).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+    written::tensors(&to.join("model.safetensors"), &all);
     to
 }
 
@@ -84,7 +79,7 @@ fn stacks_of_codes_become_the_file_of_their_values() {
     // Four bits in groups of 32: code · 2⁻⁶ − 2⁻³, which bf16 has exactly.
     let code = |at: usize| (at * 7 + at / 32 * 5) as u32 % 16;
     let bf16 = |x: f32| (x.to_bits() >> 16).to_le_bytes()[..2].to_vec();
-    let (mut values, mut codes) = (Vec::<Named>::new(), Vec::<Named>::new());
+    let (mut values, mut codes) = (Vec::<Tensor>::new(), Vec::<Tensor>::new());
     for (name, view) in tensors.tensors() {
         let (shape, len) = (view.shape().to_vec(), view.shape().iter().product::<usize>());
         let Some(module) = name.strip_suffix(".weight").filter(|_| name.contains(".switch_mlp.")) else {
@@ -102,19 +97,12 @@ fn stacks_of_codes_become_the_file_of_their_values() {
         let own = (0..len).flat_map(|at| bf16(code(at) as f32 / 64.0 - 1.0 / 8.0)).collect();
         values.push((name, Dtype::BF16, shape, own));
     }
-    let written = |own: &str, all: &[Named], quantization: &str| {
+    let written = |own: &str, all: &[Tensor], quantization: &str| {
         let to = folder.join(own).join("qwen3moe");
-        std::fs::create_dir_all(&to).unwrap();
-        for file in std::fs::read_dir(&plain).unwrap() {
-            let file = file.unwrap().path();
-            std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
-        }
+        written::copy(&plain, &to);
         let config = std::fs::read_to_string(to.join("config.json")).unwrap();
         std::fs::write(to.join("config.json"), config.replacen('{', &format!("{{{quantization}"), 1)).unwrap();
-        let views = all.iter().map(|(name, dtype, shape, data)| {
-            (name.as_str(), TensorView::new(*dtype, shape.clone(), data.as_slice()).unwrap())
-        });
-        safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+        written::tensors(&to.join("model.safetensors"), all);
         made(&to, "q8_0", None, &RunOptions::default()).unwrap()
     };
     let quantization = r#""quantization": {"group_size": 32, "bits": 4, "mode": "affine"},"#;

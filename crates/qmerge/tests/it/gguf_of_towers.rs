@@ -14,15 +14,12 @@ use safetensors::SafeTensors;
 
 use crate::folder::Folder;
 use crate::gguf_made::{adapter_of, made};
+use crate::written;
 
 /// A folder of a model that sees, of its own, and an adapter of some of its layers.
 fn model(folder: &Folder, name: &str, own: &str, targets: &[&str]) -> (PathBuf, PathBuf) {
     let to = folder.join(own);
-    std::fs::create_dir_all(&to).unwrap();
-    for file in std::fs::read_dir(Path::new("testdata/gguf/made").join(name)).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
-    }
+    written::copy(&Path::new("testdata/gguf/made").join(name), &to);
     let made = adapter_of(&to, targets, false);
     let adapter = folder.join(format!("adapter-{own}"));
     std::fs::rename(made, &adapter).unwrap();

@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
-type Tensor = (String, safetensors::Dtype, Vec<usize>, Vec<u8>);
+use crate::written::{self, Tensor};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/peft-methods")
@@ -60,14 +60,7 @@ impl Case {
     fn plan_onto(&self, base: &Path, weight: f64) -> Result<()> {
         let thread = format!("{:?}", std::thread::current().id());
         let folder = std::env::temp_dir().join(format!("qmerge-hostile-{}-{}{thread}", std::process::id(), self.name));
-        std::fs::create_dir_all(&folder).unwrap();
-        let views = self
-            .tensors
-            .iter()
-            .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-        safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &folder.join("adapter_model.safetensors"))
-            .unwrap();
-        std::fs::write(folder.join("adapter_config.json"), Value::Object(self.config.clone()).to_string()).unwrap();
+        written::adapter(&folder, Value::Object(self.config.clone()), &self.tensors);
         let done = (|| {
             let base = Checkpoint::open(base)?;
             let inputs = Inputs::new(base, vec![Adapter::open(&folder, weight)?])?;

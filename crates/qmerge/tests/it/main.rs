@@ -3,6 +3,7 @@
 mod adapters;
 mod adapters_of_others;
 mod bitsandbytes;
+mod calibrated;
 mod combine;
 mod convert_adapter;
 mod extract;
@@ -26,6 +27,7 @@ mod stacks;
 mod stores;
 mod task_vectors;
 mod verify_experts;
+mod written;
 
 /// The largest of some distances, all of them numbers.
 pub(crate) fn largest<T: Copy + PartialOrd + Default>(distances: impl IntoIterator<Item = T>) -> T {

@@ -12,6 +12,8 @@ use qmerge::progress::Silent;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::written::{self, f32s};
+
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/peft-cases")
 }
@@ -166,18 +168,6 @@ fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Writes tensors of f32 beside a configuration.
-fn write(folder: &Path, files: [&str; 2], config: &serde_json::Value, tensors: &[(&str, [usize; 2], Vec<f32>)]) {
-    std::fs::create_dir_all(folder).unwrap();
-    std::fs::write(folder.join(files[0]), config.to_string()).unwrap();
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
-    });
-    std::fs::write(folder.join(files[1]), safetensors::serialize(views, None).unwrap()).unwrap();
-}
-
 /// Rows of tokens that are trained for one end of tied embeddings, or otherwise for each, are no copies: a head gets a tensor of its own, and where none can, as in T5, it is said.
 #[test]
 fn tokens_of_one_end_are_not_those_of_all() {
@@ -186,21 +176,18 @@ fn tokens_of_one_end_are_not_those_of_all() {
     let rows = |x: f32| (0..8).map(|i| x + i as f32).collect::<Vec<f32>>();
     let all = serde_json::json!({ "peft_type": "TRAINABLE_TOKENS", "token_indices": [0, 2] });
     let adapter_of = |config: &serde_json::Value, name: &str, tensors: &[(&str, f32)]| {
-        let tensors: Vec<(String, f32)> = tensors
-            .iter()
-            .map(|(module, x)| (format!("base_model.model.{module}.trainable_tokens_delta"), *x))
-            .collect();
-        let tensors: Vec<_> = tensors.iter().map(|(name, x)| (name.as_str(), [2, 4], rows(*x))).collect();
-        write(&folder.join(name), ["adapter_config.json", "adapter_model.safetensors"], config, &tensors);
+        let own = |(module, x): &(&str, f32)| {
+            f32s(format!("base_model.model.{module}.trainable_tokens_delta"), &[2, 4], rows(*x))
+        };
+        written::adapter(&folder.join(name), config, &tensors.iter().map(own).collect::<Vec<_>>());
         Adapter::open(&folder.join(name), 1.0).unwrap()
     };
     let adapter = |name: &str, tensors: &[(&str, f32)]| adapter_of(&all, name, tensors);
     let table: Vec<f32> = (0..16).map(|i| -(i as f32)).collect();
     let base_of = |name: &str, model_type: &str, embeddings: &[&str]| {
         let config = serde_json::json!({ "model_type": model_type, "tie_word_embeddings": true, "vocab_size": 4 });
-        let files = ["config.json", "model.safetensors"];
-        let tensors: Vec<_> = embeddings.iter().map(|name| (*name, [4, 4], table.clone())).collect();
-        write(&folder.join(name), files, &config, &tensors);
+        let tensors: Vec<_> = embeddings.iter().map(|name| f32s(*name, &[4, 4], table.clone())).collect();
+        written::model(&folder.join(name), config, &tensors);
         Checkpoint::open(&folder.join(name)).unwrap()
     };
     let base = |name: &str, model_type: &str, embedding: &str| base_of(name, model_type, &[embedding]);

@@ -13,6 +13,8 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Silent;
 
+use crate::written::{self, f32s};
+
 /// Methods whose merges are not PEFT's to the bit: units in f32, and why. For all others they are.
 const CLOSE: &[(&str, f64, &str)] = &[
     ("adalora", 2.0, "alpha / (ranks + 1e-5) is one factor here, and in PEFT a product and a division of each value"),
@@ -179,8 +181,6 @@ fn bone_is_merged_as_miss() {
 /// A case's adapter whose rotations are of half the trained numbers, and whose stretches go half as far.
 fn halved(case: &str) -> tempdir::Folder {
     let (own, folder) = (data().join(case).join("adapter"), tempdir::Folder::new(&format!("{case}-halves")));
-    std::fs::create_dir_all(&folder.0).unwrap();
-    std::fs::copy(own.join("adapter_config.json"), folder.0.join("adapter_config.json")).unwrap();
     let bytes = std::fs::read(own.join("adapter_model.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
     let halves = tensors.iter().map(|(name, view)| {
@@ -194,13 +194,10 @@ fn halved(case: &str) -> tempdir::Folder {
             }
         };
         let values = view.data().chunks(4).map(|x| half(f32::from_le_bytes(x.try_into().unwrap())));
-        (name.clone(), view.shape().to_vec(), values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
+        f32s(name.as_str(), view.shape(), values)
     });
-    let halves: Vec<_> = halves.collect();
-    let views = halves.iter().map(|(name, shape, bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &folder.0.join("adapter_model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(own.join("adapter_config.json")).unwrap();
+    written::adapter(&folder.0, config, &halves.collect::<Vec<_>>());
     folder
 }
 

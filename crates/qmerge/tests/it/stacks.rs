@@ -7,14 +7,17 @@ use std::sync::Arc;
 use qmerge::adapters::Adapter;
 use qmerge::dtype;
 use qmerge::edited::Edited;
-use qmerge::error::Result;
 use qmerge::formats::{self, Claim, Reader, Settings};
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Data, EXPORTS, Export, Inputs, Method, Options, Plan, Promotion};
 use qmerge::progress::Silent;
-use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take, matrix_name};
-use safetensors::tensor::{Dtype, TensorView};
+use qmerge::round::{self, InputMoments, matrix_name};
+use safetensors::Dtype;
+use serde_json::json;
+
+use crate::calibrated::Given;
+use crate::written::{self, Tensor, f32s};
 
 const EXPERTS: usize = 4;
 /// Those that the adapter changes.
@@ -39,46 +42,23 @@ fn moments(seed: u32) -> InputMoments {
     InputMoments { features: WIDTH, tokens, values: (0..WIDTH * WIDTH).map(|at| value(at) as f32).collect() }
 }
 
-struct Made<'m>(&'m [(String, InputMoments)]);
-
-impl Calibration for Made<'_> {
-    fn about(&self) -> String {
-        "made up".into()
-    }
-
-    fn identity(&self) -> Result<String> {
-        Ok(String::new())
-    }
-
-    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
-        for (name, moments) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: moments.clone(), detail: Detail::Full })?;
-        }
-        take.layer()
-    }
-}
-
 /// An adapter of some of the experts of the first layer.
 fn adapter(folder: &Path, module: &str) -> Adapter {
-    std::fs::create_dir_all(folder).unwrap();
-    let bytes = |seed: u32, scale: f32| -> Vec<u8> {
-        numbers(2 * WIDTH, seed).iter().flat_map(|x| (scale * x).to_le_bytes()).collect()
-    };
     let mut tensors = Vec::new();
     for expert in CHANGED {
         for (number, projection) in ["gate_proj", "up_proj", "down_proj"].iter().enumerate() {
             let seed = (10 * expert + number) as u32;
-            let name = |part: &str| format!("base_model.model.{module}.{expert}.{projection}.lora_{part}.weight");
-            tensors.push((name("A"), vec![2, WIDTH], bytes(seed, 0.2)));
-            tensors.push((name("B"), vec![WIDTH, 2], bytes(seed + 5, 0.05)));
+            let factor = |part: &str, shape: [usize; 2], seed: u32, scale: f32| {
+                let name = format!("base_model.model.{module}.{expert}.{projection}.lora_{part}.weight");
+                f32s(name, &shape, numbers(2 * WIDTH, seed).into_iter().map(|x| scale * x))
+            };
+            tensors.push(factor("A", [2, WIDTH], seed, 0.2));
+            tensors.push(factor("B", [WIDTH, 2], seed + 5, 0.05));
         }
     }
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
-    let config =
-        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["gate_proj", "up_proj", "down_proj"]}"#;
-    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    let targets = ["gate_proj", "up_proj", "down_proj"];
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": targets });
+    written::adapter(folder, config, &tensors);
     Adapter::open(folder, 1.0).unwrap()
 }
 
@@ -128,7 +108,9 @@ impl Case<'_> {
             let plan = Plan::new(&inputs, &options).unwrap();
             remove(self.output);
             let options = RunOptions { threads, ..RunOptions::default() };
-            let report = merge::run(&inputs, &plan, Some(&mut Made(&known)), self.output, &options, &Silent)
+            let layer = known.iter().map(|(name, moments)| (name.as_str(), moments)).collect();
+            let calibration = &mut Given(vec![layer]);
+            let report = merge::run(&inputs, &plan, Some(calibration), self.output, &options, &Silent)
                 .unwrap_or_else(|error| panic!("{title}: {error}"));
             (plan, report)
         };
@@ -226,7 +208,7 @@ const FP8: &str =
 
 /// A folder with stacks of one layer: gpt-oss' blocks under exponents of their own, or 8-bit floats under scales of tiles, which all matrices of a stack have in one tensor.
 fn folder(base: &Path, config: &str) {
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors: Vec<Tensor> = Vec::new();
     for (number, (name, outputs)) in [("gate_up_proj", 2 * WIDTH), ("down_proj", WIDTH)].into_iter().enumerate() {
         let (name, count) = (format!("{MODULE}.{name}"), EXPERTS * outputs * WIDTH);
         let own = |count: usize| numbers(count, 40 + number as u32);
@@ -245,12 +227,7 @@ fn folder(base: &Path, config: &str) {
             tensors.push((format!("{name}_scale_inv"), Dtype::F32, tiles.to_vec(), scales));
         }
     }
-    std::fs::create_dir_all(base).unwrap();
-    let views = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &base.join("model.safetensors")).unwrap();
-    std::fs::write(base.join("config.json"), config).unwrap();
+    written::model(base, config, &tensors);
 }
 
 #[test]
@@ -323,15 +300,11 @@ fn codes_are_nearest_to_an_original_of_another_order() {
         let values: Vec<f32> = find(&open(), leaf).iter().zip(noise).map(|(x, noise)| x + 0.01 * noise).collect();
         let family: Vec<f32> = values.chunks(outputs * WIDTH).flat_map(|matrix| turned(matrix, outputs)).collect();
         let bytes: Vec<u8> = family.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensors.push((name(leaf), vec![EXPERTS, WIDTH, outputs], bytes));
+        tensors.push((name(leaf), Dtype::F32, vec![EXPERTS, WIDTH, outputs], bytes));
         originals.insert(leaf, values);
     }
     let original = root.join("original");
-    std::fs::create_dir_all(&original).unwrap();
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &original.join("model.safetensors")).unwrap();
-    std::fs::write(original.join("config.json"), r#"{"model_type": "gpt_oss"}"#).unwrap();
+    written::model(&original, r#"{"model_type": "gpt_oss"}"#, &tensors);
     let inputs = inputs.with_original(Checkpoint::open(&original).unwrap()).unwrap();
     let rounding = Method::Named(round::by_id("original").unwrap());
     let plan = Plan::new(&inputs, &Options { rounding, ..Options::default() }).unwrap();

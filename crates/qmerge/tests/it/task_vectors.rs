@@ -1,6 +1,7 @@
 //! Models that were trained whole, merged as what they differ from their base by, against the stated formulas in f64.
 
 use crate::folder::Folder;
+use crate::written::{self, f32s};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -29,13 +30,9 @@ fn read(folder: &Path) -> Tensors {
 }
 
 fn write(config: &Path, folder: &Path, tensors: &Tensors) -> PathBuf {
-    std::fs::create_dir_all(folder).unwrap();
-    std::fs::copy(config.join("config.json"), folder.join("config.json")).unwrap();
-    let bytes: Vec<Vec<u8>> = tensors.values().map(|(_, x)| x.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    let own = |(name, (shape, values)): (&String, &(Vec<usize>, Vec<f32>))| f32s(name, shape, values.iter().copied());
+    let all: Vec<_> = tensors.iter().map(own).collect();
+    written::model(folder, std::fs::read_to_string(config.join("config.json")).unwrap(), &all);
     folder.to_path_buf()
 }
 

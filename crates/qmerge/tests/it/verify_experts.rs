@@ -13,31 +13,30 @@ use serde_json::json;
 
 use crate::folder::Folder;
 use crate::gguf_of_mlx::of_mlx;
+use crate::written::{self, Tensor, f32s};
 
 const BASE: &str = "testdata/gguf/made/qwen3vlmoesees";
 const LAYERS: &str = "model.language_model.layers";
 
 /// Numbers that look random, about so large.
-fn noise(len: usize, size: f32) -> Vec<u8> {
+fn noise(len: usize, size: f32) -> impl Iterator<Item = f32> {
     let mut state = 7_u64;
-    let mut next = || {
+    let next = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
     };
-    (0..len).flat_map(|_| next().to_le_bytes()).collect()
+    std::iter::repeat_with(next).take(len)
 }
 
 /// An adapter of stacks of experts, as PEFT writes one with `target_parameters`, or of queries alone.
 fn adapter(folder: &Folder, name: &str, of_experts: bool) -> PathBuf {
     let to = folder.join(name);
-    std::fs::create_dir_all(&to).unwrap();
     let (field, targets) = match of_experts {
         true => ("target_parameters", json!(["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])),
         false => ("target_modules", json!(["q_proj"])),
     };
     let mut config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": []});
     config[field] = targets;
-    std::fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
     let shapes: &[(&str, [usize; 2])] = match of_experts {
         true => &[
             ("mlp.experts.base_layer.lora_A", [4, 32]),
@@ -51,13 +50,10 @@ fn adapter(folder: &Folder, name: &str, of_experts: bool) -> PathBuf {
     for layer in 0..2 {
         for (name, shape) in shapes {
             let name = format!("base_model.model.{LAYERS}.{layer}.{name}.weight");
-            all.push((name, shape.to_vec(), noise(shape.iter().product(), 0.3)));
+            all.push(f32s(name, shape, noise(shape.iter().product(), 0.3)));
         }
     }
-    let views = all.iter().map(|(name, shape, data)| {
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data.as_slice()).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &to.join("adapter_model.safetensors")).unwrap();
+    written::adapter(&to, config, &all);
     to
 }
 
@@ -81,17 +77,10 @@ fn verified(base: &Path, adapter: &Path, merged: &Path) -> Verification {
     verify(&inputs, &plan, &Checkpoint::open(merged).unwrap(), &VerifyOptions::default(), &Silent).unwrap()
 }
 
-/// Dimensions and bytes of a tensor.
-type Stored = (Vec<usize>, Vec<u8>);
-
 /// The base as transformers saves it: outputs as rows.
 fn turned(folder: &Folder) -> PathBuf {
     let to = folder.join("turned");
-    std::fs::create_dir_all(&to).unwrap();
-    for file in std::fs::read_dir(BASE).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
-    }
+    written::copy(BASE.as_ref(), &to);
     let bytes = std::fs::read(to.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let turn = |view: &TensorView<'_>| match *view.shape() {
@@ -102,19 +91,13 @@ fn turned(folder: &Folder) -> PathBuf {
         }
         _ => (view.shape().to_vec(), view.data().to_vec()),
     };
-    let all: Vec<(String, Stored)> = tensors
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            let own =
-                if name.contains(".experts.") { turn(&view) } else { (view.shape().to_vec(), view.data().to_vec()) };
-            (name, own)
-        })
-        .collect();
-    let views = all.iter().map(|(name, (shape, data))| {
-        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), data.as_slice()).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+    let own = |(name, view): (String, TensorView<'_>)| {
+        let is_turned = name.contains(".experts.");
+        let (shape, data) = if is_turned { turn(&view) } else { (view.shape().to_vec(), view.data().to_vec()) };
+        (name, Dtype::BF16, shape, data)
+    };
+    let all: Vec<Tensor> = tensors.tensors().into_iter().map(own).collect();
+    written::tensors(&to.join("model.safetensors"), &all);
     to
 }
 
@@ -182,20 +165,15 @@ fn an_expert_that_was_changed_is_found() {
 fn parameters_go_into_stacks_of_mlx() {
     let (folder, plain) = (Folder::new(), Path::new("testdata/gguf/made/qwen3moe"));
     let (base, adapter) = (of_mlx(&folder, "qwen3moe"), folder.join("of-experts"));
-    std::fs::create_dir_all(&adapter).unwrap();
     let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [],
                         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]});
-    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
     let factors =
         [("base_layer.lora_A", [12, 32]), ("base_layer.lora_B", [64, 12]), ("lora_A", [12, 32]), ("lora_B", [32, 12])];
     let factors = factors.map(|(name, shape)| {
         let name = format!("base_model.model.model.layers.1.mlp.experts.{name}.weight");
-        (name, shape.to_vec(), noise(shape.iter().product(), 0.3))
+        f32s(name, &shape, noise(shape.iter().product(), 0.3))
     });
-    let views = factors.iter().map(|(name, shape, data)| {
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data.as_slice()).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &adapter.join("adapter_model.safetensors")).unwrap();
+    written::adapter(&adapter, config, &factors);
     let stacks = merged(&base, &[&adapter], Some("f32"), folder.join("stacks.gguf"));
     let apart = merged(plain, &[&adapter], Some("f32"), folder.join("apart.gguf"));
     let [stacks_file, apart_file] = [&stacks, &apart].map(|file| Checkpoint::open(file).unwrap());
@@ -216,16 +194,12 @@ fn parameters_go_into_stacks_of_mlx() {
 fn stacks_of_mlx_are_held_against_experts_of_a_file() {
     let folder = Folder::new();
     let (base, adapter) = (of_mlx(&folder, "qwen3moe"), folder.join("of-queries"));
-    std::fs::create_dir_all(&adapter).unwrap();
     let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]});
-    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
-    let (a, b) = (noise(32, 0.3), noise(64, 0.3));
-    let name = |factor: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{factor}.weight");
-    let factors = [
-        (name("lora_A"), TensorView::new(Dtype::F32, vec![1, 32], &a).unwrap()),
-        (name("lora_B"), TensorView::new(Dtype::F32, vec![64, 1], &b).unwrap()),
-    ];
-    safetensors::serialize_to_file(factors, None, &adapter.join("adapter_model.safetensors")).unwrap();
+    let factor = |part: &str, shape: [usize; 2]| {
+        let name = format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
+        f32s(name, &shape, noise(shape[0] * shape[1], 0.3))
+    };
+    written::adapter(&adapter, config, &[factor("lora_A", [1, 32]), factor("lora_B", [64, 1])]);
     let file = merged(&base, &[&adapter], Some("f32"), folder.join("merged.gguf"));
     let found = verified(&base, &adapter, &file);
     assert_eq!((found.answer, found.altered.len()), (Answer::Yes, 0), "{}", found.text);

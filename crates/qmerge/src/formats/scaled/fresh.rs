@@ -153,6 +153,39 @@ impl Scaled {
         (multiplier, if whole { zero.round_ties_even() } else { zero })
     }
 
+    /// NVFP4's scales, under the one in `second` or one that is put there.
+    fn doubled(&self, bounds: &Bounds, second: &mut Option<Vec<u8>>) -> Vec<f32> {
+        let whole = bounds.largest().fold(0.0, f32::max);
+        let full = kernels::E4M3_MAX * 6.0;
+        let own = match self.second {
+            Second::Multiplies => {
+                if whole > 0.0 {
+                    whole / full
+                } else {
+                    1.0
+                }
+            }
+            Second::None | Second::Divides => full / whole.max(COMMON),
+        };
+        let bytes = second.get_or_insert_with(|| own.to_le_bytes().to_vec());
+        let seconds = numbers(Dtype::F32, bytes);
+        let second_of = |tile: usize| {
+            let matrix = tile / self.groups().max(1) / self.tiles.matrix.max(1);
+            seconds.get(if seconds.len() > 1 { matrix } else { 0 }).copied().unwrap_or(own)
+        };
+        let stored = |x: f32| kernels::e4m3(kernels::to_e4m3(x));
+        let unless_zero = |x: f32, otherwise: f32| if x == 0.0 { otherwise } else { x };
+        let scale = |(tile, largest): (usize, f32)| {
+            let round = |x: f32| round_one(self.values, x);
+            match self.second {
+                Second::None => stored(largest / 6.0),
+                Second::Divides => unless_zero(stored(round(round(largest) / 6.0) * second_of(tile)), 0.125),
+                Second::Multiplies => stored(unless_zero(largest / (6.0 * second_of(tile)), 1.0).max(1.0 / 512.0)),
+            }
+        };
+        bounds.largest().enumerate().map(scale).collect()
+    }
+
     /// What is kept of the weight as it was stored, or what a new one has in its place.
     fn kept(&self, at: usize, stored: &[Option<Vec<u8>>]) -> Option<Vec<u8>> {
         let own = stored.get(at).cloned().flatten();
@@ -225,39 +258,7 @@ impl Writer for Scaled {
                 let scale = |largest: f32| if largest == 0.0 { 1.0 } else { next_power(largest / most) };
                 bounds.largest().map(scale).collect()
             }
-            Fresh::Doubled => {
-                let whole = bounds.largest().fold(0.0, f32::max);
-                let full = kernels::E4M3_MAX * 6.0;
-                let own = match self.second {
-                    Second::Multiplies => {
-                        if whole > 0.0 {
-                            whole / full
-                        } else {
-                            1.0
-                        }
-                    }
-                    Second::None | Second::Divides => full / whole.max(COMMON),
-                };
-                let bytes = second.get_or_insert_with(|| own.to_le_bytes().to_vec());
-                let seconds = numbers(Dtype::F32, bytes);
-                let second_of = |tile: usize| {
-                    let matrix = tile / self.groups().max(1) / self.tiles.matrix.max(1);
-                    seconds.get(if seconds.len() > 1 { matrix } else { 0 }).copied().unwrap_or(own)
-                };
-                let stored = |x: f32| kernels::e4m3(kernels::to_e4m3(x));
-                let unless_zero = |x: f32, otherwise: f32| if x == 0.0 { otherwise } else { x };
-                let scale = |(tile, largest): (usize, f32)| {
-                    let round = |x: f32| round_one(self.values, x);
-                    match self.second {
-                        Second::None => stored(largest / 6.0),
-                        Second::Divides => unless_zero(stored(round(round(largest) / 6.0) * second_of(tile)), 0.125),
-                        Second::Multiplies => {
-                            stored(unless_zero(largest / (6.0 * second_of(tile)), 1.0).max(1.0 / 512.0))
-                        }
-                    }
-                };
-                bounds.largest().enumerate().map(scale).collect()
-            }
+            Fresh::Doubled => self.doubled(&bounds, &mut second),
             Fresh::Reciprocal { whole } => {
                 (multipliers, zeros) = bounds.0.iter().map(|&bounds| self.reciprocal(bounds, whole)).unzip();
                 multipliers.iter().map(|multiplier| 1.0 / multiplier).collect()

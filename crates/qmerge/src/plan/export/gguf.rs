@@ -20,7 +20,7 @@ use crate::plan::quantized::is_reversed;
 /// Name of the file in a folder.
 pub(super) const FILE: &str = "model.gguf";
 /// That of ggml's quantization formats.
-pub(super) const QUANTIZATION_VERSION: u32 = 2;
+const QUANTIZATION_VERSION: u32 = 2;
 
 /// All file types.
 pub(super) static ALL: &[&dyn Export] = &[
@@ -98,9 +98,7 @@ impl Export for FileType {
         let folders: Vec<&dyn Store> = adapters.chain([&*base.store]).collect();
         keys.append(vocabulary(&folders, whole, tokens, layout.ways())?);
         if self.is_quantized() {
-            keys.set_last("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
-            keys.set_last("general.file_type", Field::Count(self.number));
-            keys.append(of_importance(model));
+            keys.append_last(self.of_quantize(model));
         }
         let metadata = keys.finish();
         let file = File::made(layout, &metadata);
@@ -222,6 +220,22 @@ impl FileType {
         })
     }
 
+    /// What llama-quantize says of a file, behind all else: its type, and the importance matrix that its codes were chosen with.
+    pub(super) fn of_quantize(&self, model: &Model<'_, '_>) -> Keys {
+        let mut keys = Keys::default();
+        keys.set("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
+        keys.set("general.file_type", Field::Count(self.number));
+        if let Some(importance) = &model.options.importance {
+            keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
+            if let Some(text) = &importance.text {
+                keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
+            }
+            let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
+            keys.set("quantize.imatrix.entries_count", Field::Count(count));
+        }
+        keys
+    }
+
     /// What to know of matrices whose rows are no whole blocks of this type; nothing where there are none. `types` are those that they have.
     pub(super) fn said_of_narrow(&self, matrices: &[(&str, usize)], types: &[Dtype]) -> Option<String> {
         let block = self.dtype.block().0 as usize;
@@ -235,20 +249,6 @@ impl FileType {
             self.id
         ))
     }
-}
-
-/// What a file says of the importance matrix that its codes were chosen with.
-pub(super) fn of_importance(model: &Model<'_, '_>) -> Keys {
-    let mut keys = Keys::default();
-    if let Some(importance) = &model.options.importance {
-        keys.set("quantize.imatrix.file", Field::Text(importance.file.clone()));
-        if let Some(text) = &importance.text {
-            keys.set("quantize.imatrix.dataset", Field::Text(text.clone()));
-        }
-        let count = u32::try_from(importance.len()).unwrap_or(u32::MAX);
-        keys.set("quantize.imatrix.entries_count", Field::Count(count));
-    }
-    keys
 }
 
 impl Model<'_, '_> {

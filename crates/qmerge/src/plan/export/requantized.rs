@@ -3,14 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::gguf::{FILE, QUANTIZATION_VERSION, of_importance, refuse_additions};
+use super::gguf::{FILE, refuse_additions};
 use super::{self as export, Destination, Exported, Model};
 use crate::arch::gguf::mixture::{self, FileType};
 use crate::arch::gguf::{File, View};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result, unsupported};
 use crate::formats;
-use crate::open::gguf::{Field, HEAD_WEIGHT, Keys, Writer};
+use crate::open::gguf::{HEAD_WEIGHT, Writer};
 
 /// Keys of a file that is a part of a model.
 const OF_PARTS: &[&str] = &["split.no", "split.count", "split.tensors.count"];
@@ -93,16 +93,13 @@ impl FileType {
         if let Some(importance) = &model.options.importance {
             importance.refuse_other(order.iter().map(String::as_str))?;
         }
-        let mut keys = Keys::default();
-        keys.set("general.quantization_version", Field::Count(QUANTIZATION_VERSION));
-        keys.set("general.file_type", Field::Count(self.number));
-        keys.append(of_importance(model));
+        let keys = self.of_quantize(model).behind(own, OF_PARTS);
         Ok(Exported {
             places,
             constants: Vec::new(),
             copies_rest: true,
             file: FILE.to_owned(),
-            container: Arc::new(Writer::like(own.alignment()?, keys.behind(own, OF_PARTS)).trimmed()),
+            container: Arc::new(Writer::like(own.alignment()?, keys).trimmed()),
             metadata: Vec::new(),
             order: Some(order),
             config: None,

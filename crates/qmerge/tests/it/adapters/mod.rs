@@ -3,9 +3,6 @@
 mod paths;
 mod ties;
 
-use crate::folder::Folder;
-use std::path::Path;
-
 use qmerge::adapters::Adapter;
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
@@ -13,13 +10,13 @@ use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Silent;
 use qmerge::report::Report;
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+
+use crate::folder::Folder;
+use crate::written::{self, Tensor};
 
 const TOKENS: usize = 12;
 const WIDTH: usize = 8;
-
-type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Multiples of 1/64 below 1, another run for each name: sums of products of a few of them are exact in bf16 where the test needs it.
 fn f32s(name: &str, shape: &[usize]) -> Tensor {
@@ -43,14 +40,6 @@ fn renamed(tensor: &Tensor, name: &str) -> Tensor {
 
 fn floats(tensor: &[u8]) -> Vec<f32> {
     tensor.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
-}
-
-fn write(path: &Path, tensors: &[Tensor]) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let views = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
 }
 
 /// A and B of one module, rank 2.
@@ -81,18 +70,16 @@ struct Merged {
 impl Case {
     fn new(base: Vec<Tensor>, config: Value) -> Self {
         let folder = Folder::new();
-        write(&folder.join("base/model.safetensors"), &base);
-        std::fs::write(folder.join("base/config.json"), config.to_string()).unwrap();
+        written::model(&folder.join("base"), config, &base);
         Self { folder, base, adapters: 0, options: Options::default() }
     }
 
     fn adapter(mut self, tensors: &[Tensor], config: Value) -> Self {
         let folder = self.folder.join(format!("adapter-{}", self.adapters));
         self.adapters += 1;
-        write(&folder.join("adapter_model.safetensors"), tensors);
         let mut all = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
         all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
-        std::fs::write(folder.join("adapter_config.json"), all.to_string()).unwrap();
+        written::adapter(&folder, all, tensors);
         self
     }
 
@@ -292,8 +279,8 @@ fn trained_files_beside_an_adapter_are_merged_or_named() {
     let base = [llama("model."), vec![projector]].concat();
     let mut case = Case::new(base, config("llama", json!({}))).adapter(&q, json!({}));
     let beside = |name: &str| case.folder.join("adapter-0").join(name);
-    write(&beside("non_lora_trainables.safetensors"), std::slice::from_ref(&trained));
-    write(&beside("value_head.safetensors"), &[f32s("v_head.summary.weight", &[1, WIDTH])]);
+    written::tensors(&beside("non_lora_trainables.safetensors"), std::slice::from_ref(&trained));
+    written::tensors(&beside("value_head.safetensors"), &[f32s("v_head.summary.weight", &[1, WIDTH])]);
     std::fs::write(beside("optimizer.pt"), "state").unwrap();
     std::fs::write(beside("rng_state_0.pth"), "state").unwrap();
     let merged = case.merge();
@@ -307,11 +294,14 @@ fn trained_files_beside_an_adapter_are_merged_or_named() {
     assert!(merged.report.warnings.iter().any(|text| text.contains("value_head.safetensors")));
     assert!(!merged.report.warnings.iter().any(|text| text.contains("optimizer") || text.contains("rng_state")));
     // Of a module that the base lacks: the error names the file.
-    write(&beside("non_lora_trainables.safetensors"), &[renamed(&trained, "base_model.model.model.other.weight")]);
+    written::tensors(
+        &beside("non_lora_trainables.safetensors"),
+        &[renamed(&trained, "base_model.model.model.other.weight")],
+    );
     assert!(case.error().contains("non_lora_trainables.safetensors"), "{}", case.error());
     std::fs::remove_file(beside("non_lora_trainables.safetensors")).unwrap();
     // Rows of new tokens are needed, so the merge stops.
-    write(&beside("new_embeddings.safetensors"), &[f32s("input_embeddings", &[2, WIDTH])]);
+    written::tensors(&beside("new_embeddings.safetensors"), &[f32s("input_embeddings", &[2, WIDTH])]);
     assert!(case.error().contains("new_embeddings.safetensors"), "{}", case.error());
     case.options.allow_unused = true;
     assert!(case.warnings().contains("new_embeddings.safetensors"));

@@ -306,7 +306,10 @@ fn what_diffusers_says_of_scaling_is_held_to() {
         let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let all: Vec<_> = tensors.iter().map(|(name, (shape, values))| (name, shape, bytes(values))).collect();
         let views = all.iter().map(|(name, shape, bytes)| {
-            ((*name).clone(), TensorView::new(safetensors::Dtype::F32, (*shape).clone(), bytes).unwrap())
+            (
+                (*name).clone(),
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, (*shape).clone(), bytes).unwrap(),
+            )
         });
         let metadata = [("lora_adapter_metadata".to_owned(), metadata.to_owned())].into();
         safetensors::serialize_to_file(views.collect::<Vec<_>>(), Some(metadata), &file).unwrap();

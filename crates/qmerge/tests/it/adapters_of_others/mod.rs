@@ -17,8 +17,9 @@ use qmerge::open::Checkpoint;
 use qmerge::plan::{Inputs, Options, Plan};
 use qmerge::progress::Silent;
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+
+use crate::written::{self, f32s};
 
 type Values = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
@@ -62,14 +63,8 @@ fn floats(path: &Path) -> Values {
 }
 
 fn write(path: &Path, tensors: &Values) {
-    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let all: Vec<(&String, &Vec<usize>, Vec<u8>)> =
-        tensors.iter().map(|(name, (shape, values))| (name, shape, bytes(values))).collect();
-    let views = all.iter().map(|(name, shape, bytes)| {
-        ((*name).clone(), TensorView::new(safetensors::Dtype::F32, (*shape).clone(), bytes).unwrap())
-    });
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
+    let own = |(name, (shape, values)): (&String, &(Vec<usize>, Vec<f32>))| f32s(name, shape, values.iter().copied());
+    written::tensors(path, &tensors.iter().map(own).collect::<Vec<_>>());
 }
 
 /// Merges in f32, and gives what the output holds.

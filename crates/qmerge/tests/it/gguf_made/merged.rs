@@ -49,25 +49,15 @@ fn an_adapter_goes_into_a_file_of_other_types() {
 
 /// A LoRA of all experts' gate and up projections, as PEFT has it for a bare parameter.
 fn of_experts(experts: usize, inputs: usize, outputs: usize) -> PathBuf {
-    use safetensors::tensor::{Dtype, TensorView};
     let folder = place("adapter-experts");
-    std::fs::create_dir_all(&folder).unwrap();
-    let bytes = |shape: &[usize]| -> Vec<u8> {
-        let count = shape.iter().product::<usize>();
-        (0..count).flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 400.0).to_le_bytes()).collect()
+    let factor = |part: &str, shape: [usize; 2]| {
+        let values = (0..shape[0] * shape[1]).map(|i| ((i * 37 % 101) as f32 - 50.0) / 400.0);
+        f32s(format!("base_model.model.model.layers.1.mlp.experts.lora_{part}.weight"), &shape, values)
     };
-    let shapes = [("A", vec![2 * experts, inputs]), ("B", vec![outputs, 2 * experts])];
-    let tensors: Vec<_> = shapes
-        .iter()
-        .map(|(part, shape)| {
-            (format!("base_model.model.model.layers.1.mlp.experts.lora_{part}.weight"), shape, bytes(shape))
-        })
-        .collect();
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
-    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]}"#;
-    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    let tensors = [factor("A", [2 * experts, inputs]), factor("B", [outputs, 2 * experts])];
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [],
+                         "target_parameters": ["mlp.experts.gate_up_proj"] });
+    written::adapter(&folder, config, &tensors);
     folder
 }
 

@@ -17,7 +17,10 @@ use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{EXPORTS, Export, Importance, Inputs, Options, Plan};
 use qmerge::progress::Silent;
+use serde_json::json;
 use sha2::{Digest, Sha256};
+
+use crate::written::{self, f32s};
 
 const MADE: &str = "testdata/gguf/made";
 /// Names of the folders.
@@ -143,32 +146,24 @@ fn threads_and_memory_change_no_byte() {
 
 /// A LoRA of queries, keys and what leads out of the feed-forward.
 fn adapter(name: &str) -> PathBuf {
-    use safetensors::tensor::{Dtype, TensorView};
     let folder = place(&format!("adapter-{name}"));
-    std::fs::create_dir_all(&folder).unwrap();
     let mut random = 1_u32;
-    let mut bytes = |count: usize| -> Vec<u8> {
-        let mut one = || {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (random >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
-        (0..count).flat_map(|_| one().to_le_bytes()).collect()
+    let mut next = || {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as f32 / (1 << 24) as f32 - 0.5
     };
     let mut tensors = Vec::new();
     for (module, inputs, outputs) in
         [("self_attn.q_proj", 32, 32), ("self_attn.k_proj", 32, 16), ("mlp.down_proj", 64, 32)]
     {
-        for (part, shape) in [("lora_A", vec![2, inputs]), ("lora_B", vec![outputs, 2])] {
+        for (part, shape) in [("lora_A", [2, inputs]), ("lora_B", [outputs, 2])] {
             let name = format!("base_model.model.model.layers.0.{module}.{part}.weight");
-            tensors.push((name, shape.clone(), bytes(shape.iter().product())));
+            tensors.push(f32s(name, &shape, (0..shape[0] * shape[1]).map(|_| next())));
         }
     }
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
-    let config =
-        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "down_proj"]}"#;
-    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    let targets = ["q_proj", "k_proj", "down_proj"];
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets });
+    written::adapter(&folder, config, &tensors);
     folder
 }
 
@@ -178,11 +173,7 @@ fn changed(model: &str, name: &str, change: impl FnOnce(String) -> String) -> Pa
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let folder = place(&format!("changed-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     std::fs::remove_dir_all(&folder).ok();
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in std::fs::read_dir(Path::new(MADE).join(model)).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
-    }
+    written::copy(&Path::new(MADE).join(model), &folder);
     let text = std::fs::read_to_string(folder.join(name)).unwrap();
     std::fs::write(folder.join(name), change(text)).unwrap();
     folder
@@ -200,12 +191,10 @@ const PARAMETERS: [&str; 6] = [
 
 /// A LoRA of the matrices below a layer of these names, as PEFT has it for the base.
 pub(crate) fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> PathBuf {
-    use safetensors::tensor::{Dtype, TensorView};
     let folder = place(&format!("adapter-{}", base.file_name().unwrap().to_str().unwrap()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let bytes = |shape: &[usize], seed: usize| -> Vec<u8> {
-        let count = shape.iter().product::<usize>();
-        (0..count).flat_map(|i| ((((i + seed) * 37 % 101) as f32 - 50.0) / 400.0).to_le_bytes()).collect()
+    let factor = |module: &str, part: &str, shape: [usize; 2], seed: usize| {
+        let values = (0..shape[0] * shape[1]).map(|i| (((i + seed) * 37 % 101) as f32 - 50.0) / 400.0);
+        f32s(format!("base_model.model.{module}.{part}.weight"), &shape, values)
     };
     let checkpoint = Checkpoint::open(base).unwrap();
     let mut tensors = Vec::new();
@@ -215,9 +204,8 @@ pub(crate) fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> Path
         if let ([experts, inputs, outputs], Some(_)) = (&entry.shape[..], named)
             && let Some((module, _)) = entry.name.rsplit_once('.')
         {
-            for (part, shape) in [("lora_A", vec![2 * experts, *inputs]), ("lora_B", vec![*outputs, 2 * experts])] {
-                let bytes = bytes(&shape, tensors.len());
-                tensors.push((format!("base_model.model.{module}.{part}.weight"), shape, bytes));
+            for (part, shape) in [("lora_A", [2 * experts, *inputs]), ("lora_B", [*outputs, 2 * experts])] {
+                tensors.push(factor(module, part, shape, tensors.len()));
             }
             continue;
         }
@@ -229,20 +217,15 @@ pub(crate) fn adapter_of(base: &Path, targets: &[&str], is_conv1d: bool) -> Path
         if is_conv1d {
             std::mem::swap(&mut outputs, &mut inputs);
         }
-        for (part, shape) in [("lora_A", vec![2, inputs]), ("lora_B", vec![outputs, 2])] {
-            let name = format!("base_model.model.{module}.{part}.weight");
-            let bytes = bytes(&shape, tensors.len());
-            tensors.push((name, shape, bytes));
+        for (part, shape) in [("lora_A", [2, inputs]), ("lora_B", [outputs, 2])] {
+            tensors.push(factor(module, part, shape, tensors.len()));
         }
     }
     assert!(tensors.len() >= 2 * targets.len());
-    let views =
-        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    safetensors::serialize_to_file(views, None, &folder.join("adapter_model.safetensors")).unwrap();
     let (parameters, targets): (Vec<&str>, Vec<&str>) =
         targets.iter().copied().partition(|target| PARAMETERS.contains(target));
-    let config = serde_json::json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets,
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets,
                                      "target_parameters": parameters, "fan_in_fan_out": is_conv1d });
-    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    written::adapter(&folder, config, &tensors);
     folder
 }

@@ -107,20 +107,17 @@ fn experts_of_either_order_make_the_same_file() {
         let order = (0..experts).flat_map(|e| (0..columns).flat_map(move |c| (0..rows).map(move |r| at(e, r, c))));
         order.flat_map(|at| [data[at], data[at + 1]]).collect()
     };
-    let turned: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+    let turned: Vec<written::Tensor> = tensors
         .tensors()
         .into_iter()
         .map(|(name, view)| match view.shape() {
             &[experts, rows, columns] if name.contains(".experts.") => {
-                (name, vec![experts, columns, rows], turn(view.shape(), view.data()))
+                (name, view.dtype(), vec![experts, columns, rows], turn(view.shape(), view.data()))
             }
-            shape => (name, shape.to_vec(), view.data().to_vec()),
+            shape => (name, view.dtype(), shape.to_vec(), view.data().to_vec()),
         })
         .collect();
-    let views = turned.iter().map(|(name, shape, data)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &weights).unwrap();
+    written::tensors(&weights, &turned);
     let own = Checkpoint::open(&folder).unwrap();
     let published = Checkpoint::open(&Path::new(MADE).join("qwen3vlmoesees")).unwrap();
     let name = "model.language_model.layers.0.mlp.experts.down_proj";

@@ -5,7 +5,7 @@ use super::*;
 /// What is said of a case that was damaged; `None` if it is taken as it is.
 fn said(number: usize, tensors: &[Tensor], config: &Value) -> Option<qmerge::error::Error> {
     let own = std::env::temp_dir().join(format!("qmerge-damaged-{}-{number}", std::process::id()));
-    write(&own, tensors, config);
+    written::model(&own, config, tensors);
     let error = formats::inventory(&Checkpoint::open(&own).unwrap()).err();
     std::fs::remove_dir_all(&own).unwrap();
     error

@@ -10,6 +10,7 @@ use qmerge::formats::{self, Claim, Part, Settings, Settled, Weight};
 use qmerge::open::{Checkpoint, Entry};
 use serde_json::{Value, json};
 
+use crate::written::{self, Tensor};
 use layouts::{Layout, SETTINGS, layouts};
 
 const MODULE: &str = "model.layers.0.mlp.up_proj";
@@ -47,13 +48,11 @@ fn open_all() -> Vec<Case> {
     laid.map(|(case, layout)| open(case, &layout, COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))).collect()
 }
 
-type Tensor = (String, safetensors::Dtype, Vec<usize>, Vec<u8>);
-
 fn open(case: &Value, (names, config): &Layout, number: usize) -> Case {
     let name = case["name"].as_str().unwrap().to_owned();
     let golden = Checkpoint::open(&folder().join(format!("{name}.safetensors"))).unwrap();
     let own = std::env::temp_dir().join(format!("qmerge-{name}-{}-{number}", std::process::id()));
-    write(&own, &tensors(case, names, &golden), config);
+    written::model(&own, config, &tensors(case, names, &golden));
     Case { name, checkpoint: Checkpoint::open(&own).unwrap(), golden, own }
 }
 
@@ -71,15 +70,6 @@ fn tensors(case: &Value, names: &[(String, String)], golden: &Checkpoint) -> Vec
             Some((to.clone(), dtype, entry.shape.clone(), golden.read_small(entry, 1 << 30).unwrap()))
         })
         .collect()
-}
-
-fn write(own: &Path, tensors: &[Tensor], config: &Value) {
-    std::fs::create_dir_all(own).unwrap();
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-    });
-    std::fs::write(own.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    std::fs::write(own.join("config.json"), config.to_string()).unwrap();
 }
 
 impl Case {

@@ -9,29 +9,25 @@ use std::sync::Arc;
 
 use qmerge::adapters::Adapter;
 use qmerge::edited::Edited;
-use qmerge::error::Result;
 use qmerge::formats::{self, Claim, Reader, Settled};
 use qmerge::merge::{self, RunOptions};
 use qmerge::open::Checkpoint;
 use qmerge::plan::{Action, Data, Inputs, Method, Options, Plan};
 use qmerge::progress::Silent;
-use qmerge::round::{self, Calibration, Detail, InputMoments, Known, Take};
-use safetensors::tensor::{Dtype, TensorView};
+use qmerge::round::{self, InputMoments};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::calibrated::Given;
+use crate::written::{self, Tensor};
 use kinds::{Kind, kinds};
 
 fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny-llama").join(name)
 }
 
-fn save(folder: &Path, tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)], config: &Value) -> Checkpoint {
-    std::fs::create_dir_all(folder).unwrap();
-    let views = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
-    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+fn save(folder: &Path, tensors: &[Tensor], config: &Value) -> Checkpoint {
+    written::model(folder, config, tensors);
     Checkpoint::open(folder).unwrap()
 }
 
@@ -104,27 +100,6 @@ fn moments(features: usize) -> InputMoments {
     InputMoments { features, tokens, values: (0..features * features).map(value).collect() }
 }
 
-/// Each weight's inputs, one after the other.
-struct Made<'m>(&'m [(String, usize)], &'m HashMap<usize, InputMoments>);
-
-impl Calibration for Made<'_> {
-    fn about(&self) -> String {
-        "made up".into()
-    }
-
-    fn identity(&self) -> Result<String> {
-        Ok(String::new())
-    }
-
-    fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {
-        for (name, features) in self.0.iter().filter(|(name, _)| wanted(name)) {
-            take.known(Known { weights: vec![name.clone()], moments: self.1[features].clone(), detail: Detail::Full })?;
-            take.layer()?;
-        }
-        Ok(())
-    }
-}
-
 fn parts(checkpoint: &Checkpoint, claim: &Claim) -> Vec<Vec<u8>> {
     claim.entries.iter().map(|entry| checkpoint.read_small(entry, u64::MAX).unwrap()).collect()
 }
@@ -161,7 +136,9 @@ fn every_method_rounds_every_format() {
             let run = |threads: usize, max_memory: Option<u64>| {
                 let output = folder.join(format!("{}-{threads}", method.id()));
                 let options = RunOptions { threads, max_memory, ..RunOptions::default() };
-                let mut calibration = Made(&names, &known);
+                // Each weight's inputs, one after the other.
+                let layers = names.iter().map(|(name, features)| vec![(name.as_str(), &known[features])]);
+                let mut calibration = Given(layers.collect());
                 let report = merge::run(&inputs, &plan, Some(&mut calibration), &output, &options, &Silent);
                 (report.unwrap_or_else(|error| panic!("{title}: {error}")), output)
             };

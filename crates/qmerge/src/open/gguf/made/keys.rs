@@ -34,7 +34,7 @@ impl Keys {
         }
     }
 
-    /// Sets a key, behind all others, as llama-quantize does.
+    /// Sets a key, behind all others.
     pub(crate) fn set_last(&mut self, key: &str, field: Field) {
         self.0.retain(|(known, _)| known != key);
         self.0.push((key.to_owned(), field));
@@ -50,6 +50,11 @@ impl Keys {
 
     pub(crate) fn append(&mut self, more: Self) {
         more.0.into_iter().for_each(|(key, field)| self.set(key, field));
+    }
+
+    /// Behind all others, as llama-quantize does.
+    pub(crate) fn append_last(&mut self, more: Self) {
+        more.0.into_iter().for_each(|(key, field)| self.set_last(&key, field));
     }
 
     /// As they stand in a file.

@@ -4,6 +4,7 @@ mod document;
 mod keys;
 mod sentencepiece;
 mod special;
+mod table;
 mod vocabulary;
 
 pub(crate) use keys::{Field, Keys};

@@ -8,15 +8,12 @@ use serde_json::Value;
 
 use super::document::{Added, Document};
 use super::keys::{Field, Keys};
-use super::sentencepiece::{self, BYTE, CONTROL, NORMAL, Piece, UNKNOWN, UNUSED, USER_DEFINED};
+use super::sentencepiece::{self, Piece};
 use super::special::{self, Beside};
+use super::table::{Table, Tokenizer};
 use crate::error::{Error, Result, malformed, mismatch, unsupported};
 use crate::open::gguf::pre;
 use crate::open::{MAX_CONFIG, MAX_TOKENIZER, ModelConfig, Store, json, small_text};
-
-/// Scores of tokens that no text is cut into.
-const ADDED: f32 = -1000.0;
-const EMPTY: f32 = -10_000.0;
 
 const TAKE_16_BITS: &str =
     "write it into a folder with --to bf16, and see whether llama.cpp's convert_hf_to_gguf.py knows the tokenizer";
@@ -60,8 +57,7 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
         keys.set(SPACE, Field::Flag(says));
     }
     if let Some(pieces) = files.pieces.as_ref().filter(|_| !ways.merges_pieces) {
-        let table = Table::of_pieces(pieces, &files, tokens, ways);
-        table.add(&mut keys, &files);
+        scored(&mut keys, Table::of_pieces(pieces, &files.added(), tokens, ways), &files, tokens);
     } else {
         let path = folder.path_of("tokenizer.json");
         let document = files.document.as_ref().ok_or_else(|| malformed("not a SentencePiece model"));
@@ -70,7 +66,7 @@ pub(crate) fn keys(folders: &[&dyn Store], config: &ModelConfig, tokens: usize, 
         if document.model.byte_fallback && ways.merges_pieces {
             merged_pieces(&mut keys, document, &files, tokens);
         } else if document.model.byte_fallback {
-            Table::of_merges(document, tokens, ways).add(&mut keys, &files);
+            scored(&mut keys, Table::of_merges(document, tokens, ways), &files, tokens);
             if !ways.no_space_before && !puts_space_before(document) {
                 keys.set(SPACE, Field::Flag(false));
             }
@@ -175,116 +171,6 @@ impl Files {
     }
 }
 
-/// True of a token that is control however a file flags it.
-fn looks_special(text: &str) -> bool {
-    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
-    matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
-        || between("<|", "|>")
-        || between("<｜", "｜>")
-        || between("<unused", ">")
-}
-
-/// A token that was added as llama.cpp sees it: its kind and its text.
-fn added(token: &Added, ways: Ways) -> (i32, String) {
-    if token.special || !ways.by_flags_alone && looks_special(&token.content) {
-        (CONTROL, token.content.clone())
-    } else if ways.by_flags_alone {
-        (USER_DEFINED, token.content.clone())
-    } else {
-        (USER_DEFINED, token.content.replace('▁', " "))
-    }
-}
-
-/// Texts, scores and kinds of all tokens.
-struct Table {
-    tokens: Vec<String>,
-    scores: Vec<f32>,
-    kinds: Vec<i32>,
-}
-
-impl Table {
-    /// So many numbers that no token has yet.
-    fn empty(tokens: usize) -> Self {
-        Self {
-            tokens: (0..tokens).map(|id| format!("[PAD{id}]")).collect(),
-            scores: vec![EMPTY; tokens],
-            kinds: vec![UNUSED; tokens],
-        }
-    }
-
-    fn set(&mut self, id: usize, text: String, score: f32, kind: i32) {
-        if let (Some(own_text), Some(own_score), Some(own_kind)) =
-            (self.tokens.get_mut(id), self.scores.get_mut(id), self.kinds.get_mut(id))
-        {
-            (*own_text, *own_score, *own_kind) = (text, score, kind);
-        }
-    }
-
-    fn set_added(&mut self, all: &[Added], ways: Ways) {
-        for token in all {
-            let (kind, text) = added(token, ways);
-            self.set(token.id as usize, text, ADDED, kind);
-        }
-    }
-
-    fn of_pieces(pieces: &[Piece], files: &Files, tokens: usize, ways: Ways) -> Self {
-        let mut table = Self::empty(tokens);
-        for (id, piece) in pieces.iter().enumerate() {
-            let kind = if matches!(piece.kind, UNKNOWN | CONTROL | UNUSED | BYTE) { piece.kind } else { NORMAL };
-            table.set(id, piece.text.clone(), piece.score, kind);
-        }
-        table.set_added(&files.added(), ways);
-        table
-    }
-
-    /// Pieces whose order of merges is known: what is made first has the highest score.
-    fn of_merges(document: &Document, tokens: usize, ways: Ways) -> Self {
-        let mut table = Self::empty(tokens);
-        let mut by_text = std::collections::HashMap::new();
-        for (text, id) in &document.model.vocab.0 {
-            by_text.insert(text.as_str(), *id as usize);
-            let kind = if is_byte(text) { BYTE } else { NORMAL };
-            table.set(*id as usize, text.clone(), if kind == BYTE { 0.0 } else { EMPTY }, kind);
-        }
-        if let Some(&id) = document.model.unk_token.as_deref().and_then(|unknown| by_text.get(unknown)) {
-            table.set(id, document.model.unk_token.clone().unwrap_or_default(), 0.0, UNKNOWN);
-        }
-        table.set_added(&document.added_tokens, ways);
-        let mut rank = 0.0_f32;
-        let mut score = |table: &mut Self, id: usize| {
-            let is_open = table.kinds.get(id) == Some(&NORMAL);
-            if let Some(own) = table.scores.get_mut(id).filter(|own| is_open && **own == EMPTY) {
-                *own = -rank;
-                rank += 1.0;
-            }
-        };
-        for [left, right] in &document.model.merges.0 {
-            if let Some(&id) = by_text.get([left.as_str(), right].concat().as_str()) {
-                score(&mut table, id);
-            }
-        }
-        // Single characters are not made of others.
-        (0..tokens).for_each(|id| score(&mut table, id));
-        table
-    }
-
-    fn add(self, keys: &mut Keys, files: &Files) {
-        let most = self.tokens.len();
-        keys.set("tokenizer.ggml.model", Field::Text("llama".into()));
-        keys.set("tokenizer.ggml.pre", Field::Text("default".into()));
-        keys.set("tokenizer.ggml.tokens", Field::Texts(self.tokens));
-        keys.set("tokenizer.ggml.scores", Field::Floats(self.scores));
-        keys.set("tokenizer.ggml.token_type", Field::Numbers(self.kinds));
-        special::add(keys, &files.beside, files.document.as_ref(), Some(most), &[]);
-    }
-}
-
-/// `<0x0A>` and its kin.
-fn is_byte(text: &str) -> bool {
-    let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
-}
-
 /// True if a tokenizer of pieces puts a space before a text.
 fn puts_space_before(document: &Document) -> bool {
     fn any(stage: &Value, is: &dyn Fn(&Value) -> bool) -> bool {
@@ -332,45 +218,20 @@ fn refuse_more(document: &Document, tokens: usize) -> Result<()> {
     }
 }
 
+/// Pieces that are merged by scores.
+fn scored(keys: &mut Keys, table: Table, files: &Files, tokens: usize) {
+    table.add(keys, Tokenizer { model: "llama", pre: Some("default"), has_scores: true, merges: None });
+    special::add(keys, &files.beside, files.document.as_ref(), Some(tokens), &[]);
+}
+
 /// Pieces that are merged in the order of their list.
 fn merged_pieces(keys: &mut Keys, document: &Document, files: &Files, tokens: usize) {
-    let special = special::named(&files.beside);
-    let mut table = Table::empty(tokens);
-    for (text, id) in &document.model.vocab.0 {
-        let kind = if is_byte(text) { BYTE } else { NORMAL };
-        table.set(*id as usize, text.clone(), ADDED, kind);
-    }
-    for token in &document.added_tokens {
-        let is_new = table.kinds.get(token.id as usize) == Some(&UNUSED);
-        if is_new {
-            table.set(token.id as usize, token.content.clone(), ADDED, USER_DEFINED);
-        }
-    }
-    let all = table.tokens.iter().zip(&mut table.kinds).filter(|(_, kind)| **kind != UNUSED);
-    for (text, kind) in all {
-        if CHANNELS.contains(&text.as_str()) {
-            *kind = USER_DEFINED;
-        } else if *kind != BYTE && special.contains(text) {
-            *kind = CONTROL;
-        }
-    }
-    keys.set("tokenizer.ggml.model", Field::Text("gemma4".into()));
-    keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
-    keys.set("tokenizer.ggml.scores", Field::Floats(table.scores));
-    keys.set("tokenizer.ggml.token_type", Field::Numbers(table.kinds));
-    keys.set("tokenizer.ggml.merges", Field::Texts(document.model.merges.0.iter().map(merge).collect()));
+    let merges = Some(document.model.merges.0.as_slice());
+    let tokenizer = Tokenizer { model: "gemma4", pre: None, has_scores: true, merges };
+    Table::of_listed_pieces(document, tokens, &special::named(&files.beside)).add(keys, tokenizer);
     special::add(keys, &files.beside, Some(document), None, &[]);
     keys.set(SPACE, Field::Flag(false));
     keys.set("tokenizer.ggml.add_bos_token", Field::Flag(true));
-}
-
-/// What parsers of chats look for in a text (Gemma 4).
-const CHANNELS: &[&str] =
-    &["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
-
-/// A merge as a file has it: the two are parted by a space, so one that a token has is written as byte-level pieces write it.
-fn merge([left, right]: &[String; 2]) -> String {
-    [left.replace(' ', "Ġ"), right.replace(' ', "Ġ")].join(" ")
 }
 
 /// Byte-level pieces.
@@ -388,18 +249,9 @@ fn pairs(keys: &mut Keys, document: &Document, files: &Files, tokens: usize, way
             unsupported("the way in which its tokenizer cuts text has no name in GGUF that is known")
                 .with_hint(TAKE_16_BITS)
         })?;
-    let mut table = Table::empty(tokens);
-    for (text, id) in &model.vocab.0 {
-        table.set(*id as usize, text.clone(), 0.0, NORMAL);
-    }
-    table.set_added(&document.added_tokens, ways);
-    keys.set("tokenizer.ggml.model", Field::Text("gpt2".into()));
-    keys.set("tokenizer.ggml.pre", Field::Text(name.to_owned()));
-    keys.set("tokenizer.ggml.tokens", Field::Texts(table.tokens));
-    keys.set("tokenizer.ggml.token_type", Field::Numbers(table.kinds));
-    if !model.merges.0.is_empty() {
-        keys.set("tokenizer.ggml.merges", Field::Texts(model.merges.0.iter().map(merge).collect()));
-    }
+    let merges = Some(model.merges.0.as_slice()).filter(|merges| !merges.is_empty());
+    let tokenizer = Tokenizer { model: "gpt2", pre: Some(name), has_scores: false, merges };
+    Table::of_bytes(document, tokens, ways).add(keys, tokenizer);
     special::add(keys, &files.beside, Some(document), None, ways.named);
     Ok(())
 }
@@ -413,19 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_made_of_the_order_of_merges() {
-        let document = document(
-            r#"{"added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 9, "content": "▁▁", "special": false}],
-                "model": {"type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
-                          "vocab": {"<unk>": 0, "<0x0A>": 1, "a": 2, "b": 3, "▁": 4, "ab": 5, "▁a": 6, "▁▁": 9},
-                          "merges": [["▁", "▁"], "▁ a", ["a", "b"]]}}"#,
-        );
-        let table = Table::of_merges(&document, 11, Ways::default());
-        assert_eq!(table.kinds, [3, 6, 1, 1, 1, 1, 1, 5, 5, 4, 5]);
-        assert_eq!(table.scores[..7], [ADDED, 0.0, -2.0, -3.0, -4.0, -1.0, 0.0]);
-        assert_eq!((table.tokens[9].as_str(), table.tokens[10].as_str()), ("  ", "[PAD10]"));
+    fn a_token_needs_an_embedding() {
+        let document = document(r#"{"added_tokens": [{"id": 9, "content": "b"}], "model": {"vocab": {"a": 0}}}"#);
+        assert!(refuse_more(&document, 9).is_err() && refuse_more(&document, 10).is_ok());
         assert!(!puts_space_before(&document));
-        assert!(refuse_more(&document, 9).is_err());
     }
 
     #[test]

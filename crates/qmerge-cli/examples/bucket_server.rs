@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-#[path = "../tests/it/bucket.rs"]
+#[path = "../tests/it/bucket/mod.rs"]
 mod bucket;
 
 fn main() {

@@ -2,13 +2,10 @@
 
 use serde_json::Value;
 
-use crate::model::{Folder, demo, done, run, stderr, stdout};
+use crate::model::{self, Folder, demo, done, run, stderr, stdout};
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
-    let output = run(folder.path(), args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    assert!(words.iter().all(|word| text.contains(word)), "{args:?}: {text}");
+    model::refused(folder, args, words);
     assert!(!folder.join("x").exists() && !folder.join("x.partial").exists(), "{args:?}");
 }
 

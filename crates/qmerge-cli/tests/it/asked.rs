@@ -1,16 +1,6 @@
 //! What is asked for in other words than the program has, or not at all.
 
-use crate::model::{Folder, demo, run, stderr, stdout};
-
-fn refused(folder: &Folder, args: &[&str], words: &[&str]) -> String {
-    let output = run(folder.path(), args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{args:?}: `{word}` is not in {text}");
-    }
-    text
-}
+use crate::model::{Folder, demo, refused, run, stderr, stdout};
 
 #[test]
 fn a_format_by_another_word_is_told_what_is_meant() {

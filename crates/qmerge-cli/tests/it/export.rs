@@ -1,13 +1,6 @@
 //! Into GGUF and out of it, as a user does it. What the files consist of is held against llama.cpp's in the library's tests.
 
-use crate::model::{Folder, demo, done, run, stderr};
-
-fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
-    let output = run(folder.path(), args);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-    words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
-}
+use crate::model::{Folder, demo, done, refused};
 
 /// Merged and quantized in one command, the file runs, holds the adapter, and becomes a folder that runs.
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, copy_folder, done, read, run, stderr};
+use crate::model::{self, Folder, Tensor, copy_folder, done, read, run, stderr};
 
 const HEADS: u32 = 4;
 const KV_HEADS: u32 = 2;
@@ -131,9 +131,7 @@ fn model(base: &str, adapter: &str) -> Folder {
 }
 
 fn refused(folder: &Folder, args: &[&str], words: &[&str]) {
-    let output = run(folder.path(), args);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
-    words.iter().for_each(|word| assert!(stderr(&output).contains(word), "`{word}`: {}", stderr(&output)));
+    model::refused(folder, args, words);
     assert!(!folder.join("out").exists() && !folder.join("out.gguf").exists(), "{args:?}");
 }
 

@@ -22,6 +22,7 @@ mod interrupted;
 mod licences;
 mod model;
 mod moments;
+mod original;
 mod output;
 mod page;
 mod parts;

@@ -70,6 +70,18 @@ pub(crate) fn done(folder: &Folder, args: &[&str]) -> String {
     stdout(&output)
 }
 
+/// Runs it, which is refused in a message that says all of `words`, and returns the message.
+pub(crate) fn refused(folder: &Folder, args: &[&str], words: &[&str]) -> String {
+    let output = run(folder.path(), args);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: `{word}` is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{args:?}: {said}");
+    said
+}
+
 /// The document that a command prints.
 pub(crate) fn json(folder: &Folder, args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&done(folder, &[args, &["--json"]].concat())).unwrap()

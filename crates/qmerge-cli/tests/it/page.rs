@@ -2,24 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Folder, demo, run, stderr};
+use crate::model::{Folder, demo, done, refused, run, stderr};
 
 const SOURCES: [&str; 4] = ["--base", "base-nf4", "--adapter", "adapter"];
 const EVAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/eval.txt");
-
-fn done(folder: &Folder, args: &[&str]) {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-}
-
-fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
-    let output = run(folder.path(), args);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-    for text in texts {
-        assert!(said.contains(text), "{args:?}: `{text}` is not in: {said}");
-    }
-}
 
 fn json_of(folder: &Folder, name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()

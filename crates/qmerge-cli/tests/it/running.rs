@@ -3,17 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::model::{Folder, change, demo, qmerge, read, run, stderr, stdout, write};
-
-fn refused(folder: &Folder, args: &[&str], texts: &[&str]) {
-    let output = run(folder.path(), args);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-    for text in texts {
-        assert!(said.contains(text), "{args:?}: `{text}` is not in: {said}");
-    }
-    assert!(!said.contains("panicked"), "{args:?}: {said}");
-}
+use crate::model::{Folder, change, demo, qmerge, read, refused, run, stderr, stdout, write};
 
 const SOURCES: [&str; 4] = ["--base", "base-nf4", "--adapter", "adapter"];
 

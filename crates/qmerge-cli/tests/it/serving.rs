@@ -6,12 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use crate::model::{Folder, Tensor, change, copy_folder, demo, read, run, stderr};
-
-fn done(folder: &Folder, args: &[&str]) {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-}
+use crate::model::{Folder, Tensor, change, copy_folder, demo, done, read, run, stderr};
 
 /// Tensors by name, from the files that the index names where there is one.
 fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::interrupted::killed_and_resumed;
 use crate::model::{
     Folder, Tensor, change, copy_folder, demo, done, f32s, json, plain_model, qmerge, read, run, stderr,
 };
@@ -290,7 +291,6 @@ fn a_resumed_merge_has_the_same_residual() {
     let folder = Folder::new();
     demo(folder.path());
     let args = [&MERGE[..], &["--calibrate", TEXT, "--threads", "1", "--residual-rank", "2"]].concat();
-    assert!(run(folder.path(), &args).status.success());
     let files = || {
         ["model.safetensors", "residual-adapter/adapter_model.safetensors", "residual-adapter/adapter_config.json"]
             .map(|name| std::fs::read(folder.join("out").join(name)).unwrap())
@@ -300,25 +300,8 @@ fn a_resumed_merge_has_the_same_residual() {
             serde_json::from_str(&std::fs::read_to_string(folder.join("out/qmerge-report.json")).unwrap()).unwrap();
         report["weights"].as_array().unwrap().iter().map(|weight| weight["residual_kept"].clone()).collect()
     };
-    let want = (files(), shares());
-    std::fs::remove_dir_all(folder.join("out")).unwrap();
-    let mut resumed = 0;
-    // The head, and seven weights of each layer.
-    for lines in [2, 9, 16, 23] {
-        let mut child = qmerge(folder.path(), &args).stdout(std::process::Stdio::null()).spawn().unwrap();
-        let journal = || std::fs::read_to_string(folder.join("out.partial/qmerge-journal.jsonl")).unwrap_or_default();
-        while journal().lines().count() < lines && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let _ = child.kill();
-        child.wait().unwrap();
-        resumed += usize::from(journal().lines().count() > 1);
-        let output = run(folder.path(), &[&args[..], &["--resume"]].concat());
-        assert!(output.status.success() || folder.join("out").exists(), "{}", stderr(&output));
-        assert!((files(), shares()) == want, "killed at line {lines}");
-        std::fs::remove_dir_all(folder.join("out")).unwrap();
-    }
-    assert!(resumed > 0, "no kill came between the first layer and the end");
+    // Behind the head, and the seven weights of each layer.
+    killed_and_resumed(&folder, &args, &[2, 9, 16, 23], || (files(), shares()));
 }
 
 /// A merge that stops between its residual adapter and its name still has what the residual is made from.

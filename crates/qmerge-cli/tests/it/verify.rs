@@ -4,12 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::model::{Folder, demo, run, stderr, stdout};
-
-fn done(folder: &Folder, args: &[&str]) {
-    let output = run(folder.path(), args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-}
+use crate::model::{Folder, demo, done, run, stderr, stdout};
 
 /// The answer, and the states of weights.
 fn verified(folder: &Folder, adapter: &str, merged: &str) -> (String, BTreeSet<String>, String) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::model::{Folder, demo, plain_model, qmerge, run, stderr};
+use crate::model::{Folder, demo, done, plain_model, qmerge, run, stderr};
 
 const JOURNAL: &str = "out.partial/qmerge-journal.jsonl";
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
@@ -39,6 +39,30 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     collect(folder, "", &mut found);
     found.sort();
     found
+}
+
+/// Kills a merge of weights that are rounded as a whole once its journal has so many lines, and resumes it: what is made is what is made in one go.
+pub(crate) fn killed_and_resumed<T: PartialEq>(folder: &Folder, args: &[&str], lines: &[usize], made: impl Fn() -> T) {
+    done(folder, args);
+    let want = made();
+    std::fs::remove_dir_all(folder.join("out")).unwrap();
+    let mut resumed = 0;
+    for lines in lines {
+        let mut child = qmerge(folder.path(), args).stdout(Stdio::null()).spawn().unwrap();
+        let journal = || std::fs::read_to_string(folder.join(JOURNAL)).unwrap_or_default();
+        while journal().lines().count() < *lines && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        resumed += usize::from(journal().lines().count() > 1);
+        let output = run(folder.path(), &[args, &["--resume"]].concat());
+        // A kill that came too late finds the output there.
+        assert!(output.status.success() || folder.join("out").exists(), "{}", stderr(&output));
+        assert!(made() == want, "killed at line {lines}");
+        std::fs::remove_dir_all(folder.join("out")).unwrap();
+    }
+    assert!(resumed > 0, "no kill came between the first layer and the end");
 }
 
 /// Numbers that look random.

@@ -1,5 +1,8 @@
 //! Every kind of bad input ends with exit status 2 (3 where the system fails), names the file, the tensor and the cause, and leaves no output.
 
+mod disk;
+mod not_finite;
+
 use std::path::Path;
 
 use crate::model::{Folder, change, demo, f16s, f32s, noise, plain_model, read, run, stderr, write};
@@ -28,74 +31,6 @@ fn model() -> Folder {
     let folder = Folder::new();
     plain_model(folder.path(), 3, 40, 48);
     folder
-}
-
-fn poke(path: &Path, tensor: &str, index: usize, value: f32) {
-    change(path, |tensors| {
-        let (_, _, _, bytes) = tensors.iter_mut().find(|(name, ..)| name == tensor).unwrap();
-        bytes[4 * index..4 * index + 4].copy_from_slice(&value.to_le_bytes());
-    });
-}
-
-#[test]
-fn nan_and_infinities_in_the_adapter() {
-    for (value, word) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
-        for factor in ["lora_A", "lora_B"] {
-            let folder = model();
-            let tensor = format!("{Q}.{factor}.weight");
-            poke(&folder.join(ADAPTER), &tensor, 50, value);
-            let place = if factor == "lora_A" { "[1, 2]" } else { "[6, 2]" };
-            refused(&folder, &[], 2, &["adapter_model.safetensors", &tensor, word, place]);
-        }
-    }
-}
-
-#[test]
-fn nan_in_a_magnitude() {
-    let folder = model();
-    change(&folder.join(ADAPTER), |tensors| {
-        for layer in 0..3 {
-            let name = format!("base_model.model.model.layers.{layer}.self_attn.q_proj.lora_magnitude_vector");
-            tensors.push(f32s(&name, &[40], |i| if i == 7 && layer == 1 { f32::NAN } else { 1.0 }));
-        }
-    });
-    std::fs::write(folder.join("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 8, "use_dora": true}"#)
-        .unwrap();
-    refused(&folder, &[], 2, &[&format!("{Q}.lora_magnitude_vector"), "NaN", "[7]"]);
-}
-
-#[test]
-fn nan_in_the_base() {
-    let folder = model();
-    change(&folder.join(BASE), |tensors| tensors[2].3[100..102].copy_from_slice(&0x7fc0_u16.to_le_bytes()));
-    refused(&folder, &[], 2, &["model.layers.2.self_attn.q_proj.weight", "the base itself", "NaN", "[1, 2]"]);
-}
-
-#[test]
-fn overflow_in_the_output_type() {
-    let folder = model();
-    poke(&folder.join(ADAPTER), &format!("{Q}.lora_B.weight"), 80, 1e7);
-    refused(&folder, &["--to", "f16"], 2, &["model.layers.1.self_attn.q_proj.weight", "overflows in f16", "--to bf16"]);
-}
-
-#[test]
-fn overflow_in_the_sum() {
-    let folder = model();
-    change(&folder.join(ADAPTER), |tensors| {
-        for (name, _, _, bytes) in tensors.iter_mut().filter(|(name, ..)| name.contains("layers.1")) {
-            let huge: f32 = if name.contains("lora_A") { 1e30 } else { 1e20 };
-            bytes[..4].copy_from_slice(&huge.to_le_bytes());
-        }
-    });
-    refused(&folder, &[], 2, &["model.layers.1.self_attn.q_proj.weight", "inf at [0, 0]", "delta overflows"]);
-}
-
-#[test]
-fn values_too_large_to_measure() {
-    let folder = model();
-    poke(&folder.join(ADAPTER), &format!("{Q}.lora_A.weight"), 0, 1e11);
-    poke(&folder.join(ADAPTER), &format!("{Q}.lora_B.weight"), 0, 1e11);
-    refused(&folder, &[], 2, &["q_proj.weight", "their squares overflow", "training diverged"]);
 }
 
 #[test]
@@ -239,20 +174,6 @@ fn incomplete_quantized_weights() {
         state.2 = vec![state.3.len()];
     });
     refused(&folder, &[], 2, &["layers.1.mlp.up_proj.weight.quant_state", "not JSON"]);
-}
-
-#[test]
-fn nan_in_a_scale() {
-    let folder = Folder::new();
-    demo(folder.path());
-    std::fs::rename(folder.join("base-nf4"), folder.join("base")).unwrap();
-    change(&folder.join(BASE), |tensors| {
-        let scale =
-            tensors.iter_mut().find(|(name, ..)| name == "model.layers.1.mlp.up_proj.weight.nested_absmax").unwrap();
-        scale.3[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    });
-    refused(&folder, &["--rounding", "nearest"], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
-    refused(&folder, &[], 2, &["model.layers.1.mlp.up_proj.weight", "the base itself", "NaN"]);
 }
 
 #[test]
@@ -408,58 +329,6 @@ fn an_embedding_resized_at_one_end_only() {
         tensors.push(f32s("base_model.model.model.embed_tokens.weight", &[33, 48], noise))
     });
     refused(&folder, &[], 2, &["33 tokens", "30"]);
-}
-
-/// Where the system refuses, the status is 3.
-#[cfg(target_os = "linux")]
-#[test]
-fn too_little_space() {
-    // A base that claims more than any disk has, as a sparse file.
-    let folder = model();
-    let path = folder.join(BASE);
-    let big: u64 = 4 << 40;
-    let json = format!(
-        "{{\"model.big.weight\":{{\"dtype\":\"U8\",\"shape\":[{big}],\"data_offsets\":[0,{big}]}},\"x\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[{big},{big}]}}}}"
-    );
-    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(json.as_bytes());
-    std::fs::write(&path, &bytes).unwrap();
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    if file.set_len(bytes.len() as u64 + big).is_err() {
-        eprintln!("skipped: this file system has no sparse files of 4 TiB");
-        return;
-    }
-    let output = run(folder.path(), &["convert", "--base", "base", "--to", "f16", "-o", "out"]);
-    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    assert!(stderr(&output).contains("not enough space"));
-    assert!(!folder.join("out").exists() && !folder.join("out.partial").exists());
-    let read = read(&folder.join(ADAPTER));
-    write(&folder.join(ADAPTER), &read);
-}
-
-/// A disk that fills up while the output is written: a tiny file system, where this process may mount one.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_disk_that_fills_up() {
-    let folder = model();
-    let disk = folder.join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64M,nr_inodes=4", "tmpfs"])
-        .arg(&disk)
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !mounted {
-        eprintln!("skipped: no right to mount a file system");
-        return;
-    }
-    let output = run(folder.path(), &["merge", "--base", "base", "--adapter", "adapter", "-o", "disk/out"]);
-    let exists = disk.join("out").exists();
-    let unmounted = std::process::Command::new("umount").arg(&disk).status().is_ok_and(|status| status.success());
-    assert!(unmounted);
-    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    assert!(stderr(&output).contains("No space left") && stderr(&output).contains("--resume"), "{}", stderr(&output));
-    assert!(!exists);
 }
 
 /// A file of two tensors with one name could not be opened.

@@ -1,13 +1,17 @@
 //! A server of buckets in the memory of the process that asks for it, which speaks what S3 and Google's store have in common: objects, ranges, lists, uploads in parts.
 //! It checks no signature. It can fail in the ways that networks do.
 
+mod http;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use http::{Answer, Piece, Request, decoded};
 
 const DATE: &str = "Mon, 02 Jan 2023 03:04:05 GMT";
 /// Names in one answer to a list, so that there are several.
@@ -25,7 +29,7 @@ impl Object {
     }
 
     /// The bytes of a range, as pieces of its parts.
-    fn pieces(&self, start: u64, end: u64) -> Vec<(Arc<Vec<u8>>, usize, usize)> {
+    fn pieces(&self, start: u64, end: u64) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut at = 0;
         for part in &self.parts {
@@ -76,37 +80,6 @@ pub(crate) struct Buckets {
     pub(crate) state: Arc<State>,
 }
 
-/// Headers and the body of an answer.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: Vec<(Arc<Vec<u8>>, usize, usize)>,
-    /// Of the body that a HEAD does not get.
-    len: Option<u64>,
-}
-
-impl Answer {
-    fn new(status: u16) -> Self {
-        Self { status, headers: String::new(), body: Vec::new(), len: None }
-    }
-
-    fn text(text: String) -> Self {
-        let bytes = text.into_bytes();
-        let len = bytes.len();
-        let body = vec![(Arc::new(bytes), 0, len)];
-        Self { headers: "Content-Type: application/xml\r\n".into(), body, ..Self::new(200) }
-    }
-}
-
-struct Request {
-    method: String,
-    /// Decoded: bucket and name.
-    path: String,
-    query: BTreeMap<String, String>,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
 impl Buckets {
     pub(crate) fn new(address: &str) -> Self {
         let listener = TcpListener::bind(address).unwrap();
@@ -153,7 +126,7 @@ impl State {
         stream.set_nodelay(true).unwrap();
         let mut reader = BufReader::with_capacity(1 << 16, stream.try_clone().unwrap());
         let mut stream = stream;
-        while let Some(request) = read(&mut reader, &mut stream) {
+        while let Some(request) = Request::read(&mut reader, &mut stream) {
             let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             let every = self.faults.load(Ordering::Relaxed);
             let fault = if every > 0 && number.is_multiple_of(every) { 1 + number / every % 5 } else { 0 };
@@ -394,52 +367,4 @@ impl State {
 fn within(text: &str, tag: &str) -> Vec<String> {
     let rests = text.split(&format!("<{tag}>")).skip(1).map(str::to_owned).collect::<Vec<_>>();
     rests.iter().filter_map(|rest| Some(rest.split_once("</")?.0.to_owned())).collect()
-}
-
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        match (first, after) {
-            (b'%', [a, b, after @ ..]) => {
-                bytes.push(u8::from_str_radix(str::from_utf8(&[*a, *b]).unwrap(), 16).unwrap());
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).unwrap()
-}
-
-fn read(reader: &mut BufReader<TcpStream>, stream: &mut TcpStream) -> Option<Request> {
-    let mut first = String::new();
-    if reader.read_line(&mut first).ok()? == 0 {
-        return None;
-    }
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        let Some((name, value)) = line.trim().split_once(':') else { break };
-        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-    }
-    if headers.get("expect").is_some_and(|what| what == "100-continue") {
-        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
-    }
-    let len = headers.get("content-length").map_or(0, |len| len.parse().unwrap());
-    let mut body = vec![0; len];
-    reader.read_exact(&mut body).ok()?;
-    let mut words = first.split(' ');
-    let (method, target) = (words.next()?.to_owned(), words.next()?);
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decoded(name), decoded(&value.replace('+', " ")))
-    });
-    Some(Request { method, path: decoded(path).trim_matches('/').to_owned(), query: query.collect(), headers, body })
 }

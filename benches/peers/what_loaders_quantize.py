@@ -7,7 +7,7 @@ model is made on the meta device and prepared for loading a checkpoint in 4 bits
 one architecture: the parts of its config.json that matter; every linear layer in memory, as `[name, shape on disk, replaced]` where its weight is `name.weight` on disk,
 `[name, tensor, shape, replaced]` where it is another tensor, and `[name, replaced]` where it is none (a tied head); and the shapes of all other tensors on disk that have two
 dimensions or more. `{0-3}` in names stands for all numbers from 0 to 3. Sizes above 192 are cut to it: what is quantized does not depend on them.
-`crates/qmerge/tests/loaders.rs` holds the plan against it. What cannot be made small is named on standard error.
+`crates/qmerge/tests/it/loaders/list.rs` holds the plan against it. What cannot be made small is named on standard error.
 """
 
 import itertools

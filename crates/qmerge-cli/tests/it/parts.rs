@@ -33,7 +33,6 @@ fn words<'a>(command: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&[command], MERGE, more].concat()
 }
 
-/// Runs a merge that is refused, and returns what it says.
 fn weights(folder: &Folder) -> serde_json::Value {
     let text = std::fs::read_to_string(folder.join("out/qmerge-report.json")).unwrap();
     serde_json::from_str::<serde_json::Value>(&text).unwrap()["weights"].clone()

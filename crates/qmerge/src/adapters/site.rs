@@ -181,6 +181,10 @@ impl<'a> Site<'a> {
         let stacks = blocks.filter_map(of_block).next()?;
         let claim = *stacks.first()?;
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
+        // Any number of matrices without a value takes no byte of a file.
+        if claim.weight.geometry().elements() == 0 {
+            return None;
+        }
         let shape = (rows.checked_mul(stacks.len())?, cols);
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stacks { experts, stacks } })
     }
@@ -198,6 +202,9 @@ impl<'a> Site<'a> {
 
     fn stack(names: &Names<'a>, name: String, claim: &'a Claim) -> Option<Self> {
         let &[experts, rows, cols] = claim.weight.shape() else { return None };
+        if claim.weight.geometry().elements() == 0 {
+            return None;
+        }
         // What is quantized lies as a linear layer does.
         let turned = claim.weight.has_family_order() && names.experts.is_some_and(|experts| experts.in_out);
         let shape = if turned { (cols, rows) } else { (rows, cols) };

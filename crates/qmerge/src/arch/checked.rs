@@ -40,7 +40,7 @@ pub(crate) fn is_checked(model_type: &str) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    /// `tests/loaders.rs` holds the plan to every family in the file.
+    /// `tests/it/loaders/list.rs` holds the plan to every family in the file.
     #[test]
     fn they_are_the_families_of_the_file() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/loaders.jsonl");

@@ -14,9 +14,11 @@ use super::report::{self, Conversion, ConvertedWeight};
 use super::svd::Wanted;
 use super::target::Target;
 use crate::adapters::{Adapter, Names};
+use crate::arch;
 use crate::dtype::Dtype;
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, mismatch};
+use crate::formats::Claim;
 use crate::parallel::parallel;
 use crate::plan::{Inputs, Plan};
 use crate::progress::Progress;
@@ -61,7 +63,14 @@ pub fn convert(
     let names = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
     let Jobs { factors: jobs, biases, dropped } = Jobs::of(adapter, &names, plan)?;
     if jobs.is_empty() {
-        return Err(mismatch("it changes no linear layer, which is what a LoRA can do").in_file(adapter.file()));
+        let error = mismatch("it changes no linear layer, which is what a LoRA can do").in_file(adapter.file());
+        let has_stacks = |claim: &Claim| claim.weight.name().split('.').any(|part| part == arch::SWITCH);
+        return Err(match inputs.inventory.weights.iter().any(has_stacks) {
+            true => error.with_hint(
+                "where it changes stacks of experts, give the folder that the MLX one was converted from as --base",
+            ),
+            false => error,
+        });
     }
     progress.start(jobs.iter().map(Job::cost).sum());
     progress.phase("converting", "modules");

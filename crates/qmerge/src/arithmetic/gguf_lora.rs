@@ -5,21 +5,23 @@
 //! `adapters/dialects/gguf.rs` is the way back. Source: llama.cpp, `convert_lora_to_gguf.py`, `src/llama-adapter.{cpp,h}`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use super::convert::ConvertOptions;
 use super::cut::cut;
+use super::in_file::{InFile, dealt_out, stacked, times};
 use super::new_adapter::finite;
 use super::report::{self, Conversion, ConvertedWeight};
 use super::svd::{Spectrum, Wanted};
 use crate::adapters::Names;
 use crate::arch;
-use crate::arch::gguf::{File, Layout, Piece, To, View, towers};
+use crate::arch::gguf::{File, Layout, To, View, towers};
 use crate::edit::{self, Aside};
 use crate::edited::Edited;
-use crate::error::{Error, Kind, Result, counted, mismatch, unsupported, usage};
+use crate::error::{Error, Kind, Result, counted, unsupported, usage};
 use crate::linalg::{Factors, transposed};
-use crate::open::gguf::{Field, Keys, Writer, expert};
+use crate::open::gguf::{Field, Keys, Writer};
 use crate::open::{HubId, Metadata};
 use crate::parallel::parallel;
 use crate::plan::{Action, Inputs, Plan, Recode, Source};
@@ -39,13 +41,24 @@ struct Job<'p> {
     view: View,
 }
 
+impl Job<'_> {
+    /// Rows of a matrix of the stack that it is, where outputs are rows; of the only one all.
+    fn outputs(&self, matrix: usize) -> Range<usize> {
+        let outputs = match model_shape(self.recode)[..] {
+            [_, outputs, _] => outputs,
+            _ => self.recode.outputs(),
+        };
+        outputs * matrix..outputs * (matrix + 1)
+    }
+}
+
 /// A product, before its place in the file is known.
-struct Pair {
-    factors: Factors,
+pub(super) struct Pair {
+    pub(super) factors: Factors,
     /// Its factor, times the rank.
-    alpha: f64,
-    energy: f64,
-    kept: f64,
+    pub(super) alpha: f64,
+    pub(super) energy: f64,
+    pub(super) kept: f64,
 }
 
 /// Writes the one adapter of a plan as a GGUF file, whole or not at all.
@@ -79,26 +92,19 @@ pub fn convert_to_gguf(
     let cost = |job: &Job<'_>| job.recode.from.weight.geometry().elements() as u64;
     progress.start(jobs.iter().map(cost).sum());
     progress.phase("converting", "modules");
-    let pairs = parallel(&jobs, options.threads, progress, |job| {
-        let found = pair(inputs, job, options).map_err(|error| error.in_tensor(job.recode.to.name()))?;
+    let found = parallel(&jobs, options.threads, progress, |job| {
+        let found = pairs(inputs, job, options).map_err(|error| error.in_tensor(job.recode.to.name()))?;
         progress.advance(cost(job));
         Ok(found)
     })?;
-    let rank = pairs.iter().map(|pair| pair.factors.rank).max().unwrap_or(1);
-    let weights: Vec<ConvertedWeight> = jobs
-        .iter()
-        .zip(&pairs)
-        .map(|(job, pair)| {
-            let module = job.recode.to.name();
-            ConvertedWeight {
-                module: module.strip_suffix(".weight").unwrap_or(module).to_owned(),
-                rank: pair.factors.rank,
-                energy: pair.energy,
-                kept: (pair.energy > 0.0).then_some(pair.kept),
-            }
-        })
-        .collect();
-    let pairs = stacked(inputs, jobs, pairs, &file)?;
+    let weights: Vec<ConvertedWeight> = jobs.iter().zip(&found).map(|(job, pairs)| told(job, pairs)).collect();
+    let rank = weights.iter().map(|weight| weight.rank).max().unwrap_or(1);
+    let dealt = jobs.iter().zip(found).flat_map(|(job, pairs)| {
+        let each = pairs.into_iter().flat_map(|(matrix, pair)| dealt_out(&job.view, &job.outputs(matrix), pair));
+        each.collect::<Vec<_>>()
+    });
+    let dealt = dealt.collect();
+    let pairs = stacked(inputs, jobs.into_iter().map(|job| job.view).collect(), dealt, &file)?;
     let alpha = alpha_of_most(pairs.iter().map(|(_, pair)| pair));
     let mut tensors = Vec::new();
     for (place, Pair { factors, alpha: own, .. }) in pairs {
@@ -132,6 +138,28 @@ pub fn convert_to_gguf(
         dropped: Vec::new(),
         warnings: says_left_out(&left_out).into_iter().collect(),
     })
+}
+
+/// What is said of a weight.
+fn told(job: &Job<'_>, pairs: &[(usize, Pair)]) -> ConvertedWeight {
+    let module = job.recode.to.name();
+    let energy: f64 = pairs.iter().map(|(_, pair)| pair.energy).sum();
+    let kept: f64 = pairs.iter().map(|(_, pair)| pair.energy * pair.kept).sum();
+    ConvertedWeight {
+        module: module.strip_suffix(".weight").unwrap_or(module).to_owned(),
+        rank: pairs.iter().map(|(_, pair)| pair.factors.rank).max().unwrap_or(0),
+        energy,
+        kept: (energy > 0.0).then_some(kept / energy),
+    }
+}
+
+/// Dimensions of a weight whose matrices have outputs as rows, whatever it is stored as.
+fn model_shape(recode: &Recode) -> Vec<usize> {
+    let mut shape = recode.from.weight.shape().to_vec();
+    if let (true, [_, rows, cols]) = (recode.transposed, shape.as_mut_slice()) {
+        std::mem::swap(rows, cols);
+    }
+    shape
 }
 
 /// That changes of towers are left out, where there are any.
@@ -193,19 +221,19 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
         if recode.edits.is_empty() {
             continue;
         }
-        let shape = recode.from.weight.shape();
-        match shape.len() {
-            2 => {}
-            3 => {
-                let is_apart = !inputs.base.is_self_contained() && file.has_single_experts();
-                let hint = if is_apart { OF_THE_FILE } else { WAY_OUT };
-                return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(hint));
-            }
-            _ => return Err(refuse(recode, "a change of a bias or a norm")),
+        let shape = model_shape(recode);
+        if !matches!(shape.len(), 2 | 3) {
+            return Err(refuse(recode, "a change of a bias or a norm"));
         }
-        let view = file
-            .place(name, shape, false)?
-            .ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
+        let view = file.place(name, &shape, false)?;
+        // A stack goes matrix by matrix, where the file has each by itself.
+        let has_matrices = |view: &View| view.weave.as_ref().is_some_and(|weave| weave.deals_out_rows());
+        if shape.len() == 3 && !view.as_ref().is_some_and(has_matrices) {
+            let is_apart = !inputs.base.is_self_contained() && file.has_single_experts();
+            let hint = if is_apart { OF_THE_FILE } else { WAY_OUT };
+            return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(hint));
+        }
+        let view = view.ok_or_else(|| refuse(recode, "a weight that the architecture has no name for"))?;
         if view.weave.as_ref().is_some_and(|weave| !weave.deals_out_rows()) {
             return Err(refuse(
                 recode,
@@ -231,20 +259,24 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
     }
 }
 
-/// What an adapter adds to a weight: its own factors where all of it is wanted.
-fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair> {
+/// What an adapter adds to a weight: its own factors where all of it is wanted. Of a stack those of each matrix that it changes, with its number.
+fn pairs(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Vec<(usize, Pair)>> {
     let recode = job.recode;
+    let is_stack = recode.from.weight.shape().len() == 3;
     if options.wanted != Wanted::Share(1.0) {
+        if is_stack {
+            return Err(usage("--rank and --energy cut no stack of experts for llama.cpp")
+                .with_hint("leave them out: the factors stay as they are"));
+        }
         let found = cut(inputs, recode, options)?;
         let alpha = found.factors.rank as f64;
-        return Ok(Pair { factors: found.factors, alpha, energy: found.energy, kept: found.kept });
+        return Ok(vec![(0, Pair { factors: found.factors, alpha, energy: found.energy, kept: found.kept })]);
     }
-    let geometry = recode.from.weight.geometry();
-    let rows = 0..geometry.rows;
     let edited = Edited::new(inputs, recode)?;
     let edits = edited.edits().unwrap_or_default();
+    let (rows, cols) = (recode.from.weight.geometry().rows, recode.from.weight.geometry().cols);
     let own = match (edits, &recode.edits[..]) {
-        ([edit], [(_, planned)]) => match edit.aside(geometry.rows) {
+        ([edit], [(_, planned)]) if !is_stack => match edit.aside(rows) {
             Some(Aside::Product(product)) => {
                 let mut right = Vec::new();
                 product.right(0..product.rank, &mut right);
@@ -255,20 +287,38 @@ fn pair(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Pair
         },
         _ => None,
     };
-    let summed = || {
-        let rank = edit::rank(edits, &rows).filter(|rank| *rank > 0 && *rank <= geometry.rows.min(geometry.cols))?;
-        edit::factors(edits, &rows, geometry.cols).map(|factors| (Factors { rank, ..factors }, 1.0))
-    };
-    let (factors, scale) = own.or_else(summed).ok_or_else(|| {
-        unsupported("what the adapter does to it is no product of two factors of low rank")
-            .with_hint("--rank R, or --energy SHARE with a share below 1, cuts it to one, and says how much that holds")
-    })?;
+    if let Some((factors, scale)) = own {
+        return Ok(vec![(0, of_factors(recode, factors, scale)?)]);
+    }
+    let mut found = Vec::new();
+    let matrices = if is_stack { recode.matrices().collect() } else { vec![0..rows] };
+    for (number, rows) in matrices.into_iter().enumerate() {
+        let rank = edit::rank(edits, &rows);
+        if is_stack && rank == Some(0) {
+            continue;
+        }
+        let rank = rank.filter(|rank| *rank > 0 && *rank <= rows.len().min(cols));
+        let factors = rank.and_then(|rank| Some(Factors { rank, ..edit::factors(edits, &rows, cols)? }));
+        let factors = factors.ok_or_else(|| {
+            let error = unsupported("what the adapter does to it is no product of two factors of low rank");
+            let way_out =
+                "--rank R, or --energy SHARE with a share below 1, cuts it to one, and says how much that holds";
+            error.with_hint(if is_stack { WAY_OUT } else { way_out })
+        })?;
+        found.push((number, of_factors(recode, factors, 1.0)?));
+    }
+    Ok(found)
+}
+
+/// A product as the model has it, (outputs, inputs), of one that is stored.
+fn of_factors(recode: &Recode, factors: Factors, scale: f64) -> Result<Pair> {
     let Factors { rank, left, right } = factors;
     finite(&left)?;
     finite(&right)?;
     let energy = Spectrum::new(transposed(&left, rank), right.clone(), rank, None).energy() * scale * scale;
+    let cols = right.len() / rank.max(1);
     let (left, right) =
-        if recode.transposed { (transposed(&right, geometry.cols), transposed(&left, rank)) } else { (left, right) };
+        if recode.transposed { (transposed(&right, cols), transposed(&left, rank)) } else { (left, right) };
     Ok(Pair { factors: Factors { rank, left, right }, alpha: scale * rank as f64, energy, kept: 1.0 })
 }
 
@@ -280,98 +330,6 @@ fn alpha_of_most<'p>(pairs: impl Iterator<Item = &'p Pair>) -> f32 {
     }
     let most = counts.into_iter().max_by_key(|(bits, count)| (*count, *bits));
     most.map_or(1.0, |(bits, _)| f32::from_bits(bits))
-}
-
-/// Where a product lies: a weight's own, or those of all experts of a stack, whose factors lie one behind the other.
-struct InFile {
-    view: View,
-    experts: Option<usize>,
-}
-
-/// Products of experts become those of their stacks: of one rank, with zeros for an expert that the adapter does not change.
-fn stacked(inputs: &Inputs, jobs: Vec<Job<'_>>, pairs: Vec<Pair>, file: &File<'_>) -> Result<Vec<(InFile, Pair)>> {
-    let mut all: Vec<(InFile, Pair)> = Vec::new();
-    let mut stacks: BTreeMap<String, BTreeMap<usize, Pair>> = BTreeMap::new();
-    for (Job { view, .. }, pair) in jobs.into_iter().zip(pairs) {
-        match expert(&view.stored) {
-            Some((stack, number)) => drop(stacks.entry(stack).or_default().insert(number, pair)),
-            None => {
-                all.extend(dealt_out(view, pair).into_iter().map(|(view, pair)| (InFile { view, experts: None }, pair)))
-            }
-        }
-    }
-    if stacks.is_empty() {
-        return Ok(all);
-    }
-    // Rows and inputs of each stack's experts in the base, and their numbers.
-    let mut sizes: BTreeMap<String, (View, usize, usize, Vec<usize>)> = BTreeMap::new();
-    for claim in &inputs.inventory.weights {
-        let &[rows, cols] = claim.weight.shape() else { continue };
-        let Some(view) = file.stored(&towers::alone(claim.weight.name()), rows)? else { continue };
-        let Some((stack, number)) = expert(&view.stored) else { continue };
-        let own =
-            sizes.entry(stack.clone()).or_insert_with(|| (View { stored: stack, ..view }, rows, cols, Vec::new()));
-        if (own.1, own.2) != (rows, cols) {
-            return Err(mismatch(format!("shape [{rows}, {cols}], but other experts are [{}, {}]", own.1, own.2))
-                .in_tensor(claim.weight.name()));
-        }
-        own.3.push(number);
-    }
-    for (stack, mut experts) in stacks {
-        let Some((view, rows, cols, mut numbers)) = sizes.remove(&stack) else { continue };
-        numbers.sort_unstable();
-        let count = numbers.len();
-        if let Some((missing, _)) = numbers.iter().enumerate().find(|(at, number)| at != *number) {
-            return Err(mismatch(format!(
-                "the {count} experts of `{stack}` in the base are not numbered from 0 on: no {missing}, or one twice"
-            )));
-        }
-        let rank = experts.values().map(|pair| pair.factors.rank).max().unwrap_or(1);
-        // A factor is alpha / rank, whose rank is that of all.
-        let alpha_of = |pair: &Pair| pair.alpha / pair.factors.rank.max(1) as f64 * rank as f64;
-        let alpha = experts.values().map(alpha_of).find(|alpha| *alpha != 0.0).unwrap_or(rank as f64);
-        let mut factors = Factors { rank, left: Vec::new(), right: Vec::new() };
-        for number in 0..count {
-            let mut left = vec![0.0; rows * rank];
-            let mut right = vec![0.0; rank * cols];
-            if let Some(pair) = experts.remove(&number) {
-                let (more, own) = (alpha_of(&pair) / alpha, pair.factors.rank);
-                for (to, from) in left.chunks_exact_mut(rank).zip(pair.factors.left.chunks_exact(own.max(1))) {
-                    to.iter_mut().zip(from).for_each(|(to, x)| *to = times(*x, more));
-                }
-                right.iter_mut().zip(pair.factors.right).for_each(|(to, x)| *to = x);
-            }
-            factors.left.extend(left);
-            factors.right.extend(right);
-        }
-        all.push((InFile { view, experts: Some(count) }, Pair { factors, alpha, energy: 0.0, kept: 1.0 }));
-    }
-    Ok(all)
-}
-
-/// A product of a weight that lies in several tensors is one for each: they share the inputs' factor, and have their rows of the other.
-fn dealt_out(view: View, pair: Pair) -> Vec<(View, Pair)> {
-    let Some(weave) = view.weave.clone() else { return vec![(view, pair)] };
-    let rank = pair.factors.rank;
-    let all = 0..weave.geometry().0;
-    let own = |(number, piece): (usize, &Piece)| {
-        let rows = weave.rows_of(number, &all);
-        let mut left = vec![0.0; rows.len() * rank];
-        let at = |row: usize| row * rank..(row + 1) * rank;
-        weave.each_row(number, &rows, &all, |to, from| {
-            if let (Some(to), Some(from)) = (left.get_mut(at(to)), pair.factors.left.get(at(from))) {
-                to.copy_from_slice(from);
-            }
-        });
-        let factors = Factors { rank, left, right: pair.factors.right.clone() };
-        (View { stored: piece.stored.clone(), weave: None, ..view.clone() }, Pair { factors, ..pair })
-    };
-    weave.pieces().iter().enumerate().map(own).collect()
-}
-
-/// As a file's alpha is rounded to f32, what is left of a ratio of 1 is that.
-fn times(x: f32, more: f64) -> f32 {
-    if more as f32 == 1.0 { x } else { (f64::from(x) * more) as f32 }
 }
 
 /// Names, dimensions and values of a product's factors; B is multiplied by `more`.

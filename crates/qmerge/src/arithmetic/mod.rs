@@ -13,6 +13,7 @@ mod cut;
 mod extract;
 mod gathered;
 mod gguf_lora;
+mod in_file;
 mod jobs;
 mod joined;
 mod matched;

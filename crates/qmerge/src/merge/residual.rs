@@ -102,7 +102,7 @@ pub(super) fn refuse(plan: &Plan, single_file: bool) -> Result<()> {
         _ if single_file => Err(usage("--residual-rank writes an adapter into the output, which is a single file")
             .with_hint("name a folder as the output")),
         None if !without.is_empty() => Err(usage(format!(
-            "--residual-rank: of {}, coarser than 16 bits, none is a linear layer that a LoRA could be put on; `{}`: {}",
+            "--residual-rank: of {}, coarser than 16 bits, what is lost of none can be held in a LoRA; `{}`: {}",
             counted(without.len(), "merged weight", "merged weights"),
             without[0].weight,
             without[0].reason

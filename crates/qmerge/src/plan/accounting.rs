@@ -55,9 +55,9 @@ pub(super) fn refuse_unused(
         let path = first.strip_prefix("base_model.model.").unwrap_or(first);
         path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(module.as_str()))
     });
-    let of_tower = towers::hint_of_file(names.checkpoint, first, is_part).or_else(|| hint_of_mlx(names, first));
+    let special = towers::hint_of_file(names.checkpoint, first, is_part).or_else(|| hint_of_mlx(names, first));
     let hint = match opaque {
-        _ if of_tower.is_some() => of_tower.unwrap_or_default(),
+        _ if special.is_some() => special.unwrap_or_default(),
         _ if module.is_some() => format!(
             "`{}` was trained whole (modules_to_save) and the base has no such module: if it is a classifier's head, say so with `task_type` \
              (SEQ_CLS, TOKEN_CLS or QUESTION_ANS) in {}, and it is added{}",
@@ -98,7 +98,7 @@ fn hint_of_mlx(names: &Names<'_>, first: &str) -> Option<String> {
     let weights = || names.weights.iter().map(|claim| claim.weight.name());
     let stack = weights().find(|name| has(name, arch::SWITCH)).filter(|_| has(first, "experts"))?;
     Some(format!(
-        "experts lie in MLX's own stacks there (`{stack}`), where they are found by mlx_lm's names and by PEFT's of stacked parameters: merge it into the checkpoint that the folder was converted from, and convert the result"
+        "experts lie in MLX's own stacks there (`{stack}`), where single ones are not found: merge it into the checkpoint that the folder was converted from, and convert the result"
     ))
 }
 
@@ -187,11 +187,11 @@ pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<Stri
             "{}: the configuration targets `{first}`{}, but the file holds no tensor for it{}",
             adapter.path.display(),
             if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() },
-            if missing.iter().any(|target| is_of_stack(adapter, target)) {
-                ": a stack of experts is no module, and PEFT trains it where `target_parameters` names it"
-            } else {
-                ""
-            }
+            missing.iter().find(|target| is_of_stack(adapter, target)).map_or(String::new(), |target| {
+                format!(
+                    ": where `{target}` is a stack of experts it is no module, and PEFT trains it where `target_parameters` names it"
+                )
+            })
         ));
     }
     if adapter.weight != 1.0 && changes.replacements.iter().any(|replacement| replacement.trained) {
@@ -207,8 +207,11 @@ pub(super) fn adapter_warnings(adapter: &Adapter, changes: &Changes) -> Vec<Stri
 /// True of a target among modules that is a stacked parameter's name, of an adapter of experts.
 fn is_of_stack(adapter: &Adapter, target: &str) -> bool {
     let is_stack = [arch::GATE_UP, arch::DOWN].contains(&target.rsplit('.').next().unwrap_or(target));
-    let of_experts = |name: &str| name.split('.').any(|part| part == "experts");
-    is_stack && adapter.tensors.entries.iter().any(|entry| of_experts(&entry.name))
+    let names = || adapter.tensors.entries.iter().map(|entry| entry.name.as_str());
+    let behind = |name: &str| name.split('.').skip_while(|part| *part != "experts").nth(1).map(str::to_owned);
+    // An adapter of single experts has modules of such names.
+    let is_single = |name: &str| behind(name).is_some_and(|part| part.parse::<usize>().is_ok());
+    is_stack && names().any(|name| behind(name).is_some()) && !names().any(is_single)
 }
 
 pub(super) fn account(adapter: &Adapter, changes: &Changes) -> Accounting {

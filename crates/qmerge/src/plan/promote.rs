@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::{Action, Inputs, Options, Plan, Step};
 use crate::arch::Role;
+use crate::dtype::Dtype;
 use crate::error::{Result, usage};
 use crate::formats::{self, Format, Settings, Weight};
 use crate::open::gguf::expert;
@@ -49,10 +50,45 @@ fn takes(format: &dyn Format, shape: &[usize]) -> bool {
     !format.quantizes() || format.takes(Role::Linear, shape)
 }
 
-/// Bytes that a weight of such dimensions takes.
-fn bytes_in(format: &dyn Format, weight: &dyn Weight) -> Option<u64> {
-    let made = format.create(weight.name(), weight.shape(), weight.value_dtype(), &Settings::default()).ok()?;
+/// Bytes that a tensor of such dimensions takes.
+fn bytes_in(format: &dyn Format, shape: &[usize]) -> Option<u64> {
+    let made = format.create("", shape, Dtype::F32, &Settings::default()).ok()?;
     Some(made.parts().iter().map(|part| part.bytes).sum())
+}
+
+/// A tensor as it would be stored: the only one of a weight, or one of several.
+pub(super) struct Stored {
+    shape: Vec<usize>,
+    format: &'static dyn Format,
+    bytes: u64,
+}
+
+impl Stored {
+    /// As an encoder makes it.
+    pub(super) fn made(shape: &[usize], format: &'static dyn Format) -> Self {
+        Self { shape: shape.to_vec(), format, bytes: bytes_in(format, shape).unwrap_or(0) }
+    }
+
+    /// The tensors that a weight lies in. Empty for a format that is none of these.
+    pub(super) fn of(weight: &dyn Weight) -> Vec<Self> {
+        let parts = weight.parts();
+        let weave = weight.view().and_then(|view| view.weave.as_ref());
+        match weave.map(|weave| weave.pieces()).filter(|pieces| pieces.len() == parts.len()) {
+            Some(pieces) => pieces
+                .iter()
+                .zip(parts)
+                .filter_map(|(piece, part)| {
+                    let format = formats::of_dtype(part.dtype).ok()?;
+                    Some(Self { shape: piece.shape.clone(), format, bytes: part.bytes })
+                })
+                .collect(),
+            None => {
+                let bytes = parts.iter().map(|part| part.bytes).sum();
+                let format = formats::by_id(weight.format()).ok();
+                format.map(|format| Self { shape: weight.shape().to_vec(), format, bytes }).into_iter().collect()
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Promotion {
@@ -96,9 +132,29 @@ impl Promotion {
         self.to.is_none() && self.tensors.is_empty()
     }
 
-    /// The type of a tensor of such dimensions that would else be stored in `format`, if there is a wider one that takes them.
-    pub(super) fn next(&self, shape: &[usize], format: &str) -> Option<&'static dyn Format> {
-        self.to.filter(|to| takes(*to, shape)).or_else(|| wider(format, shape))
+    /// The type that a tensor takes in place of its own: a wider one, or where its own cannot be written any.
+    fn next(&self, own: &Stored) -> Option<&'static dyn Format> {
+        let to = self.to.filter(|to| takes(*to, &own.shape)).or_else(|| wider(own.format.id(), &own.shape))?;
+        let is_wider = !own.format.is_written() || bytes_in(to, &own.shape)? > own.bytes;
+        (is_wider && to.id() != own.format.id()).then_some(to)
+    }
+
+    /// The types of a weight's tensors, those that none is wider than among them; `None` where that are all.
+    pub(super) fn types(&self, tensors: &[Stored]) -> Option<Vec<&'static dyn Format>> {
+        let next: Vec<_> = tensors.iter().map(|own| self.next(own)).collect();
+        let all = next.iter().zip(tensors).map(|(next, own)| next.unwrap_or(own.format));
+        next.iter().any(Option::is_some).then(|| all.collect())
+    }
+
+    /// By how many bytes a weight grows.
+    fn growth(&self, weight: &dyn Weight) -> Option<u64> {
+        let tensors = Stored::of(weight);
+        let have: u64 = tensors.iter().map(|own| own.bytes).sum();
+        let types = self.types(&tensors)?;
+        let bytes = types.iter().zip(&tensors).map(|(format, own)| {
+            if format.id() == own.format.id() { Some(own.bytes) } else { bytes_in(*format, &own.shape) }
+        });
+        bytes.sum::<Option<u64>>()?.checked_sub(have).filter(|more| *more > 0)
     }
 
     /// Of the tensors of a plan that was run, those that lose most, as far as the bytes that they take more do not exceed that share of the output's.
@@ -116,10 +172,8 @@ impl Promotion {
         let mut order = Vec::new();
         let mut candidates: HashMap<String, Candidate> = HashMap::new();
         for recode in plan.recodes().filter(|recode| !recode.edits.is_empty()) {
-            let (weight, own) = (recode.to.as_ref(), recode.to.format());
-            let to = self.next(weight.shape(), own).filter(|to| to.id() != own);
-            let have: u64 = weight.parts().iter().map(|part| part.bytes).sum();
-            let more = to.and_then(|to| bytes_in(to, weight)?.checked_sub(have)).filter(|more| *more > 0);
+            let weight = recode.to.as_ref();
+            let more = self.growth(weight);
             let tensor = weight.parts().first().map(|part| tensor_of(&part.name));
             if let (Some(more), Some(loss), Some(tensor)) = (more, losses.get(weight.name()), tensor) {
                 let candidate = candidates.entry(tensor.clone()).or_default();
@@ -145,7 +199,7 @@ impl Promotion {
     }
 }
 
-/// Only where a file says of each tensor how it is stored can one weight have another type than its neighbours. Errors where the output is no such file.
+/// Only where a file says of each tensor how it is stored can one tensor have another type than its neighbours. Errors where the output is no such file.
 #[doc(hidden)]
 pub fn refuse_promotion(inputs: &Inputs, options: &Options) -> Result<()> {
     let into_gguf = options.export.map_or(options.to.is_none() && inputs.base.is_self_contained(), |export| {
@@ -154,6 +208,6 @@ pub fn refuse_promotion(inputs: &Inputs, options: &Options) -> Result<()> {
     if into_gguf {
         return Ok(());
     }
-    Err(usage("--promote gives single weights another type, which GGUF files of quantized types alone have room for")
+    Err(usage("--promote gives single tensors another type, which GGUF files of quantized types alone have room for")
         .with_hint("merge into a GGUF file: with a base in GGUF, or with --to and one of its types, as --to q4_k_m"))
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use super::Options;
 use super::export::{self, Destination, Exported};
-use super::promote::tensor_of;
+use super::promote::{Stored, tensor_of};
 use super::quantized::{Quantized, is_reversed};
 use crate::adapters::Names;
-use crate::arch::gguf::{Piece, View, Weave};
+use crate::arch::gguf::{View, Weave};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::formats::{self, Claim, Settings, Weight, Woven};
@@ -37,6 +37,18 @@ pub(super) struct TargetFormat {
 }
 
 impl TargetFormat {
+    /// The tensors of a weight of such dimensions.
+    fn stored(&self, shape: &[usize]) -> Vec<Stored> {
+        let Some(weave) = self.view.as_ref().and_then(|view| view.weave.as_ref()) else {
+            return vec![Stored::made(shape, self.format)];
+        };
+        let format = |number: usize| match number.checked_sub(1) {
+            Some(other) => self.others.get(other).map_or(self.format, |(format, _)| *format),
+            None => self.format,
+        };
+        weave.pieces().iter().enumerate().map(|(number, piece)| Stored::made(&piece.shape, format(number))).collect()
+    }
+
     /// A weight in several tensors, or turned.
     pub(super) fn woven(
         &self,
@@ -115,19 +127,17 @@ impl<'a, 'n> Targets<'a, 'n> {
             return None;
         }
         let view = target.map_or_else(|| claim.weight.view().cloned(), |target| target.view.clone());
-        let own = target.map_or(claim.weight.format(), |target| target.format.id());
-        let next = |piece: Option<&Piece>| {
-            promotion.next(piece.map_or(claim.weight.shape(), |piece| piece.shape.as_slice()), own)
+        let own = match target {
+            Some(target) => target.stored(claim.weight.shape()),
+            None => Stored::of(claim.weight.as_ref()),
         };
-        let mut pieces = view.iter().filter_map(|view| view.weave.as_ref()).flat_map(|weave| weave.pieces());
-        let format = next(pieces.next())?;
+        let mut types = promotion.types(&own)?.into_iter();
+        let format = types.next()?;
         let importance = |number: usize| target?.others.get(number)?.1.clone();
-        let others =
-            pieces.enumerate().map(|(number, piece)| (next(Some(piece)).unwrap_or(format), importance(number)));
         Some(TargetFormat {
             format,
             reversed: target.is_some_and(|target| target.reversed),
-            others: others.collect(),
+            others: types.enumerate().map(|(number, format)| (format, importance(number))).collect(),
             importance: target.and_then(|target| target.importance.clone()),
             view,
             promoted: true,

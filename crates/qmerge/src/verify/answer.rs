@@ -17,8 +17,6 @@ const OTHER_STRENGTH: &str =
 pub(super) struct Evidence<'v> {
     pub(super) summary: &'v VerifySummary,
     pub(super) weights: &'v [VerifiedWeight],
-    /// How many of these the adapter edits or brings.
-    pub(super) changed: usize,
     /// Tensors that the adapter leaves alone and that changed all the same.
     pub(super) altered: &'v [String],
     /// Tensors that the merge lacks.
@@ -56,7 +54,7 @@ impl Evidence<'_> {
             );
         }
         let moved = self.of(&[State::Moved]).map_or(0, |(n, _)| n);
-        let them = if self.changed == 1 { self.all_weights() } else { self.of_all(moved) };
+        let them = if self.weights.len() == 1 { self.all_weights() } else { self.of_all(moved) };
         let chosen = "values are those that a method which goes by the layers' outputs may have chosen, and weights do not tell how much of the adapter's effect is left";
         // A part of the weights may well hold the delta elsewhere, but the whole model must hold it.
         let as_meant = |survival: f64| (self.options.min_survival..=STRONG).contains(&survival);
@@ -130,7 +128,7 @@ impl Evidence<'_> {
             let erased = self.of(&[State::Erased]).map_or(0, |(n, _)| n);
             problems.push(if erased == n {
                 let were = if n == 1 { "was" } else { "were" };
-                let which = if erased == self.changed { self.all_weights() } else { self.of_all(n) };
+                let which = if erased == self.weights.len() { self.all_weights() } else { self.of_all(n) };
                 format!("{which} {were} written anew without a trace of the adapter, first `{name}`: rounding took it, or it was never merged, or taken out again")
             } else {
                 let none = if erased > 0 { format!(", all of it in {erased}") } else { String::new() };
@@ -168,11 +166,11 @@ impl Evidence<'_> {
     }
 
     fn of_all(&self, n: usize) -> String {
-        format!("{n} of {}", counted(self.changed, "weight", "weights"))
+        format!("{n} of {}", counted(self.weights.len(), "weight", "weights"))
     }
 
     fn all_weights(&self) -> String {
-        match self.changed {
+        match self.weights.len() {
             1 => "the only weight".to_owned(),
             all => format!("all {all} weights"),
         }

@@ -39,6 +39,8 @@ fn is_padded(own: Geometry, claim: &Claim) -> bool {
 pub(super) struct Run<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) merged: &'a Checkpoint,
+    /// How the base has its experts.
+    pub(super) experts: Option<arch::Experts>,
     /// The base's weights by the name of their first tensor.
     pub(super) stored: HashMap<&'a str, &'a Claim>,
     /// Worker threads.
@@ -255,8 +257,8 @@ impl Run<'_> {
         let (turns, matrices) = match base.shape() {
             [_, _] => (arch::leaf_in(module, arch.transposed), 1),
             [matrices, _, _] => {
-                let is_stack = |experts: &arch::Experts| experts.in_out && arch::leaf_in(module, &experts.stacked);
-                (arch.experts.as_ref().is_some_and(is_stack), *matrices)
+                let is_stack = |experts: arch::Experts| experts.in_out && arch::leaf_in(module, &experts.stacked);
+                (self.experts.is_some_and(is_stack), *matrices)
             }
             _ => return None,
         };

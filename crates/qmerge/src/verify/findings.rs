@@ -4,7 +4,7 @@ use super::compare::{Run, counterpart};
 use super::experts::{Experts, Matrix, Twin};
 use super::gone::Gone;
 use super::judge::{Measured, judge};
-use super::{VerifiedWeight, VerifyOptions};
+use super::{State, VerifiedWeight, VerifyOptions};
 use crate::adapters::Names;
 use crate::error::{Error, Result};
 use crate::measure::Sums;
@@ -18,8 +18,6 @@ pub(super) struct Findings<'v, 'm> {
     found: &'v Names<'m>,
     experts: Experts<'v, 'm>,
     pub(super) weights: Vec<VerifiedWeight>,
-    /// Of these, how many an adapter edits or brings; the others took another format.
-    pub(super) changed: usize,
     /// Of all weights that adapters edit.
     pub(super) total: Sums,
     /// Tensors that no adapter touches, and that differ.
@@ -36,7 +34,7 @@ impl<'v, 'm> Findings<'v, 'm> {
         experts: Experts<'v, 'm>,
     ) -> Self {
         let gone = Gone::new(run.inputs, run.merged, found);
-        Self { run, options, found, experts, weights: Vec::new(), changed: 0, total: Sums::zero(), altered: Vec::new(), gone }
+        Self { run, options, found, experts, weights: Vec::new(), total: Sums::zero(), altered: Vec::new(), gone }
     }
 
     /// Takes a weight that adapters edit or replace, or that is written in another format.
@@ -68,9 +66,14 @@ impl<'v, 'm> Findings<'v, 'm> {
             Some(matrices) => run.chosen_experts(recode, matrices).map_err(in_tensor),
             None => run.chosen(recode, claim).map_err(in_tensor),
         };
-        self.changed += usize::from(!recode.edits.is_empty() || recode.source != Source::Base);
         let measured = Measured { sums, rounded };
-        self.weights.push(judge(name, claim.weight.format(), recode, &measured, self.options, chosen)?);
+        let judged = judge(name, claim.weight.format(), recode, &measured, self.options, chosen)?;
+        if !recode.edits.is_empty() || recode.source != Source::Base {
+            self.weights.push(judged);
+        } else if judged.state != State::Replaced {
+            // What only takes another type, with the tensor that it shares, holds the base's values.
+            self.altered.push(name.to_owned());
+        }
         Ok(())
     }
 

@@ -207,10 +207,12 @@ pub fn verify(
         .iter()
         .flat_map(|claim| claim.entries.iter().skip(1).map(|entry| entry.name.as_str()))
         .collect();
-    let experts = Experts::new(Names::new(&inputs.base, &inputs.inventory.weights, &[])?, &found);
+    let own = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
+    let family = own.experts;
+    let experts = Experts::new(own, &found);
     let stored = inputs.inventory.weights.iter().map(|claim| (claim.entries[0].name.as_str(), claim)).collect();
     let threads = crate::parallel::threads(options.threads);
-    let run = Run { inputs, merged, stored, threads, progress };
+    let run = Run { inputs, merged, experts: family, stored, threads, progress };
     let mut findings = Findings::new(run, options, &found, experts);
     progress.start(plan.steps.iter().map(work).sum());
     progress.phase("checking", "tensors");
@@ -230,14 +232,13 @@ pub fn verify(
         }
     }
     progress.advance(plan.steps.last().map_or(0, work));
-    let Findings { weights, changed, total, altered, gone, .. } = findings;
+    let Findings { weights, total, altered, gone, .. } = findings;
     let told = gone.told();
     let Gone { missing, apart, .. } = gone;
     let summary = summarize(&weights, &total);
     let evidence = Evidence {
         summary: &summary,
         weights: &weights,
-        changed,
         altered: &altered,
         missing: &missing,
         apart: &apart,

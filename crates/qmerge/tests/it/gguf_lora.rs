@@ -163,6 +163,38 @@ fn experts_come_back() {
     }
 }
 
+/// What PEFT trained of a stacked parameter goes into a file expert by expert, in the order of rows that it has there, from a folder with inputs as rows as from the file, and adds the same.
+#[test]
+fn stacks_come_back() {
+    for case in ["gpt-oss-parameters", "llama4-parameters", "granitemoe-parameters"] {
+        let (cases, folder) = (data("peft-cases").join(case), Folder::new());
+        let (base, adapter) = (cases.join("base"), cases.join("adapter"));
+        let file = folder.join("base.gguf");
+        let alone = Inputs::new(Checkpoint::open(&base).unwrap(), Vec::new()).unwrap();
+        let export = EXPORTS.iter().copied().find(|export| export.id() == "f32");
+        let plan = Plan::new(&alone, &Options { export, ..Options::default() }).unwrap();
+        merge::run(&alone, &plan, None, &file, &RunOptions::default(), &Silent).unwrap();
+        let plain = values(&alone, &folder.join("plain"));
+        let want = merged(&base, &adapter, 1.0, &folder.join("want"));
+        for (number, from) in [&base, &file].into_iter().enumerate() {
+            let out = folder.join(format!("lora-{number}.gguf"));
+            let found = whole(from, &adapter, &out).unwrap_or_else(|error| panic!("{case}: {error:?}"));
+            assert_eq!(found.kept, Some(1.0), "{case}");
+            let got = merged(&base, &out, 1.0, &folder.join(format!("got-{number}")));
+            let mut moved = 0;
+            for (((name, got), (_, want)), (_, plain)) in got.iter().zip(&want).zip(&plain) {
+                for ((got, want), plain) in got.iter().zip(want).zip(plain) {
+                    assert!((got - want).abs() <= 1e-6 + 1e-6 * want.abs(), "{case} {name}: {got}, not {want}");
+                    moved += usize::from((want - plain).abs() > 1e-4);
+                }
+            }
+            assert!(moved > 3 * 32 * 32, "{case}: {moved}");
+        }
+        let error = converted(&base, &adapter, &folder.join("cut.gguf"), Wanted::Rank(1), 1.0).unwrap_err();
+        assert!(error.message().contains("stack of experts"), "{case}: {error:?}");
+    }
+}
+
 /// An adapter folder with other scalings.
 fn scaled(folder: &Folder, model: &str, more: Json) -> PathBuf {
     let (from, to) = (data("gguf/lora").join(model), folder.join("adapter"));
@@ -218,11 +250,6 @@ fn what_the_format_cannot_say_is_refused() {
         assert!(format!("{error:?}").contains(words), "{case}: {error:?}");
         assert_eq!(std::fs::read_dir(folder.join("")).unwrap().count(), 0, "{case}");
     }
-    // Stacks of which a file has no single matrices: only the merge itself holds their change.
-    let ((base, adapter), folder) = (peft("gpt-oss-parameters"), Folder::new());
-    let error = whole(&base, &adapter, &folder.join("lora.gguf")).unwrap_err();
-    let hint = error.hint().unwrap();
-    assert!(format!("{error:?}").contains("stack of matrices") && hint.contains("merge the adapter"), "{error:?}");
     // Cut to a rank, a method that is no product has its place, and says how much it kept.
     let ((base, adapter), folder) = (peft("dora-f32"), Folder::new());
     let found = converted(&base, &adapter, &folder.join("lora.gguf"), Wanted::Rank(3), 1.0).unwrap();

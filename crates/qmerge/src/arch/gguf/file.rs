@@ -203,8 +203,25 @@ impl<'c> File<'c> {
 
     /// The module whose weight has that name in the file, without `.weight`.
     pub(crate) fn named_module(&self, path: &str) -> Option<NamedModule> {
-        let (module, part) = self.module(path)?;
+        let Some((module, part)) = self.module(path) else {
+            let module = self.expert_of_stack(path)?;
+            return Some(NamedModule { module, heads: None, is_table: false });
+        };
         Some(NamedModule { module, heads: self.heads(part), is_table: part == "token_embd" })
+    }
+
+    /// The projection of an expert, of those that the model has in one stack, as adapters of single experts name it.
+    fn expert_of_stack(&self, path: &str) -> Option<String> {
+        let (number, part) = path.strip_prefix("blk.")?.split_once('.')?;
+        let number = number.parse::<usize>().ok().filter(|parsed| parsed.to_string() == number)?;
+        let weight = format!("{part}.weight");
+        let joins = self.layout.joins.iter().filter(|join| join.is_stack());
+        let (stack, expert) = joins.filter_map(|join| Some((join.name(), join.place_of(&weight)?.0))).next()?;
+        let (above, _) = stack.strip_suffix(".weight").unwrap_or(stack).rsplit_once('.')?;
+        // Granite's stacks are called layers.
+        let experts = above.strip_suffix("experts").map_or_else(|| format!("{above}."), str::to_owned);
+        let projection = part.strip_prefix("ffn_")?.split_once("_exps.")?.0;
+        Some(format!("{}{number}.{experts}experts.{expert}.{projection}_proj", self.layout.layers))
     }
 
     /// The heads of a tensor whose rows have another order.

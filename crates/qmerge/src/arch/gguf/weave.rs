@@ -275,9 +275,9 @@ impl Weave {
             && self.pieces.iter().all(is_whole)
     }
 
-    /// True of a matrix whose rows are those of its tensors, which are matrices themselves.
+    /// True of a matrix, or a stack of them, whose rows are those of its tensors, which are matrices themselves.
     pub(crate) fn deals_out_rows(&self) -> bool {
-        self.keeps_rows() && self.shape.len() == 2 && self.pieces.iter().all(|piece| piece.shape.len() == 2)
+        self.keeps_rows() && self.shape.len() >= 2 && self.pieces.iter().all(|piece| piece.shape.len() == 2)
     }
 
     /// The row of the model, from the first of all, that a row of a tensor is.

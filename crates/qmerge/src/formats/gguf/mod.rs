@@ -200,7 +200,7 @@ impl Format for Gguf {
 }
 
 /// What to do where a file has types that are only read.
-pub(crate) const OTHER_TYPES: &str = "--promote q4_k, or auto, gives such weights a type that is written, and leaves the others; --to, as --to q2_k, gives all of them one; or merge into the checkpoint that it was made from";
+pub(crate) const OTHER_TYPES: &str = "--promote q4_k, or auto, gives such weights and what shares their tensors a type that is written, and leaves the others; --to, as --to q2_k, gives all of them one; or merge into the checkpoint that it was made from";
 
 /// A row of a type, for fuzzing.
 #[cfg(feature = "internals")]

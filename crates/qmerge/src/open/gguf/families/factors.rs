@@ -57,7 +57,9 @@ fn granite_hybrid(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     granite(keys, config);
     let layers = keys.count("block_count").unwrap_or(0).min(MOST_LAYERS);
     config.insert("layer_types".into(), (0..layers).map(|_| "attention").collect());
-    config.insert("position_embedding_type".into(), json!("rope"));
+    // llama.cpp's switch for it.
+    let has_rope = keys.flag("rope.scaling.finetuned").unwrap_or(true);
+    config.insert("position_embedding_type".into(), json!(if has_rope { "rope" } else { "nope" }));
     config.insert("num_local_experts".into(), json!(0));
     config.insert("num_experts_per_tok".into(), json!(0));
     for (field, key) in [

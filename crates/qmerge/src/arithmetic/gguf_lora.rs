@@ -38,13 +38,15 @@ const OF_THE_FILE: &str =
 /// A weight that the adapter changes, and how a file has it.
 struct Job<'p> {
     recode: &'p Recode,
+    /// Inputs are rows where it is stored.
+    transposed: bool,
     view: View,
 }
 
 impl Job<'_> {
     /// Rows of a matrix of the stack that it is, where outputs are rows; of the only one all.
     fn outputs(&self, matrix: usize) -> Range<usize> {
-        let outputs = match model_shape(self.recode)[..] {
+        let outputs = match model_shape(self.recode, self.transposed)[..] {
             [_, outputs, _] => outputs,
             _ => self.recode.outputs(),
         };
@@ -154,9 +156,9 @@ fn told(job: &Job<'_>, pairs: &[(usize, Pair)]) -> ConvertedWeight {
 }
 
 /// Dimensions of a weight whose matrices have outputs as rows, whatever it is stored as.
-fn model_shape(recode: &Recode) -> Vec<usize> {
+fn model_shape(recode: &Recode, transposed: bool) -> Vec<usize> {
     let mut shape = recode.from.weight.shape().to_vec();
-    if let (true, [_, rows, cols]) = (recode.transposed, shape.as_mut_slice()) {
+    if let (true, [_, rows, cols]) = (transposed, shape.as_mut_slice()) {
         std::mem::swap(rows, cols);
     }
     shape
@@ -202,6 +204,7 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
         name.ends_with(".base_layer.weight")
             && base.is_some_and(|base| base.weight.shape() == recode.from.weight.shape())
     };
+    let turned_stacks = Names::new(&inputs.base, &inputs.inventory.weights, &[])?.stacks_inputs_as_rows();
     let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
     let mut parted = None;
     for step in &plan.steps {
@@ -221,7 +224,10 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
         if recode.edits.is_empty() {
             continue;
         }
-        let shape = model_shape(recode);
+        let is_stack = recode.from.weight.shape().len() == 3;
+        let transposed =
+            if is_stack { turned_stacks && recode.from.weight.has_family_order() } else { recode.transposed };
+        let shape = model_shape(recode, transposed);
         if !matches!(shape.len(), 2 | 3) {
             return Err(refuse(recode, "a change of a bias or a norm"));
         }
@@ -240,7 +246,7 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
                 "a change of a weight that lies in a file in another order of columns, or turned",
             ));
         }
-        jobs.push(Job { recode, view });
+        jobs.push(Job { recode, transposed, view });
     }
     if let Some(recode) = parted {
         // llama.cpp finds the head's factors by the tensor's name, and a tied head is the embedding's tensor.
@@ -288,7 +294,7 @@ fn pairs(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Vec
         _ => None,
     };
     if let Some((factors, scale)) = own {
-        return Ok(vec![(0, of_factors(recode, factors, scale)?)]);
+        return Ok(vec![(0, of_factors(job, factors, scale)?)]);
     }
     let mut found = Vec::new();
     let matrices = if is_stack { recode.matrices().collect() } else { vec![0..rows] };
@@ -299,26 +305,34 @@ fn pairs(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Vec
         }
         let rank = rank.filter(|rank| *rank > 0 && *rank <= rows.len().min(cols));
         let factors = rank.and_then(|rank| Some(Factors { rank, ..edit::factors(edits, &rows, cols)? }));
+        // Those of a stack have the adapter's own factor in them.
+        let scale = match &recode.edits[..] {
+            [(_, planned)] if is_stack => planned.plan.scale().filter(|scale| scale.is_normal()),
+            _ => None,
+        };
         let factors = factors.ok_or_else(|| {
             let error = unsupported("what the adapter does to it is no product of two factors of low rank");
             let way_out =
                 "--rank R, or --energy SHARE with a share below 1, cuts it to one, and says how much that holds";
             error.with_hint(if is_stack { WAY_OUT } else { way_out })
         })?;
-        found.push((number, of_factors(recode, factors, 1.0)?));
+        let Factors { rank, mut left, right } = factors;
+        let scale = scale.unwrap_or(1.0);
+        left.iter_mut().for_each(|x| *x = times(*x, scale.recip()));
+        found.push((number, of_factors(job, Factors { rank, left, right }, scale)?));
     }
     Ok(found)
 }
 
 /// A product as the model has it, (outputs, inputs), of one that is stored.
-fn of_factors(recode: &Recode, factors: Factors, scale: f64) -> Result<Pair> {
+fn of_factors(job: &Job<'_>, factors: Factors, scale: f64) -> Result<Pair> {
     let Factors { rank, left, right } = factors;
     finite(&left)?;
     finite(&right)?;
     let energy = Spectrum::new(transposed(&left, rank), right.clone(), rank, None).energy() * scale * scale;
     let cols = right.len() / rank.max(1);
     let (left, right) =
-        if recode.transposed { (transposed(&right, cols), transposed(&left, rank)) } else { (left, right) };
+        if job.transposed { (transposed(&right, cols), transposed(&left, rank)) } else { (left, right) };
     Ok(Pair { factors: Factors { rank, left, right }, alpha: scale * rank as f64, energy, kept: 1.0 })
 }
 

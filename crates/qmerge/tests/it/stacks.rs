@@ -43,7 +43,7 @@ fn moments(seed: u32) -> InputMoments {
 }
 
 /// An adapter of some of the experts of the first layer.
-fn adapter(folder: &Path, module: &str) -> Adapter {
+pub(crate) fn adapter(folder: &Path, module: &str) -> Adapter {
     let mut tensors = Vec::new();
     for expert in CHANGED {
         for (number, projection) in ["gate_proj", "up_proj", "down_proj"].iter().enumerate() {

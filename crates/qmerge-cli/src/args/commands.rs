@@ -46,7 +46,7 @@ pub(crate) struct MergeArgs {
     /// Give the weights that lose most a wider type than their own, `auto` or one of GGUF's such as q8_0, as far as --budget goes, and those that their type cannot be written in.
     #[arg(long, value_name = "auto|TYPE", value_parser = promotions(), ignore_case = true, hide_possible_values = true, hide_short_help = true, help_heading = "Output")]
     pub(crate) promote: Option<String>,
-    /// How much larger --promote may make the output, as a share of its bytes (default: 2%).
+    /// How much larger --promote may make the output, as a share of its bytes, beside what weights take that cannot be written as they are (default: 2%).
     #[arg(long, value_name = "SHARE", value_parser = budget, requires = "promote", hide_short_help = true, help_heading = "Output")]
     pub(crate) budget: Option<f64>,
     #[command(flatten)]

@@ -6,9 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use qmerge::adapters::Adapter;
 use qmerge::error;
-use qmerge::formats;
 use qmerge::merge::{self, Estimate, PartDone, PartEstimate, RunOptions};
-use qmerge::plan::{self, Inputs, Options, Part, Plan, Promotion, Tokenizer};
+use qmerge::plan::{self, Inputs, Options, Part, Plan, Tokenizer};
 use qmerge::progress::Progress;
 use qmerge::report::{By, PlanSummary, Report, quoted};
 use qmerge::round::{Calibration, Demand};
@@ -16,7 +15,8 @@ use serde::Serialize;
 
 use super::next::{self, Made};
 use super::{
-    calibrate, importance, open_both, read_options, refuse_unused, rounding, run_options, settings, target, usage,
+    calibrate, importance, open_both, promote, read_options, refuse_unused, rounding, run_options, settings, target,
+    usage,
 };
 use crate::args::{Measure, MergeArgs, Running, TokenizerArg};
 use crate::page::{self, Form};
@@ -173,19 +173,10 @@ pub(crate) fn find(
         refuse_output(args, way, (&inputs, &plan), &run)?;
         decided(&plan);
     }
-    let budget = args.budget.unwrap_or(BUDGET);
-    if let Some(promotion) = options.promote.clone().filter(|_| !is_dry && budget > 0.0 && !plan.untrained) {
-        // What each weight loses is known once it was rounded.
-        plan.residual_rank = None;
-        let prepared =
-            rounding::prepare(&inputs, &plan, (&options.data, &calibrating), Measure::Never, &run, progress)?;
-        let report = rounding::run(&inputs, &plan, prepared, &run, progress, |run, calibration, progress| {
-            merge::rehearse(&inputs, &plan, calibration, &args.output, run, progress)
-        })?;
-        options.promote = Some(promotion.chosen(&plan, &report.weights, budget));
-        let warnings = std::mem::take(&mut plan.warnings);
-        plan = Plan::new(&inputs, &options)?;
-        plan.warnings = warnings;
+    if is_dry {
+        promote::warn(args, &mut plan);
+    } else {
+        plan = promote::widened(&inputs, plan, &mut options, (args, &calibrating), &run, progress)?;
     }
     let prepared = rounding::prepare(&inputs, &plan, (&options.data, &calibrating), measure, &run, progress)?;
     let takes = Estimate { work: prepared.work(), ..prepared.estimate };
@@ -258,7 +249,7 @@ fn options(args: &MergeArgs) -> error::Result<Options> {
         allow_unused: args.meaning.allow_unused,
         ..Options::default()
     };
-    options.promote = args.promote.as_deref().map(promotion).transpose()?;
+    options.promote = args.promote.as_deref().map(promote::promotion).transpose()?;
     Ok(options)
 }
 
@@ -282,15 +273,6 @@ fn refuse_output(
         merge::refuse_missing(&args.output)?;
     }
     Ok(())
-}
-
-/// The share of the output's bytes that wider types may add where nothing is said.
-const BUDGET: f64 = 0.02;
-
-/// What takes a wider type before any weight was measured: what must.
-fn promotion(to: &str) -> error::Result<Promotion> {
-    let to = if to == "auto" { None } else { Some(formats::by_id(to)?) };
-    Ok(Promotion { to, ..Promotion::default() })
 }
 
 /// Does a plan that needs no calibration, or says what it would do.

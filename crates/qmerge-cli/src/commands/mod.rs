@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 mod next;
 pub(crate) mod on;
+mod promote;
 pub(crate) mod report;
 pub(crate) mod rounding;
 pub(crate) mod shell;

@@ -114,10 +114,12 @@ pub(super) fn fit(plan: &Plan, options: &RunOptions<'_>, demand: &Demand) -> Res
                     (least as f64 / f64::from(1 << 20)).ceil()
                 ),
             )
-            .with_hint(if layers.is_empty() {
-                "give that much"
-            } else {
-                "give that much, or take --rounding stochastic, which takes less"
+            .with_hint(match plan.recodes().find(|recode| recode.rounding.whole().is_some()) {
+                None => "give that much",
+                Some(recode) if recode.keeps_scales => {
+                    "give that much, or take --rounding stochastic, which takes less"
+                }
+                Some(_) => "give that much, or take --rounding nearest, which takes less",
             }));
         }
     }

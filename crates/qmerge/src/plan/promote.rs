@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Action, Inputs, Options, Plan, Step};
+use super::{Action, Inputs, Options, Plan, Recode, Step};
 use crate::arch::Role;
 use crate::dtype::Dtype;
 use crate::error::{Result, usage};
@@ -111,6 +111,13 @@ fn tensors_of(step: &Step) -> HashSet<String> {
     }
 }
 
+/// How many weights have something in each tensor.
+fn sharing(plan: &Plan) -> HashMap<String, u64> {
+    let mut sharing = HashMap::new();
+    plan.steps.iter().flat_map(tensors_of).for_each(|tensor| *sharing.entry(tensor).or_default() += 1);
+    sharing
+}
+
 /// A tensor that may take a wider type.
 #[derive(Default)]
 struct Candidate {
@@ -157,6 +164,20 @@ impl Promotion {
         bytes.sum::<Option<u64>>()?.checked_sub(have).filter(|more| *more > 0)
     }
 
+    /// The tensor that a weight lies in, and by how many bytes it grows with all that it holds.
+    fn grown(&self, recode: &Recode, sharing: &HashMap<String, u64>) -> Option<(String, u64)> {
+        let tensor = tensor_of(&recode.to.parts().first()?.name);
+        let count = sharing.get(&tensor).copied().unwrap_or(1);
+        Some((tensor, self.growth(recode.to.as_ref())?.saturating_mul(count)))
+    }
+
+    /// The fewest bytes that a tensor of a plan takes more; `None` where there is no wider type for any.
+    pub fn least(&self, plan: &Plan) -> Option<u64> {
+        let sharing = sharing(plan);
+        let edited = plan.recodes().filter(|recode| !recode.edits.is_empty());
+        edited.filter_map(|recode| self.grown(recode, &sharing)).map(|(_, more)| more).min()
+    }
+
     /// Of the tensors of a plan that was run, those that lose most, as far as the bytes that they take more do not exceed that share of the output's.
     ///
     /// A weight's loss is what rounding leaves of ‖E‖² for each ‖D‖², in the metric of its inputs where they are known; that of a tensor of several the mean of theirs. The worst comes first; one
@@ -167,18 +188,14 @@ impl Promotion {
             .iter()
             .filter_map(|weight| Some((&*weight.name, weight.noise_output.or(weight.noise_to_delta.map(squared))?)))
             .collect();
-        let mut sharing: HashMap<String, u64> = HashMap::new();
-        plan.steps.iter().flat_map(tensors_of).for_each(|tensor| *sharing.entry(tensor).or_default() += 1);
+        let sharing = sharing(plan);
         let mut order = Vec::new();
         let mut candidates: HashMap<String, Candidate> = HashMap::new();
         for recode in plan.recodes().filter(|recode| !recode.edits.is_empty()) {
-            let weight = recode.to.as_ref();
-            let more = self.growth(weight);
-            let tensor = weight.parts().first().map(|part| tensor_of(&part.name));
-            if let (Some(more), Some(loss), Some(tensor)) = (more, losses.get(weight.name()), tensor) {
+            if let (Some((tensor, more)), Some(loss)) = (self.grown(recode, &sharing), losses.get(recode.to.name())) {
                 let candidate = candidates.entry(tensor.clone()).or_default();
                 candidate.losses.push(*loss);
-                candidate.more = more.saturating_mul(sharing.get(&tensor).copied().unwrap_or(1));
+                candidate.more = more;
                 if candidate.losses.len() == 1 {
                     order.push(tensor);
                 }

@@ -18,6 +18,8 @@ const CHOSEN: f64 = 5e-4;
 pub(super) const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
+/// An error of this share of the weights is no rounding's, however few the bits: values that have nothing to do with them are off by more.
+const UNRELATED: f64 = 0.95;
 /// A survival may lie so far from what rounding leaves before it is another strength.
 const STRENGTH: f64 = 0.1;
 /// A share below this may be what a rounding to few bits left before the values were stored as they are, and not a strength that anybody gave.
@@ -120,6 +122,9 @@ fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Res
     let (Some(survival), Some(se)) = (loss.survival, standard_error(loss)) else { return Ok(State::NoDelta) };
     if loss.changed_fraction == 0.0 {
         return Ok(State::Absent);
+    }
+    if loss.weight_rms > 0.0 && loss.error_rms > UNRELATED * loss.weight_rms {
+        return Ok(State::Differs);
     }
     if se > EVIDENCE {
         return Ok(State::Undecided);

@@ -144,6 +144,8 @@ pub(crate) fn config(
             config.insert(field.into(), json!(id));
         }
     }
+    // Classes have a padding token where nothing is said, which a smaller vocabulary may lack.
+    config.entry("pad_token_id").or_insert(Json::Null);
     let name = ["general.base_model.0.name", "general.name"].into_iter().find_map(|key| metadata.text(key));
     if let Some(name) = name {
         config.insert("_name_or_path".into(), json!(name));

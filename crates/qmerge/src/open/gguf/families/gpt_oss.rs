@@ -12,7 +12,12 @@ fn more(keys: &Keys<'_>, config: &mut Map<String, Json>) {
     if let Some(width) = config.shift_remove("moe_intermediate_size") {
         config.insert("intermediate_size".into(), width);
     }
-    if let Some(Json::Object(scaling)) = config.get_mut("rope_scaling") {
-        scaling.insert("truncate".into(), json!(false));
+    match config.get_mut("rope_scaling") {
+        Some(Json::Object(scaling)) => drop(scaling.insert("truncate".into(), json!(false))),
+        // Where nothing is said its class stretches the rope.
+        _ => {
+            let theta = config.get("rope_theta").cloned().unwrap_or(json!(10_000.0));
+            config.insert("rope_parameters".into(), json!({ "rope_type": "default", "rope_theta": theta }));
+        }
     }
 }

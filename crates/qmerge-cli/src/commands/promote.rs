@@ -52,7 +52,9 @@ pub(super) fn widened(
         warnings.push(unpromoted(promotion.least(&plan), plan.output_bytes(), budget));
     }
     options.promote = Some(chosen);
-    Ok(Plan { warnings, ..Plan::new(inputs, options)? })
+    plan = Plan::new(inputs, options)?;
+    plan.warnings = warnings;
+    Ok(plan)
 }
 
 /// That no weight took a wider type, and why. `least` is what one would take at the least.

@@ -86,3 +86,37 @@ fn a_folder_comes_back_from_the_file() {
         std::fs::remove_file(qmerge::write::path_beside(&file)).unwrap();
     }
 }
+
+/// What a class of transformers takes where nothing is said is no figure of the model: a folder out of a file says it.
+#[test]
+fn what_is_left_out_means_what_it_meant() {
+    type Json = serde_json::Value;
+    let back = |model: &str, change: &dyn Fn(&mut serde_json::Map<String, Json>)| -> Json {
+        let base = changed(model, "config.json", |text| {
+            let mut config: Json = serde_json::from_str(&text).unwrap();
+            change(config.as_object_mut().unwrap());
+            config.to_string()
+        });
+        let [file, out] = ["gguf", "folder"].map(|end| base.with_extension(end));
+        let run = RunOptions::default();
+        write(&base, &Options { export: Some(export("f32")), ..Options::default() }, &file, &run).unwrap();
+        let to = Some(formats::by_id("f32").unwrap());
+        write(&file, &Options { to, ..Options::default() }, &out, &run).unwrap();
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        std::fs::remove_dir_all(&base).unwrap();
+        std::fs::remove_dir_all(&out).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_file(qmerge::write::path_beside(&file)).unwrap();
+        serde_json::from_str(&config).unwrap()
+    };
+    // Saved by transformers, DeepSeek 3's configuration has no word for its only way to score experts.
+    let found = back("deepseek3", &|config| drop(config.remove("scoring_func")));
+    assert_eq!((&found["model_type"], &found["scoring_func"]), (&json!("deepseek_v3"), &json!("sigmoid")));
+    // gpt-oss' class stretches the rope.
+    let found = back("gptoss", &|config| drop(config.remove("rope_scaling")));
+    assert_eq!(found["rope_parameters"], json!({ "rope_type": "default", "rope_theta": 150_000.0 }));
+    // GLM's has a token to fill up with that lies beyond a small vocabulary.
+    let found = back("glm", &|config| drop(config.remove("pad_token_id")));
+    let vocab = found["vocab_size"].as_u64().unwrap();
+    assert!(found.get("pad_token_id").is_some_and(|id| id.is_null() || id.as_u64().is_some_and(|id| id < vocab)));
+}

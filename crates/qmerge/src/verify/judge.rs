@@ -18,8 +18,9 @@ const CHOSEN: f64 = 5e-4;
 pub(super) const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
-/// An error of this share of the weights is no rounding's, however few the bits: values that have nothing to do with them are off by more.
-const UNRELATED: f64 = 0.95;
+/// An error of this share of the weights is no rounding's, however few the bits: ternary codes that nearly all become zero come to 1, and values of the same size that have nothing to do
+/// with them to √2.
+const UNRELATED: f64 = 1.2;
 /// A survival may lie so far from what rounding leaves before it is another strength.
 const STRENGTH: f64 = 0.1;
 /// A share below this may be what a rounding to few bits left before the values were stored as they are, and not a strength that anybody gave.
@@ -203,5 +204,8 @@ mod tests {
         assert_eq!(state(0.3, 8.0, 0.01), State::Moved);
         assert_eq!(state(0.3, 8.0, 0.0), State::Lost);
         assert_eq!(state(0.0, 8.0, 0.0), State::Erased);
+        // As much as the weights themselves, and half as much again.
+        assert_eq!(state(1.0, 1000.0, 0.0), State::Undecided);
+        assert_eq!(state(1.0, 1500.0, 0.0), State::Differs);
     }
 }

@@ -297,8 +297,7 @@ fn pairs(inputs: &Inputs, job: &Job<'_>, options: &ConvertOptions) -> Result<Vec
         return Ok(vec![(0, of_factors(job, factors, scale)?)]);
     }
     let mut found = Vec::new();
-    let matrices = if is_stack { recode.matrices().collect() } else { vec![0..rows] };
-    for (number, rows) in matrices.into_iter().enumerate() {
+    for (number, rows) in recode.matrices().enumerate() {
         let rank = edit::rank(edits, &rows);
         if is_stack && rank == Some(0) {
             continue;

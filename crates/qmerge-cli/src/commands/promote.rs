@@ -26,7 +26,7 @@ fn is_measured(args: &MergeArgs, plan: &Plan) -> bool {
 /// Says of a plan that is not run that it does not know what will take a wider type.
 pub(super) fn warn(args: &MergeArgs, plan: &mut Plan) {
     if is_measured(args, plan) {
-        plan.warnings.push("--promote: what takes a wider type is known once weights were rounded, so the merge is done twice, in about twice the time, and what is said here is without it".into());
+        plan.warnings.push("--promote: what takes a wider type is known once weights were rounded, so the merge is done twice, in about twice the time, and what is said here is without it, but for types that cannot be written".into());
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) fn widened(
     let budget = args.budget.unwrap_or(BUDGET);
     let chosen = promotion.chosen(&plan, &report.weights, budget);
     let mut warnings = std::mem::take(&mut plan.warnings);
-    if chosen.tensors.is_empty() {
+    if chosen.tensors.is_empty() && !plan.recodes().any(|recode| recode.promoted) {
         warnings.push(unpromoted(promotion.least(&plan), plan.output_bytes(), budget));
     }
     options.promote = Some(chosen);
@@ -63,6 +63,9 @@ fn unpromoted(least: Option<u64>, all: u64, budget: f64) -> String {
         None => {
             "--promote: no weight took another type, since that is wider for none of those that the adapter changes"
                 .into()
+        }
+        Some(least) if least as f64 <= budget * all as f64 => {
+            "--promote: no weight took a wider type: of none it is known that it loses something".into()
         }
         Some(least) => format!(
             "--promote: no weight took a wider type: the least that one takes is {:.2} % of the output, and --budget is {:.2} %",

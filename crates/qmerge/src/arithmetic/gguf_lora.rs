@@ -21,7 +21,7 @@ use crate::edit::{self, Aside};
 use crate::edited::Edited;
 use crate::error::{Error, Kind, Result, counted, unsupported, usage};
 use crate::linalg::{Factors, transposed};
-use crate::open::gguf::{Field, Keys, Writer};
+use crate::open::gguf::{Field, Keys, Writer, expert};
 use crate::open::{HubId, Metadata};
 use crate::parallel::parallel;
 use crate::plan::{Action, Inputs, Plan, Recode, Source};
@@ -34,6 +34,9 @@ const WAY_OUT: &str = "merge the adapter into the model, or leave that out of it
 /// The base for which more can be written.
 const OF_THE_FILE: &str =
     "give the model's GGUF file as --base, which has each expert by itself and the language model alone";
+
+/// A file has no larger stacks: what is done for each expert looks at all.
+const MOST_EXPERTS: usize = 1 << 14;
 
 /// A weight that the adapter changes, and how a file has it.
 struct Job<'p> {
@@ -232,8 +235,15 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
             return Err(refuse(recode, "a change of a bias or a norm"));
         }
         let view = file.place(name, &shape, false)?;
+        if is_stack && shape.first().is_some_and(|matrices| *matrices > MOST_EXPERTS) {
+            return Err(refuse(recode, "a change of more matrices in one stack than any model has experts"));
+        }
         // A stack goes matrix by matrix, where the file has each by itself.
-        let has_matrices = |view: &View| view.weave.as_ref().is_some_and(|weave| weave.deals_out_rows());
+        let has_matrices = |view: &View| {
+            view.weave.as_ref().is_some_and(|weave| {
+                weave.deals_out_rows() && weave.pieces().iter().all(|piece| expert(&piece.stored).is_some())
+            })
+        };
         if shape.len() == 3 && !view.as_ref().is_some_and(has_matrices) {
             let is_apart = !inputs.base.is_self_contained() && file.has_single_experts();
             let hint = if is_apart { OF_THE_FILE } else { WAY_OUT };

@@ -77,11 +77,12 @@ impl Stored {
             Some(pieces) => pieces
                 .iter()
                 .zip(parts)
-                .filter_map(|(piece, part)| {
+                .map(|(piece, part)| {
                     let format = formats::of_dtype(part.dtype).ok()?;
                     Some(Self { shape: piece.shape.clone(), format, bytes: part.bytes })
                 })
-                .collect(),
+                .collect::<Option<_>>()
+                .unwrap_or_default(),
             None => {
                 let bytes = parts.iter().map(|part| part.bytes).sum();
                 let format = formats::by_id(weight.format()).ok();
@@ -174,7 +175,7 @@ impl Promotion {
     /// The fewest bytes that a tensor of a plan takes more; `None` where there is no wider type for any.
     pub fn least(&self, plan: &Plan) -> Option<u64> {
         let sharing = sharing(plan);
-        let edited = plan.recodes().filter(|recode| !recode.edits.is_empty());
+        let edited = plan.recodes().filter(|recode| !recode.edits.is_empty() && !recode.promoted);
         edited.filter_map(|recode| self.grown(recode, &sharing)).map(|(_, more)| more).min()
     }
 
@@ -191,7 +192,7 @@ impl Promotion {
         let sharing = sharing(plan);
         let mut order = Vec::new();
         let mut candidates: HashMap<String, Candidate> = HashMap::new();
-        for recode in plan.recodes().filter(|recode| !recode.edits.is_empty()) {
+        for recode in plan.recodes().filter(|recode| !recode.edits.is_empty() && !recode.promoted) {
             if let (Some((tensor, more)), Some(loss)) = (self.grown(recode, &sharing), losses.get(recode.to.name())) {
                 let candidate = candidates.entry(tensor.clone()).or_default();
                 candidate.losses.push(*loss);

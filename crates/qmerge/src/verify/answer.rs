@@ -119,8 +119,8 @@ impl Evidence<'_> {
                 }
                 _ => String::new(),
             };
-            let is_told = |weight: &VerifiedWeight| weight.state == State::Differs && weight.beyond_fraction.is_some();
-            let to = if self.weights.iter().any(is_told) { " to 16 bits" } else { "" };
+            let mut differing = self.weights.iter().filter(|weight| weight.state == State::Differs);
+            let to = if differing.all(|weight| weight.beyond_fraction.is_some()) { " to 16 bits" } else { "" };
             problems.push(format!(
                 "{there}{} {hold} values that no rounding of base and adapter{to} gives, first `{name}`: it was merged into another base, rounded to fewer bits in between, or something was added or changed",
                 self.of_all(n)

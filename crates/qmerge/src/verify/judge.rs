@@ -18,8 +18,8 @@ const CHOSEN: f64 = 5e-4;
 pub(super) const STRONG: f64 = 1.5;
 /// A delta at another strength leaves no noise beside it beyond this share of what is there.
 const PURE: f64 = 0.1;
-/// An error of this share of the weights is no rounding's, however few the bits: ternary codes that nearly all become zero come to 1, and values of the same size that have nothing to do
-/// with them to √2.
+/// What lies beside the delta and comes to this share of the weights with it is no rounding's to the nearest, however few the bits: ternary codes that nearly all become zero come to 1, and
+/// values of the same size that have nothing to do with them to √2.
 const UNRELATED: f64 = 1.2;
 /// A survival may lie so far from what rounding leaves before it is another strength.
 const STRENGTH: f64 = 0.1;
@@ -124,7 +124,8 @@ fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Res
     if loss.changed_fraction == 0.0 {
         return Ok(State::Absent);
     }
-    if loss.weight_rms > 0.0 && loss.error_rms > UNRELATED * loss.weight_rms {
+    let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
+    if beside.max(0.0).sqrt() * loss.delta_rms > UNRELATED * (loss.weight_rms + loss.delta_rms) {
         return Ok(State::Differs);
     }
     if se > EVIDENCE {
@@ -133,7 +134,6 @@ fn judge_sums(loss: &Loss, options: &VerifyOptions, chosen: impl FnOnce() -> Res
     if (options.min_survival..=STRONG).contains(&survival) {
         return Ok(State::Applied);
     }
-    let beside = squared(loss.noise_to_delta.unwrap_or(0.0)) - squared(1.0 - survival);
     let is_there = survival.abs() >= SIGNIFICANT * se;
     Ok(if is_there && survival.abs() > 0.05 && beside <= squared(PURE * survival) {
         State::Scaled
@@ -181,11 +181,20 @@ mod tests {
 
     /// The state of a weight that holds `strength` of the delta under `beside` times as much noise, of which a method chose a share.
     fn state(strength: f32, beside: f32, chosen: f64) -> State {
+        judged(1e-3, (strength, beside), chosen)
+    }
+
+    /// The same where the delta is so many times as large as the weights.
+    fn of_delta(size: f32, strength: f32, beside: f32) -> State {
+        judged(size, (strength, beside), 0.0)
+    }
+
+    fn judged(size: f32, (strength, beside): (f32, f32), chosen: f64) -> State {
         let (mut weight, mut delta, mut rounding) = (noise(1), noise(2), noise(3));
         let base: Vec<f32> = (0..1 << 16).map(|_| weight()).collect();
-        let deltas: Vec<f32> = base.iter().map(|_| 1e-3 * delta()).collect();
+        let deltas: Vec<f32> = base.iter().map(|_| size * delta()).collect();
         let target: Vec<f32> = base.iter().zip(&deltas).map(|(w, d)| w + d).collect();
-        let merged = base.iter().zip(&deltas).map(|(w, d)| w + strength * d + beside * 1e-3 * rounding());
+        let merged = base.iter().zip(&deltas).map(|(w, d)| w + strength * d + beside * size * rounding());
         let sums =
             Sums { elements: base.len() as u64, differences: differences(&base, &target, &merged.collect::<Vec<_>>()) };
         let loss = sums.loss();
@@ -207,5 +216,8 @@ mod tests {
         // As much as the weights themselves, and half as much again.
         assert_eq!(state(1.0, 1000.0, 0.0), State::Undecided);
         assert_eq!(state(1.0, 1500.0, 0.0), State::Differs);
+        // A delta that is larger than the weights is none of that, at another strength either.
+        assert_eq!(of_delta(20.0, 1.0, 0.1), State::Applied);
+        assert_eq!(of_delta(20.0, 3.0, 0.0), State::Scaled);
     }
 }

@@ -218,9 +218,12 @@ impl<'c> File<'c> {
         let joins = self.layout.joins.iter().filter(|join| join.is_stack());
         let (stack, expert) = joins.filter_map(|join| Some((join.name(), join.place_of(&weight)?.0))).next()?;
         let (above, _) = stack.strip_suffix(".weight").unwrap_or(stack).rsplit_once('.')?;
-        // Granite's stacks are called layers.
+        // Granite's stacks lie in the block itself, where single experts would be below `experts`.
         let experts = above.strip_suffix("experts").map_or_else(|| format!("{above}."), str::to_owned);
         let projection = part.strip_prefix("ffn_")?.split_once("_exps.")?.0;
+        if !["gate", "up", "down"].contains(&projection) {
+            return None;
+        }
         Some(format!("{}{number}.{experts}experts.{expert}.{projection}_proj", self.layout.layers))
     }
 

@@ -36,7 +36,7 @@ pub struct Recode {
     pub rounding: &'static dyn Rounding,
     /// The base's scales stay.
     pub keeps_scales: bool,
-    /// It takes a wider type than it would have without [`Options::promote`].
+    /// It takes a wider type than it would have without [`super::Options::promote`].
     pub promoted: bool,
     /// The weight of a layer that is no table of embeddings, and no head.
     pub is_layer: bool,

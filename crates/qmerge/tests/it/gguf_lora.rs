@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::folder::Folder;
+use crate::written::{self, f32s};
 use qmerge::adapters::Adapter;
 use qmerge::arithmetic::{Conversion, ConvertOptions, Wanted, convert_to_gguf};
 use qmerge::dtype::Dtype;
@@ -269,6 +270,16 @@ fn what_the_format_cannot_say_is_refused() {
         assert!(format!("{error:?}").contains(words), "{case}: {error:?}");
         assert_eq!(std::fs::read_dir(folder.join("")).unwrap().count(), 0, "{case}");
     }
+    // A convolution has three dimensions, as stacks of experts have.
+    let (base, folder) = (data("gguf/made/lfm2"), Folder::new());
+    let factor = |part: &str, shape: &[usize]| {
+        let name = format!("base_model.model.model.layers.0.conv.conv.lora_{part}.weight");
+        f32s(name, shape, vec![0.1; shape.iter().product()])
+    };
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["conv"] });
+    written::adapter(&folder.join("conv"), config, &[factor("A", &[1, 1, 3]), factor("B", &[32, 1, 1])]);
+    let error = whole(&base, &folder.join("conv"), &folder.join("lora.gguf")).unwrap_err();
+    assert!(error.message().contains("cannot say"), "{error:?}");
     // Cut to a rank, a method that is no product has its place, and says how much it kept.
     let ((base, adapter), folder) = (peft("dora-f32"), Folder::new());
     let found = converted(&base, &adapter, &folder.join("lora.gguf"), Wanted::Rank(3), 1.0).unwrap();

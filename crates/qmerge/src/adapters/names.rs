@@ -13,7 +13,7 @@ use fancy_regex::Regex;
 use super::patterns;
 use crate::arch::{self, Arch, Experts, Tie};
 use crate::error::{Result, mismatch, usage};
-use crate::formats::{Claim, arch_of, experts_of};
+use crate::formats::{Claim, Weight, arch_of, experts_of};
 use crate::open::{self, Checkpoint};
 
 /// The names of a base model.
@@ -251,6 +251,11 @@ impl<'a> Names<'a> {
     /// True where stacks of experts lie as (experts, inputs, outputs), as the family stores them.
     pub(crate) fn stacks_inputs_as_rows(&self) -> bool {
         self.experts.is_some_and(|experts| experts.in_out)
+    }
+
+    /// True of a stack of experts whose matrices have inputs as rows where it lies: what is plain does, where the family has it so.
+    pub(crate) fn is_turned_stack(&self, weight: &dyn Weight) -> bool {
+        weight.shape().len() == 3 && weight.has_family_order() && self.stacks_inputs_as_rows()
     }
 
     /// The base's `model_type`.

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::stacks::PROJECTIONS;
 use super::wrapped::parameter;
 use super::{Adapter, Names};
 use crate::arch::{self, Experts};
@@ -168,11 +169,11 @@ impl<'a> Site<'a> {
 
     /// The parameter is one stack in the adapter's model, and one for each projection on disk.
     fn stacks_of_mlx(names: &Names<'a>, name: String, family: &Experts, prefix: &str, which: usize) -> Option<Self> {
-        let projections: &[&str] = match which {
-            _ if family.in_out || family.interleaved || !family.has_gate() => return None,
-            0 => &["gate_proj", "up_proj"],
-            _ => &["down_proj"],
-        };
+        if family.in_out || family.interleaved || !family.has_gate() {
+            return None;
+        }
+        let (into, out) = PROJECTIONS.split_at(2);
+        let projections = if which == 0 { into } else { out };
         let of_block = |block: &str| -> Option<Vec<&'a Claim>> {
             let stack = |projection| names.exact(&format!("{prefix}{block}{}.{projection}.weight", arch::SWITCH));
             projections.iter().map(stack).collect()
@@ -206,8 +207,7 @@ impl<'a> Site<'a> {
             return None;
         }
         // What is quantized lies as a linear layer does.
-        let turned = claim.weight.has_family_order() && names.experts.is_some_and(|experts| experts.in_out);
-        let shape = if turned { (cols, rows) } else { (rows, cols) };
+        let shape = if names.is_turned_stack(claim.weight.as_ref()) { (cols, rows) } else { (rows, cols) };
         Some(Self { claim, name, shape, bias: None, attention_output: false, kind: Kind::Stack { experts } })
     }
 
@@ -225,7 +225,7 @@ impl<'a> Site<'a> {
     pub(super) fn of_switch(names: &Names<'a>, module: &str) -> Result<Option<Self>> {
         let (Some((path, leaf)), Some(family)) = (module.rsplit_once('.'), names.experts) else { return Ok(None) };
         let (stack, leaves) = match path.strip_suffix(arch::SWITCH) {
-            Some(before) => (format!("{before}experts"), ["gate_proj", "up_proj", "down_proj"]),
+            Some(before) => (format!("{before}experts"), PROJECTIONS),
             None => (path.to_owned(), ["w1", "w3", "w2"]),
         };
         let which = leaves.iter().position(|name| *name == leaf);
@@ -275,7 +275,7 @@ impl<'a> Site<'a> {
     fn in_stack(names: &Names<'a>, module: &str, (stack, expert, leaf): (&str, usize, &str)) -> Result<Option<Self>> {
         let Some(family) = names.experts else { return Ok(None) };
         let Some(prefix) = prefix(&family, stack) else { return Ok(None) };
-        let spellings = [family.each, &["gate_proj", "up_proj", "down_proj"], &["w1", "w3", "w2"]];
+        let spellings = [family.each, &PROJECTIONS, &["w1", "w3", "w2"]];
         let from_last = |each: &&[&str]| Some(each.len() - 1 - each.iter().position(|name| *name == leaf)?);
         let Some(from_last) = spellings.iter().find_map(from_last).filter(|number| *number < family.each.len()) else {
             return Ok(None);

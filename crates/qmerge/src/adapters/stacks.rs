@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::formats::Claim;
 
 /// What mlx_lm calls the projections of experts, in every family.
-const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+pub(super) const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// A stacked parameter.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl<'a> Stack<'a> {
         }
         let experts: Vec<Vec<Piece<'a>>> = match &site.kind {
             Kind::Stack { experts } => {
-                let is_turned = family.in_out && site.claim.weight.has_family_order();
+                let is_turned = names.is_turned_stack(site.claim.weight.as_ref());
                 (0..*experts).map(|number| vec![Piece::of_stack(&site, is_turned, number)]).collect()
             }
             Kind::Each { weights, interleaved } => {

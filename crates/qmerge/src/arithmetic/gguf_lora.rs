@@ -84,16 +84,17 @@ pub fn convert_to_gguf(
             .with_hint("give the output a name that ends in .gguf"));
     }
     refuse_replacing(target, options.force, &[adapter.file(), &adapter.path, &inputs.base.path])?;
+    let names = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
     let made;
     let file = if inputs.base.is_self_contained() {
         let file = File::of(&inputs.base).map_err(|unknown| unsupported(unknown.about).in_file(&inputs.base.path))?;
         file.ok_or_else(|| Error::new(Kind::Bug, "a GGUF base without keys"))?
     } else {
-        let (layout, keys) = of_model(inputs)?;
+        let (layout, keys) = of_model(inputs, &names)?;
         made = keys;
         File::made(layout, &made)
     };
-    let (jobs, left_out) = jobs(inputs, plan, &file, options.allow_unused)?;
+    let (jobs, left_out) = jobs(inputs, &names, plan, &file, options.allow_unused)?;
     let cost = |job: &Job<'_>| job.recode.from.weight.geometry().elements() as u64;
     progress.start(jobs.iter().map(cost).sum());
     progress.phase("converting", "modules");
@@ -177,7 +178,7 @@ fn says_left_out(left_out: &[&str]) -> Option<String> {
 }
 
 /// How a file of a folder's model has its weights.
-fn of_model(inputs: &Inputs) -> Result<(&'static Layout, Metadata)> {
+fn of_model(inputs: &Inputs, names: &Names<'_>) -> Result<(&'static Layout, Metadata)> {
     let config = arch::config(&inputs.base)?;
     let (config, layout) = towers::stored(config).map_err(|error| {
         error.with_hint(format!(
@@ -185,14 +186,19 @@ fn of_model(inputs: &Inputs) -> Result<(&'static Layout, Metadata)> {
             Layout::known_types().join(", ")
         ))
     })?;
-    let names = Names::new(&inputs.base, &inputs.inventory.weights, &[])?;
     let tokens = names.embed().map_or(0, |claim| claim.weight.geometry().rows);
     // The order of rows goes by numbers of heads, which stand beside the number of tokens.
     Ok((layout, layout.said(&config, tokens, 0)?.keys.finish()))
 }
 
 /// The weights that the adapter changes, and those of towers, which are left out if `allow` says so. Errors if one is no product, or has no place in a file.
-fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Result<(Vec<Job<'p>>, Vec<&'p str>)> {
+fn jobs<'p>(
+    inputs: &Inputs,
+    names: &Names<'_>,
+    plan: &'p Plan,
+    file: &File<'_>,
+    allow: bool,
+) -> Result<(Vec<Job<'p>>, Vec<&'p str>)> {
     let refuse = |recode: &Recode, problem: &str| -> Error {
         unsupported(format!("{problem}, which llama.cpp's adapters cannot say"))
             .in_file(&inputs.base.path)
@@ -207,7 +213,6 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
         name.ends_with(".base_layer.weight")
             && base.is_some_and(|base| base.weight.shape() == recode.from.weight.shape())
     };
-    let turned_stacks = Names::new(&inputs.base, &inputs.inventory.weights, &[])?.stacks_inputs_as_rows();
     let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
     let mut parted = None;
     for step in &plan.steps {
@@ -228,8 +233,7 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
             continue;
         }
         let is_stack = recode.from.weight.shape().len() == 3;
-        let transposed =
-            if is_stack { turned_stacks && recode.from.weight.has_family_order() } else { recode.transposed };
+        let transposed = if is_stack { names.is_turned_stack(recode.from.weight.as_ref()) } else { recode.transposed };
         let shape = model_shape(recode, transposed);
         if !matches!(shape.len(), 2 | 3) {
             return Err(refuse(recode, "a change of a bias or a norm"));
@@ -244,7 +248,7 @@ fn jobs<'p>(inputs: &Inputs, plan: &'p Plan, file: &File<'_>, allow: bool) -> Re
                 weave.deals_out_rows() && weave.pieces().iter().all(|piece| expert(&piece.stored).is_some())
             })
         };
-        if shape.len() == 3 && !view.as_ref().is_some_and(has_matrices) {
+        if is_stack && !view.as_ref().is_some_and(has_matrices) {
             let is_apart = !inputs.base.is_self_contained() && file.has_single_experts();
             let hint = if is_apart { OF_THE_FILE } else { WAY_OUT };
             return Err(refuse(recode, "a change of a stack of matrices as one").with_hint(hint));

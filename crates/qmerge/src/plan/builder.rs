@@ -92,7 +92,7 @@ impl Builder<'_, '_> {
         let rounding = chooser.wanted(has_scales, is_coarse(target.as_ref(), claim));
         let keeps_scales = has_scales && rounding.keeps_scales();
         let stack = chooser.stack(claim.weight.as_ref());
-        let in_out = stack.is_some() && claim.weight.has_family_order() && names.stacks_inputs_as_rows();
+        let in_out = stack.is_some() && names.is_turned_stack(claim.weight.as_ref());
         let own_transposed = is_transposed(names, name, from.weight.as_ref());
         // What has other names in the file than in the model takes them.
         let view = match &target {

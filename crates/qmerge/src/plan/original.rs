@@ -57,7 +57,7 @@ fn in_order_of(original: &Original, names: &Names<'_>, claim: &Claim, from: &Cla
     let weights = &original.inventory.weights;
     let experts = formats::experts_of(formats::arch_of(names.model_type(), config, weights), config, weights);
     let own = claim.weight.has_family_order() && experts.is_some_and(|experts| experts.in_out);
-    let of_base = from.weight.has_family_order() && names.stacks_inputs_as_rows();
+    let of_base = names.is_turned_stack(from.weight.as_ref());
     if own == of_base || (rows, cols) != (outputs, inputs) {
         return None;
     }

@@ -2,8 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+
+/// Serves the connections that an address is asked for, each on a thread of its own. Returns its host and port.
+pub(crate) fn listen<S: Send + Sync + 'static>(address: &str, state: &Arc<S>, serve: fn(&S, TcpStream)) -> String {
+    let listener = TcpListener::bind(address).unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let state = Arc::clone(state);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, state) = (stream.unwrap(), Arc::clone(&state));
+            std::thread::spawn(move || serve(&state, stream));
+        }
+    });
+    host
+}
 
 /// Bytes, and those of them that are meant.
 pub(super) type Piece = (Arc<Vec<u8>>, usize, usize);

@@ -1,12 +1,12 @@
 //! A server of buckets in the memory of the process that asks for it, which speaks what S3 and Google's store have in common: objects, ranges, lists, uploads in parts.
 //! It checks no signature. It can fail in the ways that networks do.
 
-mod http;
+pub(crate) mod http;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -82,16 +82,8 @@ pub(crate) struct Buckets {
 
 impl Buckets {
     pub(crate) fn new(address: &str) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
-        let host = listener.local_addr().unwrap().to_string();
         let state = Arc::new(State::default());
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (stream, state) = (stream.unwrap(), Arc::clone(&shared));
-                std::thread::spawn(move || state.serve(stream));
-            }
-        });
+        let host = http::listen(address, &state, State::serve);
         Self { host, state }
     }
 }

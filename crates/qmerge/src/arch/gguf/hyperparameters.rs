@@ -149,8 +149,6 @@ impl Said {
             }
         }
         match model.fields.get("scoring_func") {
-            // DeepSeek 3's class has no other, and transformers saves none; without the key the architecture goes by DeepSeek 2's.
-            None if groups.is_some() && self.architecture == "deepseek2" => self.count("expert_gating_func", 2),
             None => {}
             Some(value) if value == "softmax" => self.count("expert_gating_func", 1),
             Some(value) if value == "sigmoid" => self.count("expert_gating_func", 2),

@@ -1,7 +1,5 @@
 //! Which weights of a layer lie in several tensors of a file, or turned there: names, and how their rows are dealt out.
 
-use std::sync::Arc;
-
 use super::weave::{Change, Dims, Order, Split};
 use super::{Layout, View, Weave};
 use crate::error::{Error, Result, malformed, mismatch};
@@ -183,15 +181,7 @@ impl Join {
         let turned = is_turned && self.dims == Dims::Stack;
         let weave = Weave::new(shape, names, (self.dims, turned), split, self.change).ok_or_else(misfit)?;
         let stored = weave.pieces().first().map(|piece| piece.stored.clone()).unwrap_or_default();
-        Ok(View {
-            name: name.to_owned(),
-            stored,
-            order: None,
-            added: 0.0,
-            is_row: false,
-            padding: 0,
-            weave: Some(Arc::new(weave)),
-        })
+        Ok(View::woven(name, stored, weave))
     }
 }
 

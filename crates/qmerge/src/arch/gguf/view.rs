@@ -39,15 +39,13 @@ impl View {
     /// A stack of matrices, (matrices, outputs, inputs), of which the tensor has inputs as rows; `None` for what is no stack.
     pub(crate) fn of_turned_stack(name: &str, shape: &[usize]) -> Option<Self> {
         let weave = Weave::turned_stack(name, shape)?;
-        Some(Self {
-            name: name.to_owned(),
-            stored: name.to_owned(),
-            order: None,
-            added: 0.0,
-            is_row: false,
-            padding: 0,
-            weave: Some(Arc::new(weave)),
-        })
+        Some(Self::woven(name, name.to_owned(), weave))
+    }
+
+    /// A weight that lies in several tensors, or turned.
+    pub(super) fn woven(name: &str, stored: String, weave: Weave) -> Self {
+        let (order, weave) = (None, Some(Arc::new(weave)));
+        Self { name: name.to_owned(), stored, order, added: 0.0, is_row: false, padding: 0, weave }
     }
 
     /// True for the table of embeddings.

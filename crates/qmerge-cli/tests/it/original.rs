@@ -64,6 +64,22 @@ fn originals_that_do_not_fit_are_refused() {
     refused(&["--rounding", "original"], &["needs the checkpoint that the base was quantized from", "--original"]);
     refused(&["--original", "original", "--rounding", "nearest"], &["--original is of no use to rounding nearest"]);
     let file = folder.join("original/model.safetensors");
+    // Rows in another order, as in a file that keeps queries otherwise: the right values in the wrong places.
+    let turn = || {
+        change(&file, |tensors| {
+            let (.., bytes) =
+                tensors.iter_mut().find(|found| found.0.ends_with("layers.1.self_attn.q_proj.weight")).unwrap();
+            let half = bytes.len() / 2;
+            bytes.rotate_left(half);
+        });
+    };
+    turn();
+    refused(
+        &["--original", "original", "--fast"],
+        &["layers.1.self_attn.q_proj", "not those that the base was quantized from", "original/model.safetensors"],
+    );
+    assert!(!folder.join("out").exists());
+    turn();
     change(&file, |tensors| {
         let (.., bytes) = tensors.iter_mut().find(|found| found.0.ends_with("layers.2.mlp.up_proj.weight")).unwrap();
         bytes[10..12].copy_from_slice(&[0x80, 0x7f]);

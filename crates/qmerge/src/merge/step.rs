@@ -17,7 +17,7 @@ use crate::open::Entry;
 use crate::parallel::lock;
 use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
 use crate::round::{Directions, Position, seed_of};
-use crate::simd::differences::{all_finite, differences, first_nonfinite};
+use crate::simd::differences::{Differences, all_finite, differences, first_nonfinite};
 use crate::simd::floats::round_to;
 use crate::write::{Finished, Output};
 
@@ -142,7 +142,7 @@ impl<'a> Steps<'a> {
             return Ok(None);
         }
         lock(&self.states[task.step]).take();
-        Ok(Some(Self::finish(task.step, &step.action, &state)))
+        Self::finish(task.step, step, &state).map(Some)
     }
 
     /// The step's state; the first worker that comes loads it.
@@ -343,13 +343,16 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    fn finish(number: usize, action: &Action, state: &State<'_>) -> Finished {
-        let Action::Recode(recode) = action else {
-            return Finished { step: number, sums: None, kept: None, late: Vec::new() };
+    fn finish(number: usize, step: &Step, state: &State<'_>) -> Result<Finished> {
+        let Action::Recode(recode) = &step.action else {
+            return Ok(Finished { step: number, sums: None, kept: None, late: Vec::new() });
         };
         let mut total = Sums::zero();
         for sums in lock(&state.sums).iter().flatten() {
             total.add(sums);
+        }
+        if let Some(original) = &state.original {
+            is_of_base(original, &total.differences)?;
         }
         let late = state.target.get().map_or_else(Vec::new, |target| {
             let unknown = |part: &usize| recode.to.parts()[*part].shape.is_none();
@@ -358,8 +361,20 @@ impl<'a> Steps<'a> {
                 .filter_map(|part| Some((part, target.parts[part].clone()?)))
                 .collect()
         });
-        Finished { step: number, sums: Some(total), kept: None, late }
+        Ok(Finished { step: number, sums: Some(total), kept: None, late })
     }
+}
+
+/// Refuses an original that the base was not made from. The codes nearest to the right one are the base's own but where the delta moves them; of another model's
+/// values, or of rows in another order, next to nothing is the base's.
+fn is_of_base(original: &Reader<'_>, sums: &Differences) -> Result<()> {
+    // A base of zeros stores no delta either.
+    if sums.error2 <= sums.weight2 / 2.0 + 4.0 * sums.delta2 {
+        return Ok(());
+    }
+    Err(original
+        .error(Kind::Mismatch, "its values are not those that the base was quantized from".to_owned())
+        .with_hint("--original names the 16-bit checkpoint that this base was quantized from; without it, leave out --rounding original"))
 }
 
 /// What is not finite in rows of so many columns of a weight, from the first on: in its base, its target, or what is stored.

@@ -251,7 +251,8 @@ fn refuse(names: &Names<'_>, modules: &Modules<'_>, format: &dyn Format) -> Resu
     });
     if let Some(weight) = stacked {
         return Err(unsupported(format!(
-            "experts are stored stacked, and transformers reads those of a `{family}` in bitsandbytes' formats one by one"
+            "experts are stored stacked, and what reads `{family}` in {} has them otherwise there",
+            format.id()
         ))
         .in_file(file)
         .in_tensor(weight.name())

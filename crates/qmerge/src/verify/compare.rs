@@ -20,8 +20,12 @@ use crate::plan::{Inputs, Recode};
 use crate::progress::Progress;
 use crate::simd::differences::differences;
 
-/// Relative error up to which a recoded tensor counts as the same (4-bit noise is about 0.1).
-pub(super) const SAME_RECODED: f64 = 0.2;
+/// Relative error up to which a tensor that was stored in so many bytes counts as the same: twice what four bits leave of normal values (0.1), and with each bit
+/// less 1.7 times that. Two bits leave 0.34, three levels 0.44, and one bit 0.6 (Max 1960).
+pub(super) fn same_recoded(bytes: u64, elements: usize) -> f64 {
+    let bits = 8.0 * bytes as f64 / elements.max(1) as f64;
+    0.2 * 1.7_f64.powf((4.0 - bits).clamp(0.0, 3.0))
+}
 
 /// Relative error of a value that was rounded to 16 bits before it was quantized.
 const ROUNDED: f32 = 0.004;
@@ -382,7 +386,9 @@ fn is_same(sums: &Sums, claim: &Claim, other: &Claim) -> bool {
         (false, _) => 0.0,
         // A cast between 16-bit types rounds once.
         (true, true) => 0.005,
-        (true, false) => SAME_RECODED,
+        (true, false) => {
+            same_recoded(other.entries.iter().map(|entry| entry.bytes).sum(), other.weight.geometry().elements())
+        }
     };
     // No error is none of values whose squares overflow, too (what holds Gemma 4's pairs still).
     loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms

@@ -1,6 +1,6 @@
 //! What the figures of a weight, and of all, say about the adapter.
 
-use super::compare::SAME_RECODED;
+use super::compare::same_recoded;
 use super::rounded::Rounded;
 use super::{State, VerifiedWeight, VerifyOptions, VerifySummary};
 use crate::error::Result;
@@ -51,7 +51,8 @@ pub(super) fn judge(
     let loss = found.sums.loss();
     let state = if recode.edits.is_empty() {
         // Nothing but a tensor from the adapter, or another format: compare values.
-        let close = loss.error_rms <= SAME_RECODED * loss.weight_rms;
+        let bytes = recode.to.parts().iter().map(|part| part.bytes).sum();
+        let close = loss.error_rms <= same_recoded(bytes, recode.to.geometry().elements()) * loss.weight_rms;
         let exact = loss.error_rms <= 0.005 * loss.weight_rms;
         if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
     } else {

@@ -342,32 +342,55 @@ fn zeros_behind_a_table_are_not_held_against_it() {
         bytes[end - 34..end].copy_from_slice(&[0x01, 0x40].repeat(17));
         std::fs::write(file, bytes).unwrap();
     };
-    for found in verified_after("gemma3npadded", "model", others) {
+    for found in verified_after("gemma3npadded", "model", &["f32", "q8_0"], others) {
+        assert_eq!(found.answer, Answer::No, "{}", found.text);
+    }
+}
+
+/// Few bits leave more of an error in what no adapter touches, and it is the same model still.
+#[test]
+fn what_two_bits_leave_is_no_other_value() {
+    let types = ["q2_k", "q3_k_m", "q4_k_m"];
+    for found in verified_after("llama-wide", "model", &types, |_| {}) {
+        assert_eq!(found.answer, Answer::Yes, "{}", found.text);
+    }
+    // The same codes in another order, under the same scales.
+    let turned = |file: &Path| {
+        let entry = Checkpoint::open(file).unwrap().get("blk.0.ffn_gate.weight").unwrap().clone();
+        let mut bytes = std::fs::read(file).unwrap();
+        let blocks = &mut bytes[entry.start as usize..(entry.start + entry.bytes) as usize];
+        assert_eq!(blocks.len(), 64 * 84);
+        blocks.chunks_exact_mut(84).for_each(|block| block[16..80].reverse());
+        std::fs::write(file, bytes).unwrap();
+    };
+    for found in verified_after("llama-wide", "model", &types[..1], turned) {
         assert_eq!(found.answer, Answer::No, "{}", found.text);
     }
 }
 
 /// Merges an adapter of the first layer's queries into files, and holds these against the folder.
 fn verified(model: &str, path: &str) -> Vec<Verification> {
-    verified_after(model, path, |_| {})
+    verified_after(model, path, &["f32", "q8_0"], |_| {})
 }
 
-/// The same of files that were changed.
-fn verified_after(model: &str, path: &str, change: impl Fn(&Path)) -> Vec<Verification> {
+/// The same of files of some types that were changed.
+fn verified_after(model: &str, path: &str, types: &[&str], change: impl Fn(&Path)) -> Vec<Verification> {
     let (folder, adapter, file) = (changed(model, |_, _| {}), place(), place().with_extension("gguf"));
     let mut all_found = Vec::new();
     let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]});
-    let outputs = if model.starts_with("gemma3n") { 32 } else { 64 };
+    let queries = format!("{path}.layers.0.self_attn.q_proj.weight");
+    let base = Checkpoint::open(&folder).unwrap();
+    let &[outputs, inputs] = &base.get(&queries).unwrap().shape[..] else { panic!("{queries} is no matrix") };
     let factor = |part: &str, shape: [usize; 2]| {
         let (shape, data) = ones(&shape);
         (format!("base_model.model.{path}.layers.0.self_attn.q_proj.{part}.weight"), Dtype::BF16, shape, data)
     };
-    written::adapter(&adapter, config, &[factor("lora_A", [1, 32]), factor("lora_B", [outputs, 1])]);
+    written::adapter(&adapter, config, &[factor("lora_A", [1, inputs]), factor("lora_B", [outputs, 1])]);
     let inputs = || {
         let adapters = vec![qmerge::adapters::Adapter::open(&adapter, 1.0).unwrap()];
         Inputs::new(Checkpoint::open(&folder).unwrap(), adapters).unwrap()
     };
-    for to in ["f32", "q8_0"] {
+    for &to in types {
         let export = EXPORTS.iter().copied().find(|export| export.id() == to);
         let inputs = inputs();
         let plan = Plan::new(&inputs, &Options { export, ..Options::default() }).unwrap();

@@ -51,8 +51,8 @@ pub(super) const APPENDED: &str =
 pub(crate) struct Gguf;
 
 impl Container for Gguf {
-    fn claims(&self, _name: &str, head: &[u8]) -> bool {
-        is_gguf(head)
+    fn claims(&self, name: &str, head: &[u8]) -> bool {
+        is_gguf(head) || name.ends_with(".gguf")
     }
 
     fn files(&self, name: &str) -> Vec<String> {
@@ -76,7 +76,7 @@ const LONGEST_NAME: usize = 256;
 pub(super) fn read(blob: &dyn Blob) -> Result<Contents> {
     let mut header = Header { blob, bytes: Vec::new(), at: 0 };
     if header.take(4)? != MAGIC {
-        return Err(malformed("not a GGUF file: it does not begin with `GGUF`"));
+        return Err(malformed("not a GGUF file: it does not begin with `GGUF`").with_hint(BROKEN));
     }
     let version = header.u32()?;
     refuse_version(version)?;

@@ -170,6 +170,19 @@ fn no_cut_passes() {
     }
 }
 
+/// What is called a GGUF file and is none is told so, however short it is.
+#[test]
+fn a_name_alone_makes_no_file() {
+    let path = std::env::temp_dir().join(format!("qmerge-named-{}.gguf", std::process::id()));
+    for (bytes, told) in [(&b""[..], "the file has 0"), (b"GGU", "the file has 3"), (b"GGML, once", "not a GGUF file")]
+    {
+        std::fs::write(&path, bytes).unwrap();
+        let error = format!("{:?}", crate::open::Checkpoint::open(&path).unwrap_err());
+        assert!(error.contains(told) && error.contains("download it again"), "{error}");
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
 /// A changed byte never panics, and what is accepted lies in the file.
 #[test]
 fn no_changed_byte_panics() {

@@ -105,6 +105,8 @@ impl Amount {
 pub struct FromModel<'m, 'a> {
     model: &'m Model<'a>,
     sequences: Vec<Vec<u32>>,
+    /// The model wrote them itself.
+    is_own: bool,
     about: String,
     detail: Detail,
     demand: Demand,
@@ -147,8 +149,8 @@ impl<'m, 'a> FromModel<'m, 'a> {
             from: begin.len().saturating_sub(1),
             about: format!("at the end of {}, not calibrated on", path.display()),
         });
-        let (sequences, detail) = (own(taken), amount.detail());
-        Ok(Self { model, sequences, about, detail, demand: Demand::default(), held, served: Vec::new() })
+        let (sequences, detail, is_own) = (own(taken), amount.detail(), false);
+        Ok(Self { model, sequences, is_own, about, detail, demand: Demand::default(), held, served: Vec::new() })
     }
 
     /// Text that the model writes itself, so many sequences at a time; what a sequence says does not depend on that, nor on how many there are. It begins as what the model is used on does,
@@ -176,8 +178,8 @@ impl<'m, 'a> FromModel<'m, 'a> {
         let about =
             format!("{} tokens that the model wrote (seed {seed})", sequences.iter().map(Vec::len).sum::<usize>());
         let held = hold.then(|| Held::written(held, beginnings, seed));
-        let (detail, demand) = (amount.detail(), Demand::default());
-        Ok(Self { model, sequences, about, detail, demand, held, served: Vec::new() })
+        let (detail, demand, is_own) = (amount.detail(), Demand::default(), true);
+        Ok(Self { model, sequences, is_own, about, detail, demand, held, served: Vec::new() })
     }
 
     /// Takes what [`memory::needs`](crate::memory::needs) found out before the model was loaded.
@@ -224,7 +226,11 @@ impl Calibration for FromModel<'_, '_> {
     }
 
     fn seen(&self) -> Seen {
-        if self.detail == Detail::Rough { Seen::Few } else { Seen::Many }
+        match self.detail {
+            Detail::Rough => Seen::Few,
+            _ if self.is_own => Seen::Own,
+            _ => Seen::Many,
+        }
     }
 
     fn each(&mut self, wanted: &(dyn Fn(&str) -> bool + Sync), take: &mut dyn Take) -> Result<()> {

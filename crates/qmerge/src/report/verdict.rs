@@ -119,6 +119,9 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         true if is_coarse && seen == Seen::Few => {
             Some("merge without --fast, which goes by few tokens, or keep the adapter apart, which is exact")
         }
+        true if is_coarse && seen == Seen::Own => Some(
+            "calibrate on a text of the adapter's task, with --calibrate, keep the adapter apart, which is exact, or merge into more bits",
+        ),
         true => Some("keep the adapter apart, which is exact, or merge into more bits"),
         false => None,
     };
@@ -164,6 +167,9 @@ impl Verdict {
         let advice = self.advice.map(|advice| match advice.contains("--rounding auto") {
             true => {
                 "merge with --rounding auto, which goes by what comes out of the layers where the model can be run and --fast is left out, or into more bits".to_owned()
+            }
+            false if advice.contains("--calibrate") => {
+                "calibrate on a text of its task, with --calibrate, or merge into more bits".to_owned()
             }
             false => "merge into more bits".to_owned(),
         });
@@ -304,6 +310,23 @@ mod tests {
 
     fn judged(loss: &Loss, is_coarse: bool, kept_output: Option<f64>, behaviour: Option<&Behaviour>) -> Verdict {
         verdict(&Evidence { loss, is_coarse, rounds_base: false, kept_output, seen: Seen::Many, behaviour })
+    }
+
+    /// Text that the model wrote may hardly show what the adapter is for: where something is lost, one of the task is the first thing to try.
+    #[test]
+    fn after_own_text_a_text_of_the_task_is_advised() {
+        for (seen, kl, is_told) in [(Seen::Own, 0.1, true), (Seen::Own, 0.001, false), (Seen::Many, 0.1, false)] {
+            let (loss, behaviour) = (loss(0.7, 3.5), behaviour(kl));
+            let behaviour = Some(&behaviour);
+            let evidence =
+                Evidence { loss: &loss, is_coarse: true, rounds_base: false, kept_output: Some(1.0), seen, behaviour };
+            for (found, what) in
+                [(verdict(&evidence), "adapter"), (verdict(&evidence).of("the task vector"), "its task")]
+            {
+                let advice = found.advice.unwrap_or_default();
+                assert_eq!(advice.contains("--calibrate") && advice.contains(what), is_told, "{seen:?} {kl}: {advice}");
+            }
+        }
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub enum Seen {
     Nothing,
     /// Few, by which it is told roughly.
     Few,
+    /// Many, of text that the model wrote itself: what the adapter is for may hardly show there.
+    Own,
     /// Many.
     Many,
 }

@@ -15,7 +15,7 @@ use crate::formats::{Reader, StoredRows};
 use crate::measure::Sums;
 use crate::open::Entry;
 use crate::parallel::lock;
-use crate::plan::{Action, Inputs, Plan, Recode, Source, Step};
+use crate::plan::{Action, Inputs, ORIGINAL, Plan, Recode, Source, Step};
 use crate::round::{Directions, Position, seed_of};
 use crate::simd::differences::{Differences, all_finite, differences, first_nonfinite};
 use crate::simd::floats::round_to;
@@ -142,7 +142,7 @@ impl<'a> Steps<'a> {
             return Ok(None);
         }
         lock(&self.states[task.step]).take();
-        Self::finish(task.step, step, &state).map(Some)
+        Self::finish(task.step, &step.action, &state).map(Some)
     }
 
     /// The step's state; the first worker that comes loads it.
@@ -343,8 +343,8 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    fn finish(number: usize, step: &Step, state: &State<'_>) -> Result<Finished> {
-        let Action::Recode(recode) = &step.action else {
+    fn finish(number: usize, action: &Action, state: &State<'_>) -> Result<Finished> {
+        let Action::Recode(recode) = action else {
             return Ok(Finished { step: number, sums: None, kept: None, late: Vec::new() });
         };
         let mut total = Sums::zero();
@@ -352,7 +352,7 @@ impl<'a> Steps<'a> {
             total.add(sums);
         }
         if let Some(original) = &state.original {
-            is_of_base(original, &total.differences)?;
+            refuse_another_original(original, &total.differences)?;
         }
         let late = state.target.get().map_or_else(Vec::new, |target| {
             let unknown = |part: &usize| recode.to.parts()[*part].shape.is_none();
@@ -367,14 +367,14 @@ impl<'a> Steps<'a> {
 
 /// Refuses an original that the base was not made from. The codes nearest to the right one are the base's own but where the delta moves them; of another model's
 /// values, or of rows in another order, next to nothing is the base's.
-fn is_of_base(original: &Reader<'_>, sums: &Differences) -> Result<()> {
+fn refuse_another_original(original: &Reader<'_>, sums: &Differences) -> Result<()> {
     // A base of zeros stores no delta either.
     if sums.error2 <= sums.weight2 / 2.0 + 4.0 * sums.delta2 {
         return Ok(());
     }
     Err(original
         .error(Kind::Mismatch, "its values are not those that the base was quantized from".to_owned())
-        .with_hint("--original names the 16-bit checkpoint that this base was quantized from; without it, leave out --rounding original"))
+        .with_hint(ORIGINAL))
 }
 
 /// What is not finite in rows of so many columns of a weight, from the first on: in its base, its target, or what is stored.

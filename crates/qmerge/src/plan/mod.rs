@@ -33,6 +33,7 @@ pub(crate) use accounting::untrained_warning;
 pub use export::{Constant, EXPORTS, Export, Importance};
 pub use layout::{OutFile, OutTensor, Slot};
 pub use method::{Data, Method};
+pub(crate) use original::ORIGINAL;
 pub use part::Part;
 pub use promote::Promotion;
 #[doc(hidden)]

@@ -11,18 +11,17 @@ use crate::arch::gguf::View;
 use crate::error::{Result, mismatch, unsupported, usage};
 use crate::formats::{self, Claim, Woven};
 
+/// What an original is that fits.
+pub(crate) const ORIGINAL: &str = "--original names the 16-bit checkpoint that this base was quantized from";
+
 /// The weight of that name in what the base was quantized from.
 pub(super) fn find(inputs: &Inputs, names: &Names<'_>, name: &str, from: &Claim) -> Result<Claim> {
     let Some(original) = &inputs.original else {
         return Err(usage("`--rounding original` needs the checkpoint that the base was quantized from")
             .with_hint("name it with --original"));
     };
-    let unfit = |problem: String| {
-        mismatch(problem)
-            .in_file(&original.checkpoint.path)
-            .in_tensor(name)
-            .with_hint("--original names the 16-bit checkpoint that this base was quantized from")
-    };
+    let unfit =
+        |problem: String| mismatch(problem).in_file(&original.checkpoint.path).in_tensor(name).with_hint(ORIGINAL);
     let claim = original.weight(name).ok_or_else(|| unfit("is missing in the original".into()))?;
     let claim = &in_order_of(original, names, claim, from).unwrap_or_else(|| claim.clone());
     if claim.weight.shape() != from.weight.shape() {

@@ -119,7 +119,7 @@ pub fn verdict(evidence: &Evidence<'_>) -> Verdict {
         true if is_coarse && seen == Seen::Few => {
             Some("merge without --fast, which goes by few tokens, or keep the adapter apart, which is exact")
         }
-        true if is_coarse && seen == Seen::Own => Some(
+        true if is_coarse && seen == Seen::Own && found.effect != "broken" => Some(
             "calibrate on a text of the adapter's task, with --calibrate, keep the adapter apart, which is exact, or merge into more bits",
         ),
         true => Some("keep the adapter apart, which is exact, or merge into more bits"),
@@ -315,7 +315,9 @@ mod tests {
     /// Text that the model wrote may hardly show what the adapter is for: where something is lost, one of the task is the first thing to try.
     #[test]
     fn after_own_text_a_text_of_the_task_is_advised() {
-        for (seen, kl, is_told) in [(Seen::Own, 0.1, true), (Seen::Own, 0.001, false), (Seen::Many, 0.1, false)] {
+        for (seen, kl, is_told) in
+            [(Seen::Own, 0.1, true), (Seen::Own, 0.001, false), (Seen::Own, f64::NAN, false), (Seen::Many, 0.1, false)]
+        {
             let (loss, behaviour) = (loss(0.7, 3.5), behaviour(kl));
             let behaviour = Some(&behaviour);
             let evidence =

@@ -20,10 +20,11 @@ use crate::plan::{Inputs, Recode};
 use crate::progress::Progress;
 use crate::simd::differences::differences;
 
-/// Relative error up to which a tensor that was stored in so many bytes counts as the same: about 1.7 times what as many bits leave of normal values, which is 0.1, 0.19,
+/// Relative error up to which a tensor that was stored as this weight is counts as the same: about 1.7 times what as many bits leave of normal values, which is 0.1, 0.19,
 /// 0.34 and 0.6 of four to one (Max 1960).
-pub(super) fn same_recoded(bytes: u64, elements: usize) -> f64 {
-    match 8 * bytes / elements.max(1) as u64 {
+pub(super) fn same_recoded(weight: &dyn Weight) -> f64 {
+    let bytes: u64 = weight.parts().iter().map(|part| part.bytes).sum();
+    match 8 * bytes / weight.geometry().elements().max(1) as u64 {
         4.. => 0.2,
         3 => 0.34,
         2 => 0.58,
@@ -194,21 +195,25 @@ impl Run<'_> {
 
     /// True if a tensor that no adapter touches holds the same values in the merge.
     pub(super) fn unchanged(&self, entry: &Entry, found: &Names<'_>) -> Result<bool> {
-        let (base, merged) = (&self.inputs.base, self.merged);
         let claim = self.stored.get(entry.name.as_str()).copied();
         let other = claim.map_or(Ok(None), |claim| counterpart(found, claim.weight.name()))?;
         let (Some(claim), Some(other)) = (claim, other) else {
             let Some(other) = self.find_entry(found, entry)? else { return Ok(false) };
-            return same_bytes((base, entry), (merged, other));
+            return same_bytes((&self.inputs.base, entry), (self.merged, other));
         };
+        Ok(self.against_base(claim, other)?.is_some_and(|sums| is_same(&sums, claim, other)))
+    }
+
+    /// How far a weight of the merge is from a base's; `None` where their shapes differ.
+    pub(super) fn against_base(&self, claim: &Claim, other: &Claim) -> Result<Option<Sums>> {
         let geometry = claim.weight.geometry();
         let is_padded = is_padded(geometry, other);
         if is_padded && !self.ends_in_zeros(geometry, other)?
             || !is_padded && other.weight.geometry().elements() != geometry.elements()
         {
-            return Ok(false);
+            return Ok(None);
         }
-        let base = Reader::new(base, claim)?;
+        let base = Reader::new(&self.inputs.base, claim)?;
         let sums = if let Some(matrices) = self.turned(claim.weight.as_ref(), other) {
             let mut total = Sums::zero();
             for (own, theirs) in &matrices {
@@ -228,7 +233,7 @@ impl Run<'_> {
                 Ok(Sums { elements: w.len() as u64, differences: differences(&w, &w, &m) })
             })?
         };
-        Ok(is_same(&sums, claim, other))
+        Ok(Some(sums))
     }
 
     /// The same of experts that lie otherwise in the merge.
@@ -390,9 +395,7 @@ fn is_same(sums: &Sums, claim: &Claim, other: &Claim) -> bool {
         (false, _) => 0.0,
         // A cast between 16-bit types rounds once.
         (true, true) => 0.005,
-        (true, false) => {
-            same_recoded(other.entries.iter().map(|entry| entry.bytes).sum(), other.weight.geometry().elements())
-        }
+        (true, false) => same_recoded(other.weight.as_ref()),
     };
     // No error is none of values whose squares overflow, too (what holds Gemma 4's pairs still).
     loss.error_rms == 0.0 || loss.error_rms <= allowed * loss.weight_rms

@@ -66,8 +66,14 @@ impl<'v, 'm> Findings<'v, 'm> {
             Some(matrices) => run.chosen_experts(recode, matrices).map_err(in_tensor),
             None => run.chosen(recode, claim).map_err(in_tensor),
         };
-        let measured = Measured { sums, rounded };
-        let judged = judge(name, claim.weight.format(), recode, &measured, self.options, chosen)?;
+        let is_replaced = recode.edits.is_empty() && recode.source != Source::Base && matrices.is_none();
+        let of_base = || run.inputs.inventory.weights.iter().find(|own| own.weight.name() == name);
+        let from_base = match is_replaced.then(of_base).flatten() {
+            Some(base) => run.against_base(base, claim).map_err(in_tensor)?,
+            None => None,
+        };
+        let measured = Measured { sums, rounded, from_base };
+        let judged = judge(name, claim.weight.as_ref(), recode, &measured, self.options, chosen)?;
         if !recode.edits.is_empty() || recode.source != Source::Base {
             self.weights.push(judged);
         } else if judged.state != State::Replaced {

@@ -4,6 +4,7 @@ use super::compare::same_recoded;
 use super::rounded::Rounded;
 use super::{State, VerifiedWeight, VerifyOptions, VerifySummary};
 use crate::error::Result;
+use crate::formats::Weight;
 use crate::measure::{Loss, Sums};
 use crate::plan::Recode;
 
@@ -33,16 +34,18 @@ const MOSTLY_OWN: f64 = 0.9;
 pub(super) struct Measured {
     pub(super) sums: Sums,
     pub(super) rounded: Option<Rounded>,
+    /// How far it is from the base's, whose place a tensor of the adapter takes.
+    pub(super) from_base: Option<Sums>,
 }
 
 fn standard_error(loss: &Loss) -> Option<f64> {
     Some(loss.noise_to_delta? / (loss.elements.max(1) as f64).sqrt())
 }
 
-/// Judges a weight. `chosen` finds the share of values that a method chose; it is asked only where the sums leave a doubt.
+/// Judges a weight that is stored as `stored` in the merge. `chosen` finds the share of values that a method chose; it is asked only where the sums leave a doubt.
 pub(super) fn judge(
     name: &str,
-    format: &str,
+    stored: &dyn Weight,
     recode: &Recode,
     found: &Measured,
     options: &VerifyOptions,
@@ -50,11 +53,13 @@ pub(super) fn judge(
 ) -> Result<VerifiedWeight> {
     let loss = found.sums.loss();
     let state = if recode.edits.is_empty() {
-        // Nothing but a tensor from the adapter, or another format: compare values.
-        let bytes = recode.to.parts().iter().map(|part| part.bytes).sum();
-        let close = loss.error_rms <= same_recoded(bytes, recode.to.geometry().elements()) * loss.weight_rms;
+        // Nothing but a tensor from the adapter, or another format: compare values. Of a coarse tensor near to both it is the nearer one, as far as noise of four
+        // standard errors lets that be told.
+        let slack = 1.0 + 8.0 / loss.elements.max(1) as f64;
+        let is_nearer = found.from_base.as_ref().is_none_or(|base| loss.error_rms <= slack * base.loss().error_rms);
+        let close = is_nearer && loss.error_rms <= same_recoded(stored) * loss.weight_rms;
         let exact = loss.error_rms <= 0.005 * loss.weight_rms;
-        if exact || close && !recode.to.is_plain() { State::Replaced } else { State::NotReplaced }
+        if exact || close && !stored.is_plain() { State::Replaced } else { State::NotReplaced }
     } else {
         match &found.rounded {
             Some(rounded) => judge_rounded(&loss, rounded, recode.from.weight.is_plain(), options),
@@ -63,7 +68,7 @@ pub(super) fn judge(
     };
     Ok(VerifiedWeight {
         name: name.to_owned(),
-        format: format.to_owned(),
+        format: stored.format().to_owned(),
         state,
         survival: loss.survival,
         survival_se: standard_error(&loss),
